@@ -1,0 +1,62 @@
+"""The exceptions a user can meet.
+
+::
+
+    SslSegError              exit code 2: the user can fix it
+    ├── ConfigError          a key, a value or a combination of values in a configuration
+    ├── DataError            a folder, an image, a mask or a group file
+    ├── SplitError           a split file, or a split that cannot be made
+    ├── NetworkError         an unknown network, or a patch size it cannot take
+    ├── CheckpointError      a file that is no checkpoint of ours, or does not fit
+    ├── RunDirError          a run directory that exists already, or is none
+    └── RefusedError         exit code 3: stopped by the monitor or refused by a gate
+
+Messages say which value, where it was set, the rule, and what to do instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SslSegError(Exception):
+    """Base of all errors that are reported without a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(SslSegError):
+    """A configuration key, value or combination is not usable."""
+
+
+class DataError(SslSegError):
+    """Images, masks or their folder are not usable."""
+
+
+class SplitError(SslSegError):
+    """A split file is not usable, or the split asked for cannot be made."""
+
+
+class NetworkError(SslSegError):
+    """The network is unknown, or cannot take the given patch size."""
+
+
+class CheckpointError(SslSegError):
+    """A file is no checkpoint of this program, or does not fit the run."""
+
+
+class RunDirError(SslSegError):
+    """A run directory exists already, or is not one."""
+
+
+class RefusedError(SslSegError):
+    """The monitor stopped the run, or a gate refused to start it."""
+
+    exit_code = 3
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the nearest known word, or an empty string."""
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{nearest[0]}'?)" if nearest else ""
