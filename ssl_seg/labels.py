@@ -77,7 +77,8 @@ def to_target(
 def to_mask(target: NDArray[np.integer], label_values: Sequence[int]) -> NDArray[np.uint8 | np.uint16]:
     """Map class indices back to the values used in the files: the inverse of ``to_target``."""
     dtype = np.uint8 if max(label_values) < 256 else np.uint16
-    return np.asarray(label_values, dtype)[target]
+    values: NDArray[np.uint8 | np.uint16] = np.asarray(label_values, dtype)[target]
+    return values
 
 
 def _short(values: Sequence[int]) -> str:

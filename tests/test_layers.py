@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "ssl_seg"
 LAYERS = [
     {"errors"},
-    {"labels", "config", "schedules", "losses", "metrics", "rundir", "checkpoint"},
+    {"labels", "config", "configio", "schedules", "losses", "metrics", "rundir", "checkpoint"},
     {"data", "networks"},
     {"methods"},
     {"monitor", "inference"},

@@ -1,0 +1,93 @@
+"""Starting a run from the checkpoint of a smaller label fraction, and the gate in front of it.
+
+An F1 above zero is no reason to build on a network: at 30 % foreground, predicting foreground everywhere scores 0.46.
+The parent has to be better than that by more than chance, and must not have seen a label of the new validation or
+test set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from ssl_seg.checkpoint import Checkpoint
+from ssl_seg.configio import Layer, Nested, flatten
+from ssl_seg.data.splits import Split, split_from_dict
+from ssl_seg.inference.model import better_net
+
+
+def parent_layer(parent: Checkpoint, source: str, given: Collection[str]) -> Layer:
+    """Return the parent's settings as a layer below those of the new run.
+
+    Left out: machine settings, the split file (the split itself is carried over), and what depends on a setting that
+    the new run changes.
+
+    Args:
+        parent: the checkpoint.
+        source: its name, for messages.
+        given: dotted keys that files and options of the new run set.
+    """
+    dropped = {"runtime", "split.file"}
+    if "length.steps" in given:
+        dropped.add("optim.warmup_steps")
+    if "method.name" in given:
+        dropped |= {"method.options", "batch.unlabeled"}
+    if "data.root" in given:
+        dropped |= {"data.groups", "data.label_values", "data.channels"}
+    return Layer(source, _without(parent.config, dropped))
+
+
+def check_parent(parent: Checkpoint, split: Split) -> list[str]:
+    """Return the reasons not to start from ``parent``; none when it may be used.
+
+    Args:
+        parent: the checkpoint.
+        split: the split of the new run.
+    """
+    return [*_check_margin(parent.scores), *_check_leaks(split_from_dict(parent.split), parent, split)]
+
+
+def describe_parent(parent: Checkpoint) -> dict[str, Any]:
+    """Return what events.jsonl keeps about the parent."""
+    return {"net": better_net(parent), "step": parent.progress.step, "scores": parent.scores}
+
+
+def _check_margin(scores: dict[str, Any]) -> list[str]:
+    better = max(("student", "teacher"), key=lambda net: float(scores[net]["f1"]))
+    margin, low = scores[better]["margin"], scores[better].get("margin_low")
+    if (margin if low is None else low) > 0:
+        return []
+    interval = "" if low is None else f", 95 % interval {low:+.3f} to {scores[better]['margin_high']:+.3f}"
+    return [
+        f"its better net ({better}) has validation F1 {scores[better]['f1']:.3f}, predicting foreground everywhere "
+        f"{scores['trivial_f1']:.3f}: a margin of {margin:+.3f}{interval}, which is not above trivial. Train the "
+        "parent longer or with more labels."
+    ]
+
+
+def _check_leaks(parent_split: Split, parent: Checkpoint, split: Split) -> list[str]:
+    seen = parent_split.labeled_ids(parent.config["split"]["labels"])
+    seen_content = {parent_split.content[i] for i in seen if i in parent_split.content}
+    same_data = parent_split.dataset == split.dataset
+    problems = []
+    for part, ids in (("validation", split.val), ("test", split.test)):
+        leaks = [i for i in ids if (same_data and i in seen) or split.content.get(i) in seen_content]
+        if leaks:
+            problems.append(
+                f"{len(leaks)} {part} case(s) of this run were labeled training cases of the parent, for example "
+                f"'{leaks[0]}'. Use the parent's split (leave out --split and --data)."
+            )
+    return problems
+
+
+def _without(values: Nested, dropped: Collection[str], prefix: str = "") -> Nested:
+    return {
+        key: _without(value, dropped, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in values.items()
+        if f"{prefix}{key}" not in dropped
+    }
+
+
+def given_keys(layers: Collection[Layer]) -> set[str]:
+    """Return the dotted keys that the layers set."""
+    return {key for layer in layers for key, _ in flatten(layer.values)}

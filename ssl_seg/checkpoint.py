@@ -1,0 +1,120 @@
+"""One ``.pt`` file of tensors and plain types: loading it cannot run code.
+
+Top level of the file::
+
+    format, version            which program wrote it, and which layout
+    student, teacher           state dicts of the bare networks
+    optimizer                  state dict
+    progress                   {"step", "ema_updates", "best_score"}; with the seed in the config this is also the state
+                               of every random draw and of the samplers: both are functions of (seed, rank, step)
+    config, split              the resolved settings and the split, as plain types
+    scores                     validation scores of both nets, filled when the checkpoint is evaluated in full
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_seg.errors import CheckpointError
+from ssl_seg.rundir import atomic_write
+
+FORMAT, VERSION = "ssl_seg.checkpoint", 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the run is."""
+
+    step: int
+    ema_updates: int
+    best_score: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Contents of a checkpoint file."""
+
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    progress: Progress
+    config: dict[str, Any]
+    split: dict[str, Any]
+    scores: dict[str, Any]
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write atomically: a crash leaves the old file or the new one."""
+    content = {"format": FORMAT, "version": VERSION, **{name: getattr(checkpoint, name) for name in _FIELDS}}
+    content["progress"] = asdict(checkpoint.progress)
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged, no checkpoint of this program, of a newer version, or holds
+            anything but tensors and plain types.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about foreign file layouts before it refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: it is damaged, or holds objects other than tensors and plain types "
+            "(loading such a file could run code). Use a checkpoint written by `ssl-seg train`."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint: it is damaged or of another kind") from error
+    return _parse(content, path)
+
+
+def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load ``state`` into ``net``.
+
+    Raises:
+        CheckpointError: when names or shapes differ, with the first difference and the likely cause.
+    """
+    own = net.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        example = f"no '{missing[0]}' in the file" if missing else f"'{unknown[0]}' is not in the network"
+        raise CheckpointError(f"{where} holds another network: {example}. Use the same network.name and norm.")
+    for name, value in own.items():
+        if value.shape != state[name].shape:
+            raise CheckpointError(
+                f"{where} does not fit: '{name}' is {tuple(state[name].shape)} in the file and {tuple(value.shape)} "
+                "in the network. Use the same number of classes, channels, network.features and patch size."
+            )
+    net.load_state_dict(state)
+
+
+def _parse(content: Any, path: Path) -> Checkpoint:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} holds no checkpoint of this program (its 'format' is not '{FORMAT}')")
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {content.get('version')}; this program reads version {VERSION}"
+        )
+    if missing := [name for name in _FIELDS if name not in content]:
+        raise CheckpointError(f"{path} is incomplete: no '{missing[0]}'")
+    fields = {name: content[name] for name in _FIELDS}
+    try:
+        return Checkpoint(**{**fields, "progress": Progress(**content["progress"])})
+    except TypeError as error:
+        raise CheckpointError(f"{path} is damaged: its progress record is not complete") from error
+
+
+_FIELDS = tuple(Checkpoint.__dataclass_fields__)

@@ -1,0 +1,54 @@
+"""All commands of ``ssl-seg`` in one list."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ssl_seg import __version__
+from ssl_seg.cli import commands, inspect, training
+
+app = typer.Typer(
+    name="ssl-seg",
+    help="Semi-supervised segmentation: few masks, many images, and a monitor that names a collapse early.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+data_app = typer.Typer(help="Look at and make data sets.", no_args_is_help=True)
+split_app = typer.Typer(help="Make and check splits: labeled fractions, validation, sealed test.", no_args_is_help=True)
+config_app = typer.Typer(help="Show and check configurations.", no_args_is_help=True)
+
+app.command("demo")(training.demo)
+app.command("train")(training.train)
+app.command("evaluate")(commands.evaluate)
+app.command("predict")(commands.predict)
+app.add_typer(data_app, name="data")
+app.add_typer(split_app, name="split")
+app.add_typer(config_app, name="config")
+app.command("methods")(inspect.methods)
+app.command("networks")(inspect.networks)
+
+data_app.command("synthetic")(commands.make_synthetic)
+split_app.command("make")(commands.split_make)
+split_app.command("check")(commands.split_check)
+config_app.command("show")(inspect.config_show)
+config_app.command("check")(inspect.config_check)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ssl-seg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Semi-supervised segmentation: few masks, many images, and a monitor that names a collapse early."""

@@ -1,0 +1,197 @@
+"""``ssl-seg evaluate | predict | split make | split check | data synthetic``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+Net = Literal["student", "teacher"]
+CKPT = typer.Argument(help="Checkpoint written by `ssl-seg train`.", show_default=False)
+
+
+def evaluate(
+    checkpoint: Annotated[Path, CKPT],
+    data: Annotated[str | None, typer.Option(help="Folder; by default that of the training.")] = None,
+    split: Annotated[Path | None, typer.Option(help="Split file; by default that of the training.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="Open the sealed test list; each opening is recorded.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Score every labeled case of the folder.")] = False,
+    which: Annotated[Net | None, typer.Option(help="Score one net only. [default: both]")] = None,
+    overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.5,
+    figure: Annotated[Path | None, typer.Option(help="Write a picture of the worst, median and best cases.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Score a checkpoint per case and pooled, beside trivial baselines: on validation unless told otherwise."""
+    from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.evaluate import EvaluateRequest
+    from ssl_seg.evaluate import evaluate as run_evaluation
+    from ssl_seg.rundir import to_finite
+
+    if test and all_:
+        raise ConfigError(
+            "--test and --all exclude each other: --all scores every labeled case, whatever list it is in"
+        )
+    console = TerminalConsole()
+    request = EvaluateRequest(
+        checkpoint, data, split, "test" if test else "all" if all_ else "val", which, overlap=overlap
+    )
+    result = run_evaluation(request, note=lambda text: typer.echo(text, err=True), track=console.track)
+    if figure is not None:
+        from ssl_seg.cli.pictures import draw_cases
+
+        draw_cases(request, result, figure)
+    if as_json:
+        typer.echo(json.dumps(to_finite(result), indent=2))
+    else:
+        _print_evaluation(result)
+        if figure is not None:
+            typer.echo(f"wrote {figure}")
+
+
+def predict(
+    checkpoint: Annotated[Path, CKPT],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="An image, or a folder of images.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Argument(help="Folder for the masks; a file for a single image.", show_default=False)
+    ],
+    which: Annotated[Net | None, typer.Option(help="Net to use. [default: the better one on validation]")] = None,
+    overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.5,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write probabilities beside the masks.")
+    ] = False,
+) -> None:
+    """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks."""
+    from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.predict import PredictRequest
+    from ssl_seg.predict import predict as run_prediction
+
+    request = PredictRequest(checkpoint, source, output, which, overlap, probabilities)
+    written = run_prediction(request, TerminalConsole().track("predicting"))
+    typer.echo(f"wrote {len(written)} mask(s) to {output}")
+
+
+def split_make(
+    data: Annotated[str, typer.Option(help="Folder with images/ and masks/, or synthetic:particles|sheets.")],
+    more: Annotated[list[float] | None, typer.Argument(hidden=True)] = None,
+    labels: Annotated[
+        list[float] | None,
+        typer.Option(help="Labeled fractions, smaller ones nested in larger: --labels 0.01 0.10 1.0"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    groups: Annotated[
+        Path | None, typer.Option(help="CSV with name,group; a group stays in one part. [default: DATA/groups.csv]")
+    ] = None,
+    val: Annotated[float, typer.Option(help="Share of the labeled cases for validation.")] = 0.15,
+    test: Annotated[float, typer.Option(help="Share of the labeled cases sealed for the test.")] = 0.20,
+    out: Annotated[Path | None, typer.Option(help="File to write. [default: data_splits/NAME_seedSEED.yaml]")] = None,
+) -> None:
+    """Write a nested split: 1 % in 10 % in full, validation and test apart, groups intact, stratified by foreground."""
+    from ssl_seg.cli.console import track
+    from ssl_seg.data.catalog import open_catalog
+    from ssl_seg.data.splits import make_split, save_split
+    from ssl_seg.errors import ConfigError
+
+    if more and not labels:
+        raise ConfigError(f"{more[0]} is not expected here: give fractions as --labels 0.01 0.10 1.0")
+    wanted = [*(labels or [0.01, 0.10]), *(more or []), 1.0]
+    catalog = open_catalog(data, groups=groups, track=lambda items, total: track(items, total, "reading cases"))
+    split = make_split(catalog, sorted(set(wanted)), seed=seed, val_fraction=val, test_fraction=test)
+    path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_split(split, path)
+    for text in (*catalog.notes, *split.notes):
+        typer.echo(f"note: {text}")
+    for fraction, ids in sorted(split.fractions.items()):
+        typer.echo(f"labels {fraction:g}: {len(ids)} cases")
+    typer.echo(f"unlabeled {len(split.unlabeled)}, validation {len(split.val)}, test {len(split.test)} (sealed)")
+    typer.echo(f"wrote {path}, fingerprint {split.fingerprint}")
+
+
+def split_check(
+    split: Annotated[Path, typer.Argument(help="Split file.", show_default=False)],
+    data: Annotated[str | None, typer.Option(help="Folder, to check ids and contents too.")] = None,
+    groups: Annotated[Path | None, typer.Option(help="CSV with name,group.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Check a split: nestedness, leaks, straddling groups, missing cases. Exit code 2 when a fault is found."""
+    from dataclasses import asdict
+
+    from ssl_seg.cli.console import track
+    from ssl_seg.data.catalog import open_catalog
+    from ssl_seg.data.split_quality import check_split
+    from ssl_seg.data.splits import load_split
+
+    loaded = load_split(split)
+    catalog = None
+    if data is not None:
+        catalog = open_catalog(data, groups=groups, track=lambda items, total: track(items, total, "reading cases"))
+    findings = check_split(loaded, catalog)
+    faults = sum(finding.level == "fault" for finding in findings)
+    if as_json:
+        summary = {"fingerprint": loaded.fingerprint, "faults": faults, "findings": len(findings)}
+        typer.echo(json.dumps({"findings": [asdict(f) for f in findings], "summary": summary}, indent=2))
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.level}: {finding.code}: {finding.message}")
+        typer.echo(f"{split}: {'ok' if not faults else f'{faults} fault(s)'}, fingerprint {loaded.fingerprint}")
+    if faults:
+        raise typer.Exit(2)
+
+
+def make_synthetic(
+    out: Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)],
+    kind: Annotated[Literal["particles", "sheets"], typer.Option(help="2D particles or 3D sheets.")] = "particles",
+    count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 60,
+    labeled: Annotated[int | None, typer.Option(help="Write masks for this many only. [default: all]", min=0)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
+) -> None:
+    """Write a synthetic data set, to try things out or to see the layout of a data folder."""
+    from ssl_seg.data.synthetic import write_dataset
+
+    write_dataset(out, kind, count, labeled=labeled, seed=seed)
+    typer.echo(f"wrote {count} images and {count if labeled is None else labeled} masks to {out}")
+
+
+def _print_evaluation(result: dict[str, Any]) -> None:
+    from ssl_seg.cli.console import format_figure, print_table
+
+    nets = result["nets"]
+    rows = [
+        ["F1 (pooled)", *(format_figure(n["pooled"]["f1"]) for n in nets.values())],
+        *(
+            [f"{name} (pooled)", *(format_figure(n["pooled"][name]) for n in nets.values())]
+            for name in ("iou", "precision", "recall")
+        ),
+        ["Dice (mean of cases)", *(format_figure(n["mean"]["dice"]) for n in nets.values())],
+        ["Dice (positive cases)", *(format_figure(n["mean"]["dice_positives"]) for n in nets.values())],
+        ["trivial: all-positive F1", *(format_figure(n["trivial"]["all_positive"]) for n in nets.values())],
+        ["trivial: base-rate random F1", *(format_figure(n["trivial"]["base_rate_random"]) for n in nets.values())],
+        [
+            "margin over all-positive, 95 %",
+            *(
+                f"{t['margin']:+.3f} ({t['margin_low']:+.3f} .. {t['margin_high']:+.3f})"
+                for t in (n["trivial"] for n in nets.values())
+            ),
+        ],
+    ]
+    if "hd95" in result["mean"]:
+        rows += [
+            [f"{name} (measured cases)", *(format_figure(n["mean"][name], 2) for n in nets.values())]
+            for name in ("hd95", "asd", "missed_share")
+        ]
+    part = {"val": "validation", "test": "sealed test", "all": "all labeled"}[result["part"]]
+    print_table(f"{result['checkpoint']}, {part}, {len(result['cases'])} cases", ["score", *nets], rows)
+    case_rows = [
+        [row["id"], *(format_figure(row[k]) for k in ("dice", "iou", "precision", "recall", "prevalence"))]
+        for row in sorted(result["cases"], key=lambda row: float(row["dice"]))
+    ]
+    shown = case_rows if len(case_rows) <= 12 else [*case_rows[:6], ["...", *[""] * 5], *case_rows[-6:]]
+    title = f"cases of the {result['which']}" + (" (worst and best 6; --json has all)" if len(case_rows) > 12 else "")
+    print_table(title, ["case", "dice", "iou", "precision", "recall", "prevalence"], shown)
+    if result["part"] == "test":
+        typer.echo(f"the test list has now been opened {result['test_openings']} time(s) with this run")

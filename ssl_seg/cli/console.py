@@ -1,0 +1,123 @@
+"""What a person sees: lines on stdout, progress bars on stderr where that is a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from ssl_seg.monitor.verdicts import Verdict
+
+INTERVAL = 10.0
+"""Seconds between plain progress lines where stderr is no terminal."""
+
+
+class TerminalConsole:
+    """Shows notes, probe lines with new findings, and progress."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._codes: tuple[str, ...] = ()
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._print(text)
+
+    def probe(self, line: str, verdict: Verdict) -> None:
+        """Print the line of a probe, and a block for each finding when their set changes."""
+        self._print(line)
+        if verdict.codes != self._codes:
+            for finding in verdict.findings:
+                self._print(f"  {finding.level.upper()} {finding.code} ({finding.net}): {finding.message}")
+                self._print(f"    try: {finding.hint}")
+            self._codes = verdict.codes
+
+    def track(self, label: str) -> Callable[[Iterable[Any], int], Iterator[Any]]:
+        """Return a wrapper of iterables that shows how far they are."""
+
+        def wrap(items: Iterable[Any], total: int) -> Iterator[Any]:
+            return track(items, total, label)
+
+        return wrap
+
+    def start(self, first_step: int, total_steps: int) -> None:
+        """Show the bar of the training."""
+        if sys.stderr.isatty():
+            self._progress = _make_progress(transient=True)
+            self._task = self._progress.add_task("training", total=total_steps, completed=first_step)
+            self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar to ``step``."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step)
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _print(self, text: str) -> None:
+        # While a bar is shown, rich puts what is printed above it.
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
+    """Yield the items, with a progress bar on a terminal and a plain line every few seconds elsewhere."""
+    if sys.stderr.isatty():
+        with _make_progress(transient=True) as progress:
+            yield from progress.track(items, total=total, description=label)
+        return
+    last = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - last > INTERVAL:
+            sys.stderr.write(f"{label}: {number} of {total}\n")
+            last = time.monotonic()
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table to stdout: drawn on a terminal, plain text elsewhere (never wider than its content)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+
+
+def format_figure(value: float | None, digits: int = 3) -> str:
+    """Return a figure for a table; ``-`` for None."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _make_progress(*, transient: bool) -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=transient,
+    )

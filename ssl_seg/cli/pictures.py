@@ -1,0 +1,33 @@
+"""Pictures of scored cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ssl_seg.data.catalog import pass_through
+from ssl_seg.data.loader import CaseStore
+from ssl_seg.evaluate import EvaluateRequest, open_catalog_for
+from ssl_seg.inference.model import open_model
+from ssl_seg.report.figures import Panel, plot_predictions
+
+
+def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, count: int = 5) -> None:
+    """Write a picture of ``count`` cases from the worst to the best Dice.
+
+    Raises:
+        DataError: when the picture exists or cannot be written.
+    """
+    model = open_model(request.checkpoint)
+    data = model.config.data
+    catalog = open_catalog_for(request, model, pass_through)
+    store = CaseStore(catalog, data.channels)
+    ranked = sorted(result["cases"], key=lambda row: float(row["dice"]))
+    chosen = [ranked[round(i * (len(ranked) - 1) / max(count - 1, 1))] for i in range(min(count, len(ranked)))]
+    predictor = model.predictor(result["which"], request.overlap)
+    panels = []
+    for row in chosen:
+        case = store.load(row["id"])
+        prob = 1 - predictor(case.image)[0]
+        panels.append(Panel(f"{row['id']}\nDice {row['dice']:.3f}", case.image.mean(axis=0), case.target, prob))
+    plot_predictions(panels, path)

@@ -1,0 +1,140 @@
+"""``ssl-seg train`` and ``ssl-seg demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ssl_seg.configio import Layer
+    from ssl_seg.train import TrainResult
+
+
+def train(
+    config: Annotated[str | None, typer.Option(help="YAML file, or the name of a packaged configuration.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder with images/ and masks/; missing masks are unlabeled. Or synthetic:particles|sheets."
+        ),
+    ] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="Split file of `ssl-seg split make`; else made from the seed.")
+    ] = None,
+    labels: Annotated[
+        float | None, typer.Option(help="Labeled share of the training pool (0.10), or a number of cases (8).")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")] = None,
+    network: Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Length in epochs of length.steps_per_epoch (100) steps.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Labeled patches in a batch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the training; the split has its own, split.seed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory to create. [default: runs/DATA_METHOD_...]")] = None,
+    bootstrap: Annotated[
+        Path | None, typer.Option(help="Start from this checkpoint; its settings and split hold where not given.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this directory.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Start from a parent that the gate refuses.")] = False,
+    devices: Annotated[int | None, typer.Option(help="Processes on this node, one device each.")] = None,
+    num_nodes: Annotated[int | None, typer.Option(help="Nodes, when started by torchrun or SLURM.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. optim.lr=1e-4. Repeatable."),
+    ] = None,
+) -> None:
+    """Train student and teacher; watch both from step 0; write a run directory.
+
+    Without --config the run is planned from the data, and the plan is saved as RUN/config.yaml.
+    """
+    from ssl_seg.configio import Layer, nest, parse_override, read_layers
+    from ssl_seg.errors import ConfigError
+
+    options = {
+        "--data": ("data.root", data),
+        "--split": ("split.file", None if split is None else str(split)),
+        "--labels": ("split.labels", labels),
+        "--method": ("method.name", method),
+        "--network": ("network.name", network),
+        "--steps": ("length.steps", steps),
+        "--lr": ("optim.lr", lr),
+        "--batch-size": ("batch.labeled", batch_size),
+        "--seed": ("seed", seed),
+        "--devices": ("runtime.devices", devices),
+        "--num-nodes": ("runtime.num_nodes", num_nodes),
+    }
+    layers = read_layers(config) if config is not None else []
+    layers += [
+        Layer(f"{name} {value}", nest(key, value)) for name, (key, value) in options.items() if value is not None
+    ]
+    layers += [parse_override(text) for text in set_ or []]
+    if epochs is not None:
+        if steps is not None:
+            raise ConfigError("--steps and --epochs both give the length: use one of them")
+        layers.append(_epochs_layer(epochs, layers))
+    _run(layers, out, bootstrap, resume, force=force)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory to create for the runs and the picture.")] = Path("runs/demo"),
+    steps: Annotated[int, typer.Option(help="Steps of each training.", min=20)] = 200,
+) -> None:
+    """Show the main job on synthetic particles: 1 % labels, then 10 % from that start, beside a supervised baseline."""
+    from ssl_seg.cli.demo import run_demo
+
+    run_demo(out, steps)
+
+
+def _epochs_layer(epochs: int, layers: list[Layer]) -> Layer:
+    from ssl_seg.config import LengthConfig
+    from ssl_seg.configio import Layer, merge_layers, nest
+
+    default = LengthConfig.model_fields["steps_per_epoch"].default
+    steps_per_epoch = merge_layers(layers)[0].get("length", {}).get("steps_per_epoch", default)
+    return Layer(f"--epochs {epochs}", nest("length.steps", epochs * int(steps_per_epoch)))
+
+
+def _run(layers: list[Layer], out: Path | None, bootstrap: Path | None, resume: Path | None, *, force: bool) -> None:
+    from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.prepare import TrainRequest
+    from ssl_seg.train import train as run_training
+
+    result = run_training(TrainRequest(tuple(layers), out, bootstrap, resume, force), TerminalConsole())
+    if result.is_main:
+        _report(result)
+    if result.ending == "interrupted":
+        raise typer.Exit(130)
+    if result.ending == "collapsed":
+        raise typer.Exit(3)
+
+
+def _report(result: TrainResult) -> None:
+    run = result.run
+    if result.ending == "interrupted":
+        typer.echo(f"interrupted after step {result.step}; continue with: ssl-seg train --resume {run.path}")
+        return
+    if result.ending == "collapsed":
+        codes = ", ".join(result.verdict.codes)
+        typer.echo(f"stopped by the monitor after step {result.step}: {codes} (monitor.on_collapse = stop)", err=True)
+        return
+    print_scores(f"validation scores of {run.best}", [("best.pt", result.scores)])
+    typer.echo(f"verdict: {result.verdict.level}{' ' + ','.join(result.verdict.codes) if result.verdict.codes else ''}")
+    typer.echo(f"next: ssl-seg evaluate {run.best}    ssl-seg predict {run.best} IMAGES OUTPUT")
+
+
+def print_scores(title: str, runs: list[tuple[str, dict[str, Any]]]) -> None:
+    """Print the validation scores of runs, each beside the trivial baseline on the same cases."""
+    from ssl_seg.cli.console import format_figure, print_table
+
+    rows = []
+    for name, scores in runs:
+        for net in ("student", "teacher"):
+            s = scores[net]
+            interval = f"{format_figure(s['margin_low'])} .. {format_figure(s['margin_high'])}"
+            rows.append(
+                [name, net, *(format_figure(v) for v in (s["f1"], scores["trivial_f1"], s["margin"])), interval]
+            )
+    print_table(title, ["run", "net", "pooled F1", "all-positive F1", "margin", "95 % interval"], rows)

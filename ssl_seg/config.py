@@ -1,0 +1,228 @@
+"""The settings of a run as strict, frozen models. ``configio`` reads, merges, checks and writes them.
+
+A field without a default is *planned from the data* (``plan.py``) unless a file or the command line gives it.
+An unknown key is an error everywhere. Shapes are in array order (Z, Y, X) or (Y, X).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values cannot be changed, docstrings describe the fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Where the images are and how they are cut."""
+
+    root: str = "synthetic:particles"
+    """Folder with images/ and masks/, or synthetic:particles, or synthetic:sheets."""
+    groups: str | None = None
+    """CSV with the columns name,group (patient, paper, tile); groups.csv inside the folder is used unasked."""
+    label_values: tuple[int, ...] = Field(min_length=2)
+    """Value of each class in the mask files, background first."""
+    ignore_value: int | None = None
+    """Mask value of voxels that neither losses nor metrics look at."""
+    channels: PositiveInt
+    """Image channels."""
+    patch_size: tuple[PositiveInt, ...] = Field(min_length=2, max_length=3)
+    """Size of a training patch and of an inference window; its length says 2D or 3D."""
+    spacing: tuple[float, ...] | None = None
+    """Size of a voxel along each axis, for surface distances; 1 when unset."""
+    foreground_ratio: float = Field(0.33, ge=0, le=1)
+    """Share of labeled patches that are centered on a foreground voxel."""
+    cache_mb: PositiveInt = 2048
+    """Decoded cases kept in memory, per process."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes including background."""
+        return len(self.label_values)
+
+    @property
+    def ndim(self) -> int:
+        """2 or 3."""
+        return len(self.patch_size)
+
+    @model_validator(mode="after")
+    def _spacing_has_one_value_an_axis(self) -> DataConfig:
+        if self.spacing is not None and (len(self.spacing) != self.ndim or min(self.spacing) <= 0):
+            raise ValueError(
+                f"spacing {self.spacing} needs {self.ndim} positive values, one for each axis of patch_size"
+            )
+        return self
+
+
+class SplitConfig(Section):
+    """Which cases are labeled, unlabeled, validation and test."""
+
+    file: str | None = None
+    """A split written by `ssl-seg split make`; made from the seed when unset."""
+    labels: float = Field(1.0, gt=0)
+    """Labeled share of the training pool (0..1], or a number of cases above 1."""
+    seed: int = 0
+    """Seed of the split, apart from the seed of the training: several trainings can share one split."""
+    val_fraction: float = Field(0.15, gt=0, lt=1)
+    """Share of the labeled cases kept for validation."""
+    test_fraction: float = Field(0.20, ge=0, lt=1)
+    """Share of the labeled cases sealed for the final test."""
+
+
+class NetworkConfig(Section):
+    """The segmentation network."""
+
+    name: str
+    """A key of NETWORKS; `ssl-seg networks` lists them."""
+    features: PositiveInt | None = None
+    """Width of the first level; the network's own default when unset."""
+    norm: Literal["instance", "group", "batch"] = "instance"
+    """Normalization. Batch statistics make student and teacher differ between train and eval mode."""
+
+
+class MethodConfig(Section):
+    """The learning method."""
+
+    name: str = "mean_teacher"
+    """A key of METHODS; `ssl-seg methods` lists them with their options."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of that method, checked against its own strict model."""
+
+
+class OptimConfig(Section):
+    """Optimizer, learning-rate schedule and clipping."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer; sgd uses Nesterov momentum."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """Decoupled for adamw, L2 for sgd."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd, beta1 of adamw."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps of linear warm-up from near 0 to lr."""
+    schedule: Literal["constant", "poly", "cosine"] = "poly"
+    """Decay after the warm-up, reaching 0 at the last step."""
+    poly_power: float = Field(0.9, gt=0)
+    """Exponent of the poly schedule."""
+    clip_norm: float | None = Field(12.0, gt=0)
+    """Largest gradient norm of an update; null switches clipping off. The norm is recorded either way."""
+
+
+class EMAConfig(Section):
+    """How the teacher follows the student."""
+
+    decay: float = Field(0.99, ge=0, lt=1)
+    """Weight of the old teacher in one update."""
+    warmup: bool = True
+    """Use min(decay, 1 - 1/(update + 1)), so that the teacher is not held back by its random start."""
+
+
+class BatchConfig(Section):
+    """Composition of a batch, on each process."""
+
+    labeled: PositiveInt
+    """Labeled patches."""
+    unlabeled: int = Field(ge=0)
+    """Unlabeled patches; 0 for a purely supervised run."""
+
+
+class AugmentConfig(Section):
+    """Weak views change geometry only; strong views add intensity changes on the same geometry."""
+
+    flips: bool = True
+    """Mirror along random axes."""
+    rotate90: bool = True
+    """Rotate by multiples of 90 degrees in the (Y, X) plane."""
+    intensity: float = Field(0.5, ge=0, le=1)
+    """Strength of brightness, contrast, gamma, noise and blur in the strong view."""
+    cutout: float = Field(0.3, ge=0, le=1)
+    """Probability that boxes of the strong view are blanked."""
+    labeled_strong: bool = False
+    """Give the labeled images the strong intensity changes too."""
+
+
+class LossConfig(Section):
+    """The supervised loss."""
+
+    weights: dict[str, float] = Field(default_factory=lambda: {"cross_entropy": 0.5, "dice": 0.5})
+    """Weight of each component; keys of LOSSES."""
+
+    @field_validator("weights")
+    @classmethod
+    def _some_weight_is_positive(cls, weights: dict[str, float]) -> dict[str, float]:
+        if any(w < 0 for w in weights.values()) or not any(w > 0 for w in weights.values()):
+            raise ValueError("loss weights must not be negative, and at least one must be positive")
+        return weights
+
+
+class LengthConfig(Section):
+    """How long the run is, and how often it is looked at."""
+
+    steps: PositiveInt
+    """Optimizer steps."""
+    steps_per_epoch: PositiveInt = 100
+    """An epoch is a fixed number of steps, whatever the label fraction."""
+
+
+class MonitorConfig(Section):
+    """What is watched, and what a collapse does."""
+
+    first_epoch_probes: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)
+    """Steps of the first epoch at which the probe sets are evaluated; every epoch ends with a probe too."""
+    probe_patches: PositiveInt = 48
+    """Patches of the fixed validation probe."""
+    train_probe_patches: int = Field(8, ge=0)
+    """Patches of the fixed labeled-training probe."""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """What a collapse at the end of an epoch does; stop ends the run with exit code 3."""
+
+
+class RuntimeConfig(Section):
+    """Machine matters. None of them changes what is learned beyond rounding."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Kind of device."""
+    devices: PositiveInt = 1
+    """Processes (one device each) on this node; batches are per process."""
+    num_nodes: PositiveInt = 1
+    """Nodes, started by torchrun or SLURM."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast where the processor or GPU computes it natively, else fp32."""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """auto: the faster of the two over a few timed steps."""
+    workers: int = Field(0, ge=0)
+    """Processes that prepare batches in advance; the batches are the same for every number."""
+
+
+class Config(Section):
+    """All settings of a run; the file in the run directory reproduces it."""
+
+    seed: int = 0
+    """Seed of initialization, sampling and augmentation."""
+    data: DataConfig
+    split: SplitConfig = SplitConfig()
+    network: NetworkConfig
+    method: MethodConfig = MethodConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EMAConfig = EMAConfig()
+    batch: BatchConfig
+    augment: AugmentConfig = AugmentConfig()
+    length: LengthConfig
+    monitor: MonitorConfig = MonitorConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Config:
+        if self.optim.warmup_steps >= self.length.steps:
+            raise ValueError(
+                f"optim.warmup_steps={self.optim.warmup_steps} leaves no step after the warm-up: "
+                f"length.steps={self.length.steps} must be larger"
+            )
+        return self

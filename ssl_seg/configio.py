@@ -1,0 +1,264 @@
+"""Reading, merging, checking and writing configurations.
+
+Order, later wins: field defaults < plan from the data < file named by ``extends`` < file < command line.
+Every problem of every layer is reported in one error, with the place it was set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ssl_seg.config import Config
+from ssl_seg.errors import ConfigError, did_you_mean
+
+Nested = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place; ``source`` is a file name or an option, for messages."""
+
+    source: str
+    values: Nested
+
+
+def packaged_configs() -> Path:
+    """Return the folder of the configurations that come with the package."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def find_config(name: str) -> Path:
+    """Return the file for a path or for the name of a packaged configuration.
+
+    Raises:
+        ConfigError: when neither exists; lists the packaged names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    packaged = {
+        p.relative_to(packaged_configs()).with_suffix("").as_posix(): p for p in packaged_configs().rglob("*.yaml")
+    }
+    if name.removesuffix(".yaml") in packaged:
+        return packaged[name.removesuffix(".yaml")]
+    raise ConfigError(
+        f"no configuration file '{name}', and no packaged one of that name{did_you_mean(name, packaged)}. "
+        f"Packaged: {', '.join(sorted(packaged))}."
+    )
+
+
+def read_layers(name: str) -> list[Layer]:
+    """Read a file and the one it extends.
+
+    Raises:
+        ConfigError: missing file, invalid YAML, a key given twice, or a second level of ``extends``.
+    """
+    path = find_config(name)
+    values = _read_yaml(path)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return [Layer(str(path), values)]
+    beside = path.parent / str(parent)
+    base = find_config(str(beside) if beside.is_file() else str(parent))
+    base_values = _read_yaml(base)
+    if "extends" in base_values:
+        raise ConfigError(f"{path} extends {base}, which itself has 'extends': only one level is allowed")
+    return [Layer(str(base), base_values), Layer(str(path), values)]
+
+
+def parse_override(text: str) -> Layer:
+    """Return the layer of one ``--set key.sub=value``; the value is read as YAML.
+
+    Raises:
+        ConfigError: without ``=`` or with a value that is no YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise ConfigError(f"--set {text}: write key=value, for example --set optim.lr=1e-4")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+    return Layer(f"--set {text}", nest(key.strip(), parsed))
+
+
+def nest(dotted: str, value: Any) -> Nested:
+    """``nest("a.b", 1)`` is ``{"a": {"b": 1}}``."""
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and leaves; an empty mapping is a leaf."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def merge_layers(layers: Sequence[Layer]) -> tuple[Nested, dict[str, str]]:
+    """Merge layers, later ones winning.
+
+    Returns:
+        The nested settings, and for each dotted key the source that set it.
+    """
+    merged: Nested = {}
+    sources: dict[str, str] = {}
+    for layer in layers:
+        for dotted, value in flatten(layer.values):
+            target = merged
+            *path, last = dotted.split(".")
+            for part in path:
+                if not isinstance(target.get(part), dict):
+                    target[part] = {}
+                target = target[part]
+            if value == {}:  # an empty section adds nothing to what an earlier layer said
+                target.setdefault(last, {})
+            else:
+                target[last] = value
+                sources[dotted] = layer.source
+    return merged, sources
+
+
+def build_config(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
+    """Merge and validate.
+
+    Returns:
+        The configuration, and the source of each dotted key (``default`` where no layer set it).
+
+    Raises:
+        ConfigError: one error with all problems.
+    """
+    merged, sources = merge_layers(layers)
+    config = validate(Config, merged, sources)
+    return config, {key: sources.get(key, "default") for key, _ in flatten(to_plain(config))}
+
+
+def check_partial(layers: Sequence[Layer]) -> None:
+    """Check what the layers say, without asking for the values that are planned from the data.
+
+    Raises:
+        ConfigError: one error with all problems.
+    """
+    merged, sources = merge_layers(layers)
+    validate(Config, merged, sources, partial=True)
+
+
+def validate(
+    model: type[Model],
+    values: Nested,
+    sources: Mapping[str, str] | None = None,
+    *,
+    prefix: str = "",
+    partial: bool = False,
+) -> Model:
+    """Return ``model`` built from ``values``.
+
+    With ``partial``, missing fields are no problem, and the result is only good for having been checked.
+
+    Raises:
+        ConfigError: one error with all problems: where, value, rule, nearest known key.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [
+            _describe(model, item, sources or {}, prefix)
+            for item in error.errors(include_url=False)
+            if not (partial and item["type"] == "missing")
+        ]
+        if not problems:
+            return model.model_construct()
+        raise ConfigError("\n".join(problems)) from None
+
+
+def to_plain(config: BaseModel) -> Nested:
+    """Return nested dicts, lists, strings, numbers, booleans and None."""
+    return dict(config.model_dump(mode="json"))
+
+
+def dump_config(config: BaseModel, header: str = "") -> str:
+    """Return the configuration as YAML text, with ``header`` as leading comment lines."""
+    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    return comment + yaml.safe_dump(to_plain(config), sort_keys=False, default_flow_style=None, width=100)
+
+
+def compute_fingerprint(values: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that depend on the content only, not on the order of keys."""
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _describe(model: type[BaseModel], problem: ErrorDetails, sources: Mapping[str, str], prefix: str) -> str:
+    loc, kind, message = problem["loc"], problem["type"], problem["msg"]
+    key = ".".join(str(part) for part in loc)
+    source = next((sources[k] for k in (key, *_parents(key)) if k in sources), None)
+    if source is None:  # the whole section is at fault: name a layer that set something inside it
+        source = next((s for k, s in sources.items() if not key or k.startswith(f"{key}.")), None)
+    where = f"{source}: " if source else ""
+    name = prefix + key
+    if kind == "extra_forbidden":
+        known = _known_keys(model, loc[:-1])
+        hint = did_you_mean(str(loc[-1]), known) or f" (known here: {', '.join(known)})"
+        return f"{where}{name}: unknown key{hint}"
+    if kind == "missing":
+        return f"{where}{name}: missing; give it in the file or with --set {name}=..."
+    if kind == "value_error":
+        return f"{where}{name + ': ' if name else ''}{message.removeprefix('Value error, ')}"
+    return f"{where}{name} = {problem.get('input')!r}: {message[0].lower()}{message[1:]}"
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
+
+
+def _read_yaml(path: Path) -> Nested:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} holds a {type(values).__name__}; a configuration is a mapping of section: {{key: value}}"
+        )
+    return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys silently; here that is an error."""
+
+
+def _construct_unique(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    twice = sorted({str(k) for k in keys if keys.count(k) > 1})
+    if twice:
+        raise yaml.YAMLError(f"key '{twice[0]}' is given twice (line {node.start_mark.line + 1} ff.)")
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique)

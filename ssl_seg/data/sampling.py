@@ -1,0 +1,85 @@
+"""Which case and which box a patch comes from, as pure functions of a seed and a position.
+
+Nothing here keeps a state: the k-th draw of a stream is the same whether a run went there in one go, was resumed, or
+prepares its batches in other processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def derive_seed(*parts: int) -> int:
+    """Return a 32-bit seed for a position such as (seed, rank, step); different positions are independent."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def derive_rng(*parts: int) -> np.random.Generator:
+    """Return a generator for a position such as (seed, rank, step)."""
+    return np.random.default_rng(np.random.SeedSequence(parts))
+
+
+@dataclass(frozen=True)
+class CaseStream:
+    """Endless sequence of case ids: reshuffled passes over all of them, so that counts differ by one at most.
+
+    A labeled set of three cases and an unlabeled one of thousands can be walked side by side; neither restarts.
+    """
+
+    ids: tuple[str, ...]
+    seed: int
+    stream: int
+
+    def __getitem__(self, position: int) -> str:
+        """Return the id at a position >= 0."""
+        pass_number, index = divmod(position, len(self.ids))
+        order = derive_rng(self.seed, self.stream, pass_number).permutation(len(self.ids))
+        return self.ids[int(order[index])]
+
+
+def choose_box(
+    shape: Sequence[int],
+    patch_size: Sequence[int],
+    rng: np.random.Generator,
+    foreground: NDArray[np.integer] | None = None,
+) -> tuple[int, ...]:
+    """Return the start of a random box of ``patch_size`` inside ``shape``.
+
+    Args:
+        shape: (*S) of the image.
+        patch_size: (*P).
+        rng: source of the draw.
+        foreground: (n, len(S)) voxel coordinates; the box then contains one of them, near its center where the border
+            of the image allows it.
+
+    Returns:
+        Start per axis; negative where the image is smaller than the patch, which is then centered.
+    """
+    limits = [size - patch for size, patch in zip(shape, patch_size, strict=True)]
+    if foreground is not None and len(foreground):
+        center = foreground[rng.integers(len(foreground))]
+        wanted = [int(c) - patch // 2 for c, patch in zip(center, patch_size, strict=True)]
+    else:
+        wanted = [int(rng.integers(max(limit, 0) + 1)) for limit in limits]
+    return tuple(min(max(w, 0), limit) if limit >= 0 else limit // 2 for w, limit in zip(wanted, limits, strict=True))
+
+
+def crop(
+    array: NDArray[np.generic], start: Sequence[int], patch_size: Sequence[int], pad_value: float
+) -> NDArray[np.generic]:
+    """Cut a box out of the last ``len(patch_size)`` axes; what lies outside the array becomes ``pad_value``."""
+    shape = array.shape[-len(patch_size) :]
+    inside = [slice(max(s, 0), min(s + p, n)) for s, p, n in zip(start, patch_size, shape, strict=True)]
+    index: tuple[Any, ...] = (Ellipsis, *inside)
+    patch = array[index]
+    if patch.shape[-len(patch_size) :] == tuple(patch_size):
+        return patch
+    before = [max(-s, 0) for s in start]
+    widths = [(b, p - b - size) for b, p, size in zip(before, patch_size, patch.shape[-len(patch_size) :], strict=True)]
+    lead = [(0, 0)] * (array.ndim - len(patch_size))
+    return np.pad(patch, lead + widths, constant_values=pad_value)

@@ -1,0 +1,1 @@
+"""The training step, the teacher's moving average, and the loop around them."""

@@ -1,0 +1,94 @@
+"""Devices, precision and memory format: chosen by capability or by measurement, never assumed."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from ssl_seg.config import RuntimeConfig
+from ssl_seg.errors import ConfigError
+
+TIMED_STEPS = 4
+FASTER_BY = 1.05
+"""A format that is not the default has to be this much faster; below that timing noise would decide."""
+
+
+def make_fabric(runtime: RuntimeConfig) -> Fabric:
+    """Return the Fabric of a run: devices, strategy and autocast precision.
+
+    Raises:
+        ConfigError: when the accelerator asked for, or that many of it, does not exist here.
+    """
+    accelerator = runtime.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cuda" and runtime.devices > torch.cuda.device_count():
+        raise ConfigError(f"runtime.devices = {runtime.devices}, but this machine has {torch.cuda.device_count()} GPUs")
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("runtime.accelerator = mps, but this machine has no such device; use auto")
+    many = runtime.devices * runtime.num_nodes > 1
+    return Fabric(
+        accelerator=accelerator,
+        devices=runtime.devices,
+        num_nodes=runtime.num_nodes,
+        strategy="ddp" if many else "auto",
+        precision="bf16-mixed" if choose_precision(runtime.precision, accelerator) == "bf16" else "32-true",
+    )
+
+
+def choose_precision(wanted: str, accelerator: str) -> str:
+    """Return ``bf16`` where it is asked for, or where ``auto`` finds native support; else ``fp32``."""
+    if wanted != "auto":
+        return wanted
+    if accelerator == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if accelerator == "cpu" and native else "fp32"
+
+
+def to_memory_format(net: nn.Module, name: str, ndim: int) -> nn.Module:
+    """Return ``net`` with its weights laid out ``contiguous`` or ``channels_last``, for 2D or 3D."""
+    if name == "contiguous":
+        return net
+    channels_last = torch.channels_last if ndim == 2 else torch.channels_last_3d
+    return net.to(memory_format=channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def time_memory_formats(net: nn.Module, example: Tensor, autocast: Any) -> dict[str, float]:
+    """Return seconds of a forward and backward pass on ``example`` (N,C,*P) for both formats.
+
+    The passes are made on copies of ``net``; the fastest of a few counts, since others may use the machine too.
+    """
+    return {
+        name: _time_passes(to_memory_format(copy.deepcopy(net), name, example.ndim - 2), example, autocast)
+        for name in ("contiguous", "channels_last")
+    }
+
+
+def choose_memory_format(seconds: dict[str, float]) -> str:
+    """Return ``channels_last`` where it is clearly faster."""
+    return "channels_last" if seconds["channels_last"] * FASTER_BY < seconds["contiguous"] else "contiguous"
+
+
+def _time_passes(net: nn.Module, example: Tensor, autocast: Any) -> float:
+    durations = []
+    for _ in range(TIMED_STEPS):
+        _synchronize(example.device)
+        start = time.perf_counter()
+        with autocast():
+            loss = net(example).float().square().mean()
+        loss.backward()
+        net.zero_grad(set_to_none=True)
+        _synchronize(example.device)
+        durations.append(time.perf_counter() - start)
+    return min(durations[1:])  # the first pass allocates and picks kernels
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,127 @@
+"""Scores of a checkpoint on validation, on the sealed test list, or on another labeled folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
+from ssl_seg.data.loader import CaseStore
+from ssl_seg.data.splits import Split, load_split, split_from_dict
+from ssl_seg.errors import DataError, SplitError
+from ssl_seg.inference.model import Model, open_model
+from ssl_seg.inference.scoring import score_cases
+from ssl_seg.rundir import append_jsonl, find_run_of, now, read_jsonl
+
+Part = Literal["val", "test", "all"]
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What to score.
+
+    ``data`` and ``split`` default to those of the checkpoint, ``which`` to the better net on validation. With
+    ``part`` = ``all`` every labeled case of the folder counts, whatever list it is in.
+    """
+
+    checkpoint: Path
+    data: str | None = None
+    split: Path | None = None
+    part: Part = "val"
+    which: str | None = None
+    overlap: float = 0.5
+
+
+def evaluate(
+    request: EvaluateRequest,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    track: Callable[[str], Track] | None = None,
+) -> dict[str, Any]:
+    """Return pooled and mean scores, trivial baselines and one row a case, as plain types.
+
+    Without ``which``, both networks are scored and the headline is the one that was better on validation in training:
+    never the one that is better on the cases scored here.
+
+    Raises:
+        SslSegError: for an unusable checkpoint, folder or split.
+    """
+    tracker = track or (lambda _: pass_through)
+    model = open_model(request.checkpoint)
+    data = model.config.data
+    catalog = open_catalog_for(request, model, tracker("reading cases"))
+    if catalog.ndim != data.ndim:
+        raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
+    split = load_split(request.split) if request.split else split_from_dict(model.checkpoint.split)
+    ids = _choose_cases(request, model, catalog, split, note)
+    openings = _record_opening(request, split, len(ids)) if request.part == "test" else 0
+
+    store = CaseStore(catalog, data.channels, data.cache_mb * 2**20)
+    headline = request.which or model.better
+    nets = {
+        net: score_cases(
+            model.predictor(net, request.overlap),
+            store,
+            ids,
+            data.spacing,
+            surface=data.ndim == 3,
+            track=tracker(f"scoring {net}"),
+        ).summarize()
+        for net in ([request.which] if request.which else model.nets)
+    }
+    others = {net: {k: s[k] for k in ("pooled", "mean", "trivial")} for net, s in nets.items()}
+    return {
+        "checkpoint": str(request.checkpoint),
+        "step": model.checkpoint.progress.step,
+        "data": catalog.root,
+        "part": request.part,
+        "which": headline,
+        "test_openings": openings,
+        **nets[headline],
+        "nets": others,
+    }
+
+
+def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> Catalog:
+    """Return the cases of the request's folder, or of the training, with the label values of the training."""
+    data = model.config.data
+    return open_catalog(
+        request.data or data.root,
+        groups=Path(data.groups) if data.groups else None,
+        label_values=data.label_values,
+        ignore_value=data.ignore_value,
+        track=track,
+    )
+
+
+def _choose_cases(
+    request: EvaluateRequest, model: Model, catalog: Catalog, split: Split, note: Callable[[str], None]
+) -> tuple[str, ...]:
+    known = {case.id for case in catalog.cases}
+    if request.part == "all":
+        ids = tuple(case.id for case in catalog.labeled)
+        seen_content = {split.content.get(i) for i in split.labeled_ids(model.config.split.labels)}
+        seen = [i for i in ids if catalog.facts[i].content in seen_content]
+        if seen:
+            note(f"{len(seen)} of the {len(ids)} cases were labeled training cases of this network: too good a score")
+        return ids
+    ids = split.val if request.part == "val" else split.test
+    if missing := [i for i in ids if i not in known]:
+        raise SplitError(
+            f"{catalog.root} does not hold the {request.part} cases of the split: {len(missing)} of {len(ids)} are "
+            f"missing, for example '{missing[0]}'. For another data set use --all, or a --split of its own."
+        )
+    if not ids:
+        raise SplitError(f"the split has no {request.part} cases")
+    return ids
+
+
+def _record_opening(request: EvaluateRequest, split: Split, cases: int) -> int:
+    """Append the opening of the test list to the run's events (or to a file beside a copied checkpoint); count them."""
+    run = find_run_of(request.checkpoint)
+    path = run.events_path if run else request.checkpoint.with_suffix(".events.jsonl")
+    event = {"event": "test_opened", "time": now(), "checkpoint": request.checkpoint.name, "cases": cases}
+    append_jsonl(path, {**event, "split": split.fingerprint})
+    return sum(r["event"] == "test_opened" for r in read_jsonl(path))

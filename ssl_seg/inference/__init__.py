@@ -1,0 +1,1 @@
+"""Whole images and volumes through a network, and their scores."""

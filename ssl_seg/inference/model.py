@@ -1,0 +1,92 @@
+"""A checkpoint opened for use: its networks, and what is needed to feed them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
+from ssl_seg.config import Config
+from ssl_seg.configio import validate
+from ssl_seg.errors import CheckpointError, ConfigError
+from ssl_seg.inference.sliding import Predictor
+from ssl_seg.networks import build_network
+
+NETS = ("student", "teacher")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Both networks of a checkpoint, in eval mode."""
+
+    path: Path
+    checkpoint: Checkpoint
+    config: Config
+    nets: dict[str, nn.Module]
+    device: torch.device
+
+    @property
+    def better(self) -> str:
+        """The network with the higher validation F1 recorded in the checkpoint; never chosen on other data."""
+        return better_net(self.checkpoint)
+
+    def predictor(self, which: str, overlap: float = 0.5) -> Predictor:
+        """Return sliding-window inference with one of the networks."""
+        bf16 = self.config.runtime.precision == "bf16"
+
+        def autocast() -> AbstractContextManager[object]:
+            return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
+
+        return Predictor(self.nets[which], self.config.data.patch_size, self.device, autocast, overlap)
+
+
+def better_net(checkpoint: Checkpoint) -> str:
+    """Return ``student`` or ``teacher``, by recorded validation F1; the teacher on a tie."""
+    scores = checkpoint.scores
+    return "student" if scores["student"]["f1"] > scores["teacher"]["f1"] else "teacher"
+
+
+def open_model(path: Path, device: torch.device | None = None) -> Model:
+    """Load a checkpoint and build its networks.
+
+    Raises:
+        CheckpointError: see ``load_checkpoint`` and ``load_weights``.
+    """
+    checkpoint = load_checkpoint(path)
+    config = config_of(checkpoint, path)
+    chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nets = {}
+    for name in NETS:
+        net = make_network(config)
+        load_weights(net, getattr(checkpoint, name), str(path))
+        nets[name] = net.eval().requires_grad_(False).to(chosen)
+    return Model(path, checkpoint, config, nets, chosen)
+
+
+def make_network(config: Config) -> nn.Module:
+    """Return the untrained network that the configuration describes."""
+    return build_network(
+        config.network.name,
+        ndim=config.data.ndim,
+        channels=config.data.channels,
+        num_classes=config.data.num_classes,
+        patch_size=config.data.patch_size,
+        features=config.network.features,
+        norm=config.network.norm,
+    )
+
+
+def config_of(checkpoint: Checkpoint, path: Path) -> Config:
+    """Return the configuration stored in a checkpoint.
+
+    Raises:
+        CheckpointError: when it was written by a version with other settings.
+    """
+    try:
+        return validate(Config, checkpoint.config)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its configuration does not fit this version: {error}") from error

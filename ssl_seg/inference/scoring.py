@@ -1,0 +1,131 @@
+"""Scores of a network on labeled cases: per case, pooled, and beside what trivial predictors reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.data.loader import CaseStore
+from ssl_seg.errors import DataError
+from ssl_seg.metrics import (
+    Overlap,
+    SurfaceDistances,
+    compute_margin_interval,
+    compute_surface_distances,
+    compute_trivial_baselines,
+    count_overlap,
+    sum_overlaps,
+    summarize_distances,
+    summarize_overlaps,
+)
+
+RATIOS = ("dice", "iou", "precision", "recall")
+
+PredictFn = Callable[[NDArray[np.generic]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One case: overlap of any foreground, overlap of each foreground class, surface distances in 3D."""
+
+    case_id: str
+    overlap: Overlap
+    classes: tuple[Overlap, ...]
+    distances: SurfaceDistances | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Scores over a list of cases."""
+
+    cases: tuple[CaseScore, ...]
+
+    @property
+    def f1(self) -> float:
+        """Pooled F1 (all voxels of all cases together), mean over the foreground classes."""
+        return float(np.mean([o.dice for o in self._pooled_classes()]))
+
+    def summarize(self) -> dict[str, Any]:
+        """Return the plain types of the JSON output: pooled, mean, trivial, cases."""
+        overlaps = [c.overlap for c in self.cases]
+        pooled = sum_overlaps(overlaps)
+        margin, low, high = compute_margin_interval(overlaps)
+        summary: dict[str, Any] = {
+            "pooled": {"f1": self.f1, **_ratios(pooled)},
+            "mean": {name: float(np.mean([_ratios(o)[name] for o in overlaps])) for name in RATIOS}
+            | summarize_overlaps(overlaps),
+            "trivial": {
+                "prevalence": pooled.prevalence,
+                **compute_trivial_baselines(pooled.prevalence),
+                "margin": margin,
+                "margin_low": low,
+                "margin_high": high,
+            },
+            "cases": [_case_row(c) for c in self.cases],
+        }
+        if len(self.cases[0].classes) > 1:
+            summary["pooled"]["classes"] = [_ratios(o) for o in self._pooled_classes()]
+        if distances := [c.distances for c in self.cases if c.distances is not None]:
+            summary["mean"] |= summarize_distances(distances)
+        return summary
+
+    def _pooled_classes(self) -> list[Overlap]:
+        return [sum_overlaps(list(column)) for column in zip(*(c.classes for c in self.cases), strict=True)]
+
+
+def score_cases(
+    predict: PredictFn,
+    store: CaseStore,
+    case_ids: Sequence[str],
+    spacing: Sequence[float] | None = None,
+    *,
+    surface: bool = False,
+    track: Callable[[Iterable[str], int], Iterable[str]] = lambda items, _: items,
+) -> Score:
+    """Predict and score labeled cases.
+
+    Args:
+        predict: raw image (C,*S) to probabilities (K,*S).
+        store: reads the cases.
+        case_ids: at least one.
+        spacing: voxel size per axis for the surface distances; 1 when None.
+        surface: compute surface distances.
+        track: wraps the ids, given their number; for a progress bar.
+
+    Raises:
+        DataError: without cases, or for a case without a mask.
+    """
+    if not case_ids:
+        raise DataError("there is no labeled case to score")
+    num_classes = len(store.catalog.label_values)
+    scores = []
+    for case_id in track(case_ids, len(case_ids)):
+        case = store.load(case_id)
+        if case.target is None:
+            raise DataError(f"case '{case_id}' has no mask to score against")
+        pred = predict(case.image).argmax(axis=0)
+        distances = None
+        if surface:
+            valid = case.target >= 0
+            unit = tuple(spacing or (1.0,) * pred.ndim)
+            distances = compute_surface_distances((pred > 0) & valid, case.target > 0, unit)
+        classes = tuple(count_overlap(pred, case.target, label) for label in range(1, num_classes))
+        scores.append(CaseScore(case_id, count_overlap(pred, case.target), classes, distances))
+    return Score(tuple(scores))
+
+
+def _ratios(overlap: Overlap) -> dict[str, float]:
+    return {name: getattr(overlap, name) for name in RATIOS}
+
+
+def _case_row(case: CaseScore) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": case.case_id, **_ratios(case.overlap), "prevalence": case.overlap.prevalence}
+    if len(case.classes) > 1:
+        row["classes"] = [o.dice for o in case.classes]
+    if case.distances is not None:
+        row |= {"hd95": case.distances.hd95, "asd": case.distances.asd}
+    return row

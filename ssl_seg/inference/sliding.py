@@ -1,0 +1,58 @@
+"""Sliding-window inference over one image or volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ssl_seg.data.transforms import normalize
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts class probabilities of whole images with overlapping, Gaussian-weighted windows.
+
+    Args:
+        net: maps (N,C,*P) to (N,K,*P) logits, on ``device``, in eval mode.
+        patch_size: window size (*P).
+        device: where ``net`` is.
+        autocast: function that returns the precision context.
+        overlap: overlap of neighboring windows, in [0, 1).
+        batch_size: windows in one forward pass.
+    """
+
+    net: nn.Module
+    patch_size: Sequence[int]
+    device: torch.device
+    autocast: Any
+    overlap: float = 0.5
+    batch_size: int = 8
+
+    @torch.no_grad()
+    def __call__(self, image: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Return probabilities (K,*S) of a raw image (C,*S); an axis shorter than the window is padded and cut back."""
+        from monai.inferers import sliding_window_inference
+
+        zscore = torch.from_numpy(normalize(image))[None]
+        probs = sliding_window_inference(
+            zscore,
+            roi_size=tuple(self.patch_size),
+            sw_batch_size=self.batch_size,
+            predictor=self._predict_windows,
+            overlap=self.overlap,
+            mode="gaussian",
+            sw_device=self.device,
+            device=torch.device("cpu"),
+        )
+        return np.asarray(probs[0].numpy(), dtype=np.float32)
+
+    def _predict_windows(self, windows: torch.Tensor) -> torch.Tensor:
+        with self.autocast():
+            logits: torch.Tensor = self.net(windows)
+        return logits.float().softmax(dim=1)

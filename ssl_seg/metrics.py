@@ -1,0 +1,367 @@
+"""Metrics of a segmentation, and what a trivial predictor would score.
+
+This module owns the policy for empty cases:
+
+=====================  ================================  =============================  =========================
+there is to find       predicted                         dice, iou, precision, recall   surface distances
+=====================  ================================  =============================  =========================
+nothing                nothing                           1                              0, flag ``absent``
+nothing                something                         0                              inf, flag ``hallucinated``
+something              nothing                           0                              inf, flag ``missed``
+=====================  ================================  =============================  =========================
+
+Dice is thus always the harmonic mean of precision and recall. Where most masks are empty, the mean over all cases is
+dominated by those without anything to find: with 77.9 % empty masks, predicting nothing scores 0.779. So every mean
+over all cases comes with the mean over positive cases, and every mean distance with the shares of missed and
+hallucinated cases.
+
+What is undefined is ``None``, never NaN: it survives JSON and cannot be averaged by accident.
+
+Shapes: ``*S`` spatial = (Z, Y, X) or (Y, X).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.errors import DataError
+from ssl_seg.labels import IGNORE_INDEX
+
+
+def compute_trivial_f1(prevalence: float) -> float:
+    """Return the pooled F1 of predicting foreground everywhere: ``2p / (1 + p)``, 0 at ``p = 0``.
+
+    Args:
+        prevalence: share of foreground voxels p, in [0, 1].
+
+    Raises:
+        ValueError: if ``prevalence`` is outside [0, 1].
+    """
+    if not 0.0 <= prevalence <= 1.0:
+        raise ValueError(f"prevalence {prevalence} is outside [0, 1]")
+    return 2.0 * prevalence / (1.0 + prevalence)
+
+
+def compute_trivial_baselines(prevalence: float) -> dict[str, float]:
+    """Return the pooled F1 of predictors that have not looked at the image.
+
+    ``base_rate_random`` calls each voxel foreground with probability p, which is expected to score p: of all voxels
+    p*p are true positives and p*(1-p) each are false positives and false negatives. ``best`` is the one to beat.
+
+    Args:
+        prevalence: share of foreground voxels p, in [0, 1].
+
+    Raises:
+        ValueError: if ``prevalence`` is outside [0, 1].
+    """
+    nothing_to_find = prevalence == 0.0
+    baselines = {
+        "all_negative": 1.0 if nothing_to_find else 0.0,
+        "all_positive": compute_trivial_f1(prevalence),
+        "base_rate_random": 1.0 if nothing_to_find else prevalence,
+    }
+    return {**baselines, "best": max(baselines.values())}
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Counts of voxels. Sums over cases give pooled scores: ``(a + b).dice``."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+    def __add__(self, other: Overlap) -> Overlap:
+        return Overlap(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
+
+    @property
+    def dice(self) -> float:
+        """Dice coefficient, the same as F1."""
+        return self._score(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union (Jaccard index)."""
+        return self._score(self.tp, self.tp + self.fp + self.fn)
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted voxels that are right."""
+        return self._score(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """Share of the true voxels that are found."""
+        return self._score(self.tp, self.tp + self.fn)
+
+    @property
+    def prevalence(self) -> float:
+        """Share of foreground in the target; 0 without voxels."""
+        return (self.tp + self.fn) / max(self.tp + self.fp + self.fn + self.tn, 1)
+
+    def _score(self, numerator: int, denominator: int) -> float:
+        if self.tp + self.fp + self.fn == 0:
+            return 1.0
+        return numerator / denominator if denominator else 0.0
+
+
+def count_overlap(pred: NDArray[Any], target: NDArray[Any], label: int | None = None) -> Overlap:
+    """Count agreeing and disagreeing voxels of one class, leaving out voxels whose target is ``IGNORE_INDEX``.
+
+    Args:
+        pred: (*S) integer, predicted class.
+        target: (*S) integer, true class or ``IGNORE_INDEX``.
+        label: class to count; None counts foreground of any class against background.
+
+    Raises:
+        DataError: if the shapes differ.
+    """
+    if pred.shape != target.shape:
+        raise DataError(f"the prediction has shape {pred.shape}, but its mask {target.shape}; compare equal shapes")
+    valid = target != IGNORE_INDEX
+    predicted = ((pred > 0) if label is None else (pred == label)) & valid
+    actual = (target > 0) if label is None else (target == label)  # IGNORE_INDEX is neither
+    tp = int(np.count_nonzero(predicted & actual))
+    fp = int(np.count_nonzero(predicted)) - tp
+    fn = int(np.count_nonzero(actual)) - tp
+    return Overlap(tp, fp, fn, int(np.count_nonzero(valid)) - tp - fp - fn)
+
+
+def sum_overlaps(overlaps: Sequence[Overlap]) -> Overlap:
+    """Return the pooled counts; all 0 for no case."""
+    return sum(overlaps, Overlap(0, 0, 0, 0))
+
+
+def summarize_overlaps(overlaps: Sequence[Overlap]) -> dict[str, float | None]:
+    """Return the mean Dice over all and over positive cases, and the pooled Dice.
+
+    Returns:
+        ``dice_all`` (mean over cases), ``dice_positives`` (mean over cases that have something to find),
+        ``dice_pooled`` (of the summed counts), ``n_cases``, ``n_positives``. A score over no case is None.
+    """
+    scores = [o.dice for o in overlaps]
+    positives = [o.dice for o in overlaps if o.tp + o.fn > 0]
+    return {
+        "dice_all": _mean(scores),
+        "dice_positives": _mean(positives),
+        "dice_pooled": sum_overlaps(overlaps).dice if overlaps else None,
+        "n_cases": len(scores),
+        "n_positives": len(positives),
+    }
+
+
+def compute_auroc(pos_hist: NDArray[np.integer], neg_hist: NDArray[np.integer]) -> float | None:
+    """Return the area under the ROC curve: P(score of a positive > of a negative) + P(equal) / 2.
+
+    Args:
+        pos_hist: (B,) number of positive voxels by bin of increasing score.
+        neg_hist: (B,) the same of negative voxels, same bins. Scores in one bin are ties.
+
+    Returns:
+        Value in [0, 1], or None when one of the classes is absent.
+    """
+    if not _has_both_classes(pos_hist, neg_hist):
+        return None
+    pos, neg = pos_hist.astype(np.float64), neg_hist.astype(np.float64)  # products of counts overflow int64
+    below = np.cumsum(neg) - neg
+    return float(np.sum(pos * (below + 0.5 * neg)) / (pos.sum() * neg.sum()))
+
+
+def compute_average_precision(pos_hist: NDArray[np.integer], neg_hist: NDArray[np.integer]) -> float | None:
+    """Return the average precision ``sum_i (R_i - R_{i-1}) * P_i`` over the bins as thresholds, without interpolation.
+
+    The definition of scikit-learn. Arguments and None as in ``compute_auroc``.
+    """
+    if not _has_both_classes(pos_hist, neg_hist):
+        return None
+    tp, predicted = _count_at_thresholds(pos_hist, neg_hist)
+    precision = tp / np.maximum(predicted, 1)
+    return float(np.sum(precision * pos_hist) / pos_hist.sum())
+
+
+def compute_best_f1(pos_hist: NDArray[np.integer], neg_hist: NDArray[np.integer]) -> tuple[float, int] | None:
+    """Return the largest F1 of all thresholds, and the bin i of the threshold: score in bin >= i is positive.
+
+    Of several best bins it is the middle one, so that a gap between the classes is cut in its middle and not at an
+    edge. Arguments and None as in ``compute_auroc``.
+    """
+    if not _has_both_classes(pos_hist, neg_hist):
+        return None
+    tp, predicted = _count_at_thresholds(pos_hist, neg_hist)
+    f1 = 2 * tp / (predicted + pos_hist.sum())
+    best = np.flatnonzero(f1 == f1.max())
+    middle = int(best[len(best) // 2])
+    return float(f1[middle]), middle
+
+
+@dataclass(frozen=True)
+class SurfaceDistances:
+    """Distances between two surfaces, in the unit of the spacing, and why they may not be one."""
+
+    hd95: float
+    """Larger of the two directed 95th percentiles (Hausdorff distance, 95 %)."""
+    asd: float
+    """Average symmetric surface distance: mean over both sets of surface voxels."""
+    missed: bool = False
+    """There is something to find, nothing was predicted: distances are inf."""
+    hallucinated: bool = False
+    """There is nothing to find, something was predicted: distances are inf."""
+    absent: bool = False
+    """Nothing to find, nothing predicted: distances are 0 by policy, not by measurement."""
+
+
+def compute_surface_distances(
+    pred: NDArray[np.bool_], target: NDArray[np.bool_], spacing: Sequence[float]
+) -> SurfaceDistances:
+    """Return HD95 and ASD of two masks by MONAI's definitions, with the policy of this module for empty masks.
+
+    Surface voxels are those of a mask with a face neighbor outside of it or outside the image; every surface voxel
+    counts once; percentiles interpolate linearly. (MONAI's functions are not called: its percentile takes 16 million
+    surface voxels at most, and each of its two functions computes all distances anew.)
+
+    Args:
+        pred: (*S) bool.
+        target: (*S) bool.
+        spacing: voxel size along each axis, in the order of ``*S``.
+
+    Raises:
+        DataError: if the shapes differ, or the spacing does not fit them.
+    """
+    if pred.shape != target.shape or len(spacing) != target.ndim:
+        raise DataError(
+            f"the prediction has shape {pred.shape}, its mask {target.shape} and the spacing is {tuple(spacing)}; "
+            "both masks need one shape, and the spacing one value for each axis"
+        )
+    found, exists = bool(pred.any()), bool(target.any())
+    if not found and not exists:
+        return SurfaceDistances(hd95=0.0, asd=0.0, absent=True)
+    if not found or not exists:
+        return SurfaceDistances(hd95=float("inf"), asd=float("inf"), missed=exists, hallucinated=found)
+    from scipy import ndimage
+
+    box = ndimage.find_objects((pred | target).astype(np.uint8))[0]
+    surfaces = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (pred, target)]
+    forth, back = (
+        ndimage.distance_transform_edt(~there, sampling=tuple(spacing))[here]
+        for here, there in (surfaces, surfaces[::-1])
+    )
+    hd95 = max(float(np.quantile(forth, 0.95)), float(np.quantile(back, 0.95)))
+    return SurfaceDistances(hd95=hd95, asd=float(np.concatenate([forth, back]).mean()))
+
+
+def summarize_distances(distances: Sequence[SurfaceDistances]) -> dict[str, float | None]:
+    """Return the mean distances over the cases where there is a distance, and how many cases have none.
+
+    A missed case has no distance, and missing the hard cases makes the mean *better*: read it with ``missed_share``.
+    Cases with nothing in either mask are left out too: their zeros would hide the distances of the others.
+
+    Returns:
+        ``hd95``, ``asd`` (means over measured cases), ``n_cases``, ``n_measured``, ``n_absent``, ``missed_share`` (of
+        the cases with something to find), ``hallucinated_share`` (of those with nothing). None where there is no case.
+    """
+    measured = [d for d in distances if not (d.missed or d.hallucinated or d.absent)]
+    n_missed = sum(d.missed for d in distances)
+    n_hallucinated = sum(d.hallucinated for d in distances)
+    n_absent = sum(d.absent for d in distances)
+    return {
+        "hd95": _mean([d.hd95 for d in measured]),
+        "asd": _mean([d.asd for d in measured]),
+        "n_cases": len(distances),
+        "n_measured": len(measured),
+        "n_absent": n_absent,
+        "missed_share": _share(n_missed, n_missed + len(measured)),
+        "hallucinated_share": _share(n_hallucinated, n_hallucinated + n_absent),
+    }
+
+
+def bootstrap_interval(
+    values_per_case: NDArray[Any],
+    statistic: Callable[[NDArray[Any]], float],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a statistic, resampling whole cases (Efron & Tibshirani 1993).
+
+    Voxels of one image are not independent, cases are. With few cases the interval is somewhat too narrow; with one it
+    has no width.
+
+    Args:
+        values_per_case: (n_cases, ...).
+        statistic: maps resampled values, (n_cases, ...), to a number.
+        seed: of the resampling: same seed, same interval.
+        resamples: number of resamples.
+        level: share of resamples inside the interval, in (0, 1).
+
+    Raises:
+        ValueError: if there is no case.
+    """
+    n_cases = len(values_per_case)
+    if n_cases == 0:
+        raise ValueError("no case to resample")
+    chosen = np.random.default_rng(seed).integers(n_cases, size=(resamples, n_cases))
+    estimates = [statistic(values_per_case[rows]) for rows in chosen]
+    low, high = np.quantile(estimates, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
+
+
+def compute_margin_interval(
+    overlaps: Sequence[Overlap], *, seed: int = 0, resamples: int = 1000, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return (margin, low, high): pooled F1 minus the F1 of predicting foreground everywhere on the same cases.
+
+    Both are resampled together, so a resample of easy cases does not look like a better model. A model is above trivial
+    where ``low > 0``. A resample without any foreground counts as margin 0: no model can be above trivial there, and
+    one that predicts nothing must not gain from it.
+
+    Args:
+        overlaps: counts of each case.
+        seed: of the resampling.
+        resamples: number of resamples.
+        level: share of resamples inside the interval, in (0, 1).
+
+    Raises:
+        ValueError: if there is no case.
+    """
+    counts = np.array([(o.tp, o.fp, o.fn, o.tn) for o in overlaps], np.int64).reshape(-1, 4)
+    low, high = bootstrap_interval(counts, _compute_margin, seed=seed, resamples=resamples, level=level)
+    return _compute_margin(counts), low, high
+
+
+def _compute_margin(counts: NDArray[np.int64]) -> float:
+    """Return the margin over the all-positive predictor; ``counts`` is (n_cases, 4) of tp, fp, fn, tn."""
+    tp, fp, fn, tn = (int(n) for n in counts.sum(axis=0))
+    if tp + fn == 0:
+        return 0.0
+    # From counts rather than 2p / (1 + p), so that an all-positive prediction has margin 0 and not a rounding error.
+    return Overlap(tp, fp, fn, tn).dice - Overlap(tp + fn, fp + tn, 0, 0).dice
+
+
+def _has_both_classes(pos_hist: NDArray[np.integer], neg_hist: NDArray[np.integer]) -> bool:
+    if pos_hist.shape != neg_hist.shape or pos_hist.ndim != 1:
+        raise ValueError(f"histograms of shapes {pos_hist.shape} and {neg_hist.shape}: both must be (bins,)")
+    return bool(pos_hist.any() and neg_hist.any())
+
+
+def _count_at_thresholds(
+    pos_hist: NDArray[np.integer], neg_hist: NDArray[np.integer]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return true positives and all predicted positives, (B,) each, when bins >= i are called positive."""
+    tp = np.cumsum(pos_hist[::-1], dtype=np.int64)[::-1]
+    fp = np.cumsum(neg_hist[::-1], dtype=np.int64)[::-1]
+    return tp, tp + fp
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

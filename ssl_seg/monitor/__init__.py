@@ -1,0 +1,1 @@
+"""Watching the networks: what they put out (signals) and what that means (verdicts)."""

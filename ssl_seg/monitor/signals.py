@@ -1,0 +1,197 @@
+"""Statistics of a network's output on a fixed probe set, collected on the device and read out once.
+
+Everything is about foreground against background: the score of a voxel is the log-odds of "any foreground class".
+Threshold-free figures come from two histograms of that score, with bins of 1/64 between -16 and 16.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ssl_seg.data.loader import Probe
+from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.losses import compute_foreground_logit
+from ssl_seg.metrics import (
+    Overlap,
+    compute_auroc,
+    compute_average_precision,
+    compute_best_f1,
+    compute_trivial_f1,
+)
+
+LOGIT_LIMIT, BINS_PER_LOGIT = 16, 64
+NUM_BINS = 2 * LOGIT_LIMIT * BINS_PER_LOGIT
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """One network on one probe set. Figures that need both classes are None when the target has only one."""
+
+    voxels: int
+    nonfinite: int
+    logit_mean: float
+    logit_std: float
+    logit_quantiles: tuple[float, ...]
+    """Log-odds at QUANTILES, to 1/64."""
+    prob_mean: float
+    prob_std: float
+    share_below_01: float
+    """Share of voxels with a foreground probability below 0.1."""
+    prevalence_pred: float
+    """Share of voxels predicted foreground (probability above 0.5)."""
+    prevalence_true: float
+    ratio_std: float
+    """Spread of the predicted foreground share between patches."""
+    f1: float
+    f1_macro: float
+    """Mean F1 over the foreground classes by the largest logit; equal to ``f1`` for two classes."""
+    f1_best: float | None
+    """F1 at the best threshold of this set: what moving the threshold could gain."""
+    threshold_best: float | None
+    """Probability of that threshold."""
+    auroc: float | None
+    average_precision: float | None
+    trivial_f1: float
+    """F1 of predicting foreground everywhere."""
+
+    def to_record(self, prefix: str) -> dict[str, Any]:
+        """Return ``{prefix + name: value}`` for metrics.jsonl."""
+        values = asdict(self)
+        for shared in ("prevalence_true", "trivial_f1", "voxels"):
+            values.pop(shared)
+        quantiles = values.pop("logit_quantiles")
+        named = {f"logit_q{round(100 * q):02d}": v for q, v in zip(QUANTILES, quantiles, strict=True)}
+        return {prefix + name: value for name, value in {**values, **named}.items()}
+
+
+class SignalCollector:
+    """Adds up the outputs of a network batch by batch; ``compute`` is the only synchronization with the host.
+
+    Args:
+        num_classes: K.
+        device: where the outputs are.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.num_classes = num_classes
+        self.histograms = torch.zeros(2, NUM_BINS, dtype=torch.int64, device=device)
+        self.overlap = torch.zeros(num_classes, 3, dtype=torch.int64, device=device)  # predicted, true, both
+        self.sums = torch.zeros(4, dtype=wide, device=device)  # logit, logit^2, prob, prob^2
+        self.counts = torch.zeros(3, dtype=torch.int64, device=device)  # predicted fg, prob below 0.1, non-finite
+        self.hits = torch.zeros(1, dtype=torch.int64, device=device)
+        self.ratios: list[Tensor] = []
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Add one batch: logits (N,K,*S), target (N,*S) with IGNORE_INDEX allowed."""
+        score = compute_foreground_logit(logits)
+        valid = target != IGNORE_INDEX
+        finite = torch.isfinite(score)
+        truth = (target > 0) & valid
+        pred = (score > 0) & valid
+        self.ratios.append(pred.flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1))
+
+        self.counts[2] += (valid & ~finite).sum()
+        score, truth, pred = score[valid & finite], truth[valid & finite], pred[valid & finite]
+        prob = torch.sigmoid(score)
+        wide = [v.to(self.sums.dtype) for v in (score, prob)]
+        self.sums += torch.stack([wide[0].sum(), wide[0].square().sum(), wide[1].sum(), wide[1].square().sum()])
+        self.counts[:2] += torch.stack([pred.sum(), (prob < 0.1).sum()])
+        self.hits += (pred & truth).sum()
+        bins = ((score + LOGIT_LIMIT) * BINS_PER_LOGIT).floor().clamp(0, NUM_BINS - 1).long()
+        flat = bins + NUM_BINS * truth
+        self.histograms += torch.bincount(flat, minlength=2 * NUM_BINS).view(2, NUM_BINS)
+
+        classes = logits.argmax(dim=1)
+        for label in range(1, self.num_classes):
+            chosen, wanted = (classes == label) & valid, (target == label) & valid
+            self.overlap[label] += torch.stack([chosen.sum(), wanted.sum(), (chosen & wanted).sum()])
+
+    def compute(self) -> Signals:
+        """Return the statistics of everything added so far."""
+        negative, positive = self.histograms.cpu().numpy()
+        predicted, low, nonfinite = (int(v) for v in self.counts.tolist())
+        finite = int(negative.sum() + positive.sum())
+        count = max(finite, 1)
+        logit_sum, logit_square, prob_sum, prob_square = self.sums.tolist()
+        true, hits = int(positive.sum()), int(self.hits.item())
+        best = compute_best_f1(positive, negative)
+        ratios = torch.cat(self.ratios).float() if self.ratios else torch.zeros(1)
+        prevalence = true / count
+        return Signals(
+            voxels=finite + nonfinite,
+            nonfinite=nonfinite,
+            logit_mean=logit_sum / count if finite else math.nan,
+            logit_std=_std(logit_sum, logit_square, count) if finite else math.nan,
+            logit_quantiles=_quantiles(negative + positive),
+            prob_mean=prob_sum / count if finite else math.nan,
+            prob_std=_std(prob_sum, prob_square, count) if finite else math.nan,
+            share_below_01=low / count,
+            prevalence_pred=predicted / count,
+            prevalence_true=prevalence,
+            ratio_std=float(ratios.std(unbiased=False)),
+            f1=_f1(predicted, true, hits),
+            f1_macro=self._macro_f1(),
+            f1_best=None if best is None else best[0],
+            threshold_best=None if best is None else 1 / (1 + math.exp(LOGIT_LIMIT - best[1] / BINS_PER_LOGIT)),
+            auroc=compute_auroc(positive, negative),
+            average_precision=compute_average_precision(positive, negative),
+            trivial_f1=compute_trivial_f1(prevalence),
+        )
+
+    def _macro_f1(self) -> float:
+        classes = self.overlap[1:].tolist()
+        scores = [_f1(*counts) for counts in classes if counts[1] > 0] or [_f1(*counts) for counts in classes]
+        return sum(scores) / len(scores)
+
+
+@torch.no_grad()
+def collect_signals(
+    net: nn.Module, probe: Probe, num_classes: int, device: torch.device, batch_size: int, autocast: Any
+) -> Signals:
+    """Return the signals of ``net`` in eval mode on a probe; its train/eval mode is restored.
+
+    Args:
+        net: maps (N,C,*P) to (N,K,*P) logits, on ``device``.
+        probe: fixed patches, on the CPU.
+        num_classes: K.
+        device: where ``net`` is.
+        batch_size: patches in one forward pass.
+        autocast: function that returns the autocast context of the run.
+    """
+    collector = SignalCollector(num_classes, device)
+    was_training = net.training
+    net.eval()
+    for first in range(0, len(probe.image), batch_size):
+        chosen = slice(first, first + batch_size)
+        with autocast():
+            logits = net(probe.image[chosen].to(device))
+        collector.update(logits.float(), probe.target[chosen].to(device))
+    net.train(was_training)
+    return collector.compute()
+
+
+def _f1(predicted: int, true: int, both: int) -> float:
+    return Overlap(tp=both, fp=predicted - both, fn=true - both, tn=0).dice
+
+
+def _std(total: float, squares: float, count: int) -> float:
+    return math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
+
+
+def _quantiles(histogram: NDArray[np.integer]) -> tuple[float, ...]:
+    """Return the left edges of the bins in which the quantiles lie."""
+    cumulative = np.cumsum(histogram)
+    if cumulative[-1] == 0:
+        return (math.nan,) * len(QUANTILES)
+    bins = [int(np.searchsorted(cumulative, q * cumulative[-1])) for q in QUANTILES]
+    return tuple(b / BINS_PER_LOGIT - LOGIT_LIMIT for b in bins)

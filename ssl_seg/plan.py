@@ -1,0 +1,90 @@
+"""Settings planned from the data, each with its reason. Whatever a file or an option gives is left alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssl_seg.configio import Layer, Nested, flatten, merge_layers, nest
+from ssl_seg.data.catalog import Catalog
+
+PATCH_VOXELS = {(2, False): 128**2, (2, True): 256**2, (3, False): 32 * 64 * 64, (3, True): 96**3}
+"""Voxels of a patch by (dimensions, GPU?): what two cores, or a small GPU, do in well under a second."""
+BATCH = {(2, False): 4, (2, True): 8, (3, False): 2, (3, True): 2}
+STEPS = {False: 800, True: 4000}
+WARMUP_STEPS, WARMUP_SHARE = 50, 10
+MULTIPLE = {2: 32, 3: 16}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One planned setting."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def plan_run(catalog: Catalog, given: Nested, *, gpu: bool) -> list[Planned]:
+    """Return the settings that ``given`` leaves open.
+
+    Args:
+        catalog: the data, read once.
+        given: nested settings from files and options; they take part in the plan but are not planned.
+        gpu: whether the run will be on one.
+    """
+    known = dict(flatten(given))
+    shapes = [facts.shape for facts in catalog.facts.values()]
+    median = [round(float(n)) for n in np.median(np.array(shapes), axis=0)]
+    ndim = catalog.ndim
+    device = "GPU" if gpu else "CPU"
+    method = known.get("method.name", "mean_teacher")
+    batch = BATCH[ndim, gpu]
+    steps = int(known.get("length.steps", STEPS[gpu]))
+    planned = [
+        Planned("data.label_values", list(catalog.label_values), f"values found in {len(catalog.labeled)} masks"),
+        Planned("data.channels", catalog.channels, "channels of the images"),
+        Planned(
+            "data.patch_size",
+            plan_patch_size(median, gpu=gpu),
+            f"median image {_times(median)}, at most {PATCH_VOXELS[ndim, gpu]} voxels on a {device}",
+        ),
+        Planned("network.name", "dynunet", f"{ndim}D, strides fitted to the patch"),
+        Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
+        Planned(
+            "batch.unlabeled",
+            0 if method == "supervised" else int(known.get("batch.labeled", batch)),
+            "supervised: none needed" if method == "supervised" else "as many as labeled",
+        ),
+        Planned("length.steps", steps, f"{device} default; --steps changes it"),
+        Planned(
+            "optim.warmup_steps",
+            min(WARMUP_STEPS, steps // WARMUP_SHARE),
+            f"{WARMUP_STEPS}, or a tenth of a shorter run",
+        ),
+    ]
+    return [p for p in planned if p.key not in known]
+
+
+def plan_layer(planned: Sequence[Planned]) -> Layer:
+    """Return the plan as the lowest layer of a configuration."""
+    return Layer("plan", merge_layers([Layer("plan", nest(p.key, p.value)) for p in planned])[0])
+
+
+def plan_patch_size(median: Sequence[int], *, gpu: bool) -> list[int]:
+    """Return the largest near-cubic patch within the median image and the voxel budget, in multiples of 32 (3D: 16)."""
+    ndim = len(median)
+    multiple, budget = MULTIPLE[ndim], PATCH_VOXELS[ndim, gpu]
+    size = [max(n // multiple, 1) * multiple for n in median]
+    while math.prod(size) > budget:
+        largest = max(range(ndim), key=lambda axis: size[axis])
+        size[largest] -= multiple
+    return size
+
+
+def _times(size: Sequence[int]) -> str:
+    return "x".join(str(n) for n in size)

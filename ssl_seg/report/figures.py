@@ -1,0 +1,83 @@
+"""Figures made with matplotlib, without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.errors import DataError
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One case: ``image`` (*S), ``truth`` (*S) class indices or None, ``prob`` (*S) foreground probability."""
+
+    title: str
+    image: NDArray[np.generic]
+    truth: NDArray[np.integer] | None
+    prob: NDArray[np.floating]
+
+
+def plot_predictions(panels: Sequence[Panel], path: Path) -> None:
+    """Write one row a case: input, truth, probability from 0 to 1, and errors (found, missed, false).
+
+    Of a volume the slice with the most foreground is shown.
+
+    Raises:
+        DataError: when the file exists or cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if path.exists():
+        raise DataError(f"{path} exists already and is not overwritten: choose another name")
+    figure = Figure(figsize=(11, 2.8 * len(panels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(panels), 4, squeeze=False)
+    for row, panel in zip(axes, panels, strict=True):
+        image, truth, prob = _slice(panel)
+        row[0].imshow(image, cmap="gray")
+        row[0].set_ylabel(panel.title, fontsize=8)
+        row[1].imshow(np.zeros_like(prob) if truth is None else truth > 0, cmap="gray", vmin=0, vmax=1)
+        shown = row[2].imshow(prob, cmap="viridis", vmin=0, vmax=1)
+        row[3].imshow(_color_errors(image, truth, prob))
+        figure.colorbar(shown, ax=row[2], shrink=0.8)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    titles = ("input", "truth", "foreground probability", "found (green) missed (blue) false (red)")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot write the figure {path}: {error}") from error
+
+
+def _slice(panel: Panel) -> tuple[NDArray[np.generic], NDArray[np.integer] | None, NDArray[np.floating]]:
+    if panel.prob.ndim == 2:
+        return panel.image, panel.truth, panel.prob
+    weight = panel.prob if panel.truth is None else panel.truth > 0
+    z = int(np.argmax(weight.reshape(len(weight), -1).sum(axis=1)))
+    return panel.image[z], None if panel.truth is None else panel.truth[z], panel.prob[z]
+
+
+def _color_errors(
+    image: NDArray[np.generic], truth: NDArray[np.integer] | None, prob: NDArray[np.floating]
+) -> NDArray[np.floating]:
+    low, high = float(image.min()), float(image.max())
+    gray = (image.astype(np.float64) - low) / max(high - low, 1e-9)
+    colored = np.repeat(0.7 * gray[..., None], 3, axis=-1)
+    pred = prob > 0.5
+    if truth is None:
+        colored[pred, 1] += 0.3
+        return colored
+    colored[pred & (truth > 0), 1] += 0.3
+    colored[~pred & (truth > 0), 2] += 0.3
+    colored[pred & (truth == 0), 0] += 0.3
+    return colored

@@ -1,0 +1,191 @@
+"""The run directory: created once, appended to, never overwritten.
+
+::
+
+    RUN/config.yaml  split.yaml  environment.json  metrics.jsonl  events.jsonl  checkpoints/{last,best}.pt
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ssl_seg.errors import RunDirError
+
+CONFIG_FILE, SPLIT_FILE, ENVIRONMENT_FILE = "config.yaml", "split.yaml", "environment.json"
+METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths and records of one run."""
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the newest saved state."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint with the highest validation F1."""
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def events_path(self) -> Path:
+        """Path of events.jsonl."""
+        return self.path / EVENTS_FILE
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl; NaN and infinities are written as null."""
+        append_jsonl(self.path / METRICS_FILE, record)
+
+    def append_event(self, event: str, **values: Any) -> None:
+        """Append one line with a time stamp to events.jsonl."""
+        append_jsonl(self.events_path, {"event": event, "time": now(), **values})
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return all records of metrics.jsonl."""
+        return read_jsonl(self.path / METRICS_FILE)
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Return all records of events.jsonl."""
+        return read_jsonl(self.events_path)
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Remove the records of steps that a resumed run is going to make again."""
+        kept = [r for r in self.read_metrics() if r["step"] <= step]
+        with atomic_write(self.path / METRICS_FILE) as temporary:
+            temporary.write_text("".join(_to_line(r) for r in kept), encoding="utf-8")
+
+
+def create_run_dir(path: Path) -> RunDir:
+    """Create the directory of a new run.
+
+    Raises:
+        RunDirError: when it exists already (and holds anything), or cannot be created.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        resume = f"continue it with --resume {path}, or " if (path / CONFIG_FILE).exists() else ""
+        raise RunDirError(f"{path} exists already and is never overwritten: {resume}use --out {next_free(path)}")
+    try:
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirError(f"cannot create the run directory {path}: {error.strerror}") from error
+    run = RunDir(path)
+    write_json(path / ENVIRONMENT_FILE, describe_environment())
+    (path / METRICS_FILE).touch()
+    (path / EVENTS_FILE).touch()
+    return run
+
+
+def open_run_dir(path: Path) -> RunDir:
+    """Open an existing run.
+
+    Raises:
+        RunDirError: when the directory is missing or holds no run.
+    """
+    if not path.is_dir():
+        raise RunDirError(f"no run directory {path}")
+    if not (path / CONFIG_FILE).is_file():
+        raise RunDirError(f"{path} is not a run directory: it has no {CONFIG_FILE}")
+    return RunDir(path)
+
+
+def find_run_of(checkpoint: Path) -> RunDir | None:
+    """Return the run that a checkpoint lies in, or None for a checkpoint that was copied elsewhere."""
+    folder = checkpoint.resolve().parent.parent
+    return RunDir(folder) if (folder / CONFIG_FILE).is_file() and (folder / METRICS_FILE).is_file() else None
+
+
+def next_free(path: Path) -> Path:
+    """Return ``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate = path.with_name(f"{path.name}-{number}")
+        number += 1
+    return candidate
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return what a reader needs to repeat the run: command, versions, machine."""
+    packages = ("ssl-seg", "torch", "monai", "lightning-fabric", "numpy", "albumentations", "tifffile")
+    return {
+        "time": now(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {name: metadata.version(name) for name in packages},
+    }
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary file in the same folder that replaces ``path`` when the block ends well.
+
+    A reader sees the old file or the new one, never a half; on an error the temporary file is removed.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write ``values`` atomically, indented; NaN and infinities become null."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(to_finite(values), indent=2) + "\n", encoding="utf-8")
+
+
+def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
+    """Append ``record`` as one line; NaN and infinities become null."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_to_line(record))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file; a last line cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    complete = [line for line in lines[:-1] if line.strip()]
+    return [json.loads(line) for line in complete]
+
+
+def _to_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(to_finite(record), allow_nan=False) + "\n"
+
+
+def to_finite(value: Any) -> Any:
+    """Return ``value`` with NaN and infinities as None, for JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): to_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

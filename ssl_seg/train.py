@@ -1,0 +1,402 @@
+"""Training: from a request to a run directory with checkpoints, records and scores."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
+from ssl_seg.config import Config, RuntimeConfig
+from ssl_seg.configio import merge_layers, to_plain, validate
+from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.data.loader import CaseStore, PatchSource, make_loader, make_probe
+from ssl_seg.data.sampling import derive_seed
+from ssl_seg.data.splits import split_to_dict
+from ssl_seg.data.transforms import Views
+from ssl_seg.engine.devices import choose_memory_format, make_fabric, time_memory_formats, to_memory_format
+from ssl_seg.engine.ema import EMATeacher
+from ssl_seg.engine.engine import Engine
+from ssl_seg.engine.loop import Ending, LoopResult, Schedule, run_loop
+from ssl_seg.engine.optim import make_optimizer
+from ssl_seg.errors import SslSegError
+from ssl_seg.inference.model import better_net, make_network, open_model
+from ssl_seg.inference.scoring import score_cases
+from ssl_seg.methods import make_method
+from ssl_seg.monitor.verdicts import Verdict
+from ssl_seg.monitor.watch import Monitor, Observation
+from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, with_runtime, write_config
+from ssl_seg.rundir import RunDir
+from ssl_seg.schedules import compute_lr_factor
+
+FINAL_OVERLAP = 0.25
+"""Window overlap of the scores at the end of a run; `ssl-seg evaluate` uses 0.5."""
+
+
+class Console(Protocol):
+    """Where a run talks to. Only rank 0 talks."""
+
+    def note(self, text: str) -> None:
+        """Show a line of information."""
+        ...
+
+    def probe(self, line: str, verdict: Verdict) -> None:
+        """Show the line of a probe, and the findings of its verdict where they are new."""
+        ...
+
+    def track(self, label: str) -> Track:
+        """Return a wrapper that shows progress over an iterable."""
+        ...
+
+    def start(self, first_step: int, total_steps: int) -> None:
+        """Begin to show the progress of training."""
+        ...
+
+    def advance(self, step: int) -> None:
+        """Show that ``step`` updates are done."""
+        ...
+
+    def stop(self) -> None:
+        """End showing the progress of training."""
+        ...
+
+
+class Silent:
+    """A console that shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Show nothing."""
+
+    def probe(self, line: str, verdict: Verdict) -> None:
+        """Show nothing."""
+
+    def track(self, label: str) -> Track:  # noqa: ARG002 (a Console takes it)
+        """Return a wrapper that does nothing."""
+        return pass_through
+
+    def start(self, first_step: int, total_steps: int) -> None:
+        """Show nothing."""
+
+    def advance(self, step: int) -> None:
+        """Show nothing."""
+
+    def stop(self) -> None:
+        """Show nothing."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended. ``scores`` are those of best.pt on validation; empty unless it finished."""
+
+    run: RunDir
+    ending: Ending
+    step: int
+    verdict: Verdict
+    scores: dict[str, Any]
+    is_main: bool
+    """Whether this is the process that writes and talks."""
+
+
+def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
+    """Train one run.
+
+    Started by torchrun or SLURM, or with more than one device, every process runs this function; the first one plans,
+    writes and talks.
+
+    Raises:
+        SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
+    """
+    console = console or Silent()
+    fabric = make_fabric(_runtime_of(request))
+    fabric.launch()
+    prepared = _prepare_on_main(fabric, request, console)
+    torch.manual_seed(derive_seed(prepared.config.seed))
+    student = fabric.to_device(make_network(prepared.config))
+    prepared, student = _settle_runtime(fabric, prepared, student, console)
+    checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
+    trainer = _assemble(fabric, prepared, student, checkpoint, console)
+
+    if fabric.is_global_zero:
+        console.start(trainer.schedule.first_step, trainer.schedule.total_steps)
+    try:
+        with _stop_flag(fabric, trainer.schedule) as stop_requested:
+            result = run_loop(
+                trainer.engine,
+                trainer.monitor,
+                trainer.batches(),
+                trainer.schedule,
+                trainer.recorder,
+                best_score=trainer.recorder.best_score,
+                stop_on_collapse=prepared.config.monitor.on_collapse == "stop",
+                stop_requested=stop_requested,
+            )
+    finally:
+        console.stop()
+    return _finish(fabric, prepared, result, console)
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    engine: Engine
+    monitor: Monitor
+    schedule: Schedule
+    recorder: _Recorder
+    source: PatchSource
+    workers: int
+
+    def batches(self) -> Any:
+        first, last = self.schedule.first_step, self.schedule.total_steps
+        return make_loader(self.source, first, last, self.workers, self.engine.fabric.device.type == "cuda")
+
+
+def _runtime_of(request: TrainRequest) -> RuntimeConfig:
+    if request.resume is not None and (request.resume / "checkpoints" / "last.pt").is_file():
+        stored = load_checkpoint(request.resume / "checkpoints" / "last.pt").config
+        return validate(RuntimeConfig, stored.get("runtime", {}))
+    merged, sources = merge_layers(request.layers)
+    prefix = "runtime."
+    own = {key.removeprefix(prefix): source for key, source in sources.items() if key.startswith(prefix)}
+    section = merged.get("runtime", {})
+    return validate(RuntimeConfig, section if isinstance(section, dict) else {}, own, prefix=prefix)
+
+
+def _prepare_on_main(fabric: Fabric, request: TrainRequest, console: Console) -> Prepared:
+    """Prepare on the first process and hand the result, or the error, to all."""
+    prepared: Prepared | SslSegError | None = None
+    if fabric.is_global_zero:
+        try:
+            gpu = fabric.device.type != "cpu"
+            prepared = prepare_run(request, gpu=gpu, note=console.note, track=console.track("reading cases"))
+        except SslSegError as error:
+            prepared = error
+    prepared = fabric.broadcast(prepared)
+    if isinstance(prepared, SslSegError):
+        raise prepared
+    if prepared is None:
+        raise RuntimeError("the first process sent no run")
+    return prepared
+
+
+def _settle_runtime(
+    fabric: Fabric, prepared: Prepared, student: nn.Module, console: Console
+) -> tuple[Prepared, nn.Module]:
+    """Resolve precision and memory format, and write them into the run's configuration."""
+    config = prepared.config
+    precision = "bf16" if fabric._precision.precision == "bf16-mixed" else "fp32"
+    chosen: str = config.runtime.memory_format
+    if chosen == "auto":
+        count = config.batch.labeled + config.batch.unlabeled
+        example = torch.randn(count, config.data.channels, *config.data.patch_size, device=fabric.device)
+        seconds = fabric.broadcast(time_memory_formats(student, example, fabric.autocast))
+        chosen = choose_memory_format(seconds)
+        if fabric.is_global_zero:
+            prepared.run.append_event("memory_format", chosen=chosen, seconds=seconds)
+            console.note(
+                f"memory format: {chosen} (forward and backward: contiguous {seconds['contiguous']:.3f} s, "
+                f"channels_last {seconds['channels_last']:.3f} s); precision {precision}"
+            )
+    settled = with_runtime(prepared, precision=precision, memory_format=chosen)
+    if fabric.is_global_zero and settled.config != config:
+        write_config(settled.config, settled.run, read_header(settled.run))
+    return settled, to_memory_format(student, chosen, config.data.ndim)
+
+
+def _assemble(
+    fabric: Fabric, prepared: Prepared, student: nn.Module, checkpoint: Checkpoint | None, console: Console
+) -> _Trainer:
+    config, split = prepared.config, prepared.split
+    if checkpoint is not None:
+        net = "student" if prepared.resumed else better_net(checkpoint)
+        load_weights(student, getattr(checkpoint, net), str(prepared.start))
+    teacher = EMATeacher(student, config.ema.decay, warmup=config.ema.warmup)
+    engine = Engine(
+        fabric,
+        student,
+        make_optimizer(student, config.optim),
+        teacher,
+        make_method(config.method.name, config.method.options, config.loss.weights),
+        lr_at=_lr_at(config),
+        total_steps=config.length.steps,
+        clip_norm=config.optim.clip_norm,
+        seed=config.seed,
+    )
+    first_step, best_score = 0, -1.0
+    if prepared.resumed and checkpoint is not None:
+        load_weights(teacher.net, checkpoint.teacher, str(prepared.start))
+        engine.optimizer.load_state_dict(checkpoint.optimizer)
+        teacher.updates = checkpoint.progress.ema_updates
+        first_step, best_score = checkpoint.progress.step, checkpoint.progress.best_score
+
+    labeled, pool = split.labeled_ids(config.split.labels), split.pool_ids(config.split.labels)
+    split.check_not_sealed([*labeled, *pool, *split.val])
+    store = CaseStore(prepared.catalog, config.data.channels, config.data.cache_mb * 2**20)
+    patch, probe_seed = config.data.patch_size, split.seed
+    monitor = Monitor(
+        make_probe(store, split.val, config.monitor.probe_patches, patch, probe_seed),
+        make_probe(store, labeled, config.monitor.train_probe_patches, patch, probe_seed),
+        num_classes=config.data.num_classes,
+        device=fabric.device,
+        batch_size=config.batch.labeled + config.batch.unlabeled,
+        autocast=fabric.autocast,
+        warmup_steps=config.optim.warmup_steps,
+        steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
+    )
+    source = PatchSource(
+        store,
+        labeled,
+        pool if config.batch.unlabeled else (),
+        (config.batch.labeled, config.batch.unlabeled),
+        patch,
+        config.data.foreground_ratio,
+        Views(
+            config.data.ndim,
+            config.augment.flips,
+            config.augment.rotate90,
+            config.augment.intensity,
+            config.augment.cutout,
+        ),
+        config.augment.labeled_strong,
+        config.seed,
+        fabric.global_rank,
+        fabric.world_size,
+    )
+    schedule = Schedule(
+        first_step, config.length.steps, config.length.steps_per_epoch, config.monitor.first_epoch_probes
+    )
+    recorder = _Recorder(prepared, engine, console, fabric.is_global_zero, best_score)
+    return _Trainer(engine, monitor, schedule, recorder, source, config.runtime.workers)
+
+
+def _lr_at(config: Config) -> Callable[[int], float]:
+    def lr_at(step: int) -> float:
+        factor = compute_lr_factor(
+            step,
+            total_steps=config.length.steps,
+            warmup_steps=config.optim.warmup_steps,
+            schedule=config.optim.schedule,
+            power=config.optim.poly_power,
+        )
+        return config.optim.lr * factor
+
+    return lr_at
+
+
+class _Recorder:
+    """Writes records, events and checkpoints of the first process; on the others it does nothing."""
+
+    def __init__(self, prepared: Prepared, engine: Engine, console: Console, active: bool, best_score: float) -> None:
+        self.prepared, self.engine, self.console, self.active = prepared, engine, console, active
+        self.best_score = best_score
+        self.scores: dict[str, Any] = {}
+        self.codes: tuple[str, ...] = ()
+
+    def observe(self, observation: Observation, record: dict[str, Any]) -> None:
+        self.scores = _scores_of(observation)
+        if not self.active:
+            return
+        run, verdict = self.prepared.run, observation.verdict
+        run.append_metrics(record)
+        if verdict.codes != self.codes:
+            run.append_event("verdict", step=observation.step, **verdict.to_record())
+            self.codes = verdict.codes
+        self.console.probe(observation.format_line(), verdict)
+
+    def advance(self, step: int) -> None:
+        if self.active:
+            self.console.advance(step)
+
+    def save(self, step: int, best_score: float, *, best: bool) -> None:
+        if not self.active:
+            return
+        engine = self.engine
+        checkpoint = Checkpoint(
+            student=engine.student.state_dict(),
+            teacher=engine.teacher.net.state_dict(),
+            optimizer=engine.optimizer.state_dict(),
+            progress=Progress(step, engine.teacher.updates, best_score),
+            config=to_plain(self.prepared.config),
+            split=split_to_dict(self.prepared.split),
+            scores=self.scores,
+        )
+        save_checkpoint(checkpoint, self.prepared.run.last)
+        if best:
+            save_checkpoint(checkpoint, self.prepared.run.best)
+
+
+def _scores_of(observation: Observation) -> dict[str, Any]:
+    """Return preliminary scores from the validation probe; ``margin_low`` is unknown there."""
+    nets = {
+        net: {"f1": s.f1_macro, "margin": s.f1 - s.trivial_f1, "margin_low": None, "margin_high": None}
+        for net, s in observation.val.items()
+    }
+    return {"source": "probe", "trivial_f1": observation.val["student"].trivial_f1, **nets}
+
+
+def _finish(fabric: Fabric, prepared: Prepared, result: LoopResult, console: Console) -> TrainResult:
+    verdict = result.observation.verdict if result.observation else Verdict()
+    scores: dict[str, Any] = {}
+    if fabric.is_global_zero:
+        run = prepared.run
+        if result.ending == "finished":
+            for path in dict.fromkeys(p for p in (run.last, run.best) if p.is_file()):
+                scores = _score_checkpoint(path, fabric.device, prepared, console)
+        run.append_event(result.ending, step=result.step, verdict=verdict.level, codes=list(verdict.codes), **scores)
+    fabric.barrier()
+    return TrainResult(prepared.run, result.ending, result.step, verdict, scores, fabric.is_global_zero)
+
+
+def _score_checkpoint(path: Path, device: torch.device, prepared: Prepared, console: Console) -> dict[str, Any]:
+    """Score both networks on whole validation cases and write the result into the checkpoint."""
+    model = open_model(path, device)
+    scores: dict[str, Any] = {"source": "validation"}
+    for net in model.nets:
+        score = score_cases(
+            model.predictor(net, FINAL_OVERLAP),
+            CaseStore(prepared.catalog, prepared.config.data.channels, prepared.config.data.cache_mb * 2**20),
+            prepared.split.val,
+            track=console.track(f"validating {path.stem} {net}"),
+        )
+        trivial = score.summarize()["trivial"]
+        scores[net] = {"f1": score.f1, **{k: trivial[k] for k in ("margin", "margin_low", "margin_high")}}
+        scores["trivial_f1"] = trivial["all_positive"]
+    checkpoint = model.checkpoint
+    save_checkpoint(Checkpoint(**{**vars(checkpoint), "scores": scores}), path)
+    return scores
+
+
+@contextmanager
+def _stop_flag(fabric: Fabric, schedule: Schedule) -> Iterator[Callable[[int], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the step; a second one interrupts at once.
+
+    With several processes the first one decides, at the end of an epoch, so that all stop at the same step.
+    """
+    requested = threading.Event()
+
+    def request_stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a signal handler takes both)
+        if requested.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+
+    def stop_requested(step: int) -> bool:
+        if fabric.world_size == 1:
+            return requested.is_set()
+        return schedule.ends_epoch(step) and bool(fabric.broadcast(requested.is_set()))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_requested
+        return
+    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop_requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
