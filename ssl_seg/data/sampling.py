@@ -76,7 +76,7 @@ def crop(
     shape = array.shape[-len(patch_size) :]
     inside = [slice(max(s, 0), min(s + p, n)) for s, p, n in zip(start, patch_size, shape, strict=True)]
     index: tuple[Any, ...] = (Ellipsis, *inside)
-    patch = array[index]
+    patch: NDArray[Any] = array[index]
     if patch.shape[-len(patch_size) :] == tuple(patch_size):
         return patch
     before = [max(-s, 0) for s in start]

@@ -1,0 +1,454 @@
+"""Splits: nested, disjoint, by whole groups, reproducible; and their files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssl_seg.data.catalog import Case, CaseFacts, Catalog, open_catalog
+from ssl_seg.data.splits import (
+    Split,
+    load_split,
+    make_split,
+    round_cases,
+    save_split,
+    split_from_dict,
+    split_to_dict,
+)
+from ssl_seg.data.stratify import assign_groups, nesting_order
+from ssl_seg.errors import SplitError
+
+
+def make_catalog(foreground: list[float | None], groups: list[str | None] | None = None) -> Catalog:
+    """A catalog of images that were never read: one case per foreground fraction, None without a mask."""
+    cases = tuple(
+        Case(f"c{n:03d}", f"{n}.png", None if share is None else f"{n}.png", groups[n] if groups else None)
+        for n, share in enumerate(foreground)
+    )
+    facts = {
+        case.id: CaseFacts((8, 8), 1, "uint8", None if share is None else (0, 1), share, f"{n:012x}0000")
+        for n, (case, share) in enumerate(zip(cases, foreground, strict=True))
+    }
+    return Catalog("somewhere", cases, facts, (0, 1), None, ())
+
+
+def spread(count: int, seed: int = 0) -> list[float | None]:
+    return list(np.random.default_rng(seed).beta(2, 4, count))
+
+
+def ids_of(split: Split) -> list[str]:
+    return [*split.fractions[1.0], *split.unlabeled, *split.val, *split.test]
+
+
+catalogs = st.integers(3, 40).flatmap(
+    lambda count: st.builds(
+        make_catalog,
+        st.lists(st.one_of(st.just(0.0), st.floats(0.01, 0.99)), min_size=count, max_size=count).flatmap(
+            lambda labeled: st.lists(st.none(), max_size=8).map(lambda unlabeled: [*labeled, *unlabeled])
+        ),
+        st.lists(st.sampled_from([None, "g1", "g2", "g3", "g4"]), min_size=48, max_size=48),
+    )
+)
+fraction_lists = st.lists(st.floats(0.001, 1.0), max_size=4)
+
+
+def try_split(catalog: Catalog, fractions: list[float], seed: int = 0) -> Split | None:
+    """A split, or None where there are too few groups to make one."""
+    groups = {c.group or c.id for c in catalog.labeled}
+    if len(groups) > 1:
+        return make_split(catalog, fractions, seed=seed)
+    with pytest.raises(SplitError, match="cannot be split"):
+        make_split(catalog, fractions, seed=seed)
+    return None
+
+
+@given(catalogs, fraction_lists, st.integers(0, 5))
+def test_fractions_are_nested_prefixes(catalog: Catalog, fractions: list[float], seed: int) -> None:
+    split = try_split(catalog, fractions, seed)
+    if split is None:
+        return
+    pool = split.fractions[1.0]
+    assert set(split.fractions) == {*fractions, 1.0}
+    for fraction, ids in split.fractions.items():
+        assert ids == pool[: len(ids)]
+        assert len(ids) >= 1
+        assert abs(len(ids) - fraction * len(pool)) <= 0.5 or len(ids) == 1
+
+
+@given(catalogs, st.integers(0, 5))
+def test_every_case_is_used_once_or_left_out_with_a_note(catalog: Catalog, seed: int) -> None:
+    split = try_split(catalog, [0.1], seed)
+    if split is None:
+        return
+    ids = ids_of(split)
+    assert len(ids) == len(set(ids))
+    left_out = {c.id for c in catalog.cases} - set(ids)
+    held_out_groups = {split.groups.get(i, i) for i in (*split.val, *split.test)}
+    assert left_out == {c.id for c in catalog.unlabeled if (c.group or c.id) in held_out_groups}
+    assert any("left out" in note for note in split.notes) == bool(left_out)
+    assert set(split.content) == set(ids)
+    masks = {c.id for c in catalog.labeled}
+    assert {*split.fractions[1.0], *split.val, *split.test} == masks
+
+
+@given(catalogs, st.integers(0, 5))
+def test_groups_stay_whole_and_each_part_has_one(catalog: Catalog, seed: int) -> None:
+    split = try_split(catalog, [], seed)
+    if split is None:
+        return
+    group_of = {c.id: c.group or c.id for c in catalog.cases}
+    parts = [split.fractions[1.0] + split.unlabeled, split.val, split.test]
+    in_parts = [{group_of[i] for i in part} for part in parts]
+    assert not in_parts[0] & in_parts[1]
+    assert not in_parts[0] & in_parts[2]
+    assert not in_parts[1] & in_parts[2]
+    labeled_groups = {group_of[c.id] for c in catalog.labeled}
+    assert split.fractions[1.0]
+    assert split.val
+    assert bool(split.test) == (len(labeled_groups) > 2)
+    positive_groups = {group_of[c.id] for c in catalog.labeled if catalog.facts[c.id].foreground}
+    has_positive = [
+        any(catalog.facts[i].foreground for i in part) for part in (split.fractions[1.0], split.val, split.test)
+    ]
+    assert sum(has_positive) == min(len(positive_groups), 3 if len(labeled_groups) > 2 else 2)
+
+
+@given(catalogs, st.integers(0, 5), st.randoms(use_true_random=False))
+def test_the_order_of_cases_does_not_matter(catalog: Catalog, seed: int, random: np.random.Generator) -> None:
+    split = try_split(catalog, [0.2], seed)
+    if split is None:
+        return
+    shuffled = list(catalog.cases)
+    random.shuffle(shuffled)
+    assert make_split(replace(catalog, cases=tuple(shuffled)), [0.2], seed=seed) == split
+
+
+def one_in_each_half(ranks: list[int], start: int, stop: int) -> bool:
+    """Brute force: can start..stop be halved again and again, odd ones either way, so that each part holds one rank?"""
+    if len(ranks) == 1:
+        return start <= ranks[0] < stop
+    half = len(ranks) // 2
+    middles = {(start + stop) // 2, (start + stop + 1) // 2}
+    return any(one_in_each_half(ranks[:half], start, m) and one_in_each_half(ranks[half:], m, stop) for m in middles)
+
+
+@given(st.integers(1, 130), st.integers(0, 20))
+def test_a_prefix_has_one_case_of_each_stratum(count: int, seed: int) -> None:
+    ids = [f"{n:04d}" for n in range(count)]
+    order = nesting_order(ids, {i: 1 + int(i) for i in ids}, np.random.default_rng(seed))
+    assert sorted(order) == ids
+    for k in range(count.bit_length()):
+        assert one_in_each_half(sorted(int(i) for i in order[: 2**k]), 0, count)
+
+
+def test_prefixes_of_powers_of_two_are_exactly_stratified() -> None:
+    ids = [f"{n:02d}" for n in range(64)]
+    foreground = {i: 0.1 + int(i) / 100 for i in ids}
+    for seed in range(20):
+        order = nesting_order(ids, foreground, np.random.default_rng(seed))
+        for k in range(7):
+            strata = sorted(int(i) * 2**k // 64 for i in order[: 2**k])
+            assert strata == list(range(2**k))
+
+
+def test_the_first_labeled_case_has_foreground_and_is_any_of_them() -> None:
+    ids = [f"{n:02d}" for n in range(16)]
+    foreground = {i: 0.0 if int(i) < 12 else 0.3 for i in ids}
+    first = {nesting_order(ids, foreground, np.random.default_rng(seed))[0] for seed in range(60)}
+    assert first == set(ids[12:])
+    empty = dict.fromkeys(ids, 0.0)
+    assert {nesting_order(ids, empty, np.random.default_rng(s))[0] for s in range(200)} == set(ids)
+
+
+def test_parts_have_their_sizes_and_like_foreground() -> None:
+    catalog = make_catalog([*spread(160), *[0.0] * 40])
+    for seed in range(5):
+        split = make_split(catalog, [0.1], seed=seed)
+        assert [len(split.fractions[1.0]), len(split.val), len(split.test)] == [130, 30, 40]
+        for part in (split.fractions[1.0], split.val, split.test):
+            values = np.array([catalog.facts[i].foreground for i in part])
+            assert (values == 0).mean() == pytest.approx(0.2, abs=0.04)
+            assert values.mean() == pytest.approx(0.8 / 3, abs=0.04)
+
+
+def test_one_group_with_half_of_the_cases_goes_to_training() -> None:
+    catalog = make_catalog(spread(366), ["big"] * 180 + [f"g{n // 3}" for n in range(186)])
+    for seed in range(5):
+        split = make_split(catalog, [], seed=seed)
+        assert {f"c{n:03d}" for n in range(180)} <= set(split.fractions[1.0])
+        assert len(split.val) == pytest.approx(55, abs=4)
+        assert len(split.test) == pytest.approx(73, abs=4)
+
+
+def test_other_seeds_give_other_parts_and_other_orders() -> None:
+    catalog = make_catalog(spread(60))
+    splits = [make_split(catalog, [0.1], seed=seed) for seed in range(6)]
+    assert len({s.val for s in splits}) == 6
+    assert len({frozenset(s.fractions[0.1]) for s in splits}) == 6
+    assert len({s.fingerprint for s in splits}) == 6
+    assert make_split(catalog, [0.1], seed=3) == splits[3]
+
+
+def test_groups_of_one_size_are_dealt_out_at_random() -> None:
+    groups = {("case", f"{n:02d}"): [f"{n:02d}"] for n in range(20)}
+    foreground = {f"{n:02d}": 0.5 for n in range(20)}
+    in_val = set()
+    for seed in range(80):
+        part_of = assign_groups(groups, foreground, (0.65, 0.15, 0.2), np.random.default_rng(seed))
+        in_val |= {key for key, part in part_of.items() if part == "val"}
+    assert in_val == set(groups)
+
+
+# --- small and odd inputs -------------------------------------------------------------------------------------------
+
+
+def test_three_cases_one_each_two_no_test_one_no_split() -> None:
+    three = make_split(make_catalog([0.1, 0.2, 0.3]), [0.5])
+    assert [len(three.fractions[1.0]), len(three.val), len(three.test)] == [1, 1, 1]
+    two = make_split(make_catalog([0.1, 0.2]), [])
+    assert [len(two.fractions[1.0]), len(two.val), len(two.test)] == [1, 1, 0]
+    assert "the test list is empty" in two.notes[0]
+    with pytest.raises(SplitError, match="Label images of one more group"):
+        make_split(make_catalog([0.1, None, None]), [])
+    with pytest.raises(SplitError, match=r"3 labeled case\(s\) in 1 group"):
+        make_split(make_catalog([0.1, 0.2, 0.3], ["same"] * 3), [])
+
+
+def test_a_group_and_a_case_of_the_same_name_are_different() -> None:
+    split = make_split(make_catalog([0.1, 0.2, 0.3], [None, "c000", "c000"]), [])
+    assert split.groups == {"c001": "c000", "c002": "c000"}
+    assert not split.test
+
+
+def test_a_fraction_below_half_a_case_becomes_one_case_and_says_so() -> None:
+    split = make_split(make_catalog(spread(40)), [0.01, 0.1, 0.5])
+    assert len(split.fractions[0.01]) == 1
+    assert split.notes == ("0.01 of 26 cases is less than half a case and becomes 1 case",)
+
+
+def test_unlabeled_cases_of_held_out_groups_are_left_out() -> None:
+    catalog = make_catalog([0.1, 0.2, 0.3, None, None, None, None], ["a", "b", "c", "a", "b", "c", "d"])
+    split = make_split(catalog, [])
+    (train,) = split.fractions[1.0]
+    assert set(split.unlabeled) == {f"c{int(train[1:]) + 3:03d}", "c006"}
+    assert split.notes == ("2 unlabeled case(s) are left out: their group is in validation or test",)
+
+
+def test_no_foreground_anywhere_is_said_loudly() -> None:
+    assert "NO LABELED TRAINING CASE HAS FOREGROUND" in make_split(make_catalog([0.0] * 6), [0.5]).notes[0]
+    assert make_split(make_catalog([0.0] * 6 + [0.1] * 3), [0.5]).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"fractions": [0.0]}, "label fraction 0"),
+        ({"fractions": [0.1, 1.5]}, "label fraction 1.5"),
+        ({"fractions": [-0.1]}, "label fraction -0.1"),
+        ({"fractions": [float("nan")]}, "label fraction nan"),
+        ({"fractions": [], "val_fraction": 0.0}, "val_fraction=0"),
+        ({"fractions": [], "test_fraction": -0.1}, "test_fraction=-0.1"),
+        ({"fractions": [], "val_fraction": 0.5, "test_fraction": 0.5}, "their sum below 1"),
+        ({"fractions": [], "seed": -1}, "seed=-1"),
+    ],
+)
+def test_numbers_out_of_range(arguments: dict[str, object], reason: str) -> None:
+    with pytest.raises(SplitError, match=reason):
+        make_split(make_catalog(spread(10)), **arguments)
+
+
+def test_no_test_list_on_request() -> None:
+    split = make_split(make_catalog(spread(20)), [], val_fraction=0.5, test_fraction=0)
+    assert (len(split.val), split.test, split.notes) == (10, (), ())
+
+
+# --- asking a split -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fraction", "total", "expected"),
+    [
+        (0.5, 5, 3),
+        (0.5, 3, 2),
+        (0.29, 50, 15),
+        (0.35, 10, 4),
+        (0.145, 100, 15),
+        (0.01, 20, 1),
+        (1e-9, 5, 1),
+        (0.4, 6, 2),
+    ],
+)
+def test_half_a_case_is_rounded_up_in_decimals(fraction: float, total: int, expected: int) -> None:
+    assert round_cases(fraction, total) == expected
+
+
+@pytest.fixture
+def split() -> Split:
+    return make_split(make_catalog([*spread(40), None, None]), [0.1])
+
+
+def test_labeled_and_pool_ids(split: Split) -> None:
+    pool = split.fractions[1.0]
+    assert len(pool) == 26
+    assert split.labeled_ids(0.1) == pool[:3]
+    assert split.labeled_ids(0.25) == pool[:7]
+    assert split.labeled_ids(0.001) == pool[:1]
+    assert split.labeled_ids(1.0) == split.labeled_ids(1) == split.labeled_ids(26) == pool
+    assert split.labeled_ids(2) == pool[:2]
+    assert split.pool_ids(0.1) == (*pool[3:], "c040", "c041")
+    assert split.pool_ids(1.0) == ("c040", "c041")
+
+
+def test_a_stored_fraction_is_taken_as_stored(split: Split) -> None:
+    own = replace(split, fractions={0.1: split.fractions[1.0][5:7], 1.0: split.fractions[1.0]})
+    assert own.labeled_ids(0.1) == split.fractions[1.0][5:7]
+    assert set(own.pool_ids(0.1)) == {*split.fractions[1.0], "c040", "c041"} - set(own.labeled_ids(0.1))
+
+
+@pytest.mark.parametrize("labels", [0, -1, 2.5, 27, float("nan"), float("inf")])
+def test_label_counts_that_make_no_sense(split: Split, labels: float) -> None:
+    with pytest.raises(SplitError, match=f"labels={labels:g}"):
+        split.labeled_ids(labels)
+
+
+def test_the_test_list_is_sealed(split: Split) -> None:
+    split.check_not_sealed([*split.fractions[1.0], *split.unlabeled, *split.val])
+    with pytest.raises(SplitError, match=r"ssl-seg evaluate --test") as raised:
+        split.check_not_sealed([split.val[0], split.test[1]])
+    assert split.test[1] in str(raised.value)
+    assert split.val[0] not in str(raised.value)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_fingerprint_covers(split: Split) -> None:
+    pool = split.fractions[1.0]
+    same = [replace(split, notes=("x",)), replace(split, dataset="elsewhere")]
+    other = [
+        replace(split, seed=1),
+        replace(split, fractions={1.0: pool}),
+        replace(split, fractions={0.1: split.fractions[0.1], 1.0: (*pool[:-2], pool[-1], pool[-2])}),
+        replace(split, unlabeled=split.unlabeled[:1]),
+        replace(split, val=split.test, test=split.val),
+        replace(split, groups={"c000": "g"}),
+        replace(split, content=split.content | {"c000": "0" * 15 + "f"}),
+    ]
+    assert all(s.fingerprint == split.fingerprint for s in same)
+    assert len({s.fingerprint for s in other} | {split.fingerprint}) == len(other) + 1
+    assert len(split.fingerprint) == 16
+
+
+@settings(max_examples=25)
+@given(catalogs, fraction_lists)
+def test_files_and_dicts_give_the_same_split(
+    tmp_path_factory: pytest.TempPathFactory, catalog: Catalog, fractions: list[float]
+) -> None:
+    split = try_split(catalog, fractions)
+    if split is None:
+        return
+    assert split_from_dict(split_to_dict(split)) == split
+    path = tmp_path_factory.mktemp("split") / "new" / "split.yaml"
+    save_split(split, path)
+    assert load_split(path) == split
+
+
+def test_ids_that_look_like_numbers_stay_texts(tmp_path: Path) -> None:
+    catalog = make_catalog(spread(8))
+    names = ["0007", "1e5", "yes", "null", "1.0", "ä/b c", "12:30", "2020-01-01"]
+    cases = tuple(replace(c, id=n) for c, n in zip(catalog.cases, names, strict=True))
+    facts = {n: catalog.facts[c.id] for c, n in zip(catalog.cases, names, strict=True)}
+    split = make_split(replace(catalog, cases=cases, facts=facts), [])
+    save_split(split, tmp_path / "s.yaml")
+    assert load_split(tmp_path / "s.yaml") == split
+
+
+def test_a_split_file_is_never_overwritten(tmp_path: Path, split: Split) -> None:
+    save_split(split, tmp_path / "s.yaml")
+    before = (tmp_path / "s.yaml").read_bytes()
+    with pytest.raises(SplitError, match="exists"):
+        save_split(replace(split, seed=9), tmp_path / "s.yaml")
+    assert (tmp_path / "s.yaml").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["s.yaml"]
+    with pytest.raises(SplitError, match="cannot be written"):
+        save_split(split, tmp_path / "s.yaml" / "inside.yaml")
+
+
+def edit(path: Path, **changes: object) -> None:
+    values = yaml.safe_load(path.read_text()) | changes
+    path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not ...}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"val": ["c000"]}, r"edited after it was made.*ssl-seg split make"),
+        ({"seed": 5}, "edited after it was made"),
+        ({"fingerprint": "0" * 16}, "edited after it was made"),
+        ({"schema": 2}, "schema 2 is not known"),
+        ({"schema": ...}, "schema None"),
+        ({"val": ...}, "missing or unknown: val"),
+        ({"vall": []}, "missing or unknown: vall"),
+        ({"val": [7]}, "val must be a list of texts"),
+        ({"test": "c000"}, "test must be a list of texts"),
+        ({"groups": {"a": 1}}, "groups must map"),
+        ({"content": []}, "content must map"),
+        ({"fractions": {0.1: ["c000"]}}, "must contain 1.0"),
+        ({"fractions": {1.0: [1]}}, "fractions.1 must be a list of texts"),
+        ({"fractions": {2.0: ["c000"]}}, r"numbers in \(0, 1\]"),
+        ({"fractions": ["c000"]}, r"numbers in \(0, 1\]"),
+        ({"seed": "x"}, "seed an integer"),
+        ({"dataset": None}, "dataset must be a text"),
+    ],
+)
+def test_edited_files_are_refused(tmp_path: Path, split: Split, changes: dict[str, object], reason: str) -> None:
+    path = tmp_path / "s.yaml"
+    save_split(split, path)
+    edit(path, notes=["notes may change"], dataset="so may the place")
+    load_split(path)
+    edit(path, **changes)
+    with pytest.raises(SplitError, match=reason) as raised:
+        load_split(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "just text", "[1, 2]", "a: [", "\x00", "seed: !!python/object:os.system {}"])
+def test_files_that_are_no_split(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(SplitError, match=r"s\.yaml"):
+        load_split(tmp_path / "s.yaml")
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(SplitError, match="ssl-seg split make"):
+        load_split(tmp_path / "s.yaml")
+
+
+def test_reading_splits_loads_no_image_library() -> None:
+    code = "import ssl_seg.data.splits, ssl_seg.data.split_quality, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "ssl_seg.data.split_quality" in loaded
+    assert not loaded & {"torch", "cv2", "scipy", "tifffile"}
+
+
+# --- real data ------------------------------------------------------------------------------------------------------
+
+
+def test_papers_of_emps_stay_whole(emps_dir: Path) -> None:
+    catalog = open_catalog(str(emps_dir))
+    split = make_split(catalog, [0.01, 0.1])
+    assert [len(split.fractions[f]) for f in (0.01, 0.1)] == [2, 24]
+    assert [len(split.fractions[1.0]), len(split.val), len(split.test)] == pytest.approx([238, 55, 73], abs=3)
+    papers = [{split.groups[i] for i in part} for part in (split.fractions[1.0], split.val, split.test)]
+    assert not papers[0] & papers[1] | papers[0] & papers[2] | papers[1] & papers[2]
+    means = [np.mean([catalog.facts[i].foreground for i in p]) for p in (split.fractions[1.0], split.val, split.test)]
+    assert np.ptp(means) < 0.06

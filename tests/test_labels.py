@@ -1,0 +1,67 @@
+"""Mask values and class indices are inverse to each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl_seg.errors import DataError
+from ssl_seg.labels import IGNORE_INDEX, infer_label_values, to_mask, to_target
+
+label_values = st.lists(st.integers(0, 65535), min_size=2, max_size=12, unique=True)
+
+
+@given(label_values, st.integers(0, 2**32))
+def test_classes_survive_the_way_to_the_file_and_back(values: list[int], seed: int) -> None:
+    target = np.random.default_rng(seed).integers(0, len(values), (3, 5))
+    mask = to_mask(target, values)
+    assert mask.dtype == (np.uint8 if max(values) < 256 else np.uint16)
+    assert all(mask.flat[n] == values[target.flat[n]] for n in range(target.size))
+    np.testing.assert_array_equal(to_target(mask, values), target)
+
+
+@given(label_values)
+def test_the_ignored_value_has_no_class(values: list[int]) -> None:
+    *classes, ignored = values
+    target = to_target(np.array(values), classes, ignored)
+    assert target.dtype == np.int64
+    assert target.tolist() == [*range(len(classes)), IGNORE_INDEX]
+
+
+def test_unknown_values_are_named() -> None:
+    with pytest.raises(DataError, match=r"\{3, 9\} are not among the label values \[0, 1\]"):
+        to_target(np.array([0, 1, 9, 3]), [0, 1], 7)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], (0, 1)),
+        ([0], (0, 1)),
+        ([1], (0, 1)),
+        ([0, 1], (0, 1)),
+        ([255], (0, 255)),
+        ([0, 255], (0, 255)),
+        ([2, 1], (0, 1, 2)),
+        (range(256), tuple(range(256))),
+    ],
+)
+def test_usual_values_are_inferred(values: list[int], expected: tuple[int, ...]) -> None:
+    assert infer_label_values(values) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ([0, 2], r"data\.label_values=\[0, 2\]"),
+        ([0, 128, 255], r"data\.label_values=\[0, 128, 255\]"),
+        ([0, 1, 255], r"data\.ignore_value=255 if 255 marks unlabeled pixels, else data\.label_values=\[0, 1, 255\]"),
+        ([-1, 0, 1], r"data\.label_values=\[-1, 0, 1\]"),
+        (range(257), r"\{0, 1, 2, 3, 4, 5, 6, 7, \.\.\.\}"),
+    ],
+)
+def test_other_values_are_refused_with_a_map_to_set(values: list[int], hint: str) -> None:
+    with pytest.raises(DataError, match=hint):
+        infer_label_values(values)
