@@ -34,7 +34,7 @@ class DataConfig(Section):
     """Size of a training patch and of an inference window; its length says 2D or 3D."""
     spacing: tuple[float, ...] | None = None
     """Size of a voxel along each axis, for surface distances; 1 when unset."""
-    foreground_ratio: float = Field(0.33, ge=0, le=1)
+    foreground_ratio: float = Field(ge=0, le=1)
     """Share of labeled patches that are centered on a foreground voxel."""
     cache_mb: PositiveInt = 2048
     """Decoded cases kept in memory, per process."""

@@ -58,8 +58,8 @@ def focal(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float | Non
             of missing foreground. None weighs all voxels 1.
     """
     loss = _voxel_cross_entropy(logits, target)
-    # 1 - p_t without cancellation; the clamp keeps the gradient of the power finite at p_t = 1 when gamma < 1.
-    miss = (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).eps)
+    # 1 - p_t; the clamp keeps the gradient of the power finite at p_t = 1 when gamma < 1.
+    miss = (1.0 - torch.exp(-loss)).clamp(min=torch.finfo(loss.dtype).eps)
     loss = miss**gamma * loss
     if alpha is not None:
         loss = loss * torch.where(target > 0, alpha, 1.0 - alpha)

@@ -18,6 +18,9 @@ BATCH = {(2, False): 4, (2, True): 8, (3, False): 2, (3, True): 2}
 STEPS = {False: 800, True: 4000}
 WARMUP_STEPS, WARMUP_SHARE = 50, 10
 MULTIPLE = {2: 32, 3: 16}
+RARE_FOREGROUND = 0.15
+"""Below this mean share a third of the labeled patches is centered on foreground (nnU-Net's 33 %); above it, that would
+only teach the network a higher prevalence than there is."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def plan_run(catalog: Catalog, given: Nested, *, gpu: bool) -> list[Planned]:
             plan_patch_size(median, gpu=gpu),
             f"median image {_times(median)}, at most {PATCH_VOXELS[ndim, gpu]} voxels on a {device}",
         ),
+        _plan_foreground_ratio(catalog),
         Planned("network.name", "dynunet", f"{ndim}D, strides fitted to the patch"),
         Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
         Planned(
@@ -84,6 +88,14 @@ def plan_patch_size(median: Sequence[int], *, gpu: bool) -> list[int]:
         largest = max(range(ndim), key=lambda axis: size[axis])
         size[largest] -= multiple
     return size
+
+
+def _plan_foreground_ratio(catalog: Catalog) -> Planned:
+    shares = [f.foreground for f in catalog.facts.values() if f.foreground is not None]
+    mean = float(np.mean(shares)) if shares else 0.0
+    rare = mean < RARE_FOREGROUND
+    reason = f"foreground is {mean:.1%} of the labeled voxels: {'rare' if rare else 'random boxes hold enough of it'}"
+    return Planned("data.foreground_ratio", 0.33 if rare else 0.0, reason)
 
 
 def _times(size: Sequence[int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_seg.errors import DataError
@@ -13,6 +13,7 @@ from ssl_seg.labels import IGNORE_INDEX, infer_label_values, to_mask, to_target
 label_values = st.lists(st.integers(0, 65535), min_size=2, max_size=12, unique=True)
 
 
+@settings(deadline=None)
 @given(label_values, st.integers(0, 2**32))
 def test_classes_survive_the_way_to_the_file_and_back(values: list[int], seed: int) -> None:
     target = np.random.default_rng(seed).integers(0, len(values), (3, 5))
@@ -22,6 +23,7 @@ def test_classes_survive_the_way_to_the_file_and_back(values: list[int], seed: i
     np.testing.assert_array_equal(to_target(mask, values), target)
 
 
+@settings(deadline=None)
 @given(label_values)
 def test_the_ignored_value_has_no_class(values: list[int]) -> None:
     *classes, ignored = values

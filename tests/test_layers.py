@@ -15,7 +15,7 @@ LAYERS = [
     {"methods"},
     {"monitor", "inference"},
     {"engine"},
-    {"plan", "train", "evaluate", "predict", "diagnose"},
+    {"plan", "bootstrap", "prepare", "train", "evaluate", "predict", "diagnose"},
     {"ablation", "report"},
     {"cli"},
 ]

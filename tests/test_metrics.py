@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance
@@ -56,6 +56,7 @@ def test_trivial_f1_at_the_prevalences_of_the_reports() -> None:
 
 
 @given(n_pos=st.integers(0, 100), n_neg=st.integers(0, 100))
+@example(n_pos=0, n_neg=3)
 def test_trivial_baselines_are_what_such_predictors_score(n_pos: int, n_neg: int) -> None:
     assume(n_pos + n_neg > 0)
     target = np.repeat([1, 0], [n_pos, n_neg])

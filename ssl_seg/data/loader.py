@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_seg.data.catalog import Catalog
-from ssl_seg.data.sampling import CaseStream, choose_box, crop, derive_rng
+from ssl_seg.data.sampling import CaseStream, choose_box, choose_tile, crop, derive_rng
 from ssl_seg.data.transforms import Intensity, Views, measure_intensity, normalize
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.errors import DataError
@@ -181,7 +181,7 @@ class PatchSource(Dataset[Batch]):
         # A systematic draw: over the slots of a batch the share is met as exactly as whole numbers allow.
         centered = (slot + rng.random()) / self.counts[0] < self.foreground_ratio
         start = choose_box(case.target.shape, self.patch_size, rng, case.foreground if centered else None)
-        unit = case.intensity.to_unit(self._cut_image(case, start))
+        unit = self._cut_unit(case, start)
         target = crop(case.target, start, self.patch_size, IGNORE_INDEX)
         unit, turned = self.views.apply_geometry(unit, target.astype(np.int64), rng)
         if self.labeled_strong:
@@ -192,13 +192,17 @@ class PatchSource(Dataset[Batch]):
         rng = derive_rng(self.seed, self.rank, step, UNLABELED_STREAM, slot)
         case = self.store.load(case_id)
         start = choose_box(case.image.shape[1:], self.patch_size, rng)
-        unit, _ = self.views.apply_geometry(case.intensity.to_unit(self._cut_image(case, start)), None, rng)
+        unit, _ = self.views.apply_geometry(self._cut_unit(case, start), None, rng)
         strong = self.views.strengthen(unit, rng)
         return case.intensity.unit_to_zscore(unit), case.intensity.unit_to_zscore(strong)
 
-    def _cut_image(self, case: LoadedCase, start: Sequence[int]) -> NDArray[np.generic]:
-        # Padding repeats the image's mean, the zero of the z-score.
-        return crop(case.image, start, self.patch_size, float(case.intensity.mean.mean()))
+    def _cut_unit(self, case: LoadedCase, start: Sequence[int]) -> NDArray[np.float32]:
+        """Return a box in the unit range; outside the image each channel's mean, which becomes z-score 0."""
+        if all(n >= p for n, p in zip(case.image.shape[1:], self.patch_size, strict=True)):
+            return case.intensity.to_unit(crop(case.image, start, self.patch_size, 0.0))
+        unit = case.intensity.to_unit(case.image)
+        padded = [crop(channel, start, self.patch_size, float(channel.mean())) for channel in unit]
+        return np.stack(padded).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -227,14 +231,14 @@ def make_loader(
 def make_probe(
     store: CaseStore, case_ids: Sequence[str], patches: int, patch_size: tuple[int, ...], seed: int
 ) -> Probe:
-    """Return ``patches`` random boxes, walked over the cases in turn; the same for every run of one seed."""
+    """Return ``patches`` random tiles, walked over the cases in turn; the same for every run of one seed."""
     images, targets = [], []
     cases = CaseStream(tuple(case_ids), seed, PROBE_STREAM)
     for index in range(patches if case_ids else 0):
         case = store.load(cases[index])
         if case.target is None:
             raise DataError(f"case '{cases[index]}' is in a probe but has no mask")
-        start = choose_box(case.target.shape, patch_size, derive_rng(seed, PROBE_STREAM, index))
+        start = choose_tile(case.target.shape, patch_size, derive_rng(seed, PROBE_STREAM, index))
         zscore = normalize(case.image, case.intensity)
         images.append(crop(zscore, start, patch_size, 0.0))
         targets.append(crop(case.target, start, patch_size, IGNORE_INDEX).astype(np.int64))

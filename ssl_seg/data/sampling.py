@@ -50,12 +50,14 @@ def choose_box(
 ) -> tuple[int, ...]:
     """Return the start of a random box of ``patch_size`` inside ``shape``.
 
+    The box is centered on a random voxel and moved inside the image. Drawing the start uniformly instead would hardly
+    ever show the borders: at half the image size, a corner voxel would be in 1 of 16,000 boxes, the center in all.
+
     Args:
         shape: (*S) of the image.
         patch_size: (*P).
         rng: source of the draw.
-        foreground: (n, len(S)) voxel coordinates; the box then contains one of them, near its center where the border
-            of the image allows it.
+        foreground: (n, len(S)) coordinates of the voxels to choose the center from; all voxels when None or empty.
 
     Returns:
         Start per axis; negative where the image is smaller than the patch, which is then centered.
@@ -63,10 +65,22 @@ def choose_box(
     limits = [size - patch for size, patch in zip(shape, patch_size, strict=True)]
     if foreground is not None and len(foreground):
         center = foreground[rng.integers(len(foreground))]
-        wanted = [int(c) - patch // 2 for c, patch in zip(center, patch_size, strict=True)]
     else:
-        wanted = [int(rng.integers(max(limit, 0) + 1)) for limit in limits]
+        center = rng.integers(np.asarray(shape))
+    wanted = [int(c) - patch // 2 for c, patch in zip(center, patch_size, strict=True)]
     return tuple(min(max(w, 0), limit) if limit >= 0 else limit // 2 for w, limit in zip(wanted, limits, strict=True))
+
+
+def choose_tile(shape: Sequence[int], patch_size: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
+    """Return the start of a random tile of the grid that covers ``shape``; the last tile of an axis is moved inside.
+
+    Every voxel is about equally likely to be in it, so that the share of foreground is that of whole images.
+    """
+    starts = []
+    for size, patch in zip(shape, patch_size, strict=True):
+        index = int(rng.integers(-(-size // patch)))
+        starts.append(min(index * patch, size - patch) if size >= patch else (size - patch) // 2)
+    return tuple(starts)
 
 
 def crop(

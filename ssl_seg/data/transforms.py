@@ -10,6 +10,7 @@ affine map from there to the z-scores that the network sees.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -130,7 +131,10 @@ def _make_albumentations(strength: float, cutout: float) -> StrongFn:
 
 
 def _run_albumentations(compose: Any, unit: Array, seed: int) -> Array:
-    compose.set_random_seed(seed)
+    # compose.set_random_seed gives every transform the same draws, so that all apply or none; here they share a stream.
+    drawn, chosen = np.random.default_rng(seed), random.Random(seed)
+    for transform in compose.transforms:
+        transform.set_random_state(drawn, chosen)
     changed = compose(image=np.moveaxis(unit, 0, -1).copy())["image"]
     return np.ascontiguousarray(np.moveaxis(changed, -1, 0))
 

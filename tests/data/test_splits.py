@@ -57,6 +57,7 @@ catalogs = st.integers(3, 40).flatmap(
         st.lists(st.sampled_from([None, "g1", "g2", "g3", "g4"]), min_size=48, max_size=48),
     )
 )
+relaxed = settings(deadline=None, max_examples=60)
 fraction_lists = st.lists(st.floats(0.001, 1.0), max_size=4)
 
 
@@ -70,6 +71,7 @@ def try_split(catalog: Catalog, fractions: list[float], seed: int = 0) -> Split 
     return None
 
 
+@relaxed
 @given(catalogs, fraction_lists, st.integers(0, 5))
 def test_fractions_are_nested_prefixes(catalog: Catalog, fractions: list[float], seed: int) -> None:
     split = try_split(catalog, fractions, seed)
@@ -83,6 +85,7 @@ def test_fractions_are_nested_prefixes(catalog: Catalog, fractions: list[float],
         assert abs(len(ids) - fraction * len(pool)) <= 0.5 or len(ids) == 1
 
 
+@relaxed
 @given(catalogs, st.integers(0, 5))
 def test_every_case_is_used_once_or_left_out_with_a_note(catalog: Catalog, seed: int) -> None:
     split = try_split(catalog, [0.1], seed)
@@ -99,6 +102,7 @@ def test_every_case_is_used_once_or_left_out_with_a_note(catalog: Catalog, seed:
     assert {*split.fractions[1.0], *split.val, *split.test} == masks
 
 
+@relaxed
 @given(catalogs, st.integers(0, 5))
 def test_groups_stay_whole_and_each_part_has_one(catalog: Catalog, seed: int) -> None:
     split = try_split(catalog, [], seed)
@@ -121,6 +125,7 @@ def test_groups_stay_whole_and_each_part_has_one(catalog: Catalog, seed: int) ->
     assert sum(has_positive) == min(len(positive_groups), 3 if len(labeled_groups) > 2 else 2)
 
 
+@relaxed
 @given(catalogs, st.integers(0, 5), st.randoms(use_true_random=False))
 def test_the_order_of_cases_does_not_matter(catalog: Catalog, seed: int, random: np.random.Generator) -> None:
     split = try_split(catalog, [0.2], seed)
@@ -140,6 +145,7 @@ def one_in_each_half(ranks: list[int], start: int, stop: int) -> bool:
     return any(one_in_each_half(ranks[:half], start, m) and one_in_each_half(ranks[half:], m, stop) for m in middles)
 
 
+@relaxed
 @given(st.integers(1, 130), st.integers(0, 20))
 def test_a_prefix_has_one_case_of_each_stratum(count: int, seed: int) -> None:
     ids = [f"{n:04d}" for n in range(count)]
@@ -347,7 +353,7 @@ def test_what_the_fingerprint_covers(split: Split) -> None:
     assert len(split.fingerprint) == 16
 
 
-@settings(max_examples=25)
+@relaxed
 @given(catalogs, fraction_lists)
 def test_files_and_dicts_give_the_same_split(
     tmp_path_factory: pytest.TempPathFactory, catalog: Catalog, fractions: list[float]

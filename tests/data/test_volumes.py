@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -397,6 +397,7 @@ def test_colored_masks_and_jpg_masks_are_refused(tmp_path: Path) -> None:
         read_mask(put(tmp_path, "x.jpg", WHOLE["gray.jpg"]))
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     mask=hnp.arrays(
         st.sampled_from([np.uint8, np.uint16, np.int64]),

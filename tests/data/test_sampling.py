@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl_seg.data.sampling import CaseStream, choose_box, choose_tile, crop, derive_rng, derive_seed
+
+
+@given(n=st.integers(1, 12), passes=st.integers(1, 4), seed=st.integers(0, 99))
+def test_each_pass_holds_every_case_once(n: int, passes: int, seed: int) -> None:
+    stream = CaseStream(tuple(map(str, range(n))), seed, stream=1)
+    drawn = [stream[k] for k in range(n * passes)]
+    for p in range(passes):
+        assert Counter(drawn[p * n : (p + 1) * n]) == Counter(stream.ids)
+
+
+def test_streams_and_seeds_differ_and_repeat() -> None:
+    ids = tuple(map(str, range(50)))
+    first = [CaseStream(ids, 0, 1)[k] for k in range(50)]
+    assert first == [CaseStream(ids, 0, 1)[k] for k in range(50)]
+    assert first != [CaseStream(ids, 0, 2)[k] for k in range(50)]
+    assert first != [CaseStream(ids, 1, 1)[k] for k in range(50)]
+    assert first != [CaseStream(ids, 0, 1)[k] for k in range(50, 100)]
+
+
+def test_derived_seeds_do_not_collide_over_ranks_and_steps() -> None:
+    seeds = {derive_seed(0, rank, step) for rank in range(4) for step in range(500)}
+    assert len(seeds) == 2000
+
+
+shapes = st.lists(st.integers(1, 20), min_size=2, max_size=3)
+
+
+@given(shape=shapes, data=st.data(), seed=st.integers(0, 999))
+def test_box_lies_inside_or_centers_what_is_too_small(shape: list[int], data: st.DataObject, seed: int) -> None:
+    patch = data.draw(st.lists(st.integers(1, 20), min_size=len(shape), max_size=len(shape)))
+    start = choose_box(shape, patch, derive_rng(seed))
+    for s, p, n in zip(start, patch, shape, strict=True):
+        if p <= n:
+            assert 0 <= s <= n - p
+        else:
+            assert s <= 0
+            assert s + p >= n  # the whole image is in the box
+
+
+@given(shape=shapes, data=st.data(), seed=st.integers(0, 999))
+def test_foreground_box_contains_a_foreground_voxel(shape: list[int], data: st.DataObject, seed: int) -> None:
+    patch = data.draw(st.lists(st.integers(1, 20), min_size=len(shape), max_size=len(shape)))
+    voxel = np.array([[data.draw(st.integers(0, n - 1)) for n in shape]])
+    start = choose_box(shape, patch, derive_rng(seed), voxel)
+    assert all(s <= v < s + p for s, v, p in zip(start, voxel[0], patch, strict=True))
+
+
+def test_boxes_reach_every_start_and_the_border_often() -> None:
+    starts = Counter(choose_box((5, 40), (3, 20), derive_rng(k)) for k in range(4000))
+    assert {y for y, _ in starts} == {0, 1, 2}
+    assert {x for _, x in starts} == set(range(21))
+    left = sum(count for (_, x), count in starts.items() if x == 0) / 4000
+    assert 0.2 < left < 0.35  # centers 0..10 of 40 are moved to start 0
+
+
+@given(shape=shapes, data=st.data(), seed=st.integers(0, 999))
+def test_tiles_lie_inside(shape: list[int], data: st.DataObject, seed: int) -> None:
+    patch = data.draw(st.lists(st.integers(1, 20), min_size=len(shape), max_size=len(shape)))
+    start = choose_tile(shape, patch, derive_rng(seed))
+    for s, p, n in zip(start, patch, shape, strict=True):
+        assert (0 <= s <= n - p) if p <= n else (s <= 0 and s + p >= n)
+
+
+def test_tiles_see_every_voxel_equally_often() -> None:
+    """Prevalence of tiles is that of the image; boxes around random voxels prefer the center (negative control)."""
+    image = np.zeros((24, 24))
+    image[8:16, 8:16] = 1
+    tiles = [crop(image, choose_tile(image.shape, (12, 12), derive_rng(k)), (12, 12), 0).mean() for k in range(400)]
+    boxes = [crop(image, choose_box(image.shape, (12, 12), derive_rng(k)), (12, 12), 0).mean() for k in range(400)]
+    assert abs(np.mean(tiles) - image.mean()) < 0.005
+    assert np.mean(boxes) > image.mean() + 0.05
+
+
+@given(shape=shapes, data=st.data(), seed=st.integers(0, 999))
+def test_crop_equals_cutting_a_padded_array(shape: list[int], data: st.DataObject, seed: int) -> None:
+    patch = data.draw(st.lists(st.integers(1, 20), min_size=len(shape), max_size=len(shape)))
+    array = np.arange(2 * np.prod(shape)).reshape(2, *shape)
+    start = choose_box(shape, patch, derive_rng(seed))
+    margin = 40
+    padded = np.pad(array, [(0, 0)] + [(margin, margin)] * len(shape), constant_values=-5)
+    window = (slice(None), *(slice(s + margin, s + margin + p) for s, p in zip(start, patch, strict=True)))
+    assert np.array_equal(crop(array, start, patch, -5), padded[window])

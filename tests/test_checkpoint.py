@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
+from ssl_seg.errors import CheckpointError
+
+
+def make_checkpoint() -> Checkpoint:
+    net = nn.Linear(2, 3)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return Checkpoint(
+        student=net.state_dict(),
+        teacher=nn.Linear(2, 3).state_dict(),
+        optimizer=optimizer.state_dict(),
+        progress=Progress(step=5, ema_updates=5, best_score=0.25),
+        config={"seed": 3, "data": {"patch_size": [64, 64]}},
+        split={"val": ["a"], "fractions": {0.01: ["b"], 1.0: ["b", "c"]}},
+        scores={"student": {"f1": 0.5, "margin_low": None}},
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    saved = make_checkpoint()
+    save_checkpoint(saved, tmp_path / "a.pt")
+    loaded = load_checkpoint(tmp_path / "a.pt")
+    assert (loaded.progress, loaded.config, loaded.split, loaded.scores) == (
+        saved.progress,
+        saved.config,
+        saved.split,
+        saved.scores,
+    )
+    for part in ("student", "teacher"):
+        for name, value in getattr(saved, part).items():
+            assert torch.equal(getattr(loaded, part)[name], value)
+    assert torch.equal(loaded.optimizer["state"][0]["exp_avg"], saved.optimizer["state"][0]["exp_avg"])
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("executed"),)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "kind", ["random", "text", "pickle", "torch-pickle", "empty", "zip", "truncated", "tensor", "other"]
+)
+def test_foreign_files_are_refused_and_run_no_code(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "x.pt"
+    if kind == "random":
+        path.write_bytes(bytes(range(256)) * 20)
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(RunsCode()))
+    elif kind == "torch-pickle":
+        torch.save({"format": "ssl_seg.checkpoint", "payload": RunsCode()}, path)
+    elif kind == "empty":
+        path.touch()
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "x")
+    elif kind == "truncated":
+        save_checkpoint(make_checkpoint(), path)
+        path.write_bytes(path.read_bytes()[:-300])
+    elif kind == "tensor":
+        torch.save(torch.ones(3), path)
+    else:
+        torch.save({"state_dict": {}}, path)
+    with pytest.raises(CheckpointError, match=r"x\.pt"):
+        load_checkpoint(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_planted_code_would_have_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"payload": RunsCode()}, "x.pt")
+    torch.load("x.pt", weights_only=False)
+    assert (tmp_path / "executed").exists()
+
+
+def test_newer_and_incomplete_files(tmp_path: Path) -> None:
+    save_checkpoint(make_checkpoint(), tmp_path / "a.pt")
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    torch.save({**content, "version": 99}, tmp_path / "newer.pt")
+    with pytest.raises(CheckpointError, match="version 99"):
+        load_checkpoint(tmp_path / "newer.pt")
+    torch.save({k: v for k, v in content.items() if k != "teacher"}, tmp_path / "part.pt")
+    with pytest.raises(CheckpointError, match="no 'teacher'"):
+        load_checkpoint(tmp_path / "part.pt")
+    torch.save({**content, "progress": {"step": 1}}, tmp_path / "progress.pt")
+    with pytest.raises(CheckpointError, match="progress"):
+        load_checkpoint(tmp_path / "progress.pt")
+
+
+def test_weights_of_another_network_or_other_classes() -> None:
+    net = nn.Linear(2, 3)
+    with pytest.raises(CheckpointError, match="another network"):
+        load_weights(net, nn.Sequential(nn.Linear(2, 3)).state_dict(), "x.pt")
+    with pytest.raises(CheckpointError, match=r"'weight' is \(4, 2\) in the file and \(3, 2\)"):
+        load_weights(net, nn.Linear(2, 4).state_dict(), "x.pt")
+    other = nn.Linear(2, 3)
+    load_weights(net, other.state_dict(), "x.pt")
+    assert torch.equal(net.weight, other.weight)
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
+    save_checkpoint(make_checkpoint(), tmp_path / "a.pt")
+    before = (tmp_path / "a.pt").read_bytes()
+    broken = Checkpoint(**{**vars(make_checkpoint()), "config": {"x": lambda: 0}})
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        save_checkpoint(broken, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from ssl_seg.errors import RunDirError
+from ssl_seg.rundir import RunDir, atomic_write, create_run_dir, find_run_of, next_free, open_run_dir, read_jsonl
+
+
+def make_run(path: Path) -> RunDir:
+    run = create_run_dir(path)
+    (path / "config.yaml").write_text("seed: 0\n")
+    return run
+
+
+def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.append_metrics({"step": 0})
+    with pytest.raises(RunDirError, match=r"--resume .*run, or use --out .*run-2"):
+        create_run_dir(tmp_path / "run")
+    assert run.read_metrics() == [{"step": 0}]
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(RunDirError):
+        create_run_dir(tmp_path / "run")
+    with pytest.raises(RunDirError, match="cannot create"):
+        create_run_dir(tmp_path / "run" / "below")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_open_names_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(RunDirError, match="no run directory"):
+        open_run_dir(tmp_path / "nothing")
+    with pytest.raises(RunDirError, match=r"no config\.yaml"):
+        open_run_dir(tmp_path)
+
+
+def test_records_survive_a_torn_last_line_and_nan(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.append_metrics({"step": 0, "a": math.nan, "b": [math.inf, 1.5]})
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "a"')
+    assert run.read_metrics() == [{"step": 0, "a": None, "b": [None, 1.5]}]
+
+
+def test_resume_drops_later_records_only(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for step in (0, 5, 10, 15):
+        run.append_metrics({"step": step})
+    run.drop_metrics_after(10)
+    assert [r["step"] for r in run.read_metrics()] == [0, 5, 10]
+
+
+def test_atomic_write_keeps_the_old_file_on_error(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_run_of_a_checkpoint(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert find_run_of(run.last) == run
+    assert find_run_of(tmp_path / "copied" / "somewhere" / "x.pt") is None
+
+
+def test_next_free(tmp_path: Path) -> None:
+    assert next_free(tmp_path / "a") == tmp_path / "a"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a-2").mkdir()
+    assert next_free(tmp_path / "a") == tmp_path / "a-3"
+
+
+def test_environment_is_recorded(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    assert read_jsonl(tmp_path / "run" / "events.jsonl") == []
