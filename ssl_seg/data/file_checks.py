@@ -20,7 +20,6 @@ _ALWAYS_ALLOWED = 64 * 2**20
 """Bytes that are decoded whatever the file's size: small enough not to hurt."""
 
 _JPG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
-_JPG_STANDALONE = {0x01, *range(0xD0, 0xD9)}
 
 
 def check_claim(claimed: int, stored: int, ratio: int = _DEFLATE_RATIO) -> None:
@@ -75,8 +74,8 @@ def check_jpg(data: bytes) -> None:
         if data[position] != 0xFF:
             raise ValueError(f"byte {position} should start a marker and does not")
         marker = data[position + 1]
-        if marker == 0xFF or marker in _JPG_STANDALONE:
-            position += 1 if marker == 0xFF else 2
+        if marker == 0xFF:  # a fill byte
+            position += 1
             continue
         if marker in _JPG_FRAMES and position + 10 <= len(data):
             height, width, components = struct.unpack(">HHB", data[position + 5 : position + 10])

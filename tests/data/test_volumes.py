@@ -98,9 +98,10 @@ def test_gray_stored_as_rgb_has_one_channel(tmp_path: Path, kind: str) -> None:
     suffix = {"TIFF": "tif"}.get(kind, kind.lower())
     equal = np.repeat(GRAY[..., None], 3, -1)
     np.testing.assert_array_equal(read_image(put(tmp_path, f"x.{suffix}", pillow_bytes(equal, kind))), GRAY[None])
-    nearly = equal.copy()
-    nearly[3, 4, 2] ^= 1
-    assert len(read_image(put(tmp_path, f"y.{suffix}", pillow_bytes(nearly, kind)))) == 3
+    for channel in range(3):
+        nearly = equal.copy()
+        nearly[3, 4, channel] ^= 1
+        assert len(read_image(put(tmp_path, f"y.{suffix}", pillow_bytes(nearly, kind)))) == 3
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
@@ -235,6 +236,41 @@ def test_a_jpg_preview_does_not_hide_a_missing_end(tmp_path: Path) -> None:
     assert read_image(put(tmp_path, "x.jpg", with_preview)).shape == (1, *GRAY.shape)
     with pytest.raises(DataError, match="EOI"):
         read_image(put(tmp_path, "x.jpg", with_preview[:-2]))
+
+
+def test_fill_bytes_between_jpg_markers_are_allowed(tmp_path: Path) -> None:
+    whole = WHOLE["gray.jpg"]
+    filled = read_image(put(tmp_path, "x.jpg", whole[:2] + b"\xff\xff" + whole[2:]))
+    np.testing.assert_array_equal(filled, read_image(put(tmp_path, "y.jpg", whole)))
+
+
+def test_bmp_with_a_short_header(tmp_path: Path) -> None:
+    """The header of OS/2, which Pillow does not write: 12 bytes instead of 40."""
+    rows = b"".join(row[:, ::-1].tobytes() + bytes(-row.nbytes % 4) for row in COLOR[::-1])
+    header = struct.pack("<IHHHH", 12, COLOR.shape[1], COLOR.shape[0], 1, 24)
+    data = b"BM" + struct.pack("<IHHI", 26 + len(rows), 0, 0, 26) + header + rows
+    np.testing.assert_array_equal(read_image(put(tmp_path, "x.bmp", data)), np.moveaxis(COLOR, -1, 0))
+    with pytest.raises(DataError, match="its header claims"):
+        read_image(put(tmp_path, "x.bmp", data[:-1]))
+
+
+def test_a_page_that_tifffile_gives_up_on_is_not_left_out(tmp_path: Path) -> None:
+    data = bytearray(pillow_stack_bytes("raw"))
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        third = tiff.pages[2].offset
+    data[third : third + 2] = struct.pack("<H", 4200)  # tags; tifffile stops at a directory with more than 4096
+    with pytest.raises(DataError, match="only 2 of its 3 pages"):
+        read_image(put(tmp_path, "x.tif", bytes(data) + bytes(60_000)))
+
+
+def test_page_directories_in_a_loop_are_refused(tmp_path: Path) -> None:
+    data = bytearray(pillow_stack_bytes("raw"))
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        first, last = tiff.pages[0].offset, tiff.pages[4].offset
+    (tags,) = struct.unpack("<H", data[last : last + 2])
+    data[last + 2 + 12 * tags : last + 6 + 12 * tags] = struct.pack("<I", first)
+    with pytest.raises(DataError, match="loop"):
+        read_image(put(tmp_path, "x.tif", bytes(data)))
 
 
 def test_no_file_no_bytes_no_image(tmp_path: Path) -> None:

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from test_methods import WEIGHTS, make_batch
+from torch import nn
+
+from ssl_seg.config import OptimConfig, RuntimeConfig
+from ssl_seg.data.loader import Batch, Probe
+from ssl_seg.engine.devices import (
+    choose_memory_format,
+    choose_precision,
+    make_fabric,
+    time_memory_formats,
+    to_memory_format,
+)
+from ssl_seg.engine.ema import EMATeacher
+from ssl_seg.engine.engine import Engine
+from ssl_seg.engine.loop import Schedule, run_loop
+from ssl_seg.engine.optim import make_optimizer
+from ssl_seg.errors import ConfigError
+from ssl_seg.methods import make_method
+from ssl_seg.monitor.watch import Monitor, Observation
+
+
+def make_net(norm: type[nn.Module] = nn.InstanceNorm2d) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), norm(6), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(6, 2, 1))
+
+
+def make_engine(method: str = "mean_teacher", clip_norm: float | None = 1.0, lr: float = 1e-2, seed: int = 0) -> Engine:
+    student = make_net()
+    return Engine(
+        Fabric(accelerator="cpu", devices=1),
+        student,
+        make_optimizer(student, OptimConfig(lr=lr)),
+        EMATeacher(student, 0.9),
+        make_method(method, {}, WEIGHTS),
+        lr_at=lambda step: lr * (1 - step / 100),
+        total_steps=100,
+        clip_norm=clip_norm,
+        seed=seed,
+    )
+
+
+class TestEMA:
+    def test_closed_form_over_30_steps(self) -> None:
+        student = make_net()
+        teacher = EMATeacher(student, decay=0.9, warmup=False)
+        expected = {n: p.detach().clone().double() for n, p in student.named_parameters()}
+        for step in range(30):
+            with torch.no_grad():
+                for p in student.parameters():
+                    p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
+            teacher.update(student)
+            for n, p in student.named_parameters():
+                expected[n] = 0.9 * expected[n] + 0.1 * p.detach().double()
+        for n, p in teacher.net.named_parameters():
+            torch.testing.assert_close(p.double(), expected[n], atol=1e-5, rtol=1e-5)
+
+    def test_warmup_makes_the_first_updates_a_plain_average(self) -> None:
+        student = nn.Linear(1, 1)
+        teacher = EMATeacher(student, decay=0.999)
+        values = []
+        for value in (3.0, 5.0, 1.0, 7.0):
+            with torch.no_grad():
+                student.weight.fill_(value)
+            teacher.update(student)
+            values.append(value)
+            assert teacher.net.weight.item() == pytest.approx(sum(values) / len(values))
+
+    def test_without_warmup_the_random_start_stays(self) -> None:
+        student = nn.Linear(1, 1)
+        with torch.no_grad():
+            student.weight.fill_(0.0)
+        teacher = EMATeacher(student, decay=0.999, warmup=False)
+        with torch.no_grad():
+            student.weight.fill_(1.0)
+        teacher.update(student)
+        assert teacher.net.weight.item() == pytest.approx(0.001)
+
+    def test_buffers_follow_and_counters_are_copied(self) -> None:
+        student = make_net(nn.BatchNorm2d)
+        teacher = EMATeacher(student, decay=0.5, warmup=False)
+        student.train()
+        start = student[1].running_mean.clone()
+        for _ in range(3):
+            student(torch.randn(4, 1, 8, 8) + 2)
+        teacher.update(student)
+        torch.testing.assert_close(teacher.net[1].running_mean, 0.5 * start + 0.5 * student[1].running_mean)
+        assert teacher.net[1].num_batches_tracked == student[1].num_batches_tracked == 3
+
+    def test_with_decay_0_teacher_and_student_agree_in_eval_mode(self) -> None:
+        student = make_net(nn.BatchNorm2d)
+        teacher = EMATeacher(student, decay=0.0)
+        image = torch.randn(4, 1, 8, 8)
+        student.train()
+        student(image + 3)
+        teacher.update(student)
+        assert torch.equal(teacher.net(image), student.eval()(image))
+
+    def test_teacher_is_a_copy_in_eval_mode_without_gradients(self) -> None:
+        student = make_net().train()
+        teacher = EMATeacher(student, 0.9)
+        assert not teacher.net.training
+        assert not any(p.requires_grad for p in teacher.net.parameters())
+        assert all(p.requires_grad for p in student.parameters())
+        assert student.training
+        with torch.no_grad():
+            next(student.parameters()).add_(1)
+        assert not torch.equal(next(teacher.net.parameters()), next(student.parameters()))
+
+
+class TestStep:
+    def test_equals_a_loop_in_plain_pytorch(self) -> None:
+        engine = make_engine("supervised", clip_norm=0.05)
+        student = make_net()
+        decayed = [p for p in student.parameters() if p.ndim > 1]
+        others = [p for p in student.parameters() if p.ndim <= 1]
+        plain = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=1e-2)
+        from ssl_seg.data.sampling import derive_seed
+        from ssl_seg.losses import compute_loss
+
+        for step in range(5):
+            batch = make_batch(seed=step)
+            record = engine.step(batch, step)
+            torch.manual_seed(derive_seed(0, 0, step))
+            for group in plain.param_groups:
+                group["lr"] = 1e-2 * (1 - step / 100)
+            loss, _ = compute_loss(student(batch.image), batch.target, WEIGHTS)
+            plain.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 0.05)
+            plain.step()
+            torch.testing.assert_close(record.loss, loss.detach())
+            torch.testing.assert_close(record.grad_norm, norm)
+            assert record.lr == pytest.approx(1e-2 * (1 - step / 100))
+        for a, b in zip(engine.student.parameters(), student.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
+
+    def test_clipping_limits_the_update_and_reports_the_norm_before(self) -> None:
+        def moved(clip: float | None) -> tuple[float, float]:
+            student = make_net()
+            before = copy.deepcopy(student.state_dict())
+            sgd = torch.optim.SGD(student.parameters(), lr=1.0)
+            engine = Engine(
+                Fabric(accelerator="cpu", devices=1), student, sgd, EMATeacher(student, 0.9),
+                make_method("supervised", {}, WEIGHTS), lr_at=lambda _: 1.0, total_steps=10, clip_norm=clip, seed=0,
+            )  # fmt: skip
+            norm = float(engine.step(make_batch(), 0).grad_norm)
+            squares = sum(((v - before[k]) ** 2).sum() for k, v in student.state_dict().items())
+            return norm, math.sqrt(float(squares))
+
+        norm, distance = moved(None)
+        assert distance == pytest.approx(norm, rel=1e-4)
+        clipped_norm, clipped_distance = moved(norm / 4)
+        assert clipped_norm == pytest.approx(norm)
+        assert clipped_distance == pytest.approx(norm / 4, rel=1e-4)
+
+    def test_student_moves_and_teacher_only_by_averaging(self) -> None:
+        engine = make_engine()
+        for step in range(3):
+            before = copy.deepcopy(engine.teacher.net.state_dict())
+            engine.step(make_batch(seed=step), step)
+            decay = min(0.9, 1 - 1 / (step + 1))
+            student = engine.student.state_dict()
+            for name, value in engine.teacher.net.state_dict().items():
+                torch.testing.assert_close(value, decay * before[name] + (1 - decay) * student[name])
+
+    def test_dropout_is_seeded_by_seed_and_step(self) -> None:
+        losses = [
+            float(make_engine(seed=s).step(make_batch(), step).loss) for s, step in ((0, 3), (0, 3), (0, 4), (1, 3))
+        ]
+        assert losses[0] == losses[1]
+        assert len(set(losses)) == 3
+
+    def test_nan_gradients_do_not_crash(self) -> None:
+        engine = make_engine("supervised")
+        batch = make_batch()
+        batch.image[0] = math.nan
+        assert math.isnan(float(engine.step(batch, 0).grad_norm))
+
+
+@dataclass
+class Recorder:
+    probes: list[int] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    saves: list[tuple[int, bool]] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+    def observe(self, observation: Observation, record: dict[str, Any]) -> None:
+        self.probes.append(observation.step)
+        self.records.append(record)
+
+    def advance(self, step: int) -> None:
+        self.steps.append(step)
+
+    def save(self, step: int, best_score: float, *, best: bool) -> None:
+        self.saves.append((step, best))
+
+
+def run(engine: Engine, steps: int, batches: list[Batch] | None = None, **options: Any) -> tuple[Any, Recorder]:
+    probe = make_batch(labeled=4, seed=77)
+    empty = Probe(torch.empty(0, 1, 12, 12), torch.empty(0, 12, 12, dtype=torch.int64))
+    monitor = Monitor(
+        Probe(probe.image, probe.target), empty, num_classes=2, device=torch.device("cpu"), batch_size=3,
+        autocast=engine.fabric.autocast, warmup_steps=options.pop("warmup", 2), steps_per_epoch=10,
+    )  # fmt: skip
+    recorder = Recorder()
+    arguments = {"best_score": -1.0, "stop_on_collapse": False, "stop_requested": lambda _: False} | options
+    schedule = Schedule(0, steps, 10, (0, 1, 2, 5, 10, 20, 50))
+    result = run_loop(
+        engine, monitor, batches or [make_batch(seed=s) for s in range(steps)], schedule, recorder, **arguments
+    )
+    return result, recorder
+
+
+class TestLoop:
+    def test_probes_from_step_0_and_at_every_epoch(self) -> None:
+        result, recorder = run(make_engine(), 25)
+        assert (result.ending, result.step) == ("finished", 25)
+        assert recorder.probes == [0, 1, 2, 5, 10, 20, 25]
+        assert recorder.steps == list(range(1, 26))
+        assert [step for step, _ in recorder.saves] == [0, 10, 20, 25]
+        assert "train/loss" not in recorder.records[0]
+
+    def test_records_hold_means_since_the_last_probe(self) -> None:
+        engine = make_engine()
+        losses = []
+        plain_step = engine.step
+
+        def step(batch: Batch, number: int) -> Any:
+            record = plain_step(batch, number)
+            losses.append(float(record.loss))
+            return record
+
+        engine.step = step  # type: ignore[method-assign]
+        _, recorder = run(engine, 10)
+        assert recorder.records[-1]["train/loss"] == pytest.approx(sum(losses[5:10]) / 5, rel=1e-5)
+        assert recorder.records[-1]["train/lr"] == pytest.approx(1e-2 * (1 - 9 / 100))
+        assert set(recorder.records[-1]) >= {
+            "train/grad_norm", "train/clipped_share", "train/consistency", "train/consistency_weight", "train/dice",
+        }  # fmt: skip
+
+    def test_stop_request_saves_and_ends_after_the_step(self) -> None:
+        result, recorder = run(make_engine(), 20, stop_requested=lambda step: step == 7)
+        assert (result.ending, result.step) == ("interrupted", 7)
+        assert recorder.saves[-1] == (7, False)
+
+    def test_best_is_saved_only_on_improvement_and_never_on_nan(self) -> None:
+        _, recorder = run(make_engine(), 20, best_score=2.0)
+        assert not any(best for _, best in recorder.saves)
+        batches = [make_batch(seed=s) for s in range(20)]
+        batches[3].image[0] = math.nan
+        result, recorder = run(make_engine("supervised"), 20, batches)
+        assert not any(best for _, best in recorder.saves)
+        assert result.observation.verdict.codes == ("non_finite",)
+
+    def test_collapse_stops_only_when_asked(self) -> None:
+        batches = [make_batch(seed=s) for s in range(30)]
+        batches[12].image[0] = math.nan
+        assert run(make_engine("supervised"), 30, batches, warmup=40)[0].ending == "finished"
+        result, _ = run(make_engine("supervised"), 30, batches, warmup=40, stop_on_collapse=True)
+        assert (result.ending, result.step) == ("collapsed", 20)
+
+
+class TestDevices:
+    def test_auto_precision_follows_the_processor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert choose_precision("auto", "cpu") == "fp32"
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+        assert choose_precision("auto", "cpu") == "bf16"
+        assert choose_precision("fp32", "cpu") == "fp32"
+        assert choose_precision("auto", "mps") == "fp32"
+
+    def test_memory_format_is_the_clearly_faster_one(self) -> None:
+        assert choose_memory_format({"contiguous": 1.0, "channels_last": 0.99}) == "contiguous"
+        assert choose_memory_format({"contiguous": 1.0, "channels_last": 0.5}) == "channels_last"
+
+    def test_timing_leaves_the_network_alone(self) -> None:
+        net = make_net()
+        before = copy.deepcopy(net.state_dict())
+        seconds = time_memory_formats(net, torch.randn(2, 1, 16, 16), Fabric(accelerator="cpu").autocast)
+        assert set(seconds) == {"contiguous", "channels_last"}
+        assert all(s > 0 for s in seconds.values())
+        assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+        assert all(p.grad is None for p in net.parameters())
+
+    @pytest.mark.parametrize(
+        ("conv", "ndim", "layout"), [(nn.Conv2d, 2, torch.channels_last), (nn.Conv3d, 3, torch.channels_last_3d)]
+    )
+    def test_channels_last_reaches_the_weights(self, conv: Any, ndim: int, layout: torch.memory_format) -> None:
+        net = to_memory_format(conv(4, 4, 3), "channels_last", ndim)
+        assert net.weight.is_contiguous(memory_format=layout)
+        assert not conv(4, 4, 3).weight.is_contiguous(memory_format=layout)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+    def test_missing_devices_are_named(self) -> None:
+        with pytest.raises(ConfigError, match="0 GPUs"):
+            make_fabric(RuntimeConfig(accelerator="cuda"))
+        with pytest.raises(ConfigError, match="no such device"):
+            make_fabric(RuntimeConfig(accelerator="mps"))
+
+
+def test_optimizers_leave_norm_and_bias_undecayed() -> None:
+    net = make_net()
+    for name, kind in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):
+        optimizer = make_optimizer(net, OptimConfig(name=name, weight_decay=0.1, momentum=0.8))  # type: ignore[arg-type]
+        assert isinstance(optimizer, kind)
+        decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+        assert all(decays[id(p)] == (0.1 if p.ndim > 1 else 0.0) for p in net.parameters())

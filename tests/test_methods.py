@@ -1,0 +1,174 @@
+"""The contract of every learning method, and a method that breaks it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_seg.data.loader import Batch
+from ssl_seg.engine.ema import EMATeacher
+from ssl_seg.errors import ConfigError
+from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.losses import compute_loss, consistency_kl, consistency_mse
+from ssl_seg.methods import METHODS, make_method
+from ssl_seg.methods.base import Method, Nets, Progress, StepOutput
+from ssl_seg.schedules import compute_rampup
+
+WEIGHTS = {"cross_entropy": 0.5, "dice": 0.5}
+PROGRESS = Progress(step=90, total_steps=100)
+
+
+def make_net(num_classes: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.InstanceNorm2d(8), nn.ReLU(), nn.Conv2d(8, num_classes, 1))
+
+
+def make_batch(labeled: int = 2, unlabeled: int = 3, num_classes: int = 2, seed: int = 1) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
+
+    def images(n: int) -> Tensor:
+        return torch.randn(n, 1, 12, 12, generator=draw)
+
+    target = torch.randint(num_classes, (labeled, 12, 12), generator=draw)
+    weak = images(unlabeled)
+    return Batch(
+        images(labeled), target, weak, weak + 0.1 * images(unlabeled), tuple(map(str, range(labeled + unlabeled)))
+    )
+
+
+def make_nets(num_classes: int = 2) -> Nets:
+    student = make_net(num_classes)
+    teacher = EMATeacher(student, 0.99).net
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.05)
+    return Nets(student, teacher)
+
+
+def contract_breaches(method: Method) -> list[str]:
+    """Return what a method does wrong with respect to gradients: the seam where published code has broken."""
+    nets, batch = make_nets(), make_batch()
+    for name in ("image", "weak", "strong"):
+        batch = replace(batch, **{name: getattr(batch, name).clone().requires_grad_()})
+    for parameter in nets.teacher.parameters():
+        parameter.requires_grad_(True)  # so that a graph through the teacher would show
+    method(nets, batch, PROGRESS).loss.backward()
+    breaches = []
+    if batch.image.grad is None or not batch.image.grad.abs().sum() > 0:
+        breaches.append("the labeled image does not reach the student")
+    if method.uses_teacher and (batch.strong.grad is None or not batch.strong.grad.abs().sum() > 0):
+        breaches.append("the strong view does not reach the student")
+    if batch.weak.grad is not None and batch.weak.grad.abs().sum() > 0:
+        breaches.append("a gradient flows through the weak view")
+    if any(p.grad is not None and p.grad.abs().sum() > 0 for p in nets.teacher.parameters()):
+        breaches.append("a gradient reaches the teacher")
+    if not all(p.grad is not None for p in nets.student.parameters()):
+        breaches.append("a student parameter has no gradient")
+    return breaches
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    return make_method(request.param, {}, WEIGHTS)
+
+
+def test_gradients_go_where_they_should(method: Method) -> None:
+    assert contract_breaches(method) == []
+
+
+class TeacherAsStudent:
+    """The consistency of the teacher with itself: always 0, no gradient. A published toolkit shipped this twice."""
+
+    uses_teacher = True
+
+    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+        loss, terms = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
+        logits = nets.teacher(batch.strong)
+        return StepOutput(loss + consistency_mse(logits, nets.teacher(batch.weak).softmax(1)), terms)
+
+
+def test_a_broken_method_fails_the_contract() -> None:
+    breaches = contract_breaches(TeacherAsStudent())  # type: ignore[arg-type]
+    assert "a gradient reaches the teacher" in breaches
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize("unlabeled", [0, 3])
+@pytest.mark.parametrize("target", ["mixed", "background", "ignored"])
+def test_loss_is_finite_on_every_normal_input(method: Method, num_classes: int, unlabeled: int, target: str) -> None:
+    batch = make_batch(unlabeled=unlabeled, num_classes=num_classes)
+    if target != "mixed":
+        value = 0 if target == "background" else IGNORE_INDEX
+        batch = replace(batch, target=torch.full_like(batch.target, value))
+    output = method(make_nets(num_classes), batch, PROGRESS)
+    assert torch.isfinite(output.loss)
+    output.loss.backward()
+    assert output.terms
+    for term in output.terms.values():
+        assert torch.isfinite(term)
+        assert not term.requires_grad
+
+
+def test_order_of_unlabeled_patches_does_not_matter(method: Method) -> None:
+    batch = make_batch()
+    order = torch.tensor([2, 0, 1])
+    shuffled = replace(batch, weak=batch.weak[order], strong=batch.strong[order])
+    losses = [method(make_nets(), b, PROGRESS).loss for b in (batch, shuffled)]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_same_input_same_loss_and_bf16_runs(method: Method) -> None:
+    first, second = (method(make_nets(), make_batch(), PROGRESS).loss for _ in range(2))
+    assert torch.equal(first, second)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = method(make_nets(), make_batch(), PROGRESS).loss
+    assert low.isfinite()
+    assert abs(low.item() - first.item()) < 0.05
+
+
+def test_a_step_leaves_the_teacher_alone(method: Method) -> None:
+    nets = make_nets()
+    before = copy.deepcopy(nets.teacher.state_dict())
+    method(nets, make_batch(), PROGRESS).loss.backward()
+    for name, value in nets.teacher.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(("name", "distance"), [("mse", consistency_mse), ("kl", consistency_kl)])
+def test_mean_teacher_is_its_formula(name: str, distance: object) -> None:
+    options = {"consistency": name, "consistency_weight": 2.0, "rampup_ratio": 0.5}
+    method = make_method("mean_teacher", options, WEIGHTS)
+    nets, batch = make_nets(), make_batch()
+    supervised, _ = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
+    consistency = distance(nets.student(batch.strong), nets.teacher(batch.weak).softmax(1))  # type: ignore[operator]
+    for step in (0, 10, 99):
+        expected = supervised + 2.0 * compute_rampup(step, 50, "sigmoid") * consistency
+        torch.testing.assert_close(method(nets, batch, Progress(step, 100)).loss, expected)
+
+
+def test_supervised_does_not_look_at_unlabeled_images() -> None:
+    method = make_method("supervised", {}, WEIGHTS)
+    losses = [
+        method(make_nets(), replace(make_batch(), strong=s), PROGRESS).loss
+        for s in (torch.zeros(3, 1, 12, 12), torch.ones(3, 1, 12, 12))
+    ]
+    assert torch.equal(losses[0], losses[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mean_techer", {}, r"did you mean 'mean_teacher'"),
+        ("mean_teacher", {"consistency_wieght": 1}, r"method\.options\.consistency_wieght: unknown key \(did you mean"),
+        ("mean_teacher", {"consistency_weight": -1}, r"method\.options\.consistency_weight = -1"),
+        ("supervised", {"consistency_weight": 1}, r"method\.options\.consistency_weight: unknown key"),
+    ],
+)
+def test_unknown_names_and_options(name: str, options: Mapping[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_method(name, options, WEIGHTS)
