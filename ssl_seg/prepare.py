@@ -13,7 +13,7 @@ from ssl_seg.checkpoint import Checkpoint, load_checkpoint
 from ssl_seg.config import Config, MethodConfig
 from ssl_seg.configio import Layer, build_config, check_partial, dump_config, flatten, merge_layers
 from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
-from ssl_seg.data.split_quality import check_split
+from ssl_seg.data.split_quality import SplitFinding, check_split
 from ssl_seg.data.splits import Split, load_split, make_split, save_split, split_from_dict
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
@@ -144,7 +144,8 @@ def _reopen(request: TrainRequest, note: Callable[[str], None], track: Track) ->
     catalog = _open_catalog(config, track)
     split = split_from_dict(checkpoint.split)
     _check(config, catalog, split)
-    run.drop_metrics_after(checkpoint.progress.step)
+    # Step 0 is probed again when nothing has been trained yet.
+    run.drop_metrics_after(checkpoint.progress.step or -1)
     run.append_event("resumed", step=checkpoint.progress.step)
     note(f"resume: {run.path} from step {checkpoint.progress.step} of {config.length.steps}")
     return Prepared(config, catalog, split, run, run.last, resumed=True)
@@ -209,13 +210,17 @@ def _check(config: Config, catalog: Catalog, split: Split) -> None:
     make_method(config.method.name, config.method.options, config.loss.weights)
     faults = [f for f in check_split(split, catalog) if f.level == "fault"]
     if faults:
-        raise SplitError("the split cannot be used:\n" + "\n".join(f"{f.code}: {f.message}" for f in faults))
+        raise SplitError("the split cannot be used:\n" + "\n".join(_describe_fault(f) for f in faults))
     pool = split.pool_ids(config.split.labels)
     if METHODS[config.method.name].uses_teacher and pool and config.batch.unlabeled == 0:
         raise ConfigError(
             f"method.name = '{config.method.name}' learns from unlabeled images and there are {len(pool)}, but "
             "batch.unlabeled = 0: set it to batch.labeled, or use method.name = 'supervised'"
         )
+
+
+def _describe_fault(fault: SplitFinding) -> str:
+    return f"{fault.code}: {fault.message}{f' (first: {", ".join(fault.cases[:5])})' if fault.cases else ''}"
 
 
 def _pass_gate(parent: Checkpoint, split: Split, request: TrainRequest, note: Callable[[str], None]) -> None:

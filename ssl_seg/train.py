@@ -34,6 +34,7 @@ from ssl_seg.inference.scoring import score_cases
 from ssl_seg.methods import make_method
 from ssl_seg.monitor.verdicts import Verdict
 from ssl_seg.monitor.watch import Monitor, Observation
+from ssl_seg.precision import choose_precision, make_autocast
 from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, with_runtime, write_config
 from ssl_seg.rundir import RunDir
 from ssl_seg.schedules import compute_lr_factor
@@ -190,24 +191,26 @@ def _settle_runtime(
     fabric: Fabric, prepared: Prepared, student: nn.Module, console: Console
 ) -> tuple[Prepared, nn.Module]:
     """Resolve precision and memory format, and write them into the run's configuration."""
-    config = prepared.config
-    precision = "bf16" if fabric._precision.precision == "bf16-mixed" else "fp32"
-    chosen: str = config.runtime.memory_format
-    if chosen == "auto":
-        count = config.batch.labeled + config.batch.unlabeled
-        example = torch.randn(count, config.data.channels, *config.data.patch_size, device=fabric.device)
-        seconds = fabric.broadcast(time_memory_formats(student, example, fabric.autocast))
-        chosen = choose_memory_format(seconds)
-        if fabric.is_global_zero:
-            prepared.run.append_event("memory_format", chosen=chosen, seconds=seconds)
-            console.note(
-                f"memory format: {chosen} (forward and backward: contiguous {seconds['contiguous']:.3f} s, "
-                f"channels_last {seconds['channels_last']:.3f} s); precision {precision}"
-            )
-    settled = with_runtime(prepared, precision=precision, memory_format=chosen)
-    if fabric.is_global_zero and settled.config != config:
-        write_config(settled.config, settled.run, read_header(settled.run))
-    return settled, to_memory_format(student, chosen, config.data.ndim)
+    config, runtime = prepared.config, prepared.config.runtime
+    patches = config.batch.labeled + config.batch.unlabeled
+    example = torch.randn(patches, config.data.channels, *config.data.patch_size, device=fabric.device)
+    precision, reason = fabric.broadcast(choose_precision(runtime.precision, student, example))
+    notes = [f"precision: {precision} ({reason})"]
+    memory_format: str = runtime.memory_format
+    if memory_format == "auto":
+        autocast = make_autocast(precision, fabric.device)
+        seconds = fabric.broadcast(time_memory_formats(student, example, autocast))
+        memory_format = choose_memory_format(seconds)
+        timed = ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
+        notes.append(f"memory format: {memory_format} (forward and backward: {timed})")
+    settled = with_runtime(prepared, precision=precision, memory_format=memory_format)
+    if fabric.is_global_zero:
+        for text in notes:
+            console.note(text)
+        prepared.run.append_event("runtime", precision=precision, memory_format=memory_format, notes=notes)
+        if settled.config != config:
+            write_config(settled.config, settled.run, read_header(settled.run))
+    return settled, to_memory_format(student, memory_format, config.data.ndim)
 
 
 def _assemble(
@@ -218,12 +221,14 @@ def _assemble(
         net = "student" if prepared.resumed else better_net(checkpoint)
         load_weights(student, getattr(checkpoint, net), str(prepared.start))
     teacher = EMATeacher(student, config.ema.decay, warmup=config.ema.warmup)
+    autocast = make_autocast(config.runtime.precision, fabric.device)
     engine = Engine(
         fabric,
         student,
         make_optimizer(student, config.optim),
         teacher,
         make_method(config.method.name, config.method.options, config.loss.weights),
+        autocast,
         lr_at=_lr_at(config),
         total_steps=config.length.steps,
         clip_norm=config.optim.clip_norm,
@@ -246,7 +251,7 @@ def _assemble(
         num_classes=config.data.num_classes,
         device=fabric.device,
         batch_size=config.batch.labeled + config.batch.unlabeled,
-        autocast=fabric.autocast,
+        autocast=autocast,
         warmup_steps=config.optim.warmup_steps,
         steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
     )

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from ssl_seg.configio import Layer
+from ssl_seg.data.synthetic import write_dataset
+from ssl_seg.prepare import TrainRequest
+from ssl_seg.train import TrainResult, train
 
 REAL_DATA = Path(os.environ.get("SSL_SEG_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -25,3 +31,45 @@ def _real(name: str) -> Path:
     if not (folder / "images").is_dir():
         pytest.skip(f"no real images at {folder}; set SSL_SEG_DATA to the folder that holds {name}/")
     return folder
+
+
+TINY = {
+    "data": {"patch_size": [32, 32]},
+    "network": {"name": "basic_unet", "features": 4},
+    "batch": {"labeled": 2},
+    "length": {"steps": 12, "steps_per_epoch": 6},
+    "monitor": {"probe_patches": 6, "train_probe_patches": 2},
+    "runtime": {"precision": "fp32", "memory_format": "contiguous"},
+}
+"""Settings of a training that takes about a second."""
+
+
+@pytest.fixture(scope="session")
+def particles_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 images with 20 masks."""
+    folder = tmp_path_factory.mktemp("data") / "particles"
+    write_dataset(folder, "particles", 24, labeled=20)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sheets_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 8 volumes with masks."""
+    folder = tmp_path_factory.mktemp("data") / "sheets"
+    write_dataset(folder, "sheets", 8)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(particles_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished tiny run at half the labels."""
+    run = tmp_path_factory.mktemp("runs") / "half"
+    train_tiny(run, particles_dir, {"split": {"labels": 0.5}})
+    return run
+
+
+def train_tiny(out: Path, data: Path | str, *settings: dict[str, Any], **request: Any) -> TrainResult:
+    """Train with ``TINY``, the data folder and further settings."""
+    layers = [Layer("--test", TINY), Layer("--data", {"data": {"root": str(data)}})]
+    layers += [Layer("--test", s) for s in settings]
+    return train(TrainRequest(tuple(layers), out, **request))

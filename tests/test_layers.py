@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "ssl_seg"
 LAYERS = [
     {"errors"},
     {"labels", "config", "configio", "schedules", "losses", "metrics", "rundir", "checkpoint"},
-    {"data", "networks"},
+    {"data", "networks", "precision"},
     {"methods"},
     {"monitor", "inference"},
     {"engine"},

@@ -96,12 +96,9 @@ def check_bmp(data: bytes) -> None:
     """
     if len(data) < 34:
         raise ValueError("it ends inside its header, so it is truncated")
-    start, header = struct.unpack("<I", data[10:14])[0], struct.unpack("<I", data[14:18])[0]
-    if header == 12:
-        width, height, _, bits = struct.unpack("<4H", data[18:26])
-        compression = 0
-    else:
-        width, height, _, bits, compression = struct.unpack("<iiHHI", data[18:34])
+    start, header, width, height, _, bits, compression = struct.unpack("<IIiiHHI", data[10:34])
+    if header < 40:
+        raise ValueError("its header is of the old OS/2 kind, which is read without colors; save it as PNG")
     row = (abs(width) * bits + 31) // 32 * 4
     if compression in (1, 2):
         return check_claim(row * abs(height), len(data))

@@ -1,10 +1,9 @@
-"""Devices, precision and memory format: chosen by capability or by measurement, never assumed."""
+"""Devices and memory format; the format is chosen by measurement."""
 
 from __future__ import annotations
 
 import copy
 import time
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ssl_seg.config import RuntimeConfig
 from ssl_seg.errors import ConfigError
+from ssl_seg.precision import Autocast
 
 TIMED_STEPS = 4
 FASTER_BY = 1.05
@@ -19,7 +19,7 @@ FASTER_BY = 1.05
 
 
 def make_fabric(runtime: RuntimeConfig) -> Fabric:
-    """Return the Fabric of a run: devices, strategy and autocast precision.
+    """Return the Fabric of a run: devices and strategy. The precision depends on the network: see ``precision.py``.
 
     Raises:
         ConfigError: when the accelerator asked for, or that many of it, does not exist here.
@@ -37,18 +37,7 @@ def make_fabric(runtime: RuntimeConfig) -> Fabric:
         devices=runtime.devices,
         num_nodes=runtime.num_nodes,
         strategy="ddp" if many else "auto",
-        precision="bf16-mixed" if choose_precision(runtime.precision, accelerator) == "bf16" else "32-true",
     )
-
-
-def choose_precision(wanted: str, accelerator: str) -> str:
-    """Return ``bf16`` where it is asked for, or where ``auto`` finds native support; else ``fp32``."""
-    if wanted != "auto":
-        return wanted
-    if accelerator == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if accelerator == "cpu" and native else "fp32"
 
 
 def to_memory_format(net: nn.Module, name: str, ndim: int) -> nn.Module:
@@ -59,7 +48,7 @@ def to_memory_format(net: nn.Module, name: str, ndim: int) -> nn.Module:
     return net.to(memory_format=channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def time_memory_formats(net: nn.Module, example: Tensor, autocast: Any) -> dict[str, float]:
+def time_memory_formats(net: nn.Module, example: Tensor, autocast: Autocast) -> dict[str, float]:
     """Return seconds of a forward and backward pass on ``example`` (N,C,*P) for both formats.
 
     The passes are made on copies of ``net``; the fastest of a few counts, since others may use the machine too.
@@ -75,7 +64,7 @@ def choose_memory_format(seconds: dict[str, float]) -> str:
     return "channels_last" if seconds["channels_last"] * FASTER_BY < seconds["contiguous"] else "contiguous"
 
 
-def _time_passes(net: nn.Module, example: Tensor, autocast: Any) -> float:
+def _time_passes(net: nn.Module, example: Tensor, autocast: Autocast) -> float:
     durations = []
     for _ in range(TIMED_STEPS):
         _synchronize(example.device)

@@ -15,6 +15,7 @@ from ssl_seg.data.sampling import derive_seed
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.optim import set_lr
 from ssl_seg.methods.base import Method, Nets, Progress
+from ssl_seg.precision import Autocast
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,12 @@ class Engine:
     """Student, teacher and optimizer, moved one step at a time.
 
     Args:
-        fabric: devices and precision.
+        fabric: devices and processes.
         student: the bare network, on the right device and in the right memory format.
         optimizer: over the student's parameters.
         teacher: its moving average.
         method: the loss.
+        autocast: opens the precision context of the forward pass.
         lr_at: learning rate of a step.
         total_steps: length of the run.
         clip_norm: largest gradient norm of an update; None records the norm and clips nothing.
@@ -49,13 +51,14 @@ class Engine:
         optimizer: optim.Optimizer,
         teacher: EMATeacher,
         method: Method,
+        autocast: Autocast,
         *,
         lr_at: Callable[[int], float],
         total_steps: int,
         clip_norm: float | None,
         seed: int,
     ) -> None:
-        self.fabric, self.teacher, self.method = fabric, teacher, method
+        self.fabric, self.teacher, self.method, self.autocast = fabric, teacher, method, autocast
         self.student = student
         self.wrapped, self.optimizer = fabric.setup(student, optimizer)
         self.nets = Nets(self.wrapped, teacher.net)
@@ -69,7 +72,7 @@ class Engine:
         lr = self.lr_at(step)
         set_lr(self.optimizer, lr)
 
-        with self.fabric.autocast():
+        with self.autocast():
             output = self.method(self.nets, batch, Progress(step, self.total_steps))
         self.fabric.backward(output.loss)
         grad_norm = self.fabric.clip_gradients(

@@ -48,7 +48,8 @@ class Schedule:
 
     def probes(self, step: int) -> bool:
         """Return whether the probe sets are evaluated after ``step`` updates."""
-        return step in self.first_epoch_probes or self.ends_epoch(step)
+        early = step < self.steps_per_epoch and step in self.first_epoch_probes
+        return early or self.ends_epoch(step)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ssl_seg.configio import validate
 from ssl_seg.errors import CheckpointError, ConfigError
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.networks import build_network
+from ssl_seg.precision import make_autocast
 
 NETS = ("student", "teacher")
 
@@ -36,11 +36,7 @@ class Model:
 
     def predictor(self, which: str, overlap: float = 0.5) -> Predictor:
         """Return sliding-window inference with one of the networks."""
-        bf16 = self.config.runtime.precision == "bf16"
-
-        def autocast() -> AbstractContextManager[object]:
-            return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
-
+        autocast = make_autocast(self.config.runtime.precision, self.device)
         return Predictor(self.nets[which], self.config.data.patch_size, self.device, autocast, overlap)
 
 

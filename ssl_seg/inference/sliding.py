@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ssl_seg.data.transforms import normalize
+from ssl_seg.precision import Autocast
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Predictor:
     net: nn.Module
     patch_size: Sequence[int]
     device: torch.device
-    autocast: Any
+    autocast: Autocast
     overlap: float = 0.5
     batch_size: int = 8
 

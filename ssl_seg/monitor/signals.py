@@ -25,6 +25,7 @@ from ssl_seg.metrics import (
     compute_best_f1,
     compute_trivial_f1,
 )
+from ssl_seg.precision import Autocast
 
 LOGIT_LIMIT, BINS_PER_LOGIT = 16, 64
 NUM_BINS = 2 * LOGIT_LIMIT * BINS_PER_LOGIT
@@ -156,7 +157,7 @@ class SignalCollector:
 
 @torch.no_grad()
 def collect_signals(
-    net: nn.Module, probe: Probe, num_classes: int, device: torch.device, batch_size: int, autocast: Any
+    net: nn.Module, probe: Probe, num_classes: int, device: torch.device, batch_size: int, autocast: Autocast
 ) -> Signals:
     """Return the signals of ``net`` in eval mode on a probe; its train/eval mode is restored.
 

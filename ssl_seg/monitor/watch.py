@@ -11,6 +11,7 @@ from torch import nn
 from ssl_seg.data.loader import Probe
 from ssl_seg.monitor.signals import Signals, collect_signals
 from ssl_seg.monitor.verdicts import Phase, Verdict, judge
+from ssl_seg.precision import Autocast
 
 NETS = ("student", "teacher")
 
@@ -78,7 +79,7 @@ class Monitor:
         num_classes: int,
         device: torch.device,
         batch_size: int,
-        autocast: Any,
+        autocast: Autocast,
         warmup_steps: int,
         steps_per_epoch: int,
     ) -> None:

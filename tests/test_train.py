@@ -1,0 +1,397 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import TINY, train_tiny
+
+from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_seg.configio import Layer, dump_config, read_layers
+from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.splits import load_split, make_split, save_split
+from ssl_seg.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NetworkError,
+    RefusedError,
+    RunDirError,
+    SplitError,
+    SslSegError,
+)
+from ssl_seg.inference.model import config_of
+from ssl_seg.prepare import TrainRequest
+from ssl_seg.rundir import RunDir
+from ssl_seg.train import train
+
+
+def weights_equal(a: Path, b: Path) -> bool:
+    first, second = load_checkpoint(a), load_checkpoint(b)
+    return all(
+        torch.equal(value, getattr(second, part)[name])
+        for part in ("student", "teacher")
+        for name, value in getattr(first, part).items()
+    )
+
+
+def rewrite(checkpoint: Path, out: Path, **changes: Any) -> Path:
+    save_checkpoint(Checkpoint(**{**vars(load_checkpoint(checkpoint)), **changes}), out)
+    return out
+
+
+class TestRun:
+    def test_files_of_a_run(self, tiny_run: Path) -> None:
+        files = {p.relative_to(tiny_run).as_posix() for p in tiny_run.rglob("*") if p.is_file()}
+        assert files == {
+            "config.yaml", "split.yaml", "environment.json", "metrics.jsonl", "events.jsonl",
+            "checkpoints/last.pt", "checkpoints/best.pt",
+        }  # fmt: skip
+
+    def test_records(self, tiny_run: Path) -> None:
+        records = RunDir(tiny_run).read_metrics()
+        assert [r["step"] for r in records] == [0, 1, 2, 5, 6, 12]
+        assert [r["epoch"] for r in records] == [0, 1, 1, 1, 1, 2]
+        assert "train/loss" not in records[0]
+        assert records[-1]["train/grad_norm"] > 0
+        events = [e["event"] for e in RunDir(tiny_run).read_events()]
+        assert events[0] == "started"
+        assert events[-1] == "finished"
+
+    def test_student_and_teacher_are_the_same_at_step_0(self, tiny_run: Path) -> None:
+        first = RunDir(tiny_run).read_metrics()[0]
+        for key, value in first.items():
+            if key.startswith("val/student/"):
+                assert first[key.replace("student", "teacher")] == value
+
+    def test_checkpoint_holds_settings_split_and_scores(self, tiny_run: Path) -> None:
+        checkpoint = load_checkpoint(tiny_run / "checkpoints" / "last.pt")
+        assert checkpoint.progress.step == checkpoint.progress.ema_updates == 12
+        assert checkpoint.split["fingerprint"] == load_split(tiny_run / "split.yaml").fingerprint
+        assert checkpoint.scores["source"] == "validation"
+        for net in ("student", "teacher"):
+            assert checkpoint.scores[net]["margin_low"] <= checkpoint.scores[net]["margin"]
+        assert checkpoint.optimizer["state"]
+
+    def test_the_saved_configuration_repeats_the_run_bit_for_bit(self, tiny_run: Path, tmp_path: Path) -> None:
+        again = train(TrainRequest(tuple(read_layers(str(tiny_run / "config.yaml"))), tmp_path / "again"))
+        assert weights_equal(tiny_run / "checkpoints" / "last.pt", again.run.last)
+        saved = [yaml.safe_load((p / "config.yaml").read_text()) for p in (tiny_run, tmp_path / "again")]
+        assert saved[0] == saved[1]
+
+    def test_another_seed_gives_another_network_on_the_same_split(
+        self, tiny_run: Path, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        other = train_tiny(tmp_path / "other", particles_dir, {"split": {"labels": 0.5}}, {"seed": 1})
+        assert not weights_equal(tiny_run / "checkpoints" / "last.pt", other.run.last)
+        assert load_split(tiny_run / "split.yaml").fingerprint == load_split(other.run.path / "split.yaml").fingerprint
+
+    def test_full_labels_without_unlabeled_images(self, tmp_path: Path) -> None:
+        result = train_tiny(tmp_path / "full", "synthetic:particles", {"split": {"labels": 1.0}})
+        assert result.ending == "finished"
+        assert "train/consistency" not in result.run.read_metrics()[-1]
+
+    def test_3d(self, sheets_dir: Path, tmp_path: Path) -> None:
+        settings = {"data": {"patch_size": [16, 32, 32]}, "length": {"steps": 4, "steps_per_epoch": 2}}
+        result = train_tiny(tmp_path / "sheets", sheets_dir, settings, {"network": {"name": "dynunet"}})
+        assert result.ending == "finished"
+        assert result.run.read_metrics()[-1]["val/prevalence_true"] > 0.1
+
+    def test_step_by_step_the_loss_falls(self, particles_dir: Path, tmp_path: Path) -> None:
+        """A network must really learn the synthetic images: well above trivial after 80 small steps."""
+        settings = {"length": {"steps": 80, "steps_per_epoch": 40}, "network": {"features": 8}, "optim": {"lr": 5e-3}}
+        result = train_tiny(tmp_path / "longer", particles_dir, settings)
+        assert result.scores["student"]["margin_low"] > 0.02
+        losses = [r["train/loss"] for r in result.run.read_metrics()[1:]]
+        assert losses[-1] < losses[0]
+
+
+class TestRefusals:
+    def refuse(
+        self, error: type[SslSegError], message: str, out: Path, data: Path | str, *settings: Any, **request: Any
+    ) -> None:
+        existed = out.exists()
+        with pytest.raises(error, match=message):
+            train_tiny(out, data, *settings, **request)
+        assert out.exists() == existed
+
+    def test_settings(self, particles_dir: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        self.refuse(ConfigError, "did you mean 'lr'", out, particles_dir, {"optim": {"lrr": 1}})
+        self.refuse(NetworkError, "multiple of", out, particles_dir, {"data": {"patch_size": [33, 32]}})
+        self.refuse(NetworkError, "did you mean 'dynunet'", out, particles_dir, {"network": {"name": "dynunett"}})
+        self.refuse(ConfigError, "did you mean 'dice'", out, particles_dir, {"loss": {"weights": {"dise": 1}}})
+        self.refuse(
+            ConfigError, "unlabeled = 0", out, particles_dir, {"batch": {"unlabeled": 0}, "split": {"labels": 0.5}}
+        )
+        self.refuse(SplitError, "labeled training pool has", out, particles_dir, {"split": {"labels": 500}})
+        self.refuse(ConfigError, "greater than 0", out, particles_dir, {"split": {"labels": 0}})
+        self.refuse(ConfigError, "3D", out, particles_dir, {"data": {"patch_size": [32, 32, 32]}})
+
+    def test_data(self, particles_dir: Path, tmp_path: Path) -> None:
+        self.refuse(DataError, "nowhere", tmp_path / "run", tmp_path / "nowhere")
+        (tmp_path / "empty" / "images").mkdir(parents=True)
+        self.refuse(DataError, "empty", tmp_path / "run", tmp_path / "empty")
+
+    def test_an_existing_run(self, tiny_run: Path, particles_dir: Path) -> None:
+        before = (tiny_run / "metrics.jsonl").read_bytes()
+        self.refuse(RunDirError, "--resume", tiny_run, particles_dir)
+        assert (tiny_run / "metrics.jsonl").read_bytes() == before
+
+    def test_a_split_of_other_data(self, particles_dir: Path, sheets_dir: Path, tmp_path: Path) -> None:
+        split = make_split(open_catalog(str(sheets_dir)), [1.0])
+        save_split(split, tmp_path / "sheets.yaml")
+        self.refuse(
+            SplitError,
+            "cannot be used",
+            tmp_path / "run",
+            particles_dir,
+            {"split": {"file": str(tmp_path / "sheets.yaml")}},
+        )
+
+    def test_a_split_whose_test_case_is_labeled(self, particles_dir: Path, tiny_run: Path, tmp_path: Path) -> None:
+        text = (tiny_run / "split.yaml").read_text()
+        (tmp_path / "edited.yaml").write_text(text.replace("seed: 0", "seed: 1", 1))
+        self.refuse(
+            SplitError,
+            "fingerprint",
+            tmp_path / "run",
+            particles_dir,
+            {"split": {"file": str(tmp_path / "edited.yaml")}},
+        )
+
+
+class TestBootstrap:
+    @pytest.fixture
+    def parent(self, tiny_run: Path, tmp_path: Path) -> Path:
+        """A parent that is above trivial by its recorded scores; the student is the better net."""
+        good = {"f1": 0.7, "margin": 0.2, "margin_low": 0.1, "margin_high": 0.3}
+        scores = {"source": "validation", "trivial_f1": 0.5, "student": good, "teacher": {**good, "f1": 0.6}}
+        return rewrite(tiny_run / "checkpoints" / "last.pt", tmp_path / "parent.pt", scores=scores)
+
+    def bootstrap(self, parent: Path, out: Path, *settings: dict[str, Any], force: bool = False) -> Any:
+        layers = tuple(Layer("--x", s) for s in settings)
+        return train(TrainRequest(layers, out, bootstrap=parent, force=force))
+
+    def test_settings_and_split_come_from_the_parent(self, parent: Path, tiny_run: Path, tmp_path: Path) -> None:
+        result = self.bootstrap(parent, tmp_path / "child", {"split": {"labels": 1.0}})
+        child, own = (config_of(load_checkpoint(p), p) for p in (result.run.last, parent))
+        assert child == own.model_copy(
+            update={"split": own.split.model_copy(update={"labels": 1.0}), "runtime": child.runtime}
+        )
+        assert load_split(result.run.path / "split.yaml") == load_split(tiny_run / "split.yaml")
+
+    @pytest.mark.parametrize("better", ["student", "teacher"])
+    def test_both_nets_start_from_the_better_one(self, parent: Path, tmp_path: Path, better: str) -> None:
+        loaded = load_checkpoint(parent)
+        scores = {**loaded.scores, better: {**loaded.scores[better], "f1": 0.9}}
+        chosen = rewrite(parent, tmp_path / "chosen.pt", scores=scores)
+        result = self.bootstrap(chosen, tmp_path / "child", {"optim": {"lr": 1e-12}}, {"length": {"steps": 2}})
+        child = load_checkpoint(result.run.last)
+        for name, value in getattr(loaded, better).items():
+            torch.testing.assert_close(child.student[name], value, atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(child.teacher[name], value, atol=1e-6, rtol=1e-4)
+        assert child.progress.ema_updates == 2
+        assert result.run.read_events()[0]["parent"]["net"] == better
+
+    def test_a_trivial_parent_is_refused_unless_forced(self, parent: Path, tmp_path: Path) -> None:
+        trivial = {"f1": 0.4615, "margin": 0.0, "margin_low": 0.0, "margin_high": 0.0}
+        scores = {"source": "validation", "trivial_f1": 0.4615, "student": trivial, "teacher": trivial}
+        path = rewrite(parent, tmp_path / "trivial.pt", scores=scores)
+        with pytest.raises(RefusedError, match="not above trivial") as caught:
+            self.bootstrap(path, tmp_path / "child")
+        assert caught.value.exit_code == 3
+        assert not (tmp_path / "child").exists()
+        assert self.bootstrap(path, tmp_path / "child", {"length": {"steps": 1}}, force=True).ending == "finished"
+
+    def test_a_parent_within_chance_of_trivial_is_refused(self, parent: Path, tmp_path: Path) -> None:
+        net = {"f1": 0.52, "margin": 0.02, "margin_low": -0.01, "margin_high": 0.05}
+        scores = {"source": "validation", "trivial_f1": 0.50, "student": net, "teacher": net}
+        with pytest.raises(RefusedError, match=r"\+0\.020, 95 % interval -0\.010 to \+0\.050"):
+            self.bootstrap(rewrite(parent, tmp_path / "p.pt", scores=scores), tmp_path / "child")
+
+    def test_a_parent_that_saw_validation_labels_is_refused(
+        self, parent: Path, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        other = make_split(open_catalog(str(particles_dir)), [1.0], seed=7)
+        save_split(other, tmp_path / "other.yaml")
+        with pytest.raises(RefusedError, match=r"labeled training cases of the parent"):
+            self.bootstrap(parent, tmp_path / "child", {"split": {"file": str(tmp_path / "other.yaml")}})
+
+    def test_another_method_brings_its_own_options_and_batch(self, parent: Path, tmp_path: Path) -> None:
+        result = self.bootstrap(
+            parent, tmp_path / "child", {"method": {"name": "supervised"}}, {"length": {"steps": 1}}
+        )
+        assert config_of(load_checkpoint(result.run.last), result.run.last).batch.unlabeled == 0
+
+    def test_another_network_is_a_clear_error(self, parent: Path, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="another network"):
+            self.bootstrap(parent, tmp_path / "child", {"network": {"name": "unet"}})
+        with pytest.raises(CheckpointError, match="does not fit"):
+            self.bootstrap(parent, tmp_path / "child2", {"network": {"features": 8}})
+
+
+def start_cli(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ssl_seg", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a probe at or after ``step`` is on record and the checkpoint before it exists."""
+    for _ in range(1200):
+        if process.poll() is not None:
+            raise AssertionError(f"ended early: {process.communicate()}")
+        if any(r["step"] >= step for r in RunDir(run).read_metrics()):
+            return
+        time.sleep(0.05)
+    raise AssertionError("no such step within a minute")
+
+
+@pytest.fixture
+def long_config(tmp_path: Path, particles_dir: Path) -> Path:
+    """A run of 60 steps, long enough to be stopped on the way; with dropout-free tiny network."""
+    settings = {
+        **TINY,
+        "data": {**TINY["data"], "root": str(particles_dir)},
+        "length": {"steps": 60, "steps_per_epoch": 20},
+    }
+    path = tmp_path / "long.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.mark.slow
+class TestInterruption:
+    @pytest.fixture
+    def whole(self, long_config: Path, tmp_path: Path) -> Path:
+        process = start_cli("train", "--config", str(long_config), "--labels", "0.5", "--out", str(tmp_path / "whole"))
+        assert process.wait(timeout=120) == 0, process.communicate()
+        return tmp_path / "whole"
+
+    def stop(self, number: int, long_config: Path, out: Path, after: int) -> subprocess.Popen[str]:
+        process = start_cli("train", "--config", str(long_config), "--labels", "0.5", "--out", str(out))
+        wait_for_step(out, after, process)
+        process.send_signal(number)
+        process.wait(timeout=60)
+        return process
+
+    def test_kill_9_then_resume_is_bit_equal(self, whole: Path, long_config: Path, tmp_path: Path) -> None:
+        """Killed somewhere in the second epoch; the continued run ends with the same bits."""
+        out = tmp_path / "killed"
+        assert self.stop(signal.SIGKILL, long_config, out, after=20).returncode == -signal.SIGKILL
+        assert load_checkpoint(out / "checkpoints" / "last.pt").progress.step < 60
+        resumed = start_cli("train", "--resume", str(out))
+        assert resumed.wait(timeout=120) == 0, resumed.communicate()
+        assert weights_equal(whole / "checkpoints" / "last.pt", out / "checkpoints" / "last.pt")
+        assert weights_equal(whole / "checkpoints" / "best.pt", out / "checkpoints" / "best.pt")
+        steps = [r["step"] for r in RunDir(out).read_metrics()]
+        assert steps == [r["step"] for r in RunDir(whole).read_metrics()]
+
+    def test_ctrl_c_saves_and_names_the_resume_command(self, whole: Path, long_config: Path, tmp_path: Path) -> None:
+        out = tmp_path / "stopped"
+        process = self.stop(signal.SIGINT, long_config, out, after=5)
+        output = process.communicate()[0]
+        assert process.returncode == 130, output
+        assert f"ssl-seg train --resume {out}" in output
+        step = load_checkpoint(out / "checkpoints" / "last.pt").progress.step
+        assert 5 <= step < 60
+        train(TrainRequest(resume=out))
+        assert load_checkpoint(out / "checkpoints" / "last.pt").progress.step == 60
+        assert "interrupted" in [e["event"] for e in RunDir(out).read_events()]
+
+
+class TestResume:
+    def test_a_finished_run(self, tiny_run: Path) -> None:
+        with pytest.raises(RunDirError, match="is finished"):
+            train(TrainRequest(resume=tiny_run))
+
+    def test_other_options_are_refused(self, tiny_run: Path) -> None:
+        with pytest.raises(ConfigError, match="without other options"):
+            train(TrainRequest((Layer("--lr", {"optim": {"lr": 1}}),), resume=tiny_run))
+
+    def test_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(RunDirError, match="no run directory"):
+            train(TrainRequest(resume=tmp_path / "none"))
+
+    def test_changed_data_is_noticed(self, tmp_path: Path) -> None:
+        from ssl_seg.data.synthetic import write_dataset
+
+        data = tmp_path / "data"
+        write_dataset(data, "particles", 8)
+        result = train_tiny(tmp_path / "run", data)
+        checkpoint = load_checkpoint(result.run.last)
+        rewrite(result.run.last, result.run.last, progress=checkpoint.progress.__class__(6, 6, 0.0))
+        image = load_split(result.run.path / "split.yaml").val[0]
+        (data / "images" / f"{image}.png").unlink()
+        with pytest.raises(SplitError, match=image):
+            train(TrainRequest(resume=result.run.path))
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_agree(particles_dir: Path, tmp_path: Path) -> None:
+    """20 steps on 2 gloo processes: each writes down its networks and verdict; they are equal."""
+    code = """
+import hashlib, json, os, sys
+from pathlib import Path
+from ssl_seg.configio import Layer
+from ssl_seg.prepare import TrainRequest
+import ssl_seg.train as training
+
+captured = {}
+original = training._finish
+def finish(fabric, prepared, result, console):
+    captured["state"] = result
+    return original(fabric, prepared, result, console)
+training._finish = finish
+assemble = training._assemble
+def assembled(*args):
+    captured["trainer"] = assemble(*args)
+    return captured["trainer"]
+training._assemble = assembled
+
+settings = json.loads(sys.argv[1])
+training.train(TrainRequest((Layer("--x", settings),), Path(sys.argv[2])))
+engine = captured["trainer"].engine
+def digest(net):
+    return hashlib.sha256(b"".join(v.numpy().tobytes() for v in net.state_dict().values())).hexdigest()
+verdict = captured["state"].observation.verdict
+line = {"student": digest(engine.student), "teacher": digest(engine.teacher.net), "verdict": verdict.to_record()}
+Path(sys.argv[3], f"rank{engine.fabric.global_rank}.json").write_text(json.dumps(line))
+"""
+    settings = {
+        **TINY,
+        "data": {**TINY["data"], "root": str(particles_dir)},
+        "split": {"labels": 0.5},
+        "network": {**TINY["network"], "norm": "batch"},
+        "length": {"steps": 20, "steps_per_epoch": 10},
+        "runtime": {**TINY["runtime"], "devices": 2},
+    }
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    process = subprocess.run(
+        [sys.executable, str(script), json.dumps(settings), str(tmp_path / "run"), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
+    assert ranks[0] == ranks[1]
+    assert ranks[0]["student"] != ranks[0]["teacher"]
+    assert [r["step"] for r in RunDir(tmp_path / "run").read_metrics()] == [0, 1, 2, 5, 10, 20]
+
+
+def test_dumped_configuration_names_its_plan(tiny_run: Path) -> None:
+    text = (tiny_run / "config.yaml").read_text()
+    assert "# planned: optim.warmup_steps = 1" in text
+    config = config_of(load_checkpoint(tiny_run / "checkpoints" / "last.pt"), tiny_run)
+    assert yaml.safe_load(text) == yaml.safe_load(dump_config(config))
