@@ -76,5 +76,5 @@ def find_unsafe_convolution(net: nn.Module, example: Tensor) -> str | None:
 
 def _is_native(kind: str) -> bool:
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return kind == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -220,7 +220,8 @@ def _check(config: Config, catalog: Catalog, split: Split) -> None:
 
 
 def _describe_fault(fault: SplitFinding) -> str:
-    return f"{fault.code}: {fault.message}{f' (first: {", ".join(fault.cases[:5])})' if fault.cases else ''}"
+    first = f" (first: {', '.join(fault.cases[:5])})" if fault.cases else ""
+    return f"{fault.code}: {fault.message}{first}"
 
 
 def _pass_gate(parent: Checkpoint, split: Split, request: TrainRequest, note: Callable[[str], None]) -> None:
