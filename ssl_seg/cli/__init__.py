@@ -13,7 +13,7 @@ def main() -> None:
     from ssl_seg.cli.app import app
 
     try:
-        app()
+        app(prog_name="ssl-seg")
     except SslSegError as error:
         if _is_main_process():
             sys.stderr.write(f"ssl-seg: error: {error}\n")

@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import TINY
+
+from ssl_seg.cli import main
+from ssl_seg.data.splits import load_split
+from ssl_seg.data.volumes import read_image, read_mask
+from ssl_seg.rundir import RunDir
+
+Cli = Any
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run the command line in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ssl-seg", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def assert_refused(result: tuple[int, str, str], *words: str, code: int = 2) -> None:
+    """One clear error on stderr, the right exit code, no traceback."""
+    assert result[0] == code, result
+    assert "Traceback" not in result[2]
+    for word in words:
+        assert word in result[2]
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, particles_dir: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "data": {**TINY["data"], "root": str(particles_dir)}}))
+    return path
+
+
+class TestHelp:
+    def test_help_imports_no_heavy_library(self) -> None:
+        code = (
+            "import sys; sys.argv = ['ssl-seg', 'train', '--help']\n"
+            "from ssl_seg.cli import main\n"
+            "try: main()\n"
+            "except SystemExit: pass\n"
+            "heavy = {'torch', 'monai', 'numpy', 'cv2', 'scipy', 'matplotlib', 'lightning_fabric', 'yaml'}\n"
+            "sys.stderr.write(' '.join(sorted(heavy & set(sys.modules))))\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "--bootstrap" in done.stdout
+        assert done.stderr == ""
+
+    @pytest.mark.parametrize(
+        "command",
+        ["demo", "train", "evaluate", "predict", "split make", "split check", "config show", "config check",
+         "data synthetic", "methods", "networks"],
+    )  # fmt: skip
+    def test_every_command_has_help(self, cli: Cli, command: str) -> None:
+        code, out, _ = cli(*command.split(), "--help")
+        assert code == 0
+        assert "Usage: ssl-seg" in out
+
+    def test_version_and_lists(self, cli: Cli) -> None:
+        assert cli("--version")[1].startswith("ssl-seg ")
+        assert "method.options.consistency_weight" in cli("methods")[1]
+        assert "dynunet" in cli("networks")[1]
+
+    def test_mistyped_option_and_command(self, cli: Cli) -> None:
+        assert_refused(cli("train", "--lables", "0.1"), "--labels")
+        assert_refused(cli("trian"), "train")
+        assert_refused(cli("train", "--labels", "many"), "--labels", "valid number")
+
+
+class TestTrain:
+    def test_the_contract_of_a_run(self, cli: Cli, tiny_config: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        code, stdout, stderr = cli("train", "--config", tiny_config, "--labels", 0.5, "--seed", 3, "--out", out)
+        assert code == 0, stderr
+        for name in (
+            "checkpoints/last.pt",
+            "checkpoints/best.pt",
+            "metrics.jsonl",
+            "events.jsonl",
+            "config.yaml",
+            "split.yaml",
+        ):
+            assert (out / name).is_file()
+        lines = [line for line in stdout.splitlines() if line.startswith("step ")]
+        assert lines[0].startswith("step     0 epoch   0 | val F1 ")
+        assert len(lines) == len(RunDir(out).read_metrics())
+        assert "all-positive F1" in stdout
+        config = yaml.safe_load((out / "config.yaml").read_text())
+        assert (config["seed"], config["split"]["labels"]) == (3, 0.5)
+        assert_refused(cli("train", "--config", tiny_config, "--out", out), "never overwritten", "--resume")
+
+    def test_options_beat_files_and_set_beats_options(self, cli: Cli, tiny_config: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        arguments = ("--epochs", 1, "--lr", 0.5, "--batch-size", 3, "--set", "optim.lr=0.25", "--method", "supervised")
+        assert cli("train", "--config", tiny_config, "--out", out, *arguments)[0] == 0
+        config = yaml.safe_load((out / "config.yaml").read_text())
+        assert config["length"] == {"steps": 6, "steps_per_epoch": 6}
+        assert config["optim"]["lr"] == 0.25
+        assert config["batch"] == {"labeled": 3, "unlabeled": 0}
+
+    def test_bootstrap_refusal_is_exit_code_3(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+        """The tiny run has trained for 12 steps: not above trivial."""
+        parent = tmp_path / "ckpt_1pct.pt"
+        shutil.copy(tiny_run / "checkpoints" / "last.pt", parent)
+        result = cli("train", "--labels", 1.0, "--bootstrap", parent, "--out", tmp_path / "child")
+        assert_refused(result, "not above trivial", "--force", code=3)
+        assert cli("train", "--labels", 1.0, "--bootstrap", parent, "--out", tmp_path / "child", "--force")[0] == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("--data", "nowhere"), ("nowhere",)),
+            (("--config", "nowhere.yaml"), ("nowhere.yaml", "Packaged")),
+            (("--set", "optim.lrr=3"), ("--set optim.lrr=3", "did you mean 'lr'")),
+            (("--set", "optim.lr"), ("key=value",)),
+            (("--method", "mean_techer"), ("did you mean 'mean_teacher'",)),
+            (("--network", "dynunt"), ("dynunet",)),
+            (("--labels", "0"), ("--labels 0", "greater than 0")),
+            (("--labels", "-0.1"), ("greater than 0",)),
+            (("--labels", "2.5"), ("whole number",)),
+            (("--bootstrap", "nowhere.pt"), ("nowhere.pt",)),
+            (("--resume", "nowhere"), ("nowhere",)),
+            (("--split", "nowhere.yaml"), ("nowhere.yaml",)),
+            (("--steps", "10", "--epochs", "2"), ("--steps and --epochs",)),
+            (("--steps", "0"), ("length.steps",)),
+            (("--devices", "0"), ("runtime.devices",)),
+        ],
+    )
+    def test_bad_input(
+        self,
+        cli: Cli,
+        particles_dir: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: tuple[str, ...],
+        words: tuple[str, ...],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        data = () if {"--data", "--resume"} & set(arguments) else ("--data", particles_dir)
+        assert_refused(cli("train", *data, *arguments), *words)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("content", [b"no checkpoint", b"\x80\x04\x95junk", b""])
+    def test_a_random_file_is_no_checkpoint(self, cli: Cli, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "x.pt"
+        path.write_bytes(content)
+        for command in (
+            ("train", "--bootstrap", path),
+            ("evaluate", path),
+            ("predict", path, tmp_path, tmp_path / "out"),
+        ):
+            assert_refused(cli(*command), "x.pt")
+
+
+class TestBadFolders:
+    @pytest.fixture
+    def folder(self, particles_dir: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(particles_dir, tmp_path / "copy"))
+
+    def refuse(self, cli: Cli, folder: Path, *words: str) -> None:
+        before = sorted(folder.parent.rglob("*"))
+        assert_refused(cli("train", "--data", folder, "--out", folder.parent / "run"), *words)
+        assert sorted(folder.parent.rglob("*")) == before
+
+    def test_no_pairs(self, cli: Cli, folder: Path) -> None:
+        for mask in (folder / "masks").iterdir():
+            mask.rename(mask.with_name(f"{mask.stem}_mask.png"))
+        self.refuse(cli, folder, "_mask")
+
+    def test_mask_of_another_size(self, cli: Cli, folder: Path) -> None:
+        from ssl_seg.data.volumes import write_mask
+
+        mask = next((folder / "masks").iterdir())
+        pixels = read_mask(str(mask))[:-1]
+        mask.unlink()
+        write_mask(mask, pixels)
+        self.refuse(cli, folder, mask.stem, "127")
+
+    def test_labels_beyond_the_classes(self, cli: Cli, folder: Path) -> None:
+        from ssl_seg.data.volumes import write_mask
+
+        mask = next((folder / "masks").iterdir())
+        pixels = read_mask(str(mask)).copy()
+        pixels[0, 0] = 7
+        mask.unlink()
+        write_mask(mask, pixels)
+        self.refuse(cli, folder, "7", "label_values")
+
+    def test_truncated_image(self, cli: Cli, folder: Path) -> None:
+        image = next((folder / "images").iterdir())
+        image.write_bytes(image.read_bytes()[:-40])
+        self.refuse(cli, folder, image.name)
+
+    def test_the_images_folder_itself(self, cli: Cli, folder: Path) -> None:
+        result = cli("train", "--data", folder / "images")
+        assert_refused(result, str(folder))
+
+
+class TestEvaluate:
+    def test_json(self, cli: Cli, tiny_run: Path) -> None:
+        code, out, _ = cli("evaluate", tiny_run / "checkpoints" / "best.pt", "--json")
+        result = json.loads(out)
+        assert code == 0
+        assert set(result) >= {"pooled", "mean", "trivial", "cases"}
+        assert {row["id"] for row in result["cases"]} == set(load_split(tiny_run / "split.yaml").val)
+        assert set(result["nets"]) == {"student", "teacher"}
+        p = result["trivial"]["prevalence"]
+        assert result["trivial"]["all_positive"] == pytest.approx(2 * p / (1 + p))
+        assert result["pooled"] == result["nets"][result["which"]]["pooled"]
+
+    def test_table_and_figure(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+        code, out, _ = cli(
+            "evaluate", tiny_run / "checkpoints" / "best.pt", "--which", "student", "--figure", tmp_path / "p.png"
+        )
+        assert code == 0
+        assert "trivial: all-positive F1" in out
+        assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+        assert_refused(
+            cli("evaluate", tiny_run / "checkpoints" / "best.pt", "--figure", tmp_path / "p.png"), "not overwritten"
+        )
+
+    def test_each_opening_of_the_test_list_is_recorded(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+        run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+        for opening in (1, 2):
+            code, out, _ = cli("evaluate", run / "checkpoints" / "best.pt", "--test", "--json")
+            result = json.loads(out)
+            assert (code, result["test_openings"]) == (0, opening)
+            assert {row["id"] for row in result["cases"]} == set(load_split(run / "split.yaml").test)
+        assert sum(e["event"] == "test_opened" for e in RunDir(run).read_events()) == 2
+        copied = tmp_path / "copied.pt"
+        shutil.copy(run / "checkpoints" / "best.pt", copied)
+        assert cli("evaluate", copied, "--test")[0] == 0
+        assert (tmp_path / "copied.events.jsonl").is_file()
+
+    def test_validation_opens_nothing(self, cli: Cli, tiny_run: Path) -> None:
+        assert cli("evaluate", tiny_run / "checkpoints" / "best.pt")[0] == 0
+        assert not any(e["event"] == "test_opened" for e in RunDir(tiny_run).read_events())
+
+    def test_another_folder(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        assert cli("data", "synthetic", other, "--count", 4, "--labeled", 3, "--seed", 9)[0] == 0
+        checkpoint = tiny_run / "checkpoints" / "best.pt"
+        code, out, err = cli("evaluate", checkpoint, "--data", other, "--all", "--json")
+        assert code == 0
+        assert len(json.loads(out)["cases"]) == 3
+        assert "too good" not in err
+        assert_refused(cli("evaluate", checkpoint, "--data", other), "--all")
+        assert_refused(cli("evaluate", checkpoint, "--test", "--all"), "exclude")
+
+    def test_all_on_the_training_folder_says_so(self, cli: Cli, tiny_run: Path, particles_dir: Path) -> None:
+        code, out, err = cli(
+            "evaluate", tiny_run / "checkpoints" / "best.pt", "--data", particles_dir, "--all", "--json"
+        )
+        assert code == 0
+        assert len(json.loads(out)["cases"]) == 20
+        assert "were labeled training cases" in err
+
+
+class TestPredict:
+    def test_folder_with_probabilities(self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path) -> None:
+        out = tmp_path / "masks"
+        code, stdout, _ = cli("predict", tiny_run / "checkpoints" / "best.pt", particles_dir, out, "--probabilities")
+        assert code == 0
+        assert "24 mask(s)" in stdout
+        names = {p.stem for p in (particles_dir / "images").iterdir()}
+        assert {p.stem for p in out.glob("*.png")} == names
+        for name in names:
+            mask, prob = read_mask(str(out / f"{name}.png")), read_image(str(out / f"{name}_prob.tif"))[0]
+            assert set(mask.ravel().tolist()) <= {0, 1}
+            assert mask.shape == prob.shape == (128, 128)
+            assert ((prob > 0.5) == (mask > 0)).all()
+
+    def test_one_file_keeps_its_place_and_nothing_is_overwritten(
+        self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        image = sorted((particles_dir / "images").iterdir())[0]
+        checkpoint = tiny_run / "checkpoints" / "best.pt"
+        assert cli("predict", checkpoint, image, tmp_path / "mask.png")[0] == 0
+        before = (tmp_path / "mask.png").read_bytes()
+        assert_refused(cli("predict", checkpoint, image, tmp_path / "mask.png"), "not overwritten")
+        assert (tmp_path / "mask.png").read_bytes() == before
+
+    def test_bad_input(self, cli: Cli, tiny_run: Path, sheets_dir: Path, tmp_path: Path) -> None:
+        checkpoint = tiny_run / "checkpoints" / "best.pt"
+        assert_refused(cli("predict", checkpoint, tmp_path / "none", tmp_path / "out"), "none")
+        assert_refused(cli("predict", checkpoint, tmp_path, tmp_path / "out"), "no image")
+        assert_refused(cli("predict", checkpoint, sheets_dir, tmp_path / "out"), "3D", "2D")
+        assert_refused(cli("predict", checkpoint, sheets_dir, tmp_path / "out", "--overlap", "1.5"), "overlap")
+        assert not (tmp_path / "out").exists()
+
+    def test_volume(self, cli: Cli, sheets_dir: Path, tmp_path: Path) -> None:
+        config = tmp_path / "c.yaml"
+        settings = {**TINY, "data": {"root": str(sheets_dir), "patch_size": [16, 32, 32]}, "length": {"steps": 2}}
+        config.write_text(yaml.safe_dump(settings))
+        assert cli("train", "--config", config, "--out", tmp_path / "run")[0] == 0
+        code, out, _ = cli("evaluate", tmp_path / "run" / "checkpoints" / "last.pt", "--json")
+        assert code == 0
+        assert "missed_share" in json.loads(out)["mean"]
+        volume = sorted((sheets_dir / "images").iterdir())[0]
+        assert cli("predict", tmp_path / "run" / "checkpoints" / "last.pt", volume, tmp_path / "out")[0] == 0
+        assert read_mask(str(tmp_path / "out" / f"{volume.stem}.tif")).shape == (32, 64, 64)
+
+
+class TestSplit:
+    def test_make_takes_fractions_in_a_row_and_check_passes(
+        self, cli: Cli, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "splits" / "s.yaml"
+        code, stdout, _ = cli(
+            "split", "make", "--data", particles_dir, "--labels", 0.1, 0.5, 1.0, "--seed", 4, "--out", out
+        )
+        assert code == 0
+        split = load_split(out)
+        assert set(split.fractions) == {0.1, 0.5, 1.0}
+        assert set(split.fractions[0.1]) < set(split.fractions[0.5]) < set(split.fractions[1.0])
+        assert split.fingerprint in stdout
+        code, stdout, _ = cli("split", "check", out, "--data", particles_dir, "--json")
+        assert code == 0
+        assert json.loads(stdout)["summary"]["faults"] == 0
+        assert_refused(cli("split", "make", "--data", particles_dir, "--out", out), "s.yaml")
+
+    def test_check_names_a_fault_with_exit_code_2(
+        self, cli: Cli, particles_dir: Path, sheets_dir: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "s.yaml"
+        cli("split", "make", "--data", particles_dir, "--out", out)
+        code, stdout, _ = cli("split", "check", out, "--data", sheets_dir, "--json")
+        assert code == 2
+        assert {f["level"] for f in json.loads(stdout)["findings"]} >= {"fault"}
+
+    def test_bad_fractions(self, cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
+        for labels in ("0", "1.5", "-1"):
+            assert_refused(
+                cli("split", "make", "--data", particles_dir, "--labels", labels, "--out", tmp_path / "x.yaml"), labels
+            )
+
+
+class TestConfig:
+    def test_check(self, cli: Cli, tiny_config: Path, tmp_path: Path) -> None:
+        assert cli("config", "check", tiny_config)[0] == 0
+        bad = tmp_path / "bad.yaml"
+        bad.write_text("loss: {weights: {dice_weight: 1.0}}\n")
+        assert_refused(cli("config", "check", bad), "dice_weight", "dice")
+        bad.write_text("method: {name: supervised, options: {consistency_weight: 1}}\n")
+        assert_refused(cli("config", "check", bad), "consistency_weight")
+        assert_refused(cli("config", "check", tiny_config, "--set", "seeed=1"), "seed")
+
+    def test_show_names_sources(self, cli: Cli, tiny_config: Path) -> None:
+        code, out, _ = cli("config", "show", tiny_config, "--set", "seed=5")
+        lines = {line.split(":")[0]: line for line in out.splitlines()}
+        assert code == 0
+        assert lines["seed"].endswith("# --set seed=5")
+        assert lines["network.name"].endswith(f"# {tiny_config}")
+        assert lines["data.channels"].endswith("# plan")
+        assert lines["ema.decay"].endswith("# default")
+
+    def test_packaged_configurations_are_valid(self, cli: Cli) -> None:
+        from ssl_seg.configio import packaged_configs
+
+        names = [
+            p.relative_to(packaged_configs()).with_suffix("").as_posix() for p in packaged_configs().rglob("*.yaml")
+        ]
+        assert names
+        for name in names:
+            assert cli("config", "check", name)[0] == 0, name
