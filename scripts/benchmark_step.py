@@ -1,8 +1,8 @@
 """Seconds per training step of the engine against a bare PyTorch loop.
 
-Both train the same network with the same loss, batch, precision, optimizer, clipping and moving average; blocks of steps
-alternate, so that other load on the machine hits both alike. The engine adds schedules, seeds and records; the monitor
-looks at the networks as often as in a real run.
+Both train the same network with the same loss, batch, precision, optimizer, clipping and moving average; blocks of
+steps alternate, so that other load on the machine hits both alike. What the engine adds are schedules, seeds, records
+and the wrapping that serves several processes.
 
     python scripts/benchmark_step.py --network dynunet --patch 128 128 --blocks 12
 """

@@ -67,11 +67,11 @@ def _check_margin(scores: dict[str, Any]) -> list[str]:
 
 def _check_leaks(parent_split: Split, parent: Checkpoint, split: Split) -> list[str]:
     seen = parent_split.labeled_ids(parent.config["split"]["labels"])
-    seen_content = {parent_split.content[i] for i in seen if i in parent_split.content}
+    seen_images = parent_split.image_contents(seen)
     same_data = parent_split.dataset == split.dataset
     problems = []
     for part, ids in (("validation", split.val), ("test", split.test)):
-        leaks = [i for i in ids if (same_data and i in seen) or split.content.get(i) in seen_content]
+        leaks = [i for i in ids if (same_data and i in seen) or split.image_contents([i]) & seen_images]
         if leaks:
             problems.append(
                 f"{len(leaks)} {part} case(s) of this run were labeled training cases of the parent, for example "

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
 from ssl_seg.data.loader import CaseStore
-from ssl_seg.data.splits import Split, load_split, split_from_dict
+from ssl_seg.data.splits import IMAGE_DIGITS, Split, load_split, split_from_dict
 from ssl_seg.errors import DataError, SplitError
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import score_cases
@@ -102,8 +102,8 @@ def _choose_cases(
     known = {case.id for case in catalog.cases}
     if request.part == "all":
         ids = tuple(case.id for case in catalog.labeled)
-        seen_content = {split.content.get(i) for i in split.labeled_ids(model.config.split.labels)}
-        seen = [i for i in ids if catalog.facts[i].content in seen_content]
+        images = split.image_contents(split.labeled_ids(model.config.split.labels))
+        seen = [i for i in ids if catalog.facts[i].content[:IMAGE_DIGITS] in images]
         if seen:
             note(f"{len(seen)} of the {len(ids)} cases were labeled training cases of this network: too good a score")
         return ids

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ssl_seg.bootstrap import check_parent, describe_parent, given_keys, parent_layer
-from ssl_seg.checkpoint import Checkpoint, load_checkpoint
+from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ssl_seg.config import Config, MethodConfig
 from ssl_seg.configio import Layer, build_config, check_partial, dump_config, flatten, merge_layers
 from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
@@ -17,12 +19,22 @@ from ssl_seg.data.split_quality import SplitFinding, check_split
 from ssl_seg.data.splits import Split, load_split, make_split, save_split, split_from_dict
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
-from ssl_seg.inference.model import config_of
+from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.losses import check_loss_names
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.networks import check_patch_size, get_network_spec
 from ssl_seg.plan import plan_layer, plan_run
-from ssl_seg.rundir import CONFIG_FILE, SPLIT_FILE, RunDir, atomic_write, create_run_dir, next_free, open_run_dir
+from ssl_seg.precision import choose_precision
+from ssl_seg.rundir import (
+    CONFIG_FILE,
+    SPLIT_FILE,
+    RunDir,
+    atomic_write,
+    check_free,
+    create_run_dir,
+    next_free,
+    open_run_dir,
+)
 
 DEFAULT_FRACTIONS = (0.01, 0.10, 1.0)
 
@@ -67,6 +79,8 @@ def prepare_run(
     if request.resume is not None:
         return _reopen(request, note, track)
     check_layers(request.layers)
+    if request.out is not None:
+        check_free(request.out)
     parent = None if request.bootstrap is None else load_checkpoint(request.bootstrap)
     layers = _with_parent(request, parent)
     catalog = _open_data(layers, track)
@@ -79,7 +93,8 @@ def prepare_run(
         note(f"plan: {item.key} = {item.value} ({item.reason})")
     split = _find_split(config, catalog, parent)
     _check(config, catalog, split)
-    if parent is not None and request.bootstrap is not None:
+    _check_network(config, parent, request, gpu=gpu)
+    if parent is not None:
         _pass_gate(parent, split, request, note)
 
     run = create_run_dir(request.out or next_free(Path("runs") / _default_name(config)))
@@ -217,6 +232,15 @@ def _check(config: Config, catalog: Catalog, split: Split) -> None:
             f"method.name = '{config.method.name}' learns from unlabeled images and there are {len(pool)}, but "
             "batch.unlabeled = 0: set it to batch.labeled, or use method.name = 'supervised'"
         )
+
+
+def _check_network(config: Config, parent: Checkpoint | None, request: TrainRequest, *, gpu: bool) -> None:
+    """Build the network once, to see that the parent's weights fit and the precision asked for is usable."""
+    net = make_network(config)
+    if parent is not None:
+        load_weights(net, parent.student, str(request.bootstrap))
+    if not gpu:
+        choose_precision(config.runtime.precision, net, torch.zeros(1, config.data.channels, *config.data.patch_size))
 
 
 def _describe_fault(fault: SplitFinding) -> str:

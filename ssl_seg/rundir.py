@@ -77,9 +77,7 @@ def create_run_dir(path: Path) -> RunDir:
     Raises:
         RunDirError: when it exists already (and holds anything), or cannot be created.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        resume = f"continue it with --resume {path}, or " if (path / CONFIG_FILE).exists() else ""
-        raise RunDirError(f"{path} exists already and is never overwritten: {resume}use --out {next_free(path)}")
+    check_free(path)
     try:
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,6 +87,17 @@ def create_run_dir(path: Path) -> RunDir:
     (path / METRICS_FILE).touch()
     (path / EVENTS_FILE).touch()
     return run
+
+
+def check_free(path: Path) -> None:
+    """Do nothing, if a run may be created at ``path``.
+
+    Raises:
+        RunDirError: when something is there already; names --resume and the next free name.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        resume = f"continue it with --resume {path}, or " if (path / CONFIG_FILE).exists() else ""
+        raise RunDirError(f"{path} exists already and is never overwritten: {resume}use --out {next_free(path)}")
 
 
 def open_run_dir(path: Path) -> RunDir:

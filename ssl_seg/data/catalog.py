@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data import synthetic
 from ssl_seg.data.folders import find_pairs, read_groups
+from ssl_seg.data.splits import IMAGE_DIGITS
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.errors import DataError, did_you_mean
 from ssl_seg.labels import infer_label_values
@@ -208,14 +209,14 @@ def _read_facts(case: Case, background: int, ignore_value: int | None) -> CaseFa
     shape = image.shape[1:]
     common = (shape, len(image), image.dtype.name)
     if mask is None:
-        return CaseFacts(*common, None, None, _digest(image)[:12] + "0000")
+        return CaseFacts(*common, None, None, _digest(image)[:IMAGE_DIGITS] + "0000")
     if mask.shape != shape:
         return f"{case.mask}: the mask is {_size(mask.shape)}, its image {_size(shape)}. They must be of one size."
     values, counts = np.unique(mask, return_counts=True)
     count = dict(zip(values.tolist(), counts.tolist(), strict=True))
     looked_at = mask.size - (0 if ignore_value is None else count.get(ignore_value, 0))
     foreground = (looked_at - count.get(background, 0)) / max(looked_at, 1)
-    return CaseFacts(*common, tuple(sorted(count)), foreground, _digest(image)[:12] + _digest(mask)[:4])
+    return CaseFacts(*common, tuple(sorted(count)), foreground, _digest(image)[:IMAGE_DIGITS] + _digest(mask)[:4])
 
 
 def _digest(array: NDArray[np.generic]) -> str:

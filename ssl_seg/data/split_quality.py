@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from ssl_seg.data.splits import Split
+from ssl_seg.data.splits import IMAGE_DIGITS, Split
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
-
-_IMAGE_DIGITS = 12
-"""Digits of ``CaseFacts.content`` that stand for the image alone."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def _check_groups(parts: Mapping[str, Collection[str]], groups: Mapping[str, str
 
 def _check_duplicates(parts: Mapping[str, Collection[str]], content: Mapping[str, str]) -> Iterable[SplitFinding]:
     """The same image, under whatever name and with whatever mask, is in one part only."""
-    image_of = {i: digits[:_IMAGE_DIGITS] for i, digits in content.items()}
+    image_of = {i: digits[:IMAGE_DIGITS] for i, digits in content.items()}
     for where in _parts_by(parts, image_of).values():
         if len(where) > 1:
             cases = tuple(i for ids in where.values() for i in ids)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from ssl_seg.rundir import atomic_write
 if TYPE_CHECKING:  # reading a split file must not load the image libraries
     from ssl_seg.data.catalog import Case, Catalog
 
+IMAGE_DIGITS = 12
+"""Digits of ``CaseFacts.content`` that stand for the image alone; the rest stands for its mask."""
 SCHEMA = 1
 """Version of the split file's format."""
 
@@ -105,6 +107,10 @@ class Split:
         labeled = set(self.labeled_ids(labels))
         return tuple(i for i in self.fractions[1.0] if i not in labeled) + self.unlabeled
 
+    def image_contents(self, ids: Iterable[str]) -> set[str]:
+        """Return what identifies the images of these ids, whatever their names and masks are."""
+        return {self.content[i][:IMAGE_DIGITS] for i in ids if i in self.content}
+
     def check_not_sealed(self, ids: Iterable[str]) -> None:
         """Do nothing, if none of the ids is in the test list.
 
@@ -178,7 +184,7 @@ def make_split(
     ]
     used = {*pool, *ids["val"], *ids["test"], *kept}
     return Split(
-        dataset=catalog.root,
+        dataset=PurePath(catalog.root).name,  # a path would tie the file to one machine
         seed=int(seed),
         fractions={float(f): pool[: round_cases(f, len(pool))] for f in sorted({*fractions, 1.0})},
         unlabeled=tuple(kept),
