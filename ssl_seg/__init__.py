@@ -1,3 +1,51 @@
 """Semi-supervised segmentation: few masks, many images, and a monitor that names a collapse early."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl_seg.configio import Layer
+    from ssl_seg.data.catalog import open_catalog
+    from ssl_seg.data.splits import load_split, make_split, save_split
+    from ssl_seg.evaluation import EvaluateRequest, evaluate
+    from ssl_seg.prediction import PredictRequest, predict
+    from ssl_seg.prepare import TrainRequest
+    from ssl_seg.training import train
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "EvaluateRequest": "ssl_seg.evaluation",
+    "Layer": "ssl_seg.configio",
+    "PredictRequest": "ssl_seg.prediction",
+    "TrainRequest": "ssl_seg.prepare",
+    "evaluate": "ssl_seg.evaluation",
+    "load_split": "ssl_seg.data.splits",
+    "make_split": "ssl_seg.data.splits",
+    "open_catalog": "ssl_seg.data.catalog",
+    "predict": "ssl_seg.prediction",
+    "save_split": "ssl_seg.data.splits",
+    "train": "ssl_seg.training",
+}
+__all__ = [
+    "EvaluateRequest",
+    "Layer",
+    "PredictRequest",
+    "TrainRequest",
+    "evaluate",
+    "load_split",
+    "make_split",
+    "open_catalog",
+    "predict",
+    "save_split",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that ``import ssl_seg`` and the command's help stay quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ssl_seg' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

@@ -98,7 +98,7 @@ class OptimConfig(Section):
 
     name: Literal["adamw", "sgd"] = "adamw"
     """Optimizer; sgd uses Nesterov momentum."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(3e-4, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(1e-2, ge=0)
     """Decoupled for adamw, L2 for sgd."""

@@ -11,7 +11,7 @@ import pytest
 from ssl_seg.configio import Layer
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.prepare import TrainRequest
-from ssl_seg.train import TrainResult, train
+from ssl_seg.training import TrainResult, train
 
 REAL_DATA = Path(os.environ.get("SSL_SEG_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -26,8 +26,8 @@ def evaluate(
     """Score a checkpoint per case and pooled, beside trivial baselines: on validation unless told otherwise."""
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.errors import ConfigError
-    from ssl_seg.evaluate import EvaluateRequest
-    from ssl_seg.evaluate import evaluate as run_evaluation
+    from ssl_seg.evaluation import EvaluateRequest
+    from ssl_seg.evaluation import evaluate as run_evaluation
     from ssl_seg.rundir import to_finite
 
     if test and all_:
@@ -67,8 +67,8 @@ def predict(
 ) -> None:
     """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks."""
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.predict import PredictRequest
-    from ssl_seg.predict import predict as run_prediction
+    from ssl_seg.prediction import PredictRequest
+    from ssl_seg.prediction import predict as run_prediction
 
     request = PredictRequest(checkpoint, source, output, which, overlap, probabilities)
     written = run_prediction(request, TerminalConsole().track("predicting"))

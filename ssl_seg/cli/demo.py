@@ -11,10 +11,10 @@ from ssl_seg.cli.pictures import draw_cases
 from ssl_seg.cli.training import print_scores
 from ssl_seg.configio import Layer
 from ssl_seg.errors import RunDirError
-from ssl_seg.evaluate import EvaluateRequest, evaluate
+from ssl_seg.evaluation import EvaluateRequest, evaluate
 from ssl_seg.prepare import TrainRequest
 from ssl_seg.rundir import next_free
-from ssl_seg.train import TrainResult, train
+from ssl_seg.training import TrainResult, train
 
 SETTINGS = {
     "data": {"root": "synthetic:particles", "patch_size": [96, 96]},

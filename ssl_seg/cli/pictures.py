@@ -7,7 +7,7 @@ from typing import Any
 
 from ssl_seg.data.catalog import pass_through
 from ssl_seg.data.loader import CaseStore
-from ssl_seg.evaluate import EvaluateRequest, open_catalog_for
+from ssl_seg.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.inference.model import open_model
 from ssl_seg.report.figures import Panel, plot_predictions
 

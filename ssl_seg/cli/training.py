@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from ssl_seg.configio import Layer
-    from ssl_seg.train import TrainResult
+    from ssl_seg.training import TrainResult
 
 
 def train(
@@ -100,7 +100,7 @@ def _epochs_layer(epochs: int, layers: list[Layer]) -> Layer:
 def _run(layers: list[Layer], out: Path | None, bootstrap: Path | None, resume: Path | None, *, force: bool) -> None:
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.prepare import TrainRequest
-    from ssl_seg.train import train as run_training
+    from ssl_seg.training import train as run_training
 
     result = run_training(TrainRequest(tuple(layers), out, bootstrap, resume, force), TerminalConsole())
     if result.is_main:

@@ -31,7 +31,7 @@ from ssl_seg.errors import (
 from ssl_seg.inference.model import config_of
 from ssl_seg.prepare import TrainRequest
 from ssl_seg.rundir import RunDir
-from ssl_seg.train import train
+from ssl_seg.training import train
 
 
 def weights_equal(a: Path, b: Path) -> bool:
@@ -346,7 +346,7 @@ import hashlib, json, os, sys
 from pathlib import Path
 from ssl_seg.configio import Layer
 from ssl_seg.prepare import TrainRequest
-import ssl_seg.train as training
+import ssl_seg.training as training
 
 captured = {}
 original = training._finish

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ssl_seg.bootstrap import check_parent, describe_parent, given_keys, parent_layer
+from ssl_seg.checkpoint import Checkpoint, Progress
+from ssl_seg.config import Config
+from ssl_seg.configio import Layer, build_config, flatten, to_plain
+from ssl_seg.data.splits import Split, split_to_dict
+
+SETTINGS = {
+    "seed": 4,
+    "data": {
+        "root": "/data/a",
+        "groups": "/data/groups.csv",
+        "label_values": [0, 9],
+        "channels": 3,
+        "patch_size": [64, 64],
+        "foreground_ratio": 0.2,
+    },
+    "split": {"file": "/data/split.yaml", "labels": 0.5, "seed": 8},
+    "network": {"name": "unet", "features": 8},
+    "method": {"name": "mean_teacher", "options": {"consistency_weight": 3.0}},
+    "optim": {"lr": 0.02, "warmup_steps": 7},
+    "batch": {"labeled": 3, "unlabeled": 6},
+    "length": {"steps": 90, "steps_per_epoch": 30},
+    "runtime": {"precision": "fp32", "devices": 2},
+}
+
+
+def net(f1: float, margin: float = 0.2, low: float | None = 0.1, high: float | None = 0.3) -> dict[str, Any]:
+    return {"f1": f1, "margin": margin, "margin_low": low, "margin_high": high}
+
+
+GOOD = {"source": "validation", "trivial_f1": 0.4, "student": net(0.7), "teacher": net(0.6)}
+
+
+def make_split(
+    pool: str, val: str = "", test: str = "", *, dataset: str = "a", content: dict[str, str] | None = None
+) -> Split:
+    """A split whose ids are letters; the content of 'x' is x in all its digits unless given."""
+    digits = {i: f"image-{i:_>6}mask" for i in pool + val + test} | (content or {})
+    half = tuple(pool[: len(pool) // 2])
+    return Split(dataset, 0, {0.5: half, 1.0: tuple(pool)}, (), tuple(val), tuple(test), {}, digits, ())
+
+
+def make_parent(split: Split | None = None, scores: dict[str, Any] | None = None, labels: float = 0.5) -> Checkpoint:
+    config, _ = build_config([Layer("test", SETTINGS), Layer("test", {"split": {"labels": labels}})])
+    return Checkpoint(
+        student={},
+        teacher={},
+        optimizer={},
+        progress=Progress(step=90, ema_updates=90, best_score=0.7),
+        config=to_plain(config),
+        split=split_to_dict(split or make_split("abcd", "ef", "gh")),
+        scores=GOOD if scores is None else scores,
+    )
+
+
+def inherited(*given: str) -> dict[str, Any]:
+    return dict(flatten(parent_layer(make_parent(), "parent.pt", given).values))
+
+
+class TestParentLayer:
+    def test_all_but_the_machine_and_the_split_file(self) -> None:
+        own = dict(flatten(make_parent().config))
+        kept = inherited()
+        left_out = {key for key in own if key not in kept}
+        assert left_out == {key for key in own if key.startswith("runtime.")} | {"split.file"}
+        assert len(left_out) == len(dict(flatten(Config.model_fields["runtime"].default.model_dump()))) + 1
+        assert kept == {key: value for key, value in own.items() if key not in left_out}
+
+    @pytest.mark.parametrize(
+        ("given", "dropped"),
+        [
+            ("length.steps", {"optim.warmup_steps"}),
+            ("method.name", {"method.options.consistency_weight", "batch.unlabeled"}),
+            ("data.root", {"data.groups", "data.label_values", "data.channels"}),
+            ("split.labels", set()),
+            ("optim.lr", set()),
+            ("length.steps_per_epoch", set()),
+            ("data.patch_size", set()),
+        ],
+    )
+    def test_what_depends_on_a_changed_setting_is_left_out(self, given: str, dropped: set[str]) -> None:
+        assert set(inherited()) - set(inherited(given)) == dropped
+        assert set(inherited(given)) <= set(inherited())
+
+    def test_several_changes_add_up(self) -> None:
+        gone = set(inherited()) - set(inherited("length.steps", "data.root"))
+        assert gone == {"optim.warmup_steps", "data.groups", "data.label_values", "data.channels"}
+
+    def test_it_is_named_and_the_parent_stays_as_it_is(self) -> None:
+        parent = make_parent()
+        layer = parent_layer(parent, "parent.pt", {"method.name", "data.root", "length.steps"})
+        assert layer.source == "parent.pt"
+        assert parent.config == make_parent().config
+
+    def test_with_the_machine_of_the_new_run_it_is_a_configuration(self) -> None:
+        config, sources = build_config(
+            [parent_layer(make_parent(), "parent.pt", ()), Layer("--lr", {"optim": {"lr": 1}})]
+        )
+        assert config.runtime.devices == 1
+        assert config.split.file is None
+        assert (config.optim.lr, config.optim.warmup_steps, config.split.labels) == (1, 7, 0.5)
+        assert sources["optim.warmup_steps"] == "parent.pt"
+
+
+def test_given_keys_are_those_of_all_layers() -> None:
+    layers = [Layer("a", {"optim": {"lr": 1, "name": "sgd"}}), Layer("b", {"seed": 2, "data": {"root": "x"}})]
+    assert given_keys(layers) == {"optim.lr", "optim.name", "seed", "data.root"}
+    assert given_keys([]) == set()
+
+
+def test_the_record_names_the_net_that_is_built_on() -> None:
+    assert describe_parent(make_parent()) == {"net": "student", "step": 90, "scores": GOOD}
+    assert describe_parent(make_parent(scores={**GOOD, "teacher": net(0.8)}))["net"] == "teacher"
+
+
+class TestMargin:
+    def check(self, student: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
+        scores = {"source": "validation", "trivial_f1": 0.4, "student": student, "teacher": teacher}
+        return check_parent(make_parent(scores=scores), make_split("abcd", "ef", "gh"))
+
+    @pytest.mark.parametrize(
+        ("score", "usable"),
+        [
+            (net(0.7, 0.2, 0.1), True),
+            (net(0.7, 0.2, 1e-9), True),
+            (net(0.7, 0.2, 0.0), False),  # the interval decides, not the margin
+            (net(0.7, 0.2, -0.1), False),
+            (net(0.4615, 0.0, 0.0, 0.0), False),
+            (net(0.7, 0.2, None, None), True),  # no interval, as after an interrupted run: the margin decides
+            (net(0.7, 0.0, None, None), False),
+            (net(0.7, -0.2, None, None), False),
+        ],
+    )
+    def test_above_trivial_by_more_than_chance(self, score: dict[str, Any], usable: bool) -> None:
+        for student, teacher in ((score, net(0.1)), (net(0.1), score)):
+            assert (self.check(student, teacher) == []) == usable
+
+    def test_a_high_f1_alone_is_no_reason(self) -> None:
+        """At 90 % foreground predicting foreground everywhere scores 0.947."""
+        assert self.check(net(0.947, 0.0, 0.0, 0.0), net(0.94)) != []
+
+    def test_the_better_net_is_judged(self) -> None:
+        trivial = net(0.2, -0.2, -0.3)
+        assert self.check(net(0.7), trivial) == []
+        assert self.check(trivial, net(0.7)) == []
+        assert self.check(net(0.7, -0.1, -0.2), net(0.6)) != []
+
+    def test_the_reason_has_the_numbers(self) -> None:
+        (reason,) = self.check(net(0.1), net(0.52, 0.02, -0.01, 0.05))
+        for text in ("(teacher)", "F1 0.520", "0.400", "+0.020", "95 % interval -0.010 to +0.050", "not above trivial"):
+            assert text in reason
+        (reason,) = self.check(net(0.39, -0.01, None, None), net(0.1))
+        assert "(student)" in reason
+        assert "interval" not in reason
+
+
+class TestLeaks:
+    """The parent has seen the labels of a and b (half of its pool a b c d)."""
+
+    parent_split = make_split("abcd", "ef", "gh")
+
+    def check(self, split: Split, labels: float = 0.5) -> list[str]:
+        return check_parent(make_parent(self.parent_split, labels=labels), split)
+
+    def test_its_own_split_is_fine(self) -> None:
+        assert self.check(self.parent_split) == []
+        assert self.check(self.parent_split, labels=1.0) == []
+
+    def test_validation_and_test_are_told_apart(self) -> None:
+        (reason,) = self.check(make_split("ef", "abc", "gh"))
+        assert reason.startswith("2 validation case(s)")
+        assert "'a'" in reason
+        (reason,) = self.check(make_split("ef", "gh", "cb"))
+        assert reason.startswith("1 test case(s)")
+        assert "'b'" in reason
+        assert len(self.check(make_split("cd", "a", "b"))) == 2
+
+    def test_only_labels_that_were_used_count(self) -> None:
+        """c and d were in the parent's pool, but not labeled at a half."""
+        assert self.check(make_split("ab", "c", "d")) == []
+        assert len(self.check(make_split("ab", "c", "d"), labels=1.0)) == 2
+        assert len(self.check(make_split("ab", "c", "d"), labels=3)) == 1
+
+    def test_new_training_cases_may_be_any(self) -> None:
+        assert self.check(make_split("abefgh", "c", "d")) == []
+
+    def test_renamed_images_are_found_by_content(self) -> None:
+        renamed = {"v": self.parent_split.content["b"]}
+        for dataset in ("a", "b"):
+            (reason,) = self.check(make_split("xy", "uv", "w", dataset=dataset, content=renamed))
+            assert reason.startswith("1 validation case(s)")
+            assert "'v'" in reason
+        assert self.check(make_split("xy", "uv", "w", content={"v": self.parent_split.content["c"]})) == []
+
+    def test_another_mask_does_not_make_it_another_image(self) -> None:
+        """Only the first 12 digits stand for the image."""
+        own = self.parent_split.content["b"]
+        assert len(self.check(make_split("xy", "uv", content={"v": own[:12] + "0000"}))) == 1
+        assert self.check(make_split("xy", "uv", content={"v": own[:11] + "#0000"})) == []
+
+    def test_equal_names_in_another_data_set_are_no_leak(self) -> None:
+        other = {i: f"other-{i:_>6}mask" for i in "abcdef"}
+        assert self.check(make_split("cd", "a", "b", dataset="b", content=other)) == []
+        assert len(self.check(make_split("cd", "a", "b", dataset="a", content=other))) == 2
+
+    def test_a_margin_and_a_leak_are_both_named(self) -> None:
+        scores = {**GOOD, "student": net(0.7, 0.0, -0.1)}
+        reasons = check_parent(make_parent(self.parent_split, scores), make_split("cd", "a", "e"))
+        assert len(reasons) == 2
+        assert "not above trivial" in reasons[0]
+        assert "validation case(s)" in reasons[1]

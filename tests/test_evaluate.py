@@ -1,0 +1,199 @@
+"""What the command-line tests leave open: the numbers, which net is the headline, other splits and other folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, jaccard_score
+
+from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_seg.data.catalog import open_catalog, pass_through
+from ssl_seg.data.splits import Split, load_split, make_split, save_split, split_to_dict
+from ssl_seg.data.synthetic import write_dataset
+from ssl_seg.data.volumes import read_mask, write_mask
+from ssl_seg.errors import DataError, SplitError
+from ssl_seg.evaluation import EvaluateRequest, evaluate
+from ssl_seg.prediction import PredictRequest, predict
+from ssl_seg.rundir import RunDir
+
+
+def rewrite(run: Path, out: Path, **changes: Any) -> Path:
+    """Write the run's checkpoint to ``out``, with some of its fields changed."""
+    checkpoint = load_checkpoint(run / "checkpoints" / "last.pt")
+    save_checkpoint(Checkpoint(**{**vars(checkpoint), **changes}), out)
+    return out
+
+
+@pytest.fixture
+def checkpoint(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy outside of its run: nothing is written into the run that all tests share."""
+    return rewrite(tiny_run, tmp_path / "copied.pt")
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("overlap", [0.0, 0.5])
+    def test_they_are_those_of_the_masks_that_predict_writes(
+        self, checkpoint: Path, particles_dir: Path, tmp_path: Path, overlap: float
+    ) -> None:
+        result = evaluate(EvaluateRequest(checkpoint, which="student", overlap=overlap))
+        request = PredictRequest(checkpoint, particles_dir, tmp_path / "out", which="student", overlap=overlap)
+        written = {path.stem: path for path in predict(request)}
+        pairs = {
+            row["id"]: (
+                read_mask(str(particles_dir / "masks" / f"{row['id']}.png")).ravel(),
+                read_mask(str(written[row["id"]])).ravel(),
+            )
+            for row in result["cases"]
+        }
+        for row in result["cases"]:
+            assert row["dice"] == pytest.approx(f1_score(*pairs[row["id"]], zero_division=0.0))
+        true, pred = (np.concatenate(column) for column in zip(*pairs.values(), strict=True))
+        assert result["pooled"]["f1"] == pytest.approx(f1_score(true, pred))
+        assert result["pooled"]["iou"] == pytest.approx(jaccard_score(true, pred))
+        assert result["trivial"]["prevalence"] == pytest.approx(true.mean())
+
+    def test_the_overlap_matters(self, checkpoint: Path) -> None:
+        """Or the test above could not tell whether it is passed on."""
+        f1 = [evaluate(EvaluateRequest(checkpoint, overlap=overlap))["pooled"]["f1"] for overlap in (0.0, 0.5)]
+        assert f1[0] != f1[1]
+
+    def test_plain_types_with_where_they_come_from(self, checkpoint: Path, particles_dir: Path) -> None:
+        result = evaluate(EvaluateRequest(checkpoint))
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
+        assert (result["step"], result["part"], result["data"]) == (12, "val", str(particles_dir.resolve()))
+        assert result["checkpoint"] == str(checkpoint)
+        assert result["test_openings"] == 0
+
+
+class TestWhich:
+    @pytest.mark.parametrize("better", ["student", "teacher"])
+    def test_the_headline_is_the_net_that_was_better_in_training(
+        self, tiny_run: Path, tmp_path: Path, better: str
+    ) -> None:
+        """Whichever of the two is better on the cases scored here: one of both orders contradicts them."""
+        scores = {net: {"f1": 0.9 if net == better else 0.1} for net in ("student", "teacher")}
+        result = evaluate(EvaluateRequest(rewrite(tiny_run, tmp_path / "x.pt", scores=scores)))
+        assert result["which"] == better
+        assert result["pooled"] == result["nets"][better]["pooled"]
+        assert result["nets"]["student"]["pooled"] != result["nets"]["teacher"]["pooled"]
+
+    @pytest.mark.parametrize("which", ["student", "teacher"])
+    def test_only_the_net_asked_for_is_scored(self, checkpoint: Path, which: str) -> None:
+        both = evaluate(EvaluateRequest(checkpoint))
+        told = []
+
+        def track(label: str) -> Any:
+            told.append(label)
+            return pass_through
+
+        one = evaluate(EvaluateRequest(checkpoint, which=which), track=track)
+        assert one["which"] == which
+        assert one["nets"] == {which: both["nets"][which]}
+        assert told == ["reading cases", f"scoring {which}"]
+
+
+def other_split(data: Path, out: Path, **changes: Any) -> Path:
+    save_split(replace(make_split(open_catalog(str(data)), [1.0], seed=3), **changes), out)
+    return out
+
+
+class TestSplits:
+    def test_a_split_of_its_own(self, checkpoint: Path, particles_dir: Path, tiny_run: Path, tmp_path: Path) -> None:
+        split = load_split(other_split(particles_dir, tmp_path / "s.yaml"))
+        assert set(split.val) != set(load_split(tiny_run / "split.yaml").val)
+        for part in ("val", "test"):
+            result = evaluate(EvaluateRequest(checkpoint, split=tmp_path / "s.yaml", part=part))
+            assert [row["id"] for row in result["cases"]] == list(getattr(split, part))
+
+    @pytest.mark.parametrize("part", ["val", "test"])
+    def test_an_empty_list(self, checkpoint: Path, particles_dir: Path, tmp_path: Path, part: Any) -> None:
+        path = other_split(particles_dir, tmp_path / "s.yaml", **{part: ()})
+        with pytest.raises(SplitError, match=f"no {part} cases"):
+            evaluate(EvaluateRequest(checkpoint, split=path, part=part))
+        assert not list(tmp_path.glob("*.jsonl"))
+
+    def test_missing_cases_are_counted_and_open_nothing(
+        self, checkpoint: Path, particles_dir: Path, tiny_run: Path, tmp_path: Path
+    ) -> None:
+        split = load_split(tiny_run / "split.yaml")
+        folder = Path(shutil.copytree(particles_dir, tmp_path / "copy"))
+        for name in split.test[:2]:
+            (folder / "images" / f"{name}.png").unlink()
+            (folder / "masks" / f"{name}.png").unlink()
+        with pytest.raises(SplitError, match=f"2 of {len(split.test)} are missing, for example '{split.test[0]}'"):
+            evaluate(EvaluateRequest(checkpoint, data=str(folder), part="test"))
+        assert not list(tmp_path.glob("*.jsonl"))
+        assert len(evaluate(EvaluateRequest(checkpoint, data=str(folder)))["cases"]) == len(split.val)
+
+    def test_the_opening_says_what_was_opened(self, tiny_run: Path, particles_dir: Path, tmp_path: Path) -> None:
+        run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+        split = load_split(other_split(particles_dir, tmp_path / "s.yaml"))
+        evaluate(EvaluateRequest(run / "checkpoints" / "best.pt", part="test"))
+        evaluate(EvaluateRequest(run / "checkpoints" / "last.pt", part="test", split=tmp_path / "s.yaml"))
+        own, other = [e for e in RunDir(run).read_events() if e["event"] == "test_opened"]
+        sealed = load_split(run / "split.yaml")
+        assert (own["checkpoint"], own["cases"], own["split"]) == ("best.pt", len(sealed.test), sealed.fingerprint)
+        assert (other["checkpoint"], other["cases"], other["split"]) == ("last.pt", len(split.test), split.fingerprint)
+
+
+class TestFolders:
+    def test_all_notices_training_cases_under_new_names(
+        self, checkpoint: Path, particles_dir: Path, tiny_run: Path, tmp_path: Path
+    ) -> None:
+        for part in ("images", "masks"):
+            (tmp_path / "renamed" / part).mkdir(parents=True)
+            for path in (particles_dir / part).iterdir():
+                shutil.copy(path, tmp_path / "renamed" / part / f"new_{path.name}")
+        notes: list[str] = []
+        request = EvaluateRequest(checkpoint, data=str(tmp_path / "renamed"), part="all")
+        assert len(evaluate(request, note=notes.append)["cases"]) == 20
+        labeled = load_split(tiny_run / "split.yaml").labeled_ids(0.5)
+        assert [note.split(" were ")[0] for note in notes] == [f"{len(labeled)} of the 20 cases"]
+
+    def test_all_without_a_mask(self, checkpoint: Path, particles_dir: Path, tmp_path: Path) -> None:
+        shutil.copytree(particles_dir / "images", tmp_path / "bare" / "images")
+        with pytest.raises(DataError, match="no labeled case"):
+            evaluate(EvaluateRequest(checkpoint, data=str(tmp_path / "bare"), part="all"))
+
+    def test_volumes_are_refused(self, checkpoint: Path, sheets_dir: Path) -> None:
+        with pytest.raises(DataError, match="holds 3D images; the network was trained on 2D"):
+            evaluate(EvaluateRequest(checkpoint, data=str(sheets_dir), part="all"))
+
+    def test_masks_have_the_values_of_the_training(self, checkpoint: Path, tmp_path: Path) -> None:
+        """A folder of 0/255 masks would be fine by itself, but class 1 was the value 1."""
+        folder = tmp_path / "other"
+        write_dataset(folder, "particles", 3, seed=5)
+        assert len(evaluate(EvaluateRequest(checkpoint, data=str(folder), part="all"))["cases"]) == 3
+        for path in (folder / "masks").iterdir():
+            write_mask(path, read_mask(str(path)) * 255)
+        with pytest.raises(DataError, match="255 not among the label values"):
+            evaluate(EvaluateRequest(checkpoint, data=str(folder), part="all"))
+
+    def test_ignored_voxels_are_not_scored(self, tiny_run: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "other"
+        write_dataset(folder, "particles", 2, seed=5)
+        for path in (folder / "masks").iterdir():
+            mask = read_mask(str(path)).copy()
+            mask[:, 64:] = 255
+            write_mask(path, mask)
+        config = load_checkpoint(tiny_run / "checkpoints" / "last.pt").config
+        config = {**config, "data": {**config["data"], "ignore_value": 255}}
+        path = rewrite(tiny_run, tmp_path / "x.pt", config=config)
+        result = evaluate(EvaluateRequest(path, data=str(folder), part="all"))
+        for row in result["cases"]:
+            left = read_mask(str(folder / "masks" / f"{row['id']}.png"))[:, :64]
+            assert row["prevalence"] == pytest.approx(left.mean())
+
+
+def test_a_checkpoint_with_a_split_of_edited_ids(tiny_run: Path, tmp_path: Path) -> None:
+    """A test case moved to validation in the file's split: its fingerprint does not fit any more."""
+    split: Split = load_split(tiny_run / "split.yaml")
+    edited = {**split_to_dict(split), "val": [*split.val, split.test[0]]}
+    with pytest.raises(SplitError, match="fingerprint"):
+        evaluate(EvaluateRequest(rewrite(tiny_run, tmp_path / "x.pt", split=edited)))

@@ -1,0 +1,537 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance
+from numpy.typing import NDArray
+from sklearn import metrics as sk
+from torch import Tensor, nn
+
+from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.loader import CaseStore, LoadedCase
+from ssl_seg.data.transforms import measure_intensity
+from ssl_seg.errors import CheckpointError, DataError
+from ssl_seg.inference.model import better_net, config_of, make_network, open_model
+from ssl_seg.inference.scoring import Score, score_cases
+from ssl_seg.inference.sliding import Predictor
+from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.rundir import to_finite
+
+CPU = torch.device("cpu")
+Shape = tuple[int, ...]
+
+# Sliding windows
+
+
+class Pointwise(nn.Module):
+    """Logits of three classes that depend on nothing but the values of the same voxel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weighted = (x * torch.arange(1, x.shape[1] + 1).view(-1, *[1] * (x.ndim - 2))).sum(dim=1)
+        return torch.stack([weighted, torch.sin(3 * weighted), 0.5 * weighted**2 - 1], dim=1)
+
+
+def expected_pointwise(image: NDArray[Any]) -> NDArray[np.float64]:
+    """The same of a whole image, in float64 and without torch."""
+    flat = image.astype(np.float64).reshape(len(image), -1)
+    std = flat.std(axis=1, keepdims=True)
+    zscore = (flat - flat.mean(axis=1, keepdims=True)) / np.where(std > 0, std, 1)
+    weighted = (zscore * np.arange(1, len(image) + 1)[:, None]).sum(axis=0).reshape(image.shape[1:])
+    exp = np.exp(np.stack([weighted, np.sin(3 * weighted), 0.5 * weighted**2 - 1]))
+    return np.asarray(exp / exp.sum(axis=0))
+
+
+class Recording(nn.Module):
+    """Passes on to ``inner`` and keeps the shapes of its inputs."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.seen: list[Shape] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(tuple(x.shape))
+        assert not torch.is_grad_enabled()
+        out: Tensor = self.inner(x)
+        return out
+
+
+class Calls(nn.Module):
+    """A network made of a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def predictor(net: nn.Module, patch: Sequence[int], **options: Any) -> Predictor:
+    return Predictor(net, patch, CPU, nullcontext, **options)
+
+
+def make_image(shape: Shape, seed: int = 0, dtype: str = "float32") -> NDArray[Any]:
+    values = np.random.default_rng(seed).normal(100, 40, shape)
+    return values.clip(0, 255).astype(dtype)
+
+
+@st.composite
+def images(draw: st.DrawFn) -> tuple[NDArray[Any], Shape]:
+    """An image (C, *S) and a window, either larger than the other along each axis."""
+    ndim = draw(st.sampled_from([2, 3]))
+    size, window = (st.integers(1, 23), st.integers(2, 12)) if ndim == 2 else (st.integers(1, 9), st.integers(2, 6))
+    shape = draw(st.tuples(st.integers(1, 3), *[size] * ndim))
+    patch = draw(st.tuples(*[window] * ndim))
+    image = make_image(shape, draw(st.integers(0, 5)), draw(st.sampled_from(["uint8", "uint16", "float32"])))
+    return image, patch
+
+
+overlaps = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.9])
+
+
+class TestSliding:
+    @settings(deadline=None, max_examples=60)
+    @given(images(), overlaps, st.sampled_from([1, 3, 8]))
+    def test_a_pointwise_network_gives_its_whole_image_result(
+        self, data: tuple[NDArray[Any], Shape], overlap: float, batch_size: int
+    ) -> None:
+        image, patch = data
+        probs = predictor(Pointwise(), patch, overlap=overlap, batch_size=batch_size)(image)
+        assert probs.dtype == np.float32
+        assert probs.shape == (3, *image.shape[1:])
+        np.testing.assert_allclose(probs, expected_pointwise(image), atol=2e-5)
+
+    @settings(deadline=None, max_examples=30)
+    @given(images(), overlaps)
+    def test_a_constant_network_gives_a_constant(self, data: tuple[NDArray[Any], Shape], overlap: float) -> None:
+        """No voxel is left out or has weight 0; padding does not show."""
+        image, patch = data
+        logits = torch.tensor([0.0, math.log(3.0)])
+        net = Calls(lambda x: logits.view(1, 2, *[1] * (x.ndim - 2)).expand(len(x), 2, *x.shape[2:]))
+        probs = predictor(net, patch, overlap=overlap)(image)
+        np.testing.assert_allclose(probs[0], 0.25, atol=1e-5)
+        np.testing.assert_allclose(probs[1], 0.75, atol=1e-5)
+
+    @settings(deadline=None, max_examples=30)
+    @given(images(), overlaps, st.integers(0, 100))
+    def test_probabilities_sum_to_one_whatever_the_network_says(
+        self, data: tuple[NDArray[Any], Shape], overlap: float, seed: int
+    ) -> None:
+        image, patch = data
+        generator = torch.Generator().manual_seed(seed)
+        net = Calls(lambda x: 20 * torch.randn(len(x), 4, *x.shape[2:], generator=generator))
+        probs = predictor(net, patch, overlap=overlap)(image)
+        assert np.isfinite(probs).all()
+        assert (probs >= 0).all()
+        np.testing.assert_allclose(probs.sum(axis=0), 1, atol=1e-5)
+
+    @settings(deadline=None, max_examples=30)
+    @given(images(), overlaps)
+    def test_windows_hold_the_zscores_of_the_whole_image(
+        self, data: tuple[NDArray[Any], Shape], overlap: float
+    ) -> None:
+        """A window's own mean and spread must not show; the input comes back from the probabilities by its logit."""
+        image, patch = data
+        probs = predictor(Calls(lambda x: torch.cat([0 * x[:, :1], x[:, :1]], dim=1)), patch, overlap=overlap)(image)
+        first = image[0].astype(np.float64)
+        np.testing.assert_allclose(
+            np.log(probs[1] / probs[0]), (first - first.mean()) / (first.std() or 1), atol=1e-3, rtol=1e-3
+        )
+
+    def test_a_constant_image(self) -> None:
+        probs = predictor(Pointwise(), (8, 8))(np.full((1, 20, 5), 200, np.uint8))
+        np.testing.assert_allclose(probs, expected_pointwise(np.zeros((1, 20, 5))), atol=1e-6)
+
+    @pytest.mark.parametrize(("shape", "patch"), [((1, 40, 56), (16, 16)), ((1, 16, 24, 32), (8, 8, 16))])
+    def test_borders_of_windows_hardly_count_where_another_has_its_center(self, shape: Shape, patch: Shape) -> None:
+        """A network that is wrong along the border of its window: plain averaging would give about one half there."""
+
+        def wrong_at_the_border(x: Tensor) -> Tensor:
+            inside = torch.zeros_like(x)
+            inside[(slice(None), slice(None), *[slice(1, -1)] * (x.ndim - 2))] = 1
+            return torch.cat([30 * (1 - inside), 30 * inside], dim=1)
+
+        probs = predictor(Calls(wrong_at_the_border), patch, overlap=0.5)(make_image(shape))
+        interior = probs[(1, *[slice(p // 2, -(p // 2)) for p in patch])]
+        assert interior.min() > 0.95
+        assert probs[1][(0,) * len(patch)] < 0.01  # a corner is in one window only
+
+    @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
+    @pytest.mark.parametrize(("shape", "patch"), [((64, 50), (16, 16)), ((17, 8), (16, 16)), ((9, 20, 33), (8, 8, 16))])
+    def test_number_and_size_of_windows(self, shape: Shape, patch: Shape, overlap: float) -> None:
+        net = Recording(Pointwise())
+        predictor(net, patch, overlap=overlap, batch_size=3)(make_image((2, *shape)))
+        stride = [int(p * (1 - overlap)) for p in patch]
+        windows = [max(0, math.ceil((s - p) / d)) + 1 for s, p, d in zip(shape, patch, stride, strict=True)]
+        assert sum(seen[0] for seen in net.seen) == math.prod(windows)
+        assert {seen[1:] for seen in net.seen} == {(2, *patch)}
+        assert max(seen[0] for seen in net.seen) == min(3, math.prod(windows))
+
+    def test_the_network_runs_in_the_precision_context(self) -> None:
+        def autocast() -> torch.autocast:
+            return torch.autocast("cpu", torch.bfloat16)
+
+        seen = []
+
+        def convolve(x: Tensor) -> Tensor:
+            out = torch.nn.functional.conv2d(x, torch.ones(2, 1, 1, 1))
+            seen.append(out.dtype)
+            return out
+
+        probs = Predictor(Calls(convolve), (8, 8), CPU, autocast)(make_image((1, 12, 12)))
+        assert set(seen) == {torch.bfloat16}
+        assert probs.dtype == np.float32
+        np.testing.assert_allclose(probs, 0.5)  # softmax in float32: exactly even
+
+    def test_softmax_is_not_taken_in_half_precision(self) -> None:
+        """bf16 probabilities near 1 have steps of 1/256."""
+        net = Calls(lambda x: torch.cat([x * 0, x * 0 + 6.0], dim=1).bfloat16())
+        probs = predictor(net, (8, 8))(make_image((1, 8, 8)))
+        np.testing.assert_allclose(probs[1], 1 / (1 + math.exp(-6)), atol=1e-6)
+
+
+# Scores
+
+
+class MemoryStore(CaseStore):
+    """Cases held in memory. The image of a case is the prediction: class indices that ``as_probs`` makes one-hot."""
+
+    def __init__(self, cases: dict[str, tuple[NDArray[Any], NDArray[Any] | None]], num_classes: int) -> None:
+        super().__init__(Catalog("memory", (), {}, tuple(range(num_classes)), None, ()), 1)
+        self.held = cases
+
+    def load(self, case_id: str) -> LoadedCase:
+        pred, target = self.held[case_id]
+        image = pred[None].astype(np.float32)
+        stored = None if target is None else target.astype(np.int16)
+        return LoadedCase(image, stored, None, measure_intensity(image))
+
+
+def as_probs(num_classes: int) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """A predictor that reads its answer from the image, unsure of it: the largest wins, not what is above 0.5."""
+    return lambda image: np.stack([np.where(image[0] == k, 0.3, 0.1) for k in range(num_classes)]).astype(np.float32)
+
+
+def score(cases: Sequence[tuple[NDArray[Any], NDArray[Any]]], num_classes: int, **options: Any) -> Score:
+    store = MemoryStore({str(n): case for n, case in enumerate(cases)}, num_classes)
+    return score_cases(as_probs(num_classes), store, list(store.held), **options)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[tuple[NDArray[Any], NDArray[Any]]], int]:
+    """Predictions and targets of some cases, classes absent and voxels ignored as it comes."""
+    num_classes = draw(st.integers(2, 4))
+    drawn = []
+    for _ in range(draw(st.integers(1, 4))):
+        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        shape = draw(st.sampled_from([(4, 5), (1, 7), (3, 3, 4)]))
+        present = draw(st.lists(st.integers(0, num_classes - 1), min_size=1, max_size=3))
+        pred, target = rng.choice(present, shape), rng.choice([0, *present], shape)
+        if draw(st.booleans()):
+            pred = pred * 0
+        if draw(st.booleans()):
+            target[rng.random(shape) < 0.3] = IGNORE_INDEX
+            target.flat[0] = 0  # at least one voxel is looked at
+        drawn.append((pred, target))
+    return drawn, num_classes
+
+
+def seen(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """All voxels of all pairs that are not ignored, as two lists."""
+    pred = np.concatenate([p[t != IGNORE_INDEX] for p, t in pairs])
+    return pred, np.concatenate([t[t != IGNORE_INDEX] for _, t in pairs])
+
+
+def sklearn_ratios(pred: NDArray[Any], target: NDArray[Any]) -> dict[str, float]:
+    """scikit-learn's scores of two lists of bool; 1 where there is nothing to find and nothing found."""
+    if not pred.any() and not target.any():
+        return dict.fromkeys(("dice", "iou", "precision", "recall"), 1.0)
+    functions = {
+        "dice": sk.f1_score,
+        "iou": sk.jaccard_score,
+        "precision": sk.precision_score,
+        "recall": sk.recall_score,
+    }
+    return {name: function(target, pred, zero_division=0.0) for name, function in functions.items()}
+
+
+def monai_dice(pred: NDArray[Any], target: NDArray[Any], num_classes: int) -> list[float]:
+    """MONAI's Dice of each foreground class; an ignored voxel is background in both."""
+    kept = target != IGNORE_INDEX
+    one_hot = [
+        torch.from_numpy(np.stack([(labels * kept) == k for k in range(num_classes)])[None].astype(np.float32))
+        for labels in (pred, target)
+    ]
+    dice = DiceMetric(include_background=False, reduction="none", ignore_empty=False, num_classes=num_classes)
+    return [float(d) for d in dice(*one_hot)[0]]
+
+
+class TestScoring:
+    @settings(deadline=None, max_examples=40)
+    @given(cases())
+    def test_each_case(self, data: tuple[list[tuple[NDArray[Any], NDArray[Any]]], int]) -> None:
+        pairs, num_classes = data
+        rows = score(pairs, num_classes).summarize()["cases"]
+        assert [row["id"] for row in rows] == [str(n) for n in range(len(pairs))]
+        for row, pair in zip(rows, pairs, strict=True):
+            pred, target = seen([pair])
+            ratios = sklearn_ratios(pred > 0, target > 0)
+            assert {name: row[name] for name in ratios} == pytest.approx(ratios)
+            assert row["prevalence"] == pytest.approx((target > 0).mean())
+            dice = monai_dice(*pair, num_classes)
+            assert row.get("classes", [row["dice"]]) == pytest.approx(dice)
+
+    @settings(deadline=None, max_examples=40)
+    @given(cases())
+    def test_pooled_and_mean(self, data: tuple[list[tuple[NDArray[Any], NDArray[Any]]], int]) -> None:
+        pairs, num_classes = data
+        scored = score(pairs, num_classes)
+        summary = scored.summarize()
+        pred, target = seen(pairs)
+        pooled = sklearn_ratios(pred > 0, target > 0)
+        assert {name: summary["pooled"][name] for name in pooled} == pytest.approx(pooled)
+        by_class = [sklearn_ratios(pred == k, target == k) for k in range(1, num_classes)]
+        assert scored.f1 == summary["pooled"]["f1"] == pytest.approx(np.mean([c["dice"] for c in by_class]))
+        if num_classes > 2:
+            assert summary["pooled"]["classes"] == [pytest.approx(c) for c in by_class]
+        each = [sklearn_ratios(*(v > 0 for v in seen([pair]))) for pair in pairs]
+        for name in pooled:
+            assert summary["mean"][name] == pytest.approx(np.mean([e[name] for e in each]))
+        positive = [e["dice"] for e, (_, t) in zip(each, pairs, strict=True) if (t > 0).any()]
+        assert summary["mean"]["n_positives"] == len(positive)
+        assert summary["mean"]["dice_positives"] == (pytest.approx(np.mean(positive)) if positive else None)
+
+    @settings(deadline=None, max_examples=30)
+    @given(cases())
+    def test_trivial_predictors(self, data: tuple[list[tuple[NDArray[Any], NDArray[Any]]], int]) -> None:
+        """Scored by scikit-learn on the same voxels."""
+        pairs, num_classes = data
+        summary = score(pairs, num_classes).summarize()
+        pred, target = (values > 0 for values in seen(pairs))
+        trivial = summary["trivial"]
+        everywhere = sk.f1_score(target, np.ones_like(target), zero_division=0.0)
+        assert trivial["prevalence"] == pytest.approx(target.mean())
+        assert trivial["all_positive"] == pytest.approx(everywhere)
+        assert trivial["all_negative"] == sklearn_ratios(np.zeros_like(target), target)["dice"]
+        margin = sklearn_ratios(pred, target)["dice"] - everywhere if target.any() else 0.0
+        assert trivial["margin"] == pytest.approx(margin)
+        assert trivial["margin_low"] <= trivial["margin_high"]
+
+    @settings(deadline=None, max_examples=30)
+    @given(cases(), st.booleans())
+    def test_json(self, data: tuple[list[tuple[NDArray[Any], NDArray[Any]]], int], surface: bool) -> None:
+        summary = to_finite(score(*data, surface=surface).summarize())
+        assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+    def test_binary_scores_have_no_classes(self) -> None:
+        pair = (np.array([[1, 0]]), np.array([[1, 1]]))
+        summary = score([pair], 2).summarize()
+        assert "classes" not in summary["pooled"]
+        assert "classes" not in summary["cases"][0]
+        assert summary["pooled"]["f1"] == summary["pooled"]["dice"] == pytest.approx(2 / 3)
+
+    def test_confused_classes_are_found_foreground(self) -> None:
+        """Foreground against background is right everywhere, each class wrong."""
+        target = np.array([[0, 1, 2, 2]])
+        summary = score([(np.array([[0, 2, 1, 1]]), target)], 3).summarize()
+        assert summary["pooled"]["dice"] == 1
+        assert summary["pooled"]["f1"] == 0
+        assert summary["cases"][0]["classes"] == [0, 0]
+
+    def test_pooled_is_not_the_mean(self) -> None:
+        large = (np.ones((10, 10)), np.ones((10, 10)))
+        missed = (np.zeros((1, 2)), np.ones((1, 2)))
+        summary = score([large, missed], 2).summarize()
+        assert summary["pooled"]["f1"] == pytest.approx(200 / 202)
+        assert summary["mean"]["dice"] == 0.5
+
+    @pytest.mark.parametrize(
+        ("pred", "target", "dice", "hd95", "flag"),
+        [
+            ([0, 0], [0, 0], 1.0, 0.0, "n_absent"),
+            ([1, 0], [0, 0], 0.0, None, "hallucinated_share"),
+            ([0, 0], [0, 1], 0.0, None, "missed_share"),
+            ([1, 0], [-100, 0], 1.0, 0.0, "n_absent"),
+            ([0, 0], [-100, 1], 0.0, None, "missed_share"),
+            ([1, 1], [-100, 1], 1.0, 0.0, "n_measured"),
+        ],
+    )
+    def test_empty_and_ignored(
+        self, pred: list[int], target: list[int], dice: float, hd95: float | None, flag: str
+    ) -> None:
+        summary = score([(np.array([pred]), np.array([target]))], 2, surface=True).summarize()
+        row = summary["cases"][0]
+        assert row["dice"] == dice
+        assert to_finite(row)["hd95"] == to_finite(row)["asd"] == hd95
+        assert summary["mean"][flag] == 1
+        if hd95 is None:  # infinite: without to_finite it is no JSON
+            with pytest.raises(ValueError, match="JSON"):
+                json.dumps(summary, allow_nan=False)
+
+    @pytest.mark.parametrize("spacing", [None, (3.0, 1.0, 0.5)])
+    def test_surface_distances_are_monais(self, spacing: tuple[float, ...] | None) -> None:
+        rng = np.random.default_rng(1)
+        target = np.zeros((6, 8, 9), int)
+        target[1:4, 2:6, 2:7] = 1
+        pred = target * (rng.random(target.shape) < 0.8) + (rng.random(target.shape) < 0.05)
+        pred = 2 * (pred > 0)  # the class does not matter, foreground does
+        ignored = target.copy()
+        ignored[5] = IGNORE_INDEX
+        pred_with_ignored = pred.copy()
+        pred_with_ignored[5] = 1
+        pred[5] = 0
+        (row,) = score([(pred_with_ignored, ignored)], 3, surface=True, spacing=spacing).summarize()["cases"]
+        tensors = [torch.from_numpy(mask > 0)[None, None].float() for mask in (pred, target)]
+        unit = spacing or (1.0,) * 3
+        hd95 = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=unit)
+        asd = compute_average_surface_distance(*tensors, include_background=True, symmetric=True, spacing=unit)
+        assert row["hd95"] == pytest.approx(float(hd95), abs=1e-5)
+        assert row["asd"] == pytest.approx(float(asd), abs=1e-5)
+
+    def test_distances_only_where_asked_for(self) -> None:
+        pair = (np.ones((2, 2)), np.ones((2, 2)))
+        summary = score([pair], 2).summarize()
+        assert "hd95" not in summary["cases"][0]
+        assert "hd95" not in summary["mean"]
+
+    def test_nothing_to_score_is_refused(self) -> None:
+        with pytest.raises(DataError, match="no labeled case"):
+            score([], 2)
+        store = MemoryStore({"seen": (np.ones((2, 2)), np.ones((2, 2))), "bare": (np.ones((2, 2)), None)}, 2)
+        with pytest.raises(DataError, match="'bare' has no mask"):
+            score_cases(as_probs(2), store, ["seen", "bare"])
+
+    def test_only_the_cases_asked_for_in_their_order_and_tracked(self) -> None:
+        pair = (np.ones((2, 2)), np.ones((2, 2)))
+        store = MemoryStore(dict.fromkeys("abcd", pair), 2)
+        told: list[tuple[list[str], int]] = []
+
+        def track(items: Any, total: int) -> Any:
+            told.append((list(items), total))
+            return told[-1][0]
+
+        scored = score_cases(as_probs(2), store, ["d", "b"], track=track)
+        assert [c.case_id for c in scored.cases] == ["d", "b"]
+        assert told == [(["d", "b"], 2)]
+
+
+# Checkpoints
+
+
+def rewrite(run: Path, out: Path, **changes: Any) -> Path:
+    checkpoint = load_checkpoint(run / "checkpoints" / "last.pt")
+    save_checkpoint(Checkpoint(**{**vars(checkpoint), **changes}), out)
+    return out
+
+
+def scores(student: float, teacher: float) -> dict[str, Any]:
+    return {"student": {"f1": student}, "teacher": {"f1": teacher}}
+
+
+class TestModel:
+    def test_both_networks_ready_for_use(self, tiny_run: Path) -> None:
+        path = tiny_run / "checkpoints" / "last.pt"
+        model, checkpoint = open_model(path, CPU), load_checkpoint(path)
+        assert model.path == path
+        assert list(model.nets) == ["student", "teacher"]
+        for name, net in model.nets.items():
+            assert not any(module.training for module in net.modules())
+            assert not any(p.requires_grad for p in net.parameters())
+            state = getattr(checkpoint, name)
+            assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+        x = torch.randn(1, 1, 32, 32)
+        assert not torch.equal(model.nets["student"](x), model.nets["teacher"](x))
+
+    @pytest.mark.parametrize("which", ["student", "teacher"])
+    def test_a_predictor_of_the_network_asked_for(self, tiny_run: Path, which: str) -> None:
+        """On an image as large as one window it is the network's own result, whatever the overlap."""
+        model = open_model(tiny_run / "checkpoints" / "last.pt", CPU)
+        image = make_image((1, 32, 32), dtype="uint8")
+        zscore = torch.from_numpy((image - image.mean()) / image.std()).float()[None]
+        expected = model.nets[which](zscore).softmax(dim=1)[0].numpy()
+        for overlap in (0.0, 0.5):
+            probs = model.predictor(which, overlap)(image)
+            np.testing.assert_allclose(probs, expected, atol=1e-5)
+            assert model.predictor(which, overlap).overlap == overlap
+
+    @pytest.mark.parametrize(("precision", "enabled"), [("fp32", False), ("bf16", True)])
+    def test_the_precision_is_that_of_the_training(
+        self, tiny_run: Path, tmp_path: Path, precision: str, enabled: bool
+    ) -> None:
+        config = load_checkpoint(tiny_run / "checkpoints" / "last.pt").config
+        config = {**config, "runtime": {**config["runtime"], "precision": precision}}
+        model = open_model(rewrite(tiny_run, tmp_path / "x.pt", config=config), CPU)
+        with model.predictor("student").autocast():
+            assert torch.is_autocast_enabled("cpu") == enabled
+
+    @pytest.mark.parametrize(
+        ("student", "teacher", "better"),
+        [
+            (0.6, 0.5, "student"),
+            (0.5, 0.6, "teacher"),
+            (0.5, 0.5, "teacher"),
+            (0.0, 0.0, "teacher"),
+            (math.nan, 0.5, "teacher"),
+            (0.5001, 0.5, "student"),
+        ],
+    )
+    def test_the_better_net_by_recorded_validation(
+        self, tiny_run: Path, tmp_path: Path, student: float, teacher: float, better: str
+    ) -> None:
+        path = rewrite(tiny_run, tmp_path / "x.pt", scores=scores(student, teacher))
+        assert better_net(load_checkpoint(path)) == better
+        assert open_model(path, CPU).better == better
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"optim": {"lrr": 1.0}}, r"optim\.lrr: unknown key"),
+            ({"optim": {"lr": -1.0}}, r"optim\.lr = -1"),
+            ({"batch": {}}, r"batch\.labeled: missing"),
+            ({"future": 1}, "future: unknown key"),
+        ],
+    )
+    def test_settings_of_another_version(
+        self, tiny_run: Path, tmp_path: Path, change: dict[str, Any], words: str
+    ) -> None:
+        config = load_checkpoint(tiny_run / "checkpoints" / "last.pt").config
+        path = rewrite(tiny_run, tmp_path / "other.pt", config={**config, **change})
+        with pytest.raises(CheckpointError, match=rf"(?s)other\.pt: its configuration does not fit.*{words}"):
+            open_model(path, CPU)
+
+    def test_settings_that_describe_another_network(self, tiny_run: Path, tmp_path: Path) -> None:
+        config = load_checkpoint(tiny_run / "checkpoints" / "last.pt").config
+        for change in ({"network": {"name": "basic_unet", "features": 8}}, {"network": {"name": "unet"}}):
+            path = rewrite(tiny_run, tmp_path / "other.pt", config={**config, **change})
+            with pytest.raises(CheckpointError, match=r"other\.pt"):
+                open_model(path, CPU)
+
+    def test_weights_that_do_not_fit_are_refused_for_either_net(self, tiny_run: Path, tmp_path: Path) -> None:
+        checkpoint = load_checkpoint(tiny_run / "checkpoints" / "last.pt")
+        name = next(iter(checkpoint.student))
+        for net in ("student", "teacher"):
+            kept = {key: value for key, value in getattr(checkpoint, net).items() if key != name}
+            with pytest.raises(CheckpointError, match=name):
+                open_model(rewrite(tiny_run, tmp_path / "x.pt", **{net: kept}), CPU)
+
+    def test_the_network_follows_every_setting(self, tiny_run: Path) -> None:
+        path = tiny_run / "checkpoints" / "last.pt"
+        config = config_of(load_checkpoint(path), path)
+        data = config.data.model_copy(update={"channels": 3, "label_values": (0, 1, 2, 3), "patch_size": (16, 32, 32)})
+        network = config.network.model_copy(update={"features": 2, "norm": "batch"})
+        net = make_network(config.model_copy(update={"data": data, "network": network})).eval()
+        assert net(torch.zeros(1, 3, 16, 32, 32)).shape == (1, 4, 16, 32, 32)
+        assert any(isinstance(module, nn.BatchNorm3d) for module in net.modules())
+        assert next(net.parameters()).shape[0] == 2

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssl_seg.configio import Layer, build_config, flatten, nest
+from ssl_seg.data.catalog import Case, CaseFacts, Catalog
+from ssl_seg.errors import ConfigError
+from ssl_seg.networks import NETWORKS, check_patch_size
+from ssl_seg.plan import PATCH_VOXELS, Planned, plan_layer, plan_patch_size, plan_run
+
+relaxed = settings(deadline=None, max_examples=60)
+Shape = tuple[int, ...]
+shapes_2d = st.tuples(*[st.integers(1, 3000)] * 2)
+shapes_3d = st.tuples(*[st.integers(1, 700)] * 3)
+shapes = shapes_2d | shapes_3d
+
+
+def make_catalog(
+    shapes: Sequence[Shape] = ((200, 300),),
+    foreground: Sequence[float | None] | None = None,
+    channels: Sequence[int] | None = None,
+    label_values: tuple[int, ...] = (0, 1),
+) -> Catalog:
+    """A catalog without files; a foreground of None is a case without a mask."""
+    shares = [0.3] * len(shapes) if foreground is None else list(foreground)
+    kinds = [1] * len(shapes) if channels is None else list(channels)
+    names = [f"{n:03d}" for n in range(len(shapes))]
+    cases = tuple(Case(n, n, None if f is None else n, None) for n, f in zip(names, shares, strict=True))
+    facts = {
+        name: CaseFacts(shape, c, "uint8", None if f is None else label_values, f, "0" * 16)
+        for name, shape, c, f in zip(names, shapes, kinds, shares, strict=True)
+    }
+    return Catalog("nowhere", cases, facts, label_values, None, ())
+
+
+def plan(catalog: Catalog | None = None, gpu: bool = False, **given: Any) -> dict[str, Any]:
+    """Return key -> value; ``section__name`` gives ``section.name``."""
+    nested: dict[str, Any] = {}
+    for key, value in given.items():
+        section, _, name = key.partition("__")
+        nested.setdefault(section, {})[name] = value
+    return {p.key: p.value for p in plan_run(catalog or make_catalog(), nested, gpu=gpu)}
+
+
+class TestPatchSize:
+    @pytest.mark.parametrize(
+        ("median", "gpu", "expected"),
+        [
+            ((512, 512), False, [128, 128]),
+            ((512, 512), True, [256, 256]),
+            ((1000, 40), True, [992, 32]),
+            ((100, 90), True, [96, 64]),
+            ((31, 7), False, [32, 32]),
+            ((32, 64, 64), False, [32, 64, 64]),
+            ((100, 200, 200), False, [48, 48, 48]),
+            ((100, 200, 200), True, [96, 96, 96]),
+            ((88, 576, 576), True, [80, 96, 112]),
+            ((8, 512, 512), False, [16, 80, 96]),
+            ((1, 1, 1), True, [16, 16, 16]),
+        ],
+    )
+    def test_worked_examples(self, median: Shape, gpu: bool, expected: list[int]) -> None:
+        assert plan_patch_size(median, gpu=gpu) == expected
+
+    @relaxed
+    @given(shapes, st.booleans())
+    def test_multiples_within_image_and_budget(self, median: Shape, gpu: bool) -> None:
+        unit = 32 if len(median) == 2 else 16
+        size = plan_patch_size(median, gpu=gpu)
+        assert len(size) == len(median)
+        assert all(s >= unit and s % unit == 0 for s in size)
+        assert all(s <= max(n, unit) for s, n in zip(size, median, strict=True))
+        assert math.prod(size) <= PATCH_VOXELS[len(median), gpu]
+
+    @relaxed
+    @given(shapes, st.booleans())
+    def test_no_axis_could_be_longer(self, median: Shape, gpu: bool) -> None:
+        unit = 32 if len(median) == 2 else 16
+        size = plan_patch_size(median, gpu=gpu)
+        for axis, length in enumerate(size):
+            longer = [*size[:axis], length + unit, *size[axis + 1 :]]
+            assert length + unit > median[axis] or math.prod(longer) > PATCH_VOXELS[len(median), gpu]
+
+    @relaxed
+    @given(shapes, st.booleans())
+    def test_only_the_longest_axes_are_cut(self, median: Shape, gpu: bool) -> None:
+        """An axis that is shorter than its image is about as long as the longest one: near-cubic."""
+        unit = 32 if len(median) == 2 else 16
+        size = plan_patch_size(median, gpu=gpu)
+        for length, whole in zip(size, median, strict=True):
+            if length + unit <= whole:
+                assert length >= max(size) - unit
+
+    @relaxed
+    @given(shapes, st.booleans())
+    def test_the_planned_network_takes_it(self, median: Shape, gpu: bool) -> None:
+        planned = plan(make_catalog([median]), gpu=gpu)
+        check_patch_size(planned["network.name"], planned["data.patch_size"])
+
+    @relaxed
+    @given(shapes_2d | shapes_3d.filter(lambda shape: max(shape) >= 32), st.booleans())
+    def test_every_other_network_takes_it_too(self, median: Shape, gpu: bool) -> None:
+        """Except where all that is left of a tiny volume is 16 voxels along each axis: one voxel at the bottleneck."""
+        for name in NETWORKS:
+            check_patch_size(name, plan_patch_size(median, gpu=gpu))
+
+    def test_it_comes_from_the_median_image(self) -> None:
+        """One huge image among small ones, and one axis at a time."""
+        catalog = make_catalog([(64, 96), (64, 96), (4000, 4000)])
+        assert plan(catalog)["data.patch_size"] == [64, 96]
+        assert plan(make_catalog([(64, 4000), (4000, 64), (64, 64)]))["data.patch_size"] == [64, 64]
+
+    def test_a_gpu_gets_more(self) -> None:
+        for shape in ((5000, 5000), (500, 500, 500)):
+            small, large = (plan(make_catalog([shape]), gpu=gpu) for gpu in (False, True))
+            assert math.prod(large["data.patch_size"]) > math.prod(small["data.patch_size"])
+            assert large["length.steps"] > small["length.steps"]
+            assert large["batch.labeled"] >= small["batch.labeled"]
+
+
+ALTERNATIVES: dict[str, Any] = {
+    "data.label_values": [0, 7],
+    "data.channels": 3,
+    "data.patch_size": [48, 80],
+    "data.foreground_ratio": 0.71,
+    "network.name": "segresnet",
+    "batch.labeled": 5,
+    "batch.unlabeled": 11,
+    "length.steps": 1234,
+    "optim.warmup_steps": 3,
+}
+"""A value for every key of the plan that the plan would not choose."""
+
+
+class TestGiven:
+    def test_the_alternatives_are_those_of_the_plan(self) -> None:
+        planned = plan()
+        assert set(planned) == set(ALTERNATIVES)
+        assert all(planned[key] != value for key, value in ALTERNATIVES.items())
+
+    @relaxed
+    @given(st.sets(st.sampled_from(sorted(ALTERNATIVES))), st.booleans())
+    def test_given_settings_are_left_alone_and_the_rest_makes_a_configuration(self, keys: set[str], gpu: bool) -> None:
+        own = [Layer("own", nest(key, ALTERNATIVES[key])) for key in sorted(keys)]
+        merged: dict[str, Any] = {}
+        for key in keys:
+            section, _, name = key.partition(".")
+            merged.setdefault(section, {})[name] = ALTERNATIVES[key]
+        planned = plan_run(make_catalog(), merged, gpu=gpu)
+        assert {p.key for p in planned} == set(ALTERNATIVES) - keys
+        config, sources = build_config([plan_layer(planned), *own])
+        values = dict(flatten(config.model_dump(mode="json")))
+        assert {key: values[key] for key in keys} == {key: ALTERNATIVES[key] for key in keys}
+        assert {key for key, source in sources.items() if source == "plan"} == set(ALTERNATIVES) - keys
+
+    def test_nothing_else_is_touched(self) -> None:
+        given: dict[str, Any] = {"method": {"name": "supervised"}, "data": {"channels": 2}}
+        plan_run(make_catalog(), given, gpu=False)
+        assert given == {"method": {"name": "supervised"}, "data": {"channels": 2}}
+
+
+class TestWholePlan:
+    @relaxed
+    @given(
+        st.lists(shapes_2d, min_size=1, max_size=5) | st.lists(shapes_3d, min_size=1, max_size=5),
+        st.sampled_from([(0, 1), (0, 255), (0, 1, 2, 3)]),
+        st.booleans(),
+    )
+    def test_plan_and_defaults_are_a_valid_configuration(
+        self, shapes: list[Shape], label_values: tuple[int, ...], gpu: bool
+    ) -> None:
+        catalog = make_catalog(shapes, label_values=label_values)
+        planned = plan_run(catalog, {}, gpu=gpu)
+        config, _ = build_config([plan_layer(planned)])
+        values = dict(flatten(config.model_dump(mode="json")))
+        assert {p.key: p.value for p in planned} == {p.key: values[p.key] for p in planned}
+        assert (config.data.ndim, config.data.num_classes) == (catalog.ndim, len(label_values))
+
+    @pytest.mark.parametrize("left_out", sorted(set(ALTERNATIVES) - {"optim.warmup_steps"}))
+    def test_no_required_setting_is_superfluous(self, left_out: str) -> None:
+        planned = [p for p in plan_run(make_catalog(), {}, gpu=False) if p.key != left_out]
+        section, _, name = left_out.partition(".")
+        with pytest.raises(ConfigError, match=rf"^{section}(\.{name})?: missing"):
+            build_config([plan_layer(planned)])
+
+    def test_facts_of_the_data_are_taken_over(self) -> None:
+        """Gray and color images need three channels; the label values are those of the masks."""
+        catalog = make_catalog([(64, 64)] * 3, channels=[1, 3, 1], label_values=(0, 4, 9))
+        planned = plan(catalog)
+        assert planned["data.channels"] == 3
+        assert planned["data.label_values"] == [0, 4, 9]
+        assert plan(make_catalog(channels=[1]))["data.channels"] == 1
+
+    def test_reasons_name_the_facts(self) -> None:
+        catalog = make_catalog([(100, 200), (100, 200)], foreground=[0.25, None])
+        reasons = {p.key: p.reason for p in plan_run(catalog, {}, gpu=False)}
+        assert "100x200" in reasons["data.patch_size"]
+        assert "16384 voxels on a CPU" in reasons["data.patch_size"]
+        assert "in 1 masks" in reasons["data.label_values"]
+        assert "25.0%" in reasons["data.foreground_ratio"]
+        assert all(reasons.values())
+
+    def test_the_layer_is_named_and_nested(self) -> None:
+        layer = plan_layer([Planned("a.b", 1, ""), Planned("a.c", [2, 3], ""), Planned("d", 4, "")])
+        assert layer == Layer("plan", {"a": {"b": 1, "c": [2, 3]}, "d": 4})
+
+
+class TestUnlabeled:
+    @pytest.mark.parametrize("given", [{}, {"batch__labeled": 6}])
+    def test_supervised_needs_none(self, given: dict[str, Any]) -> None:
+        assert plan(method__name="supervised", **given)["batch.unlabeled"] == 0
+
+    def test_as_many_as_labeled(self) -> None:
+        for gpu in (False, True):
+            for method in ({}, {"method__name": "mean_teacher"}):
+                planned = plan(gpu=gpu, **method)
+                assert planned["batch.unlabeled"] == planned["batch.labeled"] > 0
+                assert plan(gpu=gpu, batch__labeled=7, **method)["batch.unlabeled"] == 7
+
+
+class TestWarmup:
+    @pytest.mark.parametrize(
+        ("steps", "expected"), [(1, 0), (9, 0), (10, 1), (12, 1), (499, 49), (500, 50), (501, 50), (100_000, 50)]
+    )
+    def test_fifty_or_a_tenth(self, steps: int, expected: int) -> None:
+        assert plan(length__steps=steps)["optim.warmup_steps"] == expected
+
+    def test_of_the_planned_length(self) -> None:
+        planned = plan()
+        assert planned["optim.warmup_steps"] == min(50, planned["length.steps"] // 10)
+
+    @relaxed
+    @given(st.integers(1, 5000))
+    def test_every_length_leaves_steps_after_it(self, steps: int) -> None:
+        own = {"length": {"steps": steps}}
+        build_config([plan_layer(plan_run(make_catalog(), own, gpu=False)), Layer("own", own)])
+
+
+class TestForegroundRatio:
+    @pytest.mark.parametrize(
+        ("shares", "ratio"),
+        [
+            ([0.01], 0.33),
+            ([0.1499], 0.33),
+            ([0.15], 0.0),
+            ([0.5], 0.0),
+            ([0.0, 0.0], 0.33),
+            ([0.0, 0.4], 0.0),  # the mean over cases decides, not the rarest case
+            ([0.05, 0.05, 0.4], 0.0),  # ... and not the median
+            ([0.4, 0.4, 0.01, 0.01, 0.01, 0.01], 0.33),  # 0.14
+            ([0.2, None, None, None], 0.0),  # a case without a mask is no case without foreground
+            ([0.1, None], 0.33),
+            ([None], 0.33),
+        ],
+    )
+    def test_rare_foreground_is_looked_for(self, shares: list[float | None], ratio: float) -> None:
+        catalog = make_catalog([(64, 64)] * len(shares), foreground=shares)
+        assert plan(catalog)["data.foreground_ratio"] == ratio
