@@ -44,7 +44,7 @@ def check_parent(parent: Checkpoint, split: Split) -> list[str]:
         parent: the checkpoint.
         split: the split of the new run.
     """
-    return [*_check_margin(parent.scores), *_check_leaks(split_from_dict(parent.split), parent, split)]
+    return [*_check_margin(parent), *_check_leaks(split_from_dict(parent.split), parent, split)]
 
 
 def describe_parent(parent: Checkpoint) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def describe_parent(parent: Checkpoint) -> dict[str, Any]:
     return {"net": better_net(parent), "step": parent.progress.step, "scores": parent.scores}
 
 
-def _check_margin(scores: dict[str, Any]) -> list[str]:
-    better = max(("student", "teacher"), key=lambda net: float(scores[net]["f1"]))
+def _check_margin(parent: Checkpoint) -> list[str]:
+    scores, better = parent.scores, better_net(parent)
     margin, low = scores[better]["margin"], scores[better].get("margin_low")
     if (margin if low is None else low) > 0:
         return []
@@ -66,12 +66,10 @@ def _check_margin(scores: dict[str, Any]) -> list[str]:
 
 
 def _check_leaks(parent_split: Split, parent: Checkpoint, split: Split) -> list[str]:
-    seen = parent_split.labeled_ids(parent.config["split"]["labels"])
-    seen_images = parent_split.image_contents(seen)
-    same_data = parent_split.dataset == split.dataset
+    seen_images = parent_split.image_contents(parent_split.labeled_ids(parent.config["split"]["labels"]))
     problems = []
     for part, ids in (("validation", split.val), ("test", split.test)):
-        leaks = [i for i in ids if (same_data and i in seen) or split.image_contents([i]) & seen_images]
+        leaks = [i for i in ids if split.image_contents([i]) & seen_images]
         if leaks:
             problems.append(
                 f"{len(leaks)} {part} case(s) of this run were labeled training cases of the parent, for example "

@@ -14,6 +14,7 @@ Top level of the file::
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is refused: it is damaged, or holds objects other than tensors and plain types "
             "(loading such a file could run code). Use a checkpoint written by `ssl-seg train`."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: it is damaged or of another kind") from error
     return _parse(content, path)
 
@@ -110,11 +111,31 @@ def _parse(content: Any, path: Path) -> Checkpoint:
         )
     if missing := [name for name in _FIELDS if name not in content]:
         raise CheckpointError(f"{path} is incomplete: no '{missing[0]}'")
-    fields = {name: content[name] for name in _FIELDS}
     try:
-        return Checkpoint(**{**fields, "progress": Progress(**content["progress"])})
-    except TypeError as error:
-        raise CheckpointError(f"{path} is damaged: its progress record is not complete") from error
+        checkpoint = Checkpoint(**{n: content[n] for n in _FIELDS} | {"progress": Progress(**content["progress"])})
+        sound = _is_sound(checkpoint)
+    except (TypeError, AttributeError, KeyError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path} is damaged: a part of it has not the form that `ssl-seg train` writes")
+    return checkpoint
 
 
+def _is_sound(checkpoint: Checkpoint) -> bool:
+    """Return whether every part has its type; what is in config and split is checked by their own readers."""
+    progress, scores = checkpoint.progress, checkpoint.scores
+    nets = (checkpoint.student, checkpoint.teacher)
+    return (
+        all(isinstance(net, dict) and all(isinstance(v, Tensor) for v in net.values()) for net in nets)
+        and all(isinstance(part, dict) for part in (checkpoint.optimizer, checkpoint.config, checkpoint.split))
+        and all(isinstance(n, int) and n >= 0 for n in (progress.step, progress.ema_updates))
+        and isinstance(progress.best_score, float)
+        and all(isinstance(scores[net][key], float) for net in ("student", "teacher") for key in ("f1", "margin"))
+    )
+
+
+_UNREADABLE = (
+    RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError, AssertionError,
+    OverflowError, struct.error,
+)  # fmt: skip
 _FIELDS = tuple(Checkpoint.__dataclass_fields__)

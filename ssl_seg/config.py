@@ -57,6 +57,13 @@ class DataConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _label_values_are_distinct(self) -> DataConfig:
+        values = [*self.label_values, *([] if self.ignore_value is None else [self.ignore_value])]
+        if len(set(values)) < len(values) or min(self.label_values) < 0 or max(self.label_values) > 65535:
+            raise ValueError(f"label_values and ignore_value {values} must be distinct, and the labels in 0..65535")
+        return self
+
 
 class SplitConfig(Section):
     """Which cases are labeled, unlabeled, validation and test."""
@@ -65,7 +72,7 @@ class SplitConfig(Section):
     """A split written by `ssl-seg split make`; made from the seed when unset."""
     labels: float = Field(1.0, gt=0)
     """Labeled share of the training pool (0..1], or a number of cases above 1."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seed of the split, apart from the seed of the training: several trainings can share one split."""
     val_fraction: float = Field(0.15, gt=0, lt=1)
     """Share of the labeled cases kept for validation."""
@@ -107,9 +114,11 @@ class OptimConfig(Section):
     warmup_steps: int = Field(50, ge=0)
     """Steps of linear warm-up from near 0 to lr."""
     schedule: Literal["constant", "poly", "cosine"] = "poly"
-    """Decay after the warm-up, reaching 0 at the last step."""
+    """Decay after the warm-up, reaching floor x lr at the last step."""
     poly_power: float = Field(0.9, gt=0)
     """Exponent of the poly schedule."""
+    floor: float = Field(0.0, ge=0, le=1)
+    """Share of lr that is left at the last step."""
     clip_norm: float | None = Field(12.0, gt=0)
     """Largest gradient norm of an update; null switches clipping off. The norm is recorded either way."""
 
@@ -203,7 +212,7 @@ class RuntimeConfig(Section):
 class Config(Section):
     """All settings of a run; the file in the run directory reproduces it."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seed of initialization, sampling and augmentation."""
     data: DataConfig
     split: SplitConfig = SplitConfig()

@@ -6,8 +6,6 @@ Every problem of every layer is reported in one error, with the place it was set
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,8 @@ class Layer:
 
     source: str
     values: Nested
+    is_file: bool = False
+    """A file takes the place of a parent's settings; options are laid over them."""
 
 
 def packaged_configs() -> Path:
@@ -67,13 +67,13 @@ def read_layers(name: str) -> list[Layer]:
     values = _read_yaml(path)
     parent = values.pop("extends", None)
     if parent is None:
-        return [Layer(str(path), values)]
+        return [Layer(str(path), values, is_file=True)]
     beside = path.parent / str(parent)
     base = find_config(str(beside) if beside.is_file() else str(parent))
     base_values = _read_yaml(base)
     if "extends" in base_values:
         raise ConfigError(f"{path} extends {base}, which itself has 'extends': only one level is allowed")
-    return [Layer(str(base), base_values), Layer(str(path), values)]
+    return [Layer(str(base), base_values, is_file=True), Layer(str(path), values, is_file=True)]
 
 
 def parse_override(text: str) -> Layer:
@@ -111,12 +111,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def merge_layers(layers: Sequence[Layer]) -> tuple[Nested, dict[str, str]]:
     """Merge layers, later ones winning.
 
+    Loss weights belong together: a layer that gives any replaces all of the layers below. A layer that changes the
+    method drops the options of the one below.
+
     Returns:
         The nested settings, and for each dotted key the source that set it.
     """
     merged: Nested = {}
     sources: dict[str, str] = {}
     for layer in layers:
+        _drop_replaced(merged, layer.values)
         for dotted, value in flatten(layer.values):
             target = merged
             *path, last = dotted.split(".")
@@ -130,6 +134,17 @@ def merge_layers(layers: Sequence[Layer]) -> tuple[Nested, dict[str, str]]:
                 target[last] = value
                 sources[dotted] = layer.source
     return merged, sources
+
+
+def _drop_replaced(merged: Nested, values: Nested) -> None:
+    new_loss, new_method = values.get("loss"), values.get("method")
+    if isinstance(new_loss, dict) and "weights" in new_loss and isinstance(merged.get("loss"), dict):
+        merged["loss"].pop("weights", None)
+    old_method = merged.get("method")
+    if not (isinstance(new_method, dict) and isinstance(old_method, dict)):
+        return
+    if new_method.get("name", old_method.get("name")) != old_method.get("name"):
+        old_method.pop("options", None)
 
 
 def build_config(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
@@ -193,12 +208,6 @@ def dump_config(config: BaseModel, header: str = "") -> str:
     """Return the configuration as YAML text, with ``header`` as leading comment lines."""
     comment = "".join(f"# {line}\n" for line in header.splitlines())
     return comment + yaml.safe_dump(to_plain(config), sort_keys=False, default_flow_style=None, width=100)
-
-
-def compute_fingerprint(values: Mapping[str, Any]) -> str:
-    """Return 16 hex digits that depend on the content only, not on the order of keys."""
-    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def _describe(model: type[BaseModel], problem: ErrorDetails, sources: Mapping[str, str], prefix: str) -> str:

@@ -89,7 +89,6 @@ def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> Ca
     data = model.config.data
     return open_catalog(
         request.data or data.root,
-        groups=Path(data.groups) if data.groups else None,
         label_values=data.label_values,
         ignore_value=data.ignore_value,
         track=track,
@@ -99,22 +98,33 @@ def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> Ca
 def _choose_cases(
     request: EvaluateRequest, model: Model, catalog: Catalog, split: Split, note: Callable[[str], None]
 ) -> tuple[str, ...]:
-    known = {case.id for case in catalog.cases}
+    own_split = split_from_dict(model.checkpoint.split)
+    images = own_split.image_contents(own_split.labeled_ids(model.config.split.labels))
+
+    def was_labeled(case_id: str) -> bool:
+        return catalog.facts[case_id].content[:IMAGE_DIGITS] in images
+
     if request.part == "all":
         ids = tuple(case.id for case in catalog.labeled)
-        images = split.image_contents(split.labeled_ids(model.config.split.labels))
-        seen = [i for i in ids if catalog.facts[i].content[:IMAGE_DIGITS] in images]
-        if seen:
+        if seen := [i for i in ids if was_labeled(i)]:
             note(f"{len(seen)} of the {len(ids)} cases were labeled training cases of this network: too good a score")
         return ids
     ids = split.val if request.part == "val" else split.test
-    if missing := [i for i in ids if i not in known]:
-        raise SplitError(
-            f"{catalog.root} does not hold the {request.part} cases of the split: {len(missing)} of {len(ids)} are "
-            f"missing, for example '{missing[0]}'. For another data set use --all, or a --split of its own."
-        )
     if not ids:
         raise SplitError(f"the split has no {request.part} cases")
+    facts = catalog.facts
+    strangers = [i for i in ids if i not in facts or facts[i].content != split.content.get(i)]
+    if strangers:
+        raise SplitError(
+            f"{catalog.root} does not hold the {request.part} cases of the split: {len(strangers)} of {len(ids)} are "
+            f"missing or have another content, for example '{strangers[0]}'. For another data set use --all, or its "
+            "own --split."
+        )
+    if seen := [i for i in ids if was_labeled(i)]:
+        raise SplitError(
+            f"{len(seen)} of the {len(ids)} {request.part} cases of this split were labeled training cases of the "
+            f"network, for example '{seen[0]}': the score would mean nothing. Leave out --split to use its own."
+        )
     return ids
 
 

@@ -32,11 +32,12 @@ class Planned:
     reason: str
 
 
-def plan_run(catalog: Catalog, given: Nested, *, gpu: bool) -> list[Planned]:
+def plan_run(catalog: Catalog, labeled: Sequence[str], given: Nested, *, gpu: bool) -> list[Planned]:
     """Return the settings that ``given`` leaves open.
 
     Args:
         catalog: the data, read once.
+        labeled: ids of the labeled training cases; no other mask takes part in the plan, only the set of label values.
         given: nested settings from files and options; they take part in the plan but are not planned.
         gpu: whether the run will be on one.
     """
@@ -56,7 +57,7 @@ def plan_run(catalog: Catalog, given: Nested, *, gpu: bool) -> list[Planned]:
             plan_patch_size(median, gpu=gpu),
             f"median image {_times(median)}, at most {PATCH_VOXELS[ndim, gpu]} voxels on a {device}",
         ),
-        _plan_foreground_ratio(catalog),
+        _plan_foreground_ratio(catalog, labeled),
         Planned("network.name", "dynunet", f"{ndim}D, strides fitted to the patch"),
         Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
         Planned(
@@ -90,8 +91,8 @@ def plan_patch_size(median: Sequence[int], *, gpu: bool) -> list[int]:
     return size
 
 
-def _plan_foreground_ratio(catalog: Catalog) -> Planned:
-    shares = [f.foreground for f in catalog.facts.values() if f.foreground is not None]
+def _plan_foreground_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:
+    shares = [catalog.facts[i].foreground or 0.0 for i in labeled if i in catalog.facts]
     mean = float(np.mean(shares)) if shares else 0.0
     rare = mean < RARE_FOREGROUND
     reason = f"foreground is {mean:.1%} of the labeled voxels: {'rare' if rare else 'random boxes hold enough of it'}"

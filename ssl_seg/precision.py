@@ -67,8 +67,11 @@ def find_unsafe_convolution(net: nn.Module, example: Tensor) -> str | None:
         if isinstance(module, nn.Conv3d)
     ]
     if handles:
+        was_training = net.training
+        net.eval()  # in train mode the pass would change BatchNorm statistics
         with torch.no_grad():
             net(example[:1])
+        net.train(was_training)
     for handle in handles:
         handle.remove()
     return found[0] if found else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,19 +41,34 @@ def predict(request: PredictRequest, track: Track = pass_through) -> list[Path]:
     """
     model = open_model(request.checkpoint)
     jobs = _plan_outputs(request, model.config.data.ndim)
-    if taken := [path for _, path in jobs if path.exists()]:
-        raise DataError(
-            f"{taken[0]} exists already ({len(taken)} of {len(jobs)}) and is not overwritten: choose another output"
-        )
+    suffixes = _probability_suffixes(model.config.data.num_classes) if request.probabilities else {}
+    _check_outputs([output for _, mask in jobs for output in (mask, *_probability_paths(mask, suffixes))])
     predictor = model.predictor(request.which or model.better, request.overlap)
-    for source, path in track(jobs, len(jobs)):
+    for source, mask in track(jobs, len(jobs)):
         probs = predictor(_read(source, model))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_mask(path, to_mask(probs.argmax(axis=0), model.config.data.label_values))
-        if request.probabilities:
-            for suffix, values in _foreground_maps(probs):
-                write_probabilities(path.with_name(f"{path.stem}{suffix}.tif"), values)
-    return [path for _, path in jobs]
+        write_mask(mask, to_mask(probs.argmax(axis=0), model.config.data.label_values))
+        for path, label in zip(_probability_paths(mask, suffixes), suffixes, strict=True):
+            write_probabilities(path, probs[label])
+    return [mask for _, mask in jobs]
+
+
+def _probability_suffixes(num_classes: int) -> dict[int, str]:
+    return {1: "_prob"} if num_classes == 2 else {label: f"_prob{label}" for label in range(1, num_classes)}
+
+
+def _probability_paths(mask: Path, suffixes: dict[int, str]) -> list[Path]:
+    return [mask.with_name(f"{mask.stem}{suffix}.tif") for suffix in suffixes.values()]
+
+
+def _check_outputs(outputs: list[Path]) -> None:
+    """Nothing may be written twice, or over something."""
+    seen: set[Path] = set()
+    for path in outputs:
+        if path.exists():
+            raise DataError(f"{path} exists already and is not overwritten: choose another output")
+        if path in seen:
+            raise DataError(f"two images would both be written to {path}: rename one of them")
+        seen.add(path)
 
 
 def _plan_outputs(request: PredictRequest, ndim: int) -> list[tuple[Path, Path]]:
@@ -70,11 +84,7 @@ def _plan_outputs(request: PredictRequest, ndim: int) -> list[tuple[Path, Path]]
     images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     if not images:
         raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    jobs = [(image, output / image.relative_to(folder).with_suffix(ending)) for image in images]
-    targets = [path for _, path in jobs]
-    if twice := next((path for path in targets if targets.count(path) > 1), None):
-        raise DataError(f"two images would both be written to {twice}: rename one of them")
-    return jobs
+    return [(image, output / image.relative_to(folder).with_suffix(ending)) for image in images]
 
 
 def _read(source: Path, model: Model) -> np.ndarray:
@@ -83,9 +93,3 @@ def _read(source: Path, model: Model) -> np.ndarray:
     if image.ndim - 1 != data.ndim:
         raise DataError(f"{source} is {image.ndim - 1}D; the network was trained on {data.ndim}D images")
     return fit_channels(image, data.channels, str(source))
-
-
-def _foreground_maps(probs: np.ndarray) -> Iterable[tuple[str, np.ndarray]]:
-    if len(probs) == 2:
-        return [("_prob", probs[1])]
-    return [(f"_prob{label}", probs[label]) for label in range(1, len(probs))]

@@ -12,8 +12,18 @@ import torch
 
 from ssl_seg.bootstrap import check_parent, describe_parent, given_keys, parent_layer
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
-from ssl_seg.config import Config, MethodConfig
-from ssl_seg.configio import Layer, build_config, check_partial, dump_config, flatten, merge_layers
+from ssl_seg.config import Config, DataConfig, LengthConfig, MethodConfig, SplitConfig
+from ssl_seg.configio import (
+    Layer,
+    Nested,
+    build_config,
+    check_partial,
+    dump_config,
+    flatten,
+    merge_layers,
+    nest,
+    validate,
+)
 from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
 from ssl_seg.data.split_quality import SplitFinding, check_split
 from ssl_seg.data.splits import Split, load_split, make_split, save_split, split_from_dict
@@ -23,7 +33,7 @@ from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.losses import check_loss_names
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.networks import check_patch_size, get_network_spec
-from ssl_seg.plan import plan_layer, plan_run
+from ssl_seg.plan import Planned, plan_layer, plan_run
 from ssl_seg.precision import choose_precision
 from ssl_seg.rundir import (
     CONFIG_FILE,
@@ -48,6 +58,8 @@ class TrainRequest:
     bootstrap: Path | None = None
     resume: Path | None = None
     force: bool = False
+    epochs: int | None = None
+    """Length in epochs, instead of length.steps."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,17 @@ class Prepared:
     run: RunDir
     start: Path | None
     resumed: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved configuration, where each setting comes from, and the data it was planned for."""
+
+    config: Config
+    sources: dict[str, str]
+    planned: list[Planned]
+    catalog: Catalog
+    split: Split
 
 
 def prepare_run(
@@ -81,32 +104,46 @@ def prepare_run(
     check_layers(request.layers)
     if request.out is not None:
         check_free(request.out)
-    parent = None if request.bootstrap is None else load_checkpoint(request.bootstrap)
-    layers = _with_parent(request, parent)
-    catalog = _open_data(layers, track)
-    for text in catalog.notes:
+    plan = make_plan(request, track, gpu=gpu)
+    for text in plan.catalog.notes:
         note(f"data: {text}")
-    planned = plan_run(catalog, merge_layers(layers)[0], gpu=gpu)
-    config, _ = build_config([plan_layer(planned), *layers])
-    config = _absolute(config)
-    for item in planned:
+    for item in plan.planned:
         note(f"plan: {item.key} = {item.value} ({item.reason})")
-    split = _find_split(config, catalog, parent)
-    _check(config, catalog, split)
-    _check_network(config, parent, request, gpu=gpu)
+    parent = _load_parent(request)
+    _check(plan.config, plan.catalog, plan.split)
+    _check_network(plan.config, parent, request, gpu=gpu)
     if parent is not None:
-        _pass_gate(parent, split, request, note)
+        _pass_gate(parent, plan.split, request, note)
 
-    run = create_run_dir(request.out or next_free(Path("runs") / _default_name(config)))
-    header = "Written by `ssl-seg train`; `ssl-seg train --config` with this file repeats the run.\n" + "\n".join(
-        f"planned: {item.key} = {item.value} ({item.reason})" for item in planned
-    )
-    write_config(config, run, header)
-    save_split(split, run.path / SPLIT_FILE)
+    run = create_run_dir(request.out or next_free(Path("runs") / _default_name(plan.config)))
+    write_config(plan.config, run, _make_header(plan, request))
+    save_split(plan.split, run.path / SPLIT_FILE)
     run.append_event("started", parent=None if parent is None else describe_parent(parent), force=request.force)
-    for text in (*split.notes, _describe_split(split, config)):
+    for text in (*plan.split.notes, _describe_split(plan.split, plan.config)):
         note(f"split: {text}")
-    return Prepared(config, catalog, split, run, request.bootstrap, resumed=False)
+    return Prepared(plan.config, plan.catalog, plan.split, run, request.bootstrap, resumed=False)
+
+
+def make_plan(request: TrainRequest, track: Track = pass_through, *, gpu: bool = False) -> Plan:
+    """Resolve all settings: those given, those of a parent, and those planned from the data.
+
+    Raises:
+        SslSegError: for unusable settings, data or split.
+    """
+    parent = _load_parent(request)
+    layers = _with_parent(request, parent)
+    merged, sources = merge_layers(layers)
+    if request.epochs is not None:
+        default = LengthConfig.model_fields["steps_per_epoch"].default
+        steps = request.epochs * int(merged.get("length", {}).get("steps_per_epoch", default))
+        layers.append(Layer(f"--epochs {request.epochs}", nest("length.steps", steps)))
+        merged, sources = merge_layers(layers)
+    catalog = _open_data(merged.get("data", {}), track)
+    split_config = validate(SplitConfig, merged.get("split", {}), sources, prefix="split.")
+    split = _find_split(split_config, catalog, None if _wants_new_split(request, parent, catalog) else parent)
+    planned = plan_run(catalog, split.labeled_ids(split_config.labels), merged, gpu=gpu)
+    config, sources = build_config([plan_layer(planned), *layers])
+    return Plan(_settle(config), sources, planned, catalog, split)
 
 
 def check_layers(layers: Sequence[Layer]) -> None:
@@ -127,13 +164,6 @@ def check_layers(layers: Sequence[Layer]) -> None:
         get_network_spec(values["network.name"])
 
 
-def plan_layers(layers: Sequence[Layer], track: Track = pass_through, *, gpu: bool = False) -> list[Layer]:
-    """Return the layers with the plan from the data below them."""
-    check_layers(layers)
-    planned = plan_run(_open_data(layers, track), merge_layers(layers)[0], gpu=gpu)
-    return [plan_layer(planned), *layers]
-
-
 def write_config(config: Config, run: RunDir, header: str) -> None:
     """Write config.yaml atomically, with ``header`` as comment."""
     with atomic_write(run.path / CONFIG_FILE) as temporary:
@@ -146,42 +176,70 @@ def read_header(run: RunDir) -> str:
     return "\n".join(line.removeprefix("# ") for line in lines if line.startswith("# "))
 
 
+def _make_header(plan: Plan, request: TrainRequest) -> str:
+    start = f" --bootstrap {request.bootstrap}" if request.bootstrap else ""
+    lines = [f"Written by `ssl-seg train`; `ssl-seg train --config FILE{start}` with this file repeats the run."]
+    return "\n".join([*lines, *(f"planned: {item.key} = {item.value} ({item.reason})" for item in plan.planned)])
+
+
 def _reopen(request: TrainRequest, note: Callable[[str], None], track: Track) -> Prepared:
-    if request.resume is None or request.bootstrap is not None or request.out is not None or request.layers:
-        raise ConfigError("--resume continues a run with its own settings: give it without other options")
+    others = [layer.source for layer in request.layers if set(layer.values) != {"runtime"}]
+    if request.resume is None or request.bootstrap or request.out or request.epochs or others:
+        raise ConfigError(
+            "--resume continues a run with its own settings: give it without other options "
+            "(only runtime settings such as --devices may change)"
+        )
     run = open_run_dir(request.resume)
     if not run.last.is_file():
         raise RunDirError(f"{run.path} holds no checkpoint to resume from; start it again with another --out")
     checkpoint = load_checkpoint(run.last)
-    config = config_of(checkpoint, run.last)
-    if checkpoint.progress.step >= config.length.steps:
+    stored = Layer(str(run.last), config_of(checkpoint, run.last).model_dump(mode="json"))
+    config, _ = build_config([stored, *request.layers])
+    step = checkpoint.progress.step
+    if step >= config.length.steps and any(e["event"] == "finished" for e in run.read_events()):
         raise RunDirError(f"{run.path} is finished: all {config.length.steps} steps are done; nothing to resume")
-    catalog = _open_catalog(config, track)
+    catalog = _open_data(config.data.model_dump(mode="json"), track)
     split = split_from_dict(checkpoint.split)
     _check(config, catalog, split)
     # Step 0 is probed again when nothing has been trained yet.
-    run.drop_metrics_after(checkpoint.progress.step or -1)
-    run.append_event("resumed", step=checkpoint.progress.step)
-    note(f"resume: {run.path} from step {checkpoint.progress.step} of {config.length.steps}")
+    run.drop_metrics_after(step or -1)
+    run.append_event("resumed", step=step)
+    note(f"resume: {run.path} from step {step} of {config.length.steps}")
     return Prepared(config, catalog, split, run, run.last, resumed=True)
+
+
+def _load_parent(request: TrainRequest) -> Checkpoint | None:
+    if request.bootstrap is None:
+        return None
+    parent = load_checkpoint(request.bootstrap)
+    config_of(parent, request.bootstrap)
+    return parent
 
 
 def _with_parent(request: TrainRequest, parent: Checkpoint | None) -> list[Layer]:
     """Put the parent's settings below the request's, unless a configuration file takes their place."""
     layers = list(request.layers)
-    if parent is None or any(not layer.source.startswith("--") for layer in layers):
+    if parent is None or any(layer.is_file for layer in layers):
         return layers
-    given = given_keys(layers)
-    root = merge_layers(layers)[0].get("data", {}).get("root")
-    if root is not None and _absolute_root(root) == parent.config["data"]["root"]:
+    given = given_keys(layers) | ({"length.steps"} if request.epochs else set())
+    if _root_of(layers) == parent.config["data"]["root"]:
         given.discard("data.root")
     return [parent_layer(parent, str(request.bootstrap), given), *layers]
 
 
-def _open_data(layers: Sequence[Layer], track: Track) -> Catalog:
-    data: dict[str, Any] = merge_layers(layers)[0].get("data", {})
+def _wants_new_split(request: TrainRequest, parent: Checkpoint | None, catalog: Catalog) -> bool:
+    own = {"split.seed", "split.val_fraction", "split.test_fraction"} & given_keys(request.layers)
+    return bool(own) or parent is None or parent.config["data"]["root"] != catalog.root
+
+
+def _root_of(layers: Sequence[Layer]) -> str | None:
+    root = merge_layers(layers)[0].get("data", {}).get("root")
+    return None if root is None else _absolute(root)
+
+
+def _open_data(data: Nested, track: Track) -> Catalog:
     return open_catalog(
-        _absolute_root(data.get("root", "synthetic:particles")),
+        _absolute(data.get("root") or DataConfig.model_fields["root"].default),
         groups=Path(data["groups"]) if data.get("groups") else None,
         label_values=tuple(data["label_values"]) if data.get("label_values") else None,
         ignore_value=data.get("ignore_value"),
@@ -189,28 +247,18 @@ def _open_data(layers: Sequence[Layer], track: Track) -> Catalog:
     )
 
 
-def _open_catalog(config: Config, track: Track) -> Catalog:
-    return open_catalog(
-        config.data.root,
-        groups=Path(config.data.groups) if config.data.groups else None,
-        label_values=config.data.label_values,
-        ignore_value=config.data.ignore_value,
-        track=track,
-    )
-
-
-def _find_split(config: Config, catalog: Catalog, parent: Checkpoint | None) -> Split:
-    if config.split.file is not None:
-        return load_split(Path(config.split.file))
-    if parent is not None and parent.config["data"]["root"] == config.data.root:
+def _find_split(config: SplitConfig, catalog: Catalog, parent: Checkpoint | None) -> Split:
+    if config.file is not None:
+        return load_split(Path(config.file))
+    if parent is not None:
         return split_from_dict(parent.split)
-    wanted = {*DEFAULT_FRACTIONS, *([config.split.labels] if config.split.labels <= 1 else [])}
+    wanted = {*DEFAULT_FRACTIONS, *([config.labels] if config.labels <= 1 else [])}
     return make_split(
         catalog,
         sorted(wanted),
-        seed=config.split.seed,
-        val_fraction=config.split.val_fraction,
-        test_fraction=config.split.test_fraction,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
     )
 
 
@@ -222,7 +270,10 @@ def _check(config: Config, catalog: Catalog, split: Split) -> None:
             f"data.patch_size {list(config.data.patch_size)} is for {config.data.ndim}D; {catalog.root} holds "
             f"{catalog.ndim}D images"
         )
-    make_method(config.method.name, config.method.options, config.loss.weights)
+    if catalog.channels not in {1, config.data.channels}:
+        raise ConfigError(f"data.channels = {config.data.channels}; the images have {catalog.channels}")
+    if not split.val:
+        raise SplitError("the split has no validation cases: nothing could be watched; make a new split")
     faults = [f for f in check_split(split, catalog) if f.level == "fault"]
     if faults:
         raise SplitError("the split cannot be used:\n" + "\n".join(_describe_fault(f) for f in faults))
@@ -267,12 +318,21 @@ def _describe_split(split: Split, config: Config) -> str:
     )
 
 
-def _absolute(config: Config) -> Config:
-    data = config.data.model_copy(update={"root": _absolute_root(config.data.root)})
-    return config.model_copy(update={"data": data})
+def _settle(config: Config) -> Config:
+    """Return the configuration with absolute paths and all options of its method: it means the same anywhere."""
+    data, split, method = config.data, config.split, config.method
+    options = validate(METHODS[method.name].config_type, dict(method.options), prefix="method.options.")
+    updates = {
+        "data": data.model_copy(
+            update={"root": _absolute(data.root), "groups": data.groups and _absolute(data.groups)}
+        ),
+        "split": split.model_copy(update={"file": split.file and _absolute(split.file)}),
+        "method": method.model_copy(update={"options": options.model_dump(mode="json")}),
+    }
+    return config.model_copy(update=updates)
 
 
-def _absolute_root(root: str) -> str:
+def _absolute(root: str) -> str:
     return root if is_synthetic(root) else str(Path(root).expanduser().resolve())
 
 

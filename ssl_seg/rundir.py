@@ -79,7 +79,7 @@ def create_run_dir(path: Path) -> RunDir:
     """
     check_free(path)
     try:
-        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (path / "checkpoints").mkdir(parents=True)
     except OSError as error:
         raise RunDirError(f"cannot create the run directory {path}: {error.strerror}") from error
     run = RunDir(path)
@@ -167,17 +167,25 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     """Append ``record`` as one line; NaN and infinities become null."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_to_line(record))
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"  # a crash has cut the last line short: keep it apart from the new one
+            file.write(b"\n" if torn else b"")
+        file.write(_to_line(record).encode())
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file; a last line cut short by a crash is left out."""
+    """Return the records of a file; lines cut short by a crash are left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    complete = [line for line in lines[:-1] if line.strip()]
-    return [json.loads(line) for line in complete]
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
 
 
 def _to_line(record: Mapping[str, Any]) -> str:

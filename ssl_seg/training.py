@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
 from ssl_seg.config import Config, RuntimeConfig
-from ssl_seg.configio import merge_layers, to_plain, validate
+from ssl_seg.configio import Layer, merge_layers, to_plain, validate
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.loader import CaseStore, PatchSource, make_loader, make_probe
 from ssl_seg.data.sampling import derive_seed
@@ -28,8 +28,8 @@ from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.loop import Ending, LoopResult, Schedule, run_loop
 from ssl_seg.engine.optim import make_optimizer
-from ssl_seg.errors import SslSegError
-from ssl_seg.inference.model import better_net, make_network, open_model
+from ssl_seg.errors import ConfigError, SslSegError
+from ssl_seg.inference.model import Model, better_net, make_network, open_model
 from ssl_seg.inference.scoring import score_cases
 from ssl_seg.methods import make_method
 from ssl_seg.monitor.verdicts import Verdict
@@ -39,6 +39,8 @@ from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, wi
 from ssl_seg.rundir import RunDir
 from ssl_seg.schedules import compute_lr_factor
 
+STEPS_BETWEEN_AGREEMENTS = 10
+"""How often several processes ask each other whether one was told to stop."""
 FINAL_OVERLAP = 0.25
 """Window overlap of the scores at the end of a run; `ssl-seg evaluate` uses 0.5."""
 
@@ -120,29 +122,38 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
     fabric = make_fabric(_runtime_of(request))
     fabric.launch()
     prepared = _prepare_on_main(fabric, request, console)
+    try:
+        return _train(fabric, prepared, console)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"out of memory on {fabric.device}: make data.patch_size, batch.labeled and batch.unlabeled or "
+            f"network.features smaller ({prepared.run.path} keeps what was saved)"
+        ) from error
+
+
+def _train(fabric: Fabric, prepared: Prepared, console: Console) -> TrainResult:
     torch.manual_seed(derive_seed(prepared.config.seed))
     student = fabric.to_device(make_network(prepared.config))
     prepared, student = _settle_runtime(fabric, prepared, student, console)
     checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
     trainer = _assemble(fabric, prepared, student, checkpoint, console)
-
     if fabric.is_global_zero:
         console.start(trainer.schedule.first_step, trainer.schedule.total_steps)
     try:
-        with _stop_flag(fabric, trainer.schedule) as stop_requested:
+        with _stop_flag(fabric) as stop_requested:
             result = run_loop(
                 trainer.engine,
                 trainer.monitor,
                 trainer.batches(),
                 trainer.schedule,
                 trainer.recorder,
-                best_score=trainer.recorder.best_score,
+                best_score=-1.0 if checkpoint is None else checkpoint.progress.best_score,
                 stop_on_collapse=prepared.config.monitor.on_collapse == "stop",
                 stop_requested=stop_requested,
             )
     finally:
         console.stop()
-    return _finish(fabric, prepared, result, console)
+    return _finish(trainer, prepared, result, console)
 
 
 @dataclass(frozen=True)
@@ -160,14 +171,14 @@ class _Trainer:
 
 
 def _runtime_of(request: TrainRequest) -> RuntimeConfig:
-    if request.resume is not None and (request.resume / "checkpoints" / "last.pt").is_file():
-        stored = load_checkpoint(request.resume / "checkpoints" / "last.pt").config
-        return validate(RuntimeConfig, stored.get("runtime", {}))
-    merged, sources = merge_layers(request.layers)
-    prefix = "runtime."
-    own = {key.removeprefix(prefix): source for key, source in sources.items() if key.startswith(prefix)}
+    """Return the machine settings alone: they decide how many processes plan the rest."""
+    layers = list(request.layers)
+    if request.resume is not None and (last := RunDir(request.resume).last).is_file():
+        layers = [Layer(str(last), {"runtime": load_checkpoint(last).config.get("runtime", {})}), *layers]
+    merged, sources = merge_layers(layers)
     section = merged.get("runtime", {})
-    return validate(RuntimeConfig, section if isinstance(section, dict) else {}, own, prefix=prefix)
+    own = {key.removeprefix("runtime."): source for key, source in sources.items()}
+    return validate(RuntimeConfig, section if isinstance(section, dict) else {}, own, prefix="runtime.")
 
 
 def _prepare_on_main(fabric: Fabric, request: TrainRequest, console: Console) -> Prepared:
@@ -234,12 +245,12 @@ def _assemble(
         clip_norm=config.optim.clip_norm,
         seed=config.seed,
     )
-    first_step, best_score = 0, -1.0
+    first_step = 0
     if prepared.resumed and checkpoint is not None:
         load_weights(teacher.net, checkpoint.teacher, str(prepared.start))
         engine.optimizer.load_state_dict(checkpoint.optimizer)
         teacher.updates = checkpoint.progress.ema_updates
-        first_step, best_score = checkpoint.progress.step, checkpoint.progress.best_score
+        first_step = checkpoint.progress.step
 
     labeled, pool = split.labeled_ids(config.split.labels), split.pool_ids(config.split.labels)
     split.check_not_sealed([*labeled, *pool, *split.val])
@@ -277,7 +288,9 @@ def _assemble(
     schedule = Schedule(
         first_step, config.length.steps, config.length.steps_per_epoch, config.monitor.first_epoch_probes
     )
-    recorder = _Recorder(prepared, engine, console, fabric.is_global_zero, best_score)
+    recorder = _Recorder(prepared, engine, console, fabric.is_global_zero)
+    if prepared.resumed and checkpoint is not None:
+        recorder.scores = checkpoint.scores  # until the first probe
     return _Trainer(engine, monitor, schedule, recorder, source, config.runtime.workers)
 
 
@@ -289,6 +302,7 @@ def _lr_at(config: Config) -> Callable[[int], float]:
             warmup_steps=config.optim.warmup_steps,
             schedule=config.optim.schedule,
             power=config.optim.poly_power,
+            floor=config.optim.floor,
         )
         return config.optim.lr * factor
 
@@ -298,9 +312,8 @@ def _lr_at(config: Config) -> Callable[[int], float]:
 class _Recorder:
     """Writes records, events and checkpoints of the first process; on the others it does nothing."""
 
-    def __init__(self, prepared: Prepared, engine: Engine, console: Console, active: bool, best_score: float) -> None:
+    def __init__(self, prepared: Prepared, engine: Engine, console: Console, active: bool) -> None:
         self.prepared, self.engine, self.console, self.active = prepared, engine, console, active
-        self.best_score = best_score
         self.scores: dict[str, Any] = {}
         self.codes: tuple[str, ...] = ()
 
@@ -332,57 +345,74 @@ class _Recorder:
             split=split_to_dict(self.prepared.split),
             scores=self.scores,
         )
-        save_checkpoint(checkpoint, self.prepared.run.last)
+        # The best first: last.pt carries the best score, and a resumed run must not believe in a missing file.
         if best:
             save_checkpoint(checkpoint, self.prepared.run.best)
+        save_checkpoint(checkpoint, self.prepared.run.last)
 
 
 def _scores_of(observation: Observation) -> dict[str, Any]:
     """Return preliminary scores from the validation probe; ``margin_low`` is unknown there."""
     nets = {
-        net: {"f1": s.f1_macro, "margin": s.f1 - s.trivial_f1, "margin_low": None, "margin_high": None}
+        net: {
+            "f1": s.f1,
+            "f1_macro": s.f1_macro,
+            "margin": s.f1 - s.trivial_f1,
+            "margin_low": None,
+            "margin_high": None,
+        }
         for net, s in observation.val.items()
     }
     return {"source": "probe", "trivial_f1": observation.val["student"].trivial_f1, **nets}
 
 
-def _finish(fabric: Fabric, prepared: Prepared, result: LoopResult, console: Console) -> TrainResult:
-    verdict = result.observation.verdict if result.observation else Verdict()
+def _finish(trainer: _Trainer, prepared: Prepared, result: LoopResult, console: Console) -> TrainResult:
+    engine, run = trainer.engine, prepared.run
+    observation = result.observation or trainer.monitor.look(engine.student, engine.teacher.net, result.step)
+    verdict = observation.verdict
     scores: dict[str, Any] = {}
-    if fabric.is_global_zero:
-        run = prepared.run
+    if engine.fabric.is_global_zero:
         if result.ending == "finished":
-            for path in dict.fromkeys(p for p in (run.last, run.best) if p.is_file()):
-                scores = _score_checkpoint(path, fabric.device, prepared, console)
+            scores = _score_run(run, engine.fabric.device, prepared, trainer.source.store, console)
         run.append_event(result.ending, step=result.step, verdict=verdict.level, codes=list(verdict.codes), **scores)
-    fabric.barrier()
-    return TrainResult(prepared.run, result.ending, result.step, verdict, scores, fabric.is_global_zero)
+    engine.fabric.barrier()
+    return TrainResult(run, result.ending, result.step, verdict, scores, engine.fabric.is_global_zero)
 
 
-def _score_checkpoint(path: Path, device: torch.device, prepared: Prepared, console: Console) -> dict[str, Any]:
-    """Score both networks on whole validation cases and write the result into the checkpoint."""
-    model = open_model(path, device)
+def _score_run(
+    run: RunDir, device: torch.device, prepared: Prepared, store: CaseStore, console: Console
+) -> dict[str, Any]:
+    """Score last.pt and best.pt on validation, write the scores into them, and return those of best.pt."""
+    scores: dict[str, Any] = {}
+    steps: dict[int, dict[str, Any]] = {}
+    for path in (run.last, run.best):
+        model = open_model(path, device)
+        step = model.checkpoint.progress.step
+        if step not in steps:  # the best state may be the last one
+            steps[step] = _score_networks(model, prepared.split.val, store, console)
+        scores = steps[step]
+        save_checkpoint(dataclasses.replace(model.checkpoint, scores=scores), path)
+    return scores
+
+
+def _score_networks(model: Model, case_ids: Sequence[str], store: CaseStore, console: Console) -> dict[str, Any]:
+    """Return pooled F1 of both networks on whole cases, with the margin over the trivial baseline."""
     scores: dict[str, Any] = {"source": "validation"}
     for net in model.nets:
-        score = score_cases(
-            model.predictor(net, FINAL_OVERLAP),
-            CaseStore(prepared.catalog, prepared.config.data.channels, prepared.config.data.cache_mb * 2**20),
-            prepared.split.val,
-            track=console.track(f"validating {path.stem} {net}"),
-        )
+        track = console.track(f"validating {model.path.stem} {net}")
+        score = score_cases(model.predictor(net, FINAL_OVERLAP), store, case_ids, track=track)
         trivial = score.summarize()["trivial"]
-        scores[net] = {"f1": score.f1, **{k: trivial[k] for k in ("margin", "margin_low", "margin_high")}}
         scores["trivial_f1"] = trivial["all_positive"]
-    checkpoint = model.checkpoint
-    save_checkpoint(Checkpoint(**{**vars(checkpoint), "scores": scores}), path)
+        margins = {key: trivial[key] for key in ("margin", "margin_low", "margin_high")}
+        scores[net] = {"f1": score.f1, "f1_macro": score.f1_macro, **margins}
     return scores
 
 
 @contextmanager
-def _stop_flag(fabric: Fabric, schedule: Schedule) -> Iterator[Callable[[int], bool]]:
+def _stop_flag(fabric: Fabric) -> Iterator[Callable[[int], bool]]:
     """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the step; a second one interrupts at once.
 
-    With several processes the first one decides, at the end of an epoch, so that all stop at the same step.
+    Several processes agree every few steps, so that a signal to any of them stops all of them at the same step.
     """
     requested = threading.Event()
 
@@ -394,7 +424,10 @@ def _stop_flag(fabric: Fabric, schedule: Schedule) -> Iterator[Callable[[int], b
     def stop_requested(step: int) -> bool:
         if fabric.world_size == 1:
             return requested.is_set()
-        return schedule.ends_epoch(step) and bool(fabric.broadcast(requested.is_set()))
+        if step % STEPS_BETWEEN_AGREEMENTS:
+            return False
+        votes = fabric.all_reduce(torch.tensor(float(requested.is_set()), device=fabric.device), reduce_op="sum")
+        return bool(torch.as_tensor(votes) > 0)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop_requested

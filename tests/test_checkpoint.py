@@ -24,7 +24,7 @@ def make_checkpoint() -> Checkpoint:
         progress=Progress(step=5, ema_updates=5, best_score=0.25),
         config={"seed": 3, "data": {"patch_size": [64, 64]}},
         split={"val": ["a"], "fractions": {0.01: ["b"], 1.0: ["b", "c"]}},
-        scores={"student": {"f1": 0.5, "margin_low": None}},
+        scores={net: {"f1": 0.5, "margin": 0.1, "margin_low": None} for net in ("student", "teacher")},
     )
 
 
@@ -97,8 +97,20 @@ def test_newer_and_incomplete_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no 'teacher'"):
         load_checkpoint(tmp_path / "part.pt")
     torch.save({**content, "progress": {"step": 1}}, tmp_path / "progress.pt")
-    with pytest.raises(CheckpointError, match="progress"):
+    with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(tmp_path / "progress.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"scores": {}}, {"scores": {"student": 1}}, {"student": {"weight": 3}}, {"config": []}, {"split": ["a"]},
+     {"progress": {"step": -1, "ema_updates": 0, "best_score": 0.0}}, {"optimizer": None}],
+)  # fmt: skip
+def test_parts_of_another_form(tmp_path: Path, change: dict[str, object]) -> None:
+    save_checkpoint(make_checkpoint(), tmp_path / "a.pt")
+    torch.save({**torch.load(tmp_path / "a.pt", weights_only=True), **change}, tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match=r"b\.pt is damaged"):
+        load_checkpoint(tmp_path / "b.pt")
 
 
 def test_weights_of_another_network_or_other_classes() -> None:

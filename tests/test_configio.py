@@ -10,7 +10,6 @@ from ssl_seg.configio import (
     Layer,
     build_config,
     check_partial,
-    compute_fingerprint,
     dump_config,
     flatten,
     parse_override,
@@ -106,9 +105,21 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
         build_config([REQUIRED, parse_override("optim.warmup_steps=100")])
 
 
-def test_fingerprint_depends_on_content_not_order() -> None:
-    assert compute_fingerprint({"a": 1, "b": 2}) == compute_fingerprint({"b": 2, "a": 1})
-    assert compute_fingerprint({"a": 1}) != compute_fingerprint({"a": 2})
+def test_loss_weights_are_replaced_as_a_whole() -> None:
+    layers = [
+        REQUIRED,
+        Layer("parent", {"loss": {"weights": {"dice": 1.0, "focal": 2.0}}}),
+        parse_override("loss.weights.dice=3"),
+    ]
+    assert build_config(layers)[0].loss.weights == {"dice": 3.0}
+
+
+def test_another_method_drops_the_options_below_and_the_same_keeps_them() -> None:
+    parent = Layer("parent", {"method": {"name": "mean_teacher", "options": {"consistency_weight": 3.0}}})
+    other = build_config([REQUIRED, parent, parse_override("method.name=supervised")])[0]
+    assert other.method.options == {}
+    same = build_config([REQUIRED, parent, parse_override("method.name=mean_teacher")])[0]
+    assert same.method.options == {"consistency_weight": 3.0}
 
 
 def read_names(root: Path) -> set[str]:

@@ -23,7 +23,10 @@ def test_public_names_are_there() -> None:
 
 
 def test_public_names_do_not_depend_on_the_order_of_imports() -> None:
-    code = "import ssl_seg.cli.training, ssl_seg.training, ssl_seg\nassert all(callable(getattr(ssl_seg, n)) for n in ssl_seg.__all__)"
+    code = (
+        "import ssl_seg.cli.training, ssl_seg.training, ssl_seg.evaluation, ssl_seg.prediction, ssl_seg\n"
+        "assert all(callable(getattr(ssl_seg, name)) for name in ssl_seg.__all__)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -37,7 +40,9 @@ def test_a_wheel_carries_the_configurations_and_works_outside_the_checkout(tmp_p
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
-    configs = {f"ssl_seg/configs/{p.relative_to(ROOT / 'configs').as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")}
+    configs = {
+        f"ssl_seg/configs/{p.relative_to(ROOT / 'configs').as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")
+    }
     assert configs
     assert configs <= set(names)
     assert "ssl_seg/py.typed" in names

@@ -25,7 +25,7 @@ def evaluate(
 ) -> None:
     """Score a checkpoint per case and pooled, beside trivial baselines: on validation unless told otherwise."""
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.errors import ConfigError
+    from ssl_seg.errors import ConfigError, DataError
     from ssl_seg.evaluation import EvaluateRequest
     from ssl_seg.evaluation import evaluate as run_evaluation
     from ssl_seg.rundir import to_finite
@@ -34,6 +34,8 @@ def evaluate(
         raise ConfigError(
             "--test and --all exclude each other: --all scores every labeled case, whatever list it is in"
         )
+    if figure is not None and figure.exists():
+        raise DataError(f"{figure} exists already and is not overwritten: choose another name")
     console = TerminalConsole()
     request = EvaluateRequest(
         checkpoint, data, split, "test" if test else "all" if all_ else "val", which, overlap=overlap
@@ -82,7 +84,7 @@ def split_make(
         list[float] | None,
         typer.Option(help="Labeled fractions, smaller ones nested in larger: --labels 0.01 0.10 1.0"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
     groups: Annotated[
         Path | None, typer.Option(help="CSV with name,group; a group stays in one part. [default: DATA/groups.csv]")
     ] = None,
@@ -102,7 +104,6 @@ def split_make(
     catalog = open_catalog(data, groups=groups, track=lambda items, total: track(items, total, "reading cases"))
     split = make_split(catalog, sorted(set(wanted)), seed=seed, val_fraction=val, test_fraction=test)
     path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_split(split, path)
     for text in (*catalog.notes, *split.notes):
         typer.echo(f"note: {text}")
@@ -148,7 +149,7 @@ def make_synthetic(
     kind: Annotated[Literal["particles", "sheets"], typer.Option(help="2D particles or 3D sheets.")] = "particles",
     count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 60,
     labeled: Annotated[int | None, typer.Option(help="Write masks for this many only. [default: all]", min=0)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the images.", min=0)] = 0,
 ) -> None:
     """Write a synthetic data set, to try things out or to see the layout of a data folder."""
     from ssl_seg.data.synthetic import write_dataset

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,8 +67,11 @@ class TerminalConsole:
 
     def _print(self, text: str) -> None:
         # While a bar is shown, rich puts what is printed above it.
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader (head, less) has gone; a training goes on without it
+            sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (stays open until the end)
 
 
 def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
@@ -120,4 +125,5 @@ def _make_progress(*, transient: bool) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=transient,
+        redirect_stdout=sys.stdout.isatty(),  # a redirected stdout must get its lines itself
     )

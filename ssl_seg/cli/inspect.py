@@ -38,16 +38,16 @@ def config_show(
 ) -> None:
     """Print every setting of a run with the place it comes from: default, plan, file or option."""
     from ssl_seg.cli.console import track
-    from ssl_seg.configio import Layer, build_config, flatten, nest, parse_override, read_layers, to_plain
-    from ssl_seg.prepare import plan_layers
+    from ssl_seg.configio import Layer, flatten, nest, parse_override, read_layers, to_plain
+    from ssl_seg.prepare import TrainRequest, check_layers, make_plan
 
     layers = read_layers(file) if file is not None else []
     layers += [Layer("--data", nest("data.root", data))] if data is not None else []
     layers += [parse_override(text) for text in set_ or []]
-    planned = plan_layers(layers, lambda items, total: track(items, total, "reading cases"))
-    config, sources = build_config(planned)
-    for key, value in flatten(to_plain(config)):
-        typer.echo(f"{f'{key}: {value}':<60} # {sources[key]}")
+    check_layers(layers)
+    plan = make_plan(TrainRequest(tuple(layers)), lambda items, total: track(items, total, "reading cases"))
+    for key, value in flatten(to_plain(plan.config)):
+        typer.echo(f"{f'{key}: {value}':<60} # {plan.sources.get(key, 'default')}")
 
 
 def config_check(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ssl_seg.configio import Layer
+    from ssl_seg.prepare import TrainRequest
     from ssl_seg.training import TrainResult
 
 
@@ -29,7 +29,7 @@ def train(
     method: Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")] = None,
     network: Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Length in epochs of length.steps_per_epoch (100) steps.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Length in epochs of length.steps_per_epoch steps.", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Labeled patches in a batch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training; the split has its own, split.seed.")] = None,
@@ -52,6 +52,7 @@ def train(
     """
     from ssl_seg.configio import Layer, nest, parse_override, read_layers
     from ssl_seg.errors import ConfigError
+    from ssl_seg.prepare import TrainRequest
 
     options = {
         "--data": ("data.root", data),
@@ -71,11 +72,9 @@ def train(
         Layer(f"{name} {value}", nest(key, value)) for name, (key, value) in options.items() if value is not None
     ]
     layers += [parse_override(text) for text in set_ or []]
-    if epochs is not None:
-        if steps is not None:
-            raise ConfigError("--steps and --epochs both give the length: use one of them")
-        layers.append(_epochs_layer(epochs, layers))
-    _run(layers, out, bootstrap, resume, force=force)
+    if epochs is not None and steps is not None:
+        raise ConfigError("--steps and --epochs both give the length: use one of them")
+    _run(TrainRequest(tuple(layers), out, bootstrap, resume, force=force, epochs=epochs))
 
 
 def demo(
@@ -88,23 +87,14 @@ def demo(
     run_demo(out, steps)
 
 
-def _epochs_layer(epochs: int, layers: list[Layer]) -> Layer:
-    from ssl_seg.config import LengthConfig
-    from ssl_seg.configio import Layer, merge_layers, nest
-
-    default = LengthConfig.model_fields["steps_per_epoch"].default
-    steps_per_epoch = merge_layers(layers)[0].get("length", {}).get("steps_per_epoch", default)
-    return Layer(f"--epochs {epochs}", nest("length.steps", epochs * int(steps_per_epoch)))
-
-
-def _run(layers: list[Layer], out: Path | None, bootstrap: Path | None, resume: Path | None, *, force: bool) -> None:
+def _run(request: TrainRequest) -> None:
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.prepare import TrainRequest
     from ssl_seg.training import train as run_training
 
-    result = run_training(TrainRequest(tuple(layers), out, bootstrap, resume, force), TerminalConsole())
-    if result.is_main:
-        _report(result)
+    result = run_training(request, TerminalConsole())
+    if not result.is_main:
+        return  # with exit code 0: at another one the launcher would kill the first process while it reports
+    _report(result)
     if result.ending == "interrupted":
         raise typer.Exit(130)
     if result.ending == "collapsed":

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_seg.data.catalog import Catalog
-from ssl_seg.data.sampling import CaseStream, choose_box, choose_tile, crop, derive_rng
+from ssl_seg.data.sampling import CaseStream, choose_box, choose_tile, crop, derive_rng, locate_box
 from ssl_seg.data.transforms import Intensity, Views, measure_intensity, normalize
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.errors import DataError
@@ -198,11 +198,15 @@ class PatchSource(Dataset[Batch]):
 
     def _cut_unit(self, case: LoadedCase, start: Sequence[int]) -> NDArray[np.float32]:
         """Return a box in the unit range; outside the image each channel's mean, which becomes z-score 0."""
-        if all(n >= p for n, p in zip(case.image.shape[1:], self.patch_size, strict=True)):
-            return case.intensity.to_unit(crop(case.image, start, self.patch_size, 0.0))
-        unit = case.intensity.to_unit(case.image)
-        padded = [crop(channel, start, self.patch_size, float(channel.mean())) for channel in unit]
-        return np.stack(padded).astype(np.float32)
+        inside, placed = locate_box(start, self.patch_size, case.image.shape[1:])
+        cut: NDArray[Any] = case.image[(slice(None), *inside)]
+        unit = case.intensity.to_unit(cut)
+        if unit.shape[1:] == tuple(self.patch_size):
+            return unit
+        mean = case.intensity.to_unit(case.intensity.mean.reshape(-1, *[1] * len(self.patch_size)))
+        padded = np.broadcast_to(mean, (len(unit), *self.patch_size)).copy()
+        padded[(slice(None), *placed)] = unit
+        return padded
 
 
 @dataclass(frozen=True)

@@ -83,17 +83,26 @@ def choose_tile(shape: Sequence[int], patch_size: Sequence[int], rng: np.random.
     return tuple(starts)
 
 
+def locate_box(
+    start: Sequence[int], patch_size: Sequence[int], shape: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return the part of a box that lies inside ``shape``, and the place of that part in the box."""
+    inside = tuple(slice(max(s, 0), min(s + p, n)) for s, p, n in zip(start, patch_size, shape, strict=True))
+    placed = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))
+    return inside, placed
+
+
 def crop(
     array: NDArray[np.generic], start: Sequence[int], patch_size: Sequence[int], pad_value: float
 ) -> NDArray[np.generic]:
     """Cut a box out of the last ``len(patch_size)`` axes; what lies outside the array becomes ``pad_value``."""
-    shape = array.shape[-len(patch_size) :]
-    inside = [slice(max(s, 0), min(s + p, n)) for s, p, n in zip(start, patch_size, shape, strict=True)]
-    index: tuple[Any, ...] = (Ellipsis, *inside)
-    patch: NDArray[Any] = array[index]
-    if patch.shape[-len(patch_size) :] == tuple(patch_size):
+    lead = array.shape[: array.ndim - len(patch_size)]
+    inside, placed = locate_box(start, patch_size, array.shape[len(lead) :])
+    cut: tuple[Any, ...] = (Ellipsis, *inside)
+    place: tuple[Any, ...] = (Ellipsis, *placed)
+    patch: NDArray[Any] = array[cut]
+    if patch.shape[len(lead) :] == tuple(patch_size):
         return patch
-    before = [max(-s, 0) for s in start]
-    widths = [(b, p - b - size) for b, p, size in zip(before, patch_size, patch.shape[-len(patch_size) :], strict=True)]
-    lead = [(0, 0)] * (array.ndim - len(patch_size))
-    return np.pad(patch, lead + widths, constant_values=pad_value)
+    padded = np.full((*lead, *patch_size), pad_value, array.dtype)
+    padded[place] = patch
+    return padded

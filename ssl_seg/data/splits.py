@@ -156,8 +156,8 @@ def make_split(
     _check_numbers(fractions, seed, val_fraction, test_fraction)
     labeled = sorted(catalog.labeled, key=lambda case: case.id)
     foreground = {case.id: catalog.facts[case.id].foreground or 0.0 for case in labeled}
-    groups = _by_group(labeled)
-    notes: list[str] = []
+    key_of, notes = _group_keys(catalog)
+    groups = _by_group(labeled, key_of)
     if len(groups) < 2:
         raise SplitError(
             f"{len(labeled)} labeled case(s) in {len(groups)} group(s) cannot be split: training and validation need a "
@@ -168,10 +168,10 @@ def make_split(
         notes.append("only 2 groups of labeled cases: the test list is empty; label a third group to have one")
     shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     part_of = assign_groups(groups, foreground, shares, np.random.default_rng([seed, 1]))
-    ids = {part: tuple(c.id for c in labeled if part_of[_group_key(c)] == part) for part in PARTS}
+    ids = {part: tuple(c.id for c in labeled if part_of[key_of[c.id]] == part) for part in PARTS}
     pool = nesting_order(ids["train"], foreground, np.random.default_rng([seed, 2]))
     # A group without a labeled case is in no part yet: its cases go to training.
-    kept = sorted(c.id for c in catalog.unlabeled if part_of.get(_group_key(c), "train") == "train")
+    kept = sorted(c.id for c in catalog.unlabeled if part_of.get(key_of[c.id], "train") == "train")
     left_out = len(catalog.unlabeled) - len(kept)
     if left_out:
         notes.append(f"{left_out} unlabeled case(s) are left out: their group is in validation or test")
@@ -209,14 +209,31 @@ def _check_numbers(fractions: Sequence[float], seed: int, val_fraction: float, t
         raise SplitError(f"seed={seed} must not be negative.")
 
 
-def _group_key(case: Case) -> GroupKey:
-    return ("case", case.id) if case.group is None else ("group", case.group)
+def _group_keys(catalog: Catalog) -> tuple[dict[str, GroupKey], list[str]]:
+    """Return id -> group, and notes; groups that hold the same image become one, so that no image is in two parts."""
+    key_of: dict[str, GroupKey] = {
+        c.id: ("case", c.id) if c.group is None else ("group", c.group)
+        for c in sorted(catalog.cases, key=lambda case: case.id)
+    }
+    same: dict[str, list[str]] = {}
+    for case_id in key_of:
+        same.setdefault(catalog.facts[case_id].content[:IMAGE_DIGITS], []).append(case_id)
+    copies = [ids for ids in same.values() if len(ids) > 1]
+    for ids in copies:
+        merged = {key_of[i] for i in ids}
+        key_of = {i: min(merged) if key in merged else key for i, key in key_of.items()}
+    if not copies:
+        return key_of, []
+    count = sum(map(len, copies))
+    return key_of, [
+        f"{count} cases are copies of {len(copies)} image(s), for example {copies[0][:3]}: kept in one part"
+    ]
 
 
-def _by_group(cases: Iterable[Case]) -> dict[GroupKey, list[str]]:
+def _by_group(cases: Iterable[Case], key_of: Mapping[str, GroupKey]) -> dict[GroupKey, list[str]]:
     members: dict[GroupKey, list[str]] = {}
     for case in cases:
-        members.setdefault(_group_key(case), []).append(case.id)
+        members.setdefault(key_of[case.id], []).append(case.id)
     return members
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
+from datetime import timedelta
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from ssl_seg.config import RuntimeConfig
@@ -14,6 +17,8 @@ from ssl_seg.errors import ConfigError
 from ssl_seg.precision import Autocast
 
 TIMED_STEPS = 4
+PATIENCE = timedelta(hours=6)
+"""How long the other processes wait while the first one reads the cases or scores the result."""
 FASTER_BY = 1.05
 """A format that is not the default has to be this much faster; below that timing noise would decide."""
 
@@ -31,13 +36,27 @@ def make_fabric(runtime: RuntimeConfig) -> Fabric:
         raise ConfigError(f"runtime.devices = {runtime.devices}, but this machine has {torch.cuda.device_count()} GPUs")
     if accelerator == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("runtime.accelerator = mps, but this machine has no such device; use auto")
-    many = runtime.devices * runtime.num_nodes > 1
+    wanted = runtime.devices * runtime.num_nodes
+    started = _count_started_processes()
+    if started not in {1, wanted}:
+        raise ConfigError(
+            f"the launcher started {started} processes, but runtime.devices x runtime.num_nodes = {wanted}: "
+            "give the same numbers with --devices and --num-nodes"
+        )
     return Fabric(
         accelerator=accelerator,
         devices=runtime.devices,
         num_nodes=runtime.num_nodes,
-        strategy="ddp" if many else "auto",
+        strategy=DDPStrategy(timeout=PATIENCE) if wanted > 1 else "auto",
     )
+
+
+def _count_started_processes() -> int:
+    """Return how many processes torchrun or srun has started; 1 where neither did."""
+    slurm = (
+        os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ else "1"
+    )
+    return int(os.environ.get("WORLD_SIZE", slurm))
 
 
 def to_memory_format(net: nn.Module, name: str, ndim: int) -> nn.Module:

@@ -81,7 +81,7 @@ def run_loop(
         batches: those of the steps from ``first_step`` on.
         schedule: when to probe.
         recorder: takes records and checkpoints.
-        best_score: best validation score so far, -1 for a new run.
+        best_score: best validation score so far; a new run takes that of the untrained networks.
         stop_on_collapse: end after an epoch whose verdict is collapsed.
         stop_requested: asked after each step, with the number of updates made.
     """
@@ -91,7 +91,8 @@ def run_loop(
     step = schedule.first_step
     if step == 0:
         observation = _look(engine, monitor, 0, window, recorder)
-        recorder.save(0, best_score, best=False)
+        best_score = observation.score
+        recorder.save(0, best_score, best=True)
 
     for batch in batches:
         window.add(engine.step(batch.to(device), step))

@@ -41,9 +41,13 @@ class Model:
 
 
 def better_net(checkpoint: Checkpoint) -> str:
-    """Return ``student`` or ``teacher``, by recorded validation F1; the teacher on a tie."""
+    """Return ``student`` or ``teacher``, by recorded validation F1 (mean over classes); the teacher on a tie."""
     scores = checkpoint.scores
-    return "student" if scores["student"]["f1"] > scores["teacher"]["f1"] else "teacher"
+    return "student" if _recorded_f1(scores["student"]) > _recorded_f1(scores["teacher"]) else "teacher"
+
+
+def _recorded_f1(score: dict[str, float]) -> float:
+    return score.get("f1_macro", score["f1"])
 
 
 def open_model(path: Path, device: torch.device | None = None) -> Model:

@@ -46,7 +46,12 @@ class Score:
 
     @property
     def f1(self) -> float:
-        """Pooled F1 (all voxels of all cases together), mean over the foreground classes."""
+        """Pooled F1 of foreground against background: all voxels of all cases together."""
+        return sum_overlaps([c.overlap for c in self.cases]).dice
+
+    @property
+    def f1_macro(self) -> float:
+        """Mean of the pooled F1 of the foreground classes; equal to ``f1`` for two classes."""
         return float(np.mean([o.dice for o in self._pooled_classes()]))
 
     def summarize(self) -> dict[str, Any]:
@@ -55,9 +60,8 @@ class Score:
         pooled = sum_overlaps(overlaps)
         margin, low, high = compute_margin_interval(overlaps)
         summary: dict[str, Any] = {
-            "pooled": {"f1": self.f1, **_ratios(pooled)},
-            "mean": {name: float(np.mean([_ratios(o)[name] for o in overlaps])) for name in RATIOS}
-            | summarize_overlaps(overlaps),
+            "pooled": {"f1": self.f1, "f1_macro": self.f1_macro, **_ratios(pooled)},
+            "mean": self._mean(),
             "trivial": {
                 "prevalence": pooled.prevalence,
                 **compute_trivial_baselines(pooled.prevalence),
@@ -72,6 +76,12 @@ class Score:
         if distances := [c.distances for c in self.cases if c.distances is not None]:
             summary["mean"] |= summarize_distances(distances)
         return summary
+
+    def _mean(self) -> dict[str, Any]:
+        overlaps = [c.overlap for c in self.cases]
+        means = {name: float(np.mean([_ratios(o)[name] for o in overlaps])) for name in RATIOS}
+        shares = summarize_overlaps(overlaps)
+        return means | {name: shares[name] for name in ("dice_positives", "n_cases", "n_positives")}
 
     def _pooled_classes(self) -> list[Overlap]:
         return [sum_overlaps(list(column)) for column in zip(*(c.classes for c in self.cases), strict=True)]
@@ -101,7 +111,7 @@ def score_cases(
     """
     if not case_ids:
         raise DataError("there is no labeled case to score")
-    num_classes = len(store.catalog.label_values)
+    num_classes = store.catalog.num_classes
     scores = []
     for case_id in track(case_ids, len(case_ids)):
         case = store.load(case_id)

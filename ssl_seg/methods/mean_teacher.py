@@ -29,7 +29,9 @@ class MeanTeacherConfig(Section):
     consistency_weight: float = Field(1.0, ge=0)
     """Weight of the consistency term after the ramp-up."""
     rampup_ratio: float = Field(0.4, ge=0, le=1)
-    """Share of the run over which the weight rises from 0.7 % to 100 % (sigmoid)."""
+    """Share of the run over which the weight rises."""
+    rampup: Literal["sigmoid", "linear", "cosine"] = "sigmoid"
+    """Shape of the rise; sigmoid starts at 0.7 %, the others at 0."""
 
 
 class MeanTeacher:
@@ -51,7 +53,9 @@ class MeanTeacher:
         with torch.no_grad():
             teacher_probs = nets.teacher(batch.weak).float().softmax(dim=1)
         consistency = CONSISTENCY[self.options.consistency](logits[labeled:], teacher_probs)
-        ramp = compute_rampup(progress.step, round(self.options.rampup_ratio * progress.total_steps), "sigmoid")
+        ramp = compute_rampup(
+            progress.step, round(self.options.rampup_ratio * progress.total_steps), self.options.rampup
+        )
         weight = self.options.consistency_weight * ramp
         terms = {**terms, "consistency": consistency.detach(), "consistency_weight": torch.tensor(weight)}
         return StepOutput(supervised + weight * consistency, terms)

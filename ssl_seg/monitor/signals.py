@@ -1,4 +1,4 @@
-"""Statistics of a network's output on a fixed probe set, collected on the device and read out once.
+"""Statistics of a network's output on a fixed probe set, collected on the device between training steps.
 
 Everything is about foreground against background: the score of a voxel is the log-odds of "any foreground class".
 Threshold-free figures come from two histograms of that score, with bins of 1/64 between -16 and 16.
@@ -74,7 +74,7 @@ class Signals:
 
 
 class SignalCollector:
-    """Adds up the outputs of a network batch by batch; ``compute`` is the only synchronization with the host.
+    """Adds up the outputs of a network batch by batch, on their device.
 
     Args:
         num_classes: K.
