@@ -11,6 +11,7 @@ import numpy as np
 
 from ssl_seg.configio import Layer, Nested, flatten, merge_layers, nest
 from ssl_seg.data.catalog import Catalog
+from ssl_seg.networks import get_network_spec
 
 PATCH_VOXELS = {(2, False): 128**2, (2, True): 256**2, (3, False): 32 * 64 * 64, (3, True): 96**3}
 """Voxels of a patch by (dimensions, GPU?): what two cores, or a small GPU, do in well under a second."""
@@ -54,11 +55,11 @@ def plan_run(catalog: Catalog, labeled: Sequence[str], given: Nested, *, gpu: bo
         Planned("data.channels", catalog.channels, "channels of the images"),
         Planned(
             "data.patch_size",
-            plan_patch_size(median, gpu=gpu),
+            _fit_network(plan_patch_size(median, gpu=gpu), known.get("network.name")),
             f"median image {_times(median)}, at most {PATCH_VOXELS[ndim, gpu]} voxels on a {device}",
         ),
         _plan_foreground_ratio(catalog, labeled),
-        Planned("network.name", "dynunet", f"{ndim}D, strides fitted to the patch"),
+        *_plan_network(ndim, known, gpu=gpu),
         Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
         Planned(
             "batch.unlabeled",
@@ -89,6 +90,22 @@ def plan_patch_size(median: Sequence[int], *, gpu: bool) -> list[int]:
         largest = max(range(ndim), key=lambda axis: size[axis])
         size[largest] -= multiple
     return size
+
+
+def _fit_network(size: list[int], network: str | None) -> list[int]:
+    """Return a patch that the network takes: doubled along X where one voxel would be left at its bottleneck."""
+    if network is not None and math.prod(size) <= math.prod(get_network_spec(network).divisor(tuple(size))):
+        return [*size[:-1], 2 * size[-1]]
+    return size
+
+
+def _plan_network(ndim: int, known: Nested, *, gpu: bool) -> list[Planned]:
+    if "network.name" in known:
+        return []
+    network = Planned("network.name", "dynunet", f"{ndim}D, strides fitted to the patch")
+    if ndim == 2 or gpu:
+        return [network]
+    return [network, Planned("network.features", 16, "half width: a 3D step on a CPU is 3 times as fast")]
 
 
 def _plan_foreground_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:

@@ -151,6 +151,11 @@ class TestMargin:
         assert self.check(trivial, net(0.7)) == []
         assert self.check(net(0.7, -0.1, -0.2), net(0.6)) != []
 
+    def test_on_a_tie_the_net_that_is_built_on_is_judged(self) -> None:
+        """Pooled over classes, one F1 can come with two margins."""
+        assert self.check(net(0.5), net(0.5, -0.1, -0.2)) != []
+        assert self.check(net(0.5, -0.1, -0.2), net(0.5)) == []
+
     def test_the_reason_has_the_numbers(self) -> None:
         (reason,) = self.check(net(0.1), net(0.52, 0.02, -0.01, 0.05))
         for text in ("(teacher)", "F1 0.520", "0.400", "+0.020", "95 % interval -0.010 to +0.050", "not above trivial"):
@@ -204,10 +209,12 @@ class TestLeaks:
         assert len(self.check(make_split("xy", "uv", content={"v": own[:12] + "0000"}))) == 1
         assert self.check(make_split("xy", "uv", content={"v": own[:11] + "#0000"})) == []
 
-    def test_equal_names_in_another_data_set_are_no_leak(self) -> None:
+    def test_equal_names_of_other_images_are_no_leak(self) -> None:
+        """Names such as 0001 are everywhere, and folders named data too."""
         other = {i: f"other-{i:_>6}mask" for i in "abcdef"}
-        assert self.check(make_split("cd", "a", "b", dataset="b", content=other)) == []
-        assert len(self.check(make_split("cd", "a", "b", dataset="a", content=other))) == 2
+        for dataset in ("a", "b"):
+            assert self.check(make_split("cd", "a", "b", dataset=dataset, content=other)) == []
+            assert len(self.check(make_split("cd", "a", "b", dataset=dataset))) == 2
 
     def test_a_margin_and_a_leak_are_both_named(self) -> None:
         scores = {**GOOD, "student": net(0.7, 0.0, -0.1)}

@@ -143,6 +143,9 @@ class TestTrain:
             (("--steps", "10", "--epochs", "2"), ("--steps and --epochs",)),
             (("--steps", "0"), ("length.steps",)),
             (("--devices", "0"), ("runtime.devices",)),
+            (("--seed", "-1"), ("seed", "greater than or equal to 0")),
+            (("--epochs", "2", "--set", "length=5"), ("length",)),
+            (("--set", "data.channels=3", "--set", "data.label_values=[0,0]"), ("distinct",)),
         ],
     )
     def test_bad_input(
@@ -266,6 +269,18 @@ class TestEvaluate:
         assert_refused(cli("evaluate", checkpoint, "--data", other), "--all")
         assert_refused(cli("evaluate", checkpoint, "--test", "--all"), "exclude")
 
+    def test_a_split_with_training_cases_is_refused(
+        self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        cli("split", "make", "--data", particles_dir, "--seed", 7, "--out", tmp_path / "s7.yaml")
+        checkpoint = tiny_run / "checkpoints" / "best.pt"
+        assert_refused(cli("evaluate", checkpoint, "--split", tmp_path / "s7.yaml"), "labeled training cases")
+
+    def test_other_images_of_the_same_names_are_noticed(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+        cli("data", "synthetic", tmp_path / "other", "--count", 24, "--seed", 5)
+        checkpoint = tiny_run / "checkpoints" / "best.pt"
+        assert_refused(cli("evaluate", checkpoint, "--data", tmp_path / "other"), "another content", "--all")
+
     def test_all_on_the_training_folder_says_so(self, cli: Cli, tiny_run: Path, particles_dir: Path) -> None:
         code, out, err = cli(
             "evaluate", tiny_run / "checkpoints" / "best.pt", "--data", particles_dir, "--all", "--json"
@@ -288,6 +303,21 @@ class TestPredict:
             assert set(mask.ravel().tolist()) <= {0, 1}
             assert mask.shape == prob.shape == (128, 128)
             assert ((prob > 0.5) == (mask > 0)).all()
+
+    def test_probabilities_are_not_overwritten_either(
+        self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        image = min((particles_dir / "images").iterdir())
+        (tmp_path / "out").mkdir()
+        theirs = tmp_path / "out" / f"{image.stem}_prob.tif"
+        theirs.write_text("mine")
+        checkpoint = tiny_run / "checkpoints" / "best.pt"
+        assert_refused(
+            cli("predict", checkpoint, image, tmp_path / "out", "--probabilities"), "_prob.tif", "not overwritten"
+        )
+        assert theirs.read_text() == "mine"
+        assert list((tmp_path / "out").iterdir()) == [theirs]
+        assert_refused(cli("predict", checkpoint, image, theirs / "below"), "below")
 
     def test_one_file_keeps_its_place_and_nothing_is_overwritten(
         self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path

@@ -256,12 +256,19 @@ class TestLoop:
         assert recorder.saves[-1] == (7, False)
 
     def test_best_is_saved_only_on_improvement_and_never_on_nan(self) -> None:
-        _, recorder = run(make_engine(), 20, best_score=2.0)
-        assert not any(best for _, best in recorder.saves)
+        result, recorder = run(make_engine(), 20)
+        improved = [step for step, best in recorder.saves if best]
+        assert improved[0] == 0  # the untrained networks: there is always a best.pt
+        scores = {r["step"]: max(r["val/student/f1_macro"], r["val/teacher/f1_macro"]) for r in recorder.records}
+        expected = [
+            step for step in (0, 10, 20) if scores[step] > max((scores[s] for s in (0, 10) if s < step), default=-1)
+        ]
+        assert improved == expected
+        assert result.best_score == max(scores[step] for step in (0, 10, 20))
         batches = [make_batch(seed=s) for s in range(20)]
         batches[3].image[0] = math.nan
         result, recorder = run(make_engine("supervised"), 20, batches)
-        assert not any(best for _, best in recorder.saves)
+        assert [step for step, best in recorder.saves if best] == [0]
         assert result.observation.verdict.codes == ("non_finite",)
 
     def test_collapse_stops_only_when_asked(self) -> None:
@@ -293,6 +300,15 @@ class TestDevices:
         net = to_memory_format(conv(4, 4, 3), "channels_last", ndim)
         assert net.weight.is_contiguous(memory_format=layout)
         assert not conv(4, 4, 3).weight.is_contiguous(memory_format=layout)
+
+    def test_a_launcher_that_started_another_number_of_processes_is_named(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ConfigError, match=r"started 2 processes.* = 1.*--devices"):
+            make_fabric(RuntimeConfig(accelerator="cpu"))
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        assert make_fabric(RuntimeConfig(accelerator="cpu")).world_size == 1
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
     def test_missing_devices_are_named(self) -> None:

@@ -13,8 +13,8 @@ import pytest
 from sklearn.metrics import f1_score, jaccard_score
 
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ssl_seg.data.catalog import open_catalog, pass_through
-from ssl_seg.data.splits import Split, load_split, make_split, save_split, split_to_dict
+from ssl_seg.data.catalog import pass_through
+from ssl_seg.data.splits import Split, load_split, save_split, split_to_dict
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import read_mask, write_mask
 from ssl_seg.errors import DataError, SplitError
@@ -77,7 +77,7 @@ class TestWhich:
         self, tiny_run: Path, tmp_path: Path, better: str
     ) -> None:
         """Whichever of the two is better on the cases scored here: one of both orders contradicts them."""
-        scores = {net: {"f1": 0.9 if net == better else 0.1} for net in ("student", "teacher")}
+        scores = {net: {"f1": 0.9 if net == better else 0.1, "margin": 0.0} for net in ("student", "teacher")}
         result = evaluate(EvaluateRequest(rewrite(tiny_run, tmp_path / "x.pt", scores=scores)))
         assert result["which"] == better
         assert result["pooled"] == result["nets"][better]["pooled"]
@@ -98,24 +98,43 @@ class TestWhich:
         assert told == ["reading cases", f"scoring {which}"]
 
 
-def other_split(data: Path, out: Path, **changes: Any) -> Path:
-    save_split(replace(make_split(open_catalog(str(data)), [1.0], seed=3), **changes), out)
-    return out
+def change_split(run: Path, out: Path, **changes: Any) -> Split:
+    """Write the run's split to ``out``, with some of its fields changed and a fingerprint that fits."""
+    split = replace(load_split(run / "split.yaml"), **changes)
+    save_split(split, out)
+    return split
 
 
 class TestSplits:
-    def test_a_split_of_its_own(self, checkpoint: Path, particles_dir: Path, tiny_run: Path, tmp_path: Path) -> None:
-        split = load_split(other_split(particles_dir, tmp_path / "s.yaml"))
-        assert set(split.val) != set(load_split(tiny_run / "split.yaml").val)
-        for part in ("val", "test"):
+    def test_a_split_of_its_own(self, checkpoint: Path, tiny_run: Path, tmp_path: Path) -> None:
+        """Validation and test exchanged."""
+        own = load_split(tiny_run / "split.yaml")
+        change_split(tiny_run, tmp_path / "s.yaml", val=own.test, test=own.val)
+        for part, ids in (("val", own.test), ("test", own.val)):
             result = evaluate(EvaluateRequest(checkpoint, split=tmp_path / "s.yaml", part=part))
-            assert [row["id"] for row in result["cases"]] == list(getattr(split, part))
+            assert [row["id"] for row in result["cases"]] == list(ids)
 
     @pytest.mark.parametrize("part", ["val", "test"])
-    def test_an_empty_list(self, checkpoint: Path, particles_dir: Path, tmp_path: Path, part: Any) -> None:
-        path = other_split(particles_dir, tmp_path / "s.yaml", **{part: ()})
+    def test_labeled_training_cases_are_not_scored(
+        self, checkpoint: Path, tiny_run: Path, tmp_path: Path, part: Any
+    ) -> None:
+        """The split of another run holds, as validation or test, what this network was trained on."""
+        own = load_split(tiny_run / "split.yaml")
+        seen, unseen = own.labeled_ids(0.5), own.pool_ids(0.5)
+        change_split(tiny_run, tmp_path / "seen.yaml", **{part: (*own.val, *seen[:2])})
+        with pytest.raises(SplitError, match=f"2 of the {len(own.val) + 2} {part} cases.*'{seen[0]}'"):
+            evaluate(EvaluateRequest(checkpoint, split=tmp_path / "seen.yaml", part=part))
+        assert not list(tmp_path.glob("*.jsonl"))
+        masked = [i for i in unseen if i not in own.unlabeled]
+        change_split(tiny_run, tmp_path / "unseen.yaml", **{part: tuple(masked)})
+        result = evaluate(EvaluateRequest(checkpoint, split=tmp_path / "unseen.yaml", part=part))
+        assert len(result["cases"]) == len(masked) > 0
+
+    @pytest.mark.parametrize("part", ["val", "test"])
+    def test_an_empty_list(self, checkpoint: Path, tiny_run: Path, tmp_path: Path, part: Any) -> None:
+        change_split(tiny_run, tmp_path / "s.yaml", **{part: ()})
         with pytest.raises(SplitError, match=f"no {part} cases"):
-            evaluate(EvaluateRequest(checkpoint, split=path, part=part))
+            evaluate(EvaluateRequest(checkpoint, split=tmp_path / "s.yaml", part=part))
         assert not list(tmp_path.glob("*.jsonl"))
 
     def test_missing_cases_are_counted_and_open_nothing(
@@ -126,18 +145,27 @@ class TestSplits:
         for name in split.test[:2]:
             (folder / "images" / f"{name}.png").unlink()
             (folder / "masks" / f"{name}.png").unlink()
-        with pytest.raises(SplitError, match=f"2 of {len(split.test)} are missing, for example '{split.test[0]}'"):
+        with pytest.raises(SplitError, match=f"2 of {len(split.test)} are missing.*'{split.test[0]}'"):
             evaluate(EvaluateRequest(checkpoint, data=str(folder), part="test"))
         assert not list(tmp_path.glob("*.jsonl"))
         assert len(evaluate(EvaluateRequest(checkpoint, data=str(folder)))["cases"]) == len(split.val)
 
-    def test_the_opening_says_what_was_opened(self, tiny_run: Path, particles_dir: Path, tmp_path: Path) -> None:
+    def test_equal_names_in_another_data_set_are_not_the_cases_of_the_split(
+        self, checkpoint: Path, tiny_run: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "other"
+        write_dataset(folder, "particles", 24, seed=5)
+        count = len(load_split(tiny_run / "split.yaml").val)
+        with pytest.raises(SplitError, match=f"{count} of {count} are missing or have another content"):
+            evaluate(EvaluateRequest(checkpoint, data=str(folder)))
+
+    def test_the_opening_says_what_was_opened(self, tiny_run: Path, tmp_path: Path) -> None:
         run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
-        split = load_split(other_split(particles_dir, tmp_path / "s.yaml"))
+        sealed = load_split(run / "split.yaml")
+        split = change_split(tiny_run, tmp_path / "s.yaml", val=sealed.test[:1], test=(*sealed.val, *sealed.test[1:]))
         evaluate(EvaluateRequest(run / "checkpoints" / "best.pt", part="test"))
         evaluate(EvaluateRequest(run / "checkpoints" / "last.pt", part="test", split=tmp_path / "s.yaml"))
         own, other = [e for e in RunDir(run).read_events() if e["event"] == "test_opened"]
-        sealed = load_split(run / "split.yaml")
         assert (own["checkpoint"], own["cases"], own["split"]) == ("best.pt", len(sealed.test), sealed.fingerprint)
         assert (other["checkpoint"], other["cases"], other["split"]) == ("last.pt", len(split.test), split.fingerprint)
 
@@ -155,6 +183,34 @@ class TestFolders:
         assert len(evaluate(request, note=notes.append)["cases"]) == 20
         labeled = load_split(tiny_run / "split.yaml").labeled_ids(0.5)
         assert [note.split(" were ")[0] for note in notes] == [f"{len(labeled)} of the 20 cases"]
+
+    def test_all_asks_the_split_of_the_training_and_not_the_one_given(
+        self, checkpoint: Path, tiny_run: Path, tmp_path: Path
+    ) -> None:
+        own = load_split(tiny_run / "split.yaml")
+        change_split(tiny_run, tmp_path / "s.yaml", fractions={1.0: own.fractions[1.0][-1:]})
+        notes: list[str] = []
+        evaluate(EvaluateRequest(checkpoint, split=tmp_path / "s.yaml", part="all", which="student"), note=notes.append)
+        assert [note.split(" of ")[0] for note in notes] == [str(len(own.labeled_ids(0.5)))]
+
+    def test_new_masks_do_not_make_training_images_new(
+        self, checkpoint: Path, particles_dir: Path, tiny_run: Path, tmp_path: Path
+    ) -> None:
+        folder = Path(shutil.copytree(particles_dir, tmp_path / "copy"))
+        for path in (folder / "masks").iterdir():
+            write_mask(path, 1 - read_mask(str(path)))
+        notes: list[str] = []
+        evaluate(EvaluateRequest(checkpoint, data=str(folder), part="all", which="student"), note=notes.append)
+        count = len(load_split(tiny_run / "split.yaml").labeled_ids(0.5))
+        assert [note.split(" of ")[0] for note in notes] == [str(count)]
+
+    def test_the_groups_of_the_training_say_nothing_about_another_folder(self, tiny_run: Path, tmp_path: Path) -> None:
+        (tmp_path / "groups.csv").write_text("name,group\nsomething,a\nelse,b\n")
+        config = load_checkpoint(tiny_run / "checkpoints" / "last.pt").config
+        config = {**config, "data": {**config["data"], "groups": str(tmp_path / "groups.csv")}}
+        write_dataset(tmp_path / "other", "particles", 2, seed=5)
+        path = rewrite(tiny_run, tmp_path / "x.pt", config=config)
+        assert len(evaluate(EvaluateRequest(path, data=str(tmp_path / "other"), part="all"))["cases"]) == 2
 
     def test_all_without_a_mask(self, checkpoint: Path, particles_dir: Path, tmp_path: Path) -> None:
         shutil.copytree(particles_dir / "images", tmp_path / "bare" / "images")

@@ -51,7 +51,7 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def panel(prob: Any, truth: Any = None, image: Any = None, title: str = "case") -> Panel:
     prob = np.asarray(prob, np.float32)
     image = np.zeros(prob.shape) if image is None else np.asarray(image)
-    return Panel(title, image, None if truth is None else np.asarray(truth), prob)
+    return Panel(title, image, None if truth is None else np.asarray(truth), prob, (prob > 0.5).astype(np.int64))
 
 
 def numbered_volume(foreground: NDArray[Any]) -> NDArray[np.int64]:

@@ -303,14 +303,15 @@ class TestScoring:
         pooled = sklearn_ratios(pred > 0, target > 0)
         assert {name: summary["pooled"][name] for name in pooled} == pytest.approx(pooled)
         by_class = [sklearn_ratios(pred == k, target == k) for k in range(1, num_classes)]
-        assert scored.f1 == summary["pooled"]["f1"] == pytest.approx(np.mean([c["dice"] for c in by_class]))
+        assert scored.f1 == summary["pooled"]["f1"] == pytest.approx(pooled["dice"])
+        assert scored.f1_macro == summary["pooled"]["f1_macro"] == pytest.approx(np.mean([c["dice"] for c in by_class]))
         if num_classes > 2:
             assert summary["pooled"]["classes"] == [pytest.approx(c) for c in by_class]
         each = [sklearn_ratios(*(v > 0 for v in seen([pair]))) for pair in pairs]
         for name in pooled:
             assert summary["mean"][name] == pytest.approx(np.mean([e[name] for e in each]))
         positive = [e["dice"] for e, (_, t) in zip(each, pairs, strict=True) if (t > 0).any()]
-        assert summary["mean"]["n_positives"] == len(positive)
+        assert (summary["mean"]["n_cases"], summary["mean"]["n_positives"]) == (len(pairs), len(positive))
         assert summary["mean"]["dice_positives"] == (pytest.approx(np.mean(positive)) if positive else None)
 
     @settings(deadline=None, max_examples=30)
@@ -340,14 +341,14 @@ class TestScoring:
         summary = score([pair], 2).summarize()
         assert "classes" not in summary["pooled"]
         assert "classes" not in summary["cases"][0]
-        assert summary["pooled"]["f1"] == summary["pooled"]["dice"] == pytest.approx(2 / 3)
+        assert summary["pooled"]["f1"] == summary["pooled"]["f1_macro"] == pytest.approx(2 / 3)
 
     def test_confused_classes_are_found_foreground(self) -> None:
         """Foreground against background is right everywhere, each class wrong."""
         target = np.array([[0, 1, 2, 2]])
         summary = score([(np.array([[0, 2, 1, 1]]), target)], 3).summarize()
-        assert summary["pooled"]["dice"] == 1
-        assert summary["pooled"]["f1"] == 0
+        assert summary["pooled"]["f1"] == 1
+        assert summary["pooled"]["f1_macro"] == 0
         assert summary["cases"][0]["classes"] == [0, 0]
 
     def test_pooled_is_not_the_mean(self) -> None:
@@ -437,7 +438,8 @@ def rewrite(run: Path, out: Path, **changes: Any) -> Path:
 
 
 def scores(student: float, teacher: float) -> dict[str, Any]:
-    return {"student": {"f1": student}, "teacher": {"f1": teacher}}
+    both = {"student": student, "teacher": teacher}
+    return {net: {"f1": f1, "margin": 0.0, "margin_low": None, "margin_high": None} for net, f1 in both.items()}
 
 
 class TestModel:
@@ -493,6 +495,14 @@ class TestModel:
         path = rewrite(tiny_run, tmp_path / "x.pt", scores=scores(student, teacher))
         assert better_net(load_checkpoint(path)) == better
         assert open_model(path, CPU).better == better
+
+    def test_with_several_classes_their_mean_decides(self, tiny_run: Path, tmp_path: Path) -> None:
+        recorded = scores(0.9, 0.6)
+        for macro, better in (((0.3, 0.5), "teacher"), ((0.5, 0.3), "student"), ((0.3, 0.3), "teacher")):
+            both = {
+                net: {**recorded[net], "f1_macro": f1} for net, f1 in zip(("student", "teacher"), macro, strict=True)
+            }
+            assert better_net(load_checkpoint(rewrite(tiny_run, tmp_path / "x.pt", scores=both))) == better
 
     @pytest.mark.parametrize(
         ("change", "words"),

@@ -45,7 +45,12 @@ def plan(catalog: Catalog | None = None, gpu: bool = False, **given: Any) -> dic
     for key, value in given.items():
         section, _, name = key.partition("__")
         nested.setdefault(section, {})[name] = value
-    return {p.key: p.value for p in plan_run(catalog or make_catalog(), nested, gpu=gpu)}
+    return {p.key: p.value for p in run_plan(catalog or make_catalog(), nested, gpu=gpu)}
+
+
+def run_plan(catalog: Catalog, given: dict[str, Any], *, gpu: bool = False) -> list[Planned]:
+    """Plan a run with all labels."""
+    return plan_run(catalog, [case.id for case in catalog.labeled], given, gpu=gpu)
 
 
 class TestPatchSize:
@@ -104,11 +109,12 @@ class TestPatchSize:
         check_patch_size(planned["network.name"], planned["data.patch_size"])
 
     @relaxed
-    @given(shapes_2d | shapes_3d.filter(lambda shape: max(shape) >= 32), st.booleans())
-    def test_every_other_network_takes_it_too(self, median: Shape, gpu: bool) -> None:
-        """Except where all that is left of a tiny volume is 16 voxels along each axis: one voxel at the bottleneck."""
+    @given(shapes, st.booleans())
+    def test_every_other_network_that_is_asked_for_takes_its_patch_too(self, median: Shape, gpu: bool) -> None:
+        """Also where a volume is so small that 16 voxels along each axis would leave one voxel at the bottleneck."""
         for name in NETWORKS:
-            check_patch_size(name, plan_patch_size(median, gpu=gpu))
+            planned = plan(make_catalog([median]), {"network": {"name": name}}, gpu=gpu)
+            check_patch_size(name, planned["data.patch_size"])
 
     def test_it_comes_from_the_median_image(self) -> None:
         """One huge image among small ones, and one axis at a time."""
@@ -152,7 +158,7 @@ class TestGiven:
         for key in keys:
             section, _, name = key.partition(".")
             merged.setdefault(section, {})[name] = ALTERNATIVES[key]
-        planned = plan_run(make_catalog(), merged, gpu=gpu)
+        planned = run_plan(make_catalog(), merged, gpu=gpu)
         assert {p.key for p in planned} == set(ALTERNATIVES) - keys
         config, sources = build_config([plan_layer(planned), *own])
         values = dict(flatten(config.model_dump(mode="json")))
@@ -161,7 +167,7 @@ class TestGiven:
 
     def test_nothing_else_is_touched(self) -> None:
         given: dict[str, Any] = {"method": {"name": "supervised"}, "data": {"channels": 2}}
-        plan_run(make_catalog(), given, gpu=False)
+        run_plan(make_catalog(), given)
         assert given == {"method": {"name": "supervised"}, "data": {"channels": 2}}
 
 
@@ -176,7 +182,7 @@ class TestWholePlan:
         self, shapes: list[Shape], label_values: tuple[int, ...], gpu: bool
     ) -> None:
         catalog = make_catalog(shapes, label_values=label_values)
-        planned = plan_run(catalog, {}, gpu=gpu)
+        planned = run_plan(catalog, {}, gpu=gpu)
         config, _ = build_config([plan_layer(planned)])
         values = dict(flatten(config.model_dump(mode="json")))
         assert {p.key: p.value for p in planned} == {p.key: values[p.key] for p in planned}
@@ -184,7 +190,7 @@ class TestWholePlan:
 
     @pytest.mark.parametrize("left_out", sorted(set(ALTERNATIVES) - {"optim.warmup_steps"}))
     def test_no_required_setting_is_superfluous(self, left_out: str) -> None:
-        planned = [p for p in plan_run(make_catalog(), {}, gpu=False) if p.key != left_out]
+        planned = [p for p in run_plan(make_catalog(), {}) if p.key != left_out]
         section, _, name = left_out.partition(".")
         with pytest.raises(ConfigError, match=rf"^{section}(\.{name})?: missing"):
             build_config([plan_layer(planned)])
@@ -199,7 +205,7 @@ class TestWholePlan:
 
     def test_reasons_name_the_facts(self) -> None:
         catalog = make_catalog([(100, 200), (100, 200)], foreground=[0.25, None])
-        reasons = {p.key: p.reason for p in plan_run(catalog, {}, gpu=False)}
+        reasons = {p.key: p.reason for p in run_plan(catalog, {})}
         assert "100x200" in reasons["data.patch_size"]
         assert "16384 voxels on a CPU" in reasons["data.patch_size"]
         assert "in 1 masks" in reasons["data.label_values"]
@@ -239,7 +245,7 @@ class TestWarmup:
     @given(st.integers(1, 5000))
     def test_every_length_leaves_steps_after_it(self, steps: int) -> None:
         own = {"length": {"steps": steps}}
-        build_config([plan_layer(plan_run(make_catalog(), own, gpu=False)), Layer("own", own)])
+        build_config([plan_layer(run_plan(make_catalog(), own)), Layer("own", own)])
 
 
 class TestForegroundRatio:
@@ -262,3 +268,25 @@ class TestForegroundRatio:
     def test_rare_foreground_is_looked_for(self, shares: list[float | None], ratio: float) -> None:
         catalog = make_catalog([(64, 64)] * len(shares), foreground=shares)
         assert plan(catalog)["data.foreground_ratio"] == ratio
+
+    def test_only_labeled_training_cases_are_looked_at(self) -> None:
+        """Masks of validation, test and the unlabeled pool are not for planning."""
+        catalog = make_catalog([(64, 64)] * 4, foreground=[0.05, 0.9, 0.9, 0.9])
+        for labeled, ratio in ((["000"], 0.33), (["001"], 0.0), (["000", "001"], 0.0), ([], 0.33)):
+            values = {p.key: p.value for p in plan_run(catalog, labeled, {}, gpu=False)}
+            assert values["data.foreground_ratio"] == ratio
+
+
+class TestWidth:
+    volumes = make_catalog([(64, 64, 64)])
+
+    def test_half_of_it_for_volumes_on_a_cpu(self) -> None:
+        assert plan(self.volumes)["network.features"] * 2 == NETWORKS["dynunet"].default_features
+        assert plan(self.volumes, network__features=8).get("network.features") is None
+        for catalog, gpu in ((self.volumes, True), (make_catalog(), False), (make_catalog(), True)):
+            assert "network.features" not in plan(catalog, gpu=gpu)
+
+    @pytest.mark.parametrize("name", sorted(NETWORKS))
+    def test_a_network_that_is_asked_for_keeps_its_own(self, name: str) -> None:
+        """V-Net cannot have another."""
+        assert "network.features" not in plan(self.volumes, network__name=name)

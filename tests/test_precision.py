@@ -35,6 +35,13 @@ def test_thin_inputs_are_found(depth: int, kernel: int, unsafe: bool) -> None:
     assert not net[0]._forward_pre_hooks
 
 
+def test_the_check_does_not_train_batch_norm() -> None:
+    net = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.BatchNorm3d(2)).train()
+    find_unsafe_convolution(net, torch.ones(1, 1, 4, 4, 4))
+    assert net[1].num_batches_tracked == 0
+    assert net.training
+
+
 def test_a_network_that_would_train_on_garbage_is_kept_from_bf16(native: bool) -> None:
     """V-Net has 5x5x5 kernels; at 32 voxels its lowest levels are 4 and 2 thin."""
     net = build_network("vnet", ndim=3, channels=1, num_classes=2, patch_size=(32, 32, 32))

@@ -48,6 +48,13 @@ def test_records_survive_a_torn_last_line_and_nan(tmp_path: Path) -> None:
     assert run.read_metrics() == [{"step": 0, "a": None, "b": [None, 1.5]}]
 
 
+def test_a_record_after_a_torn_line_is_kept_whole(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (tmp_path / "run" / "events.jsonl").write_text('{"event": "first"}\n{"event": "tor')
+    run.append_event("second")
+    assert [r["event"] for r in run.read_events()] == ["first", "second"]
+
+
 def test_resume_drops_later_records_only(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     for step in (0, 5, 10, 15):

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ import torch
 import yaml
 from conftest import TINY, train_tiny
 
-from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from ssl_seg.configio import Layer, dump_config, read_layers
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.splits import load_split, make_split, save_split
+from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import (
     CheckpointError,
     ConfigError,
@@ -226,6 +230,14 @@ class TestBootstrap:
         with pytest.raises(RefusedError, match=r"labeled training cases of the parent"):
             self.bootstrap(parent, tmp_path / "child", {"split": {"file": str(tmp_path / "other.yaml")}})
 
+    def test_a_new_split_seed_makes_a_new_split_and_meets_the_gate(self, parent: Path, tmp_path: Path) -> None:
+        with pytest.raises(RefusedError, match="labeled training cases of the parent"):
+            self.bootstrap(parent, tmp_path / "child", {"split": {"seed": 7}})
+
+    def test_epochs_count_in_epochs_of_the_parent(self, parent: Path, tmp_path: Path) -> None:
+        result = train(TrainRequest((), tmp_path / "child", bootstrap=parent, epochs=1))
+        assert result.step == 6
+
     def test_another_method_brings_its_own_options_and_batch(self, parent: Path, tmp_path: Path) -> None:
         result = self.bootstrap(
             parent, tmp_path / "child", {"method": {"name": "supervised"}}, {"length": {"steps": 1}}
@@ -255,6 +267,21 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("no such step within a minute")
+
+
+@contextmanager
+def stop_after_one_step() -> Iterator[None]:
+    """Send this process an interrupt as soon as the next training step is done."""
+    step = Engine.step
+
+    def step_and_interrupt(self: Engine, batch: Any, number: int) -> Any:
+        record = step(self, batch, number)
+        os.kill(os.getpid(), signal.SIGINT)
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "step", step_and_interrupt)
+        yield
 
 
 @pytest.fixture
@@ -311,6 +338,31 @@ class TestInterruption:
 
 
 class TestResume:
+    def test_a_run_stopped_before_its_final_scores_gets_them(self, tiny_run: Path, tmp_path: Path) -> None:
+        run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+        events = (run / "events.jsonl").read_text().splitlines(keepends=True)
+        (run / "events.jsonl").write_text("".join(e for e in events if '"finished"' not in e))
+        last = load_checkpoint(run / "checkpoints" / "last.pt")
+        probe = {**last.scores, "source": "probe"}
+        rewrite(run / "checkpoints" / "last.pt", run / "checkpoints" / "last.pt", scores=probe)
+        assert train(TrainRequest(resume=run)).ending == "finished"
+        assert load_checkpoint(run / "checkpoints" / "last.pt").scores == last.scores
+
+    def test_a_stop_right_after_a_resume_keeps_the_scores(self, particles_dir: Path, tmp_path: Path) -> None:
+        """Stopped at step 7, resumed, stopped at step 8: no probe in between."""
+        result = train_tiny(tmp_path / "run", particles_dir, {"split": {"labels": 0.5}})
+        (tmp_path / "run" / "events.jsonl").write_text("")
+        checkpoint = load_checkpoint(result.run.last)
+        rewrite(result.run.last, result.run.last, progress=Progress(7, 7, checkpoint.progress.best_score))
+        with stop_after_one_step():
+            assert train(TrainRequest(resume=result.run.path)).step == 8
+        assert load_checkpoint(result.run.last).scores["student"]["f1"] == checkpoint.scores["student"]["f1"]
+
+    def test_machine_settings_may_change(self, tiny_run: Path, tmp_path: Path) -> None:
+        run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+        (run / "events.jsonl").write_text("")
+        assert train(TrainRequest((Layer("--set", {"runtime": {"workers": 1}}),), resume=run)).ending == "finished"
+
     def test_a_finished_run(self, tiny_run: Path) -> None:
         with pytest.raises(RunDirError, match="is finished"):
             train(TrainRequest(resume=tiny_run))

@@ -28,6 +28,7 @@ def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, cou
     panels = []
     for row in chosen:
         case = store.load(row["id"])
-        prob = 1 - predictor(case.image)[0]
-        panels.append(Panel(f"{row['id']}\nDice {row['dice']:.3f}", case.image.mean(axis=0), case.target, prob))
+        probs = predictor(case.image)
+        title = f"{row['id']}\nDice {row['dice']:.3f}"
+        panels.append(Panel(title, case.image.mean(axis=0), case.target, 1 - probs[0], probs.argmax(axis=0)))
     plot_predictions(panels, path)

@@ -35,7 +35,13 @@ class Model:
         return better_net(self.checkpoint)
 
     def predictor(self, which: str, overlap: float = 0.5) -> Predictor:
-        """Return sliding-window inference with one of the networks."""
+        """Return sliding-window inference with one of the networks.
+
+        Raises:
+            ConfigError: for another name than student or teacher, or an overlap outside [0, 1).
+        """
+        if which not in self.nets or not 0 <= overlap < 1:
+            raise ConfigError(f"which = '{which}' must be student or teacher, and overlap = {overlap} in [0, 1)")
         autocast = make_autocast(self.config.runtime.precision, self.device)
         return Predictor(self.nets[which], self.config.data.patch_size, self.device, autocast, overlap)
 

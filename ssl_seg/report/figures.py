@@ -14,12 +14,14 @@ from ssl_seg.errors import DataError
 
 @dataclass(frozen=True)
 class Panel:
-    """One case: ``image`` (*S), ``truth`` (*S) class indices or None, ``prob`` (*S) foreground probability."""
+    """One case: ``image`` (*S), ``truth`` (*S) class indices or None, ``prob`` (*S) foreground probability,
+    ``pred`` (*S) predicted class indices."""
 
     title: str
     image: NDArray[np.generic]
     truth: NDArray[np.integer] | None
     prob: NDArray[np.floating]
+    pred: NDArray[np.integer]
 
 
 def plot_predictions(panels: Sequence[Panel], path: Path) -> None:
@@ -39,12 +41,13 @@ def plot_predictions(panels: Sequence[Panel], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(panels), 4, squeeze=False)
     for row, panel in zip(axes, panels, strict=True):
-        image, truth, prob = _slice(panel)
+        shown_slice = _slice(panel)
+        image, truth, prob = shown_slice.image, shown_slice.truth, shown_slice.prob
         row[0].imshow(image, cmap="gray")
         row[0].set_ylabel(panel.title, fontsize=8)
         row[1].imshow(np.zeros_like(prob) if truth is None else truth > 0, cmap="gray", vmin=0, vmax=1)
         shown = row[2].imshow(prob, cmap="viridis", vmin=0, vmax=1)
-        row[3].imshow(_color_errors(image, truth, prob))
+        row[3].imshow(_color_errors(image, truth, shown_slice.pred > 0))
         figure.colorbar(shown, ax=row[2], shrink=0.8)
         for axis in row:
             axis.set_xticks([])
@@ -59,21 +62,23 @@ def plot_predictions(panels: Sequence[Panel], path: Path) -> None:
         raise DataError(f"cannot write the figure {path}: {error}") from error
 
 
-def _slice(panel: Panel) -> tuple[NDArray[np.generic], NDArray[np.integer] | None, NDArray[np.floating]]:
+def _slice(panel: Panel) -> Panel:
+    """Return the panel of an image as it is, and of a volume the slice with most foreground."""
     if panel.prob.ndim == 2:
-        return panel.image, panel.truth, panel.prob
-    weight = panel.prob if panel.truth is None else panel.truth > 0
+        return panel
+    empty = panel.truth is None or not (panel.truth > 0).any()
+    weight = panel.prob if empty or panel.truth is None else panel.truth > 0
     z = int(np.argmax(weight.reshape(len(weight), -1).sum(axis=1)))
-    return panel.image[z], None if panel.truth is None else panel.truth[z], panel.prob[z]
+    truth = None if panel.truth is None else panel.truth[z]
+    return Panel(panel.title, panel.image[z], truth, panel.prob[z], panel.pred[z])
 
 
 def _color_errors(
-    image: NDArray[np.generic], truth: NDArray[np.integer] | None, prob: NDArray[np.floating]
+    image: NDArray[np.generic], truth: NDArray[np.integer] | None, pred: NDArray[np.bool_]
 ) -> NDArray[np.floating]:
     low, high = float(image.min()), float(image.max())
     gray = (image.astype(np.float64) - low) / max(high - low, 1e-9)
     colored = np.repeat(0.7 * gray[..., None], 3, axis=-1)
-    pred = prob > 0.5
     if truth is None:
         colored[pred, 1] += 0.3
         return colored

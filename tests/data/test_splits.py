@@ -458,3 +458,18 @@ def test_papers_of_emps_stay_whole(emps_dir: Path) -> None:
     assert not papers[0] & papers[1] | papers[0] & papers[2] | papers[1] & papers[2]
     means = [np.mean([catalog.facts[i].foreground for i in p]) for p in (split.fractions[1.0], split.val, split.test)]
     assert np.ptp(means) < 0.06
+
+
+def test_copies_of_an_image_are_never_in_two_parts() -> None:
+    """Blank tiles are alike: half of 40 cases hold one of two images, some of them in groups of their own."""
+    groups: list[str | None] = ["g1" if n in {3, 30} else None for n in range(44)]
+    catalog = make_catalog([*spread(40), *[None] * 4], groups)
+    alike = {c.id: "a" * 12 if n % 4 == 0 else "b" * 12 for n, c in enumerate(catalog.cases) if n % 2 == 0}
+    facts = {i: replace(f, content=alike.get(i, f.content[:12]) + f.content[12:]) for i, f in catalog.facts.items()}
+    split = make_split(replace(catalog, facts=facts), [0.5])
+    part_of = {i: part for part in ("val", "test") for i in getattr(split, part)}
+    part_of |= dict.fromkeys([*split.fractions[1.0], *split.unlabeled], "train")
+    for digits in ("a" * 12, "b" * 12):
+        assert len({part_of[i] for i, own in alike.items() if own == digits and i in part_of}) == 1
+    assert part_of["c003"] == part_of["c030"]
+    assert any("copies of 2 image(s)" in note for note in split.notes)
