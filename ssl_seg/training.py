@@ -9,19 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
+from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from ssl_seg.config import Config, RuntimeConfig
-from ssl_seg.configio import Layer, merge_layers, to_plain, validate
-from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.configio import Layer, merge_layers, validate
 from ssl_seg.data.loader import CaseStore, PatchSource, make_loader, make_probe
 from ssl_seg.data.sampling import derive_seed
-from ssl_seg.data.splits import split_to_dict
 from ssl_seg.data.transforms import Views
 from ssl_seg.engine.devices import choose_memory_format, make_fabric, time_memory_formats, to_memory_format
 from ssl_seg.engine.ema import EMATeacher
@@ -33,9 +31,10 @@ from ssl_seg.inference.model import Model, better_net, make_network, open_model
 from ssl_seg.inference.scoring import score_cases
 from ssl_seg.methods import make_method
 from ssl_seg.monitor.verdicts import Verdict
-from ssl_seg.monitor.watch import Monitor, Observation
+from ssl_seg.monitor.watch import Monitor
 from ssl_seg.precision import choose_precision, make_autocast
 from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, with_runtime, write_config
+from ssl_seg.recorder import Console, Recorder, Silent
 from ssl_seg.rundir import RunDir
 from ssl_seg.schedules import compute_lr_factor
 
@@ -43,57 +42,6 @@ STEPS_BETWEEN_AGREEMENTS = 10
 """How often several processes ask each other whether one was told to stop."""
 FINAL_OVERLAP = 0.25
 """Window overlap of the scores at the end of a run; `ssl-seg evaluate` uses 0.5."""
-
-
-class Console(Protocol):
-    """Where a run talks to. Only rank 0 talks."""
-
-    def note(self, text: str) -> None:
-        """Show a line of information."""
-        ...
-
-    def probe(self, line: str, verdict: Verdict) -> None:
-        """Show the line of a probe, and the findings of its verdict where they are new."""
-        ...
-
-    def track(self, label: str) -> Track:
-        """Return a wrapper that shows progress over an iterable."""
-        ...
-
-    def start(self, first_step: int, total_steps: int) -> None:
-        """Begin to show the progress of training."""
-        ...
-
-    def advance(self, step: int) -> None:
-        """Show that ``step`` updates are done."""
-        ...
-
-    def stop(self) -> None:
-        """End showing the progress of training."""
-        ...
-
-
-class Silent:
-    """A console that shows nothing."""
-
-    def note(self, text: str) -> None:
-        """Show nothing."""
-
-    def probe(self, line: str, verdict: Verdict) -> None:
-        """Show nothing."""
-
-    def track(self, label: str) -> Track:  # noqa: ARG002 (a Console takes it)
-        """Return a wrapper that does nothing."""
-        return pass_through
-
-    def start(self, first_step: int, total_steps: int) -> None:
-        """Show nothing."""
-
-    def advance(self, step: int) -> None:
-        """Show nothing."""
-
-    def stop(self) -> None:
-        """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +109,7 @@ class _Trainer:
     engine: Engine
     monitor: Monitor
     schedule: Schedule
-    recorder: _Recorder
+    recorder: Recorder
     source: PatchSource
     workers: int
 
@@ -288,7 +236,7 @@ def _assemble(
     schedule = Schedule(
         first_step, config.length.steps, config.length.steps_per_epoch, config.monitor.first_epoch_probes
     )
-    recorder = _Recorder(prepared, engine, console, fabric.is_global_zero)
+    recorder = Recorder(prepared, engine, console, fabric.is_global_zero)
     if prepared.resumed and checkpoint is not None:
         recorder.scores = checkpoint.scores  # until the first probe
     return _Trainer(engine, monitor, schedule, recorder, source, config.runtime.workers)
@@ -307,63 +255,6 @@ def _lr_at(config: Config) -> Callable[[int], float]:
         return config.optim.lr * factor
 
     return lr_at
-
-
-class _Recorder:
-    """Writes records, events and checkpoints of the first process; on the others it does nothing."""
-
-    def __init__(self, prepared: Prepared, engine: Engine, console: Console, active: bool) -> None:
-        self.prepared, self.engine, self.console, self.active = prepared, engine, console, active
-        self.scores: dict[str, Any] = {}
-        self.codes: tuple[str, ...] = ()
-
-    def observe(self, observation: Observation, record: dict[str, Any]) -> None:
-        self.scores = _scores_of(observation)
-        if not self.active:
-            return
-        run, verdict = self.prepared.run, observation.verdict
-        run.append_metrics(record)
-        if verdict.codes != self.codes:
-            run.append_event("verdict", step=observation.step, **verdict.to_record())
-            self.codes = verdict.codes
-        self.console.probe(observation.format_line(), verdict)
-
-    def advance(self, step: int) -> None:
-        if self.active:
-            self.console.advance(step)
-
-    def save(self, step: int, best_score: float, *, best: bool) -> None:
-        if not self.active:
-            return
-        engine = self.engine
-        checkpoint = Checkpoint(
-            student=engine.student.state_dict(),
-            teacher=engine.teacher.net.state_dict(),
-            optimizer=engine.optimizer.state_dict(),
-            progress=Progress(step, engine.teacher.updates, best_score),
-            config=to_plain(self.prepared.config),
-            split=split_to_dict(self.prepared.split),
-            scores=self.scores,
-        )
-        # The best first: last.pt carries the best score, and a resumed run must not believe in a missing file.
-        if best:
-            save_checkpoint(checkpoint, self.prepared.run.best)
-        save_checkpoint(checkpoint, self.prepared.run.last)
-
-
-def _scores_of(observation: Observation) -> dict[str, Any]:
-    """Return preliminary scores from the validation probe; ``margin_low`` is unknown there."""
-    nets = {
-        net: {
-            "f1": s.f1,
-            "f1_macro": s.f1_macro,
-            "margin": s.f1 - s.trivial_f1,
-            "margin_low": None,
-            "margin_high": None,
-        }
-        for net, s in observation.val.items()
-    }
-    return {"source": "probe", "trivial_f1": observation.val["student"].trivial_f1, **nets}
 
 
 def _finish(trainer: _Trainer, prepared: Prepared, result: LoopResult, console: Console) -> TrainResult:

@@ -15,7 +15,7 @@ LAYERS = [
     {"methods"},
     {"monitor", "inference"},
     {"engine"},
-    {"plan", "bootstrap", "prepare", "training", "evaluation", "prediction", "diagnose"},
+    {"plan", "bootstrap", "prepare", "recorder", "training", "evaluation", "prediction", "diagnose"},
     {"ablation", "report"},
     {"cli"},
 ]

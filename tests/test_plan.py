@@ -113,7 +113,7 @@ class TestPatchSize:
     def test_every_other_network_that_is_asked_for_takes_its_patch_too(self, median: Shape, gpu: bool) -> None:
         """Also where a volume is so small that 16 voxels along each axis would leave one voxel at the bottleneck."""
         for name in NETWORKS:
-            planned = plan(make_catalog([median]), {"network": {"name": name}}, gpu=gpu)
+            planned = plan(make_catalog([median]), gpu=gpu, network__name=name)
             check_patch_size(name, planned["data.patch_size"])
 
     def test_it_comes_from_the_median_image(self) -> None:

@@ -10,10 +10,9 @@ from ssl_seg.cli.console import TerminalConsole
 from ssl_seg.cli.pictures import draw_cases
 from ssl_seg.cli.training import print_scores
 from ssl_seg.configio import Layer
-from ssl_seg.errors import RunDirError
 from ssl_seg.evaluation import EvaluateRequest, evaluate
 from ssl_seg.prepare import TrainRequest
-from ssl_seg.rundir import next_free
+from ssl_seg.rundir import check_free, next_free
 from ssl_seg.training import TrainResult, train
 
 SETTINGS = {
@@ -25,14 +24,19 @@ SETTINGS = {
 """Smaller than the plan, so that three trainings take about two minutes on two cores."""
 
 
-def run_demo(out: Path, steps: int) -> None:
+def run_demo(wanted: Path | None, steps: int) -> None:
     """Train at 1 %, at 10 % from there, and supervised at 10 % with equal steps; print a table, write a picture.
 
+    Args:
+        wanted: directory to create; the next free one of runs/demo, runs/demo-2, ... when None.
+        steps: steps of each training.
+
     Raises:
-        RunDirError: when ``out`` exists.
+        RunDirError: when ``wanted`` exists.
     """
-    if out.exists():
-        raise RunDirError(f"{out} exists already and is never overwritten: use --out {next_free(out)}")
+    if wanted is not None:
+        check_free(wanted)
+    out = wanted or next_free(Path("runs/demo"))
     first = _train(out / "1pct", steps, "1 % labels, mean teacher", 0.01, "mean_teacher", None)
     second = _train(
         out / "10pct_bootstrap", steps, "10 % labels, started from the 1 % run", 0.10, "mean_teacher", first.run.best

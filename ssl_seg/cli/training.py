@@ -78,7 +78,10 @@ def train(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory to create for the runs and the picture.")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory to create for the runs and the picture. [default: runs/demo, -2, ...]"),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Steps of each training.", min=20)] = 200,
 ) -> None:
     """Show the main job on synthetic particles: 1 % labels, then 10 % from that start, beside a supervised baseline."""
