@@ -182,8 +182,12 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     ]
     if "hd95" in result["mean"]:
         rows += [
-            [f"{name} (measured cases)", *(format_figure(n["mean"][name], 2) for n in nets.values())]
-            for name in ("hd95", "asd", "missed_share")
+            [label, *(format_figure(n["mean"][name], 2) for n in nets.values())]
+            for name, label in (
+                ("hd95", "HD95 (measured cases)"),
+                ("asd", "ASD (measured cases)"),
+                ("missed_share", "missed cases (share)"),
+            )
         ]
     part = {"val": "validation", "test": "sealed test", "all": "all labeled"}[result["part"]]
     print_table(f"{result['checkpoint']}, {part}, {len(result['cases'])} cases", ["score", *nets], rows)

@@ -242,10 +242,13 @@ def make_probe(
         case = store.load(cases[index])
         if case.target is None:
             raise DataError(f"case '{cases[index]}' is in a probe but has no mask")
-        start = choose_tile(case.target.shape, patch_size, derive_rng(seed, PROBE_STREAM, index))
+        start, ignored = choose_tile(case.target.shape, patch_size, derive_rng(seed, PROBE_STREAM, index))
         zscore = normalize(case.image, case.intensity)
+        target = crop(case.target, start, patch_size, IGNORE_INDEX).astype(np.int64)
+        for axis, front in enumerate(ignored):
+            np.moveaxis(target, axis, 0)[:front] = IGNORE_INDEX
         images.append(crop(zscore, start, patch_size, 0.0))
-        targets.append(crop(case.target, start, patch_size, IGNORE_INDEX).astype(np.int64))
+        targets.append(target)
     if not images:
         return Probe(torch.empty(0, store.channels, *patch_size), torch.empty(0, *patch_size, dtype=torch.int64))
     return Probe(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets)))

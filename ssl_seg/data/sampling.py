@@ -71,16 +71,24 @@ def choose_box(
     return tuple(min(max(w, 0), limit) if limit >= 0 else limit // 2 for w, limit in zip(wanted, limits, strict=True))
 
 
-def choose_tile(shape: Sequence[int], patch_size: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
-    """Return the start of a random tile of the grid that covers ``shape``; the last tile of an axis is moved inside.
+def choose_tile(
+    shape: Sequence[int], patch_size: Sequence[int], rng: np.random.Generator
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return a random tile of the grid that covers ``shape``: its start, and what other tiles hold of it.
 
-    Every voxel is about equally likely to be in it, so that the share of foreground is that of whole images.
+    The last tile of an axis is moved inside the image; the voxels that it shares with the one before are to be ignored.
+    So every voxel is equally likely to be looked at, and the share of foreground is that of whole images.
+
+    Returns:
+        Start per axis (negative where the image is smaller), and the voxels to ignore at the front of each axis.
     """
-    starts = []
+    starts, ignored = [], []
     for size, patch in zip(shape, patch_size, strict=True):
-        index = int(rng.integers(-(-size // patch)))
-        starts.append(min(index * patch, size - patch) if size >= patch else (size - patch) // 2)
-    return tuple(starts)
+        wanted = int(rng.integers(-(-size // patch))) * patch
+        start = min(wanted, size - patch) if size >= patch else (size - patch) // 2
+        starts.append(start)
+        ignored.append(max(wanted - start, 0) if size >= patch else 0)
+    return tuple(starts), tuple(ignored)
 
 
 def locate_box(
