@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ssl_seg.bootstrap import check_parent, describe_parent, given_keys, parent_layer
+from ssl_seg.bootstrap import check_parent, describe_doubt, describe_parent, given_keys, parent_layer
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ssl_seg.config import Config, DataConfig, LengthConfig, MethodConfig, SplitConfig
 from ssl_seg.configio import (
@@ -308,6 +308,8 @@ def _pass_gate(parent: Checkpoint, split: Split, request: TrainRequest, note: Ca
         )
     for reason in reasons:
         note(f"bootstrap: forced although {reason}")
+    if doubt := describe_doubt(parent):
+        note(f"bootstrap: WARNING {doubt}")
 
 
 def _describe_split(split: Split, config: Config) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ssl_seg.bootstrap import check_parent, describe_parent, given_keys, parent_layer
+from ssl_seg.bootstrap import check_parent, describe_doubt, describe_parent, given_keys, parent_layer
 from ssl_seg.checkpoint import Checkpoint, Progress
 from ssl_seg.config import Config
 from ssl_seg.configio import Layer, build_config, flatten, to_plain
@@ -128,16 +128,16 @@ class TestMargin:
         ("score", "usable"),
         [
             (net(0.7, 0.2, 0.1), True),
-            (net(0.7, 0.2, 1e-9), True),
-            (net(0.7, 0.2, 0.0), False),  # the interval decides, not the margin
-            (net(0.7, 0.2, -0.1), False),
+            (net(0.7, 0.2, -0.1), True),  # within chance: a warning, no refusal
+            (net(0.7, 0.011, -0.1), True),
+            (net(0.7, 0.01, -0.1), False),
             (net(0.4615, 0.0, 0.0, 0.0), False),
-            (net(0.7, 0.2, None, None), True),  # no interval, as after an interrupted run: the margin decides
+            (net(0.7, -0.2, -0.3, -0.1), False),
+            (net(0.7, 0.2, None, None), True),  # no interval, as after an interrupted run
             (net(0.7, 0.0, None, None), False),
-            (net(0.7, -0.2, None, None), False),
         ],
     )
-    def test_above_trivial_by_more_than_chance(self, score: dict[str, Any], usable: bool) -> None:
+    def test_above_trivial(self, score: dict[str, Any], usable: bool) -> None:
         for student, teacher in ((score, net(0.1)), (net(0.1), score)):
             assert (self.check(student, teacher) == []) == usable
 
@@ -157,12 +157,28 @@ class TestMargin:
         assert self.check(net(0.5, -0.1, -0.2), net(0.5)) == []
 
     def test_the_reason_has_the_numbers(self) -> None:
-        (reason,) = self.check(net(0.1), net(0.52, 0.02, -0.01, 0.05))
-        for text in ("(teacher)", "F1 0.520", "0.400", "+0.020", "95 % interval -0.010 to +0.050", "not above trivial"):
+        (reason,) = self.check(net(0.1), net(0.41, 0.01, -0.01, 0.05))
+        for text in ("(teacher)", "F1 0.410", "0.400", "+0.010", "not above trivial"):
             assert text in reason
         (reason,) = self.check(net(0.39, -0.01, None, None), net(0.1))
         assert "(student)" in reason
-        assert "interval" not in reason
+
+    @pytest.mark.parametrize(
+        ("score", "doubtful"),
+        [
+            (net(0.7, 0.2, 0.1), False),
+            (net(0.7, 0.2, 0.0), True),
+            (net(0.7, 0.2, -0.1), True),
+            (net(0.7, 0.2, None, None), False),
+        ],
+    )
+    def test_a_margin_within_chance_is_a_warning(self, score: dict[str, Any], doubtful: bool) -> None:
+        scores = {"source": "validation", "trivial_f1": 0.4, "student": score, "teacher": net(0.1)}
+        doubt = describe_doubt(make_parent(scores=scores))
+        assert (doubt is not None) == doubtful
+        if doubt:
+            assert "+0.200" in doubt
+            assert f"{score['margin_low']:+.3f} to +0.300" in doubt
 
 
 class TestLeaks:

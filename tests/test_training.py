@@ -216,11 +216,12 @@ class TestBootstrap:
         assert not (tmp_path / "child").exists()
         assert self.bootstrap(path, tmp_path / "child", {"length": {"steps": 1}}, force=True).ending == "finished"
 
-    def test_a_parent_within_chance_of_trivial_is_refused(self, parent: Path, tmp_path: Path) -> None:
+    def test_a_parent_within_chance_of_trivial_is_used_with_a_warning(self, parent: Path, tmp_path: Path) -> None:
         net = {"f1": 0.52, "margin": 0.02, "margin_low": -0.01, "margin_high": 0.05}
         scores = {"source": "validation", "trivial_f1": 0.50, "student": net, "teacher": net}
-        with pytest.raises(RefusedError, match=r"\+0\.020, 95 % interval -0\.010 to \+0\.050"):
-            self.bootstrap(rewrite(parent, tmp_path / "p.pt", scores=scores), tmp_path / "child")
+        doubtful = rewrite(parent, tmp_path / "p.pt", scores=scores)
+        result = self.bootstrap(doubtful, tmp_path / "child", {"length": {"steps": 1}})
+        assert "+0.020" in result.run.read_events()[0]["parent"]["doubt"]
 
     def test_a_parent_that_saw_validation_labels_is_refused(
         self, parent: Path, particles_dir: Path, tmp_path: Path
