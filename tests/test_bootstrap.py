@@ -115,7 +115,7 @@ def test_given_keys_are_those_of_all_layers() -> None:
 
 
 def test_the_record_names_the_net_that_is_built_on() -> None:
-    assert describe_parent(make_parent()) == {"net": "student", "step": 90, "scores": GOOD}
+    assert describe_parent(make_parent()) == {"net": "student", "step": 90, "scores": GOOD, "doubt": None}
     assert describe_parent(make_parent(scores={**GOOD, "teacher": net(0.8)}))["net"] == "teacher"
 
 
