@@ -58,4 +58,7 @@ def _train(out: Path, steps: int, title: str, labels: float, method: str, parent
     layers = [Layer("--demo", SETTINGS), Layer("--demo", {**options, "method": {"name": method}})]
     if method == "mean_teacher":
         layers.append(Layer("--demo", {"batch": {"unlabeled": 4}}))
-    return train(TrainRequest(tuple(layers), out, parent), TerminalConsole())
+    result = train(TrainRequest(tuple(layers), out, parent), TerminalConsole())
+    if result.ending == "interrupted":
+        raise typer.Exit(130)
+    return result
