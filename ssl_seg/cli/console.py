@@ -89,16 +89,18 @@ def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table to stdout: drawn on a terminal, plain text elsewhere (never wider than its content)."""
+    """Print a table to stdout: drawn on a terminal, plain columns elsewhere."""
+    from rich.box import HEAVY_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    drawn = sys.stdout.isatty()
+    table = Table(title=title, title_justify="left", box=HEAVY_HEAD if drawn else None)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    Console(width=None if drawn else 160, highlight=False).print(table)
 
 
 def format_figure(value: float | None, digits: int = 3) -> str:
