@@ -162,26 +162,28 @@ def build_config(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
 
 
 def check_partial(layers: Sequence[Layer]) -> None:
-    """Check what the layers say, without asking for the values that are planned from the data.
+    """Check what the layers say, with stand-ins for the values that are planned from the data.
 
     Raises:
         ConfigError: one error with all problems.
     """
-    merged, sources = merge_layers(layers)
-    validate(Config, merged, sources, partial=True)
+    data = merge_layers(layers)[0].get("data")
+    axes = data.get("spacing") if isinstance(data, dict) else None
+    patch_size = [64] * (len(axes) if isinstance(axes, list) else 2)
+    stand_ins = {
+        "data": {"label_values": [0, 1], "channels": 1, "patch_size": patch_size, "foreground_ratio": 0.0},
+        "network": {"name": "any"},
+        "batch": {"labeled": 1, "unlabeled": 1},
+        "length": {"steps": 10**9},
+        "optim": {"warmup_steps": 0},
+    }
+    build_config([Layer("plan", stand_ins), *layers])
 
 
 def validate(
-    model: type[Model],
-    values: Nested,
-    sources: Mapping[str, str] | None = None,
-    *,
-    prefix: str = "",
-    partial: bool = False,
+    model: type[Model], values: Nested, sources: Mapping[str, str] | None = None, *, prefix: str = ""
 ) -> Model:
     """Return ``model`` built from ``values``.
-
-    With ``partial``, missing fields are no problem, and the result is only good for having been checked.
 
     Raises:
         ConfigError: one error with all problems: where, value, rule, nearest known key.
@@ -189,13 +191,7 @@ def validate(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [
-            _describe(model, item, sources or {}, prefix)
-            for item in error.errors(include_url=False)
-            if not (partial and item["type"] == "missing")
-        ]
-        if not problems:
-            return model.model_construct()
+        problems = [_describe(model, item, sources or {}, prefix) for item in error.errors(include_url=False)]
         raise ConfigError("\n".join(problems)) from None
 
 

@@ -60,7 +60,10 @@ def test_all_problems_come_in_one_error_with_place_and_nearest_key(tmp_path: Pat
 
 
 def test_partial_check_ignores_only_what_is_missing() -> None:
-    check_partial([Layer("f", {"optim": {"lr": 0.1}})])
+    check_partial([Layer("f", {"optim": {"lr": 0.1}, "data": {"spacing": [2.0, 1.0, 1.0]}})])
+    check_partial([])
+    with pytest.raises(ConfigError, match="leaves no step after the warm-up"):
+        check_partial([Layer("f", {"optim": {"warmup_steps": 30}, "length": {"steps": 20}})])
     with pytest.raises(ConfigError, match=r"optim\.lr"):
         check_partial([Layer("f", {"optim": {"lr": -1}})])
 
