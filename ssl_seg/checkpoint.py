@@ -66,6 +66,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: when the file is missing, damaged, no checkpoint of this program, of a newer version, or holds
             anything but tensors and plain types.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; of a run, name {path / 'checkpoints' / 'best.pt'}")
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file {path}")
     try:

@@ -113,6 +113,13 @@ def test_parts_of_another_form(tmp_path: Path, change: dict[str, object]) -> Non
         load_checkpoint(tmp_path / "b.pt")
 
 
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint file .*none\.pt"):
+        load_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(CheckpointError, match=r"is a folder.*best\.pt"):
+        load_checkpoint(tmp_path)
+
+
 def test_weights_of_another_network_or_other_classes() -> None:
     net = nn.Linear(2, 3)
     with pytest.raises(CheckpointError, match="another network"):

@@ -156,6 +156,7 @@ class TestVerdicts:
     def test_within_the_first_epoch_a_collapse_is_a_warning(self) -> None:
         assert judge(ALL_NEGATIVE, HEALTHY, "early").level == "warn"
         assert judge(replace(HEALTHY, nonfinite=1), HEALTHY, "early").level == "collapsed"
+        assert judge(SHIFTED, HEALTHY, "early").level == "ok"
 
     def test_findings_carry_value_limit_and_advice_as_plain_types(self) -> None:
         record = judge(CONSTANT, HEALTHY, "trained").to_record()

@@ -72,13 +72,13 @@ def judge(student: Signals, teacher: Signals, phase: Phase) -> Verdict:
     Args:
         student: signals on the validation probe.
         teacher: signals on the same probe.
-        phase: ``untrained`` (during the warm-up only non-finite outputs are named), ``early`` (first epoch: findings
-            are warnings) or ``trained``.
+        phase: ``untrained`` (during the warm-up only non-finite outputs are named), ``early`` (first epoch: a
+            collapse is a warning, and nothing else is said) or ``trained``.
     """
     rules = RULES[:1] if phase == "untrained" else RULES
     findings = [f for net, s in (("student", student), ("teacher", teacher)) for rule in rules if (f := rule(s, net))]
     if phase == "early":
-        findings = [f if f.code == "non_finite" else _soften(f) for f in findings]
+        findings = [f if f.code == "non_finite" else _soften(f) for f in findings if f.level == "collapsed"]
     return Verdict(tuple(findings))
 
 
