@@ -377,6 +377,21 @@ class TestSplit:
         assert code == 2
         assert {f["level"] for f in json.loads(stdout)["findings"]} >= {"fault"}
 
+    def test_an_ignore_value_is_set_as_for_train(self, cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
+        from ssl_seg.data.volumes import write_mask
+
+        folder = Path(shutil.copytree(particles_dir, tmp_path / "copy"))
+        for mask in (folder / "masks").iterdir():
+            pixels = read_mask(str(mask)).copy()
+            pixels[:4] = 255
+            mask.unlink()
+            write_mask(mask, pixels)
+        out = tmp_path / "s.yaml"
+        assert_refused(cli("split", "make", "--data", folder, "--out", out), "data.ignore_value=255")
+        ignore = ("--set", "data.ignore_value=255")
+        assert cli("split", "make", "--data", folder, "--out", out, *ignore)[0] == 0
+        assert cli("split", "check", out, "--data", folder, *ignore)[0] == 0
+
     def test_bad_fractions(self, cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
         for labels in ("0", "1.5", "-1"):
             assert_refused(

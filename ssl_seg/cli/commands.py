@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from ssl_seg.data.catalog import Catalog
+
 Net = Literal["student", "teacher"]
+DATA_SET = typer.Option(
+    "--set", metavar="KEY=VALUE", help="data.ignore_value=255 or data.label_values=[0,1,7], as for train."
+)
 CKPT = typer.Argument(help="Checkpoint written by `ssl-seg train`.", show_default=False)
 
 
@@ -91,17 +97,16 @@ def split_make(
     val: Annotated[float, typer.Option(help="Share of the labeled cases for validation.")] = 0.15,
     test: Annotated[float, typer.Option(help="Share of the labeled cases sealed for the test.")] = 0.20,
     out: Annotated[Path | None, typer.Option(help="File to write. [default: data_splits/NAME_seedSEED.yaml]")] = None,
+    set_: Annotated[list[str] | None, DATA_SET] = None,
 ) -> None:
     """Write a nested split: 1 % in 10 % in full, validation and test apart, groups intact, stratified by foreground."""
-    from ssl_seg.cli.console import track
-    from ssl_seg.data.catalog import open_catalog
     from ssl_seg.data.splits import make_split, save_split
     from ssl_seg.errors import ConfigError
 
     if more and not labels:
         raise ConfigError(f"{more[0]} is not expected here: give fractions as --labels 0.01 0.10 1.0")
     wanted = [*(labels or [0.01, 0.10]), *(more or []), 1.0]
-    catalog = open_catalog(data, groups=groups, track=lambda items, total: track(items, total, "reading cases"))
+    catalog = _open_catalog(data, groups, set_)
     split = make_split(catalog, sorted(set(wanted)), seed=seed, val_fraction=val, test_fraction=test)
     path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
     save_split(split, path)
@@ -117,20 +122,17 @@ def split_check(
     split: Annotated[Path, typer.Argument(help="Split file.", show_default=False)],
     data: Annotated[str | None, typer.Option(help="Folder, to check ids and contents too.")] = None,
     groups: Annotated[Path | None, typer.Option(help="CSV with name,group.")] = None,
+    set_: Annotated[list[str] | None, DATA_SET] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Check a split: nestedness, leaks, straddling groups, missing cases. Exit code 2 when a fault is found."""
     from dataclasses import asdict
 
-    from ssl_seg.cli.console import track
-    from ssl_seg.data.catalog import open_catalog
     from ssl_seg.data.split_quality import check_split
     from ssl_seg.data.splits import load_split
 
     loaded = load_split(split)
-    catalog = None
-    if data is not None:
-        catalog = open_catalog(data, groups=groups, track=lambda items, total: track(items, total, "reading cases"))
+    catalog = None if data is None else _open_catalog(data, groups, set_)
     findings = check_split(loaded, catalog)
     faults = sum(finding.level == "fault" for finding in findings)
     if as_json:
@@ -158,12 +160,30 @@ def make_synthetic(
     typer.echo(f"wrote {count} images and {count if labeled is None else labeled} masks to {out}")
 
 
+def _open_catalog(data: str, groups: Path | None, overrides: list[str] | None) -> Catalog:
+    from ssl_seg.cli.console import track
+    from ssl_seg.configio import check_partial, merge_layers, parse_override
+    from ssl_seg.data.catalog import open_catalog
+
+    layers = [parse_override(text) for text in overrides or []]
+    check_partial(layers)
+    values = merge_layers(layers)[0].get("data", {})
+    return open_catalog(
+        data,
+        groups=groups,
+        label_values=values.get("label_values"),
+        ignore_value=values.get("ignore_value"),
+        track=lambda items, total: track(items, total, "reading cases"),
+    )
+
+
 def _print_evaluation(result: dict[str, Any]) -> None:
     from ssl_seg.cli.console import format_figure, print_table
 
     nets = result["nets"]
     rows = [
         ["F1 (pooled)", *(format_figure(n["pooled"]["f1"]) for n in nets.values())],
+        ["F1 (mean of classes)", *(format_figure(n["pooled"]["f1_macro"]) for n in nets.values())],
         *(
             [f"{name} (pooled)", *(format_figure(n["pooled"][name]) for n in nets.values())]
             for name in ("iou", "precision", "recall")

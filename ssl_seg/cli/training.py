@@ -127,7 +127,7 @@ def print_scores(title: str, runs: list[tuple[str, dict[str, Any]]]) -> None:
         for net in ("student", "teacher"):
             s = scores[net]
             interval = f"{format_figure(s['margin_low'])} .. {format_figure(s['margin_high'])}"
-            rows.append(
-                [name, net, *(format_figure(v) for v in (s["f1"], scores["trivial_f1"], s["margin"])), interval]
-            )
-    print_table(title, ["run", "net", "pooled F1", "all-positive F1", "margin", "95 % interval"], rows)
+            figures = (s["f1"], s["f1_macro"], scores["trivial_f1"], s["margin"])
+            rows.append([name, net, *(format_figure(v) for v in figures), interval])
+    columns = ["run", "net", "pooled F1", "mean of classes", "all-positive F1", "margin", "95 % interval"]
+    print_table(title, columns, rows)
