@@ -193,7 +193,7 @@ class MonitorConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """Machine matters. None of them changes what is learned beyond rounding."""
+    """Machine matters. Beside the number of processes, each with its own batch, none changes more than rounding."""
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""

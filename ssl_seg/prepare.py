@@ -76,13 +76,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Plan:
-    """A resolved configuration, where each setting comes from, and the data it was planned for."""
+    """A resolved configuration, where each setting comes from, the data it was planned for, and the parent if any."""
 
     config: Config
     sources: dict[str, str]
     planned: list[Planned]
     catalog: Catalog
     split: Split
+    parent: Checkpoint | None
 
 
 def prepare_run(
@@ -109,7 +110,7 @@ def prepare_run(
         note(f"data: {text}")
     for item in plan.planned:
         note(f"plan: {item.key} = {item.value} ({item.reason})")
-    parent = _load_parent(request)
+    parent = plan.parent
     _check(plan.config, plan.catalog, plan.split)
     _check_network(plan.config, parent, request, gpu=gpu)
     if parent is not None:
@@ -143,7 +144,7 @@ def make_plan(request: TrainRequest, track: Track = pass_through, *, gpu: bool =
     split = _find_split(split_config, catalog, None if _wants_new_split(request, parent, catalog) else parent)
     planned = plan_run(catalog, split.labeled_ids(split_config.labels), merged, gpu=gpu)
     config, sources = build_config([plan_layer(planned), *layers])
-    return Plan(_settle(config), sources, planned, catalog, split)
+    return Plan(_settle(config), sources, planned, catalog, split, parent)
 
 
 def check_layers(layers: Sequence[Layer]) -> None:

@@ -46,7 +46,10 @@ FINAL_OVERLAP = 0.25
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. ``scores`` are those of best.pt on validation; empty unless it finished."""
+    """How a run ended. ``scores`` are those of best.pt on validation; empty unless it finished.
+
+    ``verdict`` is the last one given; without findings where the run was stopped before its first probe.
+    """
 
     run: RunDir
     ending: Ending
@@ -259,8 +262,10 @@ def _lr_at(config: Config) -> Callable[[int], float]:
 
 def _finish(trainer: _Trainer, prepared: Prepared, result: LoopResult, console: Console) -> TrainResult:
     engine, run = trainer.engine, prepared.run
-    observation = result.observation or trainer.monitor.look(engine.student, engine.teacher.net, result.step)
-    verdict = observation.verdict
+    observation = result.observation
+    if observation is None and result.ending == "finished":  # resumed with all steps done: only this was missing
+        observation = trainer.monitor.look(engine.student, engine.teacher.net, result.step)
+    verdict = Verdict() if observation is None else observation.verdict
     scores: dict[str, Any] = {}
     if engine.fabric.is_global_zero:
         if result.ending == "finished":

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.sampling import CaseStream, choose_box, choose_tile, crop, derive_rng, locate_box
-from ssl_seg.data.transforms import Intensity, Views, measure_intensity, normalize
+from ssl_seg.data.transforms import Intensity, Views, measure_intensity
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX, to_target
@@ -126,6 +126,19 @@ def fit_channels(image: NDArray[np.generic], channels: int, where: str) -> NDArr
     raise DataError(f"{where} has {len(image)} channels and the network takes {channels}: convert it first")
 
 
+def cut_unit(case: LoadedCase, start: Sequence[int], patch_size: Sequence[int]) -> NDArray[np.float32]:
+    """Return a box (C,*P) in the unit range; outside the image each channel's mean, which becomes z-score 0."""
+    inside, placed = locate_box(start, patch_size, case.image.shape[1:])
+    cut: NDArray[Any] = case.image[(slice(None), *inside)]
+    unit = case.intensity.to_unit(cut)
+    if unit.shape[1:] == tuple(patch_size):
+        return unit
+    mean = case.intensity.to_unit(case.intensity.mean.reshape(-1, *[1] * len(patch_size)))
+    padded = np.broadcast_to(mean, (len(unit), *patch_size)).copy()
+    padded[(slice(None), *placed)] = unit
+    return padded
+
+
 @dataclass(frozen=True)
 class PatchSource(Dataset[Batch]):
     """Item ``step`` is the batch of that step: a pure function of (seed, rank, step).
@@ -181,7 +194,7 @@ class PatchSource(Dataset[Batch]):
         # A systematic draw: over the slots of a batch the share is met as exactly as whole numbers allow.
         centered = (slot + rng.random()) / self.counts[0] < self.foreground_ratio
         start = choose_box(case.target.shape, self.patch_size, rng, case.foreground if centered else None)
-        unit = self._cut_unit(case, start)
+        unit = cut_unit(case, start, self.patch_size)
         target = crop(case.target, start, self.patch_size, IGNORE_INDEX)
         unit, turned = self.views.apply_geometry(unit, target.astype(np.int64), rng)
         if self.labeled_strong:
@@ -192,21 +205,9 @@ class PatchSource(Dataset[Batch]):
         rng = derive_rng(self.seed, self.rank, step, UNLABELED_STREAM, slot)
         case = self.store.load(case_id)
         start = choose_box(case.image.shape[1:], self.patch_size, rng)
-        unit, _ = self.views.apply_geometry(self._cut_unit(case, start), None, rng)
+        unit, _ = self.views.apply_geometry(cut_unit(case, start, self.patch_size), None, rng)
         strong = self.views.strengthen(unit, rng)
         return case.intensity.unit_to_zscore(unit), case.intensity.unit_to_zscore(strong)
-
-    def _cut_unit(self, case: LoadedCase, start: Sequence[int]) -> NDArray[np.float32]:
-        """Return a box in the unit range; outside the image each channel's mean, which becomes z-score 0."""
-        inside, placed = locate_box(start, self.patch_size, case.image.shape[1:])
-        cut: NDArray[Any] = case.image[(slice(None), *inside)]
-        unit = case.intensity.to_unit(cut)
-        if unit.shape[1:] == tuple(self.patch_size):
-            return unit
-        mean = case.intensity.to_unit(case.intensity.mean.reshape(-1, *[1] * len(self.patch_size)))
-        padded = np.broadcast_to(mean, (len(unit), *self.patch_size)).copy()
-        padded[(slice(None), *placed)] = unit
-        return padded
 
 
 @dataclass(frozen=True)
@@ -243,11 +244,10 @@ def make_probe(
         if case.target is None:
             raise DataError(f"case '{cases[index]}' is in a probe but has no mask")
         start, ignored = choose_tile(case.target.shape, patch_size, derive_rng(seed, PROBE_STREAM, index))
-        zscore = normalize(case.image, case.intensity)
         target = crop(case.target, start, patch_size, IGNORE_INDEX).astype(np.int64)
         for axis, front in enumerate(ignored):
             np.moveaxis(target, axis, 0)[:front] = IGNORE_INDEX
-        images.append(crop(zscore, start, patch_size, 0.0))
+        images.append(case.intensity.unit_to_zscore(cut_unit(case, start, patch_size)))
         targets.append(target)
     if not images:
         return Probe(torch.empty(0, store.channels, *patch_size), torch.empty(0, *patch_size, dtype=torch.int64))

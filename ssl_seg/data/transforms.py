@@ -57,9 +57,9 @@ def measure_intensity(image: NDArray[np.generic]) -> Intensity:
     )
 
 
-def normalize(image: NDArray[np.generic], intensity: Intensity | None = None) -> Array:
+def normalize(image: NDArray[np.generic]) -> Array:
     """Return the z-scores (C,*S) float32 of a whole image, per channel: the one normalization of this program."""
-    stats = intensity or measure_intensity(image)
+    stats = measure_intensity(image)
     centered = image.astype(np.float32) - _per_channel(stats.mean, image)
     return (centered / _per_channel(stats.std, image)).astype(np.float32)
 
