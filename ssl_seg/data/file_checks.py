@@ -2,8 +2,8 @@
 
 Decoders return half an image for a truncated file, or write complaints of their own to the terminal, or reserve
 whatever a broken header asks for. The checks here raise ``ValueError`` with the reason instead; the caller adds the
-file's name. What they cannot see: flipped bits inside the pixels of JPG, BMP and uncompressed TIFF, which carry no
-checksum (and for a JPG the decoder may still complain on stderr).
+file's name. What they cannot see: flipped bits inside the pixels of JPG, BMP, NPY and whatever else is stored
+uncompressed, which carry no checksum (and for a JPG the decoder may still complain on stderr).
 """
 
 from __future__ import annotations
@@ -32,6 +32,16 @@ def check_claim(claimed: int, stored: int, ratio: int = _DEFLATE_RATIO) -> None:
         raise ValueError(
             f"its header claims {claimed:,} bytes of pixels, more than its {stored:,} stored bytes can hold"
         )
+
+
+def check_length(needed: int, size: int) -> None:
+    """Refuse a header whose voxels end behind the end of the file.
+
+    Raises:
+        ValueError: if ``needed`` is above ``size``.
+    """
+    if needed > size:
+        raise ValueError(f"it holds {size:,} bytes and its header claims {needed:,}")
 
 
 def check_png(data: bytes) -> None:
@@ -102,9 +112,7 @@ def check_bmp(data: bytes) -> None:
     row = (abs(width) * bits + 31) // 32 * 4
     if compression in (1, 2):
         return check_claim(row * abs(height), len(data))
-    if start + row * abs(height) > len(data):
-        raise ValueError(f"it holds {len(data):,} bytes and its header claims {start + row * abs(height):,}")
-    return None
+    return check_length(start + row * abs(height), len(data))
 
 
 CHECKS: dict[str, Callable[[bytes], None]] = {
@@ -152,8 +160,8 @@ def _unpack(form: str, data: bytes) -> int:
 _TIFF_RATIO = {1: 8, 5: 4096, 8: _DEFLATE_RATIO, 32773: 128, 32946: _DEFLATE_RATIO}
 """TIFF compression code -> largest expansion: none (8 for one bit a pixel), LZW, deflate, PackBits, deflate."""
 
-_OTHER_TIFF_RATIO = 40_000
-"""Zstandard and LZMA store an empty mask in 1/30,000 of its size."""
+ANY_RATIO = 40_000
+"""Of a codec that is not known: Zstandard and LZMA store an empty mask in 1/30,000 of its size."""
 
 
 def check_tiff_segments(segments: list[tuple[int, int]], claimed: int, compression: int, size: int) -> None:
@@ -165,4 +173,4 @@ def check_tiff_segments(segments: list[tuple[int, int]], claimed: int, compressi
     for offset, count in segments:
         if offset + count > size:
             raise ValueError(f"pixels at byte {offset:,} lie beyond its end at {size:,}, so it is truncated")
-    check_claim(claimed, sum(count for _, count in segments), _TIFF_RATIO.get(compression, _OTHER_TIFF_RATIO))
+    check_claim(claimed, sum(count for _, count in segments), _TIFF_RATIO.get(compression, ANY_RATIO))

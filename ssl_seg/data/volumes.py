@@ -1,118 +1,185 @@
 """One image or mask: from a location to an array, and back to a file.
 
-Shapes: images (C, *S), masks (*S), with *S = (Z, Y, X) or (Y, X). A location is a path or ``synthetic:particles/0007``.
-Values come as stored: no rescaling, no orientation tag, no inversion of TIFFs whose zero means white.
+Shapes: images (C, *S), masks (*S), with *S = (Z, Y, X) or (Y, X). A depth of one is an image, not a stack.
+
+A location is a path, ``synthetic:particles/0007``, or ``PATH::KEY`` for an array inside an HDF5, NPZ or Zarr file;
+without a key, that is ``image`` (of a mask: ``label``, then ``mask``), or the only array there is. Axes:
+
+- TIFF and OME-Zarr name theirs; alpha is dropped, and so are axes of length one.
+- NIfTI (X, Y, Z[, C]) becomes (C, Z, Y, X).
+- Arrays of NPY, NPZ, HDF5 and plain Zarr are (Y, X), (Z, Y, X) or (C, Z, Y, X). One with a last axis of 3 or 4 behind
+  two longer ones is a color image (Y, X, color).
+
+Values come as stored, NIfTI with its slope and intercept: no rescaling, no orientation tag, no inversion of TIFFs whose
+zero means white.
 """
 
 from __future__ import annotations
 
-import logging
-import lzma
-import struct
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import cv2
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from ssl_seg.data import synthetic
-from ssl_seg.data.file_checks import CHECKS, check_tiff_pages, check_tiff_segments
-from ssl_seg.errors import DataError
+from ssl_seg.data.formats import FORMATS, Format
+from ssl_seg.data.formats.layout import Box, Layout
+from ssl_seg.data.formats.nifti import write_nifti
+from ssl_seg.data.formats.stored import Fetch, Geometry, Stored, hold, merge_equal_channels, name_errors
+from ssl_seg.data.formats.tiff import write_tiff
+from ssl_seg.errors import DataError, did_you_mean
 from ssl_seg.rundir import atomic_write
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-"""Suffixes of files that are taken for images, in lower case."""
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Geometry",
+    "Stored",
+    "is_image",
+    "list_arrays",
+    "open_image",
+    "open_mask",
+    "read_geometry",
+    "read_image",
+    "read_mask",
+    "split_suffix",
+    "write_mask",
+    "write_probabilities",
+]
 
-_MAGIC = {
-    ".png": (b"\x89PNG\r\n\x1a\n",),
-    ".jpg": (b"\xff\xd8\xff",),
-    ".bmp": (b"BM",),
-    ".tif": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-}
-_SAME_FORMAT = {".jpeg": ".jpg", ".tiff": ".tif"}
+IMAGE_SUFFIXES = tuple(FORMATS)
+"""Suffixes of files (Zarr: folders) that are taken for images, in lower case."""
 
-# What the decoders raise for damaged files, found by truncating files at every byte and by flipping bytes.
-_DECODER_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,  # all errors of imagecodecs
-    TypeError,
-    ValueError,
-    cv2.error,
-    lzma.LZMAError,
-    struct.error,
-    zlib.error,
-)
+_IMAGE_KEYS = ("image",)
+_MASK_KEYS = ("label", "mask")
 
 
-def read_image(location: str) -> NDArray[np.generic]:
-    """Return an image as (C, *S) in its own dtype; color images are RGB, without alpha.
+def split_suffix(name: str) -> tuple[str, str]:
+    """Return ``name`` without its suffix, and the suffix in lower case; ``(name, "")`` if it is not one of an image."""
+    base = PurePosixPath(name).name.lower()
+    fitting = [suffix for suffix in IMAGE_SUFFIXES if base.endswith(suffix) and base != suffix]
+    longest = max(fitting, key=len, default="")
+    return name[: len(name) - len(longest)], longest
 
-    An image whose three channels are equal has C = 1.
+
+def is_image(path: Path) -> bool:
+    """Return whether ``path`` is taken for an image: by its suffix, and a Zarr store by being a folder as well."""
+    suffix = split_suffix(path.name)[1]
+    return suffix != "" and (not FORMATS[suffix].is_folder or path.is_dir())
+
+
+def open_image(*locations: str) -> Stored:
+    """Return an opened image; several locations are its channels, or groups of channels, one behind the other.
+
+    A color image that is decoded on opening and whose three channels are equal has C = 1.
 
     Raises:
-        DataError: if the file is missing, damaged, of an unknown kind, or holds NaN or infinity.
+        DataError: if a file is missing, damaged, of an unknown kind, or the sizes differ.
+    """
+    parts = [_open(location, _IMAGE_KEYS) for location in locations]
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    for part in parts:
+        if part.shape[1:] != first.shape[1:]:
+            raise DataError(
+                f"{part.location} has the size {part.shape[1:]}, {first.location} has {first.shape[1:]}. "
+                "The channels of an image must be of one size."
+            )
+    return Stored(
+        shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
+        dtype=np.result_type(*(part.dtype for part in parts)),
+        geometry=first.geometry,
+        by_box=all(part.by_box for part in parts),
+        location=first.location,
+        fetch=partial(_read_channels, tuple(parts)),
+    )
+
+
+def open_mask(location: str) -> Stored:
+    """Return an opened mask: C = 1, an integer dtype.
+
+    Raises:
+        DataError: as for ``open_image``; also for a JPG and for colors. Where a file holds no integer dtype, ``read``
+            raises it for values that are not integers.
     """
     if synthetic.is_synthetic(location):
-        return synthetic.generate(*synthetic.parse_location(location))[0][None]
-    path = Path(location)
-    image = _decode(path)
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        bad = int((~np.isfinite(image)).sum())
-        raise DataError(f"{path}: {bad} of {image.size} values are NaN or infinite. Replace them, or remove the image.")
-    return image
+        return _hold_synthetic(location, synthetic.generate(*synthetic.parse_location(location))[1])
+    if split_suffix(location)[1] in (".jpg", ".jpeg"):
+        raise DataError(f"{location}: JPG does not keep the values of a mask. Save masks as PNG or TIFF.")
+    stored = _open(location, _MASK_KEYS)
+    if stored.shape[0] != 1:
+        raise DataError(
+            f"{location}: a mask has one channel, this one has {stored.shape[0]} (colors instead of labels?). "
+            "Save it with one integer per pixel: 0 for background, then 1, 2, ..."
+        )
+    if stored.dtype.kind in "iu":
+        return stored
+    fetch = partial(_fetch_integers, stored.fetch, stored.location)
+    return replace(stored, dtype=np.dtype(np.int32), fetch=fetch)
+
+
+def read_image(*locations: str) -> NDArray[np.generic]:
+    """Return an image as (C, *S) in its own dtype; color images are RGB, without alpha.
+
+    An image of one location whose three channels are equal has C = 1.
+
+    Raises:
+        DataError: as for ``open_image``; also if it holds NaN or infinity.
+    """
+    stored = open_image(*locations)
+    image = stored.read()
+    return merge_equal_channels(image) if stored.by_box and len(locations) == 1 else image
 
 
 def read_mask(location: str) -> NDArray[np.integer[Any]]:
     """Return a mask as (*S) of integers, with the values of the file.
 
     Raises:
-        DataError: as for ``read_image``; also for a JPG, for colors, and for values that are not integers.
+        DataError: as for ``open_mask``; also for values that are not integers.
+    """
+    return cast(NDArray[np.integer[Any]], open_mask(location).read()[0])
+
+
+def read_geometry(location: str) -> Geometry | None:
+    """Return where the voxels of an image lie, or None where its file does not say. No pixels are decoded.
+
+    Raises:
+        DataError: if the file is missing, or its header is damaged.
     """
     if synthetic.is_synthetic(location):
-        return synthetic.generate(*synthetic.parse_location(location))[1]
-    path = Path(location)
-    if _format(path) == ".jpg":
-        raise DataError(f"{path}: JPG does not keep the values of a mask. Save masks as PNG or TIFF.")
-    channels = _decode(path)
-    if len(channels) != 1:
-        raise DataError(
-            f"{path}: a mask has one channel, this one has {len(channels)} that differ (colors instead of labels?). "
-            "Save it with one integer per pixel: 0 for background, then 1, 2, ..."
-        )
-    return _to_integers(channels[0], path)
+        return None
+    path, key, kind = _resolve(location, _IMAGE_KEYS)
+    if kind.read_geometry is None:
+        return None
+    with name_errors(location):
+        return kind.read_geometry(path, key)
 
 
-def _to_integers(mask: NDArray[np.generic], path: Path) -> NDArray[np.integer[Any]]:
-    """Return ``mask`` with an integer dtype, if all its values are integers."""
-    if np.issubdtype(mask.dtype, np.integer):
-        return cast(NDArray[np.integer[Any]], mask)
-    values = mask.astype(np.float64)
-    whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**31)
-    if not whole.all():
-        raise DataError(
-            f"{path}: mask values must be integers, found e.g. {values[~whole].flat[0]:g}. "
-            "Threshold probabilities first, and save the result as integers."
-        )
-    return values.astype(np.int32)
+def list_arrays(path: Path) -> tuple[str, ...]:
+    """Return the keys of the arrays in an HDF5, NPZ or Zarr file; none for other files and where no key is needed.
+
+    Raises:
+        DataError: if the file is missing, damaged, or of an unknown kind.
+    """
+    kind = _check_start(path)
+    if kind.list_arrays is None:
+        return ()
+    with name_errors(str(path)):
+        return kind.list_arrays(path)
 
 
-def write_mask(path: Path, mask: NDArray[np.integer[Any]]) -> None:
-    """Write a mask: ``.png`` for (Y, X), ``.tif`` (zlib) for (Y, X) or (Z, Y, X). Replaces ``path`` in one step.
+def write_mask(path: Path, mask: NDArray[np.integer[Any]], geometry: Geometry | None = None) -> None:
+    """Write a mask as ``.png`` (Y, X), ``.tif`` (zlib), ``.nii`` or ``.nii.gz``. Replaces ``path`` in one step.
 
     Args:
-        path: ends in ``.png``, ``.tif`` or ``.tiff``; its folder is made if it is missing.
+        path: its suffix says the format; its folder is made if it is missing.
         mask: (*S), values 0..65535.
+        geometry: of the image, kept by NIfTI.
 
     Raises:
         DataError: if shape, values and suffix do not fit, or the file cannot be written.
@@ -121,31 +188,36 @@ def write_mask(path: Path, mask: NDArray[np.integer[Any]]) -> None:
     if mask.ndim not in (2, 3) or top > 65535 or int(mask.min(initial=0)) < 0:
         raise DataError(f"{path}: a mask has 2 or 3 dimensions and values 0..65535, got {mask.shape} and up to {top}.")
     stored = mask.astype(np.uint8 if top < 256 else np.uint16)
-    if _format(path) == ".tif":
-        _write(path, lambda file: _imwrite(file, stored, compression="zlib"))
-    elif _format(path) == ".png" and mask.ndim == 2:
+    if split_suffix(path.name)[1] == ".png" and mask.ndim == 2:
         _write(path, lambda file: file.write_bytes(cv2.imencode(".png", stored)[1].tobytes()))
-    else:
+    elif not _write_volume(path, stored, geometry, compression="zlib"):
         raise DataError(
-            f"{path}: a mask with {mask.ndim} dimensions is written as {'.png or ' * (mask.ndim == 2)}.tif."
+            f"{path}: a mask with {mask.ndim} dimensions is written as {'.png, ' * (mask.ndim == 2)}.tif or .nii.gz."
         )
 
 
-def write_probabilities(path: Path, probs: NDArray[np.floating[Any]]) -> None:
-    """Write (*S) probabilities as float32 TIFF, uncompressed so that it can be mapped into memory.
+def write_probabilities(path: Path, probs: NDArray[np.floating[Any]], geometry: Geometry | None = None) -> None:
+    """Write (*S) probabilities as float32: ``.tif``, uncompressed so that it can be mapped, ``.nii`` or ``.nii.gz``.
 
     Raises:
-        DataError: if ``path`` does not end in ``.tif`` or ``.tiff``, or cannot be written.
+        DataError: if ``path`` has another suffix, or cannot be written.
     """
-    if _format(path) != ".tif":
-        raise DataError(f"{path}: probabilities are written as .tif.")
-    _write(path, lambda file: _imwrite(file, probs.astype(np.float32), compression=None))
+    if not _write_volume(path, probs.astype(np.float32), geometry, compression=None):
+        raise DataError(f"{path}: probabilities are written as .tif or .nii.gz.")
 
 
-def _imwrite(file: Path, array: NDArray[np.generic], *, compression: str | None) -> None:
-    """Write (*S) with the axes named, or tifffile takes a stack of one-pixel slices for something else."""
-    axes = "ZYX"[-array.ndim :]
-    tifffile.imwrite(file, array, compression=compression, photometric="minisblack", metadata={"axes": axes})
+def _write_volume(
+    path: Path, array: NDArray[np.generic], geometry: Geometry | None, *, compression: str | None
+) -> bool:
+    """Write TIFF or NIfTI; return False, and do nothing, for other suffixes."""
+    suffix = split_suffix(path.name)[1]
+    if suffix in (".tif", ".tiff"):
+        _write(path, lambda file: write_tiff(file, array, compression=compression))
+    elif suffix in (".nii", ".nii.gz"):
+        _write(path, lambda file: write_nifti(file, array, geometry, compressed=suffix == ".nii.gz"))
+    else:
+        return False
+    return True
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
@@ -157,32 +229,59 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
-def _format(path: Path) -> str:
-    suffix = path.suffix.lower()
-    return _SAME_FORMAT.get(suffix, suffix)
+def _open(location: str, default_keys: Sequence[str]) -> Stored:
+    if synthetic.is_synthetic(location):
+        return _hold_synthetic(location, synthetic.generate(*synthetic.parse_location(location))[0])
+    path, key, kind = _resolve(location, default_keys)
+    with name_errors(location):
+        return kind.open(path, key)
 
 
-def _decode(path: Path) -> NDArray[np.generic]:
-    """Return the file's pixels as (C, *S), alpha dropped, equal channels merged, or raise ``DataError``."""
-    _check_start(path)
-    try:
-        pixels = _decode_tiff(path) if _format(path) == ".tif" else _decode_raster(path)
-    except _DECODER_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be read: {reason}. Copy or export it again, or remove it.") from error
-    if pixels.dtype.kind not in "buif" or pixels.size == 0:
-        raise DataError(f"{path}: pixels of type {pixels.dtype} and shape {pixels.shape} are not supported.")
-    if pixels.dtype.kind == "b":
-        pixels = pixels.astype(np.uint8)
-    if len(pixels) == 3 and (pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all():
-        pixels = pixels[:1]
-    return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+def _resolve(location: str, default_keys: Sequence[str]) -> tuple[Path, str, Format]:
+    """Return path, key ("" if there is none) and format of a location, after a look at the first bytes."""
+    name, _, key = location.partition("::")
+    if key and not split_suffix(name)[1]:
+        name, key = location, ""  # a file whose own name has two colons
+    path = Path(name)
+    kind = _check_start(path)
+    if kind.list_arrays is None:
+        if key:
+            raise DataError(f"{location}: a {kind.name} file holds one image. Name it without '::{key}'.")
+        return path, "", kind
+    return path, _choose_key(path, key.strip("/"), list_arrays(path), default_keys), kind
 
 
-def _check_start(path: Path) -> None:
-    """Refuse what is no file, empty, or not of the kind that its suffix says."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+def _choose_key(path: Path, wanted: str, names: Sequence[str], default_keys: Sequence[str]) -> str:
+    """Return the key wanted, else the first default there is, else the only array; "" for a lone array of Zarr."""
+    is_folder = path.is_dir()
+    if wanted:
+        if wanted in names or (is_folder and (path / wanted).is_dir()):  # a folder in a Zarr store can be an OME image
+            return wanted
+        held = f"It holds {_shorten(names)}" if names else "It holds no array of numbers with two axes or more"
+        raise DataError(f"{path} has no array '{wanted}'{did_you_mean(wanted, names)}. {held}.")
+    found = [key for key in default_keys if key in names] or (list(names) if len(names) == 1 else [])
+    if found:
+        return found[0]
+    if is_folder and not names:
+        return ""
+    held = f"the arrays {_shorten(names)}" if names else "no array of numbers with two axes or more"
+    raise DataError(f"{path} holds {held}, and none named {' or '.join(default_keys)}. Name one as {path}::KEY.")
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+
+
+def _check_start(path: Path) -> Format:
+    """Return the format; refuse what is no file (Zarr: no folder), empty, or not of the kind that its suffix says."""
+    suffix = split_suffix(path.name)[1]
+    if not suffix:
         raise DataError(f"{path}: unknown suffix '{path.suffix}'. Known are {', '.join(IMAGE_SUFFIXES)}.")
+    kind = FORMATS[suffix]
+    if kind.is_folder and path.exists():
+        if not path.is_dir():
+            raise DataError(f"{path}: a {kind.name} image is a folder, this is a file.")
+        return kind
     try:
         with path.open("rb") as file:
             head = file.read(16)
@@ -192,82 +291,32 @@ def _check_start(path: Path) -> None:
         raise DataError(f"{path}: cannot be opened ({error.strerror}).") from error
     if not head:
         raise DataError(f"{path}: the file is empty (0 bytes). Copy or export it again, or remove it.")
-    if not head.startswith(_MAGIC[_format(path)]):
-        found = [suffix for suffix, magic in _MAGIC.items() if head.startswith(magic)]
+    if not head.startswith(kind.magic):
+        found = [other for other, format_ in FORMATS.items() if head.startswith(format_.magic)]
         hint = f"It looks like {found[0]}: rename it" if found else "It is damaged: copy or export it again"
-        raise DataError(f"{path}: this is no {_format(path)[1:].upper()} file. {hint}, or remove it.")
+        raise DataError(f"{path}: this is no {kind.name} file. {hint}, or remove it.")
+    return kind
 
 
-def _decode_raster(path: Path) -> NDArray[np.generic]:
-    """Decode PNG, JPG or BMP to (C, Y, X)."""
-    data = path.read_bytes()
-    CHECKS[path.suffix.lower()](data)
-    # OpenCV's log level belongs to the process; set here and not on import, so that importing has no side effect.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ValueError("the decoder finds it damaged")
-    if pixels.ndim == 2:
-        return np.asarray(pixels[None])
-    return np.moveaxis(pixels[..., 2::-1], -1, 0)  # BGR or BGRA -> RGB
+def _hold_synthetic(location: str, voxels: NDArray[np.uint8]) -> Stored:
+    return hold(location, voxels, Layout(tuple(range(voxels.ndim))))
 
 
-def _decode_tiff(path: Path) -> NDArray[np.generic]:
-    """Decode a TIFF of one image or one stack to (C, *S)."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        pages = check_tiff_pages(file, size)
-    with _tifffile_quiet(), tifffile.TiffFile(path) as tiff:
-        if len(tiff.series) != 1:
-            raise ValueError(f"it holds {len(tiff.series)} images of different shapes, expected one image or one stack")
-        series = tiff.series[0]
-        page = series.keyframe
-        segments = (
-            [(series.dataoffset, series.nbytes)]
-            if series.dataoffset is not None
-            else [s for p in series.pages if p is not None for s in zip(p.dataoffsets, p.databytecounts, strict=True)]
+def _read_channels(parts: Sequence[Stored], box: Box) -> NDArray[Any]:
+    return np.concatenate([part.read(box) for part in parts])
+
+
+def _fetch_integers(fetch: Fetch, location: str, box: Box) -> NDArray[np.integer[Any]]:
+    return _to_integers(fetch(box), location)
+
+
+def _to_integers(mask: NDArray[np.generic], location: str) -> NDArray[np.integer[Any]]:
+    """Return ``mask`` with an integer dtype, if all its values are integers."""
+    values = mask.astype(np.float64)
+    whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**31)
+    if not whole.all():
+        raise DataError(
+            f"{location}: mask values must be integers, found e.g. {values[~whole].flat[0]:g}. "
+            "Threshold probabilities first, and save the result as integers."
         )
-        check_tiff_segments(segments, series.nbytes, int(page.compression), size)
-        if len(tiff.pages) != pages:
-            raise ValueError(f"only {len(tiff.pages)} of its {pages} pages can be read")
-        try:
-            pixels = series.asarray(maxworkers=1)
-        except (ValueError, ImportError) as error:
-            if isinstance(error, ImportError) or "imagecodecs" in str(error):
-                raise _codec_missing(path, page) from error
-            raise
-        return _channels_first(pixels, series.axes, drop_alpha=bool(page.extrasamples))
-
-
-def _codec_missing(path: Path, page: tifffile.TiffPage) -> DataError:
-    codec = page.compression.name + ("" if page.predictor == 1 else f", {page.predictor.name} predictor")
-    return DataError(
-        f"{path}: its compression ({codec}) needs the package imagecodecs. "
-        "Run pip install 'ssl-seg[codecs]', or save the file uncompressed or with zlib."
-    )
-
-
-def _channels_first(pixels: NDArray[np.generic], axes: str, *, drop_alpha: bool) -> NDArray[np.generic]:
-    """Return (C, *S) for the axes that tifffile reports; S and C are channels, Y and X the plane, any other is Z."""
-    kept = [n for n, axis in enumerate(axes) if axis in "YX" or pixels.shape[n] > 1]
-    pixels, axes = pixels.reshape([pixels.shape[n] for n in kept]), "".join(axes[n] for n in kept)
-    channel_axes = [a for a in axes if a in "SC"]
-    depth_axes = [a for a in axes if a not in "SCYX"]
-    if len(channel_axes) > 1 or len(depth_axes) > 1 or "Y" not in axes or "X" not in axes:
-        raise ValueError(f"its axes {axes} {pixels.shape} are neither an image (Y, X) nor a stack (Z, Y, X)")
-    pixels = np.transpose(pixels, [axes.index(a) for a in [*channel_axes, *depth_axes, "Y", "X"]])
-    if not channel_axes:
-        return pixels[None]
-    return pixels[:-1] if drop_alpha and "S" in channel_axes and len(pixels) in (2, 4) else pixels
-
-
-@contextmanager
-def _tifffile_quiet() -> Iterator[None]:
-    """Keep tifffile's log records off the terminal, where logging puts them if nobody else takes them."""
-    handler = logging.NullHandler()
-    logger = logging.getLogger("tifffile")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
+    return values.astype(np.int32)

@@ -1,0 +1,72 @@
+"""The file formats of images and masks: a module for each, and a line for each suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ssl_seg.data.formats.hdf5 import list_hdf5, open_hdf5
+from ssl_seg.data.formats.nifti import open_nifti, read_nifti_geometry
+from ssl_seg.data.formats.numpy_files import list_npz, open_npy, open_npz
+from ssl_seg.data.formats.raster import open_raster
+from ssl_seg.data.formats.stored import Geometry, Stored
+from ssl_seg.data.formats.tiff import open_tiff, read_tiff_geometry
+from ssl_seg.data.formats.zarr_store import list_zarr, open_zarr, read_zarr_geometry
+
+
+@dataclass(frozen=True)
+class Format:
+    """How files of one kind are read.
+
+    ``magic`` are the beginnings of such files, none for a folder. The functions get the path and, where a file holds
+    several arrays, the name of one; they may raise any error of a decoder. None: there is nothing to list or to read.
+    """
+
+    name: str
+    magic: tuple[bytes, ...]
+    open: Callable[[Path, str], Stored]
+    list_arrays: Callable[[Path], tuple[str, ...]] | None = None
+    read_geometry: Callable[[Path, str], Geometry | None] | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether an image is a folder; its beginning is then not looked at."""
+        return self.magic == ()
+
+
+_PNG = Format("PNG", (b"\x89PNG\r\n\x1a\n",), lambda path, _: open_raster(path))
+_JPG = Format("JPG", (b"\xff\xd8\xff",), lambda path, _: open_raster(path))
+_BMP = Format("BMP", (b"BM",), lambda path, _: open_raster(path))
+_TIFF = Format(
+    "TIFF",
+    (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    lambda path, _: open_tiff(path),
+    read_geometry=lambda path, _: read_tiff_geometry(path),
+)
+_NPY = Format("NPY", (b"\x93NUMPY",), lambda path, _: open_npy(path))
+_NPZ = Format("NPZ", (b"PK\x03\x04",), open_npz, list_npz)
+_NIFTI_SIZES = (b"\x5c\1\0\0", b"\0\0\1\x5c", b"\x1c\2\0\0", b"\0\0\2\x1c")  # 348 and 540, in both byte orders
+_NIFTI = Format(
+    "NIfTI", _NIFTI_SIZES, lambda path, _: open_nifti(path), read_geometry=lambda path, _: read_nifti_geometry(path)
+)
+_HDF5 = Format("HDF5", (b"\x89HDF\r\n\x1a\n",), open_hdf5, list_hdf5)
+_ZARR = Format("Zarr", (), open_zarr, list_zarr, read_zarr_geometry)
+
+FORMATS: dict[str, Format] = {
+    ".png": _PNG,
+    ".jpg": _JPG,
+    ".jpeg": _JPG,
+    ".bmp": _BMP,
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".npy": _NPY,
+    ".npz": _NPZ,
+    ".nii": _NIFTI,
+    ".nii.gz": replace(_NIFTI, name="gzip-compressed NIfTI", magic=(b"\x1f\x8b",)),
+    ".h5": _HDF5,
+    ".hdf5": _HDF5,
+    ".zarr": _ZARR,
+    ".ome.zarr": _ZARR,
+}
+"""Suffix, in lower case -> format. Where several fit a name, the longest is meant."""

@@ -1,0 +1,65 @@
+"""HDF5, by h5py: data sets are read by box; the file is opened for each read, so that processes may share an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ssl_seg.data.file_checks import ANY_RATIO, check_claim
+from ssl_seg.data.formats.layout import Box, lay_out_array
+from ssl_seg.data.formats.stored import Stored, defer, import_optional
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    path: Path
+    key: str
+
+    def __call__(self, selection: Box) -> NDArray[Any]:
+        part: NDArray[Any]
+        with _open_file(self.path) as file:
+            part = file[self.key][selection]
+        return part
+
+
+def list_hdf5(path: Path) -> tuple[str, ...]:
+    """Return the names of the data sets that can be images: numbers, with two axes or more."""
+    names = []
+
+    def collect(name: str, node: Any) -> None:
+        if hasattr(node, "dtype") and node.dtype.kind in "buif" and node.ndim >= 2:
+            names.append(name)
+
+    with _open_file(path) as file:
+        file.visititems(collect)
+    return tuple(sorted(names))
+
+
+def open_hdf5(path: Path, key: str) -> Stored:
+    """Return an opened data set.
+
+    Raises:
+        ValueError: or another error of h5py, if the file is damaged or the data set is no image.
+        DataError: if h5py is not installed.
+    """
+    with _open_file(path) as file:
+        node = file[key]
+        shape, dtype, chunks = tuple(node.shape), node.dtype, node.chunks
+        if not node.is_virtual:  # a virtual data set has its bytes in other files
+            stored, largest = node.id.get_storage_size(), max(prod(shape), prod(chunks or ()))
+            check_claim(largest * dtype.itemsize, stored, ANY_RATIO if chunks else 1)
+    return defer(f"{path}::{key}", _DataSet(path, key), lay_out_array(shape), shape, dtype)
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[Any]:
+    h5py = import_optional("h5py", "hdf5", str(path))
+    # Nobody writes here, and locks fail on file systems that are read-only or shared over a network.
+    with h5py.File(path, "r", locking=False) as file:
+        yield file

@@ -1,0 +1,241 @@
+"""An opened image, and what all readers of files share.
+
+Shapes: C channels, *S spatial = (Z, Y, X) or (Y, X), *P the shape of a box.
+"""
+
+from __future__ import annotations
+
+import importlib
+import lzma
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.data.file_checks import check_length
+from ssl_seg.data.formats.layout import Box, Layout
+from ssl_seg.errors import DataError
+
+Fetch = Callable[[Box], NDArray[Any]]
+
+# What the decoders raise for damaged files, found by truncating files at every byte and by flipping bytes.
+_DECODER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,  # all errors of imagecodecs
+    SyntaxError,  # the header of NPY is a Python literal
+    SystemError,  # of numcodecs
+    TypeError,
+    ValueError,
+    cv2.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the voxels lie in the world.
+
+    ``spacing`` is the distance of neighbors in the order of *S, above 0, in mm or the unit of the file. ``affine`` is
+    the 4 x 4 matrix of a NIfTI file in its own order (X, Y, Z), None for other formats.
+    """
+
+    spacing: tuple[float, ...]
+    affine: tuple[tuple[float, ...], ...] | None = None
+
+
+def make_geometry(spacing: tuple[float, ...], affine: NDArray[np.floating[Any]] | None = None) -> Geometry | None:
+    """Return the geometry, or None where a number of it is not usable: unknown is better than wrong."""
+    numbers = np.asarray(spacing, np.float64)
+    if not (np.isfinite(numbers) & (numbers > 0)).all() or not (affine is None or np.isfinite(affine).all()):
+        return None
+    return Geometry(tuple(numbers.tolist()), None if affine is None else tuple(tuple(row) for row in affine.tolist()))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An opened image.
+
+    ``shape`` is (C, *S); ``dtype`` what ``read`` returns, in native byte order. With ``by_box``, reading a box costs
+    about the box, and nothing of the voxels has been looked at yet; without, the whole was decoded on opening. It can
+    be pickled and holds no open file, so that processes of a loader may share it. ``location`` is its name in errors;
+    ``fetch`` returns the voxels of a box, one slice for each axis of *S, as (C, *P).
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    geometry: Geometry | None
+    by_box: bool
+    location: str
+    fetch: Fetch = field(repr=False, compare=False)
+
+    def read(self, box: Box | None = None) -> NDArray[Any]:
+        """Return the voxels (C, *P) of ``box``, a slice for each axis of *S, or all of them; C-contiguous.
+
+        Raises:
+            DataError: if the file is damaged or has gone, the voxels do not fit into memory, or hold NaN or infinity.
+        """
+        sizes = self.shape[1:]
+        parts = [slice(None)] * len(sizes) if box is None else box
+        region = tuple(slice(*part.indices(size)[:2]) for part, size in zip(parts, sizes, strict=True))
+        if self.by_box:
+            self._check_memory(region)
+        with name_errors(self.location):
+            voxels = np.ascontiguousarray(self.fetch(region), self.dtype)
+        if self.dtype.kind == "f" and not np.isfinite(voxels).all():
+            bad = int((~np.isfinite(voxels)).sum())
+            raise DataError(
+                f"{self.location}: {bad} of {voxels.size} values are NaN or infinite. "
+                "Replace them, or remove the image."
+            )
+        return voxels
+
+    def _check_memory(self, region: Box) -> None:
+        """Refuse what no memory can hold, whether the file is that large or its header is broken."""
+        asked = self.shape[0] * prod(max(0, part.stop - part.start) for part in region) * self.dtype.itemsize
+        memory = physical_memory()
+        if asked > memory:
+            raise DataError(
+                f"{self.location}: {asked:,} bytes would be read at once and this machine has {memory:,} bytes of "
+                "memory. Cut the image into pieces, or read it by box."
+            )
+
+
+@dataclass(frozen=True)
+class RawVoxels:
+    """An array that lies uncompressed in a file, with the order of its axes as in numpy."""
+
+    path: Path
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"] = "C"
+
+    def check(self) -> None:
+        """Do nothing, if the file is long enough.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        check_length(self.offset + prod(self.shape) * self.dtype.itemsize, self.path.stat().st_size)
+
+    def __call__(self, selection: Box) -> NDArray[Any]:
+        """Return a copy of the selected part; the file is mapped into memory for as long as that takes."""
+        return np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)[selection])
+
+
+def hold(location: str, voxels: NDArray[Any], layout: Layout, geometry: Geometry | None = None) -> Stored:
+    """Return a decoded array as an opened image; three equal channels become one.
+
+    Raises:
+        DataError: if the type or the shape of the array is not supported.
+    """
+    dtype = check_voxels(location, voxels.dtype, voxels.shape)
+    whole = layout.select((slice(None),) * len(layout.spatial), voxels.ndim)
+    image = np.ascontiguousarray(merge_equal_channels(layout.arrange(voxels[whole])), dtype)
+    return Stored(image.shape, dtype, geometry, by_box=False, location=location, fetch=partial(_cut, image))
+
+
+def defer(
+    location: str,
+    read: Fetch,
+    layout: Layout,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    geometry: Geometry | None = None,
+) -> Stored:
+    """Return an opened image whose voxels are read when asked for.
+
+    Args:
+        location: its name in errors.
+        read: returns a part of the stored array.
+        layout: how the stored array becomes (C, *S).
+        shape: of the stored array.
+        dtype: of what ``read`` returns.
+        geometry: of the image.
+
+    Raises:
+        DataError: if the type or the shape of the array is not supported.
+    """
+    native = check_voxels(location, dtype, shape)
+    fetch = partial(_fetch_arranged, read, layout, len(shape))
+    return Stored(layout.shape(shape), native, geometry, by_box=True, location=location, fetch=fetch)
+
+
+def _cut(image: NDArray[Any], box: Box) -> NDArray[Any]:
+    return image[(slice(None), *box)]
+
+
+def _fetch_arranged(read: Fetch, layout: Layout, ndim: int, box: Box) -> NDArray[Any]:
+    return layout.arrange(read(layout.select(box, ndim)))
+
+
+def check_voxels(location: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.dtype[Any]:
+    """Return the dtype in native byte order, uint8 for booleans.
+
+    Raises:
+        DataError: if the dtype is not supported, or there are no voxels.
+    """
+    if dtype.kind not in "buif" or dtype.itemsize > 8 or prod(shape) == 0:
+        raise DataError(f"{location}: pixels of type {dtype} and shape {shape} are not supported.")
+    return np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
+
+
+def merge_equal_channels(image: NDArray[Any]) -> NDArray[Any]:
+    """Return (1, *S) for an image (3, *S) whose channels are equal, any other as it is."""
+    gray = len(image) == 3 and (image[0] == image[1]).all() and (image[0] == image[2]).all()
+    return image[:1].copy() if gray else image
+
+
+@contextmanager
+def name_errors(location: str) -> Iterator[None]:
+    """Turn what a decoder raises into a ``DataError`` that names the file."""
+    try:
+        yield
+    except _DECODER_ERRORS as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{location}: cannot be read: {reason}. Copy or export it again, or remove it.") from error
+
+
+def import_optional(module: str, extra: str, location: str) -> ModuleType:
+    """Return a module of an optional dependency.
+
+    Raises:
+        DataError: if it is not installed; says what to run.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(
+            f"{location}: reading it needs the package {module.partition('.')[0]}. Run pip install 'ssl-seg[{extra}]'."
+        ) from error
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory of this machine, or a number above all sizes where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 2**63
