@@ -1,0 +1,39 @@
+"""What a check of data or of a split has to say, and its form as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+SHOWN_CASES = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One observation: ``fault`` breaks a promise, ``warn`` weakens the numbers, ``info`` is there to be read.
+
+    ``code`` is stable and in snake case; ``cases`` are the ids (or files) that it is about.
+    """
+
+    code: str
+    level: Literal["info", "warn", "fault"]
+    message: str
+    cases: tuple[str, ...] = ()
+
+
+def select_faults(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings that are faults."""
+    return [finding for finding in findings if finding.level == "fault"]
+
+
+def describe_finding(finding: Finding) -> str:
+    """Return one line: code, message and the first cases."""
+    more = ", ..." if len(finding.cases) > SHOWN_CASES else ""
+    cases = f" ({', '.join(finding.cases[:SHOWN_CASES])}{more})" if finding.cases else ""
+    return f"{finding.code}: {finding.message}{cases}"
+
+
+def findings_to_dict(findings: Sequence[Finding], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON form ``{"findings": [...], "summary": {...}}``."""
+    return {"findings": [asdict(finding) for finding in findings], "summary": dict(summary)}

@@ -1,0 +1,121 @@
+"""How the cases of a data set lie on disk: one module for each layout, and the choice among them.
+
+No image is decoded here. A new layout is a module with ``recognize`` and ``find``, and an entry in ``LAYOUTS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ssl_seg.data.layouts import folders, hdf5, manifest, nnunet, suffix
+from ssl_seg.data.layouts.groups import read_groups
+from ssl_seg.data.layouts.listing import Case, Listing
+from ssl_seg.errors import ConfigError, DataError, did_you_mean
+
+__all__ = ["AUTO", "LAYOUTS", "Case", "Layout", "Listing", "find_listing"]
+
+AUTO = "auto"
+"""Name that stands for the first layout that is recognized."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``recognize`` says whether a path can be meant to have this layout; ``find`` lists its cases or raises."""
+
+    name: str
+    description: str
+    recognize: Callable[[Path], bool]
+    find: Callable[[Path], Listing]
+
+
+_ALL = (
+    Layout(
+        "manifest",
+        "manifest.csv or manifest.parquet with the columns image and, as needed, mask, group, labeled, "
+        "has_segmentation, id",
+        manifest.recognize,
+        manifest.find,
+    ),
+    Layout(
+        "nnunet",
+        "nnU-Net raw data or Medical Segmentation Decathlon: dataset.json, imagesTr/, labelsTr/",
+        nnunet.recognize,
+        nnunet.find,
+    ),
+    Layout(
+        "hdf5",
+        "HDF5 files with the arrays image and label, and train.list if not all of them are meant",
+        hdf5.recognize,
+        hdf5.find,
+    ),
+    Layout(
+        "folders",
+        "images/ and masks/ with the same file names, and unlabeled/ for more images",
+        folders.recognize,
+        folders.find,
+    ),
+    Layout(
+        "suffix",
+        f"x.png with its mask x_mask.png in one folder (or {', '.join(suffix.ENDINGS[1:])})",
+        suffix.recognize,
+        suffix.find,
+    ),
+)
+
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
+"""In the order in which they are tried."""
+
+
+def find_listing(root: Path, layout: str = AUTO, groups: Path | None = None) -> Listing:
+    """Return the cases of a data set and what there is to say about them.
+
+    Args:
+        root: a folder, or the file of a manifest.
+        layout: a key of ``LAYOUTS``, or ``auto`` for the first that is recognized.
+        groups: CSV file with the columns name and group; ``groups.csv`` in the folder is used if it is there. It
+            replaces groups that the layout finds itself.
+
+    Raises:
+        ConfigError: if the layout is unknown.
+        DataError: if no layout fits, no cases can be found, names clash, or no mask or group name belongs to any image.
+    """
+    if layout not in (AUTO, *LAYOUTS):
+        known = [AUTO, *LAYOUTS]
+        raise ConfigError(f"unknown layout '{layout}'{did_you_mean(layout, known)}. Known are {', '.join(known)}.")
+    if not root.exists():
+        raise DataError(f"{root} does not exist. Name the folder that holds images/ and masks/.")
+    if layout == AUTO:
+        layout = next((name for name, known in LAYOUTS.items() if known.recognize(root)), "")
+    elif root.is_file() and layout != "manifest":
+        raise DataError(f"{root} is a file, expected a folder. Only the layout manifest is a file.")
+    if not layout:
+        raise _nothing_recognized(root)
+    listing = LAYOUTS[layout].find(root)
+    return _with_groups(listing, root if root.is_dir() else root.parent, groups)
+
+
+def _with_groups(listing: Listing, folder: Path, groups: Path | None) -> Listing:
+    """Return the listing with the groups of the group file, if there is one."""
+    notes = listing.notes
+    if groups is None and (folder / "groups.csv").is_file():
+        groups = folder / "groups.csv"
+        notes += (f"groups are taken from {groups}",)
+    if groups is None:
+        return listing
+    group_of, group_notes = read_groups(groups, {case.id for case in listing.cases})
+    cases = tuple(replace(case, group=group_of.get(case.id)) for case in listing.cases)
+    return replace(listing, cases=cases, notes=notes + group_notes)
+
+
+def _nothing_recognized(root: Path) -> DataError:
+    """Say what is there, and what could be."""
+    if root.is_file():
+        first = f"{root} is a file, expected a folder. Name the folder that holds images/ and masks/."
+    else:
+        first = folders.describe_missing(root)
+    if root.name in ("images", "masks"):
+        return DataError(first)
+    known = "\n".join(f"  {name}: {layout.description}" for name, layout in LAYOUTS.items())
+    return DataError(f"{first}\nThese layouts are recognized:\n{known}")

@@ -1,0 +1,207 @@
+"""A table with one row for each image: CSV or Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ssl_seg.data.findings import Finding
+from ssl_seg.data.layouts.listing import Case, Listing, check_id, name_examples
+from ssl_seg.data.layouts.table import Row, read_columns, read_table
+from ssl_seg.data.volumes import split_suffix
+from ssl_seg.errors import DataError
+
+COLUMNS = ("image", "mask", "group", "labeled", "has_segmentation", "id")
+SUFFIXES = (".csv", ".parquet")
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A row; ``image`` and ``mask`` are locations, ``labeled`` and ``has_segmentation`` are None without a column."""
+
+    where: str
+    id: str
+    image: str
+    mask: str | None
+    group: str | None
+    labeled: bool | None
+    has_segmentation: bool | None
+    image_exists: bool
+    mask_exists: bool
+
+    @property
+    def expects_mask(self) -> bool:
+        """Whether the row says in any way that there is a mask to be used."""
+        denied = self.labeled is False or self.has_segmentation is False
+        return not denied and (self.mask is not None or bool(self.labeled) or bool(self.has_segmentation))
+
+    @property
+    def contradicts_itself(self) -> bool:
+        return self.has_segmentation is False and (self.mask_exists or bool(self.labeled))
+
+
+def recognize(root: Path) -> bool:
+    """Return whether ``root`` is such a table, or holds one."""
+    return (root.is_file() and root.suffix.lower() in SUFFIXES) or (root.is_dir() and bool(_candidates(root)))
+
+
+def find(root: Path) -> Listing:
+    """Return the images of the table, with their masks; paths are relative to its folder.
+
+    An id is the path of the image without its suffix, unless the table gives one. A case without a segmentation is
+    unlabeled, whatever else its row says: no mask of zeros is ever made up. Images that are missing are left out.
+
+    Raises:
+        DataError: if there is no table or more than one, it has no column ``image``, a cell is not of the kind that its
+            column asks for, two rows have one id, or none of the images is there.
+    """
+    path = root if root.is_file() else _choose(root)
+    columns, rows = read_table(path, COLUMNS)
+    if "image" not in columns:
+        raise DataError(f"{path}: no column 'image', found '{','.join(columns)}'. Known are {', '.join(COLUMNS)}.")
+    entries = _unique(_parse_row(row, path.parent) for row in rows)
+    present = [e for e in entries if e.image_exists]
+    if not present:
+        missing = f"none of its {len(entries)} images is there, e.g. {entries[0].image}" if entries else "no rows"
+        raise DataError(f"{path}: {missing}. Paths are relative to {path.parent}.")
+    cases = (
+        Case(e.id, e.image, e.mask if e.expects_mask and e.mask_exists else None, e.group)
+        for e in sorted(present, key=lambda e: e.id)
+    )
+    declared = {e.id: e.has_segmentation for e in present if e.has_segmentation is not None}
+    return Listing("manifest", tuple(cases), _notes(path, columns), _findings(path, entries), declared=declared)
+
+
+def _candidates(root: Path) -> list[Path]:
+    """Return the tables of a folder that can be its manifest."""
+    tables = sorted(p for p in root.iterdir() if p.suffix.lower() in SUFFIXES and p.name != "groups.csv")
+    named = [p for p in tables if p.stem == "manifest"]
+    has_folders = (root / "images").is_dir()
+    return named or [p for p in tables if _lists_images(p, beside_images=has_folders)]
+
+
+def _lists_images(path: Path, *, beside_images: bool) -> bool:
+    """Return whether the columns are a manifest's; beside ``images/``, a table of measurements has ``image`` too."""
+    try:
+        columns = set(read_columns(path))
+    except DataError:
+        return False
+    return "image" in columns and (not beside_images or bool(columns & {"mask", "labeled", "has_segmentation"}))
+
+
+def _choose(root: Path) -> Path:
+    found = _candidates(root)
+    if not found:
+        raise DataError(f"{root} holds no manifest.csv or manifest.parquet, and no other table with a column 'image'.")
+    if len(found) > 1:
+        names = ", ".join(p.name for p in found)
+        raise DataError(f"{root} holds {len(found)} manifests ({names}). Name one of the files instead of the folder.")
+    return found[0]
+
+
+def _parse_row(row: Row, folder: Path) -> _Entry:
+    image = row.cells["image"]
+    if not image:
+        raise DataError(f"{row.where}: image must not be empty.")
+    image_location = _resolve(image, folder)
+    mask = row.cells.get("mask")
+    mask_location = _resolve(mask, folder) if mask else None
+    return _Entry(
+        where=row.where,
+        id=check_id(row.cells.get("id") or _default_id(image, folder), row.where),
+        image=image_location,
+        mask=mask_location,
+        group=row.cells.get("group") or None,
+        labeled=_parse_boolean(row, "labeled"),
+        has_segmentation=_parse_boolean(row, "has_segmentation"),
+        image_exists=_exists(image_location),
+        mask_exists=mask_location is not None and _exists(mask_location),
+    )
+
+
+def _parse_boolean(row: Row, column: str) -> bool | None:
+    if column not in row.cells:
+        return None
+    value = _BOOLEANS.get(row.cells[column].lower())
+    if value is None:
+        raise DataError(f"{row.where}: {column} is '{row.cells[column]}', must be one of {', '.join(_BOOLEANS)}.")
+    return value
+
+
+def _split_cell(text: str) -> tuple[str, str]:
+    """Return path, with forward slashes, and key."""
+    path, _, key = text.partition("::")
+    return path.replace("\\", "/"), key
+
+
+def _resolve(text: str, folder: Path) -> str:
+    """Return the location of a cell."""
+    path, key = _split_cell(text)
+    return f"{folder / path}::{key}" if key else str(folder / path)
+
+
+def _default_id(text: str, folder: Path) -> str:
+    """Return the path below ``folder`` without suffix, and the key inside the file; what leads out of it is dropped."""
+    name, key = _split_cell(text)
+    path, base = PurePosixPath(name), folder.absolute().as_posix()
+    if path.is_relative_to(base):
+        path = path.relative_to(base)
+    parts = [p for p in path.parts if p not in (path.anchor, "..")]
+    return "/".join([split_suffix("/".join(parts))[0], *(p for p in key.split("/") if p)])
+
+
+def _exists(location: str) -> bool:
+    try:
+        return Path(location.partition("::")[0]).exists()
+    except OSError:  # not a name that a file could have
+        return False
+
+
+def _unique(entries: Iterable[_Entry]) -> list[_Entry]:
+    """Return the entries, or say which have one id."""
+    by_id: dict[str, _Entry] = {}
+    for entry in entries:
+        first = by_id.setdefault(entry.id, entry)
+        if first is not entry:
+            raise DataError(f"{entry.where}: the id '{entry.id}' is that of {first.where.rpartition(', ')[2]} too.")
+    return list(by_id.values())
+
+
+def _notes(path: Path, columns: tuple[str, ...]) -> tuple[str, ...]:
+    notes: tuple[str, ...] = (f"cases are taken from {path}",)
+    if unknown := [c for c in columns if c not in COLUMNS]:
+        notes += (f"{len(unknown)} unknown column(s) of {path.name} are not used ({name_examples(unknown)})",)
+    if not {"mask", "has_segmentation"} & set(columns):
+        notes += (f"{path.name} has neither a column mask nor has_segmentation: all cases count as unlabeled",)
+    return notes
+
+
+def _findings(path: Path, entries: list[_Entry]) -> tuple[Finding, ...]:
+    """Return where the table disagrees with the disk or with itself."""
+    present = [e for e in entries if e.image_exists]
+    findings = []
+    if missing := [e for e in entries if not e.image_exists]:
+        message = f"{path}: {len(missing)} image(s) are not there, e.g. {missing[0].image}. Correct or remove the rows."
+        findings.append(Finding("missing_image", "fault", message, tuple(e.id for e in missing)))
+    if missing := [e for e in present if e.expects_mask and not e.mask_exists]:
+        example = missing[0].mask or f"that of {missing[0].id}"
+        message = (
+            f"{path}: {len(missing)} mask(s) that should exist are not there, e.g. {example}. "
+            "Correct the path, or set labeled to false."
+        )
+        findings.append(Finding("missing_mask", "fault", message, tuple(e.id for e in missing)))
+    if doubtful := tuple(e.id for e in present if e.contradicts_itself):
+        message = (
+            f"{len(doubtful)} case(s) with has_segmentation=false are said to have a mask; they count as unlabeled"
+        )
+        findings.append(Finding("has_segmentation_disagrees", "warn", message, doubtful))
+    said = [e.has_segmentation for e in entries if e.has_segmentation is not None]
+    if said and not any(said):
+        message = (
+            f"{path}: has_segmentation is false in all {len(said)} rows. Add masks; there is nothing to learn from."
+        )
+        findings.append(Finding("no_segmentation", "fault", message))
+    return tuple(findings)

@@ -1,0 +1,169 @@
+"""The raw data format of nnU-Net, and that of the Medical Segmentation Decathlon that it came from.
+
+``imagesTr/X_0000.nii.gz`` and ``X_0001.nii.gz`` are the channels of case X, ``labelsTr/X.nii.gz`` is its mask. The
+Decathlon has ``imagesTr/X.nii.gz``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_seg.data.layouts.files import match_masks, note_unlabeled, walk_files
+from ssl_seg.data.layouts.listing import Case, Listing, name_examples
+from ssl_seg.data.volumes import IMAGE_SUFFIXES
+from ssl_seg.errors import DataError
+
+_COLOR_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""One file may hold all channels (red, green, blue)."""
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What dataset.json says; ``labels`` are (value, name), without the value to ignore."""
+
+    ending: str
+    channels: int
+    labels: tuple[tuple[int, str], ...]
+    ignore_value: int | None
+
+
+def recognize(root: Path) -> bool:
+    """Return whether there are dataset.json and imagesTr/."""
+    return (root / "dataset.json").is_file() and (root / "imagesTr").is_dir()
+
+
+def find(root: Path) -> Listing:
+    """Return the training cases, with the label values that dataset.json declares; imagesTs/ is not used.
+
+    Raises:
+        DataError: if a part is missing, dataset.json is not of that form or declares regions, cases differ in channels,
+            or there are labels and none belongs to an image.
+    """
+    for part in ("dataset.json", "imagesTr"):
+        if not (root / part).exists():
+            raise DataError(f"{root} has no {part}: the nnU-Net layout is dataset.json, imagesTr/ and labelsTr/.")
+    description = _read_description(root / "dataset.json")
+    files, notes = _files_by_stem(root / "imagesTr", description.ending)
+    if not files:
+        raise DataError(f"{root / 'imagesTr'} holds no file that ends in {description.ending} (from dataset.json).")
+    channels_of = group_channels(files)
+    if _is_numbered(files):
+        _check_channels(root, channels_of, description)
+    images = {case_id: channels[0] for case_id, channels in channels_of.items()}
+    labels, label_notes = _files_by_stem(root / "labelsTr", description.ending)
+    masks, mask_notes, findings = match_masks(images, labels, root / "labelsTr")
+    notes += label_notes + mask_notes + note_unlabeled(len(images) - len(masks), len(images))
+    if test := [path for path in walk_files(root / "imagesTs") if path.name.endswith(description.ending)]:
+        notes += (f"{len(test)} file(s) of imagesTs/ are not used",)
+    cases = (
+        Case(i, str(paths[0]), str(masks[i]) if i in masks else None, None, tuple(map(str, paths[1:])))
+        for i, paths in sorted(channels_of.items())
+    )
+    return Listing(
+        "nnunet",
+        tuple(cases),
+        notes,
+        findings,
+        label_values=tuple(value for value, _ in description.labels) or None,
+        ignore_value=description.ignore_value,
+        class_names=tuple(name for _, name in description.labels),
+    )
+
+
+def _files_by_stem(folder: Path, ending: str) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Return the files with this ending by the path without it, and a note on others."""
+    found: dict[str, Path] = {}
+    others: list[str] = []
+    for path in walk_files(folder):
+        relative = path.relative_to(folder).as_posix()
+        if relative.endswith(ending):
+            found[relative.removesuffix(ending)] = path
+        else:
+            others.append(relative)
+    note = f"{len(others)} file(s) in {folder.name}/ do not end in {ending} and are not used ({name_examples(others)})"
+    return found, (note,) if others else ()
+
+
+def _is_numbered(stems: Iterable[str]) -> bool:
+    return any(stem.endswith("_0000") for stem in stems)
+
+
+def group_channels(files: Mapping[str, Path]) -> dict[str, list[Path]]:
+    """Return the files of each case in the order of their channel numbers."""
+    if not _is_numbered(files):
+        return {stem: [path] for stem, path in files.items()}
+    grouped: dict[str, list[Path]] = {}
+    for stem, path in sorted(files.items()):
+        parts = re.fullmatch(r"(.+)_(\d{4})", stem)
+        channels = grouped.setdefault(parts[1], []) if parts else []
+        if parts is None or int(parts[2]) != len(channels):
+            raise DataError(f"{path}: the channels of a case end in _0000, _0001, ... This one does not follow on any.")
+        channels.append(path)
+    return grouped
+
+
+def _check_channels(root: Path, channels_of: Mapping[str, list[Path]], description: _Description) -> None:
+    """Compare the number of files of each case with dataset.json; a file of colors may hold all channels."""
+    counts = {case_id: len(paths) for case_id, paths in channels_of.items()}
+    colors = description.ending.lower() in _COLOR_SUFFIXES and set(counts.values()) == {1}
+    wrong = sorted(case_id for case_id, count in counts.items() if count != description.channels)
+    if wrong and not colors:
+        raise DataError(
+            f"{root}: dataset.json names {description.channels} channel(s), and {len(wrong)} case(s) have another "
+            f"number of files, e.g. {wrong[0]} has {counts[wrong[0]]}. Add the missing files, or correct dataset.json."
+        )
+
+
+def _read_description(path: Path) -> _Description:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: must be an object with channel_names, labels and file_ending.")
+    if "dataset" in content:
+        raise DataError(
+            f"{path}: file lists under 'dataset' are not read. Write them as manifest.csv with the columns image, mask."
+        )
+    ending = content.get("file_ending", ".nii.gz")
+    if not isinstance(ending, str) or ending.lower() not in IMAGE_SUFFIXES:
+        raise DataError(f"{path}: file_ending {ending!r} cannot be read. Known are {', '.join(IMAGE_SUFFIXES)}.")
+    channels = content.get("channel_names", content.get("modality"))
+    if not isinstance(channels, dict) or not channels:
+        raise DataError(f"{path}: channel_names must map channel numbers to names, found {channels!r}.")
+    labels = [_parse_label(*item, path) for item in _label_items(content.get("labels"), path)]
+    ignored = [value for value, name in labels if name == "ignore"]
+    kept = tuple(sorted(item for item in labels if item[1] != "ignore"))
+    values = [value for value, _ in labels]
+    if labels and (len(set(values)) != len(values) or 0 not in [value for value, _ in kept] or len(kept) < 2):
+        raise DataError(
+            f"{path}: labels need one name for each value, 0 for the background, and another; found {values}."
+        )
+    return _Description(ending, len(channels), kept, ignored[0] if ignored else None)
+
+
+def _label_items(labels: Any, path: Path) -> list[tuple[str, Any]]:
+    if labels is None:
+        return []
+    if not isinstance(labels, dict):
+        raise DataError(f"{path}: labels must map names to values, found {labels!r}.")
+    return list(labels.items())
+
+
+def _parse_label(key: str, value: Any, path: Path) -> tuple[int, str]:
+    """Return (value, name) of ``"tumor": 2``, or of ``"2": "tumor"`` as in version 1."""
+    if isinstance(value, list):
+        raise DataError(
+            f"{path}: label '{key}' is a region of the values {value}; regions overlap, and a mask here has one class "
+            "per voxel. Declare each value as a label of its own."
+        )
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value, key
+    if isinstance(value, str) and key.isdecimal():
+        return int(key), value
+    raise DataError(f"{path}: label '{key}': {value!r} is neither name: value nor \"value\": name.")

@@ -1,0 +1,99 @@
+"""Rows of text from a CSV or Parquet file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_seg.data.formats.stored import import_optional
+from ssl_seg.errors import DataError
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells of one row as text, by column; ``where`` names file and line for messages."""
+
+    where: str
+    cells: Mapping[str, str]
+
+
+def read_columns(path: Path) -> tuple[str, ...]:
+    """Return the column names, in lower case and without spaces around them.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    return _read_parquet_columns(path) if _is_parquet(path) else _read_csv(path)[0]
+
+
+def read_table(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[Row]]:
+    """Return all column names, and the rows with those columns that are ``wanted``.
+
+    Raises:
+        DataError: if the file cannot be read, a column is there twice, or a cell is no text, number or truth value.
+    """
+    columns, rows = _read_parquet(path, wanted) if _is_parquet(path) else _read_csv(path)
+    if twice := sorted({c for c in columns if columns.count(c) > 1}):
+        raise DataError(f"{path}: column '{twice[0]}' is there twice. Remove or rename one.")
+    return columns, [Row(row.where, {c: row.cells[c] for c in columns if c in wanted}) for row in rows]
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _clean(columns: Collection[str]) -> tuple[str, ...]:
+    return tuple(c.strip().lower() for c in columns)
+
+
+def _read_csv(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            columns = _clean(next(reader, []))
+            rows = []
+            for cells in reader:
+                where = f"{path}, line {reader.line_num}"
+                if len(cells) > len(columns):
+                    raise DataError(f"{where}: {len(cells)} cells, the first line has {len(columns)}.")
+                padded = [c.strip() for c in cells] + [""] * (len(columns) - len(cells))
+                if any(padded):
+                    rows.append(Row(where, dict(zip(columns, padded, strict=True))))
+            return columns, rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: the table cannot be read ({error}).") from error
+
+
+def _read_parquet_columns(path: Path) -> tuple[str, ...]:
+    parquet = import_optional("pyarrow.parquet", "parquet", str(path))
+    try:
+        return _clean(parquet.read_schema(path).names)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the table cannot be read ({error}).") from error
+
+
+def _read_parquet(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[Row]]:
+    parquet = import_optional("pyarrow.parquet", "parquet", str(path))
+    try:
+        names = parquet.read_schema(path).names
+        read = [name for name in names if name.strip().lower() in wanted]
+        rows = parquet.read_table(path, columns=read).to_pylist()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the table cannot be read ({error}).") from error
+    found = []
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, row {number}"
+        cells = {name.strip().lower(): _to_text(value, f"{where}, column {name}") for name, value in row.items()}
+        found.append(Row(where, cells))
+    return _clean(names), found
+
+
+def _to_text(value: Any, where: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str | bool | int):
+        return str(value).strip()
+    raise DataError(f"{where}: expected text, a whole number or true/false, found {type(value).__name__}.")
