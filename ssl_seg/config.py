@@ -21,11 +21,15 @@ class DataConfig(Section):
     """Where the images are and how they are cut."""
 
     root: str = "synthetic:particles"
-    """Folder with images/ and masks/, or synthetic:particles, or synthetic:sheets."""
+    """Folder or manifest in one of the layouts of `ssl-seg data layouts`; or synthetic:particles, synthetic:sheets."""
+    layout: str = "auto"
+    """Layout of the folder; auto recognizes it."""
     groups: str | None = None
     """CSV with the columns name,group (patient, paper, tile); groups.csv inside the folder is used unasked."""
     label_values: tuple[int, ...] = Field(min_length=2)
     """Value of each class in the mask files, background first."""
+    label_map: dict[int, int] = Field(default_factory=dict)
+    """Mask value of a file -> value to use instead, before all else: {2: 1} makes class 2 part of class 1."""
     ignore_value: int | None = None
     """Mask value of voxels that neither losses nor metrics look at."""
     channels: PositiveInt
@@ -33,11 +37,15 @@ class DataConfig(Section):
     patch_size: tuple[PositiveInt, ...] = Field(min_length=2, max_length=3)
     """Size of a training patch and of an inference window; its length says 2D or 3D."""
     spacing: tuple[float, ...] | None = None
-    """Size of a voxel along each axis, for surface distances; 1 when unset."""
+    """Size of a voxel along each axis, for surface distances and resampling; that of each image file when unset."""
+    resample_to: tuple[float, ...] | None = None
+    """Voxel size that all images are resampled to for the network; masks are predicted and scored as stored."""
     foreground_ratio: float = Field(ge=0, le=1)
     """Share of labeled patches that are centered on a foreground voxel."""
     cache_mb: PositiveInt = 2048
-    """Decoded cases kept in memory, per process."""
+    """Decoded cases kept in memory, per process. Larger volumes are read by box."""
+    disk_cache_gb: float = Field(20.0, ge=0)
+    """Space for decoded copies of compressed volumes that do not fit into cache_mb; 0 decodes them again each time."""
 
     @property
     def num_classes(self) -> int:
@@ -51,10 +59,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _spacing_has_one_value_an_axis(self) -> DataConfig:
-        if self.spacing is not None and (len(self.spacing) != self.ndim or min(self.spacing) <= 0):
-            raise ValueError(
-                f"spacing {self.spacing} needs {self.ndim} positive values, one for each axis of patch_size"
-            )
+        for name, values in (("spacing", self.spacing), ("resample_to", self.resample_to)):
+            if values is not None and (len(values) != self.ndim or min(values) <= 0):
+                raise ValueError(f"{name} {values} needs {self.ndim} positive values, one for each axis of patch_size")
         return self
 
     @model_validator(mode="after")
@@ -78,6 +85,18 @@ class SplitConfig(Section):
     """Share of the labeled cases kept for validation."""
     test_fraction: float = Field(0.20, ge=0, lt=1)
     """Share of the labeled cases sealed for the final test."""
+    folds: int | None = Field(None, ge=2)
+    """Number of cross-validation folds; each fold is the validation set once, and val_fraction is not used."""
+    fold: int = Field(0, ge=0)
+    """The fold that is the validation set, from 0."""
+    allow_faults: bool = False
+    """Train although the split check finds a fault; set by --allow-split."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> SplitConfig:
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"fold {self.fold} does not exist: there are {self.folds or 'no'} folds, counted from 0")
+        return self
 
 
 class NetworkConfig(Section):
@@ -139,6 +158,8 @@ class BatchConfig(Section):
     """Labeled patches."""
     unlabeled: int = Field(ge=0)
     """Unlabeled patches; 0 for a purely supervised run."""
+    positive_ratio: float | None = Field(None, ge=0, le=1)
+    """Share of labeled patches from cases with foreground; null draws all labeled cases equally often."""
 
 
 class AugmentConfig(Section):
@@ -148,12 +169,22 @@ class AugmentConfig(Section):
     """Mirror along random axes."""
     rotate90: bool = True
     """Rotate by multiples of 90 degrees in the (Y, X) plane."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Rotate by up to so many degrees in the (Y, X) plane."""
+    scale: float = Field(0.0, ge=0, lt=1)
+    """Enlarge or shrink by a factor of up to 1 + scale."""
+    elastic: float = Field(0.0, ge=0, le=1)
+    """Probability of an elastic deformation."""
     intensity: float = Field(0.5, ge=0, le=1)
-    """Strength of brightness, contrast, gamma, noise and blur in the strong view."""
+    """Strength of brightness, contrast, gamma, noise, blur and low resolution in the strong view."""
     cutout: float = Field(0.3, ge=0, le=1)
     """Probability that boxes of the strong view are blanked."""
     labeled_strong: bool = False
     """Give the labeled images the strong intensity changes too."""
+    cutmix: float = Field(0.0, ge=0, le=1)
+    """Probability that a strong view has a box of another one in it; its pseudo-label follows."""
+    copy_paste: float = Field(0.0, ge=0, le=1)
+    """Probability that the foreground of another labeled patch is pasted into a labeled patch."""
 
 
 class LossConfig(Section):

@@ -6,7 +6,7 @@ A mask file holds arbitrary integer values (0/255, or 0..K-1); the network knows
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,19 @@ def infer_label_values(values: Iterable[int]) -> tuple[int, ...]:
 def _is_contiguous(values: Sequence[int]) -> bool:
     """Return whether sorted ``values`` are 0, 1, ..., n-1."""
     return list(values) == list(range(len(values)))
+
+
+def apply_label_map(mask: NDArray[np.integer], label_map: Mapping[int, int]) -> NDArray[np.integer]:
+    """Return a mask with each value that the map names replaced; other values stay.
+
+    All replacements happen at once: ``{1: 2, 2: 1}`` swaps.
+    """
+    if not label_map:
+        return mask
+    mapped = mask.astype(np.int64)
+    for old, new in label_map.items():
+        mapped[mask == old] = new
+    return mapped
 
 
 def to_target(

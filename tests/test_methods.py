@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_seg.data.loader import Batch
+from ssl_seg.data.mixing import Mix
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import IGNORE_INDEX
@@ -149,6 +150,37 @@ def test_mean_teacher_is_its_formula(name: str, distance: object) -> None:
     for step in (0, 10, 99):
         expected = supervised + 2.0 * compute_rampup(step, 50, "sigmoid") * consistency
         torch.testing.assert_close(method(nets, batch, Progress(step, 100)).loss, expected)
+
+
+def make_mixed_batch() -> Batch:
+    batch = make_batch()
+    mask = torch.zeros(3, 12, 12, dtype=torch.bool)
+    mask[:2, 3:9, 2:8] = True
+    mix = Mix(torch.tensor([1, 2, 0]), mask)
+    return replace(batch, strong=mix.apply(batch.strong), mix=mix)
+
+
+@pytest.mark.parametrize(("name", "distance"), [("mse", consistency_mse), ("kl", consistency_kl)])
+def test_pseudo_labels_are_mixed_like_the_strong_views(name: str, distance: object) -> None:
+    """The teacher sees the whole weak views; its probabilities are then put together as the images were."""
+    method = make_method("mean_teacher", {"consistency": name, "rampup_ratio": 0}, WEIGHTS)
+    nets, batch = make_nets(), make_mixed_batch()
+    probs = nets.teacher(batch.weak).softmax(1)
+    expected = probs.clone()
+    for n, source in enumerate((1, 2)):
+        expected[n, :, 3:9, 2:8] = probs[source, :, 3:9, 2:8]
+    supervised, _ = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
+    consistency = distance(nets.student(batch.strong), expected)  # type: ignore[operator]
+    loss = method(nets, batch, PROGRESS).loss
+    torch.testing.assert_close(loss, supervised + consistency)
+    unmixed = method(nets, replace(batch, mix=None), PROGRESS).loss
+    assert abs((loss - unmixed).item()) > 1e-5
+
+
+def test_a_mixed_batch_runs_with_every_method(method: Method) -> None:
+    output = method(make_nets(), make_mixed_batch(), PROGRESS)
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
 
 
 def test_supervised_does_not_look_at_unlabeled_images() -> None:

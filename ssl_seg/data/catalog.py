@@ -1,27 +1,24 @@
 """Which cases there are, and what is in them.
 
-A data set is a folder with ``images/`` and ``masks/``, paired by file name, or ``synthetic:<kind>``. An image without a
-mask file is unlabeled; a mask of zeros is a labeled negative.
+A data set is a folder or manifest in one of the ``LAYOUTS``, or ``synthetic:<kind>``. An image without a mask is
+unlabeled; a mask of zeros is a labeled negative.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ssl_seg.data import synthetic
-from ssl_seg.data.folders import find_pairs, read_groups
-from ssl_seg.data.splits import IMAGE_DIGITS
-from ssl_seg.data.volumes import read_image, read_mask
+from ssl_seg.data.facts import CaseFacts, SizeMismatchError, read_facts
+from ssl_seg.data.findings import Finding, select_faults
+from ssl_seg.data.layouts import find_listing
+from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.errors import DataError, did_you_mean
 from ssl_seg.labels import infer_label_values
 
@@ -39,38 +36,6 @@ _MANY_CLASSES = 32
 
 
 @dataclass(frozen=True)
-class Case:
-    """One image, with its mask if there is one.
-
-    ``image`` and ``mask`` are locations for ``volumes``; ``group`` names what must not be torn apart (a patient, a
-    paper).
-    """
-
-    id: str
-    image: str
-    mask: str | None
-    group: str | None
-
-
-@dataclass(frozen=True)
-class CaseFacts:
-    """What reading a case has shown.
-
-    ``shape`` is *S; ``values`` are the mask's values, sorted; ``foreground`` is the share of voxels that are not
-    background among those that are not ignored. Both are None without a mask. ``content`` is 16 hex digits of SHA-256
-    over the decoded arrays, so the same for any file format: 12 of the image, then 4 of the mask (zeros without one);
-    the first 12 find an image again that lost or gained its mask.
-    """
-
-    shape: tuple[int, ...]
-    channels: int
-    dtype: str
-    values: tuple[int, ...] | None
-    foreground: float | None
-    content: str
-
-
-@dataclass(frozen=True)
 class Catalog:
     """All cases of a data set, sorted by id, with their facts; the label values that hold for all masks."""
 
@@ -80,6 +45,8 @@ class Catalog:
     label_values: tuple[int, ...]
     ignore_value: int | None
     notes: tuple[str, ...]
+    layout: str = "folders"
+    label_map: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def ndim(self) -> int:
@@ -126,110 +93,107 @@ def pass_through(items: Iterable[Any], total: int) -> Iterable[Any]:  # noqa: AR
     return items
 
 
-def find_cases(root: str, groups: Path | None = None) -> tuple[tuple[Case, ...], tuple[str, ...]]:
-    """Return the cases of a data set, sorted by id, and notes on what was found; no image is opened.
+def find_cases(root: str, *, groups: Path | None = None, layout: str = "auto") -> Listing:
+    """Return the cases of a data set, sorted by id, and what was noticed on the way; no image is decoded.
 
     Args:
-        root: a folder with ``images/`` and, for labeled cases, ``masks/``; or ``synthetic:<kind>``.
+        root: a folder or manifest in one of the ``LAYOUTS``; or ``synthetic:<kind>``.
         groups: CSV file with the columns name and group; ``root/groups.csv`` is used if it is there.
+        layout: a key of ``LAYOUTS``, or auto to recognize it.
 
     Raises:
         DataError: if no cases can be found, names clash, or no mask or group name belongs to any image.
     """
     if synthetic.is_synthetic(root):
         locations = synthetic.locations(root.partition(":")[2])
-        return tuple(Case(loc.rpartition("/")[2], loc, loc, None) for loc in locations), ()
-    folder = Path(root)
-    images, masks, notes = find_pairs(folder)
-    if groups is None and (folder / "groups.csv").is_file():
-        groups = folder / "groups.csv"
-        notes += (f"groups are taken from {groups}",)
-    group_of: Mapping[str, str] = {}
-    if groups is not None:
-        group_of, group_notes = read_groups(groups, images)
-        notes += group_notes
-    cases = (
-        Case(case_id, str(path), str(masks[case_id]) if case_id in masks else None, group_of.get(case_id))
-        for case_id, path in sorted(images.items())
-    )
-    return tuple(cases), notes
+        cases = tuple(Case(loc.rpartition("/")[2], loc, loc, None) for loc in locations)
+        return Listing("synthetic", cases, notes=(), findings=())
+    return find_listing(Path(root), layout, groups)
+
+
+def scan_cases(
+    cases: Sequence[Case],
+    *,
+    label_map: Mapping[int, int] | None = None,
+    background: int = 0,
+    ignore_value: int | None = None,
+    track: Track = pass_through,
+) -> tuple[dict[str, CaseFacts], list[Finding]]:
+    """Read every case once. Return the facts of those that can be read, and a fault for each other one.
+
+    Args:
+        cases: what to read.
+        label_map, background, ignore_value: see ``read_facts``.
+        track: told about every case that has been read.
+    """
+    read = partial(_try_facts, label_map=label_map, background=background, ignore_value=ignore_value)
+    facts: dict[str, CaseFacts] = {}
+    faults: list[Finding] = []
+    with ThreadPoolExecutor(_READERS) as pool:
+        for case, result in zip(cases, track(pool.map(read, cases), len(cases)), strict=True):
+            if isinstance(result, CaseFacts):
+                facts[case.id] = result
+            else:
+                faults.append(result)
+    return facts, faults
 
 
 def open_catalog(
     root: str,
     *,
     groups: Path | None = None,
+    layout: str = "auto",
     label_values: Sequence[int] | None = None,
+    label_map: Mapping[int, int] | None = None,
     ignore_value: int | None = None,
     track: Track = pass_through,
 ) -> Catalog:
     """Find all cases, read each of them once, and check that they fit together.
 
     Args:
-        root: see ``find_cases``.
-        groups: see ``find_cases``.
-        label_values: mask value of each class, background first; None infers them from all masks.
-        ignore_value: mask value of voxels to leave out, or None.
+        root, groups, layout: see ``find_cases``.
+        label_values: mask value of each class, background first; None takes those that the layout declares, or infers
+            them from all masks.
+        label_map: mask value of the files -> value to use instead.
+        ignore_value: mask value of voxels to leave out; None takes the one that the layout declares, if any.
         track: told about every case that has been read.
 
     Raises:
         DataError: with all problems of all files at once.
     """
-    cases, notes = find_cases(root, groups)
-    read = partial(_read_facts, background=label_values[0] if label_values else 0, ignore_value=ignore_value)
-    facts: dict[str, CaseFacts] = {}
-    problems: list[str] = []
-    with ThreadPoolExecutor(_READERS) as pool:
-        for case, result in zip(cases, track(pool.map(read, cases), len(cases)), strict=True):
-            if isinstance(result, CaseFacts):
-                facts[case.id] = result
-            else:
-                problems.append(result)
+    listing = find_cases(root, groups=groups, layout=layout)
+    declared = listing.label_values if label_values is None and not label_map else label_values
+    ignored = listing.ignore_value if ignore_value is None else ignore_value
+    facts, faults = scan_cases(
+        listing.cases,
+        label_map=label_map,
+        background=declared[0] if declared else 0,
+        ignore_value=ignored,
+        track=track,
+    )
+    problems = [fault.message for fault in (*select_faults(listing.findings), *faults)]
     problems += _shape_problems(facts)
-    if label_values is not None:
-        values = tuple(label_values)
-        problems += _value_problems(cases, facts, {*values, *_optional(ignore_value)})
+    if declared is not None:
+        values = tuple(declared)
+        problems += _value_problems(listing.cases, facts, {*values} if ignored is None else {*values, ignored})
     else:
-        values, value_problems = _infer_values(cases, facts, ignore_value)
+        values, value_problems = _infer_values(listing.cases, facts, ignored)
         problems += value_problems
     if problems:
         more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError(f"{root}: {len(problems)} problem(s) found.\n" + "\n".join(problems[:_SHOWN]) + more)
-    notes += _content_notes(facts, values, inferred=label_values is None)
-    return Catalog(root, cases, facts, values, ignore_value, notes)
+    notes = listing.notes + _content_notes(facts, values, inferred=declared is None)
+    return Catalog(root, listing.cases, facts, values, ignored, notes, listing.layout, dict(label_map or {}))
 
 
-def _read_facts(case: Case, background: int, ignore_value: int | None) -> CaseFacts | str:
-    """Return the facts of one case, or what is wrong with it."""
+def _try_facts(case: Case, **labels: Any) -> CaseFacts | Finding:
+    """Return the facts of one case, or the fault that keeps it from being read."""
     try:
-        image = read_image(case.image)
-        mask = None if case.mask is None else read_mask(case.mask)
+        return read_facts(case, **labels)
+    except SizeMismatchError as error:
+        return Finding("size_mismatch", "fault", str(error), (case.id,))
     except DataError as error:
-        return str(error)
-    shape = image.shape[1:]
-    common = (shape, len(image), image.dtype.name)
-    if mask is None:
-        return CaseFacts(*common, None, None, _digest(image)[:IMAGE_DIGITS] + "0000")
-    if mask.shape != shape:
-        return f"{case.mask}: the mask is {_size(mask.shape)}, its image {_size(shape)}. They must be of one size."
-    values, counts = np.unique(mask, return_counts=True)
-    count = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    looked_at = mask.size - (0 if ignore_value is None else count.get(ignore_value, 0))
-    foreground = (looked_at - count.get(background, 0)) / max(looked_at, 1)
-    return CaseFacts(*common, tuple(sorted(count)), foreground, _digest(image)[:IMAGE_DIGITS] + _digest(mask)[:4])
-
-
-def _digest(array: NDArray[np.generic]) -> str:
-    head = f"{array.dtype.name} {array.shape}".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _optional(value: int | None) -> tuple[int, ...]:
-    return () if value is None else (value,)
+        return Finding("unreadable", "fault", str(error), (case.id,))
 
 
 def _shape_problems(facts: Mapping[str, CaseFacts]) -> list[str]:

@@ -5,9 +5,9 @@ Shapes: L labeled, U unlabeled, C channels, K classes (background = 0), *S spati
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_seg.data.catalog import Catalog
-from ssl_seg.data.sampling import CaseStream, choose_box, choose_tile, crop, derive_rng, locate_box
-from ssl_seg.data.transforms import Intensity, Views, measure_intensity
-from ssl_seg.data.volumes import read_image, read_mask
+from ssl_seg.data.mixing import Mix, make_copy_paste, make_cutmix
+from ssl_seg.data.sampling import BalancedBatchSampler, CaseStream, choose_box, choose_tile, crop, derive_rng
+from ssl_seg.data.store import CaseStore, cut_unit
+from ssl_seg.data.transforms import Views
 from ssl_seg.errors import DataError
-from ssl_seg.labels import IGNORE_INDEX, to_target
+from ssl_seg.labels import IGNORE_INDEX
 
-LABELED_STREAM, UNLABELED_STREAM, PROBE_STREAM = 1, 2, 3
-MAX_FOREGROUND_POINTS = 4096
+LABELED_STREAM, UNLABELED_STREAM, PROBE_STREAM, MIX_STREAM = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Batch:
 
     ``image`` (L,C,*P) float32 · ``target`` (L,*P) int64 with IGNORE_INDEX allowed · ``weak`` and ``strong`` (U,C,*P)
     float32, the same voxels under different intensities · ``case_ids`` labeled first, then unlabeled. U may be 0.
+    With ``mix``, ``strong`` is mixed already: what is made from ``weak`` fits it after ``mix.apply``.
     """
 
     image: Tensor
@@ -40,6 +40,7 @@ class Batch:
     weak: Tensor
     strong: Tensor
     case_ids: tuple[str, ...]
+    mix: Mix | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
@@ -50,93 +51,9 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(change(self.image), change(self.target), change(self.weak), change(self.strong), self.case_ids)
-
-
-@dataclass(frozen=True)
-class LoadedCase:
-    """A decoded case: ``image`` (C,*S) raw, ``target`` (*S) int16 or None, ``foreground`` (n, ndim) coordinates."""
-
-    image: NDArray[np.generic]
-    target: NDArray[np.int16] | None
-    foreground: NDArray[np.integer] | None
-    intensity: Intensity
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held by the arrays."""
-        arrays = (self.image, self.target, self.foreground)
-        return sum(a.nbytes for a in arrays if a is not None)
-
-
-class CaseStore:
-    """Reads cases of a catalog and keeps the most recently used ones, up to a number of bytes.
-
-    Args:
-        catalog: where the cases are.
-        channels: channels that the network expects; gray images are repeated to 3.
-        max_bytes: limit of the cache; a case larger than that is read each time.
-    """
-
-    def __init__(self, catalog: Catalog, channels: int, max_bytes: int = 2**31) -> None:
-        self.catalog, self.channels, self.max_bytes = catalog, channels, max_bytes
-        self._cache: OrderedDict[str, LoadedCase] = OrderedDict()
-        self._held = 0
-
-    def load(self, case_id: str) -> LoadedCase:
-        """Return a case.
-
-        Raises:
-            DataError: unknown id, unreadable file, or a mask value without a class.
-        """
-        if case_id in self._cache:
-            self._cache.move_to_end(case_id)
-            return self._cache[case_id]
-        loaded = self._read(case_id)
-        self._cache[case_id] = loaded
-        self._held += loaded.nbytes
-        while self._held > self.max_bytes and self._cache:
-            self._held -= self._cache.popitem(last=False)[1].nbytes
-        return loaded
-
-    def _read(self, case_id: str) -> LoadedCase:
-        case = self.catalog.case(case_id)
-        image = fit_channels(read_image(case.image), self.channels, case.image)
-        target = foreground = None
-        if case.mask is not None:
-            target = to_target(read_mask(case.mask), self.catalog.label_values, self.catalog.ignore_value).astype(
-                np.int16
-            )
-            points = np.flatnonzero(target > 0)
-            spread = points[:: max(1, len(points) // MAX_FOREGROUND_POINTS)]
-            foreground = np.stack(np.unravel_index(spread, target.shape), axis=1)
-        return LoadedCase(image, target, foreground, measure_intensity(image))
-
-
-def fit_channels(image: NDArray[np.generic], channels: int, where: str) -> NDArray[np.generic]:
-    """Return (C,*S) with the wanted number of channels; a gray image is repeated.
-
-    Raises:
-        DataError: when a color image would have to lose its channels.
-    """
-    if len(image) == channels:
-        return image
-    if len(image) == 1:
-        return np.repeat(image, channels, axis=0)
-    raise DataError(f"{where} has {len(image)} channels and the network takes {channels}: convert it first")
-
-
-def cut_unit(case: LoadedCase, start: Sequence[int], patch_size: Sequence[int]) -> NDArray[np.float32]:
-    """Return a box (C,*P) in the unit range; outside the image each channel's mean, which becomes z-score 0."""
-    inside, placed = locate_box(start, patch_size, case.image.shape[1:])
-    cut: NDArray[Any] = case.image[(slice(None), *inside)]
-    unit = case.intensity.to_unit(cut)
-    if unit.shape[1:] == tuple(patch_size):
-        return unit
-    mean = case.intensity.to_unit(case.intensity.mean.reshape(-1, *[1] * len(patch_size)))
-    padded = np.broadcast_to(mean, (len(unit), *patch_size)).copy()
-    padded[(slice(None), *placed)] = unit
-    return padded
+        mix = None if self.mix is None else Mix(change(self.mix.source), change(self.mix.mask))
+        image, target, weak, strong = map(change, (self.image, self.target, self.weak, self.strong))
+        return Batch(image, target, weak, strong, self.case_ids, mix)
 
 
 @dataclass(frozen=True)
@@ -148,10 +65,14 @@ class PatchSource(Dataset[Batch]):
         labeled, unlabeled: case ids of the two streams; ``unlabeled`` may be empty.
         counts: labeled and unlabeled patches a batch, on each process.
         patch_size: (*P).
-        foreground_ratio: share of labeled patches that are centered on foreground.
+        foreground_ratio: share of labeled patches that are centered on foreground; those of positive cases first.
         views: makes the weak and strong views.
         labeled_strong: give labeled patches the strong intensities too.
         seed, rank, world_size: place of this process; together the processes walk each stream without overlap.
+        positive: ids of the labeled cases with foreground.
+        positive_ratio: share of labeled patches from them; None draws all labeled cases equally often.
+        cutmix: probability that a strong view has a box of another one in it.
+        copy_paste: probability that a labeled patch has the foreground of another one in it.
     """
 
     store: CaseStore
@@ -165,47 +86,74 @@ class PatchSource(Dataset[Batch]):
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    positive: frozenset[str] = frozenset()
+    positive_ratio: float | None = None
+    cutmix: float = 0.0
+    copy_paste: float = 0.0
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step >= 0."""
-        labeled_ids = self._draw(self.labeled, self.counts[0], LABELED_STREAM, step)
-        unlabeled_ids = self._draw(self.unlabeled, self.counts[1], UNLABELED_STREAM, step)
-        labeled = [self._labeled_patch(case_id, step, slot) for slot, case_id in enumerate(labeled_ids)]
-        unlabeled = [self._unlabeled_patch(case_id, step, slot) for slot, case_id in enumerate(unlabeled_ids)]
-        nothing = torch.empty(0, self.store.channels, *self.patch_size)
-        return Batch(
-            image=torch.from_numpy(np.stack([image for image, _ in labeled])),
-            target=torch.from_numpy(np.stack([target for _, target in labeled])),
-            weak=torch.from_numpy(np.stack([weak for weak, _ in unlabeled])) if unlabeled else nothing,
-            strong=torch.from_numpy(np.stack([strong for _, strong in unlabeled])) if unlabeled else nothing,
-            case_ids=(*labeled_ids, *unlabeled_ids),
-        )
+        rng = derive_rng(self.seed, self.rank, step, MIX_STREAM)
+        labeled_ids, image, target = self._draw_labeled(step, rng)
+        unlabeled_ids, weak, strong = self._draw_unlabeled(step)
+        if (paste := make_copy_paste(target, self.copy_paste, rng)) is not None:
+            image, target = paste.apply(image), paste.apply(target)
+        if (mix := make_cutmix(len(strong), self.patch_size, self.cutmix, rng)) is not None:
+            strong = mix.apply(strong)
+        return Batch(image, target, weak, strong, (*labeled_ids, *unlabeled_ids), mix)
 
-    def _draw(self, ids: tuple[str, ...], count: int, stream: int, step: int) -> list[str]:
-        first = (step * self.world_size + self.rank) * count
-        cases = CaseStream(ids, self.seed, stream)
-        return [cases[first + slot] for slot in range(count)] if ids else []
+    @cached_property
+    def labeled_cases(self) -> CaseStream | BalancedBatchSampler:
+        """The sequence that labeled cases are drawn from."""
+        if self.positive_ratio is None:
+            return CaseStream(self.labeled, self.seed, LABELED_STREAM)
+        return BalancedBatchSampler(self.labeled, self.positive, self.positive_ratio, self.seed, LABELED_STREAM)
 
-    def _labeled_patch(self, case_id: str, step: int, slot: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _draw_labeled(self, step: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
+        count = self.counts[0]
+        ids = [self.labeled_cases[self._position(step, slot, count)] for slot in range(count)]
+        # A systematic draw: the share is met in each batch as exactly as whole numbers allow.
+        number = int(count * self.foreground_ratio + rng.random())
+        centered = sorted(range(count), key=lambda slot: ids[slot] not in self.positive)[:number]
+        patches = [self._labeled_patch(case_id, step, slot, slot in centered) for slot, case_id in enumerate(ids)]
+        image, target = (np.stack(arrays) for arrays in zip(*patches, strict=True))
+        return ids, torch.from_numpy(image), torch.from_numpy(target)
+
+    def _draw_unlabeled(self, step: int) -> tuple[list[str], Tensor, Tensor]:
+        count, cases = self.counts[1], CaseStream(self.unlabeled, self.seed, UNLABELED_STREAM)
+        if not count or not self.unlabeled:
+            nothing = torch.empty(0, self.store.channels, *self.patch_size)
+            return [], nothing, nothing
+        ids = [cases[self._position(step, slot, count)] for slot in range(count)]
+        patches = [self._unlabeled_patch(case_id, step, slot) for slot, case_id in enumerate(ids)]
+        weak, strong = (np.stack(arrays) for arrays in zip(*patches, strict=True))
+        return ids, torch.from_numpy(weak), torch.from_numpy(strong)
+
+    def _position(self, step: int, slot: int, count: int) -> int:
+        return (step * self.world_size + self.rank) * count + slot
+
+    def _labeled_patch(
+        self, case_id: str, step: int, slot: int, centered: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         rng = derive_rng(self.seed, self.rank, step, LABELED_STREAM, slot)
         case = self.store.load(case_id)
         if case.target is None:
             raise DataError(f"case '{case_id}' is in the labeled set but has no mask")
-        # A systematic draw: over the slots of a batch the share is met as exactly as whole numbers allow.
-        centered = (slot + rng.random()) / self.counts[0] < self.foreground_ratio
-        start = choose_box(case.target.shape, self.patch_size, rng, case.foreground if centered else None)
-        unit = cut_unit(case, start, self.patch_size)
-        target = crop(case.target, start, self.patch_size, IGNORE_INDEX)
-        unit, turned = self.views.apply_geometry(unit, target.astype(np.int64), rng)
+        start = choose_box(case.target.shape, self.patch_size, rng, case.foreground if centered else ())
+        geometry = self.views.draw_geometry(self.patch_size, rng)
+        box = geometry.locate(start)
+        unit = geometry.move_image(cut_unit(case, box, geometry.size))
+        target = geometry.move_target(crop(case.target, box, geometry.size, IGNORE_INDEX).astype(np.int64))
         if self.labeled_strong:
             unit = self.views.strengthen(unit, rng)
-        return case.intensity.unit_to_zscore(unit), np.asarray(turned, np.int64)
+        return case.intensity.unit_to_zscore(unit), target
 
     def _unlabeled_patch(self, case_id: str, step: int, slot: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         rng = derive_rng(self.seed, self.rank, step, UNLABELED_STREAM, slot)
         case = self.store.load(case_id)
         start = choose_box(case.image.shape[1:], self.patch_size, rng)
-        unit, _ = self.views.apply_geometry(cut_unit(case, start, self.patch_size), None, rng)
+        geometry = self.views.draw_geometry(self.patch_size, rng)
+        unit = geometry.move_image(cut_unit(case, geometry.locate(start), geometry.size))
         strong = self.views.strengthen(unit, rng)
         return case.intensity.unit_to_zscore(unit), case.intensity.unit_to_zscore(strong)
 

@@ -1,26 +1,24 @@
 """Weak and strong views of a patch.
 
-Both views share one geometry (mirrors, quarter turns), so that a pseudo-label made on the weak view fits the strong
-one voxel by voxel. The strong view adds intensity changes: albumentations in 2D, MONAI in 3D.
+Both views share one geometry, so that a pseudo-label made on the weak view fits the strong one voxel by voxel. The
+strong view adds intensity changes.
 
-Patches come in the unit range [0, 1] of their image, which is what both libraries expect; ``Intensity`` holds the
-affine map from there to the z-scores that the network sees.
+Patches come in the unit range [0, 1] of their image, which is what the libraries of ``strong_views`` expect;
+``Intensity`` holds the affine map from there to the z-scores that the network sees.
 """
 
 from __future__ import annotations
 
-import os
-import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.data.geometry import Geometry, draw_geometry
+from ssl_seg.data.strong_views import StrongFn, make_strong
+
 Array = NDArray[np.float32]
-StrongFn = Callable[[Array, int], Array]
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,11 @@ class Views:
         ndim: 2 or 3.
         flips: mirror along random axes.
         rotate90: quarter turns in the (Y, X) plane; half turns only where the patch is not square.
-        intensity: strength of the strong view in [0, 1]; 0 leaves intensities alone.
+        intensity: strength of the intensity changes of the strong view in [0, 1]; 0 leaves intensities alone.
         cutout: probability of blanked boxes in the strong view.
+        rotation: largest angle in the (Y, X) plane, in degrees.
+        scale: enlarge, or shrink, by a factor of up to 1 + ``scale``.
+        elastic: probability of an elastic deformation.
     """
 
     ndim: int
@@ -81,85 +82,29 @@ class Views:
     rotate90: bool = True
     intensity: float = 0.5
     cutout: float = 0.3
+    rotation: float = 0.0
+    scale: float = 0.0
+    elastic: float = 0.0
     _strong: StrongFn = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        make = _make_albumentations if self.ndim == 2 else _make_monai
-        object.__setattr__(self, "_strong", make(self.intensity, self.cutout))
+        object.__setattr__(self, "_strong", make_strong(self.ndim, self.intensity, self.cutout))
 
-    def apply_geometry(
-        self, image: Array, target: NDArray[np.integer] | None, rng: np.random.Generator
-    ) -> tuple[Array, NDArray[np.integer] | None]:
-        """Return image (C,*P) and target (*P) under one random mirror and quarter turn."""
-        axes = [a for a in range(-self.ndim, 0) if self.flips and rng.random() < 0.5]
-        turns = int(rng.integers(4)) if self.rotate90 else 0
-        if image.shape[-1] != image.shape[-2]:
-            turns -= turns % 2
-
-        def turn(array: NDArray[np.generic]) -> NDArray[np.generic]:
-            return np.ascontiguousarray(np.rot90(np.flip(array, tuple(axes)), turns, axes=(-2, -1)))
-
-        return turn(image).astype(np.float32), None if target is None else turn(target).astype(target.dtype)
+    def draw_geometry(self, patch_size: Sequence[int], rng: np.random.Generator) -> Geometry:
+        """Return a random geometry, for all views of one patch and its target."""
+        return draw_geometry(
+            patch_size,
+            rng,
+            flips=self.flips,
+            rotate90=self.rotate90,
+            rotation=self.rotation,
+            scale=self.scale,
+            elastic=self.elastic,
+        )
 
     def strengthen(self, unit: Array, rng: np.random.Generator) -> Array:
         """Return the strong view (C,*P) of a patch in [0, 1]; voxels stay where they are."""
         return self._strong(unit, int(rng.integers(2**31)))
-
-
-def _make_albumentations(strength: float, cutout: float) -> StrongFn:
-    os.environ.setdefault(
-        "NO_ALBUMENTATIONS_UPDATE", "1"
-    )  # it asks the network for a newer version on import otherwise
-    import albumentations as alb
-
-    compose = alb.Compose(
-        [
-            alb.RandomBrightnessContrast(0.4 * strength, 0.6 * strength, brightness_by_max=True, p=0.8),
-            alb.RandomGamma((100 - 60 * strength, 100 + 100 * strength), p=0.5),
-            alb.GaussNoise(std_range=(0.0, 0.15 * strength), p=0.5),
-            alb.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 0.1 + 3 * strength), p=0.3),
-            alb.CoarseDropout(
-                num_holes_range=(1, 3),
-                hole_height_range=(0.1, 0.3),
-                hole_width_range=(0.1, 0.3),
-                fill="random_uniform",
-                p=cutout,
-            ),
-        ]
-    )
-    return partial(_run_albumentations, compose)
-
-
-def _run_albumentations(compose: Any, unit: Array, seed: int) -> Array:
-    # compose.set_random_seed gives every transform the same draws, so that all apply or none; here they share a stream.
-    drawn, chosen = np.random.default_rng(seed), random.Random(seed)
-    for transform in compose.transforms:
-        transform.set_random_state(drawn, chosen)
-    changed = compose(image=np.moveaxis(unit, 0, -1).copy())["image"]
-    return np.ascontiguousarray(np.moveaxis(changed, -1, 0))
-
-
-def _make_monai(strength: float, cutout: float) -> StrongFn:
-    from monai import transforms as mt
-
-    steps = [
-        mt.RandScaleIntensity(factors=0.4 * strength, prob=0.8),
-        mt.RandShiftIntensity(offsets=0.2 * strength, prob=0.8),
-        mt.RandAdjustContrast(gamma=(1 - 0.6 * strength, 1 + strength), prob=0.5),
-        mt.RandGaussianNoise(std=0.15 * strength, prob=0.5),
-        mt.RandGaussianSmooth(*[(0.1, 0.1 + 1.5 * strength)] * 3, prob=0.3),
-    ]
-    return partial(_run_monai, steps, cutout)
-
-
-def _run_monai(steps: list[Any], cutout: float, unit: Array, seed: int) -> Array:
-    from monai import transforms as mt
-
-    smallest, largest = ([max(1, size // part) for size in unit.shape[1:]] for part in (10, 3))
-    blank = mt.RandCoarseDropout(1, smallest, fill_value=(0.0, 1.0), max_holes=3, max_spatial_size=largest, prob=cutout)
-    compose = mt.Compose([*steps, blank])
-    compose.set_random_state(seed)
-    return np.asarray(compose(unit), dtype=np.float32)
 
 
 def _per_channel(values: Array, like: NDArray[np.generic]) -> Array:

@@ -3,7 +3,8 @@
 Loss = supervised + w(t) · d(student(strong), teacher(weak)) with w(t) ramped up over the first steps.
 
 Deviations from the paper: the two views differ by strong intensity changes and cutout on one side instead of equal
-noise on both; only unlabeled patches enter the consistency term; the teacher runs in eval mode.
+noise on both; only unlabeled patches enter the consistency term; the teacher runs in eval mode. Where strong views are
+mixed (CutMix), the teacher sees the whole weak ones and its probabilities are mixed in the same way.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class MeanTeacher:
             return StepOutput(supervised, terms)
         with torch.no_grad():
             teacher_probs = nets.teacher(batch.weak).float().softmax(dim=1)
+            if batch.mix is not None:
+                teacher_probs = batch.mix.apply(teacher_probs)
         consistency = CONSISTENCY[self.options.consistency](logits[labeled:], teacher_probs)
         ramp = compute_rampup(
             progress.step, round(self.options.rampup_ratio * progress.total_steps), self.options.rampup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import tifffile
 
 from ssl_seg.data import catalog as catalog_module
 from ssl_seg.data.catalog import Catalog, find_cases, open_catalog
+from ssl_seg.data.layouts import Case, find_listing
 from ssl_seg.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -46,6 +48,11 @@ def make(root: Path, masks: dict[str, np.ndarray | None]) -> str:
     return str(root)
 
 
+def find(root: Path, groups: Path | None = None) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    listing = find_listing(root, groups=groups)
+    return listing.cases, listing.notes
+
+
 # --- pairing --------------------------------------------------------------------------------------------------------
 
 
@@ -55,7 +62,7 @@ def test_images_and_masks_are_paired_by_name(tmp_path: Path) -> None:
     save(tmp_path / "images" / "c.tif", image())
     save(tmp_path / "masks" / "b.tif", mask(1))
     save(tmp_path / "masks" / "sub" / "a.v1.png", mask(1))
-    cases, notes = find_cases(str(tmp_path))
+    cases, notes = find(tmp_path)
     assert [c.id for c in cases] == ["b", "c", "sub/a.v1"]
     assert [Path(c.mask).name if c.mask else None for c in cases] == ["b.tif", None, "a.v1.png"]
     assert all(Path(c.image).is_file() and c.group is None for c in cases)
@@ -69,7 +76,7 @@ def test_other_files_are_counted_and_hidden_ones_ignored(tmp_path: Path) -> None
     (tmp_path / "images" / ".hidden").mkdir()
     (tmp_path / "images" / ".hidden" / "d.png").write_bytes(b"x")
     (tmp_path / "masks" / "notes.txt").write_text("x")
-    cases, notes = find_cases(str(tmp_path))
+    cases, notes = find(tmp_path)
     assert [c.id for c in cases] == ["a", "b"]
     assert notes == (
         "1 file(s) in images/ are no images and not used (Thumbs.db)",
@@ -81,14 +88,14 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     make(tmp_path, {"a": mask(1)})
     save(tmp_path / "images" / "a.tif", image())
     with pytest.raises(DataError, match=r"a\.png and .*a\.tif have the same name"):
-        find_cases(str(tmp_path))
+        find(tmp_path)
 
 
 def test_masks_without_an_image_are_noted(tmp_path: Path) -> None:
     make(tmp_path, {"a": mask(1)})
     for name in "wxyz":
         save(tmp_path / "masks" / f"{name}.png", mask(1))
-    cases, notes = find_cases(str(tmp_path))
+    cases, notes = find(tmp_path)
     assert [c.id for c in cases] == ["a"]
     assert notes == ("4 mask(s) without an image are not used (w, x, y, ...)",)
 
@@ -98,7 +105,7 @@ def test_masks_with_another_naming_scheme_are_an_error_that_says_how_to_rename(t
         save(tmp_path / "images" / f"{name}.png", image())
         save(tmp_path / "masks" / f"{name}_mask.tif", mask(1))
     with pytest.raises(DataError) as raised:
-        find_cases(str(tmp_path))
+        find(tmp_path)
     assert "none of the 2 masks has the name of an image" in str(raised.value)
     assert "rename cell_01_mask.tif to cell_01.tif" in str(raised.value)
 
@@ -107,7 +114,7 @@ def test_masks_of_other_images_altogether(tmp_path: Path) -> None:
     save(tmp_path / "images" / "a.png", image())
     save(tmp_path / "masks" / "0123456.png", mask(1))
     with pytest.raises(DataError, match=r"An image is called a\.png, a mask 0123456\.png"):
-        find_cases(str(tmp_path))
+        find(tmp_path)
 
 
 def test_folders_that_are_not_right(tmp_path: Path) -> None:
@@ -125,7 +132,7 @@ def test_folders_that_are_not_right(tmp_path: Path) -> None:
         "good/images": rf"Name the folder above it: {tmp_path / 'good'}$",
     }.items():
         with pytest.raises(DataError, match=reason) as raised:
-            find_cases(str(tmp_path / name))
+            find(tmp_path / name)
         assert str(tmp_path / name) in str(raised.value)
 
 
@@ -134,7 +141,7 @@ def test_folders_that_are_not_right(tmp_path: Path) -> None:
 
 def groups_of(root: Path, text: str, name: str = "groups.csv") -> tuple[dict[str, str | None], tuple[str, ...]]:
     (root / name).write_text(text, encoding="utf-8")
-    cases, notes = find_cases(str(root), None if name == "groups.csv" else root / name)
+    cases, notes = find(root, None if name == "groups.csv" else root / name)
     return {c.id: c.group for c in cases}, notes
 
 
@@ -179,7 +186,7 @@ def test_malformed_group_files(tmp_path: Path, text: str, reason: str) -> None:
 def test_a_missing_group_file_is_an_error(tmp_path: Path) -> None:
     make(tmp_path, {"a": mask(1)})
     with pytest.raises(DataError, match=r"nowhere\.csv.*cannot be read"):
-        find_cases(str(tmp_path), tmp_path / "nowhere.csv")
+        find(tmp_path, tmp_path / "nowhere.csv")
 
 
 # --- facts ----------------------------------------------------------------------------------------------------------
@@ -262,8 +269,8 @@ def test_gray_and_color_images_may_be_mixed(tmp_path: Path) -> None:
 def test_each_case_is_read_once_and_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, {"a": mask(1), "b": None, "c": mask(1)})
     read: list[str] = []
-    original = catalog_module.read_image
-    monkeypatch.setattr(catalog_module, "read_image", lambda loc: read.append(Path(loc).stem) or original(loc))
+    original = catalog_module.read_facts
+    monkeypatch.setattr(catalog_module, "read_facts", lambda case, **kw: read.append(case.id) or original(case, **kw))
     tracked: list[Any] = []
 
     def track(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -346,9 +353,9 @@ def test_smoothed_masks_are_suspected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "ndim", "count"), [("particles", 2, 200), ("sheets", 3, 40)])
 def test_the_synthetic_catalog(kind: str, ndim: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases, notes = find_cases(f"synthetic:{kind}")
-    assert (len(cases), notes) == (count, ())
-    monkeypatch.setattr(catalog_module, "find_cases", lambda *_: (cases[:4], ()))
+    listing = find_cases(f"synthetic:{kind}")
+    assert (len(listing.cases), listing.notes) == (count, ())
+    monkeypatch.setattr(catalog_module, "find_cases", lambda *_, **__: replace(listing, cases=listing.cases[:4]))
     found = open_catalog(f"synthetic:{kind}")
     assert (found.ndim, found.channels, found.label_values) == (ndim, 1, (0, 1))
     assert [c.id for c in found.labeled] == ["0000", "0001", "0002", "0003"]

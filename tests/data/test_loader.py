@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from ssl_seg.data.catalog import Catalog, open_catalog
-from ssl_seg.data.loader import CaseStore, PatchSource, fit_channels, make_loader, make_probe
+from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.loader import PatchSource, make_loader, make_probe
+from ssl_seg.data.store import CaseStore, fit_channels
 from ssl_seg.data.synthetic import write_dataset
-from ssl_seg.data.transforms import Views
+from ssl_seg.data.transforms import Views, measure_intensity
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
 
@@ -91,12 +94,12 @@ def test_foreground_ratio_is_met_over_a_batch(catalog: Catalog) -> None:
     """With one foreground voxel in the image, exactly the centered patches contain it."""
 
     class OneVoxel(CaseStore):
-        def _read(self, case_id: str):  # type: ignore[no-untyped-def]
-            loaded = super()._read(case_id)
+        def _read(self, case: Case):  # type: ignore[no-untyped-def]
+            loaded = super()._read(case)
             target = np.zeros((512, 512), np.int16)
             target[256, 256] = 1
             return replace(
-                loaded, image=np.zeros((1, 512, 512), np.uint8), target=target, foreground=np.array([[256, 256]])
+                loaded, image=np.zeros((1, 512, 512), np.uint8), target=target, foreground=(np.array([[256, 256]]),)
             )
 
     source = PatchSource(
@@ -112,6 +115,154 @@ def test_foreground_ratio_is_met_over_a_batch(catalog: Catalog) -> None:
     assert hits == [2] * 20
     none = replace(source, foreground_ratio=0.0)
     assert sum(int((none[step].target == 1).any()) for step in range(20)) <= 2
+
+
+@pytest.fixture
+def mixed_source(catalog: Catalog) -> PatchSource:
+    """Two of the six labeled cases have foreground, at one voxel; the patches are small."""
+    ids = tuple(c.id for c in catalog.labeled)
+    positive = frozenset(ids[:2])
+
+    class Mixed(CaseStore):
+        def _read(self, case: Case):  # type: ignore[no-untyped-def]
+            loaded = super()._read(case)
+            target = np.zeros((128, 128), np.int16)
+            target[60, 70] = int(case.id in positive)
+            foreground = (np.array([[60, 70]]),) if case.id in positive else ()
+            return replace(loaded, target=target, foreground=foreground)
+
+    return PatchSource(
+        Mixed(catalog, 1),
+        ids,
+        (),
+        counts=(4, 0),
+        patch_size=(16, 16),
+        foreground_ratio=0.25,
+        views=Views(2, intensity=0, cutout=0),
+        positive=positive,
+    )
+
+
+def count_positive(source: PatchSource, steps: int = 30) -> list[int]:
+    return [sum(i in source.positive for i in source[step].case_ids) for step in range(steps)]
+
+
+def test_positive_ratio_is_met_in_every_batch(mixed_source: PatchSource) -> None:
+    assert set(count_positive(replace(mixed_source, positive_ratio=0.5))) == {2}
+    assert set(count_positive(replace(mixed_source, positive_ratio=0.0))) == {0}
+    assert len(set(count_positive(mixed_source))) > 1  # all cases equally often: by chance
+
+
+def test_without_positive_cases_all_cases_are_drawn(mixed_source: PatchSource) -> None:
+    source = replace(mixed_source, positive=frozenset(), positive_ratio=0.5)
+    drawn = Counter(i for step in range(6) for i in source[step].case_ids)
+    assert drawn == Counter(dict.fromkeys(source.labeled, 4))
+
+
+@pytest.mark.parametrize("rotation", [0, 45])
+def test_centered_patches_are_those_of_positive_cases(mixed_source: PatchSource, rotation: float) -> None:
+    """A quarter of the patches is centered on the one voxel; negative cases could not show it."""
+    views = Views(2, intensity=0, cutout=0, rotation=rotation)
+    source = replace(mixed_source, positive_ratio=0.25, views=views)
+    hits = [int((source[step].target == 1).flatten(1).any(1).sum()) for step in range(20)]
+    assert hits == [1] * 20
+    # Not told which cases are positive, the same share falls on negative ones too.
+    blind = replace(source, positive=frozenset())
+    assert sum(int((blind[step].target == 1).any()) for step in range(20)) < 15
+
+
+def test_share_of_centered_patches_over_batches(mixed_source: PatchSource) -> None:
+    source = replace(mixed_source, positive_ratio=1.0, foreground_ratio=0.3)
+    hits = [int((source[step].target == 1).flatten(1).any(1).sum()) for step in range(60)]
+    # 1.2 of 4 a batch; a random patch of 16 x 16 in 128 x 128 shows the voxel in 1.6 % of the cases.
+    assert np.mean(hits) == pytest.approx(1.2, abs=0.25)
+    assert min(hits) >= 1
+
+
+def test_ranks_share_the_balanced_stream_without_overlap(mixed_source: PatchSource) -> None:
+    balanced = replace(mixed_source, positive_ratio=0.5, counts=(2, 0))
+    alone = replace(balanced, counts=(4, 0))
+    for step in range(5):
+        together = [i for rank in range(2) for i in replace(balanced, rank=rank, world_size=2)[step].case_ids]
+        assert together == list(alone[step].case_ids)
+
+
+def test_small_labeled_set_repeats_beside_a_long_unlabeled_one(source: PatchSource) -> None:
+    """One labeled case, four unlabeled: 24 batches of one loader, counts exact, all cases walked evenly."""
+    one = replace(source, labeled=source.labeled[:1])
+    batches = list(make_loader(one, 0, 24, workers=1, pin_memory=False))
+    assert all(len(b.image) == 3 and len(b.weak) == len(b.strong) == 2 for b in batches)
+    assert Counter(i for b in batches for i in b.case_ids[:3]) == {one.labeled[0]: 72}
+    assert Counter(i for b in batches for i in b.case_ids[3:]) == Counter(dict.fromkeys(one.unlabeled, 12))
+    assert len({b.image.numpy().tobytes() for b in batches}) == 24
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cutmix_shows_what_the_mix_says(source: PatchSource, workers: int) -> None:
+    whole = source[3]
+    assert whole.mix is None
+    (mixed,) = make_loader(replace(source, cutmix=1.0), 3, 4, workers, pin_memory=False)
+    assert mixed.mix is not None
+    assert torch.equal(mixed.weak, whole.weak)
+    assert torch.equal(mixed.strong, mixed.mix.apply(whole.strong))
+    assert not torch.equal(mixed.strong, whole.strong)
+
+
+@pytest.mark.parametrize("unlabeled", [0, 1])
+def test_cutmix_needs_two_patches(source: PatchSource, unlabeled: int) -> None:
+    batch = replace(source, counts=(2, unlabeled), cutmix=1.0)[0]
+    assert batch.mix is None
+    assert batch.strong.shape[0] == unlabeled
+
+
+def test_copy_paste_adds_foreground_with_its_image(source: PatchSource) -> None:
+    plain, pasted = source[2], replace(source, copy_paste=1.0)[2]
+    assert (pasted.target > 0).sum() > (plain.target > 0).sum()
+    assert ((pasted.target > 0) | (plain.target == 0)).all()
+    changed = (pasted.image != plain.image)[:, 0]
+    assert changed.any()
+    assert (pasted.target[changed] > 0).all()
+    assert torch.equal(pasted.weak, plain.weak)
+
+
+def test_a_batch_keeps_its_mix_on_another_device(source: PatchSource) -> None:
+    batch = replace(source, cutmix=1.0)[0]
+    moved = batch.to(torch.device("meta"))
+    assert moved.mix is not None
+    assert moved.mix.source.device.type == moved.mix.mask.device.type == "meta"
+    assert pickle.loads(pickle.dumps(batch)).mix.mask.equal(batch.mix.mask)  # type: ignore[union-attr]
+    assert source[0].to(torch.device("meta")).mix is None
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_outside_the_image_is_mean_and_ignored_under_every_geometry(ndim: int, tmp_path: Path) -> None:
+    """An image of ones: where the target is valid the patch is the image, elsewhere it is what lies outside."""
+    folder = tmp_path / "data"
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+        np.save(folder / name / "a.npy", np.ones([20] * ndim, np.uint8) * (200 if name == "images" else 1))
+    catalog = open_catalog(str(folder))
+    ramp = np.broadcast_to(np.arange(20, dtype=np.float32), [20] * ndim)
+
+    class Ramp(CaseStore):
+        def _read(self, case: Case):  # type: ignore[no-untyped-def]
+            loaded = super()._read(case)
+            target = (ramp >= 10).astype(np.int16)
+            image = target[None].astype(np.float32)
+            return replace(loaded, image=image, target=target, foreground=(), intensity=measure_intensity(image))
+
+    views = Views(ndim, intensity=0, cutout=0, rotation=180, scale=0.5, elastic=1.0)
+    source = PatchSource(Ramp(catalog, 1), ("a",), ("a",), (4, 2), (16,) * ndim, 0.0, views)
+    ignored = 0
+    for step in range(3):
+        batch = source[step]
+        image, outside = batch.image[:, 0], batch.target == IGNORE_INDEX
+        ignored += int(outside.sum())
+        sharp = image.abs() > 0.99  # z-scores are -1 and 1; interpolated voxels and the mean lie between
+        assert torch.equal((image > 0)[sharp & ~outside], (batch.target == 1)[sharp & ~outside])
+        assert sharp[~outside].float().mean() > 0.6
+        assert not sharp[outside].float().mean() > 0.2
+    assert ignored > 0
 
 
 def test_images_smaller_than_the_patch_are_padded_and_ignored(source: PatchSource) -> None:

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import WeightedRandomSampler
 
-from ssl_seg.data.sampling import CaseStream, choose_box, choose_tile, crop, derive_rng, derive_seed
+from ssl_seg.data.sampling import (
+    BalancedBatchSampler,
+    CaseStream,
+    choose_box,
+    choose_tile,
+    crop,
+    derive_rng,
+    derive_seed,
+)
 
 
 @given(n=st.integers(1, 12), passes=st.integers(1, 4), seed=st.integers(0, 99))
@@ -24,6 +36,72 @@ def test_streams_and_seeds_differ_and_repeat() -> None:
     assert first != [CaseStream(ids, 0, 2)[k] for k in range(50)]
     assert first != [CaseStream(ids, 1, 1)[k] for k in range(50)]
     assert first != [CaseStream(ids, 0, 1)[k] for k in range(50, 100)]
+
+
+def make_balanced(positives: int, negatives: int, ratio: float, seed: int = 0) -> BalancedBatchSampler:
+    ids = tuple(f"p{k}" for k in range(positives)) + tuple(f"n{k}" for k in range(negatives))
+    return BalancedBatchSampler(ids, frozenset(ids[:positives]), ratio, seed, stream=1)
+
+
+@given(
+    positives=st.integers(1, 20),
+    negatives=st.integers(1, 20),
+    ratio=st.floats(0, 1),
+    seed=st.integers(0, 99),
+    first=st.integers(0, 10**6),
+    n=st.integers(1, 80),
+)
+def test_every_run_of_positions_has_the_ratio(
+    positives: int, negatives: int, ratio: float, seed: int, first: int, n: int
+) -> None:
+    sampler = make_balanced(positives, negatives, ratio, seed)
+    drawn = sum(sampler[first + k].startswith("p") for k in range(n))
+    assert abs(drawn - ratio * n) < 1
+    assert sampler.reachable_ratio == ratio
+
+
+@given(positives=st.integers(1, 9), negatives=st.integers(1, 9), seed=st.integers(0, 99))
+def test_both_kinds_are_walked_evenly(positives: int, negatives: int, seed: int) -> None:
+    """Few positives repeat while the many negatives are still on their first pass; nobody starts over."""
+    sampler = make_balanced(positives, negatives, 0.4, seed)
+    counts = Counter(sampler[k] for k in range(150))
+    for kind in "pn":
+        of_kind = [counts[i] for i in sampler.ids if i.startswith(kind)]
+        assert max(of_kind) - min(of_kind) <= 1
+
+
+def test_kinds_of_one_size_are_not_walked_in_step() -> None:
+    sampler = make_balanced(10, 10, 0.5)
+    drawn = [sampler[k] for k in range(400)]
+    pairs = {tuple(sorted((a[1:], b[1:]))) for a, b in zip(drawn[::2], drawn[1::2], strict=True)}
+    assert len(pairs) > 30
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("positives", "negatives", "reachable"), [(0, 7, 0.0), (7, 0, 1.0)])
+def test_one_kind_alone_is_drawn_evenly(ratio: float, positives: int, negatives: int, reachable: float) -> None:
+    sampler = make_balanced(positives, negatives, ratio)
+    assert sampler.reachable_ratio == reachable
+    assert sampler.positive_weight == 1
+    assert Counter(sampler[k] for k in range(21)) == Counter(sampler.ids * 3)
+
+
+@pytest.mark.parametrize(("ratio", "kind", "weight"), [(0.0, "n", 0.0), (1.0, "p", inf)])
+def test_all_or_none_positive(ratio: float, kind: str, weight: float) -> None:
+    sampler = make_balanced(5, 8, ratio, seed=3)
+    assert {sampler[10**9 + k][0] for k in range(50)} == {kind}
+    assert sampler.positive_weight == weight
+
+
+@pytest.mark.parametrize(("weight", "share"), [(None, 0.5), (10.0, 2910 / 3935)])
+def test_weight_of_a_published_training(weight: float | None, share: float) -> None:
+    """291 of 1,316 volumes had foreground: half of the draws are positive at 3.52, and 74 % at the published 10."""
+    sampler = make_balanced(291, 1025, 0.5)
+    assert sampler.positive_weight == pytest.approx(3.52, abs=0.005)
+    weights = [weight or sampler.positive_weight] * 291 + [1.0] * 1025
+    generator = torch.Generator().manual_seed(0)
+    drawn = np.array(list(WeightedRandomSampler(weights, 40_000, generator=generator)))
+    assert (drawn < 291).mean() == pytest.approx(share, abs=0.01)
 
 
 def test_derived_seeds_do_not_collide_over_ranks_and_steps() -> None:
@@ -50,8 +128,16 @@ def test_box_lies_inside_or_centers_what_is_too_small(shape: list[int], data: st
 def test_foreground_box_contains_a_foreground_voxel(shape: list[int], data: st.DataObject, seed: int) -> None:
     patch = data.draw(st.lists(st.integers(1, 20), min_size=len(shape), max_size=len(shape)))
     voxel = np.array([[data.draw(st.integers(0, n - 1)) for n in shape]])
-    start = choose_box(shape, patch, derive_rng(seed), voxel)
+    start = choose_box(shape, patch, derive_rng(seed), (voxel,))
     assert all(s <= v < s + p for s, v, p in zip(start, voxel[0], patch, strict=True))
+
+
+def test_each_class_is_centered_equally_often() -> None:
+    """A class of one voxel beside one of 900: uniform over voxels it would be the center in 0.1 % of the boxes."""
+    rare, common = np.array([[5, 5]]), np.stack(np.indices((30, 30)), -1).reshape(-1, 2) + 30
+    starts = [choose_box((64, 64), (1, 1), derive_rng(k), (rare, common)) for k in range(600)]
+    assert np.mean([start == (5, 5) for start in starts]) == pytest.approx(0.5, abs=0.07)
+    assert len(set(starts)) > 200
 
 
 def test_boxes_reach_every_start_and_the_border_often() -> None:

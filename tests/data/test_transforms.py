@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import binary_opening, gaussian_filter, label
 
-from ssl_seg.data.sampling import derive_rng
+from ssl_seg.data.sampling import crop, derive_rng
+from ssl_seg.data.strong_views import _make_coarse, _run_steps
 from ssl_seg.data.transforms import Views, measure_intensity, normalize
+from ssl_seg.labels import IGNORE_INDEX
 
 
 def random_patch(ndim: int, channels: int = 1, side: int = 16) -> np.ndarray:
@@ -36,30 +39,148 @@ def test_constant_image_is_zero_not_nan() -> None:
     assert np.array_equal(stats.unit_to_zscore(stats.to_unit(image)), np.zeros((1, 8, 8)))
 
 
+GEOMETRIES = {
+    "exact": {},
+    "rotation": {"rotation": 40},
+    "scale": {"scale": 0.4},
+    "elastic": {"elastic": 1.0},
+    "all": {"rotation": 180, "scale": 0.25, "elastic": 1.0},
+}
+
+
+def make_views(ndim: int, **options: float) -> Views:
+    return Views(ndim, intensity=0, cutout=0, **options)
+
+
+def move(views: Views, labels: np.ndarray, patch: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return image and target of a patch in the middle of a label image that is its own image."""
+    geometry = views.draw_geometry(patch, derive_rng(seed))
+    start = geometry.locate([(n - p) // 2 for n, p in zip(labels.shape, patch, strict=True)])
+    image = crop(labels[None].astype(np.float32), start, geometry.size, 0)
+    target = crop(labels.astype(np.int64), start, geometry.size, IGNORE_INDEX)
+    return geometry.move_image(np.asarray(image, np.float32))[0], geometry.move_target(np.asarray(target, np.int64))
+
+
+def misalignment(image: np.ndarray, target: np.ndarray) -> float:
+    """Return 1 - IoU of foreground in image and target, without the voxels within one step of a border of either."""
+    inside = image > 0.5
+    clear = (np.abs(image - inside) < 0.01) & (target != IGNORE_INDEX)
+    both, either = (inside & (target > 0) & clear).sum(), ((inside | (target > 0)) & clear).sum()
+    return 1 - both / either
+
+
+def make_blobs(ndim: int) -> np.ndarray:
+    noise = gaussian_filter(np.random.default_rng(0).random([48] * ndim), 3)
+    return (noise > np.median(noise)).astype(np.int64)
+
+
 @settings(deadline=None, max_examples=40)
 @given(ndim=st.sampled_from([2, 3]), seed=st.integers(0, 10_000), long_axis=st.booleans())
 def test_image_and_target_turn_together(ndim: int, seed: int, long_axis: bool) -> None:
     shape = (*[6] * (ndim - 1), 9 if long_axis else 6)
-    target = np.arange(np.prod(shape)).reshape(shape)
-    views = Views(ndim, intensity=0, cutout=0)
-    image, turned = views.apply_geometry(target[None].astype(np.float32), target, derive_rng(seed))
-    assert turned is not None
-    assert np.array_equal(image[0], turned)
-    assert sorted(turned.ravel()) == sorted(target.ravel())
-    assert turned.shape == shape
+    labels = np.arange(np.prod(shape)).reshape(shape)
+    image, target = move(make_views(ndim), labels, shape, seed)
+    assert np.array_equal(image, target)
+    assert sorted(target.ravel()) == sorted(labels.ravel())
+    assert target.shape == shape
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_image_and_target_stay_aligned(ndim: int, name: str) -> None:
+    labels, patch = make_blobs(ndim), (20, 24, 28)[-ndim:]
+    for seed in range(12):
+        image, target = move(make_views(ndim, **GEOMETRIES[name]), labels, patch, seed)
+        assert image.shape == target.shape == patch
+        assert misalignment(image, target) == 0
+        assert np.mean((image > 0.5) == (target > 0)) > 0.93  # what is left are borders
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_target_that_is_one_voxel_off_is_seen(ndim: int) -> None:
+    labels = make_blobs(ndim)
+    image, _ = move(make_views(ndim, rotation=40), labels, (24,) * ndim, 0)
+    _, target = move(make_views(ndim, rotation=40), np.roll(labels, 2, axis=-1), (24,) * ndim, 0)
+    assert misalignment(image, target) > 0.05
+
+
+def test_classes_are_not_blended() -> None:
+    labels = np.random.default_rng(0).choice([0, 3, 9, IGNORE_INDEX], (40, 40))
+    _, target = move(make_views(2, rotation=45, scale=0.4, elastic=1), labels, (24, 24), 1)
+    assert set(np.unique(target)) == {0, 3, 9, IGNORE_INDEX}
+
+
+@pytest.mark.parametrize(
+    ("seed", "options"), [(0, {"rotation": 60}), (1, {"scale": 0.5}), (2, {"rotation": 30, "scale": 0.3})]
+)
+def test_rotation_and_scale_are_those_of_opencv(seed: int, options: dict[str, float]) -> None:
+    """Angle and factor are read off the sources of two voxels; OpenCV's own affine map then gives the same patch."""
+    import cv2
+
+    labels = gaussian_filter(np.random.default_rng(0).random((80, 80)), 2).astype(np.float32)
+    views = Views(2, flips=False, rotate90=False, intensity=0, cutout=0, **options)
+    geometry = views.draw_geometry((32, 40), derive_rng(seed))
+    assert geometry.sources is not None
+    down, right = (
+        geometry.sources[:, 31, 0] - geometry.sources[:, 0, 0],
+        geometry.sources[:, 0, 39] - geometry.sources[:, 0, 0],
+    )
+    angle, factor = np.degrees(np.arctan2(-right[0], right[1])), 39 / np.hypot(*right)
+    assert abs(angle) <= options.get("rotation", 1e-9)
+    assert 1 / (1 + options.get("scale", 1e-9)) <= factor <= 1 + options.get("scale", 1e-9)
+    assert np.hypot(*down) == pytest.approx(31 / factor)
+    assert down @ right == pytest.approx(0, abs=1e-9)
+
+    start = geometry.locate((24, 20))
+    image = geometry.move_image(np.asarray(crop(labels[None], start, geometry.size, 0), np.float32))[0]
+    matrix = cv2.getRotationMatrix2D((39.5, 39.5), -angle, factor)
+    expected = cv2.warpAffine(labels, matrix, (80, 80), flags=cv2.INTER_LINEAR)[24:56, 20:60]
+    np.testing.assert_allclose(image, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_deformation_moves_voxels_and_never_folds(ndim: int) -> None:
+    patch = (24, 40, 32)[-ndim:]
+    rest = np.indices(patch)
+    for seed in range(10):
+        geometry = make_views(ndim, elastic=1.0).draw_geometry(patch, derive_rng(seed))
+        assert geometry.sources is not None
+        offset = np.reshape(geometry.offset, (-1, *[1] * ndim))
+        shift = geometry.sources + offset - rest
+        assert 0.3 < np.abs(shift).max() < 0.35 * max(patch) / 4
+        gradients = np.stack([np.stack(np.gradient(axis)) for axis in geometry.sources])
+        assert np.linalg.det(np.moveaxis(gradients, (0, 1), (-2, -1))).min() > 0
+
+
+def test_probability_of_a_deformation() -> None:
+    drawn = [make_views(2, elastic=0.3).draw_geometry((8, 8), derive_rng(k)).sources is not None for k in range(400)]
+    assert 0.2 < np.mean(drawn) < 0.4
+
+
+@pytest.mark.parametrize("options", GEOMETRIES.values(), ids=GEOMETRIES)
+def test_only_what_is_read_is_used(options: dict[str, float]) -> None:
+    """All sources lie in the box, and no smaller box holds them."""
+    for seed in range(10):
+        geometry = make_views(2, **options).draw_geometry((10, 14), derive_rng(seed))
+        if geometry.sources is None:
+            assert (geometry.offset, geometry.size) == ((0, 0), (10, 14))
+            continue
+        flat = geometry.sources.reshape(2, -1)
+        assert (flat.min(1) >= 0).all()
+        assert (flat.min(1) < 1).all()
+        assert (flat.max(1) <= np.array(geometry.size) - 1).all()
+        assert (flat.max(1) > np.array(geometry.size) - 2).all()
 
 
 def test_geometry_reaches_all_eight_orientations_of_a_square() -> None:
-    image = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
-    seen = {Views(2).apply_geometry(image, None, derive_rng(k))[0].tobytes() for k in range(200)}
+    labels = np.arange(16).reshape(4, 4)
+    seen = {move(make_views(2), labels, (4, 4), k)[0].tobytes() for k in range(200)}
     assert len(seen) == 8
-    none = {
-        Views(2, flips=False, rotate90=False).apply_geometry(image, None, derive_rng(k))[0].tobytes() for k in range(20)
-    }
-    assert none == {image.tobytes()}
+    none = {move(make_views(2, flips=False, rotate90=False), labels, (4, 4), k)[0].tobytes() for k in range(20)}
+    assert none == {labels.astype(np.float32).tobytes()}
 
 
-@pytest.mark.parametrize(("ndim", "channels"), [(2, 1), (2, 3), (3, 1)])
+@pytest.mark.parametrize(("ndim", "channels"), [(2, 1), (2, 3), (2, 6), (3, 1), (3, 2)])
 def test_strong_view_changes_values_and_keeps_places(ndim: int, channels: int) -> None:
     """A bright blob stays where it is: the strong view has the highest correlation with its input at shift 0."""
     views = Views(ndim, intensity=0.5, cutout=0.0)
@@ -88,12 +209,44 @@ def test_the_changes_are_drawn_independently(ndim: int) -> None:
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_cutout_blanks_boxes(ndim: int) -> None:
+def test_cutout_blanks_boxes_and_leaves_the_rest(ndim: int) -> None:
     views = Views(ndim, intensity=0.0, cutout=1.0)
     unit = random_patch(ndim, side=32)
-    strong = views.strengthen(unit, derive_rng(3))
-    share = float((np.abs(strong - unit) > 1e-4).mean())
-    assert 0.0005 < share < 0.5
+    for seed in range(8):
+        strong = views.strengthen(unit, derive_rng(seed))
+        assert np.array_equal(unit, random_patch(ndim, side=32)), "the weak view must not be blanked too"
+        changed = strong[0] != unit[0]
+        assert 0.0005 < changed.mean() < 0.5
+        assert label(changed)[1] <= 3
+        assert np.array_equal(binary_opening(changed, np.ones([3] * ndim)), changed), "no stray voxel"
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_without_intensity_and_cutout_the_strong_view_is_the_weak_one(ndim: int) -> None:
+    views, unit = Views(ndim, intensity=0.0, cutout=0.0), random_patch(ndim)
+    assert all(np.array_equal(views.strengthen(unit, derive_rng(k)), unit) for k in range(20))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_low_resolution_keeps_the_content_in_place(ndim: int) -> None:
+    """The center of a blob stays within a fifth of a voxel; nearest-voxel downsampling moves it more (control)."""
+    from monai.transforms import RandSimulateLowResolution
+
+    coordinates = np.indices([32] * ndim)
+    blob = np.exp(-sum((c - 12.0) ** 2 for c in coordinates) / 18).astype(np.float32)[None]
+
+    def shift(image: np.ndarray) -> float:
+        weights = image[0].astype(np.float64)
+        return max(abs((weights * c).sum() / weights.sum() - 12) for c in coordinates)
+
+    mode = "bilinear" if ndim == 2 else "trilinear"
+    steps = [_make_coarse(1.0, mode)]
+    coarse = [_run_steps(steps, blob, seed) for seed in range(60)]
+    changed = [image for image in coarse if not np.array_equal(image, blob)]
+    assert 5 <= len(changed) <= 25
+    assert max(map(shift, changed)) < 0.2
+    control = RandSimulateLowResolution(1.0, upsample_mode=mode, zoom_range=(0.55, 0.55))
+    assert shift(np.asarray(control(blob))) > 0.2
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

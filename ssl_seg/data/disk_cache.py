@@ -1,0 +1,113 @@
+"""Decoded copies of compressed volumes on disk: written once, then read by box.
+
+A copy is an uncompressed ``.npy`` file, which maps into memory. ``scripts/benchmark_loading.py`` compares the forms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.volumes import open_image, open_mask
+from ssl_seg.errors import DataError
+from ssl_seg.rundir import atomic_write
+
+WORTH_A_COPY = 2**20
+"""Decoded bytes from which on a copy pays: below, decoding takes a few milliseconds."""
+
+
+@dataclass(frozen=True)
+class DiskCache:
+    """A folder of copies, limited to ``max_bytes``; copies of files that have changed since are not found."""
+
+    folder: Path
+    max_bytes: int
+
+    def find(self, *locations: str) -> Path | None:
+        """Return the copy of an image (several locations: its channels) or a mask, if there is one."""
+        path = self._path(locations)
+        return path if path is not None and path.is_file() else None
+
+    def add(self, *locations: str, is_mask: bool = False) -> Path | None:
+        """Return the copy, written if there was none; None if it does not pay or finds no space.
+
+        Raises:
+            DataError: if the image cannot be read or the copy cannot be written.
+        """
+        path = self._path(locations)
+        if path is None or path.is_file():
+            return path
+        stored = open_mask(locations[0]) if is_mask else open_image(*locations)
+        size = int(np.prod(stored.shape)) * stored.dtype.itemsize
+        is_flat = len(stored.shape) == 3
+        if stored.by_box or size < WORTH_A_COPY or (is_flat and stored.shape[0] > 1) or not self._has_space(size):
+            return None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
+                # (Y, X) or (C, Z, Y, X): the two forms of a .npy that cannot be taken for anything else.
+                np.save(file, stored.read()[0] if is_flat else stored.read(), allow_pickle=False)
+        except OSError as error:
+            raise DataError(
+                f"{path}: a decoded copy of {locations[0]} cannot be written ({error.strerror or error}). Free space, "
+                "set SSL_SEG_CACHE to another folder, or set data.disk_cache_gb=0."
+            ) from error
+        return path
+
+    def _path(self, locations: Sequence[str]) -> Path | None:
+        """Return where the copy belongs: named after path, size and time of the files; None for what is no file."""
+        parts = []
+        for location in locations:
+            path = Path(location.partition("::")[0])
+            if not path.is_file():
+                return None
+            state = path.stat()
+            parts.append(f"{path.resolve()}|{location.partition('::')[2]}|{state.st_size}|{state.st_mtime_ns}")
+        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        return self.folder / f"{name}.npy"
+
+    def _has_space(self, size: int) -> bool:
+        """Return whether a copy stays within the limit, and leaves a tenth of the disk free."""
+        held = sum(p.stat().st_size for p in self.folder.glob("*.npy")) if self.folder.is_dir() else 0
+        existing = next(p for p in (self.folder, *self.folder.parents) if p.exists())
+        disk = shutil.disk_usage(existing)
+        return held + size <= self.max_bytes and disk.free - size > disk.total // 10
+
+
+def open_disk_cache(max_gb: float) -> DiskCache | None:
+    """Return the user's cache ($SSL_SEG_CACHE, or ssl_seg in $XDG_CACHE_HOME or ~/.cache); None if ``max_gb`` is 0."""
+    if max_gb <= 0:
+        return None
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return DiskCache(Path(os.environ.get("SSL_SEG_CACHE") or Path(base) / "ssl_seg"), int(max_gb * 2**30))
+
+
+def fill_disk_cache(cache: DiskCache, catalog: Catalog, track: Track = pass_through) -> str | None:
+    """Copy every compressed volume of a catalog, as far as there is space; return a note on what was not copied.
+
+    Raises:
+        DataError: see ``DiskCache.add``.
+    """
+    missed = 0
+    for case in track(catalog.cases, len(catalog.cases)):
+        facts = catalog.facts[case.id]
+        size = int(np.prod(facts.shape)) * facts.channels * np.dtype(facts.dtype).itemsize
+        if size < WORTH_A_COPY:
+            continue
+        image = cache.add(case.image, *case.more_channels)
+        if case.mask is not None:
+            cache.add(case.mask, is_mask=True)
+        missed += image is None and not open_image(case.image, *case.more_channels).by_box
+    if not missed:
+        return None
+    return (
+        f"{missed} volume(s) have no decoded copy, for lack of space in {cache.folder} (limit "
+        f"{cache.max_bytes / 2**30:g} GB): they are decoded each time. Raise data.disk_cache_gb, or empty the folder."
+    )

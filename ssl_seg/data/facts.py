@@ -1,0 +1,169 @@
+"""What reading a case once shows: sizes, mask values, intensities, and what identifies its image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.data.blocks import iterate_blocks
+from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.splits import IMAGE_DIGITS
+from ssl_seg.data.volumes import Stored, open_image, open_mask
+from ssl_seg.errors import DataError
+
+THUMBNAIL_SIZE = {2: (32, 32), 3: (16, 16, 16)}
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """Intensities of a whole image, all channels together.
+
+    ``at_low`` and ``at_high`` are the shares of voxels that have the smallest and the largest value. ``thumbnail`` is
+    the image in raw values, averaged over its channels and down to 32 x 32 (a volume: 16 x 16 x 16) voxels.
+    """
+
+    low: float
+    high: float
+    mean: float
+    std: float
+    at_low: float
+    at_high: float
+    thumbnail: NDArray[np.float32] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """What reading a case has shown.
+
+    ``shape`` is *S; ``values`` are the mask's values, sorted, and ``counts`` how many voxels have each; ``foreground``
+    is the share of voxels that are not background among those that are not ignored. All three are None without a mask.
+    ``content`` is 16 hex digits of SHA-256 over the decoded arrays, so the same for any file format: 12 of the image,
+    then 4 of the mask (zeros without one); the first 12 find an image again that lost or gained its mask. ``spacing``
+    is what the image file says about it. ``appearance`` is None only where no file was read.
+    """
+
+    shape: tuple[int, ...]
+    channels: int
+    dtype: str
+    values: tuple[int, ...] | None
+    foreground: float | None
+    content: str
+    counts: tuple[int, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    appearance: Appearance | None = None
+
+
+class SizeMismatchError(DataError):
+    """An image and its mask differ in size."""
+
+
+def read_facts(
+    case: Case, *, label_map: Mapping[int, int] | None = None, background: int = 0, ignore_value: int | None = None
+) -> CaseFacts:
+    """Read a case once, in blocks where its files allow it.
+
+    Args:
+        case: image and, for a labeled case, mask.
+        label_map: mask value of the file -> value to use instead; other values stay.
+        background: mask value of the background, after the map.
+        ignore_value: mask value that is left out, after the map.
+
+    Raises:
+        SizeMismatchError: if image and mask differ in size.
+        DataError: if a file cannot be read.
+    """
+    image = open_image(case.image, *case.more_channels)
+    digest, appearance = _scan_image(image)
+    shape = image.shape[1:]
+    common = (shape, image.shape[0], image.dtype.name)
+    spacing = None if image.geometry is None else image.geometry.spacing
+    if case.mask is None:
+        content = digest[:IMAGE_DIGITS] + "0000"
+        return CaseFacts(*common, None, None, content, spacing=spacing, appearance=appearance)
+    mask = open_mask(case.mask)
+    if mask.shape[1:] != shape:
+        raise SizeMismatchError(
+            f"{case.mask}: the mask is {format_size(mask.shape[1:])}, its image {format_size(shape)}. "
+            "They must be of one size."
+        )
+    mask_digest, count = _scan_mask(mask, label_map or {})
+    looked_at = prod(shape) - (0 if ignore_value is None else count[ignore_value])
+    foreground = (looked_at - count[background]) / max(looked_at, 1)
+    values = tuple(sorted(v for v in count if count[v]))
+    content = digest[:IMAGE_DIGITS] + mask_digest[:4]
+    return CaseFacts(*common, values, foreground, content, tuple(count[v] for v in values), spacing, appearance)
+
+
+def format_size(shape: Sequence[int]) -> str:
+    """Return a shape such as ``44 x 80 x 72``."""
+    return " x ".join(map(str, shape))
+
+
+def _scan_image(image: Stored) -> tuple[str, Appearance]:
+    """Return the digest of the decoded array, and its statistics."""
+    digest = hashlib.sha256(f"{image.dtype.name} {image.shape}".encode())
+    lows, highs = Counter[float](), Counter[float]()
+    total = squares = shift = 0.0
+    thumbnail = np.zeros(THUMBNAIL_SIZE[len(image.shape) - 1])
+    for block in iterate_blocks(image):
+        digest.update(np.ascontiguousarray(block.voxels).data)
+        voxels = block.voxels.astype(np.float64)
+        # Deviations from a value of the image: sums of plain squares lose all digits where the mean is large.
+        shift = shift if lows else float(voxels.flat[0])
+        for extreme, found in ((lows, voxels.min()), (highs, voxels.max())):
+            extreme[float(found)] += int((voxels == found).sum())
+        total += float((voxels - shift).sum())
+        squares += float(((voxels - shift) ** 2).sum())
+        thumbnail += _shrink(voxels, block.start, image.shape[1:]) / image.shape[0]
+    size, low, high = prod(image.shape), min(lows), max(highs)
+    deviation = total / size
+    appearance = Appearance(
+        low=low,
+        high=high,
+        mean=shift + deviation,
+        std=max(squares / size - deviation**2, 0.0) ** 0.5,
+        at_low=lows[low] / size,
+        at_high=highs[high] / size,
+        thumbnail=thumbnail.astype(np.float32),
+    )
+    return digest.hexdigest(), appearance
+
+
+def _scan_mask(mask: Stored, label_map: Mapping[int, int]) -> tuple[str, Counter[int]]:
+    """Return the digest of the mask as stored, and how many voxels each value has under the map."""
+    digest = hashlib.sha256(f"{mask.dtype.name} {mask.shape[1:]}".encode())
+    count = Counter[int]()
+    for block in iterate_blocks(mask):
+        digest.update(np.ascontiguousarray(block.voxels).data)
+        values, counts = np.unique(block.voxels, return_counts=True)
+        for value, number in zip(values.tolist(), counts.tolist(), strict=True):
+            count[label_map.get(value, value)] += number
+    return digest.hexdigest(), count
+
+
+def _shrink(rows: NDArray[np.float64], start: int, shape: Sequence[int]) -> NDArray[np.float64]:
+    """Return what ``rows`` of an image of ``shape`` contribute to its thumbnail."""
+    sizes = THUMBNAIL_SIZE[len(shape)]
+    part = _area_weights(shape[0], sizes[0])[:, start : start + len(rows)]
+    small = np.tensordot(part, rows, 1)
+    for axis in range(1, len(shape)):
+        weights = _area_weights(shape[axis], sizes[axis])
+        small = np.moveaxis(np.tensordot(small, weights, ((axis,), (1,))), -1, axis)
+    return small
+
+
+@cache
+def _area_weights(size: int, cells: int) -> NDArray[np.float64]:
+    """Return (cells, size): the share of each voxel in the mean of each of ``cells`` equal stretches of an axis."""
+    edges = np.linspace(0, size, cells + 1)
+    voxels = np.arange(size)
+    overlap = np.minimum(edges[1:, None], voxels + 1) - np.maximum(edges[:-1, None], voxels)
+    weights: NDArray[np.float64] = np.clip(overlap, 0, None) * (cells / size)
+    return weights

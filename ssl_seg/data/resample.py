@@ -1,0 +1,44 @@
+"""Images and masks on another voxel grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Voxel = TypeVar("Voxel", bound=np.generic)
+
+
+def compute_resampled_shape(
+    shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]
+) -> tuple[int, ...]:
+    """Return the number of voxels per axis that cover the same extent at another voxel size; at least 1."""
+    extents = zip(shape, spacing, new_spacing, strict=True)
+    return tuple(max(1, round(count * old / new)) for count, old, new in extents)
+
+
+def resample_image(image: NDArray[np.generic], shape: Sequence[int]) -> NDArray[np.float32]:
+    """Return an image, or probabilities, (C, *S) on a grid of ``shape`` that covers the same extent.
+
+    Linear interpolation; an axis that gets coarser is smoothed first (sigma = (ratio - 1) / 2 voxels, which is what
+    scikit-image uses), or details finer than the new grid would come back as false structure.
+    """
+    ratios = [old / new for old, new in zip(image.shape[1:], shape, strict=True)]
+    sigmas = [max(0.0, (ratio - 1) / 2) for ratio in ratios]
+    channels = [ndimage.gaussian_filter(channel, sigmas) for channel in image.astype(np.float32)]
+    return np.stack([_zoom(channel, shape, order=1) for channel in channels])
+
+
+def resample_labels(labels: NDArray[np.integer], shape: Sequence[int]) -> NDArray[np.integer]:
+    """Return a mask (*S) on a grid of ``shape``: each voxel gets the value of the nearest one."""
+    return _zoom(labels, shape, order=0)
+
+
+def _zoom(array: NDArray[Voxel], shape: Sequence[int], order: int) -> NDArray[Voxel]:
+    factors = [new / old for old, new in zip(array.shape, shape, strict=True)]
+    # grid_mode: voxels are cells and the extents of both grids coincide, as in every image viewer.
+    zoomed: NDArray[Voxel] = ndimage.zoom(array, factors, order=order, mode="nearest", grid_mode=True)
+    return zoomed

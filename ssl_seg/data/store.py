@@ -1,0 +1,267 @@
+"""Decoded cases, kept in memory up to a limit, and boxes cut out of them.
+
+Shapes: C channels, *S spatial = (Z, Y, X) or (Y, X), *P a patch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.data.blocks import iterate_blocks
+from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.disk_cache import DiskCache
+from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
+from ssl_seg.data.sampling import locate_box
+from ssl_seg.data.transforms import Intensity, measure_intensity
+from ssl_seg.data.volumes import Stored, open_image, read_image, read_mask
+from ssl_seg.errors import DataError
+from ssl_seg.labels import apply_label_map, to_target
+
+MAX_FOREGROUND_POINTS = 4096
+"""Foreground voxels of each class that are remembered as possible centers of patches."""
+
+
+@dataclass(frozen=True)
+class BoxReader:
+    """An array that is read from its file box by box: ``reader[:, a:b, c:d]`` reads that box."""
+
+    stored: Stored
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    convert: Callable[[NDArray[Any]], NDArray[Any]]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        """Return ``array[key]``; the key ends in one slice for each spatial axis."""
+        return self.convert(self.stored.read(key[1:]))
+
+
+Voxels = NDArray[Any] | BoxReader
+"""An array in memory, or one that is read by box."""
+
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """A case ready to be cut.
+
+    ``image`` (C,*S) raw; ``target`` (*S) int16, or None without a mask; ``foreground`` has (n, ndim) coordinates for
+    each foreground class that is present, and is empty without a mask.
+    """
+
+    image: Voxels
+    target: Voxels | None
+    foreground: tuple[NDArray[np.integer], ...]
+    intensity: Intensity
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the arrays."""
+        arrays = (self.image, self.target, *self.foreground)
+        return sum(a.nbytes for a in arrays if isinstance(a, np.ndarray))
+
+
+@dataclass(frozen=True)
+class WholeCase:
+    """A case as stored: ``image`` (C,*S) raw, ``target`` (*S) int16 or None, ``spacing`` (*S) where it is known."""
+
+    image: NDArray[np.generic]
+    target: NDArray[np.int16] | None
+    spacing: tuple[float, ...] | None
+
+
+class CaseStore:
+    """Reads cases of a catalog and keeps the most recently used ones, up to a number of bytes.
+
+    Args:
+        catalog: where the cases are.
+        channels: channels that the network expects; gray images are repeated to 3.
+        max_bytes: limit of the cache. If the decoded data set is larger, files that can be read by box are, and of the
+            others the most recently used are kept.
+        disk_cache: decoded copies of files that cannot be read by box, or None.
+        resample_to: voxel size (*S) of what ``load`` returns; None keeps the grid of the file.
+        spacing: voxel size (*S) that holds for all images; None takes that of each file.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        channels: int,
+        max_bytes: int = 2**31,
+        *,
+        disk_cache: DiskCache | None = None,
+        resample_to: tuple[float, ...] | None = None,
+        spacing: tuple[float, ...] | None = None,
+    ) -> None:
+        self.catalog, self.channels, self.max_bytes = catalog, channels, max_bytes
+        self.disk_cache, self.resample_to, self.spacing = disk_cache, resample_to, spacing
+        self._fits = decoded_bytes(catalog) <= max_bytes
+        self._cache: OrderedDict[str, LoadedCase] = OrderedDict()
+        self._held = 0
+
+    def load(self, case_id: str) -> LoadedCase:
+        """Return a case on the grid that the network sees.
+
+        Raises:
+            DataError: unknown id, unreadable file, a mask value without a class, or no voxel size to resample from.
+        """
+        if case_id in self._cache:
+            self._cache.move_to_end(case_id)
+            return self._cache[case_id]
+        loaded = self._read(self.catalog.case(case_id))
+        self._cache[case_id] = loaded
+        self._held += loaded.nbytes
+        while self._held > self.max_bytes and self._cache:
+            self._held -= self._cache.popitem(last=False)[1].nbytes
+        return loaded
+
+    def load_whole(self, case_id: str) -> WholeCase:
+        """Return a case on the grid of its file, all of it in memory.
+
+        Raises:
+            DataError: as for ``load``.
+        """
+        case = self.catalog.case(case_id)
+        spacing = self.spacing or self.catalog.facts[case_id].spacing
+        if self.resample_to is None:
+            loaded = self.load(case_id)
+            if isinstance(loaded.image, np.ndarray) and not isinstance(loaded.target, BoxReader):
+                return WholeCase(loaded.image, loaded.target, spacing)
+        return WholeCase(*self._read_whole(case), spacing)
+
+    def _read(self, case: Case) -> LoadedCase:
+        image: NDArray[np.generic]
+        if self.resample_to is not None:
+            image, target = self._resample(case, *self._read_whole(case))
+        elif not self._fits and (stored := self._open(case.image, *case.more_channels)).by_box:
+            return self._open_by_box(case, stored)
+        else:
+            image, target = self._read_whole(case)
+        foreground = () if target is None else _find_foreground([(0, target)], self._strides(case))
+        return LoadedCase(image, target, foreground, measure_intensity(image))
+
+    def _open(self, *locations: str) -> Stored:
+        cached = None if self.disk_cache is None else self.disk_cache.find(*locations)
+        return open_image(*locations) if cached is None else open_image(str(cached))
+
+    def _read_whole(self, case: Case) -> tuple[NDArray[np.generic], NDArray[np.int16] | None]:
+        image = fit_channels(read_image(case.image, *case.more_channels), self.channels, case.image)
+        return image, None if case.mask is None else self._to_target(read_mask(case.mask))
+
+    def _to_target(self, mask: NDArray[np.integer]) -> NDArray[np.int16]:
+        catalog = self.catalog
+        mapped = apply_label_map(mask, catalog.label_map)
+        return to_target(mapped, catalog.label_values, catalog.ignore_value).astype(np.int16)
+
+    def _box_to_target(self, box: NDArray[np.integer]) -> NDArray[np.int16]:
+        return self._to_target(box[0])
+
+    def _resample(
+        self, case: Case, image: NDArray[np.generic], target: NDArray[np.int16] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int16] | None]:
+        spacing = self.spacing or self.catalog.facts[case.id].spacing
+        if spacing is None or self.resample_to is None:
+            raise DataError(
+                f"{case.image} does not say how large its voxels are, so it cannot be resampled. "
+                "Give data.spacing, or leave data.resample_to unset."
+            )
+        shape = compute_resampled_shape(image.shape[1:], spacing, self.resample_to)
+        labels = None if target is None else resample_labels(target, shape).astype(np.int16)
+        return resample_image(image, shape), labels
+
+    def _open_by_box(self, case: Case, stored: Stored) -> LoadedCase:
+        shape, fit = stored.shape[1:], partial(fit_channels, channels=self.channels, where=case.image)
+        image = BoxReader(stored, (self.channels, *shape), stored.dtype, fit)
+        intensity = _measure_by_block(stored, self.channels)
+        if case.mask is None:
+            return LoadedCase(image, None, (), intensity)
+        mask = self._open(case.mask)
+        target = BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target)
+        pieces = ((block.start, self._to_target(block.voxels)) for block in iterate_blocks(mask))
+        return LoadedCase(image, target, _find_foreground(pieces, self._strides(case)), intensity)
+
+    def _strides(self, case: Case) -> list[int]:
+        """Return, for each foreground class, how many voxels to skip so that the remembered ones are not too many."""
+        facts, values = self.catalog.facts[case.id], self.catalog.label_values[1:]
+        voxels = dict(zip(facts.values or (), facts.counts or (), strict=True))
+        return [max(1, voxels.get(value, 0) // MAX_FOREGROUND_POINTS) for value in values]
+
+
+def decoded_bytes(catalog: Catalog) -> int:
+    """Return the memory that all images (and targets of 2 bytes a voxel) of a catalog take when decoded."""
+    return sum(
+        prod(f.shape) * (f.channels * np.dtype(f.dtype).itemsize + 2 * (f.values is not None))
+        for f in catalog.facts.values()
+    )
+
+
+def _find_foreground(
+    pieces: Iterable[tuple[int, NDArray[np.int16]]], strides: Sequence[int]
+) -> tuple[NDArray[np.integer], ...]:
+    """Return coordinates (n, ndim) of each foreground class that is present, from (first row, rows of the target)."""
+    found: list[list[NDArray[np.integer]]] = [[] for _ in strides]
+    for start, rows in pieces:
+        for points, stride, label in zip(found, strides, count(1), strict=False):
+            chosen = np.flatnonzero(rows == label)[::stride]
+            coordinates = np.stack(np.unravel_index(chosen, rows.shape), axis=1).astype(np.int32)
+            coordinates[:, 0] += start
+            points.append(coordinates)
+    joined = (np.concatenate(points) for points in found if points)
+    return tuple(points for points in joined if len(points))
+
+
+def _measure_by_block(image: Stored, channels: int) -> Intensity:
+    """Return what ``measure_intensity`` gives for the whole image, repeated to ``channels``, holding one block."""
+    count, low, high, mean, squares = (np.zeros(image.shape[0]) for _ in range(5))
+    low += np.inf
+    high -= np.inf
+    for block in iterate_blocks(image):
+        voxels, c = block.voxels.astype(np.float64), block.channel
+        low[c], high[c] = min(low[c], voxels.min()), max(high[c], voxels.max())
+        # Means and squared deviations of two parts, put together (Chan, Golub and LeVeque 1983).
+        total, delta = count[c] + voxels.size, voxels.mean() - mean[c]
+        squares[c] += ((voxels - voxels.mean()) ** 2).sum() + delta**2 * count[c] * voxels.size / total
+        mean[c] += delta * voxels.size / total
+        count[c] = total
+    std = np.sqrt(squares / count)
+    figures = (low, high, mean, np.where(std > 0, std, 1))
+    return Intensity(*(np.resize(f, channels).astype(np.float32) for f in figures))
+
+
+def fit_channels(image: NDArray[np.generic], channels: int, where: str) -> NDArray[np.generic]:
+    """Return (C,*S) with the wanted number of channels; a gray image is repeated.
+
+    Raises:
+        DataError: when a color image would have to lose its channels.
+    """
+    if len(image) == channels:
+        return image
+    if len(image) == 1:
+        return np.repeat(image, channels, axis=0)
+    raise DataError(f"{where} has {len(image)} channels and the network takes {channels}: convert it first")
+
+
+def cut_unit(case: LoadedCase, start: Sequence[int], patch_size: Sequence[int]) -> NDArray[np.float32]:
+    """Return a box (C,*P) in the unit range; outside the image each channel's mean, which becomes z-score 0."""
+    inside, placed = locate_box(start, patch_size, case.image.shape[1:])
+    cut: NDArray[Any] = case.image[(slice(None), *inside)]
+    unit = case.intensity.to_unit(cut)
+    if unit.shape[1:] == tuple(patch_size):
+        return unit
+    mean = case.intensity.to_unit(case.intensity.mean.reshape(-1, *[1] * len(patch_size)))
+    padded = np.broadcast_to(mean, (len(unit), *patch_size)).copy()
+    padded[(slice(None), *placed)] = unit
+    return padded

@@ -1,0 +1,87 @@
+"""From settings to the objects that feed a run: cases, the store that reads them, and the source of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ssl_seg.config import Config, DataConfig
+from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
+from ssl_seg.data.disk_cache import open_disk_cache
+from ssl_seg.data.loader import PatchSource
+from ssl_seg.data.splits import Split
+from ssl_seg.data.store import CaseStore
+from ssl_seg.data.synthetic import is_synthetic
+from ssl_seg.data.transforms import Views
+
+
+def open_data(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
+    """Return the cases that a (perhaps partial) ``data`` section describes.
+
+    Raises:
+        DataError: see ``open_catalog``.
+    """
+    return open_catalog(
+        absolute_root(data.get("root") or DataConfig.model_fields["root"].default),
+        groups=Path(data["groups"]) if data.get("groups") else None,
+        layout=data.get("layout") or "auto",
+        label_values=tuple(data["label_values"]) if data.get("label_values") else None,
+        label_map={int(old): int(new) for old, new in (data.get("label_map") or {}).items()},
+        ignore_value=data.get("ignore_value"),
+        track=track,
+    )
+
+
+def absolute_root(root: str) -> str:
+    """Return a data set's folder as an absolute path; the name of a synthetic one as it is."""
+    return root if is_synthetic(root) else str(Path(root).expanduser().resolve())
+
+
+def open_store(catalog: Catalog, data: DataConfig) -> CaseStore:
+    """Return the reader of the cases."""
+    return CaseStore(
+        catalog,
+        data.channels,
+        data.cache_mb * 2**20,
+        disk_cache=open_disk_cache(data.disk_cache_gb),
+        resample_to=data.resample_to,
+        spacing=data.spacing,
+    )
+
+
+def make_source(config: Config, store: CaseStore, split: Split, *, rank: int = 0, world_size: int = 1) -> PatchSource:
+    """Return the batches of a run, for one of its processes.
+
+    Raises:
+        SplitError: if a training case is in the sealed test list.
+    """
+    labeled, pool = split.labeled_ids(config.split.labels), split.pool_ids(config.split.labels)
+    split.check_not_sealed([*labeled, *pool, *split.val])
+    augment, facts = config.augment, store.catalog.facts
+    return PatchSource(
+        store,
+        labeled,
+        pool if config.batch.unlabeled else (),
+        (config.batch.labeled, config.batch.unlabeled),
+        config.data.patch_size,
+        config.data.foreground_ratio,
+        Views(
+            config.data.ndim,
+            augment.flips,
+            augment.rotate90,
+            augment.intensity,
+            augment.cutout,
+            rotation=augment.rotation,
+            scale=augment.scale,
+            elastic=augment.elastic,
+        ),
+        augment.labeled_strong,
+        config.seed,
+        rank,
+        world_size,
+        positive=frozenset(i for i in labeled if i in facts and (facts[i].foreground or 0.0) > 0),
+        positive_ratio=config.batch.positive_ratio,
+        cutmix=augment.cutmix,
+        copy_paste=augment.copy_paste,
+    )

@@ -1,0 +1,204 @@
+"""The store: cases in memory or by box, on the grid of the file or another one, and decoded copies on disk."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+
+from ssl_seg.data import disk_cache
+from ssl_seg.data.catalog import Catalog, open_catalog
+from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache, open_disk_cache
+from ssl_seg.data.store import BoxReader, CaseStore, cut_unit, decoded_bytes
+from ssl_seg.errors import DataError
+
+SHAPE = (12, 20, 24)
+
+
+def volume(seed: int, shape: tuple[int, ...] = SHAPE) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 200, shape).astype(np.uint8)
+
+
+def write(folder: Path, count: int = 2, *, compressed: bool = False) -> Path:
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for n in range(count):
+        image = volume(n)
+        for name, array in (("images", image), ("masks", (image > 150).astype(np.uint8) + (image > 190))):
+            options: dict[str, Any] = {"compression": "zlib"} if compressed else {}
+            tifffile.imwrite(folder / name / f"{n}.tif", array, photometric="minisblack", **options)
+    return folder
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return open_catalog(str(write(tmp_path / "plain")))
+
+
+class TestByBox:
+    @pytest.mark.parametrize("start", [(0, 0, 0), (4, 9, 15), (-2, -3, 18)])
+    def test_a_box_is_that_of_the_array_in_memory(self, catalog: Catalog, start: tuple[int, ...]) -> None:
+        near, far = CaseStore(catalog, 1).load("1"), CaseStore(catalog, 1, max_bytes=1).load("1")
+        assert isinstance(near.image, np.ndarray)
+        assert isinstance(far.image, BoxReader)
+        assert isinstance(far.target, BoxReader)
+        np.testing.assert_allclose(cut_unit(far, start, (8, 8, 8)), cut_unit(near, start, (8, 8, 8)), atol=1e-6)
+        assert near.target is not None
+        inside = tuple(slice(max(s, 0), s + 8) for s in start)
+        np.testing.assert_array_equal(far.target[(Ellipsis, *inside)], near.target[inside])
+        assert far.target.dtype == near.target.dtype
+
+    def test_statistics_and_foreground_are_found_without_the_whole(self, catalog: Catalog) -> None:
+        near, far = CaseStore(catalog, 1).load("0"), CaseStore(catalog, 1, max_bytes=1).load("0")
+        for name in ("low", "high", "mean", "std"):
+            np.testing.assert_allclose(getattr(far.intensity, name), getattr(near.intensity, name), rtol=1e-6)
+        assert len(far.foreground) == len(near.foreground) == 2
+        for got, expected in zip(far.foreground, near.foreground, strict=True):
+            np.testing.assert_array_equal(got, expected)
+        assert far.nbytes < near.nbytes
+
+    def test_points_of_many_blocks_have_their_rows(self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ssl_seg.data.blocks.iterate_blocks.__defaults__", (1,))
+        expected = CaseStore(catalog, 1).load("0").foreground
+        for got, wanted in zip(CaseStore(catalog, 1, max_bytes=1).load("0").foreground, expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+    def test_a_gray_volume_is_repeated(self, catalog: Catalog) -> None:
+        far = CaseStore(catalog, 3, max_bytes=1).load("0")
+        patch = cut_unit(far, (0, 0, 0), (4, 4, 4))
+        assert patch.shape == (3, 4, 4, 4)
+        np.testing.assert_array_equal(patch[0], patch[2])
+
+    def test_it_can_be_sent_to_another_process(self, catalog: Catalog) -> None:
+        store = CaseStore(catalog, 1, max_bytes=1)
+        store.load("0")
+        copy = pickle.loads(pickle.dumps(store))
+        np.testing.assert_array_equal(
+            cut_unit(copy.load("0"), (0, 0, 0), (4, 4, 4)), cut_unit(store.load("0"), (0, 0, 0), (4, 4, 4))
+        )
+
+    def test_only_if_the_data_set_does_not_fit(self, catalog: Catalog) -> None:
+        size = decoded_bytes(catalog)
+        assert size == 2 * 3 * np.prod(SHAPE)
+        assert isinstance(CaseStore(catalog, 1, max_bytes=size).load("0").image, np.ndarray)
+        assert isinstance(CaseStore(catalog, 1, max_bytes=size - 1).load("0").image, BoxReader)
+
+    def test_the_whole_can_still_be_had(self, catalog: Catalog) -> None:
+        whole = CaseStore(catalog, 1, max_bytes=1).load_whole("1")
+        np.testing.assert_array_equal(whole.image[0], volume(1))
+        np.testing.assert_array_equal(whole.target, (volume(1) > 150).astype(int) + (volume(1) > 190))
+
+
+class TestDiskCache:
+    @pytest.fixture(autouse=True)
+    def small_files_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(disk_cache, "WORTH_A_COPY", 1)
+
+    @pytest.fixture
+    def compressed(self, tmp_path: Path) -> Catalog:
+        return open_catalog(str(write(tmp_path / "zlib", compressed=True)))
+
+    def test_compressed_volumes_become_mappable(self, compressed: Catalog, tmp_path: Path) -> None:
+        cache = DiskCache(tmp_path / "cache", 2**30)
+        assert not isinstance(CaseStore(compressed, 1, 1, disk_cache=cache).load("0").image, BoxReader)
+        assert fill_disk_cache(cache, compressed) is None
+        assert len(list(cache.folder.iterdir())) == 4
+        far, near = CaseStore(compressed, 1, 1, disk_cache=cache).load("0"), CaseStore(compressed, 1).load("0")
+        assert isinstance(far.image, BoxReader)
+        np.testing.assert_allclose(cut_unit(far, (2, 3, 4), (8, 8, 8)), cut_unit(near, (2, 3, 4), (8, 8, 8)), atol=1e-6)
+        assert near.target is not None
+        assert far.target is not None
+        box = (Ellipsis, slice(0, 5), slice(0, 5), slice(0, 5))
+        np.testing.assert_array_equal(far.target[box], near.target[box])
+
+    def test_written_once(self, compressed: Catalog, tmp_path: Path) -> None:
+        cache = DiskCache(tmp_path / "cache", 2**30)
+        fill_disk_cache(cache, compressed)
+        before = {p.name: p.stat().st_mtime_ns for p in cache.folder.iterdir()}
+        fill_disk_cache(cache, compressed)
+        assert {p.name: p.stat().st_mtime_ns for p in cache.folder.iterdir()} == before
+
+    def test_the_copy_of_a_file_that_changed_is_not_used(self, compressed: Catalog, tmp_path: Path) -> None:
+        cache = DiskCache(tmp_path / "cache", 2**30)
+        location = compressed.case("0").image
+        assert cache.add(location) is not None
+        tifffile.imwrite(location, volume(99), compression="zlib", photometric="minisblack")
+        assert cache.find(location) is None
+
+    def test_the_limit_holds_and_is_said(self, compressed: Catalog, tmp_path: Path) -> None:
+        size = int(np.prod(SHAPE))
+        cache = DiskCache(tmp_path / "cache", int(2.5 * size))
+        note = fill_disk_cache(cache, compressed)
+        assert note is not None
+        assert "1 volume(s) have no decoded copy" in note
+        assert sum(p.stat().st_size for p in cache.folder.iterdir()) <= cache.max_bytes
+        assert len(list(cache.folder.iterdir())) == 2
+
+    def test_what_can_be_read_by_box_needs_no_copy(self, catalog: Catalog, tmp_path: Path) -> None:
+        cache = DiskCache(tmp_path / "cache", 2**30)
+        assert fill_disk_cache(cache, catalog) is None
+        assert not cache.folder.exists()
+
+    def test_a_folder_that_cannot_be_written(self, compressed: Catalog, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(DataError, match="SSL_SEG_CACHE"):
+            DiskCache(tmp_path / "file" / "cache", 2**30).add(compressed.case("0").image)
+
+    def test_where_it_is(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("SSL_SEG_CACHE", str(tmp_path))
+        found = open_disk_cache(0.5)
+        assert found == DiskCache(tmp_path, 2**29)
+        assert open_disk_cache(0) is None
+
+
+class TestResampling:
+    @pytest.fixture
+    def scans(self, tmp_path: Path) -> Catalog:
+        """One volume whose slices are 3 apart, voxels 1 x 1 in the plane."""
+        for name in ("imagesTr", "labelsTr"):
+            (tmp_path / name).mkdir()
+        image = np.repeat(np.arange(8, dtype=np.float32), 10 * 12).reshape(8, 10, 12)
+        mask = (image >= 4).astype(np.uint8)
+        affine = np.diag([1.0, 1.0, 3.0, 1.0])
+        nib.save(nib.Nifti1Image(image.transpose(2, 1, 0), affine), tmp_path / "imagesTr" / "a_0000.nii.gz")
+        nib.save(nib.Nifti1Image(mask.transpose(2, 1, 0), affine), tmp_path / "labelsTr" / "a.nii.gz")
+        (tmp_path / "dataset.json").write_text(
+            '{"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}'
+        )
+        return open_catalog(str(tmp_path))
+
+    def test_the_network_sees_the_new_grid(self, scans: Catalog) -> None:
+        case = CaseStore(scans, 1, resample_to=(1.0, 1.0, 2.0)).load("a")
+        assert case.image.shape == (1, 24, 10, 6)
+        assert isinstance(case.target, np.ndarray)
+        assert case.target.shape == (24, 10, 6)
+        np.testing.assert_array_equal(case.target[:12], 0)
+        np.testing.assert_array_equal(case.target[12:], 1)
+        assert isinstance(case.image, np.ndarray)
+
+    def test_the_whole_case_stays_on_its_own(self, scans: Catalog) -> None:
+        whole = CaseStore(scans, 1, resample_to=(1.0, 1.0, 2.0)).load_whole("a")
+        assert whole.image.shape == (1, 8, 10, 12)
+        assert whole.spacing == pytest.approx((3.0, 1.0, 1.0))
+
+    def test_a_given_spacing_wins(self, scans: Catalog) -> None:
+        store = CaseStore(scans, 1, resample_to=(1.0, 1.0, 1.0), spacing=(2.0, 1.0, 1.0))
+        assert store.load("a").image.shape == (1, 16, 10, 12)
+        assert store.load_whole("a").spacing == (2.0, 1.0, 1.0)
+
+    def test_without_spacing_there_is_nothing_to_resample_from(self, catalog: Catalog) -> None:
+        with pytest.raises(DataError, match=r"data\.spacing"):
+            CaseStore(catalog, 1, resample_to=(1.0, 1.0, 1.0)).load("0")
+
+
+def test_a_label_map_joins_classes(tmp_path: Path) -> None:
+    catalog = open_catalog(str(write(tmp_path / "plain")), label_map={2: 1})
+    assert catalog.label_values == (0, 1)
+    target = CaseStore(catalog, 1).load("0").target
+    np.testing.assert_array_equal(target, volume(0) > 150)
