@@ -1,0 +1,112 @@
+"""The dataset doctor: reads every case once, and says what is there and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_seg.data import audit_checks as checks
+from ssl_seg.data import audit_labels as labels
+from ssl_seg.data.audit_copies import check_copies, find_copies
+from ssl_seg.data.audit_summary import summarize
+from ssl_seg.data.catalog import Track, find_cases, pass_through, scan_cases
+from ssl_seg.data.facts import CaseFacts
+from ssl_seg.data.findings import Finding
+from ssl_seg.data.layouts.listing import Listing
+
+_LEVELS = {"fault": "faults", "warn": "warnings", "info": "infos"}
+"""In the order in which they are reported, with their names in the summary."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found: ``findings``, faults first; ``summary`` of plain types, for JSON.
+
+    ``facts`` are of the cases that can be read, ``label_values`` (background first) what the classes were taken to be.
+    """
+
+    findings: tuple[Finding, ...]
+    summary: dict[str, Any]
+    listing: Listing
+    facts: Mapping[str, CaseFacts]
+    label_values: tuple[int, ...]
+    ignore_value: int | None
+    label_map: Mapping[int, int]
+
+
+def audit(
+    root: str,
+    *,
+    groups: Path | None = None,
+    layout: str = "auto",
+    label_values: Sequence[int] | None = None,
+    label_map: Mapping[int, int] | None = None,
+    ignore_value: int | None = None,
+    track: Track = pass_through,
+) -> Audit:
+    """Return everything there is to say about a data set; a bad file is a finding and stops nothing.
+
+    Args:
+        root, groups, layout: see ``find_cases``.
+        label_values, label_map, ignore_value: see ``open_catalog``.
+        track: told about every case that has been read.
+
+    Raises:
+        ConfigError: if the layout is unknown.
+        DataError: if no cases can be found, names clash, or no mask or group name belongs to any image.
+    """
+    listing = find_cases(root, groups=groups, layout=layout)
+    declared = listing.label_values if label_values is None and not label_map else label_values
+    ignored = listing.ignore_value if ignore_value is None else ignore_value
+    facts, unreadable = scan_cases(
+        listing.cases,
+        label_map=label_map,
+        background=declared[0] if declared else 0,
+        ignore_value=ignored,
+        track=track,
+    )
+    copies = find_copies(facts)
+    found = [
+        *listing.findings,
+        *unreadable,
+        *check_facts(listing, facts, declared, ignored),
+        *check_copies(copies, facts, checks.groups_of(listing.cases)),
+    ]
+    findings = tuple(sorted(found, key=lambda finding: list(_LEVELS).index(finding.level)))
+    values = labels.find_label_values(labels.values_by_mask(facts, ignored), declared)
+    summary = summarize(root, listing, facts, values, ignored)
+    summary["copies"] = asdict(copies)
+    summary |= {name: sum(f.level == level for f in findings) for level, name in _LEVELS.items()}
+    return Audit(findings, summary, listing, facts, values, ignored, dict(label_map or {}))
+
+
+def check_facts(
+    listing: Listing, facts: Mapping[str, CaseFacts], declared: Sequence[int] | None, ignore_value: int | None
+) -> Iterator[Finding]:
+    """Yield what all rules about single cases and about the whole find, without those about copies.
+
+    Args:
+        listing: the cases.
+        facts: of the cases that can be read.
+        declared: label values, background first, that somebody has given; None if they are to be inferred.
+        ignore_value: mask value that is left out.
+    """
+    masks = labels.values_by_mask(facts, ignore_value)
+    yield from checks.check_kinds(facts)
+    yield from labels.check_unexpected_values(masks, declared)
+    yield from labels.check_many_classes(masks, declared)
+    yield from labels.check_class_presence(masks, labels.find_label_values(masks, declared))
+    yield from checks.check_missing_masks(listing.cases)
+    yield from checks.check_empty_masks(facts)
+    yield from checks.check_full_masks(facts)
+    yield from checks.check_tiny_foreground(facts)
+    yield from checks.check_declared(listing.declared, facts)
+    yield from checks.check_constant_images(facts)
+    yield from checks.check_two_values(facts)
+    yield from checks.check_saturation(facts)
+    yield from checks.check_dtypes(facts)
+    yield from checks.check_sizes(facts)
+    yield from checks.check_spacing(facts)
+    yield from checks.check_groups(listing.cases)

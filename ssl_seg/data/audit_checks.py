@@ -1,0 +1,247 @@
+"""Rules about images, masks and their sizes: one function each, from what was read to findings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from ssl_seg.data.facts import Appearance, CaseFacts, format_size
+from ssl_seg.data.findings import Finding
+from ssl_seg.data.layouts.listing import Case
+
+Facts = Mapping[str, CaseFacts]
+
+USUAL_EMPTY = (0.2, 0.5)
+WARN_EMPTY = 0.7
+FAULT_EMPTY = 0.9
+"""Limits of a published training report on patches: 20 .. 50 % empty masks are normal, above 70 % should be
+investigated, above 90 % is a fault of the data."""
+
+REMEDIES = (
+    "Ways to get masks: outline the foreground in a few images (1 % can be enough to start), correct rough ones of a "
+    "threshold or an interactive tool, or correct predictions of a network that was trained on similar images."
+)
+
+TINY_FOREGROUND = 1e-4
+
+SATURATED = 0.25
+"""Share of voxels with the largest value; at most 0.103 in 366 electron micrographs, 0.002 in 80 MR volumes."""
+
+BLACK = 0.9
+"""Share of voxels with the smallest value; at most 0.688 in the same micrographs, as dark backgrounds are common."""
+
+SIZE_FACTOR = 4
+SPACING_TOLERANCE = 0.01
+
+FEW_GROUPS = 10
+"""Of fewer groups, a validation and a test list of 15 and 20 % get two or three."""
+
+
+def check_kinds(facts: Facts) -> Iterator[Finding]:
+    """All cases are images or all are volumes, with one number of channels; gray may come with color."""
+    for what, kind_of in (
+        ("images and volumes", {i: f"{len(f.shape)}D" for i, f in facts.items()}),
+        ("channel counts", {i: f"{f.channels} channel(s)" for i, f in facts.items()}),
+    ):
+        kinds = Counter(kind_of.values()).most_common()
+        if len(kinds) > 1 and set(kind_of.values()) != {"1 channel(s)", "3 channel(s)"}:
+            first = {kind: next(i for i, k in kind_of.items() if k == kind) for kind, _ in kinds}
+            listed = ", ".join(f"{n} with {kind} (e.g. {first[kind]})" for kind, n in kinds)
+            rarer = tuple(i for i, kind in kind_of.items() if kind != kinds[0][0])
+            message = f"the data set mixes {what}: {listed}. Keep one kind per data set."
+            yield Finding("mixed_kinds", "fault", message, rarer)
+
+
+def check_dtypes(facts: Facts) -> Iterator[Finding]:
+    """Images of several types were probably exported in several ways."""
+    kinds = Counter(f.dtype for f in facts.values()).most_common()
+    if len(kinds) > 1:
+        rarer = tuple(i for i, f in facts.items() if f.dtype != kinds[0][0])
+        listed = ", ".join(f"{n} {dtype}" for dtype, n in kinds)
+        message = f"images of several types: {listed}. Check that gray values mean the same in all of them."
+        yield Finding("mixed_dtypes", "info", message, rarer)
+
+
+def check_sizes(facts: Facts) -> Iterator[Finding]:
+    """Images far from the usual size are worth a look: thumbnails, mosaics, crops."""
+    sizes = {i: prod(f.shape) for i, f in facts.items()}
+    median = float(np.median(list(sizes.values()))) if sizes else 0.0
+    outliers = tuple(i for i, size in sizes.items() if not median / SIZE_FACTOR <= size <= median * SIZE_FACTOR)
+    if outliers:
+        farthest = max(outliers, key=lambda i: max(sizes[i] / median, median / sizes[i]))
+        message = (
+            f"{len(outliers)} image(s) have over {SIZE_FACTOR} times more or fewer voxels than the median: {farthest} "
+            f"has {format_size(facts[farthest].shape)}. Check that they belong here."
+        )
+        yield Finding("outlier_size", "info", message, outliers)
+
+
+def check_spacing(facts: Facts) -> Iterator[Finding]:
+    """Voxels are of one size, or the network sees the same object in several sizes."""
+    known = {i: f.spacing for i, f in facts.items() if f.spacing is not None}
+    if not known:
+        return
+    if len(known) < len(facts):
+        without = tuple(i for i in facts if i not in known)
+        message = (
+            f"{len(without)} of {len(facts)} images do not say how large a voxel is. If it matters, "
+            "train with --set 'data.spacing=[...]', which holds for all."
+        )
+        yield Finding("unknown_spacing", "info", message, without)
+    if len({len(s) for s in known.values()}) == 1:
+        spacings = np.array(list(known.values()))
+        low, high = spacings.min(axis=0), spacings.max(axis=0)
+        if (high > low * (1 + SPACING_TOLERANCE)).any():
+            median = ", ".join(f"{v:.3g}" for v in np.median(spacings, axis=0))
+            message = (
+                f"voxels measure {_format_spacing(low)} to {_format_spacing(high)}. To show the network one size, "
+                f"train with --set 'data.resample_to=[{median}]'"
+            )
+            yield Finding("mixed_spacing", "info", message)
+
+
+def check_constant_images(facts: Facts) -> Iterator[Finding]:
+    """An image of one value shows nothing; with foreground in its mask it teaches noise."""
+    constant = {i: f for i, f in facts.items() if f.appearance is not None and f.appearance.low == f.appearance.high}
+    taught = tuple(i for i, f in constant.items() if f.foreground)
+    if taught:
+        message = f"{len(taught)} image(s) of one single value have foreground in their mask. Export them again."
+        yield Finding("constant_image", "fault", message, taught)
+    others = tuple(i for i in constant if i not in taught)
+    if others:
+        message = f"{len(others)} image(s) have one single value. Remove them, unless they are blank tiles."
+        yield Finding("constant_image", "warn", message, others)
+
+
+def check_two_values(facts: Facts) -> Iterator[Finding]:
+    """An image of two values is rather a mask."""
+    looks = _varied(facts)
+    found = tuple(i for i, a in looks.items() if a.at_low + a.at_high > 1 - 1e-9)
+    if found:
+        message = f"{len(found)} image(s) have two values only. Are they masks? Put the gray or color images there."
+        yield Finding("mask_as_image", "warn", message, found)
+
+
+def check_saturation(facts: Facts) -> Iterator[Finding]:
+    """Few images may be clipped; where most of them are, it is how this data set looks (white paper, black sky)."""
+    looks = {i: a for i, a in _varied(facts).items() if a.at_low + a.at_high <= 1 - 1e-9}
+    for share_of, limit, extreme in (
+        ({i: a.at_high for i, a in looks.items()}, SATURATED, "largest"),
+        ({i: a.at_low for i, a in looks.items()}, BLACK, "smallest"),
+    ):
+        found = tuple(i for i, share in share_of.items() if share > limit)
+        if found and 2 * len(found) <= len(looks):
+            worst = max(share_of[i] for i in found)
+            message = (
+                f"in {len(found)} image(s) more than {limit:.0%} of the voxels have the {extreme} value (up to "
+                f"{worst:.0%}): clipped? Export them again with another range, or leave them out."
+            )
+            yield Finding("saturated_image", "warn", message, found)
+
+
+def check_missing_masks(cases: Sequence[Case]) -> Iterator[Finding]:
+    """Say how many masks are missing: such cases are unlabeled, which an empty mask is not."""
+    missing = tuple(c.id for c in cases if c.mask is None)
+    if len(missing) == len(cases):
+        message = f"none of the {len(cases)} images has a mask: nothing can be trained or evaluated. {REMEDIES}"
+        yield Finding("no_masks", "fault", message)
+    elif missing:
+        message = (
+            f"{len(missing)} of {len(cases)} images have NO mask file and are used as unlabeled. An image that shows "
+            "nothing to find needs a mask of zeros instead."
+        )
+        yield Finding("unlabeled", "info", message, missing)
+
+
+def check_empty_masks(facts: Facts) -> Iterator[Finding]:
+    """Judge the share of empty masks by the limits of a published training report."""
+    labeled = _foreground(facts)
+    empty = tuple(i for i, share in labeled.items() if share == 0)
+    if not empty:
+        return
+    share = len(empty) / len(labeled)
+    if share == 1:
+        message = (
+            f"all {len(labeled)} masks are there and EMPTY: there is no foreground to learn. Check that they are the "
+            f"right masks; remove those of images that nobody has labeled yet. {REMEDIES}"
+        )
+        yield Finding("all_masks_empty", "fault", message, empty)
+        return
+    low, high = USUAL_EMPTY
+    said = f"{len(empty)} of {len(labeled)} masks ({share:.0%}) are there and EMPTY: labeled negatives"
+    if share > WARN_EMPTY:
+        message = (
+            f"{said}. {low:.0%} .. {high:.0%} is usual, above {WARN_EMPTY:.0%} worth a check, above {FAULT_EMPTY:.0%} "
+            "a fault. Remove the masks of images that nobody has labeled: no mask means unlabeled."
+        )
+        yield Finding("empty_masks", "fault" if share > FAULT_EMPTY else "warn", message, empty)
+    else:
+        usual = "as usual" if low <= share <= high else f"{low:.0%} .. {high:.0%} is usual"
+        yield Finding("empty_masks", "info", f"{said}, {usual}. An image that nobody has labeled has no mask.", empty)
+
+
+def check_full_masks(facts: Facts) -> Iterator[Finding]:
+    """A mask without any background is rarely meant."""
+    full = tuple(i for i, share in _foreground(facts).items() if share == 1)
+    if full:
+        message = (
+            f"{len(full)} mask(s) are foreground everywhere. Check that they are not empty ones with the values "
+            "swapped: the background is the first of data.label_values."
+        )
+        yield Finding("full_mask", "warn", message, full)
+
+
+def check_tiny_foreground(facts: Facts) -> Iterator[Finding]:
+    """Masks with a few voxels of foreground are often slips of the brush."""
+    tiny = tuple(i for i, share in _foreground(facts).items() if 0 < share < TINY_FOREGROUND)
+    if tiny:
+        message = f"{len(tiny)} mask(s) have less than {TINY_FOREGROUND:.2%} foreground. Look for stray voxels."
+        yield Finding("tiny_foreground", "info", message, tiny)
+
+
+def check_declared(declared: Mapping[str, bool], facts: Facts) -> Iterator[Finding]:
+    """What a manifest calls segmented has foreground; only a warning, as a negative may be called segmented too."""
+    empty = tuple(i for i, share in _foreground(facts).items() if share == 0 and declared.get(i))
+    if empty:
+        message = (
+            f"{len(empty)} case(s) have has_segmentation=true and an EMPTY mask. If nobody has labeled them, set it "
+            "to false; if there is nothing to find in them, leave it."
+        )
+        yield Finding("has_segmentation_disagrees", "warn", message, empty)
+
+
+def check_groups(cases: Sequence[Case]) -> Iterator[Finding]:
+    """Few groups, or one that holds most cases, leave little choice for a split."""
+    sizes = np.array(list(Counter(groups_of(cases).values()).values()), dtype=float)
+    if not sizes.size:
+        return
+    effective = float(sizes.sum() ** 2 / (sizes**2).sum())
+    if effective < FEW_GROUPS:
+        message = (
+            f"{len(sizes)} group(s) for {len(cases)} cases, by their sizes worth {effective:.1f} equal ones. With "
+            f"fewer than {FEW_GROUPS}, validation and test rest on two or three: use k folds (split make --folds)."
+        )
+        yield Finding("few_groups", "info", message)
+
+
+def groups_of(cases: Sequence[Case]) -> dict[str, str]:
+    """Return the group of each case, its own id where it has none; empty if no case has a group."""
+    return {c.id: c.group or c.id for c in cases} if any(c.group for c in cases) else {}
+
+
+def _varied(facts: Facts) -> dict[str, Appearance]:
+    """Return how the images look that have more than one value."""
+    looks = {i: f.appearance for i, f in facts.items()}
+    return {i: a for i, a in looks.items() if a is not None and a.low < a.high}
+
+
+def _foreground(facts: Facts) -> dict[str, float]:
+    """Return the foreground of each labeled case."""
+    return {i: f.foreground for i, f in facts.items() if f.foreground is not None}
+
+
+def _format_spacing(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{v:.3g}" for v in spacing)

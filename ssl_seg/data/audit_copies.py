@@ -1,0 +1,123 @@
+"""Rules about images that are there more than once: exact copies, near copies, and images that are much alike."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ssl_seg.data.duplicates import AlikePair, find_alike_pairs, find_near_duplicates
+from ssl_seg.data.facts import CaseFacts
+from ssl_seg.data.findings import Finding
+from ssl_seg.data.layouts.listing import name_examples
+from ssl_seg.data.splits import IMAGE_DIGITS
+
+Cluster = tuple[str, ...]
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What is there more than once: sets of ids with the same image, sets with nearly the same, and alike pairs."""
+
+    exact: tuple[Cluster, ...]
+    near: tuple[Cluster, ...]
+    alike: tuple[AlikePair, ...]
+
+
+def find_copies(facts: Mapping[str, CaseFacts]) -> Copies:
+    """Return all copies. Images of one single value are not counted; each copy is in one place only."""
+    thumbnails = {i: f.appearance.thumbnail for i, f in facts.items() if f.appearance is not None}
+    clusters = find_near_duplicates(thumbnails)
+    cluster_of = {i: number for number, cluster in enumerate(clusters) for i in cluster}
+    by_content: dict[str, list[str]] = defaultdict(list)
+    for case_id, found in facts.items():
+        if found.appearance is None or found.appearance.low < found.appearance.high:
+            by_content[found.content[:IMAGE_DIGITS]].append(case_id)
+    return Copies(
+        exact=tuple(tuple(ids) for ids in by_content.values() if len(ids) > 1),
+        near=tuple(c for c in clusters if len({facts[i].content[:IMAGE_DIGITS] for i in c}) > 1),
+        alike=tuple(
+            pair
+            for pair in find_alike_pairs(thumbnails)
+            if pair.first not in cluster_of or cluster_of[pair.first] != cluster_of.get(pair.second)
+        ),
+    )
+
+
+def check_copies(copies: Copies, facts: Mapping[str, CaseFacts], groups: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what all rules of this module find.
+
+    Args:
+        copies: of these facts.
+        facts: of all cases.
+        groups: id -> group of all cases, empty if there are none.
+    """
+    yield from check_exact_copies(copies.exact, facts, groups)
+    yield from check_near_copies(copies.near, groups)
+    yield from check_alike(copies.alike, groups)
+
+
+def check_exact_copies(
+    copies: Sequence[Cluster], facts: Mapping[str, CaseFacts], groups: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Copies weigh double; in two groups, the groups are wrong; with two masks, one of them is."""
+    conflicting = [c for c in copies if len({facts[i].content for i in c if facts[i].values is not None}) > 1]
+    yield from _report(
+        "conflicting_masks", "fault", conflicting, "of the same image have different masks. Keep the right one."
+    )
+    across = [c for c in copies if _in_several(c, groups)]
+    advice = (
+        "are exact copies in different groups, which a split must keep apart. Correct the groups, or remove copies."
+    )
+    yield from _report("duplicate_across_groups", "fault", across, advice)
+    others = [c for c in copies if c not in across and c not in conflicting]
+    advice = "are exact copies and weigh double. Remove the copies; a split keeps them in one part."
+    yield from _report("duplicate_image", "warn", others, advice)
+
+
+def check_near_copies(near: Sequence[Cluster], groups: Mapping[str, str]) -> Iterator[Finding]:
+    """Near copies let a test know the training; within one group they only weigh double."""
+    across = [c for c in near if _in_several(c, groups)]
+    advice = (
+        "are nearly the same image in different groups (resized, compressed, mirrored?). Look, and join the groups."
+    )
+    yield from _report("near_duplicate_across_groups", "warn", across, advice)
+    within = [c for c in near if c not in across]
+    if groups:
+        yield from _report("near_duplicate", "info", within, "are nearly the same image, within one group.")
+    else:
+        advice = (
+            "are nearly the same image (resized, compressed, mirrored, slices?). Give each set one group in groups.csv."
+        )
+        yield from _report("near_duplicate", "warn", within, advice)
+
+
+def check_alike(pairs: Sequence[AlikePair], groups: Mapping[str, str]) -> Iterator[Finding]:
+    """Pairs in different groups that are much alike may be one object seen twice: only a person can tell."""
+    found = [p for p in pairs if not groups or groups[p.first] != groups[p.second]]
+    if found:
+        shown = "; ".join(f"{p.first} ~ {p.second} {p.correlation:.2f}" for p in found[:_SHOWN])
+        message = (
+            f"{len(found)} pair(s) of images are much alike: {shown}{'; ...' * (len(found) > _SHOWN)}. If they show "
+            "one patient or one place twice, give them one group in groups.csv."
+        )
+        yield Finding(
+            "alike_images", "info", message, tuple(dict.fromkeys(i for p in found for i in (p.first, p.second)))
+        )
+
+
+def _report(
+    code: str, level: Literal["info", "warn", "fault"], clusters: Sequence[Cluster], said: str
+) -> Iterator[Finding]:
+    if clusters:
+        cases = tuple(i for cluster in clusters for i in cluster)
+        sets = "; ".join(name_examples(cluster).replace(", ", " = ") for cluster in clusters[:_SHOWN])
+        message = f"{len(cases)} cases in {len(clusters)} set(s) ({sets}{'; ...' * (len(clusters) > _SHOWN)}) {said}"
+        yield Finding(code, level, message, cases)
+
+
+def _in_several(cluster: Cluster, groups: Mapping[str, str]) -> bool:
+    return bool(groups) and len({groups[i] for i in cluster}) > 1

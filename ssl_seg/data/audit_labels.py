@@ -1,0 +1,187 @@
+"""Which label values the masks show, and what to type where they make no sense.
+
+Masks are given as id -> the values that each holds, without the value to ignore.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+from ssl_seg.data.facts import CaseFacts
+from ssl_seg.data.findings import Finding
+from ssl_seg.errors import DataError
+from ssl_seg.labels import infer_label_values
+
+Masks = Mapping[str, frozenset[int]]
+
+MANY_CLASSES = 32
+"""More inferred classes than this are rather the numbers of instances, or gray values."""
+
+_SMOOTHED = 8
+"""More stray values than this in a few masks come from interpolation, not from a class that was forgotten."""
+
+_FEW_CASES = 3
+"""A class in fewer cases cannot be in training, validation and test at once."""
+
+_BINARY = ({0, 1}, {0, 255})
+
+
+def values_by_mask(facts: Mapping[str, CaseFacts], ignore_value: int | None) -> dict[str, frozenset[int]]:
+    """Return the values of each mask, without the one to ignore."""
+    return {i: frozenset(f.values) - {ignore_value} for i, f in facts.items() if f.values is not None}
+
+
+def find_label_values(masks: Masks, declared: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the declared values, or those inferred from the masks; if that fails, those that most masks hold."""
+    if declared is not None:
+        return tuple(declared)
+    found = _union(masks.values())
+    try:
+        return infer_label_values(found)
+    except DataError:
+        return tuple(sorted(_usual_values(masks) or found | {0}))
+
+
+def check_unexpected_values(masks: Masks, declared: Sequence[int] | None) -> Iterator[Finding]:
+    """Masks must hold the declared values; without any, 0/255 or 0..K-1 in all of them together."""
+    known = set(declared) if declared is not None else _usual_values(masks)
+    if declared is None and _can_be_inferred(masks):
+        return
+    if known is None:
+        found = _union(masks.values()) | {0}
+        message = f"mask values {_short(found)} are neither 0/255 nor 0..K-1 without gaps. {_suggest_for_all(found)}"
+        yield Finding("unexpected_values", "fault", message, tuple(_with_rarest_values(masks)))
+        return
+    strays = {i: values for i, values in masks.items() if not values <= known}
+    if strays:
+        unknown = _union(strays.values()) - known
+        expected = "which are not among the label values" if declared is not None else "the others only"
+        message = (
+            f"{len(strays)} of {len(masks)} masks hold the value(s) {_short(unknown)}, {expected} {_short(known)}. "
+            f"{_suggest_for_few(known, unknown, strays.values())}"
+        )
+        yield Finding("unexpected_values", "fault", message, tuple(strays))
+
+
+def check_many_classes(masks: Masks, declared: Sequence[int] | None) -> Iterator[Finding]:
+    """Where classes are inferred, a great number of them are rather instances, counted anew in each mask."""
+    if declared is not None or not _can_be_inferred(masks):
+        return
+    classes = len(find_label_values(masks, None))
+    if classes > MANY_CLASSES or (classes > _SMOOTHED and _are_counted_anew(masks.values())):
+        message = (
+            f"the masks hold the values 0 .. {classes - 1}, taken for {classes} classes. If they number instances "
+            "(particles, cells), save the masks as 0 and 1; if they are smoothed, threshold them; if they are classes, "
+            "list them in data.label_values."
+        )
+        yield Finding("many_classes", "warn", message)
+
+
+def check_class_presence(masks: Masks, label_values: Sequence[int]) -> Iterator[Finding]:
+    """Each class should be in enough masks to be learned and measured; says nothing where all masks are empty."""
+    count = Counter(value for values in masks.values() for value in values)
+    if not any(count[value] for value in label_values[1:]):
+        return
+    for value in label_values[1:]:
+        if count[value] == 0:
+            message = f"no mask holds the label value {value}: the class cannot be learned. Remove it from the labels."
+            yield Finding("absent_class", "warn", message)
+        elif count[value] < _FEW_CASES:
+            holding = tuple(i for i, values in masks.items() if value in values)
+            merge = ", or merge it with another class by data.label_map" * (len(label_values) > 2)
+            message = (
+                f"only {count[value]} mask(s) hold the label value {value}: it cannot be in training, validation and "
+                f"test at once. Label more cases with it{merge}."
+            )
+            yield Finding("rare_class", "warn", message, holding)
+
+
+def _can_be_inferred(masks: Masks) -> bool:
+    try:
+        infer_label_values(_union(masks.values()))
+    except DataError:
+        return False
+    return True
+
+
+def _usual_values(masks: Masks) -> set[int] | None:
+    """Return the smallest usable set of values that holds for most masks with foreground, or None."""
+    positive = [values for values in masks.values() if values - {0}]
+    found = _union(positive) | {0}
+    run = next(n for n in range(len(found) + 1) if n not in found)
+    candidates = [set(range(n)) for n in range(2, run + 1)] + [{0, 255}] * (255 in found)
+    if not candidates:
+        return None
+    fitting = [sum(values <= candidate for values in positive) for candidate in candidates]
+    best = max(range(len(candidates)), key=lambda n: (fitting[n], -len(candidates[n])))
+    return candidates[best] if 2 * fitting[best] > len(positive) else None
+
+
+def _with_rarest_values(masks: Masks, count: int = 3) -> list[str]:
+    """Return the masks that hold the ``count`` rarest values other than 0."""
+    holding = Counter(value for values in masks.values() for value in values if value != 0)
+    rarest = set(sorted(holding, key=lambda value: (holding[value], value))[:count])
+    return [i for i, values in masks.items() if values & rarest]
+
+
+def _suggest_for_all(found: set[int]) -> str:
+    """Return what to do about values that many masks hold."""
+    if len(found) > MANY_CLASSES:
+        return "So many are gray values or instance numbers: threshold the masks, and save them as 0 and 1."
+    if min(found) < 0:
+        return (
+            f"If {min(found)} marks voxels to leave out, type --set data.ignore_value={min(found)}; if it is "
+            f"background, --set 'data.label_map={{{min(found)}: 0}}'."
+        )
+    if 255 in found and found - {255} == set(range(len(found) - 1)):
+        return f"If 255 marks voxels to leave out, type --set data.ignore_value=255; if not, {_set_label_values(found)}"
+    return f"Values map to classes in the order given: type {_set_label_values(found)}"
+
+
+def _suggest_for_few(known: Collection[int], unknown: set[int], strays: Iterable[frozenset[int]]) -> str:
+    """Return what to do about values that only a few masks hold."""
+    scales = _binary_scales(known, strays)
+    if scales is not None:
+        mine, others = scales
+        leave_out = f" If {mine} marks voxels to leave out, --set data.ignore_value={mine}." * (mine == 255)
+        return (
+            f"If they were saved as 0/{mine} and not as 0/{others}, type --set 'data.label_map={{{mine}: {others}}}'."
+            f"{leave_out}"
+        )
+    if len(unknown) > _SMOOTHED:
+        return "So many values come from smoothing or resizing with interpolation: threshold these masks again."
+    if unknown == {255}:
+        return (
+            f"If 255 marks voxels to leave out, type --set data.ignore_value=255; if not, correct the masks, or type "
+            f"{_set_label_values({*known, 255})}"
+        )
+    return f"Correct these masks, or make the values known: type {_set_label_values({*known, *unknown})}"
+
+
+def _binary_scales(known: Collection[int], strays: Iterable[frozenset[int]]) -> tuple[int, int] | None:
+    """Return the foreground value of binary masks, and the one expected, if that is all they differ by."""
+    for scale in _BINARY:
+        if set(known) in _BINARY and set(known) != scale and all(values <= scale for values in strays):
+            return max(scale), max(known)
+    return None
+
+
+def _are_counted_anew(masks: Iterable[frozenset[int]]) -> bool:
+    """Return whether nearly all masks hold 1, 2, ..., n, each up to another n."""
+    tops = [max(values) for values in masks if values - {0}]
+    complete = sum(values | {0} == set(range(max(values) + 1)) for values in masks if values - {0})
+    return complete >= 0.9 * len(tops) and len(set(tops)) > max(2, len(tops) / 4)
+
+
+def _set_label_values(values: Iterable[int]) -> str:
+    return f"--set 'data.label_values=[{', '.join(map(str, sorted(values)))}]'."
+
+
+def _union(masks: Iterable[frozenset[int]]) -> set[int]:
+    return set().union(*masks)
+
+
+def _short(values: Collection[int]) -> str:
+    shown = ", ".join(map(str, sorted(values)[:8]))
+    return f"{{{shown}{', ...' * (len(values) > 8)}}}"

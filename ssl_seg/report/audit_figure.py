@@ -1,0 +1,197 @@
+"""One picture of a data set: images with their masks outlined, and how the cases are spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
+
+COLUMNS = 6
+SHOWN = 24
+
+_LABEL_LETTERS = 24
+"""What fits below a chart in one line."""
+
+_FAULT_COLOR = "crimson"
+_BAR_COLOR = "#4477aa"
+_CLASS_COLORS = ("#ffd400", "#00d0ff", "#ff5fd0", "#7dff3c", "#ff9a1f", "#b48cff", "#ffffff", "#00b060")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One case: ``image`` (Y, X), or (Y, X, 3) in color, None if it cannot be read; ``target`` (Y, X) class indices.
+
+    ``target`` is None without a mask; negative values are left out. ``faulty`` draws a red frame.
+    """
+
+    title: str
+    image: NDArray[np.generic] | None
+    target: NDArray[np.integer] | None = None
+    faulty: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """``values`` of all cases as a histogram, or, as a mapping, one bar for each entry; ``unit`` of the heights."""
+
+    title: str
+    values: Sequence[float] | Mapping[str, float]
+    unit: str = "cases"
+
+
+def choose_cases(
+    foreground: Mapping[str, float | None], faulty: Sequence[str], count: int = SHOWN
+) -> tuple[list[str], list[str]]:
+    """Return up to ``count`` cases to look at: faulty ones (half of them at most), and others.
+
+    The others are spread evenly over the cases sorted by foreground, the least and the most included, with up to a
+    quarter of them without a mask.
+
+    Args:
+        foreground: share of foreground of each case that can be read, None without a mask.
+        faulty: cases of the worst findings first; may be repeated.
+        count: of both together.
+    """
+    first = list(dict.fromkeys(faulty))[: count // 2]
+    labeled = sorted((i for i, f in foreground.items() if f is not None and i not in first), key=_by_share(foreground))
+    unlabeled = [i for i, f in foreground.items() if f is None and i not in first]
+    left = count - len(first)
+    without = min(len(unlabeled), max(left // 4, left - len(labeled)))
+    return first, [*_spread(labeled, left - without), *_spread(unlabeled, without)]
+
+
+def plot_audit(samples: Sequence[Sample], charts: Sequence[Chart], path: Path, class_names: Sequence[str] = ()) -> None:
+    """Write a contact sheet of the samples, masks outlined in a color for each class, above a row of charts.
+
+    Args:
+        samples: drawn in this order.
+        charts: drawn side by side.
+        path: a new file; its suffix says the format.
+        class_names: of class 1, 2, ...; a legend is drawn where there are several. Higher indices are called other.
+
+    Raises:
+        DataError: when the file exists or cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if path.exists():
+        raise DataError(f"{path} exists already and is not overwritten: choose another name")
+    rows = ceil(len(samples) / COLUMNS)
+    heights = [2.2 * rows, 2.6] if rows and charts else [2.2 * rows or 2.6]
+    figure = Figure(figsize=(2 * COLUMNS, sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+    if rows:
+        _draw_sheet(parts.pop(0), samples, rows, class_names)
+    if charts:
+        _draw_charts(parts.pop(0), charts)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot write the figure {path}: {error}") from error
+
+
+def _by_share(foreground: Mapping[str, float | None]) -> Any:
+    return lambda case_id: (foreground[case_id] or 0.0, case_id)
+
+
+def _spread(ids: Sequence[str], count: int) -> list[str]:
+    """Return ``count`` of the ids, evenly spread, with both ends."""
+    chosen = np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)
+    return [ids[n] for n in chosen]
+
+
+def _draw_sheet(part: SubFigure, samples: Sequence[Sample], rows: int, class_names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    axes = part.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axis, sample in zip(axes, samples, strict=False):
+        _draw_sample(axis, sample)
+    for axis in axes[len(samples) :]:
+        axis.axis("off")
+    highest = max((int(s.target.max()) for s in samples if s.target is not None), default=0)
+    names = [*class_names, *["other"] * (highest > len(class_names))]
+    if len(names) > 1:
+        lines = [Line2D([], [], color=_color(index), label=name) for index, name in enumerate(names, start=1)]
+        part.legend(
+            handles=lines,
+            loc="outside lower center",
+            ncols=len(_CLASS_COLORS),
+            fontsize=8,
+            facecolor="0.35",
+            labelcolor="white",
+        )
+
+
+def _draw_sample(axis: Axes, sample: Sample) -> None:
+    color = _FAULT_COLOR if sample.faulty else "black"
+    axis.set_title(sample.title, fontsize=7, color=color)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_color(color)
+        spine.set_linewidth(3 if sample.faulty else 0.5)
+    if sample.image is None:
+        axis.text(0.5, 0.5, "cannot be read", ha="center", va="center", transform=axis.transAxes, color=color)
+        return
+    axis.imshow(_stretch(sample.image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for index in () if sample.target is None else np.unique(sample.target[sample.target > 0]):
+        _outline(axis, sample.target == index, _color(int(index)))
+
+
+def _color(index: int) -> str:
+    return _CLASS_COLORS[(index - 1) % len(_CLASS_COLORS)]
+
+
+def _stretch(image: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Return the image between 0 and 1, a few outliers clipped."""
+    values = image.astype(np.float64)
+    low, high = np.percentile(values, (0.5, 99.5))
+    if high <= low:
+        low, high = float(values.min()), float(values.max())
+    stretched: NDArray[np.float64] = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    return stretched
+
+
+def _outline(axis: Axes, mask: NDArray[np.bool_], color: str) -> None:
+    """Draw the border of a mask, closed where it meets that of the image."""
+    height, width = mask.shape
+    padded = np.pad(mask, 1).astype(np.float64)
+    axis.contour(
+        np.arange(-1, width + 1), np.arange(-1, height + 1), padded, levels=[0.5], colors=color, linewidths=0.8
+    )
+    axis.set_xlim(-0.5, width - 0.5)
+    axis.set_ylim(height - 0.5, -0.5)
+
+
+def _draw_charts(part: SubFigure, charts: Sequence[Chart]) -> None:
+    for axis, chart in zip(part.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+        axis.set_title(chart.title, fontsize=9)
+        axis.set_ylabel(chart.unit, fontsize=7)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.yaxis.get_major_locator().set_params(integer=chart.unit == "cases")
+        if isinstance(chart.values, Mapping):
+            axis.bar(list(chart.values), list(chart.values.values()), color=_BAR_COLOR, width=0.6)
+            axis.set_xlim(-0.8, len(chart.values) - 0.2)
+            axis.tick_params(axis="x", rotation=0 if len("".join(chart.values)) <= _LABEL_LETTERS else 45)
+        elif chart.values:
+            axis.hist(chart.values, bins=_bins(chart.values), color=_BAR_COLOR)
+
+
+def _bins(values: Sequence[float]) -> int:
+    """Return one bin for values that are all the same, else about the square root of their number."""
+    return 1 if min(values) == max(values) else min(30, max(5, round(len(values) ** 0.5)))
