@@ -8,40 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
-import yaml
 
-from ssl_seg.data.stratify import PARTS, GroupKey, assign_groups, nesting_order
+from ssl_seg.data.stratify import GroupKey, Traits, assign_groups, nesting_order
 from ssl_seg.errors import SplitError
-from ssl_seg.rundir import atomic_write
 
 if TYPE_CHECKING:  # reading a split file must not load the image libraries
-    from ssl_seg.data.catalog import Case, Catalog
+    from ssl_seg.data.catalog import Catalog
 
 IMAGE_DIGITS = 12
 """Digits of ``CaseFacts.content`` that stand for the image alone; the rest stands for its mask."""
-SCHEMA = 1
-"""Version of the split file's format."""
 
-_HEADER = "# Which cases are for training, validation and test. Written by `ssl-seg split make`; edits are noticed.\n"
-_KEYS = (
-    "schema",
-    "dataset",
-    "seed",
-    "fingerprint",
-    "notes",
-    "fractions",
-    "unlabeled",
-    "val",
-    "test",
-    "groups",
-    "content",
-)
+_TRAIN, _VAL, _TEST = range(3)
+_VAL_FRACTION = 0.15
+_TEST_FRACTION = 0.20
 
 
 @dataclass(frozen=True)
@@ -51,6 +36,7 @@ class Split:
     ``fractions`` maps a label fraction to the ids that are labeled at it. 1.0 is always there: the whole labeled
     training pool in nesting order, of which the other fractions are prefixes. ``unlabeled`` are training cases that
     have no mask. ``groups`` and ``content`` map ids to their group, where they have one, and to the content they had.
+    ``fold`` is set, with the number of ``folds``, where the validation list is one fold of a cross-validation.
     """
 
     dataset: str
@@ -62,11 +48,13 @@ class Split:
     groups: dict[str, str]
     content: dict[str, str]
     notes: tuple[str, ...]
+    folds: int | None = None
+    fold: int | None = None
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over ids, their order, groups, content and seed; not over notes and the data set's path."""
-        parts = (
+        """16 hex digits over ids, their order, groups, content, seed and fold; not over notes and the data set."""
+        parts: list[object] = [
             self.seed,
             sorted(self.fractions.items()),
             self.unlabeled,
@@ -74,7 +62,8 @@ class Split:
             self.test,
             sorted(self.groups.items()),
             sorted(self.content.items()),
-        )
+        ]
+        parts += [] if self.folds is None else [[self.fold, self.folds]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def labeled_ids(self, labels: float) -> tuple[str, ...]:
@@ -131,17 +120,29 @@ def round_cases(fraction: float, total: int) -> int:
     return max(1, int(exact.quantize(Decimal(1), ROUND_HALF_UP)))
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """What is dealt out: the labeled cases, by groups that must stay whole; ``key_of`` knows the unlabeled ones too."""
+
+    catalog: Catalog
+    key_of: dict[str, GroupKey]
+    groups: dict[GroupKey, list[str]]
+    traits: Traits
+    notes: tuple[str, ...]
+
+
 def make_split(
     catalog: Catalog,
     fractions: Sequence[float],
     *,
     seed: int = 0,
-    val_fraction: float = 0.15,
-    test_fraction: float = 0.20,
+    val_fraction: float = _VAL_FRACTION,
+    test_fraction: float = _TEST_FRACTION,
 ) -> Split:
-    """Return a split by whole groups, stratified by foreground fraction, with nested label fractions.
+    """Return a split by whole groups, stratified by foreground fraction and class, with nested label fractions.
 
-    The result depends on the catalog's cases and the seed, not on the order of the cases.
+    The result depends on the catalog's cases and the seed, not on the order of the cases. Copies of an image, and
+    images that are nearly the same, count as one group.
 
     Args:
         catalog: cases with and without masks.
@@ -154,46 +155,63 @@ def make_split(
         SplitError: if a number is out of range, or there are fewer than two groups of labeled cases.
     """
     _check_numbers(fractions, seed, val_fraction, test_fraction)
-    labeled = sorted(catalog.labeled, key=lambda case: case.id)
-    foreground = {case.id: catalog.facts[case.id].foreground or 0.0 for case in labeled}
-    key_of, notes = _group_keys(catalog)
-    groups = _by_group(labeled, key_of)
-    if len(groups) < 2:
+    pool = _make_pool(catalog)
+    notes = pool.notes
+    if len(pool.groups) < 2:
         raise SplitError(
-            f"{len(labeled)} labeled case(s) in {len(groups)} group(s) cannot be split: training and validation need a "
+            f"{_count_groups(pool)} cannot be split: training and validation need a "
             "group each. Label images of one more group, or leave the group file out if every case stands for itself."
         )
-    if len(groups) == 2 and test_fraction > 0:
+    if len(pool.groups) == 2 and test_fraction > 0:
         test_fraction = 0.0
-        notes.append("only 2 groups of labeled cases: the test list is empty; label a third group to have one")
+        notes += ("only 2 groups of labeled cases: the test list is empty; label a third group to have one",)
     shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-    part_of = assign_groups(groups, foreground, shares, np.random.default_rng([seed, 1]))
-    ids = {part: tuple(c.id for c in labeled if part_of[key_of[c.id]] == part) for part in PARTS}
-    pool = nesting_order(ids["train"], foreground, np.random.default_rng([seed, 2]))
-    # A group without a labeled case is in no part yet: its cases go to training.
-    kept = sorted(c.id for c in catalog.unlabeled if part_of.get(key_of[c.id], "train") == "train")
-    left_out = len(catalog.unlabeled) - len(kept)
-    if left_out:
-        notes.append(f"{left_out} unlabeled case(s) are left out: their group is in validation or test")
-    if not any(foreground[i] > 0 for i in pool):
-        notes.append("NO LABELED TRAINING CASE HAS FOREGROUND: there is nothing to learn")
-    notes += [
-        f"{fraction:g} of {len(pool)} cases is less than half a case and becomes 1 case"
-        for fraction in sorted(set(fractions))
-        if Decimal(repr(float(fraction))) * len(pool) < Decimal("0.5")
-    ]
-    used = {*pool, *ids["val"], *ids["test"], *kept}
-    return Split(
-        dataset=PurePath(catalog.root).name,  # a path would tie the file to one machine
-        seed=int(seed),
-        fractions={float(f): pool[: round_cases(f, len(pool))] for f in sorted({*fractions, 1.0})},
-        unlabeled=tuple(kept),
-        val=ids["val"],
-        test=ids["test"],
-        groups={c.id: c.group for c in sorted(catalog.cases, key=lambda c: c.id) if c.group and c.id in used},
-        content={i: catalog.facts[i].content for i in sorted(used)},
-        notes=tuple(notes),
-    )
+    part_of = assign_groups(pool.groups, pool.traits, shares, np.random.default_rng([seed, 1]))
+    return _build_split(replace(pool, notes=notes), part_of, fractions, seed, np.random.default_rng([seed, 2]))
+
+
+def make_folds(
+    catalog: Catalog,
+    fractions: Sequence[float],
+    folds: int,
+    *,
+    seed: int = 0,
+    test_fraction: float = _TEST_FRACTION,
+) -> tuple[Split, ...]:
+    """Return the splits of a cross-validation: one test list, and each other labeled case is in validation once.
+
+    Folds are made of whole groups and stratified as in ``make_split``; the test list is the one that ``make_split``
+    gives for the same seed and its default ``val_fraction``.
+
+    Args:
+        catalog, fractions, seed, test_fraction: see ``make_split``.
+        folds: number of folds, at least 2.
+
+    Raises:
+        SplitError: if a number is out of range, or there are fewer groups of labeled cases than are needed.
+    """
+    val_fraction = min(_VAL_FRACTION, (1 - test_fraction) / 2)
+    _check_numbers(fractions, seed, val_fraction, test_fraction)
+    pool = _make_pool(catalog)
+    shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
+    part_of = assign_groups(pool.groups, pool.traits, shares, np.random.default_rng([seed, 1])) if pool.groups else {}
+    rest = {key: ids for key, ids in pool.groups.items() if part_of[key] != _TEST}
+    if folds < 2 or len(rest) < folds:
+        sealed = f", {len(pool.groups) - len(rest)} of them in the test list," * (len(rest) < len(pool.groups))
+        raise SplitError(
+            f"{_count_groups(pool)}{sealed} cannot make {folds} folds: choose 2 or more folds, and no more than there "
+            "are groups for them."
+        )
+    rng = np.random.default_rng([seed, 3])
+    fold_of = assign_groups(rest, pool.traits, [1 / folds] * folds, rng, exact_sizes=True)
+    splits = []
+    for fold in range(folds):
+        part_of |= {key: _VAL if own == fold else _TRAIN for key, own in fold_of.items()}
+        # An order of its own, or the same rank would come first in all folds and their small sets share one bias.
+        own_order = np.random.default_rng([seed, 4, fold])
+        split = _build_split(pool, part_of, fractions, seed, own_order)
+        splits.append(replace(split, folds=folds, fold=fold))
+    return tuple(splits)
 
 
 def _check_numbers(fractions: Sequence[float], seed: int, val_fraction: float, test_fraction: float) -> None:
@@ -209,6 +227,29 @@ def _check_numbers(fractions: Sequence[float], seed: int, val_fraction: float, t
         raise SplitError(f"seed={seed} must not be negative.")
 
 
+def _make_pool(catalog: Catalog) -> _Pool:
+    labeled = sorted(case.id for case in catalog.labeled)
+    foreground = {i: catalog.facts[i].foreground or 0.0 for i in labeled}
+    key_of, notes = _group_keys(catalog)
+    groups: dict[GroupKey, list[str]] = {}
+    for case_id in labeled:
+        groups.setdefault(key_of[case_id], []).append(case_id)
+    return _Pool(catalog, key_of, groups, Traits(foreground, find_classes(catalog)), tuple(notes))
+
+
+def find_classes(catalog: Catalog) -> dict[str, frozenset[int]]:
+    """Return labeled id -> label values in its mask, without the background; nothing where there is only one class."""
+    wanted = frozenset(catalog.label_values[1:])
+    if len(wanted) < 2:
+        return {}
+    return {case.id: wanted & set(catalog.facts[case.id].values or ()) for case in catalog.labeled}
+
+
+def _count_groups(pool: _Pool) -> str:
+    merged = f" ({'; '.join(pool.notes)})" if pool.notes else ""
+    return f"{len(pool.traits.foreground)} labeled case(s) in {len(pool.groups)} group(s){merged}"
+
+
 def _group_keys(catalog: Catalog) -> tuple[dict[str, GroupKey], list[str]]:
     """Return id -> group, and notes; groups that hold the same image become one, so that no image is in two parts."""
     key_of: dict[str, GroupKey] = {
@@ -219,124 +260,72 @@ def _group_keys(catalog: Catalog) -> tuple[dict[str, GroupKey], list[str]]:
     for case_id in key_of:
         same.setdefault(catalog.facts[case_id].content[:IMAGE_DIGITS], []).append(case_id)
     copies = [ids for ids in same.values() if len(ids) > 1]
-    for ids in copies:
-        merged = {key_of[i] for i in ids}
-        key_of = {i: min(merged) if key in merged else key for i, key in key_of.items()}
-    if not copies:
-        return key_of, []
-    count = sum(map(len, copies))
-    return key_of, [
-        f"{count} cases are copies of {len(copies)} image(s), for example {copies[0][:3]}: kept in one part"
-    ]
-
-
-def _by_group(cases: Iterable[Case], key_of: Mapping[str, GroupKey]) -> dict[GroupKey, list[str]]:
-    members: dict[GroupKey, list[str]] = {}
-    for case in cases:
-        members.setdefault(key_of[case.id], []).append(case.id)
-    return members
-
-
-def split_to_dict(split: Split) -> dict[str, Any]:
-    """Return the split as plain types, for a file or a checkpoint."""
-    return {
-        "schema": SCHEMA,
-        "dataset": split.dataset,
-        "seed": split.seed,
-        "fingerprint": split.fingerprint,
-        "notes": list(split.notes),
-        "fractions": {fraction: list(ids) for fraction, ids in split.fractions.items()},
-        "unlabeled": list(split.unlabeled),
-        "val": list(split.val),
-        "test": list(split.test),
-        "groups": dict(split.groups),
-        "content": dict(split.content),
-    }
-
-
-def split_from_dict(values: Mapping[str, Any]) -> Split:
-    """Return the split that ``split_to_dict`` was given.
-
-    Raises:
-        SplitError: if keys or types differ, or the fingerprint does not fit.
-    """
-    if values.get("schema") != SCHEMA:
-        raise SplitError(
-            f"schema {values.get('schema')!r} is not known; this version reads {SCHEMA}. Make a new split."
+    key_of = _merge_groups(key_of, copies)
+    torn = [ids for ids in find_near_copies(catalog, key_of) if len({key_of[i] for i in ids}) > 1]
+    notes = []
+    if copies:
+        count = sum(map(len, copies))
+        notes.append(
+            f"{count} cases are copies of {len(copies)} image(s), for example {copies[0][:3]}: kept in one part"
         )
-    odd = sorted(set(map(str, values)) ^ set(_KEYS))
-    if odd:
-        raise SplitError(f"keys are missing or unknown: {', '.join(odd)}.")
-    fractions = values["fractions"]
-    if not isinstance(fractions, Mapping) or not all(isinstance(f, float) and 0 < f <= 1 for f in fractions):
-        raise SplitError("fractions must map numbers in (0, 1], such as 0.1 and 1.0, to lists of ids.")
-    if 1.0 not in fractions:
-        raise SplitError("fractions must contain 1.0, the whole labeled training pool.")
-    if not isinstance(values["dataset"], str) or not isinstance(values["seed"], int):
-        raise SplitError("dataset must be a text and seed an integer.")
-    split = Split(
-        dataset=values["dataset"],
-        seed=values["seed"],
-        fractions={f: _texts(ids, f"fractions.{f:g}") for f, ids in fractions.items()},
-        unlabeled=_texts(values["unlabeled"], "unlabeled"),
-        val=_texts(values["val"], "val"),
-        test=_texts(values["test"], "test"),
-        groups=_text_map(values["groups"], "groups"),
-        content=_text_map(values["content"], "content"),
-        notes=_texts(values["notes"], "notes"),
+    if torn:
+        count = sum(map(len, torn))
+        notes.append(
+            f"{count} cases look like copies, for example {list(torn[0][:3])}: their groups are kept in one part"
+        )
+    return _merge_groups(key_of, torn), notes
+
+
+def _merge_groups(key_of: dict[str, GroupKey], clusters: Sequence[Sequence[str]]) -> dict[str, GroupKey]:
+    """Return id -> group, where the groups of the cases of each cluster have become one, named after the first."""
+    from scipy.cluster.hierarchy import DisjointSet
+
+    merged = DisjointSet(set(key_of.values()))
+    for first, *others in clusters:
+        for other in others:
+            merged.merge(key_of[first], key_of[other])
+    name_of = {key: min(subset) for subset in merged.subsets() for key in subset}
+    return {case_id: name_of[key] for case_id, key in key_of.items()}
+
+
+def find_near_copies(catalog: Catalog, ids: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the clusters of the ids whose images are nearly the same, exact copies among them."""
+    from ssl_seg.data.duplicates import find_near_duplicates
+
+    seen = {i: catalog.facts[i].appearance for i in ids if i in catalog.facts}
+    return find_near_duplicates({i: shown.thumbnail for i, shown in seen.items() if shown is not None})
+
+
+def _build_split(
+    pool: _Pool, part_of: Mapping[GroupKey, int], fractions: Sequence[float], seed: int, rng: np.random.Generator
+) -> Split:
+    """Return the split in which each group of labeled cases is in the given part; ``rng`` decides the nesting order."""
+    catalog, notes = pool.catalog, list(pool.notes)
+    train, val, test = (
+        tuple(i for i in pool.traits.foreground if part_of[pool.key_of[i]] == part) for part in (_TRAIN, _VAL, _TEST)
     )
-    if split.fingerprint != values["fingerprint"]:
-        raise SplitError(
-            f"its fingerprint is {values['fingerprint']} and should be {split.fingerprint}: it was edited after it was "
-            "made. Restore it, or make a new one with `ssl-seg split make`."
-        )
-    return split
-
-
-def save_split(split: Split, path: Path) -> None:
-    """Write a split file in one step; an existing one is never replaced.
-
-    Raises:
-        SplitError: if ``path`` exists or cannot be written.
-    """
-    if path.exists():
-        raise SplitError(f"{path} exists, and results may depend on it. Choose another name, or remove it first.")
-    text = yaml.safe_dump(split_to_dict(split), sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(_HEADER + text, encoding="utf-8")
-    except OSError as error:
-        raise SplitError(f"{path}: cannot be written ({error.strerror or error}).") from error
-
-
-def load_split(path: Path) -> Split:
-    """Read a split file.
-
-    Raises:
-        SplitError: if it is missing, of another form, or was edited.
-    """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except FileNotFoundError:
-        raise SplitError(f"{path}: no such split file. Make one with `ssl-seg split make`.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SplitError(f"{path}: cannot be read as a split file ({error}).") from error
-    if not isinstance(values, dict):
-        raise SplitError(f"{path} is no split file: it holds {type(values).__name__}, expected keys and values.")
-    try:
-        return split_from_dict(values)
-    except SplitError as error:
-        raise SplitError(f"{path} is no usable split file: {error}") from error
-
-
-def _texts(values: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
-        raise SplitError(f"{where} must be a list of texts (an id such as 0007 needs quotes).")
-    return tuple(values)
-
-
-def _text_map(values: Any, where: str) -> dict[str, str]:
-    if not isinstance(values, Mapping) or not all(isinstance(v, str) for pair in values.items() for v in pair):
-        raise SplitError(f"{where} must map ids to texts (an id such as 0007 needs quotes).")
-    return dict(values)
+    ordered = nesting_order(train, pool.traits, rng)
+    # A group without a labeled case is in no part yet: its cases go to training.
+    kept = tuple(sorted(c.id for c in catalog.unlabeled if part_of.get(pool.key_of[c.id], _TRAIN) == _TRAIN))
+    left_out = len(catalog.unlabeled) - len(kept)
+    if left_out:
+        notes.append(f"{left_out} unlabeled case(s) are left out: their group is in validation or test")
+    if not any(pool.traits.foreground[i] > 0 for i in ordered):
+        notes.append("NO LABELED TRAINING CASE HAS FOREGROUND: there is nothing to learn")
+    notes += [
+        f"{fraction:g} of {len(ordered)} cases is less than half a case and becomes 1 case"
+        for fraction in sorted(set(fractions))
+        if Decimal(repr(float(fraction))) * len(ordered) < Decimal("0.5")
+    ]
+    used = {*ordered, *val, *test, *kept}
+    return Split(
+        dataset=PurePath(catalog.root).name,  # a path would tie the file to one machine
+        seed=int(seed),
+        fractions={float(f): ordered[: round_cases(f, len(ordered))] for f in sorted({*fractions, 1.0})},
+        unlabeled=kept,
+        val=val,
+        test=test,
+        groups={c.id: c.group for c in sorted(catalog.cases, key=lambda c: c.id) if c.group and c.id in used},
+        content={i: catalog.facts[i].content for i in sorted(used)},
+        notes=tuple(notes),
+    )

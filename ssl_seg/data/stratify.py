@@ -1,20 +1,45 @@
-"""Dealing out groups to parts, and ordering the labeled cases: both by foreground fraction, both seeded.
+"""Dealing out groups to parts, and ordering the labeled cases: by foreground fraction and by class, both seeded.
 
-Pure functions of ids, groups and foreground fractions; ``splits`` puts them together.
+Pure functions of ids, groups, foreground fractions and classes; ``splits`` puts them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-PARTS = ("train", "val", "test")
 _STRATA = 4
 _CASES_PER_STRATUM = 8
 
 GroupKey = tuple[str, str]
 """("group", its name), or ("case", its id) for a case without a group."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What cases are stratified by.
+
+    ``foreground`` maps an id to its foreground fraction; ``classes`` to the label values, without the background, that
+    its mask holds. One class alone says no more than the foreground fraction does and can be left out.
+    """
+
+    foreground: Mapping[str, float]
+    classes: Mapping[str, frozenset[int]] = field(default_factory=dict)
+
+    def classes_of(self, case_id: str) -> frozenset[int]:
+        """Return the classes of a case; where none are known, foreground of any kind counts as class 1."""
+        unknown = frozenset({1} if self.foreground[case_id] > 0 else ())
+        return self.classes.get(case_id, unknown)
+
+
+def _rank_classes(ids: Iterable[str], traits: Traits) -> list[int]:
+    """Return the classes of the ids, that of the most cases first."""
+    cases_with = Counter(value for i in ids for value in traits.classes_of(i))
+    return sorted(cases_with, key=lambda value: (-cases_with[value], value))
 
 
 def _strata(foreground: Mapping[str, float]) -> dict[str, int]:
@@ -26,26 +51,48 @@ def _strata(foreground: Mapping[str, float]) -> dict[str, int]:
     return strata
 
 
+def _count_traits(groups: Mapping[GroupKey, Sequence[str]], traits: Traits) -> dict[GroupKey, NDArray[np.int64]]:
+    """Return group -> number of its cases in each stratum, of each class where there are several, and in all."""
+    ids = sorted(i for members in groups.values() for i in members)
+    strata = _strata({i: traits.foreground[i] for i in ids})
+    width = max(strata.values()) + 1
+    classes = _rank_classes(ids, traits)
+    classes = classes if len(classes) > 1 else []
+    return {
+        key: np.array(
+            [
+                *np.bincount([strata[i] for i in members], minlength=width),
+                *(sum(value in traits.classes_of(i) for i in members) for value in classes),
+                len(members),
+            ]
+        )
+        for key, members in groups.items()
+    }
+
+
 def assign_groups(
     groups: Mapping[GroupKey, Sequence[str]],
-    foreground: Mapping[str, float],
-    shares: tuple[float, float, float],
+    traits: Traits,
+    shares: Sequence[float],
     rng: np.random.Generator,
-) -> dict[GroupKey, str]:
+    *,
+    exact_sizes: bool = False,
+) -> dict[GroupKey, int]:
     """Return group -> part: large groups first, each to the part that it brings nearest to its targets.
 
     Args:
         groups: group -> ids.
-        foreground: id -> foreground fraction; its quantiles, and no foreground at all, are the strata.
-        shares: of train, val and test, with sum 1; a part with share 0 gets nothing, any other at least one group and
-            one with foreground, as far as there are enough of them.
+        traits: quantiles of the foreground fraction, no foreground at all, and the presence of each class are strata.
+        shares: of each part, with sum 1; a part with share 0 gets nothing, any other at least one group and one with
+            foreground, as far as there are enough of them, and one with each class, as far as that can be had by
+            moving single groups.
         rng: decides between groups of one size.
+        exact_sizes: fill no part above its share while another one has room for the group, so that the sizes of parts
+            come before their strata.
     """
-    strata = _strata(foreground)
-    width = max(strata.values()) + 1
-    counts = {key: np.bincount([strata[i] for i in ids], minlength=width) for key, ids in groups.items()}
+    counts = _count_traits(groups, traits)
+    width = len(next(iter(counts.values()))) - 1
     # The total counts as much as all strata together, or the rounding of each stratum would add up.
-    counts = {key: np.append(c, c.sum()) for key, c in counts.items()}
     weights = np.append(np.ones(width), width)
     targets = np.array(shares)[:, None] * sum(counts.values())
     scale = np.maximum(targets, 1e-9)
@@ -57,35 +104,76 @@ def assign_groups(
     for key in (keys[i] for i in order):
         # Growth of the squared distance to the targets, in units of the target: the relative need decides.
         growth = counts[key] * (2 * (filled - targets) + counts[key]) / scale
-        part = min(parts, key=lambda p: float((growth[p] * weights).sum()))
+        room = [p for p in parts if filled[p, -1] + len(groups[key]) <= targets[p, -1] + 1e-6] if exact_sizes else []
+        part = min(room or parts, key=lambda p: float((growth[p] * weights).sum()))
         filled[part] += counts[key]
         chosen[key] = part
-    with_foreground = [k for k in keys if any(foreground[i] > 0 for i in groups[k])]
-    for eligible in (keys, with_foreground):
-        _fill_empty_parts(chosen, parts, sorted(eligible, key=lambda k: (len(groups[k]), k)))
-    return {key: PARTS[part] for key, part in chosen.items()}
+    _repair(chosen, parts, groups, traits)
+    return chosen
 
 
-def _fill_empty_parts(chosen: dict[GroupKey, int], parts: Sequence[int], eligible: Sequence[GroupKey]) -> None:
-    """Give each part without an eligible group the first of the part that has most of them, if that has two."""
+def _repair(
+    chosen: dict[GroupKey, int], parts: Sequence[int], groups: Mapping[GroupKey, Sequence[str]], traits: Traits
+) -> None:
+    """Give each part, where possible, a group, then one with foreground, then one with each class."""
+    by_size = sorted(groups, key=lambda k: (len(groups[k]), k))
+    classes_of = {k: frozenset[int]().union(*(traits.classes_of(i) for i in groups[k])) for k in by_size}
+    _fill_empty_parts(chosen, parts, by_size)
+    _fill_empty_parts(chosen, parts, [k for k in by_size if any(traits.foreground[i] > 0 for i in groups[k])])
+    ranked = _rank_classes((i for members in groups.values() for i in members), traits)
+    for value in reversed(ranked if len(ranked) > 1 else []):
+        _fill_empty_parts(chosen, parts, [k for k in by_size if value in classes_of[k]], classes_of)
+
+
+def _fill_empty_parts(
+    chosen: dict[GroupKey, int],
+    parts: Sequence[int],
+    eligible: Sequence[GroupKey],
+    classes_of: Mapping[GroupKey, frozenset[int]] | None = None,
+) -> None:
+    """Give each part without an eligible group the first of the part that has most of them, if that has two.
+
+    With ``classes_of``, only a group is moved whose classes are all left behind as well.
+    """
     for part in parts:
         held = {p: [k for k in eligible if chosen[k] == p] for p in parts}
         richest = max(parts, key=lambda p: len(held[p]))
-        if not held[part] and len(held[richest]) > 1:
-            chosen[held[richest][0]] = part
+        if held[part] or len(held[richest]) < 2:
+            continue
+        free = held[richest]
+        if classes_of is not None:
+            left = Counter(value for k, p in chosen.items() if p == richest for value in classes_of[k])
+            free = [k for k in free if all(left[value] > 1 for value in classes_of[k])]
+        if free:
+            chosen[free[0]] = part
 
 
-def nesting_order(ids: Iterable[str], foreground: Mapping[str, float], rng: np.random.Generator) -> tuple[str, ...]:
-    """Return ids in an order whose prefixes all cover the range of foreground fractions.
+def nesting_order(ids: Iterable[str], traits: Traits, rng: np.random.Generator) -> tuple[str, ...]:
+    """Return ids in an order whose prefixes all cover the range of foreground fractions, and soon all classes.
 
-    The ids are sorted by foreground fraction, bisected, and the ordered halves interleaved, with a random choice of
-    which half goes first (a van der Corput order with Owen's scrambling). So a prefix of 2^k ids has one of each of 2^k
-    strata. One exception: if the first id has no foreground and another one has, the first that has moves to the front.
+    The ids are sorted by their rarest class and their foreground fraction, bisected, and the ordered halves
+    interleaved, with a random choice of which half goes first (a van der Corput order with Owen's scrambling). So a
+    prefix of 2^k ids has one of each of 2^k strata. One exception: ``cover_classes`` move to the front, so that a
+    labeled set has every class of the pool as soon as its size allows it. Of two classes, that is the first id with
+    foreground.
     """
-    order = _interleave(sorted(ids, key=lambda i: (foreground[i], i)), rng)
-    first_positive = next((n for n, i in enumerate(order) if foreground[i] > 0), 0)
-    order.insert(0, order.pop(first_positive))
-    return tuple(order)
+    ids = list(ids)
+    rank = {value: place for place, value in enumerate(_rank_classes(ids, traits), start=1)}
+    rarest = {i: max((rank[value] for value in traits.classes_of(i)), default=0) for i in ids}
+    order = _interleave(sorted(ids, key=lambda i: (rarest[i], traits.foreground[i], i)), rng)
+    front = cover_classes(order, {i: traits.classes_of(i) for i in ids})
+    moved = set(front)
+    return (*front, *(i for i in order if i not in moved))
+
+
+def cover_classes(order: Sequence[str], classes: Mapping[str, Collection[int]]) -> tuple[str, ...]:
+    """Return few of the ids that have all classes together: always the first of those that add most new classes."""
+    missing = {value for i in order for value in classes[i]}
+    front: list[str] = []
+    while missing:
+        front.append(max(order, key=lambda i: len(missing & set(classes[i]))))
+        missing -= set(classes[front[-1]])
+    return tuple(front)
 
 
 def _interleave(ids: list[str], rng: np.random.Generator) -> list[str]:

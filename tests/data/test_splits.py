@@ -10,20 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ssl_seg.data.catalog import Case, CaseFacts, Catalog, open_catalog
-from ssl_seg.data.splits import (
-    Split,
-    load_split,
-    make_split,
-    round_cases,
-    save_split,
-    split_from_dict,
-    split_to_dict,
-)
-from ssl_seg.data.stratify import assign_groups, nesting_order
+from ssl_seg.data.catalog import Catalog, open_catalog
+from ssl_seg.data.facts import Appearance, CaseFacts
+from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.split_files import load_split, save_folds, save_split, split_from_dict, split_to_dict
+from ssl_seg.data.splits import Split, find_classes, make_folds, make_split, round_cases
 from ssl_seg.errors import SplitError
 
 
@@ -38,6 +32,27 @@ def make_catalog(foreground: list[float | None], groups: list[str | None] | None
         for n, (case, share) in enumerate(zip(cases, foreground, strict=True))
     }
     return Catalog("somewhere", cases, facts, (0, 1), None, ())
+
+
+def add_classes(catalog: Catalog, classes: list[set[int]]) -> Catalog:
+    """The catalog with classes in its masks: one set a labeled case."""
+    values = {c.id: (0, *sorted(own)) for c, own in zip(catalog.labeled, classes, strict=True)}
+    facts = {i: replace(f, values=values.get(i)) for i, f in catalog.facts.items()}
+    return replace(catalog, facts=facts, label_values=(0, *sorted(set().union(*classes))))
+
+
+def add_images(
+    catalog: Catalog, copies: dict[str, str] | None = None, means: dict[str, float] | None = None
+) -> Catalog:
+    """The catalog with random thumbnails; ``copies`` maps an id to one whose image it has, brightened."""
+    rng = np.random.default_rng(0)
+    thumbnails = {i: rng.normal(100, 20, (32, 32)) for i in sorted(catalog.facts)}
+    thumbnails |= {i: 1.1 * thumbnails[other] + rng.normal(0, 1, (32, 32)) for i, other in (copies or {}).items()}
+    facts = {
+        i: replace(f, appearance=Appearance(0, 255, (means or {}).get(i, rng.normal()), 20, 0, 0, thumbnails[i]))
+        for i, f in catalog.facts.items()
+    }
+    return replace(catalog, facts=facts)
 
 
 def spread(count: int, seed: int = 0) -> list[float | None]:
@@ -136,44 +151,6 @@ def test_the_order_of_cases_does_not_matter(catalog: Catalog, seed: int, random:
     assert make_split(replace(catalog, cases=tuple(shuffled)), [0.2], seed=seed) == split
 
 
-def one_in_each_half(ranks: list[int], start: int, stop: int) -> bool:
-    """Brute force: can start..stop be halved again and again, odd ones either way, so that each part holds one rank?"""
-    if len(ranks) == 1:
-        return start <= ranks[0] < stop
-    half = len(ranks) // 2
-    middles = {(start + stop) // 2, (start + stop + 1) // 2}
-    return any(one_in_each_half(ranks[:half], start, m) and one_in_each_half(ranks[half:], m, stop) for m in middles)
-
-
-@relaxed
-@given(st.integers(1, 130), st.integers(0, 20))
-def test_a_prefix_has_one_case_of_each_stratum(count: int, seed: int) -> None:
-    ids = [f"{n:04d}" for n in range(count)]
-    order = nesting_order(ids, {i: 1 + int(i) for i in ids}, np.random.default_rng(seed))
-    assert sorted(order) == ids
-    for k in range(count.bit_length()):
-        assert one_in_each_half(sorted(int(i) for i in order[: 2**k]), 0, count)
-
-
-def test_prefixes_of_powers_of_two_are_exactly_stratified() -> None:
-    ids = [f"{n:02d}" for n in range(64)]
-    foreground = {i: 0.1 + int(i) / 100 for i in ids}
-    for seed in range(20):
-        order = nesting_order(ids, foreground, np.random.default_rng(seed))
-        for k in range(7):
-            strata = sorted(int(i) * 2**k // 64 for i in order[: 2**k])
-            assert strata == list(range(2**k))
-
-
-def test_the_first_labeled_case_has_foreground_and_is_any_of_them() -> None:
-    ids = [f"{n:02d}" for n in range(16)]
-    foreground = {i: 0.0 if int(i) < 12 else 0.3 for i in ids}
-    first = {nesting_order(ids, foreground, np.random.default_rng(seed))[0] for seed in range(60)}
-    assert first == set(ids[12:])
-    empty = dict.fromkeys(ids, 0.0)
-    assert {nesting_order(ids, empty, np.random.default_rng(s))[0] for s in range(200)} == set(ids)
-
-
 def test_parts_have_their_sizes_and_like_foreground() -> None:
     catalog = make_catalog([*spread(160), *[0.0] * 40])
     for seed in range(5):
@@ -203,14 +180,118 @@ def test_other_seeds_give_other_parts_and_other_orders() -> None:
     assert make_split(catalog, [0.1], seed=3) == splits[3]
 
 
-def test_groups_of_one_size_are_dealt_out_at_random() -> None:
-    groups = {("case", f"{n:02d}"): [f"{n:02d}"] for n in range(20)}
-    foreground = {f"{n:02d}": 0.5 for n in range(20)}
-    in_val = set()
-    for seed in range(80):
-        part_of = assign_groups(groups, foreground, (0.65, 0.15, 0.2), np.random.default_rng(seed))
-        in_val |= {key for key, part in part_of.items() if part == "val"}
-    assert in_val == set(groups)
+def test_parts_and_labeled_sets_have_every_class() -> None:
+    """200 cases: one class everywhere, two in every third, one in 6 cases only."""
+    classes = [{1} | ({2, 3} if n % 3 == 0 else set()) | ({4} if n % 33 == 1 else set()) for n in range(200)]
+    catalog = add_classes(make_catalog(spread(200)), classes)
+    assert find_classes(catalog)["c001"] == {1, 4}
+    for seed in range(10):
+        split = make_split(catalog, [0.02], seed=seed)
+        assert len(split.fractions[0.02]) == 3
+        for part in (split.fractions[0.02], split.val, split.test):
+            assert frozenset().union(*(find_classes(catalog)[i] for i in part)) == {1, 2, 3, 4}
+
+
+def test_one_class_or_ignored_voxels_are_no_classes() -> None:
+    assert find_classes(make_catalog(spread(8))) == {}
+    catalog = add_classes(make_catalog([0.1, 0.2]), [{1, 2, 255}, {255}])
+    catalog = replace(catalog, label_values=(0, 1, 2), ignore_value=255)
+    assert find_classes(catalog) == {"c000": {1, 2}, "c001": frozenset()}
+
+
+# --- cross-validation -----------------------------------------------------------------------------------------------
+
+
+@relaxed
+@given(catalogs, st.integers(2, 4), st.sampled_from([0.0, 0.2]), st.integers(0, 5))
+def test_folds_partition_what_is_not_in_the_test_list(
+    catalog: Catalog, folds: int, test_fraction: float, seed: int
+) -> None:
+    groups = {c.group or c.id for c in catalog.labeled}
+    if len(groups) < folds + (test_fraction > 0):
+        with pytest.raises(SplitError, match=f"cannot make {folds} folds"):
+            make_folds(catalog, [0.1], folds, seed=seed, test_fraction=test_fraction)
+        return
+    try:
+        splits = make_folds(catalog, [0.1], folds, seed=seed, test_fraction=test_fraction)
+    except SplitError:  # where the test list needs more than one group to have its share
+        assume(test_fraction == 0 or len(groups) >= 2 * folds)
+        raise
+    assert [(s.fold, s.folds) for s in splits] == [(fold, folds) for fold in range(folds)]
+    assert len({s.test for s in splits}) == 1
+    validated = [i for s in splits for i in s.val]
+    assert len(validated) == len(set(validated))
+    assert {*validated, *splits[0].test} == {c.id for c in catalog.labeled}
+    assert bool(splits[0].test) == (test_fraction > 0)
+    group_of = {c.id: c.group or c.id for c in catalog.cases}
+    for split in splits:
+        assert split.val
+        assert set(split.fractions[1.0]) == set(validated) - set(split.val)
+        assert split.fractions[0.1] == split.fractions[1.0][: len(split.fractions[0.1])]
+        parts = [{group_of[i] for i in part} for part in (split.fractions[1.0] + split.unlabeled, split.val)]
+        assert not parts[0] & parts[1]
+
+
+def test_786_cases_make_folds_of_157_and_158() -> None:
+    """Published: 628 for training and 158 for validation."""
+    for seed, share in enumerate((1.0, 0.78, 0.22)):
+        kept = np.random.default_rng(seed).random(786) < share
+        catalog = make_catalog([f if keep else 0.0 for f, keep in zip(spread(786), kept, strict=True)])
+        splits = make_folds(catalog, [0.1], 5, seed=seed, test_fraction=0)
+        assert sorted(len(s.val) for s in splits) == [157, 157, 157, 157, 158]
+        means = [np.mean([catalog.facts[i].foreground for i in s.val]) for s in splits]
+        assert np.ptp(means) < 0.03
+
+
+def test_folds_have_the_test_list_of_the_plain_split() -> None:
+    catalog = make_catalog(spread(120))
+    splits = make_folds(catalog, [0.01], 5, seed=3)
+    assert splits[0].test == make_split(catalog, [], seed=3).test
+    assert make_folds(catalog, [0.01], 5, seed=3) == splits
+    assert len({s.fingerprint for s in splits}) == 5
+
+
+def test_small_sets_of_folds_are_not_biased_alike() -> None:
+    """With one order for all folds, the first case would have nearly the same rank in each pool of 80."""
+    catalog = make_catalog(spread(100))
+    pools = [s.fractions[1.0] for s in make_folds(catalog, [], 5, test_fraction=0)]
+    assert {len(pool) for pool in pools} == {80}
+    ranks = [sorted(pool, key=lambda i: catalog.facts[i].foreground).index(pool[0]) for pool in pools]
+    assert max(ranks) - min(ranks) > 20
+
+
+def test_a_number_of_folds_that_makes_no_sense() -> None:
+    with pytest.raises(SplitError, match="cannot make 1 folds"):
+        make_folds(make_catalog(spread(10)), [], 1)
+    with pytest.raises(SplitError, match="test_fraction=1"):
+        make_folds(make_catalog(spread(10)), [], 2, test_fraction=1.0)
+
+
+def test_folds_in_files(tmp_path: Path) -> None:
+    splits = make_folds(make_catalog(spread(20)), [0.1], 3)
+    paths = save_folds(splits, tmp_path / "new" / "s.yaml")
+    assert [p.name for p in paths] == ["s_fold0.yaml", "s_fold1.yaml", "s_fold2.yaml"]
+    assert [load_split(p) for p in paths] == list(splits)
+    edit(paths[1], fold=2)
+    with pytest.raises(SplitError, match="edited after it was made"):
+        load_split(paths[1])
+    for changes in ({"fold": 3}, {"fold": None}, {"folds": "x"}):
+        edit(paths[2], **changes)
+        with pytest.raises(SplitError, match="folds must be a number"):
+            load_split(paths[2])
+    edit(paths[2], folds=3, fold=...)
+    with pytest.raises(SplitError, match="missing or unknown: fold"):
+        load_split(paths[2])
+    paths[0].unlink()
+    paths[1].unlink()
+    with pytest.raises(SplitError, match=r"s_fold2\.yaml exists"):
+        save_folds(splits, tmp_path / "new" / "s.yaml")
+    assert [p.name for p in paths[0].parent.iterdir()] == ["s_fold2.yaml"]
+
+
+def test_a_plain_split_has_no_fold_in_its_file(split: Split) -> None:
+    assert not {"fold", "folds"} & set(split_to_dict(split))
+    assert replace(split, folds=2, fold=0).fingerprint != split.fingerprint
 
 
 # --- small and odd inputs -------------------------------------------------------------------------------------------
@@ -446,18 +527,7 @@ def test_reading_splits_loads_no_image_library() -> None:
     assert not loaded & {"torch", "cv2", "scipy", "tifffile"}
 
 
-# --- real data ------------------------------------------------------------------------------------------------------
-
-
-def test_papers_of_emps_stay_whole(emps_dir: Path) -> None:
-    catalog = open_catalog(str(emps_dir))
-    split = make_split(catalog, [0.01, 0.1])
-    assert [len(split.fractions[f]) for f in (0.01, 0.1)] == [2, 24]
-    assert [len(split.fractions[1.0]), len(split.val), len(split.test)] == pytest.approx([238, 55, 73], abs=3)
-    papers = [{split.groups[i] for i in part} for part in (split.fractions[1.0], split.val, split.test)]
-    assert not papers[0] & papers[1] | papers[0] & papers[2] | papers[1] & papers[2]
-    means = [np.mean([catalog.facts[i].foreground for i in p]) for p in (split.fractions[1.0], split.val, split.test)]
-    assert np.ptp(means) < 0.06
+# --- copies ----------------------------------------------------------------------------------------------------------
 
 
 def test_copies_of_an_image_are_never_in_two_parts() -> None:
@@ -473,3 +543,44 @@ def test_copies_of_an_image_are_never_in_two_parts() -> None:
         assert len({part_of[i] for i, own in alike.items() if own == digits and i in part_of}) == 1
     assert part_of["c003"] == part_of["c030"]
     assert any("copies of 2 image(s)" in note for note in split.notes)
+
+
+def test_images_that_are_nearly_the_same_are_never_in_two_parts() -> None:
+    copies = {f"c{n:03d}": f"c{n - 20:03d}" for n in range(20, 40)}
+    catalog = add_images(make_catalog(spread(40)), copies)
+    split = make_split(catalog, [0.5])
+    for part in (split.fractions[1.0], split.val, split.test):
+        assert {i for i in part if copies.get(i, i) != i} == {i for i in copies if copies[i] in part}
+    assert split.notes == (
+        "40 cases look like copies, for example ['c000', 'c020']: their groups are kept in one part",
+    )
+    # Within a group there is nothing to keep together, and nothing to say.
+    grouped = add_images(make_catalog(spread(40), [f"g{n % 20}" for n in range(40)]), copies)
+    assert make_split(grouped, [0.5]).notes == ()
+
+
+def test_what_was_merged_is_said_when_nothing_is_left_to_split() -> None:
+    catalog = add_images(make_catalog([0.1, 0.2, 0.3]), {"c001": "c000", "c002": "c000"})
+    with pytest.raises(SplitError, match=r"1 group\(s\) \(3 cases look like copies"):
+        make_split(catalog, [])
+
+
+# --- real data ------------------------------------------------------------------------------------------------------
+
+
+def test_papers_of_emps_stay_whole(emps_dir: Path) -> None:
+    catalog = open_catalog(str(emps_dir))
+    split = make_split(catalog, [0.01, 0.1])
+    assert [len(split.fractions[f]) for f in (0.01, 0.1)] == [2, 24]
+    assert [len(split.fractions[1.0]), len(split.val), len(split.test)] == pytest.approx([238, 55, 73], abs=3)
+    papers = [{split.groups[i] for i in part} for part in (split.fractions[1.0], split.val, split.test)]
+    assert not papers[0] & papers[1] | papers[0] & papers[2] | papers[1] & papers[2]
+    means = [np.mean([catalog.facts[i].foreground for i in p]) for p in (split.fractions[1.0], split.val, split.test)]
+    assert np.ptp(means) < 0.06
+
+
+@pytest.mark.parametrize(("name", "fractions"), [("emps", [0.01, 0.1]), ("la_half", [0.05, 0.1])])
+def test_the_committed_split_is_made_again(name: str, fractions: list[float], request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(f"{name}_dir")
+    committed = load_split(Path(__file__).parents[2] / "data_splits" / f"{name}_seed0.yaml")
+    assert make_split(open_catalog(str(folder)), fractions) == committed

@@ -1,0 +1,181 @@
+"""``ssl-seg split make | split check``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ssl_seg.data.catalog import Catalog
+    from ssl_seg.data.findings import Finding
+    from ssl_seg.data.split_statistics import SetMeasures
+
+GROUPS = typer.Option(help="CSV with name,group; a group stays in one part. [default: DATA/groups.csv]")
+DATA_SET = typer.Option(
+    "--set",
+    metavar="KEY=VALUE",
+    help="data.layout=nnunet, data.ignore_value=255 or data.label_values=[0,1,7], as for train.",
+)
+
+
+def split_make(
+    data: Annotated[str, typer.Option(help="Folder or manifest, as for train; or synthetic:particles|sheets.")],
+    more: Annotated[list[float] | None, typer.Argument(hidden=True)] = None,
+    labels: Annotated[
+        list[float] | None,
+        typer.Option(help="Labeled fractions, smaller ones nested in larger: --labels 0.01 0.10 1.0"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
+    groups: Annotated[Path | None, GROUPS] = None,
+    val: Annotated[
+        float | None, typer.Option(help="Share of the labeled cases for validation. [default: 0.15]")
+    ] = None,
+    test: Annotated[float, typer.Option(help="Share of the labeled cases sealed for the test.")] = 0.20,
+    folds: Annotated[
+        int | None, typer.Option(help="Write one file a fold of a cross-validation; the test list is the same in all.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write; folds add _fold0 ... to its name. [default: data_splits/NAME_seedSEED.yaml]"),
+    ] = None,
+    set_: Annotated[list[str] | None, DATA_SET] = None,
+) -> None:
+    """Write a nested split: 1 % in 10 % in full, validation and test apart, groups intact, stratified by foreground."""
+    from ssl_seg.data.split_files import save_folds, save_split
+    from ssl_seg.data.split_quality import check_split
+    from ssl_seg.data.splits import make_folds, make_split
+    from ssl_seg.errors import ConfigError
+
+    if more and not labels:
+        raise ConfigError(f"{more[0]} is not expected here: give fractions as --labels 0.01 0.10 1.0")
+    if folds is not None and val is not None:
+        raise ConfigError(f"--val {val:g} and --folds {folds} exclude each other: each fold is the validation set once")
+    wanted = sorted({*(labels or [0.01, 0.10]), *(more or []), 1.0})
+    catalog = _open_catalog(data, groups, set_)
+    path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
+    if folds is None:
+        shares = {"test_fraction": test} | ({} if val is None else {"val_fraction": val})
+        splits = [make_split(catalog, wanted, seed=seed, **shares)]
+        save_split(splits[0], path)
+        paths = [path]
+    else:
+        splits = [*make_folds(catalog, wanted, folds, seed=seed, test_fraction=test)]
+        paths = save_folds(splits, path)
+    for text in dict.fromkeys([*catalog.notes, *(note for split in splits for note in split.notes)]):
+        typer.echo(f"note: {text}")
+    for split, place in zip(splits, paths, strict=True):
+        listed = ", ".join(f"{fraction:g}: {len(ids)}" for fraction, ids in sorted(split.fractions.items()))
+        typer.echo(
+            f"labels {listed} cases; unlabeled {len(split.unlabeled)}, validation {len(split.val)}, "
+            f"test {len(split.test)} (sealed)"
+        )
+        typer.echo(f"wrote {place}, fingerprint {split.fingerprint}")
+        _print_findings([f for f in check_split(split, catalog) if f.level != "info"])
+
+
+def split_check(
+    split: Annotated[Path, typer.Argument(help="Split file.", show_default=False)],
+    data: Annotated[
+        str | None, typer.Option(help="Folder or manifest, to check images, foreground and classes too.")
+    ] = None,
+    groups: Annotated[Path | None, GROUPS] = None,
+    set_: Annotated[list[str] | None, DATA_SET] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write a picture that compares the sets; needs --data.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Check a split: nestedness, leaks, copies, and each set's bias against random splits. Exit code 2 on a fault."""
+    from ssl_seg.data.findings import findings_to_dict
+    from ssl_seg.data.split_files import load_split
+    from ssl_seg.data.split_quality import check_split, summarize_split
+    from ssl_seg.data.split_statistics import measure_split
+    from ssl_seg.errors import ConfigError
+
+    loaded = load_split(split)
+    if figure is not None and data is None:
+        raise ConfigError(f"--figure {figure} needs the cases: give their folder as --data")
+    catalog = None if data is None else _open_catalog(data, groups, set_)
+    measures = () if catalog is None else measure_split(loaded, catalog)
+    findings = check_split(loaded, catalog, measures)
+    if figure is not None:
+        from ssl_seg.report.split_figure import plot_split
+
+        plot_split(measures, figure)
+    summary = summarize_split(loaded, findings, measures)
+    if as_json:
+        typer.echo(json.dumps(findings_to_dict(findings, summary), indent=2))
+    else:
+        if measures:
+            _print_measures(str(split), measures)
+        _print_findings(findings)
+        faults = summary["faults"]
+        typer.echo(f"{split}: {'ok' if not faults else f'{faults} fault(s)'}, fingerprint {loaded.fingerprint}")
+        if figure is not None:
+            typer.echo(f"wrote {figure}")
+    if summary["faults"]:
+        raise typer.Exit(2)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    from ssl_seg.data.findings import describe_finding
+
+    for level in ("fault", "warn", "info"):
+        for finding in findings:
+            if finding.level == level:
+                typer.echo(f"{level}: {describe_finding(finding)}")
+
+
+def _print_measures(title: str, measures: Sequence[SetMeasures]) -> None:
+    from ssl_seg.cli.console import print_table
+
+    columns = [
+        "set",
+        "cases",
+        "eff. groups",
+        "positive",
+        "foreground",
+        "95 % interval",
+        "random draws",
+        "percentile",
+        "KS",
+    ]
+    rows = []
+    for m in measures:
+        c = m.foreground
+        interval = "-" if c.low is None else f"{c.low:.3f} .. {c.high:.3f}"
+        rows.append(
+            [
+                m.name,
+                str(len(m.ids)),
+                f"{m.effective_groups:.1f}",
+                str(m.positives),
+                f"{c.mean:.3f}",
+                interval,
+                f"{c.band_low:.3f} .. {c.band_high:.3f}",
+                f"{c.percentile:.1f}",
+                f"{c.ks:.2f}",
+            ]
+        )
+    print_table(f"{title}: foreground, beside random draws of each size", columns, rows)
+
+
+def _open_catalog(data: str, groups: Path | None, overrides: list[str] | None) -> Catalog:
+    from ssl_seg.cli.console import track
+    from ssl_seg.configio import check_partial, merge_layers, parse_override
+    from ssl_seg.data.catalog import open_catalog
+
+    layers = [parse_override(text) for text in overrides or []]
+    check_partial(layers)
+    values = merge_layers(layers)[0].get("data", {})
+    return open_catalog(
+        data,
+        groups=groups,
+        layout=values.get("layout", "auto"),
+        label_values=values.get("label_values"),
+        label_map=values.get("label_map"),
+        ignore_value=values.get("ignore_value"),
+        track=lambda items, total: track(items, total, "reading cases"),
+    )

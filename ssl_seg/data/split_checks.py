@@ -1,0 +1,136 @@
+"""What a split promises about its lists: nested, disjoint, whole groups, no image twice, and still the same files."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from ssl_seg.data.findings import Finding
+from ssl_seg.data.splits import IMAGE_DIGITS, Split, find_near_copies
+
+if TYPE_CHECKING:
+    from ssl_seg.data.catalog import Catalog
+
+_MANY_ALIKE = 100
+"""If so many pairs of images are alike, all images are, and it says nothing about patients."""
+
+Lists = Mapping[str, Collection[str]]
+
+
+def lists_of(split: Split) -> dict[str, tuple[str, ...]]:
+    """Return name -> ids of the four lists that must have nothing in common."""
+    return {"labeled": split.fractions[1.0], "unlabeled": split.unlabeled, "val": split.val, "test": split.test}
+
+
+def parts_of(split: Split) -> dict[str, tuple[str, ...]]:
+    """Return name -> ids of the three parts that groups and copies must not straddle."""
+    return {"train": split.fractions[1.0] + split.unlabeled, "val": split.val, "test": split.test}
+
+
+def check_nested(split: Split) -> Iterable[Finding]:
+    """Each labeled set must be contained in the next larger one."""
+    sets = sorted(split.fractions.items())
+    for (small, ids), (large, more) in pairwise(sets):
+        allowed = set(more)
+        outside = tuple(i for i in ids if i not in allowed)
+        if outside:
+            message = f"{len(outside)} case(s) labeled at {small:g} are not labeled at {large:g}"
+            yield Finding("not_nested", "fault", message, outside)
+
+
+def check_disjoint(lists: Lists) -> Iterable[Finding]:
+    """No id is in two lists, or twice in one."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for name, ids in lists.items():
+        for case_id in ids:
+            places[case_id].append(name)
+    by_places: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for case_id, names in places.items():
+        if len(names) > 1:
+            by_places[tuple(names)].append(case_id)
+    for names_of, ids in by_places.items():
+        message = f"{len(ids)} case(s) are listed more than once: in {' and '.join(names_of)}"
+        yield Finding("overlap", "fault", message, tuple(ids))
+
+
+def check_groups(parts: Lists, groups: Mapping[str, str]) -> Iterable[Finding]:
+    """A group is in one part only: figures of one paper, or scans of one patient, look alike."""
+    for group, where in _parts_by(parts, groups).items():
+        if len(where) > 1:
+            message = f"group '{group}' is in {' and '.join(where)}"
+            yield Finding("group_straddles", "fault", message, tuple(i for ids in where.values() for i in ids))
+
+
+def check_duplicates(parts: Lists, content: Mapping[str, str]) -> Iterable[Finding]:
+    """The same image, under whatever name and with whatever mask, is in one part only."""
+    image_of = {i: digits[:IMAGE_DIGITS] for i, digits in content.items()}
+    for where in _parts_by(parts, image_of).values():
+        if len(where) > 1:
+            cases = tuple(i for ids in where.values() for i in ids)
+            message = f"{len(cases)} cases have the same image and are in {' and '.join(where)}"
+            yield Finding("duplicate_content", "fault", message, cases)
+
+
+def _parts_by(parts: Lists, key_of: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
+    """Return key -> part -> ids, for ids that have a key."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for part, ids in parts.items():
+        for case_id in ids:
+            if case_id in key_of:
+                found[key_of[case_id]][part].append(case_id)
+    return found
+
+
+def check_near_duplicates(lists: Lists, catalog: Catalog) -> Iterable[Finding]:
+    """Images that are nearly the same are in one part only.
+
+    A fault where scores would be too good, between the labeled cases, validation and test; a warning where one of them
+    is only an unlabeled training case. Exact copies are left to ``check_duplicates``.
+    """
+    list_of = {i: name for name, ids in lists.items() for i in ids}
+    for cluster in find_near_copies(catalog, list_of):
+        where = {list_of[i] for i in cluster}
+        images = {catalog.facts[i].content[:IMAGE_DIGITS] for i in cluster}
+        if len(images) > 1 and len(where) > 1 and where & {"val", "test"}:
+            leaks = len(where - {"unlabeled"}) > 1
+            message = (
+                f"{len(cluster)} cases have nearly the same image (resized, compressed, brightened or turned) and are "
+                f"in {' and '.join(name for name in lists if name in where)}; give them one group and make a new split"
+            )
+            yield Finding("near_duplicate", "fault" if leaks else "warn", message, cluster)
+
+
+def check_alike(parts: Lists, catalog: Catalog) -> Iterable[Finding]:
+    """Images that may show one object twice, as two scans of a patient do, should be in one part."""
+    from ssl_seg.data.duplicates import MINIMUM_CORRELATION, find_alike_pairs
+
+    part_of = {i: name for name, ids in parts.items() for i in ids}
+    shown = {i: catalog.facts[i].appearance for i in part_of if i in catalog.facts}
+    thumbnails = {i: appearance.thumbnail for i, appearance in shown.items() if appearance is not None}
+    pairs = find_alike_pairs(thumbnails, count=_MANY_ALIKE)
+    torn = [p for p in pairs if part_of[p.first] != part_of[p.second] and p.correlation < MINIMUM_CORRELATION]
+    if torn and len(pairs) < _MANY_ALIKE:
+        message = (
+            f"{len(torn)} pair(s) of alike images are in different parts, {torn[0].first} and {torn[0].second} with a "
+            f"correlation of {torn[0].correlation:.2f}: if they show one patient or object, name it in groups.csv"
+        )
+        yield Finding("alike_across_parts", "warn", message, tuple(i for p in torn for i in (p.first, p.second)))
+
+
+def check_files(split: Split, parts: Lists, catalog: Catalog) -> Iterable[Finding]:
+    """Every id must still be there, with the content that it had."""
+    ids = [i for part in parts.values() for i in part]
+    missing = tuple(i for i in ids if i not in catalog.facts)
+    if missing:
+        message = f"{len(missing)} case(s) of the split are not in {catalog.root}"
+        yield Finding("missing_case", "fault", message, missing)
+    changed = tuple(
+        i
+        for i in ids
+        if i in catalog.facts and catalog.facts[i].content != split.content.get(i, catalog.facts[i].content)
+    )
+    if changed:
+        message = f"{len(changed)} case(s) have another image or mask than when the split was made"
+        yield Finding("changed_content", "fault", message, changed)

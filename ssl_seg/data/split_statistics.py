@@ -1,0 +1,318 @@
+"""How the sets of a split compare with random draws of the same size: foreground, empty masks, intensity, groups."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.data.splits import Split, find_classes
+from ssl_seg.data.stratify import Traits
+
+if TYPE_CHECKING:
+    from ssl_seg.data.catalog import Catalog
+
+RANDOM_DRAWS = 1000
+"""Random sets that a set is compared with."""
+SEED = 0
+"""Of the draws: the same split always gets the same figures."""
+
+_BAND = (2.5, 97.5)
+_CONFIDENCE = 0.95
+_ENTRIES = 4_000_000
+"""Cases x draws that are looked at in one go, which bounds the memory to about 0.1 GB."""
+
+Values = NDArray[np.float64]
+Members = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity of a set, beside all cases that it is compared with and beside random draws of its size.
+
+    ``mean`` of the set and ``reference`` mean of all. ``low`` and ``high`` are the 95 % interval of Student's t for the
+    mean of whatever the set's cases were drawn from, None for a single case; ``band_low`` and ``band_high`` hold 95 %
+    of the means of random draws. ``percentile`` (0 to 100) is the share of draws with a smaller mean, ties half;
+    ``ks_percentile`` and ``wasserstein_percentile`` likewise for the Kolmogorov-Smirnov and the Wasserstein distance
+    to all cases. ``values`` (n,) are those of the set.
+    """
+
+    mean: float
+    reference: float
+    low: float | None
+    high: float | None
+    band_low: float
+    band_high: float
+    percentile: float
+    ks: float
+    ks_percentile: float
+    wasserstein: float
+    wasserstein_percentile: float
+    values: Values = field(compare=False, repr=False)
+
+    @property
+    def bias(self) -> float:
+        """Difference of the means."""
+        return self.mean - self.reference
+
+    @property
+    def relative_bias(self) -> float:
+        """Difference of the means as a share of the reference; 0 where both are 0."""
+        return self.bias / self.reference if self.reference else 0.0
+
+
+@dataclass(frozen=True)
+class SetMeasures:
+    """A labeled set, validation or test.
+
+    ``fraction`` is None for validation and test. Labeled sets are compared with random cases of the labeled training
+    pool that have every class of it, as far as the size allows; that pool itself, validation and test with random whole
+    groups of all labeled cases. ``effective_groups`` is Kish's number of equally large groups that tell as much.
+    ``positive`` compares the share of cases with foreground and is None where all have some or none has; ``intensity``
+    compares the cases' mean intensities, in standard deviations of all of them, and is None where these are not known
+    or all the same.
+    """
+
+    name: str
+    fraction: float | None
+    ids: tuple[str, ...]
+    groups: int
+    effective_groups: float
+    positives: int
+    foreground: Comparison
+    positive: Comparison | None
+    intensity: Comparison | None
+
+    @property
+    def in_pool(self) -> bool:
+        """Whether this is a labeled set smaller than the pool."""
+        return self.fraction is not None and self.fraction < 1
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of each case with a mask."""
+
+    traits: Traits
+    intensity: Mapping[str, float]
+    groups: Mapping[str, str]
+
+
+def measure_split(
+    split: Split, catalog: Catalog, *, draws: int = RANDOM_DRAWS, seed: int = SEED
+) -> tuple[SetMeasures, ...]:
+    """Return the measures of each labeled set, smallest first, and of validation and test where they have cases.
+
+    Cases that are not in the catalog, or have no mask there, are left out. One call draws, sorts and sums about
+    ``draws`` x cases numbers for each set: half a second for 5,000 cases and five sets.
+    """
+    known = {i: f for i, f in catalog.facts.items() if f.foreground is not None}
+    facts = _Facts(
+        Traits({i: f.foreground for i, f in known.items() if f.foreground is not None}, find_classes(catalog)),
+        {i: f.appearance.mean for i, f in known.items() if f.appearance is not None},
+        split.groups,
+    )
+    pool = split.fractions[1.0]
+    everything = (*pool, *split.val, *split.test)
+    sets: list[tuple[str, float | None, tuple[str, ...], tuple[str, ...]]]
+    sets = [(f"labels {f:g}", f, ids, pool if f < 1 else everything) for f, ids in sorted(split.fractions.items())]
+    sets += [("val", None, split.val, everything), ("test", None, split.test, everything)]
+    measured = []
+    for stream, (name, fraction, listed, reference) in enumerate(sets):
+        ids = tuple(i for i in dict.fromkeys(listed) if i in known)
+        others = tuple(i for i in dict.fromkeys((*reference, *ids)) if i in known)
+        if ids:
+            rng = np.random.default_rng([seed, stream])
+            measured.append(_measure_set(name, fraction, ids, others, facts, draws, rng))
+    return tuple(measured)
+
+
+def measures_to_dict(measures: SetMeasures) -> dict[str, Any]:
+    """Return the figures of a set as plain types, without its ids and values."""
+    return {
+        "n": len(measures.ids),
+        "groups": measures.groups,
+        "effective_groups": measures.effective_groups,
+        "positives": measures.positives,
+        "compared_with": "labeled pool" if measures.in_pool else "all labeled cases",
+        "foreground": _comparison_to_dict(measures.foreground),
+        "positive_share": _comparison_to_dict(measures.positive),
+        "intensity": _comparison_to_dict(measures.intensity),
+    }
+
+
+def _comparison_to_dict(comparison: Comparison | None) -> dict[str, float | None] | None:
+    if comparison is None:
+        return None
+    return {**{k: v for k, v in vars(comparison).items() if k != "values"}, "bias": comparison.bias}
+
+
+def count_effective_groups(sizes: Sequence[int]) -> float:
+    """Return Kish's effective number of groups, (sum n)^2 / sum n^2."""
+    return sum(sizes) ** 2 / sum(n**2 for n in sizes)
+
+
+def _measure_set(
+    name: str,
+    fraction: float | None,
+    ids: tuple[str, ...],
+    reference: tuple[str, ...],
+    facts: _Facts,
+    draws: int,
+    rng: np.random.Generator,
+) -> SetMeasures:
+    chosen = set(ids)
+    own = np.array([[i in chosen for i in reference]])
+    group_of = [facts.groups.get(i, ("case", i)) for i in reference]
+    sizes = Counter(group for group, inside in zip(group_of, own[0], strict=True) if inside)
+    by_case = fraction is not None and fraction < 1
+    number_of = {group: number for number, group in enumerate(dict.fromkeys(group_of))}
+    units = np.arange(len(reference)) if by_case else np.array([number_of[group] for group in group_of])
+    presence = _presence(reference, facts.traits) if by_case else None
+    foreground = np.array([facts.traits.foreground[i] for i in reference])
+    columns = {"foreground": foreground}
+    if 0 < (foreground > 0).sum() < len(foreground):
+        columns["positive"] = (foreground > 0).astype(np.float64)
+    intensity = np.array([facts.intensity.get(i, np.nan) for i in reference])
+    if np.isfinite(intensity).all() and intensity.std() > 0:
+        columns["intensity"] = (intensity - intensity.mean()) / intensity.std()
+    found = _compare(own, draw_random_sets(units, len(ids), draws, rng, presence), columns)
+    return SetMeasures(
+        name,
+        fraction,
+        ids,
+        groups=len(sizes),
+        effective_groups=count_effective_groups(list(sizes.values())),
+        positives=int((foreground[own[0]] > 0).sum()),
+        foreground=found["foreground"],
+        positive=found.get("positive"),
+        intensity=found.get("intensity"),
+    )
+
+
+def _presence(ids: Sequence[str], traits: Traits) -> Members:
+    """Return (cases, classes): which case has which class."""
+    classes = sorted(frozenset[int]().union(*(traits.classes_of(i) for i in ids)))
+    return np.array([[value in traits.classes_of(i) for value in classes] for i in ids], np.bool_)
+
+
+def draw_random_sets(
+    units: NDArray[np.integer],
+    size: int,
+    draws: int,
+    rng: np.random.Generator,
+    presence: Members | None = None,
+) -> Iterator[Members]:
+    """Yield random sets of whole units, in batches (some draws, cases) of membership.
+
+    A unit that comes next in the random order is taken if it still fits. So a set has ``size`` cases, or fewer where no
+    unit is small enough to fill it up; if not a single one fits, it is the smallest unit.
+
+    Args:
+        units: (cases,) number of the unit, from 0, that each case belongs to.
+        size: cases wanted.
+        draws: number of sets.
+        rng: source of the draws.
+        presence: (cases, classes) which case has which class; if given, every unit is one case, and those that add most
+            classes are taken first, until the set has all of them.
+    """
+    sizes = np.bincount(units)
+    batch = max(1, _ENTRIES // len(units))
+    for start in range(0, draws, batch):
+        number = min(batch, draws - start)
+        keys = rng.random((number, len(sizes)), dtype=np.float32)
+        taken = np.zeros((number, len(sizes)), np.bool_)
+        if presence is not None:
+            _put_classes_first(keys, presence)
+        if sizes.max() == 1:
+            first = np.argpartition(keys, size - 1, axis=1)[:, :size]
+            np.put_along_axis(taken, first, True, axis=1)
+        else:
+            filled = np.zeros(number, np.int64)
+            for unit in np.argsort(keys, axis=1).T:
+                fits = filled + sizes[unit] <= size
+                taken[np.arange(number), unit] = fits
+                filled += fits * sizes[unit]
+            taken[filled == 0, sizes.argmin()] = True
+        yield taken[:, units]
+
+
+def _put_classes_first(keys: NDArray[np.float32], presence: Members) -> None:
+    """Lower the keys (draws, cases) of few cases in each draw, so that these have all classes: ``cover_classes``."""
+    has = presence.astype(np.float32)
+    missing = np.repeat(presence.any(axis=0, keepdims=True), len(keys), axis=0)
+    turn = 0
+    while missing.any():
+        turn += 1
+        rows = np.flatnonzero(missing.any(axis=1))
+        # Keys are below 1: they decide only between cases that add equally many classes.
+        best = (missing[rows].astype(np.float32) @ has.T + keys[rows]).argmax(axis=1)
+        keys[rows, best] = turn - 1 - presence.shape[1]
+        missing[rows] &= ~presence[best]
+
+
+def _compare(own: Members, random: Iterator[Members], columns: Mapping[str, Values]) -> dict[str, Comparison]:
+    batches = [{name: compute_distances(members, column) for name, column in columns.items()} for members in random]
+    found = {}
+    for name, column in columns.items():
+        mean, ks, wasserstein = (float(part[0]) for part in compute_distances(own, column))
+        means, kss, wassersteins = (np.concatenate([b[name][part] for b in batches]) for part in range(3))
+        values = column[own[0]]
+        band_low, band_high = np.percentile(means, _BAND)
+        found[name] = Comparison(
+            mean,
+            float(column.mean()),
+            *_student_interval(values, bounded=name != "intensity"),
+            float(band_low),
+            float(band_high),
+            _percentile(mean, means),
+            ks,
+            _percentile(ks, kss),
+            wasserstein,
+            _percentile(wasserstein, wassersteins),
+            values,
+        )
+    return found
+
+
+def compute_distances(members: Members, values: Values) -> tuple[Values, Values, Values]:
+    """Return mean, Kolmogorov-Smirnov and Wasserstein distance of subsets to the set of all values, each (sets,).
+
+    Args:
+        members: (sets, n) which values belong to which subset; none is empty.
+        values: (n,).
+    """
+    order = np.argsort(values)
+    ordered, inside = values[order], members[:, order]
+    count = inside.sum(axis=1)
+    steps = np.diff(ordered)
+    gap = np.cumsum(inside, axis=1, dtype=np.float32)
+    gap /= count[:, None].astype(np.float32)
+    gap -= np.arange(1, len(values) + 1, dtype=np.float32) / np.float32(len(values))
+    np.abs(gap, out=gap)
+    last_of_equals = np.append(steps > 0, True)
+    ks = gap.max(axis=1, where=last_of_equals, initial=0.0)
+    return inside @ ordered / count, ks.astype(np.float64), gap[:, :-1] @ steps
+
+
+def _percentile(value: float, draws: Values) -> float:
+    """Return the share of draws below the value, ties half, in percent."""
+    tolerance = 1e-6 * max(1e-12, float(np.abs(draws).max()))
+    below = np.count_nonzero(draws < value - tolerance)
+    above = np.count_nonzero(draws > value + tolerance)
+    return 50.0 * (1 + float(below - above) / len(draws))
+
+
+def _student_interval(values: Values, *, bounded: bool) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of the mean, cut to 0 .. 1 for a share; None of a single value."""
+    from scipy.special import stdtrit
+
+    if len(values) < 2:
+        return None, None
+    reach = float(stdtrit(len(values) - 1, (1 + _CONFIDENCE) / 2)) * values.std(ddof=1) / len(values) ** 0.5
+    low, high = float(values.mean() - reach), float(values.mean() + reach)
+    return (max(low, 0.0), min(high, 1.0)) if bounded else (low, high)

@@ -1,0 +1,91 @@
+"""The sets of a split beside each other: do 1 %, 10 % and all labels, validation and test hold the same?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ssl_seg.data.split_statistics import Comparison, SetMeasures
+from ssl_seg.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLORS = {"labeled": "#2a6fbb", "held out": "#b8651b"}
+_SPREAD = 0.26
+"""Height over which the points of a set are scattered, in rows."""
+
+
+def plot_split(measures: Sequence[SetMeasures], path: Path) -> None:
+    """Write one row a set: its cases as points, its mean with interval, and where random draws have their mean.
+
+    The left panel shows the foreground fraction, the right one the mean intensity where it is known.
+
+    Raises:
+        DataError: when there is nothing to show, or the file exists or cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not measures:
+        raise DataError("no case of the split is in the data with a mask: there is nothing to draw")
+    if path.exists():
+        raise DataError(f"{path} exists already and is not overwritten: choose another name")
+    panels = [("foreground fraction of a case", [m.foreground for m in measures])]
+    if all(m.intensity is not None for m in measures):
+        title = "mean intensity of a case (standard deviations)"
+        panels.append((title, [m.intensity for m in measures if m.intensity is not None]))
+    figure = Figure(figsize=(1.6 + 5.2 * len(panels), 1.5 + 0.75 * len(measures)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, comparisons) in zip(axes, panels, strict=True):
+        for row, (m, comparison) in enumerate(zip(measures, comparisons, strict=True)):
+            _draw_row(axis, row, comparison, _COLORS["held out" if m.fraction is None else "labeled"])
+        axis.set_xlim(*_limits(comparisons))
+        axis.set_xlabel(title)
+        axis.grid(axis="x", color="0.9", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+    axes[0].set_yticks(range(len(measures)), [_label(m) for m in measures])
+    axes[0].set_ylim(len(measures) - 0.5, -0.5)
+    handles, labels = axes[0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=len(unique), frameon=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot write the figure {path}: {error}") from error
+
+
+def _draw_row(axis: Axes, row: int, comparison: Comparison, color: str) -> None:
+    values = comparison.values
+    heights = row + np.random.default_rng(0).uniform(-_SPREAD, _SPREAD, len(values))
+    size = float(np.clip(2000 / len(values), 4, 36))
+    low, high = comparison.band_low, comparison.band_high
+    label = "95 % of random draws have their mean here"
+    axis.barh(row, high - low, left=low, height=0.8, color="0.86", label=label, zorder=0)
+    label = "mean of what the set is compared with"
+    axis.plot([comparison.reference] * 2, [row - 0.4, row + 0.4], color="0.35", linewidth=1.2, label=label)
+    axis.scatter(values, heights, s=size, color=color, alpha=0.4, linewidths=0, zorder=2)
+    if comparison.low is not None and comparison.high is not None:
+        axis.plot([comparison.low, comparison.high], [row, row], color="black", linewidth=1.6, zorder=3)
+    label = "mean, with 95 % interval"
+    axis.plot([comparison.mean], [row], "D", color="black", markersize=6, linestyle="-", label=label, zorder=4)
+
+
+def _limits(comparisons: Sequence[Comparison]) -> tuple[float, float]:
+    """Return limits that show all points and bands; the interval of two cases may be cut."""
+    shown = np.concatenate([[*c.values, c.band_low, c.band_high] for c in comparisons])
+    margin = 0.04 * float(np.ptp(shown)) or 0.5
+    return float(shown.min()) - margin, float(shown.max()) + margin
+
+
+def _label(m: SetMeasures) -> str:
+    name = m.name if m.fraction is None else f"labels {100 * m.fraction:g} %"
+    groups = f", {m.groups} groups" if m.groups < len(m.ids) else ""
+    return f"{name}\n{len(m.ids)} cases{groups}"

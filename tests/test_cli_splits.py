@@ -1,0 +1,83 @@
+"""``split make`` and ``split check`` beyond one good split: folds, planted faults, the table and the figure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import pytest
+from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
+
+from ssl_seg.data.split_files import load_split, save_split
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "check_split_quality.py"
+
+
+def test_folds_are_written_all_or_none(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+    make = ("split", "make", "--data", particles_dir, "--folds", 3, "--out", tmp_path / "s.yaml")
+    code, out, _ = cli(*make)
+    assert code == 0
+    paths = sorted(tmp_path.iterdir())
+    assert [p.name for p in paths] == ["s_fold0.yaml", "s_fold1.yaml", "s_fold2.yaml"]
+    splits = [load_split(p) for p in paths]
+    assert all(s.fingerprint in out for s in splits)
+    assert cli("split", "check", paths[1], "--data", particles_dir)[0] == 0
+    paths[0].unlink()
+    assert_refused(cli(*make), "s_fold1.yaml exists")
+    assert not paths[0].exists()
+    assert_refused(cli(*make, "--val", 0.2), "--val 0.2", "--folds 3")
+
+
+def test_the_table_and_the_figure(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+    cli("split", "make", "--data", particles_dir, "--labels", 0.5, "--out", tmp_path / "s.yaml")
+    figure = tmp_path / "s.png"
+    code, out, _ = cli("split", "check", tmp_path / "s.yaml", "--data", particles_dir, "--figure", figure)
+    assert code == 0
+    rows = [line.split()[:3] for line in out.splitlines() if line.strip().startswith(("labels", "val", "test"))]
+    split = load_split(tmp_path / "s.yaml")
+    assert ["labels", "0.5", str(len(split.fractions[0.5]))] in rows
+    assert ["val", str(len(split.val)), f"{len(split.val):.1f}"] in rows
+    assert cv2.imread(str(figure)) is not None
+    again = cli("split", "check", tmp_path / "s.yaml", "--data", particles_dir, "--figure", figure)
+    assert_refused(again, "s.png exists already")
+    assert_refused(cli("split", "check", tmp_path / "s.yaml", "--figure", tmp_path / "t.png"), "--data")
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_planted_leak_has_exit_code_2(
+    cli: Cli,  # noqa: F811
+    particles_dir: Path,
+    tmp_path: Path,
+    with_data: bool,
+) -> None:
+    cli("split", "make", "--data", particles_dir, "--out", tmp_path / "s.yaml")
+    split = load_split(tmp_path / "s.yaml")
+    save_split(replace(split, val=(*split.val, split.test[0])), tmp_path / "leak.yaml")
+    data = ("--data", particles_dir) if with_data else ()
+    code, out, _ = cli("split", "check", tmp_path / "leak.yaml", *data)
+    assert code == 2
+    assert f"fault: overlap: 1 case(s) are listed more than once: in val and test ({split.test[0]})" in out
+    code, out, _ = cli("split", "check", tmp_path / "leak.yaml", *data, "--json")
+    result = json.loads(out)
+    assert [f["code"] for f in result["findings"] if f["level"] == "fault"] == ["overlap", "duplicate_content"]
+    assert (code, result["summary"]["faults"]) == (2, 2)
+    assert bool(result["summary"]["sets"]) == with_data
+
+
+def test_the_script_checks_a_file_or_counts_passes(particles_dir: Path, tmp_path: Path) -> None:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False
+        )
+
+    counted = run("--data", particles_dir, "--random", 3)
+    assert counted.returncode == 0
+    assert counted.stdout.startswith(f"3 of 3 splits of {particles_dir} have no fault")
+    missing = run(tmp_path / "no.yaml")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "no such split file" in missing.stderr
+    assert run("--data", particles_dir).returncode == 2
