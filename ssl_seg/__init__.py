@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssl_seg.configio import Layer
     from ssl_seg.data.catalog import open_catalog
-    from ssl_seg.data.splits import load_split, make_split, save_split
+    from ssl_seg.data.split_files import load_split, save_split
+    from ssl_seg.data.splits import make_folds, make_split
     from ssl_seg.evaluation import EvaluateRequest, evaluate
     from ssl_seg.prediction import PredictRequest, predict
     from ssl_seg.prepare import TrainRequest
@@ -22,11 +23,12 @@ _HOMES = {
     "PredictRequest": "ssl_seg.prediction",
     "TrainRequest": "ssl_seg.prepare",
     "evaluate": "ssl_seg.evaluation",
-    "load_split": "ssl_seg.data.splits",
+    "load_split": "ssl_seg.data.split_files",
+    "make_folds": "ssl_seg.data.splits",
     "make_split": "ssl_seg.data.splits",
     "open_catalog": "ssl_seg.data.catalog",
     "predict": "ssl_seg.prediction",
-    "save_split": "ssl_seg.data.splits",
+    "save_split": "ssl_seg.data.split_files",
     "train": "ssl_seg.training",
 }
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "TrainRequest",
     "evaluate",
     "load_split",
+    "make_folds",
     "make_split",
     "open_catalog",
     "predict",

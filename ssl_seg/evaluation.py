@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
-from ssl_seg.data.loader import CaseStore
-from ssl_seg.data.splits import IMAGE_DIGITS, Split, load_split, split_from_dict
+from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.split_files import load_split, split_from_dict
+from ssl_seg.data.splits import IMAGE_DIGITS, Split
 from ssl_seg.errors import DataError, SplitError
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import score_cases
 from ssl_seg.rundir import append_jsonl, find_run_of, now, read_jsonl
+from ssl_seg.sources import open_data, open_store
 
 Part = Literal["val", "test", "all"]
 
@@ -58,14 +59,13 @@ def evaluate(
     ids = _choose_cases(request, model, catalog, split, note)
     openings = _record_opening(request, split, len(ids)) if request.part == "test" else 0
 
-    store = CaseStore(catalog, data.channels, data.cache_mb * 2**20)
+    store = open_store(catalog, data)
     headline = request.which or model.better
     nets = {
         net: score_cases(
             model.predictor(net, request.overlap),
             store,
             ids,
-            data.spacing,
             surface=data.ndim == 3,
             track=tracker(f"scoring {net}"),
         ).summarize()
@@ -86,13 +86,10 @@ def evaluate(
 
 def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> Catalog:
     """Return the cases of the request's folder, or of the training, with the label values of the training."""
-    data = model.config.data
-    return open_catalog(
-        request.data or data.root,
-        label_values=data.label_values,
-        ignore_value=data.ignore_value,
-        track=track,
-    )
+    section = model.config.data.model_dump(mode="json")
+    if request.data is not None:
+        section |= {"root": request.data, "layout": "auto", "groups": None}
+    return open_data(section, track)
 
 
 def _choose_cases(

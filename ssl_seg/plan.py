@@ -11,6 +11,7 @@ import numpy as np
 
 from ssl_seg.configio import Layer, Nested, flatten, merge_layers, nest
 from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.networks import get_network_spec
 
 PATCH_VOXELS = {(2, False): 128**2, (2, True): 256**2, (3, False): 32 * 64 * 64, (3, True): 96**3}
@@ -22,6 +23,9 @@ MULTIPLE = {2: 32, 3: 16}
 RARE_FOREGROUND = 0.15
 """Below this mean share a third of the labeled patches is centered on foreground (nnU-Net's 33 %); above it, that would
 only teach the network a higher prevalence than there is."""
+
+RARE_POSITIVES, BALANCED = 0.5, 0.5
+"""If fewer than half of the labeled cases have foreground, half of the labeled patches come from those that have."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,14 @@ def plan_run(catalog: Catalog, labeled: Sequence[str], given: Nested, *, gpu: bo
     planned = [
         Planned("data.label_values", list(catalog.label_values), f"values found in {len(catalog.labeled)} masks"),
         Planned("data.channels", catalog.channels, "channels of the images"),
+        *_plan_layout(catalog),
         Planned(
             "data.patch_size",
             _fit_network(plan_patch_size(median, gpu=gpu), known.get("network.name")),
             f"median image {_times(median)}, at most {PATCH_VOXELS[ndim, gpu]} voxels on a {device}",
         ),
         _plan_foreground_ratio(catalog, labeled),
+        _plan_positive_ratio(catalog, labeled),
         *_plan_network(ndim, known, gpu=gpu),
         Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
         Planned(
@@ -114,6 +120,23 @@ def _plan_foreground_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:
     rare = mean < RARE_FOREGROUND
     reason = f"foreground is {mean:.1%} of the labeled voxels: {'rare' if rare else 'random boxes hold enough of it'}"
     return Planned("data.foreground_ratio", 0.33 if rare else 0.0, reason)
+
+
+def _plan_positive_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:
+    known = [catalog.facts[i] for i in labeled if i in catalog.facts]
+    positive = sum((facts.foreground or 0.0) > 0 for facts in known)
+    rare = 0 < positive < RARE_POSITIVES * len(known)
+    reason = f"{positive} of {len(known)} labeled cases have foreground: {'balanced' if rare else 'drawn as they are'}"
+    return Planned("batch.positive_ratio", BALANCED if rare else None, reason)
+
+
+def _plan_layout(catalog: Catalog) -> list[Planned]:
+    if is_synthetic(catalog.root):
+        return []
+    planned = [Planned("data.layout", catalog.layout, "recognized")]
+    if catalog.ignore_value is not None:
+        planned.append(Planned("data.ignore_value", catalog.ignore_value, f"declared by the {catalog.layout} layout"))
+    return planned
 
 
 def _times(size: Sequence[int]) -> str:

@@ -7,17 +7,35 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_seg.config import DataConfig
 from ssl_seg.data.catalog import Track, pass_through
-from ssl_seg.data.loader import fit_channels
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, read_image, write_mask, write_probabilities
+from ssl_seg.data.layouts import LAYOUTS, find_listing
+from ssl_seg.data.layouts.files import walk_files
+from ssl_seg.data.layouts.nnunet import group_channels
+from ssl_seg.data.store import fit_channels
+from ssl_seg.data.volumes import (
+    IMAGE_SUFFIXES,
+    is_image,
+    read_geometry,
+    read_image,
+    split_suffix,
+    write_mask,
+    write_probabilities,
+)
 from ssl_seg.errors import DataError
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.labels import to_mask
 
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", *NIFTI_SUFFIXES)
+
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What to predict, and where to. ``which`` defaults to the better net on validation."""
+    """What to predict, and where to.
+
+    ``which`` defaults to the better net on validation, ``spacing`` (*S) to the voxel size that each file states.
+    """
 
     checkpoint: Path
     source: Path
@@ -25,13 +43,15 @@ class PredictRequest:
     which: str | None = None
     overlap: float = 0.5
     probabilities: bool = False
+    spacing: tuple[float, ...] | None = None
 
 
 def predict(request: PredictRequest, track: Track = pass_through) -> list[Path]:
     """Write a mask for each image, with the label values of the training masks.
 
-    2D masks are PNG, 3D masks compressed TIFF stacks. With ``probabilities``, the foreground probability (of each class
-    where there are more than two) is written beside it as float32 TIFF.
+    2D masks are PNG, 3D masks compressed TIFF stacks; the mask of a NIfTI image is NIfTI with the same affine. With
+    ``probabilities``, the foreground probability (of each class where there are more than two) is written beside it as
+    float32, TIFF or NIfTI.
 
     Returns:
         The masks written.
@@ -40,15 +60,17 @@ def predict(request: PredictRequest, track: Track = pass_through) -> list[Path]:
         SslSegError: nothing to predict, an unreadable image, or an output that exists; existing files stay as they are.
     """
     model = open_model(request.checkpoint)
-    jobs = _plan_outputs(request, model.config.data.ndim)
+    jobs = _plan_outputs(request, model.config.data)
     suffixes = _probability_suffixes(model.config.data.num_classes) if request.probabilities else {}
     _check_outputs([output for _, mask in jobs for output in (mask, *_probability_paths(mask, suffixes))])
     predictor = model.predictor(request.which or model.better, request.overlap)
-    for source, mask in track(jobs, len(jobs)):
-        probs = predictor(_read(source, model))
-        write_mask(mask, to_mask(probs.argmax(axis=0), model.config.data.label_values))
+    for locations, mask in track(jobs, len(jobs)):
+        geometry = read_geometry(locations[0])
+        spacing = request.spacing or (None if geometry is None else geometry.spacing)
+        probs = predictor(_read(locations, model), spacing)
+        write_mask(mask, to_mask(probs.argmax(axis=0), model.config.data.label_values), geometry)
         for path, label in zip(_probability_paths(mask, suffixes), suffixes, strict=True):
-            write_probabilities(path, probs[label])
+            write_probabilities(path, probs[label], geometry)
     return [mask for _, mask in jobs]
 
 
@@ -57,7 +79,9 @@ def _probability_suffixes(num_classes: int) -> dict[int, str]:
 
 
 def _probability_paths(mask: Path, suffixes: dict[int, str]) -> list[Path]:
-    return [mask.with_name(f"{mask.stem}{suffix}.tif") for suffix in suffixes.values()]
+    stem, ending = split_suffix(mask.name)
+    kind = ending if ending in NIFTI_SUFFIXES else ".tif"
+    return [mask.with_name(f"{stem}{suffix}{kind}") for suffix in suffixes.values()]
 
 
 def _check_outputs(outputs: list[Path]) -> None:
@@ -71,25 +95,46 @@ def _check_outputs(outputs: list[Path]) -> None:
         seen.add(path)
 
 
-def _plan_outputs(request: PredictRequest, ndim: int) -> list[tuple[Path, Path]]:
-    """Return (image, mask) paths, keeping sub-folders."""
-    ending = ".png" if ndim == 2 else ".tif"
+def _plan_outputs(request: PredictRequest, data: DataConfig) -> list[tuple[tuple[str, ...], Path]]:
+    """Return the locations of each image (one for each channel file), and the path of its mask."""
     source, output = request.source, request.output
-    if source.is_file():
-        is_file = output.suffix.lower() in {".png", ".tif", ".tiff"}
-        return [(source, output if is_file else output / f"{source.stem}{ending}")]
+    if is_image(source) and source.exists():
+        is_file = split_suffix(output.name)[1] in MASK_SUFFIXES
+        name = split_suffix(source.name)[0]
+        return [((str(source),), output if is_file else output / _mask_name(name, source.name, data.ndim))]
     if not source.is_dir():
         raise DataError(f"no image file or folder {source}")
-    folder = source / "images" if (source / "images").is_dir() else source
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    images = _find_images(source, data.layout)
     if not images:
-        raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return [(image, output / image.relative_to(folder).with_suffix(ending)) for image in images]
+        raise DataError(f"{source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return [(files, output / _mask_name(name, files[0], data.ndim)) for name, files in images]
 
 
-def _read(source: Path, model: Model) -> np.ndarray:
+def _find_images(folder: Path, layout: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Return name and locations of the images of a folder: a data set in a known layout, or any folder of images.
+
+    Files of a plain folder that end in _0000, _0001, ... are channels of one image if the training data were nnU-Net's.
+    """
+    inner = folder / "images" if (folder / "images").is_dir() else folder
+    if inner == folder and any(known.recognize(folder) for known in LAYOUTS.values()):
+        return [(case.id, (case.image, *case.more_channels)) for case in find_listing(folder).cases]
+    files = [
+        (split_suffix(path.relative_to(inner).as_posix())[0], path) for path in walk_files(inner) if is_image(path)
+    ]
+    if layout == "nnunet":
+        return [(name, tuple(map(str, paths))) for name, paths in group_channels(dict(files)).items()]
+    return [(name, (str(path),)) for name, path in files]
+
+
+def _mask_name(name: str, image: str, ndim: int) -> str:
+    """Return the file name of an image's mask: NIfTI, which keeps the geometry, where the image is."""
+    ending = split_suffix(image)[1]
+    return name + (ending if ending in NIFTI_SUFFIXES else ".png" if ndim == 2 else ".tif")
+
+
+def _read(locations: tuple[str, ...], model: Model) -> np.ndarray:
     data = model.config.data
-    image = read_image(str(source))
+    image = read_image(*locations)
     if image.ndim - 1 != data.ndim:
-        raise DataError(f"{source} is {image.ndim - 1}D; the network was trained on {data.ndim}D images")
-    return fit_channels(image, data.channels, str(source))
+        raise DataError(f"{locations[0]} is {image.ndim - 1}D; the network was trained on {data.ndim}D images")
+    return fit_channels(image, data.channels, locations[0])

@@ -4,7 +4,7 @@ to train; nothing is written until all of it is known to be good."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ssl_seg.config import Config, DataConfig, LengthConfig, MethodConfig, SplitConfig
 from ssl_seg.configio import (
     Layer,
-    Nested,
     build_config,
     check_partial,
     dump_config,
@@ -24,10 +23,13 @@ from ssl_seg.configio import (
     nest,
     validate,
 )
-from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
-from ssl_seg.data.split_quality import SplitFinding, check_split
-from ssl_seg.data.splits import Split, load_split, make_split, save_split, split_from_dict
-from ssl_seg.data.synthetic import is_synthetic
+from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.disk_cache import fill_disk_cache, open_disk_cache
+from ssl_seg.data.findings import Finding, describe_finding, select_faults
+from ssl_seg.data.split_files import load_split, save_split, split_from_dict
+from ssl_seg.data.split_quality import check_split
+from ssl_seg.data.splits import Split, make_folds, make_split
+from ssl_seg.data.store import decoded_bytes
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
 from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.losses import check_loss_names
@@ -45,6 +47,7 @@ from ssl_seg.rundir import (
     next_free,
     open_run_dir,
 )
+from ssl_seg.sources import absolute_root, open_data
 
 DEFAULT_FRACTIONS = (0.01, 0.10, 1.0)
 
@@ -87,7 +90,11 @@ class Plan:
 
 
 def prepare_run(
-    request: TrainRequest, *, gpu: bool, note: Callable[[str], None], track: Track = pass_through
+    request: TrainRequest,
+    *,
+    gpu: bool,
+    note: Callable[[str], None],
+    tracker: Callable[[str], Track] = lambda _: pass_through,
 ) -> Prepared:
     """Check everything, then create (or reopen) the run directory.
 
@@ -95,30 +102,33 @@ def prepare_run(
         request: what is asked for.
         gpu: whether the run will be on one; the plan depends on it.
         note: takes lines for the user.
-        track: wraps the reading of the cases, for a progress bar.
+        tracker: what is being done -> what wraps its items, for a progress bar.
 
     Raises:
         SslSegError: the first thing that is wrong; nothing has been written then.
     """
     if request.resume is not None:
-        return _reopen(request, note, track)
+        return _reopen(request, note, tracker)
     check_layers(request.layers)
     if request.out is not None:
         check_free(request.out)
-    plan = make_plan(request, track, gpu=gpu)
+    plan = make_plan(request, tracker("reading cases"), gpu=gpu)
     for text in plan.catalog.notes:
         note(f"data: {text}")
     for item in plan.planned:
         note(f"plan: {item.key} = {item.value} ({item.reason})")
     parent = plan.parent
-    _check(plan.config, plan.catalog, plan.split)
+    faults = _check(plan.config, plan.catalog, plan.split, note)
     _check_network(plan.config, parent, request, gpu=gpu)
     if parent is not None:
         _pass_gate(parent, plan.split, request, note)
 
+    _fill_disk_cache(plan.config.data, plan.catalog, note, tracker)
     run = create_run_dir(request.out or next_free(Path("runs") / _default_name(plan.config)))
     write_config(plan.config, run, _make_header(plan, request))
     save_split(plan.split, run.path / SPLIT_FILE)
+    if faults:
+        run.append_event("split_allowed", findings=[asdict(f) for f in faults])
     run.append_event("started", parent=None if parent is None else describe_parent(parent), force=request.force)
     for text in (*plan.split.notes, _describe_split(plan.split, plan.config)):
         note(f"split: {text}")
@@ -139,7 +149,7 @@ def make_plan(request: TrainRequest, track: Track = pass_through, *, gpu: bool =
         steps = request.epochs * int(merged.get("length", {}).get("steps_per_epoch", default))
         layers.append(Layer(f"--epochs {request.epochs}", nest("length.steps", steps)))
         merged, sources = merge_layers(layers)
-    catalog = _open_data(merged.get("data", {}), track)
+    catalog = open_data(merged.get("data", {}), track)
     split_config = validate(SplitConfig, merged.get("split", {}), sources, prefix="split.")
     split = _find_split(split_config, catalog, None if _wants_new_split(request, parent, catalog) else parent)
     planned = plan_run(catalog, split.labeled_ids(split_config.labels), merged, gpu=gpu)
@@ -183,7 +193,7 @@ def _make_header(plan: Plan, request: TrainRequest) -> str:
     return "\n".join([*lines, *(f"planned: {item.key} = {item.value} ({item.reason})" for item in plan.planned)])
 
 
-def _reopen(request: TrainRequest, note: Callable[[str], None], track: Track) -> Prepared:
+def _reopen(request: TrainRequest, note: Callable[[str], None], tracker: Callable[[str], Track]) -> Prepared:
     others = [layer.source for layer in request.layers if set(layer.values) != {"runtime"}]
     if request.resume is None or request.bootstrap or request.out or request.epochs or others:
         raise ConfigError(
@@ -199,9 +209,10 @@ def _reopen(request: TrainRequest, note: Callable[[str], None], track: Track) ->
     step = checkpoint.progress.step
     if step >= config.length.steps and any(e["event"] == "finished" for e in run.read_events()):
         raise RunDirError(f"{run.path} is finished: all {config.length.steps} steps are done; nothing to resume")
-    catalog = _open_data(config.data.model_dump(mode="json"), track)
+    catalog = open_data(config.data.model_dump(mode="json"), tracker("reading cases"))
     split = split_from_dict(checkpoint.split)
-    _check(config, catalog, split)
+    _check(config, catalog, split, note)
+    _fill_disk_cache(config.data, catalog, note, tracker)
     # Step 0 is probed again when nothing has been trained yet.
     run.drop_metrics_after(step or -1)
     run.append_event("resumed", step=step)
@@ -229,23 +240,14 @@ def _with_parent(request: TrainRequest, parent: Checkpoint | None) -> list[Layer
 
 
 def _wants_new_split(request: TrainRequest, parent: Checkpoint | None, catalog: Catalog) -> bool:
-    own = {"split.seed", "split.val_fraction", "split.test_fraction"} & given_keys(request.layers)
+    own = {"split.seed", "split.val_fraction", "split.test_fraction", "split.folds", "split.fold"}
+    own &= given_keys(request.layers)
     return bool(own) or parent is None or parent.config["data"]["root"] != catalog.root
 
 
 def _root_of(layers: Sequence[Layer]) -> str | None:
     root = merge_layers(layers)[0].get("data", {}).get("root")
-    return None if root is None else _absolute(root)
-
-
-def _open_data(data: Nested, track: Track) -> Catalog:
-    return open_catalog(
-        _absolute(data.get("root") or DataConfig.model_fields["root"].default),
-        groups=Path(data["groups"]) if data.get("groups") else None,
-        label_values=tuple(data["label_values"]) if data.get("label_values") else None,
-        ignore_value=data.get("ignore_value"),
-        track=track,
-    )
+    return None if root is None else absolute_root(root)
 
 
 def _find_split(config: SplitConfig, catalog: Catalog, parent: Checkpoint | None) -> Split:
@@ -253,18 +255,21 @@ def _find_split(config: SplitConfig, catalog: Catalog, parent: Checkpoint | None
         return load_split(Path(config.file))
     if parent is not None:
         return split_from_dict(parent.split)
-    wanted = {*DEFAULT_FRACTIONS, *([config.labels] if config.labels <= 1 else [])}
+    wanted = sorted({*DEFAULT_FRACTIONS, *([config.labels] if config.labels <= 1 else [])})
+    if config.folds is not None:
+        folds = make_folds(catalog, wanted, config.folds, seed=config.seed, test_fraction=config.test_fraction)
+        return folds[config.fold]
     return make_split(
         catalog,
-        sorted(wanted),
+        wanted,
         seed=config.seed,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
     )
 
 
-def _check(config: Config, catalog: Catalog, split: Split) -> None:
-    """Check what only the data can tell."""
+def _check(config: Config, catalog: Catalog, split: Split, note: Callable[[str], None]) -> list[Finding]:
+    """Check what only the data can tell; return the faults of the split that were allowed."""
     check_patch_size(config.network.name, config.data.patch_size)
     if config.data.ndim != catalog.ndim:
         raise ConfigError(
@@ -275,15 +280,43 @@ def _check(config: Config, catalog: Catalog, split: Split) -> None:
         raise ConfigError(f"data.channels = {config.data.channels}; the images have {catalog.channels}")
     if not split.val:
         raise SplitError("the split has no validation cases: nothing could be watched; make a new split")
-    faults = [f for f in check_split(split, catalog) if f.level == "fault"]
-    if faults:
-        raise SplitError("the split cannot be used:\n" + "\n".join(_describe_fault(f) for f in faults))
+    faults = _check_split_quality(config, catalog, split, note)
     pool = split.pool_ids(config.split.labels)
     if METHODS[config.method.name].uses_teacher and pool and config.batch.unlabeled == 0:
         raise ConfigError(
             f"method.name = '{config.method.name}' learns from unlabeled images and there are {len(pool)}, but "
             "batch.unlabeled = 0: set it to batch.labeled, or use method.name = 'supervised'"
         )
+    return faults
+
+
+def _check_split_quality(config: Config, catalog: Catalog, split: Split, note: Callable[[str], None]) -> list[Finding]:
+    """Run the split gate: note its warnings, stop at a fault unless that is allowed; return the allowed faults."""
+    findings = check_split(split, catalog)
+    faults = select_faults(findings)
+    listed = "\n".join(f"- {describe_finding(fault)}" for fault in faults)
+    if faults and not config.split.allow_faults:
+        raise SplitError(
+            f"the split cannot be trusted:\n{listed}\nMake another one with `ssl-seg split make`, or give "
+            "--allow-split to train all the same; that is recorded in the run."
+        )
+    if any(fault.code == "missing_case" for fault in faults):
+        raise SplitError(f"the split names cases that are not there:\n{listed}")
+    for finding in findings:
+        if finding.level != "info":
+            note(f"split: {'ALLOWED FAULT' if finding.level == 'fault' else 'WARNING'} {describe_finding(finding)}")
+    return faults
+
+
+def _fill_disk_cache(
+    data: DataConfig, catalog: Catalog, note: Callable[[str], None], tracker: Callable[[str], Track]
+) -> None:
+    """Write decoded copies of compressed volumes, if the decoded data set does not fit into memory."""
+    cache = open_disk_cache(data.disk_cache_gb)
+    if cache is None or data.resample_to is not None or decoded_bytes(catalog) <= data.cache_mb * 2**20:
+        return
+    if missed := fill_disk_cache(cache, catalog, tracker("copying compressed volumes")):
+        note(f"data: {missed}")
 
 
 def _check_network(config: Config, parent: Checkpoint | None, request: TrainRequest, *, gpu: bool) -> None:
@@ -293,11 +326,6 @@ def _check_network(config: Config, parent: Checkpoint | None, request: TrainRequ
         load_weights(net, parent.student, str(request.bootstrap))
     if not gpu:
         choose_precision(config.runtime.precision, net, torch.zeros(1, config.data.channels, *config.data.patch_size))
-
-
-def _describe_fault(fault: SplitFinding) -> str:
-    first = f" (first: {', '.join(fault.cases[:5])})" if fault.cases else ""
-    return f"{fault.code}: {fault.message}{first}"
 
 
 def _pass_gate(parent: Checkpoint, split: Split, request: TrainRequest, note: Callable[[str], None]) -> None:
@@ -327,16 +355,12 @@ def _settle(config: Config) -> Config:
     options = validate(METHODS[method.name].config_type, dict(method.options), prefix="method.options.")
     updates = {
         "data": data.model_copy(
-            update={"root": _absolute(data.root), "groups": data.groups and _absolute(data.groups)}
+            update={"root": absolute_root(data.root), "groups": data.groups and absolute_root(data.groups)}
         ),
-        "split": split.model_copy(update={"file": split.file and _absolute(split.file)}),
+        "split": split.model_copy(update={"file": split.file and absolute_root(split.file)}),
         "method": method.model_copy(update={"options": options.model_dump(mode="json")}),
     }
     return config.model_copy(update=updates)
-
-
-def _absolute(root: str) -> str:
-    return root if is_synthetic(root) else str(Path(root).expanduser().resolve())
 
 
 def _default_name(config: Config) -> str:

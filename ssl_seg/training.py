@@ -18,9 +18,9 @@ from torch import nn
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from ssl_seg.config import Config, RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers, validate
-from ssl_seg.data.loader import CaseStore, PatchSource, make_loader, make_probe
+from ssl_seg.data.loader import PatchSource, make_loader, make_probe
 from ssl_seg.data.sampling import derive_seed
-from ssl_seg.data.transforms import Views
+from ssl_seg.data.store import CaseStore
 from ssl_seg.engine.devices import choose_memory_format, make_fabric, time_memory_formats, to_memory_format
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
@@ -37,6 +37,7 @@ from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, wi
 from ssl_seg.recorder import Console, Recorder, Silent
 from ssl_seg.rundir import RunDir
 from ssl_seg.schedules import compute_lr_factor
+from ssl_seg.sources import make_source, open_store
 
 STEPS_BETWEEN_AGREEMENTS = 10
 """How often several processes ask each other whether one was told to stop."""
@@ -138,7 +139,7 @@ def _prepare_on_main(fabric: Fabric, request: TrainRequest, console: Console) ->
     if fabric.is_global_zero:
         try:
             gpu = fabric.device.type != "cpu"
-            prepared = prepare_run(request, gpu=gpu, note=console.note, track=console.track("reading cases"))
+            prepared = prepare_run(request, gpu=gpu, note=console.note, tracker=console.track)
         except SslSegError as error:
             prepared = error
     prepared = fabric.broadcast(prepared)
@@ -203,38 +204,18 @@ def _assemble(
         teacher.updates = checkpoint.progress.ema_updates
         first_step = checkpoint.progress.step
 
-    labeled, pool = split.labeled_ids(config.split.labels), split.pool_ids(config.split.labels)
-    split.check_not_sealed([*labeled, *pool, *split.val])
-    store = CaseStore(prepared.catalog, config.data.channels, config.data.cache_mb * 2**20)
+    store = open_store(prepared.catalog, config.data)
+    source = make_source(config, store, split, rank=fabric.global_rank, world_size=fabric.world_size)
     patch, probe_seed = config.data.patch_size, split.seed
     monitor = Monitor(
         make_probe(store, split.val, config.monitor.probe_patches, patch, probe_seed),
-        make_probe(store, labeled, config.monitor.train_probe_patches, patch, probe_seed),
+        make_probe(store, source.labeled, config.monitor.train_probe_patches, patch, probe_seed),
         num_classes=config.data.num_classes,
         device=fabric.device,
         batch_size=config.batch.labeled + config.batch.unlabeled,
         autocast=autocast,
         warmup_steps=config.optim.warmup_steps,
         steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
-    )
-    source = PatchSource(
-        store,
-        labeled,
-        pool if config.batch.unlabeled else (),
-        (config.batch.labeled, config.batch.unlabeled),
-        patch,
-        config.data.foreground_ratio,
-        Views(
-            config.data.ndim,
-            config.augment.flips,
-            config.augment.rotate90,
-            config.augment.intensity,
-            config.augment.cutout,
-        ),
-        config.augment.labeled_strong,
-        config.seed,
-        fabric.global_rank,
-        fabric.world_size,
     )
     schedule = Schedule(
         first_step, config.length.steps, config.length.steps_per_epoch, config.monitor.first_epoch_probes

@@ -8,7 +8,8 @@ from ssl_seg.bootstrap import check_parent, describe_doubt, describe_parent, giv
 from ssl_seg.checkpoint import Checkpoint, Progress
 from ssl_seg.config import Config
 from ssl_seg.configio import Layer, build_config, flatten, to_plain
-from ssl_seg.data.splits import Split, split_to_dict
+from ssl_seg.data.split_files import split_to_dict
+from ssl_seg.data.splits import Split
 
 SETTINGS = {
     "seed": 4,

@@ -12,7 +12,7 @@ import yaml
 from conftest import TINY
 
 from ssl_seg.cli import main
-from ssl_seg.data.splits import load_split
+from ssl_seg.data.split_files import load_split
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.rundir import RunDir
 
@@ -115,7 +115,7 @@ class TestTrain:
         config = yaml.safe_load((out / "config.yaml").read_text())
         assert config["length"] == {"steps": 6, "steps_per_epoch": 6}
         assert config["optim"]["lr"] == 0.25
-        assert config["batch"] == {"labeled": 3, "unlabeled": 0}
+        assert config["batch"] == {"labeled": 3, "unlabeled": 0, "positive_ratio": None}
 
     def test_bootstrap_refusal_is_exit_code_3(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
         """The tiny run has trained for 12 steps: not above trivial."""

@@ -14,7 +14,8 @@ from sklearn.metrics import f1_score, jaccard_score
 
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.data.catalog import pass_through
-from ssl_seg.data.splits import Split, load_split, save_split, split_to_dict
+from ssl_seg.data.split_files import load_split, save_split, split_to_dict
+from ssl_seg.data.splits import Split
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import read_mask, write_mask
 from ssl_seg.errors import DataError, SplitError

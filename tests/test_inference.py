@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.data.catalog import Catalog
-from ssl_seg.data.loader import CaseStore, LoadedCase
-from ssl_seg.data.transforms import measure_intensity
+from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.errors import CheckpointError, DataError
 from ssl_seg.inference.model import better_net, config_of, make_network, open_model
 from ssl_seg.inference.scoring import Score, score_cases
@@ -208,24 +207,29 @@ class TestSliding:
 class MemoryStore(CaseStore):
     """Cases held in memory. The image of a case is the prediction: class indices that ``as_probs`` makes one-hot."""
 
-    def __init__(self, cases: dict[str, tuple[NDArray[Any], NDArray[Any] | None]], num_classes: int) -> None:
-        super().__init__(Catalog("memory", (), {}, tuple(range(num_classes)), None, ()), 1)
+    def __init__(
+        self,
+        cases: dict[str, tuple[NDArray[Any], NDArray[Any] | None]],
+        num_classes: int,
+        spacing: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__(Catalog("memory", (), {}, tuple(range(num_classes)), None, ()), 1, spacing=spacing)
         self.held = cases
 
-    def load(self, case_id: str) -> LoadedCase:
+    def load_whole(self, case_id: str) -> WholeCase:
         pred, target = self.held[case_id]
-        image = pred[None].astype(np.float32)
-        stored = None if target is None else target.astype(np.int16)
-        return LoadedCase(image, stored, None, measure_intensity(image))
+        return WholeCase(
+            pred[None].astype(np.float32), None if target is None else target.astype(np.int16), self.spacing
+        )
 
 
-def as_probs(num_classes: int) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+def as_probs(num_classes: int) -> Callable[[NDArray[Any], Any], NDArray[np.float32]]:
     """A predictor that reads its answer from the image, unsure of it: the largest wins, not what is above 0.5."""
-    return lambda image: np.stack([np.where(image[0] == k, 0.3, 0.1) for k in range(num_classes)]).astype(np.float32)
+    return lambda image, _: np.stack([np.where(image[0] == k, 0.3, 0.1) for k in range(num_classes)]).astype(np.float32)
 
 
 def score(cases: Sequence[tuple[NDArray[Any], NDArray[Any]]], num_classes: int, **options: Any) -> Score:
-    store = MemoryStore({str(n): case for n, case in enumerate(cases)}, num_classes)
+    store = MemoryStore({str(n): case for n, case in enumerate(cases)}, num_classes, options.pop("spacing", None))
     return score_cases(as_probs(num_classes), store, list(store.held), **options)
 
 

@@ -135,6 +135,8 @@ ALTERNATIVES: dict[str, Any] = {
     "data.channels": 3,
     "data.patch_size": [48, 80],
     "data.foreground_ratio": 0.71,
+    "data.layout": "suffix",
+    "batch.positive_ratio": 0.6,
     "network.name": "segresnet",
     "batch.labeled": 5,
     "batch.unlabeled": 11,
@@ -142,6 +144,9 @@ ALTERNATIVES: dict[str, Any] = {
     "optim.warmup_steps": 3,
 }
 """A value for every key of the plan that the plan would not choose."""
+
+OPTIONAL = {"optim.warmup_steps", "data.layout", "batch.positive_ratio"}
+"""Keys of the plan that have a default too."""
 
 
 class TestGiven:
@@ -188,7 +193,7 @@ class TestWholePlan:
         assert {p.key: p.value for p in planned} == {p.key: values[p.key] for p in planned}
         assert (config.data.ndim, config.data.num_classes) == (catalog.ndim, len(label_values))
 
-    @pytest.mark.parametrize("left_out", sorted(set(ALTERNATIVES) - {"optim.warmup_steps"}))
+    @pytest.mark.parametrize("left_out", sorted(set(ALTERNATIVES) - OPTIONAL))
     def test_no_required_setting_is_superfluous(self, left_out: str) -> None:
         planned = [p for p in run_plan(make_catalog(), {}) if p.key != left_out]
         section, _, name = left_out.partition(".")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ssl_seg import __version__
-from ssl_seg.cli import commands, inspect, training
+from ssl_seg.cli import audit, batches, commands, inspect, splits, training
 
 app = typer.Typer(
     name="ssl-seg",
@@ -18,7 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-data_app = typer.Typer(help="Look at and make data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Audit data sets and batches; make synthetic ones.", no_args_is_help=True)
 split_app = typer.Typer(help="Make and check splits: labeled fractions, validation, sealed test.", no_args_is_help=True)
 config_app = typer.Typer(help="Show and check configurations.", no_args_is_help=True)
 
@@ -32,9 +32,12 @@ app.add_typer(config_app, name="config")
 app.command("methods")(inspect.methods)
 app.command("networks")(inspect.networks)
 
+data_app.command("audit")(audit.data_audit)
+data_app.command("batches")(batches.data_batches)
+data_app.command("layouts")(inspect.data_layouts)
 data_app.command("synthetic")(commands.make_synthetic)
-split_app.command("make")(commands.split_make)
-split_app.command("check")(commands.split_check)
+split_app.command("make")(splits.split_make)
+split_app.command("check")(splits.split_check)
 config_app.command("show")(inspect.config_show)
 config_app.command("check")(inspect.config_check)
 

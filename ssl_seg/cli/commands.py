@@ -1,20 +1,14 @@
-"""``ssl-seg evaluate | predict | split make | split check | data synthetic``."""
+"""``ssl-seg evaluate | predict | data synthetic``."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from ssl_seg.data.catalog import Catalog
-
 Net = Literal["student", "teacher"]
-DATA_SET = typer.Option(
-    "--set", metavar="KEY=VALUE", help="data.ignore_value=255 or data.label_values=[0,1,7], as for train."
-)
 CKPT = typer.Argument(help="Checkpoint written by `ssl-seg train`.", show_default=False)
 
 
@@ -72,78 +66,32 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write probabilities beside the masks.")
     ] = False,
+    spacing: Annotated[
+        str | None, typer.Option(help="Voxel size along z,y,x, e.g. 2.5,1,1. [default: that of each file]")
+    ] = None,
 ) -> None:
     """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks."""
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.prediction import PredictRequest
     from ssl_seg.prediction import predict as run_prediction
 
-    request = PredictRequest(checkpoint, source, output, which, overlap, probabilities)
+    request = PredictRequest(checkpoint, source, output, which, overlap, probabilities, _parse_spacing(spacing))
     written = run_prediction(request, TerminalConsole().track("predicting"))
     typer.echo(f"wrote {len(written)} mask(s) to {output}")
 
 
-def split_make(
-    data: Annotated[str, typer.Option(help="Folder with images/ and masks/, or synthetic:particles|sheets.")],
-    more: Annotated[list[float] | None, typer.Argument(hidden=True)] = None,
-    labels: Annotated[
-        list[float] | None,
-        typer.Option(help="Labeled fractions, smaller ones nested in larger: --labels 0.01 0.10 1.0"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
-    groups: Annotated[
-        Path | None, typer.Option(help="CSV with name,group; a group stays in one part. [default: DATA/groups.csv]")
-    ] = None,
-    val: Annotated[float, typer.Option(help="Share of the labeled cases for validation.")] = 0.15,
-    test: Annotated[float, typer.Option(help="Share of the labeled cases sealed for the test.")] = 0.20,
-    out: Annotated[Path | None, typer.Option(help="File to write. [default: data_splits/NAME_seedSEED.yaml]")] = None,
-    set_: Annotated[list[str] | None, DATA_SET] = None,
-) -> None:
-    """Write a nested split: 1 % in 10 % in full, validation and test apart, groups intact, stratified by foreground."""
-    from ssl_seg.data.splits import make_split, save_split
+def _parse_spacing(text: str | None) -> tuple[float, ...] | None:
     from ssl_seg.errors import ConfigError
 
-    if more and not labels:
-        raise ConfigError(f"{more[0]} is not expected here: give fractions as --labels 0.01 0.10 1.0")
-    wanted = [*(labels or [0.01, 0.10]), *(more or []), 1.0]
-    catalog = _open_catalog(data, groups, set_)
-    split = make_split(catalog, sorted(set(wanted)), seed=seed, val_fraction=val, test_fraction=test)
-    path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
-    save_split(split, path)
-    for text in (*catalog.notes, *split.notes):
-        typer.echo(f"note: {text}")
-    for fraction, ids in sorted(split.fractions.items()):
-        typer.echo(f"labels {fraction:g}: {len(ids)} cases")
-    typer.echo(f"unlabeled {len(split.unlabeled)}, validation {len(split.val)}, test {len(split.test)} (sealed)")
-    typer.echo(f"wrote {path}, fingerprint {split.fingerprint}")
-
-
-def split_check(
-    split: Annotated[Path, typer.Argument(help="Split file.", show_default=False)],
-    data: Annotated[str | None, typer.Option(help="Folder, to check ids and contents too.")] = None,
-    groups: Annotated[Path | None, typer.Option(help="CSV with name,group.")] = None,
-    set_: Annotated[list[str] | None, DATA_SET] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
-) -> None:
-    """Check a split: nestedness, leaks, straddling groups, missing cases. Exit code 2 when a fault is found."""
-    from dataclasses import asdict
-
-    from ssl_seg.data.split_quality import check_split
-    from ssl_seg.data.splits import load_split
-
-    loaded = load_split(split)
-    catalog = None if data is None else _open_catalog(data, groups, set_)
-    findings = check_split(loaded, catalog)
-    faults = sum(finding.level == "fault" for finding in findings)
-    if as_json:
-        summary = {"fingerprint": loaded.fingerprint, "faults": faults, "findings": len(findings)}
-        typer.echo(json.dumps({"findings": [asdict(f) for f in findings], "summary": summary}, indent=2))
-    else:
-        for finding in findings:
-            typer.echo(f"{finding.level}: {finding.code}: {finding.message}")
-        typer.echo(f"{split}: {'ok' if not faults else f'{faults} fault(s)'}, fingerprint {loaded.fingerprint}")
-    if faults:
-        raise typer.Exit(2)
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in (2, 3) or min(values) <= 0:
+        raise ConfigError(f"--spacing {text} must be 2 or 3 positive numbers such as 2.5,1,1 (z,y,x)")
+    return values
 
 
 def make_synthetic(
@@ -158,23 +106,6 @@ def make_synthetic(
 
     write_dataset(out, kind, count, labeled=labeled, seed=seed)
     typer.echo(f"wrote {count} images and {count if labeled is None else labeled} masks to {out}")
-
-
-def _open_catalog(data: str, groups: Path | None, overrides: list[str] | None) -> Catalog:
-    from ssl_seg.cli.console import track
-    from ssl_seg.configio import check_partial, merge_layers, parse_override
-    from ssl_seg.data.catalog import open_catalog
-
-    layers = [parse_override(text) for text in overrides or []]
-    check_partial(layers)
-    values = merge_layers(layers)[0].get("data", {})
-    return open_catalog(
-        data,
-        groups=groups,
-        label_values=values.get("label_values"),
-        ignore_value=values.get("ignore_value"),
-        track=lambda items, total: track(items, total, "reading cases"),
-    )
 
 
 def _print_evaluation(result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``ssl-seg methods | networks | config show | config check``."""
+"""``ssl-seg methods | networks | data layouts | config show | config check``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ def networks() -> None:
             f"{len(patch)}D {'x'.join(map(str, spec.divisor(patch)))}" for patch in ((128, 128), (32, 64, 64))
         )
         typer.echo(f"{name}: {spec.description}; {spec.default_features} features; patch multiple of {divisors}")
+
+
+def data_layouts() -> None:
+    """List the layouts of data sets that are recognized."""
+    from ssl_seg.data.layouts import LAYOUTS
+
+    for name, layout in LAYOUTS.items():
+        typer.echo(f"{name}: {layout.description}")
 
 
 def config_show(

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.data.catalog import pass_through
-from ssl_seg.data.loader import CaseStore
 from ssl_seg.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.inference.model import open_model
 from ssl_seg.report.figures import Panel, plot_predictions
+from ssl_seg.sources import open_store
 
 
 def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, count: int = 5) -> None:
@@ -21,14 +21,14 @@ def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, cou
     model = open_model(request.checkpoint)
     data = model.config.data
     catalog = open_catalog_for(request, model, pass_through)
-    store = CaseStore(catalog, data.channels)
+    store = open_store(catalog, data)
     ranked = sorted(result["cases"], key=lambda row: float(row["dice"]))
     chosen = [ranked[round(i * (len(ranked) - 1) / max(count - 1, 1))] for i in range(min(count, len(ranked)))]
     predictor = model.predictor(result["which"], request.overlap)
     panels = []
     for row in chosen:
-        case = store.load(row["id"])
-        probs = predictor(case.image)
+        case = store.load_whole(row["id"])
+        probs = predictor(case.image, case.spacing)
         title = f"{row['id']}\nDice {row['dice']:.3f}"
         panels.append(Panel(title, case.image.mean(axis=0), case.target, 1 - probs[0], probs.argmax(axis=0)))
     plot_predictions(panels, path)

@@ -39,6 +39,9 @@ def train(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this directory.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Start from a parent that the gate refuses.")] = False,
+    allow_split: Annotated[
+        bool, typer.Option("--allow-split", help="Train although the split check finds a fault; recorded in the run.")
+    ] = False,
     devices: Annotated[int | None, typer.Option(help="Processes on this node, one device each.")] = None,
     num_nodes: Annotated[int | None, typer.Option(help="Nodes, when started by torchrun or SLURM.")] = None,
     set_: Annotated[
@@ -58,6 +61,7 @@ def train(
         "--data": ("data.root", data),
         "--split": ("split.file", None if split is None else str(split)),
         "--labels": ("split.labels", labels),
+        "--allow-split": ("split.allow_faults", allow_split or None),
         "--method": ("method.name", method),
         "--network": ("network.name", network),
         "--steps": ("length.steps", steps),

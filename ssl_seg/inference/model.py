@@ -43,7 +43,14 @@ class Model:
         if which not in self.nets or not 0 <= overlap < 1:
             raise ConfigError(f"which = '{which}' must be student or teacher, and overlap = {overlap} in [0, 1)")
         autocast = make_autocast(self.config.runtime.precision, self.device)
-        return Predictor(self.nets[which], self.config.data.patch_size, self.device, autocast, overlap)
+        return Predictor(
+            self.nets[which],
+            self.config.data.patch_size,
+            self.device,
+            autocast,
+            overlap,
+            resample_to=self.config.data.resample_to,
+        )
 
 
 def better_net(checkpoint: Checkpoint) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.loader import CaseStore
+from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import DataError
 from ssl_seg.metrics import (
     Overlap,
@@ -25,7 +25,8 @@ from ssl_seg.metrics import (
 
 RATIOS = ("dice", "iou", "precision", "recall")
 
-PredictFn = Callable[[NDArray[np.generic]], NDArray[np.float32]]
+PredictFn = Callable[[NDArray[np.generic], tuple[float, ...] | None], NDArray[np.float32]]
+"""Raw image (C,*S) and its voxel size, where known -> probabilities (K,*S)."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,6 @@ def score_cases(
     predict: PredictFn,
     store: CaseStore,
     case_ids: Sequence[str],
-    spacing: Sequence[float] | None = None,
     *,
     surface: bool = False,
     track: Callable[[Iterable[str], int], Iterable[str]] = lambda items, _: items,
@@ -99,11 +99,10 @@ def score_cases(
     """Predict and score labeled cases.
 
     Args:
-        predict: raw image (C,*S) to probabilities (K,*S).
+        predict: raw image (C,*S) and its voxel size to probabilities (K,*S).
         store: reads the cases.
         case_ids: at least one.
-        spacing: voxel size per axis for the surface distances; 1 when None.
-        surface: compute surface distances.
+        surface: compute surface distances, in units of the voxel size; in voxels where that is unknown.
         track: wraps the ids, given their number; for a progress bar.
 
     Raises:
@@ -114,14 +113,14 @@ def score_cases(
     num_classes = store.catalog.num_classes
     scores = []
     for case_id in track(case_ids, len(case_ids)):
-        case = store.load(case_id)
+        case = store.load_whole(case_id)
         if case.target is None:
             raise DataError(f"case '{case_id}' has no mask to score against")
-        pred = predict(case.image).argmax(axis=0)
+        pred = predict(case.image, case.spacing).argmax(axis=0)
         distances = None
         if surface:
             valid = case.target >= 0
-            unit = tuple(spacing or (1.0,) * pred.ndim)
+            unit = case.spacing or (1.0,) * pred.ndim
             distances = compute_surface_distances((pred > 0) & valid, case.target > 0, unit)
         classes = tuple(count_overlap(pred, case.target, label) for label in range(1, num_classes))
         scores.append(CaseScore(case_id, count_overlap(pred, case.target), classes, distances))

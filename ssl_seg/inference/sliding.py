@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ssl_seg.data.resample import compute_resampled_shape, resample_image
 from ssl_seg.data.transforms import normalize
+from ssl_seg.errors import DataError
 from ssl_seg.precision import Autocast
 
 
@@ -25,6 +27,7 @@ class Predictor:
         autocast: function that returns the precision context.
         overlap: overlap of neighboring windows, in [0, 1).
         batch_size: windows in one forward pass.
+        resample_to: voxel size (*S) that the network was trained at; None takes images as they are.
     """
 
     net: nn.Module
@@ -33,10 +36,28 @@ class Predictor:
     autocast: Autocast
     overlap: float = 0.5
     batch_size: int = 8
+    resample_to: tuple[float, ...] | None = None
+
+    def __call__(self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None) -> NDArray[np.float32]:
+        """Return probabilities (K,*S) of a raw image (C,*S) with voxels of size ``spacing`` (*S), on the same grid.
+
+        An axis shorter than the window is padded and cut back.
+
+        Raises:
+            DataError: if the network was trained at a certain voxel size and ``spacing`` is None.
+        """
+        if self.resample_to is None:
+            return self._predict(image)
+        if spacing is None:
+            raise DataError(
+                f"the network was trained at voxel size {self.resample_to} and the image does not say its own. "
+                "Save it in a format that has one (NIfTI, OME-TIFF, OME-Zarr), or give it with --spacing."
+            )
+        shape = compute_resampled_shape(image.shape[1:], spacing, self.resample_to)
+        return resample_image(self._predict(resample_image(image, shape)), image.shape[1:])
 
     @torch.no_grad()
-    def __call__(self, image: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Return probabilities (K,*S) of a raw image (C,*S); an axis shorter than the window is padded and cut back."""
+    def _predict(self, image: NDArray[np.generic]) -> NDArray[np.float32]:
         from monai.inferers import sliding_window_inference
 
         zscore = torch.from_numpy(normalize(image))[None]

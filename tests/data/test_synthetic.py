@@ -104,7 +104,7 @@ def test_an_unknown_kind_names_the_nearest() -> None:
 @pytest.mark.parametrize(("kind", "suffix"), [("particles", ".png"), ("sheets", ".tif")])
 def test_a_written_data_set_holds_what_was_generated(tmp_path: Path, kind: str, suffix: str) -> None:
     write_dataset(tmp_path / "new" / "set", kind, 4, labeled=2, seed=3)
-    cases, _ = find_cases(str(tmp_path / "new" / "set"))
+    cases = find_cases(str(tmp_path / "new" / "set")).cases
     assert [c.id for c in cases] == ["0000", "0001", "0002", "0003"]
     assert sum(c.mask is not None for c in cases) == 2
     for index, case in enumerate(cases):

@@ -1,0 +1,105 @@
+"""``ssl-seg data batches``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ssl_seg.data.findings import Finding
+    from ssl_seg.data.loader import PatchSource
+
+SHOWN_PATCHES = 4
+
+
+def data_batches(
+    config: Annotated[
+        str | None, typer.Argument(help="YAML file or packaged name, as for train.", show_default=False)
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Batches to look at, from the first step on.", min=1)] = 10,
+    data: Annotated[str | None, typer.Option(help="Folder, or synthetic:particles|sheets.")] = None,
+    labels: Annotated[float | None, typer.Option(help="Labeled share of the training pool, or a number.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write a picture of the first patches and their views.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as for train. Repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Show what the batches of a training hold, beside what its labeled cases and settings promise."""
+    import torch
+
+    from ssl_seg.batch_audit import compute_expected, measure_batch, summarize_batches
+    from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.configio import Layer, nest, parse_override, read_layers
+    from ssl_seg.data.findings import findings_to_dict
+    from ssl_seg.errors import DataError
+    from ssl_seg.prepare import TrainRequest, check_layers, make_plan
+    from ssl_seg.sources import make_source, open_store
+
+    if figure is not None and figure.exists():
+        raise DataError(f"{figure} exists already and is not overwritten: choose another name")
+    layers = read_layers(config) if config is not None else []
+    layers += [Layer(f"--data {data}", nest("data.root", data))] if data is not None else []
+    layers += [Layer(f"--labels {labels}", nest("split.labels", labels))] if labels is not None else []
+    layers += [parse_override(text) for text in set_ or []]
+    check_layers(layers)
+    track = TerminalConsole().track
+    plan = make_plan(TrainRequest(tuple(layers)), track("reading cases"), gpu=torch.cuda.is_available())
+    source = make_source(plan.config, open_store(plan.catalog, plan.config.data), plan.split)
+    expected = compute_expected(source, plan.catalog.facts)
+    contents = [measure_batch(source[step], expected.positive) for step in track("making batches")(range(n), n)]
+    summary, findings = summarize_batches(contents, expected)
+    if figure is not None:
+        _draw(source, figure)
+    if as_json:
+        typer.echo(json.dumps(findings_to_dict(findings, summary), indent=2))
+    else:
+        _print(summary, findings)
+        if figure is not None:
+            typer.echo(f"wrote {figure}")
+
+
+def _print(summary: dict[str, Any], findings: list[Finding]) -> None:
+    from ssl_seg.cli.console import print_table
+    from ssl_seg.data.findings import describe_finding
+
+    rows = [[str(step), *_format(figures)] for step, figures in enumerate(summary["batches"])]
+    expected = summary["expected"]
+    least, most = (f"{expected[name]:.2%}" for name in ("foreground", "most_foreground"))
+    wanted = _format({**expected, "cases": ""})
+    wanted[3] = least if least == most else f"{least} .. {most}"
+    rows += [["all", *_format(summary["total"])], ["expected", *wanted]]
+    columns = ["labeled", "unlabeled", "cases", "foreground", "patches with it", "of positive cases", "ignored"]
+    print_table(f"{len(summary['batches'])} batches: labeled voxels and patches", ["step", *columns], rows)
+    typer.echo(
+        f"{expected['positive_cases']:.0%} of the labeled cases have foreground; "
+        f"{expected['centered_patches']:.0%} of the labeled patches are centered on it"
+    )
+    for finding in findings:
+        typer.echo(f"{finding.level}: {describe_finding(finding)}")
+
+
+def _format(figures: dict[str, Any]) -> list[str]:
+    numbers = [str(figures[name]) for name in ("labeled", "unlabeled", "cases")]
+    names = ("foreground", "positive_patches", "from_positive_cases", "ignored")
+    shares = [figures.get(name) for name in names]
+    return [*numbers, *("-" if share is None else f"{share:.2%}" for share in shares)]
+
+
+def _draw(source: PatchSource, path: Path) -> None:
+    """Write a picture of the first patches; there may be several batches in it."""
+    from ssl_seg.report.views_figure import LabeledPatch, UnlabeledPatch, plot_views
+
+    labeled, unlabeled = [], []
+    for step in range(-(-SHOWN_PATCHES // source.counts[0])):
+        batch = source[step]
+        for case_id, image, target in zip(batch.case_ids, batch.image, batch.target, strict=False):
+            labeled.append(LabeledPatch(case_id, image.mean(0).numpy(), target.numpy()))
+        for index, case_id in enumerate(batch.case_ids[len(batch.image) :]):
+            mixed = None if batch.mix is None else batch.mix.mask[index].numpy()
+            weak, strong = (views[index].mean(0).numpy() for views in (batch.weak, batch.strong))
+            unlabeled.append(UnlabeledPatch(case_id, weak, strong, mixed))
+    plot_views(labeled[:SHOWN_PATCHES], unlabeled[:SHOWN_PATCHES], path)

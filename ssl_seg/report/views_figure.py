@@ -1,0 +1,103 @@
+"""A picture of training patches: labeled ones with their targets, unlabeled ones in both views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class LabeledPatch:
+    """``image`` (*P); ``target`` (*P) class indices, negative where it is ignored."""
+
+    title: str
+    image: NDArray[np.floating]
+    target: NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class UnlabeledPatch:
+    """``weak`` and ``strong`` (*P); ``mixed`` (*P) is where the strong view comes from another patch, or None."""
+
+    title: str
+    weak: NDArray[np.floating]
+    strong: NDArray[np.floating]
+    mixed: NDArray[np.bool_] | None
+
+
+def plot_views(labeled: Sequence[LabeledPatch], unlabeled: Sequence[UnlabeledPatch], path: Path) -> None:
+    """Write one row a patch: a labeled one and its outlined target, an unlabeled one in its weak and strong view.
+
+    Of a volume the middle slice is shown.
+
+    Raises:
+        DataError: when the file exists or cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if path.exists():
+        raise DataError(f"{path} exists already and is not overwritten: choose another name")
+    rows = max(len(labeled), len(unlabeled))
+    figure = Figure(figsize=(11, 2.9 * rows + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 4, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, patch in zip(axes, labeled, strict=False):
+        _draw_labeled(row[0], row[1], patch)
+    for row, views in zip(axes, unlabeled, strict=False):
+        _draw_unlabeled(row[2], row[3], views)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot write the figure {path}: {error}") from error
+
+
+def _draw_labeled(plain: Axes, outlined: Axes, patch: LabeledPatch) -> None:
+    from matplotlib import colormaps
+
+    image, target = _middle(patch.image), _middle(patch.target)
+    _show(plain, image, f"labeled: {patch.title}")
+    _show(outlined, image, "its target, ignored part hatched")
+    for label in np.unique(target[target > 0]):
+        _outline(outlined, target == label, colormaps["tab10"](int(label - 1) % 10))
+    if (target < 0).any():
+        outlined.contourf(target < 0, levels=[0.5, 1.5], colors="none", hatches=["////"])
+
+
+def _draw_unlabeled(weak: Axes, strong: Axes, views: UnlabeledPatch) -> None:
+    _show(weak, _middle(views.weak), f"weak view: {views.title}")
+    mixed = None if views.mixed is None else _middle(views.mixed)
+    is_mixed = mixed is not None and bool(mixed.any())
+    _show(strong, _middle(views.strong), "strong view" + (", box of another patch" if is_mixed else ""))
+    if mixed is not None and is_mixed:
+        _outline(strong, mixed, "yellow")
+
+
+def _show(axis: Axes, image: NDArray[np.generic], title: str) -> None:
+    # A few extreme voxels must not decide about the contrast.
+    low, high = np.percentile(image.astype(np.float64), (0.5, 99.5))
+    axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+    axis.set_title(title, fontsize=9)
+
+
+def _outline(axis: Axes, mask: NDArray[np.bool_], color: str | tuple[float, float, float, float]) -> None:
+    # Framed, so that the outline is closed where the mask touches the border of the patch.
+    coordinates = [np.arange(-1, size + 1) for size in mask.shape]
+    axis.contour(coordinates[1], coordinates[0], np.pad(mask, 1), levels=[0.5], colors=[color], linewidths=1.2)
+
+
+def _middle(array: NDArray[Any]) -> NDArray[Any]:
+    return array if array.ndim == 2 else array[len(array) // 2]
