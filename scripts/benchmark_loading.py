@@ -33,7 +33,7 @@ from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache
 from ssl_seg.data.loader import PatchSource, make_loader
 from ssl_seg.data.sampling import choose_box, derive_rng
 from ssl_seg.data.store import CaseStore
-from ssl_seg.data.transforms import Views, normalize
+from ssl_seg.data.views.transforms import Views, normalize
 from ssl_seg.data.volumes import read_image, read_mask, write_mask
 
 Shape = tuple[int, ...]

@@ -15,8 +15,8 @@ import typer
 
 from ssl_seg.cli.splits import split_check
 from ssl_seg.data.catalog import open_catalog
-from ssl_seg.data.split_quality import check_split
-from ssl_seg.data.splits import make_split
+from ssl_seg.data.splits.quality import check_split
+from ssl_seg.data.splits.split import make_split
 from ssl_seg.errors import SslSegError
 
 

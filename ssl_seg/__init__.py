@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssl_seg.configio import Layer
     from ssl_seg.data.catalog import open_catalog
-    from ssl_seg.data.split_files import load_split, save_split
-    from ssl_seg.data.splits import make_folds, make_split
+    from ssl_seg.data.splits.files import load_split, save_split
+    from ssl_seg.data.splits.split import make_folds, make_split
     from ssl_seg.evaluation import EvaluateRequest, evaluate
     from ssl_seg.prediction import PredictRequest, predict
     from ssl_seg.prepare import TrainRequest
@@ -23,12 +23,12 @@ _HOMES = {
     "PredictRequest": "ssl_seg.prediction",
     "TrainRequest": "ssl_seg.prepare",
     "evaluate": "ssl_seg.evaluation",
-    "load_split": "ssl_seg.data.split_files",
-    "make_folds": "ssl_seg.data.splits",
-    "make_split": "ssl_seg.data.splits",
+    "load_split": "ssl_seg.data.splits.files",
+    "make_folds": "ssl_seg.data.splits.split",
+    "make_split": "ssl_seg.data.splits.split",
     "open_catalog": "ssl_seg.data.catalog",
     "predict": "ssl_seg.prediction",
-    "save_split": "ssl_seg.data.split_files",
+    "save_split": "ssl_seg.data.splits.files",
     "train": "ssl_seg.training",
 }
 __all__ = [

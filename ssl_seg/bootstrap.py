@@ -11,8 +11,8 @@ from typing import Any
 
 from ssl_seg.checkpoint import Checkpoint
 from ssl_seg.configio import Layer, Nested, flatten
-from ssl_seg.data.split_files import split_from_dict
-from ssl_seg.data.splits import Split
+from ssl_seg.data.splits.files import split_from_dict
+from ssl_seg.data.splits.split import Split
 from ssl_seg.inference.model import better_net
 from ssl_seg.monitor.verdicts import TRIVIAL_MARGIN
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ssl_seg.data.catalog import Catalog, Track, pass_through
-from ssl_seg.data.split_files import load_split, split_from_dict
-from ssl_seg.data.splits import IMAGE_DIGITS, Split
+from ssl_seg.data.splits.files import load_split, split_from_dict
+from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
 from ssl_seg.errors import DataError, SplitError
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import score_cases
@@ -24,7 +24,8 @@ class EvaluateRequest:
     """What to score.
 
     ``data`` and ``split`` default to those of the checkpoint, ``which`` to the better net on validation. With
-    ``part`` = ``all`` every labeled case of the folder counts, whatever list it is in.
+    ``part`` = ``all`` every labeled case of the folder counts, whatever list it is in. ``settings`` (of the data section)
+    take the place of those of the training where the masks of the folder have other values.
     """
 
     checkpoint: Path
@@ -33,6 +34,7 @@ class EvaluateRequest:
     part: Part = "val"
     which: str | None = None
     overlap: float = 0.5
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def evaluate(
@@ -89,7 +91,13 @@ def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> Ca
     section = model.config.data.model_dump(mode="json")
     if request.data is not None:
         section |= {"root": request.data, "layout": "auto", "groups": None}
-    return open_data(section, track)
+    catalog = open_data(section | dict(request.settings), track)
+    if catalog.num_classes != model.config.data.num_classes:
+        raise DataError(
+            f"{catalog.root}: the label values {list(catalog.label_values)} are {catalog.num_classes} classes, and the "
+            f"network knows {model.config.data.num_classes}. Give one value a class, or join classes by data.label_map."
+        )
+    return catalog
 
 
 def _choose_cases(

@@ -26,9 +26,9 @@ from ssl_seg.configio import (
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.disk_cache import fill_disk_cache, open_disk_cache
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
-from ssl_seg.data.split_files import load_split, save_split, split_from_dict
-from ssl_seg.data.split_quality import check_split
-from ssl_seg.data.splits import Split, make_folds, make_split
+from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
+from ssl_seg.data.splits.quality import check_split
+from ssl_seg.data.splits.split import Split, make_folds, make_split
 from ssl_seg.data.store import decoded_bytes
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
 from ssl_seg.inference.model import config_of, make_network
@@ -292,7 +292,7 @@ def _check(config: Config, catalog: Catalog, split: Split, note: Callable[[str],
 
 def _check_split_quality(config: Config, catalog: Catalog, split: Split, note: Callable[[str], None]) -> list[Finding]:
     """Run the split gate: note its warnings, stop at a fault unless that is allowed; return the allowed faults."""
-    findings = check_split(split, catalog)
+    findings = check_split(_with_labels(split, config.split.labels), catalog)
     faults = select_faults(findings)
     listed = "\n".join(f"- {describe_finding(fault)}" for fault in faults)
     if faults and not config.split.allow_faults:
@@ -306,6 +306,14 @@ def _check_split_quality(config: Config, catalog: Catalog, split: Split, note: C
         if finding.level != "info":
             note(f"split: {'ALLOWED FAULT' if finding.level == 'fault' else 'WARNING'} {describe_finding(finding)}")
     return faults
+
+
+def _with_labels(split: Split, labels: float) -> Split:
+    """Return the split with the labeled set that the run will use among its fractions."""
+    ids, pool = split.labeled_ids(labels), split.fractions[1.0]
+    if ids in split.fractions.values():
+        return split
+    return replace(split, fractions={**split.fractions, len(ids) / len(pool): ids})
 
 
 def _fill_disk_cache(

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from ssl_seg.checkpoint import Checkpoint, Progress, save_checkpoint
 from ssl_seg.configio import to_plain
 from ssl_seg.data.catalog import Track, pass_through
-from ssl_seg.data.split_files import split_to_dict
+from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.engine.engine import Engine
 from ssl_seg.monitor.verdicts import Verdict
 from ssl_seg.monitor.watch import Observation

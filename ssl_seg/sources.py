@@ -10,10 +10,10 @@ from ssl_seg.config import Config, DataConfig
 from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
 from ssl_seg.data.disk_cache import open_disk_cache
 from ssl_seg.data.loader import PatchSource
-from ssl_seg.data.splits import Split
+from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import is_synthetic
-from ssl_seg.data.transforms import Views
+from ssl_seg.data.views.transforms import Views
 
 
 def open_data(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from ssl_seg.cli.audit import data_audit
 from ssl_seg.cli.audit_pictures import make_charts, read_sample
-from ssl_seg.data.audit import audit
+from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.synthetic import generate, write_dataset
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.report.audit_figure import COLUMNS, Chart, Sample, choose_cases, plot_audit

@@ -18,7 +18,7 @@ from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.loader import Batch, PatchSource
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import write_dataset
-from ssl_seg.data.transforms import Views
+from ssl_seg.data.views.transforms import Views
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.report.views_figure import LabeledPatch, UnlabeledPatch, plot_views

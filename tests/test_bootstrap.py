@@ -8,8 +8,8 @@ from ssl_seg.bootstrap import check_parent, describe_doubt, describe_parent, giv
 from ssl_seg.checkpoint import Checkpoint, Progress
 from ssl_seg.config import Config
 from ssl_seg.configio import Layer, build_config, flatten, to_plain
-from ssl_seg.data.split_files import split_to_dict
-from ssl_seg.data.splits import Split
+from ssl_seg.data.splits.files import split_to_dict
+from ssl_seg.data.splits.split import Split
 
 SETTINGS = {
     "seed": 4,

@@ -12,7 +12,7 @@ import yaml
 from conftest import TINY
 
 from ssl_seg.cli import main
-from ssl_seg.data.split_files import load_split
+from ssl_seg.data.splits.files import load_split
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.rundir import RunDir
 

@@ -12,7 +12,7 @@ import cv2
 import pytest
 from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
 
-from ssl_seg.data.split_files import load_split, save_split
+from ssl_seg.data.splits.files import load_split, save_split
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "check_split_quality.py"
 

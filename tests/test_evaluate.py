@@ -14,8 +14,8 @@ from sklearn.metrics import f1_score, jaccard_score
 
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.data.catalog import pass_through
-from ssl_seg.data.split_files import load_split, save_split, split_to_dict
-from ssl_seg.data.splits import Split
+from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
+from ssl_seg.data.splits.split import Split
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import read_mask, write_mask
 from ssl_seg.errors import DataError, SplitError
@@ -229,8 +229,14 @@ class TestFolders:
         assert len(evaluate(EvaluateRequest(checkpoint, data=str(folder), part="all"))["cases"]) == 3
         for path in (folder / "masks").iterdir():
             write_mask(path, read_mask(str(path)) * 255)
-        with pytest.raises(DataError, match="255 not among the label values"):
+        with pytest.raises(DataError, match=r"\{255\}, which are not among the label values"):
             evaluate(EvaluateRequest(checkpoint, data=str(folder), part="all"))
+        mapped = EvaluateRequest(checkpoint, data=str(folder), part="all", settings={"label_map": {255: 1}})
+        listed = EvaluateRequest(checkpoint, data=str(folder), part="all", settings={"label_values": [0, 255]})
+        assert evaluate(mapped)["cases"] == evaluate(listed)["cases"]
+        more = EvaluateRequest(checkpoint, data=str(folder), part="all", settings={"label_values": [0, 1, 255]})
+        with pytest.raises(DataError, match="3 classes, and the network knows 2"):
+            evaluate(more)
 
     def test_ignored_voxels_are_not_scored(self, tiny_run: Path, tmp_path: Path) -> None:
         folder = tmp_path / "other"

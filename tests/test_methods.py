@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_seg.data.loader import Batch
-from ssl_seg.data.mixing import Mix
+from ssl_seg.data.views.mixing import Mix
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import IGNORE_INDEX

@@ -18,8 +18,8 @@ import zarr
 from conftest import train_tiny
 from numpy.typing import NDArray
 
-from ssl_seg.data.split_files import load_split
-from ssl_seg.data.splits import Split
+from ssl_seg.data.splits.files import load_split
+from ssl_seg.data.splits.split import Split
 from ssl_seg.data.synthetic import generate
 from ssl_seg.rundir import RunDir
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ssl_seg.data.split_statistics import Comparison, SetMeasures
+from ssl_seg.data.splits.statistics import Comparison, SetMeasures
 from ssl_seg.errors import DataError
 from ssl_seg.report.split_figure import plot_split
 

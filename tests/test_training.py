@@ -20,8 +20,8 @@ from conftest import TINY, train_tiny
 from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from ssl_seg.configio import Layer, dump_config, read_layers
 from ssl_seg.data.catalog import open_catalog
-from ssl_seg.data.split_files import load_split, save_split
-from ssl_seg.data.splits import make_split
+from ssl_seg.data.splits.files import load_split, save_split
+from ssl_seg.data.splits.split import make_split
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import (
     CheckpointError,

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_data_settings
+
 if TYPE_CHECKING:
-    from ssl_seg.data.audit import Audit
+    from ssl_seg.data.audit.doctor import Audit
 
 _SHOWN_VALUES = 8
-_SETTINGS = ("label_values", "label_map", "ignore_value")
-_SET_HELP = "data.label_values=[0,1,7], data.label_map={2: 1} or data.ignore_value=255, as for train. Repeatable."
 
 
 def data_audit(
     data: Annotated[str, typer.Argument(help="Folder, manifest or synthetic:particles|sheets.", show_default=False)],
-    layout: Annotated[str, typer.Option(help="How the files lie; auto recognizes it.")] = "auto",
-    groups: Annotated[Path | None, typer.Option(help="CSV with name,group. [default: DATA/groups.csv]")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_SET_HELP)] = None,
+    layout: Annotated[str, LAYOUT] = "auto",
+    groups: Annotated[Path | None, GROUPS] = None,
+    set_: Annotated[list[str] | None, SET] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of cases and distributions.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -27,7 +27,7 @@ def data_audit(
     import json
 
     from ssl_seg.cli.console import track
-    from ssl_seg.data.audit import audit
+    from ssl_seg.data.audit.doctor import audit
     from ssl_seg.data.findings import findings_to_dict
     from ssl_seg.errors import DataError
 
@@ -38,7 +38,7 @@ def data_audit(
         groups=groups,
         layout=layout,
         track=lambda items, total: track(items, total, "reading cases"),
-        **_read_settings(set_ or []),
+        **read_data_settings(set_),
     )
     if figure is not None:
         from ssl_seg.cli.audit_pictures import draw_audit
@@ -52,28 +52,6 @@ def data_audit(
             typer.echo(f"wrote {figure}")
     if result.summary["faults"]:
         raise typer.Exit(2)
-
-
-def _read_settings(overrides: list[str]) -> dict[str, Any]:
-    """Return the label settings.
-
-    Raises:
-        ConfigError: for a value that is not of its kind, or any other setting.
-    """
-    from ssl_seg.configio import check_partial, flatten, merge_layers, parse_override
-    from ssl_seg.errors import ConfigError
-
-    layers = [parse_override(text) for text in overrides]
-    check_partial(layers)
-    values = merge_layers(layers)[0]
-    settings = {name: value for name, value in values.get("data", {}).items() if name in _SETTINGS}
-    others = [key for key, _ in flatten(values) if key.split(".")[:2] not in [["data", name] for name in _SETTINGS]]
-    if others:
-        known = ", ".join(f"data.{name}" for name in _SETTINGS)
-        raise ConfigError(f"--set {others[0]}: an audit does not look at it. It takes {known}.")
-    if "label_map" in settings:  # keys of a setting are text
-        settings["label_map"] = {int(old): int(new) for old, new in settings["label_map"].items()}
-    return settings
 
 
 def _print(result: Audit) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.audit import Audit
+from ssl_seg.data.audit.doctor import Audit
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.facts import format_size
 from ssl_seg.data.layouts.listing import Case

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ssl_seg.cli.data_settings import SET, read_data_settings
+
 Net = Literal["student", "teacher"]
 CKPT = typer.Argument(help="Checkpoint written by `ssl-seg train`.", show_default=False)
 
@@ -18,8 +20,9 @@ def evaluate(
     split: Annotated[Path | None, typer.Option(help="Split file; by default that of the training.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Open the sealed test list; each opening is recorded.")] = False,
     all_: Annotated[bool, typer.Option("--all", help="Score every labeled case of the folder.")] = False,
-    which: Annotated[Net | None, typer.Option(help="Score one net only. [default: both]")] = None,
+    which: Annotated[Net | None, typer.Option(help="Score one net only.", show_default="both")] = None,
     overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.5,
+    set_: Annotated[list[str] | None, SET] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of the worst, median and best cases.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -38,7 +41,13 @@ def evaluate(
         raise DataError(f"{figure} exists already and is not overwritten: choose another name")
     console = TerminalConsole()
     request = EvaluateRequest(
-        checkpoint, data, split, "test" if test else "all" if all_ else "val", which, overlap=overlap
+        checkpoint,
+        data,
+        split,
+        "test" if test else "all" if all_ else "val",
+        which,
+        overlap=overlap,
+        settings=read_data_settings(set_),
     )
     result = run_evaluation(request, note=lambda text: typer.echo(text, err=True), track=console.track)
     if figure is not None:
@@ -61,13 +70,13 @@ def predict(
     output: Annotated[
         Path, typer.Argument(help="Folder for the masks; a file for a single image.", show_default=False)
     ],
-    which: Annotated[Net | None, typer.Option(help="Net to use. [default: the better one on validation]")] = None,
+    which: Annotated[Net | None, typer.Option(help="Net to use.", show_default="the better one on validation")] = None,
     overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.5,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write probabilities beside the masks.")
     ] = False,
     spacing: Annotated[
-        str | None, typer.Option(help="Voxel size along z,y,x, e.g. 2.5,1,1. [default: that of each file]")
+        str | None, typer.Option(help="Voxel size along z,y,x, e.g. 2.5,1,1.", show_default="that of each file")
     ] = None,
 ) -> None:
     """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks."""
@@ -98,7 +107,9 @@ def make_synthetic(
     out: Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)],
     kind: Annotated[Literal["particles", "sheets"], typer.Option(help="2D particles or 3D sheets.")] = "particles",
     count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 60,
-    labeled: Annotated[int | None, typer.Option(help="Write masks for this many only. [default: all]", min=0)] = None,
+    labeled: Annotated[
+        int | None, typer.Option(help="Write masks for this many only.", show_default="all", min=0)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the images.", min=0)] = 0,
 ) -> None:
     """Write a synthetic data set, to try things out or to see the layout of a data folder."""

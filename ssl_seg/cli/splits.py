@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_data_settings
+
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
     from ssl_seg.data.findings import Finding
-    from ssl_seg.data.split_statistics import SetMeasures
-
-GROUPS = typer.Option(help="CSV with name,group; a group stays in one part. [default: DATA/groups.csv]")
-DATA_SET = typer.Option(
-    "--set",
-    metavar="KEY=VALUE",
-    help="data.layout=nnunet, data.ignore_value=255 or data.label_values=[0,1,7], as for train.",
-)
+    from ssl_seg.data.splits.statistics import SetMeasures
 
 
 def split_make(
@@ -30,9 +25,10 @@ def split_make(
         typer.Option(help="Labeled fractions, smaller ones nested in larger: --labels 0.01 0.10 1.0"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
+    layout: Annotated[str, LAYOUT] = "auto",
     groups: Annotated[Path | None, GROUPS] = None,
     val: Annotated[
-        float | None, typer.Option(help="Share of the labeled cases for validation. [default: 0.15]")
+        float | None, typer.Option(help="Share of the labeled cases for validation.", show_default="0.15")
     ] = None,
     test: Annotated[float, typer.Option(help="Share of the labeled cases sealed for the test.")] = 0.20,
     folds: Annotated[
@@ -40,14 +36,16 @@ def split_make(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="File to write; folds add _fold0 ... to its name. [default: data_splits/NAME_seedSEED.yaml]"),
+        typer.Option(
+            help="File to write; folds add _fold0 ... to its name.", show_default="data_splits/NAME_seedSEED.yaml"
+        ),
     ] = None,
-    set_: Annotated[list[str] | None, DATA_SET] = None,
+    set_: Annotated[list[str] | None, SET] = None,
 ) -> None:
     """Write a nested split: 1 % in 10 % in full, validation and test apart, groups intact, stratified by foreground."""
-    from ssl_seg.data.split_files import save_folds, save_split
-    from ssl_seg.data.split_quality import check_split
-    from ssl_seg.data.splits import make_folds, make_split
+    from ssl_seg.data.splits.files import save_folds, save_split
+    from ssl_seg.data.splits.quality import check_split
+    from ssl_seg.data.splits.split import make_folds, make_split
     from ssl_seg.errors import ConfigError
 
     if more and not labels:
@@ -55,7 +53,7 @@ def split_make(
     if folds is not None and val is not None:
         raise ConfigError(f"--val {val:g} and --folds {folds} exclude each other: each fold is the validation set once")
     wanted = sorted({*(labels or [0.01, 0.10]), *(more or []), 1.0})
-    catalog = _open_catalog(data, groups, set_)
+    catalog = _open_catalog(data, layout, groups, set_)
     path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
     if folds is None:
         shares = {"test_fraction": test} | ({} if val is None else {"val_fraction": val})
@@ -82,22 +80,23 @@ def split_check(
     data: Annotated[
         str | None, typer.Option(help="Folder or manifest, to check images, foreground and classes too.")
     ] = None,
+    layout: Annotated[str, LAYOUT] = "auto",
     groups: Annotated[Path | None, GROUPS] = None,
-    set_: Annotated[list[str] | None, DATA_SET] = None,
+    set_: Annotated[list[str] | None, SET] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture that compares the sets; needs --data.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Check a split: nestedness, leaks, copies, and each set's bias against random splits. Exit code 2 on a fault."""
     from ssl_seg.data.findings import findings_to_dict
-    from ssl_seg.data.split_files import load_split
-    from ssl_seg.data.split_quality import check_split, summarize_split
-    from ssl_seg.data.split_statistics import measure_split
+    from ssl_seg.data.splits.files import load_split
+    from ssl_seg.data.splits.quality import check_split, summarize_split
+    from ssl_seg.data.splits.statistics import measure_split
     from ssl_seg.errors import ConfigError
 
     loaded = load_split(split)
     if figure is not None and data is None:
         raise ConfigError(f"--figure {figure} needs the cases: give their folder as --data")
-    catalog = None if data is None else _open_catalog(data, groups, set_)
+    catalog = None if data is None else _open_catalog(data, layout, groups, set_)
     measures = () if catalog is None else measure_split(loaded, catalog)
     findings = check_split(loaded, catalog, measures)
     if figure is not None:
@@ -162,20 +161,14 @@ def _print_measures(title: str, measures: Sequence[SetMeasures]) -> None:
     print_table(f"{title}: foreground, beside random draws of each size", columns, rows)
 
 
-def _open_catalog(data: str, groups: Path | None, overrides: list[str] | None) -> Catalog:
+def _open_catalog(data: str, layout: str, groups: Path | None, overrides: list[str] | None) -> Catalog:
     from ssl_seg.cli.console import track
-    from ssl_seg.configio import check_partial, merge_layers, parse_override
     from ssl_seg.data.catalog import open_catalog
 
-    layers = [parse_override(text) for text in overrides or []]
-    check_partial(layers)
-    values = merge_layers(layers)[0].get("data", {})
     return open_catalog(
         data,
         groups=groups,
-        layout=values.get("layout", "auto"),
-        label_values=values.get("label_values"),
-        label_map=values.get("label_map"),
-        ignore_value=values.get("ignore_value"),
+        layout=layout,
         track=lambda items, total: track(items, total, "reading cases"),
+        **read_data_settings(overrides),
     )

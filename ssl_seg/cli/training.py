@@ -16,9 +16,10 @@ def train(
     config: Annotated[str | None, typer.Option(help="YAML file, or the name of a packaged configuration.")] = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Folder with images/ and masks/; missing masks are unlabeled. Or synthetic:particles|sheets."
-        ),
+        typer.Option(help="Folder or manifest; images without a mask are unlabeled. Or synthetic:particles|sheets."),
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="How the files lie; recognized unless given. `ssl-seg data layouts` lists them.")
     ] = None,
     split: Annotated[
         Path | None, typer.Option(help="Split file of `ssl-seg split make`; else made from the seed.")
@@ -33,7 +34,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Labeled patches in a batch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training; the split has its own, split.seed.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory to create. [default: runs/DATA_METHOD_...]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory to create.", show_default="runs/DATA_METHOD_...")
+    ] = None,
     bootstrap: Annotated[
         Path | None, typer.Option(help="Start from this checkpoint; its settings and split hold where not given.")
     ] = None,
@@ -59,6 +62,7 @@ def train(
 
     options = {
         "--data": ("data.root", data),
+        "--layout": ("data.layout", layout),
         "--split": ("split.file", None if split is None else str(split)),
         "--labels": ("split.labels", labels),
         "--allow-split": ("split.allow_faults", allow_split or None),
@@ -84,7 +88,7 @@ def train(
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory to create for the runs and the picture. [default: runs/demo, -2, ...]"),
+        typer.Option(help="Directory to create for the runs and the picture.", show_default="runs/demo, -2, ..."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of each training.", min=20)] = 200,
 ) -> None:

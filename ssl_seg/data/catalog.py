@@ -6,7 +6,6 @@ unlabeled; a mask of zeros is a labeled negative.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.data import synthetic
+from ssl_seg.data.audit.checks import check_kinds
+from ssl_seg.data.audit.labels import MANY_CLASSES, check_unexpected_values, find_label_values, values_by_mask
 from ssl_seg.data.facts import CaseFacts, SizeMismatchError, read_facts
-from ssl_seg.data.findings import Finding, select_faults
+from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.layouts import find_listing
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.errors import DataError, did_you_mean
-from ssl_seg.labels import infer_label_values
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 """Passes on an iterable of known length; a progress bar can be drawn on the way."""
@@ -30,9 +30,6 @@ _READERS = 4
 
 _SHOWN = 8
 """Problems listed in one error."""
-
-_MANY_CLASSES = 32
-"""More inferred classes than this are worth a note."""
 
 
 @dataclass(frozen=True)
@@ -171,17 +168,10 @@ def open_catalog(
         ignore_value=ignored,
         track=track,
     )
-    problems = [fault.message for fault in (*select_faults(listing.findings), *faults)]
-    problems += _shape_problems(facts)
-    if declared is not None:
-        values = tuple(declared)
-        problems += _value_problems(listing.cases, facts, {*values} if ignored is None else {*values, ignored})
-    else:
-        values, value_problems = _infer_values(listing.cases, facts, ignored)
-        problems += value_problems
-    if problems:
-        more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise DataError(f"{root}: {len(problems)} problem(s) found.\n" + "\n".join(problems[:_SHOWN]) + more)
+    masks = values_by_mask(facts, ignored)
+    findings = [*listing.findings, *faults, *check_kinds(facts), *check_unexpected_values(masks, declared)]
+    _raise_faults(root, select_faults(findings))
+    values = find_label_values(masks, declared)
     notes = listing.notes + _content_notes(facts, values, inferred=declared is None)
     return Catalog(root, listing.cases, facts, values, ignored, notes, listing.layout, dict(label_map or {}))
 
@@ -196,55 +186,13 @@ def _try_facts(case: Case, **labels: Any) -> CaseFacts | Finding:
         return Finding("unreadable", "fault", str(error), (case.id,))
 
 
-def _shape_problems(facts: Mapping[str, CaseFacts]) -> list[str]:
-    """Say if images and volumes are mixed, or numbers of channels other than gray and color."""
-    problems = []
-    for what, examples in (
-        ("images and volumes", _first_by({i: f"{len(f.shape)}D" for i, f in facts.items()})),
-        ("channel counts", _first_by({i: f"{f.channels} channel(s)" for i, f in facts.items()})),
-    ):
-        gray_and_color = set(examples) == {"1 channel(s)", "3 channel(s)"}
-        if len(examples) > 1 and not gray_and_color:
-            listed = ", ".join(f"{n} with {kind} (e.g. {example})" for kind, (example, n) in examples.items())
-            problems.append(f"the data set mixes {what}: {listed}. Keep one kind per data set.")
-    return problems
-
-
-def _first_by(kind_of: Mapping[str, str]) -> dict[str, tuple[str, int]]:
-    """Return kind -> (first id of that kind, number of ids), the most frequent kind first."""
-    count = Counter(kind_of.values())
-    return {kind: (next(i for i, k in kind_of.items() if k == kind), n) for kind, n in count.most_common()}
-
-
-def _value_problems(cases: Iterable[Case], facts: Mapping[str, CaseFacts], known: set[int]) -> list[str]:
-    problems = []
-    for case in cases:
-        found = facts[case.id].values if case.id in facts else None
-        unknown = sorted(set(found or ()) - known)
-        if unknown:
-            shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
-            problems.append(
-                f"{case.mask}: mask value(s) {shown} not among the label values {sorted(known)}. "
-                "Correct the mask, or list every value in data.label_values."
-            )
-    return problems
-
-
-def _infer_values(
-    cases: Iterable[Case], facts: Mapping[str, CaseFacts], ignore_value: int | None
-) -> tuple[tuple[int, ...], list[str]]:
-    """Return the label values of all masks; if they make no sense, also name the masks with the rarest ones."""
-    masks_with: dict[int, list[str]] = defaultdict(list)
-    for case in cases:
-        for value in (facts[case.id].values or ()) if case.id in facts else ():
-            if value != ignore_value:
-                masks_with[value].append(str(case.mask))
-    try:
-        return infer_label_values(masks_with), []
-    except DataError as error:
-        rarest = sorted((v for v in masks_with if v != 0), key=lambda v: (len(masks_with[v]), v))[:3]
-        where = "; ".join(f"{v} in {len(masks_with[v])} mask(s), e.g. {masks_with[v][0]}" for v in rarest)
-        return (0, 1), [f"{error} The rarest values: {where}."]
+def _raise_faults(root: str, faults: Sequence[Finding]) -> None:
+    """Raise one error with the first faults, if there are any."""
+    if not faults:
+        return
+    listed = "\n".join(describe_finding(fault) for fault in faults[:_SHOWN])
+    more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    raise DataError(f"{root}: {len(faults)} problem(s) found.\n{listed}{more}\n`ssl-seg data audit {root}` says more.")
 
 
 def _content_notes(facts: Mapping[str, CaseFacts], label_values: Sequence[int], *, inferred: bool) -> tuple[str, ...]:
@@ -257,7 +205,7 @@ def _content_notes(facts: Mapping[str, CaseFacts], label_values: Sequence[int], 
         notes.append(
             f"ALL {len(foregrounds)} MASKS ARE EMPTY: there is no foreground to learn; are these the right masks?"
         )
-    if inferred and len(label_values) > _MANY_CLASSES:
+    if inferred and len(label_values) > MANY_CLASSES:
         notes.append(
             f"the masks hold {len(label_values)} values, taken for as many classes; if they are smoothed or instance "
             "masks, threshold them first"

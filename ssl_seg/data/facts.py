@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.layouts.listing import Case
-from ssl_seg.data.splits import IMAGE_DIGITS
+from ssl_seg.data.splits.split import IMAGE_DIGITS
 from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_seg.data.mixing import Mix, make_copy_paste, make_cutmix
 from ssl_seg.data.sampling import BalancedBatchSampler, CaseStream, choose_box, choose_tile, crop, derive_rng
 from ssl_seg.data.store import CaseStore, cut_unit
-from ssl_seg.data.transforms import Views
+from ssl_seg.data.views.mixing import Mix, make_copy_paste, make_cutmix
+from ssl_seg.data.views.transforms import Views
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
 

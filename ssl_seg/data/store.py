@@ -22,7 +22,7 @@ from ssl_seg.data.disk_cache import DiskCache
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
 from ssl_seg.data.sampling import locate_box
-from ssl_seg.data.transforms import Intensity, measure_intensity
+from ssl_seg.data.views.transforms import Intensity, measure_intensity
 from ssl_seg.data.volumes import Stored, open_image, read_image, read_mask
 from ssl_seg.errors import DataError
 from ssl_seg.labels import apply_label_map, to_target

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ssl_seg.data.resample import compute_resampled_shape, resample_image
-from ssl_seg.data.transforms import normalize
+from ssl_seg.data.views.transforms import normalize
 from ssl_seg.errors import DataError
 from ssl_seg.precision import Autocast
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.errors import DataError
+from ssl_seg.report.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,25 +83,15 @@ def plot_audit(samples: Sequence[Sample], charts: Sequence[Chart], path: Path, c
     Raises:
         DataError: when the file exists or cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    if path.exists():
-        raise DataError(f"{path} exists already and is not overwritten: choose another name")
     rows = ceil(len(samples) / COLUMNS)
     heights = [2.2 * rows, 2.6] if rows and charts else [2.2 * rows or 2.6]
-    figure = Figure(figsize=(2 * COLUMNS, sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path, (2 * COLUMNS, sum(heights)))
     parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if rows:
         _draw_sheet(parts.pop(0), samples, rows, class_names)
     if charts:
         _draw_charts(parts.pop(0), charts)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot write the figure {path}: {error}") from error
+    save_figure(figure, path)
 
 
 def _by_share(foreground: Mapping[str, float | None]) -> Any:

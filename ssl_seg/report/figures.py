@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,35 @@ class Panel:
     pred: NDArray[np.integer]
 
 
+def new_figure(path: Path, size: tuple[float, float]) -> Figure:
+    """Return an empty figure of a size in inches, to be written to ``path`` by ``save_figure``.
+
+    Raises:
+        DataError: when the file exists.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if path.exists():
+        raise DataError(f"{path} exists already and is not overwritten: choose another name")
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; the suffix decides the format.
+
+    Raises:
+        DataError: when it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot write the figure {path}: {error}") from error
+
+
 def plot_predictions(panels: Sequence[Panel], path: Path) -> None:
     """Write one row a case: input, truth, probability from 0 to 1, and errors (found, missed, false).
 
@@ -32,13 +65,7 @@ def plot_predictions(panels: Sequence[Panel], path: Path) -> None:
     Raises:
         DataError: when the file exists or cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    if path.exists():
-        raise DataError(f"{path} exists already and is not overwritten: choose another name")
-    figure = Figure(figsize=(11, 2.8 * len(panels)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path, (11, 2.8 * len(panels)))
     axes = figure.subplots(len(panels), 4, squeeze=False)
     for row, panel in zip(axes, panels, strict=True):
         shown_slice = _slice(panel)
@@ -55,11 +82,7 @@ def plot_predictions(panels: Sequence[Panel], path: Path) -> None:
     titles = ("input", "truth", "foreground probability", "found (green) missed (blue) false (red)")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot write the figure {path}: {error}") from error
+    save_figure(figure, path)
 
 
 def _slice(panel: Panel) -> Panel:

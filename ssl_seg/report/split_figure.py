@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_seg.data.split_statistics import Comparison, SetMeasures
+from ssl_seg.data.splits.statistics import Comparison, SetMeasures
 from ssl_seg.errors import DataError
+from ssl_seg.report.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,19 +28,13 @@ def plot_split(measures: Sequence[SetMeasures], path: Path) -> None:
     Raises:
         DataError: when there is nothing to show, or the file exists or cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not measures:
         raise DataError("no case of the split is in the data with a mask: there is nothing to draw")
-    if path.exists():
-        raise DataError(f"{path} exists already and is not overwritten: choose another name")
     panels = [("foreground fraction of a case", [m.foreground for m in measures])]
     if all(m.intensity is not None for m in measures):
         title = "mean intensity of a case (standard deviations)"
         panels.append((title, [m.intensity for m in measures if m.intensity is not None]))
-    figure = Figure(figsize=(1.6 + 5.2 * len(panels), 1.5 + 0.75 * len(measures)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path, (1.6 + 5.2 * len(panels), 1.5 + 0.75 * len(measures)))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (title, comparisons) in zip(axes, panels, strict=True):
         for row, (m, comparison) in enumerate(zip(measures, comparisons, strict=True)):
@@ -55,11 +50,7 @@ def plot_split(measures: Sequence[SetMeasures], path: Path) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=len(unique), frameon=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot write the figure {path}: {error}") from error
+    save_figure(figure, path)
 
 
 def _draw_row(axis: Axes, row: int, comparison: Comparison, color: str) -> None:

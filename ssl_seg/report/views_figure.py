@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.errors import DataError
+from ssl_seg.report.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,14 +43,8 @@ def plot_views(labeled: Sequence[LabeledPatch], unlabeled: Sequence[UnlabeledPat
     Raises:
         DataError: when the file exists or cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    if path.exists():
-        raise DataError(f"{path} exists already and is not overwritten: choose another name")
     rows = max(len(labeled), len(unlabeled))
-    figure = Figure(figsize=(11, 2.9 * rows + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path, (11, 2.9 * rows + 0.4))
     axes = figure.subplots(rows, 4, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -58,11 +52,7 @@ def plot_views(labeled: Sequence[LabeledPatch], unlabeled: Sequence[UnlabeledPat
         _draw_labeled(row[0], row[1], patch)
     for row, views in zip(axes, unlabeled, strict=False):
         _draw_unlabeled(row[2], row[3], views)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot write the figure {path}: {error}") from error
+    save_figure(figure, path)
 
 
 def _draw_labeled(plain: Axes, outlined: Axes, patch: LabeledPatch) -> None:

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ssl_seg.data import audit_checks as checks
-from ssl_seg.data.audit import Audit, audit
-from ssl_seg.data.audit_summary import measure_spread, summarize
+from ssl_seg.data.audit import checks
+from ssl_seg.data.audit.doctor import Audit, audit
+from ssl_seg.data.audit.summary import measure_spread, summarize
 from ssl_seg.data.facts import Appearance, CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.listing import Case, Listing

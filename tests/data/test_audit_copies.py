@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ssl_seg.data.audit_copies import Copies, check_copies, find_copies
+from ssl_seg.data.audit.copies import Copies, check_copies, find_copies
 from ssl_seg.data.facts import Appearance, CaseFacts
 from ssl_seg.data.findings import Finding
 

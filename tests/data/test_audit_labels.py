@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_seg.configio import check_partial, merge_layers, parse_override
-from ssl_seg.data.audit_labels import (
+from ssl_seg.data.audit.labels import (
     Masks,
     check_class_presence,
     check_many_classes,

@@ -14,7 +14,7 @@ from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.loader import PatchSource, make_loader, make_probe
 from ssl_seg.data.store import CaseStore, fit_channels
 from ssl_seg.data.synthetic import write_dataset
-from ssl_seg.data.transforms import Views, measure_intensity
+from ssl_seg.data.views.transforms import Views, measure_intensity
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_seg.data.mixing import Mix, make_copy_paste, make_cutmix
 from ssl_seg.data.sampling import derive_rng
+from ssl_seg.data.views.mixing import Mix, make_copy_paste, make_cutmix
 from ssl_seg.labels import IGNORE_INDEX
 
 PATCHES = {2: (12, 9), 3: (6, 9, 12)}

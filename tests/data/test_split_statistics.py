@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_splits import add_classes, add_images, make_catalog, spread
 
-from ssl_seg.data.split_statistics import (
+from ssl_seg.data.splits.split import make_split
+from ssl_seg.data.splits.statistics import (
     compute_distances,
     count_effective_groups,
     draw_random_sets,
     measure_split,
 )
-from ssl_seg.data.splits import make_split
 
 relaxed = settings(deadline=None, max_examples=60)
 shares = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9]) | st.floats(0, 1), min_size=1, max_size=30)
@@ -81,7 +81,7 @@ def test_draws_have_every_class_as_far_as_they_can() -> None:
 
 
 def test_many_cases_are_drawn_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssl_seg.data.split_statistics._ENTRIES", 50)
+    monkeypatch.setattr("ssl_seg.data.splits.statistics._ENTRIES", 50)
     batches = list(draw_random_sets(np.arange(10), 3, 12, np.random.default_rng(0)))
     assert [len(b) for b in batches] == [5, 5, 2]
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.facts import Appearance, CaseFacts
 from ssl_seg.data.layouts.listing import Case
-from ssl_seg.data.split_files import load_split, save_folds, save_split, split_from_dict, split_to_dict
-from ssl_seg.data.splits import Split, find_classes, make_folds, make_split, round_cases
+from ssl_seg.data.splits.files import load_split, save_folds, save_split, split_from_dict, split_to_dict
+from ssl_seg.data.splits.split import Split, find_classes, make_folds, make_split, round_cases
 from ssl_seg.errors import SplitError
 
 
@@ -520,10 +520,10 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_reading_splits_loads_no_image_library() -> None:
-    code = "import ssl_seg.data.splits, ssl_seg.data.split_quality, sys; print(*sys.modules)"
+    code = "import ssl_seg.data.splits.split, ssl_seg.data.splits.quality, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert "ssl_seg.data.split_quality" in loaded
+    assert "ssl_seg.data.splits.quality" in loaded
     assert not loaded & {"torch", "cv2", "scipy", "tifffile"}
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_seg.data.stratify import GroupKey, Traits, assign_groups, cover_classes, nesting_order
+from ssl_seg.data.splits.stratify import GroupKey, Traits, assign_groups, cover_classes, nesting_order
 
 relaxed = settings(deadline=None, max_examples=60)
 class_sets = st.lists(st.frozensets(st.integers(1, 5), max_size=3), min_size=1, max_size=9)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_opening, gaussian_filter, label
 
 from ssl_seg.data.sampling import crop, derive_rng
-from ssl_seg.data.strong_views import _make_coarse, _run_steps
-from ssl_seg.data.transforms import Views, measure_intensity, normalize
+from ssl_seg.data.views.strong import _make_coarse, _run_steps
+from ssl_seg.data.views.transforms import Views, measure_intensity, normalize
 from ssl_seg.labels import IGNORE_INDEX
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ssl_seg.data.file_checks import ANY_RATIO, check_claim
+from ssl_seg.data.formats.file_checks import ANY_RATIO, check_claim
 from ssl_seg.data.formats.layout import Box, lay_out_array
 from ssl_seg.data.formats.stored import Stored, defer, import_optional
 

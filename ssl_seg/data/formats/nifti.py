@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.file_checks import check_claim, check_length
+from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import Box, Layout, lay_out_axes
 from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, defer, hold, make_geometry
 

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ssl_seg.data.file_checks import check_claim, check_length
+from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import lay_out_array
 from ssl_seg.data.formats.stored import RawVoxels, Stored, defer, hold
 

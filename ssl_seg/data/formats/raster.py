@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ssl_seg.data.file_checks import CHECKS
+from ssl_seg.data.formats.file_checks import CHECKS
 from ssl_seg.data.formats.layout import lay_out_axes
 from ssl_seg.data.formats.stored import Stored, hold
 

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.file_checks import check_length
+from ssl_seg.data.formats.file_checks import check_length
 from ssl_seg.data.formats.layout import Box, Layout
 from ssl_seg.errors import DataError
 

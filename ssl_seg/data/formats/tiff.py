@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from ssl_seg.data.file_checks import check_tiff_pages, check_tiff_segments
+from ssl_seg.data.formats.file_checks import check_tiff_pages, check_tiff_segments
 from ssl_seg.data.formats.layout import Layout, lay_out_axes
 from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, defer, hold, make_geometry
 from ssl_seg.errors import DataError

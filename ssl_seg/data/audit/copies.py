@@ -11,7 +11,7 @@ from ssl_seg.data.duplicates import AlikePair, find_alike_pairs, find_near_dupli
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.listing import name_examples
-from ssl_seg.data.splits import IMAGE_DIGITS
+from ssl_seg.data.splits.split import IMAGE_DIGITS
 
 Cluster = tuple[str, ...]
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.splits import IMAGE_DIGITS, Split, find_near_copies
+from ssl_seg.data.splits.split import IMAGE_DIGITS, Split, find_near_copies
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.split_balance import (
+from ssl_seg.data.splits.balance import (
     check_classes,
     check_foreground,
     check_group_sizes,
     check_prevalence,
     check_shifts,
 )
-from ssl_seg.data.split_checks import (
+from ssl_seg.data.splits.checks import (
     check_alike,
     check_disjoint,
     check_duplicates,
@@ -24,8 +24,8 @@ from ssl_seg.data.split_checks import (
     lists_of,
     parts_of,
 )
-from ssl_seg.data.split_statistics import RANDOM_DRAWS, SEED, SetMeasures, measure_split, measures_to_dict
-from ssl_seg.data.splits import Split, find_classes
+from ssl_seg.data.splits.split import Split, find_classes
+from ssl_seg.data.splits.statistics import RANDOM_DRAWS, SEED, SetMeasures, measure_split, measures_to_dict
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog

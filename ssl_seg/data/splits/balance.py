@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.split_statistics import Comparison, SetMeasures
-from ssl_seg.data.splits import Split
-from ssl_seg.data.stratify import cover_classes
+from ssl_seg.data.splits.split import Split
+from ssl_seg.data.splits.statistics import Comparison, SetMeasures
+from ssl_seg.data.splits.stratify import cover_classes
 
 SMALL_SET = 3
 """Of so few cases no share can be told from chance."""

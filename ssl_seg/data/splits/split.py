@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_seg.data.stratify import GroupKey, Traits, assign_groups, nesting_order
+from ssl_seg.data.splits.stratify import GroupKey, Traits, assign_groups, nesting_order
 from ssl_seg.errors import SplitError
 
 if TYPE_CHECKING:  # reading a split file must not load the image libraries

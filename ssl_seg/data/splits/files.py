@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ssl_seg.data.splits import Split
+from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import SplitError
 from ssl_seg.rundir import atomic_write
 

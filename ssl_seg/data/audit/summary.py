@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_seg.data.audit_checks import groups_of
+from ssl_seg.data.audit.checks import groups_of
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.layouts.listing import Listing
 

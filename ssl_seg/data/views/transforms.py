@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.geometry import Geometry, draw_geometry
-from ssl_seg.data.strong_views import StrongFn, make_strong
+from ssl_seg.data.views.geometry import Geometry, draw_geometry
+from ssl_seg.data.views.strong import StrongFn, make_strong
 
 Array = NDArray[np.float32]
 

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.data import audit_checks as checks
-from ssl_seg.data import audit_labels as labels
-from ssl_seg.data.audit_copies import check_copies, find_copies
-from ssl_seg.data.audit_summary import summarize
+from ssl_seg.data.audit import checks, labels
+from ssl_seg.data.audit.copies import check_copies, find_copies
+from ssl_seg.data.audit.summary import summarize
 from ssl_seg.data.catalog import Track, find_cases, pass_through, scan_cases
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding

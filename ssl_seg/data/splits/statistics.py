@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.splits import Split, find_classes
-from ssl_seg.data.stratify import Traits
+from ssl_seg.data.splits.split import Split, find_classes
+from ssl_seg.data.splits.stratify import Traits
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog

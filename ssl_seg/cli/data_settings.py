@@ -1,0 +1,40 @@
+"""Settings of the commands that read a data set and train nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+NAMES = ("label_values", "label_map", "ignore_value")
+
+GROUPS = typer.Option(help="CSV with name,group; a group stays in one part.", show_default="DATA/groups.csv")
+LAYOUT = typer.Option(help="How the files lie; auto recognizes it, `ssl-seg data layouts` lists them.")
+SET = typer.Option(
+    "--set",
+    metavar="KEY=VALUE",
+    help="data.label_values=[0,1,7], data.label_map={2: 1} or data.ignore_value=255, as for train. Repeatable.",
+)
+
+
+def read_data_settings(overrides: Sequence[str] | None) -> dict[str, Any]:
+    """Return the label settings among ``--set`` texts, as arguments of ``open_catalog`` and ``audit``.
+
+    Raises:
+        ConfigError: for a value that is not of its kind, or any other setting.
+    """
+    from ssl_seg.configio import check_partial, flatten, merge_layers, parse_override
+    from ssl_seg.errors import ConfigError
+
+    layers = [parse_override(text) for text in overrides or []]
+    check_partial(layers)
+    values = merge_layers(layers)[0]
+    others = [key for key, _ in flatten(values) if key.split(".")[:2] not in [["data", name] for name in NAMES]]
+    if others:
+        known = ", ".join(f"data.{name}" for name in NAMES)
+        raise ConfigError(f"--set {others[0]}: only a training looks at it. This command takes {known}.")
+    settings = dict(values.get("data", {}))
+    if "label_map" in settings:  # keys of a setting are text
+        settings["label_map"] = {int(old): int(new) for old, new in settings["label_map"].items()}
+    return settings
