@@ -24,8 +24,8 @@ class EvaluateRequest:
     """What to score.
 
     ``data`` and ``split`` default to those of the checkpoint, ``which`` to the better net on validation. With
-    ``part`` = ``all`` every labeled case of the folder counts, whatever list it is in. ``settings`` (of the data section)
-    take the place of those of the training where the masks of the folder have other values.
+    ``part`` = ``all`` every labeled case of the folder counts, whatever list it is in. ``settings`` of the data section
+    replace those of the training, for a folder whose masks have other values.
     """
 
     checkpoint: Path

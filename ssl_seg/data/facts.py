@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,28 +142,41 @@ def _scan_mask(mask: Stored, label_map: Mapping[int, int]) -> tuple[str, Counter
     count = Counter[int]()
     for block in iterate_blocks(mask):
         digest.update(np.ascontiguousarray(block.voxels).data)
-        values, counts = np.unique(block.voxels, return_counts=True)
-        for value, number in zip(values.tolist(), counts.tolist(), strict=True):
+        for value, number in _count_values(block.voxels):
             count[label_map.get(value, value)] += number
     return digest.hexdigest(), count
 
 
+def _count_values(voxels: NDArray[np.integer[Any]]) -> Iterator[tuple[int, int]]:
+    """Yield each value and how often it comes."""
+    if voxels.dtype in (np.uint8, np.uint16):  # several times as fast as sorting
+        counts = np.bincount(voxels.ravel())
+        values = np.flatnonzero(counts)
+        yield from zip(values.tolist(), counts[values].tolist(), strict=True)
+    else:
+        found, numbers = np.unique(voxels, return_counts=True)
+        yield from zip(found.tolist(), numbers.tolist(), strict=True)
+
+
 def _shrink(rows: NDArray[np.float64], start: int, shape: Sequence[int]) -> NDArray[np.float64]:
     """Return what ``rows`` of an image of ``shape`` contribute to its thumbnail."""
-    sizes = THUMBNAIL_SIZE[len(shape)]
-    part = _area_weights(shape[0], sizes[0])[:, start : start + len(rows)]
-    small = np.tensordot(part, rows, 1)
-    for axis in range(1, len(shape)):
-        weights = _area_weights(shape[axis], sizes[axis])
-        small = np.moveaxis(np.tensordot(small, weights, ((axis,), (1,))), -1, axis)
-    return small
+    cells = THUMBNAIL_SIZE[len(shape)]
+    small = rows
+    for axis in reversed(range(1, len(shape))):
+        small = _sum_cells(small, axis, np.linspace(0, shape[axis], cells[axis] + 1))
+    edges = np.linspace(0, shape[0], cells[0] + 1) - start
+    small = _sum_cells(small, 0, np.clip(edges, 0, len(rows)))
+    return small * (prod(cells) / prod(shape))
 
 
-@cache
-def _area_weights(size: int, cells: int) -> NDArray[np.float64]:
-    """Return (cells, size): the share of each voxel in the mean of each of ``cells`` equal stretches of an axis."""
-    edges = np.linspace(0, size, cells + 1)
-    voxels = np.arange(size)
-    overlap = np.minimum(edges[1:, None], voxels + 1) - np.maximum(edges[:-1, None], voxels)
-    weights: NDArray[np.float64] = np.clip(overlap, 0, None) * (cells / size)
-    return weights
+def _sum_cells(values: NDArray[np.float64], axis: int, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sums between successive ``edges`` of an axis, which may lie inside voxels.
+
+    By running sums: a matrix product would wait for its threads in every one of thousands of small calls.
+    """
+    along = np.moveaxis(values, axis, -1)
+    running = np.concatenate([np.zeros((*along.shape[:-1], 1)), np.cumsum(along, axis=-1)], axis=-1)
+    whole = np.floor(edges).astype(np.intp)
+    last = np.minimum(whole, along.shape[-1] - 1)
+    up_to_edge = running[..., whole] + (edges - whole) * along[..., last]
+    return np.moveaxis(np.diff(up_to_edge, axis=-1), -1, axis)
