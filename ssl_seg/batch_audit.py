@@ -15,6 +15,7 @@ import numpy as np
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.loader import Batch, PatchSource
+from ssl_seg.data.sampling import BalancedBatchSampler
 from ssl_seg.labels import IGNORE_INDEX
 
 FEWEST, MOST = 0.1, 2.0
@@ -67,7 +68,8 @@ class Expected:
     ``foreground`` is the mean share of foreground voxels in whole cases, each as often as it is drawn;
     ``most_foreground`` the largest that the settings allow: each centered patch then holds all foreground of its case.
     ``ratio`` is the wanted share of patches of positive cases, None where all cases are drawn equally often, and
-    ``reachable`` what comes of it; ``positive_cases`` is their share among the labeled cases.
+    ``reachable`` what comes of it; ``positive_weight`` is the weight of a positive case that would give the same in
+    weighted random draws; ``positive_cases`` is their share among the labeled cases.
     """
 
     counts: tuple[int, int]
@@ -78,6 +80,7 @@ class Expected:
     centered: float
     ratio: float | None
     reachable: float
+    positive_weight: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the shares under the names of ``Contents.to_dict``."""
@@ -89,6 +92,7 @@ class Expected:
             "from_positive_cases": self.reachable,
             "positive_cases": self.positive_cases,
             "centered_patches": self.centered,
+            "positive_weight": self.positive_weight,
         }
 
 
@@ -113,7 +117,9 @@ def compute_expected(source: PatchSource, facts: Mapping[str, CaseFacts]) -> Exp
     shares = {i: facts[i].foreground or 0.0 for i in source.labeled}
     positive = frozenset(i for i, share in shares.items() if share > 0)
     of_cases = len(positive) / len(source.labeled)
-    drawn = _reachable(source.positive_ratio, of_cases)
+    sampler = source.labeled_cases
+    balanced = sampler if isinstance(sampler, BalancedBatchSampler) else None
+    drawn = of_cases if balanced is None else balanced.reachable_ratio
     mean = drawn * float(np.mean([shares[i] for i in positive])) if positive else 0.0
     held = [min(1.0, _patches_filled(source, facts[i], shares[i])) for i in positive]
     centered = min(source.foreground_ratio, drawn)
@@ -127,6 +133,7 @@ def compute_expected(source: PatchSource, facts: Mapping[str, CaseFacts]) -> Exp
         centered=centered,
         ratio=source.positive_ratio,
         reachable=drawn,
+        positive_weight=1.0 if balanced is None else balanced.positive_weight,
     )
 
 
@@ -204,10 +211,6 @@ def _check_ignored(total: Contents) -> Iterable[Finding]:
         share = 1 - total.valid / total.voxels
         text = f"{share:.0%} of the labeled voxels are ignored: outside of images that are smaller than the patch, or"
         yield Finding("mostly_ignored", "warn", f"{text} marked so in the masks")
-
-
-def _reachable(ratio: float | None, of_cases: float) -> float:
-    return of_cases if ratio is None or of_cases in {0.0, 1.0} else ratio
 
 
 def _patches_filled(source: PatchSource, facts: CaseFacts, share: float) -> float:

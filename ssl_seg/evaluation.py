@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ssl_seg.config import DataConfig
+from ssl_seg.configio import validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
@@ -53,8 +55,7 @@ def evaluate(
     """
     tracker = track or (lambda _: pass_through)
     model = open_model(request.checkpoint)
-    data = model.config.data
-    catalog = open_catalog_for(request, model, tracker("reading cases"))
+    catalog, data = open_catalog_for(request, model, tracker("reading cases"))
     if catalog.ndim != data.ndim:
         raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
     split = load_split(request.split) if request.split else split_from_dict(model.checkpoint.split)
@@ -86,18 +87,29 @@ def evaluate(
     }
 
 
-def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> Catalog:
-    """Return the cases of the request's folder, or of the training, with the label values of the training."""
+def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:
+    """Return the cases of the request's folder, or of the training, and the settings that they are read with.
+
+    Label values are those of the training. In another folder, the voxel size is that of its files where they state one.
+
+    Raises:
+        ConfigError: for a setting that does not exist, or of another kind.
+        DataError: for unusable data, or another number of classes than the network knows.
+    """
     section = model.config.data.model_dump(mode="json")
     if request.data is not None:
         section |= {"root": request.data, "layout": "auto", "groups": None}
-    catalog = open_data(section | dict(request.settings), track)
+    data = validate(DataConfig, section | dict(request.settings), prefix="data.")
+    catalog = open_data(data.model_dump(mode="json"), track)
     if catalog.num_classes != model.config.data.num_classes:
         raise DataError(
             f"{catalog.root}: the label values {list(catalog.label_values)} are {catalog.num_classes} classes, and the "
             f"network knows {model.config.data.num_classes}. Give one value a class, or join classes by data.label_map."
         )
-    return catalog
+    stated = any(facts.spacing is not None for facts in catalog.facts.values())
+    if request.data is not None and stated and "spacing" not in request.settings:
+        data = data.model_copy(update={"spacing": None})
+    return catalog, data
 
 
 def _choose_cases(

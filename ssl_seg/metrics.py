@@ -142,13 +142,17 @@ def summarize_overlaps(overlaps: Sequence[Overlap]) -> dict[str, float | None]:
     """Return the mean Dice over all and over positive cases, and the pooled Dice.
 
     Returns:
-        ``dice_all`` (mean over cases), ``dice_positives`` (mean over cases that have something to find),
-        ``dice_pooled`` (of the summed counts), ``n_cases``, ``n_positives``. A score over no case is None.
+        ``dice_all`` (mean over cases; 1 where there is nothing to find and nothing found), ``dice_empty_zero`` (the
+        same with 0 there), ``dice_positives`` (mean over cases that have something to find), ``predict_nothing``
+        (``dice_all`` of empty predictions: the share of cases with nothing to find), ``dice_pooled`` (of the summed
+        counts), ``n_cases``, ``n_positives``. A score over no case is None.
     """
     scores = [o.dice for o in overlaps]
     positives = [o.dice for o in overlaps if o.tp + o.fn > 0]
     return {
         "dice_all": _mean(scores),
+        "dice_empty_zero": _mean([o.dice if o.tp + o.fp + o.fn > 0 else 0.0 for o in overlaps]),
+        "predict_nothing": _mean([float(o.tp + o.fn == 0) for o in overlaps]),
         "dice_positives": _mean(positives),
         "dice_pooled": sum_overlaps(overlaps).dice if overlaps else None,
         "n_cases": len(scores),

@@ -11,6 +11,7 @@ import numpy as np
 
 from ssl_seg.configio import Layer, Nested, flatten, merge_layers, nest
 from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.networks import get_network_spec
 
@@ -37,7 +38,9 @@ class Planned:
     reason: str
 
 
-def plan_run(catalog: Catalog, labeled: Sequence[str], given: Nested, *, gpu: bool) -> list[Planned]:
+def plan_run(
+    catalog: Catalog, labeled: Sequence[str], given: Nested, *, gpu: bool, has_unlabeled: bool = True
+) -> list[Planned]:
     """Return the settings that ``given`` leaves open.
 
     Args:
@@ -45,9 +48,10 @@ def plan_run(catalog: Catalog, labeled: Sequence[str], given: Nested, *, gpu: bo
         labeled: ids of the labeled training cases; no other mask takes part in the plan, only the set of label values.
         given: nested settings from files and options; they take part in the plan but are not planned.
         gpu: whether the run will be on one.
+        has_unlabeled: whether any training case is not labeled.
     """
     known = dict(flatten(given))
-    shapes = [facts.shape for facts in catalog.facts.values()]
+    shapes = _network_shapes(catalog, known)
     median = [round(float(n)) for n in np.median(np.array(shapes), axis=0)]
     ndim = catalog.ndim
     device = "GPU" if gpu else "CPU"
@@ -69,8 +73,12 @@ def plan_run(catalog: Catalog, labeled: Sequence[str], given: Nested, *, gpu: bo
         Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
         Planned(
             "batch.unlabeled",
-            0 if method == "supervised" else int(known.get("batch.labeled", batch)),
-            "supervised: none needed" if method == "supervised" else "as many as labeled",
+            int(known.get("batch.labeled", batch)) if method != "supervised" and has_unlabeled else 0,
+            "supervised: none needed"
+            if method == "supervised"
+            else "as many as labeled"
+            if has_unlabeled
+            else "every training case is labeled",
         ),
         Planned("length.steps", steps, f"{device} default; --steps changes it"),
         Planned(
@@ -120,6 +128,18 @@ def _plan_foreground_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:
     rare = mean < RARE_FOREGROUND
     reason = f"foreground is {mean:.1%} of the labeled voxels: {'rare' if rare else 'random boxes hold enough of it'}"
     return Planned("data.foreground_ratio", 0.33 if rare else 0.0, reason)
+
+
+def _network_shapes(catalog: Catalog, known: Nested) -> list[tuple[int, ...]]:
+    """Return the sizes of all images on the grid that the network sees."""
+    wanted, given = known.get("data.resample_to"), known.get("data.spacing")
+    if wanted is None or len(wanted) != catalog.ndim or (given and len(given) != catalog.ndim):
+        return [facts.shape for facts in catalog.facts.values()]
+    return [
+        facts.shape if spacing is None else compute_resampled_shape(facts.shape, spacing, wanted)
+        for facts in catalog.facts.values()
+        for spacing in (given or facts.spacing,)
+    ]
 
 
 def _plan_positive_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:

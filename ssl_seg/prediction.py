@@ -34,7 +34,8 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", *NIFTI_SUFFIXES)
 class PredictRequest:
     """What to predict, and where to.
 
-    ``which`` defaults to the better net on validation, ``spacing`` (*S) to the voxel size that each file states.
+    ``which`` defaults to the better net on validation, ``spacing`` (*S) to the voxel size that each file
+    states, or that the training was told.
     """
 
     checkpoint: Path
@@ -66,7 +67,8 @@ def predict(request: PredictRequest, track: Track = pass_through) -> list[Path]:
     predictor = model.predictor(request.which or model.better, request.overlap)
     for locations, mask in track(jobs, len(jobs)):
         geometry = read_geometry(locations[0])
-        spacing = request.spacing or (None if geometry is None else geometry.spacing)
+        stated = None if geometry is None else geometry.spacing
+        spacing = request.spacing or stated or model.config.data.spacing
         probs = predictor(_read(locations, model), spacing)
         write_mask(mask, to_mask(probs.argmax(axis=0), model.config.data.label_values), geometry)
         for path, label in zip(_probability_paths(mask, suffixes), suffixes, strict=True):

@@ -30,7 +30,7 @@ from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
 from ssl_seg.data.splits.quality import check_split
 from ssl_seg.data.splits.split import Split, make_folds, make_split
 from ssl_seg.data.store import decoded_bytes
-from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
+from ssl_seg.errors import ConfigError, DataError, RefusedError, RunDirError, SplitError
 from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.losses import check_loss_names
 from ssl_seg.methods import METHODS, make_method
@@ -152,7 +152,8 @@ def make_plan(request: TrainRequest, track: Track = pass_through, *, gpu: bool =
     catalog = open_data(merged.get("data", {}), track)
     split_config = validate(SplitConfig, merged.get("split", {}), sources, prefix="split.")
     split = _find_split(split_config, catalog, None if _wants_new_split(request, parent, catalog) else parent)
-    planned = plan_run(catalog, split.labeled_ids(split_config.labels), merged, gpu=gpu)
+    labeled, pool = split.labeled_ids(split_config.labels), split.pool_ids(split_config.labels)
+    planned = plan_run(catalog, labeled, merged, gpu=gpu, has_unlabeled=bool(pool))
     config, sources = build_config([plan_layer(planned), *layers])
     return Plan(_settle(config), sources, planned, catalog, split, parent)
 
@@ -278,6 +279,8 @@ def _check(config: Config, catalog: Catalog, split: Split, note: Callable[[str],
         )
     if catalog.channels not in {1, config.data.channels}:
         raise ConfigError(f"data.channels = {config.data.channels}; the images have {catalog.channels}")
+    _check_spacing(config.data, catalog)
+    _check_mixing(config)
     if not split.val:
         raise SplitError("the split has no validation cases: nothing could be watched; make a new split")
     faults = _check_split_quality(config, catalog, split, note)
@@ -288,6 +291,23 @@ def _check(config: Config, catalog: Catalog, split: Split, note: Callable[[str],
             "batch.unlabeled = 0: set it to batch.labeled, or use method.name = 'supervised'"
         )
     return faults
+
+
+def _check_spacing(data: DataConfig, catalog: Catalog) -> None:
+    unknown = [i for i, facts in catalog.facts.items() if (data.spacing or facts.spacing) is None]
+    if data.resample_to is not None and unknown:
+        raise DataError(
+            f"data.resample_to = {list(data.resample_to)}, but {len(unknown)} image(s) do not say how large their "
+            f"voxels are, for example '{unknown[0]}'. Give data.spacing, which holds for all, or leave out resample_to."
+        )
+
+
+def _check_mixing(config: Config) -> None:
+    """CutMix and copy-paste take a partner from the same batch."""
+    for name, patches in (("cutmix", config.batch.unlabeled), ("copy_paste", config.batch.labeled)):
+        kind = "unlabeled" if name == "cutmix" else "labeled"
+        if getattr(config.augment, name) > 0 and patches == 1:
+            raise ConfigError(f"augment.{name} mixes two {kind} patches and batch.{kind} = 1: make it at least 2")
 
 
 def _check_split_quality(config: Config, catalog: Catalog, split: Split, note: Callable[[str], None]) -> list[Finding]:
@@ -311,9 +331,10 @@ def _check_split_quality(config: Config, catalog: Catalog, split: Split, note: C
 def _with_labels(split: Split, labels: float) -> Split:
     """Return the split with the labeled set that the run will use among its fractions."""
     ids, pool = split.labeled_ids(labels), split.fractions[1.0]
-    if ids in split.fractions.values():
+    share = len(ids) / len(pool)
+    if ids in split.fractions.values() or share in split.fractions:
         return split
-    return replace(split, fractions={**split.fractions, len(ids) / len(pool): ids})
+    return replace(split, fractions={**split.fractions, share: ids})
 
 
 def _fill_disk_cache(

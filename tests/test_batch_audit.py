@@ -33,6 +33,7 @@ EXPECTED = Expected(
     centered=0.0,
     ratio=None,
     reachable=1.0,
+    positive_weight=1.0,
 )
 
 

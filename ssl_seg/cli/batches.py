@@ -78,6 +78,8 @@ def _print(summary: dict[str, Any], findings: list[Finding]) -> None:
         f"{expected['positive_cases']:.0%} of the labeled cases have foreground; "
         f"{expected['centered_patches']:.0%} of the labeled patches are centered on it"
     )
+    if expected["positive_weight"] != 1:
+        typer.echo(f"the ratio is that of weighted draws with weight {expected['positive_weight']:.3g} for such cases")
     for finding in findings:
         typer.echo(f"{finding.level}: {describe_finding(finding)}")
 

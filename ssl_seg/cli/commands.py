@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ssl_seg.cli.data_settings import SET, read_data_settings
+from ssl_seg.cli.data_settings import NAMES, SET, read_data_settings
 
 Net = Literal["student", "teacher"]
 CKPT = typer.Argument(help="Checkpoint written by `ssl-seg train`.", show_default=False)
@@ -47,7 +47,7 @@ def evaluate(
         "test" if test else "all" if all_ else "val",
         which,
         overlap=overlap,
-        settings=read_data_settings(set_),
+        settings=read_data_settings(set_, (*NAMES, "spacing")),
     )
     result = run_evaluation(request, note=lambda text: typer.echo(text, err=True), track=console.track)
     if figure is not None:
@@ -87,6 +87,21 @@ def predict(
     request = PredictRequest(checkpoint, source, output, which, overlap, probabilities, _parse_spacing(spacing))
     written = run_prediction(request, TerminalConsole().track("predicting"))
     typer.echo(f"wrote {len(written)} mask(s) to {output}")
+
+
+def _empty_case_rows(nets: dict[str, Any]) -> list[list[str]]:
+    """Return the rows that matter only where some masks are empty."""
+    from ssl_seg.cli.console import format_figure
+
+    if not any(n["mean"]["predict_nothing"] for n in nets.values()):
+        return []
+    return [
+        [label, *(format_figure(n["mean"][name]) for n in nets.values())]
+        for name, label in (
+            ("dice_empty_zero", "Dice (nothing found in nothing is 0)"),
+            ("predict_nothing", "trivial: mean Dice of predicting nothing"),
+        )
+    ]
 
 
 def _parse_spacing(text: str | None) -> tuple[float, ...] | None:
@@ -132,6 +147,7 @@ def _print_evaluation(result: dict[str, Any]) -> None:
         ),
         ["Dice (mean of cases)", *(format_figure(n["mean"]["dice"]) for n in nets.values())],
         ["Dice (positive cases)", *(format_figure(n["mean"]["dice_positives"]) for n in nets.values())],
+        *_empty_case_rows(nets),
         ["trivial: all-positive F1", *(format_figure(n["trivial"]["all_positive"]) for n in nets.values())],
         ["trivial: base-rate random F1", *(format_figure(n["trivial"]["base_rate_random"]) for n in nets.values())],
         [

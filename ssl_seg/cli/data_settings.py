@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 NAMES = ("label_values", "label_map", "ignore_value")
+"""Settings that say what mask values mean."""
 
 GROUPS = typer.Option(help="CSV with name,group; a group stays in one part.", show_default="DATA/groups.csv")
 LAYOUT = typer.Option(help="How the files lie; auto recognizes it, `ssl-seg data layouts` lists them.")
@@ -18,8 +19,8 @@ SET = typer.Option(
 )
 
 
-def read_data_settings(overrides: Sequence[str] | None) -> dict[str, Any]:
-    """Return the label settings among ``--set`` texts, as arguments of ``open_catalog`` and ``audit``.
+def read_data_settings(overrides: Sequence[str] | None, names: Sequence[str] = NAMES) -> dict[str, Any]:
+    """Return the settings of the data section among ``--set`` texts, which must be some of ``names``.
 
     Raises:
         ConfigError: for a value that is not of its kind, or any other setting.
@@ -30,10 +31,10 @@ def read_data_settings(overrides: Sequence[str] | None) -> dict[str, Any]:
     layers = [parse_override(text) for text in overrides or []]
     check_partial(layers)
     values = merge_layers(layers)[0]
-    others = [key for key, _ in flatten(values) if key.split(".")[:2] not in [["data", name] for name in NAMES]]
+    others = [key for key, _ in flatten(values) if key.split(".")[:2] not in [["data", name] for name in names]]
     if others:
-        known = ", ".join(f"data.{name}" for name in NAMES)
-        raise ConfigError(f"--set {others[0]}: only a training looks at it. This command takes {known}.")
+        known = ", ".join(f"data.{name}" for name in names)
+        raise ConfigError(f"--set {others[0]}: this command does not look at it. It takes {known}.")
     settings = dict(values.get("data", {}))
     if "label_map" in settings:  # keys of a setting are text
         settings["label_map"] = {int(old): int(new) for old, new in settings["label_map"].items()}

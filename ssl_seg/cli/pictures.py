@@ -19,8 +19,7 @@ def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, cou
         DataError: when the picture exists or cannot be written.
     """
     model = open_model(request.checkpoint)
-    data = model.config.data
-    catalog = open_catalog_for(request, model, pass_through)
+    catalog, data = open_catalog_for(request, model, pass_through)
     store = open_store(catalog, data)
     ranked = sorted(result["cases"], key=lambda row: float(row["dice"]))
     chosen = [ranked[round(i * (len(ranked) - 1) / max(count - 1, 1))] for i in range(min(count, len(ranked)))]

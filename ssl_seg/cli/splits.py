@@ -63,6 +63,7 @@ def split_make(
     else:
         splits = [*make_folds(catalog, wanted, folds, seed=seed, test_fraction=test)]
         paths = save_folds(splits, path)
+    typer.echo(f"{catalog.root}: layout {catalog.layout}, {len(catalog.cases)} images")
     for text in dict.fromkeys([*catalog.notes, *(note for split in splits for note in split.notes)]):
         typer.echo(f"note: {text}")
     for split, place in zip(splits, paths, strict=True):

@@ -25,18 +25,16 @@ class Block:
 
 
 def iterate_blocks(image: Stored, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """Yield all voxels of an image (C, *S) once, in C order.
+    """Yield all voxels of an image (C, *S) once, those of each channel in C order.
 
     Raises:
         DataError: if the file turns out to be damaged on the way.
     """
     channels, rows, *rest = image.shape
-    step = max(1, block_bytes // max(1, prod(rest) * image.dtype.itemsize))
+    step = max(1, block_bytes // max(1, channels * prod(rest) * image.dtype.itemsize))
     whole = None if image.by_box else image.read()
-    for channel in range(channels):
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            if whole is None:
-                yield Block(channel, start, image.read((slice(start, stop), *(slice(0, n) for n in rest)))[channel])
-            else:
-                yield Block(channel, start, whole[channel, start:stop])
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        box = (slice(start, stop), *(slice(0, n) for n in rest))
+        part = image.read(box) if whole is None else whole[:, start:stop]
+        yield from (Block(channel, start, voxels) for channel, voxels in enumerate(part))

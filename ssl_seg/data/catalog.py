@@ -108,6 +108,17 @@ def find_cases(root: str, *, groups: Path | None = None, layout: str = "auto") -
     return find_listing(Path(root), layout, groups)
 
 
+def settle_labels(
+    listing: Listing,
+    label_values: Sequence[int] | None,
+    label_map: Mapping[int, int] | None,
+    ignore_value: int | None,
+) -> tuple[Sequence[int] | None, int | None]:
+    """Return label values (None: to be inferred) and value to ignore: those given, else those the layout declares."""
+    declared = listing.label_values if label_values is None and not label_map else label_values
+    return declared, listing.ignore_value if ignore_value is None else ignore_value
+
+
 def scan_cases(
     cases: Sequence[Case],
     *,
@@ -159,14 +170,10 @@ def open_catalog(
         DataError: with all problems of all files at once.
     """
     listing = find_cases(root, groups=groups, layout=layout)
-    declared = listing.label_values if label_values is None and not label_map else label_values
-    ignored = listing.ignore_value if ignore_value is None else ignore_value
+    declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
+    background = declared[0] if declared else 0
     facts, faults = scan_cases(
-        listing.cases,
-        label_map=label_map,
-        background=declared[0] if declared else 0,
-        ignore_value=ignored,
-        track=track,
+        listing.cases, label_map=label_map, background=background, ignore_value=ignored, track=track
     )
     masks = values_by_mask(facts, ignored)
     findings = [*listing.findings, *faults, *check_kinds(facts), *check_unexpected_values(masks, declared)]

@@ -44,9 +44,10 @@ class CaseFacts:
 
     ``shape`` is *S; ``values`` are the mask's values, sorted, and ``counts`` how many voxels have each; ``foreground``
     is the share of voxels that are not background among those that are not ignored. All three are None without a mask.
-    ``content`` is 16 hex digits of SHA-256 over the decoded arrays, so the same for any file format: 12 of the image,
-    then 4 of the mask (zeros without one); the first 12 find an image again that lost or gained its mask. ``spacing``
-    is what the image file says about it. ``appearance`` is None only where no file was read.
+    ``content`` is 16 hex digits of SHA-256 over the decoded arrays, so the same for any file format (but a color image
+    of equal channels counts as gray only where its file is not read by box): 12 of the image, then 4 of the mask (zeros
+    without one); the first 12 find an image again that lost or gained its mask. ``spacing`` is what the image file says
+    about it. ``appearance`` is None only where no file was read.
     """
 
     shape: tuple[int, ...]
@@ -108,12 +109,13 @@ def format_size(shape: Sequence[int]) -> str:
 
 def _scan_image(image: Stored) -> tuple[str, Appearance]:
     """Return the digest of the decoded array, and its statistics."""
-    digest = hashlib.sha256(f"{image.dtype.name} {image.shape}".encode())
+    digests = [hashlib.sha256() for _ in range(image.shape[0])]
+    digests[0].update(f"{image.dtype.name} {image.shape}".encode())
     lows, highs = Counter[float](), Counter[float]()
     total = squares = shift = 0.0
     thumbnail = np.zeros(THUMBNAIL_SIZE[len(image.shape) - 1])
     for block in iterate_blocks(image):
-        digest.update(np.ascontiguousarray(block.voxels).data)
+        digests[block.channel].update(np.ascontiguousarray(block.voxels).data)
         voxels = block.voxels.astype(np.float64)
         # Deviations from a value of the image: sums of plain squares lose all digits where the mean is large.
         shift = shift if lows else float(voxels.flat[0])
@@ -133,7 +135,8 @@ def _scan_image(image: Stored) -> tuple[str, Appearance]:
         at_high=highs[high] / size,
         thumbnail=thumbnail.astype(np.float32),
     )
-    return digest.hexdigest(), appearance
+    first, *others = (digest.hexdigest() for digest in digests)
+    return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first, appearance
 
 
 def _scan_mask(mask: Stored, label_map: Mapping[int, int]) -> tuple[str, Counter[int]]:

@@ -23,7 +23,7 @@ from ssl_seg.data.views.transforms import Views
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
 
-LABELED_STREAM, UNLABELED_STREAM, PROBE_STREAM, MIX_STREAM = 1, 2, 3, 4
+LABELED_STREAM, UNLABELED_STREAM, PROBE_STREAM, MIX_STREAM, TILE_STREAM = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,9 @@ class PatchSource(Dataset[Batch]):
         return ids, torch.from_numpy(weak), torch.from_numpy(strong)
 
     def _position(self, step: int, slot: int, count: int) -> int:
-        return (step * self.world_size + self.rank) * count + slot
+        # Another place in each step: a process could otherwise always get, say, the even positions of the sampler.
+        place = (self.rank + step) % self.world_size
+        return (step * self.world_size + place) * count + slot
 
     def _labeled_patch(
         self, case_id: str, step: int, slot: int, centered: bool
@@ -191,7 +193,7 @@ def make_probe(
         case = store.load(cases[index])
         if case.target is None:
             raise DataError(f"case '{cases[index]}' is in a probe but has no mask")
-        start, ignored = choose_tile(case.target.shape, patch_size, derive_rng(seed, PROBE_STREAM, index))
+        start, ignored = choose_tile(case.target.shape, patch_size, derive_rng(seed, TILE_STREAM, index))
         target = crop(case.target, start, patch_size, IGNORE_INDEX).astype(np.int64)
         for axis, front in enumerate(ignored):
             np.moveaxis(target, axis, 0)[:front] = IGNORE_INDEX

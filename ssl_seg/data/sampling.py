@@ -25,12 +25,17 @@ NEGATIVE_STREAMS = 100
 
 def derive_seed(*parts: int) -> int:
     """Return a 32-bit seed for a position such as (seed, rank, step); different positions are independent."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+    return int(_mix(parts).generate_state(1)[0])
 
 
 def derive_rng(*parts: int) -> np.random.Generator:
     """Return a generator for a position such as (seed, rank, step)."""
-    return np.random.default_rng(np.random.SeedSequence(parts))
+    return np.random.default_rng(_mix(parts))
+
+
+def _mix(parts: Sequence[int]) -> np.random.SeedSequence:
+    # The number of parts comes first, for a SeedSequence takes (7, 1) and (7, 1, 0) for the same.
+    return np.random.SeedSequence((len(parts), *parts))
 
 
 @dataclass(frozen=True)

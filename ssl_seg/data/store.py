@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from math import prod
 from typing import Any
 
@@ -23,7 +22,7 @@ from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
 from ssl_seg.data.sampling import locate_box
 from ssl_seg.data.views.transforms import Intensity, measure_intensity
-from ssl_seg.data.volumes import Stored, open_image, read_image, read_mask
+from ssl_seg.data.volumes import Stored, open_image, open_mask, read_image, read_mask
 from ssl_seg.errors import DataError
 from ssl_seg.labels import apply_label_map, to_target
 
@@ -146,16 +145,21 @@ class CaseStore:
         image: NDArray[np.generic]
         if self.resample_to is not None:
             image, target = self._resample(case, *self._read_whole(case))
-        elif not self._fits and (stored := self._open(case.image, *case.more_channels)).by_box:
+        elif not self._fits and (stored := self._open_image(case)).by_box:
             return self._open_by_box(case, stored)
         else:
             image, target = self._read_whole(case)
         foreground = () if target is None else _find_foreground([(0, target)], self._strides(case))
         return LoadedCase(image, target, foreground, measure_intensity(image))
 
-    def _open(self, *locations: str) -> Stored:
-        cached = None if self.disk_cache is None else self.disk_cache.find(*locations)
-        return open_image(*locations) if cached is None else open_image(str(cached))
+    def _open_image(self, case: Case) -> Stored:
+        locations = (case.image, *case.more_channels)
+        copy = None if self.disk_cache is None else self.disk_cache.find(*locations)
+        return open_image(*locations) if copy is None else open_image(str(copy))
+
+    def _open_mask(self, location: str) -> Stored:
+        copy = None if self.disk_cache is None else self.disk_cache.find(location, is_mask=True)
+        return open_mask(location if copy is None else str(copy))
 
     def _read_whole(self, case: Case) -> tuple[NDArray[np.generic], NDArray[np.int16] | None]:
         image = fit_channels(read_image(case.image, *case.more_channels), self.channels, case.image)
@@ -188,10 +192,12 @@ class CaseStore:
         intensity = _measure_by_block(stored, self.channels)
         if case.mask is None:
             return LoadedCase(image, None, (), intensity)
-        mask = self._open(case.mask)
-        target = BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target)
+        mask = self._open_mask(case.mask)
         pieces = ((block.start, self._to_target(block.voxels)) for block in iterate_blocks(mask))
-        return LoadedCase(image, target, _find_foreground(pieces, self._strides(case)), intensity)
+        foreground = _find_foreground(pieces, self._strides(case))
+        if not mask.by_box:  # decoded anyway: as an array it counts for the limit
+            return LoadedCase(image, self._box_to_target(mask.read()), foreground, intensity)
+        return LoadedCase(image, BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target), foreground, intensity)
 
     def _strides(self, case: Case) -> list[int]:
         """Return, for each foreground class, how many voxels to skip so that the remembered ones are not too many."""
@@ -203,7 +209,7 @@ class CaseStore:
 def decoded_bytes(catalog: Catalog) -> int:
     """Return the memory that all images (and targets of 2 bytes a voxel) of a catalog take when decoded."""
     return sum(
-        prod(f.shape) * (f.channels * np.dtype(f.dtype).itemsize + 2 * (f.values is not None))
+        prod(f.shape) * (catalog.channels * np.dtype(f.dtype).itemsize + 2 * (f.values is not None))
         for f in catalog.facts.values()
     )
 
@@ -213,9 +219,12 @@ def _find_foreground(
 ) -> tuple[NDArray[np.integer], ...]:
     """Return coordinates (n, ndim) of each foreground class that is present, from (first row, rows of the target)."""
     found: list[list[NDArray[np.integer]]] = [[] for _ in strides]
+    seen = [0] * len(strides)
     for start, rows in pieces:
-        for points, stride, label in zip(found, strides, count(1), strict=False):
-            chosen = np.flatnonzero(rows == label)[::stride]
+        for n, (points, stride) in enumerate(zip(found, strides, strict=True)):
+            voxels = np.flatnonzero(rows == n + 1)
+            chosen = voxels[-seen[n] % stride :: stride]  # every stride-th of all, wherever the pieces end
+            seen[n] += len(voxels)
             coordinates = np.stack(np.unravel_index(chosen, rows.shape), axis=1).astype(np.int32)
             coordinates[:, 0] += start
             points.append(coordinates)

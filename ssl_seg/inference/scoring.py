@@ -24,6 +24,7 @@ from ssl_seg.metrics import (
 )
 
 RATIOS = ("dice", "iou", "precision", "recall")
+MEANS = ("dice_positives", "dice_empty_zero", "predict_nothing", "n_cases", "n_positives")
 
 PredictFn = Callable[[NDArray[np.generic], tuple[float, ...] | None], NDArray[np.float32]]
 """Raw image (C,*S) and its voxel size, where known -> probabilities (K,*S)."""
@@ -82,7 +83,7 @@ class Score:
         overlaps = [c.overlap for c in self.cases]
         means = {name: float(np.mean([_ratios(o)[name] for o in overlaps])) for name in RATIOS}
         shares = summarize_overlaps(overlaps)
-        return means | {name: shares[name] for name in ("dice_positives", "n_cases", "n_positives")}
+        return means | {name: shares[name] for name in MEANS}
 
     def _pooled_classes(self) -> list[Overlap]:
         return [sum_overlaps(list(column)) for column in zip(*(c.classes for c in self.cases), strict=True)]

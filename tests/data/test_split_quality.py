@@ -291,7 +291,7 @@ def test_of_three_cases_nothing_is_told_but_their_interval(wide: Catalog) -> Non
     extreme = tuple(sorted(split.fractions[1.0], key=lambda i: -(wide.facts[i].foreground or 0.0))[:3])
     rest = tuple(i for i in split.fractions[1.0] if i not in extreme)
     findings = check_split(replace(split, fractions={0.01: extreme, 1.0: extreme + rest}), wide)
-    assert [(f.code, f.level) for f in findings] == [("small_set", "info"), ("prevalence_off", "warn")]
+    assert [(f.code, f.level) for f in findings] == [("small_set", "info")]
     assert "95 % interval" in findings[0].message
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ssl_seg.data.audit import checks, labels
 from ssl_seg.data.audit.copies import check_copies, find_copies
 from ssl_seg.data.audit.summary import summarize
-from ssl_seg.data.catalog import Track, find_cases, pass_through, scan_cases
+from ssl_seg.data.catalog import Track, find_cases, pass_through, scan_cases, settle_labels
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.listing import Listing
@@ -57,14 +57,10 @@ def audit(
         DataError: if no cases can be found, names clash, or no mask or group name belongs to any image.
     """
     listing = find_cases(root, groups=groups, layout=layout)
-    declared = listing.label_values if label_values is None and not label_map else label_values
-    ignored = listing.ignore_value if ignore_value is None else ignore_value
+    declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
+    background = declared[0] if declared else 0
     facts, unreadable = scan_cases(
-        listing.cases,
-        label_map=label_map,
-        background=declared[0] if declared else 0,
-        ignore_value=ignored,
-        track=track,
+        listing.cases, label_map=label_map, background=background, ignore_value=ignored, track=track
     )
     copies = find_copies(facts)
     found = [

@@ -42,11 +42,15 @@ def check_split(
         measures: of this split and catalog, where they are known already.
     """
     lists, parts = lists_of(split), parts_of(split)
+    groups, content = split.groups, split.content
+    if catalog is not None:  # what is known now counts too: a group file that came later, ids without a content
+        groups = groups | {case.id: case.group for case in catalog.cases if case.group}
+        content = content | {i: facts.content for i, facts in catalog.facts.items()}
     findings = [
         *check_nested(split),
         *check_disjoint(lists),
-        *check_groups(parts, split.groups),
-        *check_duplicates(parts, split.content),
+        *check_groups(parts, groups),
+        *check_duplicates(parts, content),
     ]
     if catalog is None:
         return findings

@@ -3,7 +3,7 @@
 Both views share one geometry, so that a pseudo-label made on the weak view fits the strong one voxel by voxel. The
 strong view adds intensity changes.
 
-Patches come in the unit range [0, 1] of their image, which is what the libraries of ``strong_views`` expect;
+Patches come in the unit range [0, 1] of their image, which is what the libraries of ``strong`` expect;
 ``Intensity`` holds the affine map from there to the z-scores that the network sees.
 """
 
