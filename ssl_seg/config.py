@@ -96,6 +96,8 @@ class SplitConfig(Section):
     def _fold_exists(self) -> SplitConfig:
         if self.fold >= (self.folds or 1):
             raise ValueError(f"fold {self.fold} does not exist: there are {self.folds or 'no'} folds, counted from 0")
+        if self.folds is not None and self.file is not None:
+            raise ValueError(f"file {self.file} is one split; folds makes others: give one of them")
         return self
 
 

@@ -16,7 +16,7 @@ from ssl_seg.errors import DataError, SplitError
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import score_cases
 from ssl_seg.rundir import append_jsonl, find_run_of, now, read_jsonl
-from ssl_seg.sources import open_data, open_store
+from ssl_seg.sources import absolute_root, open_data, open_store
 
 Part = Literal["val", "test", "all"]
 
@@ -97,7 +97,8 @@ def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tu
         DataError: for unusable data, or another number of classes than the network knows.
     """
     section = model.config.data.model_dump(mode="json")
-    if request.data is not None:
+    elsewhere = request.data is not None and absolute_root(request.data) != section["root"]
+    if elsewhere:
         section |= {"root": request.data, "layout": "auto", "groups": None}
     data = validate(DataConfig, section | dict(request.settings), prefix="data.")
     catalog = open_data(data.model_dump(mode="json"), track)
@@ -107,7 +108,7 @@ def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tu
             f"network knows {model.config.data.num_classes}. Give one value a class, or join classes by data.label_map."
         )
     stated = any(facts.spacing is not None for facts in catalog.facts.values())
-    if request.data is not None and stated and "spacing" not in request.settings:
+    if elsewhere and stated and "spacing" not in request.settings:
         data = data.model_copy(update={"spacing": None})
     return catalog, data
 

@@ -119,6 +119,8 @@ def prepare_run(
         note(f"plan: {item.key} = {item.value} ({item.reason})")
     parent = plan.parent
     faults = _check(plan.config, plan.catalog, plan.split, note)
+    if any(fault.code == "changed_content" for fault in faults):
+        plan = replace(plan, split=_restamp(plan.split, plan.catalog))
     _check_network(plan.config, parent, request, gpu=gpu)
     if parent is not None:
         _pass_gate(parent, plan.split, request, note)
@@ -291,6 +293,12 @@ def _check(config: Config, catalog: Catalog, split: Split, note: Callable[[str],
             "batch.unlabeled = 0: set it to batch.labeled, or use method.name = 'supervised'"
         )
     return faults
+
+
+def _restamp(split: Split, catalog: Catalog) -> Split:
+    """Return the split with the contents that the run will see, or a later leak check would look for the old ones."""
+    content = {i: catalog.facts[i].content for i in split.content}
+    return replace(split, content=content, notes=(*split.notes, "contents are those of the training, not of the split"))
 
 
 def _check_spacing(data: DataConfig, catalog: Catalog) -> None:

@@ -295,3 +295,22 @@ class TestWidth:
     def test_a_network_that_is_asked_for_keeps_its_own(self, name: str) -> None:
         """V-Net cannot have another."""
         assert "network.features" not in plan(self.volumes, network__name=name)
+
+
+def test_the_patch_is_planned_on_the_grid_of_the_network() -> None:
+    catalog = make_catalog([(96, 96)])
+    assert plan(catalog, data__spacing=[1.0, 1.0], data__resample_to=[2.0, 1.0])["data.patch_size"] == [32, 96]
+    assert plan(catalog, data__resample_to=[2.0, 1.0])["data.patch_size"] == [96, 96]
+
+
+def test_no_unlabeled_patches_are_planned_where_there_is_no_such_case() -> None:
+    labeled = [case.id for case in make_catalog().labeled]
+    planned = {p.key: p.value for p in plan_run(make_catalog(), labeled, {}, gpu=False, has_unlabeled=False)}
+    assert planned["batch.unlabeled"] == 0
+    assert plan()["batch.unlabeled"] == plan()["batch.labeled"]
+
+
+def test_rare_positives_are_balanced() -> None:
+    assert plan(make_catalog([(64, 64)] * 10, [0.2] * 4 + [0.0] * 6))["batch.positive_ratio"] == 0.5
+    assert plan(make_catalog([(64, 64)] * 10, [0.2] * 6 + [0.0] * 4))["batch.positive_ratio"] is None
+    assert plan(make_catalog([(64, 64)] * 10, [0.0] * 10))["batch.positive_ratio"] is None

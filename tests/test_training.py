@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,6 +23,8 @@ from ssl_seg.configio import Layer, dump_config, read_layers
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.splits.files import load_split, save_split
 from ssl_seg.data.splits.split import make_split
+from ssl_seg.data.synthetic import write_dataset
+from ssl_seg.data.volumes import write_mask
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import (
     CheckpointError,
@@ -33,6 +36,7 @@ from ssl_seg.errors import (
     SplitError,
     SslSegError,
 )
+from ssl_seg.evaluation import EvaluateRequest, evaluate
 from ssl_seg.inference.model import config_of
 from ssl_seg.prepare import TrainRequest
 from ssl_seg.rundir import RunDir
@@ -150,6 +154,43 @@ class TestRefusals:
         before = (tiny_run / "metrics.jsonl").read_bytes()
         self.refuse(RunDirError, "--resume", tiny_run, particles_dir)
         assert (tiny_run / "metrics.jsonl").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"data": {"resample_to": [2, 2]}}, "do not say how large their voxels are"),
+            ({"augment": {"cutmix": 0.5}, "batch": {"unlabeled": 1}, "split": {"labels": 0.5}}, "at least 2"),
+            ({"split": {"folds": 3, "file": "a.yaml"}}, "give one of them"),
+        ],
+    )
+    def test_settings_that_cannot_work(
+        self, settings: dict[str, Any], message: str, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        self.refuse(SslSegError, message, tmp_path / "run", particles_dir, settings)
+
+    def test_masks_without_any_foreground(self, tmp_path: Path) -> None:
+        write_dataset(tmp_path / "data", "particles", 8)
+        for path in (tmp_path / "data" / "masks").iterdir():
+            write_mask(path, np.zeros((128, 128), np.uint8))
+        self.refuse(SplitError, "nothing to learn", tmp_path / "run", tmp_path / "data")
+
+    def test_a_fault_that_is_allowed_is_recorded_and_still_known_later(
+        self, particles_dir: Path, tiny_run: Path, tmp_path: Path
+    ) -> None:
+        """A labeled image becomes a copy of a test image: the split file knows nothing of it, the run must."""
+        data = shutil.copytree(particles_dir, tmp_path / "data")
+        split = load_split(tiny_run / "split.yaml")
+        first, sealed = split.fractions[1.0][0], split.test[0]
+        for folder in ("images", "masks"):
+            shutil.copy(data / folder / f"{sealed}.png", data / folder / f"{first}.png")
+        settings = {"split": {"file": str(tiny_run / "split.yaml"), "labels": 0.5}}
+        self.refuse(SplitError, r"(?s)duplicate_content.*--allow-split", tmp_path / "run", data, settings)
+        settings["split"]["allow_faults"] = True
+        run = train_tiny(tmp_path / "run", data, settings).run
+        (event,) = [e for e in run.read_events() if e["event"] == "split_allowed"]
+        assert {"duplicate_content", "changed_content"} <= {f["code"] for f in event["findings"]}
+        with pytest.raises(SplitError, match="were labeled training cases"):
+            evaluate(EvaluateRequest(run.best, part="test"))
 
     def test_a_split_of_other_data(self, particles_dir: Path, sheets_dir: Path, tmp_path: Path) -> None:
         split = make_split(open_catalog(str(sheets_dir)), [1.0])

@@ -40,16 +40,15 @@ def data_audit(
         track=lambda items, total: track(items, total, "reading cases"),
         **read_data_settings(set_),
     )
-    if figure is not None:
-        from ssl_seg.cli.audit_pictures import draw_audit
-
-        draw_audit(result, figure)
     if as_json:
         typer.echo(json.dumps(findings_to_dict(result.findings, result.summary), indent=2))
     else:
         _print(result)
-        if figure is not None:
-            typer.echo(f"wrote {figure}")
+    if figure is not None:
+        from ssl_seg.cli.audit_pictures import draw_audit
+
+        draw_audit(result, figure)
+        typer.echo(f"wrote {figure}", err=as_json)
     if result.summary["faults"]:
         raise typer.Exit(2)
 

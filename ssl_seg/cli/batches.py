@@ -48,6 +48,9 @@ def data_batches(
     check_layers(layers)
     track = TerminalConsole().track
     plan = make_plan(TrainRequest(tuple(layers)), track("reading cases"), gpu=torch.cuda.is_available())
+    if not as_json:
+        labeled, pool = (find(plan.config.split.labels) for find in (plan.split.labeled_ids, plan.split.pool_ids))
+        typer.echo(f"{plan.catalog.root}: layout {plan.catalog.layout}, {len(labeled)} labeled, {len(pool)} unlabeled")
     source = make_source(plan.config, open_store(plan.catalog, plan.config.data), plan.split)
     expected = compute_expected(source, plan.catalog.facts)
     contents = [measure_batch(source[step], expected.positive) for step in track("making batches")(range(n), n)]

@@ -17,6 +17,9 @@ CKPT = typer.Argument(help="Checkpoint written by `ssl-seg train`.", show_defaul
 def evaluate(
     checkpoint: Annotated[Path, CKPT],
     data: Annotated[str | None, typer.Option(help="Folder; by default that of the training.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="How the files of --data lie; recognized unless given.", show_default=False)
+    ] = None,
     split: Annotated[Path | None, typer.Option(help="Split file; by default that of the training.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Open the sealed test list; each opening is recorded.")] = False,
     all_: Annotated[bool, typer.Option("--all", help="Score every labeled case of the folder.")] = False,
@@ -47,7 +50,7 @@ def evaluate(
         "test" if test else "all" if all_ else "val",
         which,
         overlap=overlap,
-        settings=read_data_settings(set_, (*NAMES, "spacing")),
+        settings=read_data_settings(set_, (*NAMES, "spacing")) | ({} if layout is None else {"layout": layout}),
     )
     result = run_evaluation(request, note=lambda text: typer.echo(text, err=True), track=console.track)
     if figure is not None:

@@ -22,7 +22,8 @@ def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, cou
     catalog, data = open_catalog_for(request, model, pass_through)
     store = open_store(catalog, data)
     ranked = sorted(result["cases"], key=lambda row: float(row["dice"]))
-    chosen = [ranked[round(i * (len(ranked) - 1) / max(count - 1, 1))] for i in range(min(count, len(ranked)))]
+    shown = min(count, len(ranked))
+    chosen = [ranked[round(i * (len(ranked) - 1) / max(shown - 1, 1))] for i in range(shown)]
     predictor = model.predictor(result["which"], request.overlap)
     panels = []
     for row in chosen:

@@ -100,10 +100,6 @@ def split_check(
     catalog = None if data is None else _open_catalog(data, layout, groups, set_)
     measures = () if catalog is None else measure_split(loaded, catalog)
     findings = check_split(loaded, catalog, measures)
-    if figure is not None:
-        from ssl_seg.report.split_figure import plot_split
-
-        plot_split(measures, figure)
     summary = summarize_split(loaded, findings, measures)
     if as_json:
         typer.echo(json.dumps(findings_to_dict(findings, summary), indent=2))
@@ -113,8 +109,11 @@ def split_check(
         _print_findings(findings)
         faults = summary["faults"]
         typer.echo(f"{split}: {'ok' if not faults else f'{faults} fault(s)'}, fingerprint {loaded.fingerprint}")
-        if figure is not None:
-            typer.echo(f"wrote {figure}")
+    if figure is not None:
+        from ssl_seg.report.split_figure import plot_split
+
+        plot_split(measures, figure)
+        typer.echo(f"wrote {figure}", err=as_json)
     if summary["faults"]:
         raise typer.Exit(2)
 

@@ -179,7 +179,7 @@ def _draw_charts(part: SubFigure, charts: Sequence[Chart]) -> None:
             axis.set_xlim(-0.8, len(chart.values) - 0.2)
             axis.tick_params(axis="x", rotation=0 if len("".join(chart.values)) <= _LABEL_LETTERS else 45)
         elif chart.values:
-            axis.hist(chart.values, bins=_bins(chart.values), color=_BAR_COLOR)
+            axis.hist(chart.values, bins=_bins(chart.values), color=_BAR_COLOR, edgecolor="white", linewidth=0.5)
 
 
 def _bins(values: Sequence[float]) -> int:

@@ -249,6 +249,15 @@ def test_arrays_inside_files_and_folders_that_are_images(tmp_path: Path) -> None
     }
 
 
+def test_folders_that_all_images_share_are_no_part_of_the_ids(tmp_path: Path) -> None:
+    touch(tmp_path, "data/im/x/a.png", "data/im/y/b.png", "data/im/c.png")
+    rows = [["data/im/x/a.png"], ["data/im/y/b.png"]]
+    write_table(tmp_path, ".csv", ["image"], rows)
+    assert [c.id for c in find_listing(tmp_path).cases] == ["x/a", "y/b"]
+    write_table(tmp_path, ".csv", ["image"], [*rows, ["data/im/c.png"]])
+    assert [c.id for c in find_listing(tmp_path).cases] == ["c", "x/a", "y/b"]
+
+
 def test_ids_stay_below_the_output_folder(tmp_path: Path) -> None:
     root = touch(tmp_path, "pool/a.png", "set/b.png") / "set"
     write_table(root, ".csv", ["image"], [["../pool/a.png"], [root / "b.png"]])

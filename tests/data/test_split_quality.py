@@ -104,13 +104,32 @@ def test_a_labeled_set_without_foreground(good: Split, catalog: Catalog) -> None
     empty = tuple(i for i in pool if catalog.facts[i].foreground == 0.0)[:2]
     finding = only(check_split(replace(good, fractions={0.1: empty, 1.0: pool}), catalog), "no_positive")
     assert (finding.level, finding.cases) == ("fault", empty)
-    assert "although the pool has some" in finding.message
+    assert "the pool has some" in finding.message
 
 
-def test_a_pool_and_parts_without_foreground_only_warn() -> None:
+def test_a_pool_without_foreground_is_one_fault() -> None:
     catalog = make_catalog([0.0] * 12)
     findings = check_split(make_split(catalog, [0.5]), catalog)
-    assert problems(findings) == [("no_positive", "warn")] * 4
+    assert problems(findings) == [("no_positive", "fault")]
+
+
+def test_a_group_file_that_came_later_counts() -> None:
+    catalog = make_catalog([0.1, 0.2, 0.3, 0.4] * 3)
+    split = make_split(catalog, [0.5])
+    assert not problems(check_split(split, catalog))
+    torn = (split.fractions[1.0][0], split.val[0])
+    cases = tuple(replace(c, group="patient") if c.id in torn else c for c in catalog.cases)
+    finding = only(check_split(split, replace(catalog, cases=cases)), "group_straddles")
+    assert (finding.level, set(finding.cases)) == ("fault", set(torn))
+
+
+def test_copies_are_seen_in_a_split_without_contents() -> None:
+    catalog = make_catalog([0.1, 0.2, 0.3, 0.4] * 3)
+    split = make_split(catalog, [0.5])
+    first, second = split.fractions[1.0][0], split.test[0]
+    facts = dict(catalog.facts) | {second: replace(catalog.facts[second], content=catalog.facts[first].content)}
+    finding = only(check_split(replace(split, content={}), replace(catalog, facts=facts)), "duplicate_content")
+    assert (finding.level, set(finding.cases)) == ("fault", {first, second})
 
 
 def test_cases_that_are_gone(good: Split, catalog: Catalog) -> None:

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -88,6 +89,46 @@ class TestByBox:
         assert size == 2 * 3 * np.prod(SHAPE)
         assert isinstance(CaseStore(catalog, 1, max_bytes=size).load("0").image, np.ndarray)
         assert isinstance(CaseStore(catalog, 1, max_bytes=size - 1).load("0").image, BoxReader)
+
+    def test_an_image_and_its_mask_in_one_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(disk_cache, "WORTH_A_COPY", 1)
+        for n in range(2):
+            arrays = {"image": volume(n), "label": (volume(n) > 150).astype(np.uint8)}
+            np.savez_compressed(tmp_path / f"{n}.npz", **arrays)
+            with h5py.File(tmp_path / f"{n + 2}.h5", "w") as file:
+                for key, array in arrays.items():
+                    file.create_dataset(key, data=array, compression="gzip")
+        names = ["0.npz", "1.npz", "2.h5", "3.h5"]
+        (tmp_path / "manifest.csv").write_text("image,mask\n" + "".join(f"{name},{name}\n" for name in names))
+        catalog = open_catalog(str(tmp_path))
+        cache = DiskCache(tmp_path / "cache", 2**30)
+        assert fill_disk_cache(cache, catalog) is None
+        for store in (CaseStore(catalog, 1, 1), CaseStore(catalog, 1, 1, disk_cache=cache)):
+            for case in catalog.cases:
+                target = store.load(case.id).target
+                assert target is not None
+                np.testing.assert_array_equal(
+                    target[(Ellipsis, *(slice(0, n) for n in SHAPE))], volume(int(case.id) % 2) > 150
+                )
+
+    def test_a_mask_that_is_decoded_anyway_counts_for_the_limit(self, tmp_path: Path) -> None:
+        folder = write(tmp_path / "mixed")
+        for path in (folder / "masks").iterdir():
+            tifffile.imwrite(path, tifffile.imread(path), compression="zlib", photometric="minisblack")
+        case = CaseStore(open_catalog(str(folder)), 1, max_bytes=1).load("0")
+        assert isinstance(case.image, BoxReader)
+        assert isinstance(case.target, np.ndarray)
+        assert case.nbytes >= case.target.nbytes
+
+    def test_remembered_voxels_do_not_depend_on_the_blocks(
+        self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ssl_seg.data.store.MAX_FOREGROUND_POINTS", 100)
+        expected = CaseStore(catalog, 1).load("0").foreground
+        assert 100 <= len(expected[0]) < 250
+        monkeypatch.setattr("ssl_seg.data.blocks.iterate_blocks.__defaults__", (1,))
+        for got, wanted in zip(CaseStore(catalog, 1, max_bytes=1).load("0").foreground, expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
 
     def test_the_whole_can_still_be_had(self, catalog: Catalog) -> None:
         whole = CaseStore(catalog, 1, max_bytes=1).load_whole("1")

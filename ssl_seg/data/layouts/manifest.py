@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ssl_seg.data.findings import Finding
@@ -51,8 +52,9 @@ def recognize(root: Path) -> bool:
 def find(root: Path) -> Listing:
     """Return the images of the table, with their masks; paths are relative to its folder.
 
-    An id is the path of the image without its suffix, unless the table gives one. A case without a segmentation is
-    unlabeled, whatever else its row says: no mask of zeros is ever made up. Images that are missing are left out.
+    An id is the path of the image without its suffix and without the folders that all images share (as in the layout
+    folders), unless the table gives one. A case without a segmentation is unlabeled, whatever else its row says: no
+    mask of zeros is ever made up. Images that are missing are left out.
 
     Raises:
         DataError: if there is no table or more than one, it has no column ``image``, a cell is not of the kind that its
@@ -63,6 +65,8 @@ def find(root: Path) -> Listing:
     if "image" not in columns:
         raise DataError(f"{path}: no column 'image', found '{','.join(columns)}'. Known are {', '.join(COLUMNS)}.")
     entries = _unique(_parse_row(row, path.parent) for row in rows)
+    if "id" not in columns:
+        entries = _drop_common_folder(entries)
     present = [e for e in entries if e.image_exists]
     if not present:
         missing = f"none of its {len(entries)} images is there, e.g. {entries[0].image}" if entries else "no rows"
@@ -158,6 +162,12 @@ def _exists(location: str) -> bool:
         return Path(location.partition("::")[0]).exists()
     except OSError:  # not a name that a file could have
         return False
+
+
+def _drop_common_folder(entries: Sequence[_Entry]) -> list[_Entry]:
+    folders = [PurePosixPath(entry.id).parent.as_posix() for entry in entries]
+    common = os.path.commonpath(folders) if entries else ""
+    return [replace(entry, id=PurePosixPath(entry.id).relative_to(common).as_posix()) for entry in entries]
 
 
 def _unique(entries: Iterable[_Entry]) -> list[_Entry]:

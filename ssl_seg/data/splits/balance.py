@@ -29,17 +29,19 @@ Level = Literal["info", "warn", "fault"]
 
 def check_foreground(measures: Sequence[SetMeasures]) -> Iterable[Finding]:
     """A labeled set without foreground teaches nothing; a validation or test list without it measures nothing."""
-    pool_has_some = any(m.positives for m in measures if m.fraction == 1.0)
+    pool = next(m for m in measures if m.fraction == 1.0)
+    if not pool.positives:
+        message = f"none of the {len(pool.ids)} labeled training cases has foreground: there is nothing to learn"
+        yield Finding("no_positive", "fault", message, pool.ids)
     for m in measures:
-        if m.positives:
+        if m.positives or not pool.positives:
             continue
         if m.fraction is None:
             message = f"none of the {len(m.ids)} case(s) in {m.name} has foreground: its F1 says nothing"
             yield Finding("no_positive", "warn", message, m.ids)
         else:
-            could = "although the pool has some" if pool_has_some else "and neither has the whole pool"
-            message = f"none of the {len(m.ids)} case(s) labeled at {m.fraction:g} has foreground, {could}"
-            yield Finding("no_positive", "fault" if pool_has_some else "warn", message, m.ids)
+            message = f"none of the {len(m.ids)} case(s) labeled at {m.fraction:g} has foreground; the pool has some"
+            yield Finding("no_positive", "fault", message, m.ids)
 
 
 def check_classes(split: Split, classes: Classes) -> Iterable[Finding]:

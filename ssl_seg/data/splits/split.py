@@ -158,9 +158,11 @@ def make_split(
     pool = _make_pool(catalog)
     notes = pool.notes
     if len(pool.groups) < 2:
+        grouped = any(case.group for case in catalog.labeled)
+        hint = " of another group, or leave the group file out if every case stands for itself" * grouped
         raise SplitError(
-            f"{_count_groups(pool)} cannot be split: training and validation need a "
-            "group each. Label images of one more group, or leave the group file out if every case stands for itself."
+            f"{_count_groups(pool)} cannot be split: training and validation need a group each. "
+            f"Label more images{hint}."
         )
     if len(pool.groups) == 2 and test_fraction > 0:
         test_fraction = 0.0
