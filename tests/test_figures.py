@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ssl_seg.errors import DataError
-from ssl_seg.report.figures import Panel, plot_predictions
+from ssl_seg.report.figures import Panel, plot_predictions, to_gray
 
 FOUND, MISSED, FALSE = (1, 2, 0)
 """Channel of RGB that is brighter: green, blue, red."""
@@ -198,3 +198,10 @@ class TestFiles:
         (tmp_path / "file").touch()
         with pytest.raises(DataError, match="cannot write the figure"):
             plot_predictions([panel([[0.5]])], tmp_path / name)
+
+
+def test_colors_are_averaged_and_of_other_channels_the_first_is_shown() -> None:
+    image = np.stack([np.full((2, 3), value, np.uint8) for value in (10, 20, 60)])
+    np.testing.assert_array_equal(to_gray(image), 30)
+    np.testing.assert_array_equal(to_gray(image[:2]), 10)
+    np.testing.assert_array_equal(to_gray(image[2:]), 60)

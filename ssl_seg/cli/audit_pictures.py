@@ -118,5 +118,5 @@ def _to_classes(mask: NDArray[np.integer], result: Audit) -> NDArray[np.int64]:
 
 
 def _to_picture(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return (Y, X, 3) of three channels, else (Y, X), averaged over the channels."""
-    return np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels.astype(np.float64).mean(axis=0)
+    """Return (Y, X, 3) of three channels, else the first one (Y, X)."""
+    return np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels[0]

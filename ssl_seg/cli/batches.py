@@ -96,15 +96,16 @@ def _format(figures: dict[str, Any]) -> list[str]:
 
 def _draw(source: PatchSource, path: Path) -> None:
     """Write a picture of the first patches; there may be several batches in it."""
+    from ssl_seg.report.figures import to_gray
     from ssl_seg.report.views_figure import LabeledPatch, UnlabeledPatch, plot_views
 
     labeled, unlabeled = [], []
     for step in range(-(-SHOWN_PATCHES // source.counts[0])):
         batch = source[step]
         for case_id, image, target in zip(batch.case_ids, batch.image, batch.target, strict=False):
-            labeled.append(LabeledPatch(case_id, image.mean(0).numpy(), target.numpy()))
+            labeled.append(LabeledPatch(case_id, to_gray(image.numpy()), target.numpy()))
         for index, case_id in enumerate(batch.case_ids[len(batch.image) :]):
             mixed = None if batch.mix is None else batch.mix.mask[index].numpy()
-            weak, strong = (views[index].mean(0).numpy() for views in (batch.weak, batch.strong))
+            weak, strong = (to_gray(views[index].numpy()) for views in (batch.weak, batch.strong))
             unlabeled.append(UnlabeledPatch(case_id, weak, strong, mixed))
     plot_views(labeled[:SHOWN_PATCHES], unlabeled[:SHOWN_PATCHES], path)

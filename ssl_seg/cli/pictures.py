@@ -8,7 +8,7 @@ from typing import Any
 from ssl_seg.data.catalog import pass_through
 from ssl_seg.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.inference.model import open_model
-from ssl_seg.report.figures import Panel, plot_predictions
+from ssl_seg.report.figures import Panel, plot_predictions, to_gray
 from ssl_seg.sources import open_store
 
 
@@ -30,5 +30,5 @@ def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, cou
         case = store.load_whole(row["id"])
         probs = predictor(case.image, case.spacing)
         title = f"{row['id']}\nDice {row['dice']:.3f}"
-        panels.append(Panel(title, case.image.mean(axis=0), case.target, 1 - probs[0], probs.argmax(axis=0)))
+        panels.append(Panel(title, to_gray(case.image), case.target, 1 - probs[0], probs.argmax(axis=0)))
     plot_predictions(panels, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,12 @@ class Panel:
     truth: NDArray[np.integer] | None
     prob: NDArray[np.floating]
     pred: NDArray[np.integer]
+
+
+def to_gray(image: NDArray[Any]) -> NDArray[Any]:
+    """Return (*S) to be shown of an image (C, *S): colors averaged, else the first channel."""
+    gray: NDArray[Any] = image.mean(axis=0) if len(image) == 3 else image[0]
+    return gray
 
 
 def new_figure(path: Path, size: tuple[float, float]) -> Figure:

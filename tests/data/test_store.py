@@ -11,12 +11,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+import torch
 from numpy.typing import NDArray
 
 from ssl_seg.data import disk_cache
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache, open_disk_cache
+from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.store import BoxReader, CaseStore, cut_unit, decoded_bytes
+from ssl_seg.data.views.transforms import Views
 from ssl_seg.errors import DataError
 
 SHAPE = (12, 20, 24)
@@ -243,3 +246,42 @@ def test_a_label_map_joins_classes(tmp_path: Path) -> None:
     assert catalog.label_values == (0, 1)
     target = CaseStore(catalog, 1).load("0").target
     np.testing.assert_array_equal(target, volume(0) > 150)
+
+
+def test_batches_do_not_depend_on_where_the_voxels_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory, by box from the files, by box from decoded copies: the same training."""
+    monkeypatch.setattr(disk_cache, "WORTH_A_COPY", 1)
+    plain = open_catalog(str(write(tmp_path / "plain", 4)))
+    compressed = open_catalog(str(write(tmp_path / "zlib", 4, compressed=True)))
+    cache = DiskCache(tmp_path / "cache", 2**30)
+    fill_disk_cache(cache, compressed)
+    stores = {
+        "memory": CaseStore(plain, 1),
+        "by box": CaseStore(plain, 1, 1),
+        "decoded each time": CaseStore(compressed, 1, 1),
+        "copies": CaseStore(compressed, 1, 1, disk_cache=cache),
+    }
+    sources = {
+        name: PatchSource(
+            store,
+            ("0", "1"),
+            ("2", "3"),
+            (2, 2),
+            (8, 8, 8),
+            0.5,
+            Views(3, rotation=20, scale=0.2, elastic=1.0),
+            positive=frozenset({"0"}),
+            positive_ratio=0.5,
+            cutmix=1.0,
+            copy_paste=1.0,
+        )
+        for name, store in stores.items()
+    }
+    for step in range(3):
+        expected = sources["memory"][step]
+        for name, source in sources.items():
+            batch = source[step]
+            assert batch.case_ids == expected.case_ids
+            assert torch.equal(batch.target, expected.target), name
+            for part in ("image", "weak", "strong"):
+                torch.testing.assert_close(getattr(batch, part), getattr(expected, part), atol=2e-5, rtol=0)

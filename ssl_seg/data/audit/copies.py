@@ -70,7 +70,8 @@ def check_exact_copies(
     )
     across = [c for c in copies if _in_several(c, groups)]
     advice = (
-        "are exact copies in different groups, which a split must keep apart. Correct the groups, or remove copies."
+        "are exact copies in different groups: one image could get into training and test. Correct the groups, or "
+        "remove copies."
     )
     yield from _report("duplicate_across_groups", "fault", across, advice)
     others = [c for c in copies if c not in across and c not in conflicting]
