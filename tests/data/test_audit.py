@@ -357,3 +357,17 @@ def test_real_volumes_hold_scans_of_one_patient(la_half_dir: Path) -> None:
     result = audit(str(la_half_dir))
     assert [(f.code, f.level) for f in result.findings] == [("alike_images", "info")]
     assert "0RZDK210BSMWAA6467LU ~ CMPXO4J23G58J53Q98SZ 0.92" in result.findings[0].message
+
+
+def test_many_files_of_one_fault_are_one_finding(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", "particles", 9)
+    masks = sorted((tmp_path / "data" / "masks").iterdir())
+    for path in masks[:5]:
+        path.write_bytes(b"")
+    found = [f for f in audit(str(tmp_path / "data")).findings if f.code == "unreadable"]
+    assert [f.cases for f in found] == [(f"000{n}",) for n in range(5)]
+    masks[5].write_bytes(b"")
+    (joined,) = (f for f in audit(str(tmp_path / "data")).findings if f.code == "unreadable")
+    assert joined.cases == tuple(f"000{n}" for n in range(6))
+    assert joined.message.startswith("6 cases cannot be used")
+    assert joined.message.count("the file is empty") == 5

@@ -19,6 +19,10 @@ _LEVELS = {"fault": "faults", "warn": "warnings", "info": "infos"}
 """In the order in which they are reported, with their names in the summary."""
 
 
+_NAMED = 5
+"""Files that are named with what is wrong with them; the ids of all are in the finding."""
+
+
 @dataclass(frozen=True)
 class Audit:
     """What was found: ``findings``, faults first; ``summary`` of plain types, for JSON.
@@ -65,7 +69,7 @@ def audit(
     copies = find_copies(facts)
     found = [
         *listing.findings,
-        *unreadable,
+        *_join(unreadable),
         *check_facts(listing, facts, declared, ignored),
         *check_copies(copies, facts, checks.groups_of(listing.cases)),
     ]
@@ -75,6 +79,18 @@ def audit(
     summary["copies"] = asdict(copies)
     summary |= {name: sum(f.level == level for f in findings) for level, name in _LEVELS.items()}
     return Audit(findings, summary, listing, facts, values, ignored, dict(label_map or {}))
+
+
+def _join(faults: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield faults of single files as they are, or those of one code as one where they are many."""
+    for code in dict.fromkeys(fault.code for fault in faults):
+        same = [fault for fault in faults if fault.code == code]
+        if len(same) <= _NAMED:
+            yield from same
+            continue
+        listed = "\n".join(f"  {fault.message}" for fault in same[:_NAMED])
+        cases = tuple(case for fault in same for case in fault.cases)
+        yield Finding(code, "fault", f"{len(same)} cases cannot be used; the first:\n{listed}\n ", cases)
 
 
 def check_facts(
