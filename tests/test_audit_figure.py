@@ -243,7 +243,8 @@ def test_files_that_cannot_be_read_are_shown_as_such(folder: Path) -> None:
     Path(labeled[0].image).write_bytes(b"")
     write(Path(str(labeled[1].mask)), np.zeros((9, 9), np.uint8))
     result = audit(str(folder))
-    assert read_sample(labeled[0], result, faulty=True).image is None
+    damaged = read_sample(labeled[0], result, faulty=True)
+    assert (damaged.image, damaged.title.splitlines()[1]) == (None, "image not usable")
     other = read_sample(labeled[1], result, faulty=True)
     assert other.image is not None
     assert (other.target, other.title.splitlines()[1]) == (None, "mask not usable")

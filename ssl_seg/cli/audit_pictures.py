@@ -51,7 +51,7 @@ def read_sample(case: Case, result: Audit, *, faulty: bool) -> Sample:
     try:
         pixels, target, place = _read_slice(case, result, with_mask=facts is not None)
     except DataError:
-        return Sample(f"{name}\n{state}", None, faulty=faulty)
+        return Sample(f"{name}\nimage not usable", None, faulty=faulty)
     return Sample(f"{name}\n{state}{place}", pixels, target, faulty)
 
 
