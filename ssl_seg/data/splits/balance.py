@@ -87,7 +87,7 @@ def check_prevalence(measures: Sequence[SetMeasures]) -> Iterable[Finding]:
 
     ``prevalence_bias`` is a mean that random draws hardly ever have *and* that is off by more than a tenth: a fault in
     a labeled set, a warning elsewhere. ``prevalence_off`` warns of a quarter outside the central 95 %. How small a bias
-    shows depends on the number of cases: 50 % against 33 % with a standard deviation of 26 % does from about 20 on.
+    can be told from chance depends on the number of cases: a few cases may be far off without a fault.
     """
     for m in measures:
         if not m.positives:
