@@ -19,12 +19,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ssl_seg.config import OptimConfig
+from ssl_seg.config import LossConfig, OptimConfig
 from ssl_seg.data.loader import Batch
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.optim import make_optimizer
-from ssl_seg.losses import compute_loss
+from ssl_seg.losses import compute_loss, make_supervised_loss
 from ssl_seg.methods import make_method
 from ssl_seg.networks import build_network
 from ssl_seg.precision import choose_precision, make_autocast
@@ -68,10 +68,11 @@ def make_engine_step(student: nn.Module, precision: str, device: torch.device) -
         student,
         make_optimizer(student, OptimConfig()),
         EMATeacher(student, 0.99),
-        make_method("mean_teacher", {}, WEIGHTS),
+        make_method("mean_teacher", {}, make_supervised_loss(LossConfig(weights=WEIGHTS))),
         make_autocast(precision, device),
         lr_at=lambda step: 1e-3 * (1 - step / STEPS),
         total_steps=STEPS,
+        steps_per_epoch=STEPS,
         clip_norm=12.0,
         seed=0,
     )

@@ -111,6 +111,8 @@ class NetworkConfig(Section):
     """Width of the first level; the network's own default when unset."""
     norm: Literal["instance", "group", "batch"] = "instance"
     """Normalization. Batch statistics make student and teacher differ between train and eval mode."""
+    deep_supervision: int = Field(0, ge=0, le=4)
+    """Further outputs at coarser levels that the supervised loss looks at too; dynunet only."""
 
 
 class MethodConfig(Section):
@@ -135,12 +137,26 @@ class OptimConfig(Section):
     """Momentum of sgd, beta1 of adamw."""
     warmup_steps: int = Field(50, ge=0)
     """Steps of linear warm-up from near 0 to lr."""
-    schedule: Literal["constant", "poly", "cosine"] = "poly"
-    """Decay after the warm-up, reaching floor x lr at the last step."""
+    schedule: Literal["constant", "poly", "cosine", "cosine_restarts", "one_cycle", "reduce_on_plateau"] = "poly"
+    """Form after the warm-up; poly, cosine and one_cycle reach floor x lr at the last step."""
     poly_power: float = Field(0.9, gt=0)
     """Exponent of the poly schedule."""
     floor: float = Field(0.0, ge=0, le=1)
-    """Share of lr that is left at the last step."""
+    """Share of lr that is left at the end; the lowest share for reduce_on_plateau."""
+    restart_epochs: PositiveInt = 10
+    """Length of the first cycle of cosine_restarts, in epochs."""
+    restart_growth: PositiveInt = 2
+    """Factor from the length of a cycle of cosine_restarts to the next."""
+    one_cycle_rise: float = Field(0.3, gt=0, lt=1)
+    """Share of the run over which one_cycle rises to lr."""
+    plateau_patience: PositiveInt = 5
+    """Epochs without a better validation score after which reduce_on_plateau lowers the rate."""
+    plateau_factor: float = Field(0.5, gt=0, lt=1)
+    """Factor of each such reduction."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """Multiply lr by the batch size over lr_batch_size, or by its square root. The batch is that of all processes."""
+    lr_batch_size: PositiveInt = 4
+    """Labeled batch size that lr was chosen for; read by lr_scaling only."""
     clip_norm: float | None = Field(12.0, gt=0)
     """Largest gradient norm of an update; null switches clipping off. The norm is recorded either way."""
 
@@ -152,6 +168,10 @@ class EMAConfig(Section):
     """Weight of the old teacher in one update."""
     warmup: bool = True
     """Use min(decay, 1 - 1/(update + 1)), so that the teacher is not held back by its random start."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the decay passes from decay to final_decay over the run."""
+    final_decay: float | None = Field(None, ge=0, le=1)
+    """Decay at the last step, for the schedules linear and cosine."""
 
 
 class BatchConfig(Section):
@@ -190,18 +210,47 @@ class AugmentConfig(Section):
     """Probability that the foreground of another labeled patch is pasted into a labeled patch."""
 
 
+def _check_weights(weights: dict[str, float]) -> dict[str, float]:
+    if any(w < 0 for w in weights.values()) or not any(w > 0 for w in weights.values()):
+        raise ValueError("loss weights must not be negative, and at least one must be positive")
+    return weights
+
+
+class LossPhaseConfig(Section):
+    """Other loss weights from an epoch on."""
+
+    from_epoch: PositiveInt
+    """First epoch of the phase, counted from 0; before the first phase loss.weights hold."""
+    weights: dict[str, float]
+    """Weight of each component; those of earlier phases that are not named end."""
+    blend_epochs: int = Field(0, ge=0)
+    """Epochs over which the weights pass linearly from the old to the new ones; 0 switches at once."""
+
+    _weights_are_sound = field_validator("weights")(_check_weights)
+
+
 class LossConfig(Section):
-    """The supervised loss."""
+    """The supervised loss: a weighted sum of components. `ssl-seg losses` lists components, options and presets."""
 
     weights: dict[str, float] = Field(default_factory=lambda: {"cross_entropy": 0.5, "dice": 0.5})
-    """Weight of each component; keys of LOSSES."""
+    """Weight of each component from the start; keys of LOSSES. A weight of 0 watches a component without using it."""
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of a component, for example focal: {gamma: 2.0, alpha: 0.75}."""
+    fp_cost: float = Field(1.0, gt=0)
+    """Cost of false foreground, in every component that takes it: above 1 less foreground is predicted."""
+    fn_cost: float = Field(1.0, gt=0)
+    """Cost of missed foreground, in every component that takes it: above 1 more foreground is predicted."""
+    phases: tuple[LossPhaseConfig, ...] = ()
+    """Later phases with other weights, in order of from_epoch."""
 
-    @field_validator("weights")
-    @classmethod
-    def _some_weight_is_positive(cls, weights: dict[str, float]) -> dict[str, float]:
-        if any(w < 0 for w in weights.values()) or not any(w > 0 for w in weights.values()):
-            raise ValueError("loss weights must not be negative, and at least one must be positive")
-        return weights
+    _weights_are_sound = field_validator("weights")(_check_weights)
+
+    @model_validator(mode="after")
+    def _phases_are_in_order(self) -> LossConfig:
+        starts = [phase.from_epoch for phase in self.phases]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"phases start at epochs {starts}: they must increase, each epoch in one phase only")
+        return self
 
 
 class LengthConfig(Section):
@@ -222,8 +271,98 @@ class MonitorConfig(Section):
     """Patches of the fixed validation probe."""
     train_probe_patches: int = Field(8, ge=0)
     """Patches of the fixed labeled-training probe."""
+    select: Literal["f1", "dice", "foreground_distance"] = "f1"
+    """What best.pt is chosen by, on the validation probe: pooled F1, mean Dice of the patches, or the distance between the
+    distributions of predicted and true foreground share. Never the loss: its value depends on its weights."""
+    keep_best: PositiveInt = 1
+    """How many of the best checkpoints are kept: best.pt, then best-2.pt and so on."""
     on_collapse: Literal["warn", "stop"] = "warn"
     """What a collapse at the end of an epoch does; stop ends the run with exit code 3."""
+
+
+class SWAConfig(Section):
+    """Stochastic weight averaging (Izmailov et al. 2018): the mean of the student at the ends of epochs."""
+
+    start_epoch: PositiveInt
+    """First epoch whose end enters the mean."""
+    every_epochs: PositiveInt = 1
+    """Epochs from one entry to the next."""
+
+
+class WeightNoiseConfig(Section):
+    """Gaussian noise on the student's weights, between epochs."""
+
+    start_epoch: PositiveInt
+    """First epoch whose end adds noise."""
+    every_epochs: PositiveInt = 1
+    """Epochs from one addition to the next."""
+    std: float = Field(gt=0)
+    """Standard deviation of the first noise, in units of the weights."""
+    decay: float = Field(1.0, gt=0, le=1)
+    """Factor of std from one addition to the next."""
+
+
+class PlateauResponseConfig(Section):
+    """A larger learning rate after a plateau, and a way back when that makes things worse."""
+
+    patience: PositiveInt = 5
+    """Epochs without a better validation score that make a plateau."""
+    gain: float = Field(0.15, ge=0)
+    """The learning rate is multiplied by 1 + (count - 1) * gain at plateau number count."""
+    cap: float = Field(5.0, ge=1)
+    """Largest multiplier."""
+    hold_epochs: PositiveInt = 2
+    """Epochs for which the multiplier holds."""
+    rollback_drop: float = Field(0.05, gt=0)
+    """Fall of the score below the best one that brings back the best checkpoint; after that no multiplier exceeds 1."""
+
+
+class EarlyStoppingConfig(Section):
+    """The end of a run that does not get better."""
+
+    patience: PositiveInt = 40
+    """Epochs without a better validation score."""
+
+
+class GradientNoiseConfig(Section):
+    """Gaussian noise on the gradient (Neelakantan et al. 2015), after clipping."""
+
+    std: float = Field(gt=0)
+    """Standard deviation at step 0; it falls as std / (1 + step) ** (decay / 2)."""
+    decay: float = Field(0.55, ge=0)
+    """Exponent of the variance's fall; 0 keeps the noise."""
+
+
+class RandomBatchSizeConfig(Section):
+    """Another number of labeled patches in each step."""
+
+    smallest: PositiveInt
+    """Fewest labeled patches."""
+    largest: PositiveInt
+    """Most labeled patches."""
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> RandomBatchSizeConfig:
+        if self.smallest > self.largest:
+            raise ValueError(f"smallest {self.smallest} is larger than largest {self.largest}")
+        return self
+
+
+class PoliciesConfig(Section):
+    """What happens between epochs; each is off unless given. `ssl-seg config show --plot` draws when each acts."""
+
+    swa: SWAConfig | None = None
+    """Average the weights of late epochs into swa.pt."""
+    weight_noise: WeightNoiseConfig | None = None
+    """Perturb the weights."""
+    plateau_response: PlateauResponseConfig | None = None
+    """Raise the learning rate at a plateau."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """Stop a run that does not get better."""
+    gradient_noise: GradientNoiseConfig | None = None
+    """Perturb the gradients."""
+    random_batch_size: RandomBatchSizeConfig | None = None
+    """Vary the batch size; batch.labeled is not used then."""
 
 
 class RuntimeConfig(Section):
@@ -258,6 +397,7 @@ class Config(Section):
     batch: BatchConfig
     augment: AugmentConfig = AugmentConfig()
     length: LengthConfig
+    policies: PoliciesConfig = PoliciesConfig()
     monitor: MonitorConfig = MonitorConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

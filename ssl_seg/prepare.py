@@ -12,7 +12,7 @@ import torch
 
 from ssl_seg.bootstrap import check_parent, describe_doubt, describe_parent, given_keys, parent_layer
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
-from ssl_seg.config import Config, DataConfig, LengthConfig, MethodConfig, SplitConfig
+from ssl_seg.config import Config, DataConfig, LengthConfig, LossConfig, MethodConfig, SplitConfig
 from ssl_seg.configio import (
     Layer,
     build_config,
@@ -32,7 +32,7 @@ from ssl_seg.data.splits.split import Split, make_folds, make_split
 from ssl_seg.data.store import decoded_bytes
 from ssl_seg.errors import ConfigError, DataError, RefusedError, RunDirError, SplitError
 from ssl_seg.inference.model import config_of, make_network
-from ssl_seg.losses import check_loss_names
+from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.networks import check_patch_size, get_network_spec
 from ssl_seg.plan import Planned, plan_layer, plan_run
@@ -168,10 +168,11 @@ def check_layers(layers: Sequence[Layer]) -> None:
         NetworkError: an unknown network, or a patch size that it cannot take.
     """
     check_partial(layers)
-    values = dict(flatten(merge_layers(layers)[0]))
+    merged, sources = merge_layers(layers)
+    values = dict(flatten(merged))
     options = {k.removeprefix("method.options."): v for k, v in values.items() if k.startswith("method.options.")}
-    make_method(values.get("method.name", MethodConfig().name), options, {})
-    check_loss_names([k.removeprefix("loss.weights.") for k in values if k.startswith("loss.weights.")])
+    loss = make_supervised_loss(validate(LossConfig, merged.get("loss", {}), sources, prefix="loss."))
+    make_method(values.get("method.name", MethodConfig().name), options, loss)
     if "network.name" in values and "data.patch_size" in values:
         check_patch_size(values["network.name"], values["data.patch_size"])
     elif "network.name" in values:

@@ -6,6 +6,8 @@ A step is the index of an optimizer update, from 0. Nothing here keeps state, so
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 LrSchedule = Literal["constant", "poly", "cosine"]
@@ -98,6 +100,39 @@ def compute_ema_decay(updates: int, decay: float, *, warmup: bool = True) -> flo
     return min(decay, 1.0 - 1.0 / (updates + 1)) if warmup else decay
 
 
-def _share_done(step: int, length: int) -> float:
+@dataclass(frozen=True)
+class LossPhase:
+    """Loss weights from an epoch on; over the first ``blend_epochs`` they pass linearly from those before."""
+
+    from_epoch: float
+    weights: Mapping[str, float]
+    blend_epochs: float = 0.0
+
+
+def compute_loss_weights(phases: Sequence[LossPhase], epoch: float) -> dict[str, float]:
+    """Return the weight of each component at an epoch, which may be a fraction.
+
+    While a phase blends in, a component that is missing on one side has weight 0 there; afterwards only the components
+    of the phase are named.
+
+    Args:
+        phases: in increasing order of ``from_epoch``; the first one starts at 0.
+        epoch: >= 0.
+    """
+    current = dict(phases[0].weights)
+    for index, phase in enumerate(phases[1:], start=1):
+        if epoch < phase.from_epoch:
+            break
+        before = compute_loss_weights(phases[:index], phase.from_epoch)
+        share = _share_done(epoch - phase.from_epoch, phase.blend_epochs)
+        if share >= 1.0:
+            current = dict(phase.weights)
+        else:
+            names = dict.fromkeys([*before, *phase.weights])
+            current = {n: (1 - share) * before.get(n, 0.0) + share * phase.weights.get(n, 0.0) for n in names}
+    return current
+
+
+def _share_done(step: float, length: float) -> float:
     """Return ``step / length`` limited to [0, 1]; something of no length is done."""
     return min(max(step / length, 0.0), 1.0) if length > 0 else 1.0

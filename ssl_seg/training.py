@@ -29,6 +29,7 @@ from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.errors import ConfigError, SslSegError
 from ssl_seg.inference.model import Model, better_net, make_network, open_model
 from ssl_seg.inference.scoring import score_cases
+from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import make_method
 from ssl_seg.monitor.verdicts import Verdict
 from ssl_seg.monitor.watch import Monitor
@@ -190,10 +191,11 @@ def _assemble(
         student,
         make_optimizer(student, config.optim),
         teacher,
-        make_method(config.method.name, config.method.options, config.loss.weights),
+        make_method(config.method.name, config.method.options, make_supervised_loss(config.loss)),
         autocast,
         lr_at=_lr_at(config),
         total_steps=config.length.steps,
+        steps_per_epoch=config.length.steps_per_epoch,
         clip_norm=config.optim.clip_norm,
         seed=config.seed,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
-from test_methods import WEIGHTS, make_batch
+from test_methods import LOSS, WEIGHTS, make_batch
 from torch import nn
 
 from ssl_seg.config import OptimConfig, RuntimeConfig
@@ -41,10 +41,11 @@ def make_engine(method: str = "mean_teacher", clip_norm: float | None = 1.0, lr:
         student,
         make_optimizer(student, OptimConfig(lr=lr)),
         EMATeacher(student, 0.9),
-        make_method(method, {}, WEIGHTS),
+        make_method(method, {}, LOSS),
         nullcontext,
         lr_at=lambda step: lr * (1 - step / 100),
         total_steps=100,
+        steps_per_epoch=10,
         clip_norm=clip_norm,
         seed=seed,
     )
@@ -152,8 +153,8 @@ class TestStep:
             sgd = torch.optim.SGD(student.parameters(), lr=1.0)
             engine = Engine(
                 Fabric(accelerator="cpu", devices=1), student, sgd, EMATeacher(student, 0.9),
-                make_method("supervised", {}, WEIGHTS), nullcontext,
-                lr_at=lambda _: 1.0, total_steps=10, clip_norm=clip, seed=0,
+                make_method("supervised", {}, LOSS), nullcontext,
+                lr_at=lambda _: 1.0, total_steps=10, steps_per_epoch=5, clip_norm=clip, seed=0,
             )  # fmt: skip
             norm = float(engine.step(make_batch(), 0).grad_norm)
             squares = sum(((v - before[k]) ** 2).sum() for k, v in student.state_dict().items())

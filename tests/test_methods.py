@@ -10,17 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_seg.config import LossConfig
 from ssl_seg.data.loader import Batch
 from ssl_seg.data.views.mixing import Mix
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.losses import compute_loss, consistency_kl, consistency_mse
+from ssl_seg.losses import compute_loss, consistency_kl, consistency_mse, make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import Method, Nets, Progress, StepOutput
 from ssl_seg.schedules import compute_rampup
 
 WEIGHTS = {"cross_entropy": 0.5, "dice": 0.5}
+LOSS = make_supervised_loss(LossConfig(weights=WEIGHTS))
 PROGRESS = Progress(step=90, total_steps=100)
 
 
@@ -75,7 +77,7 @@ def contract_breaches(method: Method) -> list[str]:
 
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> Method:
-    return make_method(request.param, {}, WEIGHTS)
+    return make_method(request.param, {}, LOSS)
 
 
 def test_gradients_go_where_they_should(method: Method) -> None:
@@ -143,7 +145,7 @@ def test_a_step_leaves_the_teacher_alone(method: Method) -> None:
 @pytest.mark.parametrize(("name", "distance"), [("mse", consistency_mse), ("kl", consistency_kl)])
 def test_mean_teacher_is_its_formula(name: str, distance: object) -> None:
     options = {"consistency": name, "consistency_weight": 2.0, "rampup_ratio": 0.5}
-    method = make_method("mean_teacher", options, WEIGHTS)
+    method = make_method("mean_teacher", options, LOSS)
     nets, batch = make_nets(), make_batch()
     supervised, _ = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
     consistency = distance(nets.student(batch.strong), nets.teacher(batch.weak).softmax(1))  # type: ignore[operator]
@@ -163,7 +165,7 @@ def make_mixed_batch() -> Batch:
 @pytest.mark.parametrize(("name", "distance"), [("mse", consistency_mse), ("kl", consistency_kl)])
 def test_pseudo_labels_are_mixed_like_the_strong_views(name: str, distance: object) -> None:
     """The teacher sees the whole weak views; its probabilities are then put together as the images were."""
-    method = make_method("mean_teacher", {"consistency": name, "rampup_ratio": 0}, WEIGHTS)
+    method = make_method("mean_teacher", {"consistency": name, "rampup_ratio": 0}, LOSS)
     nets, batch = make_nets(), make_mixed_batch()
     probs = nets.teacher(batch.weak).softmax(1)
     expected = probs.clone()
@@ -184,7 +186,7 @@ def test_a_mixed_batch_runs_with_every_method(method: Method) -> None:
 
 
 def test_supervised_does_not_look_at_unlabeled_images() -> None:
-    method = make_method("supervised", {}, WEIGHTS)
+    method = make_method("supervised", {}, LOSS)
     losses = [
         method(make_nets(), replace(make_batch(), strong=s), PROGRESS).loss
         for s in (torch.zeros(3, 1, 12, 12), torch.ones(3, 1, 12, 12))
@@ -203,4 +205,4 @@ def test_supervised_does_not_look_at_unlabeled_images() -> None:
 )
 def test_unknown_names_and_options(name: str, options: Mapping[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_method(name, options, WEIGHTS)
+        make_method(name, options, LOSS)

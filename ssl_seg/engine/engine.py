@@ -40,6 +40,7 @@ class Engine:
         autocast: opens the precision context of the forward pass.
         lr_at: learning rate of a step.
         total_steps: length of the run.
+        steps_per_epoch: length of an epoch.
         clip_norm: largest gradient norm of an update; None records the norm and clips nothing.
         seed: with rank and step the seed of every draw inside the step (dropout).
     """
@@ -55,6 +56,7 @@ class Engine:
         *,
         lr_at: Callable[[int], float],
         total_steps: int,
+        steps_per_epoch: int,
         clip_norm: float | None,
         seed: int,
     ) -> None:
@@ -62,7 +64,8 @@ class Engine:
         self.student = student
         self.wrapped, self.optimizer = fabric.setup(student, optimizer)
         self.nets = Nets(self.wrapped, teacher.net)
-        self.lr_at, self.total_steps, self.seed = lr_at, total_steps, seed
+        self.lr_at, self.seed = lr_at, seed
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.clip_norm = math.inf if clip_norm is None else clip_norm
 
     def step(self, batch: Batch, step: int) -> StepRecord:
@@ -73,7 +76,7 @@ class Engine:
         set_lr(self.optimizer, lr)
 
         with self.autocast():
-            output = self.method(self.nets, batch, Progress(step, self.total_steps))
+            output = self.method(self.nets, batch, Progress(step, self.total_steps, step / self.steps_per_epoch))
         self.fabric.backward(output.loss)
         grad_norm = self.fabric.clip_gradients(
             self.wrapped, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False

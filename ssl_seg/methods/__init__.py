@@ -7,6 +7,7 @@ from typing import Any
 
 from ssl_seg.configio import validate
 from ssl_seg.errors import ConfigError, did_you_mean
+from ssl_seg.losses import SupervisedLoss
 from ssl_seg.methods.base import Method
 from ssl_seg.methods.mean_teacher import MeanTeacher
 from ssl_seg.methods.supervised import Supervised
@@ -17,7 +18,7 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def make_method(name: str, options: Mapping[str, Any], loss_weights: Mapping[str, float]) -> Method:
+def make_method(name: str, options: Mapping[str, Any], supervised: SupervisedLoss) -> Method:
     """Return the method with its options checked.
 
     Raises:
@@ -26,4 +27,4 @@ def make_method(name: str, options: Mapping[str, Any], loss_weights: Mapping[str
     if name not in METHODS:
         raise ConfigError(f"method.name = '{name}': unknown{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}")
     method = METHODS[name]
-    return method(validate(method.config_type, dict(options), prefix="method.options."), loss_weights)
+    return method(validate(method.config_type, dict(options), prefix="method.options."), supervised)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
+from ssl_seg.losses import SupervisedLoss
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class Nets:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run is: ``step`` counts from 0 to ``total_steps - 1``."""
+    """Where the run is: ``step`` counts from 0 to ``total_steps - 1``; ``epoch`` is steps made / steps an epoch."""
 
     step: int
     total_steps: int
+    epoch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,14 @@ class StepOutput:
 
 
 class Method(Protocol):
-    """A learning method. Its constructor takes its own options and the weights of the supervised loss."""
+    """A learning method. Its constructor takes its own options and the supervised loss."""
 
     config_type: ClassVar[type[Section]]
     """Strict model of the options."""
     uses_teacher: ClassVar[bool]
     """Whether the loss reads the teacher's output. (The teacher is kept and scored in any case.)"""
 
-    def __init__(self, options: Section, loss_weights: Mapping[str, float]) -> None: ...
+    def __init__(self, options: Section, supervised: SupervisedLoss) -> None: ...
 
     def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return the loss of one batch; an empty unlabeled part and an all-background target are normal inputs."""

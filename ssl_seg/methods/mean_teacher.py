@@ -9,7 +9,6 @@ mixed (CutMix), the teacher sees the whole weak ones and its probabilities are m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -17,7 +16,7 @@ from pydantic import Field
 
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
-from ssl_seg.losses import CONSISTENCY, compute_loss
+from ssl_seg.losses import CONSISTENCY, SupervisedLoss
 from ssl_seg.methods.base import Nets, Progress, StepOutput
 from ssl_seg.schedules import compute_rampup
 
@@ -41,14 +40,14 @@ class MeanTeacher:
     config_type: ClassVar[type[Section]] = MeanTeacherConfig
     uses_teacher: ClassVar[bool] = True
 
-    def __init__(self, options: MeanTeacherConfig, loss_weights: Mapping[str, float]) -> None:
-        self.options, self.loss_weights = options, loss_weights
+    def __init__(self, options: MeanTeacherConfig, supervised: SupervisedLoss) -> None:
+        self.options, self.supervised = options, supervised
 
     def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return supervised + ramped consistency loss; one forward pass of the student serves both."""
         labeled = len(batch.image)
         logits = nets.student(torch.cat([batch.image, batch.strong]))
-        supervised, terms = compute_loss(logits[:labeled], batch.target, self.loss_weights)
+        supervised, terms = self.supervised(logits[:labeled], batch.target, progress.epoch)
         if len(batch.weak) == 0:
             return StepOutput(supervised, terms)
         with torch.no_grad():

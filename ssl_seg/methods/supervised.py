@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
-from ssl_seg.losses import compute_loss
+from ssl_seg.losses import SupervisedLoss
 from ssl_seg.methods.base import Nets, Progress, StepOutput
 
 
@@ -21,10 +20,10 @@ class Supervised:
     config_type: ClassVar[type[Section]] = SupervisedConfig
     uses_teacher: ClassVar[bool] = False
 
-    def __init__(self, options: Section, loss_weights: Mapping[str, float]) -> None:  # noqa: ARG002 (one signature)
-        self.loss_weights = loss_weights
+    def __init__(self, options: Section, supervised: SupervisedLoss) -> None:  # noqa: ARG002 (one signature)
+        self.supervised = supervised
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:  # noqa: ARG002
+    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return the weighted supervised loss of the labeled patches."""
-        loss, terms = compute_loss(nets.student(batch.image), batch.target, self.loss_weights)
+        loss, terms = self.supervised(nets.student(batch.image), batch.target, progress.epoch)
         return StepOutput(loss, terms)
