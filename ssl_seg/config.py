@@ -272,8 +272,8 @@ class MonitorConfig(Section):
     train_probe_patches: int = Field(8, ge=0)
     """Patches of the fixed labeled-training probe."""
     select: Literal["f1", "dice", "foreground_distance"] = "f1"
-    """What best.pt is chosen by, on the validation probe: pooled F1, mean Dice of the patches, or the distance between the
-    distributions of predicted and true foreground share. Never the loss: its value depends on its weights."""
+    """What best.pt is chosen by, on the validation probe: pooled F1, mean Dice of the patches, or the distance between
+    the distributions of predicted and true foreground share. Never the loss: its value depends on its weights."""
     keep_best: PositiveInt = 1
     """How many of the best checkpoints are kept: best.pt, then best-2.pt and so on."""
     on_collapse: Literal["warn", "stop"] = "warn"

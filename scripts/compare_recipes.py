@@ -1,0 +1,225 @@
+"""Train the recipes at equal steps on small patches and compare them by figures that do not depend on their losses.
+
+    python scripts/compare_recipes.py --data synthetic:sheets --labels 0.25 --patch 16 32 32 --out runs/recipes_sheets
+    python scripts/compare_recipes.py --data DIR/emps --labels 0.10 --patch 64 64 --out runs/recipes_emps
+
+Each recipe is scaled to the same number of steps and epochs: what it says in epochs keeps its place in the run, and its
+learning rate is multiplied by its own number of steps over ours, so that the sum of all learning rates stays. Batch
+sizes, losses, clipping and policies stay. Runs that are finished are not made again. Nothing looks at test cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+SEEDS = (0, 1, 2)
+RECIPES = tuple(f"recipes/seed_v{n}" for n in range(1, 10))
+OURS = {2: "recommended_2d", 3: "recommended_3d"}
+SUPERVISED = " supervised"
+"""Suffix of a recipe that is trained on its labeled part alone."""
+BASELINE = "recipes/seed_v8"
+"""Dice alone: what the others are compared with, seed by seed."""
+IMPROVEMENT = 0.005
+"""Gain of validation F1 that counts as progress."""
+
+Nested = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training."""
+
+    recipe: str
+    seed: int
+    data: str
+    labels: float
+    patch: tuple[int, ...]
+    steps: int
+    epochs: int
+    features: int
+    out: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to, on validation; ``f1`` of whole images, the others of the probe after the last step."""
+
+    recipe: str
+    seed: int
+    f1: float
+    f1_best: float
+    """F1 of best.pt, chosen on the same images: never below what was seen on the way, so optimistic."""
+    auroc: float | None
+    prevalence_pred: float
+    prevalence_true: float
+    trivial_f1: float
+    loss: float
+    plateau: bool
+    """Whether the last third of the epochs brought no better F1 on the probe."""
+    verdict: str
+
+
+def scale_recipe(values: Nested, steps: int, epochs: int) -> Nested:
+    """Return the settings that squeeze a recipe into ``steps`` and ``epochs``; ``values`` are its merged layers."""
+    own_steps = values["length"]["steps"]
+    shrink = epochs / (own_steps / values["length"]["steps_per_epoch"])
+
+    def squeeze(number: int) -> int:
+        return max(1, round(number * shrink))
+
+    optim = values["optim"]
+    scaled: Nested = {
+        "length": {"steps": steps, "steps_per_epoch": steps // epochs},
+        "optim": {
+            "lr": optim["lr"] * own_steps / steps,
+            "warmup_steps": round(optim.get("warmup_steps", 0) * steps / own_steps),
+            **{key: squeeze(optim[key]) for key in ("restart_epochs", "plateau_patience") if key in optim},
+        },
+        "policies": {
+            name: {key: squeeze(number) if key in EPOCH_KEYS else number for key, number in policy.items()}
+            for name, policy in values.get("policies", {}).items()
+        },
+    }
+    if "loss" in values:
+        scaled["loss"] = dict(values["loss"])
+    if phases := values.get("loss", {}).get("phases"):
+        scaled["loss"]["phases"] = [{**phase, "from_epoch": squeeze(phase["from_epoch"])} for phase in phases]
+    return scaled
+
+
+EPOCH_KEYS = {"start_epoch", "every_epochs", "patience", "hold_epochs"}
+
+
+def run_task(task: Task) -> Outcome:
+    """Train, unless that is done already, and read the outcome from the run directory."""
+    import torch
+
+    from ssl_seg.configio import Layer, merge_layers, parse_override, read_layers
+    from ssl_seg.rundir import RunDir
+    from ssl_seg.training import TrainRequest, train
+
+    torch.set_num_threads(1)
+    run = RunDir(Path(task.out) / f"{task.recipe.replace('/', '_').replace(' ', '_')}_seed{task.seed}")
+    if not any(e["event"] in {"finished", "stopped_early"} for e in run.read_events()):
+        layers = read_layers(task.recipe.removesuffix(SUPERVISED))
+        scaled = scale_recipe(merge_layers(layers)[0], task.steps, task.epochs)
+        common = {
+            "seed": task.seed,
+            "data": {"root": task.data, "patch_size": list(task.patch)},
+            "split": {"labels": task.labels},
+            "network": {"features": task.features},
+            "monitor": {"first_epoch_probes": [0], "train_probe_patches": 0},
+            "runtime": {"memory_format": "contiguous", "precision": "fp32"},
+        }
+        layers += [Layer("scaled", scaled), Layer("common", common)]
+        if task.recipe.endswith(SUPERVISED):
+            layers += [parse_override("method.name=supervised"), parse_override("batch.unlabeled=0")]
+        train(TrainRequest(tuple(layers), run.path))
+    return read_outcome(task, run.path)
+
+
+def read_outcome(task: Task, path: Path) -> Outcome:
+    """Return the figures of a finished run."""
+    from ssl_seg.checkpoint import load_checkpoint
+    from ssl_seg.rundir import RunDir
+
+    run = RunDir(path)
+    records = run.read_metrics()
+    last = records[-1]
+    curve = [r["val/student/f1"] or 0.0 for r in records]
+    third = len(curve) // 3
+    return Outcome(
+        task.recipe,
+        task.seed,
+        load_checkpoint(run.last).scores["student"]["f1"],
+        load_checkpoint(run.best).scores["student"]["f1"],
+        last["val/student/auroc"],
+        last["val/student/prevalence_pred"],
+        last["val/prevalence_true"],
+        last["val/trivial_f1"],
+        last["train/loss"],
+        max(curve[-third:]) < max(curve[:-third]) + IMPROVEMENT,
+        ",".join(last["codes"]) or last["verdict"],
+    )
+
+
+def compute_interval(values: list[float]) -> tuple[float, float]:
+    """Return mean and half width of the 95 % t interval over the seeds."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return float(np.mean(values)), float(half)
+
+
+def format_table(outcomes: list[Outcome]) -> str:
+    """Return a Markdown table: a line a recipe, means over the seeds."""
+    by_recipe: dict[str, list[Outcome]] = {}
+    for outcome in sorted(outcomes, key=lambda o: o.seed):
+        by_recipe.setdefault(outcome.recipe, []).append(outcome)
+    base = [o.f1 for o in by_recipe[BASELINE]]
+    lines = [
+        "| recipe | F1, last step (95 % interval) | minus v8, paired | F1, best.pt | AUROC | predicted / true foreground "
+        "| plateau | training loss | verdicts |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for recipe, runs in by_recipe.items():
+        mean, half = compute_interval([o.f1 for o in runs])
+        against, spread = compute_interval([o.f1 - b for o, b in zip(runs, base, strict=True)])
+        auroc = np.mean([o.auroc or np.nan for o in runs])
+        paired = "-" if recipe == BASELINE else f"{against:+.3f} ± {spread:.3f}"
+        verdicts = ", ".join(sorted({o.verdict for o in runs}))
+        lines.append(
+            f"| {recipe.removeprefix('recipes/')} | {mean:.3f} ± {half:.3f} | {paired} "
+            f"| {np.mean([o.f1_best for o in runs]):.3f} | {auroc:.3f} "
+            f"| {np.mean([o.prevalence_pred for o in runs]):.1%} / {np.mean([o.prevalence_true for o in runs]):.1%} "
+            f"| {sum(o.plateau for o in runs)} of {len(runs)} | {np.mean([o.loss for o in runs]):.3f} | {verdicts} |"
+        )
+    rank = stats.spearmanr([o.loss for o in outcomes], [o.f1 for o in outcomes])
+    trivial = np.mean([o.trivial_f1 for o in outcomes])
+    lines += [
+        "",
+        f"All-positive F1 on the probe: {trivial:.3f}. Rank correlation of training loss and F1 over all runs: "
+        f"{rank.statistic:+.2f} (a loss that could choose between recipes would have -1).",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run all recipes and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="synthetic:sheets")
+    parser.add_argument("--labels", type=float, default=0.25)
+    parser.add_argument("--patch", type=int, nargs="+", default=[16, 32, 32])
+    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--features", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--recipes", nargs="+", help="default: v1 to v9 and the recommended one, also supervised")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", default="runs/recipes_sheets")
+    args = parser.parse_args()
+
+    ours = OURS[len(args.patch)]
+    recipes = args.recipes or [*RECIPES, ours + SUPERVISED, ours]
+    settings = (args.data, args.labels, tuple(args.patch), args.steps, args.epochs, args.features, args.out)
+    tasks = [Task(recipe, seed, *settings) for seed in args.seeds for recipe in recipes]
+    os.environ["OMP_NUM_THREADS"] = "1"  # one thread a process: the processes are the parallelism
+    outcomes = []
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        for number, outcome in enumerate(pool.imap_unordered(run_task, tasks), start=1):
+            outcomes.append(outcome)
+            print(f"{number}/{len(tasks)} {outcome.recipe} seed {outcome.seed}: F1 {outcome.f1:.3f}", flush=True)
+    (Path(args.out) / "outcomes.json").write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
+    order = {recipe: index for index, recipe in enumerate(recipes)}
+    print(format_table(sorted(outcomes, key=lambda o: (order[o.recipe], o.seed))))
+
+
+if __name__ == "__main__":
+    main()
