@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from ssl_seg.config import Config
+from ssl_seg.config_hints import describe_problem, find_source
 from ssl_seg.errors import ConfigError, did_you_mean
+from ssl_seg.presets import expand
 
 Nested = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
+
+_STAND_IN = "plan"
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Layer:
     values: Nested
     is_file: bool = False
     """A file takes the place of a parent's settings; options are laid over them."""
+    is_option: bool = False
+    """Options in a row are one statement: none of them drops what another one says."""
 
 
 def packaged_configs() -> Path:
@@ -89,7 +95,7 @@ def parse_override(text: str) -> Layer:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML") from error
-    return Layer(f"--set {text}", nest(key.strip(), parsed))
+    return Layer(f"--set {text}", nest(key.strip(), parsed), is_option=True)
 
 
 def nest(dotted: str, value: Any) -> Nested:
@@ -109,42 +115,84 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def merge_layers(layers: Sequence[Layer]) -> tuple[Nested, dict[str, str]]:
-    """Merge layers, later ones winning.
+    """Merge layers, later ones winning; options of one command line count as one layer.
 
-    Loss weights belong together: a layer that gives any replaces all of the layers below. A layer that changes the
-    method drops the options of the one below.
+    What belongs together is replaced together: a layer that gives loss weights, or a preset of them, drops the weights,
+    options and phases of those below, and one that changes the method drops the options of the one below. A preset is
+    written out here, so that it appears nowhere else.
 
     Returns:
         The nested settings, and for each dotted key the source that set it.
+
+    Raises:
+        ConfigError: for an unknown preset.
     """
     merged: Nested = {}
     sources: dict[str, str] = {}
-    for layer in layers:
-        _drop_replaced(merged, layer.values)
-        for dotted, value in flatten(layer.values):
-            target = merged
-            *path, last = dotted.split(".")
-            for part in path:
-                if not isinstance(target.get(part), dict):
-                    target[part] = {}
-                target = target[part]
-            if value == {}:  # an empty section adds nothing to what an earlier layer said
-                target.setdefault(last, {})
-            else:
-                target[last] = value
-                sources[dotted] = layer.source
+    for group in _join_options(layers):
+        said: Nested = {}
+        said_by: dict[str, str] = {}
+        for layer in group:
+            _lay_over(said, said_by, layer.values, dict.fromkeys(_keys(layer.values), layer.source))
+        said, said_by = _expand_preset(said, said_by)
+        _drop_replaced(merged, sources, said)
+        _lay_over(merged, sources, said, said_by)
     return merged, sources
 
 
-def _drop_replaced(merged: Nested, values: Nested) -> None:
-    new_loss, new_method = values.get("loss"), values.get("method")
-    if isinstance(new_loss, dict) and "weights" in new_loss and isinstance(merged.get("loss"), dict):
-        merged["loss"].pop("weights", None)
-    old_method = merged.get("method")
-    if not (isinstance(new_method, dict) and isinstance(old_method, dict)):
-        return
-    if new_method.get("name", old_method.get("name")) != old_method.get("name"):
-        old_method.pop("options", None)
+def _join_options(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    for is_option, group in groupby(layers, key=lambda layer: layer.is_option):
+        members = list(group)
+        yield from [members] if is_option else ([layer] for layer in members)
+
+
+def _keys(values: Nested) -> list[str]:
+    return [dotted for dotted, _ in flatten(values)]
+
+
+def _lay_over(merged: Nested, sources: dict[str, str], values: Nested, said_by: Mapping[str, str]) -> None:
+    for dotted, value in flatten(values):
+        target = merged
+        *path, last = dotted.split(".")
+        for part in path:
+            if not isinstance(target.get(part), dict):
+                target[part] = {}
+            target = target[part]
+        if value == {}:  # an empty section adds nothing to what an earlier layer said
+            target.setdefault(last, {})
+        else:
+            target[last] = value
+            sources[dotted] = said_by[dotted]
+
+
+def _expand_preset(values: Nested, said_by: dict[str, str]) -> tuple[Nested, dict[str, str]]:
+    loss = values.get("loss")
+    if not isinstance(loss, dict) or "preset" not in loss:
+        return values, said_by
+    name, where = loss["preset"], find_source("loss.preset", said_by)
+    try:
+        expanded = {**values, "loss": expand(loss)}
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
+    source = said_by["loss.preset"]
+    own = {key: origin for key, origin in said_by.items() if key != "loss.preset"}
+    return expanded, {**dict.fromkeys(_keys(expanded), f"{source} (preset {name})"), **own}
+
+
+def _drop_replaced(merged: Nested, sources: dict[str, str], values: Nested) -> None:
+    new_loss, new_method, old_method = values.get("loss"), values.get("method"), merged.get("method")
+    dropped = []
+    if isinstance(new_loss, dict) and "weights" in new_loss:
+        dropped += ["loss.weights", "loss.options", "loss.phases"]
+    if isinstance(new_method, dict) and isinstance(old_method, dict):
+        old_name = old_method.get("name")
+        dropped += ["method.options"] if new_method.get("name", old_name) != old_name else []
+    for dotted in dropped:
+        section, key = dotted.split(".")
+        if isinstance(merged.get(section), dict):
+            merged[section].pop(key, None)
+        for name in [name for name in sources if name == dotted or name.startswith(f"{dotted}.")]:
+            del sources[name]
 
 
 def build_config(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
@@ -161,8 +209,11 @@ def build_config(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
     return config, {key: sources.get(key, "default") for key, _ in flatten(to_plain(config))}
 
 
-def check_partial(layers: Sequence[Layer]) -> None:
+def check_partial(layers: Sequence[Layer]) -> tuple[Config, frozenset[str]]:
     """Check what the layers say, with stand-ins for the values that are planned from the data.
+
+    Returns:
+        The configuration, and the dotted keys whose values are stand-ins.
 
     Raises:
         ConfigError: one error with all problems.
@@ -177,7 +228,8 @@ def check_partial(layers: Sequence[Layer]) -> None:
         "length": {"steps": 10**9},
         "optim": {"warmup_steps": 0},
     }
-    build_config([Layer("plan", stand_ins), *layers])
+    config, sources = build_config([Layer(_STAND_IN, stand_ins), *layers])
+    return config, frozenset(key for key, source in sources.items() if source == _STAND_IN)
 
 
 def validate(
@@ -191,8 +243,8 @@ def validate(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(model, item, sources or {}, prefix) for item in error.errors(include_url=False)]
-        raise ConfigError("\n".join(problems)) from None
+        problems = [describe_problem(model, item, sources or {}, prefix) for item in error.errors(include_url=False)]
+        raise ConfigError("\n".join(chain.from_iterable(problems))) from None
 
 
 def to_plain(config: BaseModel) -> Nested:
@@ -204,38 +256,6 @@ def dump_config(config: BaseModel, header: str = "") -> str:
     """Return the configuration as YAML text, with ``header`` as leading comment lines."""
     comment = "".join(f"# {line}\n" for line in header.splitlines())
     return comment + yaml.safe_dump(to_plain(config), sort_keys=False, default_flow_style=None, width=100)
-
-
-def _describe(model: type[BaseModel], problem: ErrorDetails, sources: Mapping[str, str], prefix: str) -> str:
-    loc, kind, message = problem["loc"], problem["type"], problem["msg"]
-    key = ".".join(str(part) for part in loc)
-    source = next((sources[k] for k in (key, *_parents(key)) if k in sources), None)
-    if source is None:  # the whole section is at fault: name a layer that set something inside it
-        source = next((s for k, s in sources.items() if not key or k.startswith(f"{key}.")), None)
-    where = f"{source}: " if source else ""
-    name = prefix + key
-    if kind == "extra_forbidden":
-        known = _known_keys(model, loc[:-1])
-        hint = did_you_mean(str(loc[-1]), known) or f" (known here: {', '.join(known)})"
-        return f"{where}{name}: unknown key{hint}"
-    if kind == "missing":
-        return f"{where}{name}: missing; give it in the file or with --set {name}=..."
-    if kind == "value_error":
-        return f"{where}{name + ': ' if name else ''}{message.removeprefix('Value error, ')}"
-    return f"{where}{name} = {problem.get('input')!r}: {message[0].lower()}{message[1:]}"
-
-
-def _parents(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
-
-
-def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        candidates = [annotation, *get_args(annotation)]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(model.model_fields)
 
 
 def _read_yaml(path: Path) -> Nested:

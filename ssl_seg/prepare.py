@@ -12,31 +12,21 @@ import torch
 
 from ssl_seg.bootstrap import check_parent, describe_doubt, describe_parent, given_keys, parent_layer
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
-from ssl_seg.config import Config, DataConfig, LengthConfig, LossConfig, MethodConfig, SplitConfig
-from ssl_seg.configio import (
-    Layer,
-    build_config,
-    check_partial,
-    dump_config,
-    flatten,
-    merge_layers,
-    nest,
-    validate,
-)
+from ssl_seg.config import Config, DataConfig, LengthConfig, SplitConfig
+from ssl_seg.configio import Layer, build_config, dump_config, merge_layers, nest, validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.disk_cache import fill_disk_cache, open_disk_cache
-from ssl_seg.data.findings import Finding, describe_finding, select_faults
+from ssl_seg.data.findings import describe_finding
 from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
-from ssl_seg.data.splits.quality import check_split
 from ssl_seg.data.splits.split import Split, make_folds, make_split
 from ssl_seg.data.store import decoded_bytes
-from ssl_seg.errors import ConfigError, DataError, RefusedError, RunDirError, SplitError
+from ssl_seg.errors import ConfigError, RefusedError, RunDirError
 from ssl_seg.inference.model import config_of, make_network
-from ssl_seg.losses import make_supervised_loss
-from ssl_seg.methods import METHODS, make_method
-from ssl_seg.networks import check_patch_size, get_network_spec
+from ssl_seg.lint import lint
+from ssl_seg.methods import METHODS
 from ssl_seg.plan import Planned, plan_layer, plan_run
 from ssl_seg.precision import choose_precision
+from ssl_seg.preflight import check_layers, check_with_data
 from ssl_seg.rundir import (
     CONFIG_FILE,
     SPLIT_FILE,
@@ -117,8 +107,10 @@ def prepare_run(
         note(f"data: {text}")
     for item in plan.planned:
         note(f"plan: {item.key} = {item.value} ({item.reason})")
+    for finding in lint(plan.config):
+        note(f"config: WARNING {describe_finding(finding)}")
     parent = plan.parent
-    faults = _check(plan.config, plan.catalog, plan.split, note)
+    faults = check_with_data(plan.config, plan.catalog, plan.split, note)
     if any(fault.code == "changed_content" for fault in faults):
         plan = replace(plan, split=_restamp(plan.split, plan.catalog))
     _check_network(plan.config, parent, request, gpu=gpu)
@@ -160,25 +152,6 @@ def make_plan(request: TrainRequest, track: Track = pass_through, *, gpu: bool =
     return Plan(_settle(config), sources, planned, catalog, split, parent)
 
 
-def check_layers(layers: Sequence[Layer]) -> None:
-    """Check all that can be said without the data; values that are planned from it may be missing.
-
-    Raises:
-        ConfigError: unknown keys and wrong values, all in one; or an unknown method, option or loss.
-        NetworkError: an unknown network, or a patch size that it cannot take.
-    """
-    check_partial(layers)
-    merged, sources = merge_layers(layers)
-    values = dict(flatten(merged))
-    options = {k.removeprefix("method.options."): v for k, v in values.items() if k.startswith("method.options.")}
-    loss = make_supervised_loss(validate(LossConfig, merged.get("loss", {}), sources, prefix="loss."))
-    make_method(values.get("method.name", MethodConfig().name), options, loss)
-    if "network.name" in values and "data.patch_size" in values:
-        check_patch_size(values["network.name"], values["data.patch_size"])
-    elif "network.name" in values:
-        get_network_spec(values["network.name"])
-
-
 def write_config(config: Config, run: RunDir, header: str) -> None:
     """Write config.yaml atomically, with ``header`` as comment."""
     with atomic_write(run.path / CONFIG_FILE) as temporary:
@@ -213,9 +186,11 @@ def _reopen(request: TrainRequest, note: Callable[[str], None], tracker: Callabl
     step = checkpoint.progress.step
     if step >= config.length.steps and any(e["event"] == "finished" for e in run.read_events()):
         raise RunDirError(f"{run.path} is finished: all {config.length.steps} steps are done; nothing to resume")
+    if any(e["event"] == "stopped_early" for e in run.read_events()):
+        raise RunDirError(f"{run.path} is finished: policies.early_stopping ended it at step {step}; nothing to resume")
     catalog = open_data(config.data.model_dump(mode="json"), tracker("reading cases"))
     split = split_from_dict(checkpoint.split)
-    _check(config, catalog, split, note)
+    check_with_data(config, catalog, split, note)
     _fill_disk_cache(config.data, catalog, note, tracker)
     # Step 0 is probed again when nothing has been trained yet.
     run.drop_metrics_after(step or -1)
@@ -272,78 +247,10 @@ def _find_split(config: SplitConfig, catalog: Catalog, parent: Checkpoint | None
     )
 
 
-def _check(config: Config, catalog: Catalog, split: Split, note: Callable[[str], None]) -> list[Finding]:
-    """Check what only the data can tell; return the faults of the split that were allowed."""
-    check_patch_size(config.network.name, config.data.patch_size)
-    if config.data.ndim != catalog.ndim:
-        raise ConfigError(
-            f"data.patch_size {list(config.data.patch_size)} is for {config.data.ndim}D; {catalog.root} holds "
-            f"{catalog.ndim}D images"
-        )
-    if catalog.channels not in {1, config.data.channels}:
-        raise ConfigError(f"data.channels = {config.data.channels}; the images have {catalog.channels}")
-    _check_spacing(config.data, catalog)
-    _check_mixing(config)
-    if not split.val:
-        raise SplitError("the split has no validation cases: nothing could be watched; make a new split")
-    faults = _check_split_quality(config, catalog, split, note)
-    pool = split.pool_ids(config.split.labels)
-    if METHODS[config.method.name].uses_teacher and pool and config.batch.unlabeled == 0:
-        raise ConfigError(
-            f"method.name = '{config.method.name}' learns from unlabeled images and there are {len(pool)}, but "
-            "batch.unlabeled = 0: set it to batch.labeled, or use method.name = 'supervised'"
-        )
-    return faults
-
-
 def _restamp(split: Split, catalog: Catalog) -> Split:
     """Return the split with the contents that the run will see, or a later leak check would look for the old ones."""
     content = {i: catalog.facts[i].content for i in split.content}
     return replace(split, content=content, notes=(*split.notes, "contents are those of the training, not of the split"))
-
-
-def _check_spacing(data: DataConfig, catalog: Catalog) -> None:
-    unknown = [i for i, facts in catalog.facts.items() if (data.spacing or facts.spacing) is None]
-    if data.resample_to is not None and unknown:
-        raise DataError(
-            f"data.resample_to = {list(data.resample_to)}, but {len(unknown)} image(s) do not say how large their "
-            f"voxels are, for example '{unknown[0]}'. Give data.spacing, which holds for all, or leave out resample_to."
-        )
-
-
-def _check_mixing(config: Config) -> None:
-    """CutMix and copy-paste take a partner from the same batch."""
-    for name, patches in (("cutmix", config.batch.unlabeled), ("copy_paste", config.batch.labeled)):
-        kind = "unlabeled" if name == "cutmix" else "labeled"
-        if getattr(config.augment, name) > 0 and patches == 1:
-            raise ConfigError(f"augment.{name} mixes two {kind} patches and batch.{kind} = 1: make it at least 2")
-
-
-def _check_split_quality(config: Config, catalog: Catalog, split: Split, note: Callable[[str], None]) -> list[Finding]:
-    """Run the split gate: note its warnings, stop at a fault unless that is allowed; return the allowed faults."""
-    findings = check_split(_with_labels(split, config.split.labels), catalog)
-    faults = select_faults(findings)
-    listed = "\n".join(f"- {describe_finding(fault)}" for fault in faults)
-    if faults and not config.split.allow_faults:
-        raise SplitError(
-            f"the split cannot be trusted:\n{listed}\nMake another one with `ssl-seg split make`, or give "
-            "--allow-split to train all the same; that is recorded in the run."
-        )
-    if any(fault.code == "missing_case" for fault in faults):
-        raise SplitError(f"the split names cases that are not there:\n{listed}")
-    for finding in findings:
-        if finding.level != "info":
-            note(f"split: {'ALLOWED FAULT' if finding.level == 'fault' else 'WARNING'} {describe_finding(finding)}")
-    return faults
-
-
-def _with_labels(split: Split, labels: float) -> Split:
-    """Return the split with the labeled set that the run will use among its fractions."""
-    ids, pool = split.labeled_ids(labels), split.fractions[1.0]
-    share = len(ids) / len(pool)
-    if ids in split.fractions.values() or share in split.fractions:
-        return split
-    return replace(split, fractions={**split.fractions, share: ids})
 
 
 def _fill_disk_cache(

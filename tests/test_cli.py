@@ -68,7 +68,7 @@ class TestHelp:
     @pytest.mark.parametrize(
         "command",
         ["demo", "train", "evaluate", "predict", "split make", "split check", "config show", "config check",
-         "data synthetic", "methods", "networks"],
+         "data synthetic", "methods", "networks", "losses"],
     )  # fmt: skip
     def test_every_command_has_help(self, cli: Cli, command: str) -> None:
         code, out, _ = cli(*command.split(), "--help")
@@ -79,6 +79,11 @@ class TestHelp:
         assert cli("--version")[1].startswith("ssl-seg ")
         assert "method.options.consistency_weight" in cli("methods")[1]
         assert "dynunet" in cli("networks")[1]
+        losses = cli("losses")[1]
+        assert "tversky: one minus the Tversky index" in losses
+        assert "alpha 0.3, beta 0.7, smooth 1, batch True, fp_cost 1, fn_cost 1" in losses
+        assert "js: the Jensen-Shannon divergence" in losses
+        assert "curriculum: dice 1, focal 0, variance 0; from epoch 51 dice 0.75, focal 0.15, variance 0.1" in losses
 
     def test_mistyped_option_and_command(self, cli: Cli) -> None:
         assert_refused(cli("train", "--lables", "0.1"), "--labels")
@@ -397,33 +402,3 @@ class TestSplit:
             assert_refused(
                 cli("split", "make", "--data", particles_dir, "--labels", labels, "--out", tmp_path / "x.yaml"), labels
             )
-
-
-class TestConfig:
-    def test_check(self, cli: Cli, tiny_config: Path, tmp_path: Path) -> None:
-        assert cli("config", "check", tiny_config)[0] == 0
-        bad = tmp_path / "bad.yaml"
-        bad.write_text("loss: {weights: {dice_weight: 1.0}}\n")
-        assert_refused(cli("config", "check", bad), "dice_weight", "dice")
-        bad.write_text("method: {name: supervised, options: {consistency_weight: 1}}\n")
-        assert_refused(cli("config", "check", bad), "consistency_weight")
-        assert_refused(cli("config", "check", tiny_config, "--set", "seeed=1"), "seed")
-
-    def test_show_names_sources(self, cli: Cli, tiny_config: Path) -> None:
-        code, out, _ = cli("config", "show", tiny_config, "--set", "seed=5")
-        lines = {line.split(":")[0]: line for line in out.splitlines()}
-        assert code == 0
-        assert lines["seed"].endswith("# --set seed=5")
-        assert lines["network.name"].endswith(f"# {tiny_config}")
-        assert lines["data.channels"].endswith("# plan")
-        assert lines["ema.decay"].endswith("# default")
-
-    def test_packaged_configurations_are_valid(self, cli: Cli) -> None:
-        from ssl_seg.configio import packaged_configs
-
-        names = [
-            p.relative_to(packaged_configs()).with_suffix("").as_posix() for p in packaged_configs().rglob("*.yaml")
-        ]
-        assert names
-        for name in names:
-            assert cli("config", "check", name)[0] == 0, name

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from ssl_seg.config import Config
+from ssl_seg.config_hints import FOREIGN_NAMES
 from ssl_seg.configio import (
     Layer,
     build_config,
@@ -17,6 +22,9 @@ from ssl_seg.configio import (
     to_plain,
 )
 from ssl_seg.errors import ConfigError
+from ssl_seg.losses import LOSSES, list_options
+from ssl_seg.methods.mean_teacher import MeanTeacherConfig
+from ssl_seg.presets import PRESETS
 
 REQUIRED = Layer(
     "plan",
@@ -108,13 +116,66 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
         build_config([REQUIRED, parse_override("optim.warmup_steps=100")])
 
 
-def test_loss_weights_are_replaced_as_a_whole() -> None:
-    layers = [
-        REQUIRED,
-        Layer("parent", {"loss": {"weights": {"dice": 1.0, "focal": 2.0}}}),
-        parse_override("loss.weights.dice=3"),
-    ]
-    assert build_config(layers)[0].loss.weights == {"dice": 3.0}
+PARENT_LOSS = {
+    "weights": {"dice": 1.0, "focal": 2.0},
+    "options": {"focal": {"gamma": 3.0}},
+    "phases": [{"from_epoch": 3, "weights": {"dice": 1.0}}],
+    "fp_cost": 2.0,
+}
+
+
+@pytest.mark.parametrize("override", ["loss.weights.dice=3", "loss.preset=dice"])
+def test_a_layer_with_weights_replaces_the_weights_options_and_phases_below(override: str) -> None:
+    layers = [REQUIRED, Layer("parent", {"loss": PARENT_LOSS}), parse_override(override)]
+    config, sources = build_config(layers)
+    assert set(config.loss.weights) == {"dice"}
+    assert (config.loss.options, config.loss.phases, config.loss.fp_cost) == ({}, (), 2.0)
+    assert sources["loss.phases"] == sources["loss.options"] == "default"
+    assert "parent" not in {source for key, source in sources.items() if key.startswith("loss.weights")}
+
+
+def test_a_layer_with_options_or_phases_alone_keeps_the_weights_below() -> None:
+    below = [REQUIRED, Layer("parent", {"loss": PARENT_LOSS})]
+    options = build_config([*below, parse_override("loss.options.focal.alpha=0.7")])[0].loss
+    assert (options.weights, len(options.phases)) == ({"dice": 1.0, "focal": 2.0}, 1)
+    assert options.options == {"focal": {"gamma": 3.0, "alpha": 0.7}}
+    phases = build_config([*below, parse_override("loss.phases=[]")])[0].loss
+    assert (phases.weights, phases.phases) == ({"dice": 1.0, "focal": 2.0}, ())
+
+
+def test_options_of_one_command_line_are_one_statement() -> None:
+    texts = ["loss.weights.dice=1", "loss.options.focal.gamma=3", "loss.weights.focal=2", "optim.lr=1", "optim.lr=2"]
+    for order in (texts, [*texts[2::-1], *texts[3:]]):
+        layers = [REQUIRED, Layer("parent", {"loss": PARENT_LOSS}), *map(parse_override, order)]
+        config, sources = build_config(layers)
+        assert config.loss.weights == {"dice": 1.0, "focal": 2.0}
+        assert config.loss.options == {"focal": {"gamma": 3}}
+        assert config.loss.phases == ()
+        assert (config.optim.lr, sources["optim.lr"]) == (2.0, "--set optim.lr=2")
+        assert sources["loss.weights.dice"] == "--set loss.weights.dice=1"
+    method = ["method.options.consistency_weight=2", "method.name=mean_teacher"]
+    layers = [REQUIRED, Layer("parent", {"method": {"name": "supervised"}}), *map(parse_override, method)]
+    assert build_config(layers)[0].method.options == {"consistency_weight": 2}
+
+
+def test_a_preset_is_written_out_and_what_stands_beside_it_wins(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.yaml", "loss: {preset: tversky_recall, options: {tversky: {alpha: 0.2}}, fn_cost: 3}\n")
+    config, sources = build_config([REQUIRED, *read_layers(file)])
+    assert config.loss.weights == PRESETS["tversky_recall"]["weights"]
+    assert config.loss.options == {"tversky": {"alpha": 0.2, "beta": 0.7}}
+    assert sources["loss.weights.tversky"] == f"{file} (preset tversky_recall)"
+    assert sources["loss.options.tversky.alpha"] == file
+    assert sources["loss.options.tversky.beta"] == f"{file} (preset tversky_recall)"
+    assert sources["loss.fn_cost"] == file
+    phases = build_config([REQUIRED, Layer("f", {"loss": {"preset": "progressive"}})])[0].loss.phases
+    assert [phase.from_epoch for phase in phases] == [31, 61]
+    child = build_config([REQUIRED, *read_layers(file), parse_override("loss.weights.dice=1")])[0]
+    assert (child.loss.weights, child.loss.options) == ({"dice": 1.0}, {})
+
+
+def test_an_unknown_preset_is_refused_with_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"^FILE: loss\.preset = 'combind': unknown \(did you mean 'combined'\?\)"):
+        build_config([REQUIRED, Layer("FILE", {"loss": {"preset": "combind"}})])
 
 
 def test_another_method_drops_the_options_below_and_the_same_keeps_them() -> None:
@@ -123,6 +184,59 @@ def test_another_method_drops_the_options_below_and_the_same_keeps_them() -> Non
     assert other.method.options == {}
     same = build_config([REQUIRED, parent, parse_override("method.name=mean_teacher")])[0]
     assert same.method.options == {"consistency_weight": 3.0}
+
+
+def problems_of(values: dict[str, object]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        build_config([REQUIRED, Layer("FILE", values)])
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"loss": {"dice_weight": 1}}, "FILE: loss.dice_weight: unknown key; here it is loss.weights.dice"),
+        ({"max_norm": 1}, "FILE: max_norm: unknown key; here it is optim.clip_norm"),
+        ({"weight_decay": 1}, "FILE: weight_decay: unknown key (did you mean 'optim.weight_decay'?)"),
+        ({"optim": {"patience": 1}}, "FILE: optim.patience: unknown key (did you mean "
+         "'policies.plateau_response.patience' or 'policies.early_stopping.patience'?)"),
+        ({"loss": {"phases": [{"from_epoch": 1, "weights": {"dice": 1.0}, "start_epoch": 1}]}},
+         "FILE: loss.phases.0.start_epoch: unknown key (did you mean 'from_epoch'?)"),
+        ({"zzz": 1}, f"FILE: zzz: unknown key (known here: {', '.join(Config.model_fields)}, extends)"),
+        ({"policies": {"swa": {"every_epochs": 2}}},
+         "FILE: policies.swa.start_epoch: missing; give it in the file or with --set policies.swa.start_epoch=..."),
+        ({"seed": [1]}, "FILE: seed = [1]: input should be a valid integer"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_is_answered_by_the_name_that_holds_here(values: dict[str, object], line: str) -> None:
+    assert problems_of(values) == [line]
+
+
+def test_foreign_names_are_found_below_an_unknown_key_once_each() -> None:
+    lines = problems_of({"training": {"stages": [{"batch_size": 4, "own": 1}, {"batch_size": 8}], "num_epochs": 3}})
+    keys = [line.split(": ")[1] for line in lines]
+    assert keys == ["training", "training.stages.0.batch_size", "training.num_epochs"]
+
+
+def test_foreign_names_lead_to_settings_that_exist() -> None:
+    settings = set(list_settings(Config, ""))
+    settings |= {f"loss.weights.{name}" for name in LOSSES}
+    settings |= {f"loss.options.{name}.{option}" for name in LOSSES for option in list_options(name)}
+    settings |= {f"method.options.{option}" for option in MeanTeacherConfig.model_fields}
+    dotted = re.compile(rf"\b(?:{'|'.join(Config.model_fields)})(?:\.[a-z_0-9]+)+")
+    named = {name for text in FOREIGN_NAMES.values() for name in dotted.findall(text)}
+    assert len(named) > 40
+    assert sorted(named - settings) == []
+    own = {name.split(".")[-1] for name in settings if not name.startswith("loss.options")}
+    assert sorted(own & set(FOREIGN_NAMES)) == []  # a name of ours is no foreign one
+
+
+def list_settings(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                yield from list_settings(candidate, f"{prefix}{name}.")
 
 
 def read_names(root: Path) -> set[str]:

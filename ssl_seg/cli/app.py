@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ssl_seg import __version__
-from ssl_seg.cli import audit, batches, commands, inspect, splits, training
+from ssl_seg.cli import audit, batches, commands, configs, inspect, probe, splits, training
 
 app = typer.Typer(
     name="ssl-seg",
@@ -29,8 +29,10 @@ app.command("predict")(commands.predict)
 app.add_typer(data_app, name="data")
 app.add_typer(split_app, name="split")
 app.add_typer(config_app, name="config")
+app.command("probe-loss")(probe.probe_loss)
 app.command("methods")(inspect.methods)
 app.command("networks")(inspect.networks)
+app.command("losses")(inspect.losses)
 
 data_app.command("audit")(audit.data_audit)
 data_app.command("batches")(batches.data_batches)
@@ -38,8 +40,8 @@ data_app.command("layouts")(inspect.data_layouts)
 data_app.command("synthetic")(commands.make_synthetic)
 split_app.command("make")(splits.split_make)
 split_app.command("check")(splits.split_check)
-config_app.command("show")(inspect.config_show)
-config_app.command("check")(inspect.config_check)
+config_app.command("show")(configs.config_show)
+config_app.command("check")(configs.config_check)
 
 
 def _print_version(wanted: bool) -> None:

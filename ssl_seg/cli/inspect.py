@@ -1,9 +1,8 @@
-"""``ssl-seg methods | networks | data layouts | config show | config check``."""
+"""``ssl-seg methods | networks | losses | data layouts``."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Mapping
 
 import typer
 
@@ -31,41 +30,40 @@ def networks() -> None:
         typer.echo(f"{name}: {spec.description}; {spec.default_features} features; patch multiple of {divisors}")
 
 
+def losses() -> None:
+    """List the loss components with their options, the consistency distances, and the presets."""
+    from ssl_seg.losses import CONSISTENCY, LOSSES, list_options
+    from ssl_seg.presets import PRESETS
+
+    typer.echo("Components: loss.weights.NAME; their options: loss.options.NAME.OPTION.")
+    typer.echo("With fp_cost and fn_cost, a component takes loss.fp_cost and loss.fn_cost.\n")
+    for name, loss in LOSSES.items():
+        typer.echo(f"{name}: {_first_line(loss)}")
+        typer.echo(f"  {_show_map(list_options(name)) or 'no options'}")
+    typer.echo("\nConsistency distances: method.options.consistency\n")
+    for name, distance in CONSISTENCY.items():
+        typer.echo(f"{name}: {_first_line(distance)}")
+    typer.echo("\nPresets: loss.preset\n")
+    for name, section in PRESETS.items():
+        later = [f"from epoch {p['from_epoch']} {_show_map(p['weights'])}" for p in section.get("phases", ())]
+        typer.echo(f"{name}: {'; '.join([_show_map(section['weights']), *later])}")
+        for component, options in section.get("options", {}).items():
+            typer.echo(f"  {component}: {_show_map(options)}")
+
+
+def _first_line(function: object) -> str:
+    return (function.__doc__ or "").splitlines()[0].removeprefix("Return ").replace("`", "")
+
+
+def _show_map(values: Mapping[str, object]) -> str:
+    return ", ".join(
+        f"{key} {value:.4g}" if type(value) is float else f"{key} {value}" for key, value in values.items()
+    )
+
+
 def data_layouts() -> None:
     """List the layouts of data sets that are recognized."""
     from ssl_seg.data.layouts import LAYOUTS
 
     for name, layout in LAYOUTS.items():
         typer.echo(f"{name}: {layout.description}")
-
-
-def config_show(
-    file: Annotated[str | None, typer.Argument(help="YAML file or packaged name.", show_default=False)] = None,
-    data: Annotated[str | None, typer.Option(help="Folder to plan for.")] = None,
-    set_: Annotated[list[str] | None, SET] = None,
-) -> None:
-    """Print every setting of a run with the place it comes from: default, plan, file or option."""
-    from ssl_seg.cli.console import track
-    from ssl_seg.configio import Layer, flatten, nest, parse_override, read_layers, to_plain
-    from ssl_seg.prepare import TrainRequest, check_layers, make_plan
-
-    layers = read_layers(file) if file is not None else []
-    layers += [Layer("--data", nest("data.root", data))] if data is not None else []
-    layers += [parse_override(text) for text in set_ or []]
-    check_layers(layers)
-    plan = make_plan(TrainRequest(tuple(layers)), lambda items, total: track(items, total, "reading cases"))
-    for key, value in flatten(to_plain(plan.config)):
-        typer.echo(f"{f'{key}: {value}':<60} # {plan.sources.get(key, 'default')}")
-
-
-def config_check(
-    file: Annotated[str, typer.Argument(help="YAML file or packaged name.", show_default=False)],
-    set_: Annotated[list[str] | None, SET] = None,
-) -> None:
-    """Check a configuration: keys, values, method, losses, network, patch size. Exit code 2 for a fault."""
-    from ssl_seg.configio import find_config, parse_override, read_layers
-    from ssl_seg.prepare import check_layers
-
-    layers = [*read_layers(file), *(parse_override(text) for text in set_ or [])]
-    check_layers(layers)
-    typer.echo(f"{Path(find_config(file))}: ok")

@@ -1,0 +1,87 @@
+"""``ssl-seg config show | config check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ssl_seg.configio import Layer
+    from ssl_seg.prepare import Plan
+
+DATA = typer.Option(help="Folder or manifest to plan for, or synthetic:particles|sheets.")
+SET = typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.")
+
+
+def config_show(
+    file: Annotated[str | None, typer.Argument(help="YAML file or packaged name.", show_default=False)] = None,
+    data: Annotated[str | None, DATA] = None,
+    set_: Annotated[list[str] | None, SET] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a picture of rates, weights and policies over the whole run.")
+    ] = None,
+) -> None:
+    """Print every setting of a run with the place it comes from: default, plan, file or option."""
+    from ssl_seg.configio import flatten, to_plain
+    from ssl_seg.errors import DataError
+    from ssl_seg.preflight import check_layers
+
+    if plot is not None and plot.exists():
+        raise DataError(f"{plot} exists already and is not overwritten: choose another name")
+    layers = _read(file, data, set_)
+    check_layers(layers)
+    plan = _plan(layers)
+    for key, value in flatten(to_plain(plan.config)):
+        typer.echo(f"{f'{key}: {value}':<60} # {plan.sources.get(key, 'default')}")
+    if plot is not None:
+        from ssl_seg.curves import compute_curves
+        from ssl_seg.report.schedule_figure import plot_schedule
+
+        plot_schedule(compute_curves(plan.config), plot, file or "planned from the data")
+        typer.echo(f"wrote {plot}", err=True)
+
+
+def config_check(
+    file: Annotated[str, typer.Argument(help="YAML file or packaged name.", show_default=False)],
+    data: Annotated[
+        str | None, typer.Option(help="Folder or manifest: check the settings that are planned from it too.")
+    ] = None,
+    set_: Annotated[list[str] | None, SET] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 2 for a warning too.")] = False,
+) -> None:
+    """Check a configuration: keys, values, method, losses, network, patch size; and warn of contradictions.
+
+    Exit code 2 for an error. What depends on settings that are planned from the data is checked with --data only.
+    """
+    from ssl_seg.configio import check_partial, find_config
+    from ssl_seg.data.findings import describe_finding
+    from ssl_seg.lint import lint
+    from ssl_seg.preflight import check_layers
+
+    layers = _read(file, data, set_)
+    check_layers(layers)
+    config, unknown = check_partial(layers) if data is None else (_plan(layers).config, frozenset[str]())
+    findings = lint(config, unknown)
+    for finding in findings:
+        typer.echo(f"WARNING {describe_finding(finding)}")
+    verdict = f"{len(findings)} warning(s)" if findings else "ok"
+    typer.echo(f"{Path(find_config(file))}: {verdict}")
+    if findings and strict:
+        raise typer.Exit(2)
+
+
+def _read(file: str | None, data: str | None, overrides: list[str] | None) -> list[Layer]:
+    from ssl_seg.configio import Layer, nest, parse_override, read_layers
+
+    layers = read_layers(file) if file is not None else []
+    layers += [Layer(f"--data {data}", nest("data.root", data))] if data is not None else []
+    return [*layers, *(parse_override(text) for text in overrides or [])]
+
+
+def _plan(layers: list[Layer]) -> Plan:
+    from ssl_seg.cli.console import track
+    from ssl_seg.prepare import TrainRequest, make_plan
+
+    return make_plan(TrainRequest(tuple(layers)), lambda items, total: track(items, total, "reading cases"))

@@ -1,0 +1,178 @@
+"""What is checked before a run starts: first the settings by themselves, then the settings against the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ssl_seg.config import Config, DataConfig, LossConfig, MethodConfig
+from ssl_seg.config_hints import find_source
+from ssl_seg.configio import Layer, Nested, check_partial, merge_layers, validate
+from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.findings import Finding, describe_finding, select_faults
+from ssl_seg.data.splits.quality import check_split
+from ssl_seg.data.splits.split import Split
+from ssl_seg.errors import ConfigError, DataError, NetworkError, SplitError
+from ssl_seg.losses import check_loss_names, make_supervised_loss
+from ssl_seg.methods import METHODS, make_method
+from ssl_seg.networks import check_deep_supervision, check_patch_size, get_network_spec
+
+
+def check_layers(layers: Sequence[Layer]) -> None:
+    """Check all that can be said without the data; values that are planned from it may be missing.
+
+    Raises:
+        ConfigError: unknown keys, wrong values, an unknown method, network, loss or option, or a patch size that the
+            network cannot take: all in one error.
+    """
+    merged, sources = merge_layers(layers)
+    problems = [
+        *_collect(partial(check_partial, layers)),
+        *_check_components(_section(merged, "loss"), sources),
+        *_collect(partial(_check_method, _section(merged, "method"), sources)),
+        *_check_network(_section(merged, "network"), _section(merged, "data"), sources),
+    ]
+    problems = problems or _collect(partial(_check_loss, merged))
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def _collect(check: Callable[[], object], where: str = "") -> list[str]:
+    try:
+        check()
+    except (ConfigError, NetworkError) as error:
+        return [f"{where}{line}" for line in str(error).splitlines()]
+    return []
+
+
+def _section(values: Nested, name: str) -> Mapping[str, Any]:
+    section = values.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _check_components(loss: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
+    """Return the problems of all names of components, with their places; other problems are left for the models."""
+    phases = loss.get("phases")
+    places = {f"loss.{key}": loss.get(key) for key in ("weights", "options")}
+    for index, phase in enumerate(phases if isinstance(phases, list) else ()):
+        places[f"loss.phases.{index}.weights"] = phase.get("weights") if isinstance(phase, dict) else None
+    return [
+        line
+        for place, named in places.items()
+        if isinstance(named, dict)
+        for line in _collect(partial(check_loss_names, named), f"{find_source(place, sources)}{place}: ")
+    ]
+
+
+def _check_loss(merged: Nested) -> None:
+    make_supervised_loss(validate(LossConfig, merged.get("loss", {}), prefix="loss."))
+
+
+def _check_method(section: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    method = validate(MethodConfig, dict(section), sources, prefix="method.")
+    if method.name in METHODS:
+        validate(METHODS[method.name].config_type, method.options, sources, prefix="method.options.")
+    try:
+        make_method(method.name, method.options, make_supervised_loss(LossConfig()))
+    except ConfigError as error:
+        raise ConfigError(f"{find_source('method.name', sources)}{error}") from None
+
+
+def _check_network(network: Mapping[str, Any], data: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
+    name, patch_size = network.get("name"), data.get("patch_size")
+    if not isinstance(name, str):
+        return []
+    problems = _collect(partial(get_network_spec, name), f"{find_source('network.name', sources)}network.name: ")
+    if problems or not isinstance(patch_size, list) or not all(isinstance(size, int) for size in patch_size):
+        return problems
+    where = f"{find_source('data.patch_size', sources)}data.patch_size: "
+    problems = _collect(partial(check_patch_size, name, patch_size), where)
+    heads = network.get("deep_supervision")
+    if problems or not isinstance(heads, int):
+        return problems
+    where = find_source("network.deep_supervision", sources)
+    return _collect(partial(check_deep_supervision, name, patch_size, heads), where)
+
+
+def check_with_data(config: Config, catalog: Catalog, split: Split, note: Callable[[str], None]) -> list[Finding]:
+    """Check what only the data can tell.
+
+    Args:
+        config: all settings.
+        catalog: the data.
+        split: of the run.
+        note: takes the warnings of the split gate.
+
+    Returns:
+        The faults of the split that ``split.allow_faults`` let pass.
+
+    Raises:
+        SslSegError: the first thing that is wrong.
+    """
+    check_patch_size(config.network.name, config.data.patch_size)
+    check_deep_supervision(config.network.name, config.data.patch_size, config.network.deep_supervision)
+    if config.data.ndim != catalog.ndim:
+        raise ConfigError(
+            f"data.patch_size {list(config.data.patch_size)} is for {config.data.ndim}D; {catalog.root} holds "
+            f"{catalog.ndim}D images"
+        )
+    if catalog.channels not in {1, config.data.channels}:
+        raise ConfigError(f"data.channels = {config.data.channels}; the images have {catalog.channels}")
+    _check_spacing(config.data, catalog)
+    _check_mixing(config)
+    if not split.val:
+        raise SplitError("the split has no validation cases: nothing could be watched; make a new split")
+    faults = _check_split_quality(config, catalog, split, note)
+    pool = split.pool_ids(config.split.labels)
+    if METHODS[config.method.name].uses_teacher and pool and config.batch.unlabeled == 0:
+        raise ConfigError(
+            f"method.name = '{config.method.name}' learns from unlabeled images and there are {len(pool)}, but "
+            "batch.unlabeled = 0: set it to batch.labeled, or use method.name = 'supervised'"
+        )
+    return faults
+
+
+def _check_spacing(data: DataConfig, catalog: Catalog) -> None:
+    unknown = [i for i, facts in catalog.facts.items() if (data.spacing or facts.spacing) is None]
+    if data.resample_to is not None and unknown:
+        raise DataError(
+            f"data.resample_to = {list(data.resample_to)}, but {len(unknown)} image(s) do not say how large their "
+            f"voxels are, for example '{unknown[0]}'. Give data.spacing, which holds for all, or leave out resample_to."
+        )
+
+
+def _check_mixing(config: Config) -> None:
+    """CutMix and copy-paste take a partner from the same batch."""
+    for name, patches in (("cutmix", config.batch.unlabeled), ("copy_paste", config.labeled_range[1])):
+        kind = "unlabeled" if name == "cutmix" else "labeled"
+        if getattr(config.augment, name) > 0 and patches == 1:
+            raise ConfigError(f"augment.{name} mixes two {kind} patches and batch.{kind} = 1: make it at least 2")
+
+
+def _check_split_quality(config: Config, catalog: Catalog, split: Split, note: Callable[[str], None]) -> list[Finding]:
+    """Run the split gate: note its warnings, stop at a fault unless that is allowed; return the allowed faults."""
+    findings = check_split(_with_labels(split, config.split.labels), catalog)
+    faults = select_faults(findings)
+    listed = "\n".join(f"- {describe_finding(fault)}" for fault in faults)
+    if faults and not config.split.allow_faults:
+        raise SplitError(
+            f"the split cannot be trusted:\n{listed}\nMake another one with `ssl-seg split make`, or give "
+            "--allow-split to train all the same; that is recorded in the run."
+        )
+    if any(fault.code == "missing_case" for fault in faults):
+        raise SplitError(f"the split names cases that are not there:\n{listed}")
+    for finding in findings:
+        if finding.level != "info":
+            note(f"split: {'ALLOWED FAULT' if finding.level == 'fault' else 'WARNING'} {describe_finding(finding)}")
+    return faults
+
+
+def _with_labels(split: Split, labels: float) -> Split:
+    """Return the split with the labeled set that the run will use among its fractions."""
+    ids, pool = split.labeled_ids(labels), split.fractions[1.0]
+    share = len(ids) / len(pool)
+    if ids in split.fractions.values() or share in split.fractions:
+        return split
+    return replace(split, fractions={**split.fractions, share: ids})

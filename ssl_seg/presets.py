@@ -1,0 +1,72 @@
+"""Losses by name: partial ``loss`` sections. A configuration says ``loss: {preset: combined}``.
+
+``ssl-seg losses`` lists them. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from ssl_seg.errors import ConfigError, did_you_mean
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "dice": {"weights": {"dice": 1.0}},
+    "combined": {"weights": {"cross_entropy": 0.4, "dice": 0.4, "focal": 0.2}},
+    "focal_dice": {"weights": {"focal": 0.7, "dice": 0.3}},
+    "competition": {"weights": {"cross_entropy": 3.0, "dice": 1.0, "focal": 4.0}},
+    "tversky_recall": {"weights": {"tversky": 1.0}, "options": {"tversky": {"alpha": 0.3, "beta": 0.7}}},
+    # A weight of 0 watches a component before it is used.
+    "progressive": {
+        "weights": {"dice": 1.0, "focal": 0.0, "variance": 0.0, "boundary": 0.0},
+        "phases": [
+            {"from_epoch": 31, "weights": {"dice": 0.8, "focal": 0.2, "variance": 0.0, "boundary": 0.0}},
+            {"from_epoch": 61, "weights": {"dice": 0.75, "focal": 0.15, "variance": 0.05, "boundary": 0.05}},
+        ],
+    },
+    "curriculum": {
+        "weights": {"dice": 1.0, "focal": 0.0, "variance": 0.0},
+        "phases": [{"from_epoch": 51, "weights": {"dice": 0.75, "focal": 0.15, "variance": 0.1}}],
+    },
+}
+"""Name -> keys of a ``loss`` section."""
+
+
+def expand(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``loss`` section in which the key ``preset``, if there is one, is replaced by what it stands for.
+
+    What the section says besides wins: its weights take the place of all weights of the preset, its phases that of all
+    phases, its options are laid over the preset's. Options of the preset for components that are then named nowhere
+    are dropped.
+
+    Raises:
+        ConfigError: for an unknown preset, with the nearest known one.
+    """
+    rest = {key: deepcopy(value) for key, value in section.items() if key != "preset"}
+    if "preset" not in section:
+        return rest
+    name = section["preset"]
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ConfigError(
+            f"loss.preset = {name!r}: unknown{did_you_mean(str(name), PRESETS)}; known: {', '.join(PRESETS)}"
+        )
+    preset = deepcopy(PRESETS[name])
+    result = {**preset, **rest}
+    options = {k: v for k, v in preset.get("options", {}).items() if k in _list_components(result)}
+    given = rest.get("options", {})
+    if isinstance(given, dict):  # anything else is left for the check of the whole section to refuse
+        for component, values in given.items():
+            both_are_maps = isinstance(values, dict) and component in options
+            options[component] = {**options[component], **values} if both_are_maps else values
+        result["options"] = options
+    if not result["options"]:
+        del result["options"]
+    return result
+
+
+def _list_components(section: Mapping[str, Any]) -> set[str]:
+    phases = section.get("phases")
+    phases = phases if isinstance(phases, list | tuple) else ()
+    weights = [section.get("weights"), *(phase.get("weights") for phase in phases if isinstance(phase, Mapping))]
+    return {name for named in weights if isinstance(named, Mapping) for name in named}

@@ -1,0 +1,264 @@
+"""Each rule of the linter fires on its case and is silent on a healthy neighbor."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_configio import list_settings
+
+from ssl_seg.config import Config, PlateauResponseConfig
+from ssl_seg.configio import Layer, build_config, check_partial, packaged_configs, parse_override, read_layers
+from ssl_seg.engine.policies import respond_to_plateaus
+from ssl_seg.lint import RULES, lint
+from ssl_seg.preflight import check_layers
+from ssl_seg.schedules import count_plateaus, count_stale_epochs
+
+BASE = {
+    "data": {"label_values": [0, 255], "channels": 1, "patch_size": [64, 64], "foreground_ratio": 0.33},
+    "network": {"name": "unet"},
+    "batch": {"labeled": 4, "unlabeled": 4},
+    "length": {"steps": 2000, "steps_per_epoch": 100},
+}
+"""20 epochs, nothing to say."""
+
+PHASES = "loss.phases=[{from_epoch: 5, weights: {dice: 1}}, {from_epoch: 10, weights: {focal: 1}, blend_epochs: %s}]"
+FOCAL = ("loss.weights.focal=1", "loss.weights.cross_entropy=1")
+RESPONSE, STOPPING = "policies.plateau_response.patience=", "policies.early_stopping.patience="
+NOISE, SWA = "policies.weight_noise", "policies.swa.start_epoch="
+RESTARTS = ("optim.schedule=cosine_restarts", "optim.warmup_steps=0")
+REDUCE = "optim.schedule=reduce_on_plateau"
+
+Settings = tuple[str, ...]
+CASES: list[tuple[str, Settings, Settings]] = [
+    # rule, settings that break it, a neighbor that does not
+    ("phase_never_reached", (PHASES % 0, "length.steps=1000"), (PHASES % 0, "length.steps=1001")),
+    ("blend_cut_short", (PHASES % 11,), (PHASES % 10,)),
+    (
+        "blend_cut_short",
+        ("loss.phases=[{from_epoch: 5, weights: {dice: 1}, blend_epochs: 3}, {from_epoch: 7, weights: {focal: 1}}]",),
+        ("loss.phases=[{from_epoch: 5, weights: {dice: 1}, blend_epochs: 2}, {from_epoch: 7, weights: {focal: 1}}]",),
+    ),
+    (
+        "phase_changes_nothing",
+        ("loss.weights.dice=1", "loss.phases=[{from_epoch: 5, weights: {dice: 1}}]"),
+        ("loss.weights.dice=1", "loss.phases=[{from_epoch: 5, weights: {dice: 2}}]"),
+    ),
+    ("swa_never_starts", (f"{SWA}21",), (f"{SWA}18",)),
+    ("swa_of_one", (f"{SWA}20",), (f"{SWA}19",)),
+    ("swa_of_one", (f"{SWA}10", "policies.swa.every_epochs=11"), (f"{SWA}10", "policies.swa.every_epochs=10")),
+    ("swa_before_last_phase", (PHASES % 2, f"{SWA}11"), (PHASES % 2, f"{SWA}12")),
+    ("noise_never_starts", (f"{NOISE}={{start_epoch: 20, std: 0.1}}",), (f"{NOISE}={{start_epoch: 19, std: 0.1}}",)),
+    (
+        "noise_in_warmup",
+        (f"{NOISE}={{start_epoch: 2, std: 0.1}}", "optim.warmup_steps=201"),
+        (f"{NOISE}={{start_epoch: 2, std: 0.1}}", "optim.warmup_steps=200"),
+    ),
+    (
+        "noise_in_warmup",
+        (f"{NOISE}={{start_epoch: 2, std: 0.1}}", "optim.warmup_steps=201"),
+        (f"{NOISE}={{start_epoch: 2, std: 0.1}}", "optim.warmup_steps=201", "optim.schedule=one_cycle"),
+    ),
+    (
+        "noise_within_swa",
+        (f"{SWA}12", f"{NOISE}={{start_epoch: 6, every_epochs: 6, std: 0.1}}"),
+        (f"{SWA}12", f"{NOISE}={{start_epoch: 6, every_epochs: 14, std: 0.1}}"),
+    ),
+    (
+        "noise_within_swa",
+        (f"{SWA}12", f"{NOISE}={{start_epoch: 12, every_epochs: 9, std: 0.1}}"),
+        (f"{SWA}12", f"{NOISE}={{start_epoch: 20, std: 0.1}}"),
+    ),
+    ("rampup_beyond_run", ("method.options.rampup_steps=2001",), ("method.options.rampup_steps=2000",)),
+    ("warmup_most_of_run", ("optim.warmup_steps=1001",), ("optim.warmup_steps=1000",)),
+    (
+        "warmup_most_of_run",
+        ("optim.warmup_steps=1001",),
+        ("optim.warmup_steps=1001", "optim.schedule=one_cycle"),
+    ),
+    ("ema_longer_than_run", ("ema.decay=0.9996",), ("ema.decay=0.9994",)),
+    ("plateau_never_acts", (REDUCE, "optim.plateau_patience=19"), (REDUCE, "optim.plateau_patience=18")),
+    ("plateau_never_acts", (f"{RESPONSE}10",), (f"{RESPONSE}9",)),
+    ("plateau_never_acts", (f"{RESPONSE}10",), (f"{RESPONSE}10", "policies.plateau_response.base=1.5")),
+    ("plateau_never_acts", (f"{RESPONSE}5", "policies.plateau_response.gain=0"), (f"{RESPONSE}5",)),
+    ("plateau_never_acts", (f"{RESPONSE}5", "policies.plateau_response.cap=1"), (f"{RESPONSE}5",)),
+    ("early_stopping_never_acts", (f"{STOPPING}19",), (f"{STOPPING}18",)),
+    ("early_stopping_before_plateau", (f"{STOPPING}8", REDUCE, "optim.plateau_patience=8"),
+     (f"{STOPPING}9", REDUCE, "optim.plateau_patience=8")),
+    ("early_stopping_before_plateau", (f"{STOPPING}8", f"{RESPONSE}4"), (f"{STOPPING}9", f"{RESPONSE}4")),
+    ("lr_schedules_compete", (f"{RESPONSE}4", REDUCE), (f"{RESPONSE}4", "optim.schedule=constant")),
+    ("lr_schedules_compete", (f"{RESPONSE}4", "optim.schedule=one_cycle"), (f"{RESPONSE}4", "optim.schedule=poly")),
+    ("lr_scaled_twice", (f"{RESPONSE}4", "optim.lr_scaling=sqrt", "batch.labeled=8"),
+     (f"{RESPONSE}4", "batch.labeled=8")),
+    ("lr_scaling_no_effect", ("optim.lr_scaling=linear",), ("optim.lr_scaling=linear", "runtime.devices=2")),
+    (
+        "lr_scaling_no_effect",
+        ("optim.lr_scaling=sqrt", "policies.random_batch_size={smallest: 2, largest: 6}"),
+        ("optim.lr_scaling=sqrt", "policies.random_batch_size={smallest: 2, largest: 7}"),
+    ),
+    ("restart_cut_short", (*RESTARTS, "optim.restart_epochs=12"), (*RESTARTS, "optim.restart_epochs=20")),
+    ("variance_minimum", ("loss.weights={dice: 0.5, variance: 0.15}",), ("loss.weights={dice: 0.6, variance: 0.15}",)),
+    (
+        "variance_minimum",
+        ("loss.phases=[{from_epoch: 5, weights: {dice: 0.5, variance: 0.5}}]",),
+        ("loss.phases=[{from_epoch: 5, weights: {dice: 0.5, variance: 0.0}}]",),
+    ),
+    (
+        "imbalance_corrected_twice",
+        (*FOCAL, "loss.options.focal.alpha=0.7", "loss.options.cross_entropy.pos_weight=2"),
+        (*FOCAL, "loss.options.focal.alpha=0.5", "loss.options.cross_entropy.pos_weight=2"),
+    ),
+    (
+        "imbalance_corrected_twice",
+        ("batch.positive_ratio=0.5", "loss.options.cross_entropy.class_weights=[1, 3]"),
+        ("batch.positive_ratio=0.5", "loss.options.cross_entropy.class_weights=[1, 1]"),
+    ),
+    (
+        "imbalance_corrected_twice",
+        ("batch.positive_ratio=0.5", "loss.fn_cost=2"),
+        ("loss.fn_cost=2",),
+    ),
+    (
+        "costs_oppose",
+        (*FOCAL, "loss.options.focal={alpha: 0.25, fn_cost: 5}"),
+        (*FOCAL, "loss.options.focal={alpha: 0.75, fn_cost: 1}"),
+    ),
+    (
+        "costs_oppose",
+        ("loss.fp_cost=2", "loss.options.cross_entropy.pos_weight=2"),
+        ("loss.fp_cost=1", "loss.options.cross_entropy.pos_weight=2"),
+    ),
+    (
+        "costs_oppose",  # focal is only watched
+        (*FOCAL, "loss.options.focal.alpha=0.25", "loss.fn_cost=2"),
+        ("loss.weights={cross_entropy: 1, focal: 0}", "loss.options.focal.alpha=0.25", "loss.fn_cost=2"),
+    ),
+    ("setting_without_effect", ("optim.plateau_patience=7",), (REDUCE, "optim.plateau_patience=7")),
+    ("setting_without_effect", ("optim.floor=0.1", "optim.schedule=constant"), ("optim.floor=0.1",)),
+    ("setting_without_effect", ("optim.lr_batch_size=2",), ("optim.lr_batch_size=2", "optim.lr_scaling=sqrt")),
+    ("setting_without_effect", ("split.val_fraction=0.3", "split.folds=3"), ("split.val_fraction=0.3",)),
+    ("setting_without_effect", ("split.test_fraction=0.3", "split.file=x"), ("split.test_fraction=0.3",)),
+    ("setting_without_effect", ("augment.cutmix=0.5", "batch.unlabeled=0"), ("augment.cutmix=0.5",)),
+]  # fmt: skip
+
+
+def make_config(*overrides: str) -> Config:
+    layers = [Layer("base", BASE), *map(parse_override, overrides)]
+    check_layers(layers)
+    return build_config(layers)[0]
+
+
+def codes_of(config: Config) -> list[str]:
+    return [finding.code for finding in lint(config)]
+
+
+def test_a_plain_configuration_gives_no_warning() -> None:
+    assert lint(make_config()) == []
+
+
+@pytest.mark.parametrize(("code", "bad", "good"), CASES, ids=[f"{c}-{n}" for n, (c, _, _) in enumerate(CASES)])
+def test_a_rule_fires_on_its_case_only(code: str, bad: Settings, good: Settings) -> None:
+    findings = [finding for finding in lint(make_config(*bad)) if finding.code == code]
+    assert findings
+    for finding in findings:
+        assert finding.level == "warn"
+        assert re.search(r"\b(\d|constant|poly|linear|sqrt|one_cycle|reduce_on_plateau)", finding.message)
+        names = re.findall(r"\b(?:optim|policies|loss|ema|batch|length|split|augment)(?:\.[a-z_]+)+", finding.message)
+        assert names
+        assert set(names) <= KNOWN
+    assert code not in codes_of(make_config(*good))
+
+
+KNOWN = {re.sub(r"\.\d+", "", name) for name in list_settings(Config, "")}
+KNOWN |= {"loss.weights.variance", "loss.options.focal.alpha", "loss.options.focal", "loss.phases.weights.variance"}
+KNOWN |= {f"loss.options.cross_entropy.{name}" for name in ("pos_weight", "class_weights")}
+KNOWN |= {"loss.options.cross_entropy", "loss.phases"}
+
+
+def test_every_rule_has_a_case_and_a_reason() -> None:
+    assert set(RULES) == {code for code, _, _ in CASES}
+    assert [code for code, rule in RULES.items() if not (rule.check.__doc__ or "").endswith(".")] == []
+    assert [code for code, rule in RULES.items() if rule.check.__name__ != code] == []
+
+
+@pytest.mark.parametrize("key", ["length.steps", "optim.warmup_steps", "batch.labeled", "batch.unlabeled"])
+def test_rules_that_need_a_value_that_is_not_known_are_left_out(key: str) -> None:
+    bad = {code: settings for code, settings, _ in CASES}
+    needing = {code for code, rule in RULES.items() if key in rule.needs}
+    assert needing
+    for code in needing:
+        config = make_config(*bad[code])
+        assert code not in {finding.code for finding in lint(config, {key})}
+        assert code in {finding.code for finding in lint(config, {"data.channels"})}
+
+
+def test_without_data_nothing_is_said_about_planned_values() -> None:
+    layers = [Layer("file", {"policies": {"swa": {"start_epoch": 90}}, "ema": {"decay": 0.9999}})]
+    config, unknown = check_partial(layers)
+    assert lint(config, unknown) == []
+    assert {"length.steps", "batch.labeled", "data.channels"} <= unknown
+    config, unknown = check_partial([*layers, parse_override("length.steps=800")])
+    assert [finding.code for finding in lint(config, unknown)] == ["swa_never_starts", "ema_longer_than_run"]
+
+
+def test_lengths_that_are_proposed_end_with_a_cycle() -> None:
+    settings = (*RESTARTS, "optim.restart_epochs=12")
+    message = next(f.message for f in lint(make_config(*settings)) if f.code == "restart_cut_short")
+    shorter, longer = re.findall(r"\d+", message.split("length.steps = ")[1])
+    assert (int(shorter), int(longer)) == (1200, 3600)
+    for steps in (shorter, longer):
+        assert codes_of(make_config(*settings, f"length.steps={steps}")) == []
+    assert codes_of(make_config(*settings, f"length.steps={int(shorter) + 100}")) == ["restart_cut_short"]
+
+
+@given(
+    epochs=st.integers(1, 30),
+    patience=st.integers(1, 30),
+    base=st.sampled_from([1.0, 1.5]),
+    gain=st.sampled_from([0.0, 0.15]),
+    cap=st.sampled_from([1.0, 5.0]),
+)
+def test_plateaus_that_never_act_are_those_of_the_training(
+    epochs: int, patience: int, base: float, gain: float, cap: float
+) -> None:
+    """Scores that never get better are the case in which most plateaus are counted."""
+    response = {"patience": patience, "base": base, "gain": gain, "cap": cap}
+    config = small_run(epochs, {"plateau_response": response, "early_stopping": {"patience": patience}})
+    multipliers = [
+        respond_to_plateaus([0.0] * done, 0.0, PlateauResponseConfig(**response)).multiplier for done in range(epochs)
+    ]
+    codes = codes_of(config)
+    assert ("plateau_never_acts" in codes) == (max(multipliers) == 1.0)
+    stops = any(count_stale_epochs([0.0] * done) >= patience for done in range(epochs))
+    assert ("early_stopping_never_acts" in codes) == (not stops)
+
+
+@given(epochs=st.integers(1, 30), patience=st.integers(1, 30))
+def test_reductions_that_never_act_are_those_of_the_training(epochs: int, patience: int) -> None:
+    optim = {"schedule": "reduce_on_plateau", "plateau_patience": patience}
+    acts = any(count_plateaus([0.0] * done, patience) for done in range(epochs))
+    assert ("plateau_never_acts" in codes_of(small_run(epochs, {}, optim))) == (not acts)
+
+
+def small_run(epochs: int, policies: dict[str, Any], optim: dict[str, Any] | None = None) -> Config:
+    values = {
+        **BASE,
+        "policies": policies,
+        "optim": {"warmup_steps": 0, **(optim or {})},
+        "length": {"steps": 10 * epochs, "steps_per_epoch": 10},
+    }
+    return build_config([Layer("base", values)])[0]
+
+
+def test_the_contradictions_of_the_source_documents_are_named() -> None:
+    def codes(name: str) -> set[str]:
+        return {finding.code for finding in lint(*check_partial(read_layers(f"recipes/{name}")))}
+
+    assert (packaged_configs() / "recipes").is_dir()
+    assert {"variance_minimum", "costs_oppose"} <= codes("seed_v5")
+    assert "lr_schedules_compete" in codes("seed_v6")
+    assert codes("seed_v9") == {"noise_within_swa"}
+    assert codes("seed_v8") == set()

@@ -1,0 +1,91 @@
+"""Presets: what ``expand`` lays over what."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ssl_seg.config import LossConfig
+from ssl_seg.errors import ConfigError
+from ssl_seg.presets import PRESETS, expand
+
+
+def test_a_section_without_preset_is_as_it_was() -> None:
+    section = {"weights": {"dice": 1.0}, "fp_cost": 2.0}
+    assert expand(section) == section
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_alone_is_its_section(name: str) -> None:
+    assert expand({"preset": name}) == PRESETS[name]
+    LossConfig(**expand({"preset": name}))
+
+
+def test_weights_take_the_place_of_all_weights() -> None:
+    assert expand({"preset": "combined", "weights": {"dice": 1.0}, "fn_cost": 2.0}) == {
+        "weights": {"dice": 1.0},
+        "fn_cost": 2.0,
+    }
+
+
+def test_phases_take_the_place_of_all_phases_and_stay_otherwise() -> None:
+    phase = {"from_epoch": 5, "weights": {"iou": 1.0}}
+    assert expand({"preset": "progressive", "phases": [phase]})["phases"] == [phase]
+    kept = expand({"preset": "progressive", "weights": {"dice": 2.0}})
+    assert kept == {"weights": {"dice": 2.0}, "phases": PRESETS["progressive"]["phases"]}
+
+
+def test_options_are_laid_over_the_presets() -> None:
+    section = expand({"preset": "tversky_recall", "options": {"tversky": {"beta": 0.9}}})
+    assert section["options"] == {"tversky": {"alpha": 0.3, "beta": 0.9}}
+    section = expand({"preset": "combined", "options": {"focal": {"gamma": 3.0}}})
+    assert section["options"] == {"focal": {"gamma": 3.0}}
+
+
+def test_options_of_components_that_are_named_no_more_are_dropped() -> None:
+    assert expand({"preset": "tversky_recall", "weights": {"dice": 1.0}}) == {"weights": {"dice": 1.0}}
+    phase = {"from_epoch": 5, "weights": {"tversky": 1.0}}
+    section = expand({"preset": "tversky_recall", "weights": {"dice": 1.0}, "phases": [phase]})
+    assert section["options"] == {"tversky": {"alpha": 0.3, "beta": 0.7}}
+
+
+def test_presets_are_not_changed_by_those_who_use_them() -> None:
+    section = expand({"preset": "progressive"})
+    section["weights"]["dice"] = 9.0
+    section["phases"][0]["weights"].clear()
+    assert expand({"preset": "progressive"}) == PRESETS["progressive"]
+    assert PRESETS["progressive"]["weights"]["dice"] == 1.0
+
+
+@pytest.mark.parametrize("rest", [{"options": 3}, {"weights": None}, {"phases": 1}, {"options": {"tversky": 3}}])
+def test_wrong_types_are_left_for_the_check_of_the_section(rest: dict[str, object]) -> None:
+    assert expand({"preset": "tversky_recall", **rest}).items() >= rest.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("combind", r"loss\.preset = 'combind': unknown \(did you mean 'combined'\?\); known: dice, combined,"),
+        (3, r"loss\.preset = 3: unknown"),
+        (["dice"], r"loss\.preset = \['dice'\]: unknown"),
+    ],
+)
+def test_unknown_presets_are_refused(name: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        expand({"preset": name})
+
+
+def test_the_source_documents_schedules() -> None:
+    """Rows L15 and L16: three phases from epochs 0, 31 and 61; two from 0 and 51."""
+    progressive, curriculum = PRESETS["progressive"], PRESETS["curriculum"]
+    assert [phase["from_epoch"] for phase in progressive["phases"]] == [31, 61]
+    assert progressive["phases"][1]["weights"] == {"dice": 0.75, "focal": 0.15, "variance": 0.05, "boundary": 0.05}
+    assert [phase["from_epoch"] for phase in curriculum["phases"]] == [51]
+    assert curriculum["phases"][0]["weights"] == {"dice": 0.75, "focal": 0.15, "variance": 0.1}
+
+
+def test_presets_do_not_import_torch() -> None:
+    code = "import sys, ssl_seg.presets; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'pydantic')))"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,95 @@
+"""Every packaged configuration is sound and trains; the figures of the source documents are what the files say."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import TINY, train_tiny
+
+from ssl_seg.configio import Layer, merge_layers, packaged_configs, read_layers
+from ssl_seg.preflight import check_layers
+
+PACKAGED = sorted(
+    p.relative_to(packaged_configs()).with_suffix("").as_posix() for p in packaged_configs().rglob("*.yaml")
+)
+RECIPES = [name for name in PACKAGED if name.startswith("recipes/") or name.startswith("recommended")]
+
+SOURCE = {
+    # dice, focal, variance, boundary, clDice; focal_alpha; batch; LR; SWA start. None: not trained on.
+    "seed_v1": ((0.2, 0.4, 0.3, 0.05, 0.05), 0.75, 2, 1e-4, 40),
+    "seed_v2": ((0.4, 0.25, 0.2, 0.1, 0.05), 0.4, 2, 1e-4, 40),
+    "seed_v3": ((0.5, 0.15, 0.15, 0.15, 0.05), 0.3, 2, 1e-4, 30),
+    "seed_v4": ((0.4, 0.15, 0.25, 0.1, 0.05), 0.3, 2, 2e-4, 20),
+    "seed_v5": ((0.3, 0.15, 0.5, 0.05, 0.0), 0.4, 2, 1e-4, 40),
+    "seed_v6": ((0.8, 0.15, 0.0, 0.05, 0.0), 0.4, 4, 1e-4, None),
+    "seed_v7": ((0.75, 0.15, 0.1, 0.0, 0.0), 0.4, 8, 5e-4, None),
+    "seed_v8": ((1.0, 0.0, 0.0, 0.0, 0.0), None, 8, 5e-4, None),
+    "seed_v9": ((1.0, 0.0, 0.0, 0.0, 0.0), None, 8, 5e-4, 80),
+}
+COMPONENTS = ("dice", "focal", "variance", "boundary", "cldice")
+
+
+def load_script() -> ModuleType:
+    path = Path(__file__).parents[1] / "scripts" / "compare_recipes.py"
+    spec = importlib.util.spec_from_file_location("compare_recipes", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["compare_recipes"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_a_packaged_configuration_is_sound(name: str) -> None:
+    check_layers(read_layers(name))
+
+
+@pytest.mark.parametrize("name", SOURCE)
+def test_a_recipe_says_what_its_source_says(name: str) -> None:
+    weights, alpha, batch, lr, swa = SOURCE[name]
+    values, _ = merge_layers(read_layers(f"recipes/{name}"))
+    assert tuple(values["loss"]["weights"].get(c, 0.0) for c in COMPONENTS) == weights
+    assert values["loss"].get("options", {}).get("focal", {}).get("alpha") == alpha
+    assert (values["batch"]["labeled"], values["optim"]["lr"]) == (batch, lr)
+    assert values.get("policies", {}).get("swa", {}).get("start_epoch") == swa
+
+
+def test_the_progressive_phases_are_the_sources() -> None:
+    phases = merge_layers(read_layers("recipes/seed_v9"))[0]["loss"]["phases"]
+    assert [(p["from_epoch"], {n: w for n, w in p["weights"].items() if w}) for p in phases] == [
+        (31, {"dice": 0.8, "focal": 0.2}),
+        (61, {"dice": 0.75, "focal": 0.15, "variance": 0.05, "boundary": 0.05}),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains(name: str, particles_dir: Path, tmp_path: Path) -> None:
+    layers = read_layers(name)
+    tiny = {**TINY, "length": {"steps": 4, "steps_per_epoch": 2}, "optim": {"warmup_steps": 0}}
+    with_deep = [*layers, Layer("--test", tiny)]
+    result = train_tiny(tmp_path / "run", particles_dir, *(layer.values for layer in with_deep))
+    assert (result.ending, result.step) == ("finished", 4)
+
+
+def test_a_recipe_is_scaled_to_equal_steps() -> None:
+    script = load_script()
+    scaled = script.scale_recipe(merge_layers(read_layers("recipes/seed_v9"))[0], steps=240, epochs=30)
+    assert scaled["length"] == {"steps": 240, "steps_per_epoch": 8}
+    assert scaled["optim"]["lr"] * 240 == pytest.approx(5e-4 * 300 * 79)  # the sum of the learning rates stays
+    assert [p["from_epoch"] for p in scaled["loss"]["phases"]] == [3, 6]
+    assert scaled["policies"]["swa"] == {"start_epoch": 8}
+    assert scaled["policies"]["weight_noise"] == {"start_epoch": 5, "every_epochs": 1, "std": 0.001}
+    assert scaled["policies"]["early_stopping"] is None  # the steps are to be equal
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    mean, half = load_script().compute_interval([0.7, 0.8, 0.9])
+    assert mean == pytest.approx(0.8)
+    assert half == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)
