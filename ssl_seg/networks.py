@@ -1,6 +1,7 @@
 """Networks by name: builders around MONAI, with one rule for norms and one for patch sizes.
 
-All networks map (N, C, *S) to logits (N, K, *S) with ``*S`` = (Z, Y, X) or (Y, X). Three things differ from MONAI:
+All networks map (N, C, *S) to logits (N, K, *S) with ``*S`` = (Z, Y, X) or (Y, X); with deep supervision, in train mode
+only, to (N, H, K, *S). Three things differ from MONAI:
 
 - Every norm layer is of the type asked for, affine. MONAI's V-Net and Attention U-Net hard-code batch norm, whose
   statistics differ between student and teacher, and between labeled and unlabeled batches.
@@ -18,12 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from ssl_seg.errors import NetworkError, did_you_mean
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Norm = Literal["instance", "group", "batch"]
 Sizes = tuple[int, ...]
@@ -37,7 +38,7 @@ class NetworkSpec:
 
     name: str
     description: str
-    build: Callable[[int, int, Sizes, int], nn.Module]
+    build: Callable[..., nn.Module]
     """(channels, num_classes, patch_size, features) -> network; its norm layers are replaced afterwards."""
     divisor: Callable[[Sizes], Sizes]
     """Patch size -> the factor by which each axis is downsampled at the bottleneck."""
@@ -45,6 +46,8 @@ class NetworkSpec:
     """Width of the first level, in channels."""
     fixed_features: bool = False
     """The width cannot be changed."""
+    deep_supervision: bool = False
+    """``build`` takes the number of further outputs as a fifth argument."""
 
 
 def build_network(
@@ -56,6 +59,7 @@ def build_network(
     patch_size: Sequence[int],
     features: int | None = None,
     norm: Norm = "instance",
+    deep_supervision: int = 0,
 ) -> nn.Module:
     """Return a network with random weights, drawn from torch's global generator: seed it before.
 
@@ -67,9 +71,11 @@ def build_network(
         patch_size: *S, in voxels.
         features: width of the first level, in channels; deeper levels double it. None is the network's own default.
         norm: type of all norm layers; group norm has up to 8 groups.
+        deep_supervision: number of further outputs at coarser levels; see ``check_deep_supervision``.
 
     Returns:
-        Module from (N, channels, *S) to logits (N, num_classes, *S).
+        Module from (N, channels, *S) to logits (N, num_classes, *S). With deep supervision, in train mode only, to
+        (N, 1 + deep_supervision, num_classes, *S): finest first, coarser ones enlarged to the patch.
 
     Raises:
         NetworkError: if the name is unknown or a value is not possible for this network.
@@ -91,7 +97,9 @@ def build_network(
     if features < 2:
         raise NetworkError(f"features={features}: a network needs at least 2 channels at its first level")
     check_patch_size(name, patch_size)
-    network = spec.build(channels, num_classes, tuple(patch_size), features)
+    check_deep_supervision(name, patch_size, deep_supervision)
+    heads = (deep_supervision,) if spec.deep_supervision else ()
+    network = spec.build(channels, num_classes, tuple(patch_size), features, *heads)
     _replace_norms(network, ndim, norm)
     return network
 
@@ -132,6 +140,30 @@ def check_patch_size(name: str, patch_size: Sequence[int]) -> None:
     raise NetworkError(
         f"patch_size {_show(size)} does not fit '{name}': {reason}; nearest that fit: {', '.join(nearest)}"
     )
+
+
+def check_deep_supervision(name: str, patch_size: Sequence[int], heads: int) -> None:
+    """Raise unless the network can have so many further outputs on patches of this size.
+
+    Args:
+        name: one of ``NETWORKS``.
+        patch_size: *S, in voxels.
+        heads: number of further outputs; 0 always fits.
+
+    Raises:
+        NetworkError: if the name is unknown, the network has no deep supervision, or too few levels for it.
+    """
+    if heads > 0 and not get_network_spec(name).deep_supervision:
+        able = ", ".join(spec.name for spec in NETWORKS.values() if spec.deep_supervision)
+        raise NetworkError(
+            f"network.deep_supervision = {heads}: '{name}' has no outputs at coarser levels. Set it to 0, or use {able}"
+        )
+    # The finest output is the network's own; the bottleneck has none.
+    if heads > (most := len(plan_strides(patch_size)) - 2):
+        raise NetworkError(
+            f"network.deep_supervision = {heads}: '{name}' on patches of {_show(patch_size)} has {most} coarser levels "
+            f"with an output. Set it to at most {most}, or make the patch larger"
+        )
 
 
 def _is_multiple(spec: NetworkSpec, size: Sizes) -> bool:
@@ -224,7 +256,7 @@ def _build_basic_unet(channels: int, num_classes: int, patch_size: Sizes, featur
     return network
 
 
-def _build_dynunet(channels: int, num_classes: int, patch_size: Sizes, features: int) -> nn.Module:
+def _build_dynunet(channels: int, num_classes: int, patch_size: Sizes, features: int, heads: int = 0) -> nn.Module:
     from monai.networks.nets import DynUNet
 
     strides = plan_strides(patch_size)
@@ -239,8 +271,23 @@ def _build_dynunet(channels: int, num_classes: int, patch_size: Sizes, features:
         upsample_kernel_size=strides[1:],
         filters=[min(features * 2**level, widest) for level in range(len(strides))],
         norm_name=_INSTANCE,
+        deep_supervision=heads > 0,
+        deep_supr_num=max(heads, 1),
     )
+    if heads > 0:
+        network.register_forward_hook(_forget_heads)
     return network
+
+
+def _forget_heads(network: nn.Module, _inputs: object, _output: object) -> None:
+    """Let go of the outputs that MONAI's DynUNet keeps in a list beside the one it returns.
+
+    They would hold the activations of a step until the next one, and a network that keeps them cannot be copied.
+    """
+    import torch
+
+    heads = cast("list[Tensor]", network.heads)
+    heads[:] = [torch.zeros(1)] * len(heads)
 
 
 def _build_vnet(channels: int, num_classes: int, patch_size: Sizes, features: int) -> nn.Module:
@@ -292,7 +339,14 @@ NETWORKS: dict[str, NetworkSpec] = {
     for spec in (
         NetworkSpec("unet", "U-Net with residual units, 5 levels", _build_unet, _divide_all_by(16), 32),
         NetworkSpec("basic_unet", "U-Net with max-pooling, 5 levels", _build_basic_unet, _divide_all_by(16), 32),
-        NetworkSpec("dynunet", "nnU-Net's U-Net, planned from the patch", _build_dynunet, _divide_by_strides, 32),
+        NetworkSpec(
+            "dynunet",
+            "nnU-Net's U-Net, planned from the patch",
+            _build_dynunet,
+            _divide_by_strides,
+            32,
+            deep_supervision=True,
+        ),
         NetworkSpec("vnet", "V-Net, width 16, with dropout", _build_vnet, _divide_all_by(16), 16, fixed_features=True),
         NetworkSpec("segresnet", "SegResNet, residual, 4 levels", _build_segresnet, _divide_all_by(8), 16),
         NetworkSpec("attention_unet", "Attention U-Net, 5 levels", _build_attention_unet, _divide_all_by(16), 32),

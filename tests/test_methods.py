@@ -16,7 +16,7 @@ from ssl_seg.data.views.mixing import Mix
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.losses import compute_loss, consistency_kl, consistency_mse, make_supervised_loss
+from ssl_seg.losses import CONSISTENCY, compute_loss, consistency_mse, make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import Method, Nets, Progress, StepOutput
 from ssl_seg.schedules import compute_rampup
@@ -46,7 +46,7 @@ def make_batch(labeled: int = 2, unlabeled: int = 3, num_classes: int = 2, seed:
 
 def make_nets(num_classes: int = 2) -> Nets:
     student = make_net(num_classes)
-    teacher = EMATeacher(student, 0.99).net
+    teacher = EMATeacher(student, lambda _: 0.99).net
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.add_(0.05)
@@ -142,16 +142,78 @@ def test_a_step_leaves_the_teacher_alone(method: Method) -> None:
         assert torch.equal(value, before[name])
 
 
-@pytest.mark.parametrize(("name", "distance"), [("mse", consistency_mse), ("kl", consistency_kl)])
-def test_mean_teacher_is_its_formula(name: str, distance: object) -> None:
+@pytest.mark.parametrize("name", CONSISTENCY)
+def test_mean_teacher_is_its_formula(name: str) -> None:
     options = {"consistency": name, "consistency_weight": 2.0, "rampup_ratio": 0.5}
     method = make_method("mean_teacher", options, LOSS)
     nets, batch = make_nets(), make_batch()
     supervised, _ = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
-    consistency = distance(nets.student(batch.strong), nets.teacher(batch.weak).softmax(1))  # type: ignore[operator]
+    consistency = CONSISTENCY[name](nets.student(batch.strong), nets.teacher(batch.weak).softmax(1))
     for step in (0, 10, 99):
         expected = supervised + 2.0 * compute_rampup(step, 50, "sigmoid") * consistency
         torch.testing.assert_close(method(nets, batch, Progress(step, 100)).loss, expected)
+
+
+@pytest.mark.parametrize("name", CONSISTENCY)
+def test_only_confident_voxels_count(name: str) -> None:
+    nets, batch = make_nets(), make_batch()
+    probs = nets.teacher(batch.weak).softmax(1)
+    confidence = probs.amax(1).median().item() + 1e-6  # between two voxels
+    options = {"consistency": name, "rampup_ratio": 0.0, "confidence": confidence}
+    output = make_method("mean_teacher", options, LOSS)(nets, batch, PROGRESS)
+    accepted = probs.amax(1) >= confidence
+    assert output.terms["accepted_share"].item() == accepted.float().mean().item() == pytest.approx(0.5, abs=0.01)
+    expected = CONSISTENCY[name](nets.student(batch.strong), probs, accepted)
+    torch.testing.assert_close(output.terms["consistency"], expected.detach())
+    every = make_method("mean_teacher", {**options, "confidence": 0.0}, LOSS)(nets, batch, PROGRESS)
+    assert "accepted_share" not in every.terms
+    torch.testing.assert_close(
+        every.terms["consistency"], CONSISTENCY[name](nets.student(batch.strong), probs).detach()
+    )
+
+
+def test_confidence_looks_at_mixed_pseudo_labels() -> None:
+    nets, batch = make_nets(), make_mixed_batch()
+    probs = batch.mix.apply(nets.teacher(batch.weak).softmax(1))
+    confidence = probs.amax(1).quantile(0.8).item()
+    options = {"consistency": "cross_entropy", "rampup_ratio": 0.0, "confidence": confidence}
+    output = make_method("mean_teacher", options, LOSS)(nets, batch, PROGRESS)
+    expected = CONSISTENCY["cross_entropy"](nets.student(batch.strong), probs, probs.amax(1) >= confidence)
+    torch.testing.assert_close(output.terms["consistency"], expected.detach())
+
+
+@pytest.mark.parametrize(("rampup_steps", "expected"), [(None, 0.2), (20, 0.5), (0, 1.0), (1000, 0.01)])
+def test_rampup_steps_take_the_place_of_the_ratio(rampup_steps: int | None, expected: float) -> None:
+    options = {"rampup": "linear", "rampup_ratio": 0.5, "rampup_steps": rampup_steps}
+    output = make_method("mean_teacher", options, LOSS)(make_nets(), make_batch(), Progress(10, 100))
+    assert output.terms["consistency_weight"].item() == pytest.approx(expected)
+
+
+class TwoHeads(nn.Module):
+    """A network with deep supervision, as MONAI's DynUNet: stacked outputs in train mode, one in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = make_net(), nn.Conv2d(1, 2, 5, padding=2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.fine(image)
+        return torch.stack([logits, self.coarse(image)], dim=1) if self.training else logits
+
+
+def test_methods_take_stacked_outputs(method: Method) -> None:
+    student = TwoHeads().train()
+    nets = Nets(student, EMATeacher(student, lambda _: 0.99).net)
+    batch = make_batch()
+    output = method(nets, batch, PROGRESS)
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+    supervised, _ = LOSS(student(batch.image), batch.target)
+    expected = supervised
+    if method.uses_teacher:
+        probs = nets.teacher(batch.weak).softmax(1)
+        expected = supervised + consistency_mse(student(batch.strong)[:, 0], probs)  # the finest output only
+    torch.testing.assert_close(output.loss, expected)
 
 
 def make_mixed_batch() -> Batch:
@@ -162,8 +224,8 @@ def make_mixed_batch() -> Batch:
     return replace(batch, strong=mix.apply(batch.strong), mix=mix)
 
 
-@pytest.mark.parametrize(("name", "distance"), [("mse", consistency_mse), ("kl", consistency_kl)])
-def test_pseudo_labels_are_mixed_like_the_strong_views(name: str, distance: object) -> None:
+@pytest.mark.parametrize("name", CONSISTENCY)
+def test_pseudo_labels_are_mixed_like_the_strong_views(name: str) -> None:
     """The teacher sees the whole weak views; its probabilities are then put together as the images were."""
     method = make_method("mean_teacher", {"consistency": name, "rampup_ratio": 0}, LOSS)
     nets, batch = make_nets(), make_mixed_batch()
@@ -172,7 +234,7 @@ def test_pseudo_labels_are_mixed_like_the_strong_views(name: str, distance: obje
     for n, source in enumerate((1, 2)):
         expected[n, :, 3:9, 2:8] = probs[source, :, 3:9, 2:8]
     supervised, _ = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
-    consistency = distance(nets.student(batch.strong), expected)  # type: ignore[operator]
+    consistency = CONSISTENCY[name](nets.student(batch.strong), expected)
     loss = method(nets, batch, PROGRESS).loss
     torch.testing.assert_close(loss, supervised + consistency)
     unmixed = method(nets, replace(batch, mix=None), PROGRESS).loss
@@ -200,6 +262,8 @@ def test_supervised_does_not_look_at_unlabeled_images() -> None:
         ("mean_techer", {}, r"did you mean 'mean_teacher'"),
         ("mean_teacher", {"consistency_wieght": 1}, r"method\.options\.consistency_wieght: unknown key \(did you mean"),
         ("mean_teacher", {"consistency_weight": -1}, r"method\.options\.consistency_weight = -1"),
+        ("mean_teacher", {"confidence": 1.5}, r"method\.options\.confidence = 1\.5"),
+        ("mean_teacher", {"consistency": "bce"}, r"method\.options\.consistency = 'bce': .*'cross_entropy'"),
         ("supervised", {"consistency_weight": 1}, r"method\.options\.consistency_weight: unknown key"),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,8 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ssl_seg.config import LossConfig
+from ssl_seg.engine.devices import time_memory_formats
 from ssl_seg.errors import NetworkError
-from ssl_seg.networks import NETWORKS, build_network, check_patch_size, get_network_spec, plan_strides
+from ssl_seg.losses import make_supervised_loss
+from ssl_seg.networks import (
+    NETWORKS,
+    build_network,
+    check_deep_supervision,
+    check_patch_size,
+    get_network_spec,
+    plan_strides,
+)
+from ssl_seg.precision import find_unsafe_convolution
 
 contract = pytest.mark.parametrize("name", NETWORKS)
 NORMS = {
@@ -253,6 +266,95 @@ def test_dynunet_flattens_its_kernel_on_axes_of_one_voxel() -> None:
 def test_dynunet_caps_its_width(size: tuple[int, ...], features: int, widest: int) -> None:
     network = build("dynunet", len(size), patch_size=size, features=features)
     assert max(w.shape[0] for w in network.parameters()) == widest
+
+
+# Deep supervision
+
+
+@pytest.mark.parametrize(("ndim", "heads"), [(2, 1), (2, 2), (3, 2)])
+def test_deep_supervision_stacks_its_outputs_in_train_mode_only(ndim: int, heads: int) -> None:
+    size = {2: (32, 64), 3: (16, 32, 32)}[ndim]
+    network = build("dynunet", ndim, num_classes=3, patch_size=size, deep_supervision=heads)
+    image = torch.randn(2, 1, *size)
+    stacked, plain = network.train()(image), network.eval()(image)
+    assert stacked.shape == (2, 1 + heads, 3, *size)
+    assert plain.shape == (2, 3, *size)
+    torch.testing.assert_close(stacked[:, 0], plain)  # instance norm is the same in both modes
+    for head in range(1, 1 + heads):  # enlarged: blocks of 2 ** head voxels are equal
+        coarse = stacked[:, head, ..., :: 2**head]
+        assert torch.equal(coarse.repeat_interleave(2**head, -1), stacked[:, head])
+        assert not torch.equal(stacked[:, head, ..., : size[-1] // 2], stacked[:, head, ..., size[-1] // 2 :])
+
+
+def test_deep_supervision_trains_all_weights_with_the_supervised_loss() -> None:
+    network = build("dynunet", 2, patch_size=(32, 32), deep_supervision=2).train()
+    loss = make_supervised_loss(LossConfig())
+    image, target = torch.zeros(2, 1, 32, 32), torch.zeros(2, 32, 32, dtype=torch.int64)
+    image[:, :, 8:24, 4:20], target[:, 8:24, 4:20] = 1.0, 1
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    values = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        value, _ = loss(network(image), target)
+        value.backward()
+        values.append(value.item())
+        optimizer.step()
+    assert values[-1] < 0.5 * values[0]
+    heads = [weight for name, weight in network.named_parameters() if "deep_supervision_heads" in name]
+    assert len(heads) == 4  # a weight and a bias each
+    assert all(weight.grad.abs().sum() > 0 for weight in network.parameters())
+
+
+def test_deep_supervision_leaves_no_activations_behind() -> None:
+    """A network in use can be copied, saved and averaged, and holds no graph between steps."""
+    network = build("dynunet", 2, deep_supervision=1).train()
+    network(torch.randn(1, 1, *SIZES[2]))
+    assert not any(head.requires_grad for head in network.heads)
+    twin = copy.deepcopy(network)
+    image = torch.randn(1, 1, *SIZES[2])
+    assert torch.equal(twin(image), network(image))  # the copy has its own list of outputs
+    assert list(build("dynunet", 2, deep_supervision=1).state_dict()) == list(network.state_dict())
+    assert set(build("dynunet", 2).state_dict()) < set(network.state_dict())
+
+
+def test_deep_supervision_is_off_by_default() -> None:
+    network = build("dynunet", 2).train()
+    assert network(torch.randn(1, 1, *SIZES[2])).shape == (1, 2, *SIZES[2])
+    assert not any("supervision" in name for name, _ in network.named_parameters())
+
+
+@contract
+def test_networks_without_deep_supervision_say_so(name: str) -> None:
+    check_deep_supervision(name, SIZES[2], 0)
+    if name == "dynunet":
+        check_deep_supervision(name, (32, 32), 2)
+        with pytest.raises(NetworkError, match=r"network\.deep_supervision = 3: .*on patches of 32x32 has 2 coarser"):
+            check_deep_supervision(name, (32, 32), 3)
+    else:
+        with pytest.raises(NetworkError, match=rf"deep_supervision = 1: '{name}' has no outputs.* or use dynunet"):
+            build(name, 2, deep_supervision=1)
+
+
+@pytest.mark.parametrize("size", [(4, 7), (32, 64), (1, 64, 64), (16, 32, 16)])
+def test_as_many_heads_as_allowed_can_be_built(size: tuple[int, ...]) -> None:
+    most = len(plan_strides(size)) - 2
+    check_deep_supervision("dynunet", size, most)
+    assert len(NETWORKS["dynunet"].build(1, 2, size, 2, most).deep_supervision_heads) == most
+    with pytest.raises(NetworkError):
+        check_deep_supervision("dynunet", size, most + 1)
+    with pytest.raises(ValueError, match="deep_supr_num"):  # MONAI's own limit is the same
+        NETWORKS["dynunet"].build(1, 2, size, 2, most + 1)
+
+
+def test_deep_supervision_passes_the_choice_of_format_and_precision() -> None:
+    network = build("dynunet", 3, patch_size=(16, 16, 16), deep_supervision=1).train()
+    example = torch.randn(1, 1, 16, 16, 16)
+    plain = build("dynunet", 3, patch_size=(16, 16, 16))
+    assert find_unsafe_convolution(network, example) == find_unsafe_convolution(plain, example)
+    assert network.training
+    seconds = time_memory_formats(network, example, nullcontext)
+    assert set(seconds) == {"contiguous", "channels_last"}
+    assert network(example).shape == (1, 2, 2, 16, 16, 16)
 
 
 # Refusals

@@ -8,19 +8,25 @@ Every loss is a scalar with a graph. It is 0, never NaN, where there is nothing 
 """
 
 from ssl_seg.losses.common import LossFn, compute_foreground_logit
-from ssl_seg.losses.consistency import CONSISTENCY, consistency_kl, consistency_mse
-from ssl_seg.losses.overlap import dice
+from ssl_seg.losses.components import COSTS, LOSSES, check_loss_names, list_costs, list_options
+from ssl_seg.losses.consistency import (
+    CONSISTENCY,
+    consistency_cross_entropy,
+    consistency_dice,
+    consistency_js,
+    consistency_kl,
+    consistency_mse,
+)
+from ssl_seg.losses.overlap import dice, focal_tversky, generalized_dice, iou, lovasz, tversky
+from ssl_seg.losses.shape import boundary, cldice, connectivity, hausdorff_dt
 from ssl_seg.losses.supervised import (
-    COSTS,
-    LOSSES,
     SupervisedLoss,
-    check_loss_names,
     compute_loss,
+    first_head,
     get_loss,
-    list_options,
     make_supervised_loss,
 )
-from ssl_seg.losses.voxelwise import cross_entropy, focal
+from ssl_seg.losses.voxelwise import cross_entropy, focal, variance
 
 __all__ = [
     "CONSISTENCY",
@@ -28,15 +34,30 @@ __all__ = [
     "LOSSES",
     "LossFn",
     "SupervisedLoss",
+    "boundary",
     "check_loss_names",
+    "cldice",
     "compute_foreground_logit",
     "compute_loss",
+    "connectivity",
+    "consistency_cross_entropy",
+    "consistency_dice",
+    "consistency_js",
     "consistency_kl",
     "consistency_mse",
     "cross_entropy",
     "dice",
+    "first_head",
     "focal",
+    "focal_tversky",
+    "generalized_dice",
     "get_loss",
+    "hausdorff_dt",
+    "iou",
+    "list_costs",
     "list_options",
+    "lovasz",
     "make_supervised_loss",
+    "tversky",
+    "variance",
 ]

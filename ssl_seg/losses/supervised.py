@@ -1,50 +1,27 @@
-"""The supervised loss of a run: named components, and a weighted sum whose weights may follow the epoch."""
+"""The supervised loss of a run: a weighted sum of components whose weights may follow the epoch."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssl_seg.config import LossConfig
-from ssl_seg.errors import ConfigError, did_you_mean
+from ssl_seg.configio import validate
+from ssl_seg.errors import ConfigError
 from ssl_seg.losses.common import LossFn
-from ssl_seg.losses.overlap import dice
-from ssl_seg.losses.voxelwise import cross_entropy, focal
+from ssl_seg.losses.components import (
+    LOSSES,
+    bind_options,
+    check_loss_names,
+    list_costs,
+    suggest,
+)
+from ssl_seg.presets import PRESETS, expand
 from ssl_seg.schedules import LossPhase, compute_loss_weights
-
-LOSSES: dict[str, LossFn] = {
-    "cross_entropy": cross_entropy,
-    "dice": dice,
-    "focal": focal,
-}
-
-COSTS = ("fp_cost", "fn_cost")
-
-
-def get_loss(name: str, **options: Any) -> LossFn:
-    """Return the named component with its options bound: ``(logits, target) -> scalar``.
-
-    Raises:
-        ConfigError: unknown name or option, with the nearest known one.
-    """
-    if name not in LOSSES:
-        raise ConfigError(f"unknown loss '{name}'{did_you_mean(name, LOSSES)}; available: {', '.join(LOSSES)}")
-    known = list_options(name)
-    if unknown := [f"'{key}'{did_you_mean(key, known)}" for key in options if key not in known]:
-        raise ConfigError(f"loss '{name}' has no option {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
-    return partial(LOSSES[name], **options)
-
-
-def list_options(name: str) -> dict[str, Any]:
-    """Return the options of a component with their defaults."""
-    parameters = list(inspect.signature(LOSSES[name]).parameters.values())
-    return {p.name: p.default for p in parameters[2:]}
 
 
 @dataclass(frozen=True)
@@ -62,48 +39,79 @@ class SupervisedLoss:
         """Return the weighted sum at an epoch, and each component by itself: unweighted and detached.
 
         Args:
-            logits: (N, K, *S).
+            logits: (N, K, *S), or (N, H, K, *S) of a network with H heads, that of full resolution first. Each
+                component is then a mean over the heads in which each head has half the weight of the one before
+                (Isensee et al. 2021).
             target: (N, *S).
             epoch: steps made / steps an epoch.
         """
         weights = compute_loss_weights(self.phases, epoch)
+        heads = _split_heads(logits, target.ndim)
         terms = {}
         for name, weight in weights.items():
             with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
-                terms[name] = self.components[name](logits, target)
+                terms[name] = _mean_over_heads([self.components[name](head, target) for head in heads])
         total = torch.stack([weight * terms[name] for name, weight in weights.items() if weight > 0]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
+
+
+def first_head(logits: Tensor, target_ndim: int) -> Tensor:
+    """Return the logits of full resolution: (N, K, *S) as they are, the first head of (N, H, K, *S).
+
+    Args:
+        logits: of a network with or without deep supervision.
+        target_ndim: number of axes of a target (N, *S).
+    """
+    return _split_heads(logits, target_ndim)[0]
 
 
 def make_supervised_loss(config: LossConfig) -> SupervisedLoss:
     """Return the loss that a configuration describes.
 
     Raises:
-        ConfigError: unknown components or options, all in one; costs that no component takes.
+        ConfigError: unknown components or options, options of a component that no phase names, or costs that no
+            component with a weight takes.
     """
     phases = (
         LossPhase(0, config.weights, 0),
         *(LossPhase(phase.from_epoch, phase.weights, phase.blend_epochs) for phase in config.phases),
     )
     names = dict.fromkeys([name for phase in phases for name in phase.weights])
-    check_loss_names([*names, *config.options])
+    check_loss_names([*names, *(name for name in config.options if name not in names)])
+    if unused := [name for name in config.options if name not in names]:
+        raise ConfigError(
+            f"loss.options.{unused[0]}: no phase names '{unused[0]}', only {', '.join(names)}; "
+            "give it a weight (0 watches it), or leave its options out"
+        )
     costs = {"fp_cost": config.fp_cost, "fn_cost": config.fn_cost}
+    _check_costs_are_taken(costs, phases)
     components = {}
     for name in names:
-        taken = {key: value for key, value in costs.items() if value != 1.0 and key in list_options(name)}
-        components[name] = get_loss(name, **{**config.options.get(name, {}), **taken})
+        taken = {key: value for key, value in costs.items() if value != 1.0 and key in list_costs(name)}
+        components[name] = bind_options(name, {**taken, **config.options.get(name, {})})
     return SupervisedLoss(components, phases)
 
 
-def check_loss_names(names: Iterable[str]) -> None:
-    """Do nothing, if all names are in ``LOSSES``.
+def get_loss(name: str, **options: Any) -> LossFn:
+    """Return a component or a preset by name: ``(logits, target) -> scalar``.
+
+    A component takes its own options (``get_loss("focal", gamma=3.0)``), a preset those of a ``loss`` section
+    (``get_loss("combined", fn_cost=2.0)``). The loss of a preset takes the epoch as a third argument, 0 by default. A
+    name that is both is the component.
 
     Raises:
-        ConfigError: with the names that are not, and the nearest known ones.
+        ConfigError: unknown name or option, with the nearest known one; or a wrong value.
     """
-    unknown = [f"'{name}'{did_you_mean(name, LOSSES)}" for name in names if name not in LOSSES]
-    if unknown:
-        raise ConfigError(f"unknown loss {', '.join(unknown)}; available: {', '.join(LOSSES)}")
+    if name in LOSSES:
+        return bind_options(name, options)
+    if name not in PRESETS:
+        known = {**LOSSES, **PRESETS}
+        raise ConfigError(
+            f"unknown loss '{name}'{suggest(name, known)}; components: {', '.join(LOSSES)}; "
+            f"presets: {', '.join(PRESETS)}"
+        )
+    loss = make_supervised_loss(validate(LossConfig, expand({"preset": name, **options}), prefix="loss."))
+    return lambda logits, target, epoch=0.0: loss(logits, target, epoch)[0]
 
 
 def compute_loss(logits: Tensor, target: Tensor, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -116,3 +124,23 @@ def compute_loss(logits: Tensor, target: Tensor, weights: Mapping[str, float]) -
     if not weights:
         raise ConfigError(f"no loss is named; available: {', '.join(LOSSES)}")
     return make_supervised_loss(LossConfig(weights=dict(weights)))(logits, target)
+
+
+def _check_costs_are_taken(costs: Mapping[str, float], phases: tuple[LossPhase, ...]) -> None:
+    used = {name for phase in phases for name, weight in phase.weights.items() if weight > 0}
+    for cost, value in costs.items():
+        if value != 1.0 and not any(cost in list_costs(name) for name in used):
+            takers = [name for name in LOSSES if cost in list_costs(name)]
+            raise ConfigError(
+                f"loss.{cost} = {value} has no effect: none of the weighted components ({', '.join(sorted(used))}) "
+                f"takes it; those that do: {', '.join(takers)}"
+            )
+
+
+def _split_heads(logits: Tensor, target_ndim: int) -> tuple[Tensor, ...]:
+    return logits.unbind(1) if logits.ndim == target_ndim + 2 else (logits,)
+
+
+def _mean_over_heads(losses: list[Tensor]) -> Tensor:
+    shares = [2.0**-head for head in range(len(losses))]
+    return torch.stack([share / sum(shares) * loss for share, loss in zip(shares, losses, strict=True)]).sum()

@@ -4,7 +4,8 @@ Loss = supervised + w(t) · d(student(strong), teacher(weak)) with w(t) ramped u
 
 Deviations from the paper: the two views differ by strong intensity changes and cutout on one side instead of equal
 noise on both; only unlabeled patches enter the consistency term; the teacher runs in eval mode. Where strong views are
-mixed (CutMix), the teacher sees the whole weak ones and its probabilities are mixed in the same way.
+mixed (CutMix), the teacher sees the whole weak ones and its probabilities are mixed in the same way. Of a network with
+deep supervision, the consistency looks at the finest output.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
-from ssl_seg.losses import CONSISTENCY, SupervisedLoss
+from ssl_seg.losses import CONSISTENCY, SupervisedLoss, first_head
 from ssl_seg.methods.base import Nets, Progress, StepOutput
 from ssl_seg.schedules import compute_rampup
 
@@ -24,12 +26,16 @@ from ssl_seg.schedules import compute_rampup
 class MeanTeacherConfig(Section):
     """Options of Mean Teacher."""
 
-    consistency: Literal["mse", "kl"] = "mse"
-    """Distance between the probabilities of student and teacher."""
+    consistency: Literal["mse", "kl", "cross_entropy", "dice", "js"] = "mse"
+    """Distance between student and teacher; cross_entropy takes the teacher's most probable class as label."""
     consistency_weight: float = Field(1.0, ge=0)
     """Weight of the consistency term after the ramp-up."""
+    confidence: float = Field(0.0, ge=0, le=1)
+    """Probability that the teacher's most probable class needs for a voxel to count; 0 accepts all."""
     rampup_ratio: float = Field(0.4, ge=0, le=1)
     """Share of the run over which the weight rises."""
+    rampup_steps: int | None = Field(None, ge=0)
+    """Steps over which the weight rises, in place of rampup_ratio."""
     rampup: Literal["sigmoid", "linear", "cosine"] = "sigmoid"
     """Shape of the rise; sigmoid starts at 0.7 %, the others at 0."""
 
@@ -50,14 +56,27 @@ class MeanTeacher:
         supervised, terms = self.supervised(logits[:labeled], batch.target, progress.epoch)
         if len(batch.weak) == 0:
             return StepOutput(supervised, terms)
-        with torch.no_grad():
-            teacher_probs = nets.teacher(batch.weak).float().softmax(dim=1)
-            if batch.mix is not None:
-                teacher_probs = batch.mix.apply(teacher_probs)
-        consistency = CONSISTENCY[self.options.consistency](logits[labeled:], teacher_probs)
-        ramp = compute_rampup(
-            progress.step, round(self.options.rampup_ratio * progress.total_steps), self.options.rampup
-        )
-        weight = self.options.consistency_weight * ramp
-        terms = {**terms, "consistency": consistency.detach(), "consistency_weight": torch.tensor(weight)}
+        teacher_probs = _predict(nets, batch)
+        terms = dict(terms)
+        accepted = None
+        if self.options.confidence > 0:
+            accepted = teacher_probs.amax(dim=1) >= self.options.confidence
+            terms["accepted_share"] = accepted.float().mean()
+        student_logits = first_head(logits, batch.target.ndim)[labeled:]
+        consistency = CONSISTENCY[self.options.consistency](student_logits, teacher_probs, accepted)
+        weight = self._compute_weight(progress)
+        terms |= {"consistency": consistency.detach(), "consistency_weight": torch.tensor(weight)}
         return StepOutput(supervised + weight * consistency, terms)
+
+    def _compute_weight(self, progress: Progress) -> float:
+        steps = self.options.rampup_steps
+        if steps is None:
+            steps = round(self.options.rampup_ratio * progress.total_steps)
+        return self.options.consistency_weight * compute_rampup(progress.step, steps, self.options.rampup)
+
+
+@torch.no_grad()
+def _predict(nets: Nets, batch: Batch) -> Tensor:
+    """Return the teacher's probabilities (U, K, *S), mixed as the strong views are."""
+    probs = nets.teacher(batch.weak).float().softmax(dim=1)
+    return probs if batch.mix is None else batch.mix.apply(probs)
