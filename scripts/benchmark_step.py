@@ -19,7 +19,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ssl_seg.config import LossConfig, OptimConfig
+from ssl_seg.config import EMAConfig, LengthConfig, LossConfig, OptimConfig
 from ssl_seg.data.loader import Batch
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
@@ -28,6 +28,7 @@ from ssl_seg.losses import compute_loss, make_supervised_loss
 from ssl_seg.methods import make_method
 from ssl_seg.networks import build_network
 from ssl_seg.precision import choose_precision, make_autocast
+from ssl_seg.schedules import make_ema_schedule, make_lr_schedule
 
 WEIGHTS = {"cross_entropy": 0.5, "dice": 0.5}
 STEPS = 1000
@@ -67,18 +68,19 @@ def make_engine_step(student: nn.Module, precision: str, device: torch.device) -
         Fabric(accelerator=device.type, devices=1),
         student,
         make_optimizer(student, OptimConfig()),
-        EMATeacher(student, 0.99),
+        EMATeacher(student, make_ema_schedule(EMAConfig(decay=0.99), STEPS)),
         make_method("mean_teacher", {}, make_supervised_loss(LossConfig(weights=WEIGHTS))),
         make_autocast(precision, device),
-        lr_at=lambda step: 1e-3 * (1 - step / STEPS),
         total_steps=STEPS,
         steps_per_epoch=STEPS,
         clip_norm=12.0,
         seed=0,
     )
 
+    lr_at = make_lr_schedule(OptimConfig(lr=1e-3), LengthConfig(steps=STEPS, steps_per_epoch=STEPS), batch_size=4)
+
     def step(batch: Batch, number: int) -> None:
-        engine.step(batch, number)
+        engine.step(batch, number, lr_at(number, ()))
 
     return step
 

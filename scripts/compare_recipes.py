@@ -1,11 +1,12 @@
 """Train the recipes at equal steps on small patches and compare them by figures that do not depend on their losses.
 
     python scripts/compare_recipes.py --data synthetic:sheets --labels 0.25 --patch 16 32 32 --out runs/recipes_sheets
-    python scripts/compare_recipes.py --data DIR/emps --labels 0.10 --patch 64 64 --out runs/recipes_emps
+    python scripts/compare_recipes.py --data DIR/emps --labels 0.10 --patch 64 64 --steps 400 --out runs/recipes_emps
 
 Each recipe is scaled to the same number of steps and epochs: what it says in epochs keeps its place in the run, and its
 learning rate is multiplied by its own number of steps over ours, so that the sum of all learning rates stays. Batch
-sizes, losses, clipping and policies stay. Runs that are finished are not made again. Nothing looks at test cases.
+sizes, losses, clipping and policies stay, but for early stopping: the steps are to be equal. Runs that are finished are
+not made again. Nothing looks at test cases.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Outcome:
     prevalence_true: float
     trivial_f1: float
     loss: float
+    f1_swa: float | None
+    """F1 of the averaged weights, where the recipe averages."""
     plateau: bool
     """Whether the last third of the epochs brought no better F1 on the probe."""
     verdict: str
@@ -87,8 +90,11 @@ def scale_recipe(values: Nested, steps: int, epochs: int) -> Nested:
         "policies": {
             name: {key: squeeze(number) if key in EPOCH_KEYS else number for key, number in policy.items()}
             for name, policy in values.get("policies", {}).items()
+            if name != "early_stopping"
         },
     }
+    if "early_stopping" in values.get("policies", {}):
+        scaled["policies"]["early_stopping"] = None
     if "loss" in values:
         scaled["loss"] = dict(values["loss"])
     if phases := values.get("loss", {}).get("phases"):
@@ -117,7 +123,7 @@ def run_task(task: Task) -> Outcome:
             "data": {"root": task.data, "patch_size": list(task.patch)},
             "split": {"labels": task.labels},
             "network": {"features": task.features},
-            "monitor": {"first_epoch_probes": [0], "train_probe_patches": 0},
+            "monitor": {"first_epoch_probes": [0], "train_probe_patches": 0, "probe_patches": 16},
             "runtime": {"memory_format": "contiguous", "precision": "fp32"},
         }
         layers += [Layer("scaled", scaled), Layer("common", common)]
@@ -147,6 +153,7 @@ def read_outcome(task: Task, path: Path) -> Outcome:
         last["val/prevalence_true"],
         last["val/trivial_f1"],
         last["train/loss"],
+        load_checkpoint(swa).scores["student"]["f1"] if (swa := path / "checkpoints" / "swa.pt").is_file() else None,
         max(curve[-third:]) < max(curve[:-third]) + IMPROVEMENT,
         ",".join(last["codes"]) or last["verdict"],
     )
@@ -165,19 +172,21 @@ def format_table(outcomes: list[Outcome]) -> str:
         by_recipe.setdefault(outcome.recipe, []).append(outcome)
     base = [o.f1 for o in by_recipe[BASELINE]]
     lines = [
-        "| recipe | F1, last step (95 % interval) | minus v8, paired | F1, best.pt | AUROC | predicted / true foreground "
+        "| recipe | F1, last step (95 % interval) | minus v8, paired | F1, best.pt | F1, SWA | AUROC "
+        "| predicted / true foreground "
         "| plateau | training loss | verdicts |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for recipe, runs in by_recipe.items():
         mean, half = compute_interval([o.f1 for o in runs])
         against, spread = compute_interval([o.f1 - b for o, b in zip(runs, base, strict=True)])
         auroc = np.mean([o.auroc or np.nan for o in runs])
         paired = "-" if recipe == BASELINE else f"{against:+.3f} ± {spread:.3f}"
+        swa = "-" if runs[0].f1_swa is None else f"{np.mean([o.f1_swa or 0.0 for o in runs]):.3f}"
         verdicts = ", ".join(sorted({o.verdict for o in runs}))
         lines.append(
             f"| {recipe.removeprefix('recipes/')} | {mean:.3f} ± {half:.3f} | {paired} "
-            f"| {np.mean([o.f1_best for o in runs]):.3f} | {auroc:.3f} "
+            f"| {np.mean([o.f1_best for o in runs]):.3f} | {swa} | {auroc:.3f} "
             f"| {np.mean([o.prevalence_pred for o in runs]):.1%} / {np.mean([o.prevalence_true for o in runs]):.1%} "
             f"| {sum(o.plateau for o in runs)} of {len(runs)} | {np.mean([o.loss for o in runs]):.3f} | {verdicts} |"
         )
@@ -197,8 +206,8 @@ def main() -> None:
     parser.add_argument("--data", default="synthetic:sheets")
     parser.add_argument("--labels", type=float, default=0.25)
     parser.add_argument("--patch", type=int, nargs="+", default=[16, 32, 32])
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--features", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--recipes", nargs="+", help="default: v1 to v9 and the recommended one, also supervised")

@@ -5,14 +5,19 @@ Top level of the file::
     format, version            which program wrote it, and which layout
     student, teacher           state dicts of the bare networks
     optimizer                  state dict
-    progress                   {"step", "ema_updates", "best_score"}; with the seed in the config this is also the state
-                               of every random draw and of the samplers: both are functions of (seed, rank, step)
+    progress                   {"step", "ema_updates", "start_score", "history"}; with the seed in the config this is
+                               also the state of every random draw, of the samplers and of the policies: all are
+                               functions of seed, rank, step and history
     config, split              the resolved settings and the split, as plain types
     scores                     validation scores of both nets, filled when the checkpoint is evaluated in full
+    swa                        {"average": state dict, "count"} of a run that averages weights, else None
+
+Version 1 had no swa, and "best_score" in place of start_score and history.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import struct
 import warnings
@@ -26,16 +31,33 @@ from torch import Tensor, nn
 from ssl_seg.errors import CheckpointError
 from ssl_seg.rundir import atomic_write
 
-FORMAT, VERSION = "ssl_seg.checkpoint", 1
+FORMAT, VERSION, READABLE = "ssl_seg.checkpoint", 2, (1, 2)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the run is."""
+    """How far the run is, and what its validation scores were."""
 
-    step: int
-    ema_updates: int
-    best_score: float
+    step: int = 0
+    ema_updates: int = 0
+    start_score: float = -math.inf
+    """Selection score of the networks at step 0; in a file of version 1 the best score so far."""
+    history: tuple[float, ...] = ()
+    """Selection score at the end of each finished epoch."""
+
+    @property
+    def best_score(self) -> float:
+        """The highest score so far: that of best.pt."""
+        return max((self.start_score, *self.history))
+
+    def rank_epochs(self) -> list[int]:
+        """Return the numbers of epochs finished when the scores were reached (0: the start), best first.
+
+        Of equal scores the earlier one is better; networks with NaN outputs are left out, unless all are of that kind.
+        """
+        scores = (self.start_score, *self.history)
+        finite = [epoch for epoch, score in enumerate(scores) if score > -math.inf]
+        return sorted(finite, key=lambda epoch: -scores[epoch]) or [0]
 
 
 @dataclass(frozen=True)
@@ -49,18 +71,23 @@ class Checkpoint:
     config: dict[str, Any]
     split: dict[str, Any]
     scores: dict[str, Any]
+    swa: dict[str, Any] | None = None
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write atomically: a crash leaves the old file or the new one."""
     content = {"format": FORMAT, "version": VERSION, **{name: getattr(checkpoint, name) for name in _FIELDS}}
-    content["progress"] = asdict(checkpoint.progress)
+    content["progress"] = asdict(checkpoint.progress) | {"history": list(checkpoint.progress.history)}
     with atomic_write(path) as temporary:
         torch.save(content, temporary)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, lazy: bool = False) -> Checkpoint:
     """Read a checkpoint onto the CPU.
+
+    Args:
+        path: the file.
+        lazy: read tensors only when they are looked at; for a look at the progress or the scores.
 
     Raises:
         CheckpointError: when the file is missing, damaged, no checkpoint of this program, of a newer version, or holds
@@ -73,7 +100,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about foreign file layouts before it refuses them
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it is damaged, or holds objects other than tensors and plain types "
@@ -107,20 +134,30 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
 def _parse(content: Any, path: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no checkpoint of this program (its 'format' is not '{FORMAT}')")
-    if content.get("version") != VERSION:
+    version = content.get("version")
+    if version not in READABLE:
         raise CheckpointError(
-            f"{path} has checkpoint version {content.get('version')}; this program reads version {VERSION}"
+            f"{path} has checkpoint version {version}; this program reads versions {', '.join(map(str, READABLE))}"
         )
+    if version == 1:
+        content = {"swa": None, **content}
     if missing := [name for name in _FIELDS if name not in content]:
         raise CheckpointError(f"{path} is incomplete: no '{missing[0]}'")
     try:
-        checkpoint = Checkpoint(**{n: content[n] for n in _FIELDS} | {"progress": Progress(**content["progress"])})
+        progress = _parse_progress(content["progress"], version)
+        checkpoint = Checkpoint(**{n: content[n] for n in _FIELDS} | {"progress": progress})
         sound = _is_sound(checkpoint)
     except (TypeError, AttributeError, KeyError):
         sound = False
     if not sound:
         raise CheckpointError(f"{path} is damaged: a part of it has not the form that `ssl-seg train` writes")
     return checkpoint
+
+
+def _parse_progress(values: dict[str, Any], version: int) -> Progress:
+    if version == 1:
+        return Progress(values["step"], values["ema_updates"], values["best_score"])
+    return Progress(**{**values, "history": tuple(values["history"])})
 
 
 def _is_sound(checkpoint: Checkpoint) -> bool:
@@ -131,9 +168,17 @@ def _is_sound(checkpoint: Checkpoint) -> bool:
         all(isinstance(net, dict) and all(isinstance(v, Tensor) for v in net.values()) for net in nets)
         and all(isinstance(part, dict) for part in (checkpoint.optimizer, checkpoint.config, checkpoint.split))
         and all(isinstance(n, int) and n >= 0 for n in (progress.step, progress.ema_updates))
-        and isinstance(progress.best_score, float)
+        and all(isinstance(v, float) and not math.isnan(v) for v in (progress.start_score, *progress.history))
+        and _is_sound_average(checkpoint.swa)
         and all(isinstance(scores[net][key], float) for net in ("student", "teacher") for key in ("f1", "margin"))
     )
+
+
+def _is_sound_average(swa: Any) -> bool:
+    if swa is None:
+        return True
+    average, count = swa["average"], swa["count"]
+    return isinstance(count, int) and count >= 0 and all(isinstance(v, Tensor) for v in average.values())
 
 
 _UNREADABLE = (

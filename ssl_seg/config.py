@@ -136,7 +136,7 @@ class OptimConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd, beta1 of adamw."""
     warmup_steps: int = Field(50, ge=0)
-    """Steps of linear warm-up from near 0 to lr."""
+    """Steps of linear warm-up from near 0 to lr; one_cycle rises by itself and has none."""
     schedule: Literal["constant", "poly", "cosine", "cosine_restarts", "one_cycle", "reduce_on_plateau"] = "poly"
     """Form after the warm-up; poly, cosine and one_cycle reach floor x lr at the last step."""
     poly_power: float = Field(0.9, gt=0)
@@ -150,11 +150,12 @@ class OptimConfig(Section):
     one_cycle_rise: float = Field(0.3, gt=0, lt=1)
     """Share of the run over which one_cycle rises to lr."""
     plateau_patience: PositiveInt = 5
-    """Epochs without a better validation score after which reduce_on_plateau lowers the rate."""
+    """Epochs in a row without a better validation score after which reduce_on_plateau lowers the rate."""
     plateau_factor: float = Field(0.5, gt=0, lt=1)
     """Factor of each such reduction."""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
-    """Multiply lr by the batch size over lr_batch_size, or by its square root. The batch is that of all processes."""
+    """Multiply lr by the batch size over lr_batch_size, or by its square root. The batch is that of all processes; of a
+    random batch size, the mean."""
     lr_batch_size: PositiveInt = 4
     """Labeled batch size that lr was chosen for; read by lr_scaling only."""
     clip_norm: float | None = Field(12.0, gt=0)
@@ -171,7 +172,15 @@ class EMAConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the decay passes from decay to final_decay over the run."""
     final_decay: float | None = Field(None, ge=0, le=1)
-    """Decay at the last step, for the schedules linear and cosine."""
+    """Decay at the end of the run; given with the schedules linear and cosine, and only with them."""
+
+    @model_validator(mode="after")
+    def _final_decay_fits_the_schedule(self) -> EMAConfig:
+        if self.schedule != "constant" and self.final_decay is None:
+            raise ValueError(f"schedule {self.schedule} passes from decay to final_decay: give final_decay, e.g. 1.0")
+        if self.schedule == "constant" and self.final_decay is not None:
+            raise ValueError(f"final_decay {self.final_decay} is not used by schedule constant: use linear or cosine")
+        return self
 
 
 class BatchConfig(Section):
@@ -272,8 +281,9 @@ class MonitorConfig(Section):
     train_probe_patches: int = Field(8, ge=0)
     """Patches of the fixed labeled-training probe."""
     select: Literal["f1", "dice", "foreground_distance"] = "f1"
-    """What best.pt is chosen by, on the validation probe: pooled F1, mean Dice of the patches, or the distance between
-    the distributions of predicted and true foreground share. Never the loss: its value depends on its weights."""
+    """What best.pt is chosen by, and plateaus are counted in, on the validation probe: F1 (mean over classes), mean
+    Dice of the patches, or minus the distance between the distributions of predicted and true foreground share. Never
+    the loss: its value depends on its weights."""
     keep_best: PositiveInt = 1
     """How many of the best checkpoints are kept: best.pt, then best-2.pt and so on."""
     on_collapse: Literal["warn", "stop"] = "warn"
@@ -284,7 +294,7 @@ class SWAConfig(Section):
     """Stochastic weight averaging (Izmailov et al. 2018): the mean of the student at the ends of epochs."""
 
     start_epoch: PositiveInt
-    """First epoch whose end enters the mean."""
+    """Number of finished epochs at which the student first enters the mean."""
     every_epochs: PositiveInt = 1
     """Epochs from one entry to the next."""
 
@@ -293,7 +303,7 @@ class WeightNoiseConfig(Section):
     """Gaussian noise on the student's weights, between epochs."""
 
     start_epoch: PositiveInt
-    """First epoch whose end adds noise."""
+    """Number of finished epochs at which noise is first added; none is added at the end of the run."""
     every_epochs: PositiveInt = 1
     """Epochs from one addition to the next."""
     std: float = Field(gt=0)
@@ -306,15 +316,18 @@ class PlateauResponseConfig(Section):
     """A larger learning rate after a plateau, and a way back when that makes things worse."""
 
     patience: PositiveInt = 5
-    """Epochs without a better validation score that make a plateau."""
+    """Epochs in a row without a better validation score that make a plateau; then they are counted anew."""
+    base: float = Field(1.0, ge=1)
+    """Multiplier at the first plateau."""
     gain: float = Field(0.15, ge=0)
-    """The learning rate is multiplied by 1 + (count - 1) * gain at plateau number count."""
+    """The learning rate is multiplied by base + (count - 1) * gain at plateau number count."""
     cap: float = Field(5.0, ge=1)
     """Largest multiplier."""
     hold_epochs: PositiveInt = 2
     """Epochs for which the multiplier holds."""
     rollback_drop: float = Field(0.05, gt=0)
-    """Fall of the score below the best one that brings back the best checkpoint; after that no multiplier exceeds 1."""
+    """Fall of the score below the best one that brings back best.pt, while the multiplier holds and for as many epochs
+    after that; from then on no multiplier exceeds 1."""
 
 
 class EarlyStoppingConfig(Section):
@@ -400,6 +413,12 @@ class Config(Section):
     policies: PoliciesConfig = PoliciesConfig()
     monitor: MonitorConfig = MonitorConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @property
+    def labeled_range(self) -> tuple[int, int]:
+        """Fewest and most labeled patches of a batch, on each process."""
+        random = self.policies.random_batch_size
+        return (self.batch.labeled, self.batch.labeled) if random is None else (random.smallest, random.largest)
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Config:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from typing import Any, Protocol
 
-from ssl_seg.checkpoint import Checkpoint, Progress, save_checkpoint
+from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from ssl_seg.configio import to_plain
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.engine.engine import Engine
+from ssl_seg.engine.policies import Action
+from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.monitor.verdicts import Verdict
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.prepare import Prepared
+from ssl_seg.rundir import atomic_write
 
 
 class Console(Protocol):
@@ -68,8 +73,11 @@ class Silent:
 class Recorder:
     """Writes records, events and checkpoints of the first process; on the others it does nothing."""
 
-    def __init__(self, prepared: Prepared, engine: Engine, console: Console, active: bool) -> None:
-        self.prepared, self.engine, self.console, self.active = prepared, engine, console, active
+    def __init__(
+        self, prepared: Prepared, engine: Engine, average: WeightAverage | None, console: Console, active: bool
+    ) -> None:
+        self.prepared, self.engine, self.average = prepared, engine, average
+        self.console, self.active = console, active
         self.scores: dict[str, Any] = {}
         self.codes: tuple[str, ...] = ()
 
@@ -90,24 +98,64 @@ class Recorder:
         if self.active:
             self.console.advance(step)
 
-    def save(self, step: int, best_score: float, *, best: bool) -> None:
-        """Write last.pt, and best.pt too when ``best``."""
-        if not self.active:
+    def report(self, action: Action, step: int) -> None:
+        """Append the event of a policy and show its line."""
+        if self.active:
+            self.prepared.run.append_event(action.event, step=step, **action.values)
+            self.console.note(f"policy: {action.note}")
+
+    def save_best(self, progress: Progress) -> None:
+        """Write the networks into best.pt, best-2.pt, ... if the last score is among the best ones.
+
+        Call it before ``save_last``: last.pt carries the scores, and a resumed run must not believe in a missing file.
+        """
+        config = self.prepared.config
+        kept, newest = progress.rank_epochs()[: config.monitor.keep_best], len(progress.history)
+        if not self.active or newest not in kept:
             return
+        rank = kept.index(newest) + 1
+        for lower in range(len(kept), rank, -1):
+            self._move_down(min(kept[lower - 1] * config.length.steps_per_epoch, config.length.steps), lower)
+        save_checkpoint(self.snapshot(progress), self.prepared.run.best_of_rank(rank))
+
+    def _move_down(self, step: int, rank: int) -> None:
+        """Copy the checkpoint of a step from the rank above, unless a run that was killed here has done so already.
+
+        A copy, since each of the files must exist at any moment.
+        """
+        run = self.prepared.run
+        target = run.best_of_rank(rank)
+        if target.is_file() and load_checkpoint(target, lazy=True).progress.step == step:
+            return
+        with atomic_write(target) as temporary:
+            shutil.copyfile(run.best_of_rank(rank - 1), temporary)
+
+    def save_last(self, progress: Progress) -> None:
+        """Write last.pt."""
+        if self.active:
+            swa = None if self.average is None else self.average.state()
+            save_checkpoint(replace(self.snapshot(progress), swa=swa), self.prepared.run.last)
+
+    def load_best(self) -> Checkpoint:
+        """Return best.pt, on all processes; the first one reads it."""
+        checkpoint = load_checkpoint(self.prepared.run.best) if self.active else None
+        checkpoint = self.engine.fabric.broadcast(checkpoint)
+        if checkpoint is None:
+            raise RuntimeError("the first process sent no checkpoint")
+        return checkpoint
+
+    def snapshot(self, progress: Progress) -> Checkpoint:
+        """Return the present state, without the weight average."""
         engine = self.engine
-        checkpoint = Checkpoint(
+        return Checkpoint(
             student=engine.student.state_dict(),
             teacher=engine.teacher.net.state_dict(),
             optimizer=engine.optimizer.state_dict(),
-            progress=Progress(step, engine.teacher.updates, best_score),
+            progress=replace(progress, ema_updates=engine.teacher.updates),
             config=to_plain(self.prepared.config),
             split=split_to_dict(self.prepared.split),
             scores=self.scores,
         )
-        # The best first: last.pt carries the best score, and a resumed run must not believe in a missing file.
-        if best:
-            save_checkpoint(checkpoint, self.prepared.run.best)
-        save_checkpoint(checkpoint, self.prepared.run.last)
 
 
 def _scores_of(observation: Observation) -> dict[str, Any]:
@@ -122,4 +170,12 @@ def _scores_of(observation: Observation) -> dict[str, Any]:
         }
         for net, s in observation.val.items()
     }
-    return {"source": "probe", "trivial_f1": observation.val["student"].trivial_f1, **nets}
+    scores = observation.scores
+    net = max(scores, key=lambda name: scores[name])
+    selected = {"by": observation.select, "net": net, "score": scores[net]}
+    return {
+        "source": "probe",
+        "trivial_f1": observation.val["student"].trivial_f1,
+        **nets,
+        "selected": selected,
+    }

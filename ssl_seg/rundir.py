@@ -2,7 +2,8 @@
 
 ::
 
-    RUN/config.yaml  split.yaml  environment.json  metrics.jsonl  events.jsonl  checkpoints/{last,best}.pt
+    RUN/config.yaml  split.yaml  environment.json  metrics.jsonl  events.jsonl
+    RUN/checkpoints/last.pt  best.pt  best-2.pt ... (monitor.keep_best)  swa.pt (policies.swa)
 """
 
 from __future__ import annotations
@@ -40,8 +41,17 @@ class RunDir:
 
     @property
     def best(self) -> Path:
-        """Checkpoint with the highest validation F1."""
-        return self.path / "checkpoints" / "best.pt"
+        """Checkpoint with the highest validation score."""
+        return self.best_of_rank(1)
+
+    @property
+    def swa(self) -> Path:
+        """Checkpoint whose student is the mean of those at the ends of epochs; written at the end of the run."""
+        return self.path / "checkpoints" / "swa.pt"
+
+    def best_of_rank(self, rank: int) -> Path:
+        """Return the path of the checkpoint with the highest (1), second highest (2), ... validation score."""
+        return self.path / "checkpoints" / ("best.pt" if rank == 1 else f"best-{rank}.pt")
 
     @property
     def events_path(self) -> Path:

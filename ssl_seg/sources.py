@@ -59,11 +59,12 @@ def make_source(config: Config, store: CaseStore, split: Split, *, rank: int = 0
     labeled, pool = split.labeled_ids(config.split.labels), split.pool_ids(config.split.labels)
     split.check_not_sealed([*labeled, *pool, *split.val])
     augment, facts = config.augment, store.catalog.facts
+    fewest, most = config.labeled_range
     return PatchSource(
         store,
         labeled,
         pool if config.batch.unlabeled else (),
-        (config.batch.labeled, config.batch.unlabeled),
+        (most, config.batch.unlabeled),
         config.data.patch_size,
         config.data.foreground_ratio,
         Views(
@@ -84,4 +85,5 @@ def make_source(config: Config, store: CaseStore, split: Split, *, rank: int = 0
         positive_ratio=config.batch.positive_ratio,
         cutmix=augment.cutmix,
         copy_paste=augment.copy_paste,
+        fewest=fewest if config.policies.random_batch_size else None,
     )

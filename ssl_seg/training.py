@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -15,20 +14,21 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
-from ssl_seg.config import Config, RuntimeConfig
+from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights
+from ssl_seg.config import RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers, validate
 from ssl_seg.data.loader import PatchSource, make_loader, make_probe
 from ssl_seg.data.sampling import derive_seed
-from ssl_seg.data.store import CaseStore
 from ssl_seg.engine.devices import choose_memory_format, make_fabric, time_memory_formats, to_memory_format
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
-from ssl_seg.engine.loop import Ending, LoopResult, Schedule, run_loop
+from ssl_seg.engine.loop import Ending, LrAt, Schedule, run_loop
 from ssl_seg.engine.optim import make_optimizer
+from ssl_seg.engine.policies import Policies
+from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.errors import ConfigError, SslSegError
-from ssl_seg.inference.model import Model, better_net, make_network, open_model
-from ssl_seg.inference.scoring import score_cases
+from ssl_seg.finish import finish_run
+from ssl_seg.inference.model import better_net, make_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import make_method
 from ssl_seg.monitor.verdicts import Verdict
@@ -37,18 +37,16 @@ from ssl_seg.precision import choose_precision, make_autocast
 from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, with_runtime, write_config
 from ssl_seg.recorder import Console, Recorder, Silent
 from ssl_seg.rundir import RunDir
-from ssl_seg.schedules import compute_lr_factor
+from ssl_seg.schedules import make_ema_schedule, make_lr_schedule
 from ssl_seg.sources import make_source, open_store
 
 STEPS_BETWEEN_AGREEMENTS = 10
 """How often several processes ask each other whether one was told to stop."""
-FINAL_OVERLAP = 0.25
-"""Window overlap of the scores at the end of a run; `ssl-seg evaluate` uses 0.5."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. ``scores`` are those of best.pt on validation; empty unless it finished.
+    """How a run ended. ``scores`` are those of best.pt on validation; empty unless it came to its own end.
 
     ``verdict`` is the last one given; without findings where the run was stopped before its first probe.
     """
@@ -60,6 +58,8 @@ class TrainResult:
     scores: dict[str, Any]
     is_main: bool
     """Whether this is the process that writes and talks."""
+    swa_scores: dict[str, Any] | None = None
+    """Validation scores of swa.pt, where weights were averaged."""
 
 
 def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
@@ -100,13 +100,27 @@ def _train(fabric: Fabric, prepared: Prepared, console: Console) -> TrainResult:
                 trainer.batches(),
                 trainer.schedule,
                 trainer.recorder,
-                best_score=-1.0 if checkpoint is None else checkpoint.progress.best_score,
+                trainer.policies,
+                lr_at=trainer.lr_at,
+                progress=trainer.progress,
                 stop_on_collapse=prepared.config.monitor.on_collapse == "stop",
                 stop_requested=stop_requested,
             )
     finally:
         console.stop()
-    return _finish(trainer, prepared, result, console)
+    average, recorder = trainer.policies.average, trainer.recorder
+    verdict, scores = finish_run(
+        result, prepared, trainer.engine, trainer.monitor, trainer.source, average, recorder, console
+    )
+    return TrainResult(
+        prepared.run,
+        result.ending,
+        result.step,
+        verdict,
+        scores.get("best", {}),
+        fabric.is_global_zero,
+        scores.get("swa"),
+    )
 
 
 @dataclass(frozen=True)
@@ -114,6 +128,9 @@ class _Trainer:
     engine: Engine
     monitor: Monitor
     schedule: Schedule
+    progress: Progress
+    lr_at: LrAt
+    policies: Policies
     recorder: Recorder
     source: PatchSource
     workers: int
@@ -156,7 +173,7 @@ def _settle_runtime(
 ) -> tuple[Prepared, nn.Module]:
     """Resolve precision and memory format, and write them into the run's configuration."""
     config, runtime = prepared.config, prepared.config.runtime
-    patches = config.batch.labeled + config.batch.unlabeled
+    patches = config.labeled_range[1] + config.batch.unlabeled
     example = torch.randn(patches, config.data.channels, *config.data.patch_size, device=fabric.device)
     precision, reason = fabric.broadcast(choose_precision(runtime.precision, student, example))
     notes = [f"precision: {precision} ({reason})"]
@@ -184,7 +201,8 @@ def _assemble(
     if checkpoint is not None:
         net = "student" if prepared.resumed else better_net(checkpoint)
         load_weights(student, getattr(checkpoint, net), str(prepared.start))
-    teacher = EMATeacher(student, config.ema.decay, warmup=config.ema.warmup)
+    teacher = EMATeacher(student, make_ema_schedule(config.ema, config.length.steps))
+    average = None if config.policies.swa is None else WeightAverage(student)
     autocast = make_autocast(config.runtime.precision, fabric.device)
     engine = Engine(
         fabric,
@@ -193,18 +211,18 @@ def _assemble(
         teacher,
         make_method(config.method.name, config.method.options, make_supervised_loss(config.loss)),
         autocast,
-        lr_at=_lr_at(config),
         total_steps=config.length.steps,
         steps_per_epoch=config.length.steps_per_epoch,
         clip_norm=config.optim.clip_norm,
         seed=config.seed,
+        gradient_noise=config.policies.gradient_noise,
     )
-    first_step = 0
+    progress = Progress()
     if prepared.resumed and checkpoint is not None:
-        load_weights(teacher.net, checkpoint.teacher, str(prepared.start))
-        engine.optimizer.load_state_dict(checkpoint.optimizer)
-        teacher.updates = checkpoint.progress.ema_updates
-        first_step = checkpoint.progress.step
+        engine.restore(checkpoint, str(prepared.start))
+        if average is not None and checkpoint.swa is not None:
+            average.load(checkpoint.swa, str(prepared.start))
+        progress = checkpoint.progress
 
     store = open_store(prepared.catalog, config.data)
     source = make_source(config, store, split, rank=fabric.global_rank, world_size=fabric.world_size)
@@ -214,77 +232,22 @@ def _assemble(
         make_probe(store, source.labeled, config.monitor.train_probe_patches, patch, probe_seed),
         num_classes=config.data.num_classes,
         device=fabric.device,
-        batch_size=config.batch.labeled + config.batch.unlabeled,
+        batch_size=config.labeled_range[1] + config.batch.unlabeled,
         autocast=autocast,
         warmup_steps=config.optim.warmup_steps,
         steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
+        select=config.monitor.select,
     )
     schedule = Schedule(
-        first_step, config.length.steps, config.length.steps_per_epoch, config.monitor.first_epoch_probes
+        progress.step, config.length.steps, config.length.steps_per_epoch, config.monitor.first_epoch_probes
     )
-    recorder = Recorder(prepared, engine, console, fabric.is_global_zero)
+    recorder = Recorder(prepared, engine, average, console, fabric.is_global_zero)
     if prepared.resumed and checkpoint is not None:
         recorder.scores = checkpoint.scores  # until the first probe
-    return _Trainer(engine, monitor, schedule, recorder, source, config.runtime.workers)
-
-
-def _lr_at(config: Config) -> Callable[[int], float]:
-    def lr_at(step: int) -> float:
-        factor = compute_lr_factor(
-            step,
-            total_steps=config.length.steps,
-            warmup_steps=config.optim.warmup_steps,
-            schedule=config.optim.schedule,
-            power=config.optim.poly_power,
-            floor=config.optim.floor,
-        )
-        return config.optim.lr * factor
-
-    return lr_at
-
-
-def _finish(trainer: _Trainer, prepared: Prepared, result: LoopResult, console: Console) -> TrainResult:
-    engine, run = trainer.engine, prepared.run
-    observation = result.observation
-    if observation is None and result.ending == "finished":  # resumed with all steps done: only this was missing
-        observation = trainer.monitor.look(engine.student, engine.teacher.net, result.step)
-    verdict = Verdict() if observation is None else observation.verdict
-    scores: dict[str, Any] = {}
-    if engine.fabric.is_global_zero:
-        if result.ending == "finished":
-            scores = _score_run(run, engine.fabric.device, prepared, trainer.source.store, console)
-        run.append_event(result.ending, step=result.step, verdict=verdict.level, codes=list(verdict.codes), **scores)
-    engine.fabric.barrier()
-    return TrainResult(run, result.ending, result.step, verdict, scores, engine.fabric.is_global_zero)
-
-
-def _score_run(
-    run: RunDir, device: torch.device, prepared: Prepared, store: CaseStore, console: Console
-) -> dict[str, Any]:
-    """Score last.pt and best.pt on validation, write the scores into them, and return those of best.pt."""
-    scores: dict[str, Any] = {}
-    steps: dict[int, dict[str, Any]] = {}
-    for path in (run.last, run.best):
-        model = open_model(path, device)
-        step = model.checkpoint.progress.step
-        if step not in steps:  # the best state may be the last one
-            steps[step] = _score_networks(model, prepared.split.val, store, console)
-        scores = steps[step]
-        save_checkpoint(dataclasses.replace(model.checkpoint, scores=scores), path)
-    return scores
-
-
-def _score_networks(model: Model, case_ids: Sequence[str], store: CaseStore, console: Console) -> dict[str, Any]:
-    """Return pooled F1 of both networks on whole cases, with the margin over the trivial baseline."""
-    scores: dict[str, Any] = {"source": "validation"}
-    for net in model.nets:
-        track = console.track(f"validating {model.path.stem} {net}")
-        score = score_cases(model.predictor(net, FINAL_OVERLAP), store, case_ids, track=track)
-        trivial = score.summarize()["trivial"]
-        scores["trivial_f1"] = trivial["all_positive"]
-        margins = {key: trivial[key] for key in ("margin", "margin_low", "margin_high")}
-        scores[net] = {"f1": score.f1, "f1_macro": score.f1_macro, **margins}
-    return scores
+    reduces = config.optim.schedule == "reduce_on_plateau"
+    policies = Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None)
+    lr_at = make_lr_schedule(config.optim, config.length, sum(config.labeled_range) / 2 * fabric.world_size)
+    return _Trainer(engine, monitor, schedule, progress, lr_at, policies, recorder, source, config.runtime.workers)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def make_parent(split: Split | None = None, scores: dict[str, Any] | None = None
         student={},
         teacher={},
         optimizer={},
-        progress=Progress(step=90, ema_updates=90, best_score=0.7),
+        progress=Progress(step=90, ema_updates=90, start_score=0.7),
         config=to_plain(config),
         split=split_to_dict(split or make_split("abcd", "ef", "gh")),
         scores=GOOD if scores is None else scores,

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ def make_checkpoint() -> Checkpoint:
         student=net.state_dict(),
         teacher=nn.Linear(2, 3).state_dict(),
         optimizer=optimizer.state_dict(),
-        progress=Progress(step=5, ema_updates=5, best_score=0.25),
+        progress=Progress(step=5, ema_updates=5, start_score=-math.inf, history=(0.25, 0.5, 0.125)),
         config={"seed": 3, "data": {"patch_size": [64, 64]}},
         split={"val": ["a"], "fractions": {0.01: ["b"], 1.0: ["b", "c"]}},
         scores={net: {"f1": 0.5, "margin": 0.1, "margin_low": None} for net in ("student", "teacher")},
@@ -42,6 +44,43 @@ def test_round_trip(tmp_path: Path) -> None:
         for name, value in getattr(saved, part).items():
             assert torch.equal(getattr(loaded, part)[name], value)
     assert torch.equal(loaded.optimizer["state"][0]["exp_avg"], saved.optimizer["state"][0]["exp_avg"])
+    assert loaded.swa is None
+    lazy = load_checkpoint(tmp_path / "a.pt", lazy=True)
+    assert lazy.progress == saved.progress
+    assert torch.equal(lazy.student["weight"], saved.student["weight"])
+
+
+def test_the_weight_average_travels(tmp_path: Path) -> None:
+    average = nn.Linear(2, 3).state_dict()
+    save_checkpoint(replace(make_checkpoint(), swa={"average": average, "count": 4}), tmp_path / "a.pt")
+    swa = load_checkpoint(tmp_path / "a.pt").swa
+    assert swa is not None
+    assert swa["count"] == 4
+    assert torch.equal(swa["average"]["weight"], average["weight"])
+
+
+def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
+    save_checkpoint(make_checkpoint(), tmp_path / "a.pt")
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content.pop("swa")
+    progress = {"step": 5, "ema_updates": 4, "best_score": 0.25}
+    torch.save({**content, "version": 1, "progress": progress}, tmp_path / "old.pt")
+    loaded = load_checkpoint(tmp_path / "old.pt")
+    assert loaded.progress == Progress(5, 4, 0.25, ())
+    assert loaded.progress.best_score == 0.25
+    assert loaded.swa is None
+    torch.save({**content, "progress": progress}, tmp_path / "mixed.pt")
+    with pytest.raises(CheckpointError, match="no 'swa'"):
+        load_checkpoint(tmp_path / "mixed.pt")
+
+
+def test_ranking_of_epochs() -> None:
+    nan = -math.inf
+    assert Progress(start_score=0.4, history=(0.3, 0.5, nan, 0.5, 0.45)).rank_epochs() == [2, 4, 5, 0, 1]
+    assert Progress(start_score=nan, history=(0.3, nan)).rank_epochs() == [1]
+    assert Progress(start_score=nan, history=(nan, nan)).rank_epochs() == [0]
+    assert Progress(start_score=0.4, history=(0.3, 0.5)).best_score == 0.5
+    assert Progress(start_score=0.4, history=(0.3,)).best_score == 0.4
 
 
 class RunsCode:
@@ -104,7 +143,10 @@ def test_newer_and_incomplete_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"scores": {}}, {"scores": {"student": 1}}, {"student": {"weight": 3}}, {"config": []}, {"split": ["a"]},
-     {"progress": {"step": -1, "ema_updates": 0, "best_score": 0.0}}, {"optimizer": None}],
+     {"progress": {"step": -1, "ema_updates": 0, "start_score": 0.0, "history": []}}, {"optimizer": None},
+     {"progress": {"step": 1, "ema_updates": 0, "start_score": 0.0, "history": [math.nan]}},
+     {"progress": {"step": 1, "ema_updates": 0, "start_score": 0.0, "history": 3}},
+     {"swa": {"average": {"weight": 3}, "count": 1}}, {"swa": {"count": 1}}, {"swa": {"average": {}, "count": "1"}}],
 )  # fmt: skip
 def test_parts_of_another_form(tmp_path: Path, change: dict[str, object]) -> None:
     save_checkpoint(make_checkpoint(), tmp_path / "a.pt")

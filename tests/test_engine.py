@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,8 @@ from lightning_fabric import Fabric
 from test_methods import LOSS, WEIGHTS, make_batch
 from torch import nn
 
-from ssl_seg.config import OptimConfig, RuntimeConfig
+from ssl_seg.checkpoint import Checkpoint, Progress
+from ssl_seg.config import EMAConfig, GradientNoiseConfig, OptimConfig, RuntimeConfig
 from ssl_seg.data.loader import Batch, Probe
 from ssl_seg.engine.devices import (
     choose_memory_format,
@@ -24,9 +26,11 @@ from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.loop import Schedule, run_loop
 from ssl_seg.engine.optim import make_optimizer
+from ssl_seg.engine.policies import Action, Policies
 from ssl_seg.errors import ConfigError
 from ssl_seg.methods import make_method
 from ssl_seg.monitor.watch import Monitor, Observation
+from ssl_seg.schedules import make_ema_schedule
 
 
 def make_net(norm: type[nn.Module] = nn.InstanceNorm2d) -> nn.Module:
@@ -34,27 +38,41 @@ def make_net(norm: type[nn.Module] = nn.InstanceNorm2d) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), norm(6), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(6, 2, 1))
 
 
-def make_engine(method: str = "mean_teacher", clip_norm: float | None = 1.0, lr: float = 1e-2, seed: int = 0) -> Engine:
-    student = make_net()
+def decay_of(decay: float, warmup: bool = True) -> Callable[[int], float]:
+    return make_ema_schedule(EMAConfig(decay=decay, warmup=warmup), 100)
+
+
+def lr_at(step: int, history: Sequence[float] = ()) -> float:
+    return 1e-2 * (1 - step / 100)
+
+
+def make_engine(
+    method: str = "mean_teacher",
+    clip_norm: float | None = 1.0,
+    seed: int = 0,
+    noise: GradientNoiseConfig | None = None,
+    norm: type[nn.Module] = nn.InstanceNorm2d,
+) -> Engine:
+    student = make_net(norm)
     return Engine(
         Fabric(accelerator="cpu", devices=1),
         student,
-        make_optimizer(student, OptimConfig(lr=lr)),
-        EMATeacher(student, 0.9),
+        make_optimizer(student, OptimConfig(lr=1e-2)),
+        EMATeacher(student, decay_of(0.9)),
         make_method(method, {}, LOSS),
         nullcontext,
-        lr_at=lambda step: lr * (1 - step / 100),
         total_steps=100,
         steps_per_epoch=10,
         clip_norm=clip_norm,
         seed=seed,
+        gradient_noise=noise,
     )
 
 
 class TestEMA:
     def test_closed_form_over_30_steps(self) -> None:
         student = make_net()
-        teacher = EMATeacher(student, decay=0.9, warmup=False)
+        teacher = EMATeacher(student, decay_of(0.9, warmup=False))
         expected = {n: p.detach().clone().double() for n, p in student.named_parameters()}
         for step in range(30):
             with torch.no_grad():
@@ -68,7 +86,7 @@ class TestEMA:
 
     def test_warmup_makes_the_first_updates_a_plain_average(self) -> None:
         student = nn.Linear(1, 1)
-        teacher = EMATeacher(student, decay=0.999)
+        teacher = EMATeacher(student, decay_of(0.999))
         values = []
         for value in (3.0, 5.0, 1.0, 7.0):
             with torch.no_grad():
@@ -81,7 +99,7 @@ class TestEMA:
         student = nn.Linear(1, 1)
         with torch.no_grad():
             student.weight.fill_(0.0)
-        teacher = EMATeacher(student, decay=0.999, warmup=False)
+        teacher = EMATeacher(student, decay_of(0.999, warmup=False))
         with torch.no_grad():
             student.weight.fill_(1.0)
         teacher.update(student)
@@ -89,7 +107,7 @@ class TestEMA:
 
     def test_buffers_follow_and_counters_are_copied(self) -> None:
         student = make_net(nn.BatchNorm2d)
-        teacher = EMATeacher(student, decay=0.5, warmup=False)
+        teacher = EMATeacher(student, decay_of(0.5, warmup=False))
         student.train()
         start = student[1].running_mean.clone()
         for _ in range(3):
@@ -100,7 +118,7 @@ class TestEMA:
 
     def test_with_decay_0_teacher_and_student_agree_in_eval_mode(self) -> None:
         student = make_net(nn.BatchNorm2d)
-        teacher = EMATeacher(student, decay=0.0)
+        teacher = EMATeacher(student, decay_of(0.0))
         image = torch.randn(4, 1, 8, 8)
         student.train()
         student(image + 3)
@@ -109,7 +127,7 @@ class TestEMA:
 
     def test_teacher_is_a_copy_in_eval_mode_without_gradients(self) -> None:
         student = make_net().train()
-        teacher = EMATeacher(student, 0.9)
+        teacher = EMATeacher(student, decay_of(0.9))
         assert not teacher.net.training
         assert not any(p.requires_grad for p in teacher.net.parameters())
         assert all(p.requires_grad for p in student.parameters())
@@ -131,10 +149,10 @@ class TestStep:
 
         for step in range(5):
             batch = make_batch(seed=step)
-            record = engine.step(batch, step)
+            record = engine.step(batch, step, lr_at(step))
             torch.manual_seed(derive_seed(0, 0, step))
             for group in plain.param_groups:
-                group["lr"] = 1e-2 * (1 - step / 100)
+                group["lr"] = lr_at(step)
             loss, _ = compute_loss(student(batch.image), batch.target, WEIGHTS)
             plain.zero_grad()
             loss.backward()
@@ -142,7 +160,7 @@ class TestStep:
             plain.step()
             torch.testing.assert_close(record.loss, loss.detach())
             torch.testing.assert_close(record.grad_norm, norm)
-            assert record.lr == pytest.approx(1e-2 * (1 - step / 100))
+            assert record.lr == lr_at(step)
         for a, b in zip(engine.student.parameters(), student.parameters(), strict=True):
             torch.testing.assert_close(a, b)
 
@@ -152,11 +170,11 @@ class TestStep:
             before = copy.deepcopy(student.state_dict())
             sgd = torch.optim.SGD(student.parameters(), lr=1.0)
             engine = Engine(
-                Fabric(accelerator="cpu", devices=1), student, sgd, EMATeacher(student, 0.9),
+                Fabric(accelerator="cpu", devices=1), student, sgd, EMATeacher(student, decay_of(0.9)),
                 make_method("supervised", {}, LOSS), nullcontext,
-                lr_at=lambda _: 1.0, total_steps=10, steps_per_epoch=5, clip_norm=clip, seed=0,
+                total_steps=10, steps_per_epoch=5, clip_norm=clip, seed=0,
             )  # fmt: skip
-            norm = float(engine.step(make_batch(), 0).grad_norm)
+            norm = float(engine.step(make_batch(), 0, 1.0).grad_norm)
             squares = sum(((v - before[k]) ** 2).sum() for k, v in student.state_dict().items())
             return norm, math.sqrt(float(squares))
 
@@ -170,7 +188,7 @@ class TestStep:
         engine = make_engine()
         for step in range(3):
             before = copy.deepcopy(engine.teacher.net.state_dict())
-            engine.step(make_batch(seed=step), step)
+            engine.step(make_batch(seed=step), step, lr_at(step))
             decay = min(0.9, 1 - 1 / (step + 1))
             student = engine.student.state_dict()
             for name, value in engine.teacher.net.state_dict().items():
@@ -178,7 +196,8 @@ class TestStep:
 
     def test_dropout_is_seeded_by_seed_and_step(self) -> None:
         losses = [
-            float(make_engine(seed=s).step(make_batch(), step).loss) for s, step in ((0, 3), (0, 3), (0, 4), (1, 3))
+            float(make_engine(seed=s).step(make_batch(), step, 0.1).loss)
+            for s, step in ((0, 3), (0, 3), (0, 4), (1, 3))
         ]
         assert losses[0] == losses[1]
         assert len(set(losses)) == 3
@@ -187,15 +206,17 @@ class TestStep:
         engine = make_engine("supervised")
         batch = make_batch()
         batch.image[0] = math.nan
-        assert math.isnan(float(engine.step(batch, 0).grad_norm))
+        assert math.isnan(float(engine.step(batch, 0, 0.1).grad_norm))
 
 
 @dataclass
 class Recorder:
     probes: list[int] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
-    saves: list[tuple[int, bool]] = field(default_factory=list)
+    saves: list[Progress] = field(default_factory=list)
+    offered: list[Progress] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    actions: list[tuple[str, int]] = field(default_factory=list)
 
     def observe(self, observation: Observation, record: dict[str, Any]) -> None:
         self.probes.append(observation.step)
@@ -204,8 +225,22 @@ class Recorder:
     def advance(self, step: int) -> None:
         self.steps.append(step)
 
-    def save(self, step: int, best_score: float, *, best: bool) -> None:
-        self.saves.append((step, best))
+    def report(self, action: Action, step: int) -> None:
+        self.actions.append((action.event, step))
+
+    def save_best(self, progress: Progress) -> None:
+        self.offered.append(progress)
+
+    def save_last(self, progress: Progress) -> None:
+        self.saves.append(progress)
+
+    def load_best(self) -> Checkpoint:
+        raise AssertionError("no rollback in these tests")
+
+    @property
+    def improved(self) -> list[int]:
+        """Steps at which the newest score was the best."""
+        return [p.step for p in self.offered if p.rank_epochs()[0] == len(p.history)]
 
 
 def run(engine: Engine, steps: int, batches: list[Batch] | None = None, **options: Any) -> tuple[Any, Recorder]:
@@ -215,12 +250,14 @@ def run(engine: Engine, steps: int, batches: list[Batch] | None = None, **option
         Probe(probe.image, probe.target), empty, num_classes=2, device=torch.device("cpu"), batch_size=3,
         autocast=nullcontext, warmup_steps=options.pop("warmup", 2), steps_per_epoch=10,
     )  # fmt: skip
-    recorder = Recorder()
-    arguments = {"best_score": -1.0, "stop_on_collapse": False, "stop_requested": lambda _: False} | options
+    recorder, policies = Recorder(), options.pop("policies", Policies())
+    defaults = {"lr_at": lr_at, "progress": Progress(), "stop_on_collapse": False, "stop_requested": lambda _: False}
+    arguments = defaults | options
     schedule = Schedule(0, steps, 10, (0, 1, 2, 5, 10, 20, 50))
     result = run_loop(
-        engine, monitor, batches or [make_batch(seed=s) for s in range(steps)], schedule, recorder, **arguments
-    )
+        engine, monitor, batches or [make_batch(seed=s) for s in range(steps)], schedule, recorder,
+        policies, **arguments,
+    )  # fmt: skip
     return result, recorder
 
 
@@ -230,7 +267,7 @@ class TestLoop:
         assert (result.ending, result.step) == ("finished", 25)
         assert recorder.probes == [0, 1, 2, 5, 10, 20, 25]  # 20 ends the second epoch
         assert recorder.steps == list(range(1, 26))
-        assert [step for step, _ in recorder.saves] == [0, 10, 20, 25]
+        assert [p.step for p in recorder.saves] == [p.step for p in recorder.offered] == [0, 10, 20, 25]
         assert "train/loss" not in recorder.records[0]
 
     def test_records_hold_means_since_the_last_probe(self) -> None:
@@ -238,8 +275,8 @@ class TestLoop:
         losses = []
         plain_step = engine.step
 
-        def step(batch: Batch, number: int) -> Any:
-            record = plain_step(batch, number)
+        def step(batch: Batch, number: int, lr: float) -> Any:
+            record = plain_step(batch, number, lr)
             losses.append(float(record.loss))
             return record
 
@@ -254,22 +291,25 @@ class TestLoop:
     def test_stop_request_saves_and_ends_after_the_step(self) -> None:
         result, recorder = run(make_engine(), 20, stop_requested=lambda step: step == 7)
         assert (result.ending, result.step) == ("interrupted", 7)
-        assert recorder.saves[-1] == (7, False)
+        assert recorder.saves[-1] == result.progress
+        assert recorder.saves[-1].step == 7
+        assert [p.step for p in recorder.offered] == [0]
 
     def test_best_is_saved_only_on_improvement_and_never_on_nan(self) -> None:
         result, recorder = run(make_engine(), 20)
-        improved = [step for step, best in recorder.saves if best]
-        assert improved[0] == 0  # the untrained networks: there is always a best.pt
+        assert recorder.improved[0] == 0  # the untrained networks: there is always a best.pt
         scores = {r["step"]: max(r["val/student/f1_macro"], r["val/teacher/f1_macro"]) for r in recorder.records}
         expected = [
             step for step in (0, 10, 20) if scores[step] > max((scores[s] for s in (0, 10) if s < step), default=-1)
         ]
-        assert improved == expected
-        assert result.best_score == max(scores[step] for step in (0, 10, 20))
+        assert recorder.improved == expected
+        assert result.progress.start_score == scores[0]
+        assert result.progress.history == (scores[10], scores[20])
         batches = [make_batch(seed=s) for s in range(20)]
         batches[3].image[0] = math.nan
         result, recorder = run(make_engine("supervised"), 20, batches)
-        assert [step for step, best in recorder.saves if best] == [0]
+        assert recorder.improved == [0]
+        assert result.progress.history == (-math.inf, -math.inf)
         assert result.observation.verdict.codes == ("non_finite",)
 
     def test_collapse_stops_only_when_asked(self) -> None:

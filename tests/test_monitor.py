@@ -107,7 +107,7 @@ HEALTHY = Signals(
     voxels=10_000, nonfinite=0, logit_mean=-0.5, logit_std=2.5, logit_quantiles=(0.0,) * 7,
     prob_mean=0.32, prob_std=0.3, share_below_01=0.4, prevalence_pred=0.31, prevalence_true=0.30,
     ratio_std=0.1, f1=0.7, f1_macro=0.7, f1_best=0.72, threshold_best=0.45, auroc=0.92,
-    average_precision=0.8, trivial_f1=2 * 0.3 / 1.3,
+    average_precision=0.8, trivial_f1=2 * 0.3 / 1.3, dice=0.7, foreground_distance=0.02,
 )  # fmt: skip
 CONSTANT = replace(HEALTHY, logit_mean=0.53, logit_std=0.297, prob_mean=0.6267, prob_std=0.0689, prevalence_pred=1.0,
                    f1=0.4615, f1_macro=0.4615, f1_best=0.4615, auroc=0.51)  # fmt: skip
@@ -244,7 +244,7 @@ class TestMonitor:
         assert line.startswith("step   100 epoch   1 | val F1 ")
         assert line.endswith("| collapsed all_positive,constant_output,not_above_trivial")
 
-    def test_score_is_that_of_the_better_net_and_minus_one_with_nan(self, monitor: Monitor) -> None:
+    def test_score_is_that_of_the_better_net_and_minus_infinity_with_nan(self, monitor: Monitor) -> None:
         good = monitor.look(Threshold(0.0), constant_net(math.nan), 100)
         assert good.score == good.val["student"].f1_macro > 0.8
-        assert monitor.look(constant_net(math.nan), constant_net(math.nan), 100).score == -1
+        assert monitor.look(constant_net(math.nan), constant_net(math.nan), 100).score == -math.inf

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,77 +15,145 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torch_schedulers
 
-from ssl_seg.schedules import compute_ema_decay, compute_lr_factor, compute_rampup
+from ssl_seg.config import EMAConfig, LengthConfig, OptimConfig
+from ssl_seg.schedules import (
+    LossPhase,
+    LrSchedule,
+    acts_at,
+    compute_ema_decay,
+    compute_gradient_noise_std,
+    compute_loss_weights,
+    compute_lr_factor,
+    compute_lr_scale,
+    compute_rampup,
+    compute_weight_noise_std,
+    count_plateaus,
+    count_stale_epochs,
+    make_ema_schedule,
+    make_lr_schedule,
+)
 
 LR_SCHEDULES = ["constant", "poly", "cosine"]
 RAMPUPS = ["sigmoid", "linear", "cosine"]
+SCORES = st.lists(st.sampled_from([-math.inf, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5]), max_size=40)
 
 
-def torch_factors(warmup_steps: int, total_steps: int, schedule: str, power: float, floor: float) -> list[float]:
+def factors(schedule: LrSchedule, steps: int | None = None, history: Sequence[float] = ()) -> list[float]:
+    count = schedule.total_steps if steps is None else steps
+    return [compute_lr_factor(step, schedule, history) for step in range(count)]
+
+
+def torch_factors(schedule: LrSchedule) -> list[float]:
+    """The factors of steps 0 .. total_steps, by PyTorch's schedulers."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    decay_steps = total_steps - warmup_steps
+    warmup_steps, floor = schedule.warmup_steps, schedule.floor
+    decay_steps = schedule.total_steps - warmup_steps
     decay = {
         "constant": lambda: torch_schedulers.ConstantLR(optimizer, factor=1.0),
-        "poly": lambda: torch_schedulers.PolynomialLR(optimizer, total_iters=decay_steps, power=power),
+        "poly": lambda: torch_schedulers.PolynomialLR(optimizer, total_iters=decay_steps, power=schedule.power),
         "cosine": lambda: torch_schedulers.CosineAnnealingLR(optimizer, T_max=decay_steps, eta_min=floor),
+        "cosine_restarts": lambda: torch_schedulers.CosineAnnealingWarmRestarts(
+            optimizer, T_0=schedule.cycle_steps, T_mult=schedule.cycle_growth, eta_min=floor
+        ),
     }
-    scheduler = decay[schedule]()
+    scheduler = decay[schedule.form]()
     if warmup_steps:
         warmup = torch_schedulers.LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps - 1)
-        scheduler = torch_schedulers.SequentialLR(optimizer, [warmup, decay[schedule]()], milestones=[warmup_steps])
-    factors = []
-    for _ in range(total_steps + 1):
-        factors.append(optimizer.param_groups[0]["lr"])
+        scheduler = torch_schedulers.SequentialLR(optimizer, [warmup, decay[schedule.form]()], [warmup_steps])
+    values = []
+    for _ in range(schedule.total_steps + 1):
+        values.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return factors
+    return values
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 2, 10])
 @pytest.mark.parametrize(
-    ("schedule", "power", "floor"),
-    [("constant", 0.9, 0.0), ("poly", 0.9, 0.0), ("poly", 2.0, 0.0), ("cosine", 0.9, 0.0), ("cosine", 0.9, 0.1)],
+    "schedule",
+    [
+        LrSchedule("constant", 50),
+        LrSchedule("poly", 50),
+        LrSchedule("poly", 50, power=2.0),
+        LrSchedule("cosine", 50),
+        LrSchedule("cosine", 50, floor=0.1),
+        LrSchedule("cosine_restarts", 50, cycle_steps=7),
+        LrSchedule("cosine_restarts", 50, cycle_steps=5, cycle_growth=2),
+        LrSchedule("cosine_restarts", 50, cycle_steps=4, cycle_growth=3, floor=0.2),
+    ],
+    ids=str,
 )
-def test_lr_factor_is_torchs(warmup_steps: int, schedule: str, power: float, floor: float) -> None:
-    expected = torch_factors(warmup_steps, 50, schedule, power, floor)
-    got = [
-        compute_lr_factor(step, total_steps=50, warmup_steps=warmup_steps, schedule=schedule, power=power, floor=floor)
-        for step in range(51)
-    ]
-    assert got == pytest.approx(expected, abs=1e-9)
+def test_lr_factor_is_torchs(warmup_steps: int, schedule: LrSchedule) -> None:
+    schedule = replace(schedule, warmup_steps=warmup_steps)
+    assert factors(schedule, 51) == pytest.approx(torch_factors(schedule), abs=1e-9)
+
+
+@pytest.mark.parametrize("total_steps", [3, 11, 100])  # PyTorch divides by zero where the peak is at step 0
+@pytest.mark.parametrize(("rise", "floor"), [(0.3, 0.0), (0.5, 0.01), (0.9, 0.2)])
+def test_one_cycle_is_torchs_and_needs_no_warmup(total_steps: int, rise: float, floor: float) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch_schedulers.OneCycleLR(
+        optimizer,
+        max_lr=1.0,
+        total_steps=total_steps,
+        pct_start=rise,
+        div_factor=25,
+        final_div_factor=1 / 25 / floor if floor else math.inf,
+        cycle_momentum=False,
+    )
+    expected = []
+    for step in range(total_steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step < total_steps - 1:
+            scheduler.step()
+    schedule = LrSchedule("one_cycle", total_steps, rise=rise, floor=floor)
+    assert factors(schedule) == pytest.approx(expected, abs=1e-9)
+    assert factors(replace(schedule, warmup_steps=1)) == factors(schedule)
+
+
+@given(history=SCORES, patience=st.integers(1, 6), floor=st.sampled_from([0.0, 0.05, 0.3]))
+def test_reduce_on_plateau_is_torchs(history: list[float], patience: int, floor: float) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch_schedulers.ReduceLROnPlateau(
+        optimizer, "max", factor=0.5, patience=patience - 1, threshold=0, threshold_mode="abs", min_lr=floor, eps=0
+    )
+    schedule = LrSchedule("reduce_on_plateau", 10**6, floor=floor, patience=patience, reduction=0.5)
+    for epochs in range(len(history)):
+        scheduler.step(history[epochs])
+        got = compute_lr_factor(0, schedule, history[: epochs + 1])
+        assert got == pytest.approx(optimizer.param_groups[0]["lr"])
+
+
+def test_reduce_on_plateau_warms_up_first() -> None:
+    schedule = LrSchedule("reduce_on_plateau", 100, warmup_steps=4, patience=1)
+    assert [compute_lr_factor(s, schedule, (0.5, 0.4)) for s in (0, 3, 4)] == [0.25, 1.0, 0.5]
 
 
 def test_poly_has_a_floor() -> None:
-    def factor(step: int) -> float:
-        return compute_lr_factor(step, total_steps=100, warmup_steps=0, schedule="poly", power=1.0, floor=0.2)
-
-    assert [factor(0), factor(50), factor(100)] == pytest.approx([1.0, 0.6, 0.2])
+    schedule = LrSchedule("poly", 100, power=1.0, floor=0.2)
+    assert [compute_lr_factor(s, schedule) for s in (0, 50, 100)] == pytest.approx([1.0, 0.6, 0.2])
 
 
 def test_warmup_of_one_step_and_of_the_whole_run() -> None:
-    assert compute_lr_factor(0, total_steps=10, warmup_steps=1, schedule="cosine") == 1.0
-    whole = [compute_lr_factor(s, total_steps=4, warmup_steps=4, schedule="cosine") for s in range(5)]
-    assert whole == [0.25, 0.5, 0.75, 1.0, 0.0]
+    assert compute_lr_factor(0, LrSchedule("cosine", 10, 1)) == 1.0
+    assert factors(LrSchedule("cosine", 4, 4), 5) == [0.25, 0.5, 0.75, 1.0, 0.0]
 
 
 @given(
     total_steps=st.integers(1, 500),
     warmup_share=st.floats(0.0, 1.0),
-    schedule=st.sampled_from(LR_SCHEDULES),
+    form=st.sampled_from(LR_SCHEDULES),
     power=st.floats(0.1, 5.0),
     floor=st.floats(0.0, 1.0),
 )
 def test_lr_factor_rises_then_falls_and_keeps_its_bounds(
-    total_steps: int, warmup_share: float, schedule: str, power: float, floor: float
+    total_steps: int, warmup_share: float, form: str, power: float, floor: float
 ) -> None:
     warmup_steps = int(warmup_share * total_steps)
-    factors = [
-        compute_lr_factor(
-            step, total_steps=total_steps, warmup_steps=warmup_steps, schedule=schedule, power=power, floor=floor
-        )
-        for step in range(2 * total_steps)
-    ]
-    rising, falling = factors[:warmup_steps], factors[warmup_steps:]
+    schedule = LrSchedule(form, total_steps, warmup_steps, power, floor)  # type: ignore[arg-type]
+    values = factors(schedule, 2 * total_steps)
+    rising, falling = values[:warmup_steps], values[warmup_steps:]
     assert rising == sorted(rising)
     assert falling == sorted(falling, reverse=True)
     assert all(0.0 < f <= 1.0 for f in rising)
@@ -90,8 +161,105 @@ def test_lr_factor_rises_then_falls_and_keeps_its_bounds(
     if warmup_steps:
         assert rising[0] == 1 / warmup_steps
         assert rising[-1] == 1.0
-    if schedule != "constant":
-        assert factors[-1] == pytest.approx(floor)
+    if form != "constant":
+        assert values[-1] == pytest.approx(floor)
+
+
+@given(total_steps=st.integers(1, 200), rise=st.floats(0.01, 0.99), floor=st.floats(0.0, 1.0))
+def test_one_cycle_keeps_its_bounds(total_steps: int, rise: float, floor: float) -> None:
+    values = factors(LrSchedule("one_cycle", total_steps, rise=rise, floor=floor), 2 * total_steps)
+    assert all(min(floor, 1 / 25) - 1e-12 <= v <= 1.0 + 1e-12 for v in values)
+    assert values[total_steps - 1 :] == pytest.approx([floor] * (total_steps + 1))
+    top = values.index(max(values))
+    assert values[: top + 1] == sorted(values[: top + 1])
+
+
+def test_lr_of_settings() -> None:
+    length = LengthConfig(steps=100, steps_per_epoch=10)
+    settings = {"lr": 0.1, "warmup_steps": 0, "lr_batch_size": 4}
+    constant = make_lr_schedule(OptimConfig(**settings, schedule="constant"), length, 16)
+    assert constant(5, ()) == 0.1
+    scaled = [
+        make_lr_schedule(OptimConfig(**settings, schedule="constant", lr_scaling=kind), length, 16)(5, ())
+        for kind in ("none", "linear", "sqrt")
+    ]
+    assert scaled == pytest.approx([0.1, 0.4, 0.2])
+    restarts = OptimConfig(**settings, schedule="cosine_restarts", restart_epochs=2, restart_growth=2)
+    lr = make_lr_schedule(restarts, length, 4)
+    starts = [s for s in range(1, 100) if lr(s, ()) > lr(s - 1, ())]
+    assert starts == [20, 60]  # cycles of 2, 4, 8 epochs
+    reduced = OptimConfig(**settings, schedule="reduce_on_plateau", plateau_patience=1, plateau_factor=0.1, floor=0.05)
+    lr = make_lr_schedule(reduced, length, 4)
+    assert [lr(50, h) for h in ((), (0.5, 0.5), (0.5, 0.5, 0.5))] == pytest.approx([0.1, 0.01, 0.005])
+    one = OptimConfig(**settings, schedule="one_cycle", one_cycle_rise=0.5, floor=0.1)
+    assert [make_lr_schedule(one, length, 4)(s, ()) for s in (0, 49, 99)] == pytest.approx([0.004, 0.1, 0.01])
+    poly = make_lr_schedule(OptimConfig(lr=0.1, warmup_steps=10, poly_power=1, floor=0.2), length, 4)
+    assert [poly(s, ()) for s in (0, 55)] == pytest.approx([0.01, 0.1 * 0.6])
+
+
+def test_count_of_plateaus_starts_anew() -> None:
+    assert [count_plateaus([0.5] + [0.4] * n, 3) for n in range(8)] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert count_plateaus([0.1, 0.2, 0.3, 0.4], 1) == 0
+    assert count_plateaus([0.4, 0.3, 0.3, 0.5, 0.4, 0.4], 3) == 0
+    assert count_plateaus([], 1) == 0
+
+
+def test_stale_epochs() -> None:
+    assert [count_stale_epochs(h) for h in ((), (0.5,), (0.5, 0.4, 0.5), (0.1, 0.2))] == [0, 0, 2, 0]
+
+
+def test_a_policy_acts_from_its_start_every_few_epochs() -> None:
+    assert [e for e in range(20) if acts_at(e, 5, 4)] == [5, 9, 13, 17]
+    stds = [compute_weight_noise_std(e, 3, 2, 0.1, 0.5) for e in range(8)]
+    assert stds == pytest.approx([0, 0, 0, 0.1, 0, 0.05, 0, 0.025])
+
+
+def test_gradient_noise_falls_as_published() -> None:
+    variances = [compute_gradient_noise_std(step, 2.0, 0.55) ** 2 for step in (0, 9, 99)]
+    assert variances == pytest.approx([4.0, 4.0 / 10**0.55, 4.0 / 100**0.55])
+    assert compute_gradient_noise_std(1000, 2.0, 0.0) == 2.0
+
+
+class TestLossPhases:
+    PHASES = (LossPhase(0, {"dice": 1.0}), LossPhase(10, {"dice": 0.5, "focal": 0.5}, 4))
+
+    def test_blending_is_linear_and_starts_at_the_old_weights(self) -> None:
+        assert compute_loss_weights(self.PHASES, 9.99) == {"dice": 1.0}
+        assert compute_loss_weights(self.PHASES, 10) == {"dice": 1.0, "focal": 0.0}
+        assert compute_loss_weights(self.PHASES, 11) == pytest.approx({"dice": 0.875, "focal": 0.125})
+        assert compute_loss_weights(self.PHASES, 14) == {"dice": 0.5, "focal": 0.5}
+
+    def test_no_blending_switches_at_once(self) -> None:
+        phases = (LossPhase(0, {"dice": 1.0}), LossPhase(3, {"focal": 2.0}))
+        assert [compute_loss_weights(phases, e) for e in (2.99, 3)] == [{"dice": 1.0}, {"focal": 2.0}]
+
+    def test_a_component_that_ends_fades_out_and_is_gone(self) -> None:
+        phases = (LossPhase(0, {"dice": 1.0, "focal": 0.4}), LossPhase(2, {"dice": 1.0}, 2))
+        weights = [compute_loss_weights(phases, e) for e in (2, 3, 4, 9)]
+        assert weights == [{"dice": 1.0, "focal": 0.4}, {"dice": 1.0, "focal": 0.2}, {"dice": 1.0}, {"dice": 1.0}]
+
+    def test_a_phase_that_starts_inside_a_blend_goes_on_from_the_weights_there(self) -> None:
+        phases = (LossPhase(0, {"a": 1.0}), LossPhase(10, {"b": 1.0}, 10), LossPhase(15, {"c": 1.0}, 2))
+        assert compute_loss_weights(phases, 15) == pytest.approx({"a": 0.5, "b": 0.5, "c": 0.0})
+        assert compute_loss_weights(phases, 16) == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.5})
+        assert compute_loss_weights(phases, 17) == {"c": 1.0}
+
+    @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), max_size=4), st.floats(0, 60))
+    def test_weights_of_phases_that_sum_to_one_sum_to_one(self, gaps: list[tuple[int, int]], epoch: float) -> None:
+        starts = list(itertools.accumulate(gap for gap, _ in gaps))
+        phases = [LossPhase(0, {"x": 1.0})]
+        for number, (start, (_, blend)) in enumerate(zip(starts, gaps, strict=True)):
+            phases.append(LossPhase(start, {f"c{number}": 0.25, "x": 0.75}, blend))
+        weights = compute_loss_weights(phases, epoch)
+        assert sum(weights.values()) == pytest.approx(1.0)
+        assert all(w >= 0 for w in weights.values())
+
+    @given(st.floats(0, 30), st.floats(1e-6, 0.01))
+    def test_a_blend_has_no_jump(self, epoch: float, gap: float) -> None:
+        phases = (LossPhase(0, {"a": 1.0}), LossPhase(5, {"b": 1.0}, 6), LossPhase(8, {"a": 0.3}, 4))
+        before, after = (compute_loss_weights(phases, e) for e in (epoch, epoch + gap))
+        for name in {*before, *after}:
+            assert abs(before.get(name, 0.0) - after.get(name, 0.0)) <= gap
 
 
 @given(rampup_steps=st.integers(1, 300), kind=st.sampled_from(RAMPUPS))
@@ -133,13 +301,46 @@ def test_a_warming_teacher_is_the_mean_of_its_students() -> None:
     assert teacher == pytest.approx(sum(students) / len(students))
 
 
+@pytest.mark.parametrize("form", ["linear", "cosine"])
+def test_ema_decay_passes_to_its_final_value(form: str) -> None:
+    def decay(updates: int, warmup: bool = False) -> float:
+        return compute_ema_decay(updates, 0.9, warmup=warmup, form=form, final_decay=1.0, total_steps=100)  # type: ignore[arg-type]
+
+    assert [decay(u) for u in (0, 50, 100, 500)] == pytest.approx([0.9, 0.95, 1.0, 1.0])
+    values = [decay(u) for u in range(101)]
+    assert values == sorted(values)
+    byol = [1 - (1 - 0.9) * (math.cos(math.pi * u / 100) + 1) / 2 for u in range(101)]
+    line = [0.9 + 0.1 * u / 100 for u in range(101)]
+    assert values == pytest.approx(byol if form == "cosine" else line)
+    assert [decay(u, warmup=True) for u in (0, 1, 99)] == pytest.approx([0.0, 0.5, min(values[99], 0.99)])
+
+
+def test_ema_decay_of_settings() -> None:
+    constant = make_ema_schedule(EMAConfig(decay=0.9), 100)
+    assert [constant(u) for u in (0, 1, 1000)] == [0.0, 0.5, 0.9]
+    rising = make_ema_schedule(EMAConfig(decay=0.9, warmup=False, schedule="linear", final_decay=1.0), 10)
+    assert [rising(u) for u in (0, 5, 10)] == pytest.approx([0.9, 0.95, 1.0])
+
+
+def test_a_final_decay_and_a_schedule_need_each_other() -> None:
+    with pytest.raises(ValueError, match="schedule cosine passes from decay to final_decay"):
+        EMAConfig(schedule="cosine")
+    with pytest.raises(ValueError, match=r"final_decay 1\.0 is not used by schedule constant"):
+        EMAConfig(final_decay=1.0)
+
+
 def test_unknown_kinds_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown schedule 'step'"):
-        compute_lr_factor(0, total_steps=10, warmup_steps=0, schedule="step")
+        compute_lr_factor(0, LrSchedule("step", 10))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown ramp-up 'step'"):
         compute_rampup(0, 10, "step")
+    with pytest.raises(ValueError, match="unknown scaling 'cubic'"):
+        compute_lr_scale("cubic", 4, 4)
+    with pytest.raises(ValueError, match="unknown EMA schedule 'step'"):
+        compute_ema_decay(0, 0.9, form="step")
 
 
 def test_importing_schedules_loads_nothing_heavy() -> None:
-    code = "import sys, ssl_seg.schedules; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'monai')))"
+    heavy = ("torch", "numpy", "monai", "pydantic")
+    code = f"import sys, ssl_seg.schedules; sys.exit(any(m in sys.modules for m in {heavy}))"
     subprocess.run([sys.executable, "-c", code], check=True)

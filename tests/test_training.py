@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -317,8 +318,8 @@ def stop_after_one_step() -> Iterator[None]:
     """Send this process an interrupt as soon as the next training step is done."""
     step = Engine.step
 
-    def step_and_interrupt(self: Engine, batch: Any, number: int) -> Any:
-        record = step(self, batch, number)
+    def step_and_interrupt(self: Engine, batch: Any, number: int, lr: float) -> Any:
+        record = step(self, batch, number, lr)
         os.kill(os.getpid(), signal.SIGINT)
         return record
 
@@ -396,7 +397,7 @@ class TestResume:
         result = train_tiny(tmp_path / "run", particles_dir, {"split": {"labels": 0.5}})
         (tmp_path / "run" / "events.jsonl").write_text("")
         checkpoint = load_checkpoint(result.run.last)
-        rewrite(result.run.last, result.run.last, progress=Progress(7, 7, checkpoint.progress.best_score))
+        rewrite(result.run.last, result.run.last, progress=replace(checkpoint.progress, step=7, ema_updates=7))
         with stop_after_one_step():
             assert train(TrainRequest(resume=result.run.path)).step == 8
         assert load_checkpoint(result.run.last).scores["student"]["f1"] == checkpoint.scores["student"]["f1"]
@@ -424,8 +425,7 @@ class TestResume:
         data = tmp_path / "data"
         write_dataset(data, "particles", 8)
         result = train_tiny(tmp_path / "run", data)
-        checkpoint = load_checkpoint(result.run.last)
-        rewrite(result.run.last, result.run.last, progress=checkpoint.progress.__class__(6, 6, 0.0))
+        rewrite(result.run.last, result.run.last, progress=Progress(6, 6, 0.0))
         image = load_split(result.run.path / "split.yaml").val[0]
         (data / "images" / f"{image}.png").unlink()
         with pytest.raises(SplitError, match=image):
@@ -444,11 +444,11 @@ from ssl_seg.prepare import TrainRequest
 import ssl_seg.training as training
 
 captured = {}
-original = training._finish
-def finish(fabric, prepared, result, console):
+original = training.finish_run
+def finish(result, *args):
     captured["state"] = result
-    return original(fabric, prepared, result, console)
-training._finish = finish
+    return original(result, *args)
+training.finish_run = finish
 assemble = training._assemble
 def assembled(*args):
     captured["trainer"] = assemble(*args)

@@ -36,7 +36,8 @@ def data_batches(
     from ssl_seg.configio import Layer, nest, parse_override, read_layers
     from ssl_seg.data.findings import findings_to_dict
     from ssl_seg.errors import DataError
-    from ssl_seg.prepare import TrainRequest, check_layers, make_plan
+    from ssl_seg.preflight import check_layers
+    from ssl_seg.prepare import TrainRequest, make_plan
     from ssl_seg.sources import make_source, open_store
 
     if figure is not None and figure.exists():

@@ -121,7 +121,8 @@ def _report(result: TrainResult) -> None:
         codes = ", ".join(result.verdict.codes)
         typer.echo(f"stopped by the monitor after step {result.step}: {codes} (monitor.on_collapse = stop)", err=True)
         return
-    print_scores(f"validation scores of {run.best}", [("best.pt", result.scores)])
+    rows = [("best.pt", result.scores), *([("swa.pt", result.swa_scores)] if result.swa_scores else [])]
+    print_scores(f"validation scores of {run.best}", rows)
     typer.echo(f"verdict: {result.verdict.level}{' ' + ','.join(result.verdict.codes) if result.verdict.codes else ''}")
     typer.echo(f"next: ssl-seg evaluate {run.best}    ssl-seg predict {run.best} IMAGES OUTPUT")
 

@@ -23,7 +23,7 @@ from ssl_seg.data.views.transforms import Views
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
 
-LABELED_STREAM, UNLABELED_STREAM, PROBE_STREAM, MIX_STREAM, TILE_STREAM = 1, 2, 3, 4, 5
+LABELED_STREAM, UNLABELED_STREAM, PROBE_STREAM, MIX_STREAM, TILE_STREAM, SIZE_STREAM = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PatchSource(Dataset[Batch]):
     Args:
         store: reads cases.
         labeled, unlabeled: case ids of the two streams; ``unlabeled`` may be empty.
-        counts: labeled and unlabeled patches a batch, on each process.
+        counts: labeled and unlabeled patches a batch, on each process; with ``fewest``, the most labeled ones.
         patch_size: (*P).
         foreground_ratio: share of labeled patches that are centered on foreground; those of positive cases first.
         views: makes the weak and strong views.
@@ -73,6 +73,8 @@ class PatchSource(Dataset[Batch]):
         positive_ratio: share of labeled patches from them; None draws all labeled cases equally often.
         cutmix: probability that a strong view has a box of another one in it.
         copy_paste: probability that a labeled patch has the foreground of another one in it.
+        fewest: fewest labeled patches of a batch; each number from here to ``counts`` is equally likely in a step, and
+            the same on all processes. None always takes ``counts``.
     """
 
     store: CaseStore
@@ -90,6 +92,7 @@ class PatchSource(Dataset[Batch]):
     positive_ratio: float | None = None
     cutmix: float = 0.0
     copy_paste: float = 0.0
+    fewest: int | None = None
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step >= 0."""
@@ -110,14 +113,20 @@ class PatchSource(Dataset[Batch]):
         return BalancedBatchSampler(self.labeled, self.positive, self.positive_ratio, self.seed, LABELED_STREAM)
 
     def _draw_labeled(self, step: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
-        count = self.counts[0]
-        ids = [self.labeled_cases[self._position(step, slot, count)] for slot in range(count)]
+        count, most = self._count_labeled(step), self.counts[0]
+        # Positions count in the largest batch: those of a smaller one are left out, and none is taken twice.
+        ids = [self.labeled_cases[self._position(step, slot, most)] for slot in range(count)]
         # A systematic draw: the share is met in each batch as exactly as whole numbers allow.
         number = int(count * self.foreground_ratio + rng.random())
         centered = sorted(range(count), key=lambda slot: ids[slot] not in self.positive)[:number]
         patches = [self._labeled_patch(case_id, step, slot, slot in centered) for slot, case_id in enumerate(ids)]
         image, target = (np.stack(arrays) for arrays in zip(*patches, strict=True))
         return ids, torch.from_numpy(image), torch.from_numpy(target)
+
+    def _count_labeled(self, step: int) -> int:
+        if self.fewest is None:
+            return self.counts[0]
+        return int(derive_rng(self.seed, SIZE_STREAM, step).integers(self.fewest, self.counts[0] + 1))
 
     def _draw_unlabeled(self, step: int) -> tuple[list[str], Tensor, Tensor]:
         count, cases = self.counts[1], CaseStream(self.unlabeled, self.seed, UNLABELED_STREAM)

@@ -7,12 +7,11 @@ on, has no decay warm-up, and with ``use_buffers`` it also averages integer coun
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-
-from ssl_seg.schedules import compute_ema_decay
 
 
 class EMATeacher:
@@ -23,21 +22,19 @@ class EMATeacher:
 
     Args:
         student: the bare network.
-        decay: weight of the old teacher in one update, in [0, 1).
-        warmup: limit the decay to 1 - 1/(updates + 1), so that the first update copies the student.
+        decay_at: number of updates made before -> weight of the old teacher in the next one, in [0, 1].
     """
 
-    def __init__(self, student: nn.Module, decay: float, *, warmup: bool = True) -> None:
+    def __init__(self, student: nn.Module, decay_at: Callable[[int], float]) -> None:
         self.net = copy.deepcopy(student).eval().requires_grad_(False)
-        self.decay, self.warmup = decay, warmup
+        self.decay_at = decay_at
         self.updates = 0
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """Move one step towards the student; no synchronization with the host."""
-        decay = compute_ema_decay(self.updates, self.decay, warmup=self.warmup)
         own, others = list(_floats(self.net)), [t.detach() for t in _floats(student)]
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average = get_ema_multi_avg_fn(self.decay_at(self.updates))  # type: ignore[no-untyped-call]
         average(own, others, None)
         for own_buffer, buffer in zip(self.net.buffers(), student.buffers(), strict=True):
             if not own_buffer.is_floating_point():

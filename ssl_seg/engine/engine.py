@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn, optim
 
+from ssl_seg.checkpoint import Checkpoint, load_weights
+from ssl_seg.config import GradientNoiseConfig
 from ssl_seg.data.loader import Batch
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.engine.ema import EMATeacher
+from ssl_seg.engine.noise import add_gradient_noise
 from ssl_seg.engine.optim import set_lr
 from ssl_seg.methods.base import Method, Nets, Progress
 from ssl_seg.precision import Autocast
@@ -38,11 +41,11 @@ class Engine:
         teacher: its moving average.
         method: the loss.
         autocast: opens the precision context of the forward pass.
-        lr_at: learning rate of a step.
         total_steps: length of the run.
         steps_per_epoch: length of an epoch.
         clip_norm: largest gradient norm of an update; None records the norm and clips nothing.
-        seed: with rank and step the seed of every draw inside the step (dropout).
+        gradient_noise: added after clipping; None adds nothing.
+        seed: with rank and step the seed of every draw inside the step (dropout, gradient noise).
     """
 
     def __init__(
@@ -54,25 +57,24 @@ class Engine:
         method: Method,
         autocast: Autocast,
         *,
-        lr_at: Callable[[int], float],
         total_steps: int,
         steps_per_epoch: int,
         clip_norm: float | None,
         seed: int,
+        gradient_noise: GradientNoiseConfig | None = None,
     ) -> None:
         self.fabric, self.teacher, self.method, self.autocast = fabric, teacher, method, autocast
         self.student = student
         self.wrapped, self.optimizer = fabric.setup(student, optimizer)
         self.nets = Nets(self.wrapped, teacher.net)
-        self.lr_at, self.seed = lr_at, seed
+        self.seed, self.gradient_noise = seed, gradient_noise
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.clip_norm = math.inf if clip_norm is None else clip_norm
 
-    def step(self, batch: Batch, step: int) -> StepRecord:
-        """Make update number ``step`` (from 0) on a batch that is on the device."""
+    def step(self, batch: Batch, step: int, lr: float) -> StepRecord:
+        """Make update number ``step`` (from 0) with a learning rate, on a batch that is on the device."""
         torch.manual_seed(derive_seed(self.seed, self.fabric.global_rank, step))
         self.wrapped.train()
-        lr = self.lr_at(step)
         set_lr(self.optimizer, lr)
 
         with self.autocast():
@@ -81,12 +83,25 @@ class Engine:
         grad_norm = self.fabric.clip_gradients(
             self.wrapped, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
         )
+        if self.gradient_noise is not None:
+            add_gradient_noise(self.student, self.gradient_noise, self.seed, step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
         self._agree_on_buffers()
         self.teacher.update(self.student)
         return StepRecord(output.loss.detach(), output.terms, torch.as_tensor(grad_norm), lr)
+
+    def restore(self, checkpoint: Checkpoint, where: str) -> None:
+        """Put student, teacher and optimizer back into the state of a checkpoint.
+
+        Raises:
+            CheckpointError: see ``load_weights``.
+        """
+        load_weights(self.student, checkpoint.student, where)
+        load_weights(self.teacher.net, checkpoint.teacher, where)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.teacher.updates = checkpoint.progress.ema_updates
 
     def _agree_on_buffers(self) -> None:
         # Each process has seen other batches, so BatchNorm statistics differ; averaged, all teachers stay equal.

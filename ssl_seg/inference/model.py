@@ -90,6 +90,7 @@ def make_network(config: Config) -> nn.Module:
         patch_size=config.data.patch_size,
         features=config.network.features,
         norm=config.network.norm,
+        deep_supervision=config.network.deep_supervision,
     )
 
 

@@ -62,6 +62,11 @@ class Signals:
     average_precision: float | None
     trivial_f1: float
     """F1 of predicting foreground everywhere."""
+    dice: float
+    """Mean over the patches of their Dice, by the largest logit: the mean over the classes that are in the target or in
+    the prediction, and 1 for a patch without any. None of a patch counts whose voxels are all ignored."""
+    foreground_distance: float
+    """Wasserstein-1 distance between the foreground shares of the patches, predicted and true; in [0, 1]."""
 
     def to_record(self, prefix: str) -> dict[str, Any]:
         """Return ``{prefix + name: value}`` for metrics.jsonl."""
@@ -85,11 +90,12 @@ class SignalCollector:
         wide = torch.float32 if device.type == "mps" else torch.float64
         self.num_classes = num_classes
         self.histograms = torch.zeros(2, NUM_BINS, dtype=torch.int64, device=device)
-        self.overlap = torch.zeros(num_classes, 3, dtype=torch.int64, device=device)  # predicted, true, both
         self.sums = torch.zeros(4, dtype=wide, device=device)  # logit, logit^2, prob, prob^2
         self.counts = torch.zeros(3, dtype=torch.int64, device=device)  # predicted fg, prob below 0.1, non-finite
         self.hits = torch.zeros(1, dtype=torch.int64, device=device)
-        self.ratios: list[Tensor] = []
+        self.ratios: list[Tensor] = []  # of each batch: predicted and true foreground share of its patches
+        self.patch_overlaps: list[Tensor] = []  # of each batch: (K - 1, N, 3) predicted, true, both
+        self.has_voxels: list[Tensor] = []
 
     @torch.no_grad()
     def update(self, logits: Tensor, target: Tensor) -> None:
@@ -99,7 +105,9 @@ class SignalCollector:
         finite = torch.isfinite(score)
         truth = (target > 0) & valid
         pred = (score > 0) & valid
-        self.ratios.append(pred.flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1))
+        voxels = valid.flatten(1).sum(1)
+        self.ratios.append(torch.stack([_count(pred), _count(truth)]) / voxels.clamp(min=1))
+        self.has_voxels.append(voxels > 0)
 
         self.counts[2] += (valid & ~finite).sum()
         score, truth, pred = score[valid & finite], truth[valid & finite], pred[valid & finite]
@@ -113,9 +121,11 @@ class SignalCollector:
         self.histograms += torch.bincount(flat, minlength=2 * NUM_BINS).view(2, NUM_BINS)
 
         classes = logits.argmax(dim=1)
+        overlaps = []
         for label in range(1, self.num_classes):
             chosen, wanted = (classes == label) & valid, (target == label) & valid
-            self.overlap[label] += torch.stack([chosen.sum(), wanted.sum(), (chosen & wanted).sum()])
+            overlaps.append(torch.stack([_count(chosen), _count(wanted), _count(chosen & wanted)], dim=1))
+        self.patch_overlaps.append(torch.stack(overlaps))
 
     def compute(self) -> Signals:
         """Return the statistics of everything added so far."""
@@ -126,7 +136,8 @@ class SignalCollector:
         logit_sum, logit_square, prob_sum, prob_square = self.sums.tolist()
         true, hits = int(positive.sum()), int(self.hits.item())
         best = compute_best_f1(positive, negative)
-        ratios = torch.cat(self.ratios).float() if self.ratios else torch.zeros(1)
+        ratios = torch.cat(self.ratios, dim=1).float().cpu() if self.ratios else torch.zeros(2, 1)
+        seen = torch.cat(self.has_voxels).cpu() if self.has_voxels else torch.zeros(1, dtype=torch.bool)
         prevalence = true / count
         return Signals(
             voxels=finite + nonfinite,
@@ -139,7 +150,7 @@ class SignalCollector:
             share_below_01=low / count,
             prevalence_pred=predicted / count,
             prevalence_true=prevalence,
-            ratio_std=float(ratios.std(unbiased=False)),
+            ratio_std=float(ratios[0].std(unbiased=False)),
             f1=_f1(predicted, true, hits),
             f1_macro=self._macro_f1(),
             f1_best=None if best is None else best[0],
@@ -147,12 +158,27 @@ class SignalCollector:
             auroc=compute_auroc(positive, negative),
             average_precision=compute_average_precision(positive, negative),
             trivial_f1=compute_trivial_f1(prevalence),
+            dice=self._patch_dice(seen),
+            foreground_distance=_distance(ratios[0, seen], ratios[1, seen]),
         )
 
     def _macro_f1(self) -> float:
-        classes = self.overlap[1:].tolist()
+        classes = self._overlaps().sum(1).tolist()
         scores = [_f1(*counts) for counts in classes if counts[1] > 0] or [_f1(*counts) for counts in classes]
         return sum(scores) / len(scores)
+
+    def _patch_dice(self, seen: Tensor) -> float:
+        predicted, true, both = self._overlaps()[:, seen].double().unbind(2)
+        present = predicted + true > 0
+        dice = torch.where(present, 2 * both / (predicted + true).clamp(min=1), 0.0).sum(0)
+        classes = present.sum(0)
+        means = torch.where(classes > 0, dice / classes.clamp(min=1), 1.0)
+        return float(means.mean()) if means.numel() else 1.0
+
+    def _overlaps(self) -> Tensor:
+        """Return the counts (K - 1, patches, 3) on the CPU: predicted, true, both."""
+        nothing = torch.zeros(self.num_classes - 1, 0, 3, dtype=torch.int64)
+        return torch.cat([nothing, *(counts.cpu() for counts in self.patch_overlaps)], dim=1)
 
 
 @torch.no_grad()
@@ -179,6 +205,15 @@ def collect_signals(
         collector.update(logits.float(), probe.target[chosen].to(device))
     net.train(was_training)
     return collector.compute()
+
+
+def _count(mask: Tensor) -> Tensor:
+    return mask.flatten(1).sum(1)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Return the Wasserstein-1 distance of two samples of one size: the mean distance of the sorted values."""
+    return float((a.sort().values - b.sort().values).abs().mean()) if a.numel() else 0.0
 
 
 def _f1(predicted: int, true: int, both: int) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from ssl_seg.monitor.verdicts import Phase, Verdict, judge
 from ssl_seg.precision import Autocast
 
 NETS = ("student", "teacher")
+Selection = Literal["f1", "dice", "foreground_distance"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,18 @@ class Observation:
     val: dict[str, Signals]
     train: dict[str, Signals]
     verdict: Verdict
+    select: Selection = "f1"
+    """What the score is."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Selection score of each network on the validation probe, larger is better; -inf for one with NaN."""
+        return {net: _select(s, self.select) if s.nonfinite == 0 else -math.inf for net, s in self.val.items()}
 
     @property
     def score(self) -> float:
-        """Validation F1 (mean over classes) of the better network, for choosing ``best.pt``; -1 for one with NaN."""
-        return max(s.f1_macro if s.nonfinite == 0 else -1.0 for s in self.val.values())
+        """Selection score of the better network, for choosing ``best.pt``."""
+        return max(self.scores.values())
 
     def to_record(self) -> dict[str, Any]:
         """Return the line for metrics.jsonl."""
@@ -69,6 +78,7 @@ class Monitor:
         autocast: function that returns the autocast context of the run.
         warmup_steps: until here only non-finite outputs are named.
         steps_per_epoch: until here findings are warnings.
+        select: what the score of an observation is.
     """
 
     def __init__(
@@ -82,17 +92,18 @@ class Monitor:
         autocast: Autocast,
         warmup_steps: int,
         steps_per_epoch: int,
+        select: Selection = "f1",
     ) -> None:
         self.val, self.train = val, train
         self.num_classes, self.device, self.batch_size, self.autocast = num_classes, device, batch_size, autocast
-        self.warmup_steps, self.steps_per_epoch = warmup_steps, steps_per_epoch
+        self.warmup_steps, self.steps_per_epoch, self.select = warmup_steps, steps_per_epoch, select
 
     def look(self, student: nn.Module, teacher: nn.Module, step: int) -> Observation:
         """Return what the networks do after ``step`` updates."""
         val, train = ({n: self._collect(net, probe) for n, net in zip(NETS, (student, teacher), strict=True)}
                       if len(probe.image) else {} for probe in (self.val, self.train))  # fmt: skip
         verdict = judge(val["student"], val["teacher"], self._phase(step))
-        return Observation(step, -(-step // self.steps_per_epoch), val, train, verdict)
+        return Observation(step, -(-step // self.steps_per_epoch), val, train, verdict, self.select)
 
     def _collect(self, net: nn.Module, probe: Probe) -> Signals:
         return collect_signals(net, probe, self.num_classes, self.device, self.batch_size, self.autocast)
@@ -101,6 +112,13 @@ class Monitor:
         if step <= self.warmup_steps:
             return "untrained"
         return "early" if step < self.steps_per_epoch else "trained"
+
+
+def _select(signals: Signals, select: Selection) -> float:
+    """Return a figure by which checkpoints are compared: larger is better."""
+    if select == "f1":
+        return signals.f1_macro
+    return signals.dice if select == "dice" else -signals.foreground_distance
 
 
 def _spread(signals: Signals) -> str:

@@ -320,3 +320,40 @@ def test_a_mask_is_never_read_for_a_case_without_one(catalog: Catalog) -> None:
     unlabeled = catalog.unlabeled[0]
     assert CaseStore(catalog, 1).load(unlabeled.id).target is None
     assert not (Path(catalog.root) / "masks" / f"{unlabeled.id}.png").exists()
+
+
+def test_random_batch_sizes_are_those_asked_for_and_the_same_on_all_processes(source: PatchSource) -> None:
+    ranks = [replace(source, counts=(4, 2), fewest=2, rank=rank, world_size=2) for rank in range(2)]
+    sizes = [[len(rank[step].image) for step in range(40)] for rank in ranks]
+    assert sizes[0] == sizes[1]
+    assert Counter(sizes[0]).keys() == {2, 3, 4}
+    assert min(Counter(sizes[0]).values()) >= 5  # of 40 draws from three values; the seed is fixed
+    assert all(len(ranks[0][step].weak) == 2 for step in range(5))
+    assert [len(replace(ranks[0], seed=6)[step].image) for step in range(40)] != sizes[0]
+
+
+def test_a_smaller_batch_leaves_places_out_and_takes_none_twice(source: PatchSource) -> None:
+    """With as many cases as places in the batches of an epoch on two processes, no case comes twice."""
+    ids = tuple(f"c{number}" for number in range(48))
+    seen: list[str] = []
+    largest: list[str] = []
+    for rank in range(2):
+        random = replace(source, labeled=ids, counts=(4, 0), fewest=1, rank=rank, world_size=2)
+        for step in range(6):
+            count = random._count_labeled(step)
+            drawn = [random.labeled_cases[random._position(step, slot, 4)] for slot in range(4)]
+            seen += drawn[:count]
+            largest += drawn
+    assert len(set(seen)) == len(seen) < len(largest)
+    assert sorted(largest) == sorted(ids)
+
+
+def test_a_smaller_batch_is_the_beginning_of_the_full_one(source: PatchSource) -> None:
+    full = replace(source, counts=(4, 2), foreground_ratio=0.0)
+    random = replace(full, fewest=1)
+    for step in range(4):
+        small, large = random[step], full[step]
+        count = len(small.image)
+        assert small.case_ids[:count] == large.case_ids[:count]
+        assert torch.equal(small.image, large.image[:count])
+        assert torch.equal(small.strong, large.strong)

@@ -1,0 +1,130 @@
+"""``ssl-seg probe-loss``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ssl_seg.loss_probe import LossProbe, StateProbe
+
+PREDICTION_TITLES = {
+    "all_negative": "all negative",
+    "all_positive": "all positive",
+    "base_rate": "base rate",
+    "perfect": "perfect",
+}
+
+
+def probe_loss(
+    config: Annotated[
+        str | None, typer.Argument(help="YAML file or packaged name, as for train.", show_default=False)
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Folder, or synthetic:particles|sheets.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Probe with the student of this checkpoint too, beside the untrained network.")
+    ] = None,
+    batches: Annotated[int, typer.Option(help="Training batches to look at.", min=1)] = 4,
+    figure: Annotated[Path | None, typer.Option(help="Write a picture of shares, cosines and values.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as for train. Repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Question a loss before a training: its trivial solutions, conflicts, gradient shares, and what each cost does."""
+    from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.configio import Layer, nest, parse_override, read_layers
+    from ssl_seg.data.findings import describe_finding, findings_to_dict
+    from ssl_seg.errors import DataError
+    from ssl_seg.loss_probe import ProbeRequest, check_probe
+    from ssl_seg.loss_probe import probe_loss as run_probe
+    from ssl_seg.report.probe_figure import plot_probe
+
+    if figure is not None and figure.exists():
+        raise DataError(f"{figure} exists already and is not overwritten: choose another name")
+    layers = read_layers(config) if config is not None else []
+    layers += [Layer(f"--data {data}", nest("data.root", data))] if data is not None else []
+    layers += [parse_override(text) for text in set_ or []]
+    probe = run_probe(ProbeRequest(tuple(layers), checkpoint, batches), TerminalConsole().track)
+    findings = check_probe(probe)
+    if figure is not None:
+        plot_probe(probe, figure)
+    if as_json:
+        typer.echo(json.dumps(findings_to_dict(findings, probe.to_dict()), indent=2))
+        return
+    _print(probe)
+    for finding in findings:
+        typer.echo(f"{finding.level}: {describe_finding(finding)}")
+    if not findings:
+        typer.echo("nothing to object to")
+    if figure is not None:
+        typer.echo(f"wrote {figure}")
+
+
+def _print(probe: LossProbe) -> None:
+    shares = ", ".join(f"class {k} {share:.2%}" for k, share in enumerate(probe.frequencies))
+    typer.echo(f"{probe.batches} batches; of their valid voxels: {shares}")
+    if len(probe.frequencies) > 2:
+        typer.echo(f"all positive predicts class {probe.positive_class}, the most frequent one")
+    for state in probe.states:
+        _print_components(probe, state)
+        _print_cosines(probe, state)
+        _print_knobs(state)
+
+
+def _print_components(probe: LossProbe, state: StateProbe) -> None:
+    """Print values, gradient norm and, for each phase, the share of the weights and that of the gradients."""
+    from ssl_seg.cli.console import print_table
+    from ssl_seg.loss_probe.findings import compute_total, compute_weight_shares
+
+    columns = ["component", *PREDICTION_TITLES.values(), "network", "|gradient|"]
+    for phase in probe.phases:
+        columns += [f"weight@{phase.from_epoch:g}", f"share@{phase.from_epoch:g}"]
+    weights = [compute_weight_shares(phase.weights) for phase in probe.phases]
+    rows = []
+    for name, constants in probe.constants.items():
+        figures = [*(constants[p] for p in PREDICTION_TITLES), state.values[name]]
+        cells = [cell for by in zip(weights, state.shares, strict=True) for cell in (_share(s.get(name)) for s in by)]
+        rows.append([name, *(f"{value:.4f}" for value in figures), f"{state.norms[name]:.3g}", *cells])
+    for phase in probe.phases:
+        columns_of = [{n: v[p] for n, v in probe.constants.items()} for p in PREDICTION_TITLES]
+        totals = [compute_total(values, phase.weights) for values in (*columns_of, state.values)]
+        rows.append([f"total@{phase.from_epoch:g}", *(f"{total:.4f}" for total in totals)])
+    print_table(
+        f"{state.name}: values; share of the weights and of the gradient norm, by phase (@epoch)", columns, rows
+    )
+
+
+def _print_cosines(probe: LossProbe, state: StateProbe) -> None:
+    from ssl_seg.cli.console import print_table
+
+    if not state.cosines:
+        return
+    cells = {(c.first, c.second): f"{c.mean:+.2f} +-{c.error:.2f} {c.low:+.2f}..{c.high:+.2f}" for c in state.cosines}
+    names = probe.components
+    rows = [[first, *(cells.get((first, second), "") for second in names[1:])] for first in names[:-1]]
+    print_table("cosines of mean gradients +- error, within batches", ["", *names[1:]], rows)
+
+
+def _print_knobs(state: StateProbe) -> None:
+    from ssl_seg.cli.console import print_table
+
+    if not state.knobs:
+        return
+    rows = []
+    for knob in state.knobs:
+        wanted = "more" if knob.expected > 0 else "less"
+        verdict = "reversed here" if knob.is_reversed else "as expected" if knob.effect else "no effect"
+        batches = f"{knob.agreeing} of {knob.batches}"
+        rows.append(
+            [f"{knob.component}.{knob.name}", f"{knob.value:g}", f"{knob.effect:+.3f}", batches, wanted, verdict]
+        )
+    columns = ["cost", "now", "effect", "in batches", "expected", ""]
+    print_table("what more of a cost does to the predicted foreground", columns, rows)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,63 @@
+"""Stochastic weight averaging (Izmailov et al. 2018): the mean of students at the ends of epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+from ssl_seg.checkpoint import load_weights
+from ssl_seg.precision import Autocast
+
+
+class WeightAverage:
+    """The mean, with equal weights, of the networks added so far; its buffers are those of the last one.
+
+    Args:
+        student: the bare network, for its form; it is not added.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        # AveragedModel leaves its copy in train mode and with gradients on.
+        self._model = AveragedModel(student).eval().requires_grad_(False)
+
+    @property
+    def net(self) -> nn.Module:
+        """The network with the mean weights."""
+        return self._model.module
+
+    @property
+    def count(self) -> int:
+        """Number of networks in the mean."""
+        return int(self._model.n_averaged)
+
+    def add(self, student: nn.Module) -> None:
+        """Take a network into the mean."""
+        self._model.update_parameters(student)
+
+    def state(self) -> dict[str, Any] | None:
+        """Return what a checkpoint keeps; None while the mean is empty."""
+        return {"average": self.net.state_dict(), "count": self.count} if self.count else None
+
+    def load(self, state: dict[str, Any], where: str) -> None:
+        """Continue from the state in a checkpoint.
+
+        Raises:
+            CheckpointError: see ``load_weights``.
+        """
+        load_weights(self.net, state["average"], where)
+        self._model.n_averaged.fill_(state["count"])
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Return whether a network has BatchNorm layers, whose statistics do not fit averaged weights."""
+    return any(isinstance(module, _BatchNorm) for module in net.modules())
+
+
+def estimate_batch_norm(net: nn.Module, images: Iterable[Tensor], autocast: Autocast) -> None:
+    """Set the BatchNorm statistics to their mean over batches of images (N,C,*P) on the network's device."""
+    with autocast():
+        update_bn(images, net)

@@ -1,0 +1,553 @@
+"""Policies between epochs, noise, weight averaging and the random batch size."""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from conftest import train_tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from test_engine import lr_at, make_engine, make_net
+from test_methods import make_batch
+from torch import nn
+
+from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint
+from ssl_seg.config import GradientNoiseConfig, PlateauResponseConfig, PoliciesConfig
+from ssl_seg.engine.engine import Engine
+from ssl_seg.engine.noise import add_gradient_noise, add_weight_noise
+from ssl_seg.engine.policies import PlateauResponse, Policies, compute_plateau_multiplier, respond_to_plateaus
+from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm, has_batch_norm
+from ssl_seg.errors import RunDirError
+from ssl_seg.prepare import TrainRequest
+from ssl_seg.recorder import Recorder
+from ssl_seg.rundir import RunDir
+from ssl_seg.schedules import count_plateaus
+from ssl_seg.training import train
+
+NO_START = -math.inf
+
+
+class TestMultiplier:
+    def test_the_formula_of_plateaus_1_to_40_and_its_cap(self) -> None:
+        values = [compute_plateau_multiplier(count, 1.0, 0.15, 5.0) for count in range(1, 41)]
+        assert values[:4] == pytest.approx([1.0, 1.15, 1.30, 1.45])
+        assert values[26] == pytest.approx(4.9)
+        assert values[27:] == [5.0] * 13
+        assert values == sorted(values)
+
+    def test_the_source_documents_formula_gives_4_9_and_not_their_5_05(self) -> None:
+        assert compute_plateau_multiplier(5, 1.5, 0.85, math.inf) == pytest.approx(4.9)
+        assert compute_plateau_multiplier(5, 1.5, 0.85, 4.0) == 4.0
+
+
+@dataclass
+class Counters:
+    """The same policy as one would write it with counters that are kept from epoch to epoch."""
+
+    settings: PlateauResponseConfig
+    start: float
+    best: float = -math.inf
+    bad: int = 0
+    count: int = 0
+    value: float = 1.0
+    epochs_since_raise: int = 10**9
+    dead: bool = False
+
+    def end_epoch(self, score: float) -> PlateauResponse:
+        s = self.settings
+        if self.dead:
+            return PlateauResponse(self.count, 1.0, False, False)
+        self.epochs_since_raise += 1
+        if (
+            self.value > 1
+            and self.epochs_since_raise <= 2 * s.hold_epochs
+            and max(self.best, self.start) - score > s.rollback_drop
+        ):
+            self.dead = True
+            return PlateauResponse(self.count, 1.0, False, True)
+        if score > self.best:
+            self.best, self.bad = score, 0
+        else:
+            self.bad += 1
+        new = self.bad >= s.patience
+        if new:
+            self.bad = 0
+            self.count += 1
+            self.value = min(s.cap, s.base + (self.count - 1) * s.gain)
+            self.epochs_since_raise = 0
+        return PlateauResponse(self.count, self.value if self.epochs_since_raise < s.hold_epochs else 1.0, new, False)
+
+
+class TestPlateauResponse:
+    SETTINGS = PlateauResponseConfig(patience=2, base=2.0, gain=1.0, cap=2.5, hold_epochs=2, rollback_drop=0.1)
+
+    def respond(self, *history: float, start: float = NO_START, **changes: Any) -> PlateauResponse:
+        return respond_to_plateaus(history, start, self.SETTINGS.model_copy(update=changes))
+
+    def test_the_rate_is_raised_at_a_plateau_and_holds_for_some_epochs(self) -> None:
+        history = (0.5, 0.5, 0.5, 0.6, 0.7, 0.8)
+        got = [self.respond(*history[:n]) for n in range(7)]
+        assert [r.multiplier for r in got] == [1, 1, 1, 2, 2, 1, 1]
+        assert [r.is_new for r in got] == [False, False, False, True, False, False, False]
+
+    def test_later_plateaus_raise_it_more_up_to_the_cap(self) -> None:
+        history = (0.5,) * 9
+        assert [self.respond(*history[:n]).count for n in range(10)] == [0, 0, 0, 1, 1, 2, 2, 3, 3, 4]
+        assert [self.respond(*history[:n]).multiplier for n in (3, 5, 7, 9)] == [2.0, 2.5, 2.5, 2.5]
+
+    def test_the_first_plateau_of_the_default_changes_nothing_and_is_not_watched(self) -> None:
+        assert self.respond(0.5, 0.5, 0.5, base=1.0).multiplier == 1.0
+        assert not self.respond(0.5, 0.5, 0.5, 0.1, base=1.0).rolls_back
+
+    def test_a_fall_rolls_back_while_it_is_raised_and_as_long_after(self) -> None:
+        plateau = (0.5, 0.5, 0.5)
+        fine = (0.6, 0.7, 0.8, 0.9)
+        falls = [self.respond(*plateau, *fine[:n], 0.3).rolls_back for n in range(5)]
+        assert falls == [True, True, True, True, False]
+        assert not self.respond(*plateau, 0.45).rolls_back  # less than the allowed fall
+        assert self.respond(*plateau, NO_START).rolls_back  # networks that give NaN
+        assert not self.respond(0.5, 0.3).rolls_back  # no plateau before
+
+    def test_a_fall_is_measured_from_best_pt_which_may_be_of_the_start(self) -> None:
+        history = (0.5, 0.5, 0.5, 0.45)
+        assert not self.respond(*history).rolls_back
+        assert self.respond(*history, start=0.6).rolls_back
+
+    def test_after_a_rollback_nothing_exceeds_1(self) -> None:
+        rolled = (0.5, 0.5, 0.5, 0.3)
+        assert self.respond(*rolled) == PlateauResponse(1, 1.0, False, True)
+        for more in ((0.3,), (0.3, 0.3, 0.3), (0.3,) * 20, (0.9, 0.2)):
+            assert self.respond(*rolled, *more) == PlateauResponse(1, 1.0, False, False)
+
+    @given(
+        history=st.lists(st.sampled_from([NO_START, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), max_size=40),
+        start=st.sampled_from([NO_START, 0.35, 0.6]),
+        patience=st.integers(1, 4),
+        hold=st.integers(1, 4),
+        base=st.sampled_from([1.0, 1.5]),
+    )
+    def test_replaying_the_history_equals_keeping_counters(
+        self, history: list[float], start: float, patience: int, hold: int, base: float
+    ) -> None:
+        settings = PlateauResponseConfig(
+            patience=patience, base=base, gain=0.85, cap=3.0, hold_epochs=hold, rollback_drop=0.15
+        )
+        counters = Counters(settings, start)
+        for epochs in range(1, len(history) + 1):
+            response = respond_to_plateaus(history[:epochs], start, settings)
+            assert response == counters.end_epoch(history[epochs - 1])
+            assert 1.0 <= response.multiplier <= 3.0
+
+
+class TestAct:
+    def act(
+        self, settings: dict[str, Any], engine: Engine, progress: Progress, epoch: int, **options: Any
+    ) -> list[str]:
+        config = PoliciesConfig.model_validate(settings)
+        average = options.pop("average", None)
+        policies = Policies(config, 0, average, options.pop("reduce_patience", None))
+        arguments = {"ending": None, "load_best": lambda: pytest.fail("nothing to restore")} | options
+        return [action.event for action in policies.act(engine, progress, epoch, **arguments)]
+
+    def test_nothing_happens_unless_asked(self) -> None:
+        engine = make_engine()
+        before = copy.deepcopy(engine.student.state_dict())
+        policies = Policies()
+        progress = Progress(start_score=0.9, history=(0.5,) * 100)
+        assert self.act({}, engine, progress, 100) == []
+        assert policies.compute_lr_multiplier(progress) == 1.0
+        assert not policies.stops(progress)
+        assert all(torch.equal(v, before[k]) for k, v in engine.student.state_dict().items())
+
+    def test_rollback_restores_student_teacher_optimizer_and_the_count_of_updates(self) -> None:
+        engine = make_engine()
+        for step in range(3):
+            engine.step(make_batch(seed=step), step, lr_at(step))
+        best = snapshot(engine, 3)
+        for step in range(3, 6):
+            engine.step(make_batch(seed=step), step, lr_at(step))
+        settings = {"plateau_response": {"patience": 1, "base": 2.0, "rollback_drop": 0.1}}
+        fallen = Progress(start_score=0.1, history=(0.5, 0.5, 0.1))
+        assert self.act(settings, engine, fallen, 3, load_best=lambda: best) == ["rollback"]
+        assert_state(engine, best)
+        assert engine.teacher.updates == 3
+        assert Policies(PoliciesConfig.model_validate(settings)).compute_lr_multiplier(fallen) == 1.0
+
+    def test_at_the_end_of_the_run_the_networks_stay(self) -> None:
+        engine = make_engine()
+        before = copy.deepcopy(engine.student.state_dict())
+        settings = {
+            "plateau_response": {"patience": 1, "base": 2.0},
+            "weight_noise": {"start_epoch": 1, "std": 0.1},
+            "early_stopping": {"patience": 2},
+        }
+        fallen = Progress(start_score=0.1, history=(0.5, 0.5, 0.1))
+        assert self.act(settings, engine, fallen, 3, ending="finished") == []
+        assert self.act(settings, engine, fallen, 3, ending="stopped_early") == ["early_stopping"]
+        assert all(torch.equal(v, before[k]) for k, v in engine.student.state_dict().items())
+
+    def test_the_average_takes_the_network_after_a_rollback_and_before_noise(self) -> None:
+        engine = make_engine()
+        best = snapshot(engine, 0)
+        engine.step(make_batch(), 0, 0.1)
+        average = WeightAverage(engine.student)
+        settings = {
+            "plateau_response": {"patience": 1, "base": 2.0},
+            "weight_noise": {"start_epoch": 3, "std": 0.1},
+            "swa": {"start_epoch": 2},
+        }
+        fallen = Progress(start_score=0.1, history=(0.5, 0.5, 0.1))
+        events = self.act(settings, engine, fallen, 3, load_best=lambda: best, average=average)
+        assert events == ["rollback", "swa", "weight_noise"]
+        for name, value in average.net.named_parameters():
+            assert torch.equal(value, best.student[name])
+            assert not torch.equal(engine.student.state_dict()[name], value)
+
+    def test_epochs_of_the_average_and_of_noise(self) -> None:
+        engine, progress = make_engine(), Progress(history=(0.5,))
+        settings = {"swa": {"start_epoch": 2, "every_epochs": 3}, "weight_noise": {"start_epoch": 4, "std": 0.1}}
+        average = WeightAverage(engine.student)
+        acted = {e: self.act(settings, engine, progress, e, average=average) for e in range(1, 7)}
+        assert acted == {
+            1: [], 2: ["swa"], 3: [], 4: ["weight_noise"], 5: ["swa", "weight_noise"], 6: ["weight_noise"],
+        }  # fmt: skip
+        assert average.count == 2
+
+    def test_plateaus_and_reductions_of_the_rate_are_reported_once(self) -> None:
+        engine = make_engine()
+        settings = {"plateau_response": {"patience": 2}}
+        scores = (0.5, 0.4, 0.4, 0.4, 0.4)
+        reported = [self.act(settings, engine, Progress(history=scores[:n]), n, reduce_patience=3) for n in range(1, 6)]
+        assert reported == [[], [], ["plateau"], ["lr_reduced"], ["plateau"]]
+
+    def test_early_stopping_counts_epochs_without_a_better_score(self) -> None:
+        policies = Policies(PoliciesConfig.model_validate({"early_stopping": {"patience": 3}}))
+        ends = [policies.stops(Progress(start_score=0.9, history=(0.1, 0.5, *(0.4,) * n))) for n in range(5)]
+        assert ends == [False, False, False, True, True]
+        assert not policies.stops(Progress())
+
+
+def snapshot(engine: Engine, step: int) -> Checkpoint:
+    parts = engine.student.state_dict(), engine.teacher.net.state_dict(), engine.optimizer.state_dict()
+    student, teacher, optimizer = copy.deepcopy(parts)
+    return Checkpoint(student, teacher, optimizer, Progress(step, engine.teacher.updates, 0.5), {}, {}, {})
+
+
+def assert_state(engine: Engine, expected: Checkpoint) -> None:
+    for own, state in ((engine.student, expected.student), (engine.teacher.net, expected.teacher)):
+        assert all(torch.equal(v, state[k]) for k, v in own.state_dict().items())
+    for index, state in expected.optimizer["state"].items():
+        own_state = engine.optimizer.state_dict()["state"][index]
+        assert all(torch.equal(own_state[name], value) for name, value in state.items())
+
+
+class TestWeightNoise:
+    def noise_of(self, std: float = 0.1, seed: int = 0, epoch: int = 3) -> dict[str, torch.Tensor]:
+        net = nn.Sequential(nn.Conv2d(8, 64, 3), nn.BatchNorm2d(64), nn.Conv2d(64, 64, 3))
+        before = copy.deepcopy(net.state_dict())
+        add_weight_noise(net, std, seed, epoch)
+        return {name: value - before[name] for name, value in net.state_dict().items()}
+
+    def test_it_is_gaussian_noise_of_that_size_on_all_parameters(self) -> None:
+        noise = self.noise_of()
+        everything = torch.cat([noise["0.weight"].flatten(), noise["2.weight"].flatten()])
+        assert everything.std() == pytest.approx(0.1, rel=0.02)
+        assert everything.mean() == pytest.approx(0.0, abs=0.002)
+        assert (everything.abs() < 0.1).float().mean() == pytest.approx(0.6827, abs=0.01)
+        assert all(noise[name].abs().max() > 0 for name in noise if name.endswith(("weight", "bias")))
+        assert noise["1.weight"].std() == pytest.approx(0.1, rel=0.3)
+        assert not torch.allclose(noise["0.weight"].flatten()[:64], noise["2.weight"].flatten()[:64])
+
+    def test_buffers_stay(self) -> None:
+        noise = self.noise_of()
+        assert all(not noise[name].any() for name in noise if "running" in name or "num_batches" in name)
+
+    def test_it_is_a_function_of_seed_and_epoch(self) -> None:
+        first = self.noise_of()["0.weight"]
+        torch.testing.assert_close(self.noise_of()["0.weight"], first)
+        torch.manual_seed(99)
+        torch.testing.assert_close(self.noise_of()["0.weight"], first)
+        assert not torch.allclose(self.noise_of(epoch=4)["0.weight"], first)
+        assert not torch.allclose(self.noise_of(seed=1)["0.weight"], first)
+
+
+class TestGradientNoise:
+    def test_it_is_added_after_clipping_with_the_annealed_size(self) -> None:
+        settings = GradientNoiseConfig(std=0.5, decay=2.0)
+
+        def update(noise: GradientNoiseConfig | None, step: int) -> torch.Tensor:
+            engine = make_engine("supervised", clip_norm=1e-6, noise=noise)
+            engine.optimizer = torch.optim.SGD(engine.student.parameters(), lr=1.0)
+            before = torch.cat([p.detach().flatten().clone() for p in engine.student.parameters()])
+            engine.step(make_batch(), step, 1.0)
+            return before - torch.cat([p.detach().flatten() for p in engine.student.parameters()])
+
+        for step in (0, 4):
+            noise = update(settings, step) - update(None, step)
+            assert noise.std() == pytest.approx(0.5 / (1 + step), rel=0.25)  # 80 values
+            assert noise.norm() > 1.0 / (1 + step)  # far above the clipped norm
+        assert update(None, 0).norm() == pytest.approx(1e-6, rel=0.01)
+
+    def test_it_is_a_function_of_seed_and_step(self) -> None:
+        def noise_of(seed: int, step: int) -> torch.Tensor:
+            net = nn.Linear(200, 50)
+            unused = nn.Linear(2, 2)
+            net.weight.grad, net.bias.grad = torch.zeros(50, 200), torch.zeros(50)
+            net.add_module("unused", unused)
+            add_gradient_noise(net, GradientNoiseConfig(std=0.3, decay=0.0), seed, step)
+            assert unused.weight.grad is None
+            return torch.cat([net.weight.grad.flatten(), net.bias.grad])
+
+        first = noise_of(0, 5)
+        assert first.std() == pytest.approx(0.3, rel=0.03)
+        assert torch.equal(noise_of(0, 5), first)
+        assert not torch.allclose(noise_of(0, 6), first)
+        assert not torch.allclose(noise_of(1, 5), first)
+
+
+class TestWeightAverage:
+    def test_it_is_the_plain_mean_of_the_networks_added(self) -> None:
+        student = make_net()
+        average, values = WeightAverage(student), []
+        for number in range(4):
+            with torch.no_grad():
+                for p in student.parameters():
+                    p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(number)))
+            average.add(student)
+            values.append(student[0].weight.detach().clone())
+        torch.testing.assert_close(average.net[0].weight, torch.stack(values).mean(0))
+        assert average.count == 4
+        assert not average.net.training
+        assert not any(p.requires_grad for p in average.net.parameters())
+
+    def test_its_state_continues_it(self) -> None:
+        student = make_net(nn.BatchNorm2d)
+        first = WeightAverage(student)
+        assert first.state() is None
+        first.add(student)
+        resumed = WeightAverage(student)
+        resumed.load(copy.deepcopy(first.state()), "x.pt")
+        with torch.no_grad():
+            student[0].weight.add_(1)
+        for average in (first, resumed):
+            average.add(student)
+        for name, value in first.net.state_dict().items():
+            assert torch.equal(value, resumed.net.state_dict()[name])
+        assert resumed.count == 2
+
+    def test_batch_norm_statistics_are_those_of_the_images(self) -> None:
+        net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)).eval()
+        net[0].running_mean.fill_(77.0)
+        batches = [torch.randn(4, 3, 8, 8) * 2 + 5 for _ in range(6)]
+        estimate_batch_norm(net, batches, nullcontext)
+        torch.testing.assert_close(net[0].running_mean, torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0))
+        torch.testing.assert_close(net[0].running_var, torch.stack([b.var((0, 2, 3)) for b in batches]).mean(0))
+        assert not net.training
+        assert has_batch_norm(net)
+        assert not has_batch_norm(make_net(nn.InstanceNorm2d))
+
+
+def test_a_term_of_a_phase_is_the_mean_over_its_own_steps() -> None:
+    from ssl_seg.engine.engine import StepRecord
+    from ssl_seg.engine.loop import _Window
+
+    window = _Window(1.0, shows_multiplier=True)
+    for step in range(4):
+        terms = {"dice": torch.tensor(float(step))} | ({"focal": torch.tensor(8.0 + step)} if step >= 2 else {})
+        window.add(StepRecord(torch.tensor(1.0), terms, torch.tensor(2.0 * (step == 0)), 0.1), 1.0 + step)
+    record = window.flush()
+    assert record["train/dice"] == pytest.approx(1.5)
+    assert record["train/focal"] == pytest.approx(10.5)
+    assert record["train/clipped_share"] == 0.25
+    assert (record["train/lr"], record["train/lr_multiplier"]) == (0.1, 4.0)
+
+
+ALL_POLICIES = {
+    "split": {"labels": 0.5},
+    "network": {"norm": "batch"},
+    "batch": {"labeled": 2, "unlabeled": 2},
+    "length": {"steps": 30, "steps_per_epoch": 3},
+    "optim": {"schedule": "reduce_on_plateau", "plateau_patience": 2, "warmup_steps": 2, "lr": 0.003},
+    "ema": {"decay": 0.9, "schedule": "cosine", "final_decay": 0.99},
+    "monitor": {"keep_best": 3, "probe_patches": 4, "train_probe_patches": 0, "first_epoch_probes": [0]},
+    "policies": {
+        "swa": {"start_epoch": 3, "every_epochs": 2},
+        "weight_noise": {"start_epoch": 2, "std": 0.05, "decay": 0.9},
+        "gradient_noise": {"std": 0.001},
+        "random_batch_size": {"smallest": 1, "largest": 3},
+        "plateau_response": {"patience": 1, "base": 3.0, "hold_epochs": 2, "rollback_drop": 1e-4},
+    },
+}
+FILES = ("last", "best", "best-2", "best-3", "swa")
+
+
+def load_state(run: RunDir, name: str) -> dict[str, Any]:
+    """Return what two equal runs share in a checkpoint; the order of dictionaries does not matter."""
+    checkpoint = load_checkpoint(run.path / "checkpoints" / f"{name}.pt")
+    return {**vars(checkpoint), "progress": vars(checkpoint.progress), "config": None, "split": None}
+
+
+def assert_equal(first: Any, second: Any, where: str = "") -> None:
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_equal(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing in the package catches it."""
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, particles_dir: Path) -> RunDir:
+    """An uninterrupted run with every policy on."""
+    result = train_tiny(tmp_path_factory.mktemp("policies") / "whole", particles_dir, ALL_POLICIES)
+    assert result.swa_scores is not None
+    return result.run
+
+
+def events_of(run: RunDir, name: str) -> list[dict[str, Any]]:
+    return [e for e in run.read_events() if e["event"] == name]
+
+
+class TestRunWithAllPolicies:
+    def test_each_policy_has_acted_and_left_its_line(self, whole_run: RunDir) -> None:
+        for name in ("plateau", "rollback", "swa", "weight_noise", "lr_reduced"):
+            assert events_of(whole_run, name), name
+        assert [e["epoch"] for e in events_of(whole_run, "swa")] == [3, 5, 7, 9]
+        assert [e["epoch"] for e in events_of(whole_run, "weight_noise")] == list(range(2, 10))  # not at the end
+        stds = [e["std"] for e in events_of(whole_run, "weight_noise")]
+        assert stds == pytest.approx([0.05 * 0.9**k for k in range(8)])
+
+    def test_the_rollback_went_to_the_best_epoch_and_ended_the_raises(self, whole_run: RunDir) -> None:
+        (rollback,) = events_of(whole_run, "rollback")
+        records = [r for r in whole_run.read_metrics() if r["step"] % 3 == 0]
+        scores = {r["step"]: max(r["val/student/f1_macro"], r["val/teacher/f1_macro"]) for r in records}
+        before = {step: score for step, score in scores.items() if step < rollback["step"]}
+        assert rollback["to_step"] == max(before, key=lambda step: before[step])
+        raised = [r["step"] for r in records if r.get("train/lr_multiplier", 1.0) > 1.0]
+        assert raised
+        assert max(raised) <= rollback["step"]
+
+    def test_the_learning_rate_on_record_is_the_product(self, whole_run: RunDir) -> None:
+        progress = load_checkpoint(whole_run.last).progress
+        settings = PlateauResponseConfig(**ALL_POLICIES["policies"]["plateau_response"])  # type: ignore[index]
+        for record in whole_run.read_metrics()[1:]:
+            history = progress.history[: record["epoch"] - 1]
+            multiplier = respond_to_plateaus(history, progress.start_score, settings).multiplier
+            warm = min(1.0, record["step"] / 2)
+            expected = 0.003 * warm * 0.5 ** count_plateaus(history, 2)
+            assert record["train/lr_multiplier"] == multiplier
+            assert record["train/lr"] == pytest.approx(multiplier * expected)
+
+    def test_swa_is_the_mean_with_its_own_statistics_and_scores(self, whole_run: RunDir) -> None:
+        last, swa = (load_checkpoint(path) for path in (whole_run.last, whole_run.swa))
+        assert last.swa is not None
+        assert last.swa["count"] == 4
+        for name, value in last.swa["average"].items():
+            assert torch.equal(swa.student[name], value) == ("running" not in name and "num_batches" not in name)
+        assert_equal(swa.teacher, last.teacher)
+        assert swa.scores["source"] == "validation"
+        assert swa.scores["teacher"] == last.scores["teacher"]
+        assert swa.scores["student"] != last.scores["student"]
+        (finished,) = events_of(whole_run, "finished")
+        assert finished["swa"] == swa.scores["student"]
+
+    def test_the_best_checkpoints_are_those_of_the_best_epochs(self, whole_run: RunDir) -> None:
+        progress = load_checkpoint(whole_run.last).progress
+        scores = (progress.start_score, *progress.history)
+        steps = [load_state(whole_run, name)["progress"]["step"] for name in FILES[1:4]]
+        assert steps == [3 * epoch for epoch in progress.rank_epochs()[:3]]
+        assert [scores[step // 3] for step in steps] == sorted(scores, reverse=True)[:3]
+        (finished,) = events_of(whole_run, "finished")
+        best = finished["best"]
+        assert (best["epoch"], best["step"]) == (steps[0] // 3, steps[0])
+        assert best["score"] == max(scores)
+        record = next(r for r in whole_run.read_metrics() if r["step"] == steps[0])
+        assert record[f"val/{best['net']}/f1_macro"] == max(scores)
+
+    @pytest.mark.parametrize(
+        "at", ["step 10", "step 20", "after best 2", "after best 5", "after moves 1", "before last 7"]
+    )
+    def test_killed_and_resumed_it_ends_with_the_same_bits(
+        self, whole_run: RunDir, particles_dir: Path, tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kind, number = at.rsplit(" ", 1)
+        with monkeypatch.context() as patch:
+            owner, name, when = {
+                "step": (Engine, "step", "before"),
+                "after best": (Recorder, "save_best", "after"),
+                "after moves": (Recorder, "_move_down", "after"),
+                "before last": (Recorder, "save_last", "before"),
+            }[kind]
+            patch.setattr(owner, name, kill_at(getattr(owner, name), int(number), when))
+            with pytest.raises(Killed):
+                train_tiny(tmp_path / "run", particles_dir, ALL_POLICIES)
+        run = train(TrainRequest(resume=tmp_path / "run")).run
+        for name in FILES:
+            assert_equal(load_state(run, name), load_state(whole_run, name), name)
+        assert [r["step"] for r in run.read_metrics()] == [r["step"] for r in whole_run.read_metrics()]
+
+
+def kill_at(function: Any, number: int, when: str) -> Any:
+    """Return the function, which raises before or after its call with this number."""
+    calls = 0
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and when == "before":
+            raise Killed
+        result = function(*args, **kwargs)
+        if calls == number:
+            raise Killed
+        return result
+
+    return call
+
+
+class TestEarlyStopping:
+    SETTINGS: ClassVar = {
+        "length": {"steps": 40, "steps_per_epoch": 2},
+        "optim": {"lr": 1e-9, "warmup_steps": 0},
+        "monitor": {"probe_patches": 2, "train_probe_patches": 0, "first_epoch_probes": [0]},
+        "policies": {"early_stopping": {"patience": 2}, "swa": {"start_epoch": 30}},
+    }
+
+    def test_it_is_a_normal_end_with_scores_and_cannot_be_resumed(self, particles_dir: Path, tmp_path: Path) -> None:
+        result = train_tiny(tmp_path / "run", particles_dir, self.SETTINGS)
+        history = load_checkpoint(result.run.last).progress.history
+        assert result.ending == "stopped_early"
+        assert len(history) == result.step / 2 < 20
+        assert max(history) == history[-3] >= max(history[-2:])
+        assert result.scores["source"] == "validation"
+        assert [e["event"] for e in result.run.read_events()][-2:] == ["early_stopping", "stopped_early"]
+        assert not result.run.swa.exists()
+        with pytest.raises(RunDirError, match="early_stopping ended it"):
+            train(TrainRequest(resume=result.run.path))
+
+    def test_stopped_but_not_scored_it_is_scored_by_a_resume(
+        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import ssl_seg.finish
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ssl_seg.finish, "_score_run", kill_at(None, 1, "before"))
+            with pytest.raises(Killed):
+                train_tiny(tmp_path / "run", particles_dir, self.SETTINGS)
+        before = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt").progress
+        result = train(TrainRequest(resume=tmp_path / "run"))
+        assert (result.ending, result.step) == ("stopped_early", before.step)
+        assert result.scores["source"] == "validation"
