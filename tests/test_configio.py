@@ -240,8 +240,8 @@ def list_settings(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def read_names(root: Path) -> set[str]:
-    """Return every attribute name that some module other than config.py reads."""
-    trees = [ast.parse(p.read_text()) for p in root.rglob("*.py") if p.name != "config.py"]
+    """Return every attribute name that some module outside of config/ reads."""
+    trees = [ast.parse(p.read_text()) for p in root.rglob("*.py") if p.parent.name != "config"]
     return {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import wasserstein_distance
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 from torch import Tensor, nn
 
@@ -94,6 +95,46 @@ class TestSignals:
         collector.update(logits, target)
         expected = f1_score(target.flatten(), logits.argmax(1).flatten(), labels=[1, 2, 3], average="macro")
         assert collector.compute().f1_macro == pytest.approx(expected)
+
+    def test_dice_is_the_mean_over_patches_and_empty_ones_count_1(self) -> None:
+        """Patches of Dice 1 (nothing in either), 0 (hallucinated), 2/3, and one that is ignored altogether."""
+        target = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [IGNORE_INDEX] * 4])[:, None]
+        score = torch.tensor([[-1.0, -1, -1, -1], [1, -1, -1, -1], [1, -1, -1, -1], [1, 1, 1, 1]])[:, None]
+        s = collect(score, target, parts=2)
+        assert s.dice == pytest.approx((1 + 0 + 2 / 3) / 3)
+
+    def test_dice_of_a_patch_is_the_mean_over_its_classes(self) -> None:
+        target = torch.tensor([[[0, 1, 1, 2]], [[0, 0, 0, 3]], [[0, 0, 0, IGNORE_INDEX]]])
+        classes = torch.tensor([[[0, 1, 0, 2]], [[0, 0, 1, 3]], [[0, 0, 0, 2]]])
+        collector = SignalCollector(4, torch.device("cpu"))
+        collector.update(nn.functional.one_hot(classes, 4).movedim(-1, 1).float() * 8, target)
+        assert collector.compute().dice == pytest.approx(((2 / 3 + 1) / 2 + (0 + 1) / 2 + 1) / 3)
+
+    def test_dice_of_two_classes_against_brute_force(self, example: tuple[Tensor, Tensor]) -> None:
+        score, target = example
+        expected = [f1_score(t.ravel(), p.ravel()) for t, p in zip(target.numpy(), (score > 0).numpy(), strict=True)]
+        assert collect(score, target, parts=2).dice == pytest.approx(np.mean(expected))
+
+    def test_foreground_distance_is_scipys(self, example: tuple[Tensor, Tensor]) -> None:
+        score, target = example
+        target = target.clone()
+        target[1, :5] = IGNORE_INDEX
+        target[2] = IGNORE_INDEX
+        shares = [
+            ((s > 0) & (t != IGNORE_INDEX), t == 1, (t != IGNORE_INDEX).sum())
+            for s, t in zip(score, target, strict=True)
+            if (t != IGNORE_INDEX).any()
+        ]
+        pred, true = ([float(part[i].sum() / part[2]) for part in shares] for i in (0, 1))
+        got = collect(score, target, parts=3).foreground_distance
+        assert got == pytest.approx(wasserstein_distance(pred, true), abs=1e-6)
+        assert got > 0.01
+        perfect = collect(target.float() - 0.5, target.clamp(min=0))
+        assert perfect.foreground_distance < 1e-6
+
+    def test_an_empty_probe_has_figures(self) -> None:
+        s = SignalCollector(2, torch.device("cpu")).compute()
+        assert (s.dice, s.foreground_distance, s.ratio_std) == (1.0, 0.0, 0.0)
 
     def test_modes_are_restored_and_eval_mode_is_used(self) -> None:
         net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout(0.9)).train()
@@ -247,4 +288,16 @@ class TestMonitor:
     def test_score_is_that_of_the_better_net_and_minus_infinity_with_nan(self, monitor: Monitor) -> None:
         good = monitor.look(Threshold(0.0), constant_net(math.nan), 100)
         assert good.score == good.val["student"].f1_macro > 0.8
+        assert good.scores == {"student": good.score, "teacher": -math.inf}
         assert monitor.look(constant_net(math.nan), constant_net(math.nan), 100).score == -math.inf
+
+    def test_what_the_score_is_can_be_chosen(self, monitor: Monitor) -> None:
+        """All positive is bad by each; a threshold a bit off has the larger share, and so the larger distance."""
+        for select, figure in (("f1", "f1_macro"), ("dice", "dice"), ("foreground_distance", "foreground_distance")):
+            monitor.select = select  # type: ignore[assignment]
+            observation = monitor.look(Threshold(0.0), Threshold(2.0), 100)
+            sign = -1 if select == "foreground_distance" else 1
+            values = {net: sign * getattr(s, figure) for net, s in observation.val.items()}
+            assert observation.scores == values
+            assert observation.score == values["student"] > values["teacher"]
+            assert monitor.look(constant_net(math.nan), constant_net(math.nan), 100).score == -math.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from test_engine import lr_at, make_engine, make_net
 from test_methods import make_batch
 from torch import nn
 
+import ssl_seg.finish
 from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint
 from ssl_seg.config import GradientNoiseConfig, PlateauResponseConfig, PoliciesConfig
 from ssl_seg.engine.engine import Engine
@@ -373,16 +375,16 @@ ALL_POLICIES = {
     "split": {"labels": 0.5},
     "network": {"norm": "batch"},
     "batch": {"labeled": 2, "unlabeled": 2},
-    "length": {"steps": 30, "steps_per_epoch": 3},
+    "length": {"steps": 20, "steps_per_epoch": 2},
     "optim": {"schedule": "reduce_on_plateau", "plateau_patience": 2, "warmup_steps": 2, "lr": 0.003},
     "ema": {"decay": 0.9, "schedule": "cosine", "final_decay": 0.99},
     "monitor": {"keep_best": 3, "probe_patches": 4, "train_probe_patches": 0, "first_epoch_probes": [0]},
     "policies": {
         "swa": {"start_epoch": 3, "every_epochs": 2},
-        "weight_noise": {"start_epoch": 2, "std": 0.05, "decay": 0.9},
+        "weight_noise": {"start_epoch": 2, "std": 0.2, "decay": 0.9},
         "gradient_noise": {"std": 0.001},
         "random_batch_size": {"smallest": 1, "largest": 3},
-        "plateau_response": {"patience": 1, "base": 3.0, "hold_epochs": 2, "rollback_drop": 1e-4},
+        "plateau_response": {"patience": 1, "base": 3.0, "hold_epochs": 4, "rollback_drop": 1e-4},
     },
 }
 FILES = ("last", "best", "best-2", "best-3", "swa")
@@ -410,9 +412,16 @@ class Killed(BaseException):
     """Stands for a SIGKILL: nothing in the package catches it."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_batches_for_batch_norm() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl_seg.finish, "BATCH_NORM_BATCHES", 5)
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory, particles_dir: Path) -> RunDir:
-    """An uninterrupted run with every policy on."""
+    """An uninterrupted run with every policy on; a rollback is sure, since the noise spoils the networks."""
     result = train_tiny(tmp_path_factory.mktemp("policies") / "whole", particles_dir, ALL_POLICIES)
     assert result.swa_scores is not None
     return result.run
@@ -429,11 +438,11 @@ class TestRunWithAllPolicies:
         assert [e["epoch"] for e in events_of(whole_run, "swa")] == [3, 5, 7, 9]
         assert [e["epoch"] for e in events_of(whole_run, "weight_noise")] == list(range(2, 10))  # not at the end
         stds = [e["std"] for e in events_of(whole_run, "weight_noise")]
-        assert stds == pytest.approx([0.05 * 0.9**k for k in range(8)])
+        assert stds == pytest.approx([0.2 * 0.9**k for k in range(8)])
 
     def test_the_rollback_went_to_the_best_epoch_and_ended_the_raises(self, whole_run: RunDir) -> None:
         (rollback,) = events_of(whole_run, "rollback")
-        records = [r for r in whole_run.read_metrics() if r["step"] % 3 == 0]
+        records = [r for r in whole_run.read_metrics() if r["step"] % 2 == 0]
         scores = {r["step"]: max(r["val/student/f1_macro"], r["val/teacher/f1_macro"]) for r in records}
         before = {step: score for step, score in scores.items() if step < rollback["step"]}
         assert rollback["to_step"] == max(before, key=lambda step: before[step])
@@ -469,18 +478,16 @@ class TestRunWithAllPolicies:
         progress = load_checkpoint(whole_run.last).progress
         scores = (progress.start_score, *progress.history)
         steps = [load_state(whole_run, name)["progress"]["step"] for name in FILES[1:4]]
-        assert steps == [3 * epoch for epoch in progress.rank_epochs()[:3]]
-        assert [scores[step // 3] for step in steps] == sorted(scores, reverse=True)[:3]
+        assert steps == [2 * epoch for epoch in progress.rank_epochs()[:3]]
+        assert [scores[step // 2] for step in steps] == sorted(scores, reverse=True)[:3]
         (finished,) = events_of(whole_run, "finished")
         best = finished["best"]
-        assert (best["epoch"], best["step"]) == (steps[0] // 3, steps[0])
+        assert (best["epoch"], best["step"]) == (steps[0] // 2, steps[0])
         assert best["score"] == max(scores)
         record = next(r for r in whole_run.read_metrics() if r["step"] == steps[0])
         assert record[f"val/{best['net']}/f1_macro"] == max(scores)
 
-    @pytest.mark.parametrize(
-        "at", ["step 10", "step 20", "after best 2", "after best 5", "after moves 1", "before last 7"]
-    )
+    @pytest.mark.parametrize("at", ["step 12", "after moves 2", "before last 6"])
     def test_killed_and_resumed_it_ends_with_the_same_bits(
         self, whole_run: RunDir, particles_dir: Path, tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -488,7 +495,6 @@ class TestRunWithAllPolicies:
         with monkeypatch.context() as patch:
             owner, name, when = {
                 "step": (Engine, "step", "before"),
-                "after best": (Recorder, "save_best", "after"),
                 "after moves": (Recorder, "_move_down", "after"),
                 "before last": (Recorder, "save_last", "before"),
             }[kind]
@@ -541,8 +547,6 @@ class TestEarlyStopping:
     def test_stopped_but_not_scored_it_is_scored_by_a_resume(
         self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import ssl_seg.finish
-
         with monkeypatch.context() as patch:
             patch.setattr(ssl_seg.finish, "_score_run", kill_at(None, 1, "before"))
             with pytest.raises(Killed):

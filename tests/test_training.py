@@ -435,7 +435,7 @@ class TestResume:
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_agree(particles_dir: Path, tmp_path: Path) -> None:
-    """20 steps on 2 gloo processes: each writes down its networks and verdict; they are equal."""
+    """20 steps on 2 gloo processes, with all policies: each writes down its networks and verdict; they are equal."""
     code = """
 import hashlib, json, os, sys
 from pathlib import Path
@@ -457,11 +457,12 @@ training._assemble = assembled
 
 settings = json.loads(sys.argv[1])
 training.train(TrainRequest((Layer("--x", settings),), Path(sys.argv[2])))
-engine = captured["trainer"].engine
+engine, average = captured["trainer"].engine, captured["trainer"].policies.average
 def digest(net):
     return hashlib.sha256(b"".join(v.numpy().tobytes() for v in net.state_dict().values())).hexdigest()
 verdict = captured["state"].observation.verdict
-line = {"student": digest(engine.student), "teacher": digest(engine.teacher.net), "verdict": verdict.to_record()}
+line = {"student": digest(engine.student), "teacher": digest(engine.teacher.net), "verdict": verdict.to_record(),
+        "average": digest(average.net), "count": average.count, "history": captured["state"].progress.history}
 Path(sys.argv[3], f"rank{engine.fabric.global_rank}.json").write_text(json.dumps(line))
 """
     settings = {
@@ -469,7 +470,14 @@ Path(sys.argv[3], f"rank{engine.fabric.global_rank}.json").write_text(json.dumps
         "data": {**TINY["data"], "root": str(particles_dir)},
         "split": {"labels": 0.5},
         "network": {**TINY["network"], "norm": "batch"},
-        "length": {"steps": 20, "steps_per_epoch": 10},
+        "length": {"steps": 20, "steps_per_epoch": 4},
+        "policies": {
+            "swa": {"start_epoch": 4},
+            "weight_noise": {"start_epoch": 1, "std": 0.3},
+            "gradient_noise": {"std": 0.001},
+            "random_batch_size": {"smallest": 1, "largest": 3},
+            "plateau_response": {"patience": 1, "base": 2.0, "hold_epochs": 5, "rollback_drop": 1e-4},
+        },
         "runtime": {**TINY["runtime"], "devices": 2},
     }
     script = tmp_path / "script.py"
@@ -482,7 +490,10 @@ Path(sys.argv[3], f"rank{engine.fabric.global_rank}.json").write_text(json.dumps
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
     assert ranks[0] == ranks[1]
     assert ranks[0]["student"] != ranks[0]["teacher"]
-    assert [r["step"] for r in RunDir(tmp_path / "run").read_metrics()] == [0, 1, 2, 5, 10, 20]
+    assert ranks[0]["count"] == 2
+    assert [r["step"] for r in RunDir(tmp_path / "run").read_metrics()] == [0, 1, 2, 4, 8, 12, 16, 20]
+    events = {e["event"] for e in RunDir(tmp_path / "run").read_events()}
+    assert events >= {"swa", "weight_noise", "plateau", "rollback"}
 
 
 def test_dumped_configuration_names_its_plan(tiny_run: Path) -> None:

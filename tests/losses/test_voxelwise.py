@@ -116,6 +116,11 @@ class TestVariance:
             logits, target = make_case((2, 3, 7, 5), seed=seed, ignored=0.2)
             assert 0.0 <= variance(scale * logits, target).item() <= 1.0
 
+    def test_rounding_does_not_pass_the_bounds(self) -> None:
+        sizes = (3917, 3919, 9999, 99_999)
+        for target in (torch.arange(size).view(1, -1) % 2 for size in sizes):  # 0 but for one voxel in `size`
+            assert 0.0 <= variance(make_confident(target, 2, scale=100.0), target).item() < 1e-6
+
     def test_the_figures_of_the_source(self) -> None:
         """Row A13: probabilities with a standard deviation of 0.0698 have a variance loss of 0.9805."""
         probs = 0.6267 + 0.0698 * torch.tensor([-1.0, 1.0]).repeat(32)

@@ -1,0 +1,130 @@
+"""The settings of a run as strict, frozen models. ``configio`` reads, merges, checks and writes them.
+
+A field without a default is *planned from the data* (``plan.py``) unless a file or the command line gives it; so are
+``data.layout``, ``data.ignore_value`` and ``batch.positive_ratio``, whose defaults serve where there is no plan.
+An unknown key is an error everywhere. Shapes are in array order (Z, Y, X) or (Y, X).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from ssl_seg.config.data import AugmentConfig, BatchConfig, DataConfig, SplitConfig
+from ssl_seg.config.learning import EMAConfig, LossConfig, LossPhaseConfig, MethodConfig, NetworkConfig, OptimConfig
+from ssl_seg.config.policies import (
+    EarlyStoppingConfig,
+    GradientNoiseConfig,
+    PlateauResponseConfig,
+    PoliciesConfig,
+    RandomBatchSizeConfig,
+    SWAConfig,
+    WeightNoiseConfig,
+)
+from ssl_seg.config.section import Section
+
+__all__ = [
+    "AugmentConfig",
+    "BatchConfig",
+    "Config",
+    "DataConfig",
+    "EMAConfig",
+    "EarlyStoppingConfig",
+    "GradientNoiseConfig",
+    "LengthConfig",
+    "LossConfig",
+    "LossPhaseConfig",
+    "MethodConfig",
+    "MonitorConfig",
+    "NetworkConfig",
+    "OptimConfig",
+    "PlateauResponseConfig",
+    "PoliciesConfig",
+    "RandomBatchSizeConfig",
+    "RuntimeConfig",
+    "SWAConfig",
+    "Section",
+    "SplitConfig",
+    "WeightNoiseConfig",
+]
+
+
+class LengthConfig(Section):
+    """How long the run is, and how often it is looked at."""
+
+    steps: PositiveInt
+    """Optimizer steps."""
+    steps_per_epoch: PositiveInt = 100
+    """An epoch is a fixed number of steps, whatever the label fraction."""
+
+
+class MonitorConfig(Section):
+    """What is watched, and what a collapse does."""
+
+    first_epoch_probes: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)
+    """Steps of the first epoch at which the probe sets are evaluated; every epoch ends with a probe too."""
+    probe_patches: PositiveInt = 48
+    """Patches of the fixed validation probe."""
+    train_probe_patches: int = Field(8, ge=0)
+    """Patches of the fixed labeled-training probe."""
+    select: Literal["f1", "dice", "foreground_distance"] = "f1"
+    """What best.pt is chosen by, and plateaus are counted in, on the validation probe: F1 (mean over classes), mean
+    Dice of the patches, or minus the distance between the distributions of predicted and true foreground share. Never
+    the loss: its value depends on its weights."""
+    keep_best: PositiveInt = 1
+    """How many of the best checkpoints are kept: best.pt, then best-2.pt and so on."""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """What a collapse at the end of an epoch does; stop ends the run with exit code 3."""
+
+
+class RuntimeConfig(Section):
+    """Machine matters. Beside the number of processes, each with its own batch, none changes more than rounding."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Kind of device."""
+    devices: PositiveInt = 1
+    """Processes (one device each) on this node; batches are per process."""
+    num_nodes: PositiveInt = 1
+    """Nodes, started by torchrun or SLURM."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast where the processor or GPU computes it natively, else fp32."""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """auto: the faster of the two over a few timed steps."""
+    workers: int = Field(0, ge=0)
+    """Processes that prepare batches in advance; the batches are the same for every number."""
+
+
+class Config(Section):
+    """All settings of a run; the file in the run directory reproduces it."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of initialization, sampling and augmentation."""
+    data: DataConfig
+    split: SplitConfig = SplitConfig()
+    network: NetworkConfig
+    method: MethodConfig = MethodConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EMAConfig = EMAConfig()
+    batch: BatchConfig
+    augment: AugmentConfig = AugmentConfig()
+    length: LengthConfig
+    policies: PoliciesConfig = PoliciesConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @property
+    def labeled_range(self) -> tuple[int, int]:
+        """Fewest and most labeled patches of a batch, on each process."""
+        random = self.policies.random_batch_size
+        return (self.batch.labeled, self.batch.labeled) if random is None else (random.smallest, random.largest)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Config:
+        if self.optim.warmup_steps >= self.length.steps:
+            raise ValueError(
+                f"optim.warmup_steps={self.optim.warmup_steps} leaves no step after the warm-up: "
+                f"length.steps={self.length.steps} must be larger"
+            )
+        return self

@@ -1,0 +1,127 @@
+"""Sections about cases: where they are, how they are divided, drawn and changed."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt, model_validator
+
+from ssl_seg.config.section import Section
+
+
+class DataConfig(Section):
+    """Where the images are and how they are cut."""
+
+    root: str = "synthetic:particles"
+    """Folder or manifest in one of the layouts of `ssl-seg data layouts`; or synthetic:particles, synthetic:sheets."""
+    layout: str = "auto"
+    """Layout of the folder; auto recognizes it."""
+    groups: str | None = None
+    """CSV with the columns name,group (patient, paper, tile); groups.csv inside the folder is used unasked."""
+    label_values: tuple[int, ...] = Field(min_length=2)
+    """Value of each class in the mask files, background first."""
+    label_map: dict[int, int] = Field(default_factory=dict)
+    """Mask value of a file -> value to use instead, before all else: {2: 1} makes class 2 part of class 1."""
+    ignore_value: int | None = None
+    """Mask value of voxels that neither losses nor metrics look at."""
+    channels: PositiveInt
+    """Image channels."""
+    patch_size: tuple[PositiveInt, ...] = Field(min_length=2, max_length=3)
+    """Size of a training patch and of an inference window; its length says 2D or 3D."""
+    spacing: tuple[float, ...] | None = None
+    """Size of a voxel along each axis, for surface distances and resampling; that of each image file when unset."""
+    resample_to: tuple[float, ...] | None = None
+    """Voxel size that all images are resampled to for the network; masks are predicted and scored as stored."""
+    foreground_ratio: float = Field(ge=0, le=1)
+    """Share of labeled patches that are centered on a foreground voxel."""
+    cache_mb: PositiveInt = 2048
+    """Decoded cases kept in memory, per process. Larger volumes are read by box."""
+    disk_cache_gb: float = Field(20.0, ge=0)
+    """Space for decoded copies of compressed volumes that do not fit into cache_mb; 0 decodes them again each time."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes including background."""
+        return len(self.label_values)
+
+    @property
+    def ndim(self) -> int:
+        """2 or 3."""
+        return len(self.patch_size)
+
+    @model_validator(mode="after")
+    def _spacing_has_one_value_an_axis(self) -> DataConfig:
+        for name, values in (("spacing", self.spacing), ("resample_to", self.resample_to)):
+            if values is not None and (len(values) != self.ndim or min(values) <= 0):
+                raise ValueError(f"{name} {values} needs {self.ndim} positive values, one for each axis of patch_size")
+        return self
+
+    @model_validator(mode="after")
+    def _label_values_are_distinct(self) -> DataConfig:
+        values = [*self.label_values, *([] if self.ignore_value is None else [self.ignore_value])]
+        if len(set(values)) < len(values) or min(self.label_values) < 0 or max(self.label_values) > 65535:
+            raise ValueError(f"label_values and ignore_value {values} must be distinct, and the labels in 0..65535")
+        return self
+
+
+class SplitConfig(Section):
+    """Which cases are labeled, unlabeled, validation and test."""
+
+    file: str | None = None
+    """A split written by `ssl-seg split make`; made from the seed when unset."""
+    labels: float = Field(1.0, gt=0)
+    """Labeled share of the training pool (0..1], or a number of cases above 1."""
+    seed: int = Field(0, ge=0)
+    """Seed of the split, apart from the seed of the training: several trainings can share one split."""
+    val_fraction: float = Field(0.15, gt=0, lt=1)
+    """Share of the labeled cases kept for validation."""
+    test_fraction: float = Field(0.20, ge=0, lt=1)
+    """Share of the labeled cases sealed for the final test."""
+    folds: int | None = Field(None, ge=2)
+    """Number of cross-validation folds; each fold is the validation set once, and val_fraction is not used."""
+    fold: int = Field(0, ge=0)
+    """The fold that is the validation set, from 0."""
+    allow_faults: bool = False
+    """Train although the split check finds a fault; set by --allow-split."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> SplitConfig:
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"fold {self.fold} does not exist: there are {self.folds or 'no'} folds, counted from 0")
+        if self.folds is not None and self.file is not None:
+            raise ValueError(f"file {self.file} is one split; folds makes others: give one of them")
+        return self
+
+
+class BatchConfig(Section):
+    """Composition of a batch, on each process."""
+
+    labeled: PositiveInt
+    """Labeled patches."""
+    unlabeled: int = Field(ge=0)
+    """Unlabeled patches; 0 for a purely supervised run."""
+    positive_ratio: float | None = Field(None, ge=0, le=1)
+    """Share of labeled patches from cases with foreground; null draws all labeled cases equally often."""
+
+
+class AugmentConfig(Section):
+    """Weak views change geometry only; strong views add intensity changes on the same geometry."""
+
+    flips: bool = True
+    """Mirror along random axes."""
+    rotate90: bool = True
+    """Rotate by multiples of 90 degrees in the (Y, X) plane."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Rotate by up to so many degrees in the (Y, X) plane."""
+    scale: float = Field(0.0, ge=0, lt=1)
+    """Enlarge or shrink by a factor of up to 1 + scale."""
+    elastic: float = Field(0.0, ge=0, le=1)
+    """Probability of an elastic deformation."""
+    intensity: float = Field(0.5, ge=0, le=1)
+    """Strength of brightness, contrast, gamma, noise, blur and low resolution in the strong view."""
+    cutout: float = Field(0.3, ge=0, le=1)
+    """Probability that boxes of the strong view are blanked."""
+    labeled_strong: bool = False
+    """Give the labeled images the strong intensity changes too."""
+    cutmix: float = Field(0.0, ge=0, le=1)
+    """Probability that a strong view has a box of another one in it; its pseudo-label follows."""
+    copy_paste: float = Field(0.0, ge=0, le=1)
+    """Probability that the foreground of another labeled patch is pasted into a labeled patch."""

@@ -1,0 +1,134 @@
+"""Sections about learning: network, method, loss, optimizer, teacher."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from ssl_seg.config.section import Section
+
+
+class NetworkConfig(Section):
+    """The segmentation network."""
+
+    name: str
+    """A key of NETWORKS; `ssl-seg networks` lists them."""
+    features: PositiveInt | None = None
+    """Width of the first level; the network's own default when unset."""
+    norm: Literal["instance", "group", "batch"] = "instance"
+    """Normalization. Batch statistics make student and teacher differ between train and eval mode."""
+    deep_supervision: int = Field(0, ge=0, le=4)
+    """Further outputs at coarser levels that the supervised loss looks at too; dynunet only."""
+
+
+class MethodConfig(Section):
+    """The learning method."""
+
+    name: str = "mean_teacher"
+    """A key of METHODS; `ssl-seg methods` lists them with their options."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of that method, checked against its own strict model."""
+
+
+def _check_weights(weights: dict[str, float]) -> dict[str, float]:
+    if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+        raise ValueError("loss weights must be finite and not negative, and at least one must be positive")
+    return weights
+
+
+class LossPhaseConfig(Section):
+    """Other loss weights from an epoch on."""
+
+    from_epoch: PositiveInt
+    """First epoch of the phase, counted from 0; before the first phase loss.weights hold."""
+    weights: dict[str, float]
+    """Weight of each component; those of earlier phases that are not named end."""
+    blend_epochs: int = Field(0, ge=0)
+    """Epochs over which the weights pass linearly from the old to the new ones; 0 switches at once."""
+
+    _weights_are_sound = field_validator("weights")(_check_weights)
+
+
+class LossConfig(Section):
+    """The supervised loss: a weighted sum of components. `ssl-seg losses` lists components, options and presets."""
+
+    weights: dict[str, float] = Field(default_factory=lambda: {"cross_entropy": 0.5, "dice": 0.5})
+    """Weight of each component from the start; keys of LOSSES. A weight of 0 watches a component without using it."""
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of a component, for example focal: {gamma: 2.0, alpha: 0.75}."""
+    fp_cost: float = Field(1.0, gt=0)
+    """Cost of false foreground, in every component that takes it: above 1 less foreground is predicted."""
+    fn_cost: float = Field(1.0, gt=0)
+    """Cost of missed foreground, in every component that takes it: above 1 more foreground is predicted."""
+    phases: tuple[LossPhaseConfig, ...] = ()
+    """Later phases with other weights, in order of from_epoch."""
+
+    _weights_are_sound = field_validator("weights")(_check_weights)
+
+    @model_validator(mode="after")
+    def _phases_are_in_order(self) -> LossConfig:
+        starts = [phase.from_epoch for phase in self.phases]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"phases start at epochs {starts}: they must increase, each epoch in one phase only")
+        return self
+
+
+class OptimConfig(Section):
+    """Optimizer, learning-rate schedule and clipping."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer; sgd uses Nesterov momentum."""
+    lr: float = Field(3e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """Decoupled for adamw, L2 for sgd."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd, beta1 of adamw."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps of linear warm-up from near 0 to lr; one_cycle rises by itself and has none."""
+    schedule: Literal["constant", "poly", "cosine", "cosine_restarts", "one_cycle", "reduce_on_plateau"] = "poly"
+    """Form after the warm-up; poly, cosine and one_cycle reach floor x lr at the last step."""
+    poly_power: float = Field(0.9, gt=0)
+    """Exponent of the poly schedule."""
+    floor: float = Field(0.0, ge=0, le=1)
+    """Share of lr that is left at the end; the lowest share for reduce_on_plateau."""
+    restart_epochs: PositiveInt = 10
+    """Length of the first cycle of cosine_restarts, in epochs."""
+    restart_growth: PositiveInt = 2
+    """Factor from the length of a cycle of cosine_restarts to the next."""
+    one_cycle_rise: float = Field(0.3, gt=0, lt=1)
+    """Share of the run over which one_cycle rises to lr."""
+    plateau_patience: PositiveInt = 5
+    """Epochs in a row without a better validation score after which reduce_on_plateau lowers the rate."""
+    plateau_factor: float = Field(0.5, gt=0, lt=1)
+    """Factor of each such reduction."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """Multiply lr by the batch size over lr_batch_size, or by its square root. The batch is that of all processes; of a
+    random batch size, the mean."""
+    lr_batch_size: PositiveInt = 4
+    """Labeled batch size that lr was chosen for; read by lr_scaling only."""
+    clip_norm: float | None = Field(12.0, gt=0)
+    """Largest gradient norm of an update; null switches clipping off. The norm is recorded either way."""
+
+
+class EMAConfig(Section):
+    """How the teacher follows the student."""
+
+    decay: float = Field(0.99, ge=0, lt=1)
+    """Weight of the old teacher in one update."""
+    warmup: bool = True
+    """Use min(decay, 1 - 1/(update + 1)), so that the teacher is not held back by its random start."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the decay passes from decay to final_decay over the run."""
+    final_decay: float | None = Field(None, ge=0, le=1)
+    """Decay at the end of the run; given with the schedules linear and cosine, and only with them."""
+
+    @model_validator(mode="after")
+    def _final_decay_fits_the_schedule(self) -> EMAConfig:
+        if self.schedule != "constant" and self.final_decay is None:
+            raise ValueError(f"schedule {self.schedule} passes from decay to final_decay: give final_decay, e.g. 1.0")
+        if self.schedule == "constant" and self.final_decay is not None:
+            raise ValueError(f"final_decay {self.final_decay} is not used by schedule constant: use linear or cosine")
+        return self
