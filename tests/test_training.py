@@ -31,7 +31,6 @@ from ssl_seg.errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    NetworkError,
     RefusedError,
     RunDirError,
     SplitError,
@@ -136,8 +135,8 @@ class TestRefusals:
     def test_settings(self, particles_dir: Path, tmp_path: Path) -> None:
         out = tmp_path / "run"
         self.refuse(ConfigError, "did you mean 'lr'", out, particles_dir, {"optim": {"lrr": 1}})
-        self.refuse(NetworkError, "multiple of", out, particles_dir, {"data": {"patch_size": [33, 32]}})
-        self.refuse(NetworkError, "did you mean 'dynunet'", out, particles_dir, {"network": {"name": "dynunett"}})
+        self.refuse(ConfigError, "multiple of", out, particles_dir, {"data": {"patch_size": [33, 32]}})
+        self.refuse(ConfigError, "did you mean 'dynunet'", out, particles_dir, {"network": {"name": "dynunett"}})
         self.refuse(ConfigError, "did you mean 'dice'", out, particles_dir, {"loss": {"weights": {"dise": 1}}})
         self.refuse(
             ConfigError, "unlabeled = 0", out, particles_dir, {"batch": {"unlabeled": 0}, "split": {"labels": 0.5}}
@@ -407,6 +406,24 @@ class TestResume:
         (run / "events.jsonl").write_text("")
         assert train(TrainRequest((Layer("--set", {"runtime": {"workers": 1}}),), resume=run)).ending == "finished"
 
+    def test_a_run_of_an_older_version_goes_on(self, tiny_run: Path, tmp_path: Path) -> None:
+        """Checkpoints of version 1 have no history and no average."""
+        run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+        (run / "events.jsonl").write_text("")
+        last = run / "checkpoints" / "last.pt"
+        content = torch.load(last, weights_only=True)
+        content.pop("swa")
+        content["scores"].pop("selected")
+        progress = {"step": 6, "ema_updates": 6, "best_score": 2.0}
+        torch.save({**content, "version": 1, "progress": progress}, last)
+        best = (run / "checkpoints" / "best.pt").read_bytes()
+        result = train(TrainRequest(resume=run))
+        assert (result.ending, result.step) == ("finished", 12)
+        resumed = load_checkpoint(last).progress
+        assert (resumed.start_score, len(resumed.history), resumed.best_score) == (2.0, 1, 2.0)
+        assert len((run / "checkpoints" / "best.pt").read_bytes()) == len(best)  # scored again, not replaced
+        assert load_checkpoint(run / "checkpoints" / "best.pt").progress.best_score < 2.0
+
     def test_a_finished_run(self, tiny_run: Path) -> None:
         with pytest.raises(RunDirError, match="is finished"):
             train(TrainRequest(resume=tiny_run))
@@ -462,7 +479,8 @@ def digest(net):
     return hashlib.sha256(b"".join(v.numpy().tobytes() for v in net.state_dict().values())).hexdigest()
 verdict = captured["state"].observation.verdict
 line = {"student": digest(engine.student), "teacher": digest(engine.teacher.net), "verdict": verdict.to_record(),
-        "average": digest(average.net), "count": average.count, "history": captured["state"].progress.history}
+        "average": [float(p.double().sum()) for p in average.net.parameters()], "count": average.count,
+        "history": captured["state"].progress.history}
 Path(sys.argv[3], f"rank{engine.fabric.global_rank}.json").write_text(json.dumps(line))
 """
     settings = {

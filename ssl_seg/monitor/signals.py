@@ -136,8 +136,8 @@ class SignalCollector:
         logit_sum, logit_square, prob_sum, prob_square = self.sums.tolist()
         true, hits = int(positive.sum()), int(self.hits.item())
         best = compute_best_f1(positive, negative)
-        ratios = torch.cat(self.ratios, dim=1).float().cpu() if self.ratios else torch.zeros(2, 1)
-        seen = torch.cat(self.has_voxels).cpu() if self.has_voxels else torch.zeros(1, dtype=torch.bool)
+        ratios = torch.cat(self.ratios, dim=1).float().cpu() if self.ratios else torch.zeros(2, 0)
+        seen = torch.cat(self.has_voxels).cpu() if self.has_voxels else torch.zeros(0, dtype=torch.bool)
         prevalence = true / count
         return Signals(
             voxels=finite + nonfinite,
@@ -150,7 +150,7 @@ class SignalCollector:
             share_below_01=low / count,
             prevalence_pred=predicted / count,
             prevalence_true=prevalence,
-            ratio_std=float(ratios[0].std(unbiased=False)),
+            ratio_std=float(ratios[0].std(unbiased=False)) if ratios.numel() else 0.0,
             f1=_f1(predicted, true, hits),
             f1_macro=self._macro_f1(),
             f1_best=None if best is None else best[0],

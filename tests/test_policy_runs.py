@@ -1,0 +1,261 @@
+"""Whole runs with policies: what they leave behind, and that a killed and resumed run ends with the same bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from conftest import train_tiny
+from test_engine import make_engine
+
+import ssl_seg.finish
+from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint
+from ssl_seg.config import PlateauResponseConfig
+from ssl_seg.engine.engine import Engine
+from ssl_seg.engine.policies import respond_to_plateaus
+from ssl_seg.errors import RunDirError
+from ssl_seg.prepare import TrainRequest
+from ssl_seg.recorder import Recorder, Silent
+from ssl_seg.rundir import RunDir
+from ssl_seg.schedules import count_plateaus
+from ssl_seg.training import train
+
+ALL_POLICIES = {
+    "split": {"labels": 0.5},
+    "network": {"norm": "batch"},
+    "batch": {"labeled": 2, "unlabeled": 2},
+    "length": {"steps": 20, "steps_per_epoch": 2},
+    "optim": {"schedule": "reduce_on_plateau", "plateau_patience": 2, "warmup_steps": 2, "lr": 0.003},
+    "ema": {"decay": 0.9, "schedule": "cosine", "final_decay": 0.99},
+    "monitor": {"keep_best": 3, "probe_patches": 4, "train_probe_patches": 0, "first_epoch_probes": [0]},
+    "policies": {
+        "swa": {"start_epoch": 3, "every_epochs": 2},
+        "weight_noise": {"start_epoch": 2, "std": 0.2, "decay": 0.9},
+        "gradient_noise": {"std": 0.001},
+        "random_batch_size": {"smallest": 1, "largest": 3},
+        "plateau_response": {"patience": 1, "base": 3.0, "hold_epochs": 4, "rollback_drop": 1e-4},
+    },
+}
+FILES = ("last", "best", "best-2", "best-3", "swa")
+
+
+def load_state(run: RunDir, name: str) -> dict[str, Any]:
+    """Return what two equal runs share in a checkpoint; the order of dictionaries does not matter."""
+    checkpoint = load_checkpoint(run.path / "checkpoints" / f"{name}.pt")
+    return {**vars(checkpoint), "progress": vars(checkpoint.progress), "config": None, "split": None}
+
+
+def assert_equal(first: Any, second: Any, where: str = "") -> None:
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_equal(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing in the package catches it."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_batches_for_batch_norm() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl_seg.finish, "BATCH_NORM_BATCHES", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, particles_dir: Path) -> RunDir:
+    """An uninterrupted run with every policy on; a rollback is sure, since the noise spoils the networks."""
+    result = train_tiny(tmp_path_factory.mktemp("policies") / "whole", particles_dir, ALL_POLICIES)
+    assert result.swa_scores is not None
+    return result.run
+
+
+def events_of(run: RunDir, name: str) -> list[dict[str, Any]]:
+    return [e for e in run.read_events() if e["event"] == name]
+
+
+class TestRunWithAllPolicies:
+    def test_each_policy_has_acted_and_left_its_line(self, whole_run: RunDir) -> None:
+        for name in ("plateau", "rollback", "swa", "weight_noise", "lr_reduced"):
+            assert events_of(whole_run, name), name
+        assert [e["epoch"] for e in events_of(whole_run, "swa")] == [3, 5, 7, 9]
+        assert [e["epoch"] for e in events_of(whole_run, "weight_noise")] == list(range(2, 10))  # not at the end
+        stds = [e["std"] for e in events_of(whole_run, "weight_noise")]
+        assert stds == pytest.approx([0.2 * 0.9**k for k in range(8)])
+
+    def test_the_rollback_went_to_the_best_epoch_and_ended_the_raises(self, whole_run: RunDir) -> None:
+        (rollback,) = events_of(whole_run, "rollback")
+        records = [r for r in whole_run.read_metrics() if r["step"] % 2 == 0]
+        scores = {r["step"]: max(r["val/student/f1_macro"], r["val/teacher/f1_macro"]) for r in records}
+        before = {step: score for step, score in scores.items() if step < rollback["step"]}
+        assert rollback["to_step"] == max(before, key=lambda step: before[step])
+        raised = [r["step"] for r in records if r.get("train/lr_multiplier", 1.0) > 1.0]
+        assert raised
+        assert max(raised) <= rollback["step"]
+
+    def test_the_learning_rate_on_record_is_the_product(self, whole_run: RunDir) -> None:
+        progress = load_checkpoint(whole_run.last).progress
+        settings = PlateauResponseConfig(**ALL_POLICIES["policies"]["plateau_response"])  # type: ignore[index]
+        for record in whole_run.read_metrics()[1:]:
+            history = progress.history[: record["epoch"] - 1]
+            multiplier = respond_to_plateaus(history, progress.start_score, settings).multiplier
+            warm = min(1.0, record["step"] / 2)
+            expected = 0.003 * warm * 0.5 ** count_plateaus(history, 2)
+            assert record["train/lr_multiplier"] == multiplier
+            assert record["train/lr"] == pytest.approx(multiplier * expected)
+
+    def test_swa_is_the_mean_with_its_own_statistics_and_scores(self, whole_run: RunDir) -> None:
+        last, swa = (load_checkpoint(path) for path in (whole_run.last, whole_run.swa))
+        assert last.swa is not None
+        assert last.swa["count"] == 4
+        for name, value in last.swa["average"].items():
+            assert torch.equal(swa.student[name], value) == ("running" not in name and "num_batches" not in name)
+        assert_equal(swa.teacher, last.teacher)
+        assert swa.scores["source"] == "validation"
+        assert swa.scores["teacher"] == last.scores["teacher"]
+        assert swa.scores["student"] != last.scores["student"]
+        (finished,) = events_of(whole_run, "finished")
+        assert finished["swa"] == swa.scores["student"]
+
+    def test_the_best_checkpoints_are_those_of_the_best_epochs(self, whole_run: RunDir) -> None:
+        progress = load_checkpoint(whole_run.last).progress
+        scores = (progress.start_score, *progress.history)
+        steps = [load_state(whole_run, name)["progress"]["step"] for name in FILES[1:4]]
+        assert steps == [2 * epoch for epoch in progress.rank_epochs()[:3]]
+        assert [scores[step // 2] for step in steps] == sorted(scores, reverse=True)[:3]
+        (finished,) = events_of(whole_run, "finished")
+        best = finished["best"]
+        assert (best["epoch"], best["step"]) == (steps[0] // 2, steps[0])
+        assert best["score"] == max(scores)
+        record = next(r for r in whole_run.read_metrics() if r["step"] == steps[0])
+        assert record[f"val/{best['net']}/f1_macro"] == max(scores)
+
+    @pytest.mark.parametrize("at", ["step 12", "after moves 2", "before last 6"])
+    def test_killed_and_resumed_it_ends_with_the_same_bits(
+        self, whole_run: RunDir, particles_dir: Path, tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kind, number = at.rsplit(" ", 1)
+        with monkeypatch.context() as patch:
+            owner, name, when = {
+                "step": (Engine, "step", "before"),
+                "after moves": (Recorder, "_move_down", "after"),
+                "before last": (Recorder, "save_last", "before"),
+            }[kind]
+            patch.setattr(owner, name, kill_at(getattr(owner, name), int(number), when))
+            with pytest.raises(Killed):
+                train_tiny(tmp_path / "run", particles_dir, ALL_POLICIES)
+        run = train(TrainRequest(resume=tmp_path / "run")).run
+        for name in FILES:
+            assert_equal(load_state(run, name), load_state(whole_run, name), name)
+        assert [r["step"] for r in run.read_metrics()] == [r["step"] for r in whole_run.read_metrics()]
+
+
+def kill_at(function: Any, number: int, when: str) -> Any:
+    """Return the function, which raises before or after its call with this number."""
+    calls = 0
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and when == "before":
+            raise Killed
+        result = function(*args, **kwargs)
+        if calls == number:
+            raise Killed
+        return result
+
+    return call
+
+
+class TestBestCheckpoints:
+    """The best three of a sequence of scores, by the files alone."""
+
+    @pytest.fixture
+    def recorder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+        (tmp_path / "checkpoints").mkdir()
+        length, monitor = SimpleNamespace(steps=2 * 6 - 1, steps_per_epoch=2), SimpleNamespace(keep_best=3)
+        prepared = SimpleNamespace(run=RunDir(tmp_path), config=SimpleNamespace(length=length, monitor=monitor))
+        net = {"f1": 0.5, "margin": 0.1}
+        monkeypatch.setattr(
+            Recorder,
+            "snapshot",
+            lambda _, progress: Checkpoint({}, {}, {}, progress, {}, {}, {"student": net, "teacher": net}),
+        )
+        return Recorder(prepared, make_engine(), None, Silent(), active=True)  # type: ignore[arg-type]
+
+    def files(self, recorder: Recorder) -> list[int]:
+        paths = [recorder.prepared.run.best_of_rank(rank) for rank in (1, 2, 3, 4)]
+        return [load_checkpoint(path).progress.step for path in paths if path.is_file()]
+
+    def save(self, recorder: Recorder, scores: tuple[float, ...]) -> None:
+        recorder.save_best(Progress(min(2 * (len(scores) - 1), 11), 0, scores[0], scores[1:]))
+
+    @pytest.mark.parametrize(
+        "scores",
+        [
+            (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+            (0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
+            (0.3, 0.3, 0.5, 0.4, 0.4, 0.6, 0.45),
+            (-math.inf, -math.inf, 0.2, -math.inf, 0.1, 0.3, 0.15),
+        ],
+    )
+    @pytest.mark.parametrize("kill_after_move", [None, 1, 2])
+    def test_also_when_a_run_is_killed_between_two_moves_and_goes_on(
+        self, recorder: Recorder, scores: tuple[float, ...], kill_after_move: int | None
+    ) -> None:
+        for epochs in range(len(scores)):
+            so_far = scores[: epochs + 1]
+            if kill_after_move is not None:
+                with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+                    patch.setattr(Recorder, "_move_down", kill_at(Recorder._move_down, kill_after_move, "after"))
+                    self.save(recorder, so_far)
+                assert recorder.prepared.run.best.is_file()
+            self.save(recorder, so_far)
+            finite = [e for e in range(epochs + 1) if so_far[e] > -math.inf] or [0]
+            ranked = sorted(finite, key=lambda e: (-so_far[e], e))[:3]
+            assert self.files(recorder) == [min(2 * e, 11) for e in ranked]
+
+
+class TestEarlyStopping:
+    SETTINGS: ClassVar = {
+        "length": {"steps": 40, "steps_per_epoch": 2},
+        "optim": {"lr": 1e-9, "warmup_steps": 0},
+        "monitor": {"probe_patches": 2, "train_probe_patches": 0, "first_epoch_probes": [0]},
+        "policies": {"early_stopping": {"patience": 2}, "swa": {"start_epoch": 30}},
+    }
+
+    def test_it_is_a_normal_end_with_scores_and_cannot_be_resumed(self, particles_dir: Path, tmp_path: Path) -> None:
+        result = train_tiny(tmp_path / "run", particles_dir, self.SETTINGS)
+        history = load_checkpoint(result.run.last).progress.history
+        assert result.ending == "stopped_early"
+        assert len(history) == result.step / 2 < 20
+        assert max(history) == history[-3] >= max(history[-2:])
+        assert result.scores["source"] == "validation"
+        assert [e["event"] for e in result.run.read_events()][-2:] == ["early_stopping", "stopped_early"]
+        assert not result.run.swa.exists()
+        with pytest.raises(RunDirError, match="early_stopping ended it"):
+            train(TrainRequest(resume=result.run.path))
+
+    def test_stopped_but_not_scored_it_is_scored_by_a_resume(
+        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(ssl_seg.finish, "_score_run", kill_at(None, 1, "before"))
+            with pytest.raises(Killed):
+                train_tiny(tmp_path / "run", particles_dir, self.SETTINGS)
+        before = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt").progress
+        result = train(TrainRequest(resume=tmp_path / "run"))
+        assert (result.ending, result.step) == ("stopped_early", before.step)
+        assert result.scores["source"] == "validation"
