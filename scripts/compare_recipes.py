@@ -1,12 +1,14 @@
 """Train the recipes at equal steps on small patches and compare them by figures that do not depend on their losses.
 
     python scripts/compare_recipes.py --data synthetic:sheets --labels 0.25 --patch 16 32 32 --out runs/recipes_sheets
-    python scripts/compare_recipes.py --data DIR/emps --labels 0.10 --patch 64 64 --steps 400 --out runs/recipes_emps
+    python scripts/compare_recipes.py --data DIR/emps --labels 0.10 --patch 64 64 --steps 300 --out runs/recipes_emps
 
-Each recipe is scaled to the same number of steps and epochs: what it says in epochs keeps its place in the run, and its
-learning rate is multiplied by its own number of steps over ours, so that the sum of all learning rates stays. Batch
-sizes, losses, clipping and policies stay, but for early stopping: the steps are to be equal. Runs that are finished are
-not made again. Nothing looks at test cases.
+Each recipe is scaled to the same number of steps and epochs. What it says in epochs is scaled too and rounded, to 1 at
+least; its learning rate is multiplied by its own number of steps over ours, so that the sum of the rates stays about
+the same. Batch sizes, losses, clipping and policies stay, but for early stopping: the steps are to be equal. 30 epochs
+suit recipes of 300: a cycle of 10 epochs becomes one of 1, and the last cycle ends where theirs does. A seed is that of
+the split, the start and all draws. Runs that are finished are not made again, others are resumed. Nothing looks at test
+cases.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from scipy import stats
 
 SEEDS = (0, 1, 2)
@@ -31,6 +36,8 @@ BASELINE = "recipes/seed_v8"
 """Dice alone: what the others are compared with, seed by seed."""
 IMPROVEMENT = 0.005
 """Gain of validation F1 that counts as progress."""
+STUCK = 0.05
+"""A plateau that lies so far below the best recipe of its seed is one to get out of; others have converged."""
 
 Nested = dict[str, Any]
 
@@ -58,7 +65,7 @@ class Outcome:
     seed: int
     f1: float
     f1_best: float
-    """F1 of best.pt, chosen on the same images: never below what was seen on the way, so optimistic."""
+    """F1 of the student of best.pt, which was chosen on patches of the same images: optimistic."""
     auroc: float | None
     prevalence_pred: float
     prevalence_true: float
@@ -98,11 +105,49 @@ def scale_recipe(values: Nested, steps: int, epochs: int) -> Nested:
     if "loss" in values:
         scaled["loss"] = dict(values["loss"])
     if phases := values.get("loss", {}).get("phases"):
-        scaled["loss"]["phases"] = [{**phase, "from_epoch": squeeze(phase["from_epoch"])} for phase in phases]
+        scaled["loss"]["phases"] = [
+            {
+                **phase,
+                "from_epoch": squeeze(phase["from_epoch"]),
+                "blend_epochs": round(phase.get("blend_epochs", 0) * shrink),
+            }
+            for phase in phases
+        ]
     return scaled
 
 
 EPOCH_KEYS = {"start_epoch", "every_epochs", "patience", "hold_epochs"}
+
+
+def make_common_settings(task: Task) -> Nested:
+    """Return what all trainings of a comparison have in common."""
+    return {
+        "seed": task.seed,
+        "data": {"root": task.data, "patch_size": list(task.patch)},
+        "split": {"labels": task.labels, "seed": task.seed},
+        "network": {"features": task.features},
+        "monitor": {"first_epoch_probes": [0], "train_probe_patches": 0, "probe_patches": 16},
+        "runtime": {"memory_format": "contiguous", "precision": "fp32"},
+    }
+
+
+def find_path(task: Task) -> Path:
+    """Return the run directory of a task."""
+    return Path(task.out) / f"{task.recipe.replace('/', '_').replace(' ', '_')}_seed{task.seed}"
+
+
+def check_same_task(task: Task) -> None:
+    """Stop, if there is a run of the task that was made with other settings."""
+    from ssl_seg.configio import flatten
+    from ssl_seg.sources import absolute_root
+
+    if not (path := find_path(task)).exists():
+        return
+    settings = dict(flatten(yaml.safe_load((path / "config.yaml").read_text())))
+    wanted = {**dict(flatten(make_common_settings(task))), "data.root": absolute_root(task.data)}
+    wanted |= {"length.steps": task.steps, "length.steps_per_epoch": task.steps // task.epochs}
+    if differing := [key for key, value in wanted.items() if settings.get(key) != value]:
+        sys.exit(f"{path} was made with another {', '.join(differing)}: give another --out")
 
 
 def run_task(task: Task) -> Outcome:
@@ -114,22 +159,16 @@ def run_task(task: Task) -> Outcome:
     from ssl_seg.training import TrainRequest, train
 
     torch.set_num_threads(1)
-    run = RunDir(Path(task.out) / f"{task.recipe.replace('/', '_').replace(' ', '_')}_seed{task.seed}")
-    if not any(e["event"] in {"finished", "stopped_early"} for e in run.read_events()):
+    run = RunDir(find_path(task))
+    if not run.path.exists():
         layers = read_layers(task.recipe.removesuffix(SUPERVISED))
         scaled = scale_recipe(merge_layers(layers)[0], task.steps, task.epochs)
-        common = {
-            "seed": task.seed,
-            "data": {"root": task.data, "patch_size": list(task.patch)},
-            "split": {"labels": task.labels},
-            "network": {"features": task.features},
-            "monitor": {"first_epoch_probes": [0], "train_probe_patches": 0, "probe_patches": 16},
-            "runtime": {"memory_format": "contiguous", "precision": "fp32"},
-        }
-        layers += [Layer("scaled", scaled), Layer("common", common)]
+        layers += [Layer("scaled", scaled), Layer("common", make_common_settings(task))]
         if task.recipe.endswith(SUPERVISED):
             layers += [parse_override("method.name=supervised"), parse_override("batch.unlabeled=0")]
         train(TrainRequest(tuple(layers), run.path))
+    elif not any(e["event"] == "finished" for e in run.read_events()):
+        train(TrainRequest(resume=run.path))
     return read_outcome(task, run.path)
 
 
@@ -171,25 +210,32 @@ def format_table(outcomes: list[Outcome]) -> str:
     for outcome in sorted(outcomes, key=lambda o: o.seed):
         by_recipe.setdefault(outcome.recipe, []).append(outcome)
     base = [o.f1 for o in by_recipe[BASELINE]]
-    lines = [
-        "| recipe | F1, last step (95 % interval) | minus v8, paired | F1, best.pt | F1, SWA | AUROC "
-        "| predicted / true foreground "
-        "| plateau | training loss | verdicts |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    best = {seed: max(o.f1 for o in outcomes if o.seed == seed) for seed in {o.seed for o in outcomes}}
+    columns = (
+        "recipe", "F1, last step (95 % interval)", "minus v8, paired", "F1, best.pt", "F1, SWA", "AUROC",
+        "predicted / true foreground", "plateau, stuck", "training loss", "verdicts",
+    )  # fmt: skip
+    rows: list[Sequence[str]] = [columns, ["---"] * len(columns)]
     for recipe, runs in by_recipe.items():
         mean, half = compute_interval([o.f1 for o in runs])
         against, spread = compute_interval([o.f1 - b for o, b in zip(runs, base, strict=True)])
-        auroc = np.mean([o.auroc or np.nan for o in runs])
-        paired = "-" if recipe == BASELINE else f"{against:+.3f} ± {spread:.3f}"
-        swa = "-" if runs[0].f1_swa is None else f"{np.mean([o.f1_swa or 0.0 for o in runs]):.3f}"
-        verdicts = ", ".join(sorted({o.verdict for o in runs}))
-        lines.append(
-            f"| {recipe.removeprefix('recipes/')} | {mean:.3f} ± {half:.3f} | {paired} "
-            f"| {np.mean([o.f1_best for o in runs]):.3f} | {swa} | {auroc:.3f} "
-            f"| {np.mean([o.prevalence_pred for o in runs]):.1%} / {np.mean([o.prevalence_true for o in runs]):.1%} "
-            f"| {sum(o.plateau for o in runs)} of {len(runs)} | {np.mean([o.loss for o in runs]):.3f} | {verdicts} |"
+        predicted, true = (np.mean([getattr(o, f"prevalence_{kind}") for o in runs]) for kind in ("pred", "true"))
+        stuck = sum(o.plateau and o.f1 < best[o.seed] - STUCK for o in runs)
+        rows.append(
+            [
+                recipe.removeprefix("recipes/"),
+                f"{mean:.3f} ± {half:.3f}",
+                "-" if recipe == BASELINE else f"{against:+.3f} ± {spread:.3f}",
+                f"{np.mean([o.f1_best for o in runs]):.3f}",
+                "-" if runs[0].f1_swa is None else f"{np.mean([o.f1_swa or 0.0 for o in runs]):.3f}",
+                f"{np.mean([o.auroc or np.nan for o in runs]):.3f}",
+                f"{predicted:.1%} / {true:.1%}",
+                f"{sum(o.plateau for o in runs)} of {len(runs)}, {stuck} stuck",
+                f"{np.mean([o.loss for o in runs]):.3f}",
+                ", ".join(sorted({o.verdict for o in runs})),
+            ]
         )
+    lines = [f"| {' | '.join(row)} |" for row in rows]
     rank = stats.spearmanr([o.loss for o in outcomes], [o.f1 for o in outcomes])
     trivial = np.mean([o.trivial_f1 for o in outcomes])
     lines += [
@@ -206,8 +252,8 @@ def main() -> None:
     parser.add_argument("--data", default="synthetic:sheets")
     parser.add_argument("--labels", type=float, default=0.25)
     parser.add_argument("--patch", type=int, nargs="+", default=[16, 32, 32])
-    parser.add_argument("--steps", type=int, default=160)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--features", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--recipes", nargs="+", help="default: v1 to v9 and the recommended one, also supervised")
@@ -217,8 +263,12 @@ def main() -> None:
 
     ours = OURS[len(args.patch)]
     recipes = args.recipes or [*RECIPES, ours + SUPERVISED, ours]
+    if BASELINE not in recipes or len(args.seeds) < 2 or args.steps % args.epochs:
+        parser.error(f"{BASELINE} must be among the recipes, two seeds at least, and --steps a multiple of --epochs")
     settings = (args.data, args.labels, tuple(args.patch), args.steps, args.epochs, args.features, args.out)
     tasks = [Task(recipe, seed, *settings) for seed in args.seeds for recipe in recipes]
+    for task in tasks:
+        check_same_task(task)
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread a process: the processes are the parallelism
     outcomes = []
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
