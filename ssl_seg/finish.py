@@ -74,7 +74,10 @@ def _write_average(
     prepared: Prepared,
     console: Console,
 ) -> None:
-    """Write swa.pt: the mean of the students, with BatchNorm statistics that fit it, beside the teacher."""
+    """Write swa.pt: the mean of the students, with BatchNorm statistics that fit it.
+
+    It takes the place of both networks, so that whoever opens the file gets the mean and not the last teacher.
+    """
     if average.count == 0:
         console.note("policy: no weights were averaged, the run ended before policies.swa.start_epoch")
         return
@@ -84,7 +87,8 @@ def _write_average(
         estimate_batch_norm(average.net, track(images, BATCH_NORM_BATCHES), engine.autocast)
     last = recorder.snapshot(result.progress)
     scores = {key: value for key, value in last.scores.items() if key != "selected"}
-    save_checkpoint(replace(last, student=average.net.state_dict(), scores=scores), prepared.run.swa)
+    mean = average.net.state_dict()
+    save_checkpoint(replace(last, student=mean, teacher=mean, scores=scores), prepared.run.swa)
     console.note(f"policy: swa.pt is the mean of the students at the ends of {average.count} epochs")
 
 
@@ -104,7 +108,8 @@ def _score_run(
 
     scores = {"last": score(run.last)}
     if run.swa.is_file():
-        scores["swa"] = scores["last"] | score(run.swa, ("student",))  # its teacher is that of last.pt
+        scores["swa"] = score(run.swa, ("student",))
+        scores["swa"]["teacher"] = scores["swa"]["student"]  # both networks are the mean
     steps = [load_checkpoint(path, lazy=True).progress.step for path in (run.last, run.best)]
     scores["best"] = score(run.best) if steps[0] != steps[1] else scores["last"]
     paths = {"last": run.last, "swa": run.swa, "best": run.best}

@@ -293,18 +293,14 @@ def compute_loss_weights(phases: Sequence[LossPhase], epoch: float) -> dict[str,
         phases: in increasing order of ``from_epoch``; the first one starts at 0.
         epoch: >= 0.
     """
-    current = dict(phases[0].weights)
-    for index, phase in enumerate(phases[1:], start=1):
-        if epoch < phase.from_epoch:
-            break
-        before = compute_loss_weights(phases[:index], phase.from_epoch)
-        share = _share_done(epoch - phase.from_epoch, phase.blend_epochs)
-        if share >= 1.0:
-            current = dict(phase.weights)
-        else:
-            names = dict.fromkeys([*before, *phase.weights])
-            current = {n: (1 - share) * before.get(n, 0.0) + share * phase.weights.get(n, 0.0) for n in names}
-    return current
+    started = max(index for index, phase in enumerate(phases) if index == 0 or phase.from_epoch <= epoch)
+    phase = phases[started]
+    share = _share_done(epoch - phase.from_epoch, phase.blend_epochs)
+    if started == 0 or share >= 1.0:
+        return dict(phase.weights)
+    before = compute_loss_weights(phases[:started], phase.from_epoch)
+    names = dict.fromkeys([*before, *phase.weights])
+    return {n: (1 - share) * before.get(n, 0.0) + share * phase.weights.get(n, 0.0) for n in names}
 
 
 def _share_done(step: float, length: float) -> float:

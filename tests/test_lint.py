@@ -50,7 +50,7 @@ CASES: list[tuple[str, Settings, Settings]] = [
     ("swa_never_starts", (f"{SWA}21",), (f"{SWA}18",)),
     ("swa_of_one", (f"{SWA}20",), (f"{SWA}19",)),
     ("swa_of_one", (f"{SWA}10", "policies.swa.every_epochs=11"), (f"{SWA}10", "policies.swa.every_epochs=10")),
-    ("swa_before_last_phase", (PHASES % 2, f"{SWA}11"), (PHASES % 2, f"{SWA}12")),
+    ("swa_before_last_phase", (PHASES % 2, f"{SWA}12"), (PHASES % 2, f"{SWA}13")),
     ("noise_never_starts", (f"{NOISE}={{start_epoch: 20, std: 0.1}}",), (f"{NOISE}={{start_epoch: 19, std: 0.1}}",)),
     (
         "noise_in_warmup",
@@ -79,7 +79,8 @@ CASES: list[tuple[str, Settings, Settings]] = [
         ("optim.warmup_steps=1001",),
         ("optim.warmup_steps=1001", "optim.schedule=one_cycle"),
     ),
-    ("ema_longer_than_run", ("ema.decay=0.9996",), ("ema.decay=0.9994",)),
+    ("ema_longer_than_run", ("ema.decay=0.9996", "ema.warmup=false"), ("ema.decay=0.9994", "ema.warmup=false")),
+    ("ema_longer_than_run", ("ema.decay=0.9996", "ema.warmup=false"), ("ema.decay=0.9996",)),
     ("plateau_never_acts", (REDUCE, "optim.plateau_patience=19"), (REDUCE, "optim.plateau_patience=18")),
     ("plateau_never_acts", (f"{RESPONSE}10",), (f"{RESPONSE}9",)),
     ("plateau_never_acts", (f"{RESPONSE}10",), (f"{RESPONSE}10", "policies.plateau_response.base=1.5")),
@@ -108,8 +109,8 @@ CASES: list[tuple[str, Settings, Settings]] = [
     ),
     (
         "imbalance_corrected_twice",
-        (*FOCAL, "loss.options.focal.alpha=0.7", "loss.options.cross_entropy.pos_weight=2"),
-        (*FOCAL, "loss.options.focal.alpha=0.5", "loss.options.cross_entropy.pos_weight=2"),
+        (*FOCAL, "loss.options.focal={alpha: 0.7, fn_cost: 2}"),
+        (*FOCAL, "loss.options.focal.alpha=0.7", "loss.options.cross_entropy.pos_weight=2"),  # each has its own
     ),
     (
         "imbalance_corrected_twice",
@@ -135,6 +136,11 @@ CASES: list[tuple[str, Settings, Settings]] = [
         "costs_oppose",  # focal is only watched
         (*FOCAL, "loss.options.focal.alpha=0.25", "loss.fn_cost=2"),
         ("loss.weights={cross_entropy: 1, focal: 0}", "loss.options.focal.alpha=0.25", "loss.fn_cost=2"),
+    ),
+    (
+        "costs_oppose",
+        ("loss.weights.tversky=1", "loss.options.tversky={alpha: 0.1, beta: 0.9}", "loss.fp_cost=3"),
+        ("loss.weights.tversky=1", "loss.options.tversky={alpha: 0.1, beta: 0.9}", "loss.fn_cost=3"),
     ),
     ("setting_without_effect", ("optim.plateau_patience=7",), (REDUCE, "optim.plateau_patience=7")),
     ("setting_without_effect", ("optim.floor=0.1", "optim.schedule=constant"), ("optim.floor=0.1",)),
@@ -175,7 +181,7 @@ def test_a_rule_fires_on_its_case_only(code: str, bad: Settings, good: Settings)
 KNOWN = {re.sub(r"\.\d+", "", name) for name in list_settings(Config, "")}
 KNOWN |= {"loss.weights.variance", "loss.options.focal.alpha", "loss.options.focal", "loss.phases.weights.variance"}
 KNOWN |= {f"loss.options.cross_entropy.{name}" for name in ("pos_weight", "class_weights")}
-KNOWN |= {"loss.options.cross_entropy", "loss.phases"}
+KNOWN |= {"loss.options.cross_entropy", "loss.options.tversky", "loss.phases"}
 
 
 def test_every_rule_has_a_case_and_a_reason() -> None:
@@ -196,7 +202,7 @@ def test_rules_that_need_a_value_that_is_not_known_are_left_out(key: str) -> Non
 
 
 def test_without_data_nothing_is_said_about_planned_values() -> None:
-    layers = [Layer("file", {"policies": {"swa": {"start_epoch": 90}}, "ema": {"decay": 0.9999}})]
+    layers = [Layer("file", {"policies": {"swa": {"start_epoch": 90}}, "ema": {"decay": 0.9999, "warmup": False}})]
     config, unknown = check_partial(layers)
     assert lint(config, unknown) == []
     assert {"length.steps", "batch.labeled", "data.channels"} <= unknown

@@ -47,7 +47,7 @@ def test_a_loss_against_its_opposite_is_a_conflict() -> None:
     assert probe.states[0].cosines[0].mean == pytest.approx(-1.0)
     (finding,) = find(probe, "conflict")
     assert finding.level == "warn"
-    assert "'dice' and 'minus' have cosine -1.00 +- 0.00 (-1.00 to -1.00" in finding.message
+    assert "'dice' and 'minus' have cosine -1.00 +- 0.10 (-1.00 to -1.00" in finding.message
     watched = make_probe({"dice": dice, "minus": negated(dice)}, {"dice": 1.0, "minus": 0.0})
     assert [finding.level for finding in find(watched, "conflict")] == ["info"]
     assert find(make_probe({"dice": dice, "focal": focal}), "conflict") == []

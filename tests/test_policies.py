@@ -190,6 +190,7 @@ class TestAct:
         best = snapshot(engine, 0)
         engine.step(make_batch(), 0, 0.1)
         average = WeightAverage(engine.student)
+        average.add(engine.student)  # a network of before the rollback, which must not stay in the mean
         settings = {
             "plateau_response": {"patience": 1, "base": 2.0},
             "weight_noise": {"start_epoch": 3, "std": 0.1},

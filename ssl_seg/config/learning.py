@@ -59,9 +59,11 @@ class LossConfig(Section):
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options of a component, for example focal: {gamma: 2.0, alpha: 0.75}."""
     fp_cost: float = Field(1.0, gt=0)
-    """Cost of false foreground, in every component that takes it: above 1 less foreground is predicted."""
+    """Cost of false foreground, in every component that takes it: above 1 less foreground is predicted. Multiplied with
+    the component's own option."""
     fn_cost: float = Field(1.0, gt=0)
-    """Cost of missed foreground, in every component that takes it: above 1 more foreground is predicted."""
+    """Cost of missed foreground, in every component that takes it: above 1 more foreground is predicted. Multiplied
+    likewise."""
     phases: tuple[LossPhaseConfig, ...] = ()
     """Later phases with other weights, in order of from_epoch."""
 
@@ -89,7 +91,7 @@ class OptimConfig(Section):
     warmup_steps: int = Field(50, ge=0)
     """Steps of linear warm-up from near 0 to lr; one_cycle rises by itself and has none."""
     schedule: Literal["constant", "poly", "cosine", "cosine_restarts", "one_cycle", "reduce_on_plateau"] = "poly"
-    """Form after the warm-up; poly, cosine and one_cycle reach floor x lr at the last step."""
+    """Form after the warm-up; one_cycle reaches floor x lr at the last step, poly and cosine one step later."""
     poly_power: float = Field(0.9, gt=0)
     """Exponent of the poly schedule."""
     floor: float = Field(0.0, ge=0, le=1)

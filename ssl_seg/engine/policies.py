@@ -147,6 +147,8 @@ class Policies:
         if response.rolls_back:
             best = load_best()
             engine.restore(best, "best.pt")
+            if self.average is not None:  # it holds networks that have just been given up
+                self.average.clear()
             values = {"score": score, "best_score": progress.best_score, "to_step": best.progress.step}
             note = (
                 f"rollback: the score {score:.3f} is more than {settings.rollback_drop:g} below the best one, "

@@ -38,6 +38,10 @@ class WeightAverage:
         """Take a network into the mean."""
         self._model.update_parameters(student)
 
+    def clear(self) -> None:
+        """Forget the networks added so far; the next one starts the mean anew."""
+        self._model.n_averaged.zero_()
+
     def state(self) -> dict[str, Any] | None:
         """Return what a checkpoint keeps; None while the mean is empty."""
         return {"average": self.net.state_dict(), "count": self.count} if self.count else None

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ssl_seg.config import Config
+from ssl_seg.losses import list_costs
+
+Pull = tuple[str, float]
+"""A setting in words, and how it pulls: above 0 it asks for more foreground than the loss alone, below 0 for less."""
 
 LARGEST_VARIANCE_SHARE = 0.2
 """Between the shares 0.1, which the source documents trained with, and 0.5, with which they got stuck."""
@@ -24,50 +29,53 @@ def variance_minimum(config: Config) -> Iterator[str]:
             )
 
 
-def _weighings(config: Config) -> tuple[list[str], list[str]]:
-    """Return the settings that ask for more foreground, and those that ask for less, than the loss alone."""
-    pulls = list(_list_pulls(config))
-    return [text for text, pull in pulls if pull > 0], [text for text, pull in pulls if pull < 0]
-
-
-def _list_pulls(config: Config) -> Iterator[tuple[str, float]]:
-    """Yield each setting that weighs foreground against background; above 0 it asks for more foreground."""
-    loss = config.loss
-    phases = (loss.weights, *(phase.weights for phase in loss.phases))
-    trained = {name for weights in phases for name, weight in weights.items() if weight > 0}
-    options = {name: values for name, values in loss.options.items() if name in trained}
-    yield f"loss.fp_cost = {loss.fp_cost:g} with loss.fn_cost = {loss.fn_cost:g}", loss.fn_cost - loss.fp_cost
-    for name, values in options.items():
-        fp_cost, fn_cost = values.get("fp_cost", 1.0), values.get("fn_cost", 1.0)
-        yield f"loss.options.{name} fp_cost = {fp_cost:g} with fn_cost = {fn_cost:g}", fn_cost - fp_cost
-    cross_entropy = options.get("cross_entropy", {})
-    pos_weight, class_weights = cross_entropy.get("pos_weight", 1.0), cross_entropy.get("class_weights")
-    yield f"loss.options.cross_entropy.pos_weight = {pos_weight:g}", pos_weight - 1
-    if class_weights is not None:
-        foreground = sum(class_weights[1:]) / (len(class_weights) - 1)
-        yield f"loss.options.cross_entropy.class_weights = {list(class_weights)}", foreground - class_weights[0]
-    alpha = options.get("focal", {}).get("alpha")
-    if alpha is not None:
-        yield f"loss.options.focal.alpha = {alpha:g}", alpha - 0.5
-
-
 def imbalance_corrected_twice(config: Config) -> Iterator[str]:
-    """Each correction is chosen as if it were the only one."""
-    more, _ = _weighings(config)
+    """Each correction is chosen as if it were the only one; within a component they multiply."""
     ratio = config.batch.positive_ratio
     sampled = [] if ratio is None else [f"batch.positive_ratio = {ratio:g}"]
-    if len(more) > 1 or (more and sampled):
-        yield (
-            f"{', '.join([*more, *sampled])}: each makes foreground count more, and together they multiply. Keep "
-            "one of them"
-        )
+    told: set[str] = set()
+    for name, pulls in _list_pulls(config).items():
+        more = [text for text, pull in pulls if pull > 0]
+        listed = ", ".join([*more, *sampled])
+        if (len(more) > 1 or (more and sampled)) and listed not in told:
+            told.add(listed)
+            yield f"{listed}: each makes foreground count more in '{name}', and they multiply. Keep one of them"
 
 
 def costs_oppose(config: Config) -> Iterator[str]:
     """One setting asks for more foreground, another for less."""
-    more, less = _weighings(config)
+    pulls = dict.fromkeys(pull for component in _list_pulls(config).values() for pull in component)
+    more = [text for text, pull in pulls if pull > 0]
+    less = [text for text, pull in pulls if pull < 0]
     if more and less:
         yield (
             f"for more foreground: {', '.join(more)}; for less: {', '.join(less)}. They work against each other: keep "
             "what is meant"
         )
+
+
+def _list_pulls(config: Config) -> dict[str, list[Pull]]:
+    """Return, for each component that is trained with, the settings that weigh its foreground against background."""
+    loss = config.loss
+    phases = (loss.weights, *(phase.weights for phase in loss.phases))
+    trained = dict.fromkeys(name for weights in phases for name, weight in weights.items() if weight > 0)
+    overall = (f"loss.fp_cost = {loss.fp_cost:g} with loss.fn_cost = {loss.fn_cost:g}", loss.fn_cost - loss.fp_cost)
+    return {
+        name: [*([overall] if list_costs(name) else []), *_list_own_pulls(name, loss.options.get(name, {}))]
+        for name in trained
+    }
+
+
+def _list_own_pulls(name: str, options: Mapping[str, Any]) -> Iterator[Pull]:
+    where = f"loss.options.{name}"
+    fp_cost, fn_cost = options.get("fp_cost", 1.0), options.get("fn_cost", 1.0)
+    yield f"{where} fp_cost = {fp_cost:g} with fn_cost = {fn_cost:g}", fn_cost - fp_cost
+    yield f"{where}.pos_weight = {options.get('pos_weight', 1.0):g}", options.get("pos_weight", 1.0) - 1
+    if (class_weights := options.get("class_weights")) is not None:
+        foreground = sum(class_weights[1:]) / (len(class_weights) - 1)
+        yield f"{where}.class_weights = {list(class_weights)}", foreground - class_weights[0]
+    if name == "focal" and options.get("alpha") is not None:
+        yield f"{where}.alpha = {options['alpha']:g}", options["alpha"] - 0.5
+    if "alpha" in options and "beta" in options:
+        alpha, beta = options["alpha"], options["beta"]
+        yield f"{where} alpha = {alpha:g} with beta = {beta:g}", beta - alpha

@@ -74,7 +74,7 @@ def swa_before_last_phase(config: Config) -> Iterator[str]:
         return
     index, phase = reached[-1]
     settled = phase.from_epoch + phase.blend_epochs
-    if swa.start_epoch < settled:
+    if swa.start_epoch <= settled:
         yield (
             f"policies.swa.start_epoch = {swa.start_epoch}, but loss.phases.{index} changes the weights up to epoch "
             f"{settled}: networks trained for different losses are averaged. Start SWA after epoch {settled}"

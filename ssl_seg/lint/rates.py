@@ -41,13 +41,14 @@ def warmup_most_of_run(config: Config) -> Iterator[str]:
 
 
 def ema_longer_than_run(config: Config) -> Iterator[str]:
-    """An average over more steps than there are still holds the start of the run."""
+    """Without warm-up, an average over more steps than there are still holds the random start."""
     decay, steps = config.ema.decay, config.length.steps
     horizon = 1 / (1 - decay)
-    if horizon > steps:
+    if horizon > steps and not config.ema.warmup:
         yield (
             f"ema.decay = {decay:g} averages over about {horizon:.0f} steps, but length.steps = {steps}: the teacher "
-            f"never leaves the start behind. Lower it to {max(0.0, 1 - 10 / steps):.3g}, or lengthen the run"
+            f"never leaves the random start behind. Set ema.warmup = true, or lower the decay to "
+            f"{max(0.0, 1 - 10 / steps):.3g}"
         )
 
 

@@ -80,23 +80,27 @@ def measure_errors(
 ) -> Tensor:
     """Return the standard errors (C, C) of the cosines between the mean gradients (C, P); NaN for a single batch.
 
-    By the jackknife (Efron 1982): ``sqrt((B - 1) / B * sum_b (c_b - mean(c)) ** 2)`` with the cosine ``c_b`` of all
-    batches but b. Nearly all of a gradient may lie in one direction, say that of more foreground; where its mean is
-    near zero the sign of a cosine is then that of the noise, however many parameters there are.
+    They are those of the dot products by the jackknife (Efron 1982), ``sqrt((B - 1) / B * sum_b (d_b - mean(d)) ** 2)``
+    with the dot product ``d_b`` of the means of all batches but b, divided by the norms of the means. Not those of the
+    cosines: nearly all of a gradient may lie in one direction, say that of more foreground, and where its mean is near
+    zero, every ``d_b`` has a cosine near 1 or -1 and the sign is that of the noise.
 
     Args:
         net, components, batches, seeds, track: as in ``measure_gradients``.
         mean: (C, P), from there. The gradients of the batches are computed again instead of being kept.
     """
-    count, cosines = len(batches), []
+    count, dots = len(batches), []
     for (image, target), seed in track(list(zip(batches, seeds, strict=True)), count):
         logits = forward(net, image, seed)
         losses = [compute_value(component, logits, target) for component in components.values()]
-        cosines.append(compute_cosines(count * mean - torch.stack([compute_gradient(loss, net) for loss in losses])))
+        others = count * mean - torch.stack([compute_gradient(loss, net) for loss in losses])
+        dots.append(others @ others.T / max(count - 1, 1) ** 2)
     if count == 1:
-        return torch.full_like(cosines[0], torch.nan)
-    variance: Tensor = torch.stack(cosines).var(dim=0, correction=0) * (count - 1)
-    return variance.sqrt()
+        return torch.full_like(dots[0], torch.nan)
+    norms = mean.norm(dim=1)
+    variance: Tensor = torch.stack(dots).var(dim=0, correction=0) * (count - 1)
+    errors: Tensor = variance.sqrt() / (norms[:, None] * norms)
+    return errors
 
 
 def forward(net: nn.Module, image: Tensor, seed: int) -> Tensor:

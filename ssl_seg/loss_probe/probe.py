@@ -43,7 +43,8 @@ INITIALIZATION = "initialization"
 
 @dataclass(frozen=True)
 class Cosine:
-    """Cosine between the mean gradients of two components, its standard error, and its range within single batches.
+    """Cosine between the mean gradients of two components, the standard error of their dot product in units of it, and
+    its range within single batches.
 
     All are NaN without a gradient, the error also for one batch. The mean need not lie in the range: what two gradients
     share in each batch, such as its own prevalence, cancels in the mean.

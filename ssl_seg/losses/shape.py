@@ -1,6 +1,7 @@
 """Losses that look at shape: distance to the boundary, center lines, connections between neighbors.
 
-Voxels are taken as isotropic. Ignored voxels have no influence, neither by their logits nor as a boundary.
+Voxels are taken as isotropic. The logits of ignored voxels have no influence, and the edge of an ignored region is no
+boundary; but for the skeletons of ``cldice``, where ignored voxels are background.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ def make_supervised_loss(config: LossConfig) -> SupervisedLoss:
     _check_costs_are_taken(costs, phases)
     components = {}
     for name in names:
-        taken = {key: value for key, value in costs.items() if value != 1.0 and key in list_costs(name)}
-        components[name] = bind_options(name, {**taken, **config.options.get(name, {})})
+        bind_options(name, config.options.get(name, {}))  # checked as they were given
+        components[name] = bind_options(name, _multiply_costs(config.options.get(name, {}), costs, list_costs(name)))
     return SupervisedLoss(components, phases)
 
 
@@ -135,6 +135,12 @@ def _check_costs_are_taken(costs: Mapping[str, float], phases: tuple[LossPhase, 
                 f"loss.{cost} = {value} has no effect: none of the weighted components ({', '.join(sorted(used))}) "
                 f"takes it; those that do: {', '.join(takers)}"
             )
+
+
+def _multiply_costs(options: Mapping[str, Any], costs: Mapping[str, float], taken: tuple[str, ...]) -> dict[str, Any]:
+    """Return the options with the costs of the whole loss multiplied into those that the component takes."""
+    factors = {key: options.get(key, 1.0) * costs[key] for key in taken}
+    return {**options, **{key: factor for key, factor in factors.items() if factor != 1.0}}
 
 
 def _split_heads(logits: Tensor, target_ndim: int) -> tuple[Tensor, ...]:

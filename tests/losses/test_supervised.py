@@ -78,7 +78,7 @@ def test_options_and_costs_reach_the_components() -> None:
     loss = make_loss(weights={"focal": 1.0, "dice": 1.0, "variance": 0.1}, options=options, fp_cost=2.0, fn_cost=3.0)
     _, terms = loss(logits, target)
     torch.testing.assert_close(terms["focal"], focal(logits, target, gamma=3.0, fp_cost=2.0, fn_cost=3.0))
-    torch.testing.assert_close(terms["dice"], dice(logits, target, fp_cost=2.0, fn_cost=5.0))  # its own option wins
+    torch.testing.assert_close(terms["dice"], dice(logits, target, fp_cost=2.0, fn_cost=15.0))  # they multiply
     torch.testing.assert_close(terms["variance"], LOSSES["variance"](logits, target))
 
 
