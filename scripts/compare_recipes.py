@@ -1,7 +1,8 @@
-"""Train the recipes at equal steps on small patches and compare them by figures that do not depend on their losses.
+r"""Train the recipes at equal steps on small patches and compare them by figures that do not depend on their losses.
 
     python scripts/compare_recipes.py --data synthetic:sheets --labels 0.25 --patch 16 32 32 --out runs/recipes_sheets
-    python scripts/compare_recipes.py --data DIR/emps --labels 0.10 --patch 64 64 --steps 300 --out runs/recipes_emps
+    python scripts/compare_recipes.py --data DIR/emps --labels 0.10 --patch 64 64 --steps 240 --out runs/recipes_emps \
+        --set data.spacing=[1,1] data.resample_to=[2,2]
 
 Each recipe is scaled to the same number of steps and epochs. What it says in epochs is scaled too and rounded, to 1 at
 least; its learning rate is multiplied by its own number of steps over ours, so that the sum of the rates stays about
@@ -55,6 +56,8 @@ class Task:
     epochs: int
     features: int
     out: str
+    settings: tuple[str, ...] = ()
+    """Further settings of all trainings, ``key=value``."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,9 @@ EPOCH_KEYS = {"start_epoch", "every_epochs", "patience", "hold_epochs"}
 
 def make_common_settings(task: Task) -> Nested:
     """Return what all trainings of a comparison have in common."""
-    return {
+    from ssl_seg.configio import Layer, merge_layers, parse_override
+
+    common = {
         "seed": task.seed,
         "data": {"root": task.data, "patch_size": list(task.patch)},
         "split": {"labels": task.labels, "seed": task.seed},
@@ -129,6 +134,7 @@ def make_common_settings(task: Task) -> Nested:
         "monitor": {"first_epoch_probes": [0], "train_probe_patches": 0, "probe_patches": 16},
         "runtime": {"memory_format": "contiguous", "precision": "fp32"},
     }
+    return merge_layers([Layer("common", common), *map(parse_override, task.settings)])[0]
 
 
 def find_path(task: Task) -> Path:
@@ -257,6 +263,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--recipes", nargs="+", help="default: v1 to v9 and the recommended one, also supervised")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all trainings")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", default="runs/recipes_sheets")
     args = parser.parse_args()
@@ -265,7 +272,16 @@ def main() -> None:
     recipes = args.recipes or [*RECIPES, ours + SUPERVISED, ours]
     if BASELINE not in recipes or len(args.seeds) < 2 or args.steps % args.epochs:
         parser.error(f"{BASELINE} must be among the recipes, two seeds at least, and --steps a multiple of --epochs")
-    settings = (args.data, args.labels, tuple(args.patch), args.steps, args.epochs, args.features, args.out)
+    settings = (
+        args.data,
+        args.labels,
+        tuple(args.patch),
+        args.steps,
+        args.epochs,
+        args.features,
+        args.out,
+        tuple(args.set),
+    )
     tasks = [Task(recipe, seed, *settings) for seed in args.seeds for recipe in recipes]
     for task in tasks:
         check_same_task(task)
