@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, get_args, get_origin
@@ -111,7 +112,7 @@ def describe_problem(
     """
     loc, kind, message = problem["loc"], problem["type"], problem["msg"]
     name = f"{prefix}{'.'.join(str(part) for part in loc)}".rstrip(".")
-    where = find_source(name, sources)
+    where = find_source(name, sources) if name else _find_sources_of(message, sources)
     if kind == "extra_forbidden":
         lines = [f"{name}: unknown key{_hint(model, loc)}", *_describe_inner(name, problem.get("input"))]
     elif kind == "missing":
@@ -135,9 +136,13 @@ def find_source(name: str, sources: Mapping[str, str]) -> str:
     exact = (sources[key] for key in above if key in sources)
     inside = (source for key in above for other, source in sources.items() if other.startswith(f"{key}."))
     source = next(chain(exact, inside), None)
-    if source is None and not name:
-        source = next(iter(sources.values()), None)
     return f"{source}: " if source else ""
+
+
+def _find_sources_of(message: str, sources: Mapping[str, str]) -> str:
+    """Return the sources of the settings that a message about the whole configuration names."""
+    named = dict.fromkeys(find_source(key, sources) for key in re.findall(r"[a-z_]+(?:\.[a-z_]+)+", message))
+    return ", ".join(source.removesuffix(": ") for source in named if source) + ": " if any(named) else ""
 
 
 def _hint(model: type[BaseModel], loc: Sequence[int | str]) -> str:

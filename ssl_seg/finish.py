@@ -134,7 +134,9 @@ def _summarize(scores: dict[str, dict[str, Any]], prepared: Prepared, console: C
         epoch = -(-step // min(prepared.config.length.steps_per_epoch, prepared.config.length.steps))
         summary["best"] = {"epoch": epoch, "step": step, **selected}
         value = f"{abs(selected['score']):.3f}" if math.isfinite(selected["score"]) else "not finite"
-        console.note(f"best: epoch {epoch}, {SELECTION_NAMES[selected['by']]} {value} ({selected['net']})")
+        name = SELECTION_NAMES[selected["by"]]
+        name += " (mean of classes)" if selected["by"] == "f1" and prepared.config.data.num_classes > 2 else ""
+        console.note(f"best: epoch {epoch}, {name} {value} ({selected['net']})")
     return summary
 
 

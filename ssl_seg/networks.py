@@ -153,7 +153,9 @@ def check_deep_supervision(name: str, patch_size: Sequence[int], heads: int) -> 
     Raises:
         NetworkError: if the name is unknown, the network has no deep supervision, or too few levels for it.
     """
-    if heads > 0 and not get_network_spec(name).deep_supervision:
+    if heads == 0:
+        return
+    if not get_network_spec(name).deep_supervision:
         able = ", ".join(spec.name for spec in NETWORKS.values() if spec.deep_supervision)
         raise NetworkError(
             f"network.deep_supervision = {heads}: '{name}' has no outputs at coarser levels. Set it to 0, or use {able}"

@@ -15,7 +15,7 @@ from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.splits.quality import check_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import ConfigError, DataError, NetworkError, SplitError
-from ssl_seg.losses import check_loss_names, make_supervised_loss
+from ssl_seg.losses import check_class_weights, check_loss_names, make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.networks import check_deep_supervision, check_patch_size, get_network_spec
 
@@ -34,7 +34,7 @@ def check_layers(layers: Sequence[Layer]) -> None:
         *_collect(partial(_check_method, _section(merged, "method"), sources)),
         *_check_network(_section(merged, "network"), _section(merged, "data"), sources),
     ]
-    problems = problems or _collect(partial(_check_loss, merged))
+    problems = problems or _collect(partial(_check_loss, merged, sources))
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
@@ -66,8 +66,22 @@ def _check_components(loss: Mapping[str, Any], sources: Mapping[str, str]) -> li
     ]
 
 
-def _check_loss(merged: Nested) -> None:
-    make_supervised_loss(validate(LossConfig, merged.get("loss", {}), prefix="loss."))
+def _check_loss(merged: Nested, sources: Mapping[str, str]) -> None:
+    config = validate(LossConfig, merged.get("loss", {}), sources, prefix="loss.")
+    label_values = _section(merged, "data").get("label_values")
+    try:
+        make_supervised_loss(config)
+        if isinstance(label_values, list):
+            _check_class_weights(config, len(label_values))
+    except ConfigError as error:
+        lines = [f"{find_source(line.split()[0].rstrip(':'), sources)}{line}" for line in str(error).splitlines()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _check_class_weights(loss: LossConfig, num_classes: int) -> None:
+    weights = loss.options.get("cross_entropy", {}).get("class_weights")
+    if weights is not None:
+        check_class_weights(weights, num_classes)
 
 
 def _check_method(section: Mapping[str, Any], sources: Mapping[str, str]) -> None:
@@ -85,15 +99,16 @@ def _check_network(network: Mapping[str, Any], data: Mapping[str, Any], sources:
     if not isinstance(name, str):
         return []
     problems = _collect(partial(get_network_spec, name), f"{find_source('network.name', sources)}network.name: ")
+    heads, at_heads = network.get("deep_supervision"), find_source("network.deep_supervision", sources)
+    if not problems and isinstance(heads, int) and not get_network_spec(name).deep_supervision:
+        problems = _collect(partial(check_deep_supervision, name, (), heads), at_heads)
     if problems or not isinstance(patch_size, list) or not all(isinstance(size, int) for size in patch_size):
         return problems
     where = f"{find_source('data.patch_size', sources)}data.patch_size: "
     problems = _collect(partial(check_patch_size, name, patch_size), where)
-    heads = network.get("deep_supervision")
     if problems or not isinstance(heads, int):
         return problems
-    where = find_source("network.deep_supervision", sources)
-    return _collect(partial(check_deep_supervision, name, patch_size, heads), where)
+    return _collect(partial(check_deep_supervision, name, patch_size, heads), at_heads)
 
 
 def check_with_data(config: Config, catalog: Catalog, split: Split, note: Callable[[str], None]) -> list[Finding]:
@@ -120,6 +135,7 @@ def check_with_data(config: Config, catalog: Catalog, split: Split, note: Callab
         )
     if catalog.channels not in {1, config.data.channels}:
         raise ConfigError(f"data.channels = {config.data.channels}; the images have {catalog.channels}")
+    _check_class_weights(config.loss, config.data.num_classes)
     _check_spacing(config.data, catalog)
     _check_mixing(config)
     if not split.val:

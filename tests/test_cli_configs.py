@@ -201,3 +201,48 @@ def test_train_notes_the_warnings_and_writes_what_a_preset_stands_for(
     assert RunDir(tmp_path / "again").read_metrics()[-1]["train/loss"] == pytest.approx(
         RunDir(tmp_path / "run").read_metrics()[-1]["train/loss"]
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("data.patch_size=[33,33]",), ("33",)),
+        (("data.patch_size=[16,32,32]", "network.name=dynunet"), ("2D images",)),
+        (("loss.options.cross_entropy.class_weights=[1,2,3]",), ("class_weights", "each of the 2 classes")),
+        (("loss.options.cross_entropy.class_weights=[0,0]",), ("one above 0",)),
+        (("loss.options.cross_entropy.class_weights=[]",), ("class_weights", "at least 2")),
+        (("batch.unlabeled=0", "split.labels=4"), ("batch.unlabeled = 0",)),
+    ],
+)
+def test_what_train_refuses_check_refuses_too(
+    cli: Cli,  # noqa: F811
+    tiny_config: Path,  # noqa: F811
+    particles_dir: Path,
+    tmp_path: Path,
+    settings: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert_refused(cli("config", "check", tiny_config, "--data", particles_dir, *options), *words)
+    assert_refused(cli("train", "--config", tiny_config, "--out", tmp_path / "run", *options), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_of_the_loss_name_their_place(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    file = tmp_path / "mine.yaml"
+    file.write_text("loss: {weights: {dice: 1}, options: {dice: {smooth: -1}}}\nnetwork: {name: unet}\n")
+    assert_refused(cli("config", "check", file), f"{file}: loss.options.dice.smooth = -1")
+    file.write_text("loss: {weights: {dice: 1}}\n")
+    refused = cli("config", "check", file, "--set", "loss.options.focal.gamma=1")
+    assert_refused(refused, "--set loss.options.focal.gamma=1: loss.options.focal: no phase names")
+    file.write_text("loss: {weights: {dice: 1}, phases: [{from_epoch: 0, weights: {dice: 1}}]}\n")
+    assert_refused(cli("config", "check", file), "what holds from epoch 0 is loss.weights")
+    file.write_text("network: {name: unet, deep_supervision: 2}\n")
+    assert_refused(cli("config", "check", file), f"{file}: network.deep_supervision = 2", "dynunet")
+
+
+def test_a_rule_of_several_settings_cites_all_their_places(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    file = tmp_path / "mine.yaml"
+    file.write_text("optim: {warmup_steps: 158}\n")
+    refused = cli("config", "check", file, "--set", "length.steps=100")
+    assert_refused(refused, f"{file}, --set length.steps=100: optim.warmup_steps=158", "--set optim.warmup_steps=10")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from test_configio import list_settings
@@ -147,7 +149,7 @@ CASES: list[tuple[str, Settings, Settings]] = [
     ("setting_without_effect", ("optim.lr_batch_size=2",), ("optim.lr_batch_size=2", "optim.lr_scaling=sqrt")),
     ("setting_without_effect", ("split.val_fraction=0.3", "split.folds=3"), ("split.val_fraction=0.3",)),
     ("setting_without_effect", ("split.test_fraction=0.3", "split.file=x"), ("split.test_fraction=0.3",)),
-    ("setting_without_effect", ("augment.cutmix=0.5", "batch.unlabeled=0"), ("augment.cutmix=0.5",)),
+    ("cutmix_without_effect", ("augment.cutmix=0.5", "batch.unlabeled=0"), ("augment.cutmix=0.5",)),
 ]  # fmt: skip
 
 
@@ -268,3 +270,11 @@ def test_the_contradictions_of_the_source_documents_are_named() -> None:
     assert "lr_schedules_compete" in codes("seed_v6")
     assert codes("seed_v9") == {"noise_within_swa"}
     assert codes("seed_v8") == set()
+
+
+def test_the_example_of_the_readme_is_sound() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = re.findall(r"```yaml\n(loss:.*?)```", readme, re.DOTALL)
+    layers = [Layer("base", BASE), Layer("README.md", yaml.safe_load(block))]
+    check_layers(layers)
+    assert lint(build_config(layers)[0]) == []

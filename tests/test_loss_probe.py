@@ -277,6 +277,16 @@ def test_command(command: typer.Typer, particles_dir: Path, tmp_path: Path) -> N
         CliRunner().invoke(command, [*arguments, "--set", "loss.weights={dicee: 1}"], catch_exceptions=False)
 
 
+def test_a_checkpoint_alone_brings_its_settings_and_data(
+    command: typer.Typer, tiny_run: Path, particles_dir: Path
+) -> None:
+    best = tiny_run / "checkpoints" / "best.pt"
+    arguments = ["--checkpoint", str(best), "--batches", "1"]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert f"1 batch of {particles_dir}" in result.stdout
+    assert "best.pt, step" in result.stdout
+
+
 def test_more_than_two_classes_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     probe = make_probe({"dice": dice})
     _print(probe)

@@ -53,16 +53,22 @@ def config_check(
 ) -> None:
     """Check a configuration: keys, values, method, losses, network, patch size; and warn of contradictions.
 
-    Exit code 2 for an error. What depends on settings that are planned from the data is checked with --data only.
+    Exit code 2 for an error. What depends on settings that are planned from the data, and the split, is checked with
+    --data only.
     """
     from ssl_seg.configio import check_partial, find_config
     from ssl_seg.data.findings import describe_finding
     from ssl_seg.lint import lint
-    from ssl_seg.preflight import check_layers
+    from ssl_seg.preflight import check_layers, check_with_data
 
     layers = _read(file, data, set_)
     check_layers(layers)
-    config, unknown = check_partial(layers) if data is None else (_plan(layers).config, frozenset[str]())
+    if data is None:
+        config, unknown = check_partial(layers)
+    else:
+        plan = _plan(layers)
+        config, unknown = plan.config, frozenset[str]()
+        check_with_data(config, plan.catalog, plan.split, typer.echo)
     findings = lint(config, unknown)
     for finding in findings:
         typer.echo(f"WARNING {describe_finding(finding)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,8 @@ PREDICTION_TITLES = {
 
 def probe_loss(
     config: Annotated[
-        str | None, typer.Argument(help="YAML file or packaged name, as for train.", show_default=False)
+        str | None,
+        typer.Argument(help="YAML file or packaged name, as for train; else that of --checkpoint.", show_default=False),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder, or synthetic:particles|sheets.")] = None,
     checkpoint: Annotated[
@@ -35,6 +37,7 @@ def probe_loss(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Question a loss before a training: its trivial solutions, conflicts, gradient shares, and what each cost does."""
+    from ssl_seg.checkpoint import load_checkpoint
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.configio import Layer, nest, parse_override, read_layers
     from ssl_seg.data.findings import describe_finding, findings_to_dict
@@ -46,6 +49,8 @@ def probe_loss(
     if figure is not None and figure.exists():
         raise DataError(f"{figure} exists already and is not overwritten: choose another name")
     layers = read_layers(config) if config is not None else []
+    if config is None and checkpoint is not None:  # then the checkpoint's own settings and data
+        layers = [Layer(str(checkpoint), load_checkpoint(checkpoint).config, is_file=True)]
     layers += [Layer(f"--data {data}", nest("data.root", data))] if data is not None else []
     layers += [parse_override(text) for text in set_ or []]
     probe = run_probe(ProbeRequest(tuple(layers), checkpoint, batches), TerminalConsole().track)
@@ -66,12 +71,13 @@ def probe_loss(
 
 def _print(probe: LossProbe) -> None:
     shares = ", ".join(f"class {k} {share:.2%}" for k, share in enumerate(probe.frequencies))
-    typer.echo(f"{probe.batches} batches; of their valid voxels: {shares}")
+    batches = "1 batch" if probe.batches == 1 else f"{probe.batches} batches"
+    typer.echo(f"{batches} of {probe.data}; of their valid voxels: {shares}")
     if len(probe.frequencies) > 2:
         typer.echo(f"all positive predicts class {probe.positive_class}, the most frequent one")
     for state in probe.states:
         _print_components(probe, state)
-        _print_cosines(probe, state)
+        _print_cosines(state)
         _print_knobs(state)
 
 
@@ -98,15 +104,16 @@ def _print_components(probe: LossProbe, state: StateProbe) -> None:
     )
 
 
-def _print_cosines(probe: LossProbe, state: StateProbe) -> None:
+def _print_cosines(state: StateProbe) -> None:
     from ssl_seg.cli.console import print_table
 
     if not state.cosines:
         return
-    cells = {(c.first, c.second): f"{c.mean:+.2f} +-{c.error:.2f} {c.low:+.2f}..{c.high:+.2f}" for c in state.cosines}
-    names = probe.components
-    rows = [[first, *(cells.get((first, second), "") for second in names[1:])] for first in names[:-1]]
-    print_table("cosines of mean gradients +- error, within batches", ["", *names[1:]], rows)
+    rows = [
+        [f"{c.first}, {c.second}", f"{c.mean:+.2f}", f"{c.error:.2f}", f"{c.low:+.2f} .. {c.high:+.2f}"]
+        for c in sorted(state.cosines, key=lambda pair: (math.isnan(pair.mean), pair.mean))
+    ]
+    print_table("cosines of mean gradients, the strongest conflict first", ["", "cosine", "+-", "within batches"], rows)
 
 
 def _print_knobs(state: StateProbe) -> None:

@@ -125,6 +125,7 @@ class Config(Section):
         if self.optim.warmup_steps >= self.length.steps:
             raise ValueError(
                 f"optim.warmup_steps={self.optim.warmup_steps} leaves no step after the warm-up: "
-                f"length.steps={self.length.steps} must be larger"
+                f"length.steps={self.length.steps} must be larger, or give "
+                f"--set optim.warmup_steps={self.length.steps // 10}"
             )
         return self

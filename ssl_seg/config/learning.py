@@ -34,14 +34,16 @@ class MethodConfig(Section):
 
 def _check_weights(weights: dict[str, float]) -> dict[str, float]:
     if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
-        raise ValueError("loss weights must be finite and not negative, and at least one must be positive")
+        raise ValueError(
+            f"loss weights must be finite and not negative, and at least one must be positive, not {weights}"
+        )
     return weights
 
 
 class LossPhaseConfig(Section):
     """Other loss weights from an epoch on."""
 
-    from_epoch: PositiveInt
+    from_epoch: int
     """First epoch of the phase, counted from 0; before the first phase loss.weights hold."""
     weights: dict[str, float]
     """Weight of each component; those of earlier phases that are not named end."""
@@ -49,6 +51,15 @@ class LossPhaseConfig(Section):
     """Epochs over which the weights pass linearly from the old to the new ones; 0 switches at once."""
 
     _weights_are_sound = field_validator("weights")(_check_weights)
+
+    @field_validator("from_epoch")
+    @classmethod
+    def _epoch_0_is_taken(cls, epoch: int) -> int:
+        if epoch < 1:
+            raise ValueError(
+                f"a phase starts at epoch 1 or later, not {epoch}: what holds from epoch 0 is loss.weights"
+            )
+        return epoch
 
 
 class LossConfig(Section):

@@ -63,5 +63,6 @@ RULES: dict[str, Rule] = {
     "variance_minimum": Rule(costs.variance_minimum),
     "imbalance_corrected_twice": Rule(costs.imbalance_corrected_twice),
     "costs_oppose": Rule(costs.costs_oppose),
-    "setting_without_effect": Rule(unread.setting_without_effect, ("batch.unlabeled",)),
+    "setting_without_effect": Rule(unread.setting_without_effect),
+    "cutmix_without_effect": Rule(unread.cutmix_without_effect, ("batch.unlabeled",)),
 }

@@ -99,6 +99,8 @@ def restart_cut_short(config: Config) -> Iterator[str]:
     start, length = optim.warmup_steps, optim.restart_epochs * config.length.steps_per_epoch
     while start + length < steps:
         start, length = start + length, length * optim.restart_growth
+    if start + length == steps:  # a complete cycle, of few steps
+        return
     fitting = f"{start} or " if start > optim.warmup_steps else ""
     yield (
         f"optim.schedule = cosine_restarts makes {steps - start} of the {length} steps of its last cycle and stops at "

@@ -17,7 +17,6 @@ _READ_WHEN: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "optim.lr_batch_size": ("optim.lr_scaling = linear or sqrt", lambda c: c.optim.lr_scaling != "none"),
     "split.val_fraction": ("split.folds and split.file unset", lambda c: not (c.split.folds or c.split.file)),
     "split.test_fraction": ("split.file unset", lambda c: c.split.file is None),
-    "augment.cutmix": ("batch.unlabeled above 0", lambda c: c.batch.unlabeled > 0),
 }
 """Setting -> with what it is read, in words and as a condition."""
 
@@ -30,3 +29,9 @@ def setting_without_effect(config: Config) -> Iterator[str]:
         value = getattr(settings, name)
         if value != type(settings).model_fields[name].default and not is_read(config):
             yield f"{key} = {value} is read only with {words}. Leave it out, or set that too"
+
+
+def cutmix_without_effect(config: Config) -> Iterator[str]:
+    """CutMix mixes unlabeled patches; without any it does nothing."""
+    if config.augment.cutmix > 0 and config.batch.unlabeled == 0:
+        yield f"augment.cutmix = {config.augment.cutmix:g} is read only with batch.unlabeled above 0. Leave it out"

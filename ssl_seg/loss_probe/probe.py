@@ -85,6 +85,8 @@ class LossProbe:
     positive_class: int
     constants: Mapping[str, Mapping[str, float]]
     states: tuple[StateProbe, ...]
+    data: str = ""
+    """Where the batches come from."""
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -132,7 +134,7 @@ def probe_loss(request: ProbeRequest, tracker: Callable[[str], Track] = lambda _
     ]
     constants = compute_constants(loss.components, batches, frequencies)
     positive = find_positive_class(frequencies)
-    return LossProbe(loss.phases, len(batches), frequencies, positive, constants, tuple(states))
+    return LossProbe(loss.phases, len(batches), frequencies, positive, constants, tuple(states), config.data.root)
 
 
 def probe_state(

@@ -26,7 +26,7 @@ from ssl_seg.losses.supervised import (
     get_loss,
     make_supervised_loss,
 )
-from ssl_seg.losses.voxelwise import cross_entropy, focal, variance
+from ssl_seg.losses.voxelwise import check_class_weights, cross_entropy, focal, variance
 
 __all__ = [
     "CONSISTENCY",
@@ -35,6 +35,7 @@ __all__ = [
     "LossFn",
     "SupervisedLoss",
     "boundary",
+    "check_class_weights",
     "check_loss_names",
     "cldice",
     "compute_foreground_logit",

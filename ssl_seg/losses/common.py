@@ -17,6 +17,7 @@ LossFn = Callable[..., Tensor]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+ClassWeights = Annotated[tuple[NonNegative, ...], Field(min_length=2)]
 
 
 def compute_foreground_logit(logits: Tensor) -> Tensor:

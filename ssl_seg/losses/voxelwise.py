@@ -11,6 +11,7 @@ from torch.nn import functional
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses.common import (
+    ClassWeights,
     NonNegative,
     Positive,
     Share,
@@ -26,7 +27,7 @@ from ssl_seg.losses.common import (
 def cross_entropy(
     logits: Tensor,
     target: Tensor,
-    class_weights: Sequence[NonNegative] | None = None,
+    class_weights: ClassWeights | None = None,
     pos_weight: Positive = 1.0,
     fp_cost: Positive = 1.0,
     fn_cost: Positive = 1.0,
@@ -50,15 +51,24 @@ def cross_entropy(
     loss = _voxel_cross_entropy(logits, target) * choose_cost(target, fp_cost, fn_cost * pos_weight)
     if class_weights is None:
         return mean_over_valid(loss, target)
-    if len(class_weights) != logits.shape[1] or not any(class_weights):
-        raise ConfigError(
-            f"loss.options.cross_entropy.class_weights = {list(class_weights)}: one weight is needed for each of the "
-            f"{logits.shape[1]} classes, background first, and one above 0"
-        )
+    check_class_weights(class_weights, logits.shape[1])
     weights = torch.zeros_like(loss)
     for class_id, weight in enumerate(class_weights):
         weights = weights + weight * (target == class_id)
     return (loss * weights).sum() / weights.sum().clamp(min=torch.finfo(loss.dtype).tiny)
+
+
+def check_class_weights(class_weights: Sequence[float], num_classes: int) -> None:
+    """Do nothing, if there is a weight for each class, and one above 0.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    if len(class_weights) != num_classes or not any(class_weights):
+        raise ConfigError(
+            f"loss.options.cross_entropy.class_weights = {list(class_weights)}: one weight is needed for each of the "
+            f"{num_classes} classes, background first, and one above 0"
+        )
 
 
 def focal(
