@@ -197,7 +197,7 @@ class TestWholePlan:
     def test_no_required_setting_is_superfluous(self, left_out: str) -> None:
         planned = [p for p in run_plan(make_catalog(), {}) if p.key != left_out]
         section, _, name = left_out.partition(".")
-        with pytest.raises(ConfigError, match=rf"^{section}(\.{name})?: missing"):
+        with pytest.raises(ConfigError, match=rf"^(plan: )?{section}(\.{name})?: missing"):
             build_config([plan_layer(planned)])
 
     def test_facts_of_the_data_are_taken_over(self) -> None:
