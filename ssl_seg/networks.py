@@ -386,3 +386,10 @@ def _make_norm(norm: Norm, ndim: int, width: int) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm2d(width) if ndim == 2 else nn.BatchNorm3d(width)
     return nn.InstanceNorm2d(width, affine=True) if ndim == 2 else nn.InstanceNorm3d(width, affine=True)
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Return whether a network has BatchNorm layers: their statistics differ between train and eval mode."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return any(isinstance(module, _BatchNorm) for module in net.modules())

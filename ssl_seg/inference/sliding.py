@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_seg.data.resample import compute_resampled_shape, resample_image
 from ssl_seg.data.views.transforms import normalize
 from ssl_seg.errors import DataError
+from ssl_seg.losses import compute_foreground_logit
 from ssl_seg.precision import Autocast
 
 
@@ -46,18 +47,34 @@ class Predictor:
         Raises:
             DataError: if the network was trained at a certain voxel size and ``spacing`` is None.
         """
+        return self._predict_on_grid(image, spacing, self._compute_probs)
+
+    def with_logits(
+        self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the probabilities (K,*S) and the log-odds of foreground (*S), averaged over windows in the same way.
+
+        Raises:
+            DataError: as for a call.
+        """
+        both = self._predict_on_grid(image, spacing, self._compute_both)
+        return both[:-1], both[-1]
+
+    def _predict_on_grid(
+        self, image: NDArray[np.generic], spacing: tuple[float, ...] | None, windows: Callable[[Tensor], Tensor]
+    ) -> NDArray[np.float32]:
         if self.resample_to is None:
-            return self._predict(image)
+            return self._predict(image, windows)
         if spacing is None:
             raise DataError(
                 f"the network was trained at voxel size {self.resample_to} and the image does not say its own. "
                 "Save it in a format that has one (NIfTI, OME-TIFF, OME-Zarr), or give it with --spacing."
             )
         shape = compute_resampled_shape(image.shape[1:], spacing, self.resample_to)
-        return resample_image(self._predict(resample_image(image, shape)), image.shape[1:])
+        return resample_image(self._predict(resample_image(image, shape), windows), image.shape[1:])
 
     @torch.no_grad()
-    def _predict(self, image: NDArray[np.generic]) -> NDArray[np.float32]:
+    def _predict(self, image: NDArray[np.generic], windows: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         from monai.inferers import sliding_window_inference
 
         zscore = torch.from_numpy(normalize(image))[None]
@@ -65,7 +82,7 @@ class Predictor:
             zscore,
             roi_size=tuple(self.patch_size),
             sw_batch_size=self.batch_size,
-            predictor=self._predict_windows,
+            predictor=windows,
             overlap=self.overlap,
             mode="gaussian",
             sw_device=self.device,
@@ -73,7 +90,14 @@ class Predictor:
         )
         return np.asarray(probs[0].numpy(), dtype=np.float32)
 
-    def _predict_windows(self, windows: torch.Tensor) -> torch.Tensor:
+    def _compute_logits(self, windows: Tensor) -> Tensor:
         with self.autocast():
-            logits: torch.Tensor = self.net(windows)
-        return logits.float().softmax(dim=1)
+            logits: Tensor = self.net(windows)
+        return logits.float()
+
+    def _compute_probs(self, windows: Tensor) -> Tensor:
+        return self._compute_logits(windows).softmax(dim=1)
+
+    def _compute_both(self, windows: Tensor) -> Tensor:
+        logits = self._compute_logits(windows)
+        return torch.cat([logits.softmax(dim=1), compute_foreground_logit(logits).unsqueeze(1)], dim=1)

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
-from ssl_seg.losses import SupervisedLoss
+from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.losses import SupervisedLoss, compute_foreground_logit, first_head
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,38 @@ class Progress:
     step: int
     total_steps: int
     epoch: float = 0.0
+    unlabeled_factor: float = 1.0
+    """Factor of everything that is learned from unlabeled patches; an intervention sets it to 0 for a while."""
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """``loss`` is a scalar with a graph; ``terms`` are detached scalars by name."""
+    """``loss`` is a scalar with a graph; ``terms`` are detached scalars by name: the components of the supervised loss,
+    ``count_foreground`` of the labeled patches, and what the method has to tell."""
 
     loss: Tensor
     terms: Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def count_foreground(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Return what the labeled patches of a step say about the network in train mode, as shares of their valid voxels.
+
+    Args:
+        logits: (N,K,*S) or, with deep supervision, (N,H,K,*S).
+        target: (N,*S), IGNORE_INDEX where nothing is known.
+
+    Returns:
+        ``prevalence_true`` and ``prevalence_pred`` (probability of foreground above 0.5), and ``prevalence_both``.
+    """
+    valid = target != IGNORE_INDEX
+    truth, pred = (target > 0) & valid, (compute_foreground_logit(first_head(logits, target.ndim)) > 0) & valid
+    count = valid.sum().clamp(min=1)
+    return {
+        "prevalence_true": truth.sum() / count,
+        "prevalence_pred": pred.sum() / count,
+        "prevalence_both": (truth & pred).sum() / count,
+    }
 
 
 class Method(Protocol):

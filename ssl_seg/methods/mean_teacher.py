@@ -19,7 +19,7 @@ from torch import Tensor
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import CONSISTENCY, SupervisedLoss, first_head
-from ssl_seg.methods.base import Nets, Progress, StepOutput
+from ssl_seg.methods.base import Nets, Progress, StepOutput, count_foreground
 from ssl_seg.schedules import compute_rampup
 
 
@@ -53,11 +53,12 @@ class MeanTeacher:
         """Return supervised + ramped consistency loss; one forward pass of the student serves both."""
         labeled = len(batch.image)
         logits = nets.student(torch.cat([batch.image, batch.strong]))
-        supervised, terms = self.supervised(logits[:labeled], batch.target, progress.epoch)
+        supervised, components = self.supervised(logits[:labeled], batch.target, progress.epoch)
+        terms = {**components, **count_foreground(logits[:labeled], batch.target)}
         if len(batch.weak) == 0:
             return StepOutput(supervised, terms)
         teacher_probs = _predict(nets, batch)
-        terms = dict(terms)
+        terms["pseudo_prevalence"] = (teacher_probs.argmax(dim=1) > 0).float().mean()
         accepted = None
         if self.options.confidence > 0:
             accepted = teacher_probs.amax(dim=1) >= self.options.confidence
@@ -72,7 +73,8 @@ class MeanTeacher:
         steps = self.options.rampup_steps
         if steps is None:
             steps = round(self.options.rampup_ratio * progress.total_steps)
-        return self.options.consistency_weight * compute_rampup(progress.step, steps, self.options.rampup)
+        rampup = compute_rampup(progress.step, steps, self.options.rampup)
+        return self.options.consistency_weight * rampup * progress.unlabeled_factor
 
 
 @torch.no_grad()

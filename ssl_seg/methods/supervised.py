@@ -7,7 +7,7 @@ from typing import ClassVar
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import SupervisedLoss
-from ssl_seg.methods.base import Nets, Progress, StepOutput
+from ssl_seg.methods.base import Nets, Progress, StepOutput, count_foreground
 
 
 class SupervisedConfig(Section):
@@ -25,5 +25,6 @@ class Supervised:
 
     def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return the weighted supervised loss of the labeled patches."""
-        loss, terms = self.supervised(nets.student(batch.image), batch.target, progress.epoch)
-        return StepOutput(loss, terms)
+        logits = nets.student(batch.image)
+        loss, terms = self.supervised(logits, batch.target, progress.epoch)
+        return StepOutput(loss, {**terms, **count_foreground(logits, batch.target)})

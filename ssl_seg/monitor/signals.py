@@ -6,6 +6,7 @@ Threshold-free figures come from two histograms of that score, with bins of 1/64
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ssl_seg.data.loader import Probe
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.losses import compute_foreground_logit
+from ssl_seg.losses import compute_foreground_logit, first_head
 from ssl_seg.metrics import (
     Overlap,
     compute_auroc,
@@ -30,6 +31,7 @@ from ssl_seg.precision import Autocast
 LOGIT_LIMIT, BINS_PER_LOGIT = 16, 64
 NUM_BINS = 2 * LOGIT_LIMIT * BINS_PER_LOGIT
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+PROB_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Signals:
     """Log-odds at QUANTILES, to 1/64."""
     prob_mean: float
     prob_std: float
+    prob_max: float
+    """Largest foreground probability, to 1/64 in log-odds."""
+    prob_histogram: tuple[float, ...]
+    """Share of voxels in PROB_BINS equal bins of the foreground probability; edges to 1/64 in log-odds."""
     share_below_01: float
     """Share of voxels with a foreground probability below 0.1."""
     prevalence_pred: float
@@ -51,6 +57,8 @@ class Signals:
     prevalence_true: float
     ratio_std: float
     """Spread of the predicted foreground share between patches."""
+    ratio_std_true: float
+    """Spread of the true foreground share between patches."""
     f1: float
     f1_macro: float
     """Mean F1 over the foreground classes by the largest logit; equal to ``f1`` for two classes."""
@@ -71,9 +79,10 @@ class Signals:
     def to_record(self, prefix: str) -> dict[str, Any]:
         """Return ``{prefix + name: value}`` for metrics.jsonl."""
         values = asdict(self)
-        for shared in ("prevalence_true", "trivial_f1", "voxels"):
+        for shared in ("prevalence_true", "ratio_std_true", "trivial_f1", "voxels"):
             values.pop(shared)
         quantiles = values.pop("logit_quantiles")
+        values["prob_histogram"] = list(self.prob_histogram)
         named = {f"logit_q{round(100 * q):02d}": v for q, v in zip(QUANTILES, quantiles, strict=True)}
         return {prefix + name: value for name, value in {**values, **named}.items()}
 
@@ -138,6 +147,7 @@ class SignalCollector:
         best = compute_best_f1(positive, negative)
         ratios = torch.cat(self.ratios, dim=1).float().cpu() if self.ratios else torch.zeros(2, 0)
         seen = torch.cat(self.has_voxels).cpu() if self.has_voxels else torch.zeros(0, dtype=torch.bool)
+        predicted_share, true_share = ratios[:, seen]
         prevalence = true / count
         return Signals(
             voxels=finite + nonfinite,
@@ -147,19 +157,22 @@ class SignalCollector:
             logit_quantiles=_quantiles(negative + positive),
             prob_mean=prob_sum / count if finite else math.nan,
             prob_std=_std(prob_sum, prob_square, count) if finite else math.nan,
+            prob_max=_max_prob(negative + positive),
+            prob_histogram=_prob_histogram(negative + positive),
             share_below_01=low / count,
             prevalence_pred=predicted / count,
             prevalence_true=prevalence,
-            ratio_std=float(ratios[0].std(unbiased=False)) if ratios.numel() else 0.0,
+            ratio_std=_spread(predicted_share),
+            ratio_std_true=_spread(true_share),
             f1=_f1(predicted, true, hits),
             f1_macro=self._macro_f1(),
             f1_best=None if best is None else best[0],
-            threshold_best=None if best is None else 1 / (1 + math.exp(LOGIT_LIMIT - best[1] / BINS_PER_LOGIT)),
+            threshold_best=None if best is None else _sigmoid(best[1] / BINS_PER_LOGIT - LOGIT_LIMIT),
             auroc=compute_auroc(positive, negative),
             average_precision=compute_average_precision(positive, negative),
             trivial_f1=compute_trivial_f1(prevalence),
             dice=self._patch_dice(seen),
-            foreground_distance=_distance(ratios[0, seen], ratios[1, seen]),
+            foreground_distance=_distance(predicted_share, true_share),
         )
 
     def _macro_f1(self) -> float:
@@ -183,9 +196,16 @@ class SignalCollector:
 
 @torch.no_grad()
 def collect_signals(
-    net: nn.Module, probe: Probe, num_classes: int, device: torch.device, batch_size: int, autocast: Autocast
+    net: nn.Module,
+    probe: Probe,
+    num_classes: int,
+    device: torch.device,
+    batch_size: int,
+    autocast: Autocast,
+    *,
+    train_mode: bool = False,
 ) -> Signals:
-    """Return the signals of ``net`` in eval mode on a probe; its train/eval mode is restored.
+    """Return the signals of ``net`` on a probe; its train/eval mode is restored.
 
     Args:
         net: maps (N,C,*P) to (N,K,*P) logits, on ``device``.
@@ -194,21 +214,31 @@ def collect_signals(
         device: where ``net`` is.
         batch_size: patches in one forward pass.
         autocast: function that returns the autocast context of the run.
+        train_mode: look at a copy in train mode (batch statistics, dropout) in place of eval mode. A copy, since the
+            running statistics would move.
     """
     collector = SignalCollector(num_classes, device)
+    if train_mode:
+        net = copy.deepcopy(net)
     was_training = net.training
-    net.eval()
+    net.train(train_mode)
     for first in range(0, len(probe.image), batch_size):
         chosen = slice(first, first + batch_size)
         with autocast():
             logits = net(probe.image[chosen].to(device))
-        collector.update(logits.float(), probe.target[chosen].to(device))
+        target = probe.target[chosen].to(device)
+        collector.update(first_head(logits, target.ndim).float(), target)
     net.train(was_training)
     return collector.compute()
 
 
 def _count(mask: Tensor) -> Tensor:
     return mask.flatten(1).sum(1)
+
+
+def _spread(shares: Tensor) -> float:
+    """Return the standard deviation over patches; 0 without any."""
+    return float(shares.std(unbiased=False)) if shares.numel() else 0.0
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
@@ -222,6 +252,22 @@ def _f1(predicted: int, true: int, both: int) -> float:
 
 def _std(total: float, squares: float, count: int) -> float:
     return math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
+
+
+def _max_prob(histogram: NDArray[np.integer]) -> float:
+    """Return the probability at the middle of the highest bin in use; NaN where none is."""
+    used = np.flatnonzero(histogram)
+    return _sigmoid((int(used[-1]) + 0.5) / BINS_PER_LOGIT - LOGIT_LIMIT) if len(used) else math.nan
+
+
+def _prob_histogram(histogram: NDArray[np.integer]) -> tuple[float, ...]:
+    probs = 1 / (1 + np.exp(LOGIT_LIMIT - (np.arange(NUM_BINS) + 0.5) / BINS_PER_LOGIT))
+    counts = np.bincount((probs * PROB_BINS).astype(np.int64), weights=histogram, minlength=PROB_BINS)
+    return tuple((counts / max(int(histogram.sum()), 1)).tolist())
 
 
 def _quantiles(histogram: NDArray[np.integer]) -> tuple[float, ...]:

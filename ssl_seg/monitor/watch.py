@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ssl_seg.data.loader import Probe
+from ssl_seg.monitor.evidence import Evidence, Figures, Phase, summarize
+from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.signals import Signals, collect_signals
-from ssl_seg.monitor.verdicts import Phase, Verdict, judge
+from ssl_seg.monitor.verdicts import judge
+from ssl_seg.networks import has_batch_norm
 from ssl_seg.precision import Autocast
 
 NETS = ("student", "teacher")
@@ -29,6 +33,10 @@ class Observation:
     verdict: Verdict
     select: Selection = "f1"
     """What the score is."""
+    train_mode: Signals | None = None
+    """The student in train mode on the validation probe; None for a network without BatchNorm."""
+    trend: tuple[Figures, ...] = ()
+    """A row for each planned look so far."""
 
     @property
     def scores(self) -> dict[str, float]:
@@ -51,15 +59,19 @@ class Observation:
                 shared = signals["student"]
                 record[f"{part}/prevalence_true"] = shared.prevalence_true
                 record[f"{part}/trivial_f1"] = shared.trivial_f1
+                record[f"{part}/ratio_std_true"] = shared.ratio_std_true
+        if self.train_mode is not None:
+            record |= self.train_mode.to_record("val/student_train_mode/")
         return record
 
     def format_line(self) -> str:
-        """Return one line for the terminal; figures are student/teacher."""
+        """Return one line for the terminal; figures are student/teacher, ``gap`` is training minus validation."""
         student, teacher = self.val["student"], self.val["teacher"]
+        gap = f" gap {self.train['student'].f1 - student.f1:+.2f}" if self.train else ""
         codes = f" {','.join(self.verdict.codes)}" if self.verdict.codes else ""
         return (
             f"step {self.step:>5} epoch {self.epoch:>3} | val F1 {student.f1:.3f}/{teacher.f1:.3f}"
-            f" best {_figure(student.f1_best)}/{_figure(teacher.f1_best)} trivial {student.trivial_f1:.3f}"
+            f" best {_figure(student.f1_best)}/{_figure(teacher.f1_best)} trivial {student.trivial_f1:.3f}{gap}"
             f" | AUROC {_figure(student.auroc)}/{_figure(teacher.auroc)}"
             f" | logit {_spread(student)}/{_spread(teacher)}"
             f" | fg {student.prevalence_pred:.0%}/{teacher.prevalence_pred:.0%} true {student.prevalence_true:.0%}"
@@ -79,6 +91,8 @@ class Monitor:
         warmup_steps: until here only non-finite outputs are named.
         steps_per_epoch: until here findings are warnings.
         select: what the score of an observation is.
+        components: names of the components of the supervised loss.
+        uses_teacher: whether the method learns from the teacher.
     """
 
     def __init__(
@@ -93,20 +107,58 @@ class Monitor:
         warmup_steps: int,
         steps_per_epoch: int,
         select: Selection = "f1",
+        components: Sequence[str] = (),
+        uses_teacher: bool = True,
     ) -> None:
         self.val, self.train = val, train
         self.num_classes, self.device, self.batch_size, self.autocast = num_classes, device, batch_size, autocast
         self.warmup_steps, self.steps_per_epoch, self.select = warmup_steps, steps_per_epoch, select
+        self.components, self.uses_teacher = tuple(components), uses_teacher
 
-    def look(self, student: nn.Module, teacher: nn.Module, step: int) -> Observation:
-        """Return what the networks do after ``step`` updates."""
+    def look(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        step: int,
+        training: Figures | None = None,
+        trend: tuple[Figures, ...] = (),
+        *,
+        planned: bool = True,
+        ends_epoch: bool = False,
+    ) -> Observation:
+        """Return what the networks do after ``step`` updates.
+
+        Args:
+            student, teacher: the networks.
+            step: number of updates made.
+            training: means over the steps since the look before; see ``Evidence``.
+            trend: rows of the planned looks before.
+            planned: whether this look gets a row of its own.
+            ends_epoch: whether an epoch ends here.
+        """
         val, train = ({n: self._collect(net, probe) for n, net in zip(NETS, (student, teacher), strict=True)}
                       if len(probe.image) else {} for probe in (self.val, self.train))  # fmt: skip
-        verdict = judge(val["student"], val["teacher"], self._phase(step))
-        return Observation(step, -(-step // self.steps_per_epoch), val, train, verdict, self.select)
+        train_mode = self._collect(student, self.val, train_mode=True) if has_batch_norm(student) else None
+        evidence = Evidence(
+            self._phase(step), val, train, train_mode, training or {}, trend, self.components, self.uses_teacher
+        )
+        if planned:
+            evidence = replace(evidence, trend=(*trend, summarize(evidence, step, ends_epoch=ends_epoch)))
+        return Observation(
+            step,
+            -(-step // self.steps_per_epoch),
+            val,
+            train,
+            judge(evidence),
+            self.select,
+            train_mode,
+            evidence.trend,
+        )
 
-    def _collect(self, net: nn.Module, probe: Probe) -> Signals:
-        return collect_signals(net, probe, self.num_classes, self.device, self.batch_size, self.autocast)
+    def _collect(self, net: nn.Module, probe: Probe, *, train_mode: bool = False) -> Signals:
+        return collect_signals(
+            net, probe, self.num_classes, self.device, self.batch_size, self.autocast, train_mode=train_mode
+        )
 
     def _phase(self, step: int) -> Phase:
         if step <= self.warmup_steps:

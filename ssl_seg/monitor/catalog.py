@@ -1,0 +1,318 @@
+"""The codes of findings, and the limits of the rules, each in one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ssl_seg.monitor.findings import Finding, Level
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a code means, where it comes from in most cases, and what to do."""
+
+    meaning: str
+    causes: tuple[str, ...]
+    """Likely ones, the most likely first."""
+    hint: str
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A number of a rule, and why it is that one."""
+
+    value: float
+    meaning: str
+    source: str
+
+
+CODES: dict[str, Code] = {
+    "non_finite": Code(
+        "outputs or loss are NaN or infinite",
+        ("the learning rate is too high", "an image or mask holds NaN", "a loss divides by an empty target"),
+        "lower optim.lr, keep optim.clip_norm, check the images with `ssl-seg data audit`, try runtime.precision=fp32",
+    ),
+    "zero_loss": Code(
+        "the labeled batches teach nothing: the loss is next to 0 too early, or they hold no foreground",
+        ("the labeled masks are empty", "the loss leaves out what matters", "labeled patches never meet foreground"),
+        "count the foreground with `ssl-seg data audit` and `ssl-seg data batches`, question the loss with "
+        "`ssl-seg probe-loss`, raise data.foreground_ratio",
+    ),
+    "mode_gap": Code(
+        "the student does well with the statistics of the batch and badly with its running ones",
+        (
+            "BatchNorm with batches that are too small or unlike the images",
+            "labeled and unlabeled patches share the batch statistics",
+            "images are normalized differently at prediction than in training",
+        ),
+        "network.norm=instance (or group); otherwise larger batch.labeled and lower optim.lr",
+    ),
+    "loss_metric_divergence": Code(
+        "the training loss gets better, and the predictions do not",
+        (
+            "images are normalized differently at prediction than in training",
+            "the loss rewards something else than the overlap",
+            "foreground is given up in favor of the background",
+        ),
+        "compare both inputs with `ssl-seg diagnose CKPT --data DIR`, question the loss with `ssl-seg probe-loss`, "
+        "loss.fn_cost above 1 if foreground is being given up",
+    ),
+    "inverted_output": Code(
+        "background is ranked above foreground",
+        ("the values of background and foreground are swapped", "a loss has the wrong sign"),
+        "check data.label_values and data.label_map (background first) with `ssl-seg data audit`; question a loss of "
+        "your own with `ssl-seg probe-loss`",
+    ),
+    "all_negative": Code(
+        "nothing is predicted although there is foreground, and no threshold would help",
+        ("the labeled masks are empty", "the updates are too large", "the loss punishes false foreground too much"),
+        "check that the labeled masks are not empty, longer optim.warmup_steps, higher data.foreground_ratio, "
+        "start from a smaller label fraction with --bootstrap",
+    ),
+    "all_positive": Code(
+        "everything is predicted although there is background, and no threshold would help",
+        ("the loss punishes missed foreground too much", "too many patches are centered on foreground"),
+        "an F1 near 2p/(1+p) is trivial; lower loss.fn_cost and data.foreground_ratio, lower optim.lr",
+    ),
+    "constant_output": Code(
+        "the output hardly varies and does not follow the target",
+        ("masks do not belong to their images", "images lost their contrast in normalization", "dead activations"),
+        "check image normalization and that masks belong to their images, lower optim.lr, only cross_entropy + dice",
+    ),
+    "uniform_ratio": Code(
+        "the same share of foreground is predicted in every image or patch, whatever it shows",
+        ("the output does not depend on the image", "the images look alike after normalization", "a coverage hole"),
+        "do not use these predictions; `ssl-seg diagnose CKPT --data DIR` shows inputs and outputs side by side",
+    ),
+    "equal_statistics": Code(
+        "the outputs of different images have the same mean and standard deviation",
+        ("the output does not depend on the image", "the images look alike after normalization"),
+        "do not use these predictions; check the images with `ssl-seg data audit`, train anew with a lower optim.lr",
+    ),
+    "coverage_hole": Code(
+        "a part of the images is never predicted",
+        ("windows of the prediction leave a border out", "predictions were cropped and padded with background"),
+        "predict with `ssl-seg predict`, whose windows cover every voxel; compare the shapes of images and predictions",
+    ),
+    "shifted_threshold": Code(
+        "the ranking is good, but 0.5 is the wrong place to cut",
+        ("the training patches hold more or less foreground than the images", "unequal cost weights"),
+        "train on, or choose the threshold on validation; this is no collapse",
+    ),
+    "not_above_trivial": Code(
+        "no threshold does better than predicting foreground everywhere",
+        ("too few steps so far", "too low a learning rate", "masks do not belong to their images"),
+        "nothing learned yet: train longer, raise optim.lr, check that masks belong to their images",
+    ),
+    "teacher_diverged": Code(
+        "the teacher is clearly worse than the student, also than the student of some time ago",
+        (
+            "a high decay from the first step on, so that the random start stays in the mean",
+            "buffers of BatchNorm that stay behind",
+            "the teacher is not updated",
+        ),
+        "ema.warmup=true, lower ema.decay, network.norm=instance; predict with the student until then",
+    ),
+    "component_explosion": Code(
+        "the loss or one of its components rises instead of falling",
+        ("the learning rate is too high", "components of the loss work against each other", "a boost on a plateau"),
+        "lower optim.lr or optim.clip_norm, policies.plateau_response=null, look for conflicts with "
+        "`ssl-seg probe-loss`, add components later with loss.phases",
+    ),
+    "overfitting": Code(
+        "training cases get better while validation gets worse",
+        ("too few labeled cases for so many steps", "too little augmentation"),
+        "best.pt is from before; policies.early_stopping, augment.elastic or augment.scale above 0, "
+        "augment.labeled_strong=true, more labels",
+    ),
+    "plateau": Code(
+        "validation has stopped getting better close to the trivial score",
+        ("too low or too high a learning rate", "components of the loss work against each other", "ambiguous labels"),
+        "another optim.lr, loss.weights of cross_entropy and dice only, `ssl-seg data audit` for the labels",
+    ),
+    "pseudo_label_share": Code(
+        "the confidence threshold takes nearly none, or nearly all, of the pseudo-labels",
+        ("method.options.confidence does not fit the teacher's probabilities", "probabilities driven to 0 and 1"),
+        "if none is taken, lower method.options.confidence; if all are, raise it or lower "
+        "method.options.consistency_weight",
+    ),
+    "pseudo_label_drift": Code(
+        "the pseudo-labels move away from the share of foreground in the masks",
+        (
+            "student and teacher confirm each other's errors",
+            "the unlabeled images are of another kind than the labeled ones",
+        ),
+        "lower method.options.consistency_weight or a longer method.options.rampup_ratio; compare labeled and "
+        "unlabeled images with `ssl-seg split check`",
+    ),
+}  # fmt: skip
+"""In the order in which findings of one level are named: what explains others comes first."""
+
+LIMITS: dict[str, Limit] = {
+    "non_finite": Limit(0, "voxels with a non-finite output, or steps with a non-finite loss", "ours: none is sound"),
+    "zero_loss": Limit(1e-4, "mean training loss that counts as 0", "a reported loss went 0.42, 0.00, 0.00"),
+    "empty_batches": Limit(
+        0.2, "steps without any foreground, times the true share of it, from which labeled batches count as empty",
+        "ours, and at least 10 steps: 10 steps at 2 %, 200 at 0.1 %; where 5 % of the patches hold foreground, a tenth "
+        "of each, 40 steps of 4 patches miss it once in 3,700 times",
+    ),
+    "low_loss": Limit(
+        0.1, "training loss that is too good to be true in the first 3 epochs, if it has halved and nothing is learned",
+        "the report asks for a loss above 0.1 in the first epochs (0.45, 0.38, 0.32, 0.28)",
+    ),
+    "low_loss_prevalence": Limit(
+        0.05, "true share of foreground below which a low loss is natural",
+        "the entropy of 5 % is 0.20, twice the limit; of 1 %, 0.056",
+    ),
+    "mode_gap": Limit(
+        0.10, "F1 at the best threshold, or AUROC, that train mode has over eval mode",
+        "healthy networks with BatchNorm had at most 0.05 after 20 steps, 0.01 after 50, 0.17 untrained (measured)",
+    ),
+    "mode_gap_at_05": Limit(0.20, "the same for F1 at 0.5", "healthy: at most 0.13 after 20 steps, 0.04 after 50 (measured)"),
+    "loss_fall": Limit(0.10, "share of the loss that is a fall", "a reported loss fell 0.27 to 0.22 (19 %)"),
+    "f1_fall": Limit(0.10, "loss of F1 against the best so far", "reported together: F1 0.49 to 0.00"),
+    "learned_margin": Limit(
+        0.05, "F1 at the best threshold over the trivial one from which something has been learned",
+        "ours; healthy runs have 0.2 to 0.3 at the end of their first epoch (measured, docs/collapse.md)",
+    ),
+    "batch_margin": Limit(
+        0.20, "F1 of the training batches over the trivial one from which the network knows its training cases",
+        "healthy runs pass it at the end of the first epoch, when the training probe is 0.2 above its own (measured)",
+    ),
+    "inverted_auroc": Limit(
+        0.35, "AUROC at which background is ranked above foreground",
+        "chance is 0.5; untrained networks reached 0.31, healthy ones had 0.75 and more after 20 steps of warm-up "
+        "(measured)",
+    ),
+    "informative_auroc": Limit(
+        0.60, "AUROC above which a ranking carries information, whatever the threshold",
+        "chance is 0.5; 50 steps on synthetic particles reach 0.7 (measured)",
+    ),
+    "one_sided_share": Limit(
+        0.02, "predicting less than this share of the true foreground (or background) is one-sided",
+        "a reported collapse had 534 predicted voxels of 9.4e7 true ones; a fixed limit of 1 % gave false alarms on "
+        "empty targets",
+    ),
+    "low_prob_mean": Limit(
+        0.01, "mean probability that is all-negative where more than this share is true",
+        "reported: pred_mean below 0.01 (0.000012 in a collapse); a later report adds that of the target, since empty "
+        "batches gave false alarms",
+    ),
+    "low_prob_share": Limit(
+        0.99, "share of voxels with a probability below 0.1 that is worth a word", "reported: 99.43 % in a collapse",
+    ),
+    "dead_logit_std": Limit(
+        1e-3, "standard deviation of the log-odds below which an output does not depend on the image at all",
+        "ours; untrained networks have 0.5, with BatchNorm 0.005 in eval mode (measured)",
+    ),
+    "constant_prob_std": Limit(
+        0.08, "standard deviation of the probability below which an output is constant",
+        "reported constant networks had 0.068 to 0.070; a slow learner had 0.094 at AUROC 0.57 (measured on EMPS), one "
+        "that separates has above 0.18",
+    ),
+    "band_share": Limit(
+        0.95, "share of probabilities between 0.5 and 0.7 that is a constant output", "reported: more than 95 %",
+    ),
+    "patch_ratio_std": Limit(
+        0.002, "spread of the predicted foreground share over patches below which it is the same in each",
+        "networks with instance norm have 0.009 and more, trained or not (measured)",
+    ),
+    "patch_ratio_std_true": Limit(
+        0.02, "spread of the true share over patches from which the predicted one should vary too",
+        "synthetic data have 0.06 (sheets) and 0.14 (particles)",
+    ),
+    "uniform_ratio": Limit(
+        0.90, "share of the images of one shape with the same foreground ratio to 1e-4, of at least 3",
+        "reported: 45 of 45 images of 320x320, 5 of 5 of 256x256",
+    ),
+    "equal_statistics": Limit(
+        0.01, "spread over images of the mean, and of the standard deviation, of the probability",
+        "reported: means 0.6267 to 0.6272, standard deviations 0.0681 to 0.0690, training and test alike",
+    ),
+    "coverage_hole": Limit(
+        0.0, "share of the voxels that is foreground in no image of a shape",
+        "reported ratios of 95.06 % and 71.19 % are (312/320)^2 and (216/256)^2: a border without predictions",
+    ),
+    "input_difference": Limit(
+        1e-4, "largest difference between what training and prediction feed the network, relative to values above 1",
+        "ours: one normalization in two orders of float32 operations agrees to 1e-6",
+    ),
+    "trivial_margin": Limit(0.01, "F1 over the best trivial predictor below which nothing has been learned", "ours"),
+    "shift_gap": Limit(0.10, "F1 at the best threshold over that at 0.5 that is named a shifted threshold", "ours"),
+    "teacher_gap": Limit(
+        0.05, "F1 at the best threshold that the student has over the teacher, now and after half of the steps",
+        "at most 0.02 in healthy runs, epochs of 50 steps (measured)",
+    ),
+    "teacher_gap_at_05": Limit(0.15, "the same at 0.5", "at most 0.06 in healthy runs (measured)"),
+    "large_loss": Limit(1.0, "loss above which it has exploded, if it started lower", "reported"),
+    "large_focal": Limit(0.25, "focal loss above which it has exploded, if it started lower", "reported"),
+    "first_rise": Limit(1.1, "factor over its first value from which a loss has risen", "ours; that is of one step"),
+    "collapsed_rise": Limit(3.0, "factor over the first value from which a risen loss is a collapse", "ours"),
+    "component_rise": Limit(
+        0.20, "rise of a component over its lowest epoch, relative (and 0.03), for 3 epochs in a row",
+        "reported: focal 0.181 to 0.247 (37 %) over six epochs, 25 % in the fourth if it rose evenly",
+    ),
+    "loss_rise": Limit(
+        0.03, "rise of the whole loss over its lowest epoch without which a component may rise",
+        "reported: 5.5 % in a run that diverged; 1.8 % in one that was fine although focal tripled",
+    ),
+    "score_drop": Limit(0.02, "F1 below the best one that is a step back", "ours; healthy epochs differ by 0.01"),
+    "train_gap": Limit(
+        0.15, "F1 of the training probe over validation from which a run overfits, if validation falls for 3 epochs",
+        "a report grades: below 0.10 learning, 0.19 overfitting starts, above 0.25 severe",
+    ),
+    "severe_train_gap": Limit(0.25, "gap that is called severe", "reported: 0.285 severe"),
+    "severe_drop": Limit(
+        0.05, "F1 below the best one that is enough at one epoch, if the gap is severe",
+        "reported as degrading: 0.517 after 0.569, gap 0.27",
+    ),
+    "plateau_gain": Limit(0.005, "gain of F1 that 5 epochs must bring", "ours"),
+    "plateau_margin": Limit(
+        0.10, "F1 at the best threshold over the trivial one up to which a plateau is stuck low", "ours",
+    ),
+    "accepted_low": Limit(0.001, "share of pseudo-labels below which a threshold takes none", "ours"),
+    "accepted_high": Limit(0.999, "share of pseudo-labels above which a threshold takes all", "ours"),
+    "pseudo_odds": Limit(
+        3.0, "factor between the odds of foreground in pseudo-labels and in the masks",
+        "ours; healthy runs that start all-positive are beyond it for some epochs, so it must also have doubled",
+    ),
+}  # fmt: skip
+
+
+def format_limits() -> str:
+    """Return LIMITS as a Markdown table."""
+    rows = [f"| `{name}` | {entry.value:g} | {entry.meaning} | {entry.source} |" for name, entry in LIMITS.items()]
+    return "\n".join(["| limit | value | meaning | source |", "|---|---:|---|---|", *rows]) + "\n"
+
+
+def format_codes() -> str:
+    """Return CODES as a Markdown table."""
+    rows = [
+        f"| `{name}` | {entry.meaning} | {'; '.join(entry.causes)} | {entry.hint} |" for name, entry in CODES.items()
+    ]
+    return "\n".join(["| code | meaning | likely causes | what to do |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def limit(name: str) -> float:
+    """Return the value of a limit."""
+    return LIMITS[name].value
+
+
+def make_finding(
+    code: str, level: Level, net: str, value: float, limit_name: str, message: str, *, scaled: float | None = None
+) -> Finding:
+    """Return a finding with the source of its limit, and the causes and the advice of its code.
+
+    Args:
+        code: a key of CODES.
+        level: how bad it is.
+        net: ``student``, ``teacher`` or ``training``.
+        value: what was seen.
+        limit_name: a key of LIMITS.
+        message: what was seen, in words and numbers.
+        scaled: the limit that the value was compared with, where that depends on the data too.
+    """
+    own, entry = LIMITS[limit_name], CODES[code]
+    return Finding(
+        code, level, net, value, own.value if scaled is None else scaled, own.source, message, entry.causes, entry.hint
+    )

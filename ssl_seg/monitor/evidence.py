@@ -1,0 +1,59 @@
+"""Everything that the rules see at one look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ssl_seg.monitor.signals import Signals
+
+Phase = Literal["untrained", "early", "trained"]
+"""``untrained`` during the warm-up, ``early`` in the rest of the first epoch, then ``trained``."""
+
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The networks on the probes, the training steps since the look before, and how both came about.
+
+    ``training`` are means over those steps: ``loss``, each loss component by its name, ``grad_norm``,
+    ``clipped_share``, ``prevalence_true``, ``prevalence_pred`` and ``batch_f1`` of the labeled patches in train mode,
+    and where there are pseudo-labels ``pseudo_prevalence`` and (with a confidence threshold) ``accepted_share``;
+    ``steps`` is their number. Empty before the first step.
+
+    ``trend`` has a row for each planned look so far, this one last if it is one: see ``summarize``.
+    """
+
+    phase: Phase
+    val: Mapping[str, Signals]
+    """Of ``student`` and ``teacher`` on the validation probe."""
+    train: Mapping[str, Signals] = field(default_factory=dict)
+    """The same on the labeled training probe; empty without one."""
+    train_mode: Signals | None = None
+    """The student in train mode on the validation probe; None for a network without BatchNorm."""
+    training: Figures = field(default_factory=dict)
+    trend: tuple[Figures, ...] = ()
+    components: tuple[str, ...] = ()
+    """Names in ``training`` that are components of the supervised loss."""
+    uses_teacher: bool = True
+    """Whether the method learns from the teacher."""
+
+
+def summarize(evidence: Evidence, step: int, *, ends_epoch: bool) -> Figures:
+    """Return the row of a look for the trend.
+
+    Keys: ``step``, ``ends_epoch`` (0 or 1), ``f1``, ``f1_best`` and ``trivial_f1`` of the student on validation,
+    ``train_f1`` on the training probe, ``loss``, ``batch_f1``, ``pseudo_prevalence`` and ``component/NAME``; what is
+    unknown is left out.
+    """
+    student = evidence.val["student"]
+    row = {"step": step, "ends_epoch": float(ends_epoch), "f1": student.f1, "trivial_f1": student.trivial_f1}
+    if student.f1_best is not None:
+        row["f1_best"] = student.f1_best
+    if "student" in evidence.train:
+        row["train_f1"] = evidence.train["student"].f1
+    told = ("loss", "batch_f1", "pseudo_prevalence")
+    row |= {name: evidence.training[name] for name in told if name in evidence.training}
+    return row | {f"component/{n}": evidence.training[n] for n in evidence.components if n in evidence.training}

@@ -1,0 +1,165 @@
+"""Rules on what one network puts out. Each is a pure function, and depends on what there was to find.
+
+A network that predicts nothing where nothing is to be found is right. A network whose ranking of voxels is good but
+whose outputs sit on one side of 0.5 has not collapsed: its threshold is shifted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ssl_seg.monitor.catalog import limit, make_finding
+from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.signals import PROB_BINS, Signals
+
+NetworkRule = Callable[[Signals, str], Finding | None]
+
+
+def find_non_finite(signals: Signals, net: str) -> Finding | None:
+    """NaN or infinity among the outputs."""
+    if signals.nonfinite <= limit("non_finite"):
+        return None
+    message = f"{signals.nonfinite} of {signals.voxels} outputs are NaN or infinite"
+    return make_finding("non_finite", "collapsed", net, signals.nonfinite, "non_finite", message)
+
+
+def find_inverted_output(signals: Signals, net: str) -> Finding | None:
+    """Background is ranked above foreground."""
+    if not has_both_classes(signals) or signals.auroc is None or signals.auroc > limit("inverted_auroc"):
+        return None
+    message = f"AUROC {signals.auroc:.2f}: background gets higher probabilities than foreground"
+    return make_finding("inverted_output", "collapsed", net, signals.auroc, "inverted_auroc", message)
+
+
+def find_constant_output(signals: Signals, net: str) -> Finding | None:
+    """The output hardly varies and does not follow the target."""
+    if not _can_fail(signals) or not signals.prob_std < limit("constant_prob_std"):
+        return None
+    spread = f"probability {signals.prob_mean:.3f}+-{signals.prob_std:.3f}, log-odds +-{signals.logit_std:.3g}"
+    message = f"the same everywhere: {spread}, AUROC {_figure(signals.auroc)}"
+    band = compute_band_share(signals)
+    if band > limit("band_share"):
+        message += f"; {band:.1%} of the probabilities lie in 0.5 to 0.7"
+    return make_finding("constant_output", "collapsed", net, signals.prob_std, "constant_prob_std", message)
+
+
+def find_all_negative(signals: Signals, net: str) -> Finding | None:
+    """Nothing is predicted although there is foreground, and no threshold would help."""
+    least = limit("one_sided_share") * signals.prevalence_true
+    is_low = signals.prob_mean < limit("low_prob_mean") < signals.prevalence_true
+    if not _can_fail(signals) or _is_dead(signals) or not (signals.prevalence_pred < least or is_low):
+        return None
+    message = f"predicts {signals.prevalence_pred:.2%} foreground where {signals.prevalence_true:.1%} is true"
+    message += f"; mean probability {signals.prob_mean:.2g}, largest {signals.prob_max:.2g}"
+    if signals.share_below_01 > limit("low_prob_share"):
+        message += f", {signals.share_below_01:.2%} of all below 0.1"
+    if signals.prevalence_pred >= least:
+        return make_finding("all_negative", "collapsed", net, signals.prob_mean, "low_prob_mean", message)
+    return make_finding(
+        "all_negative", "collapsed", net, signals.prevalence_pred, "one_sided_share", message, scaled=least
+    )
+
+
+def find_all_positive(signals: Signals, net: str) -> Finding | None:
+    """Everything is predicted although there is background, and no threshold would help."""
+    missing, least = 1 - signals.prevalence_pred, limit("one_sided_share") * (1 - signals.prevalence_true)
+    if not _can_fail(signals) or _is_dead(signals) or not missing < least:
+        return None
+    message = f"predicts {signals.prevalence_pred:.2%} foreground where {signals.prevalence_true:.1%} is true"
+    return make_finding(
+        "all_positive", "collapsed", net, signals.prevalence_pred, "one_sided_share", message, scaled=1 - least
+    )
+
+
+def find_uniform_ratio(signals: Signals, net: str) -> Finding | None:
+    """The same share of foreground in every patch where the true one varies, and no other collapse is named."""
+    if not _can_fail(signals) or signals.ratio_std_true < limit("patch_ratio_std_true"):
+        return None
+    others = (find_constant_output, find_all_negative, find_all_positive)
+    if not signals.ratio_std < limit("patch_ratio_std") or any(rule(signals, net) for rule in others):
+        return None
+    message = (
+        f"{signals.prevalence_pred:.2%}+-{signals.ratio_std:.2%} foreground in every patch, "
+        f"true are {signals.prevalence_true:.1%}+-{signals.ratio_std_true:.1%}"
+    )
+    return make_finding("uniform_ratio", "collapsed", net, signals.ratio_std, "patch_ratio_std", message)
+
+
+def find_shifted_threshold(signals: Signals, net: str) -> Finding | None:
+    """The ranking is good, but 0.5 is the wrong place to cut."""
+    if not is_informative(signals) or signals.f1_best is None:
+        return None
+    if signals.f1 > signals.trivial_f1 + limit("trivial_margin"):
+        return None
+    gap = signals.f1_best - signals.f1
+    if gap <= limit("shift_gap"):
+        return None
+    message = (
+        f"F1 is {signals.f1:.2f} at 0.5 but {signals.f1_best:.2f} at {signals.threshold_best:.2f}: learned but shifted"
+    )
+    return make_finding("shifted_threshold", "warn", net, gap, "shift_gap", message)
+
+
+def find_not_above_trivial(signals: Signals, net: str) -> Finding | None:
+    """No threshold does better than predicting foreground everywhere."""
+    least = signals.trivial_f1 + limit("trivial_margin")
+    if signals.f1_best is None or signals.f1_best > least:
+        return None
+    message = f"best F1 at any threshold {signals.f1_best:.2f}, all-positive scores {signals.trivial_f1:.2f}"
+    return make_finding("not_above_trivial", "warn", net, signals.f1_best, "trivial_margin", message, scaled=least)
+
+
+NETWORK_RULES: tuple[NetworkRule, ...] = (
+    find_non_finite,
+    find_inverted_output,
+    find_all_negative,
+    find_all_positive,
+    find_constant_output,
+    find_uniform_ratio,
+    find_shifted_threshold,
+    find_not_above_trivial,
+)
+
+
+def judge_network(signals: Signals, net: str) -> tuple[Finding, ...]:
+    """Return what the rules find in one network on one probe."""
+    return tuple(f for rule in NETWORK_RULES if (f := rule(signals, net)))
+
+
+def find_collapse(signals: Signals) -> tuple[str, ...]:
+    """Return the codes by which a network has collapsed; ``non_finite`` is another matter and not among them."""
+    return tuple(f.code for f in judge_network(signals, "") if f.level == "collapsed" and f.code != "non_finite")
+
+
+def is_informative(signals: Signals) -> bool:
+    """Return whether the ranking of the voxels follows the target."""
+    return signals.auroc is not None and signals.auroc >= limit("informative_auroc")
+
+
+def has_learned(signals: Signals) -> bool:
+    """Return whether some threshold does clearly better than predicting foreground everywhere."""
+    return signals.f1_best is not None and signals.f1_best > signals.trivial_f1 + limit("learned_margin")
+
+
+def has_both_classes(signals: Signals) -> bool:
+    """Return whether there is foreground as well as background to find, and a finite output."""
+    return 0 < signals.prevalence_true < 1 and not math.isnan(signals.prob_mean)
+
+
+def compute_band_share(signals: Signals) -> float:
+    """Return the share of the probabilities in 0.5 to 0.7."""
+    return sum(signals.prob_histogram[PROB_BINS // 2 : round(0.7 * PROB_BINS)])
+
+
+def _can_fail(signals: Signals) -> bool:
+    return has_both_classes(signals) and not is_informative(signals)
+
+
+def _is_dead(signals: Signals) -> bool:
+    """Return whether the output is one number: then that is the finding, and its sign a detail."""
+    return signals.logit_std < limit("dead_logit_std")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,337 @@
+"""Rules on the pair of networks, the training steps and the trend. Each is a pure function of the evidence.
+
+A single look says little about a run: losses rise when a component is added, F1 wavers, a teacher lags behind. So a
+rule that could mistake a healthy run for a sick one asks for a second sign, or for several epochs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from ssl_seg.metrics import compute_trivial_f1
+from ssl_seg.monitor.catalog import limit, make_finding
+from ssl_seg.monitor.evidence import Evidence, Figures
+from ssl_seg.monitor.findings import Finding, Level
+from ssl_seg.monitor.network_rules import find_collapse, has_both_classes, has_learned, is_informative
+
+TrainingRule = Callable[[Evidence], Finding | None]
+
+FIRST_EPOCHS = 3
+"""Epochs in which a low loss is suspicious."""
+FEWEST_EMPTY_STEPS = 10
+STEADY_EPOCHS = 3
+"""Ends of epochs in a row for which a component rises, or validation falls."""
+PLATEAU_EPOCHS = 5
+
+
+def find_non_finite_training(evidence: Evidence) -> Finding | None:
+    """The loss, or an output on the training probe, is NaN or infinite."""
+    for net, signals in evidence.train.items():
+        if signals.nonfinite > limit("non_finite") and not evidence.val[net].nonfinite:
+            message = f"{signals.nonfinite} of {signals.voxels} outputs on the training probe are NaN or infinite"
+            return make_finding("non_finite", "collapsed", net, signals.nonfinite, "non_finite", message)
+    loss = evidence.training.get("loss", 0.0)
+    if math.isfinite(loss):
+        return None
+    message = f"the mean loss of the last {_steps(evidence)} steps is {loss}"
+    return make_finding("non_finite", "collapsed", "training", _steps(evidence), "non_finite", message)
+
+
+def find_zero_loss(evidence: Evidence) -> Finding | None:
+    """The training loss is next to 0, or nothing is there to be learned from, although there is something to find."""
+    student, training = evidence.val["student"], evidence.training
+    if "loss" not in training or not has_both_classes(student):
+        return None
+    loss = abs(training["loss"])
+    if loss < limit("zero_loss"):
+        level: Level = "warn" if has_learned(student) else "collapsed"
+        message = f"mean loss {training['loss']:.2g} over {_steps(evidence)} steps; validation F1 is {student.f1:.2f}"
+        return make_finding("zero_loss", level, "training", loss, "zero_loss", message)
+    return _find_empty_batches(evidence) or _find_low_loss(evidence, loss)
+
+
+def _find_empty_batches(evidence: Evidence) -> Finding | None:
+    expected = _steps(evidence) * evidence.val["student"].prevalence_true
+    is_empty = evidence.training.get("prevalence_true") == 0 and _steps(evidence) >= FEWEST_EMPTY_STEPS
+    if not is_empty or expected < limit("empty_batches"):
+        return None
+    message = (
+        f"no foreground in the labeled patches of the last {_steps(evidence)} steps, loss "
+        f"{evidence.training['loss']:.3f}; {evidence.val['student'].prevalence_true:.1%} of validation is foreground"
+    )
+    return make_finding("zero_loss", "collapsed", "training", expected, "empty_batches", message)
+
+
+def _find_low_loss(evidence: Evidence, loss: float) -> Finding | None:
+    student, start = evidence.val["student"], _first(evidence.trend, "loss")
+    is_young = len(_ends(evidence.trend)) <= FIRST_EPOCHS
+    if has_learned(student) or not is_young or student.prevalence_true < limit("low_loss_prevalence"):
+        return None
+    if start is None or loss >= min(limit("low_loss"), start / 2):
+        return None
+    message = f"loss {start:.3f} to {loss:.3f} in the first epochs, but F1 at the best threshold {student.f1_best:.2f}"
+    return make_finding("zero_loss", "warn", "training", loss, "low_loss", message)
+
+
+def find_mode_gap(evidence: Evidence) -> Finding | None:
+    """The student does well with the statistics of the batch and badly with its running ones."""
+    student, free = evidence.val["student"], evidence.train_mode
+    if free is None or not is_informative(free) or not has_learned(free):
+        return None
+    gap = max(_gap(free.f1_best, student.f1_best), _gap(free.auroc, student.auroc))
+    gap_at_05 = free.f1 - student.f1 if free.f1 > free.trivial_f1 else 0.0
+    if gap <= limit("mode_gap") and gap_at_05 <= limit("mode_gap_at_05"):
+        return None
+    collapse = find_collapse(student)
+    message = (
+        f"in train and eval mode: F1 {free.f1:.2f} and {student.f1:.2f}, best {_figure(free.f1_best)} and "
+        f"{_figure(student.f1_best)}, AUROC {_figure(free.auroc)} and {_figure(student.auroc)}{_name(collapse)}"
+    )
+    name, value = ("mode_gap", gap) if gap > limit("mode_gap") else ("mode_gap_at_05", gap_at_05)
+    return make_finding("mode_gap", "collapsed" if collapse else "warn", "student", value, name, message)
+
+
+def find_loss_metric_divergence(evidence: Evidence) -> Finding | None:
+    """The training loss gets better, and the predictions do not."""
+    return _find_input_gap(evidence) or _find_falling_f1(evidence)
+
+
+def _find_input_gap(evidence: Evidence) -> Finding | None:
+    """The training batches go well, the same cases as prediction sees them never have: the inputs differ."""
+    batch_f1, probe = evidence.training.get("batch_f1"), evidence.train.get("student")
+    if batch_f1 is None or probe is None or not has_both_classes(probe) or find_mode_gap(evidence):
+        return None
+    trivial = compute_trivial_f1(evidence.training.get("prevalence_true", 0.0))
+    margin = batch_f1 - trivial
+    best_so_far = max((row["train_f1"] for row in evidence.trend if "train_f1" in row), default=0.0)
+    if margin <= limit("batch_margin") or has_learned(probe):
+        return None
+    if best_so_far > probe.trivial_f1 + limit("batch_margin") / 2:
+        return None
+    message = (
+        f"F1 {batch_f1:.2f} in the training batches (all-positive {trivial:.2f}), but {_figure(probe.f1_best)} at the "
+        f"best threshold on the same cases as prediction sees them (all-positive {probe.trivial_f1:.2f})"
+    )
+    return make_finding("loss_metric_divergence", "collapsed", "training", margin, "batch_margin", message)
+
+
+def _find_falling_f1(evidence: Evidence) -> Finding | None:
+    student, start = evidence.val["student"], _first(evidence.trend, "loss")
+    loss = evidence.training.get("loss")
+    if start is None or loss is None or has_learned(student) or student.f1_best is None:
+        return None
+    best = max(row["f1"] for row in evidence.trend)
+    has_fallen = start - loss >= limit("loss_fall") * abs(start)
+    if not has_fallen or best - student.f1 <= limit("f1_fall"):
+        return None
+    message = f"loss {start:.3f} to {loss:.3f} while F1 went {best:.2f} to {student.f1:.2f}"
+    return make_finding("loss_metric_divergence", "warn", "training", best - student.f1, "f1_fall", message)
+
+
+def find_teacher_diverged(evidence: Evidence) -> Finding | None:
+    """The teacher is clearly worse than the student, also than the student after half of the steps.
+
+    The teacher is a mean of the student's past. With a warm-up of the decay the mean age is at most half of the steps,
+    so a sound teacher is about as good as the student was then; one that is not carries its start along, or buffers.
+    """
+    student, teacher = evidence.val["student"], evidence.val.get("teacher")
+    if teacher is None or teacher.nonfinite or not is_informative(student) or find_collapse(student):
+        return None
+    then = _half_way(evidence.trend) or {"f1": student.f1, "f1_best": student.f1_best or 0.0}
+    gap = min(_gap(student.f1_best, teacher.f1_best), _gap(then.get("f1_best"), teacher.f1_best))
+    gap_at_05 = min(student.f1, then["f1"]) - teacher.f1
+    used = "" if evidence.uses_teacher else "; nothing is learned from it"
+    message = (
+        f"F1 {student.f1:.2f} (student) and {teacher.f1:.2f} (teacher), best {_figure(student.f1_best)} and "
+        f"{_figure(teacher.f1_best)}{_name(find_collapse(teacher))}{used}"
+    )
+    if gap > limit("teacher_gap"):
+        return make_finding("teacher_diverged", "warn", "teacher", gap, "teacher_gap", message)
+    if gap_at_05 > limit("teacher_gap_at_05"):
+        return make_finding("teacher_diverged", "warn", "teacher", gap_at_05, "teacher_gap_at_05", message)
+    return None
+
+
+def find_component_explosion(evidence: Evidence) -> Finding | None:
+    """The loss or one of its components rises instead of falling, and validation does not profit."""
+    if _is_at_its_best(evidence):
+        return None
+    return _find_large_loss(evidence) or _find_large_focal(evidence) or _find_rising_component(evidence)
+
+
+def _find_large_loss(evidence: Evidence) -> Finding | None:
+    """The loss is large and has risen with a component: what is learned from unlabeled patches may rise by itself."""
+    loss, start = evidence.training.get("loss"), _first(evidence.trend, "loss")
+    if loss is None or start is None or start < 0 or not math.isfinite(loss):
+        return None
+    rises = [_rise(evidence, name) for name in evidence.components]
+    least = max(limit("large_loss"), limit("first_rise") * start)
+    if loss <= least or max(rises, default=0.0) <= limit("first_rise"):
+        return None
+    level: Level = "collapsed" if loss > limit("collapsed_rise") * start else "warn"
+    message = f"loss {start:.3f} to {loss:.3f}"
+    return make_finding("component_explosion", level, "training", loss, "large_loss", message, scaled=least)
+
+
+def _find_large_focal(evidence: Evidence) -> Finding | None:
+    focal = evidence.training.get("focal")
+    if "focal" not in evidence.components or focal is None or not _loss_has_risen(evidence.trend):
+        return None
+    if focal <= limit("large_focal") or _rise(evidence, "focal") <= limit("first_rise"):
+        return None
+    message = f"focal {_first(evidence.trend, 'component/focal'):.3f} to {focal:.3f}"
+    return make_finding("component_explosion", "warn", "training", focal, "large_focal", message)
+
+
+def _find_rising_component(evidence: Evidence) -> Finding | None:
+    if not _loss_has_risen(evidence.trend):
+        return None
+    for name in evidence.components:
+        values = [row[f"component/{name}"] for row in _ends(evidence.trend) if f"component/{name}" in row]
+        earlier, recent = values[:-STEADY_EPOCHS], values[-STEADY_EPOCHS:]
+        if not earlier:
+            continue
+        rise = min(recent) - min(earlier)
+        if rise > 0.03 and rise > limit("component_rise") * abs(min(earlier)):
+            message = f"{name} {min(earlier):.3f} to {recent[-1]:.3f}, above its lowest for {STEADY_EPOCHS} epochs"
+            return make_finding("component_explosion", "warn", "training", rise, "component_rise", message)
+    return None
+
+
+def find_overfitting(evidence: Evidence) -> Finding | None:
+    """Training cases get better while validation gets worse; a gap alone is normal with few labels."""
+    student, train = evidence.val["student"], evidence.train.get("student")
+    scores = [row["f1"] for row in _ends(evidence.trend)]
+    if train is None or not scores:
+        return None
+    gap, best = train.f1 - student.f1, max(scores)
+    is_severe = gap > limit("severe_train_gap")
+    keeps_falling = max(scores[-STEADY_EPOCHS:]) < best - limit("score_drop")
+    has_fallen = keeps_falling or (is_severe and student.f1 < best - limit("severe_drop"))
+    if gap <= limit("train_gap") or not has_fallen:
+        return None
+    grade = "severe" if is_severe else "overfitting starts"
+    message = f"F1 {train.f1:.2f} on training cases, {student.f1:.2f} on validation after {best:.2f}: {grade}"
+    return make_finding("overfitting", "warn", "training", gap, "train_gap", message)
+
+
+def find_plateau(evidence: Evidence) -> Finding | None:
+    """Validation has stopped getting better close to the trivial score."""
+    student, scores = evidence.val["student"], [row["f1"] for row in _ends(evidence.trend)]
+    if len(scores) <= PLATEAU_EPOCHS or student.f1_best is None:
+        return None
+    gain = max(scores[-PLATEAU_EPOCHS:]) - max(scores[:-PLATEAU_EPOCHS])
+    if gain > limit("plateau_gain") or student.f1_best > student.trivial_f1 + limit("plateau_margin"):
+        return None
+    message = (
+        f"F1 gained {max(gain, 0.0):.3f} in {PLATEAU_EPOCHS} epochs; at the best threshold it is "
+        f"{student.f1_best:.2f}, all-positive scores {student.trivial_f1:.2f}"
+    )
+    return make_finding("plateau", "warn", "training", gain, "plateau_gain", message)
+
+
+def find_pseudo_label_share(evidence: Evidence) -> Finding | None:
+    """The confidence threshold takes nearly none, or nearly all, of the pseudo-labels."""
+    share = evidence.training.get("accepted_share")
+    if share is None or limit("accepted_low") <= share <= limit("accepted_high"):
+        return None
+    name = "accepted_low" if share < limit("accepted_low") else "accepted_high"
+    message = f"{share:.2%} of the pseudo-labels of the last {_steps(evidence)} steps were taken"
+    return make_finding("pseudo_label_share", "warn", "training", share, name, message)
+
+
+def find_pseudo_label_drift(evidence: Evidence) -> Finding | None:
+    """The pseudo-labels are far from the masks, on training and validation, and have been closer."""
+    pseudo = evidence.training.get("pseudo_prevalence")
+    earlier = [row["pseudo_prevalence"] for row in evidence.trend if "pseudo_prevalence" in row]
+    known = (evidence.training.get("prevalence_true", 0.0), evidence.val["student"].prevalence_true)
+    if pseudo is None or not earlier or not all(0 < p < 1 for p in known):
+        return None
+    distance, closest = _odds_distance(pseudo, known), min(_odds_distance(p, known) for p in earlier)
+    if distance <= math.log(limit("pseudo_odds")) or distance <= closest + math.log(2):
+        return None
+    message = (
+        f"{pseudo:.1%} of the pseudo-labels are foreground; {known[0]:.1%} of the labeled patches and {known[1]:.1%} "
+        "of validation are"
+    )
+    factor = math.exp(min(distance, 100.0))
+    return make_finding("pseudo_label_drift", "warn", "training", factor, "pseudo_odds", message)
+
+
+TRAINING_RULES: tuple[TrainingRule, ...] = (
+    find_non_finite_training,
+    find_zero_loss,
+    find_mode_gap,
+    find_loss_metric_divergence,
+    find_teacher_diverged,
+    find_component_explosion,
+    find_overfitting,
+    find_plateau,
+    find_pseudo_label_share,
+    find_pseudo_label_drift,
+)
+
+
+def _ends(trend: Sequence[Figures]) -> list[Figures]:
+    """Return the rows at ends of epochs; the look before the first step is none."""
+    return [row for row in trend if row["ends_epoch"] and row["step"] > 0]
+
+
+def _half_way(trend: Sequence[Figures]) -> Figures | None:
+    """Return the last row of the first half of the steps; None where there is none, as without a trend."""
+    rows = [row for row in trend if 2 * row["step"] <= trend[-1]["step"]]
+    return rows[-1] if rows else None
+
+
+def _first(trend: Sequence[Figures], name: str) -> float | None:
+    return next((row[name] for row in trend if name in row), None)
+
+
+def _rise(evidence: Evidence, name: str) -> float:
+    """Return a component over its first value; 0 where one of them is unknown or the first is not positive."""
+    now, start = evidence.training.get(name), _first(evidence.trend, f"component/{name}")
+    return now / start if now is not None and start is not None and start > 0 else 0.0
+
+
+def _loss_has_risen(trend: Sequence[Figures]) -> bool:
+    """Return whether the loss of the last epoch is above the lowest one; true where losses are unknown."""
+    losses = [row["loss"] for row in _ends(trend) if "loss" in row]
+    return not losses or losses[-1] > min(losses) + limit("loss_rise") * abs(min(losses))
+
+
+def _is_at_its_best(evidence: Evidence) -> bool:
+    """Return whether the student has learned something and is about as good as it has ever been."""
+    student = evidence.val["student"]
+    scores = [row["f1_best"] for row in evidence.trend if "f1_best" in row]
+    if student.f1_best is None or not scores or not has_learned(student):
+        return False
+    return student.f1_best >= max(scores) - limit("score_drop")
+
+
+def _odds_distance(share: float, known: Sequence[float]) -> float:
+    """Return how far the log-odds of ``share`` are outside of the range of the known ones."""
+    own, others = _log_odds(share), [_log_odds(p) for p in known]
+    return max(own - max(others), min(others) - own, 0.0)
+
+
+def _log_odds(share: float) -> float:
+    if share in {0.0, 1.0}:
+        return math.inf if share else -math.inf
+    return math.log(share / (1 - share))
+
+
+def _gap(better: float | None, worse: float | None) -> float:
+    return 0.0 if better is None or worse is None else better - worse
+
+
+def _steps(evidence: Evidence) -> int:
+    return round(evidence.training.get("steps", 0.0))
+
+
+def _name(codes: Sequence[str]) -> str:
+    return f" ({', '.join(codes)})" if codes else ""
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from monitor_cases import (
+    ALL_NEGATIVE,
+    ALL_POSITIVE,
+    CONSTANT,
+    DEAD,
+    EMPTY,
+    HEALTHY,
+    INVERTED,
+    SHIFTED,
+    UNIFORM,
+    UNLEARNED,
+)
+
+from ssl_seg.monitor.catalog import LIMITS, limit
+from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.network_rules import (
+    NETWORK_RULES,
+    compute_band_share,
+    find_all_negative,
+    find_collapse,
+    has_learned,
+    judge_network,
+)
+from ssl_seg.monitor.signals import Signals
+
+NOISE = replace(HEALTHY, auroc=0.55, f1_best=0.48)
+"""A ranking without information, wide enough to be nothing else."""
+JUST = 1e-6
+
+
+@pytest.mark.parametrize(
+    ("signals", "codes"),
+    [
+        (HEALTHY, ()),
+        (CONSTANT, ("all_positive", "constant_output", "not_above_trivial")),
+        (ALL_POSITIVE, ("all_positive", "not_above_trivial")),
+        (replace(CONSTANT, prevalence_pred=0.5), ("constant_output", "not_above_trivial")),
+        (DEAD, ("constant_output", "not_above_trivial")),
+        (replace(DEAD, prevalence_pred=0.0, f1=0.0), ("constant_output", "not_above_trivial")),
+        (ALL_NEGATIVE, ("all_negative",)),
+        (replace(ALL_NEGATIVE, f1_best=0.4616), ("all_negative", "not_above_trivial")),
+        (INVERTED, ("inverted_output", "not_above_trivial")),
+        (UNIFORM, ("uniform_ratio",)),
+        (SHIFTED, ("shifted_threshold",)),
+        (UNLEARNED, ("not_above_trivial",)),
+        (NOISE, ()),
+        (replace(HEALTHY, nonfinite=3), ("non_finite",)),
+        (EMPTY, ()),
+        (replace(EMPTY, prevalence_pred=0.2, f1=0.0), ()),
+        (replace(HEALTHY, prevalence_true=0.001, prevalence_pred=0.0008, f1=0.5, trivial_f1=0.002), ()),
+    ],
+)
+def test_table(signals: Signals, codes: tuple[str, ...]) -> None:
+    assert tuple(f.code for f in judge_network(signals, "student")) == codes
+
+
+@pytest.mark.parametrize(
+    ("code", "base", "field", "fires", "silent"),
+    [
+        ("non_finite", HEALTHY, "nonfinite", 1, 0),
+        ("inverted_output", NOISE, "auroc", 0.35, 0.35 + JUST),
+        ("inverted_output", INVERTED, "prevalence_true", 0.3, 1.0),
+        ("constant_output", NOISE, "prob_std", 0.08 - JUST, 0.08),
+        ("constant_output", CONSTANT, "auroc", 0.6 - JUST, 0.6),
+        ("constant_output", CONSTANT, "prevalence_true", 0.3, 0.0),
+        ("constant_output", CONSTANT, "prob_mean", 0.6, math.nan),
+        ("all_negative", NOISE, "prevalence_pred", 0.006 - JUST, 0.006),
+        ("all_negative", ALL_NEGATIVE, "auroc", 0.6 - JUST, 0.6),
+        ("all_negative", ALL_NEGATIVE, "logit_std", 1e-3, 1e-3 - JUST),
+        ("all_negative", ALL_NEGATIVE, "prevalence_true", 0.3, 0.0),
+        ("all_negative", NOISE, "prob_mean", 0.01 - JUST, 0.01),
+        ("all_positive", NOISE, "prevalence_pred", 0.986 + JUST, 0.986),
+        ("all_positive", NOISE, "prevalence_pred", 0.99, math.nan),
+        ("all_positive", ALL_POSITIVE, "auroc", 0.6 - JUST, 0.6),
+        ("all_positive", ALL_POSITIVE, "logit_std", 1e-3, 1e-3 - JUST),
+        ("all_positive", ALL_POSITIVE, "prevalence_true", 0.3, 1.0),
+        ("uniform_ratio", NOISE, "ratio_std", 0.002 - JUST, 0.002),
+        ("uniform_ratio", UNIFORM, "ratio_std_true", 0.02, 0.02 - JUST),
+        ("uniform_ratio", UNIFORM, "auroc", 0.6 - JUST, 0.6),
+        ("uniform_ratio", UNIFORM, "prob_std", 0.3, 0.01),
+        ("uniform_ratio", UNIFORM, "prevalence_pred", 0.3, 0.001),
+        ("uniform_ratio", UNIFORM, "prevalence_pred", 0.3, 0.999),
+        ("shifted_threshold", SHIFTED, "auroc", 0.6, 0.6 - JUST),
+        ("shifted_threshold", SHIFTED, "f1", 0.47, 0.472),
+        ("shifted_threshold", SHIFTED, "f1_best", 0.1 + JUST, 0.1),
+        ("shifted_threshold", SHIFTED, "f1_best", 0.68, None),
+        ("not_above_trivial", HEALTHY, "f1_best", 0.4715, 0.4716),
+        ("not_above_trivial", HEALTHY, "f1_best", 0.47, None),
+    ],
+)
+def test_each_side_of_each_limit(code: str, base: Signals, field: str, fires: float, silent: Any) -> None:
+    found = [[f.code for f in judge_network(replace(base, **{field: v}), "net")] for v in (fires, silent)]
+    assert code in found[0]
+    assert code not in found[1]
+
+
+def test_a_low_mean_probability_counts_only_where_there_is_foreground() -> None:
+    """1 % is the limit of one report; the next one adds the target, since empty batches gave false alarms."""
+    low = replace(NOISE, prob_mean=0.005, prevalence_pred=0.005)
+    finding = find_all_negative(replace(low, prevalence_true=0.011), "student")
+    assert finding is not None
+    assert (finding.value, finding.limit) == (0.005, 0.01)
+    assert find_all_negative(replace(low, prevalence_true=0.01), "student") is None
+
+
+def find(signals: Signals, code: str) -> Finding:
+    return next(f for f in judge_network(signals, "teacher") if f.code == code)
+
+
+def test_messages_tell_the_figures_of_the_reports() -> None:
+    assert compute_band_share(CONSTANT) == pytest.approx(0.98)
+    assert "98.0% of the probabilities lie in 0.5 to 0.7" in find(CONSTANT, "constant_output").message
+    wide = replace(CONSTANT, prob_histogram=(0.05,) * 20)
+    assert "lie in" not in find(wide, "constant_output").message
+    low = replace(ALL_NEGATIVE, share_below_01=0.9943)
+    assert "99.43% of all below 0.1" in find(low, "all_negative").message
+    assert "below 0.1" not in find(ALL_NEGATIVE, "all_negative").message
+    assert "largest 0.52" in find(ALL_NEGATIVE, "all_negative").message
+
+
+def test_a_finding_has_the_limit_that_the_value_was_compared_with() -> None:
+    """One-sided depends on the prevalence: 2 % of 30 % foreground, or of 70 % background."""
+    for signals, code, expected in ((ALL_NEGATIVE, "all_negative", 0.006), (CONSTANT, "all_positive", 0.986)):
+        finding = find(signals, code)
+        assert finding.limit == pytest.approx(expected)
+        assert finding.source == LIMITS["one_sided_share"].source
+        assert finding.net == "teacher"
+    assert find(DEAD, "constant_output").limit == limit("constant_prob_std")
+
+
+def test_levels() -> None:
+    """What some threshold can repair, or more training, is no collapse."""
+    levels = {f.code: f.level for s in (HEALTHY, CONSTANT, ALL_NEGATIVE, INVERTED, UNIFORM, SHIFTED)
+              for f in judge_network(replace(s, nonfinite=1), "")}  # fmt: skip
+    warnings = {"shifted_threshold", "not_above_trivial"}
+    assert {code for code, level in levels.items() if level == "warn"} == warnings
+    assert len(levels) == len(NETWORK_RULES)
+
+
+def test_collapse_leaves_out_nan_and_warnings() -> None:
+    assert find_collapse(replace(CONSTANT, nonfinite=1)) == ("all_positive", "constant_output")
+    assert find_collapse(SHIFTED) == ()
+
+
+@pytest.mark.parametrize(("f1_best", "expected"), [(0.52, True), (0.51, False), (None, False)])
+def test_learned_means_clearly_above_trivial(f1_best: float | None, expected: bool) -> None:
+    assert has_learned(replace(HEALTHY, f1_best=f1_best)) is expected

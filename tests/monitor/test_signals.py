@@ -1,0 +1,190 @@
+"""Signals against other libraries and by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from monitor_cases import make_logits
+from scipy.stats import wasserstein_distance
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
+from torch import Tensor, nn
+
+from ssl_seg.data.loader import Probe
+from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.monitor.signals import PROB_BINS, SignalCollector, Signals, collect_signals
+
+
+def collect(score: Tensor, target: Tensor, parts: int = 1) -> Signals:
+    collector = SignalCollector(2, torch.device("cpu"))
+    for s, t in zip(score.chunk(parts), target.chunk(parts), strict=True):
+        collector.update(make_logits(s), t)
+    return collector.compute()
+
+
+@pytest.fixture
+def example() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    target = (torch.rand(6, 20, 20, generator=draw) < 0.3).long()
+    return torch.randn(6, 20, 20, generator=draw) * 1.5 + 1.5 * target - 1, target
+
+
+def test_against_sklearn_and_numpy(example: tuple[Tensor, Tensor]) -> None:
+    score, target = example
+    s = collect(score, target, parts=3)
+    flat, truth = score.numpy().ravel(), target.numpy().ravel()
+    prob = 1 / (1 + np.exp(-flat.astype(np.float64)))
+    assert s.auroc == pytest.approx(roc_auc_score(truth, flat), abs=2e-3)
+    assert s.average_precision == pytest.approx(average_precision_score(truth, flat), abs=5e-3)
+    assert s.f1 == pytest.approx(f1_score(truth, flat > 0))
+    assert s.f1_macro == pytest.approx(s.f1)
+    precision, recall, _ = precision_recall_curve(truth, flat)
+    assert s.f1_best == pytest.approx(np.nanmax(2 * precision * recall / (precision + recall)), abs=3e-3)
+    assert s.f1_best == pytest.approx(f1_score(truth, prob >= s.threshold_best), abs=1e-9)
+    assert s.logit_mean == pytest.approx(flat.mean(), abs=1e-5)
+    assert s.logit_std == pytest.approx(flat.std(), abs=1e-5)
+    assert s.prob_mean == pytest.approx(prob.mean(), abs=1e-6)
+    assert s.prob_std == pytest.approx(prob.std(), abs=1e-6)
+    assert s.share_below_01 == pytest.approx((prob < 0.1).mean())
+    assert s.prevalence_pred == pytest.approx((flat > 0).mean())
+    assert s.prevalence_true == pytest.approx(truth.mean())
+    assert s.ratio_std == pytest.approx(float((score > 0).float().mean((1, 2)).std(unbiased=False)), abs=1e-6)
+    expected = np.quantile(flat, [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])
+    np.testing.assert_allclose(s.logit_quantiles, expected, atol=0.05)
+
+
+def test_batches_do_not_matter(example: tuple[Tensor, Tensor]) -> None:
+    records = [collect(*example, parts=parts).to_record("") for parts in (1, 6)]
+    histograms = [record.pop("prob_histogram") for record in records]
+    assert histograms[0] == histograms[1]
+    assert records[0] == pytest.approx(records[1])
+
+
+def test_ignored_voxels_are_left_out(example: tuple[Tensor, Tensor]) -> None:
+    score, target = example
+    target = target.clone()
+    target[:, :5] = IGNORE_INDEX
+    ignored, cut = collect(score, target), collect(score[:, 5:], target[:, 5:])
+    assert ignored == cut
+
+
+def test_non_finite_outputs_are_counted_not_spread(example: tuple[Tensor, Tensor]) -> None:
+    score, target = example
+    score = score.clone()
+    score[0, 0, :7] = math.nan
+    s = collect(score, target)
+    assert s.nonfinite == 7
+    assert math.isfinite(s.logit_mean)
+    everything = collect(torch.full_like(score, math.nan), target)
+    assert everything.nonfinite == everything.voxels
+    json.dumps(everything.to_record("x/"))
+
+
+def test_one_class_only() -> None:
+    s = collect(torch.full((1, 4, 4), -3.0), torch.zeros(1, 4, 4, dtype=torch.long))
+    assert (s.auroc, s.f1_best, s.trivial_f1, s.f1) == (None, None, 0.0, 1.0)
+
+
+def test_classes_count_alike_in_the_macro_f1() -> None:
+    target = torch.tensor([[[0, 1, 1, 1, 2, 3]]])
+    logits = nn.functional.one_hot(torch.tensor([[[0, 1, 1, 1, 1, 3]]]), 4).movedim(-1, 1).float() * 8
+    collector = SignalCollector(4, torch.device("cpu"))
+    collector.update(logits, target)
+    expected = f1_score(target.flatten(), logits.argmax(1).flatten(), labels=[1, 2, 3], average="macro")
+    assert collector.compute().f1_macro == pytest.approx(expected)
+
+
+def test_dice_is_the_mean_over_patches_and_empty_ones_count_1() -> None:
+    """Patches of Dice 1 (nothing in either), 0 (hallucinated), 2/3, and one that is ignored altogether."""
+    target = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [IGNORE_INDEX] * 4])[:, None]
+    score = torch.tensor([[-1.0, -1, -1, -1], [1, -1, -1, -1], [1, -1, -1, -1], [1, 1, 1, 1]])[:, None]
+    s = collect(score, target, parts=2)
+    assert s.dice == pytest.approx((1 + 0 + 2 / 3) / 3)
+
+
+def test_dice_of_a_patch_is_the_mean_over_its_classes() -> None:
+    target = torch.tensor([[[0, 1, 1, 2]], [[0, 0, 0, 3]], [[0, 0, 0, IGNORE_INDEX]]])
+    classes = torch.tensor([[[0, 1, 0, 2]], [[0, 0, 1, 3]], [[0, 0, 0, 2]]])
+    collector = SignalCollector(4, torch.device("cpu"))
+    collector.update(nn.functional.one_hot(classes, 4).movedim(-1, 1).float() * 8, target)
+    assert collector.compute().dice == pytest.approx(((2 / 3 + 1) / 2 + (0 + 1) / 2 + 1) / 3)
+
+
+def test_dice_of_two_classes_against_brute_force(example: tuple[Tensor, Tensor]) -> None:
+    score, target = example
+    expected = [f1_score(t.ravel(), p.ravel()) for t, p in zip(target.numpy(), (score > 0).numpy(), strict=True)]
+    assert collect(score, target, parts=2).dice == pytest.approx(np.mean(expected))
+
+
+def test_foreground_distance_is_scipys(example: tuple[Tensor, Tensor]) -> None:
+    score, target = example
+    target = target.clone()
+    target[1, :5] = IGNORE_INDEX
+    target[2] = IGNORE_INDEX
+    shares = [
+        ((s > 0) & (t != IGNORE_INDEX), t == 1, (t != IGNORE_INDEX).sum())
+        for s, t in zip(score, target, strict=True)
+        if (t != IGNORE_INDEX).any()
+    ]
+    pred, true = ([float(part[i].sum() / part[2]) for part in shares] for i in (0, 1))
+    got = collect(score, target, parts=3).foreground_distance
+    assert got == pytest.approx(wasserstein_distance(pred, true), abs=1e-6)
+    assert got > 0.01
+    perfect = collect(target.float() - 0.5, target.clamp(min=0))
+    assert perfect.foreground_distance < 1e-6
+
+
+def test_an_empty_probe_has_figures() -> None:
+    s = SignalCollector(2, torch.device("cpu")).compute()
+    assert (s.dice, s.foreground_distance, s.ratio_std) == (1.0, 0.0, 0.0)
+
+
+def test_modes_are_restored_and_eval_mode_is_used() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout(0.9)).train()
+    probe = Probe(torch.randn(5, 1, 8, 8), torch.randint(2, (5, 8, 8)))
+    runs = [collect_signals(net, probe, 2, torch.device("cpu"), 2, nullcontext) for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert net.training
+
+
+def test_probabilities_against_numpy(example: tuple[Tensor, Tensor]) -> None:
+    """Bins of the log-odds are 1/64 wide: a voxel that close to an edge may count on the other side of it."""
+    score, target = example
+    s = collect(score, target, parts=3)
+    prob = torch.sigmoid(score.double()).numpy().ravel()
+    expected = np.histogram(prob, bins=PROB_BINS, range=(0, 1))[0] / prob.size
+    np.testing.assert_allclose(s.prob_histogram, expected, atol=0.01)
+    assert sum(s.prob_histogram) == pytest.approx(1)
+    assert s.prob_max == pytest.approx(prob.max(), abs=1 / 64 / 4)
+
+
+def test_spread_of_the_shares_leaves_out_patches_without_valid_voxels(example: tuple[Tensor, Tensor]) -> None:
+    score, target = example
+    target = target.clone()
+    target[0] = IGNORE_INDEX
+    target[1, :15] = 1
+    s = collect(score, target, parts=2)
+    assert s.ratio_std == pytest.approx(float((score[1:] > 0).double().mean((1, 2)).std(unbiased=False)), abs=1e-6)
+    assert s.ratio_std_true == pytest.approx(float(target[1:].double().mean((1, 2)).std(unbiased=False)), abs=1e-6)
+    assert s.ratio_std_true > 0.05
+
+
+def test_train_mode_is_looked_at_on_a_copy() -> None:
+    draw = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
+    probe = Probe(5 + torch.randn(6, 1, 8, 8, generator=draw), torch.randint(2, (6, 8, 8), generator=draw))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    modes = [
+        collect_signals(net, probe, 2, torch.device("cpu"), 6, nullcontext, train_mode=mode) for mode in (True, False)
+    ]
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    assert not net.training
+    net.train()
+    with torch.no_grad():
+        logits = net(probe.image)
+    assert modes[0].logit_mean == pytest.approx(float((logits[:, 1] - logits[:, 0]).mean()), abs=1e-5)
+    assert abs(modes[0].logit_mean - modes[1].logit_mean) > 0.1

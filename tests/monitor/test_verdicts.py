@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monitor_cases import (
+    ALL_NEGATIVE,
+    ALL_POSITIVE,
+    CONSTANT,
+    DEAD,
+    EMPTY,
+    HEALTHY,
+    INVERTED,
+    SHIFTED,
+    UNIFORM,
+    UNLEARNED,
+    make_evidence,
+    make_trend,
+)
+
+from ssl_seg.monitor.catalog import CODES, LIMITS, format_codes, format_limits, make_finding
+from ssl_seg.monitor.findings import LEVELS, Verdict
+from ssl_seg.monitor.signals import Signals
+from ssl_seg.monitor.verdicts import judge, list_rules
+
+CASES = (HEALTHY, CONSTANT, DEAD, ALL_NEGATIVE, ALL_POSITIVE, INVERTED, SHIFTED, UNIFORM, UNLEARNED, EMPTY)
+OF_PREDICTIONS = {"equal_statistics", "coverage_hole"}
+"""Codes that whole images are needed for: the diagnosis gives them."""
+
+
+@pytest.mark.parametrize(
+    ("student", "level", "codes"),
+    [
+        (HEALTHY, "ok", ()),
+        (CONSTANT, "collapsed", ("all_positive", "constant_output", "not_above_trivial")),
+        (DEAD, "collapsed", ("constant_output", "not_above_trivial")),
+        (ALL_NEGATIVE, "collapsed", ("all_negative",)),
+        (INVERTED, "collapsed", ("inverted_output", "not_above_trivial")),
+        (UNIFORM, "collapsed", ("uniform_ratio",)),
+        (SHIFTED, "warn", ("shifted_threshold",)),
+        (UNLEARNED, "warn", ("not_above_trivial",)),
+        (EMPTY, "ok", ()),
+        (replace(HEALTHY, nonfinite=3), "collapsed", ("non_finite",)),
+    ],
+)
+def test_both_networks_alike(student: Signals, level: str, codes: tuple[str, ...]) -> None:
+    verdict = judge(make_evidence(student, student))
+    assert (verdict.level, verdict.codes) == (level, codes)
+    assert {f.net for f in verdict.findings} == ({"student", "teacher"} if codes else set())
+
+
+@pytest.mark.parametrize("teacher", CASES)
+def test_the_teacher_alone_is_judged_against_the_student(teacher: Signals) -> None:
+    """What the teacher does worse has one name; a teacher that only lags behind has none."""
+    lagging = make_trend(f1=[0.1, 0.1, 0.7], f1_best=[0.4, 0.46, 0.72])
+    diverged = make_trend(f1=[0.4, 0.7, 0.7], f1_best=[0.4, 0.71, 0.72])
+    assert judge(make_evidence(HEALTHY, teacher, trend=lagging)).codes == ()
+    is_worse = teacher not in {HEALTHY, EMPTY}
+    assert judge(make_evidence(HEALTHY, teacher, trend=diverged)).codes == (("teacher_diverged",) if is_worse else ())
+    assert judge(make_evidence(HEALTHY, replace(teacher, nonfinite=1), trend=diverged)).codes == ("non_finite",)
+
+
+def test_a_teacher_that_collapses_with_the_student_is_named_too() -> None:
+    verdict = judge(make_evidence(ALL_NEGATIVE, ALL_POSITIVE))
+    assert [(f.code, f.net) for f in verdict.findings] == [("all_negative", "student"), ("all_positive", "teacher")]
+
+
+def test_a_mode_gap_replaces_the_collapse_that_it_explains() -> None:
+    verdict = judge(make_evidence(CONSTANT, CONSTANT, train_mode=HEALTHY))
+    assert [(f.code, f.net) for f in verdict.findings if f.level == "collapsed"] == [
+        ("mode_gap", "student"), ("all_positive", "teacher"), ("constant_output", "teacher"),
+    ]  # fmt: skip
+    shifted = judge(make_evidence(SHIFTED, SHIFTED, train_mode=HEALTHY))
+    assert [(f.code, f.net) for f in shifted.findings] == [("mode_gap", "student"), ("shifted_threshold", "teacher")]
+    broken = judge(make_evidence(replace(CONSTANT, nonfinite=1), CONSTANT, train_mode=HEALTHY))
+    assert broken.codes[:2] == ("non_finite", "mode_gap")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "untrained", "early", "trained"),
+    [
+        ({"student": ALL_NEGATIVE}, "ok", "warn", "collapsed"),
+        ({"student": SHIFTED}, "ok", "ok", "warn"),
+        ({"student": UNLEARNED}, "ok", "ok", "warn"),
+        ({"teacher": ALL_POSITIVE}, "ok", "ok", "warn"),
+        ({"student": CONSTANT, "train_mode": HEALTHY}, "ok", "warn", "collapsed"),
+        ({"student": replace(HEALTHY, nonfinite=1)}, "collapsed", "collapsed", "collapsed"),
+        ({"training": {"loss": float("nan")}}, "collapsed", "collapsed", "collapsed"),
+        ({"student": UNLEARNED, "training": {"loss": 0.0}}, "warn", "warn", "collapsed"),
+        ({"training": {"loss": 0.0}}, "ok", "ok", "warn"),
+    ],
+)
+def test_phases(evidence: dict[str, Any], untrained: str, early: str, trained: str) -> None:
+    """During the warm-up only NaN and a loss of 0 count; in the first epoch a collapse is a warning."""
+    levels = [judge(make_evidence(**evidence, phase=phase)).level for phase in ("untrained", "early", "trained")]
+    assert levels == [untrained, early, trained]
+
+
+def test_an_exploding_loss_is_named_within_the_first_epoch() -> None:
+    trend = ({"step": 1, "ends_epoch": 0.0, "f1": 0.4, "trivial_f1": 0.46, "loss": 0.6, "component/focal": 0.6},)
+    evidence = make_evidence(
+        UNLEARNED, phase="early", training={"loss": 489.0, "focal": 489.0}, trend=trend, components=("focal",)
+    )
+    assert judge(evidence).codes == ("component_explosion",)
+
+
+def test_order_is_that_of_the_codes_within_a_level() -> None:
+    evidence = make_evidence(
+        replace(CONSTANT, nonfinite=1), CONSTANT, train=HEALTHY, training={"loss": 0.0, "accepted_share": 0.0}
+    )
+    verdict = judge(evidence)
+    keys = [(-LEVELS.index(f.level), list(CODES).index(f.code)) for f in verdict.findings]
+    assert keys == sorted(keys)
+    assert verdict.codes == (
+        "non_finite", "zero_loss", "all_positive", "constant_output", "not_above_trivial", "pseudo_label_share",
+    )  # fmt: skip
+
+
+def test_record_has_value_limit_and_advice_as_plain_types() -> None:
+    record = judge(make_evidence(CONSTANT, CONSTANT, train=HEALTHY, training={"accepted_share": 0.0})).to_record()
+    assert json.loads(json.dumps(record, allow_nan=False)) == json.loads(json.dumps(record))
+    for finding in record["findings"]:
+        assert finding["message"]
+        assert finding["hint"]
+        assert finding["source"]
+        assert len(finding["causes"]) >= 2
+
+
+class TestCatalog:
+    def test_each_code_has_a_rule_of_its_name(self) -> None:
+        names = {rule.__name__.removeprefix("find_").removesuffix("_training") for rule in list_rules()}
+        assert names == set(CODES) - OF_PREDICTIONS
+
+    def test_each_rule_is_documented_and_used_once(self) -> None:
+        rules = list_rules()
+        assert len(rules) == len(set(rules))
+        assert all((rule.__doc__ or "").split("\n")[0].endswith(".") for rule in rules)
+
+    def test_tables_have_a_row_for_each_entry(self) -> None:
+        for table, entries, columns in ((format_codes(), CODES, 4), (format_limits(), LIMITS, 4)):
+            rows = table.strip().split("\n")
+            assert len(rows) == len(entries) + 2
+            assert {row.count("|") for row in rows} == {columns + 1}
+            assert [row.split("`")[1] for row in rows[2:]] == list(entries)
+        assert "| `one_sided_share` | 0.02 |" in format_limits()
+
+    def test_a_finding_is_filled_from_the_tables(self) -> None:
+        finding = make_finding("plateau", "warn", "training", 1.0, "plateau_gain", "seen", scaled=7.0)
+        entry = CODES["plateau"]
+        assert (finding.limit, finding.source) == (7.0, LIMITS["plateau_gain"].source)
+        assert (finding.causes, finding.hint) == (entry.causes, entry.hint)
+
+    def test_advice_names_settings_that_exist(self) -> None:
+        from ssl_seg.config import Config
+
+        known = {"method.options.confidence", "method.options.consistency_weight", "method.options.rampup_ratio"}
+        for name, field in Config.model_fields.items():
+            section = field.annotation
+            known |= {f"{name}.{key}" for key in getattr(section, "model_fields", {})}
+        words = {w.strip(".,;:()").split("=")[0] for entry in CODES.values() for w in entry.hint.split()}
+        words |= {w.strip(".,;:()") for entry in CODES.values() for cause in entry.causes for w in cause.split()}
+        settings = {w for w in words if "." in w and not w.endswith(".pt") and not w[0].isdigit()}
+        assert len(settings) > 10
+        assert settings - known == set()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(CASES), min_size=2, max_size=2),
+    st.lists(st.floats(0, 1), min_size=2, max_size=12),
+    st.floats(-5, 5),
+    st.sampled_from(("untrained", "early", "trained")),
+)
+def test_any_evidence_gets_a_verdict(nets: list[Signals], scores: list[float], loss: float, phase: Any) -> None:
+    trend = make_trend(f1=scores, f1_best=scores, train_f1=scores, loss=[loss + s for s in scores])
+    evidence = make_evidence(
+        *nets, phase=phase, train=nets[1], train_mode=nets[1], training={"loss": loss}, trend=trend
+    )
+    verdict = judge(evidence)
+    assert (verdict.level == "ok") == (not verdict.findings)
+    assert all(f.code in CODES and f.level != "ok" for f in verdict.findings)
+    assert phase == "trained" or not any(f.level == "collapsed" for f in verdict.findings)
+
+
+def test_worst_level_counts() -> None:
+    assert Verdict().level == "ok"
+    assert len(fields(Verdict)) == 1
+    findings = judge(make_evidence(CONSTANT, CONSTANT)).findings
+    assert Verdict(findings[::-1]).codes == ("constant_output", "all_positive", "not_above_trivial")
+    assert Verdict(tuple(f.soften() for f in findings)).level == "warn"

@@ -1,0 +1,166 @@
+"""Looks at networks whose behavior is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from monitor_cases import make_logits
+from torch import Tensor, nn
+
+from ssl_seg.data.loader import Probe
+from ssl_seg.monitor.watch import Monitor
+
+
+def constant_net(value: float) -> nn.Module:
+    net = nn.Conv2d(1, 2, 1)
+    nn.init.zeros_(net.weight)
+    with torch.no_grad():
+        assert net.bias is not None
+        net.bias.copy_(torch.tensor([0.0, value]))
+    return net
+
+
+def biased_net(bias: float) -> nn.Module:
+    """Return a network that is far on one side whatever the image shows, but not one number."""
+    net = constant_net(bias)
+    with torch.no_grad():
+        net.weight[1] = -0.01  # type: ignore[index]
+    return net
+
+
+class Threshold(nn.Module):
+    """Foreground where the image is bright, shifted by ``offset``."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, image: Tensor) -> Tensor:
+        return make_logits(4 * image[:, 0] + self.offset)
+
+
+@pytest.fixture
+def monitor() -> Monitor:
+    draw = torch.Generator().manual_seed(0)
+    target = (torch.rand(8, 16, 16, generator=draw) < 0.3).long()
+    image = (target * 2.0 - 1 + 0.5 * torch.randn(8, 16, 16, generator=draw))[:, None]
+    probe = Probe(image, target)
+    return Monitor(
+        probe, probe, num_classes=2, device=torch.device("cpu"), batch_size=3, autocast=nullcontext,
+        warmup_steps=10, steps_per_epoch=100,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("net", "step", "level", "code"),
+    [
+        (lambda: Threshold(0.0), 100, "ok", None),
+        (lambda: constant_net(3.0), 100, "collapsed", "constant_output"),
+        (lambda: biased_net(8.0), 100, "collapsed", "all_positive"),
+        (lambda: biased_net(-8.0), 100, "collapsed", "all_negative"),
+        (lambda: biased_net(-8.0), 100, "collapsed", "inverted_output"),
+        (lambda: biased_net(-8.0), 50, "warn", "all_negative"),
+        (lambda: biased_net(-8.0), 5, "ok", None),
+        (lambda: constant_net(math.nan), 0, "collapsed", "non_finite"),
+        (lambda: Threshold(-12.0), 100, "warn", "shifted_threshold"),
+    ],
+)
+def test_networks_get_their_name(
+    monitor: Monitor, net: Callable[[], nn.Module], step: int, level: str, code: str | None
+) -> None:
+    observation = monitor.look(net(), Threshold(0.0), step)
+    assert observation.verdict.level == level
+    assert (code in observation.verdict.codes) if code else observation.verdict.codes == ()
+
+
+def test_all_positive_scores_the_trivial_f1_exactly(monitor: Monitor) -> None:
+    observation = monitor.look(constant_net(5.0), Threshold(0.0), 0)
+    s = observation.val["student"]
+    assert s.f1 == s.trivial_f1 == pytest.approx(2 * s.prevalence_true / (1 + s.prevalence_true))
+
+
+def test_record_has_the_published_keys(monitor: Monitor) -> None:
+    record = monitor.look(Threshold(0.0), Threshold(1.0), 0).to_record()
+    names = ("f1", "f1_best", "auroc", "logit_mean", "logit_std", "prob_mean", "prevalence_pred")
+    for key in (
+        f"{part}/{net}/{name}" for part in ("val", "train") for net in ("student", "teacher") for name in names
+    ):
+        assert isinstance(record[key], float)
+    assert record["step"] == record["epoch"] == 0
+    assert record["val/prevalence_true"] == pytest.approx(0.3, abs=0.03)
+    assert record["val/trivial_f1"] > 0
+    assert record["val/ratio_std_true"] > 0
+    json.dumps(record, allow_nan=False)
+
+
+def test_epoch_of_a_step(monitor: Monitor) -> None:
+    epochs = [monitor.look(Threshold(0.0), Threshold(0.0), step).epoch for step in (0, 1, 100, 101)]
+    assert epochs == [0, 1, 1, 2]
+
+
+def test_line_shows_both_nets(monitor: Monitor) -> None:
+    observation = monitor.look(Threshold(0.0), constant_net(3.0), 100)
+    student = observation.val["student"]
+    observation.train["student"] = replace(student, f1=student.f1 - 0.125)
+    line = observation.format_line()
+    assert line.startswith("step   100 epoch   1 | val F1 ")
+    assert f" trivial {student.trivial_f1:.3f} gap -0.12 | AUROC " in line
+    assert line.endswith("| warn teacher_diverged")
+    both = monitor.look(constant_net(3.0), constant_net(3.0), 100).format_line()
+    assert both.endswith("| collapsed constant_output,not_above_trivial")
+
+
+def test_line_has_no_gap_without_a_training_probe(monitor: Monitor) -> None:
+    monitor.train = Probe(torch.empty(0, 1, 16, 16), torch.empty(0, 16, 16, dtype=torch.int64))
+    assert "gap" not in monitor.look(Threshold(0.0), Threshold(0.0), 100).format_line()
+
+
+def test_student_in_train_mode_is_looked_at_where_there_is_batch_norm(monitor: Monitor) -> None:
+    plain = monitor.look(Threshold(0.0), Threshold(0.0), 100)
+    assert plain.train_mode is None
+    student = nn.Sequential(nn.BatchNorm2d(1), Threshold(0.0))
+    nn.init.constant_(student[0].running_mean, 50.0)  # statistics of other images
+    observation = monitor.look(student, student, 100)
+    assert observation.train_mode is not None
+    assert observation.train_mode.f1 > 0.85 > observation.val["student"].f1 == 0
+    assert observation.to_record()["val/student_train_mode/f1"] == observation.train_mode.f1
+    assert observation.verdict.codes[0] == "mode_gap"
+
+
+def test_rules_see_the_steps_and_the_trend(monitor: Monitor) -> None:
+    monitor.components, monitor.uses_teacher = ("dice",), False
+    first = monitor.look(Threshold(0.0), Threshold(0.0), 0, ends_epoch=True)
+    assert [row["step"] for row in first.trend] == [0]
+    training = {"loss": math.nan, "dice": 0.4, "steps": 100.0}
+    second = monitor.look(Threshold(0.0), constant_net(3.0), 100, training, first.trend, ends_epoch=True)
+    assert second.verdict.codes == ("non_finite", "teacher_diverged")
+    assert "nothing is learned from it" in second.verdict.findings[1].message
+    assert [row["step"] for row in second.trend] == [0, 100]
+    assert second.trend[1]["component/dice"] == 0.4
+    unplanned = monitor.look(Threshold(0.0), Threshold(0.0), 120, training, second.trend, planned=False)
+    assert unplanned.trend == second.trend
+
+
+def test_score_is_that_of_the_better_net_and_minus_infinity_with_nan(monitor: Monitor) -> None:
+    good = monitor.look(Threshold(0.0), constant_net(math.nan), 100)
+    assert good.score == good.val["student"].f1_macro > 0.8
+    assert good.scores == {"student": good.score, "teacher": -math.inf}
+    assert monitor.look(constant_net(math.nan), constant_net(math.nan), 100).score == -math.inf
+
+
+def test_what_the_score_is_can_be_chosen(monitor: Monitor) -> None:
+    """All positive is bad by each; a threshold a bit off has the larger share, and so the larger distance."""
+    for select, figure in (("f1", "f1_macro"), ("dice", "dice"), ("foreground_distance", "foreground_distance")):
+        monitor.select = select  # type: ignore[assignment]
+        observation = monitor.look(Threshold(0.0), Threshold(2.0), 100)
+        sign = -1 if select == "foreground_distance" else 1
+        values = {net: sign * getattr(s, figure) for net, s in observation.val.items()}
+        assert observation.scores == values
+        assert observation.score == values["student"] > values["teacher"]
+        assert monitor.look(constant_net(math.nan), constant_net(math.nan), 100).score == -math.inf
