@@ -11,8 +11,9 @@ Top level of the file::
     config, split              the resolved settings and the split, as plain types
     scores                     validation scores of both nets, filled when the checkpoint is evaluated in full
     swa                        {"average": state dict, "count"} of a run that averages weights, else None
+    monitor                    what the monitor remembers: trend, ladder, and the means since its last look
 
-Version 1 had no swa, and "best_score" in place of start_score and history.
+Version 1 had no swa, and "best_score" in place of start_score and history. Version 2 had no monitor.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from ssl_seg.errors import CheckpointError
 from ssl_seg.rundir import atomic_write
 
-FORMAT, VERSION, READABLE = "ssl_seg.checkpoint", 2, (1, 2)
+FORMAT, VERSION, READABLE = "ssl_seg.checkpoint", 3, (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Checkpoint:
     split: dict[str, Any]
     scores: dict[str, Any]
     swa: dict[str, Any] | None = None
+    monitor: dict[str, Any] | None = None
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -139,8 +141,8 @@ def _parse(content: Any, path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} has checkpoint version {version}; this program reads versions {', '.join(map(str, READABLE))}"
         )
-    if version == 1:
-        content = {"swa": None, **content}
+    if version < VERSION:
+        content = {"swa": None, "monitor": None, **content}
     if missing := [name for name in _FIELDS if name not in content]:
         raise CheckpointError(f"{path} is incomplete: no '{missing[0]}'")
     try:
@@ -170,6 +172,7 @@ def _is_sound(checkpoint: Checkpoint) -> bool:
         and all(isinstance(n, int) and n >= 0 for n in (progress.step, progress.ema_updates))
         and all(isinstance(v, float) and not math.isnan(v) for v in (progress.start_score, *progress.history))
         and _is_sound_average(checkpoint.swa)
+        and (checkpoint.monitor is None or {"trend", "ladder", "window"} <= checkpoint.monitor.keys())
         and all(isinstance(scores[net][key], float) for net in ("student", "teacher") for key in ("f1", "margin"))
     )
 

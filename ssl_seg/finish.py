@@ -16,11 +16,12 @@ from ssl_seg.data.loader import PatchSource, make_loader
 from ssl_seg.data.store import CaseStore
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.loop import LoopResult
-from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm, has_batch_norm
+from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm
 from ssl_seg.inference.model import NETS, Model, open_model
 from ssl_seg.inference.scoring import score_cases
-from ssl_seg.monitor.verdicts import Verdict
+from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.watch import Monitor
+from ssl_seg.networks import has_batch_norm
 from ssl_seg.prepare import Prepared
 from ssl_seg.recorder import Console, Recorder
 from ssl_seg.rundir import RunDir

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
@@ -13,7 +14,7 @@ from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.policies import Action
 from ssl_seg.engine.swa import WeightAverage
-from ssl_seg.monitor.verdicts import Verdict
+from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.prepare import Prepared
 from ssl_seg.rundir import atomic_write
@@ -99,10 +100,11 @@ class Recorder:
             self.console.advance(step)
 
     def report(self, action: Action, step: int) -> None:
-        """Append the event of a policy and show its line."""
+        """Append the event of a policy or an intervention and show its line."""
         if self.active:
             self.prepared.run.append_event(action.event, step=step, **action.values)
-            self.console.note(f"policy: {action.note}")
+            kind = "monitor" if action.event == "intervention" else "policy"
+            self.console.note(f"{kind}: {action.note}")
 
     def save_best(self, progress: Progress) -> None:
         """Write the networks into best.pt, best-2.pt, ... if the last score is among the best ones.
@@ -130,15 +132,28 @@ class Recorder:
         with atomic_write(target) as temporary:
             shutil.copyfile(run.best_of_rank(rank - 1), temporary)
 
-    def save_last(self, progress: Progress) -> None:
-        """Write last.pt."""
+    def save_last(self, progress: Progress, monitor: dict[str, Any]) -> None:
+        """Write last.pt, with what the monitor remembers."""
         if self.active:
             swa = None if self.average is None else self.average.state()
-            save_checkpoint(replace(self.snapshot(progress), swa=swa), self.prepared.run.last)
+            save_checkpoint(replace(self.snapshot(progress), swa=swa, monitor=monitor), self.prepared.run.last)
+
+    def keep_healthy(self) -> None:
+        """Copy last.pt to healthy.pt."""
+        if self.active:
+            with atomic_write(self.prepared.run.healthy) as temporary:
+                shutil.copyfile(self.prepared.run.last, temporary)
 
     def load_best(self) -> Checkpoint:
         """Return best.pt, on all processes; the first one reads it."""
-        checkpoint = load_checkpoint(self.prepared.run.best) if self.active else None
+        return self._load(self.prepared.run.best)
+
+    def load_healthy(self) -> Checkpoint:
+        """Return healthy.pt, on all processes."""
+        return self._load(self.prepared.run.healthy)
+
+    def _load(self, path: Path) -> Checkpoint:
+        checkpoint = load_checkpoint(path) if self.active else None
         checkpoint = self.engine.fabric.broadcast(checkpoint)
         if checkpoint is None:
             raise RuntimeError("the first process sent no checkpoint")

@@ -4,6 +4,7 @@
 
     RUN/config.yaml  split.yaml  environment.json  metrics.jsonl  events.jsonl
     RUN/checkpoints/last.pt  best.pt  best-2.pt ... (monitor.keep_best)  swa.pt (policies.swa)
+                    healthy.pt (monitor.on_collapse: recover)
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ class RunDir:
     def swa(self) -> Path:
         """Checkpoint whose student is the mean of those at the ends of epochs; written at the end of the run."""
         return self.path / "checkpoints" / "swa.pt"
+
+    @property
+    def healthy(self) -> Path:
+        """Checkpoint of the last networks that were not collapsed, which a collapsed run goes back to."""
+        return self.path / "checkpoints" / "healthy.pt"
 
     def best_of_rank(self, rank: int) -> Path:
         """Return the path of the checkpoint with the highest (1), second highest (2), ... validation score."""

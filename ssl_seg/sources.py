@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.data.views.transforms import Views
+from ssl_seg.monitor.ladder import Foreground
+
+TARGET_RATIO = 0.5
+"""Share of positive cases, and of patches centered on foreground, that an intervention goes to."""
 
 
 def open_data(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
@@ -86,4 +91,21 @@ def make_source(config: Config, store: CaseStore, split: Split, *, rank: int = 0
         cutmix=augment.cutmix,
         copy_paste=augment.copy_paste,
         fewest=fewest if config.policies.random_batch_size else None,
+    )
+
+
+def resample(source: PatchSource, foreground: Foreground | None) -> PatchSource:
+    """Return a source whose labeled patches hold more foreground than the settings say, or less; None changes nothing.
+
+    More: half of the patches from cases with foreground, half of them centered on it. Less: patches from random places.
+    """
+    if foreground is None:
+        return source
+    if foreground == "less":
+        return replace(source, positive_ratio=None, foreground_ratio=0.0)
+    mixed = 0 < len(source.positive) < len(source.labeled)
+    return replace(
+        source,
+        positive_ratio=max(source.positive_ratio or 0.0, TARGET_RATIO) if mixed else source.positive_ratio,
+        foreground_ratio=max(source.foreground_ratio, TARGET_RATIO) if source.positive else source.foreground_ratio,
     )

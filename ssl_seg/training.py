@@ -14,15 +14,16 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights
-from ssl_seg.config import RuntimeConfig
+from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
+from ssl_seg.config import Config, RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers, validate
-from ssl_seg.data.loader import PatchSource, make_loader, make_probe
+from ssl_seg.data.loader import Batch, PatchSource, make_loader, make_probe
 from ssl_seg.data.sampling import derive_seed
-from ssl_seg.engine.devices import choose_memory_format, make_fabric, time_memory_formats, to_memory_format
+from ssl_seg.engine.devices import any_process, choose_memory_format, make_fabric, time_memory_formats, to_memory_format
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
-from ssl_seg.engine.loop import Ending, LrAt, Schedule, run_loop
+from ssl_seg.engine.interventions import Interventions
+from ssl_seg.engine.loop import Ending, LoopStart, LrAt, Schedule, run_loop
 from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.engine.policies import Policies
 from ssl_seg.engine.swa import WeightAverage
@@ -31,15 +32,18 @@ from ssl_seg.finish import finish_run
 from ssl_seg.inference.model import better_net, make_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import make_method
-from ssl_seg.monitor.verdicts import Verdict
+from ssl_seg.monitor.findings import Verdict
+from ssl_seg.monitor.ladder import Foreground, LadderSettings, make_rungs
+from ssl_seg.monitor.memory import read_memory
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.precision import choose_precision, make_autocast
 from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, with_runtime, write_config
 from ssl_seg.recorder import Console, Recorder, Silent
 from ssl_seg.rundir import RunDir
 from ssl_seg.schedules import make_ema_schedule, make_lr_schedule
-from ssl_seg.sources import make_source, open_store
+from ssl_seg.sources import make_source, open_store, resample
 
+_CHANGES: tuple[Foreground, ...] = ("more", "less")
 STEPS_BETWEEN_AGREEMENTS = 10
 """How often several processes ask each other whether one was told to stop."""
 
@@ -97,12 +101,13 @@ def _train(fabric: Fabric, prepared: Prepared, console: Console) -> TrainResult:
             result = run_loop(
                 trainer.engine,
                 trainer.monitor,
-                trainer.batches(),
+                trainer.batches_from,
                 trainer.schedule,
                 trainer.recorder,
                 trainer.policies,
+                trainer.interventions,
                 lr_at=trainer.lr_at,
-                progress=trainer.progress,
+                start=trainer.start,
                 stop_on_collapse=prepared.config.monitor.on_collapse == "stop",
                 stop_requested=stop_requested,
             )
@@ -128,16 +133,19 @@ class _Trainer:
     engine: Engine
     monitor: Monitor
     schedule: Schedule
-    progress: Progress
+    start: LoopStart
     lr_at: LrAt
     policies: Policies
+    interventions: Interventions
     recorder: Recorder
     source: PatchSource
     workers: int
 
-    def batches(self) -> Any:
-        first, last = self.schedule.first_step, self.schedule.total_steps
-        return make_loader(self.source, first, last, self.workers, self.engine.fabric.device.type == "cuda")
+    def batches_from(self, step: int, foreground: Foreground | None) -> Iterator[Batch]:
+        """Return the batches of the steps from ``step`` on."""
+        pin_memory = self.engine.fabric.device.type == "cuda"
+        source, last = resample(self.source, foreground), self.schedule.total_steps
+        return iter(make_loader(source, step, last, self.workers, pin_memory))
 
 
 def _runtime_of(request: TrainRequest) -> RuntimeConfig:
@@ -204,12 +212,13 @@ def _assemble(
     teacher = EMATeacher(student, make_ema_schedule(config.ema, config.length.steps))
     average = None if config.policies.swa is None else WeightAverage(student)
     autocast = make_autocast(config.runtime.precision, fabric.device)
+    method = make_method(config.method.name, config.method.options, make_supervised_loss(config.loss))
     engine = Engine(
         fabric,
         student,
         make_optimizer(student, config.optim),
         teacher,
-        make_method(config.method.name, config.method.options, make_supervised_loss(config.loss)),
+        method,
         autocast,
         total_steps=config.length.steps,
         steps_per_epoch=config.length.steps_per_epoch,
@@ -217,16 +226,17 @@ def _assemble(
         seed=config.seed,
         gradient_noise=config.policies.gradient_noise,
     )
-    progress = Progress()
+    start = LoopStart()
     if prepared.resumed and checkpoint is not None:
         engine.restore(checkpoint, str(prepared.start))
         if average is not None and checkpoint.swa is not None:
             average.load(checkpoint.swa, str(prepared.start))
-        progress = checkpoint.progress
+        start = _read_start(checkpoint)
 
     store = open_store(prepared.catalog, config.data)
     source = make_source(config, store, split, rank=fabric.global_rank, world_size=fabric.world_size)
     patch, probe_seed = config.data.patch_size, split.seed
+    phases = [config.loss.weights, *(phase.weights for phase in config.loss.phases)]
     monitor = Monitor(
         make_probe(store, split.val, config.monitor.probe_patches, patch, probe_seed),
         make_probe(store, source.labeled, config.monitor.train_probe_patches, patch, probe_seed),
@@ -237,17 +247,44 @@ def _assemble(
         warmup_steps=config.optim.warmup_steps,
         steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
         select=config.monitor.select,
+        components=tuple(dict.fromkeys(n for weights in phases for n in weights)),
+        uses_teacher=method.uses_teacher,
     )
     schedule = Schedule(
-        progress.step, config.length.steps, config.length.steps_per_epoch, config.monitor.first_epoch_probes
+        start.progress.step,
+        config.length.steps,
+        config.length.steps_per_epoch,
+        config.monitor.first_epoch_probes,
+        config.monitor.check_steps,
     )
     recorder = Recorder(prepared, engine, average, console, fabric.is_global_zero)
     if prepared.resumed and checkpoint is not None:
         recorder.scores = checkpoint.scores  # until the first probe
+        if start.memory.healthy_step == start.progress.step:  # the run may have been killed before it copied the file
+            recorder.keep_healthy()
     reduces = config.optim.schedule == "reduce_on_plateau"
     policies = Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None)
+    interventions = Interventions(_make_ladder(config, source, uses_teacher=method.uses_teacher), average)
     lr_at = make_lr_schedule(config.optim, config.length, sum(config.labeled_range) / 2 * fabric.world_size)
-    return _Trainer(engine, monitor, schedule, progress, lr_at, policies, recorder, source, config.runtime.workers)
+    workers = config.runtime.workers
+    return _Trainer(engine, monitor, schedule, start, lr_at, policies, interventions, recorder, source, workers)
+
+
+def _read_start(checkpoint: Checkpoint) -> LoopStart:
+    """Return where a resumed run begins; the monitor of an older version's file begins anew."""
+    kept = checkpoint.monitor
+    return LoopStart(checkpoint.progress, read_memory(kept), None if kept is None else kept["window"])
+
+
+def _make_ladder(config: Config, source: PatchSource, *, uses_teacher: bool) -> LadderSettings | None:
+    """Return the ladder of a run that is to recover from a collapse."""
+    if config.monitor.on_collapse != "recover":
+        return None
+    rungs = make_rungs(
+        uses_unlabeled=uses_teacher and config.batch.unlabeled > 0,
+        can_resample=any(resample(source, change) != source for change in _CHANGES),
+    )
+    return LadderSettings(rungs, config.monitor.patience_steps, config.optim.warmup_steps, config.optim.clip_norm)
 
 
 @contextmanager
@@ -268,8 +305,7 @@ def _stop_flag(fabric: Fabric) -> Iterator[Callable[[int], bool]]:
             return requested.is_set()
         if step % STEPS_BETWEEN_AGREEMENTS:
             return False
-        votes = fabric.all_reduce(torch.tensor(float(requested.is_set()), device=fabric.device), reduce_op="sum")
-        return bool(torch.as_tensor(votes) > 0)
+        return any_process(fabric, requested.is_set())
 
     if threading.current_thread() is not threading.main_thread():
         yield stop_requested

@@ -23,8 +23,9 @@ from ssl_seg.engine.devices import (
     to_memory_format,
 )
 from ssl_seg.engine.ema import EMATeacher
-from ssl_seg.engine.engine import Engine
-from ssl_seg.engine.loop import Schedule, run_loop
+from ssl_seg.engine.engine import Engine, Restraint
+from ssl_seg.engine.interventions import Interventions
+from ssl_seg.engine.loop import LoopStart, Schedule, run_loop
 from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.engine.policies import Action, Policies
 from ssl_seg.errors import ConfigError
@@ -217,6 +218,8 @@ class Recorder:
     offered: list[Progress] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     actions: list[tuple[str, int]] = field(default_factory=list)
+    memories: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
 
     def observe(self, observation: Observation, record: dict[str, Any]) -> None:
         self.probes.append(observation.step)
@@ -231,11 +234,18 @@ class Recorder:
     def save_best(self, progress: Progress) -> None:
         self.offered.append(progress)
 
-    def save_last(self, progress: Progress) -> None:
+    def save_last(self, progress: Progress, monitor: dict[str, Any]) -> None:
         self.saves.append(progress)
+        self.memories.append(monitor)
+
+    def keep_healthy(self) -> None:
+        self.kept.append(self.saves[-1].step)
 
     def load_best(self) -> Checkpoint:
         raise AssertionError("no rollback in these tests")
+
+    def load_healthy(self) -> Checkpoint:
+        raise AssertionError("no restore in these tests")
 
     @property
     def improved(self) -> list[int]:
@@ -251,12 +261,13 @@ def run(engine: Engine, steps: int, batches: list[Batch] | None = None, **option
         autocast=nullcontext, warmup_steps=options.pop("warmup", 2), steps_per_epoch=10,
     )  # fmt: skip
     recorder, policies = Recorder(), options.pop("policies", Policies())
-    defaults = {"lr_at": lr_at, "progress": Progress(), "stop_on_collapse": False, "stop_requested": lambda _: False}
+    defaults = {"lr_at": lr_at, "start": LoopStart(), "stop_on_collapse": False, "stop_requested": lambda _: False}
     arguments = defaults | options
     schedule = Schedule(0, steps, 10, (0, 1, 2, 5, 10, 20, 50))
+    drawn = batches or [make_batch(seed=s) for s in range(steps)]
     result = run_loop(
-        engine, monitor, batches or [make_batch(seed=s) for s in range(steps)], schedule, recorder,
-        policies, **arguments,
+        engine, monitor, lambda first, _: iter(drawn[first:]), schedule, recorder, policies, Interventions(),
+        **arguments,
     )  # fmt: skip
     return result, recorder
 
@@ -275,8 +286,8 @@ class TestLoop:
         losses = []
         plain_step = engine.step
 
-        def step(batch: Batch, number: int, lr: float) -> Any:
-            record = plain_step(batch, number, lr)
+        def step(batch: Batch, number: int, lr: float, restraint: Restraint) -> Any:
+            record = plain_step(batch, number, lr, restraint)
             losses.append(float(record.loss))
             return record
 

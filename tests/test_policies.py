@@ -21,7 +21,8 @@ from ssl_seg.config import GradientNoiseConfig, PlateauResponseConfig, PoliciesC
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_gradient_noise, add_weight_noise
 from ssl_seg.engine.policies import PlateauResponse, Policies, compute_plateau_multiplier, respond_to_plateaus
-from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm, has_batch_norm
+from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm
+from ssl_seg.networks import has_batch_norm
 
 NO_START = -math.inf
 
@@ -349,13 +350,13 @@ class TestWeightAverage:
 
 def test_a_term_of_a_phase_is_the_mean_over_its_own_steps() -> None:
     from ssl_seg.engine.engine import StepRecord
-    from ssl_seg.engine.loop import _Window
+    from ssl_seg.engine.window import Window
 
-    window = _Window(1.0, shows_multiplier=True)
+    window = Window()
     for step in range(4):
         terms = {"dice": torch.tensor(float(step))} | ({"focal": torch.tensor(8.0 + step)} if step >= 2 else {})
-        window.add(StepRecord(torch.tensor(1.0), terms, torch.tensor(2.0 * (step == 0)), 0.1), 1.0 + step)
-    record = window.flush()
+        window.add(StepRecord(torch.tensor(1.0), terms, torch.tensor(2.0 * (step == 0)), 0.1, 1.0), 1.0 + step)
+    record = window.to_record(window.compute_means())
     assert record["train/dice"] == pytest.approx(1.5)
     assert record["train/focal"] == pytest.approx(10.5)
     assert record["train/clipped_share"] == 0.25

@@ -317,8 +317,8 @@ def stop_after_one_step() -> Iterator[None]:
     """Send this process an interrupt as soon as the next training step is done."""
     step = Engine.step
 
-    def step_and_interrupt(self: Engine, batch: Any, number: int, lr: float) -> Any:
-        record = step(self, batch, number, lr)
+    def step_and_interrupt(self: Engine, batch: Any, number: int, lr: float, restraint: Any) -> Any:
+        record = step(self, batch, number, lr, restraint)
         os.kill(os.getpid(), signal.SIGINT)
         return record
 

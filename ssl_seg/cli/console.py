@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from ssl_seg.monitor.verdicts import Verdict
+    from ssl_seg.monitor.findings import Verdict
 
 INTERVAL = 10.0
 """Seconds between plain progress lines where stderr is no terminal."""

@@ -119,11 +119,19 @@ def _report(result: TrainResult) -> None:
         return
     if result.ending == "collapsed":
         codes = ", ".join(result.verdict.codes)
-        typer.echo(f"stopped by the monitor after step {result.step}: {codes} (monitor.on_collapse = stop)", err=True)
+        typer.echo(
+            f"stopped by the monitor after step {result.step}: {codes}\n"
+            f"  what was done is in {run.events_path}\n"
+            f"  next: ssl-seg diagnose {run.last}",
+            err=True,
+        )
         return
     rows = [("best.pt", result.scores), *([("swa.pt", result.swa_scores)] if result.swa_scores else [])]
     print_scores(f"validation scores of {run.best}", rows)
     typer.echo(f"verdict: {result.verdict.level}{' ' + ','.join(result.verdict.codes) if result.verdict.codes else ''}")
+    if result.verdict.level == "collapsed":
+        typer.echo(f"do not use these networks; next: ssl-seg diagnose {run.last}")
+        return
     typer.echo(f"next: ssl-seg evaluate {run.best}    ssl-seg predict {run.best} IMAGES OUTPUT")
 
 

@@ -74,8 +74,13 @@ class MonitorConfig(Section):
     the loss: its value depends on its weights."""
     keep_best: PositiveInt = 1
     """How many of the best checkpoints are kept: best.pt, then best-2.pt and so on."""
-    on_collapse: Literal["warn", "stop"] = "warn"
-    """What a collapse at the end of an epoch does; stop ends the run with exit code 3."""
+    check_steps: PositiveInt = 20
+    """Steps between two glances at the training loss alone; one that has become NaN or 0 is looked into at once."""
+    on_collapse: Literal["warn", "stop", "recover"] = "warn"
+    """What a collapse after the first epoch does: warn says so, stop ends the run with exit code 3 at the end of the
+    epoch, recover intervenes step by step (`docs/collapse.md`) and ends it likewise when nothing helps."""
+    patience_steps: PositiveInt = 25
+    """Steps that an intervention of recover gets to work before the next one."""
 
 
 class RuntimeConfig(Section):

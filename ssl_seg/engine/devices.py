@@ -59,6 +59,14 @@ def _count_started_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", slurm))
 
 
+def any_process(fabric: Fabric, flag: bool) -> bool:
+    """Return whether the flag is set on any process; all of them have to ask."""
+    if fabric.world_size == 1:
+        return flag
+    votes = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    return bool(torch.as_tensor(votes) > 0)
+
+
 def to_memory_format(net: nn.Module, name: str, ndim: int) -> nn.Module:
     """Return ``net`` with its weights laid out ``contiguous`` or ``channels_last``, for 2D or 3D."""
     if name == "contiguous":

@@ -29,6 +29,21 @@ class StepRecord:
     terms: Mapping[str, Tensor]
     grad_norm: Tensor
     lr: float
+    clip_norm: float
+    """Norm that the gradient was clipped to; infinite without clipping."""
+
+
+@dataclass(frozen=True)
+class Restraint:
+    """What an intervention holds back in a step."""
+
+    clip_norm: float | None = None
+    """Largest gradient norm; None leaves that of the run."""
+    unlabeled_factor: float = 1.0
+    """Factor of what is learned from unlabeled patches."""
+
+
+FREE = Restraint()
 
 
 class Engine:
@@ -71,17 +86,19 @@ class Engine:
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.clip_norm = math.inf if clip_norm is None else clip_norm
 
-    def step(self, batch: Batch, step: int, lr: float) -> StepRecord:
+    def step(self, batch: Batch, step: int, lr: float, restraint: Restraint = FREE) -> StepRecord:
         """Make update number ``step`` (from 0) with a learning rate, on a batch that is on the device."""
+        clip_norm = self.clip_norm if restraint.clip_norm is None else restraint.clip_norm
+        progress = Progress(step, self.total_steps, step / self.steps_per_epoch, restraint.unlabeled_factor)
         torch.manual_seed(derive_seed(self.seed, self.fabric.global_rank, step))
         self.wrapped.train()
         set_lr(self.optimizer, lr)
 
         with self.autocast():
-            output = self.method(self.nets, batch, Progress(step, self.total_steps, step / self.steps_per_epoch))
+            output = self.method(self.nets, batch, progress)
         self.fabric.backward(output.loss)
         grad_norm = self.fabric.clip_gradients(
-            self.wrapped, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
+            self.wrapped, self.optimizer, max_norm=clip_norm, error_if_nonfinite=False
         )
         if self.gradient_noise is not None:
             add_gradient_noise(self.student, self.gradient_noise, self.seed, step)
@@ -90,7 +107,7 @@ class Engine:
 
         self._agree_on_buffers()
         self.teacher.update(self.student)
-        return StepRecord(output.loss.detach(), output.terms, torch.as_tensor(grad_norm), lr)
+        return StepRecord(output.loss.detach(), output.terms, torch.as_tensor(grad_norm), lr, clip_norm)
 
     def restore(self, checkpoint: Checkpoint, where: str) -> None:
         """Put student, teacher and optimizer back into the state of a checkpoint.

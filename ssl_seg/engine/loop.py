@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
-
-import torch
-from torch import Tensor
 
 from ssl_seg.checkpoint import Checkpoint, Progress
 from ssl_seg.data.loader import Batch
-from ssl_seg.engine.engine import Engine, StepRecord
+from ssl_seg.engine.devices import any_process
+from ssl_seg.engine.engine import Engine
+from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.policies import Action, Policies
+from ssl_seg.engine.window import Window
+from ssl_seg.monitor.ladder import Foreground
+from ssl_seg.monitor.memory import Memory
 from ssl_seg.monitor.watch import Monitor, Observation
 
 Ending = Literal["finished", "stopped_early", "interrupted", "collapsed"]
 LrAt = Callable[[int, Sequence[float]], float]
 """Step and history -> learning rate; see ``schedules.make_lr_schedule``."""
+BatchesFrom = Callable[[int, Foreground | None], Iterator[Batch]]
+"""First step and change of the foreground share -> the batches of the steps from there on."""
 
 
 class Recorder(Protocol):
@@ -34,19 +36,27 @@ class Recorder(Protocol):
         ...
 
     def report(self, action: Action, step: int) -> None:
-        """Take what a policy did after ``step`` updates: write the event, show the line."""
+        """Take what a policy or an intervention did after ``step`` updates: write the event, show the line."""
         ...
 
     def save_best(self, progress: Progress) -> None:
         """Write best.pt, or one of the next best that are kept, if the last score is one of them."""
         ...
 
-    def save_last(self, progress: Progress) -> None:
+    def save_last(self, progress: Progress, monitor: dict[str, Any]) -> None:
         """Write last.pt."""
+        ...
+
+    def keep_healthy(self) -> None:
+        """Copy last.pt to healthy.pt."""
         ...
 
     def load_best(self) -> Checkpoint:
         """Return best.pt, on all ranks."""
+        ...
+
+    def load_healthy(self) -> Checkpoint:
+        """Return healthy.pt, on all ranks."""
         ...
 
 
@@ -58,6 +68,7 @@ class Schedule:
     total_steps: int
     steps_per_epoch: int
     first_epoch_probes: tuple[int, ...]
+    check_steps: int = 20
 
     def ends_epoch(self, step: int) -> bool:
         """Return whether an epoch, or the run, ends after ``step`` updates."""
@@ -88,56 +99,74 @@ class LoopResult:
         return self.ending in {"finished", "stopped_early"}
 
 
+@dataclass(frozen=True)
+class LoopStart:
+    """Where the loop begins: at nothing, or where a checkpoint says."""
+
+    progress: Progress = field(default_factory=Progress)
+    memory: Memory = field(default_factory=Memory)
+    window: dict[str, Any] | None = None
+    """State of the means since the last look."""
+
+
 def run_loop(
     engine: Engine,
     monitor: Monitor,
-    batches: Iterable[Batch],
+    batches_from: BatchesFrom,
     schedule: Schedule,
     recorder: Recorder,
     policies: Policies,
+    interventions: Interventions,
     *,
     lr_at: LrAt,
-    progress: Progress,
+    start: LoopStart,
     stop_on_collapse: bool,
     stop_requested: Callable[[int], bool],
 ) -> LoopResult:
     """Train from ``schedule.first_step`` to the end, unless asked to stop or told by the monitor or a policy.
 
     At the end of an epoch: look, take the score into the history, keep the checkpoint if it is one of the best, let the
-    policies act, write last.pt.
+    policies act, write last.pt. The monitor intervenes after any look; its actions are the last of a step.
 
     Args:
         engine: makes the steps.
         monitor: looks at the networks.
-        batches: those of the steps from ``first_step`` on.
+        batches_from: those of the steps from one on.
         schedule: when to probe.
         recorder: takes records and checkpoints.
         policies: act between epochs.
+        interventions: act on a collapse.
         lr_at: the learning rate.
-        progress: scores so far; a new run takes that of the untrained networks.
+        start: scores and memory so far; a new run takes the score of the untrained networks.
         stop_on_collapse: end after an epoch whose verdict is collapsed.
         stop_requested: asked after each step, with the number of updates made.
     """
-    device = engine.fabric.device
-    window = _Window(engine.clip_norm, shows_multiplier=policies.settings.plateau_response is not None)
-    observation = None
-    step = schedule.first_step
+    watch = _Watch(engine, monitor, schedule, recorder, start)
+    progress, step = start.progress, schedule.first_step
     if step == 0:
-        observation = _look(engine, monitor, 0, window, recorder)
-        progress = Progress(start_score=observation.score)
+        progress = Progress(start_score=watch.look(0).score)
         recorder.save_best(progress)
-        recorder.save_last(progress)
+        watch.save(progress, healthy=interventions.settings is not None)
     elif policies.stops(progress):  # resumed when all was done but the final scores
         return LoopResult("stopped_early", progress, None)
 
+    device, observation, ending = engine.fabric.device, None, None
+    batches = batches_from(step, watch.memory.ladder.foreground)
     multiplier = policies.compute_lr_multiplier(progress)
-    for batch in batches:
-        window.add(engine.step(batch.to(device), step, multiplier * lr_at(step, progress.history)), multiplier)
+    while step < schedule.total_steps:
+        ladder = watch.memory.ladder
+        factor = interventions.scale_lr(ladder, step, multiplier)
+        record = engine.step(
+            next(batches).to(device), step, factor * lr_at(step, progress.history), interventions.restrain(ladder, step)
+        )
+        watch.window.add(record, factor)
         step += 1
         recorder.advance(step)
-        if schedule.probes(step):
-            observation = _look(engine, monitor, step, window, recorder)
-        if schedule.ends_epoch(step) and observation is not None:
+        looked = watch.is_due(step)
+        if looked:
+            observation = watch.look(step)
+        ends_epoch = schedule.ends_epoch(step)
+        if ends_epoch and observation is not None:
             progress = replace(progress, step=step, history=(*progress.history, observation.score))
             recorder.save_best(progress)
             ending = _find_ending(schedule, policies, progress, observation, stop_on_collapse=stop_on_collapse)
@@ -145,13 +174,20 @@ def run_loop(
                 engine, progress, observation.epoch, ending=ending, load_best=recorder.load_best
             ):
                 recorder.report(action, step)
-            recorder.save_last(progress)
-            if ending is not None:
-                return LoopResult(ending, progress, observation)
             multiplier = policies.compute_lr_multiplier(progress)
+        if looked and observation is not None and ending is None:
+            ending = watch.intervene(interventions, observation)
+            if watch.memory.ladder.foreground != ladder.foreground:
+                batches = batches_from(step, watch.memory.ladder.foreground)
+        if ends_epoch or ending is not None:
+            progress = replace(progress, step=step)
+            is_healthy = observation is not None and observation.verdict.level != "collapsed"
+            watch.save(progress, healthy=is_healthy and interventions.settings is not None)
+        if ending is not None:
+            return LoopResult(ending, progress, observation)
         if step < schedule.total_steps and stop_requested(step):
             progress = replace(progress, step=step)
-            recorder.save_last(progress)
+            watch.save(progress, healthy=False)
             return LoopResult("interrupted", progress, observation)
     return LoopResult("finished", progress, observation)
 
@@ -167,41 +203,58 @@ def _find_ending(
     return "stopped_early" if policies.stops(progress) else None
 
 
-def _look(engine: Engine, monitor: Monitor, step: int, window: _Window, recorder: Recorder) -> Observation:
-    means = window.flush()
-    observation = monitor.look(engine.student, engine.teacher.net, step)
-    observation = engine.fabric.broadcast(observation)  # one verdict for all ranks, also where rounding differs
-    recorder.observe(observation, observation.to_record() | means)
-    window.start()
-    return observation
+class _Watch:
+    """The window of training steps and the memory of looks, and when the next look is due."""
 
+    def __init__(
+        self, engine: Engine, monitor: Monitor, schedule: Schedule, recorder: Recorder, start: LoopStart
+    ) -> None:
+        self.engine, self.monitor, self.schedule, self.recorder = engine, monitor, schedule, recorder
+        self.memory, self.window = start.memory, Window()
+        if start.window is not None:
+            self.window.load(start.window, engine.fabric.device)
 
-class _Window:
-    """Means over the steps since the last probe; tensors are read out once, in ``flush``."""
+    def is_due(self, step: int) -> bool:
+        """Return whether to look after ``step`` updates: planned, called for by the ladder, or by the loss."""
+        if self.schedule.probes(step) or step == self.memory.ladder.next_look:
+            return True
+        return step % self.schedule.check_steps == 0 and any_process(self.engine.fabric, self.window.raises_alarm())
 
-    def __init__(self, clip_norm: float, *, shows_multiplier: bool) -> None:
-        self.clip_norm, self.shows_multiplier = clip_norm, shows_multiplier
-        self.start()
+    def look(self, step: int) -> Observation:
+        """Look at the networks, and report."""
+        means = self.window.compute_means()
+        observation = self.monitor.look(
+            self.engine.student,
+            self.engine.teacher.net,
+            step,
+            means,
+            self.memory.trend,
+            planned=self.schedule.probes(step),
+            ends_epoch=self.schedule.ends_epoch(step),
+        )
+        observation = self.engine.fabric.broadcast(observation)  # one verdict for all, also where rounding differs
+        self.memory = replace(self.memory, trend=observation.trend)
+        self.recorder.observe(observation, observation.to_record() | self.window.to_record(means))
+        self.window.start()
+        return observation
 
-    def start(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: Counter[str] = Counter()
-        self.steps, self.lr, self.multiplier, self.started = 0, 0.0, 1.0, time.perf_counter()
+    def intervene(self, interventions: Interventions, observation: Observation) -> Ending | None:
+        """Do what the observation calls for; return how the run ends where nothing is left to do."""
+        ladder, done = interventions.act(self.engine, self.memory.ladder, observation, self.recorder.load_healthy)
+        self.memory = replace(self.memory, ladder=ladder)
+        if done is None:
+            return None
+        self.recorder.report(done, observation.step)
+        return "collapsed" if done.values["rung"] == "stop" else None
 
-    def add(self, record: StepRecord, multiplier: float) -> None:
-        clipped = (record.grad_norm > self.clip_norm).float()
-        named = {"loss": record.loss, "grad_norm": record.grad_norm, "clipped_share": clipped, **record.terms}
-        for name, value in named.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.detach().float()
-        self.counts.update(named.keys())
-        self.steps, self.lr, self.multiplier = self.steps + 1, record.lr, multiplier
+    def save(self, progress: Progress, *, healthy: bool) -> None:
+        """Write last.pt, and healthy.pt where this state is healthy.
 
-    def flush(self) -> dict[str, float]:
-        if self.steps == 0:
-            return {}
-        # A term of a loss phase may be there in some of the steps only.
-        counts = torch.tensor([self.counts[name] for name in self.sums])
-        means = torch.stack([total.cpu() for total in self.sums.values()]) / counts
-        record = {f"train/{name}": value for name, value in zip(self.sums, means.tolist(), strict=True)}
-        record |= {"train/lr": self.lr, "train/seconds_per_step": (time.perf_counter() - self.started) / self.steps}
-        return record | ({"train/lr_multiplier": self.multiplier} if self.shows_multiplier else {})
+        In this order: last.pt says which healthy.pt belongs to it, and can be copied anew; the other way round a run
+        that is killed in between would go back to networks of its own future.
+        """
+        if healthy:
+            self.memory = replace(self.memory, healthy_step=progress.step)
+        self.recorder.save_last(progress, self.memory.to_plain() | {"window": self.window.state()})
+        if healthy:
+            self.recorder.keep_healthy()

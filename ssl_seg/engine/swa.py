@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ssl_seg.checkpoint import load_weights
@@ -54,11 +53,6 @@ class WeightAverage:
         """
         load_weights(self.net, state["average"], where)
         self._model.n_averaged.fill_(state["count"])
-
-
-def has_batch_norm(net: nn.Module) -> bool:
-    """Return whether a network has BatchNorm layers, whose statistics do not fit averaged weights."""
-    return any(isinstance(module, _BatchNorm) for module in net.modules())
 
 
 def estimate_batch_norm(net: nn.Module, images: Iterable[Tensor], autocast: Autocast) -> None:

@@ -1,0 +1,84 @@
+"""The ladder of ``monitor/ladder.py`` applied to a running training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ssl_seg.checkpoint import Checkpoint
+from ssl_seg.engine.engine import FREE, Engine, Restraint
+from ssl_seg.engine.policies import Action
+from ssl_seg.engine.swa import WeightAverage
+from ssl_seg.monitor.ladder import CONSISTENCY_PAUSE, Ladder, LadderSettings, Rung, climb, compute_lr_factor
+from ssl_seg.monitor.watch import Observation
+
+
+@dataclass(frozen=True)
+class Interventions:
+    """What a run does against its own collapse.
+
+    Args:
+        settings: the ladder; None for a run that is left alone.
+        average: the mean of weights, which a restore empties.
+    """
+
+    settings: LadderSettings | None = None
+    average: WeightAverage | None = None
+
+    def scale_lr(self, ladder: Ladder, step: int, multiplier: float) -> float:
+        """Return the factor of the scheduled learning rate, given that of the policies: at most 1 after a cut."""
+        if self.settings is None or ladder.lr_factor == 1.0:
+            return multiplier
+        return min(multiplier, 1.0) * compute_lr_factor(ladder, self.settings, step)
+
+    def restrain(self, ladder: Ladder, step: int) -> Restraint:
+        """Return what else is held back in update number ``step``."""
+        if self.settings is None or ladder.climbed == 0:
+            return FREE
+        return Restraint(ladder.clip_norm, 0.0 if step < ladder.consistency_off_until else 1.0)
+
+    def act(
+        self, engine: Engine, ladder: Ladder, observation: Observation, load_healthy: Callable[[], Checkpoint]
+    ) -> tuple[Ladder, Action | None]:
+        """Climb a rung where the observation calls for it; return the ladder, and what was done.
+
+        Args:
+            engine: whose networks a restore changes.
+            ladder: so far.
+            observation: of this step.
+            load_healthy: returns the last healthy checkpoint, on all processes.
+        """
+        if self.settings is None:
+            return ladder, None
+        student = observation.val["student"]
+        predicts_less = student.prevalence_pred < student.prevalence_true
+        climbed, rung = climb(ladder, self.settings, observation.verdict, observation.step, predicts_less=predicts_less)
+        if rung is None:
+            return ladder, None
+        note = _describe(rung, climbed, self.settings)
+        if rung == "restore":
+            healthy = load_healthy()
+            engine.restore(healthy, "healthy.pt")
+            if self.average is not None:  # it holds networks that have just been given up
+                self.average.clear()
+            note = note.format(step=healthy.progress.step)
+        values = {"rung": rung, "codes": list(observation.verdict.codes), "ladder": climbed.to_plain()}
+        return climbed, Action("intervention", f"intervention ({rung}): {note}", values)
+
+
+def _describe(rung: Rung, ladder: Ladder, settings: LadderSettings) -> str:
+    steps = (ladder.next_look or 0) - ladder.acted_at
+    if rung == "warn":
+        return f"collapsed; if that lasts for {steps} more steps, something is done about it"
+    if rung == "consistency_off":
+        return f"unlabeled patches do not count for {CONSISTENCY_PAUSE * settings.patience} steps"
+    if rung == "lower_lr":
+        return f"learning rate x {ladder.lr_factor:g}, gradients are clipped to norm {ladder.clip_norm:g} from now on"
+    if rung == "resample":
+        return f"labeled patches hold {ladder.foreground} foreground from now on"
+    if rung == "restore":
+        return (
+            f"restore {ladder.restores}: networks and optimizer are those of step {{step}} again; "
+            f"learning rate x {ladder.lr_factor:g}, after a warm-up"
+        )
+    return "nothing has helped: the run ends here"

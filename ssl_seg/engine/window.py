@@ -1,0 +1,79 @@
+"""Means over the training steps since the last look; read from the device once a look."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_seg.engine.engine import StepRecord
+
+ZERO_LOSS = 1e-6
+"""A mean loss below this makes the monitor look at once."""
+
+
+class Window:
+    """Sums of what the steps tell. The tensors stay on their device: adding a step waits for nothing."""
+
+    def __init__(self) -> None:
+        self.alarmed = False
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew."""
+        self.sums: dict[str, Tensor] = {}
+        self.counts: Counter[str] = Counter()
+        self.steps, self.lr, self.multiplier, self.started = 0, 0.0, 1.0, time.perf_counter()
+
+    def add(self, record: StepRecord, multiplier: float) -> None:
+        """Take a step in; ``multiplier`` is the factor of its scheduled learning rate."""
+        clipped = (record.grad_norm > record.clip_norm).float()
+        named = {"loss": record.loss, "grad_norm": record.grad_norm, "clipped_share": clipped, **record.terms}
+        for name, value in named.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.detach().float()
+        self.counts.update(named.keys())
+        self.steps, self.lr, self.multiplier = self.steps + 1, record.lr, multiplier
+
+    def raises_alarm(self) -> bool:
+        """Return whether the loss has become NaN or 0 since this was last asked; one wait for the device."""
+        mean = float(self.sums["loss"]) / self.steps if self.steps else 1.0
+        was, self.alarmed = self.alarmed, not math.isfinite(mean) or abs(mean) < ZERO_LOSS
+        return self.alarmed and not was
+
+    def compute_means(self) -> dict[str, float]:
+        """Return the mean of each figure over the steps that had it, with ``batch_f1`` and ``steps``; {} at first."""
+        if self.steps == 0:
+            return {}
+        # A term of a loss phase may be there in some of the steps only.
+        counts = torch.tensor([self.counts[name] for name in self.sums])
+        values = (torch.stack([total.cpu() for total in self.sums.values()]) / counts).tolist()
+        means = dict(zip(self.sums, values, strict=True)) | {"steps": float(self.steps)}
+        both = means.pop("prevalence_both", None)
+        if both is not None:
+            predicted_or_true = means["prevalence_pred"] + means["prevalence_true"]
+            means["batch_f1"] = 2 * both / predicted_or_true if predicted_or_true else 1.0
+        return means
+
+    def to_record(self, means: dict[str, float]) -> dict[str, float]:
+        """Return the means for metrics.jsonl, with learning rate and duration of the steps."""
+        if not means:
+            return {}
+        record = {f"train/{name}": value for name, value in means.items()}
+        record |= {"train/lr": self.lr, "train/lr_multiplier": self.multiplier}
+        return record | {"train/seconds_per_step": (time.perf_counter() - self.started) / self.steps}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, as plain types; float32 sums pass through float unchanged."""
+        sums = {name: float(total) for name, total in self.sums.items()}
+        return {"sums": sums, "counts": dict(self.counts), "steps": self.steps, "alarmed": self.alarmed}
+
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue from the state in a checkpoint."""
+        self.start()
+        self.sums = {name: torch.tensor(total, device=device) for name, total in state["sums"].items()}
+        self.counts = Counter(state["counts"])
+        self.steps, self.alarmed = state["steps"], state["alarmed"]

@@ -1,0 +1,121 @@
+"""What a run does against its own collapse, one step of a ladder after the other: all decisions, no effects.
+
+A collapse that lasts climbs: warn, learn from labels only for a while, lower learning rate and tighter clipping, other
+shares of foreground in the batches, the last healthy networks (at most twice, each time with a lower learning rate),
+stop. Nothing is undone and no rung is climbed twice, so what a run can do to itself is bounded. The state is a few
+numbers in the checkpoint, and each decision a function of them and of a look; so a resumed run climbs as the
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from ssl_seg.monitor.findings import Verdict
+
+Rung = Literal["warn", "consistency_off", "lower_lr", "resample", "restore", "stop"]
+Foreground = Literal["more", "less"]
+
+LR_CUT = 0.25
+"""Factor of the learning rate at ``lower_lr`` and at each restore: 1/64 at the most."""
+CLIP_CUT = 0.25
+"""Factor of the largest gradient norm at ``lower_lr``."""
+DEFAULT_CLIP_NORM = 12.0
+"""Norm that is tightened where the run clips nothing."""
+CONSISTENCY_PAUSE = 4
+"""``consistency_off`` lasts this many times the patience."""
+
+
+@dataclass(frozen=True)
+class LadderSettings:
+    """The ladder of a run.
+
+    Args:
+        rungs: in order, the last one ``stop``; those that would change nothing are left out.
+        patience: steps that an intervention gets to work.
+        warmup_steps: of the run; the learning rate rises anew over them after a restore, which gets so much longer.
+        clip_norm: of the run.
+    """
+
+    rungs: tuple[Rung, ...]
+    patience: int
+    warmup_steps: int
+    clip_norm: float | None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """How far a run has climbed, and what holds since then."""
+
+    climbed: int = 0
+    """Number of rungs, also those that were passed over."""
+    acted_at: int = 0
+    """Step of the last action."""
+    next_look: int | None = None
+    """Step at which its effect is judged."""
+    lr_factor: float = 1.0
+    clip_norm: float | None = None
+    """Largest gradient norm; None leaves that of the run."""
+    consistency_off_until: int = 0
+    foreground: Foreground | None = None
+    """What the labeled patches hold more of, or less, than the settings say."""
+    restores: int = 0
+    restored_at: int = 0
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain types for a checkpoint or an event."""
+        return asdict(self)
+
+
+def make_rungs(*, uses_unlabeled: bool, can_resample: bool) -> tuple[Rung, ...]:
+    """Return the ladder of a run that learns from unlabeled patches, or not, and can change its batches, or not."""
+    rungs: list[Rung] = ["warn", "consistency_off", "lower_lr", "resample", "restore", "restore", "stop"]
+    left_out = {"consistency_off"} if not uses_unlabeled else set()
+    left_out |= set() if can_resample else {"resample"}
+    return tuple(rung for rung in rungs if rung not in left_out)
+
+
+def climb(
+    ladder: Ladder, settings: LadderSettings, verdict: Verdict, step: int, *, predicts_less: bool
+) -> tuple[Ladder, Rung | None]:
+    """Return the ladder after a look, and the rung that was climbed: None where there is nothing to do.
+
+    Args:
+        ladder: so far.
+        settings: of the run.
+        verdict: on the look; only a collapse climbs. Networks with NaN go to a restore at once: nothing else helps.
+        step: of the look.
+        predicts_less: whether the student predicts less foreground than there is.
+    """
+    if verdict.level != "collapsed" or (ladder.next_look is not None and step < ladder.next_look):
+        return ladder, None
+    position = min(ladder.climbed, len(settings.rungs) - 1)
+    if "non_finite" in verdict.codes:
+        position += next(i for i, r in enumerate(settings.rungs[position:]) if r in {"restore", "stop"})
+    rung = settings.rungs[position]
+    wait = settings.patience + (settings.warmup_steps if rung == "restore" else 0)
+    moved = replace(ladder, climbed=position + 1, acted_at=step, next_look=step + wait)
+    return _take_hold(moved, settings, rung, step, predicts_less=predicts_less), rung
+
+
+def _take_hold(ladder: Ladder, settings: LadderSettings, rung: Rung, step: int, *, predicts_less: bool) -> Ladder:
+    """Return the ladder with what a rung changes."""
+    if rung == "consistency_off":
+        return replace(ladder, consistency_off_until=step + CONSISTENCY_PAUSE * settings.patience)
+    if rung == "lower_lr":
+        clip_norm = CLIP_CUT * (settings.clip_norm or DEFAULT_CLIP_NORM)
+        return replace(ladder, lr_factor=ladder.lr_factor * LR_CUT, clip_norm=clip_norm)
+    if rung == "resample":
+        return replace(ladder, foreground="more" if predicts_less else "less")
+    if rung == "restore":
+        factor = ladder.lr_factor * LR_CUT
+        return replace(ladder, lr_factor=factor, restores=ladder.restores + 1, restored_at=step)
+    return ladder
+
+
+def compute_lr_factor(ladder: Ladder, settings: LadderSettings, step: int) -> float:
+    """Return the factor of the learning rate in update number ``step`` (from 0); it rises anew after a restore."""
+    if ladder.restores == 0 or settings.warmup_steps == 0:
+        return ladder.lr_factor
+    return ladder.lr_factor * min((step - ladder.restored_at + 1) / settings.warmup_steps, 1.0)

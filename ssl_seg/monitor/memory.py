@@ -1,0 +1,35 @@
+"""What the monitor remembers between looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssl_seg.monitor.evidence import Figures
+from ssl_seg.monitor.ladder import Ladder
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A row for each planned look so far, and how far the run has climbed the ladder."""
+
+    trend: tuple[Figures, ...] = ()
+    ladder: Ladder = field(default_factory=Ladder)
+    healthy_step: int | None = None
+    """Step of the networks in healthy.pt; None without that file."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain types for a checkpoint."""
+        return {
+            "trend": [dict(row) for row in self.trend],
+            "ladder": self.ladder.to_plain(),
+            "healthy_step": self.healthy_step,
+        }
+
+
+def read_memory(values: Mapping[str, Any] | None) -> Memory:
+    """Return the memory in a checkpoint; an empty one for a file of an older version."""
+    if values is None:
+        return Memory()
+    return Memory(tuple(values["trend"]), Ladder(**values["ladder"]), values["healthy_step"])

@@ -1,0 +1,242 @@
+"""Runs that intervene against their own collapse. The verdicts are given; what they set off is real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import train_tiny
+from test_engine import make_batch, make_engine
+from test_policy_runs import Killed, assert_equal, kill_at, load_state
+
+from ssl_seg.checkpoint import load_checkpoint
+from ssl_seg.data.loader import PatchSource
+from ssl_seg.engine.engine import Engine, Restraint, StepRecord
+from ssl_seg.engine.interventions import Interventions
+from ssl_seg.engine.window import Window
+from ssl_seg.monitor.findings import Finding, Verdict
+from ssl_seg.monitor.ladder import Ladder, LadderSettings
+from ssl_seg.monitor.watch import Monitor, Observation
+from ssl_seg.prepare import TrainRequest
+from ssl_seg.recorder import Recorder
+from ssl_seg.rundir import RunDir
+from ssl_seg.sources import resample
+from ssl_seg.training import train
+
+RECOVER = {
+    "split": {"labels": 0.5},
+    "batch": {"labeled": 2, "unlabeled": 2},
+    "length": {"steps": 24, "steps_per_epoch": 4},
+    "optim": {"warmup_steps": 1, "lr": 0.003},
+    "monitor": {
+        "on_collapse": "recover", "patience_steps": 3, "check_steps": 2,
+        "probe_patches": 2, "train_probe_patches": 0, "first_epoch_probes": [0],
+    },
+    "policies": {"swa": {"start_epoch": 1, "every_epochs": 1}},
+}  # fmt: skip
+SICK = range(8, 22)
+"""Steps whose verdict is collapsed: the ladder is climbed at 8, 11, 14, 17, 20 (restore)."""
+FILES = ("last", "best", "healthy", "swa")
+
+
+@pytest.fixture(scope="module")
+def _sick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Monitor, "look", make_sick(Monitor.look, SICK))
+        yield
+
+
+def make_sick(look: Callable[..., Observation], steps: range) -> Callable[..., Observation]:
+    def sick(*args: Any, **kwargs: Any) -> Observation:
+        observation = look(*args, **kwargs)
+        finding = Finding("all_negative", "collapsed", "student", 0.0, 1.0, "given", "given", (), "")
+        verdict = Verdict((finding,)) if observation.step in steps else Verdict()
+        return replace(observation, verdict=verdict)
+
+    return sick
+
+
+@pytest.fixture(scope="module")
+def whole_run(_sick: None, tmp_path_factory: pytest.TempPathFactory, particles_dir: Path) -> RunDir:
+    return train_tiny(tmp_path_factory.mktemp("recover") / "whole", particles_dir, RECOVER).run
+
+
+def interventions_of(run: RunDir) -> list[dict[str, Any]]:
+    return [e for e in run.read_events() if e["event"] == "intervention"]
+
+
+@pytest.mark.usefixtures("_sick")
+class TestRun:
+    def test_every_rung_is_an_event_at_its_step(self, whole_run: RunDir) -> None:
+        done = [(e["step"], e["rung"]) for e in interventions_of(whole_run)]
+        assert done == [(8, "warn"), (11, "consistency_off"), (14, "lower_lr"), (17, "resample"), (20, "restore")]
+        assert all(e["codes"] == ["all_negative"] for e in interventions_of(whole_run))
+
+    def test_the_effect_of_each_rung_is_on_record(self, whole_run: RunDir) -> None:
+        records = {r["step"]: r for r in whole_run.read_metrics()}
+        assert set(records) == {0, 4, 8, 11, 12, 14, 16, 17, 20, 24}  # ends of epochs, and looks at what was done
+        assert records[8]["train/consistency_weight"] > 0
+        assert {records[s]["train/consistency_weight"] for s in (12, 14, 16, 17, 20)} == {0.0}
+        assert [records[s]["train/lr_multiplier"] for s in (12, 14, 16, 20, 24)] == [1, 1, 0.25, 0.25, 0.0625]
+
+    def test_the_restore_brings_back_the_last_healthy_networks(self, whole_run: RunDir) -> None:
+        healthy = load_checkpoint(whole_run.healthy)
+        assert healthy.progress.step == 24  # the run ends well; until then it was that of step 4
+        assert interventions_of(whole_run)[-1]["ladder"]["restored_at"] == 20
+        swa = load_checkpoint(whole_run.swa)
+        assert load_checkpoint(whole_run.last).swa["count"] == 1, "the restore emptied the average"  # type: ignore[index]
+        assert swa.progress.step == 24
+
+    @pytest.mark.parametrize("at", ["step 13", "step 22", "before last 4", "before healthy 2"])
+    def test_killed_in_mid_ladder_and_resumed_it_ends_with_the_same_bits(
+        self, whole_run: RunDir, particles_dir: Path, tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kind, number = at.rsplit(" ", 1)
+        owner, name, when = {
+            "step": (Engine, "step", "before"),
+            "before last": (Recorder, "save_last", "before"),
+            "before healthy": (Recorder, "keep_healthy", "before"),
+            "after healthy": (Recorder, "keep_healthy", "after"),
+        }[kind]
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, kill_at(getattr(owner, name), int(number), when))
+            with pytest.raises(Killed):
+                train_tiny(tmp_path / "run", particles_dir, RECOVER)
+        run = train(TrainRequest(resume=tmp_path / "run")).run
+        for name in FILES:
+            assert_equal(load_state(run, name), load_state(whole_run, name), name)
+        assert strip(run.read_metrics()) == strip(whole_run.read_metrics())
+
+    @pytest.mark.parametrize("step", [10, 21])
+    def test_interrupted_between_looks_the_means_go_on(
+        self, whole_run: RunDir, particles_dir: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ctrl-C in the middle of an epoch: the means over its steps and the ladder are those of the whole run."""
+        with monkeypatch.context() as patch:
+            patch.setattr("ssl_seg.training._stop_flag", stop_at(step))
+            assert train_tiny(tmp_path / "run", particles_dir, RECOVER).ending == "interrupted"
+        run = train(TrainRequest(resume=tmp_path / "run")).run
+        for name in FILES:
+            assert_equal(load_state(run, name), load_state(whole_run, name), name)
+        assert strip(run.read_metrics()) == strip(whole_run.read_metrics())
+
+
+def strip(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records without what depends on the clock."""
+    return [{k: v for k, v in record.items() if k != "train/seconds_per_step"} for record in records]
+
+
+def stop_at(step: int) -> Any:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def flag(_: object) -> Iterator[Callable[[int], bool]]:
+        yield lambda done: done == step
+
+    return flag
+
+
+class TestEnds:
+    def test_the_end_of_the_ladder_is_the_end_of_the_run(
+        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Monitor, "look", make_sick(Monitor.look, range(4, 99)))
+        settings = RECOVER | {"length": {"steps": 60, "steps_per_epoch": 4}, "method": {"name": "supervised"}}
+        settings["batch"] = {"labeled": 2, "unlabeled": 0}
+        result = train_tiny(tmp_path / "run", particles_dir, settings)
+        assert [e["rung"] for e in interventions_of(result.run)] == [
+            "warn", "lower_lr", "resample", "restore", "restore", "stop",
+        ]  # fmt: skip
+        assert (result.ending, result.step) == ("collapsed", 21)
+        assert load_checkpoint(result.run.last).progress.step == 21
+        assert load_checkpoint(result.run.healthy).progress.step == 0
+
+    def test_without_recover_nothing_is_done(
+        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Monitor, "look", make_sick(Monitor.look, SICK))
+        monitor = {**RECOVER["monitor"], "on_collapse": "warn"}  # type: ignore[dict-item]
+        result = train_tiny(tmp_path / "run", particles_dir, RECOVER | {"monitor": monitor})
+        assert interventions_of(result.run) == []
+        assert not result.run.healthy.exists()
+        assert result.ending == "finished"
+
+
+class TestStep:
+    def test_restraint_clips_tighter_and_forgets_the_unlabeled_patches(self) -> None:
+        free, held = (make_engine() for _ in range(2))
+        batch = make_batch()
+        free_record = free.step(batch, 0, 0.01)
+        held_record = held.step(batch, 0, 0.01, Restraint(1e-3, 0.0))
+        assert float(held_record.terms["consistency_weight"]) == 0.0 < float(free_record.terms["consistency_weight"])
+        assert held_record.clip_norm == 1e-3
+        assert float(held_record.loss) < float(free_record.loss)
+
+    def test_the_policies_cannot_raise_the_rate_after_a_cut(self) -> None:
+        settings = LadderSettings(("warn", "stop"), 25, 0, None)
+        interventions = Interventions(settings)
+        assert interventions.scale_lr(Ladder(), 10, 3.0) == 3.0
+        assert interventions.scale_lr(Ladder(climbed=1, lr_factor=0.25), 10, 3.0) == 0.25
+        assert interventions.scale_lr(Ladder(climbed=1, lr_factor=0.25), 10, 0.5) == 0.125
+        assert interventions.restrain(Ladder(), 10) == Restraint()
+        assert interventions.restrain(Ladder(climbed=1, consistency_off_until=11), 10).unlabeled_factor == 0.0
+        assert interventions.restrain(Ladder(climbed=1, consistency_off_until=11), 11).unlabeled_factor == 1.0
+
+
+class TestResample:
+    def make(self, positive: set[str], **options: Any) -> PatchSource:
+        return PatchSource(
+            None, ("a", "b", "c"), (), (4, 0), (8, 8), 0.33, None, positive=frozenset(positive), **options  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def test_more_and_less(self) -> None:
+        mixed, full, empty = self.make({"a"}), self.make({"a", "b", "c"}), self.make(set())
+        assert (resample(mixed, "more").positive_ratio, resample(mixed, "more").foreground_ratio) == (0.5, 0.5)
+        assert (resample(full, "more").positive_ratio, resample(full, "more").foreground_ratio) == (None, 0.5)
+        assert resample(empty, "more") == empty
+        assert resample(mixed, None) == mixed
+        less = resample(self.make({"a"}, positive_ratio=0.8), "less")
+        assert (less.positive_ratio, less.foreground_ratio) == (None, 0.0)
+
+    def test_a_higher_share_is_kept(self) -> None:
+        assert resample(self.make({"a"}, positive_ratio=0.9), "more").positive_ratio == 0.9
+
+
+class TestWindow:
+    def add(self, window: Window, losses: list[float]) -> None:
+        for loss in losses:
+            terms = {"prevalence_true": torch.tensor(0.25), "prevalence_pred": torch.tensor(0.5)}
+            terms["prevalence_both"] = torch.tensor(0.2)
+            window.add(StepRecord(torch.tensor(loss), terms, torch.tensor(3.0), 0.1, 2.0), 1.0)
+
+    def test_means_and_f1_of_the_labeled_batches(self) -> None:
+        window = Window()
+        self.add(window, [1.0, 2.0, 6.0])
+        means = window.compute_means()
+        assert (means["loss"], means["steps"], means["clipped_share"]) == (3.0, 3.0, 1.0)
+        assert means["batch_f1"] == pytest.approx(2 * 0.2 / 0.75)
+        assert "prevalence_both" not in means
+        assert Window().compute_means() == {}
+
+    def test_state_goes_on_exactly(self) -> None:
+        draws = torch.rand(20).tolist()
+        whole, first, second = Window(), Window(), Window()
+        self.add(whole, draws)
+        self.add(first, draws[:7])
+        second.load(first.state(), torch.device("cpu"))
+        self.add(second, draws[7:])
+        assert second.compute_means() == whole.compute_means()
+
+    @pytest.mark.parametrize(
+        ("losses", "alarms"),
+        [([0.4, 0.3], False), ([0.4, float("nan")], True), ([0.0, 0.0], True), ([0.0, 0.1], False), ([], False)],
+    )
+    def test_alarm(self, losses: list[float], alarms: bool) -> None:
+        window = Window()
+        self.add(window, losses)
+        assert window.raises_alarm() == alarms
+        assert not window.raises_alarm(), "only when it is new"
