@@ -1,0 +1,305 @@
+"""The examination of a checkpoint: its networks on patches and whole images, its batches, inputs and history.
+
+The sealed test list stays sealed: its images may be predicted, their masks are not read, and no score is made on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.loader import Probe, make_probe
+from ssl_seg.data.splits.files import split_from_dict
+from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
+from ssl_seg.data.store import CaseStore
+from ssl_seg.diagnose.audits import audit_inputs, audit_outputs, conclude, soften_others
+from ssl_seg.diagnose.causes import explain
+from ssl_seg.diagnose.clock import Clock
+from ssl_seg.diagnose.examples import MAX_CANDIDATES, choose_examples, make_example
+from ssl_seg.diagnose.facts import Subject
+from ssl_seg.diagnose.history import read_history
+from ssl_seg.diagnose.inputs import measure_batches, measure_inputs
+from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivial_losses, probe_nets
+from ssl_seg.diagnose.result import Diagnosis, Example, Part
+from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
+from ssl_seg.diagnose.tally import Output, Tally
+from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.evaluation import EvaluateRequest, open_catalog_for
+from ssl_seg.inference.model import NETS, Model, open_model
+from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.verdicts import judge
+from ssl_seg.sources import open_store
+
+PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
+LEAST_IMAGES = 4
+UNTIL_NETS, UNTIL_IMAGES, UNTIL_LOSSES, UNTIL_BATCHES = 0.6, 0.75, 0.85, 0.95
+"""Share of the time that may be used when a stage begins its optional part."""
+TRAIN_PATCHES = 8
+"""Patches of the training probe where the run had none."""
+LAYER_PATCHES = 4
+
+
+@dataclass(frozen=True)
+class CheckpointRequest:
+    """What to examine.
+
+    ``data`` defaults to that of the training, ``which`` to the better net on validation in training. ``settings`` of
+    the data section replace those of the training. After ``seconds`` no further image or stage is begun.
+    """
+
+    checkpoint: Path
+    data: str | None = None
+    which: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 120.0
+    overlap: float = 0.25
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What the stages look at. ``parts`` maps the ids of all cases to their part, ``scored`` are those of ``val`` with
+    a mask, ``labeled`` those of ``train``."""
+
+    model: Model
+    which: str
+    store: CaseStore
+    split: Split
+    parts: Mapping[str, Part]
+    scored: tuple[str, ...]
+    labeled: tuple[str, ...]
+
+
+def diagnose_checkpoint(
+    request: CheckpointRequest,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    track: Callable[[str], Track] = lambda _: pass_through,
+    clock: Clock | None = None,
+) -> Diagnosis:
+    """Return the diagnosis of a checkpoint.
+
+    Args:
+        request: what to examine.
+        note: told what the reader should know, as it comes up; the result has it too.
+        track: a progress bar of each stage.
+        clock: counts the time; begins with the call by default.
+
+    Raises:
+        SslSegError: for an unusable checkpoint or folder.
+    """
+    if request.which not in (None, *NETS):
+        raise ConfigError(f"which = '{request.which}' must be student or teacher")
+    clock = clock or Clock(request.seconds)
+    material, notes = _prepare(request, track)
+    for text in notes:
+        note(text)
+    skipped: list[str] = []
+    val, train = _make_probes(material)
+    nets = None
+    if len(val.image):
+        nets = probe_nets(material.model, val, train, clock, UNTIL_NETS)
+        skipped += ["untrained network"] if nets.untrained is None else []
+    tally, examples = _predict_images(material, request, clock, track("looking at whole images"))
+    statistics: dict[str, Any] = {"looked_at": _count_parts(material, tally), **_summarize_images(tally)}
+    if nets is not None:
+        statistics["nets"] = nets.summarize(material.which)
+        patches = val.image[:LAYER_PATCHES].to(material.model.device)
+        statistics["layers"] = measure_layers(material.model.nets[material.which], patches)
+        _run_stage(statistics, skipped, clock, UNTIL_LOSSES, "trivial_losses",
+                   lambda: measure_trivial_losses(material.model, material.which, val))  # fmt: skip
+    _examine_inputs(statistics, skipped, material, request, clock, track)
+    if (history := read_history(request.checkpoint)) is not None:
+        statistics["run"] = history
+    statistics["looked_at"] |= {
+        "seconds": clock.seconds,
+        "seconds_used": clock.used,
+        "skipped": skipped,
+        "net": material.which,
+        "step": material.model.checkpoint.progress.step,
+    }
+    findings = _judge(material, nets, tally, statistics)
+    verdict, ordered = conclude(findings, _describe_health(statistics, tally))
+    subject = Subject(request.checkpoint, material.model.config.data.root, request.data, material.which)
+    causes, command = explain(verdict, ordered, statistics, subject)
+    return Diagnosis(
+        subject=str(request.checkpoint),
+        kind="checkpoint",
+        verdict=verdict,
+        findings=ordered,
+        causes=causes,
+        next_command=command,
+        statistics=statistics,
+        images=tuple(tally.images),
+        histograms=tally.histograms(),
+        examples=choose_examples(examples),
+        notes=notes,
+    )
+
+
+def assign_parts(catalog: Catalog, split: Split, labels: float) -> dict[str, Part]:
+    """Return the part of each case, by the content of its image: a copy of a test image stays sealed under any name."""
+    parts: dict[str, Part] = {}
+    lists: tuple[tuple[Part, Sequence[str]], ...] = (
+        ("new", split.pool_ids(labels)),
+        ("train", split.labeled_ids(labels)),
+        ("val", split.val),
+        ("test", split.test),
+    )
+    of_content = {content: part for part, ids in lists for content in split.image_contents(ids)}
+    for case in catalog.cases:
+        parts[case.id] = of_content.get(catalog.facts[case.id].content[:IMAGE_DIGITS], "new")
+    return parts
+
+
+def order_images(parts: Mapping[str, Part], seed: int) -> list[str]:
+    """Return all ids in a seeded order in which the parts take turns, validation first."""
+    rng = np.random.default_rng(seed)
+    queues = []
+    for part in PARTS:
+        ids = sorted(i for i, own in parts.items() if own == part)
+        queues.append([ids[n] for n in rng.permutation(len(ids))])
+    longest = max(map(len, queues), default=0)
+    return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
+
+
+def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple[_Material, tuple[str, ...]]:
+    model = open_model(request.checkpoint)
+    evaluate = EvaluateRequest(request.checkpoint, data=request.data, settings=request.settings)
+    catalog, data = open_catalog_for(evaluate, model, track("reading cases"))
+    if catalog.ndim != data.ndim:
+        raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
+    split = split_from_dict(model.checkpoint.split)
+    labels = model.config.split.labels
+    parts = assign_parts(catalog, split, labels)
+    with_mask = {case.id for case in catalog.labeled}
+    notes = []
+    if "val" not in parts.values():
+        pool = split.image_contents(split.pool_ids(labels))
+        strangers = [i for i in with_mask if parts[i] == "new" and catalog.facts[i].content[:IMAGE_DIGITS] not in pool]
+        parts |= dict.fromkeys(strangers, "val")
+        notes.append(f"{catalog.root} holds no validation case of the training: " + (
+            f"its {len(strangers)} labeled cases stand for them" if strangers else "nothing can be scored"
+        ))  # fmt: skip
+    if "test" in parts.values():
+        notes.append("images of the sealed test list may be predicted; their masks are not looked at")
+    order = {case_id: place for place, case_id in enumerate((*split.val, *split.labeled_ids(labels)))}
+    ids = sorted(with_mask, key=lambda i: (order.get(i, len(order)), i))
+    scored, labeled = (tuple(i for i in ids if parts[i] == part) for part in ("val", "train"))
+    which = request.which or model.better
+    return _Material(model, which, open_store(catalog, data), split, parts, scored, labeled), tuple(notes)
+
+
+def _make_probes(material: _Material) -> tuple[Probe, Probe]:
+    """Return the probes that the run looked at, or their like on other data."""
+    config, seed = material.model.config, material.split.seed
+    patch, monitor = config.data.patch_size, config.monitor
+    counts = (monitor.probe_patches, monitor.train_probe_patches or TRAIN_PATCHES)
+    groups = (material.scored, material.labeled)
+    val, train = (make_probe(material.store, ids, n, patch, seed) for ids, n in zip(groups, counts, strict=True))
+    return val, train
+
+
+def _predict_images(
+    material: _Material, request: CheckpointRequest, clock: Clock, track: Track
+) -> tuple[Tally, list[Example]]:
+    predictor = material.model.predictor(material.which, request.overlap)
+    known = {*material.scored, *material.labeled}
+    tally, examples = Tally(), list[Example]()
+    ids = order_images(material.parts, request.seed)
+    for case_id in clock.limit(track(ids, len(ids)), UNTIL_IMAGES, LEAST_IMAGES):
+        case = material.store.load_whole(case_id)
+        probs, logit = predictor.with_logits(case.image, case.spacing)
+        output = Output(
+            case_id,
+            material.parts[case_id],
+            pred=probs.argmax(axis=0) > 0,
+            prob=1 - probs[0],
+            logit=logit,
+            target=case.target if case_id in known else None,
+        )
+        figures = tally.add(output)
+        if len(examples) < MAX_CANDIDATES:
+            examples.append(make_example(output, case.image, figures.f1))
+    return tally, examples
+
+
+def _summarize_images(tally: Tally) -> dict[str, Any]:
+    statistics: dict[str, Any] = {
+        "outputs": tally.summarize_outputs(),
+        "shapes": [shape.summarize() for shape in tally.shapes.values()],
+        "equality": summarize_equality(tally.images),
+        "foreground": summarize_foreground([i for i in tally.images if i.part == "val"] or tally.images),
+    }
+    overlaps = [tally.overlaps[i.id] for i in tally.images if i.part == "val" and i.id in tally.overlaps]
+    if overlaps:
+        statistics["scores"], statistics["trivial"] = summarize_scores(overlaps)
+    if (sweep := tally.sweep("val")) is not None:
+        statistics["sweep"] = sweep
+    return statistics
+
+
+def _examine_inputs(
+    statistics: dict[str, Any],
+    skipped: list[str],
+    material: _Material,
+    request: CheckpointRequest,
+    clock: Clock,
+    track: Callable[[str], Track],
+) -> None:
+    config, facts = material.model.config, material.store.catalog.facts
+    needed = material.split.labeled_ids(config.split.labels)
+    if all(i in facts and facts[i].content == material.split.content.get(i) for i in needed):
+        _run_stage(statistics, skipped, clock, UNTIL_BATCHES, "batches",
+                   lambda: measure_batches(config, material.store, material.split, clock, UNTIL_BATCHES,
+                                           track("making batches")))  # fmt: skip
+    predictor = material.model.predictor(material.which, request.overlap)
+    ids = order_images(material.parts, request.seed)
+    _run_stage(statistics, skipped, clock, 1.0, "inputs",
+               lambda: measure_inputs(predictor, material.store, ids, config.data.num_classes, clock, 1.0))  # fmt: skip
+
+
+def _run_stage(
+    statistics: dict[str, Any],
+    skipped: list[str],
+    clock: Clock,
+    until: float,
+    name: str,
+    measure: Callable[[], dict[str, Any]],
+) -> None:
+    """Measure something, unless the time for it is over."""
+    if clock.has_left(until):
+        statistics[name] = measure()
+    else:
+        skipped.append(name)
+
+
+def _judge(
+    material: _Material, nets: ProbedNets | None, tally: Tally, statistics: Mapping[str, Any]
+) -> tuple[Finding, ...]:
+    on_probe = () if nets is None else judge(nets.evidence).findings
+    signals = None if nets is None else nets.val[material.which]
+    auroc = None if signals is None else signals.auroc
+    audits = audit_outputs(tally, statistics, material.which, auroc)
+    return (*soften_others(on_probe, material.which), *audits, *audit_inputs(statistics, material.which))
+
+
+def _count_parts(material: _Material, tally: Tally) -> dict[str, Any]:
+    own = list(material.parts.values())
+    used = [image.part for image in tally.images]
+    return {part: {"used": used.count(part), "of": own.count(part)} for part in PARTS if part in own}
+
+
+def _describe_health(statistics: Mapping[str, Any], tally: Tally) -> str:
+    shares = [image.ratio_pred for image in tally.images]
+    text = f"no fault found in {len(shares)} images; predicted foreground {min(shares):.1%} to {max(shares):.1%}"
+    if "scores" not in statistics:
+        return text
+    scores, trivial = statistics["scores"], statistics["trivial"]
+    margin = f"{trivial['margin']:+.3f} above the best trivial predictor"
+    return f"{text}; F1 {scores['f1']:.3f} on {scores['images']} validation images, {margin}"

@@ -1,0 +1,73 @@
+"""The few images that a report shows.
+
+Shapes: C channels, *S spatial; what is kept is always 2D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.diagnose.result import Example
+from ssl_seg.diagnose.tally import Output
+from ssl_seg.labels import IGNORE_INDEX
+
+SHOWN = 4
+MAX_CANDIDATES = 24
+MAX_SIDE = 768
+"""Longer sides are thinned out."""
+CLIP = (1, 99)
+"""Percentiles of an image that become black and white."""
+
+
+def make_example(output: Output, image: NDArray[np.generic] | None, f1: float | None) -> Example:
+    """Return the picture of a prediction; ``image`` is raw (C,*S)."""
+    truth = None if output.target is None else output.target > 0
+    valid = None if output.target is None else output.target != IGNORE_INDEX
+    planes = _choose_plane(output.pred, truth)
+
+    def cut(array: NDArray[Any]) -> NDArray[Any]:
+        flat = array[(..., *planes)]
+        rows, columns = (-(-side // MAX_SIDE) for side in flat.shape[-2:])
+        return np.ascontiguousarray(flat[..., ::rows, ::columns])
+
+    return Example(
+        id=output.id,
+        part=output.part,
+        image=None if image is None else _to_shown(cut(image)),
+        truth=None if truth is None else cut(truth),
+        valid=None if valid is None else cut(valid),
+        prob=None if output.prob is None else cut(output.prob),
+        pred=cut(output.pred),
+        f1=f1,
+    )
+
+
+def choose_examples(candidates: Sequence[Example]) -> tuple[Example, ...]:
+    """Return at most four: the worst and the best scored one, one of each other part, then in the order given."""
+    scored = sorted((e for e in candidates if e.f1 is not None and e.part != "train"), key=lambda e: e.f1 or 0.0)
+    train = sorted((e for e in candidates if e.f1 is not None and e.part == "train"), key=lambda e: e.f1 or 0.0)
+    blind = [e for e in candidates if e.f1 is None]
+    wanted = [*scored[:1], *scored[-1:], *train[:1], *blind[:1], *scored, *train, *blind]
+    return tuple({e.id: e for e in wanted}.values())[:SHOWN]
+
+
+def _choose_plane(pred: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> tuple[Any, ...]:
+    """Return the index of the plane of a volume with the most true, else predicted, foreground; all of an image."""
+    if pred.ndim == 2:
+        return (slice(None), slice(None))
+    shown = truth if truth is not None and truth.any() else pred
+    sums = shown.sum(axis=(1, 2))
+    best = int(sums.argmax()) if sums.any() else len(sums) // 2
+    return (best, slice(None), slice(None))
+
+
+def _to_shown(image: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Return (C,Y,X) as gray (Y,X), or as colors (Y,X,3) where C = 3, in [0, 1]."""
+    values = image.astype(np.float32)
+    low, high = np.percentile(values, CLIP)
+    unit = np.clip((values - low) / max(float(high - low), 1e-12), 0, 1).astype(np.float32)
+    return np.asarray(np.moveaxis(unit, 0, -1) if len(unit) == 3 else unit[0], np.float32)

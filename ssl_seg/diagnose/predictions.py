@@ -1,0 +1,183 @@
+"""The examination of a folder of predictions, made by any program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.diagnose.audits import audit_outputs, conclude, rename_net
+from ssl_seg.diagnose.causes import explain
+from ssl_seg.diagnose.clock import Clock
+from ssl_seg.diagnose.examples import MAX_CANDIDATES, choose_examples, make_example
+from ssl_seg.diagnose.facts import Subject
+from ssl_seg.diagnose.reading import (
+    WORDS,
+    Kind,
+    Meaning,
+    PredictionFile,
+    find_predictions,
+    match_truth,
+    read_prediction,
+    read_truth,
+    recognize,
+)
+from ssl_seg.diagnose.result import Diagnosis, Example
+from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
+from ssl_seg.diagnose.tally import Output, Tally
+from ssl_seg.monitor.evidence import Evidence
+from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.signals import LOGIT_LIMIT, SignalCollector, Signals
+from ssl_seg.monitor.verdicts import judge
+
+NET = "predictions"
+LEAST_IMAGES = 10
+
+
+@dataclass(frozen=True)
+class PredictionsRequest:
+    """What to examine: ``predictions``, and beside them the true ``masks`` of the same names, where there are any.
+
+    ``settings`` are ``label_values`` (background first), ``label_map`` and ``ignore_value`` of the data section; they
+    hold for both folders. After ``seconds`` no further file is read.
+    """
+
+    predictions: Path
+    masks: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 120.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Material:
+    files: Sequence[PredictionFile]
+    truth: Mapping[str, Path]
+    kind: Kind
+    meaning: Meaning
+
+
+def diagnose_predictions(
+    request: PredictionsRequest,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    track: Callable[[str], Track] = lambda _: pass_through,
+    clock: Clock | None = None,
+) -> Diagnosis:
+    """Return the diagnosis of a folder of predictions.
+
+    Args:
+        request: what to examine.
+        note: told what the reader should know, as it comes up; the result has it too.
+        track: a progress bar of each stage.
+        clock: counts the time; begins with the call by default.
+
+    Raises:
+        DataError: for a missing or empty folder, unreadable files, or masks that do not fit by name or shape.
+    """
+    clock = clock or Clock(request.seconds)
+    material = _prepare(request)
+    words = WORDS[material.kind].format(background=material.meaning.background)
+    notes = [f"files are read as {words}"]
+    if request.masks is not None and len(material.truth) < len(material.files):
+        notes.append(
+            f"{len(material.truth)} of {len(material.files)} predictions have a mask; the others are not scored"
+        )
+    for text in notes:
+        note(text)
+    tally, signals, examples = _read_all(material, clock, track("reading predictions"))
+    statistics = _summarize(material, tally)
+    statistics["looked_at"] = {
+        "new": {"used": len(tally.images), "of": len(material.files)},
+        "seconds": clock.seconds,
+        "seconds_used": clock.used,
+        "skipped": [],
+        "read_as": words,
+    }
+    verdict, ordered = conclude(_judge(tally, signals, statistics), _describe_health(statistics, tally))
+    subject = Subject(data=None if request.masks is None else str(request.masks), masks=request.masks)
+    causes, command = explain(verdict, ordered, statistics, subject)
+    return Diagnosis(
+        subject=str(request.predictions),
+        kind="predictions",
+        verdict=verdict,
+        findings=ordered,
+        causes=causes,
+        next_command=command,
+        statistics=statistics,
+        images=tuple(tally.images),
+        histograms=tally.histograms(),
+        examples=choose_examples(examples),
+        notes=tuple(notes),
+    )
+
+
+def _prepare(request: PredictionsRequest) -> _Material:
+    files = find_predictions(request.predictions)
+    truth = {} if request.masks is None else match_truth(files, request.masks)
+    settings = request.settings
+    values = settings.get("label_values") or (0,)
+    meaning = Meaning(int(values[0]), settings.get("label_map"), settings.get("ignore_value"))
+    order = np.random.default_rng(request.seed).permutation(len(files))
+    shuffled = [files[i] for i in order]
+    return _Material(shuffled, truth, recognize(files), meaning)
+
+
+def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, Signals | None, list[Example]]:
+    tally, examples = Tally(), list[Example]()
+    collector = SignalCollector(2, torch.device("cpu"))
+    for file in clock.limit(track(material.files, len(material.files)), 1.0, LEAST_IMAGES):
+        pred, prob = read_prediction(file, material.kind, material.meaning)
+        target = None
+        if (path := material.truth.get(file.id)) is not None:
+            target = read_truth(path, pred.shape, material.meaning, file.first)
+            collector.update(_to_logits(pred, prob), torch.from_numpy(target.astype(np.int64))[None])
+        output = Output(file.id, "new", pred, prob, None, target)
+        figures = tally.add(output)
+        if len(examples) < MAX_CANDIDATES:
+            examples.append(make_example(output, None, figures.f1))
+    return tally, collector.compute() if tally.overlaps else None, examples
+
+
+def _to_logits(pred: NDArray[np.bool_], prob: NDArray[np.float32] | None) -> torch.Tensor:
+    """Return logits (1, 2, *S) that say the same: of a mask the ends of the scale."""
+    values = torch.from_numpy(pred.astype(np.float32) if prob is None else prob).double()
+    score = torch.logit(values).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+    return torch.stack([torch.zeros_like(score), score])[None]
+
+
+def _summarize(material: _Material, tally: Tally) -> dict[str, Any]:
+    statistics: dict[str, Any] = {
+        "shapes": [shape.summarize() for shape in tally.shapes.values()],
+        "foreground": summarize_foreground(tally.images),
+    }
+    if material.kind != "mask":
+        statistics |= {"outputs": tally.summarize_outputs(), "equality": summarize_equality(tally.images)}
+    if tally.overlaps:
+        statistics["scores"], statistics["trivial"] = summarize_scores(list(tally.overlaps.values()))
+    if (sweep := tally.sweep()) is not None:
+        statistics["sweep"] = sweep
+    return statistics
+
+
+def _judge(tally: Tally, signals: Signals | None, statistics: Mapping[str, Any]) -> tuple[Finding, ...]:
+    on_truth: tuple[Finding, ...] = ()
+    if signals is not None:
+        on_truth = rename_net(judge(Evidence("trained", {"student": signals})).findings, NET)
+    auroc = None if signals is None else signals.auroc
+    return (*on_truth, *audit_outputs(tally, statistics, NET, auroc))
+
+
+def _describe_health(statistics: Mapping[str, Any], tally: Tally) -> str:
+    shares = [image.ratio_pred for image in tally.images]
+    text = f"no fault found in {len(shares)} predictions; foreground {min(shares):.1%} to {max(shares):.1%}"
+    if "scores" not in statistics:
+        return f"{text}; without masks nothing is known of how right they are"
+    margin = f"{statistics['trivial']['margin']:+.3f} above the best trivial predictor"
+    return f"{text}; F1 {statistics['scores']['f1']:.3f}, {margin}"

@@ -1,0 +1,211 @@
+"""A folder of predictions, from anywhere: masks or probability maps in any format that is read, and their true masks.
+
+How the files are to be read is decided once for the folder, from a few of them, and said in words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.data.formats.stored import merge_equal_channels, name_errors
+from ssl_seg.data.layouts.files import find_images
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, open_image, read_mask
+from ssl_seg.diagnose.shapes import format_shape
+from ssl_seg.errors import DataError
+from ssl_seg.labels import IGNORE_INDEX, apply_label_map
+
+Kind = Literal["mask", "probability", "gray8", "gray16"]
+
+SAMPLE = 12
+"""Files that are read to see what the values mean."""
+MANY_VALUES = 16
+"""An integer file with more values is a probability map if they span its range, else a map of instances."""
+RANGES: dict[Kind, float] = {"mask": 1, "probability": 1, "gray8": 255, "gray16": 65535}
+WORDS: dict[Kind, str] = {
+    "mask": "masks: {background} is background, every other value foreground",
+    "probability": "probabilities of foreground, cut at 0.5",
+    "gray8": "probabilities of foreground in 256 gray values (value / 255), cut at 0.5",
+    "gray16": "probabilities of foreground in 65536 gray values (value / 65535), cut at 0.5",
+}
+_PROBABILITY_FILE = re.compile(r"_prob\d*$")
+
+
+@dataclass(frozen=True)
+class PredictionFile:
+    """One prediction: ``mask`` and ``probs`` are its files; either may be missing, not both."""
+
+    id: str
+    mask: Path | None
+    probs: tuple[Path, ...]
+    """One a foreground class."""
+
+    @property
+    def first(self) -> Path:
+        """A file to name it by."""
+        return self.probs[0] if self.mask is None else self.mask
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What mask values mean."""
+
+    background: int = 0
+    label_map: Mapping[int, int] | None = None
+    ignore_value: int | None = None
+
+    def to_target(self, mask: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
+        """Return 0 for background, 1 for foreground and IGNORE_INDEX."""
+        values = apply_label_map(mask, self.label_map or {})
+        target: NDArray[np.int16] = (values != self.background).astype(np.int16)
+        if self.ignore_value is not None:
+            target[values == self.ignore_value] = IGNORE_INDEX
+        return target
+
+
+def find_predictions(folder: Path) -> list[PredictionFile]:
+    """Return the predictions below a folder by name; ``NAME_prob`` files belong to the mask ``NAME``.
+
+    Raises:
+        DataError: if there is no folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}: give the folder that holds the predictions")
+    files, _ = find_images(folder)
+    if not files:
+        raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    probs: dict[str, list[Path]] = {}
+    masks: dict[str, Path] = {}
+    for name, path in files.items():
+        if _PROBABILITY_FILE.search(name):
+            probs.setdefault(_PROBABILITY_FILE.sub("", name), []).append(path)
+        else:
+            masks[name] = path
+    return [
+        PredictionFile(name, masks.get(name), tuple(sorted(probs.get(name, ())))) for name in sorted({*masks, *probs})
+    ]
+
+
+def match_truth(predictions: Sequence[PredictionFile], folder: Path) -> dict[str, Path]:
+    """Return the true mask of each prediction that has one: of the same name, in the same folder below or in any.
+
+    Raises:
+        DataError: if the folder is missing or holds no image, or no prediction has a mask.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}: give the folder that holds the true masks")
+    inner = folder / "masks" if (folder / "masks").is_dir() else folder
+    masks, _ = find_images(inner)
+    if not masks:
+        raise DataError(f"{folder} holds no mask ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    by_name: dict[str, list[Path]] = {}
+    for name, path in masks.items():
+        by_name.setdefault(PurePosixPath(name).name, []).append(path)
+    found = {}
+    for prediction in predictions:
+        alone = by_name.get(PurePosixPath(prediction.id).name, [])
+        if prediction.id in masks:
+            found[prediction.id] = masks[prediction.id]
+        elif len(alone) == 1:
+            found[prediction.id] = alone[0]
+    if not found:
+        raise DataError(
+            f"none of the {len(masks)} masks in {inner} has the name of a prediction. The first prediction is "
+            f"{predictions[0].first.name}, the first mask {min(masks.values()).name}. Name them alike."
+        )
+    return found
+
+
+def recognize(predictions: Sequence[PredictionFile]) -> Kind:
+    """Return how the files are to be read, by the values in a few of them; `NAME_prob` files are probabilities.
+
+    Raises:
+        DataError: for values that are neither.
+    """
+    if all(p.probs for p in predictions):
+        return "probability"
+    spread = np.unique(np.linspace(0, len(predictions) - 1, SAMPLE).astype(int))
+    kinds = [_recognize_file(predictions[i].mask) for i in spread]
+    known: tuple[Kind, ...] = ("probability", "gray16", "gray8", "mask")
+    return next(kind for kind in known if kind in kinds)  # an empty map among probabilities looks like a mask
+
+
+def read_prediction(
+    prediction: PredictionFile, kind: Kind, meaning: Meaning
+) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
+    """Return the predicted foreground (*S), and its probability (*S), which may hold NaN; None for masks.
+
+    Raises:
+        DataError: for an unreadable file, colors, or values that do not fit ``kind``.
+    """
+    if kind == "mask":
+        mask = read_mask(str(prediction.first))
+        return np.asarray(meaning.to_target(mask) == 1), None
+    if prediction.probs:
+        prob: NDArray[np.float32] = np.stack([_read_probability(path, 1.0) for path in prediction.probs]).sum(axis=0)
+        if prediction.mask is not None:
+            return np.asarray(meaning.to_target(read_mask(str(prediction.mask))) == 1), prob
+    else:
+        prob = _read_probability(prediction.first, RANGES[kind])
+    return np.asarray(prob > 0.5), prob
+
+
+def read_truth(path: Path, shape: tuple[int, ...], meaning: Meaning, prediction: Path) -> NDArray[np.int16]:
+    """Return a true mask (*S): 0, 1 or IGNORE_INDEX.
+
+    Raises:
+        DataError: for an unreadable mask, or another shape than that of the prediction.
+    """
+    mask = read_mask(str(path))
+    if mask.shape != shape:
+        raise DataError(
+            f"{prediction}: the prediction is {format_shape(shape)}, its mask {path} {format_shape(mask.shape)}. "
+            "They must be of one size."
+        )
+    return meaning.to_target(mask)
+
+
+def _recognize_file(path: Path | None) -> Kind:
+    if path is None:
+        return "probability"
+    values = _read_plain(path)
+    if values.dtype.kind == "f":
+        finite = values[np.isfinite(values)]
+        if not finite.size or (finite == np.round(finite)).all():
+            return "mask" if np.isfinite(values).all() else "probability"
+        return "probability"
+    if values.dtype in (np.uint8, np.uint16) and len(np.unique(values)) > MANY_VALUES:
+        gray: Kind = "gray8" if values.dtype == np.uint8 else "gray16"
+        if int(values.max()) > RANGES[gray] / 2:
+            return gray
+    return "mask"
+
+
+def _read_probability(path: Path, top: float) -> NDArray[np.float32]:
+    values = _read_plain(path)
+    finite = values[np.isfinite(values)]
+    if finite.size and (finite.min() < 0 or finite.max() > top * (1 + 1e-6)):
+        raise DataError(
+            f"{path}: values from {finite.min():g} to {finite.max():g} are no probabilities (0 to {top:g}). "
+            "Save probabilities, not logits, or masks of integers."
+        )
+    return (values / np.float32(top)).astype(np.float32)
+
+
+def _read_plain(path: Path) -> NDArray[Any]:
+    """Return the values (*S) of a file with one channel. NaN is not refused: it is what the audit looks for."""
+    stored = open_image(str(path))
+    with name_errors(str(path)):
+        values = merge_equal_channels(np.asarray(stored.fetch(tuple(slice(0, n) for n in stored.shape[1:]))))
+    if len(values) != 1:
+        raise DataError(
+            f"{path}: a prediction has one channel, this file has {len(values)}. Save the foreground probability, or "
+            "one integer per pixel."
+        )
+    return np.asarray(values[0])

@@ -1,0 +1,283 @@
+"""Likely causes, each a small rule from the figures of a diagnosis to evidence and a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ssl_seg.diagnose.facts import Facts
+from ssl_seg.diagnose.result import Cause
+from ssl_seg.monitor.catalog import limit
+
+RANK = 0.99
+"""Rank correlation of raw image and input below which normalization has changed what is bright and what is dark."""
+CLIPPED = 0.2
+"""Share of an image at one extreme value from which its contrast is cut off."""
+GAIN = 0.02
+"""Gain of AUROC over an untrained network below which the training has done nothing."""
+FEW, MANY = 0.1, 2.0
+"""Shares of foreground in the batches beside what they should hold at least and at most."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A cause, and the command that tests or removes it."""
+
+    cause: Cause
+    command: str
+
+
+Rule = Callable[[Facts], Suspect | None]
+
+
+def _suspect_data(facts: Facts) -> Suspect | None:
+    """Nothing to learn: labeled cases without foreground."""
+    batches = facts.statistics.get("batches")
+    if batches is None or batches["expected"] > 0:
+        return None
+    found = f"{batches['n']} batches {_percent(batches['mean'])}"
+    evidence = (f"the labeled cases hold {batches['expected']:.1%} foreground, {found}",)
+    cause = Cause("the labeled masks are empty", evidence, "check masks and data.label_values (background first)")
+    return Suspect(cause, facts.audit())
+
+
+def _suspect_paths(facts: Facts) -> Suspect | None:
+    """Prediction feeds the network other values than training did."""
+    inputs = facts.statistics.get("inputs", {})
+    difference = inputs.get("path_difference")
+    if difference is None or difference <= limit("input_difference"):
+        return None
+    evidence = (f"inputs of training and prediction differ by up to {difference:.3g} standard deviations",)
+    cause = Cause("images are normalized differently at prediction than in training", evidence,
+                  "use one normalization for both: ssl_seg.data.views.transforms.normalize")  # fmt: skip
+    return Suspect(cause, facts.evaluate())
+
+
+def _suspect_images(facts: Facts) -> Suspect | None:
+    """Images that hold nothing, or whose contrast is cut off."""
+    inputs, evidence = facts.statistics.get("inputs", {}), []
+    if constant := inputs.get("constant"):
+        evidence.append(f"{len(constant)} images are constant, for example '{constant[0]}'")
+    rank = inputs.get("rank_correlation")
+    if rank is not None and rank < RANK:
+        evidence.append(f"rank correlation of an image and what the network sees of it is {rank:.3f}, not 1")
+    for name, key in (("lowest", "clipped_low"), ("highest", "clipped_high")):
+        share = inputs.get(key)
+        if share is not None and share > CLIPPED and "constant_output" in facts.codes and not constant:
+            evidence.append(f"up to {share:.0%} of an image has its {name} value")
+    if not evidence:
+        return None
+    cause = Cause("images have lost their contrast before they reach the network", tuple(evidence),
+                  "export the images again with their full range; leave out constant ones")  # fmt: skip
+    return Suspect(cause, facts.audit())
+
+
+def _suspect_finite(facts: Facts) -> Suspect | None:
+    """The updates were too large."""
+    if "non_finite" not in facts.codes:
+        return None
+    cause = Cause("the training has diverged", (facts.message("non_finite"), *facts.list_history()),
+                  "lower optim.lr, keep optim.clip_norm, runtime.precision=fp32")  # fmt: skip
+    return Suspect(cause, facts.train("--set optim.clip_norm=1.0", "--set monitor.on_collapse=recover"))
+
+
+def _suspect_inverted(facts: Facts) -> Suspect | None:
+    """Background and foreground are swapped."""
+    if "inverted_output" not in facts.codes:
+        return None
+    cause = Cause("background and foreground are swapped, in the label values or by the sign of a loss",
+                  (facts.message("inverted_output"),), "check data.label_values (background first)")  # fmt: skip
+    return Suspect(cause, facts.audit())
+
+
+def _suspect_teacher(facts: Facts) -> Suspect | None:
+    """The teacher is behind."""
+    if "teacher_diverged" not in facts.codes:
+        return None
+    rows = {name: facts.row(name) for name in ("student", "teacher")}
+    evidence = [f"{name}: {_rank(row)}" for name, row in rows.items()]
+    cause = Cause("the teacher has not followed the student: a cold EMA, or stale BatchNorm buffers", tuple(evidence),
+                  "use the student; ema.warmup=true, lower ema.decay, network.norm=instance")  # fmt: skip
+    return Suspect(cause, f"{facts.evaluate()} --which student")
+
+
+def _suspect_mode(facts: Facts) -> Suspect | None:
+    """BatchNorm: good with batch statistics, bad with the running ones."""
+    if "mode_gap" not in facts.codes:
+        return None
+    modes = {"train mode": facts.row("train_mode"), "eval mode": facts.row("student")}
+    evidence = [f"student in {name}: {_rank(row)}" for name, row in modes.items()]
+    cause = Cause("the running statistics of BatchNorm do not fit the images", tuple(evidence), "network.norm=instance")
+    return Suspect(cause, facts.train("--set network.norm=instance"))
+
+
+def _suspect_layers(facts: Facts) -> Suspect | None:
+    """A part of the network passes nothing on."""
+    layers = facts.statistics.get("layers", {})
+    evidence = [f"all weights of '{name}' are 0" for name in layers.get("zero_weights", [])[:2]]
+    evidence += [f"'{name}' holds NaN or infinity" for name in layers.get("non_finite_weights", [])[:2]]
+    if layers.get("silent") is not None:
+        evidence.append(f"from '{layers['silent']}' on, nothing varies between voxels or patches")
+    if not evidence:
+        return None
+    cause = Cause("a part of the network is dead: large updates have driven it where no gradient brings it back",
+                  tuple(evidence), "train anew with a lower optim.lr and a longer optim.warmup_steps")  # fmt: skip
+    return Suspect(cause, facts.recover())
+
+
+def _suspect_coverage(facts: Facts) -> Suspect | None:
+    """Foreground everywhere, behind an inference that leaves out a border."""
+    uniform = "uniform_ratio" in facts.codes
+    products = any(row["closed_form"] for row in facts.statistics["shapes"])
+    if "coverage_hole" not in facts.codes and not (uniform and products):
+        return None
+    evidence = [facts.message(code) for code in ("uniform_ratio", "coverage_hole") if code in facts.codes]
+    text = "windows of the inference do not cover the whole image"
+    action = "predict with `ssl-seg predict`, whose windows cover every voxel"
+    if uniform:
+        text = "the network says foreground everywhere, and the inference leaves out a border: only the border varies"
+        action = "examine the checkpoint that made them: not the border, the network is what is wrong"
+    return Suspect(Cause(text, tuple(evidence), action), facts.examine())
+
+
+def _suspect_batches(facts: Facts) -> Suspect | None:
+    """Batches that do not hold what they should."""
+    batches = facts.statistics.get("batches")
+    if batches is None or batches["mean"] is None or batches["expected"] == 0:
+        return None
+    low, high = batches["mean"] < FEW * batches["expected"], batches["mean"] > MANY * batches["most_expected"]
+    if not (low or high or batches["notes"]):
+        return None
+    numbers = (
+        f"{batches['n']} batches hold {_percent(batches['min'])} to {_percent(batches['max'])} foreground, on average "
+        f"{_percent(batches['mean'])}; their cases {batches['expected']:.2%}"
+    )
+    change = "lower" if high else "raise"
+    cause = Cause("the training batches do not hold what they should", (numbers, *batches["notes"]),
+                  f"{change} data.foreground_ratio, or set batch.positive_ratio")  # fmt: skip
+    return Suspect(cause, f"ssl-seg data batches {facts.config}")
+
+
+def _suspect_loss(facts: Facts) -> Suspect | None:
+    """A constant costs no more than what the network has learned."""
+    losses = facts.statistics.get("trivial_losses")
+    if losses is None:
+        return None
+    constants = {name: losses[name] for name in ("all_positive", "all_negative")}
+    cheapest = min(constants, key=lambda name: constants[name])
+    if losses["network"] < constants[cheapest]:
+        return None
+    numbers = ", ".join(f"{name} {value:.3f}" for name, value in constants.items())
+    evidence = (f"supervised loss on the probe: network {losses['network']:.3f}, {numbers}",)
+    cause = Cause(f"the loss does not punish {cheapest.replace('_', '-')}", evidence,
+                  "loss.weights of cross_entropy and dice only; loss.fp_cost and loss.fn_cost near 1")  # fmt: skip
+    return Suspect(cause, f"ssl-seg probe-loss {facts.config} --checkpoint {facts.checkpoint}")
+
+
+def _suspect_history(facts: Facts) -> Suspect | None:
+    """The run itself said so at some step."""
+    evidence = facts.list_history()
+    if not evidence or not any(f.level == "collapsed" for f in facts.findings):
+        return None
+    action = "train again with monitor.on_collapse=recover: it lowers optim.lr and goes back by itself"
+    cause = Cause("the training collapsed and went on", tuple(evidence), action)
+    return Suspect(cause, facts.recover())
+
+
+def _suspect_training(facts: Facts) -> Suspect | None:
+    """No better than an untrained network, or not even on its own training cases."""
+    own, untrained = facts.row(facts.subject.which), facts.row("untrained")
+    if not own or not untrained or own["auroc"] is None:
+        return None
+    if own["auroc"] > max(untrained["auroc"], limit("informative_auroc")) + GAIN:
+        return None
+    step = facts.statistics["looked_at"]["step"]
+    evidence = [
+        f"after {step} steps: AUROC {own['auroc']:.3f}, best F1 {_figure(own['f1_best'])}; an untrained network "
+        f"{untrained['auroc']:.3f} and {_figure(untrained['f1_best'])}"
+    ]
+    train = facts.row("train_probe")
+    if train and train["auroc"] is not None:
+        evidence.append(f"on its own labeled patches: AUROC {train['auroc']:.3f}, best F1 {_figure(train['f1_best'])}")
+    text = "nothing has been learned: too few steps, a wrong learning rate, or masks of other images"
+    action = "check with `ssl-seg data audit` that masks belong to their images; train longer"
+    cause = Cause(text, tuple(evidence), action)
+    return Suspect(cause, facts.train(f"--steps {max(2 * step, 500)}"))
+
+
+def _suspect_generalization(facts: Facts) -> Suspect | None:
+    """Good on training cases only."""
+    own, train = facts.row(facts.subject.which), facts.row("train_probe")
+    if not own or not train or own["f1_best"] is None or train["f1_best"] is None:
+        return None
+    gaps = [row["f1_best"] - row["trivial_f1"] for row in (train, own)]
+    if gaps[0] < limit("batch_margin") or gaps[0] - gaps[1] < limit("train_gap"):
+        return None
+    evidence = (f"best F1 above trivial: {gaps[0]:+.3f} on labeled training patches, {gaps[1]:+.3f} on validation",)
+    cause = Cause("the few labeled cases are known by heart", evidence, "more labels, more augmentation, fewer steps")
+    return Suspect(cause, facts.train("--set augment.elastic=0.3", "--set augment.labeled_strong=true"))
+
+
+def _suspect_threshold(facts: Facts) -> Suspect | None:
+    """Learned, but 0.5 is the wrong place to cut."""
+    if "shifted_threshold" not in facts.codes:
+        return None
+    evidence = [facts.message("shifted_threshold")]
+    if (sweep := facts.statistics.get("sweep")) is not None:
+        best = f"{sweep['best_f1']:.3f} at {sweep['best_threshold']:g}"
+        evidence.append(f"whole images: F1 {sweep['f1_at_half']:.3f} at 0.5, {best}")
+    action = "write probabilities and cut them there; or train on"
+    cause = Cause("the threshold of 0.5 does not fit", tuple(evidence), action)
+    return Suspect(cause, f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT --probabilities")
+
+
+def _suspect_bias(facts: Facts) -> Suspect | None:
+    """Far more, or far less, foreground than there is."""
+    scores, over = facts.statistics.get("scores"), facts.statistics.get("foreground", {}).get("overestimate")
+    collapsed = any(f.level == "collapsed" for f in facts.findings)  # then the bias is only what is left
+    if scores is None or over is None or scores["bias"] == "balanced" or collapsed:
+        return None
+    evidence = (
+        f"precision {scores['precision']:.3f}, recall {scores['recall']:.3f}",
+        f"predicted foreground is {over:+.1f} points off the true {facts.statistics['foreground']['true']['mean']:.1%}",
+    )
+    too_much = scores["bias"] == "recall"
+    text = f"the training rewards too {'much' if too_much else 'little'} foreground"
+    cause = Cause(text, evidence, f"loss.{'fp' if too_much else 'fn'}_cost above 1, or another data.foreground_ratio")
+    cost = "fp_cost" if too_much else "fn_cost"
+    command = facts.train(f"--set loss.{cost}=2.0") if facts.subject.checkpoint else facts.examine()
+    return Suspect(cause, command)
+
+
+RULES: tuple[Rule, ...] = (
+    _suspect_data,
+    _suspect_finite,
+    _suspect_paths,
+    _suspect_inverted,
+    _suspect_teacher,
+    _suspect_mode,
+    _suspect_images,
+    _suspect_layers,
+    _suspect_coverage,
+    _suspect_batches,
+    _suspect_loss,
+    _suspect_history,
+    _suspect_threshold,
+    _suspect_generalization,
+    _suspect_training,
+    _suspect_bias,
+)
+"""In the order of what explains most: wrong data before wrong settings."""
+
+
+def _rank(row: Mapping[str, Any]) -> str:
+    return f"best F1 {_figure(row.get('f1_best'))}, AUROC {_figure(row.get('auroc'))}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"

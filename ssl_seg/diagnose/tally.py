@@ -1,0 +1,249 @@
+"""Adds up predictions image by image: what is kept is small, whatever the number of images.
+
+Shapes: ``*S`` spatial = (Z, Y, X) or (Y, X).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.diagnose.result import Histogram, ImageFigures, Moments, Part
+from ssl_seg.diagnose.shapes import ShapeTally
+from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.metrics import Overlap, compute_auroc, count_overlap
+
+PROB_BINS = 2000
+"""Fine bins of the probability; bin b holds (b / 2000, (b + 1) / 2000], so that thresholds lie on edges."""
+LOGIT_RANGE, LOGIT_BINS = 16, 512
+"""Fine bins of the logit, each 1/16 wide; values outside count in the outer ones."""
+SHOWN_PROB_BINS, MAX_LOGIT_BINS = 40, 64
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+_UNKNOWN, _BACKGROUND, _FOREGROUND = range(3)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The prediction of one image: ``pred`` (*S) bool, ``prob`` and ``logit`` (*S) float where there are any, and the
+    ``target`` (*S) of class indices with IGNORE_INDEX, where it may be looked at."""
+
+    id: str
+    part: Part
+    pred: NDArray[np.bool_]
+    prob: NDArray[np.float32] | None = None
+    logit: NDArray[np.float32] | None = None
+    target: NDArray[np.integer[Any]] | None = None
+
+
+class Sums:
+    """Number, mean, standard deviation, range and fine histogram (3, B) of values; rows: truth unknown, 0, 1."""
+
+    def __init__(self, bins: int) -> None:
+        self.count, self.low, self.high = 0, np.inf, -np.inf
+        self._total = self._squares = 0.0
+        self.histogram = np.zeros((3, bins), np.int64)
+
+    def add(self, values: NDArray[np.floating[Any]], bins: NDArray[np.integer[Any]], kind: NDArray[np.integer]) -> None:
+        """Add finite ``values`` (n) with their bins and rows."""
+        if not values.size:
+            return
+        wide = values.astype(np.float64)
+        self.count += values.size
+        self._total += float(wide.sum())
+        self._squares += float((wide**2).sum())
+        self.low, self.high = min(self.low, float(wide.min())), max(self.high, float(wide.max()))
+        width = self.histogram.shape[1]
+        self.histogram += np.bincount(kind * width + bins, minlength=3 * width).reshape(3, width)
+
+    def __add__(self, other: Sums) -> Sums:
+        both = Sums(self.histogram.shape[1])
+        both.count = self.count + other.count
+        both._total, both._squares = self._total + other._total, self._squares + other._squares
+        both.low, both.high = min(self.low, other.low), max(self.high, other.high)
+        both.histogram = self.histogram + other.histogram
+        return both
+
+    @property
+    def mean(self) -> float:
+        """Mean; NaN without values."""
+        return self._total / self.count if self.count else np.nan
+
+    @property
+    def std(self) -> float:
+        """Standard deviation; NaN without values."""
+        return max(self._squares / self.count - self.mean**2, 0.0) ** 0.5 if self.count else np.nan
+
+
+class Tally:
+    """Everything that is kept of the predictions."""
+
+    def __init__(self) -> None:
+        self.images: list[ImageFigures] = []
+        self.overlaps: dict[str, Overlap] = {}
+        self.prob: dict[Part, Sums] = {}
+        self.logit: dict[Part, Sums] = {}
+        self.shapes: dict[tuple[int, ...], ShapeTally] = {}
+        self.voxels = self.nonfinite = 0
+
+    def add(self, output: Output) -> ImageFigures:
+        """Add the prediction of an image, and return its figures."""
+        target, truth, ratio_true, f1 = output.target, None, None, None
+        ratio_pred = float(output.pred.mean())
+        kind = np.zeros(output.pred.shape, np.int64)
+        if target is not None:
+            overlap = count_overlap(output.pred, target)
+            self.overlaps[output.id] = overlap
+            truth, f1, ratio_true = target > 0, overlap.dice, overlap.prevalence
+            ratio_pred = (overlap.tp + overlap.fp) / max(int((target != IGNORE_INDEX).sum()), 1)
+            kind = np.where(target == IGNORE_INDEX, _UNKNOWN, np.where(truth, _FOREGROUND, _BACKGROUND))
+        self.voxels += output.pred.size
+        prob = self._add_values(self.prob, output.prob, output.part, kind, PROB_BINS)
+        logit = self._add_values(self.logit, output.logit, output.part, kind, LOGIT_BINS)
+        if output.prob is not None:
+            self.nonfinite += int((~np.isfinite(output.prob)).sum())
+        shape = output.pred.shape
+        self.shapes.setdefault(shape, ShapeTally(shape)).add(output.pred, truth, ratio_true)
+        figures = ImageFigures(
+            id=output.id,
+            part=output.part,
+            shape=shape,
+            prob=_moments(output.pred.astype(np.float32)) if prob is None else prob,
+            logit=logit,
+            ratio_pred=ratio_pred,
+            ratio_true=ratio_true,
+            f1=f1,
+        )
+        self.images.append(figures)
+        return figures
+
+    def _add_values(
+        self,
+        sums: dict[Part, Sums],
+        values: NDArray[np.float32] | None,
+        part: Part,
+        kind: NDArray[np.int64],
+        bins: int,
+    ) -> Moments | None:
+        if values is None:
+            return None
+        finite = np.isfinite(values)
+        chosen = values[finite]
+        if bins == PROB_BINS:
+            places = np.ceil(chosen * PROB_BINS) - 1
+        else:
+            places = np.floor((chosen + LOGIT_RANGE) * (LOGIT_BINS / (2 * LOGIT_RANGE)))
+        own = sums.setdefault(part, Sums(bins))
+        own.add(chosen, np.clip(places, 0, bins - 1).astype(np.int64), kind[finite])
+        return _moments(chosen)
+
+    def pool(self, sums: Mapping[Part, Sums], *parts: Part) -> Sums | None:
+        """Return the sums of some parts together (of all parts if none is named), or None without any value."""
+        chosen = [own for part, own in sums.items() if not parts or part in parts]
+        return sum(chosen[1:], chosen[0]) if chosen else None
+
+    def compute_auroc(self, *parts: Part) -> float | None:
+        """Return the AUROC of the probability over the voxels whose truth is known, to 1/2000."""
+        pooled = self.pool(self.prob, *parts)
+        return None if pooled is None else compute_auroc(pooled.histogram[_FOREGROUND], pooled.histogram[_BACKGROUND])
+
+    def sweep(self, *parts: Part) -> dict[str, Any] | None:
+        """Return F1 at each of ``THRESHOLDS`` (probability above it) over the voxels whose truth is known."""
+        pooled = self.pool(self.prob, *parts)
+        if pooled is None or not pooled.histogram[_FOREGROUND].any():
+            return None
+        positive, negative = pooled.histogram[_FOREGROUND], pooled.histogram[_BACKGROUND]
+        scores = []
+        for threshold in THRESHOLDS:
+            first = round(threshold * PROB_BINS)
+            tp, fp = int(positive[first:].sum()), int(negative[first:].sum())
+            scores.append(Overlap(tp, fp, int(positive.sum()) - tp, 0).dice)
+        best = max(range(len(scores)), key=lambda i: (scores[i], -abs(THRESHOLDS[i] - 0.5)))
+        return {
+            "thresholds": list(THRESHOLDS),
+            "f1": scores,
+            "best_threshold": THRESHOLDS[best],
+            "best_f1": scores[best],
+            "f1_at_half": scores[THRESHOLDS.index(0.5)],
+        }
+
+    def summarize_outputs(self) -> dict[str, Any]:
+        """Return ``statistics["outputs"]``: a row a part, and ``all``; empty where only masks were given."""
+        if not self.prob:
+            return {}
+        groups: dict[str, tuple[Part, ...]] = {part: (part,) for part in self.prob}
+        return {name: self._summarize_part(parts) for name, parts in {**groups, "all": ()}.items()}
+
+    def _summarize_part(self, parts: tuple[Part, ...]) -> dict[str, Any]:
+        images = [i for i in self.images if not parts or i.part in parts]
+        prob, logit = self.pool(self.prob, *parts), self.pool(self.logit, *parts)
+        row: dict[str, Any] = {"images": len(images)}
+        if prob is not None:
+            counts = prob.histogram.sum(0)
+            row |= {"voxels": prob.count, **_describe("prob", prob)}
+            row["prob_quantiles"] = _quantiles(counts, 0.0, 1.0)
+            row["band_share"] = _share(counts, 0.5, 0.7)
+            row["low_share"] = _share(counts, 0.0, 0.1)
+        if logit is not None:
+            row |= _describe("logit", logit)
+            row["logit_quantiles"] = _quantiles(logit.histogram.sum(0), -LOGIT_RANGE, LOGIT_RANGE)
+        return row
+
+    def histograms(self) -> tuple[Histogram, ...]:
+        """Return the histograms of probability and logit over all images."""
+        found = []
+        if (prob := self.pool(self.prob)) is not None:
+            counts = prob.histogram.reshape(3, SHOWN_PROB_BINS, -1).sum(2)
+            found.append(_histogram("prob", np.linspace(0, 1, SHOWN_PROB_BINS + 1), counts))
+        if (logit := self.pool(self.logit)) is not None and logit.count:
+            used = np.flatnonzero(logit.histogram.sum(0))
+            width = -(-(used[-1] - used[0] + 1) // MAX_LOGIT_BINS)
+            number = -(-(used[-1] - used[0] + 1) // width)
+            padded = np.zeros((3, number * width), np.int64)
+            end = min(used[0] + number * width, LOGIT_BINS)
+            padded[:, : end - used[0]] = logit.histogram[:, used[0] : end]
+            step = 2 * LOGIT_RANGE / LOGIT_BINS
+            edges = -LOGIT_RANGE + step * (used[0] + width * np.arange(number + 1))
+            found.append(_histogram("logit", edges, padded.reshape(3, number, width).sum(2)))
+        return tuple(found)
+
+
+def _moments(values: NDArray[np.floating[Any]]) -> Moments:
+    if not values.size:
+        return Moments(np.nan, np.nan, np.nan, np.nan)
+    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    return Moments(mean, std, float(values.min()), float(values.max()))
+
+
+def _describe(name: str, sums: Sums) -> dict[str, float]:
+    figures = {"mean": sums.mean, "std": sums.std, "min": sums.low, "max": sums.high}
+    return {f"{name}_{figure}": value for figure, value in figures.items()}
+
+
+def _quantiles(counts: NDArray[np.int64], low: float, high: float) -> dict[str, float]:
+    """Return the middles of the bins in which the quantiles lie."""
+    cumulative, width = np.cumsum(counts), (high - low) / len(counts)
+    places = [int(np.searchsorted(cumulative, q * cumulative[-1])) for q in QUANTILES]
+    return {f"{q:g}": low + (place + 0.5) * width for q, place in zip(QUANTILES, places, strict=True)}
+
+
+def _share(counts: NDArray[np.int64], low: float, high: float) -> float:
+    """Return the share of values in (low, high]; from 0 on for ``low`` = 0."""
+    first, last = round(low * PROB_BINS), round(high * PROB_BINS)
+    return float(counts[first:last].sum() / max(counts.sum(), 1))
+
+
+def _histogram(
+    name: Literal["prob", "logit"], edges: NDArray[np.floating[Any]], counts: NDArray[np.int64]
+) -> Histogram:
+    return Histogram(
+        name,
+        tuple(edges.tolist()),
+        tuple(counts.sum(0).tolist()),
+        tuple(counts[_FOREGROUND].tolist()),
+        tuple(counts[_BACKGROUND].tolist()),
+    )

@@ -1,0 +1,136 @@
+"""Each cause by the figures that speak for it, and not without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssl_seg.diagnose.causes import explain
+from ssl_seg.diagnose.facts import Facts, Subject
+from ssl_seg.diagnose.result import Conclusion
+from ssl_seg.diagnose.suspects import RULES, Suspect
+from ssl_seg.monitor.catalog import CODES, LIMITS
+from ssl_seg.monitor.findings import Finding, Level
+
+HEALTHY: dict[str, Any] = {
+    "looked_at": {"step": 100},
+    "shapes": [{"closed_form": None}],
+    "nets": {
+        "student": {"f1_best": 0.8, "auroc": 0.95, "trivial_f1": 0.5},
+        "teacher": {"f1_best": 0.8, "auroc": 0.95, "trivial_f1": 0.5},
+        "train_probe": {"f1_best": 0.85, "auroc": 0.95, "trivial_f1": 0.5},
+        "untrained": {"f1_best": 0.5, "auroc": 0.5, "trivial_f1": 0.5},
+    },
+    "layers": {"zero_weights": [], "non_finite_weights": [], "silent": None},
+    "scores": {"precision": 0.8, "recall": 0.8, "bias": "balanced"},
+    "foreground": {"overestimate": 0.5, "true": {"mean": 0.3}},
+    "sweep": {"best_f1": 0.8, "best_threshold": 0.5, "f1_at_half": 0.8},
+    "trivial_losses": {"network": 0.3, "all_positive": 4.0, "all_negative": 3.0},
+    "batches": {
+        "n": 10, "mean": 0.3, "min": 0.2, "max": 0.4, "expected": 0.3, "most_expected": 0.4, "notes": [],
+    },
+    "inputs": {
+        "rank_correlation": 1.0, "path_difference": 1e-6, "clipped_low": 0.01, "clipped_high": 0.01, "constant": [],
+    },
+    "run": {"directory": "runs/a b", "verdicts": [], "actions": []},
+}  # fmt: skip
+SUBJECT = Subject(Path("runs/a b/checkpoints/best.pt"), "data", None, "student")
+
+
+def make_finding(code: str, level: Level = "collapsed") -> Finding:
+    entry = CODES[code]
+    return Finding(code, level, "student", 1.0, 0.0, "test", f"what {code} saw", entry.causes, entry.hint)
+
+
+def suspects_of(statistics: dict[str, Any], *findings: Finding, subject: Subject = SUBJECT) -> dict[str, Suspect]:
+    facts = Facts(findings, statistics, subject)
+    return {rule.__name__.removeprefix("_suspect_"): found for rule in RULES if (found := rule(facts)) is not None}
+
+
+def changed(section: str, **values: Any) -> dict[str, Any]:
+    return {**HEALTHY, section: {**HEALTHY[section], **values}}
+
+
+def test_nothing_is_suspected_in_a_healthy_run() -> None:
+    assert suspects_of(HEALTHY) == {}
+    causes, command = explain(Conclusion("ok", "healthy", ""), (), HEALTHY, SUBJECT)
+    assert causes == ()
+    assert command == "ssl-seg predict 'runs/a b/checkpoints/best.pt' IMAGES OUTPUT"
+
+
+@pytest.mark.parametrize(
+    ("name", "statistics", "codes", "words"),
+    [
+        ("data", changed("batches", expected=0.0, mean=0.0), [], "0.0% foreground"),
+        ("finite", HEALTHY, ["non_finite"], "what non_finite saw"),
+        ("paths", changed("inputs", path_difference=0.7), [], "up to 0.7 standard deviations"),
+        ("inverted", HEALTHY, ["inverted_output"], "what inverted_output saw"),
+        ("teacher", HEALTHY, ["teacher_diverged"], "teacher: best F1 0.800, AUROC 0.950"),
+        ("mode", {**HEALTHY, "nets": {**HEALTHY["nets"], "train_mode": {"f1_best": 0.9, "auroc": 0.99}}},
+         ["mode_gap"], "student in train mode: best F1 0.900"),
+        ("images", changed("inputs", constant=["a", "b"]), [], "2 images are constant, for example 'a'"),
+        ("images", changed("inputs", rank_correlation=0.5), [], "is 0.500, not 1"),
+        ("images", changed("inputs", clipped_high=0.6), ["constant_output"], "60% of an image has its highest"),
+        ("layers", changed("layers", silent="act"), ["constant_output"], "from 'act' on"),
+        ("coverage", HEALTHY, ["coverage_hole"], "what coverage_hole saw"),
+        ("coverage", {**HEALTHY, "shapes": [{"closed_form": "(1/2)"}]}, ["uniform_ratio"], "what uniform_ratio saw"),
+        ("batches", changed("batches", mean=0.02), [], "10 batches hold 20.00% to 40.00%"),
+        ("batches", changed("batches", mean=0.9), [], "on average 90.00%"),
+        ("batches", changed("batches", notes=["no"]), [], "no"),
+        ("loss", changed("trivial_losses", all_positive=0.3), [], "network 0.300, all_positive 0.300"),
+        ("history", changed("run", verdicts=[{"step": 20, "level": "collapsed", "codes": ["all_negative"]}]),
+         ["all_negative"], "step 20: the run's own verdict was collapsed all_negative"),
+        ("threshold", changed("sweep", best_threshold=0.2), ["shifted_threshold"], "0.800 at 0.2"),
+        ("generalization", changed("nets", train_probe={"f1_best": 0.99, "auroc": 1.0, "trivial_f1": 0.5},
+                                   student={"f1_best": 0.6, "auroc": 0.7, "trivial_f1": 0.5}), [], "+0.490 on labeled"),
+        ("training", changed("nets", student={"f1_best": 0.5, "auroc": 0.51, "trivial_f1": 0.5}), [],
+         "after 100 steps: AUROC 0.510"),
+        ("bias", {**changed("scores", bias="recall", precision=0.61, recall=0.96),
+                  "foreground": {"overestimate": 34.8, "true": {"mean": 0.609}}}, [], "precision 0.610, recall 0.960"),
+    ],
+)  # fmt: skip
+def test_a_cause_carries_its_evidence(name: str, statistics: dict[str, Any], codes: list[str], words: str) -> None:
+    findings = [make_finding(code) for code in codes]
+    found = suspects_of(statistics, *findings)
+    assert name in found
+    assert words in " | ".join(found[name].cause.evidence)
+    assert found[name].command.startswith("ssl-seg ")
+    assert "runs/a b" not in found[name].command.replace("'runs/a b", "")  # quoted
+
+
+def test_findings_alone_give_the_usual_causes() -> None:
+    findings = (make_finding("plateau", "warn"),)
+    causes, command = explain(Conclusion("warn", "plateau", ""), findings, HEALTHY, SUBJECT)
+    assert tuple(cause.text for cause in causes) == CODES["plateau"].causes[:3]
+    assert command.startswith("ssl-seg evaluate ")
+    collapsed = (make_finding("plateau"),)
+    assert "on_collapse=recover" in explain(Conclusion("collapsed", "plateau", ""), collapsed, HEALTHY, SUBJECT)[1]
+
+
+def test_measured_causes_come_first_and_there_are_three_at_most() -> None:
+    statistics = {
+        **changed("inputs", path_difference=1.0),
+        "trivial_losses": {"network": 9, "all_positive": 1, "all_negative": 2},
+    }
+    findings = (make_finding("constant_output"), make_finding("all_positive"))
+    causes, command = explain(Conclusion("collapsed", "constant_output", ""), findings, statistics, SUBJECT)
+    assert len(causes) == 3
+    assert "normalized differently" in causes[0].text
+    assert "all-positive" in causes[1].text
+    assert causes[2].text == CODES["constant_output"].causes[0]
+    assert command.startswith("ssl-seg evaluate ")
+
+
+def test_predictions_have_no_checkpoint_to_name() -> None:
+    subject = Subject(masks=Path("m"))
+    statistics = {"shapes": [{"closed_form": None}], "looked_at": {}}
+    for code in ("uniform_ratio", "coverage_hole", "all_negative", "non_finite", "inverted_output"):
+        command = explain(Conclusion("collapsed", code, ""), (make_finding(code),), statistics, subject)[1]
+        assert command.startswith("ssl-seg ")
+        assert "None" not in command
+
+
+def test_every_limit_that_is_asked_for_exists() -> None:
+    assert {"input_difference", "uniform_ratio", "coverage_hole", "equal_statistics", "band_share"} <= set(LIMITS)
