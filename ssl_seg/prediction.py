@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +24,15 @@ from ssl_seg.data.volumes import (
     write_mask,
     write_probabilities,
 )
+from ssl_seg.diagnose.shapes import FEWEST, find_same, format_shape
 from ssl_seg.errors import DataError
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.labels import to_mask
+from ssl_seg.monitor.catalog import limit
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+LEAST_SHARE = 0.01
+"""Share of foreground from which masks with the same share are suspicious: small ones agree by chance."""
 MASK_SUFFIXES = (".png", ".tif", ".tiff", *NIFTI_SUFFIXES)
 
 
@@ -47,12 +53,19 @@ class PredictRequest:
     spacing: tuple[float, ...] | None = None
 
 
-def predict(request: PredictRequest, track: Track = pass_through) -> list[Path]:
+def predict(
+    request: PredictRequest, track: Track = pass_through, *, note: Callable[[str], None] = lambda _: None
+) -> list[Path]:
     """Write a mask for each image, with the label values of the training masks.
 
     2D masks are PNG, 3D masks compressed TIFF stacks; the mask of a NIfTI image is NIfTI with the same affine. With
     ``probabilities``, the foreground probability (of each class where there are more than two) is written beside it as
     float32, TIFF or NIfTI.
+
+    Args:
+        request: what to predict.
+        track: shows the progress.
+        note: is told when the masks look like those of a network that ignores its input.
 
     Returns:
         The masks written.
@@ -65,15 +78,44 @@ def predict(request: PredictRequest, track: Track = pass_through) -> list[Path]:
     suffixes = _probability_suffixes(model.config.data.num_classes) if request.probabilities else {}
     _check_outputs([output for _, mask in jobs for output in (mask, *_probability_paths(mask, suffixes))])
     predictor = model.predictor(request.which or model.better, request.overlap)
+    shares: dict[tuple[int, ...], list[float]] = {}
     for locations, mask in track(jobs, len(jobs)):
         geometry = read_geometry(locations[0])
         stated = None if geometry is None else geometry.spacing
         spacing = request.spacing or stated or model.config.data.spacing
         probs = predictor(_read(locations, model), spacing)
-        write_mask(mask, to_mask(probs.argmax(axis=0), model.config.data.label_values), geometry)
+        classes = probs.argmax(axis=0)
+        shares.setdefault(classes.shape, []).append(float((classes > 0).mean()))
+        write_mask(mask, to_mask(classes, model.config.data.label_values), geometry)
         for path, label in zip(_probability_paths(mask, suffixes), suffixes, strict=True):
             write_probabilities(path, probs[label], geometry)
+    if text := describe_sameness(shares, request.output):
+        note(text)
     return [mask for _, mask in jobs]
+
+
+def describe_sameness(shares: Mapping[tuple[int, ...], Sequence[float]], output: Path) -> str | None:
+    """Return a warning where different images got one and the same share of foreground, else None.
+
+    Args:
+        shares: of the masks of each shape (*S), the share of foreground.
+        output: where the masks are.
+    """
+    command = f"`ssl-seg diagnose --predictions {shlex.quote(str(output))}`"
+    found = [(shape, len(own), *find_same(own)) for shape, own in shares.items()]
+    same = [
+        f"warning: {f'all {images}' if number == images else f'{number} of {images}'} masks of {format_shape(shape)} "
+        f"have the same share of foreground, {ratio:.2%}"
+        for shape, images, number, ratio in found
+        if number >= max(FEWEST, limit("uniform_ratio") * images) and ratio >= LEAST_SHARE
+    ]
+    if same:
+        advice = f"  Different images hardly ever agree so closely: do not submit before {command}"
+        return "\n".join([*same, advice])
+    images = sum(map(len, shares.values()))
+    if images >= FEWEST and not any(share for own in shares.values() for share in own):
+        return f"note: all {images} masks are empty. Where there should be something to find, ask {command}"
+    return None
 
 
 def _probability_suffixes(num_classes: int) -> dict[int, str]:

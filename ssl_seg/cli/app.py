@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ssl_seg import __version__
-from ssl_seg.cli import audit, batches, commands, configs, inspect, probe, splits, training
+from ssl_seg.cli import audit, batches, commands, configs, diagnose, inspect, probe, splits, training
 
 app = typer.Typer(
     name="ssl-seg",
@@ -26,6 +26,7 @@ app.command("demo")(training.demo)
 app.command("train")(training.train)
 app.command("evaluate")(commands.evaluate)
 app.command("predict")(commands.predict)
+app.command("diagnose")(diagnose.diagnose)
 app.add_typer(data_app, name="data")
 app.add_typer(split_app, name="split")
 app.add_typer(config_app, name="config")

@@ -88,7 +88,9 @@ def predict(
     from ssl_seg.prediction import predict as run_prediction
 
     request = PredictRequest(checkpoint, source, output, which, overlap, probabilities, _parse_spacing(spacing))
-    written = run_prediction(request, TerminalConsole().track("predicting"))
+    written = run_prediction(
+        request, TerminalConsole().track("predicting"), note=lambda text: typer.echo(text, err=True)
+    )
     typer.echo(f"wrote {len(written)} mask(s) to {output}")
 
 

@@ -1,0 +1,179 @@
+"""``ssl-seg diagnose``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssl_seg.cli.commands import Net
+from ssl_seg.cli.data_settings import NAMES, SET, read_data_settings
+
+if TYPE_CHECKING:
+    from ssl_seg.diagnose.result import Diagnosis
+
+COLLAPSED = 3
+"""Exit code, also of a gate that is not passed."""
+
+
+def diagnose(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CKPT", help="Checkpoint written by `ssl-seg train`.", show_default=False)
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Folder; by default that of the training.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="How the files of --data lie; recognized unless given.", show_default=False)
+    ] = None,
+    which: Annotated[
+        Net | None, typer.Option(help="Net to examine.", show_default="the better one on validation")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Examine this folder of predictions, in place of a checkpoint.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="True masks of the --predictions, by file name.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a report with figures.")] = None,
+    seconds: Annotated[float, typer.Option(help="After this time no further image is looked at.", min=1)] = 120,
+    require_f1: Annotated[
+        float | None, typer.Option(help="Exit code 3 when the F1 on validation is lower.", min=0, max=1)
+    ] = None,
+    set_: Annotated[list[str] | None, SET] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Examine a checkpoint or a folder of predictions: verdict, evidence, likely causes. Exit code 3 when collapsed."""
+    from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.report.diagnosis import check_report_folder, write_report
+
+    _check_options(checkpoint, predictions, masks, {"--data": data, "--layout": layout, "--which": which})
+    if out is not None:
+        check_report_folder(out)
+    settings = read_data_settings(set_, NAMES if checkpoint is None else (*NAMES, "spacing"))
+    settings |= {} if layout is None else {"layout": layout}
+    with _reserve(out):
+        if checkpoint is not None:
+            from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
+
+            result = diagnose_checkpoint(
+                CheckpointRequest(checkpoint, data, which, settings, seconds), note=_note, track=TerminalConsole().track
+            )
+        else:
+            from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
+
+            result = diagnose_predictions(
+                PredictionsRequest(Path(str(predictions)), masks, settings, seconds),
+                note=_note,
+                track=TerminalConsole().track,
+            )
+        if require_f1 is not None:
+            result = apply_gate(result, require_f1)
+        if out is not None:
+            report = write_report(result, out, shlex.join(["ssl-seg", *sys.argv[1:]]))
+    if as_json:
+        typer.echo(json.dumps(result.to_record(), indent=2))
+    else:
+        _print(result)
+    if out is not None:
+        typer.echo(f"wrote {report}", err=as_json)
+    if result.verdict.level == "collapsed" or result.verdict.code == "below_gate":
+        raise typer.Exit(COLLAPSED)
+
+
+def apply_gate(diagnosis: Diagnosis, least: float) -> Diagnosis:
+    """Return the diagnosis with a finding ``below_gate`` where the F1 on validation images, or on the masks given, is
+    below ``least``. It is the verdict then, unless that is a collapse.
+
+    Raises:
+        ConfigError: when no F1 was measured: a gate that cannot be checked is not passed.
+    """
+    from ssl_seg.diagnose.result import Conclusion
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.monitor.findings import Finding
+
+    scores, looked = diagnosis.statistics.get("scores"), diagnosis.statistics.get("looked_at", {})
+    if scores is None:
+        remedy = "give --masks" if diagnosis.kind == "predictions" else "raise --seconds, or give --data with masks"
+        raise ConfigError(f"--require-f1 {least:g}: no F1 was measured in {diagnosis.subject}: {remedy}")
+    if scores["f1"] >= least:
+        return diagnosis
+    message = f"F1 is {scores['f1']:.3f} on {scores['images']} images, and {least:g} is required"
+    finding = Finding(
+        code="below_gate",
+        level="warn",
+        net=looked.get("net") or "predictions",
+        value=scores["f1"],
+        limit=least,
+        source="--require-f1",
+        message=message,
+        causes=("too short a training", "too few labels"),
+        hint="train on, or add labels where the worst cases are: `ssl-seg evaluate CKPT --figure FILE` draws them",
+    )
+    collapses = tuple(f for f in diagnosis.findings if f.level == "collapsed")
+    others = tuple(f for f in diagnosis.findings if f.level != "collapsed")
+    gated = replace(diagnosis, findings=(*collapses, finding, *others))
+    if collapses:
+        return gated
+    command = diagnosis.next_command
+    if diagnosis.verdict.level == "ok" and diagnosis.kind == "checkpoint":  # which had advised to predict
+        command = f"ssl-seg evaluate {shlex.quote(diagnosis.subject)} --figure worst_cases.png"
+    return replace(gated, verdict=Conclusion("warn", finding.code, message), next_command=command)
+
+
+def _check_options(
+    checkpoint: Path | None, predictions: Path | None, masks: Path | None, of_checkpoint: dict[str, str | None]
+) -> None:
+    from ssl_seg.errors import ConfigError
+
+    if (checkpoint is None) == (predictions is None):
+        given = "both are given" if checkpoint else "none is given"
+        raise ConfigError(f"give a checkpoint or --predictions FOLDER, exactly one of them: {given}")
+    if masks is not None and checkpoint is not None:
+        raise ConfigError(
+            "--masks are those of --predictions; the masks of a checkpoint's cases are in its data folder"
+        )
+    misplaced = [name for name, value in of_checkpoint.items() if value is not None]
+    if misplaced and predictions is not None:
+        raise ConfigError(f"{misplaced[0]} goes with a checkpoint, not with --predictions")
+
+
+@contextmanager
+def _reserve(folder: Path | None) -> Iterator[None]:
+    """Create the folder first, so that an examination is not made in vain, and take it away if there is no report."""
+    from ssl_seg.errors import DataError
+
+    if folder is None:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write the report to {folder}: {error.strerror}") from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def _note(text: str) -> None:
+    typer.echo(f"note: {text}", err=True)
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict, make_key_figures
+
+    typer.echo(format_verdict(diagnosis))
+    typer.echo(f"looked at {diagnosis.subject}: {describe_scope(diagnosis)}")
+    for line in format_findings(diagnosis):
+        typer.echo(line)
+    rows = make_key_figures(diagnosis, brief=diagnosis.verdict.level == "ok").rows
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    for name, value, beside in rows:
+        typer.echo(f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {beside}".rstrip())
+    typer.echo(f"next: {diagnosis.next_command}")

@@ -1,0 +1,173 @@
+"""The report of a diagnosis: a folder with ``report.md``, ``report.json`` and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_seg.errors import DataError
+from ssl_seg.report.diagnosis_figures import Picture, plot_diagnosis
+from ssl_seg.report.diagnosis_summary import describe_scope, figure, make_key_figures
+from ssl_seg.report.diagnosis_tables import make_tables
+from ssl_seg.report.diagnosis_text import UNKNOWN, Table, list_evidence
+from ssl_seg.rundir import atomic_write, next_free, now, write_json
+
+if TYPE_CHECKING:
+    from ssl_seg.diagnose.result import Diagnosis
+
+REPORT_FILE, RECORD_FILE = "report.md", "report.json"
+
+
+def check_report_folder(folder: Path) -> None:
+    """Do nothing, if a report may be written to ``folder``.
+
+    Raises:
+        DataError: when it is a file, or a folder that holds anything; names the next free name.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} exists already and is not overwritten: use --out {next_free(folder)}")
+
+
+def write_report(diagnosis: Diagnosis, folder: Path, command: str = "") -> Path:
+    """Write the report, its figures and its JSON record to a new folder.
+
+    Args:
+        diagnosis: what was found.
+        folder: created here; an empty one is taken as it is.
+        command: what was called, to be repeated by the reader.
+
+    Returns:
+        The path of report.md.
+
+    Raises:
+        DataError: when the folder holds anything, or cannot be written.
+    """
+    check_report_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = plot_diagnosis(diagnosis, folder)
+        write_json(folder / RECORD_FILE, diagnosis.to_record())
+        report = folder / REPORT_FILE
+        with atomic_write(report) as temporary:
+            temporary.write_text(format_report(diagnosis, pictures, now(), command), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write the report to {folder}: {error.strerror}") from error
+    return report
+
+
+def format_report(diagnosis: Diagnosis, pictures: Sequence[Picture], when: str, command: str = "") -> str:
+    """Return the report in Markdown: verdict, findings, hypotheses with their evidence, figures, tables.
+
+    Args:
+        diagnosis: what was found.
+        pictures: figures in the folder of the report.
+        when: time of the diagnosis.
+        command: what was called.
+    """
+    verdict = diagnosis.verdict
+    head = [
+        f"# Diagnosis of {_code(diagnosis.subject)}",
+        f"**Verdict: {verdict.level}, {_code(verdict.code)}: {_escape(verdict.message)}**",
+        _examined(diagnosis, when, command),
+    ]
+    sections = [
+        *_findings(diagnosis),
+        *_causes(diagnosis),
+        "## What to run next",
+        f"```sh\n{diagnosis.next_command}\n```",
+        *_table(make_key_figures(diagnosis), "##"),
+        *_figures(pictures),
+        "## Measurements",
+        *(part for table in make_tables(diagnosis) for part in _table(table, "###")),
+        *_notes(diagnosis),
+    ]
+    return "\n\n".join([*head, *sections]) + "\n"
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, aligned in the source too: columns of figures to the right, others to the left."""
+    cells = [[_cell(text) for text in row] for row in (columns, *rows)]
+    widths = [max(3, *(len(row[c]) for row in cells)) for c in range(len(columns))]
+    right = [all(_is_figure(row[c]) for row in rows) for c in range(len(columns))]
+    lines = [
+        [text.rjust(w) if is_right else text.ljust(w) for text, w, is_right in zip(row, widths, right, strict=True)]
+        for row in cells
+    ]
+    rule = ["-" * (w - 1) + (":" if is_right else "-") for w, is_right in zip(widths, right, strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+
+
+def _is_figure(text: str) -> bool:
+    return text in ("", UNKNOWN) or text.lstrip("+-")[:1].isdigit()
+
+
+def _examined(diagnosis: Diagnosis, when: str, command: str) -> str:
+    what = "checkpoint" if diagnosis.kind == "checkpoint" else "folder of predictions"
+    lines = [
+        f"Examined: the {what} {_code(diagnosis.subject)}.",
+        f"Looked at: {_escape(describe_scope(diagnosis))}.",
+        f"Date: {when}.",
+    ]
+    if command:
+        lines.append(f"Command: {_code(command)}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _findings(diagnosis: Diagnosis) -> list[str]:
+    if not diagnosis.findings:
+        return ["## Findings", "No rule found anything."]
+    rows = [(f"{f.level}: {f.code}", f.net, figure(f.value), figure(f.limit), f.source) for f in diagnosis.findings]
+    explained = [
+        f"- **{_escape(f.code)}** ({f.net}): {_escape(f.message)}. *What helps:* {_escape(f.hint)}."
+        for f in diagnosis.findings
+    ]
+    columns = ("finding", "network", "value", "limit", "source of the limit")
+    return ["## Findings", "\n".join(explained), format_table(columns, rows)]
+
+
+def _causes(diagnosis: Diagnosis) -> list[str]:
+    if not diagnosis.causes:
+        return []
+    parts = ["## Likely causes, the most likely first"]
+    listed = zip(diagnosis.causes, list_evidence(diagnosis.causes), strict=True)
+    for rank, (cause, evidence) in enumerate(listed, start=1):
+        lines = [f"{rank}. **Hypothesis:** {_escape(cause.text)}", "   - Evidence:"]
+        lines += [f"     - {_escape(text)}" for text in evidence]
+        lines.append(f"   - What to do: {_escape(cause.action)}")
+        parts.append("\n".join(lines))
+    return parts
+
+
+def _figures(pictures: Sequence[Picture]) -> list[str]:
+    parts = ["## Figures"] if pictures else []
+    for picture in pictures:
+        parts += [f"![{picture.title}]({picture.path.name})", f"*{picture.title}.* {picture.caption}"]
+    return parts
+
+
+def _table(table: Table, heading: str) -> list[str]:
+    return [f"{heading} {table.title}", table.text, format_table(table.columns, table.rows)] if table.rows else []
+
+
+def _notes(diagnosis: Diagnosis) -> list[str]:
+    return ["## Notes", "\n".join(f"- {_escape(note)}" for note in diagnosis.notes)] if diagnosis.notes else []
+
+
+def _cell(text: str) -> str:
+    return _escape(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _code(text: str) -> str:
+    """Return code of one line; a fence of two, should it hold a backtick."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def _escape(text: str) -> str:
+    """Return text in which names such as ``all_negative`` stay what they are; `` `code` `` is left alone."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a single backtick opens nothing
+        return text.replace("`", "\\`").replace("_", "\\_").replace("*", "\\*")
+    outside = [part.replace("_", "\\_").replace("*", "\\*").replace("<", "&lt;") for part in parts[::2]]
+    inside = parts[1::2]
+    return "".join(text for pair in zip(outside, [f"`{code}`" for code in inside] + [""], strict=True) for text in pair)

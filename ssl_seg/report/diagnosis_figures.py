@@ -1,0 +1,311 @@
+"""The figures of a diagnosis: predictions, histograms of the outputs, foreground shares, and the threshold sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.report.diagnosis_text import size
+from ssl_seg.report.figures import new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ssl_seg.diagnose.result import Diagnosis, Example, Histogram, ImageFigures
+
+_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+_MARKERS = "osD^vP"
+_MOST_TITLE = 20
+_PANEL = 2.7
+"""Width of a panel in inches."""
+_LEAST_SHARE = 1e-5
+"""Lower end of the shares in a histogram: a few voxels among millions are no news."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that was written: ``caption`` says how to read it."""
+
+    path: Path
+    title: str
+    caption: str
+
+
+def plot_diagnosis(diagnosis: Diagnosis, folder: Path) -> tuple[Picture, ...]:
+    """Write the figures for which there is something to show, as PNG.
+
+    Raises:
+        DataError: when one exists or cannot be written.
+    """
+    pictures = []
+    if diagnosis.examples:
+        path = folder / "predictions.png"
+        plot_examples(diagnosis.examples, path)
+        caption = (
+            "Found in green, missed in blue, false in red; what is predicted where no truth is known in yellow, or "
+            "white without an image. Ignored voxels are gray in the truth."
+        )
+        pictures.append(Picture(path, "Predictions", caption))
+    if drawn := [h for h in diagnosis.histograms if sum(h.counts)]:
+        path = folder / "histograms.png"
+        plot_histograms(drawn, path)
+        caption = "Share of voxels in each bin, on a logarithmic scale. Two curves that lie on each other: no ranking."
+        pictures.append(Picture(path, "Outputs of all voxels", caption))
+    if diagnosis.images:
+        path = folder / "foreground.png"
+        plot_foreground(diagnosis.images, path)
+        caption = "One mark an image. Marks of one shape on one level: the prediction does not depend on the image."
+        pictures.append(Picture(path, "Foreground share of the images", caption))
+    if sweep := diagnosis.statistics.get("sweep"):
+        path = folder / "thresholds.png"
+        plot_sweep(sweep, diagnosis.statistics.get("trivial") or {}, path)
+        caption = "F1 over all validation voxels. A curve that never leaves the dashed line has learned nothing."
+        pictures.append(Picture(path, "Threshold sweep", caption))
+    return tuple(pictures)
+
+
+def plot_examples(examples: Sequence[Example], path: Path) -> None:
+    """Write one row an example: input, truth, probability from 0 to 1, and prediction with its errors.
+
+    A column of which nothing is known is left out, and masks alone lie side by side.
+
+    Raises:
+        DataError: when the file exists or cannot be written.
+    """
+    columns = [title for title, known in _COLUMNS.items() if any(known(e) is not None for e in examples)]
+    grid = (1, len(examples)) if len(columns) == 1 else (len(examples), len(columns))
+    heights = [float(np.clip(e.pred.shape[0] / e.pred.shape[1], 0.4, 2.0)) for e in examples]
+    heights = [max(heights)] if grid[0] == 1 else heights
+    figure = new_figure(path, (_PANEL * grid[1] + 0.3, _PANEL * sum(heights) + 0.15 * grid[0] + 0.8))
+    axes = figure.subplots(*grid, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    if len(columns) == 1:
+        for axis, example in zip(axes[0], examples, strict=True):
+            _draw_panel(axis, example, columns[0])
+            axis.set_title(_example_title(example), fontsize=8)
+    else:
+        for row, example in zip(axes, examples, strict=True):
+            for axis, column in zip(row, columns, strict=True):
+                _draw_panel(axis, example, column)
+            row[0].set_ylabel(_example_title(example), fontsize=7)
+        for axis, column in zip(axes[0], columns, strict=True):
+            axis.set_title(column, fontsize=9)
+        if _PROBABILITY in columns:
+            place = columns.index(_PROBABILITY)
+            shown = next(axis.images[0] for axis in axes[:, place] if axis.images)
+            figure.colorbar(
+                shown, ax=list(axes[:, place]), location="bottom", shrink=0.9, aspect=30, pad=0.02, panchor=False
+            )
+    save_figure(figure, path)
+
+
+def plot_histograms(histograms: Sequence[Histogram], path: Path) -> None:
+    """Write a panel for each histogram: all voxels, and true foreground and background where they are known.
+
+    Raises:
+        DataError: when the file exists or cannot be written.
+    """
+    figure = new_figure(path, (5.4 * len(histograms), 3.4))
+    for axis, histogram in zip(figure.subplots(1, len(histograms), squeeze=False)[0], histograms, strict=True):
+        series = {
+            "all voxels": (histogram.counts, "0.6"),
+            "truly foreground": (histogram.foreground, "#228833"),
+            "truly background": (histogram.background, "#aa3377"),
+        }
+        for label, (counts, color) in series.items():
+            if sum(counts):
+                shares = np.array(counts) / sum(counts)
+                axis.stairs(
+                    shares,
+                    histogram.edges,
+                    fill=label == "all voxels",
+                    baseline=_LEAST_SHARE,
+                    color=color,
+                    label=label,
+                    linewidth=1.4,
+                    linestyle="--" if label == "truly background" else "-",  # seen where both are the same
+                )
+        is_prob = histogram.name == "prob"
+        axis.axvline(0.5 if is_prob else 0.0, color="black", linewidth=0.8, linestyle=":")
+        axis.set_yscale("log")
+        axis.set_ylim(_LEAST_SHARE, 2)
+        axis.set_xlim(histogram.edges[0], histogram.edges[-1])
+        axis.set_xlabel("probability of foreground" if is_prob else "log-odds of foreground")
+        axis.set_ylabel("share of the voxels")
+        _finish(axis)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_foreground(images: Sequence[ImageFigures], path: Path) -> None:
+    """Write predicted against true foreground share of the images with a mask, and the predicted shares in order of
+    size where there are images without.
+
+    Raises:
+        DataError: when the file exists or cannot be written.
+    """
+    known = [i for i in images if i.ratio_true is not None]
+    draw: list[Callable[[Axes], None]] = []
+    if known:
+        draw.append(lambda axis: _draw_scatter(axis, known, styles))
+    if len(known) < len(images):
+        draw.append(lambda axis: _draw_levels(axis, images, styles))
+    styles = _styles(images)
+    figure = new_figure(path, (5.0 * len(draw), 4.4))
+    for axis, panel in zip(figure.subplots(1, len(draw), squeeze=False)[0], draw, strict=True):
+        panel(axis)
+        _finish(axis)
+    handles = {label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], path: Path) -> None:
+    """Write F1 by threshold, with 0.5, the best threshold and the trivial score marked.
+
+    Raises:
+        DataError: when the file exists or cannot be written.
+    """
+    figure = new_figure(path, (5.6, 3.6))
+    axis = figure.subplots()
+    axis.plot(sweep["thresholds"], sweep["f1"], color=_COLORS[0], marker="o", markersize=3, label="F1")
+    if sweep.get("f1_at_half") is not None:
+        label = f"at 0.5: {sweep['f1_at_half']:.3f}"
+        axis.plot(0.5, sweep["f1_at_half"], "s", color="black", markersize=8, fillstyle="none", label=label)
+    if sweep.get("best_f1") is not None:
+        label = f"best, at {sweep['best_threshold']:.2f}: {sweep['best_f1']:.3f}"
+        axis.plot(sweep["best_threshold"], sweep["best_f1"], "*", color=_COLORS[1], markersize=12, label=label)
+    if trivial.get("best") is not None:
+        label = f"trivial: {trivial['best']:.3f}"
+        axis.axhline(trivial["best"], color="0.4", linestyle="--", linewidth=1, label=label)
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1.02)
+    axis.set_xlabel("threshold of the probability")
+    axis.set_ylabel("F1")
+    _finish(axis)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+_INPUT, _TRUTH, _PROBABILITY, _PREDICTION = "input", "truth", "foreground probability", "prediction and errors"
+_COLUMNS: dict[str, Callable[[Example], NDArray[Any] | None]] = {
+    _INPUT: lambda e: e.image,
+    _TRUTH: lambda e: e.truth,
+    _PROBABILITY: lambda e: e.prob,
+    _PREDICTION: lambda e: e.pred,
+}
+
+
+def _draw_panel(axis: Axes, example: Example, column: str) -> None:
+    if _COLUMNS[column](example) is None:
+        axis.spines[:].set_visible(False)
+        reason = "sealed" if example.part == "test" and column == _TRUTH else "not known"
+        axis.text(0.5, 0.5, reason, ha="center", va="center", transform=axis.transAxes, fontsize=8, color="0.5")
+    elif column == _INPUT and example.image is not None:
+        axis.imshow(example.image, cmap="gray", vmin=0, vmax=1)
+    elif column == _TRUTH and example.truth is not None:
+        ignored = np.zeros_like(example.truth) if example.valid is None else ~example.valid
+        axis.imshow(np.where(ignored, 0.5, example.truth), cmap="gray", vmin=0, vmax=1)
+    elif column == _PROBABILITY and example.prob is not None:
+        axis.imshow(example.prob, cmap="viridis", vmin=0, vmax=1)
+    else:
+        axis.imshow(color_errors(example))
+
+
+def color_errors(example: Example) -> NDArray[np.float64]:
+    """Return (Y, X, 3): the input in gray with what was found in green, missed in blue and false in red.
+
+    Without a truth, what is predicted is white on black, or yellow on the input.
+    """
+    pred, truth = example.pred, example.truth
+    if example.image is None and truth is None:
+        return np.repeat(pred[..., None].astype(np.float64), 3, axis=-1)
+    gray = np.zeros(pred.shape) if example.image is None else _luminance(example.image)
+    color = 0.8 if example.image is None else 0.4
+    colored = np.repeat(0.6 * gray[..., None], 3, axis=-1)
+    if truth is None:
+        colored[pred, :2] += color
+        return colored
+    valid = np.ones(pred.shape, np.bool_) if example.valid is None else example.valid
+    for region, channel in ((pred & truth, 1), (~pred & truth, 2), (pred & ~truth, 0)):
+        colored[region & valid, channel] += color
+    return colored
+
+
+def _luminance(image: NDArray[np.float32]) -> NDArray[np.float64]:
+    gray: NDArray[np.float64] = (image if image.ndim == 2 else image.mean(axis=-1)).astype(np.float64)
+    return np.clip(gray, 0, 1)
+
+
+def _example_title(example: Example) -> str:
+    name = example.id if len(example.id) <= _MOST_TITLE else f"...{example.id[3 - _MOST_TITLE :]}"
+    details: list[str] = [] if example.part == "new" else [example.part]
+    details += [] if example.f1 is None else [f"F1 {example.f1:.3f}"]
+    return f"{name}\n{', '.join(details)}" if details else name
+
+
+def _styles(images: Sequence[ImageFigures]) -> dict[tuple[int, ...], dict[str, Any]]:
+    """Return marker, color and name of each shape, the most frequent first; rare ones share the last."""
+    counts: dict[tuple[int, ...], int] = {}
+    for image in images:
+        counts[image.shape] = counts.get(image.shape, 0) + 1
+    ordered = sorted(counts, key=lambda shape: (-counts[shape], shape))
+    named = {shape: f"{size(shape)} ({counts[shape]})" for shape in ordered}
+    if len(ordered) > len(_MARKERS):
+        rare = ordered[len(_MARKERS) - 1 :]
+        named |= dict.fromkeys(rare, f"{len(rare)} other shapes ({sum(counts[shape] for shape in rare)})")
+    looks = dict(zip(dict.fromkeys(named.values()), cycle(zip(_MARKERS, _COLORS, strict=True)), strict=False))
+    return {shape: {"marker": looks[name][0], "color": looks[name][1], "label": name} for shape, name in named.items()}
+
+
+def _by_style(images: Sequence[ImageFigures], styles: Mapping[tuple[int, ...], Any]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(styles[image.shape]["label"], []).append(index)
+    return groups
+
+
+def _draw_scatter(axis: Axes, images: Sequence[ImageFigures], styles: Mapping[tuple[int, ...], Any]) -> None:
+    for group in _by_style(images, styles).values():
+        chosen = [images[n] for n in group]
+        axis.scatter(
+            [i.ratio_true or 0.0 for i in chosen],
+            [i.ratio_pred for i in chosen],
+            s=22,
+            alpha=0.75,
+            linewidths=0,
+            clip_on=False,
+            **styles[chosen[0].shape],
+        )
+    axis.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--", label="predicted = true")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1)
+    axis.set_xlabel("true foreground share")
+    axis.set_ylabel("predicted foreground share")
+
+
+def _draw_levels(axis: Axes, images: Sequence[ImageFigures], styles: Mapping[tuple[int, ...], Any]) -> None:
+    ranks = {style["label"]: rank for rank, style in enumerate(styles.values())}
+    ordered = sorted(images, key=lambda i: (ranks[styles[i.shape]["label"]], i.ratio_pred))
+    for group in _by_style(ordered, styles).values():
+        heights, places = [ordered[n].ratio_pred for n in group], [n + 1 for n in group]
+        axis.scatter(places, heights, s=18, linewidths=0, clip_on=False, **styles[ordered[group[0]].shape])
+    axis.set_ylim(0, 1)
+    axis.set_xlim(0, len(ordered) + 1)
+    axis.locator_params(axis="x", integer=True)
+    axis.set_xlabel("images by shape, in order of their share")
+    axis.set_ylabel("predicted foreground share")
+
+
+def _finish(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)

@@ -1,0 +1,346 @@
+"""The report of a diagnosis: what it says, that it renders, and what its figures show."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from diagnosis_cases import constant_diagnosis, disk, example, healthy_diagnosis, image_figures, masks_diagnosis
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
+
+from ssl_seg.diagnose.result import Cause, Diagnosis
+from ssl_seg.errors import DataError
+from ssl_seg.report.diagnosis import format_report, format_table, write_report
+from ssl_seg.report.diagnosis_figures import (
+    color_errors,
+    plot_examples,
+    plot_foreground,
+    plot_histograms,
+    plot_sweep,
+)
+from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict, make_key_figures
+from ssl_seg.report.diagnosis_tables import SHOWN_IMAGES, make_tables
+
+ALL = {"constant": constant_diagnosis, "healthy": healthy_diagnosis, "masks": masks_diagnosis}
+RENDERER = MarkdownIt("commonmark").enable("table")
+
+
+def render(text: str) -> list[Any]:
+    return RENDERER.parse(text)
+
+
+def read_cells(text: str) -> list[list[str]]:
+    """The rows of all tables, as a renderer shows them."""
+    rows: list[list[str]] = []
+    for token, following in pairwise(render(text)):
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type in ("th_open", "td_open"):
+            shown = [child.content for child in following.children or [] if child.type in ("text", "code_inline")]
+            rows[-1].append("".join(shown))
+    return rows
+
+
+@pytest.fixture
+def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
+    """Call a function that plots to a file; returns what was drawn."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+
+    def savefig(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        saved.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+
+    def run(plot: Callable[..., None], *arguments: Any) -> Figure:
+        path = tmp_path / f"figure{len(saved)}.png"
+        plot(*arguments, path)
+        assert cv2.imread(str(path)) is not None
+        return saved[-1]
+
+    return run
+
+
+class TestTable:
+    @given(st.lists(st.lists(st.text("a_|*`<5.-+% ", max_size=9), min_size=3, max_size=3), min_size=1, max_size=4))
+    def test_shows_every_cell_as_it_is(self, rows: list[list[str]]) -> None:
+        stripped = [[cell.strip() for cell in row] for row in rows]
+        text = format_table(("name", "b", "c"), stripped)
+        assert len({len(line) for line in text.splitlines()}) == 1
+        plain = [[re.sub(r"\s+", " ", cell) for cell in row] for row in stripped]
+        if not any("`" in cell for row in stripped for cell in row):
+            shown = [[re.sub(r"\s+", " ", cell) for cell in row] for row in read_cells(text)]
+            assert shown == [["name", "b", "c"], *plain]
+
+    def test_figures_are_on_the_right_and_words_on_the_left(self) -> None:
+        text = format_table(("name", "score", "word"), [("a", "0.5", "long word"), ("b", "-", "w"), ("c", "+1.25", "")])
+        assert text.splitlines() == [
+            "| name | score | word      |",
+            "| ---- | ----: | --------- |",
+            "| a    |   0.5 | long word |",
+            "| b    |     - | w         |",
+            "| c    | +1.25 |           |",
+        ]
+
+
+class TestReport:
+    @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+    def test_folder(self, make: Callable[[], Diagnosis], tmp_path: Path) -> None:
+        diagnosis = make()
+        path = write_report(diagnosis, tmp_path / "new" / "report", "ssl-seg diagnose x")
+        text = path.read_text()
+        images = [child for token in render(text) for child in token.children or [] if child.type == "image"]
+        assert {str(i.attrs["src"]) for i in images} == {p.name for p in path.parent.glob("*.png")}
+        assert len(images) == (2 if diagnosis.kind == "predictions" else 4)
+        assert json.loads((path.parent / "report.json").read_text()) == json.loads(json.dumps(diagnosis.to_record()))
+        assert not re.search(r"\bnan\b|\binf\b|None|\{|\[\]", text)
+        assert "`ssl-seg diagnose x`" in text
+        with pytest.raises(DataError, match=r"report exists already.*--out .*report-2"):
+            write_report(diagnosis, path.parent)
+
+    def test_an_empty_folder_is_taken_and_a_file_is_not(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        assert write_report(healthy_diagnosis(), tmp_path / "empty").exists()
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(DataError, match="file exists already"):
+            write_report(healthy_diagnosis(), tmp_path / "file")
+        with pytest.raises(DataError, match="cannot write"):
+            write_report(healthy_diagnosis(), tmp_path / "file" / "below")
+        assert (tmp_path / "file").read_text() == "mine"
+
+    def test_says_everything_in_this_order(self) -> None:
+        text = format_report(constant_diagnosis(), [], "2026-01-26")
+        headings = [
+            (token.tag, following.content)
+            for token, following in pairwise(render(text))
+            if token.type == "heading_open"
+        ]
+        assert [name for level, name in headings if level == "h2"] == [
+            "Findings", "Likely causes, the most likely first", "What to run next", "Key figures", "Measurements",
+            "Notes",
+        ]  # fmt: skip
+        assert [name for level, name in headings if level == "h3"] == [
+            "Outputs", "Quantiles of the outputs", "Predicted foreground by image shape",
+            "Do the outputs depend on the image?", "Student, teacher, modes, and an untrained network",
+            "Precision, recall, and trivial predictors", "Threshold sweep", "Foreground distribution",
+            "Loss of trivial predictions", "Composition of the training batches", "Input of the network",
+            "History of the run", "Images",
+        ]  # fmt: skip
+        cells = read_cells(text)
+        assert cells[1][:4] == ["collapsed: constant_output", "teacher", "0.069", "0.1"]
+        assert "reported" in cells[1][4]
+        assert ["320 x 320", "45", "45 at 95.06%", "(312/320) x (312/320)"] in [row[:4] for row in cells]
+        assert "4+4 x 4+4 (inside 100% predicted)" in [row[-1] for row in cells]
+        assert ["0.05", "0.495", "best"] in cells
+        assert [row[1] for row in cells if row[0] == "images with NaN or infinity"] == ["img|7"]
+        assert "+34.8 points" in text
+        assert "no time left for inputs" in text
+        assert [token.content for token in render(text) if token.type == "fence"] == [
+            "ssl-seg data audit data/particles\n"
+        ]
+        evidence = [t.content for t in render(text) if t.type == "inline" and t.level == 7]
+        assert evidence == ["AUROC 0.51", r"F1 0.494 \* 2"]
+
+    def test_healthy_has_no_causes(self) -> None:
+        text = format_report(healthy_diagnosis(), [], "2026-01-26")
+        assert "No rule found anything." in text
+        assert "cause" not in text.lower()
+
+    def test_what_is_not_known_makes_no_column_row_or_table(self) -> None:
+        tables = {table.title: table for table in make_tables(masks_diagnosis())}
+        assert set(tables) == {"Predicted foreground by image shape", "Foreground distribution", "Images"}
+        assert not {"part", "logit", "true fg", "F1"} & set(tables["Images"].columns)
+        assert "true foreground" not in tables["Predicted foreground by image shape"].columns
+        bare = masks_diagnosis(statistics={}, images=(image_figures(0),), examples=())
+        assert [table.title for table in make_tables(bare)] == ["Images"]
+        assert format_report(bare, [], "2026-01-26")
+        assert make_key_figures(bare).rows == ()
+
+    def test_images_the_worst_first_and_not_without_end(self) -> None:
+        images = tuple(image_figures(n, f1=n / 100) for n in range(99, 0, -1))
+        table = make_tables(healthy_diagnosis(images=images))[-1]
+        assert [row[0] for row in table.rows] == [f"img_{n:03}" for n in range(1, 1 + SHOWN_IMAGES)]
+        assert f"{SHOWN_IMAGES} of 99" in table.text
+
+    def test_no_torch(self) -> None:
+        code = "import sys, ssl_seg.report.diagnosis; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestTerminal:
+    def test_verdict_line(self) -> None:
+        line = format_verdict(constant_diagnosis())
+        assert line == "verdict: collapsed constant_output: constant output function: do not submit"
+
+    def test_findings_and_causes(self) -> None:
+        second = Cause("dead activations", ("AUROC 0.51", "sd 0.07"), "lower optim.lr")
+        diagnosis = constant_diagnosis()
+        lines = format_findings(replace(diagnosis, causes=(*diagnosis.causes, second)))
+        assert lines[0].startswith("  COLLAPSED constant_output (teacher): the same everywhere")
+        assert lines[0].endswith("[0.069, limit 0.1]")
+        assert lines[1].startswith("  WARN not_above_trivial (teacher)")
+        assert lines[1].endswith("[0.495, limit 0.503]")
+        assert lines[2:] == [
+            "likely causes, the most likely first:",
+            "  1. masks do not belong to their images",
+            "     - AUROC 0.51",
+            "     - F1 0.494 * 2",
+            "     do: audit the data",
+            "  2. dead activations",
+            "     - sd 0.07",
+            "     - as for cause 1",
+            "     do: lower optim.lr",
+        ]
+
+    def test_scope(self) -> None:
+        assert describe_scope(constant_diagnosis()) == (
+            "teacher of step 480; 2 of 2 labeled training, 5 of 5 validation, 3 of 40 other images; 61.2 of 120 s; "
+            "no time left for inputs"
+        )
+        assert describe_scope(masks_diagnosis()) == "50 of 50 images; read as masks of 0 and 255"
+
+    def test_key_figures(self) -> None:
+        rows = {name: (value, beside) for name, value, beside in make_key_figures(constant_diagnosis()).rows}
+        assert rows["probability, mean +- sd"][0] == "0.627 +- 0.069"
+        assert rows["predicted foreground, 320 x 320"] == ("95.06% in 45 of 45", "true: 10.00% .. 80.00%")
+        assert rows["F1 at 0.5 (5 images)"] == ("0.494", "all-positive: 0.493; at 0.05: 0.495")
+        assert rows["foreground of an image, mean +- sd"][1] == "true: 60.9% +- 18.0% (+34.8 points)"
+        assert rows["foreground of a training batch"] == ("15.0% (10.0% .. 20.0%)", "expected: 12.0% to 55.0%")
+        assert make_key_figures(masks_diagnosis()).rows[0][1:] == ("95.06% in 45 of 45", "= (312/320) x (312/320)")
+        brief = make_key_figures(healthy_diagnosis(), brief=True).rows
+        assert len(brief) == 5
+        assert not any("foreground, 256" in name for name, *_ in brief)
+
+    def test_different_shares_are_a_range(self) -> None:
+        rows = {name: value for name, value, _ in make_key_figures(healthy_diagnosis()).rows}
+        assert rows["predicted foreground, 256 x 256"] == "10.00% .. 70.00%"
+
+
+class TestExamples:
+    def test_columns_that_are_known(self, draw: Any) -> None:
+        assert titles(draw(plot_examples, [example(), example(truth=None, valid=None, f1=None)])) == [
+            "input", "truth", "foreground probability", "prediction and errors",
+        ]  # fmt: skip
+        assert titles(draw(plot_examples, [example(image=None, prob=None)])) == ["truth", "prediction and errors"]
+
+    def test_masks_alone_lie_side_by_side(self, draw: Any) -> None:
+        figure = draw(plot_examples, masks_diagnosis().examples)
+        assert titles(figure) == ["320_0", "320_1", "320_2", "320_3"]
+        assert len({round(axis.get_position().y0, 6) for axis in figure.axes}) == 1
+
+    def test_what_is_not_known_is_said(self, draw: Any) -> None:
+        blind = {"truth": None, "valid": None, "f1": None}
+        figure = draw(plot_examples, [example(), example("b", part="new", **blind), example("c", part="test", **blind)])
+        assert [figure.axes[n].texts[0].get_text() for n in (5, 9)] == ["not known", "sealed"]
+        assert [figure.axes[n].get_ylabel() for n in (0, 4, 8)] == ["case_0\nval, F1 0.812", "b", "c\ntest"]
+
+    def test_probability_spans_0_to_1_and_ignored_is_gray(self, draw: Any) -> None:
+        figure = draw(plot_examples, [example(prob=np.full((48, 64), 0.6, np.float32))])
+        assert figure.axes[2].images[0].get_clim() == (0, 1)
+        truth = np.asarray(figure.axes[1].images[0].get_array())
+        np.testing.assert_array_equal(truth[:, -6:], 0.5)
+        np.testing.assert_array_equal(truth[:, :-6], disk((48, 64), 12)[:, :-6])
+
+    def test_long_names_fit_the_panel(self, draw: Any) -> None:
+        figure = draw(plot_examples, [example("x" * 60 + str(n), (48, 112)) for n in range(4)])
+        renderer = figure.canvas.get_renderer()
+        boxes = [axis.yaxis.label.get_window_extent(renderer) for axis in figure.axes[:16:4]]
+        assert all(upper.y0 > lower.y1 for upper, lower in pairwise(boxes))
+
+    @pytest.mark.parametrize("color", [False, True])
+    def test_errors_have_their_colors(self, color: bool) -> None:
+        image = np.full((48, 64, 3) if color else (48, 64), 0.5, np.float32)
+        shown = color_errors(example(image=image, pred=np.roll(disk((48, 64), 12), 6, axis=1), valid=None))
+        truth, pred = disk((48, 64), 12), np.roll(disk((48, 64), 12), 6, axis=1)
+        for region, channel in ((truth & pred, 1), (truth & ~pred, 2), (~truth & pred, 0)):
+            assert region.any()
+            np.testing.assert_allclose(shown[region][:, channel], 0.7)
+            np.testing.assert_allclose(np.delete(shown[region], channel, axis=1), 0.3)
+        np.testing.assert_allclose(shown[~truth & ~pred], 0.3)
+
+    def test_what_is_ignored_is_no_error(self) -> None:
+        valid = np.zeros((48, 64), np.bool_)
+        np.testing.assert_array_equal(color_errors(example(image=None, valid=valid)), 0)
+
+    def test_predictions_without_truth(self) -> None:
+        pred = disk((48, 64), 12)
+        alone = color_errors(example(image=None, truth=None, valid=None, pred=pred))
+        np.testing.assert_array_equal(alone, np.repeat(pred[..., None], 3, axis=-1))
+        over = color_errors(example(image=np.zeros((48, 64), np.float32), truth=None, valid=None, pred=pred))
+        np.testing.assert_allclose(over, pred[..., None] * np.array([0.4, 0.4, 0.0]))
+
+
+class TestOtherFigures:
+    def test_histograms_are_shares_of_their_own_voxels(self, draw: Any) -> None:
+        given = healthy_diagnosis().histograms
+        figure = draw(plot_histograms, given)
+        assert len(figure.axes) == 2
+        for axis, histogram in zip(figure.axes, given, strict=True):
+            drawn = [patch.get_data().values for patch in axis.patches]
+            expected = [np.array(c) / sum(c) for c in (histogram.counts, histogram.foreground, histogram.background)]
+            np.testing.assert_allclose(drawn, expected)
+        unknown = replace(given[0], foreground=(0,) * 40, background=(0,) * 40)
+        assert len(draw(plot_histograms, [unknown]).axes[0].patches) == 1
+
+    def test_scatter_of_predicted_and_true_shares(self, draw: Any) -> None:
+        images = [image_figures(n, shape=(256, 256 + 8 * (n % 2))) for n in range(9)]
+        figure = draw(plot_foreground, images)
+        (axis,) = figure.axes
+        points = np.concatenate([c.get_offsets() for c in axis.collections])
+        expected = np.array([[i.ratio_true, i.ratio_pred] for i in images])
+        assert sorted(map(tuple, points)) == sorted(map(tuple, expected))
+        np.testing.assert_array_equal(axis.lines[0].get_xydata(), [[0, 0], [1, 1]])
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert sorted(labels) == ["256 x 256 (5)", "256 x 264 (4)", "predicted = true"]
+
+    def test_shares_in_order_where_no_truth_is_known(self, draw: Any) -> None:
+        figure = draw(plot_foreground, masks_diagnosis().images)
+        (axis,) = figure.axes
+        large, small = (np.asarray(c.get_offsets()) for c in axis.collections)
+        np.testing.assert_allclose(large, [[n, 0.950625] for n in range(1, 46)])
+        np.testing.assert_allclose(small, [[n, 0.71191] for n in range(46, 51)])
+        mixed = [image_figures(n, ratio_true=None if n % 2 else 0.5) for n in range(6)]
+        scatter, levels = draw(plot_foreground, mixed).axes
+        assert len(scatter.collections[0].get_offsets()) == 3
+        heights = np.asarray(levels.collections[0].get_offsets())[:, 1].tolist()
+        assert heights == sorted(i.ratio_pred for i in mixed)
+
+    def test_many_shapes_share_a_mark(self, draw: Any) -> None:
+        images = [image_figures(n, shape=(100, 100 + n % 9)) for n in range(60)]
+        figure = draw(plot_foreground, images)
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert len(labels) == 7
+        assert "4 other shapes (25)" in labels
+        assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 60
+
+    def test_one_image(self, draw: Any) -> None:
+        assert len(draw(plot_foreground, [image_figures(0)]).axes) == 1
+
+    def test_sweep(self, draw: Any) -> None:
+        sweep = {"thresholds": [0.25, 0.5, 0.75], "f1": [0.4, 0.5, 0.7], "best_threshold": 0.75, "best_f1": 0.7,
+                 "f1_at_half": 0.5}  # fmt: skip
+        axis = draw(plot_sweep, sweep, {"best": 0.42}).axes[0]
+        curve, half, best, trivial = axis.lines
+        np.testing.assert_array_equal(curve.get_xydata(), [[0.25, 0.4], [0.5, 0.5], [0.75, 0.7]])
+        np.testing.assert_array_equal([half.get_xydata()[0], best.get_xydata()[0]], [[0.5, 0.5], [0.75, 0.7]])
+        assert set(trivial.get_ydata()) == {0.42}
+        bare = draw(plot_sweep, sweep | {"best_f1": None, "best_threshold": None, "f1_at_half": None}, {})
+        assert len(bare.axes[0].lines) == 1
+
+
+def titles(figure: Figure) -> list[str]:
+    return [title for axis in figure.axes if (title := axis.get_title())]
