@@ -106,7 +106,7 @@ class Recorder:
             kind = "monitor" if action.event == "intervention" else "policy"
             self.console.note(f"{kind}: {action.note}")
 
-    def save_best(self, progress: Progress) -> None:
+    def save_best(self, progress: Progress, monitor: dict[str, Any]) -> None:
         """Write the networks into best.pt, best-2.pt, ... if the last score is among the best ones.
 
         Call it before ``save_last``: last.pt carries the scores, and a resumed run must not believe in a missing file.
@@ -118,7 +118,7 @@ class Recorder:
         rank = kept.index(newest) + 1
         for lower in range(len(kept), rank, -1):
             self._move_down(min(kept[lower - 1] * config.length.steps_per_epoch, config.length.steps), lower)
-        save_checkpoint(self.snapshot(progress), self.prepared.run.best_of_rank(rank))
+        save_checkpoint(replace(self.snapshot(progress), monitor=monitor), self.prepared.run.best_of_rank(rank))
 
     def _move_down(self, step: int, rank: int) -> None:
         """Copy the checkpoint of a step from the rank above, unless a run that was killed here has done so already.

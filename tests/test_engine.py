@@ -231,7 +231,7 @@ class Recorder:
     def report(self, action: Action, step: int) -> None:
         self.actions.append((action.event, step))
 
-    def save_best(self, progress: Progress) -> None:
+    def save_best(self, progress: Progress, monitor: dict[str, Any]) -> None:
         self.offered.append(progress)
 
     def save_last(self, progress: Progress, monitor: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ ALL_POLICIES = {
         "plateau_response": {"patience": 1, "base": 3.0, "hold_epochs": 4, "rollback_drop": 1e-4},
     },
 }
+EMPTY: dict[str, Any] = {"trend": [], "ladder": {}, "window": {}}
 FILES = ("last", "best", "best-2", "best-3", "swa")
 
 
@@ -200,7 +201,7 @@ class TestBestCheckpoints:
         return [load_checkpoint(path).progress.step for path in paths if path.is_file()]
 
     def save(self, recorder: Recorder, scores: tuple[float, ...]) -> None:
-        recorder.save_best(Progress(min(2 * (len(scores) - 1), 11), 0, scores[0], scores[1:]))
+        recorder.save_best(Progress(min(2 * (len(scores) - 1), 11), 0, scores[0], scores[1:]), EMPTY)
 
     @pytest.mark.parametrize(
         "scores",

@@ -129,8 +129,8 @@ def _check_ratios(
 
 
 def _is_uniform(same: int, images: int, ratio: float) -> bool:
-    """Return whether images share a ratio; predicting nothing is another matter."""
-    return same >= FEWEST and same >= limit("uniform_ratio") * images and ratio >= SAME
+    """Return whether images share a ratio; a tiny one, as of sparse lesions, may agree by chance."""
+    return same >= FEWEST and same >= limit("uniform_ratio") * images and ratio >= EMPTY_SHARE
 
 
 def _truth_varies(row: Mapping[str, Any]) -> bool:
@@ -184,7 +184,6 @@ def _check_equality(
         return
     if auroc is None and not EMPTY_SHARE < outputs["prob_mean"] < 1 - EMPTY_SHARE:
         return
-    constant = auroc is not None or outputs["prob_std"] < limit("constant_prob_std")
     message = (
         f"mean and standard deviation of the output agree over {equality['images']} images to "
         f"{equality['mean_spread']:.4f} and {equality['std_spread']:.4f}"
@@ -192,7 +191,8 @@ def _check_equality(
     if "train_mean" in equality:
         pairs = [f"{p} {equality[f'{p}_mean']:.4f}+-{equality[f'{p}_std']:.4f}" for p in ("train", "val")]
         message += f", training and validation images alike ({', '.join(pairs)})"
-    level: Level = "collapsed" if constant else "warn"
+    # Images that are all alike, such as pieces of one material, have outputs that are: a warning by itself.
+    level: Level = "collapsed" if outputs["prob_std"] < limit("constant_prob_std") else "warn"
     yield make_finding("equal_statistics", level, net, spread, "equal_statistics", message)
 
 

@@ -103,7 +103,8 @@ def diagnose_checkpoint(
     val, train = _make_probes(material)
     nets = None
     if len(val.image):
-        nets = probe_nets(material.model, val, train, clock, UNTIL_NETS)
+        has_trend = set(material.scored) == set(material.split.val)
+        nets = probe_nets(material.model, val, train, clock, UNTIL_NETS, has_trend=has_trend)
         skipped += ["untrained network"] if nets.untrained is None else []
     tally, examples = _predict_images(material, request, clock, track("looking at whole images"))
     statistics: dict[str, Any] = {"looked_at": _count_parts(material, tally), **_summarize_images(tally)}

@@ -39,7 +39,7 @@ class Recorder(Protocol):
         """Take what a policy or an intervention did after ``step`` updates: write the event, show the line."""
         ...
 
-    def save_best(self, progress: Progress) -> None:
+    def save_best(self, progress: Progress, monitor: dict[str, Any]) -> None:
         """Write best.pt, or one of the next best that are kept, if the last score is one of them."""
         ...
 
@@ -145,7 +145,7 @@ def run_loop(
     progress, step = start.progress, schedule.first_step
     if step == 0:
         progress = Progress(start_score=watch.look(0).score)
-        recorder.save_best(progress)
+        recorder.save_best(progress, watch.to_plain())
         watch.save(progress, healthy=interventions.settings is not None)
     elif policies.stops(progress):  # resumed when all was done but the final scores
         return LoopResult("stopped_early", progress, None)
@@ -168,7 +168,7 @@ def run_loop(
         ends_epoch = schedule.ends_epoch(step)
         if ends_epoch and observation is not None:
             progress = replace(progress, step=step, history=(*progress.history, observation.score))
-            recorder.save_best(progress)
+            recorder.save_best(progress, watch.to_plain())
             ending = _find_ending(schedule, policies, progress, observation, stop_on_collapse=stop_on_collapse)
             for action in policies.act(
                 engine, progress, observation.epoch, ending=ending, load_best=recorder.load_best
@@ -247,6 +247,10 @@ class _Watch:
         self.recorder.report(done, observation.step)
         return "collapsed" if done.values["rung"] == "stop" else None
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return self.memory.to_plain() | {"window": self.window.state()}
+
     def save(self, progress: Progress, *, healthy: bool) -> None:
         """Write last.pt, and healthy.pt where this state is healthy.
 
@@ -255,6 +259,6 @@ class _Watch:
         """
         if healthy:
             self.memory = replace(self.memory, healthy_step=progress.step)
-        self.recorder.save_last(progress, self.memory.to_plain() | {"window": self.window.state()})
+        self.recorder.save_last(progress, self.to_plain())
         if healthy:
             self.recorder.keep_healthy()
