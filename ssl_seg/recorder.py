@@ -80,7 +80,7 @@ class Recorder:
         self.prepared, self.engine, self.average = prepared, engine, average
         self.console, self.active = console, active
         self.scores: dict[str, Any] = {}
-        self.codes: tuple[str, ...] = ()
+        self.told = Verdict().key
 
     def observe(self, observation: Observation, record: dict[str, Any]) -> None:
         """Append the record of a probe, its verdict where that is new, and show the line."""
@@ -89,9 +89,9 @@ class Recorder:
             return
         run, verdict = self.prepared.run, observation.verdict
         run.append_metrics(record)
-        if verdict.codes != self.codes:
+        if verdict.key != self.told:
             run.append_event("verdict", step=observation.step, **verdict.to_record())
-            self.codes = verdict.codes
+            self.told = verdict.key
         self.console.probe(observation.format_line(), verdict)
 
     def advance(self, step: int) -> None:
@@ -138,11 +138,13 @@ class Recorder:
             swa = None if self.average is None else self.average.state()
             save_checkpoint(replace(self.snapshot(progress), swa=swa, monitor=monitor), self.prepared.run.last)
 
-    def keep_healthy(self) -> None:
-        """Copy last.pt to healthy.pt."""
-        if self.active:
-            with atomic_write(self.prepared.run.healthy) as temporary:
-                shutil.copyfile(self.prepared.run.last, temporary)
+    def keep_healthy(self, step: int) -> None:
+        """Copy last.pt to healthy.pt; that of step 0 to start.pt too."""
+        run = self.prepared.run
+        for path in (run.healthy, *([run.start] if step == 0 else [])):
+            if self.active:
+                with atomic_write(path) as temporary:
+                    shutil.copyfile(run.last, temporary)
 
     def load_best(self) -> Checkpoint:
         """Return best.pt, on all processes; the first one reads it."""
@@ -151,6 +153,10 @@ class Recorder:
     def load_healthy(self) -> Checkpoint:
         """Return healthy.pt, on all processes."""
         return self._load(self.prepared.run.healthy)
+
+    def load_start(self) -> Checkpoint:
+        """Return start.pt, on all processes."""
+        return self._load(self.prepared.run.start)
 
     def _load(self, path: Path) -> Checkpoint:
         checkpoint = load_checkpoint(path) if self.active else None

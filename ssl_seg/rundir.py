@@ -4,7 +4,7 @@
 
     RUN/config.yaml  split.yaml  environment.json  metrics.jsonl  events.jsonl
     RUN/checkpoints/last.pt  best.pt  best-2.pt ... (monitor.keep_best)  swa.pt (policies.swa)
-                    healthy.pt (monitor.on_collapse: recover)
+                    healthy.pt, start.pt (monitor.on_collapse: recover)
 """
 
 from __future__ import annotations
@@ -52,8 +52,13 @@ class RunDir:
 
     @property
     def healthy(self) -> Path:
-        """Checkpoint of the last networks that were not collapsed, which a collapsed run goes back to."""
+        """Checkpoint of the last healthy networks, which a collapsed run goes back to first."""
         return self.path / "checkpoints" / "healthy.pt"
+
+    @property
+    def start(self) -> Path:
+        """Checkpoint of the networks before the first step, which a collapsed run goes back to at last."""
+        return self.path / "checkpoints" / "start.pt"
 
     def best_of_rank(self, rank: int) -> Path:
         """Return the path of the checkpoint with the highest (1), second highest (2), ... validation score."""

@@ -62,6 +62,8 @@ class TrainResult:
     scores: dict[str, Any]
     is_main: bool
     """Whether this is the process that writes and talks."""
+    tolerates_collapse: bool = True
+    """Whether monitor.on_collapse is ``warn``."""
     swa_scores: dict[str, Any] | None = None
     """Validation scores of swa.pt, where weights were averaged."""
 
@@ -124,6 +126,7 @@ def _train(fabric: Fabric, prepared: Prepared, console: Console) -> TrainResult:
         verdict,
         scores.get("best", {}),
         fabric.is_global_zero,
+        prepared.config.monitor.on_collapse == "warn",
         scores.get("swa"),
     )
 
@@ -261,7 +264,7 @@ def _assemble(
     if prepared.resumed and checkpoint is not None:
         recorder.scores = checkpoint.scores  # until the first probe
         if start.memory.healthy_step == start.progress.step:  # the run may have been killed before it copied the file
-            recorder.keep_healthy()
+            recorder.keep_healthy(start.progress.step)
     reduces = config.optim.schedule == "reduce_on_plateau"
     policies = Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None)
     interventions = Interventions(_make_ladder(config, source, uses_teacher=method.uses_teacher), average)
@@ -280,11 +283,11 @@ def _make_ladder(config: Config, source: PatchSource, *, uses_teacher: bool) -> 
     """Return the ladder of a run that is to recover from a collapse."""
     if config.monitor.on_collapse != "recover":
         return None
-    rungs = make_rungs(
-        uses_unlabeled=uses_teacher and config.batch.unlabeled > 0,
-        can_resample=any(resample(source, change) != source for change in _CHANGES),
+    changes = tuple(change for change in _CHANGES if resample(source, change) != source)
+    rungs = make_rungs(uses_unlabeled=uses_teacher and config.batch.unlabeled > 0, can_resample=bool(changes))
+    return LadderSettings(
+        rungs, config.monitor.patience_steps, config.optim.warmup_steps, config.optim.clip_norm, changes
     )
-    return LadderSettings(rungs, config.monitor.patience_steps, config.optim.warmup_steps, config.optim.clip_norm)
 
 
 @contextmanager

@@ -238,13 +238,16 @@ class Recorder:
         self.saves.append(progress)
         self.memories.append(monitor)
 
-    def keep_healthy(self) -> None:
-        self.kept.append(self.saves[-1].step)
+    def keep_healthy(self, step: int) -> None:
+        self.kept.append(step)
 
     def load_best(self) -> Checkpoint:
         raise AssertionError("no rollback in these tests")
 
     def load_healthy(self) -> Checkpoint:
+        raise AssertionError("no restore in these tests")
+
+    def load_start(self) -> Checkpoint:
         raise AssertionError("no restore in these tests")
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -54,8 +55,18 @@ class TestOrder:
     def test_networks_with_nan_are_restored_at_once_twice_and_then_given_up(self) -> None:
         looks = [(step, NAN) for step in range(40, 200)]
         ladder, done = climb_all(looks)
-        assert done[:3] == [(40, "restore"), (75, "restore"), (110, "stop")]
+        assert done[:3] == [(40, "restore"), (65, "restore"), (90, "stop")]
         assert ladder.restores == 2
+
+    def test_nan_does_not_wait_for_what_was_done_before(self) -> None:
+        _, done = climb_all([(100, COLLAPSED), (105, NAN), (110, NAN), (130, NAN)])
+        assert done == [(100, "warn"), (105, "restore"), (130, "restore")]
+
+    @pytest.mark.parametrize(("less", "expected"), [(True, "resample"), (False, "restore")])
+    def test_a_change_of_the_batches_that_would_be_none_is_passed_over(self, less: bool, expected: str) -> None:
+        settings = replace(SETTINGS, can_resample=("more",))
+        _, done = climb_all([(25 * i, COLLAPSED) for i in range(4)], settings, predicts_less=less)
+        assert done[-1] == (75, expected)
 
     def test_rungs_without_effect_are_left_out(self) -> None:
         assert make_rungs(uses_unlabeled=False, can_resample=False) == (

@@ -29,6 +29,7 @@ from ssl_seg.training import train
 
 RECOVER = {
     "split": {"labels": 0.5},
+    "data": {"foreground_ratio": 0.3},
     "batch": {"labeled": 2, "unlabeled": 2},
     "length": {"steps": 24, "steps_per_epoch": 4},
     "optim": {"warmup_steps": 1, "lr": 0.003},
@@ -86,7 +87,13 @@ class TestRun:
     def test_the_restore_brings_back_the_last_healthy_networks(self, whole_run: RunDir) -> None:
         healthy = load_checkpoint(whole_run.healthy)
         assert healthy.progress.step == 24  # the run ends well; until then it was that of step 4
-        assert interventions_of(whole_run)[-1]["ladder"]["restored_at"] == 20
+        assert (
+            interventions_of(whole_run)[-1]["ladder"]["restored_at"],
+            interventions_of(whole_run)[-1]["to_step"],
+        ) == (
+            20,
+            4,
+        )
         swa = load_checkpoint(whole_run.swa)
         assert load_checkpoint(whole_run.last).swa["count"] == 1, "the restore emptied the average"  # type: ignore[index]
         assert swa.progress.step == 24
@@ -144,16 +151,18 @@ class TestEnds:
     def test_the_end_of_the_ladder_is_the_end_of_the_run(
         self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Monitor, "look", make_sick(Monitor.look, range(4, 99)))
+        monkeypatch.setattr(Monitor, "look", make_sick(Monitor.look, range(8, 99)))
         settings = RECOVER | {"length": {"steps": 60, "steps_per_epoch": 4}, "method": {"name": "supervised"}}
         settings["batch"] = {"labeled": 2, "unlabeled": 0}
         result = train_tiny(tmp_path / "run", particles_dir, settings)
         assert [e["rung"] for e in interventions_of(result.run)] == [
             "warn", "lower_lr", "resample", "restore", "restore", "stop",
         ]  # fmt: skip
-        assert (result.ending, result.step) == ("collapsed", 21)
-        assert load_checkpoint(result.run.last).progress.step == 21
-        assert load_checkpoint(result.run.healthy).progress.step == 0
+        assert (result.ending, result.step) == ("collapsed", 25)
+        assert [e["to_step"] for e in interventions_of(result.run) if e["rung"] == "restore"] == [4, 0]
+        assert load_checkpoint(result.run.last).progress.step == 25
+        assert load_checkpoint(result.run.healthy).progress.step == 4
+        assert load_checkpoint(result.run.start).progress.step == 0
 
     def test_without_recover_nothing_is_done(
         self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -163,6 +172,7 @@ class TestEnds:
         result = train_tiny(tmp_path / "run", particles_dir, RECOVER | {"monitor": monitor})
         assert interventions_of(result.run) == []
         assert not result.run.healthy.exists()
+        assert not result.run.start.exists()
         assert result.ending == "finished"
 
 
@@ -230,6 +240,16 @@ class TestWindow:
         second.load(first.state(), torch.device("cpu"))
         self.add(second, draws[7:])
         assert second.compute_means() == whole.compute_means()
+
+    def test_a_loss_that_becomes_0_late_in_a_long_window_is_seen_at_the_next_glance(self) -> None:
+        window = Window()
+        self.add(window, [0.4] * 20)
+        assert not window.raises_alarm()
+        self.add(window, [0.0] * 20)
+        kept = Window()
+        kept.load(window.state(), torch.device("cpu"))
+        assert kept.raises_alarm()
+        assert window.raises_alarm()
 
     @pytest.mark.parametrize(
         ("losses", "alarms"),

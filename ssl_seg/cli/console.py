@@ -24,7 +24,7 @@ class TerminalConsole:
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._codes: tuple[str, ...] = ()
+        self._told: frozenset[tuple[str, str, str]] = frozenset()
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -33,11 +33,11 @@ class TerminalConsole:
     def probe(self, line: str, verdict: Verdict) -> None:
         """Print the line of a probe, and a block for each finding when their set changes."""
         self._print(line)
-        if verdict.codes != self._codes:
+        if verdict.key != self._told:
             for finding in verdict.findings:
                 self._print(f"  {finding.level.upper()} {finding.code} ({finding.net}): {finding.message}")
                 self._print(f"    try: {finding.hint}")
-            self._codes = verdict.codes
+            self._told = verdict.key
 
     def track(self, label: str) -> Callable[[Iterable[Any], int], Iterator[Any]]:
         """Return a wrapper of iterables that shows how far they are."""

@@ -108,7 +108,7 @@ def _run(request: TrainRequest) -> None:
     _report(result)
     if result.ending == "interrupted":
         raise typer.Exit(130)
-    if result.ending == "collapsed":
+    if result.ending == "collapsed" or (result.verdict.level == "collapsed" and not result.tolerates_collapse):
         raise typer.Exit(3)
 
 

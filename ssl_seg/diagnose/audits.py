@@ -16,6 +16,8 @@ CONSTANT = ("constant_output", "uniform_ratio", "equal_statistics")
 """Codes of a network that does not look at its input."""
 CONSTANT_MESSAGE = "constant output function: do not submit"
 AXES = ("z", "y", "x")
+CONSTANT_RANGE = 0.5
+"""Range of the probability above which an output is not constant, whatever its spread; the reported one had 0.19."""
 EMPTY_SHARE = 0.01
 """Mean probability below which (or as near to 1) an output says that nothing (or everything) is foreground."""
 
@@ -64,11 +66,10 @@ def conclude(findings: Sequence[Finding], healthy: str) -> tuple[Conclusion, tup
     but a constant output before which side of 0.5 it lies on.
 
     Args:
-        findings: of all rules; of two with one code and network the first stays.
+        findings: of all rules; of two with one code and network the worse stays.
         healthy: the message where nothing was found.
     """
-    unique = list({(f.code, f.net): f for f in reversed(findings)}.values())[::-1]
-    ordered = tuple(sorted(unique, key=_rank))
+    ordered = tuple({(f.code, f.net): f for f in sorted(findings, key=_rank, reverse=True)}.values())[::-1]
     if not ordered:
         return Conclusion("ok", "healthy", healthy), ()
     first = ordered[0]
@@ -122,7 +123,7 @@ def _check_ratios(
     ratios, true = [i.ratio_pred for i in tally.images], [i.ratio_true for i in tally.images]
     same, ratio = find_same(ratios)
     known = [t for t in true if t is not None]
-    varies = not known or max(known) - min(known) > SAME
+    varies = len(known) < FEWEST or max(known) - min(known) > SAME
     if _is_uniform(same, len(ratios), ratio) and varies:  # no shape alone has enough images
         message = _describe_ratio(same, len(ratios), ratio, None, " of several shapes")
         yield make_finding("uniform_ratio", level, net, same / len(ratios), "uniform_ratio", message)
@@ -134,7 +135,8 @@ def _is_uniform(same: int, images: int, ratio: float) -> bool:
 
 
 def _truth_varies(row: Mapping[str, Any]) -> bool:
-    return row["true_min"] is None or row["true_max"] - row["true_min"] > SAME
+    """Return whether the truth of images of one shape differs; taken for granted where it is known of a few only."""
+    return bool(row["true_known"] < FEWEST or row["true_max"] - row["true_min"] > SAME)
 
 
 def _describe_ratio(same: int, images: int, ratio: float, closed_form: str | None, of: str) -> str:
@@ -168,7 +170,9 @@ def _check_constant(outputs: Mapping[str, Any], net: str, auroc: float | None) -
     mean, std, band = outputs["prob_mean"], outputs["prob_std"], outputs["band_share"]
     says_something = EMPTY_SHARE < mean < 1 - EMPTY_SHARE or auroc is not None
     spread = f"probability {mean:.4f}+-{std:.4f}, {outputs['prob_min']:.4f} to {outputs['prob_max']:.4f}"
-    if std < limit("constant_prob_std") and says_something:
+    # Small bright objects on a dark ground have a small spread too, but not a small range.
+    is_narrow = auroc is not None or outputs["prob_max"] - outputs["prob_min"] < CONSTANT_RANGE
+    if std < limit("constant_prob_std") and says_something and is_narrow:
         message = f"the same everywhere: {spread}; {band:.1%} of the outputs lie in 0.5 to 0.7"
         yield make_finding("constant_output", "collapsed", net, std, "constant_prob_std", message)
     elif band > limit("band_share"):

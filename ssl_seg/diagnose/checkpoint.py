@@ -1,6 +1,6 @@
 """The examination of a checkpoint: its networks on patches and whole images, its batches, inputs and history.
 
-The sealed test list stays sealed: its images may be predicted, their masks are not read, and no score is made on it.
+The sealed test list stays sealed: its images may be predicted, their masks are not looked at, no score is made on it.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class _Material:
     parts: Mapping[str, Part]
     scored: tuple[str, ...]
     labeled: tuple[str, ...]
+    is_elsewhere: bool
+    """Whether the folder holds no validation case of the training; then its labeled strangers stand for them."""
 
 
 def diagnose_checkpoint(
@@ -103,7 +105,7 @@ def diagnose_checkpoint(
     val, train = _make_probes(material)
     nets = None
     if len(val.image):
-        has_trend = set(material.scored) == set(material.split.val)
+        has_trend = set(material.scored) == set(material.split.val) and not material.is_elsewhere
         nets = probe_nets(material.model, val, train, clock, UNTIL_NETS, has_trend=has_trend)
         skipped += ["untrained network"] if nets.untrained is None else []
     tally, examples = _predict_images(material, request, clock, track("looking at whole images"))
@@ -126,7 +128,13 @@ def diagnose_checkpoint(
     }
     findings = _judge(material, nets, tally, statistics)
     verdict, ordered = conclude(findings, _describe_health(statistics, tally))
-    subject = Subject(request.checkpoint, material.model.config.data.root, request.data, material.which)
+    subject = Subject(
+        request.checkpoint,
+        material.model.config.data.root,
+        request.data,
+        material.which,
+        is_elsewhere=material.is_elsewhere,
+    )
     causes, command = explain(verdict, ordered, statistics, subject)
     return Diagnosis(
         subject=str(request.checkpoint),
@@ -144,7 +152,9 @@ def diagnose_checkpoint(
 
 
 def assign_parts(catalog: Catalog, split: Split, labels: float) -> dict[str, Part]:
-    """Return the part of each case, by the content of its image: a copy of a test image stays sealed under any name."""
+    """Return the part of each case: by the content of its image, so that a copy of a test image stays sealed under any
+    name. In a folder that has all ids of the split, such as a new export of the same data, an unknown content goes by
+    its id."""
     parts: dict[str, Part] = {}
     lists: tuple[tuple[Part, Sequence[str]], ...] = (
         ("new", split.pool_ids(labels)),
@@ -153,8 +163,12 @@ def assign_parts(catalog: Catalog, split: Split, labels: float) -> dict[str, Par
         ("test", split.test),
     )
     of_content = {content: part for part, ids in lists for content in split.image_contents(ids)}
+    of_id = {case_id: part for part, ids in lists for case_id in ids}
+    if not of_id.keys() <= {case.id for case in catalog.cases}:
+        of_id = {}  # another data set may well have some of these names
     for case in catalog.cases:
-        parts[case.id] = of_content.get(catalog.facts[case.id].content[:IMAGE_DIGITS], "new")
+        content = catalog.facts[case.id].content[:IMAGE_DIGITS]
+        parts[case.id] = of_content.get(content) or of_id.get(case.id, "new")
     return parts
 
 
@@ -180,7 +194,8 @@ def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple
     parts = assign_parts(catalog, split, labels)
     with_mask = {case.id for case in catalog.labeled}
     notes = []
-    if "val" not in parts.values():
+    is_elsewhere = "val" not in parts.values()
+    if is_elsewhere:
         pool = split.image_contents(split.pool_ids(labels))
         strangers = [i for i in with_mask if parts[i] == "new" and catalog.facts[i].content[:IMAGE_DIGITS] not in pool]
         parts |= dict.fromkeys(strangers, "val")
@@ -193,7 +208,7 @@ def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple
     ids = sorted(with_mask, key=lambda i: (order.get(i, len(order)), i))
     scored, labeled = (tuple(i for i in ids if parts[i] == part) for part in ("val", "train"))
     which = request.which or model.better
-    return _Material(model, which, open_store(catalog, data), split, parts, scored, labeled), tuple(notes)
+    return _Material(model, which, open_store(catalog, data), split, parts, scored, labeled, is_elsewhere), tuple(notes)
 
 
 def _make_probes(material: _Material) -> tuple[Probe, Probe]:

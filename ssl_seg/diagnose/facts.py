@@ -22,6 +22,8 @@ class Subject:
     data: str | None = None
     which: str = ""
     masks: Path | None = None
+    is_elsewhere: bool = False
+    """Whether the folder holds none of the validation cases of the training."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Facts:
     def evaluate(self) -> str:
         """Return the command that scores the checkpoint."""
         data = "" if self.subject.data is None else f" --data {quote(self.subject.data)}"
+        data += " --all" if self.subject.is_elsewhere else ""
         return f"ssl-seg evaluate {self.checkpoint}{data}"
 
     def examine(self) -> str:

@@ -84,8 +84,8 @@ def measure_batches(
     source = make_source(config, store, split)
     source = replace(source, unlabeled=(), counts=(source.counts[0], 0))
     expected = compute_expected(source, store.catalog.facts)
-    steps = track(list(range(BATCHES)), BATCHES)
-    contents = [measure_batch(source[step], expected.positive) for step in clock.limit(list(steps), until, least=2)]
+    steps = clock.limit(track(range(BATCHES), BATCHES), until, 2)
+    contents = [measure_batch(source[step], expected.positive) for step in steps]
     summary, findings = summarize_batches(contents, expected)
     shares = [row["foreground"] for row in summary["batches"]]
     known = [share for share in shares if share is not None]

@@ -115,7 +115,8 @@ class Diagnosis:
       "logit_std", "logit_min", "logit_max", "band_share" (share of outputs in 0.5-0.7), "low_share" (below 0.1),
       "prob_quantiles": {"0.01": ...}, "logit_quantiles": {...}}}`` and the same under ``all``. No logit keys in p.
     - ``shapes`` (c, p): a list of ``{"shape": [..], "images", "same" (images that share the most frequent ratio),
-      "ratio" (that ratio), "ratio_min", "ratio_max", "true_min", "true_max" (None without masks),
+      "ratio" (that ratio), "ratio_min", "ratio_max", "true_known" (number of masks),
+      "true_min", "true_max" (None without masks),
       "closed_form" (e.g. "(312/320) x (312/320)" or None), "never" (share of voxels predicted in no image),
       "always" (in every image), "hole": {"band": [[front, back], ..] per axis, "inside" (share of covered voxels
       predicted in most images)} or None}``.

@@ -98,6 +98,7 @@ class ShapeTally:
             "ratio": ratio,
             "ratio_min": min(self.ratios),
             "ratio_max": max(self.ratios),
+            "true_known": len(self.true_ratios),
             "true_min": min(self.true_ratios, default=None),
             "true_max": max(self.true_ratios, default=None),
             "closed_form": self._find_closed_form(same, ratio, hole),

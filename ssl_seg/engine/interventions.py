@@ -38,7 +38,12 @@ class Interventions:
         return Restraint(ladder.clip_norm, 0.0 if step < ladder.consistency_off_until else 1.0)
 
     def act(
-        self, engine: Engine, ladder: Ladder, observation: Observation, load_healthy: Callable[[], Checkpoint]
+        self,
+        engine: Engine,
+        ladder: Ladder,
+        observation: Observation,
+        load_healthy: Callable[[], Checkpoint],
+        load_start: Callable[[], Checkpoint],
     ) -> tuple[Ladder, Action | None]:
         """Climb a rung where the observation calls for it; return the ladder, and what was done.
 
@@ -46,7 +51,8 @@ class Interventions:
             engine: whose networks a restore changes.
             ladder: so far.
             observation: of this step.
-            load_healthy: returns the last healthy checkpoint, on all processes.
+            load_healthy, load_start: return the checkpoints of the first and of the second restore, on all processes.
+                The second goes back to the start: what collapses again may have been sick already.
         """
         if self.settings is None:
             return ladder, None
@@ -56,13 +62,14 @@ class Interventions:
         if rung is None:
             return ladder, None
         note = _describe(rung, climbed, self.settings)
+        values = {"rung": rung, "codes": list(observation.verdict.codes), "ladder": climbed.to_plain()}
         if rung == "restore":
-            healthy = load_healthy()
-            engine.restore(healthy, "healthy.pt")
+            kept = load_healthy() if climbed.restores == 1 else load_start()
+            engine.restore(kept, "the checkpoint of the restore")
             if self.average is not None:  # it holds networks that have just been given up
                 self.average.clear()
-            note = note.format(step=healthy.progress.step)
-        values = {"rung": rung, "codes": list(observation.verdict.codes), "ladder": climbed.to_plain()}
+            note = note.format(step=kept.progress.step)
+            values["to_step"] = kept.progress.step
         return climbed, Action("intervention", f"intervention ({rung}): {note}", values)
 
 

@@ -20,6 +20,8 @@ from ssl_seg.monitor.watch import Monitor, Observation
 Ending = Literal["finished", "stopped_early", "interrupted", "collapsed"]
 LrAt = Callable[[int, Sequence[float]], float]
 """Step and history -> learning rate; see ``schedules.make_lr_schedule``."""
+SICK = {"component_explosion", "loss_metric_divergence", "not_above_trivial", "plateau"}
+"""Warnings with which networks are not kept as healthy: a collapse may have begun."""
 BatchesFrom = Callable[[int, Foreground | None], Iterator[Batch]]
 """First step and change of the foreground share -> the batches of the steps from there on."""
 
@@ -47,8 +49,8 @@ class Recorder(Protocol):
         """Write last.pt."""
         ...
 
-    def keep_healthy(self) -> None:
-        """Copy last.pt to healthy.pt."""
+    def keep_healthy(self, step: int) -> None:
+        """Copy last.pt to healthy.pt; that of step 0 to start.pt too."""
         ...
 
     def load_best(self) -> Checkpoint:
@@ -57,6 +59,10 @@ class Recorder(Protocol):
 
     def load_healthy(self) -> Checkpoint:
         """Return healthy.pt, on all ranks."""
+        ...
+
+    def load_start(self) -> Checkpoint:
+        """Return start.pt, on all ranks."""
         ...
 
 
@@ -181,8 +187,7 @@ def run_loop(
                 batches = batches_from(step, watch.memory.ladder.foreground)
         if ends_epoch or ending is not None:
             progress = replace(progress, step=step)
-            is_healthy = observation is not None and observation.verdict.level != "collapsed"
-            watch.save(progress, healthy=is_healthy and interventions.settings is not None)
+            watch.save(progress, healthy=interventions.settings is not None and watch.is_healthy(observation))
         if ending is not None:
             return LoopResult(ending, progress, observation)
         if step < schedule.total_steps and stop_requested(step):
@@ -240,12 +245,21 @@ class _Watch:
 
     def intervene(self, interventions: Interventions, observation: Observation) -> Ending | None:
         """Do what the observation calls for; return how the run ends where nothing is left to do."""
-        ladder, done = interventions.act(self.engine, self.memory.ladder, observation, self.recorder.load_healthy)
+        recorder = self.recorder
+        ladder, done = interventions.act(
+            self.engine, self.memory.ladder, observation, recorder.load_healthy, recorder.load_start
+        )
         self.memory = replace(self.memory, ladder=ladder)
         if done is None:
             return None
-        self.recorder.report(done, observation.step)
+        recorder.report(done, observation.step)
         return "collapsed" if done.values["rung"] == "stop" else None
+
+    def is_healthy(self, observation: Observation | None) -> bool:
+        """Return whether the networks have been judged, and found good enough to go back to."""
+        if observation is None or observation.step <= self.monitor.warmup_steps:
+            return False
+        return observation.verdict.level != "collapsed" and not SICK & set(observation.verdict.codes)
 
     def to_plain(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -261,4 +275,4 @@ class _Watch:
             self.memory = replace(self.memory, healthy_step=progress.step)
         self.recorder.save_last(progress, self.to_plain())
         if healthy:
-            self.recorder.keep_healthy()
+            self.recorder.keep_healthy(progress.step)

@@ -28,6 +28,7 @@ class Window:
         self.sums: dict[str, Tensor] = {}
         self.counts: Counter[str] = Counter()
         self.steps, self.lr, self.multiplier, self.started = 0, 0.0, 1.0, time.perf_counter()
+        self.read_steps, self.read_loss = 0, 0.0  # of the steps that the last glance saw
 
     def add(self, record: StepRecord, multiplier: float) -> None:
         """Take a step in; ``multiplier`` is the factor of its scheduled learning rate."""
@@ -40,7 +41,11 @@ class Window:
 
     def raises_alarm(self) -> bool:
         """Return whether the loss has become NaN or 0 since this was last asked; one wait for the device."""
-        mean = float(self.sums["loss"]) / self.steps if self.steps else 1.0
+        if self.steps == self.read_steps:
+            return False
+        total = float(self.sums["loss"])
+        mean = (total - self.read_loss) / (self.steps - self.read_steps)
+        self.read_steps, self.read_loss = self.steps, total
         was, self.alarmed = self.alarmed, not math.isfinite(mean) or abs(mean) < ZERO_LOSS
         return self.alarmed and not was
 
@@ -69,7 +74,8 @@ class Window:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as plain types; float32 sums pass through float unchanged."""
         sums = {name: float(total) for name, total in self.sums.items()}
-        return {"sums": sums, "counts": dict(self.counts), "steps": self.steps, "alarmed": self.alarmed}
+        read = {"read_steps": self.read_steps, "read_loss": self.read_loss}
+        return {"sums": sums, "counts": dict(self.counts), "steps": self.steps, "alarmed": self.alarmed, **read}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
         """Continue from the state in a checkpoint."""
@@ -77,3 +83,4 @@ class Window:
         self.sums = {name: torch.tensor(total, device=device) for name, total in state["sums"].items()}
         self.counts = Counter(state["counts"])
         self.steps, self.alarmed = state["steps"], state["alarmed"]
+        self.read_steps, self.read_loss = state["read_steps"], state["read_loss"]

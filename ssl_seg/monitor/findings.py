@@ -49,6 +49,11 @@ class Verdict:
         ordered = sorted(self.findings, key=lambda f: -LEVELS.index(f.level))
         return tuple(dict.fromkeys(f.code for f in ordered))
 
+    @property
+    def key(self) -> frozenset[tuple[str, str, str]]:
+        """Code, network and level of each finding: another key is news."""
+        return frozenset((f.code, f.net, f.level) for f in self.findings)
+
     def to_record(self) -> dict[str, Any]:
         """Return plain types for events.jsonl and JSON reports."""
         return {"level": self.level, "codes": list(self.codes), "findings": [asdict(f) for f in self.findings]}

@@ -1,10 +1,10 @@
 """What a run does against its own collapse, one step of a ladder after the other: all decisions, no effects.
 
 A collapse that lasts climbs: warn, learn from labels only for a while, lower learning rate and tighter clipping, other
-shares of foreground in the batches, the last healthy networks (at most twice, each time with a lower learning rate),
-stop. Nothing is undone and no rung is climbed twice, so what a run can do to itself is bounded. The state is a few
-numbers in the checkpoint, and each decision a function of them and of a look; so a resumed run climbs as the
-uninterrupted one.
+shares of foreground in the batches, back to the last healthy networks, back to the start (each time with a lower
+learning rate), stop. Nothing is undone and no rung is climbed twice, so what a run can do to itself is bounded. The
+state is a few numbers in the checkpoint, and each decision a function of them and of a look; so a resumed run climbs as
+the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ class LadderSettings:
         patience: steps that an intervention gets to work.
         warmup_steps: of the run; the learning rate rises anew over them after a restore, which gets so much longer.
         clip_norm: of the run.
+        can_resample: the changes of the foreground share that make a difference to its batches.
     """
 
     rungs: tuple[Rung, ...]
     patience: int
     warmup_steps: int
     clip_norm: float | None
+    can_resample: tuple[Foreground, ...] = ("more", "less")
 
 
 @dataclass(frozen=True)
@@ -84,22 +86,36 @@ def climb(
     Args:
         ladder: so far.
         settings: of the run.
-        verdict: on the look; only a collapse climbs. Networks with NaN go to a restore at once: nothing else helps.
+        verdict: on the look; only a collapse climbs. Networks with NaN go to a restore, without waiting for what was
+            done before to work: nothing else helps. After a restore they wait for the patience too.
         step: of the look.
         predicts_less: whether the student predicts less foreground than there is.
     """
-    if verdict.level != "collapsed" or (ladder.next_look is not None and step < ladder.next_look):
+    is_nan = "non_finite" in verdict.codes
+    if verdict.level != "collapsed" or step < _find_earliest(ladder, settings, is_nan=is_nan):
         return ladder, None
-    position = min(ladder.climbed, len(settings.rungs) - 1)
-    if "non_finite" in verdict.codes:
-        position += next(i for i, r in enumerate(settings.rungs[position:]) if r in {"restore", "stop"})
+    wanted: Foreground = "more" if predicts_less else "less"
+    passed_over = {"warn", "consistency_off", "lower_lr", "resample"} if is_nan else set()
+    passed_over |= set() if wanted in settings.can_resample else {"resample"}
+    first = min(ladder.climbed, len(settings.rungs) - 1)
+    position = next(i for i in range(first, len(settings.rungs)) if settings.rungs[i] not in passed_over)
     rung = settings.rungs[position]
     wait = settings.patience + (settings.warmup_steps if rung == "restore" else 0)
     moved = replace(ladder, climbed=position + 1, acted_at=step, next_look=step + wait)
-    return _take_hold(moved, settings, rung, step, predicts_less=predicts_less), rung
+    return _take_hold(moved, settings, rung, step, wanted), rung
 
 
-def _take_hold(ladder: Ladder, settings: LadderSettings, rung: Rung, step: int, *, predicts_less: bool) -> Ladder:
+def _find_earliest(ladder: Ladder, settings: LadderSettings, *, is_nan: bool) -> int:
+    """Return the first step at which the next rung may be climbed."""
+    if ladder.next_look is None:
+        return 0
+    if not is_nan:
+        return ladder.next_look
+    has_restored = ladder.restores > 0 and ladder.restored_at == ladder.acted_at
+    return ladder.acted_at + (settings.patience if has_restored else 0)
+
+
+def _take_hold(ladder: Ladder, settings: LadderSettings, rung: Rung, step: int, wanted: Foreground) -> Ladder:
     """Return the ladder with what a rung changes."""
     if rung == "consistency_off":
         return replace(ladder, consistency_off_until=step + CONSISTENCY_PAUSE * settings.patience)
@@ -107,7 +123,7 @@ def _take_hold(ladder: Ladder, settings: LadderSettings, rung: Rung, step: int, 
         clip_norm = CLIP_CUT * (settings.clip_norm or DEFAULT_CLIP_NORM)
         return replace(ladder, lr_factor=ladder.lr_factor * LR_CUT, clip_norm=clip_norm)
     if rung == "resample":
-        return replace(ladder, foreground="more" if predicts_less else "less")
+        return replace(ladder, foreground=wanted)
     if rung == "restore":
         factor = ladder.lr_factor * LR_CUT
         return replace(ladder, lr_factor=factor, restores=ladder.restores + 1, restored_at=step)

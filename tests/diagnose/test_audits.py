@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ssl_seg.diagnose.audits import _check_equality, _is_uniform
+from ssl_seg.diagnose.audits import _check_constant, _check_equality, _is_uniform, _truth_varies, conclude
+from ssl_seg.monitor.catalog import make_finding
 
 EQUAL = {"images": 4, "mean_spread": 0.002, "std_spread": 0.003}
 
@@ -39,3 +40,35 @@ def test_equal_statistics_of_images_that_may_be_alike_are_a_warning(
 def test_different_statistics_are_none() -> None:
     different = EQUAL | {"mean_spread": 0.05}
     assert not list(_check_equality(different, {"prob_mean": 0.6, "prob_std": 0.05}, "student", None))
+
+
+@pytest.mark.parametrize(
+    ("prob_max", "width", "auroc", "fires"),
+    [(0.7071, 0.19, None, True), (0.93, 0.9, None, False), (0.93, 0.9, 0.5, True), (0.7071, 0.19, 0.8, False)],
+)
+def test_small_bright_objects_are_no_constant(prob_max: float, width: float, auroc: float | None, fires: bool) -> None:
+    outputs = {
+        "prob_mean": 0.05,
+        "prob_std": 0.05,
+        "prob_min": prob_max - width,
+        "prob_max": prob_max,
+        "band_share": 0.0,
+    }
+    assert bool(list(_check_constant(outputs, "student", auroc))) == fires
+
+
+@pytest.mark.parametrize(
+    ("known", "low", "high", "varies"),
+    [(0, None, None, True), (1, 0.3, 0.3, True), (3, 0.3, 0.3, False), (3, 0.3, 0.4, True)],
+)
+def test_one_mask_says_nothing_about_how_the_truth_varies(
+    known: int, low: float | None, high: float | None, varies: bool
+) -> None:
+    assert _truth_varies({"true_known": known, "true_min": low, "true_max": high}) == varies
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_findings_with_one_code_the_worse_decides(order: int) -> None:
+    worse = make_finding("constant_output", "collapsed", "student", 0.05, "constant_prob_std", "whole images")
+    verdict, findings = conclude([worse, worse.soften()][::order], "fine")
+    assert (verdict.level, findings) == ("collapsed", (worse,))

@@ -144,6 +144,17 @@ def test_a_copy_of_a_test_image_stays_sealed(best: Path, particles_dir: Path, tm
     assert "batches" not in diagnosis.statistics  # the training cases are elsewhere
 
 
+def test_a_new_export_of_the_data_keeps_its_parts(best: Path, particles_dir: Path) -> None:
+    from ssl_seg.data.splits.files import split_from_dict
+
+    catalog, split = open_catalog(str(particles_dir)), split_from_dict(load_checkpoint(best).split)
+    facts = {i: replace(f, content=f"other {f.content}") for i, f in catalog.facts.items()}
+    exported = assign_parts(replace(catalog, facts=facts), split, 0.5)
+    assert exported == assign_parts(catalog, split, 0.5)
+    fewer = replace(catalog, facts=facts, cases=catalog.cases[:-1])
+    assert set(assign_parts(fewer, split, 0.5).values()) == {"new"}
+
+
 def test_images_without_any_mask_are_still_examined(best: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "bare", "particles", 4, labeled=0, seed=9)
     broken = rewrite(best, tmp_path / "constant.pt", make_constant)
