@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -44,16 +45,20 @@ class Evidence:
 def summarize(evidence: Evidence, step: int, *, ends_epoch: bool) -> Figures:
     """Return the row of a look for the trend.
 
-    Keys: ``step``, ``ends_epoch`` (0 or 1), ``f1``, ``f1_best`` and ``trivial_f1`` of the student on validation,
-    ``train_f1`` on the training probe, ``loss``, ``batch_f1``, ``pseudo_prevalence`` and ``component/NAME``; what is
-    unknown is left out.
+    Keys: ``step``, ``ends_epoch`` (0 or 1), ``f1``, ``f1_best``, ``trivial_f1``, ``auroc`` and ``prob_std`` of the
+    student on validation, ``train_f1`` on the training probe, ``loss``, ``batch_f1``, ``pseudo_prevalence`` and
+    ``component/NAME``; what is unknown or not finite is left out.
     """
     student = evidence.val["student"]
     row = {"step": step, "ends_epoch": float(ends_epoch), "f1": student.f1, "trivial_f1": student.trivial_f1}
+    row["prob_std"] = student.prob_std
     if student.f1_best is not None:
         row["f1_best"] = student.f1_best
+    if student.auroc is not None:
+        row["auroc"] = student.auroc
     if "student" in evidence.train:
         row["train_f1"] = evidence.train["student"].f1
     told = ("loss", "batch_f1", "pseudo_prevalence")
     row |= {name: evidence.training[name] for name in told if name in evidence.training}
-    return row | {f"component/{n}": evidence.training[n] for n in evidence.components if n in evidence.training}
+    row |= {f"component/{n}": evidence.training[n] for n in evidence.components if n in evidence.training}
+    return {name: value for name, value in row.items() if math.isfinite(value)}  # NaN would spoil all comparisons

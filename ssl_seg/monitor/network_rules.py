@@ -48,7 +48,7 @@ def find_all_negative(signals: Signals, net: str) -> Finding | None:
     """Nothing is predicted although there is foreground, and no threshold would help."""
     least = limit("one_sided_share") * signals.prevalence_true
     is_low = signals.prob_mean < limit("low_prob_mean") < signals.prevalence_true
-    if not _can_fail(signals) or _is_dead(signals) or not (signals.prevalence_pred < least or is_low):
+    if not _can_fail(signals) or is_dead(signals) or not (signals.prevalence_pred < least or is_low):
         return None
     message = f"predicts {signals.prevalence_pred:.2%} foreground where {signals.prevalence_true:.1%} is true"
     message += f"; mean probability {signals.prob_mean:.2g}, largest {signals.prob_max:.2g}"
@@ -64,7 +64,7 @@ def find_all_negative(signals: Signals, net: str) -> Finding | None:
 def find_all_positive(signals: Signals, net: str) -> Finding | None:
     """Everything is predicted although there is background, and no threshold would help."""
     missing, least = 1 - signals.prevalence_pred, limit("one_sided_share") * (1 - signals.prevalence_true)
-    if not _can_fail(signals) or _is_dead(signals) or not missing < least:
+    if not _can_fail(signals) or is_dead(signals) or not missing < least:
         return None
     message = f"predicts {signals.prevalence_pred:.2%} foreground where {signals.prevalence_true:.1%} is true"
     return make_finding(
@@ -90,7 +90,10 @@ def find_shifted_threshold(signals: Signals, net: str) -> Finding | None:
     """The ranking is good, but 0.5 is the wrong place to cut."""
     if not is_informative(signals) or signals.f1_best is None:
         return None
-    if signals.f1 > signals.trivial_f1 + limit("trivial_margin"):
+    missing, present = 1 - signals.prevalence_pred, signals.prevalence_pred
+    least = limit("one_sided_share")
+    is_one_sided = present < least * signals.prevalence_true or missing < least * (1 - signals.prevalence_true)
+    if signals.f1 > signals.trivial_f1 and not is_one_sided:
         return None
     gap = signals.f1_best - signals.f1
     if gap <= limit("shift_gap"):
@@ -147,6 +150,11 @@ def has_both_classes(signals: Signals) -> bool:
     return 0 < signals.prevalence_true < 1 and not math.isnan(signals.prob_mean)
 
 
+def is_dead(signals: Signals) -> bool:
+    """Return whether the output is one number: then that is the finding, and its sign a detail."""
+    return signals.logit_std < limit("dead_logit_std")
+
+
 def compute_band_share(signals: Signals) -> float:
     """Return the share of the probabilities in 0.5 to 0.7."""
     return sum(signals.prob_histogram[PROB_BINS // 2 : round(0.7 * PROB_BINS)])
@@ -154,11 +162,6 @@ def compute_band_share(signals: Signals) -> float:
 
 def _can_fail(signals: Signals) -> bool:
     return has_both_classes(signals) and not is_informative(signals)
-
-
-def _is_dead(signals: Signals) -> bool:
-    """Return whether the output is one number: then that is the finding, and its sign a detail."""
-    return signals.logit_std < limit("dead_logit_std")
 
 
 def _figure(value: float | None) -> str:

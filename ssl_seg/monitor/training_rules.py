@@ -41,7 +41,7 @@ def find_non_finite_training(evidence: Evidence) -> Finding | None:
 def find_zero_loss(evidence: Evidence) -> Finding | None:
     """The training loss is next to 0, or nothing is there to be learned from, although there is something to find."""
     student, training = evidence.val["student"], evidence.training
-    if "loss" not in training or not has_both_classes(student):
+    if not math.isfinite(training.get("loss", math.nan)) or not has_both_classes(student):
         return None
     loss = abs(training["loss"])
     if loss < limit("zero_loss"):
@@ -65,7 +65,7 @@ def _find_empty_batches(evidence: Evidence) -> Finding | None:
 
 def _find_low_loss(evidence: Evidence, loss: float) -> Finding | None:
     student, start = evidence.val["student"], _first(evidence.trend, "loss")
-    is_young = len(_ends(evidence.trend)) <= FIRST_EPOCHS
+    is_young = len(list_ends(evidence.trend)) <= FIRST_EPOCHS
     if has_learned(student) or not is_young or student.prevalence_true < limit("low_loss_prevalence"):
         return None
     if start is None or loss >= min(limit("low_loss"), start / 2):
@@ -138,14 +138,18 @@ def find_teacher_diverged(evidence: Evidence) -> Finding | None:
     student, teacher = evidence.val["student"], evidence.val.get("teacher")
     if teacher is None or teacher.nonfinite or not is_informative(student) or find_collapse(student):
         return None
-    then = _half_way(evidence.trend) or {"f1": student.f1, "f1_best": student.f1_best or 0.0}
+    then = half_way(evidence.trend) or {"f1": student.f1, "f1_best": student.f1_best or 0.0}
     gap = min(_gap(student.f1_best, teacher.f1_best), _gap(then.get("f1_best"), teacher.f1_best))
     gap_at_05 = min(student.f1, then["f1"]) - teacher.f1
+    collapse = find_collapse(teacher)
     used = "" if evidence.uses_teacher else "; nothing is learned from it"
     message = (
         f"F1 {student.f1:.2f} (student) and {teacher.f1:.2f} (teacher), best {_figure(student.f1_best)} and "
-        f"{_figure(teacher.f1_best)}{_name(find_collapse(teacher))}{used}"
+        f"{_figure(teacher.f1_best)}{_name(collapse)}{used}"
     )
+    if collapse and then.get("auroc", 0.0) >= limit("informative_auroc") and teacher.auroc is not None:
+        message += f"; AUROC {_figure(student.auroc)} and {_figure(teacher.auroc)}"
+        return make_finding("teacher_diverged", "warn", "teacher", teacher.auroc, "informative_auroc", message)
     if gap > limit("teacher_gap"):
         return make_finding("teacher_diverged", "warn", "teacher", gap, "teacher_gap", message)
     if gap_at_05 > limit("teacher_gap_at_05"):
@@ -188,7 +192,7 @@ def _find_rising_component(evidence: Evidence) -> Finding | None:
     if not _loss_has_risen(evidence.trend):
         return None
     for name in evidence.components:
-        values = [row[f"component/{name}"] for row in _ends(evidence.trend) if f"component/{name}" in row]
+        values = [row[f"component/{name}"] for row in list_ends(evidence.trend) if f"component/{name}" in row]
         earlier, recent = values[:-STEADY_EPOCHS], values[-STEADY_EPOCHS:]
         if not earlier:
             continue
@@ -202,7 +206,7 @@ def _find_rising_component(evidence: Evidence) -> Finding | None:
 def find_overfitting(evidence: Evidence) -> Finding | None:
     """Training cases get better while validation gets worse; a gap alone is normal with few labels."""
     student, train = evidence.val["student"], evidence.train.get("student")
-    scores = [row["f1"] for row in _ends(evidence.trend)]
+    scores = [row["f1"] for row in list_ends(evidence.trend)]
     if train is None or not scores:
         return None
     gap, best = train.f1 - student.f1, max(scores)
@@ -218,7 +222,7 @@ def find_overfitting(evidence: Evidence) -> Finding | None:
 
 def find_plateau(evidence: Evidence) -> Finding | None:
     """Validation has stopped getting better close to the trivial score."""
-    student, scores = evidence.val["student"], [row["f1"] for row in _ends(evidence.trend)]
+    student, scores = evidence.val["student"], [row["f1"] for row in list_ends(evidence.trend)]
     if len(scores) <= PLATEAU_EPOCHS or student.f1_best is None:
         return None
     gain = max(scores[-PLATEAU_EPOCHS:]) - max(scores[:-PLATEAU_EPOCHS])
@@ -273,12 +277,12 @@ TRAINING_RULES: tuple[TrainingRule, ...] = (
 )
 
 
-def _ends(trend: Sequence[Figures]) -> list[Figures]:
+def list_ends(trend: Sequence[Figures]) -> list[Figures]:
     """Return the rows at ends of epochs; the look before the first step is none."""
     return [row for row in trend if row["ends_epoch"] and row["step"] > 0]
 
 
-def _half_way(trend: Sequence[Figures]) -> Figures | None:
+def half_way(trend: Sequence[Figures]) -> Figures | None:
     """Return the last row of the first half of the steps; None where there is none, as without a trend."""
     rows = [row for row in trend if 2 * row["step"] <= trend[-1]["step"]]
     return rows[-1] if rows else None
@@ -296,7 +300,7 @@ def _rise(evidence: Evidence, name: str) -> float:
 
 def _loss_has_risen(trend: Sequence[Figures]) -> bool:
     """Return whether the loss of the last epoch is above the lowest one; true where losses are unknown."""
-    losses = [row["loss"] for row in _ends(trend) if "loss" in row]
+    losses = [row["loss"] for row in list_ends(trend) if "loss" in row]
     return not losses or losses[-1] > min(losses) + limit("loss_rise") * abs(min(losses))
 
 

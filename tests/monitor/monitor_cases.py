@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_seg.monitor.evidence import Evidence, Figures, Phase
+from ssl_seg.monitor.findings import Finding
 from ssl_seg.monitor.signals import Signals
 
 HEALTHY = Signals(
@@ -40,6 +41,11 @@ EMPTY = replace(
     HEALTHY, prevalence_true=0.0, prevalence_pred=0.0, prob_mean=0.001, prob_std=0.001, f1=1.0,
     f1_macro=1.0, f1_best=None, auroc=None, average_precision=None, trivial_f1=0.0, ratio_std=0.0, ratio_std_true=0.0,
 )  # fmt: skip
+
+
+def level(finding: Finding | None) -> str:
+    """Return the level of a finding; "-" for none."""
+    return "-" if finding is None else finding.level
 
 
 def make_logits(score: Tensor) -> Tensor:

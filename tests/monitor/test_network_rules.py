@@ -88,7 +88,9 @@ def test_table(signals: Signals, codes: tuple[str, ...]) -> None:
         ("uniform_ratio", UNIFORM, "prevalence_pred", 0.3, 0.001),
         ("uniform_ratio", UNIFORM, "prevalence_pred", 0.3, 0.999),
         ("shifted_threshold", SHIFTED, "auroc", 0.6, 0.6 - JUST),
-        ("shifted_threshold", SHIFTED, "f1", 0.47, 0.472),
+        ("shifted_threshold", replace(SHIFTED, prevalence_pred=0.1), "f1", 0.4615, 0.4616),
+        ("shifted_threshold", replace(SHIFTED, f1=0.5), "prevalence_pred", 0.006 - JUST, 0.006),
+        ("shifted_threshold", replace(SHIFTED, f1=0.5), "prevalence_pred", 0.986 + JUST, 0.986),
         ("shifted_threshold", SHIFTED, "f1_best", 0.1 + JUST, 0.1),
         ("shifted_threshold", SHIFTED, "f1_best", 0.68, None),
         ("not_above_trivial", HEALTHY, "f1_best", 0.4715, 0.4716),
@@ -117,9 +119,10 @@ def find(signals: Signals, code: str) -> Finding:
 def test_messages_tell_the_figures_of_the_reports() -> None:
     assert compute_band_share(CONSTANT) == pytest.approx(0.98)
     assert "98.0% of the probabilities lie in 0.5 to 0.7" in find(CONSTANT, "constant_output").message
-    wide = replace(CONSTANT, prob_histogram=(0.05,) * 20)
+    wide = replace(CONSTANT, prob_histogram=(0.06, *CONSTANT.prob_histogram[1:13], 0.24, *CONSTANT.prob_histogram[14:]))
     assert "lie in" not in find(wide, "constant_output").message
     low = replace(ALL_NEGATIVE, share_below_01=0.9943)
+    assert "below 0.1" not in find(replace(low, share_below_01=0.985), "all_negative").message
     assert "99.43% of all below 0.1" in find(low, "all_negative").message
     assert "below 0.1" not in find(ALL_NEGATIVE, "all_negative").message
     assert "largest 0.52" in find(ALL_NEGATIVE, "all_negative").message

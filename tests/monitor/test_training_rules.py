@@ -13,11 +13,11 @@ from monitor_cases import (
     HEALTHY,
     SHIFTED,
     UNLEARNED,
+    level,
     make_evidence,
     make_trend,
 )
 
-from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import Finding
 from ssl_seg.monitor.training_rules import (
     TRAINING_RULES,
@@ -25,20 +25,12 @@ from ssl_seg.monitor.training_rules import (
     find_loss_metric_divergence,
     find_mode_gap,
     find_non_finite_training,
-    find_overfitting,
-    find_plateau,
-    find_pseudo_label_drift,
-    find_pseudo_label_share,
     find_teacher_diverged,
     find_zero_loss,
 )
 
 NAN = math.nan
 LOSSES = {"components": ("cross_entropy", "focal")}
-
-
-def level(finding: Finding | None) -> str:
-    return "-" if finding is None else finding.level
 
 
 def test_a_healthy_look_gives_nothing_with_and_without_a_trend() -> None:
@@ -109,6 +101,7 @@ class TestZeroLoss:
             (UNLEARNED, [0.42, 0.101], 0.3, "-"),
             (UNLEARNED, [0.12, 0.08], 0.3, "-"),  # focal loss of an untrained network
             (UNLEARNED, [0.69, 0.05], 0.049, "-"),
+            (UNLEARNED, [0.69, 0.05], 0.051, "warn"),
             (HEALTHY, [0.42, 0.05], 0.3, "-"),
             (UNLEARNED, [0.42, 0.3, 0.2, 0.05], 0.3, "warn"),
             (UNLEARNED, [0.42, 0.3, 0.2, 0.1, 0.05], 0.3, "-"),
@@ -164,6 +157,7 @@ class TestLossMetricDivergence:
             ([NAN, 0.27, 0.25], 0.49, ALL_NEGATIVE, "-"),
             ([NAN, -0.6, -0.67], 0.49, ALL_NEGATIVE, "warn"),
             ([NAN, -0.6, -0.5], 0.49, ALL_NEGATIVE, "-"),
+            ([NAN, 0.27, 0.22], 0.13, ALL_NEGATIVE, "warn"),
             ([NAN, 0.27, 0.22], 0.09, ALL_NEGATIVE, "-"),
             ([NAN, 0.27, 0.22], 0.49, SHIFTED, "-"),
             ([NAN, 0.27, 0.22], 0.49, replace(ALL_NEGATIVE, f1_best=None), "-"),
@@ -175,7 +169,7 @@ class TestLossMetricDivergence:
         evidence = make_evidence(student, training={"loss": losses[-1]}, trend=trend)
         finding = find_loss_metric_divergence(evidence)
         assert level(finding) == expected
-        assert finding is None or "0.49 to 0.00" in finding.message
+        assert finding is None or f"{f1:.2f} to 0.00" in finding.message
 
     @pytest.mark.parametrize(
         ("change", "expected"),
@@ -262,6 +256,7 @@ class TestComponentExplosion:
             ({"loss": 1.01, "cross_entropy": 1.01}, "warn"),
             ({"loss": 0.99, "cross_entropy": 0.99}, "-"),
             ({"loss": 1.81, "cross_entropy": 1.8}, "collapsed"),
+            ({"loss": 1.79, "cross_entropy": 1.8}, "warn"),
             ({"loss": 1.81, "cross_entropy": 0.6}, "-"),  # a consistency term that ramps up
             ({"loss": math.inf, "cross_entropy": 1.8}, "-"),  # has a name of its own
             ({"focal": 0.251}, "warn"),
@@ -272,8 +267,8 @@ class TestComponentExplosion:
         assert level(self.explode(**figures)) == expected
 
     def test_not_while_validation_is_at_its_best(self) -> None:
-        assert self.explode(replace(HEALTHY, f1_best=0.69), loss=1.5, cross_entropy=1.5) is None
-        assert self.explode(replace(HEALTHY, f1_best=0.67), loss=1.5, cross_entropy=1.5) is not None
+        assert self.explode(replace(HEALTHY, f1_best=0.685), loss=1.5, cross_entropy=1.5) is None
+        assert self.explode(replace(HEALTHY, f1_best=0.675), loss=1.5, cross_entropy=1.5) is not None
 
     def test_a_loss_that_starts_large_is_none(self) -> None:
         """Cross-entropy of four classes starts at 1.39."""
@@ -294,10 +289,10 @@ class TestComponentExplosion:
     @pytest.mark.parametrize(
         ("focal", "losses", "expected"),
         [
-            ([0.1806, 0.235, 0.24, 0.2471], [0.6286, 0.64, 0.65, 0.6633], "warn"),
-            ([0.1806, 0.21, 0.24, 0.2471], [0.6286, 0.64, 0.65, 0.6633], "-"),
+            ([0.1806, 0.2175, 0.24, 0.2471], [0.6286, 0.64, 0.65, 0.6633], "warn"),
+            ([0.1806, 0.216, 0.24, 0.2471], [0.6286, 0.64, 0.65, 0.6633], "-"),
             ([0.1806, 0.235, 0.24], [0.6286, 0.64, 0.6633], "-"),
-            ([0.1806, 0.235, 0.24, 0.2471], [0.6286, 0.64, 0.65, 0.640], "-"),
+            ([0.1806, 0.235, 0.24, 0.2471], [0.6286, 0.64, 0.65, 0.645], "-"),
             ([0.01, 0.03, 0.03, 0.03], [0.6286, 0.64, 0.65, 0.6633], "-"),
         ],
     )
@@ -328,92 +323,3 @@ class TestComponentExplosion:
             UNLEARNED, training=figures, trend=trend, components=("cross_entropy", "variance")
         )  # fmt: skip
         assert find_component_explosion(evidence) is None
-
-
-class TestOverfitting:
-    @pytest.mark.parametrize(
-        ("scores", "train_f1", "expected"),
-        [
-            ([0.4, 0.6, 0.57, 0.57, 0.57], 0.75, "overfitting starts"),
-            ([0.4, 0.6, 0.57, 0.57, 0.57], 0.83, "severe"),
-            ([0.4, 0.6, 0.57, 0.57, 0.57], 0.71, None),
-            ([0.4, 0.6, 0.57, 0.59, 0.57], 0.75, None),
-            ([0.4, 0.6, 0.57, 0.57], 0.75, None),
-            ([0.9, 0.57, 0.57, 0.57], 0.75, None),
-            ([0.4, 0.5, 0.57, 0.58], 0.95, None),
-            ([0.4, 0.5, 0.569, 0.517], 0.787, "severe"),
-            ([0.4, 0.5, 0.569, 0.520], 0.787, None),
-            ([0.4, 0.5, 0.569, 0.517], 0.766, None),
-        ],
-    )
-    def test_gap_and_falling_validation(self, scores: list[float], train_f1: float, expected: str | None) -> None:
-        evidence = make_evidence(
-            replace(HEALTHY, f1=scores[-1]), train=replace(HEALTHY, f1=train_f1), trend=make_trend(f1=scores)
-        )
-        finding = find_overfitting(evidence)
-        assert (finding and finding.message.rsplit(": ")[1]) == expected
-        assert level(finding) == ("warn" if expected else "-")
-
-    def test_without_a_training_probe_nothing_is_said(self) -> None:
-        assert find_overfitting(make_evidence(trend=make_trend(f1=[0.4, 0.9, 0.5, 0.5, 0.5]))) is None
-
-
-class TestPlateau:
-    @pytest.mark.parametrize(
-        ("scores", "f1_best", "expected"),
-        [
-            ([0.2, 0.50, 0.50, 0.50, 0.50, 0.50, 0.504], 0.55, "warn"),
-            ([0.2, 0.50, 0.50, 0.50, 0.50, 0.50, 0.506], 0.55, "-"),
-            ([0.2, 0.50, 0.50, 0.50, 0.50, 0.50, 0.50], 0.57, "-"),  # converged
-            ([0.2, 0.50, 0.50, 0.50, 0.50, 0.50], 0.55, "-"),
-            ([0.2, 0.50, 0.50, 0.50, 0.50, 0.50, 0.50], None, "-"),
-        ],
-    )
-    def test_five_epochs_close_to_trivial(self, scores: list[float], f1_best: float | None, expected: str) -> None:
-        evidence = make_evidence(replace(HEALTHY, f1=scores[-1], f1_best=f1_best), trend=make_trend(f1=scores))
-        assert level(find_plateau(evidence)) == expected
-
-
-class TestPseudoLabels:
-    @pytest.mark.parametrize(
-        ("share", "expected"), [(0.0, "warn"), (0.0009, "warn"), (0.0011, "-"), (0.9989, "-"), (0.9991, "warn")]
-    )
-    def test_share(self, share: float, expected: str) -> None:
-        assert level(find_pseudo_label_share(make_evidence(training={"accepted_share": share}))) == expected
-
-    def test_without_a_threshold_there_is_no_share(self) -> None:
-        assert find_pseudo_label_share(make_evidence()) is None
-
-    def drift(self, shares: list[float], labeled: float = 0.3, true: float = 0.3) -> Evidence:
-        return make_evidence(
-            replace(HEALTHY, prevalence_true=true), trend=make_trend(pseudo_prevalence=[NAN, *shares]),
-            training={"pseudo_prevalence": shares[-1], "prevalence_true": labeled},
-        )  # fmt: skip
-
-    @pytest.mark.parametrize(
-        ("shares", "expected"),
-        [
-            ([0.3, 0.57], "warn"),  # odds of 0.3: 0.43; of 0.5625: 3 x 0.43
-            ([0.3, 0.55], "-"),
-            ([0.3, 0.12], "warn"),  # of 0.125: 0.43 / 3
-            ([0.3, 0.13], "-"),
-            ([0.8, 0.57], "-"),  # comes closer
-            ([0.5, 0.6], "-"),  # less than doubled
-            ([0.3, 1.0], "warn"),
-            ([1.0, 1.0], "-"),
-            ([0.3, 0.0], "warn"),
-        ],
-    )
-    def test_drift(self, shares: list[float], expected: str) -> None:
-        finding = find_pseudo_label_drift(self.drift(shares))
-        assert level(finding) == expected
-        assert finding is None or math.isfinite(finding.value)
-
-    def test_patches_centered_on_foreground_are_no_drift(self) -> None:
-        """Labeled patches hold 40 % foreground, the images 5 %, and the pseudo-labels lie between."""
-        assert find_pseudo_label_drift(self.drift([0.3, 0.06], labeled=0.4, true=0.05)) is None
-        assert find_pseudo_label_drift(self.drift([0.3, 0.06], labeled=0.4, true=0.3)) is not None
-
-    def test_without_pseudo_labels_or_foreground_nothing_is_said(self) -> None:
-        assert find_pseudo_label_drift(make_evidence(trend=make_trend(2))) is None
-        assert find_pseudo_label_drift(self.drift([0.3, 0.9], labeled=0.0)) is None

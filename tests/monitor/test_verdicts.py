@@ -23,6 +23,7 @@ from monitor_cases import (
 )
 
 from ssl_seg.monitor.catalog import CODES, LIMITS, format_codes, format_limits, make_finding
+from ssl_seg.monitor.evidence import summarize
 from ssl_seg.monitor.findings import LEVELS, Verdict
 from ssl_seg.monitor.signals import Signals
 from ssl_seg.monitor.verdicts import judge, list_rules
@@ -98,6 +99,56 @@ def test_phases(evidence: dict[str, Any], untrained: str, early: str, trained: s
     """During the warm-up only NaN and a loss of 0 count; in the first epoch a collapse is a warning."""
     levels = [judge(make_evidence(**evidence, phase=phase)).level for phase in ("untrained", "early", "trained")]
     assert levels == [untrained, early, trained]
+
+
+@pytest.mark.parametrize(
+    ("signals", "spreads", "level"),
+    [
+        (CONSTANT, [0.07, 0.069, 0.069], "warn"),
+        (CONSTANT, [0.086, 0.07], "warn"),
+        (CONSTANT, [0.087, 0.07], "collapsed"),
+        (CONSTANT, [0.07, 0.2, 0.07], "collapsed"),
+        (CONSTANT, [0.07] * 6, "warn"),
+        (CONSTANT, [0.07] * 7, "collapsed"),
+        (CONSTANT, [], "collapsed"),
+        (DEAD, [0.0, 0.0], "collapsed"),
+    ],
+)
+def test_a_network_that_starts_constant_is_given_time(signals: Signals, spreads: list[float], level: str) -> None:
+    """Seven rows are six epochs and the start."""
+    student = replace(signals, prevalence_pred=0.5)
+    verdict = judge(make_evidence(student, student, trend=make_trend(prob_std=spreads) if spreads else ()))
+    assert {f.level for f in verdict.findings if f.code == "constant_output"} == {level}
+
+
+@pytest.mark.parametrize(
+    ("aurocs", "codes"),
+    [
+        ([0.4, 0.45, 0.5], ()),
+        ([0.4, 0.47, 0.5], ("not_above_trivial",)),
+        ([0.4, 0.4, 0.4, 0.4, 0.45, 0.5], ()),
+        ([0.4, 0.4, 0.4, 0.4, 0.45, 0.5, 0.5], ("not_above_trivial",)),
+    ],
+)
+def test_a_ranking_that_gets_better_is_given_time(aurocs: list[float], codes: tuple[str, ...]) -> None:
+    """Compared with the row of half of the steps: the second of three, the third of six; seven are six epochs."""
+    trend = make_trend(auroc=aurocs)
+    found = judge(make_evidence(UNLEARNED, UNLEARNED, trend=trend)).findings
+    assert tuple(dict.fromkeys(f.code for f in found if f.net == "student")) == codes
+
+
+@pytest.mark.parametrize(
+    ("f1", "aurocs", "codes"),
+    [
+        (-0.1, [0.4, 0.8, 0.88], ()),
+        (0.1, [0.4, 0.8, 0.88], ("shifted_threshold",)),
+        (-0.1, [0.4, 0.85, 0.88], ("shifted_threshold",)),
+    ],
+)
+def test_a_shift_that_shrinks_is_given_time(f1: float, aurocs: list[float], codes: tuple[str, ...]) -> None:
+    """A student that starts far on one side gets to the middle; one that moves away is told."""
+    trend = make_trend(auroc=aurocs, f1=[SHIFTED.f1 + f1] * 3)
+    assert judge(make_evidence(SHIFTED, SHIFTED, trend=trend)).codes == codes
 
 
 def test_an_exploding_loss_is_named_within_the_first_epoch() -> None:
@@ -192,3 +243,36 @@ def test_worst_level_counts() -> None:
     findings = judge(make_evidence(CONSTANT, CONSTANT)).findings
     assert Verdict(findings[::-1]).codes == ("constant_output", "all_positive", "not_above_trivial")
     assert Verdict(tuple(f.soften() for f in findings)).level == "warn"
+
+
+class TestBlindTeacher:
+    """A teacher that puts out the same for every image, beside a student that has not collapsed itself."""
+
+    MODEST = replace(HEALTHY, auroc=0.66, f1=0.45, f1_best=0.50)
+    """A student that ranks a little, and is hardly better than trivial: no gap that the rule on both would see."""
+
+    def judge(self, student: Signals, aurocs: list[float]) -> dict[str, str]:
+        trend = make_trend(auroc=aurocs, f1=[student.f1] * len(aurocs), f1_best=[student.f1_best or 0] * len(aurocs))
+        teacher = replace(UNIFORM, f1=0.44)
+        found = judge(make_evidence(student, teacher, trend=trend)).findings
+        return {f.code: f.level for f in found if f.net == "teacher"}
+
+    def test_it_has_diverged_from_a_student_that_could_rank_before(self) -> None:
+        assert self.judge(self.MODEST, [0.5, 0.65, 0.66]) == {"teacher_diverged": "warn"}
+
+    def test_a_teacher_behind_a_student_that_has_just_learned_to_rank_is_given_time(self) -> None:
+        assert self.judge(self.MODEST, [0.5, 0.55, 0.66]) == {}
+
+    def test_it_is_named_itself_where_the_student_ranks_nothing(self) -> None:
+        assert self.judge(UNLEARNED, [0.5, 0.5, 0.5])["uniform_ratio"] == "collapsed"
+
+    def test_but_not_while_the_student_still_gets_better(self) -> None:
+        assert self.judge(UNLEARNED, [0.4, 0.42, 0.5]) == {}
+
+
+def test_a_loss_of_nan_leaves_no_trace_in_the_trend() -> None:
+    evidence = make_evidence(training={"loss": float("nan"), "focal": 0.2}, components=("focal",))
+    row = summarize(evidence, 100, ends_epoch=True)
+    assert "loss" not in row
+    assert row["component/focal"] == 0.2
+    assert judge(evidence).codes == ("non_finite",)
