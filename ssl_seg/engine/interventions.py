@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ssl_seg.checkpoint import Checkpoint
 from ssl_seg.engine.engine import FREE, Engine, Restraint
@@ -62,7 +63,7 @@ class Interventions:
         if rung is None:
             return ladder, None
         note = _describe(rung, climbed, self.settings)
-        values = {"rung": rung, "codes": list(observation.verdict.codes), "ladder": climbed.to_plain()}
+        values: dict[str, Any] = {"rung": rung, "codes": list(observation.verdict.codes), "ladder": climbed.to_plain()}
         if rung == "restore":
             kept = load_healthy() if climbed.restores == 1 else load_start()
             engine.restore(kept, "the checkpoint of the restore")
