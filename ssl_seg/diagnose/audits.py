@@ -66,10 +66,13 @@ def conclude(findings: Sequence[Finding], healthy: str) -> tuple[Conclusion, tup
     but a constant output before which side of 0.5 it lies on.
 
     Args:
-        findings: of all rules; of two with one code and network the worse stays.
+        findings: of all rules; of two with one code and network the worse stays, else the first.
         healthy: the message where nothing was found.
     """
-    ordered = tuple({(f.code, f.net): f for f in sorted(findings, key=_rank, reverse=True)}.values())[::-1]
+    worst: dict[tuple[str, str], Finding] = {}
+    for finding in sorted(findings, key=_rank):
+        worst.setdefault((finding.code, finding.net), finding)
+    ordered = tuple(worst.values())
     if not ordered:
         return Conclusion("ok", "healthy", healthy), ()
     first = ordered[0]
