@@ -138,7 +138,8 @@ def find_teacher_diverged(evidence: Evidence) -> Finding | None:
     student, teacher = evidence.val["student"], evidence.val.get("teacher")
     if teacher is None or teacher.nonfinite or not is_informative(student) or find_collapse(student):
         return None
-    then = half_way(evidence.trend) or {"f1": student.f1, "f1_best": student.f1_best or 0.0}
+    now = {"f1": student.f1, "f1_best": student.f1_best or 0.0, "auroc": student.auroc or 0.0}
+    then = half_way(evidence.trend) or now
     gap = min(_gap(student.f1_best, teacher.f1_best), _gap(then.get("f1_best"), teacher.f1_best))
     gap_at_05 = min(student.f1, then["f1"]) - teacher.f1
     collapse = find_collapse(teacher)

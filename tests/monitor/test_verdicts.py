@@ -252,13 +252,20 @@ class TestBlindTeacher:
     """A student that ranks a little, and is hardly better than trivial: no gap that the rule on both would see."""
 
     def judge(self, student: Signals, aurocs: list[float]) -> dict[str, str]:
-        trend = make_trend(auroc=aurocs, f1=[student.f1] * len(aurocs), f1_best=[student.f1_best or 0] * len(aurocs))
+        trend = (
+            make_trend(auroc=aurocs, f1=[student.f1] * len(aurocs), f1_best=[student.f1_best or 0] * len(aurocs))
+            if aurocs
+            else ()
+        )
         teacher = replace(UNIFORM, f1=0.44)
         found = judge(make_evidence(student, teacher, trend=trend)).findings
         return {f.code: f.level for f in found if f.net == "teacher"}
 
     def test_it_has_diverged_from_a_student_that_could_rank_before(self) -> None:
         assert self.judge(self.MODEST, [0.5, 0.65, 0.66]) == {"teacher_diverged": "warn"}
+
+    def test_a_single_look_takes_the_student_of_now(self) -> None:
+        assert self.judge(self.MODEST, []) == {"teacher_diverged": "warn"}
 
     def test_a_teacher_behind_a_student_that_has_just_learned_to_rank_is_given_time(self) -> None:
         assert self.judge(self.MODEST, [0.5, 0.55, 0.66]) == {}
