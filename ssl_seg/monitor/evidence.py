@@ -47,7 +47,7 @@ def summarize(evidence: Evidence, step: int, *, ends_epoch: bool) -> Figures:
 
     Keys: ``step``, ``ends_epoch`` (0 or 1), ``f1``, ``f1_best``, ``trivial_f1``, ``auroc`` and ``prob_std`` of the
     student on validation, ``train_f1`` on the training probe, ``loss``, ``batch_f1``, ``pseudo_prevalence`` and
-    ``component/NAME``; what is unknown or not finite is left out.
+    ``component/NAME``; what is unknown, or a mean that is not finite, is left out.
     """
     student = evidence.val["student"]
     row = {"step": step, "ends_epoch": float(ends_epoch), "f1": student.f1, "trivial_f1": student.trivial_f1}
@@ -58,7 +58,7 @@ def summarize(evidence: Evidence, step: int, *, ends_epoch: bool) -> Figures:
         row["auroc"] = student.auroc
     if "student" in evidence.train:
         row["train_f1"] = evidence.train["student"].f1
-    told = ("loss", "batch_f1", "pseudo_prevalence")
-    row |= {name: evidence.training[name] for name in told if name in evidence.training}
-    row |= {f"component/{n}": evidence.training[n] for n in evidence.components if n in evidence.training}
-    return {name: value for name, value in row.items() if math.isfinite(value)}  # NaN would spoil all comparisons
+    told = {name: name for name in ("loss", "batch_f1", "pseudo_prevalence")}
+    told |= {name: f"component/{name}" for name in evidence.components}
+    means = {key: evidence.training[name] for name, key in told.items() if name in evidence.training}
+    return row | {key: value for key, value in means.items() if math.isfinite(value)}  # NaN would spoil comparisons
