@@ -158,9 +158,12 @@ class TestEnds:
         assert [e["rung"] for e in interventions_of(result.run)] == [
             "warn", "lower_lr", "resample", "restore", "restore", "stop",
         ]  # fmt: skip
-        assert (result.ending, result.step) == ("collapsed", 25)
+        assert (result.ending, result.step) == ("collapsed", 37)
         assert [e["to_step"] for e in interventions_of(result.run) if e["rung"] == "restore"] == [4, 0]
-        assert load_checkpoint(result.run.last).progress.step == 25
+        last = load_checkpoint(result.run.last)
+        assert last.progress.step == 37
+        assert last.monitor is not None
+        assert [row["step"] for row in last.monitor["trend"]] == [28, 32, 36], "that of the networks given up is gone"
         assert load_checkpoint(result.run.healthy).progress.step == 4
         assert load_checkpoint(result.run.start).progress.step == 0
 

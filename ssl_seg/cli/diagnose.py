@@ -99,6 +99,12 @@ def apply_gate(diagnosis: Diagnosis, least: float) -> Diagnosis:
     if scores is None:
         remedy = "give --masks" if diagnosis.kind == "predictions" else "raise --seconds, or give --data with masks"
         raise ConfigError(f"--require-f1 {least:g}: no F1 was measured in {diagnosis.subject}: {remedy}")
+    part = looked.get("val")
+    if part is not None and part["used"] < part["of"]:
+        raise ConfigError(
+            f"--require-f1 {least:g}: only {part['used']} of {part['of']} validation images were looked at in "
+            f"{looked['seconds']:g} s; raise --seconds"
+        )
     if scores["f1"] >= least:
         return diagnosis
     message = f"F1 is {scores['f1']:.3f} on {scores['images']} images, and {least:g} is required"

@@ -132,6 +132,9 @@ def _report(result: TrainResult) -> None:
     if result.verdict.level == "collapsed":
         typer.echo(f"do not use these networks; next: ssl-seg diagnose {run.last}")
         return
+    if max(result.scores[net]["margin"] for net in ("student", "teacher")) <= 0:
+        typer.echo(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {run.best}")
+        return
     typer.echo(f"next: ssl-seg evaluate {run.best}    ssl-seg predict {run.best} IMAGES OUTPUT")
 
 

@@ -61,6 +61,18 @@ def audit_inputs(statistics: Mapping[str, Any], net: str) -> tuple[Finding, ...]
     return (make_finding("loss_metric_divergence", level, net, difference, "input_difference", message),)
 
 
+def audit_margin(statistics: Mapping[str, Any], net: str) -> tuple[Finding, ...]:
+    """Return a finding where the masks of whole images are no better than those of the best trivial predictor."""
+    if "scores" not in statistics or statistics["trivial"]["margin"] >= limit("trivial_margin"):
+        return ()
+    f1, trivial = statistics["scores"]["f1"], statistics["trivial"]["best"]
+    best = max(statistics["sweep"]["f1"]) if "sweep" in statistics else f1
+    code = "shifted_threshold" if best > trivial + limit("learned_margin") else "not_above_trivial"
+    message = f"F1 {f1:.3f} on whole images, the best trivial predictor {trivial:.3f}; {best:.3f} at the best threshold"
+    margin = statistics["trivial"]["margin"]
+    return (make_finding(code, "warn", net, margin, "trivial_margin", message),)
+
+
 def conclude(findings: Sequence[Finding], healthy: str) -> tuple[Conclusion, tuple[Finding, ...]]:
     """Return the verdict, and the findings: each code of a network once, worst first, then in the order of ``CODES``;
     but a constant output before which side of 0.5 it lies on.

@@ -17,7 +17,7 @@ from ssl_seg.data.loader import Probe, make_probe
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
 from ssl_seg.data.store import CaseStore
-from ssl_seg.diagnose.audits import audit_inputs, audit_outputs, conclude, soften_others
+from ssl_seg.diagnose.audits import audit_inputs, audit_margin, audit_outputs, conclude, soften_others
 from ssl_seg.diagnose.causes import explain
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.examples import MAX_CANDIDATES, choose_examples, make_example
@@ -133,6 +133,8 @@ def diagnose_checkpoint(
         material.model.config.data.root,
         request.data,
         material.which,
+        lr=material.model.config.optim.lr,
+        has_recovered=material.model.config.monitor.on_collapse == "recover",
         is_elsewhere=material.is_elsewhere,
     )
     causes, command = explain(verdict, ordered, statistics, subject)
@@ -302,7 +304,9 @@ def _judge(
     signals = None if nets is None else nets.val[material.which]
     auroc = None if signals is None else signals.auroc
     audits = audit_outputs(tally, statistics, material.which, auroc)
-    return (*soften_others(on_probe, material.which), *audits, *audit_inputs(statistics, material.which))
+    on_probe = soften_others(on_probe, material.which)
+    on_images = (*audit_inputs(statistics, material.which), *audit_margin(statistics, material.which))
+    return (*on_probe, *audits, *on_images)
 
 
 def _count_parts(material: _Material, tally: Tally) -> dict[str, Any]:

@@ -22,6 +22,10 @@ class Subject:
     data: str | None = None
     which: str = ""
     masks: Path | None = None
+    lr: float = 0.0
+    """optim.lr of the training."""
+    has_recovered: bool = False
+    """Whether the training had monitor.on_collapse=recover."""
     is_elsewhere: bool = False
     """Whether the folder holds none of the validation cases of the training."""
 
@@ -68,8 +72,18 @@ class Facts:
         return " ".join([f"ssl-seg train --config {self.config}", *options, f"--out {out}"])
 
     def recover(self) -> str:
-        """Return the command of a training that acts on a collapse by itself."""
-        return self.train("--set monitor.on_collapse=recover")
+        """Return the command of a training that acts on a collapse by itself; where that was tried, of a slower one."""
+        return self.slow_down() if self.subject.has_recovered else self.train("--set monitor.on_collapse=recover")
+
+    def slow_down(self) -> str:
+        """Return the command of a training with smaller updates."""
+        rate = [f"--set optim.lr={self.subject.lr / 10:g}"] if self.subject.lr else []
+        return self.train(*rate, "--set optim.clip_norm=1.0")
+
+    @property
+    def has_exploded(self) -> bool:
+        """Whether the run was told so by its monitor."""
+        return any("component_explosion" in v["codes"] for v in self.statistics.get("run", {}).get("verdicts", []))
 
     @property
     def config(self) -> str:

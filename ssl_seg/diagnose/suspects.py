@@ -75,11 +75,14 @@ def _suspect_images(facts: Facts) -> Suspect | None:
 
 def _suspect_finite(facts: Facts) -> Suspect | None:
     """The updates were too large."""
-    if "non_finite" not in facts.codes:
+    is_bad = any(f.level == "collapsed" for f in facts.findings)
+    if "non_finite" not in facts.codes and not (facts.has_exploded and is_bad):
         return None
-    cause = Cause("the training has diverged", (facts.message("non_finite"), *facts.list_history()),
+    seen = [facts.message("non_finite")] if "non_finite" in facts.codes else []
+    cause = Cause("the updates were too large: the training has diverged",
+                  (*seen, *facts.list_history(), f"optim.lr is {facts.subject.lr:g}"),
                   "lower optim.lr, keep optim.clip_norm, runtime.precision=fp32")  # fmt: skip
-    return Suspect(cause, facts.train("--set optim.clip_norm=1.0", "--set monitor.on_collapse=recover"))
+    return Suspect(cause, facts.slow_down())
 
 
 def _suspect_inverted(facts: Facts) -> Suspect | None:

@@ -253,6 +253,8 @@ class _Watch:
         if done is None:
             return None
         recorder.report(done, observation.step)
+        if done.values["rung"] == "restore":  # the rows so far are of networks that have been given up
+            self.memory = replace(self.memory, trend=())
         return "collapsed" if done.values["rung"] == "stop" else None
 
     def is_healthy(self, observation: Observation | None) -> bool:

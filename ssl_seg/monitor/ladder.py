@@ -23,6 +23,8 @@ CLIP_CUT = 0.25
 """Factor of the largest gradient norm at ``lower_lr``."""
 DEFAULT_CLIP_NORM = 12.0
 """Norm that is tightened where the run clips nothing."""
+RESTORE_PATIENCE = 3
+"""Networks that have been restored start over at a low rate: they get this many times the patience, and a warm-up."""
 CONSISTENCY_PAUSE = 4
 """``consistency_off`` lasts this many times the patience."""
 
@@ -34,7 +36,7 @@ class LadderSettings:
     Args:
         rungs: in order, the last one ``stop``; those that would change nothing are left out.
         patience: steps that an intervention gets to work.
-        warmup_steps: of the run; the learning rate rises anew over them after a restore, which gets so much longer.
+        warmup_steps: of the run; the learning rate rises anew over them after a restore.
         clip_norm: of the run.
         can_resample: the changes of the foreground share that make a difference to its batches.
     """
@@ -100,7 +102,7 @@ def climb(
     first = min(ladder.climbed, len(settings.rungs) - 1)
     position = next(i for i in range(first, len(settings.rungs)) if settings.rungs[i] not in passed_over)
     rung = settings.rungs[position]
-    wait = settings.patience + (settings.warmup_steps if rung == "restore" else 0)
+    wait = RESTORE_PATIENCE * settings.patience + settings.warmup_steps if rung == "restore" else settings.patience
     moved = replace(ladder, climbed=position + 1, acted_at=step, next_look=step + wait)
     return _take_hold(moved, settings, rung, step, wanted), rung
 

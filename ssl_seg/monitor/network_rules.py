@@ -93,7 +93,7 @@ def find_shifted_threshold(signals: Signals, net: str) -> Finding | None:
     missing, present = 1 - signals.prevalence_pred, signals.prevalence_pred
     least = limit("one_sided_share")
     is_one_sided = present < least * signals.prevalence_true or missing < least * (1 - signals.prevalence_true)
-    if signals.f1 > signals.trivial_f1 and not is_one_sided:
+    if signals.f1 > signals.trivial_f1 + limit("learned_margin") and not is_one_sided:
         return None
     gap = signals.f1_best - signals.f1
     if gap <= limit("shift_gap"):

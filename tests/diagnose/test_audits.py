@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from ssl_seg.diagnose.audits import _check_constant, _check_equality, _is_uniform, _truth_varies, conclude
+from ssl_seg.diagnose.audits import (
+    _check_constant,
+    _check_equality,
+    _is_uniform,
+    _truth_varies,
+    audit_margin,
+    conclude,
+)
 from ssl_seg.monitor.catalog import make_finding
 
 EQUAL = {"images": 4, "mean_spread": 0.002, "std_spread": 0.003}
@@ -72,3 +79,14 @@ def test_of_two_findings_with_one_code_the_worse_decides(order: int) -> None:
     worse = make_finding("constant_output", "collapsed", "student", 0.05, "constant_prob_std", "whole images")
     verdict, findings = conclude([worse, worse.soften()][::order], "fine")
     assert (verdict.level, findings) == ("collapsed", (worse,))
+
+
+@pytest.mark.parametrize(
+    ("f1", "sweep", "code"),
+    [(0.467, [0.46, 0.477], "not_above_trivial"), (0.467, [0.4, 0.6], "shifted_threshold"), (0.6, [0.6, 0.62], None)],
+)
+def test_masks_no_better_than_trivial_are_never_healthy(f1: float, sweep: list[float], code: str | None) -> None:
+    trivial = {"best": 0.468, "margin": f1 - 0.468}
+    statistics = {"scores": {"f1": f1}, "trivial": trivial, "sweep": {"f1": sweep}}
+    assert [f.code for f in audit_margin(statistics, "student")] == ([] if code is None else [code])
+    assert audit_margin({}, "student") == ()

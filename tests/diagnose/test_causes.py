@@ -134,3 +134,23 @@ def test_predictions_have_no_checkpoint_to_name() -> None:
 
 def test_every_limit_that_is_asked_for_exists() -> None:
     assert {"input_difference", "uniform_ratio", "coverage_hole", "equal_statistics", "band_share"} <= set(LIMITS)
+
+
+def test_a_run_that_has_tried_to_recover_is_told_something_else() -> None:
+    facts = Facts((), {}, replace(SUBJECT, lr=0.3))
+    assert "monitor.on_collapse=recover" in facts.recover()
+    told = Facts((), {}, replace(SUBJECT, lr=0.3, has_recovered=True)).recover()
+    assert "monitor.on_collapse" not in told
+    assert "--set optim.lr=0.03 --set optim.clip_norm=1.0" in told
+
+
+def test_a_run_whose_loss_exploded_made_too_large_updates() -> None:
+    verdicts = [{"step": 10, "level": "collapsed", "codes": ["component_explosion", "all_negative"]}]
+    statistics = {"run": {"directory": "runs/x", "verdicts": verdicts}, "looked_at": {}}
+    finding = make_finding("all_negative")
+    causes, command = explain(Conclusion("collapsed", "all_negative", ""), (finding,), statistics, SUBJECT)
+    assert "updates were too large" in causes[0].text
+    assert "optim.clip_norm=1.0" in command
+    calm = {"run": {"directory": "runs/x", "verdicts": [{"step": 10, "level": "warn", "codes": ["plateau"]}]}}
+    causes, _ = explain(Conclusion("collapsed", "all_negative", ""), (finding,), calm | {"looked_at": {}}, SUBJECT)
+    assert not any("too large" in cause.text for cause in causes)
