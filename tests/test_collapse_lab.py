@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
     "data": {"patch_size": [32, 32]},
     "network": {"features": 4},
     "batch": {"labeled": 2, "unlabeled": 2},
-    "length": {"steps": 24, "steps_per_epoch": 12},
+    "length": {"steps": 16, "steps_per_epoch": 8},
     "optim": {"warmup_steps": 4},
     "monitor": {"probe_patches": 6, "train_probe_patches": 4, "first_epoch_probes": [0, 6]},
 }

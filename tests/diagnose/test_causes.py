@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,12 @@ def test_a_run_that_has_tried_to_recover_is_told_something_else() -> None:
 
 def test_a_run_whose_loss_exploded_made_too_large_updates() -> None:
     verdicts = [{"step": 10, "level": "collapsed", "codes": ["component_explosion", "all_negative"]}]
-    statistics = {"run": {"directory": "runs/x", "verdicts": verdicts}, "looked_at": {}}
+    others = {"looked_at": {}, "shapes": []}
+    statistics = {"run": {"directory": "runs/x", "verdicts": verdicts}, **others}
     finding = make_finding("all_negative")
     causes, command = explain(Conclusion("collapsed", "all_negative", ""), (finding,), statistics, SUBJECT)
     assert "updates were too large" in causes[0].text
     assert "optim.clip_norm=1.0" in command
-    calm = {"run": {"directory": "runs/x", "verdicts": [{"step": 10, "level": "warn", "codes": ["plateau"]}]}}
-    causes, _ = explain(Conclusion("collapsed", "all_negative", ""), (finding,), calm | {"looked_at": {}}, SUBJECT)
+    calm = {"run": {"directory": "runs/x", "verdicts": [{"step": 10, "level": "warn", "codes": ["plateau"]}]}, **others}
+    causes, _ = explain(Conclusion("collapsed", "all_negative", ""), (finding,), calm, SUBJECT)
     assert not any("too large" in cause.text for cause in causes)
