@@ -1,0 +1,1 @@
+"""The collapse laboratory: small trainings with known faults, and without."""
