@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ssl_seg.diagnose.result import Histogram, ImageFigures, Moments, Part
 from ssl_seg.diagnose.shapes import ShapeTally
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.metrics import Overlap, compute_auroc, count_overlap
+from ssl_seg.metrics import Overlap, count_overlap
 
 PROB_BINS = 2000
 """Fine bins of the probability; bin b holds (b / 2000, (b + 1) / 2000], so that thresholds lie on edges."""
@@ -145,11 +145,6 @@ class Tally:
         """Return the sums of some parts together (of all parts if none is named), or None without any value."""
         chosen = [own for part, own in sums.items() if not parts or part in parts]
         return sum(chosen[1:], chosen[0]) if chosen else None
-
-    def compute_auroc(self, *parts: Part) -> float | None:
-        """Return the AUROC of the probability over the voxels whose truth is known, to 1/2000."""
-        pooled = self.pool(self.prob, *parts)
-        return None if pooled is None else compute_auroc(pooled.histogram[_FOREGROUND], pooled.histogram[_BACKGROUND])
 
     def sweep(self, *parts: Part) -> dict[str, Any] | None:
         """Return F1 at each of ``THRESHOLDS`` (probability above it) over the voxels whose truth is known."""

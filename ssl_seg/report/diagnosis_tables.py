@@ -268,8 +268,6 @@ def _inputs(s: Figures) -> Table | None:
         ("largest share of voxels at the highest raw value", share(inputs.get("clipped_high"))),
         ("constant images", _ids(inputs.get("constant", []))),
     ]
-    if "non_finite" in inputs:
-        rows.append(("images with NaN or infinity", _ids(inputs["non_finite"])))
     text = (
         f"{inputs.get('images', UNKNOWN)} images. A rank correlation of 1 means that normalization keeps the order of "
         "the gray values, so all that is to be seen; a difference of 0, that training and prediction feed the same."

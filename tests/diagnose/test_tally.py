@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import f1_score
 
 from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
@@ -68,7 +68,7 @@ def test_parts_are_kept_apart() -> None:
     assert rows["all"]["prob_mean"] == pytest.approx(wanted / rows["all"]["voxels"])
 
 
-def test_sweep_and_auroc_leave_out_ignored_voxels(tally: Tally, outputs: list[Output]) -> None:
+def test_the_sweep_leaves_out_ignored_voxels(tally: Tally, outputs: list[Output]) -> None:
     prob, target = flat(outputs, "prob"), flat(outputs, "target")
     known = target != IGNORE_INDEX
     sweep = tally.sweep("val")
@@ -77,7 +77,6 @@ def test_sweep_and_auroc_leave_out_ignored_voxels(tally: Tally, outputs: list[Ou
     np.testing.assert_allclose(sweep["f1"], wanted, atol=1e-12)
     assert sweep["best_f1"] == max(wanted)
     assert sweep["f1"][sweep["thresholds"].index(sweep["best_threshold"])] == sweep["best_f1"]
-    assert tally.compute_auroc("val") == pytest.approx(roc_auc_score(target[known] > 0, prob[known]), abs=1e-4)
 
 
 def test_a_probability_of_one_half_is_background() -> None:
