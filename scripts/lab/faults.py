@@ -66,7 +66,7 @@ FAULTS: tuple[Fault, ...] = (
         settings={
             "network": {"name": "dynunet"}, "optim": {"name": "sgd", "lr": 1e-2}, "loss": {"weights": {"dice": 1.0}},
         },
-        also_right=("constant_output", "not_above_trivial"),
+        also_right=("constant_output", "not_above_trivial", "pseudo_label_drift"),
     ),
     Fault(
         "learning rate x 100", ("component_explosion", "non_finite", *STATES),
@@ -91,15 +91,15 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "dead ReLU", ("constant_output",), "the output is the bias of the head", injections.kill_activations,
-        also_right=("not_above_trivial",),
+        also_right=("not_above_trivial", "pseudo_label_drift"),
     ),
     Fault(
         "labeled masks all empty", ("zero_loss",), "there is nothing to learn from", injections.empty_masks,
         also_right=(*STATES, "not_above_trivial", "pseudo_label_drift", "loss_metric_divergence"),
     ),
     Fault(
-        "labeled masks all foreground", ("all_positive",), "that is what is learned", injections.full_masks,
-        also_right=("zero_loss", *STATES, "not_above_trivial", "pseudo_label_drift", "loss_metric_divergence"),
+        "labeled masks all foreground", ("zero_loss", "all_positive"), "that is what is learned", injections.full_masks,
+        also_right=(*STATES, "not_above_trivial", "pseudo_label_drift", "loss_metric_divergence"),
     ),
     Fault(
         "masks of other images", ("constant_output", "not_above_trivial"),

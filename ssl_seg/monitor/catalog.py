@@ -33,7 +33,7 @@ CODES: dict[str, Code] = {
         "lower optim.lr, keep optim.clip_norm, check the images with `ssl-seg data audit`, try runtime.precision=fp32",
     ),
     "zero_loss": Code(
-        "the labeled batches teach nothing: the loss is next to 0 too early, or they hold no foreground",
+        "the labeled batches teach nothing: the loss is next to 0 too early, or they hold one class only",
         ("the labeled masks are empty", "the loss leaves out what matters", "labeled patches never meet foreground"),
         "count the foreground with `ssl-seg data audit` and `ssl-seg data batches`, question the loss with "
         "`ssl-seg probe-loss`, raise data.foreground_ratio",
@@ -152,7 +152,8 @@ LIMITS: dict[str, Limit] = {
     "non_finite": Limit(0, "voxels with a non-finite output, or steps with a non-finite loss", "ours: none is sound"),
     "zero_loss": Limit(1e-4, "mean training loss that counts as 0", "a reported loss went 0.42, 0.00, 0.00"),
     "empty_batches": Limit(
-        0.2, "steps without any foreground, times the true share of it, from which labeled batches count as empty",
+        0.2, "steps without any foreground, times the true share of it, from which labeled batches count as empty; "
+        "likewise for background",
         "ours, and at least 10 steps: 10 steps at 2 %, 200 at 0.1 %; where 5 % of the patches hold foreground, a tenth "
         "of each, 40 steps of 4 patches miss it once in 3,700 times",
     ),
@@ -185,8 +186,16 @@ LIMITS: dict[str, Limit] = {
         "(measured)",
     ),
     "informative_auroc": Limit(
-        0.60, "AUROC above which a ranking carries information, whatever the threshold",
+        0.60, "AUROC above which a ranking carries information, whatever the threshold, if the probability varies",
         "chance is 0.5; 50 steps on synthetic particles reach 0.7 (measured)",
+    ),
+    "informative_prob_std": Limit(
+        0.10, "standard deviation of the probability that such a ranking needs",
+        "networks that had collapsed kept an AUROC of 0.60 to 0.75 by the brightness of the image (measured)",
+    ),
+    "clear_auroc": Limit(
+        0.75, "AUROC above which a ranking carries information also where the probability hardly varies",
+        "healthy networks had 0.75 and more after 20 steps of warm-up (measured)",
     ),
     "one_sided_share": Limit(
         0.02, "predicting less than this share of the true foreground (or background) is one-sided",

@@ -25,11 +25,13 @@ def find_non_finite(signals: Signals, net: str) -> Finding | None:
 
 
 def find_inverted_output(signals: Signals, net: str) -> Finding | None:
-    """Background is ranked above foreground."""
-    if not has_both_classes(signals) or signals.auroc is None or signals.auroc > limit("inverted_auroc"):
+    """Background is ranked above foreground: clearly, or somewhat and with a spread to show it."""
+    is_spread = signals.prob_std >= limit("informative_prob_std")
+    most = limit("inverted_auroc") if is_spread else 1 - limit("clear_auroc")
+    if not has_both_classes(signals) or signals.auroc is None or signals.auroc > most:
         return None
     message = f"AUROC {signals.auroc:.2f}: background gets higher probabilities than foreground"
-    return make_finding("inverted_output", "collapsed", net, signals.auroc, "inverted_auroc", message)
+    return make_finding("inverted_output", "collapsed", net, signals.auroc, "inverted_auroc", message, scaled=most)
 
 
 def find_constant_output(signals: Signals, net: str) -> Finding | None:
@@ -136,8 +138,11 @@ def find_collapse(signals: Signals) -> tuple[str, ...]:
 
 
 def is_informative(signals: Signals) -> bool:
-    """Return whether the ranking of the voxels follows the target."""
-    return signals.auroc is not None and signals.auroc >= limit("informative_auroc")
+    """Return whether the ranking of the voxels follows the target: clearly, or somewhat and with some spread."""
+    if signals.auroc is None:
+        return False
+    is_spread = signals.prob_std >= limit("informative_prob_std")
+    return signals.auroc >= limit("informative_auroc" if is_spread else "clear_auroc")
 
 
 def has_learned(signals: Signals) -> bool:

@@ -48,19 +48,22 @@ def find_zero_loss(evidence: Evidence) -> Finding | None:
         level: Level = "warn" if has_learned(student) else "collapsed"
         message = f"mean loss {training['loss']:.2g} over {_steps(evidence)} steps; validation F1 is {student.f1:.2f}"
         return make_finding("zero_loss", level, "training", loss, "zero_loss", message)
-    return _find_empty_batches(evidence) or _find_low_loss(evidence, loss)
+    return _find_one_class_batches(evidence) or _find_low_loss(evidence, loss)
 
 
-def _find_empty_batches(evidence: Evidence) -> Finding | None:
-    expected = _steps(evidence) * evidence.val["student"].prevalence_true
-    is_empty = evidence.training.get("prevalence_true") == 0 and _steps(evidence) >= FEWEST_EMPTY_STEPS
-    if not is_empty or expected < limit("empty_batches"):
+def _find_one_class_batches(evidence: Evidence) -> Finding | None:
+    """The labeled patches hold no foreground, or nothing else: a constant output is all that can be learned."""
+    true, seen = evidence.val["student"].prevalence_true, evidence.training.get("prevalence_true")
+    if seen not in (0, 1) or _steps(evidence) < FEWEST_EMPTY_STEPS:
+        return None
+    missing, expected = ("foreground", true) if seen == 0 else ("background", 1 - true)
+    if _steps(evidence) * expected < limit("empty_batches"):
         return None
     message = (
-        f"no foreground in the labeled patches of the last {_steps(evidence)} steps, loss "
-        f"{evidence.training['loss']:.3f}; {evidence.val['student'].prevalence_true:.1%} of validation is foreground"
+        f"no {missing} in the labeled patches of the last {_steps(evidence)} steps, loss "
+        f"{evidence.training['loss']:.3f}; {expected:.1%} of validation is {missing}"
     )
-    return make_finding("zero_loss", "collapsed", "training", expected, "empty_batches", message)
+    return make_finding("zero_loss", "collapsed", "training", _steps(evidence) * expected, "empty_batches", message)
 
 
 def _find_low_loss(evidence: Evidence, loss: float) -> Finding | None:

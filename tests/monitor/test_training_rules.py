@@ -85,10 +85,15 @@ class TestZeroLoss:
             (50, 0.0001, 0.3, "-"),
             (99, 0.0, 0.002, "-"),
             (101, 0.0, 0.002, "collapsed"),
+            (10, 1.0, 0.7, "collapsed"),
+            (9, 1.0, 0.7, "-"),
+            (50, 0.9999, 0.7, "-"),
+            (99, 1.0, 0.998, "-"),
+            (101, 1.0, 0.998, "collapsed"),
         ],
     )
-    def test_batches_without_foreground(self, steps: int, prevalence: float, true: float, expected: str) -> None:
-        """The sparser the foreground, the more steps without any are chance."""
+    def test_batches_of_one_class(self, steps: int, prevalence: float, true: float, expected: str) -> None:
+        """The sparser the missing class, the more steps without any are chance."""
         training = {"steps": float(steps), "prevalence_true": prevalence}
         student = replace(UNLEARNED, prevalence_true=true)
         assert level(find_zero_loss(make_evidence(student, training=training))) == expected
