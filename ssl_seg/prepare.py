@@ -18,7 +18,7 @@ from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.disk_cache import fill_disk_cache, open_disk_cache
 from ssl_seg.data.findings import describe_finding
 from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
-from ssl_seg.data.splits.split import Split, make_folds, make_split
+from ssl_seg.data.splits.split import Split, make_folds, make_split, reorder_labeled
 from ssl_seg.data.store import decoded_bytes
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
 from ssl_seg.inference.model import config_of, make_network
@@ -146,6 +146,8 @@ def make_plan(request: TrainRequest, track: Track = pass_through, *, gpu: bool =
     catalog = open_data(merged.get("data", {}), track)
     split_config = validate(SplitConfig, merged.get("split", {}), sources, prefix="split.")
     split = _find_split(split_config, catalog, None if _wants_new_split(request, parent, catalog) else parent)
+    if split_config.label_seed is not None:
+        split = reorder_labeled(split, catalog, split_config.label_seed)
     labeled, pool = split.labeled_ids(split_config.labels), split.pool_ids(split_config.labels)
     planned = plan_run(catalog, labeled, merged, gpu=gpu, has_unlabeled=bool(pool))
     config, sources = build_config([plan_layer(planned), *layers])

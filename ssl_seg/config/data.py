@@ -71,6 +71,8 @@ class SplitConfig(Section):
     """Labeled share of the training pool (0..1], or a number of cases above 1."""
     seed: int = Field(0, ge=0)
     """Seed of the split, apart from the seed of the training: several trainings can share one split."""
+    label_seed: int | None = Field(None, ge=0)
+    """Seed of which training cases are labeled, with validation and test as they are; null: the order of the split."""
     val_fraction: float = Field(0.15, gt=0, lt=1)
     """Share of the labeled cases kept for validation."""
     test_fraction: float = Field(0.20, ge=0, lt=1)

@@ -17,7 +17,7 @@ from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.facts import Appearance, CaseFacts
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.splits.files import load_split, save_folds, save_split, split_from_dict, split_to_dict
-from ssl_seg.data.splits.split import Split, find_classes, make_folds, make_split, round_cases
+from ssl_seg.data.splits.split import Split, find_classes, make_folds, make_split, reorder_labeled, round_cases
 from ssl_seg.errors import SplitError
 
 
@@ -178,6 +178,39 @@ def test_other_seeds_give_other_parts_and_other_orders() -> None:
     assert len({frozenset(s.fractions[0.1]) for s in splits}) == 6
     assert len({s.fingerprint for s in splits}) == 6
     assert make_split(catalog, [0.1], seed=3) == splits[3]
+
+
+def test_another_label_seed_moves_nothing_but_the_labeled_cases() -> None:
+    catalog = make_catalog(spread(80))
+    split = make_split(catalog, [0.05, 0.2])
+    orders = [reorder_labeled(split, catalog, seed) for seed in range(4)]
+    assert len({other.fractions[0.05] for other in orders}) > 1
+    for other in orders:
+        assert (other.val, other.test, other.unlabeled) == (split.val, split.test, split.unlabeled)
+        assert {f: len(ids) for f, ids in other.fractions.items()} == {f: len(i) for f, i in split.fractions.items()}
+        assert sorted(other.fractions[1.0]) == sorted(split.fractions[1.0])
+        assert all(other.fractions[f] == other.fractions[1.0][: len(ids)] for f, ids in other.fractions.items())
+    assert reorder_labeled(orders[3], catalog, 1) == orders[1]
+    assert len({other.fingerprint for other in orders}) == 4
+
+
+def test_each_label_seed_covers_the_range_of_foreground() -> None:
+    catalog = make_catalog(spread(64))
+    split = make_split(catalog, [0.1], test_fraction=0.0)
+    pool = split.fractions[1.0]
+    middle = np.median([catalog.facts[i].foreground for i in pool])
+    for seed in range(5):
+        first = reorder_labeled(split, catalog, seed).labeled_ids(8)
+        assert 3 <= sum(catalog.facts[i].foreground > middle for i in first) <= 5
+
+
+def test_a_label_seed_that_makes_no_sense() -> None:
+    catalog = make_catalog(spread(20))
+    split = make_split(catalog, [0.1])
+    with pytest.raises(SplitError, match="label_seed=-1"):
+        reorder_labeled(split, catalog, -1)
+    with pytest.raises(SplitError, match="does not hold"):
+        reorder_labeled(split, make_catalog(spread(3)), 0)
 
 
 def test_parts_and_labeled_sets_have_every_class() -> None:

@@ -216,6 +216,32 @@ def make_folds(
     return tuple(splits)
 
 
+def reorder_labeled(split: Split, catalog: Catalog, seed: int) -> Split:
+    """Return the split with the labeled training cases in another nesting order; validation and test stay.
+
+    So trainings can differ in which cases are labeled and still be scored on the same ones. The order depends on the
+    seed and the cases, not on the order before: a split that is reordered twice is that of the second time.
+
+    Args:
+        split: any split of ``catalog``.
+        catalog: the cases, with their foreground fractions and classes.
+        seed: not negative.
+
+    Raises:
+        SplitError: for a negative seed, or a labeled case that the catalog does not have.
+    """
+    if seed < 0:
+        raise SplitError(f"label_seed={seed} must not be negative.")
+    pool = sorted(split.fractions[1.0])
+    if strangers := [i for i in pool if i not in catalog.facts]:
+        raise SplitError(f"{catalog.root} does not hold {len(strangers)} of the split's cases, e.g. '{strangers[0]}'.")
+    traits = Traits({i: catalog.facts[i].foreground or 0.0 for i in pool}, find_classes(catalog))
+    ordered = nesting_order(pool, traits, np.random.default_rng([seed, 5]))
+    fractions = {f: ordered[: len(ids)] for f, ids in split.fractions.items()}
+    note = f"the labeled training cases are in the order of label seed {seed}"
+    return replace(split, fractions=fractions, notes=(*(n for n in split.notes if "label seed" not in n), note))
+
+
 def _check_numbers(fractions: Sequence[float], seed: int, val_fraction: float, test_fraction: float) -> None:
     bad = [f for f in fractions if not 0 < f <= 1]
     if bad:
