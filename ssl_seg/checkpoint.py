@@ -5,15 +5,16 @@ Top level of the file::
     format, version            which program wrote it, and which layout
     student, teacher           state dicts of the bare networks
     optimizer                  state dict
-    progress                   {"step", "ema_updates", "start_score", "history"}; with the seed in the config this is
-                               also the state of every random draw, of the samplers and of the policies: all are
-                               functions of seed, rank, step and history
+    progress                   {"step", "ema_updates", "start_score", "history", "collapsed"}; with the seed in the
+                               config this is also the state of every random draw, of the samplers and of the
+                               policies: all are functions of seed, rank, step and the standings of the epochs
     config, split              the resolved settings and the split, as plain types
     scores                     validation scores of both nets, filled when the checkpoint is evaluated in full
     swa                        {"average": state dict, "count"} of a run that averages weights, else None
     monitor                    what the monitor remembers: trend, ladder, and the means since its last look
 
-Version 1 had no swa, and "best_score" in place of start_score and history. Version 2 had no monitor.
+Version 1 had no swa, and "best_score" in place of start_score and history. Version 2 had no monitor, version 3 no
+collapsed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import math
 import pickle
 import struct
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from torch import Tensor, nn
 from ssl_seg.errors import CheckpointError
 from ssl_seg.rundir import atomic_write
 
-FORMAT, VERSION, READABLE = "ssl_seg.checkpoint", 3, (1, 2, 3)
+FORMAT, VERSION, READABLE = "ssl_seg.checkpoint", 4, (1, 2, 3, 4)
+BEHIND = 2.0
+"""What the scores of collapsed networks are lowered by: all scores lie within 1 of each other, in [0, 1] or [-1, 0]."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,39 @@ class Progress:
     """Selection score of the networks at step 0; in a file of version 1 the best score so far."""
     history: tuple[float, ...] = ()
     """Selection score at the end of each finished epoch."""
+    collapsed: tuple[int, ...] = ()
+    """Numbers of finished epochs (0: the start) at whose look the networks had collapsed."""
+
+    @property
+    def standings(self) -> tuple[float, ...]:
+        """Scores of the start and of each finished epoch, in an order that choices may rely on: collapsed networks come
+        behind all others, whatever their score.
+
+        At 30 % foreground, predicting it everywhere has an F1 of 0.46, which a network that is learning may not have
+        yet. Best checkpoints, early stopping, plateaus and rollbacks go by these.
+        """
+        scores = (self.start_score, *self.history)
+        return tuple(score - BEHIND if epoch in self.collapsed else score for epoch, score in enumerate(scores))
 
     @property
     def best_score(self) -> float:
-        """The highest score so far: that of best.pt."""
-        return max((self.start_score, *self.history))
+        """The score of best.pt."""
+        return (self.start_score, *self.history)[self.rank_epochs()[0]]
+
+    def add_epoch(self, step: int, score: float, *, has_collapsed: bool) -> Progress:
+        """Return the progress with the look at the end of one more epoch."""
+        collapsed = (*self.collapsed, len(self.history) + 1) if has_collapsed else self.collapsed
+        return replace(self, step=step, history=(*self.history, score), collapsed=collapsed)
 
     def rank_epochs(self) -> list[int]:
         """Return the numbers of epochs finished when the scores were reached (0: the start), best first.
 
-        Of equal scores the earlier one is better; networks with NaN outputs are left out, unless all are of that kind.
+        Collapsed networks come last. Of equal scores the earlier one is better; networks with NaN outputs are left out,
+        unless all are of that kind.
         """
-        scores = (self.start_score, *self.history)
-        finite = [epoch for epoch, score in enumerate(scores) if score > -math.inf]
-        return sorted(finite, key=lambda epoch: -scores[epoch]) or [0]
+        standings = self.standings
+        finite = [epoch for epoch, standing in enumerate(standings) if standing > -math.inf]
+        return sorted(finite, key=lambda epoch: -standings[epoch]) or [0]
 
 
 @dataclass(frozen=True)
@@ -79,9 +101,10 @@ class Checkpoint:
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write atomically: a crash leaves the old file or the new one."""
     content = {"format": FORMAT, "version": VERSION, **{name: getattr(checkpoint, name) for name in _FIELDS}}
-    content["progress"] = asdict(checkpoint.progress) | {"history": list(checkpoint.progress.history)}
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    content["progress"] = {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(checkpoint.progress).items()}
+    # Through a file of ours: torch hides the system's error, a full disk for example, when it opens the file itself.
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def load_checkpoint(path: Path, *, lazy: bool = False) -> Checkpoint:
@@ -159,7 +182,8 @@ def _parse(content: Any, path: Path) -> Checkpoint:
 def _parse_progress(values: dict[str, Any], version: int) -> Progress:
     if version == 1:
         return Progress(values["step"], values["ema_updates"], values["best_score"])
-    return Progress(**{**values, "history": tuple(values["history"])})
+    lists = {"history": tuple(values["history"]), "collapsed": tuple(values["collapsed"] if version > 3 else ())}
+    return Progress(**{**values, **lists})
 
 
 def _is_sound(checkpoint: Checkpoint) -> bool:
@@ -171,6 +195,7 @@ def _is_sound(checkpoint: Checkpoint) -> bool:
         and all(isinstance(part, dict) for part in (checkpoint.optimizer, checkpoint.config, checkpoint.split))
         and all(isinstance(n, int) and n >= 0 for n in (progress.step, progress.ema_updates))
         and all(isinstance(v, float) and not math.isnan(v) for v in (progress.start_score, *progress.history))
+        and all(isinstance(n, int) and 0 <= n <= len(progress.history) for n in progress.collapsed)
         and _is_sound_average(checkpoint.swa)
         and (checkpoint.monitor is None or {"trend", "ladder", "window"} <= checkpoint.monitor.keys())
         and all(isinstance(scores[net][key], float) for net in ("student", "teacher") for key in ("f1", "margin"))

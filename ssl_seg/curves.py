@@ -65,7 +65,8 @@ def compute_curves(config: Config) -> RunCurves:
     steps = _choose_steps(config)
     per_epoch = config.length.steps_per_epoch
     lr_at = make_lr_schedule(config.optim, config.length, compute_batch_size(config))
-    ema_at = make_ema_schedule(config.ema, config.length.steps)
+    held = config.bootstrap.pseudo_label_steps
+    ema_at = make_ema_schedule(config.ema, config.length.steps - held)
     weights = [compute_loss_weights(phases, step / per_epoch) for step in steps]
     names = dict.fromkeys(name for phase in phases for name in phase.weights)
     return RunCurves(
@@ -74,7 +75,7 @@ def compute_curves(config: Config) -> RunCurves:
         total_steps=config.length.steps,
         lr=tuple(lr_at(step, ()) for step in steps),
         consistency_weight=_compute_consistency_weights(config, steps),
-        ema_decay=tuple(ema_at(step) for step in steps),
+        ema_decay=tuple(1.0 if step < held else ema_at(step - held) for step in steps),
         loss_weights={name: tuple(at.get(name, math.nan) for at in weights) for name in names},
         phase_starts=tuple(p.from_epoch for p in config.loss.phases if p.from_epoch * per_epoch < config.length.steps),
         windows=tuple(_list_windows(config)),
@@ -95,9 +96,10 @@ def find_raising_plateau(response: PlateauResponseConfig) -> int | None:
 
 
 def _choose_steps(config: Config) -> tuple[int, ...]:
-    """Return evenly spread steps, with the first, the last, and both sides of each switch of phase."""
+    """Return evenly spread steps, with the first, the last, and both sides of each switch."""
     last = config.length.steps - 1
     starts = [phase.from_epoch * config.length.steps_per_epoch for phase in config.loss.phases]
+    starts += [held] if (held := config.bootstrap.pseudo_label_steps) else []
     even = {round(index * last / (POINTS - 1)) for index in range(POINTS)} if last >= POINTS else set(range(last + 1))
     return tuple(sorted(even | {step for start in starts for step in (start - 1, start) if step <= last}))
 
@@ -109,7 +111,9 @@ def _compute_consistency_weights(config: Config, steps: tuple[int, ...]) -> tupl
     length = options["rampup_steps"]
     if length is None:
         length = round(options["rampup_ratio"] * config.length.steps)
-    return tuple(options["consistency_weight"] * compute_rampup(step, length, options["rampup"]) for step in steps)
+    held = config.bootstrap.pseudo_label_steps
+    ramps = [1.0 if step < held else compute_rampup(step, length, options["rampup"]) for step in steps]
+    return tuple(options["consistency_weight"] * ramp for ramp in ramps)
 
 
 def _list_windows(config: Config) -> Iterator[Window]:

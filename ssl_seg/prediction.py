@@ -25,7 +25,7 @@ from ssl_seg.data.volumes import (
     write_probabilities,
 )
 from ssl_seg.diagnose.shapes import FEWEST, find_same, format_shape
-from ssl_seg.errors import DataError
+from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.labels import to_mask
 from ssl_seg.monitor.catalog import limit
@@ -51,6 +51,8 @@ class PredictRequest:
     overlap: float = 0.5
     probabilities: bool = False
     spacing: tuple[float, ...] | None = None
+    threshold: float | None = None
+    """Foreground is where its probability is above this; without one, where foreground is the likelier class."""
 
 
 def predict(
@@ -72,8 +74,10 @@ def predict(
 
     Raises:
         SslSegError: nothing to predict, an unreadable image, or an output that exists; existing files stay as they are.
+            A threshold outside (0, 1), or for more than two classes.
     """
     model = open_model(request.checkpoint)
+    _check_threshold(request.threshold, model.config.data)
     jobs = _plan_outputs(request, model.config.data)
     suffixes = _probability_suffixes(model.config.data.num_classes) if request.probabilities else {}
     _check_outputs([output for _, mask in jobs for output in (mask, *_probability_paths(mask, suffixes))])
@@ -84,7 +88,7 @@ def predict(
         stated = None if geometry is None else geometry.spacing
         spacing = request.spacing or stated or model.config.data.spacing
         probs = predictor(_read(locations, model), spacing)
-        classes = probs.argmax(axis=0)
+        classes = probs.argmax(axis=0) if request.threshold is None else (probs[1] > request.threshold).astype(np.int64)
         shares.setdefault(classes.shape, []).append(float((classes > 0).mean()))
         write_mask(mask, to_mask(classes, model.config.data.label_values), geometry)
         for path, label in zip(_probability_paths(mask, suffixes), suffixes, strict=True):
@@ -92,6 +96,18 @@ def predict(
     if text := describe_sameness(shares, request.output):
         note(text)
     return [mask for _, mask in jobs]
+
+
+def _check_threshold(threshold: float | None, data: DataConfig) -> None:
+    if threshold is None:
+        return
+    if not 0 < threshold < 1:
+        raise ConfigError(f"--threshold {threshold:g} must be a probability above 0 and below 1")
+    if data.num_classes != 2:
+        raise ConfigError(
+            f"--threshold {threshold:g}: one threshold cannot tell {data.num_classes} classes apart. Leave it out (the "
+            "likeliest class is taken), or write --probabilities and cut them yourself"
+        )
 
 
 def describe_sameness(shares: Mapping[tuple[int, ...], Sequence[float]], output: Path) -> str | None:

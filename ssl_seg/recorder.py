@@ -17,7 +17,7 @@ from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.prepare import Prepared
-from ssl_seg.rundir import atomic_write
+from ssl_seg.rundir import RunDir, atomic_write
 
 
 class Console(Protocol):
@@ -179,6 +179,12 @@ class Recorder:
         )
 
 
+def find_told(run: RunDir) -> frozenset[tuple[str, str, str]]:
+    """Return the key of the last verdict among the events of a run."""
+    told = [e["findings"] for e in run.read_events() if e["event"] == "verdict"]
+    return frozenset((f["code"], f["net"], f["level"]) for f in (told[-1] if told else ()))
+
+
 def _scores_of(observation: Observation) -> dict[str, Any]:
     """Return preliminary scores from the validation probe; ``margin_low`` is unknown there."""
     nets = {
@@ -191,9 +197,12 @@ def _scores_of(observation: Observation) -> dict[str, Any]:
         }
         for net, s in observation.val.items()
     }
-    scores = observation.scores
-    net = max(scores, key=lambda name: scores[name])
-    selected = {"by": observation.select, "net": net, "score": scores[net]}
+    selected = {
+        "by": observation.select,
+        "net": observation.better,
+        "score": observation.score,
+        "collapsed": sorted(observation.collapsed),
+    }
     return {
         "source": "probe",
         "trivial_f1": observation.val["student"].trivial_f1,

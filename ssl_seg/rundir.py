@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -85,11 +86,16 @@ class RunDir:
         """Return all records of events.jsonl."""
         return read_jsonl(self.events_path)
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Remove the records of steps that a resumed run is going to make again."""
-        kept = [r for r in self.read_metrics() if r["step"] <= step]
-        with atomic_write(self.path / METRICS_FILE) as temporary:
-            temporary.write_text("".join(_to_line(r) for r in kept), encoding="utf-8")
+    def drop_after(self, step: int) -> None:
+        """Remove the records, and the events, of steps that a resumed run is going to make again.
+
+        An event without a step (``started``, ``test_opened``) stays, and so does ``resumed``.
+        """
+        metrics = [r for r in self.read_metrics() if r["step"] <= step]
+        events = [e for e in self.read_events() if e.get("step", -1) <= step or e["event"] == "resumed"]
+        for name, kept in ((METRICS_FILE, metrics), (EVENTS_FILE, events)):
+            with atomic_write(self.path / name) as temporary:
+                temporary.write_text("".join(_to_line(r) for r in kept), encoding="utf-8")
 
 
 def create_run_dir(path: Path) -> RunDir:
@@ -162,6 +168,15 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether a full disk, a used-up quota or a limit of file size is among the causes of an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary file in the same folder that replaces ``path`` when the block ends well.
@@ -182,8 +197,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write ``values`` atomically, indented; NaN and infinities become null."""
+    write_text(path, json.dumps(to_finite(values), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(to_finite(values), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:

@@ -109,7 +109,7 @@ def constant_diagnosis(**changes: Any) -> Diagnosis:
         "batches": {"n": 12, "foreground": [0.1, 0.2, float("nan")], "mean": 0.15, "min": 0.1, "max": 0.2,
                     "expected": 0.12, "most_expected": 0.55, "positive_patches": 0.9, "notes": ["As expected."]},
         "inputs": {"images": 8, "rank_correlation": 1.0, "path_difference": 3e-7, "clipped_low": 0.01,
-                   "clipped_high": 0.0, "constant": [], "non_finite": ["img|7"]},
+                   "clipped_high": 0.0, "constant": ["img|7"]},
         "run": {"directory": "runs/a", "steps": 480, "last": {"step": 480, "f1": 0.49, "loss": float("nan")},
                 "verdicts": [{"step": 60, "level": "collapsed", "codes": ["constant_output"]}],
                 "actions": [{"step": 66, "action": "warn"}], "status": "stopped"},

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
@@ -72,6 +74,37 @@ def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
     torch.save({**content, "progress": progress}, tmp_path / "mixed.pt")
     with pytest.raises(CheckpointError, match="no 'swa'"):
         load_checkpoint(tmp_path / "mixed.pt")
+
+
+def test_a_file_of_version_3_knows_of_no_collapse(tmp_path: Path) -> None:
+    save_checkpoint(replace(make_checkpoint(), progress=Progress(5, 5, 0.1, (0.2, 0.3), (0, 2))), tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt").progress.collapsed == (0, 2)
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    older = {name: value for name, value in content["progress"].items() if name != "collapsed"}
+    torch.save({**content, "version": 3, "progress": older}, tmp_path / "old.pt")
+    assert load_checkpoint(tmp_path / "old.pt").progress == Progress(5, 5, 0.1, (0.2, 0.3))
+    for wrong in ([3], [-1], ["x"], None):
+        torch.save({**content, "progress": {**older, "collapsed": wrong}}, tmp_path / "wrong.pt")
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_checkpoint(tmp_path / "wrong.pt")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([-math.inf, -0.75, 0.0, 0.25, 0.5, 1.0]), st.booleans()), min_size=1, max_size=9)
+)
+def test_collapsed_networks_rank_behind_all_others_and_by_score_among_themselves(
+    looks: list[tuple[float, bool]],
+) -> None:
+    progress = Progress(start_score=looks[0][0], collapsed=(0,) if looks[0][1] else ())
+    for step, (score, has_collapsed) in enumerate(looks[1:], start=1):
+        progress = progress.add_epoch(step, score, has_collapsed=has_collapsed)
+    finite = [epoch for epoch, (score, _) in enumerate(looks) if score > -math.inf]
+    expected = sorted(finite, key=lambda epoch: (looks[epoch][1], -looks[epoch][0])) or [0]
+    assert progress.rank_epochs() == expected
+    assert progress.best_score == looks[expected[0]][0]
+    assert (progress.start_score, *progress.history) == tuple(score for score, _ in looks)
+    assert (progress.step, len(progress.history)) == (len(looks) - 1, len(looks) - 1)
+    assert (max(progress.standings) == progress.standings[expected[0]]) or not finite
 
 
 def test_ranking_of_epochs() -> None:

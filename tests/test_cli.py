@@ -11,6 +11,7 @@ import pytest
 import yaml
 from conftest import TINY
 
+from ssl_seg import training
 from ssl_seg.cli import main
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.data.volumes import read_image, read_mask
@@ -121,6 +122,28 @@ class TestTrain:
         assert config["length"] == {"steps": 6, "steps_per_epoch": 6}
         assert config["optim"]["lr"] == 0.25
         assert config["batch"] == {"labeled": 3, "unlabeled": 0, "positive_ratio": None}
+
+    def test_ctrl_c_before_anything_is_saved_says_so(
+        self, cli: Cli, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        out = tmp_path / "my run"
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "_settle_runtime", interrupt)
+            code, stdout, _ = cli("train", "--config", tiny_config, "--out", out)
+        assert code == 130
+        (line,) = [line for line in stdout.splitlines() if line.startswith("interrupted")]
+        assert "before anything was saved" in line
+        assert f"--out '{out}-2', or after removing that folder: rm -r '{out}'" in line
+        assert_refused(cli("train", "--resume", out), "no checkpoint to resume from", "--out")
+        assert cli("train", "--config", tiny_config, "--out", f"{out}-2")[0] == 0
+        with monkeypatch.context() as patch:  # twice, while the last scores are made
+            patch.setattr(training, "finish_run", interrupt)
+            code, stdout, _ = cli("train", "--config", tiny_config, "--out", f"{out}-3")
+        assert code == 130
+        assert f"saved is step 12; continue with: ssl-seg train --resume '{out}-3'" in stdout
 
     def test_bootstrap_refusal_is_exit_code_3(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
         """The tiny run has trained for 12 steps: not above trivial."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,10 +19,12 @@ from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
 
 from ssl_seg.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.cli.diagnose import apply_gate
-from ssl_seg.data.volumes import write_mask
+from ssl_seg.config import DataConfig
+from ssl_seg.data.volumes import read_image, read_mask, write_mask
+from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.result import Conclusion
 from ssl_seg.errors import ConfigError
-from ssl_seg.prediction import LEAST_SHARE, describe_sameness
+from ssl_seg.prediction import LEAST_SHARE, _check_threshold, describe_sameness
 
 CONSTANT = "verdict: collapsed {code}: constant output function: do not submit"
 
@@ -135,6 +138,18 @@ class TestCheckpoint:
             assert cv2.imread(str(out / f"{figure}.png")) is not None
             assert f"]({figure}.png)" in text
 
+    def test_the_time_begins_with_the_command(
+        self, cli: Cli, tiny_run: Path, disks: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    ) -> None:  # fmt: skip
+        """An import or a load that takes all of it leaves the few images that are always looked at."""
+        for subject in ((tiny_run / "checkpoints" / "best.pt",), ("--predictions", disks / "pred")):
+            times = iter([0.0, *(100.0,) * 1000])
+            clock = partial(Clock, now=lambda times=times: next(times))
+            monkeypatch.setattr("ssl_seg.diagnose.clock.Clock", clock)
+            looked = json.loads(cli("diagnose", *subject, "--seconds", 50, "--json")[1])["statistics"]["looked_at"]
+            assert (looked["seconds"], looked["seconds_used"]) == (50, 100.0)
+        assert looked["new"] == {"used": 6, "of": 6}, "fewer than are always looked at"
+
     def test_options_reach_the_examination(
         self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path  # noqa: F811
     ) -> None:  # fmt: skip
@@ -171,6 +186,7 @@ class TestBadInput:
             (("--predictions", "FOLDER", "--masks", "EMPTY"), ("EMPTY", "no mask")),
             (("NONE",), ("no checkpoint file",)),
             (("CKPT", "--data", "NONE"), ("NONE",)),
+            (("CKPT", "--layout", "nnunet"), ("--layout", "--data")),
             (("--predictions", "FOLDER", "--out", "FULL"), ("exists already", "FULL-2")),
         ],
     )
@@ -279,3 +295,38 @@ class TestPredictWarns:
             "note: all 3 masks are empty. Where there should be something to find, ask "
             "`ssl-seg diagnose --predictions out`"
         )
+
+
+class TestPredictAtAThreshold:
+    def test_it_cuts_the_probabilities(self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+        checkpoint, image = tiny_run / "checkpoints" / "best.pt", sorted((particles_dir / "images").iterdir())[0]
+        before = (tiny_run / "events.jsonl").read_bytes()
+        masks = {}
+        for threshold in (None, 0.5, 0.3, 0.7):
+            out = tmp_path / f"{threshold}"
+            options = () if threshold is None else ("--threshold", threshold)
+            assert cli("predict", checkpoint, image, out, "--probabilities", *options)[0] == 0
+            masks[threshold] = read_mask(str(out / f"{image.stem}.png")) > 0
+            prob = read_image(str(out / f"{image.stem}_prob.tif"))[0]
+            np.testing.assert_array_equal(masks[threshold], prob > (threshold or 0.5))
+        np.testing.assert_array_equal(masks[None], masks[0.5])
+        assert masks[0.3].sum() > masks[0.5].sum() > masks[0.7].sum()
+        assert (tiny_run / "events.jsonl").read_bytes() == before
+
+    @pytest.mark.parametrize("threshold", [0, 1, 1.5, -0.1, "nan"])
+    def test_it_is_a_probability(
+        self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path, threshold: object  # noqa: F811
+    ) -> None:  # fmt: skip
+        command = ("predict", tiny_run / "checkpoints" / "best.pt", particles_dir, tmp_path / "out")
+        assert_refused(cli(*command, "--threshold", threshold), "--threshold", "above 0 and below 1")
+        assert not (tmp_path / "out").exists()
+
+    def test_of_several_classes_there_is_none(self) -> None:
+        with pytest.raises(ConfigError, match="cannot tell 3 classes apart"):
+            _check_threshold(0.3, make_data(0, 1, 2))
+        _check_threshold(None, make_data(0, 1, 2))
+        _check_threshold(0.3, make_data(0, 1))
+
+
+def make_data(*label_values: int) -> DataConfig:
+    return DataConfig(root="x", label_values=label_values, channels=1, patch_size=(32, 32), foreground_ratio=0.3)

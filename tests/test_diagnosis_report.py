@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from ssl_seg.diagnose.result import Cause, Diagnosis
+from ssl_seg.diagnose.result import Cause, Diagnosis, Histogram
 from ssl_seg.errors import DataError
 from ssl_seg.report.diagnosis import format_report, format_table, write_report
 from ssl_seg.report.diagnosis_figures import (
@@ -33,6 +33,7 @@ from ssl_seg.report.diagnosis_figures import (
 )
 from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict, make_key_figures
 from ssl_seg.report.diagnosis_tables import SHOWN_IMAGES, make_tables
+from ssl_seg.report.diagnosis_text import cut, number
 
 ALL = {"constant": constant_diagnosis, "healthy": healthy_diagnosis, "masks": masks_diagnosis}
 RENDERER = MarkdownIt("commonmark").enable("table")
@@ -146,7 +147,7 @@ class TestReport:
         assert ["320 x 320", "45", "45 at 95.06%", "(312/320) x (312/320)"] in [row[:4] for row in cells]
         assert "4+4 x 4+4 (inside 100% predicted)" in [row[-1] for row in cells]
         assert ["0.05", "0.495", "best"] in cells
-        assert [row[1] for row in cells if row[0] == "images with NaN or infinity"] == ["img|7"]
+        assert [row[1] for row in cells if row[0] == "constant images"] == ["img|7"]
         assert "+34.8 points" in text
         assert "no time left for inputs" in text
         assert [token.content for token in render(text) if token.type == "fence"] == [
@@ -284,6 +285,29 @@ class TestExamples:
         np.testing.assert_allclose(over, pred[..., None] * np.array([0.4, 0.4, 0.0]))
 
 
+class TestText:
+    @given(st.floats(0, 1))
+    def test_a_threshold_is_never_taken_for_another(self, value: float) -> None:
+        shown = float(cut(value))
+        assert abs(shown - value) <= max(0.03 * min(value, 1 - value), 5e-7)
+        assert (shown in (0.0, 1.0)) <= (min(value, 1 - value) < 5e-7)
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [(0.5, "0.50"), (0.998, "0.998"), (0.9995, "0.9995"), (0.05, "0.05"), (0.001, "0.001"), (1.0, "1.00"),
+         (None, "-"), (float("nan"), "-")],
+    )  # fmt: skip
+    def test_thresholds(self, value: float | None, text: str) -> None:
+        assert cut(value) == text
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [(1.23e13, "1.23e+13"), (-4e6, "-4.00e+06"), (99999.0, "99999.00"), (-0.125, "-0.12"), (float("inf"), "-")],
+    )
+    def test_huge_figures_are_powers_of_ten(self, value: float, text: str) -> None:
+        assert number(value, 2) == text
+
+
 class TestOtherFigures:
     def test_histograms_are_shares_of_their_own_voxels(self, draw: Any) -> None:
         given = healthy_diagnosis().histograms
@@ -295,6 +319,13 @@ class TestOtherFigures:
             np.testing.assert_allclose(drawn, expected)
         unknown = replace(given[0], foreground=(0,) * 40, background=(0,) * 40)
         assert len(draw(plot_histograms, [unknown]).axes[0].patches) == 1
+
+    def test_the_field_of_a_constant_output_is_as_wide_as_that_of_any(self, draw: Any) -> None:
+        prob, _ = healthy_diagnosis().histograms
+        one_bin = Histogram("logit", (0.5, 0.5625), (4096,), (0,), (0,))
+        wide = Histogram("logit", (-9.0, 0.0, 12.0), (1, 1), (0, 0), (0, 0))
+        limits = [axis.get_xlim() for axis in draw(plot_histograms, [prob, one_bin, wide]).axes]
+        assert limits == [(0, 1), (-6, 6), (-9, 12)]
 
     def test_scatter_of_predicted_and_true_shares(self, draw: Any) -> None:
         images = [image_figures(n, shape=(256, 256 + 8 * (n % 2))) for n in range(9)]
@@ -335,6 +366,9 @@ class TestOtherFigures:
                  "f1_at_half": 0.5}  # fmt: skip
         axis = draw(plot_sweep, sweep, {"best": 0.42}).axes[0]
         curve, half, best, trivial = axis.lines
+        assert best.get_label() == "best, at 0.75: 0.700"
+        near_one = draw(plot_sweep, sweep | {"best_threshold": 0.998}, {}).axes[0]
+        assert near_one.lines[2].get_label() == "best, at 0.998: 0.700"
         np.testing.assert_array_equal(curve.get_xydata(), [[0.25, 0.4], [0.5, 0.5], [0.75, 0.7]])
         np.testing.assert_array_equal([half.get_xydata()[0], best.get_xydata()[0]], [[0.5, 0.5], [0.75, 0.7]])
         assert set(trivial.get_ydata()) == {0.42}

@@ -228,6 +228,50 @@ class TestAct:
         assert not policies.stops(Progress())
 
 
+class TestCollapse:
+    """A collapsed epoch whose trivial F1 beats the others: no policy may take it for progress."""
+
+    SCORES = (0.30, 0.46, 0.32, 0.34, 0.36)
+
+    def progress(self, epochs: int, *collapsed: int) -> Progress:
+        return Progress(start_score=0.1, history=self.SCORES[:epochs], collapsed=collapsed)
+
+    def test_early_stopping_does_not_wait_for_its_score(self) -> None:
+        policies = Policies(PoliciesConfig.model_validate({"early_stopping": {"patience": 3}}))
+        assert not policies.stops(self.progress(5, 2))
+        assert policies.stops(self.progress(5)), "the same scores of a network that works"
+
+    def test_nor_does_the_learning_rate(self) -> None:
+        settings = PoliciesConfig.model_validate({"plateau_response": {"patience": 3, "base": 2.0}})
+        policies = Policies(settings, reduce_patience=3)
+        assert policies.compute_lr_multiplier(self.progress(5, 2)) == 1.0
+        assert policies.compute_lr_multiplier(self.progress(5)) == 2.0
+        act = {"ending": None, "load_best": lambda: pytest.fail("nothing to restore")}
+        for collapsed, events in (((2,), []), ((), ["lr_reduced", "plateau"])):
+            actions = policies.act(make_engine(), self.progress(5, *collapsed), 5, **act)  # type: ignore[arg-type]
+            assert [a.event for a in actions] == events
+
+    def test_a_collapse_while_the_rate_is_raised_rolls_back_whatever_its_score(self) -> None:
+        settings = {"plateau_response": {"patience": 1, "base": 2.0, "rollback_drop": 0.1}}
+        policies = Policies(PoliciesConfig.model_validate(settings))
+        engine = make_engine()
+        best = snapshot(engine, 1)
+        scores = (0.30, 0.30, 0.46)
+        fine, fallen = (Progress(start_score=0.1, history=scores, collapsed=c) for c in ((), (3,)))
+        actions = policies.act(engine, fallen, 3, ending=None, load_best=lambda: best)
+        assert [a.event for a in actions] == ["rollback"]
+        assert "collapsed, with a score of 0.460; the best one was 0.300" in actions[0].note
+        assert (actions[0].values["score"], actions[0].values["best_score"]) == (0.46, 0.30)
+        assert policies.act(engine, fine, 3, ending=None, load_best=lambda: best) == []
+
+    def test_the_report_of_the_end_names_the_score_of_best_pt(self) -> None:
+        policies = Policies(PoliciesConfig.model_validate({"early_stopping": {"patience": 3}}))
+        stuck = Progress(history=(0.3, 0.46, 0.2, 0.2), collapsed=(2,))
+        end: dict[str, Any] = {"ending": "stopped_early", "load_best": lambda: pytest.fail("nothing to restore")}
+        (action,) = policies.act(make_engine(), stuck, 4, **end)
+        assert action.values == {"epochs": 3, "best_score": 0.3}
+
+
 def snapshot(engine: Engine, step: int) -> Checkpoint:
     parts = engine.student.state_dict(), engine.teacher.net.state_dict(), engine.optimizer.state_dict()
     student, teacher, optimizer = copy.deepcopy(parts)

@@ -110,8 +110,8 @@ class TestRunWithAllPolicies:
         progress = load_checkpoint(whole_run.last).progress
         settings = PlateauResponseConfig(**ALL_POLICIES["policies"]["plateau_response"])  # type: ignore[index]
         for record in whole_run.read_metrics()[1:]:
-            history = progress.history[: record["epoch"] - 1]
-            multiplier = respond_to_plateaus(history, progress.start_score, settings).multiplier
+            start, *history = progress.standings[: record["epoch"]]
+            multiplier = respond_to_plateaus(history, start, settings).multiplier
             warm = min(1.0, record["step"] / 2)
             expected = 0.003 * warm * 0.5 ** count_plateaus(history, 2)
             assert record["train/lr_multiplier"] == multiplier
@@ -132,16 +132,16 @@ class TestRunWithAllPolicies:
 
     def test_the_best_checkpoints_are_those_of_the_best_epochs(self, whole_run: RunDir) -> None:
         progress = load_checkpoint(whole_run.last).progress
-        scores = (progress.start_score, *progress.history)
+        scores, standings = (progress.start_score, *progress.history), progress.standings
         steps = [load_state(whole_run, name)["progress"]["step"] for name in FILES[1:4]]
         assert steps == [2 * epoch for epoch in progress.rank_epochs()[:3]]
-        assert [scores[step // 2] for step in steps] == sorted(scores, reverse=True)[:3]
+        assert [standings[step // 2] for step in steps] == sorted(standings, reverse=True)[:3]
         (finished,) = events_of(whole_run, "finished")
         best = finished["best"]
         assert (best["epoch"], best["step"]) == (steps[0] // 2, steps[0])
-        assert best["score"] == max(scores)
+        assert best["score"] == scores[best["epoch"]]
         record = next(r for r in whole_run.read_metrics() if r["step"] == steps[0])
-        assert record[f"val/{best['net']}/f1_macro"] == max(scores)
+        assert record[f"val/{best['net']}/f1_macro"] == best["score"]
 
     @pytest.mark.parametrize("at", ["step 12", "after moves 2", "before last 6"])
     def test_killed_and_resumed_it_ends_with_the_same_bits(

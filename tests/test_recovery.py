@@ -13,11 +13,13 @@ from conftest import train_tiny
 from test_engine import make_batch, make_engine
 from test_policy_runs import Killed, assert_equal, kill_at, load_state
 
-from ssl_seg.checkpoint import load_checkpoint
+from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.engine.engine import Engine, Restraint, StepRecord
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.window import Window
+from ssl_seg.errors import RunDirError
+from ssl_seg.inference.model import better_net
 from ssl_seg.monitor.findings import Finding, Verdict
 from ssl_seg.monitor.ladder import Ladder, LadderSettings
 from ssl_seg.monitor.watch import Monitor, Observation
@@ -117,6 +119,7 @@ class TestRun:
         for name in FILES:
             assert_equal(load_state(run, name), load_state(whole_run, name), name)
         assert strip(run.read_metrics()) == strip(whole_run.read_metrics())
+        assert told(run) == told(whole_run), "each verdict and action once, at its step"
 
     @pytest.mark.parametrize("step", [10, 21])
     def test_interrupted_between_looks_the_means_go_on(
@@ -130,6 +133,13 @@ class TestRun:
         for name in FILES:
             assert_equal(load_state(run, name), load_state(whole_run, name), name)
         assert strip(run.read_metrics()) == strip(whole_run.read_metrics())
+        assert told(run) == told(whole_run)
+
+
+def told(run: RunDir) -> list[dict[str, Any]]:
+    """Return the events that do not tell of the process itself."""
+    of_process = {"runtime", "resumed", "interrupted"}
+    return [{k: v for k, v in e.items() if k != "time"} for e in run.read_events() if e["event"] not in of_process]
 
 
 def strip(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -164,6 +174,16 @@ class TestEnds:
         assert last.progress.step == 37
         assert last.monitor is not None
         assert [row["step"] for row in last.monitor["trend"]] == [28, 32, 36], "that of the networks given up is gone"
+        with pytest.raises(
+            RunDirError, match=r"ended by its monitor at step 37: all_negative.*ssl-seg diagnose .*last.pt"
+        ):
+            train(TrainRequest(resume=result.run.path))
+        ended = result.run.events_path.read_text().splitlines(keepends=True)
+        result.run.events_path.write_text("".join(ended[:-1]))  # killed before it could say so
+        with pytest.raises(RunDirError, match="ended by its monitor at step 37"):
+            train(TrainRequest(resume=result.run.path))
+        result.run.events_path.write_text("".join(ended[:-2]))
+        assert train(TrainRequest(resume=result.run.path)).ending == "collapsed", "not by the checkpoint alone"
         assert load_checkpoint(result.run.healthy).progress.step == 4
         assert load_checkpoint(result.run.start).progress.step == 0
 
@@ -177,6 +197,50 @@ class TestEnds:
         assert not result.run.healthy.exists()
         assert not result.run.start.exists()
         assert result.ending == "finished"
+        with pytest.raises(RunDirError, match="is finished: all 24 steps are done"):
+            train(TrainRequest(resume=result.run.path))
+
+    def test_stopped_at_the_end_of_an_epoch_it_does_not_go_on(
+        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Monitor, "look", make_sick(Monitor.look, SICK))
+        monitor = {**RECOVER["monitor"], "on_collapse": "stop"}  # type: ignore[dict-item]
+        result = train_tiny(tmp_path / "run", particles_dir, RECOVER | {"monitor": monitor})
+        assert (result.ending, result.step) == ("collapsed", 8)
+        with pytest.raises(RunDirError, match="at step 8: all_negative"):
+            train(TrainRequest(resume=result.run.path))
+
+
+class TestBestCheckpoint:
+    """A collapse whose trivial score beats every healthy one."""
+
+    @pytest.mark.parametrize("level", ["collapsed", "warn"])
+    def test_it_is_of_networks_that_have_not_collapsed(
+        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: Any
+    ) -> None:
+        look = Monitor.look
+
+        def score_high(*args: Any, **kwargs: Any) -> Observation:
+            observation = look(*args, **kwargs)
+            is_sick = observation.step == 8
+            val = {n: replace(s, f1_macro=0.9 if is_sick else s.f1_macro) for n, s in observation.val.items()}
+            found = [Finding("all_positive", level, n, 0.0, 1.0, "given", "given", (), "") for n in val]
+            return replace(observation, val=val, verdict=Verdict(tuple(found) if is_sick else ()))
+
+        monkeypatch.setattr(Monitor, "look", score_high)
+        run = train_tiny(tmp_path / "run", particles_dir, RECOVER, {"length": {"steps": 12}}).run
+        best, last = load_checkpoint(run.best), load_checkpoint(run.last)
+        assert (best.progress.step == 8) == (level == "warn")
+        assert last.progress.history[1] == 0.9
+        assert (2 in last.progress.collapsed) == (level == "collapsed")
+        assert last.scores["selected"]["collapsed"] == []
+
+    def test_of_its_networks_the_one_that_has_not_is_used(self) -> None:
+        scores = {"student": {"f1": 0.46}, "teacher": {"f1": 0.42}}
+        found = Checkpoint({}, {}, {}, Progress(), {}, {}, scores)
+        assert better_net(found) == "student"
+        for collapsed, net in ((["student"], "teacher"), (["student", "teacher"], "student"), (["teacher"], "student")):
+            assert better_net(replace(found, scores=scores | {"selected": {"collapsed": collapsed}})) == net
 
 
 class TestStep:

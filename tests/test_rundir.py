@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -7,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from ssl_seg.errors import RunDirError
-from ssl_seg.rundir import RunDir, atomic_write, create_run_dir, find_run_of, next_free, open_run_dir, read_jsonl
+from ssl_seg.rundir import (
+    RunDir,
+    atomic_write,
+    create_run_dir,
+    find_run_of,
+    is_disk_full,
+    next_free,
+    open_run_dir,
+    read_jsonl,
+)
 
 
 def make_run(path: Path) -> RunDir:
@@ -59,7 +69,11 @@ def test_resume_drops_later_records_only(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     for step in (0, 5, 10, 15):
         run.append_metrics({"step": step})
-    run.drop_metrics_after(10)
+    for event in ({"event": "started"}, {"event": "verdict", "step": 10}, {"event": "intervention", "step": 11},
+                  {"event": "resumed", "step": 15}, {"event": "test_opened"}):  # fmt: skip
+        run.append_event(**event)  # type: ignore[arg-type]
+    run.drop_after(10)
+    assert [e["event"] for e in run.read_events()] == ["started", "verdict", "resumed", "test_opened"]
     assert [r["step"] for r in run.read_metrics()] == [0, 5, 10]
 
 
@@ -96,3 +110,19 @@ def test_environment_is_recorded(tmp_path: Path) -> None:
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["packages"]["torch"]
     assert read_jsonl(tmp_path / "run" / "events.jsonl") == []
+
+
+def test_a_full_disk_is_recognized_behind_other_errors() -> None:
+    def fail(number: int) -> RuntimeError:
+        try:
+            try:
+                raise OSError(number, "no space")
+            except OSError as cause:
+                raise RuntimeError("unexpected pos 64 vs 0") from cause
+        except RuntimeError as error:
+            return error
+
+    assert is_disk_full(fail(errno.ENOSPC))
+    assert is_disk_full(OSError(errno.EDQUOT, "quota"))
+    assert not is_disk_full(fail(errno.EACCES))
+    assert not is_disk_full(RuntimeError("PytorchStreamWriter failed"))

@@ -81,13 +81,19 @@ def predict(
     spacing: Annotated[
         str | None, typer.Option(help="Voxel size along z,y,x, e.g. 2.5,1,1.", show_default="that of each file")
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Foreground where its probability is above this; two classes only.", show_default="0.5"),
+    ] = None,
 ) -> None:
     """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks."""
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.prediction import PredictRequest
     from ssl_seg.prediction import predict as run_prediction
 
-    request = PredictRequest(checkpoint, source, output, which, overlap, probabilities, _parse_spacing(spacing))
+    request = PredictRequest(
+        checkpoint, source, output, which, overlap, probabilities, _parse_spacing(spacing), threshold
+    )
     written = run_prediction(
         request, TerminalConsole().track("predicting"), note=lambda text: typer.echo(text, err=True)
     )

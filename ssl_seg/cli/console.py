@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from ssl_seg.monitor.findings import Verdict
+    from ssl_seg.monitor.findings import Finding, Verdict
 
 INTERVAL = 10.0
 """Seconds between plain progress lines where stderr is no terminal."""
@@ -31,12 +31,11 @@ class TerminalConsole:
         self._print(text)
 
     def probe(self, line: str, verdict: Verdict) -> None:
-        """Print the line of a probe, and a block for each finding when their set changes."""
+        """Print the line of a probe, and a block for each code when the set of findings changes."""
         self._print(line)
         if verdict.key != self._told:
-            for finding in verdict.findings:
-                self._print(f"  {finding.level.upper()} {finding.code} ({finding.net}): {finding.message}")
-                self._print(f"    try: {finding.hint}")
+            for text in format_block(verdict):
+                self._print(text)
             self._told = verdict.key
 
     def track(self, label: str) -> Callable[[Iterable[Any], int], Iterator[Any]]:
@@ -72,6 +71,29 @@ class TerminalConsole:
             sys.stdout.flush()
         except BrokenPipeError:  # the reader (head, less) has gone; a training goes on without it
             sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (stays open until the end)
+
+
+def format_block(verdict: Verdict) -> list[str]:
+    """Return two lines for each code: ``  LEVEL CODE (NET, NET): MESSAGE`` and ``    try: HINT``.
+
+    LEVEL is the worst one. Where several networks share a code, each has its own message behind its name, with its
+    level where that is another.
+    """
+    groups: dict[str, list[Finding]] = {}
+    for finding in verdict.findings:
+        groups.setdefault(finding.code, []).append(finding)
+    lines = []
+    for code, findings in groups.items():
+        worst, nets = findings[0], ", ".join(f.net for f in findings)
+        messages = [
+            f"{f.net}{'' if f.level == worst.level else f' ({f.level})'} {f.message}"
+            if len(findings) > 1
+            else f.message
+            for f in findings
+        ]
+        lines.append(f"  {worst.level.upper()} {code} ({nets}): {' | '.join(messages)}")
+        lines.append(f"    try: {worst.hint}")
+    return lines
 
 
 def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:

@@ -39,7 +39,9 @@ def diagnose(
     ] = None,
     masks: Annotated[Path | None, typer.Option(help="True masks of the --predictions, by file name.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a report with figures.")] = None,
-    seconds: Annotated[float, typer.Option(help="After this time no further image is looked at.", min=1)] = 120,
+    seconds: Annotated[
+        float, typer.Option(help="From the start; after this time no further image is looked at.", min=1)
+    ] = 120,
     require_f1: Annotated[
         float | None, typer.Option(help="Exit code 3 when the F1 on validation is lower.", min=0, max=1)
     ] = None,
@@ -47,6 +49,9 @@ def diagnose(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Examine a checkpoint or a folder of predictions: verdict, evidence, likely causes. Exit code 3 when collapsed."""
+    from ssl_seg.diagnose.clock import Clock
+
+    clock = Clock(seconds)  # before anything else: what is imported and loaded takes its share
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.report.diagnosis import check_report_folder, write_report
 
@@ -60,7 +65,10 @@ def diagnose(
             from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 
             result = diagnose_checkpoint(
-                CheckpointRequest(checkpoint, data, which, settings, seconds), note=_note, track=TerminalConsole().track
+                CheckpointRequest(checkpoint, data, which, settings, seconds),
+                note=_note,
+                track=TerminalConsole().track,
+                clock=clock,
             )
         else:
             from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
@@ -69,6 +77,7 @@ def diagnose(
                 PredictionsRequest(Path(str(predictions)), masks, settings, seconds),
                 note=_note,
                 track=TerminalConsole().track,
+                clock=clock,
             )
         if require_f1 is not None:
             result = apply_gate(result, require_f1)
@@ -145,6 +154,8 @@ def _check_options(
     misplaced = [name for name, value in of_checkpoint.items() if value is not None]
     if misplaced and predictions is not None:
         raise ConfigError(f"{misplaced[0]} goes with a checkpoint, not with --predictions")
+    if of_checkpoint["--layout"] is not None and of_checkpoint["--data"] is None:
+        raise ConfigError("--layout says how the files of --data lie: give both, or none for the data of the training")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,8 @@ from ssl_seg.monitor.findings import LEVELS, Finding, Level
 
 CONSTANT = ("constant_output", "uniform_ratio", "equal_statistics")
 """Codes of a network that does not look at its input."""
+SAY_MORE = ("shifted_threshold", "not_above_trivial")
+"""Codes beside which a bias of the foreground is a detail."""
 CONSTANT_MESSAGE = "constant output function: do not submit"
 AXES = ("z", "y", "x")
 CONSTANT_RANGE = 0.5
@@ -71,6 +74,33 @@ def audit_margin(statistics: Mapping[str, Any], net: str) -> tuple[Finding, ...]
     message = f"F1 {f1:.3f} on whole images, the best trivial predictor {trivial:.3f}; {best:.3f} at the best threshold"
     margin = statistics["trivial"]["margin"]
     return (make_finding(code, "warn", net, margin, "trivial_margin", message),)
+
+
+def audit_bias(statistics: Mapping[str, Any], net: str, others: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return a finding where far more, or far less, foreground is predicted than there is.
+
+    Args:
+        statistics: with ``foreground`` of whole images, and ``scores`` where masks are known. Where there was no time
+            for a few of them, the patches of the probe in ``nets`` count.
+        net: whose predictions they are.
+        others: of the other rules; a collapse, a shifted threshold, or that nothing has been learned, says more.
+    """
+    scores, row = statistics.get("scores"), statistics.get("nets", {}).get(net)
+    if any(f.level == "collapsed" or f.code in SAY_MORE for f in others if f.net == net):
+        return ()
+    if row is not None and (scores is None or scores["images"] < FEWEST):
+        pred, true, where = row["prevalence_pred"], row["prevalence_true"], f"on patches, F1 {row['f1']:.3f}"
+    elif scores is not None:
+        pred, true = (statistics["foreground"][name]["mean"] for name in ("pred", "true"))
+        where = f"precision {scores['precision']:.3f}, recall {scores['recall']:.3f}"
+    else:
+        return ()
+    most, ratio = limit("foreground_bias"), pred / true if true else 1.0
+    if 1 / most < ratio < most or not math.isfinite(ratio):
+        return ()
+    message = f"predicts {pred:.1%} foreground where {true:.1%} is true, {ratio:.2g} times as much: {where}"
+    scaled = most if ratio > 1 else 1 / most
+    return (make_finding("foreground_bias", "warn", net, ratio, "foreground_bias", message, scaled=scaled),)
 
 
 def conclude(findings: Sequence[Finding], healthy: str) -> tuple[Conclusion, tuple[Finding, ...]]:

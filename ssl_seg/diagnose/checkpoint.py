@@ -17,11 +17,18 @@ from ssl_seg.data.loader import Probe, make_probe
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
 from ssl_seg.data.store import CaseStore
-from ssl_seg.diagnose.audits import audit_inputs, audit_margin, audit_outputs, conclude, soften_others
+from ssl_seg.diagnose.audits import (
+    audit_bias,
+    audit_inputs,
+    audit_margin,
+    audit_outputs,
+    conclude,
+    soften_others,
+)
 from ssl_seg.diagnose.causes import explain
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.examples import MAX_CANDIDATES, choose_examples, make_example
-from ssl_seg.diagnose.facts import Subject
+from ssl_seg.diagnose.facts import Subject, read_costs
 from ssl_seg.diagnose.history import read_history
 from ssl_seg.diagnose.inputs import measure_batches, measure_inputs
 from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivial_losses, probe_nets
@@ -90,7 +97,7 @@ def diagnose_checkpoint(
         request: what to examine.
         note: told what the reader should know, as it comes up; the result has it too.
         track: a progress bar of each stage.
-        clock: counts the time; begins with the call by default.
+        clock: counts the time, from the start of the command; by default from that of the call.
 
     Raises:
         SslSegError: for an unusable checkpoint or folder.
@@ -136,6 +143,8 @@ def diagnose_checkpoint(
         lr=material.model.config.optim.lr,
         has_recovered=material.model.config.monitor.on_collapse == "recover",
         is_elsewhere=material.is_elsewhere,
+        num_classes=material.model.config.data.num_classes,
+        costs=read_costs(material.model.config.loss),
     )
     causes, command = explain(verdict, ordered, statistics, subject)
     return Diagnosis(
@@ -306,7 +315,8 @@ def _judge(
     audits = audit_outputs(tally, statistics, material.which, auroc)
     on_probe = soften_others(on_probe, material.which)
     on_images = (*audit_inputs(statistics, material.which), *audit_margin(statistics, material.which))
-    return (*on_probe, *audits, *on_images)
+    found = (*on_probe, *audits, *on_images)
+    return (*found, *audit_bias(statistics, material.which, found))
 
 
 def _count_parts(material: _Material, tally: Tally) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Track, pass_through
-from ssl_seg.diagnose.audits import audit_outputs, conclude, rename_net
+from ssl_seg.diagnose.audits import audit_bias, audit_outputs, conclude, rename_net
 from ssl_seg.diagnose.causes import explain
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.examples import MAX_CANDIDATES, choose_examples, make_example
@@ -76,7 +76,7 @@ def diagnose_predictions(
         request: what to examine.
         note: told what the reader should know, as it comes up; the result has it too.
         track: a progress bar of each stage.
-        clock: counts the time; begins with the call by default.
+        clock: counts the time, from the start of the command; by default from that of the call.
 
     Raises:
         DataError: for a missing or empty folder, unreadable files, or masks that do not fit by name or shape.
@@ -171,7 +171,8 @@ def _judge(tally: Tally, signals: Signals | None, statistics: Mapping[str, Any])
     if signals is not None:
         on_truth = rename_net(judge(Evidence("trained", {"student": signals})).findings, NET)
     auroc = None if signals is None else signals.auroc
-    return (*on_truth, *audit_outputs(tally, statistics, NET, auroc))
+    found = (*on_truth, *audit_outputs(tally, statistics, NET, auroc))
+    return (*found, *audit_bias(statistics, NET, found))
 
 
 def _describe_health(statistics: Mapping[str, Any], tally: Tally) -> str:

@@ -130,8 +130,8 @@ class Diagnosis:
       "f1_mean" (over images), "bias" ("recall" | "precision" | "balanced")}``.
     - ``trivial`` (c, p with masks): ``{"prevalence", "all_negative", "all_positive", "base_rate_random", "best",
       "margin" (f1 - best)}``.
-    - ``sweep`` (c; p with masks and probabilities): ``{"thresholds": [0.05, ..., 0.95], "f1": [...], "best_threshold",
-      "best_f1", "f1_at_half"}`` of the examined net on whole validation images.
+    - ``sweep`` (c; p with masks and probabilities): ``{"thresholds": [0.001, ..., 0.999], "f1": [...],
+      "best_threshold", "best_f1", "f1_at_half"}`` of the examined net on whole validation images.
     - ``foreground`` (c, p): ``{"pred": {"images", "mean", "median", "sd", "min", "max"}, "true": the same or None,
       "overestimate" (mean pred - mean true, in percentage points) or None}`` over the images with masks; over all
       images where there are no masks.

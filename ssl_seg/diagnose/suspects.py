@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_seg.diagnose.facts import Facts
+from ssl_seg.diagnose.facts import Facts, quote
 from ssl_seg.diagnose.result import Cause
+from ssl_seg.diagnose.shapes import FEWEST
 from ssl_seg.monitor.catalog import limit
 
 RANK = 0.99
@@ -16,6 +17,8 @@ CLIPPED = 0.2
 """Share of an image at one extreme value from which its contrast is cut off."""
 GAIN = 0.02
 """Gain of AUROC over an untrained network below which the training has done nothing."""
+EXTREME_COST = 10.0
+"""Factor of foreground over background in the loss, or the other way round, that is worth a word."""
 FEW, MANY = 0.1, 2.0
 """Shares of foreground in the batches beside what they should hold at least and at most."""
 
@@ -113,6 +116,28 @@ def _suspect_mode(facts: Facts) -> Suspect | None:
     evidence = [f"student in {name}: {_rank(row)}" for name, row in modes.items()]
     cause = Cause("the running statistics of BatchNorm do not fit the images", tuple(evidence), "network.norm=instance")
     return Suspect(cause, facts.train("--set network.norm=instance"))
+
+
+def _suspect_costs(facts: Facts) -> Suspect | None:
+    """The loss weighs one side many times as much as the other."""
+    extreme = [cost for cost in facts.subject.costs if not 1 / EXTREME_COST < cost.factor < EXTREME_COST]
+    over = facts.statistics.get("foreground", {}).get("overestimate")
+    suspected = [cost for cost in extreme if over is None or (cost.factor > 1) == (over > 0)]
+    if not suspected:
+        return None
+    evidence = [
+        f"{cost.key} is {cost.value}: a voxel of {'foreground' if cost.factor > 1 else 'background'} counts "
+        f"{max(cost.factor, 1 / cost.factor):g} times as much"
+        for cost in suspected
+    ]
+    if over is not None:
+        true = facts.statistics["foreground"]["true"]["mean"]
+        evidence.append(f"predicted foreground is {over:+.1f} points off the true {true:.1%}")
+    first = suspected[0]
+    side = "foreground" if first.factor > 1 else "background"
+    cause = Cause(f"the loss weighs {side} so heavily that to predict it everywhere is cheap", tuple(evidence),
+                  f"{first.key}={first.neutral}; then correct what is left in small steps, up to 2 or 3")  # fmt: skip
+    return Suspect(cause, facts.train(f"--set {quote(f'{first.key}={first.neutral}')}"))
 
 
 def _suspect_layers(facts: Facts) -> Suspect | None:
@@ -224,15 +249,24 @@ def _suspect_generalization(facts: Facts) -> Suspect | None:
 
 def _suspect_threshold(facts: Facts) -> Suspect | None:
     """Learned, but 0.5 is the wrong place to cut."""
-    if "shifted_threshold" not in facts.codes:
+    sweep, images = facts.statistics.get("sweep"), facts.statistics.get("scores", {}).get("images", 0)
+    is_sure = images >= FEWEST
+    gains = is_sure and sweep is not None and sweep["best_f1"] - sweep["f1_at_half"] > limit("shift_gap")
+    codes = [code for code in ("shifted_threshold", *(["foreground_bias"] if gains else [])) if code in facts.codes]
+    if not codes:
         return None
-    evidence = [facts.message("shifted_threshold")]
-    if (sweep := facts.statistics.get("sweep")) is not None:
+    evidence, threshold = [facts.message(codes[0])], facts.row(facts.subject.which).get("threshold_best")
+    if sweep is not None:
         best = f"{sweep['best_f1']:.3f} at {sweep['best_threshold']:g}"
         evidence.append(f"whole images: F1 {sweep['f1_at_half']:.3f} at 0.5, {best}")
-    action = "write probabilities and cut them there; or train on"
-    cause = Cause("the threshold of 0.5 does not fit", tuple(evidence), action)
-    return Suspect(cause, f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT --probabilities")
+        threshold = sweep["best_threshold"] if is_sure or threshold is None else threshold
+    option, action = "--probabilities", "write probabilities and cut them there"
+    if threshold is not None and facts.subject.num_classes == 2:
+        text = f"{min(max(threshold, 1e-4), 1 - 1e-4):.4f}".rstrip("0")
+        option, action = f"--threshold {text}", "cut there, as chosen on validation"
+    which = f" --which {facts.subject.which}" if facts.subject.which else ""
+    cause = Cause("the threshold of 0.5 does not fit", tuple(evidence), f"{action}; or train on")
+    return Suspect(cause, f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT{which} {option}")
 
 
 def _suspect_bias(facts: Facts) -> Suspect | None:
@@ -261,6 +295,7 @@ RULES: tuple[Rule, ...] = (
     _suspect_teacher,
     _suspect_mode,
     _suspect_images,
+    _suspect_costs,
     _suspect_layers,
     _suspect_coverage,
     _suspect_batches,

@@ -23,7 +23,9 @@ LOGIT_RANGE, LOGIT_BINS = 16, 512
 """Fine bins of the logit, each 1/16 wide; values outside count in the outer ones."""
 SHOWN_PROB_BINS, MAX_LOGIT_BINS = 40, 64
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+_TAIL = (0.001, 0.002, 0.005, 0.01, 0.02)
+THRESHOLDS = (*_TAIL, *(round(0.05 * i, 2) for i in range(1, 20)), *(round(1 - t, 3) for t in reversed(_TAIL)))
+"""Of the sweep. All are edges of the bins; the ends are dense, since heavy costs push probabilities there."""
 _UNKNOWN, _BACKGROUND, _FOREGROUND = range(3)
 
 

@@ -19,7 +19,7 @@ from ssl_seg.monitor.watch import Monitor, Observation
 
 Ending = Literal["finished", "stopped_early", "interrupted", "collapsed"]
 LrAt = Callable[[int, Sequence[float]], float]
-"""Step and history -> learning rate; see ``schedules.make_lr_schedule``."""
+"""Step and standings of the finished epochs -> learning rate; see ``schedules.make_lr_schedule``."""
 SICK = {"component_explosion", "loss_metric_divergence", "not_above_trivial", "plateau"}
 """Warnings with which networks are not kept as healthy: a collapse may have begun."""
 BatchesFrom = Callable[[int, Foreground | None], Iterator[Batch]]
@@ -150,7 +150,8 @@ def run_loop(
     watch = _Watch(engine, monitor, schedule, recorder, start)
     progress, step = start.progress, schedule.first_step
     if step == 0:
-        progress = Progress(start_score=watch.look(0).score)
+        look = watch.look(0)
+        progress = Progress(start_score=look.score, collapsed=(0,) if look.has_collapsed else ())
         recorder.save_best(progress, watch.to_plain())
         watch.save(progress, healthy=interventions.settings is not None)
     elif policies.stops(progress):  # resumed when all was done but the final scores
@@ -163,7 +164,10 @@ def run_loop(
         ladder = watch.memory.ladder
         factor = interventions.scale_lr(ladder, step, multiplier)
         record = engine.step(
-            next(batches).to(device), step, factor * lr_at(step, progress.history), interventions.restrain(ladder, step)
+            next(batches).to(device),
+            step,
+            factor * lr_at(step, progress.standings[1:]),
+            interventions.restrain(ladder, step),
         )
         watch.window.add(record, factor)
         step += 1
@@ -173,7 +177,7 @@ def run_loop(
             observation = watch.look(step)
         ends_epoch = schedule.ends_epoch(step)
         if ends_epoch and observation is not None:
-            progress = replace(progress, step=step, history=(*progress.history, observation.score))
+            progress = progress.add_epoch(step, observation.score, has_collapsed=observation.has_collapsed)
             recorder.save_best(progress, watch.to_plain())
             ending = _find_ending(schedule, policies, progress, observation, stop_on_collapse=stop_on_collapse)
             for action in policies.act(

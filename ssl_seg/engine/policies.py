@@ -2,6 +2,9 @@
 
 All decisions are functions of the settings, the seed, the epoch and the validation scores of the finished epochs, which
 a checkpoint carries; so a resumed run decides as the uninterrupted one. Only the weight average has a state.
+
+The scores are the standings of ``Progress``: an epoch at whose end the networks had collapsed lies below all others. So
+a collapse is no progress for which to go on, and a run that comes back from one is not measured against its score.
 """
 
 from __future__ import annotations
@@ -57,8 +60,8 @@ def respond_to_plateaus(
     further response: the multiplier stays 1.
 
     Args:
-        history: validation score at the end of each epoch.
-        start_score: score at the start of the run; best.pt may be of then.
+        history: standing at the end of each epoch.
+        start_score: standing at the start of the run; best.pt may be of then.
         settings: of the policy.
     """
     best, stale, count, is_new = -math.inf, 0, 0, False
@@ -100,7 +103,7 @@ class Policies:
     def stops(self, progress: Progress) -> bool:
         """Return whether the run has gone on for long enough without a better score."""
         stopping = self.settings.early_stopping
-        return stopping is not None and count_stale_epochs(progress.history) >= stopping.patience
+        return stopping is not None and count_stale_epochs(progress.standings[1:]) >= stopping.patience
 
     def act(
         self, engine: Engine, progress: Progress, epoch: int, *, ending: str | None, load_best: Callable[[], Checkpoint]
@@ -128,7 +131,7 @@ class Policies:
         return actions
 
     def _report_reduction(self, progress: Progress) -> Iterator[Action]:
-        patience, history = self.reduce_patience, progress.history
+        patience, history = self.reduce_patience, progress.standings[1:]
         if patience is None or (count := count_plateaus(history, patience)) == count_plateaus(history[:-1], patience):
             return
         yield Action("lr_reduced", f"learning rate: reduction number {count} after a plateau", {"count": count})
@@ -150,10 +153,12 @@ class Policies:
             if self.average is not None:  # it holds networks that have just been given up
                 self.average.clear()
             values = {"score": score, "best_score": progress.best_score, "to_step": best.progress.step}
+            reason = f"the score {score:.3f} is more than {settings.rollback_drop:g} below the best one, "
+            if len(progress.history) in progress.collapsed:
+                reason = f"the networks have collapsed, with a score of {score:.3f}; the best one was "
             note = (
-                f"rollback: the score {score:.3f} is more than {settings.rollback_drop:g} below the best one, "
-                f"{progress.best_score:.3f}; networks and optimizer are those of step {best.progress.step} again, and "
-                "the learning rate is not raised any more"
+                f"rollback: {reason}{progress.best_score:.3f}; networks and optimizer are those of step "
+                f"{best.progress.step} again, and the learning rate is not raised any more"
             )
             yield Action("rollback", note, values)
 
@@ -176,10 +181,12 @@ class Policies:
 
 
 def _describe_stop(progress: Progress) -> Action:
-    epochs, best = count_stale_epochs(progress.history), max(progress.history)
+    history = progress.standings[1:]
+    epochs, best = count_stale_epochs(history), progress.history[history.index(max(history))]
     note = f"early stopping: {epochs} epochs without a better score than {best:.3f}"
     return Action("early_stopping", note, {"epochs": epochs, "best_score": best})
 
 
 def _respond(progress: Progress, settings: PlateauResponseConfig) -> PlateauResponse:
-    return respond_to_plateaus(progress.history, progress.start_score, settings)
+    start, *history = progress.standings
+    return respond_to_plateaus(history, start, settings)

@@ -54,9 +54,14 @@ class Model:
 
 
 def better_net(checkpoint: Checkpoint) -> str:
-    """Return ``student`` or ``teacher``, by recorded validation F1 (mean over classes); the teacher on a tie."""
+    """Return ``student`` or ``teacher``, by recorded validation F1 (mean over classes); the teacher on a tie.
+
+    A network that the run's monitor found collapsed comes behind one that it did not.
+    """
     scores = checkpoint.scores
-    return "student" if _recorded_f1(scores["student"]) > _recorded_f1(scores["teacher"]) else "teacher"
+    collapsed = scores.get("selected", {}).get("collapsed", ())
+    ranks = {net: (net not in collapsed, _recorded_f1(scores[net])) for net in NETS}
+    return "student" if ranks["student"] > ranks["teacher"] else "teacher"
 
 
 def _recorded_f1(score: dict[str, float]) -> float:

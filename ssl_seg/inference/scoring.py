@@ -134,6 +134,7 @@ def _ratios(overlap: Overlap) -> dict[str, float]:
 
 def _case_row(case: CaseScore) -> dict[str, Any]:
     row: dict[str, Any] = {"id": case.case_id, **_ratios(case.overlap), "prevalence": case.overlap.prevalence}
+    row["counts"] = [[o.tp, o.fp, o.fn, o.tn] for o in case.classes]
     if len(case.classes) > 1:
         row["classes"] = [o.dice for o in case.classes]
     if case.distances is not None:

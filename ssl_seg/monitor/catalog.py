@@ -104,6 +104,12 @@ CODES: dict[str, Code] = {
         ("too few steps so far", "too low a learning rate", "masks do not belong to their images"),
         "nothing learned yet: train longer, raise optim.lr, check that masks belong to their images",
     ),
+    "foreground_bias": Code(
+        "far more, or far less, foreground is predicted than there is",
+        ("the costs of the loss favor one side", "the training patches hold more or less foreground than the images"),
+        "too much: loss.fp_cost above 1 or lower data.foreground_ratio; too little: loss.fn_cost above 1 or higher "
+        "data.foreground_ratio; or cut elsewhere with `ssl-seg predict --threshold`",
+    ),
     "teacher_diverged": Code(
         "the teacher is clearly worse than the student, also than the student of some time ago",
         (
@@ -256,6 +262,10 @@ LIMITS: dict[str, Limit] = {
         "healthy runs at the end of an epoch of 20 steps gained 0.05 to 0.11 (measured)",
     ),
     "shift_gap": Limit(0.10, "F1 at the best threshold over that at 0.5 that is named a shifted threshold", "ours"),
+    "foreground_bias": Limit(
+        1.5, "factor between predicted and true foreground of whole images that is gross",
+        "ours: from there on, F1 cannot exceed 2/(1 + 1.5) = 0.80",
+    ),
     "teacher_gap": Limit(
         0.05, "F1 at the best threshold that the student has over the teacher, now and after half of the steps",
         "at most 0.02 in healthy runs, epochs of 50 steps (measured)",

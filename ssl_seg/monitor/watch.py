@@ -13,6 +13,7 @@ from torch import nn
 from ssl_seg.data.loader import Probe
 from ssl_seg.monitor.evidence import Evidence, Figures, Phase, summarize
 from ssl_seg.monitor.findings import Verdict
+from ssl_seg.monitor.network_rules import find_collapse
 from ssl_seg.monitor.signals import Signals, collect_signals
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks import has_batch_norm
@@ -20,6 +21,8 @@ from ssl_seg.precision import Autocast
 
 NETS = ("student", "teacher")
 Selection = Literal["f1", "dice", "foreground_distance"]
+MOST_PLAIN = 1e5
+"""Log-odds from which powers of ten are easier to read."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,24 @@ class Observation:
     """The student in train mode on the validation probe; None for a network without BatchNorm."""
     trend: tuple[Figures, ...] = ()
     """A row for each planned look so far."""
+    phase: Phase = "trained"
+    """In which findings were named."""
+
+    @property
+    def collapsed(self) -> frozenset[str]:
+        """Networks that rank behind the others: those whose collapse the verdict names.
+
+        A network that looks collapsed by itself ranks behind one that does not, named or not (the verdict may have
+        another word for it, such as teacher_diverged). So it does before the end of the warm-up, when nothing is named.
+        """
+        named = {f.net for f in self.verdict.findings if f.level == "collapsed"} & self.val.keys()
+        alone = {net for net, signals in self.val.items() if find_collapse(signals)}
+        return frozenset(named | alone if self.phase == "untrained" or len(alone) < len(self.val) else named)
+
+    @property
+    def has_collapsed(self) -> bool:
+        """Whether there is no network that has not."""
+        return self.collapsed == self.val.keys()
 
     @property
     def scores(self) -> dict[str, float]:
@@ -44,9 +65,15 @@ class Observation:
         return {net: _select(s, self.select) if s.nonfinite == 0 else -math.inf for net, s in self.val.items()}
 
     @property
+    def better(self) -> str:
+        """The network with the higher score, of those that have not collapsed if there is one."""
+        scores = self.scores
+        return max(scores, key=lambda net: (net not in self.collapsed, scores[net]))
+
+    @property
     def score(self) -> float:
         """Selection score of the better network, for choosing ``best.pt``."""
-        return max(self.scores.values())
+        return self.scores[self.better]
 
     def to_record(self) -> dict[str, Any]:
         """Return the line for metrics.jsonl."""
@@ -153,6 +180,7 @@ class Monitor:
             self.select,
             train_mode,
             evidence.trend,
+            evidence.phase,
         )
 
     def _collect(self, net: nn.Module, probe: Probe, *, train_mode: bool = False) -> Signals:
@@ -174,7 +202,10 @@ def _select(signals: Signals, select: Selection) -> float:
 
 
 def _spread(signals: Signals) -> str:
-    return f"{signals.logit_mean:+.2f}+-{signals.logit_std:.2f}"
+    mean, std = signals.logit_mean, signals.logit_std
+    if max(abs(mean), std) >= MOST_PLAIN:
+        return f"{mean:+.1e}+-{std:.1e}"
+    return f"{mean:+.2f}+-{std:.2f}"
 
 
 def _figure(value: float | None) -> str:

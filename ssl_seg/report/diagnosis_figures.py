@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.report.diagnosis_text import size
+from ssl_seg.report.diagnosis_text import cut, size
 from ssl_seg.report.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ _MARKERS = "osD^vP"
 _MOST_TITLE = 20
 _PANEL = 2.7
 """Width of a panel in inches."""
+_LOGITS = 6.0
+"""Log-odds that are always in the picture: probabilities of 0.0025 to 0.9975."""
 _LEAST_SHARE = 1e-5
 """Lower end of the shares in a histogram: a few voxels among millions are no news."""
 
@@ -137,7 +139,8 @@ def plot_histograms(histograms: Sequence[Histogram], path: Path) -> None:
         axis.axvline(0.5 if is_prob else 0.0, color="black", linewidth=0.8, linestyle=":")
         axis.set_yscale("log")
         axis.set_ylim(_LEAST_SHARE, 2)
-        axis.set_xlim(histogram.edges[0], histogram.edges[-1])
+        # The same for every network: a constant one is a line in a wide field, and not one bar that fills it.
+        axis.set_xlim(*((0, 1) if is_prob else (min(histogram.edges[0], -_LOGITS), max(histogram.edges[-1], _LOGITS))))
         axis.set_xlabel("probability of foreground" if is_prob else "log-odds of foreground")
         axis.set_ylabel("share of the voxels")
         _finish(axis)
@@ -182,7 +185,7 @@ def plot_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], path: Path)
         label = f"at 0.5: {sweep['f1_at_half']:.3f}"
         axis.plot(0.5, sweep["f1_at_half"], "s", color="black", markersize=8, fillstyle="none", label=label)
     if sweep.get("best_f1") is not None:
-        label = f"best, at {sweep['best_threshold']:.2f}: {sweep['best_f1']:.3f}"
+        label = f"best, at {cut(sweep['best_threshold'])}: {sweep['best_f1']:.3f}"
         axis.plot(sweep["best_threshold"], sweep["best_f1"], "*", color=_COLORS[1], markersize=12, label=label)
     if trivial.get("best") is not None:
         label = f"trivial: {trivial['best']:.3f}"

@@ -11,6 +11,7 @@ from ssl_seg.report.diagnosis_text import (
     UNKNOWN,
     Figures,
     Table,
+    cut,
     list_evidence,
     number,
     points,
@@ -131,7 +132,7 @@ def _key_scores(s: Figures) -> list[Row]:
         return []
     beside = f"all-positive: {number(trivial.get('all_positive'))}" if trivial else ""
     if sweep.get("best_f1") is not None and sweep["best_threshold"] != 0.5:
-        beside += f"; at {number(sweep['best_threshold'], 2)}: {number(sweep['best_f1'])}"
+        beside += f"; at {cut(sweep['best_threshold'])}: {number(sweep['best_f1'])}"
     return [
         (f"F1 at 0.5 ({scores['images']} image{'s' * (scores['images'] != 1)})", number(scores.get("f1")), beside),
         (

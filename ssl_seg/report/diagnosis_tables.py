@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ssl_seg.report.diagnosis_text import PART_TITLES, UNKNOWN, Figures, Table, number, points, share, size
+from ssl_seg.report.diagnosis_text import PART_TITLES, UNKNOWN, Figures, Table, cut, number, points, share, size
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
@@ -145,7 +145,7 @@ def _nets(s: Figures) -> Table | None:
     }
     nets = s.get("nets") or {}
     rows = [
-        (title, *(number(nets[name].get(column)) for column in columns))
+        (title, *((cut if column == "threshold_best" else number)(nets[name].get(column)) for column in columns))
         for name, title in NET_TITLES.items()
         if nets.get(name)
     ]
@@ -192,7 +192,7 @@ def _sweep(s: Figures) -> Table | None:
         return None
     marks = {round(sweep["best_threshold"], 4): "best"} if sweep.get("best_threshold") is not None else {}
     rows = tuple(
-        (number(t, 2), number(f1), marks.get(round(t, 4), "default" if round(t, 4) == 0.5 else ""))
+        (cut(t), number(f1), marks.get(round(t, 4), "default" if round(t, 4) == 0.5 else ""))
         for t, f1 in zip(sweep["thresholds"], sweep["f1"], strict=True)
     )
     gain = ""

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Cause
 
 UNKNOWN = "-"
+MOST_PLAIN = 1e5
+"""Figures from which powers of ten are easier to read."""
 
 PART_TITLES = {
     "train": "labeled training",
@@ -35,8 +37,19 @@ class Table:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a figure with so many decimals; ``-`` for None, NaN and infinities."""
-    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    """Return a figure with so many decimals, a huge one in powers of ten; ``-`` for None, NaN and infinities."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:.2e}" if abs(value) >= MOST_PLAIN else f"{value:.{digits}f}"
+
+
+def cut(value: float | None) -> str:
+    """Return a threshold with two decimals, or as many as tell it from 0 and 1; ``-`` for None and NaN."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    within = 0.03 * min(value, 1 - value)
+    digits = next((n for n in range(2, 6) if abs(round(value, n) - value) <= within), 6)
+    return f"{value:.{digits}f}"
 
 
 def share(value: float | None, digits: int = 2) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ssl_seg.diagnose.audits import (
@@ -9,6 +11,7 @@ from ssl_seg.diagnose.audits import (
     _check_equality,
     _is_uniform,
     _truth_varies,
+    audit_bias,
     audit_margin,
     conclude,
 )
@@ -90,3 +93,67 @@ def test_masks_no_better_than_trivial_are_never_healthy(f1: float, sweep: list[f
     statistics = {"scores": {"f1": f1}, "trivial": trivial, "sweep": {"f1": sweep}}
     assert [f.code for f in audit_margin(statistics, "student")] == ([] if code is None else [code])
     assert audit_margin({}, "student") == ()
+
+
+def biased(pred: float, true: float | None) -> dict[str, Any]:
+    """Statistics of images whose prediction holds the whole foreground, or is a part of it."""
+    if true is None:
+        return {"foreground": {"pred": {"mean": pred}, "true": None}}
+    overlap = {"images": 3, "precision": min(true / pred, 1.0), "recall": min(pred / true, 1.0) if true else 0.0}
+    f1 = 2 * overlap["precision"] * overlap["recall"] / max(overlap["precision"] + overlap["recall"], 1e-9)
+    return {"foreground": {"pred": {"mean": pred}, "true": {"mean": true}}, "scores": {**overlap, "f1": f1}}
+
+
+@pytest.mark.parametrize(
+    ("pred", "true", "fires"),
+    [
+        (0.41, 0.25, True),
+        (0.51, 0.25, True),
+        (0.957, 0.609, True),
+        (0.37, 0.25, False),
+        (0.17, 0.25, False),
+        (0.16, 0.25, True),
+        (0.9, 0.8, False),
+        (0.003, 0.001, True),
+        (0.1, 0.0, False),
+        (0.41, None, False),
+    ],
+)
+def test_gross_bias_of_the_foreground(pred: float, true: float | None, fires: bool) -> None:
+    statistics = biased(pred, true)
+    found = audit_bias(statistics, "student", ())
+    assert [f.code for f in found] == (["foreground_bias"] if fires else [])
+    if fires and true:
+        assert f"predicts {pred:.1%} foreground where {true:.1%} is true" in found[0].message
+        assert found[0].level == "warn"
+        assert (found[0].value > found[0].limit) == (pred > true)
+        assert statistics["scores"]["f1"] < 0.81, "no good network can be told so"
+
+
+@pytest.mark.parametrize(
+    ("code", "level", "net", "fires"),
+    [
+        ("all_positive", "collapsed", "student", False),
+        ("all_positive", "collapsed", "teacher", True),
+        ("shifted_threshold", "warn", "student", False),
+        ("not_above_trivial", "warn", "student", False),
+        ("plateau", "warn", "student", True),
+    ],
+)
+def test_what_says_more_than_a_bias(code: str, level: Any, net: str, fires: bool) -> None:
+    other = make_finding(code, level, net, 1.0, "one_sided_share", "")
+    assert bool(audit_bias(biased(0.5, 0.25), "student", (other,))) == fires
+
+
+@pytest.mark.parametrize(("images", "patches", "fires"), [(1, 0.59, True), (3, 0.59, False), (1, 0.3, False)])
+def test_of_few_whole_images_the_patches_decide(images: int, patches: float, fires: bool) -> None:
+    statistics = biased(0.26, 0.25)
+    statistics["scores"]["images"] = images
+    statistics["nets"] = {"student": {"prevalence_pred": patches, "prevalence_true": 0.28, "f1": 0.607}}
+    found = audit_bias(statistics, "student", ())
+    assert bool(found) == fires
+    assert not fires or found[0].message.endswith("on patches, F1 0.607")
+    assert audit_bias({"nets": statistics["nets"]}, "student", ()) == found or not fires, "nor without any"
+    statistics["nets"]["student"] |= {"prevalence_pred": float("nan")}
+    statistics["scores"]["images"] = 1
+    assert audit_bias(statistics, "student", ()) == ()

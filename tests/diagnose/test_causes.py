@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ssl_seg.diagnose.causes import explain
-from ssl_seg.diagnose.facts import Facts, Subject
+from ssl_seg.diagnose.facts import Facts, Subject, read_costs
 from ssl_seg.diagnose.result import Conclusion
 from ssl_seg.diagnose.suspects import RULES, Suspect
 from ssl_seg.monitor.catalog import CODES, LIMITS
@@ -25,7 +25,7 @@ HEALTHY: dict[str, Any] = {
         "untrained": {"f1_best": 0.5, "auroc": 0.5, "trivial_f1": 0.5},
     },
     "layers": {"zero_weights": [], "non_finite_weights": [], "silent": None},
-    "scores": {"precision": 0.8, "recall": 0.8, "bias": "balanced"},
+    "scores": {"images": 20, "precision": 0.8, "recall": 0.8, "bias": "balanced"},
     "foreground": {"overestimate": 0.5, "true": {"mean": 0.3}},
     "sweep": {"best_f1": 0.8, "best_threshold": 0.5, "f1_at_half": 0.8},
     "trivial_losses": {"network": 0.3, "all_positive": 4.0, "all_negative": 3.0},
@@ -99,6 +99,56 @@ def test_a_cause_carries_its_evidence(name: str, statistics: dict[str, Any], cod
     assert words in " | ".join(found[name].cause.evidence)
     assert found[name].command.startswith("ssl-seg ")
     assert "runs/a b" not in found[name].command.replace("'runs/a b", "")  # quoted
+
+
+@pytest.mark.parametrize(
+    ("loss", "over", "key", "side"),
+    [
+        ({"fn_cost": 1000.0}, 30.0, "loss.fn_cost", "foreground"),
+        ({"fn_cost": 1000.0}, None, "loss.fn_cost", "foreground"),
+        ({"fn_cost": 1000.0}, -20.0, None, ""),
+        ({"fp_cost": 1000.0}, -20.0, "loss.fp_cost", "background"),
+        ({"fn_cost": 0.001}, -20.0, "loss.fn_cost", "background"),
+        ({"fn_cost": 3.0}, 30.0, None, ""),
+        ({"options": {"cross_entropy": {"pos_weight": 50}}}, 30.0, "loss.options.cross_entropy.pos_weight",
+         "foreground"),
+        ({"options": {"cross_entropy": {"class_weights": [1, 80]}}}, 30.0, "loss.options.cross_entropy.class_weights",
+         "foreground"),
+        ({"options": {"focal": {"fn_cost": 1000}}}, 30.0, None, ""),
+    ],
+)  # fmt: skip
+def test_extreme_costs_are_named(loss: dict[str, Any], over: float | None, key: str | None, side: str) -> None:
+    from ssl_seg.config import LossConfig
+
+    true = {"mean": 0.25} if over is not None else None
+    statistics = {**HEALTHY, "foreground": {"overestimate": over, "true": true}}
+    subject = replace(SUBJECT, costs=read_costs(LossConfig.model_validate(loss)))
+    found = suspects_of(statistics, subject=subject)
+    assert ("costs" in found) == (key is not None)
+    if key is not None:
+        cause, command = found["costs"].cause, found["costs"].command
+        assert f"weighs {side}" in cause.text
+        assert cause.evidence[0].startswith(f"{key} is ")
+        assert f"--set {key}={'null' if 'class' in key else '1'} " in command
+    alone = explain(Conclusion("ok", "healthy", ""), (), statistics, subject)
+    assert alone[0] == (), "not in a healthy run"
+
+
+def test_a_threshold_is_advised_as_a_command() -> None:
+    finding = make_finding("shifted_threshold", "warn")
+    student = {**HEALTHY["nets"]["student"], "threshold_best": 0.99996}
+    sweep = {"best_threshold": 0.998, "best_f1": 0.8, "f1_at_half": 0.3}
+    statistics = {**changed("nets", student=student), "sweep": sweep}
+    path = "ssl-seg predict 'runs/a b/checkpoints/best.pt' IMAGES OUTPUT --which student"
+    assert suspects_of(statistics, finding)["threshold"].command == f"{path} --threshold 0.998"
+    several = suspects_of(statistics, finding, subject=replace(SUBJECT, num_classes=3))
+    assert several["threshold"].command == f"{path} --probabilities"
+    few = {**statistics, "scores": {**HEALTHY["scores"], "images": 2}}
+    assert suspects_of(few, finding)["threshold"].command == f"{path} --threshold 0.9999", "that of the many patches"
+    biased = make_finding("foreground_bias", "warn")
+    assert "threshold" not in suspects_of(few, biased)
+    assert "threshold" in suspects_of(statistics, biased)
+    assert "threshold" not in suspects_of(HEALTHY, biased), "another one brings nothing"
 
 
 def test_findings_alone_give_the_usual_causes() -> None:

@@ -79,6 +79,25 @@ def test_the_sweep_leaves_out_ignored_voxels(tally: Tally, outputs: list[Output]
     assert sweep["f1"][sweep["thresholds"].index(sweep["best_threshold"])] == sweep["best_f1"]
 
 
+def test_the_sweep_finds_a_threshold_close_to_1() -> None:
+    """As heavy costs of missed foreground leave it: background at 0.97 to 0.99, foreground above."""
+    rng = np.random.default_rng(0)
+    target = (rng.random((64, 64)) < 0.3).astype(np.int16)
+    prob = np.where(target, rng.uniform(0.9905, 1, target.shape), rng.uniform(0.97, 0.99, target.shape))
+    tally = Tally()
+    tally.add(Output("a", "val", prob > 0.5, prob.astype(np.float32), None, target))
+    sweep = tally.sweep()
+    assert sweep is not None
+    assert (sweep["best_threshold"], sweep["best_f1"]) == (0.99, 1.0)
+    low = Tally()
+    low.add(Output("a", "val", prob < 0, (1 - prob).astype(np.float32), None, 1 - target))
+    sweep = low.sweep()
+    assert sweep is not None
+    assert (sweep["best_threshold"], sweep["best_f1"]) == (0.01, 1.0)
+    assert sweep["thresholds"] == sorted(sweep["thresholds"])
+    assert all((1000 * t).is_integer() for t in sweep["thresholds"]), "edges of the bins"
+
+
 def test_a_probability_of_one_half_is_background() -> None:
     """As in the argmax of a prediction: the sweep at 0.5 must not call everything foreground."""
     half, target = np.full((8, 8), 0.5, np.float32), np.ones((8, 8), np.int16)

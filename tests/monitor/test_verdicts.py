@@ -29,7 +29,7 @@ from ssl_seg.monitor.signals import Signals
 from ssl_seg.monitor.verdicts import judge, list_rules
 
 CASES = (HEALTHY, CONSTANT, DEAD, ALL_NEGATIVE, ALL_POSITIVE, INVERTED, SHIFTED, UNIFORM, UNLEARNED, EMPTY)
-OF_PREDICTIONS = {"equal_statistics", "coverage_hole"}
+OF_PREDICTIONS = {"equal_statistics", "coverage_hole", "foreground_bias"}
 """Codes that whole images are needed for: the diagnosis gives them."""
 
 

@@ -45,6 +45,14 @@ class Threshold(nn.Module):
         return make_logits(4 * image[:, 0] + self.offset)
 
 
+class Noise(nn.Module):
+    """A probability that hardly varies, whatever the image shows."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        draw = torch.Generator().manual_seed(1)
+        return make_logits(0.2 * torch.randn(image[:, 0].shape, generator=draw))
+
+
 @pytest.fixture
 def monitor() -> Monitor:
     draw = torch.Generator().manual_seed(0)
@@ -85,6 +93,35 @@ def test_all_positive_scores_the_trivial_f1_exactly(monitor: Monitor) -> None:
     assert s.f1 == s.trivial_f1 == pytest.approx(2 * s.prevalence_true / (1 + s.prevalence_true))
 
 
+@pytest.mark.parametrize("step", [0, 100])
+def test_a_collapsed_network_ranks_behind_one_that_works(monitor: Monitor, step: int) -> None:
+    """Foreground everywhere has an F1 of 0.46, one that finds half of it has less: which of them is the better?"""
+    everywhere, timid = biased_net(8.0), Threshold(-5.0)
+    looks = {
+        "student": monitor.look(everywhere, timid, step),
+        "teacher": monitor.look(timid, everywhere, step),
+    }
+    for net, look in looks.items():
+        other = "teacher" if net == "student" else "student"
+        assert 0.1 < look.scores[other] < look.scores[net], "by the score alone, it would win"
+        assert (look.collapsed, look.better, look.score) == ({net}, other, look.scores[other])
+        assert not look.has_collapsed
+    both = monitor.look(everywhere, constant_net(-3.0), step)
+    assert both.has_collapsed
+    assert (both.better, both.score) == ("student", max(both.scores.values()))
+    fine = monitor.look(timid, Threshold(0.0), step)
+    assert (fine.collapsed, fine.better) == (frozenset(), "teacher")
+
+
+def test_a_network_that_has_not_learned_yet_has_not_collapsed(monitor: Monitor) -> None:
+    """What the verdict calls a warning, since the output varies as it ever has, ranks by its score."""
+    flat = Noise()
+    start = monitor.look(flat, flat, 0, ends_epoch=True)
+    assert start.has_collapsed, "nothing is named yet"
+    later = monitor.look(flat, flat, 100, trend=start.trend, ends_epoch=True)
+    assert (later.verdict.level, later.has_collapsed) == ("warn", False)
+
+
 def test_record_has_the_published_keys(monitor: Monitor) -> None:
     record = monitor.look(Threshold(0.0), Threshold(1.0), 0).to_record()
     names = ("f1", "f1_best", "auroc", "logit_mean", "logit_std", "prob_mean", "prevalence_pred")
@@ -114,6 +151,14 @@ def test_line_shows_both_nets(monitor: Monitor) -> None:
     assert line.endswith("| warn teacher_diverged")
     both = monitor.look(constant_net(3.0), constant_net(3.0), 100).format_line()
     assert both.endswith("| collapsed constant_output,not_above_trivial")
+
+
+def test_huge_log_odds_are_powers_of_ten(monitor: Monitor) -> None:
+    observation = monitor.look(Threshold(0.0), Threshold(0.0), 100)
+    huge = replace(observation.val["student"], logit_mean=-1.23e13, logit_std=4.0)
+    line = replace(observation, val={**observation.val, "student": huge}).format_line()
+    assert "| logit -1.2e+13+-4.0e+00/" in line
+    assert "e+" not in observation.format_line()
 
 
 def test_line_has_no_gap_without_a_training_probe(monitor: Monitor) -> None:
