@@ -24,6 +24,8 @@ Nested = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
 _STAND_IN = "plan"
+ABLATIONS = "ablations"
+"""Folder of the packaged ablations, which are no configurations."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ def packaged_configs() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
 
 
+def list_packaged() -> dict[str, Path]:
+    """Return name -> file of the configurations that come with the package."""
+    folder = packaged_configs()
+    names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    return {name: path for name, path in names.items() if not name.startswith(f"{ABLATIONS}/")}
+
+
 def find_config(name: str) -> Path:
     """Return the file for a path or for the name of a packaged configuration.
 
@@ -52,9 +61,7 @@ def find_config(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    packaged = {
-        p.relative_to(packaged_configs()).with_suffix("").as_posix(): p for p in packaged_configs().rglob("*.yaml")
-    }
+    packaged = list_packaged()
     if name.removesuffix(".yaml") in packaged:
         return packaged[name.removesuffix(".yaml")]
     raise ConfigError(
@@ -70,13 +77,13 @@ def read_layers(name: str) -> list[Layer]:
         ConfigError: missing file, invalid YAML, a key given twice, or a second level of ``extends``.
     """
     path = find_config(name)
-    values = _read_yaml(path)
+    values = read_yaml(path)
     parent = values.pop("extends", None)
     if parent is None:
         return [Layer(str(path), values, is_file=True)]
     beside = path.parent / str(parent)
     base = find_config(str(beside) if beside.is_file() else str(parent))
-    base_values = _read_yaml(base)
+    base_values = read_yaml(base)
     if "extends" in base_values:
         raise ConfigError(f"{path} extends {base}, which itself has 'extends': only one level is allowed")
     return [Layer(str(base), base_values, is_file=True), Layer(str(path), values, is_file=True)]
@@ -258,7 +265,12 @@ def dump_config(config: BaseModel, header: str = "") -> str:
     return comment + yaml.safe_dump(to_plain(config), sort_keys=False, default_flow_style=None, width=100)
 
 
-def _read_yaml(path: Path) -> Nested:
+def read_yaml(path: Path) -> Nested:
+    """Return the mapping that a file holds; empty for an empty file.
+
+    Raises:
+        ConfigError: unreadable, invalid YAML, a key given twice, or no mapping.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

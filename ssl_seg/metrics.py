@@ -111,6 +111,20 @@ class Overlap:
         return numerator / denominator if denominator else 0.0
 
 
+def compute_dice(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the Dice coefficient of many counts at once, with the policy of this module for empty cases.
+
+    Args:
+        counts: (..., 4) voxels tp, fp, fn, tn, as in ``Overlap``.
+
+    Returns:
+        (...) values in [0, 1].
+    """
+    found, wrong = 2.0 * counts[..., 0], counts[..., 1] + counts[..., 2]
+    dice: NDArray[np.float64] = np.divide(found, found + wrong, out=np.ones(counts.shape[:-1]), where=found + wrong > 0)
+    return dice
+
+
 def count_overlap(pred: NDArray[Any], target: NDArray[Any], label: int | None = None) -> Overlap:
     """Count agreeing and disagreeing voxels of one class, leaving out voxels whose target is ``IGNORE_INDEX``.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.store import CaseStore
+from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.errors import DataError
 from ssl_seg.metrics import (
     Overlap,
@@ -111,21 +111,29 @@ def score_cases(
     """
     if not case_ids:
         raise DataError("there is no labeled case to score")
-    num_classes = store.catalog.num_classes
     scores = []
     for case_id in track(case_ids, len(case_ids)):
         case = store.load_whole(case_id)
-        if case.target is None:
-            raise DataError(f"case '{case_id}' has no mask to score against")
-        pred = predict(case.image, case.spacing).argmax(axis=0)
-        distances = None
-        if surface:
-            valid = case.target >= 0
-            unit = case.spacing or (1.0,) * pred.ndim
-            distances = compute_surface_distances((pred > 0) & valid, case.target > 0, unit)
-        classes = tuple(count_overlap(pred, case.target, label) for label in range(1, num_classes))
-        scores.append(CaseScore(case_id, count_overlap(pred, case.target), classes, distances))
+        scores.append(score_case(case_id, case, predict(case.image, case.spacing), surface=surface))
     return Score(tuple(scores))
+
+
+def score_case(case_id: str, case: WholeCase, probs: NDArray[np.floating], *, surface: bool = False) -> CaseScore:
+    """Return the score of probabilities (K,*S) of one case; the likeliest class counts.
+
+    Raises:
+        DataError: for a case without a mask.
+    """
+    if case.target is None:
+        raise DataError(f"case '{case_id}' has no mask to score against")
+    pred = probs.argmax(axis=0)
+    distances = None
+    if surface:
+        valid = case.target >= 0
+        unit = case.spacing or (1.0,) * pred.ndim
+        distances = compute_surface_distances((pred > 0) & valid, case.target > 0, unit)
+    classes = tuple(count_overlap(pred, case.target, label) for label in range(1, len(probs)))
+    return CaseScore(case_id, count_overlap(pred, case.target), classes, distances)
 
 
 def _ratios(overlap: Overlap) -> dict[str, float]:

@@ -97,7 +97,7 @@ CODES: dict[str, Code] = {
     "shifted_threshold": Code(
         "the ranking is good, but 0.5 is the wrong place to cut",
         ("the training patches hold more or less foreground than the images", "unequal cost weights"),
-        "train on, or choose the threshold on validation; this is no collapse",
+        "train on, or choose the threshold on validation (`ssl-seg predict --threshold`); this is no collapse",
     ),
     "not_above_trivial": Code(
         "no threshold does better than predicting foreground everywhere",

@@ -1,0 +1,1 @@
+"""Many trainings compared: which cells there are, where they run, and what their scores say."""

@@ -1,0 +1,175 @@
+"""The folder of a cell: what it is, its run, its score. One process at a time may work in it.
+
+::
+
+    OUT/cells/ID/cell.json   run/   score.json or failure.json   log.txt   lock
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_seg import __version__
+from ssl_seg.ablation.results import Arm, Cell, CellResult, Status
+from ssl_seg.ablation.spec import ScoreConfig
+from ssl_seg.errors import RunDirError
+from ssl_seg.rundir import RunDir, write_json
+
+SCHEMA = 1
+"""Version of the files of a cell."""
+
+
+@dataclass(frozen=True)
+class CellFolder:
+    """Paths and records of one cell."""
+
+    path: Path
+
+    @property
+    def run(self) -> RunDir:
+        """The training."""
+        return RunDir(self.path / "run")
+
+    @property
+    def about(self) -> Path:
+        """What the cell is."""
+        return self.path / "cell.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why the last attempt failed; absent otherwise."""
+        return self.path / "failure.json"
+
+    @property
+    def log(self) -> Path:
+        """What the training said."""
+        return self.path / "log.txt"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works in the folder; the system frees it when that process dies."""
+        return self.path / "lock"
+
+    def score(self, wanted: ScoreConfig) -> Path:
+        """Scores of one checkpoint and network on one list of cases."""
+        return self.path / f"score_{wanted.part}_{wanted.checkpoint}_{wanted.net}.json"
+
+    @property
+    def ending(self) -> dict[str, Any] | None:
+        """The last event of a training that came to its own end, else None."""
+        ends = [e for e in self.run.read_events() if e["event"] in ("finished", "stopped_early", "collapsed")]
+        return ends[-1] if ends else None
+
+
+def open_folder(out: Path, cell_id: str) -> CellFolder:
+    """Return the folder of a cell below the directory of an ablation; it need not exist."""
+    return CellFolder(out / "cells" / cell_id)
+
+
+def write_cells(out: Path, cells: Sequence[Cell]) -> None:
+    """Create the folders of new cells; those that are there stay as they are.
+
+    Raises:
+        RunDirError: for a folder that another version wrote, or ``out`` that is no directory of an ablation.
+    """
+    cells_dir = out / "cells"
+    if out.exists() and not cells_dir.is_dir() and (not out.is_dir() or any(out.iterdir())):
+        raise RunDirError(f"{out} exists and holds no ablation: choose another --out, nothing was written there")
+    for cell in cells:
+        check_version(open_folder(out, cell.id))
+    for cell in cells:
+        folder = open_folder(out, cell.id)
+        if not folder.about.is_file():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_json(folder.about, {"schema": SCHEMA, "version": __version__, **asdict(cell)})
+
+
+def check_version(folder: CellFolder) -> None:
+    """Do nothing, if this version wrote the folder, or it does not exist.
+
+    Raises:
+        RunDirError: otherwise: trainings of two versions must not meet in one table.
+    """
+    if not folder.about.is_file():
+        return
+    try:
+        about = json.loads(folder.about.read_text(encoding="utf-8"))
+        written = (about["schema"], about["version"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RunDirError(
+            f"{folder.about} is damaged ({error}): remove {folder.path}, and its cell is run again"
+        ) from None
+    if written != (SCHEMA, __version__):
+        raise RunDirError(
+            f"{folder.path} was written by ssl-seg {written[1]} (format {written[0]}); this is {__version__} (format "
+            f"{SCHEMA}). Trainings of two versions cannot be compared: use another --out, or remove that folder."
+        )
+
+
+def read_cell(folder: CellFolder) -> Cell:
+    """Return what ``write_cells`` wrote.
+
+    Raises:
+        RunDirError: see ``check_version``.
+    """
+    check_version(folder)
+    about = json.loads(folder.about.read_text(encoding="utf-8"))
+    fields = {key: value for key, value in about.items() if key not in ("schema", "version")}
+    return Cell(**{**fields, "arm": Arm(**fields["arm"])})
+
+
+def read_result(out: Path, cell: Cell, wanted: ScoreConfig) -> CellResult:
+    """Return what a cell has come to so far."""
+    folder = open_folder(out, cell.id)
+    path = folder.score(wanted)
+    if path.is_file():
+        score = json.loads(path.read_text(encoding="utf-8"))
+        status: Status = "collapsed" if score["collapsed"] else "done"
+        return CellResult(
+            cell.id,
+            cell.arm,
+            cell.split_seed,
+            cell.seed,
+            status,
+            np.array(score["counts"], np.int64),
+            cell.labeled,
+            score["step"],
+            tuple(score["codes"]),
+            seconds=score["seconds"],
+        )
+    message = read_failure(folder)
+    status = "missing" if message is None else "failed"
+    return CellResult(
+        cell.id, cell.arm, cell.split_seed, cell.seed, status, labeled=cell.labeled, message=message or ""
+    )
+
+
+def read_failure(folder: CellFolder) -> str | None:
+    """Return why the last attempt failed; None if it did not."""
+    if not folder.failure.is_file():
+        return None
+    return str(json.loads(folder.failure.read_text(encoding="utf-8"))["message"])
+
+
+def read_latest(folder: CellFolder) -> Mapping[str, Any] | None:
+    """Return the last record of metrics.jsonl; None before there is one. Cheap, whatever the length of the file."""
+    path = folder.run.path / "metrics.jsonl"
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 2**16))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # cut short by the seek, or being written
+            continue
+        return record if isinstance(record, dict) else None
+    return None

@@ -1,0 +1,131 @@
+"""From what an ablation asks for to cells with resolved settings and an identity, checked to be comparable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ssl_seg.ablation.results import Arm, Cell
+from ssl_seg.ablation.spec import AblationSpec, CellSpec, layers_of, list_cells
+from ssl_seg.config import Config
+from ssl_seg.configio import flatten, to_plain
+from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.splits.split import Split
+from ssl_seg.errors import ConfigError, SslSegError
+from ssl_seg.prepare import Plan, TrainRequest, make_plan
+from ssl_seg.sources import open_data
+
+NOT_CONTENT = ("runtime", "data.root", "data.groups", "data.cache_mb", "data.disk_cache_gb", "split.file")
+"""Settings that are no part of what a training is: machine matters, and places. The cases themselves are known by the
+fingerprint of the split, which holds their content."""
+
+
+def resolve_cells(
+    spec: AblationSpec, *, gpu: bool, runtime: Mapping[str, Any] | None = None, track: Track = pass_through
+) -> list[Cell]:
+    """Return all cells, parents first.
+
+    Args:
+        spec: what is asked for.
+        gpu: whether the cells will be trained on one; the plan of what the settings leave open depends on it.
+        runtime: settings of the machine for all cells; no part of their identity.
+        track: shows the progress.
+
+    Raises:
+        ConfigError: unusable settings, or cells that cannot be compared.
+        SslSegError: unusable data or split.
+    """
+    listed = list_cells(spec)
+    read = _remember(open_data)
+    plans: list[Plan] = []
+    for cell in track(listed, len(listed)):
+        try:
+            plans.append(make_plan(TrainRequest(tuple(layers_of(spec, cell))), gpu=gpu, read=read))
+        except SslSegError as error:
+            raise type(error)(f"cell '{cell.name}': {error}") from error
+    _check_comparable(spec, listed, plans)
+    ids: dict[tuple[Arm, int, int], str] = {}
+    cells = []
+    for cell, plan in zip(listed, plans, strict=True):
+        parent = None if cell.parent is None else ids[cell.parent, cell.split_seed, cell.seed]
+        resolved = _resolve(cell, plan, parent, runtime or {})
+        ids[cell.arm, cell.split_seed, cell.seed] = resolved.id
+        cells.append(resolved)
+    return cells
+
+
+def compute_cell_id(config: Mapping[str, Any], fingerprint: str, parent: str | None) -> str:
+    """Return 16 hex digits over what a training is: settings but those of the machine, split, and parent."""
+    kept = {
+        key: value
+        for key, value in flatten(config)
+        if not any(key == dropped or key.startswith(f"{dropped}.") for dropped in NOT_CONTENT)
+    }
+    text = json.dumps([sorted(kept.items()), fingerprint, parent], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _resolve(cell: CellSpec, plan: Plan, parent: str | None, runtime: Mapping[str, Any]) -> Cell:
+    config = to_plain(plan.config)
+    config["runtime"] = {**config["runtime"], **runtime}
+    fingerprint = plan.split.fingerprint
+    return Cell(
+        compute_cell_id(config, fingerprint, parent),
+        cell.name,
+        cell.arm,
+        cell.split_seed,
+        cell.seed,
+        parent,
+        config,
+        fingerprint,
+        len(plan.split.labeled_ids(plan.config.split.labels)),
+        plan.config.length.steps,
+    )
+
+
+def _remember(read: Callable[[Mapping[str, Any]], Catalog]) -> Callable[..., Catalog]:
+    """Return ``open_data`` that reads each data set once: the cells of an ablation share it."""
+    known: dict[str, Catalog] = {}
+
+    def read_once(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:  # noqa: ARG001 (the cells are tracked)
+        key = json.dumps(data, sort_keys=True, default=str)
+        if key not in known:
+            known[key] = read(data)
+        return known[key]
+
+    return read_once
+
+
+def _check_comparable(spec: AblationSpec, cells: Sequence[CellSpec], plans: Sequence[Plan]) -> None:
+    """All cells must differ in nothing but what is compared.
+
+    Raises:
+        ConfigError: with the first difference, and the two cells it is between.
+    """
+    views: dict[str, Callable[[Config, Split], Any]] = {
+        "length.steps": lambda config, _: config.length.steps,
+        "the validation cases": lambda _, split: (split.val, [split.content[i] for i in split.val]),
+        "the test cases": lambda _, split: (split.test, [split.content[i] for i in split.test]),
+        "the training cases": lambda _, split: sorted([*split.fractions[1.0], *split.unlabeled]),
+        "data.label_values": lambda config, _: config.data.label_values,
+        "data.label_map": lambda config, _: config.data.label_map,
+        "data.spacing": lambda config, _: config.data.spacing,
+    }
+    for what, view in views.items():
+        first = view(plans[0].config, plans[0].split)
+        for cell, plan in zip(cells, plans, strict=True):
+            own = view(plan.config, plan.split)
+            if own != first:
+                shown = "" if what.startswith("the ") else f" ({_show(first)} and {_show(own)})"
+                raise ConfigError(
+                    f"'{cells[0].name}' and '{cell.name}' cannot be compared: {what} differ{shown}. An ablation "
+                    "compares at equal steps and on equal cases: give such settings for all cells, under settings."
+                )
+    if spec.score.part == "test" and not plans[0].split.test:
+        raise ConfigError("score.part is test, but the split has no test cases: score val, or give split.test_fraction")
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value, default=str)

@@ -1,0 +1,191 @@
+"""``ssl-seg ablate``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from ssl_seg.ablation.execute import Launcher
+    from ssl_seg.ablation.results import Cell, CellResult
+    from ssl_seg.ablation.spec import AblationSpec
+    from ssl_seg.ablation.summary import AblationSummary
+
+
+def ablate(
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC", help="YAML file, or the name of a packaged ablation.", show_default=False)
+    ],
+    more: Annotated[list[float] | None, typer.Argument(hidden=True)] = None,
+    data: Annotated[str | None, typer.Option(help="Folder or manifest, as for train.")] = None,
+    labels: Annotated[
+        list[float] | None, typer.Option(help="Label fractions or numbers of cases: --labels 0.01 0.10 1.0")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of every cell.")] = None,
+    part: Annotated[
+        Literal["val", "test"] | None, typer.Option(help="Cases that are scored; test opens the sealed list.")
+    ] = None,
+    metric: Annotated[Literal["dice", "f1"] | None, typer.Option(help="Mean Dice of the cases, or pooled F1.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of all cells, e.g. optim.lr=1e-4. Repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of the cells and tables; what it holds is not run again.", show_default="runs/SPEC"
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Cells at a time on this machine.", show_default="one a GPU, or 2 cores", min=1)
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster instead: auto, or HOST:PORT.")
+    ] = None,
+    cpus_per_cell: Annotated[int, typer.Option(help="With --ray: cores of each cell.", min=1)] = 1,
+    gpus_per_cell: Annotated[float, typer.Option(help="With --ray: GPUs of each cell; 0.5 lets two share.", min=0)] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and their state; train nothing.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Train nothing; write tables and figures of what is there.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
+) -> None:
+    """Train label fractions x methods x recipes x seeds at equal steps; compare them with intervals and tests.
+
+    A cell is known by the content of its settings: a second call trains only what is missing, also after a crash.
+    """
+    from ssl_seg.ablation.cells import read_result, write_cells
+    from ssl_seg.ablation.execute import execute
+    from ssl_seg.ablation.resolve import resolve_cells
+    from ssl_seg.ablation.spec import find_spec, read_spec
+    from ssl_seg.cli.ablation_view import AblationView
+    from ssl_seg.cli.console import TerminalConsole
+
+    wanted = read_spec(spec, _read_options(labels, more, data, steps, part, metric, set_))
+    place = out or Path("runs") / find_spec(spec).stem
+    gpu = gpus_per_cell > 0 if ray is not None else bool(_find_gpus())
+    cells = resolve_cells(wanted, gpu=gpu, track=TerminalConsole().track("reading data and settings"))
+    if dry_run:
+        _print_cells(cells, [read_result(place, cell, wanted.score) for cell in cells])
+        return
+    launcher = _make_launcher(workers, ray, cpus_per_cell, gpus_per_cell)
+    write_cells(place, cells)
+    try:
+        if not report:
+            with AblationView() as view:
+                execute(cells, place, wanted.score, launcher, view.show)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; finished cells are kept in {place}. The same command goes on.", err=True)
+        raise typer.Exit(130) from None
+    _report(wanted, [read_result(place, cell, wanted.score) for cell in cells], place, as_json=as_json)
+
+
+def _read_options(
+    labels: Sequence[float] | None,
+    more: Sequence[float] | None,
+    data: str | None,
+    steps: int | None,
+    part: str | None,
+    metric: str | None,
+    overrides: Sequence[str] | None,
+) -> list[Any]:
+    """Return the options as layers over the file of the ablation."""
+    from ssl_seg.configio import Layer, merge_layers, nest, parse_override
+    from ssl_seg.errors import ConfigError
+
+    if more and not labels:
+        raise ConfigError(f"{more[0]:g} is not expected here: give label fractions as --labels 0.01 0.10 1.0")
+    options = {
+        "--labels": ("labels", [*(labels or []), *(more or [])] or None),
+        "--data": ("settings.data.root", data),
+        "--steps": ("settings.length.steps", steps),
+        "--part": ("score.part", part),
+        "--metric": ("score.metric", metric),
+    }
+    layers = [Layer(f"{name} {value}", nest(key, value)) for name, (key, value) in options.items() if value is not None]
+    settings = [parse_override(text) for text in overrides or []]
+    layers += [Layer(layer.source, {"settings": layer.values}, is_option=True) for layer in settings]
+    merge_layers(layers)
+    return layers
+
+
+def _make_launcher(workers: int | None, ray: str | None, cpus_per_cell: int, gpus_per_cell: float) -> Launcher:
+    from ssl_seg.ablation.local import LocalLauncher, count_cores
+    from ssl_seg.errors import ConfigError
+
+    if ray is None:
+        if gpus_per_cell or cpus_per_cell != 1:
+            raise ConfigError("--cpus-per-cell and --gpus-per-cell are for --ray; on this machine give --workers")
+        gpus = _find_gpus()
+        return LocalLauncher(workers or len(gpus) or max(1, count_cores() // 2), gpus)
+    if workers is not None:
+        raise ConfigError("--workers is for this machine; on a Ray cluster give --cpus-per-cell and --gpus-per-cell")
+    from ssl_seg.ablation.ray_cluster import RayLauncher
+
+    return RayLauncher(ray, cpus_per_cell, gpus_per_cell)
+
+
+def _find_gpus() -> list[str]:
+    """Return the names of the GPUs of this machine, as CUDA_VISIBLE_DEVICES takes them."""
+    import os
+
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _print_cells(cells: Sequence[Cell], results: Sequence[CellResult]) -> None:
+    from ssl_seg.cli.console import print_table
+
+    rows = [
+        [cell.name, cell.id, str(cell.labeled), str(cell.steps), result.status, result.message]
+        for cell, result in zip(cells, results, strict=True)
+    ]
+    print_table(f"{len(cells)} cells", ["cell", "id", "labeled", "steps", "state", ""], rows)
+
+
+def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_json: bool) -> None:
+    """Write table, rows and figures beside the cells, and print the table."""
+    from ssl_seg.ablation.summary import summarize
+    from ssl_seg.cli.console import print_table
+    from ssl_seg.report.ablation_figures import plot_ablation
+    from ssl_seg.report.ablation_tables import format_cells_csv, format_latex, format_markdown, make_arm_table
+    from ssl_seg.rundir import to_finite, write_json, write_text
+
+    summary = summarize(results, spec.score.metric, spec.baseline)
+    values = to_finite({"spec": spec.model_dump(mode="json"), "summary": _to_plain(summary)})
+    write_json(out / "results.json", values)
+    texts = {"results.csv": format_cells_csv(results), "table.md": format_markdown(summary)}
+    for name, text in {**texts, "table.tex": format_latex(summary)}.items():
+        write_text(out / name, text)
+    pictures = plot_ablation(summary, out)
+    if as_json:
+        typer.echo(json.dumps(values, indent=2))
+        return
+    table = make_arm_table(summary)
+    print_table(str(out), list(table.columns), [list(row) for row in table.rows])
+    typer.echo(table.text)
+    for warning in summary.warnings:
+        typer.echo(f"note: {warning}")
+    for result in results:
+        if result.status == "failed":
+            typer.echo(f"failed: {result.id} {result.arm.method} {result.arm.labels:g}: {result.message}")
+    typer.echo(f"wrote {', '.join([*texts, 'table.tex', 'results.json', *(p.path.name for p in pictures)])} to {out}")
+
+
+def _to_plain(summary: AblationSummary) -> dict[str, Any]:
+    """Return the summary for JSON; the counts of each case stay in the cells' own files."""
+    from dataclasses import asdict
+
+    values = asdict(summary)
+    for arm in values["arms"]:
+        for cell in arm["cells"]:
+            del cell["counts"]
+    return values

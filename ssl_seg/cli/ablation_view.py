@@ -1,0 +1,101 @@
+"""The cells of an ablation while they run: a live table on a terminal, a line for each change elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.live import Live
+    from rich.progress import Progress, TaskID
+
+    from ssl_seg.ablation.execute import CellState, Stage
+
+INTERVAL = 30.0
+"""Seconds between plain lines where stderr is no terminal."""
+SHOWN_FIRST = ("running", "elsewhere", "failed", "collapsed", "queued", "done")
+STYLES = {"running": "bold", "failed": "red", "collapsed": "yellow", "done": "green", "queued": "dim"}
+
+
+class AblationView:
+    """Shows the states of cells on stderr, for as long as its ``with`` block lasts."""
+
+    def __init__(self) -> None:
+        self.live: Live | None = None
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.told: dict[str, str] = {}
+        self.last = 0.0
+
+    def __enter__(self) -> AblationView:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            self.progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
+                TimeElapsedColumn(), TimeRemainingColumn(), auto_refresh=False,
+            )  # fmt: skip
+            self.task = self.progress.add_task("cells", total=None)
+            self.live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def show(self, states: Sequence[CellState]) -> None:
+        """Show the states of all cells."""
+        if self.live is not None:
+            self.live.update(self._draw(states))
+            return
+        for state in states:
+            if state.stage != self.told.get(state.cell.id, "queued"):
+                detail = f": {state.message}" if state.message else ""
+                sys.stderr.write(f"{state.stage}: {state.cell.name} ({state.cell.id}){detail}\n")
+                self.last = time.monotonic()
+            self.told[state.cell.id] = state.stage
+        if time.monotonic() - self.last > INTERVAL:
+            running = [f"{s.cell.name} step {s.step}/{s.cell.steps}" for s in states if s.stage == "running"]
+            sys.stderr.write(f"{describe_counts(states)} | {'; '.join(running)}\n")
+            self.last = time.monotonic()
+        sys.stderr.flush()
+
+    def _draw(self, states: Sequence[CellState]) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+
+        if self.live is None or self.progress is None or self.task is None:
+            raise RuntimeError("drawn before it was entered")
+        room = max(3, self.live.console.height - 8)
+        ordered = sorted(states, key=lambda state: SHOWN_FIRST.index(state.stage))
+        table = Table(box=None, pad_edge=False)
+        for title, justify in (("cell", "left"), ("state", "left"), ("step", "right"), ("F1", "right"), ("", "left")):
+            table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=True)
+        for state in ordered[:room]:
+            f1 = "" if state.f1 is None else f"{state.f1:.3f}"
+            step = f"{state.step}/{state.cell.steps}" if state.stage in ("running", "elsewhere") else ""
+            table.add_row(state.cell.name, state.stage, step, f1, state.message, style=STYLES.get(state.stage, ""))
+        if len(ordered) > room:
+            table.add_row(f"... and {len(ordered) - room} more", style="dim")
+        made = sum(s.cell.steps if s.stage in ("done", "collapsed", "failed") else s.step for s in states)
+        self.progress.update(
+            self.task, total=sum(s.cell.steps for s in states), completed=made, description=describe_counts(states)
+        )
+        return Group(table, self.progress)
+
+
+def describe_counts(states: Sequence[CellState]) -> str:
+    """Return how many cells are in each state, e.g. ``18 cells: 5 done, 2 running, 11 queued``."""
+    counts = Counter(state.stage for state in states)
+    kinds: tuple[Stage, ...] = ("done", "collapsed", "failed", "running", "elsewhere", "queued")
+    return f"{len(states)} cells: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])

@@ -1,0 +1,203 @@
+"""An ablation as text: a row for each cell, and a table of the arms for the terminal, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+
+from ssl_seg.ablation.results import Arm, CellResult
+from ssl_seg.ablation.stats import Comparison, Estimate, compute_score
+from ssl_seg.ablation.summary import AblationSummary, ArmSummary, compute_trivial_scores
+from ssl_seg.report.diagnosis_text import UNKNOWN, Table, number
+
+CELL_COLUMNS = (
+    "id",
+    "method",
+    "recipe",
+    "start",
+    "labels",
+    "labeled",
+    "split_seed",
+    "seed",
+    "status",
+    "f1",
+    "dice",
+    "f1_all_positive",
+    "dice_all_positive",
+    "f1_predict_nothing",
+    "dice_predict_nothing",
+    "cases",
+    "step",
+    "seconds",
+    "codes",
+    "message",
+)
+METRIC_NAMES = {"dice": "mean Dice of the cases", "f1": "F1 of all voxels"}
+
+
+def format_cells_csv(results: Sequence[CellResult]) -> str:
+    """Return ``results.csv``: a line for each cell, done or not. What is not known is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CELL_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(_make_cell_row, results))
+    return text.getvalue()
+
+
+def _make_cell_row(cell: CellResult) -> dict[str, object]:
+    row: dict[str, object] = {
+        "id": cell.id,
+        "method": cell.arm.method,
+        "recipe": cell.arm.recipe,
+        "start": cell.arm.start,
+        "labels": f"{cell.arm.labels:g}",
+        "labeled": cell.labeled,
+        "split_seed": cell.split_seed,
+        "seed": cell.seed,
+        "status": cell.status,
+        "step": cell.step,
+        "seconds": None if cell.seconds is None else f"{cell.seconds:.1f}",
+        "codes": " ".join(cell.codes),
+        "message": cell.message,
+    }
+    if cell.counts is not None:
+        row["cases"] = len(cell.counts)
+        for metric in ("f1", "dice"):
+            positive, nothing = compute_trivial_scores(cell.counts, metric)
+            row[metric] = f"{float(compute_score(cell.counts, metric)):.6f}"
+            row[f"{metric}_all_positive"], row[f"{metric}_predict_nothing"] = f"{positive:.6f}", f"{nothing:.6f}"
+    return row
+
+
+def make_arm_table(summary: AblationSummary) -> Table:
+    """Return the table of the arms, and below them the predictors that have not looked at the image.
+
+    Recipe and start are left out where all arms have the same, and components of variance where none is known.
+    """
+    arms = [a.arm for a in summary.arms]
+    rows = [_make_arm_row(a, summary) for a in summary.arms]
+    for name, score in (("(all positive)", summary.all_positive), ("(nothing)", summary.predict_nothing)):
+        rows.append(dict.fromkeys(rows[0], "") | {"method": name, summary.metric: number(score)})
+    dropped = {name for name in ("recipe", "start") if len({getattr(arm, name) for arm in arms}) == 1}
+    dropped |= {name for name in ("split sd", "seed sd") if all(row[name] in (UNKNOWN, "") for row in rows)}
+    columns = tuple(name for name in rows[0] if name not in dropped)
+    text = (
+        f"Score: {METRIC_NAMES[summary.metric]}, {summary.cases} validation cases, mean over runs. The interval of a "
+        "mean is that of these runs for new cases; p and the interval of a difference hold for new cases and, with two "
+        "and more independent runs, for new runs. "
+        f"Labels-equivalent: labels with which {summary.baseline} scores the same."
+    )
+    return Table("Ablation", text, columns, tuple(tuple(row[name] for name in columns) for row in rows))
+
+
+def _make_arm_row(arm: ArmSummary, summary: AblationSummary) -> dict[str, str]:
+    spread, against, equivalent = arm.spread, arm.against, arm.labels_equivalent
+    test = against.test if against else None
+    return {
+        "method": arm.arm.method,
+        "recipe": arm.arm.recipe,
+        "start": arm.arm.start,
+        "labels": format_labels(arm.arm.labels),
+        "cases": UNKNOWN if arm.labeled is None else f"{arm.labeled:.4g}",
+        "runs": _format_runs(arm),
+        summary.metric: number(arm.mean.value if arm.mean else None),
+        "95 % interval": _format_interval(arm.mean),
+        "run sd": number(spread.total if spread else None),
+        "split sd": number(spread.split if spread else None),
+        "seed sd": number(spread.seed if spread else None),
+        f"minus {summary.baseline}": UNKNOWN if test is None else f"{test.difference:+.3f}",
+        "its interval": _format_interval(test, "+.3f"),
+        "p": UNKNOWN if test is None else format_p(test.p),
+        "Holm p": UNKNOWN if against is None else format_p(against.holm),
+        "labels-equivalent": UNKNOWN
+        if equivalent is None
+        else f"{equivalent.value} [{equivalent.low}, {equivalent.high}]",
+    }
+
+
+def format_labels(labels: float) -> str:
+    """Return a share of the labeled pool in percent, or a number of cases."""
+    return f"{labels:.3g} cases" if labels > 1 else f"{100 * labels:.3g} %"
+
+
+def format_arm(arm: Arm) -> str:
+    """Return a name of an arm for one line of text."""
+    return ", ".join((arm.method, arm.recipe, arm.start, format_labels(arm.labels)))
+
+
+def format_p(p: float) -> str:
+    """Return a p value with three decimals, or that it is below 0.001."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _format_interval(estimate: Estimate | Comparison | None, digits: str = ".3f") -> str:
+    return UNKNOWN if estimate is None else f"[{estimate.low:{digits}}, {estimate.high:{digits}}]"
+
+
+def _format_runs(summary: ArmSummary) -> str:
+    """Return how many runs have a score, and what became of the others."""
+    bad = [f"{n} {status}" for status in ("collapsed", "failed", "missing") if (n := summary.count(status))]
+    scored = sum(score is not None for score in summary.scores)
+    return f"{scored} of {len(summary.cells)} ({', '.join(bad)})" if bad else str(scored)
+
+
+def format_markdown(summary: AblationSummary) -> str:
+    """Return title, table, how to read it, and warnings as Markdown."""
+    table = make_arm_table(summary)
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.columns, *table.rows)]
+    names = _count_names(table)
+    rows.insert(1, ["---"] * names + ["---:"] * (len(table.columns) - names))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([f"## {table.title}", "", *lines, "", table.text, "", *(f"- {w}" for w in summary.warnings), ""])
+
+
+def format_latex(summary: AblationSummary) -> str:
+    r"""Return a table for LaTeX, with ``\usepackage{booktabs}``; warnings are comments."""
+    table = make_arm_table(summary)
+    names = _count_names(table)
+    arms = len(summary.arms)
+    lines = [" & ".join(map(escape_latex, row)) + r" \\" for row in table.rows]
+    return "\n".join(
+        [
+            *(f"% {w}" for w in summary.warnings),
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape_latex(table.text)}}}",
+            rf"\begin{{tabular}}{{{'l' * names}{'r' * (len(table.columns) - names)}}}",
+            r"\toprule",
+            " & ".join(map(escape_latex, table.columns)) + r" \\",
+            r"\midrule",
+            *lines[:arms],
+            r"\midrule",
+            *lines[arms:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _count_names(table: Table) -> int:
+    """Return the number of columns that hold names: those before the labels."""
+    return table.columns.index("labels")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<=": r"$\leq$",
+    ">=": r"$\geq$",
+    "<": "$<$",
+    ">": "$>$",
+    **{char: f"\\{char}" for char in "_%&#${}"},
+}
+_SPECIAL = re.compile(r"<=|>=|(?<![\w)])-(?=\d)|[\\~^<>_%&#${}]")
+
+
+def escape_latex(text: str) -> str:
+    """Return the text with everything that LaTeX would read as a command made visible, and minus signs as such."""
+    return _SPECIAL.sub(lambda found: _LATEX.get(found[0], "$-$"), text)

@@ -1,0 +1,85 @@
+"""A cluster of two nodes on this machine: one is killed while it trains."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ablation_cases import WANTED, write_spec
+from conftest import TINY
+
+from ssl_seg.ablation.cells import open_folder, read_result, write_cells
+from ssl_seg.ablation.execute import CellState, execute
+from ssl_seg.ablation.ray_cluster import RayLauncher, connect
+from ssl_seg.ablation.resolve import resolve_cells
+from ssl_seg.ablation.spec import read_spec
+from ssl_seg.errors import ConfigError
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without cores, and two nodes with one each."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ssl-seg[ray]'")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    small = {"object_store_memory": 80 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    made.workers = [made.add_node(num_cpus=1, **small) for _ in range(2)]
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.mark.slow
+def test_a_killed_node_loses_no_finished_cell(cluster: Any, tmp_path: Path, particles_dir: Path) -> None:
+    settings = {**TINY, "data": {**TINY["data"], "root": str(particles_dir)}}
+    settings["length"] = {"steps": STEPS, "steps_per_epoch": 5}
+    spec = read_spec(str(write_spec(tmp_path / "spec.yaml", particles_dir, settings=settings, labels=[0.2, 0.5])))
+    cells = resolve_cells(spec, gpu=False)
+    out = tmp_path / "out"
+    write_cells(out, cells)
+    finished: dict[str, int] = {}
+    lost: list[str] = []
+
+    def kill_a_node(states: Sequence[CellState]) -> None:
+        """Kill the node that trains, once the other one has finished a cell."""
+        done = [s.cell.id for s in states if s.stage == "done"]
+        busy = [s.cell.id for s in states if s.stage == "running" and 10 < s.step < STEPS - 10]
+        if not lost and done and busy:
+            finished.update((i, open_folder(out, i).score(WANTED).stat().st_mtime_ns) for i in done)
+            lost.extend(busy)
+            for node in cluster.workers[: 1 if len(cluster.workers) > 1 else 0]:
+                cluster.remove_node(node, allow_graceful=False)
+
+    execute(cells, out, WANTED, RayLauncher(cluster.address, num_cpus=1, num_gpus=0), kill_a_node)
+    assert lost
+    assert [read_result(out, cell, WANTED).status for cell in cells] == ["done"] * 4
+    for cell_id, written in finished.items():  # not trained, and not even scored again
+        assert open_folder(out, cell_id).score(WANTED).stat().st_mtime_ns == written
+        assert [e["event"] for e in open_folder(out, cell_id).run.read_events()].count("started") == 1
+
+
+@pytest.mark.slow
+def test_a_cell_that_no_node_can_hold_is_refused(cluster: Any) -> None:
+    with pytest.raises(ConfigError, match=r"no node .* 64 CPUs and 0 GPUs"):
+        RayLauncher(cluster.address, num_cpus=64, num_gpus=0)
+    with pytest.raises(ConfigError, match=r"no node .* 1 CPUs and 0.5 GPUs"):
+        RayLauncher(cluster.address, num_cpus=1, num_gpus=0.5)
+
+
+def test_an_unreachable_address_is_told_at_once() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ssl-seg[ray]'")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(ConfigError, match=rf"--ray {address}: no Ray cluster answers there .*refused.*ray start"):
+            connect(address)
+        assert time.monotonic() - began < 20

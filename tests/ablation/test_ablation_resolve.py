@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ablation_cases import write_spec
+
+from ssl_seg.ablation.resolve import compute_cell_id, resolve_cells
+from ssl_seg.ablation.results import Cell
+from ssl_seg.ablation.spec import read_spec
+from ssl_seg.errors import ConfigError, SslSegError
+
+
+def resolve(tmp_path: Path, data: Path | str, **values: Any) -> list[Cell]:
+    path = write_spec(tmp_path / "spec.yaml", data, **values)
+    return resolve_cells(read_spec(str(path)), gpu=False)
+
+
+def test_equal_content_has_an_equal_id_whatever_asks_for_it(tmp_path: Path, particles_dir: Path) -> None:
+    few = resolve(tmp_path, particles_dir)
+    many = resolve(
+        tmp_path, particles_dir, labels=[0.5, 1.0, 0.2], seeds=[1, 0], recipes={"x": {"optim": {"lr": 3e-4}}}
+    )
+    assert len({c.id for c in many}) == len(many) == 12
+    same = [c for c in many if c.seed == 0 and c.arm.labels != 0.5]
+    assert {c.id for c in few} == {c.id for c in same}  # 3e-4 is the default, so that the recipe is the plain one
+
+
+def test_what_changes_the_training_changes_the_id(tmp_path: Path, particles_dir: Path) -> None:
+    ids = {c.id for c in resolve(tmp_path, particles_dir)}
+    for other in ({"optim": {"lr": 1e-3}}, {"monitor": {"select": "dice"}}, {"bootstrap": {"reset_head": True}}):
+        assert not ids & {c.id for c in resolve(tmp_path, particles_dir, recipes={"x": other})}
+    assert not ids & {c.id for c in resolve(tmp_path, particles_dir, split_seeds=[4])}
+
+
+def test_machine_and_place_do_not(tmp_path: Path) -> None:
+    config = {"optim": {"lr": 1.0}, "runtime": {"devices": 1}, "data": {"root": "/a", "channels": 1}}
+    moved = {"optim": {"lr": 1.0}, "runtime": {"devices": 4}, "data": {"root": "/b", "channels": 1}}
+    assert compute_cell_id(config, "f", None) == compute_cell_id(moved, "f", None)
+    assert compute_cell_id(config, "f", None) != compute_cell_id(config, "g", None)
+    assert compute_cell_id(config, "f", None) != compute_cell_id(config, "f", "parent")
+    assert compute_cell_id(config, "f", None) != compute_cell_id({**config, "data": {"channels": 2}}, "f", None)
+
+
+def test_a_bootstrapped_cell_knows_its_parent(tmp_path: Path, particles_dir: Path) -> None:
+    cells = resolve(tmp_path, particles_dir, starts=["scratch", "bootstrap"], methods=["supervised"])
+    by_arm = {(c.arm.start, c.arm.labels): c for c in cells}
+    assert by_arm["bootstrap", 1.0].parent == by_arm["scratch", 0.2].id
+    assert len({c.id for c in cells}) == 3
+
+
+def test_label_seeds_change_the_labeled_cases_only(tmp_path: Path, particles_dir: Path) -> None:
+    cells = resolve(tmp_path, particles_dir, split_seeds=[0, 1, 2], methods=["supervised"])
+    assert [len({c.fingerprint for c in cells if c.arm.labels == labels}) for labels in (0.2, 1.0)] == [3, 3]
+    assert {(c.arm.labels, c.labeled) for c in cells} == {(0.2, 3), (1.0, 13)}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "what"),
+    [
+        ({"length": {"steps": 8, "steps_per_epoch": 2}}, r"length.steps differ \(8 and 4\)"),
+        ({"split": {"seed": 1}}, "the validation cases differ"),
+        ({"split": {"test_fraction": 0.0}}, "differ"),
+        ({"data": {"spacing": [2, 2]}}, "data.spacing differ"),
+    ],
+)
+def test_cells_that_cannot_be_compared(tmp_path: Path, particles_dir: Path, recipe: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'supervised 0.2 odd .* cannot be compared: .*{what}"):
+        resolve(tmp_path, particles_dir, recipes={"plain": {}, "odd": recipe})
+
+
+def test_an_error_names_its_cell(tmp_path: Path, particles_dir: Path) -> None:
+    with pytest.raises(SslSegError, match=r"cell 'supervised 0.2 odd split 0 seed 0': .*dynunett"):
+        resolve(tmp_path, particles_dir, recipes={"odd": {"network": {"name": "dynunett"}}})
+    with pytest.raises(SslSegError, match="labels=50"):
+        resolve(tmp_path, particles_dir, labels=[50])
+
+
+def test_scores_on_a_test_list_that_is_empty(tmp_path: Path, particles_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="no test cases"):
+        resolve(tmp_path, particles_dir, score={"part": "test"}, recipes={"plain": {"split": {"test_fraction": 0.0}}})

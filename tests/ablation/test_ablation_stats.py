@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from arm_cells import as_counts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+
+from ssl_seg.ablation.label_savings import LabelCount, Runs, estimate_labels_equivalent
+from ssl_seg.ablation.stats import (
+    average_units,
+    compare_paired,
+    compute_case_dice,
+    compute_case_values,
+    compute_mean_squares,
+    compute_score,
+    compute_spread,
+    correct_holm,
+    draw_resamples,
+    estimate_difference,
+    estimate_mean,
+)
+from ssl_seg.metrics import Overlap, sum_overlaps
+
+
+def random_counts(shape: tuple[int, ...], seed: int = 0, low: int = 0) -> NDArray[np.int64]:
+    """Return (*shape, 4) counts of which some are empty."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(low, 50, (*shape, 4))
+    counts[rng.random(shape) < 0.2, :3] = 0
+    return counts
+
+
+class TestScore:
+    def test_dice_is_the_mean_of_the_dice_of_each_case_and_class(self) -> None:
+        counts = random_counts((3, 7, 2))
+        for run, score in zip(counts, compute_score(counts, "dice"), strict=True):
+            expected = np.mean([[Overlap(*map(int, c)).dice for c in case] for case in run])
+            assert score == pytest.approx(expected, abs=1e-12)
+
+    def test_f1_is_the_mean_over_classes_of_pooled_dice(self) -> None:
+        counts = random_counts((3, 7, 2))
+        for run, score in zip(counts, compute_score(counts, "f1"), strict=True):
+            pooled = [sum_overlaps([Overlap(*map(int, case[k])) for case in run]).dice for k in range(2)]
+            assert score == pytest.approx(np.mean(pooled), abs=1e-12)
+
+    def test_nothing_to_find_and_nothing_found_is_1(self) -> None:
+        counts = np.array([[[[0, 0, 0, 9]], [[0, 3, 0, 6]]]])
+        assert compute_score(counts, "dice") == 0.5  # the second case has found something that is not there
+        np.testing.assert_array_equal(compute_case_dice(counts), [[1.0, 0.0]])
+        assert compute_score(counts, "f1") == 0.0
+        assert compute_score(counts[:, :1], "f1") == 1.0
+
+    @pytest.mark.parametrize("metric", ["dice", "f1"])
+    def test_case_values_have_the_score_as_their_mean(self, metric: Any) -> None:
+        counts = random_counts((2, 9, 3))
+        np.testing.assert_allclose(compute_case_values(counts, metric).mean(-1), compute_score(counts, metric))
+
+    def test_pseudo_values_are_those_of_leaving_each_case_out(self) -> None:
+        counts = random_counts((1, 8, 2), low=1)
+        score = compute_score(counts, "f1")[0]
+        left_out = np.array([compute_score(np.delete(counts, c, axis=1), "f1")[0] for c in range(8)])
+        pseudo = 8 * score - 7 * left_out
+        values = compute_case_values(counts, "f1")[0]
+        np.testing.assert_allclose(values - values.mean(), pseudo - pseudo.mean(), atol=1e-12)
+        # and their standard error is that of the jackknife
+        jackknife = np.sqrt(7 / 8 * ((left_out - left_out.mean()) ** 2).sum())
+        assert values.std(ddof=1) / np.sqrt(8) == pytest.approx(jackknife)
+
+
+class TestIntervals:
+    def test_resamples_are_those_of_scipy(self) -> None:
+        values = np.random.default_rng(0).random(12)
+        weights = draw_resamples(12, resamples=500, seed=3)
+        assert (weights.sum(axis=1) == 12).all()
+        theirs = stats.bootstrap((values,), np.mean, n_resamples=500, rng=np.random.default_rng(3), method="percentile")
+        np.testing.assert_allclose(np.sort(weights @ values / 12), np.sort(theirs.bootstrap_distribution), atol=1e-12)
+
+    @pytest.mark.parametrize("metric", ["dice", "f1"])
+    def test_bootstrap_t_is_that_of_a_loop(self, metric: Any) -> None:
+        """The loop resamples cases themselves; its errors are those of the linearized score, by finite differences."""
+        counts = random_counts((2, 10, 2), low=1)
+        weights = draw_resamples(10, resamples=60, seed=1)
+
+        def score(w: NDArray[Any]) -> float:
+            tp, fp, fn = (counts[..., i].astype(float) for i in range(3))
+            dice = np.where(tp + fp + fn > 0, 2 * tp / np.maximum(2 * tp + fp + fn, 1), 1.0)
+            top, bottom = (2 * tp, 2 * tp + fp + fn) if metric == "f1" else (dice, np.ones_like(dice))
+            return float(np.mean(np.einsum("c,rck->rk", w, top) / np.einsum("c,rck->rk", w, bottom)))
+
+        def error(w: NDArray[Any]) -> float:
+            step = 1e-6
+            slopes = [
+                (score(w + step * np.eye(10)[c]) - score(w - step * np.eye(10)[c])) / (2 * step) for c in range(10)
+            ]
+            return float(np.sqrt(10 / 9 * (w * np.square(slopes)).sum()))
+
+        value, own = score(np.ones(10)), error(np.ones(10))
+        t = [(score(w) - value) / max(error(w), 0.3 * own) for w in weights.astype(float)]
+        high, low = np.quantile(t, [0.025, 0.975])
+        estimate = estimate_mean(counts, metric, weights)
+        assert estimate.value == pytest.approx(value)
+        assert (estimate.low, estimate.high) == pytest.approx((value - low * own, value - high * own), abs=1e-6)
+
+    def test_the_difference_is_paired(self) -> None:
+        """Cases differ much, methods by the same everywhere: the difference is certain, the means are not."""
+        easy = np.random.default_rng(0).uniform(0.1, 0.8, (1, 15))
+        first, second, weights = as_counts(easy + 0.1), as_counts(easy), draw_resamples(15)
+        mean = estimate_mean(first, "dice", weights)
+        difference = estimate_difference(first, second, "dice", weights)
+        assert difference.value == pytest.approx(0.1, abs=1e-4)
+        assert mean.high - mean.low > 0.15
+        assert difference.high - difference.low < 1e-3
+
+    def test_the_difference_holds_the_interval_of_student(self) -> None:
+        rng = np.random.default_rng(2)
+        first, second = rng.random((2, 15))
+        estimate = estimate_difference(as_counts(first[None]), as_counts(second[None]), "dice", draw_resamples(15))
+        theirs = stats.ttest_rel(first, second).confidence_interval()
+        assert estimate.low <= theirs.low + 1e-5
+        assert estimate.high >= theirs.high - 1e-5
+
+    @pytest.mark.parametrize("metric", ["dice", "f1"])
+    def test_ends_are_possible_and_the_same_everywhere_is_certain(self, metric: Any) -> None:
+        nearly = as_counts(np.array([[1.0] * 14 + [0.2]]))
+        assert estimate_mean(nearly, metric, draw_resamples(15)).high <= 1.0
+        same = estimate_mean(as_counts(np.full((2, 15), 0.7)), metric, draw_resamples(15))
+        assert (same.low, same.value, same.high) == pytest.approx((0.7, 0.7, 0.7))
+
+    def test_resamples_without_the_one_case_that_differs_do_not_make_it_endless(self) -> None:
+        """A third of the resamples have a standard error of 0."""
+        own = estimate_mean(as_counts(np.array([[0.5] * 14 + [0.9]])), "dice", draw_resamples(15))
+        assert 0.3 < own.low < own.value < own.high < 0.9
+
+    @pytest.mark.parametrize("cases", [15, 30, 60])
+    def test_coverage_where_the_percentile_interval_fails(self, cases: int) -> None:
+        """A smaller copy of scripts/check_ablation_stats.py: 400 samples have a standard error of 1.1 points."""
+        rng = np.random.default_rng(cases)
+        covered = np.zeros(2)
+        for seed in range(400):
+            dice = rng.beta(4, 0.6, cases)
+            weights = draw_resamples(cases, resamples=300, seed=seed)
+            own = estimate_mean(as_counts(dice[None]), "dice", weights)
+            plain = np.quantile(weights @ dice / cases, [0.025, 0.975])
+            covered += [own.low <= 4 / 4.6 <= own.high, plain[0] <= 4 / 4.6 <= plain[1]]
+        assert 0.93 <= covered[0] / 400 <= 0.975
+        assert covered[1] < covered[0]
+
+    def test_coverage_of_a_difference_of_mostly_equal_cases(self) -> None:
+        rng = np.random.default_rng(0)
+        covered = 0
+        for seed in range(400):
+            easy = rng.random(15)
+            other = np.where(rng.random(15) < 0.7, easy, rng.random(15))
+            pair = as_counts(stats.beta.ppf([easy, other], [[8], [4]], [[2], [0.8]]))
+            own = estimate_difference(pair[:1], pair[1:], "dice", draw_resamples(15, resamples=300, seed=seed))
+            covered += own.low <= 0.8 - 4 / 4.8 <= own.high
+        assert 0.93 <= covered / 400 <= 0.98
+
+
+class TestComparison:
+    def test_one_run_is_the_paired_t_test(self) -> None:
+        first, second = np.random.default_rng(0).random((2, 20))
+        own, theirs = compare_paired((first - second)[None]), stats.ttest_rel(first, second)
+        assert own.p == pytest.approx(theirs.pvalue, rel=1e-9)
+        assert (own.low, own.high) == pytest.approx(tuple(theirs.confidence_interval()), rel=1e-9)
+        assert own.units == 1
+
+    def test_mean_squares_are_those_of_least_squares(self) -> None:
+        """The sums of squares by the residuals of nested linear models."""
+        table = np.random.default_rng(0).random((4, 6))
+        run, case = np.repeat(np.eye(4), 6, axis=0), np.tile(np.eye(6), (4, 1))
+
+        def residual(*columns: NDArray[Any]) -> float:
+            design = np.hstack([np.ones((24, 1)), *columns])
+            return float(((table.ravel() - design @ np.linalg.lstsq(design, table.ravel())[0]) ** 2).sum())
+
+        squares = compute_mean_squares(table)
+        assert squares.run == pytest.approx((residual() - residual(run)) / 3)
+        assert squares.case == pytest.approx((residual() - residual(case)) / 5)
+        assert squares.rest == pytest.approx(residual(run, case) / 15)
+
+    def test_only_runs_differ(self) -> None:
+        """All cases alike: a t test over the runs, as if there were one case."""
+        runs = np.array([0.02, 0.05, 0.03])
+        own = compare_paired(np.repeat(runs[:, None], 30, axis=1))
+        assert own.p == pytest.approx(stats.ttest_1samp(runs, 0).pvalue, rel=1e-9)
+
+    def test_less_than_nothing_between_cases_is_nothing(self) -> None:
+        """What one run gains on a case the other loses: the mean square of the cases is below that of the rest."""
+        runs, swings = np.array([[0.1], [0.3]]), np.tile([0.5, -0.5], 10)
+        own = compare_paired(runs + np.stack([swings, -swings]))
+        assert own.p == pytest.approx(stats.ttest_1samp(runs.ravel(), 0).pvalue, rel=1e-6)
+
+    def test_only_cases_differ(self) -> None:
+        """All runs alike: a t test over the cases."""
+        cases = np.random.default_rng(0).normal(0.1, 0.2, 25)
+        own = compare_paired(np.repeat(cases[None], 3, axis=0))
+        assert own.p == pytest.approx(stats.ttest_1samp(cases, 0).pvalue, rel=1e-6)
+
+    @given(st.integers(2, 6), st.integers(3, 20), st.integers(0, 1000))
+    @settings(max_examples=40, deadline=None)
+    def test_p_and_interval_agree(self, units: int, cases: int, seed: int) -> None:
+        """An interval of level 1 - p ends at 0."""
+        rng = np.random.default_rng(seed)
+        table = rng.normal(0.3, 1, (units, 1)) + rng.normal(0, 1, cases) + rng.normal(0, 1, (units, cases))
+        p = compare_paired(table).p
+        again = compare_paired(table, level=1 - p)
+        assert min(abs(again.low), abs(again.high)) == pytest.approx(0, abs=1e-6)
+
+    def test_a_method_that_is_lucky_with_one_seed_is_not_significant(self) -> None:
+        """One run of three is much better on every case; over the cases alone this is beyond doubt."""
+        noise = np.random.default_rng(0).normal(0, 0.02, (3, 55))
+        table = noise + np.array([[0.3], [0.0], [0.0]])
+        assert stats.ttest_1samp(table.mean(axis=0), 0).pvalue < 1e-9
+        assert compare_paired(table).p > 0.2
+
+    @pytest.mark.parametrize(("runs", "cases"), [(1, 15), (1, 55), (3, 15), (3, 55), (9, 15), (9, 55)])
+    @pytest.mark.parametrize("run_sd", [0.0, 0.3, 1.0])
+    def test_null_effects_are_rarely_significant(self, runs: int, cases: int, run_sd: float) -> None:
+        """500 nulls have a standard error of 1 point: 8 % would be 3 of them too many."""
+        rng = np.random.default_rng(1000 * runs + cases)
+        luck = run_sd if runs > 1 else 0.0  # of one run it cannot be told from the method
+        tables = luck * rng.standard_normal((500, runs, 1)) + 0.7 * rng.standard_normal((500, 1, cases))
+        tables = tables + 0.7 * rng.standard_normal((500, runs, cases))
+        assert np.mean([compare_paired(table).p < 0.05 for table in tables]) <= 0.08
+
+    def test_an_effect_is_found(self) -> None:
+        """0.5 with sd 0.7 of cases and rest and 0.1 of runs: nearly always with 9 runs, mostly with 3."""
+        rng = np.random.default_rng(0)
+        for runs, least in ((3, 0.6), (9, 0.95)):
+            tables = 0.5 + 0.1 * rng.standard_normal((200, runs, 1)) + 0.7 * rng.standard_normal((200, 1, 55))
+            tables = tables + 0.7 * rng.standard_normal((200, runs, 55))
+            assert np.mean([compare_paired(table).p < 0.05 for table in tables]) >= least
+
+    def test_runs_of_a_split_count_once(self) -> None:
+        values = np.arange(12.0).reshape(4, 3)
+        np.testing.assert_array_equal(average_units(values, [5, 5, 5, 8]), [values[:3].mean(axis=0), values[3]])
+        np.testing.assert_array_equal(average_units(values, [5, 5, 5, 5]), values)
+
+    def test_no_difference_at_all(self) -> None:
+        assert compare_paired(np.zeros((3, 5))).p == 1.0
+        assert compare_paired(np.full((3, 5), 0.1)).p < 1e-20
+
+    def test_one_case_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="1 case: a test over cases needs at least 2"):
+            compare_paired(np.zeros((3, 1)))
+
+
+class TestHolm:
+    def test_example(self) -> None:
+        assert correct_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+        assert correct_holm([0.5, 0.6]) == [1.0, 1.0]
+        assert correct_holm([]) == []
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.999))
+    def test_the_same_are_rejected_as_step_by_step(self, ps: list[float], alpha: float) -> None:
+        rejected = set()
+        for k, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+            if ps[index] * (len(ps) - k) > alpha:
+                break
+            rejected.add(index)
+        assert {i for i, p in enumerate(correct_holm(ps)) if p <= alpha} == rejected
+
+
+class TestSpread:
+    def test_closed_form_of_a_balanced_design(self) -> None:
+        scores = np.array([[0.5, 0.6, 0.7], [0.8, 0.8, 0.9], [0.4, 0.5, 0.3]])
+        spread = compute_spread(scores.ravel().tolist(), [0, 0, 0, 1, 1, 1, 2, 2, 2])
+        within = scores.var(axis=1, ddof=1).mean()
+        assert spread.seed == pytest.approx(np.sqrt(within))
+        assert spread.split == pytest.approx(np.sqrt(scores.mean(axis=1).var(ddof=1) - within / 3))
+        assert spread.total == pytest.approx(scores.std(ddof=1))
+        assert not spread.truncated
+
+    def test_an_unbalanced_design_is_unbiased(self) -> None:
+        rng, splits = np.random.default_rng(0), [0, 0, 0, 1, 1, 2]
+        variances = []
+        for _ in range(1500):
+            scores = 0.3 * rng.standard_normal(3)[splits] + 0.1 * rng.standard_normal(6)
+            spread = compute_spread(scores.tolist(), splits)
+            variances.append((spread.split**2, spread.seed**2))
+        assert np.mean(variances, axis=0) == pytest.approx([0.09, 0.01], rel=0.1)
+
+    def test_less_than_nothing_between_splits_is_0_and_said(self) -> None:
+        spread = compute_spread([0.4, 0.6, 0.41, 0.59], [0, 0, 1, 1])
+        assert (spread.split, spread.truncated) == (0.0, True)
+
+    def test_what_a_design_cannot_tell_is_none(self) -> None:
+        one_seed = compute_spread([0.4, 0.6, 0.8], [0, 1, 2])
+        assert (one_seed.total, one_seed.split, one_seed.seed) == (pytest.approx(0.2), None, None)
+        one_split = compute_spread([0.4, 0.6, 0.8], [0, 0, 0])
+        assert (one_split.total, one_split.split, one_split.seed) == (pytest.approx(0.2), None, pytest.approx(0.2))
+        alone = compute_spread([0.4], [0])
+        assert (alone.total, alone.split, alone.seed) == (None, None, None)
+
+
+def runs(labeled: float, *dice: float, cases: int = 10) -> Runs:
+    """Return runs with one Dice for all cases, each in its own unit."""
+    return Runs(labeled, as_counts(np.repeat(np.array(dice)[:, None], cases, axis=1)), tuple(range(len(dice))))
+
+
+class TestLabelsEquivalent:
+    CURVE = (runs(10, 0.4), runs(100, 0.6), runs(1000, 0.7))
+
+    def place(self, score: float, curve: tuple[Runs, ...] = CURVE) -> LabelCount:
+        return estimate_labels_equivalent(curve, runs(50, score), "dice", resamples=20).value
+
+    @pytest.mark.parametrize(
+        ("score", "labels"), [(0.4, 10), (0.5, np.sqrt(1000)), (0.6, 100), (0.625, 100 * 10**0.25), (0.7, 1000)]
+    )
+    def test_the_logarithm_of_labels_is_interpolated(self, score: float, labels: float) -> None:
+        found = self.place(score)
+        assert (found.number, found.bound) == (pytest.approx(labels, rel=1e-6), "")
+
+    def test_beyond_the_curve_is_said_and_not_extrapolated(self) -> None:
+        assert str(self.place(0.39)) == "<= 10"
+        assert str(self.place(0.71)) == ">= 1000"
+
+    def test_a_curve_that_falls_is_made_monotone(self) -> None:
+        curve = (runs(10, 0.4), runs(100, 0.7), runs(1000, 0.6))  # the last two become 0.65
+        assert self.place(0.64, curve).number == pytest.approx(10 ** (1 + 0.24 / 0.25))
+        assert self.place(0.65, curve).number == pytest.approx(100)  # the smallest with the score
+        assert self.place(0.66, curve).bound == ">="
+
+    def test_points_with_one_number_of_labels_are_one(self) -> None:
+        assert self.place(0.4, (runs(10, 0.3), runs(10, 0.5), runs(100, 0.6))).number == pytest.approx(10)
+        with pytest.raises(ValueError, match="at least 2"):
+            self.place(0.4, (runs(10, 0.3), runs(10, 0.5)))
+
+    def test_cases_and_runs_make_the_interval(self) -> None:
+        rng = np.random.default_rng(0)
+        easy = rng.normal(0, 0.1, 15)
+
+        def make(labeled: float, level: float, seeds: int, luck: float, noise: float) -> Runs:
+            dice = level + easy + luck * rng.standard_normal((seeds, 1)) + noise * rng.standard_normal((seeds, 15))
+            return Runs(labeled, as_counts(np.clip(dice, 0, 1)), tuple(range(seeds)))
+
+        def width(luck: float, noise: float, seeds: int = 3) -> float:
+            curve = [make(n, 0.2 + 0.1 * np.log10(n), seeds, luck, noise) for n in (1, 10, 100, 1000)]
+            found = estimate_labels_equivalent(curve, make(30, 0.35, seeds, luck, noise), "dice", resamples=400)
+            return float(np.log10(found.high.number / found.low.number))
+
+        assert width(0.0, 0.0) < 0.01  # the difficulty of the cases is the same for all: pairing takes it out
+        assert width(0.0, 0.05) > 0.1
+        assert width(0.02, 0.0) > 0.1
+
+    def test_few_runs_are_widened_by_students_t(self) -> None:
+        """Three runs and no other noise: 1 draw of 27 is the best run thrice, which is where the interval ends."""
+        curve = [Runs(n, as_counts(np.full((3, 10), d)), (0, 1, 2)) for n, d in ((1, 0.1), (1000, 0.9))]
+        found = estimate_labels_equivalent(curve, runs(50, 0.46, 0.48, 0.56), "dice")
+        factor = stats.t.ppf(0.975, 2) / stats.norm.ppf(0.975) * np.sqrt(3 / 2)
+        expected = (0.5 + factor * 0.06 - 0.1) / 0.8 * 3
+        assert np.log10(found.high.number) == pytest.approx(expected, abs=1e-3)
+
+    def test_a_run_that_is_missing_in_an_arm_adds_nothing(self) -> None:
+        curve = [Runs(n, as_counts(np.full((3, 10), d)), (0, 1, 2)) for n, d in ((1, 0.1), (1000, 0.9))]
+        found = estimate_labels_equivalent(curve, Runs(50, as_counts(np.full((2, 10), 0.5)), (0, 2)), "dice")
+        assert found.high.number == pytest.approx(found.low.number, rel=1e-3)
+
+    def test_ends_of_the_interval_are_cut(self) -> None:
+        rng = np.random.default_rng(0)
+        noisy = [
+            Runs(n, as_counts(np.clip(level + rng.normal(0, 0.2, (1, 15)), 0, 1)), (0,))
+            for n, level in ((10, 0.45), (100, 0.5), (50, 0.48))
+        ]
+        found = estimate_labels_equivalent(noisy[:2], noisy[2], "dice")
+        assert (str(found.low), str(found.high)) == ("<= 10", ">= 100")
+
+    def test_the_same_for_pooled_f1(self) -> None:
+        found = estimate_labels_equivalent(self.CURVE, runs(50, 0.5), "f1", resamples=20)
+        assert found.value.number == pytest.approx(np.sqrt(1000), rel=1e-3)
+
+    def test_coverage(self) -> None:
+        """The interval is on the safe side: 20 labels are inside in at least 93 % of 80 samples."""
+        rng, inside = np.random.default_rng(0), 0
+        for seed in range(80):
+            easy = rng.normal(0, 1, 15)
+
+            def make(n: float, easy: NDArray[Any] = easy) -> Runs:
+                luck = 0.2 * rng.standard_normal((3, 1)) + 0.4 * rng.standard_normal((3, 15))
+                return Runs(n, as_counts(1 / (1 + np.exp(-(0.8 * np.log(n / 12) + easy + luck)))), (0, 1, 2))
+
+            found = estimate_labels_equivalent(
+                [make(n) for n in (4, 12, 36, 100)], make(20), "dice", resamples=200, seed=seed
+            )
+            low, high = found.low, found.high
+            inside += (low.bound == "<=" or low.number <= 20) and (high.bound == ">=" or high.number >= 20)
+        assert inside / 80 >= 0.93

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import TINY
+from test_cli import assert_refused, cli  # noqa: F401 (a fixture)
+
+Cli = Any
+
+
+@pytest.fixture
+def spec(tmp_path: Path, particles_dir: Path) -> Path:
+    settings = {**TINY, "data": {**TINY["data"], "root": str(particles_dir)}, "length": {"steps": 4}}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"settings": settings, "labels": [0.5], "split_seeds": [0, 1]}))
+    return path
+
+
+def test_a_dry_run_lists_the_cells_and_writes_nothing(cli: Cli, spec: Path, tmp_path: Path) -> None:  # noqa: F811
+    code, out, _ = cli("ablate", spec, "--dry-run", "--out", tmp_path / "out", "--labels", 0.2, 1.0)
+    assert code == 0
+    assert out.count("missing") == 8
+    assert "mean_teacher 0.2 split 1 seed 0" in out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["label_fraction"], ["label_fractions"]),
+        (["SPEC", "0.5"], ["--labels 0.01"]),
+        (["SPEC", "--set", "optim.lrr=1"], ["optim.lrr", "optim.lr"]),
+        (["SPEC", "--ray", "127.0.0.1:1"], ["no Ray cluster answers", "127.0.0.1:1"]),
+        (["SPEC", "--workers", "2", "--ray", "auto"], ["--workers", "--cpus-per-cell"]),
+        (["SPEC", "--gpus-per-cell", "1"], ["--ray"]),
+        (["SPEC", "--data", "/nowhere"], ["/nowhere"]),
+        (["SPEC", "--labels", "7", "0.5"], ["mixes"]),
+    ],
+)
+def test_bad_input(cli: Cli, spec: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:  # noqa: F811
+    chosen = [str(spec) if a == "SPEC" else a for a in arguments]
+    assert_refused(cli("ablate", *chosen, "--out", tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_an_ablation_that_is_killed_goes_on_where_it_was(spec: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "ssl_seg", "ablate", str(spec), "--out", str(out), "--workers", "2", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    end = time.monotonic() + 180
+    while not list(out.glob("cells/*/score_*.json")) and time.monotonic() < end:
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    written = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/score_*.json")}
+    assert written
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    for path in written:
+        assert path.parent.name not in second.stderr  # it was not started
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [row["status"] for row in rows] == ["done"] * 4
+    values = json.loads(second.stdout)
+    assert values == json.loads((out / "results.json").read_text())
+    arms = {arm["arm"]["method"]: arm for arm in values["summary"]["arms"]}
+    for method, arm in arms.items():
+        scores = [float(row["dice"]) for row in rows if row["method"] == method]
+        assert arm["mean"]["value"] == pytest.approx(sum(scores) / 2)
+    assert (out / "table.md").read_text().count("mean_teacher") >= 1
+    assert r"\toprule" in (out / "table.tex").read_text()
