@@ -10,76 +10,109 @@ from collections.abc import Collection
 from typing import Any
 
 from ssl_seg.checkpoint import Checkpoint
+from ssl_seg.config import BootstrapConfig
 from ssl_seg.configio import Layer, Nested, flatten
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.inference.model import better_net
 from ssl_seg.monitor.verdicts import TRIVIAL_MARGIN
 
+DEFAULTS = BootstrapConfig()
+
 
 def parent_layer(parent: Checkpoint, source: str, given: Collection[str]) -> Layer:
     """Return the parent's settings as a layer below those of the new run.
 
-    Left out: machine settings, the split file (the split itself is carried over), and what depends on a setting that
-    the new run changes.
+    Left out: machine settings, the split file (the split itself is carried over), how the parent itself was started
+    (section ``bootstrap``: each start is decided anew), and what depends on a setting that the new run changes.
 
     Args:
         parent: the checkpoint.
         source: its name, for messages.
         given: dotted keys that files and options of the new run set.
     """
-    dropped = {"runtime", "split.file"}
+    dropped = {"runtime", "split.file", "bootstrap"}
     if "length.steps" in given:
         dropped.add("optim.warmup_steps")
     if "method.name" in given:
         dropped |= {"method.options", "batch.unlabeled"}
     if "data.root" in given:
         dropped |= {"data.groups", "data.label_values", "data.channels"}
-    return Layer(source, _without(parent.config, dropped))
+    return Layer(source, leave_out(parent.config, dropped))
 
 
-def check_parent(parent: Checkpoint, split: Split) -> list[str]:
+def choose_net(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> str:
+    """Return the parent's network that the new student starts from, ``student`` or ``teacher``."""
+    return better_net(parent) if options.start == "better" else options.start
+
+
+def _list_nets(parent: Checkpoint, options: BootstrapConfig) -> list[str]:
+    """Return all networks of the parent that the new run builds on."""
+    return list(dict.fromkeys([choose_net(parent, options), *([] if options.restart_ema else ["teacher"])]))
+
+
+def check_parent(parent: Checkpoint, split: Split, options: BootstrapConfig = DEFAULTS) -> list[str]:
     """Return the reasons not to start from ``parent``; none when it may be used.
 
     Args:
         parent: the checkpoint.
         split: the split of the new run.
+        options: which of its networks are used, and how much their margin must show.
     """
-    return [*_check_margin(parent), *_check_leaks(split_from_dict(parent.split), parent, split)]
+    margins = [reason for net in _list_nets(parent, options) for reason in _check_margin(parent, net, options)]
+    return [*margins, *_check_leaks(split_from_dict(parent.split), parent, split)]
 
 
-def describe_doubt(parent: Checkpoint) -> str | None:
+def describe_doubt(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> str | None:
     """Return a warning where the parent's margin over the trivial baseline is within chance, else None.
 
-    That is no reason to refuse it: with two labeled images and 55 very different validation images the interval is
-    0.2 wide (measured on EMPS), and would stop just the runs that two stages are for.
+    That is no reason to refuse it unless ``gate`` is ``interval``: with two labeled images and 55 very different
+    validation images the interval is 0.2 wide (measured on EMPS), and would stop just the runs that two stages are for.
     """
-    score = parent.scores[better_net(parent)]
-    low = score.get("margin_low")
-    if low is None or low > 0:
+    doubts = [parent.scores[net] for net in _list_nets(parent, options) if _is_within_chance(parent.scores[net])]
+    if not doubts:
         return None
-    return (
-        f"the parent's margin over the trivial baseline, {score['margin']:+.3f}, is within chance "
-        f"(95 % interval {low:+.3f} to {score['margin_high']:+.3f})"
-    )
+    return f"the parent's margin over the trivial baseline, {_show_margin(doubts[0])}"
 
 
-def describe_parent(parent: Checkpoint) -> dict[str, Any]:
+def describe_parent(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> dict[str, Any]:
     """Return what events.jsonl keeps about the parent."""
-    net = better_net(parent)
-    return {"net": net, "step": parent.progress.step, "scores": parent.scores, "doubt": describe_doubt(parent)}
+    net, doubt = choose_net(parent, options), describe_doubt(parent, options)
+    return {"net": net, "step": parent.progress.step, "scores": parent.scores, "doubt": doubt}
 
 
-def _check_margin(parent: Checkpoint) -> list[str]:
-    scores, better = parent.scores, better_net(parent)
-    margin = scores[better]["margin"]
-    if margin > TRIVIAL_MARGIN:
+def _is_within_chance(score: dict[str, Any]) -> bool:
+    low = score.get("margin_low")
+    return low is not None and low <= 0
+
+
+def _show_margin(score: dict[str, Any]) -> str:
+    interval = f"{score['margin_low']:+.3f} to {score['margin_high']:+.3f}"
+    return f"{score['margin']:+.3f}, is within chance (95 % interval {interval})"
+
+
+def _check_margin(parent: Checkpoint, net: str, options: BootstrapConfig) -> list[str]:
+    scores, score = parent.scores, parent.scores[net]
+    name = f"better net ({net})" if options.start == "better" and net == better_net(parent) else net
+    if score["margin"] <= TRIVIAL_MARGIN:
+        return [
+            f"its {name} has validation F1 {score['f1']:.3f}, predicting foreground everywhere "
+            f"{scores['trivial_f1']:.3f}: a margin of {score['margin']:+.3f}, which is not above trivial "
+            f"({TRIVIAL_MARGIN:+.2f} is asked for). Train the parent longer or with more labels."
+        ]
+    if options.gate == "margin":
         return []
-    return [
-        f"its better net ({better}) has validation F1 {scores[better]['f1']:.3f}, predicting foreground everywhere "
-        f"{scores['trivial_f1']:.3f}: a margin of {margin:+.3f}, which is not above trivial ({TRIVIAL_MARGIN:+.2f} is "
-        "asked for). Train the parent longer or with more labels."
-    ]
+    if score.get("margin_low") is None:
+        return [
+            f"the interval of the margin of its {name} is not known, since its run did not come to an end: finish it "
+            "with --resume, or use bootstrap.gate = margin"
+        ]
+    if _is_within_chance(score):
+        return [
+            f"the margin of its {name} over the trivial baseline, {_show_margin(score)}, and bootstrap.gate = interval "
+            "asks for more. Train the parent longer or with more labels, or use more validation cases."
+        ]
+    return []
 
 
 def _check_leaks(parent_split: Split, parent: Checkpoint, split: Split) -> list[str]:
@@ -95,9 +128,10 @@ def _check_leaks(parent_split: Split, parent: Checkpoint, split: Split) -> list[
     return problems
 
 
-def _without(values: Nested, dropped: Collection[str], prefix: str = "") -> Nested:
+def leave_out(values: Nested, dropped: Collection[str], prefix: str = "") -> Nested:
+    """Return nested settings without the dotted keys, or whole sections, of ``dropped``."""
     return {
-        key: _without(value, dropped, f"{prefix}{key}.") if isinstance(value, dict) else value
+        key: leave_out(value, dropped, f"{prefix}{key}.") if isinstance(value, dict) else value
         for key, value in values.items()
         if f"{prefix}{key}" not in dropped
     }

@@ -10,8 +10,8 @@ only, to (N, H, K, *S). Three things differ from MONAI:
 - In 2D, V-Net drops channels. MONAI builds 3D dropout there, which takes the samples of a 2D batch for channels and
   drops whole samples.
 
-To add a network, write a builder and add a line to ``NETWORKS``. torch and MONAI are imported inside the builders, so
-that names and patch sizes can be checked without them.
+To add a network, write a builder and add a line to ``NETWORKS`` and one to ``PARTS`` (``network_parts.py``). torch and
+MONAI are imported inside the builders, so that names and patch sizes can be checked without them.
 """
 
 from __future__ import annotations

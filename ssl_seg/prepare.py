@@ -3,7 +3,7 @@ to train; nothing is written until all of it is known to be good."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ssl_seg.bootstrap import check_parent, describe_doubt, describe_parent, given_keys, parent_layer
-from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
+from ssl_seg.checkpoint import Checkpoint, load_checkpoint
 from ssl_seg.config import Config, DataConfig, LengthConfig, SplitConfig
 from ssl_seg.configio import Layer, build_config, dump_config, merge_layers, nest, validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
@@ -38,6 +38,7 @@ from ssl_seg.rundir import (
     open_run_dir,
 )
 from ssl_seg.sources import absolute_root, open_data
+from ssl_seg.transfer import check_options, load_student, load_teacher
 
 DEFAULT_FRACTIONS = (0.01, 0.10, 1.0)
 
@@ -103,6 +104,7 @@ def prepare_run(
     if request.out is not None:
         check_free(request.out)
     plan = make_plan(request, tracker("reading cases"), gpu=gpu)
+    check_options(plan.config, plan.sources, has_parent=plan.parent is not None)
     for text in plan.catalog.notes:
         note(f"data: {text}")
     for item in plan.planned:
@@ -115,7 +117,7 @@ def prepare_run(
         plan = replace(plan, split=_restamp(plan.split, plan.catalog))
     _check_network(plan.config, parent, request, gpu=gpu)
     if parent is not None:
-        _pass_gate(parent, plan.split, request, note)
+        _pass_gate(parent, plan, request, note)
 
     _fill_disk_cache(plan.config.data, plan.catalog, note, tracker)
     run = create_run_dir(request.out or next_free(Path("runs") / _default_name(plan.config)))
@@ -123,14 +125,27 @@ def prepare_run(
     save_split(plan.split, run.path / SPLIT_FILE)
     if faults:
         run.append_event("split_allowed", findings=[asdict(f) for f in faults])
-    run.append_event("started", parent=None if parent is None else describe_parent(parent), force=request.force)
+    described = None if parent is None else describe_parent(parent, plan.config.bootstrap)
+    run.append_event("started", parent=described, force=request.force)
     for text in (*plan.split.notes, _describe_split(plan.split, plan.config)):
         note(f"split: {text}")
     return Prepared(plan.config, plan.catalog, plan.split, run, request.bootstrap, resumed=False)
 
 
-def make_plan(request: TrainRequest, track: Track = pass_through, *, gpu: bool = False) -> Plan:
+def make_plan(
+    request: TrainRequest,
+    track: Track = pass_through,
+    *,
+    gpu: bool = False,
+    read: Callable[[Mapping[str, Any], Track], Catalog] = open_data,
+) -> Plan:
     """Resolve all settings: those given, those of a parent, and those planned from the data.
+
+    Args:
+        request: what is asked for.
+        track: shows the progress of reading the data.
+        gpu: whether the run will be on one.
+        read: returns the cases of a data section.
 
     Raises:
         SslSegError: for unusable settings, data or split.
@@ -143,7 +158,7 @@ def make_plan(request: TrainRequest, track: Track = pass_through, *, gpu: bool =
         steps = request.epochs * int(merged.get("length", {}).get("steps_per_epoch", default))
         layers.append(Layer(f"--epochs {request.epochs}", nest("length.steps", steps)))
         merged, sources = merge_layers(layers)
-    catalog = open_data(merged.get("data", {}), track)
+    catalog = read(merged.get("data", {}), track)
     split_config = validate(SplitConfig, merged.get("split", {}), sources, prefix="split.")
     split = _find_split(split_config, catalog, None if _wants_new_split(request, parent, catalog) else parent)
     if split_config.label_seed is not None:
@@ -181,24 +196,43 @@ def _reopen(request: TrainRequest, note: Callable[[str], None], tracker: Callabl
         )
     run = open_run_dir(request.resume)
     if not run.last.is_file():
-        raise RunDirError(f"{run.path} holds no checkpoint to resume from; start it again with another --out")
+        raise RunDirError(
+            f"{run.path} holds no checkpoint to resume from; start it again with another --out, or remove the folder "
+            "first"
+        )
     checkpoint = load_checkpoint(run.last)
     stored = Layer(str(run.last), config_of(checkpoint, run.last).model_dump(mode="json"))
     config, _ = build_config([stored, *request.layers])
     step = checkpoint.progress.step
-    if step >= config.length.steps and any(e["event"] == "finished" for e in run.read_events()):
-        raise RunDirError(f"{run.path} is finished: all {config.length.steps} steps are done; nothing to resume")
-    if any(e["event"] == "stopped_early" for e in run.read_events()):
-        raise RunDirError(f"{run.path} is finished: policies.early_stopping ended it at step {step}; nothing to resume")
+    _check_unfinished(run, step, config.length.steps)
     catalog = open_data(config.data.model_dump(mode="json"), tracker("reading cases"))
     split = split_from_dict(checkpoint.split)
     check_with_data(config, catalog, split, note)
     _fill_disk_cache(config.data, catalog, note, tracker)
     # Step 0 is probed again when nothing has been trained yet.
-    run.drop_metrics_after(step or -1)
+    run.drop_after(step or -1)
     run.append_event("resumed", step=step)
     note(f"resume: {run.path} from step {step} of {config.length.steps}")
     return Prepared(config, catalog, split, run, run.last, resumed=True)
+
+
+def _check_unfinished(run: RunDir, step: int, total_steps: int) -> None:
+    """Do nothing, if the run whose last checkpoint is of ``step`` has not come to its end.
+
+    Raises:
+        RunDirError: when it has, by itself or by its monitor.
+    """
+    events = {e["event"]: e for e in run.read_events() if e.get("step", 0) <= step and e.get("rung", "stop") == "stop"}
+    if step >= total_steps and "finished" in events:
+        raise RunDirError(f"{run.path} is finished: all {total_steps} steps are done; nothing to resume")
+    if "stopped_early" in events:
+        raise RunDirError(f"{run.path} is finished: policies.early_stopping ended it at step {step}; nothing to resume")
+    # The last rung of the ladder is an event too, in case the run was killed before it wrote down how it ended.
+    if (end := events.get("collapsed", events.get("intervention"))) is not None:
+        raise RunDirError(
+            f"{run.path} was ended by its monitor at step {step}: {', '.join(end['codes'])}. To go on would be to "
+            f"train what has collapsed. See why with `ssl-seg diagnose {run.last}`, which names the command to try next"
+        )
 
 
 def _load_parent(request: TrainRequest) -> Checkpoint | None:
@@ -270,13 +304,15 @@ def _check_network(config: Config, parent: Checkpoint | None, request: TrainRequ
     """Build the network once, to see that the parent's weights fit and the precision asked for is usable."""
     net = make_network(config)
     if parent is not None:
-        load_weights(net, parent.student, str(request.bootstrap))
+        load_student(net, parent, config, str(request.bootstrap))
+        load_teacher(net, parent, config, str(request.bootstrap))
     if not gpu:
         choose_precision(config.runtime.precision, net, torch.zeros(1, config.data.channels, *config.data.patch_size))
 
 
-def _pass_gate(parent: Checkpoint, split: Split, request: TrainRequest, note: Callable[[str], None]) -> None:
-    reasons = check_parent(parent, split)
+def _pass_gate(parent: Checkpoint, plan: Plan, request: TrainRequest, note: Callable[[str], None]) -> None:
+    options = plan.config.bootstrap
+    reasons = check_parent(parent, plan.split, options)
     if reasons and not request.force:
         listed = "\n".join(f"- {reason}" for reason in reasons)
         raise RefusedError(
@@ -284,8 +320,13 @@ def _pass_gate(parent: Checkpoint, split: Split, request: TrainRequest, note: Ca
         )
     for reason in reasons:
         note(f"bootstrap: forced although {reason}")
-    if doubt := describe_doubt(parent):
+    if doubt := describe_doubt(parent, options):
         note(f"bootstrap: WARNING {doubt}")
+    if options.pseudo_label_steps > 0 and not plan.split.pool_ids(plan.config.split.labels):
+        note(
+            f"bootstrap: WARNING pseudo_label_steps = {options.pseudo_label_steps} gives no pseudo-labels: there is no "
+            "unlabeled image"
+        )
 
 
 def _describe_split(split: Split, config: Config) -> str:

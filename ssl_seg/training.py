@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,14 @@ from ssl_seg.config import Config, RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers, validate
 from ssl_seg.data.loader import Batch, PatchSource, make_loader, make_probe
 from ssl_seg.data.sampling import derive_seed
-from ssl_seg.engine.devices import any_process, choose_memory_format, make_fabric, time_memory_formats, to_memory_format
+from ssl_seg.engine.devices import (
+    any_process,
+    call_on_main,
+    choose_memory_format,
+    make_fabric,
+    time_memory_formats,
+    to_memory_format,
+)
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
@@ -27,9 +35,9 @@ from ssl_seg.engine.loop import Ending, LoopStart, LrAt, Schedule, run_loop
 from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.engine.policies import Policies
 from ssl_seg.engine.swa import WeightAverage
-from ssl_seg.errors import ConfigError, SslSegError
+from ssl_seg.errors import ConfigError, RunDirError
 from ssl_seg.finish import finish_run
-from ssl_seg.inference.model import better_net, make_network
+from ssl_seg.inference.model import make_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import make_method
 from ssl_seg.monitor.findings import Verdict
@@ -38,10 +46,11 @@ from ssl_seg.monitor.memory import read_memory
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.precision import choose_precision, make_autocast
 from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, with_runtime, write_config
-from ssl_seg.recorder import Console, Recorder, Silent
-from ssl_seg.rundir import RunDir
+from ssl_seg.recorder import Console, Recorder, Silent, find_told
+from ssl_seg.rundir import RunDir, is_disk_full, next_free
 from ssl_seg.schedules import make_ema_schedule, make_lr_schedule
 from ssl_seg.sources import make_source, open_store, resample
+from ssl_seg.transfer import load_student, load_teacher
 
 _CHANGES: tuple[Foreground, ...] = ("more", "less")
 STEPS_BETWEEN_AGREEMENTS = 10
@@ -78,16 +87,40 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
         SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
     """
     console = console or Silent()
-    fabric = make_fabric(_runtime_of(request))
+    fabric = make_fabric(runtime_of(request))
     fabric.launch()
     prepared = _prepare_on_main(fabric, request, console)
     try:
         return _train(fabric, prepared, console)
+    except KeyboardInterrupt:  # before the loop listens for it, or twice
+        if fabric.is_global_zero:
+            console.note(_describe_interrupt(prepared.run))
+        raise
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"out of memory on {fabric.device}: make data.patch_size, batch.labeled and batch.unlabeled or "
             f"network.features smaller ({prepared.run.path} keeps what was saved)"
         ) from error
+    except (OSError, RuntimeError) as error:
+        if is_disk_full(error):
+            run = prepared.run.path
+            raise RunDirError(
+                f"the disk of {run} is full; the last checkpoint is kept. Free some space, then continue with "
+                f"`ssl-seg train --resume {shlex.quote(str(run))}`"
+            ) from error
+        raise
+
+
+def _describe_interrupt(run: RunDir) -> str:
+    """Return what is left of a run that was interrupted in the middle of something, and how to go on."""
+    here, free = (shlex.quote(str(path)) for path in (run.path, next_free(run.path)))
+    if run.last.is_file():
+        step = load_checkpoint(run.last, lazy=True).progress.step
+        return f"interrupted; saved is step {step}; continue with: ssl-seg train --resume {here}"
+    return (
+        f"interrupted before anything was saved: {run.path} cannot be resumed. Give the same command again with "
+        f"--out {free}, or after removing that folder: rm -r {here}"
+    )
 
 
 def _train(fabric: Fabric, prepared: Prepared, console: Console) -> TrainResult:
@@ -151,7 +184,7 @@ class _Trainer:
         return iter(make_loader(source, step, last, self.workers, pin_memory))
 
 
-def _runtime_of(request: TrainRequest) -> RuntimeConfig:
+def runtime_of(request: TrainRequest) -> RuntimeConfig:
     """Return the machine settings alone: they decide how many processes plan the rest."""
     layers = list(request.layers)
     if request.resume is not None and (last := RunDir(request.resume).last).is_file():
@@ -164,19 +197,8 @@ def _runtime_of(request: TrainRequest) -> RuntimeConfig:
 
 def _prepare_on_main(fabric: Fabric, request: TrainRequest, console: Console) -> Prepared:
     """Prepare on the first process and hand the result, or the error, to all."""
-    prepared: Prepared | SslSegError | None = None
-    if fabric.is_global_zero:
-        try:
-            gpu = fabric.device.type != "cpu"
-            prepared = prepare_run(request, gpu=gpu, note=console.note, tracker=console.track)
-        except SslSegError as error:
-            prepared = error
-    prepared = fabric.broadcast(prepared)
-    if isinstance(prepared, SslSegError):
-        raise prepared
-    if prepared is None:
-        raise RuntimeError("the first process sent no run")
-    return prepared
+    gpu = fabric.device.type != "cpu"
+    return call_on_main(fabric, lambda: prepare_run(request, gpu=gpu, note=console.note, tracker=console.track))
 
 
 def _settle_runtime(
@@ -209,10 +231,7 @@ def _assemble(
     fabric: Fabric, prepared: Prepared, student: nn.Module, checkpoint: Checkpoint | None, console: Console
 ) -> _Trainer:
     config, split = prepared.config, prepared.split
-    if checkpoint is not None:
-        net = "student" if prepared.resumed else better_net(checkpoint)
-        load_weights(student, getattr(checkpoint, net), str(prepared.start))
-    teacher = EMATeacher(student, make_ema_schedule(config.ema, config.length.steps))
+    teacher = _make_networks(prepared, student, checkpoint)
     average = None if config.policies.swa is None else WeightAverage(student)
     autocast = make_autocast(config.runtime.precision, fabric.device)
     method = make_method(config.method.name, config.method.options, make_supervised_loss(config.loss))
@@ -263,6 +282,7 @@ def _assemble(
     recorder = Recorder(prepared, engine, average, console, fabric.is_global_zero)
     if prepared.resumed and checkpoint is not None:
         recorder.scores = checkpoint.scores  # until the first probe
+        recorder.told = find_told(prepared.run)
         if start.memory.healthy_step == start.progress.step:  # the run may have been killed before it copied the file
             recorder.keep_healthy(start.progress.step)
     reduces = config.optim.schedule == "reduce_on_plateau"
@@ -271,6 +291,20 @@ def _assemble(
     lr_at = make_lr_schedule(config.optim, config.length, sum(config.labeled_range) / 2 * fabric.world_size)
     workers = config.runtime.workers
     return _Trainer(engine, monitor, schedule, start, lr_at, policies, interventions, recorder, source, workers)
+
+
+def _make_networks(prepared: Prepared, student: nn.Module, checkpoint: Checkpoint | None) -> EMATeacher:
+    """Put the weights of a checkpoint, if any, into the student; return the teacher that belongs to it."""
+    config, where = prepared.config, str(prepared.start)
+    if checkpoint is not None and prepared.resumed:
+        load_weights(student, checkpoint.student, where)
+    elif checkpoint is not None:
+        load_student(student, checkpoint, config, where)
+    held = config.bootstrap.pseudo_label_steps
+    teacher = EMATeacher(student, make_ema_schedule(config.ema, config.length.steps - held), held)
+    if checkpoint is not None and not prepared.resumed:  # a resumed engine is restored as a whole
+        teacher.updates = load_teacher(teacher.net, checkpoint, config, where)
+    return teacher
 
 
 def _read_start(checkpoint: Checkpoint) -> LoopStart:

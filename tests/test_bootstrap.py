@@ -69,8 +69,9 @@ class TestParentLayer:
         own = dict(flatten(make_parent().config))
         kept = inherited()
         left_out = {key for key in own if key not in kept}
-        assert left_out == {key for key in own if key.startswith("runtime.")} | {"split.file"}
-        assert len(left_out) == len(dict(flatten(Config.model_fields["runtime"].default.model_dump()))) + 1
+        assert left_out == {key for key in own if key.startswith(("runtime.", "bootstrap."))} | {"split.file"}
+        sections = [Config.model_fields[name].default.model_dump() for name in ("runtime", "bootstrap")]
+        assert len(left_out) == sum(len(dict(flatten(section))) for section in sections) + 1
         assert kept == {key: value for key, value in own.items() if key not in left_out}
 
     @pytest.mark.parametrize(

@@ -149,6 +149,11 @@ CASES: list[tuple[str, Settings, Settings]] = [
     ("setting_without_effect", ("optim.lr_batch_size=2",), ("optim.lr_batch_size=2", "optim.lr_scaling=sqrt")),
     ("setting_without_effect", ("split.val_fraction=0.3", "split.folds=3"), ("split.val_fraction=0.3",)),
     ("setting_without_effect", ("split.test_fraction=0.3", "split.file=x"), ("split.test_fraction=0.3",)),
+    (
+        "setting_without_effect",
+        ("bootstrap.reset_head=true", "bootstrap.parts=encoder"),
+        ("bootstrap.reset_head=true", "bootstrap.parts=all"),
+    ),
     ("cutmix_without_effect", ("augment.cutmix=0.5", "batch.unlabeled=0"), ("augment.cutmix=0.5",)),
 ]  # fmt: skip
 
@@ -173,8 +178,10 @@ def test_a_rule_fires_on_its_case_only(code: str, bad: Settings, good: Settings)
     assert findings
     for finding in findings:
         assert finding.level == "warn"
-        assert re.search(r"\b(\d|constant|poly|linear|sqrt|one_cycle|reduce_on_plateau)", finding.message)
-        names = re.findall(r"\b(?:optim|policies|loss|ema|batch|length|split|augment)(?:\.[a-z_]+)+", finding.message)
+        assert re.search(r"\b(\d|True|constant|poly|linear|sqrt|one_cycle|reduce_on_plateau)", finding.message)
+        names = re.findall(
+            r"\b(?:optim|policies|loss|ema|batch|length|split|augment|bootstrap)(?:\.[a-z_]+)+", finding.message
+        )
         assert names
         assert set(names) <= KNOWN
     assert code not in codes_of(make_config(*good))

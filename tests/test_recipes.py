@@ -9,12 +9,10 @@ from types import ModuleType
 import pytest
 from conftest import TINY, train_tiny
 
-from ssl_seg.configio import Layer, merge_layers, packaged_configs, read_layers
+from ssl_seg.configio import Layer, list_packaged, merge_layers, read_layers
 from ssl_seg.preflight import check_layers
 
-PACKAGED = sorted(
-    p.relative_to(packaged_configs()).with_suffix("").as_posix() for p in packaged_configs().rglob("*.yaml")
-)
+PACKAGED = sorted(list_packaged())
 RECIPES = [name for name in PACKAGED if name.startswith("recipes/") or name.startswith("recommended")]
 
 SOURCE = {

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from ssl_seg.config.bootstrap import BootstrapConfig
 from ssl_seg.config.data import AugmentConfig, BatchConfig, DataConfig, SplitConfig
 from ssl_seg.config.learning import EMAConfig, LossConfig, LossPhaseConfig, MethodConfig, NetworkConfig, OptimConfig
 from ssl_seg.config.policies import (
@@ -27,6 +28,7 @@ from ssl_seg.config.section import Section
 __all__ = [
     "AugmentConfig",
     "BatchConfig",
+    "BootstrapConfig",
     "Config",
     "DataConfig",
     "EMAConfig",
@@ -112,6 +114,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     ema: EMAConfig = EMAConfig()
+    bootstrap: BootstrapConfig = BootstrapConfig()
     batch: BatchConfig
     augment: AugmentConfig = AugmentConfig()
     length: LengthConfig

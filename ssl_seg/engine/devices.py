@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -13,8 +15,10 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from ssl_seg.config import RuntimeConfig
-from ssl_seg.errors import ConfigError
+from ssl_seg.errors import ConfigError, SslSegError
 from ssl_seg.precision import Autocast
+
+T = TypeVar("T")
 
 TIMED_STEPS = 4
 PATIENCE = timedelta(hours=6)
@@ -57,6 +61,22 @@ def _count_started_processes() -> int:
         os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ else "1"
     )
     return int(os.environ.get("WORLD_SIZE", slurm))
+
+
+def call_on_main(fabric: Fabric, function: Callable[[], T]) -> T:
+    """Call a function on the first process, and hand its result, or its error, to all."""
+    outcome: tuple[T] | SslSegError | None = None
+    if fabric.is_global_zero:
+        try:
+            outcome = (function(),)
+        except SslSegError as error:
+            outcome = error
+    outcome = fabric.broadcast(outcome)
+    if isinstance(outcome, SslSegError):
+        raise outcome
+    if outcome is None:
+        raise RuntimeError("the first process sent no result")
+    return outcome[0]
 
 
 def any_process(fabric: Fabric, flag: bool) -> bool:

@@ -23,23 +23,34 @@ class EMATeacher:
     Args:
         student: the bare network.
         decay_at: number of updates made before -> weight of the old teacher in the next one, in [0, 1].
+        held: number of first updates that leave the teacher as it is. The next one makes it a copy of the student, and
+            from there on ``decay_at`` is asked, with the count at 0.
     """
 
-    def __init__(self, student: nn.Module, decay_at: Callable[[int], float]) -> None:
+    def __init__(self, student: nn.Module, decay_at: Callable[[int], float], held: int = 0) -> None:
         self.net = copy.deepcopy(student).eval().requires_grad_(False)
-        self.decay_at = decay_at
+        self.decay_at, self.held = decay_at, held
         self.updates = 0
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the next update leaves the teacher as it is."""
+        return self.updates < self.held
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """Move one step towards the student; no synchronization with the host."""
+        if not self.is_held:
+            self._move(student, 0.0 if self.updates == self.held > 0 else self.decay_at(self.updates - self.held))
+        self.updates += 1
+
+    def _move(self, student: nn.Module, decay: float) -> None:
         own, others = list(_floats(self.net)), [t.detach() for t in _floats(student)]
-        average = get_ema_multi_avg_fn(self.decay_at(self.updates))  # type: ignore[no-untyped-call]
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         average(own, others, None)
         for own_buffer, buffer in zip(self.net.buffers(), student.buffers(), strict=True):
             if not own_buffer.is_floating_point():
                 own_buffer.copy_(buffer)
-        self.updates += 1
 
 
 def _floats(net: nn.Module) -> list[Tensor]:

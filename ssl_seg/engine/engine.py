@@ -89,7 +89,8 @@ class Engine:
     def step(self, batch: Batch, step: int, lr: float, restraint: Restraint = FREE) -> StepRecord:
         """Make update number ``step`` (from 0) with a learning rate, on a batch that is on the device."""
         clip_norm = self.clip_norm if restraint.clip_norm is None else restraint.clip_norm
-        progress = Progress(step, self.total_steps, step / self.steps_per_epoch, restraint.unlabeled_factor)
+        epoch, is_held = step / self.steps_per_epoch, self.teacher.is_held
+        progress = Progress(step, self.total_steps, epoch, restraint.unlabeled_factor, teacher_is_fixed=is_held)
         torch.manual_seed(derive_seed(self.seed, self.fabric.global_rank, step))
         self.wrapped.train()
         set_lr(self.optimizer, lr)

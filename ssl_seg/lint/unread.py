@@ -16,6 +16,7 @@ _READ_WHEN: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "optim.floor": ("another optim.schedule than constant", lambda c: c.optim.schedule != "constant"),
     "optim.lr_batch_size": ("optim.lr_scaling = linear or sqrt", lambda c: c.optim.lr_scaling != "none"),
     "split.val_fraction": ("split.folds and split.file unset", lambda c: not (c.split.folds or c.split.file)),
+    "bootstrap.reset_head": ("bootstrap.parts = all; the head is new already", lambda c: c.bootstrap.parts == "all"),
     "split.test_fraction": ("split.file unset", lambda c: c.split.file is None),
 }
 """Setting -> with what it is read, in words and as a condition."""

@@ -36,6 +36,8 @@ class Progress:
     epoch: float = 0.0
     unlabeled_factor: float = 1.0
     """Factor of everything that is learned from unlabeled patches; an intervention sets it to 0 for a while."""
+    teacher_is_fixed: bool = False
+    """The teacher is a trained network that does not move: what it says counts in full, without ramp-up."""
 
 
 @dataclass(frozen=True)

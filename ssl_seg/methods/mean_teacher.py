@@ -73,7 +73,7 @@ class MeanTeacher:
         steps = self.options.rampup_steps
         if steps is None:
             steps = round(self.options.rampup_ratio * progress.total_steps)
-        rampup = compute_rampup(progress.step, steps, self.options.rampup)
+        rampup = 1.0 if progress.teacher_is_fixed else compute_rampup(progress.step, steps, self.options.rampup)
         return self.options.consistency_weight * rampup * progress.unlabeled_factor
 
 

@@ -1,0 +1,176 @@
+"""``ssl-seg ladder``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from ssl_seg.label_rungs import LabelLadder, Rung
+
+
+def ladder(
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Labels of each rung, increasing: shares of the training pool or numbers of cases."),
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="YAML file, or the name of a packaged configuration.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder or manifest, as for train.")] = None,
+    layout: Annotated[str | None, typer.Option(help="How the files lie; recognized unless given.")] = None,
+    split: Annotated[Path | None, typer.Option(help="Split file; else made from the seed, once for all rungs.")] = None,
+    method: Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")] = None,
+    network: Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each rung.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Length of each rung in epochs.", min=1)] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Labeled patches in a batch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the trainings; the split has its own, split.seed.")] = None,
+    gate: Annotated[
+        Literal["margin", "interval"] | None,
+        typer.Option(
+            help="What a rung must show for the next one to start from it: a margin over predicting foreground "
+            "everywhere, or one whose 95 % interval lies above 0.",
+            show_default="margin",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to create.", show_default="runs/DATA_METHOD_ladder_...")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the ladder in this directory.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although the gate refuses a rung, or one has collapsed.")
+    ] = False,
+    allow_split: Annotated[
+        bool, typer.Option("--allow-split", help="Train although the split check finds a fault; recorded in the runs.")
+    ] = False,
+    devices: Annotated[int | None, typer.Option(help="Processes on this node, one device each.")] = None,
+    num_nodes: Annotated[int | None, typer.Option(help="Nodes, when started by torchrun or SLURM.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. bootstrap.parts=encoder. Repeatable."),
+    ] = None,
+) -> None:
+    """Train with more and more labels, each rung from the best one below: --labels 0.01 0.10 1.0
+
+    Each rung is what `train --labels L --bootstrap PARENT` does, on one split. Exit code 3 where the gate refuses a
+    rung or the monitor stops one.
+    """
+    from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.cli.run_settings import make_layers
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.label_ladder import LabelLadderRequest, climb_labels
+
+    if more and not labels:
+        raise ConfigError(f"{more[0]} is not expected here: give the rungs as --labels 0.01 0.10 1.0")
+    if epochs is not None and steps is not None:
+        raise ConfigError("--steps and --epochs both give the length: use one of them")
+    options = {
+        "--data": ("data.root", data),
+        "--layout": ("data.layout", layout),
+        "--split": ("split.file", None if split is None else str(split)),
+        "--allow-split": ("split.allow_faults", allow_split or None),
+        "--method": ("method.name", method),
+        "--network": ("network.name", network),
+        "--steps": ("length.steps", steps),
+        "--lr": ("optim.lr", lr),
+        "--batch-size": ("batch.labeled", batch_size),
+        "--seed": ("seed", seed),
+        "--devices": ("runtime.devices", devices),
+        "--num-nodes": ("runtime.num_nodes", num_nodes),
+    }
+    layers = make_layers(config, options, set_)
+    wanted = _parse_labels([*(labels or []), *(more or [])])
+    request = LabelLadderRequest(wanted, layers, out, resume, gate, force, epochs)
+    _report(climb_labels(request, TerminalConsole()))
+
+
+def _parse_labels(texts: list[str]) -> tuple[float, ...]:
+    """Return the numbers of ``0.01 0.10``, ``0.01,0.10`` and what mixes both."""
+    from ssl_seg.errors import ConfigError
+
+    words = [word for text in texts for word in text.replace(",", " ").split()]
+    for word in words:
+        if not _is_number(word):
+            raise ConfigError(f"--labels: '{word}' is not a valid number; write --labels 0.01 0.10 1.0")
+    return tuple(float(word) for word in words)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _report(result: LabelLadder) -> None:
+    """Print how far the ladder has come, and end with the exit code that says so."""
+    from ssl_seg.cli import is_main_process
+    from ssl_seg.label_rungs import LADDER_FILE
+
+    if not is_main_process():
+        return
+    resume = f"ssl-seg ladder --resume {result.path}"
+    if result.ending == "interrupted":
+        waiting = next((rung.name for rung in result.rungs if rung.status == "waiting"), "the end")
+        typer.echo(f"interrupted at {waiting}; continue with: {resume}")
+        raise typer.Exit(130)
+    _print_rungs(result)
+    typer.echo(f"wrote {result.path / LADDER_FILE}")
+    if result.ending in ("collapsed", "refused"):
+        _explain(result, resume)
+    if (best := result.best) is None or result.checkpoint is None:
+        typer.echo("no rung has come to a network to use")
+    elif best.scores[best.net]["margin"] <= 0:
+        typer.echo(f"no rung is better than foreground everywhere; next: ssl-seg diagnose {result.checkpoint}")
+    else:
+        typer.echo(f"use rung {best.number}, the best on validation: {result.checkpoint}")
+        typer.echo(f"next: ssl-seg evaluate {result.checkpoint}    ssl-seg predict {result.checkpoint} IMAGES OUTPUT")
+    if result.ending in ("collapsed", "refused"):
+        raise typer.Exit(3)
+
+
+def _explain(result: LabelLadder, resume: str) -> None:
+    """Say at which rung the ladder ended, and why."""
+    rung = next(r for r in reversed(result.rungs) if r.status == result.ending)
+    if rung.status == "refused":
+        reason = rung.message.replace("--force starts from it all the same.", "").rstrip()
+        typer.echo(f"rung {rung.number} (labels {rung.labels:g}) was not begun: {reason}", err=True)
+    else:
+        typer.echo(
+            f"rung {rung.number} (labels {rung.labels:g}) was stopped by the monitor: {', '.join(rung.codes)}\n"
+            f"  next: ssl-seg diagnose {result.run_of(rung).last}",
+            err=True,
+        )
+    typer.echo(f"to go on all the same, from the best rung so far: {resume} --force", err=True)
+
+
+def _print_rungs(result: LabelLadder) -> None:
+    from ssl_seg.cli.console import print_table
+
+    columns = [
+        "rung", "labels", "cases", "start", "F1 student", "F1 teacher", "all-positive", "margin", "95 % interval",
+        "to its parent", "95 % interval", "",
+    ]  # fmt: skip
+    print_table(f"validation, {result.path}", columns, [_make_row(rung) for rung in result.rungs])
+
+
+def _make_row(rung: Rung) -> list[str]:
+    from ssl_seg.cli.console import format_figure
+
+    scores, change = rung.scores, rung.difference
+    start = "-" if rung.status == "waiting" else f"rung {rung.parent}" if rung.parent else "scratch"
+    row = [str(rung.number), f"{rung.labels:g}", str(rung.cases), start]
+    if scores:
+        best = scores[rung.net]
+        f1 = [scores[net].get("f1_macro", scores[net]["f1"]) for net in ("student", "teacher")]
+        row += [format_figure(value) for value in (*f1, scores["trivial_f1"], best["margin"])]
+        row.append(f"{format_figure(best['margin_low'])} .. {format_figure(best['margin_high'])}")
+    else:
+        row += ["-"] * 5
+    row += ["-", "-"] if change is None else [f"{change.f1:+.3f}", f"{change.low:+.3f} .. {change.high:+.3f}"]
+    state = "kept" if rung.kept else "worse: its parent is kept" if rung.status == "done" else rung.status
+    return [*row, state]

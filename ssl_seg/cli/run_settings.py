@@ -1,0 +1,31 @@
+"""The options that set a run, as layers of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl_seg.configio import Layer
+
+
+def make_layers(
+    config: str | None, options: Mapping[str, tuple[str, Any]], overrides: list[str] | None
+) -> tuple[Layer, ...]:
+    """Return the layers of a command line: the file, then the options, then each ``--set``.
+
+    Args:
+        config: file, or name of a packaged configuration.
+        options: option -> dotted key and value; None where it was not given.
+        overrides: texts of ``--set``.
+
+    Raises:
+        ConfigError: for a file that cannot be read, or a ``--set`` without ``=``.
+    """
+    from ssl_seg.configio import Layer, nest, parse_override, read_layers
+
+    layers = [] if config is None else read_layers(config)
+    layers += [
+        Layer(f"{name} {value}", nest(key, value)) for name, (key, value) in options.items() if value is not None
+    ]
+    return (*layers, *(parse_override(text) for text in overrides or []))

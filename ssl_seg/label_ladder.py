@@ -1,0 +1,303 @@
+"""A ladder of label fractions: each rung is a training with more labels that starts from the best one so far.
+
+A rung is what ``train --labels L --bootstrap PARENT`` does, with the gate in front of it. All rungs share one split.
+How far a ladder is stands on the disk alone, so that one that was killed anywhere goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from ssl_seg.bootstrap import given_keys, leave_out
+from ssl_seg.checkpoint import load_checkpoint
+from ssl_seg.configio import Layer, nest
+from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.splits.files import save_split, split_from_dict
+from ssl_seg.data.splits.split import Split
+from ssl_seg.engine.devices import call_on_main, make_fabric
+from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError
+from ssl_seg.finish import FINAL_OVERLAP
+from ssl_seg.inference.model import better_net, open_model
+from ssl_seg.inference.scoring import score_cases
+from ssl_seg.label_rungs import (
+    LADDER_FILE,
+    LabelLadder,
+    Rung,
+    check_labels,
+    compare_counts,
+    load_ladder,
+    save_ladder,
+)
+from ssl_seg.preflight import check_layers
+from ssl_seg.prepare import Plan, TrainRequest, make_plan
+from ssl_seg.recorder import Console, Silent
+from ssl_seg.run_series import anchor_layer, create_whole, hold_directory, read_ending, read_machine
+from ssl_seg.rundir import SPLIT_FILE, RunDir, check_free, next_free
+from ssl_seg.sources import open_data, open_store
+from ssl_seg.training import runtime_of, train
+from ssl_seg.transfer import check_options
+
+_OWN_SPLIT = {f"split.{name}" for name in ("labels", "file", "val_fraction", "test_fraction", "folds", "fold")}
+"""Settings of which the split has been made; the rungs read it from its file."""
+
+
+@dataclass(frozen=True)
+class LabelLadderRequest:
+    """What the caller asks for: new rungs, or the continuation of a ladder with its own settings."""
+
+    labels: tuple[float, ...] = ()
+    """Labels of each rung, increasing: shares in (0, 1] or numbers of cases above 1."""
+    layers: tuple[Layer, ...] = ()
+    """Files and options of all rungs, in increasing order of precedence."""
+    out: Path | None = None
+    """Directory to create."""
+    resume: Path | None = None
+    """Directory of a ladder to continue."""
+    gate: Literal["margin", "interval"] | None = None
+    """``bootstrap.gate`` of all rungs; None leaves it to the layers."""
+    force: bool = False
+    """Go on although the gate refuses a rung, or one has collapsed."""
+    epochs: int | None = None
+    """Length of each rung in epochs, instead of length.steps."""
+
+
+def climb_labels(request: LabelLadderRequest, console: Console | None = None) -> LabelLadder:
+    """Train the rungs one after the other, each from the best of those below.
+
+    A rung that ends worse than its parent is recorded, and the parent stays the start of the next one. A rung that the
+    gate refuses, or that the monitor stops, ends the ladder unless ``force`` is set.
+
+    Returns:
+        The ladder, whose ``ending`` says how far it went; ladder.json in its directory says the same.
+
+    Raises:
+        SslSegError: for anything the user can mend; RefusedError for the continuation of a ladder that was refused or
+            has collapsed.
+    """
+    console = console or Silent()
+    layers = request.layers if request.resume is None else (*load_ladder(request.resume).layers, *request.layers)
+    fabric = make_fabric(runtime_of(TrainRequest(layers)))
+    fabric.launch()
+    begin = _create if request.resume is None else _reopen
+    ladder = call_on_main(fabric, lambda: begin(request, fabric, console))
+    machine = request.layers if request.resume is not None else ()
+    cases: dict[str, Catalog] = {}
+    with hold_directory(fabric, ladder.path):
+        try:
+            for number in [rung.number for rung in ladder.rungs if rung.status == "waiting"]:
+                ladder = _climb_rung(fabric, ladder, number, machine, cases, console)
+                if ladder.ending is not None:
+                    return ladder
+        except KeyboardInterrupt:  # between two trainings: a training turns it into an ending of its own
+            return replace(ladder, ending="interrupted")
+        return call_on_main(fabric, lambda: _save(replace(ladder, ending="finished")))
+
+
+def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> LabelLadder:
+    """Check all that can be known before the first training, then create the directory with the split."""
+    check_labels(request.labels)
+    options = [layer for layer in request.layers if not layer.is_file]
+    if "split.labels" in given_keys(options):
+        raise ConfigError("split.labels: the labels of a ladder are those of its rungs; give them with --labels alone")
+    gate = () if request.gate is None else (Layer(f"--gate {request.gate}", nest("bootstrap.gate", request.gate)),)
+    layers = tuple(anchor_layer(layer) for layer in (*request.layers, *gate))
+    check_layers(layers)
+    if request.out is not None:
+        _check_free(request.out)
+    first = Layer(f"--labels {request.labels[0]:g}", nest("split.labels", request.labels[0]))
+    plan = make_plan(
+        TrainRequest((*layers, first), epochs=request.epochs),
+        console.track("reading cases"),
+        gpu=fabric.device.type != "cpu",
+    )
+    check_options(plan.config, plan.sources, has_parent=len(request.labels) > 1)
+    rungs = _plan_rungs(plan.split, request.labels, console)
+    path = request.out or next_free(Path("runs") / _default_name(plan))
+    ladder = LabelLadder(path, layers, rungs, request.epochs, request.force)
+
+    def fill(folder: Path) -> None:
+        save_split(plan.split, folder / SPLIT_FILE)
+        save_ladder(replace(ladder, path=folder))
+
+    create_whole(path, fill)
+    counts = ", ".join(str(rung.cases) for rung in rungs)
+    console.note(f"ladder: {path}, {len(rungs)} rung(s) with {counts} labeled cases, one split for all")
+    return ladder
+
+
+def _plan_rungs(split: Split, labels: Sequence[float], console: Console) -> tuple[Rung, ...]:
+    rungs = tuple(Rung(n, value, len(split.labeled_ids(value))) for n, value in enumerate(labels, start=1))
+    for below, above in pairwise(rungs):
+        if above.cases < below.cases:
+            raise ConfigError(
+                f"--labels: {above.labels:g} stands for {above.cases} of the {len(split.fractions[1.0])} labeled "
+                f"training cases, and {below.labels:g} before it for {below.cases}: each rung needs more than the one "
+                "below"
+            )
+        if above.cases == below.cases:
+            console.note(
+                f"ladder: WARNING {below.labels:g} and {above.labels:g} both stand for {above.cases} labeled case(s): "
+                f"rung {above.number} adds none"
+            )
+    return rungs
+
+
+def _check_free(path: Path) -> None:
+    if (path / LADDER_FILE).is_file():
+        raise RunDirError(
+            f"{path} exists already and is never overwritten: continue it with `ssl-seg ladder --resume {path}`, or "
+            f"use --out {next_free(path)}"
+        )
+    check_free(path)
+
+
+def _default_name(plan: Plan) -> str:
+    data = Path(plan.config.data.root).name.replace(":", "-")
+    return f"{data}_{plan.config.method.name}_ladder_seed{plan.config.seed}"
+
+
+def _reopen(request: LabelLadderRequest, fabric: Fabric, console: Console) -> LabelLadder:  # noqa: ARG001 (as _create)
+    """Return the ladder to continue; what is to be tried again waits again."""
+    others = [layer.source for layer in request.layers if set(layer.values) != {"runtime"}]
+    if request.labels or request.out or request.gate or request.epochs or others:
+        raise ConfigError(
+            "--resume continues a ladder with its own settings: give it without other options (only --force, and "
+            "runtime settings such as --devices, may be new)"
+        )
+    path = request.resume or Path()
+    ladder = load_ladder(path)
+    if ladder.ending == "finished":
+        raise RunDirError(f"{path} is finished: all {len(ladder.rungs)} rungs are done; nothing to resume")
+    if ladder.ending in ("collapsed", "refused") and not request.force:
+        ended = next(rung for rung in reversed(ladder.rungs) if rung.status == ladder.ending)
+        reason = ended.message or f"the monitor stopped its training: {', '.join(ended.codes)}"
+        raise RefusedError(f"{path} ended at rung {ended.number}: {reason}\n--force goes on from the best rung so far.")
+    rungs = tuple(replace(r, status="waiting", message="") if r.status == "refused" else r for r in ladder.rungs)
+    done = sum(rung.status != "waiting" for rung in rungs)
+    console.note(f"ladder: {path} goes on, {done} of {len(rungs)} rung(s) are done")
+    return _save(replace(ladder, rungs=rungs, force=ladder.force or request.force, ending=None))
+
+
+def _save(ladder: LabelLadder) -> LabelLadder:
+    save_ladder(ladder)
+    return ladder
+
+
+def _climb_rung(
+    fabric: Fabric,
+    ladder: LabelLadder,
+    number: int,
+    machine: Sequence[Layer],
+    cases: dict[str, Catalog],
+    console: Console,
+) -> LabelLadder:
+    """Train, or go on with, a rung and judge it; the ladder has an ending where that was the last rung for now."""
+    rung = ladder.rungs[number - 1]
+    where = f"rung {number} (labels {rung.labels:g})"
+    try:
+        request = call_on_main(fabric, lambda: _plan_training(ladder, rung, machine, console))
+        if request is not None and train(request, console).ending == "interrupted":
+            return replace(ladder, ending="interrupted")
+        return call_on_main(fabric, lambda: _judge(ladder, rung, fabric.device, cases, console))
+    except RefusedError as error:
+        refused = replace(rung, status="refused", parent=_parent_of(ladder), message=str(error))
+        ended = replace(ladder.with_rung(refused), ending="refused")
+        return call_on_main(fabric, lambda: _save(ended))
+    except SslSegError as error:
+        raise type(error)(f"{where}: {error}\nWhen that is mended: ssl-seg ladder --resume {ladder.path}") from error
+
+
+def _parent_of(ladder: LabelLadder) -> int | None:
+    return None if ladder.best is None else ladder.best.number
+
+
+def _plan_training(ladder: LabelLadder, rung: Rung, machine: Sequence[Layer], console: Console) -> TrainRequest | None:
+    """Return how the run of a rung is begun or continued; None where its training has come to an end."""
+    run, start = ladder.run_of(rung), ladder.checkpoint
+    title = f"== rung {rung.number} of {len(ladder.rungs)}: labels {rung.labels:g}, {rung.cases} case(s)"
+    if read_ending(run) is not None:
+        return None
+    if run.last.is_file():
+        console.note(f"{title}, continued: {run.path}")
+        return TrainRequest(tuple(machine), resume=run.path)
+    layers = [*_select_layers(ladder, rung), read_machine(ladder.run_of(ladder.rungs[0]), ladder.layers), *machine]
+    if run.path.exists():  # killed before its first checkpoint: there is nothing to go on from
+        shutil.rmtree(run.path)
+    console.note(f"{title}, from {'scratch' if start is None else start}: {run.path}")
+    return TrainRequest(tuple(layers), run.path, start, force=ladder.force, epochs=ladder.epochs)
+
+
+def _select_layers(ladder: LabelLadder, rung: Rung) -> list[Layer]:
+    """Return the settings of one rung: those of the ladder, its labels, and the split that all rungs share."""
+    dropped = _OWN_SPLIT | ({"bootstrap"} if ladder.best is None and len(ladder.rungs) > 1 else set())
+    shared = [replace(layer, values=leave_out(layer.values, dropped)) for layer in ladder.layers]
+    own = {"split": {"labels": rung.labels, "file": str(ladder.path / SPLIT_FILE)}}
+    return [*shared, Layer(f"rung {rung.number}", own)]
+
+
+def _judge(
+    ladder: LabelLadder, rung: Rung, device: torch.device, cases: dict[str, Catalog], console: Console
+) -> LabelLadder:
+    """Score a finished rung, compare it with its parent, and record both."""
+    run, parent = ladder.run_of(rung), ladder.best
+    ending, checkpoint = read_ending(run) or {}, load_checkpoint(run.best)
+    verdict, codes = ending.get("verdict"), tuple(ending.get("codes", ()))
+    rung = replace(rung, parent=_parent_of(ladder), net=better_net(checkpoint), codes=codes)
+    if checkpoint.scores["source"] == "validation":
+        rung = replace(rung, scores={k: v for k, v in checkpoint.scores.items() if k != "selected"})
+    tolerated = checkpoint.config["monitor"]["on_collapse"] == "warn"
+    if ending.get("event") == "collapsed" or (verdict == "collapsed" and not tolerated):
+        console.note(f"rung {rung.number}: COLLAPSED ({', '.join(codes)}); next: ssl-seg diagnose {run.last}")
+        rung = replace(rung, status="collapsed")
+        return _save(replace(ladder.with_rung(rung), ending=None if ladder.force else "collapsed"))
+    counts = _count_validation(run, rung.net, device, cases, console)
+    if parent is None:
+        rung = replace(rung, status="done", counts=counts, kept=True)
+    else:
+        difference = compare_counts(np.array(counts), np.array(parent.counts))
+        rung = replace(rung, status="done", counts=counts, difference=difference, kept=difference.f1 >= 0)
+    console.note(_describe(rung, parent))
+    return _save(ladder.with_rung(rung))
+
+
+def _count_validation(
+    run: RunDir, net: str, device: torch.device, cases: dict[str, Catalog], console: Console
+) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Return the counts of each foreground class of each validation case, as the final scores have counted them.
+
+    Cases are read once for all rungs whose data settings are the same; ``cases`` keeps them.
+    """
+    model = open_model(run.best, device)
+    data = model.config.data.model_dump(mode="json")
+    if (key := json.dumps(data)) not in cases:
+        cases[key] = open_data(data, console.track("reading cases"))
+    catalog = cases[key]
+    score = score_cases(
+        model.predictor(net, FINAL_OVERLAP),
+        open_store(catalog, model.config.data),
+        split_from_dict(model.checkpoint.split).val,
+        track=console.track(f"comparing {run.path.name} with its parent"),
+    )
+    return tuple(tuple((o.tp, o.fp, o.fn, o.tn) for o in case.classes) for case in score.cases)
+
+
+def _describe(rung: Rung, parent: Rung | None) -> str:
+    score = rung.scores[rung.net]
+    line = f"rung {rung.number}: F1 {score.get('f1_macro', score['f1']):.3f} ({rung.net})"
+    if parent is None or rung.difference is None:
+        return f"{line}, the first one"
+    d = rung.difference
+    compared = f"{d.f1:+.3f} to rung {parent.number} on the same cases (95 % interval {d.low:+.3f} to {d.high:+.3f})"
+    if rung.kept:
+        return f"{line}, {compared}"
+    return f"{line}, {compared}: WORSE than its parent, which is kept"

@@ -1,0 +1,84 @@
+"""What directories of several runs have in common: made as a whole, held by one process, continued with equal bits."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from lightning_fabric import Fabric
+
+from ssl_seg.configio import Layer, merge_layers
+from ssl_seg.engine.devices import call_on_main
+from ssl_seg.errors import RunDirError
+from ssl_seg.rundir import CONFIG_FILE, RunDir
+from ssl_seg.sources import absolute_root
+
+
+def anchor_layer(layer: Layer) -> Layer:
+    """Return the layer with absolute paths of the data, so that the runs can be continued from any folder."""
+    data = layer.values.get("data")
+    if not isinstance(data, dict):
+        return layer
+    paths = {key: absolute_root(data[key]) for key in ("root", "groups") if isinstance(data.get(key), str)}
+    return replace(layer, values={**layer.values, "data": {**data, **paths}})
+
+
+def create_whole(path: Path, fill: Callable[[Path], None]) -> None:
+    """Create a directory in one step: it is there with all that ``fill`` writes into it, or not at all.
+
+    Raises:
+        RunDirError: when it cannot be created.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        temporary.rename(path)
+    except OSError as error:
+        raise RunDirError(f"cannot create the directory {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def hold_directory(fabric: Fabric, path: Path) -> Iterator[None]:
+    """Keep other processes out of a directory; the system frees the lock of one that dies."""
+    lock = FileLock(path / "lock", timeout=0)
+
+    def acquire() -> None:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunDirError(f"{path} is in use by another process: wait for it, or stop it first") from None
+
+    call_on_main(fabric, acquire)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_ending(run: RunDir) -> dict[str, Any] | None:
+    """Return the last event of a training that has come to its own end, else None."""
+    events = [e for e in run.read_events() if e["event"] in ("finished", "stopped_early", "collapsed")]
+    return events[-1] if events else None
+
+
+def read_machine(first: RunDir, layers: Sequence[Layer]) -> Layer:
+    """Return the precision and memory format that ``auto`` has come to in the first run, for the others.
+
+    Timed anew, the format might be another one, and runs that were killed would end with other bits.
+    """
+    path = first.path / CONFIG_FILE
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))["runtime"] if path.is_file() else {}
+    given = merge_layers(layers)[0].get("runtime", {})
+    choices = ("precision", "memory_format")
+    runtime = {key: found[key] for key in choices if key in found and given.get(key, "auto") == "auto"}
+    return Layer(first.path.name, {"runtime": runtime})

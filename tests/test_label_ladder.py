@@ -1,0 +1,483 @@
+"""The ladder of label fractions: what each rung starts from, when it ends, and that it goes on from anywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from scipy import stats
+from sklearn.metrics import f1_score
+
+from ssl_seg import LabelLadderRequest, TrainRequest, climb_labels, train
+from ssl_seg.checkpoint import load_checkpoint
+from ssl_seg.cli import main
+from ssl_seg.configio import Layer
+from ssl_seg.data.splits.files import load_split, split_from_dict
+from ssl_seg.engine.engine import Engine
+from ssl_seg.errors import ConfigError, RefusedError, RunDirError
+from ssl_seg.inference.model import config_of
+from ssl_seg.label_rungs import Difference, LabelLadder, check_labels, compare_counts, load_ladder
+from ssl_seg.recorder import Recorder
+from ssl_seg.rundir import RunDir
+
+LABELS = (0.1, 1.0)
+SETTINGS = {
+    **TINY,
+    "length": {"steps": 4, "steps_per_epoch": 2},
+    "monitor": {**TINY["monitor"], "probe_patches": 3, "first_epoch_probes": [0]},
+}
+
+
+def climb(out: Path, data: Path, *settings: dict[str, Any], labels: tuple[float, ...] = LABELS, **request: Any) -> Any:
+    layers = tuple(Layer("--x", s) for s in (SETTINGS, {"data": {"root": str(data)}}, *settings))
+    return climb_labels(LabelLadderRequest(labels, layers, out, **request))
+
+
+@pytest.fixture(scope="module")
+def whole(particles_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelLadder:
+    """An uninterrupted ladder; forced, since a few steps do not pass the gate."""
+    out = tmp_path_factory.mktemp("ladders") / "whole"
+    return climb(out, particles_dir, {"bootstrap": {"start": "student"}}, force=True)
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, two = load_checkpoint(a), load_checkpoint(b)
+    return all(torch.equal(v, getattr(two, p)[n]) for p in ("student", "teacher") for n, v in getattr(one, p).items())
+
+
+def f1_of(counts: Any) -> float:
+    """Mean over classes of the pooled F1 of (cases, classes, 4) counts, by hand."""
+    tp, fp, fn, _ = np.moveaxis(np.asarray(counts, float).sum(axis=0), -1, 0)
+    return float(np.mean(2 * tp / (2 * tp + fp + fn)))
+
+
+class TestRungs:
+    def test_the_result_and_its_file_say_the_same(self, whole: LabelLadder) -> None:
+        assert whole.ending == "finished"
+        assert [(r.name, r.labels, r.cases, r.status) for r in whole.rungs] == [
+            ("rung1_0.1", 0.1, 1, "done"), ("rung2_1", 1.0, 13, "done"),
+        ]  # fmt: skip
+        assert load_ladder(whole.path) == whole
+        file = json.loads((whole.path / "ladder.json").read_text())
+        assert whole.best is not None
+        assert file["checkpoint"] == f"{whole.best.name}/checkpoints/best.pt"
+        assert (whole.path / file["checkpoint"]) == whole.checkpoint
+        assert [row["kept"] for row in file["rungs"]] == [r.kept for r in whole.rungs]
+
+    def test_each_rung_starts_from_the_best_below(self, whole: LabelLadder) -> None:
+        best = None
+        for rung in whole.rungs:
+            (started,) = [e for e in whole.run_of(rung).read_events() if e["event"] == "started"]
+            assert rung.parent == best
+            assert (started["parent"] is None) == (best is None)
+            assert (rung.difference is None) == (best is None)
+            if best is not None:
+                assert started["parent"]["scores"] == load_checkpoint(whole.run_of(whole.rungs[best - 1]).best).scores
+                assert started["parent"]["net"] == "student"  # the option that was given
+                assert rung.kept == (rung.difference.f1 >= 0)
+            best = rung.number if rung.kept else best
+        assert whole.best is not None
+        assert whole.best.number == best
+
+    def test_counts_and_differences_are_those_of_the_final_scores(self, whole: LabelLadder) -> None:
+        for rung in whole.rungs:
+            scores = load_checkpoint(whole.run_of(rung).best).scores
+            assert len(rung.counts) == len(load_split(whole.path / "split.yaml").val)
+            assert f1_of(rung.counts) == pytest.approx(scores[rung.net]["f1_macro"])
+            assert scores[rung.net]["f1"] == max(scores[net]["f1"] for net in ("student", "teacher"))
+            assert rung.scores == {k: v for k, v in scores.items() if k != "selected"}
+            if rung.parent is not None:
+                parent = whole.rungs[rung.parent - 1]
+                assert rung.difference is not None
+                assert rung.difference.f1 == pytest.approx(f1_of(rung.counts) - f1_of(parent.counts))
+
+    def test_one_split_for_all(self, whole: LabelLadder) -> None:
+        own = load_split(whole.path / "split.yaml")
+        for rung in whole.rungs:
+            split = split_from_dict(load_checkpoint(whole.run_of(rung).last).split)
+            assert (split.val, split.test, split.fingerprint) == (own.val, own.test, own.fingerprint)
+
+    def test_a_rung_is_what_train_does(self, whole: LabelLadder, particles_dir: Path, tmp_path: Path) -> None:
+        """With the same options, and the parent that the ladder chose."""
+        rung = whole.rungs[1]
+        layers = [Layer("--x", SETTINGS), Layer("--data", {"data": {"root": str(particles_dir)}})]
+        layers += [Layer("--labels", {"split": {"labels": 1.0}}), Layer("--set", {"bootstrap": {"start": "student"}})]
+        result = train(TrainRequest(tuple(layers), tmp_path / "run", whole.run_of(whole.rungs[0]).best, force=True))
+        assert same_weights(result.run.last, whole.run_of(rung).last)
+        assert same_weights(result.run.best, whole.run_of(rung).best)
+
+    def test_the_first_rung_has_no_bootstrap_options_and_the_others_have(self, whole: LabelLadder) -> None:
+        starts = [config_of(load_checkpoint(p), p).bootstrap.start for p in (whole.run_of(r).last for r in whole.rungs)]
+        assert starts == ["better", "student"]
+
+    def test_a_worse_rung_is_kept_out(
+        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        outcomes = iter([Difference(-0.01, -0.1, 0.1), Difference(0.0, -0.1, 0.1)])
+        monkeypatch.setattr("ssl_seg.label_ladder.compare_counts", lambda *_: next(outcomes))
+        monkeypatch.setattr("ssl_seg.prepare.check_parent", lambda *_: [])
+        ladder = climb(tmp_path / "l", particles_dir, {"length": {"steps": 1}}, labels=(0.1, 0.5, 1.0))
+        assert [(r.parent, r.kept) for r in ladder.rungs] == [(None, True), (1, False), (1, True)]
+        assert ladder.checkpoint == ladder.run_of(ladder.rungs[2]).best
+
+
+class TestComparison:
+    new, old = np.random.default_rng(4).integers(1, 40, size=(2, 12, 2, 4)) * np.array([6, 1, 2, 9])
+
+    def test_f1_against_sklearn(self) -> None:
+        counts = np.array([[[3, 1, 2, 4]], [[0, 2, 1, 7]]])
+        truth = [1] * 3 + [0] + [1] * 2 + [0] * 4 + [0] * 2 + [1] + [0] * 7
+        pred = [1] * 3 + [1] + [0] * 2 + [0] * 4 + [1] * 2 + [0] + [0] * 7
+        perfect = np.array([[[5, 0, 0, 5]], [[1, 0, 0, 9]]])
+        assert compare_counts(perfect, counts).f1 == pytest.approx(1 - f1_score(truth, pred))
+
+    def test_interval_against_scipy(self) -> None:
+        def subtract(rows: Any) -> float:
+            rows = np.asarray(rows, int)
+            return f1_of(self.new[rows]) - f1_of(self.old[rows])
+
+        found = compare_counts(self.new, self.old)
+        expected = stats.bootstrap(
+            (np.arange(12),), subtract, vectorized=False, method="percentile", n_resamples=4000, rng=1
+        ).confidence_interval
+        width = expected.high - expected.low
+        assert found.f1 == pytest.approx(subtract(range(12)))
+        assert found.low == pytest.approx(expected.low, abs=0.12 * width)
+        assert found.high == pytest.approx(expected.high, abs=0.12 * width)
+
+    def test_it_is_paired_and_antisymmetric(self) -> None:
+        assert compare_counts(self.new, self.new) == Difference(0.0, 0.0, 0.0)
+        one, other = compare_counts(self.new, self.old), compare_counts(self.old, self.new)
+        assert (one.f1, one.low, one.high) == pytest.approx((-other.f1, -other.high, -other.low))
+
+
+class Killed(BaseException):
+    """In place of kill -9: no handler of the package takes it for anything."""
+
+
+@contextmanager
+def killed(target: Any, name: str, when: Callable[..., bool]) -> Iterator[None]:
+    """Die when ``target.name`` is called with arguments for which ``when`` holds."""
+    original = getattr(target, name)
+
+    def die(*args: Any, **kwargs: Any) -> Any:
+        if when(*args):
+            raise Killed
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, name, die)
+        with pytest.raises(Killed):
+            yield
+
+
+def list_kill_points() -> dict[str, tuple[Any, str, Callable[..., bool]]]:
+    """In the order in which a ladder of two rungs meets them."""
+    from ssl_seg import finish
+    from ssl_seg import label_ladder as ladder
+
+    def is_first(_: Any, rung: Any, *__: Any) -> bool:
+        return bool(rung.number == 1)
+
+    def is_second(_: Any, rung: Any, *__: Any) -> bool:
+        return bool(rung.number == 2)
+
+    def in_second(run: RunDir, *_: Any) -> bool:
+        return run.path.name.startswith("rung2_")
+
+    return {
+        "before the first run": (ladder, "_plan_training", is_first),
+        "before the first checkpoint": (Recorder, "save_last", lambda *_: True),
+        "within an epoch": (Engine, "step", lambda _, __, step, *___: step == 3),
+        "trained, not judged": (ladder, "_judge", is_first),
+        "judged, next not begun": (ladder, "_plan_training", is_second),
+        "second rung, before the first checkpoint": (Recorder, "save_last", lambda *_: True),
+        "second rung, within an epoch": (Engine, "step", lambda _, __, step, *___: step == 3),
+        "before the final scores": (finish, "_score_run", in_second),
+        "second rung, trained, not judged": (ladder, "_judge", is_second),
+    }
+
+
+class TestContinuation:
+    def test_killed_at_every_point_it_ends_with_equal_bits(
+        self, whole: LabelLadder, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "killed"
+        for number, (point, death) in enumerate(list_kill_points().items()):
+            done = finished_runs(out)
+            with killed(*death):
+                if number == 0:
+                    climb(out, particles_dir, {"bootstrap": {"start": "student"}}, force=True)
+                else:
+                    climb_labels(LabelLadderRequest(resume=out))
+            assert load_ladder(out).ending is None, point
+            assert {name: state_of(out / name) for name in done} == done, point  # finished rungs are not touched
+        resumed = climb_labels(LabelLadderRequest(resume=out))
+        assert resumed.rungs == whole.rungs
+        for rung in whole.rungs:
+            for name in ("last", "best"):
+                assert same_weights(getattr(whole.run_of(rung), name), getattr(resumed.run_of(rung), name))
+        one, two = (json.loads((path / "ladder.json").read_text()) for path in (whole.path, out))
+        assert one == two
+
+    def test_a_finished_ladder(self, whole: LabelLadder) -> None:
+        with pytest.raises(RunDirError, match="is finished: all 2 rungs"):
+            climb_labels(LabelLadderRequest(resume=whole.path))
+
+    def test_other_options_are_refused(self, whole: LabelLadder, tmp_path: Path) -> None:
+        for changed in (
+            {"labels": LABELS}, {"out": tmp_path / "x"}, {"gate": "margin"}, {"epochs": 1},
+            {"layers": (Layer("--lr", {"optim": {"lr": 1.0}}),)},
+        ):  # fmt: skip
+            with pytest.raises(ConfigError, match="without other options"):
+                climb_labels(LabelLadderRequest(resume=whole.path, **changed))
+
+    def test_folders_without_a_ladder(self, whole: LabelLadder, tmp_path: Path) -> None:
+        with pytest.raises(RunDirError, match="no folder"):
+            climb_labels(LabelLadderRequest(resume=tmp_path / "none"))
+        with pytest.raises(RunDirError, match="no ladder"):
+            climb_labels(LabelLadderRequest(resume=tmp_path))
+        with pytest.raises(RunDirError, match="train --resume"):
+            climb_labels(LabelLadderRequest(resume=whole.run_of(whole.rungs[0]).path))
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [("{", "is damaged"), ('{"schema": 9}', "has schema 9"), ('{"schema": 1}', "is damaged"), ("[]", "is damaged")],
+    )
+    def test_files_of_another_form(self, tmp_path: Path, text: str, message: str) -> None:
+        (tmp_path / "ladder.json").write_text(text)
+        with pytest.raises(RunDirError, match=message):
+            climb_labels(LabelLadderRequest(resume=tmp_path))
+
+    def test_one_process_at_a_time(self, whole: LabelLadder, tmp_path: Path) -> None:
+        from filelock import FileLock
+
+        shutil.copytree(whole.path, tmp_path / "l")
+        values = json.loads((tmp_path / "l" / "ladder.json").read_text())
+        (tmp_path / "l" / "ladder.json").write_text(json.dumps({**values, "ending": None}))
+        with FileLock(tmp_path / "l" / "lock"), pytest.raises(RunDirError, match="another process"):
+            climb_labels(LabelLadderRequest(resume=tmp_path / "l"))
+
+    def test_the_machine_of_the_first_rung_holds_for_all_and_the_gate_too(
+        self, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        """Timed anew, another memory format might win, and the bits would be others."""
+        auto = {"runtime": {"precision": "auto", "memory_format": "auto"}, "length": {"steps": 1}}
+        with pytest.MonkeyPatch.context() as patch:
+            outcomes = iter(["channels_last", "contiguous"])
+            patch.setattr("ssl_seg.training.choose_memory_format", lambda _: next(outcomes))
+            ladder = climb(tmp_path / "l", particles_dir, auto, force=True, gate="interval")
+        configs = [config_of(load_checkpoint(path), path) for path in (ladder.run_of(r).last for r in ladder.rungs)]
+        assert [config.runtime.memory_format for config in configs] == ["channels_last"] * 2
+        assert [config.bootstrap.gate for config in configs] == ["margin", "interval"]
+
+
+def finished_runs(out: Path) -> dict[str, dict[str, tuple[int, bytes]]]:
+    ladder = load_ladder(out) if out.exists() else None
+    return {} if ladder is None else {r.name: state_of(out / r.name) for r in ladder.rungs if r.status == "done"}
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+class TestEndings:
+    def test_the_gate_ends_it_and_force_goes_on(self, particles_dir: Path, tmp_path: Path) -> None:
+        out = tmp_path / "l"
+        short = {"length": {"steps": 1}}
+        ladder = climb(out, particles_dir, short, labels=(0.5, 1.0))
+        assert (ladder.ending, [r.status for r in ladder.rungs]) == ("refused", ["done", "refused"])
+        assert "not above trivial" in ladder.rungs[1].message
+        assert not ladder.run_of(ladder.rungs[1]).path.exists()
+        assert load_ladder(out) == ladder
+        with pytest.raises(RefusedError, match=r"(?s)ended at rung 2: .*not above trivial.*--force goes on"):
+            climb_labels(LabelLadderRequest(resume=out))
+        ladder = climb_labels(LabelLadderRequest(resume=out, force=True))
+        assert (ladder.ending, [r.status for r in ladder.rungs]) == ("finished", ["done", "done"])
+        assert ladder.rungs[1].message == ""
+
+    def test_a_collapsed_rung_ends_it(self, particles_dir: Path, tmp_path: Path) -> None:
+        """With an absurd learning rate the networks are NaN in the second epoch."""
+        out = tmp_path / "l"
+        broken = {"optim": {"lr": 1e30, "warmup_steps": 0, "clip_norm": None}, "monitor": {"on_collapse": "stop"}}
+        ladder = climb(out, particles_dir, broken, labels=(0.5, 1.0))
+        assert (ladder.ending, [r.status for r in ladder.rungs]) == ("collapsed", ["collapsed", "waiting"])
+        assert ladder.checkpoint is None
+        assert "non_finite" in ladder.rungs[0].codes
+        with pytest.raises(RefusedError, match=r"rung 1: the monitor stopped its training: .*non_finite"):
+            climb_labels(LabelLadderRequest(resume=out))
+        ladder = climb_labels(LabelLadderRequest(resume=out, force=True))
+        assert [(r.status, r.parent) for r in ladder.rungs] == [("collapsed", None)] * 2
+        assert ladder.ending == "finished"
+
+    def test_one_label_is_a_training(self, particles_dir: Path, tmp_path: Path) -> None:
+        ladder = climb(tmp_path / "l", particles_dir, {"length": {"steps": 1}}, labels=(3,))
+        assert [(r.name, r.cases, r.status) for r in ladder.rungs] == [("rung1_3", 3, "done")]
+        with pytest.raises(ConfigError, match=r"bootstrap\.parts = encoder"):
+            climb(tmp_path / "m", particles_dir, {"bootstrap": {"parts": "encoder"}}, labels=(3,))
+        assert not (tmp_path / "m").exists()
+
+
+SUPERVISED = {"method": {"name": "supervised"}}
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            ((), "give the label fractions"),
+            ((0.1, 0.01), "give --labels 0.01 0.1"),
+            ((0.1, 0.1, 1.0), "give --labels 0.1 1"),
+            ((0.0, 1.0), "0 is neither a share"),
+            ((-0.1, 1.0), "-0.1 is neither"),
+            ((0.5, 2.5), "2.5 is neither"),
+            ((float("nan"),), "nan is neither"),
+        ],
+    )
+    def test_labels(self, labels: tuple[float, ...], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            check_labels(labels)
+
+    def test_all_is_checked_before_anything_is_written(self, particles_dir: Path, tmp_path: Path) -> None:
+        out = tmp_path / "l"
+        cases: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+            ("--labels: 8 stands for 8 of the 13 .* and 1 before it for 13", {}, {"labels": (1.0, 8)}),
+            ("labeled training pool has 13", {}, {"labels": (0.5, 500)}),
+            ("did you mean 'restart_ema'", {"bootstrap": {"restart_em": False}}, {}),
+            ("learns nothing from a teacher", {**SUPERVISED, "bootstrap": {"pseudo_label_steps": 2}}, {}),
+            ("give them with --labels alone", {"split": {"labels": 0.5}}, {}),
+        ]  # fmt: skip
+        for message, settings, request in cases:
+            with pytest.raises(Exception, match=message):
+                climb(out, particles_dir, settings, **request)
+            assert not list(tmp_path.iterdir()), message
+
+    def test_an_existing_directory(self, whole: LabelLadder, particles_dir: Path, tmp_path: Path) -> None:
+        with pytest.raises(RunDirError, match=r"ssl-seg ladder --resume .*--out .*whole-2"):
+            climb(whole.path, particles_dir)
+        (tmp_path / "mine.txt").touch()
+        with pytest.raises(RunDirError, match="never overwritten"):
+            climb(tmp_path, particles_dir)
+
+    def test_an_error_within_a_rung_names_it_and_the_way_on(self, particles_dir: Path, tmp_path: Path) -> None:
+        data = Path(shutil.copytree(particles_dir, tmp_path / "data"))
+        from ssl_seg import label_ladder as ladder
+
+        with killed(ladder, "_plan_training", lambda _, rung, *__: rung.number == 2):
+            climb(tmp_path / "l", data, {"length": {"steps": 1}}, labels=(0.5, 1.0), force=True)
+        image = load_split(tmp_path / "l" / "split.yaml").val[0]
+        (data / "images" / f"{image}.png").unlink()
+        with pytest.raises(Exception, match=rf"(?s)^rung 2 \(labels 1\): .*{image}.*ladder --resume"):
+            climb_labels(LabelLadderRequest(resume=tmp_path / "l"))
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ssl-seg", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+class TestCommand:
+    @pytest.fixture
+    def config(self, tmp_path: Path, particles_dir: Path) -> Path:
+        path = tmp_path / "tiny.yaml"
+        settings = {**SETTINGS, "data": {**SETTINGS["data"], "root": str(particles_dir)}}
+        path.write_text(json.dumps({**settings, "length": {"steps": 1}}))
+        return path
+
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            ("--labels", 0.5, "1.0"),
+            ("--labels", "0.5,1.0"),
+            ("--labels", 0.5, "--labels", 1.0),
+            ("--labels", "0.5,", 1),
+        ],
+    )
+    def test_labels_in_every_form(self, cli: Cli, labels: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[LabelLadderRequest] = []
+
+        def record(request: LabelLadderRequest, _: object) -> LabelLadder:
+            seen.append(request)
+            raise RefusedError("enough")
+
+        monkeypatch.setattr("ssl_seg.label_ladder.climb_labels", record)
+        assert cli("ladder", *labels, "--steps", 60, "--gate", "interval", "--force")[0] == 3
+        (request,) = seen
+        assert (request.labels, request.gate, request.force) == ((0.5, 1.0), "interval", True)
+        assert request.layers == (Layer("--steps 60", {"length": {"steps": 60}}),)
+
+    def test_refused_told_and_forced(self, cli: Cli, config: Path, tmp_path: Path) -> None:
+        out = tmp_path / "l"
+        code, stdout, stderr = cli("ladder", "--config", config, "--labels", 0.5, 1.0, "--out", out)
+        assert code == 3
+        assert "rung 2 (labels 1) was not begun" in stderr
+        assert "not above trivial" in stderr
+        assert f"ssl-seg ladder --resume {out} --force" in stderr
+        rows = [line.split() for line in stdout.splitlines()]
+        assert any(row[:4] == ["1", "0.5", "7", "scratch"] and row[-1] == "kept" for row in rows)
+        assert any(row[:3] == ["2", "1", "13"] and row[-1] == "refused" for row in rows)
+        code, _, stderr = cli("ladder", "--resume", out)
+        assert (code, "ended at rung 2" in stderr) == (3, True)
+        code, stdout, _ = cli("ladder", "--resume", out, "--force")
+        assert code == 0
+        assert f"wrote {out / 'ladder.json'}" in stdout
+        assert "ladder.json" in {p.name for p in out.iterdir()}
+        code, _, stderr = cli("ladder", "--resume", out)
+        assert (code, "is finished" in stderr) == (2, True)
+
+    def test_ctrl_c_names_the_way_on(self, cli: Cli, config: Path, tmp_path: Path) -> None:
+        out = tmp_path / "l"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ssl_seg.label_ladder._judge", raise_interrupt)
+            code, stdout, _ = cli("ladder", "--config", config, "--labels", "0.5", "--out", out)
+        assert code == 130
+        assert f"interrupted at rung1_0.5; continue with: ssl-seg ladder --resume {out}" in stdout
+        assert cli("ladder", "--resume", out)[0] == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("--labels", "0.1", "many"), ("'many'", "--labels 0.01 0.10 1.0")),
+            (("0.1", "1.0"), ("0.1 is not expected here",)),
+            ((), ("give the label fractions",)),
+            (("--labels", "1.0", "0.1"), ("--labels 0.1 1",)),
+            (("--lables", "0.1"), ("--labels",)),
+            (("--labels", "0.1", "--gate", "f1"), ("margin", "interval")),
+            (("--labels", "0.1", "1", "--steps", "3", "--epochs", "2"), ("--steps and --epochs",)),
+            (("--labels", "0.1", "1", "--set", "bootstrap.strat=teacher"), ("did you mean 'start'",)),
+            (("--labels", "0.1", "1", "--set", "split.labels=1"), ("--labels alone",)),
+            (("--labels", "0.1", "1", "--data", "nowhere"), ("nowhere",)),
+            (("--resume", "nowhere"), ("nowhere is no folder",)),
+            (("--resume", "nowhere", "--labels", "0.1"), ("nowhere",)),
+        ],
+    )
+    def test_bad_input(self, cli: Cli, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+        code, _, stderr = cli("ladder", *arguments)
+        assert code == 2
+        assert "Traceback" not in stderr
+        assert all(word in stderr for word in words), stderr
+
+
+def raise_interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
