@@ -68,7 +68,8 @@ class TestHelp:
 
     @pytest.mark.parametrize(
         "command",
-        ["demo", "train", "evaluate", "predict", "diagnose", "split make", "split check", "config show", "config check",
+        ["demo", "train", "ladder", "evaluate", "predict", "diagnose", "split make", "split check", "config show",
+         "config check",
          "data synthetic", "methods", "networks", "losses"],
     )  # fmt: skip
     def test_every_command_has_help(self, cli: Cli, command: str) -> None:
