@@ -1,9 +1,10 @@
-"""Scores of a checkpoint on validation, on the sealed test list, or on another labeled folder."""
+"""Scores of checkpoints on validation, on the sealed test list, or on another labeled folder: of one, of several on
+the same cases, of their ensemble, and of a cross-validation out of fold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +13,20 @@ from ssl_seg.configio import validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
-from ssl_seg.errors import DataError, SplitError
+from ssl_seg.errors import ConfigError, DataError, SplitError
+from ssl_seg.fold_runs import is_cross_validation, join_scores, list_members, load_finished
+from ssl_seg.inference.ensemble import check_members, open_members, score_members
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import score_cases
 from ssl_seg.rundir import append_jsonl, find_run_of, now, read_jsonl
 from ssl_seg.sources import absolute_root, open_data, open_store
 
 Part = Literal["val", "test", "all"]
+TrackAll = Callable[[str], Track]
+"""What is being done -> what wraps its items, for a progress bar."""
+
+OUT_OF_FOLD = "out of fold"
+ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True)
@@ -37,44 +45,60 @@ class EvaluateRequest:
     which: str | None = None
     overlap: float = 0.5
     settings: Mapping[str, Any] = field(default_factory=dict)
+    more: tuple[Path, ...] = ()
+    """Further checkpoints, to be scored on the same cases."""
+    ensemble: bool = False
+    """Score the mean of the probabilities of all checkpoints too, as the headline."""
 
 
 def evaluate(
     request: EvaluateRequest,
     *,
     note: Callable[[str], None] = lambda _: None,
-    track: Callable[[str], Track] | None = None,
+    track: TrackAll | None = None,
 ) -> dict[str, Any]:
     """Return pooled and mean scores, trivial baselines and one row a case, as plain types.
 
-    Without ``which``, both networks are scored and the headline is the one that was better on validation in training:
-    never the one that is better on the cases scored here.
+    One checkpoint: without ``which``, both networks are scored and the headline is the one that was better on
+    validation in training, never the one that is better on the cases scored here.
+
+    Several checkpoints: ``rows`` has the scores of each (of ``which``, or its better network) and, with ``ensemble``,
+    those of their mean as the last one; the headline is that of the ensemble, or of the first.
+
+    The directory of a cross-validation stands for best.pt of its folds, as an ensemble. On validation without a
+    ``split`` it is scored out of fold instead, each case by the network that has not seen it; ``folds`` has the scores
+    of each fold.
 
     Raises:
-        SslSegError: for an unusable checkpoint, folder or split.
+        SslSegError: for an unusable checkpoint, folder or split, or checkpoints that do not go together.
     """
     tracker = track or (lambda _: pass_through)
+    alone = is_cross_validation(request.checkpoint) and not request.more
+    if alone and request.part == "val" and request.split is None:
+        return _evaluate_folds(request, note, tracker)
+    paths = list_members((request.checkpoint, *request.more))
+    if len(paths) == 1:
+        if request.ensemble:
+            raise ConfigError("--ensemble: one checkpoint is no ensemble; name at least two")
+        return _evaluate_one(request, note, tracker)
+    return _evaluate_several(replace(request, ensemble=request.ensemble or alone), paths, note, tracker)
+
+
+def _evaluate_one(request: EvaluateRequest, note: Callable[[str], None], track: TrackAll) -> dict[str, Any]:
     model = open_model(request.checkpoint)
-    catalog, data = open_catalog_for(request, model, tracker("reading cases"))
-    if catalog.ndim != data.ndim:
-        raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
+    catalog, data = _open_cases(request, model, track("reading cases"))
     split = load_split(request.split) if request.split else split_from_dict(model.checkpoint.split)
-    ids = _choose_cases(request, model, catalog, split, note)
-    openings = _record_opening(request, split, len(ids)) if request.part == "test" else 0
+    ids = _choose_cases(request, (model,), catalog, split, note)
+    openings = _record_opening(model.path, split, len(ids)) if request.part == "test" else 0
 
     store = open_store(catalog, data)
     headline = request.which or model.better
     nets = {
         net: score_cases(
-            model.predictor(net, request.overlap),
-            store,
-            ids,
-            surface=data.ndim == 3,
-            track=tracker(f"scoring {net}"),
+            model.predictor(net, request.overlap), store, ids, surface=data.ndim == 3, track=track(f"scoring {net}")
         ).summarize()
         for net in ([request.which] if request.which else model.nets)
     }
-    others = {net: {k: s[k] for k in ("pooled", "mean", "trivial")} for net, s in nets.items()}
     return {
         "checkpoint": str(request.checkpoint),
         "step": model.checkpoint.progress.step,
@@ -83,8 +107,93 @@ def evaluate(
         "which": headline,
         "test_openings": openings,
         **nets[headline],
-        "nets": others,
+        "nets": {net: _leave_out_cases(summary) for net, summary in nets.items()},
     }
+
+
+def _evaluate_several(
+    request: EvaluateRequest, paths: Sequence[Path], note: Callable[[str], None], track: TrackAll
+) -> dict[str, Any]:
+    models = open_members(paths, request.which)
+    check_members(models, averaged=request.ensemble)
+    catalog, data = _open_cases(request, models[0], track("reading cases"))
+    split = load_split(request.split) if request.split else split_from_dict(models[0].checkpoint.split)
+    ids = _choose_cases(request, models, catalog, split, note)
+    openings = [_record_opening(path, split, len(ids)) if request.part == "test" else 0 for path in paths]
+
+    scores = score_members(
+        [model.predictor(net, request.overlap) for model in models for net in model.nets],
+        open_store(catalog, data),
+        ids,
+        mean=request.ensemble,
+        surface=data.ndim == 3,
+        track=track(f"scoring {len(models)} networks"),
+    )
+    rows: list[dict[str, Any]] = [
+        {"checkpoint": str(model.path), "step": model.checkpoint.progress.step, "which": net, "test_openings": opened}
+        for model, opened in zip(models, openings, strict=True)
+        for net in model.nets
+    ]
+    if request.ensemble:
+        rows.append({"checkpoint": ENSEMBLE, "which": f"mean of {len(models)}", "test_openings": max(openings)})
+    rows = [row | score.summarize() for row, score in zip(rows, scores, strict=True)]
+    headline = rows[-1] if request.ensemble else rows[0]
+    return {**headline, "data": catalog.root, "part": request.part, "rows": rows}
+
+
+def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track: TrackAll) -> dict[str, Any]:
+    """Return the scores of a cross-validation over the validation cases of all folds."""
+    if request.ensemble:
+        raise ConfigError(
+            f"--ensemble: on validation, {request.checkpoint} is scored out of fold: each validation case was a "
+            "training case of all networks but one. Leave out --ensemble, or score the ensemble on --test, or on "
+            "other --data with --all"
+        )
+    validation = load_finished(request.checkpoint)
+    fold_of: dict[str, int] = {}
+    scores, rows = [], []
+    opened: tuple[Catalog, DataConfig] | None = None
+    for fold, path in zip(validation.folds, validation.checkpoints, strict=True):
+        (model,) = open_members([path], request.which)
+        ((net, _),) = model.nets.items()
+        opened = opened or _open_cases(request, model, track("reading cases"))
+        catalog, data = opened
+        split = split_from_dict(model.checkpoint.split)
+        ids = _choose_cases(request, (model,), catalog, split, note)
+        if twice := [i for i in ids if i in fold_of]:
+            raise SplitError(
+                f"{request.checkpoint}: case '{twice[0]}' is in validation in fold {fold_of[twice[0]]} and in fold "
+                f"{fold.number}: these are not the folds of one cross-validation"
+            )
+        fold_of |= dict.fromkeys(ids, fold.number)
+        predictor = model.predictor(net, request.overlap)
+        shown = track(f"scoring {fold.name} {net}")
+        scores.append(score_cases(predictor, open_store(catalog, data), ids, surface=data.ndim == 3, track=shown))
+        summary = _leave_out_cases(scores[-1].summarize())
+        rows.append({"fold": fold.number, "checkpoint": str(path), "which": net, "cases": len(ids), **summary})
+    summary = join_scores(scores).summarize()
+    return {
+        "checkpoint": str(request.checkpoint),
+        "data": catalog.root,
+        "part": "out_of_fold",
+        "which": request.which or "better network of each fold",
+        "test_openings": 0,
+        **summary,
+        "cases": [{**row, "fold": fold_of[row["id"]]} for row in summary["cases"]],
+        "nets": {OUT_OF_FOLD: _leave_out_cases(summary)},
+        "folds": rows,
+    }
+
+
+def _leave_out_cases(summary: dict[str, Any]) -> dict[str, Any]:
+    return {key: summary[key] for key in ("pooled", "mean", "trivial")}
+
+
+def _open_cases(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:
+    catalog, data = open_catalog_for(request, model, track)
+    if catalog.ndim != data.ndim:
+        raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
+    return catalog, data
 
 
 def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:
@@ -114,23 +223,20 @@ def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tu
 
 
 def _choose_cases(
-    request: EvaluateRequest, model: Model, catalog: Catalog, split: Split, note: Callable[[str], None]
+    request: EvaluateRequest, models: Sequence[Model], catalog: Catalog, split: Split, note: Callable[[str], None]
 ) -> tuple[str, ...]:
-    own_split = split_from_dict(model.checkpoint.split)
-    images = own_split.image_contents(own_split.labeled_ids(model.config.split.labels))
-
-    def was_labeled(case_id: str) -> bool:
-        return catalog.facts[case_id].content[:IMAGE_DIGITS] in images
-
+    """Return the ids to score, none of which was a labeled training case of any of the networks."""
+    facts = catalog.facts
     if request.part == "all":
         ids = tuple(case.id for case in catalog.labeled)
-        if seen := [i for i in ids if was_labeled(i)]:
-            note(f"{len(seen)} of the {len(ids)} cases were labeled training cases of this network: too good a score")
+        for model in models:
+            if seen := _find_labeled(model, catalog, ids):
+                name = "this network" if len(models) == 1 else str(model.path)
+                note(f"{len(seen)} of the {len(ids)} cases were labeled training cases of {name}: too good a score")
         return ids
     ids = split.val if request.part == "val" else split.test
     if not ids:
         raise SplitError(f"the split has no {request.part} cases")
-    facts = catalog.facts
     strangers = [i for i in ids if i not in facts or facts[i].content != split.content.get(i)]
     if strangers:
         raise SplitError(
@@ -138,18 +244,37 @@ def _choose_cases(
             f"missing or have another content, for example '{strangers[0]}'. For another data set use --all, or its "
             "own --split."
         )
-    if seen := [i for i in ids if was_labeled(i)]:
-        raise SplitError(
-            f"{len(seen)} of the {len(ids)} {request.part} cases of this split were labeled training cases of the "
-            f"network, for example '{seen[0]}': the score would mean nothing. Leave out --split to use its own."
-        )
+    for model in models:
+        if seen := _find_labeled(model, catalog, ids):
+            name = "the network" if len(models) == 1 else str(model.path)
+            raise SplitError(
+                f"{len(seen)} of the {len(ids)} {request.part} cases of this split were labeled training cases of "
+                f"{name}, for example '{seen[0]}': the score would mean nothing. {_advise(models)}"
+            )
     return ids
 
 
-def _record_opening(request: EvaluateRequest, split: Split, cases: int) -> int:
+def _find_labeled(model: Model, catalog: Catalog, ids: Sequence[str]) -> list[str]:
+    """Return the ids whose images were labeled training cases of the model, whatever their names were."""
+    split = split_from_dict(model.checkpoint.split)
+    images = split.image_contents(split.labeled_ids(model.config.split.labels))
+    return [i for i in ids if catalog.facts[i].content[:IMAGE_DIGITS] in images]
+
+
+def _advise(models: Sequence[Model]) -> str:
+    if len(models) == 1:
+        return "Leave out --split to use its own."
+    if any(model.checkpoint.split.get("folds") for model in models):
+        return (
+            "Folds have no validation cases in common: use --test, or name the directory of the cross-validation alone."
+        )
+    return "Give a --split whose cases none of the networks was trained with."
+
+
+def _record_opening(checkpoint: Path, split: Split, cases: int) -> int:
     """Append the opening of the test list to the run's events (or to a file beside a copied checkpoint); count them."""
-    run = find_run_of(request.checkpoint)
-    path = run.events_path if run else request.checkpoint.with_suffix(".events.jsonl")
-    event = {"event": "test_opened", "time": now(), "checkpoint": request.checkpoint.name, "cases": cases}
+    run = find_run_of(checkpoint)
+    path = run.events_path if run else checkpoint.with_suffix(".events.jsonl")
+    event = {"event": "test_opened", "time": now(), "checkpoint": checkpoint.name, "cases": cases}
     append_jsonl(path, {**event, "split": split.fingerprint})
     return sum(r["event"] == "test_opened" for r in read_jsonl(path))

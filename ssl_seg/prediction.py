@@ -26,7 +26,9 @@ from ssl_seg.data.volumes import (
 )
 from ssl_seg.diagnose.shapes import FEWEST, find_same, format_shape
 from ssl_seg.errors import ConfigError, DataError
-from ssl_seg.inference.model import Model, open_model
+from ssl_seg.fold_runs import list_members
+from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
+from ssl_seg.inference.model import Model
 from ssl_seg.labels import to_mask
 from ssl_seg.monitor.catalog import limit
 
@@ -53,6 +55,9 @@ class PredictRequest:
     spacing: tuple[float, ...] | None = None
     threshold: float | None = None
     """Foreground is where its probability is above this; without one, where foreground is the likelier class."""
+    more: tuple[Path, ...] = ()
+    """Further checkpoints: the mean of the probabilities of all is what masks are made of. The directory of a
+    cross-validation stands for best.pt of its folds."""
 
 
 def predict(
@@ -74,14 +79,16 @@ def predict(
 
     Raises:
         SslSegError: nothing to predict, an unreadable image, or an output that exists; existing files stay as they are.
-            A threshold outside (0, 1), or for more than two classes.
+            A threshold outside (0, 1), or for more than two classes. Checkpoints that do not go together.
     """
-    model = open_model(request.checkpoint)
+    models = open_members(list_members((request.checkpoint, *request.more)), request.which)
+    check_members(models, averaged=True)
+    model = models[0]
     _check_threshold(request.threshold, model.config.data)
     jobs = _plan_outputs(request, model.config.data)
     suffixes = _probability_suffixes(model.config.data.num_classes) if request.probabilities else {}
     _check_outputs([output for _, mask in jobs for output in (mask, *_probability_paths(mask, suffixes))])
-    predictor = model.predictor(request.which or model.better, request.overlap)
+    predictor = Ensemble(tuple(m.predictor(net, request.overlap) for m in models for net in m.nets))
     shares: dict[tuple[int, ...], list[float]] = {}
     for locations, mask in track(jobs, len(jobs)):
         geometry = read_geometry(locations[0])

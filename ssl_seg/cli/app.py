@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ssl_seg import __version__
-from ssl_seg.cli import audit, batches, commands, configs, diagnose, inspect, probe, splits, training
+from ssl_seg.cli import ablate, audit, batches, commands, configs, diagnose, inspect, ladder, probe, splits, training
 
 app = typer.Typer(
     name="ssl-seg",
@@ -24,6 +24,8 @@ config_app = typer.Typer(help="Show and check configurations.", no_args_is_help=
 
 app.command("demo")(training.demo)
 app.command("train")(training.train)
+app.command("ladder")(ladder.ladder)
+app.command("ablate")(ablate.ablate)
 app.command("evaluate")(commands.evaluate)
 app.command("predict")(commands.predict)
 app.command("diagnose")(diagnose.diagnose)

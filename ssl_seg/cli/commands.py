@@ -8,14 +8,22 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ssl_seg.cli.comparison import PARTS, add_differences, print_comparison, print_folds
 from ssl_seg.cli.data_settings import NAMES, SET, read_data_settings
 
 Net = Literal["student", "teacher"]
-CKPT = typer.Argument(help="Checkpoint written by `ssl-seg train`.", show_default=False)
+CKPT = typer.Argument(help="Checkpoint written by `ssl-seg train`, or a cross-validation.", show_default=False)
 
 
 def evaluate(
-    checkpoint: Annotated[Path, CKPT],
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT...",
+            help="Checkpoints written by `ssl-seg train`, or the directory of a cross-validation.",
+            show_default=False,
+        ),
+    ],
     data: Annotated[str | None, typer.Option(help="Folder; by default that of the training.")] = None,
     layout: Annotated[
         str | None, typer.Option(help="How the files of --data lie; recognized unless given.", show_default=False)
@@ -23,13 +31,22 @@ def evaluate(
     split: Annotated[Path | None, typer.Option(help="Split file; by default that of the training.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Open the sealed test list; each opening is recorded.")] = False,
     all_: Annotated[bool, typer.Option("--all", help="Score every labeled case of the folder.")] = False,
-    which: Annotated[Net | None, typer.Option(help="Score one net only.", show_default="both")] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Score the mean of the probabilities of all checkpoints too.")
+    ] = False,
+    which: Annotated[
+        Net | None, typer.Option(help="Score one net only.", show_default="both; of several checkpoints the better")
+    ] = None,
     overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.5,
     set_: Annotated[list[str] | None, SET] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of the worst, median and best cases.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Score a checkpoint per case and pooled, beside trivial baselines: on validation unless told otherwise."""
+    """Score a checkpoint per case and pooled, beside trivial baselines: on validation unless told otherwise.
+
+    Several checkpoints are compared on the same cases. A cross-validation is scored out of fold, with --test as an
+    ensemble.
+    """
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.errors import ConfigError, DataError
     from ssl_seg.evaluation import EvaluateRequest
@@ -42,24 +59,34 @@ def evaluate(
         )
     if figure is not None and figure.exists():
         raise DataError(f"{figure} exists already and is not overwritten: choose another name")
+    if figure is not None and (len(checkpoints) > 1 or checkpoints[0].is_dir()):
+        raise ConfigError("--figure draws the cases of one network: give one checkpoint")
     console = TerminalConsole()
     request = EvaluateRequest(
-        checkpoint,
+        checkpoints[0],
         data,
         split,
         "test" if test else "all" if all_ else "val",
         which,
         overlap=overlap,
         settings=read_data_settings(set_, (*NAMES, "spacing")) | ({} if layout is None else {"layout": layout}),
+        more=tuple(checkpoints[1:]),
+        ensemble=ensemble,
     )
     result = run_evaluation(request, note=lambda text: typer.echo(text, err=True), track=console.track)
     if figure is not None:
         from ssl_seg.cli.pictures import draw_cases
 
         draw_cases(request, result, figure)
+    if "rows" in result:
+        result = add_differences(result)
     if as_json:
         typer.echo(json.dumps(to_finite(result), indent=2))
+    elif "rows" in result:
+        print_comparison(result)
     else:
+        if "folds" in result:
+            print_folds(result)
         _print_evaluation(result)
         if figure is not None:
             typer.echo(f"wrote {figure}")
@@ -73,6 +100,10 @@ def predict(
     output: Annotated[
         Path, typer.Argument(help="Folder for the masks; a file for a single image.", show_default=False)
     ],
+    with_: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="CHECKPOINT", help="Take the mean with this checkpoint's. Repeatable."),
+    ] = None,
     which: Annotated[Net | None, typer.Option(help="Net to use.", show_default="the better one on validation")] = None,
     overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.5,
     probabilities: Annotated[
@@ -86,13 +117,24 @@ def predict(
         typer.Option(help="Foreground where its probability is above this; two classes only.", show_default="0.5"),
     ] = None,
 ) -> None:
-    """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks."""
+    """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks.
+
+    With several checkpoints, or a cross-validation, the masks are those of the mean of their probabilities.
+    """
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.prediction import PredictRequest
     from ssl_seg.prediction import predict as run_prediction
 
     request = PredictRequest(
-        checkpoint, source, output, which, overlap, probabilities, _parse_spacing(spacing), threshold
+        checkpoint,
+        source,
+        output,
+        which,
+        overlap,
+        probabilities,
+        _parse_spacing(spacing),
+        threshold,
+        more=tuple(with_ or ()),
     )
     written = run_prediction(
         request, TerminalConsole().track("predicting"), note=lambda text: typer.echo(text, err=True)
@@ -178,8 +220,9 @@ def _print_evaluation(result: dict[str, Any]) -> None:
                 ("missed_share", "missed cases (share)"),
             )
         ]
-    part = {"val": "validation", "test": "sealed test", "all": "all labeled"}[result["part"]]
-    print_table(f"{result['checkpoint']}, {part}, {len(result['cases'])} cases", ["score", *nets], rows)
+    print_table(
+        f"{result['checkpoint']}, {PARTS[result['part']]}, {len(result['cases'])} cases", ["score", *nets], rows
+    )
     case_rows = [
         [row["id"], *(format_figure(row[k]) for k in ("dice", "iou", "precision", "recall", "prevalence"))]
         for row in sorted(result["cases"], key=lambda row: float(row["dice"]))

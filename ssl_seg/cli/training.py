@@ -27,6 +27,10 @@ def train(
     labels: Annotated[
         float | None, typer.Option(help="Labeled share of the training pool (0.10), or a number of cases (8).")
     ] = None,
+    folds: Annotated[int | None, typer.Option(help="Number of cross-validation folds.")] = None,
+    fold: Annotated[
+        str | None, typer.Option(help="The fold to validate on, from 0; or all, one after the other.", metavar="N|all")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")] = None,
     network: Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
@@ -40,7 +44,9 @@ def train(
     bootstrap: Annotated[
         Path | None, typer.Option(help="Start from this checkpoint; its settings and split hold where not given.")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the run in this directory.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run, or the cross-validation, in this directory.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Start from a parent that the gate refuses.")] = False,
     allow_split: Annotated[
         bool, typer.Option("--allow-split", help="Train although the split check finds a fault; recorded in the run.")
@@ -56,7 +62,8 @@ def train(
 
     Without --config the run is planned from the data, and the plan is saved as RUN/config.yaml.
     """
-    from ssl_seg.configio import Layer, nest, parse_override, read_layers
+    from ssl_seg.cli.folds import check_folds, is_folds, run_folds
+    from ssl_seg.cli.run_settings import make_layers
     from ssl_seg.errors import ConfigError
     from ssl_seg.prepare import TrainRequest
 
@@ -65,6 +72,8 @@ def train(
         "--layout": ("data.layout", layout),
         "--split": ("split.file", None if split is None else str(split)),
         "--labels": ("split.labels", labels),
+        "--folds": ("split.folds", folds),
+        "--fold": ("split.fold", int(fold) if fold is not None and fold.isdecimal() else None),
         "--allow-split": ("split.allow_faults", allow_split or None),
         "--method": ("method.name", method),
         "--network": ("network.name", network),
@@ -75,14 +84,16 @@ def train(
         "--devices": ("runtime.devices", devices),
         "--num-nodes": ("runtime.num_nodes", num_nodes),
     }
-    layers = read_layers(config) if config is not None else []
-    layers += [
-        Layer(f"{name} {value}", nest(key, value)) for name, (key, value) in options.items() if value is not None
-    ]
-    layers += [parse_override(text) for text in set_ or []]
+    layers = make_layers(config, options, set_)
     if epochs is not None and steps is not None:
         raise ConfigError("--steps and --epochs both give the length: use one of them")
-    _run(TrainRequest(tuple(layers), out, bootstrap, resume, force=force, epochs=epochs))
+    check_folds(folds, fold, layers, split=split, bootstrap=bootstrap, resume=resume)
+    if fold == "all" or (resume is not None and is_folds(resume)):
+        if bootstrap is not None:
+            raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
+        run_folds(layers, out, resume, epochs)
+        return
+    _run(TrainRequest(layers, out, bootstrap, resume, force=force, epochs=epochs))
 
 
 def demo(

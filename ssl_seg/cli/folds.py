@@ -1,0 +1,126 @@
+"""``ssl-seg train --folds N --fold K|all``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ssl_seg.configio import Layer
+    from ssl_seg.fold_runs import CrossValidation, FoldRun
+
+
+def check_folds(
+    folds: int | None,
+    fold: str | None,
+    layers: Sequence[Layer],
+    *,
+    split: Path | None,
+    bootstrap: Path | None,
+    resume: Path | None,
+) -> None:
+    """Do nothing, if the options of a cross-validation fit together, and to the others.
+
+    Raises:
+        ConfigError: the first thing that is wrong.
+    """
+    from ssl_seg.configio import merge_layers
+    from ssl_seg.errors import ConfigError
+
+    if folds is None and fold is None:
+        return
+    given = "--folds" if folds is not None else "--fold"
+    if resume is not None:
+        raise ConfigError(f"{given}: --resume goes on with the folds that the run was begun with; leave out {given}")
+    if bootstrap is not None:
+        raise ConfigError(
+            f"{given}: a network to start from (--bootstrap) has seen cases that are validation in some fold: "
+            "a cross-validation starts from scratch"
+        )
+    if split is not None:
+        raise ConfigError(f"{given}: --split {split} is one split, and folds are made anew from the data: give one")
+    section = merge_layers(layers)[0].get("split", {})
+    count = folds if folds is not None else section.get("folds") if isinstance(section, dict) else None
+    if count is None:
+        raise ConfigError(f"--fold {fold}: of how many folds? Give --folds 5 --fold {fold}")
+    if not isinstance(count, int) or count < 2:
+        raise ConfigError(f"--folds {count}: a cross-validation has at least 2 folds, for example --folds 5")
+    if fold is not None and fold != "all" and not (fold.isdecimal() and int(fold) < count):
+        raise ConfigError(f"--fold {fold}: the {count} folds are 0 to {count - 1}, or all")
+
+
+def is_folds(path: Path) -> bool:
+    """Return whether this is the directory of a cross-validation."""
+    from ssl_seg.fold_runs import is_cross_validation
+
+    return is_cross_validation(path)
+
+
+def run_folds(layers: tuple[Layer, ...], out: Path | None, resume: Path | None, epochs: int | None) -> None:
+    """Train the folds, or go on with them, and print the table; the exit code says how it ended."""
+    from ssl_seg.cli import is_main_process
+    from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.cross_validation import CrossValidationRequest, cross_validate
+
+    result = cross_validate(CrossValidationRequest(layers, out, resume, epochs), TerminalConsole())
+    if not is_main_process():
+        return
+    if result.ending == "interrupted":
+        waiting = next((fold.name for fold in result.folds if fold.status == "waiting"), "the end")
+        typer.echo(f"interrupted at {waiting}; continue with: ssl-seg train --resume {result.path}")
+        raise typer.Exit(130)
+    _report(result)
+    if any(fold.status == "collapsed" for fold in result.folds):
+        raise typer.Exit(3)
+
+
+def _report(result: CrossValidation) -> None:
+    from ssl_seg.cli.console import print_table
+    from ssl_seg.fold_runs import FOLDS_FILE, summarize_folds
+
+    summary = summarize_folds(result.folds)
+    several = any(len(case.classes) > 1 for score in result.folds[0].scores.values() for case in score.cases)
+    columns = ["fold", "cases", "F1 student", "F1 teacher", "all-positive", "margin", "95 % interval"]
+    columns += ["mean of classes"] * several + [""]
+    rows = [_make_row(fold, several=several) for fold in result.folds]
+    rows += [_make_spread(summary, name, several=several) for name in ("mean", "sd")]
+    cases = sum(fold.cases for fold in result.folds)
+    scores = [summary[name]["out_of_fold"] for name in ("student", "teacher", "better")]
+    rows.append(["out of fold", str(cases), *_format(*scores, several=several), "all cases"])
+    print_table(f"{len(result.folds)} folds, validation, {result.path}", columns, rows)
+    typer.echo("margin: of the better network of each fold. The folds share training cases: sd is no standard error")
+    typer.echo(f"wrote {result.path / FOLDS_FILE}")
+    for fold in result.folds:
+        if fold.status == "collapsed":
+            typer.echo(f"{fold.name} collapsed; next: ssl-seg diagnose {result.run_of(fold).last}", err=True)
+    if all(fold.status == "done" for fold in result.folds):
+        typer.echo(f"next: ssl-seg evaluate {result.path} --test    ssl-seg predict {result.path} IMAGES OUTPUT")
+
+
+def _format(student: dict[str, Any], teacher: dict[str, Any], better: dict[str, Any], *, several: bool) -> list[str]:
+    from ssl_seg.cli.console import format_figure
+
+    figures = [student["f1"], teacher["f1"], better["trivial_f1"], better["margin"]]
+    interval = f"{format_figure(better['margin_low'])} .. {format_figure(better['margin_high'])}"
+    return [*map(format_figure, figures), interval, *([format_figure(better["f1_macro"])] * several)]
+
+
+def _make_row(fold: FoldRun, *, several: bool) -> list[str]:
+    from ssl_seg.fold_runs import summarize_score
+
+    scores = {net: summarize_score(score) for net, score in fold.scores.items()}
+    state = f"COLLAPSED {','.join(fold.codes)}" if fold.status == "collapsed" else ",".join(fold.codes) or "ok"
+    shown = _format(scores["student"], scores["teacher"], scores[fold.net], several=several)
+    return [str(fold.number), str(fold.cases), *shown, state]
+
+
+def _make_spread(summary: dict[str, Any], name: str, *, several: bool) -> list[str]:
+    from ssl_seg.cli.console import format_figure
+
+    better = summary["better"][name]
+    figures = [*(summary[net][name]["f1"] for net in ("student", "teacher")), better["trivial_f1"], better["margin"]]
+    last = [format_figure(better["f1_macro"])] * several
+    return [name, "", *map(format_figure, figures), "", *last, ""]

@@ -1,0 +1,262 @@
+"""Cross-validation: one training a fold, one after the other, in one directory.
+
+Each fold is what ``train --folds N --fold K`` does. How far it is stands on the disk alone, so that one that was killed
+anywhere goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from ssl_seg.bootstrap import leave_out
+from ssl_seg.configio import Layer, merge_layers, nest
+from ssl_seg.data.catalog import Catalog, Track
+from ssl_seg.data.splits.files import save_folds, split_from_dict
+from ssl_seg.engine.devices import call_on_main, make_fabric
+from ssl_seg.errors import ConfigError, RunDirError, SslSegError
+from ssl_seg.finish import FINAL_OVERLAP
+from ssl_seg.fold_runs import FOLDS_FILE, NETS, CrossValidation, FoldRun, load_folds, save_folds_file, summarize_score
+from ssl_seg.inference.model import open_model
+from ssl_seg.inference.scoring import score_cases
+from ssl_seg.preflight import check_layers, check_with_data
+from ssl_seg.prepare import Plan, TrainRequest, make_plan
+from ssl_seg.recorder import Console, Silent
+from ssl_seg.run_series import anchor_layer, create_whole, hold_directory, read_ending, read_machine
+from ssl_seg.rundir import check_free, next_free
+from ssl_seg.sources import open_data, open_store
+from ssl_seg.training import runtime_of, train
+from ssl_seg.transfer import check_options
+
+_OWN_SPLIT = {f"split.{name}" for name in ("file", "val_fraction", "test_fraction", "folds", "fold")}
+"""Settings of which the splits have been made; the folds read them from their files."""
+
+
+@dataclass(frozen=True)
+class CrossValidationRequest:
+    """What the caller asks for: a new cross-validation, or the continuation of one with its own settings."""
+
+    layers: tuple[Layer, ...] = ()
+    """Files and options of all folds, in increasing order of precedence; ``split.folds`` says how many there are."""
+    out: Path | None = None
+    """Directory to create."""
+    resume: Path | None = None
+    """Directory of a cross-validation to continue."""
+    epochs: int | None = None
+    """Length of each fold in epochs, instead of length.steps."""
+
+
+def cross_validate(request: CrossValidationRequest, console: Console | None = None) -> CrossValidation:
+    """Train the folds one after the other, and score each labeled case by the network that has not seen it.
+
+    A fold that the monitor stops is recorded as collapsed and counts with the scores of its best.pt; the others are
+    trained all the same.
+
+    Returns:
+        The cross-validation, whose ``ending`` says how far it went; cross_validation.json in its directory says the
+        same.
+
+    Raises:
+        SslSegError: for anything the user can mend.
+    """
+    console = console or Silent()
+    layers = request.layers if request.resume is None else (*load_folds(request.resume).layers, *request.layers)
+    fabric = make_fabric(runtime_of(TrainRequest(layers)))
+    fabric.launch()
+    cases: dict[str, Catalog] = {}
+    create, reopen = partial(_create, request, fabric, cases, console), partial(_reopen, request, console)
+    validation = call_on_main(fabric, create if request.resume is None else reopen)
+    machine = request.layers if request.resume is not None else ()
+    with hold_directory(fabric, validation.path):
+        try:
+            for number in [fold.number for fold in validation.folds if fold.status == "waiting"]:
+                validation = _train_fold(fabric, validation, number, machine, cases, console)
+                if validation.ending is not None:
+                    return validation
+        except KeyboardInterrupt:  # between two trainings: a training turns it into an ending of its own
+            return replace(validation, ending="interrupted")
+        return call_on_main(fabric, lambda: _save(replace(validation, ending="finished")))
+
+
+def _create(
+    request: CrossValidationRequest, fabric: Fabric, cases: dict[str, Catalog], console: Console
+) -> CrossValidation:
+    """Check all that can be known before the first training, then create the directory with the splits."""
+    layers = tuple(anchor_layer(layer) for layer in request.layers)
+    check_layers(layers)
+    count = merge_layers(layers)[0].get("split", {}).get("folds")
+    if count is None:
+        raise ConfigError("split.folds: a cross-validation needs the number of its folds; give --folds 5")
+    if request.out is not None:
+        _check_free(request.out)
+    plans = _plan_folds(replace(request, layers=layers), int(count), fabric, cases, console)
+    splits, labels = [plan.split for plan in plans], plans[0].config.split.labels
+    folds = tuple(FoldRun(n, len(split.val), len(split.labeled_ids(labels))) for n, split in enumerate(splits))
+    validation = CrossValidation(request.out or next_free(Path("runs") / _default_name(plans[0])), layers, folds)
+    validation = replace(validation, epochs=request.epochs)
+
+    def fill(folder: Path) -> None:
+        save_folds(splits, folder / "split.yaml")
+        save_folds_file(replace(validation, path=folder))
+
+    create_whole(validation.path, fill)
+    counts = ", ".join(str(fold.cases) for fold in folds)
+    console.note(
+        f"cross-validation: {validation.path}, {len(folds)} folds with {counts} validation cases, "
+        f"{len(splits[0].test)} test cases (sealed) in none of them"
+    )
+    return validation
+
+
+def _plan_folds(
+    request: CrossValidationRequest, count: int, fabric: Fabric, cases: dict[str, Catalog], console: Console
+) -> list[Plan]:
+    """Return the plan of each fold, all of them checked: a bad last fold is found before the first is trained."""
+    plans = []
+    for number in range(count):
+        fold = Layer(f"--fold {number}", nest("split.fold", number), is_option=True)
+        plan = make_plan(
+            TrainRequest((*request.layers, fold), epochs=request.epochs),
+            console.track("reading cases"),
+            gpu=fabric.device.type != "cpu",
+            read=partial(_read_once, cases),
+        )
+        cases[_key_of(plan.config.data.model_dump(mode="json"))] = plan.catalog
+        check_options(plan.config, plan.sources, has_parent=False)
+        try:
+            check_with_data(plan.config, plan.catalog, plan.split, lambda _: None)
+        except SslSegError as error:
+            raise type(error)(f"fold {number}: {error}") from error
+        plans.append(plan)
+    return plans
+
+
+def _read_once(cases: dict[str, Catalog], data: Mapping[str, Any], track: Track) -> Catalog:
+    """Return the cases of a data section, kept in ``cases`` for the folds to come."""
+    if (key := _key_of(data)) not in cases:
+        cases[key] = open_data(data, track)
+    return cases[key]
+
+
+def _key_of(data: Mapping[str, Any]) -> str:
+    """Return what says which cases a data section stands for."""
+    names = ("root", "groups", "layout", "label_values", "label_map", "ignore_value")
+    return json.dumps([data.get(name) for name in names])
+
+
+def _check_free(path: Path) -> None:
+    if (path / FOLDS_FILE).is_file():
+        raise RunDirError(
+            f"{path} exists already and is never overwritten: continue it with `ssl-seg train --resume {path}`, or "
+            f"use --out {next_free(path)}"
+        )
+    check_free(path)
+
+
+def _default_name(plan: Plan) -> str:
+    config, data = plan.config, Path(plan.config.data.root).name.replace(":", "-")
+    return f"{data}_{config.method.name}_{config.split.labels:g}_folds{config.split.folds}_seed{config.seed}"
+
+
+def _reopen(request: CrossValidationRequest, console: Console) -> CrossValidation:
+    """Return the cross-validation to continue."""
+    others = [layer.source for layer in request.layers if set(layer.values) != {"runtime"}]
+    if request.out or request.epochs or others:
+        raise ConfigError(
+            "--resume continues a cross-validation with its own settings: give it without other options "
+            "(only runtime settings such as --devices may change)"
+        )
+    path = request.resume or Path()
+    validation = load_folds(path)
+    if validation.ending == "finished":
+        raise RunDirError(f"{path} is finished: all {len(validation.folds)} folds are done; nothing to resume")
+    done = sum(fold.status != "waiting" for fold in validation.folds)
+    console.note(f"cross-validation: {path} goes on, {done} of {len(validation.folds)} folds are done")
+    return replace(validation, ending=None)
+
+
+def _save(validation: CrossValidation) -> CrossValidation:
+    save_folds_file(validation)
+    return validation
+
+
+def _train_fold(
+    fabric: Fabric,
+    validation: CrossValidation,
+    number: int,
+    machine: Sequence[Layer],
+    cases: dict[str, Catalog],
+    console: Console,
+) -> CrossValidation:
+    """Train, or go on with, a fold and score it."""
+    fold = validation.folds[number]
+    try:
+        request = call_on_main(fabric, lambda: _plan_training(validation, fold, machine, console))
+        if request is not None and train(request, console).ending == "interrupted":
+            return replace(validation, ending="interrupted")
+        return call_on_main(fabric, lambda: _score_fold(validation, fold, fabric.device, cases, console))
+    except SslSegError as error:
+        raise type(error)(
+            f"{fold.name}: {error}\nWhen that is mended: ssl-seg train --resume {validation.path}"
+        ) from error
+
+
+def _plan_training(
+    validation: CrossValidation, fold: FoldRun, machine: Sequence[Layer], console: Console
+) -> TrainRequest | None:
+    """Return how the run of a fold is begun or continued; None where its training has come to an end."""
+    run = validation.run_of(fold)
+    title = f"== {fold.name} of {len(validation.folds)}: {fold.labeled} labeled, {fold.cases} validation"
+    if read_ending(run) is not None:
+        return None
+    if run.last.is_file():
+        console.note(f"{title}, continued: {run.path}")
+        return TrainRequest(tuple(machine), resume=run.path)
+    if run.path.exists():  # killed before its first checkpoint: there is nothing to go on from
+        shutil.rmtree(run.path)
+    console.note(f"{title}: {run.path}")
+    shared = [replace(layer, values=leave_out(layer.values, _OWN_SPLIT)) for layer in validation.layers]
+    file = (validation.path / f"split_{fold.name}.yaml").resolve()
+    own = Layer(fold.name, nest("split.file", str(file)))
+    runtime = read_machine(validation.run_of(validation.folds[0]), validation.layers)
+    return TrainRequest((*shared, own, runtime, *machine), run.path, epochs=validation.epochs)
+
+
+def _score_fold(
+    validation: CrossValidation, fold: FoldRun, device: torch.device, cases: dict[str, Catalog], console: Console
+) -> CrossValidation:
+    """Score both networks of a finished fold on its validation cases, as at the end of its training, and record it."""
+    run = validation.run_of(fold)
+    ending, model = read_ending(run) or {}, open_model(run.best, device)
+    catalog = _read_once(cases, model.config.data.model_dump(mode="json"), console.track("reading cases"))
+    store = open_store(catalog, model.config.data)
+    ids = split_from_dict(model.checkpoint.split).val
+    scores = {
+        net: score_cases(
+            model.predictor(net, FINAL_OVERLAP), store, ids, track=console.track(f"scoring {fold.name} {net}")
+        )
+        for net in NETS
+    }
+    tolerated = model.config.monitor.on_collapse == "warn"
+    stopped = ending.get("event") == "collapsed" or (ending.get("verdict") == "collapsed" and not tolerated)
+    fold = replace(
+        fold,
+        status="collapsed" if stopped else "done",
+        net=model.better,
+        codes=tuple(ending.get("codes", ())),
+        scores=scores,
+    )
+    figures = summarize_score(scores[fold.net])
+    if stopped:
+        console.note(f"{fold.name}: COLLAPSED ({', '.join(fold.codes)}); next: ssl-seg diagnose {run.last}")
+    else:
+        console.note(f"{fold.name}: F1 {figures['f1_macro']:.3f} ({fold.net})")
+    return _save(validation.with_fold(fold))

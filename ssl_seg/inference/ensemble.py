@@ -1,0 +1,134 @@
+"""Several networks as one: the mean of their probabilities.
+
+Shapes: C channels, K classes, *S spatial = (Z, Y, X) or (Y, X).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.data.store import CaseStore
+from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.inference.model import Model, open_model
+from ssl_seg.inference.scoring import PredictFn, Score, score_case
+
+_COMMON: dict[str, Callable[[Model], Any]] = {
+    "images": lambda model: f"{model.config.data.ndim}D",
+    "number of classes": lambda model: model.config.data.num_classes,
+    "label values": lambda model: list(model.config.data.label_values),
+    "image channels": lambda model: model.config.data.channels,
+}
+_GRID: dict[str, Callable[[Model], Any]] = {
+    "data.resample_to": lambda model: _as_list(model.config.data.resample_to),
+    "data.spacing": lambda model: _as_list(model.config.data.resample_to and model.config.data.spacing),
+}
+"""Matters only where probabilities are averaged; the voxel size of images only where they are resampled."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Predicts the mean of the probabilities of its members, one member after another.
+
+    Beside the result of the member that runs, one sum is held, however many members there are.
+    """
+
+    members: tuple[PredictFn, ...]
+
+    def __call__(self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None) -> NDArray[np.float32]:
+        """Return mean probabilities (K,*S) of a raw image (C,*S) with voxels of size ``spacing`` (*S)."""
+        for probs in self.predict_each(image, spacing):
+            mean = probs
+        return mean
+
+    def predict_each(
+        self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the probabilities (K,*S) of each member, and at the end their mean.
+
+        The sum takes the place of the first of them: each must have been used before the next one is asked for.
+        """
+        total: NDArray[np.float32] | None = None
+        for member in self.members:
+            probs = member(image, spacing)
+            yield probs
+            total = probs if total is None else np.add(total, probs, out=total)
+        if total is not None:
+            yield np.divide(total, np.float32(len(self.members)), out=total)
+
+
+def open_members(paths: Sequence[Path], which: str | None = None) -> tuple[Model, ...]:
+    """Return the checkpoints, each with only the network that is used: ``which``, or the better one on validation.
+
+    Raises:
+        CheckpointError: see ``open_model``.
+        ConfigError: for members that ``check_members`` refuses, whatever they are used for.
+    """
+    members = tuple(_keep_one(open_model(path), which) for path in paths)
+    check_members(members)
+    return members
+
+
+def check_members(members: Sequence[Model], *, averaged: bool = False) -> None:
+    """Do nothing, if the networks take the same images and say the same classes.
+
+    Args:
+        members: at least one.
+        averaged: whether their probabilities are averaged, for which they must have the same voxel grid too.
+
+    Raises:
+        ConfigError: names the first two that differ, and in what.
+    """
+    first, *others = members
+    for other in others:
+        for name, read in (_COMMON | _GRID if averaged else _COMMON).items():
+            if (here := read(first)) != (there := read(other)):
+                raise ConfigError(
+                    f"{first.path} and {other.path} do not go together: {name} {here} in the first and {there} in the "
+                    "second. Give networks that were trained for the same images and classes"
+                )
+
+
+def score_members(
+    members: Sequence[PredictFn],
+    store: CaseStore,
+    case_ids: Sequence[str],
+    *,
+    mean: bool,
+    surface: bool = False,
+    track: Callable[[Iterable[str], int], Iterable[str]] = lambda items, _: items,
+) -> tuple[Score, ...]:
+    """Return the score of each member on labeled cases and, with ``mean``, that of their ensemble as the last one.
+
+    Each case is read, and predicted by each member, once. Other arguments as for ``score_cases``.
+
+    Raises:
+        DataError: without cases, or for a case without a mask.
+    """
+    if not case_ids:
+        raise DataError("there is no labeled case to score")
+    ensemble, wanted = Ensemble(tuple(members)), len(members) + mean
+    rows = []
+    for case_id in track(case_ids, len(case_ids)):
+        case = store.load_whole(case_id)
+        found = zip(range(wanted), ensemble.predict_each(case.image, case.spacing), strict=False)
+        rows.append([score_case(case_id, case, probs, surface=surface) for _, probs in found])
+    return tuple(Score(column) for column in zip(*rows, strict=True))
+
+
+def _keep_one(model: Model, which: str | None) -> Model:
+    """Return the model without the other network, and without the tensors of the file."""
+    net = which or model.better
+    if net not in model.nets:
+        raise ConfigError(f"which = '{net}' must be student or teacher")
+    emptied = replace(model.checkpoint, student={}, teacher={}, optimizer={}, swa=None)
+    return replace(model, nets={net: model.nets[net]}, checkpoint=emptied)
+
+
+def _as_list(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else list(values)

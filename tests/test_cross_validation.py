@@ -1,0 +1,335 @@
+"""Cross-validation: which case is where, that it goes on from anywhere, and the scores over its folds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from ssl_seg import CrossValidationRequest, EvaluateRequest, cross_validate, evaluate
+from ssl_seg.checkpoint import load_checkpoint
+from ssl_seg.cli import main
+from ssl_seg.cli.folds import _report
+from ssl_seg.configio import Layer
+from ssl_seg.data.splits.files import load_split, split_from_dict
+from ssl_seg.data.synthetic import write_dataset
+from ssl_seg.engine.engine import Engine
+from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
+from ssl_seg.fold_runs import CrossValidation, list_members, load_folds, summarize_folds
+from ssl_seg.recorder import Recorder
+from ssl_seg.rundir import RunDir
+
+FOLDS = 2
+SETTINGS: dict[str, Any] = {
+    "data": {"patch_size": [64, 64]},
+    "length": {"steps": 4, "steps_per_epoch": 2},
+    "monitor": {**TINY["monitor"], "probe_patches": 3, "first_epoch_probes": [0]},
+    "split": {"labels": 0.5, "folds": FOLDS},
+}
+
+
+def run_folds(out: Path, data: Path, *settings: dict[str, Any], **request: Any) -> CrossValidation:
+    layers = tuple(Layer("--x", s) for s in (TINY, SETTINGS, {"data": {"root": str(data)}}, *settings))
+    return cross_validate(CrossValidationRequest(layers, out, **request))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 images with 10 masks."""
+    folder = tmp_path_factory.mktemp("data") / "particles"
+    write_dataset(folder, "particles", 12, labeled=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> CrossValidation:
+    """An uninterrupted cross-validation."""
+    return run_folds(tmp_path_factory.mktemp("folds") / "whole", folder)
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, two = load_checkpoint(a), load_checkpoint(b)
+    return all(torch.equal(v, getattr(two, p)[n]) for p in ("student", "teacher") for n, v in getattr(one, p).items())
+
+
+def f1_of(counts: Any) -> float:
+    tp, fp, fn, _ = np.asarray(counts, float).sum(axis=0)
+    return float(2 * tp / (2 * tp + fp + fn))
+
+
+def counts_of(validation: CrossValidation, fold: int, net: str) -> list[list[int]]:
+    return [[c.overlap.tp, c.overlap.fp, c.overlap.fn, c.overlap.tn] for c in validation.folds[fold].scores[net].cases]
+
+
+class TestFolds:
+    def test_each_labeled_case_is_scored_once_and_no_test_case(self, whole: CrossValidation, folder: Path) -> None:
+        scored = [case.case_id for fold in whole.folds for case in fold.scores[fold.net].cases]
+        test = load_split(whole.run_of(whole.folds[0]).path / "split.yaml").test
+        labeled = {path.stem for path in (folder / "masks").iterdir()}
+        assert len(scored) == len(set(scored))
+        assert set(scored) == labeled - set(test)
+        assert len(test) > 0
+        for fold in whole.folds:
+            split = split_from_dict(load_checkpoint(whole.run_of(fold).best).split)
+            assert (split.folds, split.fold, split.test) == (FOLDS, fold.number, test)
+            assert [c.case_id for c in fold.scores["student"].cases] == list(split.val)
+            assert fold.labeled == len(split.labeled_ids(0.5))
+
+    def test_scores_are_those_of_the_checkpoints(self, whole: CrossValidation) -> None:
+        for fold in whole.folds:
+            recorded = load_checkpoint(whole.run_of(fold).best).scores
+            for net in ("student", "teacher"):
+                assert f1_of(counts_of(whole, fold.number, net)) == pytest.approx(recorded[net]["f1"])
+            assert recorded[fold.net]["f1"] == max(recorded[net]["f1"] for net in ("student", "teacher"))
+
+    def test_the_summary_by_hand(self, whole: CrossValidation) -> None:
+        summary = json.loads((whole.path / "cross_validation.json").read_text())["summary"]
+        assert summary == summarize_folds(whole.folds)
+        for name in ("student", "teacher", "better"):
+            counts = [counts_of(whole, f.number, f.net if name == "better" else name) for f in whole.folds]
+            f1 = [f1_of(rows) for rows in counts]
+            pooled = np.array([row for rows in counts for row in rows])
+            everywhere = f1_of([[tp + fn, fp + tn, 0, 0] for tp, fp, fn, tn in pooled])
+            found = summary[name]
+            assert found["mean"]["f1"] == pytest.approx(sum(f1) / FOLDS)
+            assert found["sd"]["f1"] == pytest.approx(
+                (sum((x - sum(f1) / FOLDS) ** 2 for x in f1) / (FOLDS - 1)) ** 0.5
+            )
+            assert found["out_of_fold"]["f1"] == pytest.approx(f1_of(pooled))
+            assert found["out_of_fold"]["margin"] == pytest.approx(f1_of(pooled) - everywhere)
+            low, high = found["out_of_fold"]["margin_low"], found["out_of_fold"]["margin_high"]
+            assert low < found["out_of_fold"]["margin"] < high
+
+    def test_what_the_file_says(self, whole: CrossValidation) -> None:
+        assert whole.ending == "finished"
+        assert load_folds(whole.path) == whole
+        assert [fold.status for fold in whole.folds] == ["done"] * FOLDS
+
+
+class Killed(BaseException):
+    """In place of kill -9: no handler of the package takes it for anything."""
+
+
+@contextmanager
+def killed(target: Any, name: str, when: Callable[..., bool]) -> Iterator[None]:
+    """Die when ``target.name`` is called with arguments for which ``when`` holds."""
+    original = getattr(target, name)
+
+    def die(*args: Any, **kwargs: Any) -> Any:
+        if when(*args):
+            raise Killed
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, name, die)
+        with pytest.raises(Killed):
+            yield
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+class TestContinuation:
+    def test_killed_at_every_point_it_ends_with_equal_bits(
+        self, whole: CrossValidation, folder: Path, tmp_path: Path
+    ) -> None:
+        from ssl_seg import cross_validation, finish
+
+        points: list[tuple[str, tuple[Any, str, Callable[..., bool]]]] = [
+            ("before the first checkpoint", (Recorder, "save_last", lambda *_: True)),
+            ("within an epoch", (Engine, "step", lambda _, __, step, *___: step == 3)),
+            ("before the final scores", (finish, "_score_run", lambda *_: True)),
+            ("trained, not scored", (cross_validation, "_score_fold", lambda *_: True)),
+            ("scored, next not begun", (cross_validation, "_plan_training", lambda _, fold, *__: fold.number == 1)),
+            ("second fold, within an epoch", (Engine, "step", lambda _, __, step, *___: step == 3)),
+        ]
+        out = tmp_path / "killed"
+        for number, (point, death) in enumerate(points):
+            folds = load_folds(out).folds if number else ()
+            done = {f.name: state_of(out / f.name) for f in folds if f.status == "done"}
+            with killed(*death):
+                if number == 0:
+                    run_folds(out, folder)
+                else:
+                    cross_validate(CrossValidationRequest(resume=out))
+            assert load_folds(out).ending is None, point
+            assert {name: state_of(out / name) for name in done} == done, point
+        assert [f.status for f in load_folds(out).folds] == ["done", "waiting"]
+        with pytest.raises(RunDirError, match=f"fold1 of {FOLDS} folds to do.*train --resume"):
+            list_members([out])
+        resumed = cross_validate(CrossValidationRequest(resume=out))
+        assert resumed.folds == whole.folds
+        for fold in whole.folds:
+            for name in ("last", "best"):
+                assert same_weights(getattr(whole.run_of(fold), name), getattr(resumed.run_of(fold), name))
+        one, two = (json.loads((path / "cross_validation.json").read_text()) for path in (whole.path, out))
+        assert one == two
+
+    def test_what_cannot_be_resumed(self, whole: CrossValidation, tmp_path: Path) -> None:
+        with pytest.raises(RunDirError, match=f"is finished: all {FOLDS} folds"):
+            cross_validate(CrossValidationRequest(resume=whole.path))
+        for changed in ({"out": tmp_path / "x"}, {"epochs": 1}, {"layers": (Layer("--lr", {"optim": {"lr": 1.0}}),)}):
+            with pytest.raises(ConfigError, match="without other options"):
+                cross_validate(CrossValidationRequest(resume=whole.path, **changed))
+        with pytest.raises(RunDirError, match="no cross-validation"):
+            cross_validate(CrossValidationRequest(resume=tmp_path))
+        for text, message in (("{", "damaged"), ('{"schema": 9}', "has schema 9"), ('{"schema": 1}', "damaged")):
+            (tmp_path / "cross_validation.json").write_text(text)
+            with pytest.raises(RunDirError, match=message):
+                cross_validate(CrossValidationRequest(resume=tmp_path))
+
+    def test_nothing_is_overwritten_and_one_process_at_a_time(
+        self, whole: CrossValidation, folder: Path, tmp_path: Path
+    ) -> None:
+        from filelock import FileLock
+
+        with pytest.raises(RunDirError, match="never overwritten: continue it with `ssl-seg train --resume"):
+            run_folds(whole.path, folder)
+        shutil.copytree(whole.path, tmp_path / "cv")
+        values = json.loads((tmp_path / "cv" / "cross_validation.json").read_text())
+        (tmp_path / "cv" / "cross_validation.json").write_text(json.dumps({**values, "ending": None}))
+        with FileLock(tmp_path / "cv" / "lock"), pytest.raises(RunDirError, match="another process"):
+            cross_validate(CrossValidationRequest(resume=tmp_path / "cv"))
+
+    def test_a_bad_fold_is_found_before_the_first_is_trained(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(SplitError, match="99 cases"):
+            run_folds(tmp_path / "cv", folder, {"split": {"labels": 99}})
+        with pytest.raises(ConfigError, match="--folds 5"):
+            run_folds(tmp_path / "cv", folder, {"split": {"folds": None}})
+        assert not (tmp_path / "cv").exists()
+
+
+class TestOutOfFold:
+    def test_each_case_by_the_network_that_has_not_seen_it(self, whole: CrossValidation) -> None:
+        result = evaluate(EvaluateRequest(whole.path))
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
+        expected = {}
+        for fold in whole.folds:
+            one = evaluate(EvaluateRequest(whole.run_of(fold).best, which=fold.net))
+            expected |= {row["id"]: {**row, "fold": fold.number} for row in one["cases"]}
+            assert result["folds"][fold.number]["pooled"] == one["pooled"]
+        assert {row["id"]: row for row in result["cases"]} == expected
+        counts = [row["counts"][0] for row in expected.values()]
+        assert result["pooled"]["f1"] == pytest.approx(f1_of(counts))
+        assert (result["part"], result["test_openings"]) == ("out_of_fold", 0)
+
+    def test_folds_of_different_splits(self, whole: CrossValidation, tmp_path: Path) -> None:
+        out = Path(shutil.copytree(whole.path, tmp_path / "cv"))
+        shutil.rmtree(out / "fold1")
+        shutil.copytree(out / "fold0", out / "fold1")
+        with pytest.raises(SplitError, match="in fold 0 and in fold 1: these are not the folds of one"):
+            evaluate(EvaluateRequest(out))
+
+    def test_an_ensemble_would_have_seen_the_cases(self, whole: CrossValidation) -> None:
+        with pytest.raises(ConfigError, match="scored out of fold"):
+            evaluate(EvaluateRequest(whole.path, ensemble=True))
+        first, *others = whole.checkpoints
+        with pytest.raises(SplitError, match=f"training cases of {others[0]}.*name the directory"):
+            evaluate(EvaluateRequest(first, more=tuple(others)))
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the command line in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ssl-seg", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--fold", "1"], "of how many folds? Give --folds 5 --fold 1"),
+            (["--fold", "all"], "of how many folds?"),
+            (["--folds", "1"], "at least 2 folds"),
+            (["--folds", "3", "--fold", "3"], "the 3 folds are 0 to 2, or all"),
+            (["--folds", "3", "--fold", "-1"], "the 3 folds are 0 to 2, or all"),
+            (["--folds", "3", "--fold", "last"], "the 3 folds are 0 to 2, or all"),
+            (["--folds", "3", "--split", "s.yaml"], "--split s.yaml is one split"),
+            (["--folds", "3", "--fold", "all", "--bootstrap", "a.pt"], "starts from scratch"),
+            (["--folds", "3", "--resume", "runs/a"], "leave out --folds"),
+            (["--fold", "all", "--resume", "runs/a"], "leave out --fold"),
+        ],
+    )
+    def test_options_that_do_not_go_together(self, cli: Any, options: list[str], message: str) -> None:
+        code, out, err = cli("train", *options)
+        assert (code, out) == (2, "")
+        assert err.count("error:") == 1
+        assert message in err
+
+    def test_one_fold_by_options_is_that_by_settings(
+        self, cli: Any, whole: CrossValidation, folder: Path, tmp_path: Path
+    ) -> None:
+        config = tmp_path / "c.yaml"
+        data = {**SETTINGS["data"], "root": str(folder)}
+        config.write_text(json.dumps({**TINY, **SETTINGS, "data": data, "split": {"labels": 0.5}}))
+        code, _, err = cli("train", "--config", config, "--folds", FOLDS, "--fold", 1, "--out", tmp_path / "run")
+        assert code == 0, err
+        assert same_weights(RunDir(tmp_path / "run").last, whole.run_of(whole.folds[1]).last)
+
+    def test_the_table(self, whole: CrossValidation, capsys: pytest.CaptureFixture[str]) -> None:
+        _report(whole)
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        summary = summarize_folds(whole.folds)
+        for name, row in (("mean", "mean"), ("sd", "sd"), ("out_of_fold", "out")):
+            (found,) = [line for line in lines if line and line[0] == row]
+            assert {f"{summary[net][name]['f1']:.3f}" for net in ("student", "teacher")} <= set(found)
+        assert ["next:", "ssl-seg", "evaluate", str(whole.path), "--test"] in [line[:5] for line in lines]
+
+    def test_interrupted_and_collapsed(
+        self, cli: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ctrl-C names the command that goes on; a collapsed fold is shown, and the others are trained."""
+        from ssl_seg import cross_validation
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        def read(run: RunDir) -> dict[str, Any] | None:
+            collapsed = {"event": "collapsed", "codes": ["all_negative"]}
+            return collapsed if run.path.name == "fold0" and run.best.is_file() else original(run)
+
+        config, out, original = tmp_path / "c.yaml", tmp_path / "cv", cross_validation.read_ending
+        data = {**SETTINGS["data"], "root": str(folder)}
+        config.write_text(json.dumps({**TINY, "data": data, "length": {"steps": 1}, "split": {"folds": 2}}))
+        with monkeypatch.context() as patch:
+            patch.setattr(cross_validation, "_plan_training", interrupt)
+            code, text, _ = cli("train", "--config", config, "--fold", "all", "--out", out)
+        assert code == 130
+        assert f"interrupted at fold0; continue with: ssl-seg train --resume {out}" in text
+        with monkeypatch.context() as patch:
+            patch.setattr(cross_validation, "read_ending", read)
+            code, text, err = cli("train", "--resume", out)
+        assert (code, "COLLAPSED all_negative" in text, "fold0 collapsed; next: ssl-seg diagnose" in err) == (
+            3,
+            True,
+            True,
+        )
+        found = load_folds(out)
+        assert [(f.status, bool(f.scores)) for f in found.folds] == [("collapsed", True), ("done", True)]
+        assert found.ending == "finished"
+        with pytest.raises(RefusedError, match=r"fold0 collapsed \(all_negative\).*Name the others: .*fold1"):
+            list_members([out])
+        code, text, _ = cli("evaluate", out)
+        assert code == 0
+        assert "validation, out of fold, 8 cases" in text

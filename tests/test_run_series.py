@@ -1,0 +1,65 @@
+"""What directories of several runs have in common."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ssl_seg.configio import Layer
+from ssl_seg.errors import RunDirError
+from ssl_seg.fold_runs import CrossValidation, FoldRun, load_folds, save_folds_file
+from ssl_seg.run_series import anchor_layer, create_whole, read_machine
+from ssl_seg.rundir import RunDir
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"precision": "bf16", "memory_format": "channels_last"}),
+        ({"precision": "auto", "memory_format": "contiguous"}, {"precision": "bf16"}),
+    ],
+)
+def test_what_auto_came_to_holds_for_all_runs(tmp_path: Path, given: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Timed anew, another memory format might win, and the bits would be others. What was given is left alone."""
+    found = {"precision": "bf16", "memory_format": "channels_last", "workers": 3}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"runtime": found}))
+    assert read_machine(RunDir(tmp_path), [Layer("--x", {"runtime": given})]).values == {"runtime": expected}
+    assert read_machine(RunDir(tmp_path / "none"), []).values == {"runtime": {}}
+
+
+def test_data_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    layer = anchor_layer(Layer("--x", {"data": {"root": "a", "groups": "g.csv", "channels": 1}, "seed": 2}))
+    data = {"root": str(tmp_path / "a"), "groups": str(tmp_path / "g.csv"), "channels": 1}
+    assert layer.values == {"data": data, "seed": 2}
+    synthetic = Layer("--x", {"data": {"root": "synthetic:sheets"}})
+    assert anchor_layer(synthetic) == synthetic
+
+
+def test_a_directory_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "a").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunDirError, match=r"cannot create the directory .*No space"):
+        create_whole(tmp_path / "x", fail)
+    assert list(tmp_path.iterdir()) == []
+    create_whole(tmp_path / "x", lambda folder: (folder / "a").touch())
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "a"]
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validation = CrossValidation(tmp_path, (), (FoldRun(0, 3, 4), FoldRun(1, 3, 4)))
+    save_folds_file(validation)
+
+    def fill(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill)
+    with pytest.raises(RunDirError, match=r"is full.*Free some space.*train --resume"):
+        save_folds_file(validation.with_fold(FoldRun(0, 3, 4, "done")))
+    assert load_folds(tmp_path) == validation
