@@ -14,8 +14,10 @@ from ssl_seg.configio import flatten, to_plain
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import ConfigError, SslSegError
+from ssl_seg.preflight import check_layers
 from ssl_seg.prepare import Plan, TrainRequest, make_plan
 from ssl_seg.sources import open_data
+from ssl_seg.transfer import check_options
 
 NOT_CONTENT = ("runtime", "data.root", "data.groups", "data.cache_mb", "data.disk_cache_gb", "split.file")
 """Settings that are no part of what a training is: machine matters, and places. The cases themselves are known by the
@@ -42,7 +44,11 @@ def resolve_cells(
     plans: list[Plan] = []
     for cell in track(listed, len(listed)):
         try:
-            plans.append(make_plan(TrainRequest(tuple(layers_of(spec, cell))), gpu=gpu, read=read))
+            layers = tuple(layers_of(spec, cell))
+            check_layers(layers)
+            plan = make_plan(TrainRequest(layers), gpu=gpu, read=read)
+            check_options(plan.config, plan.sources, has_parent=cell.parent is not None)
+            plans.append(plan)
         except SslSegError as error:
             raise type(error)(f"cell '{cell.name}': {error}") from error
     _check_comparable(spec, listed, plans)

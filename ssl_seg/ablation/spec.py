@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -164,6 +164,8 @@ def list_cells(spec: AblationSpec) -> list[CellSpec]:
 def layers_of(spec: AblationSpec, cell: CellSpec) -> list[Layer]:
     """Return the settings of a cell: configuration, settings, recipe, then what the axes say.
 
+    What is said about taking over a parent (section ``bootstrap``) holds for the cells that have one.
+
     Raises:
         ConfigError: a recipe or configuration that cannot be read, or a setting that belongs to an axis.
     """
@@ -178,6 +180,10 @@ def layers_of(spec: AblationSpec, cell: CellSpec) -> list[Layer]:
         "seed": cell.seed,
     }
     _check_axes([Layer("settings", spec.settings), *own], axes)
+    if cell.parent is None:
+        layers = [
+            replace(layer, values={k: v for k, v in layer.values.items() if k != "bootstrap"}) for layer in layers
+        ]
     return [*layers, *(Layer("ablation", nest(key, value)) for key, value in axes.items())]
 
 

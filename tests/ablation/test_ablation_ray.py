@@ -19,7 +19,7 @@ from ssl_seg.ablation.resolve import resolve_cells
 from ssl_seg.ablation.spec import read_spec
 from ssl_seg.errors import ConfigError
 
-STEPS = 60
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def cluster() -> Iterator[Any]:
 @pytest.mark.slow
 def test_a_killed_node_loses_no_finished_cell(cluster: Any, tmp_path: Path, particles_dir: Path) -> None:
     settings = {**TINY, "data": {**TINY["data"], "root": str(particles_dir)}}
-    settings["length"] = {"steps": STEPS, "steps_per_epoch": 5}
+    settings["length"] = {"steps": STEPS, "steps_per_epoch": 4}
     spec = read_spec(str(write_spec(tmp_path / "spec.yaml", particles_dir, settings=settings, labels=[0.2, 0.5])))
     cells = resolve_cells(spec, gpu=False)
     out = tmp_path / "out"
@@ -51,7 +51,7 @@ def test_a_killed_node_loses_no_finished_cell(cluster: Any, tmp_path: Path, part
     def kill_a_node(states: Sequence[CellState]) -> None:
         """Kill the node that trains, once the other one has finished a cell."""
         done = [s.cell.id for s in states if s.stage == "done"]
-        busy = [s.cell.id for s in states if s.stage == "running" and 10 < s.step < STEPS - 10]
+        busy = [s.cell.id for s in states if s.stage == "running" and 4 < s.step < STEPS - 8]
         if not lost and done and busy:
             finished.update((i, open_folder(out, i).score(WANTED).stat().st_mtime_ns) for i in done)
             lost.extend(busy)

@@ -29,7 +29,7 @@ def test_equal_content_has_an_equal_id_whatever_asks_for_it(tmp_path: Path, part
 
 def test_what_changes_the_training_changes_the_id(tmp_path: Path, particles_dir: Path) -> None:
     ids = {c.id for c in resolve(tmp_path, particles_dir)}
-    for other in ({"optim": {"lr": 1e-3}}, {"monitor": {"select": "dice"}}, {"bootstrap": {"reset_head": True}}):
+    for other in ({"optim": {"lr": 1e-3}}, {"monitor": {"select": "dice"}}):
         assert not ids & {c.id for c in resolve(tmp_path, particles_dir, recipes={"x": other})}
     assert not ids & {c.id for c in resolve(tmp_path, particles_dir, split_seeds=[4])}
 
@@ -48,6 +48,10 @@ def test_a_bootstrapped_cell_knows_its_parent(tmp_path: Path, particles_dir: Pat
     by_arm = {(c.arm.start, c.arm.labels): c for c in cells}
     assert by_arm["bootstrap", 1.0].parent == by_arm["scratch", 0.2].id
     assert len({c.id for c in cells}) == 3
+    recipe = {"x": {"bootstrap": {"parts": "encoder"}}}  # holds where there is a parent to take an encoder from
+    other = resolve(tmp_path, particles_dir, starts=["scratch", "bootstrap"], methods=["supervised"], recipes=recipe)
+    assert len({c.id for c in cells} & {c.id for c in other}) == 2
+    assert [c.config["bootstrap"]["parts"] for c in other] == ["all", "all", "encoder"]
 
 
 def test_label_seeds_change_the_labeled_cases_only(tmp_path: Path, particles_dir: Path) -> None:
@@ -73,6 +77,11 @@ def test_cells_that_cannot_be_compared(tmp_path: Path, particles_dir: Path, reci
 def test_an_error_names_its_cell(tmp_path: Path, particles_dir: Path) -> None:
     with pytest.raises(SslSegError, match=r"cell 'supervised 0.2 odd split 0 seed 0': .*dynunett"):
         resolve(tmp_path, particles_dir, recipes={"odd": {"network": {"name": "dynunett"}}})
+    with pytest.raises(SslSegError, match=r"cell .*odd.*: .*dicee.*did you mean 'dice'"):
+        resolve(tmp_path, particles_dir, recipes={"odd": {"loss": {"weights": {"dicee": 1.0}}}})
+    odd = {"odd": {"bootstrap": {"pseudo_label_steps": 2}}}
+    with pytest.raises(SslSegError, match=r"cell 'supervised 1 odd bootstrap.*pseudo_label_steps = 2: .*teacher"):
+        resolve(tmp_path, particles_dir, starts=["bootstrap"], recipes=odd)
     with pytest.raises(SslSegError, match="labels=50"):
         resolve(tmp_path, particles_dir, labels=[50])
 

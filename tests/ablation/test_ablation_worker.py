@@ -134,7 +134,7 @@ def test_a_worker_whose_caller_dies_saves_its_state_and_another_goes_on(particle
     path = write_spec(tmp_path / "spec.yaml", particles_dir, labels=[1.0], methods=["supervised"])
     from ssl_seg.configio import Layer
 
-    long = Layer("--steps", {"settings": {"length": {"steps": 300, "steps_per_epoch": 300}}})
+    long = Layer("--steps", {"settings": {"length": {"steps": 120, "steps_per_epoch": 120}}})
     cell = resolve_cells(read_spec(str(path), [long]), gpu=False)[0]
     write_cells(tmp_path / "out", [cell])
     folder = open_folder(tmp_path / "out", cell.id)
