@@ -7,27 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_seg.configio import Layer
-    from ssl_seg.cross_validation import CrossValidationRequest, cross_validate
     from ssl_seg.data.catalog import open_catalog
     from ssl_seg.data.splits.files import load_split, save_split
     from ssl_seg.data.splits.split import make_folds, make_split
     from ssl_seg.evaluation import EvaluateRequest, evaluate
-    from ssl_seg.label_ladder import LabelLadderRequest, climb_labels
     from ssl_seg.prediction import PredictRequest, predict
     from ssl_seg.prepare import TrainRequest
+    from ssl_seg.series.cross_validation import CrossValidationRequest, cross_validate
+    from ssl_seg.series.label_ladder import LabelLadderRequest, climb_labels
     from ssl_seg.training import train
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CrossValidationRequest": "ssl_seg.cross_validation",
+    "CrossValidationRequest": "ssl_seg.series.cross_validation",
     "EvaluateRequest": "ssl_seg.evaluation",
-    "LabelLadderRequest": "ssl_seg.label_ladder",
+    "LabelLadderRequest": "ssl_seg.series.label_ladder",
     "Layer": "ssl_seg.configio",
     "PredictRequest": "ssl_seg.prediction",
     "TrainRequest": "ssl_seg.prepare",
-    "climb_labels": "ssl_seg.label_ladder",
-    "cross_validate": "ssl_seg.cross_validation",
+    "climb_labels": "ssl_seg.series.label_ladder",
+    "cross_validate": "ssl_seg.series.cross_validation",
     "evaluate": "ssl_seg.evaluation",
     "load_split": "ssl_seg.data.splits.files",
     "make_folds": "ssl_seg.data.splits.split",

@@ -14,11 +14,11 @@ from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
 from ssl_seg.errors import ConfigError, DataError, SplitError
-from ssl_seg.fold_runs import is_cross_validation, join_scores, list_members, load_finished
 from ssl_seg.inference.ensemble import check_members, open_members, score_members
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import score_cases
 from ssl_seg.rundir import append_jsonl, find_run_of, now, read_jsonl
+from ssl_seg.series.fold_runs import is_cross_validation, join_scores, list_members, load_finished
 from ssl_seg.sources import absolute_root, open_data, open_store
 
 Part = Literal["val", "test", "all"]

@@ -26,11 +26,11 @@ from ssl_seg.data.volumes import (
 )
 from ssl_seg.diagnose.shapes import FEWEST, find_same, format_shape
 from ssl_seg.errors import ConfigError, DataError
-from ssl_seg.fold_runs import list_members
 from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
 from ssl_seg.inference.model import Model
 from ssl_seg.labels import to_mask
 from ssl_seg.monitor.catalog import limit
+from ssl_seg.series.fold_runs import list_members
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 LEAST_SHARE = 0.01

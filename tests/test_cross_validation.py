@@ -24,9 +24,9 @@ from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
-from ssl_seg.fold_runs import CrossValidation, list_members, load_folds, summarize_folds
 from ssl_seg.recorder import Recorder
 from ssl_seg.rundir import RunDir
+from ssl_seg.series.fold_runs import CrossValidation, list_members, load_folds, summarize_folds
 
 FOLDS = 2
 SETTINGS: dict[str, Any] = {
@@ -143,7 +143,8 @@ class TestContinuation:
     def test_killed_at_every_point_it_ends_with_equal_bits(
         self, whole: CrossValidation, folder: Path, tmp_path: Path
     ) -> None:
-        from ssl_seg import cross_validation, finish
+        from ssl_seg import finish
+        from ssl_seg.series import cross_validation
 
         points: list[tuple[str, tuple[Any, str, Callable[..., bool]]]] = [
             ("before the first checkpoint", (Recorder, "save_last", lambda *_: True)),
@@ -300,7 +301,7 @@ class TestCommand:
         self, cli: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Ctrl-C names the command that goes on; a collapsed fold is shown, and the others are trained."""
-        from ssl_seg import cross_validation
+        from ssl_seg.series import cross_validation
 
         def interrupt(*_: Any) -> None:
             raise KeyboardInterrupt

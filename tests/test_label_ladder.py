@@ -25,9 +25,9 @@ from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
 from ssl_seg.inference.model import config_of
-from ssl_seg.label_rungs import Difference, LabelLadder, check_labels, compare_counts, load_ladder
 from ssl_seg.recorder import Recorder
 from ssl_seg.rundir import RunDir
+from ssl_seg.series.label_rungs import Difference, LabelLadder, check_labels, compare_counts, load_ladder
 
 LABELS = (0.1, 1.0)
 SETTINGS = {
@@ -123,7 +123,7 @@ class TestRungs:
         self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         outcomes = iter([Difference(-0.01, -0.1, 0.1), Difference(0.0, -0.1, 0.1)])
-        monkeypatch.setattr("ssl_seg.label_ladder.compare_counts", lambda *_: next(outcomes))
+        monkeypatch.setattr("ssl_seg.series.label_ladder.compare_counts", lambda *_: next(outcomes))
         monkeypatch.setattr("ssl_seg.prepare.check_parent", lambda *_: [])
         ladder = climb(tmp_path / "l", particles_dir, {"length": {"steps": 1}}, labels=(0.1, 0.5, 1.0))
         assert [(r.parent, r.kept) for r in ladder.rungs] == [(None, True), (1, False), (1, True)]
@@ -183,7 +183,7 @@ def killed(target: Any, name: str, when: Callable[..., bool]) -> Iterator[None]:
 def list_kill_points() -> dict[str, tuple[Any, str, Callable[..., bool]]]:
     """In the order in which a ladder of two rungs meets them."""
     from ssl_seg import finish
-    from ssl_seg import label_ladder as ladder
+    from ssl_seg.series import label_ladder as ladder
 
     def is_first(_: Any, rung: Any, *__: Any) -> bool:
         return bool(rung.number == 1)
@@ -370,7 +370,7 @@ class TestBadInput:
 
     def test_an_error_within_a_rung_names_it_and_the_way_on(self, particles_dir: Path, tmp_path: Path) -> None:
         data = Path(shutil.copytree(particles_dir, tmp_path / "data"))
-        from ssl_seg import label_ladder as ladder
+        from ssl_seg.series import label_ladder as ladder
 
         with killed(ladder, "_plan_training", lambda _, rung, *__: rung.number == 2):
             climb(tmp_path / "l", data, {"length": {"steps": 1}}, labels=(0.5, 1.0), force=True)
@@ -421,7 +421,7 @@ class TestCommand:
             seen.append(request)
             raise RefusedError("enough")
 
-        monkeypatch.setattr("ssl_seg.label_ladder.climb_labels", record)
+        monkeypatch.setattr("ssl_seg.series.label_ladder.climb_labels", record)
         assert cli("ladder", *labels, "--steps", 60, "--gate", "interval", "--force")[0] == 3
         (request,) = seen
         assert (request.labels, request.gate, request.force) == ((0.5, 1.0), "interval", True)
@@ -449,7 +449,7 @@ class TestCommand:
     def test_ctrl_c_names_the_way_on(self, cli: Cli, config: Path, tmp_path: Path) -> None:
         out = tmp_path / "l"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ssl_seg.label_ladder._judge", raise_interrupt)
+            patch.setattr("ssl_seg.series.label_ladder._judge", raise_interrupt)
             code, stdout, _ = cli("ladder", "--config", config, "--labels", "0.5", "--out", out)
         assert code == 130
         assert f"interrupted at rung1_0.5; continue with: ssl-seg ladder --resume {out}" in stdout

@@ -11,9 +11,9 @@ import yaml
 
 from ssl_seg.configio import Layer
 from ssl_seg.errors import RunDirError
-from ssl_seg.fold_runs import CrossValidation, FoldRun, load_folds, save_folds_file
-from ssl_seg.run_series import anchor_layer, create_whole, read_machine
 from ssl_seg.rundir import RunDir
+from ssl_seg.series.directory import anchor_layer, create_whole, read_machine
+from ssl_seg.series.fold_runs import CrossValidation, FoldRun, load_folds, save_folds_file
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from ssl_seg.configio import Layer
-    from ssl_seg.fold_runs import CrossValidation, FoldRun
+    from ssl_seg.series.fold_runs import CrossValidation, FoldRun
 
 
 def check_folds(
@@ -54,7 +54,7 @@ def check_folds(
 
 def is_folds(path: Path) -> bool:
     """Return whether this is the directory of a cross-validation."""
-    from ssl_seg.fold_runs import is_cross_validation
+    from ssl_seg.series.fold_runs import is_cross_validation
 
     return is_cross_validation(path)
 
@@ -63,7 +63,7 @@ def run_folds(layers: tuple[Layer, ...], out: Path | None, resume: Path | None, 
     """Train the folds, or go on with them, and print the table; the exit code says how it ended."""
     from ssl_seg.cli import is_main_process
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.cross_validation import CrossValidationRequest, cross_validate
+    from ssl_seg.series.cross_validation import CrossValidationRequest, cross_validate
 
     result = cross_validate(CrossValidationRequest(layers, out, resume, epochs), TerminalConsole())
     if not is_main_process():
@@ -79,7 +79,7 @@ def run_folds(layers: tuple[Layer, ...], out: Path | None, resume: Path | None, 
 
 def _report(result: CrossValidation) -> None:
     from ssl_seg.cli.console import print_table
-    from ssl_seg.fold_runs import FOLDS_FILE, summarize_folds
+    from ssl_seg.series.fold_runs import FOLDS_FILE, summarize_folds
 
     summary = summarize_folds(result.folds)
     several = any(len(case.classes) > 1 for score in result.folds[0].scores.values() for case in score.cases)
@@ -109,7 +109,7 @@ def _format(student: dict[str, Any], teacher: dict[str, Any], better: dict[str, 
 
 
 def _make_row(fold: FoldRun, *, several: bool) -> list[str]:
-    from ssl_seg.fold_runs import summarize_score
+    from ssl_seg.series.fold_runs import summarize_score
 
     scores = {net: summarize_score(score) for net, score in fold.scores.items()}
     state = f"COLLAPSED {','.join(fold.codes)}" if fold.status == "collapsed" else ",".join(fold.codes) or "ok"

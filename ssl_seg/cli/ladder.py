@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from ssl_seg.label_rungs import LabelLadder, Rung
+    from ssl_seg.series.label_rungs import LabelLadder, Rung
 
 
 def ladder(
@@ -61,7 +61,7 @@ def ladder(
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.run_settings import make_layers
     from ssl_seg.errors import ConfigError
-    from ssl_seg.label_ladder import LabelLadderRequest, climb_labels
+    from ssl_seg.series.label_ladder import LabelLadderRequest, climb_labels
 
     if more and not labels:
         raise ConfigError(f"{more[0]} is not expected here: give the rungs as --labels 0.01 0.10 1.0")
@@ -109,7 +109,7 @@ def _is_number(word: str) -> bool:
 def _report(result: LabelLadder) -> None:
     """Print how far the ladder has come, and end with the exit code that says so."""
     from ssl_seg.cli import is_main_process
-    from ssl_seg.label_rungs import LADDER_FILE
+    from ssl_seg.series.label_rungs import LADDER_FILE
 
     if not is_main_process():
         return

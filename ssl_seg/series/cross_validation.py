@@ -24,14 +24,22 @@ from ssl_seg.data.splits.files import save_folds, split_from_dict
 from ssl_seg.engine.devices import call_on_main, make_fabric
 from ssl_seg.errors import ConfigError, RunDirError, SslSegError
 from ssl_seg.finish import FINAL_OVERLAP
-from ssl_seg.fold_runs import FOLDS_FILE, NETS, CrossValidation, FoldRun, load_folds, save_folds_file, summarize_score
 from ssl_seg.inference.model import open_model
 from ssl_seg.inference.scoring import score_cases
 from ssl_seg.preflight import check_layers, check_with_data
 from ssl_seg.prepare import Plan, TrainRequest, make_plan
 from ssl_seg.recorder import Console, Silent
-from ssl_seg.run_series import anchor_layer, create_whole, hold_directory, read_ending, read_machine
 from ssl_seg.rundir import check_free, next_free
+from ssl_seg.series.directory import anchor_layer, create_whole, hold_directory, read_ending, read_machine
+from ssl_seg.series.fold_runs import (
+    FOLDS_FILE,
+    NETS,
+    CrossValidation,
+    FoldRun,
+    load_folds,
+    save_folds_file,
+    summarize_score,
+)
 from ssl_seg.sources import open_data, open_store
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options

@@ -29,7 +29,12 @@ from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError
 from ssl_seg.finish import FINAL_OVERLAP
 from ssl_seg.inference.model import better_net, open_model
 from ssl_seg.inference.scoring import score_cases
-from ssl_seg.label_rungs import (
+from ssl_seg.preflight import check_layers
+from ssl_seg.prepare import Plan, TrainRequest, make_plan
+from ssl_seg.recorder import Console, Silent
+from ssl_seg.rundir import SPLIT_FILE, RunDir, check_free, next_free
+from ssl_seg.series.directory import anchor_layer, create_whole, hold_directory, read_ending, read_machine
+from ssl_seg.series.label_rungs import (
     LADDER_FILE,
     LabelLadder,
     Rung,
@@ -38,11 +43,6 @@ from ssl_seg.label_rungs import (
     load_ladder,
     save_ladder,
 )
-from ssl_seg.preflight import check_layers
-from ssl_seg.prepare import Plan, TrainRequest, make_plan
-from ssl_seg.recorder import Console, Silent
-from ssl_seg.run_series import anchor_layer, create_whole, hold_directory, read_ending, read_machine
-from ssl_seg.rundir import SPLIT_FILE, RunDir, check_free, next_free
 from ssl_seg.sources import open_data, open_store
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options
