@@ -15,7 +15,6 @@ from ssl_seg.config import Section
 from ssl_seg.configio import (
     ABLATIONS,
     Layer,
-    Nested,
     flatten,
     merge_layers,
     nest,
@@ -233,8 +232,3 @@ def _beside(path: Path, name: str) -> str:
     """Return the path of a file beside the ablation's, or the name as it is."""
     beside = path.parent / name
     return str(beside.resolve()) if beside.is_file() else name
-
-
-def spec_to_plain(spec: AblationSpec) -> Nested:
-    """Return the specification as plain types, to be kept beside the results."""
-    return dict(spec.model_dump(mode="json"))
