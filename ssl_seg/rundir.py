@@ -86,6 +86,19 @@ class RunDir:
         """Return all records of events.jsonl."""
         return read_jsonl(self.events_path)
 
+    def read_ending(self) -> dict[str, Any] | None:
+        """Return the last event of a run that has come to its own end, also if it was killed while it said so."""
+        events = [e for e in self.read_events() if e["event"] != "test_opened"]
+        ends = [e for e in events if e["event"] in ("finished", "stopped_early", "collapsed")]
+        if not ends and events and events[-1]["event"] == "intervention" and events[-1].get("rung") == "stop":
+            return {
+                "event": "collapsed",
+                "step": events[-1]["step"],
+                "verdict": "collapsed",
+                "codes": events[-1]["codes"],
+            }
+        return ends[-1] if ends else None
+
     def drop_after(self, step: int) -> None:
         """Remove the records, and the events, of steps that a resumed run is going to make again.
 

@@ -45,6 +45,8 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(cli: Cli, spec: Path, tmp_
         (["SPEC", "--gpus-per-cell", "1"], ["--ray"]),
         (["SPEC", "--data", "/nowhere"], ["/nowhere"]),
         (["SPEC", "--labels", "7", "0.5"], ["mixes"]),
+        (["SPEC", "--labels", "0.1", "many"], ["'many' is not a valid number"]),
+        (["SPEC", "--report"], ["holds none of the 4 cells"]),
     ],
 )
 def test_bad_input(cli: Cli, spec: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:  # noqa: F811

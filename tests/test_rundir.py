@@ -126,3 +126,18 @@ def test_a_full_disk_is_recognized_behind_other_errors() -> None:
     assert is_disk_full(OSError(errno.EDQUOT, "quota"))
     assert not is_disk_full(fail(errno.EACCES))
     assert not is_disk_full(RuntimeError("PytorchStreamWriter failed"))
+
+
+def test_the_ending_of_a_run_that_was_killed_while_it_said_so(tmp_path: Path) -> None:
+    run = create_run_dir(tmp_path / "run")
+    run.append_event("started")
+    assert run.read_ending() is None
+    run.append_event("intervention", step=30, rung="restore", codes=["all_negative"])
+    assert run.read_ending() is None
+    run.append_event("intervention", step=40, rung="stop", codes=["all_negative"])
+    ending = run.read_ending()
+    assert ending is not None
+    assert (ending["event"], ending["verdict"], ending["codes"]) == ("collapsed", "collapsed", ["all_negative"])
+    run.append_event("finished", step=50, verdict="ok")
+    run.append_event("test_opened", cases=3)
+    assert (run.read_ending() or {})["event"] == "finished"

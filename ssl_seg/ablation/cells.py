@@ -19,8 +19,10 @@ from ssl_seg import __version__
 from ssl_seg.ablation.results import Arm, Cell, CellResult, Status
 from ssl_seg.ablation.spec import ScoreConfig
 from ssl_seg.errors import RunDirError
-from ssl_seg.rundir import RunDir, write_json
+from ssl_seg.rundir import RunDir, write_json, write_text
 
+MARKER = "ABLATION.txt"
+"""By this file a directory is known as that of an ablation; nothing is written into another one."""
 SCHEMA = 1
 """Version of the files of a cell."""
 
@@ -60,12 +62,6 @@ class CellFolder:
         """Scores of one checkpoint and network on one list of cases."""
         return self.path / f"score_{wanted.part}_{wanted.checkpoint}_{wanted.net}.json"
 
-    @property
-    def ending(self) -> dict[str, Any] | None:
-        """The last event of a training that came to its own end, else None."""
-        ends = [e for e in self.run.read_events() if e["event"] in ("finished", "stopped_early", "collapsed")]
-        return ends[-1] if ends else None
-
 
 def open_folder(out: Path, cell_id: str) -> CellFolder:
     """Return the folder of a cell below the directory of an ablation; it need not exist."""
@@ -73,21 +69,36 @@ def open_folder(out: Path, cell_id: str) -> CellFolder:
 
 
 def write_cells(out: Path, cells: Sequence[Cell]) -> None:
-    """Create the folders of new cells; those that are there stay as they are.
+    """Create the folders of new cells; what has been trained stays as it is.
 
     Raises:
         RunDirError: for a folder that another version wrote, or ``out`` that is no directory of an ablation.
     """
-    cells_dir = out / "cells"
-    if out.exists() and not cells_dir.is_dir() and (not out.is_dir() or any(out.iterdir())):
-        raise RunDirError(f"{out} exists and holds no ablation: choose another --out, nothing was written there")
+    check_place(out)
     for cell in cells:
         check_version(open_folder(out, cell.id))
-    for cell in cells:
-        folder = open_folder(out, cell.id)
-        if not folder.about.is_file():
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / MARKER, "The cells of ablations by `ssl-seg ablate`, and the tables of the last one.\n")
+        for cell in cells:
+            folder = open_folder(out, cell.id)
             folder.path.mkdir(parents=True, exist_ok=True)
-            write_json(folder.about, {"schema": SCHEMA, "version": __version__, **asdict(cell)})
+            if not folder.run.last.is_file():  # what is not begun takes the data from where they are now
+                write_json(folder.about, {"schema": SCHEMA, "version": __version__, **asdict(cell)})
+    except OSError as error:
+        raise RunDirError(f"{out} cannot be written to: {error.strerror}") from error
+
+
+def check_place(out: Path) -> None:
+    """Do nothing, if ``out`` is free or the directory of an ablation.
+
+    Raises:
+        RunDirError: otherwise.
+    """
+    if not out.exists() or (out / MARKER).is_file():
+        return
+    if not out.is_dir() or any(out.iterdir()):
+        raise RunDirError(f"{out} exists and holds no ablation: choose another --out, nothing was written there")
 
 
 def check_version(folder: CellFolder) -> None:

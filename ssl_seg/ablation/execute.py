@@ -145,6 +145,7 @@ class _Work:
                 self.queue.remove(cell_id)
                 folder = open_folder(self.out, cell_id)
                 forget_step(folder)
+                folder.failure.unlink(missing_ok=True)  # of an earlier attempt
                 self.running[cell_id] = self.launcher.start(folder, self._arguments(folder, parent))
 
     def describe(self) -> list[CellState]:

@@ -24,15 +24,12 @@ NOT_CONTENT = ("runtime", "data.root", "data.groups", "data.cache_mb", "data.dis
 fingerprint of the split, which holds their content."""
 
 
-def resolve_cells(
-    spec: AblationSpec, *, gpu: bool, runtime: Mapping[str, Any] | None = None, track: Track = pass_through
-) -> list[Cell]:
+def resolve_cells(spec: AblationSpec, *, gpu: bool, track: Track = pass_through) -> list[Cell]:
     """Return all cells, parents first.
 
     Args:
         spec: what is asked for.
         gpu: whether the cells will be trained on one; the plan of what the settings leave open depends on it.
-        runtime: settings of the machine for all cells; no part of their identity.
         track: shows the progress.
 
     Raises:
@@ -56,7 +53,7 @@ def resolve_cells(
     cells = []
     for cell, plan in zip(listed, plans, strict=True):
         parent = None if cell.parent is None else ids[cell.parent, cell.split_seed, cell.seed]
-        resolved = _resolve(cell, plan, parent, runtime or {})
+        resolved = _resolve(cell, plan, parent)
         ids[cell.arm, cell.split_seed, cell.seed] = resolved.id
         cells.append(resolved)
     return cells
@@ -73,9 +70,11 @@ def compute_cell_id(config: Mapping[str, Any], fingerprint: str, parent: str | N
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _resolve(cell: CellSpec, plan: Plan, parent: str | None, runtime: Mapping[str, Any]) -> Cell:
+def _resolve(cell: CellSpec, plan: Plan, parent: str | None) -> Cell:
     config = to_plain(plan.config)
-    config["runtime"] = {**config["runtime"], **runtime}
+    if config["runtime"]["memory_format"] == "auto":
+        # Timed in each cell anew it would differ between cells, and equal trainings would end with other bits.
+        config["runtime"]["memory_format"] = "contiguous"
     fingerprint = plan.split.fingerprint
     return Cell(
         compute_cell_id(config, fingerprint, parent),

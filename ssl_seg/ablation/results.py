@@ -47,7 +47,7 @@ class Cell:
 class CellResult:
     """One training of an arm and how it ended.
 
-    ``collapsed`` cells have scores, those of the networks they ended with; ``failed`` and ``missing`` ones have none.
+    ``collapsed`` cells have scores, those of the same checkpoint as all; ``failed`` and ``missing`` ones have none.
     """
 
     id: str

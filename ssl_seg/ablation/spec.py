@@ -49,6 +49,8 @@ class AblationSpec(Section):
     """Configuration of all cells: a file, beside the ablation's or packaged."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Further settings of all cells, over those of config."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Settings of all cells that win over the recipes too; what options of the command line say is here."""
     labels: tuple[float, ...] = (0.01, 0.10, 1.0)
     """Label fractions in (0, 1], or numbers of cases above 1."""
     methods: tuple[str, ...] = ("supervised", "mean_teacher")
@@ -91,6 +93,10 @@ class AblationSpec(Section):
     def _there_is_a_recipe(cls, recipes: dict[str, Any]) -> dict[str, Any]:
         if not recipes:
             raise ValueError("recipes is empty: leave it out, or name one, such as plain: {}")
+        names = list(recipes)
+        for place, name in enumerate(names):
+            if same := [other for other in names[:place] if recipes[other] == recipes[name]]:
+                raise ValueError(f"recipes {same[0]} and {name} are the same: leave one out")
         return recipes
 
     @model_validator(mode="after")
@@ -171,14 +177,14 @@ def layers_of(spec: AblationSpec, cell: CellSpec) -> list[Layer]:
     layers = [] if spec.config is None else read_layers(spec.config)
     recipe = spec.recipes[cell.arm.recipe]
     own = [Layer(f"recipe {cell.arm.recipe}", recipe)] if isinstance(recipe, Mapping) else read_layers(recipe)
-    layers += [Layer("settings", spec.settings), *own]
+    layers += [Layer("settings", spec.settings), *own, Layer("overrides", spec.overrides)]
     axes = {
         "method.name": cell.arm.method,
         "split.labels": cell.arm.labels,
         "split.label_seed": cell.split_seed,
         "seed": cell.seed,
     }
-    _check_axes([Layer("settings", spec.settings), *own], axes)
+    _check_axes([Layer("settings", spec.settings), Layer("overrides", spec.overrides), *own], axes)
     if cell.parent is None:
         layers = [
             replace(layer, values={k: v for k, v in layer.values.items() if k != "bootstrap"}) for layer in layers
@@ -223,7 +229,8 @@ def _starts_of(
 def _check_axes(layers: Sequence[Layer], axes: Mapping[str, Any]) -> None:
     """The axes of an ablation are set by it alone; a recipe may name a method, which the axis then replaces."""
     for layer in layers:
-        taken = sorted({key for key, _ in flatten(layer.values)} & (set(axes) - {"method.name"}))
+        free = {"method.name"} if layer.source.startswith("recipe") else set()
+        taken = sorted({key for key, _ in flatten(layer.values)} & (set(axes) - free))
         if taken and not layer.is_file:
             raise ConfigError(f"{layer.source} sets {taken[0]}, which is an axis of the ablation: leave it out there")
 

@@ -24,6 +24,8 @@ Metric = Literal["dice", "f1"]
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95
+_ROUNDING = 1e-12
+"""Share of the variance below which a part of it is rounding; no critical value can be solved for with it."""
 RESAMPLES = 2000
 _LEAST_ERROR = 0.3
 """A standard error of a resample below this share of that of the sample is set to it: among few cases some resamples
@@ -224,6 +226,9 @@ def compare_paired(differences: NDArray[Any], *, level: float = LEVEL) -> Compar
     mean = float(differences.mean())
     squares = compute_mean_squares(differences)
     parts = (squares.run, max(squares.case - squares.rest, 0.0)) if units > 1 else (0.0, squares.case)
+    largest = max(parts)
+    run, case = (part if part > _ROUNDING * largest else 0.0 for part in parts)  # of runs that are alike
+    parts = (run, case)
     error = float(np.sqrt(sum(parts) / (units * cases)))
     if error == 0.0:
         return Comparison(mean, mean, mean, 1.0 if mean == 0.0 else 0.0, units, cases)
@@ -264,6 +269,9 @@ def _solve_p(t: float, parts: tuple[float, float], freedom: tuple[int, int]) -> 
     found = sorted(2 * float(special.stdtr(df, -t)) for part, df in zip(parts, freedom, strict=True) if part > 0)
     if found[0] == found[-1] or found[0] == 0.0:
         return found[-1]
+    ends = [_critical_value(p, parts, freedom) - t for p in (found[0], found[-1])]
+    if ends[0] <= 0 or ends[1] >= 0:  # by rounding, where one part is next to nothing
+        return found[0] if ends[0] <= 0 else found[-1]
     log_p = optimize.brentq(lambda x: _critical_value(float(np.exp(x)), parts, freedom) - t, *np.log(found))
     return float(np.exp(log_p))
 

@@ -90,9 +90,13 @@ class AblationSummary:
     """Score of predicting foreground everywhere (each class for itself), on the same cases under the same metric."""
     predict_nothing: float | None
     warnings: tuple[str, ...]
+    part: str = "val"
+    """List of cases: ``val`` or ``test``."""
 
 
-def summarize(results: Sequence[CellResult], metric: Metric, baseline: str) -> AblationSummary:
+def summarize(
+    results: Sequence[CellResult], metric: Metric, baseline: str, *, part: str = "val", checkpoint: str = "best"
+) -> AblationSummary:
     """Return the summary of an ablation.
 
     An arm is compared with the one of the baseline method with the same labels, recipe and start. Where there is none,
@@ -104,6 +108,8 @@ def summarize(results: Sequence[CellResult], metric: Metric, baseline: str) -> A
         results: the cells, in the order of the plan.
         metric: of all scores.
         baseline: name of a method.
+        part: list of cases that was scored, ``val`` or ``test``.
+        checkpoint: that was scored, ``best`` or ``last``.
 
     Raises:
         ConfigError: if there are no cells, or none of the baseline.
@@ -122,8 +128,8 @@ def summarize(results: Sequence[CellResult], metric: Metric, baseline: str) -> A
     arms = [replace(a, against=replace(a.against, holm=next(holm))) if a.against else a for a in arms]
     positive, nothing = compute_trivial_scores(scored[0], metric) if scored else (None, None)
     cases = len(scored[0]) if scored else 0
-    warnings = tuple(_list_warnings(arms, cases))
-    return AblationSummary(metric, baseline, tuple(arms), cases, positive, nothing, warnings)
+    warnings = tuple(_list_warnings(arms, cases, chosen_on_them=part == "val" and checkpoint == "best"))
+    return AblationSummary(metric, baseline, tuple(arms), cases, positive, nothing, warnings, part)
 
 
 def compute_trivial_scores(counts: NDArray[np.int64], metric: Metric) -> tuple[float, float]:
@@ -252,16 +258,19 @@ def _stack(cells: Sequence[CellResult]) -> NDArray[np.int64]:
     return np.stack([np.asarray(cell.counts) for cell in cells])
 
 
-def _list_warnings(arms: Sequence[ArmSummary], cases: int) -> Iterator[str]:
+def _list_warnings(arms: Sequence[ArmSummary], cases: int, *, chosen_on_them: bool) -> Iterator[str]:
     """Yield what a reader of the table must know."""
     scored = [cell for arm in arms for cell in _list_scored(arm.cells)]
     if not scored:
         yield "no cell has a score yet"
         return
-    yield (
-        "intervals are over validation cases, on which checkpoints were selected: "
-        "the levels are optimistic, the differences fair"
-    )
+    if chosen_on_them:
+        yield (
+            "intervals are over validation cases, on which checkpoints were selected: "
+            "the levels are optimistic, the differences fair"
+        )
+    if any(a.arm.start == "bootstrap" for a in arms):
+        yield "a start of bootstrap has the steps of its parents on top of its own: it is no comparison at equal steps"
     if cases < FEW_CASES:
         yield f"{cases} cases: intervals were checked with {FEW_CASES} and more, with fewer they are rough"
     splits, runs = {c.split_seed for c in scored}, max(len(_list_scored(a.cells)) for a in arms)
@@ -274,7 +283,7 @@ def _list_warnings(arms: Sequence[ArmSummary], cases: int) -> Iterator[str]:
     if any(a.spread and a.spread.truncated for a in arms):
         yield "a split sd of 0 was estimated as below 0: the training seeds explain more than all differences of splits"
     if collapsed := sum(a.count("collapsed") for a in arms):
-        yield f"{collapsed} collapsed {_cells(collapsed)} in the means, with the networks they ended with"
+        yield f"{collapsed} collapsed {_cells(collapsed)} in the means, with the checkpoint that is scored of all"
     if lost := sum(a.count("failed") + a.count("missing") for a in arms):
         yield f"{lost} failed or missing {_cells(lost)} in no mean; comparisons are over the seeds both arms have"
     if runs > 1 and (alone := sum(a.against is not None and a.against.test.units == 1 for a in arms)):

@@ -62,12 +62,14 @@ def run_cell(folder: CellFolder, score: ScoreConfig, parent: Path | None = None)
 
 
 def _run(folder: CellFolder, score: ScoreConfig, parent: Path | None) -> int:
+    if folder.score(score).is_file():  # another process has just finished it
+        return DONE
     folder.failure.unlink(missing_ok=True)
     cell = read_cell(folder)
     _tell_step(folder, 0)
     started = time.monotonic()
     try:
-        if folder.ending is None and not _train(folder, cell, parent):
+        if folder.run.read_ending() is None and not _train(folder, cell, parent):
             return STOPPED
         _write_score(folder, cell, score, time.monotonic() - started)
     except SslSegError as error:
@@ -102,7 +104,7 @@ def _write_score(folder: CellFolder, cell: Cell, wanted: ScoreConfig, seconds: f
     from ssl_seg.evaluation import EvaluateRequest, evaluate
     from ssl_seg.inference.model import better_net
 
-    run, ending = folder.run, folder.ending or {}
+    run, ending = folder.run, folder.run.read_ending() or {}
     path = run.best if wanted.checkpoint == "best" else run.last
     checkpoint = load_checkpoint(path)
     found = split_from_dict(checkpoint.split).fingerprint
@@ -131,6 +133,8 @@ def _seconds_of(events: list[dict[str, Any]]) -> float | None:
 
     total, began, last = 0.0, None, None
     for event in events:
+        if event["event"] == "test_opened":  # by whoever scores it, perhaps days later
+            continue
         now = datetime.fromisoformat(event["time"])
         if event["event"] in ("started", "resumed"):
             total += (last - began).total_seconds() if began and last else 0.0

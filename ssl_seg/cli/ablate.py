@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from ssl_seg.ablation.execute import Launcher
     from ssl_seg.ablation.results import Cell, CellResult
-    from ssl_seg.ablation.spec import AblationSpec
+    from ssl_seg.ablation.spec import AblationSpec, ScoreConfig
     from ssl_seg.ablation.summary import AblationSummary
 
 
@@ -20,10 +20,10 @@ def ablate(
     spec: Annotated[
         str, typer.Argument(metavar="SPEC", help="YAML file, or the name of a packaged ablation.", show_default=False)
     ],
-    more: Annotated[list[float] | None, typer.Argument(hidden=True)] = None,
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     data: Annotated[str | None, typer.Option(help="Folder or manifest, as for train.")] = None,
     labels: Annotated[
-        list[float] | None, typer.Option(help="Label fractions or numbers of cases: --labels 0.01 0.10 1.0")
+        list[str] | None, typer.Option(help="Label fractions or numbers of cases: --labels 0.01 0.10 1.0")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of every cell.")] = None,
     part: Annotated[
@@ -57,13 +57,13 @@ def ablate(
     """Train label fractions x methods x recipes x seeds at equal steps; compare them with intervals and tests.
 
     A cell is known by the content of its settings: a second call trains only what is missing, also after a crash.
+    Exit code 2 when a cell failed.
     """
-    from ssl_seg.ablation.cells import read_result, write_cells
-    from ssl_seg.ablation.execute import execute
+    from ssl_seg.ablation.cells import check_place, open_folder, read_result
     from ssl_seg.ablation.resolve import resolve_cells
     from ssl_seg.ablation.spec import find_spec, read_spec
-    from ssl_seg.cli.ablation_view import AblationView
     from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.errors import RunDirError
 
     wanted = read_spec(spec, _read_options(labels, more, data, steps, part, metric, set_))
     place = out or Path("runs") / find_spec(spec).stem
@@ -72,21 +72,40 @@ def ablate(
     if dry_run:
         _print_cells(cells, [read_result(place, cell, wanted.score) for cell in cells])
         return
-    launcher = _make_launcher(workers, ray, cpus_per_cell, gpus_per_cell)
+    if report:
+        check_place(place)
+    else:
+        _run_cells(cells, place, wanted.score, _make_launcher(workers, ray, cpus_per_cell, gpus_per_cell))
+    results = [read_result(place, cell, wanted.score) for cell in cells]
+    if all(not open_folder(place, cell.id).about.is_file() for cell in cells):
+        raise RunDirError(
+            f"{place} holds none of the {len(cells)} cells: are --out and options those it was made with?"
+        )
+    try:
+        _report(wanted, results, place, as_json=as_json)
+    except OSError as error:
+        raise RunDirError(f"the tables cannot be written to {place}: {error.strerror}") from error
+    if any(result.status == "failed" for result in results):
+        raise typer.Exit(2)
+
+
+def _run_cells(cells: Sequence[Cell], place: Path, wanted: ScoreConfig, launcher: Launcher) -> None:
+    from ssl_seg.ablation.cells import write_cells
+    from ssl_seg.ablation.execute import execute
+    from ssl_seg.cli.ablation_view import AblationView
+
     write_cells(place, cells)
     try:
-        if not report:
-            with AblationView() as view:
-                execute(cells, place, wanted.score, launcher, view.show)
+        with AblationView() as view:
+            execute(cells, place, wanted, launcher, view.show)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; finished cells are kept in {place}. The same command goes on.", err=True)
         raise typer.Exit(130) from None
-    _report(wanted, [read_result(place, cell, wanted.score) for cell in cells], place, as_json=as_json)
 
 
 def _read_options(
-    labels: Sequence[float] | None,
-    more: Sequence[float] | None,
+    labels: Sequence[str] | None,
+    more: Sequence[str] | None,
     data: str | None,
     steps: int | None,
     part: str | None,
@@ -94,21 +113,22 @@ def _read_options(
     overrides: Sequence[str] | None,
 ) -> list[Any]:
     """Return the options as layers over the file of the ablation."""
+    from ssl_seg.cli.run_settings import parse_labels
     from ssl_seg.configio import Layer, merge_layers, nest, parse_override
     from ssl_seg.errors import ConfigError
 
     if more and not labels:
-        raise ConfigError(f"{more[0]:g} is not expected here: give label fractions as --labels 0.01 0.10 1.0")
+        raise ConfigError(f"{more[0]} is not expected here: give label fractions as --labels 0.01 0.10 1.0")
     options = {
-        "--labels": ("labels", [*(labels or []), *(more or [])] or None),
-        "--data": ("settings.data.root", data),
-        "--steps": ("settings.length.steps", steps),
+        "--labels": ("labels", list(parse_labels([*(labels or []), *(more or [])])) or None),
+        "--data": ("overrides.data.root", data),
+        "--steps": ("overrides.length.steps", steps),
         "--part": ("score.part", part),
         "--metric": ("score.metric", metric),
     }
     layers = [Layer(f"{name} {value}", nest(key, value)) for name, (key, value) in options.items() if value is not None]
     settings = [parse_override(text) for text in overrides or []]
-    layers += [Layer(layer.source, {"settings": layer.values}, is_option=True) for layer in settings]
+    layers += [Layer(layer.source, {"overrides": layer.values}, is_option=True) for layer in settings]
     merge_layers(layers)
     return layers
 
@@ -159,7 +179,8 @@ def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_
     from ssl_seg.report.ablation_tables import format_cells_csv, format_latex, format_markdown, make_arm_table
     from ssl_seg.rundir import to_finite, write_json, write_text
 
-    summary = summarize(results, spec.score.metric, spec.baseline)
+    score = spec.score
+    summary = summarize(results, score.metric, spec.baseline, part=score.part, checkpoint=score.checkpoint)
     values = to_finite({"spec": spec.model_dump(mode="json"), "summary": _to_plain(summary)})
     write_json(out / "results.json", values)
     texts = {"results.csv": format_cells_csv(results), "table.md": format_markdown(summary)}

@@ -30,7 +30,8 @@ class AblationView:
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.told: dict[str, str] = {}
-        self.last = 0.0
+        self.begun = False
+        self.last = time.monotonic()
 
     def __enter__(self) -> AblationView:
         if sys.stderr.isatty():
@@ -58,6 +59,10 @@ class AblationView:
         if self.live is not None:
             self.live.update(self._draw(states))
             return
+        if not self.begun:
+            self.begun = True
+            self.told = {state.cell.id: state.stage for state in states if state.stage in ("done", "collapsed")}
+            sys.stderr.write(f"{describe_counts(states)}\n")
         for state in states:
             if state.stage != self.told.get(state.cell.id, "queued"):
                 detail = f": {state.message}" if state.message else ""

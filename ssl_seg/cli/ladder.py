@@ -59,7 +59,7 @@ def ladder(
     rung or the monitor stops one.
     """
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.cli.run_settings import make_layers
+    from ssl_seg.cli.run_settings import make_layers, parse_labels
     from ssl_seg.errors import ConfigError
     from ssl_seg.series.label_ladder import LabelLadderRequest, climb_labels
 
@@ -82,28 +82,9 @@ def ladder(
         "--num-nodes": ("runtime.num_nodes", num_nodes),
     }
     layers = make_layers(config, options, set_)
-    wanted = _parse_labels([*(labels or []), *(more or [])])
+    wanted = parse_labels([*(labels or []), *(more or [])])
     request = LabelLadderRequest(wanted, layers, out, resume, gate, force, epochs)
     _report(climb_labels(request, TerminalConsole()))
-
-
-def _parse_labels(texts: list[str]) -> tuple[float, ...]:
-    """Return the numbers of ``0.01 0.10``, ``0.01,0.10`` and what mixes both."""
-    from ssl_seg.errors import ConfigError
-
-    words = [word for text in texts for word in text.replace(",", " ").split()]
-    for word in words:
-        if not _is_number(word):
-            raise ConfigError(f"--labels: '{word}' is not a valid number; write --labels 0.01 0.10 1.0")
-    return tuple(float(word) for word in words)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _report(result: LabelLadder) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,3 +29,22 @@ def make_layers(
         Layer(f"{name} {value}", nest(key, value)) for name, (key, value) in options.items() if value is not None
     ]
     return (*layers, *(parse_override(text) for text in overrides or []))
+
+
+def parse_labels(texts: Sequence[str]) -> tuple[float, ...]:
+    """Return the numbers of ``0.01 0.10``, ``0.01,0.10`` and what mixes both."""
+    from ssl_seg.errors import ConfigError
+
+    words = [word for text in texts for word in text.replace(",", " ").split()]
+    for word in words:
+        if not _is_number(word):
+            raise ConfigError(f"--labels: '{word}' is not a valid number; write --labels 0.01 0.10 1.0")
+    return tuple(float(word) for word in words)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -280,7 +280,7 @@ _FIGURES: dict[str, tuple[str, str, Callable[[AblationSummary, Path], bool]]] = 
     ),
     "case_slopes.png": (
         "Cases against the baseline",
-        "Dice of each validation case with the baseline and with the method, mean over runs. A mean that rises because "
+        "Dice of each case with the baseline and with the method, mean over runs. A mean that rises because "
         "of a few cases is seen here.",
         plot_case_slopes,
     ),

@@ -34,6 +34,7 @@ CELL_COLUMNS = (
     "codes",
     "message",
 )
+PART_NAMES = {"val": "validation", "test": "test"}
 METRIC_NAMES = {"dice": "mean Dice of the cases", "f1": "F1 of all voxels"}
 
 
@@ -84,9 +85,9 @@ def make_arm_table(summary: AblationSummary) -> Table:
     dropped |= {name for name in ("split sd", "seed sd") if all(row[name] in (UNKNOWN, "") for row in rows)}
     columns = tuple(name for name in rows[0] if name not in dropped)
     text = (
-        f"Score: {METRIC_NAMES[summary.metric]}, {summary.cases} validation cases, mean over runs. The interval of a "
-        "mean is that of these runs for new cases; p and the interval of a difference hold for new cases and, with two "
-        "and more independent runs, for new runs. "
+        f"Score: {METRIC_NAMES[summary.metric]}, {summary.cases} {PART_NAMES[summary.part]} cases, mean over runs. "
+        "The interval of a mean is that of these runs for new cases; p and the interval of a difference hold for new "
+        "cases and, with two and more independent runs, for new runs. "
         f"Labels-equivalent: labels with which {summary.baseline} scores the same."
     )
     return Table("Ablation", text, columns, tuple(tuple(row[name] for name in columns) for row in rows))
@@ -100,7 +101,7 @@ def _make_arm_row(arm: ArmSummary, summary: AblationSummary) -> dict[str, str]:
         "recipe": arm.arm.recipe,
         "start": arm.arm.start,
         "labels": format_labels(arm.arm.labels),
-        "cases": UNKNOWN if arm.labeled is None else f"{arm.labeled:.4g}",
+        "labeled": UNKNOWN if arm.labeled is None else f"{arm.labeled:.4g}",
         "runs": _format_runs(arm),
         summary.metric: number(arm.mean.value if arm.mean else None),
         "95 % interval": _format_interval(arm.mean),

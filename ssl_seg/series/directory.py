@@ -67,8 +67,7 @@ def hold_directory(fabric: Fabric, path: Path) -> Iterator[None]:
 
 def read_ending(run: RunDir) -> dict[str, Any] | None:
     """Return the last event of a training that has come to its own end, else None."""
-    events = [e for e in run.read_events() if e["event"] in ("finished", "stopped_early", "collapsed")]
-    return events[-1] if events else None
+    return run.read_ending()
 
 
 def read_machine(first: RunDir, layers: Sequence[Layer]) -> Layer:

@@ -185,7 +185,8 @@ def _reopen(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
     rungs = tuple(replace(r, status="waiting", message="") if r.status == "refused" else r for r in ladder.rungs)
     done = sum(rung.status != "waiting" for rung in rungs)
     console.note(f"ladder: {path} goes on, {done} of {len(rungs)} rung(s) are done")
-    return _save(replace(ladder, rungs=rungs, force=ladder.force or request.force, ending=None))
+    # Saved with the first rung that is judged: until the directory is held, another process may be at it.
+    return replace(ladder, rungs=rungs, force=ladder.force or request.force, ending=None)
 
 
 def _save(ladder: LabelLadder) -> LabelLadder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ def test_a_failed_cell_is_tried_again_and_so_is_its_child(tmp_path: Path) -> Non
         return 2
 
     def recover(folder: CellFolder) -> int:
-        folder.failure.unlink()  # as the worker does
+        assert not folder.failure.exists()  # what an earlier attempt said is gone
         return succeed(folder)
 
     cells = [make_cell("a"), make_cell("b", parent="a")]
@@ -206,6 +207,23 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="holds no ablation"):
         write_cells(tmp_path, [make_cell("a")])
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    (tmp_path / "cells").mkdir()  # a common name: what makes an ablation is its marker
+    with pytest.raises(RunDirError, match="holds no ablation"):
+        write_cells(tmp_path, [make_cell("a")])
+    with pytest.raises(RunDirError, match="cannot be written to"):
+        write_cells(tmp_path / "thesis.txt" / "sub", [make_cell("a")])
+
+
+def test_a_cell_that_is_not_begun_follows_its_data(tmp_path: Path) -> None:
+    write_cells(tmp_path, [replace(make_cell("a"), config={"data": {"root": "/old"}})])
+    moved = replace(make_cell("a"), config={"data": {"root": "/new"}})
+    write_cells(tmp_path, [moved])
+    assert read_cell(open_folder(tmp_path, "a")) == moved
+    last = open_folder(tmp_path, "a").run.last
+    last.parent.mkdir(parents=True)
+    last.touch()
+    write_cells(tmp_path, [make_cell("a")])
+    assert read_cell(open_folder(tmp_path, "a")) == moved
 
 
 def test_a_cell_is_read_as_it_was_written(tmp_path: Path) -> None:

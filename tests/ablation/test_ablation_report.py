@@ -82,7 +82,7 @@ class TestTable:
         assert (row["p"], row["Holm p"]) == (format_p(arm.against.test.p), format_p(arm.against.holm))
         equivalent = arm.labels_equivalent
         assert row["labels-equivalent"] == f"{equivalent.value} [{equivalent.low}, {equivalent.high}]"
-        assert (row["cases"], row["runs"]) == ("36", "3")
+        assert (row["labeled"], row["runs"]) == ("36", "3")
 
     def test_what_went_wrong_is_named(self, summary: AblationSummary) -> None:
         assert row_of(summary, "supervised", "1 %")["runs"] == "1 of 3 (1 failed, 1 missing)"

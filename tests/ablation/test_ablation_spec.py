@@ -16,7 +16,7 @@ from ssl_seg.errors import ConfigError
 
 def test_cells_are_the_product_of_the_axes() -> None:
     spec = AblationSpec(
-        labels=(1.0, 0.1), recipes={"a": {}, "b": {}}, split_seeds=(0, 1, 2), seeds=(0, 1), starts=("scratch",)
+        labels=(1.0, 0.1), recipes={"a": {}, "b": {"x": 1}}, split_seeds=(0, 1, 2), seeds=(0, 1), starts=("scratch",)
     )
     cells = list_cells(spec)
     assert len({(c.arm, c.split_seed, c.seed) for c in cells}) == len(cells) == 2 * 2 * 2 * 3 * 2
@@ -66,6 +66,7 @@ def test_a_parent_comes_first_and_has_the_next_smaller_fraction(labels: set[floa
         ({"pair_seeds": True, "seeds": [0, 1]}, "as many"),
         ({"starts": ["bootstrap"], "labels": [1.0]}, "two label fractions"),
         ({"recipes": {}}, "empty"),
+        ({"recipes": {"a": {}, "b": {"optim": {"lr": 1}}, "c": {}}}, "recipes a and c are the same"),
         ({"split_sedes": [0]}, "split_seeds"),
         ({"score": {"metric": "f2"}}, "score.metric"),
     ],
@@ -105,6 +106,8 @@ def test_the_axes_win_over_recipes_and_recipes_over_settings(tmp_path: Path) -> 
     ]
     assert [v["optim"]["lr"] for v in values] == [0.5, 0.5]
     assert values[0]["split"] == {"labels": 0.2, "label_seed": 0}
+    spec = read_spec(str(path), [Layer("--set", {"overrides": {"optim": {"lr": 0.1}}})])
+    assert merge_layers(layers_of(spec, list_cells(spec)[0]))[0]["optim"]["lr"] == 0.1
 
 
 @pytest.mark.parametrize("key", ["seed", "split"])
@@ -123,3 +126,10 @@ def test_an_unknown_name_lists_the_packaged_ones() -> None:
 def test_packaged_ablations_can_be_read() -> None:
     for name in ("label_fractions", "emps_label_fractions"):
         assert list_cells(read_spec(name))
+
+
+def test_the_method_is_an_axis_that_options_do_not_set(tmp_path: Path) -> None:
+    path = write_spec(tmp_path / "spec.yaml", "synthetic:particles")
+    spec = read_spec(str(path), [Layer("--set", {"overrides": {"method": {"name": "mean_teacher"}}})])
+    with pytest.raises(ConfigError, match=r"overrides sets method\.name, which is an axis"):
+        layers_of(spec, list_cells(spec)[0])

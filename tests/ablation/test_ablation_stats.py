@@ -391,3 +391,16 @@ class TestLabelsEquivalent:
             low, high = found.low, found.high
             inside += (low.bound == "<=" or low.number <= 20) and (high.bound == ">=" or high.number >= 20)
         assert inside / 80 >= 0.93
+
+
+def test_runs_that_are_alike_make_no_error() -> None:
+    """Collapsed arms predict one constant in all runs: the variance of runs is rounding then."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        row = rng.normal(0.1, 0.1, 30)
+        alike = compare_paired(np.tile(row, (3, 1)))
+        assert alike.p == pytest.approx(float(stats.ttest_1samp(row, 0.0).pvalue), rel=1e-6)
+        for noise in (1e-12, 1e-9, 1e-7):
+            table = np.tile(row, (3, 1))
+            table[0] += noise * rng.normal(size=30)
+            assert compare_paired(table).p == pytest.approx(alike.p, rel=1e-2)

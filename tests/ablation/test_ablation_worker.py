@@ -68,6 +68,8 @@ def test_a_finished_cell_is_not_trained_again_but_can_be_scored_otherwise(cells:
     assert run_cell(folder, wanted) == DONE
     assert [e for e in folder.run.read_events() if e["event"] != "test_opened"] == events
     assert sum(e["event"] == "test_opened" for e in folder.run.read_events()) == 1
+    assert run_cell(folder, wanted) == DONE  # it is scored: the test list stays closed
+    assert sum(e["event"] == "test_opened" for e in folder.run.read_events()) == 1
     other = json.loads(folder.score(wanted).read_text())
     assert (other["net"], other["step"]) == ("student", 4)
     assert other["case_ids"] != json.loads(folder.score(WANTED).read_text())["case_ids"]
