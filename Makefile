@@ -11,8 +11,8 @@ help:            ## list the targets
 demo: $(VENV)/.installed            ## the main job on synthetic images: 1 %, then 10 % bootstrapped, beside a supervised baseline
 	$(BIN)/ssl-seg demo
 
-test: $(VENV)/.installed-test       ## the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-test       ## the tests, a process a core
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/.installed-test      ## format, lint, types, layers
 	$(BIN)/ruff format --check .
