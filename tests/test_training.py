@@ -488,7 +488,7 @@ Path(sys.argv[3], f"rank{engine.fabric.global_rank}.json").write_text(json.dumps
         "data": {**TINY["data"], "root": str(particles_dir)},
         "split": {"labels": 0.5},
         "network": {**TINY["network"], "norm": "batch"},
-        "length": {"steps": 20, "steps_per_epoch": 4},
+        "length": {"steps": 24, "steps_per_epoch": 4},
         "policies": {
             "swa": {"start_epoch": 4},
             "weight_noise": {"start_epoch": 1, "std": 0.3},
@@ -509,7 +509,7 @@ Path(sys.argv[3], f"rank{engine.fabric.global_rank}.json").write_text(json.dumps
     assert ranks[0] == ranks[1]
     assert ranks[0]["student"] != ranks[0]["teacher"]
     assert ranks[0]["count"] == 2
-    assert [r["step"] for r in RunDir(tmp_path / "run").read_metrics()] == [0, 1, 2, 4, 8, 12, 16, 20]
+    assert [r["step"] for r in RunDir(tmp_path / "run").read_metrics()] == [0, 1, 2, 4, 8, 12, 16, 20, 24]
     events = {e["event"] for e in RunDir(tmp_path / "run").read_events()}
     assert events >= {"swa", "weight_noise", "plateau", "rollback"}
 
