@@ -24,6 +24,7 @@ from ssl_seg.ablation.resolve import resolve_cells
 from ssl_seg.ablation.results import Cell
 from ssl_seg.ablation.spec import ScoreConfig, read_spec
 from ssl_seg.ablation.worker import DONE, FAILED, HELD, INVISIBLE, NO_SPACE, run_cell
+from ssl_seg.checkpoint import load_checkpoint
 from ssl_seg.evaluation import EvaluateRequest, evaluate
 
 
@@ -75,15 +76,27 @@ def test_a_finished_cell_is_not_trained_again_but_can_be_scored_otherwise(cells:
     assert other["case_ids"] != json.loads(folder.score(WANTED).read_text())["case_ids"]
 
 
-def test_a_bootstrapped_cell_starts_from_its_parent(cells: list[Cell], finished: Path) -> None:
+def test_a_bootstrapped_cell_starts_from_its_parent(
+    cells: list[Cell], finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     child = next(cell for cell in cells if cell.parent)
     folder, parent = open_folder(finished, child.id), open_folder(finished, child.parent or "")
-    code = run_cell(folder, WANTED, parent.run.best)
-    if code == FAILED:  # four steps need not be above trivial; then it is the gate that says so
-        assert "refused as a start" in (read_failure(folder) or "")
-        return
+    monkeypatch.setattr("ssl_seg.prepare.check_parent", lambda *_: [])  # four steps need not be above trivial
+    assert run_cell(folder, WANTED, parent.run.best) == DONE
     started = next(e for e in folder.run.read_events() if e["event"] == "started")
-    assert started["parent"]["step"] <= 4
+    assert started["parent"]["step"] == load_checkpoint(parent.run.best, lazy=True).progress.step
+
+
+def test_a_parent_that_the_gate_refuses_fails_its_child(
+    cells: list[Cell], finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    child = next(cell for cell in cells if cell.parent)
+    write_cells(tmp_path, [child])
+    monkeypatch.setattr("ssl_seg.prepare.check_parent", lambda *_: ["it is not above trivial"])
+    folder = open_folder(tmp_path, child.id)
+    assert run_cell(folder, WANTED, open_folder(finished, child.parent or "").run.best) == FAILED
+    assert "refused as a start" in (read_failure(folder) or "")
+    assert "not above trivial" in read_result(tmp_path, child, WANTED).message
 
 
 def test_a_start_without_a_checkpoint_is_begun_anew(cells: list[Cell], finished: Path, tmp_path: Path) -> None:
