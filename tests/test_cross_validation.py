@@ -310,7 +310,7 @@ class TestCommand:
             collapsed = {"event": "collapsed", "codes": ["all_negative"]}
             return collapsed if run.path.name == "fold0" and run.best.is_file() else original(run)
 
-        config, out, original = tmp_path / "c.yaml", tmp_path / "cv", cross_validation.read_ending
+        config, out, original = tmp_path / "c.yaml", tmp_path / "cv", RunDir.read_ending
         data = {**SETTINGS["data"], "root": str(folder)}
         config.write_text(json.dumps({**TINY, "data": data, "length": {"steps": 1}, "split": {"folds": 2}}))
         with monkeypatch.context() as patch:
@@ -319,7 +319,7 @@ class TestCommand:
         assert code == 130
         assert f"interrupted at fold0; continue with: ssl-seg train --resume {out}" in text
         with monkeypatch.context() as patch:
-            patch.setattr(cross_validation, "read_ending", read)
+            patch.setattr(RunDir, "read_ending", read)
             code, text, err = cli("train", "--resume", out)
         assert (code, "COLLAPSED all_negative" in text, "fold0 collapsed; next: ssl-seg diagnose" in err) == (
             3,

@@ -30,7 +30,7 @@ from ssl_seg.preflight import check_layers, check_with_data
 from ssl_seg.prepare import Plan, TrainRequest, make_plan
 from ssl_seg.recorder import Console, Silent
 from ssl_seg.rundir import check_free, next_free
-from ssl_seg.series.directory import anchor_layer, create_whole, hold_directory, read_ending, read_machine
+from ssl_seg.series.directory import anchor_layer, create_whole, hold_directory, read_machine
 from ssl_seg.series.fold_runs import (
     FOLDS_FILE,
     NETS,
@@ -223,7 +223,7 @@ def _plan_training(
     """Return how the run of a fold is begun or continued; None where its training has come to an end."""
     run = validation.run_of(fold)
     title = f"== {fold.name} of {len(validation.folds)}: {fold.labeled} labeled, {fold.cases} validation"
-    if read_ending(run) is not None:
+    if run.read_ending() is not None:
         return None
     if run.last.is_file():
         console.note(f"{title}, continued: {run.path}")
@@ -243,7 +243,7 @@ def _score_fold(
 ) -> CrossValidation:
     """Score both networks of a finished fold on its validation cases, as at the end of its training, and record it."""
     run = validation.run_of(fold)
-    ending, model = read_ending(run) or {}, open_model(run.best, device)
+    ending, model = run.read_ending() or {}, open_model(run.best, device)
     catalog = _read_once(cases, model.config.data.model_dump(mode="json"), console.track("reading cases"))
     store = open_store(catalog, model.config.data)
     ids = split_from_dict(model.checkpoint.split).val

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -63,11 +62,6 @@ def hold_directory(fabric: Fabric, path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def read_ending(run: RunDir) -> dict[str, Any] | None:
-    """Return the last event of a training that has come to its own end, else None."""
-    return run.read_ending()
 
 
 def read_machine(first: RunDir, layers: Sequence[Layer]) -> Layer:

@@ -33,7 +33,7 @@ from ssl_seg.preflight import check_layers
 from ssl_seg.prepare import Plan, TrainRequest, make_plan
 from ssl_seg.recorder import Console, Silent
 from ssl_seg.rundir import SPLIT_FILE, RunDir, check_free, next_free
-from ssl_seg.series.directory import anchor_layer, create_whole, hold_directory, read_ending, read_machine
+from ssl_seg.series.directory import anchor_layer, create_whole, hold_directory, read_machine
 from ssl_seg.series.label_rungs import (
     LADDER_FILE,
     LabelLadder,
@@ -226,7 +226,7 @@ def _plan_training(ladder: LabelLadder, rung: Rung, machine: Sequence[Layer], co
     """Return how the run of a rung is begun or continued; None where its training has come to an end."""
     run, start = ladder.run_of(rung), ladder.checkpoint
     title = f"== rung {rung.number} of {len(ladder.rungs)}: labels {rung.labels:g}, {rung.cases} case(s)"
-    if read_ending(run) is not None:
+    if run.read_ending() is not None:
         return None
     if run.last.is_file():
         console.note(f"{title}, continued: {run.path}")
@@ -251,7 +251,7 @@ def _judge(
 ) -> LabelLadder:
     """Score a finished rung, compare it with its parent, and record both."""
     run, parent = ladder.run_of(rung), ladder.best
-    ending, checkpoint = read_ending(run) or {}, load_checkpoint(run.best)
+    ending, checkpoint = run.read_ending() or {}, load_checkpoint(run.best)
     verdict, codes = ending.get("verdict"), tuple(ending.get("codes", ()))
     rung = replace(rung, parent=_parent_of(ladder), net=better_net(checkpoint), codes=codes)
     if checkpoint.scores["source"] == "validation":
