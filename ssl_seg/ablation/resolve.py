@@ -10,7 +10,7 @@ from typing import Any
 from ssl_seg.ablation.results import Arm, Cell
 from ssl_seg.ablation.spec import AblationSpec, CellSpec, layers_of, list_cells
 from ssl_seg.config import Config
-from ssl_seg.configio import flatten, to_plain
+from ssl_seg.configio import Layer, flatten, nest, to_plain
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import ConfigError, SslSegError
@@ -44,6 +44,9 @@ def resolve_cells(spec: AblationSpec, *, gpu: bool, track: Track = pass_through)
             layers = tuple(layers_of(spec, cell))
             check_layers(layers)
             plan = make_plan(TrainRequest(layers), gpu=gpu, read=read)
+            if cell.rounds > 1:  # schedules follow from the length: they are planned for the longer one
+                longer = Layer("ablation", nest("length.steps", cell.rounds * plan.config.length.steps))
+                plan = make_plan(TrainRequest((*layers, longer)), gpu=gpu, read=read)
             check_options(plan.config, plan.sources, has_parent=cell.parent is not None)
             plans.append(plan)
         except SslSegError as error:
@@ -110,7 +113,6 @@ def _check_comparable(spec: AblationSpec, cells: Sequence[CellSpec], plans: Sequ
         ConfigError: with the first difference, and the two cells it is between.
     """
     views: dict[str, Callable[[Config, Split], Any]] = {
-        "length.steps": lambda config, _: config.length.steps,
         "the validation cases": lambda _, split: (split.val, [split.content[i] for i in split.val]),
         "the test cases": lambda _, split: (split.test, [split.content[i] for i in split.test]),
         "the training cases": lambda _, split: sorted([*split.fractions[1.0], *split.unlabeled]),
@@ -118,12 +120,13 @@ def _check_comparable(spec: AblationSpec, cells: Sequence[CellSpec], plans: Sequ
         "data.label_map": lambda config, _: config.data.label_map,
         "data.spacing": lambda config, _: config.data.spacing,
     }
-    for what, view in views.items():
-        first = view(plans[0].config, plans[0].split)
-        for cell, plan in zip(cells, plans, strict=True):
-            own = view(plan.config, plan.split)
-            if own != first:
-                shown = "" if what.startswith("the ") else f" ({_show(first)} and {_show(own)})"
+    found = {what: [view(plan.config, plan.split) for plan in plans] for what, view in views.items()}
+    # A start of scratch_long is longer by a factor that is the same for all its arms.
+    steps = [plan.config.length.steps // cell.rounds for cell, plan in zip(cells, plans, strict=True)]
+    for what, values in {"length.steps": steps, **found}.items():
+        for cell, own in zip(cells, values, strict=True):
+            if own != values[0]:
+                shown = "" if what.startswith("the ") else f" ({_show(values[0])} and {_show(own)})"
                 raise ConfigError(
                     f"'{cells[0].name}' and '{cell.name}' cannot be compared: {what} differ{shown}. An ablation "
                     "compares at equal steps and on equal cases: give such settings for all cells, under settings."

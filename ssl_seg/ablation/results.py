@@ -18,7 +18,8 @@ class Arm:
     method: str
     recipe: str
     start: str
-    """``scratch``, or ``bootstrap``: from the cell of the next smaller label fraction with the same seeds."""
+    """``scratch``; ``bootstrap``: from the cell of the next smaller label fraction with the same seeds; or
+    ``scratch_long``: from scratch, with as many steps as ``bootstrap`` and all its parents together."""
     labels: float
     """Share of the labeled training pool (0..1], or a number of cases above 1."""
 

@@ -57,8 +57,9 @@ class AblationSpec(Section):
     """Learning methods."""
     recipes: dict[str, str | dict[str, Any]] = Field({PLAIN: {}})
     """Named changes of settings, over config and settings: a mapping, or the name of a configuration."""
-    starts: tuple[Literal["scratch", "bootstrap"], ...] = ("scratch",)
-    """scratch, or bootstrap: from the cell of the next smaller label fraction, whose steps come on top."""
+    starts: tuple[Literal["scratch", "scratch_long", "bootstrap"], ...] = ("scratch",)
+    """scratch; bootstrap: from the cell of the next smaller label fraction, whose steps come on top; scratch_long: from
+    scratch, with as many steps as bootstrap and the cells below it have together."""
     split_seeds: tuple[int, ...] = (0, 1, 2)
     """Which training cases are labeled; validation and test are the same for all."""
     seeds: tuple[int, ...] = (0,)
@@ -109,8 +110,10 @@ class AblationSpec(Section):
                 f"pair_seeds takes as many seeds as split_seeds: there are {len(self.seeds)} and "
                 f"{len(self.split_seeds)}"
             )
-        if "bootstrap" in self.starts and len(self.labels) < 2:
-            raise ValueError("a start of bootstrap needs two label fractions at least: the smaller one is the parent")
+        if len(self.labels) < 2 and (chained := [start for start in self.starts if start != "scratch"]):
+            raise ValueError(
+                f"a start of {chained[0]} needs two label fractions at least: bootstrap climbs from the smaller one"
+            )
         return self
 
 
@@ -123,6 +126,8 @@ class CellSpec:
     seed: int
     parent: Arm | None
     """Arm of the cell with the same seeds that this one starts from."""
+    rounds: int = 1
+    """Its steps as a multiple of those that the settings say: more for a start of scratch_long."""
 
     @property
     def name(self) -> str:
@@ -157,12 +162,12 @@ def list_cells(spec: AblationSpec) -> list[CellSpec]:
     pairs = zip(spec.split_seeds, spec.seeds, strict=True) if spec.pair_seeds else all_pairs
     smallest_first = sorted(spec.labels, key=lambda labels: (labels == 1, labels))
     return [
-        CellSpec(Arm(method, recipe, start, labels), split_seed, seed, parent)
+        CellSpec(Arm(method, recipe, start, labels), split_seed, seed, parent, rounds)
         for split_seed, seed in pairs
         for labels in smallest_first
         for recipe in spec.recipes
         for method in spec.methods
-        for start, parent in _starts_of(spec, method, recipe, labels, smallest_first)
+        for start, parent, rounds in _starts_of(spec, method, recipe, labels, smallest_first)
     ]
 
 
@@ -212,18 +217,18 @@ def find_spec(name: str) -> Path:
 
 def _starts_of(
     spec: AblationSpec, method: str, recipe: str, labels: float, smallest_first: Sequence[float]
-) -> Iterator[tuple[str, Arm | None]]:
-    """Yield each start and the arm it builds on; at the smallest fraction there is nothing to build on."""
+) -> Iterator[tuple[str, Arm | None, int]]:
+    """Yield each start, the arm it builds on, and its rounds; at the smallest fraction all starts are from scratch."""
     place = smallest_first.index(labels)
+    if place == 0:
+        yield "scratch", None, 1
+        return
     for start in spec.starts:
-        if start == "scratch":
-            yield start, None
-        elif place == 0:
-            if "scratch" not in spec.starts:
-                yield "scratch", None
-        else:
+        if start == "bootstrap":
             parent_start = "scratch" if place == 1 else "bootstrap"
-            yield start, Arm(method, recipe, parent_start, smallest_first[place - 1])
+            yield start, Arm(method, recipe, parent_start, smallest_first[place - 1]), 1
+        else:
+            yield start, None, place + 1 if start == "scratch_long" else 1
 
 
 def _check_axes(layers: Sequence[Layer], axes: Mapping[str, Any]) -> None:

@@ -100,9 +100,10 @@ def summarize(
     """Return the summary of an ablation.
 
     An arm is compared with the one of the baseline method with the same labels, recipe and start. Where there is none,
-    or it is the arm itself, with that of the same recipe from scratch; else with that of the first recipe, and at last
-    with that of the first recipe from scratch. So bootstrapping is compared with starting from scratch, and recipes of
-    the baseline method with its first one. Its labels-equivalent is read off the same line.
+    or it is the arm itself, with that of the same recipe from scratch, for a bootstrap the one with as many steps if it
+    is there; else with that of the first recipe, and at last with that of the first recipe from scratch. So
+    bootstrapping is compared with starting from scratch, and recipes of the baseline method with its first one. Its
+    labels-equivalent is read off the same line.
 
     Args:
         results: the cells, in the order of the plan.
@@ -214,12 +215,8 @@ def _list_references(arm: ArmSummary, arms: Sequence[ArmSummary], baseline: str)
     """
     recipe, start = arm.arm.recipe, arm.arm.start
     first = next(a.arm.recipe for a in arms if a.arm.method == baseline)
-    wanted = [
-        (baseline, recipe, start),
-        (baseline, recipe, "scratch"),
-        (baseline, first, start),
-        (baseline, first, "scratch"),
-    ]
+    starts = [start, *(["scratch_long"] if start == "bootstrap" else []), "scratch"]
+    wanted = [(baseline, name, other) for name in (recipe, first) for other in starts]
     return list(dict.fromkeys(wanted))
 
 
@@ -269,8 +266,11 @@ def _list_warnings(arms: Sequence[ArmSummary], cases: int, *, chosen_on_them: bo
             "intervals are over validation cases, on which checkpoints were selected: "
             "the levels are optimistic, the differences fair"
         )
-    if any(a.arm.start == "bootstrap" for a in arms):
-        yield "a start of bootstrap has the steps of its parents on top of its own: it is no comparison at equal steps"
+    if "bootstrap" in (starts := {a.arm.start for a in arms}) and "scratch_long" not in starts:
+        yield (
+            "a start of bootstrap has the steps of its parents on top of its own: it is no comparison at equal steps. "
+            "With scratch_long in starts there is one"
+        )
     if cases < FEW_CASES:
         yield f"{cases} cases: intervals were checked with {FEW_CASES} and more, with fewer they are rough"
     splits, runs = {c.split_seed for c in scored}, max(len(_list_scored(a.cells)) for a in arms)

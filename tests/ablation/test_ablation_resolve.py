@@ -9,6 +9,7 @@ from ablation_cases import write_spec
 from ssl_seg.ablation.resolve import compute_cell_id, resolve_cells
 from ssl_seg.ablation.results import Cell
 from ssl_seg.ablation.spec import read_spec
+from ssl_seg.configio import flatten
 from ssl_seg.errors import ConfigError, SslSegError
 
 
@@ -52,6 +53,20 @@ def test_a_bootstrapped_cell_knows_its_parent(tmp_path: Path, particles_dir: Pat
     other = resolve(tmp_path, particles_dir, starts=["scratch", "bootstrap"], methods=["supervised"], recipes=recipe)
     assert len({c.id for c in cells} & {c.id for c in other}) == 2
     assert [c.config["bootstrap"]["parts"] for c in other] == ["all", "all", "encoder"]
+
+
+def test_a_longer_start_differs_in_its_length_only(tmp_path: Path, particles_dir: Path) -> None:
+    starts = ["scratch", "bootstrap", "scratch_long"]
+    cells = resolve(tmp_path, particles_dir, starts=starts, methods=["supervised"], labels=[0.2, 0.5, 1.0])
+    assert {(c.arm.start, c.arm.labels): c.steps for c in cells} == {
+        ("scratch", 0.2): 4,
+        **{(start, labels): 4 for start in ("scratch", "bootstrap") for labels in (0.5, 1.0)},
+        **{("scratch_long", 0.5): 8, ("scratch_long", 1.0): 12},
+    }
+    long, short = (next(c for c in cells if c.arm.start == s and c.arm.labels == 1.0) for s in starts[::-2])
+    own = {**dict(flatten(long.config)), "length.steps": 4, "optim.warmup_steps": 1}  # the warm-up is a tenth of it
+    assert own == {**dict(flatten(short.config)), "optim.warmup_steps": 1}
+    assert long.id != short.id
 
 
 def test_label_seeds_change_the_labeled_cases_only(tmp_path: Path, particles_dir: Path) -> None:

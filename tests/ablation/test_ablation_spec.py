@@ -54,6 +54,21 @@ def test_a_parent_comes_first_and_has_the_next_smaller_fraction(labels: set[floa
         assert {c.arm.labels for c in cells if c.arm.start == "scratch"} == {ordered[0]}
 
 
+def test_scratch_long_has_the_rounds_of_a_bootstrap_and_its_parents() -> None:
+    cells = list_cells(AblationSpec(labels=(1.0, 0.01, 0.1), starts=("bootstrap", "scratch_long"), split_seeds=(0,)))
+    by_arm = {(c.arm.start, c.arm.labels): c for c in cells if c.arm.method == "supervised"}
+    long = {labels: c.rounds for (start, labels), c in by_arm.items() if start == "scratch_long"}
+    assert long == {0.1: 2, 1.0: 3}  # at the smallest fraction it would be the same as scratch
+
+    def count_trainings(start: str, labels: float) -> int:
+        parent = by_arm[start, labels].parent
+        return 1 if parent is None else 1 + count_trainings(parent.start, parent.labels)
+
+    assert long == {labels: count_trainings("bootstrap", labels) for labels in long}
+    assert {c.rounds for c in cells if c.arm.start != "scratch_long"} == {1}
+    assert {c.parent for c in cells if c.arm.start == "scratch_long"} == {None}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -65,6 +80,7 @@ def test_a_parent_comes_first_and_has_the_next_smaller_fraction(labels: set[floa
         ({"baseline": "supervisd"}, "did you mean 'supervised'"),
         ({"pair_seeds": True, "seeds": [0, 1]}, "as many"),
         ({"starts": ["bootstrap"], "labels": [1.0]}, "two label fractions"),
+        ({"starts": ["scratch", "scratch_long"], "labels": [1.0]}, "scratch_long needs two label fractions"),
         ({"recipes": {}}, "empty"),
         ({"recipes": {"a": {}, "b": {"optim": {"lr": 1}}, "c": {}}}, "recipes a and c are the same"),
         ({"split_sedes": [0]}, "split_seeds"),
@@ -124,7 +140,7 @@ def test_an_unknown_name_lists_the_packaged_ones() -> None:
 
 
 def test_packaged_ablations_can_be_read() -> None:
-    for name in ("label_fractions", "emps_label_fractions"):
+    for name in ("label_fractions", "emps_label_fractions", "emps_bootstrap"):
         assert list_cells(read_spec(name))
 
 

@@ -134,6 +134,15 @@ class TestComparison:
             against = found[line]
             assert (None if against is None else against.reference) == (reference and make_arm(*reference))
 
+    def test_a_bootstrap_is_compared_at_equal_steps_where_that_is_there(self) -> None:
+        starts = ("scratch", "bootstrap", "scratch_long")
+        summary = summarize(make_grid({"supervised": 0.0}, starts=starts), "dice", "supervised")
+        found = {a.arm.start: a.against and a.against.reference.start for a in summary.arms if a.arm.labels == 0.1}
+        assert found == {"scratch": None, "bootstrap": "scratch_long", "scratch_long": "scratch"}
+        assert not any("equal steps" in warning for warning in summary.warnings)
+        few = summarize(make_grid({"supervised": 0.0}, starts=starts[:2]), "dice", "supervised")
+        assert any("no comparison at equal steps" in warning for warning in few.warnings)
+
 
 class TestLabelsEquivalent:
     def test_is_read_off_the_curve_of_the_baseline(self) -> None:
