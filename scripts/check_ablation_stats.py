@@ -1,4 +1,4 @@
-"""Simulate the statistics of ablations: how often intervals cover the truth, and null effects are significant.
+"""Simulate the statistics: how often intervals cover the truth, and null effects are significant.
 
     python scripts/check_ablation_stats.py --simulations 500
 
@@ -16,15 +16,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ssl_seg.ablation.label_savings import Runs, estimate_labels_equivalent
-from ssl_seg.ablation.stats import (
-    average_units,
-    compare_paired,
-    compute_case_values,
-    compute_mean_squares,
-    draw_resamples,
-    estimate_difference,
-    estimate_mean,
-)
+from ssl_seg.ablation.stats import average_units, compare_paired, compute_case_values, compute_mean_squares
+from ssl_seg.intervals import draw_resamples, estimate_difference, estimate_margin, estimate_mean
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Floats]
@@ -129,6 +122,45 @@ def simulate_coverage(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
             yield (f"difference, {name}, {cases} cases", *(f"{c / simulations:.1%}" for c in covered))
 
 
+def draw_masks(rng: np.random.Generator, cases: int, prevalence: Floats, false_share: float) -> NDArray[np.int64]:
+    """Return (C, 4) counts of images of one size that are found in part."""
+    positive = np.round(prevalence * VOXELS)
+    tp = np.round(rng.beta(6, 2, cases) * positive)
+    fp = np.round(false_share * rng.beta(1, 10, cases) * (VOXELS - positive))
+    return np.stack([tp, fp, positive - tp, VOXELS - positive - fp], axis=-1).astype(np.int64)
+
+
+MASKS: dict[str, tuple[Draw, float]] = {
+    "a third foreground": (lambda rng, n: rng.beta(2, 4, n), 1.0),
+    "6 % foreground": (lambda rng, n: rng.beta(1, 15, n), 0.3),
+    "half of the masks empty": (lambda rng, n: np.where(rng.random(n) < 0.5, 0.0, rng.beta(2, 6, n)), 0.3),
+    "four of five masks empty": (lambda rng, n: np.where(rng.random(n) < 0.8, 0.0, rng.beta(2, 6, n)), 0.3),
+}
+"""Distributions of the share of foreground, and a factor of the false positives."""
+
+
+def simulate_margin(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
+    """Yield rows: setting, coverage of the interval of the margin over all-positive, and of the percentile interval."""
+    rng = np.random.default_rng(seed)
+    for name, (draw, false_share) in MASKS.items():
+        truth = estimate_margin(draw_masks(rng, 2_000_000, draw(rng, 2_000_000), false_share), resamples=1).value
+        for cases in (8, 15, 30, 60):
+            covered, drawn = np.zeros(2), 0
+            while drawn < simulations:
+                counts = draw_masks(rng, cases, draw(rng, cases), false_share)
+                if not counts[:, [0, 2]].any():  # without foreground there is no margin
+                    continue
+                resampling = int(rng.integers(2**31))
+                own = estimate_margin(counts, resamples=1000, seed=resampling)
+                sums = draw_resamples(cases, resamples=1000, seed=resampling) @ counts
+                tp, fp, fn, tn = sums[sums[:, 0] + sums[:, 2] > 0].T
+                margins = 2 * tp / (2 * tp + fp + fn) - 2 * (tp + fn) / (2 * (tp + fn) + fp + tn)
+                low, high = np.quantile(margins, [0.025, 0.975])
+                covered += [own.low <= truth <= own.high, low <= truth <= high]
+                drawn += 1
+            yield (f"{name}, {cases} cases", *(f"{c / simulations:.1%}" for c in covered))
+
+
 def simulate_test(simulations: int, seed: int, effect: float = 0.0) -> Iterator[tuple[str, ...]]:
     """Yield rows: setting, how often the test is significant, with Hillis' degrees of freedom, and of cases alone."""
     rng = np.random.default_rng(seed)
@@ -224,14 +256,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=500, help="of each setting")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("scores", "margin", "tests", "power", "labels"), help="one part")
     options = parser.parse_args()
     n, seed = options.simulations, options.seed
     tests = ("ours", "Hillis' df", "cases alone")
-    show("Coverage of 95 % intervals over cases", ("ours", "percentile", "Student's t"), simulate_coverage(n, seed))
-    show("Null effects significant at 5 %", tests, simulate_test(n, seed))
-    show("The same of scores", tests, simulate_scores(n, seed))
-    show("Power: an effect of 0.5", tests, simulate_test(n, seed, effect=0.5))
-    show("Coverage of 95 % intervals of labels-equivalents", ("ours",), simulate_labels(max(n // 4, 1), seed))
+    tables: list[tuple[str, str, tuple[str, ...], Iterator[tuple[str, ...]]]] = [
+        ("scores", "95 % intervals over cases", ("ours", "percentile", "Student's t"), simulate_coverage(n, seed)),
+        ("margin", "95 % intervals of the margin over all-positive", ("ours", "percentile"), simulate_margin(n, seed)),
+        ("tests", "Null effects significant at 5 %", tests, simulate_test(n, seed)),
+        ("tests", "The same of scores", tests, simulate_scores(n, seed)),
+        ("power", "Power: an effect of 0.5", tests, simulate_test(n, seed, effect=0.5)),
+        ("labels", "95 % intervals of labels-equivalents", ("ours",), simulate_labels(max(n // 4, 1), seed)),
+    ]
+    for part, title, columns, rows in tables:
+        if options.only in (None, part):
+            show(title, columns, rows)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ Shapes: ``*S`` spatial = (Z, Y, X) or (Y, X).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -296,70 +296,6 @@ def summarize_distances(distances: Sequence[SurfaceDistances]) -> dict[str, floa
         "missed_share": _share(n_missed, n_missed + len(measured)),
         "hallucinated_share": _share(n_hallucinated, n_hallucinated + n_absent),
     }
-
-
-def bootstrap_interval(
-    values_per_case: NDArray[Any],
-    statistic: Callable[[NDArray[Any]], float],
-    *,
-    seed: int = 0,
-    resamples: int = 1000,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a statistic, resampling whole cases (Efron & Tibshirani 1993).
-
-    Voxels of one image are not independent, cases are. With few cases the interval is somewhat too narrow; with one it
-    has no width.
-
-    Args:
-        values_per_case: (n_cases, ...).
-        statistic: maps resampled values, (n_cases, ...), to a number.
-        seed: of the resampling: same seed, same interval.
-        resamples: number of resamples.
-        level: share of resamples inside the interval, in (0, 1).
-
-    Raises:
-        ValueError: if there is no case.
-    """
-    n_cases = len(values_per_case)
-    if n_cases == 0:
-        raise ValueError("no case to resample")
-    chosen = np.random.default_rng(seed).integers(n_cases, size=(resamples, n_cases))
-    estimates = [statistic(values_per_case[rows]) for rows in chosen]
-    low, high = np.quantile(estimates, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return float(low), float(high)
-
-
-def compute_margin_interval(
-    overlaps: Sequence[Overlap], *, seed: int = 0, resamples: int = 1000, level: float = 0.95
-) -> tuple[float, float, float]:
-    """Return (margin, low, high): pooled F1 minus the F1 of predicting foreground everywhere on the same cases.
-
-    Both are resampled together, so a resample of easy cases does not look like a better model. A model is above trivial
-    where ``low > 0``. A resample without any foreground counts as margin 0: no model can be above trivial there, and
-    one that predicts nothing must not gain from it.
-
-    Args:
-        overlaps: counts of each case.
-        seed: of the resampling.
-        resamples: number of resamples.
-        level: share of resamples inside the interval, in (0, 1).
-
-    Raises:
-        ValueError: if there is no case.
-    """
-    counts = np.array([(o.tp, o.fp, o.fn, o.tn) for o in overlaps], np.int64).reshape(-1, 4)
-    low, high = bootstrap_interval(counts, _compute_margin, seed=seed, resamples=resamples, level=level)
-    return _compute_margin(counts), low, high
-
-
-def _compute_margin(counts: NDArray[np.int64]) -> float:
-    """Return the margin over the all-positive predictor; ``counts`` is (n_cases, 4) of tp, fp, fn, tn."""
-    tp, fp, fn, tn = (int(n) for n in counts.sum(axis=0))
-    if tp + fn == 0:
-        return 0.0
-    # From counts rather than 2p / (1 + p), so that an all-positive prediction has margin 0 and not a rounding error.
-    return Overlap(tp, fp, fn, tn).dice - Overlap(tp + fn, fp + tn, 0, 0).dice
 
 
 def _has_both_classes(pos_hist: NDArray[np.integer], neg_hist: NDArray[np.integer]) -> bool:

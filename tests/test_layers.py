@@ -19,6 +19,7 @@ LAYERS = [
         "schedules",
         "losses",
         "metrics",
+        "intervals",
         "rundir",
         "checkpoint",
     },

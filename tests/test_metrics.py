@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -25,11 +24,9 @@ from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.metrics import (
     Overlap,
     SurfaceDistances,
-    bootstrap_interval,
     compute_auroc,
     compute_average_precision,
     compute_best_f1,
-    compute_margin_interval,
     compute_surface_distances,
     compute_trivial_baselines,
     compute_trivial_f1,
@@ -355,96 +352,6 @@ def test_summaries_are_strict_json() -> None:
     missed = SurfaceDistances(math.inf, math.inf, missed=True)
     for summary in (summarize_distances([missed]), summarize_distances([]), summarize_overlaps([])):
         json.dumps(summary, allow_nan=False)
-
-
-# Intervals
-
-
-def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    samples = rng.normal(5.0, 2.0, (300, 40))
-    intervals = [bootstrap_interval(s, np.mean, resamples=200, level=0.9, seed=i) for i, s in enumerate(samples)]
-    coverage = np.mean([low <= 5.0 <= high for low, high in intervals])
-    assert 0.83 <= coverage <= 0.95
-    # The width is that of the normal interval, 2 * 1.645 * sd / sqrt(n).
-    assert np.mean([high - low for low, high in intervals]) == pytest.approx(2 * 1.645 * 2 / np.sqrt(40), rel=0.08)
-
-
-def test_bootstrap_resamples_whole_cases() -> None:
-    cases = np.repeat(np.arange(10.0)[:, None], 1000, axis=1)  # 1000 equal voxels in each
-    low, high = bootstrap_interval(cases, np.mean)
-    assert (low, high) == bootstrap_interval(cases[:, 0], np.mean)
-    assert high - low > 2.0
-
-
-def test_bootstrap_widens_with_the_level_and_repeats_with_the_seed() -> None:
-    values = np.random.default_rng(0).normal(size=30)
-    widths = [high - low for low, high in (bootstrap_interval(values, np.mean, level=v) for v in (0.5, 0.9, 0.99))]
-    assert all(a < b for a, b in pairwise(widths))
-    assert bootstrap_interval(values, np.mean, seed=1) == bootstrap_interval(values, np.mean, seed=1)
-    assert bootstrap_interval(values, np.mean, seed=1) != bootstrap_interval(values, np.mean, seed=2)
-
-
-def test_bootstrap_of_one_case_and_of_none() -> None:
-    assert bootstrap_interval(np.array([3.0]), np.mean) == (3.0, 3.0)
-    with pytest.raises(ValueError, match="no case"):
-        bootstrap_interval(np.array([]), np.mean)
-    with pytest.raises(ValueError, match="no case"):
-        compute_margin_interval([])
-
-
-def make_cases(n_cases: int, prevalence: float, recall: float, false_rate: float, seed: int = 0) -> list[Overlap]:
-    rng = np.random.default_rng(seed)
-    n_pos = rng.binomial(1000, prevalence, n_cases)
-    tp, fp = rng.binomial(n_pos, recall), rng.binomial(1000 - n_pos, false_rate)
-    return [Overlap(int(t), int(f), int(n - t), int(1000 - n - f)) for n, t, f in zip(n_pos, tp, fp, strict=True)]
-
-
-def test_predicting_foreground_everywhere_has_no_margin_at_all() -> None:
-    assert compute_margin_interval(make_cases(20, 0.3, recall=1.0, false_rate=1.0)) == (0.0, 0.0, 0.0)
-
-
-def test_a_perfect_prediction_has_all_the_margin_there_is() -> None:
-    cases = make_cases(20, 0.3, recall=1.0, false_rate=0.0)
-    margin, low, high = compute_margin_interval(cases)
-    assert margin == pytest.approx(1 - compute_trivial_f1(sum_overlaps(cases).prevalence))
-    assert 0.5 < low <= margin <= high < 0.6
-
-
-def test_the_margin_interval_follows_its_options() -> None:
-    cases = make_cases(10, 0.3, recall=0.8, false_rate=0.2)
-    intervals = [
-        compute_margin_interval(cases, **options)
-        for options in ({}, {"seed": 1}, {"resamples": 20}, {"level": 0.5}, {"seed": 1})
-    ]
-    assert intervals[1] == intervals[4]
-    assert len(set(intervals[:4])) == 4
-    assert intervals[0][1] < intervals[3][1] < intervals[3][2] < intervals[0][2]
-
-
-def test_a_random_prediction_is_below_trivial() -> None:
-    _, _, high = compute_margin_interval(make_cases(20, 0.3, recall=0.3, false_rate=0.3))
-    assert high < 0.0
-
-
-def test_the_margin_is_paired() -> None:
-    """Prevalence varies between the cases: resampled apart, the two F1 would give a far wider interval."""
-    cases = [c for p in (0.05, 0.2, 0.5, 0.8) for c in make_cases(5, p, recall=0.99, false_rate=0.98)]
-    _, low, high = compute_margin_interval(cases)
-    f1_low, f1_high = bootstrap_interval(
-        np.array([(c.tp, c.fp, c.fn) for c in cases]), lambda v: Overlap(*map(int, v.sum(0)), tn=0).dice
-    )
-    assert high - low < 0.1 * (f1_high - f1_low)
-
-
-def test_predicting_nothing_gains_nothing_from_empty_resamples() -> None:
-    """One positive case of three: 30 % of the resamples hold no foreground."""
-    all_negative = [Overlap(0, 0, 50, 50), Overlap(0, 0, 0, 100), Overlap(0, 0, 0, 100)]
-    margin, low, high = compute_margin_interval(all_negative)
-    assert low < margin < 0.0
-    assert high == 0.0
-    all_positive = [Overlap(50, 50, 0, 0), Overlap(0, 100, 0, 0), Overlap(0, 100, 0, 0)]
-    assert compute_margin_interval(all_positive) == (0.0, 0.0, 0.0)
 
 
 def test_importing_metrics_loads_neither_torch_nor_monai() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from ssl_seg.ablation.stats import LEVEL, RESAMPLES, Floats, Metric, compute_case_dice, draw_resamples
+from ssl_seg.intervals import LEVEL, RESAMPLES, Floats, Metric, compute_case_dice, draw_resamples
 from ssl_seg.metrics import compute_dice
 
 

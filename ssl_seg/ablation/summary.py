@@ -12,21 +12,24 @@ from ssl_seg.ablation.label_savings import LabelsEquivalent, Runs, estimate_labe
 from ssl_seg.ablation.results import Arm, CellResult, Status
 from ssl_seg.ablation.stats import (
     Comparison,
-    Estimate,
-    Metric,
     Spread,
     average_units,
     compare_paired,
-    compute_case_dice,
     compute_case_values,
-    compute_score,
     compute_spread,
     correct_holm,
+)
+from ssl_seg.errors import ConfigError, DataError, did_you_mean
+from ssl_seg.intervals import (
+    Estimate,
+    Metric,
+    compute_case_dice,
+    compute_score,
+    count_everywhere,
     draw_resamples,
     estimate_difference,
     estimate_mean,
 )
-from ssl_seg.errors import ConfigError, DataError, did_you_mean
 
 FEW_CASES = 15
 """With fewer the intervals were not checked by simulation."""
@@ -135,10 +138,8 @@ def summarize(
 
 def compute_trivial_scores(counts: NDArray[np.int64], metric: Metric) -> tuple[float, float]:
     """Return the scores of predicting each class everywhere, and of predicting nothing, from any (C, F, 4) counts."""
-    tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
-    none = np.zeros_like(tp)
-    everywhere = np.stack([tp + fn, fp + tn, none, none], axis=-1)
-    nowhere = np.stack([none, none, tp + fn, fp + tn], axis=-1)
+    everywhere = count_everywhere(counts)
+    nowhere = everywhere[..., [2, 3, 0, 1]]
     return float(compute_score(everywhere, metric)), float(compute_score(nowhere, metric))
 
 

@@ -16,7 +16,7 @@ def add_differences(result: dict[str, Any]) -> dict[str, Any]:
     cases, with its paired 95 % interval over cases; None in the first row, and without an interval for one case."""
     import numpy as np
 
-    from ssl_seg.ablation.stats import draw_resamples, estimate_difference
+    from ssl_seg.intervals import draw_resamples, estimate_difference
 
     counts = [np.array([[case["counts"] for case in row["cases"]]]) for row in result["rows"]]
     cases = counts[0].shape[1]

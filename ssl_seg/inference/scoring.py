@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.errors import DataError
+from ssl_seg.intervals import estimate_margin
 from ssl_seg.metrics import (
     Overlap,
     SurfaceDistances,
-    compute_margin_interval,
     compute_surface_distances,
     compute_trivial_baselines,
     count_overlap,
@@ -60,16 +60,16 @@ class Score:
         """Return the plain types of the JSON output: pooled, mean, trivial, cases."""
         overlaps = [c.overlap for c in self.cases]
         pooled = sum_overlaps(overlaps)
-        margin, low, high = compute_margin_interval(overlaps)
+        margin = estimate_margin(np.array([(o.tp, o.fp, o.fn, o.tn) for o in overlaps]))
         summary: dict[str, Any] = {
             "pooled": {"f1": self.f1, "f1_macro": self.f1_macro, **_ratios(pooled)},
             "mean": self._mean(),
             "trivial": {
                 "prevalence": pooled.prevalence,
                 **compute_trivial_baselines(pooled.prevalence),
-                "margin": margin,
-                "margin_low": low,
-                "margin_high": high,
+                "margin": margin.value,
+                "margin_low": margin.low,
+                "margin_high": margin.high,
             },
             "cases": [_case_row(c) for c in self.cases],
         }

@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 
 from ssl_seg.ablation.results import Arm, CellResult
-from ssl_seg.ablation.stats import Comparison, Estimate, compute_score
+from ssl_seg.ablation.stats import Comparison
 from ssl_seg.ablation.summary import AblationSummary, ArmSummary, compute_trivial_scores
+from ssl_seg.intervals import Estimate, compute_score
 from ssl_seg.report.diagnosis_text import UNKNOWN, Table, number
 
 CELL_COLUMNS = (

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ssl_seg import __version__
 from ssl_seg.configio import Layer
 from ssl_seg.errors import ConfigError, RunDirError
-from ssl_seg.metrics import bootstrap_interval, compute_dice
+from ssl_seg.intervals import draw_resamples, estimate_difference
 from ssl_seg.rundir import RunDir, write_json
 
 LADDER_FILE, SCHEMA = "ladder.json", 1
@@ -135,12 +135,8 @@ def compare_counts(new: NDArray[np.int64], old: NDArray[np.int64]) -> Difference
         new, old: (cases, classes, 4) voxels tp, fp, fn, tn on the same cases.
     """
 
-    def subtract(pairs: NDArray[np.int64]) -> float:
-        f1 = compute_dice(pairs.sum(axis=0)).mean(axis=-1)
-        return float(f1[0] - f1[1])
-
-    pairs = np.stack([new, old], axis=1)
-    return Difference(subtract(pairs), *bootstrap_interval(pairs, subtract))
+    found = estimate_difference(new[None], old[None], "f1", draw_resamples(len(new)))
+    return Difference(found.value, found.low, found.high)
 
 
 def summarize_rung(rung: Rung) -> dict[str, Any]:

@@ -6,20 +6,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from score_counts import as_counts
 
 from ssl_seg.ablation.results import Arm, CellResult, Status
 
 CASES = 20
 FRACTIONS = {0.01: 4, 0.1: 36, 1.0: 360}
 """Labels, and the number of labeled cases."""
-
-
-def as_counts(dice: NDArray[Any], voxels: int = 200_000) -> NDArray[np.int64]:
-    """Return (..., C, 1, 4) counts with the Dice of each case; a quarter of the voxels are true."""
-    true = voxels // 4
-    tp = np.round(np.asarray(dice) * true).astype(np.int64)
-    wrong = true - tp  # as many false as missed: Dice = tp / true
-    return np.stack([tp, wrong, wrong, voxels - true - wrong], axis=-1)[..., None, :]
 
 
 def make_arm(method: str = "supervised", recipe: str = "base", start: str = "scratch", labels: float = 0.1) -> Arm:

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from score_counts import as_counts, random_counts
+
+from ssl_seg.intervals import (
+    Floats,
+    compute_case_dice,
+    compute_score,
+    draw_resamples,
+    estimate_difference,
+    estimate_margin,
+    estimate_mean,
+)
+from ssl_seg.metrics import Overlap, compute_trivial_f1, sum_overlaps
+
+
+class TestScore:
+    def test_dice_is_the_mean_of_the_dice_of_each_case_and_class(self) -> None:
+        counts = random_counts((3, 7, 2))
+        for run, score in zip(counts, compute_score(counts, "dice"), strict=True):
+            expected = np.mean([[Overlap(*map(int, c)).dice for c in case] for case in run])
+            assert score == pytest.approx(expected, abs=1e-12)
+
+    def test_f1_is_the_mean_over_classes_of_pooled_dice(self) -> None:
+        counts = random_counts((3, 7, 2))
+        for run, score in zip(counts, compute_score(counts, "f1"), strict=True):
+            pooled = [sum_overlaps([Overlap(*map(int, case[k])) for case in run]).dice for k in range(2)]
+            assert score == pytest.approx(np.mean(pooled), abs=1e-12)
+
+    def test_nothing_to_find_and_nothing_found_is_1(self) -> None:
+        counts = np.array([[[[0, 0, 0, 9]], [[0, 3, 0, 6]]]])
+        assert compute_score(counts, "dice") == 0.5  # the second case has found something that is not there
+        np.testing.assert_array_equal(compute_case_dice(counts), [[1.0, 0.0]])
+        assert compute_score(counts, "f1") == 0.0
+        assert compute_score(counts[:, :1], "f1") == 1.0
+
+
+class TestIntervals:
+    def test_resamples_are_those_of_scipy(self) -> None:
+        values = np.random.default_rng(0).random(12)
+        weights = draw_resamples(12, resamples=500, seed=3)
+        assert (weights.sum(axis=1) == 12).all()
+        theirs = stats.bootstrap((values,), np.mean, n_resamples=500, rng=np.random.default_rng(3), method="percentile")
+        np.testing.assert_allclose(np.sort(weights @ values / 12), np.sort(theirs.bootstrap_distribution), atol=1e-12)
+
+    @pytest.mark.parametrize("metric", ["dice", "f1"])
+    def test_bootstrap_t_is_that_of_a_loop(self, metric: Any) -> None:
+        """The loop resamples cases themselves; its errors are those of the linearized score, by finite differences."""
+        counts = random_counts((2, 10, 2), low=1)
+        weights = draw_resamples(10, resamples=60, seed=1)
+
+        def score(w: NDArray[Any]) -> float:
+            tp, fp, fn = (counts[..., i].astype(float) for i in range(3))
+            dice = np.where(tp + fp + fn > 0, 2 * tp / np.maximum(2 * tp + fp + fn, 1), 1.0)
+            top, bottom = (2 * tp, 2 * tp + fp + fn) if metric == "f1" else (dice, np.ones_like(dice))
+            return float(np.mean(np.einsum("c,rck->rk", w, top) / np.einsum("c,rck->rk", w, bottom)))
+
+        def error(w: NDArray[Any]) -> float:
+            step = 1e-6
+            slopes = [
+                (score(w + step * np.eye(10)[c]) - score(w - step * np.eye(10)[c])) / (2 * step) for c in range(10)
+            ]
+            return float(np.sqrt(10 / 9 * (w * np.square(slopes)).sum()))
+
+        value, own = score(np.ones(10)), error(np.ones(10))
+        t = [(score(w) - value) / max(error(w), 0.3 * own) for w in weights.astype(float)]
+        high, low = np.quantile(t, [0.025, 0.975])
+        estimate = estimate_mean(counts, metric, weights)
+        assert estimate.value == pytest.approx(value)
+        assert (estimate.low, estimate.high) == pytest.approx((value - low * own, value - high * own), abs=1e-6)
+
+    def test_the_difference_is_paired(self) -> None:
+        """Cases differ much, methods by the same everywhere: the difference is certain, the means are not."""
+        easy = np.random.default_rng(0).uniform(0.1, 0.8, (1, 15))
+        first, second, weights = as_counts(easy + 0.1), as_counts(easy), draw_resamples(15)
+        mean = estimate_mean(first, "dice", weights)
+        difference = estimate_difference(first, second, "dice", weights)
+        assert difference.value == pytest.approx(0.1, abs=1e-4)
+        assert mean.high - mean.low > 0.15
+        assert difference.high - difference.low < 1e-3
+
+    def test_the_difference_holds_the_interval_of_student(self) -> None:
+        rng = np.random.default_rng(2)
+        first, second = rng.random((2, 15))
+        estimate = estimate_difference(as_counts(first[None]), as_counts(second[None]), "dice", draw_resamples(15))
+        theirs = stats.ttest_rel(first, second).confidence_interval()
+        assert estimate.low <= theirs.low + 1e-5
+        assert estimate.high >= theirs.high - 1e-5
+
+    @pytest.mark.parametrize("metric", ["dice", "f1"])
+    def test_ends_are_possible_and_the_same_everywhere_is_certain(self, metric: Any) -> None:
+        nearly = as_counts(np.array([[1.0] * 14 + [0.2]]))
+        assert estimate_mean(nearly, metric, draw_resamples(15)).high <= 1.0
+        same = estimate_mean(as_counts(np.full((2, 15), 0.7)), metric, draw_resamples(15))
+        assert (same.low, same.value, same.high) == pytest.approx((0.7, 0.7, 0.7))
+
+    def test_resamples_without_the_one_case_that_differs_do_not_make_it_endless(self) -> None:
+        """A third of the resamples have a standard error of 0."""
+        own = estimate_mean(as_counts(np.array([[0.5] * 14 + [0.9]])), "dice", draw_resamples(15))
+        assert 0.3 < own.low < own.value < own.high < 0.9
+
+    @pytest.mark.parametrize("cases", [15, 30, 60])
+    def test_coverage_where_the_percentile_interval_fails(self, cases: int) -> None:
+        """A smaller copy of scripts/check_ablation_stats.py: 400 samples have a standard error of 1.1 points."""
+        rng = np.random.default_rng(cases)
+        covered = np.zeros(2)
+        for seed in range(400):
+            dice = rng.beta(4, 0.6, cases)
+            weights = draw_resamples(cases, resamples=300, seed=seed)
+            own = estimate_mean(as_counts(dice[None]), "dice", weights)
+            plain = np.quantile(weights @ dice / cases, [0.025, 0.975])
+            covered += [own.low <= 4 / 4.6 <= own.high, plain[0] <= 4 / 4.6 <= plain[1]]
+        assert 0.93 <= covered[0] / 400 <= 0.975
+        assert covered[1] < covered[0]
+
+    def test_coverage_of_a_difference_of_mostly_equal_cases(self) -> None:
+        rng = np.random.default_rng(0)
+        covered = 0
+        for seed in range(400):
+            easy = rng.random(15)
+            other = np.where(rng.random(15) < 0.7, easy, rng.random(15))
+            pair = as_counts(stats.beta.ppf([easy, other], [[8], [4]], [[2], [0.8]]))
+            own = estimate_difference(pair[:1], pair[1:], "dice", draw_resamples(15, resamples=300, seed=seed))
+            covered += own.low <= 0.8 - 4 / 4.8 <= own.high
+        assert 0.93 <= covered / 400 <= 0.98
+
+
+def draw_cases(
+    n_cases: int, prevalence: float | Floats, recall: float, false_rate: float, seed: int = 0
+) -> NDArray[Any]:
+    """Return (C, 4) counts of cases of 1000 voxels."""
+    rng = np.random.default_rng(seed)
+    positive = rng.binomial(1000, np.broadcast_to(prevalence, n_cases))
+    tp, fp = rng.binomial(positive, recall), rng.binomial(1000 - positive, false_rate)
+    return np.stack([tp, fp, positive - tp, 1000 - positive - fp], axis=-1)
+
+
+class TestMargin:
+    def test_it_is_the_pooled_f1_minus_the_trivial_one(self) -> None:
+        counts = draw_cases(20, 0.3, recall=0.8, false_rate=0.1)
+        pooled = sum_overlaps([Overlap(*map(int, c)) for c in counts])
+        found = estimate_margin(counts)
+        assert found.value == pytest.approx(pooled.dice - compute_trivial_f1(pooled.prevalence), abs=1e-12)
+        assert found.low < found.value < found.high
+
+    def test_predicting_foreground_everywhere_has_no_margin_at_all(self) -> None:
+        found = estimate_margin(draw_cases(20, 0.3, recall=1.0, false_rate=1.0))
+        assert (found.low, found.value, found.high) == (0.0, 0.0, 0.0)
+
+    def test_a_perfect_prediction_has_all_the_margin_there_is(self) -> None:
+        found = estimate_margin(draw_cases(20, 0.3, recall=1.0, false_rate=0.0))
+        assert 0.5 < found.low <= found.value <= found.high < 0.6
+
+    def test_a_random_prediction_is_below_trivial(self) -> None:
+        assert estimate_margin(draw_cases(20, 0.3, recall=0.3, false_rate=0.3)).high < 0.0
+
+    def test_it_follows_its_options(self) -> None:
+        counts = draw_cases(10, 0.3, recall=0.8, false_rate=0.2)
+        plain, other, few, narrow, again = (
+            estimate_margin(counts, **options)  # type: ignore[arg-type]
+            for options in ({}, {"seed": 1}, {"resamples": 20}, {"level": 0.5}, {"seed": 1})
+        )
+        assert other == again
+        assert len({plain, other, few, narrow}) == 4
+        assert plain.low < narrow.low < narrow.high < plain.high
+
+    def test_it_is_paired(self) -> None:
+        """Prevalence varies between the cases: taken apart, the two F1 would give a far wider interval."""
+        counts = draw_cases(20, np.repeat([0.05, 0.2, 0.5, 0.8], 5), recall=0.99, false_rate=0.98)
+        found = estimate_margin(counts)
+        own = estimate_mean(counts[None, :, None], "f1", draw_resamples(20))
+        assert found.high - found.low < 0.1 * (own.high - own.low)
+
+    def test_predicting_nothing_gains_nothing_from_resamples_without_foreground(self) -> None:
+        """One positive case of five: in a third of the resamples nothing is to be found, where it would score 1."""
+        counts = np.array([[0, 0, 50, 50], *[[0, 0, 0, 100]] * 4])
+        weights = draw_resamples(5)
+        assert 0.25 < (weights[:, 0] == 0).mean() < 0.4
+        unfiltered = estimate_difference(
+            counts[None, :, None], np.array([[50, 50, 0, 0], *[[0, 100, 0, 0]] * 4])[None, :, None], "f1", weights
+        )
+        found = estimate_margin(counts)
+        assert unfiltered.low < found.low < found.value < 0.0
+        everywhere = estimate_margin(np.array([[50, 50, 0, 0], [0, 100, 0, 0], [0, 100, 0, 0]]))
+        assert (everywhere.low, everywhere.high) == (0.0, 0.0)
+
+    def test_without_foreground_there_is_no_margin(self) -> None:
+        found = estimate_margin(np.array([[0, 0, 0, 100], [0, 10, 0, 90]]))
+        assert (found.low, found.value, found.high) == (0.0, 0.0, 0.0)
+        with pytest.raises(ValueError, match="no case"):
+            estimate_margin(np.zeros((0, 4), np.int64))
+
+    @pytest.mark.parametrize("cases", [8, 30])
+    def test_coverage_where_most_masks_are_empty(self, cases: int) -> None:
+        """A smaller copy of scripts/check_ablation_stats.py. A percentile interval covers 79 and 87 % here."""
+        truth = estimate_margin(draw_mostly_empty(np.random.default_rng(0), 200_000), resamples=1).value
+        rng = np.random.default_rng(cases)
+        covered = drawn = 0
+        for seed in range(300):
+            counts = draw_mostly_empty(rng, cases)
+            if not counts[:, [0, 2]].any():
+                continue
+            found = estimate_margin(counts, resamples=300, seed=seed)
+            covered, drawn = covered + (found.low <= truth <= found.high), drawn + 1
+        assert 0.90 <= covered / drawn <= 0.99
+
+
+def draw_mostly_empty(rng: np.random.Generator, cases: int) -> NDArray[np.int64]:
+    """Return (C, 4) counts of which four in five have nothing to find."""
+    positive = np.round(np.where(rng.random(cases) < 0.8, 0.0, rng.beta(2, 6, cases)) * 100_000)
+    tp, fp = np.round(rng.beta(6, 2, cases) * positive), np.round(0.3 * rng.beta(1, 10, cases) * (100_000 - positive))
+    return np.stack([tp, fp, positive - tp, 100_000 - positive - fp], axis=-1).astype(np.int64)
