@@ -118,7 +118,7 @@ class TestRun:
         """A network must really learn the synthetic images: well above trivial after 80 small steps."""
         settings = {"length": {"steps": 80, "steps_per_epoch": 40}, "network": {"features": 8}, "optim": {"lr": 5e-3}}
         result = train_tiny(tmp_path / "longer", particles_dir, settings)
-        assert result.scores["student"]["margin_low"] > 0.02
+        assert result.scores["student"]["margin"] > 0.1
         losses = [r["train/loss"] for r in result.run.read_metrics()[1:]]
         assert losses[-1] < losses[0]
 
