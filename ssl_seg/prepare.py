@@ -54,6 +54,8 @@ class TrainRequest:
     force: bool = False
     epochs: int | None = None
     """Length in epochs, instead of length.steps."""
+    in_series: bool = False
+    """Whether it is part of a ladder, cross-validation or ablation, which says itself how to go on with all of it."""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
     try:
         return _train(fabric, prepared, console)
     except KeyboardInterrupt:  # before the loop listens for it, or twice
-        if fabric.is_global_zero:
+        if fabric.is_global_zero and not request.in_series:
             console.note(_describe_interrupt(prepared.run))
         raise
     except torch.OutOfMemoryError as error:
@@ -104,9 +104,11 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
     except (OSError, RuntimeError) as error:
         if is_disk_full(error):
             run = prepared.run.path
+            command = (
+                "" if request.in_series else f", then continue with `ssl-seg train --resume {shlex.quote(str(run))}`"
+            )
             raise RunDirError(
-                f"the disk of {run} is full; the last checkpoint is kept. Free some space, then continue with "
-                f"`ssl-seg train --resume {shlex.quote(str(run))}`"
+                f"the disk of {run} is full; the last checkpoint is kept. Free some space{command}"
             ) from error
         raise
 

@@ -259,6 +259,26 @@ class TestEvaluate:
         assert result["trivial"]["all_positive"] == pytest.approx(2 * p / (1 + p))
         assert result["pooled"] == result["nets"][result["which"]]["pooled"]
 
+    def test_the_directory_of_a_run_stands_for_its_best_checkpoint(
+        self, cli: Cli, tiny_run: Path, tmp_path: Path, particles_dir: Path
+    ) -> None:
+        best = tiny_run / "checkpoints" / "best.pt"
+        code, out, err = cli("evaluate", tiny_run, "--which", "student", "--json")
+        assert (code, json.loads(out)["checkpoint"]) == (0, str(best))
+        assert f"taking {best}" in err
+        for arguments in (
+            ("predict", tiny_run, particles_dir / "images", tmp_path / "masks"),
+            ("diagnose", tiny_run, "--json"),
+            ("train", "--labels", 1.0, "--bootstrap", tiny_run, "--out", tmp_path / "child"),
+        ):
+            assert f"taking {best}" in cli(*arguments)[2]
+        assert len(list((tmp_path / "masks").iterdir())) == 24
+
+    def test_the_directory_of_an_ablation_is_no_network(self, cli: Cli, tmp_path: Path) -> None:
+        (tmp_path / "ABLATION.txt").write_text("")
+        assert_refused(cli("evaluate", tmp_path), "directory of an ablation", "cells/ID/run")
+        assert_refused(cli("train", "--resume", tmp_path), "directory of an ablation", "ssl-seg ablate")
+
     def test_table_and_figure(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
         code, out, _ = cli(
             "evaluate", tiny_run / "checkpoints" / "best.pt", "--which", "student", "--figure", tmp_path / "p.png"

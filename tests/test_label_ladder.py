@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ssl_seg.errors import ConfigError, RefusedError, RunDirError
 from ssl_seg.inference.model import config_of
 from ssl_seg.recorder import Recorder
 from ssl_seg.rundir import RunDir
-from ssl_seg.series.label_rungs import Difference, LabelLadder, check_labels, compare_counts, load_ladder
+from ssl_seg.series.label_rungs import Difference, LabelLadder, check_labels, compare_counts, load_ladder, save_ladder
 
 LABELS = (0.1, 1.0)
 SETTINGS = {
@@ -454,6 +455,31 @@ class TestCommand:
         assert code == 130
         assert f"interrupted at rung1_0.5; continue with: ssl-seg ladder --resume {out}" in stdout
         assert cli("ladder", "--resume", out)[0] == 0
+
+    def test_ctrl_c_in_the_middle_of_a_rung_does_not_point_at_its_run(
+        self, cli: Cli, config: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "l"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ssl_seg.training._settle_runtime", raise_interrupt)  # before anything is saved
+            code, stdout, _ = cli("ladder", "--config", config, "--labels", "0.5", "--out", out)
+        assert code == 130
+        (line,) = [line for line in stdout.splitlines() if "interrupted" in line]
+        assert line == f"interrupted at rung1_0.5; continue with: ssl-seg ladder --resume {out}"
+
+    def test_its_directory_stands_for_the_best_rung(self, cli: Cli, whole: LabelLadder, tmp_path: Path) -> None:
+        code, stdout, stderr = cli("evaluate", whole.path, "--json")
+        assert code == 0
+        assert json.loads(stdout)["checkpoint"] == str(whole.checkpoint)
+        assert f"{whole.path}: taking {whole.checkpoint}" in stderr
+        code, _, stderr = cli("train", "--resume", whole.path)
+        assert (code, f"ssl-seg ladder --resume {whole.path}" in stderr) == (2, True)
+        nothing = tmp_path / "nothing"
+        nothing.mkdir()
+        rungs = tuple(replace(rung, kept=False) for rung in whole.rungs)
+        save_ladder(replace(whole, path=nothing, rungs=rungs))
+        code, _, stderr = cli("evaluate", nothing)
+        assert (code, "no rung of which" in stderr) == (2, True)
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

@@ -89,11 +89,11 @@ def _train(folder: CellFolder, cell: Cell, parent: Path | None) -> bool:
 
     run = folder.run
     if run.last.is_file():
-        request = TrainRequest(resume=run.path)
+        request = TrainRequest(resume=run.path, in_series=True)
     else:
         shutil.rmtree(run.path, ignore_errors=True)  # a start that was killed before its first checkpoint
         layer = Layer(f"cell {cell.id}", cell.config, is_file=True)
-        request = TrainRequest((layer,), out=run.path, bootstrap=parent)
+        request = TrainRequest((layer,), out=run.path, bootstrap=parent, in_series=True)
     result = train(request, _Log(folder))
     return result.ending != "interrupted"
 

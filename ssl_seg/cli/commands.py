@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ssl_seg.cli.checkpoints import find_checkpoint
 from ssl_seg.cli.comparison import PARTS, add_differences, print_comparison, print_folds
 from ssl_seg.cli.data_settings import NAMES, SET, read_data_settings
 
 Net = Literal["student", "teacher"]
-CKPT = typer.Argument(help="Checkpoint written by `ssl-seg train`, or a cross-validation.", show_default=False)
+CKPT = typer.Argument(help="Checkpoint, or directory of a run, ladder or cross-validation.", show_default=False)
 
 
 def evaluate(
@@ -20,7 +21,7 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="CHECKPOINT...",
-            help="Checkpoints written by `ssl-seg train`, or the directory of a cross-validation.",
+            help="Checkpoints, or directories of runs, ladders or a cross-validation.",
             show_default=False,
         ),
     ],
@@ -59,18 +60,19 @@ def evaluate(
         )
     if figure is not None and figure.exists():
         raise DataError(f"{figure} exists already and is not overwritten: choose another name")
-    if figure is not None and (len(checkpoints) > 1 or checkpoints[0].is_dir()):
+    found = [find_checkpoint(path) for path in checkpoints]
+    if figure is not None and (len(found) > 1 or found[0].is_dir()):
         raise ConfigError("--figure draws the cases of one network: give one checkpoint")
     console = TerminalConsole()
     request = EvaluateRequest(
-        checkpoints[0],
+        found[0],
         data,
         split,
         "test" if test else "all" if all_ else "val",
         which,
         overlap=overlap,
         settings=read_data_settings(set_, (*NAMES, "spacing")) | ({} if layout is None else {"layout": layout}),
-        more=tuple(checkpoints[1:]),
+        more=tuple(found[1:]),
         ensemble=ensemble,
     )
     result = run_evaluation(request, note=lambda text: typer.echo(text, err=True), track=console.track)
@@ -126,7 +128,7 @@ def predict(
     from ssl_seg.prediction import predict as run_prediction
 
     request = PredictRequest(
-        checkpoint,
+        find_checkpoint(checkpoint),
         source,
         output,
         which,
@@ -134,7 +136,7 @@ def predict(
         probabilities,
         _parse_spacing(spacing),
         threshold,
-        more=tuple(with_ or ()),
+        more=tuple(map(find_checkpoint, with_ or ())),
     )
     written = run_prediction(
         request, TerminalConsole().track("predicting"), note=lambda text: typer.echo(text, err=True)

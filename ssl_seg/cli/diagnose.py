@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ssl_seg.cli.checkpoints import find_checkpoint
 from ssl_seg.cli.commands import Net
 from ssl_seg.cli.data_settings import NAMES, SET, read_data_settings
 
@@ -65,7 +66,7 @@ def diagnose(
             from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 
             result = diagnose_checkpoint(
-                CheckpointRequest(checkpoint, data, which, settings, seconds),
+                CheckpointRequest(find_checkpoint(checkpoint), data, which, settings, seconds),
                 note=_note,
                 track=TerminalConsole().track,
                 clock=clock,

@@ -42,7 +42,8 @@ def train(
         Path | None, typer.Option(help="Run directory to create.", show_default="runs/DATA_METHOD_...")
     ] = None,
     bootstrap: Annotated[
-        Path | None, typer.Option(help="Start from this checkpoint; its settings and split hold where not given.")
+        Path | None,
+        typer.Option(help="Start from this checkpoint or run; its settings and split hold where not given."),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue the run, or the cross-validation, in this directory.")
@@ -62,6 +63,7 @@ def train(
 
     Without --config the run is planned from the data, and the plan is saved as RUN/config.yaml.
     """
+    from ssl_seg.cli.checkpoints import check_resumed, find_checkpoint
     from ssl_seg.cli.folds import check_folds, is_folds, run_folds
     from ssl_seg.cli.run_settings import make_layers
     from ssl_seg.errors import ConfigError
@@ -93,7 +95,10 @@ def train(
             raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
         run_folds(layers, out, resume, epochs)
         return
-    _run(TrainRequest(layers, out, bootstrap, resume, force=force, epochs=epochs))
+    if resume is not None:
+        check_resumed(resume)
+    parent = None if bootstrap is None else find_checkpoint(bootstrap)
+    _run(TrainRequest(layers, out, parent, resume, force=force, epochs=epochs))
 
 
 def demo(

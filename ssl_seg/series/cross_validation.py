@@ -227,7 +227,7 @@ def _plan_training(
         return None
     if run.last.is_file():
         console.note(f"{title}, continued: {run.path}")
-        return TrainRequest(tuple(machine), resume=run.path)
+        return TrainRequest(tuple(machine), resume=run.path, in_series=True)
     if run.path.exists():  # killed before its first checkpoint: there is nothing to go on from
         shutil.rmtree(run.path)
     console.note(f"{title}: {run.path}")
@@ -235,7 +235,7 @@ def _plan_training(
     file = (validation.path / f"split_{fold.name}.yaml").resolve()
     own = Layer(fold.name, nest("split.file", str(file)))
     runtime = read_machine(validation.run_of(validation.folds[0]), validation.layers)
-    return TrainRequest((*shared, own, runtime, *machine), run.path, epochs=validation.epochs)
+    return TrainRequest((*shared, own, runtime, *machine), run.path, epochs=validation.epochs, in_series=True)
 
 
 def _score_fold(

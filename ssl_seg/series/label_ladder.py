@@ -230,12 +230,12 @@ def _plan_training(ladder: LabelLadder, rung: Rung, machine: Sequence[Layer], co
         return None
     if run.last.is_file():
         console.note(f"{title}, continued: {run.path}")
-        return TrainRequest(tuple(machine), resume=run.path)
+        return TrainRequest(tuple(machine), resume=run.path, in_series=True)
     layers = [*_select_layers(ladder, rung), read_machine(ladder.run_of(ladder.rungs[0]), ladder.layers), *machine]
     if run.path.exists():  # killed before its first checkpoint: there is nothing to go on from
         shutil.rmtree(run.path)
     console.note(f"{title}, from {'scratch' if start is None else start}: {run.path}")
-    return TrainRequest(tuple(layers), run.path, start, force=ladder.force, epochs=ladder.epochs)
+    return TrainRequest(tuple(layers), run.path, start, force=ladder.force, epochs=ladder.epochs, in_series=True)
 
 
 def _select_layers(ladder: LabelLadder, rung: Rung) -> list[Layer]:

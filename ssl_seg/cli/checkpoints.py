@@ -1,0 +1,48 @@
+"""What a path of the command line stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return best.pt of the directory of a run, that of the best rung of a ladder, and any other path as it is.
+
+    Raises:
+        RunDirError: for a ladder without a network to use, or the directory of an ablation.
+    """
+    from ssl_seg.ablation.cells import MARKER
+    from ssl_seg.errors import RunDirError
+    from ssl_seg.rundir import RunDir
+    from ssl_seg.series.label_rungs import LADDER_FILE, load_ladder
+
+    best: Path | None = RunDir(path).best
+    if (path / LADDER_FILE).is_file() and (best := load_ladder(path).checkpoint) is None:
+        raise RunDirError(f"{path} is a ladder no rung of which has come to a network to use yet")
+    if (path / MARKER).is_file():
+        raise RunDirError(
+            f"{path} is the directory of an ablation: name one of its networks, {path}/cells/ID/run. "
+            "The IDs are in results.csv and in `ssl-seg ablate SPEC --out DIR --dry-run`"
+        )
+    if best is None or not best.is_file():
+        return path
+    typer.echo(f"{path}: taking {best}", err=True)
+    return best
+
+
+def check_resumed(path: Path) -> None:
+    """Do nothing, if ``train --resume`` may go on with a directory.
+
+    Raises:
+        RunDirError: for that of a ladder or an ablation, with the command that goes on with it.
+    """
+    from ssl_seg.ablation.cells import MARKER
+    from ssl_seg.errors import RunDirError
+    from ssl_seg.series.label_rungs import LADDER_FILE
+
+    if (path / LADDER_FILE).is_file():
+        raise RunDirError(f"{path} is a ladder: continue it with ssl-seg ladder --resume {path}")
+    if (path / MARKER).is_file():
+        raise RunDirError(f"{path} is the directory of an ablation: its `ssl-seg ablate` command, given again, goes on")
