@@ -15,7 +15,13 @@ import yaml
 from conftest import TINY
 from test_cli import assert_refused, cli  # noqa: F401 (a fixture)
 
+from ssl_seg.ablation.cells import open_folder, write_cells
+from ssl_seg.ablation.resolve import resolve_cells
+from ssl_seg.ablation.spec import ScoreConfig, read_spec
+from ssl_seg.rundir import write_json
+
 Cli = Any
+SCORE = {"collapsed": False, "codes": [], "net": "student", "step": 4, "seconds": 1.0, "counts": [[[5, 5, 5, 5]]] * 4}
 
 
 @pytest.fixture
@@ -53,6 +59,28 @@ def test_bad_input(cli: Cli, spec: Path, tmp_path: Path, arguments: list[str], w
     chosen = [str(spec) if a == "SPEC" else a for a in arguments]
     assert_refused(cli("ablate", *chosen, "--out", tmp_path / "out"), *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_cells_of_another_kind_of_machine_are_found(
+    cli: Cli,  # noqa: F811
+    spec: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU batches are planned larger: such cells have other ids."""
+    values = yaml.safe_load(spec.read_text())
+    del values["settings"]["batch"]
+    spec.write_text(yaml.safe_dump(values))
+    out = tmp_path / "out"
+    cells = resolve_cells(read_spec(str(spec)), gpu=False)
+    write_cells(out, cells, gpu=False)
+    for cell in cells:
+        write_json(open_folder(out, cell.id).score(ScoreConfig()), SCORE)
+    monkeypatch.setattr("ssl_seg.cli.ablate._find_gpus", lambda: ["0"])
+    assert cli("ablate", spec, "--report", "--out", out)[0] == 0
+    assert {row["status"] for row in csv.DictReader((out / "results.csv").open())} == {"done"}
+    (out / "machine.json").unlink()
+    assert_refused(cli("ablate", spec, "--report", "--out", out), "holds none of the 4 cells")
 
 
 @pytest.mark.slow

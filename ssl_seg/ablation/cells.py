@@ -23,6 +23,8 @@ from ssl_seg.rundir import RunDir, write_json, write_text
 
 MARKER = "ABLATION.txt"
 """By this file a directory is known as that of an ablation; nothing is written into another one."""
+MACHINE = "machine.json"
+"""For what kind of machine the cells are planned: that of the first call."""
 SCHEMA = 1
 """Version of the files of a cell."""
 
@@ -68,8 +70,23 @@ def open_folder(out: Path, cell_id: str) -> CellFolder:
     return CellFolder(out / "cells" / cell_id)
 
 
-def write_cells(out: Path, cells: Sequence[Cell]) -> None:
+def read_machine(out: Path) -> bool | None:
+    """Return whether the cells of a directory are planned for GPUs; None where there are none yet.
+
+    What the settings leave open is planned for the machine, and a cell is known by its settings: planned for another
+    machine, the finished cells would not be found again.
+    """
+    path = out / MACHINE
+    return bool(json.loads(path.read_text(encoding="utf-8"))["gpu"]) if path.is_file() else None
+
+
+def write_cells(out: Path, cells: Sequence[Cell], *, gpu: bool = False) -> None:
     """Create the folders of new cells; what has been trained stays as it is.
+
+    Args:
+        out: directory of the ablation.
+        cells: all of them.
+        gpu: whether they were planned for GPUs.
 
     Raises:
         RunDirError: for a folder that another version wrote, or ``out`` that is no directory of an ablation.
@@ -80,6 +97,7 @@ def write_cells(out: Path, cells: Sequence[Cell]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / MARKER, "The cells of ablations by `ssl-seg ablate`, and the tables of the last one.\n")
+        write_json(out / MACHINE, {"gpu": gpu})
         for cell in cells:
             folder = open_folder(out, cell.id)
             folder.path.mkdir(parents=True, exist_ok=True)

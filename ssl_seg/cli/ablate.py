@@ -59,7 +59,7 @@ def ablate(
     A cell is known by the content of its settings: a second call trains only what is missing, also after a crash.
     Exit code 2 when a cell failed.
     """
-    from ssl_seg.ablation.cells import check_place, open_folder, read_result
+    from ssl_seg.ablation.cells import check_place, open_folder, read_machine, read_result, write_cells
     from ssl_seg.ablation.resolve import resolve_cells
     from ssl_seg.ablation.spec import find_spec, read_spec
     from ssl_seg.cli.console import TerminalConsole
@@ -67,7 +67,8 @@ def ablate(
 
     wanted = read_spec(spec, _read_options(labels, more, data, steps, part, metric, set_))
     place = out or Path("runs") / find_spec(spec).stem
-    gpu = gpus_per_cell > 0 if ray is not None else bool(_find_gpus())
+    first = read_machine(place)
+    gpu = first if first is not None else gpus_per_cell > 0 if ray is not None else bool(_find_gpus())
     cells = resolve_cells(wanted, gpu=gpu, track=TerminalConsole().track("reading data and settings"))
     if dry_run:
         _print_cells(cells, [read_result(place, cell, wanted.score) for cell in cells])
@@ -75,7 +76,9 @@ def ablate(
     if report:
         check_place(place)
     else:
-        _run_cells(cells, place, wanted.score, _make_launcher(workers, ray, cpus_per_cell, gpus_per_cell))
+        launcher = _make_launcher(workers, ray, cpus_per_cell, gpus_per_cell)
+        write_cells(place, cells, gpu=gpu)
+        _run_cells(cells, place, wanted.score, launcher)
     results = [read_result(place, cell, wanted.score) for cell in cells]
     if all(not open_folder(place, cell.id).about.is_file() for cell in cells):
         raise RunDirError(
@@ -90,11 +93,9 @@ def ablate(
 
 
 def _run_cells(cells: Sequence[Cell], place: Path, wanted: ScoreConfig, launcher: Launcher) -> None:
-    from ssl_seg.ablation.cells import write_cells
     from ssl_seg.ablation.execute import execute
     from ssl_seg.cli.ablation_view import AblationView
 
-    write_cells(place, cells)
     try:
         with AblationView() as view:
             execute(cells, place, wanted, launcher, view.show)
