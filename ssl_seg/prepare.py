@@ -317,9 +317,8 @@ def _pass_gate(parent: Checkpoint, plan: Plan, request: TrainRequest, note: Call
     reasons = check_parent(parent, plan.split, options)
     if reasons and not request.force:
         listed = "\n".join(f"- {reason}" for reason in reasons)
-        raise RefusedError(
-            f"{request.bootstrap} is refused as a start:\n{listed}\n--force starts from it all the same."
-        )
+        way = "" if request.in_series else "\n--force starts from it all the same."
+        raise RefusedError(f"{request.bootstrap} is refused as a start:\n{listed}{way}")
     for reason in reasons:
         note(f"bootstrap: forced although {reason}")
     if doubt := describe_doubt(parent, options):

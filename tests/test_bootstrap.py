@@ -6,7 +6,7 @@ import pytest
 
 from ssl_seg.bootstrap import check_parent, describe_doubt, describe_parent, given_keys, parent_layer
 from ssl_seg.checkpoint import Checkpoint, Progress
-from ssl_seg.config import Config
+from ssl_seg.config import BootstrapConfig, Config
 from ssl_seg.configio import Layer, build_config, flatten, to_plain
 from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.data.splits.split import Split
@@ -240,3 +240,10 @@ class TestLeaks:
         assert len(reasons) == 2
         assert "not above trivial" in reasons[0]
         assert "validation case(s)" in reasons[1]
+
+    def test_without_a_gate_a_leak_is_refused_all_the_same(self) -> None:
+        scores = {**GOOD, "student": net(0.7, 0.0, -0.1)}
+        options = BootstrapConfig(gate="none")
+        (reason,) = check_parent(make_parent(self.parent_split, scores), make_split("cd", "a", "e"), options)
+        assert "validation case(s)" in reason
+        assert check_parent(make_parent(self.parent_split, scores), make_split("cd", "e", "f"), options) == []

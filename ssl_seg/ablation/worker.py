@@ -23,7 +23,7 @@ from ssl_seg.ablation.cells import CellFolder, read_cell
 from ssl_seg.ablation.results import Cell
 from ssl_seg.ablation.spec import ScoreConfig
 from ssl_seg.data.catalog import Track, pass_through
-from ssl_seg.errors import DataError, SslSegError
+from ssl_seg.errors import DataError, RefusedError, SslSegError
 from ssl_seg.rundir import is_disk_full, write_json
 
 DONE, FAILED, HELD, NO_SPACE, INVISIBLE, STOPPED = 0, 2, 5, 6, 7, 130
@@ -76,7 +76,8 @@ def _run(folder: CellFolder, score: ScoreConfig, parent: Path | None) -> int:
         if is_disk_full(error):
             raise
         sys.stderr.write(f"ssl-seg: error: {error}\n")
-        write_json(folder.failure, {"message": str(error)})
+        way = "\nbootstrap.gate = none asks a parent for nothing" if parent and isinstance(error, RefusedError) else ""
+        write_json(folder.failure, {"message": f"{error}{way}"})
         return FAILED
     return DONE
 

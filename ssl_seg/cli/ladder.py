@@ -29,10 +29,10 @@ def ladder(
     batch_size: Annotated[int | None, typer.Option(help="Labeled patches in a batch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the trainings; the split has its own, split.seed.")] = None,
     gate: Annotated[
-        Literal["margin", "interval"] | None,
+        Literal["none", "margin", "interval"] | None,
         typer.Option(
             help="What a rung must show for the next one to start from it: a margin over predicting foreground "
-            "everywhere, or one whose 95 % interval lies above 0.",
+            "everywhere, one whose 95 % interval lies above 0, or nothing.",
             show_default="margin",
         ),
     ] = None,
@@ -118,8 +118,7 @@ def _explain(result: LabelLadder, resume: str) -> None:
     """Say at which rung the ladder ended, and why."""
     rung = next(r for r in reversed(result.rungs) if r.status == result.ending)
     if rung.status == "refused":
-        reason = rung.message.replace("--force starts from it all the same.", "").rstrip()
-        typer.echo(f"rung {rung.number} (labels {rung.labels:g}) was not begun: {reason}", err=True)
+        typer.echo(f"rung {rung.number} (labels {rung.labels:g}) was not begun: {rung.message}", err=True)
     else:
         typer.echo(
             f"rung {rung.number} (labels {rung.labels:g}) was stopped by the monitor: {', '.join(rung.codes)}\n"

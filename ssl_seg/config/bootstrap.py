@@ -24,9 +24,9 @@ class BootstrapConfig(Section):
     pseudo_label_steps: int = Field(0, ge=0)
     """Steps in which the teacher stays the parent's whole network, whose targets on unlabeled patches count in full,
     without ramp-up. Then the teacher becomes a copy of the student, and the average begins with its count at 0."""
-    gate: Literal["margin", "interval"] = "margin"
+    gate: Literal["none", "margin", "interval"] = "margin"
     """What the parent's F1 must show: a margin over predicting foreground everywhere, or also one whose 95 % interval
-    lies above 0."""
+    lies above 0. none asks for nothing, to measure what a start is worth; leaks are refused all the same."""
 
     @model_validator(mode="after")
     def _teacher_fits_the_student(self) -> BootstrapConfig:

@@ -63,7 +63,7 @@ class LabelLadderRequest:
     """Directory to create."""
     resume: Path | None = None
     """Directory of a ladder to continue."""
-    gate: Literal["margin", "interval"] | None = None
+    gate: Literal["none", "margin", "interval"] | None = None
     """``bootstrap.gate`` of all rungs; None leaves it to the layers."""
     force: bool = False
     """Go on although the gate refuses a rung, or one has collapsed."""

@@ -96,6 +96,8 @@ def test_a_parent_that_the_gate_refuses_fails_its_child(
     folder = open_folder(tmp_path, child.id)
     assert run_cell(folder, WANTED, open_folder(finished, child.parent or "").run.best) == FAILED
     assert "refused as a start" in (read_failure(folder) or "")
+    assert "bootstrap.gate = none" in (read_failure(folder) or "")
+    assert "--force" not in (read_failure(folder) or "")
     assert "not above trivial" in read_result(tmp_path, child, WANTED).message
 
 
