@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,25 @@ def open_data(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
         label_map={int(old): int(new) for old, new in (data.get("label_map") or {}).items()},
         ignore_value=data.get("ignore_value"),
         track=track,
+    )
+
+
+def open_data_once(known: dict[str, Catalog], data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
+    """Return the cases of a ``data`` section; ``known`` keeps them for further runs that read the same.
+
+    Raises:
+        DataError: see ``open_catalog``.
+    """
+    key = describe_cases(data)
+    if key not in known:
+        known[key] = open_data(data, track)
+    return known[key]
+
+
+def describe_cases(data: Mapping[str, Any]) -> str:
+    """Return what says which cases a ``data`` section stands for: equal texts, equal cases."""
+    return json.dumps(
+        [data.get(name) for name in ("root", "groups", "layout", "label_values", "label_map", "ignore_value")]
     )
 
 

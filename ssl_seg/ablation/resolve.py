@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ssl_seg.ablation.results import Arm, Cell
 from ssl_seg.ablation.spec import AblationSpec, CellSpec, layers_of, list_cells
 from ssl_seg.config import Config
 from ssl_seg.configio import Layer, flatten, nest, to_plain
-from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import ConfigError, SslSegError
 from ssl_seg.preflight import check_layers
 from ssl_seg.prepare import Plan, TrainRequest, make_plan
-from ssl_seg.sources import open_data
+from ssl_seg.sources import open_data_once
 from ssl_seg.transfer import check_options
 
 NOT_CONTENT = ("runtime", "data.root", "data.groups", "data.cache_mb", "data.disk_cache_gb", "split.file")
@@ -37,7 +38,7 @@ def resolve_cells(spec: AblationSpec, *, gpu: bool, track: Track = pass_through)
         SslSegError: unusable data or split.
     """
     listed = list_cells(spec)
-    read = _remember(open_data)
+    read = partial(open_data_once, {})
     plans: list[Plan] = []
     for cell in track(listed, len(listed)):
         try:
@@ -91,19 +92,6 @@ def _resolve(cell: CellSpec, plan: Plan, parent: str | None) -> Cell:
         len(plan.split.labeled_ids(plan.config.split.labels)),
         plan.config.length.steps,
     )
-
-
-def _remember(read: Callable[[Mapping[str, Any]], Catalog]) -> Callable[..., Catalog]:
-    """Return ``open_data`` that reads each data set once: the cells of an ablation share it."""
-    known: dict[str, Catalog] = {}
-
-    def read_once(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:  # noqa: ARG001 (the cells are tracked)
-        key = json.dumps(data, sort_keys=True, default=str)
-        if key not in known:
-            known[key] = read(data)
-        return known[key]
-
-    return read_once
 
 
 def _check_comparable(spec: AblationSpec, cells: Sequence[CellSpec], plans: Sequence[Plan]) -> None:

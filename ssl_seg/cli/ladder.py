@@ -68,18 +68,18 @@ def ladder(
     if epochs is not None and steps is not None:
         raise ConfigError("--steps and --epochs both give the length: use one of them")
     options = {
-        "--data": ("data.root", data),
-        "--layout": ("data.layout", layout),
-        "--split": ("split.file", None if split is None else str(split)),
-        "--allow-split": ("split.allow_faults", allow_split or None),
-        "--method": ("method.name", method),
-        "--network": ("network.name", network),
-        "--steps": ("length.steps", steps),
-        "--lr": ("optim.lr", lr),
-        "--batch-size": ("batch.labeled", batch_size),
-        "--seed": ("seed", seed),
-        "--devices": ("runtime.devices", devices),
-        "--num-nodes": ("runtime.num_nodes", num_nodes),
+        "--data": data,
+        "--layout": layout,
+        "--split": None if split is None else str(split),
+        "--allow-split": allow_split or None,
+        "--method": method,
+        "--network": network,
+        "--steps": steps,
+        "--lr": lr,
+        "--batch-size": batch_size,
+        "--seed": seed,
+        "--devices": devices,
+        "--num-nodes": num_nodes,
     }
     layers = make_layers(config, options, set_)
     wanted = parse_labels([*(labels or []), *(more or [])])

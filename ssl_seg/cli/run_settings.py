@@ -9,14 +9,32 @@ if TYPE_CHECKING:
     from ssl_seg.configio import Layer
 
 
-def make_layers(
-    config: str | None, options: Mapping[str, tuple[str, Any]], overrides: list[str] | None
-) -> tuple[Layer, ...]:
+KEYS = {
+    "--data": "data.root",
+    "--layout": "data.layout",
+    "--split": "split.file",
+    "--labels": "split.labels",
+    "--folds": "split.folds",
+    "--fold": "split.fold",
+    "--allow-split": "split.allow_faults",
+    "--method": "method.name",
+    "--network": "network.name",
+    "--steps": "length.steps",
+    "--lr": "optim.lr",
+    "--batch-size": "batch.labeled",
+    "--seed": "seed",
+    "--devices": "runtime.devices",
+    "--num-nodes": "runtime.num_nodes",
+}
+"""Options of the training commands, and the settings that they give."""
+
+
+def make_layers(config: str | None, options: Mapping[str, Any], overrides: list[str] | None) -> tuple[Layer, ...]:
     """Return the layers of a command line: the file, then the options, then each ``--set``.
 
     Args:
         config: file, or name of a packaged configuration.
-        options: option -> dotted key and value; None where it was not given.
+        options: option of ``KEYS`` -> value; None where it was not given.
         overrides: texts of ``--set``.
 
     Raises:
@@ -26,7 +44,7 @@ def make_layers(
 
     layers = [] if config is None else read_layers(config)
     layers += [
-        Layer(f"{name} {value}", nest(key, value)) for name, (key, value) in options.items() if value is not None
+        Layer(f"{name} {value}", nest(KEYS[name], value)) for name, value in options.items() if value is not None
     ]
     return (*layers, *(parse_override(text) for text in overrides or []))
 

@@ -70,21 +70,21 @@ def train(
     from ssl_seg.prepare import TrainRequest
 
     options = {
-        "--data": ("data.root", data),
-        "--layout": ("data.layout", layout),
-        "--split": ("split.file", None if split is None else str(split)),
-        "--labels": ("split.labels", labels),
-        "--folds": ("split.folds", folds),
-        "--fold": ("split.fold", int(fold) if fold is not None and fold.isdecimal() else None),
-        "--allow-split": ("split.allow_faults", allow_split or None),
-        "--method": ("method.name", method),
-        "--network": ("network.name", network),
-        "--steps": ("length.steps", steps),
-        "--lr": ("optim.lr", lr),
-        "--batch-size": ("batch.labeled", batch_size),
-        "--seed": ("seed", seed),
-        "--devices": ("runtime.devices", devices),
-        "--num-nodes": ("runtime.num_nodes", num_nodes),
+        "--data": data,
+        "--layout": layout,
+        "--split": None if split is None else str(split),
+        "--labels": labels,
+        "--folds": folds,
+        "--fold": int(fold) if fold is not None and fold.isdecimal() else None,
+        "--allow-split": allow_split or None,
+        "--method": method,
+        "--network": network,
+        "--steps": steps,
+        "--lr": lr,
+        "--batch-size": batch_size,
+        "--seed": seed,
+        "--devices": devices,
+        "--num-nodes": num_nodes,
     }
     layers = make_layers(config, options, set_)
     if epochs is not None and steps is not None:

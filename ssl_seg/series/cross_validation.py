@@ -6,20 +6,18 @@ anywhere goes on where it was.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
 from ssl_seg.bootstrap import leave_out
 from ssl_seg.configio import Layer, merge_layers, nest
-from ssl_seg.data.catalog import Catalog, Track
+from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import save_folds, split_from_dict
 from ssl_seg.engine.devices import call_on_main, make_fabric
 from ssl_seg.errors import ConfigError, RunDirError, SslSegError
@@ -29,8 +27,15 @@ from ssl_seg.inference.scoring import score_cases
 from ssl_seg.preflight import check_layers, check_with_data
 from ssl_seg.prepare import Plan, TrainRequest, make_plan
 from ssl_seg.recorder import Console, Silent
-from ssl_seg.rundir import check_free, next_free
-from ssl_seg.series.directory import anchor_layer, create_whole, hold_directory, read_machine
+from ssl_seg.rundir import next_free
+from ssl_seg.series.directory import (
+    anchor_layer,
+    check_free_for,
+    create_whole,
+    has_runtime_only,
+    hold_directory,
+    read_machine,
+)
 from ssl_seg.series.fold_runs import (
     FOLDS_FILE,
     NETS,
@@ -40,7 +45,7 @@ from ssl_seg.series.fold_runs import (
     save_folds_file,
     summarize_score,
 )
-from ssl_seg.sources import open_data, open_store
+from ssl_seg.sources import describe_cases, open_data_once, open_store
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options
 
@@ -104,7 +109,7 @@ def _create(
     if count is None:
         raise ConfigError("split.folds: a cross-validation needs the number of its folds; give --folds 5")
     if request.out is not None:
-        _check_free(request.out)
+        check_free_for(FOLDS_FILE, request.out, "ssl-seg train --resume")
     plans = _plan_folds(replace(request, layers=layers), int(count), fabric, cases, console)
     splits, labels = [plan.split for plan in plans], plans[0].config.split.labels
     folds = tuple(FoldRun(n, len(split.val), len(split.labeled_ids(labels))) for n, split in enumerate(splits))
@@ -135,9 +140,9 @@ def _plan_folds(
             TrainRequest((*request.layers, fold), epochs=request.epochs),
             console.track("reading cases"),
             gpu=fabric.device.type != "cpu",
-            read=partial(_read_once, cases),
+            read=partial(open_data_once, cases),
         )
-        cases[_key_of(plan.config.data.model_dump(mode="json"))] = plan.catalog
+        cases[describe_cases(plan.config.data.model_dump(mode="json"))] = plan.catalog
         check_options(plan.config, plan.sources, has_parent=False)
         try:
             check_with_data(plan.config, plan.catalog, plan.split, lambda _: None)
@@ -147,28 +152,6 @@ def _plan_folds(
     return plans
 
 
-def _read_once(cases: dict[str, Catalog], data: Mapping[str, Any], track: Track) -> Catalog:
-    """Return the cases of a data section, kept in ``cases`` for the folds to come."""
-    if (key := _key_of(data)) not in cases:
-        cases[key] = open_data(data, track)
-    return cases[key]
-
-
-def _key_of(data: Mapping[str, Any]) -> str:
-    """Return what says which cases a data section stands for."""
-    names = ("root", "groups", "layout", "label_values", "label_map", "ignore_value")
-    return json.dumps([data.get(name) for name in names])
-
-
-def _check_free(path: Path) -> None:
-    if (path / FOLDS_FILE).is_file():
-        raise RunDirError(
-            f"{path} exists already and is never overwritten: continue it with `ssl-seg train --resume {path}`, or "
-            f"use --out {next_free(path)}"
-        )
-    check_free(path)
-
-
 def _default_name(plan: Plan) -> str:
     config, data = plan.config, Path(plan.config.data.root).name.replace(":", "-")
     return f"{data}_{config.method.name}_{config.split.labels:g}_folds{config.split.folds}_seed{config.seed}"
@@ -176,8 +159,7 @@ def _default_name(plan: Plan) -> str:
 
 def _reopen(request: CrossValidationRequest, console: Console) -> CrossValidation:
     """Return the cross-validation to continue."""
-    others = [layer.source for layer in request.layers if set(layer.values) != {"runtime"}]
-    if request.out or request.epochs or others:
+    if request.out or request.epochs or not has_runtime_only(request.layers):
         raise ConfigError(
             "--resume continues a cross-validation with its own settings: give it without other options "
             "(only runtime settings such as --devices may change)"
@@ -244,7 +226,7 @@ def _score_fold(
     """Score both networks of a finished fold on its validation cases, as at the end of its training, and record it."""
     run = validation.run_of(fold)
     ending, model = run.read_ending() or {}, open_model(run.best, device)
-    catalog = _read_once(cases, model.config.data.model_dump(mode="json"), console.track("reading cases"))
+    catalog = open_data_once(cases, model.config.data.model_dump(mode="json"), console.track("reading cases"))
     store = open_store(catalog, model.config.data)
     ids = split_from_dict(model.checkpoint.split).val
     scores = {

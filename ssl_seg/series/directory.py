@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from ssl_seg.configio import Layer, merge_layers
 from ssl_seg.engine.devices import call_on_main
 from ssl_seg.errors import RunDirError
-from ssl_seg.rundir import CONFIG_FILE, RunDir
+from ssl_seg.rundir import CONFIG_FILE, RunDir, check_free, next_free
 from ssl_seg.sources import absolute_root
 
 
@@ -44,6 +44,30 @@ def create_whole(path: Path, fill: Callable[[Path], None]) -> None:
         raise RunDirError(f"cannot create the directory {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free_for(file: str, path: Path, resume: str) -> None:
+    """Do nothing, if a series may be begun in a directory.
+
+    Args:
+        file: by which a series of this kind is known.
+        path: the directory.
+        resume: command that continues one.
+
+    Raises:
+        RunDirError: when it exists and is not empty.
+    """
+    if (path / file).is_file():
+        raise RunDirError(
+            f"{path} exists already and is never overwritten: continue it with `{resume} {path}`, or "
+            f"use --out {next_free(path)}"
+        )
+    check_free(path)
+
+
+def has_runtime_only(layers: Sequence[Layer]) -> bool:
+    """Return whether the layers say nothing but how a machine is used, which may change when a series goes on."""
+    return all(set(layer.values) == {"runtime"} for layer in layers)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ How far a ladder is stands on the disk alone, so that one that was killed anywhe
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +31,15 @@ from ssl_seg.inference.scoring import score_cases
 from ssl_seg.preflight import check_layers
 from ssl_seg.prepare import Plan, TrainRequest, make_plan
 from ssl_seg.recorder import Console, Silent
-from ssl_seg.rundir import SPLIT_FILE, RunDir, check_free, next_free
-from ssl_seg.series.directory import anchor_layer, create_whole, hold_directory, read_machine
+from ssl_seg.rundir import SPLIT_FILE, RunDir, next_free
+from ssl_seg.series.directory import (
+    anchor_layer,
+    check_free_for,
+    create_whole,
+    has_runtime_only,
+    hold_directory,
+    read_machine,
+)
 from ssl_seg.series.label_rungs import (
     LADDER_FILE,
     LabelLadder,
@@ -43,7 +49,7 @@ from ssl_seg.series.label_rungs import (
     load_ladder,
     save_ladder,
 )
-from ssl_seg.sources import open_data, open_store
+from ssl_seg.sources import open_data_once, open_store
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options
 
@@ -113,7 +119,7 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
     layers = tuple(anchor_layer(layer) for layer in (*request.layers, *gate))
     check_layers(layers)
     if request.out is not None:
-        _check_free(request.out)
+        check_free_for(LADDER_FILE, request.out, "ssl-seg ladder --resume")
     first = Layer(f"--labels {request.labels[0]:g}", nest("split.labels", request.labels[0]))
     plan = make_plan(
         TrainRequest((*layers, first), epochs=request.epochs),
@@ -152,15 +158,6 @@ def _plan_rungs(split: Split, labels: Sequence[float], console: Console) -> tupl
     return rungs
 
 
-def _check_free(path: Path) -> None:
-    if (path / LADDER_FILE).is_file():
-        raise RunDirError(
-            f"{path} exists already and is never overwritten: continue it with `ssl-seg ladder --resume {path}`, or "
-            f"use --out {next_free(path)}"
-        )
-    check_free(path)
-
-
 def _default_name(plan: Plan) -> str:
     data = Path(plan.config.data.root).name.replace(":", "-")
     return f"{data}_{plan.config.method.name}_ladder_seed{plan.config.seed}"
@@ -168,8 +165,7 @@ def _default_name(plan: Plan) -> str:
 
 def _reopen(request: LabelLadderRequest, fabric: Fabric, console: Console) -> LabelLadder:  # noqa: ARG001 (as _create)
     """Return the ladder to continue; what is to be tried again waits again."""
-    others = [layer.source for layer in request.layers if set(layer.values) != {"runtime"}]
-    if request.labels or request.out or request.gate or request.epochs or others:
+    if request.labels or request.out or request.gate or request.epochs or not has_runtime_only(request.layers):
         raise ConfigError(
             "--resume continues a ladder with its own settings: give it without other options (only --force, and "
             "runtime settings such as --devices, may be new)"
@@ -279,10 +275,7 @@ def _count_validation(
     Cases are read once for all rungs whose data settings are the same; ``cases`` keeps them.
     """
     model = open_model(run.best, device)
-    data = model.config.data.model_dump(mode="json")
-    if (key := json.dumps(data)) not in cases:
-        cases[key] = open_data(data, console.track("reading cases"))
-    catalog = cases[key]
+    catalog = open_data_once(cases, model.config.data.model_dump(mode="json"), console.track("reading cases"))
     score = score_cases(
         model.predictor(net, FINAL_OVERLAP),
         open_store(catalog, model.config.data),
