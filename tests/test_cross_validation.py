@@ -26,7 +26,13 @@ from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
 from ssl_seg.recorder import Recorder
 from ssl_seg.rundir import RunDir
-from ssl_seg.series.fold_runs import CrossValidation, list_members, load_folds, summarize_folds
+from ssl_seg.series.fold_runs import (
+    CrossValidation,
+    list_members,
+    load_folds,
+    summarize_folds,
+    summarize_score,
+)
 
 FOLDS = 2
 SETTINGS: dict[str, Any] = {
@@ -295,7 +301,19 @@ class TestCommand:
         for name, row in (("mean", "mean"), ("sd", "sd"), ("out_of_fold", "out")):
             (found,) = [line for line in lines if line and line[0] == row]
             assert {f"{summary[net][name]['f1']:.3f}" for net in ("student", "teacher")} <= set(found)
-        assert ["next:", "ssl-seg", "evaluate", str(whole.path), "--test"] in [line[:5] for line in lines]
+        margins = [summarize_score(fold.scores[fold.net])["margin"] for fold in whole.folds]
+        assert summary["better"]["out_of_fold"]["margin"] <= 0  # of a few steps
+        worst = whole.run_of(whole.folds[margins.index(min(margins))]).best
+        assert ["next:", "ssl-seg", "diagnose", str(worst)] in [line[-4:] for line in lines]
+
+    def test_good_folds_are_evaluated_next(
+        self, whole: CrossValidation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        summary = summarize_folds(whole.folds)
+        summary["better"]["out_of_fold"]["margin"] = 0.1
+        monkeypatch.setattr("ssl_seg.series.fold_runs.summarize_folds", lambda _: summary)
+        _report(whole)
+        assert f"next: ssl-seg evaluate {whole.path} --test" in capsys.readouterr().out
 
     def test_interrupted_and_collapsed(
         self, cli: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -79,7 +79,7 @@ def run_folds(layers: tuple[Layer, ...], out: Path | None, resume: Path | None, 
 
 def _report(result: CrossValidation) -> None:
     from ssl_seg.cli.console import print_table
-    from ssl_seg.series.fold_runs import FOLDS_FILE, summarize_folds
+    from ssl_seg.series.fold_runs import FOLDS_FILE, summarize_folds, summarize_score
 
     summary = summarize_folds(result.folds)
     several = any(len(case.classes) > 1 for score in result.folds[0].scores.values() for case in score.cases)
@@ -96,7 +96,10 @@ def _report(result: CrossValidation) -> None:
     for fold in result.folds:
         if fold.status == "collapsed":
             typer.echo(f"{fold.name} collapsed; next: ssl-seg diagnose {result.run_of(fold).last}", err=True)
-    if all(fold.status == "done" for fold in result.folds):
+    if summary["better"]["out_of_fold"]["margin"] <= 0:
+        worst = min(result.folds, key=lambda fold: summarize_score(fold.scores[fold.net])["margin"])
+        typer.echo(f"no better than foreground everywhere; next: ssl-seg diagnose {result.run_of(worst).best}")
+    elif all(fold.status == "done" for fold in result.folds):
         typer.echo(f"next: ssl-seg evaluate {result.path} --test    ssl-seg predict {result.path} IMAGES OUTPUT")
 
 
