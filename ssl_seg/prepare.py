@@ -37,7 +37,7 @@ from ssl_seg.rundir import (
     next_free,
     open_run_dir,
 )
-from ssl_seg.sources import absolute_root, open_data
+from ssl_seg.sources import absolute_root, name_data, open_data
 from ssl_seg.transfer import check_options, load_student, load_teacher
 
 DEFAULT_FRACTIONS = (0.01, 0.10, 1.0)
@@ -353,7 +353,7 @@ def _settle(config: Config) -> Config:
 
 
 def _default_name(config: Config) -> str:
-    data = Path(config.data.root).name.replace(":", "-")
+    data = name_data(config.data.root)
     return f"{data}_{config.method.name}_{config.split.labels:g}_seed{config.seed}"
 
 

@@ -40,6 +40,19 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(cli: Cli, spec: Path, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_the_directory_is_named_after_file_and_data(
+    cli: Cli,  # noqa: F811
+    spec: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(cli("ablate", spec, "--report"), "runs/tiny_particles holds none")
+    assert_refused(
+        cli("ablate", spec, "--report", "--data", "synthetic:particles"), "runs/tiny_synthetic-particles holds"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ssl_seg.ablation.results import Arm
-from ssl_seg.config import Section
+from ssl_seg.config import DataConfig, Section
 from ssl_seg.configio import (
     ABLATIONS,
     Layer,
@@ -169,6 +169,12 @@ def list_cells(spec: AblationSpec) -> list[CellSpec]:
         for method in spec.methods
         for start, parent, rounds in _starts_of(spec, method, recipe, labels, smallest_first)
     ]
+
+
+def find_data_root(spec: AblationSpec) -> str:
+    """Return the folder of the cases of an ablation, as its first cell says."""
+    merged, _ = merge_layers(layers_of(spec, list_cells(spec)[0]))
+    return str(merged.get("data", {}).get("root") or DataConfig.model_fields["root"].default)
 
 
 def layers_of(spec: AblationSpec, cell: CellSpec) -> list[Layer]:

@@ -37,7 +37,7 @@ def ablate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Directory of the cells and tables; what it holds is not run again.", show_default="runs/SPEC"
+            help="Directory of the cells and tables; what it holds is not run again.", show_default="runs/SPEC_DATA"
         ),
     ] = None,
     workers: Annotated[
@@ -61,12 +61,13 @@ def ablate(
     """
     from ssl_seg.ablation.cells import check_place, open_folder, read_machine, read_result, write_cells
     from ssl_seg.ablation.resolve import resolve_cells
-    from ssl_seg.ablation.spec import find_spec, read_spec
+    from ssl_seg.ablation.spec import find_data_root, find_spec, read_spec
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.errors import RunDirError
+    from ssl_seg.sources import name_data
 
     wanted = read_spec(spec, _read_options(labels, more, data, steps, part, metric, set_))
-    place = out or Path("runs") / find_spec(spec).stem
+    place = out or Path("runs") / f"{find_spec(spec).stem}_{name_data(find_data_root(wanted))}"
     first = read_machine(place)
     gpu = first if first is not None else gpus_per_cell > 0 if ray is not None else bool(_find_gpus())
     cells = resolve_cells(wanted, gpu=gpu, track=TerminalConsole().track("reading data and settings"))

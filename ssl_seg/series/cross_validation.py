@@ -45,7 +45,7 @@ from ssl_seg.series.fold_runs import (
     save_folds_file,
     summarize_score,
 )
-from ssl_seg.sources import describe_cases, open_data_once, open_store
+from ssl_seg.sources import describe_cases, name_data, open_data_once, open_store
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options
 
@@ -153,7 +153,7 @@ def _plan_folds(
 
 
 def _default_name(plan: Plan) -> str:
-    config, data = plan.config, Path(plan.config.data.root).name.replace(":", "-")
+    config, data = plan.config, name_data(plan.config.data.root)
     return f"{data}_{config.method.name}_{config.split.labels:g}_folds{config.split.folds}_seed{config.seed}"
 
 

@@ -49,7 +49,7 @@ from ssl_seg.series.label_rungs import (
     load_ladder,
     save_ladder,
 )
-from ssl_seg.sources import open_data_once, open_store
+from ssl_seg.sources import name_data, open_data_once, open_store
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options
 
@@ -159,7 +159,7 @@ def _plan_rungs(split: Split, labels: Sequence[float], console: Console) -> tupl
 
 
 def _default_name(plan: Plan) -> str:
-    data = Path(plan.config.data.root).name.replace(":", "-")
+    data = name_data(plan.config.data.root)
     return f"{data}_{plan.config.method.name}_ladder_seed{plan.config.seed}"
 
 
