@@ -98,8 +98,10 @@ def test_the_cells_of_another_kind_of_machine_are_found(
 
 @pytest.mark.slow
 def test_an_ablation_that_is_killed_goes_on_where_it_was(spec: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(spec.read_text())
+    spec.write_text(yaml.safe_dump({**values, "split_seeds": [0]}))  # a cell of each method, one after the other
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "ssl_seg", "ablate", str(spec), "--out", str(out), "--workers", "2", "--json"]
+    command = [sys.executable, "-m", "ssl_seg", "ablate", str(spec), "--out", str(out), "--workers", "1", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     end = time.monotonic() + 180
@@ -108,18 +110,18 @@ def test_an_ablation_that_is_killed_goes_on_where_it_was(spec: Path, tmp_path: P
     first.send_signal(signal.SIGKILL)
     first.communicate()
     written = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/score_*.json")}
-    assert written
+    assert len(written) == 1
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert {path: path.stat().st_mtime_ns for path in written} == written
     for path in written:
         assert path.parent.name not in second.stderr  # it was not started
     rows = list(csv.DictReader((out / "results.csv").open()))
-    assert [row["status"] for row in rows] == ["done"] * 4
+    assert [row["status"] for row in rows] == ["done"] * 2
     values = json.loads(second.stdout)
     assert values == json.loads((out / "results.json").read_text())
     arms = {arm["arm"]["method"]: arm for arm in values["summary"]["arms"]}
     for method, arm in arms.items():
         scores = [float(row["dice"]) for row in rows if row["method"] == method]
-        assert arm["mean"]["value"] == pytest.approx(sum(scores) / 2)
+        assert arm["mean"]["value"] == pytest.approx(scores[0], abs=1e-6)
     assert (out / "table.md").read_text().count("mean_teacher") >= 1
     assert r"\toprule" in (out / "table.tex").read_text()
