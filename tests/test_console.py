@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ssl_seg.cli.console import TerminalConsole, format_block
+from ssl_seg.cli.console import TerminalConsole, fit_widths, format_block, format_record, print_table
 from ssl_seg.monitor.findings import Finding, Verdict
 
 STUDENT = Finding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %", (), "more steps")
@@ -42,3 +45,65 @@ def test_the_block_comes_when_the_findings_change(capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out.splitlines()
     assert [line for line in shown if not line.startswith(" ")] == list("abcde")
     assert [shown.index(line) for line in "abcde"] == [0, 3, 4, 7, 8]
+
+
+COLUMNS = ["method", *(f"95 % interval of column {n}" for n in range(8))]
+ROWS = [[f"method_{r}", *(f"[0.{r}{n}1, 0.{r}{n}9]" for n in range(8))] for r in range(3)]
+FIGURES = {word for row in ROWS for cell in row for word in cell.split()}
+
+
+def draw(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what a terminal shows of the table, without its styles."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_table("a table", COLUMNS, ROWS)
+    return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+
+
+def test_a_wide_table_is_whole_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("a table", COLUMNS, ROWS)
+    title, header, *lines = capsys.readouterr().out.splitlines()
+    assert title.split() == ["a", "table"]
+    assert all(column in header for column in COLUMNS)
+    for row, line in zip(ROWS, lines, strict=True):
+        assert all(cell in line for cell in row)
+
+
+@pytest.mark.parametrize(("width", "boxed"), [(300, True), (100, True), (90, False), (84, False)])
+def test_a_terminal_wraps_between_words(
+    width: int, boxed: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = draw(width, capsys, monkeypatch)
+    assert max(map(len, shown.splitlines())) <= width
+    assert ("\N{BOX DRAWINGS LIGHT VERTICAL}" in shown) == boxed
+    words = set(shown.replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ").split())
+    assert words >= FIGURES
+    assert (ROWS[1][-1] in shown) == (width == 300)
+
+
+def test_a_terminal_too_narrow_for_the_words_gets_a_list(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = draw(40, capsys, monkeypatch).splitlines()
+    assert lines[:2] == ["a table", "method_0"]
+    assert set("\n".join(lines).split()) >= FIGURES
+
+
+def test_the_list_leaves_out_what_is_not_known() -> None:
+    assert format_record(["run", "F1", "p", "note"], ["a", "0.5", "-", ""]) == "a\n  F1: 0.5"
+
+
+@given(
+    st.lists(st.lists(st.text("ab ", max_size=9), min_size=2, max_size=2), min_size=1, max_size=5),
+    st.integers(0, 60),
+)
+def test_widths_hold_the_words_and_fill_the_room_no_more_than_is_needed(cells: list[list[str]], room: int) -> None:
+    least = [max((len(word) for cell in column for word in cell.split()), default=0) for column in cells]
+    whole = [max(map(len, column)) for column in cells]
+    widths = fit_widths(cells, room)
+    if sum(least) > room:
+        assert widths is None
+        return
+    assert widths is not None
+    assert all(low <= width <= high for low, width, high in zip(least, widths, whole, strict=True))
+    assert sum(widths) == min(room, sum(whole))

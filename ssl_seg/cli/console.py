@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 INTERVAL = 10.0
 """Seconds between plain progress lines where stderr is no terminal."""
+_ANY_WIDTH = 10_000
+"""Columns of an output that has no width, a file or a pipe."""
 
 
 class TerminalConsole:
@@ -111,18 +113,60 @@ def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table to stdout: drawn on a terminal, plain columns elsewhere."""
+    """Print a table to stdout. No figure is ever cut off.
+
+    In a file or a pipe, lines are as long as they are. On a terminal, cells are wrapped between words; where that is
+    not enough, the lines between columns are left out, and at last each row is a list.
+    """
     from rich.box import HEAVY_HEAD
     from rich.console import Console
     from rich.table import Table
 
     drawn = sys.stdout.isatty()
-    table = Table(title=title, title_justify="left", box=HEAVY_HEAD if drawn else None)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    console = Console(width=None if drawn else _ANY_WIDTH, highlight=False)
+    cells = list(zip(columns, *rows, strict=True))
+    boxed = fit_widths(cells, console.width - 3 * len(columns) - 1)
+    plain = fit_widths(cells, console.width - len(columns))
+    if plain is None:
+        console.print(title, *(format_record(columns, row) for row in rows), sep="\n", markup=False)
+        return
+    has_box = drawn and boxed is not None
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=HEAVY_HEAD if has_box else None,
+        padding=(0, 1) if has_box or not drawn else (0, 1, 0, 0),
+    )
+    for index, (column, width) in enumerate(zip(columns, boxed or plain, strict=True)):
+        table.add_column(column, justify="left" if index == 0 else "right", width=width)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if drawn else 160, highlight=False).print(table)
+    console.print(table)
+
+
+def format_record(columns: Sequence[str], row: Sequence[str]) -> str:
+    """Return a row as lines: the first cell, then name and content of the others that have one."""
+    named = (f"  {name}: {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell not in ("", "-"))
+    return "\n".join([row[0], *named])
+
+
+def fit_widths(cells: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Return the widths of the columns of a table: each holds its longest word, and whole cells where there is room.
+
+    Args:
+        cells: header and cells of each column.
+        room: characters of all columns together.
+
+    Returns:
+        None where not even the words fit.
+    """
+    widths = [max(len(word) for cell in column for word in (cell.split() or [""])) for column in cells]
+    whole = [max(map(len, column)) for column in cells]
+    left = room - sum(widths)
+    for index in sorted(range(len(cells)), key=lambda i: whole[i] - widths[i]):
+        more = min(whole[index] - widths[index], max(left, 0))
+        widths[index], left = widths[index] + more, left - more
+    return widths if left >= 0 else None
 
 
 def format_figure(value: float | None, digits: int = 3) -> str:

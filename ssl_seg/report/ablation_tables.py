@@ -113,7 +113,7 @@ def _make_arm_row(arm: ArmSummary, summary: AblationSummary) -> dict[str, str]:
         "its interval": _format_interval(test, "+.3f"),
         "p": UNKNOWN if test is None else format_p(test.p),
         "Holm p": UNKNOWN if against is None else format_p(against.holm),
-        "labels-equivalent": UNKNOWN
+        "labels equivalent": UNKNOWN
         if equivalent is None
         else f"{equivalent.value} [{equivalent.low}, {equivalent.high}]",
     }

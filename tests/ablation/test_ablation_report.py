@@ -81,7 +81,7 @@ class TestTable:
         assert row["its interval"] == f"[{arm.against.test.low:+.3f}, {arm.against.test.high:+.3f}]"
         assert (row["p"], row["Holm p"]) == (format_p(arm.against.test.p), format_p(arm.against.holm))
         equivalent = arm.labels_equivalent
-        assert row["labels-equivalent"] == f"{equivalent.value} [{equivalent.low}, {equivalent.high}]"
+        assert row["labels equivalent"] == f"{equivalent.value} [{equivalent.low}, {equivalent.high}]"
         assert (row["labeled"], row["runs"]) == ("36", "3")
 
     def test_what_went_wrong_is_named(self, summary: AblationSummary) -> None:
@@ -92,7 +92,7 @@ class TestTable:
         cells = [make_cell(make_arm(), 0.5), make_cell(make_arm("cps"), None)]
         row = row_of(summarize(cells, "dice", "supervised"), "cps", "10 %")
         assert row["runs"] == "0 of 1 (1 failed)"
-        assert {row[name] for name in ("dice", "95 % interval", "run sd", "p", "labels-equivalent")} == {"-"}
+        assert {row[name] for name in ("dice", "95 % interval", "run sd", "p", "labels equivalent")} == {"-"}
 
     def test_trivial_predictors_stand_below(self, summary: AblationSummary) -> None:
         table = make_arm_table(summary)
