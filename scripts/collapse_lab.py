@@ -2,7 +2,7 @@ r"""The collapse laboratory: faults that the monitor has to name, healthy runs t
 
     python scripts/collapse_lab.py faults            # (a) each fault in a small training, 3 seeds
     python scripts/collapse_lab.py healthy           # (b) 20 trainings without a fault
-    python scripts/collapse_lab.py replay            # (c) the number series of five published failure reports
+    python scripts/collapse_lab.py replay            # (c) the number series of five reports of failed trainings
     python scripts/collapse_reproduce.py             # (d) "works at 1 %, fails at 10 %": a script of its own
     python scripts/collapse_lab.py recover           # a task that collapses, with and without on_collapse=recover
     python scripts/collapse_lab.py harmless          # healthy runs with the monitor and as bare loops: equal bits?

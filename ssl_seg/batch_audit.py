@@ -19,7 +19,7 @@ from ssl_seg.data.sampling import BalancedBatchSampler
 from ssl_seg.labels import IGNORE_INDEX
 
 FEWEST, MOST = 0.1, 2.0
-"""Share of foreground voxels beside the expected one. A published recipe for 3D data expects 5 to 15 % in its first ten
+"""Share of foreground voxels beside the expected one. A reported recipe for 3D data expects 5 to 15 % in its first ten
 batches, says that below 1 % its sampler does not work and that above 20 % it samples too much: a tenth, and twice, the
 middle of what it expects."""
 TOLERANCE = 0.05

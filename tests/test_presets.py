@@ -77,8 +77,8 @@ def test_unknown_presets_are_refused(name: object, message: str) -> None:
         expand({"preset": name})
 
 
-def test_the_source_documents_schedules() -> None:
-    """Rows L15 and L16: three phases from epochs 0, 31 and 61; two from 0 and 51."""
+def test_the_schedules_of_the_papyrus_report() -> None:
+    """Three phases from epochs 0, 31 and 61; two from 0 and 51."""
     progressive, curriculum = PRESETS["progressive"], PRESETS["curriculum"]
     assert [phase["from_epoch"] for phase in progressive["phases"]] == [31, 61]
     assert progressive["phases"][1]["weights"] == {"dice": 0.75, "focal": 0.15, "variance": 0.05, "boundary": 0.05}

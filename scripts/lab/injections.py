@@ -203,7 +203,7 @@ def add_entropy() -> AbstractContextManager[None]:
 
 
 def jump_lr(at: int, factor: float) -> AbstractContextManager[None]:
-    """The learning rate is multiplied in mid-run, as the plateau response of a published recipe did (x 30, x 80)."""
+    """The learning rate is multiplied in mid-run, as the plateau response of a reported recipe did (x 30, x 80)."""
 
     def make(original: Any) -> Any:
         def step(self: Engine, batch: Any, number: int, lr: float, *rest: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Part (c): the number series of five published failure reports, and the verdict that each would have got, and when.
+"""Part (c): the number series of five reports of failed trainings, and the verdict that each would have got, and when.
 
 Only what a report states is used. Every other figure stays unknown (NaN, or None where the signals allow it), and no
 rule may be moved by it; where a series needs an assumption to be judged at all, it is made twice, without and with it,

@@ -2,7 +2,7 @@
 
 ::
 
-    OUT/cells/ID/cell.json   run/   score.json or failure.json   log.txt   lock
+    OUT/cells/ID/cell.json   run/   score_PART_CHECKPOINT_NET.json or failure.json   log.txt   lock
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ COLLAPSED = 3
 
 def diagnose(
     checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CKPT", help="Checkpoint written by `ssl-seg train`.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="CKPT", help="Checkpoint, or directory of a run or ladder.", show_default=False),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder; by default that of the training.")] = None,
     layout: Annotated[

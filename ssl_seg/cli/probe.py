@@ -27,7 +27,8 @@ def probe_loss(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder, or synthetic:particles|sheets.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Probe with the student of this checkpoint too, beside the untrained network.")
+        Path | None,
+        typer.Option(help="Probe with the student of this checkpoint or run too, beside the untrained network."),
     ] = None,
     batches: Annotated[int, typer.Option(help="Training batches to look at.", min=1)] = 4,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of shares, cosines and values.")] = None,
@@ -38,6 +39,7 @@ def probe_loss(
 ) -> None:
     """Question a loss before a training: its trivial solutions, conflicts, gradient shares, and what each cost does."""
     from ssl_seg.checkpoint import load_checkpoint
+    from ssl_seg.cli.checkpoints import find_checkpoint
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.configio import Layer, nest, parse_override, read_layers
     from ssl_seg.data.findings import describe_finding, findings_to_dict
@@ -48,6 +50,7 @@ def probe_loss(
 
     if figure is not None and figure.exists():
         raise DataError(f"{figure} exists already and is not overwritten: choose another name")
+    checkpoint = None if checkpoint is None else find_checkpoint(checkpoint)
     layers = read_layers(config) if config is not None else []
     if config is None and checkpoint is not None:  # then the checkpoint's own settings and data
         layers = [Layer(str(checkpoint), load_checkpoint(checkpoint).config, is_file=True)]

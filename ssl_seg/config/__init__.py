@@ -67,7 +67,7 @@ class MonitorConfig(Section):
     first_epoch_probes: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)
     """Steps of the first epoch at which the probe sets are evaluated; every epoch ends with a probe too."""
     probe_patches: PositiveInt = 32
-    """Patches of the fixed validation probe; with 32, the look at the end of an epoch of 100 steps takes 3 % of it."""
+    """Patches of the fixed validation probe."""
     train_probe_patches: int = Field(8, ge=0)
     """Patches of the fixed labeled-training probe."""
     select: Literal["f1", "dice", "foreground_distance"] = "f1"

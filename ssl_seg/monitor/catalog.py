@@ -180,7 +180,7 @@ LIMITS: dict[str, Limit] = {
     "f1_fall": Limit(0.10, "loss of F1 against the best so far", "reported together: F1 0.49 to 0.00"),
     "learned_margin": Limit(
         0.05, "F1 at the best threshold over the trivial one from which something has been learned",
-        "ours; healthy runs have 0.2 to 0.3 at the end of their first epoch (measured, docs/collapse.md)",
+        "ours; healthy runs have 0.2 to 0.3 at the end of their first epoch (measured)",
     ),
     "batch_margin": Limit(
         0.20, "F1 of the training batches over the trivial one from which the network knows its training cases",

@@ -12,15 +12,13 @@ from ssl_seg.monitor.catalog import CODES, limit
 from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import LEVELS, Finding, Verdict
 from ssl_seg.monitor.network_rules import (
-    NETWORK_RULES,
-    NetworkRule,
     find_collapse,
     is_dead,
     is_informative,
     judge_network,
 )
 from ssl_seg.monitor.signals import Signals
-from ssl_seg.monitor.training_rules import TRAINING_RULES, TrainingRule, half_way, list_ends
+from ssl_seg.monitor.training_rules import TRAINING_RULES, half_way, list_ends
 
 TRIVIAL_MARGIN = limit("trivial_margin")
 
@@ -46,11 +44,6 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.phase == "untrained":
         findings = [f for f in findings if f.code in ALWAYS]
     return Verdict(tuple(sorted(findings, key=lambda f: (-LEVELS.index(f.level), _ORDER.index(f.code)))))
-
-
-def list_rules() -> tuple[NetworkRule | TrainingRule, ...]:
-    """Return all rules: those on one network take its signals and its name, the others the evidence."""
-    return (*NETWORK_RULES, *TRAINING_RULES)
 
 
 def _judge_networks(evidence: Evidence, training: list[Finding]) -> list[Finding]:

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 
-from ssl_seg.ablation.results import Arm, CellResult
+from ssl_seg.ablation.results import CellResult
 from ssl_seg.ablation.stats import Comparison
 from ssl_seg.ablation.summary import AblationSummary, ArmSummary, compute_trivial_scores
 from ssl_seg.intervals import Estimate, compute_score
@@ -122,11 +122,6 @@ def _make_arm_row(arm: ArmSummary, summary: AblationSummary) -> dict[str, str]:
 def format_labels(labels: float) -> str:
     """Return a share of the labeled pool in percent, or a number of cases."""
     return f"{labels:.3g} cases" if labels > 1 else f"{100 * labels:.3g} %"
-
-
-def format_arm(arm: Arm) -> str:
-    """Return a name of an arm for one line of text."""
-    return ", ".join((arm.method, arm.recipe, arm.start, format_labels(arm.labels)))
 
 
 def format_p(p: float) -> str:

@@ -1,8 +1,8 @@
 """What costs do to what is learned: a model of one logit a bin, on labels that contradict each other.
 
 Each row of an image is a bin whose voxels share a logit; a share of its labels is foreground. A cost is translated
-rightly if the foreground that the model has learned in the end falls with fp_cost and rises with fn_cost. Audit row A8:
-the source documents raised a foreground class weight in order to get less foreground.
+rightly if the foreground that the model has learned in the end falls with fp_cost and rises with fn_cost. The papyrus
+report (docs/recipes.md, row A8) raised a foreground class weight in order to get less foreground.
 """
 
 from __future__ import annotations

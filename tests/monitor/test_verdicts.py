@@ -25,8 +25,10 @@ from monitor_cases import (
 from ssl_seg.monitor.catalog import CODES, LIMITS, format_codes, format_limits, make_finding
 from ssl_seg.monitor.evidence import summarize
 from ssl_seg.monitor.findings import LEVELS, Verdict
+from ssl_seg.monitor.network_rules import NETWORK_RULES
 from ssl_seg.monitor.signals import Signals
-from ssl_seg.monitor.verdicts import judge, list_rules
+from ssl_seg.monitor.training_rules import TRAINING_RULES
+from ssl_seg.monitor.verdicts import judge
 
 CASES = (HEALTHY, CONSTANT, DEAD, ALL_NEGATIVE, ALL_POSITIVE, INVERTED, SHIFTED, UNIFORM, UNLEARNED, EMPTY)
 OF_PREDICTIONS = {"equal_statistics", "coverage_hole", "foreground_bias"}
@@ -181,15 +183,17 @@ def test_record_has_value_limit_and_advice_as_plain_types() -> None:
         assert len(finding["causes"]) >= 2
 
 
+RULES = (*NETWORK_RULES, *TRAINING_RULES)
+
+
 class TestCatalog:
     def test_each_code_has_a_rule_of_its_name(self) -> None:
-        names = {rule.__name__.removeprefix("find_").removesuffix("_training") for rule in list_rules()}
+        names = {rule.__name__.removeprefix("find_").removesuffix("_training") for rule in RULES}
         assert names == set(CODES) - OF_PREDICTIONS
 
     def test_each_rule_is_documented_and_used_once(self) -> None:
-        rules = list_rules()
-        assert len(rules) == len(set(rules))
-        assert all((rule.__doc__ or "").split("\n")[0].endswith(".") for rule in rules)
+        assert len(RULES) == len(set(RULES))
+        assert all((rule.__doc__ or "").split("\n")[0].endswith(".") for rule in RULES)
 
     def test_tables_have_a_row_for_each_entry(self) -> None:
         for table, entries, columns in ((format_codes(), CODES, 4), (format_limits(), LIMITS, 4)):

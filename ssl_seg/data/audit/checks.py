@@ -17,7 +17,7 @@ Facts = Mapping[str, CaseFacts]
 USUAL_EMPTY = (0.2, 0.5)
 WARN_EMPTY = 0.7
 FAULT_EMPTY = 0.9
-"""Limits of a published training report on patches: 20 .. 50 % empty masks are normal, above 70 % should be
+"""Limits of a training report on patches: 20 .. 50 % empty masks are normal, above 70 % should be
 investigated, above 90 % is a fault of the data."""
 
 REMEDIES = (
@@ -157,7 +157,7 @@ def check_missing_masks(cases: Sequence[Case]) -> Iterator[Finding]:
 
 
 def check_empty_masks(facts: Facts) -> Iterator[Finding]:
-    """Judge the share of empty masks by the limits of a published training report."""
+    """Judge the share of empty masks by the limits of a training report."""
     labeled = _foreground(facts)
     empty = tuple(i for i, share in labeled.items() if share == 0)
     if not empty:
