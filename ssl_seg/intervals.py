@@ -67,7 +67,7 @@ def estimate_mean(
     A bootstrap-t interval (Efron & Tibshirani 1993, chapter 12): the error of each resample is divided by a standard
     error of its own, from influence values. With 15 cases of skewed scores a percentile interval that is to cover 95 %
     covers 88 to 92 %, BCa 90 to 92 %, Student's t 91 to 94 %, this one 94 to 97 %. A kind of case that is rare and not
-    in the sample is in no interval. Ends are cut to what is possible.
+    in the sample is in no interval. Ends are cut to what is possible, and are all of it for a single case.
 
     Args:
         runs: (R, C, F, 4) counts.
@@ -76,6 +76,8 @@ def estimate_mean(
         level: share of the samples whose interval is to cover the truth.
     """
     estimate, _ = _bootstrap([(1.0, runs)], metric, weights, level)
+    if weights.shape[1] < 2:
+        return Estimate(estimate.value, 0.0, 1.0)
     return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high))
 
 
@@ -91,7 +93,7 @@ def estimate_difference(
 
     It holds the bootstrap-t interval of ``estimate_mean`` and Student's t interval. Where most cases are alike in both
     arms and some differ much, the first covers 88 % only, with 15 cases, and the second 95 %; where differences are
-    skewed, it is 95 and 91 %. Both together cover 94 to 97 %.
+    skewed, it is 95 and 91 %. Both together cover 94 to 97 %. Of a single case nothing is known: -1 to 1.
 
     Args:
         first: (R, C, F, 4) counts of an arm.
@@ -101,6 +103,8 @@ def estimate_difference(
         level: share of the samples whose interval is to cover the truth.
     """
     estimate, error = _bootstrap([(1.0, first), (-1.0, second)], metric, weights, level)
+    if weights.shape[1] < 2:
+        return Estimate(estimate.value, -1.0, 1.0)
     width = error * float(special.stdtrit(max(weights.shape[1] - 1, 1), 0.5 + level / 2))
     low, high = min(estimate.low, estimate.value - width), max(estimate.high, estimate.value + width)
     return Estimate(estimate.value, max(-1.0, low), min(1.0, high))

@@ -190,6 +190,13 @@ class TestMargin:
         everywhere = estimate_margin(np.array([[50, 50, 0, 0], [0, 100, 0, 0], [0, 100, 0, 0]]))
         assert (everywhere.low, everywhere.high) == (0.0, 0.0)
 
+    def test_of_a_single_case_nothing_is_known(self) -> None:
+        found = estimate_margin(np.array([[10, 5, 5, 80]]))
+        assert (found.low, found.high) == (-1.0, 1.0)
+        assert found.value == pytest.approx(2 / 3 - 2 * 15 / 115)
+        own = estimate_mean(np.array([[[[10, 5, 5, 80]]]]), "dice", draw_resamples(1))
+        assert (own.low, own.value, own.high) == (0.0, pytest.approx(2 / 3), 1.0)
+
     def test_without_foreground_there_is_no_margin(self) -> None:
         found = estimate_margin(np.array([[0, 0, 0, 100], [0, 10, 0, 90]]))
         assert (found.low, found.value, found.high) == (0.0, 0.0, 0.0)

@@ -162,8 +162,9 @@ class _Work:
 
     def _arguments(self, folder: CellFolder, parent: Cell | None) -> list[str]:
         wanted = self.wanted
-        start = [] if parent is None else [str(open_folder(self.out, parent.id).run.best)]
-        return [str(folder.path), wanted.part, wanted.checkpoint, wanted.net, *start]
+        # Absolute: the node of a cluster works in another directory.
+        start = [] if parent is None else [str(open_folder(self.out, parent.id).run.best.absolute())]
+        return [str(folder.path.absolute()), wanted.part, wanted.checkpoint, wanted.net, *start]
 
     def _has_score(self, cell_id: str) -> bool:
         return open_folder(self.out, cell_id).score(self.wanted).is_file()

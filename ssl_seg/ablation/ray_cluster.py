@@ -72,7 +72,7 @@ class RayLauncher:
 
     def start(self, folder: CellFolder, arguments: Sequence[str]) -> RayProcess:
         """Submit a cell."""
-        return RayProcess(self.ray, self.task.remote(str(folder.path), list(arguments), self.num_cpus))
+        return RayProcess(self.ray, self.task.remote(str(folder.path.absolute()), list(arguments), self.num_cpus))
 
     def _check_resources(self, options: dict[str, Any]) -> None:
         """A task that no node can hold would wait forever."""

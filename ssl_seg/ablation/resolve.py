@@ -49,6 +49,7 @@ def resolve_cells(spec: AblationSpec, *, gpu: bool, track: Track = pass_through)
                 longer = Layer("ablation", nest("length.steps", cell.rounds * plan.config.length.steps))
                 plan = make_plan(TrainRequest((*layers, longer)), gpu=gpu, read=read)
             check_options(plan.config, plan.sources, has_parent=cell.parent is not None)
+            _check_processes(plan.config)
             plans.append(plan)
         except SslSegError as error:
             raise type(error)(f"cell '{cell.name}': {error}") from error
@@ -64,14 +65,26 @@ def resolve_cells(spec: AblationSpec, *, gpu: bool, track: Track = pass_through)
 
 
 def compute_cell_id(config: Mapping[str, Any], fingerprint: str, parent: str | None) -> str:
-    """Return 16 hex digits over what a training is: settings but those of the machine, split, and parent."""
+    """Return 16 hex digits over what a training is: settings but those of the machine, split, and parent. A precision
+    counts where it is asked for; ``auto`` is that of the machine."""
     kept = {
         key: value
         for key, value in flatten(config)
         if not any(key == dropped or key.startswith(f"{dropped}.") for dropped in NOT_CONTENT)
+        or (key == "runtime.precision" and value != "auto")
     }
     text = json.dumps([sorted(kept.items()), fingerprint, parent], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check_processes(config: Config) -> None:
+    """A cell is trained by one process: several would make its batches larger, and no two cells be alike."""
+    for name in ("devices", "num_nodes"):
+        if (number := getattr(config.runtime, name)) != 1:
+            raise ConfigError(
+                f"runtime.{name} = {number}: a cell of an ablation is trained by one process on one device; leave it "
+                "out, and give the number of cells at a time with --workers or --ray"
+            )
 
 
 def _resolve(cell: CellSpec, plan: Plan, parent: str | None) -> Cell:

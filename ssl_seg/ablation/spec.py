@@ -146,8 +146,10 @@ def read_spec(name: str, overrides: Sequence[Layer] = ()) -> AblationSpec:
         ConfigError: missing file, invalid YAML, or one error with everything that is wrong.
     """
     path = find_spec(name)
-    values, sources = merge_layers([Layer(str(path), read_yaml(path)), *overrides])
-    spec = validate(AblationSpec, values, sources)
+    content = read_yaml(path)
+    named = {key: content.pop(key) for key in ("recipes",) if key in content}  # a name such as lr0.001 is no dotted key
+    values, sources = merge_layers([Layer(str(path), content), *overrides])
+    spec = validate(AblationSpec, {**values, **named}, sources)
     recipes = {key: _beside(path, value) if isinstance(value, str) else value for key, value in spec.recipes.items()}
     config = None if spec.config is None else _beside(path, spec.config)
     return spec.model_copy(update={"config": config, "recipes": recipes})

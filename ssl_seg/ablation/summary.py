@@ -128,12 +128,27 @@ def summarize(
     scored = [cell.counts for cell in results if cell.counts is not None]
     arms = _summarize_arms(results, metric)
     arms = [_place(arm, arms, metric, baseline) for arm in arms]
-    holm = iter(correct_holm([arm.against.test.p for arm in arms if arm.against]))
-    arms = [replace(a, against=replace(a.against, holm=next(holm))) if a.against else a for a in arms]
+    arms = _correct(arms)
     positive, nothing = compute_trivial_scores(scored[0], metric) if scored else (None, None)
     cases = len(scored[0]) if scored else 0
     warnings = tuple(_list_warnings(arms, cases, chosen_on_them=part == "val" and checkpoint == "best"))
     return AblationSummary(metric, baseline, tuple(arms), cases, positive, nothing, warnings, part)
+
+
+def _correct(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
+    """Return the arms with the corrected p of their comparisons.
+
+    Recipes that differ in what bootstrapped cells read have their other cells in common: a comparison under two names
+    counts once.
+    """
+    cells_of = {arm.arm: tuple(cell.id for cell in arm.cells) for arm in arms}
+    keys = [(cells_of[a.arm], cells_of[a.against.reference]) if a.against else None for a in arms]
+    ps = {key: a.against.test.p for key, a in zip(keys, arms, strict=True) if key and a.against}
+    holm = dict(zip(ps, correct_holm(list(ps.values())), strict=True))
+    return [
+        replace(a, against=replace(a.against, holm=holm[key])) if key and a.against else a
+        for key, a in zip(keys, arms, strict=True)
+    ]
 
 
 def compute_trivial_scores(counts: NDArray[np.int64], metric: Metric) -> tuple[float, float]:
@@ -200,12 +215,17 @@ def _place(arm: ArmSummary, arms: Sequence[ArmSummary], metric: Metric, baseline
     lines = [line for line in _list_references(arm, arms, baseline) if line != arm.line]
     for line in lines:
         for other in arms:
-            if other.line == line and other.arm.labels == arm.arm.labels:
+            if other.line == line and other.arm.labels == arm.arm.labels and not _are_same(arm, other):
                 return replace(
                     arm, against=_compare(arm, other, metric), labels_equivalent=_equate(arm, arms, line, metric)
                 )
     equivalents = (_equate(arm, arms, line, metric) for line in lines)  # the baseline has no arm with these labels
     return replace(arm, labels_equivalent=next((e for e in equivalents if e), None))
+
+
+def _are_same(arm: ArmSummary, other: ArmSummary) -> bool:
+    """Return whether two arms are the same cells under two names."""
+    return [cell.id for cell in arm.cells] == [cell.id for cell in other.cells]
 
 
 def _list_references(arm: ArmSummary, arms: Sequence[ArmSummary], baseline: str) -> list[Line]:
@@ -237,7 +257,10 @@ def _compare(arm: ArmSummary, other: ArmSummary, metric: Metric) -> Against | No
 def _equate(arm: ArmSummary, arms: Sequence[ArmSummary], line: Line, metric: Metric) -> LabelsEquivalent | None:
     """Return the labels with which a line has the score of the arm; None without two points of the line."""
     several = len({c.split_seed for a in arms for c in a.cells}) > 1
-    curve = [a for a in arms if a.line == line and a.mean and a.labeled]
+    # At the smallest fraction every start is from scratch: such a line begins there too.
+    alike = [a for a in arms if a.line[:2] == line[:2]]
+    smallest = min(alike, key=lambda a: (a.arm.labels == 1, a.arm.labels), default=None)
+    curve = [a for a in arms if (a.line == line or a is smallest) and a.mean and a.labeled]
     if not arm.mean or len({a.labeled for a in curve}) < 2:
         return None
 

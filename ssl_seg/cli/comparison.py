@@ -13,7 +13,7 @@ PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_
 
 def add_differences(result: dict[str, Any]) -> dict[str, Any]:
     """Return the result with the difference of each row to the first: of pooled F1 (mean over classes), on the same
-    cases, with its paired 95 % interval over cases; None in the first row, and without an interval for one case."""
+    cases, with its paired 95 % interval over cases; None in the first row."""
     import numpy as np
 
     from ssl_seg.intervals import draw_resamples, estimate_difference
@@ -24,8 +24,7 @@ def add_differences(result: dict[str, Any]) -> dict[str, Any]:
     rows = [{**result["rows"][0], "difference": None}]
     for row, own in zip(result["rows"][1:], counts[1:], strict=True):
         found = estimate_difference(own, counts[0], "f1", weights)
-        low, high = (found.low, found.high) if cases > 1 else (None, None)
-        rows.append({**row, "difference": {"f1": found.value, "low": low, "high": high}})
+        rows.append({**row, "difference": {"f1": found.value, "low": found.low, "high": found.high}})
     return {**result, "rows": rows}
 
 
@@ -56,8 +55,7 @@ def _make_row(row: dict[str, Any], *, several: bool) -> list[str]:
     shown.append(f"{trivial['margin_low']:+.3f} .. {trivial['margin_high']:+.3f}")
     if change is None:
         return [*shown, "-", "-"]
-    interval = "-" if change["low"] is None else f"{change['low']:+.3f} .. {change['high']:+.3f}"
-    return [*shown, f"{change['f1']:+.3f}", interval]
+    return [*shown, f"{change['f1']:+.3f}", f"{change['low']:+.3f} .. {change['high']:+.3f}"]
 
 
 def print_folds(result: dict[str, Any]) -> None:

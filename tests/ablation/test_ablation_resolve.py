@@ -89,6 +89,27 @@ def test_cells_that_cannot_be_compared(tmp_path: Path, particles_dir: Path, reci
         resolve(tmp_path, particles_dir, recipes={"plain": {}, "odd": recipe})
 
 
+def test_a_precision_that_is_asked_for_makes_another_training(tmp_path: Path, particles_dir: Path) -> None:
+    recipes = {name: {"runtime": {"precision": name}} for name in ("auto", "fp32", "bf16")}
+    recipes["quick"] = {"runtime": {"precision": "fp32", "workers": 2}}  # a machine matter
+    cells = resolve(tmp_path, particles_dir, recipes=recipes, labels=[1.0], methods=["supervised"])
+    ids = {cell.arm.recipe: cell.id for cell in cells}
+    assert len({ids[name] for name in ("auto", "fp32", "bf16")}) == 3
+    assert ids["quick"] == ids["fp32"]
+
+
+@pytest.mark.parametrize("name", ["devices", "num_nodes"])
+def test_a_cell_is_trained_by_one_process(tmp_path: Path, particles_dir: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"cell 'supervised .*runtime.{name} = 2: .*--workers"):
+        resolve(tmp_path, particles_dir, recipes={"plain": {"runtime": {name: 2}}})
+
+
+def test_the_name_of_a_recipe_may_hold_a_dot(tmp_path: Path, particles_dir: Path) -> None:
+    recipes = {"plain": {}, "lr0.001": {"optim": {"lr": 0.001}}}
+    cells = resolve(tmp_path, particles_dir, recipes=recipes, labels=[1.0], methods=["supervised"])
+    assert {cell.arm.recipe: cell.config["optim"]["lr"] for cell in cells} == {"plain": 3e-4, "lr0.001": 0.001}
+
+
 def test_an_error_names_its_cell(tmp_path: Path, particles_dir: Path) -> None:
     with pytest.raises(SslSegError, match=r"cell 'supervised 0.2 odd split 0 seed 0': .*dynunett"):
         resolve(tmp_path, particles_dir, recipes={"odd": {"network": {"name": "dynunett"}}})

@@ -134,6 +134,27 @@ class TestComparison:
             against = found[line]
             assert (None if against is None else against.reference) == (reference and make_arm(*reference))
 
+    def test_one_comparison_under_two_names_counts_once(self) -> None:
+        """Recipes that differ in bootstrap settings have their cells from scratch in common, with equal ids."""
+        starts = ("scratch", "bootstrap")
+        cells = make_grid({"supervised": 0.0, "cps": 0.1}, starts=starts)
+        again = [
+            replace(c, arm=replace(c.arm, recipe="encoder"), id=c.id if c.arm.start == "scratch" else f"{c.id}-encoder")
+            for c in cells
+        ]
+        alone, both = (summarize(list(found), "dice", "supervised") for found in (cells, [*cells, *again]))
+        assert find(both, "supervised", recipe="encoder").against is None  # it would be compared with itself
+        ps = {
+            (tuple(c.id for c in a.cells), a.against.reference.start): a.against.test.p for a in both.arms if a.against
+        }
+        expected = dict(zip(ps, correct_holm(list(ps.values())), strict=True))
+        for arm in both.arms:
+            if arm.against:
+                key = (tuple(c.id for c in arm.cells), arm.against.reference.start)
+                assert arm.against.holm == pytest.approx(expected[key])
+        assert len(ps) < sum(a.against is not None for a in both.arms)
+        assert len(ps) > sum(a.against is not None for a in alone.arms)
+
     def test_a_bootstrap_is_compared_at_equal_steps_where_that_is_there(self) -> None:
         starts = ("scratch", "bootstrap", "scratch_long")
         summary = summarize(make_grid({"supervised": 0.0}, starts=starts), "dice", "supervised")
@@ -165,6 +186,18 @@ class TestLabelsEquivalent:
         monkeypatch.setattr(name, lambda curve, target, _: seen.extend(r.units for r in [*curve, target]))
         summarize(make_grid(GAINS, splits=splits, seeds=2), "dice", "supervised")
         assert set(seen) == {units}
+
+    @pytest.mark.parametrize("start", ["bootstrap", "scratch_long"])
+    def test_the_curve_of_a_start_begins_at_the_smallest_fraction(self, start: str) -> None:
+        """There every start is from scratch, and is stored as such."""
+        cells = make_grid({"supervised": 0.0, "cps": -0.1}, starts=("scratch", start), noise=1e-4)
+        cells = [c for c in cells if c.arm.start == "scratch" or c.arm.labels > 0.01]
+        found = find(summarize(cells, "dice", "supervised"), "cps", 0.1, start=start).labels_equivalent
+        assert found is not None
+        # 0.13 above the point from scratch at 4 labels, of the 0.1954 + 0.03 to the next at 36.
+        share = (0.2 * np.log10(9) + 0.03 - 0.1) / (0.2 * np.log10(9) + 0.03)
+        assert found.value.bound == ""
+        assert found.value.number == pytest.approx(4 * 9**share, rel=0.02)
 
     def test_needs_two_points_but_not_the_same_labels(self) -> None:
         cells = [c for c in make_grid(GAINS) if c.arm.method == "mean_teacher" or c.arm.labels != 0.1]
