@@ -89,6 +89,16 @@ def test_a_terminal_too_narrow_for_the_words_gets_a_list(
     assert set("\n".join(lines).split()) >= FIGURES
 
 
+def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("[/t]", ["lr[high]"], [["bad [/tmp/x] here"], ["[bold]"]])
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        "[/t]",
+        "lr[high]",
+        "bad [/tmp/x] here",
+        "[bold]",
+    ]
+
+
 def test_the_list_leaves_out_what_is_not_known() -> None:
     assert format_record(["run", "F1", "p", "note"], ["a", "0.5", "-", ""]) == "a\n  F1: 0.5"
 

@@ -8,18 +8,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ssl_seg import __version__
-from ssl_seg.ablation.results import Arm, Cell, CellResult, Status
+from ssl_seg.ablation.results import Arm, Cell, CellResult
 from ssl_seg.ablation.spec import ScoreConfig
 from ssl_seg.errors import RunDirError
 from ssl_seg.rundir import RunDir, write_json, write_text
+
+T = TypeVar("T")
 
 MARKER = "ABLATION.txt"
 """By this file a directory is known as that of an ablation; nothing is written into another one."""
@@ -77,7 +79,7 @@ def read_machine(out: Path) -> bool | None:
     machine, the finished cells would not be found again.
     """
     path = out / MACHINE
-    return bool(json.loads(path.read_text(encoding="utf-8"))["gpu"]) if path.is_file() else None
+    return _parse(path, lambda values: bool(values["gpu"])) if path.is_file() else None
 
 
 def write_cells(out: Path, cells: Sequence[Cell], *, gpu: bool = False) -> None:
@@ -101,7 +103,8 @@ def write_cells(out: Path, cells: Sequence[Cell], *, gpu: bool = False) -> None:
         for cell in cells:
             folder = open_folder(out, cell.id)
             folder.path.mkdir(parents=True, exist_ok=True)
-            if not folder.run.last.is_file():  # what is not begun takes the data from where they are now
+            # What is not begun takes the data from where they are now.
+            if not (folder.run.last.is_file() and folder.about.is_file()):
                 write_json(folder.about, {"schema": SCHEMA, "version": __version__, **asdict(cell)})
     except OSError as error:
         raise RunDirError(f"{out} cannot be written to: {error.strerror}") from error
@@ -119,6 +122,20 @@ def check_place(out: Path) -> None:
         raise RunDirError(f"{out} exists and holds no ablation: choose another --out, nothing was written there")
 
 
+def _parse(path: Path, take: Callable[[Any], T]) -> T:
+    """Return what ``take`` finds in a JSON file.
+
+    Raises:
+        RunDirError: when the file has not the form that it was written in.
+    """
+    try:
+        return take(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise RunDirError(
+            f"{path} is damaged ({error!r}): remove it, and what it says is found again by the next call"
+        ) from None
+
+
 def check_version(folder: CellFolder) -> None:
     """Do nothing, if this version wrote the folder, or it does not exist.
 
@@ -127,13 +144,7 @@ def check_version(folder: CellFolder) -> None:
     """
     if not folder.about.is_file():
         return
-    try:
-        about = json.loads(folder.about.read_text(encoding="utf-8"))
-        written = (about["schema"], about["version"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RunDirError(
-            f"{folder.about} is damaged ({error}): remove {folder.path}, and its cell is run again"
-        ) from None
+    written = _parse(folder.about, lambda about: (about["schema"], about["version"]))
     if written != (SCHEMA, __version__):
         raise RunDirError(
             f"{folder.path} was written by ssl-seg {written[1]} (format {written[0]}); this is {__version__} (format "
@@ -154,36 +165,41 @@ def read_cell(folder: CellFolder) -> Cell:
 
 
 def read_result(out: Path, cell: Cell, wanted: ScoreConfig) -> CellResult:
-    """Return what a cell has come to so far."""
+    """Return what a cell has come to so far.
+
+    Raises:
+        RunDirError: for a cell of another version, or a damaged file.
+    """
     folder = open_folder(out, cell.id)
-    path = folder.score(wanted)
-    if path.is_file():
-        score = json.loads(path.read_text(encoding="utf-8"))
-        status: Status = "collapsed" if score["collapsed"] else "done"
-        return CellResult(
-            cell.id,
-            cell.arm,
-            cell.split_seed,
-            cell.seed,
-            status,
-            np.array(score["counts"], np.int64),
-            cell.labeled,
-            score["step"],
-            tuple(score["codes"]),
-            seconds=score["seconds"],
-        )
+    check_version(folder)
+    known = CellResult(cell.id, cell.arm, cell.split_seed, cell.seed, "missing", labeled=cell.labeled)
+    if (path := folder.score(wanted)).is_file():
+        return _parse(path, lambda score: _add_score(known, score))
     message = read_failure(folder)
-    status = "missing" if message is None else "failed"
-    return CellResult(
-        cell.id, cell.arm, cell.split_seed, cell.seed, status, labeled=cell.labeled, message=message or ""
+    return known if message is None else replace(known, status="failed", message=message)
+
+
+def _add_score(cell: CellResult, score: Mapping[str, Any]) -> CellResult:
+    counts = np.array(score["counts"], np.int64)
+    if counts.ndim != 3 or counts.shape[-1] != 4 or not counts.size:
+        raise ValueError(f"counts of shape {counts.shape}")
+    return replace(
+        cell,
+        status="collapsed" if score["collapsed"] else "done",
+        counts=counts,
+        step=score["step"],
+        codes=tuple(score["codes"]),
+        seconds=score["seconds"],
     )
 
 
 def read_failure(folder: CellFolder) -> str | None:
-    """Return why the last attempt failed; None if it did not."""
-    if not folder.failure.is_file():
-        return None
-    return str(json.loads(folder.failure.read_text(encoding="utf-8"))["message"])
+    """Return why the last attempt failed; None if it did not.
+
+    Raises:
+        RunDirError: for a damaged file.
+    """
+    return _parse(folder.failure, lambda values: str(values["message"])) if folder.failure.is_file() else None
 
 
 def read_latest(folder: CellFolder) -> Mapping[str, Any] | None:

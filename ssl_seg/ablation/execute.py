@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 from ssl_seg.ablation.cells import CellFolder, open_folder, read_failure, read_latest, read_result
 from ssl_seg.ablation.results import Cell
 from ssl_seg.ablation.spec import ScoreConfig
 from ssl_seg.ablation.worker import HELD, INVISIBLE, NO_SPACE, forget_step, read_step
 from ssl_seg.errors import RunDirError
-from ssl_seg.rundir import write_json
+from ssl_seg.rundir import is_disk_full, write_json
 
 Stage = Literal["queued", "running", "elsewhere", "done", "collapsed", "failed"]
 
@@ -76,7 +76,7 @@ def execute(cells: Sequence[Cell], out: Path, wanted: ScoreConfig, launcher: Lau
         show: is told the states of all cells, often.
 
     Raises:
-        RunDirError: when the disk is full. Whatever is finished stays.
+        RunDirError: when the disk is full, or the directory cannot be written to. Whatever is finished stays.
     """
     work = _Work({cell.id: cell for cell in cells}, out, wanted, launcher)
     try:
@@ -87,6 +87,10 @@ def execute(cells: Sequence[Cell], out: Path, wanted: ScoreConfig, launcher: Lau
             if not work.is_done:
                 time.sleep(TICK)
         show(work.describe())
+    except OSError as error:
+        if is_disk_full(error):
+            work.refuse_full_disk()
+        raise RunDirError(f"{out} cannot be written to: {error.strerror or error}") from error
     finally:
         work.stop()
 
@@ -119,7 +123,7 @@ class _Work:
                 continue
             del self.running[cell_id]
             if code == NO_SPACE:
-                self._refuse_full_disk()
+                self.refuse_full_disk()
             elif code == HELD:
                 self.held[cell_id] = time.monotonic() + HELD_PAUSE
             else:
@@ -199,7 +203,8 @@ class _Work:
         message = (read_failure(folder) or "") if stage == "failed" else ""
         return CellState(cell, stage, cell.steps if stage in ("done", "collapsed") else 0, None, message)
 
-    def _refuse_full_disk(self) -> None:
+    def refuse_full_disk(self) -> NoReturn:
+        """Say what is finished, and what a cell takes."""
         finished = sum(stage in ("done", "collapsed") for stage in self.stages.values())
         sizes = [_size_of(open_folder(self.out, cell_id).path) for cell_id in self.stages]
         need = f"; a finished cell takes about {max(sizes) / 2**20:.0f} MB" if sizes else ""

@@ -44,7 +44,7 @@ class AblationView:
                 TimeElapsedColumn(), TimeRemainingColumn(), auto_refresh=False,
             )  # fmt: skip
             self.task = self.progress.add_task("cells", total=None)
-            self.live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
+            self.live = Live(console=Console(stderr=True, markup=False), transient=True, refresh_per_second=4)
             self.live.start()
         return self
 

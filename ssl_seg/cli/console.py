@@ -123,12 +123,12 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
 
     drawn = sys.stdout.isatty()
-    console = Console(width=None if drawn else _ANY_WIDTH, highlight=False)
+    console = Console(width=None if drawn else _ANY_WIDTH, highlight=False, markup=False)
     cells = list(zip(columns, *rows, strict=True))
     boxed = fit_widths(cells, console.width - 3 * len(columns) - 1)
     plain = fit_widths(cells, console.width - len(columns))
     if plain is None:
-        console.print(title, *(format_record(columns, row) for row in rows), sep="\n", markup=False)
+        console.print(title, *(format_record(columns, row) for row in rows), sep="\n")
         return
     has_box = drawn and boxed is not None
     table = Table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,10 +12,19 @@ import pytest
 from ablation_cases import WANTED, make_cell, write_score
 
 from ssl_seg.ablation import execute as execute_module
-from ssl_seg.ablation.cells import CellFolder, check_version, open_folder, read_cell, read_result, write_cells
+from ssl_seg.ablation.cells import (
+    CellFolder,
+    check_version,
+    open_folder,
+    read_cell,
+    read_machine,
+    read_result,
+    write_cells,
+)
 from ssl_seg.ablation.execute import CellState, execute
 from ssl_seg.ablation.results import Cell
 from ssl_seg.ablation.worker import HELD, INVISIBLE, NO_SPACE
+from ssl_seg.cli.ablation_view import AblationView
 from ssl_seg.errors import RunDirError
 from ssl_seg.rundir import write_json
 
@@ -230,3 +240,58 @@ def test_a_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
     cell = make_cell("a", parent="b")
     write_cells(tmp_path, [cell])
     assert read_cell(open_folder(tmp_path, "a")) == cell
+
+
+def test_a_full_disk_that_the_caller_meets_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [make_cell("done"), make_cell("killed")]
+    launcher = MadeUpLauncher(1, lambda folder: succeed(folder) if folder.path.name == "done" else -9)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(execute_module, "write_json", fail)
+    with pytest.raises(RunDirError, match=r"is full\. 1 of 2 cells are finished"):
+        run(tmp_path, cells, launcher)
+
+
+def test_a_directory_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(execute_module, "write_json", fail)
+    with pytest.raises(RunDirError, match="cannot be written to: Permission denied"):
+        run(tmp_path, [make_cell("killed")], MadeUpLauncher(1, lambda _: -9))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '"x"', '{"counts": [[[1, 2]]], "collapsed": false}'])
+@pytest.mark.parametrize("name", ["score_val_best_better.json", "failure.json", "cell.json", "machine.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    cell = make_cell("a")
+    write_cells(tmp_path, [cell])
+    path = tmp_path / name if name == "machine.json" else open_folder(tmp_path, "a").path / name
+    path.write_text(content)
+    with pytest.raises(RunDirError, match=rf"{name} is damaged .*remove it"):
+        read_machine(tmp_path) if name == "machine.json" else read_result(tmp_path, cell, WANTED)
+
+
+def test_a_cell_of_another_version_is_in_no_table(tmp_path: Path) -> None:
+    cell = make_cell("a")
+    write_cells(tmp_path, [cell])
+    write_score(tmp_path, "a")
+    assert read_result(tmp_path, cell, WANTED).status == "done"
+    about = open_folder(tmp_path, "a").about
+    write_json(about, {**json.loads(about.read_text()), "version": "0.0.1"})
+    with pytest.raises(RunDirError, match=r"written by ssl-seg 0\.0\.1"):
+        read_result(tmp_path, cell, WANTED)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_the_live_table_takes_any_text() -> None:
+    states = [CellState(make_cell("lr[high]"), "failed", 0, None, "bad [/tmp/x] here")]
+    with AblationView() as view:
+        view.show(states)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
