@@ -162,8 +162,9 @@ def find_run_of(checkpoint: Path) -> RunDir | None:
 def next_free(path: Path) -> Path:
     """Return ``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
     candidate, number = path, 2
+    named = path if path.name not in ("", "..") else path.resolve()  # such as "."
     while candidate.exists():
-        candidate = path.with_name(f"{path.name}-{number}")
+        candidate = named.with_name(f"{named.name}-{number}")
         number += 1
     return candidate
 

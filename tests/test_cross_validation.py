@@ -195,6 +195,18 @@ class TestContinuation:
             with pytest.raises(RunDirError, match=message):
                 cross_validate(CrossValidationRequest(resume=tmp_path))
 
+    @pytest.mark.parametrize(
+        "change",
+        [{"folds": []}, {"ending": "over"}, {"cases": {}}, {"net": "foo"}, {"number": "x"}, {"status": "lost"}],
+    )
+    def test_values_of_another_kind(self, whole: CrossValidation, tmp_path: Path, change: dict[str, Any]) -> None:
+        values = json.loads((whole.path / "cross_validation.json").read_text())
+        values["folds"][0].update({key: value for key, value in change.items() if key not in values})
+        values.update({key: value for key, value in change.items() if key in values})
+        (tmp_path / "cross_validation.json").write_text(json.dumps(values))
+        with pytest.raises(RunDirError, match="is damaged"):
+            load_folds(tmp_path)
+
     def test_nothing_is_overwritten_and_one_process_at_a_time(
         self, whole: CrossValidation, folder: Path, tmp_path: Path
     ) -> None:

@@ -21,7 +21,7 @@ from sklearn.metrics import f1_score
 from ssl_seg import LabelLadderRequest, TrainRequest, climb_labels, train
 from ssl_seg.checkpoint import load_checkpoint
 from ssl_seg.cli import main
-from ssl_seg.configio import Layer
+from ssl_seg.configio import Layer, merge_layers
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
@@ -259,6 +259,24 @@ class TestContinuation:
         with pytest.raises(RunDirError, match=message):
             climb_labels(LabelLadderRequest(resume=tmp_path))
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"rungs": []},
+            {"ending": "collapsed"},
+            {"ending": "over"},
+            {"settings": {"epochs": None, "force": False, "layers": [{"source": "x", "values": 3}]}},
+            {"settings": {"epochs": "two", "force": False, "layers": []}},
+            *({"rung": change} for change in ({"labels": "x"}, {"status": "foo"}, {"scores": "x"}, {"net": 7})),
+        ],
+    )
+    def test_values_of_another_kind(self, whole: LabelLadder, tmp_path: Path, change: dict[str, Any]) -> None:
+        values = json.loads((whole.path / "ladder.json").read_text())
+        values["rungs"][0].update(change.pop("rung", {}))
+        (tmp_path / "ladder.json").write_text(json.dumps({**values, **change}))
+        with pytest.raises(RunDirError, match="is damaged"):
+            load_ladder(tmp_path)
+
     def test_one_process_at_a_time(self, whole: LabelLadder, tmp_path: Path) -> None:
         from filelock import FileLock
 
@@ -446,6 +464,26 @@ class TestCommand:
         assert "ladder.json" in {p.name for p in out.iterdir()}
         code, _, stderr = cli("ladder", "--resume", out)
         assert (code, "is finished" in stderr) == (2, True)
+
+    def test_a_rung_goes_on_with_the_processes_of_the_ladder(
+        self, whole: LabelLadder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its own may be others, from a call with --devices: the ladder would wait for processes that nobody starts."""
+        out = Path(shutil.copytree(whole.path, tmp_path / "l"))
+        begun = replace(whole.rungs[0], status="waiting", kept=False)
+        save_ladder(replace(whole, path=out, rungs=(begun, *whole.rungs[1:]), ending=None))
+        requests = []
+
+        def record(request: TrainRequest, _: Any) -> None:
+            requests.append(request)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("ssl_seg.series.label_ladder.train", record)
+        monkeypatch.setattr(RunDir, "read_ending", lambda _: None)
+        assert climb_labels(LabelLadderRequest(resume=out)).ending == "interrupted"
+        (request,) = requests
+        assert request.resume == out / begun.name
+        assert merge_layers(request.layers)[0]["runtime"] == {"accelerator": "auto", "devices": 1, "num_nodes": 1}
 
     def test_ctrl_c_names_the_way_on(self, cli: Cli, config: Path, tmp_path: Path) -> None:
         out = tmp_path / "l"

@@ -52,6 +52,25 @@ def test_a_directory_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["x", "a"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "link", "working directory"])
+def test_an_empty_directory_is_filled_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    place = tmp_path / "x"
+    place.mkdir()
+    path = {"folder": place, "link": tmp_path / "link", "working directory": Path()}[kind]
+    (tmp_path / "link").symlink_to(place)
+    monkeypatch.chdir(place)
+
+    def fail(folder: Path) -> None:
+        (folder / "a").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunDirError, match=r"cannot create .*No space"):
+        create_whole(path, fail)
+    assert list(place.iterdir()) == []
+    create_whole(path, lambda folder: (folder / "a").touch())
+    assert [file.name for file in place.iterdir()] == ["a"]
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     validation = CrossValidation(tmp_path, (), (FoldRun(0, 3, 4), FoldRun(1, 3, 4)))
     save_folds_file(validation)

@@ -105,6 +105,13 @@ def test_next_free(tmp_path: Path) -> None:
     assert next_free(tmp_path / "a") == tmp_path / "a-3"
 
 
+def test_next_free_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert next_free(Path()) == tmp_path / "here-2"
+    assert next_free(Path("../here/..")) == tmp_path.with_name(f"{tmp_path.name}-2")
+
+
 def test_environment_is_recorded(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())

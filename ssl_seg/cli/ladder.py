@@ -101,8 +101,8 @@ def _report(result: LabelLadder) -> None:
         raise typer.Exit(130)
     _print_rungs(result)
     typer.echo(f"wrote {result.path / LADDER_FILE}")
-    if result.ending in ("collapsed", "refused"):
-        _explain(result, resume)
+    if result.ended is not None:
+        _explain(result.ended, result, resume)
     if (best := result.best) is None or result.checkpoint is None:
         typer.echo("no rung has come to a network to use")
     elif best.scores[best.net]["margin"] <= 0:
@@ -110,13 +110,12 @@ def _report(result: LabelLadder) -> None:
     else:
         typer.echo(f"use rung {best.number}, the best on validation: {result.checkpoint}")
         typer.echo(f"next: ssl-seg evaluate {result.checkpoint}    ssl-seg predict {result.checkpoint} IMAGES OUTPUT")
-    if result.ending in ("collapsed", "refused"):
+    if result.ended is not None:
         raise typer.Exit(3)
 
 
-def _explain(result: LabelLadder, resume: str) -> None:
+def _explain(rung: Rung, result: LabelLadder, resume: str) -> None:
     """Say at which rung the ladder ended, and why."""
-    rung = next(r for r in reversed(result.rungs) if r.status == result.ending)
     if rung.status == "refused":
         typer.echo(f"rung {rung.number} (labels {rung.labels:g}) was not begun: {rung.message}", err=True)
     else:

@@ -34,6 +34,7 @@ from ssl_seg.series.directory import (
     create_whole,
     has_runtime_only,
     hold_directory,
+    pin_processes,
     read_machine,
 )
 from ssl_seg.series.fold_runs import (
@@ -82,12 +83,13 @@ def cross_validate(request: CrossValidationRequest, console: Console | None = No
     """
     console = console or Silent()
     layers = request.layers if request.resume is None else (*load_folds(request.resume).layers, *request.layers)
-    fabric = make_fabric(runtime_of(TrainRequest(layers)))
+    runtime = runtime_of(TrainRequest(layers))
+    fabric = make_fabric(runtime)
     fabric.launch()
     cases: dict[str, Catalog] = {}
     create, reopen = partial(_create, request, fabric, cases, console), partial(_reopen, request, console)
     validation = call_on_main(fabric, create if request.resume is None else reopen)
-    machine = request.layers if request.resume is not None else ()
+    machine = (pin_processes(runtime), *(request.layers if request.resume is not None else ()))
     with hold_directory(fabric, validation.path):
         try:
             for number in [fold.number for fold in validation.folds if fold.status == "waiting"]:

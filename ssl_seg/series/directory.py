@@ -13,6 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
+from ssl_seg.config import RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers
 from ssl_seg.engine.devices import call_on_main
 from ssl_seg.errors import RunDirError
@@ -32,18 +33,27 @@ def anchor_layer(layer: Layer) -> Layer:
 def create_whole(path: Path, fill: Callable[[Path], None]) -> None:
     """Create a directory in one step: it is there with all that ``fill`` writes into it, or not at all.
 
+    An empty directory that is there already may be the one the program works in, a link or a mount point: it is filled
+    in place, and emptied again when that fails.
+
     Raises:
         RunDirError: when it cannot be created.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    exists = path.is_dir()
+    temporary = path if exists else path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        temporary.mkdir(parents=True)
+        temporary.mkdir(parents=True, exist_ok=exists)
         fill(temporary)
-        temporary.rename(path)
+        if not exists:
+            temporary.rename(path)
     except OSError as error:
+        if exists:
+            for file in path.iterdir():
+                file.unlink()
         raise RunDirError(f"cannot create the directory {path}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not exists:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_free_for(file: str, path: Path, resume: str) -> None:
@@ -68,6 +78,13 @@ def check_free_for(file: str, path: Path, resume: str) -> None:
 def has_runtime_only(layers: Sequence[Layer]) -> bool:
     """Return whether the layers say nothing but how a machine is used, which may change when a series goes on."""
     return all(set(layer.values) == {"runtime"} for layer in layers)
+
+
+def pin_processes(runtime: RuntimeConfig) -> Layer:
+    """Return the processes of a series as a layer over the settings of each run: a run that was begun with others is
+    continued with these, or the processes that are there would wait for those that are not."""
+    names = ("accelerator", "devices", "num_nodes")
+    return Layer("series", {"runtime": {name: getattr(runtime, name) for name in names}})
 
 
 @contextmanager

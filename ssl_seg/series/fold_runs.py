@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from ssl_seg import __version__
 from ssl_seg.configio import Layer
@@ -210,15 +211,14 @@ def load_folds(path: Path) -> CrossValidation:
         if values["schema"] != SCHEMA:
             raise RunDirError(f"{file} has schema {values['schema']}; this version ({__version__}) reads {SCHEMA}")
         settings, cases = values["settings"], values["cases"]
-        return CrossValidation(
-            path,
-            tuple(Layer(**layer) for layer in settings["layers"]),
-            tuple(_parse_fold(row, cases.get(row["name"], {})) for row in values["folds"]),
-            settings["epochs"],
-            values["ending"],
-        )
+        folds = [{**row, "scores": _parse_scores(cases.get(row["name"], {}))} for row in values["folds"]]
+        fields = {"path": path, "folds": folds, "ending": values["ending"], **settings}
+        validation = TypeAdapter(CrossValidation).validate_python(fields)
+        if not validation.folds or any(f.status != "waiting" and f.net not in f.scores for f in validation.folds):
+            raise ValueError("folds that are done have no scores")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunDirError(f"{file} is damaged: it has not the form that `ssl-seg train` writes ({error})") from error
+    return validation
 
 
 def _pack(case: CaseScore) -> dict[str, Any]:
@@ -226,8 +226,8 @@ def _pack(case: CaseScore) -> dict[str, Any]:
     return {"id": case.case_id, "foreground": rows[0], "classes": rows[1:]}
 
 
-def _parse_fold(row: dict[str, Any], cases: dict[str, Any]) -> FoldRun:
-    scores = {
+def _parse_scores(cases: dict[str, Any]) -> dict[str, Score]:
+    return {
         net: Score(
             tuple(
                 CaseScore(c["id"], Overlap(*c["foreground"]), tuple(Overlap(*o) for o in c["classes"]), None)
@@ -236,5 +236,3 @@ def _parse_fold(row: dict[str, Any], cases: dict[str, Any]) -> FoldRun:
         )
         for net, rows in cases.items()
     }
-    plain = {key: row[key] for key in ("number", "cases", "labeled", "status", "net")}
-    return FoldRun(**plain, codes=tuple(row["codes"]), scores=scores)

@@ -38,6 +38,7 @@ from ssl_seg.series.directory import (
     create_whole,
     has_runtime_only,
     hold_directory,
+    pin_processes,
     read_machine,
 )
 from ssl_seg.series.label_rungs import (
@@ -92,11 +93,12 @@ def climb_labels(request: LabelLadderRequest, console: Console | None = None) ->
     """
     console = console or Silent()
     layers = request.layers if request.resume is None else (*load_ladder(request.resume).layers, *request.layers)
-    fabric = make_fabric(runtime_of(TrainRequest(layers)))
+    runtime = runtime_of(TrainRequest(layers))
+    fabric = make_fabric(runtime)
     fabric.launch()
     begin = _create if request.resume is None else _reopen
     ladder = call_on_main(fabric, lambda: begin(request, fabric, console))
-    machine = request.layers if request.resume is not None else ()
+    machine = (pin_processes(runtime), *(request.layers if request.resume is not None else ()))
     cases: dict[str, Catalog] = {}
     with hold_directory(fabric, ladder.path):
         try:
@@ -174,8 +176,7 @@ def _reopen(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
     ladder = load_ladder(path)
     if ladder.ending == "finished":
         raise RunDirError(f"{path} is finished: all {len(ladder.rungs)} rungs are done; nothing to resume")
-    if ladder.ending in ("collapsed", "refused") and not request.force:
-        ended = next(rung for rung in reversed(ladder.rungs) if rung.status == ladder.ending)
+    if (ended := ladder.ended) is not None and not request.force:
         reason = ended.message or f"the monitor stopped its training: {', '.join(ended.codes)}"
         raise RefusedError(f"{path} ended at rung {ended.number}: {reason}\n--force goes on from the best rung so far.")
     rungs = tuple(replace(r, status="waiting", message="") if r.status == "refused" else r for r in ladder.rungs)

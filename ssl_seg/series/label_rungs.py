@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from ssl_seg import __version__
 from ssl_seg.configio import Layer
@@ -90,6 +91,11 @@ class LabelLadder:
     def best(self) -> Rung | None:
         """The rung that the next one starts from: the last one that was better than all below it."""
         return next((rung for rung in reversed(self.rungs) if rung.kept), None)
+
+    @property
+    def ended(self) -> Rung | None:
+        """The rung that ended it, by a refusal or a collapse."""
+        return next((rung for rung in reversed(self.rungs) if rung.status == self.ending), None)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -180,27 +186,12 @@ def load_ladder(path: Path) -> LabelLadder:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values["schema"] != SCHEMA:
             raise RunDirError(f"{file} has schema {values['schema']}; this version ({__version__}) reads {SCHEMA}")
-        settings, counts = values["settings"], values["counts"]
-        return LabelLadder(
-            path,
-            tuple(Layer(**layer) for layer in settings["layers"]),
-            tuple(_parse_rung(row, counts) for row in values["rungs"]),
-            settings["epochs"],
-            settings["force"],
-            values["ending"],
-        )
+        settings = values["settings"]
+        rungs = [{**row, "counts": values["counts"].get(row["name"], ())} for row in values["rungs"]]
+        fields = {"path": path, "rungs": rungs, "ending": values["ending"], **settings}
+        ladder = TypeAdapter(LabelLadder).validate_python(fields)
+        if not ladder.rungs or (ladder.ending in ("collapsed", "refused") and ladder.ended is None):
+            raise ValueError("it has not the rungs that its ending speaks of")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunDirError(f"{file} is damaged: it has not the form that `ssl-seg ladder` writes ({error})") from error
-
-
-def _parse_rung(row: dict[str, Any], counts: dict[str, Any]) -> Rung:
-    fields = {key: value for key, value in row.items() if key != "name"}
-    difference = fields["difference"]
-    return Rung(
-        **{
-            **fields,
-            "difference": None if difference is None else Difference(**difference),
-            "codes": tuple(fields["codes"]),
-            "counts": tuple(tuple(tuple(of_class) for of_class in case) for case in counts.get(row["name"], ())),
-        }
-    )
+    return ladder
