@@ -17,7 +17,9 @@ Messages say which value, where it was set, the rule, and what to do instead.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SslSegError(Exception):
@@ -60,3 +62,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest known word, or an empty string."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""
+
+
+def quote(path: Path | str) -> str:
+    """Return a path as it is written in a command."""
+    return shlex.quote(str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from ssl_seg.data.volumes import (
     write_probabilities,
 )
 from ssl_seg.diagnose.shapes import FEWEST, find_same, format_shape
-from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.errors import ConfigError, DataError, quote
 from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
 from ssl_seg.inference.model import Model
 from ssl_seg.labels import to_mask
@@ -124,7 +123,7 @@ def describe_sameness(shares: Mapping[tuple[int, ...], Sequence[float]], output:
         shares: of the masks of each shape (*S), the share of foreground.
         output: where the masks are.
     """
-    command = f"`ssl-seg diagnose --predictions {shlex.quote(str(output))}`"
+    command = f"`ssl-seg diagnose --predictions {quote(output)}`"
     found = [(shape, len(own), *find_same(own)) for shape, own in shares.items()]
     same = [
         f"warning: {f'all {images}' if number == images else f'{number} of {images}'} masks of {format_shape(shape)} "

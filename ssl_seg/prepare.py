@@ -20,7 +20,7 @@ from ssl_seg.data.findings import describe_finding
 from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
 from ssl_seg.data.splits.split import Split, make_folds, make_split, reorder_labeled
 from ssl_seg.data.store import decoded_bytes
-from ssl_seg.errors import ConfigError, RefusedError, RunDirError
+from ssl_seg.errors import ConfigError, RefusedError, RunDirError, quote
 from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.lint import lint
 from ssl_seg.methods import METHODS
@@ -233,7 +233,8 @@ def _check_unfinished(run: RunDir, step: int, total_steps: int) -> None:
     if (end := events.get("collapsed", events.get("intervention"))) is not None:
         raise RunDirError(
             f"{run.path} was ended by its monitor at step {step}: {', '.join(end['codes'])}. To go on would be to "
-            f"train what has collapsed. See why with `ssl-seg diagnose {run.last}`, which names the command to try next"
+            f"train what has collapsed. See why with `ssl-seg diagnose {quote(run.last)}`, which names the command to "
+            "try next"
         )
 
 

@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.errors import RunDirError
+from ssl_seg.errors import RunDirError, quote
 
 CONFIG_FILE, SPLIT_FILE, ENVIRONMENT_FILE = "config.yaml", "split.yaml", "environment.json"
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
@@ -136,8 +136,8 @@ def check_free(path: Path) -> None:
         RunDirError: when something is there already; names --resume and the next free name.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        resume = f"continue it with --resume {path}, or " if (path / CONFIG_FILE).exists() else ""
-        raise RunDirError(f"{path} exists already and is never overwritten: {resume}use --out {next_free(path)}")
+        resume = f"continue it with --resume {quote(path)}, or " if (path / CONFIG_FILE).exists() else ""
+        raise RunDirError(f"{path} exists already and is never overwritten: {resume}use --out {quote(next_free(path))}")
 
 
 def open_run_dir(path: Path) -> RunDir:

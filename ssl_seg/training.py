@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ from ssl_seg.engine.loop import Ending, LoopStart, LrAt, Schedule, run_loop
 from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.engine.policies import Policies
 from ssl_seg.engine.swa import WeightAverage
-from ssl_seg.errors import ConfigError, RunDirError
+from ssl_seg.errors import ConfigError, RunDirError, quote
 from ssl_seg.finish import finish_run
 from ssl_seg.inference.model import make_network
 from ssl_seg.losses import make_supervised_loss
@@ -104,9 +103,7 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
     except (OSError, RuntimeError) as error:
         if is_disk_full(error):
             run = prepared.run.path
-            command = (
-                "" if request.in_series else f", then continue with `ssl-seg train --resume {shlex.quote(str(run))}`"
-            )
+            command = "" if request.in_series else f", then continue with `ssl-seg train --resume {quote(run)}`"
             raise RunDirError(
                 f"the disk of {run} is full; the last checkpoint is kept. Free some space{command}"
             ) from error
@@ -115,7 +112,7 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
 
 def _describe_interrupt(run: RunDir) -> str:
     """Return what is left of a run that was interrupted in the middle of something, and how to go on."""
-    here, free = (shlex.quote(str(path)) for path in (run.path, next_free(run.path)))
+    here, free = (quote(path) for path in (run.path, next_free(run.path)))
     if run.last.is_file():
         step = load_checkpoint(run.last, lazy=True).progress.step
         return f"interrupted; saved is step {step}; continue with: ssl-seg train --resume {here}"

@@ -39,10 +39,10 @@ def check_resumed(path: Path) -> None:
         RunDirError: for that of a ladder or an ablation, with the command that goes on with it.
     """
     from ssl_seg.ablation.cells import MARKER
-    from ssl_seg.errors import RunDirError
+    from ssl_seg.errors import RunDirError, quote
     from ssl_seg.series.label_rungs import LADDER_FILE
 
     if (path / LADDER_FILE).is_file():
-        raise RunDirError(f"{path} is a ladder: continue it with ssl-seg ladder --resume {path}")
+        raise RunDirError(f"{path} is a ladder: continue it with ssl-seg ladder --resume {quote(path)}")
     if (path / MARKER).is_file():
         raise RunDirError(f"{path} is the directory of an ablation: its `ssl-seg ablate` command, given again, goes on")

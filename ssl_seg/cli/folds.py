@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ssl_seg.errors import quote
+
 if TYPE_CHECKING:
     from ssl_seg.configio import Layer
     from ssl_seg.series.fold_runs import CrossValidation, FoldRun
@@ -70,7 +72,7 @@ def run_folds(layers: tuple[Layer, ...], out: Path | None, resume: Path | None, 
         return
     if result.ending == "interrupted":
         waiting = next((fold.name for fold in result.folds if fold.status == "waiting"), "the end")
-        typer.echo(f"interrupted at {waiting}; continue with: ssl-seg train --resume {result.path}")
+        typer.echo(f"interrupted at {waiting}; continue with: ssl-seg train --resume {quote(result.path)}")
         raise typer.Exit(130)
     _report(result)
     if any(fold.status == "collapsed" for fold in result.folds):
@@ -95,12 +97,14 @@ def _report(result: CrossValidation) -> None:
     typer.echo(f"wrote {result.path / FOLDS_FILE}")
     for fold in result.folds:
         if fold.status == "collapsed":
-            typer.echo(f"{fold.name} collapsed; next: ssl-seg diagnose {result.run_of(fold).last}", err=True)
+            typer.echo(f"{fold.name} collapsed; next: ssl-seg diagnose {quote(result.run_of(fold).last)}", err=True)
     if summary["better"]["out_of_fold"]["margin"] <= 0:
         worst = min(result.folds, key=lambda fold: summarize_score(fold.scores[fold.net])["margin"])
-        typer.echo(f"no better than foreground everywhere; next: ssl-seg diagnose {result.run_of(worst).best}")
+        typer.echo(f"no better than foreground everywhere; next: ssl-seg diagnose {quote(result.run_of(worst).best)}")
     elif all(fold.status == "done" for fold in result.folds):
-        typer.echo(f"next: ssl-seg evaluate {result.path} --test    ssl-seg predict {result.path} IMAGES OUTPUT")
+        typer.echo(
+            f"next: ssl-seg evaluate {quote(result.path)} --test    ssl-seg predict {quote(result.path)} IMAGES OUTPUT"
+        )
 
 
 def _format(student: dict[str, Any], teacher: dict[str, Any], better: dict[str, Any], *, several: bool) -> list[str]:

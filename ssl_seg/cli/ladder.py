@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ssl_seg.errors import quote
+
 if TYPE_CHECKING:
     from ssl_seg.series.label_rungs import LabelLadder, Rung
 
@@ -94,7 +96,7 @@ def _report(result: LabelLadder) -> None:
 
     if not is_main_process():
         return
-    resume = f"ssl-seg ladder --resume {result.path}"
+    resume = f"ssl-seg ladder --resume {quote(result.path)}"
     if result.ending == "interrupted":
         waiting = next((rung.name for rung in result.rungs if rung.status == "waiting"), "the end")
         typer.echo(f"interrupted at {waiting}; continue with: {resume}")
@@ -106,10 +108,10 @@ def _report(result: LabelLadder) -> None:
     if (best := result.best) is None or result.checkpoint is None:
         typer.echo("no rung has come to a network to use")
     elif best.scores[best.net]["margin"] <= 0:
-        typer.echo(f"no rung is better than foreground everywhere; next: ssl-seg diagnose {result.checkpoint}")
+        typer.echo(f"no rung is better than foreground everywhere; next: ssl-seg diagnose {quote(result.checkpoint)}")
     else:
         typer.echo(f"use rung {best.number}, the best on validation: {result.checkpoint}")
-        typer.echo(f"next: ssl-seg evaluate {result.checkpoint}    ssl-seg predict {result.checkpoint} IMAGES OUTPUT")
+        typer.echo(f"next: ssl-seg evaluate {quote(result.path)}    ssl-seg predict {quote(result.path)} IMAGES OUTPUT")
     if result.ended is not None:
         raise typer.Exit(3)
 
@@ -121,7 +123,7 @@ def _explain(rung: Rung, result: LabelLadder, resume: str) -> None:
     else:
         typer.echo(
             f"rung {rung.number} (labels {rung.labels:g}) was stopped by the monitor: {', '.join(rung.codes)}\n"
-            f"  next: ssl-seg diagnose {result.run_of(rung).last}",
+            f"  next: ssl-seg diagnose {quote(result.run_of(rung).last)}",
             err=True,
         )
     typer.echo(f"to go on all the same, from the best rung so far: {resume} --force", err=True)

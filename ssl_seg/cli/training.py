@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssl_seg.errors import quote
+
 if TYPE_CHECKING:
     from ssl_seg.prepare import TrainRequest
     from ssl_seg.training import TrainResult
@@ -131,14 +133,14 @@ def _run(request: TrainRequest) -> None:
 def _report(result: TrainResult) -> None:
     run = result.run
     if result.ending == "interrupted":
-        typer.echo(f"interrupted after step {result.step}; continue with: ssl-seg train --resume {run.path}")
+        typer.echo(f"interrupted after step {result.step}; continue with: ssl-seg train --resume {quote(run.path)}")
         return
     if result.ending == "collapsed":
         codes = ", ".join(result.verdict.codes)
         typer.echo(
             f"stopped by the monitor after step {result.step}: {codes}\n"
             f"  what was done is in {run.events_path}\n"
-            f"  next: ssl-seg diagnose {run.last}",
+            f"  next: ssl-seg diagnose {quote(run.last)}",
             err=True,
         )
         return
@@ -146,12 +148,12 @@ def _report(result: TrainResult) -> None:
     print_scores(f"validation scores of {run.best}", rows)
     typer.echo(f"verdict: {result.verdict.level}{' ' + ','.join(result.verdict.codes) if result.verdict.codes else ''}")
     if result.verdict.level == "collapsed":
-        typer.echo(f"do not use these networks; next: ssl-seg diagnose {run.last}")
+        typer.echo(f"do not use these networks; next: ssl-seg diagnose {quote(run.last)}")
         return
     if max(result.scores[net]["margin"] for net in ("student", "teacher")) <= 0:
-        typer.echo(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {run.best}")
+        typer.echo(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {quote(run.best)}")
         return
-    typer.echo(f"next: ssl-seg evaluate {run.best}    ssl-seg predict {run.best} IMAGES OUTPUT")
+    typer.echo(f"next: ssl-seg evaluate {quote(run.best)}    ssl-seg predict {quote(run.best)} IMAGES OUTPUT")
 
 
 def print_scores(title: str, runs: list[tuple[str, dict[str, Any]]]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ssl_seg.config import LossConfig
+from ssl_seg.errors import quote
 from ssl_seg.monitor.findings import Finding
 from ssl_seg.rundir import CONFIG_FILE, next_free
 
@@ -150,8 +150,3 @@ def _list_pairs(options: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     directions = {"fn_cost": 1, "pos_weight": 1, "fp_cost": -1}
     values = {key: float(options[key]) for key in directions if options.get(key) is not None}
     return [(key, value, value ** directions[key]) for key, value in values.items()]
-
-
-def quote(path: object) -> str:
-    """Return a path for a line of shell."""
-    return shlex.quote(str(path))

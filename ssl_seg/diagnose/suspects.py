@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_seg.diagnose.facts import Facts, quote
+from ssl_seg.diagnose.facts import Facts
 from ssl_seg.diagnose.result import Cause
 from ssl_seg.diagnose.shapes import FEWEST
+from ssl_seg.errors import quote
 from ssl_seg.monitor.catalog import limit
 
 RANK = 0.99

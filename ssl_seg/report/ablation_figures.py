@@ -249,10 +249,13 @@ def _cases(arm: ArmSummary) -> str:
 
 
 def _style(line: Line, lines: Sequence[Line]) -> tuple[str, str]:
-    """Return color and line style of a line: the color says the method, the style recipe and start."""
+    """Return color and line style of a line: the color says the method, the style recipe and start. Of one method alone
+    the color says both."""
     methods = list(dict.fromkeys(method for method, _, _ in lines))
     variants = list(dict.fromkeys(other[1:] for other in lines))
-    return _COLORS[methods.index(line[0]) % len(_COLORS)], _STYLES[variants.index(line[1:]) % len(_STYLES)]
+    variant = variants.index(line[1:])
+    color = variant if len(methods) == 1 else methods.index(line[0])
+    return _COLORS[color % len(_COLORS)], _STYLES[variant % len(_STYLES)]
 
 
 def _name(line: Line, lines: Sequence[Line]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, quote
 from ssl_seg.report.diagnosis_figures import Picture, plot_diagnosis
 from ssl_seg.report.diagnosis_summary import describe_scope, figure, make_key_figures
 from ssl_seg.report.diagnosis_tables import make_tables
@@ -26,7 +26,7 @@ def check_report_folder(folder: Path) -> None:
         DataError: when it is a file, or a folder that holds anything; names the next free name.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} exists already and is not overwritten: use --out {next_free(folder)}")
+        raise DataError(f"{folder} exists already and is not overwritten: use --out {quote(next_free(folder))}")
 
 
 def write_report(diagnosis: Diagnosis, folder: Path, command: str = "") -> Path:

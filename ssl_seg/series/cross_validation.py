@@ -20,7 +20,7 @@ from ssl_seg.configio import Layer, merge_layers, nest
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import save_folds, split_from_dict
 from ssl_seg.engine.devices import call_on_main, make_fabric
-from ssl_seg.errors import ConfigError, RunDirError, SslSegError
+from ssl_seg.errors import ConfigError, RunDirError, SslSegError, quote
 from ssl_seg.finish import FINAL_OVERLAP
 from ssl_seg.inference.model import open_model
 from ssl_seg.inference.scoring import score_cases
@@ -197,7 +197,7 @@ def _train_fold(
         return call_on_main(fabric, lambda: _score_fold(validation, fold, fabric.device, cases, console))
     except SslSegError as error:
         raise type(error)(
-            f"{fold.name}: {error}\nWhen that is mended: ssl-seg train --resume {validation.path}"
+            f"{fold.name}: {error}\nWhen that is mended: ssl-seg train --resume {quote(validation.path)}"
         ) from error
 
 
@@ -248,7 +248,7 @@ def _score_fold(
     )
     figures = summarize_score(scores[fold.net])
     if stopped:
-        console.note(f"{fold.name}: COLLAPSED ({', '.join(fold.codes)}); next: ssl-seg diagnose {run.last}")
+        console.note(f"{fold.name}: COLLAPSED ({', '.join(fold.codes)}); next: ssl-seg diagnose {quote(run.last)}")
     else:
         console.note(f"{fold.name}: F1 {figures['f1_macro']:.3f} ({fold.net})")
     return _save(validation.with_fold(fold))

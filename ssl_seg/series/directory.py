@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from ssl_seg.config import RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers
 from ssl_seg.engine.devices import call_on_main
-from ssl_seg.errors import RunDirError
+from ssl_seg.errors import RunDirError, quote
 from ssl_seg.rundir import CONFIG_FILE, RunDir, check_free, next_free
 from ssl_seg.sources import absolute_root
 
@@ -69,8 +69,8 @@ def check_free_for(file: str, path: Path, resume: str) -> None:
     """
     if (path / file).is_file():
         raise RunDirError(
-            f"{path} exists already and is never overwritten: continue it with `{resume} {path}`, or "
-            f"use --out {next_free(path)}"
+            f"{path} exists already and is never overwritten: continue it with `{resume} {quote(path)}`, or "
+            f"use --out {quote(next_free(path))}"
         )
     check_free(path)
 

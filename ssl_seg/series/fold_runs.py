@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from pydantic import TypeAdapter
 
 from ssl_seg import __version__
 from ssl_seg.configio import Layer
-from ssl_seg.errors import ConfigError, RefusedError, RunDirError
+from ssl_seg.errors import ConfigError, RefusedError, RunDirError, quote
 from ssl_seg.inference.scoring import CaseScore, Score
 from ssl_seg.metrics import Overlap
 from ssl_seg.rundir import RunDir, is_disk_full, write_json
@@ -146,7 +145,7 @@ def list_members(paths: Sequence[Path]) -> list[Path]:
             kept = [validation.run_of(fold).best for fold in validation.folds if fold.status == "done"]
             raise RefusedError(
                 f"{path}: {', '.join(fold.name for fold in bad)} collapsed ({', '.join(bad[0].codes)}) and would spoil "
-                f"the mean. Name the others: {' '.join(shlex.quote(str(p)) for p in kept)}"
+                f"the mean. Name the others: {' '.join(quote(p) for p in kept)}"
             )
         members += validation.checkpoints
     places = [path.resolve() for path in members]
@@ -165,7 +164,7 @@ def load_finished(path: Path) -> CrossValidation:
     if waiting := [fold.name for fold in validation.folds if fold.status == "waiting"]:
         raise RunDirError(
             f"{path} is not finished: {', '.join(waiting)} of {len(validation.folds)} folds to do. Continue it with "
-            f"`ssl-seg train --resume {shlex.quote(str(path))}`, or name the checkpoints of the finished folds"
+            f"`ssl-seg train --resume {quote(path)}`, or name the checkpoints of the finished folds"
         )
     return validation
 
@@ -193,7 +192,7 @@ def save_folds_file(validation: CrossValidation) -> None:
             raise
         raise RunDirError(
             f"the disk of {validation.path} is full; the folds trained so far are kept. Free some space, then continue "
-            f"with `ssl-seg train --resume {shlex.quote(str(validation.path))}`"
+            f"with `ssl-seg train --resume {quote(validation.path)}`"
         ) from error
 
 

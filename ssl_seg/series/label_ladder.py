@@ -24,7 +24,7 @@ from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import save_split, split_from_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.engine.devices import call_on_main, make_fabric
-from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError
+from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError, quote
 from ssl_seg.finish import FINAL_OVERLAP
 from ssl_seg.inference.model import better_net, open_model
 from ssl_seg.inference.scoring import score_cases
@@ -212,7 +212,9 @@ def _climb_rung(
         ended = replace(ladder.with_rung(refused), ending="refused")
         return call_on_main(fabric, lambda: _save(ended))
     except SslSegError as error:
-        raise type(error)(f"{where}: {error}\nWhen that is mended: ssl-seg ladder --resume {ladder.path}") from error
+        raise type(error)(
+            f"{where}: {error}\nWhen that is mended: ssl-seg ladder --resume {quote(ladder.path)}"
+        ) from error
 
 
 def _parent_of(ladder: LabelLadder) -> int | None:
@@ -255,7 +257,7 @@ def _judge(
         rung = replace(rung, scores={k: v for k, v in checkpoint.scores.items() if k != "selected"})
     tolerated = checkpoint.config["monitor"]["on_collapse"] == "warn"
     if ending.get("event") == "collapsed" or (verdict == "collapsed" and not tolerated):
-        console.note(f"rung {rung.number}: COLLAPSED ({', '.join(codes)}); next: ssl-seg diagnose {run.last}")
+        console.note(f"rung {rung.number}: COLLAPSED ({', '.join(codes)}); next: ssl-seg diagnose {quote(run.last)}")
         rung = replace(rung, status="collapsed")
         return _save(replace(ladder.with_rung(rung), ending=None if ladder.force else "collapsed"))
     counts = _count_validation(run, rung.net, device, cases, console)

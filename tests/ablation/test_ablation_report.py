@@ -208,6 +208,12 @@ class TestScoresFigure:
         assert lines["supervised", "scratch"].get_color() != lines["cps", "scratch"].get_color()
         assert lines["cps", "scratch"].get_linestyle() != lines["cps", "bootstrap"].get_linestyle()
 
+    def test_starts_of_one_method_have_colors_of_their_own(self, draw: Any) -> None:
+        starts = ("scratch", "bootstrap", "scratch_long")
+        (axis,) = draw(plot_scores, summarize(make_grid({"supervised": 0.0}, starts=starts), "f1", "supervised"))
+        lines = [named_line(axis, f"supervised, {start}") for start in starts]
+        assert len({line.get_color() for line in lines}) == len({line.get_linestyle() for line in lines}) == 3
+
     def test_trivial_score_and_lost_runs_are_marked(self, draw: Any, summary: AblationSummary) -> None:
         (axis,) = draw(plot_scores, summary)
         assert named_line(axis, "all positive: 0.400").get_ydata() == [summary.all_positive] * 2
