@@ -208,7 +208,7 @@ class TestCompare:
         assert found["low"] == pytest.approx(low, abs=0.25 * (high - low))
         assert found["high"] == pytest.approx(high, abs=0.25 * (high - low))
         alone = [{"cases": table["cases"][:1]} for table in tables]
-        assert add_differences({"rows": alone})["rows"][1]["difference"]["low"] is None
+        assert add_differences({"rows": alone})["rows"][1]["difference"]["low"] == -1.0  # of one case nothing is known
 
     def test_labeled_training_cases_of_any_of_them_are_refused(
         self, members: list[Path], tiny_run: Path, tmp_path: Path
