@@ -59,7 +59,8 @@ def plot_scores(summary: AblationSummary, path: Path) -> bool:
     lines = list(dict.fromkeys(a.line for a in placed))
     for index, line in enumerate(lines):
         shift = 1.05 ** (index - (len(lines) - 1) / 2)  # dots of lines with the same labels stand side by side
-        _draw_line(axis, [a for a in placed if a.line == line], shift, *_style(line, lines), _name(line, lines))
+        own = [a for a in placed if a.line == line]
+        _draw_line(axis, own, _find_begin(own, placed), shift, *_style(line, lines), _name(line, lines))
     for score, name, style in (
         (summary.all_positive, "all positive", (0, (6, 2))),
         (summary.predict_nothing, "predict nothing", (0, (1, 2))),
@@ -75,8 +76,23 @@ def plot_scores(summary: AblationSummary, path: Path) -> bool:
     return True
 
 
-def _draw_line(axis: Axes, arms: Sequence[ArmSummary], shift: float, color: str, style: str, name: str) -> None:
-    means = [(a.labeled or 1.0, a.mean) for a in arms if a.mean]
+def _find_begin(own: Sequence[ArmSummary], arms: Sequence[ArmSummary]) -> list[ArmSummary]:
+    """Return the arm at the smallest fraction where the line lacks it: there every start is from scratch."""
+    alike = [a for a in arms if a.line[:2] == own[0].line[:2]]
+    smallest = min(alike, key=lambda a: a.labeled or 1.0)
+    return [] if own[0].arm.start == "scratch" or smallest in own else [smallest]
+
+
+def _draw_line(
+    axis: Axes,
+    arms: Sequence[ArmSummary],
+    begin: Sequence[ArmSummary],
+    shift: float,
+    color: str,
+    style: str,
+    name: str,
+) -> None:
+    means = [(a.labeled or 1.0, a.mean) for a in (*begin, *arms) if a.mean]
     x = np.array([labeled for labeled, _ in means])
     values, low, high = (np.array([getattr(mean, end) for _, mean in means]) for end in ("value", "low", "high"))
     axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)

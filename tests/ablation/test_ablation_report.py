@@ -208,6 +208,16 @@ class TestScoresFigure:
         assert lines["supervised", "scratch"].get_color() != lines["cps", "scratch"].get_color()
         assert lines["cps", "scratch"].get_linestyle() != lines["cps", "bootstrap"].get_linestyle()
 
+    def test_every_start_begins_at_the_smallest_fraction(self, draw: Any) -> None:
+        """There all are from scratch, and are stored as such."""
+        cells = make_grid({"supervised": 0.0}, starts=("scratch", "bootstrap"))
+        summary = summarize([c for c in cells if c.arm.start == "scratch" or c.arm.labels > 0.01], "f1", "supervised")
+        (axis,) = draw(plot_scores, summary)
+        first, second = (named_line(axis, f"supervised, {start}") for start in ("scratch", "bootstrap"))
+        assert list(first.get_xdata()) == list(second.get_xdata()) == [4, 36, 360]
+        assert first.get_ydata()[0] == second.get_ydata()[0]
+        assert first.get_ydata()[1] != second.get_ydata()[1]
+
     def test_starts_of_one_method_have_colors_of_their_own(self, draw: Any) -> None:
         starts = ("scratch", "bootstrap", "scratch_long")
         (axis,) = draw(plot_scores, summarize(make_grid({"supervised": 0.0}, starts=starts), "f1", "supervised"))
