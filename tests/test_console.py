@@ -89,6 +89,19 @@ def test_a_terminal_too_narrow_for_the_words_gets_a_list(
     assert set("\n".join(lines).split()) >= FIGURES
 
 
+@pytest.mark.parametrize("width", [None, 80, 8])
+def test_rows_may_end_early(
+    width: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if width is not None:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", str(width))
+    print_table("t", ["component", "F1"], [["dice", "0.125"], ["alone"], []])
+    shown = capsys.readouterr().out
+    assert "0.125" in shown
+    assert "alone" in shown
+
+
 def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("[/t]", ["lr[high]"], [["bad [/tmp/x] here"], ["[bold]"]])
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [

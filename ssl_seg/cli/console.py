@@ -113,7 +113,7 @@ def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table to stdout. No figure is ever cut off.
+    """Print a table to stdout. No figure is ever cut off; rows may end before the last column.
 
     In a file or a pipe, lines are as long as they are. On a terminal, cells are wrapped between words; where that is
     not enough, the lines between columns are left out, and at last each row is a list.
@@ -124,6 +124,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
     drawn = sys.stdout.isatty()
     console = Console(width=None if drawn else _ANY_WIDTH, highlight=False, markup=False)
+    rows = [[*row, *[""] * (len(columns) - len(row))] for row in rows]
     cells = list(zip(columns, *rows, strict=True))
     boxed = fit_widths(cells, console.width - 3 * len(columns) - 1)
     plain = fit_widths(cells, console.width - len(columns))
