@@ -177,6 +177,11 @@ def write_config(config: Config, run: RunDir, header: str) -> None:
         temporary.write_text(dump_config(config, header), encoding="utf-8")
 
 
+def has_runtime_only(layers: Sequence[Layer]) -> bool:
+    """Return whether layers say nothing but how a machine is used: that may change where a training goes on."""
+    return all(set(layer.values) == {"runtime"} for layer in layers)
+
+
 def read_header(run: RunDir) -> str:
     """Return the comment at the top of config.yaml."""
     lines = (run.path / CONFIG_FILE).read_text(encoding="utf-8").splitlines()
@@ -190,8 +195,8 @@ def _make_header(plan: Plan, request: TrainRequest) -> str:
 
 
 def _reopen(request: TrainRequest, note: Callable[[str], None], tracker: Callable[[str], Track]) -> Prepared:
-    others = [layer.source for layer in request.layers if set(layer.values) != {"runtime"}]
-    if request.resume is None or request.bootstrap or request.out or request.epochs or others:
+    others = request.bootstrap or request.out or request.epochs
+    if request.resume is None or others or not has_runtime_only(request.layers):
         raise ConfigError(
             "--resume continues a run with its own settings: give it without other options "
             "(only runtime settings such as --devices may change)"

@@ -67,8 +67,25 @@ def test_an_empty_directory_is_filled_in_place(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(RunDirError, match=r"cannot create .*No space"):
         create_whole(path, fail)
     assert list(place.iterdir()) == []
+    (place / "of somebody else").touch()  # since it was looked at
+    with pytest.raises(RunDirError, match=r"cannot create .*No space"):
+        create_whole(path, fail)
     create_whole(path, lambda folder: (folder / "a").touch())
-    assert [file.name for file in place.iterdir()] == ["a"]
+    assert sorted(file.name for file in place.iterdir()) == ["a", "of somebody else"]
+
+
+def test_the_file_of_a_series_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before, the directory is none of a series."""
+    moved: list[str] = []
+    rename = Path.rename
+
+    def record(file: Path, target: Path) -> Path:
+        moved.append(file.name)
+        return rename(file, target)
+
+    monkeypatch.setattr(Path, "rename", record)
+    create_whole(tmp_path, lambda folder: [(folder / name).touch() for name in ("a.json", "b.yaml", "c.yaml")] and None)
+    assert (len(moved), moved[-1]) == (3, "a.json")
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def open_folder(out: Path, cell_id: str) -> CellFolder:
     return CellFolder(out / "cells" / cell_id)
 
 
-def read_machine(out: Path) -> bool | None:
+def is_planned_for_gpu(out: Path) -> bool | None:
     """Return whether the cells of a directory are planned for GPUs; None where there are none yet.
 
     What the settings leave open is planned for the machine, and a cell is known by its settings: planned for another

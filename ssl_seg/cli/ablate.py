@@ -59,7 +59,7 @@ def ablate(
     A cell is known by the content of its settings: a second call trains only what is missing, also after a crash.
     Exit code 2 when a cell failed.
     """
-    from ssl_seg.ablation.cells import check_place, open_folder, read_machine, read_result, write_cells
+    from ssl_seg.ablation.cells import check_place, is_planned_for_gpu, open_folder, read_result, write_cells
     from ssl_seg.ablation.resolve import resolve_cells
     from ssl_seg.ablation.spec import find_data_root, find_spec, read_spec
     from ssl_seg.cli.console import TerminalConsole
@@ -68,7 +68,7 @@ def ablate(
 
     wanted = read_spec(spec, _read_options(labels, more, data, steps, part, metric, set_))
     place = out or Path("runs") / f"{find_spec(spec).stem}_{name_data(find_data_root(wanted))}"
-    first = read_machine(place)
+    first = is_planned_for_gpu(place)
     gpu = first if first is not None else gpus_per_cell > 0 if ray is not None else bool(_find_gpus())
     cells = resolve_cells(wanted, gpu=gpu, track=TerminalConsole().track("reading data and settings"))
     if dry_run:

@@ -33,27 +33,30 @@ def anchor_layer(layer: Layer) -> Layer:
 def create_whole(path: Path, fill: Callable[[Path], None]) -> None:
     """Create a directory in one step: it is there with all that ``fill`` writes into it, or not at all.
 
-    An empty directory that is there already may be the one the program works in, a link or a mount point: it is filled
-    in place, and emptied again when that fails.
+    An empty directory that is there already may be the one the program works in, a link or a mount point: the files are
+    moved into it, that by which the series is known last. Nothing but what ``fill`` has written is ever removed.
+
+    Args:
+        path: the directory, absent or empty.
+        fill: writes files into the folder that it is given.
 
     Raises:
         RunDirError: when it cannot be created.
     """
     exists = path.is_dir()
-    temporary = path if exists else path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = (path if exists else path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
-        temporary.mkdir(parents=True, exist_ok=exists)
+        temporary.mkdir(parents=True)
         fill(temporary)
-        if not exists:
+        if exists:
+            for file in sorted(temporary.iterdir(), key=lambda file: file.suffix == ".json"):
+                file.rename(path / file.name)
+        else:
             temporary.rename(path)
     except OSError as error:
-        if exists:
-            for file in path.iterdir():
-                file.unlink()
         raise RunDirError(f"cannot create the directory {path}: {error.strerror or error}") from error
     finally:
-        if not exists:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_free_for(file: str, path: Path, resume: str) -> None:
@@ -73,11 +76,6 @@ def check_free_for(file: str, path: Path, resume: str) -> None:
             f"use --out {quote(next_free(path))}"
         )
     check_free(path)
-
-
-def has_runtime_only(layers: Sequence[Layer]) -> bool:
-    """Return whether the layers say nothing but how a machine is used, which may change when a series goes on."""
-    return all(set(layer.values) == {"runtime"} for layer in layers)
 
 
 def pin_processes(runtime: RuntimeConfig) -> Layer:

@@ -29,14 +29,13 @@ from ssl_seg.finish import FINAL_OVERLAP
 from ssl_seg.inference.model import better_net, open_model
 from ssl_seg.inference.scoring import score_cases
 from ssl_seg.preflight import check_layers
-from ssl_seg.prepare import Plan, TrainRequest, make_plan
+from ssl_seg.prepare import Plan, TrainRequest, has_runtime_only, make_plan
 from ssl_seg.recorder import Console, Silent
 from ssl_seg.rundir import SPLIT_FILE, RunDir, next_free
 from ssl_seg.series.directory import (
     anchor_layer,
     check_free_for,
     create_whole,
-    has_runtime_only,
     hold_directory,
     pin_processes,
     read_machine,

@@ -15,9 +15,9 @@ from ssl_seg.ablation import execute as execute_module
 from ssl_seg.ablation.cells import (
     CellFolder,
     check_version,
+    is_planned_for_gpu,
     open_folder,
     read_cell,
-    read_machine,
     read_result,
     write_cells,
 )
@@ -271,7 +271,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> Non
     path = tmp_path / name if name == "machine.json" else open_folder(tmp_path, "a").path / name
     path.write_text(content)
     with pytest.raises(RunDirError, match=rf"{name} is damaged .*remove it"):
-        read_machine(tmp_path) if name == "machine.json" else read_result(tmp_path, cell, WANTED)
+        is_planned_for_gpu(tmp_path) if name == "machine.json" else read_result(tmp_path, cell, WANTED)
 
 
 def test_a_cell_of_another_version_is_in_no_table(tmp_path: Path) -> None:
