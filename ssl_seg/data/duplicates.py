@@ -101,7 +101,7 @@ def find_alike_pairs(
         limit = _limit_among(vectors, minimum_correlation, _ALIKE_SHARE)
         for start, similar in _chunks(stack, vectors, turned=False):
             rows, columns = np.nonzero(similar >= limit)
-            found = ((float(similar[r, c]), ids[start + r], ids[start + c]) for r, c in zip(rows, columns, strict=True))
+            found = ((float(similar[r, c]), ids[start + r], ids[c]) for r, c in zip(rows, columns, strict=True))
             best = heapq.nsmallest(count, [*best, *found], key=lambda pair: (-pair[0], pair[1:]))
     return [AlikePair(first, second, min(correlation, 1.0)) for correlation, first, second in best]
 

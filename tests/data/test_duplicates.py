@@ -186,6 +186,18 @@ def test_alike_pairs_are_ranked_and_counted() -> None:
     assert find_alike_pairs(made, minimum_correlation=0.999) == []
 
 
+@pytest.mark.parametrize("count", [2, 4, 5, 6, 11, 25])
+def test_alike_pairs_agree_with_brute_force_on_both_sides_of_a_chunk(count: int, monkeypatch) -> None:
+    monkeypatch.setattr(duplicates, "_CHUNK", 5)
+    monkeypatch.setattr(duplicates, "_ALIKE_SHARE", 10.0)  # the plain limit holds
+    made = {f"{n:02d}": noise(32, 32, seed=n // 3) + 0.5 * noise(32, 32, seed=100 + n) for n in range(count)}
+    pairs = find_alike_pairs(made, minimum_correlation=0.5, count=1000)
+    correlations = {p: np.corrcoef(made[p[0]].ravel(), made[p[1]].ravel())[0, 1] for p in combinations(made, 2)}
+    assert {(p.first, p.second) for p in pairs} == {p for p, value in correlations.items() if value >= 0.5}
+    for pair in pairs:
+        assert pair.correlation == pytest.approx(correlations[pair.first, pair.second], abs=1e-5)
+
+
 def test_real_micrographs_hold_no_copies_and_a_planted_one_is_found(emps_dir: Path) -> None:
     paths = sorted((emps_dir / "images").iterdir())[:80]
     images = {p.stem: cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in paths}
