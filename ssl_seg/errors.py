@@ -9,6 +9,8 @@
     ├── NetworkError         an unknown network, or a patch size it cannot take
     ├── CheckpointError      a file that is no checkpoint of ours, or does not fit
     ├── RunDirError          a run directory that exists already, or is none
+    │   └── InUseError       another process works in the directory
+    ├── MachineError         memory or another process of the run has given out
     └── RefusedError         exit code 3: stopped by the monitor or refused by a gate
 
 Messages say which value, where it was set, the rule, and what to do instead.
@@ -17,6 +19,8 @@ Messages say which value, where it was set, the rule, and what to do instead.
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,6 +56,14 @@ class RunDirError(SslSegError):
     """A run directory exists already, or is not one."""
 
 
+class InUseError(RunDirError):
+    """Another process works in the directory."""
+
+
+class MachineError(SslSegError):
+    """The machine cannot do what the settings ask of it: memory, or another process of the run."""
+
+
 class RefusedError(SslSegError):
     """The monitor stopped the run, or a gate refused to start it."""
 
@@ -67,3 +79,25 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def quote(path: Path | str) -> str:
     """Return a path as it is written in a command."""
     return shlex.quote(str(path))
+
+
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|cannot allocate memory|unable to allocate|out of memory|"
+    r"_ALLOC_FAILED|cudaErrorMemoryAllocation|caught (_Array)?MemoryError|worker .*is killed by signal: Killed",
+    re.IGNORECASE,
+)
+"""What libraries say when they get no memory and have no exception of their own for it: the allocators of PyTorch for
+CPU, CUDA and MPS, cuBLAS and cuDNN, NumPy, a loader's process that ran out of memory or that the system killed."""
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether a lack of memory, of the machine or of its GPU, is among the causes of an error."""
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "ssl_seg"
 LAYERS = [
-    {"errors"},
+    {"errors", "machine"},
     {
         "labels",
         "config",

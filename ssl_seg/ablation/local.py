@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ssl_seg.ablation.cells import CellFolder
+from ssl_seg.machine import count_cores
 
 WORKER = "ssl_seg.ablation.worker"
 
@@ -70,11 +71,6 @@ def make_environment(base: Mapping[str, str], threads: int, gpu: str | None) -> 
     """Return the environment of a worker: threads pinned, and one GPU, if any, to be seen."""
     pinned = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return {**base, **pinned, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
-
-
-def count_cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_threads(workers: int) -> int:

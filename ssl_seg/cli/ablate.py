@@ -136,8 +136,9 @@ def _read_options(
 
 
 def _make_launcher(workers: int | None, ray: str | None, cpus_per_cell: int, gpus_per_cell: float) -> Launcher:
-    from ssl_seg.ablation.local import LocalLauncher, count_cores
+    from ssl_seg.ablation.local import LocalLauncher
     from ssl_seg.errors import ConfigError
+    from ssl_seg.machine import count_cores
 
     if ray is None:
         if gpus_per_cell or cpus_per_cell != 1:

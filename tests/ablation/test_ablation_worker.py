@@ -19,13 +19,14 @@ from ablation_cases import WANTED, write_spec
 from filelock import FileLock
 
 from ssl_seg.ablation.cells import CellFolder, open_folder, read_failure, read_result, write_cells
-from ssl_seg.ablation.local import LocalLauncher, count_cores, count_threads, make_environment
+from ssl_seg.ablation.local import LocalLauncher, count_threads, make_environment
 from ssl_seg.ablation.resolve import resolve_cells
 from ssl_seg.ablation.results import Cell
 from ssl_seg.ablation.spec import ScoreConfig, read_spec
 from ssl_seg.ablation.worker import DONE, FAILED, HELD, INVISIBLE, NO_SPACE, run_cell
 from ssl_seg.checkpoint import load_checkpoint
 from ssl_seg.evaluation import EvaluateRequest, evaluate
+from ssl_seg.machine import count_cores
 
 
 @pytest.fixture(scope="module")
