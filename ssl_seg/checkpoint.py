@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_seg.errors import CheckpointError
+from ssl_seg.errors import CheckpointError, is_out_of_memory
 from ssl_seg.rundir import atomic_write
 
 FORMAT, VERSION, READABLE = "ssl_seg.checkpoint", 4, (1, 2, 3, 4)
@@ -132,6 +132,8 @@ def load_checkpoint(path: Path, *, lazy: bool = False) -> Checkpoint:
             "(loading such a file could run code). Use a checkpoint written by `ssl-seg train`."
         ) from error
     except _UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{path} is not a readable checkpoint: it is damaged or of another kind") from error
     return _parse(content, path)
 

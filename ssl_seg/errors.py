@@ -24,6 +24,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
+from unicodedata import category
 
 
 class SslSegError(Exception):
@@ -83,11 +84,11 @@ def quote(path: Path | str) -> str:
 
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|cannot allocate memory|unable to allocate|out of memory|"
-    r"_ALLOC_FAILED|cudaErrorMemoryAllocation|caught (_Array)?MemoryError|worker .*is killed by signal: Killed",
+    r"insufficient memory|bad_alloc|_ALLOC_FAILED|cudaErrorMemoryAllocation|caught (_Array)?MemoryError|worker .*is killed by signal: Killed",
     re.IGNORECASE,
 )
 """What libraries say when they get no memory and have no exception of their own for it: the allocators of PyTorch for
-CPU, CUDA and MPS, cuBLAS and cuDNN, NumPy, a loader's process that ran out of memory or that the system killed."""
+CPU, CUDA and MPS, cuBLAS and cuDNN, NumPy, OpenCV, a loader's process that ran out of memory or that the system killed."""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -97,7 +98,31 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return True
-        if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
+        if not isinstance(error, SslSegError) and _OUT_OF_MEMORY.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def printable(text: object) -> str:
+    """Return a text in which nothing can steer a terminal or forge a line.
+
+    Control characters, line ends, invisible marks and those that turn the direction of writing stand as escapes such as
+    ``\\x1b``, and so do bytes of a file name that are no text. Spaces of any width and the joiners of emoji stay.
+    """
+    return "".join(
+        char if char.isprintable() or char in _JOINERS or category(char) == "Zs" else _escape(char)
+        for char in str(text)
+    )
+
+
+def printable_lines(text: object) -> str:
+    """Return a message whose lines are each as ``printable`` writes them."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
+_JOINERS = "\u200c\u200d"
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

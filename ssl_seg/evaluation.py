@@ -17,6 +17,7 @@ from ssl_seg.errors import ConfigError, DataError, SplitError
 from ssl_seg.inference.ensemble import check_members, open_members, score_members
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import score_cases
+from ssl_seg.precision import choose_device_if_given
 from ssl_seg.rundir import append_jsonl, find_run_of, now, read_jsonl
 from ssl_seg.series.fold_runs import is_cross_validation, join_scores, list_members, load_finished
 from ssl_seg.sources import absolute_root, open_data, open_store
@@ -49,6 +50,8 @@ class EvaluateRequest:
     """Further checkpoints, to be scored on the same cases."""
     ensemble: bool = False
     """Score the mean of the probabilities of all checkpoints too, as the headline."""
+    accelerator: str | None = None
+    """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
 
 
 def evaluate(
@@ -85,7 +88,8 @@ def evaluate(
 
 
 def _evaluate_one(request: EvaluateRequest, note: Callable[[str], None], track: TrackAll) -> dict[str, Any]:
-    model = open_model(request.checkpoint)
+    model = open_model(request.checkpoint, choose_device_if_given(request.accelerator))
+    _say_machine((model,), note)
     catalog, data = _open_cases(request, model, track("reading cases"))
     split = load_split(request.split) if request.split else split_from_dict(model.checkpoint.split)
     ids = _choose_cases(request, (model,), catalog, split, note)
@@ -114,7 +118,8 @@ def _evaluate_one(request: EvaluateRequest, note: Callable[[str], None], track: 
 def _evaluate_several(
     request: EvaluateRequest, paths: Sequence[Path], note: Callable[[str], None], track: TrackAll
 ) -> dict[str, Any]:
-    models = open_members(paths, request.which)
+    models = open_members(paths, request.which, choose_device_if_given(request.accelerator))
+    _say_machine(models, note)
     check_members(models, averaged=request.ensemble)
     catalog, data = _open_cases(request, models[0], track("reading cases"))
     split = load_split(request.split) if request.split else split_from_dict(models[0].checkpoint.split)
@@ -154,7 +159,8 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
     scores, rows = [], []
     opened: tuple[Catalog, DataConfig] | None = None
     for fold, path in zip(validation.folds, validation.checkpoints, strict=True):
-        (model,) = open_members([path], request.which)
+        (model,) = open_members([path], request.which, choose_device_if_given(request.accelerator))
+        _say_machine((model,), note)
         ((net, _),) = model.nets.items()
         opened = opened or _open_cases(request, model, track("reading cases"))
         catalog, data = opened
@@ -183,6 +189,12 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
         "nets": {OUT_OF_FOLD: _leave_out_cases(summary)},
         "folds": rows,
     }
+
+
+def _say_machine(models: Sequence[Model], note: Callable[[str], None]) -> None:
+    for model in models:
+        for text in model.describe_machine():
+            note(text)
 
 
 def _leave_out_cases(summary: dict[str, Any]) -> dict[str, Any]:

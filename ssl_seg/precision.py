@@ -1,4 +1,4 @@
-"""Autocast: where bf16 is native, and where it must not be used."""
+"""Devices, and autocast: where bf16 is native, and where it must not be used."""
 
 from __future__ import annotations
 
@@ -12,6 +12,46 @@ from torch import Tensor, nn
 from ssl_seg.errors import ConfigError
 
 Autocast = Callable[[], AbstractContextManager[Any]]
+ACCELERATORS = ("auto", "cpu", "cuda", "mps")
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """Return the device of an accelerator: ``auto`` is a GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: for another word than those of ``ACCELERATORS``, or a device that is not here.
+    """
+    if accelerator not in ACCELERATORS:
+        raise ConfigError(f"accelerator = '{accelerator}' must be one of {', '.join(ACCELERATORS)}")
+    if accelerator == "auto":
+        return torch.device("cuda" if has_device("cuda") else "cpu")
+    if not has_device(accelerator):
+        raise ConfigError(f"accelerator = {accelerator}: this machine has no such device; use auto")
+    return torch.device(accelerator)
+
+
+def choose_device_if_given(accelerator: str | None) -> torch.device | None:
+    """Return the device of an option, or None where it was not given.
+
+    Raises:
+        ConfigError: as for ``choose_device``.
+    """
+    return None if accelerator is None else choose_device(accelerator)
+
+
+def has_device(accelerator: str) -> bool:
+    """Return whether this machine has the device of an accelerator; always for ``cpu`` and ``auto``."""
+    if accelerator == "cuda":
+        return bool(torch.cuda.is_available())
+    return accelerator != "mps" or bool(torch.backends.mps.is_available())
+
+
+def choose_inference_precision(trained: str, device: torch.device) -> str:
+    """Return ``bf16`` for a network that was trained in it where the device computes it natively, else ``fp32``.
+
+    Where bf16 is emulated, a forward pass takes several times as long as in fp32.
+    """
+    return "bf16" if trained == "bf16" and _is_native(device.type) else "fp32"
 
 
 def make_autocast(precision: str, device: torch.device) -> Autocast:

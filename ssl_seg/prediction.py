@@ -29,6 +29,7 @@ from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
 from ssl_seg.inference.model import Model
 from ssl_seg.labels import to_mask
 from ssl_seg.monitor.catalog import limit
+from ssl_seg.precision import choose_device_if_given
 from ssl_seg.series.fold_runs import list_members
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -57,6 +58,8 @@ class PredictRequest:
     more: tuple[Path, ...] = ()
     """Further checkpoints: the mean of the probabilities of all is what masks are made of. The directory of a
     cross-validation stands for best.pt of its folds."""
+    accelerator: str | None = None
+    """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
 
 
 def predict(
@@ -80,8 +83,11 @@ def predict(
         SslSegError: nothing to predict, an unreadable image, or an output that exists; existing files stay as they are.
             A threshold outside (0, 1), or for more than two classes. Checkpoints that do not go together.
     """
-    models = open_members(list_members((request.checkpoint, *request.more)), request.which)
+    paths = list_members((request.checkpoint, *request.more))
+    models = open_members(paths, request.which, choose_device_if_given(request.accelerator))
     check_members(models, averaged=True)
+    for text in (text for model in models for text in model.describe_machine()):
+        note(text)
     model = models[0]
     _check_threshold(request.threshold, model.config.data)
     jobs = _plan_outputs(request, model.config.data)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ssl_seg.config import Config, DataConfig
+from ssl_seg.configio import Layer, merge_layers
 from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
 from ssl_seg.data.disk_cache import open_disk_cache
 from ssl_seg.data.loader import PatchSource
@@ -17,6 +20,7 @@ from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.data.views.transforms import Views
 from ssl_seg.monitor.ladder import Foreground
+from ssl_seg.precision import choose_device
 
 TARGET_RATIO = 0.5
 """Share of positive cases, and of patches centered on foreground, that an intervention goes to."""
@@ -37,6 +41,16 @@ def open_data(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
         ignore_value=data.get("ignore_value"),
         track=track,
     )
+
+
+def device_of(layers: Sequence[Layer]) -> torch.device:
+    """Return the device that the settings of a run ask for; the layers have been checked.
+
+    Raises:
+        ConfigError: for a device that this machine does not have.
+    """
+    section = merge_layers(layers)[0].get("runtime") or {}
+    return choose_device(section.get("accelerator", "auto"))
 
 
 def open_data_once(known: dict[str, Catalog], data: Mapping[str, Any], track: Track = pass_through) -> Catalog:

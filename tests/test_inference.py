@@ -21,7 +21,7 @@ from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.errors import CheckpointError, DataError
-from ssl_seg.inference.model import better_net, config_of, make_network, open_model
+from ssl_seg.inference.model import Model, better_net, config_of, make_network, open_model
 from ssl_seg.inference.scoring import Score, score_cases
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.labels import IGNORE_INDEX
@@ -472,15 +472,49 @@ class TestModel:
             np.testing.assert_allclose(probs, expected, atol=1e-5)
             assert model.predictor(which, overlap).overlap == overlap
 
-    @pytest.mark.parametrize(("precision", "enabled"), [("fp32", False), ("bf16", True)])
-    def test_the_precision_is_that_of_the_training(
-        self, tiny_run: Path, tmp_path: Path, precision: str, enabled: bool
+    @pytest.mark.parametrize(
+        ("precision", "native", "enabled"), [("fp32", True, False), ("bf16", True, True), ("bf16", False, False)]
+    )
+    def test_the_precision_is_that_of_the_training_where_it_is_native(
+        self,
+        tiny_run: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        precision: str,
+        native: bool,
+        enabled: bool,
     ) -> None:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native)
         config = load_checkpoint(tiny_run / "checkpoints" / "last.pt").config
         config = {**config, "runtime": {**config["runtime"], "precision": precision}}
         model = open_model(rewrite(tiny_run, tmp_path / "x.pt", config=config), CPU)
         with model.predictor("student").autocast():
             assert torch.is_autocast_enabled("cpu") == enabled
+        said = model.describe_machine()
+        assert ["bf16" in text and "fp32" in text for text in said] == [True] * (precision == "bf16" and not native)
+
+    def test_the_device_is_that_of_the_training_where_it_is_here(
+        self, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The weights stay where they are: there may be no GPU here."""
+        stored = load_checkpoint(tiny_run / "checkpoints" / "last.pt").config
+
+        def open_trained_on(accelerator: str) -> Model:
+            config = {**stored, "runtime": {**stored["runtime"], "accelerator": accelerator}}
+            path = tmp_path / f"{accelerator}.pt"
+            return open_model(path if path.is_file() else rewrite(tiny_run, path, config=config))
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        for accelerator in ("auto", "cpu", "cuda"):
+            model = open_trained_on(accelerator)
+            assert model.device == CPU
+            assert ["trained on cuda" in text for text in model.describe_machine()] == [True] * (accelerator == "cuda")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)
+        assert {name: open_trained_on(name).device.type for name in ("auto", "cpu", "cuda")} == {
+            "auto": "cuda", "cpu": "cpu", "cuda": "cuda",
+        }  # fmt: skip
 
     @pytest.mark.parametrize(
         ("student", "teacher", "better"),

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
-from ssl_seg.errors import SslSegError
+from ssl_seg.errors import SslSegError, is_out_of_memory, printable_lines
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 def main() -> None:
     """Run ``ssl-seg``: errors the user can mend become one message and exit code 2 (3 for a refusal)."""
-    from ssl_seg.cli.app import app
-
+    for stream in (sys.stdout, sys.stderr):  # a name of a file may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
+        from ssl_seg.cli.app import app
+
         app(prog_name="ssl-seg")
     except SslSegError as error:
         if not is_main_process():
             sys.exit(0)  # the launcher would kill the first process, which is about to report the same error
-        sys.stderr.write(f"ssl-seg: error: {error}\n")
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:  # during an import; typer turns a later one into the exit code below
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(_describe_out_of_memory(error), SslSegError.exit_code)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"ssl-seg: error: {printable_lines(message)}\n")
+    sys.exit(code)
+
+
+def _describe_out_of_memory(error: BaseException) -> str:
+    """Return what ran out, at what (the notes of the error), and what to do."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    where = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+    remedy = "use --accelerator cpu or a GPU" if "OutOfMemoryError" in type(error).__name__ else "use a machine"
+    return f"out of memory{where} ({reason[:200]}): close other programs, or {remedy} with more memory"
 
 
 def is_main_process() -> bool:

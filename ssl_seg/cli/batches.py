@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssl_seg.cli.data_settings import ACCELERATOR, Accelerator
+
 if TYPE_CHECKING:
     from ssl_seg.data.findings import Finding
     from ssl_seg.data.loader import PatchSource
@@ -22,6 +24,7 @@ def data_batches(
     n: Annotated[int, typer.Option("--n", help="Batches to look at, from the first step on.", min=1)] = 10,
     data: Annotated[str | None, typer.Option(help="Folder, or synthetic:particles|sheets.")] = None,
     labels: Annotated[float | None, typer.Option(help="Labeled share of the training pool, or a number.")] = None,
+    accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of the first patches and their views.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as for train. Repeatable.")
@@ -29,8 +32,6 @@ def data_batches(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Show what the batches of a training hold, beside what its labeled cases and settings promise."""
-    import torch
-
     from ssl_seg.batch_audit import compute_expected, measure_batch, summarize_batches
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.configio import Layer, nest, parse_override, read_layers
@@ -38,17 +39,19 @@ def data_batches(
     from ssl_seg.errors import DataError
     from ssl_seg.preflight import check_layers
     from ssl_seg.prepare import TrainRequest, make_plan
-    from ssl_seg.sources import make_source, open_store
+    from ssl_seg.sources import device_of, make_source, open_store
 
     if figure is not None and figure.exists():
         raise DataError(f"{figure} exists already and is not overwritten: choose another name")
     layers = read_layers(config) if config is not None else []
     layers += [Layer(f"--data {data}", nest("data.root", data))] if data is not None else []
     layers += [Layer(f"--labels {labels}", nest("split.labels", labels))] if labels is not None else []
+    if accelerator is not None:
+        layers.append(Layer(f"--accelerator {accelerator}", nest("runtime.accelerator", accelerator)))
     layers += [parse_override(text) for text in set_ or []]
     check_layers(layers)
     track = TerminalConsole().track
-    plan = make_plan(TrainRequest(tuple(layers)), track("reading cases"), gpu=torch.cuda.is_available())
+    plan = make_plan(TrainRequest(tuple(layers)), track("reading cases"), gpu=device_of(layers).type != "cpu")
     if not as_json:
         labeled, pool = (find(plan.config.split.labels) for find in (plan.split.labeled_ids, plan.split.pool_ids))
         typer.echo(f"{plan.catalog.root}: layout {plan.catalog.layout}, {len(labeled)} labeled, {len(pool)} unlabeled")

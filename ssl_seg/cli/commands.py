@@ -10,7 +10,7 @@ import typer
 
 from ssl_seg.cli.checkpoints import find_checkpoint
 from ssl_seg.cli.comparison import PARTS, add_differences, print_comparison, print_folds
-from ssl_seg.cli.data_settings import NAMES, SET, read_data_settings
+from ssl_seg.cli.data_settings import ACCELERATOR, NAMES, SET, Accelerator, read_data_settings
 
 Net = Literal["student", "teacher"]
 CKPT = typer.Argument(help="Checkpoint, or directory of a run, ladder or cross-validation.", show_default=False)
@@ -40,6 +40,7 @@ def evaluate(
     ] = None,
     overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.5,
     set_: Annotated[list[str] | None, SET] = None,
+    accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of the worst, median and best cases.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -74,6 +75,7 @@ def evaluate(
         settings=read_data_settings(set_, (*NAMES, "spacing")) | ({} if layout is None else {"layout": layout}),
         more=tuple(found[1:]),
         ensemble=ensemble,
+        accelerator=accelerator,
     )
     result = run_evaluation(request, note=lambda text: typer.echo(text, err=True), track=console.track)
     if figure is not None:
@@ -118,6 +120,7 @@ def predict(
         float | None,
         typer.Option(help="Foreground where its probability is above this; two classes only.", show_default="0.5"),
     ] = None,
+    accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
 ) -> None:
     """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks.
 
@@ -137,6 +140,7 @@ def predict(
         _parse_spacing(spacing),
         threshold,
         more=tuple(map(find_checkpoint, with_ or ())),
+        accelerator=accelerator,
     )
     written = run_prediction(
         request, TerminalConsole().track("predicting"), note=lambda text: typer.echo(text, err=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -12,6 +12,8 @@ NAMES = ("label_values", "label_map", "ignore_value")
 
 GROUPS = typer.Option(help="CSV with name,group; a group stays in one part.", show_default="DATA/groups.csv")
 LAYOUT = typer.Option(help="How the files lie; auto recognizes it, `ssl-seg data layouts` lists them.")
+Accelerator = Literal["auto", "cpu", "cuda", "mps"]
+ACCELERATOR = typer.Option(help="Where to compute.", show_default="as in training, where it is here")
 SET = typer.Option(
     "--set",
     metavar="KEY=VALUE",
@@ -32,6 +34,8 @@ def read_data_settings(overrides: Sequence[str] | None, names: Sequence[str] = N
     check_partial(layers)
     values = merge_layers(layers)[0]
     others = [key for key, _ in flatten(values) if key.split(".")[:2] not in [["data", name] for name in names]]
+    if "runtime.accelerator" in others:
+        raise ConfigError("--set runtime.accelerator: for this command that is --accelerator auto, cpu, cuda or mps")
     if others:
         known = ", ".join(f"data.{name}" for name in names)
         raise ConfigError(f"--set {others[0]}: this command does not look at it. It takes {known}.")

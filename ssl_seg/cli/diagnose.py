@@ -15,7 +15,7 @@ import typer
 
 from ssl_seg.cli.checkpoints import find_checkpoint
 from ssl_seg.cli.commands import Net
-from ssl_seg.cli.data_settings import NAMES, SET, read_data_settings
+from ssl_seg.cli.data_settings import ACCELERATOR, NAMES, SET, Accelerator, read_data_settings
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
@@ -47,6 +47,7 @@ def diagnose(
     require_f1: Annotated[
         float | None, typer.Option(help="Exit code 3 when the F1 on validation is lower.", min=0, max=1)
     ] = None,
+    accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
     set_: Annotated[list[str] | None, SET] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -57,7 +58,12 @@ def diagnose(
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.report.diagnosis import check_report_folder, write_report
 
-    _check_options(checkpoint, predictions, masks, {"--data": data, "--layout": layout, "--which": which})
+    _check_options(
+        checkpoint,
+        predictions,
+        masks,
+        {"--data": data, "--layout": layout, "--which": which, "--accelerator": accelerator},
+    )
     if out is not None:
         check_report_folder(out)
     settings = read_data_settings(set_, NAMES if checkpoint is None else (*NAMES, "spacing"))
@@ -67,7 +73,7 @@ def diagnose(
             from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 
             result = diagnose_checkpoint(
-                CheckpointRequest(find_checkpoint(checkpoint), data, which, settings, seconds),
+                CheckpointRequest(find_checkpoint(checkpoint), data, which, settings, seconds, accelerator=accelerator),
                 note=_note,
                 track=TerminalConsole().track,
                 clock=clock,

@@ -8,6 +8,7 @@ from typing import Any
 from ssl_seg.data.catalog import pass_through
 from ssl_seg.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.inference.model import open_model
+from ssl_seg.precision import choose_device_if_given
 from ssl_seg.report.figures import Panel, plot_predictions, to_gray
 from ssl_seg.sources import open_store
 
@@ -18,7 +19,7 @@ def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, cou
     Raises:
         DataError: when the picture exists or cannot be written.
     """
-    model = open_model(request.checkpoint)
+    model = open_model(request.checkpoint, choose_device_if_given(request.accelerator))
     catalog, data = open_catalog_for(request, model, pass_through)
     store = open_store(catalog, data)
     ranked = sorted(result["cases"], key=lambda row: float(row["dice"]))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ssl_seg.cli.data_settings import ACCELERATOR, Accelerator
+
 if TYPE_CHECKING:
     from ssl_seg.loss_probe import LossProbe, StateProbe
 
@@ -31,6 +33,7 @@ def probe_loss(
         typer.Option(help="Probe with the student of this checkpoint or run too, beside the untrained network."),
     ] = None,
     batches: Annotated[int, typer.Option(help="Training batches to look at.", min=1)] = 4,
+    accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of shares, cosines and values.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as for train. Repeatable.")
@@ -46,6 +49,7 @@ def probe_loss(
     from ssl_seg.errors import DataError
     from ssl_seg.loss_probe import ProbeRequest, check_probe
     from ssl_seg.loss_probe import probe_loss as run_probe
+    from ssl_seg.precision import has_device
     from ssl_seg.report.probe_figure import plot_probe
 
     if figure is not None and figure.exists():
@@ -53,8 +57,13 @@ def probe_loss(
     checkpoint = None if checkpoint is None else find_checkpoint(checkpoint)
     layers = read_layers(config) if config is not None else []
     if config is None and checkpoint is not None:  # then the checkpoint's own settings and data
-        layers = [Layer(str(checkpoint), load_checkpoint(checkpoint).config, is_file=True)]
+        stored = load_checkpoint(checkpoint).config
+        layers = [Layer(str(checkpoint), stored, is_file=True)]
+        if not has_device(stored.get("runtime", {}).get("accelerator", "auto")):
+            layers.append(Layer("this machine", nest("runtime.accelerator", "auto")))
     layers += [Layer(f"--data {data}", nest("data.root", data))] if data is not None else []
+    if accelerator is not None:
+        layers.append(Layer(f"--accelerator {accelerator}", nest("runtime.accelerator", accelerator)))
     layers += [parse_override(text) for text in set_ or []]
     probe = run_probe(ProbeRequest(tuple(layers), checkpoint, batches), TerminalConsole().track)
     findings = check_probe(probe)

@@ -40,6 +40,7 @@ from ssl_seg.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.inference.model import NETS, Model, open_model
 from ssl_seg.monitor.findings import Finding
 from ssl_seg.monitor.verdicts import judge
+from ssl_seg.precision import choose_device_if_given
 from ssl_seg.sources import open_store
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
@@ -66,6 +67,8 @@ class CheckpointRequest:
     seconds: float = 120.0
     overlap: float = 0.25
     seed: int = 0
+    accelerator: str | None = None
+    """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ def order_images(parts: Mapping[str, Part], seed: int) -> list[str]:
 
 
 def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple[_Material, tuple[str, ...]]:
-    model = open_model(request.checkpoint)
+    model = open_model(request.checkpoint, choose_device_if_given(request.accelerator))
     evaluate = EvaluateRequest(request.checkpoint, data=request.data, settings=request.settings)
     catalog, data = open_catalog_for(evaluate, model, track("reading cases"))
     if catalog.ndim != data.ndim:
@@ -204,7 +207,7 @@ def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple
     labels = model.config.split.labels
     parts = assign_parts(catalog, split, labels)
     with_mask = {case.id for case in catalog.labeled}
-    notes = []
+    notes = model.describe_machine()
     is_elsewhere = "val" not in parts.values()
     if is_elsewhere:
         pool = split.image_contents(split.pool_ids(labels))

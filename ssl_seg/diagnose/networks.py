@@ -24,7 +24,6 @@ from ssl_seg.monitor.evidence import Evidence, Figures
 from ssl_seg.monitor.memory import read_memory
 from ssl_seg.monitor.signals import Signals, collect_signals
 from ssl_seg.networks import has_batch_norm
-from ssl_seg.precision import make_autocast
 from ssl_seg.schedules import compute_loss_weights
 
 ROW = (
@@ -92,10 +91,9 @@ def probe_nets(
 
     def collect(net: nn.Module, probe: Probe, *, train_mode: bool = False) -> Signals:
         config = model.config
-        autocast = make_autocast(config.runtime.precision, model.device)
         batch = config.labeled_range[1] + config.batch.unlabeled
         return collect_signals(
-            net, probe, config.data.num_classes, model.device, batch, autocast, train_mode=train_mode
+            net, probe, config.data.num_classes, model.device, batch, model.autocast, train_mode=train_mode
         )
 
     on_val = {name: collect(net, val) for name, net in model.nets.items()}
@@ -176,10 +174,9 @@ def measure_layers(net: nn.Module, images: Tensor) -> dict[str, Any]:
 def _measure_network(
     model: Model, which: str, loss: SupervisedLoss, batches: list[Labeled], epoch: float
 ) -> dict[str, float]:
-    autocast = make_autocast(model.config.runtime.precision, model.device)
     sums: dict[str, float] = {}
     for image, target in batches:
-        with autocast():
+        with model.autocast():
             logits = model.nets[which](image)
         for name, value in loss(logits.float(), target, epoch)[1].items():
             sums[name] = sums.get(name, 0.0) + float(value) / len(batches)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ssl_seg.config import RuntimeConfig
 from ssl_seg.errors import ConfigError, SslSegError
-from ssl_seg.precision import Autocast
+from ssl_seg.precision import Autocast, choose_device
 
 T = TypeVar("T")
 
@@ -33,13 +33,9 @@ def make_fabric(runtime: RuntimeConfig) -> Fabric:
     Raises:
         ConfigError: when the accelerator asked for, or that many of it, does not exist here.
     """
-    accelerator = runtime.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    accelerator = choose_device(runtime.accelerator).type
     if accelerator == "cuda" and runtime.devices > torch.cuda.device_count():
         raise ConfigError(f"runtime.devices = {runtime.devices}, but this machine has {torch.cuda.device_count()} GPUs")
-    if accelerator == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("runtime.accelerator = mps, but this machine has no such device; use auto")
     wanted = runtime.devices * runtime.num_nodes
     started = _count_started_processes()
     if started not in {1, wanted}:

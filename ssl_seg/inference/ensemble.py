@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ssl_seg.data.store import CaseStore
@@ -62,14 +63,18 @@ class Ensemble:
             yield np.divide(total, np.float32(len(self.members)), out=total)
 
 
-def open_members(paths: Sequence[Path], which: str | None = None) -> tuple[Model, ...]:
+def open_members(
+    paths: Sequence[Path], which: str | None = None, device: torch.device | None = None
+) -> tuple[Model, ...]:
     """Return the checkpoints, each with only the network that is used: ``which``, or the better one on validation.
+
+    Where they compute is as for ``open_model``.
 
     Raises:
         CheckpointError: see ``open_model``.
         ConfigError: for members that ``check_members`` refuses, whatever they are used for.
     """
-    members = tuple(_keep_one(open_model(path), which) for path in paths)
+    members = tuple(_keep_one(open_model(path, device), which) for path in paths)
     check_members(members)
     return members
 

@@ -14,7 +14,7 @@ from ssl_seg.configio import validate
 from ssl_seg.errors import CheckpointError, ConfigError
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.networks import build_network
-from ssl_seg.precision import make_autocast
+from ssl_seg.precision import Autocast, choose_device, choose_inference_precision, has_device, make_autocast
 
 NETS = ("student", "teacher")
 
@@ -34,6 +34,21 @@ class Model:
         """The network with the higher validation F1 recorded in the checkpoint; never chosen on other data."""
         return better_net(self.checkpoint)
 
+    @property
+    def autocast(self) -> Autocast:
+        """The precision context of the networks on this machine."""
+        return make_autocast(choose_inference_precision(self.config.runtime.precision, self.device), self.device)
+
+    def describe_machine(self) -> list[str]:
+        """Return a sentence for each way in which this machine is not that of the training."""
+        trained, here = self.config.runtime, self.device.type
+        texts = []
+        if trained.accelerator not in ("auto", here) and not has_device(trained.accelerator):
+            texts.append(f"{self.path} was trained on {trained.accelerator}, which is not here: computing on {here}")
+        if trained.precision == "bf16" and choose_inference_precision("bf16", self.device) != "bf16":
+            texts.append(f"{self.path} was trained in bf16, which this {here} only emulates: computing in fp32")
+        return texts
+
     def predictor(self, which: str, overlap: float = 0.5) -> Predictor:
         """Return sliding-window inference with one of the networks.
 
@@ -42,12 +57,11 @@ class Model:
         """
         if which not in self.nets or not 0 <= overlap < 1:
             raise ConfigError(f"which = '{which}' must be student or teacher, and overlap = {overlap} in [0, 1)")
-        autocast = make_autocast(self.config.runtime.precision, self.device)
         return Predictor(
             self.nets[which],
             self.config.data.patch_size,
             self.device,
-            autocast,
+            self.autocast,
             overlap,
             resample_to=self.config.data.resample_to,
         )
@@ -71,12 +85,18 @@ def _recorded_f1(score: dict[str, float]) -> float:
 def open_model(path: Path, device: torch.device | None = None) -> Model:
     """Load a checkpoint and build its networks.
 
+    Args:
+        path: the file.
+        device: where to compute; by default on what ``runtime.accelerator`` of the training says, or, where this
+            machine has no such device, on what it has.
+
     Raises:
         CheckpointError: see ``load_checkpoint`` and ``load_weights``.
     """
     checkpoint = load_checkpoint(path)
     config = config_of(checkpoint, path)
-    chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained = config.runtime.accelerator
+    chosen = device or choose_device(trained if has_device(trained) else "auto")
     nets = {}
     for name in NETS:
         net = make_network(config)

@@ -36,7 +36,7 @@ from ssl_seg.networks import get_network_spec
 from ssl_seg.preflight import check_layers
 from ssl_seg.prepare import TrainRequest, make_plan
 from ssl_seg.schedules import LossPhase
-from ssl_seg.sources import make_source, open_store
+from ssl_seg.sources import device_of, make_source, open_store
 
 INITIALIZATION = "initialization"
 
@@ -117,8 +117,8 @@ def probe_loss(request: ProbeRequest, tracker: Callable[[str], Track] = lambda _
         SslSegError: for unusable settings, data or split; a checkpoint of another network; batches without any label.
     """
     check_layers(request.layers)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = make_plan(TrainRequest(request.layers), tracker("reading cases"), gpu=device.type == "cuda")
+    device = device_of(request.layers)
+    plan = make_plan(TrainRequest(request.layers), tracker("reading cases"), gpu=device.type != "cpu")
     config = plan.config
     nets = _make_nets(config, request.checkpoint)
     source = make_source(config, open_store(plan.catalog, config.data), plan.split)

@@ -89,7 +89,7 @@ def constant(best: Path, tmp_path_factory: pytest.TempPathFactory) -> Diagnosis:
 @pytest.fixture
 def good(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every checkpoint open with networks that work."""
-    monkeypatch.setattr(module, "open_model", lambda path: with_nets(open_model(path), Brightness()))
+    monkeypatch.setattr(module, "open_model", lambda path, _: with_nets(open_model(path), Brightness()))
 
 
 def test_scores_are_those_of_evaluate(plain: Diagnosis, best: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_collapsed_teacher_beside_a_good_student_is_a_warning(best: Path, monk
         def forward(self, image: Tensor) -> Tensor:
             return super().forward(image) * 0
 
-    def open_both(path: Path) -> Model:
+    def open_both(path: Path, _: object) -> Model:
         return replace(open_model(path), nets={"student": Brightness().eval(), "teacher": Zero().eval()})
 
     monkeypatch.setattr(module, "open_model", open_both)
@@ -319,7 +319,7 @@ def test_batch_norm_is_looked_at_in_both_modes(best: Path, monkeypatch: pytest.M
 
     net = Normed()
     net.norm.running_mean.fill_(40.0)  # type: ignore[union-attr]  # stale: eval mode sees everything as dark
-    monkeypatch.setattr(module, "open_model", lambda path: with_nets(open_model(path), net))
+    monkeypatch.setattr(module, "open_model", lambda path, _: with_nets(open_model(path), net))
     diagnosis = diagnose(best, seconds=1)
     nets = diagnosis.statistics["nets"]
     assert nets["train_mode"]["f1"] > nets["student"]["f1"] + 0.3

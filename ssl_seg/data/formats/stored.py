@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import check_length
 from ssl_seg.data.formats.layout import Box, Layout
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, is_out_of_memory
 
 Fetch = Callable[[Box], NDArray[Any]]
 
@@ -215,6 +215,11 @@ def name_errors(location: str) -> Iterator[None]:
     try:
         yield
     except _DECODER_ERRORS as error:
+        if is_out_of_memory(error):
+            raise DataError(
+                f"{location}: out of memory: its header states more voxels than fit. Read it on a machine with more "
+                "memory, cut it into parts, or export it again if the header is damaged."
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{location}: cannot be read: {reason}. Copy or export it again, or remove it.") from error
 
