@@ -2,17 +2,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import TINY
+from interruption import HOURS, run
 from test_cli import assert_refused, cli  # noqa: F401 (a fixture)
 
 from ssl_seg.ablation.cells import open_folder, write_cells
@@ -96,22 +95,35 @@ def test_the_cells_of_another_kind_of_machine_are_found(
     assert_refused(cli("ablate", spec, "--report", "--out", out), "holds none of the 4 cells")
 
 
+KILLED_IN_THE_SECOND_CELL = """
+import os, signal
+from ssl_seg.ablation import execute
+from ssl_seg.cli import main
+
+start_ready = execute._Work.start_ready
+
+def start_and_die(self):
+    start_ready(self)
+    if list(self.out.glob("cells/*/score_*.json")):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+execute._Work.start_ready = start_and_die
+main()
+"""
+
+
 @pytest.mark.slow
 def test_an_ablation_that_is_killed_goes_on_where_it_was(spec: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(spec.read_text())
     spec.write_text(yaml.safe_dump({**values, "split_seeds": [0]}))  # a cell of each method, one after the other
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "ssl_seg", "ablate", str(spec), "--out", str(out), "--workers", "1", "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    end = time.monotonic() + 180
-    while not list(out.glob("cells/*/score_*.json")) and time.monotonic() < end:
-        time.sleep(0.1)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
+    command = ["ablate", str(spec), "--out", str(out), "--workers", "1", "--json"]
+    first = subprocess.run([sys.executable, "-c", KILLED_IN_THE_SECOND_CELL, *command], timeout=HOURS, check=False)
+    assert first.returncode == -signal.SIGKILL
     written = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/score_*.json")}
     assert len(written) == 1
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    second = run(*command)
+    assert second.returncode == 0, second
     assert {path: path.stat().st_mtime_ns for path in written} == written
     for path in written:
         assert path.parent.name not in second.stderr  # it was not started

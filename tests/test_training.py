@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, train_tiny
+from interruption import HOURS, run
 
 from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from ssl_seg.configio import Layer, dump_config, read_layers
@@ -294,24 +294,6 @@ class TestBootstrap:
             self.bootstrap(parent, tmp_path / "child2", {"network": {"features": 8}})
 
 
-def start_cli(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ssl_seg", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Wait until a probe at or after ``step`` is on record and the checkpoint before it exists."""
-    for _ in range(1200):
-        if process.poll() is not None:
-            raise AssertionError(f"ended early: {process.communicate()}")
-        if any(r["step"] >= step for r in RunDir(run).read_metrics()):
-            return
-        time.sleep(0.05)
-    raise AssertionError("no such step within a minute")
-
-
 @contextmanager
 def stop_after_one_step() -> Iterator[None]:
     """Send this process an interrupt as soon as the next training step is done."""
@@ -327,54 +309,49 @@ def stop_after_one_step() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def long_config(tmp_path: Path, particles_dir: Path) -> Path:
-    """A run of 60 steps, long enough to be stopped on the way; with dropout-free tiny network."""
+@pytest.fixture(scope="module")
+def long_config(tmp_path_factory: pytest.TempPathFactory, particles_dir: Path) -> Path:
+    """A run of 60 steps, with a tiny network."""
     settings = {
         **TINY,
         "data": {**TINY["data"], "root": str(particles_dir)},
         "length": {"steps": 60, "steps_per_epoch": 20},
     }
-    path = tmp_path / "long.yaml"
+    path = tmp_path_factory.mktemp("long") / "long.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
 
 
 @pytest.mark.slow
 class TestInterruption:
-    @pytest.fixture
-    def whole(self, long_config: Path, tmp_path: Path) -> Path:
-        process = start_cli("train", "--config", str(long_config), "--labels", "0.5", "--out", str(tmp_path / "whole"))
-        assert process.wait(timeout=120) == 0, process.communicate()
-        return tmp_path / "whole"
+    @pytest.fixture(scope="class")
+    def whole(self, long_config: Path) -> Path:
+        out = long_config.parent / "whole"
+        done = run("train", "--config", str(long_config), "--labels", "0.5", "--out", str(out))
+        assert done.returncode == 0, done
+        return out
 
-    def stop(self, number: int, long_config: Path, out: Path, after: int) -> subprocess.Popen[str]:
-        process = start_cli("train", "--config", str(long_config), "--labels", "0.5", "--out", str(out))
-        wait_for_step(out, after, process)
-        process.send_signal(number)
-        process.wait(timeout=60)
-        return process
-
-    def test_kill_9_then_resume_is_bit_equal(self, whole: Path, long_config: Path, tmp_path: Path) -> None:
-        """Killed somewhere in the second epoch; the continued run ends with the same bits."""
+    @pytest.mark.parametrize("steps", [19, 20, 33])
+    def test_kill_9_then_resume_is_bit_equal(self, whole: Path, long_config: Path, tmp_path: Path, steps: int) -> None:
+        """Killed before, at and after the end of an epoch of 20 steps; the continued run ends with the same bits."""
         out = tmp_path / "killed"
-        assert self.stop(signal.SIGKILL, long_config, out, after=20).returncode == -signal.SIGKILL
-        assert load_checkpoint(out / "checkpoints" / "last.pt").progress.step < 60
-        resumed = start_cli("train", "--resume", str(out))
-        assert resumed.wait(timeout=120) == 0, resumed.communicate()
+        stop = (steps, "SIGKILL")
+        killed = run("train", "--config", str(long_config), "--labels", "0.5", "--out", str(out), stop=stop)
+        assert killed.returncode == -signal.SIGKILL
+        resumed = run("train", "--resume", str(out))
+        assert resumed.returncode == 0, resumed
         assert weights_equal(whole / "checkpoints" / "last.pt", out / "checkpoints" / "last.pt")
         assert weights_equal(whole / "checkpoints" / "best.pt", out / "checkpoints" / "best.pt")
-        steps = [r["step"] for r in RunDir(out).read_metrics()]
-        assert steps == [r["step"] for r in RunDir(whole).read_metrics()]
+        steps_on_record = [r["step"] for r in RunDir(out).read_metrics()]
+        assert steps_on_record == [r["step"] for r in RunDir(whole).read_metrics()]
 
-    def test_ctrl_c_saves_and_names_the_resume_command(self, whole: Path, long_config: Path, tmp_path: Path) -> None:
+    def test_ctrl_c_saves_and_names_the_resume_command(self, long_config: Path, tmp_path: Path) -> None:
         out = tmp_path / "stopped"
-        process = self.stop(signal.SIGINT, long_config, out, after=5)
-        output = process.communicate()[0]
-        assert process.returncode == 130, output
-        assert f"ssl-seg train --resume {out}" in output
-        step = load_checkpoint(out / "checkpoints" / "last.pt").progress.step
-        assert 5 <= step < 60
+        stop = (7, "SIGINT")
+        done = run("train", "--config", str(long_config), "--labels", "0.5", "--out", str(out), stop=stop)
+        assert done.returncode == 130, done
+        assert f"ssl-seg train --resume {out}" in done.stdout
+        assert load_checkpoint(out / "checkpoints" / "last.pt").progress.step == 7
         train(TrainRequest(resume=out))
         assert load_checkpoint(out / "checkpoints" / "last.pt").progress.step == 60
         assert "interrupted" in [e["event"] for e in RunDir(out).read_events()]
@@ -502,7 +479,7 @@ Path(sys.argv[3], f"rank{engine.fabric.global_rank}.json").write_text(json.dumps
     script.write_text(code)
     process = subprocess.run(
         [sys.executable, str(script), json.dumps(settings), str(tmp_path / "run"), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HOURS, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]

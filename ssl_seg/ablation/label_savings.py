@@ -13,6 +13,9 @@ from scipy import optimize, special
 from ssl_seg.intervals import LEVEL, RESAMPLES, Floats, Metric, compute_case_dice, draw_resamples
 from ssl_seg.metrics import compute_dice
 
+ROUNDING = 1e-9
+"""Mean scores that differ by less are equal: sums of floats differ in their last digits from processor to processor."""
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -120,13 +123,13 @@ def _weigh_cases(counts: NDArray[np.int64], metric: Metric, weights: Floats) -> 
 def _invert(log_labels: Floats, scores: Floats, score: float) -> float:
     """Return the smallest log number of labels with the score on the monotone curve, or an infinity beyond its ends."""
     rising = optimize.isotonic_regression(scores).x
+    if len(equal := np.flatnonzero(np.abs(rising - score) < ROUNDING)):
+        return float(log_labels[equal[0]])
     if score < rising[0]:
         return -np.inf
     if score > rising[-1]:
         return np.inf
-    right = int(np.searchsorted(rising, score, side="left"))
-    if right == 0:
-        return float(log_labels[0])
+    right = int(np.searchsorted(rising, score))
     share = (score - rising[right - 1]) / (rising[right] - rising[right - 1])
     return float(log_labels[right - 1] + share * (log_labels[right] - log_labels[right - 1]))
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from score_counts import as_counts, random_counts
 
-from ssl_seg.ablation.label_savings import LabelCount, Runs, estimate_labels_equivalent
+from ssl_seg.ablation.label_savings import LabelCount, Runs, _count, _invert, estimate_labels_equivalent
 from ssl_seg.ablation.stats import (
     average_units,
     compare_paired,
@@ -204,6 +204,14 @@ class TestLabelsEquivalent:
         assert self.place(0.64, curve).number == pytest.approx(10 ** (1 + 0.24 / 0.25))
         assert self.place(0.65, curve).number == pytest.approx(100)  # the smallest with the score
         assert self.place(0.66, curve).bound == ">="
+
+    @pytest.mark.parametrize("rounding", [-1e-12, 0.0, 1e-12])
+    @pytest.mark.parametrize(("place", "expected"), [(0, "10"), (1, "100"), (2, "100"), (3, "1000")])
+    def test_the_last_digits_of_a_score_do_not_matter(self, rounding: float, place: int, expected: str) -> None:
+        """Equal points of the curve are one level, and a score on a level is neither below nor above it."""
+        levels = np.array([0.4, 0.65, 0.65 + 1e-13, 0.7])
+        found = _invert(np.log([10.0, 100.0, 500.0, 1000.0]), levels, levels[place] + rounding)
+        assert str(_count(found, np.array([10.0, 1000.0]))) == expected
 
     def test_points_with_one_number_of_labels_are_one(self) -> None:
         assert self.place(0.4, (runs(10, 0.3), runs(10, 0.5), runs(100, 0.6))).number == pytest.approx(10)

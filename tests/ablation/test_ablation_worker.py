@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,8 @@ import numpy as np
 import pytest
 from ablation_cases import WANTED, write_spec
 from filelock import FileLock
+from interruption import HOURS
+from interruption import start as start_process
 
 from ssl_seg.ablation.cells import CellFolder, open_folder, read_failure, read_result, write_cells
 from ssl_seg.ablation.local import LocalLauncher, count_threads, make_environment
@@ -27,6 +28,8 @@ from ssl_seg.ablation.worker import DONE, FAILED, HELD, INVISIBLE, NO_SPACE, run
 from ssl_seg.checkpoint import load_checkpoint
 from ssl_seg.evaluation import EvaluateRequest, evaluate
 from ssl_seg.machine import count_cores
+
+WORKER = "ssl_seg.ablation.worker"
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +146,7 @@ def test_a_full_disk_has_a_code_of_its_own(cells: list[Cell], tmp_path: Path) ->
     write_cells(tmp_path, cells[:1])
     folder = open_folder(tmp_path, cells[0].id)
     process = start(folder, preexec=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
-    assert process.wait(120) == NO_SPACE
+    assert process.wait(HOURS) == NO_SPACE
     assert read_result(tmp_path, cells[0], WANTED).status == "missing"
 
 
@@ -152,42 +155,32 @@ def test_a_worker_whose_caller_dies_saves_its_state_and_another_goes_on(particle
     path = write_spec(tmp_path / "spec.yaml", particles_dir, labels=[1.0], methods=["supervised"])
     from ssl_seg.configio import Layer
 
-    long = Layer("--steps", {"settings": {"length": {"steps": 120, "steps_per_epoch": 120}}})
+    long = Layer("--steps", {"settings": {"length": {"steps": 12, "steps_per_epoch": 6}}})
     cell = resolve_cells(read_spec(str(path), [long]), gpu=False)[0]
     write_cells(tmp_path / "out", [cell])
     folder = open_folder(tmp_path / "out", cell.id)
-    process = start(folder)
-    wait_for(lambda: "training from step 0" in folder.log.read_text() and folder.run.last.is_file())
-    time.sleep(0.5)
+    process = start(folder, stop=(4, "orphaned"))
+    wait_for(lambda: "waits\n" in folder.log.read_text(), process)
     assert process.stdin is not None
     process.stdin.close()  # what happens when the process that holds the other end is killed
-    assert process.wait(60) == 130
-    killed = start(folder)
-    wait_for(lambda: folder.log.read_text().count("training from step") == 2)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait(60)
-    again = start(folder)  # the lock of a killed process is free
-    assert again.wait(120) == DONE
+    assert process.wait(HOURS) == 130
+    assert load_checkpoint(folder.run.last).progress.step == 4
+    assert start(folder, stop=(8, "SIGKILL")).wait(HOURS) == -signal.SIGKILL
+    assert start(folder).wait(HOURS) == DONE  # the lock of a killed process is free
     assert folder.log.read_text().count("training from step 0 ") == 1
     assert read_result(tmp_path / "out", cell, WANTED).status == "done"
 
 
-def start(folder: CellFolder, preexec: object = None) -> subprocess.Popen[bytes]:
+def start(folder: CellFolder, preexec: object = None, stop: tuple[int, str] | None = None) -> subprocess.Popen[bytes]:
     with folder.log.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "ssl_seg.ablation.worker", str(folder.path), "val", "best", "better"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            preexec_fn=preexec,  # noqa: PLW1509 (no thread of this process holds a lock that the child needs)
-        )
+        streams = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "preexec_fn": preexec}
+        return start_process(WORKER, str(folder.path), "val", "best", "better", stop=stop, **streams)
 
 
-def wait_for(condition: object, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "waited too long"
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Wait for the event, as long as the process that is to bring it runs."""
+    while not condition():
+        assert process.poll() is None, "it ended without"
         time.sleep(0.05)
 
 

@@ -21,6 +21,7 @@ import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interruption import HOURS
 
 from ssl_seg.data.formats import stored as stored_module
 from ssl_seg.data.formats import zarr_store
@@ -138,8 +139,7 @@ def test_a_forked_process_can_read_what_was_opened_before(saved: dict[str, str])
 
     child = multiprocessing.get_context("fork").Process(target=compare)
     child.start()
-    child.join(30)
-    child.kill()
+    child.join(HOURS)
     assert child.exitcode == 0
 
 
