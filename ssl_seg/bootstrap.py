@@ -1,7 +1,8 @@
 """Starting a run from the checkpoint of a smaller label fraction, and the gate in front of it.
 
 An F1 above zero is no reason to build on a network: at 30 % foreground, predicting foreground everywhere scores 0.46.
-The parent has to be better than that, and must not have seen a label of the new validation or test set.
+The parent has to be better than that, and neither it nor a run that it builds on may have seen a label of the new
+validation or test set.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ def check_parent(parent: Checkpoint, split: Split, options: BootstrapConfig = DE
         options: which of its networks are used, and how much their margin must show.
     """
     if options.gate == "none":
-        return _check_leaks(split_from_dict(parent.split), parent, split)
+        return _check_leaks(parent, split)
     margins = [reason for net in _list_nets(parent, options) for reason in _check_margin(parent, net, options)]
-    return [*margins, *_check_leaks(split_from_dict(parent.split), parent, split)]
+    return [*margins, *_check_leaks(parent, split)]
 
 
 def describe_doubt(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> str | None:
@@ -117,15 +118,22 @@ def _check_margin(parent: Checkpoint, net: str, options: BootstrapConfig) -> lis
     return []
 
 
-def _check_leaks(parent_split: Split, parent: Checkpoint, split: Split) -> list[str]:
-    seen_images = parent_split.image_contents(parent_split.labeled_ids(parent.config["split"]["labels"]))
+def _check_leaks(parent: Checkpoint, split: Split) -> list[str]:
+    own = split_from_dict(parent.split)
+    own_labels = own.image_contents(own.labeled_ids(parent.config["split"]["labels"]))
     problems = []
     for part, ids in (("validation", split.val), ("test", split.test)):
-        leaks = [i for i in ids if split.image_contents([i]) & seen_images]
+        leaks = [i for i in ids if split.image_contents([i]) <= set(parent.seen_labels)]
         if leaks:
+            who = "the parent" if split.image_contents(leaks) & own_labels else "a run that the parent builds on"
+            way = (
+                "Use the parent's split (leave out --split and --data)."
+                if split.fingerprint != own.fingerprint
+                else "That run was forced: start from another parent."
+            )
             problems.append(
-                f"{len(leaks)} {part} case(s) of this run were labeled training cases of the parent, for example "
-                f"'{leaks[0]}'. Use the parent's split (leave out --split and --data)."
+                f"{len(leaks)} {part} case(s) of this run were labeled training cases of {who}, for example "
+                f"'{leaks[0]}'. {way}"
             )
     return problems
 

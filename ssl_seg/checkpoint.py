@@ -2,7 +2,7 @@
 
 Top level of the file::
 
-    format, version            which program wrote it, and which layout
+    format, version            which program wrote it, and which layout; only one is read
     student, teacher           state dicts of the bare networks
     optimizer                  state dict
     progress                   {"step", "ema_updates", "start_score", "history", "collapsed"}; with the seed in the
@@ -10,11 +10,10 @@ Top level of the file::
                                policies: all are functions of seed, rank, step and the standings of the epochs
     config, split              the resolved settings and the split, as plain types
     scores                     validation scores of both nets, filled when the checkpoint is evaluated in full
+    seen_labels                what identifies the images whose labels the networks have learned from
     swa                        {"average": state dict, "count"} of a run that averages weights, else None
-    monitor                    what the monitor remembers: trend, ladder, and the means since its last look
-
-Version 1 had no swa, and "best_score" in place of start_score and history. Version 2 had no monitor, version 3 no
-collapsed.
+    monitor                    what the monitor remembers: trend, ladder, and the means since its last look; None in
+                               swa.pt
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 from ssl_seg.errors import CheckpointError, is_out_of_memory
 from ssl_seg.rundir import atomic_write
 
-FORMAT, VERSION, READABLE = "ssl_seg.checkpoint", 4, (1, 2, 3, 4)
+FORMAT, VERSION = "ssl_seg.checkpoint", 5
 BEHIND = 2.0
 """What the scores of collapsed networks are lowered by: all scores lie within 1 of each other, in [0, 1] or [-1, 0]."""
 
@@ -45,7 +44,7 @@ class Progress:
     step: int = 0
     ema_updates: int = 0
     start_score: float = -math.inf
-    """Selection score of the networks at step 0; in a file of version 1 the best score so far."""
+    """Selection score of the networks at step 0."""
     history: tuple[float, ...] = ()
     """Selection score at the end of each finished epoch."""
     collapsed: tuple[int, ...] = ()
@@ -94,6 +93,9 @@ class Checkpoint:
     config: dict[str, Any]
     split: dict[str, Any]
     scores: dict[str, Any]
+    seen_labels: tuple[str, ...]
+    """Contents, sorted, of the images that were labeled in this run or in any that it builds on (see
+    ``Split.image_contents``). Images that were only unlabeled, or only in validation, are not among them."""
     swa: dict[str, Any] | None = None
     monitor: dict[str, Any] | None = None
 
@@ -102,6 +104,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write atomically: a crash leaves the old file or the new one."""
     content = {"format": FORMAT, "version": VERSION, **{name: getattr(checkpoint, name) for name in _FIELDS}}
     content["progress"] = {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(checkpoint.progress).items()}
+    content["seen_labels"] = list(checkpoint.seen_labels)
     # Through a file of ours: torch hides the system's error, a full disk for example, when it opens the file itself.
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
@@ -115,7 +118,7 @@ def load_checkpoint(path: Path, *, lazy: bool = False) -> Checkpoint:
         lazy: read tensors only when they are looked at; for a look at the progress or the scores.
 
     Raises:
-        CheckpointError: when the file is missing, damaged, no checkpoint of this program, of a newer version, or holds
+        CheckpointError: when the file is missing, damaged, no checkpoint of this program, of another version, or holds
             anything but tensors and plain types.
     """
     if path.is_dir():
@@ -161,18 +164,13 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
 def _parse(content: Any, path: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no checkpoint of this program (its 'format' is not '{FORMAT}')")
-    version = content.get("version")
-    if version not in READABLE:
-        raise CheckpointError(
-            f"{path} has checkpoint version {version}; this program reads versions {', '.join(map(str, READABLE))}"
-        )
-    if version < VERSION:
-        content = {"swa": None, "monitor": None, **content}
+    if (version := content.get("version")) != VERSION:
+        raise CheckpointError(f"{path} has checkpoint version {version}; this program reads version {VERSION}")
     if missing := [name for name in _FIELDS if name not in content]:
         raise CheckpointError(f"{path} is incomplete: no '{missing[0]}'")
     try:
-        progress = _parse_progress(content["progress"], version)
-        checkpoint = Checkpoint(**{n: content[n] for n in _FIELDS} | {"progress": progress})
+        progress, seen = _parse_progress(content["progress"]), tuple(content["seen_labels"])
+        checkpoint = Checkpoint(**{n: content[n] for n in _FIELDS} | {"progress": progress, "seen_labels": seen})
         sound = _is_sound(checkpoint)
     except (TypeError, AttributeError, KeyError):
         sound = False
@@ -181,11 +179,8 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _parse_progress(values: dict[str, Any], version: int) -> Progress:
-    if version == 1:
-        return Progress(values["step"], values["ema_updates"], values["best_score"])
-    lists = {"history": tuple(values["history"]), "collapsed": tuple(values["collapsed"] if version > 3 else ())}
-    return Progress(**{**values, **lists})
+def _parse_progress(values: dict[str, Any]) -> Progress:
+    return Progress(**{**values, "history": tuple(values["history"]), "collapsed": tuple(values["collapsed"])})
 
 
 def _is_sound(checkpoint: Checkpoint) -> bool:
@@ -198,6 +193,7 @@ def _is_sound(checkpoint: Checkpoint) -> bool:
         and all(isinstance(n, int) and n >= 0 for n in (progress.step, progress.ema_updates))
         and all(isinstance(v, float) and not math.isnan(v) for v in (progress.start_score, *progress.history))
         and all(isinstance(n, int) and 0 <= n <= len(progress.history) for n in progress.collapsed)
+        and all(isinstance(content, str) for content in checkpoint.seen_labels)
         and _is_sound_average(checkpoint.swa)
         and (checkpoint.monitor is None or {"trend", "ladder", "window"} <= checkpoint.monitor.keys())
         and all(isinstance(scores[net][key], float) for net in ("student", "teacher") for key in ("f1", "margin"))

@@ -36,7 +36,8 @@ class EvaluateRequest:
 
     ``data`` and ``split`` default to those of the checkpoint, ``which`` to the better net on validation. With
     ``part`` = ``all`` every labeled case of the folder counts, whatever list it is in. ``settings`` of the data section
-    replace those of the training, for a folder whose masks have other values.
+    replace those of the training, for a folder whose masks have other values. Labeled training cases of a network, or
+    of a run that it builds on, are left out of ``all`` and refused elsewhere.
     """
 
     checkpoint: Path
@@ -241,11 +242,15 @@ def _choose_cases(
     facts = catalog.facts
     if request.part == "all":
         ids = tuple(case.id for case in catalog.labeled)
-        for model in models:
-            if seen := _find_labeled(model, catalog, ids):
-                name = "this network" if len(models) == 1 else str(model.path)
-                note(f"{len(seen)} of the {len(ids)} cases were labeled training cases of {name}: too good a score")
-        return ids
+        seen = {i for model in models for i in _find_labeled(model, catalog, ids)}
+        if seen:
+            note(f"{len(seen)} of the {len(ids)} cases were labeled training cases of {_name(models)}: left out")
+        if ids and len(seen) == len(ids):
+            raise DataError(
+                f"all {len(ids)} labeled cases of {catalog.root} were labeled training cases of {_name(models)}: "
+                "nothing is left to score. Give other --data."
+            )
+        return tuple(i for i in ids if i not in seen)
     ids = split.val if request.part == "val" else split.test
     if not ids:
         raise SplitError(f"the split has no {request.part} cases")
@@ -257,20 +262,24 @@ def _choose_cases(
             "own --split."
         )
     for model in models:
-        if seen := _find_labeled(model, catalog, ids):
-            name = "the network" if len(models) == 1 else str(model.path)
+        if labeled := _find_labeled(model, catalog, ids):
+            name = _name(models) if len(models) == 1 else str(model.path)
             raise SplitError(
-                f"{len(seen)} of the {len(ids)} {request.part} cases of this split were labeled training cases of "
-                f"{name}, for example '{seen[0]}': the score would mean nothing. {_advise(models)}"
+                f"{len(labeled)} of the {len(ids)} {request.part} cases of this split were labeled training cases of "
+                f"{name}, for example '{labeled[0]}': the score would mean nothing. {_advise(models)}"
             )
     return ids
 
 
 def _find_labeled(model: Model, catalog: Catalog, ids: Sequence[str]) -> list[str]:
-    """Return the ids whose images were labeled training cases of the model, whatever their names were."""
-    split = split_from_dict(model.checkpoint.split)
-    images = split.image_contents(split.labeled_ids(model.config.split.labels))
-    return [i for i in ids if catalog.facts[i].content[:IMAGE_DIGITS] in images]
+    """Return the ids whose images were labeled training cases of the model, or of a run that it builds on, whatever
+    their names were."""
+    seen = set(model.checkpoint.seen_labels)
+    return [i for i in ids if catalog.facts[i].content[:IMAGE_DIGITS] in seen]
+
+
+def _name(models: Sequence[Model]) -> str:
+    return "this network or of a run that it builds on" if len(models) == 1 else "one of the networks"
 
 
 def _advise(models: Sequence[Model]) -> str:

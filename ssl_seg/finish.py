@@ -130,14 +130,14 @@ def _summarize(scores: dict[str, dict[str, Any]], prepared: Prepared, console: C
     summary = {key: value for key, value in scores["best"].items() if key != "selected"}
     if "swa" in scores:
         summary["swa"] = scores["swa"]["student"]
-    if (selected := scores["best"].get("selected")) is not None:  # a run begun by an older version has none
-        step = load_checkpoint(prepared.run.best, lazy=True).progress.step
-        epoch = -(-step // min(prepared.config.length.steps_per_epoch, prepared.config.length.steps))
-        summary["best"] = {"epoch": epoch, "step": step, **selected}
-        value = f"{abs(selected['score']):.3f}" if math.isfinite(selected["score"]) else "not finite"
-        name = SELECTION_NAMES[selected["by"]]
-        name += " (mean of classes)" if selected["by"] == "f1" and prepared.config.data.num_classes > 2 else ""
-        console.note(f"best: epoch {epoch}, {name} {value} ({selected['net']})")
+    selected = scores["best"]["selected"]
+    step = load_checkpoint(prepared.run.best, lazy=True).progress.step
+    epoch = -(-step // min(prepared.config.length.steps_per_epoch, prepared.config.length.steps))
+    summary["best"] = {"epoch": epoch, "step": step, **selected}
+    value = f"{abs(selected['score']):.3f}" if math.isfinite(selected["score"]) else "not finite"
+    name = SELECTION_NAMES[selected["by"]]
+    name += " (mean of classes)" if selected["by"] == "f1" and prepared.config.data.num_classes > 2 else ""
+    console.note(f"best: epoch {epoch}, {name} {value} ({selected['net']})")
     return summary
 
 

@@ -60,7 +60,10 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to start; ``start`` is the checkpoint it continues or builds on, if any."""
+    """A run that is ready to start; ``start`` is the checkpoint it continues or builds on, if any.
+
+    ``seen_labels`` are the contents of all labeled images that its networks will have learned from, see ``Checkpoint``.
+    """
 
     config: Config
     catalog: Catalog
@@ -68,6 +71,7 @@ class Prepared:
     run: RunDir
     start: Path | None
     resumed: bool
+    seen_labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,8 @@ def prepare_run(
     run.append_event("started", parent=described, force=request.force)
     for text in (*plan.split.notes, _describe_split(plan.split, plan.config)):
         note(f"split: {text}")
-    return Prepared(plan.config, plan.catalog, plan.split, run, request.bootstrap, resumed=False)
+    seen = _collect_seen(plan.config, plan.split, parent)
+    return Prepared(plan.config, plan.catalog, plan.split, run, request.bootstrap, resumed=False, seen_labels=seen)
 
 
 def make_plan(
@@ -220,7 +225,14 @@ def _reopen(request: TrainRequest, note: Callable[[str], None], tracker: Callabl
     run.drop_after(step or -1)
     run.append_event("resumed", step=step)
     note(f"resume: {run.path} from step {step} of {config.length.steps}")
-    return Prepared(config, catalog, split, run, run.last, resumed=True)
+    seen = _collect_seen(config, split, checkpoint)
+    return Prepared(config, catalog, split, run, run.last, resumed=True, seen_labels=seen)
+
+
+def _collect_seen(config: Config, split: Split, start: Checkpoint | None) -> tuple[str, ...]:
+    """Return the contents of the labeled images of a run and of all that it goes on from, sorted."""
+    own = split.image_contents(split.labeled_ids(config.split.labels))
+    return tuple(sorted(own | set(() if start is None else start.seen_labels)))
 
 
 def _check_unfinished(run: RunDir, step: int, total_steps: int) -> None:

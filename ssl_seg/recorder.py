@@ -176,6 +176,7 @@ class Recorder:
             config=to_plain(self.prepared.config),
             split=split_to_dict(self.prepared.split),
             scores=self.scores,
+            seen_labels=self.prepared.seen_labels,
         )
 
 

@@ -307,7 +307,7 @@ def _make_networks(prepared: Prepared, student: nn.Module, checkpoint: Checkpoin
 
 
 def _read_start(checkpoint: Checkpoint) -> LoopStart:
-    """Return where a resumed run begins; the monitor of an older version's file begins anew."""
+    """Return where a resumed run begins."""
     kept = checkpoint.monitor
     return LoopStart(checkpoint.progress, read_memory(kept), None if kept is None else kept["window"])
 

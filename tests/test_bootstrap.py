@@ -47,7 +47,12 @@ def make_split(
     return Split(dataset, 0, {0.5: half, 1.0: tuple(pool)}, (), tuple(val), tuple(test), {}, digits, ())
 
 
-def make_parent(split: Split | None = None, scores: dict[str, Any] | None = None, labels: float = 0.5) -> Checkpoint:
+def make_parent(
+    split: Split | None = None, scores: dict[str, Any] | None = None, labels: float = 0.5, before: str = ""
+) -> Checkpoint:
+    """A parent that builds on runs in which the images ``before`` were labeled."""
+    split = split or make_split("abcd", "ef", "gh")
+    seen = split.image_contents(split.labeled_ids(labels)) | make_split(before).image_contents(before)
     config, _ = build_config([Layer("test", SETTINGS), Layer("test", {"split": {"labels": labels}})])
     return Checkpoint(
         student={},
@@ -55,8 +60,9 @@ def make_parent(split: Split | None = None, scores: dict[str, Any] | None = None
         optimizer={},
         progress=Progress(step=90, ema_updates=90, start_score=0.7),
         config=to_plain(config),
-        split=split_to_dict(split or make_split("abcd", "ef", "gh")),
+        split=split_to_dict(split),
         scores=GOOD if scores is None else scores,
+        seen_labels=tuple(sorted(seen)),
     )
 
 
@@ -233,6 +239,23 @@ class TestLeaks:
         for dataset in ("a", "b"):
             assert self.check(make_split("cd", "a", "b", dataset=dataset, content=other)) == []
             assert len(self.check(make_split("cd", "a", "b", dataset=dataset))) == 2
+
+    def test_labels_of_a_grandparent_count_as_those_of_the_parent(self) -> None:
+        parent = make_parent(self.parent_split, before="uv")
+        assert check_parent(parent, make_split("xy", "w", "z")) == []
+        (reason,) = check_parent(parent, make_split("xy", "uw", "z"))
+        assert reason.startswith(
+            "1 validation case(s) of this run were labeled training cases of a run that the parent"
+        )
+        assert "'u'" in reason
+        assert "Use the parent's split" in reason
+        both = check_parent(parent, make_split("xy", "b", "v"))
+        assert ["of the parent," in reason for reason in both] == [True, False]
+
+    def test_the_split_of_a_forced_parent_is_no_way_out(self) -> None:
+        (reason,) = check_parent(make_parent(self.parent_split, before="e"), self.parent_split)
+        assert "'e'" in reason
+        assert "start from another parent" in reason
 
     def test_a_margin_and_a_leak_are_both_named(self) -> None:
         scores = {**GOOD, "student": net(0.7, 0.0, -0.1)}

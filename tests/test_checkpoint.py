@@ -29,6 +29,7 @@ def make_checkpoint() -> Checkpoint:
         config={"seed": 3, "data": {"patch_size": [64, 64]}},
         split={"val": ["a"], "fractions": {0.01: ["b"], 1.0: ["b", "c"]}},
         scores={net: {"f1": 0.5, "margin": 0.1, "margin_low": None} for net in ("student", "teacher")},
+        seen_labels=("0123456789ab",),
     )
 
 
@@ -61,30 +62,14 @@ def test_the_weight_average_travels(tmp_path: Path) -> None:
     assert torch.equal(swa["average"]["weight"], average["weight"])
 
 
-def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
-    save_checkpoint(make_checkpoint(), tmp_path / "a.pt")
+def test_what_has_been_seen_and_what_had_collapsed_travel(tmp_path: Path) -> None:
+    progress = Progress(5, 5, 0.1, (0.2, 0.3), (0, 2))
+    save_checkpoint(replace(make_checkpoint(), progress=progress, seen_labels=("a1", "b2")), tmp_path / "a.pt")
+    loaded = load_checkpoint(tmp_path / "a.pt")
+    assert (loaded.progress, loaded.seen_labels) == (progress, ("a1", "b2"))
     content = torch.load(tmp_path / "a.pt", weights_only=True)
-    content.pop("swa")
-    progress = {"step": 5, "ema_updates": 4, "best_score": 0.25}
-    torch.save({**content, "version": 1, "progress": progress}, tmp_path / "old.pt")
-    loaded = load_checkpoint(tmp_path / "old.pt")
-    assert loaded.progress == Progress(5, 4, 0.25, ())
-    assert loaded.progress.best_score == 0.25
-    assert loaded.swa is None
-    torch.save({**content, "progress": progress}, tmp_path / "mixed.pt")
-    with pytest.raises(CheckpointError, match="no 'swa'"):
-        load_checkpoint(tmp_path / "mixed.pt")
-
-
-def test_a_file_of_version_3_knows_of_no_collapse(tmp_path: Path) -> None:
-    save_checkpoint(replace(make_checkpoint(), progress=Progress(5, 5, 0.1, (0.2, 0.3), (0, 2))), tmp_path / "a.pt")
-    assert load_checkpoint(tmp_path / "a.pt").progress.collapsed == (0, 2)
-    content = torch.load(tmp_path / "a.pt", weights_only=True)
-    older = {name: value for name, value in content["progress"].items() if name != "collapsed"}
-    torch.save({**content, "version": 3, "progress": older}, tmp_path / "old.pt")
-    assert load_checkpoint(tmp_path / "old.pt").progress == Progress(5, 5, 0.1, (0.2, 0.3))
     for wrong in ([3], [-1], ["x"], None):
-        torch.save({**content, "progress": {**older, "collapsed": wrong}}, tmp_path / "wrong.pt")
+        torch.save({**content, "progress": {**content["progress"], "collapsed": wrong}}, tmp_path / "wrong.pt")
         with pytest.raises(CheckpointError, match="damaged"):
             load_checkpoint(tmp_path / "wrong.pt")
 
@@ -159,26 +144,30 @@ def test_the_planted_code_would_have_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "executed").exists()
 
 
-def test_newer_and_incomplete_files(tmp_path: Path) -> None:
+def test_other_versions_and_incomplete_files(tmp_path: Path) -> None:
     save_checkpoint(make_checkpoint(), tmp_path / "a.pt")
     content = torch.load(tmp_path / "a.pt", weights_only=True)
-    torch.save({**content, "version": 99}, tmp_path / "newer.pt")
-    with pytest.raises(CheckpointError, match="version 99"):
-        load_checkpoint(tmp_path / "newer.pt")
-    torch.save({k: v for k, v in content.items() if k != "teacher"}, tmp_path / "part.pt")
-    with pytest.raises(CheckpointError, match="no 'teacher'"):
-        load_checkpoint(tmp_path / "part.pt")
+    for version in (content["version"] - 1, 99, None):
+        torch.save({**content, "version": version}, tmp_path / "other.pt")
+        with pytest.raises(CheckpointError, match=f"version {version}"):
+            load_checkpoint(tmp_path / "other.pt")
+    for name in content.keys() - {"format", "version"}:
+        torch.save({k: v for k, v in content.items() if k != name}, tmp_path / "part.pt")
+        with pytest.raises(CheckpointError, match=f"no '{name}'"):
+            load_checkpoint(tmp_path / "part.pt")
     torch.save({**content, "progress": {"step": 1}}, tmp_path / "progress.pt")
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(tmp_path / "progress.pt")
 
 
+PROGRESS = {"step": 1, "ema_updates": 0, "start_score": 0.0, "history": [], "collapsed": []}
+
+
 @pytest.mark.parametrize(
     "change",
     [{"scores": {}}, {"scores": {"student": 1}}, {"student": {"weight": 3}}, {"config": []}, {"split": ["a"]},
-     {"progress": {"step": -1, "ema_updates": 0, "start_score": 0.0, "history": []}}, {"optimizer": None},
-     {"progress": {"step": 1, "ema_updates": 0, "start_score": 0.0, "history": [math.nan]}},
-     {"progress": {"step": 1, "ema_updates": 0, "start_score": 0.0, "history": 3}},
+     {"progress": {**PROGRESS, "step": -1}}, {"optimizer": None}, {"seen_labels": None}, {"seen_labels": [3]},
+     {"progress": {**PROGRESS, "history": [math.nan]}}, {"progress": {**PROGRESS, "history": 3}},
      {"swa": {"average": {"weight": 3}, "count": 1}}, {"swa": {"count": 1}}, {"swa": {"average": {}, "count": "1"}}],
 )  # fmt: skip
 def test_parts_of_another_form(tmp_path: Path, change: dict[str, object]) -> None:

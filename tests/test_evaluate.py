@@ -181,9 +181,37 @@ class TestFolders:
                 shutil.copy(path, tmp_path / "renamed" / part / f"new_{path.name}")
         notes: list[str] = []
         request = EvaluateRequest(checkpoint, data=str(tmp_path / "renamed"), part="all")
-        assert len(evaluate(request, note=notes.append)["cases"]) == 20
+        scored = {row["id"] for row in evaluate(request, note=notes.append)["cases"]}
         labeled = load_split(tiny_run / "split.yaml").labeled_ids(0.5)
+        assert scored == {
+            f"new_{path.stem}" for path in (particles_dir / "masks").iterdir() if path.stem not in labeled
+        }
         assert [note.split(" were ")[0] for note in notes] == [f"{len(labeled)} of the 20 cases"]
+
+    def test_labels_of_a_grandparent_are_left_out_too(
+        self, tiny_run: Path, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        """A run that builds on one whose labels were validation and test cases of its split."""
+        own = load_split(tiny_run / "split.yaml")
+        seen = load_checkpoint(tiny_run / "checkpoints" / "last.pt").seen_labels
+        older = own.image_contents([own.val[0], own.test[0]])
+        child = rewrite(tiny_run, tmp_path / "child.pt", seen_labels=tuple(sorted({*seen, *older})))
+        for part in ("val", "test"):
+            with pytest.raises(SplitError, match=f"1 of the .* {part} cases .*a run that it builds on"):
+                evaluate(EvaluateRequest(child, part=part))
+        rows = evaluate(EvaluateRequest(child, part="all", which="student"))["cases"]
+        masked = {path.stem for path in (particles_dir / "masks").iterdir()}
+        assert {row["id"] for row in rows} == masked - {*own.labeled_ids(0.5), own.val[0], own.test[0]}
+
+    def test_with_nothing_else_there_is_nothing_to_score(
+        self, checkpoint: Path, particles_dir: Path, tiny_run: Path, tmp_path: Path
+    ) -> None:
+        for part in ("images", "masks"):
+            (tmp_path / "seen" / part).mkdir(parents=True)
+            for name in load_split(tiny_run / "split.yaml").labeled_ids(0.5):
+                shutil.copy(particles_dir / part / f"{name}.png", tmp_path / "seen" / part)
+        with pytest.raises(DataError, match="nothing is left to score"):
+            evaluate(EvaluateRequest(checkpoint, data=str(tmp_path / "seen"), part="all"))
 
     def test_all_asks_the_split_of_the_training_and_not_the_one_given(
         self, checkpoint: Path, tiny_run: Path, tmp_path: Path

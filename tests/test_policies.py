@@ -275,7 +275,7 @@ class TestCollapse:
 def snapshot(engine: Engine, step: int) -> Checkpoint:
     parts = engine.student.state_dict(), engine.teacher.net.state_dict(), engine.optimizer.state_dict()
     student, teacher, optimizer = copy.deepcopy(parts)
-    return Checkpoint(student, teacher, optimizer, Progress(step, engine.teacher.updates, 0.5), {}, {}, {})
+    return Checkpoint(student, teacher, optimizer, Progress(step, engine.teacher.updates, 0.5), {}, {}, {}, ())
 
 
 def assert_state(engine: Engine, expected: Checkpoint) -> None:

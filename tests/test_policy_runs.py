@@ -192,7 +192,7 @@ class TestBestCheckpoints:
         monkeypatch.setattr(
             Recorder,
             "snapshot",
-            lambda _, progress: Checkpoint({}, {}, {}, progress, {}, {}, {"student": net, "teacher": net}),
+            lambda _, progress: Checkpoint({}, {}, {}, progress, {}, {}, {"student": net, "teacher": net}, ()),
         )
         return Recorder(prepared, make_engine(), None, Silent(), active=True)  # type: ignore[arg-type]
 

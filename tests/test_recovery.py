@@ -237,7 +237,7 @@ class TestBestCheckpoint:
 
     def test_of_its_networks_the_one_that_has_not_is_used(self) -> None:
         scores = {"student": {"f1": 0.46}, "teacher": {"f1": 0.42}}
-        found = Checkpoint({}, {}, {}, Progress(), {}, {}, scores)
+        found = Checkpoint({}, {}, {}, Progress(), {}, {}, scores, ())
         assert better_net(found) == "student"
         for collapsed, net in ((["student"], "teacher"), (["student", "teacher"], "student"), (["teacher"], "student")):
             assert better_net(replace(found, scores=scores | {"selected": {"collapsed": collapsed}})) == net

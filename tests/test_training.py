@@ -273,6 +273,29 @@ class TestBootstrap:
         with pytest.raises(RefusedError, match=r"labeled training cases of the parent"):
             self.bootstrap(parent, tmp_path / "child", {"split": {"file": str(tmp_path / "other.yaml")}})
 
+    def test_labels_of_a_grandparent_are_remembered(
+        self, parent: Path, tiny_run: Path, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        """The second run is labeled elsewhere; a test case of the third was labeled in the first."""
+        own = load_split(tiny_run / "split.yaml")
+        pool, first = own.fractions[1.0], own.labeled_ids(0.5)
+        save_split(replace(own, fractions={1.0: pool[::-1]}), tmp_path / "second.yaml")
+        second = {"split": {"file": str(tmp_path / "second.yaml"), "labels": len(pool) - len(first)}}
+        run = self.bootstrap(parent, tmp_path / "second", second, {"length": {"steps": 2}}).run
+        own_labels = own.image_contents(set(pool) - set(first))
+        for path in (run.last, run.best):
+            assert set(load_checkpoint(path).seen_labels) == own_labels | own.image_contents(first)
+        assert set(load_checkpoint(parent).seen_labels) == own.image_contents(first)
+        unseen = replace(own, fractions={1.0: tuple(i for i in pool if i != first[0])}, test=(*own.test, first[0]))
+        save_split(unseen, tmp_path / "third.yaml")
+        good = load_checkpoint(parent).scores
+        with pytest.raises(RefusedError, match=f"1 test case.*a run that the parent builds on.*'{first[0]}'"):
+            self.bootstrap(
+                rewrite(run.last, tmp_path / "good.pt", scores=good),
+                tmp_path / "third",
+                {"split": {"file": str(tmp_path / "third.yaml"), "labels": 1.0}},
+            )
+
     def test_a_new_split_seed_makes_a_new_split_and_meets_the_gate(self, parent: Path, tmp_path: Path) -> None:
         with pytest.raises(RefusedError, match="labeled training cases of the parent"):
             self.bootstrap(parent, tmp_path / "child", {"split": {"seed": 7}})
@@ -381,25 +404,11 @@ class TestResume:
     def test_machine_settings_may_change(self, tiny_run: Path, tmp_path: Path) -> None:
         run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
         (run / "events.jsonl").write_text("")
-        assert train(TrainRequest((Layer("--set", {"runtime": {"workers": 1}}),), resume=run)).ending == "finished"
-
-    def test_a_run_of_an_older_version_goes_on(self, tiny_run: Path, tmp_path: Path) -> None:
-        """Checkpoints of version 1 have no history and no average."""
-        run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
-        (run / "events.jsonl").write_text("")
         last = run / "checkpoints" / "last.pt"
-        content = torch.load(last, weights_only=True)
-        content.pop("swa")
-        content["scores"].pop("selected")
-        progress = {"step": 6, "ema_updates": 6, "best_score": 2.0}
-        torch.save({**content, "version": 1, "progress": progress}, last)
-        best = (run / "checkpoints" / "best.pt").read_bytes()
-        result = train(TrainRequest(resume=run))
-        assert (result.ending, result.step) == ("finished", 12)
-        resumed = load_checkpoint(last).progress
-        assert (resumed.start_score, len(resumed.history), resumed.best_score) == (2.0, 1, 2.0)
-        assert len((run / "checkpoints" / "best.pt").read_bytes()) == len(best)  # scored again, not replaced
-        assert load_checkpoint(run / "checkpoints" / "best.pt").progress.best_score < 2.0
+        seen = tuple(sorted({*load_checkpoint(last).seen_labels, "0123456789ab"}))  # of a parent
+        rewrite(last, last, seen_labels=seen)
+        assert train(TrainRequest((Layer("--set", {"runtime": {"workers": 1}}),), resume=run)).ending == "finished"
+        assert load_checkpoint(last).seen_labels == seen
 
     def test_a_finished_run(self, tiny_run: Path) -> None:
         with pytest.raises(RunDirError, match="is finished"):

@@ -66,7 +66,13 @@ def make_parent(*settings: dict[str, Any], better: str = "student", updates: int
     scores = {"source": "validation", "trivial_f1": 0.4, **{net: score(value) for net, value in f1.items()}}
     nets = {name: make_net(config, seed).state_dict() for seed, name in ((1, "student"), (2, "teacher"))}
     return Checkpoint(
-        **nets, optimizer={}, progress=Progress(100, updates), config=to_plain(config), split={}, scores=scores
+        **nets,
+        optimizer={},
+        progress=Progress(100, updates),
+        config=to_plain(config),
+        split={},
+        scores=scores,
+        seen_labels=(),
     )
 
 
@@ -285,7 +291,7 @@ class TestOptions:
 class TestGate:
     def check(self, student: dict[str, Any], teacher: dict[str, Any], **options: Any) -> list[str]:
         split = {"schema": 1, "dataset": "d", "seed": 0, "notes": [], "fractions": {1.0: ["a"]}, "unlabeled": []}
-        split |= {"val": ["b"], "test": [], "groups": {}, "content": {}, "fingerprint": ""}
+        split |= {"val": ["b"], "test": [], "groups": {}, "content": {"a": "1" * 16, "b": "2" * 16}, "fingerprint": ""}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("ssl_seg.data.splits.split.Split.fingerprint", "")
             scores = {"source": "validation", "trivial_f1": 0.4, "student": student, "teacher": teacher}

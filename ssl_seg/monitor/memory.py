@@ -29,7 +29,7 @@ class Memory:
 
 
 def read_memory(values: Mapping[str, Any] | None) -> Memory:
-    """Return the memory in a checkpoint; an empty one for a file of an older version."""
+    """Return the memory in a checkpoint; an empty one for swa.pt, which has none."""
     if values is None:
         return Memory()
     return Memory(tuple(values["trend"]), Ladder(**values["ladder"]), values["healthy_step"])

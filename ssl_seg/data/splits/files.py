@@ -88,6 +88,9 @@ def split_from_dict(values: Mapping[str, Any]) -> Split:
         folds=folds,
         fold=fold,
     )
+    listed = {*split.fractions[1.0], *split.unlabeled, *split.val, *split.test}
+    if unknown := sorted(listed - split.content.keys()):
+        raise SplitError(f"content has no entry for '{unknown[0]}': leaks could not be noticed. Make a new split.")
     if split.fingerprint != values["fingerprint"]:
         raise SplitError(
             f"its fingerprint is {values['fingerprint']} and should be {split.fingerprint}: it was edited after it was "
