@@ -2,6 +2,7 @@ r"""The collapse laboratory: faults that the monitor has to name, healthy runs t
 
     python scripts/collapse_lab.py faults            # (a) each fault in a small training, 3 seeds
     python scripts/collapse_lab.py healthy           # (b) 20 trainings without a fault
+    python scripts/collapse_lab.py situations        # few cases, empty masks, tiny or many classes, ...: 20 seeds each
     python scripts/collapse_lab.py replay            # (c) the number series of five reports of failed trainings
     python scripts/collapse_reproduce.py             # (d) "works at 1 %, fails at 10 %": a script of its own
     python scripts/collapse_lab.py recover           # a task that collapses, with and without on_collapse=recover
@@ -44,6 +45,15 @@ def run_healthy(args: argparse.Namespace) -> str:
     return format_healthy(results)
 
 
+def run_situations(args: argparse.Namespace) -> str:
+    """Return the table of what users come with."""
+    from lab.situations import SEEDS, run_situations
+    from lab.tables import format_situations
+
+    seeds = tuple(args.seeds or SEEDS)
+    return format_situations(run_situations(args.out, seeds, tuple(args.only), args.workers, again=args.again))
+
+
 def run_replay(args: argparse.Namespace) -> str:  # noqa: ARG001 (all commands take it)
     """Return the table of the replays."""
     from lab.replay import replay_all, replay_folders_000
@@ -79,6 +89,7 @@ def run_overhead(args: argparse.Namespace) -> str:
 COMMANDS: dict[str, Any] = {
     "faults": run_faults,
     "healthy": run_healthy,
+    "situations": run_situations,
     "replay": run_replay,
     "recover": run_recover,
     "harmless": run_harmless,
@@ -94,12 +105,14 @@ def main() -> None:
         own = commands.add_parser(name, help=function.__doc__)
         own.add_argument("--out", type=Path, default=Path("runs/collapse_lab"))
         own.add_argument("--workers", type=int, default=2)
-        if name in {"faults", "recover", "harmless"}:
-            own.add_argument("--seeds", type=int, nargs="+", help="default: 3 for faults, 10 for the others")
-        if name in {"faults", "healthy"}:
+        if name in {"faults", "situations", "recover", "harmless"}:
+            own.add_argument(
+                "--seeds", type=int, nargs="+", help="default: 3 for faults, 20 for situations, 10 for the others"
+            )
+        if name in {"faults", "situations", "healthy"}:
             own.add_argument("--again", action="store_true", help="judge the last runs by the rules of now")
-        if name == "faults":
-            own.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="faults whose name contains it")
+        if name in {"faults", "situations"}:
+            own.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="those whose name contains it")
         if name == "healthy":
             own.add_argument("--data", nargs="+", default=[], metavar="FOLDER", help="further data, 6 trainings each")
             own.add_argument("--first-seed", type=int, default=0)

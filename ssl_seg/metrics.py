@@ -203,21 +203,6 @@ def compute_average_precision(pos_hist: NDArray[np.integer], neg_hist: NDArray[n
     return float(np.sum(precision * pos_hist) / pos_hist.sum())
 
 
-def compute_best_f1(pos_hist: NDArray[np.integer], neg_hist: NDArray[np.integer]) -> tuple[float, int] | None:
-    """Return the largest F1 of all thresholds, and the bin i of the threshold: score in bin >= i is positive.
-
-    Of several best bins it is the middle one, so that a gap between the classes is cut in its middle and not at an
-    edge. Arguments and None as in ``compute_auroc``.
-    """
-    if not _has_both_classes(pos_hist, neg_hist):
-        return None
-    tp, predicted = _count_at_thresholds(pos_hist, neg_hist)
-    f1 = 2 * tp / (predicted + pos_hist.sum())
-    best = np.flatnonzero(f1 == f1.max())
-    middle = int(best[len(best) // 2])
-    return float(f1[middle]), middle
-
-
 @dataclass(frozen=True)
 class SurfaceDistances:
     """Distances between two surfaces, in the unit of the spacing, and why they may not be one."""

@@ -26,7 +26,6 @@ from ssl_seg.metrics import (
     SurfaceDistances,
     compute_auroc,
     compute_average_precision,
-    compute_best_f1,
     compute_surface_distances,
     compute_trivial_baselines,
     compute_trivial_f1,
@@ -200,25 +199,18 @@ def test_scores_from_histograms_are_scikit_learns(hists: tuple[NDArray[np.int64]
     expected_ap = sklearn_metrics.average_precision_score(labels, scores)
     assert compute_average_precision(pos_hist, neg_hist) == pytest.approx(expected_ap, abs=1e-9)
 
-    f1, index = compute_best_f1(pos_hist, neg_hist)
-    precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, scores)
-    expected_f1 = max(2 * p * r / (p + r) if p + r else 0.0 for p, r in zip(precision, recall, strict=True))
-    assert f1 == pytest.approx(expected_f1, abs=1e-9)
-    assert sklearn_metrics.f1_score(labels, scores >= index) == pytest.approx(f1, abs=1e-9)
-
 
 @given(st.integers(1, 12), hnp.arrays(np.int64, 12, elements=st.integers(0, 6)))
 def test_scores_of_one_class_are_undefined(bins: int, hist: NDArray[np.int64]) -> None:
     hist, nothing = hist[:bins], np.zeros(bins, np.int64)
-    for score in (compute_auroc, compute_average_precision, compute_best_f1):
+    for score in (compute_auroc, compute_average_precision):
         assert score(hist, nothing) is None
         assert score(nothing, hist) is None
 
 
-def test_a_gap_between_the_classes_is_cut_in_its_middle() -> None:
+def test_classes_that_are_apart_are_ranked_perfectly() -> None:
     pos_hist, neg_hist = np.zeros(100, int), np.zeros(100, int)
     neg_hist[:11], pos_hist[90:] = 5, 5
-    assert compute_best_f1(pos_hist, neg_hist) == (1.0, 51)
     assert compute_auroc(pos_hist, neg_hist) == 1.0
     assert compute_average_precision(pos_hist, neg_hist) == 1.0
 
@@ -227,7 +219,6 @@ def test_scores_without_information() -> None:
     pos_hist, neg_hist = np.array([0, 30, 0]), np.array([0, 70, 0])
     assert compute_auroc(pos_hist, neg_hist) == 0.5
     assert compute_average_precision(pos_hist, neg_hist) == pytest.approx(0.3)
-    assert compute_best_f1(pos_hist, neg_hist)[0] == pytest.approx(compute_trivial_f1(0.3))
 
 
 def test_counts_of_large_volumes_do_not_overflow() -> None:
@@ -235,7 +226,7 @@ def test_counts_of_large_volumes_do_not_overflow() -> None:
     assert compute_auroc(pos_hist, neg_hist) == 1.0
     assert compute_average_precision(pos_hist, neg_hist) == 1.0
     small = np.array([100, 100], np.uint8), np.array([100, 100], np.uint8)  # sums above 255
-    assert compute_best_f1(*small)[0] == pytest.approx(2 / 3)
+    assert compute_average_precision(*small) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("shapes", [(4, 3), ((2, 2), (2, 2))])

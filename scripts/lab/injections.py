@@ -99,7 +99,7 @@ def change_probes(change: Callable[[Tensor], Tensor]) -> AbstractContextManager[
     def make(original: Any) -> Any:
         def make_probe(*args: Any) -> Probe:
             probe = original(*args)
-            return Probe(change(probe.image), probe.target)
+            return replace(probe, image=change(probe.image))
 
         return make_probe
 

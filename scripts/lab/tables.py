@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from lab.faults import FAULTS, Fault, FaultResult
 from lab.replay import Replay
+from lab.situations import SituationResult
 from lab.studies import MARGIN, Harmless, HealthyResult, Overhead, Recovery
 from ssl_seg.monitor.findings import Verdict
 
@@ -145,6 +147,28 @@ def format_overhead(result: Overhead) -> str:
         f"{result.first_epoch_share:.1%} of the first epoch ({result.first_epoch_looks} looks in "
         f"{result.steps_per_epoch} steps) and {result.later_share:.1%} of a later one (1 look)."
     )
+
+
+def format_situations(results: Sequence[SituationResult]) -> str:
+    """Return a line a situation: the truth of its runs, how many verdicts were wrong, and what led."""
+    header = (
+        "situation", "runs", "good; bad by fresh images", "false alarms at the end; at any look", "misses",
+        "diagnose says something else",
+        "the last look of the run",
+    )  # fmt: skip
+    rows = []
+    for name, group in groupby(results, key=lambda result: result.situation):
+        own = list(group)
+        good, bad = (
+            sum(all(n.is_good for n in r.truth) for r in own),
+            sum(any(n.is_bad for n in r.truth) for r in own),
+        )
+        counted = Counter(f"{r.level} {r.codes[0]}" if r.codes else "ok" for r in own)
+        said = ", ".join(f"{verdict} {count}" for verdict, count in counted.most_common())
+        kinds = ("is_false_alarm", "is_early_alarm", "is_miss", "disagrees")
+        at_end, at_any, missed, differ = (sum(getattr(r, kind) for r in own) for kind in kinds)
+        rows.append([name, len(own), f"{good}; {bad}", f"{at_end}; {at_any}", missed, differ, said])
+    return format_rows(header, rows)
 
 
 def _join(values: Iterable[object]) -> str:

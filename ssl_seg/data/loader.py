@@ -171,10 +171,12 @@ class PatchSource(Dataset[Batch]):
 
 @dataclass(frozen=True)
 class Probe:
-    """A fixed set of patches: ``image`` (N,C,*P) float32, ``target`` (N,*P) int64. N may be 0."""
+    """A fixed set of patches: ``image`` (N,C,*P) float32, ``target`` (N,*P) int64, and the case of each. N may be 0."""
 
     image: Tensor
     target: Tensor
+    case_ids: tuple[str, ...] = ()
+    """(N); empty where each patch stands for a case of its own."""
 
 
 def make_loader(
@@ -210,7 +212,8 @@ def make_probe(
         targets.append(target)
     if not images:
         return Probe(torch.empty(0, store.channels, *patch_size), torch.empty(0, *patch_size, dtype=torch.int64))
-    return Probe(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets)))
+    ids = tuple(cases[index] for index in range(patches))
+    return Probe(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets)), ids)
 
 
 def _as_is(batch: Any) -> Any:

@@ -33,7 +33,7 @@ from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground,
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import Finding
-from ssl_seg.monitor.signals import LOGIT_LIMIT, SignalCollector, Signals
+from ssl_seg.monitor.signals import RANKED, SignalCollector, Signals
 from ssl_seg.monitor.verdicts import judge
 
 NET = "predictions"
@@ -131,13 +131,13 @@ def _prepare(request: PredictionsRequest) -> _Material:
 
 def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, Signals | None, list[Example]]:
     tally, examples = Tally(), list[Example]()
-    collector = SignalCollector(2, torch.device("cpu"))
+    collector = SignalCollector(2, torch.device("cpu"), max(RANKED // max(len(material.truth), 1), 1))
     for file in clock.limit(track(material.files, len(material.files)), 1.0, LEAST_IMAGES):
         pred, prob = read_prediction(file, material.kind, material.meaning)
         target = None
         if (path := material.truth.get(file.id)) is not None:
             target = read_truth(path, pred.shape, material.meaning, file.first)
-            collector.update(_to_logits(pred, prob), torch.from_numpy(target.astype(np.int64))[None])
+            collector.update(_to_logits(pred, prob), torch.from_numpy(target.astype(np.int64))[None], (file.id,))
         output = Output(file.id, "new", pred, prob, None, target)
         figures = tally.add(output)
         if len(examples) < MAX_CANDIDATES:
@@ -146,9 +146,10 @@ def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, S
 
 
 def _to_logits(pred: NDArray[np.bool_], prob: NDArray[np.float32] | None) -> torch.Tensor:
-    """Return logits (1, 2, *S) that say the same: of a mask the ends of the scale."""
+    """Return logits (1, 2, *S) that say the same: of 0 and 1 the smallest and the largest that are finite."""
     values = torch.from_numpy(pred.astype(np.float32) if prob is None else prob).double()
-    score = torch.logit(values).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+    most = torch.finfo(torch.float32).max
+    score = torch.logit(values).clamp(-most, most)
     return torch.stack([torch.zeros_like(score), score])[None]
 
 

@@ -1,19 +1,22 @@
-"""Statistics of a network's output on a fixed probe set, collected on the device between training steps.
+"""Statistics of a network's output on a fixed probe set: sums on the device, ranks on the host, read once a look.
 
-Everything is about foreground against background: the score of a voxel is the log-odds of "any foreground class".
-Threshold-free figures come from two histograms of that score, with bins of 1/64 between -16 and 16.
+Everything is about foreground against background. What is predicted is the class of the largest output, which
+`ssl-seg predict` writes. Threshold-free figures rank voxels by the log-odds of "any foreground class", in bins whose
+edges are quantiles of both classes: no ranking is lost, however far on one side or however narrow it is.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import special
 from torch import Tensor, nn
 
 from ssl_seg.data.loader import Probe
@@ -23,15 +26,20 @@ from ssl_seg.metrics import (
     Overlap,
     compute_auroc,
     compute_average_precision,
-    compute_best_f1,
     compute_trivial_f1,
 )
 from ssl_seg.precision import Autocast
 
-LOGIT_LIMIT, BINS_PER_LOGIT = 16, 64
-NUM_BINS = 2 * LOGIT_LIMIT * BINS_PER_LOGIT
+EDGES = 2048
+"""Bins at the most that each class is cut into for AUROC and average precision: right to about 1/2048."""
+RANKED = 2**24
+"""Voxels at the most of a probe, or of a folder of predictions, whose ranks are compared; of more an even share."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 PROB_BINS = 20
+CONFIDENCE = 0.95
+"""Of the interval of the AUROC over cases."""
+
+Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -43,30 +51,36 @@ class Signals:
     logit_mean: float
     logit_std: float
     logit_quantiles: tuple[float, ...]
-    """Log-odds at QUANTILES, to 1/64."""
+    """Log-odds at QUANTILES."""
     prob_mean: float
     prob_std: float
     prob_max: float
-    """Largest foreground probability, to 1/64 in log-odds."""
+    """Largest foreground probability."""
     prob_histogram: tuple[float, ...]
-    """Share of voxels in PROB_BINS equal bins of the foreground probability; edges to 1/64 in log-odds."""
+    """Share of voxels in PROB_BINS equal bins of the foreground probability."""
     share_below_01: float
     """Share of voxels with a foreground probability below 0.1."""
     prevalence_pred: float
-    """Share of voxels predicted foreground (probability above 0.5)."""
+    """Share of voxels predicted foreground (background has not the largest output)."""
     prevalence_true: float
     ratio_std: float
     """Spread of the predicted foreground share between patches."""
     ratio_std_true: float
     """Spread of the true foreground share between patches."""
     f1: float
+    """Of what is predicted, all foreground classes taken as one."""
     f1_macro: float
     """Mean F1 over the foreground classes by the largest logit; equal to ``f1`` for two classes."""
     f1_best: float | None
-    """F1 at the best threshold of this set: what moving the threshold could gain."""
+    """F1 at the best threshold of the log-odds of any foreground on this set: what moving it could gain."""
     threshold_best: float | None
     """Probability of that threshold."""
+    logit_best: float | None
+    """Log-odds of that threshold: a probability next to 1 cannot tell thresholds apart."""
     auroc: float | None
+    auroc_low: float
+    auroc_high: float
+    """Ends of the 95 % interval of the AUROC over cases (jackknife, Student's t); 0 and 1 where there are too few."""
     average_precision: float | None
     trivial_f1: float
     """F1 of predicting foreground everywhere."""
@@ -93,59 +107,67 @@ class SignalCollector:
     Args:
         num_classes: K.
         device: where the outputs are.
+        ranked: voxels of a patch at the most that are ranked, drawn evenly; None for all. Other figures are of all.
     """
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
+    def __init__(self, num_classes: int, device: torch.device, ranked: int | None = None) -> None:
         wide = torch.float32 if device.type == "mps" else torch.float64
-        self.num_classes = num_classes
-        self.histograms = torch.zeros(2, NUM_BINS, dtype=torch.int64, device=device)
+        self.num_classes, self.ranked = num_classes, ranked
         self.sums = torch.zeros(4, dtype=wide, device=device)  # logit, logit^2, prob, prob^2
-        self.counts = torch.zeros(3, dtype=torch.int64, device=device)  # predicted fg, prob below 0.1, non-finite
-        self.hits = torch.zeros(1, dtype=torch.int64, device=device)
+        # Finite voxels, of them true, predicted, both, and with a probability below 0.1; then those not finite.
+        self.counts = torch.zeros(6, dtype=torch.int64, device=device)
+        self.scores: list[Tensor] = []  # of each batch: (N,V) log-odds, NaN where they do not count
+        self.truths: list[Tensor] = []  # of each batch: (N,V) bool
+        self.case_ids: list[str] = []  # of each patch
         self.ratios: list[Tensor] = []  # of each batch: predicted and true foreground share of its patches
         self.patch_overlaps: list[Tensor] = []  # of each batch: (K - 1, N, 3) predicted, true, both
         self.has_voxels: list[Tensor] = []
 
     @torch.no_grad()
-    def update(self, logits: Tensor, target: Tensor) -> None:
-        """Add one batch: logits (N,K,*S), target (N,*S) with IGNORE_INDEX allowed."""
+    def update(self, logits: Tensor, target: Tensor, case_ids: Sequence[str] = ()) -> None:
+        """Add one batch: logits (N,K,*S), target (N,*S) with IGNORE_INDEX allowed.
+
+        ``case_ids`` (N) says which case each patch is of; without it each patch counts as a case of its own.
+        """
         score = compute_foreground_logit(logits)
         valid = target != IGNORE_INDEX
-        finite = torch.isfinite(score)
+        known = valid & torch.isfinite(score)
         truth = (target > 0) & valid
-        pred = (score > 0) & valid
+        # On a CPU argmax takes longer than all the rest of this method.
+        classes = logits.argmax(dim=1) if self.num_classes > 2 else (logits[:, 1] > logits[:, 0]).long()
+        pred = (classes > 0) & valid
         voxels = valid.flatten(1).sum(1)
         self.ratios.append(torch.stack([_count(pred), _count(truth)]) / voxels.clamp(min=1))
         self.has_voxels.append(voxels > 0)
+        self.case_ids += case_ids or [f"patch {len(self.case_ids) + i}" for i in range(len(target))]
+        chosen = self._choose(target[0].numel(), target.device)
+        self.scores.append(torch.where(known, score, torch.nan).float().flatten(1)[:, chosen])
+        self.truths.append(truth.flatten(1)[:, chosen])
 
-        self.counts[2] += (valid & ~finite).sum()
-        score, truth, pred = score[valid & finite], truth[valid & finite], pred[valid & finite]
-        prob = torch.sigmoid(score)
-        wide = [v.to(self.sums.dtype) for v in (score, prob)]
-        self.sums += torch.stack([wide[0].sum(), wide[0].square().sum(), wide[1].sum(), wide[1].square().sum()])
-        self.counts[:2] += torch.stack([pred.sum(), (prob < 0.1).sum()])
-        self.hits += (pred & truth).sum()
-        bins = ((score + LOGIT_LIMIT) * BINS_PER_LOGIT).floor().clamp(0, NUM_BINS - 1).long()
-        flat = bins + NUM_BINS * truth
-        self.histograms += torch.bincount(flat, minlength=2 * NUM_BINS).view(2, NUM_BINS)
-
-        # On a CPU argmax takes longer than all the rest of this method.
-        classes = logits.argmax(dim=1) if self.num_classes > 2 else (logits[:, 1] > logits[:, 0]).long()
+        kept, prob = (torch.where(known, v, 0).to(self.sums.dtype) for v in (score, torch.sigmoid(score)))
+        self.sums += torch.stack([kept.sum(), kept.square().sum(), prob.sum(), prob.square().sum()])
+        found, low = pred & known, known & (prob < 0.1)
+        counted = (known, truth & known, found, truth & found, low, valid & ~known)
+        self.counts += torch.stack([mask.sum() for mask in counted])
         overlaps = []
         for label in range(1, self.num_classes):
-            chosen, wanted = (classes == label) & valid, (target == label) & valid
-            overlaps.append(torch.stack([_count(chosen), _count(wanted), _count(chosen & wanted)], dim=1))
+            found, wanted = (classes == label) & valid, (target == label) & valid
+            overlaps.append(torch.stack([_count(found), _count(wanted), _count(found & wanted)], dim=1))
         self.patch_overlaps.append(torch.stack(overlaps))
 
     def compute(self) -> Signals:
         """Return the statistics of everything added so far."""
-        negative, positive = self.histograms.cpu().numpy()
-        predicted, low, nonfinite = (int(v) for v in self.counts.tolist())
-        finite = int(negative.sum() + positive.sum())
+        cases = self._split_cases()
+        positive, negative = (np.sort(np.concatenate([_NOTHING, *(c[i] for c in cases)])) for i in (0, 1))
+        scores = np.sort(np.concatenate([positive, negative]))
+        finite, true, predicted, hits, low, nonfinite = (int(v) for v in self.counts.tolist())
         count = max(finite, 1)
         logit_sum, logit_square, prob_sum, prob_square = self.sums.tolist()
-        true, hits = int(positive.sum()), int(self.hits.item())
-        best = compute_best_f1(positive, negative)
+        edges = _find_edges(positive, negative)
+        counted = [tuple(_bin(values, edges) for values in case) for case in cases]
+        pos_hist, neg_hist = _bin(positive, edges), _bin(negative, edges)
+        best = _find_best_f1(positive, negative)
+        low_auroc, high_auroc = _bound_auroc(counted)
         ratios = torch.cat(self.ratios, dim=1).float().cpu() if self.ratios else torch.zeros(2, 0)
         seen = torch.cat(self.has_voxels).cpu() if self.has_voxels else torch.zeros(0, dtype=torch.bool)
         predicted_share, true_share = ratios[:, seen]
@@ -155,11 +177,11 @@ class SignalCollector:
             nonfinite=nonfinite,
             logit_mean=logit_sum / count if finite else math.nan,
             logit_std=_std(logit_sum, logit_square, count) if finite else math.nan,
-            logit_quantiles=_quantiles(negative + positive),
+            logit_quantiles=_quantiles(scores),
             prob_mean=prob_sum / count if finite else math.nan,
             prob_std=_std(prob_sum, prob_square, count) if finite else math.nan,
-            prob_max=_max_prob(negative + positive),
-            prob_histogram=_prob_histogram(negative + positive),
+            prob_max=float(special.expit(np.float64(scores[-1]))) if finite else math.nan,
+            prob_histogram=_prob_histogram(scores),
             share_below_01=low / count,
             prevalence_pred=predicted / count,
             prevalence_true=prevalence,
@@ -168,13 +190,35 @@ class SignalCollector:
             f1=_f1(predicted, true, hits),
             f1_macro=self._macro_f1(),
             f1_best=None if best is None else best[0],
-            threshold_best=None if best is None else _sigmoid(best[1] / BINS_PER_LOGIT - LOGIT_LIMIT),
-            auroc=compute_auroc(positive, negative),
-            average_precision=compute_average_precision(positive, negative),
+            threshold_best=None if best is None else float(special.expit(best[1])),
+            logit_best=None if best is None else best[1],
+            auroc=compute_auroc(pos_hist, neg_hist),
+            auroc_low=low_auroc,
+            auroc_high=high_auroc,
+            average_precision=compute_average_precision(pos_hist, neg_hist),
             trivial_f1=compute_trivial_f1(prevalence),
             dice=self._patch_dice(seen),
             foreground_distance=_distance(predicted_share, true_share),
         )
+
+    def _choose(self, voxels: int, device: torch.device) -> Tensor | slice:
+        """Return which voxels of a patch are ranked: the same for every patch of one size."""
+        if self.ranked is None or voxels <= self.ranked:
+            return slice(None)
+        return torch.randperm(voxels, generator=torch.Generator().manual_seed(0))[: self.ranked].to(device)
+
+    def _split_cases(self) -> list[tuple[Scores, Scores]]:
+        """Return the sorted scores of the foreground and of the background voxels of each case."""
+        patches: dict[str, list[tuple[Scores, Scores]]] = {}
+        rows = ((s.cpu().numpy(), t.cpu().numpy()) for s, t in zip(self.scores, self.truths, strict=True))
+        pairs = (pair for batch in rows for pair in zip(*batch, strict=True))
+        for case_id, (score, truth) in zip(self.case_ids, pairs, strict=True):
+            known = ~np.isnan(score)
+            patches.setdefault(case_id, []).append((score[known & truth], score[known & ~truth]))
+        return [
+            (np.sort(np.concatenate(positive)), np.sort(np.concatenate(negative)))
+            for positive, negative in (zip(*own, strict=True) for own in patches.values())
+        ]
 
     def _macro_f1(self) -> float:
         classes = self._overlaps().sum(1).tolist()
@@ -218,7 +262,7 @@ def collect_signals(
         train_mode: look at a copy in train mode (batch statistics, dropout) in place of eval mode. A copy, since the
             running statistics would move.
     """
-    collector = SignalCollector(num_classes, device)
+    collector = SignalCollector(num_classes, device, max(RANKED // max(len(probe.image), 1), 1))
     if train_mode:
         net = copy.deepcopy(net)
     was_training = net.training
@@ -228,7 +272,7 @@ def collect_signals(
         with autocast():
             logits = net(probe.image[chosen].to(device))
         target = probe.target[chosen].to(device)
-        collector.update(first_head(logits, target.ndim).float(), target)
+        collector.update(first_head(logits, target.ndim).float(), target, probe.case_ids[chosen])
     net.train(was_training)
     return collector.compute()
 
@@ -255,26 +299,62 @@ def _std(total: float, squares: float, count: int) -> float:
     return math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
 
 
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit))
+def _find_edges(positive: Scores, negative: Scores) -> Scores:
+    """Return the lower edges of the bins, increasing: the lowest score, and quantiles of both classes."""
+    chosen = [values[:: -(-len(values) // EDGES) or 1] for values in (positive, negative)]
+    return np.unique(np.concatenate(chosen))
 
 
-def _max_prob(histogram: NDArray[np.integer]) -> float:
-    """Return the probability at the middle of the highest bin in use; NaN where none is."""
-    used = np.flatnonzero(histogram)
-    return _sigmoid((int(used[-1]) + 0.5) / BINS_PER_LOGIT - LOGIT_LIMIT) if len(used) else math.nan
+def _bin(ordered: Scores, edges: Scores) -> NDArray[np.int64]:
+    """Return how many of the sorted scores lie in each bin."""
+    return np.diff(np.append(np.searchsorted(ordered, edges), len(ordered)))
 
 
-def _prob_histogram(histogram: NDArray[np.integer]) -> tuple[float, ...]:
-    probs = 1 / (1 + np.exp(LOGIT_LIMIT - (np.arange(NUM_BINS) + 0.5) / BINS_PER_LOGIT))
-    counts = np.bincount((probs * PROB_BINS).astype(np.int64), weights=histogram, minlength=PROB_BINS)
-    return tuple((counts / max(int(histogram.sum()), 1)).tolist())
+def _find_best_f1(positive: Scores, negative: Scores) -> tuple[float, float] | None:
+    """Return the largest F1 of all cuts, and the cut: the middle of the gap below the lowest score that it takes.
+
+    Both are sorted. Of several best cuts it is the middle one. None where one of the classes is absent.
+    """
+    if not len(positive) or not len(negative):
+        return None
+    taken, wrong = len(positive) - np.arange(len(positive)), len(negative) - np.searchsorted(negative, positive)
+    f1 = 2 * taken / (taken + wrong + len(positive))
+    best = np.flatnonzero(f1 == f1.max())
+    place = int(best[len(best) // 2])
+    lowest = positive[place]
+    first, behind = np.searchsorted(positive, lowest), np.searchsorted(negative, lowest)
+    below = [values[end - 1] for values, end in ((positive, first), (negative, behind)) if end > 0]
+    return float(f1[place]), (float(lowest) + float(max(below, default=lowest))) / 2
 
 
-def _quantiles(histogram: NDArray[np.integer]) -> tuple[float, ...]:
-    """Return the left edges of the bins in which the quantiles lie."""
-    cumulative = np.cumsum(histogram)
-    if cumulative[-1] == 0:
-        return (math.nan,) * len(QUANTILES)
-    bins = [int(np.searchsorted(cumulative, q * cumulative[-1])) for q in QUANTILES]
-    return tuple(b / BINS_PER_LOGIT - LOGIT_LIMIT for b in bins)
+def _bound_auroc(cases: Sequence[tuple[NDArray[np.int64], ...]]) -> tuple[float, float]:
+    """Return the ends of the interval of the pooled AUROC over cases; 0 and 1 where one of them decides alone.
+
+    The delete-one jackknife: the voxels of one image are no independent draws, the images are.
+
+    Args:
+        cases: the histograms of foreground and background of each.
+    """
+    total = [np.sum([case[kind] for case in cases], axis=0) for kind in (0, 1)]
+    without = [compute_auroc(total[0] - positive, total[1] - negative) for positive, negative in cases]
+    known = [value for value in without if value is not None]
+    center, count = compute_auroc(*total) if cases else None, len(known)
+    if center is None or count < max(len(without), 2):
+        return 0.0, 1.0
+    error = math.sqrt((count - 1) / count * float(np.sum((np.array(known) - np.mean(known)) ** 2)))
+    half = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error
+    return max(center - half, 0.0), min(center + half, 1.0)
+
+
+def _prob_histogram(ordered: Scores) -> tuple[float, ...]:
+    edges = special.logit(np.linspace(0, 1, PROB_BINS + 1)[:-1]).astype(np.float32)
+    return tuple((_bin(ordered, edges) / max(len(ordered), 1)).tolist())
+
+
+def _quantiles(ordered: Scores) -> tuple[float, ...]:
+    """Return the scores at QUANTILES; NaN without any."""
+    last = len(ordered) - 1
+    return tuple(float(ordered[round(q * last)]) if last >= 0 else math.nan for q in QUANTILES)
+
+
+_NOTHING = np.zeros(0, np.float32)
