@@ -77,6 +77,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""
 
 
+def name_examples(items: Iterable[object], most: int = 3, *, between: str = ", ", total: int | None = None) -> str:
+    """Return the first ``most`` items and how many there are beyond: ``a, b, c, ... (4 more)``.
+
+    Args:
+        items: their texts are taken.
+        most: items to name.
+        between: separates them.
+        total: how many there are, if ``items`` are only the first of them.
+    """
+    texts = [str(item) for item in items]
+    more = (len(texts) if total is None else total) - min(most, len(texts))
+    return between.join([*texts[:most], *[f"... ({more} more)"] * (more > 0)])
+
+
 def quote(path: Path | str) -> str:
     """Return a path as it is written in a command."""
     return shlex.quote(str(path))

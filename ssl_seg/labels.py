@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 
 IGNORE_INDEX = -100
 """Class index of voxels that neither the losses nor the metrics look at (torch's own default)."""
@@ -95,5 +95,4 @@ def to_mask(target: NDArray[np.integer], label_values: Sequence[int]) -> NDArray
 
 
 def _short(values: Sequence[int]) -> str:
-    shown = ", ".join(str(v) for v in values[:8])
-    return f"{{{shown}{', ...' if len(values) > 8 else ''}}}"
+    return f"{{{name_examples(values, 8)}}}"

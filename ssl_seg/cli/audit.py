@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_data_settings
+from ssl_seg.errors import name_examples
 
 if TYPE_CHECKING:
     from ssl_seg.data.audit.doctor import Audit
@@ -109,8 +110,7 @@ def _describe(summary: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if summary["mask_values"]:
         shown = [f"{v['value']} ({v['share']:.1%}, {v['masks']} masks)" for v in summary["mask_values"]]
-        more = ", ..." if len(shown) > _SHOWN_VALUES else ""
-        lines.append(("mask values", ", ".join(shown[:_SHOWN_VALUES]) + more))
+        lines.append(("mask values", name_examples(shown, _SHOWN_VALUES)))
     if summary["foreground"] is not None:
         spread = summary["foreground"]
         lines.append(

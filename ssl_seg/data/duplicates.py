@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,11 @@ _ALIKE_SHARE = 0.25
 """The same for alike images: the volumes above usually correlate by 0.47, which puts the limit at 0.87 for them."""
 
 _CHUNK = 512
+"""Images that are compared with all others in one go: 40 MB of correlations for 20,000 images."""
 _SAMPLE = 512
+"""Images that show how much the images of the data set usually correlate."""
+_DIGITS = 5
+"""Decimals of a correlation that do not depend on the order of its sum: pairs are ranked by these, then by ids."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,14 @@ class AlikePair:
     first: str
     second: str
     correlation: float
+
+
+@dataclass(frozen=True)
+class AlikePairs:
+    """The ``pairs`` that correlate most, most alike first, of ``total``."""
+
+    pairs: tuple[AlikePair, ...] = ()
+    total: int = 0
 
 
 def find_near_duplicates(
@@ -85,25 +97,53 @@ def find_near_duplicates(
 
 
 def find_alike_pairs(
-    thumbnails: Mapping[str, NDArray[np.floating]], *, minimum_correlation: float = ALIKE_CORRELATION, count: int = 100
-) -> list[AlikePair]:
-    """Return the ``count`` pairs that correlate most, most alike first; mirrored and turned images are not considered.
+    thumbnails: Mapping[str, NDArray[np.floating]],
+    *,
+    minimum_correlation: float = ALIKE_CORRELATION,
+    together: Sequence[Mapping[str, Hashable]] = (),
+    count: int = 100,
+) -> AlikePairs:
+    """Return the pairs that correlate most, and how many there are; mirrored and turned images are not considered.
 
     Where all images are alike anyway, pairs must come closer, as for ``find_near_duplicates``.
 
     Args:
         thumbnails, minimum_correlation: see ``find_near_duplicates``.
-        count: pairs to return at most.
+        together: id -> part, group or cluster; a pair that has the same one in any of these is left out.
+        count: pairs to return at most; all are counted.
     """
     best: list[tuple[float, str, str]] = []
+    total = 0
     for ids, stack in _comparable(thumbnails):
         vectors = _normalize(stack)
         limit = _limit_among(vectors, minimum_correlation, _ALIKE_SHARE)
+        numbers = [_number(ids, place_of) for place_of in together]
         for start, similar in _chunks(stack, vectors, turned=False):
+            for number in numbers:
+                similar[number[start : start + len(similar), None] == number] = -1
             rows, columns = np.nonzero(similar >= limit)
-            found = ((float(similar[r, c]), ids[start + r], ids[c]) for r, c in zip(rows, columns, strict=True))
+            total += len(rows)
+            values = similar[rows, columns].round(_DIGITS)
+            strong = _select_largest(values, count)
+            chosen = zip(values[strong].tolist(), rows[strong], columns[strong], strict=True)
+            found = ((value, ids[start + row], ids[column]) for value, row, column in chosen)
             best = heapq.nsmallest(count, [*best, *found], key=lambda pair: (-pair[0], pair[1:]))
-    return [AlikePair(first, second, min(correlation, 1.0)) for correlation, first, second in best]
+    pairs = tuple(AlikePair(first, second, min(correlation, 1.0)) for correlation, first, second in best)
+    return AlikePairs(pairs, total)
+
+
+def _number(ids: Sequence[str], place_of: Mapping[str, Hashable]) -> NDArray[np.int64]:
+    """Return the same number for ids with the same place, and another one for each id without."""
+    number_of: dict[Hashable, int] = {}
+    places = ((1, place_of[i]) if i in place_of else (0, i) for i in ids)
+    return np.array([number_of.setdefault(place, len(number_of)) for place in places])
+
+
+def _select_largest(values: Vectors, count: int) -> NDArray[np.bool_]:
+    """Return which values are among the ``count`` largest, with all that equal the smallest of these."""
+    if len(values) <= count:
+        return np.ones(len(values), np.bool_)
+    return np.asarray(values >= np.partition(values, len(values) - count)[len(values) - count])
 
 
 def _comparable(thumbnails: Mapping[str, NDArray[np.floating]]) -> Iterator[tuple[list[str], Vectors]]:

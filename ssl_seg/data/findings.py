@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ssl_seg.errors import name_examples
+
 SHOWN_CASES = 5
 
 
@@ -29,8 +31,7 @@ def select_faults(findings: Sequence[Finding]) -> list[Finding]:
 
 def describe_finding(finding: Finding) -> str:
     """Return one line: code, message and the first cases."""
-    more = ", ..." if len(finding.cases) > SHOWN_CASES else ""
-    cases = f" ({', '.join(finding.cases[:SHOWN_CASES])}{more})" if finding.cases else ""
+    cases = f" ({name_examples(finding.cases, SHOWN_CASES)})" if finding.cases else ""
     return f"{finding.code}: {finding.message}{cases}"
 
 

@@ -32,7 +32,7 @@ from ssl_seg.data.formats.layout import Box, Layout
 from ssl_seg.data.formats.nifti import write_nifti
 from ssl_seg.data.formats.stored import Fetch, Geometry, Stored, hold, merge_equal_channels, name_errors
 from ssl_seg.data.formats.tiff import write_tiff
-from ssl_seg.errors import DataError, did_you_mean
+from ssl_seg.errors import DataError, did_you_mean, name_examples
 from ssl_seg.rundir import atomic_write
 
 __all__ = [
@@ -269,7 +269,7 @@ def _choose_key(path: Path, wanted: str, names: Sequence[str], default_keys: Seq
 
 
 def _shorten(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+    return name_examples(names, 8)
 
 
 def _check_start(path: Path) -> Format:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ssl_seg.errors import name_examples
 from ssl_seg.report.diagnosis_text import PART_TITLES, UNKNOWN, Figures, Table, cut, number, points, share, size
 
 if TYPE_CHECKING:
@@ -355,4 +356,4 @@ def _describe_hole(hole: Figures | None) -> str:
 
 
 def _ids(ids: Sequence[str], most: int = 5) -> str:
-    return (", ".join(ids[:most]) + (f", ... ({len(ids)})" if len(ids) > most else "")) if ids else "none"
+    return name_examples(ids, most) or "none"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ssl_seg.data.audit.copies import Copies, check_copies, find_copies
+from ssl_seg.data.duplicates import AlikePairs
 from ssl_seg.data.facts import Appearance, CaseFacts
 from ssl_seg.data.findings import Finding
 
@@ -30,7 +31,7 @@ def others() -> dict[str, CaseFacts]:
 
 
 def found(facts: Mapping[str, CaseFacts], groups: Mapping[str, str] | None = None) -> dict[str, Finding]:
-    findings = list(check_copies(find_copies(facts), facts, groups or {}))
+    findings = list(check_copies(find_copies(facts, groups or {}), facts, groups or {}))
     assert len({f.code for f in findings}) == len(findings)
     return {f.code: f for f in findings}
 
@@ -44,7 +45,7 @@ def levels(findings: Mapping[str, Finding]) -> dict[str, str]:
 
 
 def test_no_copies(others: dict[str, CaseFacts]) -> None:
-    assert find_copies(others) == Copies((), (), ())
+    assert find_copies(others, {}) == Copies((), (), AlikePairs())
     assert found(others) == {}
     assert found({}) == {}
 
@@ -119,5 +120,22 @@ def test_many_sets_are_shortened_in_the_message_and_complete_in_the_cases() -> N
     finding = found(facts)["duplicate_image"]
     assert len(finding.cases) == 20
     assert "20 cases in 5 set(s)" in finding.message
-    assert "a0 = b0 = c0 = ...; a1 = b1" in finding.message
+    assert "a0 = b0 = c0 = ... (1 more); a1 = b1" in finding.message
     assert finding.message.count("a4") == 0
+
+
+@pytest.mark.parametrize("kept", [99, 100, 101])
+def test_many_alike_pairs_are_all_counted(kept: int) -> None:
+    """Pairs within a group are no news: they neither count nor take the place of others."""
+    facts = {
+        f"{n:03d}{letter}": fact(n + 1000 * (letter == "b"), seed=n, mix=0.4) for n in range(kept) for letter in "ab"
+    }
+    facts |= {f"scan{n}": fact(5000 + n, seed=4000, mix=0.3) for n in range(30)}
+    groups = grouped(facts, **{f"scan{n}": "one patient" for n in range(30)})
+    copies = find_copies(facts, groups)
+    assert copies.alike.total == kept
+    assert {(p.first[:3], p.second[:3]) for p in copies.alike.pairs} <= {(f"{n:03d}",) * 2 for n in range(kept)}
+    assert len(copies.alike.pairs) == min(kept, 100)
+    finding = found(facts, groups)["alike_images"]
+    assert finding.message.startswith(f"{kept} pair(s) of images are much alike")
+    assert f"; ... ({kept - 3} more)" in finding.message

@@ -97,7 +97,7 @@ def test_masks_without_an_image_are_noted(tmp_path: Path) -> None:
         save(tmp_path / "masks" / f"{name}.png", mask(1))
     cases, notes = find(tmp_path)
     assert [c.id for c in cases] == ["a"]
-    assert notes == ("4 mask(s) without an image are not used (w, x, y, ...)",)
+    assert notes == ("4 mask(s) without an image are not used (w, x, y, ... (1 more))",)
 
 
 def test_masks_with_another_naming_scheme_are_an_error_that_says_how_to_rename(tmp_path: Path) -> None:

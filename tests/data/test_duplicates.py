@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sizes import around
 
 from ssl_seg.data import duplicates
-from ssl_seg.data.duplicates import find_alike_pairs, find_near_duplicates
+from ssl_seg.data.duplicates import AlikePairs, find_alike_pairs, find_near_duplicates
 from ssl_seg.data.synthetic import generate
 
 Thumbnails = dict[str, NDArray[np.float32]]
@@ -103,7 +104,7 @@ def test_constant_images_are_no_copies_of_each_other(thumbnails: Thumbnails) -> 
         # Rounding leaves a trace in averages of a constant: here the same one in each.
         thumbnails[f"constant{n}"] = np.full((32, 32), 100.3, np.float32) + np.eye(32, dtype=np.float32) * 1e-4
     assert find_near_duplicates(thumbnails) == []
-    assert find_alike_pairs(thumbnails) == []
+    assert find_alike_pairs(thumbnails) == AlikePairs()
 
 
 def test_images_and_volumes_are_not_compared(thumbnails: Thumbnails) -> None:
@@ -177,25 +178,102 @@ def test_the_order_of_the_images_does_not_matter(random) -> None:
 def test_alike_pairs_are_ranked_and_counted() -> None:
     base, other = noise(32, 32, seed=1), noise(32, 32, seed=2)
     made = {"base": base, "near": base + 0.2 * other, "far": base + 0.5 * other, "turned": np.rot90(base).copy()}
-    pairs = find_alike_pairs(made, minimum_correlation=0.5)
+    pairs = find_alike_pairs(made, minimum_correlation=0.5).pairs
     assert [(p.first, p.second) for p in pairs] == [("base", "near"), ("far", "near"), ("base", "far")]
     for pair in pairs:
         expected = np.corrcoef(made[pair.first].ravel(), made[pair.second].ravel())[0, 1]
         assert pair.correlation == pytest.approx(expected, abs=1e-5)
-    assert find_alike_pairs(made, minimum_correlation=0.5, count=1) == pairs[:1]
-    assert find_alike_pairs(made, minimum_correlation=0.999) == []
+    assert find_alike_pairs(made, minimum_correlation=0.5, count=1) == AlikePairs(pairs[:1], 3)
+    assert find_alike_pairs(made, minimum_correlation=0.999) == AlikePairs()
 
 
-@pytest.mark.parametrize("count", [2, 4, 5, 6, 11, 25])
-def test_alike_pairs_agree_with_brute_force_on_both_sides_of_a_chunk(count: int, monkeypatch) -> None:
-    monkeypatch.setattr(duplicates, "_CHUNK", 5)
+CHUNK = 5
+Pairs = dict[tuple[str, str], float]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_CHUNK", CHUNK)
     monkeypatch.setattr(duplicates, "_ALIKE_SHARE", 10.0)  # the plain limit holds
-    made = {f"{n:02d}": noise(32, 32, seed=n // 3) + 0.5 * noise(32, 32, seed=100 + n) for n in range(count)}
-    pairs = find_alike_pairs(made, minimum_correlation=0.5, count=1000)
-    correlations = {p: np.corrcoef(made[p[0]].ravel(), made[p[1]].ravel())[0, 1] for p in combinations(made, 2)}
-    assert {(p.first, p.second) for p in pairs} == {p for p, value in correlations.items() if value >= 0.5}
-    for pair in pairs:
-        assert pair.correlation == pytest.approx(correlations[pair.first, pair.second], abs=1e-5)
+    monkeypatch.setattr(duplicates, "_TYPICAL_SHARE", 10.0)
+
+
+def make_threes(count: int) -> Thumbnails:
+    """Images of which each three in a row correlate by about 0.8, and others hardly at all."""
+    return {f"{n:02d}": noise(32, 32, seed=n // 3) + 0.5 * noise(32, 32, seed=100 + n) for n in range(count)}
+
+
+def correlate(thumbnails: Thumbnails, limit: float) -> Pairs:
+    found = {p: np.corrcoef(*(thumbnails[i].ravel() for i in p))[0, 1] for p in combinations(thumbnails, 2)}
+    return {p: value for p, value in found.items() if value >= limit}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("count", around(CHUNK))
+def test_clusters_agree_with_brute_force_on_both_sides_of_a_chunk(count: int) -> None:
+    made = {f"{n:02d}": np.rot90(noise(32, 32, seed=n % 4), n) * 2 for n in range(count)}
+    found = find_near_duplicates(made, minimum_correlation=0.98)
+    assert {frozenset(c) for c in found} == brute_force(made, 0.98)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("count", around(CHUNK))
+def test_alike_pairs_agree_with_brute_force_on_both_sides_of_a_chunk(count: int) -> None:
+    made = make_threes(count)
+    found, expected = find_alike_pairs(made, minimum_correlation=0.5, count=1000), correlate(made, 0.5)
+    assert {(p.first, p.second) for p in found.pairs} == set(expected)
+    assert found.total == len(expected)
+    for pair in found.pairs:
+        assert pair.correlation == pytest.approx(expected[pair.first, pair.second], abs=1e-5)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kept", around(7))
+def test_all_alike_pairs_are_counted_and_the_strongest_named(kept: int) -> None:
+    """14 images: 13 pairs."""
+    made = make_threes(14)
+    expected = correlate(made, 0.5)
+    found = find_alike_pairs(made, minimum_correlation=0.5, count=kept)
+    assert found.total == len(expected) == 13
+    strongest = sorted(expected, key=lambda pair: -expected[pair])
+    assert [(p.first, p.second) for p in found.pairs] == strongest[:kept]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kept", [1, 3, 4, 100])
+def test_of_pairs_that_are_equally_alike_the_first_are_named(kept: int) -> None:
+    made = {f"{n:02d}": noise(32, 32) for n in range(12)}
+    found = find_alike_pairs(made, count=kept)
+    assert found.total == 66
+    assert [(p.first, p.second) for p in found.pairs] == list(combinations(made, 2))[:kept]
+
+
+@pytest.mark.usefixtures("small")
+def test_pairs_of_one_place_are_left_out_before_they_are_counted() -> None:
+    made = make_threes(14)
+    part_of = {i: "train" if int(i) % 3 else "val" for i in made if i != "13"}
+    cluster_of = {"00": 1, "01": 1}
+    expected = {
+        (a, b): value
+        for (a, b), value in correlate(made, 0.5).items()
+        if part_of.get(a, a) != part_of.get(b, b) and {a, b} != {"00", "01"}
+    }
+    found = find_alike_pairs(made, minimum_correlation=0.5, together=(part_of, cluster_of), count=3)
+    assert found.total == len(expected) == 8
+    assert [(p.first, p.second) for p in found.pairs] == sorted(expected, key=lambda pair: -expected[pair])[:3]
+
+
+@pytest.mark.parametrize("count", around(7))
+def test_what_is_usual_is_judged_by_an_even_sample(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the images are aligned, half are not: a sample of the first ones alone would take all for aligned."""
+    monkeypatch.setattr(duplicates, "_SAMPLE", 7)
+    lamp = 20 * noise(32, 32, seed=99)
+    stack = np.stack([(lamp if n % 2 else 0) + noise(32, 32, seed=n) for n in range(count)])
+    vectors = duplicates._normalize(stack)
+    chosen = range(count) if count <= 7 else [round(n * (count - 1) // 6) for n in range(7)]
+    typical = np.median([np.corrcoef(vectors[a], vectors[b])[0, 1] for a, b in combinations(chosen, 2)])
+    expected = max(0.5, min(1 - 0.1 * (1 - typical), 0.998))
+    assert duplicates._limit_among(vectors, 0.5, 0.1) == pytest.approx(expected, abs=1e-5)
 
 
 def test_real_micrographs_hold_no_copies_and_a_planted_one_is_found(emps_dir: Path) -> None:

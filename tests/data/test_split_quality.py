@@ -203,6 +203,45 @@ def test_alike_images_in_two_parts(single: Catalog) -> None:
             assert (found[0].level, set(found[0].cases)) == ("warn", {one, twin})
 
 
+@pytest.mark.parametrize("pairs", [1, 99, 100, 101, 300])
+def test_alike_images_in_two_parts_are_all_counted(pairs: int) -> None:
+    """A warning does not vanish where there are many, and pairs of one part do not crowd the others out."""
+    catalog = add_images(make_catalog(spread(2 * pairs + 40)))
+    ids = [c.id for c in catalog.cases]
+    train, test, rest = ids[:pairs], ids[pairs : 2 * pairs], ids[2 * pairs :]
+    facts, rng = dict(catalog.facts), np.random.default_rng(1)
+    for source, twin, spread_of_noise in [*zip(train, test, [6] * pairs, strict=True), (rest[0], rest[1], 5)]:
+        shown = facts[source].appearance
+        thumbnail = shown.thumbnail + rng.normal(0, spread_of_noise, (32, 32))
+        facts[twin] = replace(facts[twin], appearance=replace(shown, thumbnail=thumbnail))
+    split = make_split(catalog, [0.5])
+    split = replace(split, fractions={1.0: (*train, *rest)}, unlabeled=(), val=(), test=tuple(test))
+    (finding,) = (f for f in check_split(split, replace(catalog, facts=facts)) if f.code == "alike_across_parts")
+    assert finding.level == "warn"
+    assert finding.message.startswith(f"{pairs} pair(s) of alike images are in different parts")
+    assert len(finding.cases) == 2 * min(pairs, 100)
+    assert ("all look alike" in finding.message) == (pairs > 100)
+
+
+def test_an_alike_pair_above_the_limit_of_plain_copies_is_not_lost(single: Catalog) -> None:
+    """Where all images are alike, two may correlate by more than 0.97 and still be no copies."""
+    split = make_split(single, [0.1])
+    lamp = np.random.default_rng(0).normal(0, 25, (32, 32))
+    facts = dict(add_images(single).facts)
+    for case_id, known in facts.items():
+        shown = replace(known.appearance, thumbnail=known.appearance.thumbnail / 4 + lamp)
+        facts[case_id] = replace(known, appearance=shown)
+    one, other = split.fractions[1.0][0], split.test[0]
+    noise = np.random.default_rng(1).normal(0, 3, (32, 32))
+    shown = facts[one].appearance
+    facts[other] = replace(facts[other], appearance=replace(shown, thumbnail=shown.thumbnail + noise))
+    correlation = np.corrcoef(shown.thumbnail.ravel(), facts[other].appearance.thumbnail.ravel())[0, 1]
+    assert correlation > 0.97
+    codes = {f.code: f for f in check_split(split, replace(add_images(single), facts=facts))}
+    assert "near_duplicate" not in codes
+    assert set(codes["alike_across_parts"].cases) == {one, other}
+
+
 # --- classes --------------------------------------------------------------------------------------------------------
 
 

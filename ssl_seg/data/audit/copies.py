@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ssl_seg.data.duplicates import AlikePair, find_alike_pairs, find_near_duplicates
+from ssl_seg.data.duplicates import AlikePairs, find_alike_pairs, find_near_duplicates
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.layouts.listing import name_examples
 from ssl_seg.data.splits.split import IMAGE_DIGITS
+from ssl_seg.errors import name_examples
 
 Cluster = tuple[str, ...]
 
@@ -20,15 +20,23 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Copies:
-    """What is there more than once: sets of ids with the same image, sets with nearly the same, and alike pairs."""
+    """What is there more than once: sets of ids with the same image, sets with nearly the same, and alike pairs.
+
+    Alike pairs are neither nearly the same nor in one group.
+    """
 
     exact: tuple[Cluster, ...]
     near: tuple[Cluster, ...]
-    alike: tuple[AlikePair, ...]
+    alike: AlikePairs
 
 
-def find_copies(facts: Mapping[str, CaseFacts]) -> Copies:
-    """Return all copies. Images of one single value are not counted; each copy is in one place only."""
+def find_copies(facts: Mapping[str, CaseFacts], groups: Mapping[str, str]) -> Copies:
+    """Return all copies. Images of one single value are not counted; each copy is in one place only.
+
+    Args:
+        facts: of all cases.
+        groups: id -> group of all cases, empty if there are none.
+    """
     thumbnails = {i: f.appearance.thumbnail for i, f in facts.items() if f.appearance is not None}
     clusters = find_near_duplicates(thumbnails)
     cluster_of = {i: number for number, cluster in enumerate(clusters) for i in cluster}
@@ -39,11 +47,7 @@ def find_copies(facts: Mapping[str, CaseFacts]) -> Copies:
     return Copies(
         exact=tuple(tuple(ids) for ids in by_content.values() if len(ids) > 1),
         near=tuple(c for c in clusters if len({facts[i].content[:IMAGE_DIGITS] for i in c}) > 1),
-        alike=tuple(
-            pair
-            for pair in find_alike_pairs(thumbnails)
-            if pair.first not in cluster_of or cluster_of[pair.first] != cluster_of.get(pair.second)
-        ),
+        alike=find_alike_pairs(thumbnails, together=(cluster_of, groups)),
     )
 
 
@@ -57,7 +61,7 @@ def check_copies(copies: Copies, facts: Mapping[str, CaseFacts], groups: Mapping
     """
     yield from check_exact_copies(copies.exact, facts, groups)
     yield from check_near_copies(copies.near, groups)
-    yield from check_alike(copies.alike, groups)
+    yield from check_alike(copies.alike)
 
 
 def check_exact_copies(
@@ -96,18 +100,17 @@ def check_near_copies(near: Sequence[Cluster], groups: Mapping[str, str]) -> Ite
         yield from _report("near_duplicate", "warn", within, advice)
 
 
-def check_alike(pairs: Sequence[AlikePair], groups: Mapping[str, str]) -> Iterator[Finding]:
+def check_alike(alike: AlikePairs) -> Iterator[Finding]:
     """Pairs in different groups that are much alike may be one object seen twice: only a person can tell."""
-    found = [p for p in pairs if not groups or groups[p.first] != groups[p.second]]
-    if found:
-        shown = "; ".join(f"{p.first} ~ {p.second} {p.correlation:.2f}" for p in found[:_SHOWN])
+    if alike.total:
+        pairs = (f"{p.first} ~ {p.second} {p.correlation:.2f}" for p in alike.pairs)
+        shown = name_examples(pairs, _SHOWN, between="; ", total=alike.total)
         message = (
-            f"{len(found)} pair(s) of images are much alike: {shown}{'; ...' * (len(found) > _SHOWN)}. If they show "
-            "one patient or one place twice, give them one group in groups.csv."
+            f"{alike.total} pair(s) of images are much alike: {shown}. If they show one patient or one place twice, "
+            "give them one group in groups.csv."
         )
-        yield Finding(
-            "alike_images", "info", message, tuple(dict.fromkeys(i for p in found for i in (p.first, p.second)))
-        )
+        cases = tuple(dict.fromkeys(i for p in alike.pairs for i in (p.first, p.second)))
+        yield Finding("alike_images", "info", message, cases)
 
 
 def _report(
@@ -115,8 +118,8 @@ def _report(
 ) -> Iterator[Finding]:
     if clusters:
         cases = tuple(i for cluster in clusters for i in cluster)
-        sets = "; ".join(name_examples(cluster).replace(", ", " = ") for cluster in clusters[:_SHOWN])
-        message = f"{len(cases)} cases in {len(clusters)} set(s) ({sets}{'; ...' * (len(clusters) > _SHOWN)}) {said}"
+        sets = name_examples((name_examples(cluster, between=" = ") for cluster in clusters), _SHOWN, between="; ")
+        message = f"{len(cases)} cases in {len(clusters)} set(s) ({sets}) {said}"
         yield Finding(code, level, message, cases)
 
 

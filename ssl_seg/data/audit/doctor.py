@@ -66,12 +66,13 @@ def audit(
     facts, unreadable = scan_cases(
         listing.cases, label_map=label_map, background=background, ignore_value=ignored, track=track
     )
-    copies = find_copies(facts)
+    groups_of = checks.groups_of(listing.cases)
+    copies = find_copies(facts, groups_of)
     found = [
         *listing.findings,
         *_join(unreadable),
         *check_facts(listing, facts, declared, ignored),
-        *check_copies(copies, facts, checks.groups_of(listing.cases)),
+        *check_copies(copies, facts, groups_of),
     ]
     findings = tuple(sorted(found, key=lambda finding: list(_LEVELS).index(finding.level)))
     values = labels.find_label_values(labels.values_by_mask(facts, ignored), declared)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 from ssl_seg.labels import infer_label_values
 
 Masks = Mapping[str, frozenset[int]]
@@ -183,5 +183,4 @@ def _union(masks: Iterable[frozenset[int]]) -> set[int]:
 
 
 def _short(values: Collection[int]) -> str:
-    shown = ", ".join(map(str, sorted(values)[:8]))
-    return f"{{{shown}{', ...' * (len(values) > 8)}}}"
+    return f"{{{name_examples(sorted(values), 8)}}}"

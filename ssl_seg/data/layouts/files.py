@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.layouts.listing import name_examples
 from ssl_seg.data.volumes import is_image, split_suffix
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ssl_seg.data.layouts import suffix
 from ssl_seg.data.layouts.files import find_images, match_masks, note_others, note_unlabeled
-from ssl_seg.data.layouts.listing import Case, Listing, name_examples
+from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.volumes import IMAGE_SUFFIXES
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 
 
 def recognize(root: Path) -> bool:

@@ -6,9 +6,8 @@ import csv
 from collections.abc import Collection
 from pathlib import Path
 
-from ssl_seg.data.layouts.listing import name_examples
 from ssl_seg.data.volumes import split_suffix
-from ssl_seg.errors import DataError, did_you_mean
+from ssl_seg.errors import DataError, did_you_mean, name_examples
 
 
 def read_groups(path: Path, ids: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.files import note_unlabeled, walk_files
-from ssl_seg.data.layouts.listing import Case, Listing, check_id, name_examples
+from ssl_seg.data.layouts.listing import Case, Listing, check_id
 from ssl_seg.data.volumes import list_arrays, split_suffix
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 
 SUFFIXES = (".h5", ".hdf5")
 LISTS = ("train.list", "train_slices.list")

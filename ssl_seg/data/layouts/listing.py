@@ -5,7 +5,7 @@ A location is ``PATH``, or ``PATH::KEY`` for an array inside a file.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -46,11 +46,6 @@ class Listing:
     ignore_value: int | None = None
     class_names: tuple[str, ...] = ()
     declared: Mapping[str, bool] = field(default_factory=dict)
-
-
-def name_examples(names: Collection[str]) -> str:
-    """Return the first three names, and dots if there are more."""
-    return ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def check_id(case_id: str, where: str) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.layouts.listing import Case, Listing, check_id, name_examples
+from ssl_seg.data.layouts.listing import Case, Listing, check_id
 from ssl_seg.data.layouts.table import Row, read_columns, read_table
 from ssl_seg.data.volumes import split_suffix
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 
 COLUMNS = ("image", "mask", "group", "labeled", "has_segmentation", "id")
 SUFFIXES = (".csv", ".parquet")

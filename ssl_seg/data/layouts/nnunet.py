@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.data.layouts.files import match_masks, note_unlabeled, walk_files
-from ssl_seg.data.layouts.listing import Case, Listing, name_examples
+from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.volumes import IMAGE_SUFFIXES
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 
 _COLOR_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """One file may hold all channels (red, green, blue)."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.files import find_images, note_others, note_unlabeled, walk_files
-from ssl_seg.data.layouts.listing import Case, Listing, name_examples
+from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.volumes import is_image, split_suffix
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 
 ENDINGS = ("_mask", "_label", "_seg", "_gt")
 """What the name of a mask has and that of its image has not."""

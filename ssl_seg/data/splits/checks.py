@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.splits.split import IMAGE_DIGITS, Split, find_near_copies
+from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
 
-_MANY_ALIKE = 100
-"""If so many pairs of images are alike, all images are, and it says nothing about patients."""
+_MOST_PAIRS = 100
+"""Alike pairs whose images are named in a finding; all are counted."""
 
 Lists = Mapping[str, Collection[str]]
+Copies = Sequence[tuple[str, ...]]
+"""Clusters of ids with nearly the same image."""
 
 
 def lists_of(split: Split) -> dict[str, tuple[str, ...]]:
@@ -83,14 +85,14 @@ def _parts_by(parts: Lists, key_of: Mapping[str, str]) -> dict[str, dict[str, li
     return found
 
 
-def check_near_duplicates(lists: Lists, catalog: Catalog) -> Iterable[Finding]:
+def check_near_duplicates(lists: Lists, catalog: Catalog, copies: Copies) -> Iterable[Finding]:
     """Images that are nearly the same are in one part only.
 
     A fault where scores would be too good, between the labeled cases, validation and test; a warning where one of them
     is only an unlabeled training case. Exact copies are left to ``check_duplicates``.
     """
     list_of = {i: name for name, ids in lists.items() for i in ids}
-    for cluster in find_near_copies(catalog, list_of):
+    for cluster in copies:
         where = {list_of[i] for i in cluster}
         images = {catalog.facts[i].content[:IMAGE_DIGITS] for i in cluster}
         if len(images) > 1 and len(where) > 1 and where & {"val", "test"}:
@@ -102,21 +104,24 @@ def check_near_duplicates(lists: Lists, catalog: Catalog) -> Iterable[Finding]:
             yield Finding("near_duplicate", "fault" if leaks else "warn", message, cluster)
 
 
-def check_alike(parts: Lists, catalog: Catalog) -> Iterable[Finding]:
+def check_alike(parts: Lists, catalog: Catalog, copies: Copies) -> Iterable[Finding]:
     """Images that may show one object twice, as two scans of a patient do, should be in one part."""
-    from ssl_seg.data.duplicates import MINIMUM_CORRELATION, find_alike_pairs
+    from ssl_seg.data.duplicates import find_alike_pairs
 
     part_of = {i: name for name, ids in parts.items() for i in ids}
+    copy_of = {i: number for number, cluster in enumerate(copies) for i in cluster}
     shown = {i: catalog.facts[i].appearance for i in part_of if i in catalog.facts}
     thumbnails = {i: appearance.thumbnail for i, appearance in shown.items() if appearance is not None}
-    pairs = find_alike_pairs(thumbnails, count=_MANY_ALIKE)
-    torn = [p for p in pairs if part_of[p.first] != part_of[p.second] and p.correlation < MINIMUM_CORRELATION]
-    if torn and len(pairs) < _MANY_ALIKE:
+    torn = find_alike_pairs(thumbnails, together=(part_of, copy_of), count=_MOST_PAIRS)
+    if torn.total:
+        first = torn.pairs[0]
+        many = " So many may also be images that all look alike." if torn.total > _MOST_PAIRS else ""
         message = (
-            f"{len(torn)} pair(s) of alike images are in different parts, {torn[0].first} and {torn[0].second} with a "
-            f"correlation of {torn[0].correlation:.2f}: if they show one patient or object, name it in groups.csv"
+            f"{torn.total} pair(s) of alike images are in different parts, {first.first} and {first.second} with a "
+            f"correlation of {first.correlation:.2f}: if they show one patient or object, name it in groups.csv.{many}"
         )
-        yield Finding("alike_across_parts", "warn", message, tuple(i for p in torn for i in (p.first, p.second)))
+        cases = tuple(dict.fromkeys(i for p in torn.pairs for i in (p.first, p.second)))
+        yield Finding("alike_across_parts", "warn", message, cases)
 
 
 def check_files(split: Split, parts: Lists, catalog: Catalog) -> Iterable[Finding]:

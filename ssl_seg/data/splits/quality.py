@@ -24,7 +24,7 @@ from ssl_seg.data.splits.checks import (
     lists_of,
     parts_of,
 )
-from ssl_seg.data.splits.split import Split, find_classes
+from ssl_seg.data.splits.split import Split, find_classes, find_near_copies
 from ssl_seg.data.splits.statistics import RANDOM_DRAWS, SEED, SetMeasures, measure_split, measures_to_dict
 
 if TYPE_CHECKING:
@@ -54,10 +54,11 @@ def check_split(
     ]
     if catalog is None:
         return findings
+    copies = find_near_copies(catalog, [i for ids in lists.values() for i in ids])
     findings += [
         *check_files(split, parts, catalog),
-        *check_near_duplicates(lists, catalog),
-        *check_alike(parts, catalog),
+        *check_near_duplicates(lists, catalog, copies),
+        *check_alike(parts, catalog, copies),
     ]
     measures = measure_split(split, catalog) if measures is None else measures
     if any(m.fraction == 1.0 for m in measures):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssl_seg.data.splits.stratify import GroupKey, Traits, assign_groups, nesting_order
-from ssl_seg.errors import SplitError
+from ssl_seg.errors import SplitError, name_examples
 
 if TYPE_CHECKING:  # reading a split file must not load the image libraries
     from ssl_seg.data.catalog import Catalog
@@ -109,7 +109,7 @@ class Split:
         sealed = sorted(set(ids) & set(self.test))
         if sealed:
             raise SplitError(
-                f"{len(sealed)} case(s) are in the test list ({', '.join(sealed[:5])}{', ...' * (len(sealed) > 5)}). "
+                f"{len(sealed)} case(s) are in the test list ({name_examples(sealed, 5)}). "
                 "The test list is sealed; only `ssl-seg evaluate --test` opens it."
             )
 
@@ -294,12 +294,13 @@ def _group_keys(catalog: Catalog) -> tuple[dict[str, GroupKey], list[str]]:
     if copies:
         count = sum(map(len, copies))
         notes.append(
-            f"{count} cases are copies of {len(copies)} image(s), for example {copies[0][:3]}: kept in one part"
+            f"{count} cases are copies of {len(copies)} image(s), for example {name_examples(copies[0])}: "
+            "kept in one part"
         )
     if torn:
         count = sum(map(len, torn))
         notes.append(
-            f"{count} cases look like copies, for example {list(torn[0][:3])}: their groups are kept in one part"
+            f"{count} cases look like copies, for example {name_examples(torn[0])}: their groups are kept in one part"
         )
     return _merge_groups(key_of, torn), notes
 
