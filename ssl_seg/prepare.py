@@ -33,8 +33,8 @@ from ssl_seg.rundir import (
     RunDir,
     atomic_write,
     check_free,
+    create_next_run_dir,
     create_run_dir,
-    next_free,
     open_run_dir,
 )
 from ssl_seg.sources import absolute_root, name_data, open_data
@@ -92,6 +92,7 @@ def prepare_run(
     gpu: bool,
     note: Callable[[str], None],
     tracker: Callable[[str], Track] = lambda _: pass_through,
+    hold: Callable[[Path], object] = lambda _: None,
 ) -> Prepared:
     """Check everything, then create (or reopen) the run directory.
 
@@ -100,12 +101,13 @@ def prepare_run(
         gpu: whether the run will be on one; the plan depends on it.
         note: takes lines for the user.
         tracker: what is being done -> what wraps its items, for a progress bar.
+        hold: keeps other processes out of the run directory, before anything is written there.
 
     Raises:
         SslSegError: the first thing that is wrong; nothing has been written then.
     """
     if request.resume is not None:
-        return _reopen(request, note, tracker)
+        return _reopen(request, note, tracker, hold)
     check_layers(request.layers)
     if request.out is not None:
         check_free(request.out)
@@ -126,7 +128,9 @@ def prepare_run(
         _pass_gate(parent, plan, request, note)
 
     _fill_disk_cache(plan.config.data, plan.catalog, note, tracker)
-    run = create_run_dir(request.out or next_free(Path("runs") / _default_name(plan.config)))
+    name = Path("runs") / _default_name(plan.config)
+    run = create_next_run_dir(name) if request.out is None else create_run_dir(request.out)
+    hold(run.path)
     write_config(plan.config, run, _make_header(plan, request))
     save_split(plan.split, run.path / SPLIT_FILE)
     if faults:
@@ -199,7 +203,12 @@ def _make_header(plan: Plan, request: TrainRequest) -> str:
     return "\n".join([*lines, *(f"planned: {item.key} = {item.value} ({item.reason})" for item in plan.planned)])
 
 
-def _reopen(request: TrainRequest, note: Callable[[str], None], tracker: Callable[[str], Track]) -> Prepared:
+def _reopen(
+    request: TrainRequest,
+    note: Callable[[str], None],
+    tracker: Callable[[str], Track],
+    hold: Callable[[Path], object],
+) -> Prepared:
     others = request.bootstrap or request.out or request.epochs
     if request.resume is None or others or not has_runtime_only(request.layers):
         raise ConfigError(
@@ -212,6 +221,7 @@ def _reopen(request: TrainRequest, note: Callable[[str], None], tracker: Callabl
             f"{run.path} holds no checkpoint to resume from; start it again with another --out, or remove the folder "
             "first"
         )
+    hold(run.path)
     checkpoint = load_checkpoint(run.last)
     stored = Layer(str(run.last), config_of(checkpoint, run.last).model_dump(mode="json"))
     config, _ = build_config([stored, *request.layers])

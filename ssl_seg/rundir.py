@@ -3,6 +3,7 @@
 ::
 
     RUN/config.yaml  split.yaml  environment.json  metrics.jsonl  events.jsonl
+    RUN/lock                 held by the process that trains
     RUN/checkpoints/last.pt  best.pt  best-2.pt ... (monitor.keep_best)  swa.pt (policies.swa)
                     healthy.pt, start.pt (monitor.on_collapse: recover)
 """
@@ -16,7 +17,8 @@ import os
 import platform
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,10 +26,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.errors import RunDirError, quote
+from filelock import FileLock, Timeout
+
+from ssl_seg.errors import InUseError, RunDirError, quote
 
 CONFIG_FILE, SPLIT_FILE, ENVIRONMENT_FILE = "config.yaml", "split.yaml", "environment.json"
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
+LOCK_FILE = "lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+"""Errors of a file system that has no locks."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,52 @@ def create_run_dir(path: Path) -> RunDir:
     (path / METRICS_FILE).touch()
     (path / EVENTS_FILE).touch()
     return run
+
+
+def create_next_run_dir(path: Path) -> RunDir:
+    """Create the directory of a new run at ``path``, or at the first of ``path-2``, ``path-3``, ... that is free.
+
+    Raises:
+        RunDirError: when it cannot be created.
+    """
+    while True:
+        free = next_free(path)
+        try:
+            return create_run_dir(free)
+        except RunDirError:
+            if not free.exists():  # else another process was quicker
+                raise
+
+
+@contextmanager
+def hold_directory(path: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Keep other processes from writing into a directory; the system frees the lock of a process that dies.
+
+    Where the file system has no locks, the block runs all the same.
+
+    Args:
+        path: an existing directory.
+        note: is told where there are no locks.
+
+    Raises:
+        InUseError: when another process holds it.
+        RunDirError: when it cannot be written to.
+    """
+    lock = FileLock(path / LOCK_FILE, timeout=0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file system without flock, where a file has to do
+            lock.acquire()
+    except Timeout:
+        raise InUseError(f"{path} is in use by another process: wait for it, or stop it first") from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise RunDirError(f"{path} cannot be written to: {error.strerror or error}") from error
+        note(f"{path}: its file system has no locks; see to it that no second process works there")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_free(path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,7 +24,6 @@ from ssl_seg.engine.devices import (
     any_process,
     call_on_main,
     choose_memory_format,
-    make_fabric,
     time_memory_formats,
     to_memory_format,
 )
@@ -33,8 +33,9 @@ from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.loop import Ending, LoopStart, LrAt, Schedule, run_loop
 from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.engine.policies import Policies
+from ssl_seg.engine.processes import open_fabric
 from ssl_seg.engine.swa import WeightAverage
-from ssl_seg.errors import ConfigError, RunDirError, quote
+from ssl_seg.errors import MachineError, RunDirError, SslSegError, is_out_of_memory, quote
 from ssl_seg.finish import finish_run
 from ssl_seg.inference.model import make_network
 from ssl_seg.losses import make_supervised_loss
@@ -46,7 +47,7 @@ from ssl_seg.monitor.watch import Monitor
 from ssl_seg.precision import choose_precision, make_autocast
 from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, with_runtime, write_config
 from ssl_seg.recorder import Console, Recorder, Silent, find_told
-from ssl_seg.rundir import RunDir, is_disk_full, next_free
+from ssl_seg.rundir import RunDir, hold_directory, is_disk_full, next_free
 from ssl_seg.schedules import make_ema_schedule, make_lr_schedule
 from ssl_seg.sources import make_source, open_store, resample
 from ssl_seg.transfer import load_student, load_teacher
@@ -86,28 +87,38 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
         SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
     """
     console = console or Silent()
-    fabric = make_fabric(runtime_of(request))
-    fabric.launch()
-    prepared = _prepare_on_main(fabric, request, console)
-    try:
-        return _train(fabric, prepared, console)
-    except KeyboardInterrupt:  # before the loop listens for it, or twice
-        if fabric.is_global_zero and not request.in_series:
-            console.note(_describe_interrupt(prepared.run))
-        raise
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"out of memory on {fabric.device}: make data.patch_size, batch.labeled and batch.unlabeled or "
-            f"network.features smaller ({prepared.run.path} keeps what was saved)"
-        ) from error
-    except (OSError, RuntimeError) as error:
-        if is_disk_full(error):
-            run = prepared.run.path
-            command = "" if request.in_series else f", then continue with `ssl-seg train --resume {quote(run)}`"
-            raise RunDirError(
-                f"the disk of {run} is full; the last checkpoint is kept. Free some space{command}"
-            ) from error
-        raise
+    with open_fabric(runtime_of(request), in_series=request.in_series) as fabric, ExitStack() as held:
+
+        def hold(path: Path) -> None:
+            held.enter_context(hold_directory(path, console.note))
+
+        prepared = _prepare_on_main(fabric, request, console, hold)
+        try:
+            return _train(fabric, prepared, console)
+        except KeyboardInterrupt:  # before the loop listens for it, or twice
+            if fabric.is_global_zero and not request.in_series:
+                console.note(_describe_interrupt(prepared.run))
+            raise
+        except Exception as error:
+            if (known := _explain(error, fabric, prepared.run, in_series=request.in_series)) is not None:
+                raise known from error
+            raise
+
+
+def _explain(error: Exception, fabric: Fabric, run: RunDir, *, in_series: bool) -> SslSegError | None:
+    """Return what a lack of memory or of space is to the user; None for any other error, and one that says it."""
+    if isinstance(error, SslSegError):
+        return None
+    command = "" if in_series else f", then continue with `ssl-seg train --resume {quote(run.path)}`"
+    if is_disk_full(error):
+        return RunDirError(f"the disk of {run.path} is full; the last checkpoint is kept. Free some space{command}")
+    if is_out_of_memory(error):
+        return MachineError(
+            f"out of memory on {fabric.device}: stop other programs that take memory{command}; or begin a new run with "
+            "smaller data.patch_size, batch.labeled, batch.unlabeled, network.features or runtime.workers. "
+            f"{run.path} keeps what was saved"
+        )
+    return None
 
 
 def _describe_interrupt(run: RunDir) -> str:
@@ -194,10 +205,10 @@ def runtime_of(request: TrainRequest) -> RuntimeConfig:
     return validate(RuntimeConfig, section if isinstance(section, dict) else {}, own, prefix="runtime.")
 
 
-def _prepare_on_main(fabric: Fabric, request: TrainRequest, console: Console) -> Prepared:
+def _prepare_on_main(fabric: Fabric, request: TrainRequest, console: Console, hold: Callable[[Path], None]) -> Prepared:
     """Prepare on the first process and hand the result, or the error, to all."""
-    gpu = fabric.device.type != "cpu"
-    return call_on_main(fabric, lambda: prepare_run(request, gpu=gpu, note=console.note, tracker=console.track))
+    gpu, note, tracker = fabric.device.type != "cpu", console.note, console.track
+    return call_on_main(fabric, lambda: prepare_run(request, gpu=gpu, note=note, tracker=tracker, hold=hold))
 
 
 def _settle_runtime(

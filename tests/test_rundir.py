@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ssl_seg.errors import RunDirError
+from ssl_seg.errors import InUseError, RunDirError
 from ssl_seg.rundir import (
     RunDir,
     atomic_write,
+    create_next_run_dir,
     create_run_dir,
     find_run_of,
+    hold_directory,
     is_disk_full,
     next_free,
     open_run_dir,
@@ -148,3 +154,73 @@ def test_the_ending_of_a_run_that_was_killed_while_it_said_so(tmp_path: Path) ->
     run.append_event("finished", step=50, verdict="ok")
     run.append_event("test_opened", cases=3)
     assert (run.read_ending() or {})["event"] == "finished"
+
+
+class TestHold:
+    def test_one_at_a_time(self, tmp_path: Path) -> None:
+        with hold_directory(tmp_path):
+            with pytest.raises(InUseError, match="is in use by another process: wait for it"), hold_directory(tmp_path):
+                pass
+            (tmp_path / "other").mkdir()
+            with hold_directory(tmp_path / "other"):
+                pass
+        with hold_directory(tmp_path):
+            pass
+
+    def test_a_holder_that_is_killed_frees_it(self, tmp_path: Path) -> None:
+        code = (
+            "import sys, time\nfrom pathlib import Path\nfrom ssl_seg.rundir import hold_directory\n"
+            "with hold_directory(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(3600)"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(InUseError), hold_directory(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with hold_directory(tmp_path):
+            pass
+
+    @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+    def test_a_file_system_without_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        notes: list[str] = []
+        for _ in range(2):  # one after the other
+            with hold_directory(tmp_path, notes.append):
+                pass
+        # Without flock alone, a file takes its place; nothing else is known of the others.
+        assert len(notes) == (0 if code == errno.ENOSYS else 2)
+        assert all("no locks" in note for note in notes)
+
+    @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+    def test_a_directory_that_cannot_be_written_to(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("ssl_seg.rundir.FileLock.acquire", refuse)
+        with pytest.raises(RunDirError, match="cannot be written to") as raised, hold_directory(tmp_path):
+            pass
+        assert not isinstance(raised.value, InUseError)
+
+
+def test_of_two_that_choose_the_same_name_one_takes_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def late(path: Path) -> Path:
+        free = next_free(path)
+        if not asked:
+            create_run_dir(free)  # the other one
+        asked.append(free)
+        return free
+
+    monkeypatch.setattr("ssl_seg.rundir.next_free", late)
+    assert create_next_run_dir(tmp_path / "run").path == tmp_path / "run-2"
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirError, match="cannot create"):
+        create_next_run_dir(tmp_path / "file" / "run")

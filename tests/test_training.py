@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -31,6 +32,8 @@ from ssl_seg.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    InUseError,
+    MachineError,
     RefusedError,
     RunDirError,
     SplitError,
@@ -39,7 +42,8 @@ from ssl_seg.errors import (
 from ssl_seg.evaluation import EvaluateRequest, evaluate
 from ssl_seg.inference.model import config_of
 from ssl_seg.prepare import TrainRequest
-from ssl_seg.rundir import RunDir
+from ssl_seg.recorder import Silent
+from ssl_seg.rundir import RunDir, hold_directory
 from ssl_seg.training import train
 
 
@@ -61,7 +65,7 @@ class TestRun:
     def test_files_of_a_run(self, tiny_run: Path) -> None:
         files = {p.relative_to(tiny_run).as_posix() for p in tiny_run.rglob("*") if p.is_file()}
         assert files == {
-            "config.yaml", "split.yaml", "environment.json", "metrics.jsonl", "events.jsonl",
+            "config.yaml", "split.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "lock",
             "checkpoints/last.pt", "checkpoints/best.pt",
         }  # fmt: skip
 
@@ -413,6 +417,54 @@ class TestResume:
     def test_a_finished_run(self, tiny_run: Path) -> None:
         with pytest.raises(RunDirError, match="is finished"):
             train(TrainRequest(resume=tiny_run))
+
+    def test_a_run_that_another_process_works_on(self, tiny_run: Path, tmp_path: Path) -> None:
+        run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+        (run / "events.jsonl").write_text("")
+        with hold_directory(run), pytest.raises(InUseError, match="in use by another process"):
+            train(TrainRequest(resume=run))
+        assert (run / "events.jsonl").read_text() == ""
+        assert train(TrainRequest(resume=run)).ending == "finished"
+
+    def test_a_new_run_is_held_while_it_trains(self, particles_dir: Path, tmp_path: Path) -> None:
+        class Intruder(Silent):
+            refused = 0
+
+            def advance(self, step: int) -> None:
+                with pytest.raises(InUseError):
+                    train(TrainRequest(resume=tmp_path / "run"))
+                self.refused += 1
+
+        layers = (Layer("--test", TINY), Layer("--data", {"data": {"root": str(particles_dir)}}))
+        intruder = Intruder()
+        assert train(TrainRequest(layers, tmp_path / "run"), intruder).ending == "finished"
+        assert intruder.refused == 12
+
+    def test_a_run_is_scored_while_another_process_holds_it(self, tiny_run: Path) -> None:
+        with hold_directory(tiny_run):
+            assert evaluate(EvaluateRequest(tiny_run / "checkpoints" / "best.pt"))["cases"]
+
+    @pytest.mark.parametrize(
+        ("error", "kind", "text"),
+        [
+            (torch.OutOfMemoryError("CUDA out of memory"), MachineError, "out of memory on cpu"),
+            (MemoryError(), MachineError, "smaller data.patch_size"),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MachineError, "--resume"),
+            (OSError(errno.ENOSPC, "No space left"), RunDirError, "the disk of .* is full"),
+        ],
+        ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+    )
+    def test_what_the_machine_lacks_is_one_error(
+        self, error: Exception, kind: type[Exception], text: str, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Engine, "step", fail)
+            with pytest.raises(kind, match=text):
+                train_tiny(tmp_path / "run", particles_dir)
+        assert train(TrainRequest(resume=tmp_path / "run")).ending == "finished"  # the lock is free again
 
     def test_other_options_are_refused(self, tiny_run: Path) -> None:
         with pytest.raises(ConfigError, match="without other options"):

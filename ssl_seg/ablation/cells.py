@@ -57,11 +57,6 @@ class CellFolder:
         """What the training said."""
         return self.path / "log.txt"
 
-    @property
-    def lock(self) -> Path:
-        """Held by the process that works in the folder; the system frees it when that process dies."""
-        return self.path / "lock"
-
     def score(self, wanted: ScoreConfig) -> Path:
         """Scores of one checkpoint and network on one list of cases."""
         return self.path / f"score_{wanted.part}_{wanted.checkpoint}_{wanted.net}.json"

@@ -17,14 +17,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ssl_seg.ablation.cells import CellFolder, read_cell
 from ssl_seg.ablation.results import Cell
 from ssl_seg.ablation.spec import ScoreConfig
 from ssl_seg.data.catalog import Track, pass_through
-from ssl_seg.errors import DataError, RefusedError, SslSegError
-from ssl_seg.rundir import is_disk_full, write_json
+from ssl_seg.errors import DataError, InUseError, RefusedError, SslSegError
+from ssl_seg.rundir import hold_directory, is_disk_full, write_json
 
 DONE, FAILED, HELD, NO_SPACE, INVISIBLE, STOPPED = 0, 2, 5, 6, 7, 130
 """Exit codes: HELD, another process works on the cell; INVISIBLE, the folder is not there; STOPPED, it was told to stop
@@ -47,9 +45,9 @@ def run_cell(folder: CellFolder, score: ScoreConfig, parent: Path | None = None)
     if not folder.about.is_file():
         return INVISIBLE
     try:
-        with FileLock(folder.lock, timeout=0):
+        with hold_directory(folder.path):
             return _run(folder, score, parent)
-    except Timeout:
+    except InUseError:
         return HELD
     except Exception as error:  # noqa: BLE001 (whatever it is, it is the cell that failed, and the others go on)
         if is_disk_full(error):
@@ -73,7 +71,7 @@ def _run(folder: CellFolder, score: ScoreConfig, parent: Path | None) -> int:
             return STOPPED
         _write_score(folder, cell, score, time.monotonic() - started)
     except SslSegError as error:
-        if is_disk_full(error):
+        if is_disk_full(error) or isinstance(error, InUseError):
             raise
         sys.stderr.write(f"ssl-seg: error: {error}\n")
         way = "\nbootstrap.gate = none asks a parent for nothing" if parent and isinstance(error, RefusedError) else ""

@@ -31,32 +31,39 @@ def make_fabric(runtime: RuntimeConfig) -> Fabric:
     """Return the Fabric of a run: devices and strategy. The precision depends on the network: see ``precision.py``.
 
     Raises:
-        ConfigError: when the accelerator asked for, or that many of it, does not exist here.
+        ConfigError: see ``check_devices``.
+    """
+    check_devices(runtime)
+    return Fabric(
+        accelerator=choose_device(runtime.accelerator).type,
+        devices=runtime.devices,
+        num_nodes=runtime.num_nodes,
+        strategy=DDPStrategy(timeout=PATIENCE) if runtime.devices * runtime.num_nodes > 1 else "auto",
+    )
+
+
+def check_devices(runtime: RuntimeConfig) -> None:
+    """Do nothing, if the devices of the settings are here and a launcher has started a process for each.
+
+    Raises:
+        ConfigError: otherwise.
     """
     accelerator = choose_device(runtime.accelerator).type
     if accelerator == "cuda" and runtime.devices > torch.cuda.device_count():
         raise ConfigError(f"runtime.devices = {runtime.devices}, but this machine has {torch.cuda.device_count()} GPUs")
-    wanted = runtime.devices * runtime.num_nodes
-    started = _count_started_processes()
-    if started not in {1, wanted}:
+    wanted, started = runtime.devices * runtime.num_nodes, count_started_processes()
+    if started not in {None, wanted}:
         raise ConfigError(
             f"the launcher started {started} processes, but runtime.devices x runtime.num_nodes = {wanted}: "
             "give the same numbers with --devices and --num-nodes"
         )
-    return Fabric(
-        accelerator=accelerator,
-        devices=runtime.devices,
-        num_nodes=runtime.num_nodes,
-        strategy=DDPStrategy(timeout=PATIENCE) if wanted > 1 else "auto",
-    )
 
 
-def _count_started_processes() -> int:
-    """Return how many processes torchrun or srun has started; 1 where neither did."""
-    slurm = (
-        os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ else "1"
-    )
-    return int(os.environ.get("WORLD_SIZE", slurm))
+def count_started_processes() -> int | None:
+    """Return how many processes torchrun, srun or this program has started; None where none of them did."""
+    slurm = os.environ.get("SLURM_NTASKS") if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ else None
+    started = os.environ.get("WORLD_SIZE", slurm)
+    return None if started is None else int(started)
 
 
 def call_on_main(fabric: Fabric, function: Callable[[], T]) -> T:

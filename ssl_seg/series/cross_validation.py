@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from ssl_seg.bootstrap import leave_out
 from ssl_seg.configio import Layer, merge_layers, nest
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import save_folds, split_from_dict
-from ssl_seg.engine.devices import call_on_main, make_fabric
+from ssl_seg.engine.devices import call_on_main
+from ssl_seg.engine.processes import open_fabric
 from ssl_seg.errors import ConfigError, RunDirError, SslSegError, quote
 from ssl_seg.finish import FINAL_OVERLAP
 from ssl_seg.inference.model import open_model
@@ -27,12 +29,11 @@ from ssl_seg.inference.scoring import score_cases
 from ssl_seg.preflight import check_layers, check_with_data
 from ssl_seg.prepare import Plan, TrainRequest, has_runtime_only, make_plan
 from ssl_seg.recorder import Console, Silent
-from ssl_seg.rundir import next_free
+from ssl_seg.rundir import hold_directory, next_free
 from ssl_seg.series.directory import (
     anchor_layer,
     check_free_for,
     create_whole,
-    hold_directory,
     pin_processes,
     read_machine,
 )
@@ -83,13 +84,18 @@ def cross_validate(request: CrossValidationRequest, console: Console | None = No
     console = console or Silent()
     layers = request.layers if request.resume is None else (*load_folds(request.resume).layers, *request.layers)
     runtime = runtime_of(TrainRequest(layers))
-    fabric = make_fabric(runtime)
-    fabric.launch()
     cases: dict[str, Catalog] = {}
-    create, reopen = partial(_create, request, fabric, cases, console), partial(_reopen, request, console)
-    validation = call_on_main(fabric, create if request.resume is None else reopen)
-    machine = (pin_processes(runtime), *(request.layers if request.resume is not None else ()))
-    with hold_directory(fabric, validation.path):
+    with open_fabric(runtime) as fabric, ExitStack() as held:
+
+        def begin() -> CrossValidation:
+            validation = (
+                _create(request, fabric, cases, console) if request.resume is None else load_folds(request.resume)
+            )
+            held.enter_context(hold_directory(validation.path, console.note))
+            return validation if request.resume is None else _reopen(request, console)
+
+        validation = call_on_main(fabric, begin)
+        machine = (pin_processes(runtime), *(request.layers if request.resume is not None else ()))
         try:
             for number in [fold.number for fold in validation.folds if fold.status == "waiting"]:
                 validation = _train_fold(fabric, validation, number, machine, cases, console)
@@ -159,7 +165,7 @@ def _default_name(plan: Plan) -> str:
 
 
 def _reopen(request: CrossValidationRequest, console: Console) -> CrossValidation:
-    """Return the cross-validation to continue."""
+    """Return the cross-validation to continue, as it is now that it is held."""
     if request.out or request.epochs or not has_runtime_only(request.layers):
         raise ConfigError(
             "--resume continues a cross-validation with its own settings: give it without other options "

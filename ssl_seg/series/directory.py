@@ -1,21 +1,17 @@
-"""What directories of several runs have in common: made as a whole, held by one process, continued with equal bits."""
+"""What directories of several runs have in common: made as a whole, continued with equal bits."""
 
 from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from filelock import FileLock, Timeout
-from lightning_fabric import Fabric
 
 from ssl_seg.config import RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers
-from ssl_seg.engine.devices import call_on_main
 from ssl_seg.errors import RunDirError, quote
 from ssl_seg.rundir import CONFIG_FILE, RunDir, check_free, next_free
 from ssl_seg.sources import absolute_root
@@ -83,24 +79,6 @@ def pin_processes(runtime: RuntimeConfig) -> Layer:
     continued with these, or the processes that are there would wait for those that are not."""
     names = ("accelerator", "devices", "num_nodes")
     return Layer("series", {"runtime": {name: getattr(runtime, name) for name in names}})
-
-
-@contextmanager
-def hold_directory(fabric: Fabric, path: Path) -> Iterator[None]:
-    """Keep other processes out of a directory; the system frees the lock of one that dies."""
-    lock = FileLock(path / "lock", timeout=0)
-
-    def acquire() -> None:
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunDirError(f"{path} is in use by another process: wait for it, or stop it first") from None
-
-    call_on_main(fabric, acquire)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def read_machine(first: RunDir, layers: Sequence[Layer]) -> Layer:

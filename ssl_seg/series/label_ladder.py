@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,8 @@ from ssl_seg.configio import Layer, nest
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import save_split, split_from_dict
 from ssl_seg.data.splits.split import Split
-from ssl_seg.engine.devices import call_on_main, make_fabric
+from ssl_seg.engine.devices import call_on_main
+from ssl_seg.engine.processes import open_fabric
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError, quote
 from ssl_seg.finish import FINAL_OVERLAP
 from ssl_seg.inference.model import better_net, open_model
@@ -31,12 +33,11 @@ from ssl_seg.inference.scoring import score_cases
 from ssl_seg.preflight import check_layers
 from ssl_seg.prepare import Plan, TrainRequest, has_runtime_only, make_plan
 from ssl_seg.recorder import Console, Silent
-from ssl_seg.rundir import SPLIT_FILE, RunDir, next_free
+from ssl_seg.rundir import SPLIT_FILE, RunDir, hold_directory, next_free
 from ssl_seg.series.directory import (
     anchor_layer,
     check_free_for,
     create_whole,
-    hold_directory,
     pin_processes,
     read_machine,
 )
@@ -93,13 +94,16 @@ def climb_labels(request: LabelLadderRequest, console: Console | None = None) ->
     console = console or Silent()
     layers = request.layers if request.resume is None else (*load_ladder(request.resume).layers, *request.layers)
     runtime = runtime_of(TrainRequest(layers))
-    fabric = make_fabric(runtime)
-    fabric.launch()
-    begin = _create if request.resume is None else _reopen
-    ladder = call_on_main(fabric, lambda: begin(request, fabric, console))
-    machine = (pin_processes(runtime), *(request.layers if request.resume is not None else ()))
-    cases: dict[str, Catalog] = {}
-    with hold_directory(fabric, ladder.path):
+    with open_fabric(runtime) as fabric, ExitStack() as held:
+
+        def begin() -> LabelLadder:
+            ladder = _create(request, fabric, console) if request.resume is None else load_ladder(request.resume)
+            held.enter_context(hold_directory(ladder.path, console.note))
+            return ladder if request.resume is None else _reopen(request, console)
+
+        ladder = call_on_main(fabric, begin)
+        machine = (pin_processes(runtime), *(request.layers if request.resume is not None else ()))
+        cases: dict[str, Catalog] = {}
         try:
             for number in [rung.number for rung in ladder.rungs if rung.status == "waiting"]:
                 ladder = _climb_rung(fabric, ladder, number, machine, cases, console)
@@ -164,8 +168,8 @@ def _default_name(plan: Plan) -> str:
     return f"{data}_{plan.config.method.name}_ladder_seed{plan.config.seed}"
 
 
-def _reopen(request: LabelLadderRequest, fabric: Fabric, console: Console) -> LabelLadder:  # noqa: ARG001 (as _create)
-    """Return the ladder to continue; what is to be tried again waits again."""
+def _reopen(request: LabelLadderRequest, console: Console) -> LabelLadder:
+    """Return the ladder to continue, as it is now that it is held; what is to be tried again waits again."""
     if request.labels or request.out or request.gate or request.epochs or not has_runtime_only(request.layers):
         raise ConfigError(
             "--resume continues a ladder with its own settings: give it without other options (only --force, and "
@@ -181,7 +185,6 @@ def _reopen(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
     rungs = tuple(replace(r, status="waiting", message="") if r.status == "refused" else r for r in ladder.rungs)
     done = sum(rung.status != "waiting" for rung in rungs)
     console.note(f"ladder: {path} goes on, {done} of {len(rungs)} rung(s) are done")
-    # Saved with the first rung that is judged: until the directory is held, another process may be at it.
     return replace(ladder, rungs=rungs, force=ladder.force or request.force, ending=None)
 
 

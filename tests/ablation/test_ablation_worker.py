@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ablation_cases import WANTED, write_spec
-from filelock import FileLock
 from interruption import HOURS
 from interruption import start as start_process
 
@@ -28,6 +27,7 @@ from ssl_seg.ablation.worker import DONE, FAILED, HELD, INVISIBLE, NO_SPACE, run
 from ssl_seg.checkpoint import load_checkpoint
 from ssl_seg.evaluation import EvaluateRequest, evaluate
 from ssl_seg.machine import count_cores
+from ssl_seg.rundir import hold_directory
 
 WORKER = "ssl_seg.ablation.worker"
 
@@ -118,7 +118,7 @@ def test_a_start_without_a_checkpoint_is_begun_anew(cells: list[Cell], finished:
 def test_one_process_at_a_time(cells: list[Cell], tmp_path: Path) -> None:
     write_cells(tmp_path, cells[:1])
     folder = open_folder(tmp_path, cells[0].id)
-    with FileLock(folder.lock):
+    with hold_directory(folder.path):
         assert run_cell(folder, WANTED) == HELD
     assert not folder.run.path.exists()
     assert run_cell(CellFolder(tmp_path / "nowhere"), WANTED) == INVISIBLE
