@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import torch
+
 from ssl_seg.checkpoint import Checkpoint
 from ssl_seg.config import BootstrapConfig
 from ssl_seg.configio import Layer, Nested, flatten
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split
-from ssl_seg.inference.model import better_net
+from ssl_seg.errors import RefusedError
+from ssl_seg.inference.model import better_net, find_collapsed
 from ssl_seg.monitor.verdicts import TRIVIAL_MARGIN
 
 DEFAULTS = BootstrapConfig()
@@ -60,10 +63,38 @@ def check_parent(parent: Checkpoint, split: Split, options: BootstrapConfig = DE
         split: the split of the new run.
         options: which of its networks are used, and how much their margin must show.
     """
+    leaks = _check_leaks(parent, split)
     if options.gate == "none":
-        return _check_leaks(parent, split)
-    margins = [reason for net in _list_nets(parent, options) for reason in _check_margin(parent, net, options)]
-    return [*margins, *_check_leaks(parent, split)]
+        return leaks
+    nets = _list_nets(parent, options)
+    return [*(r for net in nets for r in _check_collapse(parent, net) or _check_margin(parent, net, options)), *leaks]
+
+
+def check_finite(parent: Checkpoint, source: str, options: BootstrapConfig = DEFAULTS) -> None:
+    """Check that the networks to build on are numbers. No gate and no --force lets others through.
+
+    Args:
+        parent: the checkpoint.
+        source: its name, for the message.
+        options: which of its networks are used.
+
+    Raises:
+        RefusedError: for weights or recorded outputs that are not finite.
+    """
+    for net in _list_nets(parent, options):
+        weights = any(not torch.isfinite(v).all() for v in getattr(parent, net).values())
+        if weights or parent.scores[net]["nonfinite"]:
+            what = "holds NaN or infinity" if weights else "gives NaN or infinity on validation cases"
+            raise RefusedError(
+                f"{source} is refused as a start: its {net} {what}, and nothing can be learned from that. Use another "
+                "checkpoint, or start from scratch"
+            )
+
+
+def _check_collapse(parent: Checkpoint, net: str) -> list[str]:
+    if net not in find_collapsed(parent):
+        return []
+    return [f"its {net} had collapsed when its monitor last looked. `ssl-seg diagnose` says more about it."]
 
 
 def describe_doubt(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> str | None:

@@ -197,6 +197,9 @@ def _is_sound(checkpoint: Checkpoint) -> bool:
         and _is_sound_average(checkpoint.swa)
         and (checkpoint.monitor is None or {"trend", "ladder", "window"} <= checkpoint.monitor.keys())
         and all(isinstance(scores[net][key], float) for net in ("student", "teacher") for key in ("f1", "margin"))
+        and all(isinstance(scores[net]["nonfinite"], int) for net in ("student", "teacher"))
+        and scores["selected"]["net"] in ("student", "teacher")
+        and isinstance(scores["selected"]["collapsed"], list)
     )
 
 

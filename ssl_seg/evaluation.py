@@ -14,9 +14,10 @@ from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
 from ssl_seg.errors import ConfigError, DataError, SplitError
-from ssl_seg.inference.ensemble import check_members, open_members, score_members
+from ssl_seg.inference.ensemble import check_members, open_members, score_cases
 from ssl_seg.inference.model import Model, open_model
-from ssl_seg.inference.scoring import score_cases
+from ssl_seg.inference.scoring import Score
+from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.precision import choose_device_if_given
 from ssl_seg.rundir import append_jsonl, find_run_of, now, read_jsonl
 from ssl_seg.series.fold_runs import is_cross_validation, join_scores, list_members, load_finished
@@ -45,7 +46,7 @@ class EvaluateRequest:
     split: Path | None = None
     part: Part = "val"
     which: str | None = None
-    overlap: float = 0.5
+    overlap: float = OVERLAP
     settings: Mapping[str, Any] = field(default_factory=dict)
     more: tuple[Path, ...] = ()
     """Further checkpoints, to be scored on the same cases."""
@@ -96,14 +97,16 @@ def _evaluate_one(request: EvaluateRequest, note: Callable[[str], None], track: 
     ids = _choose_cases(request, (model,), catalog, split, note)
     openings = _record_opening(model.path, split, len(ids)) if request.part == "test" else 0
 
-    store = open_store(catalog, data)
+    names = [request.which] if request.which else list(model.nets)
+    scores = score_cases(
+        [model.predictor(net, request.overlap) for net in names],
+        open_store(catalog, data),
+        ids,
+        surface=data.ndim == 3,
+        track=track(f"scoring {' and '.join(names)}"),
+    )
+    nets = {net: score.summarize() for net, score in zip(names, scores, strict=True)}
     headline = request.which or model.better
-    nets = {
-        net: score_cases(
-            model.predictor(net, request.overlap), store, ids, surface=data.ndim == 3, track=track(f"scoring {net}")
-        ).summarize()
-        for net in ([request.which] if request.which else model.nets)
-    }
     return {
         "checkpoint": str(request.checkpoint),
         "step": model.checkpoint.progress.step,
@@ -127,7 +130,7 @@ def _evaluate_several(
     ids = _choose_cases(request, models, catalog, split, note)
     openings = [_record_opening(path, split, len(ids)) if request.part == "test" else 0 for path in paths]
 
-    scores = score_members(
+    scores = score_cases(
         [model.predictor(net, request.overlap) for model in models for net in model.nets],
         open_store(catalog, data),
         ids,
@@ -157,7 +160,8 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
         )
     validation = load_finished(request.checkpoint)
     fold_of: dict[str, int] = {}
-    scores, rows = [], []
+    scores: list[Score] = []
+    rows = []
     opened: tuple[Catalog, DataConfig] | None = None
     for fold, path in zip(validation.folds, validation.checkpoints, strict=True):
         (model,) = open_members([path], request.which, choose_device_if_given(request.accelerator))
@@ -175,7 +179,7 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
         fold_of |= dict.fromkeys(ids, fold.number)
         predictor = model.predictor(net, request.overlap)
         shown = track(f"scoring {fold.name} {net}")
-        scores.append(score_cases(predictor, open_store(catalog, data), ids, surface=data.ndim == 3, track=shown))
+        scores += score_cases([predictor], open_store(catalog, data), ids, surface=data.ndim == 3, track=shown)
         summary = _leave_out_cases(scores[-1].summarize())
         rows.append({"fold": fold.number, "checkpoint": str(path), "which": net, "cases": len(ids), **summary})
     summary = join_scores(scores).summarize()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,23 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_seg.checkpoint import load_checkpoint, save_checkpoint
+from ssl_seg.checkpoint import save_checkpoint
 from ssl_seg.data.loader import PatchSource, make_loader
 from ssl_seg.data.store import CaseStore
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.loop import LoopResult
 from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm
-from ssl_seg.inference.model import NETS, Model, open_model
-from ssl_seg.inference.scoring import score_cases
+from ssl_seg.final_scores import (
+    FinalScores,
+    Source,
+    describe_for_checkpoint,
+    load_final_scores,
+    save_final_scores,
+    score_networks,
+    summarize_network,
+)
+from ssl_seg.inference.model import NETS, open_model
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks import has_batch_norm
 from ssl_seg.prepare import Prepared
 from ssl_seg.recorder import Console, Recorder
-from ssl_seg.rundir import RunDir
+from ssl_seg.rundir import RunDir, atomic_write
 
-FINAL_OVERLAP = 0.25
-"""Window overlap of the scores at the end of a run; `ssl-seg evaluate` uses 0.5."""
 BATCH_NORM_BATCHES = 50
 """Training batches that the BatchNorm statistics of averaged weights are estimated on."""
 SELECTION_NAMES = {"f1": "F1", "dice": "Dice", "foreground_distance": "foreground distance"}
@@ -42,28 +48,28 @@ def finish_run(
     average: WeightAverage | None,
     recorder: Recorder,
     console: Console,
-) -> tuple[Verdict, dict[str, dict[str, Any]]]:
+) -> tuple[Verdict, FinalScores | None]:
     """Write what is left to write, score the checkpoints of a run that came to its own end, and close it.
 
     Returns:
-        The last verdict, and the validation scores of last.pt, best.pt and swa.pt as ``last``, ``best`` and ``swa``;
-        empty on other processes than the first and for a run that was stopped.
+        The last verdict, and the scores of all networks on the whole validation cases; None on other processes than the
+        first, and for a run that was interrupted.
     """
     run, observation = prepared.run, result.observation
     if observation is None and result.is_complete:  # resumed with all steps done: only this was missing
         observation = monitor.look(engine.student, engine.teacher.net, result.step)
     verdict = Verdict() if observation is None else observation.verdict
-    scores: dict[str, dict[str, Any]] = {}
+    final: FinalScores | None = None
     if engine.fabric.is_global_zero:
         summary: dict[str, Any] = {}
-        if result.is_complete:
-            if average is not None:
+        if result.ending != "interrupted":
+            if average is not None and result.is_complete:
                 _write_average(average, engine, source, recorder, result, prepared, console)
-            scores = _score_run(run, engine.fabric.device, prepared, source.store, console)
-            summary = _summarize(scores, prepared, console)
+            final = _score_run(run, result.step, engine.fabric.device, prepared, source.store, console)
+            summary = _summarize(final, prepared, console)
         run.append_event(result.ending, step=result.step, verdict=verdict.level, codes=list(verdict.codes), **summary)
     engine.fabric.barrier()
-    return verdict, scores
+    return verdict, final
 
 
 def _write_average(
@@ -86,9 +92,10 @@ def _write_average(
         images = _clean_images(source, engine.fabric.device, prepared.config.runtime.workers)
         track = console.track("estimating BatchNorm statistics of swa.pt")
         estimate_batch_norm(average.net, track(images, BATCH_NORM_BATCHES), engine.autocast)
-    last = recorder.snapshot(result.progress)
-    scores = {key: value for key, value in last.scores.items() if key != "selected"}
-    mean = average.net.state_dict()
+    last, mean = recorder.snapshot(result.progress), average.net.state_dict()
+    selected = last.scores["selected"]
+    collapsed = list(NETS) if "student" in selected["collapsed"] else []
+    scores = {**last.scores, "selected": {**selected, "collapsed": collapsed}}
     save_checkpoint(replace(last, student=mean, teacher=mean, scores=scores), prepared.run.swa)
     console.note(f"policy: swa.pt is the mean of the students at the ends of {average.count} epochs")
 
@@ -100,57 +107,45 @@ def _clean_images(source: PatchSource, device: torch.device, workers: int) -> It
 
 
 def _score_run(
-    run: RunDir, device: torch.device, prepared: Prepared, store: CaseStore, console: Console
-) -> dict[str, dict[str, Any]]:
-    """Score last.pt, swa.pt and best.pt on validation, write the scores into them, and return them by name."""
+    run: RunDir, step: int, device: torch.device, prepared: Prepared, store: CaseStore, console: Console
+) -> FinalScores:
+    """Score the networks of last.pt, best.pt and swa.pt on validation and decide which of them is used.
 
-    def score(path: Path, nets: Sequence[str] = NETS) -> dict[str, Any]:
-        return _score_networks(open_model(path, device), nets, prepared.split.val, store, console)
-
-    scores = {"last": score(run.last)}
-    if run.swa.is_file():
-        scores["swa"] = score(run.swa, ("student",))
-        scores["swa"]["teacher"] = scores["swa"]["student"]  # both networks are the mean
-    steps = [load_checkpoint(path, lazy=True).progress.step for path in (run.last, run.best)]
-    scores["best"] = score(run.best) if steps[0] != steps[1] else scores["last"]
-    paths = {"last": run.last, "swa": run.swa, "best": run.best}
-    return {name: _write_scores(paths[name], own) for name, own in scores.items()}
-
-
-def _write_scores(path: Path, scores: dict[str, Any]) -> dict[str, Any]:
-    """Put scores into a checkpoint beside what it was selected by, and return both."""
-    checkpoint = load_checkpoint(path)
-    kept = {key: value for key, value in checkpoint.scores.items() if key == "selected"}
-    save_checkpoint(replace(checkpoint, scores=scores | kept), path)
-    return scores | kept
+    The scores go into each file, all of them into scores.json; then best.pt becomes the file of the network that is
+    used. A run that was killed in between is not scored again.
+    """
+    paths: dict[Source, Path] = {"best": run.best, "last": run.last, "swa": run.swa}
+    final = load_final_scores(run)
+    if final is None or final.step != step:
+        models = {source: open_model(path, device) for source, path in paths.items() if path.is_file()}
+        track = console.track("scoring the networks on whole validation cases")
+        final = score_networks(models, store, prepared.split.val, step, prepared.config.monitor.select, track)
+        for source, model in models.items():
+            save_checkpoint(replace(model.checkpoint, scores=describe_for_checkpoint(final, source)), model.path)
+        save_final_scores(final, run)
+    if (source := final.used.source) != "best":
+        with atomic_write(run.best) as temporary:
+            shutil.copyfile(paths[source], temporary)
+    return final
 
 
-def _summarize(scores: dict[str, dict[str, Any]], prepared: Prepared, console: Console) -> dict[str, Any]:
-    """Return what the last event says about the checkpoints, and show which epoch was the best."""
-    summary = {key: value for key, value in scores["best"].items() if key != "selected"}
-    if "swa" in scores:
-        summary["swa"] = scores["swa"]["student"]
-    selected = scores["best"]["selected"]
-    step = load_checkpoint(prepared.run.best, lazy=True).progress.step
-    epoch = -(-step // min(prepared.config.length.steps_per_epoch, prepared.config.length.steps))
-    summary["best"] = {"epoch": epoch, "step": step, **selected}
-    value = f"{abs(selected['score']):.3f}" if math.isfinite(selected["score"]) else "not finite"
-    name = SELECTION_NAMES[selected["by"]]
-    name += " (mean of classes)" if selected["by"] == "f1" and prepared.config.data.num_classes > 2 else ""
-    console.note(f"best: epoch {epoch}, {name} {value} ({selected['net']})")
+def _summarize(final: FinalScores, prepared: Prepared, console: Console) -> dict[str, Any]:
+    """Return what the last event says about the networks, and show which of them is used."""
+    used = final.used
+    scores = describe_for_checkpoint(final, used.source)
+    summary = {key: value for key, value in scores.items() if key != "selected"}
+    if swa := final.of("swa"):
+        summary["swa"] = summarize_network(swa["student"])
+    length = prepared.config.length
+    epoch = -(-used.step // min(length.steps_per_epoch, length.steps))
+    summary["best"] = {"epoch": epoch, "step": used.step, "found_in": f"{used.source}.pt", **scores["selected"]}
+    name = SELECTION_NAMES[final.select]
+    name += (
+        " (mean of classes)" if final.select != "foreground_distance" and prepared.config.data.num_classes > 2 else ""
+    )
+    where = "the mean of the students" if used.source == "swa" else f"epoch {epoch}"
+    value = f"{name} {abs(scores['selected']['score']):.3f} on {len(used.score.cases)} whole validation cases"
+    console.note(f"used: {used.net} of best.pt ({where}), {value}")
+    if used.score.nonfinite:
+        console.note("WARNING every network gives NaN or infinity on validation cases: none can be used")
     return summary
-
-
-def _score_networks(
-    model: Model, nets: Sequence[str], case_ids: Sequence[str], store: CaseStore, console: Console
-) -> dict[str, Any]:
-    """Return pooled F1 of networks on whole cases, with the margin over the trivial baseline."""
-    scores: dict[str, Any] = {"source": "validation"}
-    for net in nets:
-        track = console.track(f"validating {model.path.stem} {net}")
-        score = score_cases(model.predictor(net, FINAL_OVERLAP), store, case_ids, track=track)
-        trivial = score.summarize()["trivial"]
-        scores["trivial_f1"] = trivial["all_positive"]
-        margins = {key: trivial[key] for key in ("margin", "margin_low", "margin_high")}
-        scores[net] = {"f1": score.f1, "f1_macro": score.f1_macro, **margins}
-    return scores

@@ -101,9 +101,14 @@ class Overlap:
         return self._score(self.tp, self.tp + self.fn)
 
     @property
+    def voxels(self) -> int:
+        """Number of voxels counted."""
+        return self.tp + self.fp + self.fn + self.tn
+
+    @property
     def prevalence(self) -> float:
         """Share of foreground in the target; 0 without voxels."""
-        return (self.tp + self.fn) / max(self.tp + self.fp + self.fn + self.tn, 1)
+        return (self.tp + self.fn) / max(self.voxels, 1)
 
     def _score(self, numerator: int, denominator: int) -> float:
         if self.tp + self.fp + self.fn == 0:
@@ -125,13 +130,16 @@ def compute_dice(counts: NDArray[Any]) -> NDArray[np.float64]:
     return dice
 
 
-def count_overlap(pred: NDArray[Any], target: NDArray[Any], label: int | None = None) -> Overlap:
+def count_overlap(
+    pred: NDArray[Any], target: NDArray[Any], label: int | None = None, *, broken: NDArray[np.bool_] | None = None
+) -> Overlap:
     """Count agreeing and disagreeing voxels of one class, leaving out voxels whose target is ``IGNORE_INDEX``.
 
     Args:
         pred: (*S) integer, predicted class.
         target: (*S) integer, true class or ``IGNORE_INDEX``.
         label: class to count; None counts foreground of any class against background.
+        broken: (*S) voxels without a prediction; each counts as wrong, whatever its target.
 
     Raises:
         DataError: if the shapes differ.
@@ -139,8 +147,9 @@ def count_overlap(pred: NDArray[Any], target: NDArray[Any], label: int | None = 
     if pred.shape != target.shape:
         raise DataError(f"the prediction has shape {pred.shape}, but its mask {target.shape}; compare equal shapes")
     valid = target != IGNORE_INDEX
-    predicted = ((pred > 0) if label is None else (pred == label)) & valid
+    predicted = (pred > 0) if label is None else (pred == label)
     actual = (target > 0) if label is None else (target == label)  # IGNORE_INDEX is neither
+    predicted = (predicted if broken is None else np.where(broken, ~actual, predicted)) & valid
     tp = int(np.count_nonzero(predicted & actual))
     fp = int(np.count_nonzero(predicted)) - tp
     fn = int(np.count_nonzero(actual)) - tp

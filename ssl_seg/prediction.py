@@ -27,6 +27,7 @@ from ssl_seg.diagnose.shapes import FEWEST, find_same, format_shape
 from ssl_seg.errors import ConfigError, DataError, quote
 from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
 from ssl_seg.inference.model import Model
+from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.labels import to_mask
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.precision import choose_device_if_given
@@ -50,7 +51,7 @@ class PredictRequest:
     source: Path
     output: Path
     which: str | None = None
-    overlap: float = 0.5
+    overlap: float = OVERLAP
     probabilities: bool = False
     spacing: tuple[float, ...] | None = None
     threshold: float | None = None
@@ -100,6 +101,11 @@ def predict(
         stated = None if geometry is None else geometry.spacing
         spacing = request.spacing or stated or model.config.data.spacing
         probs = predictor(_read(locations, model), spacing)
+        if not np.isfinite(probs).all():
+            raise DataError(
+                f"{locations[0]}: the network gives NaN or infinity, no mask is written. Examine it: "
+                f"`ssl-seg diagnose {quote(model.path)}`, or use another checkpoint"
+            )
         classes = probs.argmax(axis=0) if request.threshold is None else (probs[1] > request.threshold).astype(np.int64)
         shares.setdefault(classes.shape, []).append(float((classes > 0).mean()))
         write_mask(mask, to_mask(classes, model.config.data.label_values), geometry)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ssl_seg.bootstrap import check_parent, describe_doubt, describe_parent, given_keys, parent_layer
+from ssl_seg.bootstrap import check_finite, check_parent, describe_doubt, describe_parent, given_keys, parent_layer
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint
 from ssl_seg.config import Config, DataConfig, LengthConfig, SplitConfig
 from ssl_seg.configio import Layer, build_config, dump_config, merge_layers, nest, validate
@@ -342,6 +342,7 @@ def _check_network(config: Config, parent: Checkpoint | None, request: TrainRequ
 
 def _pass_gate(parent: Checkpoint, plan: Plan, request: TrainRequest, note: Callable[[str], None]) -> None:
     options = plan.config.bootstrap
+    check_finite(parent, str(request.bootstrap), options)
     reasons = check_parent(parent, plan.split, options)
     if reasons and not request.force:
         listed = "\n".join(f"- {reason}" for reason in reasons)

@@ -15,6 +15,7 @@ from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.policies import Action
 from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.monitor.findings import Verdict
+from ssl_seg.monitor.signals import Signals
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.prepare import Prepared
 from ssl_seg.rundir import RunDir, atomic_write
@@ -187,26 +188,24 @@ def find_told(run: RunDir) -> frozenset[tuple[str, str, str]]:
 
 
 def _scores_of(observation: Observation) -> dict[str, Any]:
-    """Return preliminary scores from the validation probe; ``margin_low`` is unknown there."""
-    nets = {
-        net: {
-            "f1": s.f1,
-            "f1_macro": s.f1_macro,
-            "margin": s.f1 - s.trivial_f1,
-            "margin_low": None,
-            "margin_high": None,
-        }
-        for net, s in observation.val.items()
-    }
-    selected = {
-        "by": observation.select,
-        "net": observation.better,
-        "score": observation.score,
-        "collapsed": sorted(observation.collapsed),
-    }
+    """Return preliminary scores from the validation probe; the interval of the margin is unknown there.
+
+    The form is that of ``final_scores.describe_for_checkpoint``. A network with NaN scores 0.
+    """
     return {
         "source": "probe",
         "trivial_f1": observation.val["student"].trivial_f1,
-        **nets,
-        "selected": selected,
+        **{net: _score_of(signals) for net, signals in observation.val.items()},
+        "selected": {
+            "by": observation.select,
+            "net": observation.better,
+            "score": observation.score,
+            "collapsed": sorted(observation.collapsed),
+        },
     }
+
+
+def _score_of(signals: Signals) -> dict[str, Any]:
+    f1, macro = (signals.f1, signals.f1_macro) if signals.nonfinite == 0 else (0.0, 0.0)
+    margin = {"margin": f1 - signals.trivial_f1, "margin_low": None, "margin_high": None}
+    return {"f1": f1, "f1_macro": macro, "trivial_f1": signals.trivial_f1, **margin, "nonfinite": signals.nonfinite}

@@ -36,6 +36,7 @@ from ssl_seg.engine.policies import Policies
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.errors import MachineError, RunDirError, SslSegError, is_out_of_memory, quote
+from ssl_seg.final_scores import describe_for_checkpoint
 from ssl_seg.finish import finish_run
 from ssl_seg.inference.model import make_network
 from ssl_seg.losses import make_supervised_loss
@@ -59,7 +60,7 @@ STEPS_BETWEEN_AGREEMENTS = 10
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. ``scores`` are those of best.pt on validation; empty unless it came to its own end.
+    """How a run ended. ``scores`` are those of best.pt on the whole validation cases; empty where it was interrupted.
 
     ``verdict`` is the last one given; without findings where the run was stopped before its first probe.
     """
@@ -159,7 +160,7 @@ def _train(fabric: Fabric, prepared: Prepared, console: Console) -> TrainResult:
     finally:
         console.stop()
     average, recorder = trainer.policies.average, trainer.recorder
-    verdict, scores = finish_run(
+    verdict, final = finish_run(
         result, prepared, trainer.engine, trainer.monitor, trainer.source, average, recorder, console
     )
     return TrainResult(
@@ -167,10 +168,10 @@ def _train(fabric: Fabric, prepared: Prepared, console: Console) -> TrainResult:
         result.ending,
         result.step,
         verdict,
-        scores.get("best", {}),
+        {} if final is None else describe_for_checkpoint(final, final.used.source),
         fabric.is_global_zero,
         prepared.config.monitor.on_collapse == "warn",
-        scores.get("swa"),
+        describe_for_checkpoint(final, "swa") if final is not None and final.of("swa") else None,
     )
 
 

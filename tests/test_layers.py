@@ -38,6 +38,7 @@ LAYERS = [
         "prepare",
         "curves",
         "recorder",
+        "final_scores",
         "finish",
         "training",
         "evaluation",

@@ -38,7 +38,7 @@ def evaluate(
     which: Annotated[
         Net | None, typer.Option(help="Score one net only.", show_default="both; of several checkpoints the better")
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.5,
+    overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.25,
     set_: Annotated[list[str] | None, SET] = None,
     accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of the worst, median and best cases.")] = None,
@@ -109,7 +109,7 @@ def predict(
         typer.Option("--with", metavar="CHECKPOINT", help="Take the mean with this checkpoint's. Repeatable."),
     ] = None,
     which: Annotated[Net | None, typer.Option(help="Net to use.", show_default="the better one on validation")] = None,
-    overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.5,
+    overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.25,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write probabilities beside the masks.")
     ] = False,

@@ -81,7 +81,8 @@ def run_folds(layers: tuple[Layer, ...], out: Path | None, resume: Path | None, 
 
 def _report(result: CrossValidation) -> None:
     from ssl_seg.cli.console import print_table
-    from ssl_seg.series.fold_runs import FOLDS_FILE, summarize_folds, summarize_score
+    from ssl_seg.final_scores import summarize_network
+    from ssl_seg.series.fold_runs import FOLDS_FILE, summarize_folds
 
     summary = summarize_folds(result.folds)
     several = any(len(case.classes) > 1 for score in result.folds[0].scores.values() for case in score.cases)
@@ -99,7 +100,7 @@ def _report(result: CrossValidation) -> None:
         if fold.status == "collapsed":
             typer.echo(f"{fold.name} collapsed; next: ssl-seg diagnose {quote(result.run_of(fold).last)}", err=True)
     if summary["better"]["out_of_fold"]["margin"] <= 0:
-        worst = min(result.folds, key=lambda fold: summarize_score(fold.scores[fold.net])["margin"])
+        worst = min(result.folds, key=lambda fold: summarize_network(fold.scores[fold.net])["margin"])
         typer.echo(f"no better than foreground everywhere; next: ssl-seg diagnose {quote(result.run_of(worst).best)}")
     elif all(fold.status == "done" for fold in result.folds):
         typer.echo(
@@ -116,9 +117,9 @@ def _format(student: dict[str, Any], teacher: dict[str, Any], better: dict[str, 
 
 
 def _make_row(fold: FoldRun, *, several: bool) -> list[str]:
-    from ssl_seg.series.fold_runs import summarize_score
+    from ssl_seg.final_scores import summarize_network
 
-    scores = {net: summarize_score(score) for net, score in fold.scores.items()}
+    scores = {net: summarize_network(score) for net, score in fold.scores.items()}
     state = f"COLLAPSED {','.join(fold.codes)}" if fold.status == "collapsed" else ",".join(fold.codes) or "ok"
     shown = _format(scores["student"], scores["teacher"], scores[fold.net], several=several)
     return [str(fold.number), str(fold.cases), *shown, state]

@@ -150,7 +150,7 @@ def _report(result: TrainResult) -> None:
     if result.verdict.level == "collapsed":
         typer.echo(f"do not use these networks; next: ssl-seg diagnose {quote(run.last)}")
         return
-    if max(result.scores[net]["margin"] for net in ("student", "teacher")) <= 0:
+    if result.scores[result.scores["selected"]["net"]]["margin"] <= 0:
         typer.echo(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {quote(run.best)}")
         return
     typer.echo(f"next: ssl-seg evaluate {quote(run.best)}    ssl-seg predict {quote(run.best)} IMAGES OUTPUT")
@@ -166,6 +166,7 @@ def print_scores(title: str, runs: list[tuple[str, dict[str, Any]]]) -> None:
             s = scores[net]
             interval = f"{format_figure(s['margin_low'])} .. {format_figure(s['margin_high'])}"
             figures = (s["f1"], s["f1_macro"], scores["trivial_f1"], s["margin"])
-            rows.append([name, net, *(format_figure(v) for v in figures), interval])
-    columns = ["run", "net", "pooled F1", "mean of classes", "all-positive F1", "margin", "95 % interval"]
+            used = "used" if net == scores["selected"]["net"] else ""
+            rows.append([name, net, *(format_figure(v) for v in figures), interval, used])
+    columns = ["run", "net", "pooled F1", "mean of classes", "all-positive F1", "margin", "95 % interval", ""]
     print_table(title, columns, rows)

@@ -38,6 +38,7 @@ from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.inference.model import NETS, Model, open_model
+from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.monitor.findings import Finding
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.precision import choose_device_if_given
@@ -65,7 +66,7 @@ class CheckpointRequest:
     which: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 120.0
-    overlap: float = 0.25
+    overlap: float = OVERLAP
     seed: int = 0
     accelerator: str | None = None
     """Where to compute: auto, cpu, cuda or mps; by default where the training did."""

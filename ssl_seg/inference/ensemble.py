@@ -99,30 +99,42 @@ def check_members(members: Sequence[Model], *, averaged: bool = False) -> None:
                 )
 
 
-def score_members(
+def score_cases(
     members: Sequence[PredictFn],
     store: CaseStore,
     case_ids: Sequence[str],
     *,
-    mean: bool,
+    mean: bool = False,
     surface: bool = False,
     track: Callable[[Iterable[str], int], Iterable[str]] = lambda items, _: items,
 ) -> tuple[Score, ...]:
-    """Return the score of each member on labeled cases and, with ``mean``, that of their ensemble as the last one.
+    """Return the score of each network on labeled cases and, with ``mean``, that of their ensemble as the last one.
 
-    Each case is read, and predicted by each member, once. Other arguments as for ``score_cases``.
+    One pass: each case is read, and predicted by each network, once.
+
+    Args:
+        members: raw image (C,*S) and its voxel size to probabilities (K,*S).
+        store: reads the cases.
+        case_ids: at least one.
+        mean: score the mean of the probabilities too.
+        surface: compute surface distances, in units of the voxel size; in voxels where that is unknown.
+        track: wraps the ids, given their number; for a progress bar.
 
     Raises:
         DataError: without cases, or for a case without a mask.
     """
     if not case_ids:
         raise DataError("there is no labeled case to score")
-    ensemble, wanted = Ensemble(tuple(members)), len(members) + mean
+    ensemble = Ensemble(tuple(members))
     rows = []
     for case_id in track(case_ids, len(case_ids)):
         case = store.load_whole(case_id)
-        found = zip(range(wanted), ensemble.predict_each(case.image, case.spacing), strict=False)
-        rows.append([score_case(case_id, case, probs, surface=surface) for _, probs in found])
+        found = (
+            ensemble.predict_each(case.image, case.spacing)
+            if mean
+            else (member(case.image, case.spacing) for member in members)
+        )
+        rows.append([score_case(case_id, case, probs, surface=surface) for probs in found])
     return tuple(Score(column) for column in zip(*rows, strict=True))
 
 

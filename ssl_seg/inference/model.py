@@ -12,7 +12,7 @@ from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ssl_seg.config import Config
 from ssl_seg.configio import validate
 from ssl_seg.errors import CheckpointError, ConfigError
-from ssl_seg.inference.sliding import Predictor
+from ssl_seg.inference.sliding import OVERLAP, Predictor
 from ssl_seg.networks import build_network
 from ssl_seg.precision import Autocast, choose_device, choose_inference_precision, has_device, make_autocast
 
@@ -31,7 +31,7 @@ class Model:
 
     @property
     def better(self) -> str:
-        """The network with the higher validation F1 recorded in the checkpoint; never chosen on other data."""
+        """The network that is used; see ``better_net``."""
         return better_net(self.checkpoint)
 
     @property
@@ -49,7 +49,7 @@ class Model:
             texts.append(f"{self.path} was trained in bf16, which this {here} only emulates: computing in fp32")
         return texts
 
-    def predictor(self, which: str, overlap: float = 0.5) -> Predictor:
+    def predictor(self, which: str, overlap: float = OVERLAP) -> Predictor:
         """Return sliding-window inference with one of the networks.
 
         Raises:
@@ -68,18 +68,17 @@ class Model:
 
 
 def better_net(checkpoint: Checkpoint) -> str:
-    """Return ``student`` or ``teacher``, by recorded validation F1 (mean over classes); the teacher on a tie.
+    """Return the network of a checkpoint that is used, ``student`` or ``teacher``.
 
-    A network that the run's monitor found collapsed comes behind one that it did not.
+    It was decided when the networks were last scored on validation: at the end of the run on the whole cases, before
+    that on the probe. A network with NaN comes last, and one that the monitor found collapsed behind one that is not.
     """
-    scores = checkpoint.scores
-    collapsed = scores.get("selected", {}).get("collapsed", ())
-    ranks = {net: (net not in collapsed, _recorded_f1(scores[net])) for net in NETS}
-    return "student" if ranks["student"] > ranks["teacher"] else "teacher"
+    return str(checkpoint.scores["selected"]["net"])
 
 
-def _recorded_f1(score: dict[str, float]) -> float:
-    return score.get("f1_macro", score["f1"])
+def find_collapsed(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the networks of a checkpoint that the run's monitor found collapsed at its last look."""
+    return tuple(checkpoint.scores["selected"]["collapsed"])
 
 
 def open_model(path: Path, device: torch.device | None = None) -> Model:

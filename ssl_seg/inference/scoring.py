@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.store import CaseStore, WholeCase
+from ssl_seg.data.store import WholeCase
 from ssl_seg.errors import DataError
 from ssl_seg.intervals import estimate_margin
 from ssl_seg.metrics import (
@@ -38,6 +38,8 @@ class CaseScore:
     overlap: Overlap
     classes: tuple[Overlap, ...]
     distances: SurfaceDistances | None
+    nonfinite: int = 0
+    """Voxels without a finite output of the network; each counts as wrong."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Score:
     """Scores over a list of cases."""
 
     cases: tuple[CaseScore, ...]
+
+    @property
+    def nonfinite(self) -> int:
+        """Voxels of all cases without a finite output."""
+        return sum(c.nonfinite for c in self.cases)
 
     @property
     def f1(self) -> float:
@@ -71,6 +78,7 @@ class Score:
                 "margin_low": margin.low,
                 "margin_high": margin.high,
             },
+            "nonfinite": self.nonfinite,
             "cases": [_case_row(c) for c in self.cases],
         }
         if len(self.cases[0].classes) > 1:
@@ -89,51 +97,67 @@ class Score:
         return [sum_overlaps(list(column)) for column in zip(*(c.classes for c in self.cases), strict=True)]
 
 
-def score_cases(
-    predict: PredictFn,
-    store: CaseStore,
-    case_ids: Sequence[str],
-    *,
-    surface: bool = False,
-    track: Callable[[Iterable[str], int], Iterable[str]] = lambda items, _: items,
-) -> Score:
-    """Predict and score labeled cases.
-
-    Args:
-        predict: raw image (C,*S) and its voxel size to probabilities (K,*S).
-        store: reads the cases.
-        case_ids: at least one.
-        surface: compute surface distances, in units of the voxel size; in voxels where that is unknown.
-        track: wraps the ids, given their number; for a progress bar.
-
-    Raises:
-        DataError: without cases, or for a case without a mask.
-    """
-    if not case_ids:
-        raise DataError("there is no labeled case to score")
-    scores = []
-    for case_id in track(case_ids, len(case_ids)):
-        case = store.load_whole(case_id)
-        scores.append(score_case(case_id, case, predict(case.image, case.spacing), surface=surface))
-    return Score(tuple(scores))
-
-
 def score_case(case_id: str, case: WholeCase, probs: NDArray[np.floating], *, surface: bool = False) -> CaseScore:
     """Return the score of probabilities (K,*S) of one case; the likeliest class counts.
+
+    A voxel whose probabilities are not all finite counts as wrong, whatever its target: NaN must not score.
 
     Raises:
         DataError: for a case without a mask.
     """
     if case.target is None:
         raise DataError(f"case '{case_id}' has no mask to score against")
-    pred = probs.argmax(axis=0)
+    pred, broken = probs.argmax(axis=0), ~np.isfinite(probs.sum(axis=0))
     distances = None
     if surface:
-        valid = case.target >= 0
+        found = np.where(broken, case.target == 0, pred > 0) & (case.target >= 0)
         unit = case.spacing or (1.0,) * pred.ndim
-        distances = compute_surface_distances((pred > 0) & valid, case.target > 0, unit)
-    classes = tuple(count_overlap(pred, case.target, label) for label in range(1, len(probs)))
-    return CaseScore(case_id, count_overlap(pred, case.target), classes, distances)
+        distances = compute_surface_distances(found, case.target > 0, unit)
+    classes = tuple(count_overlap(pred, case.target, label, broken=broken) for label in range(1, len(probs)))
+    overlap = count_overlap(pred, case.target, broken=broken)
+    return CaseScore(case_id, overlap, classes, distances, int(np.count_nonzero(broken)))
+
+
+def count_classes(score: Score) -> NDArray[np.int64]:
+    """Return the counts (cases, foreground classes, 4) of voxels tp, fp, fn, tn."""
+    return np.array([[_counts(o) for o in case.classes] for case in score.cases], np.int64)
+
+
+def pack_cases(score: Score) -> list[dict[str, Any]]:
+    """Return the counts of each case as plain types, for JSON."""
+    return [
+        {
+            "id": case.case_id,
+            "foreground": _counts(case.overlap),
+            "classes": [_counts(o) for o in case.classes],
+            "nonfinite": case.nonfinite,
+        }
+        for case in score.cases
+    ]
+
+
+def parse_cases(rows: Sequence[Mapping[str, Any]]) -> Score:
+    """Return the score that ``pack_cases`` was given, without surface distances.
+
+    Raises:
+        KeyError, TypeError: for rows of another form.
+    """
+    return Score(
+        tuple(
+            CaseScore(
+                row["id"],
+                Overlap(*row["foreground"]),
+                tuple(Overlap(*o) for o in row["classes"]),
+                None,
+                int(row["nonfinite"]),
+            )
+            for row in rows
+        )
+    )
+
+
+def _counts(overlap: Overlap) -> list[int]:
+    return [overlap.tp, overlap.fp, overlap.fn, overlap.tn]
 
 
 def _ratios(overlap: Overlap) -> dict[str, float]:
@@ -142,7 +166,7 @@ def _ratios(overlap: Overlap) -> dict[str, float]:
 
 def _case_row(case: CaseScore) -> dict[str, Any]:
     row: dict[str, Any] = {"id": case.case_id, **_ratios(case.overlap), "prevalence": case.overlap.prevalence}
-    row["counts"] = [[o.tp, o.fp, o.fn, o.tn] for o in case.classes]
+    row["counts"] = [_counts(o) for o in case.classes]
     if len(case.classes) > 1:
         row["classes"] = [o.dice for o in case.classes]
     if case.distances is not None:

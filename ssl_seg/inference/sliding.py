@@ -16,6 +16,13 @@ from ssl_seg.errors import DataError
 from ssl_seg.losses import compute_foreground_logit
 from ssl_seg.precision import Autocast
 
+OVERLAP = 0.25
+"""Overlap of neighboring windows in all commands and in the scores at the end of a run: one network, one number.
+
+Pooled F1 at an overlap of 0, 0.25, 0.5, 0.75: 0.645, 0.647, 0.636, 0.636 on EMPS (2D) and 0.685, 0.685, 0.688, 0.705 on
+left atria (3D), where the work is 1, 2.4, 8 and 64 times that without overlap.
+"""
+
 
 @dataclass(frozen=True)
 class Predictor:
@@ -35,7 +42,7 @@ class Predictor:
     patch_size: Sequence[int]
     device: torch.device
     autocast: Autocast
-    overlap: float = 0.5
+    overlap: float = OVERLAP
     batch_size: int = 8
     resample_to: tuple[float, ...] | None = None
 

@@ -13,19 +13,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from lightning_fabric import Fabric
 
 from ssl_seg.bootstrap import leave_out
+from ssl_seg.checkpoint import load_checkpoint
 from ssl_seg.configio import Layer, merge_layers, nest
 from ssl_seg.data.catalog import Catalog
-from ssl_seg.data.splits.files import save_folds, split_from_dict
+from ssl_seg.data.splits.files import save_folds
 from ssl_seg.engine.devices import call_on_main
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.errors import ConfigError, RunDirError, SslSegError, quote
-from ssl_seg.finish import FINAL_OVERLAP
-from ssl_seg.inference.model import open_model
-from ssl_seg.inference.scoring import score_cases
+from ssl_seg.final_scores import SCORES_FILE, load_final_scores, summarize_network
 from ssl_seg.preflight import check_layers, check_with_data
 from ssl_seg.prepare import Plan, TrainRequest, has_runtime_only, make_plan
 from ssl_seg.recorder import Console, Silent
@@ -39,14 +37,12 @@ from ssl_seg.series.directory import (
 )
 from ssl_seg.series.fold_runs import (
     FOLDS_FILE,
-    NETS,
     CrossValidation,
     FoldRun,
     load_folds,
     save_folds_file,
-    summarize_score,
 )
-from ssl_seg.sources import describe_cases, name_data, open_data_once, open_store
+from ssl_seg.sources import describe_cases, name_data, open_data_once
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options
 
@@ -84,13 +80,10 @@ def cross_validate(request: CrossValidationRequest, console: Console | None = No
     console = console or Silent()
     layers = request.layers if request.resume is None else (*load_folds(request.resume).layers, *request.layers)
     runtime = runtime_of(TrainRequest(layers))
-    cases: dict[str, Catalog] = {}
     with open_fabric(runtime) as fabric, ExitStack() as held:
 
         def begin() -> CrossValidation:
-            validation = (
-                _create(request, fabric, cases, console) if request.resume is None else load_folds(request.resume)
-            )
+            validation = _create(request, fabric, console) if request.resume is None else load_folds(request.resume)
             held.enter_context(hold_directory(validation.path, console.note))
             return validation if request.resume is None else _reopen(request, console)
 
@@ -98,7 +91,7 @@ def cross_validate(request: CrossValidationRequest, console: Console | None = No
         machine = (pin_processes(runtime), *(request.layers if request.resume is not None else ()))
         try:
             for number in [fold.number for fold in validation.folds if fold.status == "waiting"]:
-                validation = _train_fold(fabric, validation, number, machine, cases, console)
+                validation = _train_fold(fabric, validation, number, machine, console)
                 if validation.ending is not None:
                     return validation
         except KeyboardInterrupt:  # between two trainings: a training turns it into an ending of its own
@@ -106,9 +99,7 @@ def cross_validate(request: CrossValidationRequest, console: Console | None = No
         return call_on_main(fabric, lambda: _save(replace(validation, ending="finished")))
 
 
-def _create(
-    request: CrossValidationRequest, fabric: Fabric, cases: dict[str, Catalog], console: Console
-) -> CrossValidation:
+def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -> CrossValidation:
     """Check all that can be known before the first training, then create the directory with the splits."""
     layers = tuple(anchor_layer(layer) for layer in request.layers)
     check_layers(layers)
@@ -117,7 +108,7 @@ def _create(
         raise ConfigError("split.folds: a cross-validation needs the number of its folds; give --folds 5")
     if request.out is not None:
         check_free_for(FOLDS_FILE, request.out, "ssl-seg train --resume")
-    plans = _plan_folds(replace(request, layers=layers), int(count), fabric, cases, console)
+    plans = _plan_folds(replace(request, layers=layers), int(count), fabric, console)
     splits, labels = [plan.split for plan in plans], plans[0].config.split.labels
     folds = tuple(FoldRun(n, len(split.val), len(split.labeled_ids(labels))) for n, split in enumerate(splits))
     validation = CrossValidation(request.out or next_free(Path("runs") / _default_name(plans[0])), layers, folds)
@@ -136,11 +127,9 @@ def _create(
     return validation
 
 
-def _plan_folds(
-    request: CrossValidationRequest, count: int, fabric: Fabric, cases: dict[str, Catalog], console: Console
-) -> list[Plan]:
+def _plan_folds(request: CrossValidationRequest, count: int, fabric: Fabric, console: Console) -> list[Plan]:
     """Return the plan of each fold, all of them checked: a bad last fold is found before the first is trained."""
-    plans = []
+    plans, cases = [], dict[str, Catalog]()
     for number in range(count):
         fold = Layer(f"--fold {number}", nest("split.fold", number), is_option=True)
         plan = make_plan(
@@ -186,20 +175,15 @@ def _save(validation: CrossValidation) -> CrossValidation:
 
 
 def _train_fold(
-    fabric: Fabric,
-    validation: CrossValidation,
-    number: int,
-    machine: Sequence[Layer],
-    cases: dict[str, Catalog],
-    console: Console,
+    fabric: Fabric, validation: CrossValidation, number: int, machine: Sequence[Layer], console: Console
 ) -> CrossValidation:
-    """Train, or go on with, a fold and score it."""
+    """Train, or go on with, a fold and record its scores."""
     fold = validation.folds[number]
     try:
         request = call_on_main(fabric, lambda: _plan_training(validation, fold, machine, console))
         if request is not None and train(request, console).ending == "interrupted":
             return replace(validation, ending="interrupted")
-        return call_on_main(fabric, lambda: _score_fold(validation, fold, fabric.device, cases, console))
+        return call_on_main(fabric, lambda: _judge(validation, fold, console))
     except SslSegError as error:
         raise type(error)(
             f"{fold.name}: {error}\nWhen that is mended: ssl-seg train --resume {quote(validation.path)}"
@@ -227,31 +211,22 @@ def _plan_training(
     return TrainRequest((*shared, own, runtime, *machine), run.path, epochs=validation.epochs, in_series=True)
 
 
-def _score_fold(
-    validation: CrossValidation, fold: FoldRun, device: torch.device, cases: dict[str, Catalog], console: Console
-) -> CrossValidation:
-    """Score both networks of a finished fold on its validation cases, as at the end of its training, and record it."""
+def _judge(validation: CrossValidation, fold: FoldRun, console: Console) -> CrossValidation:
+    """Take over the final scores of a finished fold and record it."""
     run = validation.run_of(fold)
-    ending, model = run.read_ending() or {}, open_model(run.best, device)
-    catalog = open_data_once(cases, model.config.data.model_dump(mode="json"), console.track("reading cases"))
-    store = open_store(catalog, model.config.data)
-    ids = split_from_dict(model.checkpoint.split).val
-    scores = {
-        net: score_cases(
-            model.predictor(net, FINAL_OVERLAP), store, ids, track=console.track(f"scoring {fold.name} {net}")
-        )
-        for net in NETS
-    }
-    tolerated = model.config.monitor.on_collapse == "warn"
+    ending, final = run.read_ending() or {}, load_final_scores(run)
+    if final is None:
+        raise RunDirError(f"{run.path} has ended, but its {SCORES_FILE} is missing: put it back, or remove the folder")
+    tolerated = load_checkpoint(run.best, lazy=True).config["monitor"]["on_collapse"] == "warn"
     stopped = ending.get("event") == "collapsed" or (ending.get("verdict") == "collapsed" and not tolerated)
     fold = replace(
         fold,
         status="collapsed" if stopped else "done",
-        net=model.better,
+        net=final.used.net,
         codes=tuple(ending.get("codes", ())),
-        scores=scores,
+        scores=final.of(final.used.source),
     )
-    figures = summarize_score(scores[fold.net])
+    figures = summarize_network(final.used.score)
     if stopped:
         console.note(f"{fold.name}: COLLAPSED ({', '.join(fold.codes)}); next: ssl-seg diagnose {quote(run.last)}")
     else:

@@ -21,8 +21,8 @@ from pydantic import TypeAdapter
 from ssl_seg import __version__
 from ssl_seg.configio import Layer
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, quote
-from ssl_seg.inference.scoring import CaseScore, Score
-from ssl_seg.metrics import Overlap
+from ssl_seg.final_scores import load_final_scores, summarize_network
+from ssl_seg.inference.scoring import Score
 from ssl_seg.rundir import RunDir, is_disk_full, write_json
 
 FOLDS_FILE, SCHEMA = "cross_validation.json", 1
@@ -82,17 +82,10 @@ class CrossValidation:
         return replace(self, folds=tuple(fold if old.number == fold.number else old for old in self.folds))
 
 
-def summarize_score(score: Score) -> dict[str, float]:
-    """Return pooled F1 (of foreground, and mean over classes), that of all-positive, and the margin with interval."""
-    trivial = score.summarize()["trivial"]
-    margins = {key: float(trivial[key]) for key in ("margin", "margin_low", "margin_high")}
-    return {"f1": score.f1, "f1_macro": score.f1_macro, "trivial_f1": float(trivial["all_positive"]), **margins}
-
-
 def summarize_fold(fold: FoldRun) -> dict[str, Any]:
     """Return the row of a fold in cross_validation.json, without its cases."""
     row = {name: getattr(fold, name) for name in ("name", "number", "cases", "labeled", "status", "net", "codes")}
-    return row | {net: summarize_score(score) for net, score in fold.scores.items()}
+    return row | {net: summarize_network(score) for net, score in fold.scores.items()}
 
 
 def summarize_folds(folds: Sequence[FoldRun]) -> dict[str, Any]:
@@ -107,12 +100,12 @@ def summarize_folds(folds: Sequence[FoldRun]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for name in (*NETS, "better"):
         scores = [fold.scores[fold.net if name == "better" else name] for fold in folds]
-        rows = [summarize_score(score) for score in scores]
+        rows = [summarize_network(score) for score in scores]
         table = {key: [row[key] for row in rows] for key in ("f1", "f1_macro", "trivial_f1", "margin")}
         summary[name] = {
             "mean": {key: float(np.mean(values)) for key, values in table.items()},
             "sd": {key: float(np.std(values, ddof=1)) for key, values in table.items()},
-            "out_of_fold": summarize_score(join_scores(scores)),
+            "out_of_fold": summarize_network(join_scores(scores)),
         }
     return summary
 
@@ -182,7 +175,6 @@ def save_folds_file(validation: CrossValidation) -> None:
         "ending": validation.ending,
         "folds": [summarize_fold(fold) for fold in folds],
         "summary": summarize_folds(folds) if all(fold.scores for fold in folds) else None,
-        "cases": {f.name: {net: [_pack(c) for c in s.cases] for net, s in f.scores.items()} for f in folds if f.scores},
         "settings": {"epochs": validation.epochs, "layers": [asdict(layer) for layer in validation.layers]},
     }
     try:
@@ -209,8 +201,8 @@ def load_folds(path: Path) -> CrossValidation:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values["schema"] != SCHEMA:
             raise RunDirError(f"{file} has schema {values['schema']}; this version ({__version__}) reads {SCHEMA}")
-        settings, cases = values["settings"], values["cases"]
-        folds = [{**row, "scores": _parse_scores(cases.get(row["name"], {}))} for row in values["folds"]]
+        settings = values["settings"]
+        folds = [{**row, "scores": _load_scores(path, row)} for row in values["folds"]]
         fields = {"path": path, "folds": folds, "ending": values["ending"], **settings}
         validation = TypeAdapter(CrossValidation).validate_python(fields)
         if not validation.folds or any(f.status != "waiting" and f.net not in f.scores for f in validation.folds):
@@ -220,18 +212,7 @@ def load_folds(path: Path) -> CrossValidation:
     return validation
 
 
-def _pack(case: CaseScore) -> dict[str, Any]:
-    rows = [[o.tp, o.fp, o.fn, o.tn] for o in (case.overlap, *case.classes)]
-    return {"id": case.case_id, "foreground": rows[0], "classes": rows[1:]}
-
-
-def _parse_scores(cases: dict[str, Any]) -> dict[str, Score]:
-    return {
-        net: Score(
-            tuple(
-                CaseScore(c["id"], Overlap(*c["foreground"]), tuple(Overlap(*o) for o in c["classes"]), None)
-                for c in rows
-            )
-        )
-        for net, rows in cases.items()
-    }
+def _load_scores(path: Path, row: dict[str, Any]) -> dict[str, Score]:
+    """Return the scores of best.pt of a fold, from the run itself; empty where it is not done."""
+    final = None if row["status"] == "waiting" else load_final_scores(RunDir(path / row["name"]))
+    return {} if final is None else final.of(final.used.source)

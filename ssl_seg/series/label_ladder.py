@@ -14,26 +14,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
 from lightning_fabric import Fabric
 
 from ssl_seg.bootstrap import given_keys, leave_out
 from ssl_seg.checkpoint import load_checkpoint
 from ssl_seg.configio import Layer, nest
-from ssl_seg.data.catalog import Catalog
-from ssl_seg.data.splits.files import save_split, split_from_dict
+from ssl_seg.data.splits.files import save_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.engine.devices import call_on_main
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError, quote
-from ssl_seg.finish import FINAL_OVERLAP
-from ssl_seg.inference.model import better_net, open_model
-from ssl_seg.inference.scoring import score_cases
+from ssl_seg.final_scores import SCORES_FILE, load_final_scores
+from ssl_seg.inference.scoring import count_classes
 from ssl_seg.preflight import check_layers
 from ssl_seg.prepare import Plan, TrainRequest, has_runtime_only, make_plan
 from ssl_seg.recorder import Console, Silent
-from ssl_seg.rundir import SPLIT_FILE, RunDir, hold_directory, next_free
+from ssl_seg.rundir import SPLIT_FILE, hold_directory, next_free
 from ssl_seg.series.directory import (
     anchor_layer,
     check_free_for,
@@ -50,7 +46,7 @@ from ssl_seg.series.label_rungs import (
     load_ladder,
     save_ladder,
 )
-from ssl_seg.sources import name_data, open_data_once, open_store
+from ssl_seg.sources import name_data
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options
 
@@ -103,10 +99,9 @@ def climb_labels(request: LabelLadderRequest, console: Console | None = None) ->
 
         ladder = call_on_main(fabric, begin)
         machine = (pin_processes(runtime), *(request.layers if request.resume is not None else ()))
-        cases: dict[str, Catalog] = {}
         try:
             for number in [rung.number for rung in ladder.rungs if rung.status == "waiting"]:
-                ladder = _climb_rung(fabric, ladder, number, machine, cases, console)
+                ladder = _climb_rung(fabric, ladder, number, machine, console)
                 if ladder.ending is not None:
                     return ladder
         except KeyboardInterrupt:  # between two trainings: a training turns it into an ending of its own
@@ -198,7 +193,6 @@ def _climb_rung(
     ladder: LabelLadder,
     number: int,
     machine: Sequence[Layer],
-    cases: dict[str, Catalog],
     console: Console,
 ) -> LabelLadder:
     """Train, or go on with, a rung and judge it; the ladder has an ending where that was the last rung for now."""
@@ -208,7 +202,7 @@ def _climb_rung(
         request = call_on_main(fabric, lambda: _plan_training(ladder, rung, machine, console))
         if request is not None and train(request, console).ending == "interrupted":
             return replace(ladder, ending="interrupted")
-        return call_on_main(fabric, lambda: _judge(ladder, rung, fabric.device, cases, console))
+        return call_on_main(fabric, lambda: _judge(ladder, rung, console))
     except RefusedError as error:
         refused = replace(rung, status="refused", parent=_parent_of(ladder), message=str(error))
         ended = replace(ladder.with_rung(refused), ending="refused")
@@ -247,47 +241,28 @@ def _select_layers(ladder: LabelLadder, rung: Rung) -> list[Layer]:
     return [*shared, Layer(f"rung {rung.number}", own)]
 
 
-def _judge(
-    ladder: LabelLadder, rung: Rung, device: torch.device, cases: dict[str, Catalog], console: Console
-) -> LabelLadder:
-    """Score a finished rung, compare it with its parent, and record both."""
+def _judge(ladder: LabelLadder, rung: Rung, console: Console) -> LabelLadder:
+    """Compare a finished rung with its parent by the final scores of both, and record it."""
     run, parent = ladder.run_of(rung), ladder.best
-    ending, checkpoint = run.read_ending() or {}, load_checkpoint(run.best)
+    ending, final, checkpoint = run.read_ending() or {}, load_final_scores(run), load_checkpoint(run.best)
+    if final is None:
+        raise RunDirError(f"{run.path} has ended, but its {SCORES_FILE} is missing: put it back, or remove the folder")
     verdict, codes = ending.get("verdict"), tuple(ending.get("codes", ()))
-    rung = replace(rung, parent=_parent_of(ladder), net=better_net(checkpoint), codes=codes)
-    if checkpoint.scores["source"] == "validation":
-        rung = replace(rung, scores={k: v for k, v in checkpoint.scores.items() if k != "selected"})
+    scores = {k: v for k, v in checkpoint.scores.items() if k != "selected"}
+    rung = replace(rung, parent=_parent_of(ladder), net=final.used.net, codes=codes, scores=scores)
     tolerated = checkpoint.config["monitor"]["on_collapse"] == "warn"
     if ending.get("event") == "collapsed" or (verdict == "collapsed" and not tolerated):
         console.note(f"rung {rung.number}: COLLAPSED ({', '.join(codes)}); next: ssl-seg diagnose {quote(run.last)}")
         rung = replace(rung, status="collapsed")
         return _save(replace(ladder.with_rung(rung), ending=None if ladder.force else "collapsed"))
-    counts = _count_validation(run, rung.net, device, cases, console)
-    if parent is None:
-        rung = replace(rung, status="done", counts=counts, kept=True)
+    below = None if parent is None else load_final_scores(ladder.run_of(parent))
+    if parent is None or below is None:
+        rung = replace(rung, status="done", kept=True)
     else:
-        difference = compare_counts(np.array(counts), np.array(parent.counts))
-        rung = replace(rung, status="done", counts=counts, difference=difference, kept=difference.f1 >= 0)
+        difference = compare_counts(count_classes(final.used.score), count_classes(below.used.score))
+        rung = replace(rung, status="done", difference=difference, kept=difference.f1 >= 0)
     console.note(_describe(rung, parent))
     return _save(ladder.with_rung(rung))
-
-
-def _count_validation(
-    run: RunDir, net: str, device: torch.device, cases: dict[str, Catalog], console: Console
-) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """Return the counts of each foreground class of each validation case, as the final scores have counted them.
-
-    Cases are read once for all rungs whose data settings are the same; ``cases`` keeps them.
-    """
-    model = open_model(run.best, device)
-    catalog = open_data_once(cases, model.config.data.model_dump(mode="json"), console.track("reading cases"))
-    score = score_cases(
-        model.predictor(net, FINAL_OVERLAP),
-        open_store(catalog, model.config.data),
-        split_from_dict(model.checkpoint.split).val,
-        track=console.track(f"comparing {run.path.name} with its parent"),
-    )
-    return tuple(tuple((o.tp, o.fp, o.fn, o.tn) for o in case.classes) for case in score.cases)
 
 
 def _describe(rung: Rung, parent: Rung | None) -> str:

@@ -63,8 +63,6 @@ class Rung:
     """Whether it is better than all rungs below, so that the next one starts from it."""
     codes: tuple[str, ...] = ()
     """Of the last verdict."""
-    counts: tuple[tuple[tuple[int, ...], ...], ...] = ()
-    """Voxels tp, fp, fn, tn of each foreground class of each validation case, for ``net``."""
     message: str = ""
     """Why it was refused."""
 
@@ -146,10 +144,8 @@ def compare_counts(new: NDArray[np.int64], old: NDArray[np.int64]) -> Difference
 
 
 def summarize_rung(rung: Rung) -> dict[str, Any]:
-    """Return the row of a rung in ladder.json, without the counts of the cases."""
-    values = asdict(rung)
-    values.pop("counts")
-    return {"name": rung.name, **values}
+    """Return the row of a rung in ladder.json."""
+    return {"name": rung.name, **asdict(rung)}
 
 
 def save_ladder(ladder: LabelLadder) -> None:
@@ -161,7 +157,6 @@ def save_ladder(ladder: LabelLadder) -> None:
         "ending": ladder.ending,
         "checkpoint": None if used is None else used.relative_to(ladder.path).as_posix(),
         "rungs": [summarize_rung(rung) for rung in ladder.rungs],
-        "counts": {rung.name: rung.counts for rung in ladder.rungs if rung.counts},
         "settings": {
             "epochs": ladder.epochs,
             "force": ladder.force,
@@ -187,8 +182,7 @@ def load_ladder(path: Path) -> LabelLadder:
         if values["schema"] != SCHEMA:
             raise RunDirError(f"{file} has schema {values['schema']}; this version ({__version__}) reads {SCHEMA}")
         settings = values["settings"]
-        rungs = [{**row, "counts": values["counts"].get(row["name"], ())} for row in values["rungs"]]
-        fields = {"path": path, "rungs": rungs, "ending": values["ending"], **settings}
+        fields = {"path": path, "rungs": values["rungs"], "ending": values["ending"], **settings}
         ladder = TypeAdapter(LabelLadder).validate_python(fields)
         if not ladder.rungs or (ladder.ending in ("collapsed", "refused") and ladder.ended is None):
             raise ValueError("it has not the rungs that its ending speaks of")
