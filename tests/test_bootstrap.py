@@ -3,6 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from score_counts import make_net_score as net
+from score_counts import make_scores
 
 from ssl_seg.bootstrap import check_parent, describe_doubt, describe_parent, given_keys, parent_layer
 from ssl_seg.checkpoint import Checkpoint, Progress
@@ -31,11 +33,7 @@ SETTINGS = {
 }
 
 
-def net(f1: float, margin: float = 0.2, low: float | None = 0.1, high: float | None = 0.3) -> dict[str, Any]:
-    return {"f1": f1, "margin": margin, "margin_low": low, "margin_high": high}
-
-
-GOOD = {"source": "validation", "trivial_f1": 0.4, "student": net(0.7), "teacher": net(0.6)}
+GOOD = make_scores(net(0.7), net(0.6))
 
 
 def make_split(
@@ -124,12 +122,12 @@ def test_given_keys_are_those_of_all_layers() -> None:
 
 def test_the_record_names_the_net_that_is_built_on() -> None:
     assert describe_parent(make_parent()) == {"net": "student", "step": 90, "scores": GOOD, "doubt": None}
-    assert describe_parent(make_parent(scores={**GOOD, "teacher": net(0.8)}))["net"] == "teacher"
+    assert describe_parent(make_parent(scores=make_scores(net(0.7), net(0.8))))["net"] == "teacher"
 
 
 class TestMargin:
     def check(self, student: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
-        scores = {"source": "validation", "trivial_f1": 0.4, "student": student, "teacher": teacher}
+        scores = make_scores(student, teacher)
         return check_parent(make_parent(scores=scores), make_split("abcd", "ef", "gh"))
 
     @pytest.mark.parametrize(
@@ -181,7 +179,7 @@ class TestMargin:
         ],
     )
     def test_a_margin_within_chance_is_a_warning(self, score: dict[str, Any], doubtful: bool) -> None:
-        scores = {"source": "validation", "trivial_f1": 0.4, "student": score, "teacher": net(0.1)}
+        scores = make_scores(score, net(0.1))
         doubt = describe_doubt(make_parent(scores=scores))
         assert (doubt is not None) == doubtful
         if doubt:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from score_counts import make_net_score, make_scores
 from torch import nn
 
 from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
@@ -28,7 +29,7 @@ def make_checkpoint() -> Checkpoint:
         progress=Progress(step=5, ema_updates=5, start_score=-math.inf, history=(0.25, 0.5, 0.125)),
         config={"seed": 3, "data": {"patch_size": [64, 64]}},
         split={"val": ["a"], "fractions": {0.01: ["b"], 1.0: ["b", "c"]}},
-        scores={net: {"f1": 0.5, "margin": 0.1, "margin_low": None} for net in ("student", "teacher")},
+        scores=make_scores(make_net_score(0.5, 0.1, None, None), make_net_score(0.4, 0.0, None, None)),
         seen_labels=("0123456789ab",),
     )
 

@@ -24,6 +24,7 @@ from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
+from ssl_seg.final_scores import summarize_network
 from ssl_seg.recorder import Recorder
 from ssl_seg.rundir import RunDir
 from ssl_seg.series.fold_runs import (
@@ -31,7 +32,6 @@ from ssl_seg.series.fold_runs import (
     list_members,
     load_folds,
     summarize_folds,
-    summarize_score,
 )
 
 FOLDS = 2
@@ -156,7 +156,7 @@ class TestContinuation:
             ("before the first checkpoint", (Recorder, "save_last", lambda *_: True)),
             ("within an epoch", (Engine, "step", lambda _, __, step, *___: step == 3)),
             ("before the final scores", (finish, "_score_run", lambda *_: True)),
-            ("trained, not scored", (cross_validation, "_score_fold", lambda *_: True)),
+            ("trained, not recorded", (cross_validation, "_judge", lambda *_: True)),
             ("scored, next not begun", (cross_validation, "_plan_training", lambda _, fold, *__: fold.number == 1)),
             ("second fold, within an epoch", (Engine, "step", lambda _, __, step, *___: step == 3)),
         ]
@@ -313,7 +313,7 @@ class TestCommand:
         for name, row in (("mean", "mean"), ("sd", "sd"), ("out_of_fold", "out")):
             (found,) = [line for line in lines if line and line[0] == row]
             assert {f"{summary[net][name]['f1']:.3f}" for net in ("student", "teacher")} <= set(found)
-        margins = [summarize_score(fold.scores[fold.net])["margin"] for fold in whole.folds]
+        margins = [summarize_network(fold.scores[fold.net])["margin"] for fold in whole.folds]
         assert summary["better"]["out_of_fold"]["margin"] <= 0  # of a few steps
         worst = whole.run_of(whole.folds[margins.index(min(margins))]).best
         assert ["next:", "ssl-seg", "diagnose", str(worst)] in [line[-4:] for line in lines]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from score_counts import make_net_score, make_scores
 from sklearn.metrics import f1_score, jaccard_score
 
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -78,8 +79,8 @@ class TestWhich:
         self, tiny_run: Path, tmp_path: Path, better: str
     ) -> None:
         """Whichever of the two is better on the cases scored here: one of both orders contradicts them."""
-        scores = {net: {"f1": 0.9 if net == better else 0.1, "margin": 0.0} for net in ("student", "teacher")}
-        result = evaluate(EvaluateRequest(rewrite(tiny_run, tmp_path / "x.pt", scores=scores)))
+        nets = {net: make_net_score(0.9 if net == better else 0.1) for net in ("student", "teacher")}
+        result = evaluate(EvaluateRequest(rewrite(tiny_run, tmp_path / "x.pt", scores=make_scores(**nets))))
         assert result["which"] == better
         assert result["pooled"] == result["nets"][better]["pooled"]
         assert result["nets"]["student"]["pooled"] != result["nets"]["teacher"]["pooled"]

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import train_tiny
+from score_counts import make_net_score, make_scores
 from test_engine import make_engine
 
 import ssl_seg.finish
@@ -20,6 +21,7 @@ from ssl_seg.config import PlateauResponseConfig
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.policies import respond_to_plateaus
 from ssl_seg.errors import RunDirError
+from ssl_seg.final_scores import load_final_scores
 from ssl_seg.prepare import TrainRequest
 from ssl_seg.recorder import Recorder, Silent
 from ssl_seg.rundir import RunDir
@@ -132,16 +134,25 @@ class TestRunWithAllPolicies:
 
     def test_the_best_checkpoints_are_those_of_the_best_epochs(self, whole_run: RunDir) -> None:
         progress = load_checkpoint(whole_run.last).progress
-        scores, standings = (progress.start_score, *progress.history), progress.standings
-        steps = [load_state(whole_run, name)["progress"]["step"] for name in FILES[1:4]]
-        assert steps == [2 * epoch for epoch in progress.rank_epochs()[:3]]
-        assert [standings[step // 2] for step in steps] == sorted(standings, reverse=True)[:3]
-        (finished,) = events_of(whole_run, "finished")
+        standings = progress.standings
+        steps = [load_state(whole_run, name)["progress"]["step"] for name in FILES[2:4]]
+        assert steps == [2 * epoch for epoch in progress.rank_epochs()[1:3]]
+        assert [standings[step // 2] for step in steps] == sorted(standings, reverse=True)[1:3]
+
+    def test_best_is_the_file_of_the_network_that_is_best_on_whole_cases(self, whole_run: RunDir) -> None:
+        final, (finished,) = load_final_scores(whole_run), events_of(whole_run, "finished")
+        assert final is not None
+        assert {n.source for n in final.networks} == {"best", "last", "swa"}
+        assert final.used.score.f1 == max(n.score.f1 for n in final.networks if not n.collapsed)
         best = finished["best"]
-        assert (best["epoch"], best["step"]) == (steps[0] // 2, steps[0])
-        assert best["score"] == scores[best["epoch"]]
-        record = next(r for r in whole_run.read_metrics() if r["step"] == steps[0])
-        assert record[f"val/{best['net']}/f1_macro"] == best["score"]
+        assert (best["step"], best["net"], best["score"]) == (
+            final.used.step,
+            final.used.net,
+            final.used.score.f1_macro,
+        )
+        file = whole_run.best if final.used.source == "best" else whole_run.best.with_name(f"{final.used.source}.pt")
+        assert whole_run.best.read_bytes() == file.read_bytes()
+        assert load_checkpoint(whole_run.best).scores[best["net"]]["f1"] == final.used.score.f1
 
     @pytest.mark.parametrize("at", ["step 12", "after moves 2", "before last 6"])
     def test_killed_and_resumed_it_ends_with_the_same_bits(
@@ -188,11 +199,11 @@ class TestBestCheckpoints:
         (tmp_path / "checkpoints").mkdir()
         length, monitor = SimpleNamespace(steps=2 * 6 - 1, steps_per_epoch=2), SimpleNamespace(keep_best=3)
         prepared = SimpleNamespace(run=RunDir(tmp_path), config=SimpleNamespace(length=length, monitor=monitor))
-        net = {"f1": 0.5, "margin": 0.1}
+        scores = make_scores(make_net_score(0.5), make_net_score(0.5))
         monkeypatch.setattr(
             Recorder,
             "snapshot",
-            lambda _, progress: Checkpoint({}, {}, {}, progress, {}, {}, {"student": net, "teacher": net}, ()),
+            lambda _, progress: Checkpoint({}, {}, {}, progress, {}, {}, scores, ()),
         )
         return Recorder(prepared, make_engine(), None, Silent(), active=True)  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ import torch
 import yaml
 from conftest import TINY, train_tiny
 from interruption import HOURS, run
+from score_counts import make_net_score, make_scores
 
 from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from ssl_seg.configio import Layer, dump_config, read_layers
@@ -65,7 +66,7 @@ class TestRun:
     def test_files_of_a_run(self, tiny_run: Path) -> None:
         files = {p.relative_to(tiny_run).as_posix() for p in tiny_run.rglob("*") if p.is_file()}
         assert files == {
-            "config.yaml", "split.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "lock",
+            "config.yaml", "split.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "lock", "scores.json",
             "checkpoints/last.pt", "checkpoints/best.pt",
         }  # fmt: skip
 
@@ -223,8 +224,7 @@ class TestBootstrap:
     @pytest.fixture
     def parent(self, tiny_run: Path, tmp_path: Path) -> Path:
         """A parent that is above trivial by its recorded scores; the student is the better net."""
-        good = {"f1": 0.7, "margin": 0.2, "margin_low": 0.1, "margin_high": 0.3}
-        scores = {"source": "validation", "trivial_f1": 0.5, "student": good, "teacher": {**good, "f1": 0.6}}
+        scores = make_scores(make_net_score(0.7), make_net_score(0.6), trivial=0.5)
         return rewrite(tiny_run / "checkpoints" / "last.pt", tmp_path / "parent.pt", scores=scores)
 
     def bootstrap(self, parent: Path, out: Path, *settings: dict[str, Any], force: bool = False) -> Any:
@@ -242,7 +242,8 @@ class TestBootstrap:
     @pytest.mark.parametrize("better", ["student", "teacher"])
     def test_both_nets_start_from_the_better_one(self, parent: Path, tmp_path: Path, better: str) -> None:
         loaded = load_checkpoint(parent)
-        scores = {**loaded.scores, better: {**loaded.scores[better], "f1": 0.9}}
+        nets = {net: make_net_score(0.9 if net == better else 0.6) for net in ("student", "teacher")}
+        scores = make_scores(**nets)
         chosen = rewrite(parent, tmp_path / "chosen.pt", scores=scores)
         result = self.bootstrap(chosen, tmp_path / "child", {"optim": {"lr": 1e-12}}, {"length": {"steps": 2}})
         child = load_checkpoint(result.run.last)
@@ -253,8 +254,8 @@ class TestBootstrap:
         assert result.run.read_events()[0]["parent"]["net"] == better
 
     def test_a_trivial_parent_is_refused_unless_forced(self, parent: Path, tmp_path: Path) -> None:
-        trivial = {"f1": 0.4615, "margin": 0.0, "margin_low": 0.0, "margin_high": 0.0}
-        scores = {"source": "validation", "trivial_f1": 0.4615, "student": trivial, "teacher": trivial}
+        trivial = make_net_score(0.4615, 0.0, 0.0, 0.0)
+        scores = make_scores(trivial, trivial, trivial=0.4615)
         path = rewrite(parent, tmp_path / "trivial.pt", scores=scores)
         with pytest.raises(RefusedError, match="not above trivial") as caught:
             self.bootstrap(path, tmp_path / "child")
@@ -263,8 +264,8 @@ class TestBootstrap:
         assert self.bootstrap(path, tmp_path / "child", {"length": {"steps": 1}}, force=True).ending == "finished"
 
     def test_a_parent_within_chance_of_trivial_is_used_with_a_warning(self, parent: Path, tmp_path: Path) -> None:
-        net = {"f1": 0.52, "margin": 0.02, "margin_low": -0.01, "margin_high": 0.05}
-        scores = {"source": "validation", "trivial_f1": 0.50, "student": net, "teacher": net}
+        net = make_net_score(0.52, 0.02, -0.01, 0.05)
+        scores = make_scores(net, net, trivial=0.50)
         doubtful = rewrite(parent, tmp_path / "p.pt", scores=scores)
         result = self.bootstrap(doubtful, tmp_path / "child", {"length": {"steps": 1}})
         assert "+0.020" in result.run.read_events()[0]["parent"]["doubt"]
@@ -389,6 +390,7 @@ class TestResume:
         run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
         events = (run / "events.jsonl").read_text().splitlines(keepends=True)
         (run / "events.jsonl").write_text("".join(e for e in events if '"finished"' not in e))
+        (run / "scores.json").unlink()
         last = load_checkpoint(run / "checkpoints" / "last.pt")
         probe = {**last.scores, "source": "probe"}
         rewrite(run / "checkpoints" / "last.pt", run / "checkpoints" / "last.pt", scores=probe)

@@ -15,6 +15,8 @@ import pytest
 import torch
 from conftest import TINY, train_tiny
 from pydantic import ValidationError
+from score_counts import make_net_score as score
+from score_counts import make_scores
 from test_engine import make_engine
 from test_methods import LOSS, make_batch, make_nets
 from torch import nn
@@ -56,14 +58,10 @@ def make_net(config: Config, seed: int) -> nn.Module:
     return make_network(config)
 
 
-def score(f1: float, margin: float = 0.2, low: float | None = 0.1) -> dict[str, Any]:
-    return {"f1": f1, "margin": margin, "margin_low": low, "margin_high": None if low is None else 0.4}
-
-
 def make_parent(*settings: dict[str, Any], better: str = "student", updates: int = 70, **bootstrap: Any) -> Checkpoint:
     config = make_config(*settings, **bootstrap)
     f1 = {"student": 0.5, "teacher": 0.5} | {better: 0.7}
-    scores = {"source": "validation", "trivial_f1": 0.4, **{net: score(value) for net, value in f1.items()}}
+    scores = make_scores(**{net: score(value) for net, value in f1.items()})
     nets = {name: make_net(config, seed).state_dict() for seed, name in ((1, "student"), (2, "teacher"))}
     return Checkpoint(
         **nets,
@@ -294,7 +292,7 @@ class TestGate:
         split |= {"val": ["b"], "test": [], "groups": {}, "content": {"a": "1" * 16, "b": "2" * 16}, "fingerprint": ""}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("ssl_seg.data.splits.split.Split.fingerprint", "")
-            scores = {"source": "validation", "trivial_f1": 0.4, "student": student, "teacher": teacher}
+            scores = make_scores(student, teacher)
             parent = replace(make_parent(), scores=scores, split=split)
             return check_parent(parent, split_from_dict(split), BootstrapConfig(**options))
 
@@ -314,7 +312,7 @@ class TestGate:
     )
     def test_interval_asks_for_more_than_margin(self, low: float, gate: str, refused: bool) -> None:
         reasons = self.check(score(0.7, 0.2, low), score(0.1, -0.3, -0.4), gate=gate)
-        assert [("within chance" in r, f"{low:+.3f} to +0.400" in r) for r in reasons] == [(True, True)] * refused
+        assert [("within chance" in r, f"{low:+.3f} to +0.300" in r) for r in reasons] == [(True, True)] * refused
 
     def test_an_unknown_interval_does_not_pass_the_gate_on_intervals(self) -> None:
         (reason,) = self.check(score(0.7, 0.2, None), score(0.1, -0.3, None), gate="interval")
@@ -322,7 +320,7 @@ class TestGate:
         assert self.check(score(0.7, 0.2, None), score(0.1, -0.3, None)) == []
 
     def test_a_doubt_is_about_the_nets_that_are_used(self) -> None:
-        scores = {"source": "validation", "trivial_f1": 0.4, "student": score(0.7), "teacher": score(0.5, 0.1, -0.1)}
+        scores = make_scores(score(0.7), score(0.5, 0.1, -0.1))
         parent = replace(make_parent(), scores=scores)
         assert describe_doubt(parent) is None
         assert describe_doubt(parent, BootstrapConfig(start="teacher")) is not None
@@ -333,7 +331,7 @@ class TestGate:
 def parent_path(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that the gate lets pass."""
     checkpoint = load_checkpoint(tiny_run / "checkpoints" / "last.pt")
-    scores = {**checkpoint.scores, "trivial_f1": 0.3, "student": score(0.7), "teacher": score(0.6)}
+    scores = make_scores(score(0.7), score(0.6), trivial=0.3)
     path = tmp_path_factory.mktemp("parent") / "parent.pt"
     save_checkpoint(replace(checkpoint, scores=scores), path)
     return path
