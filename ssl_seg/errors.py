@@ -98,11 +98,12 @@ def quote(path: Path | str) -> str:
 
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|cannot allocate memory|unable to allocate|out of memory|"
-    r"insufficient memory|bad_alloc|_ALLOC_FAILED|cudaErrorMemoryAllocation|caught (_Array)?MemoryError|worker .*is killed by signal: Killed",
+    r"insufficient memory|bad_alloc|_ALLOC_FAILED|cudaErrorMemoryAllocation|caught (_Array)?MemoryError|"
+    r"worker .*is killed by signal: Killed",
     re.IGNORECASE,
 )
 """What libraries say when they get no memory and have no exception of their own for it: the allocators of PyTorch for
-CPU, CUDA and MPS, cuBLAS and cuDNN, NumPy, OpenCV, a loader's process that ran out of memory or that the system killed."""
+CPU, CUDA and MPS, cuBLAS and cuDNN, NumPy, OpenCV, and a loader's process that the system killed."""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

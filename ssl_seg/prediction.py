@@ -111,8 +111,8 @@ def predict(
         write_mask(mask, to_mask(classes, model.config.data.label_values), geometry)
         for path, label in zip(_probability_paths(mask, suffixes), suffixes, strict=True):
             write_probabilities(path, probs[label], geometry)
-    if text := describe_sameness(shares, request.output):
-        note(text)
+    if (warning := describe_sameness(shares, request.output)) is not None:
+        note(warning)
     return [mask for _, mask in jobs]
 
 
