@@ -190,7 +190,7 @@ def find_told(run: RunDir) -> frozenset[tuple[str, str, str]]:
 def _scores_of(observation: Observation) -> dict[str, Any]:
     """Return preliminary scores from the validation probe; the interval of the margin is unknown there.
 
-    The form is that of ``final_scores.describe_for_checkpoint``. A network with NaN scores 0.
+    The form is that of ``final_scores.describe_for_checkpoint``.
     """
     return {
         "source": "probe",
@@ -206,6 +206,6 @@ def _scores_of(observation: Observation) -> dict[str, Any]:
 
 
 def _score_of(signals: Signals) -> dict[str, Any]:
-    f1, macro = (signals.f1, signals.f1_macro) if signals.nonfinite == 0 else (0.0, 0.0)
-    margin = {"margin": f1 - signals.trivial_f1, "margin_low": None, "margin_high": None}
-    return {"f1": f1, "f1_macro": macro, "trivial_f1": signals.trivial_f1, **margin, "nonfinite": signals.nonfinite}
+    figures = {"f1": signals.f1, "f1_macro": signals.f1_macro, "trivial_f1": signals.trivial_f1}
+    margin = {"margin": signals.f1 - signals.trivial_f1, "margin_low": None, "margin_high": None}
+    return {**figures, **margin, "nonfinite": signals.nonfinite}

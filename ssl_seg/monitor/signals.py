@@ -68,7 +68,7 @@ class Signals:
     ratio_std_true: float
     """Spread of the true foreground share between patches."""
     f1: float
-    """Of what is predicted, all foreground classes taken as one."""
+    """Of what is predicted, all foreground classes taken as one; a voxel without a finite output counts as wrong."""
     f1_macro: float
     """Mean F1 over the foreground classes by the largest logit; equal to ``f1`` for two classes."""
     f1_best: float | None
@@ -114,8 +114,8 @@ class SignalCollector:
         wide = torch.float32 if device.type == "mps" else torch.float64
         self.num_classes, self.ranked = num_classes, ranked
         self.sums = torch.zeros(4, dtype=wide, device=device)  # logit, logit^2, prob, prob^2
-        # Finite voxels, of them true, predicted, both, and with a probability below 0.1; then those not finite.
-        self.counts = torch.zeros(6, dtype=torch.int64, device=device)
+        # Of the finite voxels: all, predicted, with a probability below 0.1. Of all: broken, true, predicted, both.
+        self.counts = torch.zeros(7, dtype=torch.int64, device=device)
         self.scores: list[Tensor] = []  # of each batch: (N,V) log-odds, NaN where they do not count
         self.truths: list[Tensor] = []  # of each batch: (N,V) bool
         self.case_ids: list[str] = []  # of each patch
@@ -146,12 +146,14 @@ class SignalCollector:
 
         kept, prob = (torch.where(known, v, 0).to(self.sums.dtype) for v in (score, torch.sigmoid(score)))
         self.sums += torch.stack([kept.sum(), kept.square().sum(), prob.sum(), prob.square().sum()])
-        found, low = pred & known, known & (prob < 0.1)
-        counted = (known, truth & known, found, truth & found, low, valid & ~known)
+        broken = valid & ~known
+        found = torch.where(broken, ~truth, pred)  # without a finite output a voxel counts as wrong
+        counted = (known, pred & known, known & (prob < 0.1), broken, truth, found, truth & found)
         self.counts += torch.stack([mask.sum() for mask in counted])
         overlaps = []
         for label in range(1, self.num_classes):
-            found, wanted = (classes == label) & valid, (target == label) & valid
+            wanted = (target == label) & valid
+            found = torch.where(broken, ~wanted, (classes == label) & valid)
             overlaps.append(torch.stack([_count(found), _count(wanted), _count(found & wanted)], dim=1))
         self.patch_overlaps.append(torch.stack(overlaps))
 
@@ -160,7 +162,7 @@ class SignalCollector:
         cases = self._split_cases()
         positive, negative = (np.sort(np.concatenate([_NOTHING, *(c[i] for c in cases)])) for i in (0, 1))
         scores = np.sort(np.concatenate([positive, negative]))
-        finite, true, predicted, hits, low, nonfinite = (int(v) for v in self.counts.tolist())
+        finite, predicted, low, nonfinite, true, found, hits = (int(v) for v in self.counts.tolist())
         count = max(finite, 1)
         logit_sum, logit_square, prob_sum, prob_square = self.sums.tolist()
         edges = _find_edges(positive, negative)
@@ -171,7 +173,7 @@ class SignalCollector:
         ratios = torch.cat(self.ratios, dim=1).float().cpu() if self.ratios else torch.zeros(2, 0)
         seen = torch.cat(self.has_voxels).cpu() if self.has_voxels else torch.zeros(0, dtype=torch.bool)
         predicted_share, true_share = ratios[:, seen]
-        prevalence = true / count
+        prevalence = true / max(finite + nonfinite, 1)
         return Signals(
             voxels=finite + nonfinite,
             nonfinite=nonfinite,
@@ -187,7 +189,7 @@ class SignalCollector:
             prevalence_true=prevalence,
             ratio_std=_spread(predicted_share),
             ratio_std_true=_spread(true_share),
-            f1=_f1(predicted, true, hits),
+            f1=_f1(found, true, hits),
             f1_macro=self._macro_f1(),
             f1_best=None if best is None else best[0],
             threshold_best=None if best is None else float(special.expit(best[1])),

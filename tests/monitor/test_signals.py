@@ -170,6 +170,10 @@ def test_non_finite_outputs_are_counted_not_spread(example: tuple[Tensor, Tensor
     assert math.isfinite(s.logit_mean)
     everything = collect(torch.full_like(score, math.nan), target)
     assert everything.nonfinite == everything.voxels
+    assert (everything.f1, everything.f1_macro, everything.dice) == (0.0, 0.0, 0.0), "NaN is no score"
+    assert everything.prevalence_true == s.prevalence_true > 0
+    nothing_to_find = collect(torch.full_like(score, math.nan), torch.zeros_like(target))
+    assert (nothing_to_find.f1, nothing_to_find.f1_macro, nothing_to_find.dice) == (0.0, 0.0, 0.0)
     json.dumps(everything.to_record("x/"))
 
 
