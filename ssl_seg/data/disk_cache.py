@@ -24,6 +24,9 @@ from ssl_seg.rundir import atomic_write
 WORTH_A_COPY = 2**20
 """Decoded bytes from which on a copy pays: below, decoding takes a few milliseconds."""
 
+_HEADER = 128
+"""Bytes before the voxels of a ``.npy`` file."""
+
 
 class DiskFullError(DataError):
     """A decoded copy finds no space."""
@@ -56,7 +59,7 @@ class DiskCache:
         is_flat = len(stored.shape) == 3
         if stored.by_box or size < WORTH_A_COPY or (is_flat and stored.shape[0] > 1):
             return None
-        if not self._has_space(size):
+        if not self._has_space(size + _HEADER):
             raise DiskFullError(f"{self.folder}: no space for a copy of {locations[0]} ({size:,} bytes)")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

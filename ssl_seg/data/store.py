@@ -26,8 +26,9 @@ from ssl_seg.data.volumes import Stored, open_image, open_mask, read_image, read
 from ssl_seg.errors import DataError
 from ssl_seg.labels import apply_label_map, to_target
 
-MAX_FOREGROUND_POINTS = 4096
-"""Foreground voxels of each class that are remembered as possible centers of patches."""
+FOREGROUND_POINTS = 4096
+"""Voxels of each foreground class that are remembered as possible centers of patches: all, or of twice as many and more
+every n-th, at least this many and fewer than twice as many."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class CaseStore:
             return self._open_by_box(case, stored)
         else:
             image, target = self._read_whole(case)
-        foreground = () if target is None else _find_foreground([(0, target)], self._strides(case))
+        foreground = () if target is None else _find_foreground([(0, target)], self._strides(case, target))
         return LoadedCase(image, target, foreground, measure_intensity(image))
 
     def _open_image(self, case: Case) -> Stored:
@@ -199,11 +200,18 @@ class CaseStore:
             return LoadedCase(image, self._box_to_target(mask.read()), foreground, intensity)
         return LoadedCase(image, BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target), foreground, intensity)
 
-    def _strides(self, case: Case) -> list[int]:
-        """Return, for each foreground class, how many voxels to skip so that the remembered ones are not too many."""
+    def _strides(self, case: Case, target: NDArray[np.int16] | None = None) -> list[int]:
+        """Return, for each foreground class, which n-th of its voxels to remember.
+
+        The facts are those of the file: on another grid a class has another number of voxels, counted in ``target``.
+        """
         facts, values = self.catalog.facts[case.id], self.catalog.label_values[1:]
-        voxels = dict(zip(facts.values or (), facts.counts or (), strict=True))
-        return [max(1, voxels.get(value, 0) // MAX_FOREGROUND_POINTS) for value in values]
+        if self.resample_to is not None and target is not None:
+            counts = [int((target == index).sum()) for index in range(1, len(values) + 1)]
+        else:
+            voxels = dict(zip(facts.values or (), facts.counts or (), strict=True))
+            counts = [voxels.get(value, 0) for value in values]
+        return [max(1, count // FOREGROUND_POINTS) for count in counts]
 
 
 def decoded_bytes(catalog: Catalog) -> int:

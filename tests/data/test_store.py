@@ -13,6 +13,7 @@ import pytest
 import tifffile
 import torch
 from numpy.typing import NDArray
+from sizes import around
 
 from ssl_seg.data import disk_cache
 from ssl_seg.data.catalog import Catalog, open_catalog
@@ -126,12 +127,46 @@ class TestByBox:
     def test_remembered_voxels_do_not_depend_on_the_blocks(
         self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("ssl_seg.data.store.MAX_FOREGROUND_POINTS", 100)
+        monkeypatch.setattr("ssl_seg.data.store.FOREGROUND_POINTS", 100)
         expected = CaseStore(catalog, 1).load("0").foreground
         assert 100 <= len(expected[0]) < 250
         monkeypatch.setattr("ssl_seg.data.blocks.iterate_blocks.__defaults__", (1,))
         for got, wanted in zip(CaseStore(catalog, 1, max_bytes=1).load("0").foreground, expected, strict=True):
             np.testing.assert_array_equal(got, wanted)
+
+    @pytest.mark.parametrize("block_bytes", [1, 2**20])
+    @pytest.mark.parametrize("voxels", [0, 1, *around(10), 19, 20, 21])
+    def test_how_many_voxels_of_a_class_are_remembered(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voxels: int, block_bytes: int
+    ) -> None:
+        """All below twice the number; else every n-th, no fewer than the number and no more than twice as many."""
+        monkeypatch.setattr("ssl_seg.data.store.FOREGROUND_POINTS", 10)
+        monkeypatch.setattr("ssl_seg.data.blocks.iterate_blocks.__defaults__", (block_bytes,))
+        folder = write(tmp_path / "few", 1)
+        mask = np.zeros(SHAPE, np.uint8)
+        places = np.sort(np.random.default_rng(voxels).choice(mask.size, voxels, replace=False))
+        mask.flat[places] = 1
+        tifffile.imwrite(folder / "masks" / "0.tif", mask, photometric="minisblack")
+        catalog = open_catalog(str(folder), label_values=(0, 1))
+        for max_bytes in (2**31, 1):
+            foreground = CaseStore(catalog, 1, max_bytes).load("0").foreground
+            expected = places[:: max(1, voxels // 10)]
+            points = np.concatenate([np.empty((0, 3), int), *foreground])
+            np.testing.assert_array_equal(np.ravel_multi_index(tuple(points.T), SHAPE), expected)
+            assert min(voxels, 10) <= len(points) < 20
+
+    @pytest.mark.parametrize("spacing", [0.5, 1.0, 2.0])
+    def test_on_another_grid_the_voxels_of_that_grid_are_remembered(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spacing: float
+    ) -> None:
+        monkeypatch.setattr("ssl_seg.data.store.FOREGROUND_POINTS", 10)
+        catalog = open_catalog(str(write(tmp_path / "grid", 1)))
+        case = CaseStore(catalog, 1, spacing=(1.0, 1.0, 1.0), resample_to=(spacing,) * 3).load("0")
+        assert isinstance(case.target, np.ndarray)
+        for index, points in enumerate(case.foreground, start=1):
+            count = int((case.target == index).sum())
+            assert min(count, 10) <= len(points) <= min(count, 19)
+            assert (case.target[tuple(points.T)] == index).all()
 
     def test_the_whole_can_still_be_had(self, catalog: Catalog) -> None:
         whole = CaseStore(catalog, 1, max_bytes=1).load_whole("1")
@@ -183,6 +218,31 @@ class TestDiskCache:
         assert "1 volume(s) have no decoded copy" in note
         assert sum(p.stat().st_size for p in cache.folder.iterdir()) <= cache.max_bytes
         assert len(list(cache.folder.iterdir())) == 2
+
+    @pytest.mark.parametrize("room", [-1, 0, 1])
+    @pytest.mark.parametrize("copies", [1, 2, 4])
+    def test_exactly_as_many_copies_as_there_is_room_for(
+        self, compressed: Catalog, tmp_path: Path, copies: int, room: int
+    ) -> None:
+        """Four files, image and mask of two volumes, in copies of one size: with one byte less, one copy less."""
+        assert fill_disk_cache(DiskCache(tmp_path / "all", 2**30), compressed) is None
+        (size,) = {p.stat().st_size for p in (tmp_path / "all").iterdir()}
+        cache = DiskCache(tmp_path / "cache", copies * size + room)
+        note = fill_disk_cache(cache, compressed)
+        written = [p.stat().st_size for p in cache.folder.glob("*")]
+        assert len(written) == copies - (room < 0)
+        assert sum(written) <= cache.max_bytes
+        assert (note is None) == (len(written) == 4)
+
+    @pytest.mark.parametrize("least", [-1, 0, 1])
+    def test_a_copy_pays_from_a_size_on(
+        self, compressed: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int
+    ) -> None:
+        monkeypatch.setattr(disk_cache, "WORTH_A_COPY", int(np.prod(SHAPE)) + least)
+        cache = DiskCache(tmp_path / "cache", 2**30)
+        assert fill_disk_cache(cache, compressed) is None
+        assert (cache.add(compressed.case("0").image) is None) == (least > 0)
+        assert len(list(cache.folder.glob("*"))) == (0 if least > 0 else 4)
 
     def test_what_can_be_read_by_box_needs_no_copy(self, catalog: Catalog, tmp_path: Path) -> None:
         cache = DiskCache(tmp_path / "cache", 2**30)
