@@ -15,6 +15,7 @@ import torch
 from diagnosis_cases import constant_diagnosis, healthy_diagnosis, masks_diagnosis
 from hypothesis import given
 from hypothesis import strategies as st
+from interruption import HOURS
 from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
 
 from ssl_seg.checkpoint import load_checkpoint, save_checkpoint
@@ -126,7 +127,7 @@ class TestPredictions:
 class TestCheckpoint:
     def test_a_constant_network(self, cli: Cli, constant_checkpoint: Path, tmp_path: Path) -> None:  # noqa: F811
         out = tmp_path / "report"
-        code, stdout, _ = cli("diagnose", constant_checkpoint, "--out", out)
+        code, stdout, _ = cli("diagnose", constant_checkpoint, "--seconds", HOURS, "--out", out)
         assert code == 3
         assert stdout.splitlines()[0] == CONSTANT.format(code="constant_output")
         assert "0.627 +- 0.000" in stdout

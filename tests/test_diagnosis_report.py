@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
+from sizes import around
 
 from ssl_seg.diagnose.result import Cause, Diagnosis, Histogram
 from ssl_seg.errors import DataError
@@ -31,7 +32,13 @@ from ssl_seg.report.diagnosis_figures import (
     plot_histograms,
     plot_sweep,
 )
-from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict, make_key_figures
+from ssl_seg.report.diagnosis_summary import (
+    SHOWN_SHAPES,
+    describe_scope,
+    format_findings,
+    format_verdict,
+    make_key_figures,
+)
 from ssl_seg.report.diagnosis_tables import SHOWN_IMAGES, make_tables
 from ssl_seg.report.diagnosis_text import cut, number
 
@@ -176,6 +183,32 @@ class TestReport:
         table = make_tables(healthy_diagnosis(images=images))[-1]
         assert [row[0] for row in table.rows] == [f"img_{n:03}" for n in range(1, 1 + SHOWN_IMAGES)]
         assert f"{SHOWN_IMAGES} of 99" in table.text
+
+    @pytest.mark.parametrize("count", around(SHOWN_IMAGES))
+    def test_so_many_images_are_listed_and_it_is_said_of_how_many(self, count: int) -> None:
+        images = tuple(image_figures(n, f1=n / 200) for n in range(count))
+        table = make_tables(healthy_diagnosis(images=images))[-1]
+        assert len(table.rows) == min(count, SHOWN_IMAGES)
+        assert (f"{SHOWN_IMAGES} of {count}" in table.text) == (count > SHOWN_IMAGES)
+
+    @pytest.mark.parametrize("count", around(SHOWN_SHAPES))
+    def test_the_most_frequent_shapes_have_a_row_and_the_others_share_one(self, count: int) -> None:
+        row = healthy_diagnosis().statistics["shapes"][0]
+        shapes = [
+            row
+            | {"shape": [n, n], "images": n, "ratio_min": n / 100, "ratio_max": 0.5 + n / 100}
+            | {"true_min": None if n % 2 else n / 100, "true_max": None if n % 2 else 0.6}
+            for n in range(1, count + 1)
+        ]
+        diagnosis = healthy_diagnosis(statistics={"shapes": shapes})
+        rows = [r for r in make_key_figures(diagnosis).rows if r[0].startswith("predicted foreground, ")]
+        named = range(count, max(count - SHOWN_SHAPES, 0), -1)
+        assert [r[0] for r in rows[:SHOWN_SHAPES]] == [f"predicted foreground, {n} x {n}" for n in named]
+        left = count - SHOWN_SHAPES
+        expected = [] if left < 1 else [(f"predicted foreground, {left} other shapes", f"1.00% .. {50 + left}.00%")]
+        assert [r[:2] for r in rows[SHOWN_SHAPES:]] == expected
+        if left > 1:
+            assert rows[-1][2] == "true: 2.00% .. 60.00%"
 
     def test_no_torch(self) -> None:
         code = "import sys, ssl_seg.report.diagnosis; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"

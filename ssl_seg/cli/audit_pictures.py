@@ -91,8 +91,10 @@ def make_charts(result: Audit) -> list[Chart]:
         sizes,
     ]
     if result.summary["mask_values"]:
-        shares = {str(v["value"]): v["share"] for v in result.summary["mask_values"][:_BARS]}
-        charts.append(Chart("mask values", shares, "share of all voxels"))
+        values = result.summary["mask_values"]
+        shares = {str(v["value"]): v["share"] for v in values[:_BARS]}
+        title = f"mask values (the first {_BARS} of {len(values)})" if len(values) > _BARS else "mask values"
+        charts.append(Chart(title, shares, "share of all voxels"))
     return [chart for chart in charts if chart.values]
 
 

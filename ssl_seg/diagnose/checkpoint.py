@@ -27,7 +27,7 @@ from ssl_seg.diagnose.audits import (
 )
 from ssl_seg.diagnose.causes import explain
 from ssl_seg.diagnose.clock import Clock
-from ssl_seg.diagnose.examples import MAX_CANDIDATES, choose_examples, make_example
+from ssl_seg.diagnose.examples import choose_examples, keep_candidates, make_example
 from ssl_seg.diagnose.facts import Subject, read_costs
 from ssl_seg.diagnose.history import read_history
 from ssl_seg.diagnose.inputs import measure_batches, measure_inputs
@@ -255,8 +255,7 @@ def _predict_images(
             target=case.target if case_id in known else None,
         )
         figures = tally.add(output)
-        if len(examples) < MAX_CANDIDATES:
-            examples.append(make_example(output, case.image, figures.f1))
+        examples = keep_candidates([*examples, make_example(output, case.image, figures.f1)])
     return tally, examples
 
 

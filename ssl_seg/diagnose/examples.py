@@ -16,7 +16,6 @@ from ssl_seg.diagnose.tally import Output
 from ssl_seg.labels import IGNORE_INDEX
 
 SHOWN = 4
-MAX_CANDIDATES = 24
 MAX_SIDE = 768
 """Longer sides are thinned out."""
 CLIP = (1, 99)
@@ -46,13 +45,25 @@ def make_example(output: Output, image: NDArray[np.generic] | None, f1: float | 
     )
 
 
+def keep_candidates(candidates: Sequence[Example]) -> list[Example]:
+    """Return those that ``choose_examples`` may still choose when more follow, in the same order: at most 13."""
+    scored, train, blind = _sort(candidates)
+    kept = {id(e) for e in [*scored[:SHOWN], *scored[-1:], *train[:SHOWN], *blind[:SHOWN]]}
+    return [e for e in candidates if id(e) in kept]
+
+
 def choose_examples(candidates: Sequence[Example]) -> tuple[Example, ...]:
     """Return at most four: the worst and the best scored one, one of each other part, then in the order given."""
-    scored = sorted((e for e in candidates if e.f1 is not None and e.part != "train"), key=lambda e: e.f1 or 0.0)
-    train = sorted((e for e in candidates if e.f1 is not None and e.part == "train"), key=lambda e: e.f1 or 0.0)
-    blind = [e for e in candidates if e.f1 is None]
+    scored, train, blind = _sort(candidates)
     wanted = [*scored[:1], *scored[-1:], *train[:1], *blind[:1], *scored, *train, *blind]
     return tuple({e.id: e for e in wanted}.values())[:SHOWN]
+
+
+def _sort(candidates: Sequence[Example]) -> tuple[list[Example], list[Example], list[Example]]:
+    """Return the scored ones, without and with those of training, the worst first, and those without a score."""
+    scored = sorted((e for e in candidates if e.f1 is not None and e.part != "train"), key=lambda e: e.f1 or 0.0)
+    train = sorted((e for e in candidates if e.f1 is not None and e.part == "train"), key=lambda e: e.f1 or 0.0)
+    return scored, train, [e for e in candidates if e.f1 is None]
 
 
 def _choose_plane(pred: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> tuple[Any, ...]:

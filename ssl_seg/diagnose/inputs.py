@@ -31,7 +31,7 @@ IMAGES = 3
 MAX_VOXELS = 2**25
 """Largest image whose input is looked at as a whole."""
 RANKED_VOXELS = 20_000
-"""Voxels of an image that are drawn for the rank correlation."""
+"""Voxels that are drawn for the rank correlation from an image that has more."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ class Fed:
         """Return Spearman's correlation of raw values and input at prediction; None for a constant image."""
         from scipy.stats import spearmanr
 
-        chosen = np.random.default_rng(seed).integers(self.raw.size, size=min(RANKED_VOXELS, self.raw.size))
-        raw, fed = self.raw.ravel()[chosen], self.prediction.ravel()[chosen]
+        raw, fed = self.raw.ravel(), self.prediction.ravel()
+        if raw.size > RANKED_VOXELS:
+            chosen = np.random.default_rng(seed).integers(raw.size, size=RANKED_VOXELS)
+            raw, fed = raw[chosen], fed[chosen]
         if raw.min() == raw.max():
             return None
         return 0.0 if fed.min() == fed.max() else float(spearmanr(raw, fed).statistic)

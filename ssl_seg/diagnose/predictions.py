@@ -15,7 +15,7 @@ from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.diagnose.audits import audit_bias, audit_outputs, conclude, rename_net
 from ssl_seg.diagnose.causes import explain
 from ssl_seg.diagnose.clock import Clock
-from ssl_seg.diagnose.examples import MAX_CANDIDATES, choose_examples, make_example
+from ssl_seg.diagnose.examples import choose_examples, keep_candidates, make_example
 from ssl_seg.diagnose.facts import Subject
 from ssl_seg.diagnose.reading import (
     WORDS,
@@ -140,8 +140,7 @@ def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, S
             collector.update(_to_logits(pred, prob), torch.from_numpy(target.astype(np.int64))[None], (file.id,))
         output = Output(file.id, "new", pred, prob, None, target)
         figures = tally.add(output)
-        if len(examples) < MAX_CANDIDATES:
-            examples.append(make_example(output, None, figures.f1))
+        examples = keep_candidates([*examples, make_example(output, None, figures.f1)])
     return tally, collector.compute() if tally.overlaps else None, examples
 
 

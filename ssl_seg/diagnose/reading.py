@@ -24,7 +24,7 @@ from ssl_seg.labels import IGNORE_INDEX, apply_label_map
 Kind = Literal["mask", "probability", "gray8", "gray16"]
 
 SAMPLE = 12
-"""Files that are read to see what the values mean."""
+"""Files with more than one value that are read to see what the values mean; others (empty predictions) do not tell."""
 MANY_VALUES = 16
 """An integer file with more values is a probability map if they span its range, else a map of instances."""
 RANGES: dict[Kind, float] = {"mask": 1, "probability": 1, "gray8": 255, "gray16": 65535}
@@ -130,8 +130,15 @@ def recognize(predictions: Sequence[PredictionFile]) -> Kind:
     """
     if all(p.probs for p in predictions):
         return "probability"
-    spread = np.unique(np.linspace(0, len(predictions) - 1, SAMPLE).astype(int))
-    kinds = [_recognize_file(predictions[i].mask) for i in spread]
+    spread = np.linspace(0, len(predictions) - 1, SAMPLE).astype(int).tolist()
+    kinds: list[Kind] = []
+    telling = 0
+    for index in dict.fromkeys([*spread, *range(len(predictions))]):
+        kind, is_constant = _recognize_file(predictions[index].mask)
+        kinds.append(kind)
+        telling += not is_constant
+        if telling == SAMPLE:
+            break
     known: tuple[Kind, ...] = ("probability", "gray16", "gray8", "mask")
     return next(kind for kind in known if kind in kinds)  # an empty map among probabilities looks like a mask
 
@@ -171,10 +178,15 @@ def read_truth(path: Path, shape: tuple[int, ...], meaning: Meaning, prediction:
     return meaning.to_target(mask)
 
 
-def _recognize_file(path: Path | None) -> Kind:
+def _recognize_file(path: Path | None) -> tuple[Kind, bool]:
+    """Return what the values of a file look like, and whether they are all the same."""
     if path is None:
-        return "probability"
+        return "probability", False
     values = _read_plain(path)
+    return _recognize_values(values), bool((values == values.flat[0]).all())
+
+
+def _recognize_values(values: NDArray[Any]) -> Kind:
     if values.dtype.kind == "f":
         finite = values[np.isfinite(values)]
         if not finite.size or (finite == np.round(finite)).all():

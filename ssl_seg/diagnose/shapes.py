@@ -23,7 +23,8 @@ FEWEST = 3
 MOST_IMAGES = 0.8
 """Share of the images that must reach the planes beside a hole."""
 MAX_MAP_VOXELS = 2**26
-"""Largest image for which it is counted how often each voxel is predicted."""
+"""Voxels of all shapes together for which it is counted how often each is predicted: 256 MB. Larger images, and shapes
+that come later, go without."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class ShapeTally:
     """Adds up the predictions of all images of one shape."""
 
     shape: tuple[int, ...]
+    has_map: bool = True
+    """Whether to count how often each voxel is predicted."""
     images: int = 0
     ratios: list[float] = field(default_factory=list)
     true_ratios: list[float] = field(default_factory=list)
@@ -62,12 +65,12 @@ class ShapeTally:
     true_reached: list[NDArray[np.int64]] = field(default_factory=list)
     not_empty: int = 0
     counts: NDArray[np.int32] | None = None
-    """How often each voxel is predicted; None for large images."""
+    """How often each voxel is predicted; None without a map."""
 
     def __post_init__(self) -> None:
         self.reached = [np.zeros(size, np.int64) for size in self.shape]
         self.true_reached = [np.zeros(size, np.int64) for size in self.shape]
-        if prod(self.shape) <= MAX_MAP_VOXELS:
+        if self.has_map:
             self.counts = np.zeros(self.shape, np.int32)
 
     def add(self, pred: NDArray[np.bool_], truth: NDArray[np.bool_] | None, true_ratio: float | None) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.diagnose.result import Histogram, ImageFigures, Moments, Part
-from ssl_seg.diagnose.shapes import ShapeTally
+from ssl_seg.diagnose.shapes import MAX_MAP_VOXELS, ShapeTally
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.metrics import Overlap, count_overlap
 
@@ -82,9 +83,14 @@ class Sums:
 
 
 class Tally:
-    """Everything that is kept of the predictions."""
+    """Everything that is kept of the predictions.
 
-    def __init__(self) -> None:
+    Args:
+        map_voxels: voxels of all shapes together for which it is counted how often each is predicted.
+    """
+
+    def __init__(self, map_voxels: int = MAX_MAP_VOXELS) -> None:
+        self.map_voxels = map_voxels
         self.images: list[ImageFigures] = []
         self.overlaps: dict[str, Overlap] = {}
         self.prob: dict[Part, Sums] = {}
@@ -109,7 +115,11 @@ class Tally:
         if output.prob is not None:
             self.nonfinite += int((~np.isfinite(output.prob)).sum())
         shape = output.pred.shape
-        self.shapes.setdefault(shape, ShapeTally(shape)).add(output.pred, truth, ratio_true)
+        if shape not in self.shapes:
+            has_map = prod(shape) <= self.map_voxels
+            self.map_voxels -= prod(shape) * has_map
+            self.shapes[shape] = ShapeTally(shape, has_map=has_map)
+        self.shapes[shape].add(output.pred, truth, ratio_true)
         figures = ImageFigures(
             id=output.id,
             part=output.part,

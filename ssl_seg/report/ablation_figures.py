@@ -266,12 +266,17 @@ def _cases(arm: ArmSummary) -> str:
 
 def _style(line: Line, lines: Sequence[Line]) -> tuple[str, str]:
     """Return color and line style of a line: the color says the method, the style recipe and start. Of one method alone
-    the color says both."""
+    the color says both. Where there are too many of them, all pairs of color and style are used in turn."""
     methods = list(dict.fromkeys(method for method, _, _ in lines))
     variants = list(dict.fromkeys(other[1:] for other in lines))
-    variant = variants.index(line[1:])
-    color = variant if len(methods) == 1 else methods.index(line[0])
-    return _COLORS[color % len(_COLORS)], _STYLES[variant % len(_STYLES)]
+    looks = []
+    for other in lines:
+        style = variants.index(other[1:])
+        color = style if len(methods) == 1 else methods.index(other[0])
+        looks.append((_COLORS[color % len(_COLORS)], _STYLES[style % len(_STYLES)]))
+    if len(set(looks)) < len(lines):
+        looks = [(color, style) for style in _STYLES for color in _COLORS]
+    return looks[lines.index(line) % len(looks)]
 
 
 def _name(line: Line, lines: Sequence[Line]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ssl_seg.report.diagnosis_text import (
@@ -21,6 +21,9 @@ from ssl_seg.report.diagnosis_text import (
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
+
+SHOWN_SHAPES = 3
+"""Shapes of images with a row of their own, the most frequent ones; the others share one."""
 
 Row = tuple[str, str, str]
 """Figure, value, and what to compare it with."""
@@ -114,7 +117,8 @@ def _key_outputs(s: Figures) -> list[Row]:
 
 def _key_shapes(s: Figures) -> list[Row]:
     rows = []
-    for row in s.get("shapes", [])[:3]:
+    shapes = sorted(s.get("shapes", []), key=lambda row: -row["images"])
+    for row in shapes[:SHOWN_SHAPES]:
         true = ""
         if row.get("true_min") is not None:
             true = f"true: {share(row['true_min'])} .. {share(row['true_max'])}"
@@ -123,7 +127,17 @@ def _key_shapes(s: Figures) -> list[Row]:
             value = f"{share(row.get('ratio'))} in {row['same']} of {row['images']}"
             true = true or (f"= {row['closed_form']}" if row.get("closed_form") else "images differ, so shares do")
         rows.append((f"predicted foreground, {size(row['shape'])}", value, true))
+    if others := shapes[SHOWN_SHAPES:]:
+        known = [row for row in others if row.get("true_min") is not None]
+        true = f"true: {_range(known, 'true_min', 'true_max')}" if known else ""
+        rows.append(
+            (f"predicted foreground, {len(others)} other shapes", _range(others, "ratio_min", "ratio_max"), true)
+        )
     return rows
+
+
+def _range(rows: Sequence[Figures], low: str, high: str) -> str:
+    return f"{share(min(row[low] for row in rows))} .. {share(max(row[high] for row in rows))}"
 
 
 def _key_scores(s: Figures) -> list[Row]:

@@ -14,7 +14,13 @@ from matplotlib.figure import Figure
 
 from ssl_seg.ablation.results import CellResult
 from ssl_seg.ablation.summary import AblationSummary, summarize
-from ssl_seg.report.ablation_figures import plot_ablation, plot_case_slopes, plot_labels_equivalent, plot_scores
+from ssl_seg.report.ablation_figures import (
+    _style,
+    plot_ablation,
+    plot_case_slopes,
+    plot_labels_equivalent,
+    plot_scores,
+)
 from ssl_seg.report.ablation_tables import (
     CELL_COLUMNS,
     escape_latex,
@@ -199,6 +205,16 @@ class TestScoresFigure:
         band = axis.collections[0].get_paths()[0].vertices[:, 1]
         means = [a.mean for a in summary.arms if a.arm.method == "supervised"]
         assert (band.min(), band.max()) == pytest.approx((min(m.low for m in means), max(m.high for m in means)))
+
+    @pytest.mark.parametrize("variants", [1, 3, 4, 5, 12])
+    @pytest.mark.parametrize("methods", [1, 5, 6, 7, 13])
+    def test_no_two_lines_look_the_same_as_far_as_there_are_looks(self, methods: int, variants: int) -> None:
+        """6 colors and 4 styles: 24 looks."""
+        lines = [(f"m{n}", f"r{k // 2}", f"s{k % 2}") for n in range(methods) for k in range(variants)]
+        looks = [_style(line, lines) for line in lines]
+        assert len(set(looks)) == min(len(lines), 24)
+        if methods <= 6 and variants <= 4:
+            assert len({color for color, _ in looks}) == (variants if methods == 1 else methods)
 
     def test_methods_have_their_own_colors_and_starts_their_own_style(self, draw: Any) -> None:
         cells = make_grid({"supervised": 0.0, "cps": 0.1}, starts=("scratch", "bootstrap"))

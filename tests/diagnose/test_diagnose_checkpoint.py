@@ -320,7 +320,7 @@ def test_batch_norm_is_looked_at_in_both_modes(best: Path, monkeypatch: pytest.M
     net = Normed()
     net.norm.running_mean.fill_(40.0)  # type: ignore[union-attr]  # stale: eval mode sees everything as dark
     monkeypatch.setattr(module, "open_model", lambda path, _: with_nets(open_model(path), net))
-    diagnosis = diagnose(best, seconds=1)
+    diagnosis = diagnose(best)
     nets = diagnosis.statistics["nets"]
     assert nets["train_mode"]["f1"] > nets["student"]["f1"] + 0.3
 
@@ -329,7 +329,7 @@ def test_volumes(tmp_path: Path) -> None:
     write_dataset(tmp_path / "sheets", "sheets", 5)
     settings = {"data": {"patch_size": [16, 32, 32]}, "network": {"features": 2}, "monitor": {"probe_patches": 2}}
     train_tiny(tmp_path / "run", tmp_path / "sheets", settings, {"length": {"steps": 1}, "batch": {"unlabeled": 1}})
-    diagnosis = diagnose(tmp_path / "run" / "checkpoints" / "best.pt", seconds=1)
+    diagnosis = diagnose(tmp_path / "run" / "checkpoints" / "best.pt")
     assert all(len(i.shape) == 3 for i in diagnosis.images)
     assert all(e.image is not None and e.image.ndim == 2 for e in diagnosis.examples)
 

@@ -1,0 +1,137 @@
+"""What a diagnosis keeps, shows and samples, on both sides of each limit, against all values at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from interruption import HOURS
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from sizes import around
+
+from ssl_seg.diagnose import examples, inputs, reading
+from ssl_seg.diagnose.clock import Clock
+from ssl_seg.diagnose.examples import choose_examples, keep_candidates
+from ssl_seg.diagnose.inputs import Fed
+from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
+from ssl_seg.diagnose.result import Example
+from ssl_seg.diagnose.tally import Output, Tally
+
+
+def example(number: int, part: str, f1: float | None) -> Example:
+    pred = np.zeros((2, 2), np.bool_)
+    return Example(f"{part}{number}", part, None, None, None, None, pred, f1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("count", [1, *around(examples.SHOWN), *around(24), 200])
+def test_examples_are_chosen_among_all_images_and_few_are_kept(count: int, seed: int) -> None:
+    """Of images that come one by one, at most 13 are kept, and the same are chosen as from all at once."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        part = str(rng.choice(["val", "train", "new"]))
+        made.append(example(number, part, None if part == "new" else round(float(rng.random()), 1)))
+    kept: list[Example] = []
+    for one in made:
+        kept = keep_candidates([*kept, one])
+    assert len(kept) <= 3 * examples.SHOWN + 1
+    chosen = choose_examples(kept)
+    assert [e.id for e in chosen] == [e.id for e in choose_examples(made)]
+    scored = [e.f1 for e in made if e.part == "val"]
+    if scored:
+        assert chosen[0].f1 == min(scored)
+    if len(scored) > 1:
+        assert chosen[1].f1 == max(scored)
+
+
+@pytest.mark.parametrize("count", [1, 23, 24, 25, 75])
+def test_the_worst_and_the_best_image_of_a_folder_are_shown(tmp_path: Path, count: int) -> None:
+    """They are the last two that are read."""
+    truth = np.zeros((16, 16), np.uint8)
+    truth[4:12, 4:12] = 1
+    order = np.random.default_rng(0).permutation(count)
+    for folder in ("pred", "true"):
+        (tmp_path / folder).mkdir()
+    for place, n in enumerate(order):
+        pred = np.roll(truth, {count - 1: 8, count - 2: 0}.get(place, 3), axis=0)
+        tifffile.imwrite(tmp_path / "pred" / f"{n:03d}.tif", pred)
+        tifffile.imwrite(tmp_path / "true" / f"{n:03d}.tif", truth)
+    request = PredictionsRequest(tmp_path / "pred", tmp_path / "true", seed=0)
+    found = diagnose_predictions(request, clock=Clock(HOURS))
+    assert found.examples[0].f1 == 0.0
+    assert found.examples[0].id == f"{order[-1]:03d}"
+    if count > 1:
+        assert (found.examples[1].f1, found.examples[1].id) == (1.0, f"{order[-2]:03d}")
+
+
+@pytest.mark.parametrize("shapes", around(4))
+def test_maps_of_all_shapes_together_are_bounded(shapes: int) -> None:
+    """Each shape has 6 voxels more than the one before; the room is that of the first four."""
+    tally = Tally(map_voxels=6 * (1 + 2 + 3 + 4))
+    for shape in range(1, shapes + 1):
+        for n in range(3):
+            tally.add(Output(f"{shape}-{n}", "val", np.eye(2 * shape, 3, dtype=np.bool_)))
+    found = [one.summarize() for one in tally.shapes.values()]
+    assert [row["never"] is not None for row in found] == [shape <= 4 for shape in range(1, shapes + 1)]
+    assert sum(one.counts.size for one in tally.shapes.values() if one.counts is not None) <= 60
+    for shape, row in enumerate(found, start=1):
+        predicted = np.eye(2 * shape, 3).mean()
+        assert (row["images"], row["ratio"]) == (3, pytest.approx(predicted))
+        if row["never"] is not None:
+            assert (row["always"], row["never"]) == (pytest.approx(predicted), pytest.approx(1 - predicted))
+
+
+@pytest.mark.parametrize("voxels", around(500))
+def test_the_rank_correlation_of_all_voxels_or_of_a_sample(voxels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "RANKED_VOXELS", 500)
+    rng = np.random.default_rng(voxels)
+    raw = rng.normal(size=(1, voxels))
+    fed = (raw + rng.normal(size=raw.shape)).astype(np.float32)
+    expected = spearmanr(raw.ravel(), fed.ravel()).statistic
+    found = Fed(raw, fed, fed).rank_correlation(0)
+    assert found == pytest.approx(expected, abs=1e-9 if voxels <= 500 else 0.1)
+
+
+def test_a_small_image_of_few_values_is_not_called_constant() -> None:
+    raw = np.array([[0, 0, 0, 1]])
+    assert [Fed(raw, raw * 1.0, raw * 1.0).rank_correlation(seed) for seed in range(20)] == [pytest.approx(1.0)] * 20
+
+
+EMPTY = np.zeros((16, 16), np.float32)
+SHADES = {
+    "probability": np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16),
+    "gray8": np.arange(256, dtype=np.uint8).reshape(16, 16),
+    "gray16": (257 * np.arange(256)).astype(np.uint16).reshape(16, 16),
+    "mask": np.eye(16, dtype=np.uint8),
+}
+
+
+def kind_of(folder: Path, images: list[NDArray[np.generic]]) -> str:
+    folder.mkdir()
+    for n, image in enumerate(images):
+        tifffile.imwrite(folder / f"{n:03d}.tif", image)
+    return reading.recognize(reading.find_predictions(folder))
+
+
+@pytest.mark.parametrize("kind", SHADES)
+@pytest.mark.parametrize("count", [1, *around(3)])
+def test_one_telling_file_among_empty_ones_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, kind: str
+) -> None:
+    """Most predictions may be empty, and an empty one says nothing about the others."""
+    monkeypatch.setattr(reading, "SAMPLE", 3)
+    shades = SHADES[kind]
+    for place in range(count):
+        images: list[NDArray[np.generic]] = [EMPTY.astype(shades.dtype) for _ in range(count)]
+        images[place] = shades
+        assert kind_of(tmp_path / str(place), images) == kind
+
+
+@pytest.mark.parametrize(("values", "kind"), [(15, "mask"), (16, "mask"), (17, "gray8"), (64, "gray8")])
+def test_how_many_gray_values_make_probabilities(tmp_path: Path, values: int, kind: str) -> None:
+    image = np.resize(np.linspace(0, 255, values).astype(np.uint8), (16, 16))
+    assert kind_of(tmp_path / "p", [image] * 3) == kind
