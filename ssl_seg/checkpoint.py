@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_seg.errors import CheckpointError, is_out_of_memory
-from ssl_seg.rundir import atomic_write
+from ssl_seg.rundir import atomic_write, check_checkpoint_file
 
 FORMAT, VERSION = "ssl_seg.checkpoint", 5
 BEHIND = 2.0
@@ -121,10 +121,7 @@ def load_checkpoint(path: Path, *, lazy: bool = False) -> Checkpoint:
         CheckpointError: when the file is missing, damaged, no checkpoint of this program, of another version, or holds
             anything but tensors and plain types.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; of a run, name {path / 'checkpoints' / 'best.pt'}")
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint file {path}")
+    check_checkpoint_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about foreign file layouts before it refuses them

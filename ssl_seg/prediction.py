@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssl_seg.config import DataConfig
 from ssl_seg.data.catalog import Track, pass_through
-from ssl_seg.data.layouts import LAYOUTS, find_listing
-from ssl_seg.data.layouts.files import walk_files
-from ssl_seg.data.layouts.nnunet import group_channels
 from ssl_seg.data.store import fit_channels
-from ssl_seg.data.volumes import (
-    IMAGE_SUFFIXES,
-    is_image,
-    read_geometry,
-    read_image,
-    split_suffix,
-    write_mask,
-    write_probabilities,
-)
+from ssl_seg.data.volumes import read_geometry, read_image, write_mask, write_probabilities
 from ssl_seg.diagnose.shapes import FEWEST, find_same, format_shape
-from ssl_seg.errors import ConfigError, DataError, quote
+from ssl_seg.errors import ConfigError, DataError, SslSegError, is_out_of_memory, quote
 from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
 from ssl_seg.inference.model import Model
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.labels import to_mask
+from ssl_seg.mask_files import Job, MaskRecord, check_places, is_mask_name, plan_jobs, split_jobs
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.precision import choose_device_if_given
+from ssl_seg.rundir import is_disk_full
 from ssl_seg.series.fold_runs import list_members
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+Failure = tuple[str, str]
+"""An image, and why it has no mask."""
 LEAST_SHARE = 0.01
 """Share of foreground from which masks with the same share are suspicious: small ones agree by chance."""
-MASK_SUFFIXES = (".png", ".tif", ".tiff", *NIFTI_SUFFIXES)
+SHOWN_FAILURES = 20
+"""Failed images of which the end of a call says why."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,8 @@ class PredictRequest:
     more: tuple[Path, ...] = ()
     """Further checkpoints: the mean of the probabilities of all is what masks are made of. The directory of a
     cross-validation stands for best.pt of its folds."""
+    overwrite: bool = False
+    """Make masks anew that are there already."""
     accelerator: str | None = None
     """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
 
@@ -72,48 +70,150 @@ def predict(
     ``probabilities``, the foreground probability (of each class where there are more than two) is written beside it as
     float32, TIFF or NIfTI.
 
+    An image that cannot be predicted is left out, and named at the end. A second call with the same networks, settings
+    and images keeps the masks that are there, also those of a call that was interrupted.
+
     Args:
         request: what to predict.
         track: shows the progress.
-        note: is told when the masks look like those of a network that ignores its input.
+        note: is told what is kept, what an interruption leaves, and when the masks look like those of a network that
+            ignores its input.
 
     Returns:
-        The masks written.
+        The masks written; those that are kept are not among them.
 
     Raises:
-        SslSegError: nothing to predict, an unreadable image, or an output that exists; existing files stay as they are.
-            A threshold outside (0, 1), or for more than two classes. Checkpoints that do not go together.
+        SslSegError: nothing to predict, or an output that is there and was made otherwise; existing files stay as they
+            are. A threshold outside (0, 1), or for more than two classes. Checkpoints that do not go together.
+        DataError: after all other masks are written, for images that could not be predicted.
     """
+    check_places(request.source, request.output)
     paths = list_members((request.checkpoint, *request.more))
     models = open_members(paths, request.which, choose_device_if_given(request.accelerator))
     check_members(models, averaged=True)
-    for text in (text for model in models for text in model.describe_machine()):
-        note(text)
-    model = models[0]
-    _check_threshold(request.threshold, model.config.data)
-    jobs = _plan_outputs(request, model.config.data)
-    suffixes = _probability_suffixes(model.config.data.num_classes) if request.probabilities else {}
-    _check_outputs([output for _, mask in jobs for output in (mask, *_probability_paths(mask, suffixes))])
+    for said in (said for model in models for said in model.describe_machine()):
+        note(said)
+    data = models[0].config.data
+    _check_threshold(request.threshold, data)
+    _check_spacing(request.spacing, data)
     predictor = Ensemble(tuple(m.predictor(net, request.overlap) for m in models for net in m.nets))
+    suffixes = _probability_suffixes(data.num_classes) if request.probabilities else {}
+    jobs = plan_jobs(request.source, request.output, data.ndim, data.layout, suffixes.values())
+    record = MaskRecord(None if is_mask_name(request.output) else request.output, _describe_settings(request, models))
+    waiting, kept = split_jobs(jobs, record, overwrite=request.overwrite)
+    if kept:
+        note(f"{len(kept)} of {len(jobs)} masks are there already, made by the same call, and are kept")
+
     shares: dict[tuple[int, ...], list[float]] = {}
-    for locations, mask in track(jobs, len(jobs)):
-        geometry = read_geometry(locations[0])
-        stated = None if geometry is None else geometry.spacing
-        spacing = request.spacing or stated or model.config.data.spacing
-        probs = predictor(_read(locations, model), spacing)
-        if not np.isfinite(probs).all():
-            raise DataError(
-                f"{locations[0]}: the network gives NaN or infinity, no mask is written. Examine it: "
-                f"`ssl-seg diagnose {quote(model.path)}`, or use another checkpoint"
-            )
-        classes = probs.argmax(axis=0) if request.threshold is None else (probs[1] > request.threshold).astype(np.int64)
-        shares.setdefault(classes.shape, []).append(float((classes > 0).mean()))
-        write_mask(mask, to_mask(classes, model.config.data.label_values), geometry)
-        for path, label in zip(_probability_paths(mask, suffixes), suffixes, strict=True):
-            write_probabilities(path, probs[label], geometry)
-    if (warning := describe_sameness(shares, request.output)) is not None:
-        note(warning)
-    return [mask for _, mask in jobs]
+    for made in kept.values():
+        shares.setdefault(made.shape, []).append(made.share)
+    failures: list[Failure] = []
+    done = len(kept)
+    planned = False
+    try:
+        for job in track(waiting, len(waiting)):
+            try:
+                classes, probs = _predict_image(job, models[0], predictor, request)
+                if not planned:  # not before: a folder is not made for nothing
+                    record.plan(waiting)
+                    planned = True
+                _write_outputs(job, classes, probs, tuple(suffixes), data)
+            except (SslSegError, MemoryError, RuntimeError, OSError) as error:
+                failures.append((job.locations[0], _describe_failure(job, error, request.output, done)))
+                continue
+            share = float((classes > 0).mean())
+            record.finish(job, classes.shape, share)
+            shares.setdefault(classes.shape, []).append(share)
+            done += 1
+    except KeyboardInterrupt:
+        note(_list_failures(f"interrupted: {done} of {len(jobs)} masks are in {request.output}", failures))
+        raise
+    if text := describe_sameness(shares, request.output):
+        note(text)
+    if failures:
+        raise DataError(_describe_end(failures, done, len(jobs), request.output))
+    return [job.mask for job in waiting]
+
+
+def _describe_settings(request: PredictRequest, models: Sequence[Model]) -> dict[str, Any]:
+    """Return what makes a mask another one; not the device, whose rounding does not count."""
+    return {
+        "networks": [f"{model.fingerprint} {net}" for model in models for net in model.nets],
+        "overlap": request.overlap,
+        "threshold": request.threshold,
+        "spacing": None if request.spacing is None else list(request.spacing),
+    }
+
+
+def _predict_image(
+    job: Job, model: Model, predictor: Ensemble, request: PredictRequest
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the class indices (*S) and probabilities (K,*S) of an image."""
+    geometry = read_geometry(job.locations[0])
+    stated = None if geometry is None else geometry.spacing
+    probs = predictor(_read(job.locations, model), request.spacing or stated or model.config.data.spacing)
+    if not np.isfinite(probs).all():
+        raise DataError(
+            f"{job.locations[0]}: the network gives NaN or infinity, no mask is written. Examine it: "
+            f"`ssl-seg diagnose {quote(model.path)}`, or use another checkpoint"
+        )
+    classes = probs.argmax(axis=0) if request.threshold is None else (probs[1] > request.threshold).astype(np.int64)
+    return classes, probs
+
+
+def _write_outputs(
+    job: Job, classes: NDArray[np.int64], probs: NDArray[np.float32], labels: Sequence[int], data: DataConfig
+) -> None:
+    """Write the probabilities of the labels, then the mask, each in one step."""
+    geometry = read_geometry(job.locations[0])
+    for path, label in zip(job.probabilities, labels, strict=True):
+        write_probabilities(path, probs[label], geometry)
+    write_mask(job.mask, to_mask(classes, data.label_values), geometry)
+
+
+def _describe_failure(job: Job, error: Exception, output: Path, done: int) -> str:
+    """Return why there is no mask of an image.
+
+    Raises:
+        DataError: when the disk is full: further images would be predicted in vain.
+        Exception: the error itself, if it is one of the program.
+    """
+    if is_disk_full(error):
+        raise DataError(
+            f"the disk of {output} is full; {done} masks are done. Free some space and give the same command again"
+        ) from error
+    if not isinstance(error, SslSegError) and not is_out_of_memory(error):
+        raise error
+    reason = str(error) if isinstance(error, SslSegError) else "out of memory: use a machine with more memory, or cut the image into parts"
+    return reason.removeprefix(job.locations[0]).lstrip(": ")
+
+
+def _list_failures(text: str, failures: Sequence[Failure]) -> str:
+    shown = [f"  {image}: {reason}" for image, reason in failures[:SHOWN_FAILURES]]
+    if left := [image for image, _ in failures[SHOWN_FAILURES:]]:
+        shown.append(f"  and {len(left)} more: {', '.join(left)}")
+    return "\n".join([text, *shown])
+
+
+def _describe_end(failures: Sequence[Failure], done: int, images: int, output: Path) -> str:
+    if images == 1:
+        return ": ".join(failures[0])
+    rest = f"the other {done} masks are in {output}" if done else "no mask was written"
+    text = f"{len(failures)} of {images} images have no mask, {rest}"
+    return _list_failures(f"{text}. Repair or remove them, and give the same command again:", failures)
+
+
+def _check_spacing(spacing: tuple[float, ...] | None, data: DataConfig) -> None:
+    if spacing is None:
+        return
+    shown = ",".join(f"{value:g}" for value in spacing)
+    if not all(math.isfinite(value) and value > 0 for value in spacing):
+        raise ConfigError(f"--spacing {shown}: voxel sizes are positive numbers")
+    if len(spacing) != data.ndim:
+        raise ConfigError(
+            f"--spacing {shown}: {len(spacing)} numbers, and the network was trained on {data.ndim}D images: give one "
+            f"for each axis, {'z,y,x' if data.ndim == 3 else 'y,x'}"
+        )
 
 
 def _check_threshold(threshold: float | None, data: DataConfig) -> None:
@@ -154,60 +254,6 @@ def describe_sameness(shares: Mapping[tuple[int, ...], Sequence[float]], output:
 
 def _probability_suffixes(num_classes: int) -> dict[int, str]:
     return {1: "_prob"} if num_classes == 2 else {label: f"_prob{label}" for label in range(1, num_classes)}
-
-
-def _probability_paths(mask: Path, suffixes: dict[int, str]) -> list[Path]:
-    stem, ending = split_suffix(mask.name)
-    kind = ending if ending in NIFTI_SUFFIXES else ".tif"
-    return [mask.with_name(f"{stem}{suffix}{kind}") for suffix in suffixes.values()]
-
-
-def _check_outputs(outputs: list[Path]) -> None:
-    """Nothing may be written twice, or over something."""
-    seen: set[Path] = set()
-    for path in outputs:
-        if path.exists():
-            raise DataError(f"{path} exists already and is not overwritten: choose another output")
-        if path in seen:
-            raise DataError(f"two images would both be written to {path}: rename one of them")
-        seen.add(path)
-
-
-def _plan_outputs(request: PredictRequest, data: DataConfig) -> list[tuple[tuple[str, ...], Path]]:
-    """Return the locations of each image (one for each channel file), and the path of its mask."""
-    source, output = request.source, request.output
-    if is_image(source) and source.exists():
-        is_file = split_suffix(output.name)[1] in MASK_SUFFIXES
-        name = split_suffix(source.name)[0]
-        return [((str(source),), output if is_file else output / _mask_name(name, source.name, data.ndim))]
-    if not source.is_dir():
-        raise DataError(f"no image file or folder {source}")
-    images = _find_images(source, data.layout)
-    if not images:
-        raise DataError(f"{source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return [(files, output / _mask_name(name, files[0], data.ndim)) for name, files in images]
-
-
-def _find_images(folder: Path, layout: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Return name and locations of the images of a folder: a data set in a known layout, or any folder of images.
-
-    Files of a plain folder that end in _0000, _0001, ... are channels of one image if the training data were nnU-Net's.
-    """
-    inner = folder / "images" if (folder / "images").is_dir() else folder
-    if inner == folder and any(known.recognize(folder) for known in LAYOUTS.values()):
-        return [(case.id, (case.image, *case.more_channels)) for case in find_listing(folder).cases]
-    files = [
-        (split_suffix(path.relative_to(inner).as_posix())[0], path) for path in walk_files(inner) if is_image(path)
-    ]
-    if layout == "nnunet":
-        return [(name, tuple(map(str, paths))) for name, paths in group_channels(dict(files)).items()]
-    return [(name, (str(path),)) for name, path in files]
-
-
-def _mask_name(name: str, image: str, ndim: int) -> str:
-    """Return the file name of an image's mask: NIfTI, which keeps the geometry, where the image is."""
-    ending = split_suffix(image)[1]
-    return name + (ending if ending in NIFTI_SUFFIXES else ".png" if ndim == 2 else ".tif")
 
 
 def _read(locations: tuple[str, ...], model: Model) -> np.ndarray:

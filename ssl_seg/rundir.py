@@ -28,9 +28,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ssl_seg.errors import InUseError, RunDirError, quote
+from ssl_seg.errors import CheckpointError, InUseError, RunDirError, quote
 
 CONFIG_FILE, SPLIT_FILE, ENVIRONMENT_FILE = "config.yaml", "split.yaml", "environment.json"
+ZIP_MAGIC = b"PK\x03\x04"
+"""The first bytes of what ``torch.save`` writes."""
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
 LOCK_FILE = "lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
@@ -204,6 +206,25 @@ def open_run_dir(path: Path) -> RunDir:
     if not (path / CONFIG_FILE).is_file():
         raise RunDirError(f"{path} is not a run directory: it has no {CONFIG_FILE}")
     return RunDir(path)
+
+
+def check_checkpoint_file(path: Path) -> None:
+    """Check what can be known of a checkpoint without reading its tensors.
+
+    Raises:
+        CheckpointError: for a folder, a file that is not there or cannot be opened, and one of another kind.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; of a run, name {path / 'checkpoints' / 'best.pt'}")
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file {path}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(ZIP_MAGIC))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if head != ZIP_MAGIC:
+        raise CheckpointError(f"{path} is not a readable checkpoint: it is damaged or of another kind")
 
 
 def find_run_of(checkpoint: Path) -> RunDir | None:

@@ -272,7 +272,7 @@ class TestEvaluate:
             ("train", "--labels", 1.0, "--bootstrap", tiny_run, "--out", tmp_path / "child"),
         ):
             assert f"taking {best}" in cli(*arguments)[2]
-        assert len(list((tmp_path / "masks").iterdir())) == 24
+        assert len(list((tmp_path / "masks").glob("*.png"))) == 24
 
     def test_the_directory_of_an_ablation_is_no_network(self, cli: Cli, tmp_path: Path) -> None:
         (tmp_path / "ABLATION.txt").write_text("")

@@ -43,6 +43,7 @@ LAYERS = [
         "training",
         "evaluation",
         "prediction",
+        "mask_files",
         "diagnose",
         "batch_audit",
         "loss_probe",

@@ -28,9 +28,11 @@ def main() -> None:
     except KeyboardInterrupt:  # during an import; typer turns a later one into the exit code below
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        _fail(_describe_out_of_memory(error), SslSegError.exit_code)
+        if is_out_of_memory(error):
+            _fail(_describe_out_of_memory(error), SslSegError.exit_code)
+        if isinstance(error, OSError) and error.filename is not None:  # of the user's files: no permission, a full disk
+            _fail(f"{error.filename}: {error.strerror}", SslSegError.exit_code)
+        raise
 
 
 def _fail(message: str, code: int) -> None:

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ssl_seg.cli.console import show
+from ssl_seg.cli.numbers import NOT_NEGATIVE, number
+
 if TYPE_CHECKING:
     from ssl_seg.ablation.execute import Launcher
     from ssl_seg.ablation.results import Cell, CellResult
     from ssl_seg.ablation.spec import AblationSpec, ScoreConfig
     from ssl_seg.ablation.summary import AblationSummary
+
+
+GPUS_PER_CELL = typer.Option(
+    help="With --ray: GPUs of each cell; 0.5 lets two share.", parser=number("--gpus-per-cell", NOT_NEGATIVE, "0.5")
+)
 
 
 def ablate(
@@ -47,7 +55,7 @@ def ablate(
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster instead: auto, or HOST:PORT.")
     ] = None,
     cpus_per_cell: Annotated[int, typer.Option(help="With --ray: cores of each cell.", min=1)] = 1,
-    gpus_per_cell: Annotated[float, typer.Option(help="With --ray: GPUs of each cell; 0.5 lets two share.", min=0)] = 0,
+    gpus_per_cell: Annotated[float, GPUS_PER_CELL] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and their state; train nothing.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Train nothing; write tables and figures of what is there.")
@@ -101,7 +109,7 @@ def _run_cells(cells: Sequence[Cell], place: Path, wanted: ScoreConfig, launcher
         with AblationView() as view:
             execute(cells, place, wanted, launcher, view.show)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; finished cells are kept in {place}. The same command goes on.", err=True)
+        show(f"interrupted; finished cells are kept in {place}. The same command goes on.", err=True)
         raise typer.Exit(130) from None
 
 
@@ -195,13 +203,13 @@ def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_
         return
     table = make_arm_table(summary)
     print_table(str(out), list(table.columns), [list(row) for row in table.rows])
-    typer.echo(table.text)
+    show(table.text)
     for warning in summary.warnings:
-        typer.echo(f"note: {warning}")
+        show(f"note: {warning}")
     for result in results:
         if result.status == "failed":
-            typer.echo(f"failed: {result.id} {result.arm.method} {result.arm.labels:g}: {result.message}")
-    typer.echo(f"wrote {', '.join([*texts, 'table.tex', 'results.json', *(p.path.name for p in pictures)])} to {out}")
+            show(f"failed: {result.id} {result.arm.method} {result.arm.labels:g}: {result.message}")
+    show(f"wrote {', '.join([*texts, 'table.tex', 'results.json', *(p.path.name for p in pictures)])} to {out}")
 
 
 def _to_plain(summary: AblationSummary) -> dict[str, Any]:

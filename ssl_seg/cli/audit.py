@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssl_seg.cli.console import show
 from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_data_settings
 from ssl_seg.errors import name_examples
 
@@ -49,7 +50,7 @@ def data_audit(
         from ssl_seg.cli.audit_pictures import draw_audit
 
         draw_audit(result, figure)
-        typer.echo(f"wrote {figure}", err=as_json)
+        show(f"wrote {figure}", err=as_json)
     if result.summary["faults"]:
         raise typer.Exit(2)
 
@@ -59,9 +60,9 @@ def _print(result: Audit) -> None:
     from ssl_seg.data.findings import describe_finding
 
     summary = result.summary
-    typer.echo(f"{summary['root']}: layout {summary['layout']}")
+    show(f"{summary['root']}: layout {summary['layout']}")
     for name, text in _describe(summary):
-        typer.echo(f"  {name:<14} {text}")
+        show(f"  {name:<14} {text}")
     if len(summary["classes"]) > 2 and result.facts:
         rows = [
             [
@@ -74,11 +75,11 @@ def _print(result: Audit) -> None:
         ]
         print_table("share of each class", ["class", "value", "cases", "mean", "sd", "min", "max"], rows)
     for note in summary["notes"]:
-        typer.echo(f"note: {note}")
+        show(f"note: {note}")
     for finding in result.findings:
-        typer.echo(f"{finding.level}: {describe_finding(finding)}")
+        show(f"{finding.level}: {describe_finding(finding)}")
     counted = ", ".join(f"{summary[f'{name}s']} {name}(s)" for name in ("fault", "warning", "info"))
-    typer.echo(f"{summary['root']}: {counted if result.findings else 'ok, nothing found'}")
+    show(f"{summary['root']}: {counted if result.findings else 'ok, nothing found'}")
 
 
 def _describe(summary: dict[str, Any]) -> list[tuple[str, str]]:

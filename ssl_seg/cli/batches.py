@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssl_seg.cli.console import show
 from ssl_seg.cli.data_settings import ACCELERATOR, Accelerator
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def data_batches(
     plan = make_plan(TrainRequest(tuple(layers)), track("reading cases"), gpu=device_of(layers).type != "cpu")
     if not as_json:
         labeled, pool = (find(plan.config.split.labels) for find in (plan.split.labeled_ids, plan.split.pool_ids))
-        typer.echo(f"{plan.catalog.root}: layout {plan.catalog.layout}, {len(labeled)} labeled, {len(pool)} unlabeled")
+        show(f"{plan.catalog.root}: layout {plan.catalog.layout}, {len(labeled)} labeled, {len(pool)} unlabeled")
     source = make_source(plan.config, open_store(plan.catalog, plan.config.data), plan.split)
     expected = compute_expected(source, plan.catalog.facts)
     contents = [measure_batch(source[step], expected.positive) for step in track("making batches")(range(n), n)]
@@ -66,7 +67,7 @@ def data_batches(
     else:
         _print(summary, findings)
         if figure is not None:
-            typer.echo(f"wrote {figure}")
+            show(f"wrote {figure}")
 
 
 def _print(summary: dict[str, Any], findings: list[Finding]) -> None:
@@ -81,14 +82,14 @@ def _print(summary: dict[str, Any], findings: list[Finding]) -> None:
     rows += [["all", *_format(summary["total"])], ["expected", *wanted]]
     columns = ["labeled", "unlabeled", "cases", "foreground", "patches with it", "of positive cases", "ignored"]
     print_table(f"{len(summary['batches'])} batches: labeled voxels and patches", ["step", *columns], rows)
-    typer.echo(
+    show(
         f"{expected['positive_cases']:.0%} of the labeled cases have foreground; "
         f"{expected['centered_patches']:.0%} of the labeled patches are centered on it"
     )
     if expected["positive_weight"] != 1:
-        typer.echo(f"the ratio is that of weighted draws with weight {expected['positive_weight']:.3g} for such cases")
+        show(f"the ratio is that of weighted draws with weight {expected['positive_weight']:.3g} for such cases")
     for finding in findings:
-        typer.echo(f"{finding.level}: {describe_finding(finding)}")
+        show(f"{finding.level}: {describe_finding(finding)}")
 
 
 def _format(figures: dict[str, Any]) -> list[str]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import typer
+from ssl_seg.cli.console import show
 
 
 def find_checkpoint(path: Path) -> Path:
     """Return best.pt of the directory of a run, that of the best rung of a ladder, and any other path as it is.
 
+    No network library is loaded for it.
+
     Raises:
         RunDirError: for a ladder without a network to use, or the directory of an ablation.
+        CheckpointError: for a path at which there is no checkpoint.
     """
     from ssl_seg.ablation.cells import MARKER
     from ssl_seg.errors import RunDirError
-    from ssl_seg.rundir import RunDir
+    from ssl_seg.rundir import RunDir, check_checkpoint_file
+    from ssl_seg.series.fold_runs import is_cross_validation
     from ssl_seg.series.label_rungs import LADDER_FILE, load_ladder
 
     best: Path | None = RunDir(path).best
@@ -27,9 +32,17 @@ def find_checkpoint(path: Path) -> Path:
             "The IDs are in results.csv and in `ssl-seg ablate SPEC --out DIR --dry-run`"
         )
     if best is None or not best.is_file():
+        if not is_cross_validation(path):
+            check_checkpoint_file(path)
         return path
-    typer.echo(f"{path}: taking {best}", err=True)
+    check_checkpoint_file(best)
+    show(f"{path}: taking {best}", err=True)
     return best
+
+
+def name_checkpoints(paths: Sequence[Path]) -> str:
+    """Return what is loaded, for a line that says so."""
+    return str(paths[0]) if len(paths) == 1 else f"{len(paths)} checkpoints"
 
 
 def check_resumed(path: Path) -> None:

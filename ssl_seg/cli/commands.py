@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from ssl_seg.cli.checkpoints import find_checkpoint
+from ssl_seg.cli import INTERRUPTED
+from ssl_seg.cli.checkpoints import find_checkpoint, name_checkpoints
 from ssl_seg.cli.comparison import PARTS, add_differences, print_comparison, print_folds
+from ssl_seg.cli.console import TerminalConsole, announce, show
 from ssl_seg.cli.data_settings import ACCELERATOR, NAMES, SET, Accelerator, read_data_settings
+from ssl_seg.cli.numbers import FROM_0_TO_0_9, POSITIVE, PROBABILITY, number, parse_numbers
 
 Net = Literal["student", "teacher"]
+OVERLAP = typer.Option(
+    help="Overlap of neighboring windows, from 0 to 0.9.", parser=number("--overlap", FROM_0_TO_0_9, "0.5")
+)
 CKPT = typer.Argument(help="Checkpoint, or directory of a run, ladder or cross-validation.", show_default=False)
 
 
@@ -38,7 +46,7 @@ def evaluate(
     which: Annotated[
         Net | None, typer.Option(help="Score one net only.", show_default="both; of several checkpoints the better")
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.25,
+    overlap: Annotated[float, OVERLAP] = 0.25,
     set_: Annotated[list[str] | None, SET] = None,
     accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of the worst, median and best cases.")] = None,
@@ -49,7 +57,6 @@ def evaluate(
     Several checkpoints are compared on the same cases. A cross-validation is scored out of fold, with --test as an
     ensemble.
     """
-    from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.errors import ConfigError, DataError
     from ssl_seg.evaluation import EvaluateRequest
     from ssl_seg.evaluation import evaluate as run_evaluation
@@ -77,7 +84,7 @@ def evaluate(
         ensemble=ensemble,
         accelerator=accelerator,
     )
-    result = run_evaluation(request, note=lambda text: typer.echo(text, err=True), track=console.track)
+    result = run_evaluation(request, note=lambda text: show(text, err=True), track=console.track)
     if figure is not None:
         from ssl_seg.cli.pictures import draw_cases
 
@@ -93,7 +100,7 @@ def evaluate(
             print_folds(result)
         _print_evaluation(result)
         if figure is not None:
-            typer.echo(f"wrote {figure}")
+            show(f"wrote {figure}")
 
 
 def predict(
@@ -109,7 +116,7 @@ def predict(
         typer.Option("--with", metavar="CHECKPOINT", help="Take the mean with this checkpoint's. Repeatable."),
     ] = None,
     which: Annotated[Net | None, typer.Option(help="Net to use.", show_default="the better one on validation")] = None,
-    overlap: Annotated[float, typer.Option(help="Overlap of neighboring windows.", min=0, max=0.9)] = 0.25,
+    overlap: Annotated[float, OVERLAP] = 0.25,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write probabilities beside the masks.")
     ] = False,
@@ -118,34 +125,50 @@ def predict(
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Foreground where its probability is above this; two classes only.", show_default="0.5"),
+        typer.Option(
+            help="Foreground where its probability is above this; two classes only.",
+            show_default="0.5",
+            parser=number("--threshold", PROBABILITY, "0.4"),
+        ),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make masks anew that are there already.")] = False,
     accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
 ) -> None:
     """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks.
 
     With several checkpoints, or a cross-validation, the masks are those of the mean of their probabilities.
-    """
-    from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.prediction import PredictRequest
-    from ssl_seg.prediction import predict as run_prediction
 
-    request = PredictRequest(
-        find_checkpoint(checkpoint),
-        source,
-        output,
-        which,
-        overlap,
-        probabilities,
-        _parse_spacing(spacing),
-        threshold,
-        more=tuple(map(find_checkpoint, with_ or ())),
-        accelerator=accelerator,
-    )
-    written = run_prediction(
-        request, TerminalConsole().track("predicting"), note=lambda text: typer.echo(text, err=True)
-    )
-    typer.echo(f"wrote {len(written)} mask(s) to {output}")
+    Images that cannot be predicted are named at the end. The same command goes on after an interruption.
+    """
+    from ssl_seg.mask_files import check_places
+
+    networks = [find_checkpoint(path) for path in (checkpoint, *(with_ or ()))]
+    sizes = None if spacing is None else parse_numbers("--spacing", [spacing], POSITIVE, "2.5,1,1", (2, 3))
+    check_places(source, output)
+    try:
+        announce(f"loading PyTorch and {name_checkpoints(networks)}")
+        from ssl_seg.prediction import PredictRequest
+        from ssl_seg.prediction import predict as run_prediction
+
+        request = PredictRequest(
+            networks[0],
+            source,
+            output,
+            which,
+            overlap,
+            probabilities,
+            sizes,
+            threshold,
+            more=tuple(networks[1:]),
+            overwrite=overwrite,
+            accelerator=accelerator,
+        )
+        masks = run_prediction(request, TerminalConsole().track("predicting"), note=lambda text: show(text, err=True))
+    except KeyboardInterrupt:
+        words = [word for word in sys.argv[1:] if word != "--overwrite"]
+        show(f"continue with: {shlex.join(['ssl-seg', *words])}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    show(f"wrote {len(masks)} mask(s) to {output}")
 
 
 def _empty_case_rows(nets: dict[str, Any]) -> list[list[str]]:
@@ -163,20 +186,6 @@ def _empty_case_rows(nets: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _parse_spacing(text: str | None) -> tuple[float, ...] | None:
-    from ssl_seg.errors import ConfigError
-
-    if text is None:
-        return None
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) not in (2, 3) or min(values) <= 0:
-        raise ConfigError(f"--spacing {text} must be 2 or 3 positive numbers such as 2.5,1,1 (z,y,x)")
-    return values
-
-
 def make_synthetic(
     out: Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)],
     kind: Annotated[Literal["particles", "sheets"], typer.Option(help="2D particles or 3D sheets.")] = "particles",
@@ -190,7 +199,7 @@ def make_synthetic(
     from ssl_seg.data.synthetic import write_dataset
 
     write_dataset(out, kind, count, labeled=labeled, seed=seed)
-    typer.echo(f"wrote {count} images and {count if labeled is None else labeled} masks to {out}")
+    show(f"wrote {count} images and {count if labeled is None else labeled} masks to {out}")
 
 
 def _print_evaluation(result: dict[str, Any]) -> None:
@@ -237,4 +246,4 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     title = f"cases of the {result['which']}" + (" (worst and best 6; --json has all)" if len(case_rows) > 12 else "")
     print_table(title, ["case", "dice", "iou", "precision", "recall", "prevalence"], shown)
     if result["part"] == "test":
-        typer.echo(f"the test list has now been opened {result['test_openings']} time(s) with this run")
+        show(f"the test list has now been opened {result['test_openings']} time(s) with this run")

@@ -6,7 +6,7 @@ import os.path
 from pathlib import Path
 from typing import Any
 
-import typer
+from ssl_seg.cli.console import show
 
 PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_of_fold": "validation, out of fold"}
 
@@ -43,7 +43,7 @@ def print_comparison(result: dict[str, Any]) -> None:
     print_table(f"{base}, {PARTS[result['part']]}, {len(cases)} cases", columns, table)
     if result["part"] == "test":
         counts = ", ".join(str(row["test_openings"]) for row in rows if "step" in row)
-        typer.echo(f"the test list has now been opened {counts} time(s) with these runs")
+        show(f"the test list has now been opened {counts} time(s) with these runs")
 
 
 def _make_row(row: dict[str, Any], *, several: bool) -> list[str]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ssl_seg.cli.console import show
+
 if TYPE_CHECKING:
     from ssl_seg.configio import Layer
     from ssl_seg.prepare import Plan
@@ -34,13 +36,13 @@ def config_show(
     check_layers(layers)
     plan = _plan(layers)
     for key, value in flatten(to_plain(plan.config)):
-        typer.echo(f"{f'{key}: {value}':<60} # {plan.sources.get(key, 'default')}")
+        show(f"{f'{key}: {value}':<60} # {plan.sources.get(key, 'default')}")
     if plot is not None:
         from ssl_seg.curves import compute_curves
         from ssl_seg.report.schedule_figure import plot_schedule
 
         plot_schedule(compute_curves(plan.config), plot, file or "planned from the data")
-        typer.echo(f"wrote {plot}", err=True)
+        show(f"wrote {plot}", err=True)
 
 
 def config_check(
@@ -71,9 +73,9 @@ def config_check(
         check_with_data(config, plan.catalog, plan.split, typer.echo)
     findings = lint(config, unknown)
     for finding in findings:
-        typer.echo(f"WARNING {describe_finding(finding)}")
+        show(f"WARNING {describe_finding(finding)}")
     verdict = f"{len(findings)} warning(s)" if findings else "ok"
-    typer.echo(f"{Path(find_config(file))}: {verdict}")
+    show(f"{Path(find_config(file))}: {verdict}")
     if findings and strict:
         raise typer.Exit(2)
 

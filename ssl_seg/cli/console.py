@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from ssl_seg.errors import printable, printable_lines
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -18,6 +22,17 @@ INTERVAL = 10.0
 """Seconds between plain progress lines where stderr is no terminal."""
 _ANY_WIDTH = 10_000
 """Columns of an output that has no width, a file or a pipe."""
+
+
+def announce(text: str) -> None:
+    """Say on stderr what is about to be loaded or read, before seconds pass in silence."""
+    sys.stderr.write(f"{printable(text)} ...\n")
+    sys.stderr.flush()
+
+
+def show(text: str, *, err: bool = False) -> None:
+    """Print lines, on stdout or stderr, in which names of files and cases cannot steer the terminal."""
+    typer.echo(printable_lines(text), err=err)
 
 
 class TerminalConsole:
@@ -69,7 +84,7 @@ class TerminalConsole:
     def _print(self, text: str) -> None:
         # While a bar is shown, rich puts what is printed above it.
         try:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(f"{printable_lines(text)}\n")
             sys.stdout.flush()
         except BrokenPipeError:  # the reader (head, less) has gone; a training goes on without it
             sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (stays open until the end)
@@ -102,13 +117,13 @@ def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
     """Yield the items, with a progress bar on a terminal and a plain line every few seconds elsewhere."""
     if sys.stderr.isatty():
         with _make_progress(transient=True) as progress:
-            yield from progress.track(items, total=total, description=label)
+            yield from progress.track(items, total=total, description=printable(label))
         return
     last = time.monotonic()
     for number, item in enumerate(items, start=1):
         yield item
         if time.monotonic() - last > INTERVAL:
-            sys.stderr.write(f"{label}: {number} of {total}\n")
+            sys.stderr.write(f"{printable(label)}: {number} of {total}\n")
             last = time.monotonic()
 
 
@@ -123,8 +138,9 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
 
     drawn = sys.stdout.isatty()
-    console = Console(width=None if drawn else _ANY_WIDTH, highlight=False, markup=False)
-    rows = [[*row, *[""] * (len(columns) - len(row))] for row in rows]
+    console = Console(width=None if drawn else _ANY_WIDTH, highlight=False, markup=False, emoji=False)
+    title, columns = printable(title), list(map(printable, columns))
+    rows = [[*map(printable, row), *[""] * (len(columns) - len(row))] for row in rows]
     cells = list(zip(columns, *rows, strict=True))
     boxed = fit_widths(cells, console.width - 3 * len(columns) - 1)
     plain = fit_widths(cells, console.width - len(columns))
@@ -156,13 +172,15 @@ def fit_widths(cells: Sequence[Sequence[str]], room: int) -> list[int] | None:
 
     Args:
         cells: header and cells of each column.
-        room: characters of all columns together.
+        room: columns of the terminal for all of them; a wide character takes two.
 
     Returns:
         None where not even the words fit.
     """
-    widths = [max(len(word) for cell in column for word in (cell.split() or [""])) for column in cells]
-    whole = [max(map(len, column)) for column in cells]
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(word) for cell in column for word in (cell.split() or [""])) for column in cells]
+    whole = [max(map(cell_len, column)) for column in cells]
     left = room - sum(widths)
     for index in sorted(range(len(cells)), key=lambda i: whole[i] - widths[i]):
         more = min(whole[index] - widths[index], max(left, 0))
@@ -187,7 +205,7 @@ def _make_progress(*, transient: bool) -> Progress:
     )
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from ssl_seg.cli.console import TerminalConsole
+from ssl_seg.cli.console import TerminalConsole, show
 from ssl_seg.cli.pictures import draw_cases
 from ssl_seg.cli.training import print_scores
 from ssl_seg.configio import Layer
@@ -48,12 +48,12 @@ def run_demo(wanted: Path | None, steps: int) -> None:
     request = EvaluateRequest(second.run.best)
     picture = out / "predictions.png"
     draw_cases(request, evaluate(request), picture)
-    typer.echo(f"wrote {picture}")
-    typer.echo("one seed and few steps: this shows the way, not which method is better")
+    show(f"wrote {picture}")
+    show("one seed and few steps: this shows the way, not which method is better")
 
 
 def _train(out: Path, steps: int, title: str, labels: float, method: str, parent: Path | None) -> TrainResult:
-    typer.echo(f"== {title}: {out}")
+    show(f"== {title}: {out}")
     options = {"length": {"steps": steps, "steps_per_epoch": max(steps // 2, 1)}, "split": {"labels": labels}}
     layers = [Layer("--demo", SETTINGS), Layer("--demo", {**options, "method": {"name": method}})]
     if method == "mean_teacher":

@@ -15,7 +15,9 @@ import typer
 
 from ssl_seg.cli.checkpoints import find_checkpoint
 from ssl_seg.cli.commands import Net
+from ssl_seg.cli.console import show
 from ssl_seg.cli.data_settings import ACCELERATOR, NAMES, SET, Accelerator, read_data_settings
+from ssl_seg.cli.numbers import FROM_0_TO_1, FROM_1, number
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
@@ -42,10 +44,17 @@ def diagnose(
     masks: Annotated[Path | None, typer.Option(help="True masks of the --predictions, by file name.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a report with figures.")] = None,
     seconds: Annotated[
-        float, typer.Option(help="From the start; after this time no further image is looked at.", min=1)
+        float,
+        typer.Option(
+            help="From the start; after this time no further image is looked at.",
+            parser=number("--seconds", FROM_1, "120"),
+        ),
     ] = 120,
     require_f1: Annotated[
-        float | None, typer.Option(help="Exit code 3 when the F1 on validation is lower.", min=0, max=1)
+        float | None,
+        typer.Option(
+            help="Exit code 3 when the F1 on validation is lower.", parser=number("--require-f1", FROM_0_TO_1, "0.7")
+        ),
     ] = None,
     accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
     set_: Annotated[list[str] | None, SET] = None,
@@ -96,7 +105,7 @@ def diagnose(
     else:
         _print(result)
     if out is not None:
-        typer.echo(f"wrote {report}", err=as_json)
+        show(f"wrote {report}", err=as_json)
     if result.verdict.level == "collapsed" or result.verdict.code == "below_gate":
         raise typer.Exit(COLLAPSED)
 
@@ -187,18 +196,18 @@ def _reserve(folder: Path | None) -> Iterator[None]:
 
 
 def _note(text: str) -> None:
-    typer.echo(f"note: {text}", err=True)
+    show(f"note: {text}", err=True)
 
 
 def _print(diagnosis: Diagnosis) -> None:
     from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict, make_key_figures
 
-    typer.echo(format_verdict(diagnosis))
-    typer.echo(f"looked at {diagnosis.subject}: {describe_scope(diagnosis)}")
+    show(format_verdict(diagnosis))
+    show(f"looked at {diagnosis.subject}: {describe_scope(diagnosis)}")
     for line in format_findings(diagnosis):
-        typer.echo(line)
+        show(line)
     rows = make_key_figures(diagnosis, brief=diagnosis.verdict.level == "ok").rows
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     for name, value, beside in rows:
-        typer.echo(f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {beside}".rstrip())
-    typer.echo(f"next: {diagnosis.next_command}")
+        show(f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {beside}".rstrip())
+    show(f"next: {diagnosis.next_command}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ssl_seg.cli.console import show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def run_folds(layers: tuple[Layer, ...], out: Path | None, resume: Path | None, 
         return
     if result.ending == "interrupted":
         waiting = next((fold.name for fold in result.folds if fold.status == "waiting"), "the end")
-        typer.echo(f"interrupted at {waiting}; continue with: ssl-seg train --resume {quote(result.path)}")
+        show(f"interrupted at {waiting}; continue with: ssl-seg train --resume {quote(result.path)}")
         raise typer.Exit(130)
     _report(result)
     if any(fold.status == "collapsed" for fold in result.folds):
@@ -94,16 +95,16 @@ def _report(result: CrossValidation) -> None:
     scores = [summary[name]["out_of_fold"] for name in ("student", "teacher", "better")]
     rows.append(["out of fold", str(cases), *_format(*scores, several=several), "all cases"])
     print_table(f"{len(result.folds)} folds, validation, {result.path}", columns, rows)
-    typer.echo("margin: of the better network of each fold. The folds share training cases: sd is no standard error")
-    typer.echo(f"wrote {result.path / FOLDS_FILE}")
+    show("margin: of the better network of each fold. The folds share training cases: sd is no standard error")
+    show(f"wrote {result.path / FOLDS_FILE}")
     for fold in result.folds:
         if fold.status == "collapsed":
-            typer.echo(f"{fold.name} collapsed; next: ssl-seg diagnose {quote(result.run_of(fold).last)}", err=True)
+            show(f"{fold.name} collapsed; next: ssl-seg diagnose {quote(result.run_of(fold).last)}", err=True)
     if summary["better"]["out_of_fold"]["margin"] <= 0:
         worst = min(result.folds, key=lambda fold: summarize_network(fold.scores[fold.net])["margin"])
-        typer.echo(f"no better than foreground everywhere; next: ssl-seg diagnose {quote(result.run_of(worst).best)}")
+        show(f"no better than foreground everywhere; next: ssl-seg diagnose {quote(result.run_of(worst).best)}")
     elif all(fold.status == "done" for fold in result.folds):
-        typer.echo(
+        show(
             f"next: ssl-seg evaluate {quote(result.path)} --test    ssl-seg predict {quote(result.path)} IMAGES OUTPUT"
         )
 

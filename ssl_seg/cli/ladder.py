@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ssl_seg.cli.console import show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
@@ -99,19 +100,19 @@ def _report(result: LabelLadder) -> None:
     resume = f"ssl-seg ladder --resume {quote(result.path)}"
     if result.ending == "interrupted":
         waiting = next((rung.name for rung in result.rungs if rung.status == "waiting"), "the end")
-        typer.echo(f"interrupted at {waiting}; continue with: {resume}")
+        show(f"interrupted at {waiting}; continue with: {resume}")
         raise typer.Exit(130)
     _print_rungs(result)
-    typer.echo(f"wrote {result.path / LADDER_FILE}")
+    show(f"wrote {result.path / LADDER_FILE}")
     if result.ended is not None:
         _explain(result.ended, result, resume)
     if (best := result.best) is None or result.checkpoint is None:
-        typer.echo("no rung has come to a network to use")
+        show("no rung has come to a network to use")
     elif best.scores[best.net]["margin"] <= 0:
-        typer.echo(f"no rung is better than foreground everywhere; next: ssl-seg diagnose {quote(result.checkpoint)}")
+        show(f"no rung is better than foreground everywhere; next: ssl-seg diagnose {quote(result.checkpoint)}")
     else:
-        typer.echo(f"use rung {best.number}, the best on validation: {result.checkpoint}")
-        typer.echo(f"next: ssl-seg evaluate {quote(result.path)}    ssl-seg predict {quote(result.path)} IMAGES OUTPUT")
+        show(f"use rung {best.number}, the best on validation: {result.checkpoint}")
+        show(f"next: ssl-seg evaluate {quote(result.path)}    ssl-seg predict {quote(result.path)} IMAGES OUTPUT")
     if result.ended is not None:
         raise typer.Exit(3)
 
@@ -119,14 +120,14 @@ def _report(result: LabelLadder) -> None:
 def _explain(rung: Rung, result: LabelLadder, resume: str) -> None:
     """Say at which rung the ladder ended, and why."""
     if rung.status == "refused":
-        typer.echo(f"rung {rung.number} (labels {rung.labels:g}) was not begun: {rung.message}", err=True)
+        show(f"rung {rung.number} (labels {rung.labels:g}) was not begun: {rung.message}", err=True)
     else:
-        typer.echo(
+        show(
             f"rung {rung.number} (labels {rung.labels:g}) was stopped by the monitor: {', '.join(rung.codes)}\n"
             f"  next: ssl-seg diagnose {quote(result.run_of(rung).last)}",
             err=True,
         )
-    typer.echo(f"to go on all the same, from the best rung so far: {resume} --force", err=True)
+    show(f"to go on all the same, from the best rung so far: {resume} --force", err=True)
 
 
 def _print_rungs(result: LabelLadder) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ssl_seg.cli.console import show
 from ssl_seg.cli.data_settings import ACCELERATOR, Accelerator
 
 if TYPE_CHECKING:
@@ -74,19 +75,19 @@ def probe_loss(
         return
     _print(probe)
     for finding in findings:
-        typer.echo(f"{finding.level}: {describe_finding(finding)}")
+        show(f"{finding.level}: {describe_finding(finding)}")
     if not findings:
-        typer.echo("nothing to object to")
+        show("nothing to object to")
     if figure is not None:
-        typer.echo(f"wrote {figure}")
+        show(f"wrote {figure}")
 
 
 def _print(probe: LossProbe) -> None:
     shares = ", ".join(f"class {k} {share:.2%}" for k, share in enumerate(probe.frequencies))
     batches = "1 batch" if probe.batches == 1 else f"{probe.batches} batches"
-    typer.echo(f"{batches} of {probe.data}; of their valid voxels: {shares}")
+    show(f"{batches} of {probe.data}; of their valid voxels: {shares}")
     if len(probe.frequencies) > 2:
-        typer.echo(f"all positive predicts class {probe.positive_class}, the most frequent one")
+        show(f"all positive predicts class {probe.positive_class}, the most frequent one")
     for state in probe.states:
         _print_components(probe, state)
         _print_cosines(state)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ssl_seg.cli.numbers import POSITIVE, parse_numbers
+
 if TYPE_CHECKING:
     from ssl_seg.configio import Layer
-
 
 KEYS = {
     "--data": "data.root",
@@ -51,18 +52,4 @@ def make_layers(config: str | None, options: Mapping[str, Any], overrides: list[
 
 def parse_labels(texts: Sequence[str]) -> tuple[float, ...]:
     """Return the numbers of ``0.01 0.10``, ``0.01,0.10`` and what mixes both."""
-    from ssl_seg.errors import ConfigError
-
-    words = [word for text in texts for word in text.replace(",", " ").split()]
-    for word in words:
-        if not _is_number(word):
-            raise ConfigError(f"--labels: '{word}' is not a valid number; write --labels 0.01 0.10 1.0")
-    return tuple(float(word) for word in words)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+    return parse_numbers("--labels", texts, POSITIVE, "0.01 0.10 1.0")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ssl_seg.cli.console import show
 from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_data_settings
 
 if TYPE_CHECKING:
@@ -63,16 +64,16 @@ def split_make(
     else:
         splits = [*make_folds(catalog, wanted, folds, seed=seed, test_fraction=test)]
         paths = save_folds(splits, path)
-    typer.echo(f"{catalog.root}: layout {catalog.layout}, {len(catalog.cases)} images")
+    show(f"{catalog.root}: layout {catalog.layout}, {len(catalog.cases)} images")
     for text in dict.fromkeys([*catalog.notes, *(note for split in splits for note in split.notes)]):
-        typer.echo(f"note: {text}")
+        show(f"note: {text}")
     for split, place in zip(splits, paths, strict=True):
         listed = ", ".join(f"{fraction:g}: {len(ids)}" for fraction, ids in sorted(split.fractions.items()))
-        typer.echo(
+        show(
             f"labels {listed} cases; unlabeled {len(split.unlabeled)}, validation {len(split.val)}, "
             f"test {len(split.test)} (sealed)"
         )
-        typer.echo(f"wrote {place}, fingerprint {split.fingerprint}")
+        show(f"wrote {place}, fingerprint {split.fingerprint}")
         _print_findings([f for f in check_split(split, catalog) if f.level != "info"])
 
 
@@ -108,12 +109,12 @@ def split_check(
             _print_measures(str(split), measures)
         _print_findings(findings)
         faults = summary["faults"]
-        typer.echo(f"{split}: {'ok' if not faults else f'{faults} fault(s)'}, fingerprint {loaded.fingerprint}")
+        show(f"{split}: {'ok' if not faults else f'{faults} fault(s)'}, fingerprint {loaded.fingerprint}")
     if figure is not None:
         from ssl_seg.report.split_figure import plot_split
 
         plot_split(measures, figure)
-        typer.echo(f"wrote {figure}", err=as_json)
+        show(f"wrote {figure}", err=as_json)
     if summary["faults"]:
         raise typer.Exit(2)
 
@@ -124,7 +125,7 @@ def _print_findings(findings: Sequence[Finding]) -> None:
     for level in ("fault", "warn", "info"):
         for finding in findings:
             if finding.level == level:
-                typer.echo(f"{level}: {describe_finding(finding)}")
+                show(f"{level}: {describe_finding(finding)}")
 
 
 def _print_measures(title: str, measures: Sequence[SetMeasures]) -> None:

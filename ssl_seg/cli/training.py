@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssl_seg.cli.console import show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
@@ -133,11 +134,11 @@ def _run(request: TrainRequest) -> None:
 def _report(result: TrainResult) -> None:
     run = result.run
     if result.ending == "interrupted":
-        typer.echo(f"interrupted after step {result.step}; continue with: ssl-seg train --resume {quote(run.path)}")
+        show(f"interrupted after step {result.step}; continue with: ssl-seg train --resume {quote(run.path)}")
         return
     if result.ending == "collapsed":
         codes = ", ".join(result.verdict.codes)
-        typer.echo(
+        show(
             f"stopped by the monitor after step {result.step}: {codes}\n"
             f"  what was done is in {run.events_path}\n"
             f"  next: ssl-seg diagnose {quote(run.last)}",
@@ -146,14 +147,14 @@ def _report(result: TrainResult) -> None:
         return
     rows = [("best.pt", result.scores), *([("swa.pt", result.swa_scores)] if result.swa_scores else [])]
     print_scores(f"validation scores of {run.best}", rows)
-    typer.echo(f"verdict: {result.verdict.level}{' ' + ','.join(result.verdict.codes) if result.verdict.codes else ''}")
+    show(f"verdict: {result.verdict.level}{' ' + ','.join(result.verdict.codes) if result.verdict.codes else ''}")
     if result.verdict.level == "collapsed":
-        typer.echo(f"do not use these networks; next: ssl-seg diagnose {quote(run.last)}")
+        show(f"do not use these networks; next: ssl-seg diagnose {quote(run.last)}")
         return
     if result.scores[result.scores["selected"]["net"]]["margin"] <= 0:
-        typer.echo(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {quote(run.best)}")
+        show(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {quote(run.best)}")
         return
-    typer.echo(f"next: ssl-seg evaluate {quote(run.best)}    ssl-seg predict {quote(run.best)} IMAGES OUTPUT")
+    show(f"next: ssl-seg evaluate {quote(run.best)}    ssl-seg predict {quote(run.best)} IMAGES OUTPUT")
 
 
 def print_scores(title: str, runs: list[tuple[str, dict[str, Any]]]) -> None:

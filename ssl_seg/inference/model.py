@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,12 @@ class Model:
     def better(self) -> str:
         """The network that is used; see ``better_net``."""
         return better_net(self.checkpoint)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over the contents of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
     @property
     def autocast(self) -> Autocast:
