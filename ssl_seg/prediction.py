@@ -184,7 +184,11 @@ def _describe_failure(job: Job, error: Exception, output: Path, done: int) -> st
         ) from error
     if not isinstance(error, SslSegError) and not is_out_of_memory(error):
         raise error
-    reason = str(error) if isinstance(error, SslSegError) else "out of memory: use a machine with more memory, or cut the image into parts"
+    reason = (
+        str(error)
+        if isinstance(error, SslSegError)
+        else "out of memory: use a machine with more memory, or cut the image into parts"
+    )
     return reason.removeprefix(job.locations[0]).lstrip(": ")
 
 
