@@ -57,7 +57,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def request_(tiny_run: Path, images: Path, tmp_path: Path) -> PredictRequest:
-    return PredictRequest(tiny_run / "checkpoints" / "best.pt", images, tmp_path / "out", which="student")
+    return PredictRequest(tiny_run / "checkpoints" / "best.pt", images, tmp_path / "out", "student", overlap=0.5)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
