@@ -12,14 +12,14 @@ from ssl_seg.config import DataConfig
 from ssl_seg.configio import validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.splits.files import load_split, split_from_dict
-from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
+from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import ConfigError, DataError, SplitError
 from ssl_seg.inference.ensemble import check_members, open_members, score_cases
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import Score
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.precision import choose_device_if_given
-from ssl_seg.rundir import append_jsonl, find_run_of, now, read_jsonl
+from ssl_seg.seal import Ledger, find_home, find_sealed, open_sealed
 from ssl_seg.series.fold_runs import is_cross_validation, join_scores, list_members, load_finished
 from ssl_seg.sources import absolute_root, open_data, open_store
 
@@ -38,7 +38,8 @@ class EvaluateRequest:
     ``data`` and ``split`` default to those of the checkpoint, ``which`` to the better net on validation. With
     ``part`` = ``all`` every labeled case of the folder counts, whatever list it is in. ``settings`` of the data section
     replace those of the training, for a folder whose masks have other values. Labeled training cases of a network, or
-    of a run that it builds on, are left out of ``all`` and refused elsewhere.
+    of a run that it builds on, are left out of ``all`` and refused elsewhere. Sealed test cases among those scored are
+    recorded, whatever the part; see ``ssl_seg.seal``.
     """
 
     checkpoint: Path
@@ -64,6 +65,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return pooled and mean scores, trivial baselines and one row a case, as plain types.
 
+    ``sealed_cases`` counts the sealed test cases among those scored, ``test_openings`` how often such cases have been
+    scored so far.
+
     One checkpoint: without ``which``, both networks are scored and the headline is the one that was better on
     validation in training, never the one that is better on the cases scored here.
 
@@ -77,6 +81,11 @@ def evaluate(
     Raises:
         SslSegError: for an unusable checkpoint, folder or split, or checkpoints that do not go together.
     """
+    if request.part == "all" and request.split is not None:
+        raise ConfigError(
+            f"--all and --split {request.split} exclude each other: --all scores every labeled case, whatever list it "
+            "is in. Leave one of them out."
+        )
     tracker = track or (lambda _: pass_through)
     alone = is_cross_validation(request.checkpoint) and not request.more
     if alone and request.part == "val" and request.split is None:
@@ -95,7 +104,7 @@ def _evaluate_one(request: EvaluateRequest, note: Callable[[str], None], track: 
     catalog, data = _open_cases(request, model, track("reading cases"))
     split = load_split(request.split) if request.split else split_from_dict(model.checkpoint.split)
     ids = _choose_cases(request, (model,), catalog, split, note)
-    openings = _record_opening(model.path, split, len(ids)) if request.part == "test" else 0
+    opened = _break_seal((model,), catalog, split, ids, request, note)
 
     names = [request.which] if request.which else list(model.nets)
     scores = score_cases(
@@ -113,7 +122,7 @@ def _evaluate_one(request: EvaluateRequest, note: Callable[[str], None], track: 
         "data": catalog.root,
         "part": request.part,
         "which": headline,
-        "test_openings": openings,
+        **opened,
         **nets[headline],
         "nets": {net: _leave_out_cases(summary) for net, summary in nets.items()},
     }
@@ -128,7 +137,7 @@ def _evaluate_several(
     catalog, data = _open_cases(request, models[0], track("reading cases"))
     split = load_split(request.split) if request.split else split_from_dict(models[0].checkpoint.split)
     ids = _choose_cases(request, models, catalog, split, note)
-    openings = [_record_opening(path, split, len(ids)) if request.part == "test" else 0 for path in paths]
+    opened = _break_seal(models, catalog, split, ids, request, note)
 
     scores = score_cases(
         [model.predictor(net, request.overlap) for model in models for net in model.nets],
@@ -139,15 +148,15 @@ def _evaluate_several(
         track=track(f"scoring {len(models)} networks"),
     )
     rows: list[dict[str, Any]] = [
-        {"checkpoint": str(model.path), "step": model.checkpoint.progress.step, "which": net, "test_openings": opened}
-        for model, opened in zip(models, openings, strict=True)
+        {"checkpoint": str(model.path), "step": model.checkpoint.progress.step, "which": net}
+        for model in models
         for net in model.nets
     ]
     if request.ensemble:
-        rows.append({"checkpoint": ENSEMBLE, "which": f"mean of {len(models)}", "test_openings": max(openings)})
+        rows.append({"checkpoint": ENSEMBLE, "which": f"mean of {len(models)}"})
     rows = [row | score.summarize() for row, score in zip(rows, scores, strict=True)]
     headline = rows[-1] if request.ensemble else rows[0]
-    return {**headline, "data": catalog.root, "part": request.part, "rows": rows}
+    return {**headline, "data": catalog.root, "part": request.part, **opened, "rows": rows}
 
 
 def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track: TrackAll) -> dict[str, Any]:
@@ -188,6 +197,7 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
         "data": catalog.root,
         "part": "out_of_fold",
         "which": request.which or "better network of each fold",
+        "sealed_cases": 0,
         "test_openings": 0,
         **summary,
         "cases": [{**row, "fold": fold_of[row["id"]]} for row in summary["cases"]],
@@ -270,7 +280,7 @@ def _choose_cases(
             name = _name(models) if len(models) == 1 else str(model.path)
             raise SplitError(
                 f"{len(labeled)} of the {len(ids)} {request.part} cases of this split were labeled training cases of "
-                f"{name}, for example '{labeled[0]}': the score would mean nothing. {_advise(models)}"
+                f"{name}, for example '{labeled[0]}': the score would mean nothing. {_advise(request, models)}"
             )
     return ids
 
@@ -279,27 +289,42 @@ def _find_labeled(model: Model, catalog: Catalog, ids: Sequence[str]) -> list[st
     """Return the ids whose images were labeled training cases of the model, or of a run that it builds on, whatever
     their names were."""
     seen = set(model.checkpoint.seen_labels)
-    return [i for i in ids if catalog.facts[i].content[:IMAGE_DIGITS] in seen]
+    return [i for i in ids if catalog.facts[i].image in seen]
 
 
 def _name(models: Sequence[Model]) -> str:
     return "this network or of a run that it builds on" if len(models) == 1 else "one of the networks"
 
 
-def _advise(models: Sequence[Model]) -> str:
-    if len(models) == 1:
+def _advise(request: EvaluateRequest, models: Sequence[Model]) -> str:
+    if len(models) == 1 and request.split is not None:
         return "Leave out --split to use its own."
     if any(model.checkpoint.split.get("folds") for model in models):
         return (
             "Folds have no validation cases in common: use --test, or name the directory of the cross-validation alone."
         )
-    return "Give a --split whose cases none of the networks was trained with."
+    return "Give a --split whose cases no network was trained with, or other --data with --all."
 
 
-def _record_opening(checkpoint: Path, split: Split, cases: int) -> int:
-    """Append the opening of the test list to the run's events (or to a file beside a copied checkpoint); count them."""
-    run = find_run_of(checkpoint)
-    path = run.events_path if run else checkpoint.with_suffix(".events.jsonl")
-    event = {"event": "test_opened", "time": now(), "checkpoint": checkpoint.name, "cases": cases}
-    append_jsonl(path, {**event, "split": split.fingerprint})
-    return sum(r["event"] == "test_opened" for r in read_jsonl(path))
+def _break_seal(
+    models: Sequence[Model],
+    catalog: Catalog,
+    split: Split,
+    ids: Sequence[str],
+    request: EvaluateRequest,
+    note: Callable[[str], None],
+) -> dict[str, int]:
+    """Record which sealed cases are about to be scored, and return what the result says about it."""
+    splits = [split, *(split_from_dict(model.checkpoint.split) for model in models)]
+    sealed = find_sealed(catalog, ids, splits)
+    homes = [find_home(root) for root in (catalog.root, *(model.config.data.root for model in models))]
+    files = [request.split, *(model.config.split.file for model in models)]
+    ledger = Ledger(
+        data=tuple(dict.fromkeys(home for home in homes if home)),
+        splits=tuple(dict.fromkeys(home for file in files if file and (home := find_home(str(file))))),
+        checkpoints=tuple(model.path for model in models),
+    )
+    return {
+        "sealed_cases": len(sealed),
+        "test_openings": open_sealed(sealed, ledger, by="evaluate", splits=splits, note=note),
+    }

@@ -37,6 +37,7 @@ from ssl_seg.rundir import (
     create_run_dir,
     open_run_dir,
 )
+from ssl_seg.seal import register_seal
 from ssl_seg.sources import absolute_root, name_data, open_data
 from ssl_seg.transfer import check_options, load_student, load_teacher
 
@@ -133,6 +134,7 @@ def prepare_run(
     hold(run.path)
     write_config(plan.config, run, _make_header(plan, request))
     save_split(plan.split, run.path / SPLIT_FILE)
+    register_seal(plan.split, plan.catalog)
     if faults:
         run.append_event("split_allowed", findings=[asdict(f) for f in faults])
     described = None if parent is None else describe_parent(parent, plan.config.bootstrap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ def particles_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "particles"
     write_dataset(folder, "particles", 24, labeled=20)
     return folder
+
+
+@pytest.fixture
+def unopened(particles_dir: Path) -> None:
+    """Forget what other tests have opened of the particles: their ledger lies with the data."""
+    shutil.rmtree(particles_dir / ".ssl_seg" / "openings", ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

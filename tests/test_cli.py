@@ -290,6 +290,7 @@ class TestEvaluate:
             cli("evaluate", tiny_run / "checkpoints" / "best.pt", "--figure", tmp_path / "p.png"), "not overwritten"
         )
 
+    @pytest.mark.usefixtures("unopened")
     def test_each_opening_of_the_test_list_is_recorded(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
         run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
         for opening in (1, 2):
@@ -300,7 +301,8 @@ class TestEvaluate:
         assert sum(e["event"] == "test_opened" for e in RunDir(run).read_events()) == 2
         copied = tmp_path / "copied.pt"
         shutil.copy(run / "checkpoints" / "best.pt", copied)
-        assert cli("evaluate", copied, "--test")[0] == 0
+        code, out, _ = cli("evaluate", copied, "--test")
+        assert (code, "opened 3 time(s)" in out) == (0, True)
         assert (tmp_path / "copied.events.jsonl").is_file()
 
     def test_validation_opens_nothing(self, cli: Cli, tiny_run: Path) -> None:
@@ -314,9 +316,11 @@ class TestEvaluate:
         code, out, err = cli("evaluate", checkpoint, "--data", other, "--all", "--json")
         assert code == 0
         assert len(json.loads(out)["cases"]) == 3
-        assert "too good" not in err
+        assert "labeled training cases" not in err
         assert_refused(cli("evaluate", checkpoint, "--data", other), "--all")
         assert_refused(cli("evaluate", checkpoint, "--test", "--all"), "exclude")
+        split = tiny_run / "split.yaml"
+        assert_refused(cli("evaluate", checkpoint, "--split", split, "--all"), "--split", str(split), "exclude")
 
     def test_a_split_with_training_cases_is_refused(
         self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path
@@ -330,13 +334,19 @@ class TestEvaluate:
         checkpoint = tiny_run / "checkpoints" / "best.pt"
         assert_refused(cli("evaluate", checkpoint, "--data", tmp_path / "other"), "another content", "--all")
 
-    def test_all_on_the_training_folder_says_so(self, cli: Cli, tiny_run: Path, particles_dir: Path) -> None:
-        code, out, err = cli(
-            "evaluate", tiny_run / "checkpoints" / "best.pt", "--data", particles_dir, "--all", "--json"
-        )
+    @pytest.mark.usefixtures("unopened")
+    def test_all_on_the_training_folder_leaves_training_cases_out_and_breaks_the_seal(
+        self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        checkpoint = shutil.copy(tiny_run / "checkpoints" / "best.pt", tmp_path)
+        split = load_split(tiny_run / "split.yaml")
+        code, out, err = cli("evaluate", checkpoint, "--data", particles_dir, "--all", "--json")
+        result, seen = json.loads(out), split.labeled_ids(0.5)
         assert code == 0
-        assert len(json.loads(out)["cases"]) == 20
-        assert "were labeled training cases" in err
+        assert not {row["id"] for row in result["cases"]} & set(seen)
+        assert len(result["cases"]) == 20 - len(seen)
+        assert f"{len(seen)} of the 20 cases were labeled training cases" in err
+        assert (result["sealed_cases"], result["test_openings"]) == (len(split.test), 1)
 
 
 class TestPredict:

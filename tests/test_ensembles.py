@@ -219,22 +219,26 @@ class TestCompare:
         other = replace(split, fractions={1.0: (seen,)}, val=split.val[1:])
         checkpoint = load_checkpoint(members[1])
         config = {**checkpoint.config, "split": {**checkpoint.config["split"], "labels": 1.0}}
-        save_checkpoint(replace(checkpoint, split=split_to_dict(other), config=config), tmp_path / "x.pt")
+        labels = tuple(split.image_contents([seen]))
+        changed = replace(checkpoint, split=split_to_dict(other), config=config, seen_labels=labels)
+        save_checkpoint(changed, tmp_path / "x.pt")
         with pytest.raises(SplitError, match=rf"1 of the {len(split.val)} val cases.*{tmp_path / 'x.pt'}.*'{seen}'"):
             evaluate(EvaluateRequest(members[0], more=(members[2], tmp_path / "x.pt")))
         save_split(other, tmp_path / "s.yaml")
         result = evaluate(EvaluateRequest(members[0], more=(tmp_path / "x.pt",), split=tmp_path / "s.yaml"))
         assert [row["id"] for row in result["cases"]] == list(other.val)
 
-    def test_each_opening_is_recorded_once_for_each(self, members: list[Path], tmp_path: Path) -> None:
+    @pytest.mark.usefixtures("unopened")
+    def test_an_opening_is_recorded_in_the_run_of_each(self, members: list[Path], tmp_path: Path) -> None:
         first, second = (Path(shutil.copy(path, tmp_path)) for path in members[:2])
         request = EvaluateRequest(first, more=(second,), part="test", which="student")
         evaluate(request)
         result = evaluate(replace(request, ensemble=True))
-        assert [row["test_openings"] for row in result["rows"]] == [2, 2, 2]
+        assert result["test_openings"] == 2
         for path in (first, second):
             events = read_jsonl(path.with_suffix(".events.jsonl"))
-            assert [(e["event"], e["checkpoint"]) for e in events] == [("test_opened", path.name)] * 2
+            assert [e["event"] for e in events] == ["test_opened"] * 2
+            assert [e["checkpoints"] for e in events] == [[str(first), str(second)]] * 2
 
     def test_one_is_no_ensemble_and_twice_is_no_second(self, members: list[Path]) -> None:
         with pytest.raises(ConfigError, match="one checkpoint is no ensemble"):

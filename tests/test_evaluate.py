@@ -19,7 +19,7 @@ from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import read_mask, write_mask
-from ssl_seg.errors import DataError, SplitError
+from ssl_seg.errors import ConfigError, DataError, SplitError
 from ssl_seg.evaluation import EvaluateRequest, evaluate
 from ssl_seg.prediction import PredictRequest, predict
 from ssl_seg.rundir import RunDir
@@ -168,8 +168,10 @@ class TestSplits:
         evaluate(EvaluateRequest(run / "checkpoints" / "best.pt", part="test"))
         evaluate(EvaluateRequest(run / "checkpoints" / "last.pt", part="test", split=tmp_path / "s.yaml"))
         own, other = [e for e in RunDir(run).read_events() if e["event"] == "test_opened"]
-        assert (own["checkpoint"], own["cases"], own["split"]) == ("best.pt", len(sealed.test), sealed.fingerprint)
-        assert (other["checkpoint"], other["cases"], other["split"]) == ("last.pt", len(split.test), split.fingerprint)
+        assert (own["checkpoints"], own["splits"]) == ([str(run / "checkpoints" / "best.pt")], [sealed.fingerprint])
+        assert own["contents"] == sorted(sealed.image_contents(sealed.test))
+        assert (other["by"], other["cases"]) == ("evaluate", len(split.test))
+        assert other["splits"] == sorted([sealed.fingerprint, split.fingerprint])
 
 
 class TestFolders:
@@ -214,14 +216,9 @@ class TestFolders:
         with pytest.raises(DataError, match="nothing is left to score"):
             evaluate(EvaluateRequest(checkpoint, data=str(tmp_path / "seen"), part="all"))
 
-    def test_all_asks_the_split_of_the_training_and_not_the_one_given(
-        self, checkpoint: Path, tiny_run: Path, tmp_path: Path
-    ) -> None:
-        own = load_split(tiny_run / "split.yaml")
-        change_split(tiny_run, tmp_path / "s.yaml", fractions={1.0: own.fractions[1.0][-1:]})
-        notes: list[str] = []
-        evaluate(EvaluateRequest(checkpoint, split=tmp_path / "s.yaml", part="all", which="student"), note=notes.append)
-        assert [note.split(" of ")[0] for note in notes] == [str(len(own.labeled_ids(0.5)))]
+    def test_all_and_a_split_contradict(self, checkpoint: Path, tiny_run: Path) -> None:
+        with pytest.raises(ConfigError, match=r"--all and --split .* exclude each other"):
+            evaluate(EvaluateRequest(checkpoint, split=tiny_run / "split.yaml", part="all"))
 
     def test_new_masks_do_not_make_training_images_new(
         self, checkpoint: Path, particles_dir: Path, tiny_run: Path, tmp_path: Path

@@ -42,6 +42,7 @@ LAYERS = [
         "finish",
         "training",
         "evaluation",
+        "seal",
         "prediction",
         "mask_files",
         "diagnose",

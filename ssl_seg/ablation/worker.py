@@ -113,7 +113,7 @@ def _write_score(folder: CellFolder, cell: Cell, wanted: ScoreConfig, seconds: f
             "cells were made. Run the ablation again: the cells of the new data are others."
         )
     net = better_net(checkpoint) if wanted.net == "better" else wanted.net
-    result = evaluate(EvaluateRequest(path, part=wanted.part, which=net))
+    result = evaluate(EvaluateRequest(path, part=wanted.part, which=net), note=_Log(folder).note)
     values = {
         "collapsed": ending.get("verdict") == "collapsed",
         "codes": ending.get("codes", []),

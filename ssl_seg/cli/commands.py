@@ -12,7 +12,7 @@ import typer
 
 from ssl_seg.cli import INTERRUPTED
 from ssl_seg.cli.checkpoints import find_checkpoint, name_checkpoints
-from ssl_seg.cli.comparison import PARTS, add_differences, print_comparison, print_folds
+from ssl_seg.cli.comparison import PARTS, add_differences, print_comparison, print_folds, print_openings
 from ssl_seg.cli.console import TerminalConsole, announce, show
 from ssl_seg.cli.data_settings import ACCELERATOR, NAMES, SET, Accelerator, read_data_settings
 from ssl_seg.cli.numbers import FROM_0_TO_0_9, POSITIVE, PROBABILITY, number, parse_numbers
@@ -39,7 +39,7 @@ def evaluate(
     ] = None,
     split: Annotated[Path | None, typer.Option(help="Split file; by default that of the training.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Open the sealed test list; each opening is recorded.")] = False,
-    all_: Annotated[bool, typer.Option("--all", help="Score every labeled case of the folder.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Score all labeled cases that were not trained with.")] = False,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Score the mean of the probabilities of all checkpoints too.")
     ] = False,
@@ -245,5 +245,4 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     shown = case_rows if len(case_rows) <= 12 else [*case_rows[:6], ["...", *[""] * 5], *case_rows[-6:]]
     title = f"cases of the {result['which']}" + (" (worst and best 6; --json has all)" if len(case_rows) > 12 else "")
     print_table(title, ["case", "dice", "iou", "precision", "recall", "prevalence"], shown)
-    if result["part"] == "test":
-        show(f"the test list has now been opened {result['test_openings']} time(s) with this run")
+    print_openings(result)

@@ -41,9 +41,16 @@ def print_comparison(result: dict[str, Any]) -> None:
     columns += ["95 % interval", "to the first", "95 % interval"]
     table = [[name, *_make_row(row, several=several)] for name, row in zip(names, rows, strict=True)]
     print_table(f"{base}, {PARTS[result['part']]}, {len(cases)} cases", columns, table)
-    if result["part"] == "test":
-        counts = ", ".join(str(row["test_openings"]) for row in rows if "step" in row)
-        show(f"the test list has now been opened {counts} time(s) with these runs")
+    print_openings(result)
+
+
+def print_openings(result: dict[str, Any]) -> None:
+    """Print how often the sealed cases that were scored have been opened."""
+    if result["sealed_cases"]:
+        show(
+            f"{result['sealed_cases']} of these cases are sealed test cases: they have now been opened "
+            f"{result['test_openings']} time(s)"
+        )
 
 
 def _make_row(row: dict[str, Any], *, several: bool) -> list[str]:

@@ -48,6 +48,7 @@ def split_make(
     from ssl_seg.data.splits.quality import check_split
     from ssl_seg.data.splits.split import make_folds, make_split
     from ssl_seg.errors import ConfigError
+    from ssl_seg.seal import register_seal
 
     if more and not labels:
         raise ConfigError(f"{more[0]} is not expected here: give fractions as --labels 0.01 0.10 1.0")
@@ -74,6 +75,7 @@ def split_make(
             f"test {len(split.test)} (sealed)"
         )
         show(f"wrote {place}, fingerprint {split.fingerprint}")
+        register_seal(split, catalog)
         _print_findings([f for f in check_split(split, catalog) if f.level != "info"])
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.blocks import iterate_blocks
+from ssl_seg.data.content import image_of, make_content
 from ssl_seg.data.layouts.listing import Case
-from ssl_seg.data.splits.split import IMAGE_DIGITS
 from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
 
@@ -60,6 +60,11 @@ class CaseFacts:
     spacing: tuple[float, ...] | None = None
     appearance: Appearance | None = None
 
+    @property
+    def image(self) -> str:
+        """What identifies the image alone."""
+        return image_of(self.content)
+
 
 class SizeMismatchError(DataError):
     """An image and its mask differ in size."""
@@ -86,7 +91,7 @@ def read_facts(
     common = (shape, image.shape[0], image.dtype.name)
     spacing = None if image.geometry is None else image.geometry.spacing
     if case.mask is None:
-        content = digest[:IMAGE_DIGITS] + "0000"
+        content = make_content(digest, None)
         return CaseFacts(*common, None, None, content, spacing=spacing, appearance=appearance)
     mask = open_mask(case.mask)
     if mask.shape[1:] != shape:
@@ -98,7 +103,7 @@ def read_facts(
     looked_at = prod(shape) - (0 if ignore_value is None else count[ignore_value])
     foreground = (looked_at - count[background]) / max(looked_at, 1)
     values = tuple(sorted(v for v in count if count[v]))
-    content = digest[:IMAGE_DIGITS] + mask_digest[:4]
+    content = make_content(digest, mask_digest)
     return CaseFacts(*common, values, foreground, content, tuple(count[v] for v in values), spacing, appearance)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.loader import Probe, make_probe
 from ssl_seg.data.splits.files import split_from_dict
-from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
+from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
 from ssl_seg.diagnose.audits import (
     audit_bias,
@@ -42,6 +42,7 @@ from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.monitor.findings import Finding
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.precision import choose_device_if_given
+from ssl_seg.seal import find_sealed
 from ssl_seg.sources import open_store
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
@@ -166,10 +167,10 @@ def diagnose_checkpoint(
     )
 
 
-def assign_parts(catalog: Catalog, split: Split, labels: float) -> dict[str, Part]:
+def assign_parts(catalog: Catalog, split: Split, labels: float, seen_labels: Sequence[str] = ()) -> dict[str, Part]:
     """Return the part of each case: by the content of its image, so that a copy of a test image stays sealed under any
     name. In a folder that has all ids of the split, such as a new export of the same data, an unknown content goes by
-    its id."""
+    its id. What was labeled in a run that the network builds on is ``train``; see ``Checkpoint.seen_labels``."""
     parts: dict[str, Part] = {}
     lists: tuple[tuple[Part, Sequence[str]], ...] = (
         ("new", split.pool_ids(labels)),
@@ -178,11 +179,12 @@ def assign_parts(catalog: Catalog, split: Split, labels: float) -> dict[str, Par
         ("test", split.test),
     )
     of_content = {content: part for part, ids in lists for content in split.image_contents(ids)}
+    of_content |= {content: "train" for content in seen_labels if of_content.get(content) != "test"}
     of_id = {case_id: part for part, ids in lists for case_id in ids}
     if not of_id.keys() <= {case.id for case in catalog.cases}:
         of_id = {}  # another data set may well have some of these names
     for case in catalog.cases:
-        content = catalog.facts[case.id].content[:IMAGE_DIGITS]
+        content = catalog.facts[case.id].image
         parts[case.id] = of_content.get(content) or of_id.get(case.id, "new")
     return parts
 
@@ -206,13 +208,14 @@ def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple
         raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
     split = split_from_dict(model.checkpoint.split)
     labels = model.config.split.labels
-    parts = assign_parts(catalog, split, labels)
+    parts = assign_parts(catalog, split, labels, model.checkpoint.seen_labels)
+    parts |= dict.fromkeys(find_sealed(catalog, parts, [split]), "test")
     with_mask = {case.id for case in catalog.labeled}
     notes = model.describe_machine()
     is_elsewhere = "val" not in parts.values()
     if is_elsewhere:
         pool = split.image_contents(split.pool_ids(labels))
-        strangers = [i for i in with_mask if parts[i] == "new" and catalog.facts[i].content[:IMAGE_DIGITS] not in pool]
+        strangers = [i for i in with_mask if parts[i] == "new" and catalog.facts[i].image not in pool]
         parts |= dict.fromkeys(strangers, "val")
         notes.append(f"{catalog.root} holds no validation case of the training: " + (
             f"its {len(strangers)} labeled cases stand for them" if strangers else "nothing can be scored"

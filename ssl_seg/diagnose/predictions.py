@@ -35,6 +35,7 @@ from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import Finding
 from ssl_seg.monitor.signals import RANKED, SignalCollector, Signals
 from ssl_seg.monitor.verdicts import judge
+from ssl_seg.seal import Ledger, find_sealed_masks, open_sealed
 
 NET = "predictions"
 LEAST_IMAGES = 10
@@ -91,6 +92,8 @@ def diagnose_predictions(
         )
     for text in notes:
         note(text)
+    if request.masks is not None:
+        notes += _break_seal(request.masks, material.truth, note)
     tally, signals, examples = _read_all(material, clock, track("reading predictions"))
     statistics = _summarize(material, tally)
     statistics["looked_at"] = {
@@ -127,6 +130,19 @@ def _prepare(request: PredictionsRequest) -> _Material:
     order = np.random.default_rng(request.seed).permutation(len(files))
     shuffled = [files[i] for i in order]
     return _Material(shuffled, truth, recognize(files), meaning)
+
+
+def _break_seal(folder: Path, truth: Mapping[str, Path], note: Callable[[str], None]) -> list[str]:
+    """Record which masks of sealed cases are about to be compared with; return what was told about it."""
+    sealed, homes = find_sealed_masks(folder, truth)
+    told: list[str] = []
+    if count := open_sealed(sealed, Ledger(homes), by="diagnose", note=told.append):
+        told.append(
+            f"{len(sealed)} of these masks belong to sealed test cases: they have now been opened {count} time(s)"
+        )
+    for text in told:
+        note(text)
+    return told
 
 
 def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, Signals | None, list[Example]]:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ssl_seg.data import blocks
 from ssl_seg.data.blocks import iterate_blocks
+from ssl_seg.data.content import IMAGE_DIGITS
 from ssl_seg.data.facts import THUMBNAIL_SIZE, CaseFacts, SizeMismatchError, read_facts
 from ssl_seg.data.layouts.listing import Case
-from ssl_seg.data.splits.split import IMAGE_DIGITS
 from ssl_seg.data.volumes import open_image
 from ssl_seg.errors import DataError
 

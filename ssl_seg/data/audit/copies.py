@@ -10,7 +10,6 @@ from typing import Literal
 from ssl_seg.data.duplicates import AlikePairs, find_alike_pairs, find_near_duplicates
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.splits.split import IMAGE_DIGITS
 from ssl_seg.errors import name_examples
 
 Cluster = tuple[str, ...]
@@ -43,10 +42,10 @@ def find_copies(facts: Mapping[str, CaseFacts], groups: Mapping[str, str]) -> Co
     by_content: dict[str, list[str]] = defaultdict(list)
     for case_id, found in facts.items():
         if found.appearance is None or found.appearance.low < found.appearance.high:
-            by_content[found.content[:IMAGE_DIGITS]].append(case_id)
+            by_content[found.image].append(case_id)
     return Copies(
         exact=tuple(tuple(ids) for ids in by_content.values() if len(ids) > 1),
-        near=tuple(c for c in clusters if len({facts[i].content[:IMAGE_DIGITS] for i in c}) > 1),
+        near=tuple(c for c in clusters if len({facts[i].image for i in c}) > 1),
         alike=find_alike_pairs(thumbnails, together=(cluster_of, groups)),
     )
 

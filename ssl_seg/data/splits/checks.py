@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ssl_seg.data.content import image_of
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.splits.split import IMAGE_DIGITS, Split
+from ssl_seg.data.splits.split import Split
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
@@ -67,8 +68,8 @@ def check_groups(parts: Lists, groups: Mapping[str, str]) -> Iterable[Finding]:
 
 def check_duplicates(parts: Lists, content: Mapping[str, str]) -> Iterable[Finding]:
     """The same image, under whatever name and with whatever mask, is in one part only."""
-    image_of = {i: digits[:IMAGE_DIGITS] for i, digits in content.items()}
-    for where in _parts_by(parts, image_of).values():
+    images = {i: image_of(digits) for i, digits in content.items()}
+    for where in _parts_by(parts, images).values():
         if len(where) > 1:
             cases = tuple(i for ids in where.values() for i in ids)
             message = f"{len(cases)} cases have the same image and are in {' and '.join(where)}"
@@ -94,7 +95,7 @@ def check_near_duplicates(lists: Lists, catalog: Catalog, copies: Copies) -> Ite
     list_of = {i: name for name, ids in lists.items() for i in ids}
     for cluster in copies:
         where = {list_of[i] for i in cluster}
-        images = {catalog.facts[i].content[:IMAGE_DIGITS] for i in cluster}
+        images = {catalog.facts[i].image for i in cluster}
         if len(images) > 1 and len(where) > 1 and where & {"val", "test"}:
             leaks = len(where - {"unlabeled"}) > 1
             message = (

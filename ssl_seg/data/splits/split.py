@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ssl_seg.data.content import image_of
 from ssl_seg.data.splits.stratify import GroupKey, Traits, assign_groups, nesting_order
 from ssl_seg.errors import SplitError, name_examples
 
 if TYPE_CHECKING:  # reading a split file must not load the image libraries
     from ssl_seg.data.catalog import Catalog
-
-IMAGE_DIGITS = 12
-"""Digits of ``CaseFacts.content`` that stand for the image alone; the rest stands for its mask."""
 
 _TRAIN, _VAL, _TEST = range(3)
 _VAL_FRACTION = 0.15
@@ -98,7 +96,7 @@ class Split:
 
     def image_contents(self, ids: Iterable[str]) -> set[str]:
         """Return what identifies the images of these ids, whatever their names and masks are."""
-        return {self.content[i][:IMAGE_DIGITS] for i in ids if i in self.content}
+        return {image_of(self.content[i]) for i in ids if i in self.content}
 
     def check_not_sealed(self, ids: Iterable[str]) -> None:
         """Do nothing, if none of the ids is in the test list.
@@ -286,7 +284,7 @@ def _group_keys(catalog: Catalog) -> tuple[dict[str, GroupKey], list[str]]:
     }
     same: dict[str, list[str]] = {}
     for case_id in key_of:
-        same.setdefault(catalog.facts[case_id].content[:IMAGE_DIGITS], []).append(case_id)
+        same.setdefault(catalog.facts[case_id].image, []).append(case_id)
     copies = [ids for ids in same.values() if len(ids) > 1]
     key_of = _merge_groups(key_of, copies)
     torn = [ids for ids in find_near_copies(catalog, key_of) if len({key_of[i] for i in ids}) > 1]
