@@ -114,6 +114,8 @@ def _evaluate_one(request: EvaluateRequest, note: Callable[[str], None], track: 
         surface=data.ndim == 3,
         track=track(f"scoring {' and '.join(names)}"),
     )
+    for net, score in zip(names, scores, strict=True):
+        _say_broken(net, score, note)
     nets = {net: score.summarize() for net, score in zip(names, scores, strict=True)}
     headline = request.which or model.better
     return {
@@ -154,6 +156,8 @@ def _evaluate_several(
     ]
     if request.ensemble:
         rows.append({"checkpoint": ENSEMBLE, "which": f"mean of {len(models)}"})
+    for row, score in zip(rows, scores, strict=True):
+        _say_broken(f"{row['checkpoint']}: {row['which']}", score, note)
     rows = [row | score.summarize() for row, score in zip(rows, scores, strict=True)]
     headline = rows[-1] if request.ensemble else rows[0]
     return {**headline, "data": catalog.root, "part": request.part, **opened, "rows": rows}
@@ -189,6 +193,7 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
         predictor = model.predictor(net, request.overlap)
         shown = track(f"scoring {fold.name} {net}")
         scores += score_cases([predictor], open_store(catalog, data), ids, surface=data.ndim == 3, track=shown)
+        _say_broken(f"{fold.name} {net}", scores[-1], note)
         summary = _leave_out_cases(scores[-1].summarize())
         rows.append({"fold": fold.number, "checkpoint": str(path), "which": net, "cases": len(ids), **summary})
     summary = join_scores(scores).summarize()
@@ -210,6 +215,15 @@ def _say_machine(models: Sequence[Model], note: Callable[[str], None]) -> None:
     for model in models:
         for text in model.describe_machine():
             note(text)
+
+
+def _say_broken(name: str, score: Score, note: Callable[[str], None]) -> None:
+    if score.nonfinite:
+        cases = sum(case.nonfinite > 0 for case in score.cases)
+        note(
+            f"WARNING {name} gives NaN or infinity in {cases} of {len(score.cases)} cases: {score.nonfinite:,} voxels "
+            "count as wrong, and no mask can be made of them"
+        )
 
 
 def _leave_out_cases(summary: dict[str, Any]) -> dict[str, Any]:

@@ -204,9 +204,11 @@ def broken(tiny_run: Path, tmp_path: Path) -> Callable[..., Path]:
 
 class TestNan:
     def test_it_scores_nothing(self, broken: Callable[..., Path]) -> None:
-        found = evaluate(EvaluateRequest(broken("student", "teacher")))
+        told: list[str] = []
+        found = evaluate(EvaluateRequest(broken("student", "teacher")), note=told.append)
         assert found["pooled"]["f1"] == found["mean"]["dice"] == 0
         assert found["nonfinite"] > 0
+        assert sum("NaN or infinity" in text and "count as wrong" in text for text in told) == 2
         assert found["trivial"]["margin"] < 0
 
     def test_it_writes_no_mask(self, broken: Callable[..., Path], particles_dir: Path, tmp_path: Path) -> None:
