@@ -91,7 +91,7 @@ class DataSet:
 
 DATA = {
     "tiles": DataSet(make_tiles, 2, ("--labels", "0.10", "--set", "data.patch_size=[48,48]")),
-    "volumes": DataSet(make_volumes, 4, ("--labels", "0.5", "--set", "data.patch_size=[8,32,32]")),
+    "volumes": DataSet(make_volumes, 4, ("--labels", "0.5", "--set", "data.patch_size=[16,32,32]")),
     "few": DataSet(make_few, 2, ("--labels", "1.0", "--set", "data.patch_size=[64,64]")),
 }
 SMALL = ("--network", "basic_unet", "--set", "network.features=8", "--set", "optim.lr=0.003")
