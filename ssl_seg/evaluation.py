@@ -227,7 +227,7 @@ def _say_broken(name: str, score: Score, note: Callable[[str], None]) -> None:
 
 
 def _leave_out_cases(summary: dict[str, Any]) -> dict[str, Any]:
-    return {key: summary[key] for key in ("pooled", "mean", "trivial")}
+    return {key: value for key, value in summary.items() if key != "cases"}
 
 
 def _open_cases(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:

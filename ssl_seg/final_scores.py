@@ -146,12 +146,24 @@ def describe_for_checkpoint(final: FinalScores, source: Source) -> dict[str, Any
 
 
 def summarize_network(score: Score) -> dict[str, Any]:
-    """Return pooled F1 (of any foreground, and mean of classes), that of predicting foreground everywhere, the margin
-    over that with its 95 % interval, and the number of voxels without a finite output."""
-    trivial = score.summarize()["trivial"]
-    margins = {key: trivial[key] for key in ("margin", "margin_low", "margin_high")}
-    figures = {"f1": score.f1, "f1_macro": score.f1_macro, "trivial_f1": trivial["all_positive"]}
-    return {**figures, **margins, "nonfinite": score.nonfinite}
+    """Return the few figures of ``Score.summarize`` that tables of trainings show and checkpoints keep.
+
+    Pooled F1 (of any foreground, and mean of classes), that of predicting each class everywhere, the margin over that
+    with its 95 % interval, mean Dice and what shows whether empty cases flatter it, and the voxels without a finite
+    output.
+    """
+    summary = score.summarize()
+    trivial, mean = summary["trivial"], summary["mean"]
+    return {
+        "of": summary["of"],
+        "absent_classes": summary["absent_classes"],
+        "f1": score.f1,
+        "f1_macro": score.f1_macro,
+        "trivial_f1": trivial["all_positive"],
+        **{key: trivial[key] for key in ("margin", "margin_low", "margin_high", "margin_why")},
+        **{key: mean[key] for key in ("dice", "dice_positives", "predict_nothing", "n_cases", "n_positives")},
+        "nonfinite": score.nonfinite,
+    }
 
 
 def save_final_scores(final: FinalScores, run: RunDir) -> None:
@@ -174,6 +186,7 @@ def save_final_scores(final: FinalScores, run: RunDir) -> None:
         "part": "validation",
         "overlap": OVERLAP,
         "select": final.select,
+        "label_values": used.score.label_values,
         "used": {"net": used.net, "step": used.step, "source": used.source},
         "networks": rows,
     }
@@ -194,7 +207,13 @@ def load_final_scores(run: RunDir) -> FinalScores | None:
         if values["schema"] != SCHEMA:
             raise ValueError(f"schema {values['schema']}")
         networks = tuple(
-            NetworkScore(row["source"], row["net"], row["step"], row["collapsed"], parse_cases(row["cases"]))
+            NetworkScore(
+                row["source"],
+                row["net"],
+                row["step"],
+                row["collapsed"],
+                parse_cases(row["cases"], values["label_values"]),
+            )
             for row in values["networks"]
         )
         if not networks:

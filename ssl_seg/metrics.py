@@ -15,6 +15,14 @@ dominated by those without anything to find: with 77.9 % empty masks, predicting
 over all cases comes with the mean over positive cases, and every mean distance with the shares of missed and
 hallucinated cases.
 
+and the policy for means over foreground classes, which every command takes from here:
+
+- *Pooled over cases* (``compute_macro_f1``): the mean over the classes that have true voxels in at least one of the
+  cases. A class that is absent from all of them has no score, and is named with what was falsely predicted of it. With
+  no class in any case, the score is that of any foreground: 1 where nothing is predicted, else 0.
+- *Within a case* (``average_ratios``, ``compute_case_dice``): the mean over the classes that are in the target or in
+  the prediction of that case. A case with neither has 1.
+
 What is undefined is ``None``, never NaN: it survives JSON and cannot be averaged by accident.
 
 Shapes: ``*S`` spatial = (Z, Y, X) or (Y, X).
@@ -31,6 +39,9 @@ from numpy.typing import NDArray
 
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
+
+RATIOS = ("dice", "iou", "precision", "recall")
+"""Properties of an ``Overlap`` that are scores."""
 
 
 def compute_trivial_f1(prevalence: float) -> float:
@@ -130,6 +141,43 @@ def compute_dice(counts: NDArray[Any]) -> NDArray[np.float64]:
     return dice
 
 
+def compute_macro_f1(pooled: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the mean F1 of the classes that have true voxels; without any, the F1 of any foreground.
+
+    Args:
+        pooled: (..., F, 4) voxels tp, fp, fn, tn of each foreground class, summed over cases; tn may be left out.
+
+    Returns:
+        (...) values in [0, 1].
+    """
+    exists = pooled[..., 0] + pooled[..., 2] > 0
+    return _average_classes(compute_dice(pooled), exists, otherwise=compute_dice(pooled.sum(axis=-2)))
+
+
+def compute_case_dice(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the Dice of each case: the mean over the classes in its target or prediction, 1 without any.
+
+    Args:
+        counts: (..., F, 4) voxels tp, fp, fn, tn of each foreground class of each case; tn may be left out.
+
+    Returns:
+        (...) values in [0, 1].
+    """
+    found = counts[..., :3].sum(axis=-1) > 0
+    return _average_classes(compute_dice(counts), found, otherwise=np.ones(counts.shape[:-2]))
+
+
+def _average_classes(
+    values: NDArray[np.float64], counted: NDArray[np.bool_], otherwise: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the means (...) of the ``counted`` of (..., F) values, and ``otherwise`` where none is."""
+    number = counted.sum(axis=-1)
+    means: NDArray[np.float64] = np.where(
+        number > 0, np.where(counted, values, 0.0).sum(axis=-1) / np.maximum(number, 1), otherwise
+    )
+    return means
+
+
 def count_overlap(
     pred: NDArray[Any], target: NDArray[Any], label: int | None = None, *, broken: NDArray[np.bool_] | None = None
 ) -> Overlap:
@@ -161,26 +209,13 @@ def sum_overlaps(overlaps: Sequence[Overlap]) -> Overlap:
     return sum(overlaps, Overlap(0, 0, 0, 0))
 
 
-def summarize_overlaps(overlaps: Sequence[Overlap]) -> dict[str, float | None]:
-    """Return the mean Dice over all and over positive cases, and the pooled Dice.
+def average_ratios(classes: Sequence[Overlap]) -> dict[str, float]:
+    """Return Dice, IoU, precision and recall of a case: means over the classes in its target or prediction.
 
-    Returns:
-        ``dice_all`` (mean over cases; 1 where there is nothing to find and nothing found), ``dice_empty_zero`` (the
-        same with 0 there), ``dice_positives`` (mean over cases that have something to find), ``predict_nothing``
-        (``dice_all`` of empty predictions: the share of cases with nothing to find), ``dice_pooled`` (of the summed
-        counts), ``n_cases``, ``n_positives``. A score over no case is None.
+    All are 1 without any. For one class these are its own.
     """
-    scores = [o.dice for o in overlaps]
-    positives = [o.dice for o in overlaps if o.tp + o.fn > 0]
-    return {
-        "dice_all": _mean(scores),
-        "dice_empty_zero": _mean([o.dice if o.tp + o.fp + o.fn > 0 else 0.0 for o in overlaps]),
-        "predict_nothing": _mean([float(o.tp + o.fn == 0) for o in overlaps]),
-        "dice_positives": _mean(positives),
-        "dice_pooled": sum_overlaps(overlaps).dice if overlaps else None,
-        "n_cases": len(scores),
-        "n_positives": len(positives),
-    }
+    found = [o for o in classes if o.tp + o.fp + o.fn > 0] or [Overlap(0, 0, 0, 0)]
+    return {name: float(np.mean([getattr(o, name) for o in found])) for name in RATIOS}
 
 
 def compute_auroc(pos_hist: NDArray[np.integer], neg_hist: NDArray[np.integer]) -> float | None:
@@ -267,27 +302,31 @@ def compute_surface_distances(
     return SurfaceDistances(hd95=hd95, asd=float(np.concatenate([forth, back]).mean()))
 
 
-def summarize_distances(distances: Sequence[SurfaceDistances]) -> dict[str, float | None]:
+def summarize_distances(classes: Sequence[Sequence[SurfaceDistances]]) -> dict[str, float | None]:
     """Return the mean distances over the cases where there is a distance, and how many cases have none.
 
     A missed case has no distance, and missing the hard cases makes the mean *better*: read it with ``missed_share``.
     Cases with nothing in either mask are left out too: their zeros would hide the distances of the others.
 
+    Args:
+        classes: distances of each class, one for each case, all in one unit.
+
     Returns:
-        ``hd95``, ``asd`` (means over measured cases), ``n_cases``, ``n_measured``, ``n_absent``, ``missed_share`` (of
-        the cases with something to find), ``hallucinated_share`` (of those with nothing). None where there is no case.
+        ``hd95``, ``asd`` (mean over the classes that were measured anywhere, of the mean over their measured cases);
+        and, counting each class of each case, ``n_cases``, ``n_measured``, ``n_absent``, ``missed_share`` (of those
+        with something to find), ``hallucinated_share`` (of those with nothing). None where there is none.
     """
-    measured = [d for d in distances if not (d.missed or d.hallucinated or d.absent)]
-    n_missed = sum(d.missed for d in distances)
-    n_hallucinated = sum(d.hallucinated for d in distances)
-    n_absent = sum(d.absent for d in distances)
+    measured = [[d for d in own if not (d.missed or d.hallucinated or d.absent)] for own in classes]
+    every = [d for own in classes for d in own]
+    n_measured, n_missed = sum(map(len, measured)), sum(d.missed for d in every)
+    n_hallucinated, n_absent = sum(d.hallucinated for d in every), sum(d.absent for d in every)
     return {
-        "hd95": _mean([d.hd95 for d in measured]),
-        "asd": _mean([d.asd for d in measured]),
-        "n_cases": len(distances),
-        "n_measured": len(measured),
+        "hd95": _mean([float(np.mean([d.hd95 for d in own])) for own in measured if own]),
+        "asd": _mean([float(np.mean([d.asd for d in own])) for own in measured if own]),
+        "n_cases": len(every),
+        "n_measured": n_measured,
         "n_absent": n_absent,
-        "missed_share": _share(n_missed, n_missed + len(measured)),
+        "missed_share": _share(n_missed, n_missed + n_measured),
         "hallucinated_share": _share(n_hallucinated, n_hallucinated + n_absent),
     }
 

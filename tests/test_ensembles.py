@@ -208,7 +208,8 @@ class TestCompare:
         assert found["low"] == pytest.approx(low, abs=0.25 * (high - low))
         assert found["high"] == pytest.approx(high, abs=0.25 * (high - low))
         alone = [{"cases": table["cases"][:1]} for table in tables]
-        assert add_differences({"rows": alone})["rows"][1]["difference"]["low"] == -1.0  # of one case nothing is known
+        change = add_differences({"rows": alone})["rows"][1]["difference"]  # of one case nothing is known
+        assert (change["low"], change["high"], change["why"]) == (None, None, "too few cases (1 < 8)")
 
     def test_labeled_training_cases_of_any_of_them_are_refused(
         self, members: list[Path], tiny_run: Path, tmp_path: Path
@@ -266,7 +267,7 @@ def test_the_commands(
     code, out, _ = run("evaluate", *members[:2], "--ensemble", "--json")
     found = json.loads(out)
     assert code == 0
-    assert [set(row["difference"] or ()) for row in found["rows"]] == [set(), *[{"f1", "low", "high"}] * 2]
+    assert [set(row["difference"] or ()) for row in found["rows"]] == [set(), *[{"f1", "low", "high", "why"}] * 2]
     assert found["checkpoint"] == "ensemble"
     code, out, _ = run("evaluate", *members[:2])
     assert [line.split()[0] for line in out.splitlines()[1:4]] == ["checkpoint", "m0.pt", "m1.pt"]

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.errors import CheckpointError, DataError
+from ssl_seg.final_scores import summarize_network
 from ssl_seg.inference.ensemble import score_cases
 from ssl_seg.inference.model import Model, better_net, config_of, make_network, open_model
 from ssl_seg.inference.scoring import Score, pack_cases, parse_cases, score_case
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.metrics import RATIOS
 from ssl_seg.rundir import to_finite
 
 CPU = torch.device("cpu")
@@ -284,6 +287,13 @@ def monai_dice(pred: NDArray[Any], target: NDArray[Any], num_classes: int) -> li
     return [float(d) for d in dice(*one_hot)[0]]
 
 
+def mean_ratios(pred: NDArray[Any], target: NDArray[Any], num_classes: int) -> dict[str, float]:
+    """scikit-learn's scores of a case: means over the classes in its target or prediction, 1 without any."""
+    there = [k for k in range(1, num_classes) if (pred == k).any() or (target == k).any()]
+    rows = [sklearn_ratios(pred == k, target == k) for k in there] or [dict.fromkeys(RATIOS, 1.0)]
+    return {name: float(np.mean([row[name] for row in rows])) for name in RATIOS}
+
+
 class TestScoring:
     @settings(deadline=None, max_examples=40)
     @given(cases())
@@ -293,11 +303,12 @@ class TestScoring:
         assert [row["id"] for row in rows] == [str(n) for n in range(len(pairs))]
         for row, pair in zip(rows, pairs, strict=True):
             pred, target = seen([pair])
-            ratios = sklearn_ratios(pred > 0, target > 0)
-            assert {name: row[name] for name in ratios} == pytest.approx(ratios)
+            assert {name: row[name] for name in RATIOS} == pytest.approx(mean_ratios(pred, target, num_classes))
             assert row["prevalence"] == pytest.approx((target > 0).mean())
-            dice = monai_dice(*pair, num_classes)
-            assert row.get("classes", [row["dice"]]) == pytest.approx(dice)
+            if num_classes > 2:
+                there = [(pred == k).any() or (target == k).any() for k in range(1, num_classes)]
+                expected = [d if t else None for d, t in zip(monai_dice(*pair, num_classes), there, strict=True)]
+                assert row["classes"] == [None if d is None else pytest.approx(d) for d in expected]
 
     @settings(deadline=None, max_examples=40)
     @given(cases())
@@ -306,15 +317,26 @@ class TestScoring:
         scored = score(pairs, num_classes)
         summary = scored.summarize()
         pred, target = seen(pairs)
-        pooled = sklearn_ratios(pred > 0, target > 0)
-        assert {name: summary["pooled"][name] for name in pooled} == pytest.approx(pooled)
-        by_class = [sklearn_ratios(pred == k, target == k) for k in range(1, num_classes)]
-        assert scored.f1 == summary["pooled"]["f1"] == pytest.approx(pooled["dice"])
-        assert scored.f1_macro == summary["pooled"]["f1_macro"] == pytest.approx(np.mean([c["dice"] for c in by_class]))
+        foreground = sklearn_ratios(pred > 0, target > 0)
+        by_class = {k: sklearn_ratios(pred == k, target == k) for k in range(1, num_classes) if (target == k).any()}
+        absent = [k for k in range(1, num_classes) if k not in by_class]
+        averaged = list(by_class.values()) or [foreground]
+        expected = {name: np.mean([c[name] for c in averaged]) for name in RATIOS}
+        assert {name: summary["pooled"][name] for name in RATIOS} == pytest.approx(expected)
+        assert scored.f1 == summary["pooled"]["f1"] == pytest.approx(foreground["dice"])
+        assert scored.f1_macro == summary["pooled"]["f1_macro"] == pytest.approx(expected["dice"])
+        assert summary["absent_classes"] == absent
         if num_classes > 2:
-            assert summary["pooled"]["classes"] == [pytest.approx(c) for c in by_class]
-        each = [sklearn_ratios(*(v > 0 for v in seen([pair]))) for pair in pairs]
-        for name in pooled:
+            assert {name: summary["foreground"][name] for name in RATIOS} == pytest.approx(foreground)
+            for row in summary["classes"]:
+                k = row["label"]
+                assert row["pooled"] == (pytest.approx(by_class[k]) if k in by_class else dict.fromkeys(RATIOS))
+                having = [sklearn_ratios(p == k, t == k) for p, t in (seen([q]) for q in pairs) if (t == k).any()]
+                mean = np.mean([h["dice"] for h in having]) if having else None
+                assert row["mean_positives"]["dice"] == (None if mean is None else pytest.approx(mean))
+                assert (row["n_positives"], row["false_voxels"]) == (len(having), ((pred == k) & (target != k)).sum())
+        each = [mean_ratios(*seen([pair]), num_classes) for pair in pairs]
+        for name in RATIOS:
             assert summary["mean"][name] == pytest.approx(np.mean([e[name] for e in each]))
         positive = [e["dice"] for e, (_, t) in zip(each, pairs, strict=True) if (t > 0).any()]
         assert (summary["mean"]["n_cases"], summary["mean"]["n_positives"]) == (len(pairs), len(positive))
@@ -325,16 +347,17 @@ class TestScoring:
     def test_trivial_predictors(self, data: tuple[list[tuple[NDArray[Any], NDArray[Any]]], int]) -> None:
         """Scored by scikit-learn on the same voxels."""
         pairs, num_classes = data
-        summary = score(pairs, num_classes).summarize()
-        pred, target = (values > 0 for values in seen(pairs))
-        trivial = summary["trivial"]
-        everywhere = sk.f1_score(target, np.ones_like(target), zero_division=0.0)
-        assert trivial["prevalence"] == pytest.approx(target.mean())
-        assert trivial["all_positive"] == pytest.approx(everywhere)
-        assert trivial["all_negative"] == sklearn_ratios(np.zeros_like(target), target)["dice"]
-        margin = sklearn_ratios(pred, target)["dice"] - everywhere if target.any() else 0.0
-        assert trivial["margin"] == pytest.approx(margin)
-        assert trivial["margin_low"] <= trivial["margin_high"]
+        scored = score(pairs, num_classes)
+        _, target = seen(pairs)
+        trivial = scored.summarize()["trivial"]
+        there = [k for k in range(1, num_classes) if (target == k).any()]
+        everywhere = [sk.f1_score(target == k, np.ones_like(target)) for k in there] or [0.0]
+        assert trivial["prevalence"] == pytest.approx((target > 0).mean())
+        assert trivial["all_positive"] == pytest.approx(np.mean(everywhere))
+        assert trivial["all_negative"] == (0.0 if there else 1.0)
+        assert trivial["margin"] == pytest.approx(scored.f1_macro - np.mean(everywhere) if there else 0.0)
+        assert trivial["margin_low"] is trivial["margin_high"] is None
+        assert trivial["margin_why"]
 
     @settings(deadline=None, max_examples=30)
     @given(cases(), st.booleans())
@@ -345,17 +368,87 @@ class TestScoring:
     def test_binary_scores_have_no_classes(self) -> None:
         pair = (np.array([[1, 0]]), np.array([[1, 1]]))
         summary = score([pair], 2).summarize()
-        assert "classes" not in summary["pooled"]
+        assert "classes" not in summary
         assert "classes" not in summary["cases"][0]
+        assert summary["of"] == "foreground"
         assert summary["pooled"]["f1"] == summary["pooled"]["f1_macro"] == pytest.approx(2 / 3)
 
     def test_confused_classes_are_found_foreground(self) -> None:
         """Foreground against background is right everywhere, each class wrong."""
         target = np.array([[0, 1, 2, 2]])
         summary = score([(np.array([[0, 2, 1, 1]]), target)], 3).summarize()
-        assert summary["pooled"]["f1"] == 1
+        assert summary["pooled"]["f1"] == summary["foreground"]["dice"] == 1
+        for row in (summary["pooled"], summary["mean"], summary["cases"][0]):
+            assert [row[name] for name in RATIOS] == [0, 0, 0, 0]
         assert summary["pooled"]["f1_macro"] == 0
         assert summary["cases"][0]["classes"] == [0, 0]
+        assert summary["of"] == "mean of 2 classes"
+        assert summary["trivial"]["margin"] < 0
+
+    def test_swapped_classes_lie_far_from_each_other(self) -> None:
+        target = np.zeros((4, 6, 30), int)
+        target[1:3, 1:5, 2:6], target[1:3, 1:5, 20:24] = 1, 2
+        summary = score([((3 - target) * (target > 0), target)], 3, surface=True).summarize()
+        assert summary["mean"]["hd95"] == summary["cases"][0]["hd95"] == 18.0
+        assert [row["hd95"] for row in summary["classes"]] == [18.0, 18.0]
+
+    def test_a_network_that_draws_classes_that_are_nowhere_does_not_lose_by_them(self) -> None:
+        """Three false voxels of two classes that no mask has; they are named by their mask values."""
+        target = np.zeros((20, 20), int)
+        target[2:12, 2:12] = 1
+        careful, better = target.copy(), target.copy()
+        careful[2:7, 2:12] = 0
+        better[0, :2], better[0, 3] = 2, 3
+        low, high = (score([(pred, target)] * 2, 4) for pred in (careful, better))
+        assert (low.f1_macro, high.f1_macro) == (pytest.approx(2 / 3), 1.0)
+        summary = replace(high, label_values=(7, 40, 255)).summarize()
+        assert summary["absent_classes"] == [40, 255]
+        assert summary["of"] == "mean of 1 class"
+        assert [row["label"] for row in summary["classes"]] == [7, 40, 255]
+        assert [(row["false_voxels"], row["hallucinated_cases"]) for row in summary["classes"]] == [
+            (0, 0),
+            (4, 2),
+            (2, 2),
+        ]
+        assert [row["pooled"]["dice"] for row in summary["classes"]] == [1.0, None, None]
+
+    def test_without_any_foreground_only_silence_is_right(self) -> None:
+        target = np.zeros((2, 3), int)
+        wrong = np.array([[0, 0, 2], [0, 0, 0]])
+        for pred, f1 in ((target, 1.0), (wrong, 0.0)):
+            scored = score([(pred, target)], 3)
+            assert scored.f1 == scored.f1_macro == f1
+            assert scored.summarize()["of"] == "any foreground"
+
+    def test_figures_that_empty_cases_flatter_have_what_shows_it_beside_them(self) -> None:
+        """Seven of ten masks are empty, and nothing is predicted."""
+        full, empty = np.ones((3, 3), int), np.zeros((3, 3), int)
+        found = summarize_network(score([(empty, full)] * 3 + [(empty, empty)] * 7, 2))
+        assert (found["f1"], found["dice"]) == (0.0, pytest.approx(0.7))
+        assert (found["dice_positives"], found["predict_nothing"]) == (0.0, pytest.approx(0.7))
+
+    def test_distances_in_millimeters_and_in_voxels_are_never_averaged(self) -> None:
+        target = np.zeros((4, 6, 8), int)
+        target[1:3, 1:4, 1:4] = 1
+        pred = np.roll(target, 1, axis=0)
+        spacings = {"a": (3.0, 1.0, 1.0), "b": None, "c": (5.0, 1.0, 1.0)}
+        cases = tuple(
+            score_case(
+                name,
+                WholeCase(np.zeros((1, 4, 6, 8)), target, spacing),
+                np.eye(2)[pred].transpose(3, 0, 1, 2),
+                surface=True,
+            )
+            for name, spacing in spacings.items()
+        )
+        mean = Score(cases).summarize()["mean"]
+        assert (mean["hd95"], mean["asd"], mean["unit"]) == (None, None, None)
+        assert mean["distances"]["mm"]["hd95"] == pytest.approx(4.0)
+        assert mean["distances"]["voxels"]["hd95"] == pytest.approx(1.0)
+        assert [mean["distances"][unit]["n_measured"] for unit in ("mm", "voxels")] == [2, 1]
+        assert (mean["n_cases"], mean["n_measured"], mean["missed_share"]) == (3, 3, 0.0)
+        alone = Score(cases[1:2]).summarize()["mean"]
+        assert (alone["hd95"], alone["unit"]) == (pytest.approx(1.0), "voxels")
 
     def test_pooled_is_not_the_mean(self) -> None:
         large = (np.ones((10, 10)), np.ones((10, 10)))
@@ -393,13 +486,13 @@ class TestScoring:
         target = np.zeros((6, 8, 9), int)
         target[1:4, 2:6, 2:7] = 1
         pred = target * (rng.random(target.shape) < 0.8) + (rng.random(target.shape) < 0.05)
-        pred = 2 * (pred > 0)  # the class does not matter, foreground does
+        pred = (pred > 0).astype(int)
         ignored = target.copy()
         ignored[5] = IGNORE_INDEX
         pred_with_ignored = pred.copy()
         pred_with_ignored[5] = 1
         pred[5] = 0
-        (row,) = score([(pred_with_ignored, ignored)], 3, surface=True, spacing=spacing).summarize()["cases"]
+        (row,) = score([(pred_with_ignored, ignored)], 2, surface=True, spacing=spacing).summarize()["cases"]
         tensors = [torch.from_numpy(mask > 0)[None, None].float() for mask in (pred, target)]
         unit = spacing or (1.0,) * 3
         hd95 = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=unit)

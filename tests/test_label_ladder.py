@@ -28,6 +28,7 @@ from ssl_seg.errors import ConfigError, RefusedError, RunDirError
 from ssl_seg.final_scores import load_final_scores
 from ssl_seg.inference.model import config_of
 from ssl_seg.inference.scoring import count_classes
+from ssl_seg.intervals import NO_VARIATION
 from ssl_seg.recorder import Recorder
 from ssl_seg.rundir import RunDir
 from ssl_seg.series.label_rungs import Difference, LabelLadder, check_labels, compare_counts, load_ladder, save_ladder
@@ -159,7 +160,7 @@ class TestComparison:
         assert found.high == pytest.approx(expected.high, abs=0.12 * width)
 
     def test_it_is_paired_and_antisymmetric(self) -> None:
-        assert compare_counts(self.new, self.new) == Difference(0.0, 0.0, 0.0)
+        assert compare_counts(self.new, self.new) == Difference(0.0, None, None, NO_VARIATION)
         one, other = compare_counts(self.new, self.old), compare_counts(self.old, self.new)
         assert (one.f1, one.low, one.high) == pytest.approx((-other.f1, -other.high, -other.low))
 

@@ -32,7 +32,6 @@ from ssl_seg.metrics import (
     count_overlap,
     sum_overlaps,
     summarize_distances,
-    summarize_overlaps,
 )
 
 counts = st.integers(0, 50)
@@ -155,28 +154,6 @@ def test_pooled_counts_are_those_of_one_large_image() -> None:
     assert sum_overlaps(cases).prevalence == pytest.approx(target.mean())
     assert sum_overlaps([]) == Overlap(0, 0, 0, 0)
     assert sum_overlaps([]).prevalence == 0.0
-
-
-def test_predicting_nothing_does_not_look_good_on_mostly_empty_masks() -> None:
-    n_positives, n_cases = 291, 1316
-    cases = [Overlap(0, 0, 10, 90)] * n_positives + [Overlap(0, 0, 0, 100)] * (n_cases - n_positives)
-    summary = summarize_overlaps(cases)
-    assert summary["dice_all"] == pytest.approx(0.779, abs=5e-4)
-    assert (summary["dice_positives"], summary["dice_pooled"]) == (0.0, 0.0)
-    assert (summary["n_cases"], summary["n_positives"]) == (n_cases, n_positives)
-
-
-def test_summary_of_means() -> None:
-    summary = summarize_overlaps([Overlap(1, 1, 1, 0), Overlap(3, 0, 0, 0), Overlap(0, 0, 0, 5), Overlap(0, 2, 0, 5)])
-    assert summary["dice_all"] == pytest.approx((0.5 + 1 + 1 + 0) / 4)
-    assert summary["dice_positives"] == pytest.approx(0.75)
-    assert summary["dice_pooled"] == pytest.approx(8 / 12)
-
-
-def test_summary_without_positives_or_cases_is_none() -> None:
-    assert summarize_overlaps([Overlap(0, 0, 0, 5)])["dice_positives"] is None
-    assert summarize_overlaps([])["dice_all"] is None
-    assert summarize_overlaps([])["dice_pooled"] is None
 
 
 # Threshold-free scores
@@ -322,7 +299,7 @@ def test_missing_a_hard_case_shows_in_the_summary() -> None:
         SurfaceDistances(9.0, 4.5),
         SurfaceDistances(math.inf, math.inf, True),
     )
-    honest, collapsed = summarize_distances([easy, hard]), summarize_distances([easy, missed])
+    honest, collapsed = summarize_distances([[easy, hard]]), summarize_distances([[easy, missed]])
     assert (honest["hd95"], honest["asd"], honest["missed_share"]) == (5.0, 2.5, 0.0)
     assert (collapsed["hd95"], collapsed["missed_share"], collapsed["n_measured"]) == (1.0, 0.5, 1)
 
@@ -330,18 +307,18 @@ def test_missing_a_hard_case_shows_in_the_summary() -> None:
 def test_empty_cases_do_not_hide_the_distances_of_the_others() -> None:
     absent = SurfaceDistances(0.0, 0.0, absent=True)
     hallucinated = SurfaceDistances(math.inf, math.inf, hallucinated=True)
-    summary = summarize_distances([SurfaceDistances(4.0, 2.0), absent, absent, absent, hallucinated])
+    summary = summarize_distances([[SurfaceDistances(4.0, 2.0), absent, absent, absent, hallucinated]])
     assert (summary["hd95"], summary["asd"]) == (4.0, 2.0)
     assert (summary["n_cases"], summary["n_measured"], summary["n_absent"]) == (5, 1, 3)
     assert (summary["missed_share"], summary["hallucinated_share"]) == (0.0, 0.25)
-    nothing_found = summarize_distances([SurfaceDistances(math.inf, math.inf, missed=True), absent])
+    nothing_found = summarize_distances([[SurfaceDistances(math.inf, math.inf, missed=True), absent]])
     assert (nothing_found["hd95"], nothing_found["missed_share"]) == (None, 1.0)
-    assert summarize_distances([absent])["missed_share"] is None
+    assert summarize_distances([[absent]])["missed_share"] is None
 
 
 def test_summaries_are_strict_json() -> None:
     missed = SurfaceDistances(math.inf, math.inf, missed=True)
-    for summary in (summarize_distances([missed]), summarize_distances([]), summarize_overlaps([])):
+    for summary in (summarize_distances([[missed]]), summarize_distances([[]]), summarize_distances([])):
         json.dumps(summary, allow_nan=False)
 
 

@@ -167,7 +167,10 @@ def read_result(out: Path, cell: Cell, wanted: ScoreConfig) -> CellResult:
     """
     folder = open_folder(out, cell.id)
     check_version(folder)
-    known = CellResult(cell.id, cell.arm, cell.split_seed, cell.seed, "missing", labeled=cell.labeled)
+    values = tuple(cell.config["data"]["label_values"][1:])
+    known = CellResult(
+        cell.id, cell.arm, cell.split_seed, cell.seed, "missing", label_values=values, labeled=cell.labeled
+    )
     if (path := folder.score(wanted)).is_file():
         return _parse(path, lambda score: _add_score(known, score))
     message = read_failure(folder)

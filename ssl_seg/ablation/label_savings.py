@@ -10,11 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from ssl_seg.intervals import LEVEL, RESAMPLES, Floats, Metric, compute_case_dice, draw_resamples
-from ssl_seg.metrics import compute_dice
-
-ROUNDING = 1e-9
-"""Mean scores that differ by less are equal: sums of floats differ in their last digits from processor to processor."""
+from ssl_seg.intervals import (
+    LEAST_CASES,
+    LEVEL,
+    NO_VARIATION,
+    RESAMPLES,
+    ROUNDING,
+    Floats,
+    Metric,
+    describe_shortage,
+    draw_resamples,
+)
+from ssl_seg.metrics import compute_case_dice, compute_macro_f1
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,13 @@ class LabelCount:
 
 @dataclass(frozen=True)
 class LabelsEquivalent:
-    """The labels with which the baseline has the same score, with the interval around them."""
+    """The labels with which the baseline has the same score, with the interval around them; ``low`` and ``high`` are
+    None where there is none, and ``why`` says why."""
 
     value: LabelCount
-    low: LabelCount
-    high: LabelCount
+    low: LabelCount | None
+    high: LabelCount | None
+    why: str = ""
 
 
 def estimate_labels_equivalent(
@@ -56,6 +65,7 @@ def estimate_labels_equivalent(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    least: int = LEAST_CASES,
 ) -> LabelsEquivalent:
     """Return how many labels the baseline needs for the mean score of ``target``.
 
@@ -72,6 +82,7 @@ def estimate_labels_equivalent(
         level: share of the samples whose interval covers the truth.
         resamples: number of resamples.
         seed: of the resampling.
+        least: number of cases below which there is no interval.
 
     Raises:
         ValueError: if the curve has fewer than two different numbers of labels.
@@ -81,22 +92,35 @@ def estimate_labels_equivalent(
     if len(labels) < 2:
         raise ValueError(f"a curve over {len(labels)} number of labels cannot be inverted: at least 2 are needed")
     units = sorted({unit for arm in arms for unit in arm.units})
-    case_draws = _widen(draw_resamples(target.counts.shape[1], resamples=resamples, seed=seed), level)
-    unit_draws = _widen(draw_resamples(len(units), resamples=resamples, seed=seed + 1), level)
-    means = np.empty((resamples + 1, len(arms)))
-    for column, arm in enumerate(arms):
-        own = unit_draws[:, [units.index(unit) for unit in arm.units]]
-        # An arm without the runs that a draw takes keeps the ones it has: its weights always have mean 1.
-        shares = 1.0 + own - own.mean(axis=1, keepdims=True)
-        means[1:, column] = (_weigh_cases(arm.counts, metric, case_draws) * shares).mean(axis=1)
-        means[0, column] = _weigh_cases(arm.counts, metric, np.ones((1, arm.counts.shape[1]))).mean()
-    # Arms with one number of labels (fractions that were rounded to the same) are one point.
-    merged = np.stack([means[:, :-1][:, places == i].mean(axis=1) for i in range(len(labels))], axis=1)
-    found = np.array([_invert(np.log(labels), scores, s) for scores, s in zip(merged, means[:, -1], strict=True)])
-    low = np.quantile(found[1:], 0.5 - level / 2, method="lower")  # ends may be infinite: no interpolation
-    high = np.quantile(found[1:], 0.5 + level / 2, method="higher")
-    value, low, high = (_count(log, labels) for log in (found[0], low, high))
-    return LabelsEquivalent(value, low, high)
+    cases = target.counts.shape[1]
+
+    def invert(means: Floats) -> Floats:
+        """Return (B,) log numbers of labels of (B, arms) mean scores."""
+        # Arms with one number of labels (fractions that were rounded to the same) are one point.
+        merged = np.stack([means[:, :-1][:, places == i].mean(axis=1) for i in range(len(labels))], axis=1)
+        return np.array([_invert(np.log(labels), scores, s) for scores, s in zip(merged, means[:, -1], strict=True)])
+
+    everything = np.ones((1, cases))
+    value = invert(np.stack([_weigh_cases(arm.counts, metric, everything).mean(axis=1) for arm in arms], axis=1))[0]
+    if shortage := describe_shortage(cases, least):
+        return LabelsEquivalent(_count(value, labels), None, None, shortage)
+    unit_draws = _widen(np.asarray(draw_resamples(len(units), resamples=resamples, seed=seed + 1)), level)
+    means = np.empty((resamples, len(arms)))
+    first = 0
+    for block in draw_resamples(cases, resamples=resamples, seed=seed):
+        case_draws, rows = _widen(block, level), slice(first, first + len(block))
+        for column, arm in enumerate(arms):
+            own = unit_draws[rows, [units.index(unit) for unit in arm.units]]
+            # An arm without the runs that a draw takes keeps the ones it has: its weights always have mean 1.
+            shares = 1.0 + own - own.mean(axis=1, keepdims=True)
+            means[rows, column] = (_weigh_cases(arm.counts, metric, case_draws) * shares).mean(axis=1)
+        first += len(block)
+    if np.ptp(means, axis=0).max() <= ROUNDING:
+        return LabelsEquivalent(_count(value, labels), None, None, NO_VARIATION)
+    found = invert(means)
+    low = np.quantile(found, 0.5 - level / 2, method="lower")  # ends may be infinite: no interpolation
+    high = np.quantile(found, 0.5 + level / 2, method="higher")
+    return LabelsEquivalent(_count(value, labels), _count(low, labels), _count(high, labels))
 
 
 def _widen(draws: NDArray[np.int64], level: float) -> Floats:
@@ -116,8 +140,7 @@ def _weigh_cases(counts: NDArray[np.int64], metric: Metric, weights: Floats) -> 
         return means
     # Of a rare class a widened draw may have less than nothing: that is nothing.
     pooled = np.maximum(np.einsum("bc,rcfk->brfk", weights, counts[..., :3]), 0.0)
-    scores: Floats = compute_dice(pooled).mean(axis=-1)
-    return scores
+    return compute_macro_f1(pooled)
 
 
 def _invert(log_labels: Floats, scores: Floats, score: float) -> float:

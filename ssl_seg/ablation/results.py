@@ -60,6 +60,8 @@ class CellResult:
     status: Status
     counts: NDArray[np.int64] | None = None
     """(cases, foreground classes, 4): voxels tp, fp, fn, tn. The cases are the same, in equal order, in all cells."""
+    label_values: tuple[int, ...] = ()
+    """Mask values of the foreground classes."""
     labeled: int | None = None
     """Number of labeled cases."""
     step: int | None = None

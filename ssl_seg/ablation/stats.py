@@ -16,8 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from ssl_seg.intervals import LEVEL, Floats, Metric, compute_case_dice, compute_score
-from ssl_seg.metrics import compute_dice
+from ssl_seg.intervals import (
+    LEAST_CASES,
+    LEVEL,
+    NO_VARIATION,
+    ROUNDING,
+    Floats,
+    Metric,
+    compute_score,
+    describe_shortage,
+)
+from ssl_seg.metrics import compute_case_dice, compute_macro_f1
 
 _ROUNDING = 1e-12
 """Share of the variance below which a part of it is rounding; no critical value can be solved for with it."""
@@ -33,7 +42,7 @@ def compute_case_values(counts: NDArray[np.integer], metric: Metric) -> Floats:
     if metric == "dice":
         return compute_case_dice(counts)
     score = compute_score(counts, metric)[..., None]
-    without: Floats = compute_dice(counts.sum(axis=-3, keepdims=True) - counts).mean(axis=-1)
+    without = compute_macro_f1(counts.sum(axis=-3, keepdims=True) - counts)
     if (cases := counts.shape[-3]) < 2:
         return score
     pseudo = cases * score - (cases - 1) * without
@@ -44,15 +53,16 @@ def compute_case_values(counts: NDArray[np.integer], metric: Metric) -> Floats:
 @dataclass(frozen=True)
 class Comparison:
     """A paired difference, with the interval and the p of a test that holds for new cases and, where there are at
-    least two units of runs, for new runs."""
+    least two units of runs, for new runs. These are None where there are none, and ``why`` says why."""
 
     difference: float
-    low: float
-    high: float
-    p: float
+    low: float | None
+    high: float | None
+    p: float | None
     units: int
     """U: independent runs. With 1, nothing is said about other seeds."""
     cases: int
+    why: str = ""
 
 
 def average_units(values: NDArray[Any], split_seeds: Sequence[int]) -> Floats:
@@ -68,7 +78,7 @@ def average_units(values: NDArray[Any], split_seeds: Sequence[int]) -> Floats:
     return np.stack([values[seeds == g].mean(axis=0) for g in groups])
 
 
-def compare_paired(differences: NDArray[Any], *, level: float = LEVEL) -> Comparison:
+def compare_paired(differences: NDArray[Any], *, level: float = LEVEL, least: int = LEAST_CASES) -> Comparison:
     """Test whether paired differences have mean 0 in the population of runs *and* in that of cases.
 
     The model is that of studies with several readers (Obuchowski & Rockette 1995): mean + run + case + rest, all
@@ -77,27 +87,26 @@ def compare_paired(differences: NDArray[Any], *, level: float = LEVEL) -> Compar
     3): instead the critical value is the mean of those of Student's t with U - 1 and C - 1 degrees of freedom, weighted
     by the two parts of the variance (Cochran & Cox 1957): 3.8 % with 2 runs (mean of 16 settings, the largest 6.6 %).
     With one unit this is the paired t test over cases, and with skewed differences of few cases it is as inexact as
-    that: compare with ``estimate_difference``.
+    that: compare with ``estimate_difference``. Nothing is known where the variance of the mean is estimated as 0: of
+    equal differences, or of units and cases whose means are all equal.
 
     Args:
         differences: (U, C), from ``compute_case_values`` and ``average_units``.
         level: of the interval.
-
-    Raises:
-        ValueError: with fewer than 2 cases, of which no test is possible.
+        least: number of cases below which there is no test.
     """
     units, cases = differences.shape
-    if cases < 2:
-        raise ValueError(f"{cases} case: a test over cases needs at least 2")
     mean = float(differences.mean())
+    if shortage := describe_shortage(cases, least):
+        return Comparison(mean, None, None, None, units, cases, shortage)
     squares = compute_mean_squares(differences)
     parts = (squares.run, max(squares.case - squares.rest, 0.0)) if units > 1 else (0.0, squares.case)
     largest = max(parts)
     run, case = (part if part > _ROUNDING * largest else 0.0 for part in parts)  # of runs that are alike
     parts = (run, case)
     error = float(np.sqrt(sum(parts) / (units * cases)))
-    if error == 0.0:
-        return Comparison(mean, mean, mean, 1.0 if mean == 0.0 else 0.0, units, cases)
+    if error <= ROUNDING or sum(parts) <= _ROUNDING * squares.rest:
+        return Comparison(mean, None, None, None, units, cases, NO_VARIATION)
     width = error * _critical_value(1.0 - level, parts, (units - 1, cases - 1))
     p = _solve_p(abs(mean) / error, parts, (units - 1, cases - 1))
     return Comparison(mean, mean - width, mean + width, p, units, cases)

@@ -23,16 +23,15 @@ from ssl_seg.errors import ConfigError, DataError, did_you_mean
 from ssl_seg.intervals import (
     Estimate,
     Metric,
-    compute_case_dice,
+    compute_class_scores,
     compute_score,
     count_everywhere,
+    describe_shortage,
     draw_resamples,
     estimate_difference,
     estimate_mean,
 )
-
-FEW_CASES = 15
-"""With fewer the intervals were not checked by simulation."""
+from ssl_seg.metrics import compute_case_dice
 
 Line = tuple[str, str, str]
 """Method, recipe and start: the arms of a line differ in their labels only."""
@@ -45,8 +44,8 @@ class Against:
     reference: Arm
     test: Comparison
     """Holds for new cases, and for new seeds where there are several."""
-    holm: float
-    """``test.p``, corrected for the number of comparisons of the ablation."""
+    holm: float | None
+    """``test.p``, corrected for the number of comparisons of the ablation that have one."""
     these_runs: Estimate
     """The difference with its interval over cases: of these seeds only."""
 
@@ -65,6 +64,11 @@ class ArmSummary:
     """Mean over the cells that have a score, the collapsed ones too, with its interval over cases."""
     case_dice: tuple[float, ...]
     """Dice of each case, mean over classes and cells, whatever the metric."""
+    positive: float | None
+    """Mean of ``case_dice`` over the cases that have foreground."""
+    classes: tuple[float | None, ...]
+    """Score of each foreground class, mean over cells; None for one that is in no mask. ``dice`` is over the cases that
+    have the class."""
     spread: Spread | None
     against: Against | None = None
     labels_equivalent: LabelsEquivalent | None = None
@@ -89,6 +93,12 @@ class AblationSummary:
     """Method that the others are compared with."""
     arms: tuple[ArmSummary, ...]
     cases: int
+    positives: int
+    """Cases that have foreground."""
+    label_values: tuple[int, ...]
+    """Mask values of the foreground classes, in the order of ``ArmSummary.classes``."""
+    absent_classes: tuple[int, ...]
+    """Of those, the ones that are in no mask, and in no mean."""
     all_positive: float | None
     """Score of predicting foreground everywhere (each class for itself), on the same cases under the same metric."""
     predict_nothing: float | None
@@ -130,9 +140,17 @@ def summarize(
     arms = [_place(arm, arms, metric, baseline) for arm in arms]
     arms = _correct(arms)
     positive, nothing = compute_trivial_scores(scored[0], metric) if scored else (None, None)
-    cases = len(scored[0]) if scored else 0
-    warnings = tuple(_list_warnings(arms, cases, chosen_on_them=part == "val" and checkpoint == "best"))
-    return AblationSummary(metric, baseline, tuple(arms), cases, positive, nothing, warnings, part)
+    truth = (scored[0][..., 0] + scored[0][..., 2] > 0) if scored else np.zeros((0, 0), np.bool_)
+    cases, positives = len(truth), int(truth.any(axis=1).sum())
+    values = next((c.label_values for c in results if c.label_values), ()) or tuple(range(1, 1 + truth.shape[1]))
+    absent = tuple(value for value, cells in zip(values, truth.sum(axis=0).tolist(), strict=False) if not cells)
+    warnings = (
+        *_list_warnings(arms, cases, chosen_on_them=part == "val" and checkpoint == "best"),
+        *_list_absences(metric, values, absent, cases - positives),
+    )
+    return AblationSummary(
+        metric, baseline, tuple(arms), cases, positives, values, absent, positive, nothing, warnings, part
+    )
 
 
 def _correct(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
@@ -143,10 +161,11 @@ def _correct(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
     """
     cells_of = {arm.arm: tuple(cell.id for cell in arm.cells) for arm in arms}
     keys = [(cells_of[a.arm], cells_of[a.against.reference]) if a.against else None for a in arms]
-    ps = {key: a.against.test.p for key, a in zip(keys, arms, strict=True) if key and a.against}
+    found = {key: a.against.test.p for key, a in zip(keys, arms, strict=True) if key and a.against}
+    ps = {key: p for key, p in found.items() if p is not None}
     holm = dict(zip(ps, correct_holm(list(ps.values())), strict=True))
     return [
-        replace(a, against=replace(a.against, holm=holm[key])) if key and a.against else a
+        replace(a, against=replace(a.against, holm=holm.get(key))) if key and a.against else a
         for key, a in zip(keys, arms, strict=True)
     ]
 
@@ -202,12 +221,24 @@ def _summarize_arm(arm: Arm, cells: Sequence[CellResult], metric: Metric) -> Arm
     labeled = float(np.mean(known)) if known else None
     scored = _list_scored(cells)
     if not scored:
-        return ArmSummary(arm, tuple(cells), scores, labeled, None, (), None)
+        return ArmSummary(arm, tuple(cells), scores, labeled, None, (), None, (), None)
     counts = _stack(scored)
     mean = estimate_mean(counts, metric, draw_resamples(counts.shape[1]))
-    dice = tuple(float(d) for d in compute_case_dice(counts).mean(axis=0))
+    dice = compute_case_dice(counts).mean(axis=0)
+    positives = dice[counts[0, ..., [0, 2]].any(axis=(0, 2))]
+    classes = compute_class_scores(counts, metric).mean(axis=0)
     spread = compute_spread([s for s in scores if s is not None], [c.split_seed for c in scored])
-    return ArmSummary(arm, tuple(cells), scores, labeled, mean, dice, spread)
+    return ArmSummary(
+        arm,
+        tuple(cells),
+        scores,
+        labeled,
+        mean,
+        tuple(dice.tolist()),
+        float(positives.mean()) if len(positives) else None,
+        tuple(None if np.isnan(score) else float(score) for score in classes),
+        spread,
+    )
 
 
 def _place(arm: ArmSummary, arms: Sequence[ArmSummary], metric: Metric, baseline: str) -> ArmSummary:
@@ -242,10 +273,10 @@ def _list_references(arm: ArmSummary, arms: Sequence[ArmSummary], baseline: str)
 
 
 def _compare(arm: ArmSummary, other: ArmSummary, metric: Metric) -> Against | None:
-    """Return the comparison over the seeds that both have; None without such, or with one case."""
+    """Return the comparison over the seeds that both have; None without such."""
     own, theirs = ({(c.split_seed, c.seed): c for c in _list_scored(a.cells)} for a in (arm, other))
     keys = [key for key in own if key in theirs]
-    if not keys or len(arm.case_dice) < 2:
+    if not keys:
         return None
     first, second = _stack([own[k] for k in keys]), _stack([theirs[k] for k in keys])
     differences = compute_case_values(first, metric) - compute_case_values(second, metric)
@@ -295,8 +326,8 @@ def _list_warnings(arms: Sequence[ArmSummary], cases: int, *, chosen_on_them: bo
             "a start of bootstrap has the steps of its parents on top of its own: it is no comparison at equal steps. "
             "With scratch_long in starts there is one"
         )
-    if cases < FEW_CASES:
-        yield f"{cases} cases: intervals were checked with {FEW_CASES} and more, with fewer they are rough"
+    if shortage := describe_shortage(cases):
+        yield f"{shortage}: no intervals and no p; give more validation cases, or read the differences as they are"
     splits, runs = {c.split_seed for c in scored}, max(len(_list_scored(a.cells)) for a in arms)
     if runs == 1:
         yield "one run an arm: p and intervals say nothing about other splits and seeds, which may differ by more"
@@ -312,6 +343,16 @@ def _list_warnings(arms: Sequence[ArmSummary], cases: int, *, chosen_on_them: bo
         yield f"{lost} failed or missing {_cells(lost)} in no mean; comparisons are over the seeds both arms have"
     if runs > 1 and (alone := sum(a.against is not None and a.against.test.units == 1 for a in arms)):
         yield f"{alone} of the comparisons {'rests' if alone == 1 else 'rest'} on one run: p holds for these seeds only"
+
+
+def _list_absences(metric: Metric, values: Sequence[int], absent: Sequence[int], empty: int) -> Iterator[str]:
+    """Yield what must be said where classes, or any foreground, are missing in masks."""
+    if absent and len(absent) == len(values):
+        yield "no mask has any foreground: a case, or all of them, has 1 where nothing is predicted, else 0"
+    elif absent:
+        yield f"class {', '.join(map(str, absent))} is in none of the masks: it has no score, and is in no F1"
+    if empty and metric == "dice":
+        yield f"{empty} of the masks have no foreground, where predicting nothing scores 1: read the positive cases too"
 
 
 def _cells(number: int) -> str:

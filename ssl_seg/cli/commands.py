@@ -6,13 +6,13 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from ssl_seg.cli import INTERRUPTED
 from ssl_seg.cli.checkpoints import find_checkpoint, name_checkpoints
-from ssl_seg.cli.comparison import PARTS, add_differences, print_comparison, print_folds, print_openings
+from ssl_seg.cli.comparison import add_differences, print_comparison, print_evaluation, print_folds
 from ssl_seg.cli.console import TerminalConsole, announce, show
 from ssl_seg.cli.data_settings import ACCELERATOR, NAMES, SET, Accelerator, read_data_settings
 from ssl_seg.cli.numbers import FROM_0_TO_0_9, POSITIVE, PROBABILITY, number, parse_numbers
@@ -98,7 +98,7 @@ def evaluate(
     else:
         if "folds" in result:
             print_folds(result)
-        _print_evaluation(result)
+        print_evaluation(result)
         if figure is not None:
             show(f"wrote {figure}")
 
@@ -171,21 +171,6 @@ def predict(
     show(f"wrote {len(masks)} mask(s) to {output}")
 
 
-def _empty_case_rows(nets: dict[str, Any]) -> list[list[str]]:
-    """Return the rows that matter only where some masks are empty."""
-    from ssl_seg.cli.console import format_figure
-
-    if not any(n["mean"]["predict_nothing"] for n in nets.values()):
-        return []
-    return [
-        [label, *(format_figure(n["mean"][name]) for n in nets.values())]
-        for name, label in (
-            ("dice_empty_zero", "Dice (nothing found in nothing is 0)"),
-            ("predict_nothing", "trivial: mean Dice of predicting nothing"),
-        )
-    ]
-
-
 def make_synthetic(
     out: Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)],
     kind: Annotated[Literal["particles", "sheets"], typer.Option(help="2D particles or 3D sheets.")] = "particles",
@@ -200,49 +185,3 @@ def make_synthetic(
 
     write_dataset(out, kind, count, labeled=labeled, seed=seed)
     show(f"wrote {count} images and {count if labeled is None else labeled} masks to {out}")
-
-
-def _print_evaluation(result: dict[str, Any]) -> None:
-    from ssl_seg.cli.console import format_figure, print_table
-
-    nets = result["nets"]
-    rows = [
-        ["F1 (pooled)", *(format_figure(n["pooled"]["f1"]) for n in nets.values())],
-        ["F1 (mean of classes)", *(format_figure(n["pooled"]["f1_macro"]) for n in nets.values())],
-        *(
-            [f"{name} (pooled)", *(format_figure(n["pooled"][name]) for n in nets.values())]
-            for name in ("iou", "precision", "recall")
-        ),
-        ["Dice (mean of cases)", *(format_figure(n["mean"]["dice"]) for n in nets.values())],
-        ["Dice (positive cases)", *(format_figure(n["mean"]["dice_positives"]) for n in nets.values())],
-        *_empty_case_rows(nets),
-        ["trivial: all-positive F1", *(format_figure(n["trivial"]["all_positive"]) for n in nets.values())],
-        ["trivial: base-rate random F1", *(format_figure(n["trivial"]["base_rate_random"]) for n in nets.values())],
-        [
-            "margin over all-positive, 95 %",
-            *(
-                f"{t['margin']:+.3f} ({t['margin_low']:+.3f} .. {t['margin_high']:+.3f})"
-                for t in (n["trivial"] for n in nets.values())
-            ),
-        ],
-    ]
-    if "hd95" in result["mean"]:
-        rows += [
-            [label, *(format_figure(n["mean"][name], 2) for n in nets.values())]
-            for name, label in (
-                ("hd95", "HD95 (measured cases)"),
-                ("asd", "ASD (measured cases)"),
-                ("missed_share", "missed cases (share)"),
-            )
-        ]
-    print_table(
-        f"{result['checkpoint']}, {PARTS[result['part']]}, {len(result['cases'])} cases", ["score", *nets], rows
-    )
-    case_rows = [
-        [row["id"], *(format_figure(row[k]) for k in ("dice", "iou", "precision", "recall", "prevalence"))]
-        for row in sorted(result["cases"], key=lambda row: float(row["dice"]))
-    ]
-    shown = case_rows if len(case_rows) <= 12 else [*case_rows[:6], ["...", *[""] * 5], *case_rows[-6:]]
-    title = f"cases of the {result['which']}" + (" (worst and best 6; --json has all)" if len(case_rows) > 12 else "")
-    print_table(title, ["case", "dice", "iou", "precision", "recall", "prevalence"], shown)
-    print_openings(result)

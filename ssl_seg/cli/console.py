@@ -193,6 +193,11 @@ def format_figure(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def format_interval(low: float | None, high: float | None, why: str = "", digits: str = ".3f") -> str:
+    """Return an interval for a table; where there is none, why, or ``-``."""
+    return why or "-" if low is None or high is None else f"{low:{digits}} .. {high:{digits}}"
+
+
 def _make_progress(*, transient: bool) -> Progress:
     from rich.console import Console
     from rich.progress import (

@@ -81,27 +81,39 @@ def run_folds(layers: tuple[Layer, ...], out: Path | None, resume: Path | None, 
 
 
 def _report(result: CrossValidation) -> None:
+    from ssl_seg.cli.comparison import describe_absent
     from ssl_seg.cli.console import print_table
-    from ssl_seg.final_scores import summarize_network
     from ssl_seg.series.fold_runs import FOLDS_FILE, summarize_folds
 
     summary = summarize_folds(result.folds)
-    several = any(len(case.classes) > 1 for score in result.folds[0].scores.values() for case in score.cases)
-    columns = ["fold", "cases", "F1 student", "F1 teacher", "all-positive", "margin", "95 % interval"]
-    columns += ["mean of classes"] * several + [""]
-    rows = [_make_row(fold, several=several) for fold in result.folds]
-    rows += [_make_spread(summary, name, several=several) for name in ("mean", "sd")]
+    over_all = summary["better"]["out_of_fold"]
+    of = "" if over_all["of"] == "foreground" else f" ({over_all['of']})"
+    columns = [
+        "fold",
+        "cases",
+        f"F1 student{of}",
+        f"F1 teacher{of}",
+        f"all-positive{of}",
+        "margin",
+        "95 % interval",
+        "",
+    ]
+    rows = [_make_row(fold) for fold in result.folds]
+    rows += [_make_spread(summary, name) for name in ("mean", "sd")]
     cases = sum(fold.cases for fold in result.folds)
     scores = [summary[name]["out_of_fold"] for name in ("student", "teacher", "better")]
-    rows.append(["out of fold", str(cases), *_format(*scores, several=several), "all cases"])
+    rows.append(["out of fold", str(cases), *_format(*scores), "all cases"])
     print_table(f"{len(result.folds)} folds, validation, {result.path}", columns, rows)
     show("margin: of the better network of each fold. The folds share training cases: sd is no standard error")
+    for fold in result.folds:
+        for line in describe_absent(fold.summarize(fold.net)):
+            show(f"{fold.name}: {line}")
     show(f"wrote {result.path / FOLDS_FILE}")
     for fold in result.folds:
         if fold.status == "collapsed":
             show(f"{fold.name} collapsed; next: ssl-seg diagnose {quote(result.run_of(fold).last)}", err=True)
     if summary["better"]["out_of_fold"]["margin"] <= 0:
-        worst = min(result.folds, key=lambda fold: summarize_network(fold.scores[fold.net])["margin"])
+        worst = min(result.folds, key=lambda fold: fold.summarize(fold.net)["margin"])
         show(f"no better than foreground everywhere; next: ssl-seg diagnose {quote(result.run_of(worst).best)}")
     elif all(fold.status == "done" for fold in result.folds):
         show(
@@ -109,27 +121,23 @@ def _report(result: CrossValidation) -> None:
         )
 
 
-def _format(student: dict[str, Any], teacher: dict[str, Any], better: dict[str, Any], *, several: bool) -> list[str]:
-    from ssl_seg.cli.console import format_figure
+def _format(student: dict[str, Any], teacher: dict[str, Any], better: dict[str, Any]) -> list[str]:
+    from ssl_seg.cli.console import format_figure, format_interval
 
-    figures = [student["f1"], teacher["f1"], better["trivial_f1"], better["margin"]]
-    interval = f"{format_figure(better['margin_low'])} .. {format_figure(better['margin_high'])}"
-    return [*map(format_figure, figures), interval, *([format_figure(better["f1_macro"])] * several)]
+    figures = [student["f1_macro"], teacher["f1_macro"], better["trivial_f1"], better["margin"]]
+    interval = format_interval(better["margin_low"], better["margin_high"], better["margin_why"])
+    return [*map(format_figure, figures), interval]
 
 
-def _make_row(fold: FoldRun, *, several: bool) -> list[str]:
-    from ssl_seg.final_scores import summarize_network
-
-    scores = {net: summarize_network(score) for net, score in fold.scores.items()}
+def _make_row(fold: FoldRun) -> list[str]:
     state = f"COLLAPSED {','.join(fold.codes)}" if fold.status == "collapsed" else ",".join(fold.codes) or "ok"
-    shown = _format(scores["student"], scores["teacher"], scores[fold.net], several=several)
-    return [str(fold.number), str(fold.cases), *shown, state]
+    scores = [fold.summarize(net) for net in ("student", "teacher", fold.net)]
+    return [str(fold.number), str(fold.cases), *_format(*scores), state]
 
 
-def _make_spread(summary: dict[str, Any], name: str, *, several: bool) -> list[str]:
+def _make_spread(summary: dict[str, Any], name: str) -> list[str]:
     from ssl_seg.cli.console import format_figure
 
     better = summary["better"][name]
-    figures = [*(summary[net][name]["f1"] for net in ("student", "teacher")), better["trivial_f1"], better["margin"]]
-    last = [format_figure(better["f1_macro"])] * several
-    return [name, "", *map(format_figure, figures), "", *last, ""]
+    f1 = [summary[net][name]["f1_macro"] for net in ("student", "teacher")]
+    return [name, "", *map(format_figure, [*f1, better["trivial_f1"], better["margin"]])]

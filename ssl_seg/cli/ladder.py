@@ -131,28 +131,37 @@ def _explain(rung: Rung, result: LabelLadder, resume: str) -> None:
 
 
 def _print_rungs(result: LabelLadder) -> None:
+    from ssl_seg.cli.comparison import describe_absent
     from ssl_seg.cli.console import print_table
 
+    scored = next((rung.scores[rung.net] for rung in result.rungs if rung.scores), None)
+    several = scored is not None and scored["of"] != "foreground"
+    of = f" ({scored['of']})" if scored is not None and several else ""
     columns = [
-        "rung", "labels", "cases", "start", "F1 student", "F1 teacher", "all-positive", "margin", "95 % interval",
-        "to its parent", "95 % interval", "",
+        "rung", "labels", "cases", "start", f"F1 student{of}", f"F1 teacher{of}", f"all-positive{of}", "margin",
+        "95 % interval", "to its parent", "95 % interval", "",
     ]  # fmt: skip
     print_table(f"validation, {result.path}", columns, [_make_row(rung) for rung in result.rungs])
+    for line in describe_absent(scored) if scored is not None else ():
+        show(line)
 
 
 def _make_row(rung: Rung) -> list[str]:
-    from ssl_seg.cli.console import format_figure
+    from ssl_seg.cli.console import format_figure, format_interval
 
     scores, change = rung.scores, rung.difference
     start = "-" if rung.status == "waiting" else f"rung {rung.parent}" if rung.parent else "scratch"
     row = [str(rung.number), f"{rung.labels:g}", str(rung.cases), start]
     if scores:
         best = scores[rung.net]
-        f1 = [scores[net].get("f1_macro", scores[net]["f1"]) for net in ("student", "teacher")]
+        f1 = [scores[net]["f1_macro"] for net in ("student", "teacher")]
         row += [format_figure(value) for value in (*f1, scores["trivial_f1"], best["margin"])]
-        row.append(f"{format_figure(best['margin_low'])} .. {format_figure(best['margin_high'])}")
+        row.append(format_interval(best["margin_low"], best["margin_high"], best["margin_why"]))
     else:
         row += ["-"] * 5
-    row += ["-", "-"] if change is None else [f"{change.f1:+.3f}", f"{change.low:+.3f} .. {change.high:+.3f}"]
+    if change is None:
+        row += ["-", "-"]
+    else:
+        row += [f"{change.f1:+.3f}", format_interval(change.low, change.high, change.why, "+.3f")]
     state = "kept" if rung.kept else "worse: its parent is kept" if rung.status == "done" else rung.status
     return [*row, state]

@@ -159,15 +159,20 @@ def _report(result: TrainResult) -> None:
 
 def print_scores(title: str, runs: list[tuple[str, dict[str, Any]]]) -> None:
     """Print the validation scores of runs, each beside the trivial baseline on the same cases."""
-    from ssl_seg.cli.console import format_figure, print_table
+    from ssl_seg.cli.comparison import describe_absent
+    from ssl_seg.cli.console import format_figure, format_interval, print_table
 
     rows = []
     for name, scores in runs:
         for net in ("student", "teacher"):
             s = scores[net]
-            interval = f"{format_figure(s['margin_low'])} .. {format_figure(s['margin_high'])}"
-            figures = (s["f1"], s["f1_macro"], scores["trivial_f1"], s["margin"])
+            figures = (s["f1_macro"], scores["trivial_f1"], s["margin"])
+            interval = format_interval(s["margin_low"], s["margin_high"], s["margin_why"])
             used = "used" if net == scores["selected"]["net"] else ""
             rows.append([name, net, *(format_figure(v) for v in figures), interval, used])
-    columns = ["run", "net", "pooled F1", "mean of classes", "all-positive F1", "margin", "95 % interval", ""]
+    first = runs[0][1]["student"]
+    of = "" if first["of"] == "foreground" else f", {first['of']}"
+    columns = ["run", "net", f"F1{of}", f"all-positive F1{of}", "margin", "95 % interval", ""]
     print_table(title, columns, rows)
+    for line in describe_absent(first):
+        show(line)

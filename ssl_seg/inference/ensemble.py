@@ -117,7 +117,7 @@ def score_cases(
         store: reads the cases.
         case_ids: at least one.
         mean: score the mean of the probabilities too.
-        surface: compute surface distances, in units of the voxel size; in voxels where that is unknown.
+        surface: compute surface distances of each class, in the unit of the voxel size; in voxels where it is unknown.
         track: wraps the ids, given their number; for a progress bar.
 
     Raises:
@@ -135,7 +135,7 @@ def score_cases(
             else (member(case.image, case.spacing) for member in members)
         )
         rows.append([score_case(case_id, case, probs, surface=surface) for probs in found])
-    return tuple(Score(column) for column in zip(*rows, strict=True))
+    return tuple(Score(column, store.catalog.label_values[1:]) for column in zip(*rows, strict=True))
 
 
 def _keep_one(model: Model, which: str | None) -> Model:

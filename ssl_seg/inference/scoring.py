@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,18 +13,22 @@ from ssl_seg.data.store import WholeCase
 from ssl_seg.errors import DataError
 from ssl_seg.intervals import estimate_margin
 from ssl_seg.metrics import (
+    RATIOS,
     Overlap,
     SurfaceDistances,
+    average_ratios,
+    compute_macro_f1,
     compute_surface_distances,
     compute_trivial_baselines,
     count_overlap,
     sum_overlaps,
     summarize_distances,
-    summarize_overlaps,
 )
 
-RATIOS = ("dice", "iou", "precision", "recall")
-MEANS = ("dice_positives", "dice_empty_zero", "predict_nothing", "n_cases", "n_positives")
+Unit = Literal["mm", "voxels"]
+"""Of distances. ``mm`` stands for the unit in which the voxel size of a case is stated: mm in NIfTI files."""
+UNITS: tuple[Unit, Unit] = ("voxels", "mm")
+"""Without and with a stated voxel size."""
 
 PredictFn = Callable[[NDArray[np.generic], tuple[float, ...] | None], NDArray[np.float32]]
 """Raw image (C,*S) and its voxel size, where known -> probabilities (K,*S)."""
@@ -32,21 +36,25 @@ PredictFn = Callable[[NDArray[np.generic], tuple[float, ...] | None], NDArray[np
 
 @dataclass(frozen=True)
 class CaseScore:
-    """One case: overlap of any foreground, overlap of each foreground class, surface distances in 3D."""
+    """One case: overlap of any foreground; overlap and, in 3D, surface distances of each foreground class."""
 
     case_id: str
     overlap: Overlap
     classes: tuple[Overlap, ...]
-    distances: SurfaceDistances | None
+    distances: tuple[SurfaceDistances, ...] | None
+    unit: Unit = "voxels"
+    """Of the distances."""
     nonfinite: int = 0
     """Voxels without a finite output of the network; each counts as wrong."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Scores over a list of cases."""
+    """Scores over a list of cases. Which classes and cases a mean is over says ``ssl_seg.metrics``."""
 
     cases: tuple[CaseScore, ...]
+    label_values: tuple[int, ...] = field(default=(), compare=False)
+    """Mask values of the foreground classes, by which they are named; 1, 2, ... where they are not given."""
 
     @property
     def nonfinite(self) -> int:
@@ -55,46 +63,108 @@ class Score:
 
     @property
     def f1(self) -> float:
-        """Pooled F1 of foreground against background: all voxels of all cases together."""
+        """Pooled F1 of any foreground against background: all voxels of all cases together."""
         return sum_overlaps([c.overlap for c in self.cases]).dice
 
     @property
     def f1_macro(self) -> float:
-        """Mean of the pooled F1 of the foreground classes; equal to ``f1`` for two classes."""
-        return float(np.mean([o.dice for o in self._pooled_classes()]))
+        """Mean of the pooled F1 of the foreground classes that are in at least one mask; ``f1`` for two classes."""
+        return float(compute_macro_f1(count_classes(self).sum(axis=0)))
 
     def summarize(self) -> dict[str, Any]:
-        """Return the plain types of the JSON output: pooled, mean, trivial, cases."""
-        overlaps = [c.overlap for c in self.cases]
-        pooled = sum_overlaps(overlaps)
-        margin = estimate_margin(np.array([(o.tp, o.fp, o.fn, o.tn) for o in overlaps]))
+        """Return the plain types of the JSON output.
+
+        ``of`` says what all figures are of but those under ``foreground``, which are of any foreground, and under
+        ``classes``, which are of one class each. ``absent_classes`` are in no mask of these cases and in no mean.
+        """
+        names = list(self.label_values or range(1, 1 + len(self.cases[0].classes)))
+        pooled = self._pooled_classes()
+        present = [o for o in pooled if o.tp + o.fn > 0]
+        whole = sum_overlaps([c.overlap for c in self.cases])
         summary: dict[str, Any] = {
-            "pooled": {"f1": self.f1, "f1_macro": self.f1_macro, **_ratios(pooled)},
-            "mean": self._mean(),
-            "trivial": {
-                "prevalence": pooled.prevalence,
-                **compute_trivial_baselines(pooled.prevalence),
-                "margin": margin.value,
-                "margin_low": margin.low,
-                "margin_high": margin.high,
-            },
+            "of": self.subject,
+            "absent_classes": [name for name, o in zip(names, pooled, strict=True) if o.tp + o.fn == 0],
+            "pooled": {"f1": self.f1, "f1_macro": self.f1_macro, **_average(present or [whole])},
+            "mean": self._average_cases(),
+            "trivial": {"prevalence": whole.prevalence, **self._compare_with_trivial(present)},
             "nonfinite": self.nonfinite,
             "cases": [_case_row(c) for c in self.cases],
         }
-        if len(self.cases[0].classes) > 1:
-            summary["pooled"]["classes"] = [_ratios(o) for o in self._pooled_classes()]
-        if distances := [c.distances for c in self.cases if c.distances is not None]:
-            summary["mean"] |= summarize_distances(distances)
+        if len(pooled) > 1:
+            summary["foreground"] = {**_ratios(whole), "mean_dice": _mean([c.overlap.dice for c in self.cases])}
+            summary["classes"] = [
+                self._summarize_class(name, column, index)
+                for index, (name, column) in enumerate(zip(names, self._columns(), strict=True))
+            ]
         return summary
 
-    def _mean(self) -> dict[str, Any]:
-        overlaps = [c.overlap for c in self.cases]
-        means = {name: float(np.mean([_ratios(o)[name] for o in overlaps])) for name in RATIOS}
-        shares = summarize_overlaps(overlaps)
-        return means | {name: shares[name] for name in MEANS}
+    @property
+    def subject(self) -> str:
+        """What the figures are of: ``foreground`` for two classes, else the mean of those classes that are there."""
+        if len(self.cases[0].classes) == 1:
+            return "foreground"
+        classes = int(count_classes(self)[..., [0, 2]].any(axis=(0, 2)).sum())
+        return f"mean of {classes} class{'es' * (classes > 1)}" if classes else "any foreground"
+
+    def _average_cases(self) -> dict[str, Any]:
+        """Return means over cases, each of its mean over classes, and mean distances by class."""
+        rows = [average_ratios(c.classes) for c in self.cases]
+        positives = [row["dice"] for row, c in zip(rows, self.cases, strict=True) if c.overlap.tp + c.overlap.fn > 0]
+        empty = len(rows) - len(positives)
+        means: dict[str, Any] = {name: _mean([row[name] for row in rows]) for name in RATIOS}
+        nothing = sum(c.overlap.tp + c.overlap.fp + c.overlap.fn == 0 for c in self.cases)
+        means |= {"dice_positives": _mean(positives), "dice_empty_zero": means["dice"] - nothing / len(rows)}
+        means["predict_nothing"] = empty / len(rows)
+        means |= {"n_cases": len(rows), "n_positives": len(positives)}
+        if self.cases[0].distances is not None:
+            means |= self._average_distances(range(len(self.cases[0].classes)))
+        return means
+
+    def _average_distances(self, classes: Sequence[int]) -> dict[str, Any]:
+        """Return the distances by unit, and as ``hd95`` and ``asd`` where there is only one: units are never mixed."""
+
+        def summarize(units: Sequence[Unit]) -> dict[str, float | None]:
+            own = [c.distances for c in self.cases if c.unit in units and c.distances is not None]
+            return summarize_distances([[case[k] for case in own] for k in classes])
+
+        units = list(dict.fromkeys(c.unit for c in self.cases))
+        together = {name: value for name, value in summarize(units).items() if name != "n_cases"}
+        if len(units) > 1:
+            together |= {"hd95": None, "asd": None}
+        unit = units[0] if len(units) == 1 else None
+        return {**together, "unit": unit, "distances": {unit: summarize([unit]) for unit in units}}
+
+    def _compare_with_trivial(self, present: Sequence[Overlap]) -> dict[str, Any]:
+        """Return what predicting each class everywhere, nowhere and at random scores, and the margin over the first."""
+        baselines = [compute_trivial_baselines(o.prevalence) for o in present] or [compute_trivial_baselines(0.0)]
+        margin = estimate_margin(count_classes(self))
+        return {
+            **{name: _mean([b[name] for b in baselines]) for name in baselines[0]},
+            "margin": margin.value,
+            "margin_low": margin.low,
+            "margin_high": margin.high,
+            "margin_why": margin.why,
+        }
+
+    def _summarize_class(self, label: int, overlaps: Sequence[Overlap], index: int) -> dict[str, Any]:
+        """Return pooled and mean scores of a class, None for one that is in no mask, and what was falsely predicted."""
+        pooled, positives = sum_overlaps(overlaps), [o for o in overlaps if o.tp + o.fn > 0]
+        wrong = [o for o in overlaps if o.fp > 0 and o.tp + o.fn == 0]
+        row: dict[str, Any] = {
+            "label": label,
+            "n_positives": len(positives),
+            "pooled": _ratios(pooled) if positives else dict.fromkeys(RATIOS),
+            "mean_positives": {name: _mean([getattr(o, name) for o in positives]) for name in RATIOS},
+            "false_voxels": pooled.fp,
+            "hallucinated_cases": len(wrong),
+        }
+        return row | (self._average_distances([index]) if self.cases[0].distances is not None else {})
 
     def _pooled_classes(self) -> list[Overlap]:
-        return [sum_overlaps(list(column)) for column in zip(*(c.classes for c in self.cases), strict=True)]
+        return [sum_overlaps(column) for column in self._columns()]
+
+    def _columns(self) -> list[list[Overlap]]:
+        return [list(column) for column in zip(*(c.classes for c in self.cases), strict=True)]
 
 
 def score_case(case_id: str, case: WholeCase, probs: NDArray[np.floating], *, surface: bool = False) -> CaseScore:
@@ -107,15 +177,16 @@ def score_case(case_id: str, case: WholeCase, probs: NDArray[np.floating], *, su
     """
     if case.target is None:
         raise DataError(f"case '{case_id}' has no mask to score against")
-    pred, broken = probs.argmax(axis=0), ~np.isfinite(probs.sum(axis=0))
+    pred, broken, labels = probs.argmax(axis=0), ~np.isfinite(probs.sum(axis=0)), range(1, len(probs))
     distances = None
     if surface:
-        found = np.where(broken, case.target == 0, pred > 0) & (case.target >= 0)
-        unit = case.spacing or (1.0,) * pred.ndim
-        distances = compute_surface_distances(found, case.target > 0, unit)
-    classes = tuple(count_overlap(pred, case.target, label, broken=broken) for label in range(1, len(probs)))
-    overlap = count_overlap(pred, case.target, broken=broken)
-    return CaseScore(case_id, overlap, classes, distances, int(np.count_nonzero(broken)))
+        truths = [case.target == label for label in labels]
+        spacing, valid = case.spacing or (1.0,) * pred.ndim, case.target >= 0
+        found = (np.where(broken, ~true, pred == label) & valid for label, true in zip(labels, truths, strict=True))
+        distances = tuple(compute_surface_distances(*pair, spacing) for pair in zip(found, truths, strict=True))
+    classes = tuple(count_overlap(pred, case.target, label, broken=broken) for label in labels)
+    overlap, unit = count_overlap(pred, case.target, broken=broken), UNITS[case.spacing is not None]
+    return CaseScore(case_id, overlap, classes, distances, unit, int(np.count_nonzero(broken)))
 
 
 def count_classes(score: Score) -> NDArray[np.int64]:
@@ -136,7 +207,7 @@ def pack_cases(score: Score) -> list[dict[str, Any]]:
     ]
 
 
-def parse_cases(rows: Sequence[Mapping[str, Any]]) -> Score:
+def parse_cases(rows: Sequence[Mapping[str, Any]], label_values: Sequence[int] = ()) -> Score:
     """Return the score that ``pack_cases`` was given, without surface distances.
 
     Raises:
@@ -149,10 +220,11 @@ def parse_cases(rows: Sequence[Mapping[str, Any]]) -> Score:
                 Overlap(*row["foreground"]),
                 tuple(Overlap(*o) for o in row["classes"]),
                 None,
-                int(row["nonfinite"]),
+                nonfinite=int(row["nonfinite"]),
             )
             for row in rows
-        )
+        ),
+        tuple(label_values),
     )
 
 
@@ -164,11 +236,25 @@ def _ratios(overlap: Overlap) -> dict[str, float]:
     return {name: getattr(overlap, name) for name in RATIOS}
 
 
+def _average(overlaps: Sequence[Overlap]) -> dict[str, float]:
+    return {name: float(np.mean([getattr(o, name) for o in overlaps])) for name in RATIOS}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
 def _case_row(case: CaseScore) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": case.case_id, **_ratios(case.overlap), "prevalence": case.overlap.prevalence}
+    row: dict[str, Any] = {"id": case.case_id, **average_ratios(case.classes), "prevalence": case.overlap.prevalence}
     row["counts"] = [_counts(o) for o in case.classes]
-    if len(case.classes) > 1:
-        row["classes"] = [o.dice for o in case.classes]
+    several = len(case.classes) > 1
+    if several:
+        row["classes"] = [o.dice if o.tp + o.fp + o.fn > 0 else None for o in case.classes]
     if case.distances is not None:
-        row |= {"hd95": case.distances.hd95, "asd": case.distances.asd}
+        found = [d for d in case.distances if not d.absent] or case.distances
+        row |= {name: float(np.mean([getattr(d, name) for d in found])) for name in ("hd95", "asd")}
+        row["unit"] = case.unit
+        if several:
+            row["hd95_classes"] = [None if d.absent else d.hd95 for d in case.distances]
+            row["asd_classes"] = [None if d.absent else d.asd for d in case.distances]
     return row

@@ -26,6 +26,8 @@ from ssl_seg.metrics import (
     Overlap,
     compute_auroc,
     compute_average_precision,
+    compute_case_dice,
+    compute_macro_f1,
     compute_trivial_f1,
 )
 from ssl_seg.precision import Autocast
@@ -70,7 +72,7 @@ class Signals:
     f1: float
     """Of what is predicted, all foreground classes taken as one; a voxel without a finite output counts as wrong."""
     f1_macro: float
-    """Mean F1 over the foreground classes by the largest logit; equal to ``f1`` for two classes."""
+    """Mean F1 over the foreground classes that are there, by the largest logit; equal to ``f1`` for two classes."""
     f1_best: float | None
     """F1 at the best threshold of the log-odds of any foreground on this set: what moving it could gain."""
     threshold_best: float | None
@@ -223,17 +225,13 @@ class SignalCollector:
         ]
 
     def _macro_f1(self) -> float:
-        classes = self._overlaps().sum(1).tolist()
-        scores = [_f1(*counts) for counts in classes if counts[1] > 0] or [_f1(*counts) for counts in classes]
-        return sum(scores) / len(scores)
+        predicted, true, both = self._overlaps().sum(1).numpy().T
+        return float(compute_macro_f1(np.stack([both, predicted - both, true - both], axis=-1)))
 
     def _patch_dice(self, seen: Tensor) -> float:
-        predicted, true, both = self._overlaps()[:, seen].double().unbind(2)
-        present = predicted + true > 0
-        dice = torch.where(present, 2 * both / (predicted + true).clamp(min=1), 0.0).sum(0)
-        classes = present.sum(0)
-        means = torch.where(classes > 0, dice / classes.clamp(min=1), 1.0)
-        return float(means.mean()) if means.numel() else 1.0
+        predicted, true, both = self._overlaps()[:, seen].permute(1, 0, 2).unbind(2)
+        dice = compute_case_dice(torch.stack([both, predicted - both, true - both], dim=-1).numpy())
+        return float(dice.mean()) if dice.size else 1.0
 
     def _overlaps(self) -> Tensor:
         """Return the counts (K - 1, patches, 3) on the CPU: predicted, true, both."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssl_seg.ablation.label_savings import LabelCount
 from ssl_seg.ablation.summary import AblationSummary, ArmSummary, Line
-from ssl_seg.report.ablation_tables import METRIC_NAMES, format_labels
+from ssl_seg.report.ablation_tables import format_labels, name_score
 from ssl_seg.report.diagnosis_figures import Picture
 from ssl_seg.report.figures import new_figure, save_figure
 
@@ -69,7 +69,7 @@ def plot_scores(summary: AblationSummary, path: Path) -> bool:
             axis.axhline(score, color="0.35", linewidth=1, linestyle=style, label=f"{name}: {score:.3f}", zorder=1)
     _mark_lost(axis, placed)
     _set_label_axis(axis, placed)
-    axis.set_ylabel(METRIC_NAMES[summary.metric])
+    axis.set_ylabel(name_score(summary))
     _finish(axis)
     figure.legend(loc="outside lower center", ncols=2 if len(lines) == 2 else 3, frameon=False, fontsize=8)
     save_figure(figure, path)
@@ -94,7 +94,8 @@ def _draw_line(
 ) -> None:
     means = [(a.labeled or 1.0, a.mean) for a in (*begin, *arms) if a.mean]
     x = np.array([labeled for labeled, _ in means])
-    values, low, high = (np.array([getattr(mean, end) for _, mean in means]) for end in ("value", "low", "high"))
+    # Without an interval (None, here NaN) neither band nor bar is drawn.
+    values, low, high = np.array([(m.value, m.low, m.high) for _, m in means], np.float64).T
     axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
     axis.plot(x, values, color=color, linestyle=style, linewidth=1.8, label=name)
     axis.errorbar(x * shift, values, (values - low, high - values), color=color, linestyle="", elinewidth=1, alpha=0.7)
@@ -168,10 +169,11 @@ def plot_case_slopes(summary: AblationSummary, path: Path) -> bool:
             _draw_slopes(axis, reference, arm)
             names = (_name(reference.line, every_line), _name(line, every_line))
             axis.set_xticks([0, 1], [name.replace(", ", "\n") for name in names], fontsize=8)
-        row[0].set_ylabel("Dice of a case")
+        row[0].set_ylabel("Dice of a case" + ", mean of its classes" * (len(summary.label_values) > 1))
     from matplotlib.lines import Line2D
 
-    keys = {"better": _BETTER, "worse": _WORSE, f"within {_TIE:g}": _SAME, "mean of the cases": "black"}
+    mean = "mean of the cases" if summary.positives == summary.cases else "mean of the positive cases"
+    keys = {"better": _BETTER, "worse": _WORSE, f"within {_TIE:g}": _SAME, mean: "black"}
     handles = [Line2D([], [], color=c, linewidth=2.5 if c == "black" else 1.2, label=k) for k, c in keys.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     save_figure(figure, path)
@@ -184,7 +186,8 @@ def _draw_slopes(axis: Axes, reference: ArmSummary, arm: ArmSummary) -> None:
     for chosen, color in ((abs(gains) < _TIE, _SAME), (gains >= _TIE, _BETTER), (gains <= -_TIE, _WORSE)):
         if chosen.any():
             axis.plot([0, 1], [first[chosen], second[chosen]], color=color, linewidth=0.9, alpha=0.7)
-    axis.plot([0, 1], [first.mean(), second.mean()], color="black", linewidth=2.5, marker="o", markersize=5)
+    if reference.positive is not None and arm.positive is not None:
+        axis.plot([0, 1], [reference.positive, arm.positive], color="black", linewidth=2.5, marker="o", markersize=5)
     counts = f"{(gains >= _TIE).sum()} better, {(gains <= -_TIE).sum()} worse"
     axis.set_title(f"{format_labels(arm.arm.labels)} ({_cases(arm)})\n{counts}", fontsize=8)
     axis.set_xlim(-0.25, 1.25)
@@ -210,9 +213,11 @@ def plot_labels_equivalent(summary: AblationSummary, path: Path) -> bool:
         own, equivalent = arm.labeled or 1.0, arm.labels_equivalent
         if equivalent is None:
             continue
-        axis.plot([equivalent.low.number, equivalent.high.number], [row, row], color=color, linewidth=2, alpha=0.6)
-        _draw_end(axis, equivalent.low, row, color)
-        _draw_end(axis, equivalent.high, row, color)
+        if equivalent.low is not None and equivalent.high is not None:
+            ends = [equivalent.low.number, equivalent.high.number]
+            axis.plot(ends, [row, row], color=color, linewidth=2, alpha=0.6)
+            _draw_end(axis, equivalent.low, row, color)
+            _draw_end(axis, equivalent.high, row, color)
         bound = equivalent.value.bound
         marker = {"": "o", "<=": "<", ">=": ">"}[bound]
         axis.plot(equivalent.value.number, row, marker, color=color, markersize=8, markeredgecolor="white", zorder=3)

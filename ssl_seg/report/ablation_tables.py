@@ -7,10 +7,13 @@ import io
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
+from ssl_seg.ablation.label_savings import LabelsEquivalent
 from ssl_seg.ablation.results import CellResult
 from ssl_seg.ablation.stats import Comparison
 from ssl_seg.ablation.summary import AblationSummary, ArmSummary, compute_trivial_scores
-from ssl_seg.intervals import Estimate, compute_score
+from ssl_seg.intervals import METRICS, Estimate, compute_class_scores, compute_score
 from ssl_seg.report.diagnosis_text import UNKNOWN, Table, number
 
 CELL_COLUMNS = (
@@ -25,11 +28,13 @@ CELL_COLUMNS = (
     "status",
     "f1",
     "dice",
+    "dice_positive_cases",
     "f1_all_positive",
     "dice_all_positive",
     "f1_predict_nothing",
     "dice_predict_nothing",
     "cases",
+    "positive_cases",
     "step",
     "seconds",
     "codes",
@@ -39,12 +44,28 @@ PART_NAMES = {"val": "validation", "test": "test"}
 METRIC_NAMES = {"dice": "mean Dice of the cases", "f1": "F1 of all voxels"}
 
 
+def name_score(summary: AblationSummary) -> str:
+    """Return what the scores are and, of several classes, that they are means of them."""
+    number = len(summary.label_values) - len(summary.absent_classes)
+    of = {"dice": " (in each, of its classes)", "f1": f" (mean of {number} class{'es' * (number > 1)})"}[summary.metric]
+    return METRIC_NAMES[summary.metric] + of * (len(summary.label_values) > 1)
+
+
 def format_cells_csv(results: Sequence[CellResult]) -> str:
-    """Return ``results.csv``: a line for each cell, done or not. What is not known is empty."""
+    """Return ``results.csv``: a line for each cell, done or not. What is not known is empty.
+
+    ``dice`` is the mean over cases of the mean over the classes of a case, ``f1`` the mean over classes. Of several
+    classes there is a column for each: ``f1_class_7`` is that of mask value 7, and ``dice_class_7`` its mean over the
+    cases that have it.
+    """
+    rows = [_make_cell_row(cell) for cell in results]
+    of_classes = sorted({key for row in rows for key in row if "_class_" in key}, key=lambda key: (key[0] != "f", key))
+    place = CELL_COLUMNS.index("cases")
     text = io.StringIO()
-    writer = csv.DictWriter(text, CELL_COLUMNS, lineterminator="\n")
+    columns = [*CELL_COLUMNS[:place], *of_classes, *CELL_COLUMNS[place:]]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(_make_cell_row, results))
+    writer.writerows(rows)
     return text.getvalue()
 
 
@@ -65,11 +86,18 @@ def _make_cell_row(cell: CellResult) -> dict[str, object]:
         "message": cell.message,
     }
     if cell.counts is not None:
-        row["cases"] = len(cell.counts)
-        for metric in ("f1", "dice"):
-            positive, nothing = compute_trivial_scores(cell.counts, metric)
+        positive = cell.counts[..., [0, 2]].any(axis=(1, 2))
+        row["cases"], row["positive_cases"] = len(cell.counts), int(positive.sum())
+        if positive.any():
+            row["dice_positive_cases"] = f"{float(compute_score(cell.counts[positive], 'dice')):.6f}"
+        for metric in METRICS:
+            if len(cell.label_values) > 1:
+                scores = compute_class_scores(cell.counts, metric)
+                found = zip(cell.label_values, scores, strict=True)
+                row |= {f"{metric}_class_{v}": "" if np.isnan(score) else f"{score:.6f}" for v, score in found}
+            everywhere, nothing = compute_trivial_scores(cell.counts, metric)
             row[metric] = f"{float(compute_score(cell.counts, metric)):.6f}"
-            row[f"{metric}_all_positive"], row[f"{metric}_predict_nothing"] = f"{positive:.6f}", f"{nothing:.6f}"
+            row[f"{metric}_all_positive"], row[f"{metric}_predict_nothing"] = f"{everywhere:.6f}", f"{nothing:.6f}"
     return row
 
 
@@ -84,9 +112,11 @@ def make_arm_table(summary: AblationSummary) -> Table:
         rows.append(dict.fromkeys(rows[0], "") | {"method": name, summary.metric: number(score)})
     dropped = {name for name in ("recipe", "start") if len({getattr(arm, name) for arm in arms}) == 1}
     dropped |= {name for name in ("split sd", "seed sd") if all(row[name] in (UNKNOWN, "") for row in rows)}
+    if summary.metric == "f1" or summary.positives == summary.cases:
+        dropped.add("positive cases")
     columns = tuple(name for name in rows[0] if name not in dropped)
     text = (
-        f"Score: {METRIC_NAMES[summary.metric]}, {summary.cases} {PART_NAMES[summary.part]} cases, mean over runs. "
+        f"Score: {name_score(summary)}, {summary.cases} {PART_NAMES[summary.part]} cases, mean over runs. "
         "The interval of a mean is that of these runs for new cases; p and the interval of a difference hold for new "
         "cases and, with two and more independent runs, for new runs. "
         f"Labels-equivalent: labels with which {summary.baseline} scores the same."
@@ -105,18 +135,28 @@ def _make_arm_row(arm: ArmSummary, summary: AblationSummary) -> dict[str, str]:
         "labeled": UNKNOWN if arm.labeled is None else f"{arm.labeled:.4g}",
         "runs": _format_runs(arm),
         summary.metric: number(arm.mean.value if arm.mean else None),
+        "positive cases": number(arm.positive),
+        **{f"class {v}": number(score) for v, score in _pair_classes(arm, summary)},
         "95 % interval": _format_interval(arm.mean),
         "run sd": number(spread.total if spread else None),
         "split sd": number(spread.split if spread else None),
         "seed sd": number(spread.seed if spread else None),
         f"minus {summary.baseline}": UNKNOWN if test is None else f"{test.difference:+.3f}",
         "its interval": _format_interval(test, "+.3f"),
-        "p": UNKNOWN if test is None else format_p(test.p),
-        "Holm p": UNKNOWN if against is None else format_p(against.holm),
-        "labels equivalent": UNKNOWN
-        if equivalent is None
-        else f"{equivalent.value} [{equivalent.low}, {equivalent.high}]",
+        "p": format_p(test.p if test else None),
+        "Holm p": format_p(against.holm if against else None),
+        "labels equivalent": UNKNOWN if equivalent is None else _format_labels_equivalent(equivalent),
     }
+
+
+def _pair_classes(arm: ArmSummary, summary: AblationSummary) -> list[tuple[int, float | None]]:
+    """Return the mask values of the classes with their scores; nothing where there is one class only."""
+    values = summary.label_values if len(summary.label_values) > 1 else ()
+    return list(zip(values, arm.classes or [None] * len(values), strict=True)) if values else []
+
+
+def _format_labels_equivalent(found: LabelsEquivalent) -> str:
+    return f"{found.value} [{found.low}, {found.high}]" if found.low is not None else f"{found.value} [{found.why}]"
 
 
 def format_labels(labels: float) -> str:
@@ -124,13 +164,19 @@ def format_labels(labels: float) -> str:
     return f"{labels:.3g} cases" if labels > 1 else f"{100 * labels:.3g} %"
 
 
-def format_p(p: float) -> str:
-    """Return a p value with three decimals, or that it is below 0.001."""
+def format_p(p: float | None) -> str:
+    """Return a p value with three decimals, that it is below 0.001, or ``-`` where there is none."""
+    if p is None:
+        return UNKNOWN
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _format_interval(estimate: Estimate | Comparison | None, digits: str = ".3f") -> str:
-    return UNKNOWN if estimate is None else f"[{estimate.low:{digits}}, {estimate.high:{digits}}]"
+    if estimate is None:
+        return UNKNOWN
+    if estimate.low is None or estimate.high is None:
+        return estimate.why
+    return f"[{estimate.low:{digits}}, {estimate.high:{digits}}]"
 
 
 def _format_runs(summary: ArmSummary) -> str:

@@ -55,6 +55,10 @@ class FoldRun:
         """Name of its run directory."""
         return f"fold{self.number}"
 
+    def summarize(self, net: str) -> dict[str, Any]:
+        """Return the scores of a network in short."""
+        return summarize_network(self.scores[net])
+
 
 @dataclass(frozen=True)
 class CrossValidation:
@@ -85,7 +89,7 @@ class CrossValidation:
 def summarize_fold(fold: FoldRun) -> dict[str, Any]:
     """Return the row of a fold in cross_validation.json, without its cases."""
     row = {name: getattr(fold, name) for name in ("name", "number", "cases", "labeled", "status", "net", "codes")}
-    return row | {net: summarize_network(score) for net, score in fold.scores.items()}
+    return row | {net: fold.summarize(net) for net in fold.scores}
 
 
 def summarize_folds(folds: Sequence[FoldRun]) -> dict[str, Any]:
@@ -112,7 +116,7 @@ def summarize_folds(folds: Sequence[FoldRun]) -> dict[str, Any]:
 
 def join_scores(scores: Sequence[Score]) -> Score:
     """Return the score over the cases of all."""
-    return Score(tuple(case for score in scores for case in score.cases))
+    return Score(tuple(case for score in scores for case in score.cases), scores[0].label_values)
 
 
 def is_cross_validation(path: Path) -> bool:

@@ -267,11 +267,12 @@ def _judge(ladder: LabelLadder, rung: Rung, console: Console) -> LabelLadder:
 
 def _describe(rung: Rung, parent: Rung | None) -> str:
     score = rung.scores[rung.net]
-    line = f"rung {rung.number}: F1 {score.get('f1_macro', score['f1']):.3f} ({rung.net})"
+    line = f"rung {rung.number}: F1 {score['f1_macro']:.3f} ({rung.net})"
     if parent is None or rung.difference is None:
         return f"{line}, the first one"
     d = rung.difference
-    compared = f"{d.f1:+.3f} to rung {parent.number} on the same cases (95 % interval {d.low:+.3f} to {d.high:+.3f})"
+    interval = d.why if d.low is None or d.high is None else f"95 % interval {d.low:+.3f} to {d.high:+.3f}"
+    compared = f"{d.f1:+.3f} to rung {parent.number} on the same cases ({interval})"
     if rung.kept:
         return f"{line}, {compared}"
     return f"{line}, {compared}: WORSE than its parent, which is kept"

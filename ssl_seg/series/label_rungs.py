@@ -34,11 +34,13 @@ Ending = Literal["finished", "interrupted", "collapsed", "refused"]
 
 @dataclass(frozen=True)
 class Difference:
-    """F1 of a rung minus that of its parent on the same cases (mean over classes), with its 95 % interval."""
+    """F1 of a rung minus that of its parent on the same cases (mean over classes), with its 95 % interval; ``low`` and
+    ``high`` are None where there is none, and ``why`` says why."""
 
     f1: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,8 @@ def compare_counts(new: NDArray[np.int64], old: NDArray[np.int64]) -> Difference
     Args:
         new, old: (cases, classes, 4) voxels tp, fp, fn, tn on the same cases.
     """
-
     found = estimate_difference(new[None], old[None], "f1", draw_resamples(len(new)))
-    return Difference(found.value, found.low, found.high)
+    return Difference(found.value, found.low, found.high, found.why)
 
 
 def summarize_rung(rung: Rung) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from score_counts import as_counts, random_counts
 
 from ssl_seg.ablation.label_savings import LabelCount, Runs, _count, _invert, estimate_labels_equivalent
 from ssl_seg.ablation.stats import (
+    Comparison,
     average_units,
     compare_paired,
     compute_case_values,
@@ -19,7 +20,7 @@ from ssl_seg.ablation.stats import (
     compute_spread,
     correct_holm,
 )
-from ssl_seg.intervals import compute_score
+from ssl_seg.intervals import LEAST_CASES, NO_VARIATION, compute_score
 
 
 class TestCaseValues:
@@ -80,7 +81,7 @@ class TestComparison:
         own = compare_paired(np.repeat(cases[None], 3, axis=0))
         assert own.p == pytest.approx(stats.ttest_1samp(cases, 0).pvalue, rel=1e-6)
 
-    @given(st.integers(2, 6), st.integers(3, 20), st.integers(0, 1000))
+    @given(st.integers(2, 6), st.integers(8, 20), st.integers(0, 1000))
     @settings(max_examples=40, deadline=None)
     def test_p_and_interval_agree(self, units: int, cases: int, seed: int) -> None:
         """An interval of level 1 - p ends at 0."""
@@ -121,12 +122,27 @@ class TestComparison:
         np.testing.assert_array_equal(average_units(values, [5, 5, 5, 5]), values)
 
     def test_no_difference_at_all(self) -> None:
-        assert compare_paired(np.zeros((3, 5))).p == 1.0
-        assert compare_paired(np.full((3, 5), 0.1)).p < 1e-20
+        assert compare_paired(np.zeros((3, 9))) == Comparison(0.0, None, None, None, 3, 9, NO_VARIATION)
 
-    def test_one_case_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="1 case: a test over cases needs at least 2"):
-            compare_paired(np.zeros((3, 1)))
+    @pytest.mark.parametrize("units", [1, 2, 3])
+    def test_without_variation_there_is_no_p(self, units: int) -> None:
+        """Equal differences, or units and cases of which each has the same mean, with rounding errors on top."""
+        tables = [np.full((units, 12), 0.1), np.full((units, 12), 0.1) + 1e-16 * np.arange(12)]
+        if units > 1:
+            signs = np.resize([1.0, -1.0], units) if units % 2 == 0 else np.array([1.0, 0.0, -1.0])
+            tables.append(0.1 + 0.3 * signs[:, None] * np.resize([1.0, -1.0], 12))
+        for table in tables:
+            found = compare_paired(table)
+            assert (found.low, found.high, found.p, found.why) == (None, None, None, NO_VARIATION)
+            assert found.difference == pytest.approx(0.1)
+
+    @pytest.mark.parametrize("cases", [1, LEAST_CASES - 1, LEAST_CASES, LEAST_CASES + 1, 3 * LEAST_CASES])
+    @pytest.mark.parametrize("units", [1, 3])
+    def test_too_few_cases_have_no_p(self, units: int, cases: int) -> None:
+        found = compare_paired(np.random.default_rng(0).normal(0.1, 0.2, (units, cases)))
+        enough = cases >= LEAST_CASES
+        assert [value is not None for value in (found.low, found.high, found.p)] == [enough] * 3
+        assert found.why == ("" if enough else f"too few cases ({cases} < {LEAST_CASES})")
 
 
 class TestHolm:
@@ -246,7 +262,32 @@ class TestLabelsEquivalent:
     def test_a_run_that_is_missing_in_an_arm_adds_nothing(self) -> None:
         curve = [Runs(n, as_counts(np.full((3, 10), d)), (0, 1, 2)) for n, d in ((1, 0.1), (1000, 0.9))]
         found = estimate_labels_equivalent(curve, Runs(50, as_counts(np.full((2, 10), 0.5)), (0, 2)), "dice")
-        assert found.high.number == pytest.approx(found.low.number, rel=1e-3)
+        assert (found.low, found.high, found.why) == (None, None, NO_VARIATION)
+
+    @pytest.mark.parametrize("cases", [1, LEAST_CASES - 1, LEAST_CASES, LEAST_CASES + 1, 3 * LEAST_CASES])
+    def test_too_few_cases_have_no_interval(self, cases: int) -> None:
+        levels = np.random.default_rng(0).normal(0, 0.05, (1, cases))
+        first, second, target = (Runs(n, as_counts(d + levels), (0,)) for n, d in ((1, 0.2), (100, 0.8), (10, 0.5)))
+        found = estimate_labels_equivalent([first, second], target, "dice", resamples=50)
+        enough = cases >= LEAST_CASES
+        assert [end is not None for end in (found.low, found.high)] == [enough] * 2
+        assert found.why == ("" if enough else f"too few cases ({cases} < {LEAST_CASES})")
+        assert found.value.number == pytest.approx(10, rel=1e-3)
+
+    @pytest.mark.parametrize("block", [1, 12 * 7 - 1, 12 * 7, 12 * 7 + 1, 12 * 90])
+    @pytest.mark.parametrize("metric", ["dice", "f1"])
+    def test_the_size_of_the_blocks_changes_nothing(
+        self, block: int, metric: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rng = np.random.default_rng(0)
+        *curve, target = (
+            Runs(n, as_counts(rng.normal(d, 0.08, (2, 12))), (0, 1)) for n, d in ((1, 0.2), (100, 0.8), (10, 0.5))
+        )
+        expected = estimate_labels_equivalent(curve, target, metric, resamples=30)
+        monkeypatch.setattr("ssl_seg.intervals.BLOCK", block)
+        found = estimate_labels_equivalent(curve, target, metric, resamples=30)
+        for one, other in ((found.low, expected.low), (found.high, expected.high)):
+            assert (one.number, one.bound) == (pytest.approx(other.number), other.bound)
 
     def test_ends_of_the_interval_are_cut(self) -> None:
         rng = np.random.default_rng(0)

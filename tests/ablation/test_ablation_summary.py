@@ -11,6 +11,7 @@ from ssl_seg.ablation.results import CellResult
 from ssl_seg.ablation.stats import compute_score, correct_holm
 from ssl_seg.ablation.summary import AblationSummary, ArmSummary, summarize
 from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.intervals import NO_VARIATION
 
 GAINS = {"supervised": 0.0, "mean_teacher": 0.1}
 
@@ -92,7 +93,8 @@ class TestComparison:
         shift = [make_cell(make_arm("cps"), level + 0.1, split) for split, level in reversed(list(enumerate(levels)))]
         against = find(summarize([*cells, *shift], "dice", "supervised"), "cps").against
         assert against is not None
-        assert (against.test.low, against.test.high) == pytest.approx((0.1, 0.1), abs=1e-4)
+        assert against.test.difference == pytest.approx(0.1, abs=1e-4)
+        assert against.test.why == NO_VARIATION  # paired otherwise, the differences are 0.3, 0.1 and -0.1
 
     def test_only_common_seeds_are_compared(self) -> None:
         cells = [make_cell(make_arm(), dice, split) for split, dice in enumerate((0.4, 0.5, None))]
@@ -251,11 +253,15 @@ class TestWhatWentWrong:
 
     def test_one_case_is_not_compared(self) -> None:
         one = [replace(c, counts=c.counts[:1]) for c in make_grid(GAINS) if c.counts is not None]
-        assert all(a.against is None and a.mean for a in summarize(one, "dice", "supervised").arms)
+        arms = summarize(one, "dice", "supervised").arms
+        assert all(a.mean is not None and a.mean.low is None for a in arms)
+        tests = [a.against for a in arms if a.against is not None]
+        assert tests
+        assert all(t.test.p is t.holm is t.these_runs.low is None for t in tests)
 
     def test_few_cases(self) -> None:
         few = [replace(c, counts=c.counts[:5]) for c in make_grid(GAINS) if c.counts is not None]
-        assert any(w.startswith("5 cases") for w in summarize(few, "dice", "supervised").warnings)
+        assert any(w.startswith("too few cases (5 < 8)") for w in summarize(few, "dice", "supervised").warnings)
 
     def test_a_comparison_on_one_run_is_told(self) -> None:
         cells = [make_cell(make_arm(), dice, split) for split, dice in enumerate((0.4, None, None))]
