@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from ssl_seg.cli.data_settings import ACCELERATOR, Accelerator
 if TYPE_CHECKING:
     from ssl_seg.data.findings import Finding
     from ssl_seg.data.loader import PatchSource
+    from ssl_seg.report.views_figure import LabeledPatch, UnlabeledPatch
 
 SHOWN_PATCHES = 4
 
@@ -104,8 +106,12 @@ def _draw(source: PatchSource, path: Path) -> None:
     from ssl_seg.report.figures import to_gray
     from ssl_seg.report.views_figure import LabeledPatch, UnlabeledPatch, plot_views
 
-    labeled, unlabeled = [], []
-    for step in range(-(-SHOWN_PATCHES // source.counts[0])):
+    labeled: list[LabeledPatch] = []
+    unlabeled: list[UnlabeledPatch] = []
+    has_unlabeled = bool(source.unlabeled and source.counts[1])
+    for step in itertools.count():
+        if len(labeled) >= SHOWN_PATCHES and (len(unlabeled) >= SHOWN_PATCHES or not has_unlabeled):
+            break
         batch = source[step]
         for case_id, image, target in zip(batch.case_ids, batch.image, batch.target, strict=False):
             labeled.append(LabeledPatch(case_id, to_gray(image.numpy()), target.numpy()))

@@ -183,8 +183,13 @@ def _print_cases(result: Mapping[str, Any], labels: list[int]) -> None:
         [row["id"], *(format_figure(row[k]) for k in names), *map(format_figure, row.get("classes", ()))]
         for row in ranked
     ]
-    title, half = f"cases of the {result['which']}", MOST_SHOWN // 2
+    title = f"cases of the {result['which']}"
     if len(rows) > MOST_SHOWN:
-        rows = [*rows[:half], ["..."], *rows[-half:]]
-        title += f" (worst and best {half}; --json has all)"
-    print_table(title, columns, rows)
+        title += f" (worst and best {MOST_SHOWN // 2}; --json has all)"
+    print_table(title, columns, cut_middle(rows, MOST_SHOWN))
+
+
+def cut_middle(rows: list[list[str]], most: int) -> list[list[str]]:
+    """Return the rows; of more than ``most``, half of that at each end, and between them how many more there are."""
+    half = most // 2
+    return rows if len(rows) <= most else [*rows[:half], [f"... ({len(rows) - 2 * half} more)"], *rows[-half:]]

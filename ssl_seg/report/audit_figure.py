@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -22,6 +23,8 @@ SHOWN = 24
 
 _LABEL_LETTERS = 24
 """What fits below a chart in one line."""
+
+Color = str | tuple[float, float, float]
 
 _FAULT_COLOR = "crimson"
 _BAR_COLOR = "#4477aa"
@@ -142,8 +145,11 @@ def _draw_sample(axis: Axes, sample: Sample) -> None:
         _outline(axis, sample.target == index, _color(int(index)))
 
 
-def _color(index: int) -> str:
-    return _CLASS_COLORS[(index - 1) % len(_CLASS_COLORS)]
+def _color(index: int) -> Color:
+    """Return the color of class 1, 2, ...; beyond the chosen ones, hues that lie far from each other."""
+    if index <= len(_CLASS_COLORS):
+        return _CLASS_COLORS[index - 1]
+    return colorsys.hsv_to_rgb(index * 0.618 % 1, 0.55, 1.0)  # the golden ratio: none comes again
 
 
 def _stretch(image: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -156,7 +162,7 @@ def _stretch(image: NDArray[np.generic]) -> NDArray[np.float64]:
     return stretched
 
 
-def _outline(axis: Axes, mask: NDArray[np.bool_], color: str) -> None:
+def _outline(axis: Axes, mask: NDArray[np.bool_], color: Color) -> None:
     """Draw the border of a mask, closed where it meets that of the image."""
     height, width = mask.shape
     padded = np.pad(mask, 1).astype(np.float64)

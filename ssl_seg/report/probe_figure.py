@@ -108,4 +108,5 @@ def _number(value: float) -> str:
 def _colors(count: int) -> list[tuple[float, float, float, float]]:
     from matplotlib import colormaps
 
-    return [colormaps["Set2"](i % 8) for i in range(count)]
+    palette = colormaps["Set2" if count <= 8 else "tab20"]
+    return [palette(i % palette.N) for i in range(count)]
