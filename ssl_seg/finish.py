@@ -145,6 +145,10 @@ def _summarize(final: FinalScores, prepared: Prepared, console: Console) -> dict
     )
     where = "the mean of the students" if used.source == "swa" else f"epoch {epoch}"
     value = f"{name} {abs(scores['selected']['score']):.3f} on {len(used.score.cases)} whole validation cases"
+    if final.select == "dice":  # which empty cases flatter
+        own = summarize_network(used.score)
+        positives = "none" if own["dice_positives"] is None else f"{own['dice_positives']:.3f}"
+        value += f" ({positives} on the {own['n_positives']} positive ones, {own['predict_nothing']:.3f} for nothing)"
     console.note(f"used: {used.net} of best.pt ({where}), {value}")
     if used.score.nonfinite:
         console.note("WARNING every network gives NaN or infinity on validation cases: none can be used")

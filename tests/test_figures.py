@@ -87,7 +87,7 @@ class TestLayout:
         drawn = draw(*panels)
         for row, own in enumerate(panels):
             np.testing.assert_array_equal(drawn.image(row, 0), own.image)
-            np.testing.assert_array_equal(drawn.image(row, 1), own.truth > 0)
+            np.testing.assert_array_equal(drawn.image(row, 1), own.truth)
             np.testing.assert_array_equal(drawn.image(row, 2), own.prob)
 
     def test_probabilities_have_one_scale(self, draw: Any) -> None:
@@ -114,7 +114,8 @@ class TestErrors:
     def test_colors(self, draw: Any) -> None:
         prob = [[0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.5, 0.5001]]
         truth = [[1, 1, 0, 0, 2, 2, -100, -100, 1, 1]]
-        expected = [FOUND, MISSED, FALSE, None, FOUND, MISSED, None, None, MISSED, FOUND]
+        wrong_class = [FOUND, FALSE]  # yellow: class 1 where class 2 is true
+        expected = [FOUND, MISSED, FALSE, None, wrong_class, MISSED, None, None, MISSED, FOUND]
         shown = draw(panel(prob, truth)).image(0, 3)
         for color, channel in zip(shown[0], expected, strict=True):
             wanted = np.zeros(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, cou
     for row in chosen:
         case = store.load_whole(row["id"])
         probs = predictor(case.image, case.spacing)
-        title = f"{row['id']}\nDice {row['dice']:.3f}"
+        title = f"{row['id']}\nDice {row['dice']:.3f}{_describe_classes(row, catalog.label_values[1:])}"
         panels.append(Panel(title, to_gray(case.image), case.target, 1 - probs[0], probs.argmax(axis=0)))
     plot_predictions(panels, path)
+
+
+def _describe_classes(row: dict[str, Any], label_values: Sequence[int]) -> str:
+    """Return the Dice of each class of a case that is there; of two classes only, that the mask is empty if it is."""
+    if "classes" in row:
+        known = zip(label_values, row["classes"], strict=True)
+        each = [f"{value}: {dice:.3f}" for value, dice in known if dice is not None]
+        return f", mean of its classes\n{', '.join(each)}" if each else ", nothing to find"
+    return "" if row["prevalence"] else ", nothing to find"

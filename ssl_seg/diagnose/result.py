@@ -127,7 +127,8 @@ class Diagnosis:
       auroc, average_precision, prob_mean, prob_std, prob_max, logit_mean, logit_std, prevalence_pred,
       prevalence_true, trivial_f1, dice``.
     - ``scores`` (c on validation images, p with masks): ``{"images", "f1", "iou", "precision", "recall", "accuracy",
-      "f1_mean" (over images), "bias" ("recall" | "precision" | "balanced")}``.
+      "f1_mean" (over images), "f1_mean_positives" (over those with foreground), "f1_mean_of_nothing"
+      (what predicting nothing has over images), "bias" ("recall" | "precision" | "balanced")}``.
     - ``trivial`` (c, p with masks): ``{"prevalence", "all_negative", "all_positive", "base_rate_random", "best",
       "margin" (f1 - best)}``.
     - ``sweep`` (c; p with masks and probabilities): ``{"thresholds": [0.001, ..., 0.999], "f1": [...],

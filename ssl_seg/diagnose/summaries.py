@@ -19,6 +19,7 @@ def summarize_scores(overlaps: Sequence[Overlap]) -> tuple[dict[str, Any], dict[
     pooled = sum_overlaps(overlaps)
     voxels = pooled.tp + pooled.fp + pooled.fn + pooled.tn
     gap = pooled.recall - pooled.precision
+    positives = [o.dice for o in overlaps if o.tp + o.fn > 0]
     scores = {
         "images": len(overlaps),
         "f1": pooled.dice,
@@ -27,6 +28,8 @@ def summarize_scores(overlaps: Sequence[Overlap]) -> tuple[dict[str, Any], dict[
         "recall": pooled.recall,
         "accuracy": (pooled.tp + pooled.tn) / max(voxels, 1),
         "f1_mean": float(np.mean([o.dice for o in overlaps])),
+        "f1_mean_positives": float(np.mean(positives)) if positives else None,
+        "f1_mean_of_nothing": 1.0 - len(positives) / len(overlaps),
         "bias": "recall" if gap > BIAS else "precision" if gap < -BIAS else "balanced",
     }
     trivial = compute_trivial_baselines(pooled.prevalence)

@@ -169,6 +169,8 @@ def _scores(s: Figures) -> Table | None:
         "recall": "recall",
         "accuracy": "accuracy",
         "f1_mean": "F1 (mean of the images)",
+        "f1_mean_positives": "F1 (mean of the images with foreground)",
+        "f1_mean_of_nothing": "trivial: no foreground, F1 (mean of the images)",
     }
     rows = [(title, number(scores.get(name))) for name, title in names.items()]
     rows.append(("bias", str(scores.get("bias", UNKNOWN))))
@@ -181,8 +183,8 @@ def _scores(s: Figures) -> Table | None:
     }
     rows += [(title, number(trivial.get(name))) for name, title in titles.items() if name in trivial]
     text = (
-        f"On {scores.get('images', UNKNOWN)} whole images at 0.5. Bias is recall where recall is far above precision: "
-        "too much is predicted; precision where too little is."
+        f"Of any foreground, on {scores.get('images', UNKNOWN)} whole images. Bias is recall where recall is far above "
+        "precision: too much is predicted; precision where too little is."
     )
     return Table("Precision, recall, and trivial predictors", text, ("score", "value"), tuple(rows))
 

@@ -64,7 +64,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def plot_predictions(panels: Sequence[Panel], path: Path) -> None:
-    """Write one row a case: input, truth, probability from 0 to 1, and errors (found, missed, false).
+    """Write one row a case: input, truth, probability from 0 to 1, and errors (found, missed, false, wrong class).
 
     Of a volume the slice with the most foreground is shown.
 
@@ -78,14 +78,17 @@ def plot_predictions(panels: Sequence[Panel], path: Path) -> None:
         image, truth, prob = shown_slice.image, shown_slice.truth, shown_slice.prob
         row[0].imshow(image, cmap="gray")
         row[0].set_ylabel(panel.title, fontsize=8)
-        row[1].imshow(np.zeros_like(prob) if truth is None else truth > 0, cmap="gray", vmin=0, vmax=1)
+        classes = max(int(panel.pred.max(initial=1)), 1 if panel.truth is None else int(panel.truth.max()), 1)
+        row[1].imshow(np.zeros_like(prob) if truth is None else truth.clip(0), cmap="gray", vmin=0, vmax=classes)
         shown = row[2].imshow(prob, cmap="viridis", vmin=0, vmax=1)
-        row[3].imshow(_color_errors(image, truth, shown_slice.pred > 0))
+        row[3].imshow(_color_errors(image, truth, shown_slice.pred))
         figure.colorbar(shown, ax=row[2], shrink=0.8)
         for axis in row:
             axis.set_xticks([])
             axis.set_yticks([])
-    titles = ("input", "truth", "foreground probability", "found (green) missed (blue) false (red)")
+    several = any(p.pred.max(initial=0) > 1 or (p.truth is not None and p.truth.max() > 1) for p in panels)
+    errors = "found (green) missed (blue) false (red)" + "\nwrong class (yellow)" * several
+    titles = ("input", "truth", "foreground probability", errors)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     save_figure(figure, path)
@@ -103,15 +106,16 @@ def _slice(panel: Panel) -> Panel:
 
 
 def _color_errors(
-    image: NDArray[np.generic], truth: NDArray[np.integer] | None, pred: NDArray[np.bool_]
+    image: NDArray[np.generic], truth: NDArray[np.integer] | None, pred: NDArray[np.integer]
 ) -> NDArray[np.floating]:
     low, high = float(image.min()), float(image.max())
     gray = (image.astype(np.float64) - low) / max(high - low, 1e-9)
     colored = np.repeat(0.7 * gray[..., None], 3, axis=-1)
     if truth is None:
-        colored[pred, 1] += 0.3
+        colored[pred > 0, 1] += 0.3
         return colored
-    colored[pred & (truth > 0), 1] += 0.3
-    colored[~pred & (truth > 0), 2] += 0.3
-    colored[pred & (truth == 0), 0] += 0.3
+    confused = (pred > 0) & (truth > 0) & (pred != truth)
+    colored[(truth > 0) & (pred > 0), 1] += 0.3
+    colored[(truth > 0) & (pred == 0), 2] += 0.3
+    colored[((truth == 0) & (pred > 0)) | confused, 0] += 0.3
     return colored

@@ -11,6 +11,7 @@ from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.metrics import Overlap
 
 
 def make_outputs(part: str = "val", seed: int = 0, count: int = 4) -> list[Output]:
@@ -167,12 +168,18 @@ def test_scores_and_foreground_against_scikit_learn(tally: Tally, outputs: list[
     assert spread["overestimate"] == pytest.approx(100 * (shares["pred"].mean() - shares["true"].mean()))
 
 
+def test_a_mean_that_empty_images_flatter_has_what_shows_it_beside_it() -> None:
+    nothing = [Overlap(0, 0, 9, 91)] * 3 + [Overlap(0, 0, 0, 100)] * 7
+    scores, _ = summarize_scores(nothing)
+    assert (scores["f1"], scores["f1_mean"], scores["f1_mean_positives"]) == (0.0, pytest.approx(0.7), 0.0)
+    assert scores["f1_mean_of_nothing"] == pytest.approx(0.7)
+    assert summarize_scores(nothing[3:])[0]["f1_mean_positives"] is None
+
+
 @pytest.mark.parametrize(
     ("counts", "bias"), [((90, 60, 3, 0), "recall"), ((50, 2, 60, 9), "precision"), ((50, 9, 9, 9), "balanced")]
 )
 def test_bias_of_precision_and_recall(counts: tuple[int, int, int, int], bias: str) -> None:
-    from ssl_seg.metrics import Overlap
-
     assert summarize_scores([Overlap(*counts)])[0]["bias"] == bias
 
 
