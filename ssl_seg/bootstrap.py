@@ -130,7 +130,7 @@ def _check_margin(parent: Checkpoint, net: str, options: BootstrapConfig) -> lis
     name = f"better net ({net})" if options.start == "better" and net == better_net(parent) else net
     if score["margin"] <= TRIVIAL_MARGIN:
         return [
-            f"its {name} has validation F1 {score['f1']:.3f}, predicting foreground everywhere "
+            f"its {name} has validation F1 {score['f1_macro']:.3f}, predicting foreground everywhere "
             f"{scores['trivial_f1']:.3f}: a margin of {score['margin']:+.3f}, which is not above trivial "
             f"({TRIVIAL_MARGIN:+.2f} is asked for). Train the parent longer or with more labels."
         ]

@@ -194,7 +194,7 @@ def _scores_of(observation: Observation) -> dict[str, Any]:
     """
     return {
         "source": "probe",
-        "trivial_f1": observation.val["student"].trivial_f1,
+        "trivial_f1": observation.val["student"].trivial_f1_macro,
         **{net: _score_of(signals) for net, signals in observation.val.items()},
         "selected": {
             "by": observation.select,
@@ -206,6 +206,7 @@ def _scores_of(observation: Observation) -> dict[str, Any]:
 
 
 def _score_of(signals: Signals) -> dict[str, Any]:
-    figures = {"f1": signals.f1, "f1_macro": signals.f1_macro, "trivial_f1": signals.trivial_f1}
-    margin = {"margin": signals.f1 - signals.trivial_f1, "margin_low": None, "margin_high": None}
+    trivial = signals.trivial_f1_macro
+    figures = {"f1": signals.f1, "f1_macro": signals.f1_macro, "trivial_f1": trivial}
+    margin = {"margin": signals.f1_macro - trivial, "margin_low": None, "margin_high": None}
     return {**figures, **margin, "nonfinite": signals.nonfinite}

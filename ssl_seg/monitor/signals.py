@@ -86,6 +86,8 @@ class Signals:
     average_precision: float | None
     trivial_f1: float
     """F1 of predicting foreground everywhere."""
+    trivial_f1_macro: float
+    """Mean F1 of predicting each foreground class that is there everywhere, to compare ``f1_macro`` with."""
     dice: float
     """Mean over the patches of their Dice, by the largest logit: the mean over the classes that are in the target or in
     the prediction, and 1 for a patch without any. None of a patch counts whose voxels are all ignored."""
@@ -95,7 +97,7 @@ class Signals:
     def to_record(self, prefix: str) -> dict[str, Any]:
         """Return ``{prefix + name: value}`` for metrics.jsonl."""
         values = asdict(self)
-        for shared in ("prevalence_true", "ratio_std_true", "trivial_f1", "voxels"):
+        for shared in ("prevalence_true", "ratio_std_true", "trivial_f1", "trivial_f1_macro", "voxels"):
             values.pop(shared)
         quantiles = values.pop("logit_quantiles")
         values["prob_histogram"] = list(self.prob_histogram)
@@ -201,6 +203,7 @@ class SignalCollector:
             auroc_high=high_auroc,
             average_precision=compute_average_precision(pos_hist, neg_hist),
             trivial_f1=compute_trivial_f1(prevalence),
+            trivial_f1_macro=self._macro_trivial_f1(finite + nonfinite),
             dice=self._patch_dice(seen),
             foreground_distance=_distance(predicted_share, true_share),
         )
@@ -227,6 +230,11 @@ class SignalCollector:
     def _macro_f1(self) -> float:
         predicted, true, both = self._overlaps().sum(1).numpy().T
         return float(compute_macro_f1(np.stack([both, predicted - both, true - both], axis=-1)))
+
+    def _macro_trivial_f1(self, voxels: int) -> float:
+        true = self._overlaps().sum(1)[:, 1].tolist()
+        found = [compute_trivial_f1(count / voxels) for count in true if count]
+        return sum(found) / len(found) if found else 0.0
 
     def _patch_dice(self, seen: Tensor) -> float:
         predicted, true, both = self._overlaps()[:, seen].permute(1, 0, 2).unbind(2)

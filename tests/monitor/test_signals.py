@@ -16,6 +16,9 @@ from sklearn.metrics import average_precision_score, f1_score, precision_recall_
 from torch import Tensor, nn
 
 from ssl_seg.data.loader import Probe
+from ssl_seg.data.store import WholeCase
+from ssl_seg.inference.scoring import Score, count_classes, score_case
+from ssl_seg.intervals import compute_score
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.monitor.signals import EDGES, PROB_BINS, SignalCollector, Signals, collect_signals
 
@@ -188,7 +191,37 @@ def test_classes_count_alike_in_the_macro_f1() -> None:
     collector = SignalCollector(4, torch.device("cpu"))
     collector.update(logits, target)
     expected = f1_score(target.flatten(), logits.argmax(1).flatten(), labels=[1, 2, 3], average="macro")
-    assert collector.compute().f1_macro == pytest.approx(expected)
+    s = collector.compute()
+    assert s.f1_macro == pytest.approx(expected)
+    everywhere = [2 * n / (6 + n) for n in (3, 1, 1)]
+    assert s.trivial_f1_macro == pytest.approx(np.mean(everywhere))
+
+
+@pytest.mark.parametrize("absent", [(), (2,), (1, 3), (1, 2, 3)])
+def test_monitor_scores_and_ablations_say_the_same(absent: tuple[int, ...]) -> None:
+    """Of the same masks, with classes in none of them or in some, and predicted or not."""
+    rng = np.random.default_rng(len(absent))
+    target = rng.integers(0, 4, (5, 8, 8))
+    target[np.isin(target, absent) | (rng.random((5, 8, 8)) < 0.1)] = 0
+    target[0][target[0] == 3] = 0
+    target[4] = 0
+    pred = np.where(rng.random((5, 8, 8)) < 0.5, target, rng.integers(0, 4, (5, 8, 8)))
+    pred[4] = 0
+    probs = np.eye(4)[pred].transpose(0, 3, 1, 2)
+    collector = SignalCollector(4, torch.device("cpu"))
+    collector.update(torch.from_numpy(8 * probs).float(), torch.from_numpy(target))
+    signals = collector.compute()
+    cases = [WholeCase(np.zeros((1, 8, 8)), t.astype(np.int16), None) for t in target]
+    score = Score(tuple(score_case(str(n), case, p) for n, (case, p) in enumerate(zip(cases, probs, strict=True))))
+    summary, counts = score.summarize(), count_classes(score)
+    assert summary["absent_classes"] == list(absent)
+    there = [k for k in (1, 2, 3) if k not in absent]
+    expected = f1_score(target.ravel(), pred.ravel(), labels=there, average="macro") if there else 0.0
+    for found in (signals.f1_macro, score.f1_macro, summary["pooled"]["f1_macro"], float(compute_score(counts, "f1"))):
+        assert found == pytest.approx(expected)
+    for found in (summary["mean"]["dice"], float(compute_score(counts, "dice"))):
+        assert found == pytest.approx(signals.dice)
+    assert signals.trivial_f1_macro == pytest.approx(summary["trivial"]["all_positive"])
 
 
 def test_dice_is_the_mean_over_patches_and_empty_ones_count_1() -> None:
