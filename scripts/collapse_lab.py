@@ -51,7 +51,7 @@ def run_situations(args: argparse.Namespace) -> str:
     from lab.tables import format_situations
 
     seeds = tuple(args.seeds or SEEDS)
-    return format_situations(run_situations(args.out, seeds, tuple(args.only), args.workers, again=args.again))
+    return format_situations(run_situations(args.out, seeds, tuple(args.only), args.workers))
 
 
 def run_replay(args: argparse.Namespace) -> str:  # noqa: ARG001 (all commands take it)
@@ -109,7 +109,7 @@ def main() -> None:
             own.add_argument(
                 "--seeds", type=int, nargs="+", help="default: 3 for faults, 20 for situations, 10 for the others"
             )
-        if name in {"faults", "situations", "healthy"}:
+        if name in {"faults", "healthy"}:
             own.add_argument("--again", action="store_true", help="judge the last runs by the rules of now")
         if name in {"faults", "situations"}:
             own.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="those whose name contains it")

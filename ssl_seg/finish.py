@@ -28,7 +28,9 @@ from ssl_seg.final_scores import (
 )
 from ssl_seg.inference.model import NETS, open_model
 from ssl_seg.monitor.findings import Verdict
-from ssl_seg.monitor.watch import Monitor
+from ssl_seg.monitor.network_rules import find_trivial_images
+from ssl_seg.monitor.verdicts import conclude
+from ssl_seg.monitor.watch import Monitor, Observation
 from ssl_seg.networks import has_batch_norm
 from ssl_seg.prepare import Prepared
 from ssl_seg.recorder import Console, Recorder
@@ -52,8 +54,8 @@ def finish_run(
     """Write what is left to write, score the checkpoints of a run that came to its own end, and close it.
 
     Returns:
-        The last verdict, and the scores of all networks on the whole validation cases; None on other processes than the
-        first, and for a run that was interrupted.
+        The verdict on the networks of the last step as they will be used, and the scores of all networks on the whole
+        validation cases; None on other processes than the first, and for a run that was interrupted.
     """
     run, observation = prepared.run, result.observation
     if observation is None and result.is_complete:  # resumed with all steps done: only this was missing
@@ -67,9 +69,20 @@ def finish_run(
                 _write_average(average, engine, source, recorder, result, prepared, console)
             final = _score_run(run, result.step, engine.fabric.device, prepared, source.store, console)
             summary = _summarize(final, prepared, console)
+            if observation is not None:
+                verdict = _judge_end(observation, describe_for_checkpoint(final, "last"))
+                recorder.conclude(verdict, result.step)
         run.append_event(result.ending, step=result.step, verdict=verdict.level, codes=list(verdict.codes), **summary)
     engine.fabric.barrier()
     return verdict, final
+
+
+def _judge_end(observation: Observation, scores: dict[str, Any]) -> Verdict:
+    """Return the verdict on the networks of last.pt, the one that its scores on whole cases choose before the other."""
+    used = scores["selected"]["net"]
+    verdict = observation.judge_end(used)
+    found = find_trivial_images(scores[used]["f1"], scores["trivial_f1"], used)
+    return verdict if found is None else conclude((*verdict.findings, found), observation.context, used)
 
 
 def _write_average(

@@ -90,10 +90,21 @@ class Recorder:
             return
         run, verdict = self.prepared.run, observation.verdict
         run.append_metrics(record)
-        if verdict.key != self.told:
-            run.append_event("verdict", step=observation.step, **verdict.to_record())
-            self.told = verdict.key
+        self._keep(verdict, observation.step)
         self.console.probe(observation.format_line(), verdict)
+
+    def conclude(self, verdict: Verdict, step: int) -> None:
+        """Take the verdict on the networks as they will be used, after ``step`` updates; show it where it is new."""
+        if self.active and self._keep(verdict, step):
+            self.console.probe(f"step {step:>5} the end: {verdict.level} {','.join(verdict.codes)}".rstrip(), verdict)
+
+    def _keep(self, verdict: Verdict, step: int) -> bool:
+        """Append the event of a verdict that is new; return whether it is."""
+        is_new = verdict.key != self.told
+        if is_new:
+            self.prepared.run.append_event("verdict", step=step, **verdict.to_record())
+            self.told = verdict.key
+        return is_new
 
     def advance(self, step: int) -> None:
         """Show that ``step`` updates are done."""

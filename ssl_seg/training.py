@@ -41,6 +41,7 @@ from ssl_seg.finish import finish_run
 from ssl_seg.inference.model import make_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import make_method
+from ssl_seg.monitor.actions import list_components, read_context
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.ladder import Foreground, LadderSettings, make_rungs
 from ssl_seg.monitor.memory import read_memory
@@ -269,7 +270,6 @@ def _assemble(
     store = open_store(prepared.catalog, config.data)
     source = make_source(config, store, split, rank=fabric.global_rank, world_size=fabric.world_size)
     patch, probe_seed = config.data.patch_size, split.seed
-    phases = [config.loss.weights, *(phase.weights for phase in config.loss.phases)]
     monitor = Monitor(
         make_probe(store, split.val, config.monitor.probe_patches, patch, probe_seed),
         make_probe(store, source.labeled, config.monitor.train_probe_patches, patch, probe_seed),
@@ -280,8 +280,9 @@ def _assemble(
         warmup_steps=config.optim.warmup_steps,
         steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
         select=config.monitor.select,
-        components=tuple(dict.fromkeys(n for weights in phases for n in weights)),
+        components=list_components(config.loss),
         uses_teacher=method.uses_teacher,
+        context=read_context(config),
     )
     schedule = Schedule(
         start.progress.step,

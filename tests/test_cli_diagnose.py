@@ -82,8 +82,8 @@ class TestPredictions:
         lines = stdout.splitlines()
         assert lines[0] == CONSTANT.format(code="uniform_ratio")
         assert "8 of 8 images" in lines[1]
-        findings = [line.split()[:2] for line in lines if line.startswith(("  COLLAPSED", "  WARN"))]
-        assert findings == [["COLLAPSED", "uniform_ratio"], ["WARN", "coverage_hole"]]
+        findings = [line.split()[:2] for line in lines if line.startswith(("  COLLAPSED", "  WARN", "    also"))]
+        assert findings == [["COLLAPSED", "uniform_ratio"], ["also:", "coverage_hole"]]
         assert any("95.06% in 5 of 5" in line and "(312/320) x (312/320)" in line for line in lines)
         assert any("71.19% in 3 of 3" in line and "(216/256) x (216/256)" in line for line in lines)
         assert lines[-2].startswith("next: ssl-seg ")

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from ssl_seg.cli.console import TerminalConsole, fit_widths, format_block, format_record, print_table
 from ssl_seg.monitor.findings import Finding, Verdict
 
-STUDENT = Finding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %", (), "more steps")
+STUDENT = Finding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %")
 TEACHER = replace(STUDENT, net="teacher", message="1 % of 25 %")
-PLATEAU = Finding("plateau", "warn", "training", 0.0, 1.0, "", "no gain", (), "another optim.lr")
+PLATEAU = Finding("plateau", "warn", "training", 0.0, 1.0, "", "no gain")
 
 
-def test_one_entry_a_code_with_the_message_of_each_network() -> None:
-    assert format_block(Verdict((STUDENT, TEACHER, PLATEAU))) == [
+def test_one_finding_leads_with_one_action_and_the_others_are_named() -> None:
+    bias = replace(PLATEAU, code="foreground_bias", net="teacher")
+    assert format_block(Verdict((STUDENT, TEACHER, PLATEAU, bias), "more steps")) == [
         "  COLLAPSED all_negative (student, teacher): student 0 % of 25 % | teacher 1 % of 25 %",
+        "    also: plateau (training), foreground_bias (teacher)",
         "    try: more steps",
-        "  WARN plateau (training): no gain",
-        "    try: another optim.lr",
     ]
 
 
@@ -34,7 +34,7 @@ def test_a_network_alone_needs_no_name_before_its_message() -> None:
 def test_the_worst_level_leads_and_another_is_said() -> None:
     lines = format_block(Verdict((STUDENT, PLATEAU, TEACHER.soften())))
     assert lines[0] == "  COLLAPSED all_negative (student, teacher): student 0 % of 25 % | teacher (warn) 1 % of 25 %"
-    assert [line.split()[1] for line in lines if not line.startswith("    ")] == ["all_negative", "plateau"]
+    assert lines[1] == "    also: plateau (training)"
 
 
 def test_the_block_comes_when_the_findings_change(capsys: pytest.CaptureFixture[str]) -> None:

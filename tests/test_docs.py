@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_seg.monitor.catalog import format_codes, format_limits
+from ssl_seg.monitor.actions import format_codes
+from ssl_seg.monitor.catalog import format_limits
 
 COLLAPSE = Path(__file__).parents[1] / "docs" / "collapse.md"
 

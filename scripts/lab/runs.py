@@ -103,9 +103,10 @@ def run_training(
     """
     seen: list[Evidence] = []
 
-    def judge_and_keep(evidence: Evidence) -> Verdict:
-        seen.append(evidence)
-        return judge(evidence)
+    def judge_and_keep(evidence: Evidence, used: str | None = None) -> Verdict:
+        if not evidence.is_final:  # the last look, judged once more as its networks are used
+            seen.append(evidence)
+        return judge(evidence, used)
 
     own: Nested = {"data": {"root": data}, "seed": seed, "split": {"seed": seed}}
     layers = tuple(Layer("lab", dict(values)) for values in (BASE, own, *settings))

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
-from lab.runs import Nested, map_runs, read_run, run_training
+from lab.runs import Nested, map_runs, run_training
 from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 from ssl_seg.inference.model import open_model
 
@@ -51,6 +51,7 @@ class Situation:
     discs: tuple[int, int] = (1, 3)
     """Fewest and most in an image that is not empty."""
     radius: tuple[float, float] = (3.0, 7.0)
+    contrast: tuple[float, float] = (45.0, 75.0)
     empty: float = 0.0
     """Share of the images without any disc."""
     second: int = 0
@@ -65,8 +66,8 @@ class Situation:
 SITUATIONS: tuple[Situation, ...] = (
     Situation("nothing unusual", images=40),
     Situation(
-        "4 validation cases", images=28, discs=(1, 2), radius=(3.0, 6.0),
-        settings={"split": {"val_fraction": 0.143, "test_fraction": 0.143}, "optim": {"lr": 1e-3}},
+        "4 validation cases", images=28, discs=(1, 2), radius=(3.0, 6.0), contrast=(18.0, 40.0),
+        settings={"split": {"val_fraction": 0.143, "test_fraction": 0.143}, "network": {"features": 8}},
     ),
     Situation("75 % empty masks", images=60, empty=0.75),
     Situation("foreground of 0.5 %", images=40, discs=(1, 1), radius=(2.0, 3.0)),
@@ -89,7 +90,7 @@ def draw_image(situation: Situation, index: int, seed: int) -> tuple[NDArray[np.
         y, x, radius = *rng.uniform(6, SIDE - 6, 2), rng.uniform(*situation.radius)
         inside = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
         mask[inside] = 2 if number == 0 and place < situation.second else 1
-        light[inside] = rng.uniform(45, 75)
+        light[inside] = rng.uniform(*situation.contrast)
     for _ in range(int(rng.integers(1, 4))):
         y, x, radius = *rng.uniform(0, SIDE, 2), rng.uniform(3, 7)
         distance = np.hypot(rows - y, columns - x)
@@ -142,7 +143,7 @@ class SituationResult:
     """Of student and teacher."""
     level: str
     codes: tuple[str, ...]
-    """Of the last look, worst first."""
+    """Of the last verdict, the one that leads first."""
     diagnosed: tuple[str, str]
     """Level and code of ``ssl-seg diagnose`` on last.pt."""
     can_collapse: bool
@@ -170,28 +171,29 @@ class SituationResult:
         return self.diagnosed != (self.level, self.codes[0] if self.codes else "healthy")
 
 
-def run_situation(out: Path, again: bool, task: tuple[int, int]) -> SituationResult:
-    """Train in a situation, given by its place in ``SITUATIONS``, and a seed; or judge the last training anew."""
+def run_situation(out: Path, task: tuple[int, int]) -> SituationResult:
+    """Train in a situation, given by its place in ``SITUATIONS``, and a seed."""
     number, seed = task
     situation = SITUATIONS[number]
     path = out / f"situation{number}_seed{seed}"
     data = write_images(out / "data" / f"situation{number}_seed{seed}", situation, seed)
-    if again:
-        run = read_run(path)
-    else:
-        torch.set_num_threads(1)
-        run = run_training(path, data, seed, TINY, situation.settings)
-    last = path / "checkpoints" / "last.pt"
-    look = run.looks[-1]
+    torch.set_num_threads(1)
+    run = run_training(path, data, seed, TINY, situation.settings)
+    end, last = run.events[-1], path / "checkpoints" / "last.pt"
     try:
         verdict = diagnose_checkpoint(CheckpointRequest(last, seconds=1e6)).verdict
         diagnosed = (verdict.level, verdict.code)
     except Exception as error:  # noqa: BLE001 (a fault of its own, that the table shows)
         diagnosed = ("error", type(error).__name__)
-    truth = measure_truth(last, situation, seed)
-    has_alarmed = any(look.level == "collapsed" for look in run.looks)
     return SituationResult(
-        situation.name, seed, truth, look.level, look.codes, diagnosed, situation.can_collapse, has_alarmed
+        situation.name,
+        seed,
+        measure_truth(last, situation, seed),
+        end["verdict"],
+        tuple(end["codes"]),
+        diagnosed,
+        situation.can_collapse,
+        any(look.level == "collapsed" for look in run.looks),
     )
 
 
@@ -224,9 +226,9 @@ def measure_network(
 
 
 def run_situations(
-    out: Path, seeds: tuple[int, ...] = SEEDS, names: tuple[str, ...] = (), workers: int = 1, *, again: bool = False
+    out: Path, seeds: tuple[int, ...] = SEEDS, names: tuple[str, ...] = (), workers: int = 1
 ) -> list[SituationResult]:
     """Train in each situation whose name contains one of ``names`` (all, if there are none), with each seed."""
     chosen = [i for i, s in enumerate(SITUATIONS) if not names or any(name in s.name for name in names)]
     tasks = [(number, seed) for number in chosen for seed in seeds]
-    return list(map_runs(partial(run_situation, out, again), tasks, workers))
+    return list(map_runs(partial(run_situation, out), tasks, workers))

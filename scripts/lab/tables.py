@@ -154,7 +154,7 @@ def format_situations(results: Sequence[SituationResult]) -> str:
     header = (
         "situation", "runs", "good; bad by fresh images", "false alarms at the end; at any look", "misses",
         "diagnose says something else",
-        "the last look of the run",
+        "the last verdict of the run",
     )  # fmt: skip
     rows = []
     for name, group in groupby(results, key=lambda result: result.situation):

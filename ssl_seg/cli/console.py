@@ -16,7 +16,7 @@ from ssl_seg.errors import printable, printable_lines
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from ssl_seg.monitor.findings import Finding, Verdict
+    from ssl_seg.monitor.findings import Verdict
 
 INTERVAL = 10.0
 """Seconds between plain progress lines where stderr is no terminal."""
@@ -48,7 +48,7 @@ class TerminalConsole:
         self._print(text)
 
     def probe(self, line: str, verdict: Verdict) -> None:
-        """Print the line of a probe, and a block for each code when the set of findings changes."""
+        """Print the line of a probe, and a block when the set of findings changes."""
         self._print(line)
         if verdict.key != self._told:
             for text in format_block(verdict):
@@ -91,26 +91,22 @@ class TerminalConsole:
 
 
 def format_block(verdict: Verdict) -> list[str]:
-    """Return two lines for each code: ``  LEVEL CODE (NET, NET): MESSAGE`` and ``    try: HINT``.
+    """Return ``  LEVEL CODE (NET, NET): MESSAGE`` for the code that leads, the others in one line, and what to try.
 
-    LEVEL is the worst one. Where several networks share a code, each has its own message behind its name, with its
+    LEVEL is the worst one. Where several networks share the code, each has its own message behind its name, with its
     level where that is another.
     """
-    groups: dict[str, list[Finding]] = {}
-    for finding in verdict.findings:
-        groups.setdefault(finding.code, []).append(finding)
-    lines = []
-    for code, findings in groups.items():
-        worst, nets = findings[0], ", ".join(f.net for f in findings)
-        messages = [
-            f"{f.net}{'' if f.level == worst.level else f' ({f.level})'} {f.message}"
-            if len(findings) > 1
-            else f.message
-            for f in findings
-        ]
-        lines.append(f"  {worst.level.upper()} {code} ({nets}): {' | '.join(messages)}")
-        lines.append(f"    try: {worst.hint}")
-    return lines
+    if not verdict.findings:
+        return []
+    lead = verdict.findings[0]
+    findings = [f for f in verdict.findings if f.code == lead.code]
+    messages = [
+        f"{f.net}{'' if f.level == lead.level else f' ({f.level})'} {f.message}" if len(findings) > 1 else f.message
+        for f in findings
+    ]
+    lines = [f"  {lead.level.upper()} {lead.code} ({', '.join(f.net for f in findings)}): {' | '.join(messages)}"]
+    lines += [f"    also: {', '.join(verdict.others)}"] if verdict.others else []
+    return [*lines, f"    try: {verdict.action}"]
 
 
 def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:

@@ -142,8 +142,6 @@ def apply_gate(diagnosis: Diagnosis, least: float) -> Diagnosis:
         limit=least,
         source="--require-f1",
         message=message,
-        causes=("too short a training", "too few labels"),
-        hint="train on, or add labels where the worst cases are: `ssl-seg evaluate CKPT --figure FILE` draws them",
     )
     collapses = tuple(f for f in diagnosis.findings if f.level == "collapsed")
     others = tuple(f for f in diagnosis.findings if f.level != "collapsed")
@@ -153,7 +151,10 @@ def apply_gate(diagnosis: Diagnosis, least: float) -> Diagnosis:
     command = diagnosis.next_command
     if diagnosis.verdict.level == "ok" and diagnosis.kind == "checkpoint":  # which had advised to predict
         command = f"ssl-seg evaluate {shlex.quote(diagnosis.subject)} --figure worst_cases.png"
-    return replace(gated, verdict=Conclusion("warn", finding.code, message), next_command=command)
+    action = (
+        diagnosis.action or "train on, or add labels where the worst cases are: `ssl-seg evaluate --figure` draws them"
+    )
+    return replace(gated, verdict=Conclusion("warn", finding.code, message), action=action, next_command=command)
 
 
 def _check_options(

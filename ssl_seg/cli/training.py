@@ -149,7 +149,7 @@ def _report(result: TrainResult) -> None:
     print_scores(f"validation scores of {run.best}", rows)
     show(f"verdict: {result.verdict.level}{' ' + ','.join(result.verdict.codes) if result.verdict.codes else ''}")
     if result.verdict.level == "collapsed":
-        show(f"do not use these networks; next: ssl-seg diagnose {quote(run.last)}")
+        show(f"do not use the networks of the last step; next: ssl-seg diagnose {quote(run.last)}")
         return
     if result.scores[result.scores["selected"]["net"]]["margin"] <= 0:
         show(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {quote(run.best)}")

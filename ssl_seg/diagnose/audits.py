@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,12 +10,11 @@ from ssl_seg.diagnose.result import Conclusion
 from ssl_seg.diagnose.shapes import FEWEST, SAME, find_same, format_shape
 from ssl_seg.diagnose.tally import Tally
 from ssl_seg.monitor.catalog import CODES, limit, make_finding
-from ssl_seg.monitor.findings import LEVELS, Finding, Level
+from ssl_seg.monitor.findings import Finding, Level, Verdict
+from ssl_seg.monitor.network_rules import find_trivial_images
 
 CONSTANT = ("constant_output", "uniform_ratio", "equal_statistics")
 """Codes of a network that does not look at its input."""
-SAY_MORE = ("shifted_threshold", "not_above_trivial")
-"""Codes beside which a bias of the foreground is a detail."""
 CONSTANT_MESSAGE = "constant output function: do not submit"
 AXES = ("z", "y", "x")
 CONSTANT_RANGE = 0.5
@@ -26,7 +24,7 @@ EMPTY_SHARE = 0.01
 
 
 def audit_outputs(tally: Tally, statistics: Mapping[str, Any], net: str, auroc: float | None) -> tuple[Finding, ...]:
-    """Return what is wrong with the predictions of all images together.
+    """Return what is wrong with the predictions of all images together, worst first.
 
     Args:
         tally: of at least one image.
@@ -65,69 +63,34 @@ def audit_inputs(statistics: Mapping[str, Any], net: str) -> tuple[Finding, ...]
 
 
 def audit_margin(statistics: Mapping[str, Any], net: str) -> tuple[Finding, ...]:
-    """Return a finding where the masks of whole images are no better than those of the best trivial predictor."""
-    if "scores" not in statistics or statistics["trivial"]["margin"] >= limit("trivial_margin"):
+    """Return a finding where the masks of whole images are no better than foreground everywhere."""
+    if "scores" not in statistics:
         return ()
-    f1, trivial = statistics["scores"]["f1"], statistics["trivial"]["best"]
-    best = max(statistics["sweep"]["f1"]) if "sweep" in statistics else f1
-    code = "shifted_threshold" if best > trivial + limit("learned_margin") else "not_above_trivial"
-    message = f"F1 {f1:.3f} on whole images, the best trivial predictor {trivial:.3f}; {best:.3f} at the best threshold"
-    margin = statistics["trivial"]["margin"]
-    return (make_finding(code, "warn", net, margin, "trivial_margin", message),)
+    found = find_trivial_images(statistics["scores"]["f1"], statistics["trivial"]["all_positive"], net)
+    return () if found is None else (found,)
 
 
-def audit_bias(statistics: Mapping[str, Any], net: str, others: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return a finding where far more, or far less, foreground is predicted than there is.
+def put_behind(verdict: Verdict, findings: Iterable[Finding]) -> Verdict:
+    """Return the verdict with findings that say more of what it says, behind the others and no worse than the first.
 
-    Args:
-        statistics: with ``foreground`` of whole images, and ``scores`` where masks are known. Where there was no time
-            for a few of them, the patches of the probe in ``nets`` count.
-        net: whose predictions they are.
-        others: of the other rules; a collapse, a shifted threshold, or that nothing has been learned, says more.
+    A verdict of ok stays what it is: outputs of images that are alike may well be alike.
     """
-    scores, row = statistics.get("scores"), statistics.get("nets", {}).get(net)
-    if any(f.level == "collapsed" or f.code in SAY_MORE for f in others if f.net == net):
-        return ()
-    if row is not None and (scores is None or scores["images"] < FEWEST):
-        pred, true, where = row["prevalence_pred"], row["prevalence_true"], f"on patches, F1 {row['f1']:.3f}"
-    elif scores is not None:
-        pred, true = (statistics["foreground"][name]["mean"] for name in ("pred", "true"))
-        where = f"precision {scores['precision']:.3f}, recall {scores['recall']:.3f}"
-    else:
-        return ()
-    most, ratio = limit("foreground_bias"), pred / true if true else 1.0
-    if 1 / most < ratio < most or not math.isfinite(ratio):
-        return ()
-    message = f"predicts {pred:.1%} foreground where {true:.1%} is true, {ratio:.2g} times as much: {where}"
-    scaled = most if ratio > 1 else 1 / most
-    return (make_finding("foreground_bias", "warn", net, ratio, "foreground_bias", message, scaled=scaled),)
+    if not verdict.findings:
+        return verdict
+    known = {f.code for f in verdict.findings}
+    more = [f if verdict.level == "collapsed" else f.soften() for f in findings if f.code not in known]
+    return replace(verdict, findings=(*verdict.findings, *more))
 
 
-def conclude(findings: Sequence[Finding], healthy: str) -> tuple[Conclusion, tuple[Finding, ...]]:
-    """Return the verdict, and the findings: each code of a network once, worst first, then in the order of ``CODES``;
-    but a constant output before which side of 0.5 it lies on.
-
-    Args:
-        findings: of all rules; of two with one code and network the worse stays, else the first.
-        healthy: the message where nothing was found.
-    """
-    worst: dict[tuple[str, str], Finding] = {}
-    for finding in sorted(findings, key=_rank):
-        worst.setdefault((finding.code, finding.net), finding)
-    ordered = tuple(worst.values())
-    if not ordered:
-        return Conclusion("ok", "healthy", healthy), ()
-    first = ordered[0]
+def describe_verdict(verdict: Verdict, healthy: str) -> Conclusion:
+    """Return the verdict in one line; ``healthy`` is the message where nothing was found."""
+    if not verdict.findings:
+        return Conclusion("ok", "healthy", healthy)
+    first = verdict.findings[0]
     if first.level != "collapsed":
-        return Conclusion(first.level, first.code, f"{CODES[first.code].meaning}: {first.message}"), ordered
+        return Conclusion(first.level, first.code, f"{CODES[first.code].meaning}: {first.message}")
     message = CONSTANT_MESSAGE if first.code in CONSTANT else f"{CODES[first.code].meaning}: do not submit"
-    return Conclusion("collapsed", first.code, message), ordered
-
-
-def soften_others(findings: Iterable[Finding], examined: str) -> tuple[Finding, ...]:
-    """Return the findings of the other network as warnings: it is not the one that is used."""
-    own = (examined, "training")
-    return tuple(f if f.net in own or f.level != "collapsed" else f.soften() for f in findings)
+    return Conclusion("collapsed", first.code, message)
 
 
 def rename_net(findings: Iterable[Finding], net: str) -> tuple[Finding, ...]:
@@ -138,14 +101,6 @@ def rename_net(findings: Iterable[Finding], net: str) -> tuple[Finding, ...]:
 def is_informative(auroc: float | None) -> bool:
     """Return whether a ranking of voxels is known to carry information."""
     return auroc is not None and auroc >= limit("informative_auroc")
-
-
-def _rank(finding: Finding) -> tuple[int, bool, float]:
-    order = list(CODES)
-    place: float = order.index(finding.code)
-    if finding.code == "constant_output":  # the plainest words for what the others of its kind say
-        place = min(order.index(code) for code in CONSTANT) - 0.5
-    return -LEVELS.index(finding.level), finding.code in ("all_negative", "all_positive"), place
 
 
 def _check_finite(tally: Tally, net: str) -> Iterator[Finding]:

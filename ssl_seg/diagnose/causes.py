@@ -1,41 +1,32 @@
-"""From findings and figures to likely causes, each with its evidence, and to the command to run next."""
+"""From findings and figures to likely causes, each with its evidence, to one action, and to the command to run next."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ssl_seg.diagnose.facts import Facts, Subject
-from ssl_seg.diagnose.result import Cause, Conclusion
+from ssl_seg.diagnose.result import Cause
 from ssl_seg.diagnose.suspects import RULES
-from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.findings import Verdict
 
 MOST = 3
 
 
-def explain(
-    verdict: Conclusion, findings: Sequence[Finding], statistics: Mapping[str, Any], subject: Subject
-) -> tuple[tuple[Cause, ...], str]:
-    """Return at most three likely causes, the most likely first, and the command to run next.
+def explain(verdict: Verdict, statistics: Mapping[str, Any], subject: Subject) -> tuple[tuple[Cause, ...], str, str]:
+    """Return at most three causes that measured figures speak for, the most likely first; what to do; a command.
 
-    Causes that measured figures speak for come before those that a code merely has in most cases.
+    What to do about a cause that was measured goes before what the verdict advises without one.
     """
-    facts = Facts(findings, statistics, subject)
+    facts = Facts(verdict.findings, statistics, subject)
     if verdict.level == "ok":
-        return (), _command_if_healthy(facts)
+        return (), "", _command_if_healthy(facts)
     suspects = [found for rule in RULES if (found := rule(facts)) is not None]
-    causes = [suspect.cause for suspect in suspects]
-    causes += list(_usual_causes(findings))
-    command = suspects[0].command if suspects else facts.examine()
-    if not suspects and verdict.level == "collapsed" and subject.checkpoint is not None:
-        command = facts.recover()
-    return tuple(causes[:MOST]), command
-
-
-def _usual_causes(findings: Sequence[Finding]) -> Iterator[Cause]:
-    """Yield the causes that the code of the worst finding has in most cases."""
-    if findings:
-        yield from (Cause(text, (findings[0].message,), findings[0].hint) for text in findings[0].causes)
+    causes = tuple(suspect.cause for suspect in suspects[:MOST])
+    if suspects:
+        return causes, suspects[0].action, suspects[0].command
+    is_collapse = verdict.level == "collapsed" and subject.checkpoint is not None
+    return causes, verdict.action, facts.recover() if is_collapse else facts.examine()
 
 
 def _command_if_healthy(facts: Facts) -> str:

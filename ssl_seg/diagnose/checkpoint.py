@@ -18,17 +18,16 @@ from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
 from ssl_seg.diagnose.audits import (
-    audit_bias,
     audit_inputs,
     audit_margin,
     audit_outputs,
-    conclude,
-    soften_others,
+    describe_verdict,
+    put_behind,
 )
 from ssl_seg.diagnose.causes import explain
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.examples import choose_examples, keep_candidates, make_example
-from ssl_seg.diagnose.facts import Subject, read_costs
+from ssl_seg.diagnose.facts import Subject
 from ssl_seg.diagnose.history import read_history
 from ssl_seg.diagnose.inputs import measure_batches, measure_inputs
 from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivial_losses, probe_nets
@@ -39,8 +38,9 @@ from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.inference.model import NETS, Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
-from ssl_seg.monitor.findings import Finding
-from ssl_seg.monitor.verdicts import judge
+from ssl_seg.monitor.actions import read_context
+from ssl_seg.monitor.findings import Verdict
+from ssl_seg.monitor.verdicts import conclude, judge
 from ssl_seg.precision import choose_device_if_given
 from ssl_seg.seal import find_sealed
 from ssl_seg.sources import open_store
@@ -52,6 +52,8 @@ UNTIL_NETS, UNTIL_IMAGES, UNTIL_LOSSES, UNTIL_BATCHES = 0.6, 0.75, 0.85, 0.95
 TRAIN_PATCHES = 8
 """Patches of the training probe where the run had none."""
 LAYER_PATCHES = 4
+OF_WHOLE_IMAGES = ("non_finite", "coverage_hole")
+"""Codes of outputs that no look at patches could have shown."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,13 @@ def diagnose_checkpoint(
     val, train = _make_probes(material)
     nets = None
     if len(val.image):
-        has_trend = set(material.scored) == set(material.split.val) and not material.is_elsewhere
-        nets = probe_nets(material.model, val, train, clock, UNTIL_NETS, has_trend=has_trend)
+        is_of_run = set(material.scored) == set(material.split.val) and not material.is_elsewhere
+        nets = probe_nets(material.model, val, train, clock, UNTIL_NETS, is_of_run=is_of_run)
         skipped += ["untrained network"] if nets.untrained is None else []
     tally, examples = _predict_images(material, request, clock, track("looking at whole images"))
     statistics: dict[str, Any] = {"looked_at": _count_parts(material, tally), **_summarize_images(tally)}
+    if material.model.config.data.num_classes > 2:
+        statistics.pop("sweep", None)  # nothing is cut at a threshold where the largest of several classes is taken
     if nets is not None:
         statistics["nets"] = nets.summarize(material.which)
         patches = val.image[:LAYER_PATCHES].to(material.model.device)
@@ -138,26 +142,23 @@ def diagnose_checkpoint(
         "net": material.which,
         "step": material.model.checkpoint.progress.step,
     }
-    findings = _judge(material, nets, tally, statistics)
-    verdict, ordered = conclude(findings, _describe_health(statistics, tally))
+    verdict = _judge(material, nets, tally, statistics)
     subject = Subject(
         request.checkpoint,
         material.model.config.data.root,
         request.data,
         material.which,
-        lr=material.model.config.optim.lr,
-        has_recovered=material.model.config.monitor.on_collapse == "recover",
+        context=read_context(material.model.config),
         is_elsewhere=material.is_elsewhere,
-        num_classes=material.model.config.data.num_classes,
-        costs=read_costs(material.model.config.loss),
     )
-    causes, command = explain(verdict, ordered, statistics, subject)
+    causes, action, command = explain(verdict, statistics, subject)
     return Diagnosis(
         subject=str(request.checkpoint),
         kind="checkpoint",
-        verdict=verdict,
-        findings=ordered,
+        verdict=describe_verdict(verdict, _describe_health(statistics, tally)),
+        findings=verdict.findings,
         causes=causes,
+        action=action,
         next_command=command,
         statistics=statistics,
         images=tuple(tally.images),
@@ -312,17 +313,16 @@ def _run_stage(
         skipped.append(name)
 
 
-def _judge(
-    material: _Material, nets: ProbedNets | None, tally: Tally, statistics: Mapping[str, Any]
-) -> tuple[Finding, ...]:
-    on_probe = () if nets is None else judge(nets.evidence).findings
-    signals = None if nets is None else nets.val[material.which]
-    auroc = None if signals is None else signals.auroc
-    audits = audit_outputs(tally, statistics, material.which, auroc)
-    on_probe = soften_others(on_probe, material.which)
-    on_images = (*audit_inputs(statistics, material.which), *audit_margin(statistics, material.which))
-    found = (*on_probe, *audits, *on_images)
-    return (*found, *audit_bias(statistics, material.which, found))
+def _judge(material: _Material, nets: ProbedNets | None, tally: Tally, statistics: Mapping[str, Any]) -> Verdict:
+    """Return the verdict of the rules that judge a run at its end, on the same figures; whole images add the rest."""
+    net, context = material.which, read_context(material.model.config)
+    audits = audit_outputs(tally, statistics, net, None if nets is None else nets.val[net].auroc)
+    on_images = (*audit_inputs(statistics, net), *audit_margin(statistics, net))
+    if nets is None:
+        return conclude((*audits, *on_images), context, net)
+    whole = [f for f in audits if f.code in OF_WHOLE_IMAGES]
+    verdict = conclude((*judge(nets.evidence, net).findings, *whole, *on_images), context, net)
+    return put_behind(verdict, audits)
 
 
 def _count_parts(material: _Material, tally: Tally) -> dict[str, Any]:

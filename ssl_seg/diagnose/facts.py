@@ -7,22 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.config import LossConfig
 from ssl_seg.errors import quote
+from ssl_seg.monitor.actions import FAR, NO_CONTEXT, Context
 from ssl_seg.monitor.findings import Finding
 from ssl_seg.rundir import CONFIG_FILE, next_free
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A setting of the loss: ``factor`` above 1 makes foreground count more than background, below 1 less."""
-
-    key: str
-    value: str
-    """As configured."""
-    factor: float
-    neutral: str
-    """The value with which it does nothing."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +23,10 @@ class Subject:
     data: str | None = None
     which: str = ""
     masks: Path | None = None
-    lr: float = 0.0
-    """optim.lr of the training."""
-    has_recovered: bool = False
-    """Whether the training had monitor.on_collapse=recover."""
+    context: Context = NO_CONTEXT
+    """Of the training; predictions are looked at as foreground and background."""
     is_elsewhere: bool = False
     """Whether the folder holds none of the validation cases of the training."""
-    num_classes: int = 2
-    """K of the network; 2 for predictions, which are looked at as foreground and background."""
-    costs: Sequence[Cost] = ()
-    """Settings of the loss that weigh foreground against background."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +72,13 @@ class Facts:
 
     def recover(self) -> str:
         """Return the command of a training that acts on a collapse by itself; where that was tried, of a slower one."""
-        return self.slow_down() if self.subject.has_recovered else self.train("--set monitor.on_collapse=recover")
+        return self.slow_down() if self.subject.context.recovers else self.train("--set monitor.on_collapse=recover")
 
     def slow_down(self) -> str:
         """Return the command of a training with smaller updates."""
-        rate = [f"--set optim.lr={self.subject.lr / 10:g}"] if self.subject.lr else []
+        context = self.subject.context
+        lr = context.usual_lr if context.lr > FAR * context.usual_lr else context.lr / 10
+        rate = [f"--set optim.lr={lr:g}"] if context.lr else []
         return self.train(*rate, "--set optim.clip_norm=1.0")
 
     @property
@@ -130,23 +114,3 @@ class Facts:
         if self.subject.checkpoint is not None:
             return self.evaluate()
         return "ssl-seg diagnose CHECKPOINT --data DATA"
-
-
-def read_costs(loss: LossConfig) -> tuple[Cost, ...]:
-    """Return the settings of the loss, and of the components that are trained with, that weigh foreground."""
-    found = [Cost(f"loss.{key}", f"{value:g}", factor, "1") for key, value, factor in _list_pairs(vars(loss))]
-    phases = (loss.weights, *(phase.weights for phase in loss.phases))
-    for name in dict.fromkeys(name for weights in phases for name, weight in weights.items() if weight > 0):
-        options, where = loss.options.get(name, {}), f"loss.options.{name}"
-        found += [Cost(f"{where}.{key}", f"{value:g}", factor, "1") for key, value, factor in _list_pairs(options)]
-        if (own := options.get("class_weights")) is not None and own[0] > 0:
-            factor = sum(own[1:]) / (len(own) - 1) / own[0]
-            found.append(Cost(f"{where}.class_weights", str(list(own)), factor, "null"))
-    return tuple(found)
-
-
-def _list_pairs(options: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """Return key, value and factor of the costs that are set."""
-    directions = {"fn_cost": 1, "pos_weight": 1, "fp_cost": -1}
-    values = {key: float(options[key]) for key in directions if options.get(key) is not None}
-    return [(key, value, value ** directions[key]) for key, value in values.items()]

@@ -20,8 +20,9 @@ from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.loss_probe.measures import Labeled, compute_constants, compute_frequencies
 from ssl_seg.losses import SupervisedLoss, make_supervised_loss
 from ssl_seg.methods import METHODS
-from ssl_seg.monitor.evidence import Evidence, Figures
-from ssl_seg.monitor.memory import read_memory
+from ssl_seg.monitor.actions import list_components, read_context
+from ssl_seg.monitor.evidence import Evidence
+from ssl_seg.monitor.memory import Memory, read_memory
 from ssl_seg.monitor.signals import Signals, collect_signals
 from ssl_seg.networks import has_batch_norm
 from ssl_seg.schedules import compute_loss_weights
@@ -57,17 +58,8 @@ class ProbedNets:
     """The student in train mode; None without BatchNorm."""
     untrained: Signals | None
     """A network of the same configuration as a training starts it; None for want of time."""
-    trend: tuple[Figures, ...] = ()
-    """What the run's monitor saw until the checkpoint; empty where the probe is another one."""
-    uses_teacher: bool = True
-    """Whether the method learns from the teacher."""
-
-    @property
-    def evidence(self) -> Evidence:
-        """What the rules of the monitor judge."""
-        return Evidence(
-            "trained", self.val, self.train, self.train_mode, trend=self.trend, uses_teacher=self.uses_teacher
-        )
+    evidence: Evidence
+    """What the rules of the monitor judge: what the run's own monitor saw, where the probe is the same."""
 
     def summarize(self, which: str) -> dict[str, dict[str, Any]]:
         """Return ``statistics["nets"]``; ``which`` is the network that is examined."""
@@ -77,7 +69,7 @@ class ProbedNets:
 
 
 def probe_nets(
-    model: Model, val: Probe, train: Probe, clock: Clock, until: float, *, has_trend: bool = False
+    model: Model, val: Probe, train: Probe, clock: Clock, until: float, *, is_of_run: bool = False
 ) -> ProbedNets:
     """Return the signals; the untrained network only if less than the share ``until`` of the time is used by then.
 
@@ -86,7 +78,7 @@ def probe_nets(
         val: at least one patch.
         train: may be empty.
         clock, until: see ``Clock``.
-        has_trend: whether ``val`` is the probe of the run, so that its earlier looks can be compared with this one.
+        is_of_run: whether ``val`` is the probe of the run, so that this look is the one that its monitor had.
     """
 
     def collect(net: nn.Module, probe: Probe, *, train_mode: bool = False) -> Signals:
@@ -101,9 +93,20 @@ def probe_nets(
     student = model.nets["student"]
     train_mode = collect(student, val, train_mode=True) if has_batch_norm(student) else None
     untrained = collect(_make_untrained(model), val) if clock.has_left(until) else None
-    trend = read_memory(model.checkpoint.monitor).trend if has_trend else ()
-    uses_teacher = METHODS[model.config.method.name].uses_teacher
-    return ProbedNets(on_val, on_train, train_mode, untrained, trend, uses_teacher)
+    memory = read_memory(model.checkpoint.monitor) if is_of_run else Memory()
+    evidence = Evidence(
+        "trained",
+        on_val,
+        on_train if model.config.monitor.train_probe_patches or not is_of_run else {},
+        train_mode,
+        memory.training,
+        memory.trend,
+        list_components(model.config.loss),
+        METHODS[model.config.method.name].uses_teacher,
+        read_context(model.config),
+        is_final=True,
+    )
+    return ProbedNets(on_val, on_train, train_mode, untrained, evidence)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Track, pass_through
-from ssl_seg.diagnose.audits import audit_bias, audit_outputs, conclude, rename_net
+from ssl_seg.diagnose.audits import audit_margin, audit_outputs, describe_verdict, put_behind, rename_net
 from ssl_seg.diagnose.causes import explain
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.examples import choose_examples, keep_candidates, make_example
@@ -31,10 +31,11 @@ from ssl_seg.diagnose.reading import (
 from ssl_seg.diagnose.result import Diagnosis, Example
 from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
 from ssl_seg.diagnose.tally import Output, Tally
+from ssl_seg.monitor.actions import NO_CONTEXT
 from ssl_seg.monitor.evidence import Evidence
-from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.signals import RANKED, SignalCollector, Signals
-from ssl_seg.monitor.verdicts import judge
+from ssl_seg.monitor.verdicts import conclude, judge
 from ssl_seg.seal import Ledger, find_sealed_masks, open_sealed
 
 NET = "predictions"
@@ -103,15 +104,16 @@ def diagnose_predictions(
         "skipped": [],
         "read_as": words,
     }
-    verdict, ordered = conclude(_judge(tally, signals, statistics), _describe_health(statistics, tally))
+    verdict = _judge(tally, signals, statistics)
     subject = Subject(data=None if request.masks is None else str(request.masks), masks=request.masks)
-    causes, command = explain(verdict, ordered, statistics, subject)
+    causes, action, command = explain(verdict, statistics, subject)
     return Diagnosis(
         subject=str(request.predictions),
         kind="predictions",
-        verdict=verdict,
-        findings=ordered,
+        verdict=describe_verdict(verdict, _describe_health(statistics, tally)),
+        findings=verdict.findings,
         causes=causes,
+        action=action,
         next_command=command,
         statistics=statistics,
         images=tuple(tally.images),
@@ -182,13 +184,13 @@ def _summarize(material: _Material, tally: Tally) -> dict[str, Any]:
     return statistics
 
 
-def _judge(tally: Tally, signals: Signals | None, statistics: Mapping[str, Any]) -> tuple[Finding, ...]:
-    on_truth: tuple[Finding, ...] = ()
-    if signals is not None:
-        on_truth = rename_net(judge(Evidence("trained", {"student": signals})).findings, NET)
-    auroc = None if signals is None else signals.auroc
-    found = (*on_truth, *audit_outputs(tally, statistics, NET, auroc))
-    return (*found, *audit_bias(statistics, NET, found))
+def _judge(tally: Tally, signals: Signals | None, statistics: Mapping[str, Any]) -> Verdict:
+    if signals is None:
+        return conclude(audit_outputs(tally, statistics, NET, None), NO_CONTEXT)
+    on_truth = rename_net(judge(Evidence("trained", {"student": signals}, is_final=True)).findings, NET)
+    audits = audit_outputs(tally, statistics, NET, signals.auroc)
+    whole = [f for f in audits if f.code == "coverage_hole" or f.level == "collapsed"]
+    return put_behind(conclude((*on_truth, *whole, *audit_margin(statistics, NET)), NO_CONTEXT), audits)
 
 
 def _describe_health(statistics: Mapping[str, Any], tally: Tally) -> str:

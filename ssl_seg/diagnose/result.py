@@ -33,11 +33,10 @@ class Conclusion:
 
 @dataclass(frozen=True)
 class Cause:
-    """A likely cause: what it is, the measured numbers that speak for it, and what to do."""
+    """A likely cause: what it is, and the measured numbers that speak for it."""
 
     text: str
     evidence: tuple[str, ...]
-    action: str
 
 
 @dataclass(frozen=True)
@@ -155,9 +154,11 @@ class Diagnosis:
     kind: Literal["checkpoint", "predictions"]
     verdict: Conclusion
     findings: tuple[Finding, ...]
-    """Worst first."""
+    """The one that leads first, then worst first."""
     causes: tuple[Cause, ...]
-    """At most three, the most likely first."""
+    """At most three, the most likely first; none where nothing that was measured speaks for one."""
+    action: str
+    """What to do about the finding that leads; empty where nothing was found."""
     next_command: str
     """What to run next; one line of shell."""
     statistics: Mapping[str, Any]
@@ -176,6 +177,7 @@ class Diagnosis:
                 "findings": [asdict(f) for f in self.findings],
                 "statistics": {**self.statistics, "images": [asdict(i) for i in self.images]},
                 "causes": [asdict(c) for c in self.causes],
+                "action": self.action,
                 "next_command": self.next_command,
                 "subject": self.subject,
                 "notes": self.notes,

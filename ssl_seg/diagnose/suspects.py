@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ssl_seg.diagnose.audits import CONSTANT
 from ssl_seg.diagnose.facts import Facts
 from ssl_seg.diagnose.result import Cause
 from ssl_seg.diagnose.shapes import FEWEST
@@ -14,21 +15,18 @@ from ssl_seg.monitor.catalog import limit
 
 RANK = 0.99
 """Rank correlation of raw image and input below which normalization has changed what is bright and what is dark."""
-CLIPPED = 0.2
-"""Share of an image at one extreme value from which its contrast is cut off."""
 GAIN = 0.02
 """Gain of AUROC over an untrained network below which the training has done nothing."""
-EXTREME_COST = 10.0
-"""Factor of foreground over background in the loss, or the other way round, that is worth a word."""
 FEW, MANY = 0.1, 2.0
 """Shares of foreground in the batches beside what they should hold at least and at most."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A cause, and the command that tests or removes it."""
+    """A cause, what to do about it, and the command that tests or removes it."""
 
     cause: Cause
+    action: str
     command: str
 
 
@@ -42,8 +40,8 @@ def _suspect_data(facts: Facts) -> Suspect | None:
         return None
     found = f"{batches['n']} batches {_percent(batches['mean'])}"
     evidence = (f"the labeled cases hold {batches['expected']:.1%} foreground, {found}",)
-    cause = Cause("the labeled masks are empty", evidence, "check masks and data.label_values (background first)")
-    return Suspect(cause, facts.audit())
+    cause = Cause("the labeled masks are empty", evidence)
+    return Suspect(cause, "check masks and data.label_values (background first)", facts.audit())
 
 
 def _suspect_paths(facts: Facts) -> Suspect | None:
@@ -53,28 +51,25 @@ def _suspect_paths(facts: Facts) -> Suspect | None:
     if difference is None or difference <= limit("input_difference"):
         return None
     evidence = (f"inputs of training and prediction differ by up to {difference:.3g} standard deviations",)
-    cause = Cause("images are normalized differently at prediction than in training", evidence,
-                  "use one normalization for both: ssl_seg.data.views.transforms.normalize")  # fmt: skip
-    return Suspect(cause, facts.evaluate())
+    cause = Cause("images are normalized differently at prediction than in training", evidence)
+    action = "use one normalization for both: ssl_seg.data.views.transforms.normalize"
+    return Suspect(cause, action, facts.evaluate())
 
 
 def _suspect_images(facts: Facts) -> Suspect | None:
-    """Images that hold nothing, or whose contrast is cut off."""
+    """Images that hold nothing, or whose gray values the network sees in another order."""
     inputs, evidence = facts.statistics.get("inputs", {}), []
+    if not any(f.level == "collapsed" for f in facts.findings):
+        return None
     if constant := inputs.get("constant"):
         evidence.append(f"{len(constant)} images are constant, for example '{constant[0]}'")
     rank = inputs.get("rank_correlation")
     if rank is not None and rank < RANK:
         evidence.append(f"rank correlation of an image and what the network sees of it is {rank:.3f}, not 1")
-    for name, key in (("lowest", "clipped_low"), ("highest", "clipped_high")):
-        share = inputs.get(key)
-        if share is not None and share > CLIPPED and "constant_output" in facts.codes and not constant:
-            evidence.append(f"up to {share:.0%} of an image has its {name} value")
     if not evidence:
         return None
-    cause = Cause("images have lost their contrast before they reach the network", tuple(evidence),
-                  "export the images again with their full range; leave out constant ones")  # fmt: skip
-    return Suspect(cause, facts.audit())
+    cause = Cause("images hold nothing, or not what they held, when they reach the network", tuple(evidence))
+    return Suspect(cause, "export the images again with their full range; leave out constant ones", facts.audit())
 
 
 def _suspect_finite(facts: Facts) -> Suspect | None:
@@ -84,9 +79,8 @@ def _suspect_finite(facts: Facts) -> Suspect | None:
         return None
     seen = [facts.message("non_finite")] if "non_finite" in facts.codes else []
     cause = Cause("the updates were too large: the training has diverged",
-                  (*seen, *facts.list_history(), f"optim.lr is {facts.subject.lr:g}"),
-                  "lower optim.lr, keep optim.clip_norm, runtime.precision=fp32")  # fmt: skip
-    return Suspect(cause, facts.slow_down())
+                  (*seen, *facts.list_history(), f"optim.lr is {facts.subject.context.lr:g}"))  # fmt: skip
+    return Suspect(cause, "train again with a lower optim.lr and optim.clip_norm=1", facts.slow_down())
 
 
 def _suspect_inverted(facts: Facts) -> Suspect | None:
@@ -94,8 +88,8 @@ def _suspect_inverted(facts: Facts) -> Suspect | None:
     if "inverted_output" not in facts.codes:
         return None
     cause = Cause("background and foreground are swapped, in the label values or by the sign of a loss",
-                  (facts.message("inverted_output"),), "check data.label_values (background first)")  # fmt: skip
-    return Suspect(cause, facts.audit())
+                  (facts.message("inverted_output"),))  # fmt: skip
+    return Suspect(cause, "check data.label_values (background first)", facts.audit())
 
 
 def _suspect_teacher(facts: Facts) -> Suspect | None:
@@ -104,9 +98,8 @@ def _suspect_teacher(facts: Facts) -> Suspect | None:
         return None
     rows = {name: facts.row(name) for name in ("student", "teacher")}
     evidence = [f"{name}: {_rank(row)}" for name, row in rows.items()]
-    cause = Cause("the teacher has not followed the student: a cold EMA, or stale BatchNorm buffers", tuple(evidence),
-                  "use the student; ema.warmup=true, lower ema.decay, network.norm=instance")  # fmt: skip
-    return Suspect(cause, f"{facts.evaluate()} --which student")
+    cause = Cause("the teacher has not followed the student: a cold EMA, or stale BatchNorm buffers", tuple(evidence))
+    return Suspect(cause, "use the student: --which student", f"{facts.evaluate()} --which student")
 
 
 def _suspect_mode(facts: Facts) -> Suspect | None:
@@ -115,13 +108,13 @@ def _suspect_mode(facts: Facts) -> Suspect | None:
         return None
     modes = {"train mode": facts.row("train_mode"), "eval mode": facts.row("student")}
     evidence = [f"student in {name}: {_rank(row)}" for name, row in modes.items()]
-    cause = Cause("the running statistics of BatchNorm do not fit the images", tuple(evidence), "network.norm=instance")
-    return Suspect(cause, facts.train("--set network.norm=instance"))
+    cause = Cause("the running statistics of BatchNorm do not fit the images", tuple(evidence))
+    return Suspect(cause, "train again with network.norm=instance", facts.train("--set network.norm=instance"))
 
 
 def _suspect_costs(facts: Facts) -> Suspect | None:
     """The loss weighs one side many times as much as the other."""
-    extreme = [cost for cost in facts.subject.costs if not 1 / EXTREME_COST < cost.factor < EXTREME_COST]
+    extreme = [cost for cost in facts.subject.context.costs if cost.is_extreme]
     over = facts.statistics.get("foreground", {}).get("overestimate")
     suspected = [cost for cost in extreme if over is None or (cost.factor > 1) == (over > 0)]
     if not suspected:
@@ -136,9 +129,9 @@ def _suspect_costs(facts: Facts) -> Suspect | None:
         evidence.append(f"predicted foreground is {over:+.1f} points off the true {true:.1%}")
     first = suspected[0]
     side = "foreground" if first.factor > 1 else "background"
-    cause = Cause(f"the loss weighs {side} so heavily that to predict it everywhere is cheap", tuple(evidence),
-                  f"{first.key}={first.neutral}; then correct what is left in small steps, up to 2 or 3")  # fmt: skip
-    return Suspect(cause, facts.train(f"--set {quote(f'{first.key}={first.neutral}')}"))
+    cause = Cause(f"the loss weighs {side} so heavily that to predict it everywhere is cheap", tuple(evidence))
+    action = f"train again with {first.key}={first.neutral}"
+    return Suspect(cause, action, facts.train(f"--set {quote(f'{first.key}={first.neutral}')}"))
 
 
 def _suspect_layers(facts: Facts) -> Suspect | None:
@@ -151,8 +144,8 @@ def _suspect_layers(facts: Facts) -> Suspect | None:
     if not evidence:
         return None
     cause = Cause("a part of the network is dead: large updates have driven it where no gradient brings it back",
-                  tuple(evidence), "train anew with a lower optim.lr and a longer optim.warmup_steps")  # fmt: skip
-    return Suspect(cause, facts.recover())
+                  tuple(evidence))  # fmt: skip
+    return Suspect(cause, _recovering(facts), facts.recover())
 
 
 def _suspect_coverage(facts: Facts) -> Suspect | None:
@@ -167,7 +160,7 @@ def _suspect_coverage(facts: Facts) -> Suspect | None:
     if uniform:
         text = "the network says foreground everywhere, and the inference leaves out a border: only the border varies"
         action = "examine the checkpoint that made them: not the border, the network is what is wrong"
-    return Suspect(Cause(text, tuple(evidence), action), facts.examine())
+    return Suspect(Cause(text, tuple(evidence)), action, facts.examine())
 
 
 def _suspect_batches(facts: Facts) -> Suspect | None:
@@ -183,25 +176,25 @@ def _suspect_batches(facts: Facts) -> Suspect | None:
         f"{_percent(batches['mean'])}; their cases {batches['expected']:.2%}"
     )
     change = "lower" if high else "raise"
-    cause = Cause("the training batches do not hold what they should", (numbers, *batches["notes"]),
-                  f"{change} data.foreground_ratio, or set batch.positive_ratio")  # fmt: skip
-    return Suspect(cause, f"ssl-seg data batches {facts.config}")
+    cause = Cause("the training batches do not hold what they should", (numbers, *batches["notes"]))
+    return Suspect(
+        cause, f"{change} data.foreground_ratio, or set batch.positive_ratio", f"ssl-seg data batches {facts.config}"
+    )
 
 
 def _suspect_loss(facts: Facts) -> Suspect | None:
-    """A constant costs no more than what the network has learned."""
-    losses = facts.statistics.get("trivial_losses")
-    if losses is None:
+    """The constant that the network has nearly become costs no more than what it has learned."""
+    losses, own = facts.statistics.get("trivial_losses"), facts.row(facts.subject.which)
+    codes = [f.code for f in facts.findings if f.net == facts.subject.which]
+    if losses is None or not {"all_positive", "all_negative", *CONSTANT} & set(codes):
         return None
-    constants = {name: losses[name] for name in ("all_positive", "all_negative")}
-    cheapest = min(constants, key=lambda name: constants[name])
-    if losses["network"] < constants[cheapest]:
+    near = "all_positive" if own["prevalence_pred"] > own["prevalence_true"] else "all_negative"
+    if losses["network"] < losses[near]:
         return None
-    numbers = ", ".join(f"{name} {value:.3f}" for name, value in constants.items())
-    evidence = (f"supervised loss on the probe: network {losses['network']:.3f}, {numbers}",)
-    cause = Cause(f"the loss does not punish {cheapest.replace('_', '-')}", evidence,
-                  "loss.weights of cross_entropy and dice only; loss.fp_cost and loss.fn_cost near 1")  # fmt: skip
-    return Suspect(cause, f"ssl-seg probe-loss {facts.config} --checkpoint {facts.checkpoint}")
+    evidence = (f"supervised loss on the probe: network {losses['network']:.3f}, {near} {losses[near]:.3f}",)
+    cause = Cause(f"the loss does not punish {near.replace('_', '-')}", evidence)
+    action = "train again with loss.weights of cross_entropy and dice only"
+    return Suspect(cause, action, f"ssl-seg probe-loss {facts.config} --checkpoint {facts.checkpoint}")
 
 
 def _suspect_history(facts: Facts) -> Suspect | None:
@@ -209,9 +202,7 @@ def _suspect_history(facts: Facts) -> Suspect | None:
     evidence = facts.list_history()
     if not evidence or not any(f.level == "collapsed" for f in facts.findings):
         return None
-    action = "train again with monitor.on_collapse=recover: it lowers optim.lr and goes back by itself"
-    cause = Cause("the training collapsed and went on", tuple(evidence), action)
-    return Suspect(cause, facts.recover())
+    return Suspect(Cause("the training collapsed and went on", tuple(evidence)), _recovering(facts), facts.recover())
 
 
 def _suspect_training(facts: Facts) -> Suspect | None:
@@ -230,9 +221,8 @@ def _suspect_training(facts: Facts) -> Suspect | None:
     if train and train["auroc"] is not None:
         evidence.append(f"on its own labeled patches: AUROC {train['auroc']:.3f}, best F1 {_figure(train['f1_best'])}")
     text = "nothing has been learned: too few steps, a wrong learning rate, or masks of other images"
-    action = "check with `ssl-seg data audit` that masks belong to their images; train longer"
-    cause = Cause(text, tuple(evidence), action)
-    return Suspect(cause, facts.train(f"--steps {max(2 * step, 500)}"))
+    action = "train longer; if that changes nothing, check with `ssl-seg data audit` that masks belong to their images"
+    return Suspect(Cause(text, tuple(evidence)), action, facts.train(f"--steps {max(2 * step, 500)}"))
 
 
 def _suspect_generalization(facts: Facts) -> Suspect | None:
@@ -244,48 +234,40 @@ def _suspect_generalization(facts: Facts) -> Suspect | None:
     if gaps[0] < limit("batch_margin") or gaps[0] - gaps[1] < limit("train_gap"):
         return None
     evidence = (f"best F1 above trivial: {gaps[0]:+.3f} on labeled training patches, {gaps[1]:+.3f} on validation",)
-    cause = Cause("the few labeled cases are known by heart", evidence, "more labels, more augmentation, fewer steps")
-    return Suspect(cause, facts.train("--set augment.elastic=0.3", "--set augment.labeled_strong=true"))
+    cause = Cause("the few labeled cases are known by heart", evidence)
+    return Suspect(
+        cause,
+        "train again with more augmentation; more labels help most",
+        facts.train("--set augment.elastic=0.3", "--set augment.labeled_strong=true"),
+    )
 
 
 def _suspect_threshold(facts: Facts) -> Suspect | None:
-    """Learned, but 0.5 is the wrong place to cut."""
+    """Learned, but 0.5 is the wrong place to cut; of more than two classes there is none."""
     sweep, images = facts.statistics.get("sweep"), facts.statistics.get("scores", {}).get("images", 0)
     is_sure = images >= FEWEST
     gains = is_sure and sweep is not None and sweep["best_f1"] - sweep["f1_at_half"] > limit("shift_gap")
     codes = [code for code in ("shifted_threshold", *(["foreground_bias"] if gains else [])) if code in facts.codes]
-    if not codes:
+    threshold = facts.row(facts.subject.which).get("threshold_best")
+    if sweep is not None and (is_sure or threshold is None):
+        threshold = sweep["best_threshold"]
+    if not codes or threshold is None or facts.subject.context.num_classes > 2:
         return None
-    evidence, threshold = [facts.message(codes[0])], facts.row(facts.subject.which).get("threshold_best")
+    evidence = [facts.message(codes[0])]
     if sweep is not None:
         best = f"{sweep['best_f1']:.3f} at {sweep['best_threshold']:g}"
         evidence.append(f"whole images: F1 {sweep['f1_at_half']:.3f} at 0.5, {best}")
-        threshold = sweep["best_threshold"] if is_sure or threshold is None else threshold
-    option, action = "--probabilities", "write probabilities and cut them there"
-    if threshold is not None and facts.subject.num_classes == 2:
-        text = f"{min(max(threshold, 1e-4), 1 - 1e-4):.4f}".rstrip("0")
-        option, action = f"--threshold {text}", "cut there, as chosen on validation"
+    text = f"{min(max(threshold, 1e-4), 1 - 1e-4):.4f}".rstrip("0")
     which = f" --which {facts.subject.which}" if facts.subject.which else ""
-    cause = Cause("the threshold of 0.5 does not fit", tuple(evidence), f"{action}; or train on")
-    return Suspect(cause, f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT{which} {option}")
+    command = f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT{which} --threshold {text}"
+    cause = Cause("the threshold of 0.5 does not fit", tuple(evidence))
+    return Suspect(cause, f"cut at {text}, as chosen on validation", command)
 
 
-def _suspect_bias(facts: Facts) -> Suspect | None:
-    """Far more, or far less, foreground than there is."""
-    scores, over = facts.statistics.get("scores"), facts.statistics.get("foreground", {}).get("overestimate")
-    collapsed = any(f.level == "collapsed" for f in facts.findings)  # then the bias is only what is left
-    if scores is None or over is None or scores["bias"] == "balanced" or collapsed:
-        return None
-    evidence = (
-        f"precision {scores['precision']:.3f}, recall {scores['recall']:.3f}",
-        f"predicted foreground is {over:+.1f} points off the true {facts.statistics['foreground']['true']['mean']:.1%}",
-    )
-    too_much = scores["bias"] == "recall"
-    text = f"the training rewards too {'much' if too_much else 'little'} foreground"
-    cause = Cause(text, evidence, f"loss.{'fp' if too_much else 'fn'}_cost above 1, or another data.foreground_ratio")
-    cost = "fp_cost" if too_much else "fn_cost"
-    command = facts.train(f"--set loss.{cost}=2.0") if facts.subject.checkpoint else facts.examine()
-    return Suspect(cause, command)
+def _recovering(facts: Facts) -> str:
+    if facts.subject.context.recovers:
+        return "train again with a lower optim.lr"
+    return "train again with monitor.on_collapse=recover, which lowers optim.lr and goes back by itself"
 
 
 RULES: tuple[Rule, ...] = (
@@ -305,7 +287,6 @@ RULES: tuple[Rule, ...] = (
     _suspect_threshold,
     _suspect_generalization,
     _suspect_training,
-    _suspect_bias,
 )
 """In the order of what explains most: wrong data before wrong settings."""
 

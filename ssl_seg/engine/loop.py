@@ -242,7 +242,7 @@ class _Watch:
             ends_epoch=self.schedule.ends_epoch(step),
         )
         observation = self.engine.fabric.broadcast(observation)  # one verdict for all, also where rounding differs
-        self.memory = replace(self.memory, trend=observation.trend)
+        self.memory = replace(self.memory, trend=observation.trend, training=means)
         self.recorder.observe(observation, observation.to_record() | self.window.to_record(means))
         self.window.start()
         return observation

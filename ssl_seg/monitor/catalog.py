@@ -9,12 +9,11 @@ from ssl_seg.monitor.findings import Finding, Level
 
 @dataclass(frozen=True)
 class Code:
-    """What a code means, where it comes from in most cases, and what to do."""
+    """What a code means, and where it comes from in most cases."""
 
     meaning: str
     causes: tuple[str, ...]
-    """Likely ones, the most likely first."""
-    hint: str
+    """The most likely first."""
 
 
 @dataclass(frozen=True)
@@ -30,85 +29,56 @@ CODES: dict[str, Code] = {
     "non_finite": Code(
         "outputs or loss are NaN or infinite",
         ("the learning rate is too high", "an image or mask holds NaN", "a loss divides by an empty target"),
-        "lower optim.lr, keep optim.clip_norm, check the images with `ssl-seg data audit`, try runtime.precision=fp32",
     ),
     "zero_loss": Code(
         "the labeled batches teach nothing: the loss is next to 0 too early, or they hold one class only",
         ("the labeled masks are empty", "the loss leaves out what matters", "labeled patches never meet foreground"),
-        "count the foreground with `ssl-seg data audit` and `ssl-seg data batches`, question the loss with "
-        "`ssl-seg probe-loss`, raise data.foreground_ratio",
     ),
     "mode_gap": Code(
         "the student does well with the statistics of the batch and badly with its running ones",
         (
             "BatchNorm with batches that are too small or unlike the images",
             "labeled and unlabeled patches share the batch statistics",
-            "images are normalized differently at prediction than in training",
         ),
-        "network.norm=instance (or group); otherwise larger batch.labeled and lower optim.lr",
     ),
     "loss_metric_divergence": Code(
         "the training loss gets better, and the predictions do not",
         (
             "images are normalized differently at prediction than in training",
             "the loss rewards something else than the overlap",
-            "foreground is given up in favor of the background",
         ),
-        "compare both inputs with `ssl-seg diagnose CKPT --data DIR`, question the loss with `ssl-seg probe-loss`, "
-        "loss.fn_cost above 1 if foreground is being given up",
     ),
     "inverted_output": Code(
         "background is ranked above foreground",
         ("the values of background and foreground are swapped", "a loss has the wrong sign"),
-        "check data.label_values and data.label_map (background first) with `ssl-seg data audit`; question a loss of "
-        "your own with `ssl-seg probe-loss`",
-    ),
-    "all_negative": Code(
-        "nothing is predicted although there is foreground, and no threshold would help",
-        ("the labeled masks are empty", "the updates are too large", "the loss punishes false foreground too much"),
-        "check that the labeled masks are not empty, longer optim.warmup_steps, higher data.foreground_ratio, "
-        "start from a smaller label fraction with --bootstrap",
-    ),
-    "all_positive": Code(
-        "everything is predicted although there is background, and no threshold would help",
-        ("the loss punishes missed foreground too much", "too many patches are centered on foreground"),
-        "an F1 near 2p/(1+p) is trivial; lower loss.fn_cost and data.foreground_ratio, lower optim.lr",
     ),
     "constant_output": Code(
         "the output hardly varies and does not follow the target",
-        ("masks do not belong to their images", "images lost their contrast in normalization", "dead activations"),
-        "check image normalization and that masks belong to their images, lower optim.lr, only cross_entropy + dice",
+        ("masks do not belong to their images", "updates that are too large", "dead activations"),
     ),
     "uniform_ratio": Code(
         "the same share of foreground is predicted in every image or patch, whatever it shows",
-        ("the output does not depend on the image", "the images look alike after normalization", "a coverage hole"),
-        "do not use these predictions; `ssl-seg diagnose CKPT --data DIR` shows inputs and outputs side by side",
+        ("the output does not depend on the image", "a coverage hole"),
     ),
     "equal_statistics": Code(
         "the outputs of different images have the same mean and standard deviation",
         ("the output does not depend on the image", "the images look alike after normalization"),
-        "do not use these predictions; check the images with `ssl-seg data audit`, train anew with a lower optim.lr",
+    ),
+    "all_negative": Code(
+        "nothing is predicted although there is foreground, and no threshold would help",
+        ("the labeled masks are empty", "the updates are too large", "the loss punishes false foreground too much"),
+    ),
+    "all_positive": Code(
+        "everything is predicted although there is background, and no threshold would help",
+        ("the loss punishes missed foreground too much", "too many patches are centered on foreground"),
     ),
     "coverage_hole": Code(
         "a part of the images is never predicted",
         ("windows of the prediction leave a border out", "predictions were cropped and padded with background"),
-        "predict with `ssl-seg predict`, whose windows cover every voxel; compare the shapes of images and predictions",
     ),
-    "shifted_threshold": Code(
-        "the ranking is good, but 0.5 is the wrong place to cut",
-        ("the training patches hold more or less foreground than the images", "unequal cost weights"),
-        "train on, or choose the threshold on validation (`ssl-seg predict --threshold`); this is no collapse",
-    ),
-    "not_above_trivial": Code(
-        "no threshold does better than predicting foreground everywhere",
-        ("too few steps so far", "too low a learning rate", "masks do not belong to their images"),
-        "nothing learned yet: train longer, raise optim.lr, check that masks belong to their images",
-    ),
-    "foreground_bias": Code(
-        "far more, or far less, foreground is predicted than there is",
-        ("the costs of the loss favor one side", "the training patches hold more or less foreground than the images"),
-        "too much: loss.fp_cost above 1 or lower data.foreground_ratio; too little: loss.fn_cost above 1 or higher "
-        "data.foreground_ratio; or cut elsewhere with `ssl-seg predict --threshold`",
+    "component_explosion": Code(
+        "the loss or one of its components rises instead of falling",
+        ("the learning rate is too high", "components of the loss work against each other", "a boost on a plateau"),
     ),
     "teacher_diverged": Code(
         "the teacher is clearly worse than the student, also than the student of some time ago",
@@ -117,30 +87,30 @@ CODES: dict[str, Code] = {
             "buffers of BatchNorm that stay behind",
             "the teacher is not updated",
         ),
-        "ema.warmup=true, lower ema.decay, network.norm=instance; predict with the student until then",
     ),
-    "component_explosion": Code(
-        "the loss or one of its components rises instead of falling",
-        ("the learning rate is too high", "components of the loss work against each other", "a boost on a plateau"),
-        "lower optim.lr or optim.clip_norm, policies.plateau_response=null, look for conflicts with "
-        "`ssl-seg probe-loss`, add components later with loss.phases",
+    "shifted_threshold": Code(
+        "the ranking is good, but 0.5 is the wrong place to cut; no collapse",
+        ("the training patches hold more or less foreground than the images", "unequal cost weights"),
+    ),
+    "not_above_trivial": Code(
+        "no threshold does clearly better than predicting foreground everywhere",
+        ("too few steps so far", "too low a learning rate", "masks do not belong to their images"),
+    ),
+    "foreground_bias": Code(
+        "far more, or far less, foreground is predicted than there is",
+        ("the costs of the loss favor one side", "the training patches hold more or less foreground than the images"),
     ),
     "overfitting": Code(
         "training cases get better while validation gets worse",
         ("too few labeled cases for so many steps", "too little augmentation"),
-        "best.pt is from before; policies.early_stopping, augment.elastic or augment.scale above 0, "
-        "augment.labeled_strong=true, more labels",
     ),
     "plateau": Code(
         "validation has stopped getting better close to the trivial score",
         ("too low or too high a learning rate", "components of the loss work against each other", "ambiguous labels"),
-        "another optim.lr, loss.weights of cross_entropy and dice only, `ssl-seg data audit` for the labels",
     ),
     "pseudo_label_share": Code(
         "the confidence threshold takes nearly none, or nearly all, of the pseudo-labels",
         ("method.options.confidence does not fit the teacher's probabilities", "probabilities driven to 0 and 1"),
-        "if none is taken, lower method.options.confidence; if all are, raise it or lower "
-        "method.options.consistency_weight",
     ),
     "pseudo_label_drift": Code(
         "the pseudo-labels move away from the share of foreground in the masks",
@@ -148,11 +118,9 @@ CODES: dict[str, Code] = {
             "student and teacher confirm each other's errors",
             "the unlabeled images are of another kind than the labeled ones",
         ),
-        "lower method.options.consistency_weight or a longer method.options.rampup_ratio; compare labeled and "
-        "unlabeled images with `ssl-seg split check`",
     ),
 }  # fmt: skip
-"""In the order in which findings of one level are named: what explains others comes first."""
+"""In the order in which findings of one level are named: what explains others comes first, and leads."""
 
 LIMITS: dict[str, Limit] = {
     "non_finite": Limit(0, "voxels with a non-finite output, or steps with a non-finite loss", "ours: none is sound"),
@@ -263,8 +231,8 @@ LIMITS: dict[str, Limit] = {
     ),
     "shift_gap": Limit(0.10, "F1 at the best threshold over that at 0.5 that is named a shifted threshold", "ours"),
     "foreground_bias": Limit(
-        1.5, "factor between predicted and true foreground of whole images that is gross",
-        "ours: from there on, F1 cannot exceed 2/(1 + 1.5) = 0.80",
+        2.0, "factor between predicted and true foreground that is gross",
+        "ours: from there on, F1 cannot exceed 2/(1 + 2) = 0.67",
     ),
     "teacher_gap": Limit(
         0.05, "F1 at the best threshold that the student has over the teacher, now and after half of the steps",
@@ -312,14 +280,6 @@ def format_limits() -> str:
     return "\n".join(["| limit | value | meaning | source |", "|---|---:|---|---|", *rows]) + "\n"
 
 
-def format_codes() -> str:
-    """Return CODES as a Markdown table."""
-    rows = [
-        f"| `{name}` | {entry.meaning} | {'; '.join(entry.causes)} | {entry.hint} |" for name, entry in CODES.items()
-    ]
-    return "\n".join(["| code | meaning | likely causes | what to do |", "|---|---|---|---|", *rows]) + "\n"
-
-
 def limit(name: str) -> float:
     """Return the value of a limit."""
     return LIMITS[name].value
@@ -328,7 +288,7 @@ def limit(name: str) -> float:
 def make_finding(
     code: str, level: Level, net: str, value: float, limit_name: str, message: str, *, scaled: float | None = None
 ) -> Finding:
-    """Return a finding with the source of its limit, and the causes and the advice of its code.
+    """Return a finding with the source of its limit.
 
     Args:
         code: a key of CODES.
@@ -339,7 +299,5 @@ def make_finding(
         message: what was seen, in words and numbers.
         scaled: the limit that the value was compared with, where that depends on the data too.
     """
-    own, entry = LIMITS[limit_name], CODES[code]
-    return Finding(
-        code, level, net, value, own.value if scaled is None else scaled, own.source, message, entry.causes, entry.hint
-    )
+    own = LIMITS[limit_name]
+    return Finding(code, level, net, value, own.value if scaled is None else scaled, own.source, message)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ssl_seg.monitor.actions import NO_CONTEXT, Context
 from ssl_seg.monitor.signals import Signals
 
 Phase = Literal["untrained", "early", "trained"]
@@ -40,6 +41,10 @@ class Evidence:
     """Names in ``training`` that are components of the supervised loss."""
     uses_teacher: bool = True
     """Whether the method learns from the teacher."""
+    context: Context = NO_CONTEXT
+    """What advice depends on."""
+    is_final: bool = False
+    """Whether the networks will be used as they are: then no time is given to get better."""
 
 
 def summarize(evidence: Evidence, step: int, *, ends_epoch: bool) -> Figures:

@@ -22,10 +22,6 @@ class Finding:
     source: str
     """Where the limit comes from."""
     message: str
-    causes: tuple[str, ...]
-    """Likely ones, the most likely first."""
-    hint: str
-    """What to do."""
 
     def soften(self) -> Finding:
         """Return the finding as a warning."""
@@ -34,9 +30,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The worst level among the findings."""
+    """The worst level among the findings; the first one leads, and has the only action."""
 
     findings: tuple[Finding, ...] = ()
+    action: str = ""
+    """What to do about the one that leads."""
 
     @property
     def level(self) -> Level:
@@ -50,10 +48,20 @@ class Verdict:
         return tuple(dict.fromkeys(f.code for f in ordered))
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """The codes behind the one that leads, each once with its networks."""
+        nets: dict[str, list[str]] = {}
+        for finding in self.findings:
+            if finding.code != self.findings[0].code:
+                nets.setdefault(finding.code, []).append(finding.net)
+        return tuple(f"{code} ({', '.join(dict.fromkeys(own))})" for code, own in nets.items())
+
+    @property
     def key(self) -> frozenset[tuple[str, str, str]]:
         """Code, network and level of each finding: another key is news."""
         return frozenset((f.code, f.net, f.level) for f in self.findings)
 
     def to_record(self) -> dict[str, Any]:
         """Return plain types for events.jsonl and JSON reports."""
-        return {"level": self.level, "codes": list(self.codes), "findings": [asdict(f) for f in self.findings]}
+        return {"level": self.level, "codes": list(self.codes), "action": self.action,
+                "findings": [asdict(f) for f in self.findings]}  # fmt: skip

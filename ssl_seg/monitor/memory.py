@@ -18,6 +18,8 @@ class Memory:
     ladder: Ladder = field(default_factory=Ladder)
     healthy_step: int | None = None
     """Step of the networks in healthy.pt; None without that file."""
+    training: Figures = field(default_factory=dict)
+    """Means over the steps before the last look, by which a checkpoint is judged as the run judged it."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain types for a checkpoint."""
@@ -25,6 +27,7 @@ class Memory:
             "trend": [dict(row) for row in self.trend],
             "ladder": self.ladder.to_plain(),
             "healthy_step": self.healthy_step,
+            "training": dict(self.training),
         }
 
 
@@ -32,4 +35,4 @@ def read_memory(values: Mapping[str, Any] | None) -> Memory:
     """Return the memory in a checkpoint; an empty one for swa.pt, which has none."""
     if values is None:
         return Memory()
-    return Memory(tuple(values["trend"]), Ladder(**values["ladder"]), values["healthy_step"])
+    return Memory(tuple(values["trend"]), Ladder(**values["ladder"]), values["healthy_step"], values["training"])

@@ -13,6 +13,10 @@ from ssl_seg.monitor.catalog import limit, make_finding
 from ssl_seg.monitor.findings import Finding
 from ssl_seg.monitor.signals import PROB_BINS, Signals
 
+CHANCE = 0.5
+"""AUROC of a ranking that says nothing."""
+RANKED = {"inverted_output", "constant_output", "all_negative", "all_positive", "uniform_ratio"}
+"""Codes that say that the ranking of the voxels is worth nothing, too."""
 NetworkRule = Callable[[Signals, str], Finding | None]
 
 
@@ -100,19 +104,57 @@ def find_shifted_threshold(signals: Signals, net: str) -> Finding | None:
     gap = signals.f1_best - signals.f1
     if gap <= limit("shift_gap"):
         return None
-    message = (
-        f"F1 is {signals.f1:.2f} at 0.5 but {signals.f1_best:.2f} at {signals.threshold_best:.2f}: learned but shifted"
-    )
+    message = f"F1 is {signals.f1:.2f} at 0.5 but {signals.f1_best:.2f} at {_cut(signals)}: learned but shifted"
     return make_finding("shifted_threshold", "warn", net, gap, "shift_gap", message)
 
 
 def find_not_above_trivial(signals: Signals, net: str) -> Finding | None:
     """No threshold does better than predicting foreground everywhere."""
-    least = signals.trivial_f1 + limit("trivial_margin")
+    return _find_little(signals, net, "trivial_margin")
+
+
+def find_little_learned(signals: Signals, net: str) -> Finding | None:
+    """Return a finding on a network that is to be used, and whose ranking says nothing, for not being clearly better.
+
+    While a run goes on it is given time, so this is no rule of a look.
+    """
+    return None if is_informative(signals) else _find_little(signals, net, "learned_margin")
+
+
+def _find_little(signals: Signals, net: str, margin: str) -> Finding | None:
+    least = signals.trivial_f1 + limit(margin)
     if signals.f1_best is None or signals.f1_best > least:
         return None
-    message = f"best F1 at any threshold {signals.f1_best:.2f}, all-positive scores {signals.trivial_f1:.2f}"
-    return make_finding("not_above_trivial", "warn", net, signals.f1_best, "trivial_margin", message, scaled=least)
+    message = (
+        f"best F1 at any threshold {signals.f1_best:.2f}, all-positive scores {signals.trivial_f1:.2f}; "
+        f"AUROC {_figure(signals.auroc)}"
+    )
+    return make_finding("not_above_trivial", "warn", net, signals.f1_best, margin, message, scaled=least)
+
+
+def find_foreground_bias(signals: Signals, net: str) -> Finding | None:
+    """Far more, or far less, foreground is predicted than there is, by a network that has not collapsed or shifted."""
+    if not has_both_classes(signals) or math.isnan(signals.prevalence_pred):
+        return None
+    most, ratio = limit("foreground_bias"), signals.prevalence_pred / signals.prevalence_true
+    said = (find_constant_output, find_all_negative, find_all_positive, find_shifted_threshold)
+    if 1 / most < ratio < most or any(rule(signals, net) for rule in said):
+        return None
+    message = (
+        f"predicts {signals.prevalence_pred:.2%} foreground where {signals.prevalence_true:.2%} is true, {ratio:.2g} "
+        f"times as much; F1 {signals.f1:.2f}, all-positive scores {signals.trivial_f1:.2f}"
+    )
+    scaled = most if ratio > 1 else 1 / most
+    return make_finding("foreground_bias", "warn", net, ratio, "foreground_bias", message, scaled=scaled)
+
+
+def find_trivial_images(f1: float, trivial_f1: float, net: str) -> Finding | None:
+    """Return a finding where the masks of whole images, with foreground to find, are no better than it everywhere."""
+    margin = f1 - trivial_f1
+    if trivial_f1 == 0 or margin >= limit("trivial_margin"):
+        return None
+    message = f"F1 {f1:.3f} on whole images, all-positive scores {trivial_f1:.3f}"
+    return make_finding("not_above_trivial", "warn", net, margin, "trivial_margin", message)
 
 
 NETWORK_RULES: tuple[NetworkRule, ...] = (
@@ -124,6 +166,7 @@ NETWORK_RULES: tuple[NetworkRule, ...] = (
     find_uniform_ratio,
     find_shifted_threshold,
     find_not_above_trivial,
+    find_foreground_bias,
 )
 
 
@@ -139,10 +182,20 @@ def find_collapse(signals: Signals) -> tuple[str, ...]:
 
 def is_informative(signals: Signals) -> bool:
     """Return whether the ranking of the voxels follows the target: clearly, or somewhat and with some spread."""
-    if signals.auroc is None:
-        return False
-    is_spread = signals.prob_std >= limit("informative_prob_std")
-    return signals.auroc >= limit("informative_auroc" if is_spread else "clear_auroc")
+    return signals.auroc is not None and signals.auroc >= _informative_auroc(signals)
+
+
+def is_certain(signals: Signals) -> bool:
+    """Return whether a ranking that says nothing, or the wrong thing, is known to over the cases, and not by chance.
+
+    Where the interval of the AUROC over the cases reaches what is informative, a few other cases might show another
+    network. One number as output is that for every image.
+    """
+    if is_dead(signals):
+        return True
+    if find_inverted_output(signals, "") is not None:
+        return not signals.auroc_high >= CHANCE
+    return not signals.auroc_high >= _informative_auroc(signals)
 
 
 def has_learned(signals: Signals) -> bool:
@@ -163,6 +216,19 @@ def is_dead(signals: Signals) -> bool:
 def compute_band_share(signals: Signals) -> float:
     """Return the share of the probabilities in 0.5 to 0.7."""
     return sum(signals.prob_histogram[PROB_BINS // 2 : round(0.7 * PROB_BINS)])
+
+
+def _informative_auroc(signals: Signals) -> float:
+    is_spread = signals.prob_std >= limit("informative_prob_std")
+    return limit("informative_auroc" if is_spread else "clear_auroc")
+
+
+def _cut(signals: Signals) -> str:
+    """Return the best threshold; as log-odds where its probability is next to 0 or 1."""
+    cut = signals.threshold_best
+    if cut is None or 0.01 <= cut <= 0.99 or signals.logit_best is None:
+        return _figure(cut)
+    return f"log-odds {signals.logit_best:.3g}"
 
 
 def _can_fail(signals: Signals) -> bool:

@@ -13,7 +13,7 @@ from ssl_seg.metrics import compute_trivial_f1
 from ssl_seg.monitor.catalog import limit, make_finding
 from ssl_seg.monitor.evidence import Evidence, Figures
 from ssl_seg.monitor.findings import Finding, Level
-from ssl_seg.monitor.network_rules import find_collapse, has_both_classes, has_learned, is_informative
+from ssl_seg.monitor.network_rules import find_collapse, has_both_classes, has_learned, is_certain, is_informative
 
 TrainingRule = Callable[[Evidence], Finding | None]
 
@@ -101,9 +101,15 @@ def find_loss_metric_divergence(evidence: Evidence) -> Finding | None:
 
 
 def _find_input_gap(evidence: Evidence) -> Finding | None:
-    """The training batches go well, the same cases as prediction sees them never have: the inputs differ."""
+    """The training batches go well, the same cases as prediction sees them never have: the inputs differ.
+
+    Batches hold more foreground than whole images, so their F1 is the higher one anyway: what counts is that the
+    ranking is worth nothing as prediction sees them, on training and validation, over all cases.
+    """
     batch_f1, probe = evidence.training.get("batch_f1"), evidence.train.get("student")
     if batch_f1 is None or probe is None or not has_both_classes(probe) or find_mode_gap(evidence):
+        return None
+    if is_informative(evidence.val["student"]) or is_informative(probe) or not is_certain(probe):
         return None
     trivial = compute_trivial_f1(evidence.training.get("prevalence_true", 0.0))
     margin = batch_f1 - trivial

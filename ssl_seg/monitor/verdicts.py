@@ -7,12 +7,18 @@ An untrained network is not judged, and within the first epoch a collapse is a w
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 
+from ssl_seg.monitor.actions import Context, choose_action
 from ssl_seg.monitor.catalog import CODES, limit
 from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import LEVELS, Finding, Verdict
 from ssl_seg.monitor.network_rules import (
+    RANKED,
     find_collapse,
+    find_little_learned,
+    is_certain,
     is_dead,
     is_informative,
     judge_network,
@@ -31,35 +37,60 @@ PATIENCE_EPOCHS = 5
 _ORDER = tuple(CODES)
 
 
-def judge(evidence: Evidence) -> Verdict:
-    """Return the verdict on a look, worst finding first, then in the order of CODES.
+def judge(evidence: Evidence, used: str | None = None) -> Verdict:
+    """Return the verdict on a look: findings, worst first, then in the order of CODES, and the action for the first.
 
     During the warm-up only NaN and a loss of 0 are named. Until the end of the first epoch a collapse is a warning
-    (but not NaN), and warnings are left out.
+    (but not NaN), and warnings are left out. At the end of a run, and on a checkpoint, nothing is left out.
+
+    Args:
+        evidence: what is known.
+        used: the network that will be used, where that is decided; a collapse of the other one is a warning then.
     """
     training = [f for rule in TRAINING_RULES if (f := rule(evidence))]
-    findings = [*_judge_networks(evidence, training), *training]
-    if evidence.phase != "trained":
-        findings = [f if f.code == "non_finite" else f.soften() for f in findings if f.level == "collapsed"]
-    if evidence.phase == "untrained":
-        findings = [f for f in findings if f.code in ALWAYS]
-    return Verdict(tuple(sorted(findings, key=lambda f: (-LEVELS.index(f.level), _ORDER.index(f.code)))))
+    findings = [*_judge_networks(evidence, training, used), *training]
+    if not evidence.is_final:
+        if evidence.phase != "trained":
+            findings = [f if f.code == "non_finite" else f.soften() for f in findings if f.level == "collapsed"]
+        if evidence.phase == "untrained":
+            findings = [f for f in findings if f.code in ALWAYS]
+    return conclude(findings, evidence.context, used)
 
 
-def _judge_networks(evidence: Evidence, training: list[Finding]) -> list[Finding]:
+def conclude(findings: Iterable[Finding], context: Context, used: str | None = None) -> Verdict:
+    """Return the verdict that findings make: each code of a network once, and the action for the one that leads.
+
+    Args:
+        findings: of two with one code and network the worse stays, else the first.
+        context: what the action depends on.
+        used: the network that will be used; its findings come before those of the other one, whose collapse is a
+            warning. None where both count alike.
+    """
+    spare = {"student": "teacher", "teacher": "student"}.get(used or "")
+    settled = [f.soften() if f.net == spare and f.level == "collapsed" else f for f in findings]
+    ordered = sorted(settled, key=lambda f: (-LEVELS.index(f.level), f.net == spare, _ORDER.index(f.code)))
+    worst: dict[tuple[str, str], Finding] = {}
+    for finding in ordered:
+        worst.setdefault((finding.code, finding.net), finding)
+    found = tuple(worst.values())
+    return Verdict(found, choose_action(found[0], context) if found else "")
+
+
+def _judge_networks(evidence: Evidence, training: list[Finding], used: str | None) -> list[Finding]:
     """Return the findings on the networks by themselves that nothing else explains.
 
     The teacher is a mean of the student's past: what it does worse than the student is judged by the rule on both. By
     itself it is named with the student, or where the student has no good ranking either, and gets no better: a teacher
-    that is blind to the image drags its student along.
+    that is blind to the image drags its student along. In the end it may be the one that is used, and is named alone.
     """
     findings = [
-        f.soften() if f.code == "constant_output" and _has_never_varied(evidence, signals) else f
-        for net, signals in evidence.val.items()
-        for f in judge_network(signals, net)
+        _doubt(evidence, f, signals) for net, signals in evidence.val.items() for f in judge_network(signals, net)
     ]
     explained = {EXPLAINS[f.code] for f in training if f.code in EXPLAINS}
-    findings = [f for f in findings if f.net not in explained or not _is_explicable(f)]
+    findings = [f for f in findings if f.net == used or f.net not in explained or not _is_explicable(f)]
+    if evidence.is_final:
+        sound = {net: signals for net, signals in evidence.val.items() if not find_collapse(signals)}
+        return [*findings, *(f for net, signals in sound.items() if (f := find_little_learned(signals, net)))]
     pending = _find_pending(evidence)
     findings = [f for f in findings if f.code not in pending]
     student = evidence.val["student"]
@@ -67,6 +98,19 @@ def _judge_networks(evidence: Evidence, training: list[Finding]) -> list[Finding
     is_dragged = not is_informative(student) and not pending
     is_ill = bool(find_collapse(student)) or is_dragged
     return [f for f in findings if f.net != "teacher" or f.code in shared or (is_ill and f.level == "collapsed")]
+
+
+def _doubt(evidence: Evidence, finding: Finding, signals: Signals) -> Finding:
+    """Return the finding as a warning where it is no collapse: the network may never have been any better, or the
+    cases, of validation and of training, are too few to know that its ranking says nothing."""
+    if finding.code == "constant_output" and _has_never_varied(evidence, signals):
+        return finding.soften()
+    train = evidence.train.get(finding.net)
+    is_known = is_certain(signals) or (train is not None and not is_informative(train) and is_certain(train))
+    if finding.code not in RANKED or is_known:
+        return finding
+    interval = f"{signals.auroc_low:.2f} to {signals.auroc_high:.2f}"
+    return replace(finding.soften(), message=f"{finding.message}; over these cases the AUROC may be {interval}")
 
 
 def _has_never_varied(evidence: Evidence, signals: Signals) -> bool:
@@ -80,12 +124,15 @@ def _find_pending(evidence: Evidence) -> set[str]:
     student, then = evidence.val["student"], half_way(evidence.trend)
     if then is None or "auroc" not in then or student.auroc is None or not _is_young(evidence):
         return set()
-    if student.auroc <= then["auroc"] + limit("auroc_gain"):
-        return set()
-    return {"not_above_trivial", "shifted_threshold"} if student.f1 > then["f1"] else {"not_above_trivial"}
+    gains = student.auroc > then["auroc"] + limit("auroc_gain")
+    comes_closer = student.f1 > then["f1"]
+    pending = {"not_above_trivial"} if gains else set()
+    pending |= {"shifted_threshold"} if gains and comes_closer else set()
+    return pending | ({"foreground_bias"} if gains or comes_closer else set())
 
 
 def _is_young(evidence: Evidence) -> bool:
+    """Return whether the epochs are so few that a network is given time."""
     return len(list_ends(evidence.trend)) <= PATIENCE_EPOCHS
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ssl_seg.data.loader import Probe
+from ssl_seg.monitor.actions import NO_CONTEXT, Context
 from ssl_seg.monitor.evidence import Evidence, Figures, Phase, summarize
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.network_rules import find_collapse
@@ -42,6 +43,19 @@ class Observation:
     """A row for each planned look so far."""
     phase: Phase = "trained"
     """In which findings were named."""
+    evidence: Evidence | None = None
+    """What the verdict was given on."""
+
+    def judge_end(self, used: str | None = None) -> Verdict:
+        """Return the verdict on networks that will be used as they are, the one ``used`` before the other."""
+        if self.evidence is None:
+            return self.verdict
+        return judge(replace(self.evidence, is_final=True), used)
+
+    @property
+    def context(self) -> Context:
+        """What advice depends on."""
+        return NO_CONTEXT if self.evidence is None else self.evidence.context
 
     @property
     def collapsed(self) -> frozenset[str]:
@@ -120,6 +134,7 @@ class Monitor:
         select: what the score of an observation is.
         components: names of the components of the supervised loss.
         uses_teacher: whether the method learns from the teacher.
+        context: what the advice of a verdict depends on.
     """
 
     def __init__(
@@ -136,11 +151,12 @@ class Monitor:
         select: Selection = "f1",
         components: Sequence[str] = (),
         uses_teacher: bool = True,
+        context: Context = NO_CONTEXT,
     ) -> None:
         self.val, self.train = val, train
         self.num_classes, self.device, self.batch_size, self.autocast = num_classes, device, batch_size, autocast
         self.warmup_steps, self.steps_per_epoch, self.select = warmup_steps, steps_per_epoch, select
-        self.components, self.uses_teacher = tuple(components), uses_teacher
+        self.components, self.uses_teacher, self.context = tuple(components), uses_teacher, context
 
     def look(
         self,
@@ -167,8 +183,9 @@ class Monitor:
                       if len(probe.image) else {} for probe in (self.val, self.train))  # fmt: skip
         train_mode = self._collect(student, self.val, train_mode=True) if has_batch_norm(student) else None
         evidence = Evidence(
-            self._phase(step), val, train, train_mode, training or {}, trend, self.components, self.uses_teacher
-        )
+            self._phase(step), val, train, train_mode, training or {}, trend, self.components, self.uses_teacher,
+            self.context,
+        )  # fmt: skip
         if planned:
             evidence = replace(evidence, trend=(*trend, summarize(evidence, step, ends_epoch=ends_epoch)))
         return Observation(
@@ -181,6 +198,7 @@ class Monitor:
             train_mode,
             evidence.trend,
             evidence.phase,
+            evidence,
         )
 
     def _collect(self, net: nn.Module, probe: Probe, *, train_mode: bool = False) -> Signals:

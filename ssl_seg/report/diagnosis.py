@@ -74,6 +74,7 @@ def format_report(diagnosis: Diagnosis, pictures: Sequence[Picture], when: str, 
     sections = [
         *_findings(diagnosis),
         *_causes(diagnosis),
+        *(["## What to do", f"{_escape(diagnosis.action)}."] if diagnosis.action else []),
         "## What to run next",
         f"```sh\n{diagnosis.next_command}\n```",
         *_table(make_key_figures(diagnosis), "##"),
@@ -118,10 +119,7 @@ def _findings(diagnosis: Diagnosis) -> list[str]:
     if not diagnosis.findings:
         return ["## Findings", "No rule found anything."]
     rows = [(f"{f.level}: {f.code}", f.net, figure(f.value), figure(f.limit), f.source) for f in diagnosis.findings]
-    explained = [
-        f"- **{_escape(f.code)}** ({f.net}): {_escape(f.message)}. *What helps:* {_escape(f.hint)}."
-        for f in diagnosis.findings
-    ]
+    explained = [f"- **{_escape(f.code)}** ({f.net}): {_escape(f.message)}." for f in diagnosis.findings]
     columns = ("finding", "network", "value", "limit", "source of the limit")
     return ["## Findings", "\n".join(explained), format_table(columns, rows)]
 
@@ -134,7 +132,6 @@ def _causes(diagnosis: Diagnosis) -> list[str]:
     for rank, (cause, evidence) in enumerate(listed, start=1):
         lines = [f"{rank}. **Hypothesis:** {_escape(cause.text)}", "   - Evidence:"]
         lines += [f"     - {_escape(text)}" for text in evidence]
-        lines.append(f"   - What to do: {_escape(cause.action)}")
         parts.append("\n".join(lines))
     return parts
 

@@ -74,19 +74,20 @@ def describe_scope(diagnosis: Diagnosis) -> str:
 
 
 def format_findings(diagnosis: Diagnosis) -> list[str]:
-    """Return the findings and the likely causes with their evidence, as lines for a terminal."""
+    """Return the finding that leads, the others in one line, the likely causes with their evidence and what to do."""
     lines = [
         f"  {f.level.upper()} {f.code} ({f.net}): {f.message} [{figure(f.value)}, limit {figure(f.limit)}]"
-        for f in diagnosis.findings
+        for f in diagnosis.findings[:1]
     ]
+    if len(diagnosis.findings) > 1:
+        lines.append(f"    also: {', '.join(f'{f.code} ({f.net})' for f in diagnosis.findings[1:])}")
     if diagnosis.causes:
         lines.append("likely causes, the most likely first:")
     listed = zip(diagnosis.causes, list_evidence(diagnosis.causes), strict=True)
     for rank, (cause, evidence) in enumerate(listed, start=1):
         lines.append(f"  {rank}. {cause.text}")
         lines += [f"     - {text}" for text in evidence]
-        lines.append(f"     do: {cause.action}")
-    return lines
+    return [*lines, f"do: {diagnosis.action}"] if diagnosis.action else lines
 
 
 def figure(value: float) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from ssl_seg.diagnose.audits import (
@@ -11,11 +9,14 @@ from ssl_seg.diagnose.audits import (
     _check_equality,
     _is_uniform,
     _truth_varies,
-    audit_bias,
     audit_margin,
-    conclude,
+    describe_verdict,
+    put_behind,
 )
+from ssl_seg.monitor.actions import NO_CONTEXT
 from ssl_seg.monitor.catalog import make_finding
+from ssl_seg.monitor.findings import Verdict
+from ssl_seg.monitor.verdicts import conclude
 
 EQUAL = {"images": 4, "mean_spread": 0.002, "std_spread": 0.003}
 
@@ -80,80 +81,28 @@ def test_one_mask_says_nothing_about_how_the_truth_varies(
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_two_findings_with_one_code_the_worse_decides(order: int) -> None:
     worse = make_finding("constant_output", "collapsed", "student", 0.05, "constant_prob_std", "whole images")
-    verdict, findings = conclude([worse, worse.soften()][::order], "fine")
-    assert (verdict.level, findings) == ("collapsed", (worse,))
+    verdict = conclude([worse, worse.soften()][::order], NO_CONTEXT)
+    assert (verdict.level, verdict.findings) == ("collapsed", (worse,))
+    assert describe_verdict(verdict, "fine").message == "constant output function: do not submit"
+    assert describe_verdict(Verdict(), "fine").message == "fine"
 
 
-@pytest.mark.parametrize(
-    ("f1", "sweep", "code"),
-    [(0.467, [0.46, 0.477], "not_above_trivial"), (0.467, [0.4, 0.6], "shifted_threshold"), (0.6, [0.6, 0.62], None)],
-)
-def test_masks_no_better_than_trivial_are_never_healthy(f1: float, sweep: list[float], code: str | None) -> None:
-    trivial = {"best": 0.468, "margin": f1 - 0.468}
-    statistics = {"scores": {"f1": f1}, "trivial": trivial, "sweep": {"f1": sweep}}
-    assert [f.code for f in audit_margin(statistics, "student")] == ([] if code is None else [code])
+def test_whole_images_say_more_of_what_the_patches_have_shown_and_never_lead() -> None:
+    """Or run and diagnosis would differ on one checkpoint."""
+    same = make_finding("uniform_ratio", "collapsed", "student", 1.0, "uniform_ratio", "all of 45")
+    assert put_behind(Verdict(), [same]) == Verdict()
+    bias = conclude([make_finding("foreground_bias", "warn", "student", 3.0, "foreground_bias", "")], NO_CONTEXT)
+    more = put_behind(bias, [same])
+    assert [(f.code, f.level) for f in more.findings] == [("foreground_bias", "warn"), ("uniform_ratio", "warn")]
+    assert more.action == bias.action
+    blind = conclude([make_finding("all_negative", "collapsed", "student", 0.0, "one_sided_share", "")], NO_CONTEXT)
+    assert put_behind(blind, [same, *blind.findings]).codes == ("all_negative", "uniform_ratio")
+
+
+@pytest.mark.parametrize(("f1", "codes"), [(0.467, ["not_above_trivial"]), (0.477, ["not_above_trivial"]), (0.6, [])])
+def test_masks_no_better_than_trivial_are_never_healthy(f1: float, codes: list[str]) -> None:
+    statistics = {"scores": {"f1": f1}, "trivial": {"all_positive": 0.468}}
+    assert [f.code for f in audit_margin(statistics, "student")] == codes
     assert audit_margin({}, "student") == ()
-
-
-def biased(pred: float, true: float | None) -> dict[str, Any]:
-    """Statistics of images whose prediction holds the whole foreground, or is a part of it."""
-    if true is None:
-        return {"foreground": {"pred": {"mean": pred}, "true": None}}
-    overlap = {"images": 3, "precision": min(true / pred, 1.0), "recall": min(pred / true, 1.0) if true else 0.0}
-    f1 = 2 * overlap["precision"] * overlap["recall"] / max(overlap["precision"] + overlap["recall"], 1e-9)
-    return {"foreground": {"pred": {"mean": pred}, "true": {"mean": true}}, "scores": {**overlap, "f1": f1}}
-
-
-@pytest.mark.parametrize(
-    ("pred", "true", "fires"),
-    [
-        (0.41, 0.25, True),
-        (0.51, 0.25, True),
-        (0.957, 0.609, True),
-        (0.37, 0.25, False),
-        (0.17, 0.25, False),
-        (0.16, 0.25, True),
-        (0.9, 0.8, False),
-        (0.003, 0.001, True),
-        (0.1, 0.0, False),
-        (0.41, None, False),
-    ],
-)
-def test_gross_bias_of_the_foreground(pred: float, true: float | None, fires: bool) -> None:
-    statistics = biased(pred, true)
-    found = audit_bias(statistics, "student", ())
-    assert [f.code for f in found] == (["foreground_bias"] if fires else [])
-    if fires and true:
-        assert f"predicts {pred:.1%} foreground where {true:.1%} is true" in found[0].message
-        assert found[0].level == "warn"
-        assert (found[0].value > found[0].limit) == (pred > true)
-        assert statistics["scores"]["f1"] < 0.81, "no good network can be told so"
-
-
-@pytest.mark.parametrize(
-    ("code", "level", "net", "fires"),
-    [
-        ("all_positive", "collapsed", "student", False),
-        ("all_positive", "collapsed", "teacher", True),
-        ("shifted_threshold", "warn", "student", False),
-        ("not_above_trivial", "warn", "student", False),
-        ("plateau", "warn", "student", True),
-    ],
-)
-def test_what_says_more_than_a_bias(code: str, level: Any, net: str, fires: bool) -> None:
-    other = make_finding(code, level, net, 1.0, "one_sided_share", "")
-    assert bool(audit_bias(biased(0.5, 0.25), "student", (other,))) == fires
-
-
-@pytest.mark.parametrize(("images", "patches", "fires"), [(1, 0.59, True), (3, 0.59, False), (1, 0.3, False)])
-def test_of_few_whole_images_the_patches_decide(images: int, patches: float, fires: bool) -> None:
-    statistics = biased(0.26, 0.25)
-    statistics["scores"]["images"] = images
-    statistics["nets"] = {"student": {"prevalence_pred": patches, "prevalence_true": 0.28, "f1": 0.607}}
-    found = audit_bias(statistics, "student", ())
-    assert bool(found) == fires
-    assert not fires or found[0].message.endswith("on patches, F1 0.607")
-    assert audit_bias({"nets": statistics["nets"]}, "student", ()) == found or not fires, "nor without any"
-    statistics["nets"]["student"] |= {"prevalence_pred": float("nan")}
-    statistics["scores"]["images"] = 1
-    assert audit_bias(statistics, "student", ()) == ()
+    nothing = {"scores": {"f1": 1.0}, "trivial": {"all_positive": 0.0}}
+    assert audit_margin(nothing, "student") == (), "nothing to find"

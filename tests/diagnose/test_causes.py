@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 
 from ssl_seg.diagnose.causes import explain
-from ssl_seg.diagnose.facts import Facts, Subject, read_costs
-from ssl_seg.diagnose.result import Conclusion
+from ssl_seg.diagnose.facts import Facts, Subject
 from ssl_seg.diagnose.suspects import RULES, Suspect
-from ssl_seg.monitor.catalog import CODES, LIMITS
-from ssl_seg.monitor.findings import Finding, Level
+from ssl_seg.monitor.actions import NO_CONTEXT, Context, read_costs
+from ssl_seg.monitor.catalog import LIMITS
+from ssl_seg.monitor.findings import Finding, Level, Verdict
+from ssl_seg.monitor.verdicts import conclude
 
 HEALTHY: dict[str, Any] = {
     "looked_at": {"step": 100},
     "shapes": [{"closed_form": None}],
     "nets": {
-        "student": {"f1_best": 0.8, "auroc": 0.95, "trivial_f1": 0.5},
+        "student": {
+            "f1_best": 0.8, "auroc": 0.95, "trivial_f1": 0.5, "prevalence_pred": 0.4, "prevalence_true": 0.3,
+        },
         "teacher": {"f1_best": 0.8, "auroc": 0.95, "trivial_f1": 0.5},
         "train_probe": {"f1_best": 0.85, "auroc": 0.95, "trivial_f1": 0.5},
         "untrained": {"f1_best": 0.5, "auroc": 0.5, "trivial_f1": 0.5},
@@ -41,8 +44,11 @@ SUBJECT = Subject(Path("runs/a b/checkpoints/best.pt"), "data", None, "student")
 
 
 def make_finding(code: str, level: Level = "collapsed") -> Finding:
-    entry = CODES[code]
-    return Finding(code, level, "student", 1.0, 0.0, "test", f"what {code} saw", entry.causes, entry.hint)
+    return Finding(code, level, "student", 1.0, 0.0, "test", f"what {code} saw")
+
+
+def verdict_of(*findings: Finding) -> Verdict:
+    return conclude(findings, NO_CONTEXT)
 
 
 def suspects_of(statistics: dict[str, Any], *findings: Finding, subject: Subject = SUBJECT) -> dict[str, Suspect]:
@@ -56,8 +62,8 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
 
 def test_nothing_is_suspected_in_a_healthy_run() -> None:
     assert suspects_of(HEALTHY) == {}
-    causes, command = explain(Conclusion("ok", "healthy", ""), (), HEALTHY, SUBJECT)
-    assert causes == ()
+    causes, action, command = explain(Verdict(), HEALTHY, SUBJECT)
+    assert (causes, action) == ((), "")
     assert command == "ssl-seg predict 'runs/a b/checkpoints/best.pt' IMAGES OUTPUT"
 
 
@@ -71,16 +77,15 @@ def test_nothing_is_suspected_in_a_healthy_run() -> None:
         ("teacher", HEALTHY, ["teacher_diverged"], "teacher: best F1 0.800, AUROC 0.950"),
         ("mode", {**HEALTHY, "nets": {**HEALTHY["nets"], "train_mode": {"f1_best": 0.9, "auroc": 0.99}}},
          ["mode_gap"], "student in train mode: best F1 0.900"),
-        ("images", changed("inputs", constant=["a", "b"]), [], "2 images are constant, for example 'a'"),
-        ("images", changed("inputs", rank_correlation=0.5), [], "is 0.500, not 1"),
-        ("images", changed("inputs", clipped_high=0.6), ["constant_output"], "60% of an image has its highest"),
+        ("images", changed("inputs", constant=["a", "b"]), ["constant_output"], "2 images are constant"),
+        ("images", changed("inputs", rank_correlation=0.5), ["constant_output"], "is 0.500, not 1"),
         ("layers", changed("layers", silent="act"), ["constant_output"], "from 'act' on"),
         ("coverage", HEALTHY, ["coverage_hole"], "what coverage_hole saw"),
         ("coverage", {**HEALTHY, "shapes": [{"closed_form": "(1/2)"}]}, ["uniform_ratio"], "what uniform_ratio saw"),
         ("batches", changed("batches", mean=0.02), [], "10 batches hold 20.00% to 40.00%"),
         ("batches", changed("batches", mean=0.9), [], "on average 90.00%"),
         ("batches", changed("batches", notes=["no"]), [], "no"),
-        ("loss", changed("trivial_losses", all_positive=0.3), [], "network 0.300, all_positive 0.300"),
+        ("loss", changed("trivial_losses", all_positive=0.3), ["all_positive"], "network 0.300, all_positive 0.300"),
         ("history", changed("run", verdicts=[{"step": 20, "level": "collapsed", "codes": ["all_negative"]}]),
          ["all_negative"], "step 20: the run's own verdict was collapsed all_negative"),
         ("threshold", changed("sweep", best_threshold=0.2), ["shifted_threshold"], "0.800 at 0.2"),
@@ -88,8 +93,6 @@ def test_nothing_is_suspected_in_a_healthy_run() -> None:
                                    student={"f1_best": 0.6, "auroc": 0.7, "trivial_f1": 0.5}), [], "+0.490 on labeled"),
         ("training", changed("nets", student={"f1_best": 0.5, "auroc": 0.51, "trivial_f1": 0.5}), [],
          "after 100 steps: AUROC 0.510"),
-        ("bias", {**changed("scores", bias="recall", precision=0.61, recall=0.96),
-                  "foreground": {"overestimate": 34.8, "true": {"mean": 0.609}}}, [], "precision 0.610, recall 0.960"),
     ],
 )  # fmt: skip
 def test_a_cause_carries_its_evidence(name: str, statistics: dict[str, Any], codes: list[str], words: str) -> None:
@@ -122,7 +125,7 @@ def test_extreme_costs_are_named(loss: dict[str, Any], over: float | None, key: 
 
     true = {"mean": 0.25} if over is not None else None
     statistics = {**HEALTHY, "foreground": {"overestimate": over, "true": true}}
-    subject = replace(SUBJECT, costs=read_costs(LossConfig.model_validate(loss)))
+    subject = replace(SUBJECT, context=Context(costs=read_costs(LossConfig.model_validate(loss))))
     found = suspects_of(statistics, subject=subject)
     assert ("costs" in found) == (key is not None)
     if key is not None:
@@ -130,7 +133,7 @@ def test_extreme_costs_are_named(loss: dict[str, Any], over: float | None, key: 
         assert f"weighs {side}" in cause.text
         assert cause.evidence[0].startswith(f"{key} is ")
         assert f"--set {key}={'null' if 'class' in key else '1'} " in command
-    alone = explain(Conclusion("ok", "healthy", ""), (), statistics, subject)
+    alone = explain(Verdict(), statistics, subject)
     assert alone[0] == (), "not in a healthy run"
 
 
@@ -141,8 +144,8 @@ def test_a_threshold_is_advised_as_a_command() -> None:
     statistics = {**changed("nets", student=student), "sweep": sweep}
     path = "ssl-seg predict 'runs/a b/checkpoints/best.pt' IMAGES OUTPUT --which student"
     assert suspects_of(statistics, finding)["threshold"].command == f"{path} --threshold 0.998"
-    several = suspects_of(statistics, finding, subject=replace(SUBJECT, num_classes=3))
-    assert several["threshold"].command == f"{path} --probabilities"
+    several = suspects_of(statistics, finding, subject=replace(SUBJECT, context=Context(num_classes=3)))
+    assert "threshold" not in several, "predict has none for more than two classes"
     few = {**statistics, "scores": {**HEALTHY["scores"], "images": 2}}
     assert suspects_of(few, finding)["threshold"].command == f"{path} --threshold 0.9999", "that of the many patches"
     biased = make_finding("foreground_bias", "warn")
@@ -151,34 +154,43 @@ def test_a_threshold_is_advised_as_a_command() -> None:
     assert "threshold" not in suspects_of(HEALTHY, biased), "another one brings nothing"
 
 
-def test_findings_alone_give_the_usual_causes() -> None:
-    findings = (make_finding("plateau", "warn"),)
-    causes, command = explain(Conclusion("warn", "plateau", ""), findings, HEALTHY, SUBJECT)
-    assert tuple(cause.text for cause in causes) == CODES["plateau"].causes[:3]
+def test_findings_alone_give_no_cause_and_the_action_of_the_verdict() -> None:
+    verdict = verdict_of(make_finding("plateau", "warn"))
+    causes, action, command = explain(verdict, HEALTHY, SUBJECT)
+    assert (causes, action) == ((), verdict.action)
     assert command.startswith("ssl-seg evaluate ")
-    collapsed = (make_finding("plateau"),)
-    assert "on_collapse=recover" in explain(Conclusion("collapsed", "plateau", ""), collapsed, HEALTHY, SUBJECT)[1]
+    assert "on_collapse=recover" in explain(verdict_of(make_finding("plateau")), HEALTHY, SUBJECT)[2]
 
 
-def test_measured_causes_come_first_and_there_are_three_at_most() -> None:
+def test_measured_causes_are_three_at_most_and_the_first_has_the_action() -> None:
     statistics = {
-        **changed("inputs", path_difference=1.0),
+        **changed("inputs", path_difference=1.0, rank_correlation=0.5),
         "trivial_losses": {"network": 9, "all_positive": 1, "all_negative": 2},
+        "layers": {"zero_weights": ["a"], "non_finite_weights": [], "silent": None},
     }
-    findings = (make_finding("constant_output"), make_finding("all_positive"))
-    causes, command = explain(Conclusion("collapsed", "constant_output", ""), findings, statistics, SUBJECT)
-    assert len(causes) == 3
-    assert "normalized differently" in causes[0].text
-    assert "all-positive" in causes[1].text
-    assert causes[2].text == CODES["constant_output"].causes[0]
+    verdict = verdict_of(make_finding("constant_output"), make_finding("all_positive"))
+    causes, action, command = explain(verdict, statistics, SUBJECT)
+    for cause, words in zip(causes, ("normalized differently", "hold nothing", "is dead"), strict=True):
+        assert words in cause.text
+    assert "one normalization" in action
     assert command.startswith("ssl-seg evaluate ")
+
+
+@pytest.mark.parametrize(("pred", "cause"), [(0.5, "all-positive"), (0.1, "all-negative")])
+def test_a_loss_is_said_to_ask_for_the_constant_that_the_network_is_near(pred: float, cause: str) -> None:
+    own = {**HEALTHY["nets"]["student"], "prevalence_pred": pred}
+    statistics = {**changed("nets", student=own), "trivial_losses": dict.fromkeys(("all_positive", "all_negative"), 1)}
+    statistics["trivial_losses"]["network"] = 2
+    found = suspects_of(statistics, make_finding("constant_output"))
+    assert cause in found["loss"].cause.text
+    assert "loss" not in suspects_of(statistics, make_finding("foreground_bias", "warn"))
 
 
 def test_predictions_have_no_checkpoint_to_name() -> None:
     subject = Subject(masks=Path("m"))
     statistics = {"shapes": [{"closed_form": None}], "looked_at": {}}
     for code in ("uniform_ratio", "coverage_hole", "all_negative", "non_finite", "inverted_output"):
-        command = explain(Conclusion("collapsed", code, ""), (make_finding(code),), statistics, subject)[1]
+        command = explain(verdict_of(make_finding(code)), statistics, subject)[2]
         assert command.startswith("ssl-seg ")
         assert "None" not in command
 
@@ -188,9 +200,9 @@ def test_every_limit_that_is_asked_for_exists() -> None:
 
 
 def test_a_run_that_has_tried_to_recover_is_told_something_else() -> None:
-    facts = Facts((), {}, replace(SUBJECT, lr=0.3))
+    facts = Facts((), {}, replace(SUBJECT, context=Context(lr=0.3, usual_lr=0.1)))
     assert "monitor.on_collapse=recover" in facts.recover()
-    told = Facts((), {}, replace(SUBJECT, lr=0.3, has_recovered=True)).recover()
+    told = Facts((), {}, replace(SUBJECT, context=Context(lr=0.3, usual_lr=0.1, recovers=True))).recover()
     assert "monitor.on_collapse" not in told
     assert "--set optim.lr=0.03 --set optim.clip_norm=1.0" in told
 
@@ -200,9 +212,9 @@ def test_a_run_whose_loss_exploded_made_too_large_updates() -> None:
     others = {"looked_at": {}, "shapes": []}
     statistics = {"run": {"directory": "runs/x", "verdicts": verdicts}, **others}
     finding = make_finding("all_negative")
-    causes, command = explain(Conclusion("collapsed", "all_negative", ""), (finding,), statistics, SUBJECT)
+    causes, _, command = explain(verdict_of(finding), statistics, SUBJECT)
     assert "has diverged" in causes[0].text
     assert "optim.clip_norm=1.0" in command
     calm = {"run": {"directory": "runs/x", "verdicts": [{"step": 10, "level": "warn", "codes": ["plateau"]}]}, **others}
-    causes, _ = explain(Conclusion("collapsed", "all_negative", ""), (finding,), calm, SUBJECT)
+    causes, _, _ = explain(verdict_of(finding), calm, SUBJECT)
     assert not any("has diverged" in cause.text for cause in causes)

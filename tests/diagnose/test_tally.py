@@ -212,7 +212,7 @@ def test_a_record_holds_plain_finite_types(tally: Tally) -> None:
     from ssl_seg.diagnose.result import Conclusion
 
     nan = {"a": float("nan"), "b": [float("inf"), 1.0]}
-    diagnosis = Diagnosis("x", "predictions", Conclusion("ok", "healthy", ""), (), (), "", nan, tuple(tally.images))
+    diagnosis = Diagnosis("x", "predictions", Conclusion("ok", "healthy", ""), (), (), "", "", nan, tuple(tally.images))
     record = diagnosis.to_record()
     assert {"verdict", "findings", "statistics"} <= set(record)
     assert record["statistics"]["a"] is None

@@ -32,6 +32,7 @@ from ssl_seg.monitor.signals import Signals
 
 NOISE = replace(HEALTHY, auroc=0.55, f1_best=0.48)
 """A ranking without information, wide enough to be nothing else."""
+BIASED = replace(HEALTHY, prevalence_pred=0.65)
 JUST = 1e-6
 
 
@@ -98,6 +99,10 @@ def test_table(signals: Signals, codes: tuple[str, ...]) -> None:
         ("shifted_threshold", SHIFTED, "f1_best", 0.68, None),
         ("not_above_trivial", HEALTHY, "f1_best", 0.4715, 0.4716),
         ("not_above_trivial", HEALTHY, "f1_best", 0.47, None),
+        ("foreground_bias", HEALTHY, "prevalence_pred", 0.6 + JUST, 0.6 - JUST),
+        ("foreground_bias", HEALTHY, "prevalence_pred", 0.15 - JUST, 0.15 + JUST),
+        ("foreground_bias", BIASED, "prevalence_true", 0.3, 0.0),
+        ("foreground_bias", replace(BIASED, auroc=0.55), "prob_std", 0.3, 0.07),
     ],
 )
 def test_each_side_of_each_limit(code: str, base: Signals, field: str, fires: float, silent: Any) -> None:
@@ -143,9 +148,9 @@ def test_a_finding_has_the_limit_that_the_value_was_compared_with() -> None:
 
 def test_levels() -> None:
     """What some threshold can repair, or more training, is no collapse."""
-    levels = {f.code: f.level for s in (HEALTHY, CONSTANT, ALL_NEGATIVE, INVERTED, UNIFORM, SHIFTED)
+    levels = {f.code: f.level for s in (HEALTHY, CONSTANT, ALL_NEGATIVE, INVERTED, UNIFORM, SHIFTED, BIASED)
               for f in judge_network(replace(s, nonfinite=1), "")}  # fmt: skip
-    warnings = {"shifted_threshold", "not_above_trivial"}
+    warnings = {"shifted_threshold", "not_above_trivial", "foreground_bias"}
     assert {code for code, level in levels.items() if level == "warn"} == warnings
     assert len(levels) == len(NETWORK_RULES)
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +22,8 @@ from monitor_cases import (
     make_trend,
 )
 
-from ssl_seg.monitor.catalog import CODES, LIMITS, format_codes, format_limits, make_finding
+from ssl_seg.monitor.actions import ACTIONS, NO_CONTEXT, Context, Cost, choose_action, format_codes
+from ssl_seg.monitor.catalog import CODES, LIMITS, format_limits, make_finding
 from ssl_seg.monitor.evidence import summarize
 from ssl_seg.monitor.findings import LEVELS, Verdict
 from ssl_seg.monitor.network_rules import NETWORK_RULES
@@ -31,7 +32,7 @@ from ssl_seg.monitor.training_rules import TRAINING_RULES
 from ssl_seg.monitor.verdicts import judge
 
 CASES = (HEALTHY, CONSTANT, DEAD, ALL_NEGATIVE, ALL_POSITIVE, INVERTED, SHIFTED, UNIFORM, UNLEARNED, EMPTY)
-OF_PREDICTIONS = {"equal_statistics", "coverage_hole", "foreground_bias"}
+OF_PREDICTIONS = {"equal_statistics", "coverage_hole"}
 """Codes that whole images are needed for: the diagnosis gives them."""
 
 
@@ -39,7 +40,7 @@ OF_PREDICTIONS = {"equal_statistics", "coverage_hole", "foreground_bias"}
     ("student", "level", "codes"),
     [
         (HEALTHY, "ok", ()),
-        (CONSTANT, "collapsed", ("all_positive", "constant_output", "not_above_trivial")),
+        (CONSTANT, "collapsed", ("constant_output", "all_positive", "not_above_trivial")),
         (DEAD, "collapsed", ("constant_output", "not_above_trivial")),
         (ALL_NEGATIVE, "collapsed", ("all_negative",)),
         (INVERTED, "collapsed", ("inverted_output", "not_above_trivial")),
@@ -75,7 +76,7 @@ def test_a_teacher_that_collapses_with_the_student_is_named_too() -> None:
 def test_a_mode_gap_replaces_the_collapse_that_it_explains() -> None:
     verdict = judge(make_evidence(CONSTANT, CONSTANT, train_mode=HEALTHY))
     assert [(f.code, f.net) for f in verdict.findings if f.level == "collapsed"] == [
-        ("mode_gap", "student"), ("all_positive", "teacher"), ("constant_output", "teacher"),
+        ("mode_gap", "student"), ("constant_output", "teacher"), ("all_positive", "teacher"),
     ]  # fmt: skip
     shifted = judge(make_evidence(SHIFTED, SHIFTED, train_mode=HEALTHY))
     assert [(f.code, f.net) for f in shifted.findings] == [("mode_gap", "student"), ("shifted_threshold", "teacher")]
@@ -169,7 +170,7 @@ def test_order_is_that_of_the_codes_within_a_level() -> None:
     keys = [(-LEVELS.index(f.level), list(CODES).index(f.code)) for f in verdict.findings]
     assert keys == sorted(keys)
     assert verdict.codes == (
-        "non_finite", "zero_loss", "all_positive", "constant_output", "not_above_trivial", "pseudo_label_share",
+        "non_finite", "zero_loss", "constant_output", "all_positive", "not_above_trivial", "pseudo_label_share",
     )  # fmt: skip
 
 
@@ -178,9 +179,8 @@ def test_record_has_value_limit_and_advice_as_plain_types() -> None:
     assert json.loads(json.dumps(record, allow_nan=False)) == json.loads(json.dumps(record))
     for finding in record["findings"]:
         assert finding["message"]
-        assert finding["hint"]
         assert finding["source"]
-        assert len(finding["causes"]) >= 2
+    assert record["action"]
 
 
 RULES = (*NETWORK_RULES, *TRAINING_RULES)
@@ -205,9 +205,7 @@ class TestCatalog:
 
     def test_a_finding_is_filled_from_the_tables(self) -> None:
         finding = make_finding("plateau", "warn", "training", 1.0, "plateau_gain", "seen", scaled=7.0)
-        entry = CODES["plateau"]
         assert (finding.limit, finding.source) == (7.0, LIMITS["plateau_gain"].source)
-        assert (finding.causes, finding.hint) == (entry.causes, entry.hint)
 
     def test_advice_names_settings_that_exist(self) -> None:
         from ssl_seg.config import Config
@@ -216,10 +214,10 @@ class TestCatalog:
         for name, field in Config.model_fields.items():
             section = field.annotation
             known |= {f"{name}.{key}" for key in getattr(section, "model_fields", {})}
-        words = {w.strip(".,;:()").split("=")[0] for entry in CODES.values() for w in entry.hint.split()}
+        words = {w.strip(".,;:()").split("=")[0] for own in ACTIONS.values() for a in own for w in a.text.split()}
         words |= {w.strip(".,;:()") for entry in CODES.values() for cause in entry.causes for w in cause.split()}
         settings = {w for w in words if "." in w and not w.endswith(".pt") and not w[0].isdigit()}
-        assert len(settings) > 10
+        assert len(settings) > 7
         assert settings - known == set()
 
 
@@ -243,9 +241,8 @@ def test_any_evidence_gets_a_verdict(nets: list[Signals], scores: list[float], l
 
 def test_worst_level_counts() -> None:
     assert Verdict().level == "ok"
-    assert len(fields(Verdict)) == 1
     findings = judge(make_evidence(CONSTANT, CONSTANT)).findings
-    assert Verdict(findings[::-1]).codes == ("constant_output", "all_positive", "not_above_trivial")
+    assert Verdict(findings[::-1]).codes == ("all_positive", "constant_output", "not_above_trivial")
     assert Verdict(tuple(f.soften() for f in findings)).level == "warn"
 
 
@@ -287,3 +284,125 @@ def test_a_loss_of_nan_leaves_no_trace_in_the_trend() -> None:
     assert "loss" not in row
     assert row["component/focal"] == 0.2
     assert judge(evidence).codes == ("non_finite",)
+
+
+FEW = {"auroc_low": 0.2, "auroc_high": 0.9}
+"""What four cases leave open of an AUROC of 0.5."""
+DOUBTED = (
+    (CONSTANT, "constant_output"),
+    (ALL_NEGATIVE, "all_negative"),
+    (ALL_POSITIVE, "all_positive"),
+    (INVERTED, "inverted_output"),
+    (UNIFORM, "uniform_ratio"),
+)
+
+
+class TestFewCases:
+    @pytest.mark.parametrize(("signals", "code"), DOUBTED)
+    def test_no_collapse_is_claimed_of_a_ranking_that_a_few_cases_leave_open(self, signals: Signals, code: str) -> None:
+        few = replace(signals, **FEW)
+        levels = {f.code: f.level for f in judge(make_evidence(few, few)).findings if f.net == "student"}
+        assert levels[code] == "warn"
+        assert "may be 0.20 to 0.90" in judge(make_evidence(few, few)).findings[0].message
+        assert judge(make_evidence(signals, signals)).level == "collapsed"
+
+    def test_one_number_as_output_is_a_collapse_on_any_case(self) -> None:
+        assert judge(make_evidence(replace(DEAD, **FEW), replace(DEAD, **FEW))).level == "collapsed"
+
+    @pytest.mark.parametrize(("train", "level"), [(CONSTANT, "collapsed"), (HEALTHY, "warn")])
+    def test_the_training_cases_count_too(self, train: Signals, level: str) -> None:
+        few = replace(CONSTANT, **FEW)
+        assert judge(make_evidence(few, few, train=train, training={"batch_f1": 0.4})).level == level
+
+    @pytest.mark.parametrize("high", [0.59, 0.61])
+    def test_the_end_of_the_interval_decides(self, high: float) -> None:
+        own = replace(ALL_NEGATIVE, auroc_high=high)
+        assert judge(make_evidence(own, own)).level == ("collapsed" if high < 0.6 else "warn")
+
+    def test_unequal_shares_of_foreground_are_no_unequal_inputs(self) -> None:
+        """The reported false alarm: batches of a third foreground at F1 0.6, and 3.6 % in the images, at AUROC 0.87."""
+        rare = replace(
+            HEALTHY, prevalence_true=0.036, prevalence_pred=0.05, f1=0.24, f1_best=0.27, trivial_f1=0.07, auroc=0.87
+        )
+        train = replace(rare, f1=0.1, f1_best=0.11, auroc=0.8)
+        batches = {"batch_f1": 0.6, "prevalence_true": 0.1}
+        assert judge(make_evidence(rare, rare, train=train, training=batches)).codes == ()
+        blind = replace(rare, f1_best=0.07, auroc=0.5)
+        found = judge(make_evidence(blind, blind, train=blind, training=batches))
+        assert (found.level, found.codes[0]) == ("collapsed", "loss_metric_divergence")
+        unknown = replace(blind, auroc_high=0.9)
+        assert "loss_metric_divergence" not in judge(
+            make_evidence(unknown, unknown, train=unknown, training=batches)
+        ).codes  # fmt: skip
+
+
+class TestEnd:
+    """Networks that will be used as they are."""
+
+    BIASED = replace(HEALTHY, prevalence_true=0.05, prevalence_pred=0.51, f1=0.17, trivial_f1=0.095, f1_best=0.4)
+
+    def test_half_foreground_where_a_twentieth_is_true_is_said_of_either_network(self) -> None:
+        for nets in ((self.BIASED, HEALTHY), (HEALTHY, self.BIASED)):
+            used = "student" if nets[0] is self.BIASED else "teacher"
+            verdict = judge(make_evidence(*nets, is_final=True), used)
+            assert verdict.findings[0].code in {"foreground_bias", "teacher_diverged"}
+            assert ("foreground_bias", used) in {(f.code, f.net) for f in verdict.findings}
+
+    def test_no_time_is_given(self) -> None:
+        trend = make_trend(f1=[0.01, 0.05, 0.17], auroc=[0.5, 0.6, 0.92])
+        evidence = make_evidence(self.BIASED, self.BIASED, trend=trend)
+        assert judge(evidence).codes == ()
+        assert judge(replace(evidence, is_final=True)).codes == ("foreground_bias",)
+        little = replace(HEALTHY, auroc=0.55, f1_best=0.48, f1=0.45)
+        assert judge(make_evidence(little, little)).codes == ()
+        assert judge(make_evidence(little, little, is_final=True)).codes == ("not_above_trivial",)
+        early = make_evidence(UNLEARNED, UNLEARNED, phase="untrained")
+        assert judge(early).codes == ()
+        assert judge(replace(early, is_final=True)).codes == ("not_above_trivial",)
+
+    def test_the_network_that_is_not_used_only_warns_and_comes_last(self) -> None:
+        evidence = make_evidence(DEAD, replace(SHIFTED, prevalence_pred=0.05), is_final=True)
+        student, teacher = (judge(evidence, used) for used in ("student", "teacher"))
+        assert (student.level, student.findings[0].net) == ("collapsed", "student")
+        assert (teacher.level, teacher.codes[0], teacher.findings[0].net) == ("warn", "shifted_threshold", "teacher")
+
+
+class TestActions:
+    @pytest.mark.parametrize(
+        ("code", "context", "words"),
+        [
+            ("constant_output", NO_CONTEXT, "monitor.on_collapse=recover"),
+            ("constant_output", Context(lr=3e-4, recovers=True), "optim.lr=3e-05"),
+            ("constant_output", Context(lr=1e30), "optim.lr=0.0003"),
+            ("non_finite", Context(lr=10, usual_lr=0.1), "optim.lr=0.1"),
+            ("all_positive", Context(costs=(Cost("loss.fn_cost", "1000", 1000.0, "1"),)), "loss.fn_cost=1"),
+            ("all_negative", Context(costs=(Cost("loss.fn_cost", "1000", 1000.0, "1"),)), "recover"),
+            ("all_negative", Context(costs=(Cost("loss.fp_cost", "2", 0.5, "1"),)), "recover"),
+            ("shifted_threshold", NO_CONTEXT, "--threshold"),
+            ("shifted_threshold", Context(num_classes=3, steps=500), "--steps 1000"),
+            ("foreground_bias", Context(num_classes=3, steps=500), "--steps 1000"),
+            ("not_above_trivial", Context(lr=1e-5, steps=100), "optim.lr=0.0003"),
+            ("not_above_trivial", Context(lr=3e-4, steps=100), "--steps 200"),
+            ("not_above_trivial", Context(lr=3e-4, steps=5000), "data audit"),
+            ("teacher_diverged", NO_CONTEXT, "--which student"),
+            ("teacher_diverged", Context(ema_warmup=False), "ema.warmup=true"),
+        ],
+    )
+    def test_the_action_depends_on_the_run(self, code: str, context: Context, words: str) -> None:
+        action = choose_action(make_finding(code, "warn", "student", 1.0, "non_finite", ""), context)
+        assert words in action
+        assert "{" not in action
+
+    def test_each_code_has_an_action_for_any_run_and_says_where_it_was_tried(self) -> None:
+        assert ACTIONS.keys() == CODES.keys()
+        for actions in ACTIONS.values():
+            assert actions[-1].when is None
+            assert all(a.when is not None and a.if_ for a in actions[:-1])
+            assert all(a.tried for a in actions)
+
+    def test_a_verdict_has_one_action(self) -> None:
+        verdict = judge(make_evidence(CONSTANT, CONSTANT, context=Context(lr=3e-4)))
+        assert len(verdict.codes) > 2
+        assert verdict.action == choose_action(verdict.findings[0], Context(lr=3e-4))
+        assert verdict.others == ("all_positive (student, teacher)", "not_above_trivial (student, teacher)")
+        assert judge(make_evidence()).action == ""

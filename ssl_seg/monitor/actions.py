@@ -1,0 +1,256 @@
+"""What to do about a finding: one action, chosen by the state of the run, that has been tried on that fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssl_seg.config import Config, LossConfig
+from ssl_seg.config.learning import OptimConfig
+from ssl_seg.monitor.catalog import CODES
+from ssl_seg.monitor.findings import Finding
+
+USUAL_LR: Mapping[str, float] = {"sgd": 0.1}
+"""Learning rates that are usual for optimizers whose rate is not that of the others."""
+FAR = 10.0
+"""Factor from a usual learning rate from which a rate is suspected before anything else."""
+EXTREME_COST = 10.0
+"""Factor of foreground over background in the loss, or the other way round, that is worth a word."""
+MANY_STEPS = 2000
+"""Steps after which more of them are no answer to a network that has learned nothing."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A setting of the loss: ``factor`` above 1 makes foreground count more than background, below 1 less."""
+
+    key: str
+    value: str
+    """As configured."""
+    factor: float
+    neutral: str
+    """The value with which it does nothing."""
+
+    @property
+    def is_extreme(self) -> bool:
+        """Whether it may decide by itself what is predicted."""
+        return not 1 / EXTREME_COST < self.factor < EXTREME_COST
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run is like, as far as advice depends on it."""
+
+    num_classes: int = 2
+    steps: int = 0
+    """Of the whole run."""
+    lr: float = 0.0
+    usual_lr: float = 3e-4
+    """Of its optimizer."""
+    clip_norm: float | None = None
+    recovers: bool = False
+    """Whether monitor.on_collapse is ``recover``."""
+    norm: str = "instance"
+    ema_warmup: bool = True
+    foreground_ratio: float = 0.0
+    costs: Sequence[Cost] = ()
+    """Settings of the loss that weigh foreground against background."""
+
+
+NO_CONTEXT = Context()
+"""Nothing is known of the run."""
+Condition = Callable[[Context, Finding], bool]
+
+
+@dataclass(frozen=True)
+class Action:
+    """An action, when it is the one, and on what it was tried; ``text`` may name ``{low}``, ``{usual}``, ``{cost}``."""
+
+    text: str
+    tried: str
+    when: Condition | None = None
+    """None for the last one of a code: always."""
+    if_: str = ""
+    """The condition in words."""
+
+
+def read_context(config: Config) -> Context:
+    """Return the context of a run."""
+    optim = config.optim
+    usual = USUAL_LR.get(optim.name, float(OptimConfig.model_fields["lr"].default))
+    return Context(
+        num_classes=config.data.num_classes,
+        steps=config.length.steps,
+        lr=optim.lr,
+        usual_lr=usual,
+        clip_norm=optim.clip_norm,
+        recovers=config.monitor.on_collapse == "recover",
+        norm=config.network.norm,
+        ema_warmup=config.ema.warmup,
+        foreground_ratio=config.data.foreground_ratio,
+        costs=read_costs(config.loss),
+    )
+
+
+def list_components(loss: LossConfig) -> tuple[str, ...]:
+    """Return the names of the components of a loss that have a weight in any phase."""
+    phases = (loss.weights, *(phase.weights for phase in loss.phases))
+    return tuple(dict.fromkeys(name for weights in phases for name in weights))
+
+
+def read_costs(loss: LossConfig) -> tuple[Cost, ...]:
+    """Return the settings of the loss, and of the components that are trained with, that weigh foreground."""
+    found = [Cost(f"loss.{key}", f"{value:g}", factor, "1") for key, value, factor in _list_pairs(vars(loss))]
+    phases = (loss.weights, *(phase.weights for phase in loss.phases))
+    for name in dict.fromkeys(name for weights in phases for name, weight in weights.items() if weight > 0):
+        options, where = loss.options.get(name, {}), f"loss.options.{name}"
+        found += [Cost(f"{where}.{key}", f"{value:g}", factor, "1") for key, value, factor in _list_pairs(options)]
+        if (own := options.get("class_weights")) is not None and own[0] > 0:
+            factor = sum(own[1:]) / (len(own) - 1) / own[0]
+            found.append(Cost(f"{where}.class_weights", str(list(own)), factor, "null"))
+    return tuple(found)
+
+
+def choose_action(finding: Finding, context: Context) -> str:
+    """Return the first action of the code of a finding whose condition holds."""
+    action = next(a for a in ACTIONS[finding.code] if a.when is None or a.when(context, finding))
+    cost = next(iter(_list_guilty(context, finding)), None)
+    return action.text.format(
+        low=f"{context.lr / 10:g}",
+        usual=f"{context.usual_lr:g}",
+        steps=2 * max(context.steps, 1),
+        cost="" if cost is None else f"{cost.key}={cost.neutral}",
+    )
+
+
+def _list_guilty(context: Context, finding: Finding) -> list[Cost]:
+    """Return the extreme costs that push to the side that a finding is about; all of them where it has none."""
+    extreme = [cost for cost in context.costs if cost.is_extreme]
+    sides = {"all_positive": True, "all_negative": False}
+    side = sides.get(finding.code, finding.value > 1 if finding.code == "foreground_bias" else None)
+    return [cost for cost in extreme if side is None or (cost.factor > 1) == side]
+
+
+def _is_weighted(context: Context, finding: Finding) -> bool:
+    return bool(_list_guilty(context, finding))
+
+
+def _is_fast(context: Context, _: Finding) -> bool:
+    return context.lr > FAR * context.usual_lr
+
+
+def _is_slow(context: Context, _: Finding) -> bool:
+    return 0 < context.lr < context.usual_lr / FAR
+
+
+def _stays(context: Context, _: Finding) -> bool:
+    return not context.recovers
+
+
+def _has_two_classes(context: Context, _: Finding) -> bool:
+    return context.num_classes == 2
+
+
+def _is_long(context: Context, _: Finding) -> bool:
+    return context.steps >= MANY_STEPS
+
+
+def _takes_none(_: Context, finding: Finding) -> bool:
+    return finding.value < 0.5
+
+
+_WEIGHTED = Action("train again with {cost}", "remedies: a cost of 1000", _is_weighted, "a cost of 10 or more is set")
+_FAST = Action(
+    "train again with optim.lr={usual}", "remedies: rates x 100 and of 1e30", _is_fast, "the rate is 10 times the usual"
+)
+_RECOVER = Action(
+    "train again with monitor.on_collapse=recover", "recover: saved 20 of 20 seeds; remedies", _stays,
+    "the run did not recover by itself",
+)  # fmt: skip
+_SLOWER = Action("train again with optim.lr={low}", "remedies: a rate x 100")
+_USUAL = Action(
+    "train again with optim.lr={usual}", "remedies: very slow learning", _is_slow, "the rate is a tenth of the usual"
+)
+_STATE = (_WEIGHTED, _FAST, _RECOVER, _SLOWER)
+_CUT = Action(
+    "choose the cut on validation: `ssl-seg diagnose` names it for `ssl-seg predict --threshold`",
+    "remedies: foreground of 0.5 %", _has_two_classes, "two classes",
+)  # fmt: skip
+_LONGER = Action("train longer: --steps {steps}", "remedies: situations with twice the steps")
+
+ACTIONS: Mapping[str, tuple[Action, ...]] = {
+    "non_finite": (_FAST, _RECOVER, _SLOWER),
+    "zero_loss": (Action(
+        "count the foreground of the labeled masks: `ssl-seg data audit DATA`",
+        "faults: masks all empty, all foreground; with the right masks the same runs learn",
+    ),),
+    "mode_gap": (Action("train again with network.norm=instance", "remedies: BatchNorm statistics never updated"),),
+    "loss_metric_divergence": (Action(
+        "let `ssl-seg diagnose` compare what training and prediction feed the network",
+        "faults: contrast inverted, images all 0 at prediction",
+    ),),
+    "inverted_output": (Action(
+        "check data.label_values and data.label_map (background first): `ssl-seg data audit DATA`",
+        "faults: labels swapped; the other way round the same run learns",
+    ),),
+    "constant_output": _STATE,
+    "uniform_ratio": _STATE,
+    "equal_statistics": _STATE,
+    "all_negative": _STATE,
+    "all_positive": _STATE,
+    "coverage_hole": (Action(
+        "predict with `ssl-seg predict`, whose windows cover every voxel", "faults: a border of 8 voxels left out",
+    ),),
+    "teacher_diverged": (
+        Action(
+            "train again with ema.warmup=true; until then use the student (--which student)",
+            "remedies: EMA 0.999 without warm-up", lambda context, _: not context.ema_warmup, "ema.warmup=false",
+        ),
+        Action("use the student: --which student", "reproduce: its F1 beside that of the teacher"),
+    ),
+    "component_explosion": (_FAST, _RECOVER, _SLOWER),
+    "not_above_trivial": (_USUAL, Action(
+        "check that masks belong to their images: `ssl-seg data audit DATA`", "faults: masks of other images", _is_long,
+        "2,000 steps or more",
+    ), _LONGER),
+    "shifted_threshold": (_WEIGHTED, _CUT, _LONGER),
+    "foreground_bias": (_WEIGHTED, _CUT, _LONGER),
+    "overfitting": (Action("use best.pt, which is from before", "004: the epoch that its report chose"),),
+    "plateau": (_USUAL, Action(
+        "let `ssl-seg diagnose` measure what stands in the way", "faults: the cause is among those that it names",
+    )),
+    "pseudo_label_share": (
+        Action(
+            "train again with method.options.confidence=0.8", "remedies: a threshold that no voxel reaches",
+            _takes_none, "none is taken",
+        ),
+        Action("raise method.options.confidence", "not tried: the laboratory has no such fault"),
+    ),
+    "pseudo_label_drift": (_WEIGHTED, _FAST, Action(
+        "train the labels alone beside it: --set method.name=supervised", "recover: its rung consistency_off",
+    )),
+}  # fmt: skip
+"""The first one that fits is told. ``tried`` names a command of `scripts/collapse_lab.py` and what it ran."""
+
+
+def format_codes() -> str:
+    """Return CODES and ACTIONS as a Markdown table."""
+    rows = []
+    for name, entry in CODES.items():
+        told = [f"{a.if_ + ': ' if a.if_ else ''}{_in_words(a.text)} ({a.tried})" for a in ACTIONS[name]]
+        rows.append(f"| `{name}` | {entry.meaning} | {'; '.join(entry.causes)} | {'; else '.join(told)} |")
+    header = ["| code | meaning | usual causes | action (tried on) |", "|---|---|---|---|"]
+    return "\n".join([*header, *rows]) + "\n"
+
+
+def _in_words(text: str) -> str:
+    words = {"low": "a tenth of it", "usual": "the usual one", "steps": "TWICE", "cost": "that cost=1"}
+    return text.format(**words)
+
+
+def _list_pairs(options: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Return key, value and factor of the costs that are set."""
+    directions = {"fn_cost": 1, "pos_weight": 1, "fp_cost": -1}
+    values = {key: float(options[key]) for key in directions if options.get(key) is not None}
+    return [(key, value, value ** directions[key]) for key, value in values.items()]
