@@ -60,7 +60,8 @@ class Facts:
             if v["level"] == "collapsed"
         ]
         done = [f"step {a['step']}: {a['action']}" for a in run.get("actions", [])]
-        return [*told[:1], *done[:2]]
+        further = [f"and {len(done) - 2} further action(s)"] * (len(done) > 2)
+        return [*told[:1], *done[:2], *further]
 
     def train(self, *options: str) -> str:
         """Return the command of a training like this one with other settings, into a folder that is free."""

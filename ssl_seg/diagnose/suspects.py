@@ -10,7 +10,7 @@ from ssl_seg.diagnose.audits import CONSTANT
 from ssl_seg.diagnose.facts import Facts
 from ssl_seg.diagnose.result import Cause
 from ssl_seg.diagnose.shapes import FEWEST
-from ssl_seg.errors import quote
+from ssl_seg.errors import name_examples, quote
 from ssl_seg.monitor.catalog import limit
 
 RANK = 0.99
@@ -137,8 +137,9 @@ def _suspect_costs(facts: Facts) -> Suspect | None:
 def _suspect_layers(facts: Facts) -> Suspect | None:
     """A part of the network passes nothing on."""
     layers = facts.statistics.get("layers", {})
-    evidence = [f"all weights of '{name}' are 0" for name in layers.get("zero_weights", [])[:2]]
-    evidence += [f"'{name}' holds NaN or infinity" for name in layers.get("non_finite_weights", [])[:2]]
+    zero, broken = ([f"'{n}'" for n in layers.get(key, [])] for key in ("zero_weights", "non_finite_weights"))
+    evidence = [f"all weights of {name_examples(zero, 2)} are 0"] * bool(zero)
+    evidence += [f"there is NaN or infinity in {name_examples(broken, 2)}"] * bool(broken)
     if layers.get("silent") is not None:
         evidence.append(f"from '{layers['silent']}' on, nothing varies between voxels or patches")
     if not evidence:

@@ -15,9 +15,11 @@ from sizes import around
 from ssl_seg.diagnose import examples, inputs, reading
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.examples import choose_examples, keep_candidates
+from ssl_seg.diagnose.facts import Facts, Subject
 from ssl_seg.diagnose.inputs import Fed
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
 from ssl_seg.diagnose.result import Example
+from ssl_seg.diagnose.suspects import _suspect_layers
 from ssl_seg.diagnose.tally import Output, Tally
 
 
@@ -135,3 +137,21 @@ def test_one_telling_file_among_empty_ones_is_found(
 def test_how_many_gray_values_make_probabilities(tmp_path: Path, values: int, kind: str) -> None:
     image = np.resize(np.linspace(0, 255, values).astype(np.uint8), (16, 16))
     assert kind_of(tmp_path / "p", [image] * 3) == kind
+
+
+@pytest.mark.parametrize("count", around(2))
+def test_evidence_that_is_cut_says_how_much_more_there_is(count: int) -> None:
+    names = [f"layer{n}" for n in range(count)]
+    actions = [{"step": n, "action": "lr_reduced"} for n in range(count)]
+    layers = {"zero_weights": names, "non_finite_weights": names}
+    facts = Facts(
+        (),
+        {"layers": layers, "run": {"directory": "runs/a", "actions": actions}},
+        Subject(Path("runs/a/best.pt"), "data"),
+    )
+    suspect = _suspect_layers(facts)
+    assert suspect is not None
+    named = ", ".join([*(f"'{name}'" for name in names[:2]), *[f"... ({count - 2} more)"] * (count > 2)])
+    assert suspect.cause.evidence == (f"all weights of {named} are 0", f"there is NaN or infinity in {named}")
+    told = [f"step {n}: lr_reduced" for n in range(min(count, 2))]
+    assert facts.list_history() == told + [f"and {count - 2} further action(s)"] * (count > 2)
