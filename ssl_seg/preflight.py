@@ -186,9 +186,6 @@ def _check_split_quality(config: Config, catalog: Catalog, split: Split, note: C
 
 
 def _with_labels(split: Split, labels: float) -> Split:
-    """Return the split with the labeled set that the run will use among its fractions."""
+    """Return the split with the labeled set that the run will use, and the whole pool: no other set was asked for."""
     ids, pool = split.labeled_ids(labels), split.fractions[1.0]
-    share = len(ids) / len(pool)
-    if ids in split.fractions.values() or share in split.fractions:
-        return split
-    return replace(split, fractions={**split.fractions, share: ids})
+    return replace(split, fractions={labels if labels < 1 else len(ids) / len(pool): ids, 1.0: pool})

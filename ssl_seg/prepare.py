@@ -139,7 +139,8 @@ def prepare_run(
         run.append_event("split_allowed", findings=[asdict(f) for f in faults])
     described = None if parent is None else describe_parent(parent, plan.config.bootstrap)
     run.append_event("started", parent=described, force=request.force)
-    for text in (*plan.split.notes, _describe_split(plan.split, plan.config)):
+    rounded = plan.split.note_rounding(plan.config.split.labels)
+    for text in (*plan.split.notes, *rounded, _describe_split(plan.split, plan.config)):
         note(f"split: {text}")
     seen = _collect_seen(plan.config, plan.split, parent)
     return Prepared(plan.config, plan.catalog, plan.split, run, request.bootstrap, resumed=False, seen_labels=seen)

@@ -90,7 +90,7 @@ class TestHelp:
     def test_mistyped_option_and_command(self, cli: Cli) -> None:
         assert_refused(cli("train", "--lables", "0.1"), "--labels")
         assert_refused(cli("trian"), "train")
-        assert_refused(cli("train", "--labels", "many"), "--labels", "valid number")
+        assert_refused(cli("train", "--labels", "many"), "--labels", "must be a number")
 
 
 class TestTrain:
@@ -163,9 +163,11 @@ class TestTrain:
             (("--set", "optim.lr"), ("key=value",)),
             (("--method", "mean_techer"), ("did you mean 'mean_teacher'",)),
             (("--network", "dynunt"), ("dynunet",)),
-            (("--labels", "0"), ("--labels 0", "greater than 0")),
-            (("--labels", "-0.1"), ("greater than 0",)),
-            (("--labels", "2.5"), ("whole number",)),
+            (("--labels", "0"), ("--labels", "'0'", "above 0")),
+            (("--labels", "1"), ("--labels 1:", "write 1.0 for all", "0.001")),
+            (("--set", "split.labels=1"), ("split.labels", "write 1.0 for all")),
+            (("--labels", "2.5"), ("--labels 2.5:", "neither a share")),
+            (("--labels", "-0.1"), ("above 0",)),
             (("--bootstrap", "nowhere.pt"), ("nowhere.pt",)),
             (("--resume", "nowhere"), ("nowhere",)),
             (("--split", "nowhere.yaml"), ("nowhere.yaml",)),

@@ -81,3 +81,20 @@ def test_the_script_checks_a_file_or_counts_passes(particles_dir: Path, tmp_path
     assert (missing.returncode, missing.stdout) == (2, "")
     assert "no such split file" in missing.stderr
     assert run("--data", particles_dir).returncode == 2
+
+
+def test_labels_mean_the_same_as_for_a_training(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+    make = ("split", "make", "--data", particles_dir, "--labels")
+    code, out, _ = cli(*make, 2, "0.5,1.0", "--out", tmp_path / "s.yaml")
+    split = load_split(tmp_path / "s.yaml")
+    assert code == 0
+    assert sorted(map(len, split.fractions.values())) == [2, 7, 13]
+    assert ", 1.0: 13 cases" in out
+    assert "less than half a case" not in out
+    assert "fewer than 10" in out
+    assert "--folds" in out
+    assert_refused(cli(*make, 1, "--out", tmp_path / "t.yaml"), "--labels 1:", "write 1.0 for all", "0.001")
+    assert_refused(cli(*make, 50, "--out", tmp_path / "t.yaml"), "labels=50", "pool has 13")
+    assert_refused(cli(*make, 0.1, 2.5, "--out", tmp_path / "t.yaml"), "--labels 2.5:", "neither")
+    code, out, _ = cli(*make, 0.001, "--out", tmp_path / "u.yaml")
+    assert (code, "note: 0.001 of 13 cases is less than half a case and becomes 1 case" in out) == (0, True)

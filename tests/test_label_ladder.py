@@ -359,7 +359,9 @@ class TestBadInput:
         [
             ((), "give the label fractions"),
             ((0.1, 0.01), "give --labels 0.01 0.1"),
-            ((0.1, 0.1, 1.0), "give --labels 0.1 1"),
+            ((0.1, 0.1, 1.0), r"give --labels 0\.1 1\.0"),
+            ((1.0, 2, 8), r"give --labels 2 8 1\.0"),
+            ((0.1, 1), "--labels 0.1 1: 1 can mean all cases or one case"),
             ((0.0, 1.0), "0 is neither a share"),
             ((-0.1, 1.0), "-0.1 is neither"),
             ((0.5, 2.5), "2.5 is neither"),
@@ -369,11 +371,12 @@ class TestBadInput:
     def test_labels(self, labels: tuple[float, ...], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             check_labels(labels)
+        check_labels((2, 8, 1.0))
 
     def test_all_is_checked_before_anything_is_written(self, particles_dir: Path, tmp_path: Path) -> None:
         out = tmp_path / "l"
         cases: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-            ("--labels: 8 stands for 8 of the 13 .* and 1 before it for 13", {}, {"labels": (1.0, 8)}),
+            ("--labels: 8 stands for 8 of the 13 .* and 0.9 before it for 12", {}, {"labels": (0.9, 8)}),
             ("labeled training pool has 13", {}, {"labels": (0.5, 500)}),
             ("did you mean 'restart_ema'", {"bootstrap": {"restart_em": False}}, {}),
             ("learns nothing from a teacher", {**SUPERVISED, "bootstrap": {"pseudo_label_steps": 2}}, {}),
@@ -534,7 +537,8 @@ class TestCommand:
             (("--labels", "0.1", "--gate", "f1"), ("margin", "interval")),
             (("--labels", "0.1", "1", "--steps", "3", "--epochs", "2"), ("--steps and --epochs",)),
             (("--labels", "0.1", "1", "--set", "bootstrap.strat=teacher"), ("did you mean 'start'",)),
-            (("--labels", "0.1", "1", "--set", "split.labels=1"), ("--labels alone",)),
+            (("--labels", "0.1", "1.0", "--set", "split.labels=1.0"), ("--labels alone",)),
+            (("--labels", "0.1", "1"), ("all cases or one case", "write 1.0")),
             (("--labels", "0.1", "1", "--data", "nowhere"), ("nowhere",)),
             (("--resume", "nowhere"), ("nowhere is no folder",)),
             (("--resume", "nowhere", "--labels", "0.1"), ("nowhere",)),

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ssl_seg.ablation.results import Arm
 from ssl_seg.config import DataConfig, Section
+from ssl_seg.config.data import LabelAmount
 from ssl_seg.configio import (
     ABLATIONS,
     Layer,
@@ -51,7 +52,7 @@ class AblationSpec(Section):
     """Further settings of all cells, over those of config."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Settings of all cells that win over the recipes too; what options of the command line say is here."""
-    labels: tuple[float, ...] = (0.01, 0.10, 1.0)
+    labels: tuple[LabelAmount, ...] = (0.01, 0.10, 1.0)
     """Label fractions in (0, 1], or numbers of cases above 1."""
     methods: tuple[str, ...] = ("supervised", "mean_teacher")
     """Learning methods."""
@@ -81,8 +82,6 @@ class AblationSpec(Section):
     @field_validator("labels")
     @classmethod
     def _labels_can_be_ordered(cls, labels: tuple[float, ...]) -> tuple[float, ...]:
-        if any(value <= 0 or (value > 1 and not value.is_integer()) for value in labels):
-            raise ValueError(f"{list(labels)} must be fractions in (0, 1] or whole numbers of cases above 1")
         if min(labels) < 1 < max(labels):
             raise ValueError(
                 f"{list(labels)} mixes fractions and numbers of cases: give one kind (1.0, all, fits both)"

@@ -11,6 +11,7 @@ import typer
 
 from ssl_seg.cli.console import show
 from ssl_seg.cli.data_settings import ACCELERATOR, Accelerator
+from ssl_seg.cli.run_settings import parse_label_amount
 
 if TYPE_CHECKING:
     from ssl_seg.data.findings import Finding
@@ -26,7 +27,14 @@ def data_batches(
     ] = None,
     n: Annotated[int, typer.Option("--n", help="Batches to look at, from the first step on.", min=1)] = 10,
     data: Annotated[str | None, typer.Option(help="Folder, or synthetic:particles|sheets.")] = None,
-    labels: Annotated[float | None, typer.Option(help="Labeled share of the training pool, or a number.")] = None,
+    labels: Annotated[
+        float | None,
+        typer.Option(
+            help="Labeled share of the training pool, or a number of cases above 1.",
+            parser=parse_label_amount,
+            metavar="SHARE|NUMBER",
+        ),
+    ] = None,
     accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of the first patches and their views.")] = None,
     set_: Annotated[

@@ -58,10 +58,8 @@ def parse_numbers(
     """
     if not texts:
         return ()
-    joined = " ".join(texts)
-    words = [part.strip() for part in re.sub(r"(?<=[^\s,])\s+(?=[^\s,])", ",", joined).split(",")]
-    values = []
-    for part in words:
+    joined, values = " ".join(texts), []
+    for part in split_words(texts):
         value = _to_number(part)
         if value is None or not rule[1](value):
             raise _refuse(option, part, rule, example)
@@ -70,6 +68,12 @@ def parse_numbers(
         wanted = " or ".join(map(str, counts))
         raise _refuse(option, joined, (f"{wanted} numbers, each {rule[0]}", rule[1]), example)
     return tuple(values)
+
+
+def split_words(texts: Sequence[str]) -> list[str]:
+    """Return the words of ``a b``, ``a,b``, and of what mixes both."""
+    joined = re.sub(r"(?<=[^\s,])\s+(?=[^\s,])", ",", " ".join(texts))
+    return [part.strip() for part in joined.split(",")]
 
 
 def _refuse(option: str, text: str, rule: Rule, example: str) -> ConfigError:

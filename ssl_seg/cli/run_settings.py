@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssl_seg.cli.numbers import POSITIVE, parse_numbers
+from ssl_seg.cli.numbers import POSITIVE, number, parse_numbers, split_words
 
 if TYPE_CHECKING:
     from ssl_seg.configio import Layer
@@ -51,5 +51,31 @@ def make_layers(config: str | None, options: Mapping[str, Any], overrides: list[
 
 
 def parse_labels(texts: Sequence[str]) -> tuple[float, ...]:
-    """Return the numbers of ``0.01 0.10``, ``0.01,0.10`` and what mixes both."""
-    return parse_numbers("--labels", texts, POSITIVE, "0.01 0.10 1.0")
+    """Return the numbers of ``0.01 0.10``, ``0.01,0.10`` and what mixes both; 8 is an integer, and 1.0 is none.
+
+    Raises:
+        ConfigError: for what is no amount of labels; see ``check_label_amount``.
+    """
+    if not texts:
+        return ()
+    values = parse_numbers("--labels", texts, POSITIVE, "0.01 0.10 1.0")
+    return tuple(_check_labels(value, word) for value, word in zip(values, split_words(texts), strict=True))
+
+
+def parse_label_amount(text: str) -> float:
+    """Return the amount of labels of an option that takes one.
+
+    Raises:
+        ConfigError: for what is none.
+    """
+    return _check_labels(number("--labels", POSITIVE, "0.10")(text), text)
+
+
+def _check_labels(value: float, text: str) -> float:
+    from ssl_seg.config.data import check_label_amount
+    from ssl_seg.errors import ConfigError
+
+    try:
+        return check_label_amount(int(value) if text.isdigit() else value)
+    except ValueError as error:
+        raise ConfigError(f"--labels {text}: {error}") from None

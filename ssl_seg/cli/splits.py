@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 def split_make(
     data: Annotated[str, typer.Option(help="Folder or manifest, as for train; or synthetic:particles|sheets.")],
-    more: Annotated[list[float] | None, typer.Argument(hidden=True)] = None,
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     labels: Annotated[
-        list[float] | None,
-        typer.Option(help="Labeled fractions, smaller ones nested in larger: --labels 0.01 0.10 1.0"),
+        list[str] | None,
+        typer.Option(help="Labeled shares (0.01 0.10 1.0) or numbers of cases (2 8), smaller ones nested in larger."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
     layout: Annotated[str, LAYOUT] = "auto",
@@ -44,6 +44,8 @@ def split_make(
     set_: Annotated[list[str] | None, SET] = None,
 ) -> None:
     """Write a nested split: 1 % in 10 % in full, validation and test apart, groups intact, stratified by foreground."""
+    from ssl_seg.cli.run_settings import parse_labels
+    from ssl_seg.config.data import format_label_amount
     from ssl_seg.data.splits.files import save_folds, save_split
     from ssl_seg.data.splits.quality import check_split
     from ssl_seg.data.splits.split import make_folds, make_split
@@ -54,7 +56,7 @@ def split_make(
         raise ConfigError(f"{more[0]} is not expected here: give fractions as --labels 0.01 0.10 1.0")
     if folds is not None and val is not None:
         raise ConfigError(f"--val {val:g} and --folds {folds} exclude each other: each fold is the validation set once")
-    wanted = sorted({*(labels or [0.01, 0.10]), *(more or []), 1.0})
+    wanted = parse_labels([*(labels or []), *(more or [])]) or (0.01, 0.10)
     catalog = _open_catalog(data, layout, groups, set_)
     path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
     if folds is None:
@@ -66,10 +68,11 @@ def split_make(
         splits = [*make_folds(catalog, wanted, folds, seed=seed, test_fraction=test)]
         paths = save_folds(splits, path)
     show(f"{catalog.root}: layout {catalog.layout}, {len(catalog.cases)} images")
-    for text in dict.fromkeys([*catalog.notes, *(note for split in splits for note in split.notes)]):
+    rounded = [note for split in splits for labels in wanted for note in split.note_rounding(labels)]
+    for text in dict.fromkeys([*catalog.notes, *(note for split in splits for note in split.notes), *rounded]):
         show(f"note: {text}")
     for split, place in zip(splits, paths, strict=True):
-        listed = ", ".join(f"{fraction:g}: {len(ids)}" for fraction, ids in sorted(split.fractions.items()))
+        listed = ", ".join(f"{format_label_amount(f)}: {len(ids)}" for f, ids in sorted(split.fractions.items()))
         show(
             f"labels {listed} cases; unlabeled {len(split.unlabeled)}, validation {len(split.val)}, "
             f"test {len(split.test)} (sealed)"

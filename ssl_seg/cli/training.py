@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssl_seg.cli.console import show
+from ssl_seg.cli.run_settings import parse_label_amount
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
@@ -28,7 +29,12 @@ def train(
         Path | None, typer.Option(help="Split file of `ssl-seg split make`; else made from the seed.")
     ] = None,
     labels: Annotated[
-        float | None, typer.Option(help="Labeled share of the training pool (0.10), or a number of cases (8).")
+        float | None,
+        typer.Option(
+            help="Labeled share of the training pool (0.10; 1.0 is all), or a number of cases above 1 (8).",
+            parser=parse_label_amount,
+            metavar="SHARE|NUMBER",
+        ),
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Number of cross-validation folds.")] = None,
     fold: Annotated[

@@ -2,9 +2,48 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt, model_validator
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from ssl_seg.config.section import Section
+
+
+def check_label_amount(value: float) -> float:
+    """Return ``value`` as a float, if it says how many cases are labeled.
+
+    Args:
+        value: a share of the labeled training pool in (0, 1], or a whole number of cases above 1. An integer 1 could be
+            both, all cases or one, and is neither.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    return _check_range(float(_refuse_bare_one(value)))
+
+
+def format_label_amount(value: float) -> str:
+    """Return an amount of labels as a setting says it: all of them are ``1.0``."""
+    return "1.0" if value == 1 else f"{value:g}"
+
+
+def _refuse_bare_one(value: Any) -> Any:
+    if not isinstance(value, float) and str(value).strip() in ("1", "True"):
+        raise ValueError(
+            "1 can mean all cases or one case: write 1.0 for all; for one case write a small share such as 0.001, "
+            "which stands for one case at least"
+        )
+    return value
+
+
+def _check_range(value: float) -> float:
+    if not 0 < value <= 1 and not (value > 1 and value.is_integer()):
+        raise ValueError(f"{value:g} is neither a share in (0, 1] nor a whole number of cases above 1")
+    return value
+
+
+LabelAmount = Annotated[float, BeforeValidator(_refuse_bare_one), AfterValidator(_check_range)]
+"""See ``check_label_amount``."""
 
 
 class DataConfig(Section):
@@ -67,8 +106,8 @@ class SplitConfig(Section):
 
     file: str | None = None
     """A split written by `ssl-seg split make`; made from the seed when unset."""
-    labels: float = Field(1.0, gt=0)
-    """Labeled share of the training pool (0..1], or a number of cases above 1."""
+    labels: LabelAmount = 1.0
+    """Labeled share of the training pool (0..1], or a number of cases above 1; 1.0 is all."""
     seed: int = Field(0, ge=0)
     """Seed of the split, apart from the seed of the training: several trainings can share one split."""
     label_seed: int | None = Field(None, ge=0)

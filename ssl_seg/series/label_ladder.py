@@ -18,6 +18,7 @@ from lightning_fabric import Fabric
 
 from ssl_seg.bootstrap import given_keys, leave_out
 from ssl_seg.checkpoint import load_checkpoint
+from ssl_seg.config.data import format_label_amount
 from ssl_seg.configio import Layer, nest
 from ssl_seg.data.splits.files import save_split
 from ssl_seg.data.splits.split import Split
@@ -120,7 +121,7 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
     check_layers(layers)
     if request.out is not None:
         check_free_for(LADDER_FILE, request.out, "ssl-seg ladder --resume")
-    first = Layer(f"--labels {request.labels[0]:g}", nest("split.labels", request.labels[0]))
+    first = Layer(f"--labels {format_label_amount(request.labels[0])}", nest("split.labels", request.labels[0]))
     plan = make_plan(
         TrainRequest((*layers, first), epochs=request.epochs),
         console.track("reading cases"),
@@ -142,17 +143,18 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
 
 
 def _plan_rungs(split: Split, labels: Sequence[float], console: Console) -> tuple[Rung, ...]:
-    rungs = tuple(Rung(n, value, len(split.labeled_ids(value))) for n, value in enumerate(labels, start=1))
+    rungs = tuple(Rung(n, float(value), len(split.labeled_ids(value))) for n, value in enumerate(labels, start=1))
     for below, above in pairwise(rungs):
+        less, more = (format_label_amount(rung.labels) for rung in (below, above))
         if above.cases < below.cases:
             raise ConfigError(
-                f"--labels: {above.labels:g} stands for {above.cases} of the {len(split.fractions[1.0])} labeled "
-                f"training cases, and {below.labels:g} before it for {below.cases}: each rung needs more than the one "
+                f"--labels: {more} stands for {above.cases} of the {len(split.fractions[1.0])} labeled "
+                f"training cases, and {less} before it for {below.cases}: each rung needs more than the one "
                 "below"
             )
         if above.cases == below.cases:
             console.note(
-                f"ladder: WARNING {below.labels:g} and {above.labels:g} both stand for {above.cases} labeled case(s): "
+                f"ladder: WARNING {less} and {more} both stand for {above.cases} labeled case(s): "
                 f"rung {above.number} adds none"
             )
     return rungs

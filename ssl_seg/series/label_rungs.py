@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from ssl_seg import __version__
+from ssl_seg.config.data import check_label_amount, format_label_amount
 from ssl_seg.configio import Layer
 from ssl_seg.errors import ConfigError, RunDirError
 from ssl_seg.intervals import draw_resamples, estimate_difference
@@ -115,20 +115,20 @@ def check_labels(labels: Sequence[float]) -> None:
     """Do nothing, if these are the rungs of a ladder.
 
     Raises:
-        ConfigError: for none, a value that is no amount of labels, or values that do not increase.
+        ConfigError: for none, a value that is no amount of labels, or values that do not increase (all, 1.0, last).
     """
     if not labels:
         raise ConfigError("--labels: give the label fractions of the rungs, for example --labels 0.01 0.10 1.0")
-    shown = " ".join(f"{value:g}" for value in labels)
-    for value in labels:
-        if not value > 0 or (value > 1 and not float(value).is_integer()):
-            raise ConfigError(
-                f"--labels {shown}: {value:g} is neither a share in (0, 1] nor a whole number of cases above 1"
-            )
-    if any(a >= b for a, b in pairwise(labels)):
+    shown = " ".join(map(str, labels))
+    try:
+        amounts = [check_label_amount(amount) for amount in labels]
+    except ValueError as error:
+        raise ConfigError(f"--labels {shown}: {error}") from None
+    ordered = sorted(set(amounts), key=lambda amount: (amount == 1, amount))
+    if amounts != ordered:
         raise ConfigError(
             f"--labels {shown}: each rung needs more labels than the one below; "
-            f"give --labels {' '.join(f'{value:g}' for value in sorted(set(labels)))}"
+            f"give --labels {' '.join(map(format_label_amount, ordered))}"
         )
 
 

@@ -23,6 +23,13 @@ def catalog() -> Catalog:
     return make_catalog(foreground, [f"g{n // 2}" for n in range(44)])
 
 
+@pytest.fixture(autouse=True)
+def few_cases_are_enough(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The splits here have eight validation cases, which is not what is tested."""
+    if "few_validation_cases" not in request.node.name:
+        monkeypatch.setattr("ssl_seg.data.splits.balance.FEW_VALIDATION_CASES", 0)
+
+
 @pytest.fixture
 def good(catalog: Catalog) -> Split:
     return make_split(catalog, [0.1, 0.5], seed=1)
@@ -464,3 +471,14 @@ def test_splits_of_real_images_pass_and_planted_bias_does_not(name: str, request
         assert not [f for f in check_split(split, catalog) if f.level == "fault"]
     pool = np.mean([catalog.facts[i].foreground for i in split.fractions[1.0]])
     assert "prevalence_bias" in {f.code for f in check_split(plant(catalog, split, 1.5 * pool), catalog)}
+
+
+@pytest.mark.parametrize(("count", "warned"), [(1, True), (9, True), (10, False), (30, False)])
+def test_a_few_validation_cases_ask_for_folds(count: int, warned: bool) -> None:
+    ids = tuple(f"v{n}" for n in range(count))
+    split = Split("d", 0, {1.0: ("a", "b")}, (), ids, (), {}, {}, ())
+    assert problems(check_split(split)) == [("few_validation", "warn")] * warned
+    for finding in check_split(split):
+        assert f"{count} case(s)" in finding.message
+        assert "--folds" in finding.message
+    assert check_split(replace(split, folds=3, fold=0)) == []

@@ -17,7 +17,7 @@ from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.facts import Appearance, CaseFacts
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.splits.files import load_split, save_folds, save_split, split_from_dict, split_to_dict
-from ssl_seg.data.splits.split import Split, find_classes, make_folds, make_split, reorder_labeled, round_cases
+from ssl_seg.data.splits.split import Split, count_labeled, find_classes, make_folds, make_split, reorder_labeled
 from ssl_seg.errors import SplitError
 
 
@@ -351,7 +351,26 @@ def test_a_group_and_a_case_of_the_same_name_are_different() -> None:
 def test_a_fraction_below_half_a_case_becomes_one_case_and_says_so() -> None:
     split = make_split(make_catalog(spread(40)), [0.01, 0.1, 0.5])
     assert len(split.fractions[0.01]) == 1
-    assert split.notes == ("0.01 of 26 cases is less than half a case and becomes 1 case",)
+    assert split.notes == ()  # whoever asks for 0.01 is told, and nobody else
+    assert split.note_rounding(0.01) == ["0.01 of 26 cases is less than half a case and becomes 1 case"]
+    assert [split.note_rounding(labels) for labels in (0.02, 0.1, 1.0, 2, 26)] == [[]] * 5
+
+
+def test_numbers_of_cases_become_the_shares_that_they_are() -> None:
+    catalog = make_catalog(spread(40))
+    split = make_split(catalog, [0.5, 2, 13, 26], seed=3)
+    assert {share: len(ids) for share, ids in split.fractions.items()} == {2 / 26: 2, 0.5: 13, 1.0: 26}
+    assert split.labeled_ids(2) == split.labeled_ids(2 / 26) == split.fractions[1.0][:2]
+    assert split_from_dict(split_to_dict(split)) == split
+    for fold in make_folds(catalog, [3], 4, seed=3):
+        assert sorted(map(len, fold.fractions.values())) == [3, len(fold.fractions[1.0])]
+    with pytest.raises(SplitError, match="labels=27 cases were asked for; the labeled training pool has 26"):
+        make_split(catalog, [27], seed=3)
+
+
+@given(st.integers(2, 60), st.integers(0, 3))
+def test_a_number_of_cases_survives_its_share(count: int, more: int) -> None:
+    assert count_labeled(count / (count + more), count + more) == count
 
 
 def test_unlabeled_cases_of_held_out_groups_are_left_out() -> None:
@@ -370,10 +389,11 @@ def test_no_foreground_anywhere_is_said_loudly() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"fractions": [0.0]}, "label fraction 0"),
-        ({"fractions": [0.1, 1.5]}, "label fraction 1.5"),
-        ({"fractions": [-0.1]}, "label fraction -0.1"),
-        ({"fractions": [float("nan")]}, "label fraction nan"),
+        ({"fractions": [0.0]}, r"labels=0\.0: 0 is neither"),
+        ({"fractions": [0.1, 1.5]}, "1.5 is neither"),
+        ({"fractions": [-0.1]}, "-0.1 is neither"),
+        ({"fractions": [float("nan")]}, "nan is neither"),
+        ({"fractions": [1]}, "all cases or one case: write 1.0 for all"),
         ({"fractions": [], "val_fraction": 0.0}, "val_fraction=0"),
         ({"fractions": [], "test_fraction": -0.1}, "test_fraction=-0.1"),
         ({"fractions": [], "val_fraction": 0.5, "test_fraction": 0.5}, "their sum below 1"),
@@ -407,7 +427,7 @@ def test_no_test_list_on_request() -> None:
     ],
 )
 def test_half_a_case_is_rounded_up_in_decimals(fraction: float, total: int, expected: int) -> None:
-    assert round_cases(fraction, total) == expected
+    assert count_labeled(fraction, total) == expected
 
 
 @pytest.fixture
@@ -421,7 +441,9 @@ def test_labeled_and_pool_ids(split: Split) -> None:
     assert split.labeled_ids(0.1) == pool[:3]
     assert split.labeled_ids(0.25) == pool[:7]
     assert split.labeled_ids(0.001) == pool[:1]
-    assert split.labeled_ids(1.0) == split.labeled_ids(1) == split.labeled_ids(26) == pool
+    assert split.labeled_ids(1.0) == split.labeled_ids(26) == pool
+    with pytest.raises(SplitError, match="all cases or one case"):
+        split.labeled_ids(1)
     assert split.labeled_ids(2) == pool[:2]
     assert split.pool_ids(0.1) == (*pool[3:], "c040", "c041")
     assert split.pool_ids(1.0) == ("c040", "c041")

@@ -20,6 +20,8 @@ RARE_PERCENT = 0.5
 """A mean outside the central 99 % of random draws is hardly chance: more than 2.6 standard errors away."""
 SHIFT_PERCENTILE = 99.0
 """A distribution farther off than this share of random draws is worth a warning."""
+FEW_VALIDATION_CASES = 10
+"""With fewer, which network or setting is better is mostly chance."""
 FEW_GROUPS = 5.0
 """With fewer effective groups an interval over cases is far too narrow."""
 
@@ -147,6 +149,18 @@ def check_shifts(measures: Sequence[SetMeasures]) -> Iterable[Finding]:
                     f"random draws), Wasserstein {compared.wasserstein:.3g} ({compared.wasserstein_percentile:.1f} %)"
                 )
                 yield Finding(code, "warn", message, m.ids)
+
+
+def check_validation_size(split: Split) -> Iterable[Finding]:
+    """Validation decides what is kept; the folds of a cross-validation are scored together."""
+    count = len(split.val)
+    if split.folds is None and 0 < count < FEW_VALIDATION_CASES:
+        message = (
+            f"val has {count} case(s), fewer than {FEW_VALIDATION_CASES}: its scores say little, and the best "
+            "of several networks may be so by chance; use --folds, where each labeled case is in validation once, or "
+            "label more"
+        )
+        yield Finding("few_validation", "warn", message, split.val)
 
 
 def check_group_sizes(split: Split, measures: Sequence[SetMeasures]) -> Iterable[Finding]:

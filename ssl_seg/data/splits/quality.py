@@ -12,6 +12,7 @@ from ssl_seg.data.splits.balance import (
     check_group_sizes,
     check_prevalence,
     check_shifts,
+    check_validation_size,
 )
 from ssl_seg.data.splits.checks import (
     check_alike,
@@ -51,6 +52,7 @@ def check_split(
         *check_disjoint(lists),
         *check_groups(parts, groups),
         *check_duplicates(parts, content),
+        *check_validation_size(split),
     ]
     if catalog is None:
         return findings

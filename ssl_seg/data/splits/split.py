@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ssl_seg.config.data import check_label_amount
 from ssl_seg.data.content import image_of
 from ssl_seg.data.splits.stratify import GroupKey, Traits, assign_groups, nesting_order
 from ssl_seg.errors import SplitError, name_examples
@@ -69,21 +70,20 @@ class Split:
 
         Args:
             labels: a fraction in (0, 1] of the labeled training pool (rounded half up, at least one case), or a whole
-                number of cases above 1.
+                number of cases above 1; see ``check_label_amount``.
 
         Raises:
             SplitError: if it is neither, or more than there are.
         """
-        pool = self.fractions[1.0]
-        if labels in self.fractions:
-            return self.fractions[labels]
-        if 0 < labels < 1:
-            return pool[: round_cases(labels, len(pool))]
-        if labels <= 0 or not float(labels).is_integer():
-            raise SplitError(f"labels={labels:g} is neither a fraction in (0, 1] nor a whole number of cases above 1.")
-        if labels > len(pool):
-            raise SplitError(f"labels={labels:g} cases were asked for; the labeled training pool has {len(pool)}.")
-        return pool[: int(labels)]
+        pool, amount = self.fractions[1.0], _check_amount(labels)
+        return self.fractions.get(amount, pool[: count_labeled(amount, len(pool))])
+
+    def note_rounding(self, labels: float) -> list[str]:
+        """Return what there is to say where less than half a case was asked for."""
+        pool = len(self.fractions[1.0])
+        if labels > 1 or Decimal(repr(float(labels))) * pool >= Decimal("0.5"):
+            return []
+        return [f"{labels:g} of {pool} cases is less than half a case and becomes 1 case"]
 
     def pool_ids(self, labels: float) -> tuple[str, ...]:
         """Return the training ids whose mask, if any, must not be looked at: the rest of the pool, then the unlabeled.
@@ -112,10 +112,25 @@ class Split:
             )
 
 
-def round_cases(fraction: float, total: int) -> int:
-    """Return ``fraction`` of ``total`` cases, rounded half up in decimal arithmetic, and at least 1."""
-    exact = Decimal(repr(float(fraction))) * total
+def count_labeled(labels: float, total: int) -> int:
+    """Return how many of ``total`` cases are labeled: a share is rounded half up in decimal arithmetic, at least to 1.
+
+    Raises:
+        SplitError: for a number of cases above ``total``.
+    """
+    if labels > total and labels > 1:
+        raise SplitError(f"labels={labels:g} cases were asked for; the labeled training pool has {total}.")
+    if labels > 1:
+        return int(labels)
+    exact = Decimal(repr(float(labels))) * total
     return max(1, int(exact.quantize(Decimal(1), ROUND_HALF_UP)))
+
+
+def _check_amount(labels: float) -> float:
+    try:
+        return check_label_amount(labels)
+    except ValueError as error:
+        raise SplitError(f"labels={labels}: {error}.") from None
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,8 @@ def make_split(
 
     Args:
         catalog: cases with and without masks.
-        fractions: label fractions in (0, 1] of the labeled training pool; 1.0 is always added.
+        fractions: label fractions in (0, 1] of the labeled training pool, or numbers of cases above 1, which become the
+            fractions that they are; 1.0 is always added.
         seed: not negative.
         val_fraction: share of the labeled cases for validation, in (0, 1).
         test_fraction: share of the labeled cases for the sealed test list, in [0, 1).
@@ -241,9 +257,8 @@ def reorder_labeled(split: Split, catalog: Catalog, seed: int) -> Split:
 
 
 def _check_numbers(fractions: Sequence[float], seed: int, val_fraction: float, test_fraction: float) -> None:
-    bad = [f for f in fractions if not 0 < f <= 1]
-    if bad:
-        raise SplitError(f"label fraction {bad[0]:g} is not in (0, 1]; 0.01 means 1 %.")
+    for labels in fractions:
+        _check_amount(labels)
     if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
         raise SplitError(
             f"val_fraction={val_fraction:g} and test_fraction={test_fraction:g} must leave cases for training: "
@@ -339,16 +354,13 @@ def _build_split(
         notes.append(f"{left_out} unlabeled case(s) are left out: their group is in validation or test")
     if not any(pool.traits.foreground[i] > 0 for i in ordered):
         notes.append("NO LABELED TRAINING CASE HAS FOREGROUND: there is nothing to learn")
-    notes += [
-        f"{fraction:g} of {len(ordered)} cases is less than half a case and becomes 1 case"
-        for fraction in sorted(set(fractions))
-        if Decimal(repr(float(fraction))) * len(ordered) < Decimal("0.5")
-    ]
+    counts = {float(f): count_labeled(f, len(ordered)) for f in {*fractions, 1.0}}
+    shares = {f if f <= 1 else count / len(ordered): count for f, count in counts.items()}
     used = {*ordered, *val, *test, *kept}
     return Split(
         dataset=PurePath(catalog.root).name,  # a path would tie the file to one machine
         seed=int(seed),
-        fractions={float(f): ordered[: round_cases(f, len(ordered))] for f in sorted({*fractions, 1.0})},
+        fractions={share: ordered[: shares[share]] for share in sorted(shares)},
         unlabeled=kept,
         val=val,
         test=test,
