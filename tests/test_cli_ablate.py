@@ -63,7 +63,7 @@ def test_the_directory_is_named_after_file_and_data(
         (["SPEC", "--gpus-per-cell", "1"], ["--ray"]),
         (["SPEC", "--data", "/nowhere"], ["/nowhere"]),
         (["SPEC", "--labels", "7", "0.5"], ["mixes"]),
-        (["SPEC", "--labels", "0.1", "many"], ["'many' is not a valid number"]),
+        (["SPEC", "--labels", "0.1", "many"], ["'many' must be a number above 0"]),
         (["SPEC", "--report"], ["holds none of the 4 cells"]),
     ],
 )
