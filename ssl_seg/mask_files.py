@@ -20,7 +20,7 @@ from ssl_seg.data.layouts.files import walk_files
 from ssl_seg.data.layouts.nnunet import group_channels
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image, split_suffix
 from ssl_seg.errors import DataError
-from ssl_seg.rundir import append_jsonl, read_jsonl
+from ssl_seg.rundir import append_jsonl, find_obstacle, read_jsonl
 
 RECORD = ".predictions.jsonl"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -150,11 +150,8 @@ def check_places(source: Path, output: Path) -> None:
         raise DataError(f"{output} is a file, and the masks of {source} need a folder: choose another output")
     if not several and not is_file and output.is_file():
         raise DataError(f"{output} is a file, but no {', '.join(MASK_SUFFIXES)} for a mask: choose another output")
-    above = next(place for place in (output, *output.absolute().parents) if place.exists())
-    if not above.is_dir() and above != output:
-        raise DataError(f"{output} cannot be made: {above} is a file")
-    if not os.access(above, os.W_OK):
-        raise DataError(f"{output} cannot be written: permission denied for {above}")
+    if obstacle := find_obstacle(output / "mask" if output.is_dir() else output):
+        raise DataError(f"{output} cannot be written: {obstacle}")
 
 
 def plan_jobs(source: Path, output: Path, ndim: int, layout: str, suffixes: Iterable[str] = ()) -> list[Job]:

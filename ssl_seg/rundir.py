@@ -256,6 +256,14 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def find_obstacle(path: Path) -> str | None:
+    """Return why nothing can be created at ``path``, or None: what lies above it is a file, or not ours to write."""
+    above = next(place for place in path.absolute().parents if place.exists())
+    if not above.is_dir():
+        return f"{above} is a file"
+    return None if os.access(above, os.W_OK | os.X_OK) else f"permission denied for {above}"
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether a full disk, a used-up quota or a limit of file size is among the causes of an error."""
     while error is not None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssl_seg.cli.console import show
+from ssl_seg.cli.console import announce, show, track
 from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_data_settings
+from ssl_seg.cli.places import check_data, check_figure
 from ssl_seg.errors import name_examples
 
 if TYPE_CHECKING:
@@ -28,19 +29,19 @@ def data_audit(
     """Look at all images and masks, say what is in them and what is wrong. Exit code 2 when a fault is found."""
     import json
 
-    from ssl_seg.cli.console import track
     from ssl_seg.data.audit.doctor import audit
     from ssl_seg.data.findings import findings_to_dict
-    from ssl_seg.errors import DataError
 
-    if figure is not None and figure.exists():
-        raise DataError(f"{figure} exists already and is not overwritten: choose another name")
+    check_figure(figure)
+    check_data(data)
+    settings = read_data_settings(set_)
+    announce(f"reading the cases of {data}")
     result = audit(
         data,
         groups=groups,
         layout=layout,
         track=lambda items, total: track(items, total, "reading cases"),
-        **read_data_settings(set_),
+        **settings,
     )
     if as_json:
         typer.echo(json.dumps(findings_to_dict(result.findings, result.summary), indent=2))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssl_seg.cli.console import show
+from ssl_seg.cli.console import TerminalConsole, announce, show
 from ssl_seg.cli.data_settings import ACCELERATOR, Accelerator
+from ssl_seg.cli.places import check_data, check_figure
 from ssl_seg.cli.run_settings import parse_label_amount
 
 if TYPE_CHECKING:
@@ -43,26 +44,23 @@ def data_batches(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Show what the batches of a training hold, beside what its labeled cases and settings promise."""
-    from ssl_seg.batch_audit import compute_expected, measure_batch, summarize_batches
-    from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.configio import Layer, nest, parse_override, read_layers
+    from ssl_seg.cli.run_settings import make_layers
+    from ssl_seg.configio import check_partial
     from ssl_seg.data.findings import findings_to_dict
-    from ssl_seg.errors import DataError
+
+    check_figure(figure)
+    check_data(data)
+    layers = make_layers(config, {"--data": data, "--labels": labels, "--accelerator": accelerator}, set_)
+    check_partial(layers)
+    announce("loading PyTorch")
+    from ssl_seg.batch_audit import compute_expected, measure_batch, summarize_batches
     from ssl_seg.preflight import check_layers
     from ssl_seg.prepare import TrainRequest, make_plan
     from ssl_seg.sources import device_of, make_source, open_store
 
-    if figure is not None and figure.exists():
-        raise DataError(f"{figure} exists already and is not overwritten: choose another name")
-    layers = read_layers(config) if config is not None else []
-    layers += [Layer(f"--data {data}", nest("data.root", data))] if data is not None else []
-    layers += [Layer(f"--labels {labels}", nest("split.labels", labels))] if labels is not None else []
-    if accelerator is not None:
-        layers.append(Layer(f"--accelerator {accelerator}", nest("runtime.accelerator", accelerator)))
-    layers += [parse_override(text) for text in set_ or []]
     check_layers(layers)
     track = TerminalConsole().track
-    plan = make_plan(TrainRequest(tuple(layers)), track("reading cases"), gpu=device_of(layers).type != "cpu")
+    plan = make_plan(TrainRequest(layers), track("reading cases"), gpu=device_of(layers).type != "cpu")
     if not as_json:
         labeled, pool = (find(plan.config.split.labels) for find in (plan.split.labeled_ids, plan.split.pool_ids))
         show(f"{plan.catalog.root}: layout {plan.catalog.layout}, {len(labeled)} labeled, {len(pool)} unlabeled")

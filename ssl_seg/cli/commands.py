@@ -16,6 +16,7 @@ from ssl_seg.cli.comparison import add_differences, print_comparison, print_eval
 from ssl_seg.cli.console import TerminalConsole, announce, show
 from ssl_seg.cli.data_settings import ACCELERATOR, NAMES, SET, Accelerator, read_data_settings
 from ssl_seg.cli.numbers import FROM_0_TO_0_9, POSITIVE, PROBABILITY, number, parse_numbers
+from ssl_seg.cli.places import check_data, check_figure
 
 Net = Literal["student", "teacher"]
 OVERLAP = typer.Option(
@@ -57,20 +58,26 @@ def evaluate(
     Several checkpoints are compared on the same cases. A cross-validation is scored out of fold, with --test as an
     ensemble.
     """
-    from ssl_seg.errors import ConfigError, DataError
-    from ssl_seg.evaluation import EvaluateRequest
-    from ssl_seg.evaluation import evaluate as run_evaluation
+    from ssl_seg.data.splits.files import load_split
+    from ssl_seg.errors import ConfigError
     from ssl_seg.rundir import to_finite
 
     if test and all_:
         raise ConfigError(
             "--test and --all exclude each other: --all scores every labeled case, whatever list it is in"
         )
-    if figure is not None and figure.exists():
-        raise DataError(f"{figure} exists already and is not overwritten: choose another name")
+    check_figure(figure)
     found = [find_checkpoint(path) for path in checkpoints]
     if figure is not None and (len(found) > 1 or found[0].is_dir()):
         raise ConfigError("--figure draws the cases of one network: give one checkpoint")
+    settings = read_data_settings(set_, (*NAMES, "spacing")) | ({} if layout is None else {"layout": layout})
+    check_data(data)
+    if split is not None:
+        load_split(split)
+    announce(f"loading PyTorch and {name_checkpoints(found)}")
+    from ssl_seg.evaluation import EvaluateRequest
+    from ssl_seg.evaluation import evaluate as run_evaluation
+
     console = TerminalConsole()
     request = EvaluateRequest(
         found[0],
@@ -79,7 +86,7 @@ def evaluate(
         "test" if test else "all" if all_ else "val",
         which,
         overlap=overlap,
-        settings=read_data_settings(set_, (*NAMES, "spacing")) | ({} if layout is None else {"layout": layout}),
+        settings=settings,
         more=tuple(found[1:]),
         ensemble=ensemble,
         accelerator=accelerator,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssl_seg.cli.console import show
+from ssl_seg.cli.console import announce, show
+from ssl_seg.cli.places import check_data, check_figure
 
 if TYPE_CHECKING:
     from ssl_seg.configio import Layer
@@ -27,12 +28,11 @@ def config_show(
 ) -> None:
     """Print every setting of a run with the place it comes from: default, plan, file or option."""
     from ssl_seg.configio import flatten, to_plain
-    from ssl_seg.errors import DataError
+
+    check_figure(plot, "--plot")
+    layers = _read(file, data, set_)
     from ssl_seg.preflight import check_layers
 
-    if plot is not None and plot.exists():
-        raise DataError(f"{plot} exists already and is not overwritten: choose another name")
-    layers = _read(file, data, set_)
     check_layers(layers)
     plan = _plan(layers)
     for key, value in flatten(to_plain(plan.config)):
@@ -60,17 +60,18 @@ def config_check(
     """
     from ssl_seg.configio import check_partial, find_config
     from ssl_seg.data.findings import describe_finding
+
+    layers = _read(file, data, set_)
     from ssl_seg.lint import lint
     from ssl_seg.preflight import check_layers, check_with_data
 
-    layers = _read(file, data, set_)
     check_layers(layers)
     if data is None:
         config, unknown = check_partial(layers)
     else:
         plan = _plan(layers)
         config, unknown = plan.config, frozenset[str]()
-        check_with_data(config, plan.catalog, plan.split, typer.echo)
+        check_with_data(config, plan.catalog, plan.split, show)
     findings = lint(config, unknown)
     for finding in findings:
         show(f"WARNING {describe_finding(finding)}")
@@ -80,16 +81,20 @@ def config_check(
         raise typer.Exit(2)
 
 
-def _read(file: str | None, data: str | None, overrides: list[str] | None) -> list[Layer]:
-    from ssl_seg.configio import Layer, nest, parse_override, read_layers
+def _read(file: str | None, data: str | None, overrides: list[str] | None) -> tuple[Layer, ...]:
+    """Return the layers of a command line, checked as far as that goes without the network libraries."""
+    from ssl_seg.cli.run_settings import make_layers
+    from ssl_seg.configio import check_partial
 
-    layers = read_layers(file) if file is not None else []
-    layers += [Layer(f"--data {data}", nest("data.root", data))] if data is not None else []
-    return [*layers, *(parse_override(text) for text in overrides or [])]
+    check_data(data)
+    layers = make_layers(file, {"--data": data}, overrides)
+    check_partial(layers)
+    announce("loading PyTorch")
+    return layers
 
 
-def _plan(layers: list[Layer]) -> Plan:
+def _plan(layers: tuple[Layer, ...]) -> Plan:
     from ssl_seg.cli.console import track
     from ssl_seg.prepare import TrainRequest, make_plan
 
-    return make_plan(TrainRequest(tuple(layers)), lambda items, total: track(items, total, "reading cases"))
+    return make_plan(TrainRequest(layers), lambda items, total: track(items, total, "reading cases"))

@@ -15,9 +15,10 @@ import typer
 
 from ssl_seg.cli.checkpoints import find_checkpoint
 from ssl_seg.cli.commands import Net
-from ssl_seg.cli.console import show
+from ssl_seg.cli.console import announce, show
 from ssl_seg.cli.data_settings import ACCELERATOR, NAMES, SET, Accelerator, read_data_settings
 from ssl_seg.cli.numbers import FROM_0_TO_1, FROM_1, number
+from ssl_seg.cli.places import check_data
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
@@ -77,12 +78,19 @@ def diagnose(
         check_report_folder(out)
     settings = read_data_settings(set_, NAMES if checkpoint is None else (*NAMES, "spacing"))
     settings |= {} if layout is None else {"layout": layout}
+    check_data(data)
+    path = None if checkpoint is None else find_checkpoint(checkpoint)
+    if predictions is not None:
+        from ssl_seg.diagnose.reading import find_predictions
+
+        find_predictions(predictions)
     with _reserve(out):
-        if checkpoint is not None:
+        announce(f"loading PyTorch and {path or predictions}")
+        if path is not None:
             from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 
             result = diagnose_checkpoint(
-                CheckpointRequest(find_checkpoint(checkpoint), data, which, settings, seconds, accelerator=accelerator),
+                CheckpointRequest(path, data, which, settings, seconds, accelerator=accelerator),
                 note=_note,
                 track=TerminalConsole().track,
                 clock=clock,

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 
 import typer
 
+from ssl_seg.cli.console import announce
+
 SET = typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.")
 
 
 def methods() -> None:
     """List the learning methods with their options."""
+    announce("loading PyTorch")
     from ssl_seg.methods import METHODS
 
     for name, method in METHODS.items():
@@ -21,6 +24,7 @@ def methods() -> None:
 
 def networks() -> None:
     """List the networks, and what their patch sizes must be multiples of."""
+    announce("loading PyTorch")
     from ssl_seg.networks import NETWORKS
 
     for name, spec in NETWORKS.items():
@@ -32,6 +36,7 @@ def networks() -> None:
 
 def losses() -> None:
     """List the loss components with their options, the consistency distances, and the presets."""
+    announce("loading PyTorch")
     from ssl_seg.losses import CONSISTENCY, LOSSES, list_options
     from ssl_seg.presets import PRESETS
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssl_seg.cli.console import show
+from ssl_seg.cli.console import TerminalConsole, announce, show
 from ssl_seg.cli.data_settings import ACCELERATOR, Accelerator
+from ssl_seg.cli.places import check_data, check_figure
 
 if TYPE_CHECKING:
     from ssl_seg.loss_probe import LossProbe, StateProbe
@@ -42,31 +43,30 @@ def probe_loss(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Question a loss before a training: its trivial solutions, conflicts, gradient shares, and what each cost does."""
-    from ssl_seg.checkpoint import load_checkpoint
     from ssl_seg.cli.checkpoints import find_checkpoint
-    from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.configio import Layer, nest, parse_override, read_layers
+    from ssl_seg.cli.run_settings import make_layers
+    from ssl_seg.configio import Layer, check_partial, nest
     from ssl_seg.data.findings import describe_finding, findings_to_dict
-    from ssl_seg.errors import DataError
+
+    check_figure(figure)
+    check_data(data)
+    checkpoint = None if checkpoint is None else find_checkpoint(checkpoint)
+    layers = make_layers(config, {"--data": data, "--accelerator": accelerator}, set_)
+    check_partial(layers)
+    announce("loading PyTorch" + ("" if checkpoint is None else f" and {checkpoint}"))
+    from ssl_seg.checkpoint import load_checkpoint
     from ssl_seg.loss_probe import ProbeRequest, check_probe
     from ssl_seg.loss_probe import probe_loss as run_probe
     from ssl_seg.precision import has_device
     from ssl_seg.report.probe_figure import plot_probe
 
-    if figure is not None and figure.exists():
-        raise DataError(f"{figure} exists already and is not overwritten: choose another name")
-    checkpoint = None if checkpoint is None else find_checkpoint(checkpoint)
-    layers = read_layers(config) if config is not None else []
     if config is None and checkpoint is not None:  # then the checkpoint's own settings and data
         stored = load_checkpoint(checkpoint).config
-        layers = [Layer(str(checkpoint), stored, is_file=True)]
+        below = [Layer(str(checkpoint), stored, is_file=True)]
         if not has_device(stored.get("runtime", {}).get("accelerator", "auto")):
-            layers.append(Layer("this machine", nest("runtime.accelerator", "auto")))
-    layers += [Layer(f"--data {data}", nest("data.root", data))] if data is not None else []
-    if accelerator is not None:
-        layers.append(Layer(f"--accelerator {accelerator}", nest("runtime.accelerator", accelerator)))
-    layers += [parse_override(text) for text in set_ or []]
-    probe = run_probe(ProbeRequest(tuple(layers), checkpoint, batches), TerminalConsole().track)
+            below.append(Layer("this machine", nest("runtime.accelerator", "auto")))
+        layers = (*below, *layers)
+    probe = run_probe(ProbeRequest(layers, checkpoint, batches), TerminalConsole().track)
     findings = check_probe(probe)
     if figure is not None:
         plot_probe(probe, figure)

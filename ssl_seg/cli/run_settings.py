@@ -24,6 +24,7 @@ KEYS = {
     "--lr": "optim.lr",
     "--batch-size": "batch.labeled",
     "--seed": "seed",
+    "--accelerator": "runtime.accelerator",
     "--devices": "runtime.devices",
     "--num-nodes": "runtime.num_nodes",
 }

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssl_seg.cli.console import show
+from ssl_seg.cli.console import announce, show, track
 from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_data_settings
+from ssl_seg.cli.places import check_data, check_figure
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
@@ -101,6 +102,7 @@ def split_check(
     from ssl_seg.errors import ConfigError
 
     loaded = load_split(split)
+    check_figure(figure)
     if figure is not None and data is None:
         raise ConfigError(f"--figure {figure} needs the cases: give their folder as --data")
     catalog = None if data is None else _open_catalog(data, layout, groups, set_)
@@ -168,13 +170,15 @@ def _print_measures(title: str, measures: Sequence[SetMeasures]) -> None:
 
 
 def _open_catalog(data: str, layout: str, groups: Path | None, overrides: list[str] | None) -> Catalog:
-    from ssl_seg.cli.console import track
     from ssl_seg.data.catalog import open_catalog
 
+    check_data(data)
+    settings = read_data_settings(overrides)
+    announce(f"reading the cases of {data}")
     return open_catalog(
         data,
         groups=groups,
         layout=layout,
         track=lambda items, total: track(items, total, "reading cases"),
-        **read_data_settings(overrides),
+        **settings,
     )
