@@ -6,6 +6,8 @@
 
 It is decided here, once. Whatever uses the run afterwards takes best.pt, and in it the network that ``selected.net`` of
 its scores names: `train`, `evaluate`, `predict`, `diagnose`, `--bootstrap`, ladders, folds and ablations.
+
+torch is imported in functions: commands read the scores of ladders and folds before they load it.
 """
 
 from __future__ import annotations
@@ -13,22 +15,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import nn
 
 from ssl_seg.data.catalog import Track
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import RunDirError
-from ssl_seg.inference.ensemble import score_cases
-from ssl_seg.inference.model import NETS, Model, find_collapsed
 from ssl_seg.inference.scoring import Score, count_classes, pack_cases, parse_cases
-from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.intervals import compute_score
-from ssl_seg.monitor.watch import Selection
 from ssl_seg.rundir import RunDir, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ssl_seg.inference.model import Model
+    from ssl_seg.monitor.watch import Selection
 
 SCORES_FILE, SCHEMA = "scores.json", 1
 
@@ -97,6 +99,9 @@ def score_networks(
     track: Track,
 ) -> FinalScores:
     """Score the networks of the checkpoints of a run, in one pass over the cases; equal networks are predicted once."""
+    from ssl_seg.inference.ensemble import score_cases
+    from ssl_seg.inference.model import NETS, find_collapsed
+
     distinct: list[tuple[Model, str]] = []
     number: dict[tuple[Source, str], int] = {}
     for source in SOURCES:
@@ -125,6 +130,8 @@ def score_networks(
 
 
 def _are_equal(a: nn.Module, b: nn.Module) -> bool:
+    import torch
+
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
@@ -168,6 +175,8 @@ def summarize_network(score: Score) -> dict[str, Any]:
 
 def save_final_scores(final: FinalScores, run: RunDir) -> None:
     """Write scores.json atomically."""
+    from ssl_seg.inference.sliding import OVERLAP
+
     used = final.used
     rows = [
         {
