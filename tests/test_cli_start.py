@@ -41,13 +41,13 @@ MISTAKES = {
     "diagnose": [("nothing.pt",), (), ("good.pt", "--predictions", "folder"), ("--predictions", "nowhere"),
                  ("--predictions", "folder"), ("good.pt", "--seconds", "nan"), ("good.pt", "--require-f1", "2"),
                  ("good.pt", "--data", "nowhere"), ("good.pt", "--out", "text.pt")],
-    "probe-loss": [("nowhere.yaml",), ("--data", "nowhere"), ("--checkpoint", "nothing.pt"), ("--set", "optim.lr=x"),
-                   ("--set", "optim.lrr=1"), ("--batches", "0"), ("--figure", "there.png")],
-    "data batches": [("nowhere.yaml",), ("--data", "nowhere"), ("--labels", "x"), ("--set", "optim.lr=.nan")],
+    "probe-loss": [("nowhere.yaml",), ("--data", "nowhere"), ("--checkpoint", "nothing.pt"),
+                   ("--set", "optim.lr"), ("--batches", "0"), ("--figure", "there.png")],
+    "data batches": [("nowhere.yaml",), ("--data", "nowhere"), ("--labels", "x")],
     "data audit": [("nowhere",), ("folder", "--layout", "x"), ("folder", "--set", "optim.lr=1")],
     "split make": [("--data", "nowhere"), ("--data", "folder", "--labels", "x")],
     "split check": [("nowhere.yaml",), ("text.pt",)],
-    "config show": [("nowhere.yaml",), ("--data", "nowhere"), ("--set", "optim.lr=-1")],
+    "config show": [("nowhere.yaml",), ("--data", "nowhere")],
     "config check": [("nowhere.yaml",), ("text.pt",)],
 }  # fmt: skip
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
-from ssl_seg.cli.console import TerminalConsole, fit_widths, format_block, format_record, print_table
+from ssl_seg.cli.console import TerminalConsole, fit_widths, format_block, format_record, print_table, show, track
 from ssl_seg.monitor.findings import Finding, Verdict
 
 STUDENT = Finding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %")
@@ -130,3 +131,33 @@ def test_widths_hold_the_words_and_fill_the_room_no_more_than_is_needed(cells: l
     assert widths is not None
     assert all(low <= width <= high for low, width, high in zip(least, widths, whole, strict=True))
     assert sum(widths) == min(room, sum(whole))
+
+
+def test_wide_characters_are_not_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["細胞画像" * 3, "e\u0301" * 12, "\N{WOMAN}\u200d\N{GIRL}" * 4, "plain"]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for width in (30, 36, 40, 60, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_table("t", ["case", "dice"], [[name, "0.125"] for name in names])
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+        assert all(name in shown for name in names)
+        assert shown.count("0.125") == len(names)
+        lines = [line for line in shown.splitlines() if "\N{BOX DRAWINGS LIGHT VERTICAL}" in line]
+        assert len({cell_len(line) for line in lines}) <= 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_cannot_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "dumb")
+    print_table("\x1b]0;title\x07", ["\x1b[2J", "b"], [["a\nb\r", ":smile: [red]x[/red]"], ["\x9b31m\u202e", "[/]"]])
+    show("note \x1b[1A", err=False)
+    list(track(["x"], 1, "reading \x1b[2J [/x]"))
+    out, err = capsys.readouterr()
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", out + err)
+    for text in ("\\x1b]0;title\\x07", "\\x1b[2J", "a\\nb\\r", ":smile: [red]x[/red]", "\\x9b31m\\u202e", "\\x1b[1A"):
+        assert text in shown
+    assert not set(shown) & set("\x1b\x07\r\x9b\u202e")

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from sizes import around
 
 from ssl_seg.diagnose.result import Cause, Diagnosis, Histogram
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, printable
 from ssl_seg.report.diagnosis import format_report, format_table, write_report
 from ssl_seg.report.diagnosis_figures import (
     color_errors,
@@ -119,6 +119,15 @@ class TestReport:
         assert "`ssl-seg diagnose x`" in text
         with pytest.raises(DataError, match=r"report exists already.*--out .*report-2"):
             write_report(diagnosis, path.parent)
+
+    @pytest.mark.parametrize("name", ["a|b", "`a``b`", "x](http://y)", "\x1b[31m", "*a*_b_", "a\nb", "<b>"])
+    def test_names_are_no_markup(self, name: str) -> None:
+        diagnosis = replace(healthy_diagnosis(), subject=name, notes=(f"note {name}",))
+        text = format_report(diagnosis, (), "now", f"ssl-seg diagnose {name}")
+        heading = next(token for token in render(text) if token.type == "inline")
+        assert [child.content for child in heading.children if child.type == "code_inline"] == [printable(name)]
+        assert "](" not in text.split("## Notes")[1]
+        assert "\x1b" not in text
 
     def test_an_empty_folder_is_taken_and_a_file_is_not(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ssl_seg.errors import DataError
-from ssl_seg.report.figures import Panel, plot_predictions, to_gray
+from ssl_seg.report.figures import Panel, new_figure, plot_predictions, save_figure, to_gray
 
 FOUND, MISSED, FALSE = (1, 2, 0)
 """Channel of RGB that is brighter: green, blue, red."""
@@ -206,3 +206,31 @@ def test_colors_are_averaged_and_of_other_channels_the_first_is_shown() -> None:
     np.testing.assert_array_equal(to_gray(image), 30)
     np.testing.assert_array_equal(to_gray(image[:2]), 10)
     np.testing.assert_array_equal(to_gray(image[2:]), 60)
+
+
+HARD = "$x_1$ 50$ \\frac [b] 細胞 \N{WOMAN}\u200d\N{GIRL} \x1b[31m \u202e \udcff"
+"""A name that matplotlib would take for a formula, or has no glyphs for."""
+
+
+def test_a_name_is_shown_as_it_is(tmp_path: Path, draw: Any, recwarn: pytest.WarningsRecorder) -> None:
+    image = np.zeros((4, 4))
+    panel = Panel(f"{HARD}\nDice 0.5", image, None, image, image.astype(int))
+    plot_predictions([panel], tmp_path / "p.svg")
+    shown = (tmp_path / "p.svg").read_text()
+    assert "$x_1$ 50$ \\frac [b]" in shown
+    assert all(escape in shown for escape in ("\\u7d30", "\\U0001f469", "\\x1b[31m", "\\u202e", "\\udcff"))
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_names_of_ticks_too_and_powers_of_ten_stay(tmp_path: Path) -> None:
+    figure = new_figure(tmp_path / "t.svg", (4, 3))
+    axis = figure.subplots()
+    axis.set_xticks([0, 1], ["a$b$", "c$"])
+    axis.set_yscale("log")
+    axis.set_ylim(1e-3, 1e4)
+    figure.canvas.draw()
+    save_figure(figure, tmp_path / "t.svg")
+    shown = (tmp_path / "t.svg").read_text()
+    assert "a$b$" in shown
+    assert "c$" in shown
+    assert "mathdefault{10" in shown

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ssl_seg.errors import printable, printable_lines
+
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
@@ -44,7 +46,9 @@ class AblationView:
                 TimeElapsedColumn(), TimeRemainingColumn(), auto_refresh=False,
             )  # fmt: skip
             self.task = self.progress.add_task("cells", total=None)
-            self.live = Live(console=Console(stderr=True, markup=False), transient=True, refresh_per_second=4)
+            self.live = Live(
+                console=Console(stderr=True, markup=False, emoji=False), transient=True, refresh_per_second=4
+            )
             self.live.start()
         return self
 
@@ -66,7 +70,9 @@ class AblationView:
         for state in states:
             if state.stage != self.told.get(state.cell.id, "queued"):
                 detail = f": {state.message}" if state.message else ""
-                sys.stderr.write(f"{state.stage}: {state.cell.name} ({state.cell.id}){detail}\n")
+                sys.stderr.write(
+                    f"{state.stage}: {printable(state.cell.name)} ({state.cell.id}){printable_lines(detail)}\n"
+                )
                 self.last = time.monotonic()
             self.told[state.cell.id] = state.stage
         if time.monotonic() - self.last > INTERVAL:
@@ -89,7 +95,14 @@ class AblationView:
         for state in ordered[:room]:
             f1 = "" if state.f1 is None else f"{state.f1:.3f}"
             step = f"{state.step}/{state.cell.steps}" if state.stage in ("running", "elsewhere") else ""
-            table.add_row(state.cell.name, state.stage, step, f1, state.message, style=STYLES.get(state.stage, ""))
+            table.add_row(
+                printable(state.cell.name),
+                state.stage,
+                step,
+                f1,
+                printable(state.message),
+                style=STYLES.get(state.stage, ""),
+            )
         if len(ordered) > room:
             table.add_row(f"... and {len(ordered) - room} more", style="dim")
         made = sum(s.cell.steps if s.stage in ("done", "collapsed", "failed") else s.step for s in states)

@@ -45,13 +45,11 @@ def data_batches(
 ) -> None:
     """Show what the batches of a training hold, beside what its labeled cases and settings promise."""
     from ssl_seg.cli.run_settings import make_layers
-    from ssl_seg.configio import check_partial
     from ssl_seg.data.findings import findings_to_dict
 
     check_figure(figure)
     check_data(data)
     layers = make_layers(config, {"--data": data, "--labels": labels, "--accelerator": accelerator}, set_)
-    check_partial(layers)
     announce("loading PyTorch")
     from ssl_seg.batch_audit import compute_expected, measure_batch, summarize_batches
     from ssl_seg.preflight import check_layers

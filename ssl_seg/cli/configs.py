@@ -82,13 +82,11 @@ def config_check(
 
 
 def _read(file: str | None, data: str | None, overrides: list[str] | None) -> tuple[Layer, ...]:
-    """Return the layers of a command line, checked as far as that goes without the network libraries."""
+    """Return the layers of a command line; what can be checked without the network libraries is."""
     from ssl_seg.cli.run_settings import make_layers
-    from ssl_seg.configio import check_partial
 
     check_data(data)
     layers = make_layers(file, {"--data": data}, overrides)
-    check_partial(layers)
     announce("loading PyTorch")
     return layers
 

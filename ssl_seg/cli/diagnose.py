@@ -79,12 +79,12 @@ def diagnose(
     settings = read_data_settings(set_, NAMES if checkpoint is None else (*NAMES, "spacing"))
     settings |= {} if layout is None else {"layout": layout}
     check_data(data)
-    path = None if checkpoint is None else find_checkpoint(checkpoint)
-    if predictions is not None:
-        from ssl_seg.diagnose.reading import find_predictions
-
-        find_predictions(predictions)
     with _reserve(out):
+        path = None if checkpoint is None else find_checkpoint(checkpoint)
+        if predictions is not None:
+            from ssl_seg.diagnose.reading import find_predictions
+
+            find_predictions(predictions)
         announce(f"loading PyTorch and {path or predictions}")
         if path is not None:
             from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint

@@ -45,14 +45,13 @@ def probe_loss(
     """Question a loss before a training: its trivial solutions, conflicts, gradient shares, and what each cost does."""
     from ssl_seg.cli.checkpoints import find_checkpoint
     from ssl_seg.cli.run_settings import make_layers
-    from ssl_seg.configio import Layer, check_partial, nest
+    from ssl_seg.configio import Layer, nest
     from ssl_seg.data.findings import describe_finding, findings_to_dict
 
     check_figure(figure)
     check_data(data)
     checkpoint = None if checkpoint is None else find_checkpoint(checkpoint)
     layers = make_layers(config, {"--data": data, "--accelerator": accelerator}, set_)
-    check_partial(layers)
     announce("loading PyTorch" + ("" if checkpoint is None else f" and {checkpoint}"))
     from ssl_seg.checkpoint import load_checkpoint
     from ssl_seg.loss_probe import ProbeRequest, check_probe

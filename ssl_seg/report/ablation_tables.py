@@ -13,6 +13,7 @@ from ssl_seg.ablation.label_savings import LabelsEquivalent
 from ssl_seg.ablation.results import CellResult
 from ssl_seg.ablation.stats import Comparison
 from ssl_seg.ablation.summary import AblationSummary, ArmSummary, compute_trivial_scores
+from ssl_seg.errors import printable
 from ssl_seg.intervals import METRICS, Estimate, compute_class_scores, compute_score
 from ssl_seg.report.diagnosis_text import UNKNOWN, Table, number
 
@@ -189,7 +190,7 @@ def _format_runs(summary: ArmSummary) -> str:
 def format_markdown(summary: AblationSummary) -> str:
     """Return title, table, how to read it, and warnings as Markdown."""
     table = make_arm_table(summary)
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.columns, *table.rows)]
+    rows = [[printable(cell).replace("|", "\\|") for cell in row] for row in (table.columns, *table.rows)]
     names = _count_names(table)
     rows.insert(1, ["---"] * names + ["---:"] * (len(table.columns) - names))
     lines = [f"| {' | '.join(row)} |" for row in rows]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_seg.errors import DataError, quote
+from ssl_seg.errors import DataError, printable, printable_lines, quote
 from ssl_seg.report.diagnosis_figures import Picture, plot_diagnosis
 from ssl_seg.report.diagnosis_summary import describe_scope, figure, make_key_figures
 from ssl_seg.report.diagnosis_tables import make_tables
@@ -156,12 +157,15 @@ def _cell(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Return code of one line; a fence of two, should it hold a backtick."""
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
+    """Return code of one line, in a fence that is longer than any row of backticks in it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " * (longest > 0)
+    return f"{fence}{space}{printable(text)}{space}{fence}"
 
 
 def _escape(text: str) -> str:
     """Return text in which names such as ``all_negative`` stay what they are; `` `code` `` is left alone."""
+    text = printable_lines(text).replace("](", "]\\(")
     parts = text.split("`")
     if len(parts) % 2 == 0:  # a single backtick opens nothing
         return text.replace("`", "\\`").replace("_", "\\_").replace("*", "\\*")

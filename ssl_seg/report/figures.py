@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, printable_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,11 +56,42 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         DataError: when it cannot be written.
     """
+    _make_plain(figure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot write the figure {path}: {error}") from error
+
+
+def _make_plain(figure: Figure) -> None:
+    """Take texts for what they are: a ``$`` of a name begins no formula, and what the font cannot show is an escape.
+
+    The numbers that matplotlib writes at ticks are left alone.
+    """
+    from matplotlib.axis import Tick
+    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter
+
+    numbers = {id(label) for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
+    for text in figure.findobj(Text):
+        if id(text) not in numbers:
+            text.set_text(_escape(text.get_text(), get_font(findfont(text.get_fontproperties())).get_charmap()))
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(formatter := axis.get_major_formatter(), FixedFormatter):
+                known = get_font(findfont(axis.label.get_fontproperties())).get_charmap()
+                formatter.seq = [_escape(name, known) for name in formatter.seq]
+
+
+def _escape(text: str, known: Collection[int]) -> str:
+    """Return a text for matplotlib; ``known`` are the code points that its font has."""
+    shown = "".join(
+        char if char == "\n" or ord(char) in known else char.encode("unicode_escape").decode("ascii")
+        for char in printable_lines(text)
+    )
+    return shown.replace("$", "\\$")
 
 
 def plot_predictions(panels: Sequence[Panel], path: Path) -> None:
