@@ -402,7 +402,7 @@ class TestBadInput:
             climb(tmp_path / "l", data, {"length": {"steps": 1}}, labels=(0.5, 1.0), force=True)
         image = load_split(tmp_path / "l" / "split.yaml").val[0]
         (data / "images" / f"{image}.png").unlink()
-        with pytest.raises(Exception, match=rf"(?s)^rung 2 \(labels 1\): .*{image}.*ladder --resume"):
+        with pytest.raises(Exception, match=rf"(?s)^rung 2 \(labels 1\.0\): .*{image}.*ladder --resume"):
             climb_labels(LabelLadderRequest(resume=tmp_path / "l"))
 
 
@@ -437,7 +437,7 @@ class TestCommand:
             ("--labels", 0.5, "1.0"),
             ("--labels", "0.5,1.0"),
             ("--labels", 0.5, "--labels", 1.0),
-            ("--labels", "0.5,", 1),
+            ("--labels", "0.5,", "1.0"),
         ],
     )
     def test_labels_in_every_form(self, cli: Cli, labels: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,12 +457,12 @@ class TestCommand:
         out = tmp_path / "l"
         code, stdout, stderr = cli("ladder", "--config", config, "--labels", 0.5, 1.0, "--out", out)
         assert code == 3
-        assert "rung 2 (labels 1) was not begun" in stderr
+        assert "rung 2 (labels 1.0) was not begun" in stderr
         assert "not above trivial" in stderr
         assert f"ssl-seg ladder --resume {out} --force" in stderr
         rows = [line.split() for line in stdout.splitlines()]
         assert any(row[:4] == ["1", "0.5", "7", "scratch"] and row[-1] == "kept" for row in rows)
-        assert any(row[:3] == ["2", "1", "13"] and row[-1] == "refused" for row in rows)
+        assert any(row[:3] == ["2", "1.0", "13"] and row[-1] == "refused" for row in rows)
         code, _, stderr = cli("ladder", "--resume", out)
         assert (code, "ended at rung 2" in stderr) == (3, True)
         code, stdout, _ = cli("ladder", "--resume", out, "--force")
@@ -532,14 +532,14 @@ class TestCommand:
             (("--labels", "0.1", "many"), ("'many'", "--labels 0.01 0.10 1.0")),
             (("0.1", "1.0"), ("0.1 is not expected here",)),
             ((), ("give the label fractions",)),
-            (("--labels", "1.0", "0.1"), ("--labels 0.1 1",)),
+            (("--labels", "1.0", "0.1"), ("--labels 0.1 1.0",)),
             (("--lables", "0.1"), ("--labels",)),
             (("--labels", "0.1", "--gate", "f1"), ("margin", "interval")),
-            (("--labels", "0.1", "1", "--steps", "3", "--epochs", "2"), ("--steps and --epochs",)),
-            (("--labels", "0.1", "1", "--set", "bootstrap.strat=teacher"), ("did you mean 'start'",)),
+            (("--labels", "0.1", "1.0", "--steps", "3", "--epochs", "2"), ("--steps and --epochs",)),
+            (("--labels", "0.1", "1.0", "--set", "bootstrap.strat=teacher"), ("did you mean 'start'",)),
             (("--labels", "0.1", "1.0", "--set", "split.labels=1.0"), ("--labels alone",)),
             (("--labels", "0.1", "1"), ("all cases or one case", "write 1.0")),
-            (("--labels", "0.1", "1", "--data", "nowhere"), ("nowhere",)),
+            (("--labels", "0.1", "1.0", "--data", "nowhere"), ("nowhere",)),
             (("--resume", "nowhere"), ("nowhere is no folder",)),
             (("--resume", "nowhere", "--labels", "0.1"), ("nowhere",)),
         ],

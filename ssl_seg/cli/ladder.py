@@ -120,10 +120,10 @@ def _report(result: LabelLadder) -> None:
 def _explain(rung: Rung, result: LabelLadder, resume: str) -> None:
     """Say at which rung the ladder ended, and why."""
     if rung.status == "refused":
-        show(f"rung {rung.number} (labels {rung.labels:g}) was not begun: {rung.message}", err=True)
+        show(f"rung {rung.number} (labels {rung.amount}) was not begun: {rung.message}", err=True)
     else:
         show(
-            f"rung {rung.number} (labels {rung.labels:g}) was stopped by the monitor: {', '.join(rung.codes)}\n"
+            f"rung {rung.number} (labels {rung.amount}) was stopped by the monitor: {', '.join(rung.codes)}\n"
             f"  next: ssl-seg diagnose {quote(result.run_of(rung).last)}",
             err=True,
         )
@@ -151,7 +151,7 @@ def _make_row(rung: Rung) -> list[str]:
 
     scores, change = rung.scores, rung.difference
     start = "-" if rung.status == "waiting" else f"rung {rung.parent}" if rung.parent else "scratch"
-    row = [str(rung.number), f"{rung.labels:g}", str(rung.cases), start]
+    row = [str(rung.number), rung.amount, str(rung.cases), start]
     if scores:
         best = scores[rung.net]
         f1 = [scores[net]["f1_macro"] for net in ("student", "teacher")]

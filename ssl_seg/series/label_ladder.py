@@ -145,16 +145,15 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
 def _plan_rungs(split: Split, labels: Sequence[float], console: Console) -> tuple[Rung, ...]:
     rungs = tuple(Rung(n, float(value), len(split.labeled_ids(value))) for n, value in enumerate(labels, start=1))
     for below, above in pairwise(rungs):
-        less, more = (format_label_amount(rung.labels) for rung in (below, above))
         if above.cases < below.cases:
             raise ConfigError(
-                f"--labels: {more} stands for {above.cases} of the {len(split.fractions[1.0])} labeled "
-                f"training cases, and {less} before it for {below.cases}: each rung needs more than the one "
+                f"--labels: {above.amount} stands for {above.cases} of the {len(split.fractions[1.0])} labeled "
+                f"training cases, and {below.amount} before it for {below.cases}: each rung needs more than the one "
                 "below"
             )
         if above.cases == below.cases:
             console.note(
-                f"ladder: WARNING {less} and {more} both stand for {above.cases} labeled case(s): "
+                f"ladder: WARNING {below.amount} and {above.amount} both stand for {above.cases} labeled case(s): "
                 f"rung {above.number} adds none"
             )
     return rungs
@@ -199,7 +198,7 @@ def _climb_rung(
 ) -> LabelLadder:
     """Train, or go on with, a rung and judge it; the ladder has an ending where that was the last rung for now."""
     rung = ladder.rungs[number - 1]
-    where = f"rung {number} (labels {rung.labels:g})"
+    where = f"rung {number} (labels {rung.amount})"
     try:
         request = call_on_main(fabric, lambda: _plan_training(ladder, rung, machine, console))
         if request is not None and train(request, console).ending == "interrupted":
@@ -222,7 +221,7 @@ def _parent_of(ladder: LabelLadder) -> int | None:
 def _plan_training(ladder: LabelLadder, rung: Rung, machine: Sequence[Layer], console: Console) -> TrainRequest | None:
     """Return how the run of a rung is begun or continued; None where its training has come to an end."""
     run, start = ladder.run_of(rung), ladder.checkpoint
-    title = f"== rung {rung.number} of {len(ladder.rungs)}: labels {rung.labels:g}, {rung.cases} case(s)"
+    title = f"== rung {rung.number} of {len(ladder.rungs)}: labels {rung.amount}, {rung.cases} case(s)"
     if run.read_ending() is not None:
         return None
     if run.last.is_file():

@@ -73,6 +73,11 @@ class Rung:
         """Name of its run directory."""
         return f"rung{self.number}_{self.labels:g}"
 
+    @property
+    def amount(self) -> str:
+        """Its labels as a setting says them."""
+        return format_label_amount(self.labels)
+
 
 @dataclass(frozen=True)
 class LabelLadder:
