@@ -19,7 +19,7 @@ SETTINGS = LadderSettings(FULL, patience=25, warmup_steps=10, clip_norm=8.0)
 
 
 def make_verdict(code: str, level: str = "collapsed") -> Verdict:
-    return Verdict((Finding(code, level, "student", 0.0, 1.0, "", "", (), ""),))  # type: ignore[arg-type]
+    return Verdict((Finding(code, level, "student", 0.0, 1.0, "", ""),))  # type: ignore[arg-type]
 
 
 COLLAPSED, OK, NAN = make_verdict("all_negative"), Verdict(), make_verdict("non_finite")
