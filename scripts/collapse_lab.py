@@ -3,6 +3,7 @@ r"""The collapse laboratory: faults that the monitor has to name, healthy runs t
     python scripts/collapse_lab.py faults            # (a) each fault in a small training, 3 seeds
     python scripts/collapse_lab.py healthy           # (b) 20 trainings without a fault
     python scripts/collapse_lab.py situations        # few cases, empty masks, tiny or many classes, ...: 20 seeds each
+    python scripts/collapse_lab.py remedies          # the actions that are advised, each on a fault that asks for it
     python scripts/collapse_lab.py replay            # (c) the number series of five reports of failed trainings
     python scripts/collapse_reproduce.py             # (d) "works at 1 %, fails at 10 %": a script of its own
     python scripts/collapse_lab.py recover           # a task that collapses, with and without on_collapse=recover
@@ -54,6 +55,15 @@ def run_situations(args: argparse.Namespace) -> str:
     return format_situations(run_situations(args.out, seeds, tuple(args.only), args.workers))
 
 
+def run_remedies(args: argparse.Namespace) -> str:
+    """Return the table of the actions."""
+    from lab.faults import SEEDS
+    from lab.remedies import run_remedies
+    from lab.tables import format_remedies
+
+    return format_remedies(run_remedies(args.out, tuple(args.seeds or SEEDS), args.workers))
+
+
 def run_replay(args: argparse.Namespace) -> str:  # noqa: ARG001 (all commands take it)
     """Return the table of the replays."""
     from lab.replay import replay_all, replay_folders_000
@@ -90,6 +100,7 @@ COMMANDS: dict[str, Any] = {
     "faults": run_faults,
     "healthy": run_healthy,
     "situations": run_situations,
+    "remedies": run_remedies,
     "replay": run_replay,
     "recover": run_recover,
     "harmless": run_harmless,
@@ -105,9 +116,12 @@ def main() -> None:
         own = commands.add_parser(name, help=function.__doc__)
         own.add_argument("--out", type=Path, default=Path("runs/collapse_lab"))
         own.add_argument("--workers", type=int, default=2)
-        if name in {"faults", "situations", "recover", "harmless"}:
+        if name in {"faults", "situations", "remedies", "recover", "harmless"}:
             own.add_argument(
-                "--seeds", type=int, nargs="+", help="default: 3 for faults, 20 for situations, 10 for the others"
+                "--seeds",
+                type=int,
+                nargs="+",
+                help="default: 3 for faults and remedies, 20 for situations, 10 for the others",
             )
         if name in {"faults", "healthy"}:
             own.add_argument("--again", action="store_true", help="judge the last runs by the rules of now")

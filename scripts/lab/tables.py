@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from lab.faults import FAULTS, Fault, FaultResult
+from lab.remedies import MARGIN as HELPS
+from lab.remedies import RemedyResult
 from lab.replay import Replay
 from lab.situations import SituationResult
 from lab.studies import MARGIN, Harmless, HealthyResult, Overhead, Recovery
@@ -168,6 +170,24 @@ def format_situations(results: Sequence[SituationResult]) -> str:
         kinds = ("is_false_alarm", "is_early_alarm", "is_miss", "disagrees")
         at_end, at_any, missed, differ = (sum(getattr(r, kind) for r in own) for kind in kinds)
         rows.append([name, len(own), f"{good}; {bad}", f"{at_end}; {at_any}", missed, differ, said])
+    return format_rows(header, rows)
+
+
+def format_remedies(results: Sequence[RemedyResult]) -> str:
+    """Return a line a remedy: over its seeds, how often the networks were good without and with it."""
+    header = (
+        "action", "tried on", f"F1 above trivial + {HELPS:.2f} without; with", "mean margin without; with",
+        "predicted / true foreground", "codes at the end without; with",
+    )  # fmt: skip
+    rows = []
+    for remedy, group in groupby(results, key=lambda result: result.remedy):
+        own = list(group)
+        good = [f"{sum(r.margins[i] > HELPS for r in own)} of {len(own)}" for i in (0, 1)]
+        margins = [f"{statistics.fmean(r.margins[i] for r in own):+.3f}" for i in (0, 1)]
+        ratios = [[r.ratios[i] for r in own if r.ratios is not None] for i in (0, 1)]
+        shares = "; ".join(f"{statistics.fmean(values):.2g}" for values in ratios if values) or "-"
+        codes = "; ".join(_join(r.codes[i][0] if r.codes[i] else "ok" for r in own) for i in (0, 1))
+        rows.append([remedy.action, remedy.where, "; ".join(good), "; ".join(margins), shares, codes])
     return format_rows(header, rows)
 
 

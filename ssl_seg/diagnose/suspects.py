@@ -17,6 +17,8 @@ RANK = 0.99
 """Rank correlation of raw image and input below which normalization has changed what is bright and what is dark."""
 GAIN = 0.02
 """Gain of AUROC over an untrained network below which the training has done nothing."""
+HIGHEST = 1 - 1e-6
+"""Threshold above which probabilities of float32 cannot be cut."""
 FEW, MANY = 0.1, 2.0
 """Shares of foreground in the batches beside what they should hold at least and at most."""
 
@@ -252,13 +254,13 @@ def _suspect_threshold(facts: Facts) -> Suspect | None:
     threshold = facts.row(facts.subject.which).get("threshold_best")
     if sweep is not None and (is_sure or threshold is None):
         threshold = sweep["best_threshold"]
-    if not codes or threshold is None or facts.subject.context.num_classes > 2:
+    if not codes or threshold is None or threshold > HIGHEST or facts.subject.context.num_classes > 2:
         return None
     evidence = [facts.message(codes[0])]
     if sweep is not None:
         best = f"{sweep['best_f1']:.3f} at {sweep['best_threshold']:g}"
         evidence.append(f"whole images: F1 {sweep['f1_at_half']:.3f} at 0.5, {best}")
-    text = f"{min(max(threshold, 1e-4), 1 - 1e-4):.4f}".rstrip("0")
+    text = f"{threshold:.2g}" if threshold < 1e-3 else f"{threshold:.6f}".rstrip("0")
     which = f" --which {facts.subject.which}" if facts.subject.which else ""
     command = f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT{which} --threshold {text}"
     cause = Cause("the threshold of 0.5 does not fit", tuple(evidence))

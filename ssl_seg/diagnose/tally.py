@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from ssl_seg.diagnose.result import Histogram, ImageFigures, Moments, Part
 from ssl_seg.diagnose.shapes import MAX_MAP_VOXELS, ShapeTally
@@ -21,7 +22,12 @@ from ssl_seg.metrics import Overlap, count_overlap
 PROB_BINS = 2000
 """Fine bins of the probability; bin b holds (b / 2000, (b + 1) / 2000], so that thresholds lie on edges."""
 LOGIT_RANGE, LOGIT_BINS = 16, 512
-"""Fine bins of the logit, each 1/16 wide; values outside count in the outer ones."""
+"""Fine bins of the logit to be shown, each 1/16 wide; values outside count in the outer ones."""
+RANK_LIMIT, BINS_PER_RANK = 90, 32
+"""Bins of asinh(logit), in which quantiles and the best threshold are found: 1/32 wide near 0, 3 % of a large value, up
+to the largest float32."""
+CLEARLY = 0.01
+"""F1 that a threshold next to 0 or 1 must bring, for it is hard to write and to reach."""
 SHOWN_PROB_BINS, MAX_LOGIT_BINS = 40, 64
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _TAIL = (0.001, 0.002, 0.005, 0.01, 0.02)
@@ -95,6 +101,7 @@ class Tally:
         self.overlaps: dict[str, Overlap] = {}
         self.prob: dict[Part, Sums] = {}
         self.logit: dict[Part, Sums] = {}
+        self.ranks: dict[Part, NDArray[np.int64]] = {}
         self.shapes: dict[tuple[int, ...], ShapeTally] = {}
         self.voxels = self.nonfinite = 0
 
@@ -149,6 +156,10 @@ class Tally:
             places = np.ceil(chosen * PROB_BINS) - 1
         else:
             places = np.floor((chosen + LOGIT_RANGE) * (LOGIT_BINS / (2 * LOGIT_RANGE)))
+            ranks = np.floor((np.arcsinh(chosen.astype(np.float64)) + RANK_LIMIT) * BINS_PER_RANK).astype(np.int64)
+            width = 2 * RANK_LIMIT * BINS_PER_RANK
+            counted = np.bincount(kind[finite] * width + ranks, minlength=3 * width).reshape(3, width)
+            self.ranks[part] = self.ranks.get(part, 0) + counted
         own = sums.setdefault(part, Sums(bins))
         own.add(chosen, np.clip(places, 0, bins - 1).astype(np.int64), kind[finite])
         return _moments(chosen)
@@ -170,13 +181,30 @@ class Tally:
             tp, fp = int(positive[first:].sum()), int(negative[first:].sum())
             scores.append(Overlap(tp, fp, int(positive.sum()) - tp, 0).dice)
         best = max(range(len(scores)), key=lambda i: (scores[i], -abs(THRESHOLDS[i] - 0.5)))
+        found = (scores[best], THRESHOLDS[best])
+        beyond = self._find_beyond(parts)
+        if beyond is not None and beyond[0] > found[0] + CLEARLY:
+            found = beyond
         return {
             "thresholds": list(THRESHOLDS),
             "f1": scores,
-            "best_threshold": THRESHOLDS[best],
-            "best_f1": scores[best],
+            "best_threshold": found[1],
+            "best_f1": found[0],
             "f1_at_half": scores[THRESHOLDS.index(0.5)],
         }
+
+    def _find_beyond(self, parts: tuple[Part, ...]) -> tuple[float, float] | None:
+        """Return the best F1, and its threshold, where that lies beyond both ends of ``THRESHOLDS``; else None."""
+        chosen = [own for part, own in self.ranks.items() if not parts or part in parts]
+        if not chosen:
+            return None
+        counts = np.sum(chosen, axis=0)
+        tp, fp = (np.cumsum(counts[kind][::-1])[::-1] for kind in (_FOREGROUND, _BACKGROUND))
+        f1 = 2 * tp / np.maximum(tp + fp + counts[_FOREGROUND].sum(), 1)
+        threshold = special.expit(np.sinh(np.arange(len(f1)) / BINS_PER_RANK - RANK_LIMIT))
+        f1[(THRESHOLDS[0] <= threshold) & (threshold <= THRESHOLDS[-1])] = 0
+        best = int(np.flatnonzero(f1 == f1.max())[-1])
+        return float(f1[best]), float(threshold[best])
 
     def summarize_outputs(self) -> dict[str, Any]:
         """Return ``statistics["outputs"]``: a row a part, and ``all``; empty where only masks were given."""
@@ -197,7 +225,9 @@ class Tally:
             row["low_share"] = _share(counts, 0.0, 0.1)
         if logit is not None:
             row |= _describe("logit", logit)
-            row["logit_quantiles"] = _quantiles(logit.histogram.sum(0), -LOGIT_RANGE, LOGIT_RANGE)
+            ranks = np.sum([own for part, own in self.ranks.items() if not parts or part in parts], axis=(0, 1))
+            found = _quantiles(ranks, -RANK_LIMIT, RANK_LIMIT)
+            row["logit_quantiles"] = {name: float(np.sinh(value)) for name, value in found.items()}
         return row
 
     def histograms(self) -> tuple[Histogram, ...]:

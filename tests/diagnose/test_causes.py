@@ -147,7 +147,11 @@ def test_a_threshold_is_advised_as_a_command() -> None:
     several = suspects_of(statistics, finding, subject=replace(SUBJECT, context=Context(num_classes=3)))
     assert "threshold" not in several, "predict has none for more than two classes"
     few = {**statistics, "scores": {**HEALTHY["scores"], "images": 2}}
-    assert suspects_of(few, finding)["threshold"].command == f"{path} --threshold 0.9999", "that of the many patches"
+    assert suspects_of(few, finding)["threshold"].command == f"{path} --threshold 0.99996", "that of the many patches"
+    for least, text in ((3e-12, "3e-12"), (0.0021, "0.0021")):
+        far = {**statistics, "sweep": {**sweep, "best_threshold": least}}
+        assert suspects_of(far, finding)["threshold"].command == f"{path} --threshold {text}"
+    assert "threshold" not in suspects_of({**statistics, "sweep": {**sweep, "best_threshold": 1.0}}, finding)
     biased = make_finding("foreground_bias", "warn")
     assert "threshold" not in suspects_of(few, biased)
     assert "threshold" in suspects_of(statistics, biased)

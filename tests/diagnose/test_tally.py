@@ -99,6 +99,24 @@ def test_the_sweep_finds_a_threshold_close_to_1() -> None:
     assert all((1000 * t).is_integer() for t in sweep["thresholds"]), "edges of the bins"
 
 
+@pytest.mark.parametrize("shift", [-40.0, -22.0, 40.0])
+def test_the_sweep_and_the_quantiles_reach_beyond_the_bins_that_are_shown(shift: float) -> None:
+    rng = np.random.default_rng(0)
+    target = (rng.random((64, 64)) < 0.3).astype(np.int16)
+    logit = (shift + rng.normal(0, 1, target.shape) + np.where(target, 6, -6)).astype(np.float32)
+    prob = (1 / (1 + np.exp(-logit.astype(np.float64)))).astype(np.float32)
+    tally = Tally()
+    tally.add(Output("a", "val", logit > 0, prob, logit, target))
+    sweep = tally.sweep("val")
+    assert sweep is not None
+    assert sweep["best_f1"] > 0.99 > sweep["f1_at_half"]
+    if shift < 0:  # a probability next to 1 cannot be told from 1
+        assert f1_score(target.ravel(), prob.ravel() > sweep["best_threshold"]) > 0.99
+    quantiles = tally.summarize_outputs()["val"]["logit_quantiles"]
+    for q in (0.05, 0.5, 0.95):
+        assert quantiles[f"{q:g}"] == pytest.approx(np.quantile(logit, q), rel=0.05)
+
+
 def test_a_probability_of_one_half_is_background() -> None:
     """As in the argmax of a prediction: the sweep at 0.5 must not call everything foreground."""
     half, target = np.full((8, 8), 0.5, np.float32), np.ones((8, 8), np.int16)
