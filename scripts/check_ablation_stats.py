@@ -17,11 +17,26 @@ from scipy import stats
 
 from ssl_seg.ablation.label_savings import Runs, estimate_labels_equivalent
 from ssl_seg.ablation.stats import average_units, compare_paired, compute_case_values, compute_mean_squares
-from ssl_seg.intervals import draw_resamples, estimate_difference, estimate_margin, estimate_mean
+from ssl_seg.intervals import Estimate, draw_resamples, estimate_difference, estimate_margin, estimate_mean
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Floats]
 VOXELS = 1_000_000
+
+
+SIZES = (2, 3, 5, 6, 7, 8, 10, 15, 30, 60)
+"""Numbers of cases, from below ``LEAST_CASES`` on."""
+
+
+def get_ends(estimate: Estimate) -> tuple[float, float]:
+    """Return the ends of an interval; an empty one, which covers nothing, where there is none."""
+    return (1.0, -1.0) if estimate.low is None or estimate.high is None else (estimate.low, estimate.high)
+
+
+def find_p(table: Floats) -> float:
+    """Return the p of the package, whatever the number of cases; 1 where there is none."""
+    p = compare_paired(table, least=2).p
+    return 1.0 if p is None else p
 
 
 def fail_sometimes(rng: np.random.Generator, cases: int) -> Floats:
@@ -85,16 +100,16 @@ def simulate_coverage(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
     rng = np.random.default_rng(seed)
     sizes = draw_pooled(rng, 10_000_000)
     pooled = float((sizes[0] * sizes[1]).sum() / sizes[1].sum())
-    for cases in (15, 30, 60):
+    for cases in SIZES:
         for name, (draw, truth) in SCORES.items():
             covered = np.zeros(3)
             for _ in range(simulations):
                 dice = draw(rng, cases)
                 weights = draw_resamples(cases, resamples=1000, seed=int(rng.integers(2**31)))
-                own = estimate_mean(as_counts(dice[None]), "dice", weights)
+                own = estimate_mean(as_counts(dice[None]), "dice", weights, least=2)
                 ends = [
-                    (own.low, own.high),
-                    np.quantile(weights @ dice / cases, [0.025, 0.975]),
+                    get_ends(own),
+                    np.quantile(np.asarray(weights) @ dice / cases, [0.025, 0.975]),
                     stats.ttest_1samp(dice, truth).confidence_interval(),
                 ]
                 covered += [low <= truth <= high for low, high in ends]
@@ -103,19 +118,20 @@ def simulate_coverage(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
         for _ in range(simulations):
             dice, size = draw_pooled(rng, cases)
             weights = draw_resamples(cases, resamples=1000, seed=int(rng.integers(2**31)))
-            own = estimate_mean(as_counts(dice, size)[None], "f1", weights)
-            percentile = np.quantile((weights @ (dice * size)) / (weights @ size), [0.025, 0.975])
-            covered += [own.low <= pooled <= own.high, percentile[0] <= pooled <= percentile[1], np.nan]
+            low, high = get_ends(estimate_mean(as_counts(dice, size)[None], "f1", weights, least=2))
+            rows = np.asarray(weights)
+            percentile = np.quantile((rows @ (dice * size)) / (rows @ size), [0.025, 0.975])
+            covered += [low <= pooled <= high, percentile[0] <= pooled <= percentile[1], np.nan]
         yield (f"pooled F1, {cases} cases", *(f"{c / simulations:.1%}" for c in covered[:2]), "-")
         for name, (draw_pair, truth) in PAIRS.items():
             covered = np.zeros(3)
             for _ in range(simulations):
                 first, second = draw_pair(rng, cases)
                 weights = draw_resamples(cases, resamples=1000, seed=int(rng.integers(2**31)))
-                own = estimate_difference(as_counts(first[None]), as_counts(second[None]), "dice", weights)
+                own = estimate_difference(as_counts(first[None]), as_counts(second[None]), "dice", weights, least=2)
                 ends = [
-                    (own.low, own.high),
-                    np.quantile(weights @ (first - second) / cases, [0.025, 0.975]),
+                    get_ends(own),
+                    np.quantile(np.asarray(weights) @ (first - second) / cases, [0.025, 0.975]),
                     stats.ttest_rel(first, second).confidence_interval(),
                 ]
                 covered += [low <= truth <= high for low, high in ends]
@@ -144,19 +160,19 @@ def simulate_margin(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
     rng = np.random.default_rng(seed)
     for name, (draw, false_share) in MASKS.items():
         truth = estimate_margin(draw_masks(rng, 2_000_000, draw(rng, 2_000_000), false_share), resamples=1).value
-        for cases in (8, 15, 30, 60):
+        for cases in SIZES:
             covered, drawn = np.zeros(2), 0
             while drawn < simulations:
                 counts = draw_masks(rng, cases, draw(rng, cases), false_share)
                 if not counts[:, [0, 2]].any():  # without foreground there is no margin
                     continue
                 resampling = int(rng.integers(2**31))
-                own = estimate_margin(counts, resamples=1000, seed=resampling)
-                sums = draw_resamples(cases, resamples=1000, seed=resampling) @ counts
+                own = get_ends(estimate_margin(counts, resamples=1000, seed=resampling, least=2))
+                sums = np.asarray(draw_resamples(cases, resamples=1000, seed=resampling)) @ counts
                 tp, fp, fn, tn = sums[sums[:, 0] + sums[:, 2] > 0].T
                 margins = 2 * tp / (2 * tp + fp + fn) - 2 * (tp + fn) / (2 * (tp + fn) + fp + tn)
                 low, high = np.quantile(margins, [0.025, 0.975])
-                covered += [own.low <= truth <= own.high, low <= truth <= high]
+                covered += [own[0] <= truth <= own[1], low <= truth <= high]
                 drawn += 1
             yield (f"{name}, {cases} cases", *(f"{c / simulations:.1%}" for c in covered))
 
@@ -165,7 +181,7 @@ def simulate_test(simulations: int, seed: int, effect: float = 0.0) -> Iterator[
     """Yield rows: setting, how often the test is significant, with Hillis' degrees of freedom, and of cases alone."""
     rng = np.random.default_rng(seed)
     for runs in (1, 2, 3, 9):
-        for cases in (15, 55):
+        for cases in (5, 8, 15, 55):
             # With one run its own effect cannot be told from that of the method: the null is that there is none.
             for run_sd in (0.0,) if runs == 1 else (0.0, 0.1, 0.3, 1.0):
                 for case_sd, rest_sd in ((0.5, 1.0), (1.0, 0.3)):
@@ -174,7 +190,7 @@ def simulate_test(simulations: int, seed: int, effect: float = 0.0) -> Iterator[
                         table = effect + run_sd * rng.standard_normal((runs, 1)) + case_sd * rng.standard_normal(cases)
                         table = table + rest_sd * rng.standard_normal((runs, cases))
                         cases_alone = stats.ttest_1samp(table.mean(axis=0), 0.0).pvalue
-                        found += [p < 0.05 for p in (compare_paired(table).p, compute_hillis_p(table), cases_alone)]
+                        found += [p < 0.05 for p in (find_p(table), compute_hillis_p(table), cases_alone)]
                     name = f"{runs} runs, {cases} cases, sd of runs {run_sd:g}, cases {case_sd:g}, rest {rest_sd:g}"
                     yield (name, *(f"{f / simulations:.1%}" for f in found))
 
@@ -197,7 +213,7 @@ def simulate_scores(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
     """
     rng = np.random.default_rng(seed)
     for splits, seeds in ((1, 3), (3, 1), (3, 3)):
-        for cases in (15, 55):
+        for cases in (5, 8, 15, 55):
             for luck in (0.05, 0.5):
                 for metric in ("dice", "f1"):
                     found = np.zeros(2)
@@ -212,7 +228,7 @@ def simulate_scores(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
                         values = compute_case_values(as_counts(dice, size), metric)
                         units = average_units(values[0] - values[1], np.repeat(np.arange(splits), seeds).tolist())
                         cases_alone = stats.ttest_1samp(units.mean(axis=0), 0.0).pvalue
-                        found += [compare_paired(units).p < 0.05, cases_alone < 0.05]
+                        found += [find_p(units) < 0.05, cases_alone < 0.05]
                     name = f"{splits} splits of {seeds} seeds, {cases} cases, luck {luck:g}, {metric}"
                     ours, alone = (f"{f / simulations:.1%}" for f in found)
                     yield (name, ours, "-", alone)
@@ -223,7 +239,7 @@ def simulate_labels(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
     rng = np.random.default_rng(seed)
     labels = (4, 12, 36, 100)
     for runs in (1, 3, 9):
-        for cases in (15, 55):
+        for cases in (5, 8, 15, 55):
             for luck in (0.0,) if runs == 1 else (0.05, 0.3):
                 covered = 0
                 for _ in range(simulations):
@@ -236,11 +252,17 @@ def simulate_labels(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
 
                     # The curve between its points is linear: the truth is 20 labels up to that.
                     interval = estimate_labels_equivalent(
-                        [draw(n) for n in labels], draw(20), "dice", resamples=1000, seed=int(rng.integers(2**31))
+                        [draw(n) for n in labels],
+                        draw(20),
+                        "dice",
+                        resamples=1000,
+                        seed=int(rng.integers(2**31)),
+                        least=2,
                     )
-                    covered += (interval.low.bound == "<=" or interval.low.number <= 20) and (
-                        interval.high.bound == ">=" or interval.high.number >= 20
-                    )
+                    low, high = interval.low, interval.high
+                    if low is None or high is None:
+                        continue
+                    covered += (low.bound == "<=" or low.number <= 20) and (high.bound == ">=" or high.number >= 20)
                 yield f"{runs} runs, {cases} cases, luck {luck:g}", f"{covered / simulations:.1%}"
 
 

@@ -101,7 +101,7 @@ def _name_figures(summary: Mapping[str, Any]) -> list[str]:
     """Return the names of the columns of ``_list_row``, but for the interval."""
     of = summary["of"]
     first = ["F1"] if "foreground" not in summary else ["F1, any foreground", f"F1, {of}"]
-    return [*first, "mean Dice", "positive cases", "predict nothing", "all-positive", "margin"]
+    return [*first, "mean Dice", "mean Dice, positive cases", "mean Dice of nothing", "all-positive F1", "margin"]
 
 
 def _list_row(summary: Mapping[str, Any]) -> list[str]:
