@@ -26,16 +26,25 @@ POINTS = 2000
 
 @dataclass(frozen=True)
 class Window:
-    """When a policy acts, in epochs: at ``marks``, or, without any, anywhere from ``start`` to ``end``.
+    """When a policy acts, in epochs: at ``marks``, or, where these are None, anywhere from ``start`` to ``end``.
 
     ``certain`` is false where it depends on the validation score whether it acts at all.
     """
 
+    key: str
+    """The section of the policy, or the setting that asks for it."""
     name: str
     start: float
     end: float
-    marks: tuple[float, ...] = ()
+    marks: tuple[float, ...] | None = None
     certain: bool = True
+    settings: tuple[str, ...] = ()
+    """Settings beside ``key`` that do nothing but say how it acts."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether it can act in this run."""
+        return self.start < self.end if self.marks is None else bool(self.marks)
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def compute_curves(config: Config) -> RunCurves:
         ema_decay=tuple(1.0 if step < held else ema_at(step - held) for step in steps),
         loss_weights={name: tuple(at.get(name, math.nan) for at in weights) for name in names},
         phase_starts=tuple(p.from_epoch for p in config.loss.phases if p.from_epoch * per_epoch < config.length.steps),
-        windows=tuple(_list_windows(config)),
+        windows=tuple(window for window in list_windows(config) if window.acts),
         notes=tuple(_list_notes(config)),
     )
 
@@ -116,25 +125,28 @@ def _compute_consistency_weights(config: Config, steps: tuple[int, ...]) -> tupl
     return tuple(options["consistency_weight"] * ramp for ramp in ramps)
 
 
-def _list_windows(config: Config) -> Iterator[Window]:
+def list_windows(config: Config) -> Iterator[Window]:
+    """Yield when each policy that is asked for acts, those that never do too."""
     policies, end = config.policies, config.length.steps / config.length.steps_per_epoch
     finished = range(1, math.ceil(end) + 1)
     if (swa := policies.swa) is not None:
         marks = [min(e, end) for e in finished if acts_at(e, swa.start_epoch, swa.every_epochs)]
-        yield Window("SWA takes the student", swa.start_epoch, end, tuple(marks))
+        yield Window("policies.swa", "SWA takes the student", swa.start_epoch, end, tuple(marks))
     if (noise := policies.weight_noise) is not None:  # none at the end of the run
         marks = [e for e in finished[:-1] if acts_at(e, noise.start_epoch, noise.every_epochs)]
-        yield Window("weight noise", noise.start_epoch, end, tuple(marks))
+        yield Window("policies.weight_noise", "weight noise", noise.start_epoch, end, tuple(marks))
     if policies.gradient_noise is not None:
-        yield Window("gradient noise", 0, end)
+        yield Window("policies.gradient_noise", "gradient noise", 0, end)
     if policies.random_batch_size is not None:
-        yield Window("random batch size", 0, end)
+        yield Window("policies.random_batch_size", "random batch size", 0, end)
     if config.optim.schedule == "reduce_on_plateau":
-        yield Window("rate lowered at a plateau", config.optim.plateau_patience + 1, end, certain=False)
+        start, settings = config.optim.plateau_patience + 1, ("optim.plateau_patience", "optim.plateau_factor")
+        yield Window("optim.schedule", "rate lowered at a plateau", start, end, certain=False, settings=settings)
     if (response := policies.plateau_response) is not None and (number := find_raising_plateau(response)):
-        yield Window("rate raised at a plateau", number * response.patience + 1, end, certain=False)
-    if policies.early_stopping is not None:
-        yield Window("early stopping", policies.early_stopping.patience + 1, end, certain=False)
+        start = number * response.patience + 1
+        yield Window("policies.plateau_response", "rate raised at a plateau", start, end, certain=False)
+    if (stopping := policies.early_stopping) is not None:
+        yield Window("policies.early_stopping", "early stopping", stopping.patience + 1, end, certain=False)
 
 
 def _list_notes(config: Config) -> Iterator[str]:

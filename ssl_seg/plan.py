@@ -14,12 +14,12 @@ from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.networks import get_network_spec
+from ssl_seg.schedules import WARMUP_STEPS, plan_warmup
 
 PATCH_VOXELS = {(2, False): 128**2, (2, True): 256**2, (3, False): 32 * 64 * 64, (3, True): 96**3}
 """Voxels of a patch by (dimensions, GPU?): what two cores, or a small GPU, do in well under a second."""
 BATCH = {(2, False): 4, (2, True): 8, (3, False): 2, (3, True): 2}
 STEPS = {False: 800, True: 4000}
-WARMUP_STEPS, WARMUP_SHARE = 50, 10
 MULTIPLE = {2: 32, 3: 16}
 RARE_FOREGROUND = 0.15
 """Below this mean share a third of the labeled patches is centered on foreground (nnU-Net's 33 %); above it, that would
@@ -58,6 +58,7 @@ def plan_run(
     method = known.get("method.name", "mean_teacher")
     batch = BATCH[ndim, gpu]
     steps = int(known.get("length.steps", STEPS[gpu]))
+    patches = int(known.get("policies.random_batch_size.largest", known.get("batch.labeled", batch)))
     planned = [
         Planned("data.label_values", list(catalog.label_values), f"values found in {len(catalog.labeled)} masks"),
         Planned("data.channels", catalog.channels, "channels of the images"),
@@ -73,7 +74,7 @@ def plan_run(
         Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
         Planned(
             "batch.unlabeled",
-            int(known.get("batch.labeled", batch)) if method != "supervised" and has_unlabeled else 0,
+            patches if method != "supervised" and has_unlabeled else 0,
             "supervised: none needed"
             if method == "supervised"
             else "as many as labeled"
@@ -83,7 +84,7 @@ def plan_run(
         Planned("length.steps", steps, f"{device} default; --steps changes it"),
         Planned(
             "optim.warmup_steps",
-            min(WARMUP_STEPS, steps // WARMUP_SHARE),
+            plan_warmup(steps),
             f"{WARMUP_STEPS}, or a tenth of a shorter run",
         ),
     ]

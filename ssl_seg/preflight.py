@@ -15,6 +15,7 @@ from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.splits.quality import check_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import ConfigError, DataError, NetworkError, SplitError
+from ssl_seg.lint.conditions import Facts
 from ssl_seg.losses import check_class_weights, check_loss_names, make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.networks import check_deep_supervision, check_patch_size, get_network_spec
@@ -148,6 +149,21 @@ def check_with_data(config: Config, catalog: Catalog, split: Split, note: Callab
             "batch.unlabeled = 0: set it to batch.labeled, or use method.name = 'supervised'"
         )
     return faults
+
+
+def gather_facts(config: Config, catalog: Catalog, split: Split, *, has_faults: bool = True) -> Facts:
+    """Return what the data say about which settings act.
+
+    Args:
+        config: all settings.
+        catalog: the data.
+        split: of the run.
+        has_faults: whether the split has faults, that were allowed.
+    """
+    labeled = split.labeled_ids(config.split.labels)
+    positive = sum((catalog.facts[i].foreground or 0.0) > 0 for i in labeled if i in catalog.facts)
+    ignores = any(config.data.ignore_value in (facts.values or ()) for facts in catalog.facts.values())
+    return Facts(len(labeled), positive, len(split.pool_ids(config.split.labels)), ignores, has_faults)
 
 
 def _check_spacing(data: DataConfig, catalog: Catalog) -> None:

@@ -26,7 +26,7 @@ from ssl_seg.lint import lint
 from ssl_seg.methods import METHODS
 from ssl_seg.plan import Planned, plan_layer, plan_run
 from ssl_seg.precision import choose_precision
-from ssl_seg.preflight import check_layers, check_with_data
+from ssl_seg.preflight import check_layers, check_with_data, gather_facts
 from ssl_seg.rundir import (
     CONFIG_FILE,
     SPLIT_FILE,
@@ -118,10 +118,11 @@ def prepare_run(
         note(f"data: {text}")
     for item in plan.planned:
         note(f"plan: {item.key} = {item.value} ({item.reason})")
-    for finding in lint(plan.config):
-        note(f"config: WARNING {describe_finding(finding)}")
     parent = plan.parent
     faults = check_with_data(plan.config, plan.catalog, plan.split, note)
+    facts = gather_facts(plan.config, plan.catalog, plan.split, has_faults=bool(faults))
+    for finding in lint(plan.config, request.layers, facts):
+        note(f"config: WARNING {describe_finding(finding)}")
     if any(fault.code == "changed_content" for fault in faults):
         plan = replace(plan, split=_restamp(plan.split, plan.catalog))
     _check_network(plan.config, parent, request, gpu=gpu)
@@ -355,11 +356,6 @@ def _pass_gate(parent: Checkpoint, plan: Plan, request: TrainRequest, note: Call
         note(f"bootstrap: forced although {reason}")
     if doubt := describe_doubt(parent, options):
         note(f"bootstrap: WARNING {doubt}")
-    if options.pseudo_label_steps > 0 and not plan.split.pool_ids(plan.config.split.labels):
-        note(
-            f"bootstrap: WARNING pseudo_label_steps = {options.pseudo_label_steps} gives no pseudo-labels: there is no "
-            "unlabeled image"
-        )
 
 
 def _describe_split(split: Split, config: Config) -> str:

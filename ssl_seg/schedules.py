@@ -24,6 +24,10 @@ ONE_CYCLE_START = 1 / 25
 """Factor of the first step of one_cycle (Smith & Topin 2019 and PyTorch's default)."""
 
 
+WARMUP_STEPS, WARMUP_SHARE = 50, 10
+"""Steps of the planned warm-up, or one of so many parts of a shorter run."""
+
+
 @dataclass(frozen=True)
 class LrSchedule:
     """The form of the learning rate over a run; see ``compute_lr_factor``."""
@@ -124,6 +128,19 @@ def compute_lr_factor(step: int, schedule: LrSchedule, history: Sequence[float] 
         case _:
             raise ValueError(f"unknown schedule {schedule.form!r}: one of {', '.join(get_args(LrForm))}")
     return factor
+
+
+def plan_warmup(total_steps: int) -> int:
+    """Return the steps of warm-up for a run of this length."""
+    return min(WARMUP_STEPS, total_steps // WARMUP_SHARE)
+
+
+def find_warmup(optim: OptimConfig, length: LengthConfig) -> int:
+    """Return the first steps of a run, or after a restore, in which the rate is still low.
+
+    ``one_cycle`` rises by itself, whatever ``optim.warmup_steps`` says: there it is the warm-up that would be planned.
+    """
+    return plan_warmup(length.steps) if optim.schedule == "one_cycle" else optim.warmup_steps
 
 
 def compute_lr_scale(kind: LrScaling, batch_size: float, reference: float) -> float:

@@ -50,7 +50,7 @@ from ssl_seg.precision import choose_precision, make_autocast
 from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, with_runtime, write_config
 from ssl_seg.recorder import Console, Recorder, Silent, find_told
 from ssl_seg.rundir import RunDir, hold_directory, is_disk_full, next_free
-from ssl_seg.schedules import make_ema_schedule, make_lr_schedule
+from ssl_seg.schedules import find_warmup, make_ema_schedule, make_lr_schedule
 from ssl_seg.sources import make_source, open_store, resample
 from ssl_seg.transfer import load_student, load_teacher
 
@@ -277,7 +277,7 @@ def _assemble(
         device=fabric.device,
         batch_size=config.labeled_range[1] + config.batch.unlabeled,
         autocast=autocast,
-        warmup_steps=config.optim.warmup_steps,
+        warmup_steps=find_warmup(config.optim, config.length),
         steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
         select=config.monitor.select,
         components=list_components(config.loss),
@@ -330,9 +330,13 @@ def _make_ladder(config: Config, source: PatchSource, *, uses_teacher: bool) -> 
     if config.monitor.on_collapse != "recover":
         return None
     changes = tuple(change for change in _CHANGES if resample(source, change) != source)
-    rungs = make_rungs(uses_unlabeled=uses_teacher and config.batch.unlabeled > 0, can_resample=bool(changes))
+    rungs = make_rungs(uses_unlabeled=uses_teacher and bool(source.unlabeled), can_resample=bool(changes))
     return LadderSettings(
-        rungs, config.monitor.patience_steps, config.optim.warmup_steps, config.optim.clip_norm, changes
+        rungs,
+        config.monitor.patience_steps,
+        find_warmup(config.optim, config.length),
+        config.optim.clip_norm,
+        changes,
     )
 
 

@@ -136,7 +136,7 @@ class TestCheck:
         file = write(tmp_path / "x.yaml", "length: {steps: 300}\npolicies: {swa: {start_epoch: 9}}\n")
         code, out, _ = cli("config", "check", file)
         assert code == 0
-        assert out.splitlines()[0].startswith("WARNING swa_never_starts: policies.swa.start_epoch = 9")
+        assert out.splitlines()[0].startswith(f"WARNING changes_nothing: policies.swa.start_epoch = 9 ({file})")
         assert out.splitlines()[-1] == f"{file}: 1 warning(s)"
         assert cli("config", "check", file, "--strict")[0] == 2
         assert cli("config", "check", file, "--strict", "--set", "policies.swa.start_epoch=2")[:2] == (
@@ -147,7 +147,7 @@ class TestCheck:
     def test_planned_settings_are_checked_with_data(self, cli: Cli, particles_dir: Path, tmp_path: Path) -> None:  # noqa: F811
         file = write(tmp_path / "x.yaml", "policies: {swa: {start_epoch: 900}}\n")
         assert "WARNING" not in cli("config", "check", file)[1]
-        assert "swa_never_starts" in cli("config", "check", file, "--data", particles_dir)[1]
+        assert "policies.swa.start_epoch = 900" in cli("config", "check", file, "--data", particles_dir)[1]
 
     def test_packaged_configurations_are_valid(self, cli: Cli) -> None:  # noqa: F811
         names = list_packaged()
@@ -193,7 +193,7 @@ def test_train_notes_the_warnings_and_writes_what_a_preset_stands_for(
     settings = ("--set", "loss.preset=focal_dice", "--set", "policies.swa.start_epoch=9")
     code, out, err = cli("train", "--config", tiny_config, "--out", tmp_path / "run", *settings)
     assert code == 0, err
-    assert "config: WARNING swa_never_starts: policies.swa.start_epoch = 9" in out
+    assert "config: WARNING changes_nothing: policies.swa.start_epoch = 9 (--set)" in out
     text = (tmp_path / "run" / "config.yaml").read_text()
     assert yaml.safe_load(text)["loss"]["weights"] == {"focal": 0.7, "dice": 0.3}
     assert "preset" not in text

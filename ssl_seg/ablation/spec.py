@@ -28,6 +28,8 @@ from ssl_seg.errors import ConfigError, did_you_mean
 
 PLAIN = "plain"
 """The recipe that changes nothing."""
+AXES = "ablation"
+"""Source of what the axes of an ablation say."""
 
 
 class ScoreConfig(Section):
@@ -131,9 +133,13 @@ class CellSpec:
     @property
     def name(self) -> str:
         """What a person calls it."""
-        arm = self.arm
-        extra = [arm.recipe] * (arm.recipe != PLAIN) + [arm.start] * (arm.start != "scratch")
-        return " ".join([arm.method, f"{arm.labels:g}", *extra, f"split {self.split_seed} seed {self.seed}"])
+        return f"{describe_arm(self.arm)} split {self.split_seed} seed {self.seed}"
+
+
+def describe_arm(arm: Arm) -> str:
+    """Return what a person calls an arm."""
+    extra = [arm.recipe] * (arm.recipe != PLAIN) + [arm.start] * (arm.start != "scratch")
+    return " ".join([arm.method, f"{arm.labels:g}", *extra])
 
 
 def read_spec(name: str, overrides: Sequence[Layer] = ()) -> AblationSpec:
@@ -201,7 +207,7 @@ def layers_of(spec: AblationSpec, cell: CellSpec) -> list[Layer]:
         layers = [
             replace(layer, values={k: v for k, v in layer.values.items() if k != "bootstrap"}) for layer in layers
         ]
-    return [*layers, *(Layer("ablation", nest(key, value)) for key, value in axes.items())]
+    return [*layers, *(Layer(AXES, nest(key, value)) for key, value in axes.items())]
 
 
 def find_spec(name: str) -> Path:

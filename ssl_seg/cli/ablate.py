@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 GPUS_PER_CELL = typer.Option(
-    help="With --ray: GPUs of each cell; 0.5 lets two share.", parser=number("--gpus-per-cell", NOT_NEGATIVE, "0.5")
+    help="With --ray: GPUs of each cell; 0.5 lets two share.",
+    parser=number("--gpus-per-cell", NOT_NEGATIVE, "0.5"),
+    show_default="0",
 )
 
 
@@ -54,8 +56,10 @@ def ablate(
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster instead: auto, or HOST:PORT.")
     ] = None,
-    cpus_per_cell: Annotated[int, typer.Option(help="With --ray: cores of each cell.", min=1)] = 1,
-    gpus_per_cell: Annotated[float, GPUS_PER_CELL] = 0,
+    cpus_per_cell: Annotated[
+        int | None, typer.Option(help="With --ray: cores of each cell.", show_default="1", min=1)
+    ] = None,
+    gpus_per_cell: Annotated[float | None, GPUS_PER_CELL] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and their state; train nothing.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Train nothing; write tables and figures of what is there.")
@@ -77,8 +81,13 @@ def ablate(
     wanted = read_spec(spec, _read_options(labels, more, data, steps, part, metric, set_))
     place = out or Path("runs") / f"{find_spec(spec).stem}_{name_data(find_data_root(wanted))}"
     first = is_planned_for_gpu(place)
-    gpu = first if first is not None else gpus_per_cell > 0 if ray is not None else bool(_find_gpus())
-    cells = resolve_cells(wanted, gpu=gpu, track=TerminalConsole().track("reading data and settings"))
+    gpu = first if first is not None else bool(gpus_per_cell) if ray is not None else bool(_find_gpus())
+    cells = resolve_cells(
+        wanted,
+        gpu=gpu,
+        track=TerminalConsole().track("reading data and settings"),
+        note=lambda text: typer.echo(f"ablate: {text}", err=True),
+    )
     if dry_run:
         _print_cells(cells, [read_result(place, cell, wanted.score) for cell in cells])
         return
@@ -143,21 +152,18 @@ def _read_options(
     return layers
 
 
-def _make_launcher(workers: int | None, ray: str | None, cpus_per_cell: int, gpus_per_cell: float) -> Launcher:
+def _make_launcher(
+    workers: int | None, ray: str | None, cpus_per_cell: int | None, gpus_per_cell: float | None
+) -> Launcher:
     from ssl_seg.ablation.local import LocalLauncher
-    from ssl_seg.errors import ConfigError
     from ssl_seg.machine import count_cores
 
     if ray is None:
-        if gpus_per_cell or cpus_per_cell != 1:
-            raise ConfigError("--cpus-per-cell and --gpus-per-cell are for --ray; on this machine give --workers")
         gpus = _find_gpus()
         return LocalLauncher(workers or len(gpus) or max(1, count_cores() // 2), gpus)
-    if workers is not None:
-        raise ConfigError("--workers is for this machine; on a Ray cluster give --cpus-per-cell and --gpus-per-cell")
     from ssl_seg.ablation.ray_cluster import RayLauncher
 
-    return RayLauncher(ray, cpus_per_cell, gpus_per_cell)
+    return RayLauncher(ray, cpus_per_cell or 1, gpus_per_cell or 0.0)
 
 
 def _find_gpus() -> list[str]:

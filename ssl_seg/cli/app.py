@@ -8,6 +8,7 @@ import typer
 
 from ssl_seg import __version__
 from ssl_seg.cli import ablate, audit, batches, commands, configs, diagnose, inspect, ladder, probe, splits, training
+from ssl_seg.cli.options import check_used
 
 app = typer.Typer(
     name="ssl-seg",
@@ -23,12 +24,12 @@ split_app = typer.Typer(help="Make and check splits: labeled fractions, validati
 config_app = typer.Typer(help="Show and check configurations.", no_args_is_help=True)
 
 app.command("demo")(training.demo)
-app.command("train")(training.train)
+app.command("train")(check_used("train", training.train))
 app.command("ladder")(ladder.ladder)
-app.command("ablate")(ablate.ablate)
-app.command("evaluate")(commands.evaluate)
+app.command("ablate")(check_used("ablate", ablate.ablate))
+app.command("evaluate")(check_used("evaluate", commands.evaluate))
 app.command("predict")(commands.predict)
-app.command("diagnose")(diagnose.diagnose)
+app.command("diagnose")(check_used("diagnose", diagnose.diagnose))
 app.add_typer(data_app, name="data")
 app.add_typer(split_app, name="split")
 app.add_typer(config_app, name="config")
@@ -42,7 +43,7 @@ data_app.command("batches")(batches.data_batches)
 data_app.command("layouts")(inspect.data_layouts)
 data_app.command("synthetic")(commands.make_synthetic)
 split_app.command("make")(splits.split_make)
-split_app.command("check")(splits.split_check)
+split_app.command("check")(check_used("split check", splits.split_check))
 config_app.command("show")(configs.config_show)
 config_app.command("check")(configs.config_check)
 

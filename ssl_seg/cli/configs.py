@@ -63,16 +63,18 @@ def config_check(
 
     layers = _read(file, data, set_)
     from ssl_seg.lint import lint
-    from ssl_seg.preflight import check_layers, check_with_data
+    from ssl_seg.preflight import check_layers, check_with_data, gather_facts
 
     check_layers(layers)
     if data is None:
         config, unknown = check_partial(layers)
+        findings = lint(config, layers, unknown=unknown)
     else:
         plan = _plan(layers)
-        config, unknown = plan.config, frozenset[str]()
-        check_with_data(config, plan.catalog, plan.split, show)
-    findings = lint(config, unknown)
+        faults = check_with_data(plan.config, plan.catalog, plan.split, show)
+        findings = lint(
+            plan.config, layers, gather_facts(plan.config, plan.catalog, plan.split, has_faults=bool(faults))
+        )
     for finding in findings:
         show(f"WARNING {describe_finding(finding)}")
     verdict = f"{len(findings)} warning(s)" if findings else "ok"

@@ -68,12 +68,7 @@ def diagnose(
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.report.diagnosis import check_report_folder, write_report
 
-    _check_options(
-        checkpoint,
-        predictions,
-        masks,
-        {"--data": data, "--layout": layout, "--which": which, "--accelerator": accelerator},
-    )
+    _check_options(checkpoint, predictions)
     if out is not None:
         check_report_folder(out)
     settings = read_data_settings(set_, NAMES if checkpoint is None else (*NAMES, "spacing"))
@@ -165,23 +160,12 @@ def apply_gate(diagnosis: Diagnosis, least: float) -> Diagnosis:
     return replace(gated, verdict=Conclusion("warn", finding.code, message), action=action, next_command=command)
 
 
-def _check_options(
-    checkpoint: Path | None, predictions: Path | None, masks: Path | None, of_checkpoint: dict[str, str | None]
-) -> None:
+def _check_options(checkpoint: Path | None, predictions: Path | None) -> None:
     from ssl_seg.errors import ConfigError
 
     if (checkpoint is None) == (predictions is None):
         given = "both are given" if checkpoint else "none is given"
         raise ConfigError(f"give a checkpoint or --predictions FOLDER, exactly one of them: {given}")
-    if masks is not None and checkpoint is not None:
-        raise ConfigError(
-            "--masks are those of --predictions; the masks of a checkpoint's cases are in its data folder"
-        )
-    misplaced = [name for name, value in of_checkpoint.items() if value is not None]
-    if misplaced and predictions is not None:
-        raise ConfigError(f"{misplaced[0]} goes with a checkpoint, not with --predictions")
-    if of_checkpoint["--layout"] is not None and of_checkpoint["--data"] is None:
-        raise ConfigError("--layout says how the files of --data lie: give both, or none for the data of the training")
 
 
 @contextmanager

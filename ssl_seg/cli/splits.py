@@ -99,12 +99,9 @@ def split_check(
     from ssl_seg.data.splits.files import load_split
     from ssl_seg.data.splits.quality import check_split, summarize_split
     from ssl_seg.data.splits.statistics import measure_split
-    from ssl_seg.errors import ConfigError
 
     loaded = load_split(split)
     check_figure(figure)
-    if figure is not None and data is None:
-        raise ConfigError(f"--figure {figure} needs the cases: give their folder as --data")
     catalog = None if data is None else _open_catalog(data, layout, groups, set_)
     measures = () if catalog is None else measure_split(loaded, catalog)
     findings = check_split(loaded, catalog, measures)

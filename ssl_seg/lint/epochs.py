@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from ssl_seg.config import Config, LossPhaseConfig
 from ssl_seg.curves import find_raising_plateau
-from ssl_seg.schedules import acts_at, count_plateaus
-
-
-def phase_never_reached(config: Config) -> Iterator[str]:
-    """A phase that starts after the end of the run has no step."""
-    reached = len(_reached_phases(config))
-    for index, phase in enumerate(config.loss.phases[reached:], start=reached):
-        needed = phase.from_epoch * config.length.steps_per_epoch
-        yield (
-            f"loss.phases.{index}.from_epoch = {phase.from_epoch}, but {_describe_length(config)}: its weights are "
-            f"never used. Start it earlier, or make length.steps larger than {needed}"
-        )
+from ssl_seg.lint.conditions import count_epochs, describe_length
+from ssl_seg.schedules import acts_at
 
 
 def blend_cut_short(config: Config) -> Iterator[str]:
@@ -35,35 +25,13 @@ def blend_cut_short(config: Config) -> Iterator[str]:
             )
 
 
-def phase_changes_nothing(config: Config) -> Iterator[str]:
-    """A phase with the weights of the one before is none."""
-    weights: Mapping[str, float] = config.loss.weights
-    for index, phase in enumerate(config.loss.phases):
-        if phase.weights == weights:
-            yield (
-                f"loss.phases.{index}.weights are those before epoch {phase.from_epoch}: the phase changes nothing. "
-                "Leave it out, or give it other weights"
-            )
-        weights = phase.weights
-
-
-def swa_never_starts(config: Config) -> Iterator[str]:
-    """An average that starts after the end of the run is empty."""
-    swa = config.policies.swa
-    if swa is not None and not _actions(config, swa.start_epoch, swa.every_epochs):
-        yield (
-            f"policies.swa.start_epoch = {swa.start_epoch}, but {_describe_length(config)}: nothing is averaged. "
-            "Start it earlier, or leave out policies.swa"
-        )
-
-
 def swa_of_one(config: Config) -> Iterator[str]:
     """The mean of one network is that network."""
     swa = config.policies.swa
     if swa is not None and len(_actions(config, swa.start_epoch, swa.every_epochs)) == 1:
         yield (
             f"policies.swa takes one network only (start_epoch = {swa.start_epoch}, every_epochs = "
-            f"{swa.every_epochs}; {_describe_length(config)}): the mean is that network. Start earlier or take more"
+            f"{swa.every_epochs}; {describe_length(config)}): the mean is that network. Start earlier or take more"
         )
 
 
@@ -78,16 +46,6 @@ def swa_before_last_phase(config: Config) -> Iterator[str]:
         yield (
             f"policies.swa.start_epoch = {swa.start_epoch}, but loss.phases.{index} changes the weights up to epoch "
             f"{settled}: networks trained for different losses are averaged. Start SWA after epoch {settled}"
-        )
-
-
-def noise_never_starts(config: Config) -> Iterator[str]:
-    """Noise at the end of the run would be trained away by nothing, and is not added."""
-    noise = config.policies.weight_noise
-    if noise is not None and not [e for e in _noise_epochs(config) if e < _count_epochs(config)]:
-        yield (
-            f"policies.weight_noise.start_epoch = {noise.start_epoch}, but {_describe_length(config)}: no noise is "
-            "added before the last one ends. Start it earlier, or leave out policies.weight_noise"
         )
 
 
@@ -109,7 +67,7 @@ def noise_within_swa(config: Config) -> Iterator[str]:
     if noise is None or swa is None:
         return
     averaged = _actions(config, swa.start_epoch, swa.every_epochs)
-    noisy = [e for e in _noise_epochs(config) if averaged and averaged[0] <= e < _count_epochs(config)]
+    noisy = [e for e in _noise_epochs(config) if averaged and averaged[0] <= e < count_epochs(config)]
     if noisy:
         yield (
             f"policies.weight_noise is added at {len(noisy)} epoch(s) from {noisy[0]} on, policies.swa averages from "
@@ -132,34 +90,6 @@ def _plateau_waits(config: Config) -> Iterator[tuple[str, int, int]]:
         yield "policies.plateau_response.patience", response.patience, number
 
 
-def plateau_never_acts(config: Config) -> Iterator[str]:
-    """Without one better score from the first epoch on, the run would still end before the rate changes."""
-    response = config.policies.plateau_response
-    if response is not None and find_raising_plateau(response) is None:
-        yield (
-            f"policies.plateau_response has base = {response.base:g}, gain = {response.gain:g} and cap = "
-            f"{response.cap:g}: every multiplier is 1. Raise them, or leave out policies.plateau_response"
-        )
-    longest = [0.0] * (_count_epochs(config) - 1)  # what follows the last epoch comes too late
-    for key, patience, needed in _plateau_waits(config):
-        if count_plateaus(longest, patience) < needed:
-            twice = " (and the first plateau multiplies by 1)" if needed == 2 else ""
-            yield (
-                f"{key} = {patience}{twice}, but {_describe_length(config)}: the rate can never change. Lower the "
-                "patience, or lengthen the run"
-            )
-
-
-def early_stopping_never_acts(config: Config) -> Iterator[str]:
-    """Without one better score from the first epoch on, the run would still end by itself."""
-    stopping = config.policies.early_stopping
-    if stopping is not None and stopping.patience + 1 >= _count_epochs(config):
-        yield (
-            f"policies.early_stopping.patience = {stopping.patience}, but {_describe_length(config)}: it can never "
-            "end it early. Lower the patience, or leave out policies.early_stopping"
-        )
-
-
 def early_stopping_before_plateau(config: Config) -> Iterator[str]:
     """What ends the run first leaves nothing for the other to do."""
     stopping = config.policies.early_stopping
@@ -171,17 +101,8 @@ def early_stopping_before_plateau(config: Config) -> Iterator[str]:
             )
 
 
-def _count_epochs(config: Config) -> int:
-    return math.ceil(config.length.steps / config.length.steps_per_epoch)
-
-
-def _describe_length(config: Config) -> str:
-    length = config.length
-    return f"the run has {_count_epochs(config)} epochs ({length.steps} steps, {length.steps_per_epoch} each)"
-
-
 def _actions(config: Config, start_epoch: int, every_epochs: int) -> list[int]:
-    return [e for e in range(1, _count_epochs(config) + 1) if acts_at(e, start_epoch, every_epochs)]
+    return [e for e in range(1, count_epochs(config) + 1) if acts_at(e, start_epoch, every_epochs)]
 
 
 def _reached_phases(config: Config) -> list[tuple[int, LossPhaseConfig]]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from ssl_seg.config import Config
-from ssl_seg.configio import to_plain, validate
-from ssl_seg.curves import compute_batch_size
-from ssl_seg.methods import METHODS
+from ssl_seg.lint.conditions import list_method_options
 from ssl_seg.schedules import make_lr_schedule
 
 LONGEST_WARMUP_SHARE = 0.5
@@ -18,16 +15,12 @@ LARGEST_LAST_RATE = 0.1
 
 def rampup_beyond_run(config: Config) -> Iterator[str]:
     """A ramp longer than the run never ends."""
-    steps = _method_options(config).get("rampup_steps")
+    steps = list_method_options(config).get("rampup_steps")
     if steps is not None and steps > config.length.steps:
         yield (
             f"method.options.rampup_steps = {steps}, but length.steps = {config.length.steps}: the consistency weight "
             "never reaches its full value. Shorten the ramp, or lengthen the run"
         )
-
-
-def _method_options(config: Config) -> dict[str, Any]:
-    return to_plain(validate(METHODS[config.method.name].config_type, dict(config.method.options)))
 
 
 def warmup_most_of_run(config: Config) -> Iterator[str]:
@@ -75,16 +68,6 @@ def lr_scaled_twice(config: Config) -> Iterator[str]:
             f"optim.lr_scaling = {optim.lr_scaling} and policies.plateau_response both multiply optim.lr = "
             f"{optim.lr:g}, the response by up to {response.cap:g}. Write the scaled rate into optim.lr, so that the "
             "cap says what it is a multiple of"
-        )
-
-
-def lr_scaling_no_effect(config: Config) -> Iterator[str]:
-    """Scaling from a batch size to itself multiplies by 1."""
-    optim = config.optim
-    if optim.lr_scaling != "none" and compute_batch_size(config) == optim.lr_batch_size:
-        yield (
-            f"optim.lr_scaling = {optim.lr_scaling}, but the batch is optim.lr_batch_size = {optim.lr_batch_size}: the "
-            "rate stays as it is. Give the batch size that optim.lr was chosen for"
         )
 
 

@@ -46,7 +46,7 @@ from ssl_seg.sources import describe_cases, name_data, open_data_once
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options
 
-_OWN_SPLIT = {f"split.{name}" for name in ("file", "val_fraction", "test_fraction", "folds", "fold")}
+_OWN_SPLIT = {f"split.{name}" for name in ("file", "seed", "val_fraction", "test_fraction", "folds", "fold")}
 """Settings of which the splits have been made; the folds read them from their files."""
 
 

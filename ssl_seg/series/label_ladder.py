@@ -51,7 +51,7 @@ from ssl_seg.sources import name_data
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options
 
-_OWN_SPLIT = {f"split.{name}" for name in ("labels", "file", "val_fraction", "test_fraction", "folds", "fold")}
+_OWN_SPLIT = {f"split.{name}" for name in ("labels", "file", "seed", "val_fraction", "test_fraction", "folds", "fold")}
 """Settings of which the split has been made; the rungs read it from its file."""
 
 

@@ -35,13 +35,13 @@ def test_what_changes_the_training_changes_the_id(tmp_path: Path, particles_dir:
     assert not ids & {c.id for c in resolve(tmp_path, particles_dir, split_seeds=[4])}
 
 
-def test_machine_and_place_do_not(tmp_path: Path) -> None:
-    config = {"optim": {"lr": 1.0}, "runtime": {"devices": 1}, "data": {"root": "/a", "channels": 1}}
-    moved = {"optim": {"lr": 1.0}, "runtime": {"devices": 4}, "data": {"root": "/b", "channels": 1}}
+def test_machine_and_place_do_not() -> None:
+    config = {"optim.lr": 1.0, "runtime.devices": 1, "data.root": "/a", "data.channels": 1}
+    moved = {"optim.lr": 1.0, "runtime.devices": 4, "data.root": "/b", "data.channels": 1}
     assert compute_cell_id(config, "f", None) == compute_cell_id(moved, "f", None)
     assert compute_cell_id(config, "f", None) != compute_cell_id(config, "g", None)
     assert compute_cell_id(config, "f", None) != compute_cell_id(config, "f", "parent")
-    assert compute_cell_id(config, "f", None) != compute_cell_id({**config, "data": {"channels": 2}}, "f", None)
+    assert compute_cell_id(config, "f", None) != compute_cell_id({**config, "data.channels": 2}, "f", None)
 
 
 def test_a_bootstrapped_cell_knows_its_parent(tmp_path: Path, particles_dir: Path) -> None:
@@ -91,11 +91,71 @@ def test_cells_that_cannot_be_compared(tmp_path: Path, particles_dir: Path, reci
 
 def test_a_precision_that_is_asked_for_makes_another_training(tmp_path: Path, particles_dir: Path) -> None:
     recipes = {name: {"runtime": {"precision": name}} for name in ("auto", "fp32", "bf16")}
-    recipes["quick"] = {"runtime": {"precision": "fp32", "workers": 2}}  # a machine matter
     cells = resolve(tmp_path, particles_dir, recipes=recipes, labels=[1.0], methods=["supervised"])
-    ids = {cell.arm.recipe: cell.id for cell in cells}
-    assert len({ids[name] for name in ("auto", "fp32", "bf16")}) == 3
-    assert ids["quick"] == ids["fp32"]
+    assert len({cell.id for cell in cells}) == 3
+    recipes["quick"] = {"runtime": {"precision": "fp32", "workers": 2}}  # a machine matter
+    with pytest.raises(
+        ConfigError, match=r"recipes 'fp32' and 'quick' are the same training.*runtime.workers is no part"
+    ):
+        resolve(tmp_path, particles_dir, recipes=recipes, labels=[1.0], methods=["supervised"])
+
+
+STRONG = {"augment": {"intensity": 0.9, "cutout": 0.9}}
+
+
+def test_recipes_that_differ_in_what_changes_nothing_are_refused(tmp_path: Path, particles_dir: Path) -> None:
+    recipes = {"plain": {}, "strong": STRONG}
+    with pytest.raises(ConfigError) as caught:
+        resolve(tmp_path, particles_dir, recipes=recipes, methods=["supervised"])
+    assert "recipes 'plain' and 'strong' are the same training in all 2 cell(s)" in str(caught.value)
+    assert "augment.intensity = 0.9 (recipe strong), augment.cutout = 0.9 (recipe strong) change" in str(caught.value)
+    assert "method.name = supervised learns nothing from unlabeled images" in str(caught.value)
+    recipes["strong"] = {"augment": {**STRONG["augment"], "labeled_strong": True}}
+    assert len({c.id for c in resolve(tmp_path, particles_dir, recipes=recipes, methods=["supervised"])}) == 4
+
+
+def test_cells_that_are_one_training_have_one_id_and_are_named(tmp_path: Path, particles_dir: Path) -> None:
+    """A recipe may act with one method only: the comparison is of the other method's cells."""
+    notes: list[str] = []
+    path = write_spec(tmp_path / "spec.yaml", particles_dir, recipes={"plain": {}, "strong": STRONG})
+    cells = resolve_cells(read_spec(str(path)), gpu=False, note=notes.append)
+    ids = {(c.arm.method, c.arm.recipe, c.arm.labels): c.id for c in cells}
+    assert ids["supervised", "plain", 0.2] == ids["supervised", "strong", 0.2]
+    assert ids["mean_teacher", "plain", 0.2] != ids["mean_teacher", "strong", 0.2]
+    assert len(set(ids.values())) == 6
+    assert [text.split(",")[0] for text in notes] == [
+        f"'supervised {labels} strong' and 'supervised {labels}' are the same training in 1 cell(s)"
+        for labels in ("0.2", "1")
+    ]
+    assert all("augment.cutout = 0.9 (recipe strong) change nothing in this run" in text for text in notes)
+
+
+def test_methods_without_unlabeled_images_are_one_training(tmp_path: Path, sheets_dir: Path) -> None:
+    notes: list[str] = []
+    settings = {"data": {"root": str(sheets_dir), "patch_size": [16, 32, 32]}, "network": {"features": 4}}
+    settings |= {"length": {"steps": 4, "steps_per_epoch": 2}, "augment": {"cutout": 1.0, "labeled_strong": True}}
+    path = write_spec(tmp_path / "spec.yaml", sheets_dir, settings=settings, labels=[0.5, 1.0])
+    cells = resolve_cells(read_spec(str(path)), gpu=False, note=notes.append)
+    assert len(cells) == 4
+    assert len({c.id for c in cells}) == 3
+    (note,) = notes
+    assert "'mean_teacher 1' and 'supervised 1' are the same training in 1 cell(s), which is made once" in note
+    assert "method.name = mean_teacher" in note
+    assert "there is no unlabeled image" in note
+    path = write_spec(tmp_path / "spec.yaml", sheets_dir, settings=settings, labels=[1.0])
+    with pytest.raises(ConfigError, match="methods 'supervised' and 'mean_teacher' are the same training"):
+        resolve_cells(read_spec(str(path)), gpu=False)
+
+
+def test_a_setting_that_acts_in_no_cell_is_a_warning(tmp_path: Path, particles_dir: Path) -> None:
+    notes: list[str] = []
+    recipes = {"plain": {"optim": {"one_cycle_rise": 0.6}, "augment": {"cutmix": 0.5}}}
+    path = write_spec(tmp_path / "spec.yaml", particles_dir, recipes=recipes)
+    resolve_cells(read_spec(str(path)), gpu=False, note=notes.append)
+    assert notes == [
+        "WARNING optim.one_cycle_rise = 0.6 (recipe plain) changes nothing in this run: optim.schedule = poly. "
+        "It acts with optim.schedule = one_cycle"
+    ]
 
 
 @pytest.mark.parametrize("name", ["devices", "num_nodes"])
