@@ -87,7 +87,7 @@ def compute_curves(config: Config) -> RunCurves:
         ema_decay=tuple(1.0 if step < held else ema_at(step - held) for step in steps),
         loss_weights={name: tuple(at.get(name, math.nan) for at in weights) for name in names},
         phase_starts=tuple(p.from_epoch for p in config.loss.phases if p.from_epoch * per_epoch < config.length.steps),
-        windows=tuple(window for window in list_windows(config) if window.acts),
+        windows=tuple(list_windows(config)),
         notes=tuple(_list_notes(config)),
     )
 

@@ -59,7 +59,7 @@ def test_the_directory_is_named_after_file_and_data(
         (["SPEC", "0.5"], ["--labels 0.01"]),
         (["SPEC", "--set", "optim.lrr=1"], ["optim.lrr", "optim.lr"]),
         (["SPEC", "--ray", "127.0.0.1:1"], ["no Ray cluster answers", "127.0.0.1:1"]),
-        (["SPEC", "--workers", "2", "--ray", "auto"], ["--workers", "--cpus-per-cell"]),
+        (["SPEC", "--workers", "2", "--ray", "auto"], ["--workers", "with --ray it does nothing"]),
         (["SPEC", "--gpus-per-cell", "1"], ["--ray"]),
         (["SPEC", "--data", "/nowhere"], ["/nowhere"]),
         (["SPEC", "--labels", "7", "0.5"], ["mixes"]),

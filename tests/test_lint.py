@@ -263,7 +263,9 @@ def test_a_value_is_named_where_it_was_meant_to_do_something() -> None:
     ]
     supervised = parse_override("method.name=supervised")
     assert said(supervised, parse_override("augment.cutmix=0"), parse_override("batch.unlabeled=0")) == []
-    assert any("augment.intensity = 0 (" in text for text in said(supervised, parse_override("augment.intensity=0")))
+    assert any(
+        "augment.intensity = 0.0 (--set)" in text for text in said(supervised, parse_override("augment.intensity=0"))
+    )
     (preset,) = said(parse_override("loss.preset=progressive"))
     assert "loss.phases.0.from_epoch = 31 (--set loss.preset" not in preset
     assert "epoch 31 is never reached" in preset or "epoch 61 is never reached" in preset

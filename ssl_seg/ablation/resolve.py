@@ -184,8 +184,8 @@ def _list_shared(resolved: Sequence[_Resolved], cells: Sequence[Cell]) -> Iterat
     for (one, other), places in shared.items():
         before = first[cells[places[0]].id]
         yield (
-            f"'{describe_arm(other)}' and '{describe_arm(one)}' are the same training in {len(places)} cell(s), which is "
-            f"made once: {_explain_same(resolved[before], resolved[places[0]])}"
+            f"'{describe_arm(other)}' and '{describe_arm(one)}' are the same training in {len(places)} cell(s), "
+            f"which is made once: {_explain_same(resolved[before], resolved[places[0]])}"
         )
 
 
