@@ -84,7 +84,7 @@ def _draw_windows(axis: Axes, windows: tuple[Window, ...]) -> None:
         color = _COLOR if window.certain else _POSSIBLE
         if window.marks:
             axis.plot(window.marks, [row] * len(window.marks), "|", color=color, markersize=9)
-        elif window.start < window.end:
+        elif window.acts:
             axis.barh(row, window.end - window.start, left=window.start, height=0.45, color=color, alpha=0.6)
         else:
             axis.text(0, row, " never in this run", va="center", fontsize=8, color="0.4")
