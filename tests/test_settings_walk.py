@@ -339,7 +339,9 @@ Trace = dict[str, Any]
 @pytest.fixture
 def run(places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return the function that trains with settings, and returns what that leaves behind and the warnings."""
-    monkeypatch.setattr(training, "finish_run", lambda *_: (Verdict(), {}))  # scores of whole images, from what is kept
+    monkeypatch.setattr(
+        training, "finish_run", lambda *_: (Verdict(), None)
+    )  # scores of whole images, from what is kept
     return partial(run_once, places, tmp_path / "run")
 
 

@@ -438,4 +438,5 @@ class TestRuns:
         save_checkpoint(replace(checkpoint, scores=scores), tmp_path / "p.pt")
         settings = {"length": {"steps": 3}, "bootstrap": {"pseudo_label_steps": 2}, "runtime": TINY["runtime"]}
         train(TrainRequest((Layer("--x", settings),), tmp_path / "child", bootstrap=tmp_path / "p.pt"), console)
-        assert any("pseudo_label_steps = 2 gives no pseudo-labels" in text for text in notes)
+        said = "bootstrap.pseudo_label_steps = 2 (--x) changes nothing in this run: there is no unlabeled image"
+        assert any(said in text for text in notes)

@@ -84,9 +84,9 @@ def _find_no_unlabeled(config: Config, facts: Facts) -> str | None:
     """Return why no unlabeled patch is used."""
     if not METHODS[config.method.name].uses_teacher:
         return f"method.name = {config.method.name} learns nothing from unlabeled images"
-    if config.batch.unlabeled == 0:
-        return "batch.unlabeled = 0"
-    return None if facts.unlabeled else "there is no unlabeled image"
+    if facts.unlabeled == 0:
+        return "there is no unlabeled image"
+    return None if config.batch.unlabeled else "batch.unlabeled = 0"
 
 
 def _find_idle_views(config: Config, facts: Facts) -> str | None:
