@@ -218,6 +218,11 @@ def _check_spacing(spacing: tuple[float, ...] | None, data: DataConfig) -> None:
             f"--spacing {shown}: {len(spacing)} numbers, and the network was trained on {data.ndim}D images: give one "
             f"for each axis, {'z,y,x' if data.ndim == 3 else 'y,x'}"
         )
+    if data.resample_to is None:
+        raise ConfigError(
+            f"--spacing {shown} does nothing: the network was trained without data.resample_to, on voxels of any size. "
+            "Leave it out"
+        )
 
 
 def _check_threshold(threshold: float | None, data: DataConfig) -> None:

@@ -48,6 +48,8 @@ class Against:
     """``test.p``, corrected for the number of comparisons of the ablation that have one."""
     these_runs: Estimate
     """The difference with its interval over cases: of these seeds only."""
+    identical: bool = False
+    """Whether all voxel counts of all cases are equal: the networks predict the same, and there is nothing to test."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class ArmSummary:
     against: Against | None = None
     labels_equivalent: LabelsEquivalent | None = None
     """Labels with which the baseline would have this mean score."""
+    same_as: Arm | None = None
+    """Arm of the baseline whose cells these are too: there is nothing to compare."""
 
     def count(self, status: Status) -> int:
         """Return the number of cells with the status."""
@@ -161,7 +165,8 @@ def _correct(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
     """
     cells_of = {arm.arm: tuple(cell.id for cell in arm.cells) for arm in arms}
     keys = [(cells_of[a.arm], cells_of[a.against.reference]) if a.against else None for a in arms]
-    found = {key: a.against.test.p for key, a in zip(keys, arms, strict=True) if key and a.against}
+    compared = [(key, a.against) for key, a in zip(keys, arms, strict=True) if key and a.against]
+    found = {key: against.test.p for key, against in compared if not against.identical}
     ps = {key: p for key, p in found.items() if p is not None}
     holm = dict(zip(ps, correct_holm(list(ps.values())), strict=True))
     return [
@@ -250,8 +255,11 @@ def _place(arm: ArmSummary, arms: Sequence[ArmSummary], metric: Metric, baseline
                 return replace(
                     arm, against=_compare(arm, other, metric), labels_equivalent=_equate(arm, arms, line, metric)
                 )
-    equivalents = (_equate(arm, arms, line, metric) for line in lines)  # the baseline has no arm with these labels
-    return replace(arm, labels_equivalent=next((e for e in equivalents if e), None))
+    equivalents = (
+        _equate(arm, arms, line, metric) for line in lines
+    )  # the baseline has no other arm with these labels
+    same = next((o.arm for line in lines for o in arms if o.line == line and _are_same(arm, o)), None)
+    return replace(arm, labels_equivalent=next((e for e in equivalents if e), None), same_as=same)
 
 
 def _are_same(arm: ArmSummary, other: ArmSummary) -> bool:
@@ -282,7 +290,8 @@ def _compare(arm: ArmSummary, other: ArmSummary, metric: Metric) -> Against | No
     differences = compute_case_values(first, metric) - compute_case_values(second, metric)
     test = compare_paired(average_units(differences, [split for split, _ in keys]))
     weights = draw_resamples(first.shape[1])
-    return Against(other.arm, test, test.p, estimate_difference(first, second, metric, weights))
+    difference = estimate_difference(first, second, metric, weights)
+    return Against(other.arm, test, test.p, difference, identical=np.array_equal(first, second))
 
 
 def _equate(arm: ArmSummary, arms: Sequence[ArmSummary], line: Line, metric: Metric) -> LabelsEquivalent | None:

@@ -127,7 +127,9 @@ def make_arm_table(summary: AblationSummary) -> Table:
 
 def _make_arm_row(arm: ArmSummary, summary: AblationSummary) -> dict[str, str]:
     spread, against, equivalent = arm.spread, arm.against, arm.labels_equivalent
-    test = against.test if against else None
+    identical = against is not None and against.identical
+    test = against.test if against and not identical else None
+    same = "identical predictions" if identical else "same training" if arm.same_as else UNKNOWN
     return {
         "method": arm.arm.method,
         "recipe": arm.arm.recipe,
@@ -142,10 +144,10 @@ def _make_arm_row(arm: ArmSummary, summary: AblationSummary) -> dict[str, str]:
         "run sd": number(spread.total if spread else None),
         "split sd": number(spread.split if spread else None),
         "seed sd": number(spread.seed if spread else None),
-        f"minus {summary.baseline}": UNKNOWN if test is None else f"{test.difference:+.3f}",
+        f"minus {summary.baseline}": same if test is None else f"{test.difference:+.3f}",
         "its interval": _format_interval(test, "+.3f"),
         "p": format_p(test.p if test else None),
-        "Holm p": format_p(against.holm if against else None),
+        "Holm p": format_p(against.holm if against and test else None),
         "labels equivalent": UNKNOWN if equivalent is None else _format_labels_equivalent(equivalent),
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arm_cells import make_arm, make_cell, make_grid
+from arm_cells import CASES, make_arm, make_cell, make_grid
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -31,6 +31,7 @@ from ssl_seg.report.ablation_tables import (
     format_p,
     make_arm_table,
 )
+from ssl_seg.report.diagnosis_text import UNKNOWN
 
 
 def make_results() -> list[CellResult]:
@@ -99,6 +100,30 @@ class TestTable:
         row = row_of(summarize(cells, "dice", "supervised"), "cps", "10 %")
         assert row["runs"] == "0 of 1 (1 failed)"
         assert {row[name] for name in ("dice", "95 % interval", "run sd", "p", "labels equivalent")} == {"-"}
+
+    def test_equal_counts_are_identical_predictions_and_no_difference_of_0(self) -> None:
+        dice = np.linspace(0.2, 0.9, CASES)
+        alike, other = make_arm("mean_teacher"), make_arm("third")
+        cells = [make_cell(arm, dice, split) for arm in (make_arm(), alike) for split in range(3)]
+        cells += [make_cell(other, dice[::-1], split) for split in range(3)]
+        summary = summarize(cells, "dice", "supervised")
+        rows = {row[0]: row for row in make_arm_table(summary).rows}
+        at = make_arm_table(summary).columns.index("minus supervised")
+        assert rows["mean_teacher"][at : at + 4] == ("identical predictions", UNKNOWN, UNKNOWN, UNKNOWN)
+        against = {arm.arm.method: arm.against for arm in summary.arms}
+        assert against["mean_teacher"] is not None
+        assert against["mean_teacher"].identical
+        third = against["third"]  # the mean is the same, the predictions are not
+        assert third is not None
+        assert not third.identical
+        assert rows["third"][at] in ("+0.000", "-0.000")
+        assert third.holm == third.test.p  # identical predictions are no comparison to correct for
+
+    def test_one_training_under_two_names_is_said(self) -> None:
+        cells = [make_cell(make_arm(), 0.5), replace(make_cell(make_arm(), 0.5), arm=make_arm("mean_teacher"))]
+        table = make_arm_table(summarize(cells, "dice", "supervised"))
+        at = table.columns.index("minus supervised")
+        assert [row[at] for row in table.rows[:2]] == [UNKNOWN, "same training"]
 
     def test_trivial_predictors_stand_below(self, summary: AblationSummary) -> None:
         table = make_arm_table(summary)

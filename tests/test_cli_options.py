@@ -1,0 +1,97 @@
+"""Options that act only with others: all commands are gone through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
+
+from ssl_seg.cli.app import app
+from ssl_seg.cli.options import IDLE, find_unused, name_option
+
+ALONE = {
+    "demo": "out steps",
+    "train": "config data layout split labels folds method network steps epochs lr batch-size seed out bootstrap "
+    "resume allow-split devices num-nodes set",
+    "ladder": "labels config data layout split method network steps epochs lr batch-size seed gate out resume force "
+    "allow-split devices num-nodes set",
+    "ablate": "data labels steps part metric set out dry-run",
+    "evaluate": "data split test all ensemble which overlap set accelerator figure json",
+    "predict": "with which overlap probabilities spacing threshold overwrite accelerator",
+    "diagnose": "predictions out seconds require-f1 set json",
+    "probe-loss": "data checkpoint batches accelerator figure set json",
+    "data audit": "layout groups set figure json",
+    "data batches": "n data labels accelerator figure set json",
+    "data synthetic": "kind count labeled seed",
+    "split make": "data labels seed layout groups val test folds out set",
+    "split check": "data json",
+    "config show": "data set plot",
+    "config check": "data set strict",
+}
+"""Options that act by themselves; where settings decide whether they do, the settings are checked."""
+OTHER_RULES = {"train": {"--fold"}}
+"""Options that need another one, or a setting in its place: the command checks them."""
+
+
+def list_commands(group: Any, prefix: str = "") -> Iterator[tuple[str, set[str]]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from list_commands(command, f"{prefix}{name} ")
+        else:
+            options = {option for parameter in command.params for option in parameter.opts}
+            yield f"{prefix}{name}", {option for option in options if option.startswith("--")} - {"--help"}
+
+
+COMMANDS = dict(list_commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_acts_alone_or_is_in_the_table(name: str) -> None:
+    alone = {f"--{option}" for option in ALONE.get(name, "").split()}
+    assert alone | set(IDLE.get(name, {})) | OTHER_RULES.get(name, set()) == COMMANDS[name]
+    assert not alone & set(IDLE.get(name, {}))
+
+
+def test_the_table_names_options_that_exist() -> None:
+    for name, rows in IDLE.items():
+        for option, (needs, useless_with, _) in rows.items():
+            assert {option, *needs, *useless_with} <= COMMANDS[name]
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name, rows in IDLE.items() for option in rows])
+def test_an_idle_option_is_named_and_with_what_it_needs_it_is_not(name: str, option: str) -> None:
+    needs, useless_with, _ = IDLE[name][option]
+    if needs:
+        assert f"{option} " in (find_unused(name, {option}) or "")
+        assert needs[0] in (find_unused(name, {option}) or "")
+    together = {option, *needs[:1]}
+    assert option not in (find_unused(name, together) or "").split()[:1]
+    for other in useless_with:
+        assert other in (find_unused(name, {*together, other}) or "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "--force"), ("--force", "--bootstrap")),
+        (("train", "--force", "--bootstrap", "x", "--resume", "y"), ("--force", "--resume")),
+        (("ablate", "label_fractions", "--cpus-per-cell", "1"), ("--cpus-per-cell", "--ray")),
+        (("ablate", "label_fractions", "--dry-run", "--json"), ("--json", "--dry-run")),
+        (("evaluate", "x", "--layout", "folders"), ("--layout", "--data")),
+        (("diagnose", "x", "--masks", "y"), ("--masks", "--predictions")),
+        (("diagnose", "--predictions", "x", "--which", "student"), ("--which", "--predictions")),
+        (("split", "check", "x", "--layout", "folders"), ("--layout", "--data")),
+        (("split", "check", "x", "--figure", "y.png"), ("--figure", "--data")),
+    ],
+)
+def test_the_command_line_refuses_them(cli: Cli, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:  # noqa: F811
+    assert_refused(cli(*arguments), *words, "does nothing")
+
+
+def test_names_of_options() -> None:
+    assert [name_option(name) for name in ("as_json", "all_", "cpus_per_cell", "set_")] == [
+        "--json", "--all", "--cpus-per-cell", "--set",
+    ]  # fmt: skip
