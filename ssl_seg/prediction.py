@@ -96,6 +96,10 @@ def predict(
     data = models[0].config.data
     _check_threshold(request.threshold, data)
     _check_spacing(request.spacing, data)
+    if request.spacing is not None and data.resample_to is None:
+        note(
+            "WARNING --spacing changes nothing: the network was trained without data.resample_to, on voxels of any size"
+        )
     predictor = Ensemble(tuple(m.predictor(net, request.overlap) for m in models for net in m.nets))
     suffixes = _probability_suffixes(data.num_classes) if request.probabilities else {}
     jobs = plan_jobs(request.source, request.output, data.ndim, data.layout, suffixes.values())
@@ -217,11 +221,6 @@ def _check_spacing(spacing: tuple[float, ...] | None, data: DataConfig) -> None:
         raise ConfigError(
             f"--spacing {shown}: {len(spacing)} numbers, and the network was trained on {data.ndim}D images: give one "
             f"for each axis, {'z,y,x' if data.ndim == 3 else 'y,x'}"
-        )
-    if data.resample_to is None:
-        raise ConfigError(
-            f"--spacing {shown} does nothing: the network was trained without data.resample_to, on voxels of any size. "
-            "Leave it out"
         )
 
 

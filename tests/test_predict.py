@@ -406,7 +406,9 @@ class TestOptions:
     def test_spacing_of_other_axes(self, cli: Cli, tiny_run: Path, images: Path, tmp_path: Path) -> None:
         result = cli("predict", tiny_run, images, tmp_path / "out", "--spacing", "1,1,1")
         assert_refused(result, "--spacing 1,1,1", "2D images", "y,x")
-        assert cli("predict", tiny_run, images, tmp_path / "out", "--spacing", "1,1")[0] == 0
+        code, _, err = cli("predict", tiny_run, images, tmp_path / "out", "--spacing", "1,1")
+        assert code == 0
+        assert "WARNING --spacing changes nothing" in err
 
     @pytest.mark.parametrize("spacing", [(1.0,), (float("nan"), 1.0), (0.0, 1.0), (1.0, -1.0)])
     def test_spacing_of_code(self, request_: PredictRequest, spacing: tuple[float, ...]) -> None:
