@@ -86,7 +86,7 @@ def ablate(
         wanted,
         gpu=gpu,
         track=TerminalConsole().track("reading data and settings"),
-        note=lambda text: typer.echo(f"ablate: {text}", err=True),
+        note=lambda text: show(f"ablate: {text}", err=True),
     )
     if dry_run:
         _print_cells(cells, [read_result(place, cell, wanted.score) for cell in cells])
