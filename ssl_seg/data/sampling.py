@@ -112,9 +112,10 @@ class BalancedBatchSampler:
 
     @cached_property
     def _negatives(self) -> CaseStream:
-        # Another stream: with that of the positives, two classes of one size would be walked in the same order.
+        # Another stream: with that of the positives, two classes of one size would be walked in the same order. Without
+        # positives it is that of draws without a ratio, which then changes nothing.
         negatives = tuple(i for i in self.ids if i not in self.positive)
-        return CaseStream(negatives, self.seed, self.stream + NEGATIVE_STREAMS)
+        return CaseStream(negatives, self.seed, self.stream + (NEGATIVE_STREAMS if self._positives.ids else 0))
 
 
 def choose_box(
