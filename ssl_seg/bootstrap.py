@@ -98,15 +98,15 @@ def _check_collapse(parent: Checkpoint, net: str) -> list[str]:
 
 
 def describe_doubt(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> str | None:
-    """Return a warning where the parent's margin over the trivial baseline is within chance, else None.
+    """Return a warning where the parent's margin over the trivial baseline is within chance, or may be; else None.
 
     That is no reason to refuse it unless ``gate`` is ``interval``: with two labeled images and 55 very different
     validation images the interval is 0.2 wide (measured on EMPS), and would stop just the runs that two stages are for.
     """
-    doubts = [parent.scores[net] for net in _list_nets(parent, options) if _is_within_chance(parent.scores[net])]
-    if not doubts:
-        return None
-    return f"the parent's margin over the trivial baseline, {_show_margin(doubts[0])}"
+    scores = [parent.scores[net] for net in _list_nets(parent, options)]
+    doubts = [_show_margin(score) for score in scores if _is_within_chance(score)]
+    doubts += [f"{s['margin']:+.3f}, has no interval ({why})" for s in scores if (why := s.get("margin_why"))]
+    return f"the parent's margin over the trivial baseline, {doubts[0]}" if doubts else None
 
 
 def describe_parent(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> dict[str, Any]:

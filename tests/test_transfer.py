@@ -319,6 +319,15 @@ class TestGate:
         assert "not known" in reason
         assert self.check(score(0.7, 0.2, None), score(0.1, -0.3, None)) == []
 
+    def test_too_few_cases_pass_no_gate_on_intervals_and_are_a_doubt(self) -> None:
+        few = score(0.7, 0.2, None) | {"margin_why": "too few cases (4 < 8)"}
+        (reason,) = self.check(few, few, gate="interval")
+        assert "too few cases (4 < 8)" in reason
+        assert self.check(few, few) == []
+        doubt = describe_doubt(replace(make_parent(), scores=make_scores(few, few)))
+        assert doubt is not None
+        assert doubt.endswith("+0.200, has no interval (too few cases (4 < 8))")
+
     def test_a_doubt_is_about_the_nets_that_are_used(self) -> None:
         scores = make_scores(score(0.7), score(0.5, 0.1, -0.1))
         parent = replace(make_parent(), scores=scores)

@@ -73,6 +73,60 @@ class TestCsv:
         assert (row["labels"], row["labeled"], row["split_seed"], row["step"]) == ("0.1", "36", "0", "60")
 
 
+def make_classes(cases: int) -> list[CellResult]:
+    """Return cells of classes 4, 7 and 9, of which the last is nowhere; a quarter of the masks is empty."""
+    rng = np.random.default_rng(0)
+    truth = np.stack([np.arange(cases) % 4 > 0, np.arange(cases) % 2 == 1, np.zeros(cases, bool)], axis=1) * 100
+    cells = []
+    for method, share in (("supervised", 0.5), ("cps", 0.8)):
+        for labels in (0.1, 1.0):
+            tp = (truth * (share * labels**0.2 + rng.normal(0, 0.05, truth.shape))).astype(int).clip(0)
+            fp = rng.integers(0, 2, truth.shape) * (truth.any(axis=1, keepdims=True))
+            counts = np.stack([tp, fp, truth - tp, 1000 - truth - fp], axis=-1)
+            cells.append(make_cell(make_arm(method, labels=labels), 0.5, label_values=(4, 7, 9)))
+            cells[-1] = replace(cells[-1], counts=counts)
+    return cells
+
+
+class TestClasses:
+    def test_each_class_has_a_column_by_its_mask_value(self) -> None:
+        cell = make_classes(20)[0]
+        (row,) = csv.DictReader(io.StringIO(format_cells_csv([cell])))
+        for k, value in enumerate((4, 7)):
+            tp, fp, fn = cell.counts[:, k, :3].sum(axis=0)
+            assert float(row[f"f1_class_{value}"]) == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-6)
+        assert (row["f1_class_9"], row["dice_class_9"]) == ("", "")
+        assert float(row["f1"]) == pytest.approx((float(row["f1_class_4"]) + float(row["f1_class_7"])) / 2, abs=1e-6)
+        assert (row["cases"], row["positive_cases"]) == ("20", "15")
+        assert float(row["dice"]) == pytest.approx(0.25 + 0.75 * float(row["dice_positive_cases"]), abs=1e-6)
+
+    def test_the_table_says_what_its_figures_are_of(self) -> None:
+        found = summarize(make_classes(20), "f1", "supervised")
+        table = make_arm_table(found)
+        assert "F1 of all voxels (mean of 2 classes)" in table.text
+        assert {"class 4", "class 7", "class 9"} <= set(table.columns)
+        assert row_of(found, "cps", "10 %")["class 9"] == "-"
+        assert found.absent_classes == (9,)
+        assert any("class 9 is in none of the masks" in w for w in found.warnings)
+
+    def test_empty_masks_do_not_flatter_in_silence(self) -> None:
+        found = summarize(make_classes(20), "dice", "supervised")
+        row = row_of(found, "cps", "10 %")
+        assert float(row["dice"]) == pytest.approx(0.25 + 0.75 * float(row["positive cases"]), abs=1e-3)
+        assert make_arm_table(found).rows[-1][make_arm_table(found).columns.index("dice")] == "0.250"
+        assert any("5 of the masks have no foreground" in w for w in found.warnings)
+
+    @pytest.mark.parametrize("cases", [7, 8])
+    def test_figures_and_tables_with_and_without_intervals(self, cases: int, tmp_path: Path) -> None:
+        found = summarize(make_classes(cases), "dice", "supervised")
+        assert len(plot_ablation(found, tmp_path)) == 3
+        texts = (format_markdown(found), format_latex(found))
+        assert [f"too few cases ({cases}" in text for text in texts] == [cases < 8] * 2
+        row = row_of(found, "cps", "10 %")
+        assert [(row[name] == "-") for name in ("p", "Holm p")] == [cases < 8] * 2
+        assert ("too few cases (7 < 8)" in row["labels equivalent"]) == (cases < 8)
+
+
 class TestTable:
     def test_figures_of_an_arm(self, summary: AblationSummary) -> None:
         (arm,) = [a for a in summary.arms if a.arm == make_arm("mean_teacher", labels=0.1)]
