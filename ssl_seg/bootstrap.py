@@ -15,8 +15,9 @@ import torch
 from ssl_seg.checkpoint import Checkpoint
 from ssl_seg.config import BootstrapConfig
 from ssl_seg.configio import Layer, Nested, flatten
+from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import split_from_dict
-from ssl_seg.data.splits.split import Split
+from ssl_seg.data.splits.split import Split, find_copies_of
 from ssl_seg.errors import RefusedError
 from ssl_seg.inference.model import better_net, find_collapsed
 from ssl_seg.monitor.verdicts import TRIVIAL_MARGIN
@@ -168,6 +169,19 @@ def _check_leaks(parent: Checkpoint, split: Split) -> list[str]:
                 f"'{leaks[0]}'. {way}"
             )
     return problems
+
+
+def check_copies(parent: Checkpoint, split: Split, catalog: Catalog) -> list[str]:
+    """Return the reasons not to start from ``parent`` that lie in near copies of images that it was labeled with.
+
+    They are known only where the data of the new run hold those images too.
+    """
+    return [
+        f"{len(copies)} {part} case(s) of this run look like copies of labeled training cases of the parent, or of a "
+        f"run that it builds on, for example '{copies[0]}' (--allow-split goes on)."
+        for part, ids in (("validation", split.val), ("test", split.test))
+        if (copies := find_copies_of(catalog, ids, parent.seen_labels))
+    ]
 
 
 def leave_out(values: Nested, dropped: Collection[str], prefix: str = "") -> Nested:

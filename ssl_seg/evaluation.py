@@ -12,7 +12,7 @@ from ssl_seg.config import DataConfig
 from ssl_seg.configio import validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.splits.files import load_split, split_from_dict
-from ssl_seg.data.splits.split import Split
+from ssl_seg.data.splits.split import Split, find_copies_of
 from ssl_seg.errors import ConfigError, DataError, SplitError
 from ssl_seg.inference.ensemble import check_members, open_members, score_cases
 from ssl_seg.inference.model import Model, open_model
@@ -273,10 +273,15 @@ def _choose_cases(
         seen = {i for model in models for i in _find_labeled(model, catalog, ids)}
         if seen:
             note(f"{len(seen)} of the {len(ids)} cases were labeled training cases of {_name(models)}: left out")
+        images = {image for model in models for image in model.checkpoint.seen_labels}
+        if alike := find_copies_of(catalog, ids, images):
+            note(f"{len(alike)} of the {len(ids)} cases look like copies of such training cases: left out")
+            seen |= set(alike)
+        _note_names(models, catalog, note)
         if ids and len(seen) == len(ids):
             raise DataError(
-                f"all {len(ids)} labeled cases of {catalog.root} were labeled training cases of {_name(models)}: "
-                "nothing is left to score. Give other --data."
+                f"all {len(ids)} labeled cases of {catalog.root} were labeled training cases of {_name(models)}, or "
+                "look like copies of them: nothing is left to score. Give other --data."
             )
         return tuple(i for i in ids if i not in seen)
     ids = split.val if request.part == "val" else split.test
@@ -296,7 +301,26 @@ def _choose_cases(
                 f"{len(labeled)} of the {len(ids)} {request.part} cases of this split were labeled training cases of "
                 f"{name}, for example '{labeled[0]}': the score would mean nothing. {_advise(request, models)}"
             )
+        if copies := find_copies_of(catalog, ids, model.checkpoint.seen_labels):
+            note(
+                f"WARNING {len(copies)} of the {len(ids)} {request.part} cases look like copies of labeled training "
+                f"cases, for example '{copies[0]}': the score is too good"
+            )
     return ids
+
+
+def _note_names(models: Sequence[Model], catalog: Catalog, note: Callable[[str], None]) -> None:
+    """Say so where only names tell that a folder may be a new export of the training data."""
+    held = {facts.image for facts in catalog.facts.values()}
+    for model in models:
+        split = split_from_dict(model.checkpoint.split)
+        if held.isdisjoint(split.image_contents(split.content)) and split.content.keys() <= catalog.facts.keys():
+            labeled = len(split.labeled_ids(model.config.split.labels))
+            note(
+                f"WARNING {catalog.root} has all names of the training data of {model.path}, with other images: if it "
+                f"is a new export of them, {labeled} of the cases were labeled training cases and {len(split.test)} "
+                "are sealed; score the folder of the training then"
+            )
 
 
 def _find_labeled(model: Model, catalog: Catalog, ids: Sequence[str]) -> list[str]:

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from ssl_seg.bootstrap import check_finite, check_parent, describe_doubt, describe_parent, given_keys, parent_layer
+from ssl_seg.bootstrap import (
+    check_copies,
+    check_finite,
+    check_parent,
+    describe_doubt,
+    describe_parent,
+    given_keys,
+    parent_layer,
+)
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint
 from ssl_seg.config import Config, DataConfig, LengthConfig, SplitConfig
 from ssl_seg.configio import Layer, build_config, dump_config, merge_layers, nest, validate
@@ -348,6 +356,8 @@ def _pass_gate(parent: Checkpoint, plan: Plan, request: TrainRequest, note: Call
     options = plan.config.bootstrap
     check_finite(parent, str(request.bootstrap), options)
     reasons = check_parent(parent, plan.split, options)
+    if not plan.config.split.allow_faults:
+        reasons += check_copies(parent, plan.split, plan.catalog)
     if reasons and not request.force:
         listed = "\n".join(f"- {reason}" for reason in reasons)
         way = "" if request.in_series else "\n--force starts from it all the same."

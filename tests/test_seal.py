@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 
+from ssl_seg.bootstrap import check_copies
 from ssl_seg.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.splits.files import load_split, save_split
@@ -137,6 +139,62 @@ class TestEvaluate:
 def events_order(events: Sequence[dict[str, Any]]) -> Any:
     order = [event["opening"] for event in events]
     return lambda record: order.index(record["opening"])
+
+
+class TestNearCopies:
+    """An image with labels lies in the folder a second time, brightened: no content gives it away."""
+
+    @pytest.fixture
+    def copied(self, run: Path, data: Path) -> str:
+        """The name of an image that was labeled; its brightened copy is called ``copy``."""
+        name = load_split(run / "split.yaml").labeled_ids(0.5)[0]
+        image = cv2.imread(str(data / "images" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        brighter = (image * 0.8 + 20).astype(image.dtype)
+        cv2.imwrite(str(data / "images" / "copy.png"), brighter)
+        shutil.copy(data / "masks" / f"{name}.png", data / "masks" / "copy.png")
+        return name
+
+    def test_all_leaves_them_out_and_a_list_of_them_is_doubted(
+        self, run: Path, data: Path, copied: str, tmp_path: Path
+    ) -> None:
+        own = load_split(run / "split.yaml")
+        catalog = open_catalog(str(data))
+        notes: list[str] = []
+        request = EvaluateRequest(run / "checkpoints" / "best.pt", which="student")
+        rows = evaluate(replace(request, part="all"), note=notes.append)["cases"]
+        assert not {row["id"] for row in rows} & {"copy", copied}
+        assert len(rows) == 20 - len(own.labeled_ids(0.5))
+        assert [note for note in notes if note.startswith("1 of the 21 cases look like copies")]
+        contents = own.content | {"copy": catalog.facts["copy"].content}
+        save_split(replace(own, val=("copy", *own.val), content=contents), tmp_path / "s.yaml")
+        notes.clear()
+        rows = evaluate(replace(request, split=tmp_path / "s.yaml"), note=notes.append)["cases"]
+        assert len(rows) == len(own.val) + 1
+        assert [note for note in notes if "1 of the" in note and "'copy'" in note and "too good" in note]
+        notes.clear()
+        evaluate(request, note=notes.append)
+        assert not [note for note in notes if "copies" in note]
+
+    def test_the_gate_refuses_them(self, run: Path, data: Path, copied: str) -> None:
+        parent = load_checkpoint(run / "checkpoints" / "best.pt")
+        catalog, own = open_catalog(str(data)), load_split(run / "split.yaml")
+        assert check_copies(parent, own, catalog) == []
+        (reason,) = check_copies(parent, replace(own, test=(*own.test, "copy")), catalog)
+        assert reason.startswith("1 test case(s)")
+        assert "'copy'" in reason
+        fewer = replace(catalog, facts={i: facts for i, facts in catalog.facts.items() if i != copied})
+        assert check_copies(parent, replace(own, test=(*own.test, "copy")), fewer) == []
+
+    def test_a_new_export_under_the_old_names_is_doubted(self, run: Path, data: Path, tmp_path: Path) -> None:
+        export = Path(shutil.copytree(data, tmp_path / "export"))
+        for path in (export / "images").iterdir():
+            image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            cv2.imwrite(str(path), (image * 0.8 + 20).astype(image.dtype))
+        notes: list[str] = []
+        request = EvaluateRequest(run / "checkpoints" / "best.pt", data=str(export), part="all", which="student")
+        assert evaluate(request, note=notes.append)["sealed_cases"] == 0
+        labeled = len(load_split(run / "split.yaml").labeled_ids(0.5))
+        assert [note for note in notes if "new export" in note and f"{labeled} of the cases" in note]
 
 
 class TestLedger:

@@ -338,6 +338,22 @@ def find_near_copies(catalog: Catalog, ids: Iterable[str]) -> list[tuple[str, ..
     return find_near_duplicates({i: shown.thumbnail for i, shown in seen.items() if shown is not None})
 
 
+def find_copies_of(catalog: Catalog, ids: Iterable[str], images: Iterable[str]) -> list[str]:
+    """Return those of the ids whose image is nearly, but not exactly, one of ``images`` that the catalog holds.
+
+    Args:
+        catalog: the data.
+        ids: cases of it.
+        images: contents of images; see ``Split.image_contents``.
+    """
+    known = set(images)
+    originals = {i for i, facts in catalog.facts.items() if facts.image in known}
+    wanted = [i for i in ids if i in catalog.facts and i not in originals]
+    clusters = find_near_copies(catalog, {*wanted, *originals}) if originals and wanted else []
+    copies = {i for cluster in clusters if originals.intersection(cluster) for i in cluster}
+    return [i for i in wanted if i in copies]
+
+
 def _build_split(
     pool: _Pool, part_of: Mapping[GroupKey, int], fractions: Sequence[float], seed: int, rng: np.random.Generator
 ) -> Split:
