@@ -164,6 +164,7 @@ def summarize_network(score: Score) -> dict[str, Any]:
     return {
         "of": summary["of"],
         "absent_classes": summary["absent_classes"],
+        "false_classes": summary["false_classes"],
         "f1": score.f1,
         "f1_macro": score.f1_macro,
         "trivial_f1": trivial["all_positive"],

@@ -20,6 +20,7 @@ from sklearn import metrics as sk
 from torch import Tensor, nn
 
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_seg.cli.comparison import describe_absent
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.errors import CheckpointError, DataError
@@ -403,6 +404,15 @@ class TestScoring:
         assert (low.f1_macro, high.f1_macro) == (pytest.approx(2 / 3), 1.0)
         summary = replace(high, label_values=(7, 40, 255)).summarize()
         assert summary["absent_classes"] == [40, 255]
+        assert summary["false_classes"] == [
+            {"label": 40, "voxels": 4, "cases": 2},
+            {"label": 255, "voxels": 2, "cases": 2},
+        ]
+        assert list(describe_absent(summary)) == [
+            "classes 40, 255 are in none of the masks: left out of every mean of classes",
+            "class 40 is predicted all the same: 4 voxels in 2 case(s)",
+            "class 255 is predicted all the same: 2 voxels in 2 case(s)",
+        ]
         assert summary["of"] == "mean of 1 class"
         assert [row["label"] for row in summary["classes"]] == [7, 40, 255]
         assert [(row["false_voxels"], row["hallucinated_cases"]) for row in summary["classes"]] == [

@@ -54,13 +54,11 @@ def describe_absent(summary: Mapping[str, Any]) -> Iterator[str]:
         yield "no mask has any foreground: F1 is 1 where nothing is predicted, else 0"
         return
     names = ", ".join(map(str, absent))
-    yield f"class {names} is in none of the masks: left out of every mean of classes"
-    for row in summary.get("classes", ()):
-        if row["label"] in absent and row["false_voxels"]:
-            yield (
-                f"class {row['label']}: {row['false_voxels']} voxels of it are predicted all the same, "
-                f"in {row['hallucinated_cases']} case(s)"
-            )
+    subject = f"class {names} is" if len(absent) == 1 else f"classes {names} are"
+    yield f"{subject} in none of the masks: left out of every mean of classes"
+    for row in summary["false_classes"]:
+        where = f"{row['voxels']} voxels in {row['cases']} case(s)"
+        yield f"class {row['label']} is predicted all the same: {where}"
 
 
 def print_comparison(result: dict[str, Any]) -> None:

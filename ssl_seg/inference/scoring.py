@@ -75,7 +75,8 @@ class Score:
         """Return the plain types of the JSON output.
 
         ``of`` says what all figures are of but those under ``foreground``, which are of any foreground, and under
-        ``classes``, which are of one class each. ``absent_classes`` are in no mask of these cases and in no mean.
+        ``classes``, which are of one class each. ``absent_classes`` are in no mask of these cases and in no mean;
+        ``false_classes`` are those of them that are predicted all the same, with the number of voxels and cases.
         """
         names = list(self.label_values or range(1, 1 + len(self.cases[0].classes)))
         pooled = self._pooled_classes()
@@ -84,6 +85,11 @@ class Score:
         summary: dict[str, Any] = {
             "of": self.subject,
             "absent_classes": [name for name, o in zip(names, pooled, strict=True) if o.tp + o.fn == 0],
+            "false_classes": [
+                {"label": name, "voxels": o.fp, "cases": sum(c.fp > 0 for c in column)}
+                for name, o, column in zip(names, pooled, self._columns(), strict=True)
+                if o.tp + o.fn == 0 and o.fp
+            ],
             "pooled": {"f1": self.f1, "f1_macro": self.f1_macro, **_average(present or [whole])},
             "mean": self._average_cases(),
             "trivial": {"prevalence": whole.prevalence, **self._compare_with_trivial(present)},
