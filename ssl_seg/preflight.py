@@ -162,8 +162,14 @@ def gather_facts(config: Config, catalog: Catalog, split: Split, *, has_faults: 
     """
     labeled = split.labeled_ids(config.split.labels)
     positive = sum((catalog.facts[i].foreground or 0.0) > 0 for i in labeled if i in catalog.facts)
-    ignores = any(config.data.ignore_value in (facts.values or ()) for facts in catalog.facts.values())
-    return Facts(len(labeled), positive, len(split.pool_ids(config.split.labels)), ignores, has_faults)
+    return Facts(
+        len(labeled),
+        positive,
+        len(split.pool_ids(config.split.labels)),
+        maps=any(facts.mapped for facts in catalog.facts.values()),
+        ignores=any(config.data.ignore_value in (facts.values or ()) for facts in catalog.facts.values()),
+        has_faults=has_faults,
+    )
 
 
 def _check_spacing(data: DataConfig, catalog: Catalog) -> None:

@@ -80,6 +80,9 @@ CASES: list[tuple[str, Settings, Settings]] = [
     ("early_stopping_before_plateau", (f"{STOPPING}8", REDUCE, "optim.plateau_patience=8"),
      (f"{STOPPING}9", REDUCE, "optim.plateau_patience=8")),
     ("early_stopping_before_plateau", (f"{STOPPING}8", f"{RESPONSE}4"), (f"{STOPPING}9", f"{RESPONSE}4")),
+    ("probes_beyond_first_epoch", ("monitor.first_epoch_probes=[0, 100]",), ("monitor.first_epoch_probes=[0, 99]",)),
+    ("probes_beyond_first_epoch", ("length.steps_per_epoch=20", "monitor.first_epoch_probes=[0, 1, 20]"),
+     ("length.steps_per_epoch=20",)),
     ("lr_schedules_compete", (f"{RESPONSE}4", REDUCE), (f"{RESPONSE}4", "optim.schedule=constant")),
     ("lr_schedules_compete", (f"{RESPONSE}4", "optim.schedule=one_cycle"), (f"{RESPONSE}4", "optim.schedule=poly")),
     ("lr_scaled_twice", (f"{RESPONSE}4", "optim.lr_scaling=sqrt", "batch.labeled=8"),
@@ -195,7 +198,7 @@ def test_a_rule_fires_on_its_case_only(code: str, bad: Settings, good: Settings)
         assert finding.level == "warn"
         assert re.search(r"\b(\d|True|constant|poly|linear|sqrt|one_cycle|reduce_on_plateau)", finding.message)
         names = re.findall(
-            r"\b(?:optim|policies|loss|ema|batch|length|split|augment|bootstrap)(?:\.[a-z_]+)+", finding.message
+            r"\b(?:optim|policies|loss|ema|batch|length|split|augment|bootstrap|monitor)(?:\.[a-z_]+)+", finding.message
         )
         assert names
         assert set(names) <= KNOWN
@@ -234,7 +237,7 @@ def test_what_a_setting_acts_with_has_an_edge(key: str, idle: Settings, acting: 
         ({"unlabeled": 0}, {"batch.unlabeled", "method.name", "augment.intensity", "augment.cutout", "augment.cutmix"}),
         ({"positive": 0}, {"data.foreground_ratio", "augment.copy_paste", "batch.positive_ratio"}),
         ({"positive": 2}, {"batch.positive_ratio"}),
-        ({"ignores": False}, set()),
+        ({"ignores": False, "maps": False}, set()),
         ({"has_faults": False}, {"split.allow_faults"}),
     ],
 )

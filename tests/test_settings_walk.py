@@ -203,6 +203,7 @@ IDLE: list[tuple[str, str, Settings]] = [
     # setting, its change, and what both runs have with which it changes nothing
     ("data.layout", "data.layout=folders", ("data.root=synthetic:particles",)),
     ("data.groups", "data.groups=GROUPS", ("data.root=synthetic:particles",)),
+    ("data.label_map", "data.label_map={9: 1}", ()),
     ("data.ignore_value", "data.ignore_value=77", ()),
     ("data.foreground_ratio", "data.foreground_ratio=1", EMPTY),
     ("augment.copy_paste", "augment.copy_paste=1", EMPTY),

@@ -144,7 +144,8 @@ class BatchConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Weak views change geometry only; strong views add intensity changes on the same geometry."""
+    """Weak views change geometry only; strong views add intensity changes on the same geometry. Labeled patches are
+    weak views unless labeled_strong is set."""
 
     flips: bool = True
     """Mirror along random axes."""
@@ -157,11 +158,12 @@ class AugmentConfig(Section):
     elastic: float = Field(0.0, ge=0, le=1)
     """Probability of an elastic deformation."""
     intensity: float = Field(0.5, ge=0, le=1)
-    """Strength of brightness, contrast, gamma, noise, blur and low resolution in the strong view."""
+    """Strength of brightness, contrast, gamma, noise, blur and low resolution in strong views: those of unlabeled
+    patches, and with labeled_strong of labeled ones too."""
     cutout: float = Field(0.3, ge=0, le=1)
-    """Probability that boxes of the strong view are blanked."""
+    """Probability that boxes of a strong view are blanked."""
     labeled_strong: bool = False
-    """Give the labeled images the strong intensity changes too."""
+    """Give the labeled patches the intensity changes and blanked boxes of strong views too."""
     cutmix: float = Field(0.0, ge=0, le=1)
     """Probability that a strong view has a box of another one in it; its pseudo-label follows."""
     copy_paste: float = Field(0.0, ge=0, le=1)

@@ -59,6 +59,8 @@ class CaseFacts:
     counts: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None
     appearance: Appearance | None = None
+    mapped: tuple[int, ...] = ()
+    """Values of the mask file that the label map turned into others, sorted."""
 
     @property
     def image(self) -> str:
@@ -99,12 +101,18 @@ def read_facts(
             f"{case.mask}: the mask is {format_size(mask.shape[1:])}, its image {format_size(shape)}. "
             "They must be of one size."
         )
-    mask_digest, count = _scan_mask(mask, label_map or {})
+    mask_digest, stored = _scan_mask(mask)
+    names = label_map or {}
+    count = Counter[int]()
+    for value, number in stored.items():
+        count[names.get(value, value)] += number
     looked_at = prod(shape) - (0 if ignore_value is None else count[ignore_value])
     foreground = (looked_at - count[background]) / max(looked_at, 1)
     values = tuple(sorted(v for v in count if count[v]))
     content = make_content(digest, mask_digest)
-    return CaseFacts(*common, values, foreground, content, tuple(count[v] for v in values), spacing, appearance)
+    counts = tuple(count[v] for v in values)
+    mapped = tuple(sorted(v for v in stored if names.get(v, v) != v))
+    return CaseFacts(*common, values, foreground, content, counts, spacing, appearance, mapped)
 
 
 def format_size(shape: Sequence[int]) -> str:
@@ -144,14 +152,14 @@ def _scan_image(image: Stored) -> tuple[str, Appearance]:
     return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first, appearance
 
 
-def _scan_mask(mask: Stored, label_map: Mapping[int, int]) -> tuple[str, Counter[int]]:
-    """Return the digest of the mask as stored, and how many voxels each value has under the map."""
+def _scan_mask(mask: Stored) -> tuple[str, Counter[int]]:
+    """Return the digest of the mask, and how many voxels each of its values has."""
     digest = hashlib.sha256(f"{mask.dtype.name} {mask.shape[1:]}".encode())
     count = Counter[int]()
     for block in iterate_blocks(mask):
         digest.update(np.ascontiguousarray(block.voxels).data)
         for value, number in _count_values(block.voxels):
-            count[label_map.get(value, value)] += number
+            count[value] += number
     return digest.hexdigest(), count
 
 

@@ -67,6 +67,7 @@ RULES: dict[str, Rule] = {
     "warmup_most_of_run": Rule(rates.warmup_most_of_run, _WARMUP),
     "ema_longer_than_run": Rule(rates.ema_longer_than_run, _LENGTH),
     "early_stopping_before_plateau": Rule(epochs.early_stopping_before_plateau),
+    "probes_beyond_first_epoch": Rule(epochs.probes_beyond_first_epoch),
     "lr_schedules_compete": Rule(rates.lr_schedules_compete),
     "lr_scaled_twice": Rule(rates.lr_scaled_twice),
     "restart_cut_short": Rule(rates.restart_cut_short, _WARMUP),

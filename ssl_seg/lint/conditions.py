@@ -29,6 +29,8 @@ class Facts:
     """Those of them that have foreground."""
     unlabeled: int = 1
     """Training cases whose mask is not looked at."""
+    maps: bool = True
+    """Whether any mask holds a value that the label map turns into another."""
     ignores: bool = True
     """Whether any mask holds the value to ignore."""
     has_faults: bool = True
@@ -287,6 +289,10 @@ def _find_random_size(config: Config, _: Facts) -> str | None:
     return None if random is None else f"policies.random_batch_size draws {random.smallest} to {random.largest} patches"
 
 
+def _find_nothing_mapped(config: Config, facts: Facts) -> str | None:
+    return None if facts.maps or not config.data.label_map else "no mask holds a value that it turns into another"
+
+
 def _find_nothing_ignored(config: Config, facts: Facts) -> str | None:
     return None if facts.ignores or config.data.ignore_value is None else "no mask holds this value"
 
@@ -308,6 +314,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         ("split.seed", "split.val_fraction", "split.test_fraction"), _find_idle_shares, "Leave it out, or split.file"
     ),
+    Condition(("data.label_map",), _find_nothing_mapped, "Give values of the masks, or leave it out"),
     Condition(("data.ignore_value",), _find_nothing_ignored, "Give the value of the masks, or leave it out"),
     Condition(("split.val_fraction",), _find_idle_val, "Leave it out, or split.folds"),
     Condition(("split.allow_faults",), _find_sound_split, "Leave it out"),

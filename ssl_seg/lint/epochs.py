@@ -90,6 +90,17 @@ def _plateau_waits(config: Config) -> Iterator[tuple[str, int, int]]:
         yield "policies.plateau_response.patience", response.patience, number
 
 
+def probes_beyond_first_epoch(config: Config) -> Iterator[str]:
+    """What is probed after the first epoch is the end of each epoch."""
+    probes, per_epoch = config.monitor.first_epoch_probes, config.length.steps_per_epoch
+    late = [step for step in probes if step >= per_epoch]
+    if late and probes != type(config.monitor).model_fields["first_epoch_probes"].default:
+        yield (
+            f"monitor.first_epoch_probes names {', '.join(map(str, late))}, but length.steps_per_epoch = {per_epoch}: "
+            "only steps of the first epoch are probed by it. Leave these out, or make epochs longer"
+        )
+
+
 def early_stopping_before_plateau(config: Config) -> Iterator[str]:
     """What ends the run first leaves nothing for the other to do."""
     stopping = config.policies.early_stopping
