@@ -32,8 +32,8 @@ RESAMPLES = 2000
 LEAST_CASES = 8
 """Fewer cases have neither interval nor p. By ``scripts/check_ablation_stats.py``, 95 % intervals cover at least 93.5 %
 with 8 cases, but in the worst setting 90 to 92 % with 5 to 7, 85 % with 3 and 69 % with 2. Two settings have less: one
-case in ten that fails altogether (84 % with 8 cases, 95 % with 30), and four of five masks empty (90 to 92 % with any
-number)."""
+case in ten that fails altogether (84 % with 8 cases, 95 % with 30), and four of five masks empty (91 % with 8 cases,
+94 % with 30)."""
 BLOCK = 2**22
 """Resamples are drawn and used in blocks of about this many numbers, 32 MB an array, whatever the number of cases."""
 _LEAST_ERROR = 0.3

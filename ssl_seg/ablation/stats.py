@@ -85,7 +85,7 @@ def compare_paired(differences: NDArray[Any], *, level: float = LEVEL, least: in
     random. The variance of the mean is estimated as (MS_run + max(MS_case - MS_rest, 0)) / (U C) (Hillis 2007). Hillis'
     degrees of freedom are too liberal for few runs (up to 13 % of null effects were significant with 2 runs, 8 % with
     3): instead the critical value is the mean of those of Student's t with U - 1 and C - 1 degrees of freedom, weighted
-    by the two parts of the variance (Cochran & Cox 1957): 3.8 % with 2 runs (mean of 16 settings, the largest 6.6 %).
+    by the two parts of the variance (Cochran & Cox 1957): 3.5 % with 2 runs (mean of 24 settings, the largest 6.2 %).
     With one unit this is the paired t test over cases, and with skewed differences of few cases it is as inexact as
     that: compare with ``estimate_difference``. Nothing is known where the variance of the mean is estimated as 0: of
     equal differences, or of units and cases whose means are all equal.
