@@ -262,7 +262,7 @@ def test_a_value_is_named_where_it_was_meant_to_do_something() -> None:
     two = {"optim": {"plateau_patience": 7, "plateau_factor": 0.1}}
     assert said(Layer("x.yaml", two, is_file=True)) == [
         "optim.plateau_patience = 7 (x.yaml), optim.plateau_factor = 0.1 (x.yaml) change nothing in this run: "
-        "optim.schedule = poly. It acts with optim.schedule = reduce_on_plateau"
+        "optim.schedule = poly. They act with optim.schedule = reduce_on_plateau"
     ]
     supervised = parse_override("method.name=supervised")
     assert said(supervised, parse_override("augment.cutmix=0"), parse_override("batch.unlabeled=0")) == []

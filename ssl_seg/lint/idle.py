@@ -90,7 +90,10 @@ def describe_idle(items: Sequence[Idle], sources: Mapping[str, str]) -> Iterator
         reasons.setdefault((item.obstacle, item.remedy), []).append(item)
     for (obstacle, remedy), members in reasons.items():
         named = ", ".join(_describe_setting(item, sources) for item in members)
-        yield f"{named} change{'s' * (len(members) == 1)} nothing in this run: {obstacle}. {remedy}"
+        if len(members) == 1:
+            yield f"{named} changes nothing in this run: {obstacle}. {remedy}"
+        else:
+            yield f"{named} change nothing in this run: {obstacle}. {remedy.replace('It acts', 'They act')}"
 
 
 def _describe_setting(item: Idle, sources: Mapping[str, str]) -> str:
