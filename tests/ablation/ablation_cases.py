@@ -27,7 +27,8 @@ def write_spec(path: Path, data: Path | str, **values: Any) -> Path:
 
 def make_cell(name: str, parent: str | None = None, method: str = "supervised", seed: int = 0) -> Cell:
     """Return a cell that is never trained."""
-    return Cell(name, name, Arm(method, "plain", "scratch", 1.0), 0, seed, parent, {}, "f", 3, 10)
+    config = {"data": {"label_values": [0, 1]}}
+    return Cell(name, name, Arm(method, "plain", "scratch", 1.0), 0, seed, parent, config, "f", 3, 10)
 
 
 def write_score(out: Path, cell_id: str, collapsed: bool = False) -> None:
