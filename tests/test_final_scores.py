@@ -149,7 +149,7 @@ class TestRun:
         self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         passes: list[int] = []
-        import ssl_seg.final_scores as module
+        import ssl_seg.inference.ensemble as module
 
         original = module.score_cases
 
