@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from ssl_seg.configio import Layer
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.prepare import TrainRequest
 from ssl_seg.training import TrainResult, train
 
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 torch.set_num_threads(1)  # for networks of a few channels a second thread costs more than it does
 
 REAL_DATA = Path(os.environ.get("SSL_SEG_DATA", Path(__file__).parents[2] / "shared" / "data"))
