@@ -18,11 +18,12 @@ from torch import nn
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from lab import injections, studies, tables  # noqa: E402
+from lab import injections, remedies, situations, studies, tables  # noqa: E402
 from lab.coverage import audit_coverage  # noqa: E402
 from lab.faults import FAULTS, STEPS_TO_NAME, Fault, judge_run  # noqa: E402
 from lab.replay import SERIES, make_signals, replay, replay_folders_000  # noqa: E402
 from lab.runs import BASE, Look, Run, read_run, run_training, write_particles  # noqa: E402
+from lab.situations import SITUATIONS, draw_image  # noqa: E402
 
 import ssl_seg.training  # noqa: E402
 from ssl_seg.config import Config  # noqa: E402
@@ -262,3 +263,56 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class TestSituations:
+    def test_images_are_what_their_names_say(self) -> None:
+        masks = {s.name: [draw_image(s, i, 3)[1] for i in range(s.images)] for s in SITUATIONS}
+        shares = {name: float(np.mean([m > 0 for m in own])) for name, own in masks.items()}
+        assert shares["foreground of 0.5 %"] == pytest.approx(0.005, abs=0.002)
+        assert np.mean([not m.any() for m in masks["75 % empty masks"]]) == 0.75
+        classes = masks["three classes, one in 2 images"]
+        assert sum(bool((m == 2).any()) for m in classes) <= 2
+        assert max(int(m.max()) for m in classes) == 2
+        assert len(np.unique(masks["mask with gray borders: 256 classes"])) > 100
+        first, again = (draw_image(SITUATIONS[0], 5, 1) for _ in range(2))
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+        assert not np.array_equal(first[0], draw_image(SITUATIONS[0], 5 + SITUATIONS[0].images, 1)[0]), "a fresh one"
+
+    @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
+    def test_settings_are_sound(self, situation: Any) -> None:
+        check_layers([Layer("base", dict(BASE)), Layer("tiny", dict(situations.TINY))])
+        check_layers([Layer("base", dict(BASE)), Layer("own", dict(situation.settings))])
+
+    @pytest.mark.parametrize(
+        ("aurocs", "ratio", "level", "can_collapse", "false", "missed"),
+        [
+            ((0.9, 0.9), 1.0, "ok", True, False, False),
+            ((0.9, 0.9), 1.0, "collapsed", True, True, False),
+            ((0.9, 0.5), 1.0, "collapsed", True, False, False),
+            ((0.9, 0.5), 1.0, "ok", True, False, True),
+            ((0.9, 0.9), 4.0, "ok", True, False, True),
+            ((0.9, 0.9), 0.2, "warn", True, False, False),
+            ((0.5, 0.5), 1.0, "collapsed", False, True, False),
+        ],
+    )
+    def test_wrong_verdicts_are_counted(
+        self, aurocs: tuple[float, float], ratio: float, level: str, can_collapse: bool, false: bool, missed: bool
+    ) -> None:
+        truth = tuple(situations.NetworkTruth(0.5, 0.1, auroc, ratio, True) for auroc in aurocs)
+        codes = () if level == "ok" else ("all_negative",)
+        result = situations.SituationResult(
+            "a", 0, truth, level, codes, (level, codes[0] if codes else "healthy"), can_collapse, level == "collapsed"
+        )
+        assert (result.is_false_alarm, result.is_miss, result.disagrees) == (false, missed, False)
+        line = tables.format_situations([result]).splitlines()[-1]
+        assert line.startswith("| a | 1 |")
+
+    def test_each_remedy_has_its_fault_or_situation(self) -> None:
+        names = [thing.name for thing in (*FAULTS, *SITUATIONS)]
+        for remedy in remedies.REMEDIES:
+            assert any(remedy.where in name for name in names), remedy.where
+            check_layers([Layer("base", dict(BASE)), Layer("own", dict(remedy.settings))])
+        result = remedies.RemedyResult(remedies.REMEDIES[0], 1, (0.0, 0.3), None, (("all_negative",), ()))
+        line = tables.format_remedies([result, result]).splitlines()[-1]
+        assert "0 of 2; 2 of 2 | +0.000; +0.300 | - | all_negative; ok |" in line
