@@ -2,10 +2,10 @@ r"""The collapse laboratory: faults that the monitor has to name, healthy runs t
 
     python scripts/collapse_lab.py faults            # (a) each fault in a small training, 3 seeds
     python scripts/collapse_lab.py healthy           # (b) 20 trainings without a fault
-    python scripts/collapse_lab.py situations        # few cases, empty masks, tiny or many classes, ...: 20 seeds each
-    python scripts/collapse_lab.py remedies          # the actions that are advised, each on a fault that asks for it
+    python scripts/collapse_lab.py situations        # (d) few cases, empty masks, ...
+    python scripts/collapse_lab.py remedies          # (e) each advised action, on a fault
     python scripts/collapse_lab.py replay            # (c) the number series of five reports of failed trainings
-    python scripts/collapse_reproduce.py             # (d) "works at 1 %, fails at 10 %": a script of its own
+    python scripts/collapse_reproduce.py             # (f) "works at 1 %, fails at 10 %": a script of its own
     python scripts/collapse_lab.py recover           # a task that collapses, with and without on_collapse=recover
     python scripts/collapse_lab.py harmless          # healthy runs with the monitor and as bare loops: equal bits?
     python scripts/collapse_lab.py overhead          # seconds for the monitor's figures and for its looks

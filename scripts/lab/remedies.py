@@ -36,7 +36,6 @@ REMEDIES: tuple[Remedy, ...] = (
     Remedy("loss.fn_cost=1", "cost of missed foreground x 1000", {"loss": {"fn_cost": 1.0}, "length": {"steps": 60}}),
     Remedy("loss.fp_cost=1", "cost of false foreground x 1000", {"loss": {"fp_cost": 1.0}}),
     Remedy("network.norm=instance", "BatchNorm statistics never updated", {"network": {"norm": "instance"}}),
-    Remedy("ema.warmup=true", "EMA 0.999 without warm-up", {"ema": {"warmup": True}}),
     Remedy("method.options.confidence=0.8", "confidence threshold", {"method": _METHOD}),
     Remedy("optim.lr of the optimizer", "very slow learning", {"optim": {"lr": 3e-3}}),
     Remedy("twice the steps", "three classes", {"length": {"steps": 160}}),

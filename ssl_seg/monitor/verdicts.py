@@ -105,6 +105,9 @@ def _doubt(evidence: Evidence, finding: Finding, signals: Signals) -> Finding:
     cases, of validation and of training, are too few to know that its ranking says nothing."""
     if finding.code == "constant_output" and _has_never_varied(evidence, signals):
         return finding.soften()
+    is_flat = signals.prob_std < limit("informative_prob_std")
+    if evidence.is_final and finding.code in RANKED and is_flat and _has_never_varied(evidence, signals):
+        return replace(finding.soften(), message=f"{finding.message}; it has hardly left its start")
     train = evidence.train.get(finding.net)
     is_known = is_certain(signals) or (train is not None and not is_informative(train) and is_certain(train))
     if finding.code not in RANKED or is_known:
