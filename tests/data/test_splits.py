@@ -235,6 +235,14 @@ def test_one_class_or_ignored_voxels_are_no_classes() -> None:
 # --- cross-validation -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_that_leave_no_group_for_the_test_list_are_refused(seed: int) -> None:
+    """Two groups of two cases: both were folds, and the test list was empty without a word."""
+    catalog = make_catalog([0.0, 0.7, 0.5, 0.3], ["g2", "g1", "g1", "g2"])
+    with pytest.raises(SplitError, match="cannot make 2 folds"):
+        make_folds(catalog, [0.1], 2, seed=seed, test_fraction=0.2)
+
+
 @relaxed
 @given(catalogs, st.integers(2, 4), st.sampled_from([0.0, 0.2]), st.integers(0, 5))
 def test_folds_partition_what_is_not_in_the_test_list(

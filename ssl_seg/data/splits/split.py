@@ -212,11 +212,11 @@ def make_folds(
     shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     part_of = assign_groups(pool.groups, pool.traits, shares, np.random.default_rng([seed, 1])) if pool.groups else {}
     rest = {key: ids for key, ids in pool.groups.items() if part_of[key] != _TEST}
-    if folds < 2 or len(rest) < folds:
+    if folds < 2 or len(rest) < folds or len(pool.groups) < folds + (test_fraction > 0):
         sealed = f", {len(pool.groups) - len(rest)} of them in the test list," * (len(rest) < len(pool.groups))
         raise SplitError(
             f"{_count_groups(pool)}{sealed} cannot make {folds} folds: choose 2 or more folds, and no more than there "
-            "are groups for them."
+            "are groups for them and the test list."
         )
     rng = np.random.default_rng([seed, 3])
     fold_of = assign_groups(rest, pool.traits, [1 / folds] * folds, rng, exact_sizes=True)
