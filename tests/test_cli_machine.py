@@ -66,6 +66,7 @@ class TestOutOfMemory:
         }
         result = cli(command, *arguments.get(command, (tiny_run,)))
         assert_refused(result, "out of memory", "more memory")
+        assert ("at an image of 128 x 128 on cpu" in result[2]) == (command == "evaluate")
         assert result[2].count("ssl-seg: error: ") == 1
 
     def test_a_limit_of_the_system_is_met_with_one_error(

@@ -26,7 +26,7 @@ def data_batches(
     config: Annotated[
         str | None, typer.Argument(help="YAML file or packaged name, as for train.", show_default=False)
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="Batches to look at, from the first step on.", min=1)] = 10,
+    n: Annotated[int, typer.Option("--n", help="Batches to look at, from the first step on.", min=1, max=10**6)] = 10,
     data: Annotated[str | None, typer.Option(help="Folder, or synthetic:particles|sheets.")] = None,
     labels: Annotated[
         float | None,

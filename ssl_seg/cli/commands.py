@@ -19,6 +19,8 @@ from ssl_seg.cli.numbers import FROM_0_TO_0_9, POSITIVE, PROBABILITY, number, pa
 from ssl_seg.cli.places import check_data, check_figure
 
 Net = Literal["student", "teacher"]
+MOST = 10**6
+"""Images of a synthetic data set."""
 OVERLAP = typer.Option(
     help="Overlap of neighboring windows, from 0 to 0.9.", parser=number("--overlap", FROM_0_TO_0_9, "0.5")
 )
@@ -181,11 +183,11 @@ def predict(
 def make_synthetic(
     out: Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)],
     kind: Annotated[Literal["particles", "sheets"], typer.Option(help="2D particles or 3D sheets.")] = "particles",
-    count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 60,
+    count: Annotated[int, typer.Option(help="Number of images.", min=1, max=MOST)] = 60,
     labeled: Annotated[
-        int | None, typer.Option(help="Write masks for this many only.", show_default="all", min=0)
+        int | None, typer.Option(help="Write masks for this many only.", show_default="all", min=0, max=MOST)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the images.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the images.", min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Write a synthetic data set, to try things out or to see the layout of a data folder."""
     from ssl_seg.data.synthetic import write_dataset

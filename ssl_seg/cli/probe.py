@@ -34,7 +34,7 @@ def probe_loss(
         Path | None,
         typer.Option(help="Probe with the student of this checkpoint or run too, beside the untrained network."),
     ] = None,
-    batches: Annotated[int, typer.Option(help="Training batches to look at.", min=1)] = 4,
+    batches: Annotated[int, typer.Option(help="Training batches to look at.", min=1, max=10**6)] = 4,
     accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of shares, cosines and values.")] = None,
     set_: Annotated[

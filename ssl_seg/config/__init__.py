@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from ssl_seg.config.bootstrap import BootstrapConfig
 from ssl_seg.config.data import AugmentConfig, BatchConfig, DataConfig, SplitConfig
@@ -23,7 +23,7 @@ from ssl_seg.config.policies import (
     SWAConfig,
     WeightNoiseConfig,
 )
-from ssl_seg.config.section import Section
+from ssl_seg.config.section import PositiveInt, Section, Seed
 
 __all__ = [
     "AugmentConfig",
@@ -105,7 +105,7 @@ class RuntimeConfig(Section):
 class Config(Section):
     """All settings of a run; the file in the run directory reproduces it."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of initialization, sampling and augmentation."""
     data: DataConfig
     split: SplitConfig = SplitConfig()

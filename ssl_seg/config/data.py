@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ssl_seg.config.section import Section
+from ssl_seg.config.section import PositiveInt, Section, Seed
 
 
 def check_label_amount(value: float) -> float:
@@ -108,9 +108,9 @@ class SplitConfig(Section):
     """A split written by `ssl-seg split make`; made from the seed when unset."""
     labels: LabelAmount = 1.0
     """Labeled share of the training pool (0..1], or a number of cases above 1; 1.0 is all."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the split, apart from the seed of the training: several trainings can share one split."""
-    label_seed: int | None = Field(None, ge=0)
+    label_seed: Seed | None = None
     """Seed of which training cases are labeled, with validation and test as they are; null: the order of the split."""
     val_fraction: float = Field(0.15, gt=0, lt=1)
     """Share of the labeled cases kept for validation."""

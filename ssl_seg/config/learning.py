@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ssl_seg.config.section import Section
+from ssl_seg.config.section import PositiveInt, Section
 
 
 class NetworkConfig(Section):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from ssl_seg.config.section import Section
+from ssl_seg.config.section import PositiveInt, Section
 
 
 class SWAConfig(Section):

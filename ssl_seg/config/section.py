@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
+"""A count. The upper end keeps slips of the keyboard from lists and loops without end."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What PyTorch takes for a seed."""
 
 
 class Section(BaseModel):

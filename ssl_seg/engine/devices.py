@@ -51,6 +51,17 @@ def check_devices(runtime: RuntimeConfig) -> None:
     accelerator = choose_device(runtime.accelerator).type
     if accelerator == "cuda" and runtime.devices > torch.cuda.device_count():
         raise ConfigError(f"runtime.devices = {runtime.devices}, but this machine has {torch.cuda.device_count()} GPUs")
+    most = 2 * (os.cpu_count() or 1)
+    if accelerator == "cpu" and runtime.devices > most:
+        raise ConfigError(
+            f"runtime.devices = {runtime.devices}: this machine has {os.cpu_count()} cores, for {most} processes at "
+            "most; give --devices 1"
+        )
+    if runtime.num_nodes > 1 and count_started_processes() is None and "NODE_RANK" not in os.environ:
+        raise ConfigError(
+            f"runtime.num_nodes = {runtime.num_nodes}: nothing has started this on other nodes, and it would wait for "
+            "them; start it with torchrun or srun on each node, or leave out --num-nodes"
+        )
     wanted, started = runtime.devices * runtime.num_nodes, count_started_processes()
     if started not in {None, wanted}:
         raise ConfigError(

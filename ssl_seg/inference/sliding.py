@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssl_seg.data.resample import compute_resampled_shape, resample_image
 from ssl_seg.data.views.transforms import normalize
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, is_out_of_memory
 from ssl_seg.losses import compute_foreground_logit
 from ssl_seg.precision import Autocast
 
@@ -84,17 +84,22 @@ class Predictor:
     def _predict(self, image: NDArray[np.generic], windows: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         from monai.inferers import sliding_window_inference
 
-        zscore = torch.from_numpy(normalize(image))[None]
-        probs = sliding_window_inference(
-            zscore,
-            roi_size=tuple(self.patch_size),
-            sw_batch_size=self.batch_size,
-            predictor=windows,
-            overlap=self.overlap,
-            mode="gaussian",
-            sw_device=self.device,
-            device=torch.device("cpu"),
-        )
+        try:
+            zscore = torch.from_numpy(normalize(image))[None]
+            probs = sliding_window_inference(
+                zscore,
+                roi_size=tuple(self.patch_size),
+                sw_batch_size=self.batch_size,
+                predictor=windows,
+                overlap=self.overlap,
+                mode="gaussian",
+                sw_device=self.device,
+                device=torch.device("cpu"),
+            )
+        except Exception as error:
+            if is_out_of_memory(error):  # the message of the command line has the notes
+                error.add_note(f"at an image of {' x '.join(map(str, image.shape[1:]))} on {self.device}")
+            raise
         return np.asarray(probs[0].numpy(), dtype=np.float32)
 
     def _compute_logits(self, windows: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ssl_seg.configio import to_plain, validate
 from ssl_seg.curves import POINTS, compute_batch_size, find_raising_plateau, list_windows
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.methods import METHODS
-from ssl_seg.schedules import count_plateaus, make_ema_schedule
+from ssl_seg.schedules import make_ema_schedule
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,9 @@ def _count_responses(config: Config) -> int:
 
 def _count_most_plateaus(config: Config, patience: int) -> int:
     """Return the plateaus that can still change the run, if no score is better than the first."""
-    return count_plateaus([0.0] * (count_epochs(config) - 1), patience)  # what follows the last epoch comes too late
+    return (
+        max(0, count_epochs(config) - 2) // patience
+    )  # the first epoch is the best; what follows the last is too late
 
 
 def _find_idle_gain(config: Config, _: Facts) -> str | None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from ssl_seg.config import Config, LossPhaseConfig
 from ssl_seg.curves import find_raising_plateau
 from ssl_seg.lint.conditions import count_epochs, describe_length
-from ssl_seg.schedules import acts_at
 
 
 def blend_cut_short(config: Config) -> Iterator[str]:
@@ -76,9 +75,9 @@ def noise_within_swa(config: Config) -> Iterator[str]:
         )
 
 
-def _noise_epochs(config: Config) -> list[int]:
+def _noise_epochs(config: Config) -> range:
     noise = config.policies.weight_noise
-    return [] if noise is None else _actions(config, noise.start_epoch, noise.every_epochs)
+    return range(0) if noise is None else _actions(config, noise.start_epoch, noise.every_epochs)
 
 
 def _plateau_waits(config: Config) -> Iterator[tuple[str, int, int]]:
@@ -112,8 +111,8 @@ def early_stopping_before_plateau(config: Config) -> Iterator[str]:
             )
 
 
-def _actions(config: Config, start_epoch: int, every_epochs: int) -> list[int]:
-    return [e for e in range(1, count_epochs(config) + 1) if acts_at(e, start_epoch, every_epochs)]
+def _actions(config: Config, start_epoch: int, every_epochs: int) -> range:
+    return range(start_epoch, count_epochs(config) + 1, every_epochs)
 
 
 def _reached_phases(config: Config) -> list[tuple[int, LossPhaseConfig]]:
