@@ -208,9 +208,7 @@ def _count_responses(config: Config) -> int:
 
 def _count_most_plateaus(config: Config, patience: int) -> int:
     """Return the plateaus that can still change the run, if no score is better than the first."""
-    return (
-        max(0, count_epochs(config) - 2) // patience
-    )  # the first epoch is the best; what follows the last is too late
+    return max(0, count_epochs(config) - 2) // patience  # the first epoch is the best, the last comes too late
 
 
 def _find_idle_gain(config: Config, _: Facts) -> str | None:
