@@ -12,7 +12,9 @@ import pytest
 import torch
 from test_cli import Cli, assert_refused, cli
 
-from ssl_seg.errors import DataError, is_out_of_memory, printable, printable_lines
+from ssl_seg.config import LengthConfig, RuntimeConfig
+from ssl_seg.engine.devices import check_devices
+from ssl_seg.errors import ConfigError, DataError, is_out_of_memory, printable, printable_lines
 from ssl_seg.inference.sliding import Predictor
 
 __all__ = ["cli"]
@@ -125,6 +127,27 @@ class TestAccelerator:
 
     def test_a_setting_of_a_training_is_sent_to_the_option(self, cli: Cli, tiny_run: Path) -> None:
         assert_refused(cli("evaluate", tiny_run, "--set", "runtime.accelerator=cpu"), "--accelerator")
+
+
+class TestProcesses:
+    def test_no_more_than_the_machine_bears(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("os.cpu_count", lambda: 3)
+        for devices in (1, 5, 6):
+            check_devices(RuntimeConfig(accelerator="cpu", devices=devices))
+        for devices in (7, 10**9):
+            with pytest.raises(ConfigError, match="3 cores, for 6 processes at most"):
+                check_devices(RuntimeConfig(accelerator="cpu", devices=devices))
+
+    def test_nodes_are_not_waited_for_that_nothing_has_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ConfigError, match="torchrun or srun"):
+            check_devices(RuntimeConfig(accelerator="cpu", num_nodes=2))
+        monkeypatch.setenv("NODE_RANK", "0")
+        check_devices(RuntimeConfig(accelerator="cpu", num_nodes=2))
+
+    def test_counts_have_an_upper_end(self) -> None:
+        assert LengthConfig(steps=10**9).steps == 10**9
+        with pytest.raises(ValueError, match="less than or equal"):
+            LengthConfig(steps=10**9 + 1)
 
 
 class TestText:
