@@ -49,6 +49,9 @@ class Progress:
     """Selection score at the end of each finished epoch."""
     collapsed: tuple[int, ...] = ()
     """Numbers of finished epochs (0: the start) at whose look the networks had collapsed."""
+    ending: str | None = None
+    """How the training ended, of ``Ending``; None while there are steps to make. What follows may be missing yet: the
+    scores on whole cases and the last event."""
 
     @property
     def standings(self) -> tuple[float, ...]:
@@ -190,6 +193,7 @@ def _is_sound(checkpoint: Checkpoint) -> bool:
         and all(isinstance(n, int) and n >= 0 for n in (progress.step, progress.ema_updates))
         and all(isinstance(v, float) and not math.isnan(v) for v in (progress.start_score, *progress.history))
         and all(isinstance(n, int) and 0 <= n <= len(progress.history) for n in progress.collapsed)
+        and isinstance(progress.ending, str | None)
         and all(isinstance(content, str) for content in checkpoint.seen_labels)
         and _is_sound_average(checkpoint.swa)
         and (checkpoint.monitor is None or {"trend", "ladder", "window"} <= checkpoint.monitor.keys())

@@ -30,7 +30,7 @@ from ssl_seg.inference.model import NETS, open_model
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.network_rules import find_trivial_images
 from ssl_seg.monitor.verdicts import conclude
-from ssl_seg.monitor.watch import Monitor, Observation
+from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks import has_batch_norm
 from ssl_seg.prepare import Prepared
 from ssl_seg.recorder import Console, Recorder
@@ -45,7 +45,6 @@ def finish_run(
     result: LoopResult,
     prepared: Prepared,
     engine: Engine,
-    monitor: Monitor,
     source: PatchSource,
     average: WeightAverage | None,
     recorder: Recorder,
@@ -58,14 +57,13 @@ def finish_run(
         validation cases; None on other processes than the first, and for a run that was interrupted.
     """
     run, observation = prepared.run, result.observation
-    if observation is None and result.is_complete:  # resumed with all steps done: only this was missing
-        observation = monitor.look(engine.student, engine.teacher.net, result.step)
     verdict = Verdict() if observation is None else observation.verdict
     final: FinalScores | None = None
     if engine.fabric.is_global_zero:
         summary: dict[str, Any] = {}
         if result.ending != "interrupted":
-            if average is not None and result.is_complete:
+            known = load_final_scores(run)  # of swa.pt too, where the run was killed after it had written them
+            if average is not None and result.is_complete and (known is None or known.step != result.step):
                 _write_average(average, engine, source, recorder, result, prepared, console)
             final = _score_run(run, result.step, engine.fabric.device, prepared, source.store, console)
             summary = _summarize(final, prepared, console)

@@ -28,13 +28,21 @@ from ssl_seg.data.findings import describe_finding
 from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
 from ssl_seg.data.splits.split import Split, make_folds, make_split, reorder_labeled
 from ssl_seg.data.store import decoded_bytes
-from ssl_seg.errors import ConfigError, RefusedError, RunDirError, quote
+from ssl_seg.errors import ConfigError, RefusedError, RunDirError
 from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.lint import lint
 from ssl_seg.methods import METHODS
 from ssl_seg.plan import Planned, plan_layer, plan_run
 from ssl_seg.precision import choose_precision
 from ssl_seg.preflight import check_layers, check_with_data, gather_facts
+from ssl_seg.resume import (
+    check_data_there,
+    check_layers_of_resume,
+    check_resumable,
+    check_same_content,
+    describe_length,
+    restate_run,
+)
 from ssl_seg.rundir import (
     CONFIG_FILE,
     SPLIT_FILE,
@@ -178,8 +186,7 @@ def make_plan(
     merged, sources = merge_layers(layers)
     if request.epochs is not None:
         default = LengthConfig.model_fields["steps_per_epoch"].default
-        steps = request.epochs * int(merged.get("length", {}).get("steps_per_epoch", default))
-        layers.append(Layer(f"--epochs {request.epochs}", nest("length.steps", steps)))
+        layers += _epochs_layer(request, int(merged.get("length", {}).get("steps_per_epoch", default)))
         merged, sources = merge_layers(layers)
     catalog = read(merged.get("data", {}), track)
     split_config = validate(SplitConfig, merged.get("split", {}), sources, prefix="split.")
@@ -190,6 +197,13 @@ def make_plan(
     planned = plan_run(catalog, labeled, merged, gpu=gpu, has_unlabeled=bool(pool))
     config, sources = build_config([plan_layer(planned), *layers])
     return Plan(_settle(config), sources, planned, catalog, split, parent)
+
+
+def _epochs_layer(request: TrainRequest, steps_per_epoch: int) -> list[Layer]:
+    """Return the length that is asked for in epochs, if any."""
+    if request.epochs is None:
+        return []
+    return [Layer(f"--epochs {request.epochs}", nest("length.steps", request.epochs * steps_per_epoch))]
 
 
 def write_config(config: Config, run: RunDir, header: str) -> None:
@@ -221,12 +235,9 @@ def _reopen(
     tracker: Callable[[str], Track],
     hold: Callable[[Path], object],
 ) -> Prepared:
-    others = request.bootstrap or request.out or request.epochs
-    if request.resume is None or others or not has_runtime_only(request.layers):
-        raise ConfigError(
-            "--resume continues a run with its own settings: give it without other options "
-            "(only runtime settings such as --devices may change)"
-        )
+    if request.resume is None or request.bootstrap or request.out:
+        raise ConfigError("--resume continues a run with its own settings and in its own directory")
+    check_layers_of_resume(request.layers)
     run = open_run_dir(request.resume)
     if not run.last.is_file():
         raise RunDirError(
@@ -235,14 +246,25 @@ def _reopen(
         )
     hold(run.path)
     checkpoint = load_checkpoint(run.last)
-    stored = Layer(str(run.last), config_of(checkpoint, run.last).model_dump(mode="json"))
-    config, _ = build_config([stored, *request.layers])
-    step = checkpoint.progress.step
-    _check_unfinished(run, step, config.length.steps)
+    old = config_of(checkpoint, run.last)
+    stored = Layer(str(run.last), old.model_dump(mode="json"))
+    config, _ = build_config([stored, *request.layers, *_epochs_layer(request, old.length.steps_per_epoch)])
+    config, step = _settle(config), checkpoint.progress.step
+    check_resumable(run, checkpoint, old, config)
+    check_data_there(run, config.data.root)
     catalog = open_data(config.data.model_dump(mode="json"), tracker("reading cases"))
     split = split_from_dict(checkpoint.split)
+    if config.data != old.data:
+        check_same_content(run, split, catalog, old.data.root)
+        note(f"resume: the data are in {config.data.root}; they were in {old.data.root}")
     check_with_data(config, catalog, split, note)
+    if config.length != old.length:
+        note(f"resume: {describe_length(old, config, checkpoint)}")
     _fill_disk_cache(config.data, catalog, note, tracker)
+    if config.data != old.data or config.length != old.length:
+        restate_run(run, checkpoint, old, config)
+        write_config(config, run, read_header(run))
+    run.remove_parts()
     # Step 0 is probed again when nothing has been trained yet.
     run.drop_after(step or -1)
     run.append_event("resumed", step=step)
@@ -255,26 +277,6 @@ def _collect_seen(config: Config, split: Split, start: Checkpoint | None) -> tup
     """Return the contents of the labeled images of a run and of all that it goes on from, sorted."""
     own = split.image_contents(split.labeled_ids(config.split.labels))
     return tuple(sorted(own | set(() if start is None else start.seen_labels)))
-
-
-def _check_unfinished(run: RunDir, step: int, total_steps: int) -> None:
-    """Do nothing, if the run whose last checkpoint is of ``step`` has not come to its end.
-
-    Raises:
-        RunDirError: when it has, by itself or by its monitor.
-    """
-    events = {e["event"]: e for e in run.read_events() if e.get("step", 0) <= step and e.get("rung", "stop") == "stop"}
-    if step >= total_steps and "finished" in events:
-        raise RunDirError(f"{run.path} is finished: all {total_steps} steps are done; nothing to resume")
-    if "stopped_early" in events:
-        raise RunDirError(f"{run.path} is finished: policies.early_stopping ended it at step {step}; nothing to resume")
-    # The last rung of the ladder is an event too, in case the run was killed before it wrote down how it ended.
-    if (end := events.get("collapsed", events.get("intervention"))) is not None:
-        raise RunDirError(
-            f"{run.path} was ended by its monitor at step {step}: {', '.join(end['codes'])}. To go on would be to "
-            f"train what has collapsed. See why with `ssl-seg diagnose {quote(run.last)}`, which names the command to "
-            "try next"
-        )
 
 
 def _load_parent(request: TrainRequest) -> Checkpoint | None:

@@ -96,17 +96,16 @@ class RunDir:
         return read_jsonl(self.events_path)
 
     def read_ending(self) -> dict[str, Any] | None:
-        """Return the last event of a run that has come to its own end, also if it was killed while it said so."""
-        events = [e for e in self.read_events() if e["event"] != "test_opened"]
-        ends = [e for e in events if e["event"] in ("finished", "stopped_early", "collapsed")]
-        if not ends and events and events[-1]["event"] == "intervention" and events[-1].get("rung") == "stop":
-            return {
-                "event": "collapsed",
-                "step": events[-1]["step"],
-                "verdict": "collapsed",
-                "codes": events[-1]["codes"],
-            }
+        """Return the last event of a run that has come to its own end; None if it has not, or has gone on since."""
+        events = self.read_events()
+        resumed = max((n for n, e in enumerate(events) if e["event"] == "resumed"), default=0)
+        ends = [e for e in events[resumed:] if e["event"] in ("finished", "stopped_early", "collapsed")]
         return ends[-1] if ends else None
+
+    def remove_parts(self) -> None:
+        """Remove what a process that was killed has left half written; for the one that holds the directory."""
+        for path in (*self.path.glob(".*.part"), *self.path.glob("checkpoints/.*.part")):
+            path.unlink(missing_ok=True)
 
     def drop_after(self, step: int) -> None:
         """Remove the records, and the events, of steps that a resumed run is going to make again.

@@ -161,9 +161,7 @@ def _train(fabric: Fabric, prepared: Prepared, console: Console) -> TrainResult:
     finally:
         console.stop()
     average, recorder = trainer.policies.average, trainer.recorder
-    verdict, final = finish_run(
-        result, prepared, trainer.engine, trainer.monitor, trainer.source, average, recorder, console
-    )
+    verdict, final = finish_run(result, prepared, trainer.engine, trainer.source, average, recorder, console)
     return TrainResult(
         prepared.run,
         result.ending,

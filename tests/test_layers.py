@@ -36,6 +36,7 @@ LAYERS = [
         "lint",
         "preflight",
         "prepare",
+        "resume",
         "curves",
         "recorder",
         "final_scores",

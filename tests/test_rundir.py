@@ -141,19 +141,19 @@ def test_a_full_disk_is_recognized_behind_other_errors() -> None:
     assert not is_disk_full(RuntimeError("PytorchStreamWriter failed"))
 
 
-def test_the_ending_of_a_run_that_was_killed_while_it_said_so(tmp_path: Path) -> None:
+def test_the_ending_of_a_run_is_what_it_said_last(tmp_path: Path) -> None:
     run = create_run_dir(tmp_path / "run")
     run.append_event("started")
     assert run.read_ending() is None
-    run.append_event("intervention", step=30, rung="restore", codes=["all_negative"])
-    assert run.read_ending() is None
     run.append_event("intervention", step=40, rung="stop", codes=["all_negative"])
-    ending = run.read_ending()
-    assert ending is not None
-    assert (ending["event"], ending["verdict"], ending["codes"]) == ("collapsed", "collapsed", ["all_negative"])
+    assert run.read_ending() is None
     run.append_event("finished", step=50, verdict="ok")
     run.append_event("test_opened", cases=3)
     assert (run.read_ending() or {})["event"] == "finished"
+    run.append_event("resumed", step=50)
+    assert run.read_ending() is None
+    run.append_event("stopped_early", step=70, verdict="ok")
+    assert (run.read_ending() or {})["step"] == 70
 
 
 class TestHold:

@@ -402,7 +402,8 @@ class TestResume:
         result = train_tiny(tmp_path / "run", particles_dir, {"split": {"labels": 0.5}})
         (tmp_path / "run" / "events.jsonl").write_text("")
         checkpoint = load_checkpoint(result.run.last)
-        rewrite(result.run.last, result.run.last, progress=replace(checkpoint.progress, step=7, ema_updates=7))
+        progress = replace(checkpoint.progress, step=7, ema_updates=7, ending=None)
+        rewrite(result.run.last, result.run.last, progress=progress)
         with stop_after_one_step():
             assert train(TrainRequest(resume=result.run.path)).step == 8
         assert load_checkpoint(result.run.last).scores["student"]["f1"] == checkpoint.scores["student"]["f1"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from ssl_seg.checkpoint import Checkpoint, Progress
 from ssl_seg.data.loader import Batch
@@ -13,6 +13,7 @@ from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.policies import Action, Policies
 from ssl_seg.engine.window import Window
+from ssl_seg.monitor.evidence import Figures
 from ssl_seg.monitor.ladder import Foreground
 from ssl_seg.monitor.memory import Memory
 from ssl_seg.monitor.watch import Monitor, Observation
@@ -154,8 +155,8 @@ def run_loop(
         progress = Progress(start_score=look.score, collapsed=(0,) if look.has_collapsed else ())
         recorder.save_best(progress, watch.to_plain())
         watch.save(progress, healthy=interventions.settings is not None)
-    elif policies.stops(progress):  # resumed when all was done but the final scores
-        return LoopResult("stopped_early", progress, None)
+    elif progress.ending is not None:  # resumed when all was done but the final scores
+        return LoopResult(cast("Ending", progress.ending), progress, watch.look_again(step))
 
     device, observation, ending = engine.fabric.device, None, None
     batches = batches_from(step, watch.memory.ladder.foreground)
@@ -190,7 +191,7 @@ def run_loop(
             if watch.memory.ladder.foreground != ladder.foreground:
                 batches = batches_from(step, watch.memory.ladder.foreground)
         if ends_epoch or ending is not None:
-            progress = replace(progress, step=step)
+            progress = replace(progress, step=step, ending=ending)
             watch.save(progress, healthy=interventions.settings is not None and watch.is_healthy(observation))
         if ending is not None:
             return LoopResult(ending, progress, observation)
@@ -232,20 +233,28 @@ class _Watch:
     def look(self, step: int) -> Observation:
         """Look at the networks, and report."""
         means = self.window.compute_means()
-        observation = self.monitor.look(
-            self.engine.student,
-            self.engine.teacher.net,
-            step,
-            means,
-            self.memory.trend,
-            planned=self.schedule.probes(step),
-            ends_epoch=self.schedule.ends_epoch(step),
-        )
-        observation = self.engine.fabric.broadcast(observation)  # one verdict for all, also where rounding differs
+        observation = self._observe(step, means, self.memory.trend)
         self.memory = replace(self.memory, trend=observation.trend, training=means)
         self.recorder.observe(observation, observation.to_record() | self.window.to_record(means))
         self.window.start()
         return observation
+
+    def look_again(self, step: int) -> Observation:
+        """Return the last look of a training that has ended, on the figures that it was made on; reports nothing."""
+        trend = self.memory.trend[:-1] if self.schedule.probes(step) else self.memory.trend
+        return self._observe(step, self.memory.training, trend)
+
+    def _observe(self, step: int, training: Figures, trend: tuple[Figures, ...]) -> Observation:
+        observation = self.monitor.look(
+            self.engine.student,
+            self.engine.teacher.net,
+            step,
+            training,
+            trend,
+            planned=self.schedule.probes(step),
+            ends_epoch=self.schedule.ends_epoch(step),
+        )
+        return self.engine.fabric.broadcast(observation)  # one verdict for all, also where rounding differs
 
     def intervene(self, interventions: Interventions, observation: Observation) -> Ending | None:
         """Do what the observation calls for; return how the run ends where nothing is left to do."""
