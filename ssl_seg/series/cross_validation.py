@@ -157,7 +157,7 @@ def _reopen(request: CrossValidationRequest, console: Console) -> CrossValidatio
     """Return the cross-validation to continue, as it is now that it is held."""
     if request.out or request.epochs or not has_runtime_only(request.layers):
         raise ConfigError(
-            "--resume continues a cross-validation with its own settings, its own data and lengths: give it without "
+            "--resume continues a cross-validation with its own settings, data and lengths: give it without "
             "other options (only runtime settings such as --devices may change)"
         )
     path = request.resume or Path()

@@ -168,7 +168,7 @@ def _reopen(request: LabelLadderRequest, console: Console) -> LabelLadder:
     """Return the ladder to continue, as it is now that it is held; what is to be tried again waits again."""
     if request.labels or request.out or request.gate or request.epochs or not has_runtime_only(request.layers):
         raise ConfigError(
-            "--resume continues a ladder with its own settings, its own data and lengths: give it without other options "
+            "--resume continues a ladder with its own settings, data and lengths: give it without other options "
             "(only --force, and runtime settings such as --devices, may be new)"
         )
     path = request.resume or Path()
