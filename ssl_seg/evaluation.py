@@ -20,7 +20,8 @@ from ssl_seg.inference.scoring import Score
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.precision import choose_device_if_given
 from ssl_seg.seal import Ledger, find_home, find_sealed, open_sealed
-from ssl_seg.series.fold_runs import is_cross_validation, join_scores, list_members, load_finished
+from ssl_seg.series.fold_runs import join_scores, list_members, load_finished
+from ssl_seg.series.markers import is_cross_validation
 from ssl_seg.sources import absolute_root, open_data, open_store
 
 Part = Literal["val", "test", "all"]

@@ -24,6 +24,15 @@ def count_cores(root: Path = Path("/")) -> int:
     return max(1, min([bound, *(math.ceil(quota) for quota in quotas)]))
 
 
+def limit_threads() -> None:
+    """Let numerical libraries that are loaded from now on use no more threads than ``count_cores`` says.
+
+    They know what a process is bound to, but not what its cgroup grants. What the user has set stays.
+    """
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, os.environ.get("OMP_NUM_THREADS", str(count_cores())))
+
+
 def available_memory(root: Path = Path("/")) -> int | None:
     """Return the bytes that may still be allocated, of the machine and of each cgroup; None where nobody says.
 

@@ -51,10 +51,11 @@ from ssl_seg.rundir import (
     check_free,
     create_next_run_dir,
     create_run_dir,
+    name_data,
     open_run_dir,
 )
 from ssl_seg.seal import register_seal
-from ssl_seg.sources import absolute_root, name_data, open_data
+from ssl_seg.sources import absolute_root, open_data
 from ssl_seg.transfer import check_options, load_student, load_teacher
 
 DEFAULT_FRACTIONS = (0.01, 0.10, 1.0)

@@ -242,6 +242,11 @@ def next_free(path: Path) -> Path:
     return candidate
 
 
+def name_data(root: str) -> str:
+    """Return what a data set is called in the name of a directory."""
+    return Path(root).name.replace(":", "-")
+
+
 def describe_environment() -> dict[str, Any]:
     """Return what a reader needs to repeat the run: command, versions, machine."""
     packages = ("ssl-seg", "torch", "monai", "lightning-fabric", "numpy", "albumentations", "tifffile")

@@ -77,11 +77,6 @@ def absolute_root(root: str) -> str:
     return root if is_synthetic(root) else str(Path(root).expanduser().resolve())
 
 
-def name_data(root: str) -> str:
-    """Return what a data set is called in the name of a directory."""
-    return Path(root).name.replace(":", "-")
-
-
 def open_store(catalog: Catalog, data: DataConfig) -> CaseStore:
     """Return the reader of the cases."""
     return CaseStore(

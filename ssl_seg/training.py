@@ -40,6 +40,7 @@ from ssl_seg.final_scores import describe_for_checkpoint
 from ssl_seg.finish import finish_run
 from ssl_seg.inference.model import make_network
 from ssl_seg.losses import make_supervised_loss
+from ssl_seg.machine import count_cores
 from ssl_seg.methods import make_method
 from ssl_seg.monitor.actions import list_components, read_context
 from ssl_seg.monitor.findings import Verdict
@@ -299,7 +300,11 @@ def _assemble(
     policies = Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None)
     interventions = Interventions(_make_ladder(config, source, uses_teacher=method.uses_teacher), average)
     lr_at = make_lr_schedule(config.optim, config.length, sum(config.labeled_range) / 2 * fabric.world_size)
-    workers = config.runtime.workers
+    workers = min(config.runtime.workers, count_cores())
+    if workers < config.runtime.workers and fabric.is_global_zero:
+        console.note(
+            f"runtime.workers = {config.runtime.workers}: {workers} are used, one for each core that is granted"
+        )
     return _Trainer(engine, monitor, schedule, start, lr_at, policies, interventions, recorder, source, workers)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_seg.errors import DataError, is_out_of_memory
-from ssl_seg.machine import available_memory, count_cores
+from ssl_seg.machine import available_memory, count_cores, limit_threads
 
 GB = 2**30
 
@@ -68,6 +68,18 @@ class TestCores:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
         root = make_root(tmp_path, {**V2, "sys/fs/cgroup/pod/job/cpu.max": "400000 100000"})
         assert count_cores(root) == 1
+
+
+def test_threads_are_those_of_the_cgroup_unless_the_user_has_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    monkeypatch.setattr("ssl_seg.machine.count_cores", lambda: 3)
+    for given, expected in (({}, "333"), ({"OMP_NUM_THREADS": "2"}, "222"), ({"MKL_NUM_THREADS": "8"}, "338")):
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        limit_threads()
+        assert "".join(os.environ[name] for name in names) == expected
 
 
 class TestMemory:

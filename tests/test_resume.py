@@ -76,6 +76,8 @@ def read_everything(run: RunDir) -> dict[str, Any]:
 def _flatten(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.numpy().tobytes()  # so that NaN equals NaN
+    if isinstance(value, float):
+        return str(value)
     if isinstance(value, dict):
         return {str(k): _flatten(v) for k, v in value.items()}
     return [_flatten(v) for v in value] if isinstance(value, list | tuple) else value

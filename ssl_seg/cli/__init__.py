@@ -7,6 +7,7 @@ import os
 import sys
 
 from ssl_seg.errors import SslSegError, is_out_of_memory, printable_lines
+from ssl_seg.machine import limit_threads
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -17,6 +18,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a name of a file may hold what the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    limit_threads()
     try:
         from ssl_seg.cli.app import app
 

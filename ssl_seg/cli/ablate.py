@@ -72,14 +72,21 @@ def ablate(
     Exit code 2 when a cell failed.
     """
     from ssl_seg.ablation.cells import check_place, is_planned_for_gpu, open_folder, read_result, write_cells
-    from ssl_seg.ablation.resolve import resolve_cells
     from ssl_seg.ablation.spec import find_data_root, find_spec, read_spec
     from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.cli.run_settings import announce_loading, check_paths
+    from ssl_seg.configio import Layer, nest
     from ssl_seg.errors import RunDirError
-    from ssl_seg.sources import name_data
+    from ssl_seg.rundir import name_data
 
     wanted = read_spec(spec, _read_options(labels, more, data, steps, part, metric, set_))
-    place = out or Path("runs") / f"{find_spec(spec).stem}_{name_data(find_data_root(wanted))}"
+    root = find_data_root(wanted)
+    place = out or Path("runs") / f"{find_spec(spec).stem}_{name_data(root)}"
+    check_paths([Layer("data.root", nest("data.root", root))])
+    check_place(place)
+    announce_loading()
+    from ssl_seg.ablation.resolve import resolve_cells
+
     first = is_planned_for_gpu(place)
     gpu = first if first is not None else bool(gpus_per_cell) if ray is not None else bool(_find_gpus())
     cells = resolve_cells(
@@ -91,9 +98,7 @@ def ablate(
     if dry_run:
         _print_cells(cells, [read_result(place, cell, wanted.score) for cell in cells])
         return
-    if report:
-        check_place(place)
-    else:
+    if not report:
         launcher = _make_launcher(workers, ray, cpus_per_cell, gpus_per_cell)
         write_cells(place, cells, gpu=gpu)
         _run_cells(cells, place, wanted.score, launcher)

@@ -20,8 +20,8 @@ def find_checkpoint(path: Path) -> Path:
     from ssl_seg.ablation.cells import MARKER
     from ssl_seg.errors import RunDirError
     from ssl_seg.rundir import RunDir, check_checkpoint_file
-    from ssl_seg.series.fold_runs import is_cross_validation
-    from ssl_seg.series.label_rungs import LADDER_FILE, load_ladder
+    from ssl_seg.series.label_rungs import load_ladder
+    from ssl_seg.series.markers import LADDER_FILE, is_cross_validation
 
     best: Path | None = RunDir(path).best
     if (path / LADDER_FILE).is_file() and (best := load_ladder(path).checkpoint) is None:
@@ -53,7 +53,7 @@ def check_resumed(path: Path) -> None:
     """
     from ssl_seg.ablation.cells import MARKER
     from ssl_seg.errors import RunDirError, quote
-    from ssl_seg.series.label_rungs import LADDER_FILE
+    from ssl_seg.series.markers import LADDER_FILE
 
     if (path / LADDER_FILE).is_file():
         raise RunDirError(f"{path} is a ladder: continue it with ssl-seg ladder --resume {quote(path)}")

@@ -57,7 +57,7 @@ def check_folds(
 
 def is_folds(path: Path) -> bool:
     """Return whether this is the directory of a cross-validation."""
-    from ssl_seg.series.fold_runs import is_cross_validation
+    from ssl_seg.series.markers import is_cross_validation
 
     return is_cross_validation(path)
 
@@ -83,7 +83,8 @@ def run_folds(layers: tuple[Layer, ...], out: Path | None, resume: Path | None, 
 def _report(result: CrossValidation) -> None:
     from ssl_seg.cli.comparison import describe_absent
     from ssl_seg.cli.console import print_table
-    from ssl_seg.series.fold_runs import FOLDS_FILE, summarize_folds
+    from ssl_seg.series.fold_runs import summarize_folds
+    from ssl_seg.series.markers import FOLDS_FILE
 
     summary = summarize_folds(result.folds)
     over_all = summary["better"]["out_of_fold"]

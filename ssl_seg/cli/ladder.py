@@ -62,9 +62,10 @@ def ladder(
     rung or the monitor stops one.
     """
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.cli.run_settings import make_layers, parse_labels
+    from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers, parse_labels
     from ssl_seg.errors import ConfigError
-    from ssl_seg.series.label_ladder import LabelLadderRequest, climb_labels
+    from ssl_seg.series.label_rungs import check_labels, load_ladder
+    from ssl_seg.series.markers import LADDER_FILE, check_free_for
 
     if more and not labels:
         raise ConfigError(f"{more[0]} is not expected here: give the rungs as --labels 0.01 0.10 1.0")
@@ -86,6 +87,16 @@ def ladder(
     }
     layers = make_layers(config, options, set_)
     wanted = parse_labels([*(labels or []), *(more or [])])
+    if resume is None:
+        check_labels(wanted)
+    else:
+        load_ladder(resume)
+    check_paths(layers)
+    if out is not None:
+        check_free_for(LADDER_FILE, out, "ssl-seg ladder --resume")
+    announce_loading()
+    from ssl_seg.series.label_ladder import LabelLadderRequest, climb_labels
+
     request = LabelLadderRequest(wanted, layers, out, resume, gate, force, epochs)
     _report(climb_labels(request, TerminalConsole()))
 
@@ -93,7 +104,7 @@ def ladder(
 def _report(result: LabelLadder) -> None:
     """Print how far the ladder has come, and end with the exit code that says so."""
     from ssl_seg.cli import is_main_process
-    from ssl_seg.series.label_rungs import LADDER_FILE
+    from ssl_seg.series.markers import LADDER_FILE
 
     if not is_main_process():
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.cli.numbers import POSITIVE, number, parse_numbers, split_words
@@ -49,6 +50,47 @@ def make_layers(config: str | None, options: Mapping[str, Any], overrides: list[
         Layer(f"{name} {value}", nest(KEYS[name], value)) for name, value in options.items() if value is not None
     ]
     return (*layers, *(parse_override(text) for text in overrides or []))
+
+
+def check_paths(layers: Sequence[Layer], *, out: Path | None = None, resume: Path | None = None) -> None:
+    """Do nothing, if what the settings name is there and what is to be created is not; no network library is loaded.
+
+    Args:
+        layers: files and options.
+        out: directory to create.
+        resume: directory of a single run to go on with.
+
+    Raises:
+        SslSegError: for data or a split that do not exist, an ``out`` that does, a ``resume`` that is no run.
+    """
+    from ssl_seg.configio import flatten, merge_layers
+    from ssl_seg.data.synthetic import is_synthetic
+    from ssl_seg.rundir import check_free, open_run_dir
+
+    merged, _ = merge_layers(layers)
+    values = dict(flatten(merged))
+    root, file = values.get("data.root"), values.get("split.file")
+    if isinstance(root, str) and not is_synthetic(root) and not Path(root).expanduser().exists():
+        from ssl_seg.data.catalog import find_cases
+
+        find_cases(root)  # says what is wrong with it
+    if isinstance(file, str) and not Path(file).is_file():
+        from ssl_seg.data.splits.files import load_split
+
+        load_split(Path(file))
+    if out is not None:
+        check_free(out)
+    if resume is not None:
+        open_run_dir(resume)
+
+
+def announce_loading() -> None:
+    """Say that the network library is being loaded, which takes seconds; of several processes, the first says it."""
+    from ssl_seg.cli import is_main_process
+    from ssl_seg.cli.console import announce
+
+    if is_main_process():
+        announce("loading PyTorch")
 
 
 def parse_labels(texts: Sequence[str]) -> tuple[float, ...]:

@@ -74,9 +74,9 @@ def train(
     """
     from ssl_seg.cli.checkpoints import check_resumed, find_checkpoint
     from ssl_seg.cli.folds import check_folds, is_folds, run_folds
-    from ssl_seg.cli.run_settings import make_layers
+    from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers
     from ssl_seg.errors import ConfigError
-    from ssl_seg.prepare import TrainRequest
+    from ssl_seg.series.markers import FOLDS_FILE, check_free_for
 
     options = {
         "--data": data,
@@ -102,11 +102,19 @@ def train(
     if fold == "all" or (resume is not None and is_folds(resume)):
         if bootstrap is not None:
             raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
+        check_paths(layers)
+        if out is not None:
+            check_free_for(FOLDS_FILE, out, "ssl-seg train --resume")
+        announce_loading()
         run_folds(layers, out, resume, epochs)
         return
     if resume is not None:
         check_resumed(resume)
+    check_paths(layers, out=out, resume=resume)
     parent = None if bootstrap is None else find_checkpoint(bootstrap)
+    announce_loading()
+    from ssl_seg.prepare import TrainRequest
+
     _run(TrainRequest(layers, out, parent, resume, force=force, epochs=epochs))
 
 
@@ -118,6 +126,9 @@ def demo(
     steps: Annotated[int, typer.Option(help="Steps of each training.", min=20, max=10**9)] = 200,
 ) -> None:
     """Show the main job on synthetic particles: 1 % labels, then 10 % from that start, beside a supervised baseline."""
+    from ssl_seg.cli.run_settings import announce_loading
+
+    announce_loading()
     from ssl_seg.cli.demo import run_demo
 
     run_demo(out, steps)

@@ -27,22 +27,21 @@ from ssl_seg.final_scores import SCORES_FILE, load_final_scores, summarize_netwo
 from ssl_seg.preflight import check_layers, check_with_data
 from ssl_seg.prepare import Plan, TrainRequest, has_runtime_only, make_plan
 from ssl_seg.recorder import Console, Silent
-from ssl_seg.rundir import hold_directory, next_free
+from ssl_seg.rundir import hold_directory, name_data, next_free
 from ssl_seg.series.directory import (
     anchor_layer,
-    check_free_for,
     create_whole,
     pin_processes,
     read_machine,
 )
 from ssl_seg.series.fold_runs import (
-    FOLDS_FILE,
     CrossValidation,
     FoldRun,
     load_folds,
     save_folds_file,
 )
-from ssl_seg.sources import describe_cases, name_data, open_data_once
+from ssl_seg.series.markers import FOLDS_FILE, check_free_for
+from ssl_seg.sources import describe_cases, open_data_once
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options
 

@@ -12,8 +12,8 @@ import yaml
 
 from ssl_seg.config import RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers
-from ssl_seg.errors import RunDirError, quote
-from ssl_seg.rundir import CONFIG_FILE, RunDir, check_free, next_free
+from ssl_seg.errors import RunDirError
+from ssl_seg.rundir import CONFIG_FILE, RunDir
 from ssl_seg.sources import absolute_root
 
 
@@ -53,25 +53,6 @@ def create_whole(path: Path, fill: Callable[[Path], None]) -> None:
         raise RunDirError(f"cannot create the directory {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_free_for(file: str, path: Path, resume: str) -> None:
-    """Do nothing, if a series may be begun in a directory.
-
-    Args:
-        file: by which a series of this kind is known.
-        path: the directory.
-        resume: command that continues one.
-
-    Raises:
-        RunDirError: when it exists and is not empty.
-    """
-    if (path / file).is_file():
-        raise RunDirError(
-            f"{path} exists already and is never overwritten: continue it with `{resume} {quote(path)}`, or "
-            f"use --out {quote(next_free(path))}"
-        )
-    check_free(path)
 
 
 def pin_processes(runtime: RuntimeConfig) -> Layer:

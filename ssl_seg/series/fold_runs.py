@@ -24,8 +24,9 @@ from ssl_seg.errors import ConfigError, RefusedError, RunDirError, quote
 from ssl_seg.final_scores import load_final_scores, summarize_network
 from ssl_seg.inference.scoring import Score
 from ssl_seg.rundir import RunDir, is_disk_full, write_json
+from ssl_seg.series.markers import FOLDS_FILE, is_cross_validation
 
-FOLDS_FILE, SCHEMA = "cross_validation.json", 1
+SCHEMA = 1
 NETS = ("student", "teacher")
 
 Status = Literal["waiting", "done", "collapsed"]
@@ -117,11 +118,6 @@ def summarize_folds(folds: Sequence[FoldRun]) -> dict[str, Any]:
 def join_scores(scores: Sequence[Score]) -> Score:
     """Return the score over the cases of all."""
     return Score(tuple(case for score in scores for case in score.cases), scores[0].label_values)
-
-
-def is_cross_validation(path: Path) -> bool:
-    """Return whether this is the directory of a cross-validation."""
-    return (path / FOLDS_FILE).is_file()
 
 
 def list_members(paths: Sequence[Path]) -> list[Path]:

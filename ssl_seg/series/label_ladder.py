@@ -30,16 +30,14 @@ from ssl_seg.inference.scoring import count_classes
 from ssl_seg.preflight import check_layers
 from ssl_seg.prepare import Plan, TrainRequest, has_runtime_only, make_plan
 from ssl_seg.recorder import Console, Silent
-from ssl_seg.rundir import SPLIT_FILE, hold_directory, next_free
+from ssl_seg.rundir import SPLIT_FILE, hold_directory, name_data, next_free
 from ssl_seg.series.directory import (
     anchor_layer,
-    check_free_for,
     create_whole,
     pin_processes,
     read_machine,
 )
 from ssl_seg.series.label_rungs import (
-    LADDER_FILE,
     LabelLadder,
     Rung,
     check_labels,
@@ -47,7 +45,7 @@ from ssl_seg.series.label_rungs import (
     load_ladder,
     save_ladder,
 )
-from ssl_seg.sources import name_data
+from ssl_seg.series.markers import LADDER_FILE, check_free_for
 from ssl_seg.training import runtime_of, train
 from ssl_seg.transfer import check_options
 

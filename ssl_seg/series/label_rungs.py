@@ -25,8 +25,9 @@ from ssl_seg.configio import Layer
 from ssl_seg.errors import ConfigError, RunDirError
 from ssl_seg.intervals import draw_resamples, estimate_difference
 from ssl_seg.rundir import RunDir, write_json
+from ssl_seg.series.markers import LADDER_FILE
 
-LADDER_FILE, SCHEMA = "ladder.json", 1
+SCHEMA = 1
 
 Status = Literal["waiting", "done", "collapsed", "refused"]
 Ending = Literal["finished", "interrupted", "collapsed", "refused"]
