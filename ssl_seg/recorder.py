@@ -14,7 +14,7 @@ from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.policies import Action
 from ssl_seg.engine.swa import WeightAverage
-from ssl_seg.monitor.findings import Finding, Verdict
+from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.signals import Signals
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.prepare import Prepared
@@ -192,10 +192,10 @@ class Recorder:
         )
 
 
-def recall_verdict(run: RunDir) -> Verdict:
-    """Return the last verdict that a run has written down; one without findings where it has written none."""
+def find_told(run: RunDir) -> frozenset[tuple[str, str, str]]:
+    """Return the key of the last verdict among the events of a run."""
     told = [e["findings"] for e in run.read_events() if e["event"] == "verdict"]
-    return Verdict(tuple(Finding(**{**f, "causes": tuple(f["causes"])}) for f in (told[-1] if told else ())))
+    return frozenset((f["code"], f["net"], f["level"]) for f in (told[-1] if told else ()))
 
 
 def _scores_of(observation: Observation) -> dict[str, Any]:
