@@ -19,6 +19,7 @@ from ssl_seg.lint.conditions import Facts
 from ssl_seg.losses import check_class_weights, check_loss_names, make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.networks import check_deep_supervision, check_patch_size, get_network_spec
+from ssl_seg.resources import check_memory
 
 
 def check_layers(layers: Sequence[Layer]) -> None:
@@ -142,6 +143,7 @@ def check_with_data(config: Config, catalog: Catalog, split: Split, note: Callab
     if not split.val:
         raise SplitError("the split has no validation cases: nothing could be watched; make a new split")
     faults = _check_split_quality(config, catalog, split, note)
+    check_memory(config, catalog, split)
     pool = split.pool_ids(config.split.labels)
     if METHODS[config.method.name].uses_teacher and pool and config.batch.unlabeled == 0:
         raise ConfigError(

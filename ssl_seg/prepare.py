@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ssl_seg.bootstrap import (
     check_copies,
@@ -35,6 +36,7 @@ from ssl_seg.methods import METHODS
 from ssl_seg.plan import Planned, plan_layer, plan_run
 from ssl_seg.precision import choose_precision
 from ssl_seg.preflight import check_layers, check_with_data, gather_facts
+from ssl_seg.resources import check_disk, estimate_output_bytes
 from ssl_seg.resume import (
     check_data_there,
     check_layers_of_resume,
@@ -142,13 +144,14 @@ def prepare_run(
         note(f"config: WARNING {describe_finding(finding)}")
     if any(fault.code == "changed_content" for fault in faults):
         plan = replace(plan, split=_restamp(plan.split, plan.catalog))
-    _check_network(plan.config, parent, request, gpu=gpu)
+    net = _check_network(plan.config, parent, request, gpu=gpu)
+    place = request.out or Path("runs") / _default_name(plan.config)
+    check_disk(place, estimate_output_bytes(net, plan.config))
     if parent is not None:
         _pass_gate(parent, plan, request, note)
 
     _fill_disk_cache(plan.config.data, plan.catalog, note, tracker)
-    name = Path("runs") / _default_name(plan.config)
-    run = create_next_run_dir(name) if request.out is None else create_run_dir(request.out)
+    run = create_next_run_dir(place) if request.out is None else create_run_dir(place)
     hold(run.path)
     write_config(plan.config, run, _make_header(plan, request))
     save_split(plan.split, run.path / SPLIT_FILE)
@@ -259,6 +262,8 @@ def _reopen(
         check_same_content(run, split, catalog, old.data.root)
         note(f"resume: the data are in {config.data.root}; they were in {old.data.root}")
     check_with_data(config, catalog, split, note)
+    held = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+    check_disk(run.path, estimate_output_bytes(make_network(config), config), held)
     if config.length != old.length:
         note(f"resume: {describe_length(old, config, checkpoint)}")
     _fill_disk_cache(config.data, catalog, note, tracker)
@@ -345,14 +350,15 @@ def _fill_disk_cache(
         note(f"data: {missed}")
 
 
-def _check_network(config: Config, parent: Checkpoint | None, request: TrainRequest, *, gpu: bool) -> None:
-    """Build the network once, to see that the parent's weights fit and the precision asked for is usable."""
+def _check_network(config: Config, parent: Checkpoint | None, request: TrainRequest, *, gpu: bool) -> nn.Module:
+    """Return the network, built once to see that the parent's weights fit and the precision asked for is usable."""
     net = make_network(config)
     if parent is not None:
         load_student(net, parent, config, str(request.bootstrap))
         load_teacher(net, parent, config, str(request.bootstrap))
     if not gpu:
         choose_precision(config.runtime.precision, net, torch.zeros(1, config.data.channels, *config.data.patch_size))
+    return net
 
 
 def _pass_gate(parent: Checkpoint, plan: Plan, request: TrainRequest, note: Callable[[str], None]) -> None:

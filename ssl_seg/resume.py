@@ -69,9 +69,9 @@ def check_resumable(run: RunDir, checkpoint: Checkpoint, old: Config, new: Confi
     if ending is None or (not longer and (new.data != old.data or run.read_ending() is None)):
         return
     if ending == "collapsed":
-        codes = (run.read_ending() or {}).get("codes", [])
+        codes = [e["codes"] for e in run.read_events() if e["event"] in ("verdict", "collapsed")][-1:]
         raise RunDirError(
-            f"{run.path} was ended by its monitor at step {step}: {', '.join(codes)}. To go on would be to train what "
+            f"{run.path} was ended by its monitor at step {step}: {', '.join(codes[0] if codes else ())}. To go on would be to train what "
             f"has collapsed. See why with `ssl-seg diagnose {quote(run.last)}`, which names the command to try next"
         )
     if ending == "stopped_early":

@@ -36,6 +36,7 @@ LAYERS = [
         "lint",
         "preflight",
         "prepare",
+        "resources",
         "resume",
         "curves",
         "recorder",
