@@ -69,10 +69,11 @@ def check_resumable(run: RunDir, checkpoint: Checkpoint, old: Config, new: Confi
     if ending is None or (not longer and (new.data != old.data or run.read_ending() is None)):
         return
     if ending == "collapsed":
-        codes = [e["codes"] for e in run.read_events() if e["event"] in ("verdict", "collapsed")][-1:]
+        told = [e for e in run.read_events() if e["event"] == "intervention" or e.get("level") == "collapsed"]
+        codes = ", ".join(told[-1]["codes"] if told else ())
         raise RunDirError(
-            f"{run.path} was ended by its monitor at step {step}: {', '.join(codes[0] if codes else ())}. To go on would be to train what "
-            f"has collapsed. See why with `ssl-seg diagnose {quote(run.last)}`, which names the command to try next"
+            f"{run.path} was ended by its monitor at step {step}: {codes}. To go on would be to train what has "
+            f"collapsed. See why with `ssl-seg diagnose {quote(run.last)}`, which names the command to try next"
         )
     if ending == "stopped_early":
         raise RunDirError(
