@@ -67,7 +67,7 @@ def finish_run(
                 _write_average(average, engine, source, recorder, result, prepared, console)
             final = _score_run(run, result.step, engine.fabric.device, prepared, source.store, console)
             summary = _summarize(final, prepared, console)
-            if observation is not None:
+            if observation is not None and result.is_complete:  # a collapse that ended the run is its verdict
                 verdict = _judge_end(observation, describe_for_checkpoint(final, "last"))
                 recorder.conclude(verdict, result.step)
         run.append_event(result.ending, step=result.step, verdict=verdict.level, codes=list(verdict.codes), **summary)
