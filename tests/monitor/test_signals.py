@@ -301,6 +301,8 @@ def test_spread_of_the_shares_leaves_out_patches_without_valid_voxels(example: t
 def test_train_mode_is_looked_at_on_a_copy() -> None:
     draw = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
+    nn.init.constant_(net[0].weight, 1.0)
+    net[0].weight.data[0] = -1.0
     probe = Probe(5 + torch.randn(6, 1, 8, 8, generator=draw), torch.randint(2, (6, 8, 8), generator=draw))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     modes = [
