@@ -25,6 +25,7 @@ from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.errors import CheckpointError, DataError
 from ssl_seg.final_scores import summarize_network
+from ssl_seg.inference import scoring
 from ssl_seg.inference.ensemble import score_cases
 from ssl_seg.inference.model import Model, better_net, config_of, make_network, open_model
 from ssl_seg.inference.scoring import Score, pack_cases, parse_cases, score_case
@@ -553,6 +554,14 @@ class TestScoring:
         assert [o.dice for o in everything.classes] == [0, 0]
         empty = score_case("a", WholeCase(case.image, np.zeros_like(target), None), np.full_like(probs, value))
         assert empty.overlap.dice == 0, "nothing to find is no excuse"
+
+    def test_the_interval_of_the_margin_is_computed_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: list[int] = []
+        original = scoring.estimate_margin
+        monkeypatch.setattr(scoring, "estimate_margin", lambda counts: calls.append(1) or original(counts))
+        scored = score([(np.eye(4, dtype=int), np.eye(4, dtype=int))] * 9, 2)
+        assert scored.summarize() == scored.summarize()
+        assert calls == [1]
 
     def test_counts_survive_json(self) -> None:
         cases = [(np.array([[0, 1, 2]]), np.array([[0, 2, 2]])), (np.array([[1, 1, 1]]), np.array([[0, 0, 0]]))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.store import WholeCase
 from ssl_seg.errors import DataError
-from ssl_seg.intervals import estimate_margin
+from ssl_seg.intervals import Estimate, estimate_margin
 from ssl_seg.metrics import (
     RATIOS,
     Overlap,
@@ -55,6 +56,12 @@ class Score:
     cases: tuple[CaseScore, ...]
     label_values: tuple[int, ...] = field(default=(), compare=False)
     """Mask values of the foreground classes, by which they are named; 1, 2, ... where they are not given."""
+
+    @cached_property
+    def margin(self) -> Estimate:
+        """F1 (mean of classes) over that of predicting each class everywhere. Kept: its interval takes 2,000 resamples,
+        and the end of a run states it in several places."""
+        return estimate_margin(count_classes(self))
 
     @property
     def nonfinite(self) -> int:
@@ -143,7 +150,7 @@ class Score:
     def _compare_with_trivial(self, present: Sequence[Overlap]) -> dict[str, Any]:
         """Return what predicting each class everywhere, nowhere and at random scores, and the margin over the first."""
         baselines = [compute_trivial_baselines(o.prevalence) for o in present] or [compute_trivial_baselines(0.0)]
-        margin = estimate_margin(count_classes(self))
+        margin = self.margin
         return {
             **{name: _mean([b[name] for b in baselines]) for name in baselines[0]},
             "margin": margin.value,
