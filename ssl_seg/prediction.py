@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.config import DataConfig
 from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.data.reading import make_reading
 from ssl_seg.data.store import fit_channels
 from ssl_seg.data.volumes import read_geometry, read_image, write_mask, write_probabilities
 from ssl_seg.diagnose.shapes import FEWEST, find_same, format_shape
@@ -153,7 +154,8 @@ def _predict_image(
     job: Job, model: Model, predictor: Ensemble, request: PredictRequest
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the class indices (*S) and probabilities (K,*S) of an image."""
-    geometry = read_geometry(job.locations[0])
+    reading = make_reading(dict(model.config.data))
+    geometry = read_geometry(job.locations[0], reading=reading)
     stated = None if geometry is None else geometry.spacing
     probs = predictor(_read(job.locations, model), request.spacing or stated or model.config.data.spacing)
     if not np.isfinite(probs).all():
@@ -169,7 +171,7 @@ def _write_outputs(
     job: Job, classes: NDArray[np.int64], probs: NDArray[np.float32], labels: Sequence[int], data: DataConfig
 ) -> None:
     """Write the probabilities of the labels, then the mask, each in one step."""
-    geometry = read_geometry(job.locations[0])
+    geometry = read_geometry(job.locations[0], reading=make_reading(dict(data)))
     for path, label in zip(job.probabilities, labels, strict=True):
         write_probabilities(path, probs[label], geometry)
     write_mask(job.mask, to_mask(classes, data.label_values), geometry)
@@ -266,7 +268,7 @@ def _probability_suffixes(num_classes: int) -> dict[int, str]:
 
 def _read(locations: tuple[str, ...], model: Model) -> np.ndarray:
     data = model.config.data
-    image = read_image(*locations)
+    image = read_image(*locations, reading=make_reading(dict(data)))
     if image.ndim - 1 != data.ndim:
         raise DataError(f"{locations[0]} is {image.ndim - 1}D; the network was trained on {data.ndim}D images")
     return fit_channels(image, data.channels, locations[0])

@@ -14,6 +14,7 @@ from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.splits.quality import check_split
 from ssl_seg.data.splits.split import Split
+from ssl_seg.data.volumes import takes_axes
 from ssl_seg.errors import ConfigError, DataError, NetworkError, SplitError
 from ssl_seg.lint.conditions import Facts
 from ssl_seg.losses import check_class_weights, check_loss_names, make_supervised_loss
@@ -170,6 +171,7 @@ def gather_facts(config: Config, catalog: Catalog, split: Split, *, has_faults: 
         len(split.pool_ids(config.split.labels)),
         maps=any(facts.mapped for facts in catalog.facts.values()),
         ignores=any(config.data.ignore_value in (facts.values or ()) for facts in catalog.facts.values()),
+        takes_axes=any(takes_axes(case.image) for case in catalog.cases),
         has_faults=has_faults,
     )
 

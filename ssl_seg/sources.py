@@ -15,6 +15,7 @@ from ssl_seg.configio import Layer, merge_layers
 from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
 from ssl_seg.data.disk_cache import open_disk_cache
 from ssl_seg.data.loader import PatchSource
+from ssl_seg.data.reading import SETTINGS, make_reading
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import is_synthetic
@@ -39,6 +40,7 @@ def open_data(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
         label_values=tuple(data["label_values"]) if data.get("label_values") else None,
         label_map={int(old): int(new) for old, new in (data.get("label_map") or {}).items()},
         ignore_value=data.get("ignore_value"),
+        reading=make_reading(data),
         track=track,
     )
 
@@ -67,9 +69,8 @@ def open_data_once(known: dict[str, Catalog], data: Mapping[str, Any], track: Tr
 
 def describe_cases(data: Mapping[str, Any]) -> str:
     """Return what says which cases a ``data`` section stands for: equal texts, equal cases."""
-    return json.dumps(
-        [data.get(name) for name in ("root", "groups", "layout", "label_values", "label_map", "ignore_value")]
-    )
+    names = ("root", "groups", "layout", "label_values", "label_map", "ignore_value", *SETTINGS)
+    return json.dumps([data.get(name) for name in names])
 
 
 def absolute_root(root: str) -> str:

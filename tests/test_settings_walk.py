@@ -75,6 +75,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "data.label_values": ("data.label_values=[0, 2, 1]", ()),
     "data.label_map": ("data.label_map={2: 1}", ()),
     "data.ignore_value": ("data.ignore_value=2", ("data.label_values=[0, 1]",)),
+    "data.axes": ("data.axes=XY", ("data.root=ARRAYS",)),
     "data.channels": ("data.channels=3", ()),
     "data.patch_size": ("data.patch_size=[32, 64]", ()),
     "data.spacing": ("data.spacing=[1.5, 1.5]", ("data.resample_to=[2, 2]", "data.spacing=[1, 1]")),
@@ -205,6 +206,7 @@ IDLE: list[tuple[str, str, Settings]] = [
     ("data.groups", "data.groups=GROUPS", ("data.root=synthetic:particles",)),
     ("data.label_map", "data.label_map={9: 1}", ()),
     ("data.ignore_value", "data.ignore_value=77", ()),
+    ("data.axes", "data.axes=XY", ()),
     ("data.foreground_ratio", "data.foreground_ratio=1", EMPTY),
     ("augment.copy_paste", "augment.copy_paste=1", EMPTY),
     ("batch.positive_ratio", "batch.positive_ratio=0.5", EMPTY),
@@ -300,6 +302,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "OTHER": write_images(root / "other", seed=1, labeled=12),
         "ALL_LABELED": write_images(root / "all", seed=0, labeled=14),
         "ALL_POSITIVE": write_images(root / "positive", seed=0, labeled=12, negatives=False),
+        "ARRAYS": write_images(root / "arrays", seed=0, labeled=12, suffix=".npy"),
     }
     groups = root / "groups.csv"
     groups.write_text("name,group\n" + "".join(f"{n},{n % 5}\n" for n in range(14)))
@@ -311,7 +314,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found | {"PARENT": str(root / "parent" / "checkpoints" / "last.pt")}
 
 
-def write_images(folder: Path, *, seed: int, labeled: int, negatives: bool = True) -> str:
+def write_images(folder: Path, *, seed: int, labeled: int, negatives: bool = True, suffix: str = ".png") -> str:
     """Write 14 images, a quarter of them without foreground, and so many masks."""
     rng = np.random.default_rng(seed)
     for name in ("images", "masks"):
@@ -322,9 +325,10 @@ def write_images(folder: Path, *, seed: int, labeled: int, negatives: bool = Tru
             y, x = rng.integers(0, 26, 2)
             mask[y : y + 13, x : x + 13] = value
         image = (mask * 60 + rng.integers(0, 100, mask.shape)).astype(np.uint8)
-        cv2.imwrite(str(folder / "images" / f"{index}.png"), image)
+        write = cv2.imwrite if suffix == ".png" else np.save
+        write(str(folder / "images" / f"{index}{suffix}"), image)
         if index < labeled:
-            cv2.imwrite(str(folder / "masks" / f"{index}.png"), mask)
+            write(str(folder / "masks" / f"{index}{suffix}"), mask)
     return str(folder)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssl_seg.cli.console import announce, show, track
-from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_data_settings
+from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_catalog_settings
 from ssl_seg.cli.places import check_data, check_figure
 from ssl_seg.errors import name_examples
 
@@ -34,7 +34,7 @@ def data_audit(
 
     check_figure(figure)
     check_data(data)
-    settings = read_data_settings(set_)
+    settings = read_catalog_settings(set_)
     announce(f"reading the cases of {data}")
     result = audit(
         data,

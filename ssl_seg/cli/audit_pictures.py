@@ -59,8 +59,8 @@ def _read_slice(
     case: Case, result: Audit, *, with_mask: bool
 ) -> tuple[NDArray[np.generic], NDArray[np.int64] | None, str]:
     """Return the picture (Y, X[, 3]), the class indices (Y, X), and which slice of a volume it is."""
-    image = open_image(case.image, *case.more_channels)
-    mask = open_mask(case.mask) if case.mask is not None and with_mask else None
+    image = open_image(case.image, *case.more_channels, reading=result.reading)
+    mask = open_mask(case.mask, reading=result.reading) if case.mask is not None and with_mask else None
     place, box = "", tuple(slice(None) for _ in image.shape[1:])
     if len(box) > 2:
         z = _choose_slice(image, mask, result)

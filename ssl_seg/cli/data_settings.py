@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import typer
 
-NAMES = ("label_values", "label_map", "ignore_value")
-"""Settings that say what mask values mean."""
+from ssl_seg.data.reading import SETTINGS, make_reading
+
+NAMES = ("label_values", "label_map", "ignore_value", *SETTINGS)
+"""Settings that say how files are read and what mask values mean."""
 
 GROUPS = typer.Option(help="CSV with name,group; a group stays in one part.", show_default="DATA/groups.csv")
 LAYOUT = typer.Option(help="How the files lie; auto recognizes it, `ssl-seg data layouts` lists them.")
@@ -17,7 +19,8 @@ ACCELERATOR = typer.Option(help="Where to compute.", show_default="as in trainin
 SET = typer.Option(
     "--set",
     metavar="KEY=VALUE",
-    help="data.label_values=[0,1,7], data.label_map={2: 1} or data.ignore_value=255, as for train. Repeatable.",
+    help="data.label_values=[0,1,7], data.label_map={2: 1}, data.ignore_value=255 or data.axes=CYX, as for train. "
+    "Repeatable.",
 )
 
 
@@ -43,3 +46,10 @@ def read_data_settings(overrides: Sequence[str] | None, names: Sequence[str] = N
     if "label_map" in settings:  # keys of a setting are text
         settings["label_map"] = {int(old): int(new) for old, new in settings["label_map"].items()}
     return settings
+
+
+def read_catalog_settings(overrides: Sequence[str] | None) -> dict[str, Any]:
+    """Return ``read_data_settings`` as the arguments of ``open_catalog`` and ``audit``."""
+    settings = read_data_settings(overrides)
+    labels = {name: value for name, value in settings.items() if name not in SETTINGS}
+    return {**labels, "reading": make_reading(settings)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssl_seg.cli.console import announce, show, track
-from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_data_settings
+from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_catalog_settings
 from ssl_seg.cli.places import check_data, check_figure
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _open_catalog(data: str, layout: str, groups: Path | None, overrides: list[s
     from ssl_seg.data.catalog import open_catalog
 
     check_data(data)
-    settings = read_data_settings(overrides)
+    settings = read_catalog_settings(overrides)
     announce(f"reading the cases of {data}")
     return open_catalog(
         data,

@@ -42,6 +42,15 @@ def _check_range(value: float) -> float:
     return value
 
 
+def _check_axes(axes: str) -> str:
+    """Return ``axes``, if they are those of an image or a stack."""
+    if "T" in axes:
+        raise ValueError(f"{axes}: points in time are images of their own: save each as a file, or call T a Z")
+    if not {"Y", "X"} <= set(axes) <= set("CZYX") or len(set(axes)) < len(axes):
+        raise ValueError(f"{axes} must name Y, X and perhaps Z and C (channels), each once: YX, YXC, CYX, ZYX, CZYX")
+    return axes
+
+
 LabelAmount = Annotated[float, BeforeValidator(_refuse_bare_one), AfterValidator(_check_range)]
 """See ``check_label_amount``."""
 
@@ -61,6 +70,9 @@ class DataConfig(Section):
     """Mask value of a file -> value to use instead, before all else: {2: 1} makes class 2 part of class 1."""
     ignore_value: int | None = None
     """Mask value of voxels that neither losses nor metrics look at."""
+    axes: Annotated[str, AfterValidator(_check_axes)] | None = None
+    """Axes of the arrays in TIFF, NPY, NPZ, HDF5 and Zarr files, such as ZYX, CYX or YXC; masks leave C out. What the
+    files say, or their shapes suggest, when unset."""
     channels: PositiveInt
     """Image channels."""
     patch_size: tuple[PositiveInt, ...] = Field(min_length=2, max_length=3)

@@ -20,6 +20,7 @@ from ssl_seg.data.facts import CaseFacts, SizeMismatchError, read_facts
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.layouts import find_listing
 from ssl_seg.data.layouts.listing import Case, Listing
+from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.errors import DataError, did_you_mean
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -44,6 +45,7 @@ class Catalog:
     notes: tuple[str, ...]
     layout: str = "folders"
     label_map: Mapping[int, int] = field(default_factory=dict)
+    reading: Reading = AS_STORED
 
     @property
     def ndim(self) -> int:
@@ -125,16 +127,17 @@ def scan_cases(
     label_map: Mapping[int, int] | None = None,
     background: int = 0,
     ignore_value: int | None = None,
+    reading: Reading = AS_STORED,
     track: Track = pass_through,
 ) -> tuple[dict[str, CaseFacts], list[Finding]]:
     """Read every case once. Return the facts of those that can be read, and a fault for each other one.
 
     Args:
         cases: what to read.
-        label_map, background, ignore_value: see ``read_facts``.
+        label_map, background, ignore_value, reading: see ``read_facts``.
         track: told about every case that has been read.
     """
-    read = partial(_try_facts, label_map=label_map, background=background, ignore_value=ignore_value)
+    read = partial(_try_facts, label_map=label_map, background=background, ignore_value=ignore_value, reading=reading)
     facts: dict[str, CaseFacts] = {}
     faults: list[Finding] = []
     with ThreadPoolExecutor(_READERS) as pool:
@@ -154,6 +157,7 @@ def open_catalog(
     label_values: Sequence[int] | None = None,
     label_map: Mapping[int, int] | None = None,
     ignore_value: int | None = None,
+    reading: Reading = AS_STORED,
     track: Track = pass_through,
 ) -> Catalog:
     """Find all cases, read each of them once, and check that they fit together.
@@ -164,6 +168,7 @@ def open_catalog(
             them from all masks.
         label_map: mask value of the files -> value to use instead.
         ignore_value: mask value of voxels to leave out; None takes the one that the layout declares, if any.
+        reading: how the files are read, where they leave it open.
         track: told about every case that has been read.
 
     Raises:
@@ -173,20 +178,25 @@ def open_catalog(
     declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
     background = declared[0] if declared else 0
     facts, faults = scan_cases(
-        listing.cases, label_map=label_map, background=background, ignore_value=ignored, track=track
+        listing.cases,
+        label_map=label_map,
+        background=background,
+        ignore_value=ignored,
+        reading=reading,
+        track=track,
     )
     masks = values_by_mask(facts, ignored)
     findings = [*listing.findings, *faults, *check_kinds(facts), *check_unexpected_values(masks, declared)]
     _raise_faults(root, select_faults(findings))
     values = find_label_values(masks, declared)
     notes = listing.notes + _content_notes(facts, values, inferred=declared is None)
-    return Catalog(root, listing.cases, facts, values, ignored, notes, listing.layout, dict(label_map or {}))
+    return Catalog(root, listing.cases, facts, values, ignored, notes, listing.layout, dict(label_map or {}), reading)
 
 
-def _try_facts(case: Case, **labels: Any) -> CaseFacts | Finding:
+def _try_facts(case: Case, **settings: Any) -> CaseFacts | Finding:
     """Return the facts of one case, or the fault that keeps it from being read."""
     try:
-        return read_facts(case, **labels)
+        return read_facts(case, **settings)
     except SizeMismatchError as error:
         return Finding("size_mismatch", "fault", str(error), (case.id,))
     except DataError as error:

@@ -11,13 +11,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ssl_seg.data.catalog import Catalog, Track, pass_through
-from ssl_seg.data.volumes import open_image, open_mask
+from ssl_seg.data.reading import AS_STORED, Reading
+from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
 from ssl_seg.rundir import atomic_write
 
@@ -39,22 +40,22 @@ class DiskCache:
     folder: Path
     max_bytes: int
 
-    def find(self, *locations: str, is_mask: bool = False) -> Path | None:
+    def find(self, *locations: str, is_mask: bool = False, reading: Reading = AS_STORED) -> Path | None:
         """Return the copy of an image (several locations: its channels) or a mask, if there is one."""
-        path = self._path(locations, is_mask)
+        path = self._path(locations, replace(reading, is_mask=is_mask))
         return path if path is not None and path.is_file() else None
 
-    def add(self, *locations: str, is_mask: bool = False) -> Path | None:
+    def add(self, *locations: str, is_mask: bool = False, reading: Reading = AS_STORED) -> Path | None:
         """Return the copy, written if there was none; None if the file is read by box anyway, or a copy does not pay.
 
         Raises:
             DiskFullError: if there is no space for it.
             DataError: if the image cannot be read or the copy cannot be written.
         """
-        path = self._path(locations, is_mask)
+        path = self._path(locations, replace(reading, is_mask=is_mask))
         if path is None or path.is_file():
             return path
-        stored = open_mask(locations[0]) if is_mask else open_image(*locations)
+        stored = open_mask(locations[0], reading=reading) if is_mask else open_image(*locations, reading=reading)
         size = int(np.prod(stored.shape)) * stored.dtype.itemsize
         is_flat = len(stored.shape) == 3
         if stored.by_box or size < WORTH_A_COPY or (is_flat and stored.shape[0] > 1):
@@ -64,7 +65,6 @@ class DiskCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary, temporary.open("wb") as file:
-                # (Y, X) or (C, Z, Y, X): the two forms of a .npy that cannot be taken for anything else.
                 np.save(file, stored.read()[0] if is_flat else stored.read(), allow_pickle=False)
         except OSError as error:
             raise DataError(
@@ -73,12 +73,12 @@ class DiskCache:
             ) from error
         return path
 
-    def _path(self, locations: Sequence[str], is_mask: bool) -> Path | None:
+    def _path(self, locations: Sequence[str], reading: Reading) -> Path | None:
         """Return where the copy belongs: named after path, size and time of the files; None for what is no file.
 
-        One file may hold an image and its mask, so what is asked of it belongs to the name.
+        One file may hold an image and its mask, so how it is read belongs to the name.
         """
-        parts = ["mask" if is_mask else "image"]
+        parts = [repr(reading)]
         for location in locations:
             path = Path(location.partition("::")[0])
             if not path.is_file():
@@ -94,6 +94,15 @@ class DiskCache:
         existing = next(p for p in (self.folder, *self.folder.parents) if p.exists())
         disk = shutil.disk_usage(existing)
         return held + size <= self.max_bytes and disk.free - size > disk.total // 10
+
+
+def open_copy(path: Path) -> Stored:
+    """Return an opened copy: (Y, X) or (C, Z, Y, X), read before in the way that was asked for.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    return open_image(str(path), reading=Reading(axes="CZYX"))
 
 
 def open_disk_cache(max_gb: float) -> DiskCache | None:
@@ -116,9 +125,9 @@ def fill_disk_cache(cache: DiskCache, catalog: Catalog, track: Track = pass_thro
         if int(np.prod(facts.shape)) * facts.channels * np.dtype(facts.dtype).itemsize < WORTH_A_COPY:
             continue
         try:
-            cache.add(case.image, *case.more_channels)
+            cache.add(case.image, *case.more_channels, reading=catalog.reading)
             if case.mask is not None:
-                cache.add(case.mask, is_mask=True)
+                cache.add(case.mask, is_mask=True, reading=catalog.reading)
         except DiskFullError:
             missed += 1
     if not missed:

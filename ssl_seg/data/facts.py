@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import image_of, make_content
 from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
 
@@ -73,7 +74,12 @@ class SizeMismatchError(DataError):
 
 
 def read_facts(
-    case: Case, *, label_map: Mapping[int, int] | None = None, background: int = 0, ignore_value: int | None = None
+    case: Case,
+    *,
+    label_map: Mapping[int, int] | None = None,
+    background: int = 0,
+    ignore_value: int | None = None,
+    reading: Reading = AS_STORED,
 ) -> CaseFacts:
     """Read a case once, in blocks where its files allow it.
 
@@ -82,12 +88,13 @@ def read_facts(
         label_map: mask value of the file -> value to use instead; other values stay.
         background: mask value of the background, after the map.
         ignore_value: mask value that is left out, after the map.
+        reading: how the files are read, where they leave it open.
 
     Raises:
         SizeMismatchError: if image and mask differ in size.
         DataError: if a file cannot be read.
     """
-    image = open_image(case.image, *case.more_channels)
+    image = open_image(case.image, *case.more_channels, reading=reading)
     digest, appearance = _scan_image(image)
     shape = image.shape[1:]
     common = (shape, image.shape[0], image.dtype.name)
@@ -95,7 +102,7 @@ def read_facts(
     if case.mask is None:
         content = make_content(digest, None)
         return CaseFacts(*common, None, None, content, spacing=spacing, appearance=appearance)
-    mask = open_mask(case.mask)
+    mask = open_mask(case.mask, reading=reading)
     if mask.shape[1:] != shape:
         raise SizeMismatchError(
             f"{case.mask}: the mask is {format_size(mask.shape[1:])}, its image {format_size(shape)}. "

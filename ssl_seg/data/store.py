@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.catalog import Catalog
-from ssl_seg.data.disk_cache import DiskCache
+from ssl_seg.data.disk_cache import DiskCache, open_copy
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
 from ssl_seg.data.sampling import locate_box
@@ -154,17 +154,20 @@ class CaseStore:
         return LoadedCase(image, target, foreground, measure_intensity(image))
 
     def _open_image(self, case: Case) -> Stored:
-        locations = (case.image, *case.more_channels)
-        copy = None if self.disk_cache is None else self.disk_cache.find(*locations)
-        return open_image(*locations) if copy is None else open_image(str(copy))
+        locations, reading = (case.image, *case.more_channels), self.catalog.reading
+        copy = None if self.disk_cache is None else self.disk_cache.find(*locations, reading=reading)
+        return open_image(*locations, reading=reading) if copy is None else open_copy(copy)
 
     def _open_mask(self, location: str) -> Stored:
-        copy = None if self.disk_cache is None else self.disk_cache.find(location, is_mask=True)
-        return open_mask(location if copy is None else str(copy))
+        reading = self.catalog.reading
+        copy = None if self.disk_cache is None else self.disk_cache.find(location, is_mask=True, reading=reading)
+        return open_mask(location, reading=reading) if copy is None else open_copy(copy)
 
     def _read_whole(self, case: Case) -> tuple[NDArray[np.generic], NDArray[np.int16] | None]:
-        image = fit_channels(read_image(case.image, *case.more_channels), self.channels, case.image)
-        return image, None if case.mask is None else self._to_target(read_mask(case.mask))
+        reading = self.catalog.reading
+        stored = read_image(case.image, *case.more_channels, reading=reading)
+        image = fit_channels(stored, self.channels, case.image)
+        return image, None if case.mask is None else self._to_target(read_mask(case.mask, reading=reading))
 
     def _to_target(self, mask: NDArray[np.integer]) -> NDArray[np.int16]:
         catalog = self.catalog

@@ -9,6 +9,7 @@ without a key, that is ``image`` (of a mask: ``label``, then ``mask``), or the o
 - NIfTI (X, Y, Z[, C]) becomes (C, Z, Y, X).
 - Arrays of NPY, NPZ, HDF5 and plain Zarr are (Y, X), (Z, Y, X) or (C, Z, Y, X). One with a last axis of 3 or 4 behind
   two longer ones is a color image (Y, X, color).
+- ``Reading.axes`` names the axes of all of these but NIfTI, whatever the file says.
 
 Values come as stored, NIfTI with its slope and intercept: no rescaling, no orientation tag, no inversion of TIFFs whose
 zero means white.
@@ -32,6 +33,7 @@ from ssl_seg.data.formats.layout import Box, Layout
 from ssl_seg.data.formats.nifti import write_nifti
 from ssl_seg.data.formats.stored import Fetch, Geometry, Stored, hold, merge_equal_channels, name_errors
 from ssl_seg.data.formats.tiff import write_tiff
+from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.errors import DataError, did_you_mean, name_examples
 from ssl_seg.rundir import atomic_write
 
@@ -47,6 +49,7 @@ __all__ = [
     "read_image",
     "read_mask",
     "split_suffix",
+    "takes_axes",
     "write_mask",
     "write_probabilities",
 ]
@@ -72,15 +75,25 @@ def is_image(path: Path) -> bool:
     return suffix != "" and (not FORMATS[suffix].is_folder or path.is_dir())
 
 
-def open_image(*locations: str) -> Stored:
+def takes_axes(location: str) -> bool:
+    """Return whether ``data.axes`` holds for a location, by its suffix."""
+    suffix = split_suffix(location.partition("::")[0])[1]
+    return suffix != "" and FORMATS[suffix].takes_axes
+
+
+def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
     """Return an opened image; several locations are its channels, or groups of channels, one behind the other.
 
     A color image that is decoded on opening and whose three channels are equal has C = 1.
 
+    Args:
+        locations: where it is.
+        reading: how its files are read, where they leave it open.
+
     Raises:
         DataError: if a file is missing, damaged, of an unknown kind, or the sizes differ.
     """
-    parts = [_open(location, _IMAGE_KEYS) for location in locations]
+    parts = [_open(location, _IMAGE_KEYS, reading) for location in locations]
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -100,7 +113,7 @@ def open_image(*locations: str) -> Stored:
     )
 
 
-def open_mask(location: str) -> Stored:
+def open_mask(location: str, *, reading: Reading = AS_STORED) -> Stored:
     """Return an opened mask: C = 1, an integer dtype.
 
     Raises:
@@ -111,7 +124,7 @@ def open_mask(location: str) -> Stored:
         return _hold_synthetic(location, synthetic.generate(*synthetic.parse_location(location))[1])
     if split_suffix(location)[1] in (".jpg", ".jpeg"):
         raise DataError(f"{location}: JPG does not keep the values of a mask. Save masks as PNG or TIFF.")
-    stored = _open(location, _MASK_KEYS)
+    stored = _open(location, _MASK_KEYS, replace(reading, is_mask=True))
     if stored.shape[0] != 1:
         raise DataError(
             f"{location}: a mask has one channel, this one has {stored.shape[0]} (colors instead of labels?). "
@@ -123,7 +136,7 @@ def open_mask(location: str) -> Stored:
     return replace(stored, dtype=np.dtype(np.int32), fetch=fetch)
 
 
-def read_image(*locations: str) -> NDArray[np.generic]:
+def read_image(*locations: str, reading: Reading = AS_STORED) -> NDArray[np.generic]:
     """Return an image as (C, *S) in its own dtype; color images are RGB, without alpha.
 
     An image of one location whose three channels are equal has C = 1.
@@ -131,21 +144,21 @@ def read_image(*locations: str) -> NDArray[np.generic]:
     Raises:
         DataError: as for ``open_image``; also if it holds NaN or infinity.
     """
-    stored = open_image(*locations)
+    stored = open_image(*locations, reading=reading)
     image = stored.read()
     return merge_equal_channels(image) if stored.by_box and len(locations) == 1 else image
 
 
-def read_mask(location: str) -> NDArray[np.integer[Any]]:
+def read_mask(location: str, *, reading: Reading = AS_STORED) -> NDArray[np.integer[Any]]:
     """Return a mask as (*S) of integers, with the values of the file.
 
     Raises:
         DataError: as for ``open_mask``; also for values that are not integers.
     """
-    return cast(NDArray[np.integer[Any]], open_mask(location).read()[0])
+    return cast(NDArray[np.integer[Any]], open_mask(location, reading=reading).read()[0])
 
 
-def read_geometry(location: str) -> Geometry | None:
+def read_geometry(location: str, *, reading: Reading = AS_STORED) -> Geometry | None:
     """Return where the voxels of an image lie, or None where its file does not say. No pixels are decoded.
 
     Raises:
@@ -157,7 +170,7 @@ def read_geometry(location: str) -> Geometry | None:
     if kind.read_geometry is None:
         return None
     with name_errors(location):
-        return kind.read_geometry(path, key)
+        return kind.read_geometry(path, key, reading)
 
 
 def list_arrays(path: Path) -> tuple[str, ...]:
@@ -229,12 +242,12 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
-def _open(location: str, default_keys: Sequence[str]) -> Stored:
+def _open(location: str, default_keys: Sequence[str], reading: Reading) -> Stored:
     if synthetic.is_synthetic(location):
         return _hold_synthetic(location, synthetic.generate(*synthetic.parse_location(location))[0])
     path, key, kind = _resolve(location, default_keys)
     with name_errors(location):
-        return kind.open(path, key)
+        return kind.open(path, key, reading)
 
 
 def _resolve(location: str, default_keys: Sequence[str]) -> tuple[Path, str, Format]:

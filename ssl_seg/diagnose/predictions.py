@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.data.reading import make_reading
 from ssl_seg.diagnose.audits import audit_margin, audit_outputs, describe_verdict, put_behind, rename_net
 from ssl_seg.diagnose.causes import explain
 from ssl_seg.diagnose.clock import Clock
@@ -46,8 +47,8 @@ LEAST_IMAGES = 10
 class PredictionsRequest:
     """What to examine: ``predictions``, and beside them the true ``masks`` of the same names, where there are any.
 
-    ``settings`` are ``label_values`` (background first), ``label_map`` and ``ignore_value`` of the data section; they
-    hold for both folders. After ``seconds`` no further file is read.
+    ``settings`` are those of the data section that say how files are read and what mask values mean; they hold for both
+    folders. After ``seconds`` no further file is read.
     """
 
     predictions: Path
@@ -128,10 +129,10 @@ def _prepare(request: PredictionsRequest) -> _Material:
     truth = {} if request.masks is None else match_truth(files, request.masks)
     settings = request.settings
     values = settings.get("label_values") or (0,)
-    meaning = Meaning(int(values[0]), settings.get("label_map"), settings.get("ignore_value"))
+    meaning = Meaning(int(values[0]), settings.get("label_map"), settings.get("ignore_value"), make_reading(settings))
     order = np.random.default_rng(request.seed).permutation(len(files))
     shuffled = [files[i] for i in order]
-    return _Material(shuffled, truth, recognize(files), meaning)
+    return _Material(shuffled, truth, recognize(files, meaning.reading), meaning)
 
 
 def _break_seal(folder: Path, truth: Mapping[str, Path], note: Callable[[str], None]) -> list[str]:

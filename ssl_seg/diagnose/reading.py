@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.stored import merge_equal_channels, name_errors
 from ssl_seg.data.layouts.files import find_images
+from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, open_image, read_mask
 from ssl_seg.diagnose.shapes import format_shape
 from ssl_seg.errors import DataError
@@ -54,11 +55,12 @@ class PredictionFile:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What mask values mean."""
+    """What mask values mean, and how files are read."""
 
     background: int = 0
     label_map: Mapping[int, int] | None = None
     ignore_value: int | None = None
+    reading: Reading = AS_STORED
 
     def to_target(self, mask: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
         """Return 0 for background, 1 for foreground and IGNORE_INDEX."""
@@ -122,7 +124,7 @@ def match_truth(predictions: Sequence[PredictionFile], folder: Path) -> dict[str
     return found
 
 
-def recognize(predictions: Sequence[PredictionFile]) -> Kind:
+def recognize(predictions: Sequence[PredictionFile], reading: Reading = AS_STORED) -> Kind:
     """Return how the files are to be read, by the values in a few of them; `NAME_prob` files are probabilities.
 
     Raises:
@@ -134,7 +136,7 @@ def recognize(predictions: Sequence[PredictionFile]) -> Kind:
     kinds: list[Kind] = []
     telling = 0
     for index in dict.fromkeys([*spread, *range(len(predictions))]):
-        kind, is_constant = _recognize_file(predictions[index].mask)
+        kind, is_constant = _recognize_file(predictions[index].mask, reading)
         kinds.append(kind)
         telling += not is_constant
         if telling == SAMPLE:
@@ -152,14 +154,16 @@ def read_prediction(
         DataError: for an unreadable file, colors, or values that do not fit ``kind``.
     """
     if kind == "mask":
-        mask = read_mask(str(prediction.first))
+        mask = read_mask(str(prediction.first), reading=meaning.reading)
         return np.asarray(meaning.to_target(mask) == 1), None
     if prediction.probs:
-        prob: NDArray[np.float32] = np.stack([_read_probability(path, 1.0) for path in prediction.probs]).sum(axis=0)
+        prob: NDArray[np.float32] = np.stack([_read_probability(path, 1.0, meaning) for path in prediction.probs]).sum(
+            axis=0
+        )
         if prediction.mask is not None:
-            return np.asarray(meaning.to_target(read_mask(str(prediction.mask))) == 1), prob
+            return np.asarray(meaning.to_target(read_mask(str(prediction.mask), reading=meaning.reading)) == 1), prob
     else:
-        prob = _read_probability(prediction.first, RANGES[kind])
+        prob = _read_probability(prediction.first, RANGES[kind], meaning)
     return np.asarray(prob > 0.5), prob
 
 
@@ -169,7 +173,7 @@ def read_truth(path: Path, shape: tuple[int, ...], meaning: Meaning, prediction:
     Raises:
         DataError: for an unreadable mask, or another shape than that of the prediction.
     """
-    mask = read_mask(str(path))
+    mask = read_mask(str(path), reading=meaning.reading)
     if mask.shape != shape:
         raise DataError(
             f"{prediction}: the prediction is {format_shape(shape)}, its mask {path} {format_shape(mask.shape)}. "
@@ -178,11 +182,11 @@ def read_truth(path: Path, shape: tuple[int, ...], meaning: Meaning, prediction:
     return meaning.to_target(mask)
 
 
-def _recognize_file(path: Path | None) -> tuple[Kind, bool]:
+def _recognize_file(path: Path | None, reading: Reading) -> tuple[Kind, bool]:
     """Return what the values of a file look like, and whether they are all the same."""
     if path is None:
         return "probability", False
-    values = _read_plain(path)
+    values = _read_plain(path, reading)
     return _recognize_values(values), bool((values == values.flat[0]).all())
 
 
@@ -199,8 +203,8 @@ def _recognize_values(values: NDArray[Any]) -> Kind:
     return "mask"
 
 
-def _read_probability(path: Path, top: float) -> NDArray[np.float32]:
-    values = _read_plain(path)
+def _read_probability(path: Path, top: float, meaning: Meaning) -> NDArray[np.float32]:
+    values = _read_plain(path, meaning.reading)
     finite = values[np.isfinite(values)]
     if finite.size and (finite.min() < 0 or finite.max() > top * (1 + 1e-6)):
         raise DataError(
@@ -210,9 +214,9 @@ def _read_probability(path: Path, top: float) -> NDArray[np.float32]:
     return (values / np.float32(top)).astype(np.float32)
 
 
-def _read_plain(path: Path) -> NDArray[Any]:
+def _read_plain(path: Path, reading: Reading) -> NDArray[Any]:
     """Return the values (*S) of a file with one channel. NaN is not refused: it is what the audit looks for."""
-    stored = open_image(str(path))
+    stored = open_image(str(path), reading=reading)
     with name_errors(str(path)):
         values = merge_equal_channels(np.asarray(stored.fetch(tuple(slice(0, n) for n in stored.shape[1:]))))
     if len(values) != 1:

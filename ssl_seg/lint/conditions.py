@@ -33,6 +33,8 @@ class Facts:
     """Whether any mask holds a value that the label map turns into another."""
     ignores: bool = True
     """Whether any mask holds the value to ignore."""
+    takes_axes: bool = True
+    """Whether any file is of a kind that data.axes holds for."""
     has_faults: bool = True
     """Whether the split check finds a fault."""
 
@@ -297,6 +299,10 @@ def _find_nothing_ignored(config: Config, facts: Facts) -> str | None:
     return None if facts.ignores or config.data.ignore_value is None else "no mask holds this value"
 
 
+def _find_named_axes(config: Config, facts: Facts) -> str | None:
+    return None if facts.takes_axes or config.data.axes is None else "it holds for TIFF and arrays, and there are none"
+
+
 def _find_sound_split(_: Config, facts: Facts) -> str | None:
     return None if facts.has_faults else "the split check finds no fault"
 
@@ -316,6 +322,7 @@ CONDITIONS: tuple[Condition, ...] = (
     ),
     Condition(("data.label_map",), _find_nothing_mapped, "Give values of the masks, or leave it out"),
     Condition(("data.ignore_value",), _find_nothing_ignored, "Give the value of the masks, or leave it out"),
+    Condition(("data.axes",), _find_named_axes, "Leave it out"),
     Condition(("split.val_fraction",), _find_idle_val, "Leave it out, or split.folds"),
     Condition(("split.allow_faults",), _find_sound_split, "Leave it out"),
     Condition(("batch.labeled",), _find_random_size, "Leave one of them out"),

@@ -14,6 +14,7 @@ from ssl_seg.data.catalog import Track, find_cases, pass_through, scan_cases, se
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.listing import Listing
+from ssl_seg.data.reading import AS_STORED, Reading
 
 _LEVELS = {"fault": "faults", "warn": "warnings", "info": "infos"}
 """In the order in which they are reported, with their names in the summary."""
@@ -37,6 +38,7 @@ class Audit:
     label_values: tuple[int, ...]
     ignore_value: int | None
     label_map: Mapping[int, int]
+    reading: Reading
 
 
 def audit(
@@ -47,13 +49,14 @@ def audit(
     label_values: Sequence[int] | None = None,
     label_map: Mapping[int, int] | None = None,
     ignore_value: int | None = None,
+    reading: Reading = AS_STORED,
     track: Track = pass_through,
 ) -> Audit:
     """Return everything there is to say about a data set; a bad file is a finding and stops nothing.
 
     Args:
         root, groups, layout: see ``find_cases``.
-        label_values, label_map, ignore_value: see ``open_catalog``.
+        label_values, label_map, ignore_value, reading: see ``open_catalog``.
         track: told about every case that has been read.
 
     Raises:
@@ -64,7 +67,12 @@ def audit(
     declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
     background = declared[0] if declared else 0
     facts, unreadable = scan_cases(
-        listing.cases, label_map=label_map, background=background, ignore_value=ignored, track=track
+        listing.cases,
+        label_map=label_map,
+        background=background,
+        ignore_value=ignored,
+        reading=reading,
+        track=track,
     )
     groups_of = checks.groups_of(listing.cases)
     copies = find_copies(facts, groups_of)
@@ -79,7 +87,7 @@ def audit(
     summary = summarize(root, listing, facts, values, ignored)
     summary["copies"] = asdict(copies)
     summary |= {name: sum(f.level == level for f in findings) for level, name in _LEVELS.items()}
-    return Audit(findings, summary, listing, facts, values, ignored, dict(label_map or {}))
+    return Audit(findings, summary, listing, facts, values, ignored, dict(label_map or {}), reading)
 
 
 def _join(faults: Sequence[Finding]) -> Iterator[Finding]:

@@ -13,21 +13,24 @@ from ssl_seg.data.formats.raster import open_raster
 from ssl_seg.data.formats.stored import Geometry, Stored
 from ssl_seg.data.formats.tiff import open_tiff, read_tiff_geometry
 from ssl_seg.data.formats.zarr_store import list_zarr, open_zarr, read_zarr_geometry
+from ssl_seg.data.reading import Reading
 
 
 @dataclass(frozen=True)
 class Format:
     """How files of one kind are read.
 
-    ``magic`` are the beginnings of such files, none for a folder. The functions get the path and, where a file holds
-    several arrays, the name of one; they may raise any error of a decoder. None: there is nothing to list or to read.
+    ``magic`` are the beginnings of such files, none for a folder. The functions get the path, the name of an array for
+    files of several, and how to read it; they may raise any error of a decoder. None: there is nothing to list or to
+    read. ``takes_axes``: ``data.axes`` holds for them.
     """
 
     name: str
     magic: tuple[bytes, ...]
-    open: Callable[[Path, str], Stored]
+    open: Callable[[Path, str, Reading], Stored]
     list_arrays: Callable[[Path], tuple[str, ...]] | None = None
-    read_geometry: Callable[[Path, str], Geometry | None] | None = None
+    read_geometry: Callable[[Path, str, Reading], Geometry | None] | None = None
+    takes_axes: bool = False
 
     @property
     def is_folder(self) -> bool:
@@ -35,23 +38,27 @@ class Format:
         return self.magic == ()
 
 
-_PNG = Format("PNG", (b"\x89PNG\r\n\x1a\n",), lambda path, _: open_raster(path))
-_JPG = Format("JPG", (b"\xff\xd8\xff",), lambda path, _: open_raster(path))
-_BMP = Format("BMP", (b"BM",), lambda path, _: open_raster(path))
+_PNG = Format("PNG", (b"\x89PNG\r\n\x1a\n",), lambda path, _key, _reading: open_raster(path))
+_JPG = Format("JPG", (b"\xff\xd8\xff",), lambda path, _key, _reading: open_raster(path))
+_BMP = Format("BMP", (b"BM",), lambda path, _key, _reading: open_raster(path))
 _TIFF = Format(
     "TIFF",
     (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    lambda path, _: open_tiff(path),
-    read_geometry=lambda path, _: read_tiff_geometry(path),
+    lambda path, _key, reading: open_tiff(path, reading),
+    read_geometry=lambda path, _key, reading: read_tiff_geometry(path, reading),
+    takes_axes=True,
 )
-_NPY = Format("NPY", (b"\x93NUMPY",), lambda path, _: open_npy(path))
-_NPZ = Format("NPZ", (b"PK\x03\x04",), open_npz, list_npz)
+_NPY = Format("NPY", (b"\x93NUMPY",), lambda path, _key, reading: open_npy(path, reading), takes_axes=True)
+_NPZ = Format("NPZ", (b"PK\x03\x04",), open_npz, list_npz, takes_axes=True)
 _NIFTI_SIZES = (b"\x5c\1\0\0", b"\0\0\1\x5c", b"\x1c\2\0\0", b"\0\0\2\x1c")  # 348 and 540, in both byte orders
 _NIFTI = Format(
-    "NIfTI", _NIFTI_SIZES, lambda path, _: open_nifti(path), read_geometry=lambda path, _: read_nifti_geometry(path)
+    "NIfTI",
+    _NIFTI_SIZES,
+    lambda path, _key, _reading: open_nifti(path),
+    read_geometry=lambda path, _key, _reading: read_nifti_geometry(path),
 )
-_HDF5 = Format("HDF5", (b"\x89HDF\r\n\x1a\n",), open_hdf5, list_hdf5)
-_ZARR = Format("Zarr", (), open_zarr, list_zarr, read_zarr_geometry)
+_HDF5 = Format("HDF5", (b"\x89HDF\r\n\x1a\n",), open_hdf5, list_hdf5, takes_axes=True)
+_ZARR = Format("Zarr", (), open_zarr, list_zarr, read_zarr_geometry, takes_axes=True)
 
 FORMATS: dict[str, Format] = {
     ".png": _PNG,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ssl_seg.data.formats.file_checks import ANY_RATIO, check_claim
 from ssl_seg.data.formats.layout import Box, lay_out_array
 from ssl_seg.data.formats.stored import Stored, defer, import_optional
+from ssl_seg.data.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def list_hdf5(path: Path) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def open_hdf5(path: Path, key: str) -> Stored:
+def open_hdf5(path: Path, key: str, reading: Reading) -> Stored:
     """Return an opened data set.
 
     Raises:
@@ -54,7 +55,7 @@ def open_hdf5(path: Path, key: str) -> Stored:
         if not node.is_virtual:  # a virtual data set has its bytes in other files
             stored, largest = node.id.get_storage_size(), max(prod(shape), prod(chunks or ()))
             check_claim(largest * dtype.itemsize, stored, ANY_RATIO if chunks else 1)
-    return defer(f"{path}::{key}", _DataSet(path, key), lay_out_array(shape), shape, dtype)
+    return defer(f"{path}::{key}", _DataSet(path, key), lay_out_array(shape, reading), shape, dtype)
 
 
 @contextmanager

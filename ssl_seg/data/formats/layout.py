@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from numpy.typing import NDArray
+
+from ssl_seg.data.reading import AS_STORED, Reading
 
 Box = tuple[slice, ...]
 
@@ -64,16 +67,35 @@ def lay_out_axes(shape: tuple[int, ...], axes: str, *, drop_alpha: bool = False)
     return Layout(spatial, channel[0], channels - with_alpha)
 
 
-def lay_out_array(shape: tuple[int, ...]) -> Layout:
+def lay_out_array(shape: tuple[int, ...], reading: Reading = AS_STORED) -> Layout:
     """Return the layout for an array without named axes: (Y, X), (Z, Y, X), (C, Z, Y, X) or (Y, X, color).
 
+    Where ``data.axes`` is set, it names them.
     Color is a last axis of 3 or 4 behind two longer ones.
 
     Raises:
-        ValueError: if the array has less than two or more than four axes.
+        ValueError: if the array has less than two or more than four axes, or ``data.axes`` does not fit.
     """
+    if reading.axes is not None:
+        return lay_out_axes(shape, fit_axes(shape, reading.axes, is_mask=reading.is_mask))
     if len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) > shape[2]:
         return lay_out_axes(shape, "YXS", drop_alpha=True)
     if not 2 <= len(shape) <= 4:
         raise ValueError(f"its shape {shape} is neither (Y, X) nor (Z, Y, X) nor (C, Z, Y, X)")
     return lay_out_axes(shape, "CZYX"[-len(shape) :])
+
+
+def fit_axes(shape: tuple[int, ...], axes: str, *, is_mask: bool = False) -> str:
+    """Return a letter for each stored axis, as ``data.axes`` says.
+
+    Leading axes of length one need no letter (they get Q). C may be missing in the file, as in masks, and so may Z.
+
+    Raises:
+        ValueError: if the letters do not fit the number of axes.
+    """
+    fewer = (axes.replace("C", ""), "".join(axis for axis in axes if axis in "YX"))
+    for letters in (*fewer, axes) if is_mask else (axes, *fewer):
+        extra = len(shape) - len(letters)
+        if extra >= 0 and prod(shape[:extra]) == 1:
+            return "Q" * extra + letters
+    raise ValueError(f"data.axes={axes} does not fit its shape {shape}: give a letter for each axis")

@@ -12,11 +12,12 @@ import numpy as np
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import lay_out_array
 from ssl_seg.data.formats.stored import RawVoxels, Stored, defer, hold
+from ssl_seg.data.reading import Reading
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def open_npy(path: Path) -> Stored:
+def open_npy(path: Path, reading: Reading) -> Stored:
     """Return an opened array; those of Python objects are refused.
 
     Raises:
@@ -26,7 +27,7 @@ def open_npy(path: Path) -> Stored:
         shape, fortran, dtype = _read_header(file)
         raw = RawVoxels(path, file.tell(), dtype, shape, "F" if fortran else "C")
     raw.check()
-    return defer(str(path), raw, lay_out_array(shape), shape, dtype)
+    return defer(str(path), raw, lay_out_array(shape, reading), shape, dtype)
 
 
 def list_npz(path: Path) -> tuple[str, ...]:
@@ -35,7 +36,7 @@ def list_npz(path: Path) -> tuple[str, ...]:
         return tuple(sorted(name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")))
 
 
-def open_npz(path: Path, key: str) -> Stored:
+def open_npz(path: Path, key: str, reading: Reading) -> Stored:
     """Return an opened array of an archive; those of Python objects are refused.
 
     Raises:
@@ -49,7 +50,7 @@ def open_npz(path: Path, key: str) -> Stored:
             check_length(file.tell() + prod(shape) * dtype.itemsize, member.file_size)
         with archive.open(member) as file:
             voxels = np.lib.format.read_array(file, allow_pickle=False)
-    return hold(f"{path}::{key}", voxels, lay_out_array(shape))
+    return hold(f"{path}::{key}", voxels, lay_out_array(shape, reading))
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

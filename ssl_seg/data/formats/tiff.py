@@ -14,12 +14,13 @@ import tifffile
 from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import check_tiff_pages, check_tiff_segments
-from ssl_seg.data.formats.layout import Layout, lay_out_axes
+from ssl_seg.data.formats.layout import Layout, fit_axes, lay_out_axes
 from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, defer, hold, make_geometry
+from ssl_seg.data.reading import Reading
 from ssl_seg.errors import DataError
 
 
-def open_tiff(path: Path) -> Stored:
+def open_tiff(path: Path, reading: Reading) -> Stored:
     """Return an opened TIFF of one image or one stack; alpha is dropped.
 
     Raises:
@@ -40,7 +41,7 @@ def open_tiff(path: Path) -> Stored:
         check_tiff_segments(segments, series.nbytes, int(page.compression), size)
         if len(tiff.pages) != pages:
             raise ValueError(f"only {len(tiff.pages)} of its {pages} pages can be read")
-        layout = lay_out_axes(series.shape, series.axes, drop_alpha=bool(page.extrasamples))
+        layout = _lay_out(series, reading)
         geometry = _find_geometry(tiff, layout)
         # Whether the channels of a color image are equal shows only when they are decoded.
         if series.dataoffset is not None and layout.channels != 3:
@@ -50,7 +51,7 @@ def open_tiff(path: Path) -> Stored:
         return hold(str(path), _decode(series, path), layout, geometry)
 
 
-def read_tiff_geometry(path: Path) -> Geometry | None:
+def read_tiff_geometry(path: Path, reading: Reading) -> Geometry | None:
     """Return the spacing that ImageJ or OME metadata give for every axis, or None. No pixels are read.
 
     Raises:
@@ -60,7 +61,7 @@ def read_tiff_geometry(path: Path) -> Geometry | None:
         check_tiff_pages(file, path.stat().st_size)
     with _open_quietly(path) as tiff:
         series = _only_series(tiff)
-        return _find_geometry(tiff, lay_out_axes(series.shape, series.axes))
+        return _find_geometry(tiff, _lay_out(series, reading))
 
 
 def write_tiff(path: Path, array: NDArray[np.generic], *, compression: str | None) -> None:
@@ -73,6 +74,12 @@ def _only_series(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
     if len(tiff.series) != 1:
         raise ValueError(f"it holds {len(tiff.series)} images of different shapes, expected one image or one stack")
     return tiff.series[0]
+
+
+def _lay_out(series: tifffile.TiffPageSeries, reading: Reading) -> Layout:
+    if reading.axes is not None:
+        return lay_out_axes(series.shape, fit_axes(series.shape, reading.axes, is_mask=reading.is_mask))
+    return lay_out_axes(series.shape, series.axes, drop_alpha=bool(series.keyframe.extrasamples))
 
 
 def _decode(series: tifffile.TiffPageSeries, path: Path) -> NDArray[Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.layout import Box, Layout, lay_out_array, lay_out_axes
 from ssl_seg.data.formats.stored import Geometry, Stored, defer, import_optional, make_geometry
+from ssl_seg.data.reading import Reading
 
 _MAX_DEPTH = 6
 """Levels of groups that are searched for arrays."""
@@ -50,7 +51,7 @@ def list_zarr(path: Path) -> tuple[str, ...]:
         return tuple(sorted(k for k, v in node.members(max_depth=_MAX_DEPTH) if hasattr(v, "shape") and v.ndim >= 2))
 
 
-def open_zarr(path: Path, key: str) -> Stored:
+def open_zarr(path: Path, key: str, reading: Reading) -> Stored:
     """Return an opened array, or the first level of an OME image; an empty ``key`` is the folder itself.
 
     Raises:
@@ -60,7 +61,7 @@ def open_zarr(path: Path, key: str) -> Stored:
     location = f"{path}::{key}" if key else str(path)
     node = _open_node(path, key)
     if hasattr(node, "shape"):
-        return defer(location, _Array(path, key), lay_out_array(node.shape), node.shape, node.dtype)
+        return defer(location, _Array(path, key), lay_out_array(node.shape, reading), node.shape, node.dtype)
     scales = _multiscales(node.attrs)
     if not scales:
         raise ValueError("it is a group without an OME image; name an array in it")
@@ -71,13 +72,13 @@ def open_zarr(path: Path, key: str) -> Stored:
     return defer(location, read, layout, level.shape, level.dtype, geometry)
 
 
-def read_zarr_geometry(path: Path, key: str) -> Geometry | None:
+def read_zarr_geometry(path: Path, key: str, reading: Reading) -> Geometry | None:
     """Return the spacing of an OME image, None for other arrays. No voxels are read.
 
     Raises:
         ValueError: or another error of zarr, if the folder is damaged or holds no image there.
     """
-    return open_zarr(path, key).geometry
+    return open_zarr(path, key, reading).geometry
 
 
 def _open_node(path: Path, key: str) -> Any:

@@ -1,0 +1,30 @@
+"""How the voxels of files are read, where the files leave it open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The settings of the ``data`` section that say how files are read; they mean what that section says of them.
+
+    ``is_mask`` is no setting: ``open_mask`` asks by it for labels in place of intensities.
+    """
+
+    axes: str | None = None
+    is_mask: bool = False
+
+
+AS_STORED = Reading()
+"""What the files say, and nothing else."""
+
+SETTINGS = tuple(field.name for field in fields(Reading) if field.name != "is_mask")
+"""Names in the ``data`` section."""
+
+
+def make_reading(data: Mapping[str, Any]) -> Reading:
+    """Return what a (perhaps partial) ``data`` section says about reading."""
+    return Reading(**{name: data[name] for name in SETTINGS if name in data})
