@@ -27,7 +27,7 @@ class Appearance:
     """Intensities of a whole image, all channels together.
 
     ``at_low`` and ``at_high`` are the shares of voxels that have the smallest and the largest value. ``thumbnail`` is
-    the image in raw values, averaged over its channels and down to 32 x 32 (a volume: 16 x 16 x 16) voxels.
+    the image minus its mean, averaged over its channels and down to 32 x 32 (a volume: 16 x 16 x 16) voxels.
     """
 
     low: float
@@ -141,11 +141,15 @@ def _scan_image(image: Stored) -> tuple[str, Appearance]:
         shift = shift if lows else float(voxels.flat[0])
         for extreme, found in ((lows, voxels.min()), (highs, voxels.max())):
             extreme[float(found)] += int((voxels == found).sum())
-        total += float((voxels - shift).sum())
-        squares += float(((voxels - shift) ** 2).sum())
+        voxels -= shift
+        total += float(voxels.sum())
+        squares += float((voxels**2).sum())
         thumbnail += _shrink(voxels, block.start, image.shape[1:]) / image.shape[0]
     size, low, high = prod(image.shape), min(lows), max(highs)
     deviation = total / size
+    thumbnail -= deviation
+    if np.abs(thumbnail).max() <= 1e-9 * (high - low):
+        thumbnail[:] = 0  # rounding errors: the channels are constant
     appearance = Appearance(
         low=low,
         high=high,

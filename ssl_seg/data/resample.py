@@ -20,15 +20,18 @@ def compute_resampled_shape(
     return tuple(max(1, round(count * old / new)) for count, old, new in extents)
 
 
-def resample_image(image: NDArray[np.generic], shape: Sequence[int]) -> NDArray[np.float32]:
+def resample_image(image: NDArray[np.generic], shape: Sequence[int]) -> NDArray[np.floating]:
     """Return an image, or probabilities, (C, *S) on a grid of ``shape`` that covers the same extent.
 
     Linear interpolation; an axis that gets coarser is smoothed first (sigma = (ratio - 1) / 2 voxels, which is what
-    scikit-image uses), or details finer than the new grid would come back as false structure.
+    scikit-image uses), or details finer than the new grid would come back as false structure. The type is float32, or
+    float64 where float32 would round the values.
     """
     ratios = [old / new for old, new in zip(image.shape[1:], shape, strict=True)]
     sigmas = [max(0.0, (ratio - 1) / 2) for ratio in ratios]
-    channels = [ndimage.gaussian_filter(channel, sigmas) for channel in image.astype(np.float32)]
+    channels = [
+        ndimage.gaussian_filter(channel, sigmas) for channel in image.astype(np.promote_types(image.dtype, np.float32))
+    ]
     return np.stack([_zoom(channel, shape, order=1) for channel in channels])
 
 

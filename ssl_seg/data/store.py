@@ -20,15 +20,15 @@ from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.disk_cache import DiskCache, open_copy
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
-from ssl_seg.data.sampling import locate_box
-from ssl_seg.data.views.transforms import Intensity, measure_intensity
+from ssl_seg.data.sampling import derive_rng, locate_box
+from ssl_seg.data.views.transforms import Intensity, measure_intensity, measure_parts
 from ssl_seg.data.volumes import Stored, open_image, open_mask, read_image, read_mask
 from ssl_seg.errors import DataError
 from ssl_seg.labels import apply_label_map, to_target
 
 FOREGROUND_POINTS = 4096
 """Voxels of each foreground class that are remembered as possible centers of patches: all, or of twice as many and more
-every n-th, at least this many and fewer than twice as many."""
+a random one of every n, at least this many and fewer than twice as many."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class CaseStore:
             return self._open_by_box(case, stored)
         else:
             image, target = self._read_whole(case)
-        foreground = () if target is None else _find_foreground([(0, target)], self._strides(case, target))
+        foreground = () if target is None else _find_foreground([(0, target)], self._count_classes(case, target))
         return LoadedCase(image, target, foreground, measure_intensity(image))
 
     def _open_image(self, case: Case) -> Stored:
@@ -198,23 +198,21 @@ class CaseStore:
             return LoadedCase(image, None, (), intensity)
         mask = self._open_mask(case.mask)
         pieces = ((block.start, self._to_target(block.voxels)) for block in iterate_blocks(mask))
-        foreground = _find_foreground(pieces, self._strides(case))
+        foreground = _find_foreground(pieces, self._count_classes(case))
         if not mask.by_box:  # decoded anyway: as an array it counts for the limit
             return LoadedCase(image, self._box_to_target(mask.read()), foreground, intensity)
         return LoadedCase(image, BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target), foreground, intensity)
 
-    def _strides(self, case: Case, target: NDArray[np.int16] | None = None) -> list[int]:
-        """Return, for each foreground class, which n-th of its voxels to remember.
+    def _count_classes(self, case: Case, target: NDArray[np.int16] | None = None) -> list[int]:
+        """Return how many voxels each foreground class has.
 
         The facts are those of the file: on another grid a class has another number of voxels, counted in ``target``.
         """
         facts, values = self.catalog.facts[case.id], self.catalog.label_values[1:]
         if self.resample_to is not None and target is not None:
-            counts = [int((target == index).sum()) for index in range(1, len(values) + 1)]
-        else:
-            voxels = dict(zip(facts.values or (), facts.counts or (), strict=True))
-            counts = [voxels.get(value, 0) for value in values]
-        return [max(1, count // FOREGROUND_POINTS) for count in counts]
+            return [int((target == index).sum()) for index in range(1, len(values) + 1)]
+        voxels = dict(zip(facts.values or (), facts.counts or (), strict=True))
+        return [voxels.get(value, 0) for value in values]
 
 
 def decoded_bytes(catalog: Catalog) -> int:
@@ -226,15 +224,17 @@ def decoded_bytes(catalog: Catalog) -> int:
 
 
 def _find_foreground(
-    pieces: Iterable[tuple[int, NDArray[np.int16]]], strides: Sequence[int]
+    pieces: Iterable[tuple[int, NDArray[np.int16]]], counts: Sequence[int]
 ) -> tuple[NDArray[np.integer], ...]:
     """Return coordinates (n, ndim) of each foreground class that is present, from (first row, rows of the target)."""
-    found: list[list[NDArray[np.integer]]] = [[] for _ in strides]
-    seen = [0] * len(strides)
+    found: list[list[NDArray[np.integer]]] = [[] for _ in counts]
+    wanted = [_choose_ranks(count) for count in counts]
+    seen = [0] * len(counts)
     for start, rows in pieces:
-        for n, (points, stride) in enumerate(zip(found, strides, strict=True)):
+        for n, (points, ranks) in enumerate(zip(found, wanted, strict=True)):
             voxels = np.flatnonzero(rows == n + 1)
-            chosen = voxels[-seen[n] % stride :: stride]  # every stride-th of all, wherever the pieces end
+            first, last = np.searchsorted(ranks, (seen[n], seen[n] + len(voxels)))
+            chosen = voxels[ranks[first:last] - seen[n]]  # the same, wherever the pieces end
             seen[n] += len(voxels)
             coordinates = np.stack(np.unravel_index(chosen, rows.shape), axis=1).astype(np.int32)
             coordinates[:, 0] += start
@@ -243,22 +243,21 @@ def _find_foreground(
     return tuple(points for points in joined if len(points))
 
 
+def _choose_ranks(count: int) -> NDArray[np.int64]:
+    """Return which of ``count`` voxels to remember, sorted: a random one of every n, so that all are equally likely.
+
+    Every n-th would lie in few columns where n and the width of an image have a common factor.
+    """
+    stride = max(1, count // FOREGROUND_POINTS)
+    firsts = np.arange(0, count, stride)
+    ranks = firsts + derive_rng(count).integers(stride, size=len(firsts))
+    return ranks[ranks < count]
+
+
 def _measure_by_block(image: Stored, channels: int) -> Intensity:
     """Return what ``measure_intensity`` gives for the whole image, repeated to ``channels``, holding one block."""
-    count, low, high, mean, squares = (np.zeros(image.shape[0]) for _ in range(5))
-    low += np.inf
-    high -= np.inf
-    for block in iterate_blocks(image):
-        voxels, c = block.voxels.astype(np.float64), block.channel
-        low[c], high[c] = min(low[c], voxels.min()), max(high[c], voxels.max())
-        # Means and squared deviations of two parts, put together (Chan, Golub and LeVeque 1983).
-        total, delta = count[c] + voxels.size, voxels.mean() - mean[c]
-        squares[c] += ((voxels - voxels.mean()) ** 2).sum() + delta**2 * count[c] * voxels.size / total
-        mean[c] += delta * voxels.size / total
-        count[c] = total
-    std = np.sqrt(squares / count)
-    figures = (low, high, mean, np.where(std > 0, std, 1))
-    return Intensity(*(np.resize(f, channels).astype(np.float32) for f in figures))
+    found = measure_parts(((block.channel, block.voxels) for block in iterate_blocks(image)), image.shape[0])
+    return Intensity(*(np.resize(f, channels) for f in (found.low, found.high, found.mean, found.std)))
 
 
 def fit_channels(image: NDArray[np.generic], channels: int, where: str) -> NDArray[np.generic]:
@@ -281,7 +280,7 @@ def cut_unit(case: LoadedCase, start: Sequence[int], patch_size: Sequence[int]) 
     unit = case.intensity.to_unit(cut)
     if unit.shape[1:] == tuple(patch_size):
         return unit
-    mean = case.intensity.to_unit(case.intensity.mean.reshape(-1, *[1] * len(patch_size)))
+    mean = case.intensity.mean_unit.reshape(-1, *[1] * len(patch_size))
     padded = np.broadcast_to(mean, (len(unit), *patch_size)).copy()
     padded[(slice(None), *placed)] = unit
     return padded

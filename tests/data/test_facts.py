@@ -82,14 +82,27 @@ class TestAppearance:
         assert found is not None
         fine = np.kron(image.astype(np.float32), np.ones((32, 32), np.float32))  # each cell is a whole number of these
         expected = cv2.resize(fine, THUMBNAIL_SIZE[2], interpolation=cv2.INTER_AREA)
-        np.testing.assert_allclose(found.thumbnail, expected, atol=0.01)
+        np.testing.assert_allclose(found.thumbnail, expected - image.mean(), atol=0.01)
 
     def test_of_a_volume(self, tmp_path: Path) -> None:
         image = np.random.default_rng(3).integers(0, 255, (32, 48, 16)).astype(np.uint8)
         found = facts_of(tmp_path, image).appearance
         assert found is not None
         expected = image.reshape(16, 2, 16, 3, 16, 1).mean(axis=(1, 3, 5))
-        np.testing.assert_allclose(found.thumbnail, expected, atol=1e-3)
+        np.testing.assert_allclose(found.thumbnail, expected - image.mean(), atol=1e-3)
+
+    def test_a_constant_added_to_an_image_leaves_the_thumbnail(self, tmp_path: Path) -> None:
+        image = np.random.default_rng(4).normal(size=(64, 64))
+        near, far = (facts_of(tmp_path, image + offset).appearance for offset in (0, 1e8))
+        assert near is not None
+        assert far is not None
+        np.testing.assert_allclose(far.thumbnail, near.thumbnail, atol=1e-6)
+
+    @pytest.mark.parametrize("values", [(0.1, 0.1, 0.1), (0.1, 17.3, -2e7)])
+    def test_the_thumbnail_of_constant_channels_is_zero(self, tmp_path: Path, values: tuple[float, ...]) -> None:
+        found = facts_of(tmp_path, np.broadcast_to(np.array(values).reshape(3, 1, 1, 1), (3, 9, 11, 7))).appearance
+        assert found is not None
+        assert not found.thumbnail.any()
 
 
 class TestMasks:
@@ -143,4 +156,4 @@ def test_channels_in_files_of_their_own(tmp_path: Path) -> None:
     assert facts.channels == 2
     assert facts.appearance is not None
     assert facts.appearance.mean == 20
-    np.testing.assert_allclose(facts.appearance.thumbnail, 20, rtol=1e-6)
+    assert not facts.appearance.thumbnail.any()

@@ -13,13 +13,14 @@ import pytest
 import tifffile
 import torch
 from numpy.typing import NDArray
+from scipy.stats import chisquare
 from sizes import around
 
 from ssl_seg.data import disk_cache
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache, open_disk_cache
 from ssl_seg.data.loader import PatchSource
-from ssl_seg.data.store import BoxReader, CaseStore, cut_unit, decoded_bytes
+from ssl_seg.data.store import BoxReader, CaseStore, _choose_ranks, _find_foreground, cut_unit, decoded_bytes
 from ssl_seg.data.views.transforms import Views
 from ssl_seg.errors import DataError
 
@@ -139,7 +140,7 @@ class TestByBox:
     def test_how_many_voxels_of_a_class_are_remembered(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voxels: int, block_bytes: int
     ) -> None:
-        """All below twice the number; else every n-th, no fewer than the number and no more than twice as many."""
+        """All below twice the number; else one of every n, no fewer than the number and no more than twice as many."""
         monkeypatch.setattr("ssl_seg.data.store.FOREGROUND_POINTS", 10)
         monkeypatch.setattr("ssl_seg.data.blocks.iterate_blocks.__defaults__", (block_bytes,))
         folder = write(tmp_path / "few", 1)
@@ -150,10 +151,32 @@ class TestByBox:
         catalog = open_catalog(str(folder), label_values=(0, 1))
         for max_bytes in (2**31, 1):
             foreground = CaseStore(catalog, 1, max_bytes).load("0").foreground
-            expected = places[:: max(1, voxels // 10)]
             points = np.concatenate([np.empty((0, 3), int), *foreground])
-            np.testing.assert_array_equal(np.ravel_multi_index(tuple(points.T), SHAPE), expected)
+            ranks = np.searchsorted(places, remembered := np.ravel_multi_index(tuple(points.T), SHAPE))
+            np.testing.assert_array_equal(places[ranks], remembered)
+            np.testing.assert_array_equal(ranks // max(1, voxels // 10), range(len(points)))
             assert min(voxels, 10) <= len(points) < 20
+
+    @pytest.mark.parametrize("width", [32, 64, 96, 256])
+    def test_the_remembered_voxels_are_spread_over_all_columns(self, width: int) -> None:
+        """One voxel in 64 is remembered: every 64-th would lie in few columns of such widths."""
+        rows = 4 * 2**17 // width
+        target = np.ones((rows, width), np.int16)
+        target[:, width // 2 :] = 2
+        points = _find_foreground([(0, target)], [target.size // 2] * 2)
+        assert [len(p) // 4096 for p in points] == [1, 1]
+        for where, first in zip(points, (0, width // 2), strict=True):
+            seen = np.bincount(where[:, 1] - first, minlength=width // 2)
+            assert chisquare(seen).pvalue > 1e-4
+
+    def test_every_voxel_is_remembered_equally_often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ssl_seg.data.store.FOREGROUND_POINTS", 10)
+        monkeypatch.setattr("ssl_seg.data.store.derive_rng", lambda _: rng)
+        for count in (19, 20, 21, 29, 30, 31, 105):
+            rng = np.random.default_rng(0)
+            often = sum(np.bincount(_choose_ranks(count), minlength=count) for _ in range(3000))
+            stride = max(1, count // 10)
+            np.testing.assert_allclose(often, 3000 / stride, atol=5 * (3000 * (stride - 1)) ** 0.5 / stride)
 
     @pytest.mark.parametrize("spacing", [0.5, 1.0, 2.0])
     def test_on_another_grid_the_voxels_of_that_grid_are_remembered(

@@ -4,13 +4,14 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_opening, gaussian_filter, label
 
+from ssl_seg.data.resample import resample_image
 from ssl_seg.data.sampling import crop, derive_rng
 from ssl_seg.data.views.strong import _make_coarse, _run_steps
-from ssl_seg.data.views.transforms import Views, measure_intensity, normalize
+from ssl_seg.data.views.transforms import Views, measure_intensity, measure_parts, normalize
 from ssl_seg.labels import IGNORE_INDEX
 
 
@@ -30,6 +31,37 @@ def test_unit_range_and_back_is_the_zscore_of_the_whole_image(dtype: type, chann
     flat = image.reshape(channels, -1).astype(np.float64)
     expected = (flat - flat.mean(1, keepdims=True)) / flat.std(1, keepdims=True)
     np.testing.assert_allclose(normalize(image).reshape(channels, -1), expected, atol=1e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    dtype=st.sampled_from(["u1", "u2", "i2", "u4", "i4", "i8", "u8", "f4", "f8"]),
+    exponent=st.integers(0, 12),
+    sign=st.sampled_from([-1, 1]),
+    seed=st.integers(0, 99),
+)
+def test_a_constant_added_to_an_image_changes_nothing(dtype: str, exponent: int, sign: int, seed: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 100, (2, 9, 11)).astype(dtype)
+    with np.errstate(invalid="ignore"):
+        shifted = (image.astype(np.float64) + sign * 10**exponent).astype(dtype)
+    assume((shifted.astype(np.float64) == image.astype(np.float64) + sign * 10**exponent).all())
+    near, far = measure_intensity(image), measure_intensity(shifted)
+    np.testing.assert_allclose(normalize(shifted), normalize(image), atol=1e-5)
+    np.testing.assert_allclose(far.to_unit(shifted), near.to_unit(image), atol=1e-6)
+    patch = far.unit_to_zscore(far.to_unit(shifted[:, 2:7, 3:]))
+    np.testing.assert_allclose(patch, normalize(image)[:, 2:7, 3:], atol=1e-5)
+    if dtype != "f4":  # whose interpolated values are rounded to those it can hold
+        moved = normalize(resample_image(shifted, (5, 20)))
+        np.testing.assert_allclose(moved, normalize(resample_image(image, (5, 20))), atol=1e-4)
+
+
+def test_parts_are_measured_as_the_whole() -> None:
+    image = np.random.default_rng(2).normal(1e7, 3, (2, 40, 5))
+    parts = [(c, image[c, i : i + 7]) for i in range(0, 40, 7) for c in range(2)]
+    whole, joined = measure_intensity(image), measure_parts(parts, 2)
+    for name in ("low", "high", "mean", "std"):
+        np.testing.assert_allclose(getattr(joined, name), getattr(whole, name), rtol=1e-10)
+    np.testing.assert_allclose(whole.std, image.std(axis=(1, 2)), rtol=1e-9)
 
 
 def test_constant_image_is_zero_not_nan() -> None:

@@ -9,8 +9,9 @@ Patches come in the unit range [0, 1] of their image, which is what the librarie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,43 +24,63 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Intensity:
-    """Per-channel statistics of one whole image, each (C,)."""
+    """Per-channel statistics of one whole image, each (C,) float64.
 
-    low: Array
-    high: Array
-    mean: Array
-    std: Array
+    They are subtracted from values before these become float32, so that a small contrast on a large offset survives.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
 
     def to_unit(self, patch: NDArray[np.generic]) -> Array:
         """Map raw values (C,*P) to [0, 1]."""
-        return (patch.astype(np.float32) - _per_channel(self.low, patch)) / self._range(patch)
+        return _scale(patch, self.low, self._range)
 
     def unit_to_zscore(self, unit: Array) -> Array:
         """Map [0, 1] to what ``normalize`` gives for the raw values."""
-        raw = unit * self._range(unit) + _per_channel(self.low, unit)
-        return ((raw - _per_channel(self.mean, unit)) / _per_channel(self.std, unit)).astype(np.float32)
+        scale, offset = self._range / self.std, (self.low - self.mean) / self.std
+        scaled: Array = unit * _per_channel(scale.astype(np.float32), unit)
+        scaled += _per_channel(offset.astype(np.float32), unit)
+        return scaled
 
-    def _range(self, patch: NDArray[np.generic]) -> Array:
-        return _per_channel(np.where(self.high > self.low, self.high - self.low, 1).astype(np.float32), patch)
+    @property
+    def mean_unit(self) -> Array:
+        """The mean of each channel in the unit range, which becomes z-score 0."""
+        return ((self.mean - self.low) / self._range).astype(np.float32)
+
+    @property
+    def _range(self) -> NDArray[np.float64]:
+        return np.where(self.high > self.low, self.high - self.low, 1)
 
 
 def measure_intensity(image: NDArray[np.generic]) -> Intensity:
     """Return the statistics of an image (C,*S); a constant channel gets std 1 so that its z-score is 0."""
-    flat = image.reshape(len(image), -1)
-    std = flat.std(axis=1, dtype=np.float64)
-    return Intensity(
-        low=flat.min(axis=1).astype(np.float32),
-        high=flat.max(axis=1).astype(np.float32),
-        mean=flat.mean(axis=1, dtype=np.float64).astype(np.float32),
-        std=np.where(std > 0, std, 1).astype(np.float32),
-    )
+    return measure_parts(enumerate(image), len(image))
+
+
+def measure_parts(parts: Iterable[tuple[int, NDArray[np.generic]]], channels: int) -> Intensity:
+    """Return the statistics of an image that comes in parts: pairs of a channel's index and some of its voxels."""
+    count, mean, squares = (np.zeros(channels) for _ in range(3))
+    low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
+    for c, part in parts:
+        voxels = part.astype(np.float64)
+        low[c], high[c] = min(low[c], voxels.min()), max(high[c], voxels.max())
+        # Means and squared deviations of two parts, put together (Chan, Golub and LeVeque 1983).
+        own = voxels.mean()
+        total, delta = count[c] + voxels.size, own - mean[c]
+        squares[c] += np.square(voxels - own).sum() + delta**2 * count[c] * voxels.size / total
+        mean[c] += delta * voxels.size / total
+        count[c] = total
+    std = np.sqrt(squares / count)
+    return Intensity(low, high, np.clip(mean, low, high), np.where((high > low) & (std > 0), std, 1))
 
 
 def normalize(image: NDArray[np.generic]) -> Array:
     """Return the z-scores (C,*S) float32 of a whole image, per channel: the one normalization of this program."""
     stats = measure_intensity(image)
-    centered = image.astype(np.float32) - _per_channel(stats.mean, image)
-    return (centered / _per_channel(stats.std, image)).astype(np.float32)
+    return _scale(image, stats.mean, stats.std)
 
 
 @dataclass(frozen=True)
@@ -107,5 +128,16 @@ class Views:
         return self._strong(unit, int(rng.integers(2**31)))
 
 
-def _per_channel(values: Array, like: NDArray[np.generic]) -> Array:
+def _scale(image: NDArray[Any], offset: NDArray[np.float64], scale: NDArray[np.float64]) -> Array:
+    """Return ``(image - offset) / scale`` per channel; the subtraction is in float32 where that holds the image."""
+    dtype = np.promote_types(image.dtype, np.float32)
+    near = offset.astype(dtype)
+    rest = offset - near  # what ``near`` lacks of the offset; the difference of image and ``near`` is next to exact
+    centered: NDArray[np.floating] = np.subtract(image, _per_channel(near, image), dtype=dtype)
+    centered -= _per_channel(rest, image).astype(dtype)
+    centered /= _per_channel(scale, image).astype(dtype)
+    return centered.astype(np.float32, copy=False)
+
+
+def _per_channel(values: NDArray[np.floating], like: NDArray[np.generic]) -> NDArray[np.floating]:
     return values.reshape(-1, *[1] * (like.ndim - 1))
