@@ -155,6 +155,8 @@ def _plan_layout(catalog: Catalog) -> list[Planned]:
     if is_synthetic(catalog.root):
         return []
     planned = [Planned("data.layout", catalog.layout, "recognized")]
+    if catalog.tiles > 1:
+        planned.append(Planned("data.tiles", catalog.tiles, "fewer than three labeled images"))
     if catalog.ignore_value is not None:
         planned.append(Planned("data.ignore_value", catalog.ignore_value, f"declared by the {catalog.layout} layout"))
     return planned

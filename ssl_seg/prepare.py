@@ -163,7 +163,7 @@ def prepare_run(
     rounded = plan.split.note_rounding(plan.config.split.labels)
     for text in (*plan.split.notes, *rounded, _describe_split(plan.split, plan.config)):
         note(f"split: {text}")
-    seen = _collect_seen(plan.config, plan.split, parent)
+    seen = _collect_seen(plan.config, plan.catalog, plan.split, parent)
     return Prepared(plan.config, plan.catalog, plan.split, run, request.bootstrap, resumed=False, seen_labels=seen)
 
 
@@ -275,13 +275,17 @@ def _reopen(
     run.drop_after(step or -1)
     run.append_event("resumed", step=step)
     note(f"resume: {run.path} from step {step} of {config.length.steps}")
-    seen = _collect_seen(config, split, checkpoint)
+    seen = _collect_seen(config, catalog, split, checkpoint)
     return Prepared(config, catalog, split, run, run.last, resumed=True, seen_labels=seen)
 
 
-def _collect_seen(config: Config, split: Split, start: Checkpoint | None) -> tuple[str, ...]:
-    """Return the contents of the labeled images of a run and of all that it goes on from, sorted."""
-    own = split.image_contents(split.labeled_ids(config.split.labels))
+def _collect_seen(config: Config, catalog: Catalog, split: Split, start: Checkpoint | None) -> tuple[str, ...]:
+    """Return the contents of the labeled images of a run and of all that it goes on from, sorted.
+
+    Of a part, the whole image counts too: another data set may hold it uncut.
+    """
+    labeled = split.labeled_ids(config.split.labels)
+    own = split.image_contents(labeled) | {catalog.whole_images[i] for i in labeled if i in catalog.whole_images}
     return tuple(sorted(own | set(() if start is None else start.seen_labels)))
 
 

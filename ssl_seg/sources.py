@@ -41,6 +41,7 @@ def open_data(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
         label_map={int(old): int(new) for old, new in (data.get("label_map") or {}).items()},
         ignore_value=data.get("ignore_value"),
         reading=make_reading(data),
+        tiles=data.get("tiles"),
         track=track,
     )
 
@@ -69,7 +70,7 @@ def open_data_once(known: dict[str, Catalog], data: Mapping[str, Any], track: Tr
 
 def describe_cases(data: Mapping[str, Any]) -> str:
     """Return what says which cases a ``data`` section stands for: equal texts, equal cases."""
-    names = ("root", "groups", "layout", "label_values", "label_map", "ignore_value", *SETTINGS)
+    names = ("root", "groups", "layout", "label_values", "label_map", "ignore_value", "tiles", *SETTINGS)
     return json.dumps([data.get(name) for name in names])
 
 

@@ -76,6 +76,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "data.label_map": ("data.label_map={2: 1}", ()),
     "data.ignore_value": ("data.ignore_value=2", ("data.label_values=[0, 1]",)),
     "data.axes": ("data.axes=XY", ("data.root=ARRAYS",)),
+    "data.tiles": ("data.tiles=2", ("data.root=LARGE",)),
     "data.channels": ("data.channels=3", ()),
     "data.patch_size": ("data.patch_size=[32, 64]", ()),
     "data.spacing": ("data.spacing=[1.5, 1.5]", ("data.resample_to=[2, 2]", "data.spacing=[1, 1]")),
@@ -302,6 +303,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "OTHER": write_images(root / "other", seed=1, labeled=12),
         "ALL_LABELED": write_images(root / "all", seed=0, labeled=14),
         "ALL_POSITIVE": write_images(root / "positive", seed=0, labeled=12, negatives=False),
+        "LARGE": write_images(root / "large", seed=0, labeled=12, size=144),
         "ARRAYS": write_images(root / "arrays", seed=0, labeled=12, suffix=".npy"),
     }
     groups = root / "groups.csv"
@@ -314,13 +316,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found | {"PARENT": str(root / "parent" / "checkpoints" / "last.pt")}
 
 
-def write_images(folder: Path, *, seed: int, labeled: int, negatives: bool = True, suffix: str = ".png") -> str:
+def write_images(
+    folder: Path, *, seed: int, labeled: int, negatives: bool = True, suffix: str = ".png", size: int = 40
+) -> str:
     """Write 14 images, a quarter of them without foreground, and so many masks."""
     rng = np.random.default_rng(seed)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     for index in range(14):
-        mask = np.zeros((40, 40), np.uint8)
+        mask = np.zeros((size, size), np.uint8)
         for value in (1, 2) if index % 4 or not negatives else ():
             y, x = rng.integers(0, 26, 2)
             mask[y : y + 13, x : x + 13] = value

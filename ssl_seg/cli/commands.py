@@ -14,7 +14,7 @@ from ssl_seg.cli import INTERRUPTED
 from ssl_seg.cli.checkpoints import find_checkpoint, name_checkpoints
 from ssl_seg.cli.comparison import add_differences, print_comparison, print_evaluation, print_folds
 from ssl_seg.cli.console import TerminalConsole, announce, show
-from ssl_seg.cli.data_settings import ACCELERATOR, NAMES, SET, Accelerator, read_data_settings
+from ssl_seg.cli.data_settings import ACCELERATOR, CASE_NAMES, SET, Accelerator, read_data_settings
 from ssl_seg.cli.numbers import FROM_0_TO_0_9, POSITIVE, PROBABILITY, number, parse_numbers
 from ssl_seg.cli.places import check_data, check_figure
 
@@ -72,7 +72,7 @@ def evaluate(
     found = [find_checkpoint(path) for path in checkpoints]
     if figure is not None and (len(found) > 1 or found[0].is_dir()):
         raise ConfigError("--figure draws the cases of one network: give one checkpoint")
-    settings = read_data_settings(set_, (*NAMES, "spacing")) | ({} if layout is None else {"layout": layout})
+    settings = read_data_settings(set_, (*CASE_NAMES, "spacing")) | ({} if layout is None else {"layout": layout})
     check_data(data)
     if split is not None:
         load_split(split)

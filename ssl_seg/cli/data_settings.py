@@ -11,6 +11,8 @@ from ssl_seg.data.reading import SETTINGS, make_reading
 
 NAMES = ("label_values", "label_map", "ignore_value", *SETTINGS)
 """Settings that say how files are read and what mask values mean."""
+CASE_NAMES = (*NAMES, "tiles")
+"""Those, and what a case is."""
 
 GROUPS = typer.Option(help="CSV with name,group; a group stays in one part.", show_default="DATA/groups.csv")
 LAYOUT = typer.Option(help="How the files lie; auto recognizes it, `ssl-seg data layouts` lists them.")
@@ -24,7 +26,7 @@ SET = typer.Option(
 )
 
 
-def read_data_settings(overrides: Sequence[str] | None, names: Sequence[str] = NAMES) -> dict[str, Any]:
+def read_data_settings(overrides: Sequence[str] | None, names: Sequence[str] = CASE_NAMES) -> dict[str, Any]:
     """Return the settings of the data section among ``--set`` texts, which must be some of ``names``.
 
     Raises:

@@ -16,7 +16,7 @@ import typer
 from ssl_seg.cli.checkpoints import find_checkpoint
 from ssl_seg.cli.commands import Net
 from ssl_seg.cli.console import announce, show
-from ssl_seg.cli.data_settings import ACCELERATOR, NAMES, SET, Accelerator, read_data_settings
+from ssl_seg.cli.data_settings import ACCELERATOR, CASE_NAMES, NAMES, SET, Accelerator, read_data_settings
 from ssl_seg.cli.numbers import FROM_0_TO_1, FROM_1, number
 from ssl_seg.cli.places import check_data
 
@@ -71,7 +71,7 @@ def diagnose(
     _check_options(checkpoint, predictions)
     if out is not None:
         check_report_folder(out)
-    settings = read_data_settings(set_, NAMES if checkpoint is None else (*NAMES, "spacing"))
+    settings = read_data_settings(set_, NAMES if checkpoint is None else (*CASE_NAMES, "spacing"))
     settings |= {} if layout is None else {"layout": layout}
     check_data(data)
     with _reserve(out):

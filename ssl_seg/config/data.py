@@ -73,6 +73,9 @@ class DataConfig(Section):
     axes: Annotated[str, AfterValidator(_check_axes)] | None = None
     """Axes of the arrays in TIFF, NPY, NPZ, HDF5 and Zarr files, such as ZYX, CYX or YXC; masks leave C out. What the
     files say, or their shapes suggest, when unset."""
+    tiles: PositiveInt = 1
+    """Parts, at least, that each labeled image is cut into: cases of their own, with gaps between them. 1 keeps images
+    whole. When unset, large images are cut where fewer than three are labeled."""
     channels: PositiveInt
     """Image channels."""
     patch_size: tuple[PositiveInt, ...] = Field(min_length=2, max_length=3)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from typing import Any
 from ssl_seg.data import synthetic
 from ssl_seg.data.audit.checks import check_kinds
 from ssl_seg.data.audit.labels import MANY_CLASSES, check_unexpected_values, find_label_values, values_by_mask
-from ssl_seg.data.facts import CaseFacts, SizeMismatchError, read_facts
+from ssl_seg.data.facts import CaseFacts, SizeMismatchError, open_case, read_facts
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
+from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.layouts import find_listing
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.reading import AS_STORED, Reading
+from ssl_seg.data.tiles import Tiling, part_case, plan_tiles
 from ssl_seg.errors import DataError, did_you_mean
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -46,6 +48,10 @@ class Catalog:
     layout: str = "folders"
     label_map: Mapping[int, int] = field(default_factory=dict)
     reading: Reading = AS_STORED
+    tiles: int = 1
+    """Parts that each large labeled image was to be cut into, at least; 1: none is."""
+    whole_images: Mapping[str, str] = field(default_factory=dict)
+    """Id of a part -> what identifies the whole image."""
 
     @property
     def ndim(self) -> int:
@@ -158,6 +164,7 @@ def open_catalog(
     label_map: Mapping[int, int] | None = None,
     ignore_value: int | None = None,
     reading: Reading = AS_STORED,
+    tiles: int | None = None,
     track: Track = pass_through,
 ) -> Catalog:
     """Find all cases, read each of them once, and check that they fit together.
@@ -169,6 +176,7 @@ def open_catalog(
         label_map: mask value of the files -> value to use instead.
         ignore_value: mask value of voxels to leave out; None takes the one that the layout declares, if any.
         reading: how the files are read, where they leave it open.
+        tiles: parts of each labeled image that become cases of their own; see ``plan_tiles``.
         track: told about every case that has been read.
 
     Raises:
@@ -177,20 +185,44 @@ def open_catalog(
     listing = find_cases(root, groups=groups, layout=layout)
     declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
     background = declared[0] if declared else 0
-    facts, faults = scan_cases(
-        listing.cases,
-        label_map=label_map,
-        background=background,
-        ignore_value=ignored,
-        reading=reading,
-        track=track,
-    )
+    settings: dict[str, Any] = {"label_map": label_map, "background": background, "ignore_value": ignored}
+    settings["reading"] = reading
+    facts, faults = scan_cases(listing.cases, **settings, track=track)
     masks = values_by_mask(facts, ignored)
     findings = [*listing.findings, *faults, *check_kinds(facts), *check_unexpected_values(masks, declared)]
     _raise_faults(root, select_faults(findings))
     values = find_label_values(masks, declared)
     notes = listing.notes + _content_notes(facts, values, inferred=declared is None)
-    return Catalog(root, listing.cases, facts, values, ignored, notes, listing.layout, dict(label_map or {}), reading)
+    catalog = Catalog(
+        root, listing.cases, facts, values, ignored, notes, listing.layout, dict(label_map or {}), reading
+    )
+    return _cut_cases(catalog, plan_tiles(listing.cases, {i: f.shape for i, f in facts.items()}, tiles), settings)
+
+
+def _cut_cases(catalog: Catalog, tiling: Tiling, settings: Mapping[str, Any]) -> Catalog:
+    """Return the catalog with parts in the place of the cases that are cut; ``settings`` go to ``read_facts``."""
+    parts: list[Case] = []
+    facts, whole_images = dict(catalog.facts), {}
+    for case in catalog.cases:
+        if case.id not in tiling.regions:
+            parts.append(case)
+            continue
+        (image, mask), whole = open_case(case, catalog.reading), facts.pop(case.id)
+        for part in (part_case(case, region) for region in tiling.regions[case.id]):
+            if part.id in catalog.facts:
+                raise DataError(f"the case {part.id} is there already: rename its files, or give data.tiles=1.")
+            opened = crop(image, part.region), mask and crop(mask, part.region)
+            facts[part.id] = read_facts(part, opened=opened, **settings)
+            whole_images[part.id] = whole.image
+            parts.append(part)
+    return replace(
+        catalog,
+        cases=tuple(sorted(parts, key=lambda case: case.id)),
+        facts=facts,
+        notes=catalog.notes + ((tiling.note,) if tiling.note else ()),
+        tiles=tiling.parts,
+        whole_images=whole_images,
+    )
 
 
 def _try_facts(case: Case, **settings: Any) -> CaseFacts | Finding:

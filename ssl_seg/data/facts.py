@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import image_of, make_content
+from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import Stored, open_image, open_mask
@@ -69,8 +70,22 @@ class CaseFacts:
         return image_of(self.content)
 
 
+OpenedCase = tuple[Stored, Stored | None]
+"""Image, and mask if there is one."""
+
+
 class SizeMismatchError(DataError):
     """An image and its mask differ in size."""
+
+
+def open_case(case: Case, reading: Reading = AS_STORED) -> OpenedCase:
+    """Return the files of a case, opened, or the part of them that the case is.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    image = crop(open_image(case.image, *case.more_channels, reading=reading), case.region)
+    return image, None if case.mask is None else crop(open_mask(case.mask, reading=reading), case.region)
 
 
 def read_facts(
@@ -80,6 +95,7 @@ def read_facts(
     background: int = 0,
     ignore_value: int | None = None,
     reading: Reading = AS_STORED,
+    opened: OpenedCase | None = None,
 ) -> CaseFacts:
     """Read a case once, in blocks where its files allow it.
 
@@ -89,23 +105,23 @@ def read_facts(
         background: mask value of the background, after the map.
         ignore_value: mask value that is left out, after the map.
         reading: how the files are read, where they leave it open.
+        opened: the files of the case, where they are open already.
 
     Raises:
         SizeMismatchError: if image and mask differ in size.
         DataError: if a file cannot be read.
     """
-    image = open_image(case.image, *case.more_channels, reading=reading)
+    image, mask = opened or open_case(case, reading)
     digest, appearance = _scan_image(image)
     shape = image.shape[1:]
     common = (shape, image.shape[0], image.dtype.name)
     spacing = None if image.geometry is None else image.geometry.spacing
-    if case.mask is None:
+    if mask is None:
         content = make_content(digest, None)
         return CaseFacts(*common, None, None, content, spacing=spacing, appearance=appearance)
-    mask = open_mask(case.mask, reading=reading)
     if mask.shape[1:] != shape:
         raise SizeMismatchError(
-            f"{case.mask}: the mask is {format_size(mask.shape[1:])}, its image {format_size(shape)}. "
+            f"{mask.location}: the mask is {format_size(mask.shape[1:])}, its image {format_size(shape)}. "
             "They must be of one size."
         )
     mask_digest, stored = _scan_mask(mask)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.disk_cache import DiskCache, open_copy
+from ssl_seg.data.facts import OpenedCase, open_case
+from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
 from ssl_seg.data.sampling import derive_rng, locate_box
@@ -111,6 +113,7 @@ class CaseStore:
         self._fits = decoded_bytes(catalog) <= max_bytes
         self._cache: OrderedDict[str, LoadedCase] = OrderedDict()
         self._held = 0
+        self._opened: tuple[Case, OpenedCase] | None = None
 
     def load(self, case_id: str) -> LoadedCase:
         """Return a case on the grid that the network sees.
@@ -156,18 +159,31 @@ class CaseStore:
     def _open_image(self, case: Case) -> Stored:
         locations, reading = (case.image, *case.more_channels), self.catalog.reading
         copy = None if self.disk_cache is None else self.disk_cache.find(*locations, reading=reading)
-        return open_image(*locations, reading=reading) if copy is None else open_copy(copy)
+        return crop(open_image(*locations, reading=reading) if copy is None else open_copy(copy), case.region)
 
-    def _open_mask(self, location: str) -> Stored:
+    def _open_mask(self, case: Case, location: str) -> Stored:
         reading = self.catalog.reading
         copy = None if self.disk_cache is None else self.disk_cache.find(location, is_mask=True, reading=reading)
-        return open_mask(location, reading=reading) if copy is None else open_copy(copy)
+        return crop(open_mask(location, reading=reading) if copy is None else open_copy(copy), case.region)
 
     def _read_whole(self, case: Case) -> tuple[NDArray[np.generic], NDArray[np.int16] | None]:
+        if case.region is not None:
+            opened, mask = self._open_part(case)
+            image = fit_channels(opened.read(), self.channels, case.image)
+            return image, None if mask is None else self._to_target(mask.read()[0])
         reading = self.catalog.reading
         stored = read_image(case.image, *case.more_channels, reading=reading)
         image = fit_channels(stored, self.channels, case.image)
         return image, None if case.mask is None else self._to_target(read_mask(case.mask, reading=reading))
+
+    def _open_part(self, case: Case) -> OpenedCase:
+        """Return a part of the files that were opened last, if they are those of the case: decoded once for all."""
+        files = replace(case, id="", region=None)
+        if self._opened is None or self._opened[0] != files:
+            self._opened = None  # free the last image before the next one is decoded
+            self._opened = files, open_case(files, self.catalog.reading)
+        image, mask = self._opened[1]
+        return crop(image, case.region), mask and crop(mask, case.region)
 
     def _to_target(self, mask: NDArray[np.integer]) -> NDArray[np.int16]:
         catalog = self.catalog
@@ -196,7 +212,7 @@ class CaseStore:
         intensity = _measure_by_block(stored, self.channels)
         if case.mask is None:
             return LoadedCase(image, None, (), intensity)
-        mask = self._open_mask(case.mask)
+        mask = self._open_mask(case, case.mask)
         pieces = ((block.start, self._to_target(block.voxels)) for block in iterate_blocks(mask))
         foreground = _find_foreground(pieces, self._count_classes(case))
         if not mask.by_box:  # decoded anyway: as an array it counts for the limit

@@ -11,6 +11,7 @@ import numpy as np
 from ssl_seg.data.facts import Appearance, CaseFacts, format_size
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.tiles import FEWEST, describe_limit
 
 Facts = Mapping[str, CaseFacts]
 
@@ -154,6 +155,16 @@ def check_missing_masks(cases: Sequence[Case]) -> Iterator[Finding]:
             "nothing to find needs a mask of zeros instead."
         )
         yield Finding("unlabeled", "info", message, missing)
+
+
+def check_few_labeled(cases: Sequence[Case], *, cut: bool) -> Iterator[Finding]:
+    """Say where training, validation and test cannot have a labeled image each, nor parts of one."""
+    labeled = tuple(c.id for c in cases if c.mask is not None)
+    if cut or not 0 < len(labeled) < FEWEST:
+        return
+    lacks = "nothing can be trained: validation needs another" if len(labeled) == 1 else "the test list will be empty"
+    message = f"{len(labeled)} labeled image(s): {lacks}. Label more images. {describe_limit()}"
+    yield Finding("few_labeled", "warn", message, labeled)
 
 
 def check_empty_masks(facts: Facts) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.listing import Listing
 from ssl_seg.data.reading import AS_STORED, Reading
+from ssl_seg.data.tiles import plan_tiles
 
 _LEVELS = {"fault": "faults", "warn": "warnings", "info": "infos"}
 """In the order in which they are reported, with their names in the summary."""
@@ -50,13 +51,14 @@ def audit(
     label_map: Mapping[int, int] | None = None,
     ignore_value: int | None = None,
     reading: Reading = AS_STORED,
+    tiles: int | None = None,
     track: Track = pass_through,
 ) -> Audit:
     """Return everything there is to say about a data set; a bad file is a finding and stops nothing.
 
     Args:
         root, groups, layout: see ``find_cases``.
-        label_values, label_map, ignore_value, reading: see ``open_catalog``.
+        label_values, label_map, ignore_value, reading, tiles: see ``open_catalog``.
         track: told about every case that has been read.
 
     Raises:
@@ -76,8 +78,10 @@ def audit(
     )
     groups_of = checks.groups_of(listing.cases)
     copies = find_copies(facts, groups_of)
+    tiling = plan_tiles(listing.cases, {i: f.shape for i, f in facts.items()}, tiles)
     found = [
         *listing.findings,
+        *checks.check_few_labeled(listing.cases, cut=bool(tiling.regions)),
         *_join(unreadable),
         *check_facts(listing, facts, declared, ignored),
         *check_copies(copies, facts, groups_of),
@@ -85,6 +89,7 @@ def audit(
     findings = tuple(sorted(found, key=lambda finding: list(_LEVELS).index(finding.level)))
     values = labels.find_label_values(labels.values_by_mask(facts, ignored), declared)
     summary = summarize(root, listing, facts, values, ignored)
+    summary["notes"] += [f"for training, {tiling.note}"] if tiling.note else []
     summary["copies"] = asdict(copies)
     summary |= {name: sum(f.level == level for f in findings) for level, name in _LEVELS.items()}
     return Audit(findings, summary, listing, facts, values, ignored, dict(label_map or {}), reading)

@@ -12,9 +12,9 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -182,6 +182,22 @@ def defer(
     native = check_voxels(location, dtype, shape)
     fetch = partial(_fetch_arranged, read, layout, len(shape))
     return Stored(layout.shape(shape), native, geometry, by_box=True, location=location, fetch=fetch)
+
+
+def crop(stored: Stored, region: Sequence[tuple[int, int]] | None) -> Stored:
+    """Return a part of an opened image as an image of its own, which knows its voxel size and not where it lies; None
+    returns all of it."""
+    if region is None:
+        return stored
+    shape = (stored.shape[0], *(stop - start for start, stop in region))
+    geometry = None if stored.geometry is None else Geometry(stored.geometry.spacing)
+    fetch = partial(_fetch_within, stored.fetch, tuple(start for start, _ in region))
+    return replace(stored, shape=shape, geometry=geometry, fetch=fetch)
+
+
+def _fetch_within(fetch: Fetch, first: Sequence[int], box: Box) -> NDArray[Any]:
+    # A copy: a view would keep all of a decoded image in memory.
+    return np.array(fetch(tuple(slice(a + part.start, a + part.stop) for a, part in zip(first, box, strict=True))))
 
 
 def _cut(image: NDArray[Any], box: Box) -> NDArray[Any]:

@@ -12,6 +12,9 @@ from pathlib import PurePosixPath
 from ssl_seg.data.findings import Finding
 from ssl_seg.errors import DataError
 
+Region = tuple[tuple[int, int], ...]
+"""First voxel and the one behind the last, along each axis of *S."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -19,7 +22,7 @@ class Case:
 
     ``image``, ``mask`` and ``more_channels`` (files of the same image that hold further channels) are locations.
     ``mask`` is None for an unlabeled case; a mask of zeros makes a labeled negative. ``group`` names what must not be
-    torn apart (a patient, a paper).
+    torn apart (a patient, a paper). With a ``region``, only that part of image and mask is the case.
     """
 
     id: str
@@ -27,6 +30,7 @@ class Case:
     mask: str | None
     group: str | None
     more_channels: tuple[str, ...] = ()
+    region: Region | None = None
 
 
 @dataclass(frozen=True)

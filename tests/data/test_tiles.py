@@ -1,0 +1,236 @@
+"""Parts of large labeled images as cases."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from ssl_seg.cli import app
+from ssl_seg.data import catalog as catalog_module
+from ssl_seg.data import store as store_module
+from ssl_seg.data.audit.doctor import audit
+from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.splits.split import make_folds, make_split
+from ssl_seg.data.store import CaseStore
+from ssl_seg.data.tiles import SMALLEST, WIDEST_GAP, cut_shape
+from ssl_seg.data.volumes import read_image, read_mask
+from ssl_seg.errors import DataError, SplitError
+
+
+def scene(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return a noisy image with bright balls, and a mask of 0 and 255."""
+    rng = np.random.default_rng(seed)
+    grid = np.indices(shape)
+    mask = np.zeros(shape, bool)
+    for _ in range(np.prod(shape) // 30 ** len(shape)):
+        center = [rng.integers(0, n) for n in shape]
+        mask |= sum((g - c) ** 2 for g, c in zip(grid, center, strict=True)) < rng.integers(4, 10) ** 2
+    image = np.clip(rng.normal(70, 15, shape) + 90 * mask, 0, 255).astype(np.uint8)
+    return image, mask.astype(np.uint8) * 255
+
+
+def write(root: Path, shapes: list[tuple[int, ...]], *, unlabeled: int = 0, suffix: str = ".png") -> Path:
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    save = tifffile.imwrite if suffix == ".tif" else lambda path, array: cv2.imwrite(str(path), array)
+    for n, shape in enumerate(shapes):
+        image, mask = scene(shape, n)
+        save(root / "images" / f"o{n}{suffix}", image)
+        save(root / "masks" / f"o{n}{suffix}", mask)
+    for n in range(unlabeled):
+        save(root / "images" / f"u{n}{suffix}", scene(shapes[0], 100 + n)[0])
+    return root
+
+
+@given(st.lists(st.integers(1, 700), min_size=2, max_size=3), st.integers(1, 30))
+def test_no_voxel_is_in_two_parts_and_only_gaps_are_in_none(shape: list[int], parts: int) -> None:
+    ndim, regions = len(shape), cut_shape(shape, parts, SMALLEST[len(shape)])
+    for axis, n in enumerate(shape):
+        spans = sorted({region[axis] for region in regions})
+        assert spans[0][0] == 0
+        assert spans[-1][1] == n
+        sizes = [stop - start for start, stop in spans]
+        gaps = [b[0] - a[1] for a, b in pairwise(spans)]
+        assert max(sizes) - min(sizes) <= 1
+        if gaps:
+            assert min(sizes) >= SMALLEST[ndim]
+            assert set(gaps) == {min(WIDEST_GAP[ndim], gaps[0])}
+            assert gaps[0] == WIDEST_GAP[ndim] or 4 * gaps[0] >= min(sizes)
+    assert len(set(regions)) == len(regions) == np.prod([len({r[a] for r in regions}) for a in range(ndim)])
+    fits = any(n >= 9 * SMALLEST[ndim] // 4 for n in shape)
+    assert len(regions) >= 2 or parts == 1 or not fits
+
+
+@pytest.mark.parametrize(("parts", "count"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 6), (6, 6), (7, 9), (9, 9), (90, 36)])
+def test_the_grid_has_at_least_as_many_parts_as_are_asked_for(parts: int, count: int) -> None:
+    assert len(cut_shape((512, 512), parts, 64)) == count
+
+
+@pytest.mark.parametrize(("side", "count"), [(143, 1), (144, 2), (145, 2)])
+def test_an_image_is_cut_from_a_side_of_144_voxels_on(side: int, count: int) -> None:
+    assert len(cut_shape((80, side), 8, 64)) == count
+    assert len(cut_shape((40, side // 2, 40), 8, 32)) == count
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_parts_hold_the_voxels_of_their_region(tmp_path: Path, suffix: str) -> None:
+    catalog = open_catalog(str(write(tmp_path, [(300, 200)], unlabeled=1, suffix=suffix)))
+    image, mask = read_image(str(tmp_path / f"images/o0{suffix}")), read_mask(str(tmp_path / f"masks/o0{suffix}"))
+    assert catalog.case("u0").region is None
+    assert catalog.facts["u0"].shape == (300, 200)
+    covered = np.zeros(mask.shape, int)
+    for max_bytes in (1, 2**20):
+        store = CaseStore(catalog, 1, max_bytes)
+        for case in catalog.labeled:
+            assert case.region is not None
+            box = tuple(slice(*span) for span in case.region)
+            covered[box] += 1
+            whole = store.load_whole(case.id)
+            np.testing.assert_array_equal(whole.image[0], image[0][box])
+            np.testing.assert_array_equal(whole.target, mask[box] // 255)
+            loaded = store.load(case.id)
+            np.testing.assert_array_equal(loaded.image[:, 3:9, 4:7], image[:, *box][:, 3:9, 4:7])
+            counts = catalog.facts[case.id].counts
+            assert counts is not None
+            assert counts[-1] == (mask[box] == 255).sum()
+    assert set(np.unique(covered)) == {0, 2}
+    assert (covered == 0).mean() < 0.3
+
+
+def test_a_compressed_image_is_decoded_once_for_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [(512, 512)])
+    opened: list[str] = []
+
+    def count(module: object) -> None:
+        real = module.open_case  # type: ignore[attr-defined]
+        monkeypatch.setattr(module, "open_case", lambda *given: (opened.append(given[0].image), real(*given))[1])
+
+    count(catalog_module)
+    count(store_module)
+    catalog = open_catalog(str(tmp_path))
+    store = CaseStore(catalog, 1)
+    for case in catalog.labeled:
+        store.load(case.id)
+    assert len(catalog.labeled) == 9
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize(
+    ("shapes", "labeled"),
+    [
+        ([(96, 96)], 1),
+        ([(143, 143)], 1),
+        ([(160, 100)], 2),
+        ([(512, 512)], 9),
+        ([(512, 512), (96, 96)], 5),
+        ([(512, 512), (300, 300)], 8),
+        ([(512, 512)] * 3, 3),
+        ([(40, 100, 120)], 6),
+    ],
+)
+def test_fewer_than_three_labeled_images_are_cut_where_they_are_large(
+    tmp_path: Path, shapes: list[tuple[int, ...]], labeled: int
+) -> None:
+    root = write(tmp_path, shapes, suffix=".png" if len(shapes[0]) == 2 else ".tif")
+    catalog = open_catalog(str(root))
+    assert len(catalog.labeled) == labeled
+    notes = [note for note in catalog.notes if "parts of" in note]
+    assert len(notes) == (labeled != len(shapes))
+    assert open_catalog(str(root), tiles=catalog.tiles).cases == catalog.cases
+    assert len(open_catalog(str(root), tiles=1).labeled) == len(shapes)
+    if labeled >= 3:
+        split = make_split(catalog, [1.0])
+        regions = {
+            part: [catalog.case(i) for i in ids]
+            for part, ids in (("train", split.fractions[1.0]), ("val", split.val), ("test", split.test))
+        }
+        assert all(regions.values())
+        for a, b in combinations(regions.values(), 2):
+            assert all(_apart(x.region, y.region) for x in a for y in b if x.image == y.image)
+
+
+def _apart(a: tuple[tuple[int, int], ...] | None, b: tuple[tuple[int, int], ...] | None) -> bool:
+    assert a is not None
+    assert b is not None
+    least = WIDEST_GAP[len(a)] // 2
+    return any(x[0] - y[1] >= least or y[0] - x[1] >= least for x, y in zip(a, b, strict=True))
+
+
+def test_one_or_two_labeled_images_that_are_small_are_said(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one", [(96, 96)], unlabeled=5), write(tmp_path / "two", [(96, 96)] * 2)
+    for root, text in ((one, "validation needs another"), (two, "the test list will be empty")):
+        (finding,) = (f for f in audit(str(root)).findings if f.code == "few_labeled")
+        assert text in finding.message
+        assert "from a side of 144" in finding.message
+    with pytest.raises(SplitError, match=r"1 labeled case.* from a side of 144"):
+        make_split(open_catalog(str(one)), [1.0])
+    with pytest.raises(SplitError, match="1 labeled case"):
+        make_folds(open_catalog(str(one)), [1.0], 2)
+    assert make_split(open_catalog(str(two)), [1.0]).test == ()
+    large = audit(str(write(tmp_path / "large", [(512, 512)])))
+    assert not [f for f in large.findings if f.code == "few_labeled"]
+    assert any("9 parts of 1 labeled image" in note for note in large.summary["notes"])
+    assert len(make_folds(open_catalog(str(tmp_path / "large")), [1.0], 4)) == 4
+
+
+def test_parts_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
+    root = write(tmp_path, [(96, 96)] * 4)
+    with pytest.raises(DataError, match=r"data\.tiles=4: the largest labeled image is 96 x 96\. Images are cut"):
+        open_catalog(str(root), tiles=4)
+
+
+def test_one_large_image_is_trained_scored_and_predicted(tmp_path: Path) -> None:
+    data, run = write(tmp_path / "data", [(512, 512)]), tmp_path / "run"
+    settings = ["data.patch_size=[32,32]", "network.features=4", "length.steps=3", "monitor.probe_patches=2"]
+
+    def call(*words: object) -> str:
+        result = CliRunner().invoke(app.app, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert "parts of 1 labeled image" in call("data", "audit", data)
+    call("train", "--data", data, "--out", run, *(word for text in settings for word in ("--set", text)))
+    assert "tiles: 8" in (run / "config.yaml").read_text()
+    result = json.loads(call("evaluate", run, "--json"))
+    image, mask = read_image(str(data / "images/o0.png"))[0], read_mask(str(data / "masks/o0.png"))
+    assert result["cases"]
+    for row in result["cases"]:
+        y, x = (int(text[1:]) for text in row["id"].partition("@")[2].split("_"))
+        height, width = (
+            next(b - a for a, b in (region[axis] for region in cut_shape((512, 512), 8, 64)) if a == start)
+            for axis, start in enumerate((y, x))
+        )
+        part = tmp_path / "parts" / f"{row['id']}.png"
+        part.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(part), image[y : y + height, x : x + width])
+        call("predict", run, part, tmp_path / "masks" / part.name)
+        found = read_mask(str(tmp_path / "masks" / part.name)) == 255
+        true = mask[y : y + height, x : x + width] == 255
+        assert row["counts"][0] == [
+            (found & true).sum(),
+            (found & ~true).sum(),
+            (~found & true).sum(),
+            (~found & ~true).sum(),
+        ]
+    call("predict", run, data / "images", tmp_path / "whole")
+    assert read_mask(str(tmp_path / "whole" / "o0.png")).shape == (512, 512)
+
+
+def test_the_whole_image_in_another_folder_is_known_as_trained_with(tmp_path: Path) -> None:
+    data, run = write(tmp_path / "data", [(300, 300)]), tmp_path / "run"
+    settings = ["data.patch_size=[32,32]", "network.features=4", "length.steps=1", "monitor.probe_patches=2"]
+    words = ["train", "--data", str(data), "--out", str(run), *(w for text in settings for w in ("--set", text))]
+    assert CliRunner().invoke(app.app, words).exit_code == 0
+    other = write(tmp_path / "other", [(300, 300), (300, 300)])
+    result = CliRunner().invoke(app.app, ["evaluate", str(run), "--data", str(other), "--all", "--json"])
+    assert result.exit_code == 0, result.output
+    assert [row["id"] for row in json.loads(result.stdout)["cases"]] == ["o1"]
