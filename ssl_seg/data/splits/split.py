@@ -18,7 +18,6 @@ import numpy as np
 from ssl_seg.config.data import check_label_amount
 from ssl_seg.data.content import image_of
 from ssl_seg.data.splits.stratify import GroupKey, Traits, assign_groups, nesting_order
-from ssl_seg.data.tiles import describe_limit
 from ssl_seg.errors import SplitError, name_examples
 
 if TYPE_CHECKING:  # reading a split file must not load the image libraries
@@ -173,11 +172,13 @@ def make_split(
     pool = _make_pool(catalog)
     notes = pool.notes
     if len(pool.groups) < 2:
+        from ssl_seg.data.tiles import describe_limit
+
         grouped = any(case.group for case in catalog.labeled)
-        hint = " of another group, or leave the group file out if every case stands for itself" * grouped
+        alone = f". {describe_limit()}"
+        hint = " of another group, or leave the group file out if every case stands for itself." if grouped else alone
         raise SplitError(
-            f"{_count_groups(pool)} cannot be split: training and validation need a group each. "
-            f"Label more images{hint}. {describe_limit()}"
+            f"{_count_groups(pool)} cannot be split: training and validation need a group each. Label more images{hint}"
         )
     if len(pool.groups) == 2 and test_fraction > 0:
         test_fraction = 0.0
