@@ -67,7 +67,7 @@ def predict(
 ) -> list[Path]:
     """Write a mask for each image, with the label values of the training masks.
 
-    2D masks are PNG, 3D masks compressed TIFF stacks; the mask of a NIfTI image is NIfTI with the same affine. With
+    2D masks are PNG, 3D masks compressed TIFF stacks; the mask of a NIfTI image is NIfTI on the same grid. With
     ``probabilities``, the foreground probability (of each class where there are more than two) is written beside it as
     float32, TIFF or NIfTI.
 

@@ -6,7 +6,7 @@ A location is a path, ``synthetic:particles/0007``, or ``PATH::KEY`` for an arra
 without a key, that is ``image`` (of a mask: ``label``, then ``mask``), or the only array there is. Axes:
 
 - TIFF and OME-Zarr name theirs; alpha is dropped, and so are axes of length one.
-- NIfTI (X, Y, Z[, C]) becomes (C, Z, Y, X).
+- NIfTI becomes (C, Z, Y, X), with Z, Y and X pointing to superior, anterior and right by its affine.
 - Arrays of NPY, NPZ, HDF5 and plain Zarr are (Y, X), (Z, Y, X) or (C, Z, Y, X). One with a last axis of 3 or 4 behind
   two longer ones is a color image (Y, X, color).
 - ``Reading.axes`` names the axes of all of these but NIfTI, whatever the file says.
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ssl_seg.data import synthetic
 from ssl_seg.data.formats import FORMATS, Format
 from ssl_seg.data.formats.layout import Box, Layout
-from ssl_seg.data.formats.nifti import write_nifti
+from ssl_seg.data.formats.nifti import undo_orientation, write_nifti
 from ssl_seg.data.formats.stored import Fetch, Geometry, Stored, hold, merge_equal_channels, name_errors
 from ssl_seg.data.formats.tiff import write_tiff
 from ssl_seg.data.reading import AS_STORED, Reading
@@ -192,7 +192,7 @@ def write_mask(path: Path, mask: NDArray[np.integer[Any]], geometry: Geometry | 
     Args:
         path: its suffix says the format; its folder is made if it is missing.
         mask: (*S), values 0..65535.
-        geometry: of the image, kept by NIfTI.
+        geometry: of the image: the axes of its file are those of the mask's, and NIfTI keeps where they lie.
 
     Raises:
         DataError: if shape, values and suffix do not fit, or the file cannot be written.
@@ -202,7 +202,8 @@ def write_mask(path: Path, mask: NDArray[np.integer[Any]], geometry: Geometry | 
         raise DataError(f"{path}: a mask has 2 or 3 dimensions and values 0..65535, got {mask.shape} and up to {top}.")
     stored = mask.astype(np.uint8 if top < 256 else np.uint16)
     if split_suffix(path.name)[1] == ".png" and mask.ndim == 2:
-        _write(path, lambda file: file.write_bytes(cv2.imencode(".png", stored)[1].tobytes()))
+        plane = np.ascontiguousarray(undo_orientation(stored, geometry))
+        _write(path, lambda file: file.write_bytes(cv2.imencode(".png", plane)[1].tobytes()))
     elif not _write_volume(path, stored, geometry, compression="zlib"):
         raise DataError(
             f"{path}: a mask with {mask.ndim} dimensions is written as {'.png, ' * (mask.ndim == 2)}.tif or .nii.gz."
@@ -225,7 +226,8 @@ def _write_volume(
     """Write TIFF or NIfTI; return False, and do nothing, for other suffixes."""
     suffix = split_suffix(path.name)[1]
     if suffix in (".tif", ".tiff"):
-        _write(path, lambda file: write_tiff(file, array, compression=compression))
+        stored = undo_orientation(array, geometry)
+        _write(path, lambda file: write_tiff(file, stored, compression=compression))
     elif suffix in (".nii", ".nii.gz"):
         _write(path, lambda file: write_nifti(file, array, geometry, compressed=suffix == ".nii.gz"))
     else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.reading import AS_STORED, Reading
@@ -18,31 +19,35 @@ class Layout:
     """How a stored array becomes (C, *S).
 
     ``spatial`` are the stored axes in the order of *S; ``channel`` the one of C, of which the first ``channels`` are
-    read, or None; all others have length one.
+    read, or None; all others have length one. ``flips`` are the axes of *S that are stored the other way round, counted
+    from the end: -1 is X.
     """
 
     spatial: tuple[int, ...]
     channel: int | None = None
     channels: int = 1
+    flips: tuple[int, ...] = ()
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Return (C, *S) for the shape of the stored array."""
         return self.channels, *(stored[axis] for axis in self.spatial)
 
-    def select(self, box: Box, ndim: int) -> Box:
-        """Return the slices of the stored array for a box of *S."""
-        parts = [slice(0, 1)] * ndim
+    def select(self, box: Box, stored: tuple[int, ...]) -> Box:
+        """Return the slices of an array of the shape ``stored`` for a box of *S."""
+        parts = [slice(0, 1)] * len(stored)
         if self.channel is not None:
             parts[self.channel] = slice(0, self.channels)
-        for axis, part in zip(self.spatial, box, strict=True):
-            parts[axis] = part
+        for place, (axis, part) in enumerate(zip(self.spatial, box, strict=True), -len(box)):
+            size = stored[axis]
+            start, stop, _ = part.indices(size)
+            parts[axis] = slice(size - stop, size - start) if place in self.flips else slice(start, stop)
         return tuple(parts)
 
     def arrange(self, part: NDArray[Any]) -> NDArray[Any]:
         """Return a selected part of the stored array as a view (C, *P)."""
         named = (*(() if self.channel is None else (self.channel,)), *self.spatial)
         others = [axis for axis in range(part.ndim) if axis not in named]
-        arranged: NDArray[Any] = part.transpose(*others, *named)[(0,) * len(others)]
+        arranged: NDArray[Any] = np.flip(part.transpose(*others, *named)[(0,) * len(others)], self.flips)
         return arranged if self.channel is not None else arranged[None]
 
 

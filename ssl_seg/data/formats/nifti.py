@@ -1,6 +1,8 @@
 """NIfTI-1 and NIfTI-2: ``.nii`` is read by box, ``.nii.gz`` decoded whole.
 
-The axes of the file (X, Y, Z[, C]) are transposed to (C, Z, Y, X); a depth of one gives an image (C, Y, X).
+Voxels come as (C, Z, Y, X), where X, Y and Z are the axes of the file that lie closest to right, anterior and superior
+by its sform, else its qform, and point there; a file that has neither is taken to be stored as (X, Y, Z[, C]). A volume
+that is one voxel thick, along whichever axis, is an image. Results are written back along the axes of the file.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import gzip
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -27,19 +29,61 @@ _SILENT = logging.Logger("ssl_seg.nifti")
 _SILENT.addHandler(logging.NullHandler())
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What a header says; ``scale`` is slope and intercept, None where values are meant as they are."""
+_PLACE = (
+    *(
+        "pixdim",
+        "xyzt_units",
+        "qform_code",
+        "quatern_b",
+        "quatern_c",
+        "quatern_d",
+        "qoffset_x",
+        "qoffset_y",
+        "qoffset_z",
+    ),
+    *("sform_code", "srow_x", "srow_y", "srow_z"),
+)
+"""Fields of a header that say where its voxels lie."""
 
+_LEAST_VOLUME = 1e-6
+"""Of the volume that a voxel of these edges has at right angles; below it, an affine is taken for damaged."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says.
+
+    ``shape`` has three axes or more. ``affine`` is the one of the file, or None. ``orientation`` has a row for each of
+    the first three axes: which of (x, y, z) it is read as, and 1 or -1 (read the other way round). ``scale`` is slope
+    and intercept, None where values are meant as they are. ``fields`` is nibabel's view of it.
+    """
+
+    fields: Any
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    offset: int
+    affine: NDArray[np.float64] | None
+    orientation: NDArray[np.int64]
     layout: Layout
     scale: tuple[float, float] | None
     geometry: Geometry | None
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the voxels as stored."""
+        return cast(np.dtype[Any], self.fields.get_data_dtype())
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is of NIfTI-1."""
+        return int(self.fields["sizeof_hdr"]) == _HEADER_BYTES[1]
+
+    @property
+    def offset(self) -> int:
+        """Where the voxels start."""
+        return int(self.fields.get_data_offset())
+
+    @property
     def end(self) -> int:
+        """Where they end."""
         return self.offset + prod(self.shape) * self.dtype.itemsize
 
 
@@ -87,19 +131,25 @@ def read_nifti_geometry(path: Path) -> Geometry | None:
 
 
 def write_nifti(path: Path, array: NDArray[np.generic], geometry: Geometry | None, *, compressed: bool) -> None:
-    """Write (*S), with spacing and affine; without an affine, the axes lie along those of the world."""
-    import nibabel
-    from nibabel.affines import voxel_sizes
+    """Write (*S): along the axes of the NIfTI file that ``geometry`` is from, with its sform, qform and units.
 
-    volume = array.T if array.ndim == 3 else array.T[..., None]
-    spacing = np.ones(3) if geometry is None else np.array([*geometry.spacing[::-1], 1.0])[:3]
-    affine = np.diag([*spacing, 1.0])
-    if geometry is not None and geometry.affine is not None:
-        affine = np.array(geometry.affine)
-        spacing[array.ndim :] = voxel_sizes(affine)[array.ndim :]
-    kind = nibabel.Nifti1Image if max(volume.shape) < 2**15 else nibabel.Nifti2Image
-    image = kind(volume, affine)
-    image.header.set_zooms(spacing)
+    Where it is from another file, the axes lie along those of the world.
+    """
+    import nibabel
+
+    if geometry is not None and geometry.header is not None:
+        source = parse_header(geometry.header)
+        volume = _to_file_axes(array, source)
+        image = (nibabel.Nifti1Image if source.is_first else nibabel.Nifti2Image)(volume, None)
+        for name in _PLACE:
+            image.header[name] = source.fields[name]
+    else:
+        volume = array.T if array.ndim == 3 else array.T[..., None]
+        spacing = (1.0,) * array.ndim if geometry is None else geometry.spacing
+        affine = np.diag([*spacing[::-1], 1.0, 1.0][:4])
+        if geometry is not None and geometry.affine is not None:
+            affine = np.array(geometry.affine)
+        image = (nibabel.Nifti1Image if max(volume.shape) < 2**15 else nibabel.Nifti2Image)(volume, affine)
     with path.open("wb") as file:
         if not compressed:
             image.to_stream(file)
@@ -109,40 +159,105 @@ def write_nifti(path: Path, array: NDArray[np.generic], geometry: Geometry | Non
             image.to_stream(packed)
 
 
-def _read_header(file: BinaryIO) -> _Header:
+def undo_orientation(array: NDArray[np.generic], geometry: Geometry | None) -> NDArray[np.generic]:
+    """Return (*S) in the order in which the file that ``geometry`` is from stores it."""
+    if geometry is None or geometry.header is None:
+        return array
+    stored = _to_file_axes(array, parse_header(geometry.header)).T
+    return stored if stored.ndim == array.ndim else stored.squeeze(stored.shape.index(1))
+
+
+def _to_file_axes(array: NDArray[np.generic], header: Header) -> NDArray[np.generic]:
+    """Return (*S) with the first axes of the file, at most three of them."""
+    volume = array.T if array.ndim == 3 else array.T[..., None]
+    flipped = tuple(np.flatnonzero(header.orientation[:, 1] < 0).tolist())
+    stored = np.flip(volume.transpose(header.orientation[:, 0]), flipped)
+    return stored.squeeze(2) if len(header.fields.get_data_shape()) == 2 else stored
+
+
+def _read_header(file: BinaryIO) -> Header:
+    block = file.read(_HEADER_BYTES[1])
+    if block[4:7] == b"n+2":
+        block += file.read(_HEADER_BYTES[2] - len(block))
+    return parse_header(block)
+
+
+def parse_header(block: bytes) -> Header:
+    """Return what the first bytes of a file say.
+
+    Raises:
+        ValueError: if they are no header, or a damaged one.
+    """
+    from nibabel.affines import voxel_sizes
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
+    from nibabel.orientations import inv_ornt_aff
     from nibabel.spatialimages import HeaderDataError
 
-    block = file.read(_HEADER_BYTES[1])
     version = 2 if block[4:7] == b"n+2" else 1
-    block += file.read(_HEADER_BYTES[version] - len(block))
     if len(block) < _HEADER_BYTES[version]:
         raise ValueError("it ends inside its header, so it is truncated")
     if version == 1 and block[344:347] != b"n+1":
         raise ValueError("its header is not that of a NIfTI file that holds voxels (.hdr and .img pairs are not read)")
     try:
-        header = (Nifti2Header if version == 2 else Nifti1Header)(block, check=False)
-        zooms = np.abs(header.get_zooms())  # before the repair, which turns an unknown distance of 0 into 1
-        header.check_fix(_SILENT, logging.CRITICAL)
-        shape = tuple(int(n) for n in header.get_data_shape())
-        if min(shape, default=0) < 1:
-            raise ValueError(f"its header claims the shape {shape}")
-        layout = lay_out_axes(shape, "XYZCCCC"[: len(shape)])
-        with np.errstate(invalid="ignore"):
-            geometry = make_geometry(tuple(zooms[list(layout.spatial)].tolist()), header.get_best_affine())
-        scale = header.get_slope_inter()
-        offset = int(header.get_data_offset())
-        dtype = header.get_data_dtype()
+        fields = (Nifti2Header if version == 2 else Nifti1Header)(block, check=False)
+        zooms = np.abs(fields.get_zooms())  # before the repair, which turns an unknown distance of 0 into 1
+        fields.check_fix(_SILENT, logging.CRITICAL)
+        shape = tuple(int(n) for n in fields.get_data_shape())
+        scale = fields.get_slope_inter()
+        offset = int(fields.get_data_offset())
     except HeaderDataError as error:
         raise ValueError(f"its header is damaged: {error}") from error
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"its header claims the shape {shape}")
     if offset < len(block):
         raise ValueError(f"its header says that the voxels start at byte {offset}, inside the header")
+    zooms = np.append(zooms, np.ones(1))[:3]
+    shape = (*shape, 1)[: max(3, len(shape))]
+    affine = _find_affine(fields, zooms)
+    orientation = _orient(affine, shape)
+    names = "".join("XYZ"[axis] for axis in orientation[:, 0])
+    layout = lay_out_axes(shape, names + "CCCC"[: len(shape) - 3])
+    flipped = {axis for axis in range(3) if orientation[axis, 1] < 0}
+    flips = tuple(place for place, axis in enumerate(layout.spatial, -len(layout.spatial)) if axis in flipped)
+    as_read = None if affine is None else affine @ inv_ornt_aff(orientation, shape[:3])
+    distances = zooms if affine is None else voxel_sizes(affine)
+    geometry = make_geometry(tuple(distances[list(layout.spatial)].tolist()), as_read, block)
     scaled = None if scale[0] is None or tuple(scale) == (1.0, 0.0) else (float(scale[0]), float(scale[1]))
-    return _Header(shape, dtype, offset, layout, scaled, geometry)
+    return Header(fields, shape, affine, orientation, replace(layout, flips=flips), scaled, geometry)
 
 
-def _decompress(path: Path) -> tuple[_Header, NDArray[Any]]:
+def _find_affine(fields: Any, zooms: NDArray[np.floating[Any]]) -> NDArray[np.float64] | None:
+    """Return the sform, else the qform, if the file declares it and it can be inverted."""
+    from nibabel.affines import voxel_sizes
+
+    known = bool((np.isfinite(zooms) & (zooms > 0)).all())
+    for code, read in ((fields["sform_code"], fields.get_sform), (fields["qform_code"] * known, fields.get_qform)):
+        if code > 0:
+            with np.errstate(all="ignore"):
+                affine = read()
+                volume = abs(np.linalg.det(affine[:3, :3])) / np.prod(voxel_sizes(affine))
+            if np.isfinite(affine).all() and volume > _LEAST_VOLUME:
+                return cast(NDArray[np.float64], affine)
+    return None
+
+
+def _orient(affine: NDArray[np.float64] | None, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return what each of the first three axes is read as: which of (x, y, z), and 1 or -1.
+
+    Where one of them has a single voxel, it comes last, as that of the slices of an image does.
+    """
+    from nibabel.orientations import io_orientation
+
+    turned = np.array([[0, 1], [1, 1], [2, 1]]) if affine is None else io_orientation(affine).astype(np.int64)
+    order = np.argsort(turned[:, 0])  # the stored axes of x, y and z
+    thin = [axis for axis in order[::-1] if shape[axis] == 1][:1]
+    for place, axis in enumerate([*(axis for axis in order if axis not in thin), *thin]):
+        turned[axis, 0] = place
+    return turned
+
+
+def _decompress(path: Path) -> tuple[Header, NDArray[Any]]:
     """Return header and voxels as stored; the checksum at the end is compared."""
     stored = path.stat().st_size
     with gzip.open(path) as file:
@@ -161,12 +276,12 @@ def _decompress(path: Path) -> tuple[_Header, NDArray[Any]]:
     return header, voxels.reshape(header.shape, order="F")
 
 
-def _scaled_dtype(header: _Header) -> np.dtype[Any]:
+def _scaled_dtype(header: Header) -> np.dtype[Any]:
     small = header.dtype.itemsize <= 2 or header.dtype == np.dtype(np.float32)
     return np.dtype(np.float32 if small else np.float64)
 
 
-def _scale_all(voxels: NDArray[Any], header: _Header) -> NDArray[Any]:
+def _scale_all(voxels: NDArray[Any], header: Header) -> NDArray[Any]:
     if header.scale is None:
         return voxels
     return _Scaled(voxels.__getitem__, *header.scale, _scaled_dtype(header))((slice(None),) * voxels.ndim)

@@ -59,19 +59,24 @@ class Geometry:
     """Where the voxels lie in the world.
 
     ``spacing`` is the distance of neighbors in the order of *S, above 0, in mm or the unit of the file. ``affine`` is
-    the 4 x 4 matrix of a NIfTI file in its own order (X, Y, Z), None for other formats.
+    the 4 x 4 matrix from voxels (x, y, z), as they are read, to the world, None where the file does not say (of an
+    image, z is the axis of its slice). ``header`` is that of a NIfTI file, in whose frame results are written back.
     """
 
     spacing: tuple[float, ...]
     affine: tuple[tuple[float, ...], ...] | None = None
+    header: bytes | None = field(default=None, repr=False, compare=False)
 
 
-def make_geometry(spacing: tuple[float, ...], affine: NDArray[np.floating[Any]] | None = None) -> Geometry | None:
+def make_geometry(
+    spacing: tuple[float, ...], affine: NDArray[np.floating[Any]] | None = None, header: bytes | None = None
+) -> Geometry | None:
     """Return the geometry, or None where a number of it is not usable: unknown is better than wrong."""
     numbers = np.asarray(spacing, np.float64)
     if not (np.isfinite(numbers) & (numbers > 0)).all() or not (affine is None or np.isfinite(affine).all()):
         return None
-    return Geometry(tuple(numbers.tolist()), None if affine is None else tuple(tuple(row) for row in affine.tolist()))
+    rows = None if affine is None else tuple(tuple(row) for row in affine.tolist())
+    return Geometry(tuple(numbers.tolist()), rows, header)
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ def hold(location: str, voxels: NDArray[Any], layout: Layout, geometry: Geometry
         DataError: if the type or the shape of the array is not supported.
     """
     dtype = check_voxels(location, voxels.dtype, voxels.shape)
-    whole = layout.select((slice(None),) * len(layout.spatial), voxels.ndim)
+    whole = layout.select((slice(None),) * len(layout.spatial), voxels.shape)
     image = np.ascontiguousarray(merge_equal_channels(layout.arrange(voxels[whole])), dtype)
     return Stored(image.shape, dtype, geometry, by_box=False, location=location, fetch=partial(_cut, image))
 
@@ -180,7 +185,7 @@ def defer(
         DataError: if the type or the shape of the array is not supported.
     """
     native = check_voxels(location, dtype, shape)
-    fetch = partial(_fetch_arranged, read, layout, len(shape))
+    fetch = partial(_fetch_arranged, read, layout, shape)
     return Stored(layout.shape(shape), native, geometry, by_box=True, location=location, fetch=fetch)
 
 
@@ -204,8 +209,8 @@ def _cut(image: NDArray[Any], box: Box) -> NDArray[Any]:
     return image[(slice(None), *box)]
 
 
-def _fetch_arranged(read: Fetch, layout: Layout, ndim: int, box: Box) -> NDArray[Any]:
-    return layout.arrange(read(layout.select(box, ndim)))
+def _fetch_arranged(read: Fetch, layout: Layout, shape: tuple[int, ...], box: Box) -> NDArray[Any]:
+    return layout.arrange(read(layout.select(box, shape)))
 
 
 def check_voxels(location: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.dtype[Any]:
