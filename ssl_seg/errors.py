@@ -22,6 +22,7 @@ import difflib
 import errno
 import re
 import shlex
+from bisect import bisect
 from collections.abc import Iterable
 from pathlib import Path
 from unicodedata import category
@@ -71,9 +72,15 @@ class RefusedError(SslSegError):
     exit_code = 3
 
 
+_COMPARED = 1000
+"""Words that a wrong one is compared with; of more, those that stand nearest to it in order."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest known word, or an empty string."""
-    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    words = sorted(known)
+    first = max(0, min(bisect(words, word) - _COMPARED // 2, len(words) - _COMPARED))
+    nearest = difflib.get_close_matches(word, words[first : first + _COMPARED], n=1, cutoff=0.5)
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""
 
 

@@ -38,6 +38,7 @@ def test_nnunet_channels_labels_and_unlabeled_cases(tmp_path: Path) -> None:
         "1 file(s) in imagesTr/ do not end in .nii.gz and are not used (notes.txt)",
         "1 mask(s) without an image are not used (old)",
         "1 of 2 images have no mask file and count as unlabeled",
+        "files of servers and systems are left out: 1 x ._*",
         "2 file(s) of imagesTs/ are not used",
     )
 
@@ -122,6 +123,52 @@ def test_a_broken_dataset_json(tmp_path: Path, text: str) -> None:
 
 
 def test_labels_of_other_names_say_how_to_rename(tmp_path: Path) -> None:
-    write_nnunet(tmp_path, ["a1_0000"], ["a1_seg"])
-    with pytest.raises(DataError, match=r"none of the 1 masks.*rename a1_seg\.nii\.gz to a1\.nii\.gz"):
+    write_nnunet(tmp_path, ["a1_0000"], ["b1"])
+    with pytest.raises(
+        DataError, match=r"none of the 1 masks.*a1_0000\.nii\.gz, a mask b1\.nii\.gz. Name each mask like"
+    ):
+        find_listing(tmp_path)
+
+
+def channels(root: Path) -> dict[str, tuple[list[str], str | None]]:
+    """Return the names of the files of each case, and that of its mask."""
+    return {
+        c.id: ([Path(f).name for f in (c.image, *c.more_channels)], c.mask and Path(c.mask).name)
+        for c in find_listing(root).cases
+    }
+
+
+def test_dots_before_the_channel_and_in_the_name(tmp_path: Path) -> None:
+    images = [f"p.{k:03d}.000{c}" for k in range(3) for c in range(2)]
+    write_nnunet(tmp_path, images, ["p.000", "p.001"], channel_names={"0": "CT", "1": "PET"})
+    ending = ".nii.gz"
+    assert channels(tmp_path) == {
+        f"p.00{k}": ([f"p.00{k}.0000{ending}", f"p.00{k}.0001{ending}"], f"p.00{k}{ending}" if k < 2 else None)
+        for k in range(3)
+    }
+    write_nnunet(tmp_path / "mixed", ["p.000_0000", "p.001_0000"], ["p.000", "p.001"])
+    assert channels(tmp_path / "mixed") == {
+        f"p.00{k}": ([f"p.00{k}_0000{ending}"], f"p.00{k}{ending}") for k in range(2)
+    }
+
+
+def test_labels_that_carry_a_channel_number_and_endings_in_capitals(tmp_path: Path) -> None:
+    write_nnunet(tmp_path, ["a_1_0000", "a_2_0000"], ["a_1_0000"])
+    touch(tmp_path, "imagesTr/a_3_0000.NII.GZ", "labelsTr/a_3.NII.GZ")
+    assert {i: mask for i, (_, mask) in channels(tmp_path).items()} == {
+        "a_1": "a_1_0000.nii.gz",
+        "a_2": None,
+        "a_3": "a_3.NII.GZ",
+    }
+
+
+def test_without_dataset_json(tmp_path: Path) -> None:
+    write_nnunet(tmp_path, ["a_0000", "a_0001", "b_0000", "b_0001"], ["a"], file_ending=".png")
+    (tmp_path / "dataset.json").unlink()
+    listing = find_listing(tmp_path)
+    assert (listing.layout, listing.label_values) == ("nnunet", None)
+    assert channels(tmp_path)["a"] == (["a_0000.png", "a_0001.png"], "a.png")
+    assert listing.notes[0].startswith("there is no dataset.json: files end in .png")
+    touch(tmp_path, "imagesTr/c_0000.png", "imagesTr/c_0001.png", "imagesTr/c_0002.png")
+    with pytest.raises(DataError, match=r"most cases have 2 channel\(s\), and 1 case\(s\).*c has 3"):
         find_listing(tmp_path)

@@ -105,7 +105,7 @@ def test_further_unlabeled_images(tmp_path: Path) -> None:
         "unlabeled/sub/b": ("unlabeled/sub/b.tif", None),
     }
     assert listing.notes == (
-        "1 file(s) in unlabeled/ are no images and not used (x.txt)",
+        "1 file(s) are no images that can be read and are not used (1 x .txt; unlabeled/x.txt)",
         "2 unlabeled image(s) are taken from unlabeled/",
     )
     touch(tmp_path, "images/unlabeled/a.png")
@@ -132,11 +132,15 @@ def test_masks_among_the_images_are_not_taken_for_images(tmp_path: Path) -> None
     listing = find_listing(tmp_path)
     assert listing.layout == "suffix"
     assert pairs(listing, tmp_path) == {
-        "images/a": ("images/a.png", "images/a_mask.png"),
-        "images/b": ("images/b.png", None),
+        "a": ("images/a.png", "images/a_mask.png"),
+        "b": ("images/b.png", None),
     }
     (tmp_path / "masks").mkdir()
-    assert find_listing(tmp_path).layout == "folders"
+    assert find_listing(tmp_path).cases == listing.cases
+    touch(tmp_path, "masks/a.png", "masks/b.png")
+    listing = find_listing(tmp_path)
+    assert pairs(listing, tmp_path) == {"a": ("images/a.png", "masks/a.png"), "b": ("images/b.png", "masks/b.png")}
+    assert codes(listing) == {"further_mask": ("a_mask",)}
 
 
 NAMES = st.sets(st.sampled_from(["a", "b", "c", "d/a", "d/e.1", "f g"]), min_size=1)

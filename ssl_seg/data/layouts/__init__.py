@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssl_seg.data.layouts import folders, hdf5, manifest, nnunet, suffix
+from ssl_seg.data.layouts import folders, hdf5, manifest, nnunet
 from ssl_seg.data.layouts.groups import read_groups
 from ssl_seg.data.layouts.listing import Case, Listing
+from ssl_seg.data.layouts.names import role_of
 from ssl_seg.errors import ConfigError, DataError, did_you_mean
 
 __all__ = ["AUTO", "LAYOUTS", "Case", "Layout", "Listing", "find_listing"]
@@ -52,15 +53,16 @@ _ALL = (
     ),
     Layout(
         "folders",
-        "images/ and masks/ with the same file names, and unlabeled/ for more images",
+        "images/ and masks/ (or labels/, gt/, instances/, ...) with the same file names, also in train/ and val/; "
+        "unlabeled/ for more images",
         folders.recognize,
         folders.find,
     ),
     Layout(
         "suffix",
-        f"x.png with its mask x_mask.png in one folder (or {', '.join(suffix.ENDINGS[1:])})",
-        suffix.recognize,
-        suffix.find,
+        "x.png with its mask x_mask.png in one folder (or mask_x.png, x_labels.png, x-seg.png, x_gt.png, ...)",
+        folders.recognize_suffix,
+        folders.find_suffix,
     ),
 )
 
@@ -115,7 +117,7 @@ def _nothing_recognized(root: Path) -> DataError:
         first = f"{root} is a file, expected a folder. Name the folder that holds images/ and masks/."
     else:
         first = folders.describe_missing(root)
-    if root.name in ("images", "masks"):
+    if role_of(root.name)[0]:
         return DataError(first)
     known = "\n".join(f"  {name}: {layout.description}" for name, layout in LAYOUTS.items())
     return DataError(f"{first}\nThese layouts are recognized:\n{known}")

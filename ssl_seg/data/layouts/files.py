@@ -2,33 +2,145 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from unicodedata import normalize
 
 from ssl_seg.data.findings import Finding
+from ssl_seg.data.layouts.names import match_names
 from ssl_seg.data.volumes import is_image, split_suffix
 from ssl_seg.errors import DataError, name_examples
 
+_SYSTEM_FOLDERS = ("@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found")
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
+_THUMBNAIL = re.compile(r"(.+)[_\-.](?:thumb|thumbs|thumbnail)", re.IGNORECASE)
+
+
+@dataclass
+class Scan:
+    """What lies below a folder: ``files`` in one order on every system, and what is not among them.
+
+    ``left_out`` counts files of servers and systems by kind; ``dangling`` are links that lead nowhere, ``repeated``
+    those to a folder that is read already.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    dangling: list[Path] = field(default_factory=list)
+    repeated: list[Path] = field(default_factory=list)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say about the files that are left out."""
+        notes: tuple[str, ...] = ()
+        if self.left_out:
+            kinds = ", ".join(f"{number} x {kind}" for kind, number in sorted(self.left_out.items()))
+            notes += (f"files of servers and systems are left out: {kinds}",)
+        if self.repeated:
+            shown = name_examples(self.repeated)
+            notes += (f"{len(self.repeated)} link(s) lead to a folder that is read already: not followed ({shown})",)
+        return notes
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """A fault for links that lead nowhere."""
+        if not self.dangling:
+            return ()
+        first = self.dangling[0]
+        message = (
+            f"{len(self.dangling)} link(s) lead nowhere, e.g. {first} to {first.readlink()}. Mount the disk that "
+            "holds the files, or remove the links."
+        )
+        return (Finding("missing_image", "fault", message, tuple(split_suffix(p.name)[0] for p in self.dangling)),)
+
+
+def scan_folder(folder: Path, names: Collection[str] | None = None) -> Scan:
+    """Return what lies below ``folder``, without hidden files and folders. A ``.zarr`` folder is one image.
+
+    With ``names``, of the files and folders in ``folder`` itself only these are looked at.
+
+    Links to folders are followed, each folder once: by its own path where it has one below ``folder``.
+    """
+    scan = Scan()
+    if not folder.is_dir():
+        return scan
+    seen = {_identify(parent) for parent in (folder.resolve(), *folder.resolve().parents)}
+    links = _walk(folder, scan, seen, names)
+    while links:
+        link = links.pop(0)
+        if _identify(link) in seen:
+            scan.repeated.append(link)
+        else:
+            seen.add(_identify(link))
+            links += _walk(link, scan, seen)
+    scan.files.sort(key=lambda path: path.parts)
+    return scan
+
+
+def _identify(folder: Path) -> tuple[int, int]:
+    state = folder.stat()
+    return state.st_dev, state.st_ino
+
+
+def _walk(folder: Path, scan: Scan, seen: set[tuple[int, int]], names: Collection[str] | None = None) -> list[Path]:
+    """Add what lies below ``folder`` to a scan; return the links to folders, which are not followed."""
+    links: list[Path] = []
+    waiting = [folder]
+    while waiting:
+        parent = waiting.pop()
+        entries = sorted(_list(parent), key=lambda entry: entry.name)
+        if names is not None and parent is folder:
+            entries = [entry for entry in entries if entry.name in names]
+        stems = {split_suffix(entry.name)[0] for entry in entries}
+        for entry in entries:
+            path, name = parent / entry.name, entry.name.lower()
+            thumbnail = _THUMBNAIL.fullmatch(split_suffix(entry.name)[0])
+            if name in _SYSTEM_FOLDERS or name in _SYSTEM_FILES or name == ".appledouble":
+                scan.left_out[entry.name + "/" * entry.is_dir()] += 1
+            elif name.startswith("."):
+                scan.left_out["._*"] += name.startswith("._")
+            elif thumbnail and thumbnail[1] in stems:
+                scan.left_out["thumbnails of images"] += 1
+            elif entry.is_dir():
+                if split_suffix(entry.name)[1].endswith(".zarr"):
+                    scan.files.append(path)
+                elif entry.is_symlink():
+                    links.append(path)
+                else:
+                    seen.add(_identify(path))
+                    waiting.append(path)
+            elif entry.is_symlink() and not path.exists():
+                scan.dangling.append(path)
+            else:
+                scan.files.append(path)
+    scan.left_out += Counter()  # drops zeros
+    return links
+
+
+def _list(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror or error}).") from error
+
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield what lies below ``folder``, in one order on every system, without hidden files and folders.
+    """Yield the files of ``scan_folder``."""
+    yield from scan_folder(folder).files
 
-    A ``.zarr`` folder is one image.
-    """
-    for parent, subfolders, names in os.walk(folder):
-        visible = sorted(s for s in subfolders if not s.startswith("."))
-        stores = [s for s in visible if split_suffix(s)[1].endswith(".zarr")]
-        subfolders[:] = [s for s in visible if s not in stores]
-        for name in sorted([*stores, *(n for n in names if not n.startswith("."))]):
-            yield Path(parent, name)
+
+def make_id(path: Path, folder: Path) -> str:
+    """Return the path below ``folder`` without its suffix, with forward slashes, in the composed Unicode form."""
+    return normalize("NFC", split_suffix(path.relative_to(folder).as_posix())[0])
 
 
 def find_images(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Return the images below ``folder`` by id, and the names of the other files.
-
-    An id is the path below ``folder`` without its suffix, with forward slashes.
+    """Return the images below ``folder`` by id, see ``make_id``, and the names of the other files.
 
     Raises:
         DataError: if two images have one id.
@@ -36,20 +148,32 @@ def find_images(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
     images: dict[str, Path] = {}
     others: list[str] = []
     for path in walk_files(folder):
-        relative = path.relative_to(folder).as_posix()
-        if not is_image(path):
-            others.append(relative)
-            continue
-        case_id = split_suffix(relative)[0]
-        if case_id in images:
-            raise DataError(f"{images[case_id]} and {path} have the same name. Keep one of them.")
-        images[case_id] = path
+        if is_image(path):
+            add_image(images, make_id(path, folder), path)
+        else:
+            others.append(path.relative_to(folder).as_posix())
     return images, tuple(others)
 
 
-def note_others(folder: Path, others: tuple[str, ...]) -> tuple[str, ...]:
+def add_image(images: dict[str, Path], case_id: str, path: Path) -> None:
+    """Add an image or a mask to those with other ids.
+
+    Raises:
+        DataError: if the id is taken.
+    """
+    first = images.setdefault(case_id, path)
+    if first is path:
+        return
+    if first.parent == path.parent:
+        raise DataError(f"{first} and {path} have the same name. Keep one of them.")
+    raise DataError(f"{first} and {path} would both be the case {case_id}. Rename one of them.")
+
+
+def note_others(others: tuple[str, ...]) -> tuple[str, ...]:
     """Return a note on files that are no images, if there are any."""
-    note = f"{len(others)} file(s) in {folder.name}/ are no images and not used ({name_examples(others)})"
+    kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in others)
+    shown = ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common(3))
+    note = f"{len(others)} file(s) are no images that can be read and are not used ({shown}; {name_examples(others)})"
     return (note,) if others else ()
 
 
@@ -60,38 +184,34 @@ def note_unlabeled(without_mask: int, images: int) -> tuple[str, ...]:
 
 
 def match_masks(
-    images: Mapping[str, Path], masks: Mapping[str, Path], folder: Path
+    images: Mapping[str, Path], masks: Mapping[str, Path], folder: Path, seconds: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Path], tuple[str, ...], tuple[Finding, ...]]:
-    """Return the masks of ``folder`` that belong to an image, a note and a finding on the others.
+    """Return the masks that belong to an image, by its id; notes, and a finding on the others. See ``match_names``.
+
+    Args:
+        images: by id.
+        masks: by name.
+        folder: where they lie, for the message.
+        seconds: a second name of some masks.
 
     Raises:
         DataError: if there are masks and none belongs to an image.
     """
-    without_image = tuple(sorted(set(masks) - set(images)))
-    if not without_image:
-        return dict(masks), (), ()
-    if len(without_image) == len(masks):
-        raise _no_mask_matches(images, masks, folder)
-    message = f"{len(without_image)} mask(s) without an image are not used"
-    finding = Finding("unpaired_mask", "warn", message, without_image)
-    used = {i: path for i, path in masks.items() if i in images}
-    return used, (f"{message} ({name_examples(without_image)})",), (finding,)
-
-
-def _no_mask_matches(images: Mapping[str, Path], masks: Mapping[str, Path], folder: Path) -> DataError:
-    """Say how the names differ, by the mask that comes nearest to an image."""
-    for mask in sorted(masks):
-        nearest = [i for i in images if i in mask] or difflib.get_close_matches(mask, images, n=1)
-        if nearest:
-            image = max(nearest, key=len)
-            name = PurePosixPath(image).name + split_suffix(masks[mask].name)[1]
-            target = masks[mask].relative_to(folder).with_name(name)
-            hint = f"Masks must be named like their image: rename {masks[mask].name} to {target.as_posix()}, and so on."
-            break
-    else:
-        image, mask = min(images), min(masks)
-        hint = "Masks must be named like their image, without additions such as _mask."
-    return DataError(
-        f"{folder.parent}: none of the {len(masks)} masks has the name of an image. An image is called "
-        f"{images[image].name}, a mask {masks[mask].name}. {hint}"
-    )
+    matched = match_names(images, {mask: (seconds or {}).get(mask, mask) for mask in masks})
+    if masks and not matched:
+        image, mask = images[min(images)], masks[min(masks)]
+        raise DataError(
+            f"{folder}: none of the {len(masks)} masks has the name of an image. An image is called "
+            f"{image.name}, a mask {mask.name}. Name each mask like its image; additions such as _mask may stay."
+        )
+    used = {image: masks[mask] for mask, image in matched.items()}
+    notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    if loose := sorted(mask for mask, image in matched.items() if image not in (mask, (seconds or {}).get(mask))):
+        example = f"{masks[loose[0]].name} is the mask of {images[matched[loose[0]]].name}"
+        notes += (f"{len(loose)} mask(s) are named almost like their image: {example}",)
+    if without_image := tuple(sorted(set(masks) - set(matched))):
+        message = f"{len(without_image)} mask(s) without an image are not used"
+        notes += (f"{message} ({name_examples(without_image)})",)
+        findings += (Finding("unpaired_mask", "warn", message, without_image),)
+    return used, notes, findings

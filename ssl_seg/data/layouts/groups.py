@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Collection
 from pathlib import Path
+from unicodedata import normalize
 
 from ssl_seg.data.volumes import split_suffix
 from ssl_seg.errors import DataError, did_you_mean, name_examples
@@ -50,6 +51,9 @@ def _read_rows(path: Path) -> list[tuple[int, str, str]]:
             if not {"name", "group"} <= set(columns):
                 raise DataError(f"{path}: the first line must be 'name,group', found '{','.join(columns)}'.")
             reader.fieldnames = columns
-            return [(reader.line_num, (row["name"] or "").strip(), (row["group"] or "").strip()) for row in reader]
+            return [
+                (reader.line_num, normalize("NFC", (row["name"] or "").strip()), (row["group"] or "").strip())
+                for row in reader
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: the group file cannot be read ({error}).") from error

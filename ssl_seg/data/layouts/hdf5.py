@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from unicodedata import normalize
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.files import note_unlabeled, walk_files
@@ -70,7 +71,7 @@ def _find_list(root: Path) -> Path | None:
 
 def _to_id(name: str) -> str:
     """Return ``case/mri_norm2.h5`` or ``case.h5`` as ``case``."""
-    stem = split_suffix(name)[0] if name.lower().endswith(SUFFIXES) else name
+    stem = normalize("NFC", split_suffix(name)[0] if name.lower().endswith(SUFFIXES) else name)
     return stem.removesuffix(f"/{_LA_FILE}")
 
 
@@ -88,7 +89,7 @@ def _from_list(
     root: Path, source: Path, files: list[Path]
 ) -> tuple[dict[str, Path], tuple[str, ...], tuple[Finding, ...]]:
     """Return the files of the names in ``source`` by id, a note on other files, and a finding on names without one."""
-    present = {path.relative_to(root).as_posix(): path for path in files}
+    present = {normalize("NFC", path.relative_to(root).as_posix()): path for path in files}
     found: dict[str, Path] = {}
     missing: list[str] = []
     for case_id in _read_list(source):

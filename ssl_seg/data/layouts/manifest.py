@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.listing import Case, Listing, check_id
@@ -115,7 +116,7 @@ def _parse_row(row: Row, folder: Path) -> _Entry:
     mask_location = _resolve(mask, folder) if mask else None
     return _Entry(
         where=row.where,
-        id=check_id(row.cells.get("id") or _default_id(image, folder), row.where),
+        id=check_id(normalize("NFC", row.cells.get("id") or _default_id(image, folder)), row.where),
         image=image_location,
         mask=mask_location,
         group=row.cells.get("group") or None,
@@ -142,9 +143,11 @@ def _split_cell(text: str) -> tuple[str, str]:
 
 
 def _resolve(text: str, folder: Path) -> str:
-    """Return the location of a cell."""
-    path, key = _split_cell(text)
-    return f"{folder / path}::{key}" if key else str(folder / path)
+    """Return the location of a cell; of the Unicode forms of a name, that of the file that is there."""
+    name, key = _split_cell(text)
+    paths = [str(folder / form) for form in (name, normalize("NFC", name), normalize("NFD", name))]
+    path = next(filter(_exists, paths), paths[0])
+    return f"{path}::{key}" if key else path
 
 
 def _default_id(text: str, folder: Path) -> str:

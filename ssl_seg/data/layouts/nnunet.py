@@ -1,21 +1,30 @@
 """The raw data format of nnU-Net, and that of the Medical Segmentation Decathlon that it came from.
 
 ``imagesTr/X_0000.nii.gz`` and ``X_0001.nii.gz`` are the channels of case X, ``labelsTr/X.nii.gz`` is its mask. The
-Decathlon has ``imagesTr/X.nii.gz``.
+Decathlon has ``imagesTr/X.nii.gz``. Without dataset.json, the endings of the files say what they are.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.data.layouts.files import match_masks, note_unlabeled, walk_files
+from ssl_seg.data.layouts.files import (
+    Scan,
+    add_image,
+    make_id,
+    match_masks,
+    note_unlabeled,
+    scan_folder,
+    walk_files,
+)
 from ssl_seg.data.layouts.listing import Case, Listing
-from ssl_seg.data.volumes import IMAGE_SUFFIXES
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image, split_suffix
 from ssl_seg.errors import DataError, name_examples
 
 _COLOR_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -24,17 +33,17 @@ _COLOR_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class _Description:
-    """What dataset.json says; ``labels`` are (value, name), without the value to ignore."""
+    """What dataset.json says: ``labels`` are (value, name), without the value to ignore; ``channels`` may be None."""
 
     ending: str
-    channels: int
+    channels: int | None
     labels: tuple[tuple[int, str], ...]
     ignore_value: int | None
 
 
 def recognize(root: Path) -> bool:
-    """Return whether there are dataset.json and imagesTr/."""
-    return (root / "dataset.json").is_file() and (root / "imagesTr").is_dir()
+    """Return whether there is imagesTr/ with dataset.json or labelsTr/."""
+    return (root / "imagesTr").is_dir() and ((root / "dataset.json").is_file() or (root / "labelsTr").is_dir())
 
 
 def find(root: Path) -> Listing:
@@ -44,20 +53,29 @@ def find(root: Path) -> Listing:
         DataError: if a part is missing, dataset.json is not of that form or declares regions, cases differ in channels,
             or there are labels and none belongs to an image.
     """
-    for part in ("dataset.json", "imagesTr"):
-        if not (root / part).exists():
-            raise DataError(f"{root} has no {part}: the nnU-Net layout is dataset.json, imagesTr/ and labelsTr/.")
-    description = _read_description(root / "dataset.json")
-    files, notes = _files_by_stem(root / "imagesTr", description.ending)
+    if not (root / "imagesTr").exists():
+        raise DataError(f"{root} has no imagesTr: the nnU-Net layout is dataset.json, imagesTr/ and labelsTr/.")
+    images_scan, labels_scan = scan_folder(root / "imagesTr"), scan_folder(root / "labelsTr")
+    notes: tuple[str, ...] = ()
+    if (root / "dataset.json").is_file():
+        description = _read_description(root / "dataset.json")
+    else:
+        endings = Counter(split_suffix(path.name)[1] for path in images_scan.files if is_image(path))
+        description = _Description(endings.most_common(1)[0][0] if endings else ".nii.gz", None, (), None)
+        notes = (f"there is no dataset.json: files end in {description.ending}, label values are those of the masks",)
+    files, image_notes = _files_by_stem(root / "imagesTr", images_scan, description.ending)
     if not files:
         raise DataError(f"{root / 'imagesTr'} holds no file that ends in {description.ending} (from dataset.json).")
     channels_of = group_channels(files)
-    if _is_numbered(files):
+    if _find_separator(files):
         _check_channels(root, channels_of, description)
     images = {case_id: channels[0] for case_id, channels in channels_of.items()}
-    labels, label_notes = _files_by_stem(root / "labelsTr", description.ending)
-    masks, mask_notes, findings = match_masks(images, labels, root / "labelsTr")
-    notes += label_notes + mask_notes + note_unlabeled(len(images) - len(masks), len(images))
+    labels, label_notes = _files_by_stem(root / "labelsTr", labels_scan, description.ending)
+    plain = {label: re.sub(r"[_.-]0000$", "", label) for label in labels}
+    masks, mask_notes, findings = match_masks(images, labels, root, plain)
+    notes += image_notes + label_notes + mask_notes + note_unlabeled(len(images) - len(masks), len(images))
+    notes += Scan(left_out=images_scan.left_out + labels_scan.left_out).notes
+    findings += images_scan.findings + labels_scan.findings
     if test := [path for path in walk_files(root / "imagesTs") if path.name.endswith(description.ending)]:
         notes += (f"{len(test)} file(s) of imagesTs/ are not used",)
     cases = (
@@ -75,31 +93,33 @@ def find(root: Path) -> Listing:
     )
 
 
-def _files_by_stem(folder: Path, ending: str) -> tuple[dict[str, Path], tuple[str, ...]]:
+def _files_by_stem(folder: Path, scan: Scan, ending: str) -> tuple[dict[str, Path], tuple[str, ...]]:
     """Return the files with this ending by the path without it, and a note on others."""
     found: dict[str, Path] = {}
     others: list[str] = []
-    for path in walk_files(folder):
-        relative = path.relative_to(folder).as_posix()
-        if relative.endswith(ending):
-            found[relative.removesuffix(ending)] = path
+    for path in scan.files:
+        if path.name.lower().endswith(ending.lower()):
+            add_image(found, make_id(path, folder), path)
         else:
-            others.append(relative)
+            others.append(path.relative_to(folder).as_posix())
     note = f"{len(others)} file(s) in {folder.name}/ do not end in {ending} and are not used ({name_examples(others)})"
     return found, (note,) if others else ()
 
 
-def _is_numbered(stems: Iterable[str]) -> bool:
-    return any(stem.endswith("_0000") for stem in stems)
+def _find_separator(stems: Iterable[str]) -> str:
+    """Return what is before the number of a channel: ``_``, as it should be, ``.`` or ``-``; "" without numbers."""
+    first = {stem[-5] for stem in stems if stem.endswith("0000") and stem[-5:-4] in ("_", ".", "-")}
+    return next((separator for separator in "_.-" if separator in first), "")
 
 
 def group_channels(files: Mapping[str, Path]) -> dict[str, list[Path]]:
     """Return the files of each case in the order of their channel numbers."""
-    if not _is_numbered(files):
+    separator = _find_separator(files)
+    if not separator:
         return {stem: [path] for stem, path in files.items()}
     grouped: dict[str, list[Path]] = {}
     for stem, path in sorted(files.items()):
-        parts = re.fullmatch(r"(.+)_(\d{4})", stem)
+        parts = re.fullmatch(rf"(.+){re.escape(separator)}(\d{{4}})", stem)
         channels = grouped.setdefault(parts[1], []) if parts else []
         if parts is None or int(parts[2]) != len(channels):
             raise DataError(f"{path}: the channels of a case end in _0000, _0001, ... This one does not follow on any.")
@@ -111,10 +131,12 @@ def _check_channels(root: Path, channels_of: Mapping[str, list[Path]], descripti
     """Compare the number of files of each case with dataset.json; a file of colors may hold all channels."""
     counts = {case_id: len(paths) for case_id, paths in channels_of.items()}
     colors = description.ending.lower() in _COLOR_SUFFIXES and set(counts.values()) == {1}
-    wrong = sorted(case_id for case_id, count in counts.items() if count != description.channels)
+    expected = description.channels or Counter(counts.values()).most_common(1)[0][0]
+    wrong = sorted(case_id for case_id, count in counts.items() if count != expected)
     if wrong and not colors:
+        says = "dataset.json names" if description.channels else "most cases have"
         raise DataError(
-            f"{root}: dataset.json names {description.channels} channel(s), and {len(wrong)} case(s) have another "
+            f"{root}: {says} {expected} channel(s), and {len(wrong)} case(s) have another "
             f"number of files, e.g. {wrong[0]} has {counts[wrong[0]]}. Add the missing files, or correct dataset.json."
         )
 
