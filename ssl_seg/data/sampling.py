@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import floor, inf
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ssl_seg.data.store import Voxels
 
+
+_PASSES = 16
+"""Orders that are remembered: of 1,000,000 cases one takes 8 MB, and 30 ms to make."""
 
 NEGATIVE_STREAMS = 100
 """Distance between the stream numbers of positive and negative cases."""
@@ -52,8 +55,13 @@ class CaseStream:
     def __getitem__(self, position: int) -> str:
         """Return the id at a position >= 0."""
         pass_number, index = divmod(position, len(self.ids))
-        order = derive_rng(self.seed, self.stream, pass_number).permutation(len(self.ids))
-        return self.ids[int(order[index])]
+        return self.ids[int(_order_of_pass(len(self.ids), self.seed, self.stream, pass_number)[index])]
+
+
+@lru_cache(maxsize=_PASSES)
+def _order_of_pass(count: int, seed: int, stream: int, pass_number: int) -> NDArray[np.int64]:
+    """Return the order of ``count`` cases in one pass; made once for all of its draws."""
+    return derive_rng(seed, stream, pass_number).permutation(count)
 
 
 @dataclass(frozen=True)

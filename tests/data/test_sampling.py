@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sizes import around
 from torch.utils.data import WeightedRandomSampler
 
+from ssl_seg.data import sampling
 from ssl_seg.data.sampling import (
     BalancedBatchSampler,
     CaseStream,
@@ -36,6 +38,30 @@ def test_streams_and_seeds_differ_and_repeat() -> None:
     assert first != [CaseStream(ids, 0, 2)[k] for k in range(50)]
     assert first != [CaseStream(ids, 1, 1)[k] for k in range(50)]
     assert first != [CaseStream(ids, 0, 1)[k] for k in range(50, 100)]
+
+
+def test_an_order_is_made_once_for_all_draws_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, ...]] = []
+
+    def derive(*parts: int) -> np.random.Generator:
+        made.append(parts)
+        return derive_rng(*parts)
+
+    monkeypatch.setattr(sampling, "derive_rng", derive)
+    sampling._order_of_pass.cache_clear()
+    ids = tuple(map(str, range(1000)))
+    for position in range(2500):
+        CaseStream(ids, 5, 1)[position], CaseStream(ids, 5, 2)[position]
+    assert sorted(made) == [(5, stream, number) for stream in (1, 2) for number in range(3)]
+
+
+@pytest.mark.parametrize("streams", around(sampling._PASSES))
+def test_a_draw_does_not_depend_on_the_orders_that_are_remembered(streams: int) -> None:
+    ids = tuple(map(str, range(7)))
+    for position in (0, 6, 7, 20):
+        for stream in range(streams):
+            order = derive_rng(3, stream, position // 7).permutation(7)
+            assert CaseStream(ids, 3, stream)[position] == ids[order[position % 7]]
 
 
 def make_balanced(positives: int, negatives: int, ratio: float, seed: int = 0) -> BalancedBatchSampler:
