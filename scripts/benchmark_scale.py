@@ -113,7 +113,9 @@ def measure(stage: str, data: Path, work: Path, images: int) -> Measured:
         seconds = time.perf_counter() - began
         if child.returncode not in (0, 2 if stage == "audit" else 0):
             raise SystemExit(f"{stage} failed:\n{(work / f'{stage}.log').read_text()[-2000:]}")
-    return Measured(images, stage, round(seconds, 2), round(usage.ru_utime + usage.ru_stime, 2), usage.ru_maxrss // 1024)
+    return Measured(
+        images, stage, round(seconds, 2), round(usage.ru_utime + usage.ru_stime, 2), usage.ru_maxrss // 1024
+    )
 
 
 def run_sizes(folder: Path, sizes: list[int], stages: list[str], labeled: float) -> list[Measured]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ssl_seg.config import DataConfig
 from ssl_seg.configio import validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.home import find_home
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.splits.split import Split, find_copies_of
 from ssl_seg.errors import ConfigError, DataError, SplitError
@@ -19,7 +20,7 @@ from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import Score
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.precision import choose_device_if_given
-from ssl_seg.seal import Ledger, find_home, find_sealed, open_sealed
+from ssl_seg.seal import Ledger, find_sealed, open_sealed
 from ssl_seg.series.fold_runs import join_scores, list_members, load_finished
 from ssl_seg.series.markers import is_cross_validation
 from ssl_seg.sources import absolute_root, open_data, open_store

@@ -21,11 +21,11 @@ from typing import Any
 
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.content import image_of
+from ssl_seg.data.home import HOME_FOLDER, find_home
 from ssl_seg.data.splits.split import Split
-from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.rundir import append_jsonl, find_run_of, now, read_jsonl, write_json
 
-FOLDER, SEALS, OPENINGS = ".ssl_seg", "seals", "openings"
+SEALS, OPENINGS = "seals", "openings"
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,6 @@ class Ledger:
     """What is scored: its run keeps the record too, or a file beside a checkpoint that lies outside of its run."""
 
 
-def find_home(root: str) -> Path | None:
-    """Return the folder that the ledger of a data set lies in: its own, or that of its manifest or file.
-
-    None for synthetic data and for a data set that is not there.
-    """
-    path = Path(root)
-    if is_synthetic(root) or not path.exists():
-        return None
-    return path.resolve() if path.is_dir() else path.resolve().parent
-
-
 def register_seal(split: Split, catalog: Catalog) -> None:
     """Note beside the data which cases a split has sealed, where that can be written."""
     home = find_home(catalog.root)
@@ -60,7 +49,7 @@ def register_seal(split: Split, catalog: Catalog) -> None:
         {"id": i, "content": split.content[i], "mask": _name_mask(str(catalog.case(i).mask), home)} for i in split.test
     ]
     name = hashlib.sha256(json.dumps(sorted(split.image_contents(split.test))).encode()).hexdigest()[:16]
-    path = home / FOLDER / SEALS / f"{name}.json"
+    path = home / HOME_FOLDER / SEALS / f"{name}.json"
     with suppress(OSError):
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +88,9 @@ def find_sealed_masks(folder: Path, masks: Mapping[str, Path]) -> tuple[dict[str
         folder: that the masks are in; seals are looked for in it and in all folders above.
         masks: name -> file.
     """
-    homes = tuple(home for home in (folder.resolve(), *folder.resolve().parents) if (home / FOLDER / SEALS).is_dir())
+    homes = tuple(
+        home for home in (folder.resolve(), *folder.resolve().parents) if (home / HOME_FOLDER / SEALS).is_dir()
+    )
     sealed = _read_seals(homes)
     places = {name: path.resolve() for name, path in masks.items()}
     found = {name: sealed[path] for name, path in places.items() if path in sealed}
@@ -164,7 +155,7 @@ def _report_gaps(
 
 
 def _write_opening(home: Path, record: Mapping[str, Any]) -> bool:
-    folder = home / FOLDER / OPENINGS
+    folder = home / HOME_FOLDER / OPENINGS
     name = f"{str(record['time']).replace(':', '')[:17]}-{record['opening']}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +180,7 @@ def _find_events(checkpoint: Path) -> Path:
 
 def _read_openings(ledger: Ledger) -> Iterator[tuple[str, set[str]]]:
     """Yield the name of each opening and the contents of its cases; one that lies in several places comes again."""
-    records = [record for home in (*ledger.data, *ledger.splits) for record in _read_all(home / FOLDER / OPENINGS)]
+    records = [record for home in (*ledger.data, *ledger.splits) for record in _read_all(home / HOME_FOLDER / OPENINGS)]
     for checkpoint in ledger.checkpoints:
         with suppress(OSError):
             records += [e for e in read_jsonl(_find_events(checkpoint)) if e.get("event") == "test_opened"]
@@ -202,7 +193,7 @@ def _read_seals(homes: Iterable[Path]) -> dict[Path, str]:
     """Return mask -> content of the image, of all cases that are sealed in these places."""
     sealed: dict[Path, str] = {}
     for home in homes:
-        for seal in _read_all(home / FOLDER / SEALS):
+        for seal in _read_all(home / HOME_FOLDER / SEALS):
             with suppress(KeyError, TypeError):
                 sealed |= {(home / case["mask"]).resolve(): image_of(case["content"]) for case in seal["cases"]}
     return sealed

@@ -16,6 +16,7 @@ import pytest
 from ssl_seg.bootstrap import check_copies
 from ssl_seg.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.data.catalog import Catalog, open_catalog
+from ssl_seg.data.home import HOME_FOLDER
 from ssl_seg.data.splits.files import load_split, save_split
 from ssl_seg.data.splits.split import Split, make_split
 from ssl_seg.data.synthetic import write_dataset
@@ -24,7 +25,7 @@ from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
 from ssl_seg.evaluation import EvaluateRequest, evaluate
 from ssl_seg.rundir import RunDir
-from ssl_seg.seal import FOLDER, OPENINGS, SEALS, Ledger, find_sealed, find_sealed_masks, open_sealed, register_seal
+from ssl_seg.seal import OPENINGS, SEALS, Ledger, find_sealed, find_sealed_masks, open_sealed, register_seal
 
 SEALED = {"a": "1" * 12, "b": "2" * 12}
 
@@ -32,7 +33,7 @@ SEALED = {"a": "1" * 12, "b": "2" * 12}
 @pytest.fixture
 def data(particles_dir: Path, tmp_path: Path) -> Path:
     """A copy of the particles without the ledger of the other tests."""
-    return Path(shutil.copytree(particles_dir, tmp_path / "data", ignore=shutil.ignore_patterns(FOLDER)))
+    return Path(shutil.copytree(particles_dir, tmp_path / "data", ignore=shutil.ignore_patterns(HOME_FOLDER)))
 
 
 @pytest.fixture
@@ -47,13 +48,13 @@ def run(tiny_run: Path, data: Path, tmp_path: Path) -> Path:
 
 
 def openings(home: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted((home / FOLDER / OPENINGS).glob("*.json"))]
+    return [json.loads(path.read_text()) for path in sorted((home / HOME_FOLDER / OPENINGS).glob("*.json"))]
 
 
 def block(home: Path) -> None:
     """Make the ledger's folder impossible, also for a superuser."""
-    shutil.rmtree(home / FOLDER, ignore_errors=True)
-    (home / FOLDER).write_text("")
+    shutil.rmtree(home / HOME_FOLDER, ignore_errors=True)
+    (home / HOME_FOLDER).write_text("")
 
 
 class TestEvaluate:
@@ -71,7 +72,7 @@ class TestEvaluate:
         assert self.score(copied / "checkpoints" / "best.pt", part="test") == (count, 2)
         alone = Path(shutil.copy(run / "checkpoints" / "last.pt", tmp_path))
         assert self.score(alone, part="test") == (count, 3)
-        elsewhere = Path(shutil.copytree(data, tmp_path / "elsewhere", ignore=shutil.ignore_patterns(FOLDER)))
+        elsewhere = Path(shutil.copytree(data, tmp_path / "elsewhere", ignore=shutil.ignore_patterns(HOME_FOLDER)))
         assert self.score(alone, part="test", data=str(elsewhere)) == (count, 4)
         assert [len(openings(home)) for home in (data, elsewhere)] == [4, 1]
 
@@ -105,7 +106,7 @@ class TestEvaluate:
 
     def test_a_run_seals_its_test_list_beside_the_data(self, tiny_run: Path, particles_dir: Path) -> None:
         split = load_split(tiny_run / "split.yaml")
-        seals = [json.loads(path.read_text()) for path in (particles_dir / FOLDER / SEALS).glob("*.json")]
+        seals = [json.loads(path.read_text()) for path in (particles_dir / HOME_FOLDER / SEALS).glob("*.json")]
         assert set(split.test) in [{case["id"] for case in seal["cases"]} for seal in seals]
 
     def test_data_that_cannot_be_written_to(self, run: Path, data: Path, tmp_path: Path) -> None:
@@ -216,8 +217,8 @@ class TestLedger:
 
     def test_a_record_that_nobody_can_read_is_left_out(self, tmp_path: Path) -> None:
         open_sealed(SEALED, Ledger((tmp_path,)), by="test")
-        (tmp_path / FOLDER / OPENINGS / "torn.json").write_text('{"opening": ')
-        (tmp_path / FOLDER / OPENINGS / "list.json").write_text("[]")
+        (tmp_path / HOME_FOLDER / OPENINGS / "torn.json").write_text('{"opening": ')
+        (tmp_path / HOME_FOLDER / OPENINGS / "list.json").write_text("[]")
         assert open_sealed(SEALED, Ledger((tmp_path,)), by="test") == 2
 
     def test_without_a_place_it_says_so(self) -> None:

@@ -17,6 +17,7 @@ from ssl_seg.data import synthetic
 from ssl_seg.data.audit.checks import check_kinds
 from ssl_seg.data.audit.labels import MANY_CLASSES, check_unexpected_values, find_label_values, values_by_mask
 from ssl_seg.data.facts import CaseFacts, SizeMismatchError, open_case, read_facts
+from ssl_seg.data.facts_cache import FactsCache, open_facts_cache
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.layouts import find_listing
@@ -134,22 +135,31 @@ def scan_cases(
     background: int = 0,
     ignore_value: int | None = None,
     reading: Reading = AS_STORED,
+    root: str | None = None,
     track: Track = pass_through,
 ) -> tuple[dict[str, CaseFacts], list[Finding]]:
-    """Read every case once. Return the facts of those that can be read, and a fault for each other one.
+    """Return the facts of all cases that can be read, and a fault for each other one; see ``open_facts_cache``.
 
     Args:
         cases: what to read.
         label_map, background, ignore_value, reading: see ``read_facts``.
+        root: the data set, which keeps facts for the next time; None reads every case.
         track: told about every case that has been read.
     """
-    read = partial(_try_facts, label_map=label_map, background=background, ignore_value=ignore_value, reading=reading)
+    settings = {
+        "label_map": label_map or {},
+        "background": background,
+        "ignore_value": ignore_value,
+        "reading": reading,
+    }
     facts: dict[str, CaseFacts] = {}
     faults: list[Finding] = []
-    with ThreadPoolExecutor(_READERS) as pool:
-        for case, result in zip(cases, track(pool.map(read, cases), len(cases)), strict=True):
+    with open_facts_cache(root, repr(settings), len(cases)) as cache, ThreadPoolExecutor(_READERS) as pool:
+        read = partial(_find_facts, cache, settings)
+        for case, (key, result) in zip(cases, track(pool.map(read, cases), len(cases)), strict=True):
             if isinstance(result, CaseFacts):
                 facts[case.id] = result
+                cache.keep(key, result)
             else:
                 faults.append(result)
     return facts, faults
@@ -187,7 +197,7 @@ def open_catalog(
     background = declared[0] if declared else 0
     settings: dict[str, Any] = {"label_map": label_map, "background": background, "ignore_value": ignored}
     settings["reading"] = reading
-    facts, faults = scan_cases(listing.cases, **settings, track=track)
+    facts, faults = scan_cases(listing.cases, **settings, root=root, track=track)
     masks = values_by_mask(facts, ignored)
     findings = [*listing.findings, *faults, *check_kinds(facts), *check_unexpected_values(masks, declared)]
     _raise_faults(root, select_faults(findings))
@@ -207,14 +217,12 @@ def _cut_cases(catalog: Catalog, tiling: Tiling, settings: Mapping[str, Any]) ->
         if case.id not in tiling.regions:
             parts.append(case)
             continue
-        (image, mask), whole = open_case(case, catalog.reading), facts.pop(case.id)
-        for part in (part_case(case, region) for region in tiling.regions[case.id]):
-            if part.id in catalog.facts:
-                raise DataError(f"the case {part.id} is there already: rename its files, or give data.tiles=1.")
-            opened = crop(image, part.region), mask and crop(mask, part.region)
-            facts[part.id] = read_facts(part, opened=opened, **settings)
-            whole_images[part.id] = whole.image
-            parts.append(part)
+        cut = [part_case(case, region) for region in tiling.regions[case.id]]
+        if taken := [part.id for part in cut if part.id in catalog.facts]:
+            raise DataError(f"the case {taken[0]} is there already: rename its files, or give data.tiles=1.")
+        facts |= _read_parts(case, cut, catalog, settings)
+        whole_images |= dict.fromkeys([part.id for part in cut], facts.pop(case.id).image)
+        parts += cut
     return replace(
         catalog,
         cases=tuple(sorted(parts, key=lambda case: case.id)),
@@ -225,14 +233,35 @@ def _cut_cases(catalog: Catalog, tiling: Tiling, settings: Mapping[str, Any]) ->
     )
 
 
-def _try_facts(case: Case, **settings: Any) -> CaseFacts | Finding:
-    """Return the facts of one case, or the fault that keeps it from being read."""
+def _read_parts(
+    case: Case, parts: Sequence[Case], catalog: Catalog, settings: Mapping[str, Any]
+) -> dict[str, CaseFacts]:
+    """Return the facts of the parts of a case, which is opened once, if they are not known."""
+    with open_facts_cache(catalog.root, repr(settings), len(catalog.cases) + len(parts)) as cache:
+        keys = [cache.make_key(part) for part in parts]
+        known = [cache.find(key) for key in keys]
+        if None not in known:
+            return {part.id: facts for part, facts in zip(parts, known, strict=True) if facts is not None}
+        image, mask = open_case(case, catalog.reading)
+        found = {}
+        for part, key in zip(parts, keys, strict=True):
+            opened = crop(image, part.region), mask and crop(mask, part.region)
+            found[part.id] = read_facts(part, opened=opened, **settings)
+            cache.keep(key, found[part.id])
+        return found
+
+
+def _find_facts(cache: FactsCache, settings: Mapping[str, Any], case: Case) -> tuple[bytes | None, CaseFacts | Finding]:
+    """Return the facts of one case, or the fault that keeps it from being read; with a key if they are new."""
+    key = cache.make_key(case)
+    if (known := cache.find(key)) is not None:
+        return None, known
     try:
-        return read_facts(case, **settings)
+        return key, read_facts(case, **settings)
     except SizeMismatchError as error:
-        return Finding("size_mismatch", "fault", str(error), (case.id,))
+        return None, Finding("size_mismatch", "fault", str(error), (case.id,))
     except DataError as error:
-        return Finding("unreadable", "fault", str(error), (case.id,))
+        return None, Finding("unreadable", "fault", str(error), (case.id,))
 
 
 def _raise_faults(root: str, faults: Sequence[Finding]) -> None:

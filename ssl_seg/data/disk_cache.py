@@ -8,7 +8,6 @@ were read 10 times as fast as from blosc2 and 15 times as fast as from Zarr, for
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.home import find_cache_folder
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
@@ -106,11 +106,10 @@ def open_copy(path: Path) -> Stored:
 
 
 def open_disk_cache(max_gb: float) -> DiskCache | None:
-    """Return the user's cache ($SSL_SEG_CACHE, or ssl_seg in $XDG_CACHE_HOME or ~/.cache); None if ``max_gb`` is 0."""
+    """Return the user's cache; None if ``max_gb`` is 0."""
     if max_gb <= 0:
         return None
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return DiskCache(Path(os.environ.get("SSL_SEG_CACHE") or Path(base) / "ssl_seg"), int(max_gb * 2**30))
+    return DiskCache(find_cache_folder(), int(max_gb * 2**30))
 
 
 def fill_disk_cache(cache: DiskCache, catalog: Catalog, track: Track = pass_through) -> str | None:

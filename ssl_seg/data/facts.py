@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainValidator
 
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import image_of, make_content
@@ -37,7 +38,7 @@ class Appearance:
     std: float
     at_low: float
     at_high: float
-    thumbnail: NDArray[np.float32] = field(compare=False, repr=False)
+    thumbnail: Annotated[NDArray[np.float32], PlainValidator(np.asarray)] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)

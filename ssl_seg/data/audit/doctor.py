@@ -74,6 +74,7 @@ def audit(
         background=background,
         ignore_value=ignored,
         reading=reading,
+        root=root,
         track=track,
     )
     groups_of = checks.groups_of(listing.cases)

@@ -1,0 +1,224 @@
+"""Facts of the cases that were read before, kept in one file, so that the next start reads no image.
+
+A case is known again by path, size and time of its files, by how they are read, and by the code that reads them. A file
+that is replaced by one of the same size and time is therefore not noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+
+import cv2
+import numpy as np
+import tifffile
+from pydantic import TypeAdapter
+
+from ssl_seg.data.facts import CaseFacts
+from ssl_seg.data.home import HOME_FOLDER, find_cache_folder, find_home
+from ssl_seg.data.layouts.listing import Case
+
+SWITCH = "SSL_SEG_KEEP_FACTS"
+"""Environment variable; 0 reads all images at every start."""
+
+KEPT_PER_CASE, KEPT_AT_LEAST = 4, 20_000
+"""Facts that are kept: so many for each case, which can be read with several settings, but no fewer than the second."""
+
+_FLUSH_SECONDS = 1.0
+"""What was read is written after so long: a start that is killed has not read in vain."""
+
+_COARSE_TICK, _FINE_TICK = 2 * 10**9, 2 * 10**7
+"""Nanoseconds in which a file system may give two changes one time: one that counts whole seconds, and others."""
+
+_ADAPTER = TypeAdapter(CaseFacts)
+
+
+class FactsCache:
+    """The kept facts of a data set; where its file cannot be used, it knows nothing and keeps nothing.
+
+    ``make_key`` and ``find`` may be called by any thread.
+
+    Args:
+        paths: places for the file; the first that can be written is taken.
+        folder: of the data set, which may move.
+        settings: whatever facts depend on besides the files.
+    """
+
+    def __init__(self, paths: Sequence[Path], folder: Path, settings: str) -> None:
+        self._prefix, self._settings = f"{folder.absolute()}{os.sep}", settings
+        self._path, self._connection = _open_first(paths)
+        self._lock = Lock()
+        self._new: list[tuple[int, int, bytes, bytes, bytes, int]] = []
+        self._flushed = time.monotonic()
+
+    def make_key(self, case: Case) -> bytes | None:
+        """Return what the facts of a case depend on; None for what is no file, or has changed a moment ago."""
+        if self._connection is None:
+            return None
+        parts = [_code_version(), self._settings]
+        for part in fields(case):
+            value = getattr(case, part.name)
+            if part.name in ("image", "mask", "more_channels"):
+                locations = value if isinstance(value, tuple) else (value,)
+                if None in (value := [self._describe_file(location) for location in locations if location is not None]):
+                    return None
+            if part.name not in ("id", "group"):
+                parts.append(f"{part.name} {value}")
+        return hashlib.sha256("\n".join(parts).encode()).digest()
+
+    def _describe_file(self, location: str) -> str | None:
+        name, _, key = location.partition("::")
+        path = Path(name).absolute()
+        state = _read_state(path)
+        return None if state is None else f"{str(path).removeprefix(self._prefix)} {key} {state}"
+
+    def find(self, key: bytes | None) -> CaseFacts | None:
+        """Return the facts that were kept, or None."""
+        row = None
+        with self._lock, self._recovering():
+            if key is not None and self._connection is not None:
+                query = "SELECT key, text, thumbnail, checksum FROM facts WHERE id = ?"
+                row = self._connection.execute(query, (_to_id(key),)).fetchone()
+        if row is None or row[0] != key or _checksum(*row[:3]) != row[3]:
+            return None
+        values = json.loads(row[1])
+        shape = values.pop("thumbnail")
+        if shape is not None:
+            values["appearance"]["thumbnail"] = np.frombuffer(row[2], np.float32).reshape(shape)
+        facts: CaseFacts = _ADAPTER.validate_python(values)
+        return facts
+
+    def keep(self, key: bytes | None, facts: CaseFacts) -> None:
+        """Keep the facts of a case that was read."""
+        if key is None:
+            return
+        thumbnail = None if facts.appearance is None else facts.appearance.thumbnail
+        values = _ADAPTER.dump_python(facts, mode="json", exclude={"appearance": {"thumbnail"}})
+        text = json.dumps(values | {"thumbnail": None if thumbnail is None else thumbnail.shape}).encode()
+        pixels = b"" if thumbnail is None else thumbnail.tobytes()
+        self._new.append((_to_id(key), time.time_ns(), key, text, pixels, _checksum(key, text, pixels)))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush()
+
+    def close(self, cases: int) -> None:
+        """Write what is new, and forget the oldest of what is too much for so many cases."""
+        if self._new:
+            self._flush(max(KEPT_PER_CASE * cases, KEPT_AT_LEAST))
+        if self._connection is not None:
+            self._connection.close()
+
+    def _flush(self, most: int = -1) -> None:
+        with self._lock, self._recovering():
+            if self._connection is not None:
+                self._connection.executemany("REPLACE INTO facts VALUES (?, ?, ?, ?, ?, ?)", self._new)
+                if most >= 0:
+                    old = "SELECT id FROM facts ORDER BY added DESC, id LIMIT -1 OFFSET ?"
+                    self._connection.execute(f"DELETE FROM facts WHERE id IN ({old})", (most,))
+                self._connection.commit()
+        self._new.clear()
+        self._flushed = time.monotonic()
+
+    @contextmanager
+    def _recovering(self) -> Iterator[None]:
+        """Go on without the file where it cannot be used, or with a new one where it is damaged."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+            if self._path is not None and not isinstance(error, sqlite3.OperationalError):
+                with suppress(OSError):
+                    self._path.unlink()
+                    self._connection = _open_first([self._path])[1]
+
+
+@contextmanager
+def open_facts_cache(root: str | None, settings: str, cases: int) -> Iterator[FactsCache]:
+    """Open the facts of a data set, in its folder or, where that cannot be written, in the user's cache.
+
+    Args:
+        root: the data set; nothing is kept of a synthetic one, or without a root.
+        settings: whatever facts depend on besides the files.
+        cases: how many there are.
+    """
+    home = None if root is None or os.environ.get(SWITCH) == "0" else find_home(root)
+    paths = []
+    if home is not None:
+        name = hashlib.sha256(str(home).encode()).hexdigest()[:16]
+        paths = [home / HOME_FOLDER / "facts.sqlite", find_cache_folder() / "facts" / f"{name}.sqlite"]
+    folder = Path(root or ".")
+    cache = FactsCache(paths, folder if folder.is_dir() else folder.parent, settings)
+    try:
+        yield cache
+    finally:
+        cache.close(cases)
+
+
+def _open_first(paths: Sequence[Path]) -> tuple[Path | None, sqlite3.Connection | None]:
+    """Return the first file that can be written, made anew if it is damaged; None if there is none."""
+    for path in paths:
+        for _ in range(2):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                return path, _open_file(path)
+            except (OSError, sqlite3.OperationalError):  # cannot be written, or is on a file system without locks
+                break
+            except sqlite3.DatabaseError:
+                with suppress(OSError):
+                    path.unlink()
+    return None, None
+
+
+def _open_file(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=10, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA synchronous = OFF")  # what a power failure breaks is seen by the checksums
+        connection.execute("BEGIN IMMEDIATE")
+        columns = "id INTEGER PRIMARY KEY, added INTEGER, key BLOB, text BLOB, thumbnail BLOB, checksum INTEGER"
+        connection.execute(f"CREATE TABLE IF NOT EXISTS facts ({columns})")
+        connection.commit()
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _to_id(key: bytes) -> int:
+    return int.from_bytes(key[:8], "big", signed=True)
+
+
+def _checksum(*parts: bytes) -> int:
+    return zlib.crc32(b"".join(parts))
+
+
+def _read_state(path: Path) -> str | None:
+    """Return size and time of a file, or of all files of a folder; None if it is not there or has just changed."""
+    try:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        found = ((str(file)[len(str(path)) :], file.stat()) for file in files)
+        states = [(name, status.st_size, status.st_mtime_ns) for name, status in found]
+    except OSError:
+        return None
+    newest = max((changed for *_, changed in states), default=0)
+    tick = _FINE_TICK if newest % 10**9 else _COARSE_TICK
+    return repr(states) if states and abs(time.time_ns() - newest) >= tick else None
+
+
+@lru_cache
+def _code_version() -> str:
+    """Return what changes whenever files may be read in another way."""
+    digest = hashlib.sha256(f"{np.__version__} {cv2.__version__} {tifffile.__version__}".encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
