@@ -212,7 +212,7 @@ def open_catalog(
 def _cut_cases(catalog: Catalog, tiling: Tiling, settings: Mapping[str, Any]) -> Catalog:
     """Return the catalog with parts in the place of the cases that are cut; ``settings`` go to ``read_facts``."""
     parts: list[Case] = []
-    facts, whole_images = dict(catalog.facts), {}
+    facts, whole_images = dict(catalog.facts), dict(catalog.whole_images)
     for case in catalog.cases:
         if case.id not in tiling.regions:
             parts.append(case)
