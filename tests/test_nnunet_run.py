@@ -81,6 +81,42 @@ def test_masks_lie_where_the_images_do(checkpoint: Path, folder: Path, tmp_path:
     assert nib.load(tmp_path / "out" / "new6_prob.nii.gz").shape == image.shape
 
 
+@pytest.fixture(scope="module")
+def turned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same places in the world; each file is stored along other axes."""
+    root, rng = tmp_path_factory.mktemp("turned") / "Dataset001", np.random.default_rng(3)
+    for path in folder.rglob("*"):
+        target = root / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.name == "dataset.json":
+            target.write_text(path.read_text())
+        elif path.suffix == ".gz":
+            axes = np.column_stack([rng.permutation(3), rng.choice([1, -1], 3)])
+            nib.save(nib.load(path).as_reoriented(axes), target)
+    return root
+
+
+def test_other_axes_of_the_files_change_no_score(checkpoint: Path, folder: Path, turned: Path) -> None:
+    here, there = (evaluate(EvaluateRequest(checkpoint, data=str(root))) for root in (folder, turned))
+    assert there["cases"] == here["cases"]
+    assert here["cases"]
+
+
+def test_a_world_point_stays_a_world_point(checkpoint: Path, folder: Path, turned: Path, tmp_path: Path) -> None:
+    written = []
+    for name, root in (("ras", folder), ("turned", turned)):
+        predict(PredictRequest(checkpoint, root / "imagesTs", tmp_path / name, probabilities=True))
+        image = nib.load(root / "imagesTs" / "new6_0000.nii.gz")
+        for kind in ("", "_prob"):
+            result = nib.load(tmp_path / name / f"new6{kind}.nii.gz")
+            np.testing.assert_array_equal(result.affine, image.affine)
+            assert result.shape == image.shape
+            written.append(np.asarray(nib.as_closest_canonical(result).dataobj))
+    np.testing.assert_array_equal(written[0], written[2])
+    np.testing.assert_array_equal(written[1], written[3])
+    assert np.ptp(written[1]) > 0
+
+
 def test_an_image_without_voxel_size_needs_one(checkpoint: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 255, (2, 16, 20, 20)).astype(np.uint8))
     with pytest.raises(DataError, match="--spacing"):

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.data import synthetic
-from ssl_seg.data.audit.checks import check_kinds
+from ssl_seg.data.audit.checks import check_doubts, check_kinds
 from ssl_seg.data.audit.labels import MANY_CLASSES, check_unexpected_values, find_label_values, values_by_mask
 from ssl_seg.data.facts import CaseFacts, SizeMismatchError, open_case, read_facts
 from ssl_seg.data.facts_cache import FactsCache, open_facts_cache
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.formats.stored import crop
+from ssl_seg.data.grids import GridMismatchError
 from ssl_seg.data.layouts import find_listing
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.reading import AS_STORED, Reading
@@ -162,6 +163,11 @@ def scan_cases(
                 cache.keep(key, result)
             else:
                 faults.append(result)
+    elsewhere = [fault for fault in faults if fault.code == "grid_mismatch"]
+    if len(elsewhere) > 1:  # most often it is the same in all of them
+        message = f"{elsewhere[0].message} It is like this in {len(elsewhere)} cases"
+        joined = replace(elsewhere[0], message=message, cases=tuple(case for f in elsewhere for case in f.cases))
+        faults = [joined, *(fault for fault in faults if fault not in elsewhere)]
     return facts, faults
 
 
@@ -202,7 +208,8 @@ def open_catalog(
     findings = [*listing.findings, *faults, *check_kinds(facts), *check_unexpected_values(masks, declared)]
     _raise_faults(root, select_faults(findings))
     values = find_label_values(masks, declared)
-    notes = listing.notes + _content_notes(facts, values, inferred=declared is None)
+    doubts = tuple(finding.message for finding in check_doubts(facts))
+    notes = listing.notes + doubts + _content_notes(facts, values, inferred=declared is None)
     catalog = Catalog(
         root, listing.cases, facts, values, ignored, notes, listing.layout, dict(label_map or {}), reading
     )
@@ -260,6 +267,8 @@ def _find_facts(cache: FactsCache, settings: Mapping[str, Any], case: Case) -> t
         return key, read_facts(case, **settings)
     except SizeMismatchError as error:
         return None, Finding("size_mismatch", "fault", str(error), (case.id,))
+    except GridMismatchError as error:
+        return None, Finding("grid_mismatch", "fault", str(error), (case.id,))
     except DataError as error:
         return None, Finding("unreadable", "fault", str(error), (case.id,))
 

@@ -16,6 +16,7 @@ from pydantic import PlainValidator
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import image_of, make_content
 from ssl_seg.data.formats.stored import crop
+from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import Stored, open_image, open_mask
@@ -64,6 +65,8 @@ class CaseFacts:
     appearance: Appearance | None = None
     mapped: tuple[int, ...] = ()
     """Values of the mask file that the label map turned into others, sorted."""
+    doubt: str | None = None
+    """Why mask and image may not lie on each other."""
 
     @property
     def image(self) -> str:
@@ -110,6 +113,7 @@ def read_facts(
 
     Raises:
         SizeMismatchError: if image and mask differ in size.
+        GridMismatchError: if they lie at different places.
         DataError: if a file cannot be read.
     """
     image, mask = opened or open_case(case, reading)
@@ -125,6 +129,7 @@ def read_facts(
             f"{mask.location}: the mask is {format_size(mask.shape[1:])}, its image {format_size(shape)}. "
             "They must be of one size."
         )
+    doubt = compare_grids(mask.location, mask.geometry, image.location, image.geometry, shape)
     mask_digest, stored = _scan_mask(mask)
     names = label_map or {}
     count = Counter[int]()
@@ -136,7 +141,7 @@ def read_facts(
     content = make_content(digest, mask_digest)
     counts = tuple(count[v] for v in values)
     mapped = tuple(sorted(v for v in stored if names.get(v, v) != v))
-    return CaseFacts(*common, values, foreground, content, counts, spacing, appearance, mapped)
+    return CaseFacts(*common, values, foreground, content, counts, spacing, appearance, mapped, doubt)
 
 
 def format_size(shape: Sequence[int]) -> str:

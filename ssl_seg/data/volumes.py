@@ -33,6 +33,7 @@ from ssl_seg.data.formats.layout import Box, Layout
 from ssl_seg.data.formats.nifti import undo_orientation, write_nifti
 from ssl_seg.data.formats.stored import Fetch, Geometry, Stored, hold, merge_equal_channels, name_errors
 from ssl_seg.data.formats.tiff import write_tiff
+from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.errors import DataError, did_you_mean, name_examples
 from ssl_seg.rundir import atomic_write
@@ -91,7 +92,7 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
         reading: how its files are read, where they leave it open.
 
     Raises:
-        DataError: if a file is missing, damaged, of an unknown kind, or the sizes differ.
+        DataError: if a file is missing, damaged, of an unknown kind, or the sizes or grids differ.
     """
     parts = [_open(location, _IMAGE_KEYS, reading) for location in locations]
     first = parts[0]
@@ -103,6 +104,7 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
                 f"{part.location} has the size {part.shape[1:]}, {first.location} has {first.shape[1:]}. "
                 "The channels of an image must be of one size."
             )
+        compare_grids(part.location, part.geometry, first.location, first.geometry, first.shape[1:])
     return Stored(
         shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
         dtype=np.result_type(*(part.dtype for part in parts)),

@@ -96,7 +96,10 @@ def diagnose_predictions(
         note(text)
     if request.masks is not None:
         notes += _break_seal(request.masks, material.truth, note)
-    tally, signals, examples = _read_all(material, clock, track("reading predictions"))
+    tally, signals, examples, doubts = _read_all(material, clock, track("reading predictions"))
+    if doubts:
+        notes.append(f"{len(doubts)} mask(s) may not lie on the prediction that they are compared with: {doubts[0]}")
+        note(notes[-1])
     statistics = _summarize(material, tally)
     statistics["looked_at"] = {
         "new": {"used": len(tally.images), "of": len(material.files)},
@@ -148,19 +151,22 @@ def _break_seal(folder: Path, truth: Mapping[str, Path], note: Callable[[str], N
     return told
 
 
-def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, Signals | None, list[Example]]:
-    tally, examples = Tally(), list[Example]()
+def _read_all(
+    material: _Material, clock: Clock, track: Track
+) -> tuple[Tally, Signals | None, list[Example], list[str]]:
+    tally, examples, doubts = Tally(), list[Example](), list[str]()
     collector = SignalCollector(2, torch.device("cpu"), max(RANKED // max(len(material.truth), 1), 1))
     for file in clock.limit(track(material.files, len(material.files)), 1.0, LEAST_IMAGES):
         pred, prob = read_prediction(file, material.kind, material.meaning)
         target = None
         if (path := material.truth.get(file.id)) is not None:
-            target = read_truth(path, pred.shape, material.meaning, file.first)
+            target, doubt = read_truth(path, pred.shape, material.meaning, file.first)
+            doubts += [doubt] if doubt else []
             collector.update(_to_logits(pred, prob), torch.from_numpy(target.astype(np.int64))[None], (file.id,))
         output = Output(file.id, "new", pred, prob, None, target)
         figures = tally.add(output)
         examples = keep_candidates([*examples, make_example(output, None, figures.f1)])
-    return tally, collector.compute() if tally.overlaps else None, examples
+    return tally, collector.compute() if tally.overlaps else None, examples, doubts
 
 
 def _to_logits(pred: NDArray[np.bool_], prob: NDArray[np.float32] | None) -> torch.Tensor:

@@ -9,15 +9,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.formats.stored import merge_equal_channels, name_errors
+from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.files import find_images
 from ssl_seg.data.reading import AS_STORED, Reading
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, open_image, read_mask
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, open_image, open_mask, read_geometry, read_mask
 from ssl_seg.diagnose.shapes import format_shape
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX, apply_label_map
@@ -167,19 +168,23 @@ def read_prediction(
     return np.asarray(prob > 0.5), prob
 
 
-def read_truth(path: Path, shape: tuple[int, ...], meaning: Meaning, prediction: Path) -> NDArray[np.int16]:
-    """Return a true mask (*S): 0, 1 or IGNORE_INDEX.
+def read_truth(
+    path: Path, shape: tuple[int, ...], meaning: Meaning, prediction: Path
+) -> tuple[NDArray[np.int16], str | None]:
+    """Return a true mask (*S): 0, 1 or IGNORE_INDEX; and, if there is one, the doubt whether it lies on the prediction.
 
     Raises:
-        DataError: for an unreadable mask, or another shape than that of the prediction.
+        DataError: for an unreadable mask, or another shape or grid than that of the prediction.
     """
-    mask = read_mask(str(path), reading=meaning.reading)
-    if mask.shape != shape:
+    mask = open_mask(str(path), reading=meaning.reading)
+    if mask.shape[1:] != shape:
         raise DataError(
-            f"{prediction}: the prediction is {format_shape(shape)}, its mask {path} {format_shape(mask.shape)}. "
+            f"{prediction}: the prediction is {format_shape(shape)}, its mask {path} {format_shape(mask.shape[1:])}. "
             "They must be of one size."
         )
-    return meaning.to_target(mask)
+    geometry = read_geometry(str(prediction), reading=meaning.reading)
+    doubt = compare_grids(str(prediction), geometry, str(path), mask.geometry, shape)
+    return meaning.to_target(cast(NDArray[np.integer[Any]], mask.read()[0])), doubt
 
 
 def _recognize_file(path: Path | None, reading: Reading) -> tuple[Kind, bool]:

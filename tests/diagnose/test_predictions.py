@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -275,3 +276,21 @@ def test_values_that_are_no_predictions_are_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "colors" / "a.png"), color)
     with pytest.raises(DataError, match="one channel, this file has 3"):
         diagnose(tmp_path / "colors")
+
+
+def test_predictions_and_masks_are_compared_where_they_lie(tmp_path: Path) -> None:
+    masks = [np.zeros((6, 20, 24), np.uint8) for _ in range(3)]
+    straight, flipped = np.diag([1.0, 1, 2, 1]), np.diag([-1.0, -1, 2, 1])
+    flipped[:2, 3] = 23, 19
+    for n, mask in enumerate(masks):
+        mask[1:4, 2:9, 3 + n : 12] = 1
+        for folder, array, affine in (
+            ("p", mask.T, straight),
+            ("m", mask.T[::-1, ::-1], flipped),
+            ("far", mask.T, np.diag([1.0, 1, 3, 1])),
+        ):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / folder / f"c{n}.nii.gz")
+    assert diagnose(tmp_path / "p", tmp_path / "m").statistics["scores"]["f1"] == 1
+    with pytest.raises(DataError, match="different grids"):
+        diagnose(tmp_path / "p", tmp_path / "far")

@@ -10,6 +10,7 @@ import numpy as np
 
 from ssl_seg.data.facts import Appearance, CaseFacts, format_size
 from ssl_seg.data.findings import Finding
+from ssl_seg.data.grids import SPACING_TOLERANCE
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.tiles import FEWEST, describe_limit
 
@@ -35,7 +36,6 @@ BLACK = 0.9
 """Share of voxels with the smallest value; at most 0.688 in the same micrographs, as dark backgrounds are common."""
 
 SIZE_FACTOR = 4
-SPACING_TOLERANCE = 0.01
 
 FEW_GROUPS = 10
 """Of fewer groups, a validation and a test list of 15 and 20 % get two or three."""
@@ -102,6 +102,17 @@ def check_spacing(facts: Facts) -> Iterator[Finding]:
                 f"train with --set 'data.resample_to=[{median}]'"
             )
             yield Finding("mixed_spacing", "info", message)
+
+
+def check_doubts(facts: Facts) -> Iterator[Finding]:
+    """Image and mask are paired voxel by voxel, whatever formats that are often wrong about it say of their places."""
+    doubts = {i: f.doubt for i, f in facts.items() if f.doubt is not None}
+    if doubts:
+        message = (
+            f"{len(doubts)} mask(s) may not lie on their image, and are paired with it voxel by voxel: "
+            f"{next(iter(doubts.values()))}. Look at them (`ssl-seg data audit --figure`); correct the headers."
+        )
+        yield Finding("grid_doubt", "warn", message, tuple(doubts))
 
 
 def check_constant_images(facts: Facts) -> Iterator[Finding]:

@@ -135,4 +135,5 @@ def check_facts(
     yield from checks.check_dtypes(facts)
     yield from checks.check_sizes(facts)
     yield from checks.check_spacing(facts)
+    yield from checks.check_doubts(facts)
     yield from checks.check_groups(listing.cases)

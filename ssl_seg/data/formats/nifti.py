@@ -159,6 +159,12 @@ def write_nifti(path: Path, array: NDArray[np.generic], geometry: Geometry | Non
             image.to_stream(packed)
 
 
+def is_read_as_stored(geometry: Geometry) -> bool:
+    """Return whether the axes are those of the file, in reverse order, and none is flipped."""
+    layout = parse_header(geometry.header or b"").layout
+    return not layout.flips and list(layout.spatial) == sorted(layout.spatial, reverse=True)
+
+
 def undo_orientation(array: NDArray[np.generic], geometry: Geometry | None) -> NDArray[np.generic]:
     """Return (*S) in the order in which the file that ``geometry`` is from stores it."""
     if geometry is None or geometry.header is None:
