@@ -480,11 +480,18 @@ def save_ome(path: Path, array: np.ndarray, axes: str, version: str, scale: list
     return str(path)
 
 
+def place(spacing: tuple[float, ...], origin: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Geometry:
+    """Return the geometry of a volume with this spacing and origin, both (z, y, x)."""
+    affine = np.diag([*spacing[::-1], 1.0])
+    affine[:3, 3] = origin[::-1]
+    return Geometry(spacing, tuple(tuple(row) for row in affine.tolist()))
+
+
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_ome_zarr(tmp_path: Path, version: str) -> None:
     location = save_ome(tmp_path / "x.ome.zarr", PAIR[None], "tczyx", version, [1, 1, 3.0, 0.5, 0.25])
     np.testing.assert_array_equal(read_image(location), PAIR)
-    assert read_geometry(location) == Geometry((3.0, 0.5, 0.25))
+    assert read_geometry(location) == place((3.0, 0.5, 0.25))
     assert open_image(location).by_box
     box = (slice(1, 3), slice(0, 4), slice(5, 6))
     np.testing.assert_array_equal(open_image(location).read(box), PAIR[(slice(None), *box)])
@@ -506,13 +513,17 @@ def test_scales_of_an_ome_image_and_of_its_level_are_multiplied(tmp_path: Path) 
         dict(group.attrs["multiscales"][0], coordinateTransformations=[{"type": "scale", "scale": [3, 0.5, 0.25]}])
     ]
     group.attrs["multiscales"] = scales
-    assert read_geometry(location) == Geometry((6.0, 0.5, 0.25))
+    assert read_geometry(location) == place((6.0, 0.5, 0.25))
+    scales[0]["datasets"][0]["coordinateTransformations"].append({"type": "translation", "translation": [1, 2, 3]})
+    scales[0]["coordinateTransformations"].append({"type": "translation", "translation": [10, 20, 30]})
+    group.attrs["multiscales"] = scales
+    assert read_geometry(location) == place((6.0, 0.5, 0.25), (13.0, 21.0, 30.75))
 
 
 def test_ome_axes_in_another_order(tmp_path: Path) -> None:
     location = save_ome(tmp_path / "x.zarr", STACK.T, "xyz", "0.4", [0.25, 0.5, 3.0])
     np.testing.assert_array_equal(read_image(location)[0], STACK)
-    assert read_geometry(location) == Geometry((3.0, 0.5, 0.25))
+    assert read_geometry(location) == place((3.0, 0.5, 0.25))
 
 
 def test_a_lone_zarr_array_needs_no_key(tmp_path: Path) -> None:

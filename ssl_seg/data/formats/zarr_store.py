@@ -8,9 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from math import prod
-from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +71,7 @@ def open_zarr(path: Path, key: str, reading: Reading) -> Stored:
 
 
 def read_zarr_geometry(path: Path, key: str, reading: Reading) -> Geometry | None:
-    """Return the spacing of an OME image, None for other arrays. No voxels are read.
+    """Return spacing and origin of an OME image, None for other arrays. No voxels are read.
 
     Raises:
         ValueError: or another error of zarr, if the folder is damaged or holds no image there.
@@ -102,12 +100,18 @@ def _read_ome(image: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Layout,
     if times > 1:
         raise ValueError(f"it holds {times} points in time; save each as an image of its own")
     layout = lay_out_axes(shape, axes)
-    transforms = [
-        *image.get("coordinateTransformations", ()),
-        *image["datasets"][0].get("coordinateTransformations", ()),
-    ]
-    scales = [np.asarray(t["scale"], np.float64) for t in transforms if t.get("type") == "scale"]
-    if not scales:
+    level = image["datasets"][0].get("coordinateTransformations", ())
+    scale, origin = np.ones(len(shape)), np.zeros(len(shape))
+    transforms = [*level, *image.get("coordinateTransformations", ())]  # applied one after the other
+    for transform in transforms:
+        if transform.get("type") == "scale":
+            factors = np.asarray(transform["scale"], np.float64)
+            scale, origin = scale * factors, origin * factors
+        elif transform.get("type") == "translation":
+            origin = origin + np.asarray(transform["translation"], np.float64)
+    if not any(t.get("type") == "scale" for t in transforms):
         return layout, None
-    scale = reduce(mul, scales)
-    return layout, make_geometry(tuple(scale[axis] for axis in layout.spatial))
+    spacing = tuple(scale[axis] for axis in layout.spatial)
+    affine = np.diag([*spacing[::-1], 1.0, 1.0][:4])
+    affine[: len(spacing), 3] = origin[list(layout.spatial)][::-1]
+    return layout, make_geometry(spacing, affine)
