@@ -18,7 +18,7 @@ from typing import Any
 from ssl_seg.data.layouts import LAYOUTS, find_listing
 from ssl_seg.data.layouts.files import walk_files
 from ssl_seg.data.layouts.nnunet import group_channels
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image, split_suffix
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
 from ssl_seg.errors import DataError
 from ssl_seg.rundir import append_jsonl, find_obstacle, read_jsonl
 
@@ -141,7 +141,8 @@ def check_places(source: Path, output: Path) -> None:
     if not os.access(source, os.R_OK):
         raise DataError(f"{source} cannot be read: permission denied")
     if not is_image(source) and not source.is_dir():
-        raise DataError(f"{source} is no image: known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}")
+        advice = advise_conversion([source.name])
+        raise DataError(f"{source} is no image: known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}.{advice}")
     if output.exists() and output.resolve() in {source.resolve(), (source / "images").resolve()}:
         raise DataError(f"{output}: masks would be written among the images of {source}: choose another output")
     several = not is_image(source)
@@ -175,7 +176,8 @@ def plan_jobs(source: Path, output: Path, ndim: int, layout: str, suffixes: Iter
     else:
         images = _find_images(source, output, layout)
         if not images:
-            raise DataError(f"{source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            advice = advise_conversion(path.name for path in walk_files(source))
+            raise DataError(f"{source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).{advice}")
         masks = [output / _mask_name(name, files[0], ndim) for name, files in images]
         jobs = [
             Job(files, mask, _probability_paths(mask, suffixes)) for (_, files), mask in zip(images, masks, strict=True)

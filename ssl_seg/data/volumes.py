@@ -17,7 +17,7 @@ zero means white.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -42,6 +42,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "Geometry",
     "Stored",
+    "advise_conversion",
     "is_image",
     "list_arrays",
     "open_image",
@@ -57,6 +58,9 @@ __all__ = [
 
 IMAGE_SUFFIXES = tuple(FORMATS)
 """Suffixes of files (Zarr: folders) that are taken for images, in lower case."""
+
+_CONVERTIBLE = (".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img")
+"""Suffixes of volumes that are not read."""
 
 _IMAGE_KEYS = ("image",)
 _MASK_KEYS = ("label", "mask")
@@ -74,6 +78,18 @@ def is_image(path: Path) -> bool:
     """Return whether ``path`` is taken for an image: by its suffix, and a Zarr store by being a folder as well."""
     suffix = split_suffix(path.name)[1]
     return suffix != "" and (not FORMATS[suffix].is_folder or path.is_dir())
+
+
+def advise_conversion(names: Iterable[str]) -> str:
+    """Return a sentence, behind a space, on how to convert the volumes among files that are not read; "" for none."""
+    known = sorted({s for name in names for s in _CONVERTIBLE if name.lower().removesuffix(".gz").endswith(s)})
+    if not known:
+        return ""
+    by_nibabel = known[0] in (".hdr", ".img", ".mgh", ".mgz")
+    call = (
+        "nibabel.save(nibabel.load(old), new)" if by_nibabel else "SimpleITK.WriteImage(SimpleITK.ReadImage(old), new)"
+    )
+    return f" Convert {' and '.join(known)} to .nii.gz, which keeps where voxels lie: {call}."
 
 
 def takes_axes(location: str) -> bool:
@@ -293,7 +309,8 @@ def _check_start(path: Path) -> Format:
     """Return the format; refuse what is no file (Zarr: no folder), empty, or not of the kind that its suffix says."""
     suffix = split_suffix(path.name)[1]
     if not suffix:
-        raise DataError(f"{path}: unknown suffix '{path.suffix}'. Known are {', '.join(IMAGE_SUFFIXES)}.")
+        advice = advise_conversion([path.name])
+        raise DataError(f"{path}: unknown suffix '{path.suffix}'. Known are {', '.join(IMAGE_SUFFIXES)}.{advice}")
     kind = FORMATS[suffix]
     if kind.is_folder and path.exists():
         if not path.is_dir():

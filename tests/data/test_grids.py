@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from test_frames import OBLIQUE, ORIENTATIONS, STACK, WORLD, save, turn
 
@@ -18,6 +19,7 @@ from ssl_seg.data.sampling import crop
 from ssl_seg.data.store import CaseStore, cut_unit
 from ssl_seg.data.volumes import Geometry, open_image, read_geometry, write_mask
 from ssl_seg.errors import DataError
+from ssl_seg.mask_files import check_places, plan_jobs
 
 LPS = np.array([[0, -1], [1, -1], [2, 1]])
 MASK = (STACK > 600).astype(np.uint8)
@@ -200,6 +202,39 @@ def test_channels_follow_their_affines(tmp_path: Path) -> None:
     second = save(tmp_path / "a_0001.nii.gz", STACK.T, shift(WORLD, (0, 1, 0)))
     with pytest.raises(GridMismatchError, match="a_0001"):
         open_image(first, second)
+
+
+def test_volumes_that_are_not_read_are_named_with_what_to_do(tmp_path: Path) -> None:
+    save_cases(tmp_path / "data")
+    for name in ("a.nrrd", "b.mha"):
+        (tmp_path / "data" / "masks" / name).write_bytes(b"NRRD0004")
+    assert any("Convert .mha and .nrrd to .nii.gz" in note for note in open_catalog(str(tmp_path / "data")).notes)
+    with pytest.raises(DataError, match=r"Convert \.nrrd to \.nii\.gz.*SimpleITK"):
+        open_image(str(tmp_path / "data" / "masks" / "a.nrrd"))
+    with pytest.raises(DataError, match=r"Convert \.mha to"):
+        check_places(tmp_path / "data" / "masks" / "b.mha", tmp_path / "out")
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "brain.mgz").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"Convert \.mgz to \.nii\.gz.*nibabel"):
+        plan_jobs(tmp_path / "scans", tmp_path / "out", 3, "auto")
+    with pytest.raises(DataError) as error:
+        open_image(str(tmp_path / "notes.txt"))
+    assert "Convert" not in str(error.value)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_translation_of_ome_zarr_is_compared(tmp_path: Path, moved: bool) -> None:
+    geometries = []
+    for name, x in (("image", 0.0), ("mask", 0.5 * moved)):
+        group = zarr.open_group(str(tmp_path / f"{name}.zarr"), mode="w", zarr_format=2)
+        group.create_array("0", data=STACK)
+        place = [{"type": "scale", "scale": [2.5, 0.75, 0.5]}, {"type": "translation", "translation": [0, 0, x]}]
+        level = {"path": "0", "coordinateTransformations": place}
+        group.attrs["multiscales"] = [{"axes": [{"name": a} for a in "zyx"], "datasets": [level]}]
+        geometries.append(read_geometry(str(tmp_path / f"{name}.zarr")))
+    doubt = compare_grids("mask", geometries[1], "image", geometries[0], STACK.shape)
+    assert bool(doubt) == moved
+    assert not doubt or "origin 0.5, 0, 0 against 0, 0, 0" in doubt
 
 
 def test_doubts_are_said_once(tmp_path: Path) -> None:

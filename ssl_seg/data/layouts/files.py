@@ -12,7 +12,7 @@ from unicodedata import normalize
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.names import match_names
-from ssl_seg.data.volumes import is_image, split_suffix
+from ssl_seg.data.volumes import advise_conversion, is_image, split_suffix
 from ssl_seg.errors import DataError, name_examples
 
 _SYSTEM_FOLDERS = ("@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found")
@@ -174,6 +174,8 @@ def note_others(others: tuple[str, ...]) -> tuple[str, ...]:
     kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in others)
     shown = ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common(3))
     note = f"{len(others)} file(s) are no images that can be read and are not used ({shown}; {name_examples(others)})"
+    if advice := advise_conversion(others):
+        note += f".{advice.rstrip('.')}"
     return (note,) if others else ()
 
 

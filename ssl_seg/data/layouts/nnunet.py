@@ -24,7 +24,7 @@ from ssl_seg.data.layouts.files import (
     walk_files,
 )
 from ssl_seg.data.layouts.listing import Case, Listing
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image, split_suffix
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
 from ssl_seg.errors import DataError, name_examples
 
 _COLOR_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -154,7 +154,10 @@ def _read_description(path: Path) -> _Description:
         )
     ending = content.get("file_ending", ".nii.gz")
     if not isinstance(ending, str) or ending.lower() not in IMAGE_SUFFIXES:
-        raise DataError(f"{path}: file_ending {ending!r} cannot be read. Known are {', '.join(IMAGE_SUFFIXES)}.")
+        advice = advise_conversion([str(ending)])
+        raise DataError(
+            f"{path}: file_ending {ending!r} cannot be read. Known are {', '.join(IMAGE_SUFFIXES)}.{advice}"
+        )
     channels = content.get("channel_names", content.get("modality"))
     if not isinstance(channels, dict) or not channels:
         raise DataError(f"{path}: channel_names must map channel numbers to names, found {channels!r}.")
