@@ -19,7 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-data_app = typer.Typer(help="Audit data sets and batches; make synthetic ones.", no_args_is_help=True)
+data_app = typer.Typer(help="Audit data sets and batches; import labels; make synthetic sets.", no_args_is_help=True)
 split_app = typer.Typer(help="Make and check splits: labeled fractions, validation, sealed test.", no_args_is_help=True)
 config_app = typer.Typer(help="Show and check configurations.", no_args_is_help=True)
 
@@ -41,6 +41,7 @@ app.command("losses")(inspect.losses)
 data_app.command("audit")(audit.data_audit)
 data_app.command("batches")(batches.data_batches)
 data_app.command("layouts")(inspect.data_layouts)
+data_app.command("import")(commands.import_labels)
 data_app.command("synthetic")(commands.make_synthetic)
 split_app.command("make")(splits.split_make)
 split_app.command("check")(check_used("split check", splits.split_check))

@@ -1,4 +1,4 @@
-"""``ssl-seg evaluate | predict | data synthetic``."""
+"""``ssl-seg evaluate | predict | data import | data synthetic``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ssl_seg.cli.console import TerminalConsole, announce, show
 from ssl_seg.cli.data_settings import ACCELERATOR, CASE_NAMES, SET, Accelerator, read_data_settings
 from ssl_seg.cli.numbers import FROM_0_TO_0_9, POSITIVE, PROBABILITY, number, parse_numbers
 from ssl_seg.cli.places import check_data, check_figure
+from ssl_seg.errors import quote
 
 Net = Literal["student", "teacher"]
 MOST = 10**6
@@ -178,6 +179,30 @@ def predict(
         show(f"continue with: {shlex.join(['ssl-seg', *words])}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     show(f"wrote {len(masks)} mask(s) to {output}")
+
+
+def import_labels(
+    source: Annotated[
+        Path, typer.Argument(help="COCO JSON, CSV of run lengths, or a folder with labels.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images.", show_default="SOURCE, or beside it")
+    ] = None,
+    instances: Annotated[
+        bool, typer.Option("--instances", help="Number the objects of each image; their classes are not kept.")
+    ] = False,
+    by_rows: Annotated[
+        bool, typer.Option("--by-rows", help="Runs of a CSV go along the rows, not down the columns.")
+    ] = False,
+) -> None:
+    """Make a folder of images and masks of COCO, labelme, YOLO outlines, run lengths (CSV) or DICOM series."""
+    from ssl_seg.data.imports import import_labels as run_import
+
+    announce(f"reading {source}")
+    for note in run_import(source, out, images=images, instances=instances, by_rows=by_rows):
+        show(note)
+    show(f"wrote {out}; next: ssl-seg data audit {quote(out)}")
 
 
 def make_synthetic(

@@ -13,6 +13,7 @@ from ssl_seg.data.audit.summary import summarize
 from ssl_seg.data.catalog import Track, find_cases, pass_through, scan_cases, settle_labels
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
+from ssl_seg.data.layouts import LABELS
 from ssl_seg.data.layouts.listing import Listing
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.tiles import plan_tiles
@@ -124,7 +125,8 @@ def check_facts(
     yield from labels.check_unexpected_values(masks, declared)
     yield from labels.check_many_classes(masks, declared)
     yield from labels.check_class_presence(masks, labels.find_label_values(masks, declared))
-    yield from checks.check_missing_masks(listing.cases)
+    if not any(finding.code == LABELS for finding in listing.findings):
+        yield from checks.check_missing_masks(listing.cases)
     yield from checks.check_empty_masks(facts)
     yield from checks.check_full_masks(facts)
     yield from checks.check_tiny_foreground(facts)

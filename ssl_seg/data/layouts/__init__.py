@@ -5,18 +5,22 @@ No image is decoded here. A new layout is a module with ``recognize`` and ``find
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts import folders, hdf5, manifest, nnunet
 from ssl_seg.data.layouts.groups import read_groups
-from ssl_seg.data.layouts.listing import Case, Listing
+from ssl_seg.data.layouts.listing import CLASSES_FILE, Case, Listing
 from ssl_seg.data.layouts.names import role_of
 from ssl_seg.errors import ConfigError, DataError, did_you_mean
 
 __all__ = ["AUTO", "LAYOUTS", "Case", "Layout", "Listing", "find_listing"]
 
+LABELS = "labels_to_import"
+"""Code of the finding that there are labels which are no mask images."""
 AUTO = "auto"
 """Name that stands for the first layout that is recognized."""
 
@@ -93,9 +97,38 @@ def find_listing(root: Path, layout: str = AUTO, groups: Path | None = None) -> 
     elif root.is_file() and layout != "manifest":
         raise DataError(f"{root} is a file, expected a folder. Only the layout manifest is a file.")
     if not layout:
-        raise _nothing_recognized(root)
-    listing = LAYOUTS[layout].find(root)
-    return _with_groups(listing, root if root.is_dir() else root.parent, groups)
+        raise _name_labels(root) or _nothing_recognized(root)
+    try:
+        listing = LAYOUTS[layout].find(root)
+    except DataError as error:
+        raise _name_labels(root) or error from None
+    folder = root if root.is_dir() else root.parent
+    if not any(case.mask for case in listing.cases) and (unread := _name_labels(root)):
+        listing = replace(listing, findings=(*listing.findings, Finding(LABELS, "fault", str(unread))))
+    return _with_groups(_with_classes(listing, folder), folder, groups)
+
+
+def _name_labels(root: Path) -> DataError | None:
+    """Return what to do about labels that are no mask images, if there are any."""
+    from ssl_seg.data.imports import find_labels
+
+    found = find_labels(root)
+    return None if found is None else DataError(f"{root}: no image with a mask. {found.advice}")
+
+
+def _with_classes(listing: Listing, folder: Path) -> Listing:
+    """Return the listing with the mask values and names of ``CLASSES_FILE``, if there is one and it declares none."""
+    path = folder / CLASSES_FILE
+    if listing.label_values is not None or not path.is_file():
+        return listing
+    try:
+        names = {int(value): str(name) for value, name in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            f'{path}: must name mask values, as {{"0": "background", "1": "cell"}} does ({error}).'
+        ) from error
+    values = tuple(sorted(names))
+    return replace(listing, label_values=values, class_names=tuple(names[v] for v in values))
 
 
 def _with_groups(listing: Listing, folder: Path, groups: Path | None) -> Listing:

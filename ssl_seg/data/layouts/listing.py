@@ -12,6 +12,9 @@ from pathlib import PurePosixPath
 from ssl_seg.data.findings import Finding
 from ssl_seg.errors import DataError
 
+CLASSES_FILE = "classes.json"
+"""File of a data set with the name of each mask value, such as {"0": "background", "1": "cell"}."""
+
 Region = tuple[tuple[int, int], ...]
 """First voxel and the one behind the last, along each axis of *S."""
 

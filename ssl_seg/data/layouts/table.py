@@ -50,6 +50,7 @@ def _clean(columns: Collection[str]) -> tuple[str, ...]:
 
 
 def _read_csv(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    csv.field_size_limit(2**31 - 1)  # run lengths of a mask can take more than the usual 128 KB
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, skipinitialspace=True, strict=True)

@@ -1,0 +1,222 @@
+"""DICOM series as NIfTI volumes (X, Y, Z) with the affine of the scanner; images without a position as TIFF."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.data.formats.stored import import_optional, name_errors
+from ssl_seg.data.formats.tiff import write_tiff
+from ssl_seg.data.imports.files import link
+from ssl_seg.data.layouts.files import walk_files
+from ssl_seg.data.volumes import is_image
+from ssl_seg.errors import DataError, name_examples
+
+KIND = "DICOM"
+SUFFIXES = (".dcm", ".dicom", ".ima")
+_TOLERANCE = 0.01
+"""Share of the distance of slices, and of 1, that positions and directions may be off."""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A slice: where it lies, in mm to the left, back and head of the patient, and how its values are scaled."""
+
+    path: Path
+    number: int
+    size: tuple[int, int]
+    position: NDArray[np.float64] | None
+    directions: NDArray[np.float64]
+    spacing: NDArray[np.float64]
+    thickness: float
+    scale: tuple[float, float]
+
+
+class _UnusableError(Exception):
+    """Why a series is left out."""
+
+
+def recognize(path: Path) -> str | None:
+    """Return ``KIND`` for a DICOM file, by its suffix, or without one by its mark behind byte 128."""
+    if path.suffix.lower() in SUFFIXES:
+        return KIND
+    if path.suffix or path.name == "DICOMDIR" or not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            return KIND if file.read(132)[128:] == b"DICM" else None
+    except OSError:
+        return None
+
+
+def write_series(files: Sequence[Path], source: Path, out: Path) -> list[str]:
+    """Write each series to ``out/images`` and link the files of ``source/masks``, if any; return what to say.
+
+    Raises:
+        DataError: if a file is damaged, pydicom is missing, or no series can be converted.
+    """
+    pydicom = import_optional("pydicom", "dicom", str(files[0]))
+    series: dict[str, list[tuple[Path, Any]]] = {}
+    for path in files:
+        with name_errors(str(path)):
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
+    base = source if source.is_dir() else source.parent
+    written, left_out = 0, []
+    for name, members in _name_series(series.values(), base):
+        try:
+            written += _write_one(pydicom, members, out / "images" / name)
+        except _UnusableError as error:
+            left_out.append(f"{members[0][0].parent} series {members[0][1].get('SeriesNumber', '?')}: {error}")
+    if not written:
+        raise DataError(f"{source}: none of {len(series)} DICOM series can be converted: {name_examples(left_out)}.")
+    masks = [path for path in walk_files(base / "masks") if is_image(path)]
+    for path in masks:
+        link(path, out / "masks" / path.relative_to(base / "masks"))
+    return [
+        f"{written} image(s) of {len(series)} DICOM series, {len(masks)} mask file(s) taken along",
+        *([f"{len(left_out)} series are left out: {name_examples(left_out)}"] * bool(left_out)),
+    ]
+
+
+def _name_series(
+    series: Iterable[list[tuple[Path, Any]]], base: Path
+) -> list[tuple[PurePosixPath, list[tuple[Path, Any]]]]:
+    """Return a name for each series: its folder below what all have in common, its number where others lie there."""
+    series = list(series)
+    folders = [PurePosixPath(members[0][0].parent.relative_to(base).as_posix()) for members in series]
+    common = os.path.commonpath([folder.parent for folder in folders])
+    names: list[PurePosixPath] = []
+    for folder, members in zip(folders, series, strict=True):
+        name = folder.relative_to(common) if folder.name else PurePosixPath(base.resolve().name)
+        if folders.count(folder) > 1:
+            name = name.with_name(f"{name.name}_{members[0][1].get('SeriesNumber', 0)}")
+        if name in names:
+            name = name.with_name(f"{name.name}_{len(names)}")
+        names.append(name)
+    return list(zip(names, series, strict=True))
+
+
+def _write_one(pydicom: Any, members: Sequence[tuple[Path, Any]], place: Path) -> int:
+    """Write a series as one volume, or each of its images that have no position; return the number of files."""
+    header = members[0][1]
+    if header.get("Modality") in ("SEG", "RTSTRUCT", "SR", "PR", "KO") or "Rows" not in header:
+        raise _UnusableError(
+            f"it is of the kind {header.get('Modality')}, not images (segmentations are not converted)"
+        )
+    if header.get("SamplesPerPixel", 1) != 1:
+        raise _UnusableError("it is in color")
+    frames = [frame for path, own in members for frame in _list_frames(path, own)]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if any(frame.position is None for frame in frames):
+        if len(frames) > len(members):
+            raise _UnusableError("its frames have no positions: a film, not a volume")
+        for frame in frames:
+            name = f"{place.name}_{frame.path.stem}" if len(frames) > 1 else place.name
+            write_tiff(place.with_name(f"{name}.tif"), _read_values(pydicom, [frame])[0], compression="zlib")
+        return len(frames)
+    import nibabel
+
+    ordered, affine = _arrange(frames)
+    volume = np.stack(_read_values(pydicom, ordered)).transpose(2, 1, 0)
+    image = nibabel.Nifti1Image(volume, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    nibabel.save(image, place.with_name(f"{place.name}.nii.gz"))
+    return 1
+
+
+def _list_frames(path: Path, header: Any) -> list[_Frame]:
+    """Return the frames of a file; of several frames, what is said of each stands before what is said of all."""
+    own = header.get("PerFrameFunctionalGroupsSequence") or [None] * int(header.get("NumberOfFrames") or 1)
+    shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
+
+    def find(frame: Any, sequence: str, name: str, default: Any) -> Any:
+        for group in (frame, shared):
+            inner = group.get(sequence) if group is not None else None
+            if inner and inner[0].get(name) is not None:
+                return inner[0].get(name)
+        value = header.get(name)
+        return default if value is None else value
+
+    frames = []
+    with name_errors(str(path)):
+        for number, frame in enumerate(own):
+            position = find(frame, "PlanePositionSequence", "ImagePositionPatient", None)
+            scale = (
+                find(frame, "PixelValueTransformationSequence", f"Rescale{n}", d)
+                for n, d in (("Slope", 1), ("Intercept", 0))
+            )
+            frames.append(
+                _Frame(
+                    path=path,
+                    number=number,
+                    size=(int(header.Rows), int(header.Columns)),
+                    position=None if position is None else np.array(position, np.float64),
+                    directions=np.array(
+                        find(frame, "PlaneOrientationSequence", "ImageOrientationPatient", (1, 0, 0, 0, 1, 0)),
+                        np.float64,
+                    ).reshape(2, 3),
+                    spacing=np.array(find(frame, "PixelMeasuresSequence", "PixelSpacing", (1, 1)), np.float64),
+                    thickness=float(find(frame, "PixelMeasuresSequence", "SliceThickness", 1) or 1),
+                    scale=(float(next(scale)), float(next(scale))),
+                )
+            )
+    return frames
+
+
+def _arrange(frames: Sequence[_Frame]) -> tuple[list[_Frame], NDArray[np.float64]]:
+    """Return the slices along their normal, and the affine from (column, row, slice) to RAS."""
+    first = frames[0]
+    for frame in frames:
+        if frame.size != first.size or not np.allclose(frame.spacing, first.spacing, rtol=_TOLERANCE):
+            raise _UnusableError("its slices differ in size")
+        if not np.allclose(frame.directions, first.directions, atol=_TOLERANCE):
+            raise _UnusableError("its slices differ in direction")
+    normal = np.cross(*first.directions)
+    ordered = sorted(frames, key=lambda frame: float(np.dot(np.asarray(frame.position), normal)))
+    positions = np.array([frame.position for frame in ordered])
+    step = normal * first.thickness
+    if len(ordered) > 1:
+        step = (positions[-1] - positions[0]) / (len(ordered) - 1)
+        steps = np.diff(positions, axis=0)
+        distance = float(np.median(steps @ normal))
+        if distance <= 0 or float((steps @ normal).min()) < _TOLERANCE * distance:
+            raise _UnusableError("several slices lie in one place: times, echoes or phases of one scan")
+        if np.abs(steps @ normal - distance).max() > _TOLERANCE * distance:
+            raise _UnusableError(
+                f"its slices are not evenly spaced ({float((steps @ normal).min()):.4g} .. "
+                f"{float((steps @ normal).max()):.4g} mm): are slices missing?"
+            )
+        if np.linalg.norm(step - normal * (step @ normal)) > _TOLERANCE * distance:
+            raise _UnusableError("its slices are shifted against each other (a tilted gantry)")
+    affine = np.eye(4)
+    affine[:3, 0] = first.directions[0] * first.spacing[1]
+    affine[:3, 1] = first.directions[1] * first.spacing[0]
+    affine[:3, 2], affine[:3, 3] = step, positions[0]
+    return ordered, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _read_values(pydicom: Any, frames: Sequence[_Frame]) -> list[NDArray[Any]]:
+    """Return the slices (row, column) in the values of the scanner, of one dtype: whole numbers where they are."""
+    stored: dict[Path, NDArray[Any]] = {}
+    for path in dict.fromkeys(frame.path for frame in frames):
+        with name_errors(str(path)):
+            data = pydicom.dcmread(path)
+            pixels = data.pixel_array
+            if data.get("PhotometricInterpretation") == "MONOCHROME1" and pixels.dtype.kind == "u":
+                pixels = 2 ** int(data.BitsStored) - 1 - pixels  # zero means white
+            stored[path] = pixels.reshape(-1, *pixels.shape[-2:])
+    whole = all(number.is_integer() for frame in frames for number in frame.scale)
+    kind = np.int64 if whole else np.float64
+    values = [stored[f.path][f.number].astype(kind) * kind(f.scale[0]) + kind(f.scale[1]) for f in frames]
+    low, high = min(int(v.min()) for v in values), max(int(v.max()) for v in values)
+    fitting = np.int16 if low >= -(2**15) and high < 2**15 else np.int32
+    return [value.astype(fitting if whole else np.float32) for value in values]
