@@ -17,9 +17,9 @@ zero means white.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -64,6 +64,9 @@ _CONVERTIBLE = (".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img"
 
 _IMAGE_KEYS = ("image",)
 _MASK_KEYS = ("label", "mask")
+
+_LISTED = 64
+"""Files whose arrays are remembered."""
 
 
 def split_suffix(name: str) -> tuple[str, str]:
@@ -128,6 +131,7 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
         by_box=all(part.by_box for part in parts),
         location=first.location,
         fetch=partial(_read_channels, tuple(parts)),
+        chunk_rows=max(part.chunk_rows for part in parts),
     )
 
 
@@ -197,11 +201,7 @@ def list_arrays(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: if the file is missing, damaged, or of an unknown kind.
     """
-    kind = _check_start(path)
-    if kind.list_arrays is None:
-        return ()
-    with name_errors(str(path)):
-        return kind.list_arrays(path)
+    return tuple(_list_arrays(path, _check_start(path)))
 
 
 def write_mask(path: Path, mask: NDArray[np.integer[Any]], geometry: Geometry | None = None) -> None:
@@ -281,27 +281,45 @@ def _resolve(location: str, default_keys: Sequence[str]) -> tuple[Path, str, For
         if key:
             raise DataError(f"{location}: a {kind.name} file holds one image. Name it without '::{key}'.")
         return path, "", kind
-    return path, _choose_key(path, key.strip("/"), list_arrays(path), default_keys), kind
+    key = key.strip("/")
+    if key and kind.is_folder and (path / key).is_dir():  # an array of a Zarr store, or an OME image in it
+        return path, key, kind
+    return path, _choose_key(path, key, _list_arrays(path, kind), default_keys), kind
 
 
-def _choose_key(path: Path, wanted: str, names: Sequence[str], default_keys: Sequence[str]) -> str:
+def _list_arrays(path: Path, kind: Format) -> Mapping[str, None]:
+    """Return the names of the arrays of a file; those of a file that has not changed are listed once."""
+    if kind.list_arrays is None:
+        return {}
+    with name_errors(str(path)):
+        if kind.is_folder:  # whose time says nothing about what lies deeper
+            return dict.fromkeys(kind.list_arrays(path))
+        state = path.stat()
+        return _list_file(path, kind.list_arrays, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=_LISTED)
+def _list_file(path: Path, list_arrays: Callable[[Path], tuple[str, ...]], *_state: int) -> Mapping[str, None]:
+    return dict.fromkeys(list_arrays(path))
+
+
+def _choose_key(path: Path, wanted: str, names: Mapping[str, None], default_keys: Sequence[str]) -> str:
     """Return the key wanted, else the first default there is, else the only array; "" for a lone array of Zarr."""
-    is_folder = path.is_dir()
     if wanted:
-        if wanted in names or (is_folder and (path / wanted).is_dir()):  # a folder in a Zarr store can be an OME image
+        if wanted in names:
             return wanted
         held = f"It holds {_shorten(names)}" if names else "It holds no array of numbers with two axes or more"
         raise DataError(f"{path} has no array '{wanted}'{did_you_mean(wanted, names)}. {held}.")
     found = [key for key in default_keys if key in names] or (list(names) if len(names) == 1 else [])
     if found:
         return found[0]
-    if is_folder and not names:
+    if path.is_dir() and not names:
         return ""
     held = f"the arrays {_shorten(names)}" if names else "no array of numbers with two axes or more"
     raise DataError(f"{path} holds {held}, and none named {' or '.join(default_keys)}. Name one as {path}::KEY.")
 
 
-def _shorten(names: Sequence[str]) -> str:
+def _shorten(names: Collection[str]) -> str:
     return name_examples(names, 8)
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -18,13 +23,15 @@ from test_splits import add_images, make_catalog, spread
 
 from ssl_seg.cli import audit_pictures
 from ssl_seg.data import catalog as catalog_module
+from ssl_seg.data import volumes as volumes_module
 from ssl_seg.data.audit import doctor, labels, summary
 from ssl_seg.data.audit.labels import MANY_CLASSES
 from ssl_seg.data.blocks import Block, iterate_blocks
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.facts import read_facts
 from ssl_seg.data.findings import SHOWN_CASES, Finding, describe_finding
-from ssl_seg.data.formats import nifti, zarr_store
+from ssl_seg.data.formats import FORMATS, nifti, numpy_files, zarr_store
+from ssl_seg.data.formats import stored as stored_module
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.loader import LABELED_STREAM, MIX_STREAM, PROBE_STREAM, SIZE_STREAM, TILE_STREAM, UNLABELED_STREAM
@@ -149,6 +156,102 @@ def test_blocks_hold_as_many_rows_as_fit(tmp_path: Path, rows: int, extra: int) 
     step = 3 if extra < 0 else 4
     assert [(b.start, len(b.voxels)) for b in found] == [(s, min(step, rows - s)) for s in range(0, rows, step)]
     np.testing.assert_array_equal(np.concatenate([b.voxels for b in found]), image)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".zarr", ".npy"])
+@pytest.mark.parametrize("chunk", around(4))
+@pytest.mark.parametrize("fit", [1, 2, 3, 4, 5, 8, 99])
+def test_chunks_are_read_in_as_few_reads_as_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, chunk: int, fit: int
+) -> None:
+    """Blocks of 4 rows; chunks of fewer, as many, and more; reads of ``fit`` rows at most. NPY: Fortran order."""
+    rows = chunk if suffix == ".npy" else 26  # the whole depth lies side by side
+    image = RNG.integers(0, 900, (rows, 6, 7)).astype(np.uint16)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("image", data=image, chunks=(chunk, 3, 7))
+    elif suffix == ".zarr":
+        zarr.create_array(str(path), data=image, chunks=(chunk, 3, 7))
+    else:
+        np.save(path, np.asfortranarray(image))
+    monkeypatch.setattr("ssl_seg.data.blocks.SLAB_BYTES", fit * ROW)
+    stored = open_image(str(path))
+    read: list[tuple[int, int]] = []
+
+    def fetch(box: tuple[slice, ...]) -> NDArray[np.generic]:
+        read.append((box[0].start, box[0].stop))
+        return stored.fetch(box)
+
+    found = list(iterate_blocks(replace(stored, fetch=fetch), 4 * ROW))
+    np.testing.assert_array_equal(np.concatenate([b.voxels for b in found]), image)
+    assert all(len(b.voxels) <= 4 for b in found)
+    assert [row for start, stop in read for row in range(start, stop)] == list(range(rows))
+    assert max(stop - start for start, stop in read) <= max(4, fit)
+    of_chunk = Counter(number for start, stop in read for number in range(start // chunk, -(-stop // chunk)))
+    assert max(of_chunk.values()) == (1 if chunk <= 4 else -(-min(chunk, rows) // max(4, fit)))
+
+
+@pytest.mark.parametrize("rows", around(stored_module._TILE))
+@pytest.mark.parametrize("columns", [1, *around(stored_module._TILE)[:4]])
+def test_other_orders_are_copied_by_tiles(tmp_path: Path, rows: int, columns: int) -> None:
+    image = RNG.integers(0, 900, (3, rows, columns)).astype(np.uint16)
+    for name, array in (("c", image), ("f", np.asfortranarray(image)), ("plane", np.asfortranarray(image[0]))):
+        np.save(tmp_path / f"{name}.npy", array)
+        found = open_image(str(tmp_path / f"{name}.npy")).read()
+        assert found.flags.c_contiguous
+        np.testing.assert_array_equal(found[0], array)
+
+
+@pytest.mark.parametrize("kind", [".h5", ".npz"])
+@pytest.mark.parametrize("files", around(3))
+def test_a_file_of_many_arrays_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, files: int
+) -> None:
+    """3 files are remembered: so many are listed once each, more of them in turn each time."""
+    for module, name in ((volumes_module, "_list_file"), (numpy_files, "_list_members")):
+        monkeypatch.setattr(module, name, lru_cache(maxsize=3)(getattr(module, name).__wrapped__))
+    listed: list[str] = []
+
+    def count(whole: Callable[..., Any]) -> Callable[..., Any]:
+        def listing(path: Path, **more: Any) -> Any:
+            listed.append(Path(path).name)
+            return whole(path, **more)
+
+        return listing
+
+    if kind == ".h5":
+        monkeypatch.setitem(FORMATS, kind, replace(FORMATS[kind], list_arrays=count(FORMATS[kind].list_arrays)))
+    else:
+        monkeypatch.setattr(zipfile, "ZipFile", count(zipfile.ZipFile))
+    images = RNG.integers(0, 255, (files, 30, 4, 5)).astype(np.uint8)
+    for number, arrays in enumerate(images):
+        path = tmp_path / f"f{number}{kind}"
+        if kind == ".h5":
+            with h5py.File(path, "w") as file:
+                for name, array in enumerate(arrays):
+                    file[f"group/a{name}"] = array
+        else:
+            np.savez(path, **{f"group/a{name}": array for name, array in enumerate(arrays)})
+    listed.clear()
+    for _ in range(2):
+        for number, arrays in enumerate(images):
+            for name, array in enumerate(arrays):
+                found = read_image(f"{tmp_path / f'f{number}'}{kind}::group/a{name}")
+                np.testing.assert_array_equal(found[0], array)
+    assert len(listed) == files * (1 if files <= 3 else 2)
+
+
+def test_a_file_that_was_written_anew_is_listed_anew(tmp_path: Path) -> None:
+    image = RNG.integers(0, 255, (4, 5)).astype(np.uint8)
+    for names in ("ab", "bcd", "a"):
+        np.savez(tmp_path / "x.npz", **{name: image + len(names) for name in names})
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            for name in names:
+                file[name] = image + len(names)
+        for suffix in (".npz", ".h5"):
+            assert list_arrays(tmp_path / f"x{suffix}") == tuple(names)
+            np.testing.assert_array_equal(read_image(f"{tmp_path / 'x'}{suffix}::{names[-1]}")[0], image + len(names))
 
 
 @pytest.mark.parametrize("rows", around(4))

@@ -125,7 +125,7 @@ def test_an_opened_image_can_be_pickled_and_holds_no_file(saved: dict[str, str],
     np.testing.assert_array_equal(stored[0].read()[0], STACK)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     if suffix in BY_BOX:
-        assert len(pickle.dumps(stored[0])) < STACK.nbytes
+        assert len(pickle.dumps(stored[0])) < 1.5 * STACK.nbytes  # with the voxels it would be more than twice
 
 
 def test_a_forked_process_can_read_what_was_opened_before(saved: dict[str, str]) -> None:

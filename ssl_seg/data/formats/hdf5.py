@@ -55,7 +55,7 @@ def open_hdf5(path: Path, key: str, reading: Reading) -> Stored:
         if not node.is_virtual:  # a virtual data set has its bytes in other files
             stored, largest = node.id.get_storage_size(), max(prod(shape), prod(chunks or ()))
             check_claim(largest * dtype.itemsize, stored, ANY_RATIO if chunks else 1)
-    return defer(f"{path}::{key}", _DataSet(path, key), lay_out_array(shape, reading), shape, dtype)
+    return defer(f"{path}::{key}", _DataSet(path, key), lay_out_array(shape, reading), shape, dtype, chunks=chunks)
 
 
 @contextmanager

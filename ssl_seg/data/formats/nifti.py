@@ -115,9 +115,9 @@ def open_nifti(path: Path) -> Stored:
     raw = RawVoxels(path, header.offset, header.dtype, header.shape, "F")
     raw.check()
     if header.scale is None:
-        return defer(str(path), raw, header.layout, header.shape, header.dtype, header.geometry)
+        return defer(str(path), raw, header.layout, header.shape, header.dtype, header.geometry, order="F")
     scaled = _Scaled(raw, *header.scale, _scaled_dtype(header))
-    return defer(str(path), scaled, header.layout, header.shape, scaled.dtype, header.geometry)
+    return defer(str(path), scaled, header.layout, header.shape, scaled.dtype, header.geometry, order="F")
 
 
 def read_nifti_geometry(path: Path) -> Geometry | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -13,6 +18,12 @@ from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import lay_out_array
 from ssl_seg.data.formats.stored import RawVoxels, Stored, defer, hold
 from ssl_seg.data.reading import Reading
+
+_LISTED = 64
+"""Archives whose members are remembered."""
+
+_LOCAL_HEADER = struct.Struct("<4s2xH18xHH")
+"""Before each member of an archive: magic, flags, and the lengths of name and extra field, which follow."""
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -27,13 +38,12 @@ def open_npy(path: Path, reading: Reading) -> Stored:
         shape, fortran, dtype = _read_header(file)
         raw = RawVoxels(path, file.tell(), dtype, shape, "F" if fortran else "C")
     raw.check()
-    return defer(str(path), raw, lay_out_array(shape, reading), shape, dtype)
+    return defer(str(path), raw, lay_out_array(shape, reading), shape, dtype, order=raw.order)
 
 
 def list_npz(path: Path) -> tuple[str, ...]:
     """Return the names of the arrays in an archive."""
-    with zipfile.ZipFile(path) as archive:
-        return tuple(sorted(name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")))
+    return tuple(sorted(name.removesuffix(".npy") for name in _read_members(path) if name.endswith(".npy")))
 
 
 def open_npz(path: Path, key: str, reading: Reading) -> Stored:
@@ -42,18 +52,45 @@ def open_npz(path: Path, key: str, reading: Reading) -> Stored:
     Raises:
         ValueError: or an error of the decoder, if the file is damaged, or its array is no image.
     """
-    with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo(f"{key}.npy")
-        check_claim(member.file_size, member.compress_size)
-        with archive.open(member) as file:
-            shape, _, dtype = _read_header(file)
-            check_length(file.tell() + prod(shape) * dtype.itemsize, member.file_size)
-        with archive.open(member) as file:
-            voxels = np.lib.format.read_array(file, allow_pickle=False)
+    member = _read_members(path)[f"{key}.npy"]
+    check_claim(member.file_size, member.compress_size)
+    with _open_member(path, member) as file:
+        shape, _, dtype = _read_header(file)
+        check_length(file.tell() + prod(shape) * dtype.itemsize, member.file_size)
+    with _open_member(path, member) as file:
+        voxels = np.lib.format.read_array(file, allow_pickle=False)
     return hold(f"{path}::{key}", voxels, lay_out_array(shape, reading))
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _read_members(path: Path) -> Mapping[str, zipfile.ZipInfo]:
+    state = path.stat()
+    return _list_members(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=_LISTED)
+def _list_members(path: Path, *_state: int) -> Mapping[str, zipfile.ZipInfo]:
+    """Return the members of an archive, which each ``ZipFile`` would list anew; ``_state`` says when it was written."""
+    with zipfile.ZipFile(path) as archive:
+        return {member.filename: member for member in archive.infolist()}
+
+
+@contextmanager
+def _open_member(path: Path, member: zipfile.ZipInfo) -> Iterator[zipfile.ZipExtFile]:
+    """Open a member where the list says that it is, as ``ZipFile.open`` does; its checksum is compared."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        start = file.read(_LOCAL_HEADER.size)
+        magic, flags, name_length, extra_length = _LOCAL_HEADER.unpack(start)
+        name = file.read(name_length)
+        wanted = member.orig_filename.encode("utf-8" if flags >> 11 & 1 else "cp437")
+        if magic != b"PK\x03\x04" or flags & 1 or name != wanted:
+            raise zipfile.BadZipFile(f"{member.filename} is not where the list says that it is, or is encrypted")
+        file.seek(extra_length, os.SEEK_CUR)
+        with zipfile.ZipExtFile(file, "r", member) as voxels:
+            yield voxels
+
+
+def _read_header(file: BinaryIO | zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return shape, whether the order is that of Fortran, and dtype."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:

@@ -59,7 +59,8 @@ def open_zarr(path: Path, key: str, reading: Reading) -> Stored:
     location = f"{path}::{key}" if key else str(path)
     node = _open_node(path, key)
     if hasattr(node, "shape"):
-        return defer(location, _Array(path, key), lay_out_array(node.shape, reading), node.shape, node.dtype)
+        layout = lay_out_array(node.shape, reading)
+        return defer(location, _Array(path, key), layout, node.shape, node.dtype, chunks=node.chunks)
     scales = _multiscales(node.attrs)
     if not scales:
         raise ValueError("it is a group without an OME image; name an array in it")
@@ -67,7 +68,7 @@ def open_zarr(path: Path, key: str, reading: Reading) -> Stored:
     level = node[name]
     layout, geometry = _read_ome(scales[0], level.shape)
     read = _Array(path, f"{key}/{name}" if key else name)
-    return defer(location, read, layout, level.shape, level.dtype, geometry)
+    return defer(location, read, layout, level.shape, level.dtype, geometry, chunks=level.chunks)
 
 
 def read_zarr_geometry(path: Path, key: str, reading: Reading) -> Geometry | None:
