@@ -187,7 +187,7 @@ def test_masks_beside_the_series_come_along(tmp_path: Path) -> None:
         nibabel.save(nibabel.Nifti1Image(mask, affine), tmp_path / "in" / "masks" / f"scan{n}.nii.gz")
     done = CliRunner().invoke(app.app, ["data", "import", str(tmp_path / "in"), str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert "2 image(s) of 2 DICOM series, 2 mask file(s) taken along" in done.output
+    assert "2 image(s) of 2 DICOM series\n2 mask file(s) taken along" in done.output
     assert len(open_catalog(str(tmp_path / "out")).labeled) == 2
 
 

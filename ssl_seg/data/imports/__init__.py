@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import numpy as np
 
 from ssl_seg.data.formats.stored import name_errors
 from ssl_seg.data.imports import dicom, outlines
-from ssl_seg.data.imports.files import link
 from ssl_seg.data.imports.outlines import Images, Labels, Shape
 from ssl_seg.data.imports.shapes import Size
 from ssl_seg.data.layouts.files import walk_files
@@ -106,7 +104,11 @@ def import_labels(
         if by_rows and found.kind != RUNS:
             raise DataError(f"{found.source}: --by-rows is for a table of run lengths; this holds {found.kind} labels.")
         if found.kind == dicom.KIND:
-            return dicom.write_series(found.files, source, folder)
+            base = source if source.is_dir() else source.parent
+            masks = [path for path in walk_files(base / "masks") if is_image(path)]
+            for path in masks:
+                _link(path, folder / "masks" / path.relative_to(base / "masks"))
+            return [*dicom.write_series(found.files, base, folder), f"{len(masks)} mask file(s) taken along"]
         index = Images(images or _folder_of_images(found.source))
         read = partial(outlines.read_runs, by_rows=True) if by_rows else READERS[found.kind]
         with name_errors(str(found.source)):
@@ -125,22 +127,15 @@ def _folder_of_images(source: Path) -> Path:
 @contextmanager
 def _make_folder(out: Path) -> Iterator[Path]:
     """Give a folder that becomes ``out`` when all is well, and leaves nothing behind otherwise."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    folder = out.with_name(f".{out.name}.{os.getpid()}")
     try:
+        folder.mkdir(parents=True)
         yield folder
-        folder.chmod(0o777 & ~_umask())
         folder.replace(out)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list[str]:
@@ -157,7 +152,7 @@ def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list
         if case_id in owners:
             raise DataError(f"{owners[case_id]} and {path} would both be the case {case_id}. Rename one of them.")
         owners[case_id] = path
-        link(path, out / "images" / name)
+        _link(path, out / "images" / name)
         if path in labels.shapes:
             shapes, size = labels.shapes[path], _size_of(path, labels.sizes.get(path))
             used |= {shape.label for shape in shapes}
@@ -207,3 +202,12 @@ def _paint(
         counts["hidden"] += len(set(np.unique(part[inside])) - {0, value})
         part[inside] = value
     return mask
+
+
+def _link(path: Path, place: Path) -> None:
+    """Make a hard link, or a copy where the file system has none."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path.resolve(), place)
+    except OSError:
+        (shutil.copytree if path.is_dir() else shutil.copy2)(path, place)

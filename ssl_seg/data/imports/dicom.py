@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.stored import import_optional, name_errors
 from ssl_seg.data.formats.tiff import write_tiff
-from ssl_seg.data.imports.files import link
-from ssl_seg.data.layouts.files import walk_files
-from ssl_seg.data.volumes import is_image
 from ssl_seg.errors import DataError, name_examples
 
 KIND = "DICOM"
@@ -55,8 +52,8 @@ def recognize(path: Path) -> str | None:
         return None
 
 
-def write_series(files: Sequence[Path], source: Path, out: Path) -> list[str]:
-    """Write each series to ``out/images`` and link the files of ``source/masks``, if any; return what to say.
+def write_series(files: Sequence[Path], base: Path, out: Path) -> list[str]:
+    """Write each series of the files below ``base`` to ``out/images``; return what to say.
 
     Raises:
         DataError: if a file is damaged, pydicom is missing, or no series can be converted.
@@ -67,7 +64,6 @@ def write_series(files: Sequence[Path], source: Path, out: Path) -> list[str]:
         with name_errors(str(path)):
             header = pydicom.dcmread(path, stop_before_pixels=True)
             series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
-    base = source if source.is_dir() else source.parent
     written, left_out = 0, []
     for name, members in _name_series(series.values(), base):
         try:
@@ -75,12 +71,9 @@ def write_series(files: Sequence[Path], source: Path, out: Path) -> list[str]:
         except _UnusableError as error:
             left_out.append(f"{members[0][0].parent} series {members[0][1].get('SeriesNumber', '?')}: {error}")
     if not written:
-        raise DataError(f"{source}: none of {len(series)} DICOM series can be converted: {name_examples(left_out)}.")
-    masks = [path for path in walk_files(base / "masks") if is_image(path)]
-    for path in masks:
-        link(path, out / "masks" / path.relative_to(base / "masks"))
+        raise DataError(f"{base}: none of {len(series)} DICOM series can be converted: {name_examples(left_out)}.")
     return [
-        f"{written} image(s) of {len(series)} DICOM series, {len(masks)} mask file(s) taken along",
+        f"{written} image(s) of {len(series)} DICOM series",
         *([f"{len(left_out)} series are left out: {name_examples(left_out)}"] * bool(left_out)),
     ]
 

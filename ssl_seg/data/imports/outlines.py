@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -153,7 +154,8 @@ def read_labelme(files: Sequence[Path], index: Images) -> Labels:
     left_out = 0
     for path in files:
         data = _read_json(path)
-        image = index.find(data.get("imagePath") or path.stem, str(path))
+        name = str(data.get("imagePath") or path.stem).replace("\\", "/")
+        image = index.find(os.path.normpath(path.parent / name), str(path))
         if image in shapes:
             raise DataError(f"{path}: another file holds labels of {image} too. Keep one of them.")
         shapes[image] = []
@@ -176,7 +178,8 @@ def read_labelme(files: Sequence[Path], index: Images) -> Labels:
 
 
 def _draw_labelme(kind: str, entry: Mapping[str, Any], where: str, size: Size) -> Patch:
-    points = list(entry.get("points") or ())
+    points = entry.get("points")
+    points = points if isinstance(points, list) else []
     if kind == "polygon":
         return fill_polygons([check_points(points, size, where)], size)
     opposite = points[len(points) // 2 :][:1]  # the second of two, or the third of the four corners
@@ -207,7 +210,7 @@ def read_yolo(files: Sequence[Path], index: Images) -> Labels:
     names = _read_yolo_names(index.folder)
     shapes: dict[Path, list[Shape]] = {}
     for path in files:
-        image = index.find("/".join([*path.parent.parts[-2:], path.stem]), str(path))
+        image = index.find(str(path.with_suffix("")), str(path))
         if image in shapes:
             raise DataError(f"{path}: another file holds labels of {image} too. Keep one of them.")
         shapes[image] = []
@@ -278,9 +281,12 @@ def _draw_runs(text: str, where: str, by_rows: bool, size: Size) -> Patch:
 def _has_runs(path: Path) -> bool:
     try:
         columns = read_columns(path)
+        runs = _choose(columns, _RUNS) if _choose(columns, _IDS) else ""
+        cells = [row.cells[runs] for row in read_table(path, {runs})[1]] if runs else []
     except DataError:
         return False
-    return bool(_choose(columns, _IDS) and _choose(columns, _RUNS))
+    words = next((cell.split() for cell in cells if cell.lower() not in _NOTHING), [])
+    return len(words) > 1 and all(word.isdigit() for word in words[:2])
 
 
 def _choose(columns: Sequence[str], known: Sequence[str]) -> str:
