@@ -72,6 +72,17 @@ def test_all_orientations_read_as_the_same_arrays(tmp_path: Path, suffix: str, a
         assert open_image(location).by_box == (suffix == ".nii")
 
 
+@pytest.mark.parametrize("angles", [(1, 0, 0), (0, -1, 0), (0, 0, 1), (1, 1, 0), (1, 1, 1)])
+def test_axes_halfway_between_those_of_the_world_read_alike(tmp_path: Path, angles: tuple[int, ...]) -> None:
+    rotation = nibabel.eulerangles.euler2mat(*(a * np.pi / 4 for a in angles))
+    affine = nibabel.affines.from_matvec(rotation @ WORLD[:3, :3], (3, -20.3, 7))
+    first: np.ndarray | None = None
+    for orientation in ORIENTATIONS:
+        image = read_image(save(tmp_path / "x.nii", *turn(STACK.T, affine, orientation)))
+        first = image if first is None else first
+        np.testing.assert_array_equal(image, first)
+
+
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_a_box_of_a_flipped_file_equals_the_box_of_the_whole(
