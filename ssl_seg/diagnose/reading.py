@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from ssl_seg.data.formats.stored import merge_equal_channels, name_errors
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.files import find_images
 from ssl_seg.data.reading import AS_STORED, Reading
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, open_image, open_mask, read_geometry, read_mask
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, open_image, read_geometry, read_mask
 from ssl_seg.diagnose.shapes import format_shape
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX, apply_label_map
@@ -158,11 +158,15 @@ def read_prediction(
         mask = read_mask(str(prediction.first), reading=meaning.reading)
         return np.asarray(meaning.to_target(mask) == 1), None
     if prediction.probs:
-        prob: NDArray[np.float32] = np.stack([_read_probability(path, 1.0, meaning) for path in prediction.probs]).sum(
-            axis=0
-        )
+        probs = {path: _read_probability(path, 1.0, meaning) for path in prediction.probs}
+        shape = next(iter(probs.values())).shape
+        for path, values in probs.items():
+            _compare_places(prediction.probs[0], shape, path, values.shape, meaning)
+        prob: NDArray[np.float32] = np.stack(list(probs.values())).sum(axis=0)
         if prediction.mask is not None:
-            return np.asarray(meaning.to_target(read_mask(str(prediction.mask), reading=meaning.reading)) == 1), prob
+            mask = read_mask(str(prediction.mask), reading=meaning.reading)
+            _compare_places(prediction.mask, mask.shape, prediction.probs[0], shape, meaning)
+            return np.asarray(meaning.to_target(mask) == 1), prob
     else:
         prob = _read_probability(prediction.first, RANGES[kind], meaning)
     return np.asarray(prob > 0.5), prob
@@ -176,15 +180,21 @@ def read_truth(
     Raises:
         DataError: for an unreadable mask, or another shape or grid than that of the prediction.
     """
-    mask = open_mask(str(path), reading=meaning.reading)
-    if mask.shape[1:] != shape:
+    mask = read_mask(str(path), reading=meaning.reading)
+    return meaning.to_target(mask), _compare_places(prediction, shape, path, mask.shape, meaning)
+
+
+def _compare_places(
+    prediction: Path, shape: tuple[int, ...], path: Path, other: tuple[int, ...], meaning: Meaning
+) -> str | None:
+    """Return the doubt whether two files lie on each other, if there is one; refuse what does not."""
+    if other != shape:
         raise DataError(
-            f"{prediction}: the prediction is {format_shape(shape)}, its mask {path} {format_shape(mask.shape[1:])}. "
-            "They must be of one size."
+            f"{prediction}: the prediction is {format_shape(shape)}, {path} {format_shape(other)}. They must be of one "
+            "size."
         )
-    geometry = read_geometry(str(prediction), reading=meaning.reading)
-    doubt = compare_grids(str(prediction), geometry, str(path), mask.geometry, shape)
-    return meaning.to_target(cast(NDArray[np.integer[Any]], mask.read()[0])), doubt
+    ours, theirs = (read_geometry(str(file), reading=meaning.reading) for file in (prediction, path))
+    return compare_grids(str(prediction), ours, str(path), theirs, shape)
 
 
 def _recognize_file(path: Path | None, reading: Reading) -> tuple[Kind, bool]:

@@ -263,7 +263,7 @@ def test_unusable_folders_are_named(tmp_path: Path) -> None:
         diagnose(predictions, tmp_path / "none")
     with pytest.raises(DataError, match=r"none of the 6 masks .* first prediction is 00.png, the first mask 00_gt.png"):
         diagnose(predictions, write_folder(tmp_path / "other", truth, suffix="_gt"))
-    with pytest.raises(DataError, match=r"p/\d+.png: the prediction is 48 x 48, its mask .*narrow.* 48 x 40"):
+    with pytest.raises(DataError, match=r"p/\d+.png: the prediction is 48 x 48, .*narrow.* 48 x 40"):
         diagnose(predictions, write_folder(tmp_path / "narrow", [m[:, :40] for m in truth]), seed=1)
 
 
@@ -294,3 +294,22 @@ def test_predictions_and_masks_are_compared_where_they_lie(tmp_path: Path) -> No
     assert diagnose(tmp_path / "p", tmp_path / "m").statistics["scores"]["f1"] == 1
     with pytest.raises(DataError, match="different grids"):
         diagnose(tmp_path / "p", tmp_path / "far")
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "said"),
+    [((8, 9, 10), np.diag([1.0, 1, 3, 1]), "different grids"), ((8, 9, 11), np.eye(4), "They must be of one size")],
+    ids=["grid", "size"],
+)
+@pytest.mark.parametrize("names", [("c", "c_prob"), ("c_prob1", "c_prob2")])
+def test_files_of_one_prediction_lie_on_each_other(
+    tmp_path: Path, shape: tuple[int, ...], affine: np.ndarray, said: str, names: tuple[str, str]
+) -> None:
+    half = np.full((8, 9, 10), 0.5, np.float32)
+    first = np.ones(half.shape, np.uint8) if names[0] == "c" else half
+    nibabel.save(nibabel.Nifti1Image(first, np.eye(4)), tmp_path / f"{names[0]}.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(half, np.eye(4)), tmp_path / f"{names[1]}.nii.gz")
+    diagnose(tmp_path)
+    nibabel.save(nibabel.Nifti1Image(np.full(shape, 0.5, np.float32), affine), tmp_path / f"{names[1]}.nii.gz")
+    with pytest.raises(DataError, match=said):
+        diagnose(tmp_path)
