@@ -11,6 +11,7 @@ import numpy as np
 
 from ssl_seg.configio import Layer, Nested, flatten, merge_layers, nest
 from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.ct import looks_like_ct, measure_window
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.networks import get_network_spec
@@ -66,6 +67,8 @@ def plan_run(
         Planned("data.label_values", list(catalog.label_values), f"values found in {len(catalog.labeled)} masks"),
         Planned("data.channels", catalog.channels, "channels of the images"),
         *_plan_layout(catalog),
+        *_plan_nodata(catalog),
+        *_plan_window(catalog, labeled, known),
         Planned(
             "data.patch_size",
             _fit_network(plan_patch_size(median, gpu=gpu), known.get("network.name")),
@@ -187,6 +190,21 @@ def _plan_layout(catalog: Catalog) -> list[Planned]:
     if catalog.ignore_value is not None:
         planned.append(Planned("data.ignore_value", catalog.ignore_value, f"declared by the {catalog.layout} layout"))
     return planned
+
+
+def _plan_nodata(catalog: Catalog) -> list[Planned]:
+    if catalog.reading.nodata is None:
+        return []
+    return [Planned("data.nodata", catalog.reading.nodata, "in many voxels, and far from all other values")]
+
+
+def _plan_window(catalog: Catalog, labeled: Sequence[str], known: Nested) -> list[Planned]:
+    """CT is clipped to its foreground: the statistics of a whole scan depend on how much air is in it."""
+    if "data.window" in known or not looks_like_ct(catalog.facts.values()):
+        return []
+    window = measure_window(catalog, labeled)
+    reason = "values like CT: 99 % of the labeled foreground is within; null normalizes each image by itself"
+    return [] if window is None else [Planned("data.window", list(window), reason)]
 
 
 def _times(size: Sequence[int]) -> str:

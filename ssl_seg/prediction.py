@@ -35,6 +35,9 @@ LEAST_SHARE = 0.01
 SHOWN_FAILURES = 20
 """Failed images of which the end of a call says why."""
 
+SHIFTED_CT = 1000
+"""An image without negative values that reaches this one may be CT with an offset: air at 0, water at 1000."""
+
 
 @dataclass(frozen=True)
 class PredictRequest:
@@ -113,12 +116,14 @@ def predict(
     for made in kept.values():
         shares.setdefault(made.shape, []).append(made.share)
     failures: list[Failure] = []
+    shifted: list[str] = []
     done = len(kept)
     planned = False
     try:
         for job in track(waiting, len(waiting)):
             try:
-                classes, probs = _predict_image(job, models[0], predictor, request)
+                image = _read(job.locations, models[0])
+                classes, probs = _predict_image(job, image, models[0], predictor, request)
                 if not planned:  # not before: a folder is not made for nothing
                     record.plan(waiting)
                     planned = True
@@ -126,6 +131,8 @@ def predict(
             except (SslSegError, MemoryError, RuntimeError, OSError) as error:
                 failures.append((job.locations[0], _describe_failure(job, error, request.output, done)))
                 continue
+            if data.window is not None and np.nanmin(image) >= 0 and np.nanmax(image) >= SHIFTED_CT:
+                shifted.append(job.locations[0])
             share = float((classes > 0).mean())
             record.finish(job, classes.shape, share)
             shares.setdefault(classes.shape, []).append(share)
@@ -133,6 +140,11 @@ def predict(
     except KeyboardInterrupt:
         note(_list_failures(f"interrupted: {done} of {len(jobs)} masks are in {request.output}", failures))
         raise
+    if shifted and data.window is not None:
+        note(
+            f"WARNING {len(shifted)} image(s) have no value below 0 ({shifted[0]}). data.window=[{data.window[0]:g}, "
+            f"{data.window[1]:g}] holds for values as in training: subtract the offset (1000, 1024) of such CT"
+        )
     if text := describe_sameness(shares, request.output):
         note(text)
     if failures:
@@ -151,13 +163,13 @@ def _describe_settings(request: PredictRequest, models: Sequence[Model]) -> dict
 
 
 def _predict_image(
-    job: Job, model: Model, predictor: Ensemble, request: PredictRequest
+    job: Job, image: NDArray[np.generic], model: Model, predictor: Ensemble, request: PredictRequest
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the class indices (*S) and probabilities (K,*S) of an image."""
     reading = make_reading(dict(model.config.data))
     geometry = read_geometry(job.locations[0], reading=reading)
     stated = None if geometry is None else geometry.spacing
-    probs = predictor(_read(job.locations, model), request.spacing or stated or model.config.data.spacing)
+    probs = predictor(image, request.spacing or stated or model.config.data.spacing)
     if not np.isfinite(probs).all():
         raise DataError(
             f"{job.locations[0]}: the network gives NaN or infinity, no mask is written. Examine it: "

@@ -174,6 +174,7 @@ def gather_facts(config: Config, catalog: Catalog, split: Split, *, has_faults: 
         len(split.pool_ids(config.split.labels)),
         maps=any(facts.mapped for facts in catalog.facts.values()),
         ignores=any(config.data.ignore_value in (facts.values or ()) for facts in catalog.facts.values()),
+        has_gaps=any(facts.missing for facts in catalog.facts.values()),
         takes_axes=any(takes_axes(case.image) for case in catalog.cases),
         has_faults=has_faults,
     )

@@ -88,6 +88,7 @@ def open_store(catalog: Catalog, data: DataConfig) -> CaseStore:
         disk_cache=open_disk_cache(data.disk_cache_gb),
         resample_to=data.resample_to,
         spacing=data.spacing,
+        window=data.window,
     )
 
 

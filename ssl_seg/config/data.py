@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -76,6 +76,14 @@ class DataConfig(Section):
     tiles: PositiveInt = 1
     """Parts, at least, that each labeled image is cut into: cases of their own, with gaps between them. 1 keeps images
     whole. When unset, large images are cut where fewer than three are labeled."""
+    nodata: float | Literal["none"] | None = None
+    """Value of image voxels without data, such as -9999. Like those that a GeoTIFF declares, they are left out of
+    normalization, loss and scores, and predicted as background; none takes all voxels for data."""
+    nonfinite: Literal["refuse", "ignore"] = "refuse"
+    """What to do with NaN and infinity in images: stop, or leave such voxels out like those without data."""
+    window: tuple[float, float] | None = None
+    """Lowest and highest intensity that the network tells apart, the same in all images, as in CT; null normalizes each
+    image by its own mean and standard deviation."""
     channels: PositiveInt
     """Image channels."""
     patch_size: tuple[PositiveInt, ...] = Field(min_length=2, max_length=3)
@@ -106,6 +114,12 @@ class DataConfig(Section):
         for name, values in (("spacing", self.spacing), ("resample_to", self.resample_to)):
             if values is not None and (len(values) != self.ndim or min(values) <= 0):
                 raise ValueError(f"{name} {values} needs {self.ndim} positive values, one for each axis of patch_size")
+        return self
+
+    @model_validator(mode="after")
+    def _window_is_open(self) -> DataConfig:
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"window {list(self.window)} must be a low and a higher intensity")
         return self
 
     @model_validator(mode="after")

@@ -26,6 +26,12 @@ class Block:
     start: int
     voxels: NDArray[Any]
 
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """Where the voxels are."""
+        rows, *rest = self.voxels.shape
+        return (slice(self.start, self.start + rows), *(slice(0, n) for n in rest))
+
 
 def iterate_blocks(image: Stored, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
     """Yield all voxels of an image (C, *S) once, those of each channel in C order.

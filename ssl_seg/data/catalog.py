@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.data import synthetic
-from ssl_seg.data.audit.checks import check_doubts, check_kinds
+from ssl_seg.data.audit.checks import check_doubts, check_kinds, check_nodata, check_unannotated
 from ssl_seg.data.audit.labels import MANY_CLASSES, check_unexpected_values, find_label_values, values_by_mask
 from ssl_seg.data.facts import CaseFacts, SizeMismatchError, open_case, read_facts
 from ssl_seg.data.facts_cache import FactsCache, open_facts_cache
@@ -23,6 +23,7 @@ from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.grids import GridMismatchError
 from ssl_seg.data.layouts import find_listing
 from ssl_seg.data.layouts.listing import Case, Listing
+from ssl_seg.data.nodata import find_nodata
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.tiles import Tiling, part_case, plan_tiles
 from ssl_seg.errors import DataError, did_you_mean
@@ -138,8 +139,11 @@ def scan_cases(
     reading: Reading = AS_STORED,
     root: str | None = None,
     track: Track = pass_through,
-) -> tuple[dict[str, CaseFacts], list[Finding]]:
-    """Return the facts of all cases that can be read, and a fault for each other one; see ``open_facts_cache``.
+) -> tuple[dict[str, CaseFacts], list[Finding], Reading]:
+    """Return the facts of all cases that can be read, a fault for each other one, and how they were read.
+
+    See ``open_facts_cache``. Where a value turns out to stand for no data, and ``reading`` has none, all cases are read
+    again without it.
 
     Args:
         cases: what to read.
@@ -147,7 +151,7 @@ def scan_cases(
         root: the data set, which keeps facts for the next time; None reads every case.
         track: told about every case that has been read.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "label_map": label_map or {},
         "background": background,
         "ignore_value": ignore_value,
@@ -168,7 +172,16 @@ def scan_cases(
         message = f"{elsewhere[0].message} It is like this in {len(elsewhere)} cases"
         joined = replace(elsewhere[0], message=message, cases=tuple(case for f in elsewhere for case in f.cases))
         faults = [joined, *(fault for fault in faults if fault not in elsewhere)]
-    return facts, faults
+    nodata = find_nodata(f.odd_value for f in facts.values()) if reading.nodata is None else None
+    if nodata is None:
+        return facts, faults, reading
+    settings["reading"] = replace(reading, nodata=nodata)
+    return scan_cases(cases, **settings, root=root, track=track)
+
+
+def drop_unannotated(cases: Sequence[Case], facts: Mapping[str, CaseFacts]) -> tuple[Case, ...]:
+    """Return the cases, without the masks that ignore every voxel: they say nothing, so their cases are unlabeled."""
+    return tuple(replace(c, mask=None) if c.id in facts and facts[c.id].values is None else c for c in cases)
 
 
 def open_catalog(
@@ -202,18 +215,21 @@ def open_catalog(
     declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
     background = declared[0] if declared else 0
     settings: dict[str, Any] = {"label_map": label_map, "background": background, "ignore_value": ignored}
-    settings["reading"] = reading
-    facts, faults = scan_cases(listing.cases, **settings, root=root, track=track)
+    facts, faults, used = scan_cases(listing.cases, **settings, reading=reading, root=root, track=track)
+    settings["reading"] = used
+    cases = drop_unannotated(listing.cases, facts)
     masks = values_by_mask(facts, ignored)
     findings = [*listing.findings, *faults, *check_kinds(facts), *check_unexpected_values(masks, declared)]
     _raise_faults(root, select_faults(findings))
     values = find_label_values(masks, declared)
-    doubts = tuple(finding.message for finding in check_doubts(facts))
-    notes = listing.notes + doubts + _content_notes(facts, values, inferred=declared is None)
-    catalog = Catalog(
-        root, listing.cases, facts, values, ignored, notes, listing.layout, dict(label_map or {}), reading
-    )
-    return _cut_cases(catalog, plan_tiles(listing.cases, {i: f.shape for i, f in facts.items()}, tiles), settings)
+    about = [
+        *check_doubts(facts),
+        *check_unannotated(listing.cases, facts),
+        *check_nodata(facts, used, is_guess=used != reading),
+    ]
+    notes = (*listing.notes, *(f.message for f in about), *_content_notes(facts, values, inferred=declared is None))
+    catalog = Catalog(root, cases, facts, values, ignored, notes, listing.layout, dict(label_map or {}), used)
+    return _cut_cases(catalog, plan_tiles(cases, {i: f.shape for i, f in facts.items()}, tiles), settings)
 
 
 def _cut_cases(catalog: Catalog, tiling: Tiling, settings: Mapping[str, Any]) -> Catalog:
@@ -232,7 +248,7 @@ def _cut_cases(catalog: Catalog, tiling: Tiling, settings: Mapping[str, Any]) ->
         parts += cut
     return replace(
         catalog,
-        cases=tuple(sorted(parts, key=lambda case: case.id)),
+        cases=drop_unannotated(sorted(parts, key=lambda case: case.id), facts),
         facts=facts,
         notes=catalog.notes + ((tiling.note,) if tiling.note else ()),
         tiles=tiling.parts,

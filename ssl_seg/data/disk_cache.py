@@ -102,7 +102,7 @@ def open_copy(path: Path) -> Stored:
     Raises:
         DataError: if it is damaged.
     """
-    return open_image(str(path), reading=Reading(axes="CZYX"))
+    return open_image(str(path), reading=Reading(axes="CZYX", nonfinite="ignore"))
 
 
 def open_disk_cache(max_gb: float) -> DiskCache | None:

@@ -18,7 +18,9 @@ from ssl_seg.data.content import image_of, make_content
 from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.nodata import OddValues
 from ssl_seg.data.reading import AS_STORED, Reading
+from ssl_seg.data.views.transforms import find_gaps
 from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
 
@@ -27,7 +29,7 @@ THUMBNAIL_SIZE = {2: (32, 32), 3: (16, 16, 16)}
 
 @dataclass(frozen=True)
 class Appearance:
-    """Intensities of a whole image, all channels together.
+    """Intensities of a whole image, all channels together, without voxels that have no data.
 
     ``at_low`` and ``at_high`` are the shares of voxels that have the smallest and the largest value. ``thumbnail`` is
     the image minus its mean, averaged over its channels and down to 32 x 32 (a volume: 16 x 16 x 16) voxels.
@@ -46,8 +48,9 @@ class Appearance:
 class CaseFacts:
     """What reading a case has shown.
 
-    ``shape`` is *S; ``values`` are the mask's values, sorted, and ``counts`` how many voxels have each; ``foreground``
-    is the share of voxels that are not background among those that are not ignored. All three are None without a mask.
+    ``shape`` is *S; ``values`` are the mask's values, sorted, and ``counts`` how many voxels have each, without those
+    where the image has no data; ``foreground`` is the share of voxels that are not background among those that are not
+    ignored, and ``annotated`` the share of the latter. All four are None without a mask, and for one that ignores all.
     ``content`` is 16 hex digits of SHA-256 over the decoded arrays, so the same for any file format (but a color image
     of equal channels counts as gray only where its file is not read by box): 12 of the image, then 4 of the mask (zeros
     without one); the first 12 find an image again that lost or gained its mask. ``spacing`` is what the image file says
@@ -67,6 +70,16 @@ class CaseFacts:
     """Values of the mask file that the label map turned into others, sorted."""
     doubt: str | None = None
     """Why mask and image may not lie on each other."""
+    annotated: float | None = None
+    missing: float = 0.0
+    """Share of the values of the image that are left out, because there is no data."""
+    odd_value: float | None = None
+    """A value of many voxels that looks like a mark for no data; see ``OddValues``."""
+
+    @property
+    def is_constant_mask(self) -> bool:
+        """Whether there is nothing but background, or nothing but foreground, in a mask that ignores less than half."""
+        return self.foreground in (0, 1) and (self.annotated or 0) >= 0.5
 
     @property
     def image(self) -> str:
@@ -117,31 +130,50 @@ def read_facts(
         DataError: if a file cannot be read.
     """
     image, mask = opened or open_case(case, reading)
-    digest, appearance = _scan_image(image)
+    digest, appearance, missing, odd_value = _scan_image(image)
     shape = image.shape[1:]
     common = (shape, image.shape[0], image.dtype.name)
     spacing = None if image.geometry is None else image.geometry.spacing
     if mask is None:
         content = make_content(digest, None)
-        return CaseFacts(*common, None, None, content, spacing=spacing, appearance=appearance)
+        return CaseFacts(
+            *common,
+            None,
+            None,
+            content,
+            spacing=spacing,
+            appearance=appearance,
+            missing=missing,
+            odd_value=odd_value,
+        )
     if mask.shape[1:] != shape:
         raise SizeMismatchError(
             f"{mask.location}: the mask is {format_size(mask.shape[1:])}, its image {format_size(shape)}. "
             "They must be of one size."
         )
     doubt = compare_grids(mask.location, mask.geometry, image.location, image.geometry, shape)
-    mask_digest, stored = _scan_mask(mask)
+    mask_digest, stored = _scan_mask(mask, image if missing else None)
     names = label_map or {}
     count = Counter[int]()
     for value, number in stored.items():
         count[names.get(value, value)] += number
-    looked_at = prod(shape) - (0 if ignore_value is None else count[ignore_value])
-    foreground = (looked_at - count[background]) / max(looked_at, 1)
+    looked_at = count.total() - (0 if ignore_value is None else count[ignore_value])
     values = tuple(sorted(v for v in count if count[v]))
-    content = make_content(digest, mask_digest)
-    counts = tuple(count[v] for v in values)
-    mapped = tuple(sorted(v for v in stored if names.get(v, v) != v))
-    return CaseFacts(*common, values, foreground, content, counts, spacing, appearance, mapped, doubt)
+    known = looked_at > 0
+    return CaseFacts(
+        *common,
+        values if known else None,
+        (looked_at - count[background]) / looked_at if known else None,
+        make_content(digest, mask_digest),
+        tuple(count[v] for v in values) if known else None,
+        spacing,
+        appearance,
+        tuple(sorted(v for v in stored if names.get(v, v) != v)),
+        doubt,
+        looked_at / prod(shape) if known else None,
+        missing,
+        odd_value,
+    )
 
 
 def format_size(shape: Sequence[int]) -> str:
@@ -149,27 +181,39 @@ def format_size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _scan_image(image: Stored) -> tuple[str, Appearance]:
-    """Return the digest of the decoded array, and its statistics."""
+def _scan_image(image: Stored) -> tuple[str, Appearance, float, float | None]:
+    """Return the digest of the array as the file has it, its statistics, the share without data, and an odd value."""
+    stored_dtype = image.dtype if image.gaps is None else image.gaps.dtype
     digests = [hashlib.sha256() for _ in range(image.shape[0])]
-    digests[0].update(f"{image.dtype.name} {image.shape}".encode())
-    lows, highs = Counter[float](), Counter[float]()
+    digests[0].update(f"{stored_dtype.name} {image.shape}".encode())
+    lows, highs, odd = Counter[float](), Counter[float](), OddValues()
     total = squares = shift = 0.0
-    thumbnail = np.zeros(THUMBNAIL_SIZE[len(image.shape) - 1])
+    size = 0
+    thumbnail, empty = (np.zeros(THUMBNAIL_SIZE[len(image.shape) - 1]) for _ in range(2))
     for block in iterate_blocks(image):
-        digests[block.channel].update(np.ascontiguousarray(block.voxels).data)
+        stored = block.voxels if image.gaps is None else image.gaps.fill(block.voxels)
+        digests[block.channel].update(np.ascontiguousarray(stored).data)
         voxels = block.voxels.astype(np.float64)
-        # Deviations from a value of the image: sums of plain squares lose all digits where the mean is large.
-        shift = shift if lows else float(voxels.flat[0])
-        for extreme, found in ((lows, voxels.min()), (highs, voxels.max())):
-            extreme[float(found)] += int((voxels == found).sum())
+        gaps = None if image.gaps is None else np.isnan(voxels)
+        known = voxels if gaps is None or not gaps.any() else voxels[~gaps]
+        if known.size:
+            # Deviations from a value of the image: sums of plain squares lose all digits where the mean is large.
+            shift = shift if lows else float(known.flat[0])
+            for extreme, found in ((lows, known.min()), (highs, known.max())):
+                extreme[float(found)] += int((known == found).sum())
+            odd.look_at(known, stored_dtype)
+        size += known.size
         voxels -= shift
+        if known.size < voxels.size:
+            empty += _shrink(np.isnan(voxels).astype(np.float64), block.start, image.shape[1:]) / image.shape[0]
+            np.nan_to_num(voxels, copy=False)
         total += float(voxels.sum())
         squares += float((voxels**2).sum())
         thumbnail += _shrink(voxels, block.start, image.shape[1:]) / image.shape[0]
-    size, low, high = prod(image.shape), min(lows), max(highs)
-    deviation = total / size
-    thumbnail -= deviation
+    if not size:
+        raise DataError(f"{image.location}: no voxel has data: all hold NaN or the value for no data. Leave it out.")
+    low, high, deviation = min(lows), max(highs), total / size
+    thumbnail -= deviation * (1 - empty)
     if np.abs(thumbnail).max() <= 1e-9 * (high - low):
         thumbnail[:] = 0  # rounding errors: the channels are constant
     appearance = Appearance(
@@ -182,16 +226,18 @@ def _scan_image(image: Stored) -> tuple[str, Appearance]:
         thumbnail=thumbnail.astype(np.float32),
     )
     first, *others = (digest.hexdigest() for digest in digests)
-    return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first, appearance
+    digest = hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first
+    return digest, appearance, 1 - size / prod(image.shape), odd.find()
 
 
-def _scan_mask(mask: Stored) -> tuple[str, Counter[int]]:
-    """Return the digest of the mask, and how many voxels each of its values has."""
+def _scan_mask(mask: Stored, image: Stored | None) -> tuple[str, Counter[int]]:
+    """Return the digest of the mask, and how many voxels each of its values has; not where ``image`` has no data."""
     digest = hashlib.sha256(f"{mask.dtype.name} {mask.shape[1:]}".encode())
     count = Counter[int]()
     for block in iterate_blocks(mask):
         digest.update(np.ascontiguousarray(block.voxels).data)
-        for value, number in _count_values(block.voxels):
+        gaps = None if image is None else find_gaps(image.read(block.box))
+        for value, number in _count_values(block.voxels if gaps is None else block.voxels[~gaps]):
             count[value] += number
     return digest.hexdigest(), count
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,8 @@ class Reading:
     """
 
     axes: str | None = None
+    nodata: float | Literal["none"] | None = None
+    nonfinite: Literal["refuse", "ignore"] = "refuse"
     is_mask: bool = False
 
 

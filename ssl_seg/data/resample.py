@@ -25,14 +25,25 @@ def resample_image(image: NDArray[np.generic], shape: Sequence[int]) -> NDArray[
 
     Linear interpolation; an axis that gets coarser is smoothed first (sigma = (ratio - 1) / 2 voxels, which is what
     scikit-image uses), or details finer than the new grid would come back as false structure. The type is float32, or
-    float64 where float32 would round the values.
+    float64 where float32 would round the values. NaN stays where the nearest voxel is NaN, and reaches no other.
     """
     ratios = [old / new for old, new in zip(image.shape[1:], shape, strict=True)]
     sigmas = [max(0.0, (ratio - 1) / 2) for ratio in ratios]
-    channels = [
-        ndimage.gaussian_filter(channel, sigmas) for channel in image.astype(np.promote_types(image.dtype, np.float32))
-    ]
-    return np.stack([_zoom(channel, shape, order=1) for channel in channels])
+    channels = image.astype(np.promote_types(image.dtype, np.float32))
+    return np.stack([_resample_channel(channel, shape, sigmas) for channel in channels])
+
+
+def _resample_channel(
+    channel: NDArray[np.floating], shape: Sequence[int], sigmas: Sequence[float]
+) -> NDArray[np.floating]:
+    gaps = np.isnan(channel)
+    if not gaps.any():
+        return _zoom(ndimage.gaussian_filter(channel, sigmas), shape, order=1)
+    if gaps.all():
+        return np.full(shape, np.nan, channel.dtype)
+    filled = np.where(gaps, channel[~gaps].mean(), channel)
+    zoomed = _zoom(ndimage.gaussian_filter(filled, sigmas), shape, order=1)
+    return np.where(resample_labels(gaps.astype(np.uint8), shape) > 0, np.nan, zoomed)
 
 
 def resample_labels(labels: NDArray[np.integer], shape: Sequence[int]) -> NDArray[np.integer]:

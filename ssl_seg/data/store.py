@@ -23,10 +23,10 @@ from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
 from ssl_seg.data.sampling import derive_rng, locate_box
-from ssl_seg.data.views.transforms import Intensity, measure_intensity, measure_parts
+from ssl_seg.data.views.transforms import Intensity, find_gaps, make_window, measure_intensity, measure_parts
 from ssl_seg.data.volumes import Stored, open_image, open_mask, read_image, read_mask
 from ssl_seg.errors import DataError
-from ssl_seg.labels import apply_label_map, to_target
+from ssl_seg.labels import IGNORE_INDEX, apply_label_map, to_target
 
 FOREGROUND_POINTS = 4096
 """Voxels of each foreground class that are remembered as possible centers of patches: all, or of twice as many and more
@@ -41,6 +41,8 @@ class BoxReader:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     convert: Callable[[NDArray[Any]], NDArray[Any]]
+    beside: Stored | None = None
+    """What ``convert`` gets the same box of as well."""
 
     @property
     def ndim(self) -> int:
@@ -49,7 +51,7 @@ class BoxReader:
 
     def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
         """Return ``array[key]``; the key ends in one slice for each spatial axis."""
-        return self.convert(self.stored.read(key[1:]))
+        return self.convert(*(part.read(key[1:]) for part in (self.stored, self.beside) if part is not None))
 
 
 Voxels = NDArray[Any] | BoxReader
@@ -60,8 +62,8 @@ Voxels = NDArray[Any] | BoxReader
 class LoadedCase:
     """A case ready to be cut.
 
-    ``image`` (C,*S) raw; ``target`` (*S) int16, or None without a mask; ``foreground`` has (n, ndim) coordinates for
-    each foreground class that is present, and is empty without a mask.
+    ``image`` (C,*S) raw, NaN where it has no data; ``target`` (*S) int16, or None without a mask; ``foreground`` has
+    (n, ndim) coordinates for each foreground class that is present, and is empty without a mask.
     """
 
     image: Voxels
@@ -78,7 +80,8 @@ class LoadedCase:
 
 @dataclass(frozen=True)
 class WholeCase:
-    """A case as stored: ``image`` (C,*S) raw, ``target`` (*S) int16 or None, ``spacing`` (*S) where it is known."""
+    """A case as stored: ``image`` (C,*S) raw, NaN where it has no data; ``target`` (*S) int16 or None; ``spacing`` (*S)
+    where it is known."""
 
     image: NDArray[np.generic]
     target: NDArray[np.int16] | None
@@ -96,6 +99,7 @@ class CaseStore:
         disk_cache: decoded copies of files that cannot be read by box, or None.
         resample_to: voxel size (*S) of what ``load`` returns; None keeps the grid of the file.
         spacing: voxel size (*S) that holds for all images; None takes that of each file.
+        window: lowest and highest intensity that the network tells apart; None takes the statistics of each image.
     """
 
     def __init__(
@@ -107,9 +111,10 @@ class CaseStore:
         disk_cache: DiskCache | None = None,
         resample_to: tuple[float, ...] | None = None,
         spacing: tuple[float, ...] | None = None,
+        window: tuple[float, float] | None = None,
     ) -> None:
         self.catalog, self.channels, self.max_bytes = catalog, channels, max_bytes
-        self.disk_cache, self.resample_to, self.spacing = disk_cache, resample_to, spacing
+        self.disk_cache, self.resample_to, self.spacing, self.window = disk_cache, resample_to, spacing, window
         self._fits = decoded_bytes(catalog) <= max_bytes
         self._cache: OrderedDict[str, LoadedCase] = OrderedDict()
         self._held = 0
@@ -154,7 +159,11 @@ class CaseStore:
         else:
             image, target = self._read_whole(case)
         foreground = () if target is None else _find_foreground([(0, target)], self._count_classes(case, target))
-        return LoadedCase(image, target, foreground, measure_intensity(image))
+        return LoadedCase(image, target, foreground, self._fixed_intensity or measure_intensity(image))
+
+    @property
+    def _fixed_intensity(self) -> Intensity | None:
+        return None if self.window is None else make_window(self.window, self.channels)
 
     def _open_image(self, case: Case) -> Stored:
         locations, reading = (case.image, *case.more_channels), self.catalog.reading
@@ -170,11 +179,14 @@ class CaseStore:
         if case.region is not None:
             opened, mask = self._open_part(case)
             image = fit_channels(opened.read(), self.channels, case.image)
-            return image, None if mask is None else self._to_target(mask.read()[0])
-        reading = self.catalog.reading
-        stored = read_image(case.image, *case.more_channels, reading=reading)
-        image = fit_channels(stored, self.channels, case.image)
-        return image, None if case.mask is None else self._to_target(read_mask(case.mask, reading=reading))
+            labels = None if mask is None else mask.read()[0]
+        else:
+            reading = self.catalog.reading
+            stored = read_image(case.image, *case.more_channels, reading=reading)
+            image = fit_channels(stored, self.channels, case.image)
+            labels = None if case.mask is None else read_mask(case.mask, reading=reading)
+        beside = image if self.catalog.facts[case.id].missing else None
+        return image, None if labels is None else self._to_target(labels, beside)
 
     def _open_part(self, case: Case) -> OpenedCase:
         """Return a part of the files that were opened last, if they are those of the case: decoded once for all."""
@@ -185,13 +197,20 @@ class CaseStore:
         image, mask = self._opened[1]
         return crop(image, case.region), mask and crop(mask, case.region)
 
-    def _to_target(self, mask: NDArray[np.integer]) -> NDArray[np.int16]:
+    def _to_target(self, mask: NDArray[np.integer], image: NDArray[np.generic] | None = None) -> NDArray[np.int16]:
+        """Return the target of a mask; where its image (C,*S) has gaps, whatever the mask holds is ignored."""
         catalog = self.catalog
+        gaps = None if image is None else find_gaps(image)
         mapped = apply_label_map(mask, catalog.label_map)
-        return to_target(mapped, catalog.label_values, catalog.ignore_value).astype(np.int16)
+        if gaps is not None:
+            mapped = np.where(gaps, catalog.label_values[0], mapped)
+        target = to_target(mapped, catalog.label_values, catalog.ignore_value).astype(np.int16)
+        if gaps is not None:
+            target[gaps] = IGNORE_INDEX
+        return target
 
-    def _box_to_target(self, box: NDArray[np.integer]) -> NDArray[np.int16]:
-        return self._to_target(box[0])
+    def _box_to_target(self, box: NDArray[np.integer], image: NDArray[np.generic] | None = None) -> NDArray[np.int16]:
+        return self._to_target(box[0], image)
 
     def _resample(
         self, case: Case, image: NDArray[np.generic], target: NDArray[np.int16] | None
@@ -209,15 +228,21 @@ class CaseStore:
     def _open_by_box(self, case: Case, stored: Stored) -> LoadedCase:
         shape, fit = stored.shape[1:], partial(fit_channels, channels=self.channels, where=case.image)
         image = BoxReader(stored, (self.channels, *shape), stored.dtype, fit)
-        intensity = _measure_by_block(stored, self.channels)
+        intensity = self._fixed_intensity or _measure_by_block(stored, self.channels)
         if case.mask is None:
             return LoadedCase(image, None, (), intensity)
         mask = self._open_mask(case, case.mask)
-        pieces = ((block.start, self._to_target(block.voxels)) for block in iterate_blocks(mask))
+        beside = stored if self.catalog.facts[case.id].missing else None
+        pieces = (
+            (block.start, self._to_target(block.voxels, None if beside is None else beside.read(block.box)))
+            for block in iterate_blocks(mask)
+        )
         foreground = _find_foreground(pieces, self._count_classes(case))
         if not mask.by_box:  # decoded anyway: as an array it counts for the limit
-            return LoadedCase(image, self._box_to_target(mask.read()), foreground, intensity)
-        return LoadedCase(image, BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target), foreground, intensity)
+            target = self._box_to_target(mask.read(), None if beside is None else beside.read())
+            return LoadedCase(image, target, foreground, intensity)
+        reader = BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target, beside)
+        return LoadedCase(image, reader, foreground, intensity)
 
     def _count_classes(self, case: Case, target: NDArray[np.int16] | None = None) -> list[int]:
         """Return how many voxels each foreground class has.
@@ -273,7 +298,8 @@ def _choose_ranks(count: int) -> NDArray[np.int64]:
 def _measure_by_block(image: Stored, channels: int) -> Intensity:
     """Return what ``measure_intensity`` gives for the whole image, repeated to ``channels``, holding one block."""
     found = measure_parts(((block.channel, block.voxels) for block in iterate_blocks(image)), image.shape[0])
-    return Intensity(*(np.resize(f, channels) for f in (found.low, found.high, found.mean, found.std)))
+    low, high, mean, std = (np.resize(f, channels) for f in (found.low, found.high, found.mean, found.std))
+    return Intensity(low, high, mean, std)
 
 
 def fit_channels(image: NDArray[np.generic], channels: int, where: str) -> NDArray[np.generic]:

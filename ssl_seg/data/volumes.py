@@ -31,7 +31,16 @@ from ssl_seg.data import synthetic
 from ssl_seg.data.formats import FORMATS, Format
 from ssl_seg.data.formats.layout import Box, Layout
 from ssl_seg.data.formats.nifti import undo_orientation, write_nifti
-from ssl_seg.data.formats.stored import Fetch, Geometry, Stored, hold, merge_equal_channels, name_errors
+from ssl_seg.data.formats.stored import (
+    Fetch,
+    Gaps,
+    Geometry,
+    Stored,
+    hold,
+    leave_out,
+    merge_equal_channels,
+    name_errors,
+)
 from ssl_seg.data.formats.tiff import write_tiff
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.reading import AS_STORED, Reading
@@ -113,7 +122,7 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
     Raises:
         DataError: if a file is missing, damaged, of an unknown kind, or the sizes or grids differ.
     """
-    parts = [_open(location, _IMAGE_KEYS, reading) for location in locations]
+    parts = [leave_out(_open(location, _IMAGE_KEYS, reading), reading) for location in locations]
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -132,6 +141,7 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
         location=first.location,
         fetch=partial(_read_channels, tuple(parts)),
         chunk_rows=max(part.chunk_rows for part in parts),
+        gaps=_join_gaps(parts),
     )
 
 
@@ -164,7 +174,7 @@ def read_image(*locations: str, reading: Reading = AS_STORED) -> NDArray[np.gene
     An image of one location whose three channels are equal has C = 1.
 
     Raises:
-        DataError: as for ``open_image``; also if it holds NaN or infinity.
+        DataError: as for ``open_image``; also if it holds NaN or infinity that ``reading`` does not leave out.
     """
     stored = open_image(*locations, reading=reading)
     image = stored.read()
@@ -352,6 +362,12 @@ def _check_start(path: Path) -> Format:
 
 def _hold_synthetic(location: str, voxels: NDArray[np.uint8]) -> Stored:
     return hold(location, voxels, Layout(tuple(range(voxels.ndim))))
+
+
+def _join_gaps(parts: Sequence[Stored]) -> Gaps | None:
+    found = [part.gaps for part in parts if part.gaps is not None]
+    stored = (part.dtype if part.gaps is None else part.gaps.dtype for part in parts)
+    return Gaps(np.result_type(*stored), found[0].value) if found else None
 
 
 def _read_channels(parts: Sequence[Stored], box: Box) -> NDArray[Any]:

@@ -71,6 +71,7 @@ class Model:
             self.autocast,
             overlap,
             resample_to=self.config.data.resample_to,
+            window=self.config.data.window,
         )
 
 

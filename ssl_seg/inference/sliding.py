@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssl_seg.data.resample import compute_resampled_shape, resample_image
-from ssl_seg.data.views.transforms import normalize
+from ssl_seg.data.views.transforms import find_gaps, normalize
 from ssl_seg.errors import DataError, is_out_of_memory
 from ssl_seg.losses import compute_foreground_logit
 from ssl_seg.precision import Autocast
@@ -36,6 +36,7 @@ class Predictor:
         overlap: overlap of neighboring windows, in [0, 1).
         batch_size: windows in one forward pass.
         resample_to: voxel size (*S) that the network was trained at; None takes images as they are.
+        window: intensities that the network was trained to tell apart; None takes the statistics of each image.
     """
 
     net: nn.Module
@@ -45,16 +46,18 @@ class Predictor:
     overlap: float = OVERLAP
     batch_size: int = 8
     resample_to: tuple[float, ...] | None = None
+    window: tuple[float, float] | None = None
 
     def __call__(self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None) -> NDArray[np.float32]:
         """Return probabilities (K,*S) of a raw image (C,*S) with voxels of size ``spacing`` (*S), on the same grid.
 
-        An axis shorter than the window is padded and cut back.
+        An axis shorter than the window is padded and cut back. Where the image has no data (NaN), there is background.
 
         Raises:
             DataError: if the network was trained at a certain voxel size and ``spacing`` is None.
         """
-        return self._predict_on_grid(image, spacing, self._compute_probs)
+        probs = self._predict_on_grid(image, spacing, self._compute_probs)
+        return _clear(probs, find_gaps(image))
 
     def with_logits(
         self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None
@@ -65,7 +68,7 @@ class Predictor:
             DataError: as for a call.
         """
         both = self._predict_on_grid(image, spacing, self._compute_both)
-        return both[:-1], both[-1]
+        return _clear(both[:-1], find_gaps(image)), both[-1]
 
     def _predict_on_grid(
         self, image: NDArray[np.generic], spacing: tuple[float, ...] | None, windows: Callable[[Tensor], Tensor]
@@ -85,7 +88,7 @@ class Predictor:
         from monai.inferers import sliding_window_inference
 
         try:
-            zscore = torch.from_numpy(normalize(image))[None]
+            zscore = torch.from_numpy(normalize(image, self.window))[None]
             probs = sliding_window_inference(
                 zscore,
                 roi_size=tuple(self.patch_size),
@@ -113,3 +116,10 @@ class Predictor:
     def _compute_both(self, windows: Tensor) -> Tensor:
         logits = self._compute_logits(windows)
         return torch.cat([logits.softmax(dim=1), compute_foreground_logit(logits).unsqueeze(1)], dim=1)
+
+
+def _clear(probs: NDArray[np.float32], gaps: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    """Return probabilities (K,*S) that are background in the ``gaps`` (*S)."""
+    if gaps is not None:
+        probs[:, gaps] = np.eye(len(probs), 1, dtype=np.float32)
+    return probs

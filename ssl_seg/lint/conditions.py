@@ -33,6 +33,8 @@ class Facts:
     """Whether any mask holds a value that the label map turns into another."""
     ignores: bool = True
     """Whether any mask holds the value to ignore."""
+    has_gaps: bool = True
+    """Whether any image has voxels without data."""
     takes_axes: bool = True
     """Whether any file is of a kind that data.axes holds for."""
     has_faults: bool = True
@@ -299,6 +301,14 @@ def _find_nothing_ignored(config: Config, facts: Facts) -> str | None:
     return None if facts.ignores or config.data.ignore_value is None else "no mask holds this value"
 
 
+def _find_no_gaps(config: Config, facts: Facts) -> str | None:
+    return None if facts.has_gaps or config.data.nodata in (None, "none") else "no image holds this value"
+
+
+def _find_finite(config: Config, facts: Facts) -> str | None:
+    return None if facts.has_gaps or config.data.nonfinite == "refuse" else "no image holds NaN or infinity"
+
+
 def _find_named_axes(config: Config, facts: Facts) -> str | None:
     return None if facts.takes_axes or config.data.axes is None else "it holds for TIFF and arrays, and there are none"
 
@@ -322,6 +332,8 @@ CONDITIONS: tuple[Condition, ...] = (
     ),
     Condition(("data.label_map",), _find_nothing_mapped, "Give values of the masks, or leave it out"),
     Condition(("data.ignore_value",), _find_nothing_ignored, "Give the value of the masks, or leave it out"),
+    Condition(("data.nodata",), _find_no_gaps, "Give the value of the images, or leave it out"),
+    Condition(("data.nonfinite",), _find_finite, "Leave it out"),
     Condition(("data.axes",), _find_named_axes, "Leave it out"),
     Condition(("split.val_fraction",), _find_idle_val, "Leave it out, or split.folds"),
     Condition(("split.allow_faults",), _find_sound_split, "Leave it out"),

@@ -16,7 +16,15 @@ from ssl_seg.lint.conditions import CONDITIONS, Facts, list_derived
 from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.methods import METHODS
 
-PLANNED = ("optim.warmup_steps", "data.layout", "data.ignore_value", "batch.positive_ratio", "augment.rotate90")
+PLANNED = (
+    "optim.warmup_steps",
+    "data.layout",
+    "data.ignore_value",
+    "data.nodata",
+    "data.window",
+    "batch.positive_ratio",
+    "augment.rotate90",
+)
 """Settings that have a default and are planned from the data all the same: to give the default is to give a value."""
 
 

@@ -119,9 +119,10 @@ class TestMasks:
         assert (facts.values, facts.counts) == ((0, 1, 3), (25, 50, 25))
         assert facts.foreground == pytest.approx(50 / 75)
 
-    def test_all_ignored_is_no_foreground(self, tmp_path: Path) -> None:
+    def test_all_ignored_is_no_mask(self, tmp_path: Path) -> None:
         mask = np.full((4, 4), 255, np.uint8)
-        assert facts_of(tmp_path, mask, mask, ignore_value=255).foreground == 0
+        facts = facts_of(tmp_path, mask, mask, ignore_value=255)
+        assert (facts.foreground, facts.values, facts.counts, facts.annotated) == (None, None, None, None)
 
     def test_sizes_must_agree(self, tmp_path: Path) -> None:
         with pytest.raises(SizeMismatchError, match=r"mask\.npy: the mask is 4 x 5, its image 4 x 6"):

@@ -12,6 +12,7 @@ from ssl_seg.data.facts import Appearance, CaseFacts, format_size
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.grids import SPACING_TOLERANCE
 from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.reading import Reading
 from ssl_seg.data.tiles import FEWEST, describe_limit
 
 Facts = Mapping[str, CaseFacts]
@@ -178,10 +179,39 @@ def check_few_labeled(cases: Sequence[Case], *, cut: bool) -> Iterator[Finding]:
     yield Finding("few_labeled", "warn", message, labeled)
 
 
+def check_unannotated(cases: Sequence[Case], facts: Facts) -> Iterator[Finding]:
+    """A mask that ignores every voxel says nothing: not even that there is nothing to find."""
+    found = tuple(c.id for c in cases if c.mask is not None and c.id in facts and facts[c.id].values is None)
+    if found:
+        message = f"{len(found)} mask(s) ignore every voxel ({found[0]}): these images are used as unlabeled."
+        yield Finding("nothing_annotated", "warn", message, found)
+
+
+def check_nodata(facts: Facts, reading: Reading, *, is_guess: bool) -> Iterator[Finding]:
+    """Say which voxels are left out because there is no data, and whether that is a guess."""
+    found = {i: f.missing for i, f in facts.items() if f.missing}
+    if not found:
+        return
+    worst = max(found, key=lambda i: found[i])
+    message = (
+        f"{len(found)} of {len(facts)} images have voxels without data (up to {found[worst]:.1%}: {worst}): they are "
+        "left out of normalization, loss and scores, and predicted as background."
+    )
+    if is_guess:
+        message += (
+            f" The value {reading.nodata:g} is taken for no data, as it is far from all others: if it is not, type "
+            "--set data.nodata=none."
+        )
+    yield Finding("no_data", "warn" if is_guess else "info", message, tuple(found))
+
+
 def check_empty_masks(facts: Facts) -> Iterator[Finding]:
-    """Judge the share of empty masks by the limits of a training report."""
+    """Judge the share of empty masks by the limits of a training report.
+
+    A mask that ignores most voxels and has no foreground in the others does not say that there is nothing to find.
+    """
     labeled = _foreground(facts)
-    empty = tuple(i for i, share in labeled.items() if share == 0)
+    empty = tuple(i for i, share in labeled.items() if share == 0 and facts[i].is_constant_mask)
     if not empty:
         return
     share = len(empty) / len(labeled)
@@ -207,7 +237,7 @@ def check_empty_masks(facts: Facts) -> Iterator[Finding]:
 
 def check_full_masks(facts: Facts) -> Iterator[Finding]:
     """A mask without any background is rarely meant."""
-    full = tuple(i for i, share in _foreground(facts).items() if share == 1)
+    full = tuple(i for i, share in _foreground(facts).items() if share == 1 and facts[i].is_constant_mask)
     if full:
         message = (
             f"{len(full)} mask(s) are foreground everywhere. Check that they are not empty ones with the values "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssl_seg.data.audit import checks, labels
 from ssl_seg.data.audit.copies import check_copies, find_copies
 from ssl_seg.data.audit.summary import summarize
-from ssl_seg.data.catalog import Track, find_cases, pass_through, scan_cases, settle_labels
+from ssl_seg.data.catalog import Track, drop_unannotated, find_cases, pass_through, scan_cases, settle_labels
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts import LABELS
@@ -69,7 +69,7 @@ def audit(
     listing = find_cases(root, groups=groups, layout=layout)
     declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
     background = declared[0] if declared else 0
-    facts, unreadable = scan_cases(
+    facts, unreadable, used = scan_cases(
         listing.cases,
         label_map=label_map,
         background=background,
@@ -78,6 +78,8 @@ def audit(
         root=root,
         track=track,
     )
+    unannotated = tuple(checks.check_unannotated(listing.cases, facts))
+    listing = replace(listing, cases=drop_unannotated(listing.cases, facts))
     groups_of = checks.groups_of(listing.cases)
     copies = find_copies(facts, groups_of)
     tiling = plan_tiles(listing.cases, {i: f.shape for i, f in facts.items()}, tiles)
@@ -85,6 +87,8 @@ def audit(
         *listing.findings,
         *checks.check_few_labeled(listing.cases, cut=bool(tiling.regions)),
         *_join(unreadable),
+        *unannotated,
+        *checks.check_nodata(facts, used, is_guess=used != reading),
         *check_facts(listing, facts, declared, ignored),
         *check_copies(copies, facts, groups_of),
     ]
@@ -94,7 +98,7 @@ def audit(
     summary["notes"] += [f"for training, {tiling.note}"] if tiling.note else []
     summary["copies"] = asdict(copies)
     summary |= {name: sum(f.level == level for f in findings) for level, name in _LEVELS.items()}
-    return Audit(findings, summary, listing, facts, values, ignored, dict(label_map or {}), reading)
+    return Audit(findings, summary, listing, facts, values, ignored, dict(label_map or {}), used)
 
 
 def _join(faults: Sequence[Finding]) -> Iterator[Finding]:

@@ -126,8 +126,9 @@ def _measure_values(facts: Facts) -> list[dict[str, Any]]:
 def _measure_foreground(facts: Facts) -> dict[str, float] | None:
     """Return how the share of foreground is spread over the labeled cases, and the share of empty masks."""
     shares = [f.foreground for f in facts.values() if f.foreground is not None]
+    empty = sum(f.foreground == 0 and f.is_constant_mask for f in facts.values())
     spread = measure_spread(shares)
-    return None if spread is None else {**spread, "empty": sum(s == 0 for s in shares) / len(shares)}
+    return None if spread is None else {**spread, "empty": empty / len(shares)}
 
 
 def _measure_classes(

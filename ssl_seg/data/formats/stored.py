@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import check_length
 from ssl_seg.data.formats.layout import Box, Layout
+from ssl_seg.data.reading import Reading
 from ssl_seg.errors import DataError, is_out_of_memory
 
 Fetch = Callable[[Box], NDArray[Any]]
@@ -83,6 +84,21 @@ def make_geometry(
 
 
 @dataclass(frozen=True)
+class Gaps:
+    """Voxels of an opened image that come as NaN, because nothing was measured there.
+
+    ``dtype`` is that of the file, and ``value`` what the file has there.
+    """
+
+    dtype: np.dtype[Any]
+    value: float
+
+    def fill(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """Return voxels as the file has them."""
+        return np.where(np.isnan(voxels), self.value, voxels).astype(self.dtype)
+
+
+@dataclass(frozen=True)
 class Stored:
     """An opened image.
 
@@ -90,7 +106,8 @@ class Stored:
     about the box, and nothing of the voxels has been looked at yet; without, the whole was decoded on opening. It can
     be pickled and holds no open file, so that processes of a loader may share it. ``location`` is its name in errors;
     ``fetch`` returns the voxels of a box, one slice for each axis of *S, as (C, *P). ``chunk_rows`` rows of the first
-    axis of *S cost as much as one: they are decoded together, or lie side by side in the file.
+    axis of *S cost as much as one: they are decoded together, or lie side by side in the file. ``nodata`` is what the
+    file itself writes where nothing was measured. With ``gaps``, ``read`` returns NaN there.
     """
 
     shape: tuple[int, ...]
@@ -100,6 +117,8 @@ class Stored:
     location: str
     fetch: Fetch = field(repr=False, compare=False)
     chunk_rows: int = 1
+    nodata: float | None = None
+    gaps: Gaps | None = None
 
     def read(self, box: Box | None = None) -> NDArray[Any]:
         """Return the voxels (C, *P) of ``box``, a slice for each axis of *S, or all of them; C-contiguous.
@@ -114,12 +133,8 @@ class Stored:
             self._check_memory(region)
         with name_errors(self.location):
             voxels = _make_contiguous(self.fetch(region), self.dtype)
-        if self.dtype.kind == "f" and not np.isfinite(voxels).all():
-            bad = int((~np.isfinite(voxels)).sum())
-            raise DataError(
-                f"{self.location}: {bad} of {voxels.size} values are NaN or infinite. "
-                "Replace them, or remove the image."
-            )
+        if self.gaps is None and self.dtype.kind == "f":
+            _refuse_nonfinite(_find_nonfinite(voxels), self.location)
         return voxels
 
     def _check_memory(self, region: Box) -> None:
@@ -154,6 +169,57 @@ class RawVoxels:
     def __call__(self, selection: Box) -> NDArray[Any]:
         """Return a copy of the selected part; the file is mapped into memory for as long as that takes."""
         return np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)[selection])
+
+
+def leave_out(image: Stored, reading: Reading) -> Stored:
+    """Return an opened image that gives NaN where it has no data; see ``data.nodata`` and ``data.nonfinite``."""
+    known = () if reading.nodata == "none" else (image.nodata, reading.nodata)
+    values = tuple(dict.fromkeys(float(value) for value in known if value is not None))
+    can_be_nan = image.dtype.kind == "f"
+    if not values and not (can_be_nan and reading.nonfinite == "ignore"):
+        return image
+    dtype = np.promote_types(image.dtype, np.float32)
+    fetch = partial(_fetch_with_gaps, image, values, reading.nonfinite)
+    return replace(image, dtype=dtype, fetch=fetch, gaps=Gaps(image.dtype, values[0] if values else np.nan))
+
+
+def _fetch_with_gaps(image: Stored, values: Sequence[float], nonfinite: str, box: Box) -> NDArray[Any]:
+    voxels = image.fetch(box)
+    found = np.zeros(voxels.shape, bool)
+    for value in values:
+        here = _find_value(voxels, value)
+        # A color may have a channel of 0 or 255 anywhere: only black or white as a whole is none.
+        found |= here.all(axis=0) if value == 0 or voxels.dtype.itemsize == 1 else here
+    if voxels.dtype.kind == "f":
+        broken = _find_nonfinite(voxels) & ~found
+        if nonfinite == "refuse":
+            _refuse_nonfinite(broken, image.location)
+        found |= broken
+    return np.where(found, np.nan, voxels)
+
+
+def _find_value(voxels: NDArray[Any], value: float) -> NDArray[np.bool_]:
+    """Return where voxels have a value, as far as their type can hold it."""
+    if np.isnan(value):
+        return np.asarray(np.isnan(voxels))
+    if voxels.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return np.asarray(voxels == np.float64(value).astype(voxels.dtype))
+    return np.asarray(voxels == int(value)) if value.is_integer() else np.zeros(voxels.shape, bool)
+
+
+def _find_nonfinite(voxels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where values are NaN, infinite, or too large for float32, in which networks compute."""
+    fits = np.isfinite(voxels) if voxels.dtype.itemsize < 8 else np.abs(voxels) <= np.finfo(np.float32).max
+    return np.asarray(~fits)
+
+
+def _refuse_nonfinite(broken: NDArray[np.bool_], location: str) -> None:
+    if broken.any():
+        raise DataError(
+            f"{location}: {np.count_nonzero(broken)} of {broken.size} values are NaN or infinite (beyond 3.4e38). "
+            "Replace them, or leave these voxels out with --set data.nonfinite=ignore."
+        )
 
 
 def hold(location: str, voxels: NDArray[Any], layout: Layout, geometry: Geometry | None = None) -> Stored:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,10 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
         if series.dataoffset is not None and layout.channels != 3:
             dtype = series.dtype.newbyteorder(tiff.byteorder)
             raw = RawVoxels(path, series.dataoffset, dtype, series.shape)
-            return defer(str(path), raw, layout, series.shape, dtype, geometry)
-        return hold(str(path), _decode(series, path), layout, geometry)
+            stored = defer(str(path), raw, layout, series.shape, dtype, geometry)
+        else:
+            stored = hold(str(path), _decode(series, path), layout, geometry)
+        return replace(stored, nodata=_find_nodata(page))
 
 
 def read_tiff_geometry(path: Path, reading: Reading) -> Geometry | None:
@@ -97,6 +100,15 @@ def _codec_missing(path: Path, page: tifffile.TiffPage) -> DataError:
         f"{path}: its compression ({codec}) needs the package imagecodecs. "
         "Run pip install 'ssl-seg[codecs]', or save the file uncompressed or with zlib."
     )
+
+
+def _find_nodata(page: Any) -> float | None:
+    """Return the value that GDAL writes where nothing was measured, or None."""
+    tag = page.tags.get("GDAL_NODATA")
+    try:
+        return None if tag is None else float(tag.value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _find_geometry(tiff: tifffile.TiffFile, layout: Layout) -> Geometry | None:

@@ -24,19 +24,24 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Intensity:
-    """Per-channel statistics of one whole image, each (C,) float64.
+    """Per-channel statistics of one whole image, each (C,) float64; NaN has no part in them and becomes the mean.
 
     They are subtracted from values before these become float32, so that a small contrast on a large offset survives.
+    ``clips``: values below ``low`` and above ``high`` become these.
     """
 
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
+    clips: bool = False
 
     def to_unit(self, patch: NDArray[np.generic]) -> Array:
         """Map raw values (C,*P) to [0, 1]."""
-        return _scale(patch, self.low, self._range)
+        unit = _scale(patch, self.low, self._range)
+        if self.clips:
+            unit.clip(0, 1, out=unit)
+        return _fill(unit, self.mean_unit)
 
     def unit_to_zscore(self, unit: Array) -> Array:
         """Map [0, 1] to what ``normalize`` gives for the raw values."""
@@ -60,12 +65,25 @@ def measure_intensity(image: NDArray[np.generic]) -> Intensity:
     return measure_parts(enumerate(image), len(image))
 
 
+def make_window(window: Sequence[float], channels: int) -> Intensity:
+    """Return the statistics that stand for an image where intensities have a fixed meaning, as in CT.
+
+    They are those of values that are spread evenly over the window [low, high]: it becomes -1.73 .. 1.73.
+    """
+    low, high = (np.full(channels, float(limit)) for limit in window)
+    return Intensity(low, high, (low + high) / 2, (high - low) / 12**0.5, clips=True)
+
+
 def measure_parts(parts: Iterable[tuple[int, NDArray[np.generic]]], channels: int) -> Intensity:
     """Return the statistics of an image that comes in parts: pairs of a channel's index and some of its voxels."""
     count, mean, squares = (np.zeros(channels) for _ in range(3))
     low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
     for c, part in parts:
         voxels = part.astype(np.float64)
+        if part.dtype.kind == "f":
+            voxels = voxels[~np.isnan(voxels)]
+        if not voxels.size:
+            continue
         low[c], high[c] = min(low[c], voxels.min()), max(high[c], voxels.max())
         # Means and squared deviations of two parts, put together (Chan, Golub and LeVeque 1983).
         own = voxels.mean()
@@ -73,14 +91,31 @@ def measure_parts(parts: Iterable[tuple[int, NDArray[np.generic]]], channels: in
         squares[c] += np.square(voxels - own).sum() + delta**2 * count[c] * voxels.size / total
         mean[c] += delta * voxels.size / total
         count[c] = total
-    std = np.sqrt(squares / count)
+    std = np.sqrt(squares / np.maximum(count, 1))
+    low, high = (np.where(count > 0, limit, 0) for limit in (low, high))
     return Intensity(low, high, np.clip(mean, low, high), np.where((high > low) & (std > 0), std, 1))
 
 
-def normalize(image: NDArray[np.generic]) -> Array:
-    """Return the z-scores (C,*S) float32 of a whole image, per channel: the one normalization of this program."""
+def normalize(image: NDArray[np.generic], window: Sequence[float] | None = None) -> Array:
+    """Return the z-scores (C,*S) float32 of a whole image, per channel: the one normalization of this program.
+
+    Args:
+        image: raw values; NaN, where nothing was measured, becomes 0.
+        window: see ``make_window``; None takes the statistics of the image.
+    """
+    if window is not None:
+        fixed = make_window(window, len(image))
+        return fixed.unit_to_zscore(fixed.to_unit(image))
     stats = measure_intensity(image)
-    return _scale(image, stats.mean, stats.std)
+    return _fill(_scale(image, stats.mean, stats.std), np.zeros(len(image), np.float32))
+
+
+def find_gaps(image: NDArray[np.generic]) -> NDArray[np.bool_] | None:
+    """Return where (*S) no channel of an image (C,*S) has data; None where all have some."""
+    if image.dtype.kind != "f":
+        return None
+    gaps: NDArray[np.bool_] = np.isnan(image).all(axis=0)
+    return gaps if gaps.any() else None
 
 
 @dataclass(frozen=True)
@@ -137,6 +172,14 @@ def _scale(image: NDArray[Any], offset: NDArray[np.float64], scale: NDArray[np.f
     centered -= _per_channel(rest, image).astype(dtype)
     centered /= _per_channel(scale, image).astype(dtype)
     return centered.astype(np.float32, copy=False)
+
+
+def _fill(image: Array, values: Array) -> Array:
+    """Put the ``values`` (C,) of the channels in place of NaN."""
+    gaps = np.isnan(image)
+    if gaps.any():
+        np.copyto(image, _per_channel(values, image), where=gaps)
+    return image
 
 
 def _per_channel(values: NDArray[np.floating], like: NDArray[np.generic]) -> NDArray[np.floating]:
