@@ -238,6 +238,7 @@ def test_what_a_setting_acts_with_has_an_edge(key: str, idle: Settings, acting: 
         ({"positive": 0}, {"data.foreground_ratio", "augment.copy_paste", "batch.positive_ratio"}),
         ({"positive": 2}, {"batch.positive_ratio"}),
         ({"ignores": False, "maps": False}, set()),
+        ({"has_gaps": False}, set()),
         ({"has_faults": False}, {"split.allow_faults"}),
     ],
 )

@@ -76,6 +76,9 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "data.label_map": ("data.label_map={2: 1}", ()),
     "data.ignore_value": ("data.ignore_value=2", ("data.label_values=[0, 1]",)),
     "data.axes": ("data.axes=XY", ("data.root=ARRAYS",)),
+    "data.nodata": ("data.nodata=0", ()),
+    "data.nonfinite": ("data.nonfinite=ignore", ("data.root=GAPS",)),
+    "data.window": ("data.window=[20, 120]", ()),
     "data.tiles": ("data.tiles=2", ("data.root=LARGE",)),
     "data.channels": ("data.channels=3", ()),
     "data.patch_size": ("data.patch_size=[32, 64]", ()),
@@ -208,6 +211,8 @@ IDLE: list[tuple[str, str, Settings]] = [
     ("data.label_map", "data.label_map={9: 1}", ()),
     ("data.ignore_value", "data.ignore_value=77", ()),
     ("data.axes", "data.axes=XY", ()),
+    ("data.nodata", "data.nodata=255", ()),
+    ("data.nonfinite", "data.nonfinite=ignore", ()),
     ("data.foreground_ratio", "data.foreground_ratio=1", EMPTY),
     ("augment.copy_paste", "augment.copy_paste=1", EMPTY),
     ("batch.positive_ratio", "batch.positive_ratio=0.5", EMPTY),
@@ -305,6 +310,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "ALL_POSITIVE": write_images(root / "positive", seed=0, labeled=12, negatives=False),
         "LARGE": write_images(root / "large", seed=0, labeled=12, size=144),
         "ARRAYS": write_images(root / "arrays", seed=0, labeled=12, suffix=".npy"),
+        "GAPS": write_images(root / "gaps", seed=0, labeled=12, suffix=".npy", gaps=True),
     }
     groups = root / "groups.csv"
     groups.write_text("name,group\n" + "".join(f"{n},{n % 5}\n" for n in range(14)))
@@ -317,7 +323,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def write_images(
-    folder: Path, *, seed: int, labeled: int, negatives: bool = True, suffix: str = ".png", size: int = 40
+    folder: Path,
+    *,
+    seed: int,
+    labeled: int,
+    negatives: bool = True,
+    suffix: str = ".png",
+    size: int = 40,
+    gaps: bool = False,
 ) -> str:
     """Write 14 images, a quarter of them without foreground, and so many masks."""
     rng = np.random.default_rng(seed)
@@ -329,6 +342,7 @@ def write_images(
             y, x = rng.integers(0, 26, 2)
             mask[y : y + 13, x : x + 13] = value
         image = (mask * 60 + rng.integers(0, 100, mask.shape)).astype(np.uint8)
+        image = np.where(np.arange(size) < 3, np.nan, image).astype(np.float32) if gaps else image
         write = cv2.imwrite if suffix == ".png" else np.save
         write(str(folder / "images" / f"{index}{suffix}"), image)
         if index < labeled:
