@@ -210,7 +210,8 @@ def test_ignored_voxels_count_neither_as_foreground_nor_as_looked_at(tmp_path: P
     assert found.ignore_value == 255
     assert found.facts["a"].values == (0, 1, 255)
     assert found.facts["a"].foreground == pytest.approx(1 / 70)
-    assert found.facts["b"].foreground == 0.0
+    assert found.facts["b"].foreground is None
+    assert [case.id for case in found.unlabeled] == ["b"]
 
 
 def test_given_label_values_decide_what_background_is(tmp_path: Path) -> None:
