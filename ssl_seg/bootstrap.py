@@ -42,7 +42,7 @@ def parent_layer(parent: Checkpoint, source: str, given: Collection[str]) -> Lay
     if "method.name" in given:
         dropped |= {"method.options", "batch.unlabeled"}
     if "data.root" in given:
-        dropped |= {"data.groups", "data.label_values", "data.channels", "data.tiles"}
+        dropped |= {"data.groups", "data.label_values", "data.channels", "data.tiles", "data.unlabeled"}
     return Layer(source, leave_out(parent.config, dropped))
 
 

@@ -251,7 +251,7 @@ def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tu
     section = model.config.data.model_dump(mode="json")
     elsewhere = request.data is not None and absolute_root(request.data) != section["root"]
     if elsewhere:
-        section |= {"root": request.data, "layout": "auto", "groups": None, "tiles": 1}
+        section |= {"root": request.data, "layout": "auto", "groups": None, "unlabeled": None, "tiles": 1}
     data = validate(DataConfig, section | dict(request.settings), prefix="data.")
     catalog = open_data(data.model_dump(mode="json"), track)
     if catalog.num_classes != model.config.data.num_classes:

@@ -9,15 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.data.layouts import LAYOUTS, find_listing
-from ssl_seg.data.layouts.files import walk_files
-from ssl_seg.data.layouts.nnunet import group_channels
+from ssl_seg.data.layouts import list_images
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
 from ssl_seg.errors import DataError
 from ssl_seg.rundir import append_jsonl, find_obstacle, read_jsonl
@@ -243,24 +240,7 @@ def _find_images(folder: Path, output: Path, layout: str) -> list[tuple[str, tup
     def is_output(path: str) -> bool:
         return Path(path).resolve().is_relative_to(place)
 
-    inner = folder / "images" if (folder / "images").is_dir() else folder
-    if inner == folder and any(known.recognize(folder) for known in LAYOUTS.values()):
-        cases = [case for case in find_listing(folder).cases if not is_output(case.image)]
-        return [(case.id, (case.image, *case.more_channels)) for case in cases]
-    files = [
-        (split_suffix(path.relative_to(inner).as_posix())[0], path)
-        for path in walk_files(inner)
-        if is_image(path) and not is_output(str(path))
-    ]
-    if layout == "nnunet":
-        names = Counter(name for name, _ in files)
-        twice = [path for name, path in files if names[name] > 1]
-        if twice:
-            raise DataError(
-                f"two images would both be written to one mask: {twice[0]} and {twice[1]}: rename one of them"
-            )
-        return [(name, tuple(map(str, paths))) for name, paths in group_channels(dict(files)).items()]
-    return [(name, (str(path),)) for name, path in files]
+    return list_images(folder, layout, is_output)
 
 
 def _mask_name(name: str, image: str, ndim: int) -> str:

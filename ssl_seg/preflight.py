@@ -12,6 +12,7 @@ from ssl_seg.config_hints import find_source
 from ssl_seg.configio import Layer, Nested, check_partial, merge_layers, validate
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
+from ssl_seg.data.layouts import EXTRA
 from ssl_seg.data.splits.quality import check_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.volumes import takes_axes
@@ -146,6 +147,11 @@ def check_with_data(config: Config, catalog: Catalog, split: Split, note: Callab
         note(warning)
     if not split.val:
         raise SplitError("the split has no validation cases: nothing could be watched; make a new split")
+    if config.data.unlabeled is not None and not any(case_id.startswith(EXTRA) for case_id in split.unlabeled):
+        raise SplitError(
+            f"data.unlabeled = {config.data.unlabeled}: the split holds none of these images. Make another one with "
+            "`ssl-seg split make --unlabeled`, or leave them out"
+        )
     faults = _check_split_quality(config, catalog, split, note)
     check_memory(config, catalog, split)
     pool = split.pool_ids(config.split.labels)

@@ -57,7 +57,7 @@ from ssl_seg.rundir import (
     open_run_dir,
 )
 from ssl_seg.seal import register_seal
-from ssl_seg.sources import absolute_root, open_data
+from ssl_seg.sources import absolute_paths, absolute_root, open_data
 from ssl_seg.transfer import check_options, load_student, load_teacher
 
 DEFAULT_FRACTIONS = (0.01, 0.10, 1.0)
@@ -394,9 +394,7 @@ def _settle(config: Config) -> Config:
     data, split, method = config.data, config.split, config.method
     options = validate(METHODS[method.name].config_type, dict(method.options), prefix="method.options.")
     updates = {
-        "data": data.model_copy(
-            update={"root": absolute_root(data.root), "groups": data.groups and absolute_root(data.groups)}
-        ),
+        "data": data.model_copy(update=absolute_paths(data.model_dump())),
         "split": split.model_copy(update={"file": split.file and absolute_root(split.file)}),
         "method": method.model_copy(update={"options": options.model_dump(mode="json")}),
     }

@@ -22,8 +22,9 @@ from ssl_seg.errors import ConfigError, DataError, RunDirError, quote
 from ssl_seg.final_scores import SCORES_FILE
 from ssl_seg.rundir import RunDir
 from ssl_seg.schedules import make_lr_schedule
+from ssl_seg.sources import PATHS
 
-MAY_CHANGE = ("data.root", "data.groups", "length.steps")
+MAY_CHANGE = ("data.root", "data.groups", "data.unlabeled", "length.steps")
 """Beside the section ``runtime``."""
 _SHOWN = 5
 _WHOLE_LENGTH = ("poly", "cosine", "one_cycle")
@@ -149,7 +150,7 @@ def restate_run(run: RunDir, checkpoint: Checkpoint, old: Config, new: Config) -
 
     last.pt comes last: a run that is killed in between is asked for the same once more.
     """
-    data = {"root": new.data.root, "groups": new.data.groups}
+    data = {name: getattr(new.data, name) for name in PATHS}
     for path in sorted((run.path / "checkpoints").glob("*.pt")):
         if path != run.last and new.data != old.data:
             other = load_checkpoint(path)

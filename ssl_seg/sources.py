@@ -14,6 +14,7 @@ from ssl_seg.config import Config, DataConfig
 from ssl_seg.configio import Layer, merge_layers
 from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
 from ssl_seg.data.disk_cache import open_disk_cache
+from ssl_seg.data.layouts.groups import NO_GROUPS
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.reading import SETTINGS, make_reading
 from ssl_seg.data.splits.split import Split
@@ -22,6 +23,9 @@ from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.data.views.transforms import Views
 from ssl_seg.monitor.ladder import Foreground
 from ssl_seg.precision import choose_device
+
+PATHS = ("root", "groups", "unlabeled")
+"""Settings of the data section that say where files are."""
 
 TARGET_RATIO = 0.5
 """Share of positive cases, and of patches centered on foreground, that an intervention goes to."""
@@ -36,6 +40,7 @@ def open_data(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
     return open_catalog(
         absolute_root(data.get("root") or DataConfig.model_fields["root"].default),
         groups=Path(data["groups"]) if data.get("groups") else None,
+        unlabeled=Path(data["unlabeled"]) if data.get("unlabeled") else None,
         layout=data.get("layout") or "auto",
         label_values=tuple(data["label_values"]) if data.get("label_values") else None,
         label_map={int(old): int(new) for old, new in (data.get("label_map") or {}).items()},
@@ -70,13 +75,19 @@ def open_data_once(known: dict[str, Catalog], data: Mapping[str, Any], track: Tr
 
 def describe_cases(data: Mapping[str, Any]) -> str:
     """Return what says which cases a ``data`` section stands for: equal texts, equal cases."""
-    names = ("root", "groups", "layout", "label_values", "label_map", "ignore_value", "tiles", *SETTINGS)
+    names = (*PATHS, "layout", "label_values", "label_map", "ignore_value", "tiles", *SETTINGS)
     return json.dumps([data.get(name) for name in names])
 
 
 def absolute_root(root: str) -> str:
     """Return a data set's folder as an absolute path; the name of a synthetic one as it is."""
     return root if is_synthetic(root) else str(Path(root).expanduser().resolve())
+
+
+def absolute_paths(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return those settings of a ``data`` section that are paths, absolute; ``none`` in the place of a path stays."""
+    given = {name: data.get(name) for name in PATHS}
+    return {name: absolute_root(v) for name, v in given.items() if isinstance(v, str) and Path(v) != NO_GROUPS}
 
 
 def open_store(catalog: Catalog, data: DataConfig) -> CaseStore:

@@ -68,6 +68,10 @@ def inherited(*given: str) -> dict[str, Any]:
     return dict(flatten(parent_layer(make_parent(), "parent.pt", given).values))
 
 
+ELSEWHERE = {f"data.{name}" for name in ("groups", "unlabeled", "label_values", "channels", "tiles")}
+"""Settings that another folder decides anew."""
+
+
 class TestParentLayer:
     def test_all_but_the_machine_and_the_split_file(self) -> None:
         own = dict(flatten(make_parent().config))
@@ -83,7 +87,7 @@ class TestParentLayer:
         [
             ("length.steps", {"optim.warmup_steps"}),
             ("method.name", {"method.options.consistency_weight", "batch.unlabeled"}),
-            ("data.root", {"data.groups", "data.label_values", "data.channels"}),
+            ("data.root", ELSEWHERE),
             ("split.labels", set()),
             ("optim.lr", set()),
             ("length.steps_per_epoch", set()),
@@ -96,7 +100,7 @@ class TestParentLayer:
 
     def test_several_changes_add_up(self) -> None:
         gone = set(inherited()) - set(inherited("length.steps", "data.root"))
-        assert gone == {"optim.warmup_steps", "data.groups", "data.label_values", "data.channels"}
+        assert gone == {"optim.warmup_steps"} | ELSEWHERE
 
     def test_it_is_named_and_the_parent_stays_as_it_is(self) -> None:
         parent = make_parent()

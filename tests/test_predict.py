@@ -352,7 +352,7 @@ class TestPlaces:
     def test_names_of_nnunet_that_clash_are_refused(self, tmp_path: Path) -> None:
         for name in ("a_0000.nii", "a_0000.nii.gz"):
             (tmp_path / name).touch()
-        with pytest.raises(DataError, match="both be written"):
+        with pytest.raises(DataError, match="both be the same channel"):
             plan_jobs(tmp_path, tmp_path / "out", 3, "nnunet")
 
     @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "data.root": ("data.root=OTHER", ()),
     "data.layout": ("data.layout=nnunet", ()),
     "data.groups": ("data.groups=GROUPS", ()),
+    "data.unlabeled": ("data.unlabeled=MORE", ()),
     "data.label_values": ("data.label_values=[0, 2, 1]", ()),
     "data.label_map": ("data.label_map={2: 1}", ()),
     "data.ignore_value": ("data.ignore_value=2", ("data.label_values=[0, 1]",)),
@@ -306,6 +307,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     found = {
         "DATA": write_images(root / "data", seed=0, labeled=12),
         "OTHER": write_images(root / "other", seed=1, labeled=12),
+        "MORE": write_images(root / "more", seed=2, labeled=0),
         "ALL_LABELED": write_images(root / "all", seed=0, labeled=14),
         "ALL_POSITIVE": write_images(root / "positive", seed=0, labeled=12, negatives=False),
         "LARGE": write_images(root / "large", seed=0, labeled=12, size=144),

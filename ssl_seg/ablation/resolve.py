@@ -33,7 +33,15 @@ from ssl_seg.prepare import Plan, TrainRequest, make_plan
 from ssl_seg.sources import open_data_once
 from ssl_seg.transfer import check_options
 
-NOT_CONTENT = ("runtime", "data.root", "data.groups", "data.cache_mb", "data.disk_cache_gb", "split.file")
+NOT_CONTENT = (
+    "runtime",
+    "data.root",
+    "data.groups",
+    "data.unlabeled",
+    "data.cache_mb",
+    "data.disk_cache_gb",
+    "split.file",
+)
 """Settings that are no part of what a training is: machine matters, and places. The cases themselves are known by the
 fingerprint of the split, which holds their content."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssl_seg.cli.console import announce, show, track
-from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_catalog_settings
+from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, UNLABELED, read_catalog_settings
 from ssl_seg.cli.places import check_data, check_figure
 from ssl_seg.errors import name_examples
 
@@ -22,6 +22,7 @@ def data_audit(
     data: Annotated[str, typer.Argument(help="Folder, manifest or synthetic:particles|sheets.", show_default=False)],
     layout: Annotated[str, LAYOUT] = "auto",
     groups: Annotated[Path | None, GROUPS] = None,
+    unlabeled: Annotated[Path | None, UNLABELED] = None,
     set_: Annotated[list[str] | None, SET] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of cases and distributions.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
@@ -40,6 +41,7 @@ def data_audit(
         data,
         groups=groups,
         layout=layout,
+        unlabeled=unlabeled,
         track=lambda items, total: track(items, total, "reading cases"),
         **settings,
     )

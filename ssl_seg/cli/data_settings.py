@@ -14,7 +14,11 @@ NAMES = ("label_values", "label_map", "ignore_value", *SETTINGS)
 CASE_NAMES = (*NAMES, "tiles")
 """Those, and what a case is."""
 
-GROUPS = typer.Option(help="CSV with name,group; a group stays in one part.", show_default="DATA/groups.csv")
+GROUPS = typer.Option(
+    help="CSV with name,group; a group stays in one part. none keeps nothing together.",
+    show_default="DATA/groups.csv, else what names such as patient03_slice07 show",
+)
+UNLABELED = typer.Option(help="Folder of further unlabeled images.")
 LAYOUT = typer.Option(help="How the files lie; auto recognizes it, `ssl-seg data layouts` lists them.")
 Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 ACCELERATOR = typer.Option(help="Where to compute.", show_default="as in training, where it is here")

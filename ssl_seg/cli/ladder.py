@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ssl_seg.cli.console import show
+from ssl_seg.cli.data_settings import GROUPS, UNLABELED
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def ladder(
     config: Annotated[str | None, typer.Option(help="YAML file, or the name of a packaged configuration.")] = None,
     data: Annotated[str | None, typer.Option(help="Folder or manifest, as for train.")] = None,
     layout: Annotated[str | None, typer.Option(help="How the files lie; recognized unless given.")] = None,
+    groups: Annotated[Path | None, GROUPS] = None,
+    unlabeled: Annotated[Path | None, UNLABELED] = None,
     split: Annotated[Path | None, typer.Option(help="Split file; else made from the seed, once for all rungs.")] = None,
     method: Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")] = None,
     network: Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")] = None,
@@ -74,6 +77,8 @@ def ladder(
     options = {
         "--data": data,
         "--layout": layout,
+        "--groups": None if groups is None else str(groups),
+        "--unlabeled": None if unlabeled is None else str(unlabeled),
         "--split": None if split is None else str(split),
         "--allow-split": allow_split or None,
         "--method": method,

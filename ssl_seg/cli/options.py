@@ -41,6 +41,7 @@ IDLE: dict[str, Unused] = {
         for name, what in {
             "--layout": "says how the files lie",
             "--groups": "says which cases belong together",
+            "--unlabeled": "adds unlabeled cases",
             "--set": "says what mask values mean",
             "--figure": "draws the cases",
         }.items()

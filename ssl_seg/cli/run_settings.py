@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 KEYS = {
     "--data": "data.root",
     "--layout": "data.layout",
+    "--groups": "data.groups",
+    "--unlabeled": "data.unlabeled",
     "--split": "split.file",
     "--labels": "split.labels",
     "--folds": "split.folds",

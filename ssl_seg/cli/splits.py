@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssl_seg.cli.console import announce, show, track
-from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, read_catalog_settings
+from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, UNLABELED, read_catalog_settings
 from ssl_seg.cli.places import check_data, check_figure
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def split_make(
     seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
     layout: Annotated[str, LAYOUT] = "auto",
     groups: Annotated[Path | None, GROUPS] = None,
+    unlabeled: Annotated[Path | None, UNLABELED] = None,
     val: Annotated[
         float | None, typer.Option(help="Share of the labeled cases for validation.", show_default="0.15")
     ] = None,
@@ -58,7 +59,7 @@ def split_make(
     if folds is not None and val is not None:
         raise ConfigError(f"--val {val:g} and --folds {folds} exclude each other: each fold is the validation set once")
     wanted = parse_labels([*(labels or []), *(more or [])]) or (0.01, 0.10)
-    catalog = _open_catalog(data, layout, groups, set_)
+    catalog = _open_catalog(data, layout, groups, unlabeled, set_)
     path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
     if folds is None:
         shares = {"test_fraction": test} | ({} if val is None else {"val_fraction": val})
@@ -90,6 +91,7 @@ def split_check(
     ] = None,
     layout: Annotated[str, LAYOUT] = "auto",
     groups: Annotated[Path | None, GROUPS] = None,
+    unlabeled: Annotated[Path | None, UNLABELED] = None,
     set_: Annotated[list[str] | None, SET] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture that compares the sets; needs --data.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
@@ -102,7 +104,7 @@ def split_check(
 
     loaded = load_split(split)
     check_figure(figure)
-    catalog = None if data is None else _open_catalog(data, layout, groups, set_)
+    catalog = None if data is None else _open_catalog(data, layout, groups, unlabeled, set_)
     measures = () if catalog is None else measure_split(loaded, catalog)
     findings = check_split(loaded, catalog, measures)
     summary = summarize_split(loaded, findings, measures)
@@ -166,7 +168,9 @@ def _print_measures(title: str, measures: Sequence[SetMeasures]) -> None:
     print_table(f"{title}: foreground, beside random draws of each size", columns, rows)
 
 
-def _open_catalog(data: str, layout: str, groups: Path | None, overrides: list[str] | None) -> Catalog:
+def _open_catalog(
+    data: str, layout: str, groups: Path | None, unlabeled: Path | None, overrides: list[str] | None
+) -> Catalog:
     from ssl_seg.data.catalog import open_catalog
 
     check_data(data)
@@ -176,6 +180,7 @@ def _open_catalog(data: str, layout: str, groups: Path | None, overrides: list[s
         data,
         groups=groups,
         layout=layout,
+        unlabeled=unlabeled,
         track=lambda items, total: track(items, total, "reading cases"),
         **settings,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssl_seg.cli.console import show
+from ssl_seg.cli.data_settings import GROUPS, UNLABELED
 from ssl_seg.cli.run_settings import parse_label_amount
 from ssl_seg.errors import quote
 
@@ -25,6 +26,8 @@ def train(
     layout: Annotated[
         str | None, typer.Option(help="How the files lie; recognized unless given. `ssl-seg data layouts` lists them.")
     ] = None,
+    groups: Annotated[Path | None, GROUPS] = None,
+    unlabeled: Annotated[Path | None, UNLABELED] = None,
     split: Annotated[
         Path | None, typer.Option(help="Split file of `ssl-seg split make`; else made from the seed.")
     ] = None,
@@ -81,6 +84,8 @@ def train(
     options = {
         "--data": data,
         "--layout": layout,
+        "--groups": None if groups is None else str(groups),
+        "--unlabeled": None if unlabeled is None else str(unlabeled),
         "--split": None if split is None else str(split),
         "--labels": labels,
         "--folds": folds,

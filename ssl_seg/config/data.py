@@ -63,7 +63,10 @@ class DataConfig(Section):
     layout: str = "auto"
     """Layout of the folder; auto recognizes it."""
     groups: str | None = None
-    """CSV with the columns name,group (patient, paper, tile); groups.csv inside the folder is used unasked."""
+    """CSV with the columns name,group (patient, paper, tile); groups.csv inside the folder is used unasked, else groups
+    that names show (patient03_slice07). none keeps nothing together."""
+    unlabeled: str | None = None
+    """Folder of further unlabeled images, without masks."""
     label_values: tuple[int, ...] = Field(min_length=2)
     """Value of each class in the mask files, background first."""
     label_map: dict[int, int] = Field(default_factory=dict)

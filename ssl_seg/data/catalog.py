@@ -21,7 +21,8 @@ from ssl_seg.data.facts_cache import FactsCache, open_facts_cache
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.grids import GridMismatchError
-from ssl_seg.data.layouts import find_listing
+from ssl_seg.data.layouts import add_unlabeled, find_listing
+from ssl_seg.data.layouts.groups import NO_GROUPS
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.nodata import find_nodata
 from ssl_seg.data.reading import AS_STORED, Reading
@@ -101,13 +102,17 @@ def pass_through(items: Iterable[Any], total: int) -> Iterable[Any]:  # noqa: AR
     return items
 
 
-def find_cases(root: str, *, groups: Path | None = None, layout: str = "auto") -> Listing:
+def find_cases(
+    root: str, *, groups: Path | None = None, layout: str = "auto", unlabeled: Path | None = None
+) -> Listing:
     """Return the cases of a data set, sorted by id, and what was noticed on the way; no image is decoded.
 
     Args:
         root: a folder or manifest in one of the ``LAYOUTS``; or ``synthetic:<kind>``.
-        groups: CSV file with the columns name and group; ``root/groups.csv`` is used if it is there.
+        groups: CSV file with the columns name and group; ``root/groups.csv`` is used if it is there, else what names
+            say; ``none`` stands for no groups.
         layout: a key of ``LAYOUTS``, or auto to recognize it.
+        unlabeled: folder of further unlabeled images.
 
     Raises:
         DataError: if no cases can be found, names clash, or no mask or group name belongs to any image.
@@ -115,8 +120,8 @@ def find_cases(root: str, *, groups: Path | None = None, layout: str = "auto") -
     if synthetic.is_synthetic(root):
         locations = synthetic.locations(root.partition(":")[2])
         cases = tuple(Case(loc.rpartition("/")[2], loc, loc, None) for loc in locations)
-        return Listing("synthetic", cases, notes=(), findings=())
-    return find_listing(Path(root), layout, groups)
+        return add_unlabeled(Listing("synthetic", cases, notes=(), findings=()), unlabeled, NO_GROUPS)
+    return find_listing(Path(root), layout, groups, unlabeled)
 
 
 def settle_labels(
@@ -194,12 +199,13 @@ def open_catalog(
     ignore_value: int | None = None,
     reading: Reading = AS_STORED,
     tiles: int | None = None,
+    unlabeled: Path | None = None,
     track: Track = pass_through,
 ) -> Catalog:
     """Find all cases, read each of them once, and check that they fit together.
 
     Args:
-        root, groups, layout: see ``find_cases``.
+        root, groups, layout, unlabeled: see ``find_cases``.
         label_values: mask value of each class, background first; None takes those that the layout declares, or infers
             them from all masks.
         label_map: mask value of the files -> value to use instead.
@@ -211,7 +217,7 @@ def open_catalog(
     Raises:
         DataError: with all problems of all files at once.
     """
-    listing = find_cases(root, groups=groups, layout=layout)
+    listing = find_cases(root, groups=groups, layout=layout, unlabeled=unlabeled)
     declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
     background = declared[0] if declared else 0
     settings: dict[str, Any] = {"label_map": label_map, "background": background, "ignore_value": ignored}

@@ -14,7 +14,7 @@ from ssl_seg.config import RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers
 from ssl_seg.errors import RunDirError
 from ssl_seg.rundir import CONFIG_FILE, RunDir
-from ssl_seg.sources import absolute_root
+from ssl_seg.sources import absolute_paths
 
 
 def anchor_layer(layer: Layer) -> Layer:
@@ -22,8 +22,7 @@ def anchor_layer(layer: Layer) -> Layer:
     data = layer.values.get("data")
     if not isinstance(data, dict):
         return layer
-    paths = {key: absolute_root(data[key]) for key in ("root", "groups") if isinstance(data.get(key), str)}
-    return replace(layer, values={**layer.values, "data": {**data, **paths}})
+    return replace(layer, values={**layer.values, "data": {**data, **absolute_paths(data)}})
 
 
 def create_whole(path: Path, fill: Callable[[Path], None]) -> None:

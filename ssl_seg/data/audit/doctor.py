@@ -53,12 +53,13 @@ def audit(
     ignore_value: int | None = None,
     reading: Reading = AS_STORED,
     tiles: int | None = None,
+    unlabeled: Path | None = None,
     track: Track = pass_through,
 ) -> Audit:
     """Return everything there is to say about a data set; a bad file is a finding and stops nothing.
 
     Args:
-        root, groups, layout: see ``find_cases``.
+        root, groups, layout, unlabeled: see ``find_cases``.
         label_values, label_map, ignore_value, reading, tiles: see ``open_catalog``.
         track: told about every case that has been read.
 
@@ -66,7 +67,7 @@ def audit(
         ConfigError: if the layout is unknown.
         DataError: if no cases can be found, names clash, or no mask or group name belongs to any image.
     """
-    listing = find_cases(root, groups=groups, layout=layout)
+    listing = find_cases(root, groups=groups, layout=layout, unlabeled=unlabeled)
     declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
     background = declared[0] if declared else 0
     facts, unreadable, used = scan_cases(

@@ -6,23 +6,31 @@ No image is decoded here. A new layout is a module with ``recognize`` and ``find
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts import folders, hdf5, manifest, nnunet
-from ssl_seg.data.layouts.groups import read_groups
+from ssl_seg.data.layouts.files import make_id, walk_files
+from ssl_seg.data.layouts.groups import NO_GROUPS, infer_groups, read_groups
 from ssl_seg.data.layouts.listing import CLASSES_FILE, Case, Listing
 from ssl_seg.data.layouts.names import role_of
+from ssl_seg.data.layouts.nnunet import group_channels
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image
 from ssl_seg.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["AUTO", "LAYOUTS", "Case", "Layout", "Listing", "find_listing"]
+__all__ = ["AUTO", "EXTRA", "LAYOUTS", "Case", "Layout", "Listing", "add_unlabeled", "find_listing", "list_images"]
 
 LABELS = "labels_to_import"
 """Code of the finding that there are labels which are no mask images."""
 AUTO = "auto"
 """Name that stands for the first layout that is recognized."""
+
+EXTRA = "unlabeled+/"
+"""What the ids of further unlabeled images begin with."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +82,15 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
 """In the order in which they are tried."""
 
 
-def find_listing(root: Path, layout: str = AUTO, groups: Path | None = None) -> Listing:
+def find_listing(root: Path, layout: str = AUTO, groups: Path | None = None, unlabeled: Path | None = None) -> Listing:
     """Return the cases of a data set and what there is to say about them.
 
     Args:
         root: a folder, or the file of a manifest.
         layout: a key of ``LAYOUTS``, or ``auto`` for the first that is recognized.
         groups: CSV file with the columns name and group; ``groups.csv`` in the folder is used if it is there. It
-            replaces groups that the layout finds itself.
+            replaces groups that the layout finds itself. Without any, see ``infer_groups``; ``none`` stands for none.
+        unlabeled: folder of further images; see ``add_unlabeled``.
 
     Raises:
         ConfigError: if the layout is unknown.
@@ -105,7 +114,7 @@ def find_listing(root: Path, layout: str = AUTO, groups: Path | None = None) -> 
     folder = root if root.is_dir() else root.parent
     if not any(case.mask for case in listing.cases) and (unread := _name_labels(root)):
         listing = replace(listing, findings=(*listing.findings, Finding(LABELS, "fault", str(unread))))
-    return _with_groups(_with_classes(listing, folder), folder, groups)
+    return add_unlabeled(_with_groups(_with_classes(listing, folder), folder, groups), unlabeled, groups)
 
 
 def _name_labels(root: Path) -> DataError | None:
@@ -131,8 +140,80 @@ def _with_classes(listing: Listing, folder: Path) -> Listing:
     return replace(listing, label_values=values, class_names=tuple(names[v] for v in values))
 
 
+def list_images(
+    folder: Path, layout: str, skip: Callable[[str], bool] = lambda _: False
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Return name and locations of the images of a folder, or of the data set in it; masks are left out.
+
+    Args:
+        folder: of images, perhaps with subfolders.
+        layout: of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image.
+        skip: says of a location whether it is left out.
+
+    Raises:
+        DataError: two images that are channels of one case, or see ``find_listing``.
+    """
+    inner = folder / "images" if (folder / "images").is_dir() else folder
+    if inner == folder and any(known.recognize(folder) for known in LAYOUTS.values()):
+        cases = [case for case in find_listing(folder).cases if not skip(case.image)]
+        return [(case.id, (case.image, *case.more_channels)) for case in cases]
+    files = [(make_id(p, inner), p) for p in walk_files(inner) if is_image(p) and not skip(str(p))]
+    if layout != "nnunet":
+        return [(name, (str(path),)) for name, path in files]
+    names = Counter(name for name, _ in files)
+    if twice := [path for name, path in files if names[name] > 1]:
+        raise DataError(f"{twice[0]} and {twice[1]} would both be the same channel of one image: rename one of them")
+    return [(name, tuple(map(str, paths))) for name, paths in group_channels(dict(files)).items()]
+
+
+def add_unlabeled(listing: Listing, folder: Path | None, groups: Path | None) -> Listing:
+    """Return the listing with the images of a folder as further unlabeled cases, and with groups from names.
+
+    Their ids are those below ``folder``, behind ``EXTRA``. Groups are inferred where there are none and ``groups`` does
+    not forbid it, over all cases.
+
+    Raises:
+        DataError: if there is no such folder, it holds no image, or two of its images have one name.
+    """
+    if folder is not None:
+        listing = _join(listing, folder)
+    if groups is not None or any(case.group for case in listing.cases):
+        return listing
+    group_of = infer_groups([case.id for case in listing.cases])
+    if not group_of:
+        return listing
+    example = min(group_of)
+    note = (
+        f"{len(set(group_of.values()))} groups are taken from names, e.g. {group_of[example]} of {example}: a group "
+        "stays in one part of a split. If this is wrong, give groups.csv, or none (--groups none) for no groups"
+    )
+    cases = tuple(replace(case, group=group_of.get(case.id)) for case in listing.cases)
+    return replace(listing, cases=cases, notes=(*listing.notes, note))
+
+
+def _join(listing: Listing, folder: Path) -> Listing:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder for further unlabeled images.")
+    known = {os.path.realpath(case.image.partition("::")[0]) for case in listing.cases}
+    cases = {case.id: case for case in listing.cases}
+    found = list_images(folder, listing.layout)
+    further = [(n, files) for n, files in found if os.path.realpath(files[0].partition("::")[0]) not in known]
+    if not found:
+        raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+    for name, (image, *more) in further:
+        case = Case(EXTRA + name, image, None, None, tuple(more))
+        if (first := cases.setdefault(case.id, case)) is not case:
+            raise DataError(f"{first.image} and {image} would both be the case {case.id}. Rename one of them.")
+    notes = (*listing.notes, f"{len(further)} unlabeled image(s) are taken from {folder}")
+    if left := len(found) - len(further):
+        notes += (f"{left} image(s) of {folder} are cases of the data set already",)
+    return replace(listing, cases=tuple(cases[i] for i in sorted(cases)), notes=notes)
+
+
 def _with_groups(listing: Listing, folder: Path, groups: Path | None) -> Listing:
     """Return the listing with the groups of the group file, if there is one."""
+    if groups == NO_GROUPS:
+        return replace(listing, cases=tuple(replace(case, group=None) for case in listing.cases))
     notes = listing.notes
     if groups is None and (folder / "groups.csv").is_file():
         groups = folder / "groups.csv"

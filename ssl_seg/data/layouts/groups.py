@@ -1,14 +1,67 @@
-"""The group file: which cases must not be torn apart."""
+"""Which cases must not be torn apart: by the group file, or by names such as patient03_slice07."""
 
 from __future__ import annotations
 
 import csv
+import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from unicodedata import normalize
 
+from ssl_seg.data.layouts.names import PARTS, UNLABELED
 from ssl_seg.data.volumes import split_suffix
 from ssl_seg.errors import DataError, did_you_mean, name_examples
+
+NO_GROUPS = Path("none")
+"""Stands for no groups at all in the place of a group file."""
+
+_HANDFUL = 5
+"""Names must show more groups than this; with a word for a patient, a scan or the like, at least three."""
+_TOKEN = re.compile(r"[^_\-. /]+")
+_RUNNING = re.compile(r"[a-z]*\d+[a-z]?|left|right|od|os|l|r", re.IGNORECASE)
+_SUBJECT = re.compile(
+    r"(?:p|pat|patient|pt|s|sub|subj|subject|case|id|vol|volume|scan|stack|series|study|mouse|rat|animal|donor|slide)\d+",
+    re.IGNORECASE,
+)
+
+
+def infer_groups(ids: Collection[str]) -> dict[str, str]:
+    """Return id -> group, where the names or folders of many cases begin with that of one of many groups.
+
+    A group is what precedes a running number and has a number itself (``patient03`` of ``patient03_slice07``), or a
+    folder. The shortest such beginning counts that makes several groups, none with more than half of the cases, and
+    puts half of the cases or more beside another one. Folders for train, val, test and unlabeled are looked through.
+    """
+    plain = {case_id: _skip_parts(case_id) for case_id in ids}
+    tokens = {case_id: list(_TOKEN.finditer(name)) for case_id, name in plain.items()}
+    for depth in range(1, max(map(len, tokens.values()), default=0)):
+        found: dict[str, str] = {}
+        named = 0
+        for case_id, parts in tokens.items():
+            if len(parts) <= depth:
+                continue
+            name, end = plain[case_id], parts[depth - 1].end()
+            is_folder = name[end] == "/"
+            before = parts[depth - 2][0] if depth > 1 and parts[depth - 1][0].isdigit() else ""
+            is_subject = _SUBJECT.fullmatch(before + parts[depth - 1][0]) is not None
+            counts = any(map(str.isdigit, parts[depth - 1][0])) and _RUNNING.fullmatch(parts[-1][0])
+            if is_folder or is_subject or counts:
+                found[case_id] = name[:end]
+                named += is_subject
+        sizes = Counter(found.values())
+        shared = sum(size for size in sizes.values() if size > 1)
+        fewest = 3 if 2 * named > len(found) else _HANDFUL + 1
+        if len(sizes) >= fewest and 2 * shared >= len(plain) and 2 * max(sizes.values()) <= len(plain):
+            return found
+    return {}
+
+
+def _skip_parts(case_id: str) -> str:
+    first, slash, rest = case_id.partition("/")
+    return (
+        _skip_parts(rest) if slash and (first.lower() in PARTS or first.lower().rstrip("+") in UNLABELED) else case_id
+    )
 
 
 def read_groups(path: Path, ids: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
