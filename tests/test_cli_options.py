@@ -14,19 +14,19 @@ from ssl_seg.cli.options import IDLE, find_unused, name_option
 
 ALONE = {
     "demo": "out steps",
-    "train": "config data layout split labels folds method network steps epochs lr batch-size seed out bootstrap "
+    "train": "config data layout groups unlabeled split labels folds method network steps epochs lr batch-size seed out bootstrap "
     "resume allow-split devices num-nodes set",
-    "ladder": "labels config data layout split method network steps epochs lr batch-size seed gate out resume force "
+    "ladder": "labels config data layout groups unlabeled split method network steps epochs lr batch-size seed gate out resume force "
     "allow-split devices num-nodes set",
     "ablate": "data labels steps part metric set out dry-run",
     "evaluate": "data split test all ensemble which overlap set accelerator figure json",
     "predict": "with which overlap probabilities spacing threshold overwrite accelerator",
     "diagnose": "predictions out seconds require-f1 set json",
     "probe-loss": "data checkpoint batches accelerator figure set json",
-    "data audit": "layout groups set figure json",
+    "data audit": "layout groups unlabeled set figure json",
     "data batches": "n data labels accelerator figure set json",
     "data synthetic": "kind count labeled seed",
-    "split make": "data labels seed layout groups val test folds out set",
+    "split make": "data labels seed layout groups unlabeled val test folds out set",
     "split check": "data json",
     "config show": "data set plot",
     "config check": "data set strict",
