@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.data.layouts import list_images
+from ssl_seg.data.layouts.files import walk_files
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
 from ssl_seg.errors import DataError
 from ssl_seg.rundir import append_jsonl, find_obstacle, read_jsonl
