@@ -23,6 +23,7 @@ ALONE = {
     "predict": "with which overlap probabilities spacing threshold overwrite accelerator",
     "diagnose": "predictions out seconds require-f1 set json",
     "probe-loss": "data checkpoint batches accelerator figure set json",
+    "data import": "by-rows images instances",
     "data audit": "layout groups unlabeled set figure json",
     "data batches": "n data labels accelerator figure set json",
     "data synthetic": "kind count labeled seed",
