@@ -69,7 +69,7 @@ def split_make(
     else:
         splits = [*make_folds(catalog, wanted, folds, seed=seed, test_fraction=test)]
         paths = save_folds(splits, path)
-    show(f"{catalog.root}: layout {catalog.layout}, {len(catalog.cases)} images")
+    show(f"{catalog.root}: layout {catalog.layout}, {len(catalog.cases)} cases")
     rounded = [note for split in splits for labels in wanted for note in split.note_rounding(labels)]
     for text in dict.fromkeys([*catalog.notes, *(note for split in splits for note in split.notes), *rounded]):
         show(f"note: {text}")

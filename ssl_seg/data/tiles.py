@@ -14,10 +14,13 @@ from ssl_seg.errors import DataError
 
 FEWEST = 3
 """Labeled cases that a split into training, validation and test needs."""
-PARTS = 8
-"""Parts that all labeled images together are cut into, at least, where there are fewer than ``FEWEST``."""
+PARTS = (8, 60)
+"""Parts that all labeled images together are cut into where there are fewer than ``FEWEST``: at least the first number,
+and up to about the second, from which intervals can be given, as long as parts are ``ROOMY``."""
 SMALLEST = {2: 64, 3: 32}
 """Shortest side of a part, by dimensions."""
+ROOMY = {2: 256, 3: 128}
+"""Side from which a part is larger than most patches."""
 WIDEST_GAP = {2: 32, 3: 16}
 """A quarter of the patch that a CPU trains with; gaps are at most that, and at most a quarter of a part."""
 
@@ -46,10 +49,11 @@ def plan_tiles(cases: Sequence[Case], shapes: Mapping[str, Sequence[int]], parts
     labeled = {c.id: tuple(shapes[c.id]) for c in cases if c.mask is not None and c.id in shapes}
     if not labeled or parts == 1 or (parts is None and len(labeled) >= FEWEST):
         return Tiling({})
-    wanted = parts or -(-PARTS // len(labeled))
+    few, many = (-(-count // len(labeled)) for count in PARTS)
+    roomy = min(len(cut_shape(shape, many, ROOMY[len(shape)])) for shape in labeled.values())
+    wanted = parts or max(few, roomy)
     regions = {i: cut_shape(shape, wanted, SMALLEST[len(shape)]) for i, shape in labeled.items()}
     regions = {i: found for i, found in regions.items() if len(found) > 1}
-    total = sum(map(len, regions.values()))
     if parts is not None and not regions:
         largest = max(labeled.values(), key=max)
         raise DataError(
@@ -60,14 +64,14 @@ def plan_tiles(cases: Sequence[Case], shapes: Mapping[str, Sequence[int]], parts
         return Tiling({})
     shape = next(iter(regions.values()))[0]
     note = (
-        f"{total} parts of {len(regions)} labeled image(s) are the labeled cases, the first of "
+        f"{sum(map(len, regions.values()))} parts of {len(regions)} labeled image(s) are labeled cases, the first of "
         f"{' x '.join(str(stop - start) for start, stop in shape)} voxels, with gaps of up to {WIDEST_GAP[len(shape)]} "
-        "voxels between them that are in none"
+        "voxels that are in no part"
     )
     if parts is None:
-        note += (
-            f": {len(labeled)} labeled image(s) are too few for training, validation and test. Scores on other parts "
-            "of an image are better than on new images; data.tiles=1 keeps images whole"
+        note = (
+            f"{len(labeled)} labeled image(s) are too few for training, validation and test: {note}. Scores on other "
+            "parts of an image are better than on new images; data.tiles=1 keeps images whole"
         )
     return Tiling(regions, wanted, note)
 

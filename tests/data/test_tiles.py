@@ -19,9 +19,10 @@ from ssl_seg.data import catalog as catalog_module
 from ssl_seg.data import store as store_module
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.splits.split import make_folds, make_split
 from ssl_seg.data.store import CaseStore
-from ssl_seg.data.tiles import SMALLEST, WIDEST_GAP, cut_shape
+from ssl_seg.data.tiles import SMALLEST, WIDEST_GAP, cut_shape, plan_tiles
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.errors import DataError, SplitError
 
@@ -134,6 +135,9 @@ def test_a_compressed_image_is_decoded_once_for_all_its_parts(tmp_path: Path, mo
         ([(512, 512), (96, 96)], 5),
         ([(512, 512), (300, 300)], 8),
         ([(512, 512)] * 3, 3),
+        ([(800, 800)], 9),
+        ([(1200, 1200)], 16),
+        ([(1200, 1200), (1200, 600)], 17),
         ([(40, 100, 120)], 6),
     ],
 )
@@ -176,10 +180,20 @@ def test_one_or_two_labeled_images_that_are_small_are_said(tmp_path: Path) -> No
     with pytest.raises(SplitError, match="1 labeled case"):
         make_folds(open_catalog(str(one)), [1.0], 2)
     assert make_split(open_catalog(str(two)), [1.0]).test == ()
+    for root in (one, two):
+        assert not [f for f in audit(str(root)).findings if f.code == "rare_class"]
     large = audit(str(write(tmp_path / "large", [(512, 512)])))
-    assert not [f for f in large.findings if f.code == "few_labeled"]
+    assert not [f for f in large.findings if f.code in ("few_labeled", "rare_class")]
     assert any("9 parts of 1 labeled image" in note for note in large.summary["notes"])
     assert len(make_folds(open_catalog(str(tmp_path / "large")), [1.0], 4)) == 4
+
+
+@pytest.mark.parametrize(("side", "parts"), [(799, 9), (832, 9), (1119, 9), (1120, 16), (2272, 64), (20000, 64)])
+def test_large_images_are_cut_into_up_to_sixty_roomy_parts(side: int, parts: int) -> None:
+    shapes = {"a": (side, side)}
+    tiling = plan_tiles([Case("a", "a.tif", "b.tif", None)], shapes, None)
+    assert len(tiling.regions["a"]) == parts
+    assert plan_tiles([Case("a", "a.tif", "b.tif", None)], shapes, tiling.parts).regions == tiling.regions
 
 
 def test_parts_that_do_not_fit_are_an_error(tmp_path: Path) -> None:

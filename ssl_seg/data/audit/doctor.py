@@ -16,7 +16,7 @@ from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts import LABELS
 from ssl_seg.data.layouts.listing import Listing
 from ssl_seg.data.reading import AS_STORED, Reading
-from ssl_seg.data.tiles import plan_tiles
+from ssl_seg.data.tiles import FEWEST, plan_tiles
 
 _LEVELS = {"fault": "faults", "warn": "warnings", "info": "infos"}
 """In the order in which they are reported, with their names in the summary."""
@@ -93,6 +93,8 @@ def audit(
         *check_facts(listing, facts, declared, ignored),
         *check_copies(copies, facts, groups_of),
     ]
+    if sum(case.mask is not None for case in listing.cases) < FEWEST:  # few_labeled says so, or parts have the class
+        found = [finding for finding in found if finding.code != "rare_class"]
     findings = tuple(sorted(found, key=lambda finding: list(_LEVELS).index(finding.level)))
     values = labels.find_label_values(labels.values_by_mask(facts, ignored), declared)
     summary = summarize(root, listing, facts, values, ignored)
