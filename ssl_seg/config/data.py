@@ -92,7 +92,8 @@ class DataConfig(Section):
     patch_size: tuple[PositiveInt, ...] = Field(min_length=2, max_length=3)
     """Size of a training patch and of an inference window; its length says 2D or 3D."""
     spacing: tuple[float, ...] | None = None
-    """Size of a voxel along each axis, for surface distances and resampling; that of each image file when unset."""
+    """Size of a voxel along (z, y, x) (of NIfTI: superior, anterior, right), for surface distances and resampling; that
+    of each image file when unset."""
     resample_to: tuple[float, ...] | None = None
     """Voxel size that all images are resampled to for the network; masks are predicted and scored as stored."""
     foreground_ratio: float = Field(ge=0, le=1)

@@ -147,9 +147,11 @@ def read_facts(
             odd_value=odd_value,
         )
     if mask.shape[1:] != shape:
+        same = sorted(mask.shape[1:]) == sorted(shape)
+        order = " Are the axes of one of them in another order? Name those of arrays by data.axes." if same else ""
         raise SizeMismatchError(
             f"{mask.location}: the mask is {format_size(mask.shape[1:])}, its image {format_size(shape)}. "
-            "They must be of one size."
+            f"They must be of one size.{order}"
         )
     doubt = compare_grids(mask.location, mask.geometry, image.location, image.geometry, shape)
     mask_digest, stored = _scan_mask(mask, image if missing else None)

@@ -14,7 +14,9 @@ from test_frames import OBLIQUE, ORIENTATIONS, STACK, WORLD, save, turn
 
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.facts import SizeMismatchError, read_facts
 from ssl_seg.data.grids import GRID_TOLERANCE, GridMismatchError, compare_grids
+from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.sampling import crop
 from ssl_seg.data.store import CaseStore, cut_unit
 from ssl_seg.data.volumes import Geometry, open_image, read_geometry, write_mask
@@ -193,6 +195,16 @@ def test_masks_elsewhere_are_one_fault_of_audit_and_training(tmp_path: Path) -> 
     assert "in 6 cases" in found[0].message
     with pytest.raises(DataError, match="grid_mismatch"):
         open_catalog(str(tmp_path))
+
+
+def test_sizes_in_another_order_are_named_as_such(tmp_path: Path) -> None:
+    image, mask = tmp_path / "image.nii.gz", tmp_path / "mask.npy"
+    save(image, STACK.T, WORLD)
+    for array, said in ((MASK.T, True), (MASK[1:], False)):
+        np.save(mask, array)
+        with pytest.raises(SizeMismatchError) as error:
+            read_facts(Case("a", str(image), str(mask), None))
+        assert ("data.axes" in str(error.value)) == said
 
 
 def test_channels_follow_their_affines(tmp_path: Path) -> None:
