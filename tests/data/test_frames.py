@@ -149,10 +149,22 @@ TURNED = {"qform_code": 1, "quatern_b": 0, "quatern_c": 0, "quatern_d": 1}  # ha
         (TURNED | LEFT | {"srow_x": [0, 0, 0, 0]}, STACK[:, ::-1, ::-1]),
         (LEFT | {"srow_x": [np.nan, 0, 0, 8]}, STACK),
         (TURNED | {"sform_code": 0, "pixdim": [1, 1, 0, 1, 1, 1, 1, 1]}, STACK),
+        (TURNED | {"sform_code": 0, "quatern_b": 2}, STACK),
+        (TURNED | LEFT | {"quatern_b": 2}, STACK[:, :, ::-1]),
         ({"sform_code": 0, "qform_code": 0}, STACK),
         (LEFT | {"sform_code": 0}, STACK),
     ],
-    ids=["sform first", "qform", "broken sform", "NaN", "unknown distance", "neither", "sform without code"],
+    ids=[
+        "sform first",
+        "qform",
+        "broken sform",
+        "NaN",
+        "unknown distance",
+        "long quaternion",
+        "long quaternion beside sform",
+        "neither",
+        "sform without code",
+    ],
 )
 def test_which_form_says_where_the_axes_point(tmp_path: Path, fields: dict[str, Any], expected: np.ndarray) -> None:
     location = set_forms(tmp_path / "x.nii", **fields)

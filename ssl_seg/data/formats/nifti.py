@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -244,11 +245,11 @@ def _find_affine(fields: Any, zooms: NDArray[np.floating[Any]]) -> NDArray[np.fl
     known = bool((np.isfinite(zooms) & (zooms > 0)).all())
     for code, read in ((fields["sform_code"], fields.get_sform), (fields["qform_code"] * known, fields.get_qform)):
         if code > 0:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), suppress(ValueError):  # of a quaternion that is longer than 1
                 affine = read()
                 volume = abs(np.linalg.det(affine[:3, :3])) / np.prod(voxel_sizes(affine))
-            if np.isfinite(affine).all() and volume > _LEAST_VOLUME:
-                return cast(NDArray[np.float64], affine)
+                if np.isfinite(affine).all() and volume > _LEAST_VOLUME:
+                    return cast(NDArray[np.float64], affine)
     return None
 
 
