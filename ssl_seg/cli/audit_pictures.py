@@ -12,6 +12,7 @@ from ssl_seg.data.audit.doctor import Audit
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.facts import format_size
 from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.views.transforms import blacken_gaps
 from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
 from ssl_seg.labels import apply_label_map
@@ -70,7 +71,7 @@ def _read_slice(
     stride = -(-max(pixels.shape[1:]) // _PIXELS)
     target = None if mask is None else _to_classes(mask.read(box).reshape(pixels.shape[1:]), result)
     return (
-        _to_picture(pixels[:, ::stride, ::stride]),
+        _to_picture(blacken_gaps(pixels)[:, ::stride, ::stride]),
         None if target is None else target[::stride, ::stride],
         place,
     )

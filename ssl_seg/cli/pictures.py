@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.data.catalog import pass_through
+from ssl_seg.data.views.transforms import blacken_gaps
 from ssl_seg.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.inference.model import open_model
 from ssl_seg.precision import choose_device_if_given
@@ -32,7 +33,7 @@ def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, cou
         case = store.load_whole(row["id"])
         probs = predictor(case.image, case.spacing)
         title = f"{row['id']}\nDice {row['dice']:.3f}{_describe_classes(row, catalog.label_values[1:])}"
-        panels.append(Panel(title, to_gray(case.image), case.target, 1 - probs[0], probs.argmax(axis=0)))
+        panels.append(Panel(title, to_gray(blacken_gaps(case.image)), case.target, 1 - probs[0], probs.argmax(axis=0)))
     plot_predictions(panels, path)
 
 

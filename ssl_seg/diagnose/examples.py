@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.data.views.transforms import blacken_gaps
 from ssl_seg.diagnose.result import Example
 from ssl_seg.diagnose.tally import Output
 from ssl_seg.labels import IGNORE_INDEX
@@ -78,7 +79,7 @@ def _choose_plane(pred: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> t
 
 def _to_shown(image: NDArray[np.generic]) -> NDArray[np.float32]:
     """Return (C,Y,X) as gray (Y,X), or as colors (Y,X,3) where C = 3, in [0, 1]."""
-    values = image.astype(np.float64)
+    values = blacken_gaps(image).astype(np.float64)
     low, high = np.percentile(values, CLIP)
     unit = np.clip((values - low) / max(float(high - low), 1e-12), 0, 1).astype(np.float32)
     return np.asarray(np.moveaxis(unit, 0, -1) if len(unit) == 3 else unit[0], np.float32)

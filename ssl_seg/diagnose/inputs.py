@@ -52,11 +52,12 @@ class Fed:
         """Return Spearman's correlation of raw values and input at prediction; None for a constant image."""
         from scipy.stats import spearmanr
 
-        raw, fed = self.raw.ravel(), self.prediction.ravel()
+        known = ~np.isnan(self.raw) if self.raw.dtype.kind == "f" else np.ones(self.raw.shape, bool)
+        raw, fed = self.raw[known], self.prediction[known].round(5)  # equal values stay equal, as windows overlap
         if raw.size > RANKED_VOXELS:
             chosen = np.random.default_rng(seed).integers(raw.size, size=RANKED_VOXELS)
             raw, fed = raw[chosen], fed[chosen]
-        if raw.min() == raw.max():
+        if not raw.size or raw.min() == raw.max():
             return None
         return 0.0 if fed.min() == fed.max() else float(spearmanr(raw, fed).statistic)
 
@@ -131,4 +132,5 @@ def feed(predictor: Predictor, store: CaseStore, case_id: str, num_classes: int)
     shape = raw.shape[1:]
     training = case.intensity.unit_to_zscore(cut_unit(case, (0,) * len(shape), shape))
     echo = replace(predictor, net=Echo(num_classes), resample_to=None)
-    return Fed(raw[0], training[0], echo.with_logits(raw)[1])
+    shown = raw[0] if store.window is None else raw[0].clip(*store.window)
+    return Fed(shown, training[0], echo.with_logits(raw)[1])

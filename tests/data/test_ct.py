@@ -16,8 +16,10 @@ from torch import nn
 from ssl_seg.data import ct
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.ct import looks_like_ct, measure_window
+from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import CaseStore, cut_unit
 from ssl_seg.data.views.transforms import make_window, normalize
+from ssl_seg.diagnose.inputs import feed
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.plan import plan_run
 
@@ -128,3 +130,15 @@ def test_values_spread_evenly_over_the_window_have_mean_0_and_deviation_1() -> N
     seen = zscore.unit_to_zscore(zscore.to_unit(values))
     assert seen.mean() == pytest.approx(0, abs=1e-3)
     assert seen.std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_window_does_not_make_the_input_look_wrong(tmp_path: Path, *, gaps: bool) -> None:
+    catalog = write(tmp_path / "ct", [scan(0)])
+    if gaps:
+        catalog = open_catalog(catalog.root, reading=Reading(nodata=-1000))
+    window = (-200.0, 150.0)
+    predictor = Predictor(Pointwise(), (12, 20, 24), torch.device("cpu"), nullcontext, window=window)
+    fed = feed(predictor, CaseStore(catalog, 1, window=window), "0", 2)
+    assert fed.difference < 1e-5
+    assert fed.rank_correlation(0) == pytest.approx(1, abs=1e-6)

@@ -23,7 +23,7 @@ from ssl_seg.data.nodata import FEWEST
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.resample import resample_image
 from ssl_seg.data.store import BoxReader, CaseStore
-from ssl_seg.data.views.transforms import normalize
+from ssl_seg.data.views.transforms import blacken_gaps, normalize
 from ssl_seg.data.volumes import read_image
 from ssl_seg.errors import DataError
 from ssl_seg.inference.scoring import score_case
@@ -245,6 +245,13 @@ def test_spaces_of_nifti(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"270 of 720 values are NaN or infinite"):
         read_image(str(tmp_path / "x.nii.gz"))
     assert np.isnan(read_image(str(tmp_path / "x.nii.gz"), reading=IGNORE)).sum() == 270
+
+
+def test_gaps_are_shown_black() -> None:
+    image = np.array([[3.0, np.nan], [5.0, np.inf]])
+    np.testing.assert_array_equal(blacken_gaps(image), [[3, 3], [5, np.inf]])
+    np.testing.assert_array_equal(blacken_gaps(np.full((2, 2), np.nan)), 0)
+    np.testing.assert_array_equal(blacken_gaps(np.eye(2, dtype=np.uint8)), np.eye(2))
 
 
 class TestMasksThatSayNothing:

@@ -163,6 +163,12 @@ class Views:
         return self._strong(unit, int(rng.integers(2**31)))
 
 
+def blacken_gaps(image: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return an image, to be shown, with its smallest value in place of NaN."""
+    gaps = np.isnan(image) if image.dtype.kind == "f" else np.zeros(1, bool)
+    return np.where(gaps, 0 if gaps.all() else np.nanmin(image), image) if gaps.any() else image
+
+
 def _scale(image: NDArray[Any], offset: NDArray[np.float64], scale: NDArray[np.float64]) -> Array:
     """Return ``(image - offset) / scale`` per channel; the subtraction is in float32 where that holds the image."""
     dtype = np.promote_types(image.dtype, np.float32)
