@@ -216,12 +216,12 @@ def test_another_normalization_at_prediction_is_found(best: Path, good: None, mo
     from ssl_seg.inference import sliding
 
     right = sliding.normalize
-    monkeypatch.setattr(sliding, "normalize", lambda image: right(image) * 0.1)
+    monkeypatch.setattr(sliding, "normalize", lambda image, window: right(image, window) * 0.1)
     diagnosis = diagnose(best)
     assert diagnosis.statistics["inputs"]["path_difference"] > 0.5
     assert levels(diagnosis)["loss_metric_divergence"] == "collapsed"
     assert "normalized differently" in diagnosis.causes[0].text
-    monkeypatch.setattr(sliding, "normalize", lambda image: right(image) * (1 + 1e-6))
+    monkeypatch.setattr(sliding, "normalize", lambda image, window: right(image, window) * (1 + 1e-6))
     assert "loss_metric_divergence" not in levels(diagnose(best))
 
 
