@@ -346,11 +346,12 @@ def _restamp(split: Split, catalog: Catalog) -> Split:
 def _fill_disk_cache(
     data: DataConfig, catalog: Catalog, note: Callable[[str], None], tracker: Callable[[str], Track]
 ) -> None:
-    """Write decoded copies of compressed volumes, if the decoded data set does not fit into memory."""
+    """Write decoded, or resampled, copies of volumes if the data set does not fit into memory."""
     cache = open_disk_cache(data.disk_cache_gb)
-    if cache is None or data.resample_to is not None or decoded_bytes(catalog) <= data.cache_mb * 2**20:
+    grid = {"resample_to": data.resample_to, "spacing": data.spacing}
+    if cache is None or decoded_bytes(catalog, **grid) <= data.cache_mb * 2**20:
         return
-    if missed := fill_disk_cache(cache, catalog, tracker("copying compressed volumes")):
+    if missed := fill_disk_cache(cache, catalog, tracker("copying volumes"), **grid):
         note(f"data: {missed}")
 
 

@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.home import find_cache_folder
+from ssl_seg.data.layouts.listing import Case, Region
 from ssl_seg.data.reading import AS_STORED, Reading
+from ssl_seg.data.resample import find_shape, resample_image, resample_labels
 from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
 from ssl_seg.rundir import atomic_write
@@ -29,8 +38,20 @@ _HEADER = 128
 """Bytes before the voxels of a ``.npy`` file."""
 
 
+LEFT_BEHIND = 86_400
+"""Seconds after which a copy that is half written belongs to a process that was killed."""
+
+
 class DiskFullError(DataError):
     """A decoded copy finds no space."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a copy was resampled to: a case, or the ``region`` of its files that it is, on ``shape`` (*S)."""
+
+    region: Region | None
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -40,9 +61,14 @@ class DiskCache:
     folder: Path
     max_bytes: int
 
-    def find(self, *locations: str, is_mask: bool = False, reading: Reading = AS_STORED) -> Path | None:
-        """Return the copy of an image (several locations: its channels) or a mask, if there is one."""
-        path = self._path(locations, replace(reading, is_mask=is_mask))
+    def find(
+        self, *locations: str, is_mask: bool = False, reading: Reading = AS_STORED, grid: Grid | None = None
+    ) -> Path | None:
+        """Return the copy of an image (several locations: its channels) or a mask, if there is one.
+
+        With a ``grid``, that is the copy that was resampled to it.
+        """
+        path = self.name(*locations, is_mask=is_mask, reading=reading, grid=grid)
         return path if path is not None and path.is_file() else None
 
     def add(self, *locations: str, is_mask: bool = False, reading: Reading = AS_STORED) -> Path | None:
@@ -52,33 +78,66 @@ class DiskCache:
             DiskFullError: if there is no space for it.
             DataError: if the image cannot be read or the copy cannot be written.
         """
-        path = self._path(locations, replace(reading, is_mask=is_mask))
+        path = self.name(*locations, is_mask=is_mask, reading=reading)
         if path is None or path.is_file():
             return path
         stored = open_mask(locations[0], reading=reading) if is_mask else open_image(*locations, reading=reading)
-        size = int(np.prod(stored.shape)) * stored.dtype.itemsize
-        is_flat = len(stored.shape) == 3
-        if stored.by_box or size < WORTH_A_COPY or (is_flat and stored.shape[0] > 1):
+        size = prod(stored.shape) * stored.dtype.itemsize
+        if stored.by_box or size < WORTH_A_COPY or (len(stored.shape) == 3 and stored.shape[0] > 1):
             return None
-        if not self._has_space(size + _HEADER):
-            raise DiskFullError(f"{self.folder}: no space for a copy of {locations[0]} ({size:,} bytes)")
+        self.write(path, stored.read, size, self.measure())
+        return path
+
+    def write(self, path: Path, make: Callable[[], NDArray[Any]], least: int, held: int) -> int:
+        """Write a copy, and return its bytes.
+
+        Args:
+            path: what ``name`` has returned.
+            make: returns the voxels (C, *S).
+            least: bytes that they have at least: nothing is made where these find no space.
+            held: bytes of all copies.
+
+        Raises:
+            DiskFullError: if there is no space for it.
+            DataError: if the image cannot be read or the copy cannot be written.
+        """
+        self._check_space(least, held)
+        voxels = make()
+        self._check_space(voxels.nbytes, held)
+        # (Y, X) or (C, Z, Y, X): no axis of these can be taken for another.
+        channels, *shape = voxels.shape
+        stored = shape if voxels.ndim == 3 and channels == 1 else (channels, *(1,) * (voxels.ndim == 3), *shape)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary, temporary.open("wb") as file:
-                np.save(file, stored.read()[0] if is_flat else stored.read(), allow_pickle=False)
+                np.save(file, voxels.reshape(stored), allow_pickle=False)
         except OSError as error:
             raise DataError(
-                f"{path}: a decoded copy of {locations[0]} cannot be written ({error.strerror or error}). Free space, "
-                "set SSL_SEG_CACHE to another folder, or set data.disk_cache_gb=0."
+                f"{path}: a decoded copy cannot be written ({error.strerror or error}). Free space, set SSL_SEG_CACHE "
+                "to another folder, or set data.disk_cache_gb=0."
             ) from error
-        return path
+        return voxels.nbytes + _HEADER
 
-    def _path(self, locations: Sequence[str], reading: Reading) -> Path | None:
+    def measure(self) -> int:
+        """Return the bytes of all copies, and of those that are being written; remove what killed processes left."""
+        held = 0
+        for path in (*self.folder.glob("*.npy"), *self.folder.glob(".*.part")):
+            with suppress(OSError):  # gone since
+                state = path.stat()
+                if path.suffix == ".part" and time.time() - state.st_mtime > LEFT_BEHIND:
+                    path.unlink()
+                else:
+                    held += state.st_size
+        return held
+
+    def name(
+        self, *locations: str, is_mask: bool = False, reading: Reading = AS_STORED, grid: Grid | None = None
+    ) -> Path | None:
         """Return where the copy belongs: named after path, size and time of the files; None for what is no file.
 
         One file may hold an image and its mask, so how it is read belongs to the name.
         """
-        parts = [repr(reading)]
+        parts = [repr(replace(reading, is_mask=is_mask)), *([] if grid is None else [repr(grid)])]
         for location in locations:
             path = Path(location.partition("::")[0])
             if not path.is_file():
@@ -88,12 +147,16 @@ class DiskCache:
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         return self.folder / f"{name}.npy"
 
-    def _has_space(self, size: int) -> bool:
-        """Return whether a copy stays within the limit, and leaves a tenth of the disk free."""
-        held = sum(p.stat().st_size for p in self.folder.glob("*.npy")) if self.folder.is_dir() else 0
+    def _check_space(self, size: int, held: int) -> None:
+        """Do nothing, if a copy stays within the limit, and leaves a tenth of the disk free.
+
+        Raises:
+            DiskFullError: if it does not.
+        """
         existing = next(p for p in (self.folder, *self.folder.parents) if p.exists())
-        disk = shutil.disk_usage(existing)
-        return held + size <= self.max_bytes and disk.free - size > disk.total // 10
+        disk, size = shutil.disk_usage(existing), size + _HEADER
+        if held + size > self.max_bytes or disk.free - size <= disk.total // 10:
+            raise DiskFullError(f"{self.folder}: no space for a copy of {size:,} bytes")
 
 
 def open_copy(path: Path) -> Stored:
@@ -112,21 +175,36 @@ def open_disk_cache(max_gb: float) -> DiskCache | None:
     return DiskCache(find_cache_folder(), int(max_gb * 2**30))
 
 
-def fill_disk_cache(cache: DiskCache, catalog: Catalog, track: Track = pass_through) -> str | None:
-    """Copy every compressed volume of a catalog, as far as there is space; return a note on what was not copied.
+def fill_disk_cache(
+    cache: DiskCache,
+    catalog: Catalog,
+    track: Track = pass_through,
+    *,
+    resample_to: tuple[float, ...] | None = None,
+    spacing: tuple[float, ...] | None = None,
+) -> str | None:
+    """Copy what would be decoded, or resampled, each time, as far as there is space; return a note on the rest.
+
+    Args:
+        cache: where the copies go.
+        catalog: the cases.
+        track: told about every case.
+        resample_to, spacing: see ``CaseStore``; with ``resample_to`` every case is copied, on its new grid.
 
     Raises:
-        DataError: see ``DiskCache.add``.
+        DataError: if a file cannot be read, a copy cannot be written, or a case has no voxel size to resample from.
     """
-    missed = 0
+    missed, held = 0, cache.measure()
     for case in track(catalog.cases, len(catalog.cases)):
-        facts = catalog.facts[case.id]
-        if int(np.prod(facts.shape)) * facts.channels * np.dtype(facts.dtype).itemsize < WORTH_A_COPY:
-            continue
+        copies = (
+            _plan_copies(cache, catalog, case)
+            if resample_to is None
+            else _plan_resampled(cache, catalog, case, resample_to, spacing)
+        )
         try:
-            cache.add(case.image, *case.more_channels, reading=catalog.reading)
-            if case.mask is not None:
-                cache.add(case.mask, is_mask=True, reading=catalog.reading)
+            for path, make, least in copies:
+                if path is not None and not path.is_file():
+                    held += cache.write(path, make, least, held)
         except DiskFullError:
             missed += 1
     if not missed:
@@ -135,3 +213,45 @@ def fill_disk_cache(cache: DiskCache, catalog: Catalog, track: Track = pass_thro
         f"{missed} volume(s) have no decoded copy, for lack of space in {cache.folder} (limit "
         f"{cache.max_bytes / 2**30:g} GB): they are decoded each time. Raise data.disk_cache_gb, or empty the folder."
     )
+
+
+_Copy = tuple[Path | None, Callable[[], NDArray[Any]], int]
+"""A place, what makes the voxels, and how many bytes these have at least."""
+
+
+def _plan_copies(cache: DiskCache, catalog: Catalog, case: Case) -> Iterator[_Copy]:
+    """Yield the copies of files that are decoded whole, if the image is large enough; nothing is opened for that."""
+    facts, reading = catalog.facts[case.id], catalog.reading
+    size = prod(facts.shape) * facts.channels * np.dtype(facts.dtype).itemsize
+    locations = (case.image, *case.more_channels)
+    if size < WORTH_A_COPY:
+        return
+    if facts.decoded[0] and (len(facts.shape) == 3 or facts.channels == 1):
+        yield cache.name(*locations, reading=reading), lambda: open_image(*locations, reading=reading).read(), size
+    if facts.decoded[1] and (mask := case.mask) is not None:
+        path = cache.name(mask, is_mask=True, reading=reading)
+        yield path, lambda: open_mask(mask, reading=reading).read(), prod(facts.shape)
+
+
+def _plan_resampled(
+    cache: DiskCache,
+    catalog: Catalog,
+    case: Case,
+    resample_to: tuple[float, ...],
+    spacing: tuple[float, ...] | None,
+) -> Iterator[_Copy]:
+    facts, reading = catalog.facts[case.id], catalog.reading
+    shape = find_shape(facts.shape, spacing or facts.spacing, resample_to, case.image)
+    grid = Grid(case.region, shape)
+    locations = (case.image, *case.more_channels)
+
+    def make_image() -> NDArray[Any]:
+        return resample_image(crop(open_image(*locations, reading=reading), case.region).read(), shape)
+
+    def make_mask(mask: str) -> NDArray[Any]:
+        return resample_labels(crop(open_mask(mask, reading=reading), case.region).read()[0], shape)[None]
+
+    yield cache.name(*locations, reading=reading, grid=grid), make_image, 4 * facts.channels * prod(shape)
+    if case.mask is not None:
+        path = cache.name(case.mask, is_mask=True, reading=reading, grid=grid)
+        yield path, partial(make_mask, case.mask), prod(shape)

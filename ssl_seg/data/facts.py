@@ -75,6 +75,8 @@ class CaseFacts:
     """Share of the values of the image that are left out, because there is no data."""
     odd_value: float | None = None
     """A value of many voxels that looks like a mark for no data; see ``OddValues``."""
+    decoded: tuple[bool, bool] = (False, False)
+    """Whether image and mask are decoded whole, as compressed files are, and not read by box."""
 
     @property
     def is_constant_mask(self) -> bool:
@@ -145,6 +147,7 @@ def read_facts(
             appearance=appearance,
             missing=missing,
             odd_value=odd_value,
+            decoded=(not image.by_box, False),
         )
     if mask.shape[1:] != shape:
         same = sorted(mask.shape[1:]) == sorted(shape)
@@ -175,6 +178,7 @@ def read_facts(
         looked_at / prod(shape) if known else None,
         missing,
         odd_value,
+        (not image.by_box, not mask.by_box),
     )
 
 

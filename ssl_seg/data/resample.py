@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ssl_seg.errors import DataError
+
 Voxel = TypeVar("Voxel", bound=np.generic)
 
 
@@ -18,6 +20,22 @@ def compute_resampled_shape(
     """Return the number of voxels per axis that cover the same extent at another voxel size; at least 1."""
     extents = zip(shape, spacing, new_spacing, strict=True)
     return tuple(max(1, round(count * old / new)) for count, old, new in extents)
+
+
+def find_shape(
+    shape: Sequence[int], spacing: Sequence[float] | None, new_spacing: Sequence[float], location: str
+) -> tuple[int, ...]:
+    """Return ``compute_resampled_shape`` for an image.
+
+    Raises:
+        DataError: if its spacing is not known.
+    """
+    if spacing is None:
+        raise DataError(
+            f"{location} does not say how large its voxels are, so it cannot be resampled. "
+            "Give data.spacing, or leave data.resample_to unset."
+        )
+    return compute_resampled_shape(shape, spacing, new_spacing)
 
 
 def resample_image(image: NDArray[np.generic], shape: Sequence[int]) -> NDArray[np.floating]:

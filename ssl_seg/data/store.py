@@ -6,7 +6,7 @@ Shapes: C channels, *S spatial = (Z, Y, X) or (Y, X), *P a patch.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.catalog import Catalog
-from ssl_seg.data.disk_cache import DiskCache, open_copy
+from ssl_seg.data.disk_cache import DiskCache, Grid, open_copy
 from ssl_seg.data.facts import OpenedCase, open_case
 from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.layouts.listing import Case
-from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
+from ssl_seg.data.resample import compute_resampled_shape, find_shape, resample_image, resample_labels
 from ssl_seg.data.sampling import derive_rng, locate_box
 from ssl_seg.data.views.transforms import Intensity, find_gaps, make_window, measure_intensity, measure_parts
 from ssl_seg.data.volumes import Stored, open_image, open_mask, read_image, read_mask
@@ -115,7 +115,7 @@ class CaseStore:
     ) -> None:
         self.catalog, self.channels, self.max_bytes = catalog, channels, max_bytes
         self.disk_cache, self.resample_to, self.spacing, self.window = disk_cache, resample_to, spacing, window
-        self._fits = decoded_bytes(catalog) <= max_bytes
+        self._fits = decoded_bytes(catalog, resample_to, spacing) <= max_bytes
         self._cache: OrderedDict[str, LoadedCase] = OrderedDict()
         self._held = 0
         self._opened: tuple[Case, OpenedCase] | None = None
@@ -153,12 +153,17 @@ class CaseStore:
     def _read(self, case: Case) -> LoadedCase:
         image: NDArray[np.generic]
         if self.resample_to is not None:
-            image, target = self._resample(case, *self._read_whole(case))
+            grid = Grid(case.region, self._find_shape(case, self.resample_to))
+            if not self._fits and (copies := self._find_resampled(case, grid)) is not None:
+                return self._open_by_box(case, *copies)
+            image, target = self._read_whole(case)
+            target = None if target is None else resample_labels(target, grid.shape).astype(np.int16)
+            image = resample_image(image, grid.shape)
         elif not self._fits and (stored := self._open_image(case)).by_box:
-            return self._open_by_box(case, stored)
+            return self._open_by_box(case, stored, None if case.mask is None else self._open_mask(case, case.mask))
         else:
             image, target = self._read_whole(case)
-        foreground = () if target is None else _find_foreground([(0, target)], self._count_classes(case, target))
+        foreground = () if target is None else _find_foreground([(0, target)], self._count_classes(case, [target]))
         return LoadedCase(image, target, foreground, self._fixed_intensity or measure_intensity(image))
 
     @property
@@ -174,6 +179,21 @@ class CaseStore:
         reading = self.catalog.reading
         copy = None if self.disk_cache is None else self.disk_cache.find(location, is_mask=True, reading=reading)
         return crop(open_mask(location, reading=reading) if copy is None else open_copy(copy), case.region)
+
+    def _find_shape(self, case: Case, resample_to: tuple[float, ...]) -> tuple[int, ...]:
+        facts = self.catalog.facts[case.id]
+        return find_shape(facts.shape, self.spacing or facts.spacing, resample_to, case.image)
+
+    def _find_resampled(self, case: Case, grid: Grid) -> tuple[Stored, Stored | None] | None:
+        """Return the copies of image and mask on a grid, if all that are needed are there."""
+        if self.disk_cache is None:
+            return None
+        find = partial(self.disk_cache.find, reading=self.catalog.reading, grid=grid)
+        image = find(case.image, *case.more_channels)
+        mask = None if case.mask is None else find(case.mask, is_mask=True)
+        if image is None or (mask is None and case.mask is not None):
+            return None
+        return open_copy(image), None if mask is None else open_copy(mask)
 
     def _read_whole(self, case: Case) -> tuple[NDArray[np.generic], NDArray[np.int16] | None]:
         if case.region is not None:
@@ -212,56 +232,57 @@ class CaseStore:
     def _box_to_target(self, box: NDArray[np.integer], image: NDArray[np.generic] | None = None) -> NDArray[np.int16]:
         return self._to_target(box[0], image)
 
-    def _resample(
-        self, case: Case, image: NDArray[np.generic], target: NDArray[np.int16] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int16] | None]:
-        spacing = self.spacing or self.catalog.facts[case.id].spacing
-        if spacing is None or self.resample_to is None:
-            raise DataError(
-                f"{case.image} does not say how large its voxels are, so it cannot be resampled. "
-                "Give data.spacing, or leave data.resample_to unset."
-            )
-        shape = compute_resampled_shape(image.shape[1:], spacing, self.resample_to)
-        labels = None if target is None else resample_labels(target, shape).astype(np.int16)
-        return resample_image(image, shape), labels
-
-    def _open_by_box(self, case: Case, stored: Stored) -> LoadedCase:
+    def _open_by_box(self, case: Case, stored: Stored, mask: Stored | None) -> LoadedCase:
         shape, fit = stored.shape[1:], partial(fit_channels, channels=self.channels, where=case.image)
         image = BoxReader(stored, (self.channels, *shape), stored.dtype, fit)
         intensity = self._fixed_intensity or _measure_by_block(stored, self.channels)
-        if case.mask is None:
+        if mask is None:
             return LoadedCase(image, None, (), intensity)
-        mask = self._open_mask(case, case.mask)
         beside = stored if self.catalog.facts[case.id].missing else None
-        pieces = (
-            (block.start, self._to_target(block.voxels, None if beside is None else beside.read(block.box)))
-            for block in iterate_blocks(mask)
-        )
-        foreground = _find_foreground(pieces, self._count_classes(case))
+
+        def read_target() -> Iterator[tuple[int, NDArray[np.int16]]]:
+            for block in iterate_blocks(mask):
+                yield block.start, self._to_target(block.voxels, None if beside is None else beside.read(block.box))
+
+        counted = () if self.resample_to is None else (target for _, target in read_target())
+        foreground = _find_foreground(read_target(), self._count_classes(case, counted))
         if not mask.by_box:  # decoded anyway: as an array it counts for the limit
             target = self._box_to_target(mask.read(), None if beside is None else beside.read())
             return LoadedCase(image, target, foreground, intensity)
         reader = BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target, beside)
         return LoadedCase(image, reader, foreground, intensity)
 
-    def _count_classes(self, case: Case, target: NDArray[np.int16] | None = None) -> list[int]:
+    def _count_classes(self, case: Case, pieces: Iterable[NDArray[np.int16]]) -> list[int]:
         """Return how many voxels each foreground class has.
 
-        The facts are those of the file: on another grid a class has another number of voxels, counted in ``target``.
+        The facts are those of the file: on another grid they are counted in the ``pieces`` of the target.
         """
         facts, values = self.catalog.facts[case.id], self.catalog.label_values[1:]
-        if self.resample_to is not None and target is not None:
-            return [int((target == index).sum()) for index in range(1, len(values) + 1)]
+        if self.resample_to is not None:
+            found = [[(piece == index).sum() for index in range(1, len(values) + 1)] for piece in pieces]
+            return [int(count) for count in np.sum(found, axis=0)]
         voxels = dict(zip(facts.values or (), facts.counts or (), strict=True))
         return [voxels.get(value, 0) for value in values]
 
 
-def decoded_bytes(catalog: Catalog) -> int:
-    """Return the memory that all images (and targets of 2 bytes a voxel) of a catalog take when decoded."""
-    return sum(
-        prod(f.shape) * (catalog.channels * np.dtype(f.dtype).itemsize + 2 * (f.values is not None))
-        for f in catalog.facts.values()
-    )
+def decoded_bytes(
+    catalog: Catalog, resample_to: tuple[float, ...] | None = None, spacing: tuple[float, ...] | None = None
+) -> int:
+    """Return the memory that all images (and targets of 2 bytes a voxel) of a catalog take when decoded.
+
+    Args:
+        catalog: the cases.
+        resample_to, spacing: see ``CaseStore``; an image without a voxel size counts as it is stored.
+    """
+    channels, total = catalog.channels, 0
+    for facts in catalog.facts.values():
+        shape, dtype = facts.shape, np.dtype(facts.dtype)
+        if resample_to is not None:
+            dtype = np.promote_types(dtype, np.float32)
+            if (own := spacing or facts.spacing) is not None:
+                shape = compute_resampled_shape(shape, own, resample_to)
+        total += prod(shape) * (channels * dtype.itemsize + 2 * (facts.values is not None))
+    return total
 
 
 def _find_foreground(

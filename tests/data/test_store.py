@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import h5py
 import nibabel as nib
 import numpy as np
@@ -17,6 +23,7 @@ from scipy.stats import chisquare
 from sizes import around
 
 from ssl_seg.data import disk_cache
+from ssl_seg.data import store as store_module
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache, open_disk_cache
 from ssl_seg.data.loader import PatchSource
@@ -272,6 +279,67 @@ class TestDiskCache:
         assert fill_disk_cache(cache, catalog) is None
         assert not cache.folder.exists()
 
+    @pytest.fixture
+    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The files that are opened to be copied."""
+        found: list[str] = []
+        for name in ("open_image", "open_mask"):
+            whole = getattr(disk_cache, name)
+
+            def count(*locations: str, whole: Any = whole, **options: Any) -> Any:
+                found.append(locations[0])
+                return whole(*locations, **options)
+
+            monkeypatch.setattr(disk_cache, name, count)
+        return found
+
+    def test_a_full_cache_decodes_nothing(self, compressed: Catalog, tmp_path: Path, opened: list[str]) -> None:
+        assert "2 volume(s)" in str(fill_disk_cache(DiskCache(tmp_path / "cache", 100), compressed))
+        assert opened == []
+
+    def test_what_is_copied_is_opened_once(self, compressed: Catalog, tmp_path: Path, opened: list[str]) -> None:
+        for _ in range(2):
+            fill_disk_cache(DiskCache(tmp_path / "cache", 2**30), compressed)
+            assert len(opened) == 4
+
+    def test_what_has_no_copy_is_not_even_opened(self, catalog: Catalog, tmp_path: Path, opened: list[str]) -> None:
+        (tmp_path / "rgb" / "images").mkdir(parents=True)
+        color = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / "rgb" / "images" / "a.png"), color)
+        for data in (catalog, open_catalog(str(tmp_path / "rgb"))):
+            assert fill_disk_cache(DiskCache(tmp_path / "cache", 2**30), data) is None
+        assert opened == []
+
+    def test_the_copies_are_measured_once(
+        self, compressed: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        measured: list[Path] = []
+        monkeypatch.setattr(DiskCache, "measure", lambda cache: measured.append(cache.folder) or 0)
+        fill_disk_cache(DiskCache(tmp_path / "cache", 2**30), compressed)
+        assert len(list((tmp_path / "cache").iterdir())) == 4
+        assert len(measured) == 1
+
+    @pytest.mark.parametrize("age", [-10, 10])
+    def test_half_written_copies_count_until_they_are_left_behind(self, tmp_path: Path, age: int) -> None:
+        part, copy = tmp_path / ".a.npy.1234abcd.part", tmp_path / "b.npy"
+        for path, size in ((part, 100), (copy, 30)):
+            path.write_bytes(b"0" * size)
+        changed = time.time() - disk_cache.LEFT_BEHIND - age
+        for path in (part, copy):
+            os.utime(path, (changed, changed))
+        assert DiskCache(tmp_path, 2**30).measure() == (130 if age < 0 else 30)
+        assert part.exists() == (age < 0)
+        assert copy.exists()
+
+    def test_processes_that_fill_it_at_once(self, compressed: Catalog, tmp_path: Path) -> None:
+        cache = DiskCache(tmp_path / "cache", 2**30)
+        with ProcessPoolExecutor(3, mp_context=get_context("fork")) as pool:
+            assert list(pool.map(fill_disk_cache, [cache] * 6, [compressed] * 6)) == [None] * 6
+        assert len(list(cache.folder.iterdir())) == 4
+        near = CaseStore(compressed, 1).load("0")
+        far = CaseStore(compressed, 1, 1, disk_cache=cache).load("0")
+        np.testing.assert_allclose(cut_unit(far, (0, 0, 0), (8, 8, 8)), cut_unit(near, (0, 0, 0), (8, 8, 8)), atol=1e-6)
+
     def test_a_folder_that_cannot_be_written(self, compressed: Catalog, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(DataError, match="SSL_SEG_CACHE"):
@@ -318,6 +386,71 @@ class TestResampling:
         store = CaseStore(scans, 1, resample_to=(1.0, 1.0, 1.0), spacing=(2.0, 1.0, 1.0))
         assert store.load("a").image.shape == (1, 16, 10, 12)
         assert store.load_whole("a").spacing == (2.0, 1.0, 1.0)
+
+    @pytest.mark.parametrize("to", [(1.0, 1.0, 1.0), (1.0, 1.0, 2.0), (6.0, 2.0, 2.0)])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_the_memory_is_that_of_the_new_grid(self, scans: Catalog, to: tuple[float, ...], channels: int) -> None:
+        loaded = CaseStore(scans, channels, resample_to=to).load("a")
+        assert isinstance(loaded.image, np.ndarray)
+        assert isinstance(loaded.target, np.ndarray)
+        size = loaded.image.nbytes // channels + loaded.target.nbytes
+        assert decoded_bytes(scans, to) == size
+        assert decoded_bytes(scans) == 8 * 10 * 12 * (4 + 2)
+        for room in (-1, 0, 1):
+            assert CaseStore(scans, 1, size + room, resample_to=to)._fits == (room >= 0)
+
+    @pytest.mark.parametrize("kind", ["volume", "flat", "color", "part"])
+    def test_a_case_is_resampled_once(
+        self, scans: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        to, spacing, data, channels = (1.0, 1.0, 2.0), None, scans, 1
+        if kind in ("flat", "color"):
+            folder = tmp_path / kind
+            for name in ("images", "masks"):
+                (folder / name).mkdir(parents=True)
+            image = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+            cv2.imwrite(str(folder / "images" / "a.png"), image if kind == "color" else image[..., 0])
+            cv2.imwrite(str(folder / "masks" / "a.png"), (image[..., 0] > 200).astype(np.uint8))
+            to, spacing, data, channels = (1.0, 2.0), (2.0, 1.0), open_catalog(str(folder), tiles=1), 3
+        if kind == "part":
+            case = replace(scans.cases[0], region=((2, 7), (0, 10), (3, 12)))
+            facts = {"a": replace(scans.facts["a"], shape=(5, 10, 9))}
+            data = replace(scans, cases=(case,), facts=facts)
+        cache = DiskCache(tmp_path / "cache", 2**30)
+        assert fill_disk_cache(cache, data, resample_to=to, spacing=spacing) is None
+        near = CaseStore(data, channels, resample_to=to, spacing=spacing).load("a")
+        for module in (store_module, disk_cache):
+            monkeypatch.setattr(module, "resample_image", None)
+            monkeypatch.setattr(module, "resample_labels", None)
+        store = CaseStore(data, channels, 1, disk_cache=cache, resample_to=to, spacing=spacing)
+        far = store.load("a")
+        assert fill_disk_cache(cache, data, resample_to=to, spacing=spacing) is None
+        assert isinstance(far.image, BoxReader)
+        assert isinstance(far.target, BoxReader)
+        assert far.image.shape == near.image.shape
+        start, size = (1,) * len(to), (6,) * len(to)
+        np.testing.assert_allclose(cut_unit(far, start, size), cut_unit(near, start, size), atol=1e-6)
+        whole = (slice(None),) * len(to)
+        assert near.target is not None
+        np.testing.assert_array_equal(far.target[(..., *whole)], near.target[whole])
+        for left, right in zip(near.foreground, far.foreground, strict=True):
+            np.testing.assert_array_equal(left, right)
+        for got, wanted in zip(astuple(far.intensity), astuple(near.intensity), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+    def test_a_full_cache_resamples_nothing_in_vain(
+        self, scans: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(disk_cache, "resample_image", None)
+        assert "1 volume(s)" in str(fill_disk_cache(DiskCache(tmp_path / "c", 99), scans, resample_to=(1.0, 1.0, 1.0)))
+        store = CaseStore(scans, 1, 1, disk_cache=DiskCache(tmp_path / "c", 99), resample_to=(1.0, 1.0, 1.0))
+        assert isinstance(store.load("a").image, np.ndarray)
+
+    def test_a_copy_on_another_grid_is_not_taken(self, scans: Catalog, tmp_path: Path) -> None:
+        cache = DiskCache(tmp_path / "cache", 2**30)
+        fill_disk_cache(cache, scans, resample_to=(1.0, 1.0, 1.0))
+        assert CaseStore(scans, 1, 1, disk_cache=cache, resample_to=(1.0, 1.0, 2.0)).load("a").image.shape[1] == 24
+        assert CaseStore(scans, 1, 1, disk_cache=cache).load("a").image.shape == (1, 8, 10, 12)
 
     def test_without_spacing_there_is_nothing_to_resample_from(self, catalog: Catalog) -> None:
         with pytest.raises(DataError, match=r"data\.spacing"):
