@@ -173,12 +173,15 @@ class CaseStore:
     def _open_image(self, case: Case) -> Stored:
         locations, reading = (case.image, *case.more_channels), self.catalog.reading
         copy = None if self.disk_cache is None else self.disk_cache.find(*locations, reading=reading)
-        return crop(open_image(*locations, reading=reading) if copy is None else open_copy(copy), case.region)
+        if copy is None:
+            return open_image(*locations, reading=reading) if case.region is None else self._open_part(case)[0]
+        return crop(open_copy(copy), case.region)
 
     def _open_mask(self, case: Case, location: str) -> Stored:
         reading = self.catalog.reading
         copy = None if self.disk_cache is None else self.disk_cache.find(location, is_mask=True, reading=reading)
-        return crop(open_mask(location, reading=reading) if copy is None else open_copy(copy), case.region)
+        part = None if case.region is None or copy is not None else self._open_part(case)[1]
+        return part or crop(open_mask(location, reading=reading) if copy is None else open_copy(copy), case.region)
 
     def _find_shape(self, case: Case, resample_to: tuple[float, ...]) -> tuple[int, ...]:
         facts = self.catalog.facts[case.id]

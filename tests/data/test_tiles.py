@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ssl_seg.cli import app
-from ssl_seg.data import catalog as catalog_module
-from ssl_seg.data import store as store_module
+from ssl_seg.data import volumes
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.layouts.listing import Case
@@ -110,19 +109,17 @@ def test_parts_hold_the_voxels_of_their_region(tmp_path: Path, suffix: str) -> N
 def test_a_compressed_image_is_decoded_once_for_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, [(512, 512)])
     opened: list[str] = []
-
-    def count(module: object) -> None:
-        real = module.open_case  # type: ignore[attr-defined]
-        monkeypatch.setattr(module, "open_case", lambda *given: (opened.append(given[0].image), real(*given))[1])
-
-    count(catalog_module)
-    count(store_module)
+    real = volumes._open
+    monkeypatch.setattr(volumes, "_open", lambda *given: (opened.append(given[0]), real(*given))[1])
     catalog = open_catalog(str(tmp_path))
-    store = CaseStore(catalog, 1)
-    for case in catalog.labeled:
-        store.load(case.id)
+    assert len(opened) == 4  # image and mask, as they are and for all parts
     assert len(catalog.labeled) == 9
-    assert len(opened) == 2
+    for max_bytes in (2**31, 1):
+        store = CaseStore(catalog, 1, max_bytes)
+        opened.clear()
+        for case in catalog.labeled:
+            store.load(case.id)
+        assert len(opened) == 2
 
 
 @pytest.mark.parametrize(
