@@ -66,6 +66,7 @@ def plan_run(
     planned = [
         Planned("data.label_values", list(catalog.label_values), f"values found in {len(catalog.labeled)} masks"),
         Planned("data.channels", catalog.channels, "channels of the images"),
+        *_plan_axes(catalog),
         *_plan_layout(catalog),
         *_plan_nodata(catalog),
         *_plan_window(catalog, labeled, known),
@@ -179,6 +180,11 @@ def _plan_positive_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:
     rare = 0 < positive < RARE_POSITIVES * len(known)
     reason = f"{positive} of {len(known)} labeled cases have foreground: {'balanced' if rare else 'drawn as they are'}"
     return Planned("batch.positive_ratio", BALANCED if rare else None, reason)
+
+
+def _plan_axes(catalog: Catalog) -> list[Planned]:
+    axes = catalog.reading.axes
+    return [] if axes is None else [Planned("data.axes", axes, "only so the images have the size of their masks")]
 
 
 def _plan_layout(catalog: Catalog) -> list[Planned]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from ssl_seg.config import DataConfig
 from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.data.formats.stored import merge_equal_channels
 from ssl_seg.data.reading import make_reading
 from ssl_seg.data.store import fit_channels
-from ssl_seg.data.volumes import read_geometry, read_image, write_mask, write_probabilities
+from ssl_seg.data.volumes import Geometry, Stored, open_image, write_mask, write_probabilities
 from ssl_seg.diagnose.shapes import FEWEST, find_same, format_shape
 from ssl_seg.errors import ConfigError, DataError, SslSegError, is_out_of_memory, quote
 from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
@@ -117,39 +119,50 @@ def predict(
         shares.setdefault(made.shape, []).append(made.share)
     failures: list[Failure] = []
     shifted: list[str] = []
+    read_as = Counter[str]()
     done = len(kept)
     planned = False
     try:
         for job in track(waiting, len(waiting)):
             try:
-                image = _read(job.locations, models[0])
-                classes, probs = _predict_image(job, image, models[0], predictor, request)
+                stored, image = _read(job.locations, data)
+                classes, probs = _predict_image(image, stored, job, models[0], predictor, request)
                 if not planned:  # not before: a folder is not made for nothing
                     record.plan(waiting)
                     planned = True
-                _write_outputs(job, classes, probs, tuple(suffixes), data)
+                _write_outputs(job, stored.geometry, classes, probs, tuple(suffixes), data)
             except (SslSegError, MemoryError, RuntimeError, OSError) as error:
                 failures.append((job.locations[0], _describe_failure(job, error, request.output, done)))
                 continue
-            if data.window is not None and np.nanmin(image) >= 0 and np.nanmax(image) >= SHIFTED_CT:
-                shifted.append(job.locations[0])
+            shifted += [job.locations[0]] * (data.window is not None and _is_shifted(image))
             share = float((classes > 0).mean())
             record.finish(job, classes.shape, share)
+            read_as.update(stored.notes)
             shares.setdefault(classes.shape, []).append(share)
             done += 1
     except KeyboardInterrupt:
         note(_list_failures(f"interrupted: {done} of {len(jobs)} masks are in {request.output}", failures))
         raise
-    if shifted and data.window is not None:
-        note(
-            f"WARNING {len(shifted)} image(s) have no value below 0 ({shifted[0]}). data.window=[{data.window[0]:g}, "
-            f"{data.window[1]:g}] holds for values as in training: subtract the offset (1000, 1024) of such CT"
-        )
-    if text := describe_sameness(shares, request.output):
+    remarks = [f"{number} image(s): {remark}" for remark, number in read_as.items()]
+    for text in filter(None, (*remarks, _describe_shifted(shifted, data), describe_sameness(shares, request.output))):
         note(text)
     if failures:
         raise DataError(_describe_end(failures, done, len(jobs), request.output))
     return [job.mask for job in waiting]
+
+
+def _is_shifted(image: NDArray[np.generic]) -> bool:
+    """Return whether a CT has no value below that of air."""
+    return bool(np.nanmin(image) >= 0 and np.nanmax(image) >= SHIFTED_CT)
+
+
+def _describe_shifted(shifted: Sequence[str], data: DataConfig) -> str | None:
+    if not shifted or data.window is None:
+        return None
+    return (
+        f"WARNING {len(shifted)} image(s) have no value below 0 ({shifted[0]}). data.window=[{data.window[0]:g}, "
+        f"{data.window[1]:g}] holds for values as in training: subtract the offset (1000, 1024) of such CT"
+    )
 
 
 def _describe_settings(request: PredictRequest, models: Sequence[Model]) -> dict[str, Any]:
@@ -163,12 +176,10 @@ def _describe_settings(request: PredictRequest, models: Sequence[Model]) -> dict
 
 
 def _predict_image(
-    job: Job, image: NDArray[np.generic], model: Model, predictor: Ensemble, request: PredictRequest
+    image: NDArray[np.generic], stored: Stored, job: Job, model: Model, predictor: Ensemble, request: PredictRequest
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the class indices (*S) and probabilities (K,*S) of an image."""
-    reading = make_reading(dict(model.config.data))
-    geometry = read_geometry(job.locations[0], reading=reading)
-    stated = None if geometry is None else geometry.spacing
+    stated = None if stored.geometry is None else stored.geometry.spacing
     probs = predictor(image, request.spacing or stated or model.config.data.spacing)
     if not np.isfinite(probs).all():
         raise DataError(
@@ -180,10 +191,14 @@ def _predict_image(
 
 
 def _write_outputs(
-    job: Job, classes: NDArray[np.int64], probs: NDArray[np.float32], labels: Sequence[int], data: DataConfig
+    job: Job,
+    geometry: Geometry | None,
+    classes: NDArray[np.int64],
+    probs: NDArray[np.float32],
+    labels: Sequence[int],
+    data: DataConfig,
 ) -> None:
     """Write the probabilities of the labels, then the mask, each in one step."""
-    geometry = read_geometry(job.locations[0], reading=make_reading(dict(data)))
     for path, label in zip(job.probabilities, labels, strict=True):
         write_probabilities(path, probs[label], geometry)
     write_mask(job.mask, to_mask(classes, data.label_values), geometry)
@@ -278,9 +293,10 @@ def _probability_suffixes(num_classes: int) -> dict[int, str]:
     return {1: "_prob"} if num_classes == 2 else {label: f"_prob{label}" for label in range(1, num_classes)}
 
 
-def _read(locations: tuple[str, ...], model: Model) -> np.ndarray:
-    data = model.config.data
-    image = read_image(*locations, reading=make_reading(dict(data)))
-    if image.ndim - 1 != data.ndim:
-        raise DataError(f"{locations[0]} is {image.ndim - 1}D; the network was trained on {data.ndim}D images")
-    return fit_channels(image, data.channels, locations[0])
+def _read(locations: tuple[str, ...], data: DataConfig) -> tuple[Stored, NDArray[np.generic]]:
+    """Return an opened image, and its voxels with the channels that the network takes."""
+    stored = open_image(*locations, reading=make_reading(dict(data)))
+    if (ndim := len(stored.shape) - 1) != data.ndim:
+        raise DataError(f"{locations[0]} is {ndim}D; the network was trained on {data.ndim}D images")
+    image = merge_equal_channels(stored.read()) if len(locations) == 1 else stored.read()
+    return stored, fit_channels(image, data.channels, locations[0])

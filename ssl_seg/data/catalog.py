@@ -16,7 +16,14 @@ from typing import Any
 from ssl_seg.data import synthetic
 from ssl_seg.data.audit.checks import check_doubts, check_kinds, check_nodata, check_unannotated
 from ssl_seg.data.audit.labels import MANY_CLASSES, check_unexpected_values, find_label_values, values_by_mask
-from ssl_seg.data.facts import CaseFacts, SizeMismatchError, open_case, read_facts
+from ssl_seg.data.facts import (
+    CaseFacts,
+    SizeMismatchError,
+    describe_notes,
+    open_case,
+    read_facts,
+    settle_reading,
+)
 from ssl_seg.data.facts_cache import FactsCache, open_facts_cache
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.formats.stored import crop
@@ -148,7 +155,7 @@ def scan_cases(
     """Return the facts of all cases that can be read, a fault for each other one, and how they were read.
 
     See ``open_facts_cache``. Where a value turns out to stand for no data, and ``reading`` has none, all cases are read
-    again without it.
+    again without it; and with other axes, where no image has the size of its mask.
 
     Args:
         cases: what to read.
@@ -172,6 +179,11 @@ def scan_cases(
                 cache.keep(key, result)
             else:
                 faults.append(result)
+    if not any(own.values is not None for own in facts.values()):
+        wrong = {i for fault in faults if fault.code == "size_mismatch" for i in fault.cases}
+        settled = settle_reading([case for case in cases if case.id in wrong], reading)
+        if settled != reading:
+            return scan_cases(cases, **(settings | {"reading": settled}), root=root, track=track)
     elsewhere = [fault for fault in faults if fault.code == "grid_mismatch"]
     if len(elsewhere) > 1:  # most often it is the same in all of them
         message = f"{elsewhere[0].message} It is like this in {len(elsewhere)} cases"
@@ -231,9 +243,14 @@ def open_catalog(
     about = [
         *check_doubts(facts),
         *check_unannotated(listing.cases, facts),
-        *check_nodata(facts, used, is_guess=used != reading),
+        *check_nodata(facts, used, is_guess=used.nodata != reading.nodata),
     ]
-    notes = (*listing.notes, *(f.message for f in about), *_content_notes(facts, values, inferred=declared is None))
+    notes = (
+        *listing.notes,
+        *describe_reading(facts, used, reading),
+        *(f.message for f in about),
+        *_content_notes(facts, values, inferred=declared is None),
+    )
     catalog = Catalog(root, cases, facts, values, ignored, notes, listing.layout, dict(label_map or {}), used)
     return _cut_cases(catalog, plan_tiles(cases, {i: f.shape for i, f in facts.items()}, tiles), settings)
 
@@ -302,6 +319,13 @@ def _raise_faults(root: str, faults: Sequence[Finding]) -> None:
     listed = "\n".join(describe_finding(fault) for fault in faults[:_SHOWN])
     more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     raise DataError(f"{root}: {len(faults)} problem(s) found.\n{listed}{more}\n`ssl-seg data audit {root}` says more.")
+
+
+def describe_reading(facts: Mapping[str, CaseFacts], settled: Reading, given: Reading) -> tuple[str, ...]:
+    """Return notes on how the files were read, where that was not given or differs from what they hold."""
+    if settled == given:
+        return describe_notes(facts)
+    return (f"data.axes={settled.axes}: only so the images have the size of their masks", *describe_notes(facts))
 
 
 def _content_notes(facts: Mapping[str, CaseFacts], label_values: Sequence[int], *, inferred: bool) -> tuple[str, ...]:

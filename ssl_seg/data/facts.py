@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Annotated, Any
 
@@ -15,13 +16,14 @@ from pydantic import PlainValidator
 
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import image_of, make_content
+from ssl_seg.data.formats.layout import GUESS
 from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.nodata import OddValues
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.views.transforms import find_gaps
-from ssl_seg.data.volumes import Stored, open_image, open_mask
+from ssl_seg.data.volumes import Stored, open_image, open_mask, takes_axes
 from ssl_seg.errors import DataError
 
 THUMBNAIL_SIZE = {2: (32, 32), 3: (16, 16, 16)}
@@ -77,6 +79,8 @@ class CaseFacts:
     """A value of many voxels that looks like a mark for no data; see ``OddValues``."""
     decoded: tuple[bool, bool] = (False, False)
     """Whether image and mask are decoded whole, as compressed files are, and not read by box."""
+    notes: tuple[str, ...] = ()
+    """What was done to the values of the files, or guessed about them; see ``describe_notes``."""
 
     @property
     def is_constant_mask(self) -> bool:
@@ -88,6 +92,8 @@ class CaseFacts:
         """What identifies the image alone."""
         return image_of(self.content)
 
+
+_OTHER_AXES = ("CYX", "YXC", "ZYX", "ZYXC", "ZCYX", "CZYX")
 
 OpenedCase = tuple[Stored, Stored | None]
 """Image, and mask if there is one."""
@@ -105,6 +111,33 @@ def open_case(case: Case, reading: Reading = AS_STORED) -> OpenedCase:
     """
     image = crop(open_image(case.image, *case.more_channels, reading=reading), case.region)
     return image, None if case.mask is None else crop(open_mask(case.mask, reading=reading), case.region)
+
+
+def settle_reading(cases: Sequence[Case], reading: Reading) -> Reading:
+    """Return the reading with the ``axes`` that give an image the size of its mask, or as it is where none do.
+
+    Args:
+        cases: whose images are read in another size than their masks; the first that ``data.axes`` holds for tells.
+        reading: how they were read.
+    """
+    telling = [case for case in cases if takes_axes(case.image)]
+    for axes in _OTHER_AXES if telling and reading.axes is None else ():
+        with suppress(DataError):
+            other = replace(reading, axes=axes)
+            image, mask = open_case(telling[0], other)
+            if mask is not None and mask.shape[1:] == image.shape[1:]:
+                return other
+    return reading
+
+
+def describe_notes(facts: Mapping[str, CaseFacts]) -> tuple[str, ...]:
+    """Return what was done to the values of files on reading, a text for each kind, with the number of files.
+
+    Axes that were guessed are left out where they gave images the size of their masks.
+    """
+    count = Counter(note for own in facts.values() for note in own.notes)
+    proven = {note for own in facts.values() if own.values is not None for note in own.notes if GUESS in note}
+    return tuple(f"{number} {note}" for note, number in count.items() if note not in proven)
 
 
 def read_facts(
@@ -136,6 +169,8 @@ def read_facts(
     shape = image.shape[1:]
     common = (shape, image.shape[0], image.dtype.name)
     spacing = None if image.geometry is None else image.geometry.spacing
+    said = [(what, note) for what, file in (("image", image), ("mask", mask)) if file for note in file.notes]
+    notes = tuple(f"{what}(s): {note}" for what, note in said)
     if mask is None:
         content = make_content(digest, None)
         return CaseFacts(
@@ -148,13 +183,14 @@ def read_facts(
             missing=missing,
             odd_value=odd_value,
             decoded=(not image.by_box, False),
+            notes=notes,
         )
     if mask.shape[1:] != shape:
         same = sorted(mask.shape[1:]) == sorted(shape)
         order = " Are the axes of one of them in another order? Name those of arrays by data.axes." if same else ""
         raise SizeMismatchError(
             f"{mask.location}: the mask is {format_size(mask.shape[1:])}, its image {format_size(shape)}. "
-            f"They must be of one size.{order}"
+            f"They must be of one size.{''.join(f' (The {what}: {note}.)' for what, note in said) or order}"
         )
     doubt = compare_grids(mask.location, mask.geometry, image.location, image.geometry, shape)
     mask_digest, stored = _scan_mask(mask, image if missing else None)
@@ -179,6 +215,7 @@ def read_facts(
         missing,
         odd_value,
         (not image.by_box, not mask.by_box),
+        notes,
     )
 
 

@@ -21,6 +21,7 @@ from threading import Lock
 
 import cv2
 import numpy as np
+import PIL
 import tifffile
 from pydantic import TypeAdapter
 
@@ -218,7 +219,7 @@ def _read_state(path: Path) -> str | None:
 @lru_cache
 def _code_version() -> str:
     """Return what changes whenever files may be read in another way."""
-    digest = hashlib.sha256(f"{np.__version__} {cv2.__version__} {tifffile.__version__}".encode())
+    digest = hashlib.sha256(f"{np.__version__} {cv2.__version__} {PIL.__version__} {tifffile.__version__}".encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

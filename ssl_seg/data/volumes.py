@@ -5,14 +5,15 @@ Shapes: images (C, *S), masks (*S), with *S = (Z, Y, X) or (Y, X). A depth of on
 A location is a path, ``synthetic:particles/0007``, or ``PATH::KEY`` for an array inside an HDF5, NPZ or Zarr file;
 without a key, that is ``image`` (of a mask: ``label``, then ``mask``), or the only array there is. Axes:
 
-- TIFF and OME-Zarr name theirs; alpha is dropped, and so are axes of length one.
+- TIFF and OME-Zarr name theirs; axes of length one are dropped, and points in time refused.
 - NIfTI becomes (C, Z, Y, X), with Z, Y and X pointing to superior, anterior and right by its affine.
-- Arrays of NPY, NPZ, HDF5 and plain Zarr are (Y, X), (Z, Y, X) or (C, Z, Y, X). One with a last axis of 3 or 4 behind
-  two longer ones is a color image (Y, X, color).
+- Arrays of NPY, NPZ, HDF5 and plain Zarr are (Y, X), (Z, Y, X) or (C, Z, Y, X), unless a short axis elsewhere is
+  likelier the channels (``lay_out_array``); unnamed pages of a TIFF are slices.
 - ``Reading.axes`` names the axes of all of these but NIfTI, whatever the file says.
 
-Values come as stored, NIfTI with its slope and intercept: no rescaling, no orientation tag, no inversion of TIFFs whose
-zero means white.
+Values come as stored, NIfTI with its slope and intercept. Images come upright by their orientation tag, with the colors
+of their palette, and large where bright; of a mask, the indices of a palette are the labels. Only what a file declares
+as alpha is dropped. ``Stored.notes`` say what was done.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from ssl_seg.data import synthetic
 from ssl_seg.data.formats import FORMATS, Format
 from ssl_seg.data.formats.layout import Box, Layout
 from ssl_seg.data.formats.nifti import undo_orientation, write_nifti
+from ssl_seg.data.formats.pixels import merge_label_channels
 from ssl_seg.data.formats.stored import (
     Fetch,
     Gaps,
     Geometry,
     Stored,
+    cut,
     hold,
     leave_out,
     merge_equal_channels,
@@ -56,7 +59,6 @@ __all__ = [
     "list_arrays",
     "open_image",
     "open_mask",
-    "read_geometry",
     "read_image",
     "read_mask",
     "split_suffix",
@@ -76,6 +78,9 @@ _MASK_KEYS = ("label", "mask")
 
 _LISTED = 64
 """Files whose arrays are remembered."""
+
+ROUNDED = 1e-3
+"""Values of a mask this close to a whole number are meant to be it: scaling and resampling leave such traces."""
 
 
 def split_suffix(name: str) -> tuple[str, str]:
@@ -142,6 +147,7 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
         fetch=partial(_read_channels, tuple(parts)),
         chunk_rows=max(part.chunk_rows for part in parts),
         gaps=_join_gaps(parts),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
 
 
@@ -158,14 +164,17 @@ def open_mask(location: str, *, reading: Reading = AS_STORED) -> Stored:
         raise DataError(f"{location}: JPG does not keep the values of a mask. Save masks as PNG or TIFF.")
     stored = _open(location, _MASK_KEYS, replace(reading, is_mask=True))
     if stored.shape[0] != 1:
-        raise DataError(
-            f"{location}: a mask has one channel, this one has {stored.shape[0]} (colors instead of labels?). "
-            "Save it with one integer per pixel: 0 for background, then 1, 2, ..."
-        )
+        with name_errors(location):
+            labels, notes = merge_label_channels(stored.read())
+        fetch = partial(cut, labels)
+        stored = replace(stored, shape=labels.shape, by_box=False, fetch=fetch, notes=(*stored.notes, *notes))
     if stored.dtype.kind in "iu":
         return stored
     fetch = partial(_fetch_integers, stored.fetch, stored.location)
-    return replace(stored, dtype=np.dtype(np.int32), fetch=fetch)
+    integers = replace(stored, dtype=np.dtype(np.int32), fetch=fetch)
+    if stored.by_box or (stored.read() == integers.read()).all():
+        return integers
+    return replace(integers, notes=(*stored.notes, f"values within {ROUNDED} of a whole number are rounded"))
 
 
 def read_image(*locations: str, reading: Reading = AS_STORED) -> NDArray[np.generic]:
@@ -176,9 +185,8 @@ def read_image(*locations: str, reading: Reading = AS_STORED) -> NDArray[np.gene
     Raises:
         DataError: as for ``open_image``; also if it holds NaN or infinity that ``reading`` does not leave out.
     """
-    stored = open_image(*locations, reading=reading)
-    image = stored.read()
-    return merge_equal_channels(image) if stored.by_box and len(locations) == 1 else image
+    image = open_image(*locations, reading=reading).read()
+    return merge_equal_channels(image) if len(locations) == 1 else image
 
 
 def read_mask(location: str, *, reading: Reading = AS_STORED) -> NDArray[np.integer[Any]]:
@@ -188,21 +196,6 @@ def read_mask(location: str, *, reading: Reading = AS_STORED) -> NDArray[np.inte
         DataError: as for ``open_mask``; also for values that are not integers.
     """
     return cast(NDArray[np.integer[Any]], open_mask(location, reading=reading).read()[0])
-
-
-def read_geometry(location: str, *, reading: Reading = AS_STORED) -> Geometry | None:
-    """Return where the voxels of an image lie, or None where its file does not say. No pixels are decoded.
-
-    Raises:
-        DataError: if the file is missing, or its header is damaged.
-    """
-    if synthetic.is_synthetic(location):
-        return None
-    path, key, kind = _resolve(location, _IMAGE_KEYS)
-    if kind.read_geometry is None:
-        return None
-    with name_errors(location):
-        return kind.read_geometry(path, key, reading)
 
 
 def list_arrays(path: Path) -> tuple[str, ...]:
@@ -381,10 +374,11 @@ def _fetch_integers(fetch: Fetch, location: str, box: Box) -> NDArray[np.integer
 def _to_integers(mask: NDArray[np.generic], location: str) -> NDArray[np.integer[Any]]:
     """Return ``mask`` with an integer dtype, if all its values are integers."""
     values = mask.astype(np.float64)
-    whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**31)
+    rounded = np.round(values)
+    whole = np.isclose(values, rounded, rtol=0, atol=ROUNDED) & (np.abs(values) < 2**31)  # infinity is not below it
     if not whole.all():
         raise DataError(
             f"{location}: mask values must be integers, found e.g. {values[~whole].flat[0]:g}. "
             "Threshold probabilities first, and save the result as integers."
         )
-    return values.astype(np.int32)
+    return rounded.astype(np.int32)

@@ -18,7 +18,7 @@ from ssl_seg.data.formats.stored import merge_equal_channels, name_errors
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.files import find_images
 from ssl_seg.data.reading import AS_STORED, Reading
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, open_image, read_geometry, read_mask
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, open_image, read_mask
 from ssl_seg.diagnose.shapes import format_shape
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX, apply_label_map
@@ -193,7 +193,7 @@ def _compare_places(
             f"{prediction}: the prediction is {format_shape(shape)}, {path} {format_shape(other)}. They must be of one "
             "size."
         )
-    ours, theirs = (read_geometry(str(file), reading=meaning.reading) for file in (prediction, path))
+    ours, theirs = (open_image(str(file), reading=meaning.reading).geometry for file in (prediction, path))
     return compare_grids(str(prediction), ours, str(path), theirs, shape)
 
 

@@ -22,6 +22,7 @@ PLANNED = (
     "data.ignore_value",
     "data.nodata",
     "data.window",
+    "data.axes",
     "batch.positive_ratio",
     "augment.rotate90",
 )

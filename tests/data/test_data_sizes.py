@@ -35,6 +35,7 @@ from ssl_seg.data.formats import stored as stored_module
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.loader import LABELED_STREAM, MIX_STREAM, PROBE_STREAM, SIZE_STREAM, TILE_STREAM, UNLABELED_STREAM
+from ssl_seg.data.reading import Reading
 from ssl_seg.data.sampling import NEGATIVE_STREAMS
 from ssl_seg.data.splits import statistics, stratify
 from ssl_seg.data.splits.split import make_split
@@ -144,6 +145,7 @@ def test_masks_are_written_in_the_type_that_holds_their_values(tmp_path: Path, t
 
 
 ROW = 6 * 7 * 2
+STACKS = Reading("ZYX")
 
 
 @pytest.mark.parametrize("rows", around(4))
@@ -152,7 +154,7 @@ def test_blocks_hold_as_many_rows_as_fit(tmp_path: Path, rows: int, extra: int) 
     """Blocks of 4 rows, or with one byte less of 3, of volumes with fewer, as many, more and several times as many."""
     image = RNG.integers(0, 900, (rows, 6, 7)).astype(np.uint16)
     np.save(tmp_path / "a.npy", image)
-    found: list[Block] = list(iterate_blocks(open_image(str(tmp_path / "a.npy")), 4 * ROW + extra))
+    found: list[Block] = list(iterate_blocks(open_image(str(tmp_path / "a.npy"), reading=STACKS), 4 * ROW + extra))
     step = 3 if extra < 0 else 4
     assert [(b.start, len(b.voxels)) for b in found] == [(s, min(step, rows - s)) for s in range(0, rows, step)]
     np.testing.assert_array_equal(np.concatenate([b.voxels for b in found]), image)
@@ -260,9 +262,9 @@ def test_facts_do_not_depend_on_the_blocks(tmp_path: Path, monkeypatch: pytest.M
     np.save(tmp_path / "image.npy", image)
     np.save(tmp_path / "mask.npy", (image > 500).astype(np.uint8))
     case = Case("a", str(tmp_path / "image.npy"), str(tmp_path / "mask.npy"), None)
-    whole = read_facts(case)
+    whole = read_facts(case, reading=STACKS)
     monkeypatch.setattr("ssl_seg.data.blocks.iterate_blocks.__defaults__", (4 * ROW,))
-    parts = read_facts(case)
+    parts = read_facts(case, reading=STACKS)
     assert (parts.content, parts.counts, parts.foreground) == (whole.content, whole.counts, whole.foreground)
     assert whole.appearance is not None
     assert parts.appearance is not None

@@ -18,6 +18,7 @@ from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import IMAGE_DIGITS
 from ssl_seg.data.facts import THUMBNAIL_SIZE, CaseFacts, SizeMismatchError, read_facts
 from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.reading import Reading
 from ssl_seg.data.volumes import open_image
 from ssl_seg.errors import DataError
 
@@ -39,7 +40,7 @@ class TestBlocks:
         self, tmp_path_factory: pytest.TempPathFactory, channels: int, rows: int, block_bytes: int
     ) -> None:
         image = np.arange(channels * rows * 5 * 6, dtype=np.uint16).reshape(channels, rows, 5, 6)
-        stored = open_image(save(tmp_path_factory.mktemp("blocks") / "a.npy", image))
+        stored = open_image(save(tmp_path_factory.mktemp("blocks") / "a.npy", image), reading=Reading("CZYX"))
         assert stored.by_box
         found = list(iterate_blocks(stored, block_bytes))
         for channel in range(channels):

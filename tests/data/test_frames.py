@@ -17,7 +17,6 @@ from ssl_seg.data.volumes import (
     Geometry,
     open_image,
     open_mask,
-    read_geometry,
     read_image,
     read_mask,
     write_mask,
@@ -63,7 +62,7 @@ def test_all_orientations_read_as_the_same_arrays(tmp_path: Path, suffix: str, a
         np.testing.assert_array_equal(read_image(location)[0], STACK)
         np.testing.assert_array_equal(read_mask(location), STACK)
         geometry = open_image(location).geometry
-        assert geometry == read_geometry(location)
+        assert geometry == open_image(location).geometry
         assert geometry is not None
         assert geometry.spacing == pytest.approx((2.5, 0.75, 0.5))
         canonical = nibabel.as_closest_canonical(nibabel.load(location))
@@ -112,7 +111,7 @@ def test_one_slice_is_an_image_along_whichever_axis_it_lies(tmp_path: Path, flat
         array, turned = turn(volume.T, OBLIQUE, orientation)
         location = save(tmp_path / "x.nii", array, turned)
         np.testing.assert_array_equal(read_image(location), volume.squeeze()[None])
-        geometry = read_geometry(location)
+        geometry = open_image(location).geometry
         assert geometry is not None
         assert geometry.spacing == pytest.approx(spacing)
 
@@ -190,7 +189,7 @@ def make_file(path: Path, kind: type, orientation: np.ndarray, array: np.ndarray
 @pytest.mark.parametrize("orientation", ORIENTATIONS[::5], ids=lambda o: "".join(map(str, o.ravel())))
 def test_results_lie_where_their_image_lies(tmp_path: Path, suffix: str, kind: type, orientation: np.ndarray) -> None:
     location = make_file(tmp_path / "image.nii.gz", kind, orientation)
-    image, geometry = nibabel.load(location), read_geometry(location)
+    image, geometry = nibabel.load(location), open_image(location).geometry
     mask, probs = (STACK > 450).astype(np.uint8), RNG.random(STACK.shape, np.float32)
     path = tmp_path / f"result{suffix}"
     for array, write in ((mask, write_mask), (probs, write_probabilities)):
@@ -206,7 +205,7 @@ def test_results_lie_where_their_image_lies(tmp_path: Path, suffix: str, kind: t
         assert written.header.get_xyzt_units() == image.header.get_xyzt_units()
         np.testing.assert_array_equal(written.header["pixdim"][:4], image.header["pixdim"][:4])
         np.testing.assert_array_equal(read_image(str(path))[0], array)
-        assert read_geometry(str(path)) == geometry
+        assert open_image(str(path)).geometry == geometry
     write_mask(path, mask, geometry)
     expected = np.asarray(image.dataobj) > 450  # voxel by voxel in the file, without any of our reading
     np.testing.assert_array_equal(np.asarray(nibabel.load(path).dataobj) > 0, expected)
@@ -222,11 +221,11 @@ def test_the_result_of_an_image_has_the_axes_of_its_file(tmp_path: Path, flat: i
             location = make_file(path, nibabel.Nifti1Image, orientation, np.take(STACK, [3], axis=flat).T)
         image = read_image(location)[0]
         assert image.ndim == 2
-        write_mask(tmp_path / "mask.nii.gz", image, read_geometry(location))
+        write_mask(tmp_path / "mask.nii.gz", image, open_image(location).geometry)
         written = nibabel.load(tmp_path / "mask.nii.gz")
         np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(nibabel.load(path).dataobj))
         np.testing.assert_array_equal(written.affine, nibabel.load(path).affine)
-        write_mask(tmp_path / "mask.png", image, read_geometry(location))
+        write_mask(tmp_path / "mask.png", image, open_image(location).geometry)
         stored = np.asarray(nibabel.load(path).dataobj)
         np.testing.assert_array_equal(read_mask(str(tmp_path / "mask.png")), stored.squeeze().T)
 
@@ -234,7 +233,7 @@ def test_the_result_of_an_image_has_the_axes_of_its_file(tmp_path: Path, flat: i
 def test_channels_are_no_axis_of_the_result(tmp_path: Path) -> None:
     pair = np.stack([STACK, STACK]).transpose(3, 2, 1, 0)
     location = save(tmp_path / "image.nii.gz", *turn(pair, WORLD, ORIENTATIONS[13]))
-    write_mask(tmp_path / "mask.nii.gz", STACK, read_geometry(location))
+    write_mask(tmp_path / "mask.nii.gz", STACK, open_image(location).geometry)
     written = nibabel.load(tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(nibabel.load(location).dataobj)[..., 0])
 
@@ -242,24 +241,24 @@ def test_channels_are_no_axis_of_the_result(tmp_path: Path) -> None:
 def test_a_tiff_of_a_nifti_image_has_the_order_of_its_file(tmp_path: Path) -> None:
     array, affine = turn(STACK.T, WORLD, ORIENTATIONS[13])
     location = save(tmp_path / "image.nii.gz", array, affine)
-    write_mask(tmp_path / "mask.tif", STACK, read_geometry(location))
+    write_mask(tmp_path / "mask.tif", STACK, open_image(location).geometry)
     np.testing.assert_array_equal(read_mask(str(tmp_path / "mask.tif")), array.T)
-    write_probabilities(tmp_path / "prob.tif", STACK.astype(np.float32), read_geometry(location))
+    write_probabilities(tmp_path / "prob.tif", STACK.astype(np.float32), open_image(location).geometry)
     np.testing.assert_array_equal(read_image(str(tmp_path / "prob.tif"))[0], array.T)
 
 
 def test_a_file_without_directions_gets_a_result_without(tmp_path: Path) -> None:
     location = set_forms(tmp_path / "x.nii", sform_code=0, qform_code=0, pixdim=[1, 0.5, 0.75, 2.5, 1, 1, 1, 1])
-    geometry = read_geometry(location)
+    geometry = open_image(location).geometry
     assert geometry == Geometry((2.5, 0.75, 0.5))
     write_mask(tmp_path / "mask.nii.gz", STACK, geometry)
     header = nibabel.load(tmp_path / "mask.nii.gz").header
     assert (header["sform_code"], header["qform_code"]) == (0, 0)
-    assert read_geometry(str(tmp_path / "mask.nii.gz")) == geometry
+    assert open_image(str(tmp_path / "mask.nii.gz")).geometry == geometry
     np.testing.assert_array_equal(open_mask(str(tmp_path / "mask.nii.gz")).read()[0], STACK)
 
 
 def test_equal_masks_are_equal_files(tmp_path: Path) -> None:
     location = save(tmp_path / "image.nii.gz", STACK.T, WORLD)
-    write_mask(tmp_path / "x.nii.gz", STACK, read_geometry(location))
+    write_mask(tmp_path / "x.nii.gz", STACK, open_image(location).geometry)
     assert (tmp_path / "x.nii.gz").read_bytes()[3:8] == bytes(5), "without name and time"

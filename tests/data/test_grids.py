@@ -19,7 +19,7 @@ from ssl_seg.data.grids import GRID_TOLERANCE, GridMismatchError, compare_grids
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.sampling import crop
 from ssl_seg.data.store import CaseStore, cut_unit
-from ssl_seg.data.volumes import Geometry, open_image, read_geometry, write_mask
+from ssl_seg.data.volumes import Geometry, open_image, write_mask
 from ssl_seg.errors import DataError
 from ssl_seg.mask_files import check_places, plan_jobs
 
@@ -28,7 +28,7 @@ MASK = (STACK > 600).astype(np.uint8)
 
 
 def compare(mask: str, image: str) -> str | None:
-    return compare_grids(mask, read_geometry(mask), image, read_geometry(image), STACK.shape)
+    return compare_grids(mask, open_image(mask).geometry, image, open_image(image).geometry, STACK.shape)
 
 
 def shift(affine: np.ndarray, voxels: tuple[float, float, float]) -> np.ndarray:
@@ -108,7 +108,9 @@ def test_a_slice_that_is_only_transposed_fits_a_png(tmp_path: Path) -> None:
         image = save(tmp_path / "image.nii.gz", *turn(coronal.T, WORLD, np.array(axes)))
         write_mask(tmp_path / "mask.png", MASK[:, 3])
         assert (
-            compare_grids("mask", read_geometry(str(tmp_path / "mask.png")), image, read_geometry(image), (6, 9))
+            compare_grids(
+                "mask", open_image(str(tmp_path / "mask.png")).geometry, image, open_image(image).geometry, (6, 9)
+            )
             is None
         )
 
@@ -243,7 +245,7 @@ def test_the_translation_of_ome_zarr_is_compared(tmp_path: Path, moved: bool) ->
         place = [{"type": "scale", "scale": [2.5, 0.75, 0.5]}, {"type": "translation", "translation": [0, 0, x]}]
         level = {"path": "0", "coordinateTransformations": place}
         group.attrs["multiscales"] = [{"axes": [{"name": a} for a in "zyx"], "datasets": [level]}]
-        geometries.append(read_geometry(str(tmp_path / f"{name}.zarr")))
+        geometries.append(open_image(str(tmp_path / f"{name}.zarr")).geometry)
     doubt = compare_grids("mask", geometries[1], "image", geometries[0], STACK.shape)
     assert bool(doubt) == moved
     assert not doubt or "origin 0.5, 0, 0 against 0, 0, 0" in doubt

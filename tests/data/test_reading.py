@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image, ImageOps
 
 from ssl_seg.config import DataConfig
 from ssl_seg.configio import validate
@@ -15,7 +18,7 @@ from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.disk_cache import WORTH_A_COPY, DiskCache, open_copy
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import CaseStore
-from ssl_seg.data.volumes import read_image, read_mask
+from ssl_seg.data.volumes import open_image, open_mask, read_image, read_mask
 from ssl_seg.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -127,3 +130,452 @@ def test_a_decoded_copy_is_one_of_each_reading(tmp_path: Path) -> None:
     assert cache.find(path) is None
     for copy, expected in zip(copies, (array, array.transpose(1, 0, 2, 3)), strict=True):
         np.testing.assert_array_equal(open_copy(copy).read(), expected)
+
+
+# --- axes that the sizes suggest -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stored", "axes", "is_guess"),
+    [
+        ((20, 24), "YX", False),
+        ((1, 20, 24), "QYX", False),
+        ((20, 24, 1), "YXQ", False),
+        ((1, 1, 20, 24), "QQYX", False),
+        ((1, 20, 24, 1), "QYXQ", False),
+        ((3, 20, 24), "CYX", True),
+        ((2, 20, 24), "CYX", True),
+        ((4, 20, 24), "CYX", True),
+        ((5, 20, 24), "ZYX", True),
+        ((8, 20, 24), "ZYX", True),
+        ((9, 20, 24), "ZYX", False),
+        ((40, 20, 24), "ZYX", False),
+        ((3, 4, 3), "ZYX", True),
+        ((20, 24, 2), "YXC", False),
+        ((20, 24, 3), "YXC", False),
+        ((20, 24, 4), "YXC", False),
+        ((20, 24, 5), "ZYX", False),
+        ((40, 48, 5), "YXC", True),
+        ((39, 48, 5), "ZYX", False),
+        ((256, 300, 32), "YXC", True),
+        ((264, 300, 33), "ZYX", False),
+        ((3, 7, 20, 24), "CZYX", False),
+        ((2, 3, 20, 24), "CZYX", True),
+        ((7, 2, 20, 24), "ZCYX", True),
+        ((4, 4, 20, 24), "CZYX", True),
+        ((5, 4, 20, 24), "ZCYX", True),
+        ((7, 20, 24, 3), "ZYXC", False),
+        ((1, 3, 20, 24), "QCYX", True),
+        ((7, 1, 20, 24), "ZQYX", True),
+    ],
+)
+def test_axes_of_arrays_by_their_sizes(tmp_path: Path, stored: tuple[int, ...], axes: str, is_guess: bool) -> None:
+    array = RNG.integers(0, 99, stored, dtype=np.uint8)
+    path = save(tmp_path / "x.npy", array)
+    order = [axes.index(axis) for axis in "QCZYX" if axis in axes]
+    kept = array.transpose([n for n, axis in enumerate(axes) if axis == "Q"] + [n for n in order if axes[n] != "Q"])
+    expected = kept.reshape([stored[n] for n in order if axes[n] != "Q"])
+    np.testing.assert_array_equal(read_image(path), expected if "C" in axes else expected[None])
+    assert any("set data.axes" in note for note in open_image(path).notes) == is_guess
+
+
+def test_masks_and_pages_are_stacks(tmp_path: Path) -> None:
+    three = FIVE[:3]
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "m.npy", three)), three)
+    path = save(tmp_path / "x.tif", three)
+    np.testing.assert_array_equal(read_image(path), three[None])
+    assert any("data.axes" in note for note in open_image(path).notes)
+    np.testing.assert_array_equal(read_image(path, reading=Reading("CYX")), three)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".tif", ".h5"])
+@pytest.mark.parametrize(
+    ("axes", "image", "mask"),
+    [
+        ("CYX", (5, 20, 24), (20, 24)),
+        ("ZYX", (3, 20, 24), (3, 20, 24)),
+        ("YXC", (20, 24, 6), (20, 24)),
+        (None, (3, 20, 24), (20, 24)),
+        (None, (9, 20, 24), (9, 20, 24)),
+    ],
+)
+def test_masks_tell_the_axes_of_their_images(
+    tmp_path: Path, suffix: str, axes: str | None, image: tuple[int, ...], mask: tuple[int, ...]
+) -> None:
+    if suffix == ".tif" and image[0] == 3:  # pages are a stack unless masks tell otherwise
+        axes = None if axes else "CYX"
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for n in range(3):
+        save(tmp_path / "images" / f"{n}{suffix}", RNG.integers(0, 99, image, dtype=np.uint8))
+    save(tmp_path / "masks" / f"1{suffix}", RNG.integers(0, 2, mask, dtype=np.uint8))
+    catalog, report = open_catalog(str(tmp_path)), audit(str(tmp_path))
+    assert catalog.reading == report.reading == Reading(axes)
+    assert {facts.shape for facts in catalog.facts.values()} == {mask}
+    for notes in (catalog.notes, report.summary["notes"]):
+        assert [note for note in notes if "axes" in note] == (
+            [] if axes is None else [f"data.axes={axes}: only so the images have the size of their masks"]
+        )
+
+
+def test_a_broken_first_file_does_not_hide_the_axes(tmp_path: Path) -> None:
+    root = Path(write_channels(tmp_path / "data"))
+    (root / "images" / "0.npy").write_bytes(b"\x93NUMPY")
+    assert audit(str(root)).reading == Reading("CYX")
+
+
+def test_a_guess_without_masks_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for n in range(3):
+        save(tmp_path / "images" / f"{n}.npy", FIVE[:3] + n)
+    (note,) = (note for note in open_catalog(str(tmp_path)).notes if "axes" in note)
+    assert note == "3 image(s): axes are taken for CYX by their sizes: set data.axes if they are others"
+
+
+@pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True}, {}])
+def test_points_in_time_are_no_depth(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = str(tmp_path / "x.tif")
+    tifffile.imwrite(path, FIVE, photometric="minisblack", metadata={"axes": "TYX"}, **options)
+    with pytest.raises(DataError, match=r"5 points in time .*image of its own; data.axes=ZYX reads them as a stack"):
+        read_image(path)
+    np.testing.assert_array_equal(read_image(path, reading=Reading("ZYX")), FIVE[None])
+
+
+def test_masks_do_not_make_time_a_depth(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "a.tif", FIVE > 90, photometric="minisblack", metadata={"axes": "TYX"})
+    (fault,) = (f for f in audit(str(tmp_path)).findings if f.code == "unreadable")
+    assert "points in time" in fault.message
+
+
+# --- channels and alpha ----------------------------------------------------------------------------------------------
+
+PLANES = RNG.integers(0, 256, (4, 20, 24), dtype=np.uint8)
+
+
+def write_tiff(path: Path, array: np.ndarray, **options: Any) -> str:
+    tifffile.imwrite(path, array, **({"photometric": "minisblack"} | options))
+    return str(path)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(
+    ("count", "photometric", "extra", "alpha"),
+    [
+        (4, "rgb", ["unspecified"], False),
+        (4, "rgb", ["unassalpha"], True),
+        (4, "rgb", ["assocalpha"], True),
+        (2, "minisblack", ["unspecified"], False),
+        (2, "minisblack", ["unassalpha"], True),
+        (4, "minisblack", ["unspecified"] * 3, False),
+    ],
+)
+def test_only_declared_alpha_is_alpha(
+    tmp_path: Path, planar: str, compression: str | None, count: int, photometric: str, extra: list[str], alpha: bool
+) -> None:
+    stored = PLANES[:count] if planar == "separate" else np.moveaxis(PLANES[:count], 0, -1)
+    options = {"photometric": photometric, "planarconfig": planar, "extrasamples": extra, "compression": compression}
+    path = write_tiff(tmp_path / "x.tif", np.ascontiguousarray(stored), **options)
+    with tifffile.TiffFile(path) as tiff:
+        assert [sample.name.lower() for sample in tiff.pages[0].extrasamples] == extra
+    np.testing.assert_array_equal(read_image(path), PLANES[: count - alpha])
+    assert ("alpha is dropped" in open_image(path).notes) == alpha
+
+
+@pytest.mark.parametrize(("count", "depth"), [(2, 8), (4, 8), (4, 16)])
+def test_png_alpha_is_dropped_and_said(tmp_path: Path, count: int, depth: int) -> None:
+    planes, path = PLANES[:count], str(tmp_path / "x.png")
+    if depth == 8:
+        Image.fromarray(np.moveaxis(planes, 0, -1)).save(path)
+    else:
+        planes = planes.astype(np.uint16) * 201
+        cv2.imwrite(path, np.moveaxis(planes[[2, 1, 0, 3]], 0, -1))
+    np.testing.assert_array_equal(read_image(path), planes[:-1])
+    assert open_image(path).notes == ("alpha is dropped",)
+
+
+def test_sixteen_bit_colors_of_png(tmp_path: Path) -> None:
+    planes = PLANES[:3].astype(np.uint16) * 251
+    cv2.imwrite(str(tmp_path / "x.png"), np.moveaxis(planes[::-1], 0, -1))
+    np.testing.assert_array_equal(read_image(str(tmp_path / "x.png")), planes)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_label_in_the_alpha_channel_is_read(tmp_path: Path, suffix: str, count: int) -> None:
+    label = (PLANES[0] > 128).astype(np.uint8) * 255
+    stored = np.stack([*[np.full_like(label, 255)] * (count - 1), label], -1)
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".png":
+        Image.fromarray(stored).save(path)
+    else:
+        photometric = "rgb" if count == 4 else "minisblack"
+        write_tiff(path, stored, photometric=photometric, planarconfig="contig", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(read_mask(str(path)), label)
+    assert open_mask(str(path)).notes == ("its colors are constant: alpha is read in their place",)
+    opaque = stored.copy()
+    opaque[..., 0], opaque[..., -1] = label, 255
+    opaque[..., 1:-1] = label[..., None]
+    np.testing.assert_array_equal(read_mask(save_color(tmp_path / f"y{suffix}", opaque)), label)
+
+
+def save_color(path: Path, array: np.ndarray) -> str:
+    if path.suffix == ".tif":
+        photometric = "rgb" if array.shape[-1] > 2 else "minisblack"
+        extra = ["unassalpha"] if array.shape[-1] % 2 == 0 else None
+        return write_tiff(path, array, photometric=photometric, planarconfig="contig", extrasamples=extra)
+    if path.suffix == ".npy":
+        return save(path, array)
+    Image.fromarray(array).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "count"), [(".bmp", 3), *((s, n) for s in (".png", ".tif", ".npy") for n in (3, 4))]
+)
+def test_a_mask_of_equal_channels_is_a_gray_mask(tmp_path: Path, suffix: str, count: int) -> None:
+    label = (PLANES[0] // 90).astype(np.uint8)
+    stored = np.stack([label] * 3 + [np.full_like(label, 255)] * (count == 4), -1)
+    np.testing.assert_array_equal(read_mask(save_color(tmp_path / f"x{suffix}", stored)), label)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".npy"])
+def test_colors_of_a_mask_are_named_or_its_one_channel_is_read(tmp_path: Path, suffix: str) -> None:
+    label = (PLANES[0] // 90).astype(np.uint8)
+    colors = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 0]], np.uint8)
+    path = save_color(tmp_path / f"x{suffix}", colors[label])
+    with pytest.raises(DataError, match=r"the colors .*\(0, 0, 0\), \(0, 128, 0\), \(255, 0, 0\)\. Save one integer"):
+        read_mask(path)
+    red = save_color(tmp_path / f"red{suffix}", colors[(label > 1).astype(int)])
+    np.testing.assert_array_equal(read_mask(red), (label > 1) * 255)
+    assert any("not black is the label" in note for note in open_mask(red).notes)
+    # Red on white: nothing says whether red is the object.
+    with pytest.raises(DataError, match="colors"):
+        read_mask(save_color(tmp_path / f"w{suffix}", np.array([[255, 255, 255], [255, 0, 0]], np.uint8)[label // 2]))
+
+
+# --- orientation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("color", [False, True])
+def test_images_are_upright_as_in_pillow(tmp_path: Path, orientation: int, kind: str, color: bool) -> None:
+    path = tmp_path / f"x.{kind}"
+    image = Image.fromarray(np.moveaxis(PLANES[:3], 0, -1) if color else PLANES[0])
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(path, exif=exif, **({"quality": 95} if kind == "jpg" else {}))
+    with Image.open(path) as opened:
+        stored = Image.fromarray(np.asarray(opened)) if kind == "jpg" else image
+    stored.getexif()[274] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(stored))
+    found = read_image(str(path))
+    np.testing.assert_array_equal(np.moveaxis(found, 0, -1).squeeze(), expected)
+    assert any("turned upright" in note for note in open_image(str(path)).notes) == (orientation > 1)
+    box = open_image(str(path)).read((slice(2, 7), slice(3, 5)))
+    np.testing.assert_array_equal(box, found[:, 2:7, 3:5])
+
+
+def test_a_mask_drawn_on_the_stored_pixels_is_explained(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(PLANES[0]).save(tmp_path / "images" / "a.jpg", exif=exif)
+    Image.fromarray(PLANES[0] // 200).save(tmp_path / "masks" / "a.png")
+    with pytest.raises(DataError, match=r"20 x 24, its image 24 x 20.*one size. \(The image: it is turned upright"):
+        open_catalog(str(tmp_path))
+
+
+# --- white is zero, palettes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16"])
+def test_white_is_large(tmp_path: Path, dtype: str, compression: str | None) -> None:
+    values = PLANES[0] > 128 if dtype == "bool" else PLANES[0].astype(dtype) * (1 if dtype == "uint8" else 257)
+    path = write_tiff(tmp_path / "x.tif", values, photometric="miniswhite", compression=compression)
+    image = read_image(path)[0]
+    with Image.open(path) as opened:
+        seen = np.asarray(opened.convert("L")) if dtype != "uint16" else (255 - PLANES[0])
+    top = {"bool": 1, "uint8": 255, "uint16": 65535}[dtype]
+    np.testing.assert_array_equal(image.astype(int) * 255, seen.astype(int) * top)
+    assert any("inverted" in note for note in open_image(path).notes)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16"])
+def test_what_looks_white_in_a_mask_is_foreground(tmp_path: Path, dtype: str) -> None:
+    foreground = PLANES[0] > 128
+    top = {"bool": 1, "uint8": 255, "uint16": 65535}[dtype]
+    path = write_tiff(tmp_path / "x.tif", ((~foreground) * top).astype(dtype), photometric="miniswhite")
+    np.testing.assert_array_equal(read_mask(path), foreground * top)
+    assert any("looks white" in note for note in open_mask(path).notes)
+    labels = write_tiff(tmp_path / "y.tif", PLANES[0] // 90, photometric="miniswhite")
+    np.testing.assert_array_equal(read_mask(labels), PLANES[0] // 90)
+
+
+VOC = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
+def test_palettes(tmp_path: Path, suffix: str) -> None:
+    picture = Image.fromarray(PLANES[0] // 70)
+    picture.putpalette(VOC)
+    path = tmp_path / f"x{suffix}"
+    picture.save(path)
+    with Image.open(path) as opened:
+        assert opened.mode == "P"
+        indices, colors = np.asarray(opened), np.asarray(opened.convert("RGB"))
+    np.testing.assert_array_equal(read_mask(str(path)), indices)
+    np.testing.assert_array_equal(read_image(str(path)), np.moveaxis(colors, -1, 0))
+    assert open_mask(str(path)).notes == ("the indices of its palette are the labels",)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
+def test_palettes_in_an_order_of_their_own(tmp_path: Path, suffix: str) -> None:
+    foreground = PLANES[0] > 128
+    white_first = Image.fromarray((~foreground).astype(np.uint8))
+    white_first.putpalette([255, 255, 255, 0, 0, 0])
+    white_first.save(tmp_path / f"x{suffix}")
+    np.testing.assert_array_equal(read_mask(str(tmp_path / f"x{suffix}")) > 0, foreground)
+    red_first = Image.fromarray((~foreground).astype(np.uint8))
+    red_first.putpalette([255, 0, 0, 0, 0, 0])
+    red_first.save(tmp_path / f"y{suffix}")
+    np.testing.assert_array_equal(read_mask(str(tmp_path / f"y{suffix}")), ~foreground)
+    (note,) = open_mask(str(tmp_path / f"y{suffix}")).notes
+    assert note.endswith("1 is black: if it is the background, set data.label_values=[1, 0]")
+
+
+def test_a_palette_of_imagej_is_for_display(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    green = np.stack([np.zeros(256), np.arange(256), np.zeros(256)]).astype(np.uint8)
+    tifffile.imwrite(path, PLANES[0], imagej=True, photometric="palette", colormap=green.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_image(str(path)), PLANES[:1])
+    assert any("display" in note for note in open_image(str(path)).notes)
+
+
+# --- depths, colors, pages ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".h5"])
+@pytest.mark.parametrize("dtype", ["bool", "int8", "float16", ">u2", "<i4", "uint32", "uint64", ">f8", "int64"])
+def test_depths_keep_their_values(tmp_path: Path, suffix: str, dtype: str) -> None:
+    values = (FIVE[0] % 100).astype(dtype)
+    if np.dtype(dtype).itemsize > 2 and np.dtype(dtype).kind in "ui":
+        values[0, 0] = np.iinfo(dtype).max  # beyond what float32 and float64 tell apart
+        values[0, 1] = np.iinfo(dtype).max - 1
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".tif":
+        write_tiff(path, values, byteorder=">" if dtype.startswith(">") else "<")
+    else:
+        save(path, values)
+    found = read_image(str(path))[0]
+    assert found.dtype.isnative
+    np.testing.assert_array_equal(found, values)
+
+
+def test_twelve_packed_bits(tmp_path: Path) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    values = PLANES[0].astype(np.uint16) * 16
+    path = write_tiff(tmp_path / "x.tif", values)
+    packed = imagecodecs.packints_encode(values, 12)
+    data = bytearray(Path(path).read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        offset, tags = (
+            page.dataoffsets[0],
+            {name: page.tags[name].valueoffset for name in ("BitsPerSample", "StripByteCounts")},
+        )
+        size = page.tags["StripByteCounts"].dtype
+    data[offset : offset + len(packed)] = packed
+    data[tags["BitsPerSample"] : tags["BitsPerSample"] + 2] = (12).to_bytes(2, "little")
+    width = 2 if size == tifffile.DATATYPE.SHORT else 4
+    data[tags["StripByteCounts"] : tags["StripByteCounts"] + width] = len(packed).to_bytes(width, "little")
+    Path(path).write_bytes(bytes(data))
+    np.testing.assert_array_equal(read_image(path)[0], values)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.moveaxis(PLANES[:3], 0, -1)).convert("CMYK")
+    picture.save(tmp_path / "x.jpg", quality=95)
+    with Image.open(tmp_path / "x.jpg") as opened:
+        expected = np.asarray(opened.convert("RGB"))
+    np.testing.assert_array_equal(read_image(str(tmp_path / "x.jpg")), np.moveaxis(expected, -1, 0))
+    picture.save(tmp_path / "x.tif")
+    with pytest.raises(DataError, match="its colors are SEPARATED: save it as RGB or gray"):
+        read_image(str(tmp_path / "x.tif"))
+
+
+@pytest.mark.parametrize("mode", ["LAB", "YCbCr"])
+def test_other_colors_of_tiff_are_refused(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (24, 20)).save(tmp_path / "x.tif")
+    with pytest.raises(DataError, match=r"its colors are .*: save it as RGB or gray"):
+        read_image(str(tmp_path / "x.tif"))
+
+
+def test_an_animation_is_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(plane) for plane in FIVE]
+    frames[0].save(tmp_path / "x.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match="animation of 5 frames: save each as an image"):
+        read_image(str(tmp_path / "x.png"))
+
+
+def test_interlaced_png(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "x.png"), PLANES[0])
+    Image.fromarray(PLANES[0]).save(tmp_path / "y.png", interlace=1)
+    np.testing.assert_array_equal(read_image(str(tmp_path / "y.png")), read_image(str(tmp_path / "x.png")))
+
+
+def test_reduced_copies_and_transparency_masks_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(PLANES[0], metadata=None)
+        tiff.write(np.zeros((8, 8, 3), np.uint8), photometric="rgb", subfiletype=1, metadata=None)
+        tiff.write(PLANES[0] > 9, subfiletype=4, metadata=None)
+    np.testing.assert_array_equal(read_image(str(path)), PLANES[:1])
+    assert any("not read" in note for note in open_image(str(path)).notes)
+
+
+def test_a_thumbnail_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(PLANES[0], metadata=None)
+        tiff.write(np.zeros((8, 8, 3), np.uint8), photometric="rgb", metadata=None)
+    with pytest.raises(
+        DataError, match=r"2 pages are 2 images \(20 x 24 uint8, 8 x 8 x 3 uint8\).*thumbnail.* Save the"
+    ):
+        read_image(str(path))
+
+
+# --- floats, notes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".tif"])
+def test_traces_of_scaling_are_rounded(tmp_path: Path, suffix: str) -> None:
+    labels = FIVE[0] // 70
+    noisy = (labels + RNG.normal(0, 1e-7, labels.shape) - 1e-5 * (labels == 1)).astype(np.float32)
+    path = save(tmp_path / f"x{suffix}", noisy)
+    np.testing.assert_array_equal(read_mask(path), labels)
+    noisy[3, 4] += 0.002
+    with pytest.raises(DataError, match="integers"):
+        read_mask(save(tmp_path / f"y{suffix}", noisy))
+    exact = save(tmp_path / f"z{suffix}", labels.astype(np.float32))
+    if suffix == ".npz":  # decoded on opening: it is known which are rounded
+        assert open_mask(path).notes == ("values within 0.001 of a whole number are rounded",)
+        assert open_mask(exact).notes == ()
+
+
+def test_what_was_done_on_reading_is_said_once_a_kind(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for n in range(4):
+        Image.fromarray(np.moveaxis(PLANES, 0, -1) ^ np.uint8(n)).save(tmp_path / "images" / f"{n}.png")
+        mask = Image.fromarray(PLANES[n] // 200)
+        mask.putpalette(VOC)
+        mask.save(tmp_path / "masks" / f"{n}.png")
+    said = {"4 image(s): alpha is dropped", "4 mask(s): the indices of its palette are the labels"}
+    for notes in (open_catalog(str(tmp_path)).notes, audit(str(tmp_path)).summary["notes"]):
+        assert said == {note for note in notes if "(s):" in note}

@@ -203,7 +203,7 @@ def test_a_truncated_file_is_refused_quietly(tmp_path: Path, name: str, capfd: p
             assert path in str(error)  # noqa: PT017 - most offsets raise, some need not
         else:
             # Bytes behind the pixels may be missing (padding, an unused table), but never pixels.
-            assert name.endswith(".tif"), f"{name} cut at {offset} of {len(data)} was accepted"
+            assert not name.endswith(".jpg"), f"{name} cut at {offset} of {len(data)} was accepted"
             np.testing.assert_array_equal(image, whole)
     assert capfd.readouterr() == ("", "")
 
@@ -234,7 +234,7 @@ def test_a_jpg_preview_does_not_hide_a_missing_end(tmp_path: Path) -> None:
     exif = b"\xff\xe1" + struct.pack(">H", 2 + len(whole)) + whole
     with_preview = whole[:2] + exif + whole[2:]
     assert read_image(put(tmp_path, "x.jpg", with_preview)).shape == (1, *GRAY.shape)
-    with pytest.raises(DataError, match="EOI"):
+    with pytest.raises(DataError, match="truncated"):
         read_image(put(tmp_path, "x.jpg", with_preview[:-2]))
 
 
@@ -244,13 +244,12 @@ def test_fill_bytes_between_jpg_markers_are_allowed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(filled, read_image(put(tmp_path, "y.jpg", whole)))
 
 
-def test_bmp_with_a_short_header_is_refused(tmp_path: Path) -> None:
+def test_bmp_with_a_short_header(tmp_path: Path) -> None:
     """The header of OS/2 has 12 bytes instead of 40; OpenCV would read such a color image as gray."""
     rows = b"".join(row[:, ::-1].tobytes() + bytes(-row.nbytes % 4) for row in COLOR[::-1])
     header = struct.pack("<IHHHH", 12, COLOR.shape[1], COLOR.shape[0], 1, 24)
     data = b"BM" + struct.pack("<IHHI", 26 + len(rows), 0, 0, 26) + header + rows
-    with pytest.raises(DataError, match="save it as PNG"):
-        read_image(put(tmp_path, "x.bmp", data))
+    np.testing.assert_array_equal(read_image(put(tmp_path, "x.bmp", data)), np.moveaxis(COLOR, -1, 0))
 
 
 def test_a_page_that_tifffile_gives_up_on_is_not_left_out(tmp_path: Path) -> None:
@@ -355,13 +354,13 @@ def test_other_dtypes_and_axes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="complex64"):
         read_image(put(tmp_path, "x.tif", tiff_bytes(GRAY.astype(np.complex64))))
     four = np.zeros((2, 3, 8, 9), np.uint8)
-    with pytest.raises(DataError, match="axes"):
+    with pytest.raises(DataError, match=r"2 points in time \(axes TZYX"):
         read_image(put(tmp_path, "y.tif", tiff_bytes(four, metadata={"axes": "TZYX"})))
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
         writer.write(GRAY, photometric="minisblack")
         writer.write(GRAY[:5, :6], photometric="minisblack")
-    with pytest.raises(DataError, match="2 images of different shapes"):
+    with pytest.raises(DataError, match=r"2 pages are 2 images \(23 x 31 uint8, 5 x 6 uint8\)"):
         read_image(put(tmp_path, "z.tif", buffer.getvalue()))
 
 
@@ -423,12 +422,8 @@ def test_a_mask_of_fractions_is_refused(tmp_path: Path, value: float) -> None:
 
 
 def test_colored_masks_and_jpg_masks_are_refused(tmp_path: Path) -> None:
-    palette = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3), mode="P")
-    palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0, 0, 128] * 3)
-    buffer = io.BytesIO()
-    palette.save(buffer, format="PNG")
     with pytest.raises(DataError, match="colors"):
-        read_mask(put(tmp_path, "x.png", buffer.getvalue()))
+        read_mask(put(tmp_path, "x.png", pillow_bytes(COLOR, "PNG")))
     with pytest.raises(DataError, match="JPG does not keep"):
         read_mask(put(tmp_path, "x.jpg", WHOLE["gray.jpg"]))
 

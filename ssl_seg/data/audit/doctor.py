@@ -10,7 +10,15 @@ from typing import Any
 from ssl_seg.data.audit import checks, labels
 from ssl_seg.data.audit.copies import check_copies, find_copies
 from ssl_seg.data.audit.summary import summarize
-from ssl_seg.data.catalog import Track, drop_unannotated, find_cases, pass_through, scan_cases, settle_labels
+from ssl_seg.data.catalog import (
+    Track,
+    describe_reading,
+    drop_unannotated,
+    find_cases,
+    pass_through,
+    scan_cases,
+    settle_labels,
+)
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts import LABELS
@@ -98,6 +106,7 @@ def audit(
     findings = tuple(sorted(found, key=lambda finding: list(_LEVELS).index(finding.level)))
     values = labels.find_label_values(labels.values_by_mask(facts, ignored), declared)
     summary = summarize(root, listing, facts, values, ignored)
+    summary["notes"] += describe_reading(facts, used, reading)
     summary["notes"] += [f"for training, {tiling.note}"] if tiling.note else []
     summary["copies"] = asdict(copies)
     summary |= {name: sum(f.level == level for f in findings) for level, name in _LEVELS.items()}

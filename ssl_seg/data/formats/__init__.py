@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssl_seg.data.formats.hdf5 import list_hdf5, open_hdf5
-from ssl_seg.data.formats.nifti import open_nifti, read_nifti_geometry
+from ssl_seg.data.formats.nifti import open_nifti
 from ssl_seg.data.formats.numpy_files import list_npz, open_npy, open_npz
 from ssl_seg.data.formats.raster import open_raster
-from ssl_seg.data.formats.stored import Geometry, Stored
-from ssl_seg.data.formats.tiff import open_tiff, read_tiff_geometry
-from ssl_seg.data.formats.zarr_store import list_zarr, open_zarr, read_zarr_geometry
+from ssl_seg.data.formats.stored import Stored
+from ssl_seg.data.formats.tiff import open_tiff
+from ssl_seg.data.formats.zarr_store import list_zarr, open_zarr
 from ssl_seg.data.reading import Reading
 
 
@@ -29,7 +29,6 @@ class Format:
     magic: tuple[bytes, ...]
     open: Callable[[Path, str, Reading], Stored]
     list_arrays: Callable[[Path], tuple[str, ...]] | None = None
-    read_geometry: Callable[[Path, str, Reading], Geometry | None] | None = None
     takes_axes: bool = False
 
     @property
@@ -38,27 +37,21 @@ class Format:
         return self.magic == ()
 
 
-_PNG = Format("PNG", (b"\x89PNG\r\n\x1a\n",), lambda path, _key, _reading: open_raster(path))
-_JPG = Format("JPG", (b"\xff\xd8\xff",), lambda path, _key, _reading: open_raster(path))
-_BMP = Format("BMP", (b"BM",), lambda path, _key, _reading: open_raster(path))
+_PNG = Format("PNG", (b"\x89PNG\r\n\x1a\n",), lambda path, _key, reading: open_raster(path, reading))
+_JPG = Format("JPG", (b"\xff\xd8\xff",), lambda path, _key, reading: open_raster(path, reading))
+_BMP = Format("BMP", (b"BM",), lambda path, _key, reading: open_raster(path, reading))
 _TIFF = Format(
     "TIFF",
     (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     lambda path, _key, reading: open_tiff(path, reading),
-    read_geometry=lambda path, _key, reading: read_tiff_geometry(path, reading),
     takes_axes=True,
 )
 _NPY = Format("NPY", (b"\x93NUMPY",), lambda path, _key, reading: open_npy(path, reading), takes_axes=True)
 _NPZ = Format("NPZ", (b"PK\x03\x04",), open_npz, list_npz, takes_axes=True)
 _NIFTI_SIZES = (b"\x5c\1\0\0", b"\0\0\1\x5c", b"\x1c\2\0\0", b"\0\0\2\x1c")  # 348 and 540, in both byte orders
-_NIFTI = Format(
-    "NIfTI",
-    _NIFTI_SIZES,
-    lambda path, _key, _reading: open_nifti(path),
-    read_geometry=lambda path, _key, _reading: read_nifti_geometry(path),
-)
+_NIFTI = Format("NIfTI", _NIFTI_SIZES, lambda path, _key, _reading: open_nifti(path))
 _HDF5 = Format("HDF5", (b"\x89HDF\r\n\x1a\n",), open_hdf5, list_hdf5, takes_axes=True)
-_ZARR = Format("Zarr", (), open_zarr, list_zarr, read_zarr_geometry, takes_axes=True)
+_ZARR = Format("Zarr", (), open_zarr, list_zarr, takes_axes=True)
 
 FORMATS: dict[str, Format] = {
     ".png": _PNG,

@@ -9,8 +9,6 @@ uncompressed, which carry no checksum (and for a JPG the decoder may still compl
 from __future__ import annotations
 
 import struct
-import zlib
-from collections.abc import Callable
 from typing import BinaryIO
 
 _DEFLATE_RATIO = 1100
@@ -18,8 +16,6 @@ _DEFLATE_RATIO = 1100
 
 _ALWAYS_ALLOWED = 64 * 2**20
 """Bytes that are decoded whatever the file's size: small enough not to hurt."""
-
-_JPG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 
 
 def check_claim(claimed: int, stored: int, ratio: int = _DEFLATE_RATIO) -> None:
@@ -42,85 +38,6 @@ def check_length(needed: int, size: int) -> None:
     """
     if needed > size:
         raise ValueError(f"it holds {size:,} bytes and its header claims {needed:,}")
-
-
-def check_png(data: bytes) -> None:
-    """Walk the chunks: checksums of the critical ones, claimed size, end marker.
-
-    Raises:
-        ValueError: if the file is truncated or damaged.
-    """
-    view = memoryview(data)
-    position, stored, claimed = 8, 0, 0
-    while position + 12 <= len(data):
-        length = int.from_bytes(view[position : position + 4], "big")
-        kind, end = data[position + 4 : position + 8], position + 12 + length
-        if end > len(data):
-            break
-        critical = not kind[0] & 0x20  # a lower-case first letter marks a chunk that readers may skip
-        if critical and zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-            raise ValueError(f"its {kind.decode('latin-1')} chunk has a wrong checksum")
-        if kind == b"IHDR" and length == 13:
-            width, height, depth, color = struct.unpack(">IIBB", view[position + 8 : position + 18])
-            claimed = height * width * {2: 3, 4: 2, 6: 4}.get(color, 1) * depth // 8
-        elif kind == b"IDAT":
-            stored += length
-        elif kind == b"IEND":
-            return check_claim(claimed, stored)
-        position = end
-    raise ValueError("it ends before its end marker (IEND), so it is truncated")
-
-
-def check_jpg(data: bytes) -> None:
-    """Walk the headers up to the first scan, then look for the end marker behind it.
-
-    Behind it, because a preview image inside the headers has an end marker of its own.
-
-    Raises:
-        ValueError: if the file is truncated or damaged.
-    """
-    position, claimed = 2, 0
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            raise ValueError(f"byte {position} should start a marker and does not")
-        marker = data[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-            continue
-        if marker in _JPG_FRAMES and position + 10 <= len(data):
-            height, width, components = struct.unpack(">HHB", data[position + 5 : position + 10])
-            claimed = height * width * components
-        if marker == 0xDA:
-            if data.find(b"\xff\xd9", position) < 0:
-                break
-            return check_claim(claimed, len(data))
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    raise ValueError("it ends before its end marker (EOI), so it is truncated")
-
-
-def check_bmp(data: bytes) -> None:
-    """Compare the size that the header claims with the bytes that are there.
-
-    Raises:
-        ValueError: if the file is truncated or damaged.
-    """
-    if len(data) < 34:
-        raise ValueError("it ends inside its header, so it is truncated")
-    start, header, width, height, _, bits, compression = struct.unpack("<IIiiHHI", data[10:34])
-    if header < 40:
-        raise ValueError("its header is of the old OS/2 kind, which is read without colors; save it as PNG")
-    row = (abs(width) * bits + 31) // 32 * 4
-    if compression in (1, 2):
-        return check_claim(row * abs(height), len(data))
-    return check_length(start + row * abs(height), len(data))
-
-
-CHECKS: dict[str, Callable[[bytes], None]] = {
-    ".png": check_png,
-    ".jpg": check_jpg,
-    ".jpeg": check_jpg,
-    ".bmp": check_bmp,
-}
 
 
 def check_tiff_pages(file: BinaryIO, size: int) -> int:

@@ -55,7 +55,8 @@ def open_hdf5(path: Path, key: str, reading: Reading) -> Stored:
         if not node.is_virtual:  # a virtual data set has its bytes in other files
             stored, largest = node.id.get_storage_size(), max(prod(shape), prod(chunks or ()))
             check_claim(largest * dtype.itemsize, stored, ANY_RATIO if chunks else 1)
-    return defer(f"{path}::{key}", _DataSet(path, key), lay_out_array(shape, reading), shape, dtype, chunks=chunks)
+    layout, notes = lay_out_array(shape, reading)
+    return defer(f"{path}::{key}", _DataSet(path, key), layout, shape, dtype, chunks=chunks, notes=notes)
 
 
 @contextmanager

@@ -125,16 +125,6 @@ def open_nifti(path: Path) -> Stored:
     return defer(str(path), scaled, header.layout, header.shape, scaled.dtype, header.geometry, order="F")
 
 
-def read_nifti_geometry(path: Path) -> Geometry | None:
-    """Return spacing and affine, from the header alone; None where they are not usable.
-
-    Raises:
-        ValueError: or an error of the decoder, if the file is damaged.
-    """
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        return _read_header(cast(BinaryIO, file)).geometry
-
-
 def write_nifti(path: Path, array: NDArray[np.generic], geometry: Geometry | None, *, compressed: bool) -> None:
     """Write (*S): along the axes of the NIfTI file that ``geometry`` is from, with its sform, qform and units.
 

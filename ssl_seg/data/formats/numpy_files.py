@@ -38,7 +38,8 @@ def open_npy(path: Path, reading: Reading) -> Stored:
         shape, fortran, dtype = _read_header(file)
         raw = RawVoxels(path, file.tell(), dtype, shape, "F" if fortran else "C")
     raw.check()
-    return defer(str(path), raw, lay_out_array(shape, reading), shape, dtype, order=raw.order)
+    layout, notes = lay_out_array(shape, reading)
+    return defer(str(path), raw, layout, shape, dtype, order=raw.order, notes=notes)
 
 
 def list_npz(path: Path) -> tuple[str, ...]:
@@ -59,7 +60,8 @@ def open_npz(path: Path, key: str, reading: Reading) -> Stored:
         check_length(file.tell() + prod(shape) * dtype.itemsize, member.file_size)
     with _open_member(path, member) as file:
         voxels = np.lib.format.read_array(file, allow_pickle=False)
-    return hold(f"{path}::{key}", voxels, lay_out_array(shape, reading))
+    layout, notes = lay_out_array(shape, reading)
+    return hold(f"{path}::{key}", voxels, layout, notes=notes)
 
 
 def _read_members(path: Path) -> Mapping[str, zipfile.ZipInfo]:

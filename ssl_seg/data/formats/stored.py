@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import check_length
-from ssl_seg.data.formats.layout import Box, Layout
+from ssl_seg.data.formats.layout import Box, Layout, NotAnImageError
+from ssl_seg.data.formats.pixels import drop_alpha
 from ssl_seg.data.reading import Reading
 from ssl_seg.errors import DataError, is_out_of_memory
 
@@ -107,7 +108,8 @@ class Stored:
     be pickled and holds no open file, so that processes of a loader may share it. ``location`` is its name in errors;
     ``fetch`` returns the voxels of a box, one slice for each axis of *S, as (C, *P). ``chunk_rows`` rows of the first
     axis of *S cost as much as one: they are decoded together, or lie side by side in the file. ``nodata`` is what the
-    file itself writes where nothing was measured. With ``gaps``, ``read`` returns NaN there.
+    file itself writes where nothing was measured. With ``gaps``, ``read`` returns NaN there. ``notes`` say what was
+    done to the stored values, or guessed about them.
     """
 
     shape: tuple[int, ...]
@@ -119,6 +121,7 @@ class Stored:
     chunk_rows: int = 1
     nodata: float | None = None
     gaps: Gaps | None = None
+    notes: tuple[str, ...] = ()
 
     def read(self, box: Box | None = None) -> NDArray[Any]:
         """Return the voxels (C, *P) of ``box``, a slice for each axis of *S, or all of them; C-contiguous.
@@ -222,16 +225,36 @@ def _refuse_nonfinite(broken: NDArray[np.bool_], location: str) -> None:
         )
 
 
-def hold(location: str, voxels: NDArray[Any], layout: Layout, geometry: Geometry | None = None) -> Stored:
+def hold(
+    location: str,
+    voxels: NDArray[Any],
+    layout: Layout,
+    geometry: Geometry | None = None,
+    *,
+    notes: tuple[str, ...] = (),
+    has_alpha: bool = False,
+) -> Stored:
     """Return a decoded array as an opened image; three equal channels become one.
+
+    Args:
+        location: its name in errors.
+        voxels: the stored array.
+        layout: how it becomes (C, *S).
+        geometry: of the upright image.
+        notes: what there is to say about it.
+        has_alpha: whether its last channel is alpha.
 
     Raises:
         DataError: if the type or the shape of the array is not supported.
     """
     dtype = check_voxels(location, voxels.dtype, voxels.shape)
     whole = layout.select((slice(None),) * len(layout.spatial), voxels.shape)
-    image = np.ascontiguousarray(merge_equal_channels(layout.arrange(voxels[whole])), dtype)
-    return Stored(image.shape, dtype, geometry, by_box=False, location=location, fetch=partial(_cut, image))
+    image = layout.arrange(voxels[whole])
+    if has_alpha:
+        image, note = drop_alpha(image)
+        notes = (*notes, note)
+    image = np.ascontiguousarray(merge_equal_channels(image), dtype)
+    return Stored(image.shape, dtype, geometry, by_box=False, location=location, fetch=partial(cut, image), notes=notes)
 
 
 def defer(
@@ -244,6 +267,7 @@ def defer(
     *,
     chunks: tuple[int, ...] | None = None,
     order: Literal["C", "F"] = "C",
+    notes: tuple[str, ...] = (),
 ) -> Stored:
     """Return an opened image whose voxels are read when asked for.
 
@@ -256,6 +280,7 @@ def defer(
         geometry: of the image.
         chunks: shape of the pieces of the stored array that are decoded as a whole; None if there are none.
         order: of the stored axes where there are no chunks.
+        notes: what there is to say about it.
 
     Raises:
         DataError: if the type or the shape of the array is not supported.
@@ -267,7 +292,7 @@ def defer(
         together = chunks[rows]
     else:  # rows of the axis that changes slowest can be read one by one
         together = 1 if rows == (min if order == "C" else max)(layout.spatial) else shape[rows]
-    return Stored(layout.shape(shape), native, geometry, True, location, fetch, together)
+    return Stored(layout.shape(shape), native, geometry, True, location, fetch, together, notes=notes)
 
 
 def crop(stored: Stored, region: Sequence[tuple[int, int]] | None) -> Stored:
@@ -298,7 +323,8 @@ def _fetch_within(fetch: Fetch, first: Sequence[int], box: Box) -> NDArray[Any]:
     return np.array(fetch(tuple(slice(a + part.start, a + part.stop) for a, part in zip(first, box, strict=True))))
 
 
-def _cut(image: NDArray[Any], box: Box) -> NDArray[Any]:
+def cut(image: NDArray[Any], box: Box) -> NDArray[Any]:
+    """Return a box of an array (C, *S)."""
     return image[(slice(None), *box)]
 
 
@@ -328,6 +354,8 @@ def name_errors(location: str) -> Iterator[None]:
     """Turn what a decoder raises into a ``DataError`` that names the file."""
     try:
         yield
+    except NotAnImageError as error:
+        raise DataError(f"{location}: {error}.") from error
     except _DECODER_ERRORS as error:
         if is_out_of_memory(error):
             raise DataError(

@@ -15,14 +15,40 @@ import tifffile
 from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import check_tiff_pages, check_tiff_segments
-from ssl_seg.data.formats.layout import Layout, fit_axes, lay_out_axes
+from ssl_seg.data.formats.layout import (
+    ORIENTATION,
+    Layout,
+    NotAnImageError,
+    lay_out_array,
+    lay_out_axes,
+    turn_upright,
+)
+from ssl_seg.data.formats.pixels import choose_palette_labels, invert_labels
 from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, defer, hold, make_geometry
 from ssl_seg.data.reading import Reading
 from ssl_seg.errors import DataError
 
+_Color = tifffile.PHOTOMETRIC
+_OTHER_COLORS = (
+    _Color.SEPARATED,
+    _Color.YCBCR,
+    _Color.CIELAB,
+    _Color.ICCLAB,
+    _Color.ITULAB,
+    _Color.LOGL,
+    _Color.LOGLUV,
+)
+_JPEG = (6, 7)
+"""Compressions whose decoder turns YCbCr into RGB."""
+
+_REDUCED_OR_MASK = 0b101
+"""Bits of the subfile type: a reduced copy of another image of the file, a transparency mask."""
+
+_SHOWN_SERIES = 4
+
 
 def open_tiff(path: Path, reading: Reading) -> Stored:
-    """Return an opened TIFF of one image or one stack; alpha is dropped.
+    """Return an opened TIFF of one image or one stack, upright and so that white is large.
 
     Raises:
         ValueError: or another error of the decoder, if the file is damaged.
@@ -32,7 +58,7 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
     with path.open("rb") as file:
         pages = check_tiff_pages(file, size)
     with _open_quietly(path) as tiff:
-        series = _only_series(tiff)
+        series, notes = _choose_series(tiff)
         page = series.keyframe
         segments = (
             [(series.dataoffset, series.nbytes)]
@@ -42,29 +68,26 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
         check_tiff_segments(segments, series.nbytes, int(page.compression), size)
         if len(tiff.pages) != pages:
             raise ValueError(f"only {len(tiff.pages)} of its {pages} pages can be read")
-        layout = _lay_out(series, reading)
+        layout, guess = _lay_out(series, reading)
+        notes = (*notes, *guess)
         geometry = _find_geometry(tiff, layout)
+        has_alpha = reading.axes is None and layout.channel is not None and page.extrasamples[-1:] in ((1,), (2,))
+        is_plain = not has_alpha and page.photometric not in (_Color.MINISWHITE, _Color.PALETTE)
         # Whether the channels of a color image are equal shows only when they are decoded.
-        if series.dataoffset is not None and layout.channels != 3:
+        if series.dataoffset is not None and is_plain and layout.shape(series.shape)[0] != 3:
             dtype = series.dtype.newbyteorder(tiff.byteorder)
             raw = RawVoxels(path, series.dataoffset, dtype, series.shape)
-            stored = defer(str(path), raw, layout, series.shape, dtype, geometry)
-        else:
-            stored = hold(str(path), _decode(series, path), layout, geometry)
-        return replace(stored, nodata=_find_nodata(page))
-
-
-def read_tiff_geometry(path: Path, reading: Reading) -> Geometry | None:
-    """Return the spacing that ImageJ or OME metadata give for every axis, or None. No pixels are read.
-
-    Raises:
-        ValueError: or another error of the decoder, if the file is damaged.
-    """
-    with path.open("rb") as file:
-        check_tiff_pages(file, path.stat().st_size)
-    with _open_quietly(path) as tiff:
-        series = _only_series(tiff)
-        return _find_geometry(tiff, _lay_out(series, reading))
+            stored = defer(str(path), raw, layout, series.shape, dtype, geometry, notes=notes)
+            return replace(stored, nodata=_find_nodata(page))
+        voxels = _decode(series, path)
+        if page.photometric == _Color.MINISWHITE:
+            voxels, note = _invert(voxels, page.bitspersample, is_mask=reading.is_mask)
+            notes = (*notes, note)
+        elif page.photometric == _Color.PALETTE:
+            voxels, layout, note = _apply_palette(voxels, layout, page.colormap, reading, is_display=tiff.is_imagej)
+            notes = (*notes, note)
+        stored = hold(str(path), voxels, layout, geometry, notes=notes, has_alpha=has_alpha)
+        return replace(stored, nodata=_find_nodata(page)) if is_plain else stored
 
 
 def write_tiff(path: Path, array: NDArray[np.generic], *, compression: str | None) -> None:
@@ -73,16 +96,58 @@ def write_tiff(path: Path, array: NDArray[np.generic], *, compression: str | Non
     tifffile.imwrite(path, array, compression=compression, photometric="minisblack", metadata={"axes": axes})
 
 
-def _only_series(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    if len(tiff.series) != 1:
-        raise ValueError(f"it holds {len(tiff.series)} images of different shapes, expected one image or one stack")
-    return tiff.series[0]
+def _choose_series(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, tuple[str, ...]]:
+    """Return the one image or stack of a file, and a note on what belongs to it and is not read."""
+    whole = [series for series in tiff.series if not series.keyframe.subfiletype & _REDUCED_OR_MASK]
+    if len(whole) == 1:
+        return whole[0], () if len(tiff.series) == 1 else ("its reduced copies and transparency masks are not read",)
+    kinds = ", ".join(f"{' x '.join(map(str, series.shape))} {series.dtype}" for series in tiff.series[:_SHOWN_SERIES])
+    more = ", ..." if len(tiff.series) > _SHOWN_SERIES else ""
+    raise NotAnImageError(
+        f"its {len(tiff.pages)} pages are {len(tiff.series)} images ({kinds}{more}): an image and its thumbnail, or "
+        "several series. Save the image, or the stack, that is meant in a file of its own"
+    )
 
 
-def _lay_out(series: tifffile.TiffPageSeries, reading: Reading) -> Layout:
-    if reading.axes is not None:
-        return lay_out_axes(series.shape, fit_axes(series.shape, reading.axes, is_mask=reading.is_mask))
-    return lay_out_axes(series.shape, series.axes, drop_alpha=bool(series.keyframe.extrasamples))
+def _lay_out(series: tifffile.TiffPageSeries, reading: Reading) -> tuple[Layout, tuple[str, ...]]:
+    """Return the layout and a note on a guess: that of the file's axes, where it names them and no setting does."""
+    page = series.keyframe
+    if page.photometric in _OTHER_COLORS and not (page.photometric == _Color.YCBCR and page.compression in _JPEG):
+        raise NotAnImageError(f"its colors are {page.photometric.name}: save it as RGB or gray")
+    if reading.axes is None and ("S" in series.axes or {*"QI"}.isdisjoint(series.axes)):
+        layout, guess = lay_out_axes(series.shape, series.axes), tuple[str, ...]()
+    else:
+        layout, guess = lay_out_array(series.shape, reading, is_pages=True)
+    tag = page.tags.get(ORIENTATION)
+    layout, turned = turn_upright(layout, 1 if tag is None else int(tag.value))
+    return layout, (*guess, *turned)
+
+
+def _invert(voxels: NDArray[Any], bits: int, *, is_mask: bool) -> tuple[NDArray[Any], str]:
+    """Return the values of a file whose zero is white so that they grow with brightness."""
+    if voxels.dtype.kind not in "bu":
+        return voxels, f"zero is white in its file, and its {voxels.dtype} values are read as stored"
+    top, values = 2**bits - 1, voxels.astype(np.uint8) if voxels.dtype.kind == "b" else voxels
+    if is_mask:
+        return invert_labels(values, top)
+    return top - values, "zero is white in its file: its values are inverted, so that bright is large"
+
+
+def _apply_palette(
+    indices: NDArray[Any], layout: Layout, palette: NDArray[Any], reading: Reading, *, is_display: bool
+) -> tuple[NDArray[Any], Layout, str]:
+    """Return the labels of a mask, the colors of an image, or its values where the palette is there for display."""
+    colors = (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)[:, indices]
+    if reading.is_mask:
+        labels, note = choose_palette_labels(indices, colors)
+        return labels, layout, note
+    if is_display or layout.channel is not None:
+        return indices, layout, "its color table is taken for one of display: the values are read"
+    return (
+        colors,
+        replace(layout, spatial=tuple(axis + 1 for axis in layout.spatial), channel=0),
+        "the colors of its palette are read",
+    )
 
 
 def _decode(series: tifffile.TiffPageSeries, path: Path) -> NDArray[Any]:
@@ -114,8 +179,9 @@ def _find_nodata(page: Any) -> float | None:
 def _find_geometry(tiff: tifffile.TiffFile, layout: Layout) -> Geometry | None:
     """Return the spacing if it is known for all axes; dots per inch are a matter of printers and do not count."""
     sizes = _imagej_sizes(tiff) if tiff.is_imagej else _ome_sizes(tiff.ome_metadata or "")
-    spacing = tuple(sizes.get(axis, 0.0) for axis in "ZYX"[-len(layout.spatial) :])
-    return make_geometry(spacing)
+    *depth, y, x = layout.spatial
+    axes = "YX" if y < x else "XY"  # rows and columns of the file
+    return make_geometry(tuple(sizes.get(axis, 0.0) for axis in "Z" * len(depth) + axes))
 
 
 def _imagej_sizes(tiff: tifffile.TiffFile) -> dict[str, float]:

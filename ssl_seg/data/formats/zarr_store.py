@@ -59,25 +59,16 @@ def open_zarr(path: Path, key: str, reading: Reading) -> Stored:
     location = f"{path}::{key}" if key else str(path)
     node = _open_node(path, key)
     if hasattr(node, "shape"):
-        layout = lay_out_array(node.shape, reading)
-        return defer(location, _Array(path, key), layout, node.shape, node.dtype, chunks=node.chunks)
+        layout, notes = lay_out_array(node.shape, reading)
+        return defer(location, _Array(path, key), layout, node.shape, node.dtype, chunks=node.chunks, notes=notes)
     scales = _multiscales(node.attrs)
     if not scales:
         raise ValueError("it is a group without an OME image; name an array in it")
     name = scales[0]["datasets"][0]["path"]
     level = node[name]
-    layout, geometry = _read_ome(scales[0], level.shape)
+    layout, geometry = _read_ome(scales[0], level.shape, reading)
     read = _Array(path, f"{key}/{name}" if key else name)
     return defer(location, read, layout, level.shape, level.dtype, geometry, chunks=level.chunks)
-
-
-def read_zarr_geometry(path: Path, key: str, reading: Reading) -> Geometry | None:
-    """Return spacing and origin of an OME image, None for other arrays. No voxels are read.
-
-    Raises:
-        ValueError: or another error of zarr, if the folder is damaged or holds no image there.
-    """
-    return open_zarr(path, key, reading).geometry
 
 
 def _open_node(path: Path, key: str) -> Any:
@@ -91,16 +82,13 @@ def _multiscales(attributes: Mapping[str, Any]) -> Sequence[Any]:
     return found
 
 
-def _read_ome(image: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Layout, Geometry | None]:
+def _read_ome(image: Mapping[str, Any], shape: tuple[int, ...], reading: Reading) -> tuple[Layout, Geometry | None]:
     """Return layout and spacing of the first level."""
     named = image.get("axes") or "tczyx"
     axes = "".join(axis if isinstance(axis, str) else axis["name"] for axis in named).upper()
     if len(axes) != len(shape) or not set(axes) <= set("TCZYX"):
         raise ValueError(f"its axes {axes} do not fit its shape {shape}")
-    times = shape[axes.index("T")] if "T" in axes else 1
-    if times > 1:
-        raise ValueError(f"it holds {times} points in time; save each as an image of its own")
-    layout = lay_out_axes(shape, axes)
+    layout = lay_out_axes(shape, axes) if reading.axes is None else lay_out_array(shape, reading)[0]
     level = image["datasets"][0].get("coordinateTransformations", ())
     scale, origin = np.ones(len(shape)), np.zeros(len(shape))
     transforms = [*level, *image.get("coordinateTransformations", ())]  # applied one after the other

@@ -1,0 +1,80 @@
+"""What decoded pixels mean: alpha, palettes, and masks of several channels.
+
+Arrays are (C, *S) unless said otherwise. Functions that leave something out say so in a note, or raise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.data.formats.layout import NotAnImageError
+
+_SHOWN_COLORS = 6
+_SAMPLED_PIXELS = 2**20
+
+
+def drop_alpha(image: NDArray[Any]) -> tuple[NDArray[Any], str]:
+    """Return the image without its last channel, the alpha; or only that, where the colors say nothing."""
+    colors, alpha = image[:-1], image[-1:]
+    if all(map(is_constant, colors)) and not is_constant(alpha):
+        return alpha, "its colors are constant: alpha is read in their place"
+    return colors, "alpha is dropped"
+
+
+def choose_palette_labels(indices: NDArray[Any], colors: NDArray[Any]) -> tuple[NDArray[Any], str]:
+    """Return the labels of a mask with a palette: its indices, or grays whose order is another.
+
+    Args:
+        indices: (*S).
+        colors: (3, *S), what the palette makes of them.
+    """
+    used, first = np.unique(indices, return_index=True)
+    red, green, blue = (channel.ravel()[first].astype(int) for channel in colors)
+    if (red == green).all() and (red == blue).all() and (np.diff(red) < 0).any():
+        return colors[0], "the grays of its palette are the labels: its indices run from bright to dark"
+    black = used[(red == 0) & (green == 0) & (blue == 0)]
+    if len(black) and used[0] not in black:
+        others = [int(value) for value in used if value != black[0]]
+        hint = f"; {black[0]} is black: if it is the background, set data.label_values={[int(black[0]), *others]}"
+        return indices, f"the indices of its palette are the labels{hint}"
+    return indices, "the indices of its palette are the labels"
+
+
+def invert_labels(mask: NDArray[Any], top: int) -> tuple[NDArray[Any], str]:
+    """Return a mask of a file whose zero is white: what looks white is foreground, where it is black and white."""
+    if ((mask == 0) | (mask == top)).all():
+        return top - mask, "zero is white in its file: what looks white is read as foreground"
+    return mask, "zero is white in its file: its numbers are read as the labels"
+
+
+def merge_label_channels(mask: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Return (1, *S) for a mask of several channels that hold one label.
+
+    These are equal channels, or a single one beside black ones; a second or fourth channel that is constant counts as
+    alpha.
+
+    Raises:
+        NotAnImageError: for others; names the colors.
+    """
+    colors = mask[:-1] if len(mask) in (2, 4) and is_constant(mask[-1]) else mask
+    if all((channel == colors[0]).all() for channel in colors[1:]):
+        return colors[:1], () if colors is mask else ("a constant channel is dropped",)
+    painted = [channel for channel in colors if channel.any()]
+    if len(painted) == 1:
+        return painted[0][None], ("its one channel that is not black is the label",)
+    pixels = mask.reshape(len(mask), -1)
+    found = np.unique(pixels[:, :: -(-pixels.shape[1] // _SAMPLED_PIXELS)], axis=1).T.tolist()
+    named = ", ".join(str(tuple(color)) for color in found[:_SHOWN_COLORS])
+    more = f" and {len(found) - _SHOWN_COLORS} more" if len(found) > _SHOWN_COLORS else ""
+    raise NotAnImageError(
+        f"a mask has one channel, this one has {len(mask)} with the colors (or one-hot planes) {named}{more}. "
+        "Save one integer per pixel: 0 for background, then 1, 2, ... for each color or plane"
+    )
+
+
+def is_constant(channel: NDArray[Any]) -> bool:
+    """Return whether all values are the same."""
+    return bool((channel == channel.flat[0]).all())
