@@ -289,8 +289,12 @@ def test_labelme_files_of_one_name_belong_to_the_image_beside_them(tmp_path: Pat
         shapes = [{"label": "a", "shape_type": "rectangle", "points": [[2, y], [9, y + 5]]}]
         write_json(tmp_path / "data" / folder / "json" / "1.json", {"shapes": shapes, "imagePath": "..\\images\\1.png"})
     import_labels(tmp_path / "data", tmp_path / "out")
+    assert [(case.id, bool(case.mask)) for case in find_cases(str(tmp_path / "out")).cases] == [
+        ("p/1", True),
+        ("q/1", True),
+    ]
     for folder, y in (("p", 2), ("q", 12)):
-        mask = read_mask(str(tmp_path / "out" / "masks" / folder / "images" / "1.png"))
+        mask = read_mask(str(tmp_path / "out" / "masks" / folder / "1.png"))
         assert mask[y : y + 5, 2:9].sum() == mask.sum() == 35
 
 
@@ -353,6 +357,8 @@ def test_yolo_of_two_parts_keeps_them_apart(tmp_path: Path) -> None:
         (tmp_path / "d" / "labels" / part).mkdir(parents=True)
         (tmp_path / "d" / "labels" / part / "k1.txt").write_text(text)
     import_labels(tmp_path / "d", tmp_path / "out")
+    cases = find_cases(str(tmp_path / "out")).cases
+    assert [(case.id, bool(case.mask)) for case in cases] == [("train/k1", True), ("val/k1", True)]
     assert read_mask(str(tmp_path / "out/masks/train/k1.png")).any()
     assert not read_mask(str(tmp_path / "out/masks/val/k1.png")).any()
     (tmp_path / "d" / "labels" / "train" / "k1.txt").rename(tmp_path / "d" / "labels" / "lost.txt")
@@ -417,6 +423,16 @@ def test_run_lengths_of_several_classes(tmp_path: Path, columns: list[str], rows
     assert (mask[:3, 0] == 2).all()
     assert (mask[:2, 1] == 1).all()
     assert "mask values: 1 2, 2 10" in notes
+
+
+def test_images_in_folders_of_their_own_are_cases_with_masks(tmp_path: Path) -> None:
+    for name in ("4f", "7b"):
+        write_image(tmp_path / "data" / "stage1_train" / name / "images" / f"{name}.png")
+    (tmp_path / "data" / "labels.csv").write_text("ImageId,EncodedPixels\n4f,1 3\n4f,9 2\n7b,5 1\n")
+    import_labels(tmp_path / "data", tmp_path / "out")
+    catalog = open_catalog(str(tmp_path / "out"))
+    assert [case.id for case in catalog.labeled] == ["4f/4f", "7b/7b"] == [case.id for case in catalog.cases]
+    assert catalog.facts["4f/4f"].counts == (24 * 36 - 5, 5)
 
 
 def test_a_mask_of_many_runs_is_read(tmp_path: Path) -> None:

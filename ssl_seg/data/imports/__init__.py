@@ -19,6 +19,7 @@ from ssl_seg.data.imports.outlines import Images, Labels, Shape
 from ssl_seg.data.imports.shapes import Size
 from ssl_seg.data.layouts.files import walk_files
 from ssl_seg.data.layouts.listing import CLASSES_FILE
+from ssl_seg.data.layouts.names import place_of
 from ssl_seg.data.volumes import is_image, open_image, split_suffix, write_mask
 from ssl_seg.errors import DataError, name_examples, quote
 from ssl_seg.rundir import find_obstacle, next_free
@@ -147,12 +148,12 @@ def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list
     used: set[str] = set()
     counts = dict.fromkeys(("hidden", "empty"), 0)
     for path in images:
-        name = path.relative_to(common).as_posix()
-        case_id = split_suffix(name)[0]
+        case_id, suffix = split_suffix(path.relative_to(common).as_posix())
+        case_id = place_of(case_id).bare  # a folder images/ inside of images/ would say something else there
         if case_id in owners:
             raise DataError(f"{owners[case_id]} and {path} would both be the case {case_id}. Rename one of them.")
         owners[case_id] = path
-        _link(path, out / "images" / name)
+        _link(path, out / "images" / f"{case_id}{suffix}")
         if path in labels.shapes:
             shapes, size = labels.shapes[path], _size_of(path, labels.sizes.get(path))
             used |= {shape.label for shape in shapes}

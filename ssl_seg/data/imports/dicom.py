@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.stored import import_optional, name_errors
 from ssl_seg.data.formats.tiff import write_tiff
+from ssl_seg.data.layouts.names import place_of
 from ssl_seg.errors import DataError, name_examples
 
 KIND = "DICOM"
@@ -88,6 +89,7 @@ def _name_series(
     names: list[PurePosixPath] = []
     for folder, members in zip(folders, series, strict=True):
         name = folder.relative_to(common) if folder.name else PurePosixPath(base.resolve().name)
+        name = PurePosixPath(place_of(name.as_posix()).bare)
         if folders.count(folder) > 1:
             name = name.with_name(f"{name.name}_{members[0][1].get('SeriesNumber', 0)}")
         if name in names:
