@@ -128,9 +128,15 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _label_values_are_distinct(self) -> DataConfig:
-        values = [*self.label_values, *([] if self.ignore_value is None else [self.ignore_value])]
-        if len(set(values)) < len(values) or min(self.label_values) < 0 or max(self.label_values) > 65535:
-            raise ValueError(f"label_values and ignore_value {values} must be distinct, and the labels in 0..65535")
+        values = list(self.label_values)
+        if len(set(values)) < len(values) or min(values) < 0 or max(values) > 65535:
+            raise ValueError(f"label_values {values} must be distinct, and in 0..65535")
+        if self.ignore_value in values:
+            left = [value for value in values if value != self.ignore_value]
+            raise ValueError(
+                f"label_values {values} holds the ignore_value {self.ignore_value}. To leave these voxels out, set "
+                f"data.label_values={left}, background first"
+            )
         return self
 
 

@@ -15,7 +15,13 @@ from typing import Any
 
 from ssl_seg.data import synthetic
 from ssl_seg.data.audit.checks import check_doubts, check_kinds, check_nodata, check_unannotated
-from ssl_seg.data.audit.labels import MANY_CLASSES, check_unexpected_values, find_label_values, values_by_mask
+from ssl_seg.data.audit.labels import (
+    MANY_CLASSES,
+    check_unexpected_values,
+    find_label_values,
+    name_annotated,
+    values_by_mask,
+)
 from ssl_seg.data.facts import (
     CaseFacts,
     SizeMismatchError,
@@ -231,12 +237,13 @@ def open_catalog(
     """
     listing = find_cases(root, groups=groups, layout=layout, unlabeled=unlabeled)
     declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
-    background = declared[0] if declared else 0
+    background = declared[0] if declared else int(ignored == 0)
     settings: dict[str, Any] = {"label_map": label_map, "background": background, "ignore_value": ignored}
     facts, faults, used = scan_cases(listing.cases, **settings, reading=reading, root=root, track=track)
     settings["reading"] = used
     cases = drop_unannotated(listing.cases, facts)
     masks = values_by_mask(facts, ignored)
+    declared = name_annotated(masks, declared, ignored)
     findings = [*listing.findings, *faults, *check_kinds(facts), *check_unexpected_values(masks, declared)]
     _raise_faults(root, select_faults(findings))
     values = find_label_values(masks, declared)

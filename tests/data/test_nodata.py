@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from sizes import around
 from torch import nn
 
+from ssl_seg.config import DataConfig
+from ssl_seg.configio import validate
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.facts import read_facts
@@ -25,7 +27,7 @@ from ssl_seg.data.resample import resample_image
 from ssl_seg.data.store import BoxReader, CaseStore
 from ssl_seg.data.views.transforms import blacken_gaps, normalize
 from ssl_seg.data.volumes import read_image
-from ssl_seg.errors import DataError
+from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.scoring import score_case
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.labels import IGNORE_INDEX
@@ -286,3 +288,56 @@ class TestMasksThatSayNothing:
         catalog = open_catalog(write(tmp_path / "x", [image], [mask]), ignore_value=255)
         assert catalog.facts["0"].foreground == pytest.approx((mask == 1).sum() / (mask < 255).sum())
         assert catalog.facts["0"].annotated == 0.5
+
+
+class TestSparseLabels:
+    """0 is what nobody annotated, 1 background, 2 and more objects."""
+
+    def scribbled(self, folder: Path, *, classes: int = 2, annotated: float = 0.3) -> tuple[str, list[NDArray]]:
+        masks = []
+        for n in range(4):
+            rng = np.random.default_rng(n)
+            mask = (rng.integers(0, 3, (24, 32)) // 2 + 1).astype(np.uint8)  # one third is object
+            mask[:2, :2] = classes
+            masks.append(np.where(rng.random(mask.shape) < annotated, mask, 0).astype(np.uint8))
+        images = [(70 * mask + np.random.default_rng(9).integers(0, 9, mask.shape)).astype(np.uint8) for mask in masks]
+        return write(folder, images, masks), masks
+
+    def test_ignoring_zero_is_enough(self, tmp_path: Path) -> None:
+        root, masks = self.scribbled(tmp_path / "x")
+        catalog = open_catalog(root, ignore_value=0)
+        assert catalog.label_values == (1, 2)
+        target = CaseStore(catalog, 1).load("0").target
+        np.testing.assert_array_equal(target, np.array([IGNORE_INDEX, 0, 1])[masks[0]])
+        assert catalog.facts["0"].foreground == pytest.approx((masks[0] == 2).sum() / (masks[0] > 0).sum())
+        result = audit(root, ignore_value=0)
+        assert result.label_values == (1, 2)
+        assert result.summary["faults"] == 0
+        assert audit(root, ignore_value=0, label_values=(1, 2)).summary["foreground"] == result.summary["foreground"]
+
+    def test_more_classes(self, tmp_path: Path) -> None:
+        root, _ = self.scribbled(tmp_path / "x", classes=3, annotated=1)
+        assert open_catalog(root, ignore_value=0).label_values == (1, 2, 3)
+
+    @pytest.mark.parametrize(
+        ("annotated", "settings", "hinted"),
+        [
+            (0.3, {}, True),
+            (0.3, {"ignore_value": 0}, False),
+            (0.3, {"label_values": (0, 1, 2)}, False),
+            (0.8, {}, False),
+        ],
+    )
+    def test_the_audit_asks_where_it_is_likely(
+        self, tmp_path: Path, annotated: float, settings: dict, hinted: bool
+    ) -> None:
+        root, _ = self.scribbled(tmp_path / "x", annotated=annotated)
+        found = {finding.code: finding.message for finding in audit(root, **settings).findings}
+        assert ("perhaps_sparse" in found) == hinted
+        if hinted:
+            assert "--set data.ignore_value=0 --set 'data.label_values=[1, 2]'" in found["perhaps_sparse"]
+
+    def test_a_label_value_that_is_ignored_is_refused_with_the_remedy(self) -> None:
+        section = {"label_values": [0, 1, 2], "channels": 1, "patch_size": [32, 32], "foreground_ratio": 0}
+        with pytest.raises(ConfigError, match=r"data\.label_values=\[1, 2\], background first"):
+            validate(DataConfig, section | {"ignore_value": 0}, prefix="data.")

@@ -77,7 +77,7 @@ def audit(
     """
     listing = find_cases(root, groups=groups, layout=layout, unlabeled=unlabeled)
     declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
-    background = declared[0] if declared else 0
+    background = declared[0] if declared else int(ignored == 0)
     facts, unreadable, used = scan_cases(
         listing.cases,
         label_map=label_map,
@@ -87,6 +87,7 @@ def audit(
         root=root,
         track=track,
     )
+    declared = labels.name_annotated(labels.values_by_mask(facts, ignored), declared, ignored)
     unannotated = tuple(checks.check_unannotated(listing.cases, facts))
     listing = replace(listing, cases=drop_unannotated(listing.cases, facts))
     groups_of = checks.groups_of(listing.cases)
@@ -140,6 +141,7 @@ def check_facts(
     yield from checks.check_kinds(facts)
     yield from labels.check_unexpected_values(masks, declared)
     yield from labels.check_many_classes(masks, declared)
+    yield from labels.check_sparse(facts, declared, ignore_value)
     yield from labels.check_class_presence(masks, labels.find_label_values(masks, declared))
     if not any(finding.code == LABELS for finding in listing.findings):
         yield from checks.check_missing_masks(listing.cases)

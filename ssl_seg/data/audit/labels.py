@@ -32,6 +32,31 @@ def values_by_mask(facts: Mapping[str, CaseFacts], ignore_value: int | None) -> 
     return {i: frozenset(f.values) - {ignore_value} for i, f in facts.items() if f.values is not None}
 
 
+def name_annotated(masks: Masks, declared: Sequence[int] | None, ignore_value: int | None) -> Sequence[int] | None:
+    """Return the declared label values; where there are none and 0 is ignored, the values 1 (background), 2, ..."""
+    found = sorted(_union(masks.values()))
+    is_sparse = declared is None and ignore_value == 0 and len(found) > 1 and found == list(range(1, len(found) + 1))
+    return found if is_sparse else declared
+
+
+def check_sparse(
+    facts: Mapping[str, CaseFacts], declared: Sequence[int] | None, ignored: int | None
+) -> Iterator[Finding]:
+    """Masks in which 0 may mean that nobody annotated the voxel: it is most of all, 1 most of the rest, and 2 small."""
+    masks = [dict(zip(f.values, f.counts, strict=True)) for f in facts.values() if f.values and f.counts]
+    count = Counter[int]()
+    for mask in masks:
+        count.update(mask)
+    if declared is not None or ignored is not None or set(count) != {0, 1, 2}:
+        return
+    if count[0] > count[1] + count[2] and count[1] > count[2] and sum(len(m) == 3 for m in masks) >= 0.9 * len(masks):
+        message = (
+            "the masks hold 0, 1 and 2, taken for background and two classes. If 0 is what nobody annotated, and 1 the "
+            "background (ilastik, scribbles), type --set data.ignore_value=0 --set 'data.label_values=[1, 2]'."
+        )
+        yield Finding("perhaps_sparse", "info", message)
+
+
 def find_label_values(masks: Masks, declared: Sequence[int] | None) -> tuple[int, ...]:
     """Return the declared values, or those inferred from the masks; if that fails, those that most masks hold."""
     if declared is not None:
