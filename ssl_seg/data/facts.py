@@ -85,7 +85,7 @@ class CaseFacts:
     @property
     def is_constant_mask(self) -> bool:
         """Whether there is nothing but background, or nothing but foreground, in a mask that ignores less than half."""
-        return self.foreground in (0, 1) and (self.annotated or 0) >= 0.5
+        return self.foreground in (0, 1) and (self.annotated is None or self.annotated >= 0.5)
 
     @property
     def image(self) -> str:
