@@ -3,7 +3,8 @@
 Shapes: images (C, *S), masks (*S), with *S = (Z, Y, X) or (Y, X). A depth of one is an image, not a stack.
 
 A location is a path, ``synthetic:particles/0007``, or ``PATH::KEY`` for an array inside an HDF5, NPZ or Zarr file;
-without a key, that is ``image`` (of a mask: ``label``, then ``mask``), or the only array there is. Axes:
+without a key, that is ``image`` (of a mask: ``label``, then ``mask``), or the only array there is. A path that ends
+in a slash is a folder of 2D slices in the order of their numbers; ``PATH::depth=65`` is one 2D mask for 65. Axes:
 
 - TIFF and OME-Zarr name theirs; axes of length one are dropped, and points in time refused.
 - NIfTI becomes (C, Z, Y, X), with Z, Y and X pointing to superior, anterior and right by its affine.
@@ -33,6 +34,7 @@ from ssl_seg.data.formats import FORMATS, Format
 from ssl_seg.data.formats.layout import Box, Layout
 from ssl_seg.data.formats.nifti import undo_orientation, write_nifti
 from ssl_seg.data.formats.pixels import merge_label_channels
+from ssl_seg.data.formats.slices import repeat_slices, sort_slices, stack_slices
 from ssl_seg.data.formats.stored import (
     Fetch,
     Gaps,
@@ -160,6 +162,7 @@ def open_mask(location: str, *, reading: Reading = AS_STORED) -> Stored:
     """
     if synthetic.is_synthetic(location):
         return _hold_synthetic(location, synthetic.generate(*synthetic.parse_location(location))[1])
+    location, _, depth = location.partition("::depth=")
     if split_suffix(location)[1] in (".jpg", ".jpeg"):
         raise DataError(f"{location}: JPG does not keep the values of a mask. Save masks as PNG or TIFF.")
     stored = _open(location, _MASK_KEYS, replace(reading, is_mask=True))
@@ -168,6 +171,8 @@ def open_mask(location: str, *, reading: Reading = AS_STORED) -> Stored:
             labels, notes = merge_label_channels(stored.read())
         fetch = partial(cut, labels)
         stored = replace(stored, shape=labels.shape, by_box=False, fetch=fetch, notes=(*stored.notes, *notes))
+    if depth:
+        stored = repeat_slices(stored, int(depth))
     if stored.dtype.kind in "iu":
         return stored
     fetch = partial(_fetch_integers, stored.fetch, stored.location)
@@ -268,9 +273,19 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 def _open(location: str, default_keys: Sequence[str], reading: Reading) -> Stored:
     if synthetic.is_synthetic(location):
         return _hold_synthetic(location, synthetic.generate(*synthetic.parse_location(location))[0])
+    if location.endswith("/"):
+        return _open_slices(location, partial(_open, default_keys=default_keys, reading=reading))
     path, key, kind = _resolve(location, default_keys)
     with name_errors(location):
         return kind.open(path, key, reading)
+
+
+def _open_slices(location: str, open_one: Callable[[str], Stored]) -> Stored:
+    files = {split_suffix(path.name)[0]: path for path in Path(location).glob("[!.]*") if is_image(path)}
+    ordered = sort_slices(files)
+    if not ordered:
+        raise DataError(f"{location}: no such folder of numbered slices.")
+    return stack_slices(location, [files[name] for name in ordered], open_one)
 
 
 def _resolve(location: str, default_keys: Sequence[str]) -> tuple[Path, str, Format]:

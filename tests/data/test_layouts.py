@@ -24,6 +24,8 @@ def small_set(name: str, root: Path) -> Path:
         write_nnunet(root, ["a_0000"], ["a"])
     elif name == "hdf5":
         write_h5(root / "a.h5")
+    elif name == "slices":
+        touch(root, "images/a/0.png", "images/a/1.png", "masks/a.png")
     else:
         touch(root, *{"folders": ("images/a.png", "masks/a.png"), "suffix": ("a.png", "a_mask.png")}[name])
     return root
@@ -36,7 +38,7 @@ def test_each_layout_is_recognized_and_forced_layouts_say_what_is_missing(tmp_pa
     assert listing.layout == name == LAYOUTS[name].name
     assert [c.id for c in listing.cases] == ["a"]
     assert find_listing(root, name) == listing
-    assert [n for n, layout in LAYOUTS.items() if layout.recognize(root)] == [name]
+    assert [n for n, layout in LAYOUTS.items() if layout.recognize(root)] == [name, *["folders"] * (name == "slices")]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=str(tmp_path / "empty")):
         find_listing(tmp_path / "empty", name)

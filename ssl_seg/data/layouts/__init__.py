@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.layouts import folders, hdf5, manifest, nnunet
-from ssl_seg.data.layouts.files import make_id, walk_files
+from ssl_seg.data.layouts import folders, hdf5, manifest, nnunet, slices
+from ssl_seg.data.layouts.files import find_stacks, make_id, walk_files
 from ssl_seg.data.layouts.groups import NO_GROUPS, infer_groups, read_groups
 from ssl_seg.data.layouts.listing import CLASSES_FILE, Case, Listing
 from ssl_seg.data.layouts.names import role_of
@@ -62,6 +62,13 @@ _ALL = (
         "HDF5 files with the arrays image and label, and train.list if not all of them are meant",
         hdf5.recognize,
         hdf5.find,
+    ),
+    Layout(
+        "slices",
+        "folders of numbered 2D slices as volumes, images/scan/00.tif, ..., with masks/scan/00.tif, ..., or one 2D "
+        "mask for all slices: masks/scan.png, or scan/inklabels.png",
+        slices.recognize,
+        slices.find,
     ),
     Layout(
         "folders",
@@ -147,17 +154,23 @@ def list_images(
 
     Args:
         folder: of images, perhaps with subfolders.
-        layout: of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image.
+        layout: of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image, and with
+            slices a folder of numbered images is one volume.
         skip: says of a location whether it is left out.
 
     Raises:
         DataError: two images that are channels of one case, or see ``find_listing``.
     """
     inner = folder / "images" if (folder / "images").is_dir() else folder
-    if inner == folder and any(known.recognize(folder) for known in LAYOUTS.values()):
+    if layout != "slices" and inner == folder and any(known.recognize(folder) for known in LAYOUTS.values()):
         cases = [case for case in find_listing(folder).cases if not skip(case.image)]
         return [(case.id, (case.image, *case.more_channels)) for case in cases]
     files = [(make_id(p, inner), p) for p in walk_files(inner) if is_image(p) and not skip(str(p))]
+    if layout == "slices":
+        images = dict(files)
+        stacks = find_stacks(images) or find_stacks({f"{folder.name}/{name}": path for name, path in images.items()})
+        if stacks:
+            return [(name, (f"{members[0].parent}/",)) for name, members in sorted(stacks.items())]
     if layout != "nnunet":
         return [(name, (str(path),)) for name, path in files]
     names = Counter(name for name, _ in files)

@@ -11,10 +11,13 @@ from pathlib import Path
 from unicodedata import normalize
 
 from ssl_seg.data.findings import Finding
+from ssl_seg.data.formats.slices import sort_slices
 from ssl_seg.data.layouts.names import match_names
 from ssl_seg.data.volumes import advise_conversion, is_image, split_suffix
 from ssl_seg.errors import DataError, name_examples
 
+LAYERS = ("layers", "surface_volume", "slices", "stack")
+"""Folders of slices that are not part of the name of a volume."""
 _SYSTEM_FOLDERS = ("@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found")
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
 _THUMBNAIL = re.compile(r"(.+)[_\-.](?:thumb|thumbs|thumbnail)", re.IGNORECASE)
@@ -167,6 +170,21 @@ def add_image(images: dict[str, Path], case_id: str, path: Path) -> None:
     if first.parent == path.parent:
         raise DataError(f"{first} and {path} have the same name. Keep one of them.")
     raise DataError(f"{first} and {path} would both be the case {case_id}. Rename one of them.")
+
+
+def find_stacks(images: Mapping[str, Path]) -> dict[str, list[Path]]:
+    """Return the slices, in their order, of each folder with numbered images, by its id; see ``sort_slices``."""
+    folders: dict[Path, dict[str, Path]] = {}
+    for path in images.values():
+        folders.setdefault(path.parent, {})[split_suffix(path.name)[0]] = path
+    names = {path.parent: case_id.rpartition("/")[0] for case_id, path in images.items()}
+    stacks: dict[str, list[Path]] = {}
+    for parent, slices in folders.items():
+        above, _, last = names[parent].rpartition("/")
+        name = above if above and last.lower() in LAYERS and above not in stacks else names[parent]
+        if name and (ordered := sort_slices(slices)):
+            stacks[name] = [slices[stem] for stem in ordered]
+    return stacks
 
 
 def note_others(others: tuple[str, ...]) -> tuple[str, ...]:

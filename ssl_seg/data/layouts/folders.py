@@ -11,6 +11,7 @@ from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.files import (
     Scan,
     add_image,
+    find_stacks,
     make_id,
     match_masks,
     note_others,
@@ -24,7 +25,7 @@ from ssl_seg.errors import DataError, name_examples
 
 
 @dataclass(frozen=True)
-class _Files:
+class Files:
     """The files of a data set by what the names of their folders say; all but ``others`` by id.
 
     ``masks`` has those of each word, and ``bare`` a second id for them. ``has_folder`` says whether ``images`` lie in
@@ -66,14 +67,14 @@ def recognize(root: Path) -> bool:
     """Return whether there is a folder for images, or one for masks that belong to images beside it."""
     if not root.is_dir():
         return False
-    files = _sort_files(root)
-    best = _choose(files)
+    files = sort_files(root)
+    best = choose_source(files)
     return not best.marker if best is not None and best.pairs else files.has_folder
 
 
 def recognize_suffix(root: Path) -> bool:
     """Return whether the names of files tell most masks."""
-    best = _choose(_sort_files(root)) if root.is_dir() else None
+    best = choose_source(sort_files(root)) if root.is_dir() else None
     return best is not None and bool(best.marker) and best.pairs > 0
 
 
@@ -86,13 +87,13 @@ def find(root: Path) -> Listing:
     Raises:
         DataError: if there are no images, two files have one id, or there are masks and none belongs to an image.
     """
-    files = _sort_files(root)
+    files = sort_files(root)
     if not files.has_folder and not files.masks:
         raise DataError(describe_missing(root))
     if not files.images:
         held = "".join(f" Note: {note}." for note in note_others(tuple(files.others)) + files.scan.notes)
         raise DataError(f"{root}: its folder for images holds none; known are {', '.join(IMAGE_SUFFIXES)}.{held}")
-    source = _choose(files, markers=False)
+    source = choose_source(files, markers=False)
     listing = _list("folders", root, files, source)
     if not files.masks:
         listing = _with_masks_elsewhere(root, files, listing)
@@ -108,8 +109,8 @@ def find_suffix(root: Path) -> Listing:
     Raises:
         DataError: if no image has a mask, or two files have one id.
     """
-    files = _sort_files(root)
-    source = _choose(files, folders=False)
+    files = sort_files(root)
+    source = choose_source(files, folders=False)
     if source is None or not source.pairs:
         raise DataError(
             f"{root}: no image has a mask beside it. The mask of x.png must be called x_mask.png "
@@ -118,7 +119,7 @@ def find_suffix(root: Path) -> Listing:
     return _list("suffix", root, files, source)
 
 
-def _sort_files(root: Path) -> _Files:
+def sort_files(root: Path) -> Files:
     """Return the files below ``root``. Where it has a folder for images itself, others without a role are not read."""
     children = list(root.iterdir())
     has_folder = any(role_of(path.name)[0] == "image" and path.is_dir() for path in children)
@@ -126,7 +127,7 @@ def _sort_files(root: Path) -> _Files:
     read = [p.name for p in children if role_of(p.name)[0] or p.name.lower() in known or p.is_file()]
     scan = scan_folder(root, read if has_folder else None)
     placed = [(path, name, place_of(name)) for path in scan.files if is_image(path) for name in [make_id(path, root)]]
-    files = _Files(scan, has_folder or any(place.role == "image" for _, _, place in placed))
+    files = Files(scan, has_folder or any(place.role == "image" for _, _, place in placed))
     for path, name, place in placed:
         if place.role == "mask":
             files.add(files.masks.setdefault(place.word, {}), place.id, path)
@@ -146,7 +147,7 @@ def _sort_files(root: Path) -> _Files:
     return files
 
 
-def _choose(files: _Files, *, folders: bool = True, markers: bool = True) -> _Source | None:
+def choose_source(files: Files, *, folders: bool = True, markers: bool = True) -> _Source | None:
     """Return what has the masks of most images; of equals a folder, and the first of ``MASK_WORDS``."""
     found = [
         _Source(word, "", names, len(match_names(files.images, names)))
@@ -175,7 +176,7 @@ def _find_marked(images: Mapping[str, Path]) -> list[_Source]:
     return sources
 
 
-def _list(layout: str, root: Path, files: _Files, source: _Source | None) -> Listing:
+def _list(layout: str, root: Path, files: Files, source: _Source | None) -> Listing:
     """Return the cases, with the masks of ``source``."""
     if files.clashes:
         raise files.clashes[0]
@@ -205,6 +206,10 @@ def _list(layout: str, root: Path, files: _Files, source: _Source | None) -> Lis
                   f"({name_examples(sorted(files.outside))})",)  # fmt: skip
     notes = note_others(tuple(files.others)) + files.scan.notes + notes
     notes += note_unlabeled(len(images) - len(used), len(images))
+    stacks = find_stacks(images)
+    if len(stacks) > 1 and not stacks.keys() & PARTS.keys() and sum(map(len, stacks.values())) == len(images):
+        found = f"{len(stacks)} folders of numbered images, e.g. {min(stacks)}"
+        notes += (f"the {found}, are read as 2D images; if each is one volume: data.layout=slices",)
     if files.unlabeled:
         notes += (f"{len(files.unlabeled)} unlabeled image(s) are taken from unlabeled/",)
     cases = (
@@ -226,7 +231,7 @@ def _folder_of(files: Mapping[str, Path]) -> str:
     return next(f"{parent.name}/" for parent in path.parents if role_of(parent.name)[0] == "mask")
 
 
-def _with_masks_elsewhere(root: Path, files: _Files, listing: Listing) -> Listing:
+def _with_masks_elsewhere(root: Path, files: Files, listing: Listing) -> Listing:
     """Return the listing with a fault if no image has a mask and another folder holds files of their names."""
     best = max(_count_names(root, files.images), default=(0, ""))
     if any(case.mask for case in listing.cases) or not best[0]:
