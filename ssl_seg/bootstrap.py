@@ -154,9 +154,9 @@ def _check_margin(parent: Checkpoint, net: str, options: BootstrapConfig) -> lis
 def _check_leaks(parent: Checkpoint, split: Split) -> list[str]:
     own = split_from_dict(parent.split)
     own_labels = own.image_contents(own.labeled_ids(parent.config["split"]["labels"]))
-    problems = []
+    problems, seen = [], set(parent.seen_labels)
     for part, ids in (("validation", split.val), ("test", split.test)):
-        leaks = [i for i in ids if split.image_contents([i]) <= set(parent.seen_labels)]
+        leaks = [i for i in ids if split.image_contents([i]) <= seen]
         if leaks:
             who = "the parent" if split.image_contents(leaks) & own_labels else "a run that the parent builds on"
             way = (

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
 _READERS = 4
 """Threads that read files: decoders release the interpreter lock, and a disk likes a few requests at once."""
+
+_BATCH = 1024
+"""Cases that wait for the readers at a time."""
 
 _SHOWN = 8
 """Problems listed in one error."""
@@ -179,7 +183,8 @@ def scan_cases(
     faults: list[Finding] = []
     with open_facts_cache(root, repr(settings), len(cases)) as cache, ThreadPoolExecutor(_READERS) as pool:
         read = partial(_find_facts, cache, settings)
-        for case, (key, result) in zip(cases, track(pool.map(read, cases), len(cases)), strict=True):
+        batches = (pool.map(read, cases[start : start + _BATCH]) for start in range(0, len(cases), _BATCH))
+        for case, (key, result) in zip(cases, track(chain.from_iterable(batches), len(cases)), strict=True):
             if isinstance(result, CaseFacts):
                 facts[case.id] = result
                 cache.keep(key, result)
@@ -194,7 +199,7 @@ def scan_cases(
     if len(elsewhere) > 1:  # most often it is the same in all of them
         message = f"{elsewhere[0].message} It is like this in {len(elsewhere)} cases"
         joined = replace(elsewhere[0], message=message, cases=tuple(case for f in elsewhere for case in f.cases))
-        faults = [joined, *(fault for fault in faults if fault not in elsewhere)]
+        faults = [joined, *(fault for fault in faults if fault.code != "grid_mismatch")]
     nodata = find_nodata(f.odd_value for f in facts.values()) if reading.nodata is None else None
     if nodata is None:
         return facts, faults, reading

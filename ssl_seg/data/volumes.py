@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, cast
 
 import cv2
@@ -87,7 +87,9 @@ ROUNDED = 1e-3
 
 def split_suffix(name: str) -> tuple[str, str]:
     """Return ``name`` without its suffix, and the suffix in lower case; ``(name, "")`` if it is not one of an image."""
-    base = PurePosixPath(name).name.lower()
+    base = name.rstrip("/").rpartition("/")[2].lower()
+    if not base.endswith(IMAGE_SUFFIXES):
+        return name, ""
     fitting = [suffix for suffix in IMAGE_SUFFIXES if base.endswith(suffix) and base != suffix]
     longest = max(fitting, key=len, default="")
     return name[: len(name) - len(longest)], longest

@@ -17,6 +17,7 @@ import pytest
 import zarr
 from sizes import around
 
+from ssl_seg.data import catalog as catalog_module
 from ssl_seg.data import facts as facts_module
 from ssl_seg.data import facts_cache
 from ssl_seg.data.audit.doctor import audit
@@ -331,6 +332,28 @@ def test_what_was_read_before_a_stop_is_kept(data: Path, opened: list[str]) -> N
     opened.clear()
     scan_cases(cases, root=str(data))
     assert {name.partition("/")[2] for name in opened} == {f"000{n}.png" for n in range(4, CASES)}
+
+
+@pytest.mark.parametrize("count", around(4))
+def test_cases_are_read_in_batches(data: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Batches of 4: all cases come in order, and no more than a batch is read ahead of what was asked for."""
+    monkeypatch.setattr(catalog_module, "_BATCH", 4)
+    cases = [replace(open_catalog(str(data)).cases[n % CASES], id=f"{n:03d}") for n in range(count)]
+    opened.clear()
+    ahead: list[int] = []
+
+    def look(items: Any, total: int) -> Iterator[Any]:
+        assert total == count
+        for number, item in enumerate(items):
+            ahead.append(sum("images/" in name for name in opened) - number)
+            yield item
+
+    facts, faults, *_ = scan_cases(cases, track=look)
+    assert list(facts) == [case.id for case in cases]
+    assert faults == []
+    assert max(ahead) <= 4
+    for case in cases:
+        assert_equal(facts[case.id], read_facts(case))
 
 
 def test_nothing_is_known_of_what_is_no_file(tmp_path: Path) -> None:

@@ -399,6 +399,16 @@ class TestResampling:
         for room in (-1, 0, 1):
             assert CaseStore(scans, 1, size + room, resample_to=to)._fits == (room >= 0)
 
+    def test_the_catalog_is_asked_once_for_its_channels(
+        self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each answer looks at all facts: one for each case would be the square of their number."""
+        asked: list[int] = []
+        monkeypatch.setattr(Catalog, "channels", property(lambda _: asked.append(1) or 1))
+        assert len(catalog.facts) > 1
+        decoded_bytes(catalog)
+        assert len(asked) == 1
+
     @pytest.mark.parametrize("kind", ["volume", "flat", "color", "part"])
     def test_a_case_is_resampled_once(
         self, scans: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -106,7 +106,14 @@ def save_split(split: Split, path: Path) -> None:
         SplitError: if ``path`` exists or cannot be written.
     """
     _check_free(path)
-    text = yaml.safe_dump(split_to_dict(split), sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    text: str = yaml.dump(
+        split_to_dict(split),
+        Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper),
+        sort_keys=False,
+        allow_unicode=True,
+        width=110,
+        default_flow_style=None,
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
