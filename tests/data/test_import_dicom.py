@@ -121,6 +121,9 @@ def test_frames_of_one_file_are_slices(tmp_path: Path) -> None:
         ("color", "in color"),
         ("seg", "of the kind SEG, not images"),
         ("film", "no positions: a film"),
+        ("lost", "1 of its 5 slices have no position"),
+        ("PixelSpacing", "it has positions and no PixelSpacing"),
+        ("ImageOrientationPatient", "it has positions and no ImageOrientationPatient"),
     ],
 )
 def test_what_is_no_volume_is_left_out_with_its_reason(tmp_path: Path, change: str, reason: str) -> None:
@@ -137,9 +140,16 @@ def test_what_is_no_volume_is_left_out_with_its_reason(tmp_path: Path, change: s
             tags |= {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
         if change == "film":
             tags["NumberOfFrames"] = 3
+        if change[0].isupper():
+            tags[change] = None
         own = np.zeros((3, 4, 6), np.uint16) if change in ("color", "film") else pixels
         own = np.zeros((5, 6), np.uint16) if change == "size" and n == 1 else own
-        write_slice(tmp_path / "bad" / f"{n}.dcm", own, None if change == "film" else position, **tags)
+        write_slice(
+            tmp_path / "bad" / f"{n}.dcm",
+            own,
+            None if change == "film" or (change == "lost" and n == 3) else position,
+            **tags,
+        )
     with pytest.raises(DataError, match=f"none of 1 DICOM series can be converted: .*{reason}"):
         import_labels(tmp_path / "bad", tmp_path / "alone")
     write_volume(tmp_path / "both" / "good", SeriesInstanceUID="1.2.9")

@@ -109,7 +109,9 @@ def _write_one(pydicom: Any, members: Sequence[tuple[Path, Any]], place: Path) -
         raise _UnusableError("it is in color")
     frames = [frame for path, own in members for frame in _list_frames(path, own)]
     place.parent.mkdir(parents=True, exist_ok=True)
-    if any(frame.position is None for frame in frames):
+    if without := sum(frame.position is None for frame in frames):
+        if without < len(frames):
+            raise _UnusableError(f"{without} of its {len(frames)} slices have no position")
         if len(frames) > len(members):
             raise _UnusableError("its frames have no positions: a film, not a volume")
         for frame in frames:
@@ -130,38 +132,35 @@ def _write_one(pydicom: Any, members: Sequence[tuple[Path, Any]], place: Path) -
 
 def _list_frames(path: Path, header: Any) -> list[_Frame]:
     """Return the frames of a file; of several frames, what is said of each stands before what is said of all."""
-    own = header.get("PerFrameFunctionalGroupsSequence") or [None] * int(header.get("NumberOfFrames") or 1)
-    shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
+    own = header.get("PerFrameFunctionalGroupsSequence") or [{}] * int(header.get("NumberOfFrames") or 1)
+    shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
 
-    def find(frame: Any, sequence: str, name: str, default: Any) -> Any:
-        for group in (frame, shared):
-            inner = group.get(sequence) if group is not None else None
-            if inner and inner[0].get(name) is not None:
-                return inner[0].get(name)
-        value = header.get(name)
-        return default if value is None else value
+    def find(frame: Any, group: str, name: str, default: Any = None) -> NDArray[np.float64]:
+        sources = [(source.get(f"{group}Sequence") or [{}])[0] for source in (frame, shared)]
+        values = (source.get(name) for source in (*sources, header))
+        value = next((value for value in values if value is not None and value != ""), default)
+        if value is None:
+            raise _UnusableError(f"it has positions and no {name}")
+        return np.array(value, np.float64)
 
     frames = []
     with name_errors(str(path)):
         for number, frame in enumerate(own):
-            position = find(frame, "PlanePositionSequence", "ImagePositionPatient", None)
-            scale = (
-                find(frame, "PixelValueTransformationSequence", f"Rescale{n}", d)
-                for n, d in (("Slope", 1), ("Intercept", 0))
-            )
+            position = find(frame, "PlanePosition", "ImagePositionPatient", ())
+            unknown = None if position.size else 0.0  # without a position, nothing else of the kind is needed
             frames.append(
                 _Frame(
                     path=path,
                     number=number,
                     size=(int(header.Rows), int(header.Columns)),
-                    position=None if position is None else np.array(position, np.float64),
-                    directions=np.array(
-                        find(frame, "PlaneOrientationSequence", "ImageOrientationPatient", (1, 0, 0, 0, 1, 0)),
-                        np.float64,
-                    ).reshape(2, 3),
-                    spacing=np.array(find(frame, "PixelMeasuresSequence", "PixelSpacing", (1, 1)), np.float64),
-                    thickness=float(find(frame, "PixelMeasuresSequence", "SliceThickness", 1) or 1),
-                    scale=(float(next(scale)), float(next(scale))),
+                    position=position if position.size else None,
+                    directions=np.resize(find(frame, "PlaneOrientation", "ImageOrientationPatient", unknown), (2, 3)),
+                    spacing=find(frame, "PixelMeasures", "PixelSpacing", unknown),
+                    thickness=float(find(frame, "PixelMeasures", "SliceThickness", 1)) or 1.0,
+                    scale=(
+                        float(find(frame, "PixelValueTransformation", "RescaleSlope", 1)),
+                        float(find(frame, "PixelValueTransformation", "RescaleIntercept", 0)),
+                    ),
                 )
             )
     return frames
