@@ -178,7 +178,7 @@ def test_chunks_are_read_in_as_few_reads_as_fit_into_memory(
     else:
         np.save(path, np.asfortranarray(image))
     monkeypatch.setattr("ssl_seg.data.blocks.SLAB_BYTES", fit * ROW)
-    stored = open_image(str(path))
+    stored = open_image(str(path), reading=STACKS)
     read: list[tuple[int, int]] = []
 
     def fetch(box: tuple[slice, ...]) -> NDArray[np.generic]:
@@ -200,7 +200,7 @@ def test_other_orders_are_copied_by_tiles(tmp_path: Path, rows: int, columns: in
     image = RNG.integers(0, 900, (3, rows, columns)).astype(np.uint16)
     for name, array in (("c", image), ("f", np.asfortranarray(image)), ("plane", np.asfortranarray(image[0]))):
         np.save(tmp_path / f"{name}.npy", array)
-        found = open_image(str(tmp_path / f"{name}.npy")).read()
+        found = open_image(str(tmp_path / f"{name}.npy"), reading=STACKS).read()
         assert found.flags.c_contiguous
         np.testing.assert_array_equal(found[0], array)
 
