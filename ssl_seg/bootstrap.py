@@ -42,7 +42,8 @@ def parent_layer(parent: Checkpoint, source: str, given: Collection[str]) -> Lay
     if "method.name" in given:
         dropped |= {"method.options", "batch.unlabeled"}
     if "data.root" in given:
-        dropped |= {"data.groups", "data.label_values", "data.channels", "data.tiles", "data.unlabeled"}
+        names = ("groups", "mask", "threshold", "label_values", "channels", "tiles", "unlabeled")
+        dropped |= {f"data.{name}" for name in names}
     return Layer(source, leave_out(parent.config, dropped))
 
 

@@ -1,12 +1,15 @@
 """Mask values and class indices.
 
-A mask file holds arbitrary integer values (0/255, or 0..K-1); the network knows class indices 0..K-1 with background 0.
-``label_values[k]`` is the value that stands for class ``k`` in the files.
+A mask file holds arbitrary numbers (0/255, 0..K-1, numbers of objects, probabilities); the network knows class indices
+0..K-1 with background 0. ``Meaning`` says how the one becomes the other, for all who read masks.
+``label_values[k]`` is the value that stands for class ``k``, in the files and in masks that are written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,72 @@ from ssl_seg.errors import DataError, name_examples
 
 IGNORE_INDEX = -100
 """Class index of voxels that neither the losses nor the metrics look at (torch's own default)."""
+
+MaskKind = Literal["semantic", "binary", "instances", "probability"]
+THRESHOLDED: tuple[MaskKind, ...] = ("binary", "probability")
+"""Kinds whose values are compared with a threshold, so that they need not be integers."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the values of masks mean. None: the data are to say it, see ``ssl_seg.data.audit.labels.settle_meaning``.
+
+    ``kind`` says how a value of a file becomes a label value:
+
+    - semantic: it is one, after ``label_map``.
+    - instances: it is the number of an object, after ``label_map``: all but the background are foreground.
+    - binary and probability: above ``threshold`` it is foreground. They differ in the threshold that is the default:
+      half of the largest value there is, or of the full range of the type (1, 255 or 65535).
+
+    ``ignore_value`` stays what it is, in every kind. Background is ``label_values[0]``, or 0.
+    """
+
+    kind: MaskKind | None = None
+    threshold: float | None = None
+    label_values: tuple[int, ...] | None = None
+    label_map: Mapping[int, int] = field(default_factory=dict)
+    ignore_value: int | None = None
+
+    @property
+    def background(self) -> int:
+        """Label value of the background."""
+        return self.label_values[0] if self.label_values else 0
+
+    @property
+    def takes_fractions(self) -> bool:
+        """Whether values of files need not be integers."""
+        return self.kind in THRESHOLDED
+
+    def to_labels(self, mask: NDArray[Any]) -> NDArray[np.integer[Any]]:
+        """Return a mask (*S) with label values, and ``ignore_value``, in place of the values of the file."""
+        if self.kind in (None, "semantic"):
+            return apply_label_map(mask, self.label_map)
+        if self.takes_fractions:
+            values, positive = mask, mask > (0 if self.threshold is None else self.threshold)
+        else:
+            values = apply_label_map(mask, self.label_map)
+            positive = values != self.background
+        foreground = self.label_values[1] if self.label_values else 1
+        labels = np.where(positive, np.int32(foreground), np.int32(self.background))
+        if self.ignore_value is not None:
+            labels[values == self.ignore_value] = self.ignore_value
+        return labels
+
+    def to_target(self, mask: NDArray[Any]) -> NDArray[np.int64]:
+        """Return class indices (*S), see ``to_target``; the label values must be known.
+
+        Raises:
+            DataError: for a value without a class.
+        """
+        return to_target(self.to_labels(mask), self.label_values or (0, 1), self.ignore_value)
+
+    def to_foreground(self, mask: NDArray[Any]) -> NDArray[np.int16]:
+        """Return 0 for background, 1 for any foreground and IGNORE_INDEX."""
+        labels = self.to_labels(mask)
+        target: NDArray[np.int16] = (labels != self.background).astype(np.int16)
+        if self.ignore_value is not None:
+            target[labels == self.ignore_value] = IGNORE_INDEX
+        return target
 
 
 def infer_label_values(values: Iterable[int]) -> tuple[int, ...]:
@@ -44,7 +113,7 @@ def _is_contiguous(values: Sequence[int]) -> bool:
     return list(values) == list(range(len(values)))
 
 
-def apply_label_map(mask: NDArray[np.integer], label_map: Mapping[int, int]) -> NDArray[np.integer]:
+def apply_label_map(mask: NDArray[Any], label_map: Mapping[int, int]) -> NDArray[Any]:
     """Return a mask with each value that the map names replaced; other values stay.
 
     All replacements happen at once: ``{1: 2, 2: 1}`` swaps.

@@ -64,7 +64,7 @@ def plan_run(
     steps = int(known.get("length.steps", STEPS[gpu]))
     patches = int(known.get("policies.random_batch_size.largest", known.get("batch.labeled", batch)))
     planned = [
-        Planned("data.label_values", list(catalog.label_values), f"values found in {len(catalog.labeled)} masks"),
+        *_plan_masks(catalog),
         Planned("data.channels", catalog.channels, "channels of the images"),
         *_plan_axes(catalog),
         *_plan_layout(catalog),
@@ -211,6 +211,17 @@ def _plan_window(catalog: Catalog, labeled: Sequence[str], known: Nested) -> lis
     window = measure_window(catalog, labeled)
     reason = "values like CT: 99 % of the labeled foreground is within; null normalizes each image by itself"
     return [] if window is None else [Planned("data.window", list(window), reason)]
+
+
+def _plan_masks(catalog: Catalog) -> list[Planned]:
+    meaning, masks = catalog.meaning, f"{len(catalog.labeled)} masks"
+    if meaning.kind == "semantic":
+        labels = Planned("data.label_values", list(catalog.label_values), f"values found in {masks}")
+        return [Planned("data.mask", "semantic", "each value is a class"), labels]
+    why = f"values of {masks} are {'numbers of objects' if meaning.kind == 'instances' else 'cut by a threshold'}"
+    labels = Planned("data.label_values", list(catalog.label_values), "background and foreground in written masks")
+    cut = [Planned("data.threshold", meaning.threshold, "half of the range")] if meaning.takes_fractions else []
+    return [Planned("data.mask", meaning.kind, why), *cut, labels]
 
 
 def _times(size: Sequence[int]) -> str:

@@ -45,6 +45,8 @@ def open_data(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
         label_values=tuple(data["label_values"]) if data.get("label_values") else None,
         label_map={int(old): int(new) for old, new in (data.get("label_map") or {}).items()},
         ignore_value=data.get("ignore_value"),
+        mask=data.get("mask"),
+        threshold=data.get("threshold"),
         reading=make_reading(data),
         tiles=data.get("tiles"),
         track=track,
@@ -75,7 +77,8 @@ def open_data_once(known: dict[str, Catalog], data: Mapping[str, Any], track: Tr
 
 def describe_cases(data: Mapping[str, Any]) -> str:
     """Return what says which cases a ``data`` section stands for: equal texts, equal cases."""
-    names = (*PATHS, "layout", "label_values", "label_map", "ignore_value", "tiles", *SETTINGS)
+    labels = ("mask", "threshold", "label_values", "label_map", "ignore_value")
+    names = (*PATHS, "layout", *labels, "tiles", *SETTINGS)
     return json.dumps([data.get(name) for name in names])
 
 

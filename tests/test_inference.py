@@ -30,7 +30,7 @@ from ssl_seg.inference.ensemble import score_cases
 from ssl_seg.inference.model import Model, better_net, config_of, make_network, open_model
 from ssl_seg.inference.scoring import Score, pack_cases, parse_cases, score_case
 from ssl_seg.inference.sliding import Predictor
-from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.labels import IGNORE_INDEX, Meaning
 from ssl_seg.metrics import RATIOS
 from ssl_seg.rundir import to_finite
 
@@ -220,7 +220,8 @@ class MemoryStore(CaseStore):
         num_classes: int,
         spacing: tuple[float, ...] | None = None,
     ) -> None:
-        super().__init__(Catalog("memory", (), {}, tuple(range(num_classes)), None, ()), 1, spacing=spacing)
+        meaning = Meaning(label_values=tuple(range(num_classes)))
+        super().__init__(Catalog("memory", (), {}, meaning, ()), 1, spacing=spacing)
         self.held = cases
 
     def load_whole(self, case_id: str) -> WholeCase:

@@ -13,6 +13,7 @@ from ssl_seg.config import Config
 from ssl_seg.configio import Layer, build_config, flatten, nest
 from ssl_seg.data.catalog import Case, CaseFacts, Catalog
 from ssl_seg.errors import ConfigError
+from ssl_seg.labels import Meaning
 from ssl_seg.networks import NETWORKS, check_patch_size
 from ssl_seg.plan import PATCH_VOXELS, Planned, plan_layer, plan_patch_size, plan_run
 from ssl_seg.preflight import _doubt_turns
@@ -39,7 +40,7 @@ def make_catalog(
         name: CaseFacts(shape, c, "uint8", None if f is None else label_values, f, "0" * 16)
         for name, shape, c, f in zip(names, shapes, kinds, shares, strict=True)
     }
-    return Catalog("nowhere", cases, facts, label_values, None, ())
+    return Catalog("nowhere", cases, facts, Meaning("semantic", label_values=label_values), ())
 
 
 def plan(catalog: Catalog | None = None, gpu: bool = False, **given: Any) -> dict[str, Any]:
@@ -134,6 +135,7 @@ class TestPatchSize:
 
 
 ALTERNATIVES: dict[str, Any] = {
+    "data.mask": "instances",
     "data.label_values": [0, 7],
     "data.channels": 3,
     "data.patch_size": [48, 80],
@@ -148,7 +150,7 @@ ALTERNATIVES: dict[str, Any] = {
 }
 """A value for every key of the plan that the plan would not choose."""
 
-OPTIONAL = {"optim.warmup_steps", "data.layout", "batch.positive_ratio"}
+OPTIONAL = {"optim.warmup_steps", "data.layout", "data.mask", "batch.positive_ratio"}
 """Keys of the plan that have a default too."""
 
 

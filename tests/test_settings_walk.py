@@ -64,6 +64,7 @@ RESTARTS = ("optim.schedule=cosine_restarts", "optim.restart_epochs=1")
 PARENT = ("parent", "bootstrap.gate=none")
 RECOVER = ("monitor.on_collapse=recover",)
 EMPTY = ("data.label_map={1: 0, 2: 0}", "data.label_values=[0, 1]", "split.allow_faults=true")
+CUT = ("data.threshold=1", "data.label_values=[0, 1]")
 ALL = ("split.labels=1.0", "split.test_fraction=0.1", "data.root=ALL_LABELED")
 
 ACTS: dict[str, tuple[str, Settings]] = {
@@ -73,6 +74,8 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "data.layout": ("data.layout=nnunet", ()),
     "data.groups": ("data.groups=GROUPS", ()),
     "data.unlabeled": ("data.unlabeled=MORE", ()),
+    "data.mask": ("data.mask=binary", ("data.mask=semantic", "data.label_map={2: 1}", *CUT)),
+    "data.threshold": ("data.threshold=0.5", ("data.mask=binary", *CUT)),
     "data.label_values": ("data.label_values=[0, 2, 1]", ()),
     "data.label_map": ("data.label_map={2: 1}", ()),
     "data.ignore_value": ("data.ignore_value=2", ("data.label_values=[0, 1]",)),
@@ -214,6 +217,7 @@ IDLE: list[tuple[str, str, Settings]] = [
     ("data.axes", "data.axes=XY", ()),
     ("data.nodata", "data.nodata=255", ()),
     ("data.nonfinite", "data.nonfinite=ignore", ()),
+    ("data.threshold", "data.threshold=1", ("data.mask=semantic",)),
     ("data.foreground_ratio", "data.foreground_ratio=1", EMPTY),
     ("augment.copy_paste", "augment.copy_paste=1", EMPTY),
     ("batch.positive_ratio", "batch.positive_ratio=0.5", EMPTY),

@@ -238,6 +238,8 @@ def _check_comparable(spec: AblationSpec, cells: Sequence[CellSpec], plans: Sequ
         "the validation cases": lambda _, split: (split.val, [split.content[i] for i in split.val]),
         "the test cases": lambda _, split: (split.test, [split.content[i] for i in split.test]),
         "the training cases": lambda _, split: sorted([*split.fractions[1.0], *split.unlabeled]),
+        "data.mask": lambda config, _: config.data.mask,
+        "data.threshold": lambda config, _: config.data.threshold,
         "data.label_values": lambda config, _: config.data.label_values,
         "data.label_map": lambda config, _: config.data.label_map,
         "data.spacing": lambda config, _: config.data.spacing,

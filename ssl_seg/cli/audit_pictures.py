@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.views.transforms import blacken_gaps
 from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
-from ssl_seg.labels import apply_label_map
 from ssl_seg.report.audit_figure import Chart, Sample, choose_cases, plot_audit
 
 _PIXELS = 512
@@ -61,7 +61,9 @@ def _read_slice(
 ) -> tuple[NDArray[np.generic], NDArray[np.int64] | None, str]:
     """Return the picture (Y, X[, 3]), the class indices (Y, X), and which slice of a volume it is."""
     image = open_image(case.image, *case.more_channels, reading=result.reading)
-    mask = open_mask(case.mask, reading=result.reading) if case.mask is not None and with_mask else None
+    reading = replace(result.reading, fractions=result.meaning.takes_fractions)
+    usable = case.mask is not None and with_mask
+    mask = open_mask(str(case.mask), reading=reading) if usable else None
     place, box = "", tuple(slice(None) for _ in image.shape[1:])
     if len(box) > 2:
         z = _choose_slice(image, mask, result)
@@ -109,14 +111,14 @@ def _choose_slice(image: Stored, mask: Stored | None, result: Audit) -> int:
     return int(count.argmax()) if count.any() else image.shape[1] // 2
 
 
-def _to_classes(mask: NDArray[np.integer], result: Audit) -> NDArray[np.int64]:
+def _to_classes(mask: NDArray[np.generic], result: Audit) -> NDArray[np.int64]:
     """Return class indices; values that are no label get an index of their own, ignored ones are negative."""
-    mapped = apply_label_map(mask, result.label_map)
-    classes = np.full(mask.shape, len(result.label_values), np.int64)
-    for index, value in enumerate(result.label_values):
-        classes[mapped == value] = index
-    if result.ignore_value is not None:
-        classes[mapped == result.ignore_value] = -1
+    labels, label_values = result.meaning.to_labels(mask), result.meaning.label_values or ()
+    classes = np.full(mask.shape, len(label_values), np.int64)
+    for index, value in enumerate(label_values):
+        classes[labels == value] = index
+    if result.meaning.ignore_value is not None:
+        classes[labels == result.meaning.ignore_value] = -1
     return classes
 
 

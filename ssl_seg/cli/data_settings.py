@@ -9,7 +9,7 @@ import typer
 
 from ssl_seg.data.reading import SETTINGS, make_reading
 
-NAMES = ("label_values", "label_map", "ignore_value", *SETTINGS)
+NAMES = ("mask", "threshold", "label_values", "label_map", "ignore_value", *SETTINGS)
 """Settings that say how files are read and what mask values mean."""
 CASE_NAMES = (*NAMES, "tiles")
 """Those, and what a case is."""
@@ -25,8 +25,8 @@ ACCELERATOR = typer.Option(help="Where to compute.", show_default="as in trainin
 SET = typer.Option(
     "--set",
     metavar="KEY=VALUE",
-    help="data.label_values=[0,1,7], data.label_map={2: 1}, data.ignore_value=255 or data.axes=CYX, as for train. "
-    "Repeatable.",
+    help="data.mask=instances, data.label_values=[0,1,7], data.label_map={2: 1}, data.ignore_value=255, data.axes=CYX, "
+    "... as for train. Repeatable.",
 )
 
 

@@ -1,7 +1,8 @@
 """The settings of a run as strict, frozen models. ``configio`` reads, merges, checks and writes them.
 
 A field without a default is *planned from the data* (``plan.py``) unless a file or the command line gives it; so are
-``data.layout``, ``data.ignore_value``, ``data.nodata``, ``data.window`` and ``batch.positive_ratio``, whose defaults
+``data.layout``, ``data.mask``, ``data.threshold``, ``data.ignore_value``, ``data.nodata``, ``data.window`` and
+``batch.positive_ratio``, whose defaults
 serve where there is no plan.
 An unknown key is an error everywhere. Shapes are in array order (Z, Y, X) or (Y, X).
 """

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ssl_seg.config.section import PositiveInt, Section, Seed
+from ssl_seg.labels import MaskKind
 
 
 def check_label_amount(value: float) -> float:
@@ -67,6 +68,12 @@ class DataConfig(Section):
     that names show (patient03_slice07). none keeps nothing together."""
     unlabeled: str | None = None
     """Folder of further unlabeled images, without masks."""
+    mask: MaskKind = "semantic"
+    """What mask values are: semantic (each a class), instances (numbers of objects: all but 0 are foreground), binary
+    or probability (foreground is above a threshold). Recognized from the masks where it is left out."""
+    threshold: float | None = None
+    """Value of binary or probability masks that foreground is above, on the scale of the files; when unset half of the
+    largest value there is, and for probability half of the range of the files (1, 255 or 65535)."""
     label_values: tuple[int, ...] = Field(min_length=2)
     """Value of each class in the mask files, background first."""
     label_map: dict[int, int] = Field(default_factory=dict)

@@ -16,19 +16,15 @@ from typing import Any
 
 from ssl_seg.data import synthetic
 from ssl_seg.data.audit.checks import check_doubts, check_kinds, check_nodata, check_unannotated
-from ssl_seg.data.audit.labels import (
-    MANY_CLASSES,
-    check_unexpected_values,
-    find_label_values,
-    name_annotated,
-    values_by_mask,
-)
+from ssl_seg.data.audit.labels import check_unexpected_values, find_label_values, name_annotated, values_by_mask
+from ssl_seg.data.audit.meaning import settle_meaning
 from ssl_seg.data.facts import (
     CaseFacts,
     SizeMismatchError,
     describe_notes,
     open_case,
     read_facts,
+    settle_facts,
     settle_reading,
 )
 from ssl_seg.data.facts_cache import FactsCache, open_facts_cache
@@ -41,7 +37,9 @@ from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.nodata import find_nodata
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.tiles import Tiling, part_case, plan_tiles
+from ssl_seg.data.volumes import is_lossy
 from ssl_seg.errors import DataError, did_you_mean
+from ssl_seg.labels import MaskKind, Meaning
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 """Passes on an iterable of known length; a progress bar can be drawn on the way."""
@@ -58,16 +56,14 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Catalog:
-    """All cases of a data set, sorted by id, with their facts; the label values that hold for all masks."""
+    """All cases of a data set, sorted by id, with their facts; what the values of all masks mean."""
 
     root: str
     cases: tuple[Case, ...]
     facts: Mapping[str, CaseFacts]
-    label_values: tuple[int, ...]
-    ignore_value: int | None
+    meaning: Meaning
     notes: tuple[str, ...]
     layout: str = "folders"
-    label_map: Mapping[int, int] = field(default_factory=dict)
     reading: Reading = AS_STORED
     tiles: int = 1
     """Parts that each large labeled image was to be cut into, at least; 1: none is."""
@@ -83,6 +79,16 @@ class Catalog:
     def channels(self) -> int:
         """Channels that hold every image: 3 if one has colors and others are gray."""
         return max(f.channels for f in self.facts.values())
+
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """Value of each class, background first."""
+        return self.meaning.label_values or (0, 1)
+
+    @property
+    def ignore_value(self) -> int | None:
+        """Value of voxels that are left out."""
+        return self.meaning.ignore_value
 
     @property
     def num_classes(self) -> int:
@@ -141,23 +147,10 @@ def find_cases(
     return find_listing(Path(root), layout, groups, unlabeled)
 
 
-def settle_labels(
-    listing: Listing,
-    label_values: Sequence[int] | None,
-    label_map: Mapping[int, int] | None,
-    ignore_value: int | None,
-) -> tuple[Sequence[int] | None, int | None]:
-    """Return label values (None: to be inferred) and value to ignore: those given, else those the layout declares."""
-    declared = listing.label_values if label_values is None and not label_map else label_values
-    return declared, listing.ignore_value if ignore_value is None else ignore_value
-
-
 def scan_cases(
     cases: Sequence[Case],
     *,
-    label_map: Mapping[int, int] | None = None,
-    background: int = 0,
-    ignore_value: int | None = None,
+    threshold: float | None = None,
     reading: Reading = AS_STORED,
     root: str | None = None,
     track: Track = pass_through,
@@ -169,16 +162,11 @@ def scan_cases(
 
     Args:
         cases: what to read.
-        label_map, background, ignore_value, reading: see ``read_facts``.
+        threshold, reading: see ``read_facts``.
         root: the data set, which keeps facts for the next time; None reads every case.
         track: told about every case that has been read.
     """
-    settings: dict[str, Any] = {
-        "label_map": label_map or {},
-        "background": background,
-        "ignore_value": ignore_value,
-        "reading": reading,
-    }
+    settings: dict[str, Any] = {"threshold": threshold, "reading": reading}
     facts: dict[str, CaseFacts] = {}
     faults: list[Finding] = []
     with open_facts_cache(root, repr(settings), len(cases)) as cache, ThreadPoolExecutor(_READERS) as pool:
@@ -190,7 +178,7 @@ def scan_cases(
                 cache.keep(key, result)
             else:
                 faults.append(result)
-    if not any(own.values is not None for own in facts.values()):
+    if not any(own.scan is not None for own in facts.values()):
         wrong = {i for fault in faults if fault.code == "size_mismatch" for i in fault.cases}
         settled = settle_reading([case for case in cases if case.id in wrong], reading)
         if settled != reading:
@@ -212,6 +200,63 @@ def drop_unannotated(cases: Sequence[Case], facts: Mapping[str, CaseFacts]) -> t
     return tuple(replace(c, mask=None) if c.id in facts and facts[c.id].values is None else c for c in cases)
 
 
+@dataclass(frozen=True)
+class ReadCases:
+    """What reading all cases has shown; ``meaning`` has the label values that somebody declared, or else None.
+
+    ``faults`` are those of single cases, ``findings`` what there is to say about the kind of the masks.
+    """
+
+    facts: Mapping[str, CaseFacts]
+    meaning: Meaning
+    faults: list[Finding]
+    findings: list[Finding]
+    reading: Reading
+    """How files were read, with what was recognized of it."""
+
+
+def read_cases(
+    listing: Listing,
+    given: Meaning,
+    *,
+    reading: Reading = AS_STORED,
+    root: str | None = None,
+    track: Track = pass_through,
+) -> ReadCases:
+    """Read every case, and settle what the values of all masks together mean.
+
+    Args:
+        listing: the cases.
+        given: what somebody has said about masks; label values and a value to ignore are else those of the layout.
+        reading, root: see ``scan_cases``.
+        track: told about every case that has been read.
+    """
+    if given.ignore_value is None:
+        given = replace(given, ignore_value=listing.ignore_value)
+    if not (given.label_values or given.label_map) and given.kind in (None, "semantic"):
+        given = replace(given, label_values=listing.label_values)
+    how: dict[str, Any] = {"threshold": given.threshold, "root": root}
+    facts, faults, used = scan_cases(listing.cases, **how, reading=replace(reading, fractions=True), track=track)
+    scans = {i: f.scan for i, f in facts.items() if f.scan is not None}
+    lossy = {case.id for case in listing.cases if case.mask is not None and is_lossy(case.mask)}
+    meaning, findings = settle_meaning(scans, given, lossy)
+    if meaning.kind == "semantic":
+        masks = {i: frozenset(meaning.to_labels(s.values).tolist()) - {meaning.ignore_value} for i, s in scans.items()}
+        annotated = name_annotated(masks, meaning.label_values, meaning.ignore_value)
+        meaning = replace(meaning, label_values=None if annotated is None else tuple(annotated))
+    if given.threshold is None and meaning.threshold is not None:
+        # Fractions are counted exactly only where the threshold is known.
+        again = [case for case in listing.cases if case.id in scans and scans[case.id].fractions]
+        facts |= scan_cases(again, threshold=meaning.threshold, reading=used, root=root)[0]
+    return ReadCases(
+        {i: settle_facts(f, meaning) for i, f in facts.items()},
+        meaning,
+        faults,
+        findings,
+        replace(used, fractions=False),
+    )
+
+
 def open_catalog(
     root: str,
     *,
@@ -220,6 +265,8 @@ def open_catalog(
     label_values: Sequence[int] | None = None,
     label_map: Mapping[int, int] | None = None,
     ignore_value: int | None = None,
+    mask: MaskKind | None = None,
+    threshold: float | None = None,
     reading: Reading = AS_STORED,
     tiles: int | None = None,
     unlabeled: Path | None = None,
@@ -233,6 +280,8 @@ def open_catalog(
             them from all masks.
         label_map: mask value of the files -> value to use instead.
         ignore_value: mask value of voxels to leave out; None takes the one that the layout declares, if any.
+        mask: the kind of all masks; None takes semantic where label values are given, and else recognizes it.
+        threshold: value that foreground is above, in binary masks and probabilities.
         reading: how the files are read, where they leave it open.
         tiles: parts of each labeled image that become cases of their own; see ``plan_tiles``.
         track: told about every case that has been read.
@@ -241,34 +290,30 @@ def open_catalog(
         DataError: with all problems of all files at once.
     """
     listing = find_cases(root, groups=groups, layout=layout, unlabeled=unlabeled)
-    declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
-    background = declared[0] if declared else int(ignored == 0)
-    settings: dict[str, Any] = {"label_map": label_map, "background": background, "ignore_value": ignored}
-    facts, faults, used = scan_cases(listing.cases, **settings, reading=reading, root=root, track=track)
-    settings["reading"] = used
-    cases = drop_unannotated(listing.cases, facts)
-    masks = values_by_mask(facts, ignored)
-    declared = name_annotated(masks, declared, ignored)
-    findings = [*listing.findings, *faults, *check_kinds(facts), *check_unexpected_values(masks, declared)]
+    given = Meaning(mask, threshold, tuple(label_values) if label_values else None, label_map or {}, ignore_value)
+    read = read_cases(listing, given, reading=reading, root=root, track=track)
+    facts, meaning, used = read.facts, read.meaning, read.reading
+    masks = values_by_mask(facts, meaning.ignore_value)
+    unexpected = [] if select_faults(read.findings) else check_unexpected_values(masks, meaning.label_values)
+    findings = [*listing.findings, *read.faults, *check_kinds(facts), *read.findings, *unexpected]
     _raise_faults(root, select_faults(findings))
-    values = find_label_values(masks, declared)
+    cases = drop_unannotated(listing.cases, facts)
+    meaning = replace(meaning, label_values=find_label_values(masks, meaning.label_values))
     about = [
         *check_doubts(facts),
+        *read.findings,
         *check_unannotated(listing.cases, facts),
         *check_nodata(facts, used, is_guess=used.nodata != reading.nodata),
     ]
-    notes = (
-        *listing.notes,
-        *describe_reading(facts, used, reading),
-        *(f.message for f in about),
-        *_content_notes(facts, values, inferred=declared is None),
-    )
-    catalog = Catalog(root, cases, facts, values, ignored, notes, listing.layout, dict(label_map or {}), used)
-    return _cut_cases(catalog, plan_tiles(cases, {i: f.shape for i, f in facts.items()}, tiles), settings)
+    said = describe_reading(facts, used, reading)
+    notes = (*listing.notes, *said, *(f.message for f in about), *_content_notes(facts))
+    how = replace(used, fractions=meaning.takes_fractions)
+    catalog = Catalog(root, cases, facts, meaning, notes, listing.layout, how)
+    return _cut_cases(catalog, plan_tiles(cases, {i: f.shape for i, f in facts.items()}, tiles))
 
 
-def _cut_cases(catalog: Catalog, tiling: Tiling, settings: Mapping[str, Any]) -> Catalog:
-    """Return the catalog with parts in the place of the cases that are cut; ``settings`` go to ``read_facts``."""
+def _cut_cases(catalog: Catalog, tiling: Tiling) -> Catalog:
+    """Return the catalog with parts in the place of the cases that are cut."""
     parts: list[Case] = []
     facts, whole_images = dict(catalog.facts), dict(catalog.whole_images)
     for case in catalog.cases:
@@ -278,7 +323,7 @@ def _cut_cases(catalog: Catalog, tiling: Tiling, settings: Mapping[str, Any]) ->
         cut = [part_case(case, region) for region in tiling.regions[case.id]]
         if taken := [part.id for part in cut if part.id in catalog.facts]:
             raise DataError(f"the case {taken[0]} is there already: rename its files, or give data.tiles=1.")
-        facts |= _read_parts(case, cut, catalog, settings)
+        facts |= _read_parts(case, cut, catalog)
         whole_images |= dict.fromkeys([part.id for part in cut], facts.pop(case.id).image)
         parts += cut
     return replace(
@@ -291,22 +336,20 @@ def _cut_cases(catalog: Catalog, tiling: Tiling, settings: Mapping[str, Any]) ->
     )
 
 
-def _read_parts(
-    case: Case, parts: Sequence[Case], catalog: Catalog, settings: Mapping[str, Any]
-) -> dict[str, CaseFacts]:
+def _read_parts(case: Case, parts: Sequence[Case], catalog: Catalog) -> dict[str, CaseFacts]:
     """Return the facts of the parts of a case, which is opened once, if they are not known."""
+    reading = replace(catalog.reading, fractions=True)
+    settings: dict[str, Any] = {"threshold": catalog.meaning.threshold, "reading": reading}
     with open_facts_cache(catalog.root, repr(settings), len(catalog.cases) + len(parts)) as cache:
         keys = [cache.make_key(part) for part in parts]
         known = [cache.find(key) for key in keys]
-        if None not in known:
-            return {part.id: facts for part, facts in zip(parts, known, strict=True) if facts is not None}
-        image, mask = open_case(case, catalog.reading)
-        found = {}
-        for part, key in zip(parts, keys, strict=True):
-            opened = crop(image, part.region), mask and crop(mask, part.region)
-            found[part.id] = read_facts(part, opened=opened, **settings)
-            cache.keep(key, found[part.id])
-        return found
+        if None in known:
+            image, mask = open_case(case, reading)
+            for place, (part, key) in enumerate(zip(parts, keys, strict=True)):
+                opened = crop(image, part.region), mask and crop(mask, part.region)
+                known[place] = facts = read_facts(part, opened=opened, **settings)
+                cache.keep(key, facts)
+        return {p.id: settle_facts(f, catalog.meaning) for p, f in zip(parts, known, strict=True) if f is not None}
 
 
 def _find_facts(cache: FactsCache, settings: Mapping[str, Any], case: Case) -> tuple[bytes | None, CaseFacts | Finding]:
@@ -340,7 +383,7 @@ def describe_reading(facts: Mapping[str, CaseFacts], settled: Reading, given: Re
     return (f"data.axes={settled.axes}: only so the images have the size of their masks", *describe_notes(facts))
 
 
-def _content_notes(facts: Mapping[str, CaseFacts], label_values: Sequence[int], *, inferred: bool) -> tuple[str, ...]:
+def _content_notes(facts: Mapping[str, CaseFacts]) -> tuple[str, ...]:
     """Return notes on masks that are readable and still probably not meant so."""
     foregrounds = [f.foreground for f in facts.values() if f.foreground is not None]
     notes = []
@@ -350,9 +393,6 @@ def _content_notes(facts: Mapping[str, CaseFacts], label_values: Sequence[int], 
         notes.append(
             f"ALL {len(foregrounds)} MASKS ARE EMPTY: there is no foreground to learn; are these the right masks?"
         )
-    if inferred and len(label_values) > MANY_CLASSES:
-        notes.append(
-            f"the masks hold {len(label_values)} values, taken for as many classes; if they are smoothed or instance "
-            "masks, threshold them first"
-        )
+    elif all(share == 1 for share in foregrounds):
+        notes.append(f"ALL {len(foregrounds)} MASKS ARE FOREGROUND EVERYWHERE: `ssl-seg data audit` says more")
     return tuple(notes)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,12 @@ from ssl_seg.data.formats.layout import GUESS
 from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.mask_values import MaskScan, scan_mask
 from ssl_seg.data.nodata import OddValues
 from ssl_seg.data.reading import AS_STORED, Reading
-from ssl_seg.data.views.transforms import find_gaps
-from ssl_seg.data.volumes import Stored, open_image, open_mask, takes_axes
+from ssl_seg.data.volumes import ROUNDED, Stored, open_image, open_mask, takes_axes
 from ssl_seg.errors import DataError
+from ssl_seg.labels import Meaning, apply_label_map
 
 THUMBNAIL_SIZE = {2: (32, 32), 3: (16, 16, 16)}
 
@@ -81,6 +82,8 @@ class CaseFacts:
     """Whether image and mask are decoded whole, as compressed files are, and not read by box."""
     notes: tuple[str, ...] = ()
     """What was done to the values of the files, or guessed about them; see ``describe_notes``."""
+    scan: MaskScan | None = field(default=None, compare=False, repr=False)
+    """The mask as stored, until ``settle_facts`` has said what its values mean."""
 
     @property
     def is_constant_mask(self) -> bool:
@@ -110,7 +113,9 @@ def open_case(case: Case, reading: Reading = AS_STORED) -> OpenedCase:
         DataError: if a file cannot be read.
     """
     image = crop(open_image(case.image, *case.more_channels, reading=reading), case.region)
-    return image, None if case.mask is None else crop(open_mask(case.mask, reading=reading), case.region)
+    if case.mask is None:
+        return image, None
+    return image, crop(open_mask(case.mask, reading=reading), case.region)
 
 
 def settle_reading(cases: Sequence[Case], reading: Reading) -> Reading:
@@ -141,21 +146,13 @@ def describe_notes(facts: Mapping[str, CaseFacts]) -> tuple[str, ...]:
 
 
 def read_facts(
-    case: Case,
-    *,
-    label_map: Mapping[int, int] | None = None,
-    background: int = 0,
-    ignore_value: int | None = None,
-    reading: Reading = AS_STORED,
-    opened: OpenedCase | None = None,
+    case: Case, *, threshold: float | None = None, reading: Reading = AS_STORED, opened: OpenedCase | None = None
 ) -> CaseFacts:
-    """Read a case once, in blocks where its files allow it.
+    """Read a case once, in blocks where its files allow it. Its mask is found in ``scan``, all else of it is None.
 
     Args:
         case: image and, for a labeled case, mask.
-        label_map: mask value of the file -> value to use instead; other values stay.
-        background: mask value of the background, after the map.
-        ignore_value: mask value that is left out, after the map.
+        threshold: what a mask of fractions will be compared with; None if it is not known yet.
         reading: how the files are read, where they leave it open.
         opened: the files of the case, where they are open already.
 
@@ -193,29 +190,50 @@ def read_facts(
             f"They must be of one size.{''.join(f' (The {what}: {note}.)' for what, note in said) or order}"
         )
     doubt = compare_grids(mask.location, mask.geometry, image.location, image.geometry, shape)
-    mask_digest, stored = _scan_mask(mask, image if missing else None)
-    names = label_map or {}
-    count = Counter[int]()
-    for value, number in stored.items():
-        count[names.get(value, value)] += number
-    looked_at = count.total() - (0 if ignore_value is None else count[ignore_value])
-    values = tuple(sorted(v for v in count if count[v]))
-    known = looked_at > 0
+    mask_digest, scan = scan_mask(mask, threshold, image if missing else None)
+    if scan.rounded:
+        notes += (f"mask(s): values within {ROUNDED} of a whole number are rounded",)
     return CaseFacts(
         *common,
-        values if known else None,
-        (looked_at - count[background]) / looked_at if known else None,
+        None,
+        None,
         make_content(digest, mask_digest),
-        tuple(count[v] for v in values) if known else None,
-        spacing,
-        appearance,
-        tuple(sorted(v for v in stored if names.get(v, v) != v)),
-        doubt,
-        looked_at / prod(shape) if known else None,
-        missing,
-        odd_value,
-        (not image.by_box, not mask.by_box),
-        notes,
+        spacing=spacing,
+        appearance=appearance,
+        doubt=doubt,
+        missing=missing,
+        odd_value=odd_value,
+        decoded=(not image.by_box, not mask.by_box),
+        notes=notes,
+        scan=scan,
+    )
+
+
+def settle_facts(facts: CaseFacts, meaning: Meaning) -> CaseFacts:
+    """Return facts with what ``meaning`` makes of the mask, in label values; the scan is let go.
+
+    Of a mask of fractions they are exact only if it has been scanned with the threshold, and None if ``meaning`` takes
+    integers. They are None too where no voxel is left to look at.
+    """
+    if facts.scan is None or (facts.scan.fractions and not meaning.takes_fractions):
+        return replace(facts, scan=None)
+    stored, labels = facts.scan.values, meaning.to_labels(facts.scan.values)
+    mapping = {} if meaning.takes_fractions else meaning.label_map
+    values, rows = np.unique(labels, return_inverse=True)
+    counts = np.zeros(len(values), np.int64)
+    np.add.at(counts, rows, facts.scan.counts)
+    count = Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    looked_at = count.total() - (0 if meaning.ignore_value is None else count[meaning.ignore_value])
+    if not looked_at:
+        return replace(facts, scan=None)
+    return replace(
+        facts,
+        values=tuple(values.tolist()),
+        foreground=(looked_at - count[meaning.background]) / looked_at,
+        counts=tuple(counts.tolist()),
+        mapped=tuple(stored[apply_label_map(stored, mapping) != stored].tolist()),
+        annotated=looked_at / prod(facts.shape),
+        scan=None,
     )
 
 
@@ -271,29 +289,6 @@ def _scan_image(image: Stored) -> tuple[str, Appearance, float, float | None]:
     first, *others = (digest.hexdigest() for digest in digests)
     digest = hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first
     return digest, appearance, 1 - size / prod(image.shape), odd.find()
-
-
-def _scan_mask(mask: Stored, image: Stored | None) -> tuple[str, Counter[int]]:
-    """Return the digest of the mask, and how many voxels each of its values has; not where ``image`` has no data."""
-    digest = hashlib.sha256(f"{mask.dtype.name} {mask.shape[1:]}".encode())
-    count = Counter[int]()
-    for block in iterate_blocks(mask):
-        digest.update(np.ascontiguousarray(block.voxels).data)
-        gaps = None if image is None else find_gaps(image.read(block.box))
-        for value, number in _count_values(block.voxels if gaps is None else block.voxels[~gaps]):
-            count[value] += number
-    return digest.hexdigest(), count
-
-
-def _count_values(voxels: NDArray[np.integer[Any]]) -> Iterator[tuple[int, int]]:
-    """Yield each value and how often it comes."""
-    if voxels.dtype in (np.uint8, np.uint16):  # several times as fast as sorting
-        counts = np.bincount(voxels.ravel())
-        values = np.flatnonzero(counts)
-        yield from zip(values.tolist(), counts[values].tolist(), strict=True)
-    else:
-        found, numbers = np.unique(voxels, return_counts=True)
-        yield from zip(found.tolist(), numbers.tolist(), strict=True)
 
 
 def _shrink(rows: NDArray[np.float64], start: int, shape: Sequence[int]) -> NDArray[np.float64]:

@@ -11,19 +11,21 @@ from typing import Any, Literal
 class Reading:
     """The settings of the ``data`` section that say how files are read; they mean what that section says of them.
 
-    ``is_mask`` is no setting: ``open_mask`` asks by it for labels in place of intensities.
+    The last two are no settings: ``open_mask`` asks by ``is_mask`` for labels in place of intensities, and gives them
+    as stored, be they integers or not, with ``fractions``.
     """
 
     axes: str | None = None
     nodata: float | Literal["none"] | None = None
     nonfinite: Literal["refuse", "ignore"] = "refuse"
     is_mask: bool = False
+    fractions: bool = False
 
 
 AS_STORED = Reading()
 """What the files say, and nothing else."""
 
-SETTINGS = tuple(field.name for field in fields(Reading) if field.name != "is_mask")
+SETTINGS = tuple(field.name for field in fields(Reading) if field.name not in ("is_mask", "fractions"))
 """Names in the ``data`` section."""
 
 

@@ -26,7 +26,7 @@ from ssl_seg.data.sampling import derive_rng, locate_box
 from ssl_seg.data.views.transforms import Intensity, find_gaps, make_window, measure_intensity, measure_parts
 from ssl_seg.data.volumes import Stored, open_image, open_mask, read_image, read_mask
 from ssl_seg.errors import DataError
-from ssl_seg.labels import IGNORE_INDEX, apply_label_map, to_target
+from ssl_seg.labels import IGNORE_INDEX, to_target
 
 FOREGROUND_POINTS = 4096
 """Voxels of each foreground class that are remembered as possible centers of patches: all, or of twice as many and more
@@ -220,16 +220,15 @@ class CaseStore:
         image, mask = self._opened[1]
         return crop(image, case.region), mask and crop(mask, case.region)
 
-    def _to_target(self, mask: NDArray[np.integer], image: NDArray[np.generic] | None = None) -> NDArray[np.int16]:
+    def _to_target(self, mask: NDArray[Any], image: NDArray[np.generic] | None = None) -> NDArray[np.int16]:
         """Return the target of a mask; where its image (C,*S) has gaps, whatever the mask holds is ignored."""
-        catalog = self.catalog
+        meaning = self.catalog.meaning
         gaps = None if image is None else find_gaps(image)
-        mapped = apply_label_map(mask, catalog.label_map)
-        if gaps is not None:
-            mapped = np.where(gaps, catalog.label_values[0], mapped)
-        target = to_target(mapped, catalog.label_values, catalog.ignore_value).astype(np.int16)
-        if gaps is not None:
-            target[gaps] = IGNORE_INDEX
+        if gaps is None:
+            return meaning.to_target(mask).astype(np.int16)
+        labels = np.where(gaps, meaning.background, meaning.to_labels(mask))
+        target = to_target(labels, self.catalog.label_values, meaning.ignore_value).astype(np.int16)
+        target[gaps] = IGNORE_INDEX
         return target
 
     def _box_to_target(self, box: NDArray[np.integer], image: NDArray[np.generic] | None = None) -> NDArray[np.int16]:

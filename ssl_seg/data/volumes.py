@@ -58,6 +58,7 @@ __all__ = [
     "Stored",
     "advise_conversion",
     "is_image",
+    "is_lossy",
     "list_arrays",
     "open_image",
     "open_mask",
@@ -113,6 +114,11 @@ def advise_conversion(names: Iterable[str]) -> str:
     return f" Convert {' and '.join(known)} to .nii.gz, which keeps where voxels lie: {call}."
 
 
+def is_lossy(location: str) -> bool:
+    """Return whether a location is a file that does not keep values, by its suffix."""
+    return split_suffix(location)[1] in (".jpg", ".jpeg")
+
+
 def takes_axes(location: str) -> bool:
     """Return whether ``data.axes`` holds for a location, by its suffix."""
     suffix = split_suffix(location.partition("::")[0])[1]
@@ -156,17 +162,15 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
 
 
 def open_mask(location: str, *, reading: Reading = AS_STORED) -> Stored:
-    """Return an opened mask: C = 1, an integer dtype.
+    """Return an opened mask: C = 1, an integer dtype; where ``reading`` takes fractions, that of the file.
 
     Raises:
-        DataError: as for ``open_image``; also for a JPG and for colors. Where a file holds no integer dtype, ``read``
-            raises it for values that are not integers.
+        DataError: as for ``open_image``; also for colors. Where a file holds no integer dtype, ``read`` raises it for
+            values that are not integers, unless ``reading`` takes fractions.
     """
     if synthetic.is_synthetic(location):
         return _hold_synthetic(location, synthetic.generate(*synthetic.parse_location(location))[1])
     location, _, depth = location.partition("::depth=")
-    if split_suffix(location)[1] in (".jpg", ".jpeg"):
-        raise DataError(f"{location}: JPG does not keep the values of a mask. Save masks as PNG or TIFF.")
     stored = _open(location, _MASK_KEYS, replace(reading, is_mask=True))
     if stored.shape[0] != 1:
         with name_errors(location):
@@ -175,13 +179,18 @@ def open_mask(location: str, *, reading: Reading = AS_STORED) -> Stored:
         stored = replace(stored, shape=labels.shape, by_box=False, fetch=fetch, notes=(*stored.notes, *notes))
     if depth:
         stored = repeat_slices(stored, int(depth))
-    if stored.dtype.kind in "iu":
-        return stored
-    fetch = partial(_fetch_integers, stored.fetch, stored.location)
-    integers = replace(stored, dtype=np.dtype(np.int32), fetch=fetch)
-    if stored.by_box or (stored.read() == integers.read()).all():
+    return stored if reading.fractions else to_integers(stored)
+
+
+def to_integers(mask: Stored) -> Stored:
+    """Return an opened mask whose ``read`` gives integers, or raises DataError for values that are none."""
+    if mask.dtype.kind in "iu":
+        return mask
+    fetch = partial(_fetch_integers, mask.fetch, mask.location)
+    integers = replace(mask, dtype=np.dtype(np.int32), fetch=fetch)
+    if mask.by_box or (mask.read() == integers.read()).all():
         return integers
-    return replace(integers, notes=(*stored.notes, f"values within {ROUNDED} of a whole number are rounded"))
+    return replace(integers, notes=(*mask.notes, f"values within {ROUNDED} of a whole number are rounded"))
 
 
 def read_image(*locations: str, reading: Reading = AS_STORED) -> NDArray[np.generic]:
@@ -196,13 +205,13 @@ def read_image(*locations: str, reading: Reading = AS_STORED) -> NDArray[np.gene
     return merge_equal_channels(image) if len(locations) == 1 else image
 
 
-def read_mask(location: str, *, reading: Reading = AS_STORED) -> NDArray[np.integer[Any]]:
-    """Return a mask as (*S) of integers, with the values of the file.
+def read_mask(location: str, *, reading: Reading = AS_STORED) -> NDArray[Any]:
+    """Return a mask as (*S) of integers, with the values of the file; see ``open_mask``.
 
     Raises:
         DataError: as for ``open_mask``; also for values that are not integers.
     """
-    return cast(NDArray[np.integer[Any]], open_mask(location, reading=reading).read()[0])
+    return cast(NDArray[Any], open_mask(location, reading=reading).read()[0])
 
 
 def list_arrays(path: Path) -> tuple[str, ...]:
@@ -388,14 +397,18 @@ def _fetch_integers(fetch: Fetch, location: str, box: Box) -> NDArray[np.integer
     return _to_integers(fetch(box), location)
 
 
-def _to_integers(mask: NDArray[np.generic], location: str) -> NDArray[np.integer[Any]]:
+def _to_integers(mask: NDArray[Any], location: str) -> NDArray[np.integer[Any]]:
     """Return ``mask`` with an integer dtype, if all its values are integers."""
-    values = mask.astype(np.float64)
-    rounded = np.round(values)
-    whole = np.isclose(values, rounded, rtol=0, atol=ROUNDED) & (np.abs(values) < 2**31)  # infinity is not below it
+    whole = are_whole(mask)
     if not whole.all():
         raise DataError(
-            f"{location}: mask values must be integers, found e.g. {values[~whole].flat[0]:g}. "
-            "Threshold probabilities first, and save the result as integers."
+            f"{location}: mask values must be integers, found e.g. {mask[~whole].flat[0]:g}. If they are "
+            "probabilities of foreground, type --set data.mask=probability."
         )
-    return rounded.astype(np.int32)
+    return np.round(mask).astype(np.int32)
+
+
+def are_whole(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which values are integers that an int32 holds, or as near to one as traces of scaling are."""
+    near = np.isclose(values, np.round(values), rtol=0, atol=ROUNDED)
+    return np.asarray(near & (np.abs(values) < 2**31))  # infinity is not below it

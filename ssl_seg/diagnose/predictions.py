@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Track, pass_through
-from ssl_seg.data.reading import make_reading
+from ssl_seg.data.reading import Reading, make_reading
 from ssl_seg.diagnose.audits import audit_margin, audit_outputs, describe_verdict, put_behind, rename_net
 from ssl_seg.diagnose.causes import explain
 from ssl_seg.diagnose.clock import Clock
@@ -21,17 +21,18 @@ from ssl_seg.diagnose.facts import Subject
 from ssl_seg.diagnose.reading import (
     WORDS,
     Kind,
-    Meaning,
     PredictionFile,
     find_predictions,
     match_truth,
     read_prediction,
     read_truth,
     recognize,
+    settle_truth,
 )
 from ssl_seg.diagnose.result import Diagnosis, Example
 from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
 from ssl_seg.diagnose.tally import Output, Tally
+from ssl_seg.labels import Meaning
 from ssl_seg.monitor.actions import NO_CONTEXT
 from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import Verdict
@@ -64,6 +65,9 @@ class _Material:
     truth: Mapping[str, Path]
     kind: Kind
     meaning: Meaning
+    """Of predicted masks."""
+    truth_meaning: Meaning
+    reading: Reading
 
 
 def diagnose_predictions(
@@ -85,9 +89,9 @@ def diagnose_predictions(
         DataError: for a missing or empty folder, unreadable files, or masks that do not fit by name or shape.
     """
     clock = clock or Clock(request.seconds)
-    material = _prepare(request)
+    material, told = _prepare(request)
     words = WORDS[material.kind].format(background=material.meaning.background)
-    notes = [f"files are read as {words}"]
+    notes = [f"files are read as {words}", *told]
     if request.masks is not None and len(material.truth) < len(material.files):
         notes.append(
             f"{len(material.truth)} of {len(material.files)} predictions have a mask; the others are not scored"
@@ -127,15 +131,18 @@ def diagnose_predictions(
     )
 
 
-def _prepare(request: PredictionsRequest) -> _Material:
+def _prepare(request: PredictionsRequest) -> tuple[_Material, list[str]]:
+    """Return what to examine, and notes on how the true masks are read."""
     files = find_predictions(request.predictions)
     truth = {} if request.masks is None else match_truth(files, request.masks)
-    settings = request.settings
-    values = settings.get("label_values") or (0,)
-    meaning = Meaning(int(values[0]), settings.get("label_map"), settings.get("ignore_value"), make_reading(settings))
+    settings, reading = request.settings, make_reading(request.settings)
+    values, mapping = tuple(settings.get("label_values") or ()), settings.get("label_map") or {}
+    labels = Meaning("semantic", None, values or None, mapping, settings.get("ignore_value"))
+    given = replace(labels, kind=settings.get("mask"), threshold=settings.get("threshold"))
+    of_truth, notes = settle_truth(sorted(truth.values()), given, reading)
     order = np.random.default_rng(request.seed).permutation(len(files))
     shuffled = [files[i] for i in order]
-    return _Material(shuffled, truth, recognize(files, meaning.reading), meaning)
+    return _Material(shuffled, truth, recognize(files, reading), labels, of_truth, reading), notes
 
 
 def _break_seal(folder: Path, truth: Mapping[str, Path], note: Callable[[str], None]) -> list[str]:
@@ -157,10 +164,10 @@ def _read_all(
     tally, examples, doubts = Tally(), list[Example](), list[str]()
     collector = SignalCollector(2, torch.device("cpu"), max(RANKED // max(len(material.truth), 1), 1))
     for file in clock.limit(track(material.files, len(material.files)), 1.0, LEAST_IMAGES):
-        pred, prob = read_prediction(file, material.kind, material.meaning)
+        pred, prob = read_prediction(file, material.kind, material.meaning, material.reading)
         target = None
         if (path := material.truth.get(file.id)) is not None:
-            target, doubt = read_truth(path, pred.shape, material.meaning, file.first)
+            target, doubt = read_truth(path, pred.shape, material.truth_meaning, file.first, material.reading)
             doubts += [doubt] if doubt else []
             collector.update(_to_logits(pred, prob), torch.from_numpy(target.astype(np.int64))[None], (file.id,))
         output = Output(file.id, "new", pred, prob, None, target)

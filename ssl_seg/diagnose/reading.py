@@ -6,22 +6,25 @@ How the files are to be read is decided once for the folder, from a few of them,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.data.audit.meaning import settle_meaning
+from ssl_seg.data.findings import describe_finding, select_faults
 from ssl_seg.data.formats.stored import merge_equal_channels, name_errors
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.files import find_images
+from ssl_seg.data.mask_values import scan_mask
 from ssl_seg.data.reading import AS_STORED, Reading
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, open_image, read_mask
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_lossy, open_image, open_mask, read_mask
 from ssl_seg.diagnose.shapes import format_shape
 from ssl_seg.errors import DataError
-from ssl_seg.labels import IGNORE_INDEX, apply_label_map
+from ssl_seg.labels import Meaning
 
 Kind = Literal["mask", "probability", "gray8", "gray16"]
 
@@ -52,24 +55,6 @@ class PredictionFile:
     def first(self) -> Path:
         """A file to name it by."""
         return self.probs[0] if self.mask is None else self.mask
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """What mask values mean, and how files are read."""
-
-    background: int = 0
-    label_map: Mapping[int, int] | None = None
-    ignore_value: int | None = None
-    reading: Reading = AS_STORED
-
-    def to_target(self, mask: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
-        """Return 0 for background, 1 for foreground and IGNORE_INDEX."""
-        values = apply_label_map(mask, self.label_map or {})
-        target: NDArray[np.int16] = (values != self.background).astype(np.int16)
-        if self.ignore_value is not None:
-            target[values == self.ignore_value] = IGNORE_INDEX
-        return target
 
 
 def find_predictions(folder: Path) -> list[PredictionFile]:
@@ -147,7 +132,7 @@ def recognize(predictions: Sequence[PredictionFile], reading: Reading = AS_STORE
 
 
 def read_prediction(
-    prediction: PredictionFile, kind: Kind, meaning: Meaning
+    prediction: PredictionFile, kind: Kind, meaning: Meaning, reading: Reading = AS_STORED
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
     """Return the predicted foreground (*S), and its probability (*S), which may hold NaN; None for masks.
 
@@ -155,37 +140,54 @@ def read_prediction(
         DataError: for an unreadable file, colors, or values that do not fit ``kind``.
     """
     if kind == "mask":
-        mask = read_mask(str(prediction.first), reading=meaning.reading)
-        return np.asarray(meaning.to_target(mask) == 1), None
+        mask = read_mask(str(prediction.first), reading=reading)
+        return np.asarray(meaning.to_foreground(mask) == 1), None
     if prediction.probs:
-        probs = {path: _read_probability(path, 1.0, meaning) for path in prediction.probs}
+        probs = {path: _read_probability(path, 1.0, reading) for path in prediction.probs}
         shape = next(iter(probs.values())).shape
         for path, values in probs.items():
-            _compare_places(prediction.probs[0], shape, path, values.shape, meaning)
+            _compare_places(prediction.probs[0], shape, path, values.shape, reading)
         prob: NDArray[np.float32] = np.stack(list(probs.values())).sum(axis=0)
         if prediction.mask is not None:
-            mask = read_mask(str(prediction.mask), reading=meaning.reading)
-            _compare_places(prediction.mask, mask.shape, prediction.probs[0], shape, meaning)
-            return np.asarray(meaning.to_target(mask) == 1), prob
+            mask = read_mask(str(prediction.mask), reading=reading)
+            _compare_places(prediction.mask, mask.shape, prediction.probs[0], shape, reading)
+            return np.asarray(meaning.to_foreground(mask) == 1), prob
     else:
-        prob = _read_probability(prediction.first, RANGES[kind], meaning)
+        prob = _read_probability(prediction.first, RANGES[kind], reading)
     return np.asarray(prob > 0.5), prob
 
 
+def settle_truth(masks: Sequence[Path], given: Meaning, reading: Reading = AS_STORED) -> tuple[Meaning, list[str]]:
+    """Return what the values of true masks mean, by the values in a few of them, and notes on it.
+
+    Raises:
+        DataError: for masks that cannot be read, or whose values do not fit what is given.
+    """
+    chosen = [masks[i] for i in np.unique(np.linspace(0, len(masks) - 1, SAMPLE).astype(int))] if masks else []
+    scans = {
+        path.name: scan_mask(open_mask(str(path), reading=replace(reading, fractions=True)), given.threshold)[1]
+        for path in chosen
+    }
+    meaning, findings = settle_meaning(scans, given, [path.name for path in chosen if is_lossy(str(path))])
+    if faults := select_faults(findings):
+        raise DataError("\n".join(describe_finding(fault) for fault in faults))
+    return meaning, [f"true masks: {finding.message}" for finding in findings if meaning.kind != "semantic"]
+
+
 def read_truth(
-    path: Path, shape: tuple[int, ...], meaning: Meaning, prediction: Path
+    path: Path, shape: tuple[int, ...], meaning: Meaning, prediction: Path, reading: Reading = AS_STORED
 ) -> tuple[NDArray[np.int16], str | None]:
     """Return a true mask (*S): 0, 1 or IGNORE_INDEX; and, if there is one, the doubt whether it lies on the prediction.
 
     Raises:
         DataError: for an unreadable mask, or another shape or grid than that of the prediction.
     """
-    mask = read_mask(str(path), reading=meaning.reading)
-    return meaning.to_target(mask), _compare_places(prediction, shape, path, mask.shape, meaning)
+    mask = read_mask(str(path), reading=replace(reading, fractions=meaning.takes_fractions))
+    return meaning.to_foreground(mask), _compare_places(prediction, shape, path, mask.shape, reading)
 
 
 def _compare_places(
-    prediction: Path, shape: tuple[int, ...], path: Path, other: tuple[int, ...], meaning: Meaning
+    prediction: Path, shape: tuple[int, ...], path: Path, other: tuple[int, ...], reading: Reading
 ) -> str | None:
     """Return the doubt whether two files lie on each other, if there is one; refuse what does not."""
     if other != shape:
@@ -193,7 +195,7 @@ def _compare_places(
             f"{prediction}: the prediction is {format_shape(shape)}, {path} {format_shape(other)}. They must be of one "
             "size."
         )
-    ours, theirs = (open_image(str(file), reading=meaning.reading).geometry for file in (prediction, path))
+    ours, theirs = (open_image(str(file), reading=reading).geometry for file in (prediction, path))
     return compare_grids(str(prediction), ours, str(path), theirs, shape)
 
 
@@ -218,8 +220,8 @@ def _recognize_values(values: NDArray[Any]) -> Kind:
     return "mask"
 
 
-def _read_probability(path: Path, top: float, meaning: Meaning) -> NDArray[np.float32]:
-    values = _read_plain(path, meaning.reading)
+def _read_probability(path: Path, top: float, reading: Reading) -> NDArray[np.float32]:
+    values = _read_plain(path, reading)
     finite = values[np.isfinite(values)]
     if finite.size and (finite.min() < 0 or finite.max() > top * (1 + 1e-6)):
         raise DataError(

@@ -15,6 +15,7 @@ from ssl_seg.config import Config, LossPhaseConfig
 from ssl_seg.configio import to_plain, validate
 from ssl_seg.curves import POINTS, compute_batch_size, find_raising_plateau, list_windows
 from ssl_seg.data.synthetic import is_synthetic
+from ssl_seg.labels import THRESHOLDED
 from ssl_seg.methods import METHODS
 from ssl_seg.schedules import make_ema_schedule
 
@@ -293,6 +294,11 @@ def _find_random_size(config: Config, _: Facts) -> str | None:
     return None if random is None else f"policies.random_batch_size draws {random.smallest} to {random.largest} patches"
 
 
+def _find_no_cut(config: Config, _: Facts) -> str | None:
+    kind = config.data.mask
+    return None if kind in THRESHOLDED else f"data.mask = '{kind}' has no threshold"
+
+
 def _find_nothing_mapped(config: Config, facts: Facts) -> str | None:
     return None if facts.maps or not config.data.label_map else "no mask holds a value that it turns into another"
 
@@ -330,6 +336,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         ("split.seed", "split.val_fraction", "split.test_fraction"), _find_idle_shares, "Leave it out, or split.file"
     ),
+    Condition(("data.threshold",), _find_no_cut, "It acts with data.mask=binary or probability"),
     Condition(("data.label_map",), _find_nothing_mapped, "Give values of the masks, or leave it out"),
     Condition(("data.ignore_value",), _find_nothing_ignored, "Give the value of the masks, or leave it out"),
     Condition(("data.nodata",), _find_no_gaps, "Give the value of the images, or leave it out"),

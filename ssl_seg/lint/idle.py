@@ -19,6 +19,8 @@ from ssl_seg.methods import METHODS
 PLANNED = (
     "optim.warmup_steps",
     "data.layout",
+    "data.mask",
+    "data.threshold",
     "data.ignore_value",
     "data.nodata",
     "data.window",

@@ -25,6 +25,7 @@ from ssl_seg.errors import ConfigError, DataError
 def fact(foreground: float | None = 0.3, shape: tuple[int, ...] = (64, 64), **changes: Any) -> CaseFacts:
     values = None if foreground is None else (0, 1)
     defaults = {"channels": 1, "dtype": "uint8", "values": values, "content": "0" * 16, "appearance": look()}
+    defaults |= {"annotated": None if foreground is None else 1.0}
     return CaseFacts(shape=shape, foreground=foreground, **(defaults | changes))
 
 
@@ -152,6 +153,17 @@ def test_full_and_tiny_masks() -> None:
     assert brief(checks.check_tiny_foreground(facts)) == [("tiny_foreground", "info", ("3",))]
 
 
+def test_masks_without_any_background() -> None:
+    full = fact(1.0, values=(255,), counts=(64,))
+    (finding,) = checks.check_full_masks(named(full, full, fact(None)))
+    assert (finding.code, finding.level, finding.cases) == ("all_masks_full", "fault", ("0", "1"))
+    assert "all 2 masks hold 255 and nothing else" in finding.message
+    (finding,) = checks.check_full_masks(named(fact(1.0, values=(1, 2), counts=(9, 9)), fact(1.0, values=(2, 3))))
+    assert (finding.code, finding.level) == ("all_masks_full", "warn")
+    assert "one of the values 1, 2, 3." in finding.message
+    assert brief(checks.check_full_masks(named(full, fact(0.0)))) == [("full_mask", "warn", ("0",))]
+
+
 def test_a_manifest_that_calls_an_empty_mask_segmented() -> None:
     facts = named(fact(0.0), fact(0.0), fact(0.2), fact(None))
     found = brief(checks.check_declared({"0": True, "1": False, "2": True, "3": True, "gone": True}, facts))
@@ -245,7 +257,7 @@ def codes(result: Audit) -> dict[str, tuple[str, ...]]:
 def test_a_clean_folder_gives_no_findings(folder: Path) -> None:
     result = audit(str(folder))
     assert result.findings == ()
-    assert result.label_values == (0, 1)
+    assert result.meaning.label_values == (0, 1)
     assert [result.summary[k] for k in ("faults", "warnings", "infos")] == [0, 0, 0]
     assert result.summary["foreground"]["mean"] == pytest.approx(
         np.mean([generate("particles", n)[1].mean() for n in range(12)])
@@ -308,7 +320,7 @@ def test_label_settings_are_used(folder: Path) -> None:
     assert codes(left_out) == {"info empty_masks": ("0004",)}
     swapped = audit(str(folder), label_values=[1, 0], ignore_value=255)
     assert swapped.facts["0000"].foreground == pytest.approx(1 - generate("particles", 0)[1].mean())
-    assert swapped.label_values == (1, 0)
+    assert swapped.meaning.label_values == (1, 0)
     assert "fault unexpected_values" in codes(audit(str(folder), label_values=[0, 1]))
 
 

@@ -13,7 +13,6 @@ from ssl_seg.configio import check_partial, merge_layers, parse_override
 from ssl_seg.data.audit.labels import (
     Masks,
     check_class_presence,
-    check_many_classes,
     check_unexpected_values,
     find_label_values,
 )
@@ -82,7 +81,7 @@ def test_smoothed_masks_among_good_ones_are_named() -> None:
 def test_gray_values_in_all_masks_are_no_classes() -> None:
     finding = unexpected(masks(*(range(0, 200, 3) for _ in range(4))))
     assert finding is not None
-    assert "threshold the masks" in finding.message
+    assert "--set data.mask=binary" in finding.message
 
 
 def test_empty_masks_do_not_decide_what_is_usual() -> None:
@@ -136,25 +135,6 @@ def test_label_values_of_an_audit() -> None:
     assert find_label_values(masks(), None) == (0, 1)
 
 
-def many(found: Masks, declared: Sequence[int] | None = None) -> list[tuple[str, str]]:
-    return [(f.code, f.level) for f in check_many_classes(found, declared)]
-
-
-def test_many_classes() -> None:
-    assert many(masks(range(33))) == [("many_classes", "warn")]
-    assert many(masks(range(32))) == []
-    assert many(masks(range(33)), list(range(33))) == [], "somebody has said that they are classes"
-    assert many(masks([0, 40])) == [], "another rule's case"
-
-
-def test_instances_are_counted_anew_in_each_mask() -> None:
-    assert many(masks(*(range(n) for n in (4, 9, 12, 6, 7)))) == [("many_classes", "warn")]
-    organs = [[0, 1, 2, 5, 9, 10, 11], range(12), [0, 3, 4, 11], range(12), range(12)]
-    assert many(masks(*organs)) == []
-    assert many(masks(*[range(12)] * 9)) == [], "the same classes in all masks"
-    assert many(masks(*(range(n) for n in (2, 3, 4, 5, 6)))) == [], "few enough to be classes"
-
-
 def presence(found: Masks, label_values: Sequence[int]) -> list[tuple[str, tuple[str, ...]]]:
     findings = list(check_class_presence(found, label_values))
     assert all(f.level == "warn" for f in findings)
@@ -167,3 +147,23 @@ def test_classes_that_are_missing_or_rare() -> None:
     assert presence(found, (0, 1, 2)) == [("rare_class", ("3", "4"))]
     assert presence(found, (0, 1, 3)) == [("absent_class", ())]
     assert presence(masks([0], [0]), (0, 1)) == [], "empty masks have a rule of their own"
+
+
+def test_many_rare_classes_are_one_line() -> None:
+    found = masks(*[[0, 1]] * 3, range(2, 40))
+    (finding,) = check_class_presence(found, range(40))
+    assert (finding.code, finding.cases) == ("rare_class", ("3",))
+    assert "fewer than 3 masks: 2 (1 mask(s)), 3 (1 mask(s))" in finding.message
+    assert "... (30 more)" in finding.message
+    (finding,) = check_class_presence(masks([0, 1], [0, 1], [0, 1]), range(40))
+    assert finding.code == "absent_class"
+
+
+@pytest.mark.parametrize("numbers", [1, 2, 3000])
+def test_the_usual_values_of_masks_that_count_on(numbers: int) -> None:
+    """By the definition: of the sets 0..n and {0, 255} the smallest that most masks fit into."""
+    found = masks(range(numbers + 1), range(numbers // 2 + 1), range(numbers + 1), [0, 7000])
+    finding = unexpected(found)
+    assert finding is not None
+    assert finding.cases == ("3",)
+    assert find_label_values(found, None) == (tuple(range(numbers + 1)) if numbers < 32 else (0, 1))

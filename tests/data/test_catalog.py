@@ -329,6 +329,8 @@ def test_channel_counts_must_agree(tmp_path: Path) -> None:
 
 
 def test_empty_masks_and_missing_masks_are_said_loudly(tmp_path: Path) -> None:
+    full = open_catalog(make(tmp_path / "w", {"a": mask() + 1, "b": mask() + 1}))
+    assert "ALL 2 MASKS ARE FOREGROUND" in full.notes[-1]
     assert "ALL 2 MASKS ARE EMPTY" in open_catalog(make(tmp_path / "x", {"a": mask(), "b": mask()})).notes[-1]
     assert "NO CASE HAS A MASK" in open_catalog(make(tmp_path / "y", {"a": None})).notes[-1]
     assert open_catalog(make(tmp_path / "z", {"a": mask(), "b": mask(1)})).notes == ()
@@ -337,8 +339,9 @@ def test_empty_masks_and_missing_masks_are_said_loudly(tmp_path: Path) -> None:
 def test_smoothed_masks_are_suspected(tmp_path: Path) -> None:
     gradient = np.arange(72, dtype=np.uint8).reshape(8, 9)
     found = open_catalog(make(tmp_path, {"a": gradient}))
-    assert "72 values" in found.notes[-1]
+    assert "71 values besides 0" in found.notes[-1]
     assert open_catalog(str(tmp_path), label_values=range(72)).notes == ()
+    assert open_catalog(str(tmp_path), mask="semantic").notes == ()
 
 
 # --- sources --------------------------------------------------------------------------------------------------------

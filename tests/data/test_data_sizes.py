@@ -107,9 +107,15 @@ def masks_of(*values: set[int]) -> dict[str, frozenset[int]]:
 
 
 @pytest.mark.parametrize("classes", around(MANY_CLASSES))
-def test_many_classes(classes: int) -> None:
-    found = list(labels.check_many_classes(masks_of(set(range(classes))), None))
-    assert bool(found) == (classes > MANY_CLASSES)
+def test_many_classes(tmp_path: Path, classes: int) -> None:
+    """Each in several parts, so that they are no objects."""
+    write_dataset(tmp_path, "particles", 4)
+    for path in (tmp_path / "masks").iterdir():
+        cells = RNG.permutation(np.resize(np.arange(classes), 1024)).reshape(32, 32)
+        write_mask(path, np.kron(cells, np.ones((4, 4), np.int64)))
+    found = open_catalog(str(tmp_path))
+    assert found.num_classes == classes
+    assert bool(found.notes) == (classes > MANY_CLASSES)
 
 
 @pytest.mark.parametrize("strays", around(labels._SMOOTHED))

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from ssl_seg.data import blocks
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import IMAGE_DIGITS
-from ssl_seg.data.facts import THUMBNAIL_SIZE, CaseFacts, SizeMismatchError, read_facts
+from ssl_seg.data.facts import THUMBNAIL_SIZE, CaseFacts, SizeMismatchError, read_facts, settle_facts
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.volumes import open_image
 from ssl_seg.errors import DataError
+from ssl_seg.labels import Meaning
 
 
 def save(path: Path, array: NDArray[Any]) -> str:
@@ -30,7 +31,8 @@ def save(path: Path, array: NDArray[Any]) -> str:
 
 def facts_of(folder: Path, image: NDArray[Any], mask: NDArray[Any] | None = None, **labels: Any) -> CaseFacts:
     location = save(folder / "image.npy", image)
-    return read_facts(Case("a", location, None if mask is None else save(folder / "mask.npy", mask), None), **labels)
+    facts = read_facts(Case("a", location, None if mask is None else save(folder / "mask.npy", mask), None))
+    return settle_facts(facts, Meaning(**labels))
 
 
 class TestBlocks:
@@ -116,7 +118,8 @@ class TestMasks:
 
     def test_the_map_comes_first(self, tmp_path: Path) -> None:
         mask = np.repeat(np.array([0, 1, 2, 9], np.uint8), 25).reshape(10, 10)
-        facts = facts_of(tmp_path, mask + 1, mask, label_map={2: 1, 9: 3}, background=0, ignore_value=3)
+        facts = facts_of(tmp_path, mask + 1, mask, label_map={2: 1, 9: 3}, ignore_value=3)
+        assert facts.mapped == (2, 9)
         assert (facts.values, facts.counts) == ((0, 1, 3), (25, 50, 25))
         assert facts.foreground == pytest.approx(50 / 75)
 

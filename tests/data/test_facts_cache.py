@@ -22,13 +22,15 @@ from ssl_seg.data import facts as facts_module
 from ssl_seg.data import facts_cache
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import open_catalog, scan_cases
-from ssl_seg.data.facts import CaseFacts, read_facts
+from ssl_seg.data.facts import CaseFacts, read_facts, settle_facts
 from ssl_seg.data.facts_cache import SWITCH, FactsCache, open_facts_cache
 from ssl_seg.data.home import HOME_FOLDER
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.splits.split import make_split
 from ssl_seg.data.synthetic import write_dataset
+from ssl_seg.data.volumes import read_mask
+from ssl_seg.errors import DataError
 
 CASES = 9
 OLD = 1_700_000_000_123_456_789
@@ -90,7 +92,7 @@ def test_a_second_start_opens_no_image_and_knows_the_same(tmp_path: Path, opened
         assert len(opened) == CASES + 6
         for case in first.cases:
             assert_equal(first.facts[case.id], again.facts[case.id])
-            assert_equal(read_facts(case), again.facts[case.id])
+            assert_equal(settle_facts(read_facts(case), again.meaning), again.facts[case.id])
             del opened[CASES + 6 :]
         assert make_split(first, (0.1,)).fingerprint == make_split(again, (0.1,)).fingerprint
 
@@ -109,7 +111,7 @@ def test_only_what_has_changed_is_read_again(data: Path, opened: list[str]) -> N
     read = {f"images/{names[0]}", f"masks/{names[0]}", f"images/{names[1]}", f"masks/{names[1]}", "images/new.png"}
     assert set(opened) == read | {f"images/{names[5]}"}
     for case in catalog.cases:
-        assert_equal(read_facts(case), catalog.facts[case.id])
+        assert_equal(settle_facts(read_facts(case), catalog.meaning), catalog.facts[case.id])
 
 
 def test_a_file_that_may_still_be_written_is_not_kept(data: Path, opened: list[str]) -> None:
@@ -129,17 +131,36 @@ def test_a_file_that_may_still_be_written_is_not_kept(data: Path, opened: list[s
         {"ignore_value": 1},
         {"label_values": (1, 0)},
         {"label_map": {0: 1, 1: 0}},
+        {"mask": "binary", "threshold": -1},
     ],
 )
-def test_other_settings_are_read_for_themselves(data: Path, opened: list[str], options: dict[str, Any]) -> None:
+def test_other_ways_of_reading_read_again_and_other_meanings_do_not(
+    data: Path, opened: list[str], options: dict[str, Any]
+) -> None:
     plain = open_catalog(str(data))
     opened.clear()
     other = open_catalog(str(data), **options)
-    assert len(opened) == CASES + 6
+    read = (CASES + 6) * ("reading" in options or "threshold" in options)
+    assert len(opened) == read
     assert (other.facts != plain.facts) == ("reading" not in options)  # a PNG has axes of its own
     assert open_catalog(str(data), **options).facts == other.facts
     assert open_catalog(str(data)).facts == plain.facts
-    assert len(opened) == CASES + 6
+    assert len(opened) == read
+
+
+def test_what_shows_the_kind_of_masks_is_kept(tmp_path: Path, opened: list[str]) -> None:
+    write_dataset(tmp_path / "d", "particles", CASES, labeled=6)
+    for n, path in enumerate(sorted((tmp_path / "d" / "masks").iterdir())):
+        np.save(path.with_suffix(".npy"), np.where(read_mask(str(path)) > 0, 0.75, n / 100))
+        path.unlink()
+    root = str(make_old(tmp_path / "d"))
+    first = open_catalog(root, mask="probability")
+    assert first.label_values == (0, 1)
+    opened.clear()
+    assert open_catalog(root, mask="probability").facts == first.facts
+    with pytest.raises(DataError, match=r"fractions: 6 mask\(s\)"):
+        open_catalog(root)
+    assert opened == []
 
 
 def test_other_code_reads_again(data: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,7 +311,7 @@ class TestSparseLabels:
         np.testing.assert_array_equal(target, np.array([IGNORE_INDEX, 0, 1])[masks[0]])
         assert catalog.facts["0"].foreground == pytest.approx((masks[0] == 2).sum() / (masks[0] > 0).sum())
         result = audit(root, ignore_value=0)
-        assert result.label_values == (1, 2)
+        assert result.meaning.label_values == (1, 2)
         assert result.summary["faults"] == 0
         assert audit(root, ignore_value=0, label_values=(1, 2)).summary["foreground"] == result.summary["foreground"]
 

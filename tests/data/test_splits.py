@@ -19,6 +19,7 @@ from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.splits.files import load_split, save_folds, save_split, split_from_dict, split_to_dict
 from ssl_seg.data.splits.split import Split, count_labeled, find_classes, make_folds, make_split, reorder_labeled
 from ssl_seg.errors import SplitError
+from ssl_seg.labels import Meaning
 
 
 def make_catalog(foreground: list[float | None], groups: list[str | None] | None = None) -> Catalog:
@@ -31,14 +32,14 @@ def make_catalog(foreground: list[float | None], groups: list[str | None] | None
         case.id: CaseFacts((8, 8), 1, "uint8", None if share is None else (0, 1), share, f"{n:012x}0000")
         for n, (case, share) in enumerate(zip(cases, foreground, strict=True))
     }
-    return Catalog("somewhere", cases, facts, (0, 1), None, ())
+    return Catalog("somewhere", cases, facts, Meaning("semantic", label_values=(0, 1)), ())
 
 
 def add_classes(catalog: Catalog, classes: list[set[int]]) -> Catalog:
     """The catalog with classes in its masks: one set a labeled case."""
     values = {c.id: (0, *sorted(own)) for c, own in zip(catalog.labeled, classes, strict=True)}
     facts = {i: replace(f, values=values.get(i)) for i, f in catalog.facts.items()}
-    return replace(catalog, facts=facts, label_values=(0, *sorted(set().union(*classes))))
+    return replace(catalog, facts=facts, meaning=Meaning(label_values=(0, *sorted(set().union(*classes)))))
 
 
 def add_images(
@@ -228,7 +229,7 @@ def test_parts_and_labeled_sets_have_every_class() -> None:
 def test_one_class_or_ignored_voxels_are_no_classes() -> None:
     assert find_classes(make_catalog(spread(8))) == {}
     catalog = add_classes(make_catalog([0.1, 0.2]), [{1, 2, 255}, {255}])
-    catalog = replace(catalog, label_values=(0, 1, 2), ignore_value=255)
+    catalog = replace(catalog, meaning=Meaning(label_values=(0, 1, 2), ignore_value=255))
     assert find_classes(catalog) == {"c000": {1, 2}, "c001": frozenset()}
 
 

@@ -421,11 +421,10 @@ def test_a_mask_of_fractions_is_refused(tmp_path: Path, value: float) -> None:
         read_mask(put(tmp_path, "x.tif", tiff_bytes(values)))
 
 
-def test_colored_masks_and_jpg_masks_are_refused(tmp_path: Path) -> None:
+def test_colored_masks_are_refused_and_jpg_masks_are_read_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="colors"):
         read_mask(put(tmp_path, "x.png", pillow_bytes(COLOR, "PNG")))
-    with pytest.raises(DataError, match="JPG does not keep"):
-        read_mask(put(tmp_path, "x.jpg", WHOLE["gray.jpg"]))
+    assert read_mask(put(tmp_path, "x.jpg", WHOLE["gray.jpg"])).dtype == np.uint8
 
 
 @settings(deadline=None, max_examples=40)

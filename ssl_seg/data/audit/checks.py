@@ -14,6 +14,7 @@ from ssl_seg.data.grids import SPACING_TOLERANCE
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.tiles import FEWEST, describe_limit
+from ssl_seg.errors import name_examples
 
 Facts = Mapping[str, CaseFacts]
 
@@ -237,8 +238,22 @@ def check_empty_masks(facts: Facts) -> Iterator[Finding]:
 
 def check_full_masks(facts: Facts) -> Iterator[Finding]:
     """A mask without any background is rarely meant."""
-    full = tuple(i for i, share in _foreground(facts).items() if share == 1 and facts[i].is_constant_mask)
-    if full:
+    labeled = _foreground(facts)
+    full = tuple(i for i, share in labeled.items() if share == 1 and facts[i].is_constant_mask)
+    if full and len(full) == len(labeled):
+        values = sorted({value for i in full for value in facts[i].values or ()})
+        if len(values) == 1:
+            message = (
+                f"all {len(full)} masks hold {values[0]} and nothing else, so there is no background. Check "
+                "that they are the right masks, and that the label is not in an alpha channel, which is not read."
+            )
+        else:
+            message = (
+                f"no mask holds background: all voxels have one of the values {name_examples(values, 8)}. If one "
+                "of them is background, name all in data.label_values, that one first."
+            )
+        yield Finding("all_masks_full", "fault" if len(values) == 1 else "warn", message, full)
+    elif full:
         message = (
             f"{len(full)} mask(s) are foreground everywhere. Check that they are not empty ones with the values "
             "swapped: the background is the first of data.label_values."

@@ -16,15 +16,15 @@ from ssl_seg.data.catalog import (
     drop_unannotated,
     find_cases,
     pass_through,
-    scan_cases,
-    settle_labels,
+    read_cases,
 )
 from ssl_seg.data.facts import CaseFacts
-from ssl_seg.data.findings import Finding
+from ssl_seg.data.findings import Finding, select_faults
 from ssl_seg.data.layouts import LABELS
 from ssl_seg.data.layouts.listing import Listing
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.tiles import FEWEST, plan_tiles
+from ssl_seg.labels import MaskKind, Meaning
 
 _LEVELS = {"fault": "faults", "warn": "warnings", "info": "infos"}
 """In the order in which they are reported, with their names in the summary."""
@@ -38,16 +38,14 @@ _NAMED = 5
 class Audit:
     """What was found: ``findings``, faults first; ``summary`` of plain types, for JSON.
 
-    ``facts`` are of the cases that can be read, ``label_values`` (background first) what the classes were taken to be.
+    ``facts`` are of the cases that can be read, ``meaning`` is what the values of masks were taken for.
     """
 
     findings: tuple[Finding, ...]
     summary: dict[str, Any]
     listing: Listing
     facts: Mapping[str, CaseFacts]
-    label_values: tuple[int, ...]
-    ignore_value: int | None
-    label_map: Mapping[int, int]
+    meaning: Meaning
     reading: Reading
 
 
@@ -59,6 +57,8 @@ def audit(
     label_values: Sequence[int] | None = None,
     label_map: Mapping[int, int] | None = None,
     ignore_value: int | None = None,
+    mask: MaskKind | None = None,
+    threshold: float | None = None,
     reading: Reading = AS_STORED,
     tiles: int | None = None,
     unlabeled: Path | None = None,
@@ -68,7 +68,7 @@ def audit(
 
     Args:
         root, groups, layout, unlabeled: see ``find_cases``.
-        label_values, label_map, ignore_value, reading, tiles: see ``open_catalog``.
+        label_values, label_map, ignore_value, mask, threshold, reading, tiles: see ``open_catalog``.
         track: told about every case that has been read.
 
     Raises:
@@ -76,42 +76,36 @@ def audit(
         DataError: if no cases can be found, names clash, or no mask or group name belongs to any image.
     """
     listing = find_cases(root, groups=groups, layout=layout, unlabeled=unlabeled)
-    declared, ignored = settle_labels(listing, label_values, label_map, ignore_value)
-    background = declared[0] if declared else int(ignored == 0)
-    facts, unreadable, used = scan_cases(
-        listing.cases,
-        label_map=label_map,
-        background=background,
-        ignore_value=ignored,
-        reading=reading,
-        root=root,
-        track=track,
-    )
-    declared = labels.name_annotated(labels.values_by_mask(facts, ignored), declared, ignored)
-    unannotated = tuple(checks.check_unannotated(listing.cases, facts))
-    listing = replace(listing, cases=drop_unannotated(listing.cases, facts))
+    given = Meaning(mask, threshold, tuple(label_values) if label_values else None, label_map or {}, ignore_value)
+    read = read_cases(listing, given, reading=reading, root=root, track=track)
+    facts, has_kind = read.facts, not select_faults(read.findings)
+    unannotated = tuple(checks.check_unannotated(listing.cases, facts)) if has_kind else ()
+    listing = replace(listing, cases=drop_unannotated(listing.cases, facts)) if has_kind else listing
     groups_of = checks.groups_of(listing.cases)
     copies = find_copies(facts, groups_of)
     tiling = plan_tiles(listing.cases, {i: f.shape for i, f in facts.items()}, tiles)
     found = [
         *listing.findings,
         *checks.check_few_labeled(listing.cases, cut=bool(tiling.regions)),
-        *_join(unreadable),
+        *_join(read.faults),
+        *read.findings,
         *unannotated,
-        *checks.check_nodata(facts, used, is_guess=used != reading),
-        *check_facts(listing, facts, declared, ignored),
+        *checks.check_nodata(facts, read.reading, is_guess=read.reading.nodata != reading.nodata),
+        *check_facts(listing, facts, read.meaning, has_kind=has_kind),
         *check_copies(copies, facts, groups_of),
     ]
     if sum(case.mask is not None for case in listing.cases) < FEWEST:  # few_labeled says so, or parts have the class
         found = [finding for finding in found if finding.code != "rare_class"]
     findings = tuple(sorted(found, key=lambda finding: list(_LEVELS).index(finding.level)))
-    values = labels.find_label_values(labels.values_by_mask(facts, ignored), declared)
-    summary = summarize(root, listing, facts, values, ignored)
-    summary["notes"] += describe_reading(facts, used, reading)
+    masks = labels.values_by_mask(facts, read.meaning.ignore_value)
+    values = labels.find_label_values(masks, read.meaning.label_values)
+    meaning = replace(read.meaning, label_values=values)
+    summary = summarize(root, listing, facts, values, meaning.ignore_value)
+    summary["notes"] += describe_reading(facts, read.reading, reading)
     summary["notes"] += [f"for training, {tiling.note}"] if tiling.note else []
     summary["copies"] = asdict(copies)
     summary |= {name: sum(f.level == level for f in findings) for level, name in _LEVELS.items()}
-    return Audit(findings, summary, listing, facts, values, ignored, dict(label_map or {}), used)
+    return Audit(findings, summary, listing, facts, meaning, read.reading)
 
 
 def _join(faults: Sequence[Finding]) -> Iterator[Finding]:
@@ -127,22 +121,23 @@ def _join(faults: Sequence[Finding]) -> Iterator[Finding]:
 
 
 def check_facts(
-    listing: Listing, facts: Mapping[str, CaseFacts], declared: Sequence[int] | None, ignore_value: int | None
+    listing: Listing, facts: Mapping[str, CaseFacts], meaning: Meaning, *, has_kind: bool = True
 ) -> Iterator[Finding]:
     """Yield what all rules about single cases and about the whole find, without those about copies.
 
     Args:
         listing: the cases.
         facts: of the cases that can be read.
-        declared: label values, background first, that somebody has given; None if they are to be inferred.
-        ignore_value: mask value that is left out.
+        meaning: of mask values; label values are None if they are to be inferred.
+        has_kind: whether the masks are of a kind that can be used; their values are not looked at where they are not.
     """
-    masks = labels.values_by_mask(facts, ignore_value)
+    masks = labels.values_by_mask(facts, meaning.ignore_value)
     yield from checks.check_kinds(facts)
-    yield from labels.check_unexpected_values(masks, declared)
-    yield from labels.check_many_classes(masks, declared)
-    yield from labels.check_sparse(facts, declared, ignore_value)
-    yield from labels.check_class_presence(masks, labels.find_label_values(masks, declared))
+    if has_kind:
+        unexpected = list(labels.check_unexpected_values(masks, meaning.label_values))
+        label_values = labels.find_label_values(masks, meaning.label_values)
+        yield from unexpected or labels.check_class_presence(masks, label_values)
+        yield from labels.check_sparse(facts, meaning.label_values, meaning.ignore_value)
     if not any(finding.code == LABELS for finding in listing.findings):
         yield from checks.check_missing_masks(listing.cases)
     yield from checks.check_empty_masks(facts)

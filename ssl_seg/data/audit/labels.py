@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+from ssl_seg.data.audit.meaning import MANY_CLASSES
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.errors import DataError, name_examples
@@ -15,14 +16,13 @@ from ssl_seg.labels import infer_label_values
 
 Masks = Mapping[str, frozenset[int]]
 
-MANY_CLASSES = 32
-"""More inferred classes than this are rather the numbers of instances, or gray values."""
-
 _SMOOTHED = 8
 """More stray values than this in a few masks come from interpolation, not from a class that was forgotten."""
 
 _FEW_CASES = 3
 """A class in fewer cases cannot be in training, validation and test at once."""
+
+_SHOWN = 8
 
 _BINARY = ({0, 1}, {0, 255})
 
@@ -65,7 +65,8 @@ def find_label_values(masks: Masks, declared: Sequence[int] | None) -> tuple[int
     try:
         return infer_label_values(found)
     except DataError:
-        return tuple(sorted(_usual_values(masks) or found | {0}))
+        usual = _usual_values(masks) or found | {0}
+        return tuple(sorted(usual)) if len(usual) <= MANY_CLASSES else (0, 1)
 
 
 def check_unexpected_values(masks: Masks, declared: Sequence[int] | None) -> Iterator[Finding]:
@@ -89,37 +90,27 @@ def check_unexpected_values(masks: Masks, declared: Sequence[int] | None) -> Ite
         yield Finding("unexpected_values", "fault", message, tuple(strays))
 
 
-def check_many_classes(masks: Masks, declared: Sequence[int] | None) -> Iterator[Finding]:
-    """Where classes are inferred, a great number of them are rather instances, counted anew in each mask."""
-    if declared is not None or not _can_be_inferred(masks):
-        return
-    classes = len(find_label_values(masks, None))
-    if classes > MANY_CLASSES or (classes > _SMOOTHED and _are_counted_anew(masks.values())):
-        message = (
-            f"the masks hold the values 0 .. {classes - 1}, taken for {classes} classes. If they number instances "
-            "(particles, cells), save the masks as 0 and 1; if they are smoothed, threshold them; if they are classes, "
-            "list them in data.label_values."
-        )
-        yield Finding("many_classes", "warn", message)
-
-
 def check_class_presence(masks: Masks, label_values: Sequence[int]) -> Iterator[Finding]:
     """Each class should be in enough masks to be learned and measured; says nothing where all masks are empty."""
     count = Counter(value for values in masks.values() for value in values)
     if not any(count[value] for value in label_values[1:]):
         return
-    for value in label_values[1:]:
-        if count[value] == 0:
-            message = f"no mask holds the label value {value}: the class cannot be learned. Remove it from the labels."
-            yield Finding("absent_class", "warn", message)
-        elif count[value] < _FEW_CASES:
-            holding = tuple(i for i, values in masks.items() if value in values)
-            merge = ", or merge it with another class by data.label_map" * (len(label_values) > 2)
-            message = (
-                f"only {count[value]} mask(s) hold the label value {value}: it cannot be in training, validation and "
-                f"test at once. Label more cases with it{merge}."
-            )
-            yield Finding("rare_class", "warn", message, holding)
+    absent = [value for value in label_values[1:] if count[value] == 0]
+    rare = {value for value in label_values[1:] if 0 < count[value] < _FEW_CASES}
+    if absent:
+        message = (
+            f"no mask holds the label value(s) {name_examples(absent, _SHOWN)}: what is not there cannot be learned. "
+            "Remove them from the labels."
+        )
+        yield Finding("absent_class", "warn", message)
+    if rare:
+        listed = name_examples([f"{value} ({count[value]} mask(s))" for value in sorted(rare)], _SHOWN)
+        merge = ", or merge it with another class by data.label_map" * (len(label_values) > 2)
+        message = (
+            f"label value(s) in fewer than {_FEW_CASES} masks: {listed}. Such a class cannot be in training, "
+            f"validation and test at once. Label more cases with it{merge}."
+        )
+        yield Finding("rare_class", "warn", message, tuple(i for i, values in masks.items() if values & rare))
 
 
 def _can_be_inferred(masks: Masks) -> bool:
@@ -135,12 +126,13 @@ def _usual_values(masks: Masks) -> set[int] | None:
     positive = [values for values in masks.values() if values - {0}]
     found = _union(positive) | {0}
     run = next(n for n in range(len(found) + 1) if n not in found)
-    candidates = [set(range(n)) for n in range(2, run + 1)] + [{0, 255}] * (255 in found)
-    if not candidates:
-        return None
-    fitting = [sum(values <= candidate for values in positive) for candidate in candidates]
-    best = max(range(len(candidates)), key=lambda n: (fitting[n], -len(candidates[n])))
-    return candidates[best] if 2 * fitting[best] > len(positive) else None
+    whole = set(range(run))
+    counted = [max(values) for values in positive if values <= whole]
+    black_white = sum(values <= {0, 255} for values in positive)
+    # Of the sets 0..n all masks that fit into one fit into each larger one.
+    candidates = (len(counted), set(range(max([*counted, 1]) + 1))), (black_white, {0, 255})
+    fitting, usual = max(candidates, key=lambda pair: (pair[0], -len(pair[1])))
+    return usual if 2 * fitting > len(positive) else None
 
 
 def _with_rarest_values(masks: Masks, count: int = 3) -> list[str]:
@@ -153,7 +145,10 @@ def _with_rarest_values(masks: Masks, count: int = 3) -> list[str]:
 def _suggest_for_all(found: set[int]) -> str:
     """Return what to do about values that many masks hold."""
     if len(found) > MANY_CLASSES:
-        return "So many are gray values or instance numbers: threshold the masks, and save them as 0 and 1."
+        return (
+            "If they number objects, type --set data.mask=instances; if they are gray values, --set data.mask=binary, "
+            "which makes foreground of all above half of the largest."
+        )
     if min(found) < 0:
         return (
             f"If {min(found)} marks voxels to leave out, type --set data.ignore_value={min(found)}; if it is "
@@ -175,7 +170,10 @@ def _suggest_for_few(known: Collection[int], unknown: set[int], strays: Iterable
             f"{leave_out}"
         )
     if len(unknown) > _SMOOTHED:
-        return "So many values come from smoothing or resizing with interpolation: threshold these masks again."
+        return (
+            "So many values come from smoothing or resizing with interpolation: threshold these masks again, or all by "
+            "--set data.mask=binary."
+        )
     if unknown == {255}:
         return (
             f"If 255 marks voxels to leave out, type --set data.ignore_value=255; if not, correct the masks, or type "
@@ -192,13 +190,6 @@ def _binary_scales(known: Collection[int], strays: Iterable[frozenset[int]]) -> 
     return None
 
 
-def _are_counted_anew(masks: Iterable[frozenset[int]]) -> bool:
-    """Return whether nearly all masks hold 1, 2, ..., n, each up to another n."""
-    tops = [max(values) for values in masks if values - {0}]
-    complete = sum(values | {0} == set(range(max(values) + 1)) for values in masks if values - {0})
-    return complete >= 0.9 * len(tops) and len(set(tops)) > max(2, len(tops) / 4)
-
-
 def _set_label_values(values: Iterable[int]) -> str:
     return f"--set 'data.label_values=[{', '.join(map(str, sorted(values)))}]'."
 
@@ -208,4 +199,4 @@ def _union(masks: Iterable[frozenset[int]]) -> set[int]:
 
 
 def _short(values: Collection[int]) -> str:
-    return f"{{{name_examples(sorted(values), 8)}}}"
+    return f"{{{name_examples(sorted(values), _SHOWN)}}}"
