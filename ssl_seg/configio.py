@@ -228,8 +228,10 @@ def check_partial(layers: Sequence[Layer]) -> tuple[Config, frozenset[str]]:
     data = merge_layers(layers)[0].get("data")
     axes = data.get("spacing") if isinstance(data, dict) else None
     patch_size = [64] * (len(axes) if isinstance(axes, list) else 2)
+    ignored = data.get("ignore_value") if isinstance(data, dict) else None
+    label_values = [value for value in range(3) if value != ignored][:2]
     stand_ins = {
-        "data": {"label_values": [0, 1], "channels": 1, "patch_size": patch_size, "foreground_ratio": 0.0},
+        "data": {"label_values": label_values, "channels": 1, "patch_size": patch_size, "foreground_ratio": 0.0},
         "network": {"name": "any"},
         "batch": {"labeled": 1, "unlabeled": 1},
         "length": {"steps": 10**9},

@@ -16,7 +16,7 @@ from sizes import around
 from torch import nn
 
 from ssl_seg.config import DataConfig
-from ssl_seg.configio import validate
+from ssl_seg.configio import Layer, check_partial, validate
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.facts import read_facts
@@ -318,6 +318,10 @@ class TestSparseLabels:
     def test_more_classes(self, tmp_path: Path) -> None:
         root, _ = self.scribbled(tmp_path / "x", classes=3, annotated=1)
         assert open_catalog(root, ignore_value=0).label_values == (1, 2, 3)
+
+    @pytest.mark.parametrize("ignored", [0, 1, 2, 255])
+    def test_the_value_to_ignore_can_be_given_alone(self, ignored: int) -> None:
+        assert check_partial([Layer("--set", {"data": {"ignore_value": ignored}})])[0].data.ignore_value == ignored
 
     @pytest.mark.parametrize(
         ("annotated", "settings", "hinted"),

@@ -42,14 +42,14 @@ def name_annotated(masks: Masks, declared: Sequence[int] | None, ignore_value: i
 def check_sparse(
     facts: Mapping[str, CaseFacts], declared: Sequence[int] | None, ignored: int | None
 ) -> Iterator[Finding]:
-    """Masks in which 0 may mean that nobody annotated the voxel: it is most of all, 1 most of the rest, and 2 small."""
+    """Masks in which 0 may be what nobody annotated: it is most of all, and 1 most of the rest, everywhere."""
     masks = [dict(zip(f.values, f.counts, strict=True)) for f in facts.values() if f.values and f.counts]
     count = Counter[int]()
     for mask in masks:
         count.update(mask)
     if declared is not None or ignored is not None or set(count) != {0, 1, 2}:
         return
-    if count[0] > count[1] + count[2] and count[1] > count[2] and sum(len(m) == 3 for m in masks) >= 0.9 * len(masks):
+    if count[0] > count[1] + count[2] and count[1] > count[2] and all(0 in m and 1 in m for m in masks):
         message = (
             "the masks hold 0, 1 and 2, taken for background and two classes. If 0 is what nobody annotated, and 1 the "
             "background (ilastik, scribbles), type --set data.ignore_value=0 --set 'data.label_values=[1, 2]'."
