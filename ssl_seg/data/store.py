@@ -170,6 +170,16 @@ class CaseStore:
     def _fixed_intensity(self) -> Intensity | None:
         return None if self.window is None else make_window(self.window, self.channels)
 
+    def _known_intensity(self, case: Case) -> Intensity | None:
+        """Return the statistics of an image of one channel, which the facts have; None where they must be measured."""
+        facts = self.catalog.facts[case.id]
+        seen = facts.appearance
+        if seen is None or facts.channels > 1 or self.resample_to is not None:
+            return None
+        width = seen.std if seen.low < seen.high and seen.std > 0 else 1.0
+        low, high, mean, std = (np.full(self.channels, figure) for figure in (seen.low, seen.high, seen.mean, width))
+        return Intensity(low, high, mean, std)
+
     def _open_image(self, case: Case) -> Stored:
         locations, reading = (case.image, *case.more_channels), self.catalog.reading
         copy = None if self.disk_cache is None else self.disk_cache.find(*locations, reading=reading)
@@ -237,7 +247,7 @@ class CaseStore:
     def _open_by_box(self, case: Case, stored: Stored, mask: Stored | None) -> LoadedCase:
         shape, fit = stored.shape[1:], partial(fit_channels, channels=self.channels, where=case.image)
         image = BoxReader(stored, (self.channels, *shape), stored.dtype, fit)
-        intensity = self._fixed_intensity or _measure_by_block(stored, self.channels)
+        intensity = self._fixed_intensity or self._known_intensity(case) or _measure_by_block(stored, self.channels)
         if mask is None:
             return LoadedCase(image, None, (), intensity)
         beside = stored if self.catalog.facts[case.id].missing else None

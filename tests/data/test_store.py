@@ -27,6 +27,7 @@ from ssl_seg.data import store as store_module
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache, open_disk_cache
 from ssl_seg.data.loader import PatchSource
+from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import BoxReader, CaseStore, _choose_ranks, _find_foreground, cut_unit, decoded_bytes
 from ssl_seg.data.views.transforms import Views
 from ssl_seg.errors import DataError
@@ -75,6 +76,26 @@ class TestByBox:
         for got, expected in zip(far.foreground, near.foreground, strict=True):
             np.testing.assert_array_equal(got, expected)
         assert far.nbytes < near.nbytes
+
+    @pytest.mark.parametrize("kind", ["noise", "constant", "offset", "gaps"])
+    def test_a_volume_of_one_channel_is_not_read_for_its_statistics(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        image = volume(3).astype(np.float64)
+        if kind == "constant":
+            image[:] = 7
+        if kind == "offset":
+            image += 1e9
+        if kind == "gaps":
+            image[2:5] = np.nan
+        (tmp_path / "images").mkdir()
+        np.save(tmp_path / "images" / "a.npy", image)
+        data = open_catalog(str(tmp_path), reading=Reading(nonfinite="ignore"))
+        near = CaseStore(data, 3).load("a").intensity
+        monkeypatch.setattr(store_module, "iterate_blocks", None)
+        far = CaseStore(data, 3, 1).load("a").intensity
+        for got, wanted in zip(astuple(far), astuple(near), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-12)
 
     def test_points_of_many_blocks_have_their_rows(self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ssl_seg.data.blocks.iterate_blocks.__defaults__", (1,))
