@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from test_cli import Cli, assert_refused, cli
 
 from ssl_seg import prediction
@@ -62,6 +63,19 @@ def request_(tiny_run: Path, images: Path, tmp_path: Path) -> PredictRequest:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.*")) if p.is_file()}
+
+
+def test_the_mask_of_a_turned_photo_lies_on_the_upright_image(tiny_run: Path, tmp_path: Path) -> None:
+    photo, exif = Image.fromarray(np.random.default_rng(0).integers(0, 200, (40, 56), dtype=np.uint8)), Image.Exif()
+    exif[274] = 6
+    photo.save(tmp_path / "a.png", exif=exif)
+    said: list[str] = []
+    request = PredictRequest(tiny_run / "checkpoints" / "best.pt", tmp_path / "a.png", tmp_path / "out.png", "student")
+    predict(request, note=said.append)
+    photo.getexif()[274] = 6
+    upright = np.asarray(ImageOps.exif_transpose(photo))
+    np.testing.assert_array_equal(read_mask(str(tmp_path / "out.png")) > 0, upright > 100)
+    assert "1 image(s): it is turned upright, as its orientation tag says" in said
 
 
 class TestBrokenImages:
