@@ -87,7 +87,7 @@ def plan_run(
             if method == "supervised"
             else "as many as labeled"
             if has_unlabeled
-            else "every training case is labeled",
+            else f"every training case is labeled: {method} learns what supervised does",
         ),
         Planned("length.steps", steps, f"{device} default; --steps changes it"),
         Planned(

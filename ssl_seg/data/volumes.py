@@ -284,7 +284,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 def _open(location: str, default_keys: Sequence[str], reading: Reading) -> Stored:
     if synthetic.is_synthetic(location):
         return _hold_synthetic(location, synthetic.generate(*synthetic.parse_location(location))[0])
-    if location.endswith("/"):
+    if location.endswith("/") and not split_suffix(location)[1]:
         return _open_slices(location, partial(_open, default_keys=default_keys, reading=reading))
     path, key, kind = _resolve(location, default_keys)
     with name_errors(location):

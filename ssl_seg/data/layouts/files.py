@@ -98,10 +98,11 @@ def _walk(folder: Path, scan: Scan, seen: set[tuple[int, int]], names: Collectio
         entries = sorted(_list(parent), key=lambda entry: entry.name)
         if names is not None and parent is folder:
             entries = [entry for entry in entries if entry.name in names]
-        stems = {split_suffix(entry.name)[0] for entry in entries}
+        small = [entry.name for entry in entries if "thumb" in entry.name.lower()]
+        stems = {split_suffix(entry.name)[0] for entry in entries if small}
         for entry in entries:
             path, name = parent / entry.name, entry.name.lower()
-            thumbnail = _THUMBNAIL.fullmatch(split_suffix(entry.name)[0])
+            thumbnail = _THUMBNAIL.fullmatch(split_suffix(entry.name)[0]) if small else None
             if name in _SYSTEM_FOLDERS or name in _SYSTEM_FILES or name == ".appledouble":
                 scan.left_out[entry.name + "/" * entry.is_dir()] += 1
             elif name.startswith("."):
