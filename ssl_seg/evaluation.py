@@ -249,6 +249,8 @@ def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tu
         DataError: for unusable data, or another number of classes than the network knows.
     """
     section = model.config.data.model_dump(mode="json")
+    if section["unlabeled"] is not None and not Path(section["unlabeled"]).is_dir():
+        section["unlabeled"] = None  # no score depends on these images
     elsewhere = request.data is not None and absolute_root(request.data) != section["root"]
     if elsewhere:
         section |= {"root": request.data, "layout": "auto", "groups": None, "unlabeled": None, "tiles": 1}

@@ -206,7 +206,7 @@ def add_unlabeled(listing: Listing, folder: Path | None, groups: Path | None) ->
 
 def _join(listing: Listing, folder: Path) -> Listing:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder for further unlabeled images.")
+        raise DataError(f"{folder}: no such folder for further unlabeled images. If it has moved, give --unlabeled.")
     known = {os.path.realpath(case.image.partition("::")[0]) for case in listing.cases}
     cases = {case.id: case for case in listing.cases}
     found = list_images(folder, listing.layout)
