@@ -300,7 +300,7 @@ def test_blocks_make_no_difference_to_what_they_do_not_cut(
     mask = np.zeros((64, 64), np.int32)
     mask[0:7, 2:6], mask[21:28, 20:24], mask[49:56, 30:36] = 1, 2, 3
     (whole,) = scan(tmp_path, [mask]).values()
-    monkeypatch.setattr("ssl_seg.data.blocks.iterate_blocks.__defaults__", (rows * 64 * 4,))
+    monkeypatch.setattr("ssl_seg.data.mask_values.BLOCK_BYTES", rows * 64 * 4)
     (found,) = scan(tmp_path, [mask]).values()
     np.testing.assert_array_equal(found.counts, whole.counts)
     known = np.isfinite(found.center)
