@@ -65,6 +65,12 @@ class TestNumbers:
         f1 = [evaluate(EvaluateRequest(checkpoint, overlap=overlap))["pooled"]["f1"] for overlap in (0.0, 0.5)]
         assert f1[0] != f1[1]
 
+    def test_a_folder_of_unlabeled_images_may_be_gone(self, checkpoint: Path, tiny_run: Path, tmp_path: Path) -> None:
+        config = load_checkpoint(checkpoint).config
+        gone = {**config, "data": {**config["data"], "unlabeled": str(tmp_path / "gone")}}
+        moved = rewrite(tiny_run, tmp_path / "moved.pt", config=gone)
+        assert evaluate(EvaluateRequest(moved))["pooled"] == evaluate(EvaluateRequest(checkpoint))["pooled"]
+
     def test_plain_types_with_where_they_come_from(self, checkpoint: Path, particles_dir: Path) -> None:
         result = evaluate(EvaluateRequest(checkpoint))
         assert json.loads(json.dumps(result, allow_nan=False)) == result
