@@ -157,7 +157,7 @@ def _check_leaks(parent: Checkpoint, split: Split) -> list[str]:
     own_labels = own.image_contents(own.labeled_ids(parent.config["split"]["labels"]))
     problems, seen = [], set(parent.seen_labels)
     for part, ids in (("validation", split.val), ("test", split.test)):
-        leaks = [i for i in ids if split.image_contents([i]) <= seen]
+        leaks = [i for i in ids if split.image_contents([i]) & seen]
         if leaks:
             who = "the parent" if split.image_contents(leaks) & own_labels else "a run that the parent builds on"
             way = (

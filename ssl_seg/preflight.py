@@ -182,6 +182,7 @@ def gather_facts(config: Config, catalog: Catalog, split: Split, *, has_faults: 
         ignores=any(config.data.ignore_value in (facts.values or ()) for facts in catalog.facts.values()),
         has_gaps=any(facts.missing for facts in catalog.facts.values()),
         takes_axes=any(takes_axes(case.image) for case in catalog.cases),
+        has_copies=bool(catalog.likeness.copies),
         has_faults=has_faults,
     )
 
@@ -219,7 +220,7 @@ def _check_mixing(config: Config) -> None:
 
 def _check_split_quality(config: Config, catalog: Catalog, split: Split, note: Callable[[str], None]) -> list[Finding]:
     """Run the split gate: note its warnings, stop at a fault unless that is allowed; return the allowed faults."""
-    findings = check_split(_with_labels(split, config.split.labels), catalog)
+    findings = check_split(_with_labels(split, config.split.labels), catalog, near_copies=config.split.near_copies)
     faults = select_faults(findings)
     listed = "\n".join(f"- {describe_finding(fault)}" for fault in faults)
     if faults and not config.split.allow_faults:

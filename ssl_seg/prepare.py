@@ -309,7 +309,7 @@ def _with_parent(request: TrainRequest, parent: Checkpoint | None) -> list[Layer
 
 
 def _wants_new_split(request: TrainRequest, parent: Checkpoint | None, catalog: Catalog) -> bool:
-    own = {"split.seed", "split.val_fraction", "split.test_fraction", "split.folds", "split.fold"}
+    own = {f"split.{name}" for name in ("seed", "val_fraction", "test_fraction", "folds", "fold", "near_copies")}
     own &= given_keys(request.layers)
     return bool(own) or parent is None or parent.config["data"]["root"] != catalog.root
 
@@ -326,7 +326,8 @@ def _find_split(config: SplitConfig, catalog: Catalog, parent: Checkpoint | None
         return split_from_dict(parent.split)
     wanted = sorted({*DEFAULT_FRACTIONS, *([config.labels] if config.labels <= 1 else [])})
     if config.folds is not None:
-        folds = make_folds(catalog, wanted, config.folds, seed=config.seed, test_fraction=config.test_fraction)
+        shares: dict[str, Any] = {"test_fraction": config.test_fraction, "near_copies": config.near_copies}
+        folds = make_folds(catalog, wanted, config.folds, seed=config.seed, **shares)
         return folds[config.fold]
     return make_split(
         catalog,
@@ -334,6 +335,7 @@ def _find_split(config: SplitConfig, catalog: Catalog, parent: Checkpoint | None
         seed=config.seed,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
+        near_copies=config.near_copies,
     )
 
 

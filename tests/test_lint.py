@@ -240,6 +240,7 @@ def test_what_a_setting_acts_with_has_an_edge(key: str, idle: Settings, acting: 
         ({"ignores": False, "maps": False}, set()),
         ({"has_gaps": False}, set()),
         ({"has_faults": False}, {"split.allow_faults"}),
+        ({"has_copies": False}, {"split.near_copies"}),
     ],
 )
 def test_what_the_data_say(facts: dict[str, Any], keys: set[str]) -> None:

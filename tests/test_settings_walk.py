@@ -97,6 +97,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "split.test_fraction": ("split.test_fraction=0.4", ()),
     "split.folds": ("split.folds=3", ()),
     "split.fold": ("split.fold=1", ("split.folds=3",)),
+    "split.near_copies": ("split.near_copies=ignore", ("data.root=NEAR_COPIES",)),
     "split.allow_faults": ("split.allow_faults=true", ("split.file=FAULTY",)),
     "network.name": ("network.name=basic_unet", ()),
     "network.features": ("network.features=3", ()),
@@ -226,6 +227,7 @@ IDLE: list[tuple[str, str, Settings]] = [
     ("split.val_fraction", "split.val_fraction=0.4", ("split.file=SPLIT",)),
     ("split.test_fraction", "split.test_fraction=0.4", ("split.file=SPLIT",)),
     ("split.val_fraction", "split.val_fraction=0.4", ("split.folds=3",)),
+    ("split.near_copies", "split.near_copies=ignore", ()),
     ("split.allow_faults", "split.allow_faults=true", ()),
     ("batch.labeled", "batch.labeled=3", ("policies.random_batch_size={smallest: 1, largest: 2}",)),
     ("batch.unlabeled", "batch.unlabeled=4", ("method.name=supervised",)),
@@ -318,6 +320,13 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "ARRAYS": write_images(root / "arrays", seed=0, labeled=12, suffix=".npy"),
         "GAPS": write_images(root / "gaps", seed=0, labeled=12, suffix=".npy", gaps=True),
     }
+    found["NEAR_COPIES"] = write_images(root / "copies", seed=0, labeled=12)
+    for index in range(3, 9):
+        for folder, gain in (("images", 0.9), ("masks", 1)):
+            source = cv2.imread(str(root / "copies" / folder / f"{index % 3}.png"), cv2.IMREAD_UNCHANGED)
+            cv2.imwrite(
+                str(root / "copies" / folder / f"{index}.png"), (source * gain + 3 * (gain < 1)).astype(np.uint8)
+            )
     groups = root / "groups.csv"
     groups.write_text("name,group\n" + "".join(f"{n},{n % 5}\n" for n in range(14)))
     train(TrainRequest(tuple(make_layers(found, ("split.seed=3",))), root / "run"))

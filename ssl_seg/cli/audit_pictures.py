@@ -21,18 +21,22 @@ from ssl_seg.report.audit_figure import Chart, Sample, choose_cases, plot_audit
 _PIXELS = 512
 """Longest side of what is shown: a panel is smaller still."""
 
+_PAIRS = {"alike_crowd", "near_duplicate", "near_duplicate_across_groups"}
+"""Findings whose cases are to be compared."""
+
 _BARS = 8
 _MOST_TITLE = 24
 
 
 def draw_audit(result: Audit, path: Path) -> None:
-    """Write a picture of the data set, cases that are named by a fault first.
+    """Write a picture of the data set: first cases that are named by a fault, or look like copies, side by side.
 
     Raises:
         DataError: when the picture exists or cannot be written.
     """
     cases = {case.id: case for case in result.listing.cases}
-    named = [i for finding in result.findings if finding.level == "fault" for i in finding.cases if i in cases]
+    shown = [f for f in result.findings if f.level == "fault"] + [f for f in result.findings if f.code in _PAIRS]
+    named = [i for finding in shown for i in finding.cases if i in cases]
     faulty, others = choose_cases({i: f.foreground for i, f in result.facts.items()}, named)
     samples = [read_sample(cases[i], result, faulty=i in faulty) for i in (*faulty, *others)]
     names = [row["name"] or f"value {row['value']}" for row in result.summary["classes"][1:]]

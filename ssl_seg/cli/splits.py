@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
     from ssl_seg.data.findings import Finding
     from ssl_seg.data.splits.statistics import SetMeasures
+
+NearCopies = Literal["keep_together", "ignore"]
+_NEAR_COPIES = typer.Option(
+    "--near-copies",
+    help="keep_together: images that are nearly the same belong in one part; ignore: they may be in several.",
+)
 
 
 def split_make(
@@ -43,6 +49,7 @@ def split_make(
             help="File to write; folds add _fold0 ... to its name.", show_default="data_splits/NAME_seedSEED.yaml"
         ),
     ] = None,
+    near_copies: Annotated[NearCopies, _NEAR_COPIES] = "keep_together",
     set_: Annotated[list[str] | None, SET] = None,
 ) -> None:
     """Write a nested split: 1 % in 10 % in full, validation and test apart, groups intact, stratified by foreground."""
@@ -63,11 +70,11 @@ def split_make(
     path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
     if folds is None:
         shares = {"test_fraction": test} | ({} if val is None else {"val_fraction": val})
-        splits = [make_split(catalog, wanted, seed=seed, **shares)]
+        splits = [make_split(catalog, wanted, seed=seed, near_copies=near_copies, **shares)]
         save_split(splits[0], path)
         paths = [path]
     else:
-        splits = [*make_folds(catalog, wanted, folds, seed=seed, test_fraction=test)]
+        splits = [*make_folds(catalog, wanted, folds, seed=seed, test_fraction=test, near_copies=near_copies)]
         paths = save_folds(splits, path)
     show(f"{catalog.root}: layout {catalog.layout}, {len(catalog.cases)} cases")
     rounded = [note for split in splits for labels in wanted for note in split.note_rounding(labels)]
@@ -81,7 +88,7 @@ def split_make(
         )
         show(f"wrote {place}, fingerprint {split.fingerprint}")
         register_seal(split, catalog)
-        _print_findings([f for f in check_split(split, catalog) if f.level != "info"])
+        _print_findings([f for f in check_split(split, catalog, near_copies=near_copies) if f.level != "info"])
 
 
 def split_check(
@@ -92,6 +99,7 @@ def split_check(
     layout: Annotated[str, LAYOUT] = "auto",
     groups: Annotated[Path | None, GROUPS] = None,
     unlabeled: Annotated[Path | None, UNLABELED] = None,
+    near_copies: Annotated[NearCopies, _NEAR_COPIES] = "keep_together",
     set_: Annotated[list[str] | None, SET] = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture that compares the sets; needs --data.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
@@ -106,7 +114,7 @@ def split_check(
     check_figure(figure)
     catalog = None if data is None else _open_catalog(data, layout, groups, unlabeled, set_)
     measures = () if catalog is None else measure_split(loaded, catalog)
-    findings = check_split(loaded, catalog, measures)
+    findings = check_split(loaded, catalog, measures, near_copies=near_copies)
     summary = summarize_split(loaded, findings, measures)
     if as_json:
         typer.echo(json.dumps(findings_to_dict(findings, summary), indent=2))

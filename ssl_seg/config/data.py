@@ -166,6 +166,9 @@ class SplitConfig(Section):
     """Number of cross-validation folds; each fold is the validation set once, and val_fraction is not used."""
     fold: int = Field(0, ge=0)
     """The fold that is the validation set, from 0."""
+    near_copies: Literal["keep_together", "ignore"] = "keep_together"
+    """Images that are nearly the same (resized, compressed, brightened, turned) stay in one part of a new split and are
+    a fault across parts; ignore: they are dealt out like others, with a warning. Exact copies always stay together."""
     allow_faults: bool = False
     """Train although the split check finds a fault; set by --allow-split."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data import synthetic
 from ssl_seg.data.audit.checks import check_doubts, check_kinds, check_nodata, check_unannotated
@@ -40,6 +40,9 @@ from ssl_seg.data.tiles import Tiling, part_case, plan_tiles
 from ssl_seg.data.volumes import is_lossy
 from ssl_seg.errors import DataError, did_you_mean
 from ssl_seg.labels import MaskKind, Meaning
+
+if TYPE_CHECKING:
+    from ssl_seg.data.duplicates import Likeness
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 """Passes on an iterable of known length; a progress bar can be drawn on the way."""
@@ -94,6 +97,13 @@ class Catalog:
     def num_classes(self) -> int:
         """Classes, background included."""
         return len(self.label_values)
+
+    @cached_property
+    def likeness(self) -> Likeness:
+        """Which images look alike; found once."""
+        from ssl_seg.data.duplicates import compare_cases
+
+        return compare_cases(self.facts, self.root)
 
     @property
     def labeled(self) -> tuple[Case, ...]:

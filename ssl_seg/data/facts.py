@@ -163,13 +163,14 @@ def read_facts(
     """
     image, mask = opened or open_case(case, reading)
     digest, appearance, missing, odd_value = _scan_image(image)
+    constant = appearance.low == appearance.high
     shape = image.shape[1:]
     common = (shape, image.shape[0], image.dtype.name)
     spacing = None if image.geometry is None else image.geometry.spacing
     said = [(what, note) for what, file in (("image", image), ("mask", mask)) if file for note in file.notes]
     notes = tuple(f"{what}(s): {note}" for what, note in said)
     if mask is None:
-        content = make_content(digest, None)
+        content = make_content(digest, None, constant=constant)
         return CaseFacts(
             *common,
             None,
@@ -197,7 +198,7 @@ def read_facts(
         *common,
         None,
         None,
-        make_content(digest, mask_digest),
+        make_content(digest, mask_digest, constant=constant),
         spacing=spacing,
         appearance=appearance,
         doubt=doubt,

@@ -38,6 +38,8 @@ class Facts:
     """Whether any image has voxels without data."""
     takes_axes: bool = True
     """Whether any file is of a kind that data.axes holds for."""
+    has_copies: bool = True
+    """Whether two images are nearly the same."""
     has_faults: bool = True
     """Whether the split check finds a fault."""
 
@@ -323,6 +325,10 @@ def _find_sound_split(_: Config, facts: Facts) -> str | None:
     return None if facts.has_faults else "the split check finds no fault"
 
 
+def _find_no_copies(_: Config, facts: Facts) -> str | None:
+    return None if facts.has_copies else "no two images are nearly the same"
+
+
 def _find_one_patch(config: Config, _: Facts) -> str | None:
     return None if config.labeled_range[1] > 1 else "a batch has one labeled patch"
 
@@ -343,6 +349,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(("data.nonfinite",), _find_finite, "Leave it out"),
     Condition(("data.axes",), _find_named_axes, "Leave it out"),
     Condition(("split.val_fraction",), _find_idle_val, "Leave it out, or split.folds"),
+    Condition(("split.near_copies",), _find_no_copies, "Leave it out"),
     Condition(("split.allow_faults",), _find_sound_split, "Leave it out"),
     Condition(("batch.labeled",), _find_random_size, "Leave one of them out"),
     Condition(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from test_splits import add_classes, add_images, ids_of, make_catalog, spread
 
+from ssl_seg.data.audit.copies import check_copies, find_copies
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.splits.quality import check_split, summarize_split
@@ -217,7 +220,7 @@ def test_alike_images_in_two_parts_are_all_counted(pairs: int) -> None:
     ids = [c.id for c in catalog.cases]
     train, test, rest = ids[:pairs], ids[pairs : 2 * pairs], ids[2 * pairs :]
     facts, rng = dict(catalog.facts), np.random.default_rng(1)
-    for source, twin, spread_of_noise in [*zip(train, test, [6] * pairs, strict=True), (rest[0], rest[1], 5)]:
+    for source, twin, spread_of_noise in [*zip(train, test, [9] * pairs, strict=True), (rest[0], rest[1], 8)]:
         shown = facts[source].appearance
         thumbnail = shown.thumbnail + rng.normal(0, spread_of_noise, (32, 32))
         facts[twin] = replace(facts[twin], appearance=replace(shown, thumbnail=thumbnail))
@@ -482,3 +485,40 @@ def test_a_few_validation_cases_ask_for_folds(count: int, warned: bool) -> None:
         assert f"{count} case(s)" in finding.message
         assert "--folds" in finding.message
     assert check_split(replace(split, folds=3, fold=0)) == []
+
+
+# --- blank images ---------------------------------------------------------------------------------------------------
+
+
+def test_blank_images_of_all_patients_tie_nothing(tmp_path: Path) -> None:
+    """Twelve patients with a black image each: twelve groups and not one."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for n in range(72):
+        image = np.zeros((32, 32), np.uint8) if n % 6 == 0 else rng.integers(0, 256, (32, 32)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / f"p{n // 6:02d}_t{n % 6}.png"), image)
+        cv2.imwrite(str(tmp_path / "masks" / f"p{n // 6:02d}_t{n % 6}.png"), (image > 128).astype(np.uint8))
+    rows = [f"p{n // 6:02d}_t{n % 6},patient{n // 6}" for n in range(72)]
+    (tmp_path / "groups.csv").write_text("\n".join(["name,group", *rows]) + "\n")
+    catalog = open_catalog(str(tmp_path))
+    split = make_split(catalog, [0.5])
+    assert len(split.val) in (6, 12, 18)
+    assert len(split.test) in (6, 12, 18)
+    assert not [f for f in check_split(split, catalog) if f.level == "fault"]
+    assert not [f for f in check_split(split) if f.level == "fault"], "also where the images are not at hand"
+    assert len(split.image_contents(split.content)) == 60
+    assert {f.code for f in find_copies_in(catalog)} == set()
+
+
+def find_copies_in(catalog: Catalog) -> list[Finding]:
+    groups = {case.id: case.group or case.id for case in catalog.cases}
+    return list(check_copies(find_copies(catalog.facts, groups), catalog.facts, groups))
+
+
+def test_near_copies_may_be_ignored(single: Catalog) -> None:
+    split = make_split(single, [0.1])
+    catalog = add_images(single, {split.test[0]: split.fractions[1.0][0]})
+    finding = only(check_split(split, catalog, near_copies="ignore"), "near_duplicate")
+    assert finding.level == "warn"
+    assert make_split(catalog, [0.1], near_copies="ignore").test == split.test

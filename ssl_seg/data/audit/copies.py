@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ssl_seg.data.duplicates import AlikePairs, find_alike_pairs, find_near_duplicates
+from ssl_seg.data.content import is_constant
+from ssl_seg.data.duplicates import AlikePair, compare_cases
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.errors import name_examples
@@ -15,38 +16,41 @@ from ssl_seg.errors import name_examples
 Cluster = tuple[str, ...]
 
 _SHOWN = 3
+_MOST_PAIRS = 100
+"""Alike pairs whose images are named in a finding; all are counted."""
 
 
 @dataclass(frozen=True)
 class Copies:
     """What is there more than once: sets of ids with the same image, sets with nearly the same, and alike pairs.
 
-    Alike pairs are neither nearly the same nor in one group.
+    Alike pairs are neither nearly the same nor in one group. ``crowds``: see ``Likeness``.
     """
 
     exact: tuple[Cluster, ...]
     near: tuple[Cluster, ...]
-    alike: AlikePairs
+    crowds: tuple[Cluster, ...]
+    alike: tuple[AlikePair, ...]
 
 
-def find_copies(facts: Mapping[str, CaseFacts], groups: Mapping[str, str]) -> Copies:
+def find_copies(facts: Mapping[str, CaseFacts], groups: Mapping[str, str], root: str | None = None) -> Copies:
     """Return all copies. Images of one single value are not counted; each copy is in one place only.
 
     Args:
         facts: of all cases.
         groups: id -> group of all cases, empty if there are none.
+        root: see ``compare_cases``.
     """
-    thumbnails = {i: f.appearance.thumbnail for i, f in facts.items() if f.appearance is not None}
-    clusters = find_near_duplicates(thumbnails)
-    cluster_of = {i: number for number, cluster in enumerate(clusters) for i in cluster}
+    likeness = compare_cases(facts, root)
     by_content: dict[str, list[str]] = defaultdict(list)
     for case_id, found in facts.items():
-        if found.appearance is None or found.appearance.low < found.appearance.high:
+        if not is_constant(found.image):
             by_content[found.image].append(case_id)
     return Copies(
         exact=tuple(tuple(ids) for ids in by_content.values() if len(ids) > 1),
-        near=tuple(c for c in clusters if len({facts[i].image for i in c}) > 1),
-        alike=find_alike_pairs(thumbnails, together=(cluster_of, groups)),
+        near=tuple(tuple(sorted(c)) for c in likeness.copies),
+        crowds=likeness.crowds,
+        alike=tuple(p for p in likeness.pairs if not groups or groups[p.first] != groups[p.second]),
     )
 
 
@@ -60,6 +64,7 @@ def check_copies(copies: Copies, facts: Mapping[str, CaseFacts], groups: Mapping
     """
     yield from check_exact_copies(copies.exact, facts, groups)
     yield from check_near_copies(copies.near, groups)
+    yield from check_crowds(copies.crowds)
     yield from check_alike(copies.alike)
 
 
@@ -77,7 +82,8 @@ def check_exact_copies(
         "remove copies."
     )
     yield from _report("duplicate_across_groups", "fault", across, advice)
-    others = [c for c in copies if c not in across and c not in conflicting]
+    told = {*across, *conflicting}
+    others = [c for c in copies if c not in told]
     advice = "are exact copies and weigh double. Remove the copies; a split keeps them in one part."
     yield from _report("duplicate_image", "warn", others, advice)
 
@@ -89,7 +95,7 @@ def check_near_copies(near: Sequence[Cluster], groups: Mapping[str, str]) -> Ite
         "are nearly the same image in different groups (resized, compressed, mirrored?). Look, and join the groups."
     )
     yield from _report("near_duplicate_across_groups", "warn", across, advice)
-    within = [c for c in near if c not in across]
+    within = [c for c in near if not _in_several(c, groups)]
     if groups:
         yield from _report("near_duplicate", "info", within, "are nearly the same image, within one group.")
     else:
@@ -99,16 +105,25 @@ def check_near_copies(near: Sequence[Cluster], groups: Mapping[str, str]) -> Ite
         yield from _report("near_duplicate", "warn", within, advice)
 
 
-def check_alike(alike: AlikePairs) -> Iterator[Finding]:
+def check_crowds(crowds: Sequence[Cluster]) -> Iterator[Finding]:
+    """So many images that look like copies of one may just be of one kind: only a person can tell."""
+    advice = (
+        "look like copies of the first, too many to be copies; a split deals them out. Look at them with --figure; if "
+        "they are copies, give them one group in groups.csv."
+    )
+    yield from _report("alike_crowd", "warn", crowds, advice)
+
+
+def check_alike(alike: Sequence[AlikePair]) -> Iterator[Finding]:
     """Pairs in different groups that are much alike may be one object seen twice: only a person can tell."""
-    if alike.total:
-        pairs = (f"{p.first} ~ {p.second} {p.correlation:.2f}" for p in alike.pairs)
-        shown = name_examples(pairs, _SHOWN, between="; ", total=alike.total)
+    if alike:
+        pairs = (f"{p.first} ~ {p.second} {p.likeness:.2f}" for p in alike)
+        shown = name_examples(pairs, _SHOWN, between="; ", total=len(alike))
         message = (
-            f"{alike.total} pair(s) of images are much alike: {shown}. If they show one patient or one place twice, "
+            f"{len(alike)} pair(s) of images are much alike: {shown}. If they show one patient or one place twice, "
             "give them one group in groups.csv."
         )
-        cases = tuple(dict.fromkeys(i for p in alike.pairs for i in (p.first, p.second)))
+        cases = tuple(dict.fromkeys(i for p in alike[:_MOST_PAIRS] for i in (p.first, p.second)))
         yield Finding("alike_images", "info", message, cases)
 
 

@@ -82,7 +82,7 @@ def audit(
     unannotated = tuple(checks.check_unannotated(listing.cases, facts)) if has_kind else ()
     listing = replace(listing, cases=drop_unannotated(listing.cases, facts)) if has_kind else listing
     groups_of = checks.groups_of(listing.cases)
-    copies = find_copies(facts, groups_of)
+    copies = find_copies(facts, groups_of, root)
     tiling = plan_tiles(listing.cases, {i: f.shape for i, f in facts.items()}, tiles)
     found = [
         *listing.findings,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ssl_seg.data.content import image_of
+from ssl_seg.data.content import image_of, is_constant
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.splits.split import Split
+from ssl_seg.data.splits.split import NearCopies, Split
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
@@ -18,8 +18,6 @@ _MOST_PAIRS = 100
 """Alike pairs whose images are named in a finding; all are counted."""
 
 Lists = Mapping[str, Collection[str]]
-Copies = Sequence[tuple[str, ...]]
-"""Clusters of ids with nearly the same image."""
 
 
 def lists_of(split: Split) -> dict[str, tuple[str, ...]]:
@@ -68,7 +66,7 @@ def check_groups(parts: Lists, groups: Mapping[str, str]) -> Iterable[Finding]:
 
 def check_duplicates(parts: Lists, content: Mapping[str, str]) -> Iterable[Finding]:
     """The same image, under whatever name and with whatever mask, is in one part only."""
-    images = {i: image_of(digits) for i, digits in content.items()}
+    images = {i: image_of(digits) for i, digits in content.items() if not is_constant(digits)}
     for where in _parts_by(parts, images).values():
         if len(where) > 1:
             cases = tuple(i for ids in where.values() for i in ids)
@@ -86,43 +84,55 @@ def _parts_by(parts: Lists, key_of: Mapping[str, str]) -> dict[str, dict[str, li
     return found
 
 
-def check_near_duplicates(lists: Lists, catalog: Catalog, copies: Copies) -> Iterable[Finding]:
+def check_near_duplicates(lists: Lists, catalog: Catalog, near_copies: NearCopies) -> Iterable[Finding]:
     """Images that are nearly the same are in one part only.
 
     A fault where scores would be too good, between the labeled cases, validation and test; a warning where one of them
-    is only an unlabeled training case. Exact copies are left to ``check_duplicates``.
+    is only an unlabeled training case, or near copies are to be ignored. Exact copies are left to ``check_duplicates``.
     """
     list_of = {i: name for name, ids in lists.items() for i in ids}
-    for cluster in copies:
+    leaks: dict[str, list[tuple[str, ...]]] = {"fault": [], "warn": []}
+    for copies in catalog.likeness.copies:
+        cluster = tuple(i for i in copies if i in list_of)
         where = {list_of[i] for i in cluster}
         images = {catalog.facts[i].image for i in cluster}
         if len(images) > 1 and len(where) > 1 and where & {"val", "test"}:
-            leaks = len(where - {"unlabeled"}) > 1
+            scored = len(where - {"unlabeled"}) > 1 and near_copies == "keep_together"
+            leaks["fault" if scored else "warn"].append(cluster)
+    for level, clusters in (("fault", leaks["fault"]), ("warn", leaks["warn"])):
+        if clusters:
+            cases = tuple(i for cluster in clusters for i in cluster)
+            where = {list_of[i] for i in cases}
             message = (
-                f"{len(cluster)} cases have nearly the same image (resized, compressed, brightened or turned) and are "
-                f"in {' and '.join(name for name in lists if name in where)}; give them one group and make a new split"
+                f"{len(cases)} cases in {len(clusters)} set(s) have nearly the same image (resized, compressed, "
+                f"brightened or turned) and are in {' and '.join(name for name in lists if name in where)}; give each "
+                "set one group and make a new split, or set split.near_copies=ignore if they are different images"
             )
-            yield Finding("near_duplicate", "fault" if leaks else "warn", message, cluster)
+            yield Finding("near_duplicate", level, message, cases)  # type: ignore[arg-type]
 
 
-def check_alike(parts: Lists, catalog: Catalog, copies: Copies) -> Iterable[Finding]:
+def check_alike(parts: Lists, catalog: Catalog) -> Iterable[Finding]:
     """Images that may show one object twice, as two scans of a patient do, should be in one part."""
-    from ssl_seg.data.duplicates import find_alike_pairs
-
-    part_of = {i: name for name, ids in parts.items() for i in ids}
-    copy_of = {i: number for number, cluster in enumerate(copies) for i in cluster}
-    shown = {i: catalog.facts[i].appearance for i in part_of if i in catalog.facts}
-    thumbnails = {i: appearance.thumbnail for i, appearance in shown.items() if appearance is not None}
-    torn = find_alike_pairs(thumbnails, together=(part_of, copy_of), count=_MOST_PAIRS)
-    if torn.total:
-        first = torn.pairs[0]
-        many = " So many may also be images that all look alike." if torn.total > _MOST_PAIRS else ""
+    part_of = {i: name for name, ids in parts.items() for i in ids if i in catalog.facts}
+    torn = [p for p in catalog.likeness.pairs if part_of.get(p.first, "") != part_of.get(p.second, "")]
+    torn = [p for p in torn if p.first in part_of and p.second in part_of]
+    if torn:
+        first = torn[0]
+        many = " So many may also be images that all look alike." if len(torn) > _MOST_PAIRS else ""
         message = (
-            f"{torn.total} pair(s) of alike images are in different parts, {first.first} and {first.second} with a "
-            f"correlation of {first.correlation:.2f}: if they show one patient or object, name it in groups.csv.{many}"
+            f"{len(torn)} pair(s) of alike images are in different parts, {first.first} and {first.second} with a "
+            f"likeness of {first.likeness:.2f}: if they show one patient or object, name it in groups.csv.{many}"
         )
-        cases = tuple(dict.fromkeys(i for p in torn.pairs for i in (p.first, p.second)))
+        cases = tuple(dict.fromkeys(i for p in torn[:_MOST_PAIRS] for i in (p.first, p.second)))
         yield Finding("alike_across_parts", "warn", message, cases)
+    for crowd in catalog.likeness.crowds:
+        where = [name for name, ids in parts.items() if not set(crowd).isdisjoint(ids)]
+        if len(where) > 1:
+            message = (
+                f"{len(crowd)} images look like copies of {crowd[0]}, too many to be copies: they are in "
+                f"{' and '.join(where)}. Look at them; if they are copies, give them one group in groups.csv"
+            )
+            yield Finding("crowd_across_parts", "warn", message, crowd)
 
 
 def check_files(split: Split, parts: Lists, catalog: Catalog) -> Iterable[Finding]:

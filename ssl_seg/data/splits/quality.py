@@ -25,7 +25,7 @@ from ssl_seg.data.splits.checks import (
     lists_of,
     parts_of,
 )
-from ssl_seg.data.splits.split import Split, find_classes, find_near_copies
+from ssl_seg.data.splits.split import NearCopies, Split, find_classes
 from ssl_seg.data.splits.statistics import RANDOM_DRAWS, SEED, SetMeasures, measure_split, measures_to_dict
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 
 def check_split(
-    split: Split, catalog: Catalog | None = None, measures: Sequence[SetMeasures] | None = None
+    split: Split,
+    catalog: Catalog | None = None,
+    measures: Sequence[SetMeasures] | None = None,
+    *,
+    near_copies: NearCopies = "keep_together",
 ) -> list[Finding]:
     """Return all findings, in the order of the checks; no ``fault`` means that the split can be used.
 
@@ -41,6 +45,7 @@ def check_split(
         split: any split, also one that was not made by ``make_split``.
         catalog: the cases as they are now; without it, nothing is said about files, images, foreground and classes.
         measures: of this split and catalog, where they are known already.
+        near_copies: ignore makes near copies in two parts a warning.
     """
     lists, parts = lists_of(split), parts_of(split)
     groups, content = split.groups, split.content
@@ -56,11 +61,10 @@ def check_split(
     ]
     if catalog is None:
         return findings
-    copies = find_near_copies(catalog, [i for ids in lists.values() for i in ids])
     findings += [
         *check_files(split, parts, catalog),
-        *check_near_duplicates(lists, catalog, copies),
-        *check_alike(parts, catalog, copies),
+        *check_near_duplicates(lists, catalog, near_copies),
+        *check_alike(parts, catalog),
     ]
     measures = measure_split(split, catalog) if measures is None else measures
     if any(m.fraction == 1.0 for m in measures):

@@ -11,17 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ssl_seg.config.data import check_label_amount
-from ssl_seg.data.content import image_of
+from ssl_seg.data.content import image_of, is_constant
 from ssl_seg.data.splits.stratify import GroupKey, Traits, assign_groups, nesting_order
 from ssl_seg.errors import SplitError, name_examples
 
 if TYPE_CHECKING:  # reading a split file must not load the image libraries
     from ssl_seg.data.catalog import Catalog
+
+NearCopies = Literal["keep_together", "ignore"]
 
 _TRAIN, _VAL, _TEST = range(3)
 _VAL_FRACTION = 0.15
@@ -95,8 +97,9 @@ class Split:
         return tuple(i for i in self.fractions[1.0] if i not in labeled) + self.unlabeled
 
     def image_contents(self, ids: Iterable[str]) -> set[str]:
-        """Return what identifies the images of these ids, whatever their names and masks are."""
-        return {image_of(self.content[i]) for i in ids if i in self.content}
+        """Return what identifies the images of these ids, whatever their names and masks are; not constant images."""
+        contents = (self.content[i] for i in ids if i in self.content)
+        return {image_of(content) for content in contents if not is_constant(content)}
 
     def check_not_sealed(self, ids: Iterable[str]) -> None:
         """Do nothing, if none of the ids is in the test list.
@@ -151,11 +154,12 @@ def make_split(
     seed: int = 0,
     val_fraction: float = _VAL_FRACTION,
     test_fraction: float = _TEST_FRACTION,
+    near_copies: NearCopies = "keep_together",
 ) -> Split:
     """Return a split by whole groups, stratified by foreground fraction and class, with nested label fractions.
 
-    The result depends on the catalog's cases and the seed, not on the order of the cases. Copies of an image, and
-    images that are nearly the same, count as one group.
+    The result depends on the catalog's cases and the seed, not on the order of the cases. Copies of an image count as
+    one group.
 
     Args:
         catalog: cases with and without masks.
@@ -164,12 +168,13 @@ def make_split(
         seed: not negative.
         val_fraction: share of the labeled cases for validation, in (0, 1).
         test_fraction: share of the labeled cases for the sealed test list, in [0, 1).
+        near_copies: whether images that are nearly the same count as one group too; see ``find_likeness``.
 
     Raises:
         SplitError: if a number is out of range, or there are fewer than two groups of labeled cases.
     """
     _check_numbers(fractions, seed, val_fraction, test_fraction)
-    pool = _make_pool(catalog)
+    pool = _make_pool(catalog, near_copies)
     notes = pool.notes
     if len(pool.groups) < 2:
         from ssl_seg.data.tiles import describe_limit
@@ -195,6 +200,7 @@ def make_folds(
     *,
     seed: int = 0,
     test_fraction: float = _TEST_FRACTION,
+    near_copies: NearCopies = "keep_together",
 ) -> tuple[Split, ...]:
     """Return the splits of a cross-validation: one test list, and each other labeled case is in validation once.
 
@@ -202,7 +208,7 @@ def make_folds(
     gives for the same seed and its default ``val_fraction``.
 
     Args:
-        catalog, fractions, seed, test_fraction: see ``make_split``.
+        catalog, fractions, seed, test_fraction, near_copies: see ``make_split``.
         folds: number of folds, at least 2.
 
     Raises:
@@ -210,7 +216,7 @@ def make_folds(
     """
     val_fraction = min(_VAL_FRACTION, (1 - test_fraction) / 2)
     _check_numbers(fractions, seed, val_fraction, test_fraction)
-    pool = _make_pool(catalog)
+    pool = _make_pool(catalog, near_copies)
     shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
     part_of = assign_groups(pool.groups, pool.traits, shares, np.random.default_rng([seed, 1])) if pool.groups else {}
     rest = {key: ids for key, ids in pool.groups.items() if part_of[key] != _TEST}
@@ -270,10 +276,10 @@ def _check_numbers(fractions: Sequence[float], seed: int, val_fraction: float, t
         raise SplitError(f"seed={seed} must not be negative.")
 
 
-def _make_pool(catalog: Catalog) -> _Pool:
+def _make_pool(catalog: Catalog, near_copies: NearCopies) -> _Pool:
     labeled = sorted(case.id for case in catalog.labeled)
     foreground = {i: catalog.facts[i].foreground or 0.0 for i in labeled}
-    key_of, notes = _group_keys(catalog)
+    key_of, notes = _group_keys(catalog, near_copies)
     groups: dict[GroupKey, list[str]] = {}
     for case_id in labeled:
         groups.setdefault(key_of[case_id], []).append(case_id)
@@ -293,7 +299,7 @@ def _count_groups(pool: _Pool) -> str:
     return f"{len(pool.traits.foreground)} labeled case(s) in {len(pool.groups)} group(s){merged}"
 
 
-def _group_keys(catalog: Catalog) -> tuple[dict[str, GroupKey], list[str]]:
+def _group_keys(catalog: Catalog, near_copies: NearCopies) -> tuple[dict[str, GroupKey], list[str]]:
     """Return id -> group, and notes; groups that hold the same image become one, so that no image is in two parts."""
     key_of: dict[str, GroupKey] = {
         c.id: ("case", c.id) if c.group is None else ("group", c.group)
@@ -301,10 +307,11 @@ def _group_keys(catalog: Catalog) -> tuple[dict[str, GroupKey], list[str]]:
     }
     same: dict[str, list[str]] = {}
     for case_id in key_of:
-        same.setdefault(catalog.facts[case_id].image, []).append(case_id)
+        if not is_constant(image := catalog.facts[case_id].image):
+            same.setdefault(image, []).append(case_id)
     copies = [ids for ids in same.values() if len(ids) > 1]
     key_of = _merge_groups(key_of, copies)
-    torn = [ids for ids in find_near_copies(catalog, key_of) if len({key_of[i] for i in ids}) > 1]
+    torn = [ids for ids in catalog.likeness.copies if len({key_of[i] for i in ids}) > 1]
     notes = []
     if copies:
         count = sum(map(len, copies))
@@ -314,9 +321,12 @@ def _group_keys(catalog: Catalog) -> tuple[dict[str, GroupKey], list[str]]:
         )
     if torn:
         count = sum(map(len, torn))
-        notes.append(
-            f"{count} cases look like copies, for example {name_examples(torn[0])}: their groups are kept in one part"
+        done = (
+            "their groups are kept in one part" if near_copies == "keep_together" else "they are left where they fall"
         )
+        notes.append(f"{count} cases look like copies, for example {name_examples(sorted(torn[0]))}: {done}")
+    if near_copies == "ignore":
+        return key_of, notes
     return _merge_groups(key_of, torn), notes
 
 
@@ -332,14 +342,6 @@ def _merge_groups(key_of: dict[str, GroupKey], clusters: Sequence[Sequence[str]]
     return {case_id: name_of[key] for case_id, key in key_of.items()}
 
 
-def find_near_copies(catalog: Catalog, ids: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return the clusters of the ids whose images are nearly the same, exact copies among them."""
-    from ssl_seg.data.duplicates import find_near_duplicates
-
-    seen = {i: catalog.facts[i].appearance for i in ids if i in catalog.facts}
-    return find_near_duplicates({i: shown.thumbnail for i, shown in seen.items() if shown is not None})
-
-
 def find_copies_of(catalog: Catalog, ids: Iterable[str], images: Iterable[str]) -> list[str]:
     """Return those of the ids whose image is nearly, but not exactly, one of ``images`` that the catalog holds.
 
@@ -351,7 +353,7 @@ def find_copies_of(catalog: Catalog, ids: Iterable[str], images: Iterable[str]) 
     known = set(images)
     originals = {i for i, facts in catalog.facts.items() if facts.image in known}
     wanted = [i for i in ids if i in catalog.facts and i not in originals]
-    clusters = find_near_copies(catalog, {*wanted, *originals}) if originals and wanted else []
+    clusters = catalog.likeness.copies if originals and wanted else ()
     copies = {i for cluster in clusters if originals.intersection(cluster) for i in cluster}
     return [i for i in wanted if i in copies]
 
