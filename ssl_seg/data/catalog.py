@@ -6,7 +6,7 @@ unlabeled; a mask of zeros is a labeled negative.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -180,12 +180,11 @@ def scan_cases(
     facts: dict[str, CaseFacts] = {}
     faults: list[Finding] = []
     with open_facts_cache(root, repr(settings), len(cases)) as cache, ThreadPoolExecutor(_READERS) as pool:
-        read = partial(_find_facts, cache, settings)
-        batches = (pool.map(read, cases[start : start + _BATCH]) for start in range(0, len(cases), _BATCH))
-        for case, (key, result) in zip(cases, track(chain.from_iterable(batches), len(cases)), strict=True):
+        batches = (cases[start : start + _BATCH] for start in range(0, len(cases), _BATCH))
+        found = chain.from_iterable(_find_facts(cache, settings, batch, pool) for batch in batches)
+        for case, result in zip(cases, track(found, len(cases)), strict=True):
             if isinstance(result, CaseFacts):
                 facts[case.id] = result
-                cache.keep(key, result)
             else:
                 faults.append(result)
     if not any(own.scan is not None for own in facts.values()):
@@ -362,19 +361,31 @@ def _read_parts(case: Case, parts: Sequence[Case], catalog: Catalog) -> dict[str
         return {p.id: settle_facts(f, catalog.meaning) for p, f in zip(parts, known, strict=True) if f is not None}
 
 
-def _find_facts(cache: FactsCache, settings: Mapping[str, Any], case: Case) -> tuple[bytes | None, CaseFacts | Finding]:
-    """Return the facts of one case, or the fault that keeps it from being read; with a key if they are new."""
-    key = cache.make_key(case)
-    if (known := cache.find(key)) is not None:
-        return None, known
+def _find_facts(
+    cache: FactsCache, settings: Mapping[str, Any], cases: Sequence[Case], pool: ThreadPoolExecutor
+) -> Iterator[CaseFacts | Finding]:
+    """Yield the facts of each case, known or read and kept, or the fault that keeps it from being read."""
+    keys = list(pool.map(cache.make_key, cases))
+    known = [cache.find(key) for key in keys]
+    missing = [case for case, facts in zip(cases, known, strict=True) if facts is None]
+    read = pool.map(partial(_try_facts, settings), missing)
+    for key, facts in zip(keys, known, strict=True):
+        result = next(read) if facts is None else facts
+        if facts is None and isinstance(result, CaseFacts):
+            cache.keep(key, result)
+        yield result
+
+
+def _try_facts(settings: Mapping[str, Any], case: Case) -> CaseFacts | Finding:
+    """Return the facts of one case, or the fault that keeps it from being read."""
     try:
-        return key, read_facts(case, **settings)
+        return read_facts(case, **settings)
     except SizeMismatchError as error:
-        return None, Finding("size_mismatch", "fault", str(error), (case.id,))
+        return Finding("size_mismatch", "fault", str(error), (case.id,))
     except GridMismatchError as error:
-        return None, Finding("grid_mismatch", "fault", str(error), (case.id,))
+        return Finding("grid_mismatch", "fault", str(error), (case.id,))
     except DataError as error:
-        return None, Finding("unreadable", "fault", str(error), (case.id,))
+        return Finding("unreadable", "fault", str(error), (case.id,))
 
 
 def _raise_faults(root: str, faults: Sequence[Finding]) -> None:

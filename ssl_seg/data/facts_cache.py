@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 
 import cv2
 import numpy as np
@@ -47,7 +46,7 @@ _ADAPTER = TypeAdapter(CaseFacts)
 class FactsCache:
     """The kept facts of a data set; where its file cannot be used, it knows nothing and keeps nothing.
 
-    ``make_key`` and ``find`` may be called by any thread.
+    ``make_key`` may be called by any thread.
 
     Args:
         paths: places for the file; the first that can be written is taken.
@@ -58,7 +57,6 @@ class FactsCache:
     def __init__(self, paths: Sequence[Path], folder: Path, settings: str) -> None:
         self._prefix, self._settings = f"{folder.absolute()}{os.sep}", settings
         self._path, self._connection = _open_first(paths)
-        self._lock = Lock()
         self._new: list[tuple[int, int, bytes, bytes, bytes, int]] = []
         self._flushed = time.monotonic()
 
@@ -86,7 +84,7 @@ class FactsCache:
     def find(self, key: bytes | None) -> CaseFacts | None:
         """Return the facts that were kept, or None."""
         row = None
-        with self._lock, self._recovering():
+        with self._recovering():
             if key is not None and self._connection is not None:
                 query = "SELECT key, text, thumbnail, checksum FROM facts WHERE id = ?"
                 row = self._connection.execute(query, (_to_id(key),)).fetchone()
@@ -119,7 +117,7 @@ class FactsCache:
             self._connection.close()
 
     def _flush(self, most: int = -1) -> None:
-        with self._lock, self._recovering():
+        with self._recovering():
             if self._connection is not None:
                 self._connection.executemany("REPLACE INTO facts VALUES (?, ?, ?, ?, ?, ?)", self._new)
                 if most >= 0:
@@ -182,7 +180,7 @@ def _open_first(paths: Sequence[Path]) -> tuple[Path | None, sqlite3.Connection 
 
 
 def _open_file(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=10, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=10)
     try:
         connection.execute("PRAGMA synchronous = OFF")  # what a power failure breaks is seen by the checksums
         connection.execute("BEGIN IMMEDIATE")
