@@ -59,8 +59,9 @@ at the limit have the same sign in a share of 1 - acos(0.93) / pi = 0.88 of all 
 100,000 images, they share no bucket in 24 projections with a probability of 1e-4; at 0.97 of 1e-9."""
 _NEIGHBORS = 8
 """Others that an image is connected with at most, the most alike; copies of more are joined in rounds."""
-_COARSE_LIKENESS = 0.6
-"""In a bucket, where only what no turn changes is compared: 136 features that scatter by about 0.02 for copies."""
+_COARSE_LIKENESS = 0.7
+"""In a bucket, where only what no turn changes is compared: 136 features that scatter by about 0.02 for copies. Alike
+pairs that are less alike than this are thus missed among more than 2,048 images."""
 _MOMENT_ROWS = 2048
 """Thumbnails, all turns counted, that show what is usual."""
 _COMMON = 10
