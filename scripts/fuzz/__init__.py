@@ -1,0 +1,1 @@
+"""Random data sets, and whole commands on them."""

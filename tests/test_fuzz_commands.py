@@ -1,0 +1,92 @@
+"""Whole commands on random data sets; `scripts/fuzz_commands.py` does more of them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from fuzz.commands import check_masks, check_reading, check_seed, check_split
+from fuzz.datasets import DataSet, draw_recipe, make_dataset
+
+SEEDS = range(40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_commands_hold_on_a_random_data_set(seed: int, tmp_path: Path) -> None:
+    result = check_seed(seed, tmp_path)
+    assert not result.faults, (result.traits, result.faults)
+
+
+def test_the_seeds_draw_all_kinds() -> None:
+    recipes = [draw_recipe(seed) for seed in range(300)]
+    assert {r.layout for r in recipes} == {"folders", "suffix", "manifest", "nnunet", "hdf5"}
+    assert {r.kind.ending for r in recipes} == {".png", ".jpg", ".bmp", ".tif", ".npy", ".nii", ".nii.gz"}
+    assert {r.ndim for r in recipes} == {2, 3}
+    assert {r.channels for r in recipes} == {1, 2, 3, 4}
+
+
+class TestFaultsAreSeen:
+    """Negative controls: a truth that differs from the files, a leak, a wrong count."""
+
+    @pytest.fixture(scope="class")
+    def data(self, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+        made = make_dataset(next(s for s in range(300) if _is_plain(s)), tmp_path_factory.mktemp("fuzz"))
+        return replace(made, cases={i: replace(case, group=None) for i, case in made.cases.items()})
+
+    def test_the_truth_holds(self, data: DataSet) -> None:
+        assert not list(check_reading(data))
+
+    def test_an_image_read_mirrored(self, data: DataSet) -> None:
+        case_id, case = next(iter(data.cases.items()))
+        mirrored = replace(data, cases=data.cases | {case_id: replace(case, image=case.image[..., ::-1])})
+        assert any("not what was written" in fault for fault in check_reading(mirrored))
+
+    def test_a_mask_of_another_image(self, data: DataSet) -> None:
+        case_id, mask = next(iter(data.labeled.items()))
+        other = replace(data.cases[case_id], classes=np.roll(mask, 1, axis=-1))
+        assert list(check_reading(replace(data, cases=data.cases | {case_id: other})))
+
+    def test_a_case_in_two_parts_and_one_without_mask_in_validation(self, data: DataSet) -> None:
+        ids = list(data.cases)
+        split = {"fractions": {1.0: ids[2:]}, "unlabeled": [], "val": ids[:1], "test": ids[1:2]}
+        assert not list(check_split(data, split))
+        assert list(check_split(data, split | {"test": ids[1:3]}))
+        bare = replace(data, cases=data.cases | {ids[0]: replace(data.cases[ids[0]], classes=None)})
+        assert any("have no mask" in fault for fault in check_split(bare, split))
+
+    def test_copies_in_two_parts(self, data: DataSet) -> None:
+        ids = list(data.cases)
+        copied = replace(data, cases=data.cases | {ids[0]: data.cases[ids[2]]})
+        split = {"fractions": {1.0: ids[2:]}, "unlabeled": [], "val": ids[:1], "test": ids[1:2]}
+        assert any("copies" in fault for fault in check_split(copied, split))
+
+    def test_counts_that_are_not_those_of_the_masks(self, data: DataSet, tmp_path: Path) -> None:
+        import cv2
+
+        for case_id, case in data.cases.items():
+            path = tmp_path / f"{case_id}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(cv2.imencode(".png", np.zeros(case.image.shape[1:], np.uint8))[1].tobytes())
+        case_id, classes = next(iter(data.labeled.items()))
+        size, held = classes.size, int((classes == 1).sum())
+        rows = {"cases": [{"id": case_id, "counts": [[0, 0, held, size - held]]}]}
+        assert not list(check_masks(data, tmp_path, rows))
+        rows["cases"][0]["counts"][0][0] = 1
+        assert list(check_masks(data, tmp_path, rows))
+
+
+def _is_plain(seed: int) -> bool:
+    recipe = draw_recipe(seed)
+    return (
+        (recipe.layout, recipe.kind.ending, recipe.num_classes) == ("folders", ".png", 2)
+        and recipe.missing == 0
+        and recipe.names == "plain"
+        and recipe.count >= 18
+    )
