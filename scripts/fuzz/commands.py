@@ -171,9 +171,8 @@ def check_reading(data: DataSet) -> Iterator[str]:
             numbers = np.array(
                 [*catalog.label_values, catalog.ignore_value if catalog.ignore_value is not None else -1]
             )
-            if len(catalog.label_values) == len(data.label_values) and not np.array_equal(
-                read_mask(case.mask), numbers[truth.classes]
-            ):
+            semantic = data.mask_kind == "semantic" and len(catalog.label_values) == len(data.label_values)
+            if semantic and not np.array_equal(read_mask(case.mask), numbers[truth.classes]):
                 yield f"mask of {case.id} is not what was written"
 
 
@@ -183,6 +182,8 @@ def check_audit(data: DataSet, audit: dict[str, Any]) -> Iterator[str]:
     counted = (summary["counts"]["images"], summary["counts"]["labeled"])
     if counted != (len(data.cases), len(data.labeled)):
         yield f"audit counts {counted} images and masks, written were {(len(data.cases), len(data.labeled))}"
+    if data.mask_kind != "semantic":
+        return
     voxels = np.concatenate([m.ravel() for m in data.labeled.values()])
     shares = {value: float((voxels == k).mean()) for k, value in enumerate(data.label_values)}
     counted_shares = {row["value"]: row["share"] for row in summary["mask_values"]}
@@ -234,6 +235,9 @@ def check_masks(data: DataSet, folder: Path, evaluated: dict[str, Any]) -> Itera
             yield f"predict: the mask of {case_id} holds {stray}"
     for row in evaluated["cases"]:
         truth = data.labeled[row["id"]]
+        if len(row["counts"]) != len(data.label_values) - 1:
+            yield f"evaluate: {len(row['counts']) + 1} classes, there are {len(data.label_values)}"
+            return
         for k, counts in enumerate(row["counts"], start=1):
             pred, true, seen = masks[row["id"]] == data.label_values[k], truth == k, truth != IGNORED
             brute = [int((a & b & seen).sum()) for a, b in ((pred, true), (pred, ~true), (~pred, true), (~pred, ~true))]

@@ -11,7 +11,7 @@ import csv
 import json
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import nibabel
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 IGNORED = -1
@@ -50,6 +51,7 @@ class DataSet:
     cases: dict[str, CaseTruth]
     settings: tuple[str, ...]
     traits: tuple[str, ...]
+    mask_kind: str = "semantic"
 
     @property
     def ndim(self) -> int:
@@ -181,6 +183,18 @@ NAMES: dict[str, Callable[[int], str]] = {
 }
 
 
+DRESSES: dict[str, tuple[str, ...] | None] = {
+    "plain": None,
+    "files of servers": None,
+    "linked": None,
+    "alpha": (".png",),
+    "exif": (".jpg",),
+    "palette": (".png", ".jpg", ".bmp"),
+    "white is zero": (".tif",),
+}
+"""What is done to files and folders that changes nothing of what they show; the endings it is for, None: all."""
+
+
 @dataclass
 class Recipe:
     """What a seed has drawn."""
@@ -197,6 +211,8 @@ class Recipe:
     count: int
     missing: float
     empty: float
+    mask_kind: str
+    dress: str
     traits: list[str] = field(default_factory=list)
 
 
@@ -221,9 +237,17 @@ def draw_recipe(seed: int) -> Recipe:
         count=int(rng.choice([1, 2, 5, 18, 26, 40], p=[0.03, 0.03, 0.09, 0.35, 0.3, 0.2])),
         missing=float(rng.choice([0, 0.3, 0.6], p=[0.5, 0.3, 0.2])),
         empty=float(rng.choice([0, 0.2, 0.6], p=[0.6, 0.3, 0.1])),
+        mask_kind=str(rng.choice(["semantic", "instances", "smooth"], p=[0.7, 0.15, 0.15])),
+        dress=str(rng.choice(list(DRESSES))),
     )
     if recipe.layout == "nnunet" and recipe.names == "folders":
         recipe.names = "plain"
+    if recipe.mask_kind != "semantic":
+        recipe.num_classes = 2
+        if recipe.mask_dtype.kind != "u" or recipe.count < 18 or recipe.layout == "nnunet":
+            recipe.mask_kind = "semantic"
+    if DRESSES[recipe.dress] is not None and (recipe.kind.ending not in DRESSES[recipe.dress] or recipe.ndim == 3):
+        recipe.dress = "plain"
     return recipe
 
 
@@ -232,7 +256,9 @@ def make_dataset(seed: int, folder: Path) -> DataSet:
     recipe = draw_recipe(seed)
     rng, traits = recipe.rng, recipe.traits
     values = _draw_values(recipe)
-    ignored = bool(recipe.mask_dtype.kind != "b" and values[-1] < 255 and rng.random() < 0.2)
+    ignored = recipe.mask_kind == "semantic" and bool(
+        recipe.mask_dtype.kind != "b" and values[-1] < 255 and rng.random() < 0.2
+    )
     with_groups = recipe.layout in ("folders", "manifest") and rng.random() < 0.25
     offset, contrast = _draw_intensity(recipe)
     cases: dict[str, CaseTruth] = {}
@@ -245,12 +271,15 @@ def make_dataset(seed: int, folder: Path) -> DataSet:
         cases[NAMES[recipe.names](n)] = CaseTruth(
             image, classes if has_mask else None, f"paper {n // 2}" if with_groups else None
         )
+    if recipe.names == "patients" and not with_groups and recipe.count >= 18 and recipe.layout != "hdf5":
+        cases = {i: replace(case, group=i.partition("_")[0]) for i, case in cases.items()}
     if recipe.count >= 18 and rng.random() < 0.15:
         traits.append("exact copies")
         first, second = list(cases)[3:5]
         cases[second] = CaseTruth(cases[first].image, cases[first].classes, cases[second].group)
     root = folder / str(rng.choice(["data", "Meine Daten", "set.v1"]))
     images, layout = LAYOUTS[recipe.layout](root, recipe, values, cases)
+    _dress_folder(root, recipe)
     if with_groups and recipe.layout == "folders":
         _write_csv(root / "groups.csv", [["name", "group"], *([i, case.group] for i, case in cases.items())])
         traits.append("groups.csv")
@@ -265,8 +294,12 @@ def make_dataset(seed: int, folder: Path) -> DataSet:
         f"{recipe.names!r}",
         f"masks {recipe.mask_dtype} {values}", f"missing {recipe.missing}", f"empty {recipe.empty}",
         *(["ignored"] if ignored else []),
+        f"{recipe.mask_kind} masks",
+        recipe.dress,
     ]  # fmt: skip
-    return DataSet(root, images, layout, recipe.kind.ending, values, cases, tuple(settings), tuple(traits))
+    return DataSet(
+        root, images, layout, recipe.kind.ending, values, cases, tuple(settings), tuple(traits), recipe.mask_kind
+    )
 
 
 def _first_half(count: int) -> list[float]:
@@ -278,6 +311,8 @@ def _draw_values(recipe: Recipe) -> tuple[int, ...]:
     if recipe.mask_dtype.kind == "b":
         recipe.num_classes = 2
     usual = tuple(range(recipe.num_classes))
+    if recipe.mask_kind != "semantic" or recipe.dress == "palette":
+        return usual
     if recipe.mask_dtype.kind == "b" or recipe.layout == "nnunet" or recipe.rng.random() < 0.6:
         return usual
     if recipe.num_classes == 2:
@@ -316,6 +351,63 @@ def _draw_image(recipe: Recipe, classes: NDArray[np.int16], offset: float, contr
     return np.asarray(image, recipe.dtype)
 
 
+def _dress_folder(root: Path, recipe: Recipe) -> None:
+    """Add what servers leave behind, or put the files elsewhere with links in their place."""
+    if recipe.dress == "files of servers":
+        folder = next(p.parent for p in sorted(root.rglob("*")) if p.is_file())
+        (folder / "@eaDir").mkdir()
+        _write_cv2(folder / "@eaDir" / "SYNOPHOTO_THUMB_M.png", np.zeros((9, 9), np.uint8), recipe.rng)
+        (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+        (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+        _write_cv2(folder / "._img1.png", np.zeros((9, 9), np.uint8), recipe.rng)
+    elif recipe.dress == "linked":
+        for folder in [p for p in sorted(root.iterdir()) if p.is_dir()]:
+            elsewhere = root.parent / "disk" / folder.name
+            elsewhere.parent.mkdir(exist_ok=True)
+            folder.rename(elsewhere)
+            folder.symlink_to(elsewhere, target_is_directory=True)
+
+
+def write_image(path: Path, image: NDArray[Any], recipe: Recipe, n: int) -> None:
+    """Write an image (C, *S) in its format, dressed."""
+    if recipe.dress == "alpha" and image.shape[0] in (1, 3):
+        opaque = np.full(image.shape[1:], np.iinfo(image.dtype).max, image.dtype)
+        colors = np.repeat(image, 3, axis=0) if len(image) == 1 else image
+        path.write_bytes(cv2.imencode(".png", np.dstack([*colors[::-1], opaque]))[1].tobytes())
+    elif recipe.dress == "exif":
+        turned = np.rot90(np.moveaxis(image, 0, -1), 1)  # turned to the left, with the tag that turns it back
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        pixels = np.ascontiguousarray(turned[..., 0] if len(image) == 1 else turned)
+        Image.fromarray(pixels).save(path, "JPEG", quality=100, subsampling=0, exif=exif)
+    elif recipe.dress == "white is zero" and image.shape[0] == 1 and image.dtype.kind == "u":
+        tifffile.imwrite(path, np.iinfo(image.dtype).max - image[0], photometric="miniswhite")
+    else:
+        recipe.kind.write_image(path, image, _place(recipe, n))
+
+
+def write_mask(path: Path, classes: NDArray[np.int16], values: tuple[int, ...], recipe: Recipe, n: int) -> None:
+    """Write a mask (*S): the values of its classes, the numbers of its objects, or the gray of a resized one."""
+    if recipe.mask_kind == "instances":
+        stored = ndimage.label(classes)[0].astype(recipe.mask_dtype)
+    elif recipe.mask_kind == "smooth":
+        stored = soften(classes).astype(recipe.mask_dtype)
+    else:
+        stored = to_values(classes, values, recipe.mask_dtype)
+    if recipe.dress == "palette" and stored.dtype == np.uint8:
+        picture = Image.fromarray(stored, "P")
+        picture.putpalette([*(0, 0, 0), *(200, 40, 40), *(40, 200, 40), *(40, 40, 200)] + [7] * 756)
+        picture.save(path, "PNG")
+    else:
+        recipe.kind.write_mask(path, stored, _place(recipe, n))
+
+
+def soften(classes: NDArray[np.int16]) -> NDArray[np.float64]:
+    """Return 0 .. 255 with gray borders that are above 127 exactly in the foreground."""
+    near = np.clip(ndimage.gaussian_filter((classes > 0) * 255.0, 0.6), 0, 255)
+    return np.round(np.where(classes > 0, np.maximum(near, 140), np.minimum(near, 115)))
+
+
 def to_values(classes: NDArray[np.int16], values: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return a mask with the values of a file."""
     return np.asarray(np.array([*values, IGNORE_VALUE])[classes], dtype)  # IGNORED is the last
@@ -338,11 +430,11 @@ def _write_folders(
     images, masks = _folder_names(recipe)
     for n, (case_id, case) in enumerate(cases.items()):
         ending = kind.ending.upper() if kind.ending in (".png", ".tif") and n % 5 == 4 else kind.ending
-        kind.write_image(_prepare(root / images / f"{case_id}{ending}"), case.image, _place(recipe, n))
+        write_image(_prepare(root / images / f"{case_id}{ending}"), case.image, recipe, n)
         if case.classes is not None:
             mask_id = unicodedata.normalize("NFD", case_id) if other_form else case_id
             path = _prepare(root / masks / f"{mask_id}{kind.mask_ending or kind.ending}")
-            kind.write_mask(path, to_values(case.classes, values, recipe.mask_dtype), _place(recipe, n))
+            write_mask(path, case.classes, values, recipe, n)
     return root / images, "folders"
 
 
@@ -355,10 +447,10 @@ def _folder_names(recipe: Recipe) -> tuple[str, str]:
 def _write_suffix(root: Path, recipe: Recipe, values: tuple[int, ...], cases: dict[str, CaseTruth]) -> tuple[Path, str]:
     kind, ending = recipe.kind, str(recipe.rng.choice(["_mask", "_seg", "_label", "_gt"]))
     for n, (case_id, case) in enumerate(cases.items()):
-        kind.write_image(_prepare(root / f"{case_id}{kind.ending}"), case.image, _place(recipe, n))
+        write_image(_prepare(root / f"{case_id}{kind.ending}"), case.image, recipe, n)
         if case.classes is not None:
             path = _prepare(root / f"{case_id}{ending}{kind.mask_ending or kind.ending}")
-            kind.write_mask(path, to_values(case.classes, values, recipe.mask_dtype), _place(recipe, n))
+            write_mask(path, case.classes, values, recipe, n)
     return root, "suffix"
 
 
@@ -369,10 +461,9 @@ def _write_manifest(
     rows: list[list[str]] = [["id", "image", "mask", "group"]]
     for n, (case_id, case) in enumerate(cases.items()):
         image, mask = f"scans/{n}{kind.ending}", f"truth/{n}_mask{kind.mask_ending or kind.ending}"
-        kind.write_image(_prepare(root / image), case.image, _place(recipe, n))
+        write_image(_prepare(root / image), case.image, recipe, n)
         if case.classes is not None:
-            values_of = to_values(case.classes, values, recipe.mask_dtype)
-            kind.write_mask(_prepare(root / mask), values_of, _place(recipe, n))
+            write_mask(_prepare(root / mask), case.classes, values, recipe, n)
         rows.append([case_id, image, mask if case.classes is not None else "", case.group or ""])
     _write_csv(root / "manifest.csv", rows)
     return root / "scans", "manifest"
@@ -383,12 +474,10 @@ def _write_nnunet(root: Path, recipe: Recipe, values: tuple[int, ...], cases: di
     one_file = recipe.ndim == 2 and recipe.channels == 3
     for n, (case_id, case) in enumerate(cases.items()):
         for c, channel in enumerate([case.image] if one_file else case.image[:, None]):
-            kind.write_image(
-                _prepare(root / "imagesTr" / f"{case_id}_{c:04d}{kind.ending}"), channel, _place(recipe, n)
-            )
+            write_image(_prepare(root / "imagesTr" / f"{case_id}_{c:04d}{kind.ending}"), channel, recipe, n)
         if case.classes is not None:
             path = _prepare(root / "labelsTr" / f"{case_id}{kind.ending}")
-            kind.write_mask(path, to_values(case.classes, values, recipe.mask_dtype), _place(recipe, n))
+            write_mask(path, case.classes, values, recipe, n)
     labels = {"background": 0, **{f"class {k}": k for k in range(1, recipe.num_classes)}}
     has_ignored = any((case.classes == IGNORED).any() for case in cases.values() if case.classes is not None)
     text = {
