@@ -286,7 +286,7 @@ def make_dataset(seed: int, folder: Path) -> DataSet:
     settings = [] if not ignored else [f"data.ignore_value={IGNORE_VALUE}"]
     if ignored and recipe.layout == "nnunet":
         settings = []  # dataset.json says it
-    needs_values = values not in ((0, 255), tuple(range(len(values))))
+    needs_values = recipe.mask_kind == "semantic" and values not in ((0, 255), tuple(range(len(values))))
     if needs_values and recipe.layout != "nnunet":
         settings.append(f"data.label_values={list(values)}")
     traits += [
@@ -311,7 +311,9 @@ def _draw_values(recipe: Recipe) -> tuple[int, ...]:
     if recipe.mask_dtype.kind == "b":
         recipe.num_classes = 2
     usual = tuple(range(recipe.num_classes))
-    if recipe.mask_kind != "semantic" or recipe.dress == "palette":
+    if recipe.mask_kind == "smooth":
+        return (0, 255)  # of the masks that are written
+    if recipe.mask_kind == "instances" or recipe.dress == "palette":
         return usual
     if recipe.mask_dtype.kind == "b" or recipe.layout == "nnunet" or recipe.rng.random() < 0.6:
         return usual
