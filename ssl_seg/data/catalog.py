@@ -28,7 +28,7 @@ from ssl_seg.data.facts import (
     settle_reading,
 )
 from ssl_seg.data.facts_cache import FactsCache, open_facts_cache
-from ssl_seg.data.findings import Finding, describe_finding, select_faults
+from ssl_seg.data.findings import Finding, describe_finding, join_findings, select_faults
 from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.grids import GridMismatchError
 from ssl_seg.data.layouts import add_unlabeled, find_listing
@@ -392,6 +392,7 @@ def _raise_faults(root: str, faults: Sequence[Finding]) -> None:
     """Raise one error with the first faults, if there are any."""
     if not faults:
         return
+    faults = list(join_findings(faults))
     listed = "\n".join(describe_finding(fault) for fault in faults[:_SHOWN])
     more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     raise DataError(f"{root}: {len(faults)} problem(s) found.\n{listed}{more}\n`ssl-seg data audit {root}` says more.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,18 @@ def describe_finding(finding: Finding) -> str:
     """Return one line: code, message and the first cases."""
     cases = f" ({name_examples(finding.cases, SHOWN_CASES)})" if finding.cases else ""
     return f"{finding.code}: {finding.message}{cases}"
+
+
+def join_findings(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield findings as they are, or those of one code as one where they are more than ``SHOWN_CASES``."""
+    for code in dict.fromkeys(finding.code for finding in findings):
+        same = [finding for finding in findings if finding.code == code]
+        if len(same) <= SHOWN_CASES:
+            yield from same
+            continue
+        listed = "\n".join(f"  {finding.message}" for finding in same[:SHOWN_CASES])
+        cases = tuple(case for finding in same for case in finding.cases)
+        yield Finding(code, same[0].level, f"{len(same)} cases cannot be used; the first:\n{listed}\n ", cases)
 
 
 def findings_to_dict(findings: Sequence[Finding], summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ssl_seg.configio import validate
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.disk_cache import WORTH_A_COPY, DiskCache, open_copy
+from ssl_seg.data.formats import stored
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.volumes import open_image, open_mask, read_image, read_mask
@@ -579,3 +582,20 @@ def test_what_was_done_on_reading_is_said_once_a_kind(tmp_path: Path) -> None:
     said = {"4 image(s): alpha is dropped", "4 mask(s): the indices of its palette are the labels"}
     for notes in (open_catalog(str(tmp_path)).notes, audit(str(tmp_path)).summary["notes"]):
         assert said == {note for note in notes if "(s):" in note}
+
+
+def test_one_thread_at_a_time_loads_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that load nibabel at once can see each other's half of it: an ImportError, once in many starts."""
+    inside, most = [], []
+
+    def load(name: str) -> str:
+        inside.append(name)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.remove(name)
+        return name
+
+    monkeypatch.setattr(stored.importlib, "import_module", load)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(stored.import_once, "abcd")) == list("abcd")
+    assert max(most) == 1

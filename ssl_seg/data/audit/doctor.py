@@ -19,7 +19,7 @@ from ssl_seg.data.catalog import (
     read_cases,
 )
 from ssl_seg.data.facts import CaseFacts
-from ssl_seg.data.findings import Finding, select_faults
+from ssl_seg.data.findings import Finding, join_findings, select_faults
 from ssl_seg.data.layouts import LABELS
 from ssl_seg.data.layouts.listing import Listing
 from ssl_seg.data.reading import AS_STORED, Reading
@@ -28,10 +28,6 @@ from ssl_seg.labels import MaskKind, Meaning
 
 _LEVELS = {"fault": "faults", "warn": "warnings", "info": "infos"}
 """In the order in which they are reported, with their names in the summary."""
-
-
-_NAMED = 5
-"""Files that are named with what is wrong with them; the ids of all are in the finding."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def audit(
     found = [
         *listing.findings,
         *checks.check_few_labeled(listing.cases, cut=bool(tiling.regions)),
-        *_join(read.faults),
+        *join_findings(read.faults),
         *read.findings,
         *unannotated,
         *checks.check_nodata(facts, read.reading, is_guess=read.reading.nodata != reading.nodata),
@@ -106,18 +102,6 @@ def audit(
     summary["copies"] = asdict(copies)
     summary |= {name: sum(f.level == level for f in findings) for level, name in _LEVELS.items()}
     return Audit(findings, summary, listing, facts, meaning, read.reading)
-
-
-def _join(faults: Sequence[Finding]) -> Iterator[Finding]:
-    """Yield faults of single files as they are, or those of one code as one where they are many."""
-    for code in dict.fromkeys(fault.code for fault in faults):
-        same = [fault for fault in faults if fault.code == code]
-        if len(same) <= _NAMED:
-            yield from same
-            continue
-        listed = "\n".join(f"  {fault.message}" for fault in same[:_NAMED])
-        cases = tuple(case for fault in same for case in fault.cases)
-        yield Finding(code, "fault", f"{len(same)} cases cannot be used; the first:\n{listed}\n ", cases)
 
 
 def check_facts(

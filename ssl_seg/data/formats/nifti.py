@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import Box, Layout, lay_out_axes
-from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, defer, hold, make_geometry
+from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, defer, hold, import_once, make_geometry
 
 _HEADER_BYTES = {1: 348, 2: 540}
 _CHUNK = 2**20
@@ -189,6 +189,7 @@ def parse_header(block: bytes) -> Header:
     Raises:
         ValueError: if they are no header, or a damaged one.
     """
+    import_once("nibabel")
     from nibabel.affines import voxel_sizes
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header

@@ -9,6 +9,7 @@ import importlib
 import lzma
 import os
 import struct
+import threading
 import tokenize
 import zipfile
 import zlib
@@ -32,6 +33,8 @@ from ssl_seg.data.reading import Reading
 from ssl_seg.errors import DataError, is_out_of_memory
 
 Fetch = Callable[[Box], NDArray[Any]]
+
+_IMPORTING = threading.Lock()
 
 _TILE = 32
 """Rows and columns that are copied in one go where the order of axes changes: so many lines fit into the cache."""
@@ -366,6 +369,12 @@ def name_errors(location: str) -> Iterator[None]:
         raise DataError(f"{location}: cannot be read: {reason}. Copy or export it again, or remove it.") from error
 
 
+def import_once(module: str) -> ModuleType:
+    """Return a module; while one thread loads it, others wait: packages that import in circles fail them otherwise."""
+    with _IMPORTING:
+        return importlib.import_module(module)
+
+
 def import_optional(module: str, extra: str, location: str) -> ModuleType:
     """Return a module of an optional dependency.
 
@@ -373,7 +382,7 @@ def import_optional(module: str, extra: str, location: str) -> ModuleType:
         DataError: if it is not installed; says what to run.
     """
     try:
-        return importlib.import_module(module)
+        return import_once(module)
     except ImportError as error:
         raise DataError(
             f"{location}: reading it needs the package {module.partition('.')[0]}. Run pip install 'ssl-seg[{extra}]'."
