@@ -294,14 +294,15 @@ def test_all_problems_come_in_one_error(tmp_path: Path) -> None:
     assert "odd)" in text
 
 
-def test_a_long_list_of_problems_is_cut_and_counted(tmp_path: Path) -> None:
-    make(tmp_path, dict.fromkeys([f"{i:02d}" for i in range(11)], mask(1)))
+@pytest.mark.parametrize(("files", "problems", "shown"), [(4, 4, 4), (5, 5, 5), (6, 1, 5), (11, 1, 5)])
+def test_many_files_with_one_problem_are_one(tmp_path: Path, files: int, problems: int, shown: int) -> None:
+    make(tmp_path, dict.fromkeys([f"{i:02d}" for i in range(files)], mask(1)))
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"11 problem\(s\)") as raised:
+    with pytest.raises(DataError, match=rf"{problems} problem\(s\)") as raised:
         open_catalog(str(tmp_path))
-    assert str(raised.value).count("the file is empty") == 8
-    assert "and 3 more" in str(raised.value)
+    assert str(raised.value).count("the file is empty") == shown
+    assert (f"{files} cases cannot be used" in str(raised.value)) == (problems == 1)
 
 
 def test_values_outside_given_label_values_name_the_file(tmp_path: Path) -> None:
