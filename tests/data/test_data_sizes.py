@@ -29,7 +29,7 @@ from ssl_seg.data.audit.labels import MANY_CLASSES
 from ssl_seg.data.blocks import Block, iterate_blocks
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.facts import read_facts
-from ssl_seg.data.findings import SHOWN_CASES, Finding, describe_finding
+from ssl_seg.data.findings import SHOWN_CASES, Finding, describe_finding, join_findings
 from ssl_seg.data.formats import FORMATS, nifti, numpy_files, zarr_store
 from ssl_seg.data.formats import stored as stored_module
 from ssl_seg.data.formats.file_checks import check_claim, check_length
@@ -72,31 +72,28 @@ def test_a_finding_names_its_first_cases(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", around(catalog_module._SHOWN))
-def test_one_error_lists_the_first_faults_and_counts_all(tmp_path: Path, count: int) -> None:
-    write_dataset(tmp_path / "data", "particles", count + 1)
-    broken = sorted((tmp_path / "data" / "masks").iterdir())[:count]
-    for path in broken:
-        path.write_bytes(b"")
+def test_one_error_lists_the_first_faults_and_counts_all(count: int) -> None:
+    faults = [Finding(f"code{n}", "fault", f"fault {n}.") for n in range(count)]
     with pytest.raises(DataError) as raised:
-        open_catalog(str(tmp_path / "data"))
+        catalog_module._raise_faults("data", faults)
     text = str(raised.value)
     assert f"{count} problem(s) found" in text
-    assert [path.name in text for path in broken] == [n < catalog_module._SHOWN for n in range(count)]
+    assert [f"fault {n}." in text for n in range(count)] == [n < catalog_module._SHOWN for n in range(count)]
     more = count - catalog_module._SHOWN
     assert (f"... and {more} more" in text) == (more > 0)
 
 
-@pytest.mark.parametrize("count", around(doctor._NAMED))
+@pytest.mark.parametrize("count", around(SHOWN_CASES))
 def test_faults_of_one_kind_are_joined_where_they_are_many(count: int) -> None:
     faults = [Finding("unreadable", "fault", f"file {n}.", (str(n),)) for n in range(count)]
-    joined = list(doctor._join(faults))
+    joined = list(join_findings(faults))
     assert [c for f in joined for c in f.cases] == [str(n) for n in range(count)]
-    if count <= doctor._NAMED:
+    if count <= SHOWN_CASES:
         assert joined == faults
     else:
         (one,) = joined
         assert f"{count} cases cannot be used" in one.message
-        assert [f"file {n}." in one.message for n in range(count)] == [n < doctor._NAMED for n in range(count)]
+        assert [f"file {n}." in one.message for n in range(count)] == [n < SHOWN_CASES for n in range(count)]
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
