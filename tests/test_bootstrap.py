@@ -68,7 +68,9 @@ def inherited(*given: str) -> dict[str, Any]:
     return dict(flatten(parent_layer(make_parent(), "parent.pt", given).values))
 
 
-ELSEWHERE = {f"data.{name}" for name in ("groups", "unlabeled", "label_values", "channels", "tiles")}
+ELSEWHERE = {
+    f"data.{name}" for name in ("groups", "unlabeled", "label_values", "mask", "threshold", "channels", "tiles")
+}
 """Settings that another folder decides anew."""
 
 

@@ -217,8 +217,8 @@ class TestBadFolders:
 
     def test_no_pairs(self, cli: Cli, folder: Path) -> None:
         for mask in (folder / "masks").iterdir():
-            mask.rename(mask.with_name(f"{mask.stem}_mask.png"))
-        self.refuse(cli, folder, "_mask")
+            mask.rename(mask.with_name(f"{chr(ord('a') + int(mask.stem))}.png"))
+        self.refuse(cli, folder, "none of the", "masks has the name of an image")
 
     def test_mask_of_another_size(self, cli: Cli, folder: Path) -> None:
         from ssl_seg.data.volumes import write_mask

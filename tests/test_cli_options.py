@@ -27,7 +27,7 @@ ALONE = {
     "data audit": "layout groups unlabeled set figure json",
     "data batches": "n data labels accelerator figure set json",
     "data synthetic": "kind count labeled seed",
-    "split make": "data labels seed layout groups unlabeled val test folds out set",
+    "split make": "data labels seed layout groups unlabeled val test folds near-copies out set",
     "split check": "data json",
     "config show": "data set plot",
     "config check": "data set strict",

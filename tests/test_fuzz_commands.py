@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from fuzz.commands import check_masks, check_reading, check_seed, check_split
 from fuzz.datasets import DataSet, draw_recipe, make_dataset
 
-SEEDS = range(40)
+SEEDS = range(24)
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ IDLE: dict[str, Unused] = {
             "--groups": "says which cases belong together",
             "--unlabeled": "adds unlabeled cases",
             "--set": "says what mask values mean",
+            "--near-copies": "says whether nearly equal images may be in several parts",
             "--figure": "draws the cases",
         }.items()
     },

@@ -80,8 +80,8 @@ class Catalog:
 
     @property
     def channels(self) -> int:
-        """Channels that hold every image: 3 if one has colors and others are gray."""
-        return max(f.channels for f in self.facts.values())
+        """Channels that hold every image: 3 if one has colors and others are gray; 0 without images."""
+        return max((f.channels for f in self.facts.values()), default=0)
 
     @property
     def label_values(self) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from ssl_seg.ablation.resolve import resolve_cells
 from ssl_seg.ablation.spec import read_spec
 from ssl_seg.errors import ConfigError
 
-STEPS = 40
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_killed_node_loses_no_finished_cell(cluster: Any, tmp_path: Path, part
     def kill_a_node(states: Sequence[CellState]) -> None:
         """Kill the node that trains, once the other one has finished a cell."""
         done = [s.cell.id for s in states if s.stage == "done"]
-        busy = [s.cell.id for s in states if s.stage == "running" and 4 < s.step < STEPS - 8]
+        busy = [s.cell.id for s in states if s.stage == "running" and 0 < s.step < STEPS - 8]
         if not lost and done and busy:
             finished.update((i, open_folder(out, i).score(WANTED).stat().st_mtime_ns) for i in done)
             lost.extend(busy)

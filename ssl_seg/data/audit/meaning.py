@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.mask_values import MaskScan
@@ -214,8 +213,14 @@ def _count_on(pool: _Pool, different: int) -> bool:
     np.maximum.at(largest, pool.mask, pool.value)
     filled = len(pool.value) / largest.sum()
     value, masks = np.unique(pool.value, return_counts=True)
-    falls = different > 2 * _FEW and masks.min() < masks.max() and spearmanr(value, masks).statistic < -_GAPS
+    falls = different > 2 * _FEW and masks.min() < masks.max() and _rank_correlation(value, masks) < -_GAPS
     return bool(filled >= _GAPS or (filled >= _GAPS / 2 and falls))
+
+
+def _rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> float:
+    from scipy.stats import spearmanr  # slow to load
+
+    return float(spearmanr(a, b).statistic)
 
 
 def _list_dependences(pool: _Pool) -> list[float]:
