@@ -399,8 +399,8 @@ def _raise_faults(root: str, faults: Sequence[Finding]) -> None:
 
 
 def describe_reading(facts: Mapping[str, CaseFacts], settled: Reading, given: Reading) -> tuple[str, ...]:
-    """Return notes on how the files were read, where that was not given or differs from what they hold."""
-    if settled == given:
+    """Return notes on how the files were read: with axes that were not given, or with values that were changed."""
+    if settled.axes == given.axes:
         return describe_notes(facts)
     return (f"data.axes={settled.axes}: only so the images have the size of their masks", *describe_notes(facts))
 

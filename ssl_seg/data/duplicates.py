@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -23,8 +22,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.content import is_constant
 from ssl_seg.data.facts import CaseFacts
-from ssl_seg.data.facts_cache import SWITCH
-from ssl_seg.data.home import HOME_FOLDER, find_cache_folder, find_home
+from ssl_seg.data.home import list_places
 from ssl_seg.rundir import atomic_write
 
 Vectors = NDArray[np.floating]
@@ -119,11 +117,7 @@ def compare_cases(facts: Mapping[str, CaseFacts], root: str | None = None) -> Li
 
 def _find_kept(thumbnails: Mapping[str, Vectors], root: str | None) -> Likeness:
     """Return the likeness of these images that was kept, or find and keep it; names are contents."""
-    home = None if root is None or os.environ.get(SWITCH) == "0" else find_home(root)
-    if home is None:
-        return find_likeness(thumbnails)
-    name = hashlib.sha256(str(home).encode()).hexdigest()[:16]
-    places = [home / HOME_FOLDER / "likeness.json", find_cache_folder() / "likeness" / f"{name}.json"]
+    places = list_places(root, "likeness.json")
     key = hashlib.sha256(Path(__file__).read_bytes() + "".join(sorted(thumbnails)).encode()).hexdigest()
     for path in places:
         with suppress(OSError, ValueError, KeyError, TypeError):

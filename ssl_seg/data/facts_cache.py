@@ -25,11 +25,8 @@ import tifffile
 from pydantic import TypeAdapter
 
 from ssl_seg.data.facts import CaseFacts
-from ssl_seg.data.home import HOME_FOLDER, find_cache_folder, find_home
+from ssl_seg.data.home import list_places
 from ssl_seg.data.layouts.listing import Case
-
-SWITCH = "SSL_SEG_KEEP_FACTS"
-"""Environment variable; 0 reads all images at every start."""
 
 KEPT_PER_CASE, KEPT_AT_LEAST = 4, 20_000
 """Facts that are kept: so many for each case, which can be read with several settings, but no fewer than the second."""
@@ -151,13 +148,8 @@ def open_facts_cache(root: str | None, settings: str, cases: int) -> Iterator[Fa
         settings: whatever facts depend on besides the files.
         cases: how many there are.
     """
-    home = None if root is None or os.environ.get(SWITCH) == "0" else find_home(root)
-    paths = []
-    if home is not None:
-        name = hashlib.sha256(str(home).encode()).hexdigest()[:16]
-        paths = [home / HOME_FOLDER / "facts.sqlite", find_cache_folder() / "facts" / f"{name}.sqlite"]
     folder = Path(root or ".")
-    cache = FactsCache(paths, folder if folder.is_dir() else folder.parent, settings)
+    cache = FactsCache(list_places(root, "facts.sqlite"), folder if folder.is_dir() else folder.parent, settings)
     try:
         yield cache
     finally:

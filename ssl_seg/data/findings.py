@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from typing import Any, Literal
 
 from ssl_seg.errors import name_examples
 
 SHOWN_CASES = 5
+MOST_PAIRS = 100
+"""Pairs whose images are named in a finding."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ def describe_finding(finding: Finding) -> str:
     """Return one line: code, message and the first cases."""
     cases = f" ({name_examples(finding.cases, SHOWN_CASES)})" if finding.cases else ""
     return f"{finding.code}: {finding.message}{cases}"
+
+
+def name_ends(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Return the images of the first ``MOST_PAIRS`` pairs, each once."""
+    return tuple(dict.fromkeys(chain.from_iterable(islice(pairs, MOST_PAIRS))))
 
 
 def join_findings(findings: Sequence[Finding]) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from ssl_seg.data.findings import describe_finding, select_faults
 from ssl_seg.data.formats.stored import merge_equal_channels, name_errors
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.files import find_images
+from ssl_seg.data.layouts.names import MASK_WORDS, role_of
 from ssl_seg.data.mask_values import scan_mask
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_lossy, open_image, open_mask, read_mask
@@ -88,7 +89,8 @@ def match_truth(predictions: Sequence[PredictionFile], folder: Path) -> dict[str
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}: give the folder that holds the true masks")
-    inner = folder / "masks" if (folder / "masks").is_dir() else folder
+    of_masks = [path for path in folder.iterdir() if path.is_dir() and role_of(path.name)[0] == "mask"]
+    inner = min(of_masks, key=lambda path: MASK_WORDS.index(role_of(path.name)[1]), default=folder)
     masks, _ = find_images(inner)
     if not masks:
         raise DataError(f"{folder} holds no mask ({', '.join(sorted(IMAGE_SUFFIXES))})")

@@ -23,16 +23,18 @@ from test_splits import add_images, make_catalog, spread
 
 from ssl_seg.cli import audit_pictures
 from ssl_seg.data import catalog as catalog_module
+from ssl_seg.data import mask_values
 from ssl_seg.data import volumes as volumes_module
 from ssl_seg.data.audit import doctor, labels, summary
 from ssl_seg.data.audit.labels import MANY_CLASSES
 from ssl_seg.data.blocks import Block, iterate_blocks
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.facts import read_facts
-from ssl_seg.data.findings import SHOWN_CASES, Finding, describe_finding, join_findings
-from ssl_seg.data.formats import FORMATS, nifti, numpy_files, zarr_store
+from ssl_seg.data.findings import MOST_PAIRS, SHOWN_CASES, Finding, describe_finding, join_findings, name_ends
+from ssl_seg.data.formats import FORMATS, nifti, numpy_files, pixels, zarr_store
 from ssl_seg.data.formats import stored as stored_module
 from ssl_seg.data.formats.file_checks import check_claim, check_length
+from ssl_seg.data.formats.layout import NotAnImageError
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.loader import LABELED_STREAM, MIX_STREAM, PROBE_STREAM, SIZE_STREAM, TILE_STREAM, UNLABELED_STREAM
 from ssl_seg.data.reading import Reading
@@ -43,7 +45,7 @@ from ssl_seg.data.splits.statistics import draw_random_sets, measure_split
 from ssl_seg.data.store import CaseStore, decoded_bytes
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.views.geometry import ELASTIC_CELLS, draw_geometry
-from ssl_seg.data.volumes import list_arrays, open_image, read_image, read_mask, write_mask
+from ssl_seg.data.volumes import list_arrays, open_image, open_mask, read_image, read_mask, write_mask
 from ssl_seg.errors import DataError, name_examples
 from ssl_seg.labels import to_mask
 
@@ -482,3 +484,51 @@ def test_patches_of_any_size_are_deformed(size: int, make: Callable[[int], tuple
         moved = geometry.move_image(ramp.astype(np.float32))
         assert moved.shape == (len(shape), *shape)
         assert np.isfinite(moved).all()
+
+
+@pytest.mark.parametrize("count", around(MOST_PAIRS))
+def test_the_images_of_the_first_pairs_are_named(count: int) -> None:
+    named = name_ends((str(n), str(n + 1)) for n in range(count))
+    assert named == tuple(str(n) for n in range(min(count, MOST_PAIRS) + 1))
+
+
+@pytest.mark.parametrize("span", around(50))
+@pytest.mark.parametrize("low", [0, 7, 60, -30])
+def test_values_are_counted_in_a_table_as_by_sorting(span: int, low: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_values, "_TABLE", 50)
+    voxels = np.random.default_rng(span).integers(low, low + span + 1, (9, 11)).astype(np.int32)
+    voxels.flat[:2] = low, low + span
+    values, counts, index = mask_values._index(voxels)
+    expected = np.unique(voxels, return_counts=True)
+    np.testing.assert_array_equal(values, expected[0])
+    np.testing.assert_array_equal(counts, expected[1])
+    np.testing.assert_array_equal(values[index], voxels)
+
+
+@pytest.mark.parametrize("count", around(20))
+def test_centers_are_of_all_voxels_or_of_a_sample(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_values, "_CENTER_VOXELS", 20)
+    mask = np.zeros((40, 8), np.uint8)
+    mask.flat[:count] = 1
+    mask[-1, -1] = 2  # a second value: centers are not looked for else
+    np.save(tmp_path / "m.npy", mask)
+    scan = mask_values.scan_mask(open_mask(str(tmp_path / "m.npy")))[1]
+    true = np.argwhere(mask == 1).mean(axis=0) / mask.shape
+    tolerance = 1e-6 if count + 1 < 2 * 20 else 0.06
+    np.testing.assert_allclose(scan.center[1], true, atol=tolerance)
+
+
+@pytest.mark.parametrize("colors", around(pixels._SHOWN_COLORS))
+@pytest.mark.parametrize("sampled", [20, 21, 22, 10**6])
+def test_colors_of_a_mask_are_named_and_counted(colors: int, sampled: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "_SAMPLED_PIXELS", sampled)
+    mask = np.zeros((3, 1, 21 * colors), np.uint8)
+    mask[0], mask[1] = np.arange(21 * colors) % colors, 5
+    with pytest.raises(NotAnImageError) as raised:
+        pixels.merge_label_channels(mask)
+    named = [(n, 5, 0) for n in range(colors)]
+    text = str(raised.value)
+    assert any(str(color) in text for color in named)
+    if sampled > mask[0].size:
+        assert [str(color) in text for color in named] == [n < pixels._SHOWN_COLORS for n in range(colors)]
+        assert (f" and {colors - pixels._SHOWN_COLORS} more" in text) == (colors > pixels._SHOWN_COLORS)

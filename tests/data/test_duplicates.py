@@ -321,7 +321,7 @@ def test_the_search_is_kept_by_content(writable: bool, tmp_path: Path, monkeypat
     assert {tuple(i[1:] for i in c) for c in compare_cases(renamed, str(root)).copies} == set(first.copies)
     assert searches == [40]
     assert (root / ".ssl_seg" / "likeness.json").exists() == writable
-    for path in (tmp_path / "cache" / "likeness").glob("*") if not writable else [root / ".ssl_seg" / "likeness.json"]:
+    for path in (tmp_path / "cache").rglob("likeness.json") if not writable else [root / ".ssl_seg" / "likeness.json"]:
         path.write_text('{"key": 3}')
     assert compare_cases(facts, str(root)) == first
     fewer = dict(list(facts.items())[:30])

@@ -23,8 +23,8 @@ from ssl_seg.data import facts_cache
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import open_catalog, scan_cases
 from ssl_seg.data.facts import CaseFacts, read_facts, settle_facts
-from ssl_seg.data.facts_cache import SWITCH, FactsCache, open_facts_cache
-from ssl_seg.data.home import HOME_FOLDER
+from ssl_seg.data.facts_cache import FactsCache, open_facts_cache
+from ssl_seg.data.home import HOME_FOLDER, SWITCH
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.splits.split import make_split
@@ -294,7 +294,7 @@ def test_a_folder_that_cannot_be_written_keeps_facts_in_the_cache(
 
         monkeypatch.setattr(facts_cache.sqlite3, "connect", refuse)
     first = open_catalog(str(data))
-    assert len(list((own_cache / "facts").glob("*.sqlite"))) == 1
+    assert len(list(own_cache.rglob("facts.sqlite"))) == 1
     opened.clear()
     assert open_catalog(str(data)).facts == first.facts
     assert opened == []

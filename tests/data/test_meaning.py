@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from mask_sets import CLASSES, OBJECTS, STEPS, Make
 from numpy.typing import NDArray
+from sizes import around
 
 from ssl_seg.configio import parse_override
 from ssl_seg.data.audit.doctor import audit
-from ssl_seg.data.audit.meaning import settle_meaning
+from ssl_seg.data.audit.meaning import _MOST_CLASSES, settle_meaning
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.mask_values import LOOKED_AT, MaskScan, scan_mask
@@ -327,3 +328,15 @@ def test_twelve_thousand_objects_are_one_line(tmp_path: Path) -> None:
     assert [row["value"] for row in result.summary["mask_values"]] == [0, 1]
     (finding,) = (f for f in result.findings if f.code == "mask_kind")
     assert "up to 12100 in a mask" in finding.message
+
+
+@pytest.mark.parametrize("count", around(_MOST_CLASSES))
+def test_so_many_regions_at_one_place_in_all_masks_are_no_classes(count: int, tmp_path: Path) -> None:
+    side = 4 * int(np.ceil(count**0.5))
+    atlas = np.zeros((side, side), np.uint16)
+    for n in range(count):
+        y, x = divmod(4 * n, side)
+        atlas[4 * y + 1 : 4 * y + 4, x + 1 : x + 4] = n + 1
+    meaning, findings = recognize(tmp_path, [atlas] * 4)
+    assert meaning.kind == ("semantic" if count <= _MOST_CLASSES else "instances")
+    assert [finding.code for finding in findings] == ["mask_kind"]

@@ -345,3 +345,12 @@ class TestSparseLabels:
         section = {"label_values": [0, 1, 2], "channels": 1, "patch_size": [32, 32], "foreground_ratio": 0}
         with pytest.raises(ConfigError, match=r"data\.label_values=\[1, 2\], background first"):
             validate(DataConfig, section | {"ignore_value": 0}, prefix="data.")
+
+
+def test_a_value_taken_for_no_data_is_no_matter_of_axes(tmp_path: Path) -> None:
+    image, mask = scene()
+    image[COLLAR] = -9999
+    root = write(tmp_path, [image, image + 1], [mask, mask])
+    for notes in (open_catalog(root).notes, audit(root).summary["notes"]):
+        assert not [note for note in notes if "data.axes" in note]
+    assert any("-9999" in note for note in open_catalog(root).notes)

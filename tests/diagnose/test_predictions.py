@@ -11,11 +11,14 @@ import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
+from sizes import around
 from sklearn.metrics import f1_score
 
 from ssl_seg.data.volumes import write_mask, write_probabilities
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
+from ssl_seg.diagnose.reading import SAMPLE
 from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.errors import DataError
 
@@ -227,12 +230,30 @@ def test_part_of_the_masks_is_enough(tmp_path: Path) -> None:
     assert diagnosis.statistics["scores"]["images"] == diagnosis.statistics["foreground"]["true"]["images"] == 2
 
 
-def test_a_data_folder_is_taken_for_its_masks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["masks", "labels", "Instances"])
+def test_a_data_folder_is_taken_for_its_masks(name: str, tmp_path: Path) -> None:
     truth = make_truth()
     write_folder(tmp_path / "data" / "images", [255 - m for m in truth])
-    write_folder(tmp_path / "data" / "masks", truth)
+    write_folder(tmp_path / "data" / name, truth)
     diagnosis = diagnose(write_folder(tmp_path / "p", truth), tmp_path / "data")
     assert diagnosis.statistics["scores"]["f1"] == 1.0
+
+
+@pytest.mark.parametrize("count", around(SAMPLE))
+@pytest.mark.parametrize("kind", ["numbers of objects", "gray steps"])
+def test_true_masks_of_other_kinds_are_read_as_such(kind: str, count: int, tmp_path: Path) -> None:
+    """Each truth is that of another number of discs; a few of the masks show what all of them are."""
+    rng = np.random.default_rng(count)
+    fields = [np.kron(rng.random((6, 6)) < 0.4, np.pad(np.ones((6, 6), int), 1)) for _ in range(count)]
+    if kind == "gray steps":
+        masks = [np.clip(cv2.GaussianBlur(f * 255.0, (0, 0), 0.6), 0, 255).round().astype(np.uint8) for f in fields]
+        pred = [(mask > mask.max() / 2).astype(np.uint8) for mask in masks]
+    else:
+        masks = [ndimage.label(f)[0].astype(np.uint16) for f in fields]
+        pred = [f.astype(np.uint8) for f in fields]
+    diagnosis = diagnose(write_folder(tmp_path / "p", pred), write_folder(tmp_path / "m", masks))
+    assert diagnosis.statistics["scores"]["f1"] == 1.0
+    assert any(kind in note for note in diagnosis.notes)
 
 
 def test_time_is_limited(tmp_path: Path) -> None:

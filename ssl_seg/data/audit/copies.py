@@ -10,14 +10,12 @@ from typing import Literal
 from ssl_seg.data.content import is_constant
 from ssl_seg.data.duplicates import AlikePair, compare_cases
 from ssl_seg.data.facts import CaseFacts
-from ssl_seg.data.findings import Finding
+from ssl_seg.data.findings import Finding, name_ends
 from ssl_seg.errors import name_examples
 
 Cluster = tuple[str, ...]
 
 _SHOWN = 3
-_MOST_PAIRS = 100
-"""Alike pairs whose images are named in a finding; all are counted."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,7 @@ def check_alike(alike: Sequence[AlikePair]) -> Iterator[Finding]:
             f"{len(alike)} pair(s) of images are much alike: {shown}. If they show one patient or one place twice, "
             "give them one group in groups.csv."
         )
-        cases = tuple(dict.fromkeys(i for p in alike[:_MOST_PAIRS] for i in (p.first, p.second)))
-        yield Finding("alike_images", "info", message, cases)
+        yield Finding("alike_images", "info", message, name_ends((p.first, p.second) for p in alike))
 
 
 def _report(

@@ -27,9 +27,12 @@ _POLE = 1 / 8
 """Part of the range, at its ends, that belongs to the two values of a mask that was resized or compressed."""
 _LEAST_STEPS = 3
 """Values between them from which on they are steps; {0, 128, 255} may be three classes."""
+_FULL_RANGES = (1.0, 255.0, 65535.0)
+"""Largest values of probabilities and of gray images."""
 _MOST_BETWEEN = (1, 4)
-"""Voxels between the ends, for each one near the upper end, and where there are regions: of discs of 10 voxels, halved
-and doubled, there are 2.5. Thin lines of five classes and more have as many, and no regions."""
+"""Voxels between the ends, for each one near the upper end; the second where there are regions, or where the largest
+value is that of a full range: of discs of 10 voxels, halved and doubled, there are 2.5. Thin lines of five classes and
+more have as many, and no regions."""
 _THIN = 0.25
 """Share of voxels with equal neighbors: steps along an edge have less, regions of a class more."""
 
@@ -42,6 +45,8 @@ _SAME_NUMBER = 0.6
 """Classes are the same in most masks; of objects there is another number in each."""
 _DEPENDS = 0.35
 """Share of the variance of size, or of place, that the value explains: of classes much, of numbers of objects none."""
+_NO_VARIANCE = 1e-12
+"""Of sizes and places that are all equal, rounding errors are left."""
 _SMALL_NUMBER = 500
 """Numbers 1, 2, ... of objects after the thousands of a class stay below; numbers that count on do not."""
 _FEW = 3
@@ -163,11 +168,11 @@ def _are_steps(pool: _Pool, top: float) -> bool:
     step, high = pool.value < top, pool.value >= top * (1 - _POLE)
     between = (pool.value > top * _POLE) & ~high
     count = pool.count
-    has_regions = count[high] @ pool.regions[high] >= _THIN * count[high].sum()
+    usual = top in _FULL_RANGES or count[high] @ pool.regions[high] >= _THIN * count[high].sum()
     return bool(
         len(np.unique(pool.value[step])) >= _LEAST_STEPS
         and count[step] @ pool.regions[step] < _THIN * count[step].sum()
-        and count[between].sum() <= _MOST_BETWEEN[int(has_regions)] * count[high].sum()
+        and count[between].sum() <= _MOST_BETWEEN[int(usual)] * count[high].sum()
     )
 
 
@@ -243,7 +248,7 @@ def _explain(pool: _Pool, figure: NDArray[np.floating[Any]]) -> float:
     mean = np.bincount(value, rest) / number
     between, within = number @ mean**2, ((rest - mean[value]) ** 2).sum()
     free = len(value) - len(number)
-    if free < 1 or between + within == 0:
+    if free < 1 or between + within <= _NO_VARIANCE * len(value):
         return 0.0
     noise = within / free
     return float((between - (len(number) - 1) * noise) / (between + within + noise))
@@ -253,7 +258,7 @@ def _settle_threshold(pool: _Pool, meaning: Meaning) -> Meaning:
     if meaning.threshold is not None:
         return meaning
     top = float(pool.value.max(initial=0))
-    full = next((scale for scale in (1.0, 255.0, 65535.0) if top <= scale), top)
+    full = next((scale for scale in _FULL_RANGES if top <= scale), top)
     return replace(meaning, threshold=(full if meaning.kind == "probability" else top or 1.0) / 2)
 
 

@@ -8,14 +8,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ssl_seg.data.content import image_of, is_constant
-from ssl_seg.data.findings import Finding
+from ssl_seg.data.findings import MOST_PAIRS, Finding, name_ends
 from ssl_seg.data.splits.split import NearCopies, Split
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
-
-_MOST_PAIRS = 100
-"""Alike pairs whose images are named in a finding; all are counted."""
 
 Lists = Mapping[str, Collection[str]]
 
@@ -118,13 +115,12 @@ def check_alike(parts: Lists, catalog: Catalog) -> Iterable[Finding]:
     torn = [p for p in torn if p.first in part_of and p.second in part_of]
     if torn:
         first = torn[0]
-        many = " So many may also be images that all look alike." if len(torn) > _MOST_PAIRS else ""
+        many = " So many may also be images that all look alike." if len(torn) > MOST_PAIRS else ""
         message = (
             f"{len(torn)} pair(s) of alike images are in different parts, {first.first} and {first.second} with a "
             f"likeness of {first.likeness:.2f}: if they show one patient or object, name it in groups.csv.{many}"
         )
-        cases = tuple(dict.fromkeys(i for p in torn[:_MOST_PAIRS] for i in (p.first, p.second)))
-        yield Finding("alike_across_parts", "warn", message, cases)
+        yield Finding("alike_across_parts", "warn", message, name_ends((p.first, p.second) for p in torn))
     for crowd in catalog.likeness.crowds:
         where = [name for name, ids in parts.items() if not set(crowd).isdisjoint(ids)]
         if len(where) > 1:
