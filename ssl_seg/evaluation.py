@@ -292,7 +292,7 @@ def _choose_cases(
         return tuple(i for i in ids if i not in seen)
     ids = split.val if request.part == "val" else split.test
     if not ids:
-        raise SplitError(f"the split has no {request.part} cases")
+        raise SplitError(f"the split has no {request.part} cases; score other data with --all --data FOLDER")
     strangers = [i for i in ids if i not in facts or facts[i].content != split.content.get(i)]
     if strangers:
         raise SplitError(

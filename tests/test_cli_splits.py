@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
+import yaml
+from conftest import TINY
 from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
 
 from ssl_seg.data.splits.files import load_split, save_split
@@ -98,3 +101,53 @@ def test_labels_mean_the_same_as_for_a_training(cli: Cli, particles_dir: Path, t
     assert_refused(cli(*make, 0.1, 2.5, "--out", tmp_path / "t.yaml"), "--labels 2.5:", "neither")
     code, out, _ = cli(*make, 0.001, "--out", tmp_path / "u.yaml")
     assert (code, "note: 0.001 of 13 cases is less than half a case and becomes 1 case" in out) == (0, True)
+
+
+def write_parts(root: Path, **counts: int) -> Path:
+    """Blobs with masks, so many in each of the folders."""
+    rng = np.random.default_rng(0)
+    for part, count in counts.items():
+        for n in range(count):
+            mask = cv2.GaussianBlur(rng.normal(size=(64, 64)), (0, 0), 4) > 0.05
+            image = (80 + 90 * mask + rng.normal(0, 8, mask.shape)).astype(np.uint8)
+            for kind, pixels in (("images", image), ("masks", mask.astype(np.uint8))):
+                (root / part / kind).mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(root / part / kind / f"{part}{n}x.png"), pixels)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [{"train": 12, "val": 10, "test": 10}, {"train": 12, "val": 10}], ids=len)
+def test_given_folders_from_split_to_evaluate(cli: Cli, tmp_path: Path, counts: dict[str, int]) -> None:  # noqa: F811
+    data = write_parts(tmp_path / "given", **counts)
+    ids = {part: {f"{part}/{part}{n}x" for n in range(count)} for part, count in counts.items()}
+    code, out, err = cli("split", "make", "--data", data, "--labels", 0.5, "--out", tmp_path / "s.yaml")
+    assert (code, "note: the folders are the split, 12 in train/, 10 in val/" in out) == (0, True), (out, err)
+    split = load_split(tmp_path / "s.yaml")
+    found = {"train": split.fractions[1.0], "val": split.val, "test": split.test}
+    assert {part: set(found[part]) for part in found} == {"test": set()} | ids
+    code, out, err = cli("split", "check", tmp_path / "s.yaml", "--data", data)
+    assert code == 0, (out, err)
+
+    config, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump({**TINY, "data": {**TINY["data"], "root": str(data)}}))
+    code, out, err = cli("train", "--config", config, "--labels", 0.5, "--out", run)
+    assert code == 0, (out, err)
+    assert f"6 labeled, 6 unlabeled, 10 validation, {len(split.test)} test (sealed)" in out + err
+    own = load_split(run / "split.yaml")
+    assert (set(own.fractions[1.0]), set(own.val), set(own.test)) == tuple(set(found[part]) for part in found)
+    rows = json.loads(cli("evaluate", run, "--json")[1])["cases"]
+    assert {row["id"] for row in rows} == ids["val"]
+    tested = cli("evaluate", run, "--test", "--json")
+    if "test" in counts:
+        assert {row["id"] for row in json.loads(tested[1])["cases"]} == ids["test"]
+    else:
+        assert_refused(tested, "the split has no test cases; score other data with --all --data FOLDER")
+    # What the run wrote down gives the same split again.
+    code, out, err = cli("train", "--config", run / "config.yaml", "--out", tmp_path / "again")
+    assert (code, load_split(tmp_path / "again" / "split.yaml").fingerprint) == (0, own.fingerprint), (out, err)
+    code, out, err = cli("train", "--bootstrap", run, "--labels", 1.0, "--out", tmp_path / "next", "--force")
+    assert (code, load_split(tmp_path / "next" / "split.yaml").val) == (0, own.val), (out, err)
+    code, out, err = cli("split", "make", "--data", data, "--val", 0.2, "--test", 0.2, "--out", tmp_path / "anew.yaml")
+    assert (code, "the folders are" in out) == (0, False), err
+    assert set(load_split(tmp_path / "anew.yaml").val) != ids["val"]

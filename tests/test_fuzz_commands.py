@@ -61,6 +61,15 @@ class TestFaultsAreSeen:
         bare = replace(data, cases=data.cases | {ids[0]: replace(data.cases[ids[0]], classes=None)})
         assert any("have no mask" in fault for fault in check_split(bare, split))
 
+    def test_a_case_in_another_part_than_its_folder_names(self, data: DataSet) -> None:
+        case = next(iter(data.cases.values()))
+        bare = replace(case, classes=None)
+        given = replace(data, cases={"train/a": case, "val/b": case, "test/c": case, "test/d": bare})
+        split = {"fractions": {1.0: ["train/a"]}, "unlabeled": [], "val": ["val/b"], "test": ["test/c"]}
+        assert not list(check_split(given, split))
+        assert list(check_split(given, split | {"val": ["test/c"], "test": ["val/b"]}))
+        assert list(check_split(given, split | {"unlabeled": ["test/d"]}))
+
     def test_copies_in_two_parts(self, data: DataSet) -> None:
         ids = list(data.cases)
         copied = replace(data, cases=data.cases | {ids[0]: data.cases[ids[2]]})

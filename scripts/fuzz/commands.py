@@ -193,7 +193,7 @@ def check_audit(data: DataSet, audit: dict[str, Any]) -> Iterator[str]:
 
 
 def check_split(data: DataSet, split: dict[str, Any]) -> Iterator[str]:
-    """No case, copy or group is in two parts; only cases with a mask are validated and tested."""
+    """Folders train/, val/ and test/ are the parts; else no copy or group is in two. All scored cases have a mask."""
     fractions = [set(ids) for _, ids in sorted(split["fractions"].items())]
     if not all(small <= large for small, large in itertools.pairwise(fractions)):
         yield "split: a smaller fraction is not part of the next larger one"
@@ -207,6 +207,14 @@ def check_split(data: DataSet, split: dict[str, Any]) -> Iterator[str]:
     if unlabeled := (parts["val"] | parts["test"]) - set(data.labeled):
         yield f"split: {sorted(unlabeled)[:4]} have no mask and are in validation or test"
     part_of = {i: name for name, part in parts.items() for i in part}
+    folder_of = {i: i.partition("/")[0] for i in data.labeled if i.partition("/")[0] in parts}
+    if "train" in folder_of.values() and {i.partition("/")[0] for i in data.cases} & {"val", "test"}:
+        given = {i: name for i, name in folder_of.items() if name != "train" or "val" in folder_of.values()}
+        if wrong := [i for i, name in given.items() if part_of[i] != name]:
+            yield f"split: {wrong[:4]} are not in the part that their folder names"
+        if left := [i for i in split["unlabeled"] if i.startswith(("val/", "test/"))]:
+            yield f"split: {left[:4]} are trained on"
+        return
     together: dict[object, set[str]] = {}
     for case_id, case in ((i, data.cases[i]) for i in part_of):
         for key in (case.group, case.image.tobytes() if case.image.min() < case.image.max() else None):

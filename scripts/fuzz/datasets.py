@@ -180,6 +180,7 @@ NAMES: dict[str, Callable[[int], str]] = {
     "numbers": lambda n: f"{n:05d}",
     "patients": lambda n: f"patient{n // 2:02d}_slice{n % 2:02d}",
     "mask in name": lambda n: f"unmasked_{n}_labelfree",
+    "parts": lambda n: f"{('train', 'train', 'train', 'val', 'test')[n % 5]}/img{n}",
 }
 
 
@@ -240,7 +241,7 @@ def draw_recipe(seed: int) -> Recipe:
         mask_kind=str(rng.choice(["semantic", "instances", "smooth"], p=[0.7, 0.15, 0.15])),
         dress=str(rng.choice(list(DRESSES))),
     )
-    if recipe.layout == "nnunet" and recipe.names == "folders":
+    if recipe.layout == "nnunet" and recipe.names in ("folders", "parts"):
         recipe.names = "plain"
     if recipe.mask_kind != "semantic":
         recipe.num_classes = 2

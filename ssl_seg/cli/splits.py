@@ -37,9 +37,12 @@ def split_make(
     groups: Annotated[Path | None, GROUPS] = None,
     unlabeled: Annotated[Path | None, UNLABELED] = None,
     val: Annotated[
-        float | None, typer.Option(help="Share of the labeled cases for validation.", show_default="0.15")
+        float | None, typer.Option(help="Share of the labeled cases for validation.", show_default="val/, or 0.15")
     ] = None,
-    test: Annotated[float, typer.Option(help="Share of the labeled cases sealed for the test.")] = 0.20,
+    test: Annotated[
+        float | None,
+        typer.Option(help="Share of the labeled cases sealed for the test.", show_default="test/, or 0.20"),
+    ] = None,
     folds: Annotated[
         int | None, typer.Option(help="Write one file a fold of a cross-validation; the test list is the same in all.")
     ] = None,
@@ -69,7 +72,7 @@ def split_make(
     catalog = _open_catalog(data, layout, groups, unlabeled, set_)
     path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
     if folds is None:
-        shares = {"test_fraction": test} | ({} if val is None else {"val_fraction": val})
+        shares = {"val_fraction": val, "test_fraction": test}
         splits = [make_split(catalog, wanted, seed=seed, near_copies=near_copies, **shares)]
         save_split(splits[0], path)
         paths = [path]

@@ -158,10 +158,11 @@ class SplitConfig(Section):
     """Seed of the split, apart from the seed of the training: several trainings can share one split."""
     label_seed: Seed | None = None
     """Seed of which training cases are labeled, with validation and test as they are; null: the order of the split."""
-    val_fraction: float = Field(0.15, gt=0, lt=1)
-    """Share of the labeled cases kept for validation."""
-    test_fraction: float = Field(0.20, ge=0, lt=1)
-    """Share of the labeled cases sealed for the final test."""
+    val_fraction: float | None = Field(None, gt=0, lt=1)
+    """Share of the labeled cases kept for validation; null: the cases in val/ where train/ is there too, else 0.15."""
+    test_fraction: float | None = Field(None, ge=0, lt=1)
+    """Share of the labeled cases sealed for the final test; null: the cases in test/ or none where there is train/ with
+    val/ or test/, else 0.20."""
     folds: int | None = Field(None, ge=2)
     """Number of cross-validation folds; each fold is the validation set once, and val_fraction is not used."""
     fold: int = Field(0, ge=0)

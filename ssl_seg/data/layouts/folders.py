@@ -206,10 +206,6 @@ def _list(layout: str, root: Path, files: Files, source: _Source | None) -> List
                   f"({name_examples(sorted(files.outside))})",)  # fmt: skip
     notes = note_others(tuple(files.others)) + files.scan.notes + notes
     notes += note_unlabeled(len(images) - len(used), len(images))
-    parts = sorted({name.partition("/")[0] for name in images} & PARTS.keys(), key=list(PARTS).index)
-    if len(parts) > 1:
-        named = ", ".join(f"{part}/" for part in parts)
-        notes += (f"{named} are one data set, which is divided anew: these folders do not decide the split",)
     stacks = find_stacks(images)
     if len(stacks) > 1 and not stacks.keys() & PARTS.keys() and sum(map(len, stacks.values())) == len(images):
         found = f"{len(stacks)} folders of numbered images, e.g. {min(stacks)}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -45,6 +45,13 @@ class Place:
     word: str
     id: str
     bare: str
+
+
+def find_parts(ids: Iterable[str]) -> dict[str, str]:
+    """Return id -> train, val or test, by the outermost folder called so; nothing for what lies in unlabeled/."""
+    folders = {case_id: case_id.casefold().split("/")[:-1] for case_id in ids}
+    named = {i: [PARTS[name] for name in names if name in PARTS] for i, names in folders.items()}
+    return {i: parts[0] for i, parts in named.items() if parts and folders[i][0].rstrip("+") not in UNLABELED}
 
 
 @cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # reading a split file must not load the image libraries
 NearCopies = Literal["keep_together", "ignore"]
 
 _TRAIN, _VAL, _TEST = range(3)
+_PARTS = ("train", "val", "test")
 _VAL_FRACTION = 0.15
 _TEST_FRACTION = 0.20
 
@@ -138,11 +140,17 @@ def _check_amount(labels: float) -> float:
 
 @dataclass(frozen=True)
 class _Pool:
-    """What is dealt out: the labeled cases, by groups that must stay whole; ``key_of`` knows the unlabeled ones too."""
+    """What is dealt out: the labeled cases, by groups that must stay whole; ``key_of`` knows the unlabeled ones too.
+
+    ``held`` are all cases, id -> part, that are not dealt out: their folder is their part. ``shares`` are those of the
+    parts, of the other labeled cases.
+    """
 
     catalog: Catalog
     key_of: dict[str, GroupKey]
     groups: dict[GroupKey, list[str]]
+    held: dict[str, int]
+    shares: tuple[float, float, float]
     traits: Traits
     notes: tuple[str, ...]
 
@@ -152,31 +160,36 @@ def make_split(
     fractions: Sequence[float],
     *,
     seed: int = 0,
-    val_fraction: float = _VAL_FRACTION,
-    test_fraction: float = _TEST_FRACTION,
+    val_fraction: float | None = None,
+    test_fraction: float | None = None,
     near_copies: NearCopies = "keep_together",
 ) -> Split:
     """Return a split by whole groups, stratified by foreground fraction and class, with nested label fractions.
 
     The result depends on the catalog's cases and the seed, not on the order of the cases. Copies of an image count as
-    one group.
+    one group. Where labeled cases lie in a folder train/ and others in val/ or test/, these folders are the split:
+    without test/ its list is empty, and without val/ a share of train/ is taken. Their unlabeled cases are left out,
+    and nothing keeps groups and copies from being in two folders: that is for ``check_split`` to find.
 
     Args:
         catalog: cases with and without masks.
         fractions: label fractions in (0, 1] of the labeled training pool, or numbers of cases above 1, which become the
             fractions that they are; 1.0 is always added.
         seed: not negative.
-        val_fraction: share of the labeled cases for validation, in (0, 1).
-        test_fraction: share of the labeled cases for the sealed test list, in [0, 1).
+        val_fraction: share of the labeled cases for validation, in (0, 1); None: those in val/, or else 0.15. A share
+            is taken of all cases but those of a folder that stays.
+        test_fraction: share of the labeled cases for the sealed test list, in [0, 1); None: those in test/, or none if
+            there is train/, or else 0.20.
         near_copies: whether images that are nearly the same count as one group too; see ``find_likeness``.
 
     Raises:
         SplitError: if a number is out of range, or there are fewer than two groups of labeled cases.
     """
-    _check_numbers(fractions, seed, val_fraction, test_fraction)
-    pool = _make_pool(catalog, near_copies)
-    notes = pool.notes
-    if len(pool.groups) < 2:
+    pool = _make_pool(catalog, fractions, seed, (val_fraction, test_fraction), near_copies)
+    notes, shares = pool.notes, pool.shares
+    if not any(shares[1:]):
+        part_of = dict.fromkeys(pool.groups, _TRAIN)
+    elif len(pool.groups) < 2:
         from ssl_seg.data.tiles import describe_limit
 
         grouped = any(case.group for case in catalog.labeled)
@@ -185,11 +198,11 @@ def make_split(
         raise SplitError(
             f"{_count_groups(pool)} cannot be split: training and validation need a group each. Label more images{hint}"
         )
-    if len(pool.groups) == 2 and test_fraction > 0:
-        test_fraction = 0.0
-        notes += ("only 2 groups of labeled cases: the test list is empty; label a third group to have one",)
-    shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-    part_of = assign_groups(pool.groups, pool.traits, shares, np.random.default_rng([seed, 1]))
+    else:
+        if len(pool.groups) == 2 and all(shares):
+            shares = (1 - shares[1], shares[1], 0.0)
+            notes += ("only 2 groups of labeled cases: the test list is empty; label a third group to have one",)
+        part_of = assign_groups(pool.groups, pool.traits, shares, np.random.default_rng([seed, 1]))
     return _build_split(replace(pool, notes=notes), part_of, fractions, seed, np.random.default_rng([seed, 2]))
 
 
@@ -199,13 +212,13 @@ def make_folds(
     folds: int,
     *,
     seed: int = 0,
-    test_fraction: float = _TEST_FRACTION,
+    test_fraction: float | None = None,
     near_copies: NearCopies = "keep_together",
 ) -> tuple[Split, ...]:
     """Return the splits of a cross-validation: one test list, and each other labeled case is in validation once.
 
     Folds are made of whole groups and stratified as in ``make_split``; the test list is the one that ``make_split``
-    gives for the same seed and its default ``val_fraction``.
+    gives for the same seed and its default ``val_fraction``; of given folders, train/ and val/ are dealt out.
 
     Args:
         catalog, fractions, seed, test_fraction, near_copies: see ``make_split``.
@@ -214,13 +227,12 @@ def make_folds(
     Raises:
         SplitError: if a number is out of range, or there are fewer groups of labeled cases than are needed.
     """
-    val_fraction = min(_VAL_FRACTION, (1 - test_fraction) / 2)
-    _check_numbers(fractions, seed, val_fraction, test_fraction)
-    pool = _make_pool(catalog, near_copies)
-    shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-    part_of = assign_groups(pool.groups, pool.traits, shares, np.random.default_rng([seed, 1])) if pool.groups else {}
+    val_fraction = _VAL_FRACTION if test_fraction is None else min(_VAL_FRACTION, (1 - test_fraction) / 2)
+    pool = _make_pool(catalog, fractions, seed, (val_fraction, test_fraction), near_copies)
+    rng = np.random.default_rng([seed, 1])
+    part_of = assign_groups(pool.groups, pool.traits, pool.shares, rng) if pool.groups else {}
     rest = {key: ids for key, ids in pool.groups.items() if part_of[key] != _TEST}
-    if folds < 2 or len(rest) < folds or len(pool.groups) < folds + (test_fraction > 0):
+    if folds < 2 or len(rest) < folds or len(pool.groups) < folds + (pool.shares[_TEST] > 0):
         sealed = f", {len(pool.groups) - len(rest)} of them in the test list," * (len(rest) < len(pool.groups))
         raise SplitError(
             f"{_count_groups(pool)}{sealed} cannot make {folds} folds: choose 2 or more folds, and no more than there "
@@ -276,14 +288,52 @@ def _check_numbers(fractions: Sequence[float], seed: int, val_fraction: float, t
         raise SplitError(f"seed={seed} must not be negative.")
 
 
-def _make_pool(catalog: Catalog, near_copies: NearCopies) -> _Pool:
+def _make_pool(
+    catalog: Catalog,
+    fractions: Sequence[float],
+    seed: int,
+    given: tuple[float | None, float | None],
+    near_copies: NearCopies,
+) -> _Pool:
+    """Return what is dealt out; ``given`` are the shares of validation and test that somebody asked for."""
+    held, (val_fraction, test_fraction), folder_notes = _hold_folders(catalog, *given)
+    _check_numbers(fractions, seed, _VAL_FRACTION if given[0] is None else val_fraction, test_fraction)
     labeled = sorted(case.id for case in catalog.labeled)
     foreground = {i: catalog.facts[i].foreground or 0.0 for i in labeled}
-    key_of, notes = _group_keys(catalog, near_copies)
+    key_of, notes = _group_keys(catalog, near_copies, held)
     groups: dict[GroupKey, list[str]] = {}
     for case_id in labeled:
-        groups.setdefault(key_of[case_id], []).append(case_id)
-    return _Pool(catalog, key_of, groups, Traits(foreground, find_classes(catalog)), tuple(notes))
+        if case_id not in held:
+            groups.setdefault(key_of[case_id], []).append(case_id)
+    shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
+    traits = Traits(foreground, find_classes(catalog))
+    return _Pool(catalog, key_of, groups, held, shares, traits, (*folder_notes, *notes))
+
+
+def _hold_folders(
+    catalog: Catalog, val_fraction: float | None, test_fraction: float | None
+) -> tuple[dict[str, int], tuple[float, float], tuple[str, ...]]:
+    """Return id -> part of all cases whose folder val/ or test/ stays one; the shares of the other cases; notes."""
+    from ssl_seg.data.layouts.names import find_parts  # its package loads the image libraries
+
+    part_of = find_parts(case.id for case in catalog.cases)
+    labeled = Counter(part_of.get(case.id) for case in catalog.labeled)
+    default = _VAL_FRACTION if val_fraction is None else val_fraction
+    if not labeled["train"] or len(named := sorted(set(part_of.values()), key=_PARTS.index)) < 2:
+        return {}, (default, _TEST_FRACTION if test_fraction is None else test_fraction), ()
+    rest = f"{default:g} of the rest"
+    lists = {} if val_fraction is not None else {"val": "validation is " + ("val/" if labeled["val"] else rest)}
+    if test_fraction is None:
+        lists["test"] = "the test list is " + ("test/" if labeled["test"] else "empty")
+    counts = ", ".join(f"{labeled[part]} in {part}/" for part in named)
+    elsewhere = f", {labeled[None]} elsewhere" * (labeled[None] > 0)
+    note = (
+        f"the folders are the split, {counts}{elsewhere} with masks: {', '.join(lists.values())}; "
+        "split.val_fraction and split.test_fraction deal them out anew"
+    )
+    held = {i: _PARTS.index(part) for i, part in part_of.items() if part in lists}
+    shares = (0.0 if "val" in lists and labeled["val"] else default, test_fraction or 0.0)
+    return held, shares, (note,) * bool(lists)
 
 
 def find_classes(catalog: Catalog) -> dict[str, frozenset[int]]:
@@ -296,11 +346,13 @@ def find_classes(catalog: Catalog) -> dict[str, frozenset[int]]:
 
 def _count_groups(pool: _Pool) -> str:
     merged = f" ({'; '.join(pool.notes)})" if pool.notes else ""
-    return f"{len(pool.traits.foreground)} labeled case(s) in {len(pool.groups)} group(s){merged}"
+    return f"{sum(map(len, pool.groups.values()))} labeled case(s) in {len(pool.groups)} group(s){merged}"
 
 
-def _group_keys(catalog: Catalog, near_copies: NearCopies) -> tuple[dict[str, GroupKey], list[str]]:
-    """Return id -> group, and notes; groups that hold the same image become one, so that no image is in two parts."""
+def _group_keys(
+    catalog: Catalog, near_copies: NearCopies, held: Mapping[str, int]
+) -> tuple[dict[str, GroupKey], list[str]]:
+    """Return id -> group, and notes on copies that are not in two folders; groups that hold one image become one."""
     key_of: dict[str, GroupKey] = {
         c.id: ("case", c.id) if c.group is None else ("group", c.group)
         for c in sorted(catalog.cases, key=lambda case: case.id)
@@ -312,6 +364,9 @@ def _group_keys(catalog: Catalog, near_copies: NearCopies) -> tuple[dict[str, Gr
     copies = [ids for ids in same.values() if len(ids) > 1]
     key_of = _merge_groups(key_of, copies)
     torn = [ids for ids in catalog.likeness.copies if len({key_of[i] for i in ids}) > 1]
+    together = key_of if near_copies == "ignore" else _merge_groups(key_of, torn)
+    copies = [ids for ids in copies if len({held.get(i) for i in ids}) == 1]
+    torn = [ids for ids in torn if len({held.get(i) for i in ids}) == 1]
     notes = []
     if copies:
         count = sum(map(len, copies))
@@ -325,9 +380,7 @@ def _group_keys(catalog: Catalog, near_copies: NearCopies) -> tuple[dict[str, Gr
             "their groups are kept in one part" if near_copies == "keep_together" else "they are left where they fall"
         )
         notes.append(f"{count} cases look like copies, for example {name_examples(sorted(torn[0]))}: {done}")
-    if near_copies == "ignore":
-        return key_of, notes
-    return _merge_groups(key_of, torn), notes
+    return together, notes
 
 
 def _merge_groups(key_of: dict[str, GroupKey], clusters: Sequence[Sequence[str]]) -> dict[str, GroupKey]:
@@ -361,17 +414,18 @@ def find_copies_of(catalog: Catalog, ids: Iterable[str], images: Iterable[str]) 
 def _build_split(
     pool: _Pool, part_of: Mapping[GroupKey, int], fractions: Sequence[float], seed: int, rng: np.random.Generator
 ) -> Split:
-    """Return the split in which each group of labeled cases is in the given part; ``rng`` decides the nesting order."""
+    """Return the split in which each group of cases that are dealt out is in its part; ``rng`` decides the order."""
     catalog, notes = pool.catalog, list(pool.notes)
-    train, val, test = (
-        tuple(i for i in pool.traits.foreground if part_of[pool.key_of[i]] == part) for part in (_TRAIN, _VAL, _TEST)
-    )
+    part = {i: pool.held[i] if i in pool.held else part_of[pool.key_of[i]] for i in pool.traits.foreground}
+    train, val, test = (tuple(i for i in part if part[i] == own) for own in (_TRAIN, _VAL, _TEST))
     ordered = nesting_order(train, pool.traits, rng)
+    scored = {pool.key_of[i] for i in (*val, *test)}
     # A group without a labeled case is in no part yet: its cases go to training.
-    kept = tuple(sorted(c.id for c in catalog.unlabeled if part_of.get(pool.key_of[c.id], _TRAIN) == _TRAIN))
+    kept = tuple(sorted(c.id for c in catalog.unlabeled if c.id not in pool.held and pool.key_of[c.id] not in scored))
     left_out = len(catalog.unlabeled) - len(kept)
     if left_out:
-        notes.append(f"{left_out} unlabeled case(s) are left out: their group is in validation or test")
+        which = "they, or their group, are" if pool.held else "their group is"
+        notes.append(f"{left_out} unlabeled case(s) are left out: {which} in validation or test")
     if not any(pool.traits.foreground[i] > 0 for i in ordered):
         notes.append("NO LABELED TRAINING CASE HAS FOREGROUND: there is nothing to learn")
     counts = {float(f): count_labeled(f, len(ordered)) for f in {*fractions, 1.0}}
