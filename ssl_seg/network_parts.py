@@ -78,6 +78,7 @@ def _find_vnet_parts(network: nn.Module) -> Parts:
 
 
 PARTS: dict[str, FindParts] = {
+    "encoder_unet": _name_parts(("input", "encoder"), ("head", "deep_heads")),
     "unet": _find_unet_parts,
     "basic_unet": _name_parts(("conv_0", "down_1", "down_2", "down_3", "down_4"), ("final_conv",)),
     "dynunet": _name_parts(("input_block", "downsamples", "bottleneck"), ("output_block", "deep_supervision_heads")),

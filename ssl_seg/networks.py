@@ -48,6 +48,8 @@ class NetworkSpec:
     """The width cannot be changed."""
     deep_supervision: bool = False
     """``build`` takes the number of further outputs as a fifth argument."""
+    has_encoder: bool = False
+    """``build`` takes ``encoder`` and ``pretrained`` too."""
 
 
 def build_network(
@@ -60,6 +62,8 @@ def build_network(
     features: int | None = None,
     norm: Norm = "instance",
     deep_supervision: int = 0,
+    encoder: str = "efficientnet_lite0",
+    pretrained: bool = False,
 ) -> nn.Module:
     """Return a network with random weights, drawn from torch's global generator: seed it before.
 
@@ -72,6 +76,9 @@ def build_network(
         features: width of the first level, in channels; deeper levels double it. None is the network's own default.
         norm: type of all norm layers; group norm has up to 8 groups.
         deep_supervision: number of further outputs at coarser levels; see ``check_deep_supervision``.
+        encoder: of ``encoder_unet``; see ``encoders``.
+        pretrained: whether published weights will be put into the encoder, or a checkpoint that began with them: it
+            keeps its own norms then, with their statistics.
 
     Returns:
         Module from (N, channels, *S) to logits (N, num_classes, *S). With deep supervision, in train mode only, to
@@ -99,7 +106,8 @@ def build_network(
     check_patch_size(name, patch_size)
     check_deep_supervision(name, patch_size, deep_supervision)
     heads = (deep_supervision,) if spec.deep_supervision else ()
-    network = spec.build(channels, num_classes, tuple(patch_size), features, *heads)
+    options = {"encoder": encoder, "pretrained": pretrained} if spec.has_encoder else {}
+    network = spec.build(channels, num_classes, tuple(patch_size), features, *heads, **options)
     _replace_norms(network, ndim, norm)
     return network
 
@@ -161,11 +169,15 @@ def check_deep_supervision(name: str, patch_size: Sequence[int], heads: int) -> 
             f"network.deep_supervision = {heads}: '{name}' has no outputs at coarser levels. Set it to 0, or use {able}"
         )
     # The finest output is the network's own; the bottleneck has none.
-    if heads > (most := len(plan_strides(patch_size)) - 2):
+    if heads > (most := _count_levels(name, patch_size) - 2):
         raise NetworkError(
             f"network.deep_supervision = {heads}: '{name}' on patches of {_show(patch_size)} has {most} coarser levels "
             f"with an output. Set it to at most {most}, or make the patch larger"
         )
+
+
+def _count_levels(name: str, patch_size: Sequence[int]) -> int:
+    return len(plan_strides(patch_size)) if name == "dynunet" else 6
 
 
 def _is_multiple(spec: NetworkSpec, size: Sizes) -> bool:
@@ -336,9 +348,36 @@ def _build_attention_unet(channels: int, num_classes: int, patch_size: Sizes, fe
     return network
 
 
+def _build_encoder_unet(
+    channels: int, num_classes: int, patch_size: Sizes, features: int, heads: int = 0, *, encoder: str, pretrained: bool
+) -> nn.Module:
+    from ssl_seg.encoders import make_encoder
+    from ssl_seg.encoders.unet import EncoderUNet
+
+    ndim = len(patch_size)
+    return EncoderUNet(
+        make_encoder(encoder, ndim, channels),
+        ndim=ndim,
+        channels=channels,
+        num_classes=num_classes,
+        features=features,
+        heads=heads,
+        frozen=pretrained,
+    )
+
+
 NETWORKS: dict[str, NetworkSpec] = {
     spec.name: spec
     for spec in (
+        NetworkSpec(
+            "encoder_unet",
+            "U-Net on an encoder with ImageNet weights, 6 levels",
+            _build_encoder_unet,
+            _divide_all_by(32),
+            16,
+            deep_supervision=True,
+            has_encoder=True,
+        ),
         NetworkSpec("unet", "U-Net with residual units, 5 levels", _build_unet, _divide_all_by(16), 32),
         NetworkSpec("basic_unet", "U-Net with max-pooling, 5 levels", _build_basic_unet, _divide_all_by(16), 32),
         NetworkSpec(
@@ -357,7 +396,7 @@ NETWORKS: dict[str, NetworkSpec] = {
 
 
 def _replace_norms(network: nn.Module, ndim: int, norm: Norm) -> None:
-    """Replace every norm layer in place; new layers start with weight 1 and bias 0."""
+    """Replace every norm layer in place, but for frozen ones; new layers start with weight 1 and bias 0."""
     from torch import nn
 
     def make(layer: nn.Module) -> nn.Module | None:
@@ -371,8 +410,9 @@ def _replace_norms(network: nn.Module, ndim: int, norm: Norm) -> None:
 
 
 def _replace(network: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> None:
-    """Replace in place each layer for which ``make`` returns another one."""
-    for parent in list(network.modules()):
+    """Replace in place each layer for which ``make`` returns another one; frozen encoders stay as they are."""
+    frozen = _list_frozen(network)
+    for parent in [module for module in network.modules() if id(module) not in frozen]:
         for name, child in parent.named_children():
             if (replacement := make(child)) is not None:
                 setattr(parent, name, replacement)
@@ -389,7 +429,14 @@ def _make_norm(norm: Norm, ndim: int, width: int) -> nn.Module:
 
 
 def has_batch_norm(net: nn.Module) -> bool:
-    """Return whether a network has BatchNorm layers: their statistics differ between train and eval mode."""
+    """Return whether a network has BatchNorm layers that take the statistics of a batch in train mode."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    return any(isinstance(module, _BatchNorm) for module in net.modules())
+    frozen = _list_frozen(net)
+    return any(isinstance(module, _BatchNorm) and id(module) not in frozen for module in net.modules())
+
+
+def _list_frozen(net: nn.Module) -> set[int]:
+    """Return the ids of all modules of encoders that keep their norms and the statistics in them."""
+    encoders = [module.get_submodule("encoder") for module in net.modules() if getattr(module, "frozen", False)]
+    return {id(module) for encoder in encoders for module in encoder.modules()}

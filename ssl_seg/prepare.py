@@ -30,7 +30,7 @@ from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
 from ssl_seg.data.splits.split import Split, make_folds, make_split, reorder_labeled
 from ssl_seg.data.store import decoded_bytes
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
-from ssl_seg.inference.model import config_of, make_network
+from ssl_seg.inference.model import config_of, make_network, start_network
 from ssl_seg.lint import lint
 from ssl_seg.methods import METHODS
 from ssl_seg.plan import Planned, plan_layer, plan_run
@@ -359,7 +359,7 @@ def _fill_disk_cache(
 
 def _check_network(config: Config, parent: Checkpoint | None, request: TrainRequest, *, gpu: bool) -> nn.Module:
     """Return the network, built once to see that the parent's weights fit and the precision asked for is usable."""
-    net = make_network(config)
+    net = start_network(config) if parent is None else make_network(config)
     if parent is not None:
         load_student(net, parent, config, str(request.bootstrap))
         load_teacher(net, parent, config, str(request.bootstrap))

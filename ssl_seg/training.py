@@ -38,7 +38,7 @@ from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.errors import MachineError, RunDirError, SslSegError, is_out_of_memory, quote
 from ssl_seg.final_scores import describe_for_checkpoint
 from ssl_seg.finish import finish_run
-from ssl_seg.inference.model import make_network
+from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.machine import count_cores
 from ssl_seg.methods import make_method
@@ -47,6 +47,7 @@ from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.ladder import Foreground, LadderSettings, make_rungs
 from ssl_seg.monitor.memory import read_memory
 from ssl_seg.monitor.watch import Monitor
+from ssl_seg.network_parts import PARTS
 from ssl_seg.precision import choose_precision, make_autocast
 from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, with_runtime, write_config
 from ssl_seg.recorder import Console, Recorder, Silent, find_told
@@ -138,7 +139,8 @@ def _describe_interrupt(run: RunDir) -> str:
 
 def _train(fabric: Fabric, prepared: Prepared, console: Console) -> TrainResult:
     torch.manual_seed(derive_seed(prepared.config.seed))
-    student = fabric.to_device(make_network(prepared.config))
+    make = start_network if prepared.start is None else make_network
+    student = fabric.to_device(make(prepared.config))
     prepared, student = _settle_runtime(fabric, prepared, student, console)
     checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
     trainer = _assemble(fabric, prepared, student, checkpoint, console)
@@ -249,7 +251,7 @@ def _assemble(
     engine = Engine(
         fabric,
         student,
-        make_optimizer(student, config.optim),
+        make_optimizer(student, config.optim, PARTS[config.network.name](student).encoder),
         teacher,
         method,
         autocast,

@@ -23,7 +23,7 @@ LAYERS = [
         "rundir",
         "checkpoint",
     },
-    {"data", "networks", "network_parts", "precision"},
+    {"data", "encoders", "networks", "network_parts", "precision"},
     {"methods"},
     {"monitor", "inference"},
     {"engine"},

@@ -23,6 +23,8 @@ KEYS = {
     "--allow-split": "split.allow_faults",
     "--method": "method.name",
     "--network": "network.name",
+    "--encoder": "network.encoder",
+    "--encoder-weights": "network.encoder_weights",
     "--steps": "length.steps",
     "--lr": "optim.lr",
     "--batch-size": "batch.labeled",

@@ -45,6 +45,12 @@ def train(
     ] = None,
     method: Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")] = None,
     network: Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder of encoder_unet: efficientnet_lite0, or a model of timm.")
+    ] = None,
+    encoder_weights: Annotated[
+        str | None, typer.Option(help="What the encoder starts from.", metavar="imagenet|none|FILE")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Length in epochs of length.steps_per_epoch steps.", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
@@ -93,6 +99,8 @@ def train(
         "--allow-split": allow_split or None,
         "--method": method,
         "--network": network,
+        "--encoder": encoder,
+        "--encoder-weights": encoder_weights,
         "--steps": steps,
         "--lr": lr,
         "--batch-size": batch_size,

@@ -20,7 +20,12 @@ class NetworkConfig(Section):
     norm: Literal["instance", "group", "batch"] = "instance"
     """Normalization. Batch statistics make student and teacher differ between train and eval mode."""
     deep_supervision: int = Field(0, ge=0, le=4)
-    """Further outputs at coarser levels that the supervised loss looks at too; dynunet only."""
+    """Further outputs at coarser levels that the supervised loss looks at too; dynunet and encoder_unet."""
+    encoder: str = "efficientnet_lite0"
+    """Encoder of encoder_unet: efficientnet_lite0, or any convolutional model of timm by name (extra `encoders`)."""
+    encoder_weights: str = "imagenet"
+    """What the encoder starts from: imagenet, none (random), or a file of weights. It keeps the batch statistics that
+    come with weights; with none it has the norm of the network."""
 
 
 class MethodConfig(Section):
@@ -95,6 +100,8 @@ class OptimConfig(Section):
     """Optimizer; sgd uses Nesterov momentum."""
     lr: float = Field(3e-4, gt=0)
     """Peak learning rate."""
+    encoder_lr_factor: float = Field(1.0, gt=0)
+    """Factor of lr for the encoder of encoder_unet; below 1 it keeps more of the weights that it started from."""
     weight_decay: float = Field(1e-2, ge=0)
     """Decoupled for adamw, L2 for sgd."""
     momentum: float = Field(0.9, ge=0, lt=1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl_seg.data.loader import Probe
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.diagnose.clock import Clock
-from ssl_seg.inference.model import Model, make_network
+from ssl_seg.inference.model import Model, start_network
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.loss_probe.measures import Labeled, compute_constants, compute_frequencies
 from ssl_seg.losses import SupervisedLoss, make_supervised_loss
@@ -197,4 +197,4 @@ def _list_batches(model: Model, probe: Probe) -> list[Labeled]:
 def _make_untrained(model: Model) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(model.config.seed))  # as a training does
-        return make_network(model.config).eval().to(model.device)
+        return start_network(model.config).eval().to(model.device)

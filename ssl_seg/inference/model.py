@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
-from ssl_seg.config import Config
+from ssl_seg.config import Config, NetworkConfig
 from ssl_seg.configio import validate
 from ssl_seg.errors import CheckpointError, ConfigError
 from ssl_seg.inference.sliding import OVERLAP, Predictor
-from ssl_seg.networks import build_network
+from ssl_seg.networks import build_network, get_network_spec
 from ssl_seg.precision import Autocast, choose_device, choose_inference_precision, has_device, make_autocast
 
 NETS = ("student", "teacher")
@@ -112,8 +112,27 @@ def open_model(path: Path, device: torch.device | None = None) -> Model:
     return Model(path, checkpoint, config, nets, chosen)
 
 
+def start_network(config: Config) -> nn.Module:
+    """Return the network that a training begins with: random weights, but for those of a published encoder.
+
+    Raises:
+        NetworkError: for weights that are missing, damaged or of another encoder.
+    """
+    network = make_network(config)
+    if has_published_encoder(config.network):
+        from ssl_seg.encoders import load_encoder
+
+        load_encoder(network, config.network.encoder, config.network.encoder_weights)
+    return network
+
+
+def has_published_encoder(network: NetworkConfig) -> bool:
+    """Return whether the encoder begins with weights that somebody has published."""
+    return get_network_spec(network.name).has_encoder and network.encoder_weights != "none"
+
+
 def make_network(config: Config) -> nn.Module:
-    """Return the untrained network that the configuration describes."""
+    """Return the network that the configuration describes, with random weights; those of a checkpoint can be loaded."""
     return build_network(
         config.network.name,
         ndim=config.data.ndim,
@@ -123,6 +142,8 @@ def make_network(config: Config) -> nn.Module:
         features=config.network.features,
         norm=config.network.norm,
         deep_supervision=config.network.deep_supervision,
+        encoder=config.network.encoder,
+        pretrained=has_published_encoder(config.network),
     )
 
 

@@ -19,7 +19,7 @@ from ssl_seg.configio import Layer
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.errors import CheckpointError
-from ssl_seg.inference.model import config_of, make_network
+from ssl_seg.inference.model import config_of, start_network
 from ssl_seg.loss_probe.knobs import Knob, measure_knobs
 from ssl_seg.loss_probe.measures import (
     Labeled,
@@ -166,7 +166,7 @@ def _make_nets(config: Config, checkpoint: Path | None) -> dict[str, nn.Module]:
     """Return the network of each state, in the order of training."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed))  # as a training does
-        nets = {INITIALIZATION: make_network(config)}
+        nets = {INITIALIZATION: start_network(config)}
     if checkpoint is not None:
         loaded = load_checkpoint(checkpoint)
         _check_fits(config, config_of(loaded, checkpoint), checkpoint)

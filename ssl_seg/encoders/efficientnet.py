@@ -1,0 +1,142 @@
+"""EfficientNet-Lite0 without its classifier, in 2D and inflated to 3D.
+
+The network of Tan and Le (2019, arXiv:1905.11946) in the "lite" form of the TensorFlow model garden: ReLU6, no squeeze
+and excitation. Its modules are in the order of the published weights, so that a file is matched by order and shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STRIDES, WIDTHS = (2, 4, 8, 16, 32), (16, 24, 40, 112, 320)
+"""Of the features that the decoder gets, finest first."""
+EPSILON = 1e-3
+"""Added to the variance by TensorFlow's batch norms."""
+STEM = 32
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of one width; the first one has the stride."""
+
+    kernel: int
+    stride: int
+    expansion: int
+    width: int
+    blocks: int
+
+
+STAGES = (
+    Stage(3, 1, 1, 16, 1),
+    Stage(3, 2, 6, 24, 2),
+    Stage(5, 2, 6, 40, 2),
+    Stage(3, 2, 6, 80, 3),
+    Stage(5, 1, 6, 112, 3),
+    Stage(5, 2, 6, 192, 4),
+    Stage(3, 1, 6, 320, 1),
+)
+_ENDS = (0, 1, 2, 4, 6)
+"""Stages after which the resolution is halved, or the network ends: what they give are the features."""
+
+
+class EfficientNetLite0(nn.Module):
+    """Images (N, C, *S) -> features at the strides 2, 4, 8, 16 and 32, finest first.
+
+    Args:
+        ndim: number of spatial axes, 2 or 3.
+        channels: number of image channels.
+    """
+
+    def __init__(self, ndim: int, channels: int) -> None:
+        super().__init__()
+        self.stem = _Conv(ndim, channels, STEM, kernel=3, stride=2)
+        width, stages = STEM, []
+        for stage in STAGES:
+            blocks = [_Block(ndim, width, stage, stage.stride)]
+            blocks += [_Block(ndim, stage.width, stage, 1) for _ in range(stage.blocks - 1)]
+            stages.append(nn.Sequential(*blocks))
+            width = stage.width
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the features (N, WIDTHS[i], *S / STRIDES[i])."""
+        x, features = F.relu6(self.stem(images)), []
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index in _ENDS:
+                features.append(x)
+        return features
+
+
+class _Block(nn.Module):
+    """Inverted residual: expand, convolve each channel by itself, project."""
+
+    def __init__(self, ndim: int, width: int, stage: Stage, stride: int) -> None:
+        super().__init__()
+        inner = width * stage.expansion
+        self.expand = _Conv(ndim, width, inner) if stage.expansion > 1 else None
+        self.depthwise = _Conv(ndim, inner, inner, stage.kernel, stride, groups=inner)
+        self.project = _Conv(ndim, inner, stage.width)
+        self.is_residual = stride == 1 and width == stage.width
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = x if self.expand is None else F.relu6(self.expand(x))
+        out = self.project(F.relu6(self.depthwise(inner)))
+        return x + out if self.is_residual else out
+
+
+class _Conv(nn.Module):
+    """Convolution padded as TensorFlow does it ("same"), and its norm."""
+
+    def __init__(self, ndim: int, width: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        convolution, norm = (nn.Conv2d, nn.BatchNorm2d) if ndim == 2 else (nn.Conv3d, nn.BatchNorm3d)
+        padding = kernel // 2 if stride == 1 else 0
+        self.conv = convolution(width, out, kernel, stride, padding, groups=groups, bias=False)
+        self.norm = norm(out, eps=EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv.stride[0] > 1:
+            x = _pad_same(x, self.conv.kernel_size, self.conv.stride)
+        normed: Tensor = self.norm(self.conv(x))
+        return normed
+
+
+def _pad_same(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Pad with zeros to ceil(size / stride) outputs; the odd voxel goes to the end."""
+    padding: list[int] = []
+    for size, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True):
+        total = max((-(-size // s) - 1) * s + k - size, 0)
+        padding += [total // 2, total - total // 2]
+    return F.pad(x, padding)
+
+
+def fit_weights(published: Sequence[Tensor], ndim: int, channels: int) -> list[Tensor]:
+    """Return published 2D weights, in order, for images of ``channels`` channels and ``ndim`` axes.
+
+    An image whose channels are all equal gives the features of the gray photo: the first layer's weights for red, green
+    and blue are spread evenly over any other number of channels. In 3D a kernel of k slices has each weight divided by
+    k (Carreira and Zisserman 2017, arXiv:1705.07750): slices that are all equal give the features of that slice, away
+    from the first and last ones.
+    """
+    first, *others = published
+    if channels != first.shape[1]:
+        first = first.sum(dim=1, keepdim=True).expand(-1, channels, -1, -1) / channels
+    return [_inflate(weight, ndim) for weight in (first, *others)]
+
+
+def _inflate(weight: Tensor, ndim: int) -> Tensor:
+    if ndim == 2 or weight.ndim < 4:
+        return weight
+    depth = weight.shape[-1]
+    return weight.unsqueeze(2).repeat(1, 1, depth, 1, 1) / depth
+
+
+def describe(shape: torch.Size) -> str:
+    """Return a shape as messages have it."""
+    return "x".join(str(n) for n in shape) or "one number"

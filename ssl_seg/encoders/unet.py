@@ -1,0 +1,124 @@
+"""A U-Net on an encoder (Ronneberger et al. 2015, arXiv:1505.04597): the features of the encoder, finest last, are
+enlarged, joined and convolved up to the size of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PHOTO_MEAN, PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of red, green and blue over ImageNet, on the scale 0 to 1: what a z-score of 0 and of 1 is in a photo."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A network from images to features, finest first; their strides, powers of 2, and their widths."""
+
+    network: nn.Module
+    strides: tuple[int, ...]
+    widths: tuple[int, ...]
+
+
+class EncoderUNet(nn.Module):
+    """Images (N, C, *S) -> logits (N, K, *S); with deep supervision, in train mode only, (N, 1 + heads, K, *S).
+
+    Args:
+        encoder: of the images.
+        ndim: number of spatial axes, 2 or 3.
+        channels: number of image channels.
+        num_classes: K.
+        features: width of the finest level of the decoder; coarser ones double it.
+        heads: number of further outputs, at the finest of the coarser levels.
+        frozen: keep the encoder's batch statistics as they are. Those of a few patches are noise, and student, teacher
+            and the processes of a run would each have their own.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        ndim: int,
+        channels: int,
+        num_classes: int,
+        features: int,
+        heads: int = 0,
+        frozen: bool = False,
+    ) -> None:
+        super().__init__()
+        skips = dict(zip(encoder.strides, encoder.widths, strict=True))
+        self.input, self.encoder, self.frozen = InputScale(ndim, channels), encoder.network, frozen
+        self.strides = encoder.strides
+        below, self.decoder = skips[max(skips)], nn.ModuleDict()
+        stride = max(skips) // 2
+        while stride >= 1:
+            self.decoder[str(stride)] = _make_block(ndim, below + skips.get(stride, 0), features * stride)
+            below, stride = features * stride, stride // 2
+        convolution = nn.Conv2d if ndim == 2 else nn.Conv3d
+        self.head = convolution(features, num_classes, kernel_size=1)
+        self.deep_heads = nn.ModuleList(
+            convolution(features * 2 ** (level + 1), num_classes, kernel_size=1) for level in range(heads)
+        )
+        self.train()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        skips = dict(zip(self.strides, self.encoder(self.input(images)), strict=True))
+        x, levels = skips[max(self.strides)], []
+        for stride, block in self.decoder.items():
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            skip = skips.get(int(stride))
+            x = block(x if skip is None else torch.cat([x, skip], dim=1))
+            levels.append(x)
+        logits: Tensor = self.head(x)
+        if not (self.training and len(self.deep_heads)):
+            return logits
+        coarser = zip(self.deep_heads, levels[-2::-1], strict=False)
+        size = logits.shape[2:]
+        return torch.stack([logits, *(F.interpolate(head(level), size) for head, level in coarser)], dim=1)
+
+    def train(self, mode: bool = True) -> EncoderUNet:
+        """Set the mode of all layers but the frozen norms, which stay in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            for layer in self.encoder.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+        return self
+
+
+class InputScale(nn.Module):
+    """z-scores -> what the encoder was trained on: a photo of the same mean and contrast, on the encoder's own scale."""
+
+    def __init__(self, ndim: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(channels, *[1] * ndim))
+        self.register_buffer("shift", torch.zeros(channels, *[1] * ndim))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the images (N, C, *S) on the encoder's scale."""
+        scaled: Tensor = images * self.scale + self.shift
+        return scaled
+
+
+def make_input_scale(channels: int, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return scale and shift (channels,) from z-scores to the scale of an encoder.
+
+    Args:
+        channels: number of image channels; three are red, green and blue, others are taken as gray.
+        mean, std: what the encoder subtracts from photos in [0, 1] and divides by, for red, green and blue.
+    """
+    own_mean, own_std, photo_mean, photo_std = map(torch.tensor, (mean, std, PHOTO_MEAN, PHOTO_STD))
+    scale, shift = photo_std / own_std, (photo_mean - own_mean) / own_std
+    return (scale, shift) if channels == 3 else (scale.mean().expand(channels), shift.mean().expand(channels))
+
+
+def _make_block(ndim: int, width: int, out: int) -> nn.Sequential:
+    convolution, norm = (nn.Conv2d, nn.InstanceNorm2d) if ndim == 2 else (nn.Conv3d, nn.InstanceNorm3d)
+    layers: list[nn.Module] = []
+    for before in (width, out):
+        layers += [convolution(before, out, 3, padding=1, bias=False), norm(out, affine=True), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
