@@ -35,7 +35,7 @@ NORMS = {
     "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
 }
 ALL_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-SIZES = {2: (32, 16), 3: (16, 32, 16)}
+SIZES = {2: (32, 64), 3: (32, 32, 64)}
 
 
 def build(name: str, ndim: int, **options) -> nn.Module:
@@ -71,7 +71,7 @@ def test_all_norms_are_of_the_type_asked_for(name: str, ndim: int, norm: str) ->
         assert layer.weight is not None, "not affine"
         assert (layer.num_channels if norm == "group" else layer.num_features) != 3, "a norm on the output channels"
     if norm != "batch":
-        assert not list(network.buffers()), "running statistics"
+        assert {buffer for buffer, _ in network.named_buffers()} <= {"input.scale", "input.shift"}, "running statistics"
 
 
 @contract
@@ -85,8 +85,8 @@ def test_other_norms_train(name: str, norm: str) -> None:
 
 @contract
 def test_samples_do_not_influence_each_other(name: str) -> None:
-    network = build(name, 2, patch_size=(48, 32)).eval().double()
-    images = torch.randn(2, 1, 48, 32, dtype=torch.float64)
+    network = build(name, 2, patch_size=(64, 32)).eval().double()
+    images = torch.randn(2, 1, 64, 32, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(network(images)[:1], network(images[:1]))
 
@@ -117,6 +117,8 @@ def test_same_seed_same_network(name: str) -> None:
 @contract
 def test_features_set_the_width(name: str) -> None:
     def width(network: nn.Module) -> int:
+        if name == "encoder_unet":  # the width is that of the decoder
+            return network.get_submodule("head").in_channels
         return next(m for m in network.modules() if isinstance(m, nn.Conv2d)).out_channels
 
     spec = NETWORKS[name]
@@ -156,7 +158,9 @@ def test_vnet_drops_channels_and_not_samples_in_2d() -> None:
 
 def run_unchecked(name: str, size: tuple[int, ...]) -> bool:
     """Return whether the network trains on this size when nobody checks it."""
-    network = NETWORKS[name].build(1, 2, size, NETWORKS[name].default_features if name == "vnet" else 2).train()
+    spec = NETWORKS[name]
+    options = {"encoder": "efficientnet_lite0", "pretrained": False} if spec.has_encoder else {}
+    network = spec.build(1, 2, size, spec.default_features if name == "vnet" else 2, **options).train()
     try:
         logits = network(torch.randn(1, 1, *size))
         logits.mean().backward()
@@ -173,7 +177,7 @@ def is_accepted(name: str, size: tuple[int, ...]) -> bool:
     return True
 
 
-GRID_2D = list(itertools.combinations_with_replacement((1, 8, 16, 20, 24, 33, 48), 2))
+GRID_2D = list(itertools.combinations_with_replacement((1, 8, 16, 20, 24, 33, 48, 64), 2))
 GRID_3D = [(16, 16, 16), (16, 32, 16), (8, 16, 16), (1, 32, 32), (5, 16, 16), (20, 16, 32)]
 
 
@@ -271,10 +275,11 @@ def test_dynunet_caps_its_width(size: tuple[int, ...], features: int, widest: in
 # Deep supervision
 
 
+@pytest.mark.parametrize("name", ["dynunet", "encoder_unet"])
 @pytest.mark.parametrize(("ndim", "heads"), [(2, 1), (2, 2), (3, 2)])
-def test_deep_supervision_stacks_its_outputs_in_train_mode_only(ndim: int, heads: int) -> None:
-    size = {2: (32, 64), 3: (16, 32, 32)}[ndim]
-    network = build("dynunet", ndim, num_classes=3, patch_size=size, deep_supervision=heads)
+def test_deep_supervision_stacks_its_outputs_in_train_mode_only(name: str, ndim: int, heads: int) -> None:
+    size = {2: (32, 64), 3: (32, 32, 64)}[ndim]
+    network = build(name, ndim, num_classes=3, patch_size=size, deep_supervision=heads)
     image = torch.randn(2, 1, *size)
     stacked, plain = network.train()(image), network.eval()(image)
     assert stacked.shape == (2, 1 + heads, 3, *size)
@@ -286,10 +291,11 @@ def test_deep_supervision_stacks_its_outputs_in_train_mode_only(ndim: int, heads
         assert not torch.equal(stacked[:, head, ..., : size[-1] // 2], stacked[:, head, ..., size[-1] // 2 :])
 
 
-def test_deep_supervision_trains_all_weights_with_the_supervised_loss() -> None:
-    network = build("dynunet", 2, patch_size=(32, 32), deep_supervision=2).train()
+@pytest.mark.parametrize("name", ["dynunet", "encoder_unet"])
+def test_deep_supervision_trains_all_weights_with_the_supervised_loss(name: str) -> None:
+    network = build(name, 2, patch_size=(64, 64), deep_supervision=2).train()
     loss = make_supervised_loss(LossConfig())
-    image, target = torch.zeros(2, 1, 32, 32), torch.zeros(2, 32, 32, dtype=torch.int64)
+    image, target = torch.zeros(2, 1, 64, 64), torch.zeros(2, 64, 64, dtype=torch.int64)
     image[:, :, 8:24, 4:20], target[:, 8:24, 4:20] = 1.0, 1
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     values = []
@@ -300,7 +306,11 @@ def test_deep_supervision_trains_all_weights_with_the_supervised_loss() -> None:
         values.append(value.item())
         optimizer.step()
     assert values[-1] < 0.5 * values[0]
-    heads = [weight for name, weight in network.named_parameters() if "deep_supervision_heads" in name]
+    heads = [
+        weight
+        for name, weight in network.named_parameters()
+        if "deep_supervision_heads" in name or "deep_heads" in name
+    ]
     assert len(heads) == 4  # a weight and a bias each
     assert all(weight.grad.abs().sum() > 0 for weight in network.parameters())
 
@@ -326,12 +336,18 @@ def test_deep_supervision_is_off_by_default() -> None:
 @contract
 def test_networks_without_deep_supervision_say_so(name: str) -> None:
     check_deep_supervision(name, SIZES[2], 0)
-    if name == "dynunet":
+    if name == "encoder_unet":
+        check_deep_supervision(name, (64, 64), 4)
+        with pytest.raises(NetworkError, match=r"network\.deep_supervision = 5: .* has 4 coarser"):
+            check_deep_supervision(name, (64, 64), 5)
+    elif name == "dynunet":
         check_deep_supervision(name, (32, 32), 2)
         with pytest.raises(NetworkError, match=r"network\.deep_supervision = 3: .*on patches of 32x32 has 2 coarser"):
             check_deep_supervision(name, (32, 32), 3)
     else:
-        with pytest.raises(NetworkError, match=rf"deep_supervision = 1: '{name}' has no outputs.* or use dynunet"):
+        with pytest.raises(
+            NetworkError, match=rf"deep_supervision = 1: '{name}' has no outputs.* or use encoder_unet, dynunet"
+        ):
             build(name, 2, deep_supervision=1)
 
 
@@ -362,7 +378,7 @@ def test_deep_supervision_passes_the_choice_of_format_and_precision() -> None:
 
 def test_unknown_networks_are_named() -> None:
     with pytest.raises(
-        NetworkError, match=r"unknown network 'dynunett' \(did you mean 'dynunet'\?\); available: unet,"
+        NetworkError, match=r"unknown network 'dynunett' \(did you mean 'dynunet'\?\); available: encoder_unet, unet,"
     ):
         build("dynunett", 2, features=4)
 

@@ -91,7 +91,7 @@ class EncoderUNet(nn.Module):
 
 
 class InputScale(nn.Module):
-    """z-scores -> what the encoder was trained on: a photo of the same mean and contrast, on the encoder's own scale."""
+    """z-scores -> a photo of mean brightness and contrast, on the scale that the encoder was trained on."""
 
     def __init__(self, ndim: int, channels: int) -> None:
         super().__init__()

@@ -124,11 +124,11 @@ def _assign(encoder: nn.Module, published: list[Tensor], path: Path, *, ndim: in
         raise NetworkError(
             f"{path} is of another encoder: its first tensor is {describe(published[0].shape)}, expected 32x3x3x3"
         )
-    state = encoder.state_dict()
-    for name, value in zip(own, fit_weights(published, ndim, channels), strict=True):
+    state, fitted = encoder.state_dict(), dict(zip(own, fit_weights(published, ndim, channels), strict=True))
+    for name, value in fitted.items():
         if value.shape != state[name].shape:
             raise NetworkError(
                 f"{path} is of another encoder: where '{name}' should be, it has {describe(value.shape)}, expected "
                 f"{describe(state[name].shape)}"
             )
-        state[name].copy_(value)
+    encoder.load_state_dict(state | fitted)

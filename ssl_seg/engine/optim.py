@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn, optim
 
@@ -17,22 +18,26 @@ def make_optimizer(net: nn.Module, config: OptimConfig, encoder: Sequence[nn.Mod
         config: settings.
         encoder: modules of the network whose learning rate has the factor ``encoder_lr_factor``.
     """
-    inside = {id(p) for module in encoder for p in module.parameters()}
-    groups = []
-    for factor, is_inside in ((1.0, False), (config.encoder_lr_factor, True)):
-        own = [p for p in net.parameters() if p.requires_grad and (id(p) in inside) == is_inside]
-        for decay, weights in (
-            (config.weight_decay, [p for p in own if p.ndim > 1]),
-            (0.0, [p for p in own if p.ndim <= 1]),
-        ):
-            if weights or not is_inside:
-                groups.append({"params": weights, "weight_decay": decay, "lr_factor": factor})
+    apart = encoder if config.encoder_lr_factor != 1 else ()
+    inside = {id(weight) for module in apart for weight in module.parameters()}
+    trained = [weight for weight in net.parameters() if weight.requires_grad]
+    groups = _group([w for w in trained if id(w) not in inside], config, 1.0)
+    if inside:
+        groups += _group([w for w in trained if id(w) in inside], config, config.encoder_lr_factor)
     if config.name == "sgd":
         return optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     return optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
 
 
+def _group(weights: Sequence[nn.Parameter], config: OptimConfig, lr_factor: float) -> list[dict[str, Any]]:
+    decayed, others = ([w for w in weights if (w.ndim > 1) == is_matrix] for is_matrix in (True, False))
+    return [
+        {"params": decayed, "weight_decay": config.weight_decay, "lr_factor": lr_factor},
+        {"params": others, "weight_decay": 0.0, "lr_factor": lr_factor},
+    ]
+
+
 def set_lr(optimizer: optim.Optimizer, lr: float) -> None:
     """Set the learning rate, which each group has its own factor of."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        group["lr"] = lr * group.get("lr_factor", 1.0)
