@@ -9,14 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from timm_stand_in import install_timm
 from torch import Tensor, nn
 
-from ssl_seg.config import OptimConfig
+from ssl_seg.config import EMAConfig, OptimConfig
 from ssl_seg.encoders import load_encoder, make_encoder
 from ssl_seg.encoders import weights as weight_files
 from ssl_seg.encoders.efficientnet import EfficientNetLite0, fit_weights
@@ -180,9 +180,7 @@ def test_the_norm_asked_for_is_that_of_the_decoder(norm: str, kind: type[nn.Modu
 
 def test_the_teacher_of_a_frozen_student_has_its_statistics() -> None:
     student = load().train()
-    teacher = EMATeacher(
-        student, make_ema_schedule(SimpleNamespace(decay=0.5, warmup=False, schedule="constant"), 10), 0
-    )
+    teacher = EMATeacher(student, make_ema_schedule(EMAConfig(decay=0.5, warmup=False), 10), 0)
     with torch.no_grad():
         for weight in student.parameters():
             weight.add_(1.0)
@@ -323,37 +321,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # Encoders of timm, by a stand-in for the package
 
 
-class Pyramid(nn.Module):
-    def __init__(self, channels: int, strides: tuple[int, ...]) -> None:
-        super().__init__()
-        self.feature_info = SimpleNamespace(reduction=lambda: list(strides), channels=lambda: [4] * len(strides))
-        self.pretrained_cfg = {"mean": PHOTO_MEAN, "std": PHOTO_STD}
-        self.layer, self.norm = nn.Conv2d(channels, 4, 1), nn.BatchNorm2d(4)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        y = self.norm(self.layer(x))
-        return [nn.functional.avg_pool2d(y, stride) for stride in self.feature_info.reduction()]
-
-
 @pytest.fixture
 def timm(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    calls: list[dict[str, Any]] = []
-
-    def create_model(name: str, **options: Any) -> nn.Module:
-        calls.append(options)
-        if name == "vit":
-            raise RuntimeError("features_only not implemented for Vision Transformer models.\nmore")
-        if options.get("pretrained") and "pretrained_cfg_overlay" not in options:
-            raise OSError("We couldn't connect to the hub")
-        model = Pyramid(options["in_chans"], {"coarse": (4, 8, 16, 32), "odd": (3, 6)}.get(name, (2, 4, 8, 16, 32)))
-        if options.get("pretrained"):
-            nn.init.constant_(model.layer.weight, 7.0)
-        return model
-
-    module = ModuleType("timm")
-    vars(module).update(create_model=create_model, list_models=lambda: ["resnet18", "coarse", "odd", "vit"])
-    monkeypatch.setitem(sys.modules, "timm", module)
-    return calls
+    return install_timm(monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "coarse", "resnet18.a1_in1k"])

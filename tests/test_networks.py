@@ -299,7 +299,7 @@ def test_deep_supervision_trains_all_weights_with_the_supervised_loss(name: str)
     image[:, :, 8:24, 4:20], target[:, 8:24, 4:20] = 1.0, 1
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     values = []
-    for _ in range(15):
+    for _ in range(30):
         optimizer.zero_grad()
         value, _ = loss(network(image), target)
         value.backward()

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from test_configio import list_settings
+from timm_stand_in import install_timm
 from torch import Tensor
 
 from ssl_seg import training
@@ -64,6 +65,7 @@ RESTARTS = ("optim.schedule=cosine_restarts", "optim.restart_epochs=1")
 PARENT = ("parent", "bootstrap.gate=none")
 RECOVER = ("monitor.on_collapse=recover",)
 EMPTY = ("data.label_map={1: 0, 2: 0}", "data.label_values=[0, 1]", "split.allow_faults=true")
+ENCODER = ("network.name=encoder_unet", "data.patch_size=[64, 64]")
 CUT = ("data.threshold=1", "data.label_values=[0, 1]")
 ALL = ("split.labels=1.0", "split.test_fraction=0.1", "data.root=ALL_LABELED")
 
@@ -102,6 +104,8 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "network.name": ("network.name=basic_unet", ()),
     "network.features": ("network.features=3", ()),
     "network.norm": ("network.norm=batch", ()),
+    "network.encoder": ("network.encoder=resnet18", (*ENCODER, "network.encoder_weights=none")),
+    "network.encoder_weights": ("network.encoder_weights=none", ENCODER),
     "network.deep_supervision": ("network.deep_supervision=1", ()),
     "method.name": ("method.name=supervised", ()),
     "method.options.consistency": ("method.options.consistency=kl", ()),
@@ -120,6 +124,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "loss.phases.blend_epochs": (PHASES % (1, 1, 2), (PHASES % (1, 1, 0),)),
     "optim.name": ("optim.name=sgd", ()),
     "optim.lr": ("optim.lr=1e-3", ()),
+    "optim.encoder_lr_factor": ("optim.encoder_lr_factor=0.5", ()),
     "optim.weight_decay": ("optim.weight_decay=0.5", ()),
     "optim.momentum": ("optim.momentum=0.5", ()),
     "optim.warmup_steps": ("optim.warmup_steps=3", ()),
@@ -211,6 +216,7 @@ MACHINE |= {"data.cache_mb", "data.disk_cache_gb"}
 
 IDLE: list[tuple[str, str, Settings]] = [
     # setting, its change, and what both runs have with which it changes nothing
+    ("network.encoder_weights", "network.encoder_weights=none", ()),
     ("data.layout", "data.layout=folders", ("data.root=synthetic:particles",)),
     ("data.groups", "data.groups=GROUPS", ("data.root=synthetic:particles",)),
     ("data.label_map", "data.label_map={9: 1}", ()),
@@ -304,6 +310,11 @@ class Notes(Silent):
 
     def note(self, text: str) -> None:
         self.texts.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_timm(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -487,7 +498,9 @@ def test_the_walk_finds_a_dead_setting(run: Any, monkeypatch: pytest.MonkeyPatch
     assert compare(run, change, shared)[0]
     real = training.make_optimizer
     alive = {"weight_decay": 0.01}
-    monkeypatch.setattr(training, "make_optimizer", lambda net, optim: real(net, optim.model_copy(update=alive)))
+    monkeypatch.setattr(
+        training, "make_optimizer", lambda net, optim, encoder: real(net, optim.model_copy(update=alive), encoder)
+    )
     acts, notes = compare(run, change, shared)
     assert not acts
     assert said_of(key, notes) == []
@@ -540,7 +553,7 @@ def test_features_and_norms_change_every_network(name: str) -> None:
     def build(**values: Any) -> str:
         torch.manual_seed(0)
         with torch.device("meta"):
-            return str(build_network(name, ndim=2, channels=1, num_classes=2, patch_size=(32, 32), **values))
+            return str(build_network(name, ndim=2, channels=1, num_classes=2, patch_size=(64, 64), **values))
 
     assert len({build(norm=norm) for norm in ("instance", "group", "batch")}) == 3
     if not NETWORKS[name].fixed_features:

@@ -86,7 +86,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = x if self.expand is None else F.relu6(self.expand(x))
-        out = self.project(F.relu6(self.depthwise(inner)))
+        out: Tensor = self.project(F.relu6(self.depthwise(inner)))
         return x + out if self.is_residual else out
 
 

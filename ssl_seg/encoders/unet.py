@@ -100,8 +100,7 @@ class InputScale(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the images (N, C, *S) on the encoder's scale."""
-        scaled: Tensor = images * self.scale + self.shift
-        return scaled
+        return images * self.get_buffer("scale") + self.get_buffer("shift")
 
 
 def make_input_scale(channels: int, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:

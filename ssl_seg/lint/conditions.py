@@ -336,6 +336,11 @@ def _find_one_patch(config: Config, _: Facts) -> str | None:
 _LENGTH = ("length.steps",)
 
 CONDITIONS: tuple[Condition, ...] = (
+    Condition(
+        ("network.encoder", "network.encoder_weights"),
+        _only_with("network.name", "encoder_unet"),
+        "It acts with network.name = encoder_unet",
+    ),
     Condition(("data.layout", "data.groups"), _find_idle_layout, "Give a folder as data.root, or leave it out"),
     Condition(("data.foreground_ratio", "augment.copy_paste"), _find_no_positive, "It acts where there is some"),
     Condition(("batch.positive_ratio",), _find_one_kind, "It acts where some have foreground and others do not"),
