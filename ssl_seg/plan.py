@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ MULTIPLE = {2: 32, 3: 16}
 RARE_FOREGROUND = 0.15
 """Below this mean share a third of the labeled patches is centered on foreground (nnU-Net's 33 %); above it, that would
 only teach the network a higher prevalence than there is."""
+
+LENGTH_KEYS = ("length.steps", "optim.warmup_steps")
 
 SQUARE = 1.5
 """Up to this ratio of their sides in the (Y, X) plane, voxels may be turned: nothing is stretched by more."""
@@ -97,6 +99,13 @@ def plan_run(
         ),
     ]
     return [p for p in planned if p.key not in known]
+
+
+def replan_length(planned: Sequence[Planned], steps: int, reason: str) -> list[Planned]:
+    """Return the plan with another length, and the warm-up, if that is planned, which goes with it."""
+    kept = [p for p in planned if p.key not in LENGTH_KEYS]
+    warmup = [replace(p, value=plan_warmup(steps)) for p in planned if p.key == "optim.warmup_steps"]
+    return [*kept, Planned("length.steps", steps, reason), *warmup]
 
 
 def plan_layer(planned: Sequence[Planned]) -> Layer:

@@ -25,7 +25,7 @@ from ssl_seg.config import Config, DataConfig, LengthConfig, SplitConfig
 from ssl_seg.configio import Layer, build_config, dump_config, merge_layers, nest, validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.disk_cache import fill_disk_cache, open_disk_cache
-from ssl_seg.data.findings import describe_finding
+from ssl_seg.data.findings import Finding, describe_finding
 from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
 from ssl_seg.data.splits.split import Split, make_folds, make_split, reorder_labeled
 from ssl_seg.data.store import decoded_bytes
@@ -33,7 +33,8 @@ from ssl_seg.errors import ConfigError, RefusedError, RunDirError
 from ssl_seg.inference.model import config_of, make_network, start_network
 from ssl_seg.lint import lint
 from ssl_seg.methods import METHODS
-from ssl_seg.plan import Planned, plan_layer, plan_run
+from ssl_seg.pace import ANY_STEPS, Pace, check_length, describe_pace, plan_steps
+from ssl_seg.plan import LENGTH_KEYS, Planned, plan_layer, plan_run, replan_length
 from ssl_seg.precision import choose_precision
 from ssl_seg.preflight import check_layers, check_with_data, gather_facts
 from ssl_seg.resources import check_disk, estimate_output_bytes
@@ -56,6 +57,7 @@ from ssl_seg.rundir import (
     name_data,
     open_run_dir,
 )
+from ssl_seg.schedules import plan_warmup
 from ssl_seg.seal import register_seal
 from ssl_seg.sources import absolute_paths, absolute_root, open_data
 from ssl_seg.transfer import check_options, load_student, load_teacher
@@ -74,6 +76,8 @@ class TrainRequest:
     force: bool = False
     epochs: int | None = None
     """Length in epochs, instead of length.steps."""
+    minutes: float | None = None
+    """Length of a new run in minutes on this machine, instead of length.steps."""
     in_series: bool = False
     """Whether it is part of a ladder, cross-validation or ablation, which says itself how to go on with all of it."""
 
@@ -95,6 +99,24 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A new run that may begin: everything is checked, and nothing is written yet."""
+
+    config: Config
+    planned: list[Planned]
+    catalog: Catalog
+    split: Split
+    place: Path
+    """Its directory; the first free one of this name where none was asked for."""
+    faults: list[Finding]
+    """Of the split; they were allowed."""
+    parent: dict[str, Any] | None
+    """What its first event says of the checkpoint that it starts from."""
+    seen_labels: tuple[str, ...]
+    """See ``Prepared``."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A resolved configuration, where each setting comes from, the data it was planned for, and the parent if any."""
 
@@ -106,28 +128,20 @@ class Plan:
     parent: Checkpoint | None
 
 
-def prepare_run(
-    request: TrainRequest,
-    *,
-    gpu: bool,
-    note: Callable[[str], None],
-    tracker: Callable[[str], Track] = lambda _: pass_through,
-    hold: Callable[[Path], object] = lambda _: None,
-) -> Prepared:
-    """Check everything, then create (or reopen) the run directory.
+def draft_run(
+    request: TrainRequest, *, gpu: bool, note: Callable[[str], None], tracker: Callable[[str], Track]
+) -> Draft:
+    """Plan a new run and check everything.
 
     Args:
         request: what is asked for.
         gpu: whether the run will be on one; the plan depends on it.
         note: takes lines for the user.
         tracker: what is being done -> what wraps its items, for a progress bar.
-        hold: keeps other processes out of the run directory, before anything is written there.
 
     Raises:
-        SslSegError: the first thing that is wrong; nothing has been written then.
+        SslSegError: the first thing that is wrong.
     """
-    if request.resume is not None:
-        return _reopen(request, note, tracker, hold)
     check_layers(request.layers)
     if request.out is not None:
         check_free(request.out)
@@ -135,13 +149,9 @@ def prepare_run(
     check_options(plan.config, plan.sources, has_parent=plan.parent is not None)
     for text in plan.catalog.notes:
         note(f"data: {text}")
-    for item in plan.planned:
-        note(f"plan: {item.key} = {item.value} ({item.reason})")
+    _note_plan([p for p in plan.planned if request.minutes is None or p.key not in LENGTH_KEYS], note)
     parent = plan.parent
     faults = check_with_data(plan.config, plan.catalog, plan.split, note)
-    facts = gather_facts(plan.config, plan.catalog, plan.split, has_faults=bool(faults))
-    for finding in lint(plan.config, request.layers, facts):
-        note(f"config: WARNING {describe_finding(finding)}")
     if any(fault.code == "changed_content" for fault in faults):
         plan = replace(plan, split=_restamp(plan.split, plan.catalog))
     net = _check_network(plan.config, parent, request, gpu=gpu)
@@ -149,22 +159,59 @@ def prepare_run(
     check_disk(place, estimate_output_bytes(net, plan.config))
     if parent is not None:
         _pass_gate(parent, plan, request, note)
-
     _fill_disk_cache(plan.config.data, plan.catalog, note, tracker)
-    run = create_next_run_dir(place) if request.out is None else create_run_dir(place)
-    hold(run.path)
-    write_config(plan.config, run, _make_header(plan, request))
-    save_split(plan.split, run.path / SPLIT_FILE)
-    register_seal(plan.split, plan.catalog)
-    if faults:
-        run.append_event("split_allowed", findings=[asdict(f) for f in faults])
     described = None if parent is None else describe_parent(parent, plan.config.bootstrap)
-    run.append_event("started", parent=described, force=request.force)
-    rounded = plan.split.note_rounding(plan.config.split.labels)
-    for text in (*plan.split.notes, *rounded, _describe_split(plan.split, plan.config)):
-        note(f"split: {text}")
     seen = _collect_seen(plan.config, plan.catalog, plan.split, parent)
-    return Prepared(plan.config, plan.catalog, plan.split, run, request.bootstrap, resumed=False, seen_labels=seen)
+    return Draft(plan.config, plan.planned, plan.catalog, plan.split, place, faults, described, seen)
+
+
+def fit_minutes(draft: Draft, pace: Pace, minutes: float, note: Callable[[str], None]) -> Draft:
+    """Return the draft with as many steps as fit into the minutes.
+
+    Raises:
+        ConfigError: see ``plan_steps``.
+    """
+    config = draft.config
+    planned_warmup = any(item.key == "optim.warmup_steps" for item in draft.planned)
+    steps = plan_steps(pace, config, minutes, warmup=0 if planned_warmup else config.optim.warmup_steps)
+    planned = replan_length(draft.planned, steps, f"{minutes:g} minutes on this machine: {describe_pace(pace)}")
+    _note_plan([item for item in planned if item.key in LENGTH_KEYS], note)
+    updates = {
+        "length": config.length.model_copy(update={"steps": steps}),
+        "optim": config.optim.model_copy(update={"warmup_steps": plan_warmup(steps)} if planned_warmup else {}),
+    }
+    return replace(draft, config=config.model_copy(update=updates), planned=planned)
+
+
+def begin_run(
+    draft: Draft, request: TrainRequest, *, note: Callable[[str], None], hold: Callable[[Path], object]
+) -> Prepared:
+    """Create the run directory and return the run.
+
+    Args:
+        draft: with settings that are final.
+        request: what it was made for.
+        note: takes lines for the user.
+        hold: keeps other processes out of the run directory, before anything is written there.
+
+    Raises:
+        RunDirError: when the directory cannot be created.
+    """
+    config, split = draft.config, draft.split
+    facts = gather_facts(config, draft.catalog, split, has_faults=bool(draft.faults))
+    for finding in lint(config, request.layers, facts):
+        note(f"config: WARNING {describe_finding(finding)}")
+    run = create_next_run_dir(draft.place) if request.out is None else create_run_dir(draft.place)
+    hold(run.path)
+    write_config(config, run, _make_header(draft.planned, request))
+    save_split(split, run.path / SPLIT_FILE)
+    register_seal(split, draft.catalog)
+    if draft.faults:
+        run.append_event("split_allowed", findings=[asdict(f) for f in draft.faults])
+    run.append_event("started", parent=draft.parent, force=request.force)
+    for text in (*split.notes, *split.note_rounding(config.split.labels), _describe_split(split, config)):
+        note(f"split: {text}")
+    return Prepared(config, draft.catalog, split, run, request.bootstrap, resumed=False, seen_labels=draft.seen_labels)
 
 
 def make_plan(
@@ -188,9 +235,10 @@ def make_plan(
     parent = _load_parent(request)
     layers = _with_parent(request, parent)
     merged, sources = merge_layers(layers)
-    if request.epochs is not None:
+    check_length(layers, request.epochs, request.minutes)
+    if request.epochs is not None or request.minutes is not None:
         default = LengthConfig.model_fields["steps_per_epoch"].default
-        layers += _epochs_layer(request, int(merged.get("length", {}).get("steps_per_epoch", default)))
+        layers += _length_layer(request, int(merged.get("length", {}).get("steps_per_epoch", default)))
         merged, sources = merge_layers(layers)
     catalog = read(merged.get("data", {}), track)
     split_config = validate(SplitConfig, merged.get("split", {}), sources, prefix="split.")
@@ -203,8 +251,10 @@ def make_plan(
     return Plan(_settle(config), sources, planned, catalog, split, parent)
 
 
-def _epochs_layer(request: TrainRequest, steps_per_epoch: int) -> list[Layer]:
-    """Return the length that is asked for in epochs, if any."""
+def _length_layer(request: TrainRequest, steps_per_epoch: int) -> list[Layer]:
+    """Return the length that is asked for in epochs, if any; one in minutes is not known yet."""
+    if request.minutes is not None:
+        return [Layer(f"--minutes {request.minutes:g}", nest("length.steps", ANY_STEPS))]
     if request.epochs is None:
         return []
     return [Layer(f"--epochs {request.epochs}", nest("length.steps", request.epochs * steps_per_epoch))]
@@ -227,20 +277,41 @@ def read_header(run: RunDir) -> str:
     return "\n".join(line.removeprefix("# ") for line in lines if line.startswith("# "))
 
 
-def _make_header(plan: Plan, request: TrainRequest) -> str:
+def _note_plan(planned: Sequence[Planned], note: Callable[[str], None]) -> None:
+    for item in planned:
+        note(f"plan: {item.key} = {item.value} ({item.reason})")
+
+
+def _make_header(planned: Sequence[Planned], request: TrainRequest) -> str:
     start = f" --bootstrap {request.bootstrap}" if request.bootstrap else ""
     lines = [f"Written by `ssl-seg train`; `ssl-seg train --config FILE{start}` with this file repeats the run."]
-    return "\n".join([*lines, *(f"planned: {item.key} = {item.value} ({item.reason})" for item in plan.planned)])
+    return "\n".join([*lines, *(f"planned: {item.key} = {item.value} ({item.reason})" for item in planned)])
 
 
-def _reopen(
+def reopen_run(
     request: TrainRequest,
+    *,
     note: Callable[[str], None],
     tracker: Callable[[str], Track],
     hold: Callable[[Path], object],
 ) -> Prepared:
+    """Check everything and return the run to go on with; its directory is brought up to date.
+
+    Args:
+        request: with ``resume``.
+        note, tracker: see ``draft_run``.
+        hold: see ``begin_run``.
+
+    Raises:
+        SslSegError: the first thing that is wrong.
+    """
     if request.resume is None or request.bootstrap or request.out:
         raise ConfigError("--resume continues a run with its own settings and in its own directory")
+    if request.minutes is not None:
+        raise ConfigError(
+            f"--minutes {request.minutes:g}: --resume goes on to the number of steps that the run was begun with, so "
+            "that it ends with the same networks. Leave it out, or give a larger number with --steps"
+        )
     check_layers_of_resume(request.layers)
     run = open_run_dir(request.resume)
     if not run.last.is_file():
@@ -252,7 +323,7 @@ def _reopen(
     checkpoint = load_checkpoint(run.last)
     old = config_of(checkpoint, run.last)
     stored = Layer(str(run.last), old.model_dump(mode="json"))
-    config, _ = build_config([stored, *request.layers, *_epochs_layer(request, old.length.steps_per_epoch)])
+    config, _ = build_config([stored, *request.layers, *_length_layer(request, old.length.steps_per_epoch)])
     config, step = _settle(config), checkpoint.progress.step
     check_resumable(run, checkpoint, old, config)
     check_data_there(run, config.data.root)
@@ -302,7 +373,7 @@ def _with_parent(request: TrainRequest, parent: Checkpoint | None) -> list[Layer
     layers = list(request.layers)
     if parent is None or any(layer.is_file for layer in layers):
         return layers
-    given = given_keys(layers) | ({"length.steps"} if request.epochs else set())
+    given = given_keys(layers) | ({"length.steps"} if request.epochs or request.minutes else set())
     if _root_of(layers) == parent.config["data"]["root"]:
         given.discard("data.root")
     return [parent_layer(parent, str(request.bootstrap), given), *layers]
@@ -407,9 +478,3 @@ def _settle(config: Config) -> Config:
 def _default_name(config: Config) -> str:
     data = name_data(config.data.root)
     return f"{data}_{config.method.name}_{config.split.labels:g}_seed{config.seed}"
-
-
-def with_runtime(prepared: Prepared, **values: Any) -> Prepared:
-    """Return ``prepared`` with resolved machine settings."""
-    runtime = prepared.config.runtime.model_copy(update=values)
-    return replace(prepared, config=prepared.config.model_copy(update={"runtime": runtime}))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,8 +20,10 @@ from torch import nn
 from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ssl_seg.config import Config, RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers, validate
-from ssl_seg.data.loader import Batch, PatchSource, make_loader, make_probe
+from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.loader import Batch, PatchSource, Probe, make_loader, make_probe
 from ssl_seg.data.sampling import derive_seed
+from ssl_seg.data.splits.split import Split
 from ssl_seg.engine.devices import (
     any_process,
     call_on_main,
@@ -35,21 +39,32 @@ from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.engine.policies import Policies
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.engine.swa import WeightAverage
+from ssl_seg.engine.timing import measure_pace
 from ssl_seg.errors import MachineError, RunDirError, SslSegError, is_out_of_memory, quote
 from ssl_seg.final_scores import describe_for_checkpoint
 from ssl_seg.finish import finish_run
 from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.machine import count_cores
-from ssl_seg.methods import make_method
+from ssl_seg.methods import METHODS, make_method
 from ssl_seg.monitor.actions import list_components, read_context
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.ladder import Foreground, LadderSettings, make_rungs
 from ssl_seg.monitor.memory import read_memory
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.network_parts import PARTS
+from ssl_seg.pace import FEWEST_MEASURED, Pace, describe_pace, describe_seconds, estimate_seconds
 from ssl_seg.precision import choose_precision, make_autocast
-from ssl_seg.prepare import Prepared, TrainRequest, prepare_run, read_header, with_runtime, write_config
+from ssl_seg.prepare import (
+    Prepared,
+    TrainRequest,
+    begin_run,
+    draft_run,
+    fit_minutes,
+    read_header,
+    reopen_run,
+    write_config,
+)
 from ssl_seg.recorder import Console, Recorder, Silent, find_told
 from ssl_seg.rundir import RunDir, hold_directory, is_disk_full, next_free
 from ssl_seg.schedules import find_warmup, make_ema_schedule, make_lr_schedule
@@ -96,31 +111,39 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
         def hold(path: Path) -> None:
             held.enter_context(hold_directory(path, console.note))
 
-        prepared = _prepare_on_main(fabric, request, console, hold)
+        run: RunDir | None = None
         try:
-            return _train(fabric, prepared, console)
+            if request.resume is None:
+                prepared, ready = _begin(fabric, request, console, hold)
+                run = prepared.run
+            else:
+                note, tracker = console.note, console.track
+                prepared = call_on_main(fabric, lambda: reopen_run(request, note=note, tracker=tracker, hold=hold))
+                run = prepared.run
+                prepared, ready = _continue(fabric, prepared, console)
+            return _train(fabric, prepared, ready, console)
         except KeyboardInterrupt:  # before the loop listens for it, or twice
-            if fabric.is_global_zero and not request.in_series:
-                console.note(_describe_interrupt(prepared.run))
+            if run is not None and fabric.is_global_zero and not request.in_series:
+                console.note(_describe_interrupt(run))
             raise
         except Exception as error:
-            if (known := _explain(error, fabric, prepared.run, in_series=request.in_series)) is not None:
+            if (known := _explain(error, fabric, run, in_series=request.in_series)) is not None:
                 raise known from error
             raise
 
 
-def _explain(error: Exception, fabric: Fabric, run: RunDir, *, in_series: bool) -> SslSegError | None:
+def _explain(error: Exception, fabric: Fabric, run: RunDir | None, *, in_series: bool) -> SslSegError | None:
     """Return what a lack of memory or of space is to the user; None for any other error, and one that says it."""
     if isinstance(error, SslSegError):
         return None
-    command = "" if in_series else f", then continue with `ssl-seg train --resume {quote(run.path)}`"
-    if is_disk_full(error):
+    command = "" if in_series or run is None else f", then continue with `ssl-seg train --resume {quote(run.path)}`"
+    if is_disk_full(error) and run is not None:
         return RunDirError(f"the disk of {run.path} is full; the last checkpoint is kept. Free some space{command}")
     if is_out_of_memory(error):
+        kept = "" if run is None else f". {run.path} keeps what was saved"
         return MachineError(
             f"out of memory on {fabric.device}: stop other programs that take memory{command}; or begin a new run with "
-            "smaller data.patch_size, batch.labeled, batch.unlabeled, network.features or runtime.workers. "
-            f"{run.path} keeps what was saved"
+            f"smaller data.patch_size, batch.labeled, batch.unlabeled, network.features or runtime.workers{kept}"
         )
     return None
 
@@ -137,13 +160,83 @@ def _describe_interrupt(run: RunDir) -> str:
     )
 
 
-def _train(fabric: Fabric, prepared: Prepared, console: Console) -> TrainResult:
-    torch.manual_seed(derive_seed(prepared.config.seed))
-    make = start_network if prepared.start is None else make_network
-    student = fabric.to_device(make(prepared.config))
-    prepared, student = _settle_runtime(fabric, prepared, student, console)
+@dataclass(frozen=True)
+class _Feed:
+    """What the networks are shown."""
+
+    source: PatchSource
+    val: Probe
+    train: Probe
+    workers: int
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is made before a run directory is: settings that the machine decides, the network, and what it is shown."""
+
+    config: Config
+    notes: list[str]
+    """Why precision and memory format are what they are."""
+    student: nn.Module
+    feed: _Feed
+    pace: Pace | None
+    """None for a run that is too short to measure."""
+
+
+def _begin(
+    fabric: Fabric, request: TrainRequest, console: Console, hold: Callable[[Path], None]
+) -> tuple[Prepared, _Ready]:
+    """Plan a new run on the first process, measure on all of them, and create its directory."""
+    gpu, note, minutes = fabric.device.type != "cpu", console.note, request.minutes
+    draft = call_on_main(fabric, lambda: draft_run(request, gpu=gpu, note=note, tracker=console.track))
+    ready = _get_ready(fabric, draft.config, draft.catalog, draft.split, console, request.bootstrap, minutes=minutes)
+    settled, pace = replace(draft, config=ready.config), ready.pace
+
+    def begin() -> Prepared:
+        final = settled if minutes is None or pace is None else fit_minutes(settled, pace, minutes, note)
+        return begin_run(final, request, note=note, hold=hold)
+
+    return call_on_main(fabric, begin), ready
+
+
+def _continue(fabric: Fabric, prepared: Prepared, console: Console) -> tuple[Prepared, _Ready]:
+    """Settle on this machine what a run that goes on leaves open."""
+    first = load_checkpoint(prepared.run.last, lazy=True).progress.step
+    ready = _get_ready(fabric, prepared.config, prepared.catalog, prepared.split, console, prepared.start, first=first)
+    if fabric.is_global_zero and ready.config != prepared.config:
+        write_config(ready.config, prepared.run, read_header(prepared.run))
+    return replace(prepared, config=ready.config), ready
+
+
+def _get_ready(
+    fabric: Fabric,
+    config: Config,
+    catalog: Catalog,
+    split: Split,
+    console: Console,
+    start: Path | None,
+    *,
+    minutes: float | None = None,
+    first: int = 0,
+) -> _Ready:
+    torch.manual_seed(derive_seed(config.seed))
+    student = fabric.to_device((make_network if start is not None else start_network)(config))
+    config, student, notes = _settle_runtime(fabric, config, student, console)
+    feed = _open_feed(fabric, config, catalog, split, console)
+    pace = None
+    if minutes is not None or config.length.steps - first >= FEWEST_MEASURED:
+        copied, seconds = copy.deepcopy(student), None if minutes is None else 60 * minutes
+        engine = _make_engine(fabric, config, copied, EMATeacher(copied, lambda _: config.ema.decay))
+        monitor = _make_monitor(fabric, config, feed)
+        pace = measure_pace(engine, monitor, feed.source, config, split.val, workers=feed.workers, seconds=seconds)
+    return _Ready(config, notes, student, feed, pace)
+
+
+def _train(fabric: Fabric, prepared: Prepared, ready: _Ready, console: Console) -> TrainResult:
     checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
-    trainer = _assemble(fabric, prepared, student, checkpoint, console)
+    trainer = _assemble(fabric, prepared, ready, checkpoint, console)
+    expected = _announce(prepared, ready, trainer.schedule.first_step, console) if fabric.is_global_zero else None
+    begun = time.monotonic()
     if fabric.is_global_zero:
         console.start(trainer.schedule.first_step, trainer.schedule.total_steps)
     try:
@@ -164,7 +257,11 @@ def _train(fabric: Fabric, prepared: Prepared, console: Console) -> TrainResult:
     finally:
         console.stop()
     average, recorder = trainer.policies.average, trainer.recorder
-    verdict, final = finish_run(result, prepared, trainer.engine, trainer.source, average, recorder, console)
+    verdict, final = finish_run(result, prepared, trainer.engine, trainer.feed.source, average, recorder, console)
+    if expected is not None and result.ending == "finished":
+        console.note(
+            f"time: it took {describe_seconds(time.monotonic() - begun)}, {describe_seconds(expected)} were expected"
+        )
     return TrainResult(
         prepared.run,
         result.ending,
@@ -187,14 +284,13 @@ class _Trainer:
     policies: Policies
     interventions: Interventions
     recorder: Recorder
-    source: PatchSource
-    workers: int
+    feed: _Feed
 
     def batches_from(self, step: int, foreground: Foreground | None) -> Iterator[Batch]:
         """Return the batches of the steps from ``step`` on."""
         pin_memory = self.engine.fabric.device.type == "cuda"
-        source, last = resample(self.source, foreground), self.schedule.total_steps
-        return iter(make_loader(source, step, last, self.workers, pin_memory))
+        source, last = resample(self.feed.source, foreground), self.schedule.total_steps
+        return iter(make_loader(source, step, last, self.feed.workers, pin_memory))
 
 
 def runtime_of(request: TrainRequest) -> RuntimeConfig:
@@ -208,17 +304,24 @@ def runtime_of(request: TrainRequest) -> RuntimeConfig:
     return validate(RuntimeConfig, section if isinstance(section, dict) else {}, own, prefix="runtime.")
 
 
-def _prepare_on_main(fabric: Fabric, request: TrainRequest, console: Console, hold: Callable[[Path], None]) -> Prepared:
-    """Prepare on the first process and hand the result, or the error, to all."""
-    gpu, note, tracker = fabric.device.type != "cpu", console.note, console.track
-    return call_on_main(fabric, lambda: prepare_run(request, gpu=gpu, note=note, tracker=tracker, hold=hold))
+def _announce(prepared: Prepared, ready: _Ready, first: int, console: Console) -> float | None:
+    """Record how the machine is used and how long the run will take; return its seconds where they are known."""
+    config, run, pace = prepared.config, prepared.run, ready.pace
+    runtime = config.runtime
+    run.append_event("runtime", precision=runtime.precision, memory_format=runtime.memory_format, notes=ready.notes)
+    if pace is None:
+        return None
+    seconds = estimate_seconds(pace, config, config.length.steps, first)
+    run.append_event("estimate", seconds=seconds, steps=config.length.steps - first, **asdict(pace))
+    console.note(f"time: about {describe_seconds(seconds)} on this machine: {describe_pace(pace)}")
+    return seconds
 
 
 def _settle_runtime(
-    fabric: Fabric, prepared: Prepared, student: nn.Module, console: Console
-) -> tuple[Prepared, nn.Module]:
-    """Resolve precision and memory format, and write them into the run's configuration."""
-    config, runtime = prepared.config, prepared.config.runtime
+    fabric: Fabric, config: Config, student: nn.Module, console: Console
+) -> tuple[Config, nn.Module, list[str]]:
+    """Resolve precision and memory format; return the reasons too."""
+    runtime = config.runtime
     patches = config.labeled_range[1] + config.batch.unlabeled
     example = torch.randn(patches, config.data.channels, *config.data.patch_size, device=fabric.device)
     precision, reason = fabric.broadcast(choose_precision(runtime.precision, student, example))
@@ -230,61 +333,76 @@ def _settle_runtime(
         memory_format = choose_memory_format(seconds)
         timed = ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
         notes.append(f"memory format: {memory_format} (forward and backward: {timed})")
-    settled = with_runtime(prepared, precision=precision, memory_format=memory_format)
     if fabric.is_global_zero:
         for text in notes:
             console.note(text)
-        prepared.run.append_event("runtime", precision=precision, memory_format=memory_format, notes=notes)
-        if settled.config != config:
-            write_config(settled.config, settled.run, read_header(settled.run))
-    return settled, to_memory_format(student, memory_format, config.data.ndim)
+    runtime = runtime.model_copy(update={"precision": precision, "memory_format": memory_format})
+    settled = config.model_copy(update={"runtime": runtime})
+    return settled, to_memory_format(student, memory_format, config.data.ndim), notes
 
 
-def _assemble(
-    fabric: Fabric, prepared: Prepared, student: nn.Module, checkpoint: Checkpoint | None, console: Console
-) -> _Trainer:
-    config, split = prepared.config, prepared.split
-    teacher = _make_networks(prepared, student, checkpoint)
-    average = None if config.policies.swa is None else WeightAverage(student)
-    autocast = make_autocast(config.runtime.precision, fabric.device)
-    method = make_method(config.method.name, config.method.options, make_supervised_loss(config.loss))
-    engine = Engine(
+def _open_feed(fabric: Fabric, config: Config, catalog: Catalog, split: Split, console: Console) -> _Feed:
+    store, patch = open_store(catalog, config.data), config.data.patch_size
+    source = make_source(config, store, split, rank=fabric.global_rank, world_size=fabric.world_size)
+    workers = min(config.runtime.workers, count_cores())
+    if workers < config.runtime.workers and fabric.is_global_zero:
+        console.note(
+            f"runtime.workers = {config.runtime.workers}: {workers} are used, one for each core that is granted"
+        )
+    return _Feed(
+        source,
+        make_probe(store, split.val, config.monitor.probe_patches, patch, split.seed),
+        make_probe(store, source.labeled, config.monitor.train_probe_patches, patch, split.seed),
+        workers,
+    )
+
+
+def _make_engine(fabric: Fabric, config: Config, student: nn.Module, teacher: EMATeacher) -> Engine:
+    return Engine(
         fabric,
         student,
         make_optimizer(student, config.optim, PARTS[config.network.name](student).encoder),
         teacher,
-        method,
-        autocast,
+        make_method(config.method.name, config.method.options, make_supervised_loss(config.loss)),
+        make_autocast(config.runtime.precision, fabric.device),
         total_steps=config.length.steps,
         steps_per_epoch=config.length.steps_per_epoch,
         clip_norm=config.optim.clip_norm,
         seed=config.seed,
         gradient_noise=config.policies.gradient_noise,
     )
+
+
+def _make_monitor(fabric: Fabric, config: Config, feed: _Feed) -> Monitor:
+    return Monitor(
+        feed.val,
+        feed.train,
+        num_classes=config.data.num_classes,
+        device=fabric.device,
+        batch_size=config.labeled_range[1] + config.batch.unlabeled,
+        autocast=make_autocast(config.runtime.precision, fabric.device),
+        warmup_steps=find_warmup(config.optim, config.length),
+        steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
+        select=config.monitor.select,
+        components=list_components(config.loss),
+        uses_teacher=METHODS[config.method.name].uses_teacher,
+        context=read_context(config),
+    )
+
+
+def _assemble(
+    fabric: Fabric, prepared: Prepared, ready: _Ready, checkpoint: Checkpoint | None, console: Console
+) -> _Trainer:
+    config, feed, student = prepared.config, ready.feed, ready.student
+    average = None if config.policies.swa is None else WeightAverage(student)
+    engine = _make_engine(fabric, config, student, _make_networks(prepared, student, checkpoint))
     start = LoopStart()
     if prepared.resumed and checkpoint is not None:
         engine.restore(checkpoint, str(prepared.start))
         if average is not None and checkpoint.swa is not None:
             average.load(checkpoint.swa, str(prepared.start))
         start = _read_start(checkpoint)
-
-    store = open_store(prepared.catalog, config.data)
-    source = make_source(config, store, split, rank=fabric.global_rank, world_size=fabric.world_size)
-    patch, probe_seed = config.data.patch_size, split.seed
-    monitor = Monitor(
-        make_probe(store, split.val, config.monitor.probe_patches, patch, probe_seed),
-        make_probe(store, source.labeled, config.monitor.train_probe_patches, patch, probe_seed),
-        num_classes=config.data.num_classes,
-        device=fabric.device,
-        batch_size=config.labeled_range[1] + config.batch.unlabeled,
-        autocast=autocast,
-        warmup_steps=find_warmup(config.optim, config.length),
-        steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
-        select=config.monitor.select,
-        components=list_components(config.loss),
-        uses_teacher=method.uses_teacher,
-        context=read_context(config),
-    )
+    uses_teacher = engine.method.uses_teacher
     schedule = Schedule(
         start.progress.step,
         config.length.steps,
@@ -300,14 +418,10 @@ def _assemble(
             recorder.keep_healthy(start.progress.step)
     reduces = config.optim.schedule == "reduce_on_plateau"
     policies = Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None)
-    interventions = Interventions(_make_ladder(config, source, uses_teacher=method.uses_teacher), average)
+    interventions = Interventions(_make_ladder(config, feed.source, uses_teacher=uses_teacher), average)
     lr_at = make_lr_schedule(config.optim, config.length, sum(config.labeled_range) / 2 * fabric.world_size)
-    workers = min(config.runtime.workers, count_cores())
-    if workers < config.runtime.workers and fabric.is_global_zero:
-        console.note(
-            f"runtime.workers = {config.runtime.workers}: {workers} are used, one for each core that is granted"
-        )
-    return _Trainer(engine, monitor, schedule, start, lr_at, policies, interventions, recorder, source, workers)
+    monitor = _make_monitor(fabric, config, feed)
+    return _Trainer(engine, monitor, schedule, start, lr_at, policies, interventions, recorder, feed)
 
 
 def _make_networks(prepared: Prepared, student: nn.Module, checkpoint: Checkpoint | None) -> EMATeacher:

@@ -20,6 +20,7 @@ LAYERS = [
         "losses",
         "metrics",
         "intervals",
+        "pace",
         "rundir",
         "checkpoint",
     },

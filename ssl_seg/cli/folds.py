@@ -62,13 +62,15 @@ def is_folds(path: Path) -> bool:
     return is_cross_validation(path)
 
 
-def run_folds(layers: tuple[Layer, ...], out: Path | None, resume: Path | None, epochs: int | None) -> None:
+def run_folds(
+    layers: tuple[Layer, ...], out: Path | None, resume: Path | None, epochs: int | None, minutes: float | None
+) -> None:
     """Train the folds, or go on with them, and print the table; the exit code says how it ended."""
     from ssl_seg.cli import is_main_process
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.series.cross_validation import CrossValidationRequest, cross_validate
 
-    result = cross_validate(CrossValidationRequest(layers, out, resume, epochs), TerminalConsole())
+    result = cross_validate(CrossValidationRequest(layers, out, resume, epochs, minutes), TerminalConsole())
     if not is_main_process():
         return
     if result.ending == "interrupted":

@@ -31,6 +31,10 @@ def ladder(
     network: Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of each rung.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Length of each rung in epochs.", min=1)] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Minutes of each rung on this machine; the steps that fit into the first hold for all."),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Labeled patches in a batch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the trainings; the split has its own, split.seed.")] = None,
@@ -67,13 +71,12 @@ def ladder(
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers, parse_labels
     from ssl_seg.errors import ConfigError
+    from ssl_seg.pace import check_length
     from ssl_seg.series.label_rungs import check_labels, load_ladder
     from ssl_seg.series.markers import LADDER_FILE, check_free_for
 
     if more and not labels:
         raise ConfigError(f"{more[0]} is not expected here: give the rungs as --labels 0.01 0.10 1.0")
-    if epochs is not None and steps is not None:
-        raise ConfigError("--steps and --epochs both give the length: use one of them")
     options = {
         "--data": data,
         "--layout": layout,
@@ -91,6 +94,7 @@ def ladder(
         "--num-nodes": num_nodes,
     }
     layers = make_layers(config, options, set_)
+    check_length(layers, epochs, minutes)
     wanted = parse_labels([*(labels or []), *(more or [])])
     if resume is None:
         check_labels(wanted)
@@ -102,7 +106,7 @@ def ladder(
     announce_loading()
     from ssl_seg.series.label_ladder import LabelLadderRequest, climb_labels
 
-    request = LabelLadderRequest(wanted, layers, out, resume, gate, force, epochs)
+    request = LabelLadderRequest(wanted, layers, out, resume, gate, force, epochs, minutes)
     _report(climb_labels(request, TerminalConsole()))
 
 

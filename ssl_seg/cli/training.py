@@ -53,6 +53,13 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Length in epochs of length.steps_per_epoch steps.", min=1)] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="As many steps as fit into these minutes on this machine, from the first step to the final scores; "
+            "with --fold all for each fold, by the first one."
+        ),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Labeled patches in a batch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training; the split has its own, split.seed.")] = None,
@@ -85,6 +92,7 @@ def train(
     from ssl_seg.cli.folds import check_folds, is_folds, run_folds
     from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers
     from ssl_seg.errors import ConfigError
+    from ssl_seg.pace import check_length
     from ssl_seg.series.markers import FOLDS_FILE, check_free_for
 
     options = {
@@ -109,8 +117,7 @@ def train(
         "--num-nodes": num_nodes,
     }
     layers = make_layers(config, options, set_)
-    if epochs is not None and steps is not None:
-        raise ConfigError("--steps and --epochs both give the length: use one of them")
+    check_length(layers, epochs, minutes)
     check_folds(folds, fold, layers, split=split, bootstrap=bootstrap, resume=resume)
     if fold == "all" or (resume is not None and is_folds(resume)):
         if bootstrap is not None:
@@ -119,7 +126,7 @@ def train(
         if out is not None:
             check_free_for(FOLDS_FILE, out, "ssl-seg train --resume")
         announce_loading()
-        run_folds(layers, out, resume, epochs)
+        run_folds(layers, out, resume, epochs, minutes)
         return
     if resume is not None:
         check_resumed(resume)
@@ -128,7 +135,7 @@ def train(
     announce_loading()
     from ssl_seg.prepare import TrainRequest
 
-    _run(TrainRequest(layers, out, parent, resume, force=force, epochs=epochs))
+    _run(TrainRequest(layers, out, parent, resume, force=force, epochs=epochs, minutes=minutes))
 
 
 def demo(

@@ -115,7 +115,7 @@ class CaseStore:
     ) -> None:
         self.catalog, self.channels, self.max_bytes = catalog, channels, max_bytes
         self.disk_cache, self.resample_to, self.spacing, self.window = disk_cache, resample_to, spacing, window
-        self._fits = decoded_bytes(catalog, resample_to, spacing) <= max_bytes
+        self.fits = decoded_bytes(catalog, resample_to, spacing) <= max_bytes
         self._cache: OrderedDict[str, LoadedCase] = OrderedDict()
         self._held = 0
         self._opened: tuple[Case, OpenedCase] | None = None
@@ -154,12 +154,12 @@ class CaseStore:
         image: NDArray[np.generic]
         if self.resample_to is not None:
             grid = Grid(case.region, self._find_shape(case, self.resample_to))
-            if not self._fits and (copies := self._find_resampled(case, grid)) is not None:
+            if not self.fits and (copies := self._find_resampled(case, grid)) is not None:
                 return self._open_by_box(case, *copies)
             image, target = self._read_whole(case)
             target = None if target is None else resample_labels(target, grid.shape).astype(np.int16)
             image = resample_image(image, grid.shape)
-        elif not self._fits and (stored := self._open_image(case)).by_box:
+        elif not self.fits and (stored := self._open_image(case)).by_box:
             return self._open_by_box(case, stored, None if case.mask is None else self._open_mask(case, case.mask))
         else:
             image, target = self._read_whole(case)

@@ -128,17 +128,18 @@ def choose_memory_format(seconds: dict[str, float]) -> str:
 def _time_passes(net: nn.Module, example: Tensor, autocast: Autocast) -> float:
     durations = []
     for _ in range(TIMED_STEPS):
-        _synchronize(example.device)
+        synchronize(example.device)
         start = time.perf_counter()
         with autocast():
             loss = net(example).float().square().mean()
         loss.backward()
         net.zero_grad(set_to_none=True)
-        _synchronize(example.device)
+        synchronize(example.device)
         durations.append(time.perf_counter() - start)
     return min(durations[1:])  # the first pass allocates and picks kernels
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked to; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -33,6 +33,7 @@ from ssl_seg.series.directory import (
     create_whole,
     pin_processes,
     read_machine,
+    renew_minutes,
 )
 from ssl_seg.series.fold_runs import (
     CrossValidation,
@@ -61,6 +62,9 @@ class CrossValidationRequest:
     """Directory of a cross-validation to continue."""
     epochs: int | None = None
     """Length of each fold in epochs, instead of length.steps."""
+    minutes: float | None = None
+    """Minutes of the first training, instead of length.steps; the steps that fit into them hold for all. In a
+    continuation, another time where the first one was too short."""
 
 
 def cross_validate(request: CrossValidationRequest, console: Console | None = None) -> CrossValidation:
@@ -111,7 +115,7 @@ def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -
     splits, labels = [plan.split for plan in plans], plans[0].config.split.labels
     folds = tuple(FoldRun(n, len(split.val), len(split.labeled_ids(labels))) for n, split in enumerate(splits))
     validation = CrossValidation(request.out or next_free(Path("runs") / _default_name(plans[0])), layers, folds)
-    validation = replace(validation, epochs=request.epochs)
+    validation = replace(validation, epochs=request.epochs, minutes=request.minutes)
 
     def fill(folder: Path) -> None:
         save_folds(splits, folder / "split.yaml")
@@ -132,7 +136,7 @@ def _plan_folds(request: CrossValidationRequest, count: int, fabric: Fabric, con
     for number in range(count):
         fold = Layer(f"--fold {number}", nest("split.fold", number), is_option=True)
         plan = make_plan(
-            TrainRequest((*request.layers, fold), epochs=request.epochs),
+            TrainRequest((*request.layers, fold), epochs=request.epochs, minutes=request.minutes),
             console.track("reading cases"),
             gpu=fabric.device.type != "cpu",
             read=partial(open_data_once, cases),
@@ -154,18 +158,19 @@ def _default_name(plan: Plan) -> str:
 
 def _reopen(request: CrossValidationRequest, console: Console) -> CrossValidation:
     """Return the cross-validation to continue, as it is now that it is held."""
+    path = request.resume or Path()
+    validation = load_folds(path)
+    minutes = renew_minutes(request.minutes, validation.minutes, validation.run_of(validation.folds[0]))
     if request.out or request.epochs or not has_runtime_only(request.layers):
         raise ConfigError(
             "--resume continues a cross-validation with its own settings, data and lengths: give it without "
             "other options (only runtime settings such as --devices may change)"
         )
-    path = request.resume or Path()
-    validation = load_folds(path)
     if validation.ending == "finished":
         raise RunDirError(f"{path} is finished: all {len(validation.folds)} folds are done; nothing to resume")
     done = sum(fold.status != "waiting" for fold in validation.folds)
     console.note(f"cross-validation: {path} goes on, {done} of {len(validation.folds)} folds are done")
-    return replace(validation, ending=None)
+    return replace(validation, ending=None, minutes=minutes)
 
 
 def _save(validation: CrossValidation) -> CrossValidation:
@@ -206,8 +211,9 @@ def _plan_training(
     shared = [replace(layer, values=leave_out(layer.values, _OWN_SPLIT)) for layer in validation.layers]
     file = (validation.path / f"split_{fold.name}.yaml").resolve()
     own = Layer(fold.name, nest("split.file", str(file)))
-    runtime = read_machine(validation.run_of(validation.folds[0]), validation.layers)
-    return TrainRequest((*shared, own, runtime, *machine), run.path, epochs=validation.epochs, in_series=True)
+    first = read_machine(validation.run_of(validation.folds[0]), validation.layers, minutes=validation.minutes)
+    layers, minutes = (*shared, own, first, *machine), None if "length" in first.values else validation.minutes
+    return TrainRequest(layers, run.path, epochs=validation.epochs, minutes=minutes, in_series=True)
 
 
 def _judge(validation: CrossValidation, fold: FoldRun, console: Console) -> CrossValidation:

@@ -12,7 +12,7 @@ import yaml
 
 from ssl_seg.config import RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers
-from ssl_seg.errors import RunDirError
+from ssl_seg.errors import ConfigError, RunDirError
 from ssl_seg.rundir import CONFIG_FILE, RunDir
 from ssl_seg.sources import absolute_paths
 
@@ -61,14 +61,30 @@ def pin_processes(runtime: RuntimeConfig) -> Layer:
     return Layer("series", {"runtime": {name: getattr(runtime, name) for name in names}})
 
 
-def read_machine(first: RunDir, layers: Sequence[Layer]) -> Layer:
-    """Return the precision and memory format that ``auto`` has come to in the first run, for the others.
+def read_machine(first: RunDir, layers: Sequence[Layer], *, minutes: float | None) -> Layer:
+    """Return what was measured in the first run, for the others: precision, memory format, and steps for ``minutes``.
 
-    Timed anew, the format might be another one, and runs that were killed would end with other bits.
+    Timed anew, the format might be another one, and runs that were killed would end with other bits; and runs of other
+    lengths could not be compared. Empty before the first run.
     """
     path = first.path / CONFIG_FILE
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))["runtime"] if path.is_file() else {}
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found, length = config.get("runtime", {}), {k: config[k] for k in ("length",) if k in config and minutes}
     given = merge_layers(layers)[0].get("runtime", {})
     choices = ("precision", "memory_format")
     runtime = {key: found[key] for key in choices if key in found and given.get(key, "auto") == "auto"}
-    return Layer(first.path.name, {"runtime": runtime})
+    return Layer(first.path.name, {"runtime": runtime, **length})
+
+
+def renew_minutes(wanted: float | None, begun: float | None, first: RunDir) -> float | None:
+    """Return the minutes of a series that goes on: those it was begun with, or others while no training has begun.
+
+    Raises:
+        ConfigError: for others later.
+    """
+    if wanted is not None and (begun is None or first.path.exists()):
+        raise ConfigError(
+            f"--minutes {wanted:g}: the steps of {first.path.parent} are planned already; --resume goes on with them. "
+            "Leave it out"
+        )
+    return wanted or begun

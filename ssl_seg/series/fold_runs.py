@@ -70,6 +70,7 @@ class CrossValidation:
     """Files and options it was begun with."""
     folds: tuple[FoldRun, ...]
     epochs: int | None = None
+    minutes: float | None = None
     ending: Ending | None = None
     """How it ended; None while there is more to do."""
 
@@ -175,7 +176,11 @@ def save_folds_file(validation: CrossValidation) -> None:
         "ending": validation.ending,
         "folds": [summarize_fold(fold) for fold in folds],
         "summary": summarize_folds(folds) if all(fold.scores for fold in folds) else None,
-        "settings": {"epochs": validation.epochs, "layers": [asdict(layer) for layer in validation.layers]},
+        "settings": {
+            "epochs": validation.epochs,
+            "minutes": validation.minutes,
+            "layers": [asdict(layer) for layer in validation.layers],
+        },
     }
     try:
         write_json(validation.path / FOLDS_FILE, values)

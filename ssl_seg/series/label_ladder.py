@@ -36,6 +36,7 @@ from ssl_seg.series.directory import (
     create_whole,
     pin_processes,
     read_machine,
+    renew_minutes,
 )
 from ssl_seg.series.label_rungs import (
     LabelLadder,
@@ -71,6 +72,9 @@ class LabelLadderRequest:
     """Go on although the gate refuses a rung, or one has collapsed."""
     epochs: int | None = None
     """Length of each rung in epochs, instead of length.steps."""
+    minutes: float | None = None
+    """Minutes of the first training, instead of length.steps; the steps that fit into them hold for all. In a
+    continuation, another time where the first one was too short."""
 
 
 def climb_labels(request: LabelLadderRequest, console: Console | None = None) -> LabelLadder:
@@ -121,14 +125,14 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
         check_free_for(LADDER_FILE, request.out, "ssl-seg ladder --resume")
     first = Layer(f"--labels {format_label_amount(request.labels[0])}", nest("split.labels", request.labels[0]))
     plan = make_plan(
-        TrainRequest((*layers, first), epochs=request.epochs),
+        TrainRequest((*layers, first), epochs=request.epochs, minutes=request.minutes),
         console.track("reading cases"),
         gpu=fabric.device.type != "cpu",
     )
     check_options(plan.config, plan.sources, has_parent=len(request.labels) > 1)
     rungs = _plan_rungs(plan.split, request.labels, console)
     path = request.out or next_free(Path("runs") / _default_name(plan))
-    ladder = LabelLadder(path, layers, rungs, request.epochs, request.force)
+    ladder = LabelLadder(path, layers, rungs, request.epochs, request.minutes, request.force)
 
     def fill(folder: Path) -> None:
         save_split(plan.split, folder / SPLIT_FILE)
@@ -164,13 +168,14 @@ def _default_name(plan: Plan) -> str:
 
 def _reopen(request: LabelLadderRequest, console: Console) -> LabelLadder:
     """Return the ladder to continue, as it is now that it is held; what is to be tried again waits again."""
+    path = request.resume or Path()
+    ladder = load_ladder(path)
+    minutes = renew_minutes(request.minutes, ladder.minutes, ladder.run_of(ladder.rungs[0]))
     if request.labels or request.out or request.gate or request.epochs or not has_runtime_only(request.layers):
         raise ConfigError(
             "--resume continues a ladder with its own settings, data and lengths: give it without other options "
             "(only --force, and runtime settings such as --devices, may be new)"
         )
-    path = request.resume or Path()
-    ladder = load_ladder(path)
     if ladder.ending == "finished":
         raise RunDirError(f"{path} is finished: all {len(ladder.rungs)} rungs are done; nothing to resume")
     if (ended := ladder.ended) is not None and not request.force:
@@ -179,7 +184,7 @@ def _reopen(request: LabelLadderRequest, console: Console) -> LabelLadder:
     rungs = tuple(replace(r, status="waiting", message="") if r.status == "refused" else r for r in ladder.rungs)
     done = sum(rung.status != "waiting" for rung in rungs)
     console.note(f"ladder: {path} goes on, {done} of {len(rungs)} rung(s) are done")
-    return replace(ladder, rungs=rungs, force=ladder.force or request.force, ending=None)
+    return replace(ladder, rungs=rungs, force=ladder.force or request.force, ending=None, minutes=minutes)
 
 
 def _save(ladder: LabelLadder) -> LabelLadder:
@@ -225,11 +230,15 @@ def _plan_training(ladder: LabelLadder, rung: Rung, machine: Sequence[Layer], co
     if run.last.is_file():
         console.note(f"{title}, continued: {run.path}")
         return TrainRequest(tuple(machine), resume=run.path, in_series=True)
-    layers = [*_select_layers(ladder, rung), read_machine(ladder.run_of(ladder.rungs[0]), ladder.layers), *machine]
+    first = read_machine(ladder.run_of(ladder.rungs[0]), ladder.layers, minutes=ladder.minutes)
+    layers = [*_select_layers(ladder, rung), first, *machine]
+    minutes = None if "length" in first.values else ladder.minutes
     if run.path.exists():  # killed before its first checkpoint: there is nothing to go on from
         shutil.rmtree(run.path)
     console.note(f"{title}, from {'scratch' if start is None else start}: {run.path}")
-    return TrainRequest(tuple(layers), run.path, start, force=ladder.force, epochs=ladder.epochs, in_series=True)
+    return TrainRequest(
+        tuple(layers), run.path, start, force=ladder.force, epochs=ladder.epochs, minutes=minutes, in_series=True
+    )
 
 
 def _select_layers(ladder: LabelLadder, rung: Rung) -> list[Layer]:

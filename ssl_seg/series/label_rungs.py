@@ -89,6 +89,7 @@ class LabelLadder:
     """Files and options it was begun with."""
     rungs: tuple[Rung, ...]
     epochs: int | None = None
+    minutes: float | None = None
     force: bool = False
     ending: Ending | None = None
     """How it ended; None while there is more to do."""
@@ -166,6 +167,7 @@ def save_ladder(ladder: LabelLadder) -> None:
         "rungs": [summarize_rung(rung) for rung in ladder.rungs],
         "settings": {
             "epochs": ladder.epochs,
+            "minutes": ladder.minutes,
             "force": ladder.force,
             "layers": [asdict(layer) for layer in ladder.layers],
         },

@@ -1,0 +1,126 @@
+"""How long the parts of a run take on this machine: the real step, look and prediction, made on copies."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import TypeVar
+
+import torch
+
+from ssl_seg.config import Config
+from ssl_seg.data.loader import PatchSource
+from ssl_seg.data.resample import compute_resampled_shape
+from ssl_seg.data.store import CaseStore
+from ssl_seg.engine.devices import synchronize
+from ssl_seg.engine.engine import Engine
+from ssl_seg.inference.sliding import OVERLAP, Predictor
+from ssl_seg.monitor.watch import Monitor
+from ssl_seg.pace import Pace
+from ssl_seg.precision import choose_inference_precision, make_autocast
+
+WARM_STEPS, TIMED_STEPS = 2, 5
+"""Steps that are made first, and the most that are timed."""
+SHARE = 0.03
+"""Share of the run after which no further step is timed."""
+NETWORKS = 4
+"""Scored at the end: student and teacher of best.pt and last.pt; the average, where there is one, comes on top."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Calls a function and times it; ``now`` returns seconds."""
+
+    device: torch.device
+    now: Callable[[], float] = time.perf_counter
+
+    def __call__(self, do: Callable[[], T]) -> tuple[float, T]:
+        """Return the seconds that ``do`` takes, on the device too, and what it returns."""
+        synchronize(self.device)
+        start = self.now()
+        result = do()
+        synchronize(self.device)
+        return self.now() - start, result
+
+
+def measure_pace(
+    engine: Engine,
+    monitor: Monitor,
+    source: PatchSource,
+    config: Config,
+    val: Sequence[str],
+    *,
+    workers: int,
+    seconds: float | None,
+    now: Callable[[], float] = time.perf_counter,
+) -> Pace:
+    """Return what the parts of a run take; the random streams stay as they are.
+
+    Args:
+        engine: made for this alone: it is trained, with a learning rate of 0.
+        monitor: of the run.
+        source: batches of the run.
+        config: of the run.
+        val: ids of the validation cases.
+        workers: processes that will load batches.
+        seconds: length of the run; None where ``config.length.steps`` gives it.
+        now: the clock, in seconds.
+    """
+    fabric, device = engine.fabric, engine.fabric.device
+    timed, begun = Stopwatch(device, now), now()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        look, _ = timed(lambda: monitor.look(engine.student, engine.teacher.net, 0))
+        scoring = _measure_scoring(engine, source.store, config, val, timed)
+        cold, warm, updates, cases = list[float](), list[float](), list[float](), frozenset[str]()
+        for step in range(WARM_STEPS + TIMED_STEPS):
+            fetch = partial(source.__getitem__, step)
+            first, _ = timed(fetch)
+            again, batch = timed(fetch)  # now from memory, where the cases are kept there
+            update, _ = timed(partial(engine.step, batch.to(device), step, 0.0))
+            cold, warm, updates, cases = [*cold, first], [*warm, again], [*updates, update], cases | {*batch.case_ids}
+            length = config.length.steps * (update + again) if seconds is None else seconds
+            if fabric.broadcast(step >= WARM_STEPS and now() - begun > SHARE * length):
+                break
+    update, reading = median(updates[WARM_STEPS:]), 0.0
+    load = median(warm if source.store.fits else cold)
+    if source.store.fits:
+        reading = max(sum(cold) - sum(warm), 0.0) / len(cases) * len({*source.labeled, *source.unlabeled})
+    step_seconds = update + load if workers == 0 else max(update, load / workers)
+    return fabric.broadcast(Pace(step_seconds, look, reading, scoring))
+
+
+def count_windows(shape: Sequence[int], patch_size: Sequence[int]) -> int:
+    """Return the windows in which an image (*S) is predicted, as MONAI places them."""
+    steps = [max(int(patch * (1 - OVERLAP)), 1) for patch in patch_size]
+    return math.prod(
+        math.ceil(max(n - patch, 0) / step) + 1 for n, patch, step in zip(shape, patch_size, steps, strict=True)
+    )
+
+
+def _measure_scoring(engine: Engine, store: CaseStore, config: Config, val: Sequence[str], timed: Stopwatch) -> float:
+    """Return the seconds of the final scores, from the smallest validation case and a few windows of it."""
+    data, device, facts = config.data, engine.fabric.device, store.catalog.facts
+    autocast = make_autocast(choose_inference_precision(config.runtime.precision, device), device)
+    net = engine.teacher.net
+    predict = Predictor(net, data.patch_size, device, autocast, resample_to=data.resample_to, window=data.window)
+
+    def count(shape: tuple[int, ...], spacing: tuple[float, ...] | None) -> int:
+        if data.resample_to is not None and spacing is not None:
+            shape = compute_resampled_shape(shape, spacing, data.resample_to)
+        return count_windows(shape, data.patch_size)
+
+    smallest = min(val, key=lambda i: math.prod(facts[i].shape))
+    reading, case = timed(partial(store.load_whole, smallest))
+    image = case.image[(slice(None), *(slice(2 * n) for n in data.patch_size))]
+    predicting = min(timed(partial(predict, image, case.spacing))[0] for _ in range(2))
+    predicting /= count(image.shape[1:], case.spacing)
+    windows = sum(count(facts[i].shape, data.spacing or facts[i].spacing) for i in val)
+    voxels = sum(math.prod(facts[i].shape) for i in val) / math.prod(facts[smallest].shape)
+    networks = NETWORKS + (config.policies.swa is not None)
+    return reading * voxels + networks * windows * predicting
