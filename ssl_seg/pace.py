@@ -72,10 +72,10 @@ def plan_steps(pace: Pace, config: Config, minutes: float, *, warmup: int) -> in
     if steps >= fewest:
         return steps
     shortest = math.ceil(MARGIN * estimate_seconds(pace, config, fewest) / 6) / 10
-    what = f"one epoch is {per_epoch} steps" if fewest == per_epoch else f"the warm-up is {warmup} steps"
+    what = f"one epoch takes {per_epoch} steps" if fewest == per_epoch else f"the warm-up takes {warmup} steps"
     raise ConfigError(
-        f"--minutes {minutes:g}: {steps} steps fit on this machine ({describe_pace(pace)}), and {what}. The shortest "
-        f"time that works here is --minutes {shortest:g}; --steps gives any number"
+        f"--minutes {minutes:g} is too short: {what}, and on this machine there is time for {steps} "
+        f"({describe_pace(pace)}). Give at least --minutes {shortest:g}, or a number of steps with --steps"
     )
 
 

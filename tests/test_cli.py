@@ -132,7 +132,7 @@ class TestTrain:
 
         out = tmp_path / "my run"
         with monkeypatch.context() as patch:
-            patch.setattr(training, "_settle_runtime", interrupt)
+            patch.setattr(training, "_assemble", interrupt)
             code, stdout, _ = cli("train", "--config", tiny_config, "--out", out)
         assert code == 130
         (line,) = [line for line in stdout.splitlines() if line.startswith("interrupted")]
@@ -171,7 +171,7 @@ class TestTrain:
             (("--bootstrap", "nowhere.pt"), ("nowhere.pt",)),
             (("--resume", "nowhere"), ("nowhere",)),
             (("--split", "nowhere.yaml"), ("nowhere.yaml",)),
-            (("--steps", "10", "--epochs", "2"), ("--steps and --epochs",)),
+            (("--steps", "10", "--epochs", "2"), ("--steps 10 and --epochs 2",)),
             (("--steps", "0"), ("length.steps",)),
             (("--devices", "0"), ("runtime.devices",)),
             (("--seed", "-1"), ("seed", "greater than or equal to 0")),

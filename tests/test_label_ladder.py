@@ -506,7 +506,7 @@ class TestCommand:
     ) -> None:
         out = tmp_path / "l"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ssl_seg.training._settle_runtime", raise_interrupt)  # before anything is saved
+            patch.setattr("ssl_seg.training._assemble", raise_interrupt)  # before anything is saved
             code, stdout, _ = cli("ladder", "--config", config, "--labels", "0.5", "--out", out)
         assert code == 130
         (line,) = [line for line in stdout.splitlines() if "interrupted" in line]
@@ -535,7 +535,7 @@ class TestCommand:
             (("--labels", "1.0", "0.1"), ("--labels 0.1 1.0",)),
             (("--lables", "0.1"), ("--labels",)),
             (("--labels", "0.1", "--gate", "f1"), ("margin", "interval")),
-            (("--labels", "0.1", "1.0", "--steps", "3", "--epochs", "2"), ("--steps and --epochs",)),
+            (("--labels", "0.1", "1.0", "--steps", "3", "--epochs", "2"), ("--steps 3 and --epochs 2",)),
             (("--labels", "0.1", "1.0", "--set", "bootstrap.strat=teacher"), ("did you mean 'start'",)),
             (("--labels", "0.1", "1.0", "--set", "split.labels=1.0"), ("--labels alone",)),
             (("--labels", "0.1", "1"), ("all cases or one case", "write 1.0")),
