@@ -169,15 +169,12 @@ def check_deep_supervision(name: str, patch_size: Sequence[int], heads: int) -> 
             f"network.deep_supervision = {heads}: '{name}' has no outputs at coarser levels. Set it to 0, or use {able}"
         )
     # The finest output is the network's own; the bottleneck has none.
-    if heads > (most := _count_levels(name, patch_size) - 2):
+    levels = len(plan_strides(patch_size)) if name == "dynunet" else len(_plan_steps(patch_size)) + 1
+    if heads > (most := levels - 2):
         raise NetworkError(
             f"network.deep_supervision = {heads}: '{name}' on patches of {_show(patch_size)} has {most} coarser levels "
             f"with an output. Set it to at most {most}, or make the patch larger"
         )
-
-
-def _count_levels(name: str, patch_size: Sequence[int]) -> int:
-    return len(plan_strides(patch_size)) if name == "dynunet" else 6
 
 
 def _is_multiple(spec: NetworkSpec, size: Sizes) -> bool:
@@ -235,8 +232,16 @@ def plan_strides(patch_size: Sequence[int]) -> list[Sizes]:
     return [(1,) * len(halvings)] + [tuple(2 if level < h else 1 for h in halvings) for level in range(n_levels)]
 
 
-def _divide_by_strides(size: Sizes) -> Sizes:
-    return tuple(math.prod(axis) for axis in zip(*plan_strides(size), strict=True))
+def _plan_steps(patch_size: Sequence[int]) -> list[Sizes]:
+    """Return by how much each axis shrinks from level to level of an encoder: in 3D as in DynUNet, on 4 levels."""
+    if len(patch_size) == 2:
+        return [(2, 2)] * 5
+    steps = plan_strides(patch_size)[1:]
+    return steps + [(1, 1, 1)] * (4 - len(steps))
+
+
+def _divide_by(plan: Callable[[Sizes], list[Sizes]]) -> Callable[[Sizes], Sizes]:
+    return lambda size: tuple(math.prod(axis) for axis in zip(*plan(size), strict=True))
 
 
 def _build_unet(channels: int, num_classes: int, patch_size: Sizes, features: int) -> nn.Module:
@@ -354,10 +359,10 @@ def _build_encoder_unet(
     from ssl_seg.encoders import make_encoder
     from ssl_seg.encoders.unet import EncoderUNet
 
-    ndim = len(patch_size)
+    steps = _plan_steps(patch_size)
     return EncoderUNet(
-        make_encoder(encoder, ndim, channels),
-        ndim=ndim,
+        make_encoder(encoder, steps, channels),
+        steps=steps,
         channels=channels,
         num_classes=num_classes,
         features=features,
@@ -371,9 +376,9 @@ NETWORKS: dict[str, NetworkSpec] = {
     for spec in (
         NetworkSpec(
             "encoder_unet",
-            "U-Net on an encoder with ImageNet weights, 6 levels",
+            "U-Net on an encoder with ImageNet weights, 6 levels (3D: 5)",
             _build_encoder_unet,
-            _divide_all_by(32),
+            _divide_by(_plan_steps),
             16,
             deep_supervision=True,
             has_encoder=True,
@@ -384,7 +389,7 @@ NETWORKS: dict[str, NetworkSpec] = {
             "dynunet",
             "nnU-Net's U-Net, planned from the patch",
             _build_dynunet,
-            _divide_by_strides,
+            _divide_by(plan_strides),
             32,
             deep_supervision=True,
         ),

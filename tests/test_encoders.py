@@ -21,23 +21,31 @@ from ssl_seg.encoders import load_encoder, make_encoder
 from ssl_seg.encoders import weights as weight_files
 from ssl_seg.encoders.efficientnet import EfficientNetLite0, fit_weights
 from ssl_seg.encoders.unet import PHOTO_MEAN, PHOTO_STD, EncoderUNet, make_input_scale
+from ssl_seg.engine.devices import to_memory_format
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.optim import make_optimizer, set_lr
 from ssl_seg.errors import NetworkError
-from ssl_seg.networks import build_network, has_batch_norm
+from ssl_seg.networks import NETWORKS, build_network, check_deep_supervision, has_batch_norm
 from ssl_seg.schedules import make_ema_schedule
 
 LITE0 = "efficientnet_lite0"
 
 
-def build(channels: int = 1, *, ndim: int = 2, pretrained: bool = True, **options: Any) -> EncoderUNet:
+def build(
+    channels: int = 1,
+    *,
+    ndim: int = 2,
+    pretrained: bool = True,
+    patch_size: tuple[int, ...] | None = None,
+    **options: Any,
+) -> EncoderUNet:
     torch.manual_seed(0)
     network = build_network(
         "encoder_unet",
         ndim=ndim,
         channels=channels,
         num_classes=2,
-        patch_size=(64,) * ndim,
+        patch_size=patch_size or (64,) * ndim,
         features=2,
         pretrained=pretrained,
         **options,
@@ -194,13 +202,99 @@ def test_the_teacher_of_a_frozen_student_has_its_statistics() -> None:
 # Three dimensions
 
 
-def test_a_volume_of_equal_slices_has_the_features_of_the_slice() -> None:
-    weights = [torch.randn(4, 3, 3, 3)]
-    (inflated,) = fit_weights(weights, ndim=3, channels=3)
-    image = torch.randn(1, 3, 9, 9)
-    flat = nn.functional.conv2d(image, weights[0])
-    deep = nn.functional.conv3d(image.unsqueeze(2).expand(-1, -1, 7, -1, -1), inflated)
-    torch.testing.assert_close(deep, flat.unsqueeze(2).expand_as(deep), rtol=1e-4, atol=1e-4)
+DEPTH_STEPS = {
+    1: (1, 1, 1, 1),
+    3: (1, 1, 1, 1),
+    8: (2, 1, 1, 1),
+    16: (2, 2, 1, 1),
+    32: (2, 2, 2, 1),
+    64: (2, 2, 2, 2),
+}
+"""Slices of a patch -> by how much they shrink at each level, while four or more remain."""
+
+
+@pytest.mark.parametrize(("depth", "shrinks"), DEPTH_STEPS.items())
+def test_slices_of_a_volume_begin_with_the_features_of_images(depth: int, shrinks: tuple[int, ...]) -> None:
+    flat = load().encoder.eval()
+    volume = torch.randn(1, 1, depth, 64, 64)
+    deep = load(ndim=3, patch_size=(depth, 64, 64)).encoder.eval()
+    stride = 1
+    with torch.no_grad():
+        slices = flat(volume[0].transpose(0, 1))
+        features = deep(volume)
+        assert len(features) == 4
+        for level, ours in enumerate(features):
+            stride *= shrinks[level]
+            seen = slices[level][stride - 1 :: stride]  # a kernel of three, two apart, has its middle on every second
+            torch.testing.assert_close(ours[0].transpose(0, 1), seen, rtol=1e-4, atol=1e-4)
+
+
+def test_training_joins_slices() -> None:
+    network = load(ndim=3, patch_size=(16, 32, 32)).train()
+    network(torch.randn(1, 1, 16, 32, 32)).square().mean().backward()
+    kernels = [m.weight for m in network.encoder.modules() if isinstance(m, nn.Conv3d) and m.kernel_size[0] > 1]
+    assert len(kernels) == 12  # the first layer, and one in each of 11 blocks
+    for kernel in kernels:
+        assert kernel.shape[2] == 3
+        assert kernel.grad is not None
+        assert not kernel[:, :, ::2].any()
+        assert (kernel.grad.abs().sum(dim=(0, 1, 3, 4)) > 0).all()
+
+
+def test_an_inflated_kernel_has_the_published_weights_on_its_middle_slice() -> None:
+    weights = [torch.randn(4, 3, 3, 3), torch.randn(5, 1, 5, 5), torch.randn(6, 5, 1, 1), torch.randn(6)]
+    first, wide, pointwise, norm = fit_weights(weights, ndim=3, channels=3)
+    assert torch.equal(first[:, :, 1], weights[0])
+    assert not first[:, :, ::2].any()
+    assert wide.shape == (5, 1, 3, 5, 5)
+    assert torch.equal(wide[:, :, 1], weights[1])
+    assert torch.equal(pointwise, weights[2].unsqueeze(2))
+    assert torch.equal(norm, weights[3])
+
+
+def test_a_volume_has_one_step_to_all_weights_and_finite_outputs_in_bf16() -> None:
+    network = load(ndim=3, patch_size=(16, 32, 32), deep_supervision=2).train()
+    before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(torch.randn(2, 1, 16, 32, 32))
+    assert logits.shape == (2, 3, 2, 16, 32, 32)
+    assert logits.isfinite().all()
+    logits.float().square().mean().backward()
+    optimizer.step()
+    assert all(weight.isfinite().all() for weight in network.parameters())
+    assert [name for name, weight in network.named_parameters() if torch.equal(before[name], weight)] == []
+
+
+@pytest.mark.parametrize(
+    ("size", "divisor"),
+    [((32, 64, 64), (8, 16, 16)), ((96, 96, 96), (16, 16, 16)), ((16, 20, 256), (4, 4, 16)), ((2, 16, 16), (1, 4, 4))],
+)
+def test_patches_of_volumes_shrink_while_four_voxels_remain(size: tuple[int, ...], divisor: tuple[int, ...]) -> None:
+    assert NETWORKS["encoder_unet"].divisor(size) == NETWORKS["dynunet"].divisor(size) == divisor
+    network = build(ndim=3, patch_size=size).eval()
+    with torch.no_grad():
+        image = torch.zeros(1, 1, *size)
+        assert network(image).shape == (1, 2, *size)
+        assert network.encoder(image)[-1].shape[2:] == tuple(s // d for s, d in zip(size, divisor, strict=True))
+
+
+@pytest.mark.parametrize(("size", "most"), [((16, 16, 16), 3), ((64, 64, 64), 3)])
+def test_volumes_have_three_coarser_outputs(size: tuple[int, ...], most: int) -> None:
+    check_deep_supervision("encoder_unet", size, most)
+    with pytest.raises(NetworkError, match=f"has {most} coarser levels"):
+        check_deep_supervision("encoder_unet", size, most + 1)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_memory_format_changes_no_output(ndim: int) -> None:
+    network, images = load(ndim=ndim).eval(), torch.randn(1, 1, *(32,) * ndim)
+    with torch.no_grad():
+        expected = network(images)
+        network = to_memory_format(network, "channels_last", ndim)
+        torch.testing.assert_close(network(images), expected, rtol=1e-3, atol=1e-3)
+    layout = torch.channels_last if ndim == 2 else torch.channels_last_3d
+    assert network.encoder.get_parameter("stages.1.0.expand.conv.weight").is_contiguous(memory_format=layout)
 
 
 # Learning rates
@@ -240,7 +334,7 @@ def test_a_file_in_the_order_of_the_encoder_fits(tmp_path: Path) -> None:
 
 
 def test_a_file_of_timm_is_matched_by_name_in_any_order(tmp_path: Path) -> None:
-    encoder = EfficientNetLite0(2, 3)
+    encoder = EfficientNetLite0([(2, 2)] * 5, 3)
     own = [name for name, value in encoder.state_dict().items() if value.is_floating_point()]
     values = [v for v in published().values() if v.is_floating_point()][: len(own)]
     named = {weight_files._name_in_timm(name): value for name, value in zip(own, values, strict=True)}
@@ -350,7 +444,7 @@ def test_encoders_of_timm(name: str, timm: list[dict[str, Any]], tmp_path: Path)
 @pytest.mark.usefixtures("timm")
 def test_other_models_of_timm_are_refused(name: str, message: str) -> None:
     with pytest.raises(NetworkError, match=message):
-        make_encoder(name, 2, 1)
+        make_encoder(name, [(2, 2)] * 5, 1)
 
 
 @pytest.mark.usefixtures("timm")
@@ -364,18 +458,18 @@ def test_no_network_is_said() -> None:
 @pytest.mark.usefixtures("timm")
 def test_encoders_of_timm_are_2d() -> None:
     with pytest.raises(NetworkError, match="encoders of timm are 2D"):
-        make_encoder("resnet18", 3, 1)
+        make_encoder("resnet18", [(2, 2, 2)] * 4, 1)
 
 
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(NetworkError, match=r"pip install 'ssl-seg\[encoders\]'"):
-        make_encoder("resnet18", 2, 1)
+        make_encoder("resnet18", [(2, 2)] * 5, 1)
 
 
 def test_the_default_encoder_loads_neither_timm_nor_torchvision() -> None:
     code = (
-        "import sys; from ssl_seg.encoders import make_encoder; make_encoder('efficientnet_lite0', 2, 1);"
+        "import sys; from ssl_seg.encoders import make_encoder; make_encoder('efficientnet_lite0', [(2, 2)] * 5, 1);"
         "sys.exit(any(m in sys.modules for m in ('timm', 'torchvision')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -16,20 +17,20 @@ LITE0_MEAN = LITE0_STD = (0.5, 0.5, 0.5)
 """What its training subtracted from photos in [0, 1], and divided by."""
 
 
-def make_encoder(name: str, ndim: int, channels: int) -> Encoder:
+def make_encoder(name: str, steps: Sequence[tuple[int, ...]], channels: int) -> Encoder:
     """Return an encoder with random weights.
 
     Args:
         name: ``efficientnet_lite0``, or a name of timm (2D only, needs that package).
-        ndim: number of spatial axes, 2 or 3.
+        steps: by how much each axis shrinks from level to level.
         channels: number of image channels.
 
     Raises:
         NetworkError: for a name that is not known or cannot be an encoder.
     """
     if name == LITE0:
-        return Encoder(EfficientNetLite0(ndim, channels), STRIDES, WIDTHS)
-    return timm_models.make_encoder(name, ndim, channels)
+        return Encoder(EfficientNetLite0(steps, channels), STRIDES[: len(steps)], WIDTHS[: len(steps)])
+    return timm_models.make_encoder(name, len(steps[0]), channels)
 
 
 def load_encoder(network: nn.Module, name: str, source: str) -> str:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 without its classifier, in 2D and inflated to 3D.
+"""EfficientNet-Lite0 without its classifier, in 2D and 3D.
 
 The network of Tan and Le (2019, arXiv:1905.11946) in the "lite" form of the TensorFlow model garden: ReLU6, no squeeze
 and excitation. Its modules are in the order of the published weights, so that a file is matched by order and shape.
@@ -18,53 +18,58 @@ STRIDES, WIDTHS = (2, 4, 8, 16, 32), (16, 24, 40, 112, 320)
 EPSILON = 1e-3
 """Added to the variance by TensorFlow's batch norms."""
 STEM = 32
+DEPTH = 3
+"""Slices of a kernel in 3D, where it is larger than one pixel."""
+
+Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks of one width; the first one has the stride."""
+    """Blocks of one width; the first one may halve the resolution."""
 
     kernel: int
-    stride: int
+    halves: bool
     expansion: int
     width: int
     blocks: int
 
 
 STAGES = (
-    Stage(3, 1, 1, 16, 1),
-    Stage(3, 2, 6, 24, 2),
-    Stage(5, 2, 6, 40, 2),
-    Stage(3, 2, 6, 80, 3),
-    Stage(5, 1, 6, 112, 3),
-    Stage(5, 2, 6, 192, 4),
-    Stage(3, 1, 6, 320, 1),
+    Stage(3, False, 1, 16, 1),
+    Stage(3, True, 6, 24, 2),
+    Stage(5, True, 6, 40, 2),
+    Stage(3, True, 6, 80, 3),
+    Stage(5, False, 6, 112, 3),
+    Stage(5, True, 6, 192, 4),
+    Stage(3, False, 6, 320, 1),
 )
 _ENDS = (0, 1, 2, 4, 6)
 """Stages after which the resolution is halved, or the network ends: what they give are the features."""
 
 
 class EfficientNetLite0(nn.Module):
-    """Images (N, C, *S) -> features at the strides 2, 4, 8, 16 and 32, finest first.
+    """Images (N, C, *S) -> features after each step, finest first.
 
     Args:
-        ndim: number of spatial axes, 2 or 3.
+        steps: by how much each axis shrinks, 5 times in the published network; with fewer steps its end is left out.
         channels: number of image channels.
     """
 
-    def __init__(self, ndim: int, channels: int) -> None:
+    def __init__(self, steps: Sequence[Sizes], channels: int) -> None:
         super().__init__()
-        self.stem = _Conv(ndim, channels, STEM, kernel=3, stride=2)
-        width, stages = STEM, []
-        for stage in STAGES:
-            blocks = [_Block(ndim, width, stage, stage.stride)]
-            blocks += [_Block(ndim, stage.width, stage, 1) for _ in range(stage.blocks - 1)]
+        first, *others = steps
+        self.stem = _Conv(channels, STEM, first, kernel=3)
+        width, stages, same = STEM, [], (1,) * len(first)
+        for stage in STAGES[: _ENDS[len(others)] + 1]:
+            blocks = [_Block(width, stage, others.pop(0) if stage.halves else same)]
+            blocks += [_Block(stage.width, stage, same) for _ in range(stage.blocks - 1)]
             stages.append(nn.Sequential(*blocks))
             width = stage.width
         self.stages = nn.ModuleList(stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the features (N, WIDTHS[i], *S / STRIDES[i])."""
+        """Return the features (N, WIDTHS[i], *S / product of the first i + 1 steps)."""
         x, features = F.relu6(self.stem(images)), []
         for index, stage in enumerate(self.stages):
             x = stage(x)
@@ -76,13 +81,13 @@ class EfficientNetLite0(nn.Module):
 class _Block(nn.Module):
     """Inverted residual: expand, convolve each channel by itself, project."""
 
-    def __init__(self, ndim: int, width: int, stage: Stage, stride: int) -> None:
+    def __init__(self, width: int, stage: Stage, stride: Sizes) -> None:
         super().__init__()
-        inner = width * stage.expansion
-        self.expand = _Conv(ndim, width, inner) if stage.expansion > 1 else None
-        self.depthwise = _Conv(ndim, inner, inner, stage.kernel, stride, groups=inner)
-        self.project = _Conv(ndim, inner, stage.width)
-        self.is_residual = stride == 1 and width == stage.width
+        inner, same = width * stage.expansion, (1,) * len(stride)
+        self.expand = _Conv(width, inner, same) if stage.expansion > 1 else None
+        self.depthwise = _Conv(inner, inner, stride, stage.kernel, groups=inner)
+        self.project = _Conv(inner, stage.width, same)
+        self.is_residual = width == stage.width
 
     def forward(self, x: Tensor) -> Tensor:
         inner = x if self.expand is None else F.relu6(self.expand(x))
@@ -93,15 +98,16 @@ class _Block(nn.Module):
 class _Conv(nn.Module):
     """Convolution padded as TensorFlow does it ("same"), and its norm."""
 
-    def __init__(self, ndim: int, width: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
+    def __init__(self, width: int, out: int, stride: Sizes, kernel: int = 1, groups: int = 1) -> None:
         super().__init__()
-        convolution, norm = (nn.Conv2d, nn.BatchNorm2d) if ndim == 2 else (nn.Conv3d, nn.BatchNorm3d)
-        padding = kernel // 2 if stride == 1 else 0
-        self.conv = convolution(width, out, kernel, stride, padding, groups=groups, bias=False)
+        convolution, norm = (nn.Conv2d, nn.BatchNorm2d) if len(stride) == 2 else (nn.Conv3d, nn.BatchNorm3d)
+        size = (*[min(DEPTH, kernel)] * (len(stride) - 2), kernel, kernel)
+        padding = tuple(k // 2 for k in size) if max(stride) == 1 else 0
+        self.conv = convolution(width, out, size, stride, padding, groups=groups, bias=False)
         self.norm = norm(out, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.conv.stride[0] > 1:
+        if max(self.conv.stride) > 1:
             x = _pad_same(x, self.conv.kernel_size, self.conv.stride)
         normed: Tensor = self.norm(self.conv(x))
         return normed
@@ -120,9 +126,10 @@ def fit_weights(published: Sequence[Tensor], ndim: int, channels: int) -> list[T
     """Return published 2D weights, in order, for images of ``channels`` channels and ``ndim`` axes.
 
     An image whose channels are all equal gives the features of the gray photo: the first layer's weights for red, green
-    and blue are spread evenly over any other number of channels. In 3D a kernel of k slices has each weight divided by
-    k (Carreira and Zisserman 2017, arXiv:1705.07750): slices that are all equal give the features of that slice, away
-    from the first and last ones.
+    and blue are spread evenly over any other number of channels. In 3D the middle slice of a kernel has the published
+    weights and the others are 0: the features of a slice are those of the image that it is, until training joins it
+    with its neighbors. (Spread over all slices, as Carreira and Zisserman 2017 do, arXiv:1705.07750, they would blur
+    volumes along Z, and the batch statistics that come with them would not hold.)
     """
     first, *others = published
     if channels != first.shape[1]:
@@ -133,8 +140,10 @@ def fit_weights(published: Sequence[Tensor], ndim: int, channels: int) -> list[T
 def _inflate(weight: Tensor, ndim: int) -> Tensor:
     if ndim == 2 or weight.ndim < 4:
         return weight
-    depth = weight.shape[-1]
-    return weight.unsqueeze(2).repeat(1, 1, depth, 1, 1) / depth
+    depth = min(DEPTH, weight.shape[-1])
+    inflated = weight.new_zeros(*weight.shape[:2], depth, *weight.shape[2:])
+    inflated[:, :, depth // 2] = weight
+    return inflated
 
 
 def describe(shape: torch.Size) -> str:

@@ -16,7 +16,10 @@ PHOTO_MEAN, PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Encoder:
-    """A network from images to features, finest first; their strides, powers of 2, and their widths."""
+    """A network from images to features, finest first; their strides, powers of 2, and their widths.
+
+    The stride of an axis that a patch is too short for is smaller.
+    """
 
     network: nn.Module
     strides: tuple[int, ...]
@@ -28,7 +31,7 @@ class EncoderUNet(nn.Module):
 
     Args:
         encoder: of the images.
-        ndim: number of spatial axes, 2 or 3.
+        steps: by how much each axis shrinks from level to level, finest first.
         channels: number of image channels.
         num_classes: K.
         features: width of the finest level of the decoder; coarser ones double it.
@@ -41,7 +44,7 @@ class EncoderUNet(nn.Module):
         self,
         encoder: Encoder,
         *,
-        ndim: int,
+        steps: Sequence[tuple[int, ...]],
         channels: int,
         num_classes: int,
         features: int,
@@ -49,9 +52,11 @@ class EncoderUNet(nn.Module):
         frozen: bool = False,
     ) -> None:
         super().__init__()
+        ndim = len(steps[0])
         skips = dict(zip(encoder.strides, encoder.widths, strict=True))
         self.input, self.encoder, self.frozen = InputScale(ndim, channels), encoder.network, frozen
         self.strides = encoder.strides
+        self.steps = {2**level: tuple(float(n) for n in step) for level, step in enumerate(steps)}
         below, self.decoder = skips[max(skips)], nn.ModuleDict()
         stride = max(skips) // 2
         while stride >= 1:
@@ -69,7 +74,7 @@ class EncoderUNet(nn.Module):
         skips = dict(zip(self.strides, self.encoder(self.input(images)), strict=True))
         x, levels = skips[max(self.strides)], []
         for stride, block in self.decoder.items():
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = F.interpolate(x, scale_factor=self.steps[int(stride)], mode="nearest")
             skip = skips.get(int(stride))
             x = block(x if skip is None else torch.cat([x, skip], dim=1))
             levels.append(x)

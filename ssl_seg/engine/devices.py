@@ -105,8 +105,10 @@ def to_memory_format(net: nn.Module, name: str, ndim: int) -> nn.Module:
     """Return ``net`` with its weights laid out ``contiguous`` or ``channels_last``, for 2D or 3D."""
     if name == "contiguous":
         return net
-    channels_last = torch.channels_last if ndim == 2 else torch.channels_last_3d
-    return net.to(memory_format=channels_last)  # type: ignore[call-overload, no-any-return]
+    rank, channels_last = ndim + 2, torch.channels_last if ndim == 2 else torch.channels_last_3d
+    for weight in (w for w in net.parameters() if w.ndim == rank):
+        weight.data = weight.data.to(memory_format=channels_last)
+    return net
 
 
 def time_memory_formats(net: nn.Module, example: Tensor, autocast: Autocast) -> dict[str, float]:
