@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,10 +101,11 @@ class _Conv(nn.Module):
 
     def __init__(self, width: int, out: int, stride: Sizes, kernel: int = 1, groups: int = 1) -> None:
         super().__init__()
-        convolution, norm = (nn.Conv2d, nn.BatchNorm2d) if len(stride) == 2 else (nn.Conv3d, nn.BatchNorm3d)
+        convolution: type[Any] = nn.Conv2d if len(stride) == 2 else nn.Conv3d
+        norm = nn.BatchNorm2d if len(stride) == 2 else nn.BatchNorm3d
         size = (*[min(DEPTH, kernel)] * (len(stride) - 2), kernel, kernel)
         padding = tuple(k // 2 for k in size) if max(stride) == 1 else 0
-        self.conv = convolution(width, out, size, stride, padding, groups=groups, bias=False)
+        self.conv: nn.Conv2d | nn.Conv3d = convolution(width, out, size, stride, padding, groups=groups, bias=False)
         self.norm = norm(out, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
