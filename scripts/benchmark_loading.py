@@ -28,12 +28,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
+from ssl_seg.config import AugmentConfig
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache
 from ssl_seg.data.loader import PatchSource, make_loader
 from ssl_seg.data.sampling import choose_box, derive_rng
 from ssl_seg.data.store import CaseStore
-from ssl_seg.data.views.transforms import Views, normalize
+from ssl_seg.data.views.transforms import normalize
 from ssl_seg.data.volumes import read_image, read_mask, write_mask
 
 Shape = tuple[int, ...]
@@ -102,8 +103,8 @@ def write_dataset(folder: Path, volumes: list[tuple[NDArray[np.uint8], NDArray[n
 def make_source(catalog: Catalog, patch: Shape, memory: int, cache: DiskCache | None = None) -> PatchSource:
     """Return batches of ``BATCH`` labeled patches, mirrored."""
     store = CaseStore(catalog, 1, memory, disk_cache=cache)
-    views = Views(3, flips=True, rotate90=False, intensity=0.0, cutout=0.0)
-    return PatchSource(store, tuple(c.id for c in catalog.cases), (), (BATCH, 0), patch, 0.0, views)
+    augment = AugmentConfig(rotate90=False, affine=0, intensity=0, cutout=0)
+    return PatchSource(store, tuple(c.id for c in catalog.cases), (), (BATCH, 0), patch, 0.0, augment)
 
 
 def batches_of(source: PatchSource, workers: int) -> Iterator[object]:

@@ -129,7 +129,7 @@ def compute_expected(source: PatchSource, facts: Mapping[str, CaseFacts]) -> Exp
         positive=positive,
         positive_cases=of_cases,
         foreground=mean,
-        most_foreground=(1 + source.copy_paste) * max(mean, most),
+        most_foreground=(1 + source.augment.copy_paste) * max(mean, most),
         centered=centered,
         ratio=source.positive_ratio,
         reachable=drawn,
@@ -218,7 +218,7 @@ def _patches_filled(source: PatchSource, facts: CaseFacts, share: float) -> floa
     voxels = prod(facts.shape)
     spacing, wanted = source.store.spacing or facts.spacing, source.store.resample_to
     enlarged = 1.0 if wanted is None or spacing is None else prod(spacing) / prod(wanted)
-    enlarged *= (1 + source.views.scale) ** len(facts.shape)
+    enlarged *= (1 + source.augment.scale) ** (len(facts.shape) * (source.augment.affine > 0))
     return share * voxels * enlarged / prod(source.patch_size)
 
 

@@ -169,6 +169,7 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     if missing := [name for name in _FIELDS if name not in content]:
         raise CheckpointError(f"{path} is incomplete: no '{missing[0]}'")
     try:
+        content["config"].get("augment", {}).pop("labeled_strong", None)  # presets of views have taken its place
         progress, seen = _parse_progress(content["progress"]), tuple(content["seen_labels"])
         checkpoint = Checkpoint(**{n: content[n] for n in _FIELDS} | {"progress": progress, "seen_labels": seen})
         sound = _is_sound(checkpoint)

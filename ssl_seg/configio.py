@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from ssl_seg.config import Config
 from ssl_seg.config_hints import describe_problem, find_source
 from ssl_seg.errors import ConfigError, did_you_mean
-from ssl_seg.presets import expand
+from ssl_seg.presets import expand, expand_views
 
 Nested = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -141,7 +141,7 @@ def merge_layers(layers: Sequence[Layer]) -> tuple[Nested, dict[str, str]]:
         said_by: dict[str, str] = {}
         for layer in group:
             _lay_over(said, said_by, layer.values, dict.fromkeys(_keys(layer.values), layer.source))
-        said, said_by = _expand_preset(said, said_by)
+        said, said_by = _expand_presets(said, said_by)
         _drop_replaced(merged, sources, said)
         _lay_over(merged, sources, said, said_by)
     return merged, sources
@@ -172,18 +172,19 @@ def _lay_over(merged: Nested, sources: dict[str, str], values: Nested, said_by: 
             sources[dotted] = said_by[dotted]
 
 
-def _expand_preset(values: Nested, said_by: dict[str, str]) -> tuple[Nested, dict[str, str]]:
-    loss = values.get("loss")
-    if not isinstance(loss, dict) or "preset" not in loss:
-        return values, said_by
-    name, where = loss["preset"], find_source("loss.preset", said_by)
-    try:
-        expanded = {**values, "loss": expand(loss)}
-    except ConfigError as error:
-        raise ConfigError(f"{where}{error}") from None
-    source = said_by["loss.preset"]
-    own = {key: origin for key, origin in said_by.items() if key != "loss.preset"}
-    return expanded, {**dict.fromkeys(_keys(expanded), f"{source} (preset {name})"), **own}
+def _expand_presets(values: Nested, said_by: dict[str, str]) -> tuple[Nested, dict[str, str]]:
+    for section, write_out in (("loss", expand), ("augment", expand_views)):
+        given, key = values.get(section), f"{section}.preset"
+        if not isinstance(given, dict) or "preset" not in given:
+            continue
+        try:
+            values = {**values, section: write_out(given)}
+        except ConfigError as error:
+            raise ConfigError(f"{find_source(key, said_by)}{error}") from None
+        source = f"{said_by[key]} (preset {given['preset']})"
+        own = {name: origin for name, origin in said_by.items() if name != key}
+        said_by = {**dict.fromkeys(_keys(values), source), **own}
+    return values, said_by
 
 
 def _drop_replaced(merged: Nested, sources: dict[str, str], values: Nested) -> None:

@@ -28,9 +28,6 @@ only teach the network a higher prevalence than there is."""
 
 LENGTH_KEYS = ("length.steps", "optim.warmup_steps")
 
-SQUARE = 1.5
-"""Up to this ratio of their sides in the (Y, X) plane, voxels may be turned: nothing is stretched by more."""
-
 RARE_POSITIVES, BALANCED = 0.5, 0.5
 """If fewer than half of the labeled cases have foreground, half of the labeled patches come from those that have."""
 
@@ -80,7 +77,6 @@ def plan_run(
         _plan_foreground_ratio(catalog, labeled),
         _plan_positive_ratio(catalog, labeled),
         *_plan_network(ndim, known, gpu=gpu),
-        *_plan_turns(catalog, known),
         Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
         Planned(
             "batch.unlabeled",
@@ -138,29 +134,6 @@ def _plan_network(ndim: int, known: Nested, *, gpu: bool) -> list[Planned]:
     if ndim == 2 or gpu:
         return [network]
     return [network, Planned("network.features", 16, "half width: a 3D step on a CPU is 3 times as fast")]
-
-
-def measure_plane(catalog: Catalog, spacing: Sequence[float] | None) -> float:
-    """Return the longer over the shorter side of a voxel in the (Y, X) plane, at least 1: nine in ten have no larger.
-
-    Args:
-        catalog: the data.
-        spacing: of what the network sees, if it is one for all images; None takes that of each file.
-    """
-    known = [spacing] if spacing else [facts.spacing for facts in catalog.facts.values() if facts.spacing]
-    ratios = [max(s[-2:]) / min(s[-2:]) for s in known]
-    return float(np.quantile(ratios, 0.9, method="inverted_cdf")) if ratios else 1.0
-
-
-def _plan_turns(catalog: Catalog, known: Nested) -> list[Planned]:
-    """Leave out quarter turns where they would show the network shapes that there are not."""
-    ratio = measure_plane(catalog, known.get("data.resample_to") or known.get("data.spacing"))
-    if ratio <= SQUARE:
-        return []
-    reason = (
-        f"voxels are {ratio:.3g} times as long along one of Y and X as along the other: quarter turns would stretch"
-    )
-    return [Planned("augment.rotate90", False, reason)]
 
 
 def _plan_foreground_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:

@@ -21,7 +21,6 @@ from ssl_seg.lint.conditions import Facts
 from ssl_seg.losses import check_class_weights, check_loss_names, make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.networks import check_deep_supervision, check_patch_size, get_network_spec
-from ssl_seg.plan import SQUARE, measure_plane
 from ssl_seg.resources import check_memory
 
 
@@ -143,8 +142,6 @@ def check_with_data(config: Config, catalog: Catalog, split: Split, note: Callab
     _check_class_weights(config.loss, config.data.num_classes)
     _check_spacing(config.data, catalog)
     _check_mixing(config)
-    if warning := _doubt_turns(config, catalog):
-        note(warning)
     if not split.val:
         raise SplitError("the split has no validation cases: nothing could be watched; make a new split")
     if config.data.unlabeled is not None and not any(case_id.startswith(EXTRA) for case_id in split.unlabeled):
@@ -194,20 +191,6 @@ def _check_spacing(data: DataConfig, catalog: Catalog) -> None:
             f"data.resample_to = {list(data.resample_to)}, but {len(unknown)} image(s) do not say how large their "
             f"voxels are, for example '{unknown[0]}'. Give data.spacing, which holds for all, or leave out resample_to."
         )
-
-
-def _doubt_turns(config: Config, catalog: Catalog) -> str | None:
-    """Return a warning where turns in the (Y, X) plane, which are those of square voxels, stretch what they turn."""
-    height, width = config.data.patch_size[-2:]
-    ratio = measure_plane(catalog, config.data.resample_to or config.data.spacing)
-    turns = ["augment.rotate90=false"] if config.augment.rotate90 and height == width else []
-    turns += ["augment.rotation=0"] if config.augment.rotation > 0 else []
-    if ratio <= SQUARE or not turns:
-        return None
-    return (
-        f"WARNING voxels are {ratio:.3g} times as long along one of Y and X as along the other, and augmentation turns "
-        f"patches as if they were square: shapes are stretched. Give {' and '.join(turns)}, or data.resample_to"
-    )
 
 
 def _check_mixing(config: Config) -> None:

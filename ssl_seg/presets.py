@@ -1,6 +1,6 @@
-"""Losses by name: partial ``loss`` sections. A configuration says ``loss: {preset: combined}``.
+"""Losses and views by name: partial sections. A configuration says ``loss: {preset: combined}``.
 
-``ssl-seg losses`` lists them. Nothing here imports torch.
+``ssl-seg losses`` lists those of losses. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -33,6 +33,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Name -> keys of a ``loss`` section."""
 
 
+VIEWS: dict[str, dict[str, Any]] = {
+    "none": {"flips": False, "rotate90": False, "affine": 0.0, "intensity": 0.0, "cutout": 0.0},
+    "light": {"affine": 0.0, "intensity": 0.2},
+    "strong": {},
+}
+"""Name -> keys of an ``augment`` section that are not at their defaults."""
+
+
+def expand_views(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an ``augment`` section in which the key ``preset`` is replaced by all settings that it stands for.
+
+    What the section says besides wins. Mixtures of patches are no part of a preset.
+
+    Raises:
+        ConfigError: for an unknown preset, with the nearest known one.
+    """
+    from ssl_seg.config import AugmentConfig
+
+    changed = _look_up("augment", section["preset"], VIEWS)
+    defaults = AugmentConfig().model_dump(exclude={"cutmix", "copy_paste"})
+    return {**defaults, **changed, **{key: value for key, value in section.items() if key != "preset"}}
+
+
 def expand(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return a ``loss`` section in which the key ``preset``, if there is one, is replaced by what it stands for.
 
@@ -46,12 +69,7 @@ def expand(section: Mapping[str, Any]) -> dict[str, Any]:
     rest = {key: deepcopy(value) for key, value in section.items() if key != "preset"}
     if "preset" not in section:
         return rest
-    name = section["preset"]
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ConfigError(
-            f"loss.preset = {name!r}: unknown{did_you_mean(str(name), PRESETS)}; known: {', '.join(PRESETS)}"
-        )
-    preset = deepcopy(PRESETS[name])
+    preset = deepcopy(_look_up("loss", section["preset"], PRESETS))
     result = {**preset, **rest}
     options = {k: v for k, v in preset.get("options", {}).items() if k in _list_components(result)}
     given = rest.get("options", {})
@@ -63,6 +81,14 @@ def expand(section: Mapping[str, Any]) -> dict[str, Any]:
     if not result["options"]:
         del result["options"]
     return result
+
+
+def _look_up(section: str, name: Any, presets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    if not isinstance(name, str) or name not in presets:
+        raise ConfigError(
+            f"{section}.preset = {name!r}: unknown{did_you_mean(str(name), presets)}; known: {', '.join(presets)}"
+        )
+    return presets[name]
 
 
 def _list_components(section: Mapping[str, Any]) -> set[str]:

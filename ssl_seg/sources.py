@@ -20,7 +20,6 @@ from ssl_seg.data.reading import SETTINGS, make_reading
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import is_synthetic
-from ssl_seg.data.views.transforms import Views
 from ssl_seg.monitor.ladder import Foreground
 from ssl_seg.precision import choose_device
 
@@ -114,7 +113,7 @@ def make_source(config: Config, store: CaseStore, split: Split, *, rank: int = 0
     """
     labeled, pool = split.labeled_ids(config.split.labels), split.pool_ids(config.split.labels)
     split.check_not_sealed([*labeled, *pool, *split.val])
-    augment, facts = config.augment, store.catalog.facts
+    facts = store.catalog.facts
     fewest, most = config.labeled_range
     return PatchSource(
         store,
@@ -123,24 +122,12 @@ def make_source(config: Config, store: CaseStore, split: Split, *, rank: int = 0
         (most, config.batch.unlabeled),
         config.data.patch_size,
         config.data.foreground_ratio,
-        Views(
-            config.data.ndim,
-            augment.flips,
-            augment.rotate90,
-            augment.intensity,
-            augment.cutout,
-            rotation=augment.rotation,
-            scale=augment.scale,
-            elastic=augment.elastic,
-        ),
-        augment.labeled_strong,
+        config.augment,
         config.seed,
         rank,
         world_size,
         positive=frozenset(i for i in labeled if i in facts and (facts[i].foreground or 0.0) > 0),
         positive_ratio=config.batch.positive_ratio,
-        cutmix=augment.cutmix,
-        copy_paste=augment.copy_paste,
         fewest=fewest if config.policies.random_batch_size else None,
     )
 

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from ssl_seg.batch_audit import Contents, Expected, compute_expected, measure_batch, summarize_batches
 from ssl_seg.cli.batches import data_batches
+from ssl_seg.config import AugmentConfig
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.loader import Batch, PatchSource
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import write_dataset
-from ssl_seg.data.views.transforms import Views
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.report.views_figure import LabeledPatch, UnlabeledPatch, plot_views
@@ -140,7 +140,7 @@ def source(catalog: Catalog) -> PatchSource:
     ids = tuple(c.id for c in catalog.labeled)
     positive = frozenset(i for i in ids if catalog.facts[i].foreground)
     unlabeled = tuple(c.id for c in catalog.unlabeled)
-    return PatchSource(CaseStore(catalog, 1), ids, unlabeled, (4, 2), (64, 64), 0.0, Views(2), positive=positive)
+    return PatchSource(CaseStore(catalog, 1), ids, unlabeled, (4, 2), (64, 64), 0.0, positive=positive)
 
 
 def test_expected_shares_are_those_of_the_masks(source: PatchSource, catalog: Catalog) -> None:
@@ -154,7 +154,7 @@ def test_expected_shares_are_those_of_the_masks(source: PatchSource, catalog: Ca
     half = compute_expected(replace(source, positive_ratio=0.5, foreground_ratio=0.3), catalog.facts)
     assert half.reachable == 0.5
     assert half.foreground == pytest.approx(np.mean(positives) / 2)
-    filled = np.mean([min(1, share * 128 * 128 / 64**2) for share in positives])
+    filled = np.mean([min(1, share * 1.4**2 * 128 * 128 / 64**2) for share in positives])
     assert half.most_foreground == pytest.approx(0.7 * half.foreground + 0.3 * filled)
     none = compute_expected(replace(source, labeled=tuple(set(source.labeled) - source.positive)), catalog.facts)
     assert (none.foreground, none.reachable, none.positive) == (0, 0, frozenset())
@@ -162,7 +162,9 @@ def test_expected_shares_are_those_of_the_masks(source: PatchSource, catalog: Ca
 
 @pytest.mark.parametrize("options", [{}, {"positive_ratio": 0.5}, {"foreground_ratio": 0.5}, {"copy_paste": 1.0}])
 def test_real_batches_are_as_expected(source: PatchSource, catalog: Catalog, options: dict[str, float]) -> None:
-    source = replace(source, **options)  # type: ignore[arg-type]
+    sampling = {key: value for key, value in options.items() if key != "copy_paste"}
+    augment = AugmentConfig(copy_paste=options.get("copy_paste", 0.0))
+    source = replace(source, augment=augment, **sampling)  # type: ignore[arg-type]
     expected = compute_expected(source, catalog.facts)
     summary, findings = summarize_batches([measure_batch(source[k], expected.positive) for k in range(20)], expected)
     assert findings == []

@@ -167,7 +167,17 @@ IDLE: list[tuple[str, Settings, Settings]] = [
     ("policies.swa.every_epochs", (f"{SWA}20",), (f"{SWA}19",)),
     ("optim.floor", (REDUCE, "optim.plateau_patience=9", "optim.floor=0.25"),
      (REDUCE, "optim.plateau_patience=9", "optim.floor=0.26")),
-    ("augment.intensity", ("method.name=supervised",), ("method.name=supervised", "augment.labeled_strong=true")),
+    (
+        "augment.intensity",
+        ("method.name=supervised", "augment.labeled_factor=0"),
+        ("method.name=supervised", "augment.labeled_factor=0.1"),
+    ),
+    ("augment.intensity", ("augment.labeled_factor=0", "augment.strong_factor=0"), ("augment.labeled_factor=0",)),
+    ("augment.strong_factor", ("augment.intensity=0",), ("augment.intensity=0.1",)),
+    ("augment.rotation", ("augment.affine=0",), ("augment.affine=0.1",)),
+    ("augment.affine", ("augment.rotation=0", "augment.scale=0"), ("augment.rotation=0",)),
+    ("augment.affine", ("augment.rotation=0", "augment.scale=0"), ("augment.scale=0",)),
+    ("augment.tilt", (), ("data.patch_size=[16, 32, 32]",)),
     ("augment.cutmix", ("batch.unlabeled=0",), ()),
     ("batch.labeled", ("policies.random_batch_size={smallest: 2, largest: 6}",), ()),
     ("split.val_fraction", ("split.folds=3",), ("split.val_fraction=0.3",)),
@@ -234,7 +244,10 @@ def test_what_a_setting_acts_with_has_an_edge(key: str, idle: Settings, acting: 
 @pytest.mark.parametrize(
     ("facts", "keys"),
     [
-        ({"unlabeled": 0}, {"batch.unlabeled", "method.name", "augment.intensity", "augment.cutout", "augment.cutmix"}),
+        (
+            {"unlabeled": 0},
+            {"batch.unlabeled", "method.name", "augment.strong_factor", "augment.cutout", "augment.cutmix"},
+        ),
         ({"positive": 0}, {"data.foreground_ratio", "augment.copy_paste", "batch.positive_ratio"}),
         ({"positive": 2}, {"batch.positive_ratio"}),
         ({"ignores": False, "maps": False}, set()),
@@ -268,9 +281,9 @@ def test_a_value_is_named_where_it_was_meant_to_do_something() -> None:
     ]
     supervised = parse_override("method.name=supervised")
     assert said(supervised, parse_override("augment.cutmix=0"), parse_override("batch.unlabeled=0")) == []
-    assert any(
-        "augment.intensity = 0.0 (--set)" in text for text in said(supervised, parse_override("augment.intensity=0"))
-    )
+    assert any("augment.cutout = 0.0 (--set)" in text for text in said(supervised, parse_override("augment.cutout=0")))
+    for preset in ("none", "light", "strong"):  # which serves all runs
+        assert not any("augment." in text for text in said(supervised, parse_override(f"augment.preset={preset}")))
     first, second = said(parse_override("loss.preset=progressive"))
     assert first.startswith("loss.phases.0.from_epoch = 31 (--set), ")
     assert "epoch 61 is never reached. Start it earlier, or make length.steps larger than 6100" in second

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from ssl_seg.errors import ConfigError
 from ssl_seg.labels import Meaning
 from ssl_seg.networks import NETWORKS, check_patch_size
 from ssl_seg.plan import PATCH_VOXELS, Planned, plan_layer, plan_patch_size, plan_run
-from ssl_seg.preflight import _doubt_turns
 
 relaxed = settings(deadline=None, max_examples=60)
 Shape = tuple[int, ...]
@@ -319,41 +317,6 @@ def test_rare_positives_are_balanced() -> None:
     assert plan(make_catalog([(64, 64)] * 10, [0.2] * 4 + [0.0] * 6))["batch.positive_ratio"] == 0.5
     assert plan(make_catalog([(64, 64)] * 10, [0.2] * 6 + [0.0] * 4))["batch.positive_ratio"] is None
     assert plan(make_catalog([(64, 64)] * 10, [0.0] * 10))["batch.positive_ratio"] is None
-
-
-SPACINGS = {
-    "square": ((3.0, 1.0, 1.0), False),
-    "the thick axis is X": ((1.0, 1.0, 3.0), True),
-    "the thick axis is Y": ((1.0, 3.0, 1.0), True),
-    "just square": ((1.0, 1.5, 1.0), False),
-    "just not": ((1.0, 1.51, 1.0), True),
-    "unknown": (None, False),
-}
-
-
-@pytest.mark.parametrize(("spacing", "left_out"), SPACINGS.values(), ids=SPACINGS)
-def test_quarter_turns_are_left_out_where_they_would_stretch(spacing: tuple[float, ...] | None, left_out: bool) -> None:
-    catalog = make_catalog([(60, 60, 60)] * 10)
-    catalog = replace(catalog, facts={i: replace(f, spacing=spacing) for i, f in catalog.facts.items()})
-    assert plan(catalog).get("augment.rotate90", True) != left_out
-    assert "augment.rotate90" not in plan(catalog, augment__rotate90=True)
-    assert "augment.rotate90" not in plan(catalog, data__resample_to=[1, 1, 1])
-    assert plan(catalog, data__spacing=[1, 1, 2])["augment.rotate90"] is False
-    config = {"data": {"patch_size": [16, 32, 32], "label_values": [0, 1], "channels": 1, "foreground_ratio": 0}}
-    for augment, said in (({}, "rotate90=false"), ({"rotate90": False, "rotation": 9}, "rotation=0")):
-        warning = _doubt_turns(complete(config | {"augment": augment}), catalog)
-        assert (said in (warning or "")) == left_out
-    assert _doubt_turns(complete(config | {"augment": {"rotate90": False}}), catalog) is None
-    flat = config | {"data": config["data"] | {"patch_size": [16, 16, 32]}}
-    assert _doubt_turns(complete(flat), catalog) is None, "patches that are not square have no quarter turns"
-
-
-def test_few_turned_acquisitions_among_many_do_not_count() -> None:
-    for turned, left_out in ((0, False), (1, False), (2, True), (10, True)):
-        catalog = make_catalog([(60, 60, 60)] * 10)
-        spacings = {i: (1.0, 1.0, 5.0) if n < turned else (5.0, 1.0, 1.0) for n, i in enumerate(catalog.facts)}
-        catalog = replace(catalog, facts={i: replace(f, spacing=spacings[i]) for i, f in catalog.facts.items()})
-        assert ("augment.rotate90" in plan(catalog)) == left_out
 
 
 def complete(given: dict[str, Any]) -> Config:

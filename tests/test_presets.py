@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
-from ssl_seg.config import LossConfig
+from ssl_seg.config import AugmentConfig, LossConfig
+from ssl_seg.configio import Layer, check_partial, dump_config, merge_layers, parse_override
 from ssl_seg.errors import ConfigError
-from ssl_seg.presets import PRESETS, expand
+from ssl_seg.presets import PRESETS, VIEWS, expand, expand_views
 
 
 def test_a_section_without_preset_is_as_it_was() -> None:
@@ -89,3 +91,61 @@ def test_the_schedules_of_the_papyrus_report() -> None:
 def test_presets_do_not_import_torch() -> None:
     code = "import sys, ssl_seg.presets; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'pydantic')))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def read_views(*layers: Layer) -> AugmentConfig:
+    return AugmentConfig(**merge_layers(layers)[0]["augment"])
+
+
+def test_a_preset_of_views_stands_for_all_single_settings() -> None:
+    none, light, strong = (read_views(parse_override(f"augment.preset={name}")) for name in ("none", "light", "strong"))
+    assert strong == AugmentConfig()
+    assert (none.flips, none.rotate90, none.affine, none.elastic, none.intensity, none.cutout) == (
+        False,
+        False,
+        0,
+        0,
+        0,
+        0,
+    )
+    assert light.flips
+    assert light.rotate90
+    assert light.affine == 0
+    assert 0 < light.intensity < strong.intensity
+    mixtures = {"cutmix", "copy_paste"}
+    for name in VIEWS:
+        assert set(expand_views({"preset": name})) == set(AugmentConfig.model_fields) - mixtures
+
+
+def test_what_is_given_beside_a_preset_wins_and_what_lies_below_is_replaced() -> None:
+    light = expand_views({"preset": "light"})
+    file = Layer("x.yaml", {"augment": {"preset": "light", "rotation": 20, "cutmix": 0.5}}, is_file=True)
+    assert read_views(file) == AugmentConfig(**{**light, "rotation": 20, "cutmix": 0.5})
+    single, preset = parse_override("augment.cutout=0.9"), parse_override("augment.preset=light")
+    for options in ((single, preset), (preset, single)):
+        merged, sources = merge_layers([file, *options])
+        assert merged["augment"] == {**light, "cutmix": 0.5, "cutout": 0.9}
+        assert sources["augment.cutout"] == "--set augment.cutout=0.9"
+        assert sources["augment.affine"] == "--set augment.preset=light (preset light)"
+        assert sources["augment.cutmix"] == "x.yaml"
+        assert "augment.preset" not in sources
+
+
+def test_both_kinds_of_presets_may_be_given() -> None:
+    merged, sources = merge_layers([parse_override("augment.preset=none"), parse_override("loss.preset=dice")])
+    assert merged == {"augment": expand_views({"preset": "none"}), "loss": PRESETS["dice"]}
+    assert sources["loss.weights.dice"] == "--set loss.preset=dice (preset dice)"
+    assert sources["augment.flips"] == "--set augment.preset=none (preset none)"
+
+
+@pytest.mark.parametrize("name", ["stron", 3, None, ["light"]])
+def test_an_unknown_preset_of_views_is_refused_with_the_known_ones(name: object) -> None:
+    with pytest.raises(ConfigError, match=r"x.yaml: augment.preset = .*known: none, light, strong"):
+        merge_layers([Layer("x.yaml", {"augment": {"preset": name}}, is_file=True)])
+
+
+def test_written_settings_have_no_preset_and_are_read_as_they_were() -> None:
+    config, _ = check_partial([parse_override("augment.preset=light"), parse_override("augment.elastic=0.2")])
+    text = dump_config(config)
+    assert "preset" not in text
+    assert read_views(Layer("config.yaml", yaml.safe_load(text), is_file=True)) == config.augment

@@ -67,6 +67,7 @@ RECOVER = ("monitor.on_collapse=recover",)
 EMPTY = ("data.label_map={1: 0, 2: 0}", "data.label_values=[0, 1]", "split.allow_faults=true")
 ENCODER = ("network.name=encoder_unet", "data.patch_size=[64, 64]")
 CUT = ("data.threshold=1", "data.label_values=[0, 1]")
+VOLUMES = ("data.root=VOLUMES", "data.patch_size=[16, 16, 16]")
 ALL = ("split.labels=1.0", "split.test_fraction=0.1", "data.root=ALL_LABELED")
 
 ACTS: dict[str, tuple[str, Settings]] = {
@@ -157,12 +158,15 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "batch.positive_ratio": ("batch.positive_ratio=0.1", ()),
     "augment.flips": ("augment.flips=false", ()),
     "augment.rotate90": ("augment.rotate90=false", ()),
-    "augment.rotation": ("augment.rotation=20", ()),
-    "augment.scale": ("augment.scale=0.3", ()),
+    "augment.affine": ("augment.affine=1", ()),
+    "augment.rotation": ("augment.rotation=20", ("augment.affine=1",)),
+    "augment.tilt": ("augment.tilt=0", ("augment.affine=1", *VOLUMES)),
+    "augment.scale": ("augment.scale=0.3", ("augment.affine=1",)),
     "augment.elastic": ("augment.elastic=1", ()),
     "augment.intensity": ("augment.intensity=0.9", ()),
     "augment.cutout": ("augment.cutout=1", ()),
-    "augment.labeled_strong": ("augment.labeled_strong=true", ()),
+    "augment.labeled_factor": ("augment.labeled_factor=3", ()),
+    "augment.strong_factor": ("augment.strong_factor=10", ()),
     "augment.cutmix": ("augment.cutmix=1", ()),
     "augment.copy_paste": ("augment.copy_paste=1", ()),
     "length.steps": ("length.steps=6", ()),
@@ -246,15 +250,18 @@ IDLE: list[tuple[str, str, Settings]] = [
     ("method.options.rampup", "method.options.rampup=linear", ("method.options.rampup_steps=0",)),
     ("method.options.rampup", "method.options.rampup=linear", ("method.options.rampup_ratio=0",)),
     ("method.options.rampup", "method.options.rampup=linear", (*PARENT, "bootstrap.pseudo_label_steps=4")),
-    ("augment.intensity", "augment.intensity=0.9", SUPERVISED),
-    ("augment.intensity", "augment.intensity=0", SUPERVISED),
+    ("augment.intensity", "augment.intensity=0.9", (*SUPERVISED, "augment.labeled_factor=0")),
+    ("augment.strong_factor", "augment.strong_factor=0", SUPERVISED),
+    ("augment.labeled_factor", "augment.labeled_factor=3", ("augment.intensity=0",)),
+    ("augment.rotation", "augment.rotation=20", ("augment.affine=0",)),
+    ("augment.affine", "augment.affine=1", ("augment.rotation=0", "augment.scale=0")),
+    ("augment.tilt", "augment.tilt=10", ("augment.affine=1",)),
     ("augment.cutout", "augment.cutout=0.9", SUPERVISED),
     ("augment.cutout", "augment.cutout=1", ALL),
     ("augment.cutmix", "augment.cutmix=1", SUPERVISED),
     ("augment.cutmix", "augment.cutmix=1", ("method.options.consistency_weight=0",)),
-    ("augment.intensity", "augment.intensity=1", ("method.options.consistency_weight=0",)),
+    ("augment.cutout", "augment.cutout=1", ("method.options.consistency_weight=0",)),
     ("method.options.consistency", "method.options.consistency=kl", ("method.options.consistency_weight=0",)),
-    ("augment.labeled_strong", "augment.labeled_strong=true", ("augment.intensity=0", "augment.cutout=0")),
     ("loss.options.dice.batch", "loss.options.dice.batch=false", ("batch.labeled=1",)),
     ("loss.options.focal.gamma", "loss.options.focal.gamma=1", (PHASES % (4, 1, 0),)),
     ("loss.phases.0", PHASES % (4, 1, 0), ()),
@@ -329,6 +336,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "ALL_POSITIVE": write_images(root / "positive", seed=0, labeled=12, negatives=False),
         "LARGE": write_images(root / "large", seed=0, labeled=12, size=144),
         "ARRAYS": write_images(root / "arrays", seed=0, labeled=12, suffix=".npy"),
+        "VOLUMES": write_images(root / "volumes", seed=0, labeled=12, suffix=".npy", depth=16),
         "GAPS": write_images(root / "gaps", seed=0, labeled=12, suffix=".npy", gaps=True),
     }
     found["NEAR_COPIES"] = write_images(root / "copies", seed=0, labeled=12)
@@ -357,6 +365,7 @@ def write_images(
     suffix: str = ".png",
     size: int = 40,
     gaps: bool = False,
+    depth: int = 0,
 ) -> str:
     """Write 14 images, a quarter of them without foreground, and so many masks."""
     rng = np.random.default_rng(seed)
@@ -369,6 +378,8 @@ def write_images(
             mask[y : y + 13, x : x + 13] = value
         image = (mask * 60 + rng.integers(0, 100, mask.shape)).astype(np.uint8)
         image = np.where(np.arange(size) < 3, np.nan, image).astype(np.float32) if gaps else image
+        if depth:
+            image, mask = (np.repeat(array[None], depth, axis=0) for array in (image, mask))
         write = cv2.imwrite if suffix == ".png" else np.save
         write(str(folder / "images" / f"{index}{suffix}"), image)
         if index < labeled:

@@ -22,7 +22,6 @@ from ssl_seg.curves import POINTS, compute_curves
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.store import CaseStore
-from ssl_seg.data.views.transforms import Views
 from ssl_seg.diagnose.result import ImageFigures, Moments
 from ssl_seg.report.audit_figure import COLUMNS, SHOWN, Sample, _color, choose_cases, plot_audit
 from ssl_seg.report.diagnosis_figures import _MARKERS, _styles
@@ -81,9 +80,7 @@ def test_so_many_patches_of_each_kind_are_drawn(
 ) -> None:
     catalog = open_catalog(str(particles_dir))
     ids, others = (tuple(c.id for c in cases) for cases in (catalog.labeled, catalog.unlabeled))
-    source = PatchSource(
-        CaseStore(catalog, 1), ids, others, (labeled, unlabeled), (16, 16), 0.0, Views(2), fewest=fewest
-    )
+    source = PatchSource(CaseStore(catalog, 1), ids, others, (labeled, unlabeled), (16, 16), 0.0, fewest=fewest)
     drawn: list[tuple[Any, ...]] = []
     monkeypatch.setattr("ssl_seg.report.views_figure.plot_views", lambda *patches: drawn.append(patches))
     batches._draw(source, Path("unused.png"))

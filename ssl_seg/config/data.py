@@ -194,26 +194,35 @@ class BatchConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Weak views change geometry only; strong views add intensity changes on the same geometry. Labeled patches are
-    weak views unless labeled_strong is set."""
+    """What is done to training patches; image, target, weak and strong view of a patch share one geometry.
+
+    Labeled patches and strong views of unlabeled ones get intensity changes too, weak views do not. A file or --set may
+    say ``augment.preset``: none, light (mirrors, quarter turns, small changes of intensity) or strong (the defaults
+    here). It stands for single settings, all but cutmix and copy_paste; one that is given beside it wins.
+    """
 
     flips: bool = True
     """Mirror along random axes."""
     rotate90: bool = True
-    """Rotate by multiples of 90 degrees in the (Y, X) plane."""
-    rotation: float = Field(0.0, ge=0, le=180)
-    """Rotate by up to so many degrees in the (Y, X) plane."""
-    scale: float = Field(0.0, ge=0, lt=1)
+    """Rotate by multiples of 90 degrees in the (Y, X) plane; of 180 where patches or voxels are not square."""
+    affine: float = Field(0.2, ge=0, le=1)
+    """Probability that a patch is rotated, and that it is scaled; each is drawn on its own."""
+    rotation: float = Field(180.0, ge=0, le=180)
+    """Rotate by up to so many degrees in the (Y, X) plane; angles are those of the sample, whatever its voxel size."""
+    tilt: float = Field(30.0, ge=0, le=180)
+    """Rotate volumes by up to so many degrees out of the (Y, X) plane; less, where voxels are longer along Z."""
+    scale: float = Field(0.4, ge=0, lt=1)
     """Enlarge or shrink by a factor of up to 1 + scale."""
     elastic: float = Field(0.0, ge=0, le=1)
     """Probability of an elastic deformation."""
     intensity: float = Field(0.5, ge=0, le=1)
-    """Strength of brightness, contrast, gamma, noise, blur and low resolution in strong views: those of unlabeled
-    patches, and with labeled_strong of labeled ones too."""
+    """Strength of noise, blur, brightness, contrast, low resolution and gamma; 0.5 is that of nnU-Net, 0 is none."""
+    labeled_factor: float = Field(1.0, ge=0, le=10)
+    """Factor on the probabilities of these changes in labeled patches; 1 has those of nnU-Net."""
+    strong_factor: float = Field(2.0, ge=0, le=10)
+    """The same for strong views of unlabeled patches."""
     cutout: float = Field(0.3, ge=0, le=1)
     """Probability that boxes of a strong view are blanked."""
-    labeled_strong: bool = False
-    """Give the labeled patches the intensity changes and blanked boxes of strong views too."""
     cutmix: float = Field(0.0, ge=0, le=1)
     """Probability that a strong view has a box of another one in it; its pseudo-label follows."""
     copy_paste: float = Field(0.0, ge=0, le=1)

@@ -6,7 +6,7 @@ Shapes: L labeled, U unlabeled, C channels, K classes (background = 0), *S spati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ssl_seg.config.data import AugmentConfig
 from ssl_seg.data.sampling import BalancedBatchSampler, CaseStream, choose_box, choose_tile, crop, derive_rng
 from ssl_seg.data.store import CaseStore, cut_unit
+from ssl_seg.data.views.geometry import draw_geometry
+from ssl_seg.data.views.intensity import blank_boxes, change_intensity
 from ssl_seg.data.views.mixing import Mix, make_copy_paste, make_cutmix
-from ssl_seg.data.views.transforms import Views
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
 
@@ -66,13 +68,11 @@ class PatchSource(Dataset[Batch]):
         counts: labeled and unlabeled patches a batch, on each process; with ``fewest``, the most labeled ones.
         patch_size: (*P).
         foreground_ratio: share of labeled patches that are centered on foreground; those of positive cases first.
-        views: makes the weak and strong views.
-        labeled_strong: give labeled patches the strong intensities too.
+        augment: what is done to patches. All views of one share a geometry, so that a pseudo-label made on the weak
+            view fits the strong one voxel by voxel.
         seed, rank, world_size: place of this process; together the processes walk each stream without overlap.
         positive: ids of the labeled cases with foreground.
         positive_ratio: share of labeled patches from them; None draws all labeled cases equally often.
-        cutmix: probability that a strong view has a box of another one in it.
-        copy_paste: probability that a labeled patch has the foreground of another one in it.
         fewest: fewest labeled patches of a batch; each number from here to ``counts`` is equally likely in a step, and
             the same on all processes. None always takes ``counts``.
     """
@@ -83,15 +83,12 @@ class PatchSource(Dataset[Batch]):
     counts: tuple[int, int]
     patch_size: tuple[int, ...]
     foreground_ratio: float
-    views: Views
-    labeled_strong: bool = False
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
     rank: int = 0
     world_size: int = 1
     positive: frozenset[str] = frozenset()
     positive_ratio: float | None = None
-    cutmix: float = 0.0
-    copy_paste: float = 0.0
     fewest: int | None = None
 
     def __getitem__(self, step: int) -> Batch:
@@ -99,9 +96,9 @@ class PatchSource(Dataset[Batch]):
         rng = derive_rng(self.seed, self.rank, step, MIX_STREAM)
         labeled_ids, image, target = self._draw_labeled(step, rng)
         unlabeled_ids, weak, strong = self._draw_unlabeled(step)
-        if (paste := make_copy_paste(target, self.copy_paste, rng)) is not None:
+        if (paste := make_copy_paste(target, self.augment.copy_paste, rng)) is not None:
             image, target = paste.apply(image), paste.apply(target)
-        if (mix := make_cutmix(len(strong), self.patch_size, self.cutmix, rng)) is not None:
+        if (mix := make_cutmix(len(strong), self.patch_size, self.augment.cutmix, rng)) is not None:
             strong = mix.apply(strong)
         return Batch(image, target, weak, strong, (*labeled_ids, *unlabeled_ids), mix)
 
@@ -151,22 +148,21 @@ class PatchSource(Dataset[Batch]):
         if case.target is None:
             raise DataError(f"case '{case_id}' is in the labeled set but has no mask")
         start = choose_box(case.target.shape, self.patch_size, rng, case.foreground if centered else ())
-        geometry = self.views.draw_geometry(self.patch_size, rng)
+        geometry = draw_geometry(self.patch_size, rng, self.augment, self.store.find_spacing(case_id))
         box = geometry.locate(start)
-        unit = geometry.move_image(cut_unit(case, box, geometry.size))
+        image = case.intensity.unit_to_zscore(geometry.move_image(cut_unit(case, box, geometry.size)))
         target = geometry.move_target(crop(case.target, box, geometry.size, IGNORE_INDEX).astype(np.int64))
-        if self.labeled_strong:
-            unit = self.views.strengthen(unit, rng)
-        return case.intensity.unit_to_zscore(unit), target
+        return change_intensity(image, rng, self.augment.intensity, self.augment.labeled_factor), target
 
     def _unlabeled_patch(self, case_id: str, step: int, slot: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         rng = derive_rng(self.seed, self.rank, step, UNLABELED_STREAM, slot)
         case = self.store.load(case_id)
         start = choose_box(case.image.shape[1:], self.patch_size, rng)
-        geometry = self.views.draw_geometry(self.patch_size, rng)
+        geometry = draw_geometry(self.patch_size, rng, self.augment, self.store.find_spacing(case_id))
         unit = geometry.move_image(cut_unit(case, geometry.locate(start), geometry.size))
-        strong = self.views.strengthen(unit, rng)
-        return case.intensity.unit_to_zscore(unit), case.intensity.unit_to_zscore(strong)
+        weak = case.intensity.unit_to_zscore(unit)
+        strong = change_intensity(weak, rng, self.augment.intensity, self.augment.strong_factor)
+        return weak, blank_boxes(strong, rng, self.augment.cutout)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,10 @@ class CaseStore:
             self._held -= self._cache.popitem(last=False)[1].nbytes
         return loaded
 
+    def find_spacing(self, case_id: str) -> tuple[float, ...] | None:
+        """Return the voxel size (*S) of what ``load`` returns, where it is known."""
+        return self.resample_to or self.spacing or self.catalog.facts[case_id].spacing
+
     def load_whole(self, case_id: str) -> WholeCase:
         """Return a case on the grid of its file, all of it in memory.
 

@@ -241,7 +241,7 @@ def _suspect_generalization(facts: Facts) -> Suspect | None:
     return Suspect(
         cause,
         "train again with more augmentation; more labels help most",
-        facts.train("--set augment.elastic=0.3", "--set augment.labeled_strong=true"),
+        facts.train("--set augment.elastic=0.3", "--set augment.labeled_factor=2"),
     )
 
 

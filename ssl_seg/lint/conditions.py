@@ -124,9 +124,20 @@ def _find_idle_method(config: Config, facts: Facts) -> str | None:
     return None if facts.unlabeled and config.batch.unlabeled else "there is no unlabeled image to learn from"
 
 
-def _find_idle_strong(config: Config, facts: Facts) -> str | None:
-    """Return why there are no strong views."""
-    return None if config.augment.labeled_strong else _find_idle_views(config, facts)
+def _find_idle_intensity(config: Config, facts: Facts) -> str | None:
+    """Return why no patch that is learned from has its intensities changed."""
+    if config.augment.labeled_factor:
+        return None
+    if not config.augment.strong_factor:
+        return "augment.labeled_factor = 0 and augment.strong_factor = 0"
+    reason = _find_idle_views(config, facts)
+    return reason and f"augment.labeled_factor = 0 and {reason}"
+
+
+def _find_idle_affine(config: Config, _: Facts) -> str | None:
+    names = ("rotation", "scale") if config.data.ndim == 2 else ("rotation", "tilt", "scale")
+    acts = any(getattr(config.augment, name) for name in names)
+    return None if acts else " and ".join(f"augment.{name} = 0" for name in names)
 
 
 def _find_idle_ramp(config: Config, _: Facts) -> str | None:
@@ -366,17 +377,26 @@ CONDITIONS: tuple[Condition, ...] = (
         _find_no_unlabeled,
         "It acts where unlabeled images are learned from",
     ),
-    Condition(("augment.cutmix",), _find_idle_views, "It acts where unlabeled images are learned from"),
     Condition(
-        ("augment.intensity", "augment.cutout"),
-        _find_idle_strong,
-        "It acts on strong views: of unlabeled images, and of labeled ones with augment.labeled_strong = true",
+        ("augment.cutmix", "augment.cutout", "augment.strong_factor"),
+        _find_idle_views,
+        "It acts where unlabeled images are learned from",
+    ),
+    Condition(("augment.intensity",), _find_idle_intensity, "Raise one of the factors, or leave it out"),
+    Condition(
+        ("augment.labeled_factor", "augment.strong_factor"),
+        lambda c, _: None if c.augment.intensity else "augment.intensity = 0",
+        "It acts with a larger augment.intensity",
+    ),
+    Condition(("augment.tilt",), lambda c, _: "patches are 2D" if c.data.ndim == 2 else None, "It acts on volumes"),
+    Condition(
+        ("augment.rotation", "augment.tilt", "augment.scale"),
+        lambda c, _: None if c.augment.affine else "augment.affine = 0",
+        "It acts with a larger augment.affine",
     ),
     Condition(
-        ("augment.labeled_strong",),
-        lambda c, _: (
-            None if c.augment.intensity or c.augment.cutout else "augment.intensity = 0 and augment.cutout = 0"
-        ),
+        ("augment.affine",),
+        _find_idle_affine,
         "Raise one of them, or leave it out",
     ),
     Condition(

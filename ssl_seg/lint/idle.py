@@ -26,7 +26,6 @@ PLANNED = (
     "data.window",
     "data.axes",
     "batch.positive_ratio",
-    "augment.rotate90",
 )
 """Settings that have a default and are planned from the data all the same: to give the default is to give a value."""
 
@@ -159,6 +158,8 @@ def find_default(key: str) -> Any:
 
 
 def _is_meant(key: str, value: Any, source: str) -> bool:
+    if key.startswith("augment.") and "(preset " in source:  # which serves all runs
+        return False
     default = find_default(key)
     if default is PydanticUndefined:
         return bool(value)

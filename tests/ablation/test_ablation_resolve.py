@@ -100,7 +100,7 @@ def test_a_precision_that_is_asked_for_makes_another_training(tmp_path: Path, pa
         resolve(tmp_path, particles_dir, recipes=recipes, labels=[1.0], methods=["supervised"])
 
 
-STRONG = {"augment": {"intensity": 0.9, "cutout": 0.9}}
+STRONG = {"augment": {"strong_factor": 0.9, "cutout": 0.9}}
 
 
 def test_recipes_that_differ_in_what_changes_nothing_are_refused(tmp_path: Path, particles_dir: Path) -> None:
@@ -108,9 +108,11 @@ def test_recipes_that_differ_in_what_changes_nothing_are_refused(tmp_path: Path,
     with pytest.raises(ConfigError) as caught:
         resolve(tmp_path, particles_dir, recipes=recipes, methods=["supervised"])
     assert "recipes 'plain' and 'strong' are the same training in all 2 cell(s)" in str(caught.value)
-    assert "augment.intensity = 0.9 (recipe strong), augment.cutout = 0.9 (recipe strong) change" in str(caught.value)
+    assert "augment.strong_factor = 0.9 (recipe strong), augment.cutout = 0.9 (recipe strong) change" in str(
+        caught.value
+    )
     assert "method.name = supervised learns nothing from unlabeled images" in str(caught.value)
-    recipes["strong"] = {"augment": {**STRONG["augment"], "labeled_strong": True}}
+    recipes["strong"] = {"augment": {**STRONG["augment"], "labeled_factor": 2}}
     assert len({c.id for c in resolve(tmp_path, particles_dir, recipes=recipes, methods=["supervised"])}) == 4
 
 
@@ -133,7 +135,7 @@ def test_cells_that_are_one_training_have_one_id_and_are_named(tmp_path: Path, p
 def test_methods_without_unlabeled_images_are_one_training(tmp_path: Path, sheets_dir: Path) -> None:
     notes: list[str] = []
     settings = {"data": {"root": str(sheets_dir), "patch_size": [16, 32, 32]}, "network": {"features": 4}}
-    settings |= {"length": {"steps": 4, "steps_per_epoch": 2}, "augment": {"cutout": 1.0, "labeled_strong": True}}
+    settings |= {"length": {"steps": 4, "steps_per_epoch": 2}, "augment": {"labeled_factor": 2.0}}
     path = write_spec(tmp_path / "spec.yaml", sheets_dir, settings=settings, labels=[0.5, 1.0])
     cells = resolve_cells(read_spec(str(path)), gpu=False, note=notes.append)
     assert len(cells) == 4

@@ -22,6 +22,7 @@ from sizes import around
 from test_splits import add_images, make_catalog, spread
 
 from ssl_seg.cli import audit_pictures
+from ssl_seg.config import AugmentConfig
 from ssl_seg.data import catalog as catalog_module
 from ssl_seg.data import mask_values
 from ssl_seg.data import volumes as volumes_module
@@ -479,7 +480,7 @@ def test_patches_of_any_size_are_deformed(size: int, make: Callable[[int], tuple
     """Also those with fewer voxels than the deformation has cells: every voxel comes from near its place."""
     shape = make(size)
     for seed in range(5):
-        geometry = draw_geometry(shape, np.random.default_rng(seed), elastic=1.0)
+        geometry = draw_geometry(shape, np.random.default_rng(seed), AugmentConfig(elastic=1.0))
         ramp = np.stack(np.meshgrid(*(np.arange(float(n)) for n in geometry.size), indexing="ij"))
         moved = geometry.move_image(ramp.astype(np.float32))
         assert moved.shape == (len(shape), *shape)

@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_seg.config import AugmentConfig
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.loader import PatchSource, make_loader, make_probe
 from ssl_seg.data.store import CaseStore, fit_channels
 from ssl_seg.data.synthetic import write_dataset
-from ssl_seg.data.views.transforms import Views, measure_intensity
+from ssl_seg.data.views.transforms import measure_intensity
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
+
+WEAK = AugmentConfig(affine=0, labeled_factor=0)
+"""Labeled patches are mirrored and turned; intensities change in strong views."""
+PLAIN = AugmentConfig(affine=0, intensity=0, cutout=0)
+"""Mirrors and quarter turns only."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def source(catalog: Catalog) -> PatchSource:
         counts=(3, 2),
         patch_size=(32, 48),
         foreground_ratio=0.33,
-        views=Views(2),
+        augment=WEAK,
         seed=5,
     )
 
@@ -84,7 +90,7 @@ def test_no_unlabeled_cases_is_a_normal_input(source: PatchSource) -> None:
 
 
 def test_weak_and_strong_show_the_same_voxels(source: PatchSource) -> None:
-    plain = replace(source, views=Views(2, intensity=0.0, cutout=0.0))
+    plain = replace(source, augment=PLAIN)
     assert torch.allclose(plain[0].weak, plain[0].strong, atol=1e-5)
     assert not torch.allclose(source[0].weak, source[0].strong, atol=1e-2)
     assert torch.equal(source[0].weak, plain[0].weak)
@@ -109,7 +115,7 @@ def test_foreground_ratio_is_met_over_a_batch(catalog: Catalog) -> None:
         (4, 0),
         (16, 16),
         0.5,
-        Views(2, intensity=0, cutout=0),
+        PLAIN,
     )
     hits = [int((source[step].target == 1).flatten(1).any(1).sum()) for step in range(20)]
     assert hits == [2] * 20
@@ -138,7 +144,7 @@ def mixed_source(catalog: Catalog) -> PatchSource:
         counts=(4, 0),
         patch_size=(16, 16),
         foreground_ratio=0.25,
-        views=Views(2, intensity=0, cutout=0),
+        augment=PLAIN,
         positive=positive,
     )
 
@@ -162,8 +168,8 @@ def test_without_positive_cases_all_cases_are_drawn(mixed_source: PatchSource) -
 @pytest.mark.parametrize("rotation", [0, 45])
 def test_centered_patches_are_those_of_positive_cases(mixed_source: PatchSource, rotation: float) -> None:
     """A quarter of the patches is centered on the one voxel; negative cases could not show it."""
-    views = Views(2, intensity=0, cutout=0, rotation=rotation)
-    source = replace(mixed_source, positive_ratio=0.25, views=views)
+    augment = PLAIN.model_copy(update={"affine": 1.0, "rotation": rotation, "scale": 0.0})
+    source = replace(mixed_source, positive_ratio=0.25, augment=augment)
     hits = [int((source[step].target == 1).flatten(1).any(1).sum()) for step in range(20)]
     assert hits == [1] * 20
     # Not told which cases are positive, the same share falls on negative ones too.
@@ -203,7 +209,9 @@ def test_small_labeled_set_repeats_beside_a_long_unlabeled_one(source: PatchSour
 def test_cutmix_shows_what_the_mix_says(source: PatchSource, workers: int) -> None:
     whole = source[3]
     assert whole.mix is None
-    (mixed,) = make_loader(replace(source, cutmix=1.0), 3, 4, workers, pin_memory=False)
+    (mixed,) = make_loader(
+        replace(source, augment=WEAK.model_copy(update={"cutmix": 1.0})), 3, 4, workers, pin_memory=False
+    )
     assert mixed.mix is not None
     assert torch.equal(mixed.weak, whole.weak)
     assert torch.equal(mixed.strong, mixed.mix.apply(whole.strong))
@@ -212,13 +220,13 @@ def test_cutmix_shows_what_the_mix_says(source: PatchSource, workers: int) -> No
 
 @pytest.mark.parametrize("unlabeled", [0, 1])
 def test_cutmix_needs_two_patches(source: PatchSource, unlabeled: int) -> None:
-    batch = replace(source, counts=(2, unlabeled), cutmix=1.0)[0]
+    batch = replace(source, counts=(2, unlabeled), augment=WEAK.model_copy(update={"cutmix": 1.0}))[0]
     assert batch.mix is None
     assert batch.strong.shape[0] == unlabeled
 
 
 def test_copy_paste_adds_foreground_with_its_image(source: PatchSource) -> None:
-    plain, pasted = source[2], replace(source, copy_paste=1.0)[2]
+    plain, pasted = source[2], replace(source, augment=WEAK.model_copy(update={"copy_paste": 1.0}))[2]
     assert (pasted.target > 0).sum() > (plain.target > 0).sum()
     assert ((pasted.target > 0) | (plain.target == 0)).all()
     changed = (pasted.image != plain.image)[:, 0]
@@ -228,7 +236,7 @@ def test_copy_paste_adds_foreground_with_its_image(source: PatchSource) -> None:
 
 
 def test_a_batch_keeps_its_mix_on_another_device(source: PatchSource) -> None:
-    batch = replace(source, cutmix=1.0)[0]
+    batch = replace(source, augment=WEAK.model_copy(update={"cutmix": 1.0}))[0]
     moved = batch.to(torch.device("meta"))
     assert moved.mix is not None
     assert moved.mix.source.device.type == moved.mix.mask.device.type == "meta"
@@ -253,8 +261,8 @@ def test_outside_the_image_is_mean_and_ignored_under_every_geometry(ndim: int, t
             image = target[None].astype(np.float32)
             return replace(loaded, image=image, target=target, foreground=(), intensity=measure_intensity(image))
 
-    views = Views(ndim, intensity=0, cutout=0, rotation=180, scale=0.5, elastic=1.0)
-    source = PatchSource(Ramp(catalog, 1), ("a",), ("a",), (4, 2), (16,) * ndim, 0.0, views)
+    augment = AugmentConfig(affine=1, scale=0.5, tilt=90, elastic=1.0, intensity=0, cutout=0)
+    source = PatchSource(Ramp(catalog, 1), ("a",), ("a",), (4, 2), (16,) * ndim, 0.0, augment)
     ignored = 0
     for step in range(3):
         batch = source[step]
@@ -275,7 +283,7 @@ def test_images_smaller_than_the_patch_are_padded_and_ignored(source: PatchSourc
 
 
 def test_mean_and_scale_follow_the_whole_image(source: PatchSource) -> None:
-    whole = replace(source, patch_size=(128, 128), views=Views(2, intensity=0, cutout=0))
+    whole = replace(source, patch_size=(128, 128), augment=PLAIN)
     image = whole[0].image
     assert torch.allclose(image.mean((1, 2, 3)), torch.zeros(3), atol=1e-4)
     assert torch.allclose(image.std((1, 2, 3)), torch.ones(3), atol=1e-3)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 from sizes import around
 
+from ssl_seg.config import AugmentConfig
 from ssl_seg.data import disk_cache
 from ssl_seg.data import store as store_module
 from ssl_seg.data.catalog import Catalog, open_catalog
@@ -29,7 +30,6 @@ from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache, open_disk_cache
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import BoxReader, CaseStore, _choose_ranks, _find_foreground, cut_unit, decoded_bytes
-from ssl_seg.data.views.transforms import Views
 from ssl_seg.errors import DataError
 
 SHAPE = (12, 20, 24)
@@ -516,11 +516,9 @@ def test_batches_do_not_depend_on_where_the_voxels_come_from(tmp_path: Path, mon
             (2, 2),
             (8, 8, 8),
             0.5,
-            Views(3, rotation=20, scale=0.2, elastic=1.0),
+            AugmentConfig(affine=1.0, elastic=1.0, cutmix=1.0, copy_paste=1.0),
             positive=frozenset({"0"}),
             positive_ratio=0.5,
-            cutmix=1.0,
-            copy_paste=1.0,
         )
         for name, store in stores.items()
     }

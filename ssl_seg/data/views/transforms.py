@@ -1,23 +1,17 @@
-"""Weak and strong views of a patch.
+"""From raw values to the z-scores that the network sees: the one normalization of this program.
 
-Both views share one geometry, so that a pseudo-label made on the weak view fits the strong one voxel by voxel. The
-strong view adds intensity changes.
-
-Patches come in the unit range [0, 1] of their image, which is what the libraries of ``strong`` expect;
-``Intensity`` holds the affine map from there to the z-scores that the network sees.
+Patches are cut and moved in the unit range [0, 1] of their image; ``Intensity`` holds the affine map from there to
+z-scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ssl_seg.data.views.geometry import Geometry, draw_geometry
-from ssl_seg.data.views.strong import StrongFn, make_strong
 
 Array = NDArray[np.float32]
 
@@ -116,51 +110,6 @@ def find_gaps(image: NDArray[np.generic]) -> NDArray[np.bool_] | None:
         return None
     gaps: NDArray[np.bool_] = np.isnan(image).all(axis=0)
     return gaps if gaps.any() else None
-
-
-@dataclass(frozen=True)
-class Views:
-    """Makes the views of patches of one dimensionality.
-
-    Args:
-        ndim: 2 or 3.
-        flips: mirror along random axes.
-        rotate90: quarter turns in the (Y, X) plane; half turns only where the patch is not square.
-        intensity: strength of the intensity changes of the strong view in [0, 1]; 0 leaves intensities alone.
-        cutout: probability of blanked boxes in the strong view.
-        rotation: largest angle in the (Y, X) plane, in degrees.
-        scale: enlarge, or shrink, by a factor of up to 1 + ``scale``.
-        elastic: probability of an elastic deformation.
-    """
-
-    ndim: int
-    flips: bool = True
-    rotate90: bool = True
-    intensity: float = 0.5
-    cutout: float = 0.3
-    rotation: float = 0.0
-    scale: float = 0.0
-    elastic: float = 0.0
-    _strong: StrongFn = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_strong", make_strong(self.ndim, self.intensity, self.cutout))
-
-    def draw_geometry(self, patch_size: Sequence[int], rng: np.random.Generator) -> Geometry:
-        """Return a random geometry, for all views of one patch and its target."""
-        return draw_geometry(
-            patch_size,
-            rng,
-            flips=self.flips,
-            rotate90=self.rotate90,
-            rotation=self.rotation,
-            scale=self.scale,
-            elastic=self.elastic,
-        )
-
-    def strengthen(self, unit: Array, rng: np.random.Generator) -> Array:
-        """Return the strong view (C,*P) of a patch in [0, 1]; voxels stay where they are."""
-        return self._strong(unit, int(rng.integers(2**31)))
 
 
 def blacken_gaps(image: NDArray[np.generic]) -> NDArray[np.generic]:
