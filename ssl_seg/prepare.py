@@ -235,7 +235,7 @@ def make_plan(
     parent = _load_parent(request)
     layers = _with_parent(request, parent)
     merged, sources = merge_layers(layers)
-    check_length(layers, request.epochs, request.minutes)
+    check_length(request.layers, request.epochs, request.minutes)
     if request.epochs is not None or request.minutes is not None:
         default = LengthConfig.model_fields["steps_per_epoch"].default
         layers += _length_layer(request, int(merged.get("length", {}).get("steps_per_epoch", default)))

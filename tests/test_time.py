@@ -392,6 +392,17 @@ class TestRuns:
         with pytest.raises(ConfigError, match="the warm-up takes 10 steps"):
             run_tiny(tmp_path / "no", particles_dir, {"optim": {"warmup_steps": 10}}, minutes=minutes)
 
+    def test_the_length_of_a_parent_does_not_count(
+        self, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(training, "measure_pace", lambda *_, **__: PACE)
+        minutes = estimate_seconds(PACE, make_config(per_epoch=6), 9) / 60
+        parent = RunDir(tiny_run).best
+        request = TrainRequest((), tmp_path / "child", parent, force=True, minutes=minutes)
+        assert train(request).step == 9
+        with pytest.raises(ConfigError, match="--steps 5 and --minutes"):
+            train(replace(request, layers=(Layer("--steps 5", {"length": {"steps": 5}}),), out=tmp_path / "two"))
+
     def test_too_short_writes_nothing(
         self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
