@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,11 @@ _COMMON = 10
 """Thumbnails, of those, whose share in a direction is not taken away in a second whitening."""
 _CHUNK = 2048
 _DIGITS = 4
+_SIGNS = np.array(
+    [[1, k, y * x, k * y * x, *((x, y, 0, 0) if k == 1 else (0, 0, x, y))] for k, y, x in product((1, -1), repeat=3)],
+    np.float32,
+)
+"""(turns, products) in the order of ``_turns``: axes swapped or not, then mirrored; see ``_fold``."""
 
 
 @dataclass(frozen=True)
@@ -170,40 +175,37 @@ def _rank(pairs: list[AlikePair]) -> tuple[AlikePair, ...]:
 
 
 class _Images:
-    """Thumbnails of one shape, with their whitened form (in half precision: 2 KB for an image)."""
+    """Thumbnails of one shape, with their whitened form in the coordinates of ``_fold``, in half precision."""
 
     def __init__(self, ids: list[str], thumbnails: Mapping[str, Vectors]) -> None:
         self.ids, self._thumbnails = ids, thumbnails
-        self.shape = thumbnails[ids[0]].shape
-        self._turned = np.stack([t.ravel() for t in _turns(np.arange(np.prod(self.shape)).reshape(1, *self.shape))])
+        shape = thumbnails[ids[0]].shape
+        self._turned = np.stack([t.ravel() for t in _turns(np.arange(np.prod(shape)).reshape(shape))])
         count = max(_MOMENT_ROWS // len(self._turned), 2)
         sample = np.unique(np.linspace(0, len(ids) - 1, count).astype(int))
-        vectors = self._turn(self._normalized(sample)).reshape(-1, self._turned.shape[1])
+        vectors = self._normalized(sample)[:, self._turned].reshape(-1, self._turned.shape[1])
         whitening = _find_whitening(vectors, 1)
         # A light that is much stronger than all else is still seen: what is common to many is taken away once more.
         whitening = whitening @ _find_whitening(_to_unit(vectors @ whitening), _COMMON)
-        self.whitened = np.empty((len(ids), self._turned.shape[1]), np.float16)
+        whitening, self._blocks = _fold(whitening, shape)
+        self._signs = np.kron([[1, 1], [1, -1]], _SIGNS) if len(shape) == 3 else _SIGNS
+        self._whitened = np.empty((len(ids), len(whitening)), np.float16)
         for start in range(0, len(ids), _CHUNK):
             numbers = np.arange(start, min(start + _CHUNK, len(ids)))
-            self.whitened[numbers] = _to_unit(self._normalized(numbers) @ whitening)
+            self._whitened[numbers] = _to_unit(self._normalized(numbers) @ whitening)
 
     def _normalized(self, numbers: Numbers) -> Vectors:
         """Return (n, voxels): thumbnails as vectors of mean 0 and length 1, so that products are correlations."""
-        stack = np.array([self._thumbnails[self.ids[n]].ravel() for n in numbers], np.float64)
+        stack = np.array([self._thumbnails[self.ids[n]].ravel() for n in numbers], np.float32)
         stack = stack.reshape(len(numbers), self._turned.shape[1])
-        return _to_unit(stack - stack.mean(axis=1, keepdims=True)).astype(np.float32)
-
-    def _turn(self, vectors: Vectors) -> Vectors:
-        """Return (turns, n, voxels)."""
-        return np.stack([vectors[:, turn] for turn in self._turned])
+        stack -= stack.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+        return _to_unit(stack)
 
     def compare(self, rows: Numbers, columns: Numbers) -> Vectors:
         """Return (rows, columns): the largest correlation of whitened thumbnails over all turns."""
-        others = self.whitened[columns].astype(np.float32).T
-        vectors = self.whitened[rows].astype(np.float32)
-        best = vectors @ others
-        for turn in self._turned[1:]:
-            np.maximum(best, vectors[:, turn] @ others, out=best)
+        one, other = self._whitened[rows].astype(np.float32), self._whitened[columns].astype(np.float32)
+        products = np.stack([one[:, a] @ other[:, b].T for a, b in self._blocks])
+        best: Vectors = np.tensordot(self._signs, products, 1).max(axis=0)
         return best
 
     def measure(self, first: Numbers, second: Numbers) -> Vectors:
@@ -211,24 +213,21 @@ class _Images:
         found = [np.zeros(0, np.float32)]
         for start in range(0, len(first), _CHUNK):
             a, b = first[start : start + _CHUNK], second[start : start + _CHUNK]
-            one, other = self.whitened[a].astype(np.float32), self.whitened[b].astype(np.float32)
-            turned = np.stack([np.einsum("nv,nv->n", one[:, turn], other) for turn in self._turned])
+            one, other = self._whitened[a].astype(np.float32), self._whitened[b].astype(np.float32)
+            products = np.stack([np.einsum("nv,nv->n", one[:, a], other[:, b]) for a, b in self._blocks])
+            turned = self._signs @ products
             best, likeness = turned.argmax(axis=0), turned.max(axis=0)
             near = np.flatnonzero(likeness >= ALIKE_LIKENESS)
-            as_is = np.take_along_axis(self._normalized(a[near]), self._turned[best[near]], axis=1)
-            likeness[near] = np.minimum(likeness[near], (as_is * self._normalized(b[near])).sum(axis=1))
+            shown, places = np.unique(np.stack([a[near], b[near]]), return_inverse=True)
+            one, other = self._normalized(shown)[places]
+            as_is = np.take_along_axis(one, self._turned[best[near]], axis=1)
+            likeness[near] = np.minimum(likeness[near], np.einsum("nv,nv->n", as_is, other))
             found.append(likeness)
         return np.concatenate(found)
 
     def describe(self, numbers: Numbers) -> Vectors:
-        """Return (n, features) of length 1: the mean of the whitened thumbnails over their turns."""
-        _, places, counts = np.unique(self._turned.min(axis=0), return_index=True, return_counts=True)
-        parts = []
-        for start in range(0, len(numbers), _CHUNK):
-            vectors = self.whitened[numbers[start : start + _CHUNK]].astype(np.float32)
-            means = np.mean([vectors[:, turn[places]] for turn in self._turned], axis=0)
-            parts.append(_to_unit(means * np.sqrt(counts)).astype(np.float32))
-        return np.concatenate(parts)
+        """Return (n, features) of length 1: what no turn changes of the whitened thumbnails."""
+        return _to_unit(self._whitened[numbers, self._blocks[0][0]].astype(np.float32))
 
 
 def _cluster(images: _Images) -> tuple[Numbers, Numbers, Vectors]:
@@ -316,17 +315,18 @@ def _join(found: Numbers, first: Numbers, second: Numbers) -> Numbers:
     """Return the pairs with more of them: smaller number first, sorted, each once."""
     pairs = np.concatenate([found, np.sort(np.stack([first, second]), axis=0)], axis=1)
     size = int(pairs.max(initial=0)) + 1
-    return np.stack(np.divmod(np.unique(pairs[0] * size + pairs[1]), size))
+    codes = np.sort(pairs[0] * size + pairs[1])  # np.unique is fifty times slower
+    return np.stack(np.divmod(codes[np.diff(codes, prepend=-1) > 0], size))
 
 
 def _thin(pairs: Numbers, features: Vectors) -> Numbers:
     """Return the pairs that are among the ``_NEIGHBORS`` most alike of one of their ends."""
     chunks = (pairs[:, start : start + 8 * _CHUNK] for start in range(0, pairs.shape[1], 8 * _CHUNK))
     similar = [np.einsum("nf,nf->n", features[first], features[second]) for first, second in chunks]
-    order = np.argsort(-np.concatenate([np.zeros(0), *similar]), kind="stable")
+    apart = ((2 - np.concatenate([np.zeros(0), *similar])) * 2**28).astype(np.int64)
     kept = np.zeros(pairs.shape[1], np.bool_)
     for ends in pairs:
-        by_end = order[np.argsort(ends[order], kind="stable")]
+        by_end = np.argsort((ends << 32) + apart)
         starts = np.flatnonzero(np.diff(ends[by_end], prepend=-1))
         rank = np.arange(len(by_end)) - np.repeat(starts, np.diff(starts, append=len(by_end)))
         kept[by_end[rank < _NEIGHBORS]] = True
@@ -351,7 +351,7 @@ def _find_whitening(vectors: Vectors, few: int) -> Vectors:
 
 
 def _to_unit(vectors: Vectors) -> Vectors:
-    unit: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    unit: Vectors = vectors / np.maximum(np.sqrt(np.einsum("nv,nv->n", vectors, vectors)), 1e-12)[:, None]
     return unit
 
 
@@ -365,11 +365,44 @@ def _comparable(thumbnails: Mapping[str, Vectors]) -> Iterator[list[str]]:
     yield from (ids for ids in by_shape.values() if len(ids) > 1)
 
 
-def _turns(stack: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
-    """Yield the stack as it is, then mirrored and turned by quarters in the plane, 8 ways; volumes also upside down."""
-    for quarters in range(4):
-        turned = np.rot90(stack, quarters, (-2, -1))
-        for version in (turned, turned[..., ::-1]):
-            yield version
-            if stack.ndim == 4:
-                yield version[:, ::-1]
+def _turns(image: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    """Yield an image in the 8 ways to turn it by quarters and mirror it in its plane; volumes also upside down.
+
+    The order is that of the rows of ``_SIGNS``.
+    """
+    for upright in (image, image[::-1])[: image.ndim - 1]:
+        for kept in (upright, upright.swapaxes(-1, -2)):
+            yield from (kept, np.flip(kept, -1), np.flip(kept, -2), np.flip(kept, (-1, -2)))
+
+
+def _fold(vectors: Vectors, shape: tuple[int, ...]) -> tuple[Vectors, list[tuple[slice, slice]]]:
+    """Return vectors in coordinates in which a turn changes no more than signs and places: parts that are even or odd.
+
+    Products of those of two images, over the blocks that are returned, add up with ``_SIGNS`` to the product of one
+    image with the other in each turn: 8 short products in the place of 8 whole ones.
+
+    Args:
+        vectors: (n, voxels) of images of this ``shape``; coordinates of unit vectors are of length 1 too.
+        shape: of even lengths, the last two of which are the same.
+    """
+    parts = vectors.reshape(-1, *shape)
+    for axis in range(len(shape)):
+        first, second = np.split(parts, 2, axis=1 + 2 * axis)
+        second = np.flip(second, 1 + 2 * axis)
+        parts = np.stack([first + second, first - second], axis=1 + axis) / np.sqrt(2).astype(vectors.dtype)
+    side = parts.shape[-1]
+    parts = parts.reshape(len(vectors), -1, 2, 2, shape[0] // 2 if len(shape) == 3 else 1, side, side)
+    above, below = np.triu_indices(side, 1)
+    coordinates, blocks, start = [], [], 0
+    for part in np.moveaxis(parts, 1, 0):
+        found = []
+        for even in (part[:, 0, 0], part[:, 1, 1]):
+            upper, lower = even[..., above, below] / np.sqrt(2), even[..., below, above] / np.sqrt(2)
+            found += [np.concatenate([np.diagonal(even, axis1=-2, axis2=-1), upper + lower], axis=-1), upper - lower]
+        found += [part[:, 0, 1], part[:, 1, 0].swapaxes(-1, -2)]
+        coordinates += [c.reshape(len(vectors), -1) for c in found]
+        edges = start + np.cumsum([0, *(c.shape[1] for c in coordinates[-6:])])
+        own = [slice(*ends) for ends in pairwise(edges.tolist())]
+        blocks += [*zip(own, own, strict=True), (own[5], own[4]), (own[4], own[5])]
+        start = int(edges[-1])
+    return np.concatenate(coordinates, axis=1, dtype=np.float32), blocks
