@@ -175,7 +175,7 @@ def _rank(pairs: list[AlikePair]) -> tuple[AlikePair, ...]:
 
 
 class _Images:
-    """Thumbnails of one shape, with their whitened form in the coordinates of ``_fold``, in half precision."""
+    """Thumbnails of one shape, with their whitened form in the coordinates of ``_fold``: 1 KB an image."""
 
     def __init__(self, ids: list[str], thumbnails: Mapping[str, Vectors]) -> None:
         self.ids, self._thumbnails = ids, thumbnails
@@ -189,10 +189,12 @@ class _Images:
         whitening = whitening @ _find_whitening(_to_unit(vectors @ whitening), _COMMON)
         whitening, self._blocks = _fold(whitening, shape)
         self._signs = np.kron([[1, 1], [1, -1]], _SIGNS) if len(shape) == 3 else _SIGNS
-        self._whitened = np.empty((len(ids), len(whitening)), np.float16)
+        self._whitened = np.empty((len(ids), len(whitening)), np.int8)  # in 127ths of the largest coordinate
         for start in range(0, len(ids), _CHUNK):
             numbers = np.arange(start, min(start + _CHUNK, len(ids)))
-            self._whitened[numbers] = _to_unit(self._normalized(numbers) @ whitening)
+            vectors = self._normalized(numbers) @ whitening
+            vectors *= 127 / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-12)
+            self._whitened[numbers] = np.rint(vectors, out=vectors)
 
     def _normalized(self, numbers: Numbers) -> Vectors:
         """Return (n, voxels): thumbnails as vectors of mean 0 and length 1, so that products are correlations."""
@@ -201,9 +203,13 @@ class _Images:
         stack -= stack.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
         return _to_unit(stack)
 
+    def _white(self, numbers: Numbers) -> Vectors:
+        """Return (n, voxels): whitened thumbnails of length 1."""
+        return _to_unit(self._whitened[numbers].astype(np.float32))
+
     def compare(self, rows: Numbers, columns: Numbers) -> Vectors:
         """Return (rows, columns): the largest correlation of whitened thumbnails over all turns."""
-        one, other = self._whitened[rows].astype(np.float32), self._whitened[columns].astype(np.float32)
+        one, other = self._white(rows), self._white(columns)
         products = np.stack([one[:, a] @ other[:, b].T for a, b in self._blocks])
         best: Vectors = np.tensordot(self._signs, products, 1).max(axis=0)
         return best
@@ -213,7 +219,7 @@ class _Images:
         found = [np.zeros(0, np.float32)]
         for start in range(0, len(first), _CHUNK):
             a, b = first[start : start + _CHUNK], second[start : start + _CHUNK]
-            one, other = self._whitened[a].astype(np.float32), self._whitened[b].astype(np.float32)
+            one, other = self._white(a), self._white(b)
             products = np.stack([np.einsum("nv,nv->n", one[:, a], other[:, b]) for a, b in self._blocks])
             turned = self._signs @ products
             best, likeness = turned.argmax(axis=0), turned.max(axis=0)
@@ -270,14 +276,14 @@ def _cluster(images: _Images) -> tuple[Numbers, Numbers, Vectors]:
 def _find_candidates(images: _Images, numbers: Numbers) -> Numbers:
     """Return (2, n): pairs that may be alike, the smaller number first, each once; a few for each image."""
     count = len(numbers)
-    found = np.zeros((2, 0), np.int64)
+    found = np.zeros(0, np.int64)
     if count <= _EXACT:
         for start in range(0, count, _CHUNK // 8):
             similar = images.compare(numbers[start : start + _CHUNK // 8], numbers)
             similar[np.arange(len(similar)), np.arange(len(similar)) + start] = -1
             rows, columns = _select_best(similar, ALIKE_LIKENESS)
-            found = _join(found, rows + start, columns)
-        return numbers[found]
+            found = _join(found, rows + start, columns, count)
+        return _to_pairs(found, numbers)
     features = images.describe(numbers)
     rng = np.random.default_rng(0)
     bits = max(int(np.ceil(np.log2(count / _BUCKET))), 0)
@@ -295,10 +301,11 @@ def _find_candidates(images: _Images, numbers: Numbers) -> Numbers:
             np.fill_diagonal(similar, -1)
             rows, columns = _select_best(similar, _COARSE_LIKENESS)
             fresh.append(np.stack([bucket[rows], bucket[columns]]))
-        found = _join(found, *np.concatenate(fresh, axis=1))
-        if found.shape[1] > 2 * _NEIGHBORS * count:
+        rows, columns = np.concatenate(fresh, axis=1)
+        found = _join(found, rows, columns, count)
+        if len(found) > 2 * _NEIGHBORS * count:
             found = _thin(found, features)
-    return numbers[_thin(found, features)]
+    return _to_pairs(_thin(found, features), numbers)
 
 
 def _select_best(similar: Vectors, limit: float) -> tuple[Numbers, Numbers]:
@@ -311,26 +318,34 @@ def _select_best(similar: Vectors, limit: float) -> tuple[Numbers, Numbers]:
     return rows, columns
 
 
-def _join(found: Numbers, first: Numbers, second: Numbers) -> Numbers:
-    """Return the pairs with more of them: smaller number first, sorted, each once."""
-    pairs = np.concatenate([found, np.sort(np.stack([first, second]), axis=0)], axis=1)
-    size = int(pairs.max(initial=0)) + 1
-    codes = np.sort(pairs[0] * size + pairs[1])  # np.unique is fifty times slower
-    return np.stack(np.divmod(codes[np.diff(codes, prepend=-1) > 0], size))
+def _join(found: Numbers, first: Numbers, second: Numbers, count: int) -> Numbers:
+    """Return the pairs with more of them, as smaller number times ``count`` plus larger number: sorted, each once."""
+    codes = np.concatenate([found, np.minimum(first, second) * count + np.maximum(first, second)])
+    codes.sort()  # np.unique is fifty times slower
+    return codes[np.diff(codes, prepend=-1) > 0]
 
 
-def _thin(pairs: Numbers, features: Vectors) -> Numbers:
+def _to_pairs(codes: Numbers, numbers: Numbers) -> Numbers:
+    """Return (2, n): the pairs of ``numbers`` that codes of ``_join`` stand for."""
+    first, second = np.divmod(codes, len(numbers))
+    return np.stack([numbers[first], numbers[second]])
+
+
+def _thin(codes: Numbers, features: Vectors) -> Numbers:
     """Return the pairs that are among the ``_NEIGHBORS`` most alike of one of their ends."""
-    chunks = (pairs[:, start : start + 8 * _CHUNK] for start in range(0, pairs.shape[1], 8 * _CHUNK))
-    similar = [np.einsum("nf,nf->n", features[first], features[second]) for first, second in chunks]
-    apart = ((2 - np.concatenate([np.zeros(0), *similar])) * 2**28).astype(np.int64)
-    kept = np.zeros(pairs.shape[1], np.bool_)
+    pairs = np.divmod(codes, len(features))
+    similar = [np.zeros(0, np.float32)]
+    for start in range(0, len(codes), 8 * _CHUNK):
+        first, second = (ends[start : start + 8 * _CHUNK] for ends in pairs)
+        similar.append(np.einsum("nf,nf->n", features[first], features[second]))
+    apart = ((2 - np.concatenate(similar, dtype=np.float64)) * 2**28).astype(np.int64)
+    kept = np.zeros(len(codes), np.bool_)
     for ends in pairs:
         by_end = np.argsort((ends << 32) + apart)
         starts = np.flatnonzero(np.diff(ends[by_end], prepend=-1))
         rank = np.arange(len(by_end)) - np.repeat(starts, np.diff(starts, append=len(by_end)))
         kept[by_end[rank < _NEIGHBORS]] = True
-    return pairs[:, kept]
+    return codes[kept]
 
 
 def _find_whitening(vectors: Vectors, few: int) -> Vectors:

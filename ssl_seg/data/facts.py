@@ -30,7 +30,7 @@ from ssl_seg.labels import Meaning, apply_label_map
 THUMBNAIL_SIZE = {2: (32, 32), 3: (16, 16, 16)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Appearance:
     """Intensities of a whole image, all channels together, without voxels that have no data.
 
@@ -47,7 +47,7 @@ class Appearance:
     thumbnail: Annotated[NDArray[np.float32], PlainValidator(np.asarray)] = field(compare=False, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CaseFacts:
     """What reading a case has shown.
 

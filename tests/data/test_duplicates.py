@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import cv2
@@ -254,6 +254,26 @@ def test_the_order_of_the_images_does_not_matter(random) -> None:
     shuffled = list(made.items())
     random.shuffle(shuffled)
     assert find_likeness(dict(shuffled)) == find_likeness(made) != Likeness()
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 16, 16), (2, 2), (2, 4, 4)])
+def test_short_products_are_the_products_of_every_turn(shape: tuple[int, ...]) -> None:
+    """Against NumPy's own turns: all combinations of mirrored axes, with the last two axes swapped or not."""
+    first, second = np.random.default_rng(0).normal(size=(2, *shape))
+    one, blocks = duplicates._fold(first.reshape(1, -1), shape)
+    other, _ = duplicates._fold(second.reshape(1, -1), shape)
+    assert np.linalg.norm(one) == pytest.approx(np.linalg.norm(first), rel=1e-5)
+    products = np.array([one[0, a] @ other[0, b] for a, b in blocks])
+    signs = np.kron([[1, 1], [1, -1]], duplicates._SIGNS) if len(shape) == 3 else duplicates._SIGNS
+    expected = [(turned * second).sum() for turned in duplicates._turns(first)]
+    np.testing.assert_allclose(signs @ products, expected, atol=1e-3)
+    axes = range(len(shape))
+    every = {
+        np.flip(kept, [a for a, mirrored in zip(axes, chosen, strict=True) if mirrored]).tobytes()
+        for kept in (first, first.swapaxes(-1, -2))
+        for chosen in product((False, True), repeat=len(shape))
+    }
+    assert {np.ascontiguousarray(turned).tobytes() for turned in duplicates._turns(first)} == every
 
 
 def test_alike_pairs_are_ranked() -> None:

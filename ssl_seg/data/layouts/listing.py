@@ -19,7 +19,7 @@ Region = tuple[tuple[int, int], ...]
 """First voxel and the one behind the last, along each axis of *S."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     """One image, with its mask if there is one.
 

@@ -23,8 +23,8 @@ SEED = 0
 
 _BAND = (2.5, 97.5)
 _CONFIDENCE = 0.95
-_ENTRIES = 4_000_000
-"""Cases x draws that are looked at in one go, which bounds the memory to about 0.1 GB."""
+_ENTRIES = 1_000_000
+"""Cases x draws that are looked at in one go, which bounds the memory to about 30 MB."""
 
 Values = NDArray[np.float64]
 Members = NDArray[np.bool_]
