@@ -249,7 +249,7 @@ def name_data(root: str) -> str:
 
 def describe_environment() -> dict[str, Any]:
     """Return what a reader needs to repeat the run: command, versions, machine."""
-    packages = ("ssl-seg", "torch", "monai", "lightning-fabric", "numpy", "albumentations", "tifffile")
+    packages = ("ssl-seg", "torch", "monai", "lightning-fabric", "numpy", "tifffile")
     return {
         "time": now(),
         "command": sys.argv,

@@ -198,6 +198,7 @@ def test_figure_shows_views_and_outlines(tmp_path: Path, monkeypatch: pytest.Mon
     axes = np.array(saved[0].axes).reshape(2, 4)
     assert np.array_equal(axes[0, 0].images[0].get_array(), volume[2])
     assert np.array_equal(axes[0, 3].images[0].get_array(), volume[2] + 1)
+    assert axes[0, 3].images[0].get_clim() == axes[0, 2].images[0].get_clim() != (1, 16), "brighter than the weak view"
     for axis, (low, high) in ((axes[0, 1], ((3.5, 2.5), (9.5, 6.5))), (axes[0, 3], ((1.5, 4.5), (5.5, 8.5)))):
         vertices = np.concatenate([p.vertices for p in axis.collections[0].get_paths()])
         np.testing.assert_allclose([vertices.min(0), vertices.max(0)], [low, high])

@@ -54,6 +54,12 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(lazy.student["weight"], saved.student["weight"])
 
 
+def test_a_checkpoint_from_before_presets_of_views_is_read(tmp_path: Path) -> None:
+    config = {"augment": {"labeled_strong": False, "rotation": 9.0}}
+    save_checkpoint(replace(make_checkpoint(), config=config), tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt").config == {"augment": {"rotation": 9.0}}
+
+
 def test_the_weight_average_travels(tmp_path: Path) -> None:
     average = nn.Linear(2, 3).state_dict()
     save_checkpoint(replace(make_checkpoint(), swa={"average": average, "count": 4}), tmp_path / "a.pt")

@@ -78,7 +78,7 @@ class TestOutOfMemory:
         big = tmp_path / "big.npy"
         np.lib.format.open_memmap(big, mode="w+", dtype=np.uint8, shape=(40_000, 50_000))
         code = (
-            "import resource, sys, torch, monai.inferers, scipy.ndimage, cv2, albumentations\n"
+            "import resource, sys, torch, monai.inferers, scipy.ndimage, cv2\n"
             "import ssl_seg.prediction\n"
             "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
             "resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**30,) * 2)\n"

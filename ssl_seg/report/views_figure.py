@@ -38,7 +38,7 @@ class UnlabeledPatch:
 def plot_views(labeled: Sequence[LabeledPatch], unlabeled: Sequence[UnlabeledPatch], path: Path) -> None:
     """Write one row a patch: a labeled one and its outlined target, an unlabeled one in its weak and strong view.
 
-    Of a volume the middle slice is shown.
+    Of a volume the middle slice is shown. A strong view has the gray scale of its weak one, and shows its changes.
 
     Raises:
         DataError: when the file exists or cannot be written.
@@ -68,17 +68,18 @@ def _draw_labeled(plain: Axes, outlined: Axes, patch: LabeledPatch) -> None:
 
 
 def _draw_unlabeled(weak: Axes, strong: Axes, views: UnlabeledPatch) -> None:
-    _show(weak, _middle(views.weak), f"weak view: {views.title}")
+    plain = _middle(views.weak)
+    _show(weak, plain, f"weak view: {views.title}")
     mixed = None if views.mixed is None else _middle(views.mixed)
     is_mixed = mixed is not None and bool(mixed.any())
-    _show(strong, _middle(views.strong), "strong view" + (", box of another patch" if is_mixed else ""))
+    _show(strong, _middle(views.strong), "strong view" + (", box of another patch" if is_mixed else ""), plain)
     if mixed is not None and is_mixed:
         _outline(strong, mixed, "yellow")
 
 
-def _show(axis: Axes, image: NDArray[np.generic], title: str) -> None:
+def _show(axis: Axes, image: NDArray[np.generic], title: str, like: NDArray[np.generic] | None = None) -> None:
     # A few extreme voxels must not decide about the contrast.
-    low, high = np.percentile(image.astype(np.float64), (0.5, 99.5))
+    low, high = np.percentile((image if like is None else like).astype(np.float64), (0.5, 99.5))
     axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
     axis.set_title(title, fontsize=9)
 

@@ -12,7 +12,7 @@ import torch
 from ssl_seg.config import AugmentConfig
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.layouts.listing import Case
-from ssl_seg.data.loader import PatchSource, make_loader, make_probe
+from ssl_seg.data.loader import Batch, PatchSource, make_loader, make_probe
 from ssl_seg.data.store import CaseStore, fit_channels
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.views.transforms import measure_intensity
@@ -94,6 +94,37 @@ def test_weak_and_strong_show_the_same_voxels(source: PatchSource) -> None:
     assert torch.allclose(plain[0].weak, plain[0].strong, atol=1e-5)
     assert not torch.allclose(source[0].weak, source[0].strong, atol=1e-2)
     assert torch.equal(source[0].weak, plain[0].weak)
+
+
+def test_each_stream_has_changes_of_its_own(source: PatchSource) -> None:
+    """Labeled patches change with their factor, strong views with theirs, weak views and targets never."""
+
+    def draw(**given: float) -> Batch:
+        return replace(source, augment=PLAIN.model_copy(update={"intensity": 0.5, **given}))[0]
+
+    plain = draw(labeled_factor=0.0, strong_factor=0.0)
+    labeled, strong = draw(labeled_factor=10.0, strong_factor=0.0), draw(labeled_factor=0.0, strong_factor=10.0)
+    blanked = draw(labeled_factor=0.0, strong_factor=0.0, cutout=1.0)
+    for batch in (labeled, strong, blanked):
+        assert torch.equal(batch.target, plain.target)
+        assert torch.equal(batch.weak, plain.weak)
+    assert (labeled.image != plain.image).flatten(1).any(1).all()
+    assert torch.equal(labeled.strong, plain.strong)
+    assert torch.equal(plain.strong, plain.weak)
+    for batch in (strong, blanked):
+        assert torch.equal(batch.image, plain.image)
+        assert (batch.strong != plain.strong).flatten(1).any(1).all()
+
+
+def test_patches_are_rotated_in_units_of_length(source: PatchSource, catalog: Catalog) -> None:
+    augment = PLAIN.model_copy(update={"affine": 1.0})
+    cubes, long_, resampled = (
+        replace(source, store=CaseStore(catalog, 1, **given), augment=augment)[0]
+        for given in ({}, {"spacing": (4.0, 1.0)}, {"spacing": (1.0, 1.0), "resample_to": (1.0, 1.0)})
+    )
+    for part in ("image", "target", "weak"):
+        assert not torch.equal(getattr(cubes, part), getattr(long_, part))
+        assert torch.equal(getattr(cubes, part), getattr(resampled, part))
 
 
 def test_foreground_ratio_is_met_over_a_batch(catalog: Catalog) -> None:
