@@ -14,13 +14,15 @@ from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.ct import looks_like_ct, measure_window
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.synthetic import is_synthetic
-from ssl_seg.networks import get_network_spec
+from ssl_seg.errors import NetworkError
+from ssl_seg.networks import check_patch_size, get_network_spec
 from ssl_seg.schedules import WARMUP_STEPS, plan_warmup
 
 PATCH_VOXELS = {(2, False): 128**2, (2, True): 256**2, (3, False): 32 * 64 * 64, (3, True): 96**3}
 """Voxels of a patch by (dimensions, GPU?): what two cores, or a small GPU, do in well under a second."""
 BATCH = {(2, False): 4, (2, True): 8, (3, False): 2, (3, True): 2}
-STEPS = {False: 800, True: 4000}
+STEPS = {(2, False): 400, (2, True): 2000, (3, False): 800, (3, True): 4000}
+ENCODER_UNET_LR, ENCODER_LR_FACTOR = 1e-3, 0.3
 MULTIPLE = {2: 32, 3: 16}
 RARE_FOREGROUND = 0.15
 """Below this mean share a third of the labeled patches is centered on foreground (nnU-Net's 33 %); above it, that would
@@ -60,7 +62,8 @@ def plan_run(
     device = "GPU" if gpu else "CPU"
     method = known.get("method.name", "mean_teacher")
     batch = BATCH[ndim, gpu]
-    steps = int(known.get("length.steps", STEPS[gpu]))
+    network, planned_network = _plan_network(ndim, known, gpu=gpu)
+    steps = int(known.get("length.steps", STEPS[ndim, gpu]))
     patches = int(known.get("policies.random_batch_size.largest", known.get("batch.labeled", batch)))
     planned = [
         *_plan_masks(catalog),
@@ -71,12 +74,13 @@ def plan_run(
         *_plan_window(catalog, labeled, known),
         Planned(
             "data.patch_size",
-            _fit_network(plan_patch_size(median, gpu=gpu), known.get("network.name")),
+            _fit_network(plan_patch_size(median, gpu=gpu), network),
             f"median image {_times(median)}, at most {PATCH_VOXELS[ndim, gpu]} voxels on a {device}",
         ),
         _plan_foreground_ratio(catalog, labeled),
         _plan_positive_ratio(catalog, labeled),
-        *_plan_network(ndim, known, gpu=gpu),
+        *planned_network,
+        *_plan_rates(network, known),
         Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
         Planned(
             "batch.unlabeled",
@@ -120,20 +124,44 @@ def plan_patch_size(median: Sequence[int], *, gpu: bool) -> list[int]:
     return size
 
 
-def _fit_network(size: list[int], network: str | None) -> list[int]:
-    """Return a patch that the network takes: doubled along X where one voxel would be left at its bottleneck."""
-    if network is not None and math.prod(size) <= math.prod(get_network_spec(network).divisor(tuple(size))):
-        return [*size[:-1], 2 * size[-1]]
-    return size
+def _fit_network(size: list[int], network: str) -> list[int]:
+    """Return a patch that the network takes: enlarged to its multiples, and along X where one voxel would be left."""
+    divisor = get_network_spec(network).divisor(tuple(size))
+    size = [-(-n // d) * d for n, d in zip(size, divisor, strict=True)]
+    return [*size[:-1], 2 * size[-1]] if math.prod(size) <= math.prod(divisor) else size
 
 
-def _plan_network(ndim: int, known: Nested, *, gpu: bool) -> list[Planned]:
+def _plan_network(ndim: int, known: Nested, *, gpu: bool) -> tuple[str, list[Planned]]:
+    """Return the name of the network, given or planned, and what is planned of it."""
     if "network.name" in known:
-        return []
+        return known["network.name"], []
+    if ndim == 2 and _takes_patch("encoder_unet", known.get("data.patch_size")):
+        return "encoder_unet", [Planned("network.name", "encoder_unet", "2D: its encoder knows photos already")]
     network = Planned("network.name", "dynunet", f"{ndim}D, strides fitted to the patch")
     if ndim == 2 or gpu:
-        return [network]
-    return [network, Planned("network.features", 16, "half width: a 3D step on a CPU is 3 times as fast")]
+        return "dynunet", [network]
+    return "dynunet", [network, Planned("network.features", 16, "half width: a 3D step on a CPU is 3 times as fast")]
+
+
+def _takes_patch(network: str, size: Sequence[int] | None) -> bool:
+    """Return whether a network takes a patch that is given; any planned one can be made to fit."""
+    try:
+        if size is not None:
+            check_patch_size(network, size)
+    except NetworkError:
+        return False
+    return True
+
+
+def _plan_rates(network: str, known: Nested) -> list[Planned]:
+    """A published encoder learns slowly, so that it does not forget, and what is new around it fast."""
+    if network != "encoder_unet":
+        return []
+    rates = [Planned("optim.lr", ENCODER_UNET_LR, "measured for encoder_unet")]
+    if known.get("network.encoder_weights", "imagenet") != "none":
+        reason = "the encoder starts from published weights"
+        rates.append(Planned("optim.encoder_lr_factor", ENCODER_LR_FACTOR, reason))
+    return rates
 
 
 def _plan_foreground_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:

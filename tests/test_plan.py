@@ -144,11 +144,15 @@ ALTERNATIVES: dict[str, Any] = {
     "batch.labeled": 5,
     "batch.unlabeled": 11,
     "length.steps": 1234,
+    "optim.lr": 1e-5,
+    "optim.encoder_lr_factor": 0.9,
     "optim.warmup_steps": 3,
 }
 """A value for every key of the plan that the plan would not choose."""
 
-OPTIONAL = {"optim.warmup_steps", "data.layout", "data.mask", "batch.positive_ratio"}
+RATES = {"optim.lr", "optim.encoder_lr_factor"}
+"""Planned for encoder_unet only."""
+OPTIONAL = {*RATES, "optim.warmup_steps", "data.layout", "data.mask", "batch.positive_ratio"}
 """Keys of the plan that have a default too."""
 
 
@@ -167,16 +171,38 @@ class TestGiven:
             section, _, name = key.partition(".")
             merged.setdefault(section, {})[name] = ALTERNATIVES[key]
         planned = run_plan(make_catalog(), merged, gpu=gpu)
-        assert {p.key for p in planned} == set(ALTERNATIVES) - keys
+        # The other network, and one that takes a patch of 48x80, learn at the rate of the settings.
+        others = RATES if keys & {"network.name", "data.patch_size"} else set()
+        left = set(ALTERNATIVES) - keys - others
+        assert {p.key for p in planned} == left
         config, sources = build_config([plan_layer(planned), *own])
         values = dict(flatten(config.model_dump(mode="json")))
         assert {key: values[key] for key in keys} == {key: ALTERNATIVES[key] for key in keys}
-        assert {key for key, source in sources.items() if source == "plan"} == set(ALTERNATIVES) - keys
+        assert {key for key, source in sources.items() if source == "plan"} == left
 
     def test_nothing_else_is_touched(self) -> None:
         given: dict[str, Any] = {"method": {"name": "supervised"}, "data": {"channels": 2}}
         run_plan(make_catalog(), given)
         assert given == {"method": {"name": "supervised"}, "data": {"channels": 2}}
+
+
+class TestNetwork:
+    def test_the_published_encoder_in_2d_and_strides_that_fit_in_3d(self) -> None:
+        assert plan(make_catalog([(64, 64)]))["network.name"] == "encoder_unet"
+        assert plan(make_catalog([(64, 64, 64)]))["network.name"] == "dynunet"
+
+    @pytest.mark.parametrize(
+        ("size", "name"), [([64, 96], "encoder_unet"), ([48, 96], "dynunet"), ([32, 32], "dynunet")]
+    )
+    def test_a_patch_that_is_given_decides(self, size: list[int], name: str) -> None:
+        planned = plan(data__patch_size=size)
+        assert planned["network.name"] == name
+        assert ("optim.lr" in planned) == (name == "encoder_unet")
+
+    def test_random_weights_learn_as_fast_as_the_rest(self) -> None:
+        given = {"network__name": "encoder_unet", "network__encoder_weights": "none"}
+        assert "optim.encoder_lr_factor" not in plan(**given)
+        assert "optim.lr" in plan(**given)
 
 
 class TestWholePlan:

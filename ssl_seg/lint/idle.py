@@ -17,6 +17,8 @@ from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.methods import METHODS
 
 PLANNED = (
+    "optim.lr",
+    "optim.encoder_lr_factor",
     "optim.warmup_steps",
     "data.layout",
     "data.mask",
