@@ -80,7 +80,7 @@ def plan_run(
         _plan_foreground_ratio(catalog, labeled),
         _plan_positive_ratio(catalog, labeled),
         *planned_network,
-        *_plan_rates(network, known),
+        *_plan_encoder_unet(network, known),
         Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
         Planned(
             "batch.unlabeled",
@@ -153,15 +153,18 @@ def _takes_patch(network: str, size: Sequence[int] | None) -> bool:
     return True
 
 
-def _plan_rates(network: str, known: Nested) -> list[Planned]:
+def _plan_encoder_unet(network: str, known: Nested) -> list[Planned]:
     """A published encoder learns slowly, so that it does not forget, and what is new around it fast."""
     if network != "encoder_unet":
         return []
-    rates = [Planned("optim.lr", ENCODER_UNET_LR, "measured for encoder_unet")]
+    planned = [
+        Planned("network.norm", "group", "of the decoder, measured for encoder_unet"),
+        Planned("optim.lr", ENCODER_UNET_LR, "measured for encoder_unet"),
+    ]
     if known.get("network.encoder_weights", "imagenet") != "none":
         reason = "the encoder starts from published weights"
-        rates.append(Planned("optim.encoder_lr_factor", ENCODER_LR_FACTOR, reason))
-    return rates
+        planned.append(Planned("optim.encoder_lr_factor", ENCODER_LR_FACTOR, reason))
+    return planned
 
 
 def _plan_foreground_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:

@@ -425,12 +425,19 @@ def test_encoders_of_timm(name: str, timm: list[dict[str, Any]], tmp_path: Path)
     network = build(2, encoder=name)
     assert network(torch.randn(1, 2, 64, 64)).shape == (1, 2, 64, 64)
     assert not has_batch_norm(network)
-    path = tmp_path / "weights.bin"
-    path.write_bytes(b"of timm")
-    assert load_encoder(network, name, str(path)) == hashlib.sha256(b"of timm").hexdigest()
-    assert timm[-1]["pretrained_cfg_overlay"]["file"] == str(path)
-    assert (network.encoder.get_parameter("layer.weight") == 7).all()
+    published = {f"{n}": torch.randn_like(v) for n, v in network.encoder.state_dict().items() if v.is_floating_point()}
+    path = Path(save(published, tmp_path / "weights.pth"))
+    assert load_encoder(network, name, str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert all(torch.equal(network.encoder.state_dict()[n], value) for n, value in published.items())
     assert network.input.get_buffer("scale").flatten().tolist() == pytest.approx([1.0, 1.0])
+    assert timm[0] == {"features_only": True, "in_chans": 2}
+
+
+@pytest.mark.usefixtures("timm")
+def test_a_file_that_timm_takes_nothing_from_is_refused(tmp_path: Path) -> None:
+    path = save({"blocks.0.weight": torch.randn(4, 4)}, tmp_path / "weights.pth")
+    with pytest.raises(NetworkError, match=r"is of another encoder: it has no 'layer\.bias', nor"):
+        load_encoder(build(encoder="resnet18"), "resnet18", path)
 
 
 @pytest.mark.parametrize(

@@ -144,15 +144,16 @@ ALTERNATIVES: dict[str, Any] = {
     "batch.labeled": 5,
     "batch.unlabeled": 11,
     "length.steps": 1234,
+    "network.norm": "batch",
     "optim.lr": 1e-5,
     "optim.encoder_lr_factor": 0.9,
     "optim.warmup_steps": 3,
 }
 """A value for every key of the plan that the plan would not choose."""
 
-RATES = {"optim.lr", "optim.encoder_lr_factor"}
+OWN = {"network.norm", "optim.lr", "optim.encoder_lr_factor"}
 """Planned for encoder_unet only."""
-OPTIONAL = {*RATES, "optim.warmup_steps", "data.layout", "data.mask", "batch.positive_ratio"}
+OPTIONAL = {*OWN, "optim.warmup_steps", "data.layout", "data.mask", "batch.positive_ratio"}
 """Keys of the plan that have a default too."""
 
 
@@ -171,8 +172,8 @@ class TestGiven:
             section, _, name = key.partition(".")
             merged.setdefault(section, {})[name] = ALTERNATIVES[key]
         planned = run_plan(make_catalog(), merged, gpu=gpu)
-        # The other network, and one that takes a patch of 48x80, learn at the rate of the settings.
-        others = RATES if keys & {"network.name", "data.patch_size"} else set()
+        # Another network, such as the one that takes a patch of 48x80, has the defaults of the settings.
+        others = OWN if keys & {"network.name", "data.patch_size"} else set()
         left = set(ALTERNATIVES) - keys - others
         assert {p.key for p in planned} == left
         config, sources = build_config([plan_layer(planned), *own])

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ssl_seg.encoders.unet import PHOTO_MEAN, PHOTO_STD
 
 STRIDES = {"resnet18": (2, 4, 8, 16, 32), "coarse": (4, 8, 16, 32), "odd": (3, 6), "vit": ()}
-PUBLISHED = 7.0
-"""All weights of the first layer of "published" networks."""
 
 
 class Pyramid(nn.Module):
@@ -42,7 +40,7 @@ def install_timm(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             raise OSError("We couldn't connect to the hub")
         model = Pyramid(options["in_chans"], STRIDES[name.split(".", maxsplit=1)[0]])
         if options.get("pretrained"):
-            nn.init.constant_(model.layer.weight, PUBLISHED)
+            model.load_state_dict(options["pretrained_cfg_overlay"]["state_dict"], strict=False)
         return model
 
     module = ModuleType("timm")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_seg.encoders.unet import Encoder
+from ssl_seg.encoders.weights import compute_digest, find_file, read_tensors
 from ssl_seg.errors import NetworkError, did_you_mean
 
 
@@ -51,19 +54,37 @@ def load(encoder: nn.Module, name: str, source: str, channels: int) -> tuple[str
     Raises:
         NetworkError: where the weights cannot be had, or do not fit.
     """
-    path = None if source == "imagenet" else Path(source).expanduser()
-    if path is not None and not path.is_file():
-        raise NetworkError(
-            f"network.encoder_weights = {source}: no such file. Use imagenet, none, or a file of weights"
-        )
     options: dict[str, Any] = {"pretrained": True}
-    if path is not None:
-        options["pretrained_cfg_overlay"] = {"file": str(path), "custom_load": False}
-    model = _create(_import(name), name, channels, options)
+    if source == "imagenet":
+        origin, model = f"timm, {name}", _create(_import(name), name, channels, options)
+    else:
+        path = find_file(source)
+        origin, tensors = compute_digest(path), read_tensors(path)
+        overlay = {"state_dict": tensors, "custom_load": False}
+        model = _create(_import(name), name, channels, {**options, "pretrained_cfg_overlay": overlay})
+        _check_taken(model, tensors, path, name)
     encoder.load_state_dict(model.state_dict())
-    origin = f"timm, {name}" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
     published = model.pretrained_cfg
     return origin, tuple(published["mean"]), tuple(published["std"])
+
+
+def _check_taken(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str) -> None:
+    """Raise unless all weights come from the file, but for those of the first layer, which depend on the channels.
+
+    timm leaves weights that a file lacks as they are, at random.
+    """
+    held = {_fingerprint(tensor) for tensor in tensors.values()}
+    own = [key for key, value in model.state_dict().items() if value.is_floating_point()]
+    missing = [key for key in own if _fingerprint(model.state_dict()[key]) not in held]
+    if len(missing) > 1:
+        raise NetworkError(
+            f"{path} is of another encoder: it has no '{missing[1]}', nor {len(missing) - 1} more of the {len(own)} "
+            f"tensors of {name}. Use a file of weights of {name}"
+        )
+
+
+def _fingerprint(tensor: Tensor) -> bytes:
+    return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).digest()
 
 
 def _import(name: str) -> Any:
@@ -78,6 +99,8 @@ def _import(name: str) -> Any:
 
 
 def _create(timm: Any, name: str, channels: int, options: dict[str, Any]) -> Any:
+    # It prints which weights of a file are not in the encoder: those of the classifier.
+    logging.getLogger("timm").setLevel(logging.ERROR)
     try:
         return timm.create_model(name, features_only=True, in_chans=channels, **options)
     except Exception as error:

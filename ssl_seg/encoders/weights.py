@@ -36,18 +36,14 @@ def load_lite0(encoder: nn.Module, source: str, *, ndim: int, channels: int) -> 
     Raises:
         NetworkError: for a file that is missing, damaged, not the pinned one, holds code, or is of another encoder.
     """
-    path = _find_package_file() if source == "imagenet" else Path(source).expanduser()
-    if not path.is_file():
-        raise NetworkError(
-            f"network.encoder_weights = {source}: no such file. Use imagenet, none, or a file of weights"
-        )
-    digest = _compute_digest(path)
+    path = _find_package_file() if source == "imagenet" else find_file(source)
+    digest = compute_digest(path)
     if source == "imagenet" and digest != SHA256:
         raise NetworkError(
             f"{path} is not the file that this version was tested with: its SHA-256 is {digest}, expected {SHA256}. "
             f"Install it again: pip install --force-reinstall {PACKAGE}"
         )
-    published = _put_in_order(_read_tensors(path), encoder)
+    published = _put_in_order(read_tensors(path), encoder)
     _assign(encoder, published, path, ndim=ndim, channels=channels)
     return digest
 
@@ -62,13 +58,32 @@ def _find_package_file() -> Path:
         ) from None
 
 
-def _compute_digest(path: Path) -> str:
+def find_file(source: str) -> Path:
+    """Return the path of a file of weights.
+
+    Raises:
+        NetworkError: when there is none.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise NetworkError(
+            f"network.encoder_weights = {source}: no such file. Use imagenet, none, or a file of weights"
+        )
+    return path
+
+
+def compute_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the floating-point tensors of a file of weights, in its order."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the floating-point tensors of a file of weights, in its order.
+
+    Raises:
+        NetworkError: for a file that is damaged, or holds anything else; no code in it is run.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

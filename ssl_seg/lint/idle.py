@@ -17,6 +17,7 @@ from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.methods import METHODS
 
 PLANNED = (
+    "network.norm",
     "optim.lr",
     "optim.encoder_lr_factor",
     "optim.warmup_steps",
