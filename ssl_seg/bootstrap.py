@@ -8,13 +8,13 @@ validation or test set.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from ssl_seg.checkpoint import Checkpoint
 from ssl_seg.config import BootstrapConfig
-from ssl_seg.configio import Layer, Nested, flatten
+from ssl_seg.configio import Layer, flatten, leave_out
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split, find_copies_of
@@ -25,18 +25,28 @@ from ssl_seg.monitor.verdicts import TRIVIAL_MARGIN
 DEFAULTS = BootstrapConfig()
 
 
-def parent_layer(parent: Checkpoint, source: str, given: Collection[str]) -> Layer:
+class HasConfig(Protocol):
+    """What a run starts from: the checkpoint of another run, or a pre-training."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its settings."""
+        ...
+
+
+def parent_layer(parent: HasConfig, source: str, given: Collection[str]) -> Layer:
     """Return the parent's settings as a layer below those of the new run.
 
     Left out: machine settings, the split file (the split itself is carried over), how the parent itself was started
-    (section ``bootstrap``: each start is decided anew), and what depends on a setting that the new run changes.
+    (section ``bootstrap`` and ``network.pretrained``: each start is decided anew), and what depends on a setting that
+    the new run changes.
 
     Args:
-        parent: the checkpoint.
+        parent: the checkpoint, or another start with settings.
         source: its name, for messages.
         given: dotted keys that files and options of the new run set.
     """
-    dropped = {"runtime", "split.file", "bootstrap"}
+    dropped = {"runtime", "split.file", "bootstrap", "network.pretrained"}
     if "length.steps" in given:
         dropped.add("optim.warmup_steps")
     if "method.name" in given:
@@ -183,15 +193,6 @@ def check_copies(parent: Checkpoint, split: Split, catalog: Catalog) -> list[str
         for part, ids in (("validation", split.val), ("test", split.test))
         if (copies := find_copies_of(catalog, ids, parent.seen_labels))
     ]
-
-
-def leave_out(values: Nested, dropped: Collection[str], prefix: str = "") -> Nested:
-    """Return nested settings without the dotted keys, or whole sections, of ``dropped``."""
-    return {
-        key: leave_out(value, dropped, f"{prefix}{key}.") if isinstance(value, dict) else value
-        for key, value in values.items()
-        if f"{prefix}{key}" not in dropped
-    }
 
 
 def given_keys(layers: Collection[Layer]) -> set[str]:

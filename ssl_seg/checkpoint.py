@@ -30,9 +30,11 @@ import torch
 from torch import Tensor, nn
 
 from ssl_seg.errors import CheckpointError, is_out_of_memory
-from ssl_seg.rundir import atomic_write, check_checkpoint_file
+from ssl_seg.rundir import atomic_write, check_checkpoint_file, describe_pretraining
 
 FORMAT, VERSION = "ssl_seg.checkpoint", 5
+PRETRAINING_FORMAT = "ssl_seg.pretraining"
+"""What a checkpoint of `ssl-seg pretrain` is known by; see ``pretraining.state``."""
 BEHIND = 2.0
 """What the scores of collapsed networks are lowered by: all scores lie within 1 of each other, in [0, 1] or [-1, 0]."""
 
@@ -108,6 +110,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     content = {"format": FORMAT, "version": VERSION, **{name: getattr(checkpoint, name) for name in _FIELDS}}
     content["progress"] = {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(checkpoint.progress).items()}
     content["seen_labels"] = list(checkpoint.seen_labels)
+    write_content(content, path)
+
+
+def write_content(content: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain types atomically."""
     # Through a file of ours: torch hides the system's error, a full disk for example, when it opens the file itself.
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
@@ -124,11 +131,20 @@ def load_checkpoint(path: Path, *, lazy: bool = False) -> Checkpoint:
         CheckpointError: when the file is missing, damaged, no checkpoint of this program, of another version, or holds
             anything but tensors and plain types.
     """
+    return _parse(read_content(path, lazy=lazy), path)
+
+
+def read_content(path: Path, *, lazy: bool = False) -> Any:
+    """Return what ``write_content`` wrote, on the CPU; loading it cannot run code.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged, or holds anything but tensors and plain types.
+    """
     check_checkpoint_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about foreign file layouts before it refuses them
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it is damaged, or holds objects other than tensors and plain types "
@@ -138,7 +154,6 @@ def load_checkpoint(path: Path, *, lazy: bool = False) -> Checkpoint:
         if is_out_of_memory(error):
             raise
         raise CheckpointError(f"{path} is not a readable checkpoint: it is damaged or of another kind") from error
-    return _parse(content, path)
 
 
 def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -162,6 +177,8 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
 
 
 def _parse(content: Any, path: Path) -> Checkpoint:
+    if isinstance(content, dict) and content.get("format") == PRETRAINING_FORMAT:
+        raise CheckpointError(describe_pretraining(path))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no checkpoint of this program (its 'format' is not '{FORMAT}')")
     if (version := content.get("version")) != VERSION:

@@ -6,7 +6,7 @@ Every problem of every layer is reported in one error, with the place it was set
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -119,6 +119,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def leave_out(values: Nested, dropped: Collection[str], prefix: str = "") -> Nested:
+    """Return nested settings without the dotted keys, or whole sections, of ``dropped``."""
+    return {
+        key: leave_out(value, dropped, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in values.items()
+        if f"{prefix}{key}" not in dropped
+    }
 
 
 def merge_layers(layers: Sequence[Layer]) -> tuple[Nested, dict[str, str]]:

@@ -37,6 +37,7 @@ from ssl_seg.pace import ANY_STEPS, Pace, check_length, describe_pace, plan_step
 from ssl_seg.plan import LENGTH_KEYS, Planned, plan_layer, plan_run, replan_length
 from ssl_seg.precision import choose_precision
 from ssl_seg.preflight import check_layers, check_with_data, gather_facts
+from ssl_seg.pretraining.state import CARRIED, Pretraining, check_seen, load_body, load_pretraining
 from ssl_seg.resources import check_disk, estimate_output_bytes
 from ssl_seg.resume import (
     check_data_there,
@@ -112,13 +113,16 @@ class Draft:
     """Of the split; they were allowed."""
     parent: dict[str, Any] | None
     """What its first event says of the checkpoint that it starts from."""
+    pretrained: dict[str, Any] | None
+    """The same of a pre-training."""
     seen_labels: tuple[str, ...]
     """See ``Prepared``."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A resolved configuration, where each setting comes from, the data it was planned for, and the parent if any."""
+    """A resolved configuration, where each setting comes from, the data it was planned for, and the parent or the
+    pre-training that it starts from, if any."""
 
     config: Config
     sources: dict[str, str]
@@ -126,6 +130,7 @@ class Plan:
     catalog: Catalog
     split: Split
     parent: Checkpoint | None
+    pretrained: Pretraining | None
 
 
 def draft_run(
@@ -154,15 +159,16 @@ def draft_run(
     faults = check_with_data(plan.config, plan.catalog, plan.split, note)
     if any(fault.code == "changed_content" for fault in faults):
         plan = replace(plan, split=_restamp(plan.split, plan.catalog))
-    net = _check_network(plan.config, parent, request, gpu=gpu)
+    net = _check_network(plan, request, gpu=gpu)
     place = request.out or Path("runs") / _default_name(plan.config)
     check_disk(place, estimate_output_bytes(net, plan.config))
     if parent is not None:
         _pass_gate(parent, plan, request, note)
-    _fill_disk_cache(plan.config.data, plan.catalog, note, tracker)
+    fill_caches(plan.config.data, plan.catalog, note, tracker)
     described = None if parent is None else describe_parent(parent, plan.config.bootstrap)
+    body = None if plan.pretrained is None else _note_pretrained(plan.pretrained, plan.config, note)
     seen = _collect_seen(plan.config, plan.catalog, plan.split, parent)
-    return Draft(plan.config, plan.planned, plan.catalog, plan.split, place, faults, described, seen)
+    return Draft(plan.config, plan.planned, plan.catalog, plan.split, place, faults, described, body, seen)
 
 
 def fit_minutes(draft: Draft, pace: Pace, minutes: float, note: Callable[[str], None]) -> Draft:
@@ -184,7 +190,12 @@ def fit_minutes(draft: Draft, pace: Pace, minutes: float, note: Callable[[str], 
 
 
 def begin_run(
-    draft: Draft, request: TrainRequest, *, note: Callable[[str], None], hold: Callable[[Path], object]
+    draft: Draft,
+    request: TrainRequest,
+    *,
+    note: Callable[[str], None],
+    hold: Callable[[Path], object],
+    command: str = "train",
 ) -> Prepared:
     """Create the run directory and return the run.
 
@@ -193,6 +204,7 @@ def begin_run(
         request: what it was made for.
         note: takes lines for the user.
         hold: keeps other processes out of the run directory, before anything is written there.
+        command: that repeats the run.
 
     Raises:
         RunDirError: when the directory cannot be created.
@@ -203,12 +215,13 @@ def begin_run(
         note(f"config: WARNING {describe_finding(finding)}")
     run = create_next_run_dir(draft.place) if request.out is None else create_run_dir(draft.place)
     hold(run.path)
-    write_config(config, run, _make_header(draft.planned, request))
+    write_config(config, run, _make_header(draft.planned, request, command))
     save_split(split, run.path / SPLIT_FILE)
     register_seal(split, draft.catalog)
     if draft.faults:
         run.append_event("split_allowed", findings=[asdict(f) for f in draft.faults])
-    run.append_event("started", parent=draft.parent, force=request.force)
+    body = {} if draft.pretrained is None else {"pretrained": draft.pretrained}
+    run.append_event("started", parent=draft.parent, force=request.force, **body)
     for text in (*split.notes, *split.note_rounding(config.split.labels), _describe_split(split, config)):
         note(f"split: {text}")
     return Prepared(config, draft.catalog, split, run, request.bootstrap, resumed=False, seen_labels=draft.seen_labels)
@@ -232,8 +245,9 @@ def make_plan(
     Raises:
         SslSegError: for unusable settings, data or split.
     """
-    parent = _load_parent(request)
-    layers = _with_parent(request, parent)
+    parent, pretrained = _load_parent(request), _load_pretrained(request)
+    start = parent or pretrained
+    layers = _with_start(request, start)
     merged, sources = merge_layers(layers)
     check_length(request.layers, request.epochs, request.minutes)
     if request.epochs is not None or request.minutes is not None:
@@ -242,13 +256,16 @@ def make_plan(
         merged, sources = merge_layers(layers)
     catalog = read(merged.get("data", {}), track)
     split_config = validate(SplitConfig, merged.get("split", {}), sources, prefix="split.")
-    split = _find_split(split_config, catalog, None if _wants_new_split(request, parent, catalog) else parent)
+    split = _find_split(split_config, catalog, None if _wants_new_split(request, start, catalog) else start)
     if split_config.label_seed is not None:
         split = reorder_labeled(split, catalog, split_config.label_seed)
     labeled, pool = split.labeled_ids(split_config.labels), split.pool_ids(split_config.labels)
     planned = plan_run(catalog, labeled, merged, gpu=gpu, has_unlabeled=bool(pool))
     config, sources = build_config([plan_layer(planned), *layers])
-    return Plan(_settle(config), sources, planned, catalog, split, parent)
+    if pretrained is not None:
+        near = config.split.near_copies == "keep_together" and not config.split.allow_faults
+        check_seen(pretrained, str(config.network.pretrained), split, catalog, near_copies=near)
+    return Plan(_settle(config), sources, planned, catalog, split, parent, pretrained)
 
 
 def _length_layer(request: TrainRequest, steps_per_epoch: int) -> list[Layer]:
@@ -282,9 +299,11 @@ def _note_plan(planned: Sequence[Planned], note: Callable[[str], None]) -> None:
         note(f"plan: {item.key} = {item.value} ({item.reason})")
 
 
-def _make_header(planned: Sequence[Planned], request: TrainRequest) -> str:
+def _make_header(planned: Sequence[Planned], request: TrainRequest, command: str) -> str:
     start = f" --bootstrap {request.bootstrap}" if request.bootstrap else ""
-    lines = [f"Written by `ssl-seg train`; `ssl-seg train --config FILE{start}` with this file repeats the run."]
+    lines = [
+        f"Written by `ssl-seg {command}`; `ssl-seg {command} --config FILE{start}` with this file repeats the run."
+    ]
     return "\n".join([*lines, *(f"planned: {item.key} = {item.value} ({item.reason})" for item in planned)])
 
 
@@ -337,7 +356,7 @@ def reopen_run(
     check_disk(run.path, estimate_output_bytes(make_network(config), config), held)
     if config.length != old.length:
         note(f"resume: {describe_length(old, config, checkpoint)}")
-    _fill_disk_cache(config.data, catalog, note, tracker)
+    fill_caches(config.data, catalog, note, tracker)
     if config.data != old.data or config.length != old.length:
         restate_run(run, checkpoint, old, config)
         write_config(config, run, read_header(run))
@@ -368,18 +387,33 @@ def _load_parent(request: TrainRequest) -> Checkpoint | None:
     return parent
 
 
-def _with_parent(request: TrainRequest, parent: Checkpoint | None) -> list[Layer]:
-    """Put the parent's settings below the request's, unless a configuration file takes their place."""
+def _load_pretrained(request: TrainRequest) -> Pretraining | None:
+    """Return the pre-training to start from, with those of its settings that hold for a training too."""
+    where = merge_layers(request.layers)[0].get("network", {}).get("pretrained")
+    if where is None:
+        return None
+    if request.bootstrap is not None:
+        raise ConfigError(
+            f"--bootstrap {request.bootstrap} and network.pretrained = {where} both say where the weights come from: "
+            "give one of them"
+        )
+    state = load_pretraining(Path(where).expanduser())
+    return replace(state, config={key: state.config[key] for key in CARRIED})
+
+
+def _with_start(request: TrainRequest, start: Checkpoint | Pretraining | None) -> list[Layer]:
+    """Put the settings of what a run starts from below the request's, unless a configuration file takes their place."""
     layers = list(request.layers)
-    if parent is None or any(layer.is_file for layer in layers):
+    if start is None or any(layer.is_file for layer in layers):
         return layers
     given = given_keys(layers) | ({"length.steps"} if request.epochs or request.minutes else set())
-    if _root_of(layers) == parent.config["data"]["root"]:
+    if _root_of(layers) == start.config["data"]["root"]:
         given.discard("data.root")
-    return [parent_layer(parent, str(request.bootstrap), given), *layers]
+    where = str(request.bootstrap) if isinstance(start, Checkpoint) else "pre-training"
+    return [parent_layer(start, where, given), *layers]
 
 
-def _wants_new_split(request: TrainRequest, parent: Checkpoint | None, catalog: Catalog) -> bool:
+def _wants_new_split(request: TrainRequest, parent: Checkpoint | Pretraining | None, catalog: Catalog) -> bool:
     own = {f"split.{name}" for name in ("seed", "val_fraction", "test_fraction", "folds", "fold", "near_copies")}
     own &= given_keys(request.layers)
     return bool(own) or parent is None or parent.config["data"]["root"] != catalog.root
@@ -390,7 +424,7 @@ def _root_of(layers: Sequence[Layer]) -> str | None:
     return None if root is None else absolute_root(root)
 
 
-def _find_split(config: SplitConfig, catalog: Catalog, parent: Checkpoint | None) -> Split:
+def _find_split(config: SplitConfig, catalog: Catalog, parent: Checkpoint | Pretraining | None) -> Split:
     if config.file is not None:
         return load_split(Path(config.file))
     if parent is not None:
@@ -416,7 +450,7 @@ def _restamp(split: Split, catalog: Catalog) -> Split:
     return replace(split, content=content, notes=(*split.notes, "contents are those of the training, not of the split"))
 
 
-def _fill_disk_cache(
+def fill_caches(
     data: DataConfig, catalog: Catalog, note: Callable[[str], None], tracker: Callable[[str], Track]
 ) -> None:
     """Write decoded, or resampled, copies of volumes if the data set does not fit into memory."""
@@ -428,12 +462,16 @@ def _fill_disk_cache(
         note(f"data: {missed}")
 
 
-def _check_network(config: Config, parent: Checkpoint | None, request: TrainRequest, *, gpu: bool) -> nn.Module:
-    """Return the network, built once to see that the parent's weights fit and the precision asked for is usable."""
-    net = start_network(config) if parent is None else make_network(config)
-    if parent is not None:
-        load_student(net, parent, config, str(request.bootstrap))
-        load_teacher(net, parent, config, str(request.bootstrap))
+def _check_network(plan: Plan, request: TrainRequest, *, gpu: bool) -> nn.Module:
+    """Return the network, built once to see that weights to start from fit and the precision asked for is usable."""
+    config = plan.config
+    begins = plan.parent is None and plan.pretrained is None
+    net = start_network(config) if begins else make_network(config)
+    if plan.parent is not None:
+        load_student(net, plan.parent, config, str(request.bootstrap))
+        load_teacher(net, plan.parent, config, str(request.bootstrap))
+    if plan.pretrained is not None:
+        load_body(net, plan.pretrained, config, str(config.network.pretrained))
     if not gpu:
         choose_precision(config.runtime.precision, net, torch.zeros(1, config.data.channels, *config.data.patch_size))
     return net
@@ -455,6 +493,14 @@ def _pass_gate(parent: Checkpoint, plan: Plan, request: TrainRequest, note: Call
         note(f"bootstrap: WARNING {doubt}")
 
 
+def _note_pretrained(state: Pretraining, config: Config, note: Callable[[str], None]) -> dict[str, Any]:
+    """Say what the run starts from; return what events.jsonl keeps of it."""
+    where, result = config.network.pretrained, state.result
+    doubt = f", WARNING: {','.join(result['codes'])}" if result["codes"] else ""
+    note(f"pretrained: {where}, step {state.step}, {result['gain']:+.1%} against the mean of the visible image{doubt}")
+    return {"run": where, "step": state.step, **result}
+
+
 def _describe_split(split: Split, config: Config) -> str:
     labeled, pool = split.labeled_ids(config.split.labels), split.pool_ids(config.split.labels)
     return (
@@ -472,6 +518,8 @@ def _settle(config: Config) -> Config:
         "split": split.model_copy(update={"file": split.file and absolute_root(split.file)}),
         "method": method.model_copy(update={"options": options.model_dump(mode="json")}),
     }
+    if (pretrained := config.network.pretrained) is not None:
+        updates["network"] = config.network.model_copy(update={"pretrained": absolute_root(pretrained)})
     return config.model_copy(update=updates)
 
 

@@ -34,6 +34,8 @@ CONFIG_FILE, SPLIT_FILE, ENVIRONMENT_FILE = "config.yaml", "split.yaml", "enviro
 ZIP_MAGIC = b"PK\x03\x04"
 """The first bytes of what ``torch.save`` writes."""
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
+PRETRAINING_FILE = "pretraining.json"
+"""What the directory of a pre-training is known by."""
 LOCK_FILE = "lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 """Errors of a file system that has no locks."""
@@ -207,12 +209,22 @@ def open_run_dir(path: Path) -> RunDir:
     return RunDir(path)
 
 
+def describe_pretraining(path: Path) -> str:
+    """Return what to do with a pre-training where a trained network is asked for."""
+    return (
+        f"{path} is a pre-training: its network paints images and has no classes to predict yet. Train from it with "
+        f"ssl-seg train --pretrained {quote(path)}"
+    )
+
+
 def check_checkpoint_file(path: Path) -> None:
     """Check what can be known of a checkpoint without reading its tensors.
 
     Raises:
         CheckpointError: for a folder, a file that is not there or cannot be opened, and one of another kind.
     """
+    if (path / PRETRAINING_FILE).is_file():
+        raise CheckpointError(describe_pretraining(path))
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; of a run, name {path / 'checkpoints' / 'best.pt'}")
     if not path.is_file():

@@ -65,6 +65,7 @@ from ssl_seg.prepare import (
     reopen_run,
     write_config,
 )
+from ssl_seg.pretraining.state import load_body, load_pretraining
 from ssl_seg.recorder import Console, Recorder, Silent, find_told
 from ssl_seg.rundir import RunDir, hold_directory, is_disk_full, next_free
 from ssl_seg.schedules import find_warmup, make_ema_schedule, make_lr_schedule
@@ -127,16 +128,24 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
                 console.note(_describe_interrupt(run))
             raise
         except Exception as error:
-            if (known := _explain(error, fabric, run, in_series=request.in_series)) is not None:
+            resume = None if request.in_series else "ssl-seg train --resume"
+            if (known := explain_failure(error, fabric, run, resume)) is not None:
                 raise known from error
             raise
 
 
-def _explain(error: Exception, fabric: Fabric, run: RunDir | None, *, in_series: bool) -> SslSegError | None:
-    """Return what a lack of memory or of space is to the user; None for any other error, and one that says it."""
+def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume: str | None) -> SslSegError | None:
+    """Return what a lack of memory or of space is to the user; None for any other error, and one that says it.
+
+    Args:
+        error: any.
+        fabric: of the run.
+        run: its directory, once there is one.
+        resume: the command that continues it; None where a series says that itself.
+    """
     if isinstance(error, SslSegError):
         return None
-    command = "" if in_series or run is None else f", then continue with `ssl-seg train --resume {quote(run.path)}`"
+    command = "" if resume is None or run is None else f", then continue with `{resume} {quote(run.path)}`"
     if is_disk_full(error) and run is not None:
         return RunDirError(f"the disk of {run.path} is full; the last checkpoint is kept. Free some space{command}")
     if is_out_of_memory(error):
@@ -221,7 +230,7 @@ def _get_ready(
 ) -> _Ready:
     torch.manual_seed(derive_seed(config.seed))
     student = fabric.to_device((make_network if start is not None else start_network)(config))
-    config, student, notes = _settle_runtime(fabric, config, student, console)
+    config, student, notes = settle_runtime(fabric, config, student, console)
     feed = _open_feed(fabric, config, catalog, split, console)
     pace = None
     if minutes is not None or config.length.steps - first >= FEWEST_MEASURED:
@@ -240,7 +249,7 @@ def _train(fabric: Fabric, prepared: Prepared, ready: _Ready, console: Console) 
     if fabric.is_global_zero:
         console.start(trainer.schedule.first_step, trainer.schedule.total_steps)
     try:
-        with _stop_flag(fabric) as stop_requested:
+        with stop_flag(fabric) as stop_requested:
             result = run_loop(
                 trainer.engine,
                 trainer.monitor,
@@ -317,7 +326,7 @@ def _announce(prepared: Prepared, ready: _Ready, first: int, console: Console) -
     return seconds
 
 
-def _settle_runtime(
+def settle_runtime(
     fabric: Fabric, config: Config, student: nn.Module, console: Console
 ) -> tuple[Config, nn.Module, list[str]]:
     """Resolve precision and memory format; return the reasons too."""
@@ -431,6 +440,8 @@ def _make_networks(prepared: Prepared, student: nn.Module, checkpoint: Checkpoin
         load_weights(student, checkpoint.student, where)
     elif checkpoint is not None:
         load_student(student, checkpoint, config, where)
+    elif config.network.pretrained is not None:
+        load_body(student, load_pretraining(Path(config.network.pretrained)), config, config.network.pretrained)
     held = config.bootstrap.pseudo_label_steps
     teacher = EMATeacher(student, make_ema_schedule(config.ema, config.length.steps - held), held)
     if checkpoint is not None and not prepared.resumed:  # a resumed engine is restored as a whole
@@ -460,7 +471,7 @@ def _make_ladder(config: Config, source: PatchSource, *, uses_teacher: bool) -> 
 
 
 @contextmanager
-def _stop_flag(fabric: Fabric) -> Iterator[Callable[[int], bool]]:
+def stop_flag(fabric: Fabric) -> Iterator[Callable[[int], bool]]:
     """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the step; a second one interrupts at once.
 
     Several processes agree every few steps, so that a signal to any of them stops all of them at the same step.

@@ -81,6 +81,16 @@ def tiny_run(particles_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return run
 
 
+@pytest.fixture(scope="session")
+def pretrained_run(particles_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished tiny pre-training."""
+    from ssl_seg.pretraining.run import pretrain
+
+    run = tmp_path_factory.mktemp("pretrained") / "run"
+    pretrain(TrainRequest((Layer("--test", TINY), Layer("--data", {"data": {"root": str(particles_dir)}})), run))
+    return run
+
+
 def train_tiny(out: Path, data: Path | str, *settings: dict[str, Any], **request: Any) -> TrainResult:
     """Train with ``TINY``, the data folder and further settings."""
     layers = [Layer("--test", TINY), Layer("--data", {"data": {"root": str(data)}})]

@@ -37,6 +37,7 @@ LAYERS = [
         "lint",
         "preflight",
         "prepare",
+        "pretraining",
         "resources",
         "resume",
         "curves",

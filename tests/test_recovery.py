@@ -126,7 +126,7 @@ class TestRun:
     ) -> None:
         """Ctrl-C in the middle of an epoch: the means over its steps and the ladder are those of the whole run."""
         with monkeypatch.context() as patch:
-            patch.setattr("ssl_seg.training._stop_flag", stop_at(step))
+            patch.setattr("ssl_seg.training.stop_flag", stop_at(step))
             assert train_tiny(tmp_path / "run", particles_dir, RECOVER).ending == "interrupted"
         run = train(TrainRequest(resume=tmp_path / "run")).run
         for name in FILES:

@@ -38,6 +38,7 @@ from ssl_seg.monitor.findings import Verdict
 from ssl_seg.networks import NETWORKS, build_network
 from ssl_seg.preflight import gather_facts
 from ssl_seg.prepare import TrainRequest, make_plan
+from ssl_seg.pretraining.run import pretrain
 from ssl_seg.recorder import Silent
 from ssl_seg.training import train
 
@@ -104,6 +105,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "split.allow_faults": ("split.allow_faults=true", ("split.file=FAULTY",)),
     "network.name": ("network.name=basic_unet", ()),
     "network.features": ("network.features=3", ()),
+    "network.pretrained": ("network.pretrained=PRETRAINED", ()),
     "network.norm": ("network.norm=batch", ()),
     "network.encoder": ("network.encoder=resnet18", (*ENCODER, "network.encoder_weights=none")),
     "network.encoder_weights": ("network.encoder_weights=none", ENCODER),
@@ -353,7 +355,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     save_split(replace(split, content={name: text[::-1] for name, text in split.content.items()}), root / "faulty.yaml")
     found |= {"GROUPS": str(groups), "SPLIT": str(root / "run" / "split.yaml"), "FAULTY": str(root / "faulty.yaml")}
     train(TrainRequest(tuple(make_layers(found, ())), root / "parent"))
-    return found | {"PARENT": str(root / "parent" / "checkpoints" / "last.pt")}
+    pretrain(TrainRequest(tuple(make_layers(found, ("length.steps=2",))), root / "pretrained"))
+    return found | {"PARENT": str(root / "parent" / "checkpoints" / "last.pt"), "PRETRAINED": str(root / "pretrained")}
 
 
 def write_images(

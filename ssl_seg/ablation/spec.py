@@ -17,6 +17,7 @@ from ssl_seg.configio import (
     ABLATIONS,
     Layer,
     flatten,
+    leave_out,
     merge_layers,
     nest,
     packaged_configs,
@@ -187,7 +188,8 @@ def find_data_root(spec: AblationSpec) -> str:
 def layers_of(spec: AblationSpec, cell: CellSpec) -> list[Layer]:
     """Return the settings of a cell: configuration, settings, recipe, then what the axes say.
 
-    What is said about taking over a parent (section ``bootstrap``) holds for the cells that have one.
+    What is said about taking over a parent (section ``bootstrap``) holds for the cells that have one, and
+    ``network.pretrained`` for the others.
 
     Raises:
         ConfigError: a recipe or configuration that cannot be read, or a setting that belongs to an axis.
@@ -203,10 +205,8 @@ def layers_of(spec: AblationSpec, cell: CellSpec) -> list[Layer]:
         "seed": cell.seed,
     }
     _check_axes([Layer("settings", spec.settings), Layer("overrides", spec.overrides), *own], axes)
-    if cell.parent is None:
-        layers = [
-            replace(layer, values={k: v for k, v in layer.values.items() if k != "bootstrap"}) for layer in layers
-        ]
+    other = "bootstrap" if cell.parent is None else "network.pretrained"
+    layers = [replace(layer, values=leave_out(layer.values, {other})) for layer in layers]
     return [*layers, *(Layer(AXES, nest(key, value)) for key, value in axes.items())]
 
 

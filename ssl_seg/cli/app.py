@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from ssl_seg import __version__
-from ssl_seg.cli import ablate, audit, batches, commands, configs, diagnose, inspect, ladder, probe, splits, training
+from ssl_seg.cli import (
+    ablate,
+    audit,
+    batches,
+    commands,
+    configs,
+    diagnose,
+    inspect,
+    ladder,
+    pretraining,
+    probe,
+    splits,
+    training,
+)
 from ssl_seg.cli.options import check_used
 
 app = typer.Typer(
@@ -24,6 +37,7 @@ split_app = typer.Typer(help="Make and check splits: labeled fractions, validati
 config_app = typer.Typer(help="Show and check configurations.", no_args_is_help=True)
 
 app.command("demo")(training.demo)
+app.command("pretrain")(pretraining.pretrain)
 app.command("train")(check_used("train", training.train))
 app.command("ladder")(ladder.ladder)
 app.command("ablate")(check_used("ablate", ablate.ablate))

@@ -49,7 +49,7 @@ def data_batches(
 
     check_figure(figure)
     check_data(data)
-    layers = make_layers(config, {"--data": data, "--labels": labels, "--accelerator": accelerator}, set_)
+    layers = make_layers(config, {"data": data, "labels": labels, "accelerator": accelerator}, set_)
     announce("loading PyTorch")
     from ssl_seg.batch_audit import compute_expected, measure_batch, summarize_batches
     from ssl_seg.preflight import check_layers

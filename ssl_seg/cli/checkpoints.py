@@ -14,15 +14,17 @@ def find_checkpoint(path: Path) -> Path:
     No network library is loaded for it.
 
     Raises:
-        RunDirError: for a ladder without a network to use, or the directory of an ablation.
+        RunDirError: for a ladder without a network to use, or the directory of an ablation or a pre-training.
         CheckpointError: for a path at which there is no checkpoint.
     """
     from ssl_seg.ablation.cells import MARKER
     from ssl_seg.errors import RunDirError
-    from ssl_seg.rundir import RunDir, check_checkpoint_file
+    from ssl_seg.rundir import PRETRAINING_FILE, RunDir, check_checkpoint_file, describe_pretraining
     from ssl_seg.series.label_rungs import load_ladder
     from ssl_seg.series.markers import LADDER_FILE, is_cross_validation
 
+    if (path / PRETRAINING_FILE).is_file():
+        raise RunDirError(describe_pretraining(path))
     best: Path | None = RunDir(path).best
     if (path / LADDER_FILE).is_file() and (best := load_ladder(path).checkpoint) is None:
         raise RunDirError(f"{path} is a ladder no rung of which has come to a network to use yet")
@@ -49,12 +51,15 @@ def check_resumed(path: Path) -> None:
     """Do nothing, if ``train --resume`` may go on with a directory.
 
     Raises:
-        RunDirError: for that of a ladder or an ablation, with the command that goes on with it.
+        RunDirError: for that of a ladder, an ablation or a pre-training, with the command that goes on with it.
     """
     from ssl_seg.ablation.cells import MARKER
     from ssl_seg.errors import RunDirError, quote
+    from ssl_seg.rundir import PRETRAINING_FILE
     from ssl_seg.series.markers import LADDER_FILE
 
+    if (path / PRETRAINING_FILE).is_file():
+        raise RunDirError(f"{path} is a pre-training: continue it with ssl-seg pretrain --resume {quote(path)}")
     if (path / LADDER_FILE).is_file():
         raise RunDirError(f"{path} is a ladder: continue it with ssl-seg ladder --resume {quote(path)}")
     if (path / MARKER).is_file():

@@ -88,7 +88,7 @@ def _read(file: str | None, data: str | None, overrides: list[str] | None) -> tu
     from ssl_seg.cli.run_settings import make_layers
 
     check_data(data)
-    layers = make_layers(file, {"--data": data}, overrides)
+    layers = make_layers(file, {"data": data}, overrides)
     announce("loading PyTorch")
     return layers
 

@@ -29,6 +29,9 @@ def ladder(
     split: Annotated[Path | None, typer.Option(help="Split file; else made from the seed, once for all rungs.")] = None,
     method: Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")] = None,
     network: Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")] = None,
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Start the first rung with the weights of this run of `ssl-seg pretrain`.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of each rung.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Length of each rung in epochs.", min=1)] = None,
     minutes: Annotated[
@@ -68,6 +71,7 @@ def ladder(
     Each rung is what `train --labels L --bootstrap PARENT` does, on one split. Exit code 3 where the gate refuses a
     rung or the monitor stops one.
     """
+    given = dict(locals())
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers, parse_labels
     from ssl_seg.errors import ConfigError
@@ -77,23 +81,7 @@ def ladder(
 
     if more and not labels:
         raise ConfigError(f"{more[0]} is not expected here: give the rungs as --labels 0.01 0.10 1.0")
-    options = {
-        "--data": data,
-        "--layout": layout,
-        "--groups": None if groups is None else str(groups),
-        "--unlabeled": None if unlabeled is None else str(unlabeled),
-        "--split": None if split is None else str(split),
-        "--allow-split": allow_split or None,
-        "--method": method,
-        "--network": network,
-        "--steps": steps,
-        "--lr": lr,
-        "--batch-size": batch_size,
-        "--seed": seed,
-        "--devices": devices,
-        "--num-nodes": num_nodes,
-    }
-    layers = make_layers(config, options, set_)
+    layers = make_layers(config, given, set_)
     check_length(layers, epochs, minutes)
     wanted = parse_labels([*(labels or []), *(more or [])])
     if resume is None:

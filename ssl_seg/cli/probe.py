@@ -51,7 +51,7 @@ def probe_loss(
     check_figure(figure)
     check_data(data)
     checkpoint = None if checkpoint is None else find_checkpoint(checkpoint)
-    layers = make_layers(config, {"--data": data, "--accelerator": accelerator}, set_)
+    layers = make_layers(config, {"data": data, "accelerator": accelerator}, set_)
     announce("loading PyTorch" + ("" if checkpoint is None else f" and {checkpoint}"))
     from ssl_seg.checkpoint import load_checkpoint
     from ssl_seg.loss_probe import ProbeRequest, check_probe

@@ -25,6 +25,7 @@ KEYS = {
     "--network": "network.name",
     "--encoder": "network.encoder",
     "--encoder-weights": "network.encoder_weights",
+    "--pretrained": "network.pretrained",
     "--steps": "length.steps",
     "--lr": "optim.lr",
     "--batch-size": "batch.labeled",
@@ -36,12 +37,12 @@ KEYS = {
 """Options of the training commands, and the settings that they give."""
 
 
-def make_layers(config: str | None, options: Mapping[str, Any], overrides: list[str] | None) -> tuple[Layer, ...]:
+def make_layers(config: str | None, given: Mapping[str, Any], overrides: list[str] | None) -> tuple[Layer, ...]:
     """Return the layers of a command line: the file, then the options, then each ``--set``.
 
     Args:
         config: file, or name of a packaged configuration.
-        options: option of ``KEYS`` -> value; None where it was not given.
+        given: parameters of the command; those in ``KEYS`` that have a value are options.
         overrides: texts of ``--set``.
 
     Raises:
@@ -50,9 +51,11 @@ def make_layers(config: str | None, options: Mapping[str, Any], overrides: list[
     from ssl_seg.configio import Layer, nest, parse_override, read_layers
 
     layers = [] if config is None else read_layers(config)
-    layers += [
-        Layer(f"{name} {value}", nest(KEYS[name], value)) for name, value in options.items() if value is not None
-    ]
+    values = {name: given.get(name.removeprefix("--").replace("-", "_")) for name in KEYS}
+    for name, value in values.items():
+        if value is not None and value is not False:
+            plain = str(value) if isinstance(value, Path) else value
+            layers.append(Layer(f"{name} {plain}", nest(KEYS[name], plain)))
     return (*layers, *(parse_override(text) for text in overrides or []))
 
 

@@ -51,6 +51,9 @@ def train(
     encoder_weights: Annotated[
         str | None, typer.Option(help="What the encoder starts from.", metavar="imagenet|none|FILE")
     ] = None,
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Start with the weights of this run of `ssl-seg pretrain`, all but the head.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Length in epochs of length.steps_per_epoch steps.", min=1)] = None,
     minutes: Annotated[
@@ -88,6 +91,7 @@ def train(
 
     Without --config the run is planned from the data, and the plan is saved as RUN/config.yaml.
     """
+    given = dict(locals())
     from ssl_seg.cli.checkpoints import check_resumed, find_checkpoint
     from ssl_seg.cli.folds import check_folds, is_folds, run_folds
     from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers
@@ -95,28 +99,8 @@ def train(
     from ssl_seg.pace import check_length
     from ssl_seg.series.markers import FOLDS_FILE, check_free_for
 
-    options = {
-        "--data": data,
-        "--layout": layout,
-        "--groups": None if groups is None else str(groups),
-        "--unlabeled": None if unlabeled is None else str(unlabeled),
-        "--split": None if split is None else str(split),
-        "--labels": labels,
-        "--folds": folds,
-        "--fold": int(fold) if fold is not None and fold.isdecimal() else None,
-        "--allow-split": allow_split or None,
-        "--method": method,
-        "--network": network,
-        "--encoder": encoder,
-        "--encoder-weights": encoder_weights,
-        "--steps": steps,
-        "--lr": lr,
-        "--batch-size": batch_size,
-        "--seed": seed,
-        "--devices": devices,
-        "--num-nodes": num_nodes,
-    }
-    layers = make_layers(config, options, set_)
+    number = int(fold) if fold is not None and fold.isdecimal() else None
+    layers = make_layers(config, given | {"fold": number}, set_)
     check_length(layers, epochs, minutes)
     check_folds(folds, fold, layers, split=split, bootstrap=bootstrap, resume=resume)
     if fold == "all" or (resume is not None and is_folds(resume)):

@@ -17,6 +17,8 @@ class NetworkConfig(Section):
     """A key of NETWORKS; `ssl-seg networks` lists them."""
     features: PositiveInt | None = None
     """Width of the first level; the network's own default when unset."""
+    pretrained: str | None = None
+    """Run of `ssl-seg pretrain` whose weights the network starts with, all but those of the head; null: none."""
     norm: Literal["instance", "group", "batch"] = "instance"
     """Normalization. Batch statistics make student and teacher differ between train and eval mode."""
     deep_supervision: int = Field(0, ge=0, le=4)

@@ -176,7 +176,7 @@ class Probe:
 
 
 def make_loader(
-    source: PatchSource, first_step: int, last_step: int, workers: int, pin_memory: bool
+    source: Dataset[Batch], first_step: int, last_step: int, workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """Return the batches of the steps ``first_step .. last_step - 1`` in order."""
     return DataLoader(

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
-from ssl_seg.bootstrap import leave_out
 from ssl_seg.checkpoint import load_checkpoint
-from ssl_seg.configio import Layer, merge_layers, nest
+from ssl_seg.configio import Layer, leave_out, merge_layers, nest
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import save_folds
 from ssl_seg.engine.devices import call_on_main

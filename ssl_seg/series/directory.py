@@ -14,15 +14,17 @@ from ssl_seg.config import RuntimeConfig
 from ssl_seg.configio import Layer, merge_layers
 from ssl_seg.errors import ConfigError, RunDirError
 from ssl_seg.rundir import CONFIG_FILE, RunDir
-from ssl_seg.sources import absolute_paths
+from ssl_seg.sources import absolute_paths, absolute_root
 
 
 def anchor_layer(layer: Layer) -> Layer:
-    """Return the layer with absolute paths of the data, so that the runs can be continued from any folder."""
-    data = layer.values.get("data")
-    if not isinstance(data, dict):
-        return layer
-    return replace(layer, values={**layer.values, "data": {**data, **absolute_paths(data)}})
+    """Return the layer with absolute paths, so that the runs can be continued from any folder."""
+    values, data, network = dict(layer.values), layer.values.get("data"), layer.values.get("network")
+    if isinstance(data, dict):
+        values["data"] = {**data, **absolute_paths(data)}
+    if isinstance(network, dict) and isinstance(network.get("pretrained"), str):
+        values["network"] = {**network, "pretrained": absolute_root(network["pretrained"])}
+    return replace(layer, values=values)
 
 
 def create_whole(path: Path, fill: Callable[[Path], None]) -> None:

@@ -16,10 +16,10 @@ from typing import Literal
 
 from lightning_fabric import Fabric
 
-from ssl_seg.bootstrap import given_keys, leave_out
+from ssl_seg.bootstrap import given_keys
 from ssl_seg.checkpoint import load_checkpoint
 from ssl_seg.config.data import format_label_amount
-from ssl_seg.configio import Layer, nest
+from ssl_seg.configio import Layer, leave_out, merge_layers, nest
 from ssl_seg.data.splits.files import save_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.engine.devices import call_on_main
@@ -235,7 +235,8 @@ def _plan_training(ladder: LabelLadder, rung: Rung, machine: Sequence[Layer], co
     minutes = None if "length" in first.values else ladder.minutes
     if run.path.exists():  # killed before its first checkpoint: there is nothing to go on from
         shutil.rmtree(run.path)
-    console.note(f"{title}, from {'scratch' if start is None else start}: {run.path}")
+    begins = start or merge_layers(layers)[0].get("network", {}).get("pretrained") or "scratch"
+    console.note(f"{title}, from {begins}: {run.path}")
     return TrainRequest(
         tuple(layers), run.path, start, force=ladder.force, epochs=ladder.epochs, minutes=minutes, in_series=True
     )
@@ -244,6 +245,7 @@ def _plan_training(ladder: LabelLadder, rung: Rung, machine: Sequence[Layer], co
 def _select_layers(ladder: LabelLadder, rung: Rung) -> list[Layer]:
     """Return the settings of one rung: those of the ladder, its labels, and the split that all rungs share."""
     dropped = _OWN_SPLIT | ({"bootstrap"} if ladder.best is None and len(ladder.rungs) > 1 else set())
+    dropped |= set() if ladder.best is None else {"network.pretrained"}
     shared = [replace(layer, values=leave_out(layer.values, dropped)) for layer in ladder.layers]
     own = {"split": {"labels": rung.labels, "file": str(ladder.path / SPLIT_FILE)}}
     return [*shared, Layer(f"rung {rung.number}", own)]
