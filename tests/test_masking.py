@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_seg.config import AugmentConfig
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.store import CaseStore
-from ssl_seg.data.views.transforms import Views
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.pretraining.masking import (
     BLOCK,
@@ -140,7 +140,7 @@ def test_patches_are_those_of_the_image_and_gaps_and_what_lies_outside_are_not_s
     store, ids = CaseStore(catalog, 1), tuple(case.id for case in catalog.cases)
     probe = make_masked_probe(store, ids, 7, (32, 32), 0)
     assert len(probe.image) == 7  # more than there are images
-    source = MaskedSource(store, ids, 3, (32, 32), Views(2), 0)
+    source = MaskedSource(store, ids, 3, (32, 32), AugmentConfig(rotation=0, scale=0), 0)
     for batch in (probe, source[0], source[5]):
         assert (batch.target == IGNORE_INDEX).any()  # narrower than the patch, and gaps
         assert (batch.weak[(batch.target == IGNORE_INDEX).unsqueeze(1)].abs() < 1e-5).all()

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssl_seg.config import AugmentConfig
 from ssl_seg.data.loader import Batch
 from ssl_seg.data.sampling import CaseStream, choose_box, choose_tile, derive_rng, locate_box
 from ssl_seg.data.store import CaseStore, LoadedCase, cut_unit
-from ssl_seg.data.views.transforms import Views
+from ssl_seg.data.views.geometry import draw_geometry
 from ssl_seg.labels import IGNORE_INDEX
 
 HIDDEN_SHARE = 0.75
@@ -73,7 +74,7 @@ class MaskedSource(Dataset[Batch]):
         ids: cases of the training pool.
         count: patches of a batch.
         patch_size: (*P).
-        views: gives the geometry of each patch.
+        augment: says which geometry a patch may have.
         seed: of the run.
     """
 
@@ -81,7 +82,7 @@ class MaskedSource(Dataset[Batch]):
     ids: tuple[str, ...]
     count: int
     patch_size: tuple[int, ...]
-    views: Views
+    augment: AugmentConfig
     seed: int
 
     def __getitem__(self, step: int) -> Batch:
@@ -97,7 +98,7 @@ class MaskedSource(Dataset[Batch]):
         rng = derive_rng(self.seed, step, MASKED_STREAM, slot)
         case = self.store.load(case_id)
         start = choose_box(case.image.shape[1:], self.patch_size, rng)
-        geometry = self.views.draw_geometry(self.patch_size, rng)
+        geometry = draw_geometry(self.patch_size, rng, self.augment, self.store.find_spacing(case_id))
         box = geometry.locate(start)
         unit = geometry.move_image(cut_unit(case, box, geometry.size))
         data = geometry.move_target(find_data(case, box, geometry.size).astype(np.int64)) > 0

@@ -56,7 +56,7 @@ from ssl_seg.pretraining.state import Pretraining, load_pretraining, save_pretra
 from ssl_seg.recorder import Console, Silent
 from ssl_seg.rundir import PRETRAINING_FILE, RunDir, hold_directory, name_data, open_run_dir, write_json
 from ssl_seg.schedules import make_lr_schedule
-from ssl_seg.sources import make_source, open_data, open_store
+from ssl_seg.sources import open_data, open_store
 from ssl_seg.training import explain_failure, runtime_of, settle_runtime, stop_flag
 
 STEPS = {False: 500, True: 2000}
@@ -247,8 +247,7 @@ class _Pretrainer:
         split.check_not_sealed((*pool, *split.val))
         learned, watched = choose_held_out(pool, split.seed)
         store, patches = open_store(prepared.catalog, config.data), config.labeled_range[1] + config.batch.unlabeled
-        views = make_source(config, store, split).views
-        self.source = MaskedSource(store, learned, patches, config.data.patch_size, views, config.seed)
+        self.source = MaskedSource(store, learned, patches, config.data.patch_size, config.augment, config.seed)
         self.probe = make_masked_probe(store, watched, config.monitor.probe_patches, config.data.patch_size, split.seed)
         wholes = prepared.catalog.whole_images
         self.seen = tuple(sorted(split.image_contents(pool)))
