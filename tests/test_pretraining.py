@@ -232,7 +232,7 @@ def test_it_learns_to_paint_better_than_the_mean(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / "data" / "images" / f"{n}.png"), image.astype(np.uint8))
         cv2.imwrite(str(tmp_path / "data" / "masks" / f"{n}.png"), (image > 128).astype(np.uint8))
     settings = {"length": {"steps": 150, "steps_per_epoch": 50}, "optim": {"lr": 5e-3}, "batch": {"labeled": 4}}
-    augment = {"augment": {"rotate90": False}, "monitor": {"probe_patches": 6}}
+    augment = {"augment": {"rotate90": False, "affine": 0}, "monitor": {"probe_patches": 6}}
     result = pretrain_tiny(tmp_path / "run", tmp_path / "data", settings, augment)
     assert result.verdict.level == "ok"
     assert result.result["gain"] > 0.3
