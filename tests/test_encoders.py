@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import pickle
 import subprocess
 import sys
@@ -214,42 +215,42 @@ DEPTH_STEPS = {
 
 
 @pytest.mark.parametrize(("depth", "shrinks"), DEPTH_STEPS.items())
-def test_slices_of_a_volume_begin_with_the_features_of_images(depth: int, shrinks: tuple[int, ...]) -> None:
-    flat = load().encoder.eval()
-    volume = torch.randn(1, 1, depth, 64, 64)
-    deep = load(ndim=3, patch_size=(depth, 64, 64)).encoder.eval()
+def test_slices_of_a_volume_have_the_features_of_images(depth: int, shrinks: tuple[int, ...]) -> None:
+    flat, deep = load().encoder.eval(), load(ndim=3, patch_size=(depth, 64, 64)).encoder.eval()
+    run = math.prod(shrinks)  # slices that the coarsest level averages: equal ones here
+    images = torch.randn(depth // run, 1, 64, 64)
+    volume = images.repeat_interleave(run, dim=0).transpose(0, 1).unsqueeze(0)
     stride = 1
     with torch.no_grad():
-        slices = flat(volume[0].transpose(0, 1))
-        features = deep(volume)
-        assert len(features) == 4
-        for level, ours in enumerate(features):
-            stride *= shrinks[level]
-            seen = slices[level][stride - 1 :: stride]  # a kernel of three, two apart, has its middle on every second
-            torch.testing.assert_close(ours[0].transpose(0, 1), seen, rtol=1e-4, atol=1e-4)
+        for ours, theirs, shrink in zip(deep(volume), flat(images)[:4], shrinks, strict=True):
+            stride *= shrink
+            expected = theirs.repeat_interleave(run // stride, dim=0)
+            torch.testing.assert_close(ours[0].transpose(0, 1), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_training_joins_slices() -> None:
-    network = load(ndim=3, patch_size=(16, 32, 32)).train()
-    network(torch.randn(1, 1, 16, 32, 32)).square().mean().backward()
-    kernels = [m.weight for m in network.encoder.modules() if isinstance(m, nn.Conv3d) and m.kernel_size[0] > 1]
-    assert len(kernels) == 12  # the first layer, and one in each of 11 blocks
-    for kernel in kernels:
-        assert kernel.shape[2] == 3
-        assert kernel.grad is not None
-        assert not kernel[:, :, ::2].any()
-        assert (kernel.grad.abs().sum(dim=(0, 1, 3, 4)) > 0).all()
+def test_the_first_level_averages_two_slices() -> None:
+    flat, deep = load().encoder.eval(), load(ndim=3, patch_size=(8, 32, 32)).encoder.eval()
+    volume = torch.randn(1, 1, 8, 32, 32)
+    with torch.no_grad():
+        first = flat(volume[0].transpose(0, 1))[0]
+        expected = (first[::2] + first[1::2]) / 2
+        torch.testing.assert_close(deep(volume)[0][0].transpose(0, 1), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_an_inflated_kernel_has_the_published_weights_on_its_middle_slice() -> None:
-    weights = [torch.randn(4, 3, 3, 3), torch.randn(5, 1, 5, 5), torch.randn(6, 5, 1, 1), torch.randn(6)]
-    first, wide, pointwise, norm = fit_weights(weights, ndim=3, channels=3)
-    assert torch.equal(first[:, :, 1], weights[0])
-    assert not first[:, :, ::2].any()
-    assert wide.shape == (5, 1, 3, 5, 5)
-    assert torch.equal(wide[:, :, 1], weights[1])
-    assert torch.equal(pointwise, weights[2].unsqueeze(2))
-    assert torch.equal(norm, weights[3])
+def test_the_encoder_takes_slices_in_any_order_and_the_decoder_does_not() -> None:
+    network = load(ndim=3, patch_size=(4, 32, 32)).eval()
+    volume, order = torch.randn(1, 1, 4, 32, 32), torch.tensor([2, 0, 3, 1])
+    with torch.no_grad():
+        for before, after in zip(network.encoder(volume), network.encoder(volume[:, :, order]), strict=True):
+            torch.testing.assert_close(before[:, :, order], after)
+        assert not torch.allclose(network(volume)[:, :, order], network(volume[:, :, order]), atol=1e-3)
+
+
+def test_kernels_are_one_slice_thick() -> None:
+    weights = [torch.randn(4, 3, 3, 3), torch.randn(5, 1, 5, 5), torch.randn(6)]
+    fitted = fit_weights(weights, ndim=3, channels=3)
+    assert [tuple(weight.shape) for weight in fitted] == [(4, 3, 1, 3, 3), (5, 1, 1, 5, 5), (6,)]
+    assert all(torch.equal(ours.flatten(), theirs.flatten()) for ours, theirs in zip(fitted, weights, strict=True))
 
 
 def test_a_volume_has_one_step_to_all_weights_and_finite_outputs_in_bf16() -> None:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 without its classifier, in 2D and 3D.
+"""EfficientNet-Lite0 without its classifier, for images and for the slices of volumes.
 
 The network of Tan and Le (2019, arXiv:1905.11946) in the "lite" form of the TensorFlow model garden: ReLU6, no squeeze
 and excitation. Its modules are in the order of the published weights, so that a file is matched by order and shape.
@@ -19,10 +19,8 @@ STRIDES, WIDTHS = (2, 4, 8, 16, 32), (16, 24, 40, 112, 320)
 EPSILON = 1e-3
 """Added to the variance by TensorFlow's batch norms."""
 STEM = 32
-DEPTH = 3
-"""Slices of a kernel in 3D, where it is larger than one pixel."""
-
 Sizes = tuple[int, ...]
+SAME: Sizes = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,9 @@ _ENDS = (0, 1, 2, 4, 6)
 class EfficientNetLite0(nn.Module):
     """Images (N, C, *S) -> features after each step, finest first.
 
+    A volume is taken slice by slice, and what its slices give is averaged along Z from level to level: its slices are
+    images, so that the published weights and batch statistics hold. Along Z only the decoder looks at shapes.
+
     Args:
         steps: by how much each axis shrinks, 5 times in the published network; with fewer steps its end is left out.
         channels: number of image channels.
@@ -59,12 +60,13 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, steps: Sequence[Sizes], channels: int) -> None:
         super().__init__()
-        first, *others = steps
-        self.stem = _Conv(channels, STEM, first, kernel=3)
-        width, stages, same = STEM, [], (1,) * len(first)
+        ndim, self.poolings = len(steps[0]), [(*step[:-2], 1, 1) for step in steps]
+        first, *others = [step[-2:] for step in steps]
+        self.stem = _Conv(ndim, channels, STEM, 3, first)
+        width, stages = STEM, []
         for stage in STAGES[: _ENDS[len(others)] + 1]:
-            blocks = [_Block(width, stage, others.pop(0) if stage.halves else same)]
-            blocks += [_Block(stage.width, stage, same) for _ in range(stage.blocks - 1)]
+            blocks = [_Block(ndim, width, stage, others.pop(0) if stage.halves else SAME)]
+            blocks += [_Block(ndim, stage.width, stage, SAME) for _ in range(stage.blocks - 1)]
             stages.append(nn.Sequential(*blocks))
             width = stage.width
         self.stages = nn.ModuleList(stages)
@@ -75,6 +77,7 @@ class EfficientNetLite0(nn.Module):
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index in _ENDS:
+                x = F.avg_pool3d(x, self.poolings[len(features)]) if x.ndim == 5 else x
                 features.append(x)
         return features
 
@@ -82,12 +85,12 @@ class EfficientNetLite0(nn.Module):
 class _Block(nn.Module):
     """Inverted residual: expand, convolve each channel by itself, project."""
 
-    def __init__(self, width: int, stage: Stage, stride: Sizes) -> None:
+    def __init__(self, ndim: int, width: int, stage: Stage, stride: Sizes) -> None:
         super().__init__()
-        inner, same = width * stage.expansion, (1,) * len(stride)
-        self.expand = _Conv(width, inner, same) if stage.expansion > 1 else None
-        self.depthwise = _Conv(inner, inner, stride, stage.kernel, groups=inner)
-        self.project = _Conv(inner, stage.width, same)
+        inner = width * stage.expansion
+        self.expand = _Conv(ndim, width, inner) if stage.expansion > 1 else None
+        self.depthwise = _Conv(ndim, inner, inner, stage.kernel, stride, groups=inner)
+        self.project = _Conv(ndim, inner, stage.width)
         self.is_residual = width == stage.width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,13 +102,14 @@ class _Block(nn.Module):
 class _Conv(nn.Module):
     """Convolution padded as TensorFlow does it ("same"), and its norm."""
 
-    def __init__(self, width: int, out: int, stride: Sizes, kernel: int = 1, groups: int = 1) -> None:
+    def __init__(self, ndim: int, width: int, out: int, kernel: int = 1, stride: Sizes = SAME, groups: int = 1) -> None:
         super().__init__()
-        convolution: type[Any] = nn.Conv2d if len(stride) == 2 else nn.Conv3d
-        norm = nn.BatchNorm2d if len(stride) == 2 else nn.BatchNorm3d
-        size = (*[min(DEPTH, kernel)] * (len(stride) - 2), kernel, kernel)
-        padding = tuple(k // 2 for k in size) if max(stride) == 1 else 0
-        self.conv: nn.Conv2d | nn.Conv3d = convolution(width, out, size, stride, padding, groups=groups, bias=False)
+        convolution: type[Any] = nn.Conv2d if ndim == 2 else nn.Conv3d
+        norm = nn.BatchNorm2d if ndim == 2 else nn.BatchNorm3d
+        slices = (1,) * (ndim - 2)
+        size, steps = (*slices, kernel, kernel), (*slices, *stride)
+        padding: Any = "same" if max(stride) == 1 else 0
+        self.conv: nn.Conv2d | nn.Conv3d = convolution(width, out, size, steps, padding, groups=groups, bias=False)
         self.norm = norm(out, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,24 +132,12 @@ def fit_weights(published: Sequence[Tensor], ndim: int, channels: int) -> list[T
     """Return published 2D weights, in order, for images of ``channels`` channels and ``ndim`` axes.
 
     An image whose channels are all equal gives the features of the gray photo: the first layer's weights for red, green
-    and blue are spread evenly over any other number of channels. In 3D the middle slice of a kernel has the published
-    weights and the others are 0: the features of a slice are those of the image that it is, until training joins it
-    with its neighbors. (Spread over all slices, as Carreira and Zisserman 2017 do, arXiv:1705.07750, they would blur
-    volumes along Z, and the batch statistics that come with them would not hold.)
+    and blue are spread evenly over any other number of channels. In 3D each kernel is one slice thick.
     """
     first, *others = published
     if channels != first.shape[1]:
         first = first.sum(dim=1, keepdim=True).expand(-1, channels, -1, -1) / channels
-    return [_inflate(weight, ndim) for weight in (first, *others)]
-
-
-def _inflate(weight: Tensor, ndim: int) -> Tensor:
-    if ndim == 2 or weight.ndim < 4:
-        return weight
-    depth = min(DEPTH, weight.shape[-1])
-    inflated = weight.new_zeros(*weight.shape[:2], depth, *weight.shape[2:])
-    inflated[:, :, depth // 2] = weight
-    return inflated
+    return [weight.unsqueeze(2) if ndim == 3 and weight.ndim == 4 else weight for weight in (first, *others)]
 
 
 def describe(shape: torch.Size) -> str:
