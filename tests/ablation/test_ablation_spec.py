@@ -141,7 +141,7 @@ def test_an_unknown_name_lists_the_packaged_ones() -> None:
 
 
 def test_packaged_ablations_can_be_read() -> None:
-    for name in ("label_fractions", "emps_label_fractions", "emps_bootstrap", "la_bootstrap"):
+    for name in ("label_fractions", "emps_label_fractions", "emps_bootstrap", "la_bootstrap", "la_networks"):
         assert list_cells(read_spec(name))
 
 
