@@ -73,7 +73,8 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the features (N, WIDTHS[i], *S / product of the first i + 1 steps)."""
-        x, features = F.relu6(self.stem(images)), []
+        features: list[Tensor] = []
+        x = F.relu6(self.stem(images))
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index in _ENDS:
