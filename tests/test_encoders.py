@@ -151,11 +151,12 @@ def test_loading_sets_the_scale_of_the_input() -> None:
 # Norms
 
 
-def test_frozen_norms_keep_their_statistics_and_learn_their_scale() -> None:
-    network = load()
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_frozen_norms_keep_their_statistics_and_learn_their_scale(ndim: int) -> None:
+    network = load(ndim=ndim)
     before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    network.train()(torch.randn(2, 1, 64, 64)).square().mean().backward()
+    network.train()(torch.randn(2, 1, *(32,) * ndim)).square().mean().backward()
     optimizer.step()
     after = network.encoder.state_dict()
     moved = {name.rsplit(".", 1)[1] for name in after if not torch.equal(before[name], after[name])}
@@ -187,15 +188,16 @@ def test_the_norm_asked_for_is_that_of_the_decoder(norm: str, kind: type[nn.Modu
     assert has_batch_norm(network) == (norm == "batch")
 
 
-def test_the_teacher_of_a_frozen_student_has_its_statistics() -> None:
-    student = load().train()
+@pytest.mark.parametrize(("ndim", "norms"), [(2, 48), (3, 33)])
+def test_the_teacher_of_a_frozen_student_has_its_statistics(ndim: int, norms: int) -> None:
+    student = load(ndim=ndim).train()
     teacher = EMATeacher(student, make_ema_schedule(EMAConfig(decay=0.5, warmup=False), 10), 0)
     with torch.no_grad():
         for weight in student.parameters():
             weight.add_(1.0)
     teacher.update(student)
     statistics = [n for n, _ in student.named_buffers() if "running" in n]
-    assert len(statistics) == 96
+    assert len(statistics) == 2 * norms
     for name in statistics:
         assert torch.equal(teacher.net.get_buffer(name), student.get_buffer(name))
 

@@ -19,7 +19,7 @@ def build(name: str, heads: int = 0, num_classes: int = 2, channels: int = 3, nd
     torch.manual_seed(0)
     features = None if NETWORKS[name].fixed_features else 4
     return build_network(
-        name, ndim=ndim, channels=channels, num_classes=num_classes, patch_size=(32,) * ndim, features=features,
+        name, ndim=ndim, channels=channels, num_classes=num_classes, patch_size=(64,) * ndim, features=features,
         deep_supervision=heads,
     )  # fmt: skip
 
@@ -42,7 +42,7 @@ def outputs_of(network: nn.Module, watched: Sequence[nn.Module]) -> list[Tensor]
         for key, m in enumerate(watched)
     ]
     with torch.no_grad():
-        network.eval()(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
+        network.eval()(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)))
     for handle in handles:
         handle.remove()
     return [seen[key] for key in range(len(watched))]

@@ -188,9 +188,12 @@ class TestGiven:
 
 
 class TestNetwork:
-    def test_the_published_encoder_in_2d_and_strides_that_fit_in_3d(self) -> None:
-        assert plan(make_catalog([(64, 64)]))["network.name"] == "encoder_unet"
-        assert plan(make_catalog([(64, 64, 64)]))["network.name"] == "dynunet"
+    @pytest.mark.parametrize("gpu", [False, True])
+    def test_the_published_encoder_but_for_volumes_on_a_gpu(self, gpu: bool) -> None:
+        assert plan(make_catalog([(64, 64)]), gpu=gpu)["network.name"] == "encoder_unet"
+        planned = plan(make_catalog([(64, 64, 64)]), gpu=gpu)
+        assert planned["network.name"] == ("dynunet" if gpu else "encoder_unet")
+        assert ("optim.encoder_lr_factor" in planned) == (not gpu)
 
     @pytest.mark.parametrize(
         ("size", "name"), [([64, 96], "encoder_unet"), ([48, 96], "dynunet"), ([32, 32], "dynunet")]
@@ -316,8 +319,8 @@ class TestWidth:
     volumes = make_catalog([(64, 64, 64)])
 
     def test_half_of_it_for_volumes_on_a_cpu(self) -> None:
-        assert plan(self.volumes)["network.features"] * 2 == NETWORKS["dynunet"].default_features
-        assert plan(self.volumes, network__features=8).get("network.features") is None
+        assert plan(self.volumes)["network.features"] * 2 == NETWORKS["encoder_unet"].default_features
+        assert plan(self.volumes, network__features=4).get("network.features") is None
         for catalog, gpu in ((self.volumes, True), (make_catalog(), False), (make_catalog(), True)):
             assert "network.features" not in plan(catalog, gpu=gpu)
 
