@@ -30,7 +30,7 @@ from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
 from ssl_seg.data.splits.split import Split, make_folds, make_split, reorder_labeled
 from ssl_seg.data.store import decoded_bytes
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
-from ssl_seg.inference.model import config_of, make_network, start_network
+from ssl_seg.inference.model import config_of, load_published, make_network
 from ssl_seg.lint import lint
 from ssl_seg.methods import METHODS
 from ssl_seg.pace import ANY_STEPS, Pace, check_length, describe_pace, plan_steps
@@ -117,6 +117,8 @@ class Draft:
     """The same of a pre-training."""
     seen_labels: tuple[str, ...]
     """See ``Prepared``."""
+    published: str | None
+    """What the first event says of published weights; see ``load_published``."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def draft_run(
     faults = check_with_data(plan.config, plan.catalog, plan.split, note)
     if any(fault.code == "changed_content" for fault in faults):
         plan = replace(plan, split=_restamp(plan.split, plan.catalog))
-    net = _check_network(plan, request, gpu=gpu)
+    net, published = _check_network(plan, request, gpu=gpu)
     place = request.out or Path("runs") / _default_name(plan.config)
     check_disk(place, estimate_output_bytes(net, plan.config))
     if parent is not None:
@@ -168,7 +170,7 @@ def draft_run(
     described = None if parent is None else describe_parent(parent, plan.config.bootstrap)
     body = None if plan.pretrained is None else _note_pretrained(plan.pretrained, plan.config, note)
     seen = _collect_seen(plan.config, plan.catalog, plan.split, parent)
-    return Draft(plan.config, plan.planned, plan.catalog, plan.split, place, faults, described, body, seen)
+    return Draft(plan.config, plan.planned, plan.catalog, plan.split, place, faults, described, body, seen, published)
 
 
 def fit_minutes(draft: Draft, pace: Pace, minutes: float, note: Callable[[str], None]) -> Draft:
@@ -220,7 +222,8 @@ def begin_run(
     register_seal(split, draft.catalog)
     if draft.faults:
         run.append_event("split_allowed", findings=[asdict(f) for f in draft.faults])
-    body = {} if draft.pretrained is None else {"pretrained": draft.pretrained}
+    starts = {"pretrained": draft.pretrained, "encoder_weights": draft.published}
+    body = {name: value for name, value in starts.items() if value is not None}
     run.append_event("started", parent=draft.parent, force=request.force, **body)
     for text in (*split.notes, *split.note_rounding(config.split.labels), _describe_split(split, config)):
         note(f"split: {text}")
@@ -462,11 +465,12 @@ def fill_caches(
         note(f"data: {missed}")
 
 
-def _check_network(plan: Plan, request: TrainRequest, *, gpu: bool) -> nn.Module:
-    """Return the network, built once to see that weights to start from fit and the precision asked for is usable."""
+def _check_network(plan: Plan, request: TrainRequest, *, gpu: bool) -> tuple[nn.Module, str | None]:
+    """Return the network, built once to see that weights to start from fit and the precision asked for is usable, and
+    what published weights it begins with."""
     config = plan.config
-    begins = plan.parent is None and plan.pretrained is None
-    net = start_network(config) if begins else make_network(config)
+    net = make_network(config)
+    published = load_published(net, config) if plan.parent is None and plan.pretrained is None else None
     if plan.parent is not None:
         load_student(net, plan.parent, config, str(request.bootstrap))
         load_teacher(net, plan.parent, config, str(request.bootstrap))
@@ -474,7 +478,7 @@ def _check_network(plan: Plan, request: TrainRequest, *, gpu: bool) -> nn.Module
         load_body(net, plan.pretrained, config, str(config.network.pretrained))
     if not gpu:
         choose_precision(config.runtime.precision, net, torch.zeros(1, config.data.channels, *config.data.patch_size))
-    return net
+    return net, published
 
 
 def _pass_gate(parent: Checkpoint, plan: Plan, request: TrainRequest, note: Callable[[str], None]) -> None:
@@ -518,8 +522,10 @@ def _settle(config: Config) -> Config:
         "split": split.model_copy(update={"file": split.file and absolute_root(split.file)}),
         "method": method.model_copy(update={"options": options.model_dump(mode="json")}),
     }
-    if (pretrained := config.network.pretrained) is not None:
-        updates["network"] = config.network.model_copy(update={"pretrained": absolute_root(pretrained)})
+    network = config.network
+    files = {"pretrained": network.pretrained, "encoder_weights": network.encoder_weights}
+    found = {key: absolute_root(file) for key, file in files.items() if file not in (None, "imagenet", "none")}
+    updates["network"] = network.model_copy(update=found)
     return config.model_copy(update=updates)
 
 

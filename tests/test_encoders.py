@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import train_tiny
 from timm_stand_in import install_timm
 from torch import Tensor, nn
 
 from ssl_seg.config import EMAConfig, OptimConfig
+from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 from ssl_seg.encoders import load_encoder, make_encoder
 from ssl_seg.encoders import weights as weight_files
 from ssl_seg.encoders.efficientnet import EfficientNetLite0, fit_weights
@@ -26,6 +28,8 @@ from ssl_seg.engine.devices import to_memory_format
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.optim import make_optimizer, set_lr
 from ssl_seg.errors import NetworkError
+from ssl_seg.evaluation import EvaluateRequest, evaluate
+from ssl_seg.inference.model import open_model
 from ssl_seg.networks import NETWORKS, build_network, check_deep_supervision, has_batch_norm
 from ssl_seg.schedules import make_ema_schedule
 
@@ -413,6 +417,40 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_files, "PACKAGE", "no_such_package")
     with pytest.raises(NetworkError, match="pip install no_such_package"):
         load()
+
+
+# Runs
+
+
+ENCODER = {"network": {"name": "encoder_unet", "features": 2}, "data": {"patch_size": [32, 64]}}
+
+
+def test_a_run_says_what_its_encoder_began_with_and_needs_the_file_no_more(
+    particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(save(published(), Path("own.pth")))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    settings = {**ENCODER, "network": {**ENCODER["network"], "encoder_weights": "own.pth"}}
+    first = train_tiny(tmp_path / "run", particles_dir, settings)
+    (started,) = [event for event in first.run.read_events() if event["event"] == "started"]
+    assert started["encoder_weights"] == digest
+    assert open_model(first.run.best).config.network.encoder_weights == str(tmp_path / "own.pth")
+    path.unlink()
+    assert evaluate(EvaluateRequest(first.run.best))
+    assert diagnose_checkpoint(CheckpointRequest(first.run.best))
+    second = train_tiny(
+        tmp_path / "next", particles_dir, ENCODER, {"bootstrap": {"gate": "none"}}, bootstrap=first.run.best
+    )
+    (started,) = [event for event in second.run.read_events() if event["event"] == "started"]
+    assert "encoder_weights" not in started
+
+
+def test_weights_that_do_not_fit_leave_nothing_behind(particles_dir: Path, tmp_path: Path) -> None:
+    settings = {**ENCODER, "network": {**ENCODER["network"], "encoder_weights": "nowhere.pth"}}
+    with pytest.raises(NetworkError, match="no such file"):
+        train_tiny(tmp_path / "run", particles_dir, settings)
+    assert not (tmp_path / "run").exists()
 
 
 # Encoders of timm, by a stand-in for the package

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ssl_seg.data.loader import Probe
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.diagnose.clock import Clock
-from ssl_seg.inference.model import Model, start_network
+from ssl_seg.errors import NetworkError
+from ssl_seg.inference.model import Model, make_network, start_network
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.loss_probe.measures import Labeled, compute_constants, compute_frequencies
 from ssl_seg.losses import SupervisedLoss, make_supervised_loss
@@ -197,4 +198,8 @@ def _list_batches(model: Model, probe: Probe) -> list[Labeled]:
 def _make_untrained(model: Model) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(model.config.seed))  # as a training does
-        return start_network(model.config).eval().to(model.device)
+        try:
+            network = start_network(model.config)
+        except NetworkError:  # a checkpoint can be looked at where the file of its encoder's weights is not
+            network = make_network(model.config)
+    return network.eval().to(model.device)

@@ -116,14 +116,27 @@ def start_network(config: Config) -> nn.Module:
     """Return the network that a training begins with: random weights, but for those of a published encoder.
 
     Raises:
-        NetworkError: for weights that are missing, damaged or of another encoder.
+        NetworkError: see ``load_published``.
     """
     network = make_network(config)
-    if has_published_encoder(config.network):
-        from ssl_seg.encoders import load_encoder
-
-        load_encoder(network, config.network.encoder, config.network.encoder_weights)
+    load_published(network, config)
     return network
+
+
+def load_published(network: nn.Module, config: Config) -> str | None:
+    """Put published weights into the encoder of a network, where it begins with such.
+
+    Returns:
+        The SHA-256 of their file, or where they come from; None for a network that begins with random weights.
+
+    Raises:
+        NetworkError: for weights that are missing, damaged or of another encoder.
+    """
+    if not has_published_encoder(config.network):
+        return None
+    from ssl_seg.encoders import load_encoder
+
+    return load_encoder(network, config.network.encoder, config.network.encoder_weights)
 
 
 def has_published_encoder(network: NetworkConfig) -> bool:
