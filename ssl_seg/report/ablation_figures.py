@@ -56,7 +56,7 @@ def plot_scores(summary: AblationSummary, path: Path) -> bool:
         return False
     figure = new_figure(path, (7.2, 4.8))
     axis = figure.subplots()
-    lines = list(dict.fromkeys(a.line for a in placed))
+    lines = list(dict.fromkeys(a.line for a in placed if a.mean))
     for index, line in enumerate(lines):
         shift = 1.05 ** (index - (len(lines) - 1) / 2)  # dots of lines with the same labels stand side by side
         own = [a for a in placed if a.line == line]

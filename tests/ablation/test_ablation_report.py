@@ -389,6 +389,12 @@ class TestFolder:
         assert [p.name for p in tmp_path.iterdir()] == ["scores.png"]
         assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
 
+    def test_a_recipe_without_a_finished_cell_is_left_out(self, tmp_path: Path) -> None:
+        cells = make_grid({"supervised": 0.0, "mean_teacher": 0.1})
+        cells = [replace(c, status="missing", counts=None) if c.arm.method == "mean_teacher" else c for c in cells]
+        pictures = plot_ablation(summarize(cells, "f1", "supervised"), tmp_path)
+        assert [p.path.name for p in pictures] == ["scores.png"]
+
     def test_all_of_them(self, tmp_path: Path, summary: AblationSummary) -> None:
         pictures = plot_ablation(summary, tmp_path)
         assert {p.path.name for p in pictures} == {"scores.png", "case_slopes.png", "labels_equivalent.png"}
