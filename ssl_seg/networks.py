@@ -74,7 +74,7 @@ def build_network(
         num_classes: number of classes including background, >= 2.
         patch_size: *S, in voxels.
         features: width of the first level, in channels; deeper levels double it. None is the network's own default.
-        norm: type of all norm layers; group norm has up to 8 groups.
+        norm: type of all norm layers; group norm has up to 8 groups, of two channels at least.
         deep_supervision: number of further outputs at coarser levels; see ``check_deep_supervision``.
         encoder: of ``encoder_unet``; see ``encoders``.
         pretrained: whether published weights will be put into the encoder, or a checkpoint that began with them: it
@@ -427,7 +427,8 @@ def _make_norm(norm: Norm, ndim: int, width: int) -> nn.Module:
     from torch import nn
 
     if norm == "group":
-        return nn.GroupNorm(math.gcd(width, 8), width)
+        # A group of one channel would be instance norm, which forgets how bright a patch is.
+        return nn.GroupNorm(math.gcd(width, max(1, min(8, width // 2))), width)
     if norm == "batch":
         return nn.BatchNorm2d(width) if ndim == 2 else nn.BatchNorm3d(width)
     return nn.InstanceNorm2d(width, affine=True) if ndim == 2 else nn.InstanceNorm3d(width, affine=True)

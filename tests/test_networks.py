@@ -406,3 +406,16 @@ def test_importing_networks_loads_neither_torch_nor_monai() -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'monai', 'numpy')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("features", [2, 3, 4, 7, 8, 9, 15, 16, 17, 32, 64])
+def test_groups_of_group_norm_have_two_channels_at_least(features: int) -> None:
+    """One channel a group is instance norm; with it a narrow decoder scored 0.1 lower (docs/defaults.md)."""
+    net = build_network(
+        "basic_unet", ndim=2, channels=1, num_classes=2, patch_size=(32, 32), features=features, norm="group"
+    )
+    norms = [module for module in net.modules() if isinstance(module, nn.GroupNorm)]
+    assert {norm.num_channels for norm in norms} >= {features, 2 * features}
+    assert all(norm.num_channels // norm.num_groups >= 2 and 1 <= norm.num_groups <= 8 for norm in norms)
+    even = [norm for norm in norms if norm.num_channels % 16 == 0]
+    assert all(norm.num_groups == 8 for norm in even)
