@@ -253,6 +253,7 @@ def race(
     cap: float,
     settled: int,
     clock: Callable[[], float],
+    tell: Callable[[str], None],
 ) -> dict[str, Track]:
     """Move the arms in turns of ``every`` steps until each has ended; the seconds of looking do not count."""
     tracks = {arm.name: Track() for arm in arms}
@@ -265,6 +266,7 @@ def race(
                 track.step += 1
             track.seconds += clock() - began
             track.looks.append((track.step, track.seconds, look(arm)))
+            tell(f"{arm.name}: step {track.step}, {track.seconds:.1f} s, F1 {track.looks[-1][2]:.3f}")
             last = [f1 for _, _, f1 in track.looks[-settled:]]
             is_settled = len(last) == settled and min(last) >= level
             if is_settled or track.step >= arm.steps or track.seconds >= cap:
@@ -326,9 +328,7 @@ def race_on_data(options: argparse.Namespace) -> None:
     )
 
     def look(arm: Arm) -> float:
-        scores = [compute_f1(net, probe, arm.autocast, device) for net in arm.nets.values()]
-        print(f"{arm.name}: " + " ".join(f"{score:.3f}" for score in scores), file=sys.stderr, flush=True)
-        return max(scores)
+        return max(compute_f1(net, probe, arm.autocast, device) for net in arm.nets.values())
 
     def clock() -> float:
         if gpu:
@@ -343,6 +343,7 @@ def race_on_data(options: argparse.Namespace) -> None:
         cap=options.cap,
         settled=options.settled,
         clock=clock,
+        tell=lambda text: print(text, file=sys.stderr, flush=True),
     )
     print_race(arms, tracks, options.level, "wall" if gpu else options.clock)
     if options.json is not None:

@@ -53,7 +53,7 @@ def run_race(arms: list[bench.Arm], clock: Clock, scores: Callable[[str, int], f
         return scores(arm.name, looks[arm.name])
 
     wanted = {"every": 3, "level": 0.8, "cap": 1e9, "settled": 10**6, **changes}
-    return bench.race(arms, look, clock=clock, **wanted)
+    return bench.race(arms, look, clock=clock, tell=lambda _: None, **wanted)
 
 
 class TestRace:
