@@ -18,8 +18,8 @@ ALONE = {
     "lr batch-size seed out resume allow-split set",
     "train": "config data layout groups unlabeled split labels folds method network encoder encoder-weights pretrained "
     "steps epochs minutes lr batch-size seed out bootstrap resume allow-split devices num-nodes set",
-    "ladder": "labels config data layout groups unlabeled split method network pretrained steps epochs minutes lr "
-    "batch-size seed gate out resume force allow-split devices num-nodes set",
+    "ladder": "labels config data layout groups unlabeled split method network encoder encoder-weights pretrained "
+    "steps epochs minutes lr batch-size seed gate out resume force allow-split devices num-nodes set",
     "ablate": "data labels steps part metric set out dry-run",
     "evaluate": "data split test all ensemble which overlap set accelerator figure json",
     "predict": "with which overlap probabilities spacing threshold overwrite accelerator",

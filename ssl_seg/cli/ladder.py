@@ -29,6 +29,10 @@ def ladder(
     split: Annotated[Path | None, typer.Option(help="Split file; else made from the seed, once for all rungs.")] = None,
     method: Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")] = None,
     network: Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder of encoder_unet, as for train.")] = None,
+    encoder_weights: Annotated[
+        str | None, typer.Option(help="What the encoder starts from.", metavar="imagenet|none|FILE")
+    ] = None,
     pretrained: Annotated[
         Path | None, typer.Option(help="Start the first rung with the weights of this run of `ssl-seg pretrain`.")
     ] = None,

@@ -127,7 +127,7 @@ def demo(
         Path | None,
         typer.Option(help="Directory to create for the runs and the picture.", show_default="runs/demo, -2, ..."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of each training.", min=20, max=10**9)] = 200,
+    steps: Annotated[int, typer.Option(help="Steps of each training.", min=20, max=10**9)] = 100,
 ) -> None:
     """Show the main job on synthetic particles: 1 % labels, then 10 % from that start, beside a supervised baseline."""
     from ssl_seg.cli.run_settings import announce_loading
