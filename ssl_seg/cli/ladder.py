@@ -75,7 +75,7 @@ def ladder(
     Each rung is what `train --labels L --bootstrap PARENT` does, on one split. Exit code 3 where the gate refuses a
     rung or the monitor stops one.
     """
-    given = dict(locals())
+    given = {name: value for name, value in locals().items() if name != "labels"}  # those are of the rungs
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers, parse_labels
     from ssl_seg.errors import ConfigError
