@@ -157,7 +157,7 @@ class TestFaults:
             trapped = logits(config, image)
         assert float((trapped[:, 1] - trapped[:, 0]).max()) < -5
         with injections.freeze_statistics():
-            net = ssl_seg.training.make_network(config).train()
+            net = ssl_seg.training.start_network(config).train()
         net(image + 100)
         means = [m.running_mean for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
         assert means
@@ -242,7 +242,7 @@ def _run_tiny(settings: dict[str, Any], *args: Any, **options: Any) -> Run:
 def logits(config: Config, image: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)
     with torch.no_grad():
-        return ssl_seg.training.make_network(config).eval()(image)  # type: ignore[no-any-return]
+        return ssl_seg.training.start_network(config).eval()(image)  # type: ignore[no-any-return]
 
 
 def snapshot() -> list[Any]:
@@ -250,7 +250,7 @@ def snapshot() -> list[Any]:
     from ssl_seg.engine.ema import EMATeacher
     from ssl_seg.engine.engine import Engine
 
-    names = ("make_supervised_loss", "make_network", "make_probe", "make_method", "run_loop")
+    names = ("make_supervised_loss", "start_network", "make_probe", "make_method", "run_loop")
     return [
         *(getattr(ssl_seg.training, name) for name in names),
         PatchSource.__getitem__, EMATeacher.update, Engine.step,

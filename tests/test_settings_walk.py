@@ -269,7 +269,6 @@ IDLE: list[tuple[str, str, Settings]] = [
     ("loss.phases.0", PHASES % (4, 1, 0), ()),
     ("loss.phases.0", PHASES % (2, 1, 0), ("loss.weights={focal: 1}",)),
     ("bootstrap.reset_head", "bootstrap.reset_head=true", (*PARENT, "bootstrap.parts=encoder")),
-    ("bootstrap.pseudo_label_steps", "bootstrap.pseudo_label_steps=3", (*PARENT, *ALL)),
     ("optim.warmup_steps", "optim.warmup_steps=3", ("optim.schedule=one_cycle",)),
     ("optim.poly_power", "optim.poly_power=2", ("optim.schedule=cosine",)),
     ("optim.poly_power", "optim.poly_power=2", ("optim.floor=1",)),

@@ -435,7 +435,7 @@ class TestRuns:
         whole = run_tiny(tmp_path / "whole", particles_dir, {"length": {"steps": 15}}).run
         minutes = estimate_seconds(PACE, make_config(per_epoch=6), 15) / 60
         with monkeypatch.context() as patch:
-            patch.setattr(training, "_stop_flag", StopAt(7))
+            patch.setattr(training, "stop_flag", StopAt(7))
             run = run_tiny(tmp_path / "run", particles_dir, minutes=minutes).run
         with pytest.raises(ConfigError, match="--minutes 3: --resume goes on to the number of steps"):
             train(TrainRequest(resume=run.path, minutes=3.0))

@@ -41,7 +41,7 @@ from ssl_seg.training import train
 from ssl_seg.transfer import check_options, load_student, load_teacher
 
 BASE = {
-    "data": {"label_values": [0, 1], "channels": 1, "patch_size": [32, 32], "foreground_ratio": 0.0},
+    "data": {"label_values": [0, 1], "channels": 1, "patch_size": [64, 64], "foreground_ratio": 0.0},
     "network": {"name": "dynunet", "features": 4},
     "batch": {"labeled": 2, "unlabeled": 2},
     "length": {"steps": 100},
@@ -119,7 +119,7 @@ class TestStudent:
     def test_a_parent_of_other_classes(self, options: dict[str, Any]) -> None:
         parent = make_parent({"data": {"label_values": [0, 1, 2, 3]}})
         net, _ = self.load(make_config(**options), parent)
-        images = torch.randn(1, 1, 32, 32)
+        images = torch.randn(1, 1, 64, 64)
         assert net(images).shape[1] == 2
         with pytest.raises(CheckpointError, match="number of classes"):
             self.load(make_config(), parent)

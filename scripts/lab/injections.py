@@ -52,14 +52,14 @@ def change_network(change: Callable[[nn.Module], None]) -> AbstractContextManage
     """The network is not what its author thinks it is."""
 
     def make(original: Any) -> Any:
-        def make_network(config: Any) -> nn.Module:
+        def start_network(config: Any) -> nn.Module:
             network: nn.Module = original(config)
             change(network)
             return network
 
-        return make_network
+        return start_network
 
-    return _replaced(ssl_seg.training, "make_network", make)
+    return _replaced(ssl_seg.training, "start_network", make)
 
 
 def trap_bias(log_odds: float = BIAS) -> AbstractContextManager[None]:

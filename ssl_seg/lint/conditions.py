@@ -373,7 +373,7 @@ CONDITIONS: tuple[Condition, ...] = (
     ),
     Condition(("method.name",), _find_idle_method, "The training is that of method.name = supervised"),
     Condition(
-        ("method.options.*", "bootstrap.pseudo_label_steps"),
+        ("method.options.*",),
         _find_no_unlabeled,
         "It acts where unlabeled images are learned from",
     ),

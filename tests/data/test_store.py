@@ -418,7 +418,7 @@ class TestResampling:
         assert decoded_bytes(scans, to) == size
         assert decoded_bytes(scans) == 8 * 10 * 12 * (4 + 2)
         for room in (-1, 0, 1):
-            assert CaseStore(scans, 1, size + room, resample_to=to)._fits == (room >= 0)
+            assert CaseStore(scans, 1, size + room, resample_to=to).fits == (room >= 0)
 
     def test_the_catalog_is_asked_once_for_its_channels(
         self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
