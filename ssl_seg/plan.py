@@ -137,9 +137,7 @@ def _plan_network(ndim: int, known: Nested, *, gpu: bool) -> tuple[str, list[Pla
         return known["network.name"], []
     measured = ndim == 2 or not gpu
     if measured and _takes_patch("encoder_unet", known.get("data.patch_size")):
-        network = Planned("network.name", "encoder_unet", f"{ndim}D: its encoder knows photos already")
-        width = Planned("network.features", 8, "of the decoder in 3D: half of 2D's, a step on a CPU is faster")
-        return "encoder_unet", [network] if ndim == 2 else [network, width]
+        return "encoder_unet", [Planned("network.name", "encoder_unet", f"{ndim}D: its encoder knows photos already")]
     return "dynunet", [Planned("network.name", "dynunet", f"{ndim}D, strides fitted to the patch")]
 
 

@@ -315,19 +315,10 @@ class TestForegroundRatio:
             assert values["data.foreground_ratio"] == ratio
 
 
-class TestWidth:
-    volumes = make_catalog([(64, 64, 64)])
-
-    def test_half_of_it_for_volumes_on_a_cpu(self) -> None:
-        assert plan(self.volumes)["network.features"] * 2 == NETWORKS["encoder_unet"].default_features
-        assert plan(self.volumes, network__features=4).get("network.features") is None
-        for catalog, gpu in ((self.volumes, True), (make_catalog(), False), (make_catalog(), True)):
-            assert "network.features" not in plan(catalog, gpu=gpu)
-
-    @pytest.mark.parametrize("name", sorted(NETWORKS))
-    def test_a_network_that_is_asked_for_keeps_its_own(self, name: str) -> None:
-        """V-Net cannot have another."""
-        assert "network.features" not in plan(self.volumes, network__name=name)
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("shape", [(64, 64), (64, 64, 64)])
+def test_networks_keep_their_own_width(shape: Shape, gpu: bool) -> None:
+    assert "network.features" not in plan(make_catalog([shape]), gpu=gpu)
 
 
 def test_the_patch_is_planned_on_the_grid_of_the_network() -> None:
