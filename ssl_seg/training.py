@@ -229,7 +229,8 @@ def _get_ready(
     first: int = 0,
 ) -> _Ready:
     torch.manual_seed(derive_seed(config.seed))
-    student = fabric.to_device((make_network if start is not None else start_network)(config))
+    begins = start is None and config.network.pretrained is None
+    student = fabric.to_device((start_network if begins else make_network)(config))
     config, student, notes = settle_runtime(fabric, config, student, console)
     feed = _open_feed(fabric, config, catalog, split, console)
     pace = None

@@ -477,8 +477,21 @@ def test_encoders_of_timm(name: str, timm: list[dict[str, Any]], tmp_path: Path)
 @pytest.mark.usefixtures("timm")
 def test_a_file_that_timm_takes_nothing_from_is_refused(tmp_path: Path) -> None:
     path = save({"blocks.0.weight": torch.randn(4, 4)}, tmp_path / "weights.pth")
-    with pytest.raises(NetworkError, match=r"is of another encoder: it has no 'layer\.bias', nor"):
+    with pytest.raises(
+        NetworkError, match=r"is of another encoder: of the 6 tensors of resnet18 it lacks \d, .*'layer"
+    ):
         load_encoder(build(encoder="resnet18"), "resnet18", path)
+
+
+@pytest.mark.usefixtures("timm")
+@pytest.mark.parametrize(("channels", "lacking"), [(1, "layer.bias"), (3, "layer.weight"), (3, "norm.running_var")])
+def test_a_file_that_lacks_one_tensor_is_refused(channels: int, lacking: str, tmp_path: Path) -> None:
+    network = build(channels, encoder="resnet18")
+    values = {n: torch.randn_like(v) for n, v in network.encoder.state_dict().items() if v.is_floating_point()}
+    load_encoder(network, "resnet18", save(values, tmp_path / "whole.pth"))
+    del values[lacking]
+    with pytest.raises(NetworkError, match=f"of the 6 tensors of resnet18 it lacks 1, for example '{lacking}'"):
+        load_encoder(network, "resnet18", save(values, tmp_path / "weights.pth"))
 
 
 @pytest.mark.parametrize(

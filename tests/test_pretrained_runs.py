@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ssl_seg.configio import Layer, nest
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
 from ssl_seg.data.splits.split import Split
+from ssl_seg.encoders.weights import FILE, PACKAGE
 from ssl_seg.errors import CheckpointError, ConfigError, RefusedError, RunDirError
 from ssl_seg.network_parts import PARTS, find_tensors
 from ssl_seg.networks import NETWORKS
@@ -57,6 +59,18 @@ def test_a_training_starts_with_all_weights_but_those_of_the_head(
     assert begun.config["network"]["pretrained"] == str(pretrained_run)
     started = json.loads((run / "events.jsonl").read_text().splitlines()[0])
     assert started["pretrained"]["step"] == 12
+
+
+def test_the_file_of_the_encoder_is_not_needed_where_a_pre_training_began_with_it(
+    particles_dir: Path, tmp_path: Path
+) -> None:
+    weights = Path(str(resources.files(PACKAGE))) / FILE
+    file = Path(shutil.copy(weights, tmp_path / "own.pth"))
+    network = {"name": "encoder_unet", "features": 2, "encoder_weights": str(file)}
+    own = {"network": network, "data": {"patch_size": [32, 64]}, "length": {"steps": 2}}
+    masked = pretrain_tiny(tmp_path / "masked", particles_dir, own).run.path
+    file.unlink()
+    assert train_from(masked, tmp_path / "run", particles_dir, own).ending == "finished"
 
 
 @pytest.mark.parametrize("name", NETWORKS)

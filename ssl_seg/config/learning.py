@@ -103,7 +103,7 @@ class OptimConfig(Section):
     lr: float = Field(3e-4, gt=0)
     """Peak learning rate."""
     encoder_lr_factor: float = Field(1.0, gt=0)
-    """Factor of lr for the encoder of encoder_unet; below 1 it keeps more of the weights that it started from."""
+    """Factor of lr for the encoder of any network; below 1 it keeps more of the weights that it started from."""
     weight_decay: float = Field(1e-2, ge=0)
     """Decoupled for adamw, L2 for sgd."""
     momentum: float = Field(0.9, ge=0, lt=1)

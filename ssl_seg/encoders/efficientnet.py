@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -139,8 +138,3 @@ def fit_weights(published: Sequence[Tensor], ndim: int, channels: int) -> list[T
     if channels != first.shape[1]:
         first = first.sum(dim=1, keepdim=True).expand(-1, channels, -1, -1) / channels
     return [weight.unsqueeze(2) if ndim == 3 and weight.ndim == 4 else weight for weight in (first, *others)]
-
-
-def describe(shape: torch.Size) -> str:
-    """Return a shape as messages have it."""
-    return "x".join(str(n) for n in shape) or "one number"

