@@ -28,10 +28,7 @@ from ssl_seg.errors import CheckpointError, ConfigError, RefusedError, RunDirErr
 from ssl_seg.network_parts import PARTS, find_tensors
 from ssl_seg.networks import NETWORKS
 from ssl_seg.prepare import TrainRequest
-from ssl_seg.pretraining.run import (
-    PICTURES,
-    make_image_network,
-)
+from ssl_seg.pretraining.run import PICTURES, make_image_network, pretrain
 from ssl_seg.pretraining.state import check_seen, describe_body, load_body, load_pretraining
 from ssl_seg.series.cross_validation import CrossValidationRequest, cross_validate
 from ssl_seg.series.label_ladder import LabelLadderRequest, climb_labels
@@ -62,14 +59,17 @@ def test_a_training_starts_with_all_weights_but_those_of_the_head(
 
 
 def test_the_file_of_the_encoder_is_not_needed_where_a_pre_training_began_with_it(
-    particles_dir: Path, tmp_path: Path
+    particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = Path(str(resources.files(PACKAGE))) / FILE
     file = Path(shutil.copy(weights, tmp_path / "own.pth"))
     network = {"name": "encoder_unet", "features": 2, "encoder_weights": str(file)}
     own = {"network": network, "data": {"patch_size": [32, 64]}, "length": {"steps": 2}}
-    masked = pretrain_tiny(tmp_path / "masked", particles_dir, own).run.path
+    with monkeypatch.context() as patch:
+        patch.setattr("ssl_seg.pretraining.run.stop_flag", stop_after(1))
+        masked = pretrain_tiny(tmp_path / "masked", particles_dir, own).run.path
     file.unlink()
+    assert pretrain(TrainRequest((), resume=masked)).ending == "finished"
     assert train_from(masked, tmp_path / "run", particles_dir, own).ending == "finished"
 
 

@@ -196,7 +196,7 @@ class Constant(nn.Module):
 def test_a_constant_output_is_named_in_the_first_epoch(
     particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_collapse: str, ending: str, step: int
 ) -> None:
-    monkeypatch.setattr(pretraining, "make_image_network", lambda _: Constant())
+    monkeypatch.setattr(pretraining, "make_image_network", lambda *_: Constant())
     result = pretrain_tiny(tmp_path / "run", particles_dir, {"monitor": {"on_collapse": on_collapse}})
     assert (result.ending, result.step) == (ending, step)
     assert result.verdict.codes[0] == "constant_output"
