@@ -20,15 +20,15 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from ssl_seg.config import EMAConfig, LengthConfig, LossConfig, OptimConfig
+from ssl_seg.config.schedules import make_ema_schedule, make_lr_schedule
 from ssl_seg.data.loader import Batch
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.losses import compute_loss, make_supervised_loss
 from ssl_seg.methods import make_method
-from ssl_seg.networks import build_network
-from ssl_seg.precision import choose_precision, make_autocast
-from ssl_seg.schedules import make_ema_schedule, make_lr_schedule
+from ssl_seg.networks.builders import build_network
+from ssl_seg.networks.precision import choose_precision, make_autocast
 
 WEIGHTS = {"cross_entropy": 0.5, "dice": 0.5}
 STEPS = 1000

@@ -41,7 +41,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_seg.configio import Layer, nest, parse_override
+from ssl_seg.config.layers import Layer, nest, parse_override
+from ssl_seg.config.schedules import make_ema_schedule, make_lr_schedule
 from ssl_seg.data.loader import Probe, make_probe
 from ssl_seg.data.sampling import choose_box, crop, derive_seed
 from ssl_seg.data.views.transforms import normalize
@@ -51,12 +52,11 @@ from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.inference.model import start_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import make_method
-from ssl_seg.network_parts import PARTS
-from ssl_seg.networks import NETWORKS, build_network
-from ssl_seg.precision import Autocast, choose_device, choose_precision, make_autocast
-from ssl_seg.prepare import Plan, TrainRequest, make_plan
-from ssl_seg.schedules import make_ema_schedule, make_lr_schedule
-from ssl_seg.sources import make_source, open_store
+from ssl_seg.networks.builders import NETWORKS, build_network
+from ssl_seg.networks.parts import PARTS
+from ssl_seg.networks.precision import Autocast, choose_device, choose_precision, make_autocast
+from ssl_seg.run.prepare import Plan, TrainRequest, make_plan
+from ssl_seg.run.sources import make_source, open_store
 
 Array = NDArray[Any]
 PREVIOUS: dict[str, Any] = {

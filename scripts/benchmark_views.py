@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_seg.config import AugmentConfig
+from ssl_seg.config.presets import VIEWS, expand_views
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.store import CaseStore, LoadedCase
 from ssl_seg.data.views.transforms import measure_intensity
-from ssl_seg.presets import VIEWS, expand_views
 
 CASES = {
     "128 x 128, gray": (1, (256, 256), (128, 128)),

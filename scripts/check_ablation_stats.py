@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ssl_seg.ablation.label_savings import Runs, estimate_labels_equivalent
-from ssl_seg.ablation.stats import average_units, compare_paired, compute_case_values, compute_mean_squares
-from ssl_seg.intervals import Estimate, draw_resamples, estimate_difference, estimate_margin, estimate_mean
+from ssl_seg.scores.intervals import Estimate, draw_resamples, estimate_difference, estimate_margin, estimate_mean
+from ssl_seg.studies.ablation.label_savings import Runs, estimate_labels_equivalent
+from ssl_seg.studies.ablation.stats import average_units, compare_paired, compute_case_values, compute_mean_squares
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Floats]

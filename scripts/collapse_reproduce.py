@@ -163,7 +163,7 @@ def write_synthetic(data: str, out: Path) -> str:
 
 def make_settings(task: Task) -> Nested:
     """Return what a training sets on top of the recipe."""
-    from ssl_seg.configio import Layer, merge_layers, parse_override
+    from ssl_seg.config.layers import Layer, merge_layers, parse_override
 
     common = {
         "seed": task.seed,
@@ -193,7 +193,7 @@ def find_path(task: Task, variant: str | None = None) -> Path:
 
 def check_same_task(task: Task) -> None:
     """Stop, if there is a run of the task that was made with other settings."""
-    from ssl_seg.configio import flatten
+    from ssl_seg.config.layers import flatten
 
     path = find_path(task)
     if not path.exists():
@@ -208,11 +208,11 @@ def run_task(task: Task) -> Outcome:
     """Train, unless that is done already, and read the outcome from the run directory."""
     import torch
 
-    from ssl_seg.configio import Layer, read_layers
+    from ssl_seg.config.layers import Layer, read_layers
     from ssl_seg.errors import RefusedError
-    from ssl_seg.prepare import TrainRequest
-    from ssl_seg.rundir import RunDir
-    from ssl_seg.training import train
+    from ssl_seg.run.directory import RunDir
+    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.training import train
 
     torch.set_num_threads(1)
     run = RunDir(find_path(task))
@@ -231,7 +231,7 @@ def run_task(task: Task) -> Outcome:
 
 def read_outcome(task: Task, path: Path) -> Outcome:
     """Return the figures of a finished run."""
-    from ssl_seg.rundir import RunDir
+    from ssl_seg.run.directory import RunDir
 
     run = RunDir(path)
     last = run.read_metrics()[-1]

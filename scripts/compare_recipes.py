@@ -124,7 +124,7 @@ EPOCH_KEYS = {"start_epoch", "every_epochs", "patience", "hold_epochs"}
 
 def make_common_settings(task: Task) -> Nested:
     """Return what all trainings of a comparison have in common."""
-    from ssl_seg.configio import Layer, merge_layers, parse_override
+    from ssl_seg.config.layers import Layer, merge_layers, parse_override
 
     common = {
         "seed": task.seed,
@@ -144,8 +144,8 @@ def find_path(task: Task) -> Path:
 
 def check_same_task(task: Task) -> None:
     """Stop, if there is a run of the task that was made with other settings."""
-    from ssl_seg.configio import flatten
-    from ssl_seg.sources import absolute_root
+    from ssl_seg.config.layers import flatten
+    from ssl_seg.run.sources import absolute_root
 
     if not (path := find_path(task)).exists():
         return
@@ -160,9 +160,9 @@ def run_task(task: Task) -> Outcome:
     """Train, unless that is done already, and read the outcome from the run directory."""
     import torch
 
-    from ssl_seg.configio import Layer, merge_layers, parse_override, read_layers
-    from ssl_seg.rundir import RunDir
-    from ssl_seg.training import TrainRequest, train
+    from ssl_seg.config.layers import Layer, merge_layers, parse_override, read_layers
+    from ssl_seg.run.directory import RunDir
+    from ssl_seg.run.training import TrainRequest, train
 
     torch.set_num_threads(1)
     run = RunDir(find_path(task))
@@ -180,8 +180,8 @@ def run_task(task: Task) -> Outcome:
 
 def read_outcome(task: Task, path: Path) -> Outcome:
     """Return the figures of a finished run."""
-    from ssl_seg.checkpoint import load_checkpoint
-    from ssl_seg.rundir import RunDir
+    from ssl_seg.networks.checkpoint import load_checkpoint
+    from ssl_seg.run.directory import RunDir
 
     run = RunDir(path)
     records = run.read_metrics()

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_seg.final_scores import load_final_scores, summarize_network
 from ssl_seg.inference.scoring import count_classes
-from ssl_seg.rundir import RunDir
-from ssl_seg.series.label_rungs import compare_counts
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.final_scores import load_final_scores, summarize_network
+from ssl_seg.studies.label_rungs import compare_counts
 
 
 def run(command: str, out: Path, options: list[str]) -> None:

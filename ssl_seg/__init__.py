@@ -6,36 +6,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssl_seg.configio import Layer
+    from ssl_seg.config.layers import Layer
     from ssl_seg.data.catalog import open_catalog
     from ssl_seg.data.splits.files import load_split, save_split
     from ssl_seg.data.splits.split import make_folds, make_split
-    from ssl_seg.evaluation import EvaluateRequest, evaluate
-    from ssl_seg.prediction import PredictRequest, predict
-    from ssl_seg.prepare import TrainRequest
-    from ssl_seg.series.cross_validation import CrossValidationRequest, cross_validate
-    from ssl_seg.series.label_ladder import LabelLadderRequest, climb_labels
-    from ssl_seg.training import train
+    from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+    from ssl_seg.results.prediction import PredictRequest, predict
+    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.training import train
+    from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
+    from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CrossValidationRequest": "ssl_seg.series.cross_validation",
-    "EvaluateRequest": "ssl_seg.evaluation",
-    "LabelLadderRequest": "ssl_seg.series.label_ladder",
-    "Layer": "ssl_seg.configio",
-    "PredictRequest": "ssl_seg.prediction",
-    "TrainRequest": "ssl_seg.prepare",
-    "climb_labels": "ssl_seg.series.label_ladder",
-    "cross_validate": "ssl_seg.series.cross_validation",
-    "evaluate": "ssl_seg.evaluation",
+    "CrossValidationRequest": "ssl_seg.studies.cross_validation",
+    "EvaluateRequest": "ssl_seg.results.evaluation",
+    "LabelLadderRequest": "ssl_seg.studies.label_ladder",
+    "Layer": "ssl_seg.config.layers",
+    "PredictRequest": "ssl_seg.results.prediction",
+    "TrainRequest": "ssl_seg.run.prepare",
+    "climb_labels": "ssl_seg.studies.label_ladder",
+    "cross_validate": "ssl_seg.studies.cross_validation",
+    "evaluate": "ssl_seg.results.evaluation",
     "load_split": "ssl_seg.data.splits.files",
     "make_folds": "ssl_seg.data.splits.split",
     "make_split": "ssl_seg.data.splits.split",
     "open_catalog": "ssl_seg.data.catalog",
-    "predict": "ssl_seg.prediction",
+    "predict": "ssl_seg.results.prediction",
     "save_split": "ssl_seg.data.splits.files",
-    "train": "ssl_seg.training",
+    "train": "ssl_seg.run.training",
 }
 __all__ = [
     "CrossValidationRequest",

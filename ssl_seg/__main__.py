@@ -1,6 +1,6 @@
 """``python -m ssl_seg``."""
 
-from ssl_seg.cli import main
+from ssl_seg.cli.main import main
 
 if __name__ == "__main__":
     main()

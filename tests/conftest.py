@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from ssl_seg.configio import Layer
+from ssl_seg.config.layers import Layer
 from ssl_seg.data.synthetic import write_dataset
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.training import TrainResult, train
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.training import TrainResult, train
 
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
@@ -84,7 +84,7 @@ def tiny_run(particles_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def pretrained_run(particles_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished tiny pre-training."""
-    from ssl_seg.pretraining.run import pretrain
+    from ssl_seg.run.pretraining.run import pretrain
 
     run = tmp_path_factory.mktemp("pretrained") / "run"
     pretrain(TrainRequest((Layer("--test", TINY), Layer("--data", {"data": {"root": str(particles_dir)}})), run))

@@ -9,11 +9,11 @@ from typing import Any
 
 from conftest import TINY
 
-from ssl_seg.configio import Layer, nest
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.pretraining.run import PretrainResult, pretrain
-from ssl_seg.recorder import Silent
-from ssl_seg.training import TrainResult, train
+from ssl_seg.config.layers import Layer, nest
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.pretraining.run import PretrainResult, pretrain
+from ssl_seg.run.recorder import Silent
+from ssl_seg.run.training import TrainResult, train
 
 
 class Notes(Silent):

@@ -12,13 +12,13 @@ import typer
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from ssl_seg.batch_audit import Contents, Expected, compute_expected, measure_batch, summarize_batches
 from ssl_seg.cli.batches import data_batches
 from ssl_seg.config import AugmentConfig
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.loader import Batch, PatchSource
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import write_dataset
+from ssl_seg.diagnose.batches import Contents, Expected, compute_expected, measure_batch, summarize_batches
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.report.views_figure import LabeledPatch, UnlabeledPatch, plot_views

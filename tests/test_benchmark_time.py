@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ssl_seg.data.loader import Probe
-from ssl_seg.precision import make_autocast
+from ssl_seg.networks.precision import make_autocast
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 

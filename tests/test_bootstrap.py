@@ -6,12 +6,12 @@ import pytest
 from score_counts import make_net_score as net
 from score_counts import make_scores
 
-from ssl_seg.bootstrap import check_parent, describe_doubt, describe_parent, given_keys, parent_layer
-from ssl_seg.checkpoint import Checkpoint, Progress
 from ssl_seg.config import BootstrapConfig, Config
-from ssl_seg.configio import Layer, build_config, flatten, to_plain
+from ssl_seg.config.layers import Layer, build_config, flatten, to_plain
 from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.data.splits.split import Split
+from ssl_seg.networks.checkpoint import Checkpoint, Progress
+from ssl_seg.run.bootstrap import check_parent, describe_doubt, describe_parent, given_keys, parent_layer
 
 SETTINGS = {
     "seed": 4,

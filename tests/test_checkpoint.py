@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from score_counts import make_net_score, make_scores
 from torch import nn
 
-from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
 from ssl_seg.errors import CheckpointError
+from ssl_seg.networks.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
 
 
 def make_checkpoint() -> Checkpoint:
@@ -126,7 +126,7 @@ def test_foreign_files_are_refused_and_run_no_code(kind: str, tmp_path: Path, mo
     elif kind == "pickle":
         path.write_bytes(pickle.dumps(RunsCode()))
     elif kind == "torch-pickle":
-        torch.save({"format": "ssl_seg.checkpoint", "payload": RunsCode()}, path)
+        torch.save({"format": "ssl_seg.networks.checkpoint", "payload": RunsCode()}, path)
     elif kind == "empty":
         path.touch()
     elif kind == "zip":

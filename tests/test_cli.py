@@ -11,11 +11,11 @@ import pytest
 import yaml
 from conftest import TINY
 
-from ssl_seg import training
-from ssl_seg.cli import main
+from ssl_seg.cli.main import main
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.data.volumes import read_image, read_mask
-from ssl_seg.rundir import RunDir
+from ssl_seg.run import training
+from ssl_seg.run.directory import RunDir
 
 Cli = Any
 
@@ -56,7 +56,7 @@ class TestHelp:
     def test_help_imports_no_heavy_library(self) -> None:
         code = (
             "import sys; sys.argv = ['ssl-seg', 'train', '--help']\n"
-            "from ssl_seg.cli import main\n"
+            "from ssl_seg.cli.main import main\n"
             "try: main()\n"
             "except SystemExit: pass\n"
             "heavy = {'torch', 'monai', 'numpy', 'cv2', 'scipy', 'matplotlib', 'lightning_fabric', 'yaml'}\n"

@@ -14,10 +14,10 @@ from conftest import TINY
 from interruption import HOURS, run
 from test_cli import assert_refused, cli  # noqa: F401 (a fixture)
 
-from ssl_seg.ablation.cells import open_folder, write_cells
-from ssl_seg.ablation.resolve import resolve_cells
-from ssl_seg.ablation.spec import ScoreConfig, read_spec
-from ssl_seg.rundir import write_json
+from ssl_seg.files import write_json
+from ssl_seg.studies.ablation.cells import open_folder, write_cells
+from ssl_seg.studies.ablation.resolve import resolve_cells
+from ssl_seg.studies.ablation.spec import ScoreConfig, read_spec
 
 Cli = Any
 SCORE = {"collapsed": False, "codes": [], "net": "student", "step": 4, "seconds": 1.0, "counts": [[[5, 5, 5, 5]]] * 4}
@@ -97,8 +97,8 @@ def test_the_cells_of_another_kind_of_machine_are_found(
 
 KILLED_IN_THE_SECOND_CELL = """
 import os, signal
-from ssl_seg.ablation import execute
-from ssl_seg.cli import main
+from ssl_seg.studies.ablation import execute
+from ssl_seg.cli.main import main
 
 start_ready = execute._Work.start_ready
 

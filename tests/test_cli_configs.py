@@ -9,8 +9,8 @@ import pytest
 import yaml
 from test_cli import Cli, assert_refused, cli, tiny_config  # noqa: F401 - fixtures
 
-from ssl_seg.configio import list_packaged
-from ssl_seg.rundir import RunDir
+from ssl_seg.config.layers import list_packaged
+from ssl_seg.run.directory import RunDir
 
 PRINTED_V9 = """\
 # Batch & Learning

@@ -79,11 +79,11 @@ class TestOutOfMemory:
         np.lib.format.open_memmap(big, mode="w+", dtype=np.uint8, shape=(40_000, 50_000))
         code = (
             "import resource, sys, torch, monai.inferers, scipy.ndimage, cv2\n"
-            "import ssl_seg.prediction\n"
+            "import ssl_seg.results.prediction\n"
             "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
             "resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**30,) * 2)\n"
             f"sys.argv = ['ssl-seg', 'predict', {str(tiny_run)!r}, {str(big)!r}, {str(tmp_path / 'out')!r}]\n"
-            "from ssl_seg.cli import main\n"
+            "from ssl_seg.cli.main import main\n"
             "main()\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,7 +12,7 @@ LOOP = """
 import contextlib, io, json, os, sys
 for name in ("torch", "monai", "lightning_fabric"):  # their import fails at once, which shows that it was reached
     sys.modules[name] = None
-from ssl_seg.cli import main
+from ssl_seg.cli.main import main
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["ssl-seg", *arguments]
     before = sorted(os.walk("."))

@@ -25,11 +25,11 @@ from lab.replay import SERIES, make_signals, replay, replay_folders_000  # noqa:
 from lab.runs import BASE, Look, Run, read_run, run_training, write_particles  # noqa: E402
 from lab.situations import SITUATIONS, draw_image  # noqa: E402
 
-import ssl_seg.training  # noqa: E402
+import ssl_seg.run.training  # noqa: E402
 from ssl_seg.config import Config  # noqa: E402
-from ssl_seg.configio import Layer, build_config  # noqa: E402
+from ssl_seg.config.layers import Layer, build_config  # noqa: E402
 from ssl_seg.monitor.catalog import CODES, make_finding  # noqa: E402
-from ssl_seg.preflight import check_layers  # noqa: E402
+from ssl_seg.run.preflight import check_layers  # noqa: E402
 
 TINY: dict[str, Any] = {
     "data": {"patch_size": [32, 32]},
@@ -157,7 +157,7 @@ class TestFaults:
             trapped = logits(config, image)
         assert float((trapped[:, 1] - trapped[:, 0]).max()) < -5
         with injections.freeze_statistics():
-            net = ssl_seg.training.start_network(config).train()
+            net = ssl_seg.run.training.start_network(config).train()
         net(image + 100)
         means = [m.running_mean for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
         assert means
@@ -242,7 +242,7 @@ def _run_tiny(settings: dict[str, Any], *args: Any, **options: Any) -> Run:
 def logits(config: Config, image: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)
     with torch.no_grad():
-        return ssl_seg.training.start_network(config).eval()(image)  # type: ignore[no-any-return]
+        return ssl_seg.run.training.start_network(config).eval()(image)  # type: ignore[no-any-return]
 
 
 def snapshot() -> list[Any]:
@@ -252,7 +252,7 @@ def snapshot() -> list[Any]:
 
     names = ("make_supervised_loss", "start_network", "make_probe", "make_method", "run_loop")
     return [
-        *(getattr(ssl_seg.training, name) for name in names),
+        *(getattr(ssl_seg.run.training, name) for name in names),
         PatchSource.__getitem__, EMATeacher.update, Engine.step,
     ]  # fmt: skip
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from ssl_seg.config import Config
-from ssl_seg.config_hints import FOREIGN_NAMES
-from ssl_seg.configio import (
+from ssl_seg.config.hints import FOREIGN_NAMES
+from ssl_seg.config.layers import (
     Layer,
     build_config,
     check_partial,
@@ -21,10 +21,10 @@ from ssl_seg.configio import (
     read_layers,
     to_plain,
 )
+from ssl_seg.config.presets import PRESETS
 from ssl_seg.errors import ConfigError
 from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.methods.mean_teacher import MeanTeacherConfig
-from ssl_seg.presets import PRESETS
 
 REQUIRED = Layer(
     "plan",

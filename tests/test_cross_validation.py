@@ -16,23 +16,23 @@ import torch
 from conftest import TINY
 
 from ssl_seg import CrossValidationRequest, EvaluateRequest, cross_validate, evaluate
-from ssl_seg.checkpoint import load_checkpoint
-from ssl_seg.cli import main
 from ssl_seg.cli.folds import _report
-from ssl_seg.configio import Layer
+from ssl_seg.cli.main import main
+from ssl_seg.config.layers import Layer
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
-from ssl_seg.final_scores import summarize_network
-from ssl_seg.recorder import Recorder
-from ssl_seg.rundir import RunDir
-from ssl_seg.series.fold_runs import (
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.results.folds import (
     CrossValidation,
     list_members,
     load_folds,
     summarize_folds,
 )
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.final_scores import summarize_network
+from ssl_seg.run.recorder import Recorder
 
 FOLDS = 2
 SETTINGS: dict[str, Any] = {
@@ -149,8 +149,9 @@ class TestContinuation:
     def test_killed_at_every_point_it_ends_with_equal_bits(
         self, whole: CrossValidation, folder: Path, tmp_path: Path
     ) -> None:
-        from ssl_seg import finish
         from ssl_seg.series import cross_validation
+
+        from ssl_seg.run import finish
 
         points: list[tuple[str, tuple[Any, str, Callable[..., bool]]]] = [
             ("before the first checkpoint", (Recorder, "save_last", lambda *_: True)),
@@ -323,7 +324,7 @@ class TestCommand:
     ) -> None:
         summary = summarize_folds(whole.folds)
         summary["better"]["out_of_fold"]["margin"] = 0.1
-        monkeypatch.setattr("ssl_seg.series.fold_runs.summarize_folds", lambda _: summary)
+        monkeypatch.setattr("ssl_seg.results.folds.summarize_folds", lambda _: summary)
         _report(whole)
         assert f"next: ssl-seg evaluate {whole.path} --test" in capsys.readouterr().out
 

@@ -19,19 +19,19 @@ from timm_stand_in import install_timm
 from torch import Tensor, nn
 
 from ssl_seg.config import EMAConfig, OptimConfig
+from ssl_seg.config.schedules import make_ema_schedule
 from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
-from ssl_seg.encoders import load_encoder, make_encoder
-from ssl_seg.encoders import weights as weight_files
-from ssl_seg.encoders.efficientnet import EfficientNetLite0, fit_weights
-from ssl_seg.encoders.unet import PHOTO_MEAN, PHOTO_STD, EncoderUNet, make_input_scale
 from ssl_seg.engine.devices import to_memory_format
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.optim import make_optimizer, set_lr
 from ssl_seg.errors import NetworkError
-from ssl_seg.evaluation import EvaluateRequest, evaluate
 from ssl_seg.inference.model import open_model
-from ssl_seg.networks import NETWORKS, build_network, check_deep_supervision, has_batch_norm
-from ssl_seg.schedules import make_ema_schedule
+from ssl_seg.networks.builders import NETWORKS, build_network, check_deep_supervision, has_batch_norm
+from ssl_seg.networks.encoders import load_encoder, make_encoder
+from ssl_seg.networks.encoders import weights as weight_files
+from ssl_seg.networks.encoders.efficientnet import EfficientNetLite0, fit_weights
+from ssl_seg.networks.encoders.unet import PHOTO_MEAN, PHOTO_STD, EncoderUNet, make_input_scale
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 
 LITE0 = "efficientnet_lite0"
 
@@ -530,7 +530,8 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_default_encoder_loads_neither_timm_nor_torchvision() -> None:
     code = (
-        "import sys; from ssl_seg.encoders import make_encoder; make_encoder('efficientnet_lite0', [(2, 2)] * 5, 1);"
+        "import sys; from ssl_seg.networks.encoders import make_encoder;"
+        "make_encoder('efficientnet_lite0', [(2, 2)] * 5, 1);"
         "sys.exit(any(m in sys.modules for m in ('timm', 'torchvision')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,8 +13,8 @@ from lightning_fabric import Fabric
 from test_methods import LOSS, WEIGHTS, make_batch
 from torch import nn
 
-from ssl_seg.checkpoint import Checkpoint, Progress
 from ssl_seg.config import EMAConfig, GradientNoiseConfig, OptimConfig, RuntimeConfig
+from ssl_seg.config.schedules import make_ema_schedule
 from ssl_seg.data.loader import Batch, Probe
 from ssl_seg.engine.devices import (
     choose_memory_format,
@@ -31,7 +31,7 @@ from ssl_seg.engine.policies import Action, Policies
 from ssl_seg.errors import ConfigError
 from ssl_seg.methods import make_method
 from ssl_seg.monitor.watch import Monitor, Observation
-from ssl_seg.schedules import make_ema_schedule
+from ssl_seg.networks.checkpoint import Checkpoint, Progress
 
 
 def make_net(norm: type[nn.Module] = nn.InstanceNorm2d) -> nn.Module:

@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from ssl_seg.checkpoint import load_checkpoint, save_checkpoint
-from ssl_seg.cli import main
 from ssl_seg.cli.comparison import add_differences
+from ssl_seg.cli.main import main
 from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.volumes import read_mask
 from ssl_seg.errors import ConfigError, SplitError
-from ssl_seg.evaluation import EvaluateRequest, evaluate
+from ssl_seg.files import read_jsonl
 from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
 from ssl_seg.inference.model import open_model
-from ssl_seg.prediction import PredictRequest, predict
-from ssl_seg.rundir import read_jsonl
+from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.results.prediction import PredictRequest, predict
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,16 @@ import pytest
 from score_counts import make_net_score, make_scores
 from sklearn.metrics import f1_score, jaccard_score
 
-from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.data.catalog import pass_through
 from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import read_mask, write_mask
 from ssl_seg.errors import ConfigError, DataError, SplitError
-from ssl_seg.evaluation import EvaluateRequest, evaluate
-from ssl_seg.prediction import PredictRequest, predict
-from ssl_seg.rundir import RunDir
+from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.run.directory import RunDir
 
 
 def rewrite(run: Path, out: Path, **changes: Any) -> Path:

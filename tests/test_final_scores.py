@@ -17,25 +17,25 @@ from conftest import train_tiny
 from scipy.stats import wasserstein_distance
 from typer.testing import CliRunner
 
-from ssl_seg import finish
-from ssl_seg.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.cli.app import app
 from ssl_seg.data.store import WholeCase
 from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 from ssl_seg.errors import DataError, RefusedError
-from ssl_seg.evaluation import EvaluateRequest, evaluate
-from ssl_seg.final_scores import (
+from ssl_seg.inference.scoring import Score, score_case
+from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.run import finish
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.final_scores import (
     FinalScores,
     NetworkScore,
     compute_selection_score,
     describe_for_checkpoint,
     load_final_scores,
 )
-from ssl_seg.inference.scoring import Score, score_case
-from ssl_seg.prediction import PredictRequest, predict
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.rundir import RunDir
-from ssl_seg.training import train
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.training import train
 
 T = np.zeros((20, 20), np.int16)
 T[4:12, 4:12] = 1
@@ -222,7 +222,7 @@ class TestNan:
     def test_it_is_no_parent_whatever_is_said(
         self, broken: Callable[..., Path], tmp_path: Path, options: dict[str, Any], gate: str
     ) -> None:
-        from ssl_seg.configio import Layer
+        from ssl_seg.config.layers import Layer
 
         layers = (Layer("--x", {"bootstrap": {"gate": gate}}),)
         with pytest.raises(RefusedError, match="NaN or infinity"):

@@ -13,7 +13,7 @@ import pytest
 SCRIPT = """
 import contextlib, io, json, sys
 sys.modules.update(dict.fromkeys(("torch", "monai", "lightning_fabric")))  # loading one of them is an error
-from ssl_seg.cli import main
+from ssl_seg.cli.main import main
 
 told = []
 for arguments in json.loads(sys.argv[1]):

@@ -19,20 +19,20 @@ from score_counts import make_net_score, make_scores
 from sklearn import metrics as sk
 from torch import Tensor, nn
 
-from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.cli.comparison import describe_absent
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.errors import CheckpointError, DataError
-from ssl_seg.final_scores import summarize_network
+from ssl_seg.files import to_finite
 from ssl_seg.inference import scoring
 from ssl_seg.inference.ensemble import score_cases
 from ssl_seg.inference.model import Model, better_net, config_of, make_network, open_model
 from ssl_seg.inference.scoring import Score, pack_cases, parse_cases, score_case
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.labels import IGNORE_INDEX, Meaning
-from ssl_seg.metrics import RATIOS
-from ssl_seg.rundir import to_finite
+from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_seg.run.final_scores import summarize_network
+from ssl_seg.scores.metrics import RATIOS
 
 CPU = torch.device("cpu")
 Shape = tuple[int, ...]

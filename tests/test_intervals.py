@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from score_counts import as_counts, random_counts
 
-from ssl_seg.intervals import (
+from ssl_seg.scores.intervals import (
     LEAST_CASES,
     NO_FOREGROUND,
     NO_VARIATION,
@@ -22,7 +22,7 @@ from ssl_seg.intervals import (
     estimate_margin,
     estimate_mean,
 )
-from ssl_seg.metrics import Overlap, compute_case_dice, compute_trivial_f1, sum_overlaps
+from ssl_seg.scores.metrics import Overlap, compute_case_dice, compute_trivial_f1, sum_overlaps
 
 
 class TestAbsentClasses:
@@ -116,14 +116,14 @@ class TestBlocks:
         expected = [
             (np.asarray(draw_resamples(12, resamples=n)), estimate_margin(counts, resamples=n)) for n in (29, 30, 31)
         ]
-        monkeypatch.setattr("ssl_seg.intervals.BLOCK", block)
+        monkeypatch.setattr("ssl_seg.scores.intervals.BLOCK", block)
         for n, (rows, margin) in zip((29, 30, 31), expected, strict=True):
             np.testing.assert_array_equal(np.asarray(draw_resamples(12, resamples=n)), rows)
             found = estimate_margin(counts, resamples=n)
             assert (found.low, found.high) == pytest.approx((margin.low, margin.high), abs=1e-12)
 
     def test_many_cases_take_little_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ssl_seg.intervals.BLOCK", 2**16)
+        monkeypatch.setattr("ssl_seg.scores.intervals.BLOCK", 2**16)
         counts = random_counts((5_000, 1), low=1)
         tracemalloc.start()
         estimate_margin(counts, resamples=200)

@@ -19,19 +19,19 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from ssl_seg import LabelLadderRequest, TrainRequest, climb_labels, train
-from ssl_seg.checkpoint import load_checkpoint
-from ssl_seg.cli import main
-from ssl_seg.configio import Layer, merge_layers
+from ssl_seg.cli.main import main
+from ssl_seg.config.layers import Layer, merge_layers
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
-from ssl_seg.final_scores import load_final_scores
 from ssl_seg.inference.model import config_of
 from ssl_seg.inference.scoring import count_classes
-from ssl_seg.intervals import NO_VARIATION
-from ssl_seg.recorder import Recorder
-from ssl_seg.rundir import RunDir
-from ssl_seg.series.label_rungs import Difference, LabelLadder, check_labels, compare_counts, load_ladder, save_ladder
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.final_scores import load_final_scores
+from ssl_seg.run.recorder import Recorder
+from ssl_seg.scores.intervals import NO_VARIATION
+from ssl_seg.studies.label_rungs import Difference, LabelLadder, check_labels, compare_counts, load_ladder, save_ladder
 
 LABELS = (0.1, 1.0)
 SETTINGS = {
@@ -128,8 +128,8 @@ class TestRungs:
         self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         outcomes = iter([Difference(-0.01, -0.1, 0.1), Difference(0.0, -0.1, 0.1)])
-        monkeypatch.setattr("ssl_seg.series.label_ladder.compare_counts", lambda *_: next(outcomes))
-        monkeypatch.setattr("ssl_seg.prepare.check_parent", lambda *_: [])
+        monkeypatch.setattr("ssl_seg.studies.label_ladder.compare_counts", lambda *_: next(outcomes))
+        monkeypatch.setattr("ssl_seg.run.prepare.check_parent", lambda *_: [])
         ladder = climb(tmp_path / "l", particles_dir, {"length": {"steps": 1}}, labels=(0.1, 0.5, 1.0))
         assert [(r.parent, r.kept) for r in ladder.rungs] == [(None, True), (1, False), (1, True)]
         assert ladder.checkpoint == ladder.run_of(ladder.rungs[2]).best
@@ -187,8 +187,9 @@ def killed(target: Any, name: str, when: Callable[..., bool]) -> Iterator[None]:
 
 def list_kill_points() -> dict[str, tuple[Any, str, Callable[..., bool]]]:
     """In the order in which a ladder of two rungs meets them."""
-    from ssl_seg import finish
     from ssl_seg.series import label_ladder as ladder
+
+    from ssl_seg.run import finish
 
     def is_first(_: Any, rung: Any, *__: Any) -> bool:
         return bool(rung.number == 1)
@@ -297,7 +298,7 @@ class TestContinuation:
         auto = {"runtime": {"precision": "auto", "memory_format": "auto"}, "length": {"steps": 1}}
         with pytest.MonkeyPatch.context() as patch:
             outcomes = iter(["channels_last", "contiguous"])
-            patch.setattr("ssl_seg.training.choose_memory_format", lambda _: next(outcomes))
+            patch.setattr("ssl_seg.run.training.choose_memory_format", lambda _: next(outcomes))
             ladder = climb(tmp_path / "l", particles_dir, auto, force=True, gate="interval")
         configs = [config_of(load_checkpoint(path), path) for path in (ladder.run_of(r).last for r in ladder.rungs)]
         assert [config.runtime.memory_format for config in configs] == ["channels_last"] * 2
@@ -447,7 +448,7 @@ class TestCommand:
             seen.append(request)
             raise RefusedError("enough")
 
-        monkeypatch.setattr("ssl_seg.series.label_ladder.climb_labels", record)
+        monkeypatch.setattr("ssl_seg.studies.label_ladder.climb_labels", record)
         assert cli("ladder", *labels, "--steps", 60, "--gate", "interval", "--force")[0] == 3
         (request,) = seen
         assert (request.labels, request.gate, request.force) == ((0.5, 1.0), "interval", True)
@@ -485,7 +486,7 @@ class TestCommand:
             requests.append(request)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("ssl_seg.series.label_ladder.train", record)
+        monkeypatch.setattr("ssl_seg.studies.label_ladder.train", record)
         monkeypatch.setattr(RunDir, "read_ending", lambda _: None)
         assert climb_labels(LabelLadderRequest(resume=out)).ending == "interrupted"
         (request,) = requests
@@ -495,7 +496,7 @@ class TestCommand:
     def test_ctrl_c_names_the_way_on(self, cli: Cli, config: Path, tmp_path: Path) -> None:
         out = tmp_path / "l"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ssl_seg.series.label_ladder._judge", raise_interrupt)
+            patch.setattr("ssl_seg.studies.label_ladder._judge", raise_interrupt)
             code, stdout, _ = cli("ladder", "--config", config, "--labels", "0.5", "--out", out)
         assert code == 130
         assert f"interrupted at rung1_0.5; continue with: ssl-seg ladder --resume {out}" in stdout
@@ -506,7 +507,7 @@ class TestCommand:
     ) -> None:
         out = tmp_path / "l"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ssl_seg.training._assemble", raise_interrupt)  # before anything is saved
+            patch.setattr("ssl_seg.run.training._assemble", raise_interrupt)  # before anything is saved
             code, stdout, _ = cli("ladder", "--config", config, "--labels", "0.5", "--out", out)
         assert code == 130
         (line,) = [line for line in stdout.splitlines() if "interrupted" in line]

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from test_configio import list_settings
 
 from ssl_seg.config import Config, PlateauResponseConfig
-from ssl_seg.configio import Layer, build_config, check_partial, packaged_configs, parse_override, read_layers
+from ssl_seg.config.layers import Layer, build_config, check_partial, packaged_configs, parse_override, read_layers
+from ssl_seg.config.schedules import count_plateaus, count_stale_epochs
 from ssl_seg.engine.policies import respond_to_plateaus
-from ssl_seg.lint import RULES, lint
-from ssl_seg.lint.conditions import Facts
-from ssl_seg.lint.idle import Idle, find_idle
-from ssl_seg.preflight import check_layers
-from ssl_seg.schedules import count_plateaus, count_stale_epochs
+from ssl_seg.run.lint import RULES, lint
+from ssl_seg.run.lint.conditions import Facts
+from ssl_seg.run.lint.idle import Idle, find_idle
+from ssl_seg.run.preflight import check_layers
 
 BASE = {
     "data": {"label_values": [0, 255], "channels": 1, "patch_size": [64, 64], "foreground_ratio": 0.33},

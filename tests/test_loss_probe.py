@@ -26,12 +26,12 @@ from probe_cases import (
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from ssl_seg.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.cli.probe import _print
 from ssl_seg.cli.probe import probe_loss as command_function
-from ssl_seg.configio import Layer
+from ssl_seg.config.layers import Layer
+from ssl_seg.config.schedules import LossPhase
+from ssl_seg.diagnose.loss_probe import ProbeRequest, probe_loss, probe_state
 from ssl_seg.errors import CheckpointError, ConfigError, DataError
-from ssl_seg.loss_probe import ProbeRequest, probe_loss, probe_state
 from ssl_seg.losses import (
     SupervisedLoss,
     cross_entropy,
@@ -39,7 +39,7 @@ from ssl_seg.losses import (
     focal,
     variance,
 )
-from ssl_seg.schedules import LossPhase
+from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 
 
 def test_a_loss_against_its_opposite_is_a_conflict() -> None:

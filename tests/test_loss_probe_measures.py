@@ -24,10 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_seg.config import LossConfig
-from ssl_seg.errors import DataError
-from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.loss_probe.knobs import Knob, find_settings, measure_knobs
-from ssl_seg.loss_probe.measures import (
+from ssl_seg.diagnose.loss_probe.knobs import Knob, find_settings, measure_knobs
+from ssl_seg.diagnose.loss_probe.measures import (
     Labeled,
     compute_constants,
     compute_cosines,
@@ -39,6 +37,8 @@ from ssl_seg.loss_probe.measures import (
     measure_errors,
     measure_gradients,
 )
+from ssl_seg.errors import DataError
+from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import (
     LossFn,
     cross_entropy,

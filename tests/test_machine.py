@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ssl_seg.engine.machine import available_memory, count_cores, limit_threads
 from ssl_seg.errors import DataError, is_out_of_memory
-from ssl_seg.machine import available_memory, count_cores, limit_threads
 
 GB = 2**30
 
@@ -72,7 +72,7 @@ class TestCores:
 
 def test_threads_are_those_of_the_cgroup_unless_the_user_has_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    monkeypatch.setattr("ssl_seg.machine.count_cores", lambda: 3)
+    monkeypatch.setattr("ssl_seg.engine.machine.count_cores", lambda: 3)
     for given, expected in (({}, "333"), ({"OMP_NUM_THREADS": "2"}, "222"), ({"MKL_NUM_THREADS": "8"}, "338")):
         for name in names:
             monkeypatch.delenv(name, raising=False)

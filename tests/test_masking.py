@@ -14,7 +14,7 @@ from ssl_seg.config import AugmentConfig
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.store import CaseStore
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.pretraining.masking import (
+from ssl_seg.run.pretraining.masking import (
     BLOCK,
     HIDDEN,
     MaskedSource,

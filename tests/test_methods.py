@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_seg.config import LossConfig
+from ssl_seg.config.schedules import compute_rampup
 from ssl_seg.data.loader import Batch
 from ssl_seg.data.views.mixing import Mix
 from ssl_seg.engine.ema import EMATeacher
@@ -19,7 +20,6 @@ from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import CONSISTENCY, compute_loss, consistency_mse, make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import Method, Nets, Progress, StepOutput
-from ssl_seg.schedules import compute_rampup
 
 WEIGHTS = {"cross_entropy": 0.5, "dice": 0.5}
 LOSS = make_supervised_loss(LossConfig(weights=WEIGHTS))

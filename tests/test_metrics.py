@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import binary_jaccard_index
 
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.metrics import (
+from ssl_seg.scores.metrics import (
     Overlap,
     SurfaceDistances,
     compute_auroc,
@@ -323,5 +323,5 @@ def test_summaries_are_strict_json() -> None:
 
 
 def test_importing_metrics_loads_neither_torch_nor_monai() -> None:
-    code = "import sys, ssl_seg.metrics; sys.exit(any(m in sys.modules for m in ('torch', 'monai', 'scipy')))"
+    code = "import sys, ssl_seg.scores.metrics; sys.exit(any(m in sys.modules for m in ('torch', 'monai', 'scipy')))"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_seg.network_parts import PARTS, Parts, find_tensors
-from ssl_seg.networks import NETWORKS, build_network
+from ssl_seg.networks.builders import NETWORKS, build_network
+from ssl_seg.networks.parts import PARTS, Parts, find_tensors
 
 VARIANTS = [(name, 0) for name in NETWORKS] + [("dynunet", 1)]
 variants = pytest.mark.parametrize(("name", "heads"), VARIANTS)

@@ -18,7 +18,7 @@ from ssl_seg.config import LossConfig
 from ssl_seg.engine.devices import time_memory_formats
 from ssl_seg.errors import NetworkError
 from ssl_seg.losses import make_supervised_loss
-from ssl_seg.networks import (
+from ssl_seg.networks.builders import (
     NETWORKS,
     build_network,
     check_deep_supervision,
@@ -26,7 +26,7 @@ from ssl_seg.networks import (
     get_network_spec,
     plan_strides,
 )
-from ssl_seg.precision import find_unsafe_convolution
+from ssl_seg.networks.precision import find_unsafe_convolution
 
 contract = pytest.mark.parametrize("name", NETWORKS)
 NORMS = {
@@ -402,7 +402,7 @@ def test_impossible_values_are_refused(options: dict, message: str) -> None:
 
 def test_importing_networks_loads_neither_torch_nor_monai() -> None:
     code = (
-        "import sys; from ssl_seg.networks import check_patch_size; check_patch_size('dynunet', (64, 64));"
+        "import sys; from ssl_seg.networks.builders import check_patch_size; check_patch_size('dynunet', (64, 64));"
         "sys.exit(any(m in sys.modules for m in ('torch', 'monai', 'numpy')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

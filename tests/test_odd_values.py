@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import typer
 
-from ssl_seg.cli import main
 from ssl_seg.cli.app import app
+from ssl_seg.cli.main import main
 
 WORK = [
-    "ssl_seg.training.train", "ssl_seg.series.label_ladder.climb_labels",
-    "ssl_seg.series.cross_validation.cross_validate",
-    "ssl_seg.cli.demo.run_demo", "ssl_seg.ablation.resolve.resolve_cells", "ssl_seg.evaluation.evaluate",
-    "ssl_seg.prediction.predict", "ssl_seg.diagnose.checkpoint.diagnose_checkpoint",
-    "ssl_seg.diagnose.predictions.diagnose_predictions", "ssl_seg.loss_probe.probe_loss", "ssl_seg.prepare.make_plan",
+    "ssl_seg.run.training.train", "ssl_seg.studies.label_ladder.climb_labels",
+    "ssl_seg.studies.cross_validation.cross_validate",
+    "ssl_seg.cli.demo.run_demo", "ssl_seg.studies.ablation.resolve.resolve_cells",
+    "ssl_seg.results.evaluation.evaluate",
+    "ssl_seg.results.prediction.predict", "ssl_seg.diagnose.checkpoint.diagnose_checkpoint",
+    "ssl_seg.diagnose.predictions.diagnose_predictions", "ssl_seg.diagnose.loss_probe.probe_loss",
+    "ssl_seg.run.prepare.make_plan",
     "ssl_seg.data.audit.doctor.audit", "ssl_seg.data.catalog.open_catalog", "ssl_seg.data.synthetic.write_dataset",
 ]  # fmt: skip
 """Where the commands begin their work, with options that they have taken for good."""

@@ -24,7 +24,8 @@ def test_public_names_are_there() -> None:
 
 def test_public_names_do_not_depend_on_the_order_of_imports() -> None:
     code = (
-        "import ssl_seg.cli.training, ssl_seg.training, ssl_seg.evaluation, ssl_seg.prediction, ssl_seg\n"
+        "import ssl_seg.cli.training, ssl_seg.run.training, ssl_seg.results.evaluation\n"
+        "import ssl_seg.results.prediction, ssl_seg\n"
         "assert all(callable(getattr(ssl_seg, name)) for name in ssl_seg.__all__)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -49,7 +50,7 @@ def test_a_wheel_carries_the_configurations_and_works_outside_the_checkout(tmp_p
     assert not any(name.startswith(("tests", "scripts", "data_splits")) for name in names)
     done = subprocess.run(
         [sys.executable, "-c", "import ssl_seg, sys; print(ssl_seg.__file__)\n"
-         "from ssl_seg.cli import main; sys.argv = ['ssl-seg', 'config', 'check', 'emps']; main()"],
+         "from ssl_seg.cli.main import main; sys.argv = ['ssl-seg', 'config', 'check', 'emps']; main()"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
         capture_output=True, text=True, check=True,
     )  # fmt: skip

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_seg.config import Config
-from ssl_seg.configio import Layer, build_config, flatten, nest
+from ssl_seg.config.layers import Layer, build_config, flatten, nest
 from ssl_seg.data.catalog import Case, CaseFacts, Catalog
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import Meaning
-from ssl_seg.networks import NETWORKS, check_patch_size
-from ssl_seg.plan import PATCH_VOXELS, Planned, plan_layer, plan_patch_size, plan_run
+from ssl_seg.networks.builders import NETWORKS, check_patch_size
+from ssl_seg.run.plan import PATCH_VOXELS, Planned, plan_layer, plan_patch_size, plan_run
 
 relaxed = settings(deadline=None, max_examples=60)
 Shape = tuple[int, ...]

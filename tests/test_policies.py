@@ -16,13 +16,13 @@ from test_engine import lr_at, make_engine, make_net
 from test_methods import make_batch
 from torch import nn
 
-from ssl_seg.checkpoint import Checkpoint, Progress
 from ssl_seg.config import GradientNoiseConfig, PlateauResponseConfig, PoliciesConfig
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_gradient_noise, add_weight_noise
 from ssl_seg.engine.policies import PlateauResponse, Policies, compute_plateau_multiplier, respond_to_plateaus
 from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm
-from ssl_seg.networks import has_batch_norm
+from ssl_seg.networks.builders import has_batch_norm
+from ssl_seg.networks.checkpoint import Checkpoint, Progress
 
 NO_START = -math.inf
 

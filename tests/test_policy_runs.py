@@ -15,18 +15,18 @@ from conftest import train_tiny
 from score_counts import make_net_score, make_scores
 from test_engine import make_engine
 
-import ssl_seg.finish
-from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint
+import ssl_seg.run.finish
 from ssl_seg.config import PlateauResponseConfig
+from ssl_seg.config.schedules import count_plateaus
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.policies import respond_to_plateaus
 from ssl_seg.errors import RunDirError
-from ssl_seg.final_scores import load_final_scores
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.recorder import Recorder, Silent
-from ssl_seg.rundir import RunDir
-from ssl_seg.schedules import count_plateaus
-from ssl_seg.training import train
+from ssl_seg.networks.checkpoint import Checkpoint, Progress, load_checkpoint
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.final_scores import load_final_scores
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.recorder import Recorder, Silent
+from ssl_seg.run.training import train
 
 ALL_POLICIES = {
     "split": {"labels": 0.5},
@@ -73,7 +73,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module", autouse=True)
 def _few_batches_for_batch_norm() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ssl_seg.finish, "BATCH_NORM_BATCHES", 5)
+        patch.setattr(ssl_seg.run.finish, "BATCH_NORM_BATCHES", 5)
         yield
 
 
@@ -263,7 +263,7 @@ class TestEarlyStopping:
         self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(ssl_seg.finish, "_score_run", kill_at(None, 1, "before"))
+            patch.setattr(ssl_seg.run.finish, "_score_run", kill_at(None, 1, "before"))
             with pytest.raises(Killed):
                 train_tiny(tmp_path / "run", particles_dir, self.SETTINGS)
         before = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt").progress

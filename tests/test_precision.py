@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ssl_seg.errors import ConfigError
-from ssl_seg.networks import build_network
-from ssl_seg.precision import choose_precision, find_unsafe_convolution, make_autocast
+from ssl_seg.networks.builders import build_network
+from ssl_seg.networks.precision import choose_precision, find_unsafe_convolution, make_autocast
 
 CPU = torch.device("cpu")
 

@@ -15,14 +15,14 @@ import torch
 from PIL import Image, ImageOps
 from test_cli import Cli, assert_refused, cli
 
-from ssl_seg import prediction
-from ssl_seg.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.data.volumes import read_mask, write_mask
 from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.files import read_jsonl
 from ssl_seg.inference.sliding import Predictor
-from ssl_seg.mask_files import RECORD, Made, MaskRecord, check_places, plan_jobs
-from ssl_seg.prediction import SHOWN_FAILURES, PredictRequest, predict
-from ssl_seg.rundir import read_jsonl
+from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
+from ssl_seg.results import prediction
+from ssl_seg.results.mask_files import RECORD, Made, MaskRecord, check_places, plan_jobs
+from ssl_seg.results.prediction import SHOWN_FAILURES, PredictRequest, predict
 
 __all__ = ["cli"]
 

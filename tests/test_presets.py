@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from ssl_seg.config import AugmentConfig, LossConfig
-from ssl_seg.configio import Layer, check_partial, dump_config, merge_layers, parse_override
+from ssl_seg.config.layers import Layer, check_partial, dump_config, merge_layers, parse_override
+from ssl_seg.config.presets import PRESETS, VIEWS, expand, expand_views
 from ssl_seg.errors import ConfigError
-from ssl_seg.presets import PRESETS, VIEWS, expand, expand_views
 
 
 def test_a_section_without_preset_is_as_it_was() -> None:
@@ -89,7 +89,7 @@ def test_the_schedules_of_the_papyrus_report() -> None:
 
 
 def test_presets_do_not_import_torch() -> None:
-    code = "import sys, ssl_seg.presets; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'pydantic')))"
+    code = "import sys, ssl_seg.config.presets; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'pydantic')))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

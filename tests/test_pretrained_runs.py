@@ -17,22 +17,22 @@ from conftest import TINY
 from pretraining_cases import Notes, make_layers, pretrain_tiny, stop_after, train_from
 from torch import nn
 
-from ssl_seg.checkpoint import load_checkpoint
 from ssl_seg.config import Config
-from ssl_seg.configio import Layer, nest
+from ssl_seg.config.layers import Layer, nest
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
 from ssl_seg.data.splits.split import Split
-from ssl_seg.encoders.weights import FILE, PACKAGE
 from ssl_seg.errors import CheckpointError, ConfigError, RefusedError, RunDirError
-from ssl_seg.network_parts import PARTS, find_tensors
-from ssl_seg.networks import NETWORKS
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.pretraining.run import PICTURES, make_image_network, pretrain
-from ssl_seg.pretraining.state import check_seen, describe_body, load_body, load_pretraining
-from ssl_seg.series.cross_validation import CrossValidationRequest, cross_validate
-from ssl_seg.series.label_ladder import LabelLadderRequest, climb_labels
-from ssl_seg.training import train
+from ssl_seg.networks.builders import NETWORKS
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.networks.encoders.weights import FILE, PACKAGE
+from ssl_seg.networks.parts import PARTS, find_tensors
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.pretraining.run import PICTURES, make_image_network, pretrain
+from ssl_seg.run.pretraining.state import check_seen, describe_body, load_body, load_pretraining
+from ssl_seg.run.training import train
+from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
+from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
 
 @pytest.mark.parametrize("labels", [{}, {"split": {"labels": 0.5}}])
@@ -66,7 +66,7 @@ def test_the_file_of_the_encoder_is_not_needed_where_a_pre_training_began_with_i
     network = {"name": "encoder_unet", "features": 2, "encoder_weights": str(file)}
     own = {"network": network, "data": {"patch_size": [32, 64]}, "length": {"steps": 2}}
     with monkeypatch.context() as patch:
-        patch.setattr("ssl_seg.pretraining.run.stop_flag", stop_after(1))
+        patch.setattr("ssl_seg.run.pretraining.run.stop_flag", stop_after(1))
         masked = pretrain_tiny(tmp_path / "masked", particles_dir, own).run.path
     file.unlink()
     assert pretrain(TrainRequest((), resume=masked)).ending == "finished"
@@ -99,7 +99,7 @@ def test_every_network_takes_over_its_body(name: str, deep: int) -> None:
 
 
 def _fits(name: str, size: tuple[int, int]) -> bool:
-    from ssl_seg.networks import check_patch_size
+    from ssl_seg.networks.builders import check_patch_size
 
     try:
         check_patch_size(name, size)
@@ -109,7 +109,7 @@ def _fits(name: str, size: tuple[int, int]) -> bool:
 
 
 def _make_state(net: nn.Module, config: Config) -> Any:
-    from ssl_seg.pretraining.state import Pretraining
+    from ssl_seg.run.pretraining.state import Pretraining
 
     return Pretraining(net.state_dict(), {}, 1, (0.0, 0), config.model_dump(mode="json"), {}, (), (), {})
 
@@ -171,7 +171,7 @@ def test_a_training_that_was_interrupted_goes_on_without_its_pre_training(
     pre = shutil.copytree(pretrained_run, tmp_path / "pre")
     train_from(pre, tmp_path / "whole", particles_dir)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssl_seg.training.stop_flag", stop_after(4))
+        patch.setattr("ssl_seg.run.training.stop_flag", stop_after(4))
         assert train_from(pre, tmp_path / "run", particles_dir).ending == "interrupted"
     shutil.rmtree(pre)
     train(TrainRequest(resume=tmp_path / "run"))
@@ -326,8 +326,8 @@ def test_the_first_rung_of_a_ladder_starts_from_it_and_the_next_from_the_rung(
 
 
 def test_a_factor_of_an_ablation_switches_it(pretrained_run: Path, particles_dir: Path, tmp_path: Path) -> None:
-    from ssl_seg.ablation.resolve import resolve_cells
-    from ssl_seg.ablation.spec import AblationSpec
+    from ssl_seg.studies.ablation.resolve import resolve_cells
+    from ssl_seg.studies.ablation.spec import AblationSpec
 
     spec = AblationSpec.model_validate({
         "settings": {**TINY, "data": {"root": str(particles_dir), **TINY["data"]}},

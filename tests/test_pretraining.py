@@ -16,14 +16,14 @@ from pretraining_cases import pretrain_tiny, stop_after, train_from
 from torch import Tensor, nn
 
 from ssl_seg.config import Config
-from ssl_seg.configio import Layer
+from ssl_seg.config.layers import Layer
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.pretraining import run as pretraining
-from ssl_seg.pretraining.masking import Look
-from ssl_seg.pretraining.run import (
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.pretraining import run as pretraining
+from ssl_seg.run.pretraining.masking import Look
+from ssl_seg.run.pretraining.run import (
     HELD_OUT_FROM,
     PICTURES,
     choose_held_out,
@@ -33,7 +33,7 @@ from ssl_seg.pretraining.run import (
     make_image_network,
     pretrain,
 )
-from ssl_seg.pretraining.state import load_pretraining, save_pretraining
+from ssl_seg.run.pretraining.state import load_pretraining, save_pretraining
 
 
 def test_a_run_directory_holds_settings_split_records_pictures_and_a_checkpoint(pretrained_run: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from ssl_seg.config.schedules import LossPhase
+from ssl_seg.diagnose.loss_probe import Cosine, LossProbe, StateProbe
 from ssl_seg.errors import DataError
-from ssl_seg.loss_probe import Cosine, LossProbe, StateProbe
 from ssl_seg.report.probe_figure import plot_probe
-from ssl_seg.schedules import LossPhase
 
 
 def make_state(name: str, cosine: float, share: float) -> StateProbe:

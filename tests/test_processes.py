@@ -13,7 +13,7 @@ SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from ssl_seg.cli import main
+from ssl_seg.cli.main import main
 from ssl_seg.config import RuntimeConfig
 from ssl_seg.engine import processes
 from ssl_seg.engine.devices import call_on_main

@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 from conftest import TINY, train_tiny
 
-from ssl_seg.configio import Layer, list_packaged, merge_layers, read_layers
-from ssl_seg.preflight import check_layers
+from ssl_seg.config.layers import Layer, list_packaged, merge_layers, read_layers
+from ssl_seg.run.preflight import check_layers
 
 PACKAGED = sorted(list_packaged())
 RECIPES = [name for name in PACKAGED if name.startswith("recipes/") or name.startswith("recommended")]

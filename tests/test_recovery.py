@@ -13,7 +13,6 @@ from conftest import train_tiny
 from test_engine import make_batch, make_engine
 from test_policy_runs import Killed, assert_equal, kill_at, load_state
 
-from ssl_seg.checkpoint import load_checkpoint
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.engine.engine import Engine, Restraint, StepRecord
 from ssl_seg.engine.interventions import Interventions
@@ -22,11 +21,12 @@ from ssl_seg.errors import RunDirError
 from ssl_seg.monitor.findings import Finding, Verdict
 from ssl_seg.monitor.ladder import Ladder, LadderSettings
 from ssl_seg.monitor.watch import Monitor, Observation
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.recorder import Recorder
-from ssl_seg.rundir import RunDir
-from ssl_seg.sources import resample
-from ssl_seg.training import train
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.recorder import Recorder
+from ssl_seg.run.sources import resample
+from ssl_seg.run.training import train
 
 RECOVER = {
     "split": {"labels": 0.5},
@@ -126,7 +126,7 @@ class TestRun:
     ) -> None:
         """Ctrl-C in the middle of an epoch: the means over its steps and the ladder are those of the whole run."""
         with monkeypatch.context() as patch:
-            patch.setattr("ssl_seg.training.stop_flag", stop_at(step))
+            patch.setattr("ssl_seg.run.training.stop_flag", stop_at(step))
             assert train_tiny(tmp_path / "run", particles_dir, RECOVER).ending == "interrupted"
         run = train(TrainRequest(resume=tmp_path / "run")).run
         for name in FILES:

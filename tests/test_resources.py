@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from conftest import train_tiny
 
-from ssl_seg.checkpoint import load_checkpoint
 from ssl_seg.config import Config
-from ssl_seg.configio import Layer, build_config
+from ssl_seg.config.layers import Layer, build_config
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.splits.split import Split, make_split
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import DataError, RunDirError
 from ssl_seg.inference.model import config_of, make_network
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.resources import check_disk, check_memory, estimate_case_bytes, estimate_output_bytes
-from ssl_seg.rundir import RunDir
-from ssl_seg.training import train
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.resources import check_disk, check_memory, estimate_case_bytes, estimate_output_bytes
+from ssl_seg.run.training import train
 
 
 def make_config(**data: Any) -> Config:
@@ -62,7 +62,7 @@ class TestMemory:
         return catalog, make_split(catalog, [1.0])
 
     @pytest.mark.parametrize(
-        "source", ["ssl_seg.resources.available_memory", "ssl_seg.data.formats.stored.physical_memory"]
+        "source", ["ssl_seg.run.resources.available_memory", "ssl_seg.data.formats.stored.physical_memory"]
     )
     @pytest.mark.parametrize(("more", "fits"), [(-1, False), (0, True), (1, True), (10**9, True)])
     def test_the_largest_validation_case_has_to_fit(

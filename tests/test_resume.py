@@ -14,16 +14,16 @@ import torch
 import yaml
 from conftest import train_tiny
 
-from ssl_seg import rundir
-from ssl_seg.checkpoint import load_checkpoint
-from ssl_seg.configio import Layer
+from ssl_seg.config.layers import Layer
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.errors import ConfigError, DataError, RunDirError
-from ssl_seg.evaluation import EvaluateRequest, evaluate
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.recorder import Silent
-from ssl_seg.rundir import RunDir
-from ssl_seg.training import TrainResult, train
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.run import directory as rundir
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.recorder import Silent
+from ssl_seg.run.training import TrainResult, train
 
 SHORT = {
     "split": {"labels": 0.5},

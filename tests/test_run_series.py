@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from ssl_seg.configio import Layer
+from ssl_seg.config.layers import Layer
 from ssl_seg.errors import RunDirError
-from ssl_seg.rundir import RunDir
-from ssl_seg.series.directory import anchor_layer, create_whole, read_machine
-from ssl_seg.series.fold_runs import CrossValidation, FoldRun, load_folds, save_folds_file
+from ssl_seg.results.folds import CrossValidation, FoldRun, load_folds, save_folds_file
+from ssl_seg.run.directory import RunDir
+from ssl_seg.studies.directory import anchor_layer, create_whole, read_machine
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,8 @@ from pathlib import Path
 import pytest
 
 from ssl_seg.errors import InUseError, RunDirError
-from ssl_seg.rundir import (
-    RunDir,
-    atomic_write,
-    create_next_run_dir,
-    create_run_dir,
-    find_run_of,
-    hold_directory,
-    is_disk_full,
-    next_free,
-    open_run_dir,
-    read_jsonl,
-)
+from ssl_seg.files import atomic_write, hold_directory, is_disk_full, next_free, read_jsonl
+from ssl_seg.run.directory import RunDir, create_next_run_dir, create_run_dir, find_run_of, open_run_dir
 
 
 def make_run(path: Path) -> RunDir:
@@ -169,7 +159,7 @@ class TestHold:
 
     def test_a_holder_that_is_killed_frees_it(self, tmp_path: Path) -> None:
         code = (
-            "import sys, time\nfrom pathlib import Path\nfrom ssl_seg.rundir import hold_directory\n"
+            "import sys, time\nfrom pathlib import Path\nfrom ssl_seg.run.directory import hold_directory\n"
             "with hold_directory(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(3600)"
         )
         process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
@@ -203,7 +193,7 @@ class TestHold:
         def refuse(*_: object) -> None:
             raise OSError(code, os.strerror(code))
 
-        monkeypatch.setattr("ssl_seg.rundir.FileLock.acquire", refuse)
+        monkeypatch.setattr("ssl_seg.run.directory.FileLock.acquire", refuse)
         with pytest.raises(RunDirError, match="cannot be written to") as raised, hold_directory(tmp_path):
             pass
         assert not isinstance(raised.value, InUseError)
@@ -219,7 +209,7 @@ def test_of_two_that_choose_the_same_name_one_takes_the_next(tmp_path: Path, mon
         asked.append(free)
         return free
 
-    monkeypatch.setattr("ssl_seg.rundir.next_free", late)
+    monkeypatch.setattr("ssl_seg.files.next_free", late)
     assert create_next_run_dir(tmp_path / "run").path == tmp_path / "run-2"
     (tmp_path / "file").touch()
     with pytest.raises(RunDirError, match="cannot create"):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.synthetic import generate
-from ssl_seg.rundir import RunDir
+from ssl_seg.run.directory import RunDir
 
 COUNT, LABELED = 10, 8
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]

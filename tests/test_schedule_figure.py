@@ -16,11 +16,11 @@ from test_lint import make_config
 from test_split_figure import drawn  # noqa: F401 - a fixture
 
 from ssl_seg.config import Config
-from ssl_seg.configio import build_config, read_layers
-from ssl_seg.curves import POINTS, compute_curves, find_raising_plateau
+from ssl_seg.config.curves import POINTS, compute_curves, find_raising_plateau
+from ssl_seg.config.layers import build_config, read_layers
 from ssl_seg.errors import DataError
 from ssl_seg.report.schedule_figure import plot_schedule
-from ssl_seg.rundir import RunDir
+from ssl_seg.run.directory import RunDir
 
 PHASES = (
     "loss.weights={dice: 1.0, focal: 0.0}",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torch_schedulers
 
 from ssl_seg.config import EMAConfig, LengthConfig, OptimConfig
-from ssl_seg.schedules import (
+from ssl_seg.config.schedules import (
     LossPhase,
     LrSchedule,
     acts_at,
@@ -342,5 +342,5 @@ def test_unknown_kinds_are_refused() -> None:
 
 def test_importing_schedules_loads_nothing_heavy() -> None:
     heavy = ("torch", "numpy", "monai", "pydantic")
-    code = f"import sys, ssl_seg.schedules; sys.exit(any(m in sys.modules for m in {heavy}))"
+    code = f"import sys, ssl_seg.config.schedules; sys.exit(any(m in sys.modules for m in {heavy}))"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,8 +13,6 @@ from typing import Any
 import cv2
 import pytest
 
-from ssl_seg.bootstrap import check_copies
-from ssl_seg.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.home import HOME_FOLDER
 from ssl_seg.data.splits.files import load_split, save_split
@@ -23,9 +21,11 @@ from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import read_mask, write_mask
 from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
-from ssl_seg.evaluation import EvaluateRequest, evaluate
-from ssl_seg.rundir import RunDir
-from ssl_seg.seal import OPENINGS, SEALS, Ledger, find_sealed, find_sealed_masks, open_sealed, register_seal
+from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.run.bootstrap import check_copies
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.seal import OPENINGS, SEALS, Ledger, find_sealed, find_sealed_masks, open_sealed, register_seal
 
 SEALED = {"a": "1" * 12, "b": "2" * 12}
 

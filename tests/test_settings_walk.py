@@ -24,23 +24,23 @@ from test_configio import list_settings
 from timm_stand_in import install_timm
 from torch import Tensor
 
-from ssl_seg import training
 from ssl_seg.config import Config
-from ssl_seg.configio import Layer, parse_override
+from ssl_seg.config.layers import Layer, parse_override
 from ssl_seg.data.splits.files import load_split, save_split
 from ssl_seg.errors import SslSegError
-from ssl_seg.lint import idle
-from ssl_seg.lint.conditions import CONDITIONS, Condition, list_derived
 from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.losses.components import bind_options
 from ssl_seg.methods import METHODS
 from ssl_seg.monitor.findings import Verdict
-from ssl_seg.networks import NETWORKS, build_network
-from ssl_seg.preflight import gather_facts
-from ssl_seg.prepare import TrainRequest, make_plan
-from ssl_seg.pretraining.run import pretrain
-from ssl_seg.recorder import Silent
-from ssl_seg.training import train
+from ssl_seg.networks.builders import NETWORKS, build_network
+from ssl_seg.run import training
+from ssl_seg.run.lint import idle
+from ssl_seg.run.lint.conditions import CONDITIONS, Condition, list_derived
+from ssl_seg.run.preflight import gather_facts
+from ssl_seg.run.prepare import TrainRequest, make_plan
+from ssl_seg.run.pretraining.run import pretrain
+from ssl_seg.run.recorder import Silent
+from ssl_seg.run.training import train
 
 BASE: dict[str, Any] = {
     "data": {"patch_size": [32, 32]},

@@ -13,12 +13,10 @@ from matplotlib.figure import Figure
 from sizes import around
 from test_schedule_figure import make_config
 
-from ssl_seg.ablation.cells import CellFolder, read_latest
-from ssl_seg.ablation.execute import CellState
 from ssl_seg.cli import batches
 from ssl_seg.cli.ablation_view import AblationView
 from ssl_seg.cli.comparison import cut_middle
-from ssl_seg.curves import POINTS, compute_curves
+from ssl_seg.config.curves import POINTS, compute_curves
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.store import CaseStore
@@ -26,6 +24,8 @@ from ssl_seg.diagnose.result import ImageFigures, Moments
 from ssl_seg.report.audit_figure import COLUMNS, SHOWN, Sample, _color, choose_cases, plot_audit
 from ssl_seg.report.diagnosis_figures import _MARKERS, _styles
 from ssl_seg.report.probe_figure import _colors
+from ssl_seg.studies.ablation.cells import CellFolder, read_latest
+from ssl_seg.studies.ablation.execute import CellState
 
 # --- pictures -------------------------------------------------------------------------------------------------------
 

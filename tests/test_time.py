@@ -22,16 +22,13 @@ from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
 from torch import nn
 
-from ssl_seg import training
-from ssl_seg.checkpoint import load_checkpoint
-from ssl_seg.cli import main
+from ssl_seg.cli.main import main
 from ssl_seg.config import Config
-from ssl_seg.configio import Layer, build_config
+from ssl_seg.config.layers import Layer, build_config
 from ssl_seg.data.loader import Batch, Probe
 from ssl_seg.engine import timing
 from ssl_seg.engine.loop import Schedule
-from ssl_seg.errors import ConfigError
-from ssl_seg.pace import (
+from ssl_seg.engine.pace import (
     ANY_STEPS,
     FEWEST_MEASURED,
     Pace,
@@ -42,13 +39,16 @@ from ssl_seg.pace import (
     estimate_seconds,
     plan_steps,
 )
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.recorder import Silent
-from ssl_seg.rundir import RunDir
-from ssl_seg.series.cross_validation import CrossValidationRequest, cross_validate
-from ssl_seg.series.directory import renew_minutes
-from ssl_seg.series.label_ladder import LabelLadderRequest, climb_labels
-from ssl_seg.training import TrainResult, train
+from ssl_seg.errors import ConfigError
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.run import training
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.recorder import Silent
+from ssl_seg.run.training import TrainResult, train
+from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
+from ssl_seg.studies.directory import renew_minutes
+from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
 PACE = Pace(step=0.5, look=2.0, reading=3.0, scoring=10.0)
 EARLY = (0, 1, 2, 5, 10, 20, 50)

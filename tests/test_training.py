@@ -21,8 +21,7 @@ from conftest import TINY, train_tiny
 from interruption import HOURS, run
 from score_counts import make_net_score, make_scores
 
-from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
-from ssl_seg.configio import Layer, dump_config, read_layers
+from ssl_seg.config.layers import Layer, dump_config, read_layers
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.splits.files import load_split, save_split
 from ssl_seg.data.splits.split import make_split
@@ -40,12 +39,14 @@ from ssl_seg.errors import (
     SplitError,
     SslSegError,
 )
-from ssl_seg.evaluation import EvaluateRequest, evaluate
+from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import config_of
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.recorder import Silent
-from ssl_seg.rundir import RunDir, hold_directory
-from ssl_seg.training import train
+from ssl_seg.networks.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.recorder import Silent
+from ssl_seg.run.training import train
 
 
 def weights_equal(a: Path, b: Path) -> bool:
@@ -497,9 +498,9 @@ def test_two_processes_agree(particles_dir: Path, tmp_path: Path) -> None:
     code = """
 import hashlib, json, os, sys
 from pathlib import Path
-from ssl_seg.configio import Layer
-from ssl_seg.prepare import TrainRequest
-import ssl_seg.training as training
+from ssl_seg.config.layers import Layer
+from ssl_seg.run.prepare import TrainRequest
+import ssl_seg.run.training as training
 
 captured = {}
 original = training.finish_run

@@ -21,11 +21,9 @@ from test_engine import make_engine
 from test_methods import LOSS, make_batch, make_nets
 from torch import nn
 
-from ssl_seg.bootstrap import check_parent, choose_net, describe_doubt, parent_layer
-from ssl_seg.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from ssl_seg.config import BootstrapConfig, Config
-from ssl_seg.configio import Layer, build_config, to_plain
-from ssl_seg.curves import compute_curves
+from ssl_seg.config.curves import compute_curves
+from ssl_seg.config.layers import Layer, build_config, to_plain
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.engine.ema import EMATeacher
@@ -34,11 +32,13 @@ from ssl_seg.errors import CheckpointError, ConfigError, RefusedError
 from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import Progress as StepProgress
-from ssl_seg.network_parts import PARTS, find_tensors
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.recorder import Silent
-from ssl_seg.training import train
-from ssl_seg.transfer import check_options, load_student, load_teacher
+from ssl_seg.networks.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from ssl_seg.networks.parts import PARTS, find_tensors
+from ssl_seg.run.bootstrap import check_parent, choose_net, describe_doubt, parent_layer
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.recorder import Silent
+from ssl_seg.run.training import train
+from ssl_seg.run.transfer import check_options, load_student, load_teacher
 
 BASE = {
     "data": {"label_values": [0, 1], "channels": 1, "patch_size": [64, 64], "foreground_ratio": 0.0},

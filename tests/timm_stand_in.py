@@ -1,4 +1,4 @@
-"""A stand-in for the package timm, with what ``ssl_seg.encoders.timm_models`` calls of it."""
+"""A stand-in for the package timm, with what ``ssl_seg.networks.encoders.timm_models`` calls of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from ssl_seg.encoders.unet import PHOTO_MEAN, PHOTO_STD
+from ssl_seg.networks.encoders.unet import PHOTO_MEAN, PHOTO_STD
 
 STRIDES = {"resnet18": (2, 4, 8, 16, 32), "coarse": (4, 8, 16, 32), "odd": (3, 6), "vit": ()}
 

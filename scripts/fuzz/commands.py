@@ -21,7 +21,7 @@ import yaml
 from numpy.typing import NDArray
 
 from fuzz.datasets import IGNORED, DataSet, make_dataset
-from ssl_seg.cli import main
+from ssl_seg.cli.main import main
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.errors import SslSegError

@@ -14,7 +14,7 @@ import monai.inferers
 import torch
 from torch import Tensor, nn
 
-import ssl_seg.training
+import ssl_seg.run.training
 from ssl_seg.data.loader import PatchSource, Probe
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
@@ -45,7 +45,7 @@ def negate_loss() -> AbstractContextManager[None]:
 
         return make_loss
 
-    return _replaced(ssl_seg.training, "make_supervised_loss", make)
+    return _replaced(ssl_seg.run.training, "make_supervised_loss", make)
 
 
 def change_network(change: Callable[[nn.Module], None]) -> AbstractContextManager[None]:
@@ -59,7 +59,7 @@ def change_network(change: Callable[[nn.Module], None]) -> AbstractContextManage
 
         return start_network
 
-    return _replaced(ssl_seg.training, "start_network", make)
+    return _replaced(ssl_seg.run.training, "start_network", make)
 
 
 def trap_bias(log_odds: float = BIAS) -> AbstractContextManager[None]:
@@ -103,7 +103,7 @@ def change_probes(change: Callable[[Tensor], Tensor]) -> AbstractContextManager[
 
         return make_probe
 
-    return _replaced(ssl_seg.training, "make_probe", make)
+    return _replaced(ssl_seg.run.training, "make_probe", make)
 
 
 def invert_contrast_at_prediction() -> AbstractContextManager[None]:
@@ -199,7 +199,7 @@ def add_entropy() -> AbstractContextManager[None]:
 
         return make_method
 
-    return _replaced(ssl_seg.training, "make_method", make)
+    return _replaced(ssl_seg.run.training, "make_method", make)
 
 
 def jump_lr(at: int, factor: float) -> AbstractContextManager[None]:

@@ -18,11 +18,11 @@ import numpy as np
 import tifffile
 
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
-from ssl_seg.metrics import compute_trivial_f1
 from ssl_seg.monitor.evidence import Evidence, Figures, Phase, summarize
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.signals import PROB_BINS, QUANTILES, Signals
 from ssl_seg.monitor.verdicts import judge
+from ssl_seg.scores.metrics import compute_trivial_f1
 
 
 @dataclass(frozen=True)

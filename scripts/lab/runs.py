@@ -16,16 +16,16 @@ from unittest import mock
 import cv2
 import numpy as np
 
-from ssl_seg.checkpoint import load_checkpoint
-from ssl_seg.configio import Layer
+from ssl_seg.config.layers import Layer
 from ssl_seg.data import synthetic
 from ssl_seg.monitor import watch
 from ssl_seg.monitor.evidence import Evidence, Figures, summarize
 from ssl_seg.monitor.findings import Finding, Verdict
 from ssl_seg.monitor.verdicts import judge
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.rundir import RunDir
-from ssl_seg.training import train
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.training import train
 
 Nested = Mapping[str, Any]
 

@@ -19,17 +19,17 @@ import torch
 
 import ssl_seg.methods.mean_teacher
 import ssl_seg.methods.supervised
-import ssl_seg.training
+import ssl_seg.run.training
 from lab import injections
 from lab.runs import Nested, map_runs, read_run, run_training, write_particles, write_sheets
-from ssl_seg.checkpoint import load_checkpoint
-from ssl_seg.configio import Layer
+from ssl_seg.config.layers import Layer
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.loop import BatchesFrom, LoopResult, LoopStart, LrAt, Schedule
 from ssl_seg.engine.window import Window
 from ssl_seg.monitor.watch import Monitor
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.training import train
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.training import train
 
 DEFAULT: Nested = {
     "network": {"name": "dynunet"},
@@ -188,7 +188,7 @@ def run_all_harmless(out: Path, seeds: Sequence[int] = range(10), workers: int =
 
 
 def _replace_loop(loop: Any) -> AbstractContextManager[Any]:
-    return mock.patch.object(ssl_seg.training, "run_loop", loop)
+    return mock.patch.object(ssl_seg.run.training, "run_loop", loop)
 
 
 def _step_barely(

@@ -13,10 +13,10 @@ from ssl_seg.cli.console import show
 from ssl_seg.cli.numbers import NOT_NEGATIVE, number
 
 if TYPE_CHECKING:
-    from ssl_seg.ablation.execute import Launcher
-    from ssl_seg.ablation.results import Cell, CellResult
-    from ssl_seg.ablation.spec import AblationSpec, ScoreConfig
-    from ssl_seg.ablation.summary import AblationSummary
+    from ssl_seg.studies.ablation.execute import Launcher
+    from ssl_seg.studies.ablation.results import Cell, CellResult
+    from ssl_seg.studies.ablation.spec import AblationSpec, ScoreConfig
+    from ssl_seg.studies.ablation.summary import AblationSummary
 
 
 GPUS_PER_CELL = typer.Option(
@@ -71,13 +71,13 @@ def ablate(
     A cell is known by the content of its settings: a second call trains only what is missing, also after a crash.
     Exit code 2 when a cell failed.
     """
-    from ssl_seg.ablation.cells import check_place, is_planned_for_gpu, open_folder, read_result, write_cells
-    from ssl_seg.ablation.spec import find_data_root, find_spec, read_spec
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.run_settings import announce_loading, check_paths
-    from ssl_seg.configio import Layer, nest
+    from ssl_seg.config.layers import Layer, nest
     from ssl_seg.errors import RunDirError
-    from ssl_seg.rundir import name_data
+    from ssl_seg.run.directory import name_data
+    from ssl_seg.studies.ablation.cells import check_place, is_planned_for_gpu, open_folder, read_result, write_cells
+    from ssl_seg.studies.ablation.spec import find_data_root, find_spec, read_spec
 
     wanted = read_spec(spec, _read_options(labels, more, data, steps, part, metric, set_))
     root = find_data_root(wanted)
@@ -85,7 +85,7 @@ def ablate(
     check_paths([Layer("data.root", nest("data.root", root))])
     check_place(place)
     announce_loading()
-    from ssl_seg.ablation.resolve import resolve_cells
+    from ssl_seg.studies.ablation.resolve import resolve_cells
 
     first = is_planned_for_gpu(place)
     gpu = first if first is not None else bool(gpus_per_cell) if ray is not None else bool(_find_gpus())
@@ -116,8 +116,8 @@ def ablate(
 
 
 def _run_cells(cells: Sequence[Cell], place: Path, wanted: ScoreConfig, launcher: Launcher) -> None:
-    from ssl_seg.ablation.execute import execute
     from ssl_seg.cli.ablation_view import AblationView
+    from ssl_seg.studies.ablation.execute import execute
 
     try:
         with AblationView() as view:
@@ -138,7 +138,7 @@ def _read_options(
 ) -> list[Any]:
     """Return the options as layers over the file of the ablation."""
     from ssl_seg.cli.run_settings import parse_labels
-    from ssl_seg.configio import Layer, merge_layers, nest, parse_override
+    from ssl_seg.config.layers import Layer, merge_layers, nest, parse_override
     from ssl_seg.errors import ConfigError
 
     if more and not labels:
@@ -160,13 +160,13 @@ def _read_options(
 def _make_launcher(
     workers: int | None, ray: str | None, cpus_per_cell: int | None, gpus_per_cell: float | None
 ) -> Launcher:
-    from ssl_seg.ablation.local import LocalLauncher
-    from ssl_seg.machine import count_cores
+    from ssl_seg.engine.machine import count_cores
+    from ssl_seg.studies.ablation.local import LocalLauncher
 
     if ray is None:
         gpus = _find_gpus()
         return LocalLauncher(workers or len(gpus) or max(1, count_cores() // 2), gpus)
-    from ssl_seg.ablation.ray_cluster import RayLauncher
+    from ssl_seg.studies.ablation.ray_cluster import RayLauncher
 
     return RayLauncher(ray, cpus_per_cell or 1, gpus_per_cell or 0.0)
 
@@ -195,11 +195,11 @@ def _print_cells(cells: Sequence[Cell], results: Sequence[CellResult]) -> None:
 
 def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_json: bool) -> None:
     """Write table, rows and figures beside the cells, and print the table."""
-    from ssl_seg.ablation.summary import summarize
     from ssl_seg.cli.console import print_table
+    from ssl_seg.files import to_finite, write_json, write_text
     from ssl_seg.report.ablation_figures import plot_ablation
     from ssl_seg.report.ablation_tables import format_cells_csv, format_latex, format_markdown, make_arm_table
-    from ssl_seg.rundir import to_finite, write_json, write_text
+    from ssl_seg.studies.ablation.summary import summarize
 
     score = spec.score
     summary = summarize(results, score.metric, spec.baseline, part=score.part, checkpoint=score.checkpoint)

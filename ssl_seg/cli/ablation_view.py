@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress, TaskID
 
-    from ssl_seg.ablation.execute import CellState, Stage
+    from ssl_seg.studies.ablation.execute import CellState, Stage
 
 INTERVAL = 30.0
 """Seconds between plain lines where stderr is no terminal."""

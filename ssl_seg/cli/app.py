@@ -36,7 +36,7 @@ data_app = typer.Typer(help="Audit data sets and batches; import labels; make sy
 split_app = typer.Typer(help="Make and check splits: labeled fractions, validation, sealed test.", no_args_is_help=True)
 config_app = typer.Typer(help="Show and check configurations.", no_args_is_help=True)
 
-app.command("demo")(training.demo)
+app.command("demo")(commands.demo)
 app.command("pretrain")(pretraining.pretrain)
 app.command("train")(check_used("train", training.train))
 app.command("ladder")(ladder.ladder)

@@ -51,10 +51,10 @@ def data_batches(
     check_data(data)
     layers = make_layers(config, {"data": data, "labels": labels, "accelerator": accelerator}, set_)
     announce("loading PyTorch")
-    from ssl_seg.batch_audit import compute_expected, measure_batch, summarize_batches
-    from ssl_seg.preflight import check_layers
-    from ssl_seg.prepare import TrainRequest, make_plan
-    from ssl_seg.sources import device_of, make_source, open_store
+    from ssl_seg.diagnose.batches import compute_expected, measure_batch, summarize_batches
+    from ssl_seg.run.preflight import check_layers
+    from ssl_seg.run.prepare import TrainRequest, make_plan
+    from ssl_seg.run.sources import device_of, make_source, open_store
 
     check_layers(layers)
     track = TerminalConsole().track

@@ -17,11 +17,12 @@ def find_checkpoint(path: Path) -> Path:
         RunDirError: for a ladder without a network to use, or the directory of an ablation or a pre-training.
         CheckpointError: for a path at which there is no checkpoint.
     """
-    from ssl_seg.ablation.cells import MARKER
     from ssl_seg.errors import RunDirError
-    from ssl_seg.rundir import PRETRAINING_FILE, RunDir, check_checkpoint_file, describe_pretraining
-    from ssl_seg.series.label_rungs import load_ladder
-    from ssl_seg.series.markers import LADDER_FILE, is_cross_validation
+    from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE, check_checkpoint_file, describe_pretraining
+    from ssl_seg.results.markers import LADDER_FILE, is_cross_validation
+    from ssl_seg.run.directory import RunDir
+    from ssl_seg.studies.ablation.cells import MARKER
+    from ssl_seg.studies.label_rungs import load_ladder
 
     if (path / PRETRAINING_FILE).is_file():
         raise RunDirError(describe_pretraining(path))
@@ -53,10 +54,10 @@ def check_resumed(path: Path) -> None:
     Raises:
         RunDirError: for that of a ladder, an ablation or a pre-training, with the command that goes on with it.
     """
-    from ssl_seg.ablation.cells import MARKER
     from ssl_seg.errors import RunDirError, quote
-    from ssl_seg.rundir import PRETRAINING_FILE
-    from ssl_seg.series.markers import LADDER_FILE
+    from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
+    from ssl_seg.results.markers import LADDER_FILE
+    from ssl_seg.studies.ablation.cells import MARKER
 
     if (path / PRETRAINING_FILE).is_file():
         raise RunDirError(f"{path} is a pre-training: continue it with ssl-seg pretrain --resume {quote(path)}")

@@ -10,10 +10,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from ssl_seg.cli import INTERRUPTED
 from ssl_seg.cli.checkpoints import find_checkpoint, name_checkpoints
 from ssl_seg.cli.comparison import add_differences, print_comparison, print_evaluation, print_folds
-from ssl_seg.cli.console import TerminalConsole, announce, show
+from ssl_seg.cli.console import INTERRUPTED, TerminalConsole, announce, show
 from ssl_seg.cli.data_settings import ACCELERATOR, CASE_NAMES, SET, Accelerator, read_data_settings
 from ssl_seg.cli.numbers import FROM_0_TO_0_9, POSITIVE, PROBABILITY, number, parse_numbers
 from ssl_seg.cli.places import check_data, check_figure
@@ -63,7 +62,7 @@ def evaluate(
     """
     from ssl_seg.data.splits.files import load_split
     from ssl_seg.errors import ConfigError
-    from ssl_seg.rundir import to_finite
+    from ssl_seg.files import to_finite
 
     if test and all_:
         raise ConfigError(
@@ -78,8 +77,8 @@ def evaluate(
     if split is not None:
         load_split(split)
     announce(f"loading PyTorch and {name_checkpoints(found)}")
-    from ssl_seg.evaluation import EvaluateRequest
-    from ssl_seg.evaluation import evaluate as run_evaluation
+    from ssl_seg.results.evaluation import EvaluateRequest
+    from ssl_seg.results.evaluation import evaluate as run_evaluation
 
     console = TerminalConsole()
     request = EvaluateRequest(
@@ -150,15 +149,15 @@ def predict(
 
     Images that cannot be predicted are named at the end. The same command goes on after an interruption.
     """
-    from ssl_seg.mask_files import check_places
+    from ssl_seg.results.mask_files import check_places
 
     networks = [find_checkpoint(path) for path in (checkpoint, *(with_ or ()))]
     sizes = None if spacing is None else parse_numbers("--spacing", [spacing], POSITIVE, "2.5,1,1", (2, 3))
     check_places(source, output)
     try:
         announce(f"loading PyTorch and {name_checkpoints(networks)}")
-        from ssl_seg.prediction import PredictRequest
-        from ssl_seg.prediction import predict as run_prediction
+        from ssl_seg.results.prediction import PredictRequest
+        from ssl_seg.results.prediction import predict as run_prediction
 
         request = PredictRequest(
             networks[0],
@@ -219,3 +218,19 @@ def make_synthetic(
 
     write_dataset(out, kind, count, labeled=labeled, seed=seed)
     show(f"wrote {count} images and {count if labeled is None else labeled} masks to {out}")
+
+
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory to create for the runs and the picture.", show_default="runs/demo, -2, ..."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of each training.", min=20, max=10**9)] = 100,
+) -> None:
+    """Show the main job on synthetic particles: 1 % labels, then 10 % from that start, beside a supervised baseline."""
+    from ssl_seg.cli.run_settings import announce_loading
+
+    announce_loading()
+    from ssl_seg.cli.demo import run_demo
+
+    run_demo(out, steps)

@@ -19,7 +19,7 @@ def add_differences(result: dict[str, Any]) -> dict[str, Any]:
     cases, with its paired 95 % interval over cases; None in the first row."""
     import numpy as np
 
-    from ssl_seg.intervals import draw_resamples, estimate_difference
+    from ssl_seg.scores.intervals import draw_resamples, estimate_difference
 
     counts = [np.array([[case["counts"] for case in row["cases"]]]) for row in result["rows"]]
     rows = [{**result["rows"][0], "difference": None}]

@@ -11,8 +11,8 @@ from ssl_seg.cli.console import announce, show
 from ssl_seg.cli.places import check_data, check_figure
 
 if TYPE_CHECKING:
-    from ssl_seg.configio import Layer
-    from ssl_seg.prepare import Plan
+    from ssl_seg.config.layers import Layer
+    from ssl_seg.run.prepare import Plan
 
 DATA = typer.Option(help="Folder or manifest to plan for, or synthetic:particles|sheets.")
 SET = typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.")
@@ -27,18 +27,18 @@ def config_show(
     ] = None,
 ) -> None:
     """Print every setting of a run with the place it comes from: default, plan, file or option."""
-    from ssl_seg.configio import flatten, to_plain
+    from ssl_seg.config.layers import flatten, to_plain
 
     check_figure(plot, "--plot")
     layers = _read(file, data, set_)
-    from ssl_seg.preflight import check_layers
+    from ssl_seg.run.preflight import check_layers
 
     check_layers(layers)
     plan = _plan(layers)
     for key, value in flatten(to_plain(plan.config)):
         show(f"{f'{key}: {value}':<60} # {plan.sources.get(key, 'default')}")
     if plot is not None:
-        from ssl_seg.curves import compute_curves
+        from ssl_seg.config.curves import compute_curves
         from ssl_seg.report.schedule_figure import plot_schedule
 
         plot_schedule(compute_curves(plan.config), plot, file or "planned from the data")
@@ -58,12 +58,12 @@ def config_check(
     Exit code 2 for an error. What depends on settings that are planned from the data, and the split, is checked with
     --data only.
     """
-    from ssl_seg.configio import check_partial, find_config
+    from ssl_seg.config.layers import check_partial, find_config
     from ssl_seg.data.findings import describe_finding
 
     layers = _read(file, data, set_)
-    from ssl_seg.lint import lint
-    from ssl_seg.preflight import check_layers, check_with_data, gather_facts
+    from ssl_seg.run.lint import lint
+    from ssl_seg.run.preflight import check_layers, check_with_data, gather_facts
 
     check_layers(layers)
     if data is None:
@@ -95,6 +95,6 @@ def _read(file: str | None, data: str | None, overrides: list[str] | None) -> tu
 
 def _plan(layers: tuple[Layer, ...]) -> Plan:
     from ssl_seg.cli.console import track
-    from ssl_seg.prepare import TrainRequest, make_plan
+    from ssl_seg.run.prepare import TrainRequest, make_plan
 
     return make_plan(TrainRequest(layers), lambda items, total: track(items, total, "reading cases"))

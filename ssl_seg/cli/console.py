@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from ssl_seg.monitor.findings import Verdict
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 INTERVAL = 10.0
 """Seconds between plain progress lines where stderr is no terminal."""
 _ANY_WIDTH = 10_000

@@ -36,7 +36,7 @@ def read_data_settings(overrides: Sequence[str] | None, names: Sequence[str] = C
     Raises:
         ConfigError: for a value that is not of its kind, or any other setting.
     """
-    from ssl_seg.configio import check_partial, flatten, merge_layers, parse_override
+    from ssl_seg.config.layers import check_partial, flatten, merge_layers, parse_override
     from ssl_seg.errors import ConfigError
 
     layers = [parse_override(text) for text in overrides or []]

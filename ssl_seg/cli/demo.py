@@ -9,11 +9,12 @@ import typer
 from ssl_seg.cli.console import TerminalConsole, show
 from ssl_seg.cli.pictures import draw_cases
 from ssl_seg.cli.training import print_scores
-from ssl_seg.configio import Layer
-from ssl_seg.evaluation import EvaluateRequest, evaluate
-from ssl_seg.prepare import TrainRequest
-from ssl_seg.rundir import check_free, next_free
-from ssl_seg.training import TrainResult, train
+from ssl_seg.config.layers import Layer
+from ssl_seg.files import next_free
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.run.directory import check_free
+from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.training import TrainResult, train
 
 SETTINGS = {
     "data": {"root": "synthetic:particles", "patch_size": [96, 96]},

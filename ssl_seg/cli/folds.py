@@ -12,8 +12,8 @@ from ssl_seg.cli.console import show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
-    from ssl_seg.configio import Layer
-    from ssl_seg.series.fold_runs import CrossValidation, FoldRun
+    from ssl_seg.config.layers import Layer
+    from ssl_seg.results.folds import CrossValidation, FoldRun
 
 
 def check_folds(
@@ -30,7 +30,7 @@ def check_folds(
     Raises:
         ConfigError: the first thing that is wrong.
     """
-    from ssl_seg.configio import merge_layers
+    from ssl_seg.config.layers import merge_layers
     from ssl_seg.errors import ConfigError
 
     if folds is None and fold is None:
@@ -57,7 +57,7 @@ def check_folds(
 
 def is_folds(path: Path) -> bool:
     """Return whether this is the directory of a cross-validation."""
-    from ssl_seg.series.markers import is_cross_validation
+    from ssl_seg.results.markers import is_cross_validation
 
     return is_cross_validation(path)
 
@@ -66,9 +66,9 @@ def run_folds(
     layers: tuple[Layer, ...], out: Path | None, resume: Path | None, epochs: int | None, minutes: float | None
 ) -> None:
     """Train the folds, or go on with them, and print the table; the exit code says how it ended."""
-    from ssl_seg.cli import is_main_process
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.series.cross_validation import CrossValidationRequest, cross_validate
+    from ssl_seg.engine.machine import is_main_process
+    from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
 
     result = cross_validate(CrossValidationRequest(layers, out, resume, epochs, minutes), TerminalConsole())
     if not is_main_process():
@@ -85,8 +85,8 @@ def run_folds(
 def _report(result: CrossValidation) -> None:
     from ssl_seg.cli.comparison import describe_absent
     from ssl_seg.cli.console import print_table
-    from ssl_seg.series.fold_runs import summarize_folds
-    from ssl_seg.series.markers import FOLDS_FILE
+    from ssl_seg.results.folds import summarize_folds
+    from ssl_seg.results.markers import FOLDS_FILE
 
     summary = summarize_folds(result.folds)
     over_all = summary["better"]["out_of_fold"]

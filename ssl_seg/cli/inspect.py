@@ -25,7 +25,7 @@ def methods() -> None:
 def networks() -> None:
     """List the networks, and what their patch sizes must be multiples of."""
     announce("loading PyTorch")
-    from ssl_seg.networks import NETWORKS
+    from ssl_seg.networks.builders import NETWORKS
 
     for name, spec in NETWORKS.items():
         divisors = ", ".join(
@@ -37,8 +37,8 @@ def networks() -> None:
 def losses() -> None:
     """List the loss components with their options, the consistency distances, and the presets."""
     announce("loading PyTorch")
+    from ssl_seg.config.presets import PRESETS
     from ssl_seg.losses import CONSISTENCY, LOSSES, list_options
-    from ssl_seg.presets import PRESETS
 
     typer.echo("Components: loss.weights.NAME; their options: loss.options.NAME.OPTION.")
     typer.echo("With fp_cost and fn_cost, a component takes loss.fp_cost and loss.fn_cost.\n")

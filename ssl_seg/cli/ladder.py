@@ -12,7 +12,7 @@ from ssl_seg.cli.data_settings import GROUPS, UNLABELED
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
-    from ssl_seg.series.label_rungs import LabelLadder, Rung
+    from ssl_seg.studies.label_rungs import LabelLadder, Rung
 
 
 def ladder(
@@ -78,10 +78,10 @@ def ladder(
     given = {name: value for name, value in locals().items() if name != "labels"}  # those are of the rungs
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers, parse_labels
+    from ssl_seg.engine.pace import check_length
     from ssl_seg.errors import ConfigError
-    from ssl_seg.pace import check_length
-    from ssl_seg.series.label_rungs import check_labels, load_ladder
-    from ssl_seg.series.markers import LADDER_FILE, check_free_for
+    from ssl_seg.results.markers import LADDER_FILE, check_free_for
+    from ssl_seg.studies.label_rungs import check_labels, load_ladder
 
     if more and not labels:
         raise ConfigError(f"{more[0]} is not expected here: give the rungs as --labels 0.01 0.10 1.0")
@@ -96,7 +96,7 @@ def ladder(
     if out is not None:
         check_free_for(LADDER_FILE, out, "ssl-seg ladder --resume")
     announce_loading()
-    from ssl_seg.series.label_ladder import LabelLadderRequest, climb_labels
+    from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
     request = LabelLadderRequest(wanted, layers, out, resume, gate, force, epochs, minutes)
     _report(climb_labels(request, TerminalConsole()))
@@ -104,8 +104,8 @@ def ladder(
 
 def _report(result: LabelLadder) -> None:
     """Print how far the ladder has come, and end with the exit code that says so."""
-    from ssl_seg.cli import is_main_process
-    from ssl_seg.series.markers import LADDER_FILE
+    from ssl_seg.engine.machine import is_main_process
+    from ssl_seg.results.markers import LADDER_FILE
 
     if not is_main_process():
         return

@@ -8,11 +8,11 @@ from typing import Any
 
 from ssl_seg.data.catalog import pass_through
 from ssl_seg.data.views.transforms import blacken_gaps
-from ssl_seg.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.inference.model import open_model
-from ssl_seg.precision import choose_device_if_given
+from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.report.figures import Panel, plot_predictions, to_gray
-from ssl_seg.sources import open_store
+from ssl_seg.results.evaluation import EvaluateRequest, open_catalog_for
+from ssl_seg.run.sources import open_store
 
 
 def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, count: int = 5) -> None:

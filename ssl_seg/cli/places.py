@@ -14,7 +14,7 @@ def check_figure(path: Path | None, option: str = "--figure") -> None:
         DataError: for a file that exists, an unknown suffix, or a folder that cannot be written.
     """
     from ssl_seg.errors import DataError
-    from ssl_seg.rundir import find_obstacle
+    from ssl_seg.files import find_obstacle
 
     if path is None:
         return

@@ -48,16 +48,16 @@ def pretrain(
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers
     from ssl_seg.errors import RunDirError
-    from ssl_seg.rundir import PRETRAINING_FILE
+    from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
 
     layers = make_layers(config, given, set_)
     check_paths(layers, out=out, resume=resume)
     if resume is not None and not (resume / PRETRAINING_FILE).is_file():
         raise RunDirError(f"{resume} is no pre-training: continue it with ssl-seg train --resume {quote(resume)}")
     announce_loading()
-    from ssl_seg.prepare import TrainRequest
-    from ssl_seg.pretraining.run import PICTURES
-    from ssl_seg.pretraining.run import pretrain as run_pretraining
+    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.pretraining.run import PICTURES
+    from ssl_seg.run.pretraining.run import pretrain as run_pretraining
 
     result = run_pretraining(TrainRequest(layers, out, resume), TerminalConsole())
     path = quote(result.run.path)

@@ -14,7 +14,7 @@ from ssl_seg.cli.data_settings import ACCELERATOR, Accelerator
 from ssl_seg.cli.places import check_data, check_figure
 
 if TYPE_CHECKING:
-    from ssl_seg.loss_probe import LossProbe, StateProbe
+    from ssl_seg.diagnose.loss_probe import LossProbe, StateProbe
 
 PREDICTION_TITLES = {
     "all_negative": "all negative",
@@ -45,7 +45,7 @@ def probe_loss(
     """Question a loss before a training: its trivial solutions, conflicts, gradient shares, and what each cost does."""
     from ssl_seg.cli.checkpoints import find_checkpoint
     from ssl_seg.cli.run_settings import make_layers
-    from ssl_seg.configio import Layer, nest
+    from ssl_seg.config.layers import Layer, nest
     from ssl_seg.data.findings import describe_finding, findings_to_dict
 
     check_figure(figure)
@@ -53,10 +53,10 @@ def probe_loss(
     checkpoint = None if checkpoint is None else find_checkpoint(checkpoint)
     layers = make_layers(config, {"data": data, "accelerator": accelerator}, set_)
     announce("loading PyTorch" + ("" if checkpoint is None else f" and {checkpoint}"))
-    from ssl_seg.checkpoint import load_checkpoint
-    from ssl_seg.loss_probe import ProbeRequest, check_probe
-    from ssl_seg.loss_probe import probe_loss as run_probe
-    from ssl_seg.precision import has_device
+    from ssl_seg.diagnose.loss_probe import ProbeRequest, check_probe
+    from ssl_seg.diagnose.loss_probe import probe_loss as run_probe
+    from ssl_seg.networks.checkpoint import load_checkpoint
+    from ssl_seg.networks.precision import has_device
     from ssl_seg.report.probe_figure import plot_probe
 
     if config is None and checkpoint is not None:  # then the checkpoint's own settings and data
@@ -96,7 +96,7 @@ def _print(probe: LossProbe) -> None:
 def _print_components(probe: LossProbe, state: StateProbe) -> None:
     """Print values, gradient norm and, for each phase, the share of the weights and that of the gradients."""
     from ssl_seg.cli.console import print_table
-    from ssl_seg.loss_probe.findings import compute_total, compute_weight_shares
+    from ssl_seg.diagnose.loss_probe.findings import compute_total, compute_weight_shares
 
     columns = ["component", *PREDICTION_TITLES.values(), "network", "|gradient|"]
     for phase in probe.phases:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_seg.cli.numbers import POSITIVE, number, parse_numbers, split_words
 
 if TYPE_CHECKING:
-    from ssl_seg.configio import Layer
+    from ssl_seg.config.layers import Layer
 
 KEYS = {
     "--data": "data.root",
@@ -48,7 +48,7 @@ def make_layers(config: str | None, given: Mapping[str, Any], overrides: list[st
     Raises:
         ConfigError: for a file that cannot be read, or a ``--set`` without ``=``.
     """
-    from ssl_seg.configio import Layer, nest, parse_override, read_layers
+    from ssl_seg.config.layers import Layer, nest, parse_override, read_layers
 
     layers = [] if config is None else read_layers(config)
     values = {name: given.get(name.removeprefix("--").replace("-", "_")) for name in KEYS}
@@ -70,9 +70,9 @@ def check_paths(layers: Sequence[Layer], *, out: Path | None = None, resume: Pat
     Raises:
         SslSegError: for data or a split that do not exist, an ``out`` that does, a ``resume`` that is no run.
     """
-    from ssl_seg.configio import flatten, merge_layers
+    from ssl_seg.config.layers import flatten, merge_layers
     from ssl_seg.data.synthetic import is_synthetic
-    from ssl_seg.rundir import check_free, open_run_dir
+    from ssl_seg.run.directory import check_free, open_run_dir
 
     merged, _ = merge_layers(layers)
     values = dict(flatten(merged))
@@ -93,8 +93,8 @@ def check_paths(layers: Sequence[Layer], *, out: Path | None = None, resume: Pat
 
 def announce_loading() -> None:
     """Say that the network library is being loaded, which takes seconds; of several processes, the first says it."""
-    from ssl_seg.cli import is_main_process
     from ssl_seg.cli.console import announce
+    from ssl_seg.engine.machine import is_main_process
 
     if is_main_process():
         announce("loading PyTorch")

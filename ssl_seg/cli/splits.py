@@ -62,7 +62,7 @@ def split_make(
     from ssl_seg.data.splits.quality import check_split
     from ssl_seg.data.splits.split import make_folds, make_split
     from ssl_seg.errors import ConfigError
-    from ssl_seg.seal import register_seal
+    from ssl_seg.run.seal import register_seal
 
     if more and not labels:
         raise ConfigError(f"{more[0]} is not expected here: give fractions as --labels 0.01 0.10 1.0")

@@ -13,8 +13,8 @@ from ssl_seg.cli.run_settings import parse_label_amount
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
-    from ssl_seg.prepare import TrainRequest
-    from ssl_seg.training import TrainResult
+    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.training import TrainResult
 
 
 def train(
@@ -95,9 +95,9 @@ def train(
     from ssl_seg.cli.checkpoints import check_resumed, find_checkpoint
     from ssl_seg.cli.folds import check_folds, is_folds, run_folds
     from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers
+    from ssl_seg.engine.pace import check_length
     from ssl_seg.errors import ConfigError
-    from ssl_seg.pace import check_length
-    from ssl_seg.series.markers import FOLDS_FILE, check_free_for
+    from ssl_seg.results.markers import FOLDS_FILE, check_free_for
 
     number = int(fold) if fold is not None and fold.isdecimal() else None
     layers = make_layers(config, given | {"fold": number}, set_)
@@ -117,30 +117,14 @@ def train(
     check_paths(layers, out=out, resume=resume)
     parent = None if bootstrap is None else find_checkpoint(bootstrap)
     announce_loading()
-    from ssl_seg.prepare import TrainRequest
+    from ssl_seg.run.prepare import TrainRequest
 
     _run(TrainRequest(layers, out, parent, resume, force=force, epochs=epochs, minutes=minutes))
 
 
-def demo(
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Directory to create for the runs and the picture.", show_default="runs/demo, -2, ..."),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of each training.", min=20, max=10**9)] = 100,
-) -> None:
-    """Show the main job on synthetic particles: 1 % labels, then 10 % from that start, beside a supervised baseline."""
-    from ssl_seg.cli.run_settings import announce_loading
-
-    announce_loading()
-    from ssl_seg.cli.demo import run_demo
-
-    run_demo(out, steps)
-
-
 def _run(request: TrainRequest) -> None:
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.training import train as run_training
+    from ssl_seg.run.training import train as run_training
 
     result = run_training(request, TerminalConsole())
     if not result.is_main:

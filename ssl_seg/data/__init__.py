@@ -1,1 +1,1 @@
-"""Finding, reading, splitting and sampling cases. Everything that knows about files or batches."""
+"""Find, read, audit, split and sample cases. All that knows image files; nothing that knows networks."""

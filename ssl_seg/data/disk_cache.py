@@ -29,7 +29,7 @@ from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.resample import find_shape, resample_image, resample_labels
 from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
-from ssl_seg.rundir import atomic_write
+from ssl_seg.files import atomic_write
 
 WORTH_A_COPY = 2**20
 """Decoded bytes from which on a copy pays: below, decoding takes a few milliseconds."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ssl_seg.data.content import is_constant
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.home import list_places
-from ssl_seg.rundir import atomic_write
+from ssl_seg.files import atomic_write
 
 Vectors = NDArray[np.floating]
 Numbers = NDArray[np.int64]

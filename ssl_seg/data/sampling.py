@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import floor, inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from ssl_seg.data.store import Voxels
-
+from ssl_seg.data.boxes import Voxels
 
 _PASSES = 16
 """Orders that are remembered: of 1,000,000 cases one takes 8 MB, and 30 ms to make."""

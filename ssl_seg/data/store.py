@@ -6,7 +6,7 @@ Shapes: C channels, *S spatial = (Z, Y, X) or (Y, X), *P a patch.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.blocks import iterate_blocks
+from ssl_seg.data.boxes import BoxReader, Voxels
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.disk_cache import DiskCache, Grid, open_copy
 from ssl_seg.data.facts import OpenedCase, open_case
@@ -31,31 +32,6 @@ from ssl_seg.labels import IGNORE_INDEX, to_target
 FOREGROUND_POINTS = 4096
 """Voxels of each foreground class that are remembered as possible centers of patches: all, or of twice as many and more
 a random one of every n, at least this many and fewer than twice as many."""
-
-
-@dataclass(frozen=True)
-class BoxReader:
-    """An array that is read from its file box by box: ``reader[:, a:b, c:d]`` reads that box."""
-
-    stored: Stored
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    convert: Callable[[NDArray[Any]], NDArray[Any]]
-    beside: Stored | None = None
-    """What ``convert`` gets the same box of as well."""
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        """Return ``array[key]``; the key ends in one slice for each spatial axis."""
-        return self.convert(*(part.read(key[1:]) for part in (self.stored, self.beside) if part is not None))
-
-
-Voxels = NDArray[Any] | BoxReader
-"""An array in memory, or one that is read by box."""
 
 
 @dataclass(frozen=True)

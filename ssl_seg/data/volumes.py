@@ -50,7 +50,7 @@ from ssl_seg.data.formats.tiff import write_tiff
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.errors import DataError, did_you_mean, name_examples
-from ssl_seg.rundir import atomic_write
+from ssl_seg.files import atomic_write
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -1,1 +1,1 @@
-"""The examination of a checkpoint, or of a folder of predictions: what was measured, the verdict, and why."""
+"""Examine a checkpoint, predictions, a loss or batches: measurements, verdict, causes. Drawing is report's."""

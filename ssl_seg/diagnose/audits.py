@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from ssl_seg.diagnose.result import Conclusion
-from ssl_seg.diagnose.shapes import FEWEST, SAME, find_same, format_shape
 from ssl_seg.diagnose.tally import Tally
 from ssl_seg.monitor.catalog import CODES, limit, make_finding
 from ssl_seg.monitor.findings import Finding, Level, Verdict
 from ssl_seg.monitor.network_rules import find_trivial_images
+from ssl_seg.scores.sameness import FEWEST, SAME, find_same, format_shape
 
 CONSTANT = ("constant_output", "uniform_ratio", "equal_statistics")
 """Codes of a network that does not look at its input."""

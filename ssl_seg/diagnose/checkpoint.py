@@ -35,15 +35,15 @@ from ssl_seg.diagnose.result import Diagnosis, Example, Part
 from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.errors import ConfigError, DataError
-from ssl_seg.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.inference.model import NETS, Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.monitor.actions import read_context
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.verdicts import conclude, judge
-from ssl_seg.precision import choose_device_if_given
-from ssl_seg.seal import find_sealed
-from ssl_seg.sources import open_store
+from ssl_seg.networks.precision import choose_device_if_given
+from ssl_seg.results.evaluation import EvaluateRequest, open_catalog_for
+from ssl_seg.run.seal import find_sealed
+from ssl_seg.run.sources import open_store
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
 LEAST_IMAGES = 4

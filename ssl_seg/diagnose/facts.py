@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.errors import quote
+from ssl_seg.files import next_free
 from ssl_seg.monitor.actions import FAR, NO_CONTEXT, Context
 from ssl_seg.monitor.findings import Finding
-from ssl_seg.rundir import CONFIG_FILE, next_free
+from ssl_seg.run.directory import CONFIG_FILE
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.rundir import find_run_of
+from ssl_seg.run.directory import find_run_of
 
 ENDINGS = ("finished", "stopped_early", "interrupted", "collapsed")
 ACTIONS = ("intervention", "lr_reduced", "rollback")

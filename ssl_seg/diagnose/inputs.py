@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssl_seg.batch_audit import compute_expected, measure_batch, summarize_batches
 from ssl_seg.config import Config
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.resample import compute_resampled_shape, resample_image
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore, cut_unit
+from ssl_seg.diagnose.batches import compute_expected, measure_batch, summarize_batches
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.inference.sliding import Predictor
-from ssl_seg.sources import make_source
+from ssl_seg.run.sources import make_source
 
 BATCHES = 10
 """The successor of the reported recipe looked at the first ten batches."""

@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_seg.config.schedules import compute_loss_weights
 from ssl_seg.data.loader import Probe
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.diagnose.clock import Clock
+from ssl_seg.diagnose.loss_probe.measures import Labeled, compute_constants, compute_frequencies
 from ssl_seg.errors import NetworkError
 from ssl_seg.inference.model import Model, make_network, start_network
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.loss_probe.measures import Labeled, compute_constants, compute_frequencies
 from ssl_seg.losses import SupervisedLoss, make_supervised_loss
 from ssl_seg.methods import METHODS
 from ssl_seg.monitor.actions import list_components, read_context
 from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.memory import Memory, read_memory
 from ssl_seg.monitor.signals import Signals, collect_signals
-from ssl_seg.networks import has_batch_norm
-from ssl_seg.schedules import compute_loss_weights
+from ssl_seg.networks.builders import has_batch_norm
 
 ROW = (
     "f1",

@@ -38,7 +38,7 @@ from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.signals import RANKED, SignalCollector, Signals
 from ssl_seg.monitor.verdicts import conclude, judge
-from ssl_seg.seal import Ledger, find_sealed_masks, open_sealed
+from ssl_seg.run.seal import Ledger, find_sealed_masks, open_sealed
 
 NET = "predictions"
 LEAST_IMAGES = 10

@@ -23,9 +23,9 @@ from ssl_seg.data.layouts.names import MASK_WORDS, role_of
 from ssl_seg.data.mask_values import scan_mask
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_lossy, open_image, open_mask, read_mask
-from ssl_seg.diagnose.shapes import format_shape
 from ssl_seg.errors import DataError
 from ssl_seg.labels import Meaning
+from ssl_seg.scores.sameness import format_shape
 
 Kind = Literal["mask", "probability", "gray8", "gray16"]
 

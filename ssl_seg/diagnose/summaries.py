@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ssl_seg.diagnose.result import ImageFigures, Part
-from ssl_seg.metrics import Overlap, compute_trivial_baselines, sum_overlaps
+from ssl_seg.scores.metrics import Overlap, compute_trivial_baselines, sum_overlaps
 
 BIAS = 0.10
 """Precision and recall that differ by more are called biased: the reported case had 0.61 and 0.96."""

@@ -9,9 +9,9 @@ from typing import Any
 from ssl_seg.diagnose.audits import CONSTANT
 from ssl_seg.diagnose.facts import Facts
 from ssl_seg.diagnose.result import Cause
-from ssl_seg.diagnose.shapes import FEWEST
 from ssl_seg.errors import name_examples, quote
 from ssl_seg.monitor.catalog import limit
+from ssl_seg.scores.sameness import FEWEST
 
 RANK = 0.99
 """Rank correlation of raw image and input below which normalization has changed what is bright and what is dark."""

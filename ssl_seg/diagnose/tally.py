@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy import special
 
 from ssl_seg.diagnose.result import Histogram, ImageFigures, Moments, Part
-from ssl_seg.diagnose.shapes import MAX_MAP_VOXELS, ShapeTally
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.metrics import Overlap, count_overlap
+from ssl_seg.scores.metrics import Overlap, count_overlap
+from ssl_seg.scores.sameness import MAX_MAP_VOXELS, ShapeTally
 
 PROB_BINS = 2000
 """Fine bins of the probability; bin b holds (b / 2000, (b + 1) / 2000], so that thresholds lie on edges."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ssl_seg.config import RuntimeConfig
 from ssl_seg.errors import ConfigError, SslSegError
-from ssl_seg.precision import Autocast, choose_device
+from ssl_seg.networks.precision import Autocast, choose_device
 
 T = TypeVar("T")
 

@@ -10,7 +10,6 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn, optim
 
-from ssl_seg.checkpoint import Checkpoint, load_weights
 from ssl_seg.config import GradientNoiseConfig
 from ssl_seg.data.loader import Batch
 from ssl_seg.data.sampling import derive_seed
@@ -18,7 +17,8 @@ from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.noise import add_gradient_noise
 from ssl_seg.engine.optim import set_lr
 from ssl_seg.methods.base import Method, Nets, Progress
-from ssl_seg.precision import Autocast
+from ssl_seg.networks.checkpoint import Checkpoint, load_weights
+from ssl_seg.networks.precision import Autocast
 
 
 @dataclass(frozen=True)

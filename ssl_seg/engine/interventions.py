@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_seg.checkpoint import Checkpoint
 from ssl_seg.engine.engine import FREE, Engine, Restraint
 from ssl_seg.engine.policies import Action
 from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.monitor.ladder import CONSISTENCY_PAUSE, Ladder, LadderSettings, Rung, climb, compute_lr_factor
 from ssl_seg.monitor.watch import Observation
+from ssl_seg.networks.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast
 
-from ssl_seg.checkpoint import Checkpoint, Progress
 from ssl_seg.data.loader import Batch
 from ssl_seg.engine.devices import any_process
 from ssl_seg.engine.engine import Engine
@@ -17,6 +16,7 @@ from ssl_seg.monitor.evidence import Figures
 from ssl_seg.monitor.ladder import Foreground
 from ssl_seg.monitor.memory import Memory
 from ssl_seg.monitor.watch import Monitor, Observation
+from ssl_seg.networks.checkpoint import Checkpoint, Progress
 
 Ending = Literal["finished", "stopped_early", "interrupted", "collapsed"]
 LrAt = Callable[[int, Sequence[float]], float]

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ssl_seg.config import GradientNoiseConfig
+from ssl_seg.config.schedules import compute_gradient_noise_std
 from ssl_seg.data.sampling import derive_seed
-from ssl_seg.schedules import compute_gradient_noise_std
 
 WEIGHT_STREAM, GRADIENT_STREAM = 7, 8
 """Apart from the streams of ``data.loader``."""

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_seg.checkpoint import Checkpoint, Progress
 from ssl_seg.config import PlateauResponseConfig, PoliciesConfig
+from ssl_seg.config.schedules import acts_at, compute_weight_noise_std, count_plateaus, count_stale_epochs
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_weight_noise
 from ssl_seg.engine.swa import WeightAverage
-from ssl_seg.schedules import acts_at, compute_weight_noise_std, count_plateaus, count_stale_epochs
+from ssl_seg.networks.checkpoint import Checkpoint, Progress
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from ssl_seg.config import RuntimeConfig
 from ssl_seg.engine.devices import check_devices, count_started_processes, make_fabric
+from ssl_seg.engine.machine import count_cores
 from ssl_seg.errors import ConfigError, SslSegError
-from ssl_seg.machine import count_cores
 
 POLL_SECONDS = 0.5
 """Between two looks at the others."""

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from ssl_seg.checkpoint import load_weights
-from ssl_seg.precision import Autocast
+from ssl_seg.networks.checkpoint import load_weights
+from ssl_seg.networks.precision import Autocast
 
 
 class WeightAverage:

@@ -19,10 +19,10 @@ from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.store import CaseStore
 from ssl_seg.engine.devices import synchronize
 from ssl_seg.engine.engine import Engine
+from ssl_seg.engine.pace import Pace
 from ssl_seg.inference.sliding import OVERLAP, Predictor
 from ssl_seg.monitor.watch import Monitor
-from ssl_seg.pace import Pace
-from ssl_seg.precision import choose_inference_precision, make_autocast
+from ssl_seg.networks.precision import choose_inference_precision, make_autocast
 
 WARM_STEPS, TIMED_STEPS = 2, 5
 """Steps that are made first, and the most that are timed."""

@@ -1,1 +1,1 @@
-"""Whole images and volumes through a network, and their scores."""
+"""Whole images and volumes through a network, and their scores. Which cases, and where results go, is for results."""

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ssl_seg.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ssl_seg.config import Config, NetworkConfig
-from ssl_seg.configio import validate
+from ssl_seg.config.layers import validate
 from ssl_seg.errors import CheckpointError, ConfigError
 from ssl_seg.inference.sliding import OVERLAP, Predictor
-from ssl_seg.networks import build_network, get_network_spec
-from ssl_seg.precision import Autocast, choose_device, choose_inference_precision, has_device, make_autocast
+from ssl_seg.networks.builders import build_network, get_network_spec
+from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
+from ssl_seg.networks.precision import Autocast, choose_device, choose_inference_precision, has_device, make_autocast
 
 NETS = ("student", "teacher")
 
@@ -134,7 +134,7 @@ def load_published(network: nn.Module, config: Config) -> str | None:
     """
     if not has_published_encoder(config.network):
         return None
-    from ssl_seg.encoders import load_encoder
+    from ssl_seg.networks.encoders import load_encoder
 
     return load_encoder(network, config.network.encoder, config.network.encoder_weights)
 

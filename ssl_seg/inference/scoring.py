@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.store import WholeCase
 from ssl_seg.errors import DataError
-from ssl_seg.intervals import Estimate, estimate_margin
-from ssl_seg.metrics import (
+from ssl_seg.scores.intervals import Estimate, estimate_margin
+from ssl_seg.scores.metrics import (
     RATIOS,
     Overlap,
     SurfaceDistances,
@@ -51,7 +51,7 @@ class CaseScore:
 
 @dataclass(frozen=True)
 class Score:
-    """Scores over a list of cases. Which classes and cases a mean is over says ``ssl_seg.metrics``."""
+    """Scores over a list of cases. Which classes and cases a mean is over says ``ssl_seg.scores.metrics``."""
 
     cases: tuple[CaseScore, ...]
     label_values: tuple[int, ...] = field(default=(), compare=False)

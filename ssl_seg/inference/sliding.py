@@ -14,7 +14,7 @@ from ssl_seg.data.resample import compute_resampled_shape, resample_image
 from ssl_seg.data.views.transforms import find_gaps, normalize
 from ssl_seg.errors import DataError, is_out_of_memory
 from ssl_seg.losses import compute_foreground_logit
-from ssl_seg.precision import Autocast
+from ssl_seg.networks.precision import Autocast
 
 OVERLAP = 0.25
 """Overlap of neighboring windows in all commands and in the scores at the end of a run: one network, one number.

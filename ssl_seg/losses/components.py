@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 from pydantic import create_model
 
 from ssl_seg.config import Section
-from ssl_seg.configio import validate
+from ssl_seg.config.layers import validate
 from ssl_seg.errors import ConfigError, did_you_mean
 from ssl_seg.losses.common import LossFn
 from ssl_seg.losses.overlap import dice, focal_tversky, generalized_dice, iou, lovasz, tversky

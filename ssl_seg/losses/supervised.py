@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ssl_seg.config import LossConfig
-from ssl_seg.configio import validate
+from ssl_seg.config.layers import validate
+from ssl_seg.config.presets import PRESETS, expand
+from ssl_seg.config.schedules import LossPhase, compute_loss_weights
 from ssl_seg.errors import ConfigError
 from ssl_seg.losses.common import LossFn
 from ssl_seg.losses.components import (
@@ -20,8 +22,6 @@ from ssl_seg.losses.components import (
     list_costs,
     suggest,
 )
-from ssl_seg.presets import PRESETS, expand
-from ssl_seg.schedules import LossPhase, compute_loss_weights
 
 
 @dataclass(frozen=True)

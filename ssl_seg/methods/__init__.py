@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ssl_seg.configio import validate
+from ssl_seg.config.layers import validate
 from ssl_seg.errors import ConfigError, did_you_mean
 from ssl_seg.losses import SupervisedLoss
 from ssl_seg.methods.base import Method

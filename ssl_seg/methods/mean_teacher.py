@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor
 
 from ssl_seg.config import Section
+from ssl_seg.config.schedules import compute_rampup
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import CONSISTENCY, SupervisedLoss, first_head
 from ssl_seg.methods.base import Nets, Progress, StepOutput, count_foreground
-from ssl_seg.schedules import compute_rampup
 
 
 class MeanTeacherConfig(Section):

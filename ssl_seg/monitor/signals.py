@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ssl_seg.data.loader import Probe
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import compute_foreground_logit, first_head
-from ssl_seg.metrics import (
+from ssl_seg.networks.precision import Autocast
+from ssl_seg.scores.metrics import (
     Overlap,
     compute_auroc,
     compute_average_precision,
@@ -30,7 +31,6 @@ from ssl_seg.metrics import (
     compute_macro_f1,
     compute_trivial_f1,
 )
-from ssl_seg.precision import Autocast
 
 EDGES = 2048
 """Bins at the most that each class is cut into for AUROC and average precision: right to about 1/2048."""

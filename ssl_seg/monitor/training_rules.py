@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from ssl_seg.metrics import compute_trivial_f1
 from ssl_seg.monitor.catalog import limit, make_finding
 from ssl_seg.monitor.evidence import Evidence, Figures
 from ssl_seg.monitor.findings import Finding, Level
 from ssl_seg.monitor.network_rules import find_collapse, has_both_classes, has_learned, is_certain, is_informative
+from ssl_seg.scores.metrics import compute_trivial_f1
 
 TrainingRule = Callable[[Evidence], Finding | None]
 

@@ -17,8 +17,8 @@ from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.network_rules import find_collapse
 from ssl_seg.monitor.signals import Signals, collect_signals
 from ssl_seg.monitor.verdicts import judge
-from ssl_seg.networks import has_batch_norm
-from ssl_seg.precision import Autocast
+from ssl_seg.networks.builders import has_batch_norm
+from ssl_seg.networks.precision import Autocast
 
 NETS = ("student", "teacher")
 Selection = Literal["f1", "dice", "foreground_distance"]

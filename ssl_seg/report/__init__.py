@@ -1,1 +1,1 @@
-"""Pictures of results. Nothing here imports torch."""
+"""Pictures, tables and pages of results. Nothing here computes a score or loads torch."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_seg.ablation.label_savings import LabelCount
-from ssl_seg.ablation.summary import AblationSummary, ArmSummary, Line
 from ssl_seg.report.ablation_tables import format_labels, name_score
 from ssl_seg.report.diagnosis_figures import Picture
 from ssl_seg.report.figures import new_figure, save_figure
+from ssl_seg.studies.ablation.label_savings import LabelCount
+from ssl_seg.studies.ablation.summary import AblationSummary, ArmSummary, Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

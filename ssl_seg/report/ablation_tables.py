@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssl_seg.ablation.label_savings import LabelsEquivalent
-from ssl_seg.ablation.results import CellResult
-from ssl_seg.ablation.stats import Comparison
-from ssl_seg.ablation.summary import AblationSummary, ArmSummary, compute_trivial_scores
 from ssl_seg.errors import printable
-from ssl_seg.intervals import METRICS, Estimate, compute_class_scores, compute_score
 from ssl_seg.report.diagnosis_text import UNKNOWN, Table, number
+from ssl_seg.scores.intervals import METRICS, Estimate, compute_class_scores, compute_score
+from ssl_seg.studies.ablation.label_savings import LabelsEquivalent
+from ssl_seg.studies.ablation.results import CellResult
+from ssl_seg.studies.ablation.stats import Comparison
+from ssl_seg.studies.ablation.summary import AblationSummary, ArmSummary, compute_trivial_scores
 
 CELL_COLUMNS = (
     "id",

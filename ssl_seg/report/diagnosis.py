@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_seg.errors import DataError, printable, printable_lines, quote
+from ssl_seg.files import atomic_write, next_free, now, write_json
 from ssl_seg.report.diagnosis_figures import Picture, plot_diagnosis
 from ssl_seg.report.diagnosis_summary import describe_scope, figure, make_key_figures
 from ssl_seg.report.diagnosis_tables import make_tables
 from ssl_seg.report.diagnosis_text import UNKNOWN, Table, list_evidence
-from ssl_seg.rundir import atomic_write, next_free, now, write_json
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis

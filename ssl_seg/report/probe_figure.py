@@ -13,7 +13,7 @@ from ssl_seg.report.figures import new_figure, save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ssl_seg.loss_probe import LossProbe, StateProbe
+    from ssl_seg.diagnose.loss_probe import LossProbe, StateProbe
 
 _CONFLICT = -0.5
 """Cosines below are framed."""

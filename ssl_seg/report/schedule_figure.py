@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_seg.curves import RunCurves, Window
+from ssl_seg.config.curves import RunCurves, Window
 from ssl_seg.report.figures import new_figure, save_figure
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import numpy as np
 import yaml
 from conftest import TINY
 
-from ssl_seg.ablation.cells import open_folder
-from ssl_seg.ablation.results import Arm, Cell
-from ssl_seg.ablation.spec import ScoreConfig
-from ssl_seg.rundir import write_json
+from ssl_seg.files import write_json
+from ssl_seg.studies.ablation.cells import open_folder
+from ssl_seg.studies.ablation.results import Arm, Cell
+from ssl_seg.studies.ablation.spec import ScoreConfig
 
 WANTED = ScoreConfig()
 

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from ablation_cases import WANTED, make_cell, write_score
 
-from ssl_seg.ablation import execute as execute_module
-from ssl_seg.ablation.cells import (
+from ssl_seg.cli.ablation_view import AblationView
+from ssl_seg.errors import RunDirError
+from ssl_seg.files import write_json
+from ssl_seg.studies.ablation import execute as execute_module
+from ssl_seg.studies.ablation.cells import (
     CellFolder,
     check_version,
     is_planned_for_gpu,
@@ -21,12 +24,9 @@ from ssl_seg.ablation.cells import (
     read_result,
     write_cells,
 )
-from ssl_seg.ablation.execute import CellState, execute
-from ssl_seg.ablation.results import Cell
-from ssl_seg.ablation.worker import HELD, INVISIBLE, NO_SPACE
-from ssl_seg.cli.ablation_view import AblationView
-from ssl_seg.errors import RunDirError
-from ssl_seg.rundir import write_json
+from ssl_seg.studies.ablation.execute import CellState, execute
+from ssl_seg.studies.ablation.results import Cell
+from ssl_seg.studies.ablation.worker import HELD, INVISIBLE, NO_SPACE
 
 
 @pytest.fixture(autouse=True)

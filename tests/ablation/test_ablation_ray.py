@@ -11,12 +11,12 @@ import pytest
 from ablation_cases import WANTED, write_spec
 from conftest import TINY
 
-from ssl_seg.ablation.cells import open_folder, read_result, write_cells
-from ssl_seg.ablation.execute import CellState, execute
-from ssl_seg.ablation.ray_cluster import RayLauncher, connect
-from ssl_seg.ablation.resolve import resolve_cells
-from ssl_seg.ablation.spec import read_spec
 from ssl_seg.errors import ConfigError
+from ssl_seg.studies.ablation.cells import open_folder, read_result, write_cells
+from ssl_seg.studies.ablation.execute import CellState, execute
+from ssl_seg.studies.ablation.ray_cluster import RayLauncher, connect
+from ssl_seg.studies.ablation.resolve import resolve_cells
+from ssl_seg.studies.ablation.spec import read_spec
 
 STEPS = 60
 

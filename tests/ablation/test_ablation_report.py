@@ -12,8 +12,6 @@ from arm_cells import CASES, make_arm, make_cell, make_grid
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssl_seg.ablation.results import CellResult
-from ssl_seg.ablation.summary import AblationSummary, summarize
 from ssl_seg.report.ablation_figures import (
     _style,
     plot_ablation,
@@ -32,6 +30,8 @@ from ssl_seg.report.ablation_tables import (
     make_arm_table,
 )
 from ssl_seg.report.diagnosis_text import UNKNOWN
+from ssl_seg.studies.ablation.results import CellResult
+from ssl_seg.studies.ablation.summary import AblationSummary, summarize
 
 
 def make_results() -> list[CellResult]:

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from ablation_cases import write_spec
 
-from ssl_seg.ablation.resolve import compute_cell_id, resolve_cells
-from ssl_seg.ablation.results import Cell
-from ssl_seg.ablation.spec import read_spec
-from ssl_seg.configio import flatten
+from ssl_seg.config.layers import flatten
 from ssl_seg.errors import ConfigError, SslSegError
+from ssl_seg.studies.ablation.resolve import compute_cell_id, resolve_cells
+from ssl_seg.studies.ablation.results import Cell
+from ssl_seg.studies.ablation.spec import read_spec
 
 
 def resolve(tmp_path: Path, data: Path | str, **values: Any) -> list[Cell]:

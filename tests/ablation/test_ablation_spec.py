@@ -8,10 +8,10 @@ from ablation_cases import write_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_seg.ablation.results import Arm
-from ssl_seg.ablation.spec import AblationSpec, layers_of, list_cells, read_spec
-from ssl_seg.configio import Layer, merge_layers
+from ssl_seg.config.layers import Layer, merge_layers
 from ssl_seg.errors import ConfigError
+from ssl_seg.studies.ablation.results import Arm
+from ssl_seg.studies.ablation.spec import AblationSpec, layers_of, list_cells, read_spec
 
 
 def test_cells_are_the_product_of_the_axes() -> None:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from score_counts import as_counts, random_counts
 
-from ssl_seg.ablation.label_savings import LabelCount, Runs, _count, _invert, estimate_labels_equivalent
-from ssl_seg.ablation.stats import (
+from ssl_seg.scores.intervals import LEAST_CASES, NO_VARIATION, compute_score
+from ssl_seg.studies.ablation.label_savings import LabelCount, Runs, _count, _invert, estimate_labels_equivalent
+from ssl_seg.studies.ablation.stats import (
     Comparison,
     average_units,
     compare_paired,
@@ -20,7 +21,6 @@ from ssl_seg.ablation.stats import (
     compute_spread,
     correct_holm,
 )
-from ssl_seg.intervals import LEAST_CASES, NO_VARIATION, compute_score
 
 
 class TestCaseValues:
@@ -284,7 +284,7 @@ class TestLabelsEquivalent:
             Runs(n, as_counts(rng.normal(d, 0.08, (2, 12))), (0, 1)) for n, d in ((1, 0.2), (100, 0.8), (10, 0.5))
         )
         expected = estimate_labels_equivalent(curve, target, metric, resamples=30)
-        monkeypatch.setattr("ssl_seg.intervals.BLOCK", block)
+        monkeypatch.setattr("ssl_seg.scores.intervals.BLOCK", block)
         found = estimate_labels_equivalent(curve, target, metric, resamples=30)
         for one, other in ((found.low, expected.low), (found.high, expected.high)):
             assert (one.number, one.bound) == (pytest.approx(other.number), other.bound)

@@ -7,11 +7,11 @@ import pytest
 from arm_cells import CASES, FRACTIONS, make_arm, make_cell, make_grid
 from scipy import stats
 
-from ssl_seg.ablation.results import CellResult
-from ssl_seg.ablation.stats import compute_score, correct_holm
-from ssl_seg.ablation.summary import AblationSummary, ArmSummary, summarize
 from ssl_seg.errors import ConfigError, DataError
-from ssl_seg.intervals import NO_VARIATION
+from ssl_seg.scores.intervals import NO_VARIATION
+from ssl_seg.studies.ablation.results import CellResult
+from ssl_seg.studies.ablation.stats import compute_score, correct_holm
+from ssl_seg.studies.ablation.summary import AblationSummary, ArmSummary, summarize
 
 GAINS = {"supervised": 0.0, "mean_teacher": 0.1}
 
@@ -184,7 +184,7 @@ class TestLabelsEquivalent:
         self, splits: int, units: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[tuple[int, ...]] = []
-        name = "ssl_seg.ablation.summary.estimate_labels_equivalent"
+        name = "ssl_seg.studies.ablation.summary.estimate_labels_equivalent"
         monkeypatch.setattr(name, lambda curve, target, _: seen.extend(r.units for r in [*curve, target]))
         summarize(make_grid(GAINS, splits=splits, seeds=2), "dice", "supervised")
         assert set(seen) == {units}

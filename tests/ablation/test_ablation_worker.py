@@ -18,18 +18,18 @@ from ablation_cases import WANTED, write_spec
 from interruption import HOURS
 from interruption import start as start_process
 
-from ssl_seg.ablation.cells import CellFolder, open_folder, read_failure, read_result, write_cells
-from ssl_seg.ablation.local import LocalLauncher, count_threads, make_environment
-from ssl_seg.ablation.resolve import resolve_cells
-from ssl_seg.ablation.results import Cell
-from ssl_seg.ablation.spec import ScoreConfig, read_spec
-from ssl_seg.ablation.worker import DONE, FAILED, HELD, INVISIBLE, NO_SPACE, run_cell
-from ssl_seg.checkpoint import load_checkpoint
-from ssl_seg.evaluation import EvaluateRequest, evaluate
-from ssl_seg.machine import count_cores
-from ssl_seg.rundir import hold_directory
+from ssl_seg.engine.machine import count_cores
+from ssl_seg.files import hold_directory
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.studies.ablation.cells import CellFolder, open_folder, read_failure, read_result, write_cells
+from ssl_seg.studies.ablation.local import LocalLauncher, count_threads, make_environment
+from ssl_seg.studies.ablation.resolve import resolve_cells
+from ssl_seg.studies.ablation.results import Cell
+from ssl_seg.studies.ablation.spec import ScoreConfig, read_spec
+from ssl_seg.studies.ablation.worker import DONE, FAILED, HELD, INVISIBLE, NO_SPACE, run_cell
 
-WORKER = "ssl_seg.ablation.worker"
+WORKER = "ssl_seg.studies.ablation.worker"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_a_bootstrapped_cell_starts_from_its_parent(
 ) -> None:
     child = next(cell for cell in cells if cell.parent)
     folder, parent = open_folder(finished, child.id), open_folder(finished, child.parent or "")
-    monkeypatch.setattr("ssl_seg.prepare.check_parent", lambda *_: [])  # four steps need not be above trivial
+    monkeypatch.setattr("ssl_seg.run.prepare.check_parent", lambda *_: [])  # four steps need not be above trivial
     assert run_cell(folder, WANTED, parent.run.best) == DONE
     started = next(e for e in folder.run.read_events() if e["event"] == "started")
     assert started["parent"]["step"] == load_checkpoint(parent.run.best, lazy=True).progress.step
@@ -96,7 +96,7 @@ def test_a_parent_that_the_gate_refuses_fails_its_child(
 ) -> None:
     child = next(cell for cell in cells if cell.parent)
     write_cells(tmp_path, [child])
-    monkeypatch.setattr("ssl_seg.prepare.check_parent", lambda *_: ["it is not above trivial"])
+    monkeypatch.setattr("ssl_seg.run.prepare.check_parent", lambda *_: ["it is not above trivial"])
     folder = open_folder(tmp_path, child.id)
     assert run_cell(folder, WANTED, open_folder(finished, child.parent or "").run.best) == FAILED
     assert "refused as a start" in (read_failure(folder) or "")
@@ -153,7 +153,7 @@ def test_a_full_disk_has_a_code_of_its_own(cells: list[Cell], tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_worker_whose_caller_dies_saves_its_state_and_another_goes_on(particles_dir: Path, tmp_path: Path) -> None:
     path = write_spec(tmp_path / "spec.yaml", particles_dir, labels=[1.0], methods=["supervised"])
-    from ssl_seg.configio import Layer
+    from ssl_seg.config.layers import Layer
 
     long = Layer("--steps", {"settings": {"length": {"steps": 12, "steps_per_epoch": 6}}})
     cell = resolve_cells(read_spec(str(path), [long]), gpu=False)[0]

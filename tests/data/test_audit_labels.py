@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_seg.configio import check_partial, merge_layers, parse_override
+from ssl_seg.config.layers import check_partial, merge_layers, parse_override
 from ssl_seg.data.audit.labels import (
     Masks,
     check_class_presence,

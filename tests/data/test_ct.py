@@ -21,7 +21,7 @@ from ssl_seg.data.store import CaseStore, cut_unit
 from ssl_seg.data.views.transforms import make_window, normalize
 from ssl_seg.diagnose.inputs import feed
 from ssl_seg.inference.sliding import Predictor
-from ssl_seg.plan import plan_run
+from ssl_seg.run.plan import plan_run
 
 SHAPE = (24, 20, 12)
 

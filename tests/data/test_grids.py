@@ -21,7 +21,7 @@ from ssl_seg.data.sampling import crop
 from ssl_seg.data.store import CaseStore, cut_unit
 from ssl_seg.data.volumes import Geometry, open_image, write_mask
 from ssl_seg.errors import DataError
-from ssl_seg.mask_files import check_places, plan_jobs
+from ssl_seg.results.mask_files import check_places, plan_jobs
 
 LPS = np.array([[0, -1], [1, -1], [2, 1]])
 MASK = (STACK > 600).astype(np.uint8)

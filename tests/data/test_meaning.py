@@ -15,7 +15,7 @@ from mask_sets import CLASSES, OBJECTS, STEPS, Make
 from numpy.typing import NDArray
 from sizes import around
 
-from ssl_seg.configio import parse_override
+from ssl_seg.config.layers import parse_override
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.audit.meaning import _MOST_CLASSES, settle_meaning
 from ssl_seg.data.catalog import Catalog, open_catalog

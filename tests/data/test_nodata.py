@@ -16,15 +16,16 @@ from sizes import around
 from torch import nn
 
 from ssl_seg.config import DataConfig
-from ssl_seg.configio import Layer, check_partial, validate
+from ssl_seg.config.layers import Layer, check_partial, validate
 from ssl_seg.data.audit.doctor import audit
+from ssl_seg.data.boxes import BoxReader
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.facts import read_facts
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.nodata import FEWEST
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.resample import resample_image
-from ssl_seg.data.store import BoxReader, CaseStore
+from ssl_seg.data.store import CaseStore
 from ssl_seg.data.views.transforms import blacken_gaps, normalize
 from ssl_seg.data.volumes import read_image
 from ssl_seg.errors import ConfigError, DataError

@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from ssl_seg.config import DataConfig
-from ssl_seg.configio import validate
+from ssl_seg.config.layers import validate
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.disk_cache import WORTH_A_COPY, DiskCache, open_copy

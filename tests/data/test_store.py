@@ -25,11 +25,12 @@ from sizes import around
 from ssl_seg.config import AugmentConfig
 from ssl_seg.data import disk_cache
 from ssl_seg.data import store as store_module
+from ssl_seg.data.boxes import BoxReader
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache, open_disk_cache
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.reading import Reading
-from ssl_seg.data.store import BoxReader, CaseStore, _choose_ranks, _find_foreground, cut_unit, decoded_bytes
+from ssl_seg.data.store import CaseStore, _choose_ranks, _find_foreground, cut_unit, decoded_bytes
 from ssl_seg.errors import DataError
 
 SHAPE = (12, 20, 24)

@@ -14,7 +14,6 @@ import torch
 from conftest import train_tiny
 from torch import Tensor, nn
 
-from ssl_seg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.diagnose import checkpoint as module
@@ -24,10 +23,11 @@ from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.networks import measure_layers
 from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.errors import ConfigError
-from ssl_seg.evaluation import EvaluateRequest, evaluate
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.losses import make_supervised_loss
-from ssl_seg.sources import open_store
+from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.run.sources import open_store
 
 HEAD = "final_conv"
 
@@ -105,7 +105,7 @@ def test_scores_are_those_of_evaluate(plain: Diagnosis, best: Path) -> None:
 
 def test_signals_are_those_of_the_run(plain: Diagnosis, best: Path, tiny_run: Path) -> None:
     """The last look of the run and the diagnosis of its last checkpoint see the same probe."""
-    from ssl_seg.rundir import RunDir
+    from ssl_seg.run.directory import RunDir
 
     last = RunDir(tiny_run).read_metrics()[-1]
     nets = diagnose(tiny_run / "checkpoints" / "last.pt").statistics["nets"]

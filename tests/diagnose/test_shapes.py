@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ssl_seg.diagnose.shapes import SAME, ShapeTally, find_same
+from ssl_seg.scores.sameness import SAME, ShapeTally, find_same
 
 
 def tally_of(preds: list[NDArray[np.bool_]], truths: list[NDArray[np.bool_]] | None = None) -> ShapeTally:

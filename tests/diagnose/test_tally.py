@@ -11,7 +11,7 @@ from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.metrics import Overlap
+from ssl_seg.scores.metrics import Overlap
 
 
 def make_outputs(part: str = "val", seed: int = 0, count: int = 4) -> list[Output]:

@@ -11,6 +11,7 @@ from monai.losses import DeepSupervisionLoss, DiceLoss
 from torch import Tensor
 
 from ssl_seg.config import LossConfig
+from ssl_seg.config.presets import PRESETS
 from ssl_seg.errors import ConfigError
 from ssl_seg.losses import (
     CONSISTENCY,
@@ -25,7 +26,6 @@ from ssl_seg.losses import (
     tversky,
 )
 from ssl_seg.methods.mean_teacher import MeanTeacherConfig
-from ssl_seg.presets import PRESETS
 
 
 def make_loss(**section: Any):

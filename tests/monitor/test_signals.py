@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ssl_seg.data.loader import Probe
 from ssl_seg.data.store import WholeCase
 from ssl_seg.inference.scoring import Score, count_classes, score_case
-from ssl_seg.intervals import compute_score
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.monitor.signals import EDGES, PROB_BINS, SignalCollector, Signals, collect_signals
+from ssl_seg.scores.intervals import compute_score
 
 
 def collect(score: Tensor, target: Tensor, parts: int = 1) -> Signals:

@@ -22,7 +22,7 @@ from ssl_seg.data.layouts.listing import CLASSES_FILE
 from ssl_seg.data.layouts.names import place_of
 from ssl_seg.data.volumes import is_image, open_image, split_suffix, write_mask
 from ssl_seg.errors import DataError, name_examples, quote
-from ssl_seg.rundir import find_obstacle, next_free
+from ssl_seg.files import find_obstacle, next_free
 
 RUNS = "run-length"
 READERS = {

@@ -10,7 +10,7 @@ import yaml
 
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import SplitError
-from ssl_seg.rundir import atomic_write
+from ssl_seg.files import atomic_write
 
 SCHEMA = 1
 """Version of the split file's format."""

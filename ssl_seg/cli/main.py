@@ -1,0 +1,47 @@
+"""Where ``ssl-seg`` begins: run the command, and turn errors into one message and an exit code."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+from ssl_seg.cli.console import INTERRUPTED
+from ssl_seg.engine.machine import is_main_process, limit_threads
+from ssl_seg.errors import SslSegError, is_out_of_memory, printable_lines
+
+
+def main() -> None:
+    """Run ``ssl-seg``: errors the user can mend become one message and exit code 2 (3 for a refusal)."""
+    for stream in (sys.stdout, sys.stderr):  # a name of a file may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    limit_threads()
+    try:
+        from ssl_seg.cli.app import app
+
+        app(prog_name="ssl-seg")
+    except SslSegError as error:
+        if not is_main_process():
+            sys.exit(0)  # the launcher would kill the first process, which is about to report the same error
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:  # during an import; typer turns a later one into the exit code below
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if is_out_of_memory(error):
+            _fail(_describe_out_of_memory(error), SslSegError.exit_code)
+        if isinstance(error, OSError) and error.filename is not None:  # of the user's files: no permission, a full disk
+            _fail(f"{error.filename}: {error.strerror}", SslSegError.exit_code)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"ssl-seg: error: {printable_lines(message)}\n")
+    sys.exit(code)
+
+
+def _describe_out_of_memory(error: BaseException) -> str:
+    """Return what ran out, at what (the notes of the error), and what to do."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    where = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+    remedy = "use --accelerator cpu or a GPU" if "OutOfMemoryError" in type(error).__name__ else "use a machine"
+    return f"out of memory{where} ({reason[:200]}): close other programs, or {remedy} with more memory"

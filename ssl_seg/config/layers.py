@@ -1,0 +1,313 @@
+"""Reading, merging, checking and writing configurations.
+
+Order, later wins: field defaults < plan from the data < file named by ``extends`` < file < command line.
+Every problem of every layer is reported in one error, with the place it was set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ssl_seg.config import Config
+from ssl_seg.config.hints import describe_problem, find_source
+from ssl_seg.config.presets import expand, expand_views
+from ssl_seg.errors import ConfigError, did_you_mean
+
+Nested = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
+
+_STAND_IN = "plan"
+ABLATIONS = "ablations"
+"""Folder of the packaged ablations, which are no configurations."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place; ``source`` is a file name or an option, for messages."""
+
+    source: str
+    values: Nested
+    is_file: bool = False
+    """A file takes the place of a parent's settings; options are laid over them."""
+    is_option: bool = False
+    """Options in a row are one statement: none of them drops what another one says."""
+
+
+def packaged_configs() -> Path:
+    """Return the folder of the configurations that come with the package."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def list_packaged() -> dict[str, Path]:
+    """Return name -> file of the configurations that come with the package."""
+    folder = packaged_configs()
+    names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    return {name: path for name, path in names.items() if not name.startswith(f"{ABLATIONS}/")}
+
+
+def find_config(name: str) -> Path:
+    """Return the file for a path or for the name of a packaged configuration.
+
+    Raises:
+        ConfigError: when neither exists; lists the packaged names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    packaged = list_packaged()
+    if name.removesuffix(".yaml") in packaged:
+        return packaged[name.removesuffix(".yaml")]
+    raise ConfigError(
+        f"no configuration file '{name}', and no packaged one of that name{did_you_mean(name, packaged)}. "
+        f"Packaged: {', '.join(sorted(packaged))}."
+    )
+
+
+def read_layers(name: str) -> list[Layer]:
+    """Read a file and the one it extends.
+
+    Raises:
+        ConfigError: missing file, invalid YAML, a key given twice, or a second level of ``extends``.
+    """
+    path = find_config(name)
+    values = read_yaml(path)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return [Layer(str(path), values, is_file=True)]
+    beside = path.parent / str(parent)
+    base = find_config(str(beside) if beside.is_file() else str(parent))
+    base_values = read_yaml(base)
+    if "extends" in base_values:
+        raise ConfigError(f"{path} extends {base}, which itself has 'extends': only one level is allowed")
+    return [Layer(str(base), base_values, is_file=True), Layer(str(path), values, is_file=True)]
+
+
+def parse_override(text: str) -> Layer:
+    """Return the layer of one ``--set key.sub=value``; the value is read as YAML.
+
+    Raises:
+        ConfigError: without ``=`` or with a value that is no YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise ConfigError(f"--set {text}: write key=value, for example --set optim.lr=1e-4")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+    return Layer(f"--set {text}", nest(key.strip(), parsed), is_option=True)
+
+
+def nest(dotted: str, value: Any) -> Nested:
+    """``nest("a.b", 1)`` is ``{"a": {"b": 1}}``."""
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and leaves; an empty mapping is a leaf."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def leave_out(values: Nested, dropped: Collection[str], prefix: str = "") -> Nested:
+    """Return nested settings without the dotted keys, or whole sections, of ``dropped``."""
+    return {
+        key: leave_out(value, dropped, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in values.items()
+        if f"{prefix}{key}" not in dropped
+    }
+
+
+def merge_layers(layers: Sequence[Layer]) -> tuple[Nested, dict[str, str]]:
+    """Merge layers, later ones winning; options of one command line count as one layer.
+
+    What belongs together is replaced together: a layer that gives loss weights, or a preset of them, drops the weights,
+    options and phases of those below, and one that changes the method drops the options of the one below. A preset is
+    written out here, so that it appears nowhere else.
+
+    Returns:
+        The nested settings, and for each dotted key the source that set it.
+
+    Raises:
+        ConfigError: for an unknown preset.
+    """
+    merged: Nested = {}
+    sources: dict[str, str] = {}
+    for group in _join_options(layers):
+        said: Nested = {}
+        said_by: dict[str, str] = {}
+        for layer in group:
+            _lay_over(said, said_by, layer.values, dict.fromkeys(_keys(layer.values), layer.source))
+        said, said_by = _expand_presets(said, said_by)
+        _drop_replaced(merged, sources, said)
+        _lay_over(merged, sources, said, said_by)
+    return merged, sources
+
+
+def _join_options(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    for is_option, group in groupby(layers, key=lambda layer: layer.is_option):
+        members = list(group)
+        yield from [members] if is_option else ([layer] for layer in members)
+
+
+def _keys(values: Nested) -> list[str]:
+    return [dotted for dotted, _ in flatten(values)]
+
+
+def _lay_over(merged: Nested, sources: dict[str, str], values: Nested, said_by: Mapping[str, str]) -> None:
+    for dotted, value in flatten(values):
+        target = merged
+        *path, last = dotted.split(".")
+        for part in path:
+            if not isinstance(target.get(part), dict):
+                target[part] = {}
+            target = target[part]
+        if value == {}:  # an empty section adds nothing to what an earlier layer said
+            target.setdefault(last, {})
+        else:
+            target[last] = value
+            sources[dotted] = said_by[dotted]
+
+
+def _expand_presets(values: Nested, said_by: dict[str, str]) -> tuple[Nested, dict[str, str]]:
+    for section, write_out in (("loss", expand), ("augment", expand_views)):
+        given, key = values.get(section), f"{section}.preset"
+        if not isinstance(given, dict) or "preset" not in given:
+            continue
+        try:
+            values = {**values, section: write_out(given)}
+        except ConfigError as error:
+            raise ConfigError(f"{find_source(key, said_by)}{error}") from None
+        source = f"{said_by[key]} (preset {given['preset']})"
+        own = {name: origin for name, origin in said_by.items() if name != key}
+        said_by = {**dict.fromkeys(_keys(values), source), **own}
+    return values, said_by
+
+
+def _drop_replaced(merged: Nested, sources: dict[str, str], values: Nested) -> None:
+    new_loss, new_method, old_method = values.get("loss"), values.get("method"), merged.get("method")
+    dropped = []
+    if isinstance(new_loss, dict) and "weights" in new_loss:
+        dropped += ["loss.weights", "loss.options", "loss.phases"]
+    if isinstance(new_method, dict) and isinstance(old_method, dict):
+        old_name = old_method.get("name")
+        dropped += ["method.options"] if new_method.get("name", old_name) != old_name else []
+    for dotted in dropped:
+        section, key = dotted.split(".")
+        if isinstance(merged.get(section), dict):
+            merged[section].pop(key, None)
+        for name in [name for name in sources if name == dotted or name.startswith(f"{dotted}.")]:
+            del sources[name]
+
+
+def build_config(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
+    """Merge and validate.
+
+    Returns:
+        The configuration, and the source of each dotted key (``default`` where no layer set it).
+
+    Raises:
+        ConfigError: one error with all problems.
+    """
+    merged, sources = merge_layers(layers)
+    config = validate(Config, merged, sources)
+    return config, {key: sources.get(key, "default") for key, _ in flatten(to_plain(config))}
+
+
+def check_partial(layers: Sequence[Layer]) -> tuple[Config, frozenset[str]]:
+    """Check what the layers say, with stand-ins for the values that are planned from the data.
+
+    Returns:
+        The configuration, and the dotted keys whose values are stand-ins.
+
+    Raises:
+        ConfigError: one error with all problems.
+    """
+    data = merge_layers(layers)[0].get("data")
+    axes = data.get("spacing") if isinstance(data, dict) else None
+    patch_size = [64] * (len(axes) if isinstance(axes, list) else 2)
+    ignored = data.get("ignore_value") if isinstance(data, dict) else None
+    label_values = [value for value in range(3) if value != ignored][:2]
+    stand_ins = {
+        "data": {"label_values": label_values, "channels": 1, "patch_size": patch_size, "foreground_ratio": 0.0},
+        "network": {"name": "any"},
+        "batch": {"labeled": 1, "unlabeled": 1},
+        "length": {"steps": 10**9},
+        "optim": {"warmup_steps": 0},
+    }
+    config, sources = build_config([Layer(_STAND_IN, stand_ins), *layers])
+    return config, frozenset(key for key, source in sources.items() if source == _STAND_IN)
+
+
+def validate(
+    model: type[Model], values: Nested, sources: Mapping[str, str] | None = None, *, prefix: str = ""
+) -> Model:
+    """Return ``model`` built from ``values``.
+
+    Raises:
+        ConfigError: one error with all problems: where, value, rule, nearest known key.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [describe_problem(model, item, sources or {}, prefix) for item in error.errors(include_url=False)]
+        raise ConfigError("\n".join(chain.from_iterable(problems))) from None
+
+
+def to_plain(config: BaseModel) -> Nested:
+    """Return nested dicts, lists, strings, numbers, booleans and None."""
+    return dict(config.model_dump(mode="json"))
+
+
+def dump_config(config: BaseModel, header: str = "") -> str:
+    """Return the configuration as YAML text, with ``header`` as leading comment lines."""
+    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    return comment + yaml.safe_dump(to_plain(config), sort_keys=False, default_flow_style=None, width=100)
+
+
+def read_yaml(path: Path) -> Nested:
+    """Return the mapping that a file holds; empty for an empty file.
+
+    Raises:
+        ConfigError: unreadable, invalid YAML, a key given twice, or no mapping.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} holds a {type(values).__name__}; a configuration is a mapping of section: {{key: value}}"
+        )
+    return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys silently; here that is an error."""
+
+
+def _construct_unique(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    twice = sorted({str(k) for k in keys if keys.count(k) > 1})
+    if twice:
+        raise yaml.YAMLError(f"key '{twice[0]}' is given twice (line {node.start_mark.line + 1} ff.)")
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique)

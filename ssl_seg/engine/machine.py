@@ -1,0 +1,116 @@
+"""What this process may use of the machine: cores, memory and threads, also inside a container."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_NO_LIMIT = 2**60
+"""From here on a limit of version 1 stands for none."""
+
+
+def count_cores(root: Path = Path("/")) -> int:
+    """Return the cores that this process may use: those it is bound to, and no more than its cgroup grants.
+
+    A share of a core counts as one. Versions 1 and 2 of cgroups are looked at, each group and all that it lies in.
+
+    Args:
+        root: of the file system; another one for tests.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for group in _find_groups("cpu", root) if (quota := _read_quota(group)) is not None]
+    return max(1, min([bound, *(math.ceil(quota) for quota in quotas)]))
+
+
+def limit_threads() -> None:
+    """Let numerical libraries that are loaded from now on use no more threads than ``count_cores`` says.
+
+    They know what a process is bound to, but not what its cgroup grants. What the user has set stays.
+    """
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, os.environ.get("OMP_NUM_THREADS", str(count_cores())))
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes that may still be allocated, of the machine and of each cgroup; None where nobody says.
+
+    What the kernel can take back counts as free: swap space, and files that it keeps in memory.
+
+    Args:
+        root: of the file system; another one for tests.
+    """
+    known = [left for group in _find_groups("memory", root) if (left := _read_memory_left(group)) is not None]
+    machine = _read_table(root / "proc/meminfo")
+    if "MemAvailable:" in machine:
+        known.append((machine["MemAvailable:"] + machine.get("SwapFree:", 0)) * 1024)
+    return min(known, default=None)
+
+
+def _find_groups(controller: str, root: Path) -> Iterator[Path]:
+    """Yield the folders of the cgroups that this process is in, from its own to the outermost one that is visible."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    base = root / "sys/fs/cgroup"
+    for line in lines:
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if number == "0":
+            mounts = [base, base / "unified"]
+        elif controller in names.split(","):
+            mounts = [base / names, base / controller]
+        else:
+            continue
+        # In a container the path may be that of the host, of which only the mount itself is visible.
+        group = Path(path.lstrip("/"))
+        for mount in mounts:
+            yield from (mount / part for part in (group, *group.parents) if (mount / part).is_dir())
+
+
+def _read_quota(group: Path) -> float | None:
+    """Return the cores that a group grants; None without a limit."""
+    words = _read_words(group / "cpu.max") or [
+        *_read_words(group / "cpu.cfs_quota_us"),
+        *_read_words(group / "cpu.cfs_period_us"),
+    ]
+    if len(words) != 2 or not (words[0].isdecimal() and words[1].isdecimal()) or int(words[1]) == 0:
+        return None  # "max", or -1 in version 1
+    return int(words[0]) / int(words[1])
+
+
+def _read_memory_left(group: Path) -> int | None:
+    """Return the bytes that a group has left; None without a limit."""
+    for limit, used, reclaimable in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        most, now = _read_words(group / limit), _read_words(group / used)
+        if most and now and most[0].isdecimal() and now[0].isdecimal() and int(most[0]) < _NO_LIMIT:
+            free = _read_table(group / "memory.stat").get(reclaimable, 0)
+            return max(0, int(most[0]) - max(0, int(now[0]) - free))
+    return None
+
+
+def _read_words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return []
+
+
+def _read_table(path: Path) -> dict[str, int]:
+    """Return the number after the first word of each line."""
+    try:
+        lines = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+    except (OSError, ValueError):
+        return {}
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
+
+
+def is_main_process() -> bool:
+    """Return whether this is the process of a distributed run that reports."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return all(rank == "0" for rank in ranks)

@@ -1,0 +1,154 @@
+"""Files written whole or not at all, lines of JSON, and directories that one process writes to at a time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ssl_seg.errors import InUseError, RunDirError
+
+LOCK_FILE = "lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+"""Errors of a file system that has no locks."""
+
+
+@contextmanager
+def hold_directory(path: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Keep other processes from writing into a directory; the system frees the lock of a process that dies.
+
+    Where the file system has no locks, the block runs all the same.
+
+    Args:
+        path: an existing directory.
+        note: is told where there are no locks.
+
+    Raises:
+        InUseError: when another process holds it.
+        RunDirError: when it cannot be written to.
+    """
+    lock = FileLock(path / LOCK_FILE, timeout=0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file system without flock, where a file has to do
+            lock.acquire()
+    except Timeout:
+        raise InUseError(f"{path} is in use by another process: wait for it, or stop it first") from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise RunDirError(f"{path} cannot be written to: {error.strerror or error}") from error
+        note(f"{path}: its file system has no locks; see to it that no second process works there")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def next_free(path: Path) -> Path:
+    """Return ``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
+    candidate, number = path, 2
+    named = path if path.name not in ("", "..") else path.resolve()  # such as "."
+    while candidate.exists():
+        candidate = named.with_name(f"{named.name}-{number}")
+        number += 1
+    return candidate
+
+
+def find_obstacle(path: Path) -> str | None:
+    """Return why nothing can be created at ``path``, or None: what lies above it is a file, or not ours to write."""
+    above = next(place for place in path.absolute().parents if place.exists())
+    if not above.is_dir():
+        return f"{above} is a file"
+    return None if os.access(above, os.W_OK | os.X_OK) else f"permission denied for {above}"
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether a full disk, a used-up quota or a limit of file size is among the causes of an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary file in the same folder that replaces ``path`` when the block ends well.
+
+    A reader sees the old file or the new one, never a half; on an error the temporary file is removed.
+    """
+    # Not tempfile: its files are readable by their owner only, and the result would keep that.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        temporary.touch(exist_ok=False)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write ``values`` atomically, indented; NaN and infinities become null."""
+    write_text(path, json.dumps(to_finite(values), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
+    """Append ``record`` as one line; NaN and infinities become null."""
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"  # a crash has cut the last line short: keep it apart from the new one
+            file.write(b"\n" if torn else b"")
+        file.write(to_json_line(record).encode())
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file; lines cut short by a crash are left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def to_json_line(record: Mapping[str, Any]) -> str:
+    """Return ``record`` as one line of JSON; NaN and infinities become null."""
+    return json.dumps(to_finite(record), allow_nan=False) + "\n"
+
+
+def to_finite(value: Any) -> Any:
+    """Return ``value`` with NaN and infinities as None, for JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): to_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

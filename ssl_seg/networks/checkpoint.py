@@ -1,0 +1,237 @@
+"""One ``.pt`` file of tensors and plain types: loading it cannot run code.
+
+Top level of the file::
+
+    format, version            which program wrote it, and which layout; only one is read
+    student, teacher           state dicts of the bare networks
+    optimizer                  state dict
+    progress                   {"step", "ema_updates", "start_score", "history", "collapsed"}; with the seed in the
+                               config this is also the state of every random draw, of the samplers and of the
+                               policies: all are functions of seed, rank, step and the standings of the epochs
+    config, split              the resolved settings and the split, as plain types
+    scores                     validation scores of both nets, filled when the checkpoint is evaluated in full
+    seen_labels                what identifies the images whose labels the networks have learned from
+    swa                        {"average": state dict, "count"} of a run that averages weights, else None
+    monitor                    what the monitor remembers: trend, ladder, and the means since its last look; None in
+                               swa.pt
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import struct
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_seg.errors import CheckpointError, is_out_of_memory
+from ssl_seg.files import atomic_write
+from ssl_seg.networks.checkpoint_file import check_checkpoint_file, describe_pretraining
+
+FORMAT, VERSION = "ssl_seg.networks.checkpoint", 5
+PRETRAINING_FORMAT = "ssl_seg.run.pretraining"
+"""What a checkpoint of `ssl-seg pretrain` is known by; see ``pretraining.state``."""
+BEHIND = 2.0
+"""What the scores of collapsed networks are lowered by: all scores lie within 1 of each other, in [0, 1] or [-1, 0]."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the run is, and what its validation scores were."""
+
+    step: int = 0
+    ema_updates: int = 0
+    start_score: float = -math.inf
+    """Selection score of the networks at step 0."""
+    history: tuple[float, ...] = ()
+    """Selection score at the end of each finished epoch."""
+    collapsed: tuple[int, ...] = ()
+    """Numbers of finished epochs (0: the start) at whose look the networks had collapsed."""
+    ending: str | None = None
+    """How the training ended, of ``Ending``; None while there are steps to make. What follows may be missing yet: the
+    scores on whole cases and the last event."""
+
+    @property
+    def standings(self) -> tuple[float, ...]:
+        """Scores of the start and of each finished epoch, in an order that choices may rely on: collapsed networks come
+        behind all others, whatever their score.
+
+        At 30 % foreground, predicting it everywhere has an F1 of 0.46, which a network that is learning may not have
+        yet. Best checkpoints, early stopping, plateaus and rollbacks go by these.
+        """
+        scores = (self.start_score, *self.history)
+        return tuple(score - BEHIND if epoch in self.collapsed else score for epoch, score in enumerate(scores))
+
+    @property
+    def best_score(self) -> float:
+        """The score of best.pt."""
+        return (self.start_score, *self.history)[self.rank_epochs()[0]]
+
+    def add_epoch(self, step: int, score: float, *, has_collapsed: bool) -> Progress:
+        """Return the progress with the look at the end of one more epoch."""
+        collapsed = (*self.collapsed, len(self.history) + 1) if has_collapsed else self.collapsed
+        return replace(self, step=step, history=(*self.history, score), collapsed=collapsed)
+
+    def rank_epochs(self) -> list[int]:
+        """Return the numbers of epochs finished when the scores were reached (0: the start), best first.
+
+        Collapsed networks come last. Of equal scores the earlier one is better; networks with NaN outputs are left out,
+        unless all are of that kind.
+        """
+        standings = self.standings
+        finite = [epoch for epoch, standing in enumerate(standings) if standing > -math.inf]
+        return sorted(finite, key=lambda epoch: -standings[epoch]) or [0]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Contents of a checkpoint file."""
+
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    progress: Progress
+    config: dict[str, Any]
+    split: dict[str, Any]
+    scores: dict[str, Any]
+    seen_labels: tuple[str, ...]
+    """Contents, sorted, of the images that were labeled in this run or in any that it builds on (see
+    ``Split.image_contents``). Images that were only unlabeled, or only in validation, are not among them."""
+    swa: dict[str, Any] | None = None
+    monitor: dict[str, Any] | None = None
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write atomically: a crash leaves the old file or the new one."""
+    content = {"format": FORMAT, "version": VERSION, **{name: getattr(checkpoint, name) for name in _FIELDS}}
+    content["progress"] = {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(checkpoint.progress).items()}
+    content["seen_labels"] = list(checkpoint.seen_labels)
+    write_content(content, path)
+
+
+def write_content(content: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain types atomically."""
+    # Through a file of ours: torch hides the system's error, a full disk for example, when it opens the file itself.
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def load_checkpoint(path: Path, *, lazy: bool = False) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Args:
+        path: the file.
+        lazy: read tensors only when they are looked at; for a look at the progress or the scores.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged, no checkpoint of this program, of another version, or holds
+            anything but tensors and plain types.
+    """
+    return _parse(read_content(path, lazy=lazy), path)
+
+
+def read_content(path: Path, *, lazy: bool = False) -> Any:
+    """Return what ``write_content`` wrote, on the CPU; loading it cannot run code.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged, or holds anything but tensors and plain types.
+    """
+    check_checkpoint_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about foreign file layouts before it refuses them
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: it is damaged, or holds objects other than tensors and plain types "
+            "(loading such a file could run code). Use a checkpoint written by `ssl-seg train`."
+        ) from error
+    except _UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"{path} is not a readable checkpoint: it is damaged or of another kind") from error
+
+
+def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load ``state`` into ``net``.
+
+    Raises:
+        CheckpointError: when names or shapes differ, with the first difference and the likely cause.
+    """
+    own = net.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        example = f"no '{missing[0]}' in the file" if missing else f"'{unknown[0]}' is not in the network"
+        raise CheckpointError(f"{where} holds another network: {example}. Use the same network.name and norm.")
+    for name, value in own.items():
+        if value.shape != state[name].shape:
+            raise CheckpointError(
+                f"{where} does not fit: '{name}' is {tuple(state[name].shape)} in the file and {tuple(value.shape)} "
+                "in the network. Use the same number of classes, channels, network.features and patch size."
+            )
+    net.load_state_dict(state)
+
+
+def _parse(content: Any, path: Path) -> Checkpoint:
+    if isinstance(content, dict) and content.get("format") == PRETRAINING_FORMAT:
+        raise CheckpointError(describe_pretraining(path))
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} holds no checkpoint of this program (its 'format' is not '{FORMAT}')")
+    if (version := content.get("version")) != VERSION:
+        raise CheckpointError(f"{path} has checkpoint version {version}; this program reads version {VERSION}")
+    if missing := [name for name in _FIELDS if name not in content]:
+        raise CheckpointError(f"{path} is incomplete: no '{missing[0]}'")
+    try:
+        content["config"].get("augment", {}).pop("labeled_strong", None)  # presets of views have taken its place
+        progress, seen = _parse_progress(content["progress"]), tuple(content["seen_labels"])
+        checkpoint = Checkpoint(**{n: content[n] for n in _FIELDS} | {"progress": progress, "seen_labels": seen})
+        sound = _is_sound(checkpoint)
+    except (TypeError, AttributeError, KeyError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path} is damaged: a part of it has not the form that `ssl-seg train` writes")
+    return checkpoint
+
+
+def _parse_progress(values: dict[str, Any]) -> Progress:
+    return Progress(**{**values, "history": tuple(values["history"]), "collapsed": tuple(values["collapsed"])})
+
+
+def _is_sound(checkpoint: Checkpoint) -> bool:
+    """Return whether every part has its type; what is in config and split is checked by their own readers."""
+    progress, scores = checkpoint.progress, checkpoint.scores
+    nets = (checkpoint.student, checkpoint.teacher)
+    return (
+        all(isinstance(net, dict) and all(isinstance(v, Tensor) for v in net.values()) for net in nets)
+        and all(isinstance(part, dict) for part in (checkpoint.optimizer, checkpoint.config, checkpoint.split))
+        and all(isinstance(n, int) and n >= 0 for n in (progress.step, progress.ema_updates))
+        and all(isinstance(v, float) and not math.isnan(v) for v in (progress.start_score, *progress.history))
+        and all(isinstance(n, int) and 0 <= n <= len(progress.history) for n in progress.collapsed)
+        and isinstance(progress.ending, str | None)
+        and all(isinstance(content, str) for content in checkpoint.seen_labels)
+        and _is_sound_average(checkpoint.swa)
+        and (checkpoint.monitor is None or {"trend", "ladder", "window"} <= checkpoint.monitor.keys())
+        and all(isinstance(scores[net][key], float) for net in ("student", "teacher") for key in ("f1", "margin"))
+        and all(isinstance(scores[net]["nonfinite"], int) for net in ("student", "teacher"))
+        and scores["selected"]["net"] in ("student", "teacher")
+        and isinstance(scores["selected"]["collapsed"], list)
+    )
+
+
+def _is_sound_average(swa: Any) -> bool:
+    if swa is None:
+        return True
+    average, count = swa["average"], swa["count"]
+    return isinstance(count, int) and count >= 0 and all(isinstance(v, Tensor) for v in average.values())
+
+
+_UNREADABLE = (
+    RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError, AssertionError,
+    OverflowError, struct.error,
+)  # fmt: skip
+_FIELDS = tuple(Checkpoint.__dataclass_fields__)

@@ -1,0 +1,41 @@
+"""What is known of a checkpoint file before its tensors are read; nothing here loads torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssl_seg.errors import CheckpointError, quote
+
+PRETRAINING_FILE = "pretraining.json"
+"""Marks the directory of a pre-training."""
+ZIP_MAGIC = b"PK\x03\x04"
+"""The first bytes of what ``torch.save`` writes."""
+
+
+def describe_pretraining(path: Path) -> str:
+    """Return what to do with a pre-training where a trained network is asked for."""
+    return (
+        f"{path} is a pre-training: its network paints images and has no classes to predict yet. Train from it with "
+        f"ssl-seg train --pretrained {quote(path)}"
+    )
+
+
+def check_checkpoint_file(path: Path) -> None:
+    """Check what can be known of a checkpoint without reading its tensors.
+
+    Raises:
+        CheckpointError: for a folder, a file that is not there or cannot be opened, and one of another kind.
+    """
+    if (path / PRETRAINING_FILE).is_file():
+        raise CheckpointError(describe_pretraining(path))
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; of a run, name {path / 'checkpoints' / 'best.pt'}")
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file {path}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(ZIP_MAGIC))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if head != ZIP_MAGIC:
+        raise CheckpointError(f"{path} is not a readable checkpoint: it is damaged or of another kind")

@@ -1,0 +1,374 @@
+"""Scores of checkpoints on validation, on the sealed test list, or on another labeled folder: of one, of several on
+the same cases, of their ensemble, and of a cross-validation out of fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ssl_seg.config import DataConfig
+from ssl_seg.config.layers import validate
+from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.home import find_home
+from ssl_seg.data.splits.files import load_split, split_from_dict
+from ssl_seg.data.splits.split import Split, find_copies_of
+from ssl_seg.errors import ConfigError, DataError, SplitError
+from ssl_seg.inference.ensemble import check_members, open_members, score_cases
+from ssl_seg.inference.model import Model, open_model
+from ssl_seg.inference.scoring import Score
+from ssl_seg.inference.sliding import OVERLAP
+from ssl_seg.networks.precision import choose_device_if_given
+from ssl_seg.results.folds import join_scores, list_members, load_finished
+from ssl_seg.results.markers import is_cross_validation
+from ssl_seg.run.seal import Ledger, find_sealed, open_sealed
+from ssl_seg.run.sources import absolute_root, open_data, open_store
+
+Part = Literal["val", "test", "all"]
+TrackAll = Callable[[str], Track]
+"""What is being done -> what wraps its items, for a progress bar."""
+
+OUT_OF_FOLD = "out of fold"
+ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What to score.
+
+    ``data`` and ``split`` default to those of the checkpoint, ``which`` to the better net on validation. With
+    ``part`` = ``all`` every labeled case of the folder counts, whatever list it is in. ``settings`` of the data section
+    replace those of the training, for a folder whose masks have other values. Labeled training cases of a network, or
+    of a run that it builds on, are left out of ``all`` and refused elsewhere. Sealed test cases among those scored are
+    recorded, whatever the part; see ``ssl_seg.run.seal``.
+    """
+
+    checkpoint: Path
+    data: str | None = None
+    split: Path | None = None
+    part: Part = "val"
+    which: str | None = None
+    overlap: float = OVERLAP
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    more: tuple[Path, ...] = ()
+    """Further checkpoints, to be scored on the same cases."""
+    ensemble: bool = False
+    """Score the mean of the probabilities of all checkpoints too, as the headline."""
+    accelerator: str | None = None
+    """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
+
+
+def evaluate(
+    request: EvaluateRequest,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    track: TrackAll | None = None,
+) -> dict[str, Any]:
+    """Return pooled and mean scores, trivial baselines and one row a case, as plain types.
+
+    ``sealed_cases`` counts the sealed test cases among those scored, ``test_openings`` how often such cases have been
+    scored so far.
+
+    One checkpoint: without ``which``, both networks are scored and the headline is the one that was better on
+    validation in training, never the one that is better on the cases scored here.
+
+    Several checkpoints: ``rows`` has the scores of each (of ``which``, or its better network) and, with ``ensemble``,
+    those of their mean as the last one; the headline is that of the ensemble, or of the first.
+
+    The directory of a cross-validation stands for best.pt of its folds, as an ensemble. On validation without a
+    ``split`` it is scored out of fold instead, each case by the network that has not seen it; ``folds`` has the scores
+    of each fold.
+
+    Raises:
+        SslSegError: for an unusable checkpoint, folder or split, or checkpoints that do not go together.
+    """
+    if request.part == "all" and request.split is not None:
+        raise ConfigError(
+            f"--all and --split {request.split} exclude each other: --all scores every labeled case, whatever list it "
+            "is in. Leave one of them out."
+        )
+    tracker = track or (lambda _: pass_through)
+    alone = is_cross_validation(request.checkpoint) and not request.more
+    if alone and request.part == "val" and request.split is None:
+        return _evaluate_folds(request, note, tracker)
+    paths = list_members((request.checkpoint, *request.more))
+    if len(paths) == 1:
+        if request.ensemble:
+            raise ConfigError("--ensemble: one checkpoint is no ensemble; name at least two")
+        return _evaluate_one(request, note, tracker)
+    return _evaluate_several(replace(request, ensemble=request.ensemble or alone), paths, note, tracker)
+
+
+def _evaluate_one(request: EvaluateRequest, note: Callable[[str], None], track: TrackAll) -> dict[str, Any]:
+    model = open_model(request.checkpoint, choose_device_if_given(request.accelerator))
+    _say_machine((model,), note)
+    catalog, data = _open_cases(request, model, track("reading cases"))
+    split = load_split(request.split) if request.split else split_from_dict(model.checkpoint.split)
+    ids = _choose_cases(request, (model,), catalog, split, note)
+    opened = _break_seal((model,), catalog, split, ids, request, note)
+
+    names = [request.which] if request.which else list(model.nets)
+    scores = score_cases(
+        [model.predictor(net, request.overlap) for net in names],
+        open_store(catalog, data),
+        ids,
+        surface=data.ndim == 3,
+        track=track(f"scoring {' and '.join(names)}"),
+    )
+    for net, score in zip(names, scores, strict=True):
+        _say_broken(net, score, note)
+    nets = {net: score.summarize() for net, score in zip(names, scores, strict=True)}
+    headline = request.which or model.better
+    return {
+        "checkpoint": str(request.checkpoint),
+        "step": model.checkpoint.progress.step,
+        "data": catalog.root,
+        "part": request.part,
+        "which": headline,
+        **opened,
+        **nets[headline],
+        "nets": {net: _leave_out_cases(summary) for net, summary in nets.items()},
+    }
+
+
+def _evaluate_several(
+    request: EvaluateRequest, paths: Sequence[Path], note: Callable[[str], None], track: TrackAll
+) -> dict[str, Any]:
+    models = open_members(paths, request.which, choose_device_if_given(request.accelerator))
+    _say_machine(models, note)
+    check_members(models, averaged=request.ensemble)
+    catalog, data = _open_cases(request, models[0], track("reading cases"))
+    split = load_split(request.split) if request.split else split_from_dict(models[0].checkpoint.split)
+    ids = _choose_cases(request, models, catalog, split, note)
+    opened = _break_seal(models, catalog, split, ids, request, note)
+
+    scores = score_cases(
+        [model.predictor(net, request.overlap) for model in models for net in model.nets],
+        open_store(catalog, data),
+        ids,
+        mean=request.ensemble,
+        surface=data.ndim == 3,
+        track=track(f"scoring {len(models)} networks"),
+    )
+    rows: list[dict[str, Any]] = [
+        {"checkpoint": str(model.path), "step": model.checkpoint.progress.step, "which": net}
+        for model in models
+        for net in model.nets
+    ]
+    if request.ensemble:
+        rows.append({"checkpoint": ENSEMBLE, "which": f"mean of {len(models)}"})
+    for row, score in zip(rows, scores, strict=True):
+        _say_broken(f"{row['checkpoint']}: {row['which']}", score, note)
+    rows = [row | score.summarize() for row, score in zip(rows, scores, strict=True)]
+    headline = rows[-1] if request.ensemble else rows[0]
+    return {**headline, "data": catalog.root, "part": request.part, **opened, "rows": rows}
+
+
+def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track: TrackAll) -> dict[str, Any]:
+    """Return the scores of a cross-validation over the validation cases of all folds."""
+    if request.ensemble:
+        raise ConfigError(
+            f"--ensemble: on validation, {request.checkpoint} is scored out of fold: each validation case was a "
+            "training case of all networks but one. Leave out --ensemble, or score the ensemble on --test, or on "
+            "other --data with --all"
+        )
+    validation = load_finished(request.checkpoint)
+    fold_of: dict[str, int] = {}
+    scores: list[Score] = []
+    rows = []
+    opened: tuple[Catalog, DataConfig] | None = None
+    for fold, path in zip(validation.folds, validation.checkpoints, strict=True):
+        (model,) = open_members([path], request.which, choose_device_if_given(request.accelerator))
+        _say_machine((model,), note)
+        ((net, _),) = model.nets.items()
+        opened = opened or _open_cases(request, model, track("reading cases"))
+        catalog, data = opened
+        split = split_from_dict(model.checkpoint.split)
+        ids = _choose_cases(request, (model,), catalog, split, note)
+        if twice := [i for i in ids if i in fold_of]:
+            raise SplitError(
+                f"{request.checkpoint}: case '{twice[0]}' is in validation in fold {fold_of[twice[0]]} and in fold "
+                f"{fold.number}: these are not the folds of one cross-validation"
+            )
+        fold_of |= dict.fromkeys(ids, fold.number)
+        predictor = model.predictor(net, request.overlap)
+        shown = track(f"scoring {fold.name} {net}")
+        scores += score_cases([predictor], open_store(catalog, data), ids, surface=data.ndim == 3, track=shown)
+        _say_broken(f"{fold.name} {net}", scores[-1], note)
+        summary = _leave_out_cases(scores[-1].summarize())
+        rows.append({"fold": fold.number, "checkpoint": str(path), "which": net, "cases": len(ids), **summary})
+    summary = join_scores(scores).summarize()
+    return {
+        "checkpoint": str(request.checkpoint),
+        "data": catalog.root,
+        "part": "out_of_fold",
+        "which": request.which or "better network of each fold",
+        "sealed_cases": 0,
+        "test_openings": 0,
+        **summary,
+        "cases": [{**row, "fold": fold_of[row["id"]]} for row in summary["cases"]],
+        "nets": {OUT_OF_FOLD: _leave_out_cases(summary)},
+        "folds": rows,
+    }
+
+
+def _say_machine(models: Sequence[Model], note: Callable[[str], None]) -> None:
+    for model in models:
+        for text in model.describe_machine():
+            note(text)
+
+
+def _say_broken(name: str, score: Score, note: Callable[[str], None]) -> None:
+    if score.nonfinite:
+        cases = sum(case.nonfinite > 0 for case in score.cases)
+        note(
+            f"WARNING {name} gives NaN or infinity in {cases} of {len(score.cases)} cases: {score.nonfinite:,} voxels "
+            "count as wrong, and no mask can be made of them"
+        )
+
+
+def _leave_out_cases(summary: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in summary.items() if key != "cases"}
+
+
+def _open_cases(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:
+    catalog, data = open_catalog_for(request, model, track)
+    if catalog.ndim != data.ndim:
+        raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
+    return catalog, data
+
+
+def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:
+    """Return the cases of the request's folder, or of the training, and the settings that they are read with.
+
+    Label values are those of the training. In another folder, the voxel size is that of its files where they state one.
+
+    Raises:
+        ConfigError: for a setting that does not exist, or of another kind.
+        DataError: for unusable data, or another number of classes than the network knows.
+    """
+    section = model.config.data.model_dump(mode="json")
+    if section["unlabeled"] is not None and not Path(section["unlabeled"]).is_dir():
+        section["unlabeled"] = None  # no score depends on these images
+    elsewhere = request.data is not None and absolute_root(request.data) != section["root"]
+    if elsewhere:
+        section |= {"root": request.data, "layout": "auto", "groups": None, "unlabeled": None, "tiles": 1}
+    if {"label_values", "label_map"} & set(request.settings) and "mask" not in request.settings:
+        section |= {"mask": "semantic", "threshold": None}
+    data = validate(DataConfig, section | dict(request.settings), prefix="data.")
+    catalog = open_data(data.model_dump(mode="json"), track)
+    if catalog.num_classes != model.config.data.num_classes:
+        raise DataError(
+            f"{catalog.root}: the label values {list(catalog.label_values)} are {catalog.num_classes} classes, and the "
+            f"network knows {model.config.data.num_classes}. Give one value a class, or join classes by data.label_map."
+        )
+    stated = any(facts.spacing is not None for facts in catalog.facts.values())
+    if elsewhere and stated and "spacing" not in request.settings:
+        data = data.model_copy(update={"spacing": None})
+    return catalog, data
+
+
+def _choose_cases(
+    request: EvaluateRequest, models: Sequence[Model], catalog: Catalog, split: Split, note: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Return the ids to score, none of which was a labeled training case of any of the networks."""
+    facts = catalog.facts
+    if request.part == "all":
+        ids = tuple(case.id for case in catalog.labeled)
+        seen = {i for model in models for i in _find_labeled(model, catalog, ids)}
+        if seen:
+            note(f"{len(seen)} of the {len(ids)} cases were labeled training cases of {_name(models)}: left out")
+        images = {image for model in models for image in model.checkpoint.seen_labels}
+        if alike := find_copies_of(catalog, ids, images):
+            note(f"{len(alike)} of the {len(ids)} cases look like copies of such training cases: left out")
+            seen |= set(alike)
+        _note_names(models, catalog, note)
+        if ids and len(seen) == len(ids):
+            raise DataError(
+                f"all {len(ids)} labeled cases of {catalog.root} were labeled training cases of {_name(models)}, or "
+                "look like copies of them: nothing is left to score. Give other --data."
+            )
+        return tuple(i for i in ids if i not in seen)
+    ids = split.val if request.part == "val" else split.test
+    if not ids:
+        raise SplitError(f"the split has no {request.part} cases; score other data with --all --data FOLDER")
+    strangers = [i for i in ids if i not in facts or facts[i].content != split.content.get(i)]
+    if strangers:
+        raise SplitError(
+            f"{catalog.root} does not hold the {request.part} cases of the split: {len(strangers)} of {len(ids)} are "
+            f"missing or have another content, for example '{strangers[0]}'. For another data set use --all, or its "
+            "own --split."
+        )
+    for model in models:
+        if labeled := _find_labeled(model, catalog, ids):
+            name = _name(models) if len(models) == 1 else str(model.path)
+            raise SplitError(
+                f"{len(labeled)} of the {len(ids)} {request.part} cases of this split were labeled training cases of "
+                f"{name}, for example '{labeled[0]}': the score would mean nothing. {_advise(request, models)}"
+            )
+        if copies := find_copies_of(catalog, ids, model.checkpoint.seen_labels):
+            note(
+                f"WARNING {len(copies)} of the {len(ids)} {request.part} cases look like copies of labeled training "
+                f"cases, for example '{copies[0]}': the score is too good"
+            )
+    return ids
+
+
+def _note_names(models: Sequence[Model], catalog: Catalog, note: Callable[[str], None]) -> None:
+    """Say so where only names tell that a folder may be a new export of the training data."""
+    held = {facts.image for facts in catalog.facts.values()}
+    for model in models:
+        split = split_from_dict(model.checkpoint.split)
+        if held.isdisjoint(split.image_contents(split.content)) and split.content.keys() <= catalog.facts.keys():
+            labeled = len(split.labeled_ids(model.config.split.labels))
+            note(
+                f"WARNING {catalog.root} has all names of the training data of {model.path}, with other images: if it "
+                f"is a new export of them, {labeled} of the cases were labeled training cases and {len(split.test)} "
+                "are sealed; score the folder of the training then"
+            )
+
+
+def _find_labeled(model: Model, catalog: Catalog, ids: Sequence[str]) -> list[str]:
+    """Return the ids whose images were labeled training cases of the model, or of a run that it builds on, whatever
+    their names were."""
+    seen = set(model.checkpoint.seen_labels)
+    return [i for i in ids if catalog.facts[i].image in seen]
+
+
+def _name(models: Sequence[Model]) -> str:
+    return "this network or of a run that it builds on" if len(models) == 1 else "one of the networks"
+
+
+def _advise(request: EvaluateRequest, models: Sequence[Model]) -> str:
+    if len(models) == 1 and request.split is not None:
+        return "Leave out --split to use its own."
+    if any(model.checkpoint.split.get("folds") for model in models):
+        return (
+            "Folds have no validation cases in common: use --test, or name the directory of the cross-validation alone."
+        )
+    return "Give a --split whose cases no network was trained with, or other --data with --all."
+
+
+def _break_seal(
+    models: Sequence[Model],
+    catalog: Catalog,
+    split: Split,
+    ids: Sequence[str],
+    request: EvaluateRequest,
+    note: Callable[[str], None],
+) -> dict[str, int]:
+    """Record which sealed cases are about to be scored, and return what the result says about it."""
+    splits = [split, *(split_from_dict(model.checkpoint.split) for model in models)]
+    sealed = find_sealed(catalog, ids, splits)
+    homes = [find_home(root) for root in (catalog.root, *(model.config.data.root for model in models))]
+    files = [request.split, *(model.config.split.file for model in models)]
+    ledger = Ledger(
+        data=tuple(dict.fromkeys(home for home in homes if home)),
+        splits=tuple(dict.fromkeys(home for file in files if file and (home := find_home(str(file))))),
+        checkpoints=tuple(model.path for model in models),
+    )
+    return {
+        "sealed_cases": len(sealed),
+        "test_openings": open_sealed(sealed, ledger, by="evaluate", splits=splits, note=note),
+    }

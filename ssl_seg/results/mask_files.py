@@ -1,0 +1,272 @@
+"""Which images are predicted, where their masks go, and which of them are there already. Loads no torch.
+
+A folder of masks has a record of its own, ``.predictions.jsonl``: by which networks and settings, and from which image,
+each mask was made. It tells masks that an interrupted call has finished from those of other networks or people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_seg.data.layouts import list_images
+from ssl_seg.data.layouts.files import walk_files
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
+from ssl_seg.errors import DataError
+from ssl_seg.files import append_jsonl, find_obstacle, read_jsonl
+
+RECORD = ".predictions.jsonl"
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", *NIFTI_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image (one location for each channel file), and what is written for it: the probabilities, then the mask."""
+
+    locations: tuple[str, ...]
+    mask: Path
+    probabilities: tuple[Path, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """All files that are written."""
+        return (*self.probabilities, self.mask)
+
+    def identify_image(self) -> list[list[Any]]:
+        """Return path, size and time of change of each file, which tell whether it is still the image that it was."""
+        files = [Path(location.partition("::")[0]) for location in self.locations]
+        stats = [file.stat() if file.exists() else None for file in files]
+        return [[str(f.resolve()), s and s.st_size, s and s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the record says about a mask: by which settings it was begun, and, once it is done, from which image."""
+
+    settings: Mapping[str, Any]
+    image: list[list[Any]] | None = None
+    shape: tuple[int, ...] = ()
+    share: float = 0.0
+
+
+@dataclass(frozen=True)
+class MaskRecord:
+    """The record of a ``folder`` of masks, or of none: a single mask with a name of its own is not recorded.
+
+    Lines are appended: the ``settings`` and the names ``planned`` when a call begins, then one that is ``done`` a mask.
+    """
+
+    folder: Path | None
+    settings: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits that stand for the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+
+    def read(self) -> dict[str, Made]:
+        """Return what is known of each mask, by its path below the folder.
+
+        Raises:
+            DataError: for a record that this program has not written.
+        """
+        if self.folder is None:
+            return {}
+        made: dict[str, Made] = {}
+        settings: dict[str, Mapping[str, Any]] = {}
+        path = self.folder / RECORD
+        try:
+            for line in read_jsonl(path):
+                if "planned" in line:
+                    settings[line["key"]] = line["settings"]
+                    made |= dict.fromkeys(line["planned"], Made(line["settings"]))
+                else:
+                    own = settings[line["key"]]
+                    made[line["done"]] = Made(own, line["image"], tuple(line["shape"]), float(line["share"]))
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise DataError(
+                f"{path} cannot be read: choose another output, or give --overwrite to make all masks anew"
+            ) from error
+        return made
+
+    def plan(self, jobs: Sequence[Job]) -> None:
+        """Say which masks are about to be made: what lies there under these names is ours from now on.
+
+        Raises:
+            DataError: when it cannot be written.
+        """
+        if self.folder is not None and jobs:
+            names = [self.name(job) for job in jobs]
+            self._append({"key": self.key, "settings": self.settings, "planned": names})
+
+    def finish(self, job: Job, shape: Sequence[int], share: float) -> None:
+        """Say that a mask is written.
+
+        Raises:
+            DataError: when that cannot be written.
+        """
+        line = {"key": self.key, "done": self.name(job), "image": job.identify_image(), "shape": list(shape)}
+        self._append({**line, "share": share})
+
+    def name(self, job: Job) -> str:
+        """Return the path of a mask below the folder."""
+        return job.mask.relative_to(self.folder or job.mask.parent).as_posix()
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            append_jsonl(self.folder / RECORD, line)
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
+
+
+def check_places(source: Path, output: Path) -> None:
+    """Check what can be known of input and output before any network is read.
+
+    Raises:
+        DataError: no such input, a file that is no image, an output that is the input or cannot be made.
+    """
+    if not source.exists():
+        raise DataError(f"no image file or folder {source}")
+    if not os.access(source, os.R_OK):
+        raise DataError(f"{source} cannot be read: permission denied")
+    if not is_image(source) and not source.is_dir():
+        advice = advise_conversion([source.name])
+        raise DataError(f"{source} is no image: known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}.{advice}")
+    if output.exists() and output.resolve() in {source.resolve(), (source / "images").resolve()}:
+        raise DataError(f"{output}: masks would be written among the images of {source}: choose another output")
+    several = not is_image(source)
+    is_file = split_suffix(output.name)[1] in MASK_SUFFIXES
+    if several and (output.is_file() or (is_file and not output.is_dir())):
+        raise DataError(f"{output} is a file, and the masks of {source} need a folder: choose another output")
+    if not several and not is_file and output.is_file():
+        raise DataError(f"{output} is a file, but no {', '.join(MASK_SUFFIXES)} for a mask: choose another output")
+    if obstacle := find_obstacle(output / "mask" if output.is_dir() else output):
+        raise DataError(f"{output} cannot be written: {obstacle}")
+
+
+def plan_jobs(source: Path, output: Path, ndim: int, layout: str, suffixes: Iterable[str] = ()) -> list[Job]:
+    """Return the images of a file or folder with the paths of their masks.
+
+    Args:
+        source: an image, a folder of images, or a data set in a known layout.
+        output: folder of the masks; a file for a single image.
+        ndim: 2 or 3.
+        layout: of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image.
+        suffixes: what is put behind the name for each file of probabilities.
+
+    Raises:
+        DataError: no image, two images with one mask, or a mask in the place of an image.
+    """
+    suffixes = tuple(suffixes)
+    if is_image(source):
+        name, has_name = split_suffix(source.name)[0], is_mask_name(output)
+        mask = output if has_name else output / _mask_name(name, source.name, ndim)
+        jobs = [Job((str(source),), mask, _probability_paths(mask, suffixes))]
+    else:
+        images = _find_images(source, output, layout)
+        if not images:
+            advice = advise_conversion(path.name for path in walk_files(source))
+            raise DataError(f"{source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).{advice}")
+        masks = [output / _mask_name(name, files[0], ndim) for name, files in images]
+        jobs = [
+            Job(files, mask, _probability_paths(mask, suffixes)) for (_, files), mask in zip(images, masks, strict=True)
+        ]
+    _check_distinct(jobs)
+    return jobs
+
+
+def is_mask_name(output: Path) -> bool:
+    """Return whether an output names a single mask, rather than a folder."""
+    return split_suffix(output.name)[1] in MASK_SUFFIXES and not output.is_dir()
+
+
+def split_jobs(jobs: Sequence[Job], record: MaskRecord, *, overwrite: bool) -> tuple[list[Job], dict[Path, Made]]:
+    """Return the jobs that are to be done, and the masks that are there already, made by the same settings.
+
+    Raises:
+        DataError: for an output that exists and was made by other settings, from another image, or by someone else.
+    """
+    made = {} if overwrite else record.read()
+    waiting: list[Job] = []
+    kept: dict[Path, Made] = {}
+    refused: list[str] = []
+    for job in jobs:
+        there = [path for path in job.outputs if path.exists()]
+        own = made.get(record.name(job))
+        if folders := [path for path in there if path.is_dir()]:
+            refused.append(f"{folders[0]} is a folder")
+        elif not there or overwrite:
+            waiting.append(job)
+        elif own is None:
+            refused.append(f"{there[0]} exists already and is not overwritten")
+        elif own.settings != record.settings:
+            changes = _describe_changes(own.settings, record.settings)
+            refused.append(f"{job.mask} exists already and is not overwritten: it was made with {changes}")
+        elif own.image is None or len(there) < len(job.outputs):
+            waiting.append(job)  # an interrupted call had not come to its end
+        elif own.image != job.identify_image():
+            refused.append(f"{job.mask} was made from another image, or {job.locations[0]} has changed since then")
+        else:
+            kept[job.mask] = own
+    if refused:
+        others = f" (and {len(refused) - 1} more like it)" if len(refused) > 1 else ""
+        raise DataError(f"{refused[0]}{others}: choose another output, or give --overwrite to make all masks anew")
+    return waiting, kept
+
+
+def _describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    changed = [key for key in now if before.get(key) != now[key]]
+    if "networks" in changed:
+        return "other networks"
+    return ", ".join(f"{key} {_show(before.get(key))} and not {_show(now[key])}" for key in changed)
+
+
+def _show(value: Any) -> str:
+    return "as by default" if value is None else str(value)
+
+
+def _find_images(folder: Path, output: Path, layout: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Return name and locations of the images of a folder, without what an earlier call has written below it."""
+    place = output.resolve()
+
+    def is_output(path: str) -> bool:
+        return Path(path).resolve().is_relative_to(place)
+
+    return list_images(folder, layout, is_output)
+
+
+def _mask_name(name: str, image: str, ndim: int) -> str:
+    """Return the file name of an image's mask: NIfTI, which keeps the geometry, where the image is."""
+    ending = split_suffix(image)[1]
+    return name + (ending if ending in NIFTI_SUFFIXES else ".png" if ndim == 2 else ".tif")
+
+
+def _probability_paths(mask: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
+    stem, ending = split_suffix(mask.name)
+    kind = ending if ending in NIFTI_SUFFIXES else ".tif"
+    return tuple(mask.with_name(f"{stem}{suffix}{kind}") for suffix in suffixes)
+
+
+def _check_distinct(jobs: Sequence[Job]) -> None:
+    """Nothing may be written twice, or over an image."""
+    images = {os.path.realpath(location.partition("::")[0]): location for job in jobs for location in job.locations}
+    owners: dict[Path, str] = {}
+    for job in jobs:
+        for path in job.outputs:
+            if (image := images.get(os.path.realpath(path))) is not None:
+                raise DataError(f"{path} would be written over the image {image}: choose another output")
+            if path in owners:
+                raise DataError(
+                    f"two images would both be written to {path}: {owners[path]} and {job.locations[0]}: rename one of "
+                    "them"
+                )
+            owners[path] = job.locations[0]

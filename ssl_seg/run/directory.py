@@ -1,0 +1,187 @@
+"""The run directory: created once, appended to, never overwritten.
+
+::
+
+    RUN/config.yaml  split.yaml  environment.json  metrics.jsonl  events.jsonl
+    RUN/lock                 held by the process that trains
+    RUN/checkpoints/last.pt  best.pt  best-2.pt ... (monitor.keep_best)  swa.pt (policies.swa)
+                    healthy.pt, start.pt (monitor.on_collapse: recover)
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ssl_seg.errors import RunDirError, quote
+from ssl_seg.files import append_jsonl, atomic_write, next_free, now, read_jsonl, to_json_line, write_json
+
+CONFIG_FILE, SPLIT_FILE, ENVIRONMENT_FILE = "config.yaml", "split.yaml", "environment.json"
+METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths and records of one run."""
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the newest saved state."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint with the highest validation score."""
+        return self.best_of_rank(1)
+
+    @property
+    def swa(self) -> Path:
+        """Checkpoint whose student is the mean of those at the ends of epochs; written at the end of the run."""
+        return self.path / "checkpoints" / "swa.pt"
+
+    @property
+    def healthy(self) -> Path:
+        """Checkpoint of the last healthy networks, which a collapsed run goes back to first."""
+        return self.path / "checkpoints" / "healthy.pt"
+
+    @property
+    def start(self) -> Path:
+        """Checkpoint of the networks before the first step, which a collapsed run goes back to at last."""
+        return self.path / "checkpoints" / "start.pt"
+
+    def best_of_rank(self, rank: int) -> Path:
+        """Return the path of the checkpoint with the highest (1), second highest (2), ... validation score."""
+        return self.path / "checkpoints" / ("best.pt" if rank == 1 else f"best-{rank}.pt")
+
+    @property
+    def events_path(self) -> Path:
+        """Path of events.jsonl."""
+        return self.path / EVENTS_FILE
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl; NaN and infinities are written as null."""
+        append_jsonl(self.path / METRICS_FILE, record)
+
+    def append_event(self, event: str, **values: Any) -> None:
+        """Append one line with a time stamp to events.jsonl."""
+        append_jsonl(self.events_path, {"event": event, "time": now(), **values})
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return all records of metrics.jsonl."""
+        return read_jsonl(self.path / METRICS_FILE)
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Return all records of events.jsonl."""
+        return read_jsonl(self.events_path)
+
+    def read_ending(self) -> dict[str, Any] | None:
+        """Return the last event of a run that has come to its own end; None if it has not, or has gone on since."""
+        events = self.read_events()
+        resumed = max((n for n, e in enumerate(events) if e["event"] == "resumed"), default=0)
+        ends = [e for e in events[resumed:] if e["event"] in ("finished", "stopped_early", "collapsed")]
+        return ends[-1] if ends else None
+
+    def remove_parts(self) -> None:
+        """Remove what a process that was killed has left half written; for the one that holds the directory."""
+        for path in (*self.path.glob(".*.part"), *self.path.glob("checkpoints/.*.part")):
+            path.unlink(missing_ok=True)
+
+    def drop_after(self, step: int) -> None:
+        """Remove the records, and the events, of steps that a resumed run is going to make again.
+
+        An event without a step (``started``, ``test_opened``) stays, and so does ``resumed``.
+        """
+        metrics = [r for r in self.read_metrics() if r["step"] <= step]
+        events = [e for e in self.read_events() if e.get("step", -1) <= step or e["event"] == "resumed"]
+        for name, kept in ((METRICS_FILE, metrics), (EVENTS_FILE, events)):
+            with atomic_write(self.path / name) as temporary:
+                temporary.write_text("".join(to_json_line(r) for r in kept), encoding="utf-8")
+
+
+def create_run_dir(path: Path) -> RunDir:
+    """Create the directory of a new run.
+
+    Raises:
+        RunDirError: when it exists already (and holds anything), or cannot be created.
+    """
+    check_free(path)
+    try:
+        (path / "checkpoints").mkdir(parents=True)
+    except OSError as error:
+        raise RunDirError(f"cannot create the run directory {path}: {error.strerror}") from error
+    run = RunDir(path)
+    write_json(path / ENVIRONMENT_FILE, describe_environment())
+    (path / METRICS_FILE).touch()
+    (path / EVENTS_FILE).touch()
+    return run
+
+
+def create_next_run_dir(path: Path) -> RunDir:
+    """Create the directory of a new run at ``path``, or at the first of ``path-2``, ``path-3``, ... that is free.
+
+    Raises:
+        RunDirError: when it cannot be created.
+    """
+    while True:
+        free = next_free(path)
+        try:
+            return create_run_dir(free)
+        except RunDirError:
+            if not free.exists():  # else another process was quicker
+                raise
+
+
+def check_free(path: Path) -> None:
+    """Do nothing, if a run may be created at ``path``.
+
+    Raises:
+        RunDirError: when something is there already; names --resume and the next free name.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        resume = f"continue it with --resume {quote(path)}, or " if (path / CONFIG_FILE).exists() else ""
+        raise RunDirError(f"{path} exists already and is never overwritten: {resume}use --out {quote(next_free(path))}")
+
+
+def open_run_dir(path: Path) -> RunDir:
+    """Open an existing run.
+
+    Raises:
+        RunDirError: when the directory is missing or holds no run.
+    """
+    if not path.is_dir():
+        raise RunDirError(f"no run directory {path}")
+    if not (path / CONFIG_FILE).is_file():
+        raise RunDirError(f"{path} is not a run directory: it has no {CONFIG_FILE}")
+    return RunDir(path)
+
+
+def find_run_of(checkpoint: Path) -> RunDir | None:
+    """Return the run that a checkpoint lies in, or None for a checkpoint that was copied elsewhere."""
+    folder = checkpoint.resolve().parent.parent
+    return RunDir(folder) if (folder / CONFIG_FILE).is_file() and (folder / METRICS_FILE).is_file() else None
+
+
+def name_data(root: str) -> str:
+    """Return what a data set is called in the name of a directory."""
+    return Path(root).name.replace(":", "-")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return what a reader needs to repeat the run: command, versions, machine."""
+    packages = ("ssl-seg", "torch", "monai", "lightning-fabric", "numpy", "tifffile")
+    return {
+        "time": now(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {name: metadata.version(name) for name in packages},
+    }

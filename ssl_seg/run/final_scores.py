@@ -1,0 +1,234 @@
+"""What the networks of a run score on the whole validation cases once it has ended, and which of them is used.
+
+::
+
+    RUN/scores.json    every network that was scored, with its counts in each case, and the one that is used
+
+It is decided here, once. Whatever uses the run afterwards takes best.pt, and in it the network that ``selected.net`` of
+its scores names: `train`, `evaluate`, `predict`, `diagnose`, `--bootstrap`, ladders, folds and ablations.
+
+torch is imported in functions: commands read the scores of ladders and folds before they load it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ssl_seg.data.catalog import Track
+from ssl_seg.data.store import CaseStore
+from ssl_seg.errors import RunDirError
+from ssl_seg.files import write_json
+from ssl_seg.inference.scoring import Score, count_classes, pack_cases, parse_cases
+from ssl_seg.run.directory import RunDir
+from ssl_seg.scores.intervals import compute_score
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ssl_seg.inference.model import Model
+    from ssl_seg.monitor.watch import Selection
+
+SCORES_FILE, SCHEMA = "scores.json", 1
+
+Source = Literal["best", "last", "swa"]
+SOURCES: tuple[Source, ...] = ("best", "last", "swa")
+"""Files with networks. Of networks with one score the first is used, and the teacher before the student."""
+
+
+@dataclass(frozen=True)
+class NetworkScore:
+    """One network of a run on the whole validation cases."""
+
+    source: Source
+    net: str
+    step: int
+    collapsed: bool
+    """Whether the monitor called it collapsed when it last looked."""
+    score: Score
+
+    def rank(self, select: Selection) -> tuple[bool, bool, float]:
+        """Return what networks are compared by: one with NaN comes last, one that has collapsed behind the others."""
+        return self.score.nonfinite == 0, not self.collapsed, compute_selection_score(self.score, select)
+
+
+@dataclass(frozen=True)
+class FinalScores:
+    """All networks of a run that were scored."""
+
+    step: int
+    """Step at which the run ended."""
+    select: Selection
+    networks: tuple[NetworkScore, ...]
+
+    @property
+    def used(self) -> NetworkScore:
+        """The network that is used: the best one on the whole validation cases."""
+        return max(self.networks, key=lambda n: n.rank(self.select))
+
+    def of(self, source: Source) -> dict[str, Score]:
+        """Return the scores of both networks of a file; empty for a file that the run did not have."""
+        return {n.net: n.score for n in self.networks if n.source == source}
+
+    def collapsed_of(self, source: Source) -> list[str]:
+        """Return the names of the networks of a file that have collapsed."""
+        return sorted(n.net for n in self.networks if n.source == source and n.collapsed)
+
+
+def compute_selection_score(score: Score, select: Selection) -> float:
+    """Return the figure that networks are compared by, larger is better, as the monitor's of the same name."""
+    if select == "f1":
+        return score.f1_macro
+    if select == "dice":
+        return float(compute_score(count_classes(score), "dice"))
+    overlaps = [c.overlap for c in score.cases if c.overlap.voxels]
+    predicted = sorted((o.tp + o.fp) / o.voxels for o in overlaps)
+    true = sorted(o.prevalence for o in overlaps)
+    return -float(np.abs(np.subtract(predicted, true)).mean()) if overlaps else 0.0
+
+
+def score_networks(
+    models: Mapping[Source, Model],
+    store: CaseStore,
+    case_ids: Sequence[str],
+    step: int,
+    select: Selection,
+    track: Track,
+) -> FinalScores:
+    """Score the networks of the checkpoints of a run, in one pass over the cases; equal networks are predicted once."""
+    from ssl_seg.inference.ensemble import score_cases
+    from ssl_seg.inference.model import NETS, find_collapsed
+
+    distinct: list[tuple[Model, str]] = []
+    number: dict[tuple[Source, str], int] = {}
+    for source in SOURCES:
+        for net in reversed(NETS) if source in models else ():
+            here = models[source].nets[net]
+            same = (i for i, (model, name) in enumerate(distinct) if _are_equal(model.nets[name], here))
+            if (found := next(same, None)) is None:
+                found = len(distinct)
+                distinct.append((models[source], net))
+            number[source, net] = found
+    scores = score_cases([model.predictor(net) for model, net in distinct], store, case_ids, track=track)
+    return FinalScores(
+        step,
+        select,
+        tuple(
+            NetworkScore(
+                source,
+                net,
+                models[source].checkpoint.progress.step,
+                net in find_collapsed(models[source].checkpoint),
+                scores[found],
+            )
+            for (source, net), found in number.items()
+        ),
+    )
+
+
+def _are_equal(a: nn.Module, b: nn.Module) -> bool:
+    import torch
+
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def describe_for_checkpoint(final: FinalScores, source: Source) -> dict[str, Any]:
+    """Return the ``scores`` of a checkpoint: those of both of its networks, and which of them is used."""
+    own = [n for n in final.networks if n.source == source]
+    chosen = max(own, key=lambda n: n.rank(final.select))
+    return {
+        "source": "validation",
+        "trivial_f1": summarize_network(chosen.score)["trivial_f1"],
+        **{n.net: summarize_network(n.score) for n in own},
+        "selected": {
+            "by": final.select,
+            "net": chosen.net,
+            "score": compute_selection_score(chosen.score, final.select),
+            "collapsed": final.collapsed_of(source),
+        },
+    }
+
+
+def summarize_network(score: Score) -> dict[str, Any]:
+    """Return the few figures of ``Score.summarize`` that tables of trainings show and checkpoints keep.
+
+    Pooled F1 (of any foreground, and mean of classes), that of predicting each class everywhere, the margin over that
+    with its 95 % interval, mean Dice and what shows whether empty cases flatter it, and the voxels without a finite
+    output.
+    """
+    summary = score.summarize()
+    trivial, mean = summary["trivial"], summary["mean"]
+    return {
+        "of": summary["of"],
+        "absent_classes": summary["absent_classes"],
+        "false_classes": summary["false_classes"],
+        "f1": score.f1,
+        "f1_macro": score.f1_macro,
+        "trivial_f1": trivial["all_positive"],
+        **{key: trivial[key] for key in ("margin", "margin_low", "margin_high", "margin_why")},
+        **{key: mean[key] for key in ("dice", "dice_positives", "predict_nothing", "n_cases", "n_positives")},
+        "nonfinite": score.nonfinite,
+    }
+
+
+def save_final_scores(final: FinalScores, run: RunDir) -> None:
+    """Write scores.json atomically."""
+    from ssl_seg.inference.sliding import OVERLAP
+
+    used = final.used
+    rows = [
+        {
+            "source": n.source,
+            "net": n.net,
+            "step": n.step,
+            "collapsed": n.collapsed,
+            **{k: v for k, v in n.score.summarize().items() if k != "cases"},
+            "cases": pack_cases(n.score),
+        }
+        for n in final.networks
+    ]
+    values = {
+        "schema": SCHEMA,
+        "step": final.step,
+        "part": "validation",
+        "overlap": OVERLAP,
+        "select": final.select,
+        "label_values": used.score.label_values,
+        "used": {"net": used.net, "step": used.step, "source": used.source},
+        "networks": rows,
+    }
+    write_json(run.path / SCORES_FILE, values)
+
+
+def load_final_scores(run: RunDir) -> FinalScores | None:
+    """Read what ``save_final_scores`` wrote; None for a run that has not come to its end.
+
+    Raises:
+        RunDirError: for a damaged file.
+    """
+    path = run.path / SCORES_FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["schema"] != SCHEMA:
+            raise ValueError(f"schema {values['schema']}")
+        networks = tuple(
+            NetworkScore(
+                row["source"],
+                row["net"],
+                row["step"],
+                row["collapsed"],
+                parse_cases(row["cases"], values["label_values"]),
+            )
+            for row in values["networks"]
+        )
+        if not networks:
+            raise ValueError("no networks")
+        return FinalScores(values["step"], values["select"], networks)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunDirError(f"{path} is not in the format that `ssl-seg train` writes: {error}") from error

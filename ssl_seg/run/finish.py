@@ -1,0 +1,167 @@
+"""The end of a run: the weight average, the scores on whole validation cases, the last event."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_seg.data.loader import PatchSource, make_loader
+from ssl_seg.data.store import CaseStore
+from ssl_seg.engine.engine import Engine
+from ssl_seg.engine.loop import LoopResult
+from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm
+from ssl_seg.files import atomic_write
+from ssl_seg.inference.model import NETS, open_model
+from ssl_seg.monitor.findings import Verdict
+from ssl_seg.monitor.network_rules import find_trivial_images
+from ssl_seg.monitor.verdicts import conclude
+from ssl_seg.monitor.watch import Observation
+from ssl_seg.networks.builders import has_batch_norm
+from ssl_seg.networks.checkpoint import save_checkpoint
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.final_scores import (
+    FinalScores,
+    Source,
+    describe_for_checkpoint,
+    load_final_scores,
+    save_final_scores,
+    score_networks,
+    summarize_network,
+)
+from ssl_seg.run.prepare import Prepared
+from ssl_seg.run.recorder import Console, Recorder
+
+BATCH_NORM_BATCHES = 50
+"""Training batches that the BatchNorm statistics of averaged weights are estimated on."""
+SELECTION_NAMES = {"f1": "F1", "dice": "Dice", "foreground_distance": "foreground distance"}
+
+
+def finish_run(
+    result: LoopResult,
+    prepared: Prepared,
+    engine: Engine,
+    source: PatchSource,
+    average: WeightAverage | None,
+    recorder: Recorder,
+    console: Console,
+) -> tuple[Verdict, FinalScores | None]:
+    """Write what is left to write, score the checkpoints of a run that came to its own end, and close it.
+
+    Returns:
+        The verdict on the networks of the last step as they will be used, and the scores of all networks on the whole
+        validation cases; None on other processes than the first, and for a run that was interrupted.
+    """
+    run, observation = prepared.run, result.observation
+    verdict = Verdict() if observation is None else observation.verdict
+    final: FinalScores | None = None
+    if engine.fabric.is_global_zero:
+        summary: dict[str, Any] = {}
+        if result.ending != "interrupted":
+            known = load_final_scores(run)  # of swa.pt too, where the run was killed after it had written them
+            if average is not None and result.is_complete and (known is None or known.step != result.step):
+                _write_average(average, engine, source, recorder, result, prepared, console)
+            final = _score_run(run, result.step, engine.fabric.device, prepared, source.store, console)
+            summary = _summarize(final, prepared, console)
+            if observation is not None and result.is_complete:  # a collapse that ended the run is its verdict
+                verdict = _judge_end(observation, describe_for_checkpoint(final, "last"))
+                recorder.conclude(verdict, result.step)
+        run.append_event(result.ending, step=result.step, verdict=verdict.level, codes=list(verdict.codes), **summary)
+    engine.fabric.barrier()
+    return verdict, final
+
+
+def _judge_end(observation: Observation, scores: dict[str, Any]) -> Verdict:
+    """Return the verdict on the networks of last.pt, the one that its scores on whole cases choose before the other."""
+    used = scores["selected"]["net"]
+    verdict = observation.judge_end(used)
+    found = find_trivial_images(scores[used]["f1"], scores["trivial_f1"], used)
+    return verdict if found is None else conclude((*verdict.findings, found), observation.context, used)
+
+
+def _write_average(
+    average: WeightAverage,
+    engine: Engine,
+    source: PatchSource,
+    recorder: Recorder,
+    result: LoopResult,
+    prepared: Prepared,
+    console: Console,
+) -> None:
+    """Write swa.pt: the mean of the students, with BatchNorm statistics that fit it.
+
+    It takes the place of both networks, so that whoever opens the file gets the mean and not the last teacher.
+    """
+    if average.count == 0:
+        console.note("policy: no weights were averaged, the run ended before policies.swa.start_epoch")
+        return
+    if has_batch_norm(average.net):
+        images = _clean_images(source, engine.fabric.device, prepared.config.runtime.workers)
+        track = console.track("estimating BatchNorm statistics of swa.pt")
+        estimate_batch_norm(average.net, track(images, BATCH_NORM_BATCHES), engine.autocast)
+    last, mean = recorder.snapshot(result.progress), average.net.state_dict()
+    selected = last.scores["selected"]
+    collapsed = list(NETS) if "student" in selected["collapsed"] else []
+    scores = {**last.scores, "selected": {**selected, "collapsed": collapsed}}
+    save_checkpoint(replace(last, student=mean, teacher=mean, scores=scores), prepared.run.swa)
+    console.note(f"policy: swa.pt is the mean of the students at the ends of {average.count} epochs")
+
+
+def _clean_images(source: PatchSource, device: torch.device, workers: int) -> Iterator[Tensor]:
+    """Yield training images as the network sees them when it predicts: without strong intensity changes."""
+    for batch in make_loader(source, 0, BATCH_NORM_BATCHES, workers, pin_memory=False):
+        yield torch.cat([batch.image, batch.weak]).to(device)
+
+
+def _score_run(
+    run: RunDir, step: int, device: torch.device, prepared: Prepared, store: CaseStore, console: Console
+) -> FinalScores:
+    """Score the networks of last.pt, best.pt and swa.pt on validation and decide which of them is used.
+
+    The scores go into each file, all of them into scores.json; then best.pt becomes the file of the network that is
+    used. A run that was killed in between is not scored again.
+    """
+    paths: dict[Source, Path] = {"best": run.best, "last": run.last, "swa": run.swa}
+    final = load_final_scores(run)
+    if final is None or final.step != step:
+        models = {source: open_model(path, device) for source, path in paths.items() if path.is_file()}
+        track = console.track("scoring the networks on whole validation cases")
+        final = score_networks(models, store, prepared.split.val, step, prepared.config.monitor.select, track)
+        for source, model in models.items():
+            save_checkpoint(replace(model.checkpoint, scores=describe_for_checkpoint(final, source)), model.path)
+        save_final_scores(final, run)
+    if (source := final.used.source) != "best":
+        with atomic_write(run.best) as temporary:
+            shutil.copyfile(paths[source], temporary)
+    return final
+
+
+def _summarize(final: FinalScores, prepared: Prepared, console: Console) -> dict[str, Any]:
+    """Return what the last event says about the networks, and show which of them is used."""
+    used = final.used
+    scores = describe_for_checkpoint(final, used.source)
+    summary = {key: value for key, value in scores.items() if key != "selected"}
+    if swa := final.of("swa"):
+        summary["swa"] = summarize_network(swa["student"])
+    length = prepared.config.length
+    epoch = -(-used.step // min(length.steps_per_epoch, length.steps))
+    summary["best"] = {"epoch": epoch, "step": used.step, "found_in": f"{used.source}.pt", **scores["selected"]}
+    name = SELECTION_NAMES[final.select]
+    name += (
+        " (mean of classes)" if final.select != "foreground_distance" and prepared.config.data.num_classes > 2 else ""
+    )
+    where = "the mean of the students" if used.source == "swa" else f"epoch {epoch}"
+    value = f"{name} {abs(scores['selected']['score']):.3f} on {len(used.score.cases)} whole validation cases"
+    if final.select == "dice":  # which empty cases flatter
+        own = summarize_network(used.score)
+        positives = "none" if own["dice_positives"] is None else f"{own['dice_positives']:.3f}"
+        value += f" ({positives} on the {own['n_positives']} positive ones, {own['predict_nothing']:.3f} for nothing)"
+    console.note(f"used: {used.net} of best.pt ({where}), {value}")
+    if used.score.nonfinite:
+        console.note("WARNING every network gives NaN or infinity on validation cases: none can be used")
+    return summary

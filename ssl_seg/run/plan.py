@@ -1,0 +1,239 @@
+"""Settings planned from the data, each with its reason. Whatever a file or an option gives is left alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ssl_seg.config.layers import Layer, Nested, flatten, merge_layers, nest
+from ssl_seg.config.schedules import WARMUP_STEPS, plan_warmup
+from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.ct import looks_like_ct, measure_window
+from ssl_seg.data.resample import compute_resampled_shape
+from ssl_seg.data.synthetic import is_synthetic
+from ssl_seg.errors import NetworkError
+from ssl_seg.networks.builders import check_patch_size, get_network_spec
+
+PATCH_VOXELS = {(2, False): 128**2, (2, True): 256**2, (3, False): 32 * 64 * 64, (3, True): 96**3}
+"""Voxels of a patch by (dimensions, GPU?): what two cores, or a small GPU, do in well under a second."""
+BATCH = {(2, False): 4, (2, True): 8, (3, False): 2, (3, True): 2}
+STEPS = {(2, False): 400, (2, True): 2000, (3, False): 800, (3, True): 4000}
+ENCODER_UNET_LR, ENCODER_LR_FACTOR = 1e-3, 0.3
+MULTIPLE = {2: 32, 3: 16}
+RARE_FOREGROUND = 0.15
+"""Below this mean share a third of the labeled patches is centered on foreground (nnU-Net's 33 %); above it, that would
+only teach the network a higher prevalence than there is."""
+
+LENGTH_KEYS = ("length.steps", "optim.warmup_steps")
+
+RARE_POSITIVES, BALANCED = 0.5, 0.5
+"""If fewer than half of the labeled cases have foreground, half of the labeled patches come from those that have."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One planned setting."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def plan_run(
+    catalog: Catalog, labeled: Sequence[str], given: Nested, *, gpu: bool, has_unlabeled: bool = True
+) -> list[Planned]:
+    """Return the settings that ``given`` leaves open.
+
+    Args:
+        catalog: the data, read once.
+        labeled: ids of the labeled training cases; no other mask takes part in the plan, only the set of label values.
+        given: nested settings from files and options; they take part in the plan but are not planned.
+        gpu: whether the run will be on one.
+        has_unlabeled: whether any training case is not labeled.
+    """
+    known = dict(flatten(given))
+    shapes = _network_shapes(catalog, known)
+    median = [round(float(n)) for n in np.median(np.array(shapes), axis=0)]
+    ndim = catalog.ndim
+    device = "GPU" if gpu else "CPU"
+    method = known.get("method.name", "mean_teacher")
+    batch = BATCH[ndim, gpu]
+    network, planned_network = _plan_network(ndim, known, gpu=gpu)
+    steps = int(known.get("length.steps", STEPS[ndim, gpu]))
+    patches = int(known.get("policies.random_batch_size.largest", known.get("batch.labeled", batch)))
+    planned = [
+        *_plan_masks(catalog),
+        Planned("data.channels", catalog.channels, "channels of the images"),
+        *_plan_axes(catalog),
+        *_plan_layout(catalog),
+        *_plan_nodata(catalog),
+        *_plan_window(catalog, labeled, known),
+        Planned(
+            "data.patch_size",
+            _fit_network(plan_patch_size(median, gpu=gpu), network),
+            f"median image {_times(median)}, at most {PATCH_VOXELS[ndim, gpu]} voxels on a {device}",
+        ),
+        _plan_foreground_ratio(catalog, labeled),
+        _plan_positive_ratio(catalog, labeled),
+        *planned_network,
+        *_plan_encoder_unet(network, known),
+        Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
+        Planned(
+            "batch.unlabeled",
+            patches if method != "supervised" and has_unlabeled else 0,
+            "supervised: none needed"
+            if method == "supervised"
+            else "as many as labeled"
+            if has_unlabeled
+            else f"every training case is labeled: {method} learns what supervised does",
+        ),
+        Planned("length.steps", steps, f"{device} default; --steps changes it"),
+        Planned(
+            "optim.warmup_steps",
+            plan_warmup(steps),
+            f"{WARMUP_STEPS}, or a tenth of a shorter run",
+        ),
+    ]
+    return [p for p in planned if p.key not in known]
+
+
+def replan_length(planned: Sequence[Planned], steps: int, reason: str) -> list[Planned]:
+    """Return the plan with another length, and the warm-up, if that is planned, which goes with it."""
+    kept = [p for p in planned if p.key not in LENGTH_KEYS]
+    warmup = [replace(p, value=plan_warmup(steps)) for p in planned if p.key == "optim.warmup_steps"]
+    return [*kept, Planned("length.steps", steps, reason), *warmup]
+
+
+def plan_layer(planned: Sequence[Planned]) -> Layer:
+    """Return the plan as the lowest layer of a configuration."""
+    return Layer("plan", merge_layers([Layer("plan", nest(p.key, p.value)) for p in planned])[0])
+
+
+def plan_patch_size(median: Sequence[int], *, gpu: bool) -> list[int]:
+    """Return the largest near-cubic patch within the median image and the voxel budget, in multiples of 32 (3D: 16)."""
+    ndim = len(median)
+    multiple, budget = MULTIPLE[ndim], PATCH_VOXELS[ndim, gpu]
+    size = [max(n // multiple, 1) * multiple for n in median]
+    while math.prod(size) > budget:
+        largest = max(range(ndim), key=lambda axis: size[axis])
+        size[largest] -= multiple
+    return size
+
+
+def _fit_network(size: list[int], network: str) -> list[int]:
+    """Return a patch that the network takes: enlarged to its multiples, and along X where one voxel would be left."""
+    divisor = get_network_spec(network).divisor(tuple(size))
+    size = [-(-n // d) * d for n, d in zip(size, divisor, strict=True)]
+    return [*size[:-1], 2 * size[-1]] if math.prod(size) <= math.prod(divisor) else size
+
+
+def _plan_network(ndim: int, known: Nested, *, gpu: bool) -> tuple[str, list[Planned]]:
+    """Return the name of the network, given or planned, and what is planned of it."""
+    if "network.name" in known:
+        return known["network.name"], []
+    measured = ndim == 2 or not gpu
+    if measured and _takes_patch("encoder_unet", known.get("data.patch_size")):
+        return "encoder_unet", [Planned("network.name", "encoder_unet", f"{ndim}D: its encoder knows photos already")]
+    return "dynunet", [Planned("network.name", "dynunet", f"{ndim}D, strides fitted to the patch")]
+
+
+def _takes_patch(network: str, size: Sequence[int] | None) -> bool:
+    """Return whether a network takes a patch that is given; any planned one can be made to fit."""
+    try:
+        if size is not None:
+            check_patch_size(network, size)
+    except NetworkError:
+        return False
+    return True
+
+
+def _plan_encoder_unet(network: str, known: Nested) -> list[Planned]:
+    """A published encoder learns slowly, so that it does not forget, and what is new around it fast."""
+    if network != "encoder_unet":
+        return []
+    planned = [
+        Planned("network.norm", "group", "of the decoder, measured for encoder_unet"),
+        Planned("optim.lr", ENCODER_UNET_LR, "measured for encoder_unet"),
+    ]
+    if known.get("network.encoder_weights", "imagenet") != "none":
+        reason = "the encoder starts from published weights"
+        planned.append(Planned("optim.encoder_lr_factor", ENCODER_LR_FACTOR, reason))
+    return planned
+
+
+def _plan_foreground_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:
+    shares = [catalog.facts[i].foreground or 0.0 for i in labeled if i in catalog.facts]
+    mean = float(np.mean(shares)) if shares else 0.0
+    rare = mean < RARE_FOREGROUND
+    reason = f"foreground is {mean:.1%} of the labeled voxels: {'rare' if rare else 'random boxes hold enough of it'}"
+    return Planned("data.foreground_ratio", 0.33 if rare else 0.0, reason)
+
+
+def _network_shapes(catalog: Catalog, known: Nested) -> list[tuple[int, ...]]:
+    """Return the sizes of all images on the grid that the network sees."""
+    wanted, given = known.get("data.resample_to"), known.get("data.spacing")
+    if wanted is None or len(wanted) != catalog.ndim or (given and len(given) != catalog.ndim):
+        return [facts.shape for facts in catalog.facts.values()]
+    return [
+        facts.shape if spacing is None else compute_resampled_shape(facts.shape, spacing, wanted)
+        for facts in catalog.facts.values()
+        for spacing in (given or facts.spacing,)
+    ]
+
+
+def _plan_positive_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:
+    known = [catalog.facts[i] for i in labeled if i in catalog.facts]
+    positive = sum((facts.foreground or 0.0) > 0 for facts in known)
+    rare = 0 < positive < RARE_POSITIVES * len(known)
+    reason = f"{positive} of {len(known)} labeled cases have foreground: {'balanced' if rare else 'drawn as they are'}"
+    return Planned("batch.positive_ratio", BALANCED if rare else None, reason)
+
+
+def _plan_axes(catalog: Catalog) -> list[Planned]:
+    axes = catalog.reading.axes
+    return [] if axes is None else [Planned("data.axes", axes, "only so the images have the size of their masks")]
+
+
+def _plan_layout(catalog: Catalog) -> list[Planned]:
+    if is_synthetic(catalog.root):
+        return []
+    planned = [Planned("data.layout", catalog.layout, "recognized")]
+    if catalog.tiles > 1:
+        planned.append(Planned("data.tiles", catalog.tiles, "fewer than three labeled images"))
+    if catalog.ignore_value is not None:
+        planned.append(Planned("data.ignore_value", catalog.ignore_value, f"declared by the {catalog.layout} layout"))
+    return planned
+
+
+def _plan_nodata(catalog: Catalog) -> list[Planned]:
+    if catalog.reading.nodata is None:
+        return []
+    return [Planned("data.nodata", catalog.reading.nodata, "in many voxels, and far from all other values")]
+
+
+def _plan_window(catalog: Catalog, labeled: Sequence[str], known: Nested) -> list[Planned]:
+    """CT is clipped to its foreground: the statistics of a whole scan depend on how much air is in it."""
+    if "data.window" in known or not looks_like_ct(catalog.facts.values()):
+        return []
+    window = measure_window(catalog, labeled)
+    reason = "values like CT: 99 % of the labeled foreground is within; null normalizes each image by itself"
+    return [] if window is None else [Planned("data.window", list(window), reason)]
+
+
+def _plan_masks(catalog: Catalog) -> list[Planned]:
+    meaning, masks = catalog.meaning, f"{len(catalog.labeled)} masks"
+    if meaning.kind == "semantic":
+        labels = Planned("data.label_values", list(catalog.label_values), f"values found in {masks}")
+        return [Planned("data.mask", "semantic", "each value is a class"), labels]
+    why = f"values of {masks} are {'numbers of objects' if meaning.kind == 'instances' else 'cut by a threshold'}"
+    labels = Planned("data.label_values", list(catalog.label_values), "background and foreground in written masks")
+    cut = [Planned("data.threshold", meaning.threshold, "half of the range")] if meaning.takes_fractions else []
+    return [Planned("data.mask", meaning.kind, why), *cut, labels]
+
+
+def _times(size: Sequence[int]) -> str:
+    return "x".join(str(n) for n in size)

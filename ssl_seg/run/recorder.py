@@ -1,0 +1,224 @@
+"""Where a run talks to, and what it writes down: records, events, checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ssl_seg.config.layers import to_plain
+from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.data.splits.files import split_to_dict
+from ssl_seg.engine.engine import Engine
+from ssl_seg.engine.policies import Action
+from ssl_seg.engine.swa import WeightAverage
+from ssl_seg.files import atomic_write
+from ssl_seg.monitor.findings import Verdict
+from ssl_seg.monitor.signals import Signals
+from ssl_seg.monitor.watch import Observation
+from ssl_seg.networks.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.prepare import Prepared
+
+
+class Console(Protocol):
+    """Where a run talks to. Only rank 0 talks."""
+
+    def note(self, text: str) -> None:
+        """Show a line of information."""
+        ...
+
+    def probe(self, line: str, verdict: Verdict) -> None:
+        """Show the line of a probe, and the findings of its verdict where they are new."""
+        ...
+
+    def track(self, label: str) -> Track:
+        """Return a wrapper that shows progress over an iterable."""
+        ...
+
+    def start(self, first_step: int, total_steps: int) -> None:
+        """Begin to show the progress of training."""
+        ...
+
+    def advance(self, step: int) -> None:
+        """Show that ``step`` updates are done."""
+        ...
+
+    def stop(self) -> None:
+        """End showing the progress of training."""
+        ...
+
+
+class Silent:
+    """A console that shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Show nothing."""
+
+    def probe(self, line: str, verdict: Verdict) -> None:
+        """Show nothing."""
+
+    def track(self, label: str) -> Track:  # noqa: ARG002 (a Console takes it)
+        """Return a wrapper that does nothing."""
+        return pass_through
+
+    def start(self, first_step: int, total_steps: int) -> None:
+        """Show nothing."""
+
+    def advance(self, step: int) -> None:
+        """Show nothing."""
+
+    def stop(self) -> None:
+        """Show nothing."""
+
+
+class Recorder:
+    """Writes records, events and checkpoints of the first process; on the others it does nothing."""
+
+    def __init__(
+        self, prepared: Prepared, engine: Engine, average: WeightAverage | None, console: Console, active: bool
+    ) -> None:
+        self.prepared, self.engine, self.average = prepared, engine, average
+        self.console, self.active = console, active
+        self.scores: dict[str, Any] = {}
+        self.told = Verdict().key
+
+    def observe(self, observation: Observation, record: dict[str, Any]) -> None:
+        """Append the record of a probe, its verdict where that is new, and show the line."""
+        self.scores = _scores_of(observation)
+        if not self.active:
+            return
+        run, verdict = self.prepared.run, observation.verdict
+        run.append_metrics(record)
+        self._keep(verdict, observation.step)
+        self.console.probe(observation.format_line(), verdict)
+
+    def conclude(self, verdict: Verdict, step: int) -> None:
+        """Take the verdict on the networks as they will be used, after ``step`` updates; show it where it is new."""
+        if self.active and self._keep(verdict, step):
+            self.console.probe(f"step {step:>5} the end: {verdict.level} {','.join(verdict.codes)}".rstrip(), verdict)
+
+    def _keep(self, verdict: Verdict, step: int) -> bool:
+        """Append the event of a verdict that is new; return whether it is."""
+        is_new = verdict.key != self.told
+        if is_new:
+            self.prepared.run.append_event("verdict", step=step, **verdict.to_record())
+            self.told = verdict.key
+        return is_new
+
+    def advance(self, step: int) -> None:
+        """Show that ``step`` updates are done."""
+        if self.active:
+            self.console.advance(step)
+
+    def report(self, action: Action, step: int) -> None:
+        """Append the event of a policy or an intervention and show its line."""
+        if self.active:
+            self.prepared.run.append_event(action.event, step=step, **action.values)
+            kind = "monitor" if action.event == "intervention" else "policy"
+            self.console.note(f"{kind}: {action.note}")
+
+    def save_best(self, progress: Progress, monitor: dict[str, Any]) -> None:
+        """Write the networks into best.pt, best-2.pt, ... if the last score is among the best ones.
+
+        Call it before ``save_last``: last.pt carries the scores, and a resumed run must not believe in a missing file.
+        """
+        config = self.prepared.config
+        kept, newest = progress.rank_epochs()[: config.monitor.keep_best], len(progress.history)
+        if not self.active or newest not in kept:
+            return
+        rank = kept.index(newest) + 1
+        for lower in range(len(kept), rank, -1):
+            self._move_down(min(kept[lower - 1] * config.length.steps_per_epoch, config.length.steps), lower)
+        save_checkpoint(replace(self.snapshot(progress), monitor=monitor), self.prepared.run.best_of_rank(rank))
+
+    def _move_down(self, step: int, rank: int) -> None:
+        """Copy the checkpoint of a step from the rank above, unless a run that was killed here has done so already.
+
+        A copy, since each of the files must exist at any moment.
+        """
+        run = self.prepared.run
+        target = run.best_of_rank(rank)
+        if target.is_file() and load_checkpoint(target, lazy=True).progress.step == step:
+            return
+        with atomic_write(target) as temporary:
+            shutil.copyfile(run.best_of_rank(rank - 1), temporary)
+
+    def save_last(self, progress: Progress, monitor: dict[str, Any]) -> None:
+        """Write last.pt, with what the monitor remembers."""
+        if self.active:
+            swa = None if self.average is None else self.average.state()
+            save_checkpoint(replace(self.snapshot(progress), swa=swa, monitor=monitor), self.prepared.run.last)
+
+    def keep_healthy(self, step: int) -> None:
+        """Copy last.pt to healthy.pt; that of step 0 to start.pt too."""
+        run = self.prepared.run
+        for path in (run.healthy, *([run.start] if step == 0 else [])):
+            if self.active:
+                with atomic_write(path) as temporary:
+                    shutil.copyfile(run.last, temporary)
+
+    def load_best(self) -> Checkpoint:
+        """Return best.pt, on all processes; the first one reads it."""
+        return self._load(self.prepared.run.best)
+
+    def load_healthy(self) -> Checkpoint:
+        """Return healthy.pt, on all processes."""
+        return self._load(self.prepared.run.healthy)
+
+    def load_start(self) -> Checkpoint:
+        """Return start.pt, on all processes."""
+        return self._load(self.prepared.run.start)
+
+    def _load(self, path: Path) -> Checkpoint:
+        checkpoint = load_checkpoint(path) if self.active else None
+        checkpoint = self.engine.fabric.broadcast(checkpoint)
+        if checkpoint is None:
+            raise RuntimeError("the first process sent no checkpoint")
+        return checkpoint
+
+    def snapshot(self, progress: Progress) -> Checkpoint:
+        """Return the present state, without the weight average."""
+        engine = self.engine
+        return Checkpoint(
+            student=engine.student.state_dict(),
+            teacher=engine.teacher.net.state_dict(),
+            optimizer=engine.optimizer.state_dict(),
+            progress=replace(progress, ema_updates=engine.teacher.updates),
+            config=to_plain(self.prepared.config),
+            split=split_to_dict(self.prepared.split),
+            scores=self.scores,
+            seen_labels=self.prepared.seen_labels,
+        )
+
+
+def find_told(run: RunDir) -> frozenset[tuple[str, str, str]]:
+    """Return the key of the last verdict among the events of a run."""
+    told = [e["findings"] for e in run.read_events() if e["event"] == "verdict"]
+    return frozenset((f["code"], f["net"], f["level"]) for f in (told[-1] if told else ()))
+
+
+def _scores_of(observation: Observation) -> dict[str, Any]:
+    """Return preliminary scores from the validation probe; the interval of the margin is unknown there.
+
+    The form is that of ``final_scores.describe_for_checkpoint``.
+    """
+    return {
+        "source": "probe",
+        "trivial_f1": observation.val["student"].trivial_f1_macro,
+        **{net: _score_of(signals) for net, signals in observation.val.items()},
+        "selected": {
+            "by": observation.select,
+            "net": observation.better,
+            "score": observation.score,
+            "collapsed": sorted(observation.collapsed),
+        },
+    }
+
+
+def _score_of(signals: Signals) -> dict[str, Any]:
+    trivial = signals.trivial_f1_macro
+    figures = {"f1": signals.f1, "f1_macro": signals.f1_macro, "trivial_f1": trivial}
+    margin = {"margin": signals.f1_macro - trivial, "margin_low": None, "margin_high": None}
+    return {**figures, **margin, "nonfinite": signals.nonfinite}

@@ -1,0 +1,90 @@
+"""What a run needs of memory and disk until its end, looked at before its first step."""
+
+from __future__ import annotations
+
+import shutil
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from ssl_seg.config import Config
+from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.facts import CaseFacts
+from ssl_seg.data.formats import stored
+from ssl_seg.data.resample import compute_resampled_shape
+from ssl_seg.data.splits.split import Split
+from ssl_seg.engine.machine import available_memory
+from ssl_seg.errors import DataError, RunDirError
+
+FLOAT = 4
+"""Bytes of a float32."""
+_LOG_BYTES = 2**20
+"""Room for records, events and settings."""
+
+
+def estimate_case_bytes(facts: CaseFacts, config: Config) -> int:
+    """Return the memory, at least, that predicting and scoring a whole case takes at one time.
+
+    On the grid of the file: the image and the target (int16), and the probabilities (float32) of two networks, of which
+    one is being scored. On the grid of the network: the normalized image, the probabilities, and their sum of weights.
+    """
+    channels, classes = config.data.channels, config.data.num_classes
+    voxels = inside = prod(facts.shape)
+    spacing, wanted = config.data.spacing or facts.spacing, config.data.resample_to
+    if wanted is not None and spacing is not None:
+        inside = prod(compute_resampled_shape(facts.shape, spacing, wanted))
+    at_rest = voxels * (channels * np.dtype(facts.dtype).itemsize + 2 + classes * FLOAT)
+    return at_rest + inside * FLOAT * (channels + classes + 1)
+
+
+def check_memory(config: Config, catalog: Catalog, split: Split) -> None:
+    """Do nothing, if each validation case fits into memory as a whole: at the end of a run all of them are scored so.
+
+    Raises:
+        DataError: otherwise, with the largest one.
+    """
+    known = [limit for limit in (available_memory(), stored.physical_memory()) if limit is not None]
+    needed = {i: estimate_case_bytes(catalog.facts[i], config) for i in split.val if i in catalog.facts}
+    over = [i for i, size in needed.items() if size > min(known)]
+    if not over:
+        return
+    largest = max(over, key=lambda i: needed[i])
+    shape = "x".join(str(n) for n in catalog.facts[largest].shape)
+    raise DataError(
+        f"{len(over)} of {len(split.val)} validation cases do not fit into memory: '{largest}' ({shape}, "
+        f"{config.data.channels} channel(s), {config.data.num_classes} classes) takes {needed[largest]:,} bytes, and "
+        f"{min(known):,} are available. Each is predicted and scored whole at the end of the run: cut them into "
+        "smaller images, put smaller cases into validation (--split), or use a machine with more memory"
+    )
+
+
+def estimate_output_bytes(net: nn.Module, config: Config) -> int:
+    """Return the bytes that the files of a run take when they are largest: all checkpoints, and one being written."""
+    weights: int = FLOAT * sum(v.numel() for v in net.state_dict().values())
+    moments = 2 if config.optim.name == "adamw" else 1
+    checkpoint, average = (2 + moments) * weights, weights * (config.policies.swa is not None)
+    files = 1 + config.monitor.keep_best + (average > 0) + 2 * (config.monitor.on_collapse == "recover")
+    return (files + 1) * checkpoint + 2 * average + _LOG_BYTES
+
+
+def check_disk(path: Path, needed: int, held: int = 0) -> None:
+    """Do nothing, if the disk of a run has room for its files.
+
+    Args:
+        path: its directory, which need not exist.
+        needed: bytes of all its files.
+        held: bytes of those that are there already.
+
+    Raises:
+        RunDirError: otherwise.
+    """
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if needed - held > free:
+        raise RunDirError(
+            f"the disk of {path} is too full: the checkpoints of the run take {needed - held:,} bytes, and {free:,} "
+            "are free. Free some space, give --out on another disk, or make network.features or monitor.keep_best "
+            "smaller"
+        )

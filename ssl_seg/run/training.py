@@ -1,0 +1,503 @@
+"""Training: from a request to a run directory with checkpoints, records and scores."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from ssl_seg.config import Config, RuntimeConfig
+from ssl_seg.config.layers import Layer, merge_layers, validate
+from ssl_seg.config.schedules import find_warmup, make_ema_schedule, make_lr_schedule
+from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.loader import Batch, PatchSource, Probe, make_loader, make_probe
+from ssl_seg.data.sampling import derive_seed
+from ssl_seg.data.splits.split import Split
+from ssl_seg.engine.devices import (
+    any_process,
+    call_on_main,
+    choose_memory_format,
+    time_memory_formats,
+    to_memory_format,
+)
+from ssl_seg.engine.ema import EMATeacher
+from ssl_seg.engine.engine import Engine
+from ssl_seg.engine.interventions import Interventions
+from ssl_seg.engine.loop import Ending, LoopStart, LrAt, Schedule, run_loop
+from ssl_seg.engine.machine import count_cores
+from ssl_seg.engine.optim import make_optimizer
+from ssl_seg.engine.pace import FEWEST_MEASURED, Pace, describe_pace, describe_seconds, estimate_seconds
+from ssl_seg.engine.policies import Policies
+from ssl_seg.engine.processes import open_fabric
+from ssl_seg.engine.swa import WeightAverage
+from ssl_seg.engine.timing import measure_pace
+from ssl_seg.errors import MachineError, RunDirError, SslSegError, is_out_of_memory, quote
+from ssl_seg.files import hold_directory, is_disk_full, next_free
+from ssl_seg.inference.model import make_network, start_network
+from ssl_seg.losses import make_supervised_loss
+from ssl_seg.methods import METHODS, make_method
+from ssl_seg.monitor.actions import list_components, read_context
+from ssl_seg.monitor.findings import Verdict
+from ssl_seg.monitor.ladder import Foreground, LadderSettings, make_rungs
+from ssl_seg.monitor.memory import read_memory
+from ssl_seg.monitor.watch import Monitor
+from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
+from ssl_seg.networks.parts import PARTS
+from ssl_seg.networks.precision import choose_precision, make_autocast
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.final_scores import describe_for_checkpoint
+from ssl_seg.run.finish import finish_run
+from ssl_seg.run.prepare import (
+    Prepared,
+    TrainRequest,
+    begin_run,
+    draft_run,
+    fit_minutes,
+    read_header,
+    reopen_run,
+    write_config,
+)
+from ssl_seg.run.pretraining.state import load_body, load_pretraining
+from ssl_seg.run.recorder import Console, Recorder, Silent, find_told
+from ssl_seg.run.sources import make_source, open_store, resample
+from ssl_seg.run.transfer import load_student, load_teacher
+
+_CHANGES: tuple[Foreground, ...] = ("more", "less")
+STEPS_BETWEEN_AGREEMENTS = 10
+"""How often several processes ask each other whether one was told to stop."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended. ``scores`` are those of best.pt on the whole validation cases; empty where it was interrupted.
+
+    ``verdict`` is the last one given; without findings where the run was stopped before its first probe.
+    """
+
+    run: RunDir
+    ending: Ending
+    step: int
+    verdict: Verdict
+    scores: dict[str, Any]
+    is_main: bool
+    """Whether this is the process that writes and talks."""
+    tolerates_collapse: bool = True
+    """Whether monitor.on_collapse is ``warn``."""
+    swa_scores: dict[str, Any] | None = None
+    """Validation scores of swa.pt, where weights were averaged."""
+
+
+def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
+    """Train one run.
+
+    Started by torchrun or SLURM, or with more than one device, every process runs this function; the first one plans,
+    writes and talks.
+
+    Raises:
+        SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
+    """
+    console = console or Silent()
+    with open_fabric(runtime_of(request), in_series=request.in_series) as fabric, ExitStack() as held:
+
+        def hold(path: Path) -> None:
+            held.enter_context(hold_directory(path, console.note))
+
+        run: RunDir | None = None
+        try:
+            if request.resume is None:
+                prepared, ready = _begin(fabric, request, console, hold)
+                run = prepared.run
+            else:
+                note, tracker = console.note, console.track
+                prepared = call_on_main(fabric, lambda: reopen_run(request, note=note, tracker=tracker, hold=hold))
+                run = prepared.run
+                prepared, ready = _continue(fabric, prepared, console)
+            return _train(fabric, prepared, ready, console)
+        except KeyboardInterrupt:  # before the loop listens for it, or twice
+            if run is not None and fabric.is_global_zero and not request.in_series:
+                console.note(_describe_interrupt(run))
+            raise
+        except Exception as error:
+            resume = None if request.in_series else "ssl-seg train --resume"
+            if (known := explain_failure(error, fabric, run, resume)) is not None:
+                raise known from error
+            raise
+
+
+def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume: str | None) -> SslSegError | None:
+    """Return what a lack of memory or of space is to the user; None for any other error, and one that says it.
+
+    Args:
+        error: any.
+        fabric: of the run.
+        run: its directory, once there is one.
+        resume: the command that continues it; None where a series says that itself.
+    """
+    if isinstance(error, SslSegError):
+        return None
+    command = "" if resume is None or run is None else f", then continue with `{resume} {quote(run.path)}`"
+    if is_disk_full(error) and run is not None:
+        return RunDirError(f"the disk of {run.path} is full; the last checkpoint is kept. Free some space{command}")
+    if is_out_of_memory(error):
+        kept = "" if run is None else f". {run.path} keeps what was saved"
+        return MachineError(
+            f"out of memory on {fabric.device}: stop other programs that take memory{command}; or begin a new run with "
+            f"smaller data.patch_size, batch.labeled, batch.unlabeled, network.features or runtime.workers{kept}"
+        )
+    return None
+
+
+def _describe_interrupt(run: RunDir) -> str:
+    """Return what is left of a run that was interrupted in the middle of something, and how to go on."""
+    here, free = (quote(path) for path in (run.path, next_free(run.path)))
+    if run.last.is_file():
+        step = load_checkpoint(run.last, lazy=True).progress.step
+        return f"interrupted; saved is step {step}; continue with: ssl-seg train --resume {here}"
+    return (
+        f"interrupted before anything was saved: {run.path} cannot be resumed. Give the same command again with "
+        f"--out {free}, or after removing that folder: rm -r {here}"
+    )
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """What the networks are shown."""
+
+    source: PatchSource
+    val: Probe
+    train: Probe
+    workers: int
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is made before a run directory is: settings that the machine decides, the network, and what it is shown."""
+
+    config: Config
+    notes: list[str]
+    """Why precision and memory format are what they are."""
+    student: nn.Module
+    feed: _Feed
+    pace: Pace | None
+    """None for a run that is too short to measure."""
+
+
+def _begin(
+    fabric: Fabric, request: TrainRequest, console: Console, hold: Callable[[Path], None]
+) -> tuple[Prepared, _Ready]:
+    """Plan a new run on the first process, measure on all of them, and create its directory."""
+    gpu, note, minutes = fabric.device.type != "cpu", console.note, request.minutes
+    draft = call_on_main(fabric, lambda: draft_run(request, gpu=gpu, note=note, tracker=console.track))
+    ready = _get_ready(fabric, draft.config, draft.catalog, draft.split, console, request.bootstrap, minutes=minutes)
+    settled, pace = replace(draft, config=ready.config), ready.pace
+
+    def begin() -> Prepared:
+        final = settled if minutes is None or pace is None else fit_minutes(settled, pace, minutes, note)
+        return begin_run(final, request, note=note, hold=hold)
+
+    return call_on_main(fabric, begin), ready
+
+
+def _continue(fabric: Fabric, prepared: Prepared, console: Console) -> tuple[Prepared, _Ready]:
+    """Settle on this machine what a run that goes on leaves open."""
+    first = load_checkpoint(prepared.run.last, lazy=True).progress.step
+    ready = _get_ready(fabric, prepared.config, prepared.catalog, prepared.split, console, prepared.start, first=first)
+    if fabric.is_global_zero and ready.config != prepared.config:
+        write_config(ready.config, prepared.run, read_header(prepared.run))
+    return replace(prepared, config=ready.config), ready
+
+
+def _get_ready(
+    fabric: Fabric,
+    config: Config,
+    catalog: Catalog,
+    split: Split,
+    console: Console,
+    start: Path | None,
+    *,
+    minutes: float | None = None,
+    first: int = 0,
+) -> _Ready:
+    torch.manual_seed(derive_seed(config.seed))
+    begins = start is None and config.network.pretrained is None
+    student = fabric.to_device((start_network if begins else make_network)(config))
+    config, student, notes = settle_runtime(fabric, config, student, console)
+    feed = _open_feed(fabric, config, catalog, split, console)
+    pace = None
+    if minutes is not None or config.length.steps - first >= FEWEST_MEASURED:
+        copied, seconds = copy.deepcopy(student), None if minutes is None else 60 * minutes
+        engine = _make_engine(fabric, config, copied, EMATeacher(copied, lambda _: config.ema.decay))
+        monitor = _make_monitor(fabric, config, feed)
+        pace = measure_pace(engine, monitor, feed.source, config, split.val, workers=feed.workers, seconds=seconds)
+    return _Ready(config, notes, student, feed, pace)
+
+
+def _train(fabric: Fabric, prepared: Prepared, ready: _Ready, console: Console) -> TrainResult:
+    checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
+    trainer = _assemble(fabric, prepared, ready, checkpoint, console)
+    expected = _announce(prepared, ready, trainer.schedule.first_step, console) if fabric.is_global_zero else None
+    begun = time.monotonic()
+    if fabric.is_global_zero:
+        console.start(trainer.schedule.first_step, trainer.schedule.total_steps)
+    try:
+        with stop_flag(fabric) as stop_requested:
+            result = run_loop(
+                trainer.engine,
+                trainer.monitor,
+                trainer.batches_from,
+                trainer.schedule,
+                trainer.recorder,
+                trainer.policies,
+                trainer.interventions,
+                lr_at=trainer.lr_at,
+                start=trainer.start,
+                stop_on_collapse=prepared.config.monitor.on_collapse == "stop",
+                stop_requested=stop_requested,
+            )
+    finally:
+        console.stop()
+    average, recorder = trainer.policies.average, trainer.recorder
+    verdict, final = finish_run(result, prepared, trainer.engine, trainer.feed.source, average, recorder, console)
+    if expected is not None and result.ending == "finished":
+        console.note(
+            f"time: it took {describe_seconds(time.monotonic() - begun)}, {describe_seconds(expected)} were expected"
+        )
+    return TrainResult(
+        prepared.run,
+        result.ending,
+        result.step,
+        verdict,
+        {} if final is None else describe_for_checkpoint(final, final.used.source),
+        fabric.is_global_zero,
+        prepared.config.monitor.on_collapse == "warn",
+        describe_for_checkpoint(final, "swa") if final is not None and final.of("swa") else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    engine: Engine
+    monitor: Monitor
+    schedule: Schedule
+    start: LoopStart
+    lr_at: LrAt
+    policies: Policies
+    interventions: Interventions
+    recorder: Recorder
+    feed: _Feed
+
+    def batches_from(self, step: int, foreground: Foreground | None) -> Iterator[Batch]:
+        """Return the batches of the steps from ``step`` on."""
+        pin_memory = self.engine.fabric.device.type == "cuda"
+        source, last = resample(self.feed.source, foreground), self.schedule.total_steps
+        return iter(make_loader(source, step, last, self.feed.workers, pin_memory))
+
+
+def runtime_of(request: TrainRequest) -> RuntimeConfig:
+    """Return the machine settings alone: they decide how many processes plan the rest."""
+    layers = list(request.layers)
+    if request.resume is not None and (last := RunDir(request.resume).last).is_file():
+        layers = [Layer(str(last), {"runtime": load_checkpoint(last).config.get("runtime", {})}), *layers]
+    merged, sources = merge_layers(layers)
+    section = merged.get("runtime", {})
+    own = {key.removeprefix("runtime."): source for key, source in sources.items()}
+    return validate(RuntimeConfig, section if isinstance(section, dict) else {}, own, prefix="runtime.")
+
+
+def _announce(prepared: Prepared, ready: _Ready, first: int, console: Console) -> float | None:
+    """Record how the machine is used and how long the run will take; return its seconds where they are known."""
+    config, run, pace = prepared.config, prepared.run, ready.pace
+    runtime = config.runtime
+    run.append_event("runtime", precision=runtime.precision, memory_format=runtime.memory_format, notes=ready.notes)
+    if pace is None:
+        return None
+    seconds = estimate_seconds(pace, config, config.length.steps, first)
+    run.append_event("estimate", seconds=seconds, steps=config.length.steps - first, **asdict(pace))
+    console.note(f"time: about {describe_seconds(seconds)} on this machine: {describe_pace(pace)}")
+    return seconds
+
+
+def settle_runtime(
+    fabric: Fabric, config: Config, student: nn.Module, console: Console
+) -> tuple[Config, nn.Module, list[str]]:
+    """Resolve precision and memory format; return the reasons too."""
+    runtime = config.runtime
+    patches = config.labeled_range[1] + config.batch.unlabeled
+    example = torch.randn(patches, config.data.channels, *config.data.patch_size, device=fabric.device)
+    precision, reason = fabric.broadcast(choose_precision(runtime.precision, student, example))
+    notes = [f"precision: {precision} ({reason})"]
+    memory_format: str = runtime.memory_format
+    if memory_format == "auto":
+        autocast = make_autocast(precision, fabric.device)
+        seconds = fabric.broadcast(time_memory_formats(student, example, autocast))
+        memory_format = choose_memory_format(seconds)
+        timed = ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
+        notes.append(f"memory format: {memory_format} (forward and backward: {timed})")
+    if fabric.is_global_zero:
+        for text in notes:
+            console.note(text)
+    runtime = runtime.model_copy(update={"precision": precision, "memory_format": memory_format})
+    settled = config.model_copy(update={"runtime": runtime})
+    return settled, to_memory_format(student, memory_format, config.data.ndim), notes
+
+
+def _open_feed(fabric: Fabric, config: Config, catalog: Catalog, split: Split, console: Console) -> _Feed:
+    store, patch = open_store(catalog, config.data), config.data.patch_size
+    source = make_source(config, store, split, rank=fabric.global_rank, world_size=fabric.world_size)
+    workers = min(config.runtime.workers, count_cores())
+    if workers < config.runtime.workers and fabric.is_global_zero:
+        console.note(
+            f"runtime.workers = {config.runtime.workers}: {workers} are used, one for each core that is granted"
+        )
+    return _Feed(
+        source,
+        make_probe(store, split.val, config.monitor.probe_patches, patch, split.seed),
+        make_probe(store, source.labeled, config.monitor.train_probe_patches, patch, split.seed),
+        workers,
+    )
+
+
+def _make_engine(fabric: Fabric, config: Config, student: nn.Module, teacher: EMATeacher) -> Engine:
+    return Engine(
+        fabric,
+        student,
+        make_optimizer(student, config.optim, PARTS[config.network.name](student).encoder),
+        teacher,
+        make_method(config.method.name, config.method.options, make_supervised_loss(config.loss)),
+        make_autocast(config.runtime.precision, fabric.device),
+        total_steps=config.length.steps,
+        steps_per_epoch=config.length.steps_per_epoch,
+        clip_norm=config.optim.clip_norm,
+        seed=config.seed,
+        gradient_noise=config.policies.gradient_noise,
+    )
+
+
+def _make_monitor(fabric: Fabric, config: Config, feed: _Feed) -> Monitor:
+    return Monitor(
+        feed.val,
+        feed.train,
+        num_classes=config.data.num_classes,
+        device=fabric.device,
+        batch_size=config.labeled_range[1] + config.batch.unlabeled,
+        autocast=make_autocast(config.runtime.precision, fabric.device),
+        warmup_steps=find_warmup(config.optim, config.length),
+        steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
+        select=config.monitor.select,
+        components=list_components(config.loss),
+        uses_teacher=METHODS[config.method.name].uses_teacher,
+        context=read_context(config),
+    )
+
+
+def _assemble(
+    fabric: Fabric, prepared: Prepared, ready: _Ready, checkpoint: Checkpoint | None, console: Console
+) -> _Trainer:
+    config, feed, student = prepared.config, ready.feed, ready.student
+    average = None if config.policies.swa is None else WeightAverage(student)
+    engine = _make_engine(fabric, config, student, _make_networks(prepared, student, checkpoint))
+    start = LoopStart()
+    if prepared.resumed and checkpoint is not None:
+        engine.restore(checkpoint, str(prepared.start))
+        if average is not None and checkpoint.swa is not None:
+            average.load(checkpoint.swa, str(prepared.start))
+        start = _read_start(checkpoint)
+    uses_teacher = engine.method.uses_teacher
+    schedule = Schedule(
+        start.progress.step,
+        config.length.steps,
+        config.length.steps_per_epoch,
+        config.monitor.first_epoch_probes,
+        config.monitor.check_steps,
+    )
+    recorder = Recorder(prepared, engine, average, console, fabric.is_global_zero)
+    if prepared.resumed and checkpoint is not None:
+        recorder.scores = checkpoint.scores  # until the first probe
+        recorder.told = find_told(prepared.run)
+        if start.memory.healthy_step == start.progress.step:  # the run may have been killed before it copied the file
+            recorder.keep_healthy(start.progress.step)
+    reduces = config.optim.schedule == "reduce_on_plateau"
+    policies = Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None)
+    interventions = Interventions(_make_ladder(config, feed.source, uses_teacher=uses_teacher), average)
+    lr_at = make_lr_schedule(config.optim, config.length, sum(config.labeled_range) / 2 * fabric.world_size)
+    monitor = _make_monitor(fabric, config, feed)
+    return _Trainer(engine, monitor, schedule, start, lr_at, policies, interventions, recorder, feed)
+
+
+def _make_networks(prepared: Prepared, student: nn.Module, checkpoint: Checkpoint | None) -> EMATeacher:
+    """Put the weights of a checkpoint, if any, into the student; return the teacher that belongs to it."""
+    config, where = prepared.config, str(prepared.start)
+    if checkpoint is not None and prepared.resumed:
+        load_weights(student, checkpoint.student, where)
+    elif checkpoint is not None:
+        load_student(student, checkpoint, config, where)
+    elif config.network.pretrained is not None:
+        load_body(student, load_pretraining(Path(config.network.pretrained)), config, config.network.pretrained)
+    held = config.bootstrap.pseudo_label_steps
+    teacher = EMATeacher(student, make_ema_schedule(config.ema, config.length.steps - held), held)
+    if checkpoint is not None and not prepared.resumed:  # a resumed engine is restored as a whole
+        teacher.updates = load_teacher(teacher.net, checkpoint, config, where)
+    return teacher
+
+
+def _read_start(checkpoint: Checkpoint) -> LoopStart:
+    """Return where a resumed run begins."""
+    kept = checkpoint.monitor
+    return LoopStart(checkpoint.progress, read_memory(kept), None if kept is None else kept["window"])
+
+
+def _make_ladder(config: Config, source: PatchSource, *, uses_teacher: bool) -> LadderSettings | None:
+    """Return the ladder of a run that is to recover from a collapse."""
+    if config.monitor.on_collapse != "recover":
+        return None
+    changes = tuple(change for change in _CHANGES if resample(source, change) != source)
+    rungs = make_rungs(uses_unlabeled=uses_teacher and bool(source.unlabeled), can_resample=bool(changes))
+    return LadderSettings(
+        rungs,
+        config.monitor.patience_steps,
+        find_warmup(config.optim, config.length),
+        config.optim.clip_norm,
+        changes,
+    )
+
+
+@contextmanager
+def stop_flag(fabric: Fabric) -> Iterator[Callable[[int], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the step; a second one interrupts at once.
+
+    Several processes agree every few steps, so that a signal to any of them stops all of them at the same step.
+    """
+    requested = threading.Event()
+
+    def request_stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a signal handler takes both)
+        if requested.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+
+    def stop_requested(step: int) -> bool:
+        if fabric.world_size == 1:
+            return requested.is_set()
+        if step % STEPS_BETWEEN_AGREEMENTS:
+            return False
+        return any_process(fabric, requested.is_set())
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_requested
+        return
+    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop_requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Scores of predictions: metrics, trivial baselines, intervals, and how alike predictions are."""

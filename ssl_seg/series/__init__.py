@@ -1,1 +1,0 @@
-"""Several trainings in one directory: the rungs of a ladder of label fractions, the folds of a cross-validation."""

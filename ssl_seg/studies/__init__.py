@@ -1,0 +1,1 @@
+"""Many trainings that belong together: label ladder, cross-validation, ablation. One training is run's."""

@@ -1,0 +1,224 @@
+"""The folder of a cell: what it is, its run, its score. One process at a time may work in it.
+
+::
+
+    OUT/cells/ID/cell.json   run/   score_PART_CHECKPOINT_NET.json or failure.json   log.txt   lock
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ssl_seg import __version__
+from ssl_seg.errors import RunDirError
+from ssl_seg.files import write_json, write_text
+from ssl_seg.run.directory import RunDir
+from ssl_seg.studies.ablation.results import Arm, Cell, CellResult
+from ssl_seg.studies.ablation.spec import ScoreConfig
+
+T = TypeVar("T")
+
+MARKER = "ABLATION.txt"
+"""By this file a directory is known as that of an ablation; nothing is written into another one."""
+MACHINE = "machine.json"
+"""For what kind of machine the cells are planned: that of the first call."""
+SCHEMA = 1
+"""Version of the files of a cell."""
+
+
+@dataclass(frozen=True)
+class CellFolder:
+    """Paths and records of one cell."""
+
+    path: Path
+
+    @property
+    def run(self) -> RunDir:
+        """The training."""
+        return RunDir(self.path / "run")
+
+    @property
+    def about(self) -> Path:
+        """What the cell is."""
+        return self.path / "cell.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why the last attempt failed; absent otherwise."""
+        return self.path / "failure.json"
+
+    @property
+    def log(self) -> Path:
+        """What the training said."""
+        return self.path / "log.txt"
+
+    def score(self, wanted: ScoreConfig) -> Path:
+        """Scores of one checkpoint and network on one list of cases."""
+        return self.path / f"score_{wanted.part}_{wanted.checkpoint}_{wanted.net}.json"
+
+
+def open_folder(out: Path, cell_id: str) -> CellFolder:
+    """Return the folder of a cell below the directory of an ablation; it need not exist."""
+    return CellFolder(out / "cells" / cell_id)
+
+
+def is_planned_for_gpu(out: Path) -> bool | None:
+    """Return whether the cells of a directory are planned for GPUs; None where there are none yet.
+
+    What the settings leave open is planned for the machine, and a cell is known by its settings: planned for another
+    machine, the finished cells would not be found again.
+    """
+    path = out / MACHINE
+    return _parse(path, lambda values: bool(values["gpu"])) if path.is_file() else None
+
+
+def write_cells(out: Path, cells: Sequence[Cell], *, gpu: bool = False) -> None:
+    """Create the folders of new cells; what has been trained stays as it is.
+
+    Args:
+        out: directory of the ablation.
+        cells: all of them.
+        gpu: whether they were planned for GPUs.
+
+    Raises:
+        RunDirError: for a folder that another version wrote, or ``out`` that is no directory of an ablation.
+    """
+    check_place(out)
+    for cell in cells:
+        check_version(open_folder(out, cell.id))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / MARKER, "The cells of ablations by `ssl-seg ablate`, and the tables of the last one.\n")
+        write_json(out / MACHINE, {"gpu": gpu})
+        for cell in cells:
+            folder = open_folder(out, cell.id)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            # What is not begun takes the data from where they are now.
+            if not (folder.run.last.is_file() and folder.about.is_file()):
+                write_json(folder.about, {"schema": SCHEMA, "version": __version__, **asdict(cell)})
+    except OSError as error:
+        raise RunDirError(f"{out} cannot be written to: {error.strerror}") from error
+
+
+def check_place(out: Path) -> None:
+    """Do nothing, if ``out`` is free or the directory of an ablation.
+
+    Raises:
+        RunDirError: otherwise.
+    """
+    if not out.exists() or (out / MARKER).is_file():
+        return
+    if not out.is_dir() or any(out.iterdir()):
+        raise RunDirError(f"{out} exists and holds no ablation: choose another --out, nothing was written there")
+
+
+def _parse(path: Path, take: Callable[[Any], T]) -> T:
+    """Return what ``take`` finds in a JSON file.
+
+    Raises:
+        RunDirError: when the file has not the form that it was written in.
+    """
+    try:
+        return take(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise RunDirError(
+            f"{path} is damaged ({error!r}): remove it, and what it says is found again by the next call"
+        ) from None
+
+
+def check_version(folder: CellFolder) -> None:
+    """Do nothing, if this version wrote the folder, or it does not exist.
+
+    Raises:
+        RunDirError: otherwise: trainings of two versions must not meet in one table.
+    """
+    if not folder.about.is_file():
+        return
+    written = _parse(folder.about, lambda about: (about["schema"], about["version"]))
+    if written != (SCHEMA, __version__):
+        raise RunDirError(
+            f"{folder.path} was written by ssl-seg {written[1]} (format {written[0]}); this is {__version__} (format "
+            f"{SCHEMA}). Trainings of two versions cannot be compared: use another --out, or remove that folder."
+        )
+
+
+def read_cell(folder: CellFolder) -> Cell:
+    """Return what ``write_cells`` wrote.
+
+    Raises:
+        RunDirError: see ``check_version``.
+    """
+    check_version(folder)
+    about = json.loads(folder.about.read_text(encoding="utf-8"))
+    fields = {key: value for key, value in about.items() if key not in ("schema", "version")}
+    return Cell(**{**fields, "arm": Arm(**fields["arm"])})
+
+
+def read_result(out: Path, cell: Cell, wanted: ScoreConfig) -> CellResult:
+    """Return what a cell has come to so far.
+
+    Raises:
+        RunDirError: for a cell of another version, or a damaged file.
+    """
+    folder = open_folder(out, cell.id)
+    check_version(folder)
+    values = tuple(cell.config["data"]["label_values"][1:])
+    known = CellResult(
+        cell.id, cell.arm, cell.split_seed, cell.seed, "missing", label_values=values, labeled=cell.labeled
+    )
+    if (path := folder.score(wanted)).is_file():
+        return _parse(path, lambda score: _add_score(known, score))
+    message = read_failure(folder)
+    return known if message is None else replace(known, status="failed", message=message)
+
+
+def _add_score(cell: CellResult, score: Mapping[str, Any]) -> CellResult:
+    counts = np.array(score["counts"], np.int64)
+    if counts.ndim != 3 or counts.shape[-1] != 4 or not counts.size:
+        raise ValueError(f"counts of shape {counts.shape}")
+    return replace(
+        cell,
+        status="collapsed" if score["collapsed"] else "done",
+        counts=counts,
+        step=score["step"],
+        codes=tuple(score["codes"]),
+        seconds=score["seconds"],
+    )
+
+
+def read_failure(folder: CellFolder) -> str | None:
+    """Return why the last attempt failed; None if it did not.
+
+    Raises:
+        RunDirError: for a damaged file.
+    """
+    return _parse(folder.failure, lambda values: str(values["message"])) if folder.failure.is_file() else None
+
+
+def read_latest(folder: CellFolder, tail: int = 2**16) -> Mapping[str, Any] | None:
+    """Return the last record of metrics.jsonl; None before there is one. Cheap, whatever the length of the file.
+
+    Args:
+        folder: of the cell.
+        tail: bytes at the end of the file in which it is looked for.
+    """
+    path = folder.run.path / "metrics.jsonl"
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - tail))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # cut short by the seek, or being written
+            continue
+        return record if isinstance(record, dict) else None
+    return None
