@@ -26,7 +26,7 @@ THRESHOLDED: tuple[MaskKind, ...] = ("binary", "probability")
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the values of masks mean. None: the data are to say it, see ``ssl_seg.data.audit.labels.settle_meaning``.
+    """What the values of masks mean. None: the data are to say it, see ``ssl_seg.data.audit.meaning.settle_meaning``.
 
     ``kind`` says how a value of a file becomes a label value:
 

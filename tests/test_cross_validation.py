@@ -149,9 +149,8 @@ class TestContinuation:
     def test_killed_at_every_point_it_ends_with_equal_bits(
         self, whole: CrossValidation, folder: Path, tmp_path: Path
     ) -> None:
-        from ssl_seg.series import cross_validation
-
         from ssl_seg.run import finish
+        from ssl_seg.studies import cross_validation
 
         points: list[tuple[str, tuple[Any, str, Callable[..., bool]]]] = [
             ("before the first checkpoint", (Recorder, "save_last", lambda *_: True)),
@@ -332,7 +331,7 @@ class TestCommand:
         self, cli: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Ctrl-C names the command that goes on; a collapsed fold is shown, and the others are trained."""
-        from ssl_seg.series import cross_validation
+        from ssl_seg.studies import cross_validation
 
         def interrupt(*_: Any) -> None:
             raise KeyboardInterrupt

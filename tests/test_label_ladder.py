@@ -187,9 +187,8 @@ def killed(target: Any, name: str, when: Callable[..., bool]) -> Iterator[None]:
 
 def list_kill_points() -> dict[str, tuple[Any, str, Callable[..., bool]]]:
     """In the order in which a ladder of two rungs meets them."""
-    from ssl_seg.series import label_ladder as ladder
-
     from ssl_seg.run import finish
+    from ssl_seg.studies import label_ladder as ladder
 
     def is_first(_: Any, rung: Any, *__: Any) -> bool:
         return bool(rung.number == 1)
@@ -397,7 +396,7 @@ class TestBadInput:
 
     def test_an_error_within_a_rung_names_it_and_the_way_on(self, particles_dir: Path, tmp_path: Path) -> None:
         data = Path(shutil.copytree(particles_dir, tmp_path / "data"))
-        from ssl_seg.series import label_ladder as ladder
+        from ssl_seg.studies import label_ladder as ladder
 
         with killed(ladder, "_plan_training", lambda _, rung, *__: rung.number == 2):
             climb(tmp_path / "l", data, {"length": {"steps": 1}}, labels=(0.5, 1.0), force=True)

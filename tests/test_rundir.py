@@ -193,7 +193,7 @@ class TestHold:
         def refuse(*_: object) -> None:
             raise OSError(code, os.strerror(code))
 
-        monkeypatch.setattr("ssl_seg.run.directory.FileLock.acquire", refuse)
+        monkeypatch.setattr("ssl_seg.files.FileLock.acquire", refuse)
         with pytest.raises(RunDirError, match="cannot be written to") as raised, hold_directory(tmp_path):
             pass
         assert not isinstance(raised.value, InUseError)

@@ -1,4 +1,4 @@
-"""The settings of a run as strict, frozen models. ``configio`` reads, merges, checks and writes them.
+"""The settings of a run as strict, frozen models. ``layers`` reads, merges and checks them.
 
 A field without a default is *planned from the data* (``plan.py``) unless a file or the command line gives it; so are
 ``data.layout``, ``data.mask``, ``data.threshold``, ``data.ignore_value``, ``data.nodata``, ``data.window`` and

@@ -10,7 +10,7 @@ only, to (N, H, K, *S). Three things differ from MONAI:
 - In 2D, V-Net drops channels. MONAI builds 3D dropout there, which takes the samples of a 2D batch for channels and
   drops whole samples.
 
-To add a network, write a builder and add a line to ``NETWORKS`` and one to ``PARTS`` (``network_parts.py``). torch and
+To add a network, write a builder and add a line to ``NETWORKS`` and one to ``PARTS`` (``parts.py``). torch and
 MONAI are imported inside the builders, so that names and patch sizes can be checked without them.
 """
 
