@@ -1,6 +1,6 @@
 """What each setting acts with: one table, for those settings that do not act in every run.
 
-``tests/test_settings_walk.py`` holds it to what the training does: it changes each setting of a run, with and without
+``tests/config/test_settings_walk.py`` holds it to what the training does: it changes each setting of a run, with and without
 what it acts with, and compares.
 """
 

@@ -248,7 +248,7 @@ def read_names(root: Path) -> set[str]:
 def test_every_setting_is_read_somewhere() -> None:
     config, _ = build_config([REQUIRED])
     fields = {key.split(".")[-1] for key, _ in flatten(to_plain(config))} - {"cross_entropy", "dice"}
-    names = read_names(Path(__file__).parents[1] / "ssl_seg")
+    names = read_names(Path(__file__).parents[2] / "ssl_seg")
     assert sorted(fields - names) == []
     assert "no_such_setting" not in names
 

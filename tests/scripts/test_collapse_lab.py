@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from lab import injections, remedies, situations, studies, tables  # noqa: E402

@@ -18,7 +18,7 @@ from torch import nn
 from ssl_seg.data.loader import Probe
 from ssl_seg.networks.precision import make_autocast
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import benchmark_time_to_quality as bench
 

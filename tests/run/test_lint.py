@@ -383,7 +383,7 @@ def test_the_contradictions_of_the_source_documents_are_named() -> None:
 
 
 def test_the_example_of_the_readme_is_sound() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     (block,) = re.findall(r"```yaml\n(loss:.*?)```", readme, re.DOTALL)
     layers = [Layer("base", BASE), Layer("README.md", yaml.safe_load(block))]
     check_layers(layers)

@@ -31,7 +31,7 @@ COMPONENTS = ("dice", "focal", "variance", "boundary", "cldice")
 
 
 def load_script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "compare_recipes.py"
+    path = Path(__file__).parents[2] / "scripts" / "compare_recipes.py"
     spec = importlib.util.spec_from_file_location("compare_recipes", path)
     assert spec is not None
     assert spec.loader is not None

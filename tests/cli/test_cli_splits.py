@@ -17,7 +17,7 @@ from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
 
 from ssl_seg.data.splits.files import load_split, save_split
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "check_split_quality.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check_split_quality.py"
 
 
 def test_folds_are_written_all_or_none(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:  # noqa: F811
