@@ -42,8 +42,8 @@ class Layer:
 
 def packaged_configs() -> Path:
     """Return the folder of the configurations that come with the package."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+    inside = Path(__file__).parents[1] / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def list_packaged() -> dict[str, Path]:

@@ -159,7 +159,7 @@ class TestHold:
 
     def test_a_holder_that_is_killed_frees_it(self, tmp_path: Path) -> None:
         code = (
-            "import sys, time\nfrom pathlib import Path\nfrom ssl_seg.run.directory import hold_directory\n"
+            "import sys, time\nfrom pathlib import Path\nfrom ssl_seg.files import hold_directory\n"
             "with hold_directory(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(3600)"
         )
         process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
@@ -209,7 +209,7 @@ def test_of_two_that_choose_the_same_name_one_takes_the_next(tmp_path: Path, mon
         asked.append(free)
         return free
 
-    monkeypatch.setattr("ssl_seg.files.next_free", late)
+    monkeypatch.setattr("ssl_seg.run.directory.next_free", late)
     assert create_next_run_dir(tmp_path / "run").path == tmp_path / "run-2"
     (tmp_path / "file").touch()
     with pytest.raises(RunDirError, match="cannot create"):

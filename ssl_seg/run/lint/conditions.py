@@ -1,7 +1,7 @@
 """What each setting acts with: one table, for those settings that do not act in every run.
 
-``tests/config/test_settings_walk.py`` holds it to what the training does: it changes each setting of a run, with and without
-what it acts with, and compares.
+``tests/config/test_settings_walk.py`` holds it to what the training does: it changes each setting of a run, with and
+without what it acts with, and compares.
 """
 
 from __future__ import annotations
