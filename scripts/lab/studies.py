@@ -25,7 +25,7 @@ from lab.runs import Nested, map_runs, read_run, run_training, write_particles, 
 from ssl_seg.config.layers import Layer
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.loop import BatchesFrom, LoopResult, LoopStart, LrAt, Schedule
-from ssl_seg.engine.window import Window
+from ssl_seg.engine.window import StepSums
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.prepare import TrainRequest
@@ -248,7 +248,7 @@ def _time_blocks(
     batches_from: BatchesFrom, schedule: Schedule, *_: Any, lr_at: LrAt, start: LoopStart, **__: Any,
 ) -> LoopResult:  # fmt: skip
     batches, device = batches_from(0, None), engine.fabric.device
-    window, seconds, step = Window(), {True: list[float](), False: list[float]()}, 0
+    window, seconds, step = StepSums(), {True: list[float](), False: list[float]()}, 0
     engine.step(next(batches).to(device), step, lr_at(step, ()))
     for block in range(2 * blocks):
         watched = (block + block // 2) % 2 == 0  # on, off, off, on: a slow drift of the machine cancels out

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress, TaskID
 
-    from ssl_seg.studies.ablation.execute import CellState, Stage
+    from ssl_seg.studies.ablation.execute import CellStage, CellState
 
 INTERVAL = 30.0
 """Seconds between plain lines where stderr is no terminal."""
@@ -115,5 +115,5 @@ class AblationView:
 def describe_counts(states: Sequence[CellState]) -> str:
     """Return how many cells are in each state, e.g. ``18 cells: 5 done, 2 running, 11 queued``."""
     counts = Counter(state.stage for state in states)
-    kinds: tuple[Stage, ...] = ("done", "collapsed", "failed", "running", "elsewhere", "queued")
+    kinds: tuple[CellStage, ...] = ("done", "collapsed", "failed", "running", "elsewhere", "queued")
     return f"{len(states)} cells: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])

@@ -25,7 +25,7 @@ POINTS = 2000
 
 
 @dataclass(frozen=True)
-class Window:
+class ActivePeriod:
     """When a policy acts, in epochs: at ``marks``, or, where these are None, anywhere from ``start`` to ``end``.
 
     ``certain`` is false where it depends on the validation score whether it acts at all.
@@ -63,7 +63,7 @@ class RunCurves:
     ema_decay: tuple[float, ...]
     loss_weights: dict[str, tuple[float, ...]]
     phase_starts: tuple[int, ...]
-    windows: tuple[Window, ...]
+    windows: tuple[ActivePeriod, ...]
     notes: tuple[str, ...]
 
 
@@ -125,28 +125,28 @@ def _compute_consistency_weights(config: Config, steps: tuple[int, ...]) -> tupl
     return tuple(options["consistency_weight"] * ramp for ramp in ramps)
 
 
-def list_windows(config: Config) -> Iterator[Window]:
+def list_windows(config: Config) -> Iterator[ActivePeriod]:
     """Yield when each policy that is asked for acts, those that never do too."""
     policies, end = config.policies, config.length.steps / config.length.steps_per_epoch
     finished = range(1, math.ceil(end) + 1)
     if (swa := policies.swa) is not None:
         marks = [min(e, end) for e in finished if acts_at(e, swa.start_epoch, swa.every_epochs)]
-        yield Window("policies.swa", "SWA takes the student", swa.start_epoch, end, tuple(marks))
+        yield ActivePeriod("policies.swa", "SWA takes the student", swa.start_epoch, end, tuple(marks))
     if (noise := policies.weight_noise) is not None:  # none at the end of the run
         marks = [e for e in finished[:-1] if acts_at(e, noise.start_epoch, noise.every_epochs)]
-        yield Window("policies.weight_noise", "weight noise", noise.start_epoch, end, tuple(marks))
+        yield ActivePeriod("policies.weight_noise", "weight noise", noise.start_epoch, end, tuple(marks))
     if policies.gradient_noise is not None:
-        yield Window("policies.gradient_noise", "gradient noise", 0, end)
+        yield ActivePeriod("policies.gradient_noise", "gradient noise", 0, end)
     if policies.random_batch_size is not None:
-        yield Window("policies.random_batch_size", "random batch size", 0, end)
+        yield ActivePeriod("policies.random_batch_size", "random batch size", 0, end)
     if config.optim.schedule == "reduce_on_plateau":
         start, settings = config.optim.plateau_patience + 1, ("optim.plateau_patience", "optim.plateau_factor")
-        yield Window("optim.schedule", "rate lowered at a plateau", start, end, certain=False, settings=settings)
+        yield ActivePeriod("optim.schedule", "rate lowered at a plateau", start, end, certain=False, settings=settings)
     if (response := policies.plateau_response) is not None and (number := find_raising_plateau(response)):
         start = number * response.patience + 1
-        yield Window("policies.plateau_response", "rate raised at a plateau", start, end, certain=False)
+        yield ActivePeriod("policies.plateau_response", "rate raised at a plateau", start, end, certain=False)
     if (stopping := policies.early_stopping) is not None:
-        yield Window("policies.early_stopping", "early stopping", stopping.patience + 1, end, certain=False)
+        yield ActivePeriod("policies.early_stopping", "early stopping", stopping.patience + 1, end, certain=False)
 
 
 def _list_notes(config: Config) -> Iterator[str]:

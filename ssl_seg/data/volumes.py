@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data import synthetic
 from ssl_seg.data.formats import FORMATS, Format
-from ssl_seg.data.formats.layout import Box, Layout
+from ssl_seg.data.formats.layout import AxisLayout, Box
 from ssl_seg.data.formats.nifti import undo_orientation, write_nifti
 from ssl_seg.data.formats.pixels import merge_label_channels
 from ssl_seg.data.formats.slices import repeat_slices, sort_slices, stack_slices
@@ -41,7 +41,7 @@ from ssl_seg.data.formats.stored import (
     Geometry,
     Stored,
     cut,
-    hold,
+    from_array,
     leave_out,
     merge_equal_channels,
     name_errors,
@@ -380,7 +380,7 @@ def _check_start(path: Path) -> Format:
 
 
 def _hold_synthetic(location: str, voxels: NDArray[np.uint8]) -> Stored:
-    return hold(location, voxels, Layout(tuple(range(voxels.ndim))))
+    return from_array(location, voxels, AxisLayout(tuple(range(voxels.ndim))))
 
 
 def _join_gaps(parts: Sequence[Stored]) -> Gaps | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ssl_seg.diagnose.facts import Facts, Subject
+from ssl_seg.diagnose.facts import DiagnosisFacts, Subject
 from ssl_seg.diagnose.result import Cause
 from ssl_seg.diagnose.suspects import RULES
 from ssl_seg.monitor.findings import Verdict
@@ -18,7 +18,7 @@ def explain(verdict: Verdict, statistics: Mapping[str, Any], subject: Subject) -
 
     What to do about a cause that was measured goes before what the verdict advises without one.
     """
-    facts = Facts(verdict.findings, statistics, subject)
+    facts = DiagnosisFacts(verdict.findings, statistics, subject)
     if verdict.level == "ok":
         return (), "", _command_if_healthy(facts)
     suspects = [found for rule in RULES if (found := rule(facts)) is not None]
@@ -29,7 +29,7 @@ def explain(verdict: Verdict, statistics: Mapping[str, Any], subject: Subject) -
     return causes, verdict.action, facts.recover() if is_collapse else facts.examine()
 
 
-def _command_if_healthy(facts: Facts) -> str:
+def _command_if_healthy(facts: DiagnosisFacts) -> str:
     if facts.subject.checkpoint is None:
         return facts.examine()
     return f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT"

@@ -31,7 +31,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Facts:
+class DiagnosisFacts:
     """The findings and the statistics of a diagnosis."""
 
     findings: Sequence[Finding]

@@ -35,7 +35,7 @@ RANKED_VOXELS = 20_000
 
 
 @dataclass(frozen=True)
-class Fed:
+class NetworkInputs:
     """The first channel of an image: ``raw`` on the grid of the network, and as training and prediction feed it."""
 
     raw: NDArray[np.generic]
@@ -62,7 +62,7 @@ class Fed:
         return 0.0 if fed.min() == fed.max() else float(spearmanr(raw, fed).statistic)
 
 
-class Echo(nn.Module):
+class IdentityNet(nn.Module):
     """A network whose log-odds of foreground are the first channel of its input."""
 
     def __init__(self, num_classes: int) -> None:
@@ -110,7 +110,7 @@ def measure_inputs(
 ) -> dict[str, Any]:
     """Return ``statistics["inputs"]``; clipping and constant images are those of all cases, from their facts."""
     small = [i for i in case_ids if prod(store.catalog.facts[i].shape) <= MAX_VOXELS]
-    fed = [feed(predictor, store, i, num_classes) for i in clock.limit(small[:IMAGES], until, least=1)]
+    fed = [compare_inputs(predictor, store, i, num_classes) for i in clock.limit(small[:IMAGES], until, least=1)]
     ranks = [r for index, one in enumerate(fed) if (r := one.rank_correlation(index)) is not None]
     seen = {i: f.appearance for i, f in store.catalog.facts.items() if f.appearance is not None}
     return {
@@ -123,7 +123,7 @@ def measure_inputs(
     }
 
 
-def feed(predictor: Predictor, store: CaseStore, case_id: str, num_classes: int) -> Fed:
+def compare_inputs(predictor: Predictor, store: CaseStore, case_id: str, num_classes: int) -> NetworkInputs:
     """Return the first channel of a case as training, without random changes, and as prediction feed the network."""
     whole, case = store.load_whole(case_id), store.load(case_id)
     raw: NDArray[np.generic] = whole.image
@@ -131,6 +131,6 @@ def feed(predictor: Predictor, store: CaseStore, case_id: str, num_classes: int)
         raw = resample_image(raw, compute_resampled_shape(raw.shape[1:], whole.spacing, predictor.resample_to))
     shape = raw.shape[1:]
     training = case.intensity.unit_to_zscore(cut_unit(case, (0,) * len(shape), shape))
-    echo = replace(predictor, net=Echo(num_classes), resample_to=None)
+    echo = replace(predictor, net=IdentityNet(num_classes), resample_to=None)
     shown = raw[0] if store.window is None else raw[0].clip(*store.window)
-    return Fed(shown, training[0], echo.with_logits(raw)[1])
+    return NetworkInputs(shown, training[0], echo.with_logits(raw)[1])

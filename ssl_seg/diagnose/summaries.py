@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from ssl_seg.diagnose.result import ImageFigures, Part
-from ssl_seg.scores.metrics import Overlap, compute_trivial_baselines, sum_overlaps
+from ssl_seg.scores.metrics import ConfusionCounts, compute_trivial_baselines, sum_overlaps
 
 BIAS = 0.10
 """Precision and recall that differ by more are called biased: the reported case had 0.61 and 0.96."""
 
 
-def summarize_scores(overlaps: Sequence[Overlap]) -> tuple[dict[str, Any], dict[str, Any]]:
+def summarize_scores(overlaps: Sequence[ConfusionCounts]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return ``statistics["scores"]`` and ``statistics["trivial"]`` of at least one image."""
     pooled = sum_overlaps(overlaps)
     voxels = pooled.tp + pooled.fp + pooled.fn + pooled.tn

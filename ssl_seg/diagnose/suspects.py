@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_seg.diagnose.audits import CONSTANT
-from ssl_seg.diagnose.facts import Facts
+from ssl_seg.diagnose.facts import DiagnosisFacts
 from ssl_seg.diagnose.result import Cause
 from ssl_seg.errors import name_examples, quote
 from ssl_seg.monitor.catalog import limit
@@ -32,10 +32,10 @@ class Suspect:
     command: str
 
 
-Rule = Callable[[Facts], Suspect | None]
+SuspectRule = Callable[[DiagnosisFacts], Suspect | None]
 
 
-def _suspect_data(facts: Facts) -> Suspect | None:
+def _suspect_data(facts: DiagnosisFacts) -> Suspect | None:
     """Nothing to learn: labeled cases without foreground."""
     batches = facts.statistics.get("batches")
     if batches is None or batches["expected"] > 0:
@@ -46,7 +46,7 @@ def _suspect_data(facts: Facts) -> Suspect | None:
     return Suspect(cause, "check masks and data.label_values (background first)", facts.audit())
 
 
-def _suspect_paths(facts: Facts) -> Suspect | None:
+def _suspect_paths(facts: DiagnosisFacts) -> Suspect | None:
     """Prediction feeds the network other values than training did."""
     inputs = facts.statistics.get("inputs", {})
     difference = inputs.get("path_difference")
@@ -58,7 +58,7 @@ def _suspect_paths(facts: Facts) -> Suspect | None:
     return Suspect(cause, action, facts.evaluate())
 
 
-def _suspect_images(facts: Facts) -> Suspect | None:
+def _suspect_images(facts: DiagnosisFacts) -> Suspect | None:
     """Images that hold nothing, or whose gray values the network sees in another order."""
     inputs, evidence = facts.statistics.get("inputs", {}), []
     if not any(f.level == "collapsed" for f in facts.findings):
@@ -74,7 +74,7 @@ def _suspect_images(facts: Facts) -> Suspect | None:
     return Suspect(cause, "export the images again with their full range; leave out constant ones", facts.audit())
 
 
-def _suspect_finite(facts: Facts) -> Suspect | None:
+def _suspect_finite(facts: DiagnosisFacts) -> Suspect | None:
     """The updates were too large."""
     is_bad = any(f.level == "collapsed" for f in facts.findings)
     if "non_finite" not in facts.codes and not (facts.has_exploded and is_bad):
@@ -85,7 +85,7 @@ def _suspect_finite(facts: Facts) -> Suspect | None:
     return Suspect(cause, "train again with a lower optim.lr and optim.clip_norm=1", facts.slow_down())
 
 
-def _suspect_inverted(facts: Facts) -> Suspect | None:
+def _suspect_inverted(facts: DiagnosisFacts) -> Suspect | None:
     """Background and foreground are swapped."""
     if "inverted_output" not in facts.codes:
         return None
@@ -94,7 +94,7 @@ def _suspect_inverted(facts: Facts) -> Suspect | None:
     return Suspect(cause, "check data.label_values (background first)", facts.audit())
 
 
-def _suspect_teacher(facts: Facts) -> Suspect | None:
+def _suspect_teacher(facts: DiagnosisFacts) -> Suspect | None:
     """The teacher is behind."""
     if "teacher_diverged" not in facts.codes:
         return None
@@ -104,7 +104,7 @@ def _suspect_teacher(facts: Facts) -> Suspect | None:
     return Suspect(cause, "use the student: --which student", f"{facts.evaluate()} --which student")
 
 
-def _suspect_mode(facts: Facts) -> Suspect | None:
+def _suspect_mode(facts: DiagnosisFacts) -> Suspect | None:
     """BatchNorm: good with batch statistics, bad with the running ones."""
     if "mode_gap" not in facts.codes:
         return None
@@ -114,7 +114,7 @@ def _suspect_mode(facts: Facts) -> Suspect | None:
     return Suspect(cause, "train again with network.norm=instance", facts.train("--set network.norm=instance"))
 
 
-def _suspect_costs(facts: Facts) -> Suspect | None:
+def _suspect_costs(facts: DiagnosisFacts) -> Suspect | None:
     """The loss weighs one side many times as much as the other."""
     extreme = [cost for cost in facts.subject.context.costs if cost.is_extreme]
     over = facts.statistics.get("foreground", {}).get("overestimate")
@@ -136,7 +136,7 @@ def _suspect_costs(facts: Facts) -> Suspect | None:
     return Suspect(cause, action, facts.train(f"--set {quote(f'{first.key}={first.neutral}')}"))
 
 
-def _suspect_layers(facts: Facts) -> Suspect | None:
+def _suspect_layers(facts: DiagnosisFacts) -> Suspect | None:
     """A part of the network passes nothing on."""
     layers = facts.statistics.get("layers", {})
     zero, broken = ([f"'{n}'" for n in layers.get(key, [])] for key in ("zero_weights", "non_finite_weights"))
@@ -151,7 +151,7 @@ def _suspect_layers(facts: Facts) -> Suspect | None:
     return Suspect(cause, _recovering(facts), facts.recover())
 
 
-def _suspect_coverage(facts: Facts) -> Suspect | None:
+def _suspect_coverage(facts: DiagnosisFacts) -> Suspect | None:
     """Foreground everywhere, behind an inference that leaves out a border."""
     uniform = "uniform_ratio" in facts.codes
     products = any(row["closed_form"] for row in facts.statistics["shapes"])
@@ -166,7 +166,7 @@ def _suspect_coverage(facts: Facts) -> Suspect | None:
     return Suspect(Cause(text, tuple(evidence)), action, facts.examine())
 
 
-def _suspect_batches(facts: Facts) -> Suspect | None:
+def _suspect_batches(facts: DiagnosisFacts) -> Suspect | None:
     """Batches that do not hold what they should."""
     batches = facts.statistics.get("batches")
     if batches is None or batches["mean"] is None or batches["expected"] == 0:
@@ -185,7 +185,7 @@ def _suspect_batches(facts: Facts) -> Suspect | None:
     )
 
 
-def _suspect_loss(facts: Facts) -> Suspect | None:
+def _suspect_loss(facts: DiagnosisFacts) -> Suspect | None:
     """The constant that the network has nearly become costs no more than what it has learned."""
     losses, own = facts.statistics.get("trivial_losses"), facts.row(facts.subject.which)
     codes = [f.code for f in facts.findings if f.net == facts.subject.which]
@@ -200,7 +200,7 @@ def _suspect_loss(facts: Facts) -> Suspect | None:
     return Suspect(cause, action, f"ssl-seg probe-loss {facts.config} --checkpoint {facts.checkpoint}")
 
 
-def _suspect_history(facts: Facts) -> Suspect | None:
+def _suspect_history(facts: DiagnosisFacts) -> Suspect | None:
     """The run itself said so at some step."""
     evidence = facts.list_history()
     if not evidence or not any(f.level == "collapsed" for f in facts.findings):
@@ -208,7 +208,7 @@ def _suspect_history(facts: Facts) -> Suspect | None:
     return Suspect(Cause("the training collapsed and went on", tuple(evidence)), _recovering(facts), facts.recover())
 
 
-def _suspect_training(facts: Facts) -> Suspect | None:
+def _suspect_training(facts: DiagnosisFacts) -> Suspect | None:
     """No better than an untrained network, or not even on its own training cases."""
     own, untrained = facts.row(facts.subject.which), facts.row("untrained")
     if not own or not untrained or own["auroc"] is None:
@@ -228,7 +228,7 @@ def _suspect_training(facts: Facts) -> Suspect | None:
     return Suspect(Cause(text, tuple(evidence)), action, facts.train(f"--steps {max(2 * step, 500)}"))
 
 
-def _suspect_generalization(facts: Facts) -> Suspect | None:
+def _suspect_generalization(facts: DiagnosisFacts) -> Suspect | None:
     """Good on training cases only."""
     own, train = facts.row(facts.subject.which), facts.row("train_probe")
     if not own or not train or own["f1_best"] is None or train["f1_best"] is None:
@@ -245,7 +245,7 @@ def _suspect_generalization(facts: Facts) -> Suspect | None:
     )
 
 
-def _suspect_threshold(facts: Facts) -> Suspect | None:
+def _suspect_threshold(facts: DiagnosisFacts) -> Suspect | None:
     """Learned, but 0.5 is the wrong place to cut; of more than two classes there is none."""
     sweep, images = facts.statistics.get("sweep"), facts.statistics.get("scores", {}).get("images", 0)
     is_sure = images >= FEWEST
@@ -267,13 +267,13 @@ def _suspect_threshold(facts: Facts) -> Suspect | None:
     return Suspect(cause, f"cut at {text}, as chosen on validation", command)
 
 
-def _recovering(facts: Facts) -> str:
+def _recovering(facts: DiagnosisFacts) -> str:
     if facts.subject.context.recovers:
         return "train again with a lower optim.lr"
     return "train again with monitor.on_collapse=recover, which lowers optim.lr and goes back by itself"
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[SuspectRule, ...] = (
     _suspect_data,
     _suspect_finite,
     _suspect_paths,

@@ -16,7 +16,7 @@ from scipy import special
 
 from ssl_seg.diagnose.result import Histogram, ImageFigures, Moments, Part
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.scores.metrics import Overlap, count_overlap
+from ssl_seg.scores.metrics import ConfusionCounts, count_overlap
 from ssl_seg.scores.sameness import MAX_MAP_VOXELS, ShapeTally
 
 PROB_BINS = 2000
@@ -98,7 +98,7 @@ class Tally:
     def __init__(self, map_voxels: int = MAX_MAP_VOXELS) -> None:
         self.map_voxels = map_voxels
         self.images: list[ImageFigures] = []
-        self.overlaps: dict[str, Overlap] = {}
+        self.overlaps: dict[str, ConfusionCounts] = {}
         self.prob: dict[Part, Sums] = {}
         self.logit: dict[Part, Sums] = {}
         self.ranks: dict[Part, NDArray[np.int64]] = {}
@@ -179,7 +179,7 @@ class Tally:
         for threshold in THRESHOLDS:
             first = round(threshold * PROB_BINS)
             tp, fp = int(positive[first:].sum()), int(negative[first:].sum())
-            scores.append(Overlap(tp, fp, int(positive.sum()) - tp, 0).dice)
+            scores.append(ConfusionCounts(tp, fp, int(positive.sum()) - tp, 0).dice)
         best = max(range(len(scores)), key=lambda i: (scores[i], -abs(THRESHOLDS[i] - 0.5)))
         found = (scores[best], THRESHOLDS[best])
         beyond = self._find_beyond(parts)

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_seg.engine.engine import FREE, Engine, Restraint
-from ssl_seg.engine.policies import Action
+from ssl_seg.engine.policies import PolicyEvent
 from ssl_seg.engine.swa import WeightAverage
-from ssl_seg.monitor.ladder import CONSISTENCY_PAUSE, Ladder, LadderSettings, Rung, climb, compute_lr_factor
+from ssl_seg.monitor.ladder import (
+    CONSISTENCY_PAUSE,
+    Intervention,
+    InterventionLadder,
+    InterventionSettings,
+    climb,
+    compute_lr_factor,
+)
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks.checkpoint import Checkpoint
 
@@ -23,16 +30,16 @@ class Interventions:
         average: the mean of weights, which a restore empties.
     """
 
-    settings: LadderSettings | None = None
+    settings: InterventionSettings | None = None
     average: WeightAverage | None = None
 
-    def scale_lr(self, ladder: Ladder, step: int, multiplier: float) -> float:
+    def scale_lr(self, ladder: InterventionLadder, step: int, multiplier: float) -> float:
         """Return the factor of the scheduled learning rate, given that of the policies: at most 1 after a cut."""
         if self.settings is None or ladder.lr_factor == 1.0:
             return multiplier
         return min(multiplier, 1.0) * compute_lr_factor(ladder, self.settings, step)
 
-    def restrain(self, ladder: Ladder, step: int) -> Restraint:
+    def restrain(self, ladder: InterventionLadder, step: int) -> Restraint:
         """Return what else is held back in update number ``step``."""
         if self.settings is None or ladder.climbed == 0:
             return FREE
@@ -41,11 +48,11 @@ class Interventions:
     def act(
         self,
         engine: Engine,
-        ladder: Ladder,
+        ladder: InterventionLadder,
         observation: Observation,
         load_healthy: Callable[[], Checkpoint],
         load_start: Callable[[], Checkpoint],
-    ) -> tuple[Ladder, Action | None]:
+    ) -> tuple[InterventionLadder, PolicyEvent | None]:
         """Climb a rung where the observation calls for it; return the ladder, and what was done.
 
         Args:
@@ -71,10 +78,10 @@ class Interventions:
                 self.average.clear()
             note = note.format(step=kept.progress.step)
             values["to_step"] = kept.progress.step
-        return climbed, Action("intervention", f"intervention ({rung}): {note}", values)
+        return climbed, PolicyEvent("intervention", f"intervention ({rung}): {note}", values)
 
 
-def _describe(rung: Rung, ladder: Ladder, settings: LadderSettings) -> str:
+def _describe(rung: Intervention, ladder: InterventionLadder, settings: InterventionSettings) -> str:
     steps = (ladder.next_look or 0) - ladder.acted_at
     if rung == "warn":
         return f"collapsed; if that lasts for {steps} more steps, something is done about it"

@@ -10,20 +10,20 @@ from ssl_seg.data.loader import Batch
 from ssl_seg.engine.devices import any_process
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
-from ssl_seg.engine.policies import Action, Policies
-from ssl_seg.engine.window import Window
+from ssl_seg.engine.policies import Policies, PolicyEvent
+from ssl_seg.engine.window import StepSums
 from ssl_seg.monitor.evidence import Figures
-from ssl_seg.monitor.ladder import Foreground
+from ssl_seg.monitor.ladder import ForegroundShift
 from ssl_seg.monitor.memory import Memory
 from ssl_seg.monitor.watch import Monitor, Observation
-from ssl_seg.networks.checkpoint import Checkpoint, Progress
+from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
 
-Ending = Literal["finished", "stopped_early", "interrupted", "collapsed"]
+TrainingEnding = Literal["finished", "stopped_early", "interrupted", "collapsed"]
 LrAt = Callable[[int, Sequence[float]], float]
-"""Step and standings of the finished epochs -> learning rate; see ``schedules.make_lr_schedule``."""
+"""Step and ranking scores of the finished epochs -> learning rate; see ``schedules.make_lr_schedule``."""
 SICK = {"component_explosion", "loss_metric_divergence", "not_above_trivial", "plateau"}
 """Warnings with which networks are not kept as healthy: a collapse may have begun."""
-BatchesFrom = Callable[[int, Foreground | None], Iterator[Batch]]
+BatchesFrom = Callable[[int, ForegroundShift | None], Iterator[Batch]]
 """First step and change of the foreground share -> the batches of the steps from there on."""
 
 
@@ -38,15 +38,15 @@ class Recorder(Protocol):
         """Show that ``step`` updates are done."""
         ...
 
-    def report(self, action: Action, step: int) -> None:
+    def report(self, action: PolicyEvent, step: int) -> None:
         """Take what a policy or an intervention did after ``step`` updates: write the event, show the line."""
         ...
 
-    def save_best(self, progress: Progress, monitor: dict[str, Any]) -> None:
+    def save_best(self, progress: TrainingState, monitor: dict[str, Any]) -> None:
         """Write best.pt, or one of the next best that are kept, if the last score is one of them."""
         ...
 
-    def save_last(self, progress: Progress, monitor: dict[str, Any]) -> None:
+    def save_last(self, progress: TrainingState, monitor: dict[str, Any]) -> None:
         """Write last.pt."""
         ...
 
@@ -91,8 +91,8 @@ class Schedule:
 class LoopResult:
     """How the loop ended, after how many updates, and the last look at the networks (None if there was none)."""
 
-    ending: Ending
-    progress: Progress
+    ending: TrainingEnding
+    progress: TrainingState
     observation: Observation | None
 
     @property
@@ -110,7 +110,7 @@ class LoopResult:
 class LoopStart:
     """Where the loop begins: at nothing, or where a checkpoint says."""
 
-    progress: Progress = field(default_factory=Progress)
+    progress: TrainingState = field(default_factory=TrainingState)
     memory: Memory = field(default_factory=Memory)
     window: dict[str, Any] | None = None
     """State of the means since the last look."""
@@ -152,11 +152,11 @@ def run_loop(
     progress, step = start.progress, schedule.first_step
     if step == 0:
         look = watch.look(0)
-        progress = Progress(start_score=look.score, collapsed=(0,) if look.has_collapsed else ())
+        progress = TrainingState(start_score=look.score, collapsed=(0,) if look.has_collapsed else ())
         recorder.save_best(progress, watch.to_plain())
         watch.save(progress, healthy=interventions.settings is not None)
     elif progress.ending is not None:  # resumed when all was done but the final scores
-        return LoopResult(cast("Ending", progress.ending), progress, watch.look_again(step))
+        return LoopResult(cast("TrainingEnding", progress.ending), progress, watch.look_again(step))
 
     device, observation, ending = engine.fabric.device, None, None
     batches = batches_from(step, watch.memory.ladder.foreground)
@@ -167,7 +167,7 @@ def run_loop(
         record = engine.step(
             next(batches).to(device),
             step,
-            factor * lr_at(step, progress.standings[1:]),
+            factor * lr_at(step, progress.ranking_scores[1:]),
             interventions.restrain(ladder, step),
         )
         watch.window.add(record, factor)
@@ -203,8 +203,8 @@ def run_loop(
 
 
 def _find_ending(
-    schedule: Schedule, policies: Policies, progress: Progress, observation: Observation, *, stop_on_collapse: bool
-) -> Ending | None:
+    schedule: Schedule, policies: Policies, progress: TrainingState, observation: Observation, *, stop_on_collapse: bool
+) -> TrainingEnding | None:
     """Return how the run ends after this epoch; None where it goes on."""
     if stop_on_collapse and observation.verdict.level == "collapsed":
         return "collapsed"
@@ -220,7 +220,7 @@ class _Watch:
         self, engine: Engine, monitor: Monitor, schedule: Schedule, recorder: Recorder, start: LoopStart
     ) -> None:
         self.engine, self.monitor, self.schedule, self.recorder = engine, monitor, schedule, recorder
-        self.memory, self.window = start.memory, Window()
+        self.memory, self.window = start.memory, StepSums()
         if start.window is not None:
             self.window.load(start.window, engine.fabric.device)
 
@@ -256,7 +256,7 @@ class _Watch:
         )
         return self.engine.fabric.broadcast(observation)  # one verdict for all, also where rounding differs
 
-    def intervene(self, interventions: Interventions, observation: Observation) -> Ending | None:
+    def intervene(self, interventions: Interventions, observation: Observation) -> TrainingEnding | None:
         """Do what the observation calls for; return how the run ends where nothing is left to do."""
         recorder = self.recorder
         ladder, done = interventions.act(
@@ -280,7 +280,7 @@ class _Watch:
         """Return what a checkpoint keeps."""
         return self.memory.to_plain() | {"window": self.window.state()}
 
-    def save(self, progress: Progress, *, healthy: bool) -> None:
+    def save(self, progress: TrainingState, *, healthy: bool) -> None:
         """Write last.pt, and healthy.pt where this state is healthy.
 
         In this order: last.pt says which healthy.pt belongs to it, and can be copied anew; the other way round a run

@@ -3,8 +3,9 @@
 All decisions are functions of the settings, the seed, the epoch and the validation scores of the finished epochs, which
 a checkpoint carries; so a resumed run decides as the uninterrupted one. Only the weight average has a state.
 
-The scores are the standings of ``Progress``: an epoch at whose end the networks had collapsed lies below all others. So
-a collapse is no progress for which to go on, and a run that comes back from one is not measured against its score.
+The scores are the ranking scores of ``TrainingState``: an epoch at whose end the networks had collapsed lies below all
+others. So a collapse is no progress for which to go on, and a run that comes back from one is not measured against its
+score.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from ssl_seg.config.schedules import acts_at, compute_weight_noise_std, count_pl
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_weight_noise
 from ssl_seg.engine.swa import WeightAverage
-from ssl_seg.networks.checkpoint import Checkpoint, Progress
+from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
 
 
 @dataclass(frozen=True)
-class Action:
+class PolicyEvent:
     """What a policy did: an event for events.jsonl with its values, and a line for the console."""
 
     event: str
@@ -95,19 +96,25 @@ class Policies:
     average: WeightAverage | None = None
     reduce_patience: int | None = None
 
-    def compute_lr_multiplier(self, progress: Progress) -> float:
+    def compute_lr_multiplier(self, progress: TrainingState) -> float:
         """Return the factor of the scheduled learning rate in the next epoch."""
         response = self.settings.plateau_response
         return 1.0 if response is None else _respond(progress, response).multiplier
 
-    def stops(self, progress: Progress) -> bool:
+    def stops(self, progress: TrainingState) -> bool:
         """Return whether the run has gone on for long enough without a better score."""
         stopping = self.settings.early_stopping
-        return stopping is not None and count_stale_epochs(progress.standings[1:]) >= stopping.patience
+        return stopping is not None and count_stale_epochs(progress.ranking_scores[1:]) >= stopping.patience
 
     def act(
-        self, engine: Engine, progress: Progress, epoch: int, *, ending: str | None, load_best: Callable[[], Checkpoint]
-    ) -> list[Action]:
+        self,
+        engine: Engine,
+        progress: TrainingState,
+        epoch: int,
+        *,
+        ending: str | None,
+        load_best: Callable[[], Checkpoint],
+    ) -> list[PolicyEvent]:
         """Change the networks as the policies want it at the end of an epoch, and return what was done.
 
         The order: first a rollback, so that the average takes a network that is wanted; then the average; then noise,
@@ -120,7 +127,7 @@ class Policies:
             ending: how the run ends here; None where it goes on.
             load_best: returns the best checkpoint, on all processes.
         """
-        actions: list[Action] = []
+        actions: list[PolicyEvent] = []
         if ending is None:
             actions += [*self._report_reduction(progress), *self._respond(engine, progress, load_best)]
         actions += self._average(engine, epoch)
@@ -130,13 +137,15 @@ class Policies:
             actions.append(_describe_stop(progress))
         return actions
 
-    def _report_reduction(self, progress: Progress) -> Iterator[Action]:
-        patience, history = self.reduce_patience, progress.standings[1:]
+    def _report_reduction(self, progress: TrainingState) -> Iterator[PolicyEvent]:
+        patience, history = self.reduce_patience, progress.ranking_scores[1:]
         if patience is None or (count := count_plateaus(history, patience)) == count_plateaus(history[:-1], patience):
             return
-        yield Action("lr_reduced", f"learning rate: reduction number {count} after a plateau", {"count": count})
+        yield PolicyEvent("lr_reduced", f"learning rate: reduction number {count} after a plateau", {"count": count})
 
-    def _respond(self, engine: Engine, progress: Progress, load_best: Callable[[], Checkpoint]) -> Iterator[Action]:
+    def _respond(
+        self, engine: Engine, progress: TrainingState, load_best: Callable[[], Checkpoint]
+    ) -> Iterator[PolicyEvent]:
         settings = self.settings.plateau_response
         if settings is None:
             return
@@ -146,7 +155,7 @@ class Policies:
                 f"plateau {response.count}: {settings.patience} epochs without a better score; "
                 f"learning rate x {response.multiplier:.2f} for {settings.hold_epochs} epochs"
             )
-            yield Action("plateau", note, {"count": response.count, "multiplier": response.multiplier})
+            yield PolicyEvent("plateau", note, {"count": response.count, "multiplier": response.multiplier})
         if response.rolls_back:
             best = load_best()
             engine.restore(best, "best.pt")
@@ -160,33 +169,37 @@ class Policies:
                 f"rollback: {reason}{progress.best_score:.3f}; networks and optimizer are those of step "
                 f"{best.progress.step} again, and the learning rate is not raised any more"
             )
-            yield Action("rollback", note, values)
+            yield PolicyEvent("rollback", note, values)
 
-    def _average(self, engine: Engine, epoch: int) -> Iterator[Action]:
+    def _average(self, engine: Engine, epoch: int) -> Iterator[PolicyEvent]:
         swa = self.settings.swa
         if swa is None or self.average is None or not acts_at(epoch, swa.start_epoch, swa.every_epochs):
             return
         self.average.add(engine.student)
         count = self.average.count
-        yield Action("swa", f"weight average: epoch {epoch} is in it, number {count}", {"epoch": epoch, "count": count})
+        yield PolicyEvent(
+            "swa", f"weight average: epoch {epoch} is in it, number {count}", {"epoch": epoch, "count": count}
+        )
 
-    def _perturb(self, engine: Engine, epoch: int) -> Iterator[Action]:
+    def _perturb(self, engine: Engine, epoch: int) -> Iterator[PolicyEvent]:
         noise = self.settings.weight_noise
         if noise is None:
             return
         std = compute_weight_noise_std(epoch, noise.start_epoch, noise.every_epochs, noise.std, noise.decay)
         if std > 0:
             add_weight_noise(engine.student, std, self.seed, epoch)
-            yield Action("weight_noise", f"weight noise: standard deviation {std:.3g}", {"epoch": epoch, "std": std})
+            yield PolicyEvent(
+                "weight_noise", f"weight noise: standard deviation {std:.3g}", {"epoch": epoch, "std": std}
+            )
 
 
-def _describe_stop(progress: Progress) -> Action:
-    history = progress.standings[1:]
+def _describe_stop(progress: TrainingState) -> PolicyEvent:
+    history = progress.ranking_scores[1:]
     epochs, best = count_stale_epochs(history), progress.history[history.index(max(history))]
     note = f"early stopping: {epochs} epochs without a better score than {best:.3f}"
-    return Action("early_stopping", note, {"epochs": epochs, "best_score": best})
+    return PolicyEvent("early_stopping", note, {"epochs": epochs, "best_score": best})
 
 
-def _respond(progress: Progress, settings: PlateauResponseConfig) -> PlateauResponse:
-    start, *history = progress.standings
+def _respond(progress: TrainingState, settings: PlateauResponseConfig) -> PlateauResponse:
+    start, *history = progress.ranking_scores
     return respond_to_plateaus(history, start, settings)

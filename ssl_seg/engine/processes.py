@@ -40,7 +40,7 @@ ECHO_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Failure:
+class ProcessFailure:
     """Why a process ends: its rank, the exit code of the run, and what is shown."""
 
     rank: int
@@ -69,7 +69,7 @@ def open_fabric(runtime: RuntimeConfig, *, in_series: bool = False) -> Iterator[
     if fabric.world_size == 1 or in_series:
         yield fabric
         return
-    watch = _Watch(fabric.global_rank, fabric.world_size, children)
+    watch = _ProcessWatch(fabric.global_rank, fabric.world_size, children)
     try:
         yield fabric
     except BaseException as error:
@@ -101,7 +101,7 @@ def _start_processes(runtime: RuntimeConfig) -> list[subprocess.Popen[bytes]]:
     ]
 
 
-class _Watch:
+class _ProcessWatch:
     """Looks after the other processes, through the store by which they have found each other."""
 
     def __init__(self, rank: int, world_size: int, children: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -156,7 +156,7 @@ class _Watch:
         gone = rank <= len(self.children) and self.children[rank - 1].poll() is not None
         return gone or bool(self.store.check([f"left/{rank}"]))
 
-    def _post(self, failure: Failure) -> None:
+    def _post(self, failure: ProcessFailure) -> None:
         self.store.compare_set("failure", "", json.dumps(asdict(failure)))
 
     def _look(self) -> None:
@@ -167,19 +167,19 @@ class _Watch:
                 self.store.set(f"beat/{self.rank}", str(beat))
                 failure = self._find_failure()
             except RuntimeError:
-                failure = Failure(0, 2, "it has ended without a message")
+                failure = ProcessFailure(0, 2, "it has ended without a message")
             if failure is not None and not self.ended.is_set():
                 self._leave(failure)
 
-    def _find_failure(self) -> Failure | None:
+    def _find_failure(self) -> ProcessFailure | None:
         """Return what another process has posted, or that one has gone without a word."""
         gone = [(rank, code) for rank, child in enumerate(self.children, 1) if (code := child.poll()) is not None]
         if self.store.check(["failure"]):
-            return Failure(**json.loads(self.store.get("failure")))
+            return ProcessFailure(**json.loads(self.store.get("failure")))
         for rank, code in gone:
             if not self.store.check([f"left/{rank}"]):
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                return Failure(
+                return ProcessFailure(
                     rank,
                     2,
                     f"it {how} without a message; the system kills what takes too much memory. What was saved is kept: "
@@ -187,7 +187,9 @@ class _Watch:
                 )
         for rank in range(self.world_size):
             if rank != self.rank and not self.store.check([f"left/{rank}"]) and self._is_silent(rank):
-                return Failure(rank, 2, f"no sign of life for {SILENCE_SECONDS:.0f} s; continue the run with --resume")
+                return ProcessFailure(
+                    rank, 2, f"no sign of life for {SILENCE_SECONDS:.0f} s; continue the run with --resume"
+                )
         return None
 
     def _is_silent(self, rank: int) -> bool:
@@ -199,7 +201,7 @@ class _Watch:
             return False
         return now - last[1] > SILENCE_SECONDS
 
-    def _leave(self, failure: Failure) -> NoReturn:
+    def _leave(self, failure: ProcessFailure) -> NoReturn:
         """End this process at once: its main thread may wait in a collective call, which nothing interrupts."""
         with suppress(RuntimeError):
             self._post(failure)
@@ -215,9 +217,9 @@ class _Watch:
         os._exit(failure.code)
 
 
-def _describe(rank: int, error: BaseException) -> Failure:
+def _describe(rank: int, error: BaseException) -> ProcessFailure:
     if isinstance(error, SslSegError):
-        return Failure(rank, error.exit_code, str(error))
+        return ProcessFailure(rank, error.exit_code, str(error))
     if isinstance(error, KeyboardInterrupt):
-        return Failure(rank, 130, "interrupted")
-    return Failure(rank, 1, f"{type(error).__name__}: {error}")
+        return ProcessFailure(rank, 130, "interrupted")
+    return ProcessFailure(rank, 1, f"{type(error).__name__}: {error}")

@@ -16,7 +16,7 @@ ZERO_LOSS = 1e-6
 """A mean loss below this makes the monitor look at once."""
 
 
-class Window:
+class StepSums:
     """Sums of what the steps tell. The tensors stay on their device: adding a step waits for nothing."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from ssl_seg.errors import DataError
 from ssl_seg.scores.intervals import Estimate, estimate_margin
 from ssl_seg.scores.metrics import (
     RATIOS,
-    Overlap,
+    ConfusionCounts,
     SurfaceDistances,
     average_ratios,
     compute_macro_f1,
@@ -40,8 +40,8 @@ class CaseScore:
     """One case: overlap of any foreground; overlap and, in 3D, surface distances of each foreground class."""
 
     case_id: str
-    overlap: Overlap
-    classes: tuple[Overlap, ...]
+    overlap: ConfusionCounts
+    classes: tuple[ConfusionCounts, ...]
     distances: tuple[SurfaceDistances, ...] | None
     unit: Unit = "voxels"
     """Of the distances."""
@@ -147,7 +147,7 @@ class Score:
         unit = units[0] if len(units) == 1 else None
         return {**together, "unit": unit, "distances": {unit: summarize([unit]) for unit in units}}
 
-    def _compare_with_trivial(self, present: Sequence[Overlap]) -> dict[str, Any]:
+    def _compare_with_trivial(self, present: Sequence[ConfusionCounts]) -> dict[str, Any]:
         """Return what predicting each class everywhere, nowhere and at random scores, and the margin over the first."""
         baselines = [compute_trivial_baselines(o.prevalence) for o in present] or [compute_trivial_baselines(0.0)]
         margin = self.margin
@@ -159,7 +159,7 @@ class Score:
             "margin_why": margin.why,
         }
 
-    def _summarize_class(self, label: int, overlaps: Sequence[Overlap], index: int) -> dict[str, Any]:
+    def _summarize_class(self, label: int, overlaps: Sequence[ConfusionCounts], index: int) -> dict[str, Any]:
         """Return pooled and mean scores of a class, None for one that is in no mask, and what was falsely predicted."""
         pooled, positives = sum_overlaps(overlaps), [o for o in overlaps if o.tp + o.fn > 0]
         wrong = [o for o in overlaps if o.fp > 0 and o.tp + o.fn == 0]
@@ -173,10 +173,10 @@ class Score:
         }
         return row | (self._average_distances([index]) if self.cases[0].distances is not None else {})
 
-    def _pooled_classes(self) -> list[Overlap]:
+    def _pooled_classes(self) -> list[ConfusionCounts]:
         return [sum_overlaps(column) for column in self._columns()]
 
-    def _columns(self) -> list[list[Overlap]]:
+    def _columns(self) -> list[list[ConfusionCounts]]:
         return [list(column) for column in zip(*(c.classes for c in self.cases), strict=True)]
 
 
@@ -230,8 +230,8 @@ def parse_cases(rows: Sequence[Mapping[str, Any]], label_values: Sequence[int] =
         tuple(
             CaseScore(
                 row["id"],
-                Overlap(*row["foreground"]),
-                tuple(Overlap(*o) for o in row["classes"]),
+                ConfusionCounts(*row["foreground"]),
+                tuple(ConfusionCounts(*o) for o in row["classes"]),
                 None,
                 nonfinite=int(row["nonfinite"]),
             )
@@ -241,15 +241,15 @@ def parse_cases(rows: Sequence[Mapping[str, Any]], label_values: Sequence[int] =
     )
 
 
-def _counts(overlap: Overlap) -> list[int]:
+def _counts(overlap: ConfusionCounts) -> list[int]:
     return [overlap.tp, overlap.fp, overlap.fn, overlap.tn]
 
 
-def _ratios(overlap: Overlap) -> dict[str, float]:
+def _ratios(overlap: ConfusionCounts) -> dict[str, float]:
     return {name: getattr(overlap, name) for name in RATIOS}
 
 
-def _average(overlaps: Sequence[Overlap]) -> dict[str, float]:
+def _average(overlaps: Sequence[ConfusionCounts]) -> dict[str, float]:
     return {name: float(np.mean([getattr(o, name) for o in overlaps])) for name in RATIOS}
 
 

@@ -25,7 +25,7 @@ from ssl_seg.losses.common import (
 )
 
 
-class Overlap(NamedTuple):
+class SoftCounts(NamedTuple):
     """Soft counts of voxels by class: (C,) over a batch, (N, C) by sample."""
 
     tp: Tensor
@@ -198,7 +198,7 @@ def lovasz(logits: Tensor, target: Tensor) -> Tensor:
     return ((errors * rise).sum(1) * present).sum() / present.sum().clamp(min=1)
 
 
-def count_overlap(probs: Tensor, actual: Tensor, valid: Tensor, batch: bool) -> Overlap:
+def count_overlap(probs: Tensor, actual: Tensor, valid: Tensor, batch: bool) -> SoftCounts:
     """Return the soft counts over the valid voxels.
 
     Args:
@@ -208,12 +208,12 @@ def count_overlap(probs: Tensor, actual: Tensor, valid: Tensor, batch: bool) -> 
         batch: sum over N too.
     """
     dims = _summed_dims(probs, batch)
-    return Overlap(
+    return SoftCounts(
         (probs * actual).sum(dims), (probs * (valid & ~actual)).sum(dims), ((1.0 - probs) * actual).sum(dims)
     )
 
 
-def _count_foreground(logits: Tensor, target: Tensor, batch: bool) -> Overlap:
+def _count_foreground(logits: Tensor, target: Tensor, batch: bool) -> SoftCounts:
     foreground = torch.softmax(to_float32(logits), dim=1)[:, 1:]
     return count_overlap(foreground, split_classes(target, logits.shape[1]), find_valid(target), batch)
 

@@ -59,7 +59,7 @@ class Context:
 
 NO_CONTEXT = Context()
 """Nothing is known of the run."""
-Condition = Callable[[Context, Finding], bool]
+ActionCondition = Callable[[Context, Finding], bool]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Action:
 
     text: str
     tried: str
-    when: Condition | None = None
+    when: ActionCondition | None = None
     """None for the last one of a code: always."""
     if_: str = ""
     """The condition in words."""

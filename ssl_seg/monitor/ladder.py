@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from ssl_seg.monitor.findings import Verdict
 
-Rung = Literal["warn", "consistency_off", "lower_lr", "resample", "restore", "stop"]
-Foreground = Literal["more", "less"]
+Intervention = Literal["warn", "consistency_off", "lower_lr", "resample", "restore", "stop"]
+ForegroundShift = Literal["more", "less"]
 
 LR_CUT = 0.25
 """Factor of the learning rate at ``lower_lr`` and at each restore: 1/64 at the most."""
@@ -30,7 +30,7 @@ CONSISTENCY_PAUSE = 4
 
 
 @dataclass(frozen=True)
-class LadderSettings:
+class InterventionSettings:
     """The ladder of a run.
 
     Args:
@@ -41,15 +41,15 @@ class LadderSettings:
         can_resample: the changes of the foreground share that make a difference to its batches.
     """
 
-    rungs: tuple[Rung, ...]
+    rungs: tuple[Intervention, ...]
     patience: int
     warmup_steps: int
     clip_norm: float | None
-    can_resample: tuple[Foreground, ...] = ("more", "less")
+    can_resample: tuple[ForegroundShift, ...] = ("more", "less")
 
 
 @dataclass(frozen=True)
-class Ladder:
+class InterventionLadder:
     """How far a run has climbed, and what holds since then."""
 
     climbed: int = 0
@@ -62,7 +62,7 @@ class Ladder:
     clip_norm: float | None = None
     """Largest gradient norm; None leaves that of the run."""
     consistency_off_until: int = 0
-    foreground: Foreground | None = None
+    foreground: ForegroundShift | None = None
     """What the labeled patches hold more of, or less, than the settings say."""
     restores: int = 0
     restored_at: int = 0
@@ -72,17 +72,17 @@ class Ladder:
         return asdict(self)
 
 
-def make_rungs(*, uses_unlabeled: bool, can_resample: bool) -> tuple[Rung, ...]:
+def make_rungs(*, uses_unlabeled: bool, can_resample: bool) -> tuple[Intervention, ...]:
     """Return the ladder of a run that learns from unlabeled patches, or not, and can change its batches, or not."""
-    rungs: list[Rung] = ["warn", "consistency_off", "lower_lr", "resample", "restore", "restore", "stop"]
+    rungs: list[Intervention] = ["warn", "consistency_off", "lower_lr", "resample", "restore", "restore", "stop"]
     left_out = {"consistency_off"} if not uses_unlabeled else set()
     left_out |= set() if can_resample else {"resample"}
     return tuple(rung for rung in rungs if rung not in left_out)
 
 
 def climb(
-    ladder: Ladder, settings: LadderSettings, verdict: Verdict, step: int, *, predicts_less: bool
-) -> tuple[Ladder, Rung | None]:
+    ladder: InterventionLadder, settings: InterventionSettings, verdict: Verdict, step: int, *, predicts_less: bool
+) -> tuple[InterventionLadder, Intervention | None]:
     """Return the ladder after a look, and the rung that was climbed: None where there is nothing to do.
 
     Args:
@@ -96,7 +96,7 @@ def climb(
     is_nan = "non_finite" in verdict.codes
     if verdict.level != "collapsed" or step < _find_earliest(ladder, settings, is_nan=is_nan):
         return ladder, None
-    wanted: Foreground = "more" if predicts_less else "less"
+    wanted: ForegroundShift = "more" if predicts_less else "less"
     passed_over = {"warn", "consistency_off", "lower_lr", "resample"} if is_nan else set()
     passed_over |= set() if wanted in settings.can_resample else {"resample"}
     first = min(ladder.climbed, len(settings.rungs) - 1)
@@ -107,7 +107,7 @@ def climb(
     return _take_hold(moved, settings, rung, step, wanted), rung
 
 
-def _find_earliest(ladder: Ladder, settings: LadderSettings, *, is_nan: bool) -> int:
+def _find_earliest(ladder: InterventionLadder, settings: InterventionSettings, *, is_nan: bool) -> int:
     """Return the first step at which the next rung may be climbed."""
     if ladder.next_look is None:
         return 0
@@ -117,7 +117,9 @@ def _find_earliest(ladder: Ladder, settings: LadderSettings, *, is_nan: bool) ->
     return ladder.acted_at + (settings.patience if has_restored else 0)
 
 
-def _take_hold(ladder: Ladder, settings: LadderSettings, rung: Rung, step: int, wanted: Foreground) -> Ladder:
+def _take_hold(
+    ladder: InterventionLadder, settings: InterventionSettings, rung: Intervention, step: int, wanted: ForegroundShift
+) -> InterventionLadder:
     """Return the ladder with what a rung changes."""
     if rung == "consistency_off":
         return replace(ladder, consistency_off_until=step + CONSISTENCY_PAUSE * settings.patience)
@@ -132,7 +134,7 @@ def _take_hold(ladder: Ladder, settings: LadderSettings, rung: Rung, step: int, 
     return ladder
 
 
-def compute_lr_factor(ladder: Ladder, settings: LadderSettings, step: int) -> float:
+def compute_lr_factor(ladder: InterventionLadder, settings: InterventionSettings, step: int) -> float:
     """Return the factor of the learning rate in update number ``step`` (from 0); it rises anew after a restore."""
     if ladder.restores == 0 or settings.warmup_steps == 0:
         return ladder.lr_factor

@@ -24,7 +24,7 @@ from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import compute_foreground_logit, first_head
 from ssl_seg.networks.precision import Autocast
 from ssl_seg.scores.metrics import (
-    Overlap,
+    ConfusionCounts,
     compute_auroc,
     compute_average_precision,
     compute_case_dice,
@@ -300,7 +300,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 
 def _f1(predicted: int, true: int, both: int) -> float:
-    return Overlap(tp=both, fp=predicted - both, fn=true - both, tn=0).dice
+    return ConfusionCounts(tp=both, fp=predicted - both, fn=true - both, tn=0).dice
 
 
 def _std(total: float, squares: float, count: int) -> float:

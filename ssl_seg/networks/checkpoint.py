@@ -7,7 +7,7 @@ Top level of the file::
     optimizer                  state dict
     progress                   {"step", "ema_updates", "start_score", "history", "collapsed"}; with the seed in the
                                config this is also the state of every random draw, of the samplers and of the
-                               policies: all are functions of seed, rank, step and the standings of the epochs
+                               policies: all are functions of seed, rank, step and the ranking scores of the epochs
     config, split              the resolved settings and the split, as plain types
     scores                     validation scores of both nets, filled when the checkpoint is evaluated in full
     seen_labels                what identifies the images whose labels the networks have learned from
@@ -36,12 +36,12 @@ from ssl_seg.networks.checkpoint_file import check_checkpoint_file, describe_pre
 FORMAT, VERSION = "ssl_seg.networks.checkpoint", 5
 PRETRAINING_FORMAT = "ssl_seg.run.pretraining"
 """What a checkpoint of `ssl-seg pretrain` is known by; see ``pretraining.state``."""
-BEHIND = 2.0
+COLLAPSE_PENALTY = 2.0
 """What the scores of collapsed networks are lowered by: all scores lie within 1 of each other, in [0, 1] or [-1, 0]."""
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingState:
     """How far the run is, and what its validation scores were."""
 
     step: int = 0
@@ -57,7 +57,7 @@ class Progress:
     scores on whole cases and the last event."""
 
     @property
-    def standings(self) -> tuple[float, ...]:
+    def ranking_scores(self) -> tuple[float, ...]:
         """Scores of the start and of each finished epoch, in an order that choices may rely on: collapsed networks come
         behind all others, whatever their score.
 
@@ -65,14 +65,16 @@ class Progress:
         yet. Best checkpoints, early stopping, plateaus and rollbacks go by these.
         """
         scores = (self.start_score, *self.history)
-        return tuple(score - BEHIND if epoch in self.collapsed else score for epoch, score in enumerate(scores))
+        return tuple(
+            score - COLLAPSE_PENALTY if epoch in self.collapsed else score for epoch, score in enumerate(scores)
+        )
 
     @property
     def best_score(self) -> float:
         """The score of best.pt."""
         return (self.start_score, *self.history)[self.rank_epochs()[0]]
 
-    def add_epoch(self, step: int, score: float, *, has_collapsed: bool) -> Progress:
+    def add_epoch(self, step: int, score: float, *, has_collapsed: bool) -> TrainingState:
         """Return the progress with the look at the end of one more epoch."""
         collapsed = (*self.collapsed, len(self.history) + 1) if has_collapsed else self.collapsed
         return replace(self, step=step, history=(*self.history, score), collapsed=collapsed)
@@ -83,9 +85,9 @@ class Progress:
         Collapsed networks come last. Of equal scores the earlier one is better; networks with NaN outputs are left out,
         unless all are of that kind.
         """
-        standings = self.standings
-        finite = [epoch for epoch, standing in enumerate(standings) if standing > -math.inf]
-        return sorted(finite, key=lambda epoch: -standings[epoch]) or [0]
+        ranking_scores = self.ranking_scores
+        finite = [epoch for epoch, score in enumerate(ranking_scores) if score > -math.inf]
+        return sorted(finite, key=lambda epoch: -ranking_scores[epoch]) or [0]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Checkpoint:
     student: dict[str, Tensor]
     teacher: dict[str, Tensor]
     optimizer: dict[str, Any]
-    progress: Progress
+    progress: TrainingState
     config: dict[str, Any]
     split: dict[str, Any]
     scores: dict[str, Any]
@@ -198,8 +200,8 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _parse_progress(values: dict[str, Any]) -> Progress:
-    return Progress(**{**values, "history": tuple(values["history"]), "collapsed": tuple(values["collapsed"])})
+def _parse_progress(values: dict[str, Any]) -> TrainingState:
+    return TrainingState(**{**values, "history": tuple(values["history"]), "collapsed": tuple(values["collapsed"])})
 
 
 def _is_sound(checkpoint: Checkpoint) -> bool:

@@ -14,7 +14,7 @@ from ssl_seg.report.diagnosis_text import UNKNOWN, Table, number
 from ssl_seg.scores.intervals import METRICS, Estimate, compute_class_scores, compute_score
 from ssl_seg.studies.ablation.label_savings import LabelsEquivalent
 from ssl_seg.studies.ablation.results import CellResult
-from ssl_seg.studies.ablation.stats import Comparison
+from ssl_seg.studies.ablation.stats import PairedComparison
 from ssl_seg.studies.ablation.summary import AblationSummary, ArmSummary, compute_trivial_scores
 
 CELL_COLUMNS = (
@@ -174,7 +174,7 @@ def format_p(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _format_interval(estimate: Estimate | Comparison | None, digits: str = ".3f") -> str:
+def _format_interval(estimate: Estimate | PairedComparison | None, digits: str = ".3f") -> str:
     if estimate is None:
         return UNKNOWN
     if estimate.low is None or estimate.high is None:

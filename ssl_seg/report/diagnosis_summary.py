@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ssl_seg.report.diagnosis_text import (
     PART_TITLES,
     UNKNOWN,
-    Figures,
+    Statistics,
     Table,
     cut,
     list_evidence,
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 SHOWN_SHAPES = 3
 """Shapes of images with a row of their own, the most frequent ones; the others share one."""
 
-Row = tuple[str, str, str]
+FigureRow = tuple[str, str, str]
 """Figure, value, and what to compare it with."""
 
 
-def describe_parts(statistics: Figures) -> str:
+def describe_parts(statistics: Statistics) -> str:
     """Return how many images of which part were looked at, in words."""
     parts = statistics.get("looked_at", {})
     counted = [(PART_TITLES[name], parts[name]) for name in PART_TITLES if isinstance(parts.get(name), Mapping)]
@@ -95,7 +95,7 @@ def figure(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else UNKNOWN
 
 
-def _key_outputs(s: Figures) -> list[Row]:
+def _key_outputs(s: Statistics) -> list[FigureRow]:
     out = s.get("outputs", {}).get("all")
     if out is None:
         return []
@@ -116,7 +116,7 @@ def _key_outputs(s: Figures) -> list[Row]:
     return rows
 
 
-def _key_shapes(s: Figures) -> list[Row]:
+def _key_shapes(s: Statistics) -> list[FigureRow]:
     rows = []
     shapes = sorted(s.get("shapes", []), key=lambda row: -row["images"])
     for row in shapes[:SHOWN_SHAPES]:
@@ -137,11 +137,11 @@ def _key_shapes(s: Figures) -> list[Row]:
     return rows
 
 
-def _range(rows: Sequence[Figures], low: str, high: str) -> str:
+def _range(rows: Sequence[Statistics], low: str, high: str) -> str:
     return f"{share(min(row[low] for row in rows))} .. {share(max(row[high] for row in rows))}"
 
 
-def _key_scores(s: Figures) -> list[Row]:
+def _key_scores(s: Statistics) -> list[FigureRow]:
     scores, trivial, sweep = s.get("scores"), s.get("trivial") or {}, s.get("sweep") or {}
     if scores is None:
         return []
@@ -158,7 +158,7 @@ def _key_scores(s: Figures) -> list[Row]:
     ]
 
 
-def _key_foreground(s: Figures) -> list[Row]:
+def _key_foreground(s: Statistics) -> list[FigureRow]:
     spread = s.get("foreground") or {}
     pred, true = spread.get("pred"), spread.get("true")
     if pred is None:
@@ -169,7 +169,7 @@ def _key_foreground(s: Figures) -> list[Row]:
     return [("foreground of an image, mean +- sd", f"{share(pred['mean'], 1)} +- {share(pred['sd'], 1)}", beside)]
 
 
-def _key_nets(s: Figures) -> list[Row]:
+def _key_nets(s: Statistics) -> list[FigureRow]:
     nets = s.get("nets") or {}
     if "student" not in nets:
         return []
@@ -186,7 +186,7 @@ def _key_nets(s: Figures) -> list[Row]:
     return rows
 
 
-def _key_batches(s: Figures) -> list[Row]:
+def _key_batches(s: Statistics) -> list[FigureRow]:
     batches = s.get("batches")
     if not batches:
         return []
@@ -196,7 +196,7 @@ def _key_batches(s: Figures) -> list[Row]:
     return [("foreground of a training batch", value, beside)]
 
 
-_KEY_ROWS: tuple[Callable[[Figures], list[Row]], ...] = (
+_KEY_ROWS: tuple[Callable[[Statistics], list[FigureRow]], ...] = (
     _key_outputs,
     _key_shapes,
     _key_scores,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ssl_seg.errors import name_examples
-from ssl_seg.report.diagnosis_text import PART_TITLES, UNKNOWN, Figures, Table, cut, number, points, share, size
+from ssl_seg.report.diagnosis_text import PART_TITLES, UNKNOWN, Statistics, Table, cut, number, points, share, size
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
@@ -31,7 +31,7 @@ def make_tables(diagnosis: Diagnosis) -> list[Table]:
     return [_prune(table) for table in tables if table is not None and table.rows]
 
 
-def _outputs(s: Figures) -> Table | None:
+def _outputs(s: Statistics) -> Table | None:
     rows = [
         (
             PART_TITLES[part],
@@ -59,7 +59,7 @@ def _outputs(s: Figures) -> Table | None:
     return Table("Outputs", text, columns, tuple(rows))
 
 
-def _quantiles(s: Figures) -> Table | None:
+def _quantiles(s: Statistics) -> Table | None:
     rows = []
     for part, out in _by_part(s):
         for kind, digits in (("prob", 3), ("logit", 2)):
@@ -71,7 +71,7 @@ def _quantiles(s: Figures) -> Table | None:
     return Table("Quantiles of the outputs", text, ("images of", *_QUANTILES), tuple(rows))
 
 
-def _shapes(s: Figures) -> Table | None:
+def _shapes(s: Statistics) -> Table | None:
     rows = [
         (
             size(row["shape"]),
@@ -105,7 +105,7 @@ def _shapes(s: Figures) -> Table | None:
     return Table("Predicted foreground by image shape", text, columns, tuple(rows))
 
 
-def _equality(s: Figures) -> Table | None:
+def _equality(s: Statistics) -> Table | None:
     found = s.get("equality")
     if not found:
         return None
@@ -128,7 +128,7 @@ def _equality(s: Figures) -> Table | None:
     return Table("Do the outputs depend on the image?", text, ("figure", "value"), tuple(rows))
 
 
-def _nets(s: Figures) -> Table | None:
+def _nets(s: Statistics) -> Table | None:
     columns = {
         "f1": "F1 at 0.5",
         "f1_best": "F1 at best",
@@ -158,7 +158,7 @@ def _nets(s: Figures) -> Table | None:
     return Table("Student, teacher, modes, and an untrained network", text, ("network", *columns.values()), tuple(rows))
 
 
-def _scores(s: Figures) -> Table | None:
+def _scores(s: Statistics) -> Table | None:
     scores, trivial = s.get("scores"), s.get("trivial") or {}
     if not scores:
         return None
@@ -189,7 +189,7 @@ def _scores(s: Figures) -> Table | None:
     return Table("Precision, recall, and trivial predictors", text, ("score", "value"), tuple(rows))
 
 
-def _sweep(s: Figures) -> Table | None:
+def _sweep(s: Statistics) -> Table | None:
     sweep = s.get("sweep")
     if not sweep:
         return None
@@ -205,7 +205,7 @@ def _sweep(s: Figures) -> Table | None:
     return Table("Threshold sweep", text, ("threshold", "F1", ""), rows)
 
 
-def _foreground(s: Figures) -> Table | None:
+def _foreground(s: Statistics) -> Table | None:
     spread = s.get("foreground") or {}
     rows = [
         (
@@ -222,7 +222,7 @@ def _foreground(s: Figures) -> Table | None:
     return Table("Foreground distribution", text, ("", "images", "mean", "median", "sd", "min", "max"), tuple(rows))
 
 
-def _trivial_losses(s: Figures) -> Table | None:
+def _trivial_losses(s: Statistics) -> Table | None:
     losses = s.get("trivial_losses")
     if not losses:
         return None
@@ -242,7 +242,7 @@ def _trivial_losses(s: Figures) -> Table | None:
     )
 
 
-def _batches(s: Figures) -> Table | None:
+def _batches(s: Statistics) -> Table | None:
     batches = s.get("batches")
     if not batches:
         return None
@@ -259,7 +259,7 @@ def _batches(s: Figures) -> Table | None:
     return Table("Composition of the training batches", text, ("figure", "value"), tuple(rows))
 
 
-def _inputs(s: Figures) -> Table | None:
+def _inputs(s: Statistics) -> Table | None:
     inputs = s.get("inputs")
     if not inputs:
         return None
@@ -278,7 +278,7 @@ def _inputs(s: Figures) -> Table | None:
     return Table("Input of the network", text, ("figure", "value"), tuple(rows))
 
 
-def _run(s: Figures) -> Table | None:
+def _run(s: Statistics) -> Table | None:
     run = s.get("run")
     if not run:
         return None
@@ -296,7 +296,7 @@ def _run(s: Figures) -> Table | None:
     return Table("History of the run", f"From `{run.get('directory', UNKNOWN)}`.", ("", "value"), tuple(rows))
 
 
-_TABLES: tuple[Callable[[Figures], Table | None], ...] = (
+_TABLES: tuple[Callable[[Statistics], Table | None], ...] = (
     _outputs,
     _quantiles,
     _shapes,
@@ -336,7 +336,7 @@ def _images(diagnosis: Diagnosis) -> Table:
     return Table("Images", text, columns, tuple(rows))
 
 
-def _by_part(s: Figures) -> list[tuple[str, Figures]]:
+def _by_part(s: Statistics) -> list[tuple[str, Statistics]]:
     """Return the outputs of each part and of all; of all alone where there is one part."""
     outputs = s.get("outputs", {})
     parts = [(part, outputs[part]) for part in PART_TITLES if outputs.get(part)]
@@ -350,7 +350,7 @@ def _prune(table: Table) -> Table:
     return Table(table.title, table.text, tuple(table.columns[c] for c in kept), rows)
 
 
-def _describe_hole(hole: Figures | None) -> str:
+def _describe_hole(hole: Statistics | None) -> str:
     if hole is None:
         return UNKNOWN
     sides = " x ".join(f"{first}+{last}" for first, last in hole["band"])

@@ -22,7 +22,7 @@ PART_TITLES = {
     "all": "all",
 }
 
-Figures = Mapping[str, Any]
+Statistics = Mapping[str, Any]
 """Statistics of a diagnosis, see there."""
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_seg.config.curves import RunCurves, Window
+from ssl_seg.config.curves import ActivePeriod, RunCurves
 from ssl_seg.report.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _scale_decay(axis: Axes) -> None:
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
-def _draw_windows(axis: Axes, windows: tuple[Window, ...]) -> None:
+def _draw_windows(axis: Axes, windows: tuple[ActivePeriod, ...]) -> None:
     for row, window in enumerate(windows):
         color = _COLOR if window.certain else _POSSIBLE
         if window.marks:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_seg.data.splits.statistics import Comparison, SetMeasures
+from ssl_seg.data.splits.statistics import SetComparison, SetMeasures
 from ssl_seg.errors import DataError
 from ssl_seg.report.figures import new_figure, save_figure
 
@@ -53,7 +53,7 @@ def plot_split(measures: Sequence[SetMeasures], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _draw_row(axis: Axes, row: int, comparison: Comparison, color: str) -> None:
+def _draw_row(axis: Axes, row: int, comparison: SetComparison, color: str) -> None:
     values = comparison.values
     heights = row + np.random.default_rng(0).uniform(-_SPREAD, _SPREAD, len(values))
     size = float(np.clip(2000 / len(values), 4, 36))
@@ -69,7 +69,7 @@ def _draw_row(axis: Axes, row: int, comparison: Comparison, color: str) -> None:
     axis.plot([comparison.mean], [row], "D", color="black", markersize=6, linestyle="-", label=label, zorder=4)
 
 
-def _limits(comparisons: Sequence[Comparison]) -> tuple[float, float]:
+def _limits(comparisons: Sequence[SetComparison]) -> tuple[float, float]:
     """Return limits that show all points and bands; the interval of two cases may be cut."""
     shown = np.concatenate([[*c.values, c.band_low, c.band_high] for c in comparisons])
     margin = 0.04 * float(np.ptp(shown)) or 0.5

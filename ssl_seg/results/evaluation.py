@@ -25,7 +25,7 @@ from ssl_seg.results.markers import is_cross_validation
 from ssl_seg.run.seal import Ledger, find_sealed, open_sealed
 from ssl_seg.run.sources import absolute_root, open_data, open_store
 
-Part = Literal["val", "test", "all"]
+ScoredPart = Literal["val", "test", "all"]
 TrackAll = Callable[[str], Track]
 """What is being done -> what wraps its items, for a progress bar."""
 
@@ -47,7 +47,7 @@ class EvaluateRequest:
     checkpoint: Path
     data: str | None = None
     split: Path | None = None
-    part: Part = "val"
+    part: ScoredPart = "val"
     which: str | None = None
     overlap: float = OVERLAP
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -30,8 +30,8 @@ from ssl_seg.run.final_scores import load_final_scores, summarize_network
 SCHEMA = 1
 NETS = ("student", "teacher")
 
-Status = Literal["waiting", "done", "collapsed"]
-Ending = Literal["finished", "interrupted"]
+FoldStatus = Literal["waiting", "done", "collapsed"]
+FoldsEnding = Literal["finished", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FoldRun:
     """Number of validation cases."""
     labeled: int
     """Number of labeled training cases."""
-    status: Status = "waiting"
+    status: FoldStatus = "waiting"
     net: str = ""
     """The better network of best.pt."""
     codes: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class CrossValidation:
     folds: tuple[FoldRun, ...]
     epochs: int | None = None
     minutes: float | None = None
-    ending: Ending | None = None
+    ending: FoldsEnding | None = None
     """How it ended; None while there is more to do."""
 
     @property

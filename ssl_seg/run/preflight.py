@@ -20,7 +20,7 @@ from ssl_seg.errors import ConfigError, DataError, NetworkError, SplitError
 from ssl_seg.losses import check_class_weights, check_loss_names, make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.networks.builders import check_deep_supervision, check_patch_size, get_network_spec
-from ssl_seg.run.lint.conditions import Facts
+from ssl_seg.run.lint.conditions import DataFacts
 from ssl_seg.run.resources import check_memory
 
 
@@ -160,7 +160,7 @@ def check_with_data(config: Config, catalog: Catalog, split: Split, note: Callab
     return faults
 
 
-def gather_facts(config: Config, catalog: Catalog, split: Split, *, has_faults: bool = True) -> Facts:
+def gather_facts(config: Config, catalog: Catalog, split: Split, *, has_faults: bool = True) -> DataFacts:
     """Return what the data say about which settings act.
 
     Args:
@@ -171,7 +171,7 @@ def gather_facts(config: Config, catalog: Catalog, split: Split, *, has_faults: 
     """
     labeled = split.labeled_ids(config.split.labels)
     positive = sum((catalog.facts[i].foreground or 0.0) > 0 for i in labeled if i in catalog.facts)
-    return Facts(
+    return DataFacts(
         len(labeled),
         positive,
         len(split.pool_ids(config.split.labels)),

@@ -11,13 +11,13 @@ from ssl_seg.config.layers import to_plain
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.engine.engine import Engine
-from ssl_seg.engine.policies import Action
+from ssl_seg.engine.policies import PolicyEvent
 from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.files import atomic_write
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.signals import Signals
 from ssl_seg.monitor.watch import Observation
-from ssl_seg.networks.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.prepare import Prepared
 
@@ -112,14 +112,14 @@ class Recorder:
         if self.active:
             self.console.advance(step)
 
-    def report(self, action: Action, step: int) -> None:
+    def report(self, action: PolicyEvent, step: int) -> None:
         """Append the event of a policy or an intervention and show its line."""
         if self.active:
             self.prepared.run.append_event(action.event, step=step, **action.values)
             kind = "monitor" if action.event == "intervention" else "policy"
             self.console.note(f"{kind}: {action.note}")
 
-    def save_best(self, progress: Progress, monitor: dict[str, Any]) -> None:
+    def save_best(self, progress: TrainingState, monitor: dict[str, Any]) -> None:
         """Write the networks into best.pt, best-2.pt, ... if the last score is among the best ones.
 
         Call it before ``save_last``: last.pt carries the scores, and a resumed run must not believe in a missing file.
@@ -145,7 +145,7 @@ class Recorder:
         with atomic_write(target) as temporary:
             shutil.copyfile(run.best_of_rank(rank - 1), temporary)
 
-    def save_last(self, progress: Progress, monitor: dict[str, Any]) -> None:
+    def save_last(self, progress: TrainingState, monitor: dict[str, Any]) -> None:
         """Write last.pt, with what the monitor remembers."""
         if self.active:
             swa = None if self.average is None else self.average.state()
@@ -178,7 +178,7 @@ class Recorder:
             raise RuntimeError("the first process sent no checkpoint")
         return checkpoint
 
-    def snapshot(self, progress: Progress) -> Checkpoint:
+    def snapshot(self, progress: TrainingState) -> Checkpoint:
         """Return the present state, without the weight average."""
         engine = self.engine
         return Checkpoint(
@@ -193,7 +193,7 @@ class Recorder:
         )
 
 
-def find_told(run: RunDir) -> frozenset[tuple[str, str, str]]:
+def last_reported_verdict(run: RunDir) -> frozenset[tuple[str, str, str]]:
     """Return the key of the last verdict among the events of a run."""
     told = [e["findings"] for e in run.read_events() if e["event"] == "verdict"]
     return frozenset((f["code"], f["net"], f["level"]) for f in (told[-1] if told else ()))

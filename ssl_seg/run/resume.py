@@ -130,7 +130,7 @@ def describe_length(old: Config, new: Config, checkpoint: Checkpoint) -> str:
     progress = checkpoint.progress
     batch = sum(new.labeled_range) / 2 * new.runtime.devices * new.runtime.num_nodes
     rates = [
-        make_lr_schedule(config.optim, config.length, batch)(progress.step, progress.standings[1:])
+        make_lr_schedule(config.optim, config.length, batch)(progress.step, progress.ranking_scores[1:])
         for config in (old, new)
     ]
     parts = []

@@ -20,7 +20,7 @@ from ssl_seg.data.reading import SETTINGS, make_reading
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import is_synthetic
-from ssl_seg.monitor.ladder import Foreground
+from ssl_seg.monitor.ladder import ForegroundShift
 from ssl_seg.networks.precision import choose_device
 
 PATHS = ("root", "groups", "unlabeled")
@@ -132,7 +132,7 @@ def make_source(config: Config, store: CaseStore, split: Split, *, rank: int = 0
     )
 
 
-def resample(source: PatchSource, foreground: Foreground | None) -> PatchSource:
+def shift_foreground_share(source: PatchSource, foreground: ForegroundShift | None) -> PatchSource:
     """Return a source whose labeled patches hold more foreground than the settings say, or less; None changes nothing.
 
     More: half of the patches from cases with foreground, half of them centered on it. Less: patches from random places.

@@ -34,7 +34,7 @@ from ssl_seg.engine.devices import (
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
-from ssl_seg.engine.loop import Ending, LoopStart, LrAt, Schedule, run_loop
+from ssl_seg.engine.loop import LoopStart, LrAt, Schedule, TrainingEnding, run_loop
 from ssl_seg.engine.machine import count_cores
 from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.engine.pace import FEWEST_MEASURED, Pace, describe_pace, describe_seconds, estimate_seconds
@@ -49,7 +49,7 @@ from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.monitor.actions import list_components, read_context
 from ssl_seg.monitor.findings import Verdict
-from ssl_seg.monitor.ladder import Foreground, LadderSettings, make_rungs
+from ssl_seg.monitor.ladder import ForegroundShift, InterventionSettings, make_rungs
 from ssl_seg.monitor.memory import read_memory
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
@@ -69,11 +69,11 @@ from ssl_seg.run.prepare import (
     write_config,
 )
 from ssl_seg.run.pretraining.state import load_body, load_pretraining
-from ssl_seg.run.recorder import Console, Recorder, Silent, find_told
-from ssl_seg.run.sources import make_source, open_store, resample
+from ssl_seg.run.recorder import Console, Recorder, Silent, last_reported_verdict
+from ssl_seg.run.sources import make_source, open_store, shift_foreground_share
 from ssl_seg.run.transfer import load_student, load_teacher
 
-_CHANGES: tuple[Foreground, ...] = ("more", "less")
+_CHANGES: tuple[ForegroundShift, ...] = ("more", "less")
 STEPS_BETWEEN_AGREEMENTS = 10
 """How often several processes ask each other whether one was told to stop."""
 
@@ -86,7 +86,7 @@ class TrainResult:
     """
 
     run: RunDir
-    ending: Ending
+    ending: TrainingEnding
     step: int
     verdict: Verdict
     scores: dict[str, Any]
@@ -297,10 +297,10 @@ class _Trainer:
     recorder: Recorder
     feed: _Feed
 
-    def batches_from(self, step: int, foreground: Foreground | None) -> Iterator[Batch]:
+    def batches_from(self, step: int, foreground: ForegroundShift | None) -> Iterator[Batch]:
         """Return the batches of the steps from ``step`` on."""
         pin_memory = self.engine.fabric.device.type == "cuda"
-        source, last = resample(self.feed.source, foreground), self.schedule.total_steps
+        source, last = shift_foreground_share(self.feed.source, foreground), self.schedule.total_steps
         return iter(make_loader(source, step, last, self.feed.workers, pin_memory))
 
 
@@ -424,7 +424,7 @@ def _assemble(
     recorder = Recorder(prepared, engine, average, console, fabric.is_global_zero)
     if prepared.resumed and checkpoint is not None:
         recorder.scores = checkpoint.scores  # until the first probe
-        recorder.told = find_told(prepared.run)
+        recorder.told = last_reported_verdict(prepared.run)
         if start.memory.healthy_step == start.progress.step:  # the run may have been killed before it copied the file
             recorder.keep_healthy(start.progress.step)
     reduces = config.optim.schedule == "reduce_on_plateau"
@@ -457,13 +457,13 @@ def _read_start(checkpoint: Checkpoint) -> LoopStart:
     return LoopStart(checkpoint.progress, read_memory(kept), None if kept is None else kept["window"])
 
 
-def _make_ladder(config: Config, source: PatchSource, *, uses_teacher: bool) -> LadderSettings | None:
+def _make_ladder(config: Config, source: PatchSource, *, uses_teacher: bool) -> InterventionSettings | None:
     """Return the ladder of a run that is to recover from a collapse."""
     if config.monitor.on_collapse != "recover":
         return None
-    changes = tuple(change for change in _CHANGES if resample(source, change) != source)
+    changes = tuple(change for change in _CHANGES if shift_foreground_share(source, change) != source)
     rungs = make_rungs(uses_unlabeled=uses_teacher and bool(source.unlabeled), can_resample=bool(changes))
-    return LadderSettings(
+    return InterventionSettings(
         rungs,
         config.monitor.patience_steps,
         find_warmup(config.optim, config.length),

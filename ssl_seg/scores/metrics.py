@@ -41,7 +41,7 @@ from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
 
 RATIOS = ("dice", "iou", "precision", "recall")
-"""Properties of an ``Overlap`` that are scores."""
+"""Properties of an ``ConfusionCounts`` that are scores."""
 
 
 def compute_trivial_f1(prevalence: float) -> float:
@@ -80,7 +80,7 @@ def compute_trivial_baselines(prevalence: float) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class ConfusionCounts:
     """Counts of voxels. Sums over cases give pooled scores: ``(a + b).dice``."""
 
     tp: int
@@ -88,8 +88,8 @@ class Overlap:
     fn: int
     tn: int
 
-    def __add__(self, other: Overlap) -> Overlap:
-        return Overlap(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
+    def __add__(self, other: ConfusionCounts) -> ConfusionCounts:
+        return ConfusionCounts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
 
     @property
     def dice(self) -> float:
@@ -131,7 +131,7 @@ def compute_dice(counts: NDArray[Any]) -> NDArray[np.float64]:
     """Return the Dice coefficient of many counts at once, with the policy of this module for empty cases.
 
     Args:
-        counts: (..., 4) voxels tp, fp, fn, tn, as in ``Overlap``.
+        counts: (..., 4) voxels tp, fp, fn, tn, as in ``ConfusionCounts``.
 
     Returns:
         (...) values in [0, 1].
@@ -180,7 +180,7 @@ def _average_classes(
 
 def count_overlap(
     pred: NDArray[Any], target: NDArray[Any], label: int | None = None, *, broken: NDArray[np.bool_] | None = None
-) -> Overlap:
+) -> ConfusionCounts:
     """Count agreeing and disagreeing voxels of one class, leaving out voxels whose target is ``IGNORE_INDEX``.
 
     Args:
@@ -201,20 +201,20 @@ def count_overlap(
     tp = int(np.count_nonzero(predicted & actual))
     fp = int(np.count_nonzero(predicted)) - tp
     fn = int(np.count_nonzero(actual)) - tp
-    return Overlap(tp, fp, fn, int(np.count_nonzero(valid)) - tp - fp - fn)
+    return ConfusionCounts(tp, fp, fn, int(np.count_nonzero(valid)) - tp - fp - fn)
 
 
-def sum_overlaps(overlaps: Sequence[Overlap]) -> Overlap:
+def sum_overlaps(overlaps: Sequence[ConfusionCounts]) -> ConfusionCounts:
     """Return the pooled counts; all 0 for no case."""
-    return sum(overlaps, Overlap(0, 0, 0, 0))
+    return sum(overlaps, ConfusionCounts(0, 0, 0, 0))
 
 
-def average_ratios(classes: Sequence[Overlap]) -> dict[str, float]:
+def average_ratios(classes: Sequence[ConfusionCounts]) -> dict[str, float]:
     """Return Dice, IoU, precision and recall of a case: means over the classes in its target or prediction.
 
     All are 1 without any. For one class these are its own.
     """
-    found = [o for o in classes if o.tp + o.fp + o.fn > 0] or [Overlap(0, 0, 0, 0)]
+    found = [o for o in classes if o.tp + o.fp + o.fn > 0] or [ConfusionCounts(0, 0, 0, 0)]
     return {name: float(np.mean([getattr(o, name) for o in found])) for name in RATIOS}
 
 

@@ -30,8 +30,8 @@ from ssl_seg.scores.intervals import draw_resamples, estimate_difference
 
 SCHEMA = 1
 
-Status = Literal["waiting", "done", "collapsed", "refused"]
-Ending = Literal["finished", "interrupted", "collapsed", "refused"]
+RungStatus = Literal["waiting", "done", "collapsed", "refused"]
+LadderEnding = Literal["finished", "interrupted", "collapsed", "refused"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Rung:
     """Share of the training pool, or a number of cases above 1."""
     cases: int
     """Number of labeled cases."""
-    status: Status = "waiting"
+    status: RungStatus = "waiting"
     parent: int | None = None
     """Number of the rung it started from; None for a start from scratch."""
     net: str = ""
@@ -92,7 +92,7 @@ class LabelLadder:
     epochs: int | None = None
     minutes: float | None = None
     force: bool = False
-    ending: Ending | None = None
+    ending: LadderEnding | None = None
     """How it ended; None while there is more to do."""
 
     @property

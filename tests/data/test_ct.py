@@ -19,7 +19,7 @@ from ssl_seg.data.ct import looks_like_ct, measure_window
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import CaseStore, cut_unit
 from ssl_seg.data.views.transforms import make_window, normalize
-from ssl_seg.diagnose.inputs import feed
+from ssl_seg.diagnose.inputs import compare_inputs
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.run.plan import plan_run
 
@@ -139,6 +139,6 @@ def test_a_window_does_not_make_the_input_look_wrong(tmp_path: Path, *, gaps: bo
         catalog = open_catalog(catalog.root, reading=Reading(nodata=-1000))
     window = (-200.0, 150.0)
     predictor = Predictor(Pointwise(), (12, 20, 24), torch.device("cpu"), nullcontext, window=window)
-    fed = feed(predictor, CaseStore(catalog, 1, window=window), "0", 2)
+    fed = compare_inputs(predictor, CaseStore(catalog, 1, window=window), "0", 2)
     assert fed.difference < 1e-5
     assert fed.rank_correlation(0) == pytest.approx(1, abs=1e-6)

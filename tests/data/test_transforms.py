@@ -13,7 +13,7 @@ from ssl_seg.config import AugmentConfig
 from ssl_seg.data.resample import resample_image
 from ssl_seg.data.sampling import crop, derive_rng
 from ssl_seg.data.views import intensity as changes
-from ssl_seg.data.views.geometry import SQUARE, Geometry, draw_geometry
+from ssl_seg.data.views.geometry import SQUARE, GeometricTransform, draw_geometry
 from ssl_seg.data.views.intensity import CHANGES, MOST_BOXES, blank_boxes, change_intensity
 from ssl_seg.data.views.transforms import measure_intensity, measure_parts, normalize
 from ssl_seg.labels import IGNORE_INDEX
@@ -83,7 +83,7 @@ GEOMETRIES = {
 
 def make_geometry(
     patch: tuple[int, ...], seed: int, spacing: tuple[float, ...] | None = None, **given: float
-) -> Geometry:
+) -> GeometricTransform:
     """Return a draw of mirrors, quarter turns and the changes that are given, each with certainty."""
     augment = AugmentConfig(**{"affine": 1.0, "rotation": 0.0, "tilt": 0.0, "scale": 0.0, **given})
     return draw_geometry(patch, derive_rng(seed), augment, spacing)
@@ -206,7 +206,7 @@ def test_a_geometry_is_drawn_with_its_probability(ndim: int, given: dict[str, fl
     assert np.mean(drawn) == pytest.approx(expected, abs=3.5 * (expected * (1 - expected) / 500) ** 0.5)
 
 
-def find_matrix(geometry: Geometry) -> np.ndarray:
+def find_matrix(geometry: GeometricTransform) -> np.ndarray:
     """Return the matrix of an affine geometry: the steps between the sources of neighboring voxels."""
     assert geometry.sources is not None
     sources = geometry.sources.astype(np.float64)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ssl_seg.diagnose.causes import explain
-from ssl_seg.diagnose.facts import Facts, Subject
+from ssl_seg.diagnose.facts import DiagnosisFacts, Subject
 from ssl_seg.diagnose.suspects import RULES, Suspect
 from ssl_seg.monitor.actions import NO_CONTEXT, Context, read_costs
 from ssl_seg.monitor.catalog import LIMITS
@@ -52,7 +52,7 @@ def verdict_of(*findings: Finding) -> Verdict:
 
 
 def suspects_of(statistics: dict[str, Any], *findings: Finding, subject: Subject = SUBJECT) -> dict[str, Suspect]:
-    facts = Facts(findings, statistics, subject)
+    facts = DiagnosisFacts(findings, statistics, subject)
     return {rule.__name__.removeprefix("_suspect_"): found for rule in RULES if (found := rule(facts)) is not None}
 
 
@@ -204,9 +204,9 @@ def test_every_limit_that_is_asked_for_exists() -> None:
 
 
 def test_a_run_that_has_tried_to_recover_is_told_something_else() -> None:
-    facts = Facts((), {}, replace(SUBJECT, context=Context(lr=0.3, usual_lr=0.1)))
+    facts = DiagnosisFacts((), {}, replace(SUBJECT, context=Context(lr=0.3, usual_lr=0.1)))
     assert "monitor.on_collapse=recover" in facts.recover()
-    told = Facts((), {}, replace(SUBJECT, context=Context(lr=0.3, usual_lr=0.1, recovers=True))).recover()
+    told = DiagnosisFacts((), {}, replace(SUBJECT, context=Context(lr=0.3, usual_lr=0.1, recovers=True))).recover()
     assert "monitor.on_collapse" not in told
     assert "--set optim.lr=0.03 --set optim.clip_norm=1.0" in told
 

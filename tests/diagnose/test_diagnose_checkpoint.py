@@ -258,11 +258,11 @@ def test_inputs_keep_the_order_of_brightness(plain: Diagnosis) -> None:
 def test_echo_returns_what_the_network_sees(best: Path, particles_dir: Path) -> None:
     model = open_model(best)
     store = open_store(open_catalog(str(particles_dir)), model.config.data)
-    fed = inputs.feed(model.predictor("student"), store, "0000", 2)
+    fed = inputs.compare_inputs(model.predictor("student"), store, "0000", 2)
     raw = store.load_whole("0000").image[0].astype(np.float64)
     np.testing.assert_allclose(fed.prediction, (raw - raw.mean()) / raw.std(), atol=1e-4)
     assert fed.rank_correlation(0) == pytest.approx(1.0, abs=1e-3)
-    folded = inputs.Fed(fed.raw, fed.training, np.abs(fed.prediction))
+    folded = inputs.NetworkInputs(fed.raw, fed.training, np.abs(fed.prediction))
     assert (folded.rank_correlation(0) or 0) < 0.9
     assert folded.difference > 1
 

@@ -15,8 +15,8 @@ from sizes import around
 from ssl_seg.diagnose import examples, inputs, reading
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.examples import choose_examples, keep_candidates
-from ssl_seg.diagnose.facts import Facts, Subject
-from ssl_seg.diagnose.inputs import Fed
+from ssl_seg.diagnose.facts import DiagnosisFacts, Subject
+from ssl_seg.diagnose.inputs import NetworkInputs
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
 from ssl_seg.diagnose.result import Example
 from ssl_seg.diagnose.suspects import _suspect_layers
@@ -94,13 +94,15 @@ def test_the_rank_correlation_of_all_voxels_or_of_a_sample(voxels: int, monkeypa
     raw = rng.normal(size=(1, voxels))
     fed = (raw + rng.normal(size=raw.shape)).astype(np.float32)
     expected = spearmanr(raw.ravel(), fed.ravel()).statistic
-    found = Fed(raw, fed, fed).rank_correlation(0)
+    found = NetworkInputs(raw, fed, fed).rank_correlation(0)
     assert found == pytest.approx(expected, abs=1e-9 if voxels <= 500 else 0.1)
 
 
 def test_a_small_image_of_few_values_is_not_called_constant() -> None:
     raw = np.array([[0, 0, 0, 1]])
-    assert [Fed(raw, raw * 1.0, raw * 1.0).rank_correlation(seed) for seed in range(20)] == [pytest.approx(1.0)] * 20
+    assert [NetworkInputs(raw, raw * 1.0, raw * 1.0).rank_correlation(seed) for seed in range(20)] == [
+        pytest.approx(1.0)
+    ] * 20
 
 
 EMPTY = np.zeros((16, 16), np.float32)
@@ -144,7 +146,7 @@ def test_evidence_that_is_cut_says_how_much_more_there_is(count: int) -> None:
     names = [f"layer{n}" for n in range(count)]
     actions = [{"step": n, "action": "lr_reduced"} for n in range(count)]
     layers = {"zero_weights": names, "non_finite_weights": names}
-    facts = Facts(
+    facts = DiagnosisFacts(
         (),
         {"layers": layers, "run": {"directory": "runs/a", "actions": actions}},
         Subject(Path("runs/a/best.pt"), "data"),

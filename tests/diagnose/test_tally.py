@@ -11,7 +11,7 @@ from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.scores.metrics import Overlap
+from ssl_seg.scores.metrics import ConfusionCounts
 
 
 def make_outputs(part: str = "val", seed: int = 0, count: int = 4) -> list[Output]:
@@ -187,7 +187,7 @@ def test_scores_and_foreground_against_scikit_learn(tally: Tally, outputs: list[
 
 
 def test_a_mean_that_empty_images_flatter_has_what_shows_it_beside_it() -> None:
-    nothing = [Overlap(0, 0, 9, 91)] * 3 + [Overlap(0, 0, 0, 100)] * 7
+    nothing = [ConfusionCounts(0, 0, 9, 91)] * 3 + [ConfusionCounts(0, 0, 0, 100)] * 7
     scores, _ = summarize_scores(nothing)
     assert (scores["f1"], scores["f1_mean"], scores["f1_mean_positives"]) == (0.0, pytest.approx(0.7), 0.0)
     assert scores["f1_mean_of_nothing"] == pytest.approx(0.7)
@@ -198,7 +198,7 @@ def test_a_mean_that_empty_images_flatter_has_what_shows_it_beside_it() -> None:
     ("counts", "bias"), [((90, 60, 3, 0), "recall"), ((50, 2, 60, 9), "precision"), ((50, 9, 9, 9), "balanced")]
 )
 def test_bias_of_precision_and_recall(counts: tuple[int, int, int, int], bias: str) -> None:
-    assert summarize_scores([Overlap(*counts)])[0]["bias"] == bias
+    assert summarize_scores([ConfusionCounts(*counts)])[0]["bias"] == bias
 
 
 def test_equality_is_the_range_over_images() -> None:

@@ -27,11 +27,11 @@ from ssl_seg.engine.engine import Engine, Restraint
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.loop import LoopStart, Schedule, run_loop
 from ssl_seg.engine.optim import make_optimizer
-from ssl_seg.engine.policies import Action, Policies
+from ssl_seg.engine.policies import Policies, PolicyEvent
 from ssl_seg.errors import ConfigError
 from ssl_seg.methods import make_method
 from ssl_seg.monitor.watch import Monitor, Observation
-from ssl_seg.networks.checkpoint import Checkpoint, Progress
+from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
 
 
 def make_net(norm: type[nn.Module] = nn.InstanceNorm2d) -> nn.Module:
@@ -214,8 +214,8 @@ class TestStep:
 class Recorder:
     probes: list[int] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
-    saves: list[Progress] = field(default_factory=list)
-    offered: list[Progress] = field(default_factory=list)
+    saves: list[TrainingState] = field(default_factory=list)
+    offered: list[TrainingState] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     actions: list[tuple[str, int]] = field(default_factory=list)
     memories: list[dict[str, Any]] = field(default_factory=list)
@@ -228,13 +228,13 @@ class Recorder:
     def advance(self, step: int) -> None:
         self.steps.append(step)
 
-    def report(self, action: Action, step: int) -> None:
+    def report(self, action: PolicyEvent, step: int) -> None:
         self.actions.append((action.event, step))
 
-    def save_best(self, progress: Progress, monitor: dict[str, Any]) -> None:
+    def save_best(self, progress: TrainingState, monitor: dict[str, Any]) -> None:
         self.offered.append(progress)
 
-    def save_last(self, progress: Progress, monitor: dict[str, Any]) -> None:
+    def save_last(self, progress: TrainingState, monitor: dict[str, Any]) -> None:
         self.saves.append(progress)
         self.memories.append(monitor)
 
@@ -313,7 +313,7 @@ class TestLoop:
         result, recorder = run(make_engine(), 20)
         assert recorder.improved[0] == 0  # the untrained networks: there is always a best.pt
         scores = {r["step"]: {r[f"val/{net}/f1_macro"] for net in ("student", "teacher")} for r in recorder.records}
-        standing = dict(zip((0, 10, 20), result.progress.standings, strict=True))  # collapsed networks are behind
+        standing = dict(zip((0, 10, 20), result.progress.ranking_scores, strict=True))  # collapsed networks are behind
         expected = [s for s in standing if standing[s] > max((standing[t] for t in standing if t < s), default=-9)]
         assert recorder.improved == expected
         assert result.progress.start_score in scores[0]

@@ -22,7 +22,7 @@ from ssl_seg.engine.noise import add_gradient_noise, add_weight_noise
 from ssl_seg.engine.policies import PlateauResponse, Policies, compute_plateau_multiplier, respond_to_plateaus
 from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm
 from ssl_seg.networks.builders import has_batch_norm
-from ssl_seg.networks.checkpoint import Checkpoint, Progress
+from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
 
 NO_START = -math.inf
 
@@ -141,7 +141,7 @@ class TestPlateauResponse:
 
 class TestAct:
     def act(
-        self, settings: dict[str, Any], engine: Engine, progress: Progress, epoch: int, **options: Any
+        self, settings: dict[str, Any], engine: Engine, progress: TrainingState, epoch: int, **options: Any
     ) -> list[str]:
         config = PoliciesConfig.model_validate(settings)
         average = options.pop("average", None)
@@ -153,7 +153,7 @@ class TestAct:
         engine = make_engine()
         before = copy.deepcopy(engine.student.state_dict())
         policies = Policies()
-        progress = Progress(start_score=0.9, history=(0.5,) * 100)
+        progress = TrainingState(start_score=0.9, history=(0.5,) * 100)
         assert self.act({}, engine, progress, 100) == []
         assert policies.compute_lr_multiplier(progress) == 1.0
         assert not policies.stops(progress)
@@ -167,7 +167,7 @@ class TestAct:
         for step in range(3, 6):
             engine.step(make_batch(seed=step), step, lr_at(step))
         settings = {"plateau_response": {"patience": 1, "base": 2.0, "rollback_drop": 0.1}}
-        fallen = Progress(start_score=0.1, history=(0.5, 0.5, 0.1))
+        fallen = TrainingState(start_score=0.1, history=(0.5, 0.5, 0.1))
         assert self.act(settings, engine, fallen, 3, load_best=lambda: best) == ["rollback"]
         assert_state(engine, best)
         assert engine.teacher.updates == 3
@@ -181,7 +181,7 @@ class TestAct:
             "weight_noise": {"start_epoch": 1, "std": 0.1},
             "early_stopping": {"patience": 2},
         }
-        fallen = Progress(start_score=0.1, history=(0.5, 0.5, 0.1))
+        fallen = TrainingState(start_score=0.1, history=(0.5, 0.5, 0.1))
         assert self.act(settings, engine, fallen, 3, ending="finished") == []
         assert self.act(settings, engine, fallen, 3, ending="stopped_early") == ["early_stopping"]
         assert all(torch.equal(v, before[k]) for k, v in engine.student.state_dict().items())
@@ -197,7 +197,7 @@ class TestAct:
             "weight_noise": {"start_epoch": 3, "std": 0.1},
             "swa": {"start_epoch": 2},
         }
-        fallen = Progress(start_score=0.1, history=(0.5, 0.5, 0.1))
+        fallen = TrainingState(start_score=0.1, history=(0.5, 0.5, 0.1))
         events = self.act(settings, engine, fallen, 3, load_best=lambda: best, average=average)
         assert events == ["rollback", "swa", "weight_noise"]
         for name, value in average.net.named_parameters():
@@ -205,7 +205,7 @@ class TestAct:
             assert not torch.equal(engine.student.state_dict()[name], value)
 
     def test_epochs_of_the_average_and_of_noise(self) -> None:
-        engine, progress = make_engine(), Progress(history=(0.5,))
+        engine, progress = make_engine(), TrainingState(history=(0.5,))
         settings = {"swa": {"start_epoch": 2, "every_epochs": 3}, "weight_noise": {"start_epoch": 4, "std": 0.1}}
         average = WeightAverage(engine.student)
         acted = {e: self.act(settings, engine, progress, e, average=average) for e in range(1, 7)}
@@ -218,14 +218,16 @@ class TestAct:
         engine = make_engine()
         settings = {"plateau_response": {"patience": 2}}
         scores = (0.5, 0.4, 0.4, 0.4, 0.4)
-        reported = [self.act(settings, engine, Progress(history=scores[:n]), n, reduce_patience=3) for n in range(1, 6)]
+        reported = [
+            self.act(settings, engine, TrainingState(history=scores[:n]), n, reduce_patience=3) for n in range(1, 6)
+        ]
         assert reported == [[], [], ["plateau"], ["lr_reduced"], ["plateau"]]
 
     def test_early_stopping_counts_epochs_without_a_better_score(self) -> None:
         policies = Policies(PoliciesConfig.model_validate({"early_stopping": {"patience": 3}}))
-        ends = [policies.stops(Progress(start_score=0.9, history=(0.1, 0.5, *(0.4,) * n))) for n in range(5)]
+        ends = [policies.stops(TrainingState(start_score=0.9, history=(0.1, 0.5, *(0.4,) * n))) for n in range(5)]
         assert ends == [False, False, False, True, True]
-        assert not policies.stops(Progress())
+        assert not policies.stops(TrainingState())
 
 
 class TestCollapse:
@@ -233,8 +235,8 @@ class TestCollapse:
 
     SCORES = (0.30, 0.46, 0.32, 0.34, 0.36)
 
-    def progress(self, epochs: int, *collapsed: int) -> Progress:
-        return Progress(start_score=0.1, history=self.SCORES[:epochs], collapsed=collapsed)
+    def progress(self, epochs: int, *collapsed: int) -> TrainingState:
+        return TrainingState(start_score=0.1, history=self.SCORES[:epochs], collapsed=collapsed)
 
     def test_early_stopping_does_not_wait_for_its_score(self) -> None:
         policies = Policies(PoliciesConfig.model_validate({"early_stopping": {"patience": 3}}))
@@ -257,7 +259,7 @@ class TestCollapse:
         engine = make_engine()
         best = snapshot(engine, 1)
         scores = (0.30, 0.30, 0.46)
-        fine, fallen = (Progress(start_score=0.1, history=scores, collapsed=c) for c in ((), (3,)))
+        fine, fallen = (TrainingState(start_score=0.1, history=scores, collapsed=c) for c in ((), (3,)))
         actions = policies.act(engine, fallen, 3, ending=None, load_best=lambda: best)
         assert [a.event for a in actions] == ["rollback"]
         assert "collapsed, with a score of 0.460; the best one was 0.300" in actions[0].note
@@ -266,7 +268,7 @@ class TestCollapse:
 
     def test_the_report_of_the_end_names_the_score_of_best_pt(self) -> None:
         policies = Policies(PoliciesConfig.model_validate({"early_stopping": {"patience": 3}}))
-        stuck = Progress(history=(0.3, 0.46, 0.2, 0.2), collapsed=(2,))
+        stuck = TrainingState(history=(0.3, 0.46, 0.2, 0.2), collapsed=(2,))
         end: dict[str, Any] = {"ending": "stopped_early", "load_best": lambda: pytest.fail("nothing to restore")}
         (action,) = policies.act(make_engine(), stuck, 4, **end)
         assert action.values == {"epochs": 3, "best_score": 0.3}
@@ -275,7 +277,7 @@ class TestCollapse:
 def snapshot(engine: Engine, step: int) -> Checkpoint:
     parts = engine.student.state_dict(), engine.teacher.net.state_dict(), engine.optimizer.state_dict()
     student, teacher, optimizer = copy.deepcopy(parts)
-    return Checkpoint(student, teacher, optimizer, Progress(step, engine.teacher.updates, 0.5), {}, {}, {}, ())
+    return Checkpoint(student, teacher, optimizer, TrainingState(step, engine.teacher.updates, 0.5), {}, {}, {}, ())
 
 
 def assert_state(engine: Engine, expected: Checkpoint) -> None:
@@ -394,9 +396,9 @@ class TestWeightAverage:
 
 def test_a_term_of_a_phase_is_the_mean_over_its_own_steps() -> None:
     from ssl_seg.engine.engine import StepRecord
-    from ssl_seg.engine.window import Window
+    from ssl_seg.engine.window import StepSums
 
-    window = Window()
+    window = StepSums()
     for step in range(4):
         terms = {"dice": torch.tensor(float(step))} | ({"focal": torch.tensor(8.0 + step)} if step >= 2 else {})
         window.add(StepRecord(torch.tensor(1.0), terms, torch.tensor(2.0 * (step == 0)), 0.1, 1.0), 1.0 + step)

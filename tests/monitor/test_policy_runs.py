@@ -21,7 +21,7 @@ from ssl_seg.config.schedules import count_plateaus
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.policies import respond_to_plateaus
 from ssl_seg.errors import RunDirError
-from ssl_seg.networks.checkpoint import Checkpoint, Progress, load_checkpoint
+from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores
 from ssl_seg.run.prepare import TrainRequest
@@ -101,8 +101,10 @@ class TestRunWithAllPolicies:
     def test_the_rollback_went_to_the_best_epoch_and_ended_the_raises(self, whole_run: RunDir) -> None:
         (rollback,) = events_of(whole_run, "rollback")
         records = [r for r in whole_run.read_metrics() if r["step"] % 2 == 0]
-        standings = load_checkpoint(whole_run.last).progress.standings[: rollback["step"] // 2]  # of the better network
-        assert rollback["to_step"] == 2 * standings.index(max(standings))
+        ranking_scores = load_checkpoint(whole_run.last).progress.ranking_scores[
+            : rollback["step"] // 2
+        ]  # of the better network
+        assert rollback["to_step"] == 2 * ranking_scores.index(max(ranking_scores))
         raised = [r["step"] for r in records if r.get("train/lr_multiplier", 1.0) > 1.0]
         assert raised
         assert max(raised) <= rollback["step"]
@@ -111,7 +113,7 @@ class TestRunWithAllPolicies:
         progress = load_checkpoint(whole_run.last).progress
         settings = PlateauResponseConfig(**ALL_POLICIES["policies"]["plateau_response"])  # type: ignore[index]
         for record in whole_run.read_metrics()[1:]:
-            start, *history = progress.standings[: record["epoch"]]
+            start, *history = progress.ranking_scores[: record["epoch"]]
             multiplier = respond_to_plateaus(history, start, settings).multiplier
             warm = min(1.0, record["step"] / 2)
             expected = 0.003 * warm * 0.5 ** count_plateaus(history, 2)
@@ -133,10 +135,10 @@ class TestRunWithAllPolicies:
 
     def test_the_best_checkpoints_are_those_of_the_best_epochs(self, whole_run: RunDir) -> None:
         progress = load_checkpoint(whole_run.last).progress
-        standings = progress.standings
+        ranking_scores = progress.ranking_scores
         steps = [load_state(whole_run, name)["progress"]["step"] for name in FILES[2:4]]
         assert steps == [2 * epoch for epoch in progress.rank_epochs()[1:3]]
-        assert [standings[step // 2] for step in steps] == sorted(standings, reverse=True)[1:3]
+        assert [ranking_scores[step // 2] for step in steps] == sorted(ranking_scores, reverse=True)[1:3]
 
     def test_best_is_the_file_of_the_network_that_is_best_on_whole_cases(self, whole_run: RunDir) -> None:
         final, (finished,) = load_final_scores(whole_run), events_of(whole_run, "finished")
@@ -211,7 +213,7 @@ class TestBestCheckpoints:
         return [load_checkpoint(path).progress.step for path in paths if path.is_file()]
 
     def save(self, recorder: Recorder, scores: tuple[float, ...]) -> None:
-        recorder.save_best(Progress(min(2 * (len(scores) - 1), 11), 0, scores[0], scores[1:]), EMPTY)
+        recorder.save_best(TrainingState(min(2 * (len(scores) - 1), 11), 0, scores[0], scores[1:]), EMPTY)
 
     @pytest.mark.parametrize(
         "scores",

@@ -16,16 +16,16 @@ from test_policy_runs import Killed, assert_equal, kill_at, load_state
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.engine.engine import Engine, Restraint, StepRecord
 from ssl_seg.engine.interventions import Interventions
-from ssl_seg.engine.window import Window
+from ssl_seg.engine.window import StepSums
 from ssl_seg.errors import RunDirError
 from ssl_seg.monitor.findings import Finding, Verdict
-from ssl_seg.monitor.ladder import Ladder, LadderSettings
+from ssl_seg.monitor.ladder import InterventionLadder, InterventionSettings
 from ssl_seg.monitor.watch import Monitor, Observation
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.recorder import Recorder
-from ssl_seg.run.sources import resample
+from ssl_seg.run.sources import shift_foreground_share
 from ssl_seg.run.training import train
 
 RECOVER = {
@@ -245,14 +245,18 @@ class TestStep:
         assert float(held_record.loss) < float(free_record.loss)
 
     def test_the_policies_cannot_raise_the_rate_after_a_cut(self) -> None:
-        settings = LadderSettings(("warn", "stop"), 25, 0, None)
+        settings = InterventionSettings(("warn", "stop"), 25, 0, None)
         interventions = Interventions(settings)
-        assert interventions.scale_lr(Ladder(), 10, 3.0) == 3.0
-        assert interventions.scale_lr(Ladder(climbed=1, lr_factor=0.25), 10, 3.0) == 0.25
-        assert interventions.scale_lr(Ladder(climbed=1, lr_factor=0.25), 10, 0.5) == 0.125
-        assert interventions.restrain(Ladder(), 10) == Restraint()
-        assert interventions.restrain(Ladder(climbed=1, consistency_off_until=11), 10).unlabeled_factor == 0.0
-        assert interventions.restrain(Ladder(climbed=1, consistency_off_until=11), 11).unlabeled_factor == 1.0
+        assert interventions.scale_lr(InterventionLadder(), 10, 3.0) == 3.0
+        assert interventions.scale_lr(InterventionLadder(climbed=1, lr_factor=0.25), 10, 3.0) == 0.25
+        assert interventions.scale_lr(InterventionLadder(climbed=1, lr_factor=0.25), 10, 0.5) == 0.125
+        assert interventions.restrain(InterventionLadder(), 10) == Restraint()
+        assert (
+            interventions.restrain(InterventionLadder(climbed=1, consistency_off_until=11), 10).unlabeled_factor == 0.0
+        )
+        assert (
+            interventions.restrain(InterventionLadder(climbed=1, consistency_off_until=11), 11).unlabeled_factor == 1.0
+        )
 
 
 class TestResample:
@@ -263,36 +267,42 @@ class TestResample:
 
     def test_more_and_less(self) -> None:
         mixed, full, empty = self.make({"a"}), self.make({"a", "b", "c"}), self.make(set())
-        assert (resample(mixed, "more").positive_ratio, resample(mixed, "more").foreground_ratio) == (0.5, 0.5)
-        assert (resample(full, "more").positive_ratio, resample(full, "more").foreground_ratio) == (None, 0.5)
-        assert resample(empty, "more") == empty
-        assert resample(mixed, None) == mixed
-        less = resample(self.make({"a"}, positive_ratio=0.8), "less")
+        assert (
+            shift_foreground_share(mixed, "more").positive_ratio,
+            shift_foreground_share(mixed, "more").foreground_ratio,
+        ) == (0.5, 0.5)
+        assert (
+            shift_foreground_share(full, "more").positive_ratio,
+            shift_foreground_share(full, "more").foreground_ratio,
+        ) == (None, 0.5)
+        assert shift_foreground_share(empty, "more") == empty
+        assert shift_foreground_share(mixed, None) == mixed
+        less = shift_foreground_share(self.make({"a"}, positive_ratio=0.8), "less")
         assert (less.positive_ratio, less.foreground_ratio) == (None, 0.0)
 
     def test_a_higher_share_is_kept(self) -> None:
-        assert resample(self.make({"a"}, positive_ratio=0.9), "more").positive_ratio == 0.9
+        assert shift_foreground_share(self.make({"a"}, positive_ratio=0.9), "more").positive_ratio == 0.9
 
 
 class TestWindow:
-    def add(self, window: Window, losses: list[float]) -> None:
+    def add(self, window: StepSums, losses: list[float]) -> None:
         for loss in losses:
             terms = {"prevalence_true": torch.tensor(0.25), "prevalence_pred": torch.tensor(0.5)}
             terms["prevalence_both"] = torch.tensor(0.2)
             window.add(StepRecord(torch.tensor(loss), terms, torch.tensor(3.0), 0.1, 2.0), 1.0)
 
     def test_means_and_f1_of_the_labeled_batches(self) -> None:
-        window = Window()
+        window = StepSums()
         self.add(window, [1.0, 2.0, 6.0])
         means = window.compute_means()
         assert (means["loss"], means["steps"], means["clipped_share"]) == (3.0, 3.0, 1.0)
         assert means["batch_f1"] == pytest.approx(2 * 0.2 / 0.75)
         assert "prevalence_both" not in means
-        assert Window().compute_means() == {}
+        assert StepSums().compute_means() == {}
 
     def test_state_goes_on_exactly(self) -> None:
         draws = torch.rand(20).tolist()
-        whole, first, second = Window(), Window(), Window()
+        whole, first, second = StepSums(), StepSums(), StepSums()
         self.add(whole, draws)
         self.add(first, draws[:7])
         second.load(first.state(), torch.device("cpu"))
@@ -300,11 +310,11 @@ class TestWindow:
         assert second.compute_means() == whole.compute_means()
 
     def test_a_loss_that_becomes_0_late_in_a_long_window_is_seen_at_the_next_glance(self) -> None:
-        window = Window()
+        window = StepSums()
         self.add(window, [0.4] * 20)
         assert not window.raises_alarm()
         self.add(window, [0.0] * 20)
-        kept = Window()
+        kept = StepSums()
         kept.load(window.state(), torch.device("cpu"))
         assert kept.raises_alarm()
         assert window.raises_alarm()
@@ -314,7 +324,7 @@ class TestWindow:
         [([0.4, 0.3], False), ([0.4, float("nan")], True), ([0.0, 0.0], True), ([0.0, 0.1], False), ([], False)],
     )
     def test_alarm(self, losses: list[float], alarms: bool) -> None:
-        window = Window()
+        window = StepSums()
         self.add(window, losses)
         assert window.raises_alarm() == alarms
         assert not window.raises_alarm(), "only when it is new"

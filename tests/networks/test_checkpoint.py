@@ -14,7 +14,7 @@ from score_counts import make_net_score, make_scores
 from torch import nn
 
 from ssl_seg.errors import CheckpointError
-from ssl_seg.networks.checkpoint import Checkpoint, Progress, load_checkpoint, load_weights, save_checkpoint
+from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, load_weights, save_checkpoint
 
 
 def make_checkpoint() -> Checkpoint:
@@ -26,7 +26,7 @@ def make_checkpoint() -> Checkpoint:
         student=net.state_dict(),
         teacher=nn.Linear(2, 3).state_dict(),
         optimizer=optimizer.state_dict(),
-        progress=Progress(step=5, ema_updates=5, start_score=-math.inf, history=(0.25, 0.5, 0.125)),
+        progress=TrainingState(step=5, ema_updates=5, start_score=-math.inf, history=(0.25, 0.5, 0.125)),
         config={"seed": 3, "data": {"patch_size": [64, 64]}},
         split={"val": ["a"], "fractions": {0.01: ["b"], 1.0: ["b", "c"]}},
         scores=make_scores(make_net_score(0.5, 0.1, None, None), make_net_score(0.4, 0.0, None, None)),
@@ -70,7 +70,7 @@ def test_the_weight_average_travels(tmp_path: Path) -> None:
 
 
 def test_what_has_been_seen_and_what_had_collapsed_travel(tmp_path: Path) -> None:
-    progress = Progress(5, 5, 0.1, (0.2, 0.3), (0, 2))
+    progress = TrainingState(5, 5, 0.1, (0.2, 0.3), (0, 2))
     save_checkpoint(replace(make_checkpoint(), progress=progress, seen_labels=("a1", "b2")), tmp_path / "a.pt")
     loaded = load_checkpoint(tmp_path / "a.pt")
     assert (loaded.progress, loaded.seen_labels) == (progress, ("a1", "b2"))
@@ -87,7 +87,7 @@ def test_what_has_been_seen_and_what_had_collapsed_travel(tmp_path: Path) -> Non
 def test_collapsed_networks_rank_behind_all_others_and_by_score_among_themselves(
     looks: list[tuple[float, bool]],
 ) -> None:
-    progress = Progress(start_score=looks[0][0], collapsed=(0,) if looks[0][1] else ())
+    progress = TrainingState(start_score=looks[0][0], collapsed=(0,) if looks[0][1] else ())
     for step, (score, has_collapsed) in enumerate(looks[1:], start=1):
         progress = progress.add_epoch(step, score, has_collapsed=has_collapsed)
     finite = [epoch for epoch, (score, _) in enumerate(looks) if score > -math.inf]
@@ -96,16 +96,16 @@ def test_collapsed_networks_rank_behind_all_others_and_by_score_among_themselves
     assert progress.best_score == looks[expected[0]][0]
     assert (progress.start_score, *progress.history) == tuple(score for score, _ in looks)
     assert (progress.step, len(progress.history)) == (len(looks) - 1, len(looks) - 1)
-    assert (max(progress.standings) == progress.standings[expected[0]]) or not finite
+    assert (max(progress.ranking_scores) == progress.ranking_scores[expected[0]]) or not finite
 
 
 def test_ranking_of_epochs() -> None:
     nan = -math.inf
-    assert Progress(start_score=0.4, history=(0.3, 0.5, nan, 0.5, 0.45)).rank_epochs() == [2, 4, 5, 0, 1]
-    assert Progress(start_score=nan, history=(0.3, nan)).rank_epochs() == [1]
-    assert Progress(start_score=nan, history=(nan, nan)).rank_epochs() == [0]
-    assert Progress(start_score=0.4, history=(0.3, 0.5)).best_score == 0.5
-    assert Progress(start_score=0.4, history=(0.3,)).best_score == 0.4
+    assert TrainingState(start_score=0.4, history=(0.3, 0.5, nan, 0.5, 0.45)).rank_epochs() == [2, 4, 5, 0, 1]
+    assert TrainingState(start_score=nan, history=(0.3, nan)).rank_epochs() == [1]
+    assert TrainingState(start_score=nan, history=(nan, nan)).rank_epochs() == [0]
+    assert TrainingState(start_score=0.4, history=(0.3, 0.5)).best_score == 0.5
+    assert TrainingState(start_score=0.4, history=(0.3,)).best_score == 0.4
 
 
 class RunsCode:

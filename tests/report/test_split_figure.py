@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ssl_seg.data.splits.statistics import Comparison, SetMeasures
+from ssl_seg.data.splits.statistics import SetComparison, SetMeasures
 from ssl_seg.errors import DataError
 from ssl_seg.report.split_figure import plot_split
 
 
-def comparison(values: list[float], reference: float) -> Comparison:
+def comparison(values: list[float], reference: float) -> SetComparison:
     mean = float(np.mean(values))
-    return Comparison(
+    return SetComparison(
         mean,
         reference,
         mean - 0.1,

@@ -17,7 +17,7 @@ from ssl_seg.config.layers import Layer, build_config, check_partial, packaged_c
 from ssl_seg.config.schedules import count_plateaus, count_stale_epochs
 from ssl_seg.engine.policies import respond_to_plateaus
 from ssl_seg.run.lint import RULES, lint
-from ssl_seg.run.lint.conditions import Facts
+from ssl_seg.run.lint.conditions import DataFacts
 from ssl_seg.run.lint.idle import Idle, find_idle
 from ssl_seg.run.preflight import check_layers
 
@@ -231,7 +231,9 @@ def test_every_rule_has_a_case_and_a_reason() -> None:
 def test_what_a_setting_acts_with_has_an_edge(key: str, idle: Settings, acting: Settings) -> None:
     def find(settings: Settings) -> dict[str, Idle]:
         return {
-            k: item for k, item in find_idle(make_config(*settings), Facts()).items() if f"{k}.".startswith(f"{key}.")
+            k: item
+            for k, item in find_idle(make_config(*settings), DataFacts()).items()
+            if f"{k}.".startswith(f"{key}.")
         }
 
     assert find(idle)
@@ -258,7 +260,7 @@ def test_what_a_setting_acts_with_has_an_edge(key: str, idle: Settings, acting: 
 )
 def test_what_the_data_say(facts: dict[str, Any], keys: set[str]) -> None:
     config = make_config()
-    found = set(find_idle(config, Facts(**facts))) - set(find_idle(config, Facts()))
+    found = set(find_idle(config, DataFacts(**facts))) - set(find_idle(config, DataFacts()))
     assert {key for key in found if not key.startswith(("method.options", "bootstrap"))} == keys
 
 
@@ -316,7 +318,7 @@ def test_stand_ins_let_everything_act() -> None:
     for key, idle, acting in IDLE:
         layers = [parse_override(text) for text in acting if not text.startswith("length.")]
         config, unknown = check_partial(layers)
-        found = {k for k in find_idle(config, Facts(), unknown) if f"{k}.".startswith(f"{key}.")}
+        found = {k for k in find_idle(config, DataFacts(), unknown) if f"{k}.".startswith(f"{key}.")}
         assert not found, (key, idle)
 
 
@@ -346,7 +348,7 @@ def test_plateaus_that_never_act_are_those_of_the_training(
     multipliers = [
         respond_to_plateaus([0.0] * done, 0.0, PlateauResponseConfig(**response)).multiplier for done in range(epochs)
     ]
-    idle = find_idle(config, Facts())
+    idle = find_idle(config, DataFacts())
     assert ("policies.plateau_response.patience" in idle) == (max(multipliers) == 1.0)
     stops = any(count_stale_epochs([0.0] * done) >= patience for done in range(epochs))
     assert ("policies.early_stopping.patience" in idle) == (not stops)
@@ -356,7 +358,7 @@ def test_plateaus_that_never_act_are_those_of_the_training(
 def test_reductions_that_never_act_are_those_of_the_training(epochs: int, patience: int) -> None:
     optim = {"schedule": "reduce_on_plateau", "plateau_patience": patience}
     acts = any(count_plateaus([0.0] * done, patience) for done in range(epochs))
-    assert ("optim.schedule" in find_idle(small_run(epochs, {}, optim), Facts())) == (not acts)
+    assert ("optim.schedule" in find_idle(small_run(epochs, {}, optim), DataFacts())) == (not acts)
 
 
 def small_run(epochs: int, policies: dict[str, Any], optim: dict[str, Any] | None = None) -> Config:

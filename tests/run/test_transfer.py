@@ -31,8 +31,8 @@ from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import CheckpointError, ConfigError, RefusedError
 from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.methods import METHODS, make_method
-from ssl_seg.methods.base import Progress as StepProgress
-from ssl_seg.networks.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from ssl_seg.methods.base import TrainingState as StepProgress
+from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 from ssl_seg.networks.parts import PARTS, find_tensors
 from ssl_seg.run.bootstrap import check_parent, choose_net, describe_doubt, parent_layer
 from ssl_seg.run.prepare import TrainRequest
@@ -66,7 +66,7 @@ def make_parent(*settings: dict[str, Any], better: str = "student", updates: int
     return Checkpoint(
         **nets,
         optimizer={},
-        progress=Progress(100, updates),
+        progress=TrainingState(100, updates),
         config=to_plain(config),
         split={},
         scores=scores,

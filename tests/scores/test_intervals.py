@@ -22,7 +22,7 @@ from ssl_seg.scores.intervals import (
     estimate_margin,
     estimate_mean,
 )
-from ssl_seg.scores.metrics import Overlap, compute_case_dice, compute_trivial_f1, sum_overlaps
+from ssl_seg.scores.metrics import ConfusionCounts, compute_case_dice, compute_trivial_f1, sum_overlaps
 
 
 class TestAbsentClasses:
@@ -136,7 +136,7 @@ class TestScore:
     def test_dice_is_the_mean_of_the_dice_of_each_case_and_class(self) -> None:
         counts = random_counts((3, 7, 2))
         for run, score in zip(counts, compute_score(counts, "dice"), strict=True):
-            cases = [[Overlap(*map(int, c)) for c in case] for case in run]
+            cases = [[ConfusionCounts(*map(int, c)) for c in case] for case in run]
             found = [[o.dice for o in case if o.tp + o.fp + o.fn] for case in cases]
             expected = np.mean([np.mean(dice) if dice else 1.0 for dice in found])
             assert score == pytest.approx(expected, abs=1e-12)
@@ -144,7 +144,7 @@ class TestScore:
     def test_f1_is_the_mean_over_classes_of_pooled_dice(self) -> None:
         counts = random_counts((3, 7, 2))
         for run, score in zip(counts, compute_score(counts, "f1"), strict=True):
-            pooled = [sum_overlaps([Overlap(*map(int, case[k])) for case in run]).dice for k in range(2)]
+            pooled = [sum_overlaps([ConfusionCounts(*map(int, case[k])) for case in run]).dice for k in range(2)]
             assert score == pytest.approx(np.mean(pooled), abs=1e-12)
 
     def test_nothing_to_find_and_nothing_found_is_1(self) -> None:
@@ -256,7 +256,7 @@ def draw_cases(
 class TestMargin:
     def test_it_is_the_pooled_f1_minus_the_trivial_one(self) -> None:
         counts = draw_cases(20, 0.3, recall=0.8, false_rate=0.1)
-        pooled = sum_overlaps([Overlap(*map(int, c)) for c in counts])
+        pooled = sum_overlaps([ConfusionCounts(*map(int, c)) for c in counts])
         found = estimate_margin(counts)
         assert found.value == pytest.approx(pooled.dice - compute_trivial_f1(pooled.prevalence), abs=1e-12)
         assert found.low < found.value < found.high

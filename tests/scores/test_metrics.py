@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import binary_jaccard_index
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.scores.metrics import (
-    Overlap,
+    ConfusionCounts,
     SurfaceDistances,
     compute_auroc,
     compute_average_precision,
@@ -35,7 +35,7 @@ from ssl_seg.scores.metrics import (
 )
 
 counts = st.integers(0, 50)
-overlaps = st.builds(Overlap, counts, counts, counts, counts)
+overlaps = st.builds(ConfusionCounts, counts, counts, counts, counts)
 histograms = st.integers(1, 12).flatmap(
     lambda bins: st.tuples(*[hnp.arrays(np.int64, bins, elements=st.integers(0, 6))] * 2)
 )
@@ -115,7 +115,7 @@ def test_overlap_scores_are_those_of_other_libraries(masks: NDArray[np.int64]) -
 
 
 @given(overlaps)
-def test_dice_is_the_harmonic_mean_of_precision_and_recall(overlap: Overlap) -> None:
+def test_dice_is_the_harmonic_mean_of_precision_and_recall(overlap: ConfusionCounts) -> None:
     precision, recall = overlap.precision, overlap.recall
     harmonic = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     assert overlap.dice == pytest.approx(harmonic)
@@ -124,10 +124,10 @@ def test_dice_is_the_harmonic_mean_of_precision_and_recall(overlap: Overlap) -> 
 
 def test_labels_are_counted_one_by_one_or_as_foreground() -> None:
     target, pred = np.array([0, 1, 1, 2, 2, 0]), np.array([0, 1, 2, 2, 0, 1])
-    assert count_overlap(pred, target, label=1) == Overlap(tp=1, fp=1, fn=1, tn=3)
-    assert count_overlap(pred, target, label=2) == Overlap(tp=1, fp=1, fn=1, tn=3)
-    assert count_overlap(pred, target, label=0) == Overlap(tp=1, fp=1, fn=1, tn=3)
-    assert count_overlap(pred, target) == Overlap(tp=3, fp=1, fn=1, tn=1)
+    assert count_overlap(pred, target, label=1) == ConfusionCounts(tp=1, fp=1, fn=1, tn=3)
+    assert count_overlap(pred, target, label=2) == ConfusionCounts(tp=1, fp=1, fn=1, tn=3)
+    assert count_overlap(pred, target, label=0) == ConfusionCounts(tp=1, fp=1, fn=1, tn=3)
+    assert count_overlap(pred, target) == ConfusionCounts(tp=3, fp=1, fn=1, tn=1)
 
 
 @given(
@@ -152,7 +152,7 @@ def test_pooled_counts_are_those_of_one_large_image() -> None:
     cases = [count_overlap(p, t) for p, t in zip(pred, target, strict=True)]
     assert sum_overlaps(cases) == count_overlap(pred, target)
     assert sum_overlaps(cases).prevalence == pytest.approx(target.mean())
-    assert sum_overlaps([]) == Overlap(0, 0, 0, 0)
+    assert sum_overlaps([]) == ConfusionCounts(0, 0, 0, 0)
     assert sum_overlaps([]).prevalence == 0.0
 
 

@@ -54,7 +54,7 @@ _FEW = 3
 
 
 @dataclass(frozen=True)
-class _Pool:
+class _ForegroundValues:
     """All foreground values of all masks, one entry for each value of a mask."""
 
     mask: NDArray[np.int64]
@@ -111,14 +111,14 @@ def settle_meaning(
     return meaning, findings
 
 
-def _gather(scans: Mapping[str, MaskScan], ignore_value: int | None) -> _Pool:
+def _gather(scans: Mapping[str, MaskScan], ignore_value: int | None) -> _ForegroundValues:
     found = [(n, scan, (scan.values != 0) & (scan.values != ignore_value)) for n, scan in enumerate(scans.values())]
     ndim = min((scan.center.shape[1] for scan in scans.values()), default=0)
 
     def join(name: str) -> NDArray[np.floating[Any]]:
         return np.concatenate([np.zeros(0), *(getattr(scan, name)[rows] for _, scan, rows in found)])
 
-    return _Pool(
+    return _ForegroundValues(
         np.repeat([n for n, _, _ in found], [rows.sum() for _, _, rows in found]).astype(np.int64),
         join("values"),
         join("counts"),
@@ -128,7 +128,7 @@ def _gather(scans: Mapping[str, MaskScan], ignore_value: int | None) -> _Pool:
     )
 
 
-def _recognize(pool: _Pool, *, fractions: bool) -> tuple[MaskKind, Any, str]:
+def _recognize(pool: _ForegroundValues, *, fractions: bool) -> tuple[MaskKind, Any, str]:
     """Return the kind, and the level and text of what is to be said about it."""
     different = np.unique(pool.value)
     top = float(different[-1]) if len(different) else 0.0
@@ -161,7 +161,7 @@ def _recognize(pool: _Pool, *, fractions: bool) -> tuple[MaskKind, Any, str]:
     return "semantic", "warn", text if verdict == "" or len(different) >= MANY_CLASSES else ""
 
 
-def _are_steps(pool: _Pool, top: float) -> bool:
+def _are_steps(pool: _ForegroundValues, top: float) -> bool:
     """Return whether values are steps along the edges between two: 0, and what is near the largest."""
     if pool.value.min() < 0:
         return False
@@ -176,7 +176,7 @@ def _are_steps(pool: _Pool, top: float) -> bool:
     )
 
 
-def _are_classes_and_numbers(pool: _Pool) -> bool:
+def _are_classes_and_numbers(pool: _ForegroundValues) -> bool:
     """Return whether values are 1000 x class + a small number, with the same classes in many masks."""
     large = pool.value >= 1000
     classes = pool.value[large] // 1000
@@ -186,7 +186,7 @@ def _are_classes_and_numbers(pool: _Pool) -> bool:
     return bool(pairs / len(np.unique(classes)) >= max(2, len(pool.numbers) / 4))
 
 
-def _count_objects(pool: _Pool, different: int) -> str:
+def _count_objects(pool: _ForegroundValues, different: int) -> str:
     """Return what values are by the connected parts that they have: "objects", "classes", or "" if it is open."""
     numbers, masks = pool.numbers, len(pool.numbers)
     looked_at = np.isfinite(pool.solid)
@@ -212,7 +212,7 @@ def _count_objects(pool: _Pool, different: int) -> str:
     return "" if is_number or varies else "classes"
 
 
-def _count_on(pool: _Pool, different: int) -> bool:
+def _count_on(pool: _ForegroundValues, different: int) -> bool:
     """Return whether each mask counts 1, 2, ..., n, perhaps with gaps: then fewer masks have larger values."""
     largest = np.zeros(pool.mask.max() + 1)
     np.maximum.at(largest, pool.mask, pool.value)
@@ -228,7 +228,7 @@ def _rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def _list_dependences(pool: _Pool) -> list[float]:
+def _list_dependences(pool: _ForegroundValues) -> list[float]:
     """Return how much size, and then place along each axis (sorted), depend on the value, as they do for classes.
 
     Numbers of objects are often given along one axis, so that one axis, the last one, may depend.
@@ -236,7 +236,7 @@ def _list_dependences(pool: _Pool) -> list[float]:
     return [_explain(pool, np.log(pool.count)), *sorted(_explain(pool, place) for place in pool.center.T)]
 
 
-def _explain(pool: _Pool, figure: NDArray[np.floating[Any]]) -> float:
+def _explain(pool: _ForegroundValues, figure: NDArray[np.floating[Any]]) -> float:
     """Return the share of the variance within masks that the value explains (omega squared, bias corrected)."""
     use = np.isfinite(figure)
     mask = np.unique(pool.mask[use], return_inverse=True)[1]
@@ -254,7 +254,7 @@ def _explain(pool: _Pool, figure: NDArray[np.floating[Any]]) -> float:
     return float((between - (len(number) - 1) * noise) / (between + within + noise))
 
 
-def _settle_threshold(pool: _Pool, meaning: Meaning) -> Meaning:
+def _settle_threshold(pool: _ForegroundValues, meaning: Meaning) -> Meaning:
     if meaning.threshold is not None:
         return meaning
     top = float(pool.value.max(initial=0))
@@ -262,7 +262,7 @@ def _settle_threshold(pool: _Pool, meaning: Meaning) -> Meaning:
     return replace(meaning, threshold=(full if meaning.kind == "probability" else top or 1.0) / 2)
 
 
-def _check_threshold(pool: _Pool, meaning: Meaning, given: Meaning) -> Iterator[Finding]:
+def _check_threshold(pool: _ForegroundValues, meaning: Meaning, given: Meaning) -> Iterator[Finding]:
     """A threshold must leave foreground, and one that nobody gave must not cut regions away."""
     threshold, top = meaning.threshold or 0.0, float(pool.value.max(initial=0))
     if 0 < top <= threshold:

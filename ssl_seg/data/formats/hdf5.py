@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import ANY_RATIO, check_claim
 from ssl_seg.data.formats.layout import Box, lay_out_array
-from ssl_seg.data.formats.stored import Stored, defer, import_optional
+from ssl_seg.data.formats.stored import Stored, import_optional, lazy
 from ssl_seg.data.reading import Reading
 
 
@@ -56,7 +56,7 @@ def open_hdf5(path: Path, key: str, reading: Reading) -> Stored:
             stored, largest = node.id.get_storage_size(), max(prod(shape), prod(chunks or ()))
             check_claim(largest * dtype.itemsize, stored, ANY_RATIO if chunks else 1)
     layout, notes = lay_out_array(shape, reading)
-    return defer(f"{path}::{key}", _DataSet(path, key), layout, shape, dtype, chunks=chunks, notes=notes)
+    return lazy(f"{path}::{key}", _DataSet(path, key), layout, shape, dtype, chunks=chunks, notes=notes)
 
 
 @contextmanager

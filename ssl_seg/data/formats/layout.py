@@ -19,7 +19,7 @@ class NotAnImageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Layout:
+class AxisLayout:
     """How a stored array becomes (C, *S).
 
     ``spatial`` are the stored axes in the order of *S; ``channel`` the one of C, or None; all others have length one.
@@ -68,7 +68,7 @@ FEW_SLICES = 8
 """A stack of at most so many slices may be an image of as many channels: a note says how it is read."""
 
 
-def lay_out_axes(shape: tuple[int, ...], axes: str) -> Layout:
+def lay_out_axes(shape: tuple[int, ...], axes: str) -> AxisLayout:
     """Return the layout for named axes: S and C are channels, Y and X the plane; Z, Q and I are depth.
 
     Axes of length one are dropped, except Y and X: a stack of one slice is an image.
@@ -87,12 +87,12 @@ def lay_out_axes(shape: tuple[int, ...], axes: str) -> Layout:
         )
     if len(channel) > 1 or len(depth) > 1 or not {"Y", "X"} <= set(axes) or not {axes[n] for n in depth} <= set("ZQI"):
         raise NotAnImageError(f"its axes {axes} {shape} are neither an image (Y, X) nor a stack (Z, Y, X)")
-    return Layout((*depth, axes.index("Y"), axes.index("X")), channel[0] if channel else None)
+    return AxisLayout((*depth, axes.index("Y"), axes.index("X")), channel[0] if channel else None)
 
 
 def lay_out_array(
     shape: tuple[int, ...], reading: Reading, *, is_pages: bool = False
-) -> tuple[Layout, tuple[str, ...]]:
+) -> tuple[AxisLayout, tuple[str, ...]]:
     """Return the layout for an array without named axes, by ``data.axes`` or by its sizes, and a note on a guess.
 
     (Y, X), (Z, Y, X) or (C, Z, Y, X), unless an axis is so short that it is one of channels, as in (Y, X, C),
@@ -132,7 +132,7 @@ def _guess_axes(sizes: list[int], *, is_stack: bool) -> tuple[str, bool]:
     return "ZYX", first > FEW_SLICES
 
 
-def turn_upright(layout: Layout, orientation: int) -> tuple[Layout, tuple[str, ...]]:
+def turn_upright(layout: AxisLayout, orientation: int) -> tuple[AxisLayout, tuple[str, ...]]:
     """Return the layout that shows an image as its orientation tag means it to be seen, and a note if it is turned."""
     if orientation not in range(2, 9):
         return layout, ()

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import check_claim, check_length
-from ssl_seg.data.formats.layout import Box, Layout, lay_out_axes
-from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, defer, hold, import_once, make_geometry
+from ssl_seg.data.formats.layout import AxisLayout, Box, lay_out_axes
+from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, from_array, import_once, lazy, make_geometry
 
 _HEADER_BYTES = {1: 348, 2: 540}
 _CHUNK = 2**20
@@ -67,7 +67,7 @@ class Header:
     shape: tuple[int, ...]
     affine: NDArray[np.float64] | None
     orientation: NDArray[np.int64]
-    layout: Layout
+    layout: AxisLayout
     scale: tuple[float, float] | None
     geometry: Geometry | None
 
@@ -114,15 +114,15 @@ def open_nifti(path: Path) -> Stored:
     """
     if path.suffix.lower() == ".gz":
         header, voxels = _decompress(path)
-        return hold(str(path), _scale_all(voxels, header), header.layout, header.geometry)
+        return from_array(str(path), _scale_all(voxels, header), header.layout, header.geometry)
     with path.open("rb") as file:
         header = _read_header(file)
     raw = RawVoxels(path, header.offset, header.dtype, header.shape, "F")
     raw.check()
     if header.scale is None:
-        return defer(str(path), raw, header.layout, header.shape, header.dtype, header.geometry, order="F")
+        return lazy(str(path), raw, header.layout, header.shape, header.dtype, header.geometry, order="F")
     scaled = _Scaled(raw, *header.scale, _scaled_dtype(header))
-    return defer(str(path), scaled, header.layout, header.shape, scaled.dtype, header.geometry, order="F")
+    return lazy(str(path), scaled, header.layout, header.shape, scaled.dtype, header.geometry, order="F")
 
 
 def write_nifti(path: Path, array: NDArray[np.generic], geometry: Geometry | None, *, compressed: bool) -> None:

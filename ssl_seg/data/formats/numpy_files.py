@@ -16,7 +16,7 @@ import numpy as np
 
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import lay_out_array
-from ssl_seg.data.formats.stored import RawVoxels, Stored, defer, hold
+from ssl_seg.data.formats.stored import RawVoxels, Stored, from_array, lazy
 from ssl_seg.data.reading import Reading
 
 _LISTED = 64
@@ -39,7 +39,7 @@ def open_npy(path: Path, reading: Reading) -> Stored:
         raw = RawVoxels(path, file.tell(), dtype, shape, "F" if fortran else "C")
     raw.check()
     layout, notes = lay_out_array(shape, reading)
-    return defer(str(path), raw, layout, shape, dtype, order=raw.order, notes=notes)
+    return lazy(str(path), raw, layout, shape, dtype, order=raw.order, notes=notes)
 
 
 def list_npz(path: Path) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ def open_npz(path: Path, key: str, reading: Reading) -> Stored:
     with _open_member(path, member) as file:
         voxels = np.lib.format.read_array(file, allow_pickle=False)
     layout, notes = lay_out_array(shape, reading)
-    return hold(f"{path}::{key}", voxels, layout, notes=notes)
+    return from_array(f"{path}::{key}", voxels, layout, notes=notes)
 
 
 def _read_members(path: Path) -> Mapping[str, zipfile.ZipInfo]:

@@ -13,7 +13,7 @@ from PIL import Image
 from ssl_seg.data.formats.file_checks import check_claim
 from ssl_seg.data.formats.layout import ORIENTATION, NotAnImageError, lay_out_axes, turn_upright
 from ssl_seg.data.formats.pixels import choose_palette_labels
-from ssl_seg.data.formats.stored import Stored, hold
+from ssl_seg.data.formats.stored import Stored, from_array
 from ssl_seg.data.reading import Reading
 
 
@@ -37,7 +37,7 @@ def open_raster(path: Path, reading: Reading) -> Stored:
     has_alpha = pixels.ndim == 3 and pixels.shape[2] % 2 == 0
     layout = lay_out_axes(pixels.shape, "YXS"[: pixels.ndim])
     layout, turned = turn_upright(layout, image.getexif().get(ORIENTATION, 1))
-    return hold(str(path), pixels, layout, notes=(*notes, *turned), has_alpha=has_alpha)
+    return from_array(str(path), pixels, layout, notes=(*notes, *turned), has_alpha=has_alpha)
 
 
 def _open(data: bytes) -> Image.Image:

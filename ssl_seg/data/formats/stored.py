@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import check_length
-from ssl_seg.data.formats.layout import Box, Layout, NotAnImageError
+from ssl_seg.data.formats.layout import AxisLayout, Box, NotAnImageError
 from ssl_seg.data.formats.pixels import drop_alpha
 from ssl_seg.data.reading import Reading
 from ssl_seg.errors import DataError, is_out_of_memory
@@ -228,10 +228,10 @@ def _refuse_nonfinite(broken: NDArray[np.bool_], location: str) -> None:
         )
 
 
-def hold(
+def from_array(
     location: str,
     voxels: NDArray[Any],
-    layout: Layout,
+    layout: AxisLayout,
     geometry: Geometry | None = None,
     *,
     notes: tuple[str, ...] = (),
@@ -260,10 +260,10 @@ def hold(
     return Stored(image.shape, dtype, geometry, by_box=False, location=location, fetch=partial(cut, image), notes=notes)
 
 
-def defer(
+def lazy(
     location: str,
     read: Fetch,
-    layout: Layout,
+    layout: AxisLayout,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     geometry: Geometry | None = None,
@@ -331,7 +331,7 @@ def cut(image: NDArray[Any], box: Box) -> NDArray[Any]:
     return image[(slice(None), *box)]
 
 
-def _fetch_arranged(read: Fetch, layout: Layout, shape: tuple[int, ...], box: Box) -> NDArray[Any]:
+def _fetch_arranged(read: Fetch, layout: AxisLayout, shape: tuple[int, ...], box: Box) -> NDArray[Any]:
     return layout.arrange(read(layout.select(box, shape)))
 
 

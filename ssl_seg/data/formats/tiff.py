@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from ssl_seg.data.formats.file_checks import check_tiff_pages, check_tiff_segments
 from ssl_seg.data.formats.layout import (
     ORIENTATION,
-    Layout,
+    AxisLayout,
     NotAnImageError,
     lay_out_array,
     lay_out_axes,
     turn_upright,
 )
 from ssl_seg.data.formats.pixels import choose_palette_labels, invert_labels
-from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, defer, hold, make_geometry
+from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, from_array, lazy, make_geometry
 from ssl_seg.data.reading import Reading
 from ssl_seg.errors import DataError
 
@@ -77,7 +77,7 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
         if series.dataoffset is not None and is_plain and layout.shape(series.shape)[0] != 3:
             dtype = series.dtype.newbyteorder(tiff.byteorder)
             raw = RawVoxels(path, series.dataoffset, dtype, series.shape)
-            stored = defer(str(path), raw, layout, series.shape, dtype, geometry, notes=notes)
+            stored = lazy(str(path), raw, layout, series.shape, dtype, geometry, notes=notes)
             return replace(stored, nodata=_find_nodata(page))
         voxels = _decode(series, path)
         if page.photometric == _Color.MINISWHITE:
@@ -86,7 +86,7 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
         elif page.photometric == _Color.PALETTE:
             voxels, layout, note = _apply_palette(voxels, layout, page.colormap, reading, is_display=tiff.is_imagej)
             notes = (*notes, note)
-        stored = hold(str(path), voxels, layout, geometry, notes=notes, has_alpha=has_alpha)
+        stored = from_array(str(path), voxels, layout, geometry, notes=notes, has_alpha=has_alpha)
         return replace(stored, nodata=_find_nodata(page)) if is_plain else stored
 
 
@@ -109,7 +109,7 @@ def _choose_series(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, tu
     )
 
 
-def _lay_out(series: tifffile.TiffPageSeries, reading: Reading) -> tuple[Layout, tuple[str, ...]]:
+def _lay_out(series: tifffile.TiffPageSeries, reading: Reading) -> tuple[AxisLayout, tuple[str, ...]]:
     """Return the layout and a note on a guess: that of the file's axes, where it names them and no setting does."""
     page = series.keyframe
     if page.photometric in _OTHER_COLORS and not (page.photometric == _Color.YCBCR and page.compression in _JPEG):
@@ -134,8 +134,8 @@ def _invert(voxels: NDArray[Any], bits: int, *, is_mask: bool) -> tuple[NDArray[
 
 
 def _apply_palette(
-    indices: NDArray[Any], layout: Layout, palette: NDArray[Any], reading: Reading, *, is_display: bool
-) -> tuple[NDArray[Any], Layout, str]:
+    indices: NDArray[Any], layout: AxisLayout, palette: NDArray[Any], reading: Reading, *, is_display: bool
+) -> tuple[NDArray[Any], AxisLayout, str]:
     """Return the labels of a mask, the colors of an image, or its values where the palette is there for display."""
     colors = (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)[:, indices]
     if reading.is_mask:
@@ -176,7 +176,7 @@ def _find_nodata(page: Any) -> float | None:
         return None
 
 
-def _find_geometry(tiff: tifffile.TiffFile, layout: Layout) -> Geometry | None:
+def _find_geometry(tiff: tifffile.TiffFile, layout: AxisLayout) -> Geometry | None:
     """Return the spacing if it is known for all axes; dots per inch are a matter of printers and do not count."""
     sizes = _imagej_sizes(tiff) if tiff.is_imagej else _ome_sizes(tiff.ome_metadata or "")
     *depth, y, x = layout.spatial

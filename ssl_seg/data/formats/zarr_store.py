@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.formats.layout import Box, Layout, lay_out_array, lay_out_axes
-from ssl_seg.data.formats.stored import Geometry, Stored, defer, import_optional, make_geometry
+from ssl_seg.data.formats.layout import AxisLayout, Box, lay_out_array, lay_out_axes
+from ssl_seg.data.formats.stored import Geometry, Stored, import_optional, lazy, make_geometry
 from ssl_seg.data.reading import Reading
 
 _MAX_DEPTH = 6
@@ -60,7 +60,7 @@ def open_zarr(path: Path, key: str, reading: Reading) -> Stored:
     node = _open_node(path, key)
     if hasattr(node, "shape"):
         layout, notes = lay_out_array(node.shape, reading)
-        return defer(location, _Array(path, key), layout, node.shape, node.dtype, chunks=node.chunks, notes=notes)
+        return lazy(location, _Array(path, key), layout, node.shape, node.dtype, chunks=node.chunks, notes=notes)
     scales = _multiscales(node.attrs)
     if not scales:
         raise ValueError("it is a group without an OME image; name an array in it")
@@ -68,7 +68,7 @@ def open_zarr(path: Path, key: str, reading: Reading) -> Stored:
     level = node[name]
     layout, geometry = _read_ome(scales[0], level.shape, reading)
     read = _Array(path, f"{key}/{name}" if key else name)
-    return defer(location, read, layout, level.shape, level.dtype, geometry, chunks=level.chunks)
+    return lazy(location, read, layout, level.shape, level.dtype, geometry, chunks=level.chunks)
 
 
 def _open_node(path: Path, key: str) -> Any:
@@ -82,7 +82,7 @@ def _multiscales(attributes: Mapping[str, Any]) -> Sequence[Any]:
     return found
 
 
-def _read_ome(image: Mapping[str, Any], shape: tuple[int, ...], reading: Reading) -> tuple[Layout, Geometry | None]:
+def _read_ome(image: Mapping[str, Any], shape: tuple[int, ...], reading: Reading) -> tuple[AxisLayout, Geometry | None]:
     """Return layout and spacing of the first level."""
     named = image.get("axes") or "tczyx"
     axes = "".join(axis if isinstance(axis, str) else axis["name"] for axis in named).upper()

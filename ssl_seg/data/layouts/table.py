@@ -13,7 +13,7 @@ from ssl_seg.errors import DataError
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """The cells of one row as text, by column; ``where`` names file and line for messages."""
 
     where: str
@@ -29,7 +29,7 @@ def read_columns(path: Path) -> tuple[str, ...]:
     return _read_parquet_columns(path) if _is_parquet(path) else _read_csv(path)[0]
 
 
-def read_table(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[Row]]:
+def read_table(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[TableRow]]:
     """Return all column names, and the rows with those columns that are ``wanted``.
 
     Raises:
@@ -38,7 +38,7 @@ def read_table(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], li
     columns, rows = _read_parquet(path, wanted) if _is_parquet(path) else _read_csv(path)
     if twice := sorted({c for c in columns if columns.count(c) > 1}):
         raise DataError(f"{path}: column '{twice[0]}' is there twice. Remove or rename one.")
-    return columns, [Row(row.where, {c: row.cells[c] for c in columns if c in wanted}) for row in rows]
+    return columns, [TableRow(row.where, {c: row.cells[c] for c in columns if c in wanted}) for row in rows]
 
 
 def _is_parquet(path: Path) -> bool:
@@ -49,7 +49,7 @@ def _clean(columns: Collection[str]) -> tuple[str, ...]:
     return tuple(c.strip().lower() for c in columns)
 
 
-def _read_csv(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+def _read_csv(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     csv.field_size_limit(2**31 - 1)  # run lengths of a mask can take more than the usual 128 KB
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -62,7 +62,7 @@ def _read_csv(path: Path) -> tuple[tuple[str, ...], list[Row]]:
                     raise DataError(f"{where}: {len(cells)} cells, the first line has {len(columns)}.")
                 padded = [c.strip() for c in cells] + [""] * (len(columns) - len(cells))
                 if any(padded):
-                    rows.append(Row(where, dict(zip(columns, padded, strict=True))))
+                    rows.append(TableRow(where, dict(zip(columns, padded, strict=True))))
             return columns, rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: the table cannot be read ({error}).") from error
@@ -76,7 +76,7 @@ def _read_parquet_columns(path: Path) -> tuple[str, ...]:
         raise DataError(f"{path}: the table cannot be read ({error}).") from error
 
 
-def _read_parquet(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[Row]]:
+def _read_parquet(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[TableRow]]:
     parquet = import_optional("pyarrow.parquet", "parquet", str(path))
     try:
         names = parquet.read_schema(path).names
@@ -88,7 +88,7 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...],
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"
         cells = {name.strip().lower(): _to_text(value, f"{where}, column {name}") for name, value in row.items()}
-        found.append(Row(where, cells))
+        found.append(TableRow(where, cells))
     return _clean(names), found
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.splits.split import Split
-from ssl_seg.data.splits.statistics import Comparison, SetMeasures
+from ssl_seg.data.splits.statistics import SetComparison, SetMeasures
 from ssl_seg.data.splits.stratify import cover_classes
 
 SMALL_SET = 3
@@ -101,7 +101,7 @@ def check_prevalence(measures: Sequence[SetMeasures]) -> Iterable[Finding]:
                 yield from _judge_mean(m, what, compared)
 
 
-def _judge_mean(m: SetMeasures, what: str, compared: Comparison) -> Iterable[Finding]:
+def _judge_mean(m: SetMeasures, what: str, compared: SetComparison) -> Iterable[Finding]:
     off = abs(compared.relative_bias)
     rare = not RARE_PERCENT < compared.percentile < 100 - RARE_PERCENT
     message = (

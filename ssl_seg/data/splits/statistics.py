@@ -31,7 +31,7 @@ Members = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SetComparison:
     """One quantity of a set, beside all cases that it is compared with and beside random draws of its size.
 
     ``mean`` of the set and ``reference`` mean of all. ``low`` and ``high`` are the 95 % interval of Student's t for the
@@ -83,9 +83,9 @@ class SetMeasures:
     groups: int
     effective_groups: float
     positives: int
-    foreground: Comparison
-    positive: Comparison | None
-    intensity: Comparison | None
+    foreground: SetComparison
+    positive: SetComparison | None
+    intensity: SetComparison | None
 
     @property
     def in_pool(self) -> bool:
@@ -145,7 +145,7 @@ def measures_to_dict(measures: SetMeasures) -> dict[str, Any]:
     }
 
 
-def _comparison_to_dict(comparison: Comparison | None) -> dict[str, float | None] | None:
+def _comparison_to_dict(comparison: SetComparison | None) -> dict[str, float | None] | None:
     if comparison is None:
         return None
     return {**{k: v for k, v in vars(comparison).items() if k != "values"}, "bias": comparison.bias}
@@ -255,7 +255,7 @@ def _put_classes_first(keys: NDArray[np.float32], presence: Members) -> None:
         missing[rows] &= ~presence[best]
 
 
-def _compare(own: Members, random: Iterator[Members], columns: Mapping[str, Values]) -> dict[str, Comparison]:
+def _compare(own: Members, random: Iterator[Members], columns: Mapping[str, Values]) -> dict[str, SetComparison]:
     batches = [{name: compute_distances(members, column) for name, column in columns.items()} for members in random]
     found = {}
     for name, column in columns.items():
@@ -263,7 +263,7 @@ def _compare(own: Members, random: Iterator[Members], columns: Mapping[str, Valu
         means, kss, wassersteins = (np.concatenate([b[name][part] for b in batches]) for part in range(3))
         values = column[own[0]]
         band_low, band_high = np.percentile(means, _BAND)
-        found[name] = Comparison(
+        found[name] = SetComparison(
             mean,
             float(column.mean()),
             *_student_interval(values, bounded=name != "intensity"),

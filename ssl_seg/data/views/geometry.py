@@ -1,7 +1,7 @@
 """Where the voxels of a patch come from: mirrors and quarter turns, rotation, scale and elastic deformation.
 
-A ``Geometry`` is drawn once and applied to image and target alike, so they cannot come apart. Rotation, scale and
-deformation are one interpolation; it reads what it needs from around the patch, so that only what lies outside the
+A ``GeometricTransform`` is drawn once and applied to image and target alike, so they cannot come apart. Rotation, scale
+and deformation are one interpolation; it reads what it needs from around the patch, so that only what lies outside the
 image is empty. The same few lines serve 2D and 3D.
 """
 
@@ -29,7 +29,7 @@ SQUARE = 1.5
 
 
 @dataclass(frozen=True)
-class Geometry:
+class GeometricTransform:
     """One draw of all geometric changes of a patch.
 
     ``sources`` (len(P), *P) float32 are the coordinates that the voxels are read from, relative to the corner of the
@@ -76,7 +76,7 @@ def draw_geometry(
     rng: np.random.Generator,
     augment: AugmentConfig,
     spacing: Sequence[float] | None = None,
-) -> Geometry:
+) -> GeometricTransform:
     """Return a random geometry of a patch (*P).
 
     Args:
@@ -93,7 +93,7 @@ def draw_geometry(
     matrix = _draw_matrix(rng, augment, voxel)
     deformed = rng.random() < augment.elastic
     if not deformed and np.array_equal(matrix, np.eye(ndim)):
-        return Geometry((0,) * ndim, tuple(patch_size), None, mirrored, turns)
+        return GeometricTransform((0,) * ndim, tuple(patch_size), None, mirrored, turns)
 
     sources = _transform_grid(patch_size, matrix)
     if deformed:
@@ -101,7 +101,7 @@ def draw_geometry(
     flat = sources.reshape(ndim, -1)
     low, high = np.floor(flat.min(axis=1)), np.ceil(flat.max(axis=1))
     sources -= low.reshape(-1, *[1] * ndim)
-    return Geometry(_to_ints(low), _to_ints(high - low + 1), sources, mirrored, turns)
+    return GeometricTransform(_to_ints(low), _to_ints(high - low + 1), sources, mirrored, turns)
 
 
 def _draw_matrix(rng: np.random.Generator, augment: AugmentConfig, spacing: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ SAME: Sizes = (1, 1)
 
 
 @dataclass(frozen=True)
-class Stage:
+class EncoderStage:
     """Blocks of one width; the first one may halve the resolution."""
 
     kernel: int
@@ -34,13 +34,13 @@ class Stage:
 
 
 STAGES = (
-    Stage(3, False, 1, 16, 1),
-    Stage(3, True, 6, 24, 2),
-    Stage(5, True, 6, 40, 2),
-    Stage(3, True, 6, 80, 3),
-    Stage(5, False, 6, 112, 3),
-    Stage(5, True, 6, 192, 4),
-    Stage(3, False, 6, 320, 1),
+    EncoderStage(3, False, 1, 16, 1),
+    EncoderStage(3, True, 6, 24, 2),
+    EncoderStage(5, True, 6, 40, 2),
+    EncoderStage(3, True, 6, 80, 3),
+    EncoderStage(5, False, 6, 112, 3),
+    EncoderStage(5, True, 6, 192, 4),
+    EncoderStage(3, False, 6, 320, 1),
 )
 _ENDS = (0, 1, 2, 4, 6)
 """Stages after which the resolution is halved, or the network ends: what they give are the features."""
@@ -85,7 +85,7 @@ class EfficientNetLite0(nn.Module):
 class _Block(nn.Module):
     """Inverted residual: expand, convolve each channel by itself, project."""
 
-    def __init__(self, ndim: int, width: int, stage: Stage, stride: Sizes) -> None:
+    def __init__(self, ndim: int, width: int, stage: EncoderStage, stride: Sizes) -> None:
         super().__init__()
         inner = width * stage.expansion
         self.expand = _Conv(ndim, width, inner) if stage.expansion > 1 else None

@@ -12,12 +12,12 @@ from ssl_seg.config import Config
 from ssl_seg.config.layers import Layer, merge_layers
 from ssl_seg.data.findings import Finding
 from ssl_seg.run.lint import costs, epochs, rates
-from ssl_seg.run.lint.conditions import Facts
+from ssl_seg.run.lint.conditions import DataFacts
 from ssl_seg.run.lint.idle import describe_idle, find_given_idle
 
 
 @dataclass(frozen=True)
-class Rule:
+class LintRule:
     """``check`` yields a message for each breach."""
 
     check: Callable[[Config], Iterator[str]]
@@ -32,7 +32,7 @@ IDLE = "changes_nothing"
 def lint(
     config: Config,
     layers: Sequence[Layer] = (),
-    facts: Facts = Facts(),  # noqa: B008 - frozen
+    facts: DataFacts = DataFacts(),  # noqa: B008 - frozen
     unknown: Collection[str] = (),
 ) -> list[Finding]:
     """Return a warning for each setting that the layers give in vain, and for each rule of ``RULES`` that is broken.
@@ -57,21 +57,21 @@ def lint(
 _LENGTH = ("length.steps",)
 _WARMUP = ("length.steps", "optim.warmup_steps")
 
-RULES: dict[str, Rule] = {
-    "blend_cut_short": Rule(epochs.blend_cut_short, _LENGTH),
-    "swa_of_one": Rule(epochs.swa_of_one, _LENGTH),
-    "swa_before_last_phase": Rule(epochs.swa_before_last_phase, _LENGTH),
-    "noise_in_warmup": Rule(epochs.noise_in_warmup, ("optim.warmup_steps",)),
-    "noise_within_swa": Rule(epochs.noise_within_swa, _LENGTH),
-    "rampup_beyond_run": Rule(rates.rampup_beyond_run, _LENGTH),
-    "warmup_most_of_run": Rule(rates.warmup_most_of_run, _WARMUP),
-    "ema_longer_than_run": Rule(rates.ema_longer_than_run, _LENGTH),
-    "early_stopping_before_plateau": Rule(epochs.early_stopping_before_plateau),
-    "probes_beyond_first_epoch": Rule(epochs.probes_beyond_first_epoch),
-    "lr_schedules_compete": Rule(rates.lr_schedules_compete),
-    "lr_scaled_twice": Rule(rates.lr_scaled_twice),
-    "restart_cut_short": Rule(rates.restart_cut_short, _WARMUP),
-    "variance_minimum": Rule(costs.variance_minimum),
-    "imbalance_corrected_twice": Rule(costs.imbalance_corrected_twice),
-    "costs_oppose": Rule(costs.costs_oppose),
+RULES: dict[str, LintRule] = {
+    "blend_cut_short": LintRule(epochs.blend_cut_short, _LENGTH),
+    "swa_of_one": LintRule(epochs.swa_of_one, _LENGTH),
+    "swa_before_last_phase": LintRule(epochs.swa_before_last_phase, _LENGTH),
+    "noise_in_warmup": LintRule(epochs.noise_in_warmup, ("optim.warmup_steps",)),
+    "noise_within_swa": LintRule(epochs.noise_within_swa, _LENGTH),
+    "rampup_beyond_run": LintRule(rates.rampup_beyond_run, _LENGTH),
+    "warmup_most_of_run": LintRule(rates.warmup_most_of_run, _WARMUP),
+    "ema_longer_than_run": LintRule(rates.ema_longer_than_run, _LENGTH),
+    "early_stopping_before_plateau": LintRule(epochs.early_stopping_before_plateau),
+    "probes_beyond_first_epoch": LintRule(epochs.probes_beyond_first_epoch),
+    "lr_schedules_compete": LintRule(rates.lr_schedules_compete),
+    "lr_scaled_twice": LintRule(rates.lr_scaled_twice),
+    "restart_cut_short": LintRule(rates.restart_cut_short, _WARMUP),
+    "variance_minimum": LintRule(costs.variance_minimum),
+    "imbalance_corrected_twice": LintRule(costs.imbalance_corrected_twice),
+    "costs_oppose": LintRule(costs.costs_oppose),
 }

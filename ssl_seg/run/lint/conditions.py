@@ -21,7 +21,7 @@ from ssl_seg.methods import METHODS
 
 
 @dataclass(frozen=True)
-class Facts:
+class DataFacts:
     """What the data say about a run. Without data the defaults hold, with which everything acts."""
 
     labeled: int = 2
@@ -44,7 +44,7 @@ class Facts:
     """Whether the split check finds a fault."""
 
 
-Obstacle = Callable[[Config, Facts], str | None]
+Obstacle = Callable[[Config, DataFacts], str | None]
 """Why a setting changes nothing in a run, as the first half of a sentence; None where it acts."""
 
 
@@ -82,14 +82,14 @@ def _only_with(key: str, *values: Any) -> Obstacle:
     """Return the obstacle of what is read only where another setting has one of these values."""
     section, name = key.split(".")
 
-    def find(config: Config, _: Facts) -> str | None:
+    def find(config: Config, _: DataFacts) -> str | None:
         value = getattr(getattr(config, section), name)
         return None if value in values else f"{key} = {value}"
 
     return find
 
 
-def _find_no_unlabeled(config: Config, facts: Facts) -> str | None:
+def _find_no_unlabeled(config: Config, facts: DataFacts) -> str | None:
     """Return why no unlabeled patch is used."""
     if not METHODS[config.method.name].uses_teacher:
         return f"method.name = {config.method.name} learns nothing from unlabeled images"
@@ -98,19 +98,19 @@ def _find_no_unlabeled(config: Config, facts: Facts) -> str | None:
     return None if config.batch.unlabeled else "batch.unlabeled = 0"
 
 
-def _find_idle_views(config: Config, facts: Facts) -> str | None:
+def _find_idle_views(config: Config, facts: DataFacts) -> str | None:
     """Return why no weight depends on what the strong views of unlabeled patches hold."""
     reason = _find_no_unlabeled(config, facts)
     # Statistics of a batch hold its unlabeled patches, whatever they weigh in the loss.
     return reason if reason or config.network.norm == "batch" else _find_idle_consistency(config, facts)
 
 
-def _find_idle_consistency(config: Config, _: Facts) -> str | None:
+def _find_idle_consistency(config: Config, _: DataFacts) -> str | None:
     weight = list_method_options(config).get("consistency_weight", 1.0)
     return "method.options.consistency_weight = 0" if weight == 0 else None
 
 
-def _find_idle_pool(config: Config, facts: Facts) -> str | None:
+def _find_idle_pool(config: Config, facts: DataFacts) -> str | None:
     """Return why it does not matter how many unlabeled patches there are."""
     averages = config.policies.swa is not None and config.network.norm == "batch"
     if facts.unlabeled and averages:  # the statistics of averaged weights are estimated on weak views too
@@ -118,13 +118,13 @@ def _find_idle_pool(config: Config, facts: Facts) -> str | None:
     return _find_no_unlabeled(config, facts)
 
 
-def _find_idle_method(config: Config, facts: Facts) -> str | None:
+def _find_idle_method(config: Config, facts: DataFacts) -> str | None:
     if not METHODS[config.method.name].uses_teacher:
         return None
     return None if facts.unlabeled and config.batch.unlabeled else "there is no unlabeled image to learn from"
 
 
-def _find_idle_intensity(config: Config, facts: Facts) -> str | None:
+def _find_idle_intensity(config: Config, facts: DataFacts) -> str | None:
     """Return why no patch that is learned from has its intensities changed."""
     if config.augment.labeled_factor:
         return None
@@ -134,13 +134,13 @@ def _find_idle_intensity(config: Config, facts: Facts) -> str | None:
     return reason and f"augment.labeled_factor = 0 and {reason}"
 
 
-def _find_idle_affine(config: Config, _: Facts) -> str | None:
+def _find_idle_affine(config: Config, _: DataFacts) -> str | None:
     names = ("rotation", "scale") if config.data.ndim == 2 else ("rotation", "tilt", "scale")
     acts = any(getattr(config.augment, name) for name in names)
     return None if acts else " and ".join(f"augment.{name} = 0" for name in names)
 
 
-def _find_idle_ramp(config: Config, _: Facts) -> str | None:
+def _find_idle_ramp(config: Config, _: DataFacts) -> str | None:
     options, held = list_method_options(config), config.bootstrap.pseudo_label_steps
     if options.get("rampup_steps", 0) is None and round(options["rampup_ratio"] * config.length.steps) == 0:
         return f"method.options.rampup_ratio = {options['rampup_ratio']:g} is no ramp"
@@ -158,7 +158,7 @@ def _count_ramp(config: Config) -> int:
     return int(steps if steps is not None else round(options.get("rampup_ratio", 0.0) * config.length.steps))
 
 
-def _find_idle_decay(config: Config, _: Facts) -> str | None:
+def _find_idle_decay(config: Config, _: DataFacts) -> str | None:
     """Return why the scheduled decay is never used: the warm-up of the average stays below it."""
     if not config.ema.warmup or not config.bootstrap.restart_ema:
         return None
@@ -168,7 +168,7 @@ def _find_idle_decay(config: Config, _: Facts) -> str | None:
     return f"ema.warmup = true keeps the decay at 1 - 1/updates, which is lower in all {updates} steps"
 
 
-def _find_idle_ema_warmup(config: Config, _: Facts) -> str | None:
+def _find_idle_ema_warmup(config: Config, _: DataFacts) -> str | None:
     below = all(decay <= limit for decay, limit in _list_decays(config))
     return f"the decay of ema.schedule = {config.ema.schedule} is never above 1 - 1/updates" if below else None
 
@@ -183,7 +183,7 @@ def _list_decays(config: Config) -> Iterator[tuple[float, float]]:
         yield decay_at(update), 1.0 - 1.0 / (update + 1)
 
 
-def _find_idle_floor(config: Config, _: Facts) -> str | None:
+def _find_idle_floor(config: Config, _: DataFacts) -> str | None:
     optim = config.optim
     if optim.schedule != "reduce_on_plateau":
         return None
@@ -193,25 +193,25 @@ def _find_idle_floor(config: Config, _: Facts) -> str | None:
     return f"{describe_length(config)}: the rate is lowered {most} time(s) at most, and never to that floor"
 
 
-def _find_idle_form(config: Config, _: Facts) -> str | None:
+def _find_idle_form(config: Config, _: DataFacts) -> str | None:
     falls = config.optim.schedule not in ("constant", "reduce_on_plateau", "one_cycle")
     return "optim.floor = 1 leaves no room for a fall" if falls and config.optim.floor == 1 else None
 
 
-def _find_idle_growth(config: Config, _: Facts) -> str | None:
+def _find_idle_growth(config: Config, _: DataFacts) -> str | None:
     optim, length = config.optim, config.length
     first = optim.warmup_steps + optim.restart_epochs * length.steps_per_epoch
     return None if first < length.steps else f"{describe_length(config)}: it ends within the first cycle"
 
 
-def _find_idle_scaling(config: Config, _: Facts) -> str | None:
+def _find_idle_scaling(config: Config, _: DataFacts) -> str | None:
     optim = config.optim
     if optim.lr_scaling == "none" or compute_batch_size(config) != optim.lr_batch_size:
         return None
     return f"the batch is optim.lr_batch_size = {optim.lr_batch_size}, so that the rate is multiplied by 1"
 
 
-def _find_idle_response(config: Config, _: Facts) -> str | None:
+def _find_idle_response(config: Config, _: DataFacts) -> str | None:
     response = config.policies.plateau_response
     if response is None or find_raising_plateau(response) is not None:
         return None
@@ -229,11 +229,11 @@ def _count_most_plateaus(config: Config, patience: int) -> int:
     return max(0, count_epochs(config) - 2) // patience  # the first epoch is the best, the last comes too late
 
 
-def _find_idle_gain(config: Config, _: Facts) -> str | None:
+def _find_idle_gain(config: Config, _: DataFacts) -> str | None:
     return None if _count_responses(config) > 1 else f"{describe_length(config)}: there is no second plateau"
 
 
-def _find_idle_cap(config: Config, _: Facts) -> str | None:
+def _find_idle_cap(config: Config, _: DataFacts) -> str | None:
     response = config.policies.plateau_response
     if response is None:
         return None
@@ -250,7 +250,7 @@ def _count_marks(config: Config, key: str) -> int:
 def _find_idle_every(key: str) -> Obstacle:
     """Return the obstacle of the distance between two acts, where the run has no room for a second one."""
 
-    def find(config: Config, _: Facts) -> str | None:
+    def find(config: Config, _: DataFacts) -> str | None:
         policy = getattr(config.policies, key.rpartition(".")[2])
         if policy is None or _count_marks(_set_every(config, key), key) > 1:
             return None
@@ -266,81 +266,81 @@ def _set_every(config: Config, key: str) -> Config:
     return config.model_copy(update={"policies": config.policies.model_copy(update={name: policy})})
 
 
-def _find_idle_noise_decay(config: Config, _: Facts) -> str | None:
+def _find_idle_noise_decay(config: Config, _: DataFacts) -> str | None:
     marks = _count_marks(config, "policies.weight_noise")
     return None if marks > 1 else f"{describe_length(config)}: noise is added once at most"
 
 
-def _find_idle_glances(config: Config, _: Facts) -> str | None:
+def _find_idle_glances(config: Config, _: DataFacts) -> str | None:
     steps, per_epoch, every = config.length.steps, config.length.steps_per_epoch, config.monitor.check_steps
     if every < steps and every % per_epoch:
         return None
     return f"length.steps_per_epoch = {per_epoch}: each such step ends an epoch, with a look of its own"
 
 
-def _find_idle_shares(config: Config, _: Facts) -> str | None:
+def _find_idle_shares(config: Config, _: DataFacts) -> str | None:
     if config.split.file is not None:
         return f"split.file = {config.split.file} is a finished split"
     return None
 
 
-def _find_idle_val(config: Config, _: Facts) -> str | None:
+def _find_idle_val(config: Config, _: DataFacts) -> str | None:
     return None if config.split.folds is None else f"split.folds = {config.split.folds}: each fold is validation once"
 
 
-def _find_idle_layout(config: Config, _: Facts) -> str | None:
+def _find_idle_layout(config: Config, _: DataFacts) -> str | None:
     return f"data.root = {config.data.root} is no folder" if is_synthetic(config.data.root) else None
 
 
-def _find_no_positive(_: Config, facts: Facts) -> str | None:
+def _find_no_positive(_: Config, facts: DataFacts) -> str | None:
     return None if facts.positive else "no labeled case has foreground"
 
 
-def _find_one_kind(_: Config, facts: Facts) -> str | None:
+def _find_one_kind(_: Config, facts: DataFacts) -> str | None:
     if 0 < facts.positive < facts.labeled:
         return None
     return f"{'all' if facts.positive else 'none'} of the {facts.labeled} labeled cases have foreground"
 
 
-def _find_random_size(config: Config, _: Facts) -> str | None:
+def _find_random_size(config: Config, _: DataFacts) -> str | None:
     random = config.policies.random_batch_size
     return None if random is None else f"policies.random_batch_size draws {random.smallest} to {random.largest} patches"
 
 
-def _find_no_cut(config: Config, _: Facts) -> str | None:
+def _find_no_cut(config: Config, _: DataFacts) -> str | None:
     kind = config.data.mask
     return None if kind in THRESHOLDED else f"data.mask = '{kind}' has no threshold"
 
 
-def _find_nothing_mapped(config: Config, facts: Facts) -> str | None:
+def _find_nothing_mapped(config: Config, facts: DataFacts) -> str | None:
     return None if facts.maps or not config.data.label_map else "no mask holds a value that it turns into another"
 
 
-def _find_nothing_ignored(config: Config, facts: Facts) -> str | None:
+def _find_nothing_ignored(config: Config, facts: DataFacts) -> str | None:
     return None if facts.ignores or config.data.ignore_value is None else "no mask holds this value"
 
 
-def _find_no_gaps(config: Config, facts: Facts) -> str | None:
+def _find_no_gaps(config: Config, facts: DataFacts) -> str | None:
     return None if facts.has_gaps or config.data.nodata in (None, "none") else "no image holds this value"
 
 
-def _find_finite(config: Config, facts: Facts) -> str | None:
+def _find_finite(config: Config, facts: DataFacts) -> str | None:
     return None if facts.has_gaps or config.data.nonfinite == "refuse" else "no image holds NaN or infinity"
 
 
-def _find_named_axes(config: Config, facts: Facts) -> str | None:
+def _find_named_axes(config: Config, facts: DataFacts) -> str | None:
     return None if facts.takes_axes or config.data.axes is None else "it holds for TIFF and arrays, and there are none"
 
 
-def _find_sound_split(_: Config, facts: Facts) -> str | None:
+def _find_sound_split(_: Config, facts: DataFacts) -> str | None:
     return None if facts.has_faults else "the split check finds no fault"
 
 
-def _find_no_copies(_: Config, facts: Facts) -> str | None:
+def _find_no_copies(_: Config, facts: DataFacts) -> str | None:
     return None if facts.has_copies else "no two images are nearly the same"
 
 
-def _find_one_patch(config: Config, _: Facts) -> str | None:
+def _find_one_patch(config: Config, _: DataFacts) -> str | None:
     return None if config.labeled_range[1] > 1 else "a batch has one labeled patch"
 
 

@@ -14,7 +14,7 @@ from ssl_seg.config import Config
 from ssl_seg.config.layers import Layer, merge_layers, to_plain
 from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.methods import METHODS
-from ssl_seg.run.lint.conditions import CONDITIONS, Facts, list_derived
+from ssl_seg.run.lint.conditions import CONDITIONS, DataFacts, list_derived
 
 PLANNED = (
     "network.norm",
@@ -47,7 +47,7 @@ class Idle:
     remedy: str
 
 
-def find_idle(config: Config, facts: Facts, unknown: Collection[str] = ()) -> dict[str, Idle]:
+def find_idle(config: Config, facts: DataFacts, unknown: Collection[str] = ()) -> dict[str, Idle]:
     """Return the settings that change nothing in a run by dotted key, given or not.
 
     Args:
@@ -69,7 +69,7 @@ def find_idle(config: Config, facts: Facts, unknown: Collection[str] = ()) -> di
     }
 
 
-def list_effective(config: Config, facts: Facts) -> dict[str, Any]:
+def list_effective(config: Config, facts: DataFacts) -> dict[str, Any]:
     """Return the settings that act in a run, by dotted key: of two runs with the same ones, both are one training.
 
     Args:
@@ -82,7 +82,9 @@ def list_effective(config: Config, facts: Facts) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value not in (None, [], {})}
 
 
-def find_given_idle(config: Config, layers: Sequence[Layer], facts: Facts, unknown: Collection[str] = ()) -> list[Idle]:
+def find_given_idle(
+    config: Config, layers: Sequence[Layer], facts: DataFacts, unknown: Collection[str] = ()
+) -> list[Idle]:
     """Return those of ``find_idle`` that a file or an option gives.
 
     A file may be complete, with the defaults written out: there, and where something is switched off, only a value that

@@ -23,7 +23,7 @@ from ssl_seg.data.loader import Batch, make_loader
 from ssl_seg.data.sampling import derive_rng, derive_seed
 from ssl_seg.data.splits.files import split_from_dict, split_to_dict
 from ssl_seg.data.splits.split import Split
-from ssl_seg.engine.loop import Ending, Schedule
+from ssl_seg.engine.loop import Schedule, TrainingEnding
 from ssl_seg.engine.machine import count_cores
 from ssl_seg.engine.optim import make_optimizer, set_lr
 from ssl_seg.engine.processes import open_fabric
@@ -82,7 +82,7 @@ class PretrainResult:
     """How a pre-training ended, after how many steps, and the last look at its network."""
 
     run: RunDir
-    ending: Ending
+    ending: TrainingEnding
     step: int
     verdict: Verdict
     result: dict[str, Any]
@@ -272,7 +272,7 @@ class _Pretrainer:
         self.optimizer.load_state_dict(state.optimizer)
         self.step, self.loss, self.result = state.step, state.loss, state.result
 
-    def run(self, stop_requested: Callable[[int], bool]) -> Ending:
+    def run(self, stop_requested: Callable[[int], bool]) -> TrainingEnding:
         """Make the steps that are left, unless asked to stop or collapsed."""
         length, monitor = self.config.length, self.config.monitor
         schedule = Schedule(self.step, length.steps, length.steps_per_epoch, monitor.first_epoch_probes)
@@ -296,7 +296,7 @@ class _Pretrainer:
                 return ending
         return "finished"
 
-    def _find_ending(self) -> Ending | None:
+    def _find_ending(self) -> TrainingEnding | None:
         stops = self.config.monitor.on_collapse != "warn" or "non_finite" in self.verdict.codes
         if self.verdict.level == "collapsed" and stops:
             return "collapsed"
@@ -354,7 +354,7 @@ class _Pretrainer:
         line += f"  gain {look.gain:+.1%}  {verdict.level} {','.join(verdict.codes)}"
         self.console.probe(line.rstrip(), verdict)
 
-    def save(self, ending: Ending | None) -> None:
+    def save(self, ending: TrainingEnding | None) -> None:
         """Write the checkpoint and the summary; one that was interrupted has no ending yet."""
         run, result = self.prepared.run, self.result
         state = Pretraining(

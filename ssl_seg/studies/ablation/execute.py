@@ -15,7 +15,7 @@ from ssl_seg.studies.ablation.results import Cell
 from ssl_seg.studies.ablation.spec import ScoreConfig
 from ssl_seg.studies.ablation.worker import HELD, INVISIBLE, NO_SPACE, forget_step, read_step
 
-Stage = Literal["queued", "running", "elsewhere", "done", "collapsed", "failed"]
+CellStage = Literal["queued", "running", "elsewhere", "done", "collapsed", "failed"]
 
 TICK = 0.3
 """Seconds between two looks at the processes."""
@@ -53,7 +53,7 @@ class CellState:
     """What a person wants to know of a cell."""
 
     cell: Cell
-    stage: Stage
+    stage: CellStage
     step: int = 0
     f1: float | None = None
     """Validation F1 of the better network at the last look."""
@@ -102,7 +102,7 @@ class _Work:
         self.cells, self.out, self.wanted, self.launcher = cells, out, wanted, launcher
         self.running: dict[str, Process] = {}
         self.held: dict[str, float] = {}
-        self.stages: dict[str, Stage] = {}
+        self.stages: dict[str, CellStage] = {}
         self.queue = []
         for cell_id, cell in cells.items():
             result = read_result(out, cell, wanted)
@@ -194,7 +194,7 @@ class _Work:
         folder = open_folder(self.out, cell.id)
         step = read_step(folder)
         if cell.id in self.held or (cell.id in self.running and step is not None):
-            stage: Stage = "elsewhere" if cell.id in self.held else "running"
+            stage: CellStage = "elsewhere" if cell.id in self.held else "running"
             latest: Mapping[str, object] = read_latest(folder) or {}
             scores = [latest.get(f"val/{net}/f1") for net in ("student", "teacher")]
             known = [float(score) for score in scores if isinstance(score, int | float)]

@@ -15,7 +15,7 @@ from ssl_seg.config.layers import Layer, merge_layers, nest, to_plain
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import ConfigError, SslSegError
-from ssl_seg.run.lint.conditions import Facts
+from ssl_seg.run.lint.conditions import DataFacts
 from ssl_seg.run.lint.idle import (
     STANDS_FOR,
     Idle,
@@ -53,7 +53,7 @@ class _Resolved:
     cell: CellSpec
     layers: tuple[Layer, ...]
     plan: Plan
-    facts: Facts
+    facts: DataFacts
 
     @property
     def sources(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Status = Literal["done", "collapsed", "failed", "missing"]
+CellStatus = Literal["done", "collapsed", "failed", "missing"]
 
 
 @dataclass(frozen=True, order=True)
@@ -57,7 +57,7 @@ class CellResult:
     """Which training cases are labeled."""
     seed: int
     """Of the training: start, batches, augmentation."""
-    status: Status
+    status: CellStatus
     counts: NDArray[np.int64] | None = None
     """(cases, foreground classes, 4): voxels tp, fp, fn, tn. The cases are the same, in equal order, in all cells."""
     label_values: tuple[int, ...] = ()

@@ -51,7 +51,7 @@ def compute_case_values(counts: NDArray[np.integer], metric: Metric) -> Floats:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """A paired difference, with the interval and the p of a test that holds for new cases and, where there are at
     least two units of runs, for new runs. These are None where there are none, and ``why`` says why."""
 
@@ -78,7 +78,7 @@ def average_units(values: NDArray[Any], split_seeds: Sequence[int]) -> Floats:
     return np.stack([values[seeds == g].mean(axis=0) for g in groups])
 
 
-def compare_paired(differences: NDArray[Any], *, level: float = LEVEL, least: int = LEAST_CASES) -> Comparison:
+def compare_paired(differences: NDArray[Any], *, level: float = LEVEL, least: int = LEAST_CASES) -> PairedComparison:
     """Test whether paired differences have mean 0 in the population of runs *and* in that of cases.
 
     The model is that of studies with several readers (Obuchowski & Rockette 1995): mean + run + case + rest, all
@@ -98,7 +98,7 @@ def compare_paired(differences: NDArray[Any], *, level: float = LEVEL, least: in
     units, cases = differences.shape
     mean = float(differences.mean())
     if shortage := describe_shortage(cases, least):
-        return Comparison(mean, None, None, None, units, cases, shortage)
+        return PairedComparison(mean, None, None, None, units, cases, shortage)
     squares = compute_mean_squares(differences)
     parts = (squares.run, max(squares.case - squares.rest, 0.0)) if units > 1 else (0.0, squares.case)
     largest = max(parts)
@@ -106,10 +106,10 @@ def compare_paired(differences: NDArray[Any], *, level: float = LEVEL, least: in
     parts = (run, case)
     error = float(np.sqrt(sum(parts) / (units * cases)))
     if error <= ROUNDING or sum(parts) <= _ROUNDING * squares.rest:
-        return Comparison(mean, None, None, None, units, cases, NO_VARIATION)
+        return PairedComparison(mean, None, None, None, units, cases, NO_VARIATION)
     width = error * _critical_value(1.0 - level, parts, (units - 1, cases - 1))
     p = _solve_p(abs(mean) / error, parts, (units - 1, cases - 1))
-    return Comparison(mean, mean - width, mean + width, p, units, cases)
+    return PairedComparison(mean, mean - width, mean + width, p, units, cases)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from ssl_seg.scores.intervals import (
 )
 from ssl_seg.scores.metrics import compute_case_dice
 from ssl_seg.studies.ablation.label_savings import LabelsEquivalent, Runs, estimate_labels_equivalent
-from ssl_seg.studies.ablation.results import Arm, CellResult, Status
+from ssl_seg.studies.ablation.results import Arm, CellResult, CellStatus
 from ssl_seg.studies.ablation.stats import (
-    Comparison,
+    PairedComparison,
     Spread,
     average_units,
     compare_paired,
@@ -42,7 +42,7 @@ class Against:
     """An arm compared with the baseline at the same labels, over the seeds that both have finished."""
 
     reference: Arm
-    test: Comparison
+    test: PairedComparison
     """Holds for new cases, and for new seeds where there are several."""
     holm: float | None
     """``test.p``, corrected for the number of comparisons of the ablation that have one."""
@@ -78,7 +78,7 @@ class ArmSummary:
     same_as: Arm | None = None
     """Arm of the baseline whose cells these are too: there is nothing to compare."""
 
-    def count(self, status: Status) -> int:
+    def count(self, status: CellStatus) -> int:
         """Return the number of cells with the status."""
         return sum(cell.status == status for cell in self.cells)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from score_counts import as_counts
 
-from ssl_seg.studies.ablation.results import Arm, CellResult, Status
+from ssl_seg.studies.ablation.results import Arm, CellResult, CellStatus
 
 CASES = 20
 FRACTIONS = {0.01: 4, 0.1: 36, 1.0: 360}
@@ -24,7 +24,7 @@ def make_cell(
     dice: float | NDArray[Any] | None,
     split_seed: int = 0,
     seed: int = 0,
-    status: Status | None = None,
+    status: CellStatus | None = None,
     **more: Any,
 ) -> CellResult:
     """Return a cell; ``dice`` of each case, or one for all, or None without a score."""

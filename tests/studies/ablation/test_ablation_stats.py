@@ -13,7 +13,7 @@ from score_counts import as_counts, random_counts
 from ssl_seg.scores.intervals import LEAST_CASES, NO_VARIATION, compute_score
 from ssl_seg.studies.ablation.label_savings import LabelCount, Runs, _count, _invert, estimate_labels_equivalent
 from ssl_seg.studies.ablation.stats import (
-    Comparison,
+    PairedComparison,
     average_units,
     compare_paired,
     compute_case_values,
@@ -122,7 +122,7 @@ class TestComparison:
         np.testing.assert_array_equal(average_units(values, [5, 5, 5, 5]), values)
 
     def test_no_difference_at_all(self) -> None:
-        assert compare_paired(np.zeros((3, 9))) == Comparison(0.0, None, None, None, 3, 9, NO_VARIATION)
+        assert compare_paired(np.zeros((3, 9))) == PairedComparison(0.0, None, None, None, 3, 9, NO_VARIATION)
 
     @pytest.mark.parametrize("units", [1, 2, 3])
     def test_without_variation_there_is_no_p(self, units: int) -> None:
