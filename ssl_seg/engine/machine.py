@@ -25,10 +25,12 @@ def count_cores(root: Path = Path("/")) -> int:
 
 
 def limit_threads() -> None:
-    """Let numerical libraries that are loaded from now on use no more threads than ``count_cores`` says.
+    """Let numerical libraries that are loaded from now on use the cores that are ours, and wait for each other asleep.
 
-    They know what a process is bound to, but not what its cgroup grants. What the user has set stays.
+    They know what a process is bound to, but not what its cgroup grants. Threads that wait actively make a step ten
+    times slower where other programs need the cores (``scripts/benchmark_threads.py``). What the user has set stays.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, os.environ.get("OMP_NUM_THREADS", str(count_cores())))
 

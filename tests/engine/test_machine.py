@@ -82,6 +82,17 @@ def test_threads_are_those_of_the_cgroup_unless_the_user_has_set_them(monkeypatc
         assert "".join(os.environ[name] for name in names) == expected
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_asleep_unless_the_user_has_said_so(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    limit_threads()
+    assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
 class TestMemory:
     @pytest.mark.parametrize(
         ("files", "left"),
