@@ -19,23 +19,24 @@ def find_checkpoint(path: Path) -> Path:
     """
     from ssl_seg.errors import RunDirError
     from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE, check_checkpoint_file, describe_pretraining
-    from ssl_seg.results.markers import LADDER_FILE, is_cross_validation
+    from ssl_seg.results.folds import FOLDS
+    from ssl_seg.results.study import load_study
     from ssl_seg.run.directory import RunDir
     from ssl_seg.studies.ablation.cells import MARKER
-    from ssl_seg.studies.label_rungs import load_ladder
+    from ssl_seg.studies.rungs import LADDER, find_best_checkpoint
 
     if (path / PRETRAINING_FILE).is_file():
         raise RunDirError(describe_pretraining(path))
     best: Path | None = RunDir(path).best
-    if (path / LADDER_FILE).is_file() and (best := load_ladder(path).checkpoint) is None:
-        raise RunDirError(f"{path} is a ladder no rung of which has come to a network to use yet")
+    if LADDER.is_in(path) and (best := find_best_checkpoint(load_study(LADDER, path))) is None:
+        raise RunDirError(f"{path}: this ladder has no usable checkpoint yet")
     if (path / MARKER).is_file():
         raise RunDirError(
             f"{path} is the directory of an ablation: name one of its networks, {path}/cells/ID/run. "
             "The IDs are in results.csv and in `ssl-seg ablate SPEC --out DIR --dry-run`"
         )
     if best is None or not best.is_file():
-        if not is_cross_validation(path):
+        if not FOLDS.is_in(path):
             check_checkpoint_file(path)
         return path
     check_checkpoint_file(best)
@@ -56,12 +57,12 @@ def check_resumed(path: Path) -> None:
     """
     from ssl_seg.errors import RunDirError, quote
     from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
-    from ssl_seg.results.markers import LADDER_FILE
     from ssl_seg.studies.ablation.cells import MARKER
+    from ssl_seg.studies.rungs import LADDER
 
     if (path / PRETRAINING_FILE).is_file():
         raise RunDirError(f"{path} is a pre-training: continue it with ssl-seg pretrain --resume {quote(path)}")
-    if (path / LADDER_FILE).is_file():
-        raise RunDirError(f"{path} is a ladder: continue it with ssl-seg ladder --resume {quote(path)}")
+    if LADDER.is_in(path):
+        raise RunDirError(f"{path} is a ladder: continue it with {LADDER.resume(path)}")
     if (path / MARKER).is_file():
         raise RunDirError(f"{path} is the directory of an ablation: its `ssl-seg ablate` command, given again, goes on")

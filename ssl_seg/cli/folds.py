@@ -13,7 +13,7 @@ from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
-    from ssl_seg.results.folds import CrossValidation, FoldRun
+    from ssl_seg.results.folds import CrossValidation, Fold
 
 
 def check_folds(
@@ -55,13 +55,6 @@ def check_folds(
         raise ConfigError(f"--fold {fold}: the {count} folds are 0 to {count - 1}, or all")
 
 
-def is_folds(path: Path) -> bool:
-    """Return whether this is the directory of a cross-validation."""
-    from ssl_seg.results.markers import is_cross_validation
-
-    return is_cross_validation(path)
-
-
 def run_folds(
     layers: tuple[Layer, ...], out: Path | None, resume: Path | None, epochs: int | None, minutes: float | None
 ) -> None:
@@ -74,21 +67,20 @@ def run_folds(
     if not is_main_process():
         return
     if result.ending == "interrupted":
-        waiting = next((fold.name for fold in result.folds if fold.status == "waiting"), "the end")
+        waiting = next((fold.name for fold in result.trainings if fold.status == "waiting"), "the end")
         show(f"interrupted at {waiting}; continue with: ssl-seg train --resume {quote(result.path)}")
         raise typer.Exit(130)
     _report(result)
-    if any(fold.status == "collapsed" for fold in result.folds):
+    if any(fold.status == "collapsed" for fold in result.trainings):
         raise typer.Exit(3)
 
 
 def _report(result: CrossValidation) -> None:
     from ssl_seg.cli.comparison import describe_absent
     from ssl_seg.cli.console import print_table
-    from ssl_seg.results.folds import summarize_folds
-    from ssl_seg.results.markers import FOLDS_FILE
+    from ssl_seg.results.folds import FOLDS, summarize_folds
 
-    summary = summarize_folds(result.folds)
+    summary = summarize_folds(result.trainings)
     over_all = summary["better"]["out_of_fold"]
     of = "" if over_all["of"] == "foreground" else f" ({over_all['of']})"
     columns = [
@@ -101,24 +93,24 @@ def _report(result: CrossValidation) -> None:
         "95 % interval",
         "",
     ]
-    rows = [_make_row(fold) for fold in result.folds]
+    rows = [_make_row(fold) for fold in result.trainings]
     rows += [_make_spread(summary, name) for name in ("mean", "sd")]
-    cases = sum(fold.cases for fold in result.folds)
+    cases = sum(fold.cases for fold in result.trainings)
     scores = [summary[name]["out_of_fold"] for name in ("student", "teacher", "better")]
     rows.append(["out of fold", str(cases), *_format(*scores), "all cases"])
-    print_table(f"{len(result.folds)} folds, validation, {result.path}", columns, rows)
+    print_table(f"{len(result.trainings)} folds, validation, {result.path}", columns, rows)
     show("margin: of the better network of each fold. The folds share training cases: sd is no standard error")
-    for fold in result.folds:
+    for fold in result.trainings:
         for line in describe_absent(fold.summarize(fold.net)):
             show(f"{fold.name}: {line}")
-    show(f"wrote {result.path / FOLDS_FILE}")
-    for fold in result.folds:
+    show(f"wrote {result.path / FOLDS.file}")
+    for fold in result.trainings:
         if fold.status == "collapsed":
             show(f"{fold.name} collapsed; next: ssl-seg diagnose {quote(result.run_of(fold).last)}", err=True)
     if summary["better"]["out_of_fold"]["margin"] <= 0:
-        worst = min(result.folds, key=lambda fold: fold.summarize(fold.net)["margin"])
+        worst = min(result.trainings, key=lambda fold: fold.summarize(fold.net)["margin"])
         show(f"no better than foreground everywhere; next: ssl-seg diagnose {quote(result.run_of(worst).best)}")
-    elif all(fold.status == "done" for fold in result.folds):
+    elif all(fold.status == "done" for fold in result.trainings):
         show(
             f"next: ssl-seg evaluate {quote(result.path)} --test    ssl-seg predict {quote(result.path)} IMAGES OUTPUT"
         )
@@ -132,7 +124,7 @@ def _format(student: dict[str, Any], teacher: dict[str, Any], better: dict[str, 
     return [*map(format_figure, figures), interval]
 
 
-def _make_row(fold: FoldRun) -> list[str]:
+def _make_row(fold: Fold) -> list[str]:
     state = f"COLLAPSED {','.join(fold.codes)}" if fold.status == "collapsed" else ",".join(fold.codes) or "ok"
     scores = [fold.summarize(net) for net in ("student", "teacher", fold.net)]
     return [str(fold.number), str(fold.cases), *_format(*scores), state]

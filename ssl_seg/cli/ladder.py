@@ -12,7 +12,7 @@ from ssl_seg.cli.data_settings import GROUPS, UNLABELED
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
-    from ssl_seg.studies.label_rungs import LabelLadder, Rung
+    from ssl_seg.studies.rungs import LabelLadder, Rung
 
 
 def ladder(
@@ -80,8 +80,8 @@ def ladder(
     from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers, parse_labels
     from ssl_seg.engine.pace import check_length
     from ssl_seg.errors import ConfigError
-    from ssl_seg.results.markers import LADDER_FILE, check_free_for
-    from ssl_seg.studies.label_rungs import check_labels, load_ladder
+    from ssl_seg.results.study import load_study
+    from ssl_seg.studies.rungs import LADDER, check_labels
 
     if more and not labels:
         raise ConfigError(f"{more[0]} is not expected here: give the rungs as --labels 0.01 0.10 1.0")
@@ -91,10 +91,10 @@ def ladder(
     if resume is None:
         check_labels(wanted)
     else:
-        load_ladder(resume)
+        load_study(LADDER, resume)
     check_paths(layers)
     if out is not None:
-        check_free_for(LADDER_FILE, out, "ssl-seg ladder --resume")
+        LADDER.check_free(out)
     announce_loading()
     from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
@@ -105,27 +105,28 @@ def ladder(
 def _report(result: LabelLadder) -> None:
     """Print how far the ladder has come, and end with the exit code that says so."""
     from ssl_seg.engine.machine import is_main_process
-    from ssl_seg.results.markers import LADDER_FILE
+    from ssl_seg.studies.rungs import LADDER, find_best, find_best_checkpoint, find_end
 
     if not is_main_process():
         return
-    resume = f"ssl-seg ladder --resume {quote(result.path)}"
+    resume = LADDER.resume(result.path)
     if result.ending == "interrupted":
-        waiting = next((rung.name for rung in result.rungs if rung.status == "waiting"), "the end")
+        waiting = next((rung.name for rung in result.trainings if rung.status == "waiting"), "the end")
         show(f"interrupted at {waiting}; continue with: {resume}")
         raise typer.Exit(130)
     _print_rungs(result)
-    show(f"wrote {result.path / LADDER_FILE}")
-    if result.ended is not None:
-        _explain(result.ended, result, resume)
-    if (best := result.best) is None or result.checkpoint is None:
+    show(f"wrote {result.path / LADDER.file}")
+    ended, checkpoint = find_end(result), find_best_checkpoint(result)
+    if ended is not None:
+        _explain(ended, result, resume)
+    if (best := find_best(result)) is None or checkpoint is None:
         show("no rung has come to a network to use")
     elif best.scores[best.net]["margin"] <= 0:
-        show(f"no rung is better than foreground everywhere; next: ssl-seg diagnose {quote(result.checkpoint)}")
+        show(f"no rung is better than foreground everywhere; next: ssl-seg diagnose {quote(checkpoint)}")
     else:
-        show(f"use rung {best.number}, the best on validation: {result.checkpoint}")
+        show(f"use rung {best.number}, the best on validation: {checkpoint}")
         show(f"next: ssl-seg evaluate {quote(result.path)}    ssl-seg predict {quote(result.path)} IMAGES OUTPUT")
-    if result.ended is not None:
+    if ended is not None:
         raise typer.Exit(3)
 
 
@@ -146,14 +147,14 @@ def _print_rungs(result: LabelLadder) -> None:
     from ssl_seg.cli.comparison import describe_absent
     from ssl_seg.cli.console import print_table
 
-    scored = next((rung.scores[rung.net] for rung in result.rungs if rung.scores), None)
+    scored = next((rung.scores[rung.net] for rung in result.trainings if rung.scores), None)
     several = scored is not None and scored["of"] != "foreground"
     of = f" ({scored['of']})" if scored is not None and several else ""
     columns = [
         "rung", "labels", "cases", "start", f"F1 student{of}", f"F1 teacher{of}", f"all-positive{of}", "margin",
         "95 % interval", "to its parent", "95 % interval", "",
     ]  # fmt: skip
-    print_table(f"validation, {result.path}", columns, [_make_row(rung) for rung in result.rungs])
+    print_table(f"validation, {result.path}", columns, [_make_row(rung) for rung in result.trainings])
     for line in describe_absent(scored) if scored is not None else ():
         show(line)
 

@@ -93,22 +93,22 @@ def train(
     """
     given = dict(locals())
     from ssl_seg.cli.checkpoints import check_resumed, find_checkpoint
-    from ssl_seg.cli.folds import check_folds, is_folds, run_folds
+    from ssl_seg.cli.folds import check_folds, run_folds
     from ssl_seg.cli.run_settings import announce_loading, check_paths, make_layers
     from ssl_seg.engine.pace import check_length
     from ssl_seg.errors import ConfigError
-    from ssl_seg.results.markers import FOLDS_FILE, check_free_for
+    from ssl_seg.results.folds import FOLDS
 
     number = int(fold) if fold is not None and fold.isdecimal() else None
     layers = make_layers(config, given | {"fold": number}, set_)
     check_length(layers, epochs, minutes)
     check_folds(folds, fold, layers, split=split, bootstrap=bootstrap, resume=resume)
-    if fold == "all" or (resume is not None and is_folds(resume)):
+    if fold == "all" or (resume is not None and FOLDS.is_in(resume)):
         if bootstrap is not None:
             raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
         check_paths(layers)
         if out is not None:
-            check_free_for(FOLDS_FILE, out, "ssl-seg train --resume")
+            FOLDS.check_free(out)
         announce_loading()
         run_folds(layers, out, resume, epochs, minutes)
         return

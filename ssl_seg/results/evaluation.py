@@ -20,8 +20,7 @@ from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import Score
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.networks.precision import choose_device_if_given
-from ssl_seg.results.folds import join_scores, list_members, load_finished
-from ssl_seg.results.markers import is_cross_validation
+from ssl_seg.results.folds import FOLDS, join_scores, list_checkpoints, list_members, load_finished
 from ssl_seg.run.seal import Ledger, find_sealed, open_sealed
 from ssl_seg.run.sources import absolute_root, open_data, open_store
 
@@ -89,7 +88,7 @@ def evaluate(
             "is in. Leave one of them out."
         )
     tracker = track or (lambda _: pass_through)
-    alone = is_cross_validation(request.checkpoint) and not request.more
+    alone = FOLDS.is_in(request.checkpoint) and not request.more
     if alone and request.part == "val" and request.split is None:
         return _evaluate_folds(request, note, tracker)
     paths = list_members((request.checkpoint, *request.more))
@@ -178,7 +177,7 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
     scores: list[Score] = []
     rows = []
     opened: tuple[Catalog, DataConfig] | None = None
-    for fold, path in zip(validation.folds, validation.checkpoints, strict=True):
+    for fold, path in zip(validation.trainings, list_checkpoints(validation), strict=True):
         (model,) = open_members([path], request.which, choose_device_if_given(request.accelerator))
         _say_machine((model,), note)
         ((net, _),) = model.nets.items()

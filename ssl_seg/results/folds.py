@@ -1,4 +1,4 @@
-"""What a cross-validation has come to: its folds, the score over all of them, and the file that says so.
+"""The folds of a cross-validation, and the scores over all of them.
 
 ::
 
@@ -9,33 +9,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from ssl_seg import __version__
-from ssl_seg.config.layers import Layer
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, quote
-from ssl_seg.files import is_disk_full, write_json
 from ssl_seg.inference.scoring import Score
-from ssl_seg.results.markers import FOLDS_FILE, is_cross_validation
+from ssl_seg.results.study import MemberStatus, Study, StudyKind, load_study
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores, summarize_network
 
-SCHEMA = 1
 NETS = ("student", "teacher")
-
-FoldStatus = Literal["waiting", "done", "collapsed"]
-FoldsEnding = Literal["finished", "interrupted"]
 
 
 @dataclass(frozen=True)
-class FoldRun:
+class Fold:
     """The training of one fold. Scores are those of best.pt on the validation cases of the fold."""
 
     number: int
@@ -44,7 +36,7 @@ class FoldRun:
     """Number of validation cases."""
     labeled: int
     """Number of labeled training cases."""
-    status: FoldStatus = "waiting"
+    status: MemberStatus = "waiting"
     net: str = ""
     """The better network of best.pt."""
     codes: tuple[str, ...] = ()
@@ -57,45 +49,47 @@ class FoldRun:
         """Name of its run directory."""
         return f"fold{self.number}"
 
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return self.name
+
     def summarize(self, net: str) -> dict[str, Any]:
         """Return the scores of a network in short."""
         return summarize_network(self.scores[net])
 
 
-@dataclass(frozen=True)
-class CrossValidation:
-    """The folds of a cross-validation, trained as far as they say."""
-
-    path: Path
-    layers: tuple[Layer, ...]
-    """Files and options it was begun with."""
-    folds: tuple[FoldRun, ...]
-    epochs: int | None = None
-    minutes: float | None = None
-    ending: FoldsEnding | None = None
-    """How it ended; None while there is more to do."""
-
-    @property
-    def checkpoints(self) -> tuple[Path, ...]:
-        """best.pt of each fold."""
-        return tuple(self.run_of(fold).best for fold in self.folds)
-
-    def run_of(self, fold: FoldRun) -> RunDir:
-        """Return the run directory of a fold."""
-        return RunDir(self.path / fold.name)
-
-    def with_fold(self, fold: FoldRun) -> CrossValidation:
-        """Return the cross-validation with one fold replaced."""
-        return replace(self, folds=tuple(fold if old.number == fold.number else old for old in self.folds))
+CrossValidation = Study[Fold]
 
 
-def summarize_fold(fold: FoldRun) -> dict[str, Any]:
-    """Return the row of a fold in cross_validation.json, without its cases."""
-    row = {name: getattr(fold, name) for name in ("name", "number", "cases", "labeled", "status", "net", "codes")}
-    return row | {net: fold.summarize(net) for net in fold.scores}
+def _dump(validation: CrossValidation) -> dict[str, Any]:
+    """Return the rows of cross_validation.json without their cases, and the summary of those that are complete."""
+    folds = validation.trainings
+    shown = ("name", "number", "cases", "labeled", "status", "net", "codes")
+    rows = [{n: getattr(f, n) for n in shown} | {net: f.summarize(net) for net in f.scores} for f in folds]
+    return {"folds": rows, "summary": summarize_folds(folds) if all(fold.scores for fold in folds) else None}
 
 
-def summarize_folds(folds: Sequence[FoldRun]) -> dict[str, Any]:
+def _parse(path: Path, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of cross_validation.json with the scores of best.pt, which are in the runs themselves."""
+    rows = []
+    for row in values["folds"]:
+        done = row["status"] != "waiting"
+        final = load_final_scores(RunDir(path / row["name"])) if done else None
+        scores = {} if final is None else final.of(final.used.source)
+        if done and row["net"] not in scores:
+            raise ValueError(f"{row['name']} is done and has no scores")
+        rows.append({**row, "scores": scores})
+    return rows
+
+
+FOLDS = StudyKind(
+    "cross_validation.json", "cross-validation", "folds", "ssl-seg train", ("epochs", "minutes"),
+    TypeAdapter(CrossValidation), _dump, _parse,
+)  # fmt: skip
+
+
+def summarize_folds(folds: Sequence[Fold]) -> dict[str, Any]:
     """Return mean and standard deviation over folds, and the scores out of fold: of all cases, each by the network
     that has not been trained with it.
 
@@ -132,93 +126,38 @@ def list_members(paths: Sequence[Path]) -> list[Path]:
     """
     members: list[Path] = []
     for path in paths:
-        if not is_cross_validation(path):
+        if not FOLDS.is_in(path):
             members.append(path)
             continue
         validation = load_finished(path)
-        if bad := [fold for fold in validation.folds if fold.status == "collapsed"]:
-            kept = [validation.run_of(fold).best for fold in validation.folds if fold.status == "done"]
+        if bad := [fold for fold in validation.trainings if fold.status == "collapsed"]:
+            kept = [validation.run_of(fold).best for fold in validation.trainings if fold.status == "done"]
             raise RefusedError(
                 f"{path}: {', '.join(fold.name for fold in bad)} collapsed ({', '.join(bad[0].codes)}) and would spoil "
                 f"the mean. Name the others: {' '.join(quote(p) for p in kept)}"
             )
-        members += validation.checkpoints
+        members += list_checkpoints(validation)
     places = [path.resolve() for path in members]
     if twice := [path for n, path in enumerate(members) if places[n] in places[:n]]:
         raise ConfigError(f"{twice[0]} is named twice: give each checkpoint once")
     return members
 
 
+def list_checkpoints(validation: CrossValidation) -> list[Path]:
+    """Return best.pt of each fold."""
+    return [validation.run_of(fold).best for fold in validation.trainings]
+
+
 def load_finished(path: Path) -> CrossValidation:
     """Read a cross-validation of which all folds are trained.
 
     Raises:
-        RunDirError: for one that is not, besides the reasons of ``load_folds``.
+        RunDirError: for one that is not, besides the reasons of ``load_study``.
     """
-    validation = load_folds(path)
-    if waiting := [fold.name for fold in validation.folds if fold.status == "waiting"]:
+    validation = load_study(FOLDS, path)
+    if waiting := [fold.name for fold in validation.trainings if fold.status == "waiting"]:
         raise RunDirError(
-            f"{path} is not finished: {', '.join(waiting)} of {len(validation.folds)} folds to do. Continue it with "
-            f"`ssl-seg train --resume {quote(path)}`, or name the checkpoints of the finished folds"
+            f"{path} is not finished: {', '.join(waiting)} of {len(validation.trainings)} folds to do. Continue it "
+            f"with `{FOLDS.resume(path)}`, or name the checkpoints of the finished folds"
         )
     return validation
-
-
-def save_folds_file(validation: CrossValidation) -> None:
-    """Write cross_validation.json atomically.
-
-    Raises:
-        RunDirError: where the disk is full.
-    """
-    folds = validation.folds
-    values = {
-        "schema": SCHEMA,
-        "version": __version__,
-        "ending": validation.ending,
-        "folds": [summarize_fold(fold) for fold in folds],
-        "summary": summarize_folds(folds) if all(fold.scores for fold in folds) else None,
-        "settings": {
-            "epochs": validation.epochs,
-            "minutes": validation.minutes,
-            "layers": [asdict(layer) for layer in validation.layers],
-        },
-    }
-    try:
-        write_json(validation.path / FOLDS_FILE, values)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise RunDirError(
-            f"the disk of {validation.path} is full; the folds trained so far are kept. Free some space, then continue "
-            f"with `ssl-seg train --resume {quote(validation.path)}`"
-        ) from error
-
-
-def load_folds(path: Path) -> CrossValidation:
-    """Read what ``save_folds_file`` wrote.
-
-    Raises:
-        RunDirError: for a folder without a cross-validation, or with one that another version wrote or that is damaged.
-    """
-    file = path / FOLDS_FILE
-    if not file.is_file():
-        raise RunDirError(f"{path} is no cross-validation: it has no {FOLDS_FILE}")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if values["schema"] != SCHEMA:
-            raise RunDirError(f"{file} has schema {values['schema']}; this version ({__version__}) reads {SCHEMA}")
-        settings = values["settings"]
-        folds = [{**row, "scores": _load_scores(path, row)} for row in values["folds"]]
-        fields = {"path": path, "folds": folds, "ending": values["ending"], **settings}
-        validation = TypeAdapter(CrossValidation).validate_python(fields)
-        if not validation.folds or any(f.status != "waiting" and f.net not in f.scores for f in validation.folds):
-            raise ValueError("folds that are done have no scores")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunDirError(f"{file} is damaged: it has not the form that `ssl-seg train` writes ({error})") from error
-    return validation
-
-
-def _load_scores(path: Path, row: dict[str, Any]) -> dict[str, Score]:
-    """Return the scores of best.pt of a fold, from the run itself; empty where it is not done."""
-    final = None if row["status"] == "waiting" else load_final_scores(RunDir(path / row["name"]))
-    return {} if final is None else final.of(final.used.source)

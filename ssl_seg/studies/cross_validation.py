@@ -1,53 +1,37 @@
-"""Cross-validation: one training a fold, one after the other, in one directory.
-
-Each fold is what ``train --folds N --fold K`` does. How far it is stands on the disk alone, so that one that was killed
-anywhere goes on where it was.
-"""
+"""Cross-validation: one training a fold, one after the other. Each fold is what ``train --folds N --fold K`` does."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from lightning_fabric import Fabric
 
-from ssl_seg.config.layers import Layer, leave_out, merge_layers, nest
+from ssl_seg.config.layers import Layer, merge_layers, nest
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import save_folds
-from ssl_seg.engine.devices import call_on_main
-from ssl_seg.engine.processes import open_fabric
-from ssl_seg.errors import ConfigError, RunDirError, SslSegError, quote
-from ssl_seg.files import hold_directory, next_free
-from ssl_seg.networks.checkpoint import load_checkpoint
-from ssl_seg.results.folds import (
-    CrossValidation,
-    FoldRun,
-    load_folds,
-    save_folds_file,
-)
-from ssl_seg.results.markers import FOLDS_FILE, check_free_for
-from ssl_seg.run.directory import name_data
-from ssl_seg.run.final_scores import SCORES_FILE, load_final_scores, summarize_network
+from ssl_seg.errors import ConfigError, SslSegError
+from ssl_seg.files import next_free
+from ssl_seg.results.folds import FOLDS, CrossValidation, Fold
+from ssl_seg.results.study import save_study
+from ssl_seg.run.directory import SPLIT_FILE, name_data
 from ssl_seg.run.preflight import check_layers, check_with_data
-from ssl_seg.run.prepare import Plan, TrainRequest, has_runtime_only, make_plan
+from ssl_seg.run.prepare import Plan, TrainRequest, make_plan
 from ssl_seg.run.recorder import Console, Silent
 from ssl_seg.run.sources import describe_cases, open_data_once
-from ssl_seg.run.training import runtime_of, train
 from ssl_seg.run.transfer import check_options
-from ssl_seg.studies.directory import (
+from ssl_seg.studies.runner import (
+    OWN_SPLIT,
     anchor_layer,
+    check_resumable,
     create_whole,
-    pin_processes,
-    read_machine,
-    renew_minutes,
+    describe_collapse,
+    describe_continuation,
+    make_training,
+    run_study,
 )
-
-_OWN_SPLIT = {f"split.{name}" for name in ("file", "seed", "val_fraction", "test_fraction", "folds", "fold")}
-"""Settings of which the splits have been made; the folds read them from their files."""
+from ssl_seg.studies.training import Outcome, Training
 
 
 @dataclass(frozen=True)
@@ -81,25 +65,16 @@ def cross_validate(request: CrossValidationRequest, console: Console | None = No
         SslSegError: for anything the user can mend.
     """
     console = console or Silent()
-    layers = request.layers if request.resume is None else (*load_folds(request.resume).layers, *request.layers)
-    runtime = runtime_of(TrainRequest(layers))
-    with open_fabric(runtime) as fabric, ExitStack() as held:
-
-        def begin() -> CrossValidation:
-            validation = _create(request, fabric, console) if request.resume is None else load_folds(request.resume)
-            held.enter_context(hold_directory(validation.path, console.note))
-            return validation if request.resume is None else _reopen(request, console)
-
-        validation = call_on_main(fabric, begin)
-        machine = (pin_processes(runtime), *(request.layers if request.resume is not None else ()))
-        try:
-            for number in [fold.number for fold in validation.folds if fold.status == "waiting"]:
-                validation = _train_fold(fabric, validation, number, machine, console)
-                if validation.ending is not None:
-                    return validation
-        except KeyboardInterrupt:  # between two trainings: a training turns it into an ending of its own
-            return replace(validation, ending="interrupted")
-        return call_on_main(fabric, lambda: _save(replace(validation, ending="finished")))
+    return run_study(
+        FOLDS,
+        request.layers,
+        request.resume,
+        console,
+        create=lambda fabric: _create(request, fabric, console),
+        reopen=lambda validation: _reopen(request, validation, console),
+        plan=_plan_fold,
+        judge=lambda validation, fold, outcome: _judge(validation, fold, outcome, console),
+    )
 
 
 def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -> CrossValidation:
@@ -110,21 +85,23 @@ def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -
     if count is None:
         raise ConfigError("split.folds: a cross-validation needs the number of its folds; give --folds 5")
     if request.out is not None:
-        check_free_for(FOLDS_FILE, request.out, "ssl-seg train --resume")
+        FOLDS.check_free(request.out)
     plans = _plan_folds(replace(request, layers=layers), int(count), fabric, console)
-    splits, labels = [plan.split for plan in plans], plans[0].config.split.labels
-    folds = tuple(FoldRun(n, len(split.val), len(split.labeled_ids(labels))) for n, split in enumerate(splits))
-    validation = CrossValidation(request.out or next_free(Path("runs") / _default_name(plans[0])), layers, folds)
-    validation = replace(validation, epochs=request.epochs, minutes=request.minutes)
+    splits, config = [plan.split for plan in plans], plans[0].config
+    labels = config.split.labels
+    folds = tuple(Fold(n, len(split.val), len(split.labeled_ids(labels))) for n, split in enumerate(splits))
+    name = f"{name_data(config.data.root)}_{config.method.name}_{labels:g}_folds{count}_seed{config.seed}"
+    path = request.out or next_free(Path("runs") / name)
+    validation = CrossValidation(path, layers, folds, request.epochs, request.minutes)
 
     def fill(folder: Path) -> None:
-        save_folds(splits, folder / "split.yaml")
-        save_folds_file(replace(validation, path=folder))
+        save_folds(splits, folder / SPLIT_FILE)
+        save_study(FOLDS, replace(validation, path=folder))
 
-    create_whole(validation.path, fill)
+    create_whole(path, fill)
     counts = ", ".join(str(fold.cases) for fold in folds)
     console.note(
-        f"cross-validation: {validation.path}, {len(folds)} folds with {counts} validation cases, "
+        f"cross-validation: {path}, {len(folds)} folds with {counts} validation cases, "
         f"{len(splits[0].test)} test cases (sealed) in none of them"
     )
     return validation
@@ -151,89 +128,32 @@ def _plan_folds(request: CrossValidationRequest, count: int, fabric: Fabric, con
     return plans
 
 
-def _default_name(plan: Plan) -> str:
-    config, data = plan.config, name_data(plan.config.data.root)
-    return f"{data}_{config.method.name}_{config.split.labels:g}_folds{config.split.folds}_seed{config.seed}"
-
-
-def _reopen(request: CrossValidationRequest, console: Console) -> CrossValidation:
-    """Return the cross-validation to continue, as it is now that it is held."""
-    path = request.resume or Path()
-    validation = load_folds(path)
-    minutes = renew_minutes(request.minutes, validation.minutes, validation.run_of(validation.folds[0]))
-    if request.out or request.epochs or not has_runtime_only(request.layers):
-        raise ConfigError(
-            "--resume continues a cross-validation with its own settings, data and lengths: give it without "
-            "other options (only runtime settings such as --devices may change)"
-        )
-    if validation.ending == "finished":
-        raise RunDirError(f"{path} is finished: all {len(validation.folds)} folds are done; nothing to resume")
-    done = sum(fold.status != "waiting" for fold in validation.folds)
-    console.note(f"cross-validation: {path} goes on, {done} of {len(validation.folds)} folds are done")
+def _reopen(request: CrossValidationRequest, validation: CrossValidation, console: Console) -> CrossValidation:
+    """Return the cross-validation to continue."""
+    minutes = check_resumable(FOLDS, validation, request.layers, request.minutes, request.out, request.epochs)
+    console.note(describe_continuation(FOLDS, validation))
     return replace(validation, ending=None, minutes=minutes)
 
 
-def _save(validation: CrossValidation) -> CrossValidation:
-    save_folds_file(validation)
-    return validation
-
-
-def _train_fold(
-    fabric: Fabric, validation: CrossValidation, number: int, machine: Sequence[Layer], console: Console
-) -> CrossValidation:
-    """Train, or go on with, a fold and record its scores."""
-    fold = validation.folds[number]
-    try:
-        request = call_on_main(fabric, lambda: _plan_training(validation, fold, machine, console))
-        if request is not None and train(request, console).ending == "interrupted":
-            return replace(validation, ending="interrupted")
-        return call_on_main(fabric, lambda: _judge(validation, fold, console))
-    except SslSegError as error:
-        raise type(error)(
-            f"{fold.name}: {error}\nWhen that is mended: ssl-seg train --resume {quote(validation.path)}"
-        ) from error
-
-
-def _plan_training(
-    validation: CrossValidation, fold: FoldRun, machine: Sequence[Layer], console: Console
-) -> TrainRequest | None:
-    """Return how the run of a fold is begun or continued; None where its training has come to an end."""
-    run = validation.run_of(fold)
-    title = f"== {fold.name} of {len(validation.folds)}: {fold.labeled} labeled, {fold.cases} validation"
-    if run.read_ending() is not None:
-        return None
-    if run.last.is_file():
-        console.note(f"{title}, continued: {run.path}")
-        return TrainRequest(tuple(machine), resume=run.path, in_series=True)
-    if run.path.exists():  # killed before its first checkpoint: there is nothing to go on from
-        shutil.rmtree(run.path)
-    console.note(f"{title}: {run.path}")
-    shared = [replace(layer, values=leave_out(layer.values, _OWN_SPLIT)) for layer in validation.layers]
+def _plan_fold(validation: CrossValidation, fold: Fold) -> Training:
+    """Return how a fold is begun: on its own split."""
     file = (validation.path / f"split_{fold.name}.yaml").resolve()
-    own = Layer(fold.name, nest("split.file", str(file)))
-    first = read_machine(validation.run_of(validation.folds[0]), validation.layers, minutes=validation.minutes)
-    layers, minutes = (*shared, own, first, *machine), None if "length" in first.values else validation.minutes
-    return TrainRequest(layers, run.path, epochs=validation.epochs, minutes=minutes, in_series=True)
+    title = f"{fold.name} of {len(validation.trainings)}: {fold.labeled} labeled, {fold.cases} validation"
+    return make_training(validation, fold, title, Layer(fold.name, nest("split.file", str(file))), dropped=OWN_SPLIT)
 
 
-def _judge(validation: CrossValidation, fold: FoldRun, console: Console) -> CrossValidation:
-    """Take over the final scores of a finished fold and record it."""
-    run = validation.run_of(fold)
-    ending, final = run.read_ending() or {}, load_final_scores(run)
-    if final is None:
-        raise RunDirError(f"{run.path} has ended, but its {SCORES_FILE} is missing: put it back, or remove the folder")
-    tolerated = load_checkpoint(run.best, lazy=True).config["monitor"]["on_collapse"] == "warn"
-    stopped = ending.get("event") == "collapsed" or (ending.get("verdict") == "collapsed" and not tolerated)
+def _judge(validation: CrossValidation, fold: Fold, outcome: Outcome, console: Console) -> CrossValidation:
+    """Take over the final scores of a finished fold."""
+    used = outcome.final.used
     fold = replace(
         fold,
-        status="collapsed" if stopped else "done",
-        net=final.used.net,
-        codes=tuple(ending.get("codes", ())),
-        scores=final.of(final.used.source),
+        status="collapsed" if outcome.stopped else "done",
+        net=used.net,
+        codes=outcome.codes,
+        scores=outcome.final.of(used.source),
     )
-    figures = summarize_network(final.used.score)
-    if stopped:
-        console.note(f"{fold.name}: COLLAPSED ({', '.join(fold.codes)}); next: ssl-seg diagnose {quote(run.last)}")
+    if outcome.stopped:
+        console.note(describe_collapse(fold.name, validation.run_of(fold), fold.codes))
     else:
-        console.note(f"{fold.name}: F1 {figures['f1_macro']:.3f} ({fold.net})")
-    return _save(validation.with_fold(fold))
+        console.note(f"{fold.name}: F1 {fold.summarize(fold.net)['f1_macro']:.3f} ({fold.net})")
+    return validation.with_training(fold)

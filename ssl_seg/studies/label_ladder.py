@@ -1,14 +1,11 @@
 """A ladder of label fractions: each rung is a training with more labels that starts from the best one so far.
 
 A rung is what ``train --labels L --bootstrap PARENT`` does, with the gate in front of it. All rungs share one split.
-How far a ladder is stands on the disk alone, so that one that was killed anywhere goes on where it was.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,42 +14,32 @@ from typing import Literal
 from lightning_fabric import Fabric
 
 from ssl_seg.config.data import format_label_amount
-from ssl_seg.config.layers import Layer, leave_out, merge_layers, nest
+from ssl_seg.config.layers import Layer, merge_layers, nest
 from ssl_seg.data.splits.files import save_split
 from ssl_seg.data.splits.split import Split
-from ssl_seg.engine.devices import call_on_main
-from ssl_seg.engine.processes import open_fabric
-from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError, quote
-from ssl_seg.files import hold_directory, next_free
+from ssl_seg.errors import ConfigError, RefusedError
+from ssl_seg.files import next_free
 from ssl_seg.inference.scoring import count_classes
-from ssl_seg.networks.checkpoint import load_checkpoint
-from ssl_seg.results.markers import LADDER_FILE, check_free_for
+from ssl_seg.results.study import save_study
 from ssl_seg.run.bootstrap import given_keys
 from ssl_seg.run.directory import SPLIT_FILE, name_data
-from ssl_seg.run.final_scores import SCORES_FILE, load_final_scores
+from ssl_seg.run.final_scores import describe_for_checkpoint, load_final_scores
 from ssl_seg.run.preflight import check_layers
-from ssl_seg.run.prepare import Plan, TrainRequest, has_runtime_only, make_plan
+from ssl_seg.run.prepare import TrainRequest, make_plan
 from ssl_seg.run.recorder import Console, Silent
-from ssl_seg.run.training import runtime_of, train
 from ssl_seg.run.transfer import check_options
-from ssl_seg.studies.directory import (
+from ssl_seg.studies.rungs import LADDER, LabelLadder, Rung, check_labels, compare_counts, find_best, find_end
+from ssl_seg.studies.runner import (
+    OWN_SPLIT,
     anchor_layer,
+    check_resumable,
     create_whole,
-    pin_processes,
-    read_machine,
-    renew_minutes,
+    describe_collapse,
+    describe_continuation,
+    make_training,
+    run_study,
 )
-from ssl_seg.studies.label_rungs import (
-    LabelLadder,
-    Rung,
-    check_labels,
-    compare_counts,
-    load_ladder,
-    save_ladder,
-)
-
-_OWN_SPLIT = {f"split.{name}" for name in ("labels", "file", "seed", "val_fraction", "test_fraction", "folds", "fold")}
-"""Settings of which the split has been made; the rungs read it from its file."""
+from ssl_seg.studies.training import Outcome, Training
 
 
 @dataclass(frozen=True)
@@ -92,25 +79,17 @@ def climb_labels(request: LabelLadderRequest, console: Console | None = None) ->
             has collapsed.
     """
     console = console or Silent()
-    layers = request.layers if request.resume is None else (*load_ladder(request.resume).layers, *request.layers)
-    runtime = runtime_of(TrainRequest(layers))
-    with open_fabric(runtime) as fabric, ExitStack() as held:
-
-        def begin() -> LabelLadder:
-            ladder = _create(request, fabric, console) if request.resume is None else load_ladder(request.resume)
-            held.enter_context(hold_directory(ladder.path, console.note))
-            return ladder if request.resume is None else _reopen(request, console)
-
-        ladder = call_on_main(fabric, begin)
-        machine = (pin_processes(runtime), *(request.layers if request.resume is not None else ()))
-        try:
-            for number in [rung.number for rung in ladder.rungs if rung.status == "waiting"]:
-                ladder = _climb_rung(fabric, ladder, number, machine, console)
-                if ladder.ending is not None:
-                    return ladder
-        except KeyboardInterrupt:  # between two trainings: a training turns it into an ending of its own
-            return replace(ladder, ending="interrupted")
-        return call_on_main(fabric, lambda: _save(replace(ladder, ending="finished")))
+    return run_study(
+        LADDER,
+        request.layers,
+        request.resume,
+        console,
+        create=lambda fabric: _create(request, fabric, console),
+        reopen=lambda ladder: _reopen(request, ladder, console),
+        plan=_plan_rung,
+        judge=lambda ladder, rung, outcome: _judge(ladder, rung, outcome, console),
+        refuse=_refuse,
+    )
 
 
 def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> LabelLadder:
@@ -123,21 +102,23 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
     layers = tuple(anchor_layer(layer) for layer in (*request.layers, *gate))
     check_layers(layers)
     if request.out is not None:
-        check_free_for(LADDER_FILE, request.out, "ssl-seg ladder --resume")
+        LADDER.check_free(request.out)
     first = Layer(f"--labels {format_label_amount(request.labels[0])}", nest("split.labels", request.labels[0]))
     plan = make_plan(
         TrainRequest((*layers, first), epochs=request.epochs, minutes=request.minutes),
         console.track("reading cases"),
         gpu=fabric.device.type != "cpu",
     )
-    check_options(plan.config, plan.sources, has_parent=len(request.labels) > 1)
-    rungs = _plan_rungs(plan.split, request.labels, console)
-    path = request.out or next_free(Path("runs") / _default_name(plan))
+    config = plan.config
+    check_options(config, plan.sources, has_parent=len(request.labels) > 1)
+    rungs = _list_rungs(plan.split, request.labels, console)
+    name = f"{name_data(config.data.root)}_{config.method.name}_ladder_seed{config.seed}"
+    path = request.out or next_free(Path("runs") / name)
     ladder = LabelLadder(path, layers, rungs, request.epochs, request.minutes, request.force)
 
     def fill(folder: Path) -> None:
         save_split(plan.split, folder / SPLIT_FILE)
-        save_ladder(replace(ladder, path=folder))
+        save_study(LADDER, replace(ladder, path=folder))
 
     create_whole(path, fill)
     counts = ", ".join(str(rung.cases) for rung in rungs)
@@ -145,7 +126,7 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
     return ladder
 
 
-def _plan_rungs(split: Split, labels: Sequence[float], console: Console) -> tuple[Rung, ...]:
+def _list_rungs(split: Split, labels: Sequence[float], console: Console) -> tuple[Rung, ...]:
     rungs = tuple(Rung(n, float(value), len(split.labeled_ids(value))) for n, value in enumerate(labels, start=1))
     for below, above in pairwise(rungs):
         if above.cases < below.cases:
@@ -162,128 +143,66 @@ def _plan_rungs(split: Split, labels: Sequence[float], console: Console) -> tupl
     return rungs
 
 
-def _default_name(plan: Plan) -> str:
-    data = name_data(plan.config.data.root)
-    return f"{data}_{plan.config.method.name}_ladder_seed{plan.config.seed}"
-
-
-def _reopen(request: LabelLadderRequest, console: Console) -> LabelLadder:
-    """Return the ladder to continue, as it is now that it is held; what is to be tried again waits again."""
-    path = request.resume or Path()
-    ladder = load_ladder(path)
-    minutes = renew_minutes(request.minutes, ladder.minutes, ladder.run_of(ladder.rungs[0]))
-    if request.labels or request.out or request.gate or request.epochs or not has_runtime_only(request.layers):
-        raise ConfigError(
-            "--resume continues a ladder with its own settings, data and lengths: give it without other options "
-            "(only --force, and runtime settings such as --devices, may be new)"
-        )
-    if ladder.ending == "finished":
-        raise RunDirError(f"{path} is finished: all {len(ladder.rungs)} rungs are done; nothing to resume")
-    if (ended := ladder.ended) is not None and not request.force:
+def _reopen(request: LabelLadderRequest, ladder: LabelLadder, console: Console) -> LabelLadder:
+    """Return the ladder to continue; what is to be tried again waits again."""
+    others = (request.labels, request.out, request.gate, request.epochs)
+    minutes = check_resumable(LADDER, ladder, request.layers, request.minutes, *others, may="--force, and ")
+    if (ended := find_end(ladder)) is not None and not request.force:
         reason = ended.message or f"the monitor stopped its training: {', '.join(ended.codes)}"
-        raise RefusedError(f"{path} ended at rung {ended.number}: {reason}\n--force goes on from the best rung so far.")
-    rungs = tuple(replace(r, status="waiting", message="") if r.status == "refused" else r for r in ladder.rungs)
-    done = sum(rung.status != "waiting" for rung in rungs)
-    console.note(f"ladder: {path} goes on, {done} of {len(rungs)} rung(s) are done")
-    return replace(ladder, rungs=rungs, force=ladder.force or request.force, ending=None, minutes=minutes)
+        raise RefusedError(
+            f"{ladder.path} ended at rung {ended.number}: {reason}\n--force goes on from the best rung so far."
+        )
+    rungs = tuple(replace(r, status="waiting", message="") if r.status == "refused" else r for r in ladder.trainings)
+    again = replace(ladder, trainings=rungs, force=ladder.force or request.force, ending=None, minutes=minutes)
+    console.note(describe_continuation(LADDER, again))
+    return again
 
 
-def _save(ladder: LabelLadder) -> LabelLadder:
-    save_ladder(ladder)
-    return ladder
+def _plan_rung(ladder: LabelLadder, rung: Rung) -> Training:
+    """Return how a rung is begun: with its labels, on the split that all rungs share, from the best rung so far."""
+    best = find_best(ladder)
+    dropped = OWN_SPLIT | {"split.labels"} | ({"bootstrap"} if best is None and len(ladder.trainings) > 1 else set())
+    dropped |= set() if best is None else {"network.pretrained"}
+    own = Layer(f"rung {rung.number}", {"split": {"labels": rung.labels, "file": str(ladder.path / SPLIT_FILE)}})
+    title = f"rung {rung.number} of {len(ladder.trainings)}: labels {rung.amount}, {rung.cases} case(s)"
+    parent = None if best is None else ladder.run_of(best).best
+    training = make_training(ladder, rung, title, own, dropped=dropped, parent=parent)
+    start = parent or merge_layers(training.layers)[0].get("network", {}).get("pretrained") or "scratch"
+    return replace(training, start=f", from {start}")
 
 
-def _climb_rung(
-    fabric: Fabric,
-    ladder: LabelLadder,
-    number: int,
-    machine: Sequence[Layer],
-    console: Console,
-) -> LabelLadder:
-    """Train, or go on with, a rung and judge it; the ladder has an ending where that was the last rung for now."""
-    rung = ladder.rungs[number - 1]
-    where = f"rung {number} (labels {rung.amount})"
-    try:
-        request = call_on_main(fabric, lambda: _plan_training(ladder, rung, machine, console))
-        if request is not None and train(request, console).ending == "interrupted":
-            return replace(ladder, ending="interrupted")
-        return call_on_main(fabric, lambda: _judge(ladder, rung, console))
-    except RefusedError as error:
-        refused = replace(rung, status="refused", parent=_parent_of(ladder), message=str(error))
-        ended = replace(ladder.with_rung(refused), ending="refused")
-        return call_on_main(fabric, lambda: _save(ended))
-    except SslSegError as error:
-        raise type(error)(
-            f"{where}: {error}\nWhen that is mended: ssl-seg ladder --resume {quote(ladder.path)}"
-        ) from error
+def _refuse(ladder: LabelLadder, rung: Rung, message: str) -> LabelLadder:
+    refused = replace(rung, status="refused", parent=_number(find_best(ladder)), message=message)
+    return replace(ladder.with_training(refused), ending="refused")
 
 
-def _parent_of(ladder: LabelLadder) -> int | None:
-    return None if ladder.best is None else ladder.best.number
+def _number(rung: Rung | None) -> int | None:
+    return None if rung is None else rung.number
 
 
-def _plan_training(ladder: LabelLadder, rung: Rung, machine: Sequence[Layer], console: Console) -> TrainRequest | None:
-    """Return how the run of a rung is begun or continued; None where its training has come to an end."""
-    run, start = ladder.run_of(rung), ladder.checkpoint
-    title = f"== rung {rung.number} of {len(ladder.rungs)}: labels {rung.amount}, {rung.cases} case(s)"
-    if run.read_ending() is not None:
-        return None
-    if run.last.is_file():
-        console.note(f"{title}, continued: {run.path}")
-        return TrainRequest(tuple(machine), resume=run.path, in_series=True)
-    first = read_machine(ladder.run_of(ladder.rungs[0]), ladder.layers, minutes=ladder.minutes)
-    layers = [*_select_layers(ladder, rung), first, *machine]
-    minutes = None if "length" in first.values else ladder.minutes
-    if run.path.exists():  # killed before its first checkpoint: there is nothing to go on from
-        shutil.rmtree(run.path)
-    begins = start or merge_layers(layers)[0].get("network", {}).get("pretrained") or "scratch"
-    console.note(f"{title}, from {begins}: {run.path}")
-    return TrainRequest(
-        tuple(layers), run.path, start, force=ladder.force, epochs=ladder.epochs, minutes=minutes, in_series=True
-    )
-
-
-def _select_layers(ladder: LabelLadder, rung: Rung) -> list[Layer]:
-    """Return the settings of one rung: those of the ladder, its labels, and the split that all rungs share."""
-    dropped = _OWN_SPLIT | ({"bootstrap"} if ladder.best is None and len(ladder.rungs) > 1 else set())
-    dropped |= set() if ladder.best is None else {"network.pretrained"}
-    shared = [replace(layer, values=leave_out(layer.values, dropped)) for layer in ladder.layers]
-    own = {"split": {"labels": rung.labels, "file": str(ladder.path / SPLIT_FILE)}}
-    return [*shared, Layer(f"rung {rung.number}", own)]
-
-
-def _judge(ladder: LabelLadder, rung: Rung, console: Console) -> LabelLadder:
-    """Compare a finished rung with its parent by the final scores of both, and record it."""
-    run, parent = ladder.run_of(rung), ladder.best
-    ending, final, checkpoint = run.read_ending() or {}, load_final_scores(run), load_checkpoint(run.best)
-    if final is None:
-        raise RunDirError(f"{run.path} has ended, but its {SCORES_FILE} is missing: put it back, or remove the folder")
-    verdict, codes = ending.get("verdict"), tuple(ending.get("codes", ()))
-    scores = {k: v for k, v in checkpoint.scores.items() if k != "selected"}
-    rung = replace(rung, parent=_parent_of(ladder), net=final.used.net, codes=codes, scores=scores)
-    tolerated = checkpoint.config["monitor"]["on_collapse"] == "warn"
-    if ending.get("event") == "collapsed" or (verdict == "collapsed" and not tolerated):
-        console.note(f"rung {rung.number}: COLLAPSED ({', '.join(codes)}); next: ssl-seg diagnose {quote(run.last)}")
+def _judge(ladder: LabelLadder, rung: Rung, outcome: Outcome, console: Console) -> LabelLadder:
+    """Compare a finished rung with its parent by the final scores of both."""
+    run, parent, used = ladder.run_of(rung), find_best(ladder), outcome.final.used
+    scores = {k: v for k, v in describe_for_checkpoint(outcome.final, used.source).items() if k != "selected"}
+    rung = replace(rung, parent=_number(parent), net=used.net, codes=outcome.codes, scores=scores)
+    if outcome.stopped:
+        console.note(describe_collapse(f"rung {rung.number}", run, outcome.codes))
         rung = replace(rung, status="collapsed")
-        return _save(replace(ladder.with_rung(rung), ending=None if ladder.force else "collapsed"))
+        return replace(ladder.with_training(rung), ending=None if ladder.force else "collapsed")
     below = None if parent is None else load_final_scores(ladder.run_of(parent))
-    if parent is None or below is None:
+    if below is None:
         rung = replace(rung, status="done", kept=True)
     else:
-        difference = compare_counts(count_classes(final.used.score), count_classes(below.used.score))
+        difference = compare_counts(count_classes(used.score), count_classes(below.used.score))
         rung = replace(rung, status="done", difference=difference, kept=difference.f1 >= 0)
-    console.note(_describe(rung, parent))
-    return _save(ladder.with_rung(rung))
+    console.note(_describe(rung))
+    return ladder.with_training(rung)
 
 
-def _describe(rung: Rung, parent: Rung | None) -> str:
-    score = rung.scores[rung.net]
-    line = f"rung {rung.number}: F1 {score['f1_macro']:.3f} ({rung.net})"
-    if parent is None or rung.difference is None:
+def _describe(rung: Rung) -> str:
+    line = f"rung {rung.number}: F1 {rung.scores[rung.net]['f1_macro']:.3f} ({rung.net})"
+    if (d := rung.difference) is None:
         return f"{line}, the first one"
-    d = rung.difference
     interval = d.why if d.low is None or d.high is None else f"95 % interval {d.low:+.3f} to {d.high:+.3f}"
-    compared = f"{d.f1:+.3f} to rung {parent.number} on the same cases ({interval})"
-    if rung.kept:
-        return f"{line}, {compared}"
-    return f"{line}, {compared}: WORSE than its parent, which is kept"
+    end = "" if rung.kept else ": WORSE than its parent, which is kept"
+    return f"{line}, {d.f1:+.3f} to rung {rung.parent} on the same cases ({interval}){end}"

@@ -47,7 +47,6 @@ from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.recorder import Silent
 from ssl_seg.run.training import TrainResult, train
 from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
-from ssl_seg.studies.directory import renew_minutes
 from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
 PACE = Pace(step=0.5, look=2.0, reading=3.0, scoring=10.0)
@@ -548,7 +547,7 @@ class TestSeries:
             climb_labels(request)
         assert json.loads((out / "ladder.json").read_text())["settings"]["minutes"] == self.MINUTES
         ladder = climb_labels(LabelLadderRequest(resume=out, minutes=2 * self.MINUTES))
-        steps = self.steps_of(*(ladder.run_of(rung) for rung in ladder.rungs))
+        steps = self.steps_of(*(ladder.run_of(rung) for rung in ladder.trainings))
         assert steps[0] == steps[1] == plan_steps(PACE, make_config(per_epoch=6), 2 * self.MINUTES, warmup=0)
         assert len(paces) == 2
         with pytest.raises(ConfigError, match="planned already"):
@@ -558,16 +557,5 @@ class TestSeries:
         paces.pop(0)
         layers = self.layers(particles_dir, {"split": {"labels": 0.5, "folds": 2}})
         folds = cross_validate(CrossValidationRequest(layers, tmp_path / "folds", minutes=self.MINUTES))
-        assert self.steps_of(*map(folds.run_of, folds.folds)) == [10, 10]
+        assert self.steps_of(*map(folds.run_of, folds.trainings)) == [10, 10]
         assert len(paces) == 2
-
-    def test_minutes_of_a_series_that_goes_on(self, tmp_path: Path) -> None:
-        first = RunDir(tmp_path / "first")
-        assert renew_minutes(None, 2.0, first) == 2.0
-        assert renew_minutes(3.0, 2.0, first) == 3.0
-        assert renew_minutes(None, None, first) is None
-        with pytest.raises(ConfigError, match="planned already"):
-            renew_minutes(3.0, None, first)
-        first.path.mkdir()
-        with pytest.raises(ConfigError, match="planned already"):
-            renew_minutes(3.0, 2.0, first)

@@ -320,7 +320,7 @@ def test_the_first_rung_of_a_ladder_starts_from_it_and_the_next_from_the_rung(
     notes = Notes()
     ladder = climb_labels(LabelLadderRequest((0.3, 1.0), layers, tmp_path / "l", gate="none"), notes)
     assert ladder.ending == "finished"
-    first, second = (load_checkpoint(ladder.run_of(rung).last).config for rung in ladder.rungs)
+    first, second = (load_checkpoint(ladder.run_of(rung).last).config for rung in ladder.trainings)
     assert (first["network"]["pretrained"], second["network"]["pretrained"]) == (str(pretrained_run), None)
     assert any(f"from {pretrained_run}" in text for text in notes.texts)
 

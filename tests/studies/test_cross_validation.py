@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +19,19 @@ from ssl_seg.cli.main import main
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.synthetic import write_dataset
-from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
 from ssl_seg.networks.checkpoint import load_checkpoint
-from ssl_seg.results.folds import (
-    CrossValidation,
-    list_members,
-    load_folds,
-    summarize_folds,
-)
+from ssl_seg.results.folds import FOLDS, CrossValidation, Fold, list_checkpoints, list_members, summarize_folds
+from ssl_seg.results.study import load_study
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import summarize_network
-from ssl_seg.run.recorder import Recorder
 
-FOLDS = 2
+FOLD_COUNT = 2
 SETTINGS: dict[str, Any] = {
     "data": {"patch_size": [64, 64]},
     "length": {"steps": 4, "steps_per_epoch": 2},
     "monitor": {**TINY["monitor"], "probe_patches": 3, "first_epoch_probes": [0]},
-    "split": {"labels": 0.5, "folds": FOLDS},
+    "split": {"labels": 0.5, "folds": FOLD_COUNT},
 }
 
 
@@ -73,25 +65,27 @@ def f1_of(counts: Any) -> float:
 
 
 def counts_of(validation: CrossValidation, fold: int, net: str) -> list[list[int]]:
-    return [[c.overlap.tp, c.overlap.fp, c.overlap.fn, c.overlap.tn] for c in validation.folds[fold].scores[net].cases]
+    return [
+        [c.overlap.tp, c.overlap.fp, c.overlap.fn, c.overlap.tn] for c in validation.trainings[fold].scores[net].cases
+    ]
 
 
 class TestFolds:
     def test_each_labeled_case_is_scored_once_and_no_test_case(self, whole: CrossValidation, folder: Path) -> None:
-        scored = [case.case_id for fold in whole.folds for case in fold.scores[fold.net].cases]
-        test = load_split(whole.run_of(whole.folds[0]).path / "split.yaml").test
+        scored = [case.case_id for fold in whole.trainings for case in fold.scores[fold.net].cases]
+        test = load_split(whole.run_of(whole.trainings[0]).path / "split.yaml").test
         labeled = {path.stem for path in (folder / "masks").iterdir()}
         assert len(scored) == len(set(scored))
         assert set(scored) == labeled - set(test)
         assert len(test) > 0
-        for fold in whole.folds:
+        for fold in whole.trainings:
             split = split_from_dict(load_checkpoint(whole.run_of(fold).best).split)
-            assert (split.folds, split.fold, split.test) == (FOLDS, fold.number, test)
+            assert (split.folds, split.fold, split.test) == (FOLD_COUNT, fold.number, test)
             assert [c.case_id for c in fold.scores["student"].cases] == list(split.val)
             assert fold.labeled == len(split.labeled_ids(0.5))
 
     def test_scores_are_those_of_the_checkpoints(self, whole: CrossValidation) -> None:
-        for fold in whole.folds:
+        for fold in whole.trainings:
             recorded = load_checkpoint(whole.run_of(fold).best).scores
             for net in ("student", "teacher"):
                 assert f1_of(counts_of(whole, fold.number, net)) == pytest.approx(recorded[net]["f1"])
@@ -99,16 +93,16 @@ class TestFolds:
 
     def test_the_summary_by_hand(self, whole: CrossValidation) -> None:
         summary = json.loads((whole.path / "cross_validation.json").read_text())["summary"]
-        assert summary == summarize_folds(whole.folds)
+        assert summary == summarize_folds(whole.trainings)
         for name in ("student", "teacher", "better"):
-            counts = [counts_of(whole, f.number, f.net if name == "better" else name) for f in whole.folds]
+            counts = [counts_of(whole, f.number, f.net if name == "better" else name) for f in whole.trainings]
             f1 = [f1_of(rows) for rows in counts]
             pooled = np.array([row for rows in counts for row in rows])
             everywhere = f1_of([[tp + fn, fp + tn, 0, 0] for tp, fp, fn, tn in pooled])
             found = summary[name]
-            assert found["mean"]["f1"] == pytest.approx(sum(f1) / FOLDS)
+            assert found["mean"]["f1"] == pytest.approx(sum(f1) / FOLD_COUNT)
             assert found["sd"]["f1"] == pytest.approx(
-                (sum((x - sum(f1) / FOLDS) ** 2 for x in f1) / (FOLDS - 1)) ** 0.5
+                (sum((x - sum(f1) / FOLD_COUNT) ** 2 for x in f1) / (FOLD_COUNT - 1)) ** 0.5
             )
             assert found["out_of_fold"]["f1"] == pytest.approx(f1_of(pooled))
             assert found["out_of_fold"]["margin"] == pytest.approx(f1_of(pooled) - everywhere)
@@ -117,83 +111,45 @@ class TestFolds:
 
     def test_what_the_file_says(self, whole: CrossValidation) -> None:
         assert whole.ending == "finished"
-        assert load_folds(whole.path) == whole
-        assert [fold.status for fold in whole.folds] == ["done"] * FOLDS
-
-
-class Killed(BaseException):
-    """In place of kill -9: no handler of the package takes it for anything."""
-
-
-@contextmanager
-def killed(target: Any, name: str, when: Callable[..., bool]) -> Iterator[None]:
-    """Die when ``target.name`` is called with arguments for which ``when`` holds."""
-    original = getattr(target, name)
-
-    def die(*args: Any, **kwargs: Any) -> Any:
-        if when(*args):
-            raise Killed
-        return original(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(target, name, die)
-        with pytest.raises(Killed):
-            yield
-
-
-def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+        assert load_study(FOLDS, whole.path) == whole
+        assert [fold.status for fold in whole.trainings] == ["done"] * FOLD_COUNT
 
 
 class TestContinuation:
-    def test_killed_at_every_point_it_ends_with_equal_bits(
-        self, whole: CrossValidation, folder: Path, tmp_path: Path
+    def test_killed_between_two_folds_it_ends_with_equal_bits(
+        self, whole: CrossValidation, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from ssl_seg.run import finish
+        """All other points are those of the runner: see the test of the ladder."""
         from ssl_seg.studies import cross_validation
 
-        points: list[tuple[str, tuple[Any, str, Callable[..., bool]]]] = [
-            ("before the first checkpoint", (Recorder, "save_last", lambda *_: True)),
-            ("within an epoch", (Engine, "step", lambda _, __, step, *___: step == 3)),
-            ("before the final scores", (finish, "_score_run", lambda *_: True)),
-            ("trained, not recorded", (cross_validation, "_judge", lambda *_: True)),
-            ("scored, next not begun", (cross_validation, "_plan_training", lambda _, fold, *__: fold.number == 1)),
-            ("second fold, within an epoch", (Engine, "step", lambda _, __, step, *___: step == 3)),
-        ]
-        out = tmp_path / "killed"
-        for number, (point, death) in enumerate(points):
-            folds = load_folds(out).folds if number else ()
-            done = {f.name: state_of(out / f.name) for f in folds if f.status == "done"}
-            with killed(*death):
-                if number == 0:
-                    run_folds(out, folder)
-                else:
-                    cross_validate(CrossValidationRequest(resume=out))
-            assert load_folds(out).ending is None, point
-            assert {name: state_of(out / name) for name in done} == done, point
-        assert [f.status for f in load_folds(out).folds] == ["done", "waiting"]
-        with pytest.raises(RunDirError, match=f"fold1 of {FOLDS} folds to do.*train --resume"):
+        def die(validation: CrossValidation, fold: Fold) -> Any:
+            if fold.number == 1:
+                raise SystemExit
+            return plan(validation, fold)
+
+        out, plan = tmp_path / "killed", cross_validation._plan_fold
+        with monkeypatch.context() as patch:
+            patch.setattr(cross_validation, "_plan_fold", die)
+            with pytest.raises(SystemExit):
+                run_folds(out, folder)
+        assert [f.status for f in load_study(FOLDS, out).trainings] == ["done", "waiting"]
+        with pytest.raises(RunDirError, match=f"fold1 of {FOLD_COUNT} folds to do.*train --resume"):
             list_members([out])
         resumed = cross_validate(CrossValidationRequest(resume=out))
-        assert resumed.folds == whole.folds
-        for fold in whole.folds:
-            for name in ("last", "best"):
-                assert same_weights(getattr(whole.run_of(fold), name), getattr(resumed.run_of(fold), name))
+        assert resumed.trainings == whole.trainings
+        for fold in whole.trainings:
+            assert same_weights(whole.run_of(fold).last, resumed.run_of(fold).last)
         one, two = (json.loads((path / "cross_validation.json").read_text()) for path in (whole.path, out))
         assert one == two
 
-    def test_what_cannot_be_resumed(self, whole: CrossValidation, tmp_path: Path) -> None:
-        with pytest.raises(RunDirError, match=f"is finished: all {FOLDS} folds"):
+    def test_what_cannot_be_begun_or_resumed(self, whole: CrossValidation, folder: Path) -> None:
+        with pytest.raises(RunDirError, match=f"is finished: all {FOLD_COUNT} folds"):
             cross_validate(CrossValidationRequest(resume=whole.path))
-        for changed in ({"out": tmp_path / "x"}, {"epochs": 1}, {"layers": (Layer("--lr", {"optim": {"lr": 1.0}}),)}):
+        for changed in ({"out": whole.path}, {"epochs": 1}):
             with pytest.raises(ConfigError, match="without other options"):
                 cross_validate(CrossValidationRequest(resume=whole.path, **changed))
-        with pytest.raises(RunDirError, match="no cross-validation"):
-            cross_validate(CrossValidationRequest(resume=tmp_path))
-        for text, message in (("{", "damaged"), ('{"schema": 9}', "has schema 9"), ('{"schema": 1}', "damaged")):
-            (tmp_path / "cross_validation.json").write_text(text)
-            with pytest.raises(RunDirError, match=message):
-                cross_validate(CrossValidationRequest(resume=tmp_path))
+        with pytest.raises(RunDirError, match="never overwritten: continue it with `ssl-seg train --resume"):
+            run_folds(whole.path, folder)
 
     @pytest.mark.parametrize(
         "change",
@@ -205,20 +161,7 @@ class TestContinuation:
         values.update({key: value for key, value in change.items() if key in values})
         (tmp_path / "cross_validation.json").write_text(json.dumps(values))
         with pytest.raises(RunDirError, match="is damaged"):
-            load_folds(tmp_path)
-
-    def test_nothing_is_overwritten_and_one_process_at_a_time(
-        self, whole: CrossValidation, folder: Path, tmp_path: Path
-    ) -> None:
-        from filelock import FileLock
-
-        with pytest.raises(RunDirError, match="never overwritten: continue it with `ssl-seg train --resume"):
-            run_folds(whole.path, folder)
-        shutil.copytree(whole.path, tmp_path / "cv")
-        values = json.loads((tmp_path / "cv" / "cross_validation.json").read_text())
-        (tmp_path / "cv" / "cross_validation.json").write_text(json.dumps({**values, "ending": None}))
-        with FileLock(tmp_path / "cv" / "lock"), pytest.raises(RunDirError, match="another process"):
-            cross_validate(CrossValidationRequest(resume=tmp_path / "cv"))
+            load_study(FOLDS, tmp_path)
 
     def test_a_bad_fold_is_found_before_the_first_is_trained(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(SplitError, match="99 cases"):
@@ -233,7 +176,7 @@ class TestOutOfFold:
         result = evaluate(EvaluateRequest(whole.path))
         assert json.loads(json.dumps(result, allow_nan=False)) == result
         expected = {}
-        for fold in whole.folds:
+        for fold in whole.trainings:
             one = evaluate(EvaluateRequest(whole.run_of(fold).best, which=fold.net))
             expected |= {row["id"]: {**row, "fold": fold.number} for row in one["cases"]}
             assert result["folds"][fold.number]["pooled"] == one["pooled"]
@@ -252,7 +195,7 @@ class TestOutOfFold:
     def test_an_ensemble_would_have_seen_the_cases(self, whole: CrossValidation) -> None:
         with pytest.raises(ConfigError, match="scored out of fold"):
             evaluate(EvaluateRequest(whole.path, ensemble=True))
-        first, *others = whole.checkpoints
+        first, *others = list_checkpoints(whole)
         with pytest.raises(SplitError, match=f"training cases of {others[0]}.*name the directory"):
             evaluate(EvaluateRequest(first, more=tuple(others)))
 
@@ -302,26 +245,26 @@ class TestCommand:
         config = tmp_path / "c.yaml"
         data = {**SETTINGS["data"], "root": str(folder)}
         config.write_text(json.dumps({**TINY, **SETTINGS, "data": data, "split": {"labels": 0.5}}))
-        code, _, err = cli("train", "--config", config, "--folds", FOLDS, "--fold", 1, "--out", tmp_path / "run")
+        code, _, err = cli("train", "--config", config, "--folds", FOLD_COUNT, "--fold", 1, "--out", tmp_path / "run")
         assert code == 0, err
-        assert same_weights(RunDir(tmp_path / "run").last, whole.run_of(whole.folds[1]).last)
+        assert same_weights(RunDir(tmp_path / "run").last, whole.run_of(whole.trainings[1]).last)
 
     def test_the_table(self, whole: CrossValidation, capsys: pytest.CaptureFixture[str]) -> None:
         _report(whole)
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-        summary = summarize_folds(whole.folds)
+        summary = summarize_folds(whole.trainings)
         for name, row in (("mean", "mean"), ("sd", "sd"), ("out_of_fold", "out")):
             (found,) = [line for line in lines if line and line[0] == row]
             assert {f"{summary[net][name]['f1']:.3f}" for net in ("student", "teacher")} <= set(found)
-        margins = [summarize_network(fold.scores[fold.net])["margin"] for fold in whole.folds]
+        margins = [summarize_network(fold.scores[fold.net])["margin"] for fold in whole.trainings]
         assert summary["better"]["out_of_fold"]["margin"] <= 0  # of a few steps
-        worst = whole.run_of(whole.folds[margins.index(min(margins))]).best
+        worst = whole.run_of(whole.trainings[margins.index(min(margins))]).best
         assert ["next:", "ssl-seg", "diagnose", str(worst)] in [line[-4:] for line in lines]
 
     def test_good_folds_are_evaluated_next(
         self, whole: CrossValidation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        summary = summarize_folds(whole.folds)
+        summary = summarize_folds(whole.trainings)
         summary["better"]["out_of_fold"]["margin"] = 0.1
         monkeypatch.setattr("ssl_seg.results.folds.summarize_folds", lambda _: summary)
         _report(whole)
@@ -344,7 +287,7 @@ class TestCommand:
         data = {**SETTINGS["data"], "root": str(folder)}
         config.write_text(json.dumps({**TINY, "data": data, "length": {"steps": 1}, "split": {"folds": 2}}))
         with monkeypatch.context() as patch:
-            patch.setattr(cross_validation, "_plan_training", interrupt)
+            patch.setattr(cross_validation, "_plan_fold", interrupt)
             code, text, _ = cli("train", "--config", config, "--fold", "all", "--out", out)
         assert code == 130
         assert f"interrupted at fold0; continue with: ssl-seg train --resume {out}" in text
@@ -356,8 +299,8 @@ class TestCommand:
             True,
             True,
         )
-        found = load_folds(out)
-        assert [(f.status, bool(f.scores)) for f in found.folds] == [("collapsed", True), ("done", True)]
+        found = load_study(FOLDS, out)
+        assert [(f.status, bool(f.scores)) for f in found.trainings] == [("collapsed", True), ("done", True)]
         assert found.ending == "finished"
         with pytest.raises(RefusedError, match=r"fold0 collapsed \(all_negative\).*Name the others: .*fold1"):
             list_members([out])

@@ -27,11 +27,20 @@ from ssl_seg.errors import ConfigError, RefusedError, RunDirError
 from ssl_seg.inference.model import config_of
 from ssl_seg.inference.scoring import count_classes
 from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.results.study import load_study, save_study
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores
 from ssl_seg.run.recorder import Recorder
 from ssl_seg.scores.intervals import NO_VARIATION
-from ssl_seg.studies.label_rungs import Difference, LabelLadder, check_labels, compare_counts, load_ladder, save_ladder
+from ssl_seg.studies.rungs import (
+    LADDER,
+    Difference,
+    LabelLadder,
+    check_labels,
+    compare_counts,
+    find_best,
+    find_best_checkpoint,
+)
 
 LABELS = (0.1, 1.0)
 SETTINGS = {
@@ -67,35 +76,39 @@ def f1_of(counts: Any) -> float:
 class TestRungs:
     def test_the_result_and_its_file_say_the_same(self, whole: LabelLadder) -> None:
         assert whole.ending == "finished"
-        assert [(r.name, r.labels, r.cases, r.status) for r in whole.rungs] == [
+        assert [(r.name, r.labels, r.cases, r.status) for r in whole.trainings] == [
             ("rung1_0.1", 0.1, 1, "done"), ("rung2_1", 1.0, 13, "done"),
         ]  # fmt: skip
-        assert load_ladder(whole.path) == whole
+        assert load_study(LADDER, whole.path) == whole
         file = json.loads((whole.path / "ladder.json").read_text())
-        assert whole.best is not None
-        assert file["checkpoint"] == f"{whole.best.name}/checkpoints/best.pt"
-        assert (whole.path / file["checkpoint"]) == whole.checkpoint
-        assert [row["kept"] for row in file["rungs"]] == [r.kept for r in whole.rungs]
+        used = find_best(whole)
+        assert used is not None
+        assert file["checkpoint"] == f"{used.name}/checkpoints/best.pt"
+        assert (whole.path / file["checkpoint"]) == find_best_checkpoint(whole)
+        assert [row["kept"] for row in file["rungs"]] == [r.kept for r in whole.trainings]
 
     def test_each_rung_starts_from_the_best_below(self, whole: LabelLadder) -> None:
         best = None
-        for rung in whole.rungs:
+        for rung in whole.trainings:
             (started,) = [e for e in whole.run_of(rung).read_events() if e["event"] == "started"]
             assert rung.parent == best
             assert (started["parent"] is None) == (best is None)
             assert (rung.difference is None) == (best is None)
             if best is not None:
-                assert started["parent"]["scores"] == load_checkpoint(whole.run_of(whole.rungs[best - 1]).best).scores
+                assert (
+                    started["parent"]["scores"] == load_checkpoint(whole.run_of(whole.trainings[best - 1]).best).scores
+                )
                 assert started["parent"]["net"] == "student"  # the option that was given
                 assert rung.kept == (rung.difference.f1 >= 0)
             best = rung.number if rung.kept else best
-        assert whole.best is not None
-        assert whole.best.number == best
+        used = find_best(whole)
+        assert used is not None
+        assert used.number == best
 
     def test_differences_are_those_of_the_final_scores(self, whole: LabelLadder) -> None:
-        used = [load_final_scores(whole.run_of(rung)).used for rung in whole.rungs]  # type: ignore[union-attr]
+        used = [load_final_scores(whole.run_of(rung)).used for rung in whole.trainings]  # type: ignore[union-attr]
         counts = [count_classes(network.score) for network in used]
-        for rung, own in zip(whole.rungs, counts, strict=True):
+        for rung, own in zip(whole.trainings, counts, strict=True):
             scores = load_checkpoint(whole.run_of(rung).best).scores
             assert len(own) == len(load_split(whole.path / "split.yaml").val)
             assert f1_of(own) == pytest.approx(scores[rung.net]["f1_macro"])
@@ -107,21 +120,23 @@ class TestRungs:
 
     def test_one_split_for_all(self, whole: LabelLadder) -> None:
         own = load_split(whole.path / "split.yaml")
-        for rung in whole.rungs:
+        for rung in whole.trainings:
             split = split_from_dict(load_checkpoint(whole.run_of(rung).last).split)
             assert (split.val, split.test, split.fingerprint) == (own.val, own.test, own.fingerprint)
 
     def test_a_rung_is_what_train_does(self, whole: LabelLadder, particles_dir: Path, tmp_path: Path) -> None:
         """With the same options, and the parent that the ladder chose."""
-        rung = whole.rungs[1]
+        rung = whole.trainings[1]
         layers = [Layer("--x", SETTINGS), Layer("--data", {"data": {"root": str(particles_dir)}})]
         layers += [Layer("--labels", {"split": {"labels": 1.0}}), Layer("--set", {"bootstrap": {"start": "student"}})]
-        result = train(TrainRequest(tuple(layers), tmp_path / "run", whole.run_of(whole.rungs[0]).best, force=True))
+        result = train(TrainRequest(tuple(layers), tmp_path / "run", whole.run_of(whole.trainings[0]).best, force=True))
         assert same_weights(result.run.last, whole.run_of(rung).last)
         assert same_weights(result.run.best, whole.run_of(rung).best)
 
     def test_the_first_rung_has_no_bootstrap_options_and_the_others_have(self, whole: LabelLadder) -> None:
-        starts = [config_of(load_checkpoint(p), p).bootstrap.start for p in (whole.run_of(r).last for r in whole.rungs)]
+        starts = [
+            config_of(load_checkpoint(p), p).bootstrap.start for p in (whole.run_of(r).last for r in whole.trainings)
+        ]
         assert starts == ["better", "student"]
 
     def test_a_worse_rung_is_kept_out(
@@ -131,8 +146,8 @@ class TestRungs:
         monkeypatch.setattr("ssl_seg.studies.label_ladder.compare_counts", lambda *_: next(outcomes))
         monkeypatch.setattr("ssl_seg.run.prepare.check_parent", lambda *_: [])
         ladder = climb(tmp_path / "l", particles_dir, {"length": {"steps": 1}}, labels=(0.1, 0.5, 1.0))
-        assert [(r.parent, r.kept) for r in ladder.rungs] == [(None, True), (1, False), (1, True)]
-        assert ladder.checkpoint == ladder.run_of(ladder.rungs[2]).best
+        assert [(r.parent, r.kept) for r in ladder.trainings] == [(None, True), (1, False), (1, True)]
+        assert find_best_checkpoint(ladder) == ladder.run_of(ladder.trainings[2]).best
 
 
 class TestComparison:
@@ -200,11 +215,11 @@ def list_kill_points() -> dict[str, tuple[Any, str, Callable[..., bool]]]:
         return run.path.name.startswith("rung2_")
 
     return {
-        "before the first run": (ladder, "_plan_training", is_first),
+        "before the first run": (ladder, "_plan_rung", is_first),
         "before the first checkpoint": (Recorder, "save_last", lambda *_: True),
         "within an epoch": (Engine, "step", lambda _, __, step, *___: step == 3),
         "trained, not judged": (ladder, "_judge", is_first),
-        "judged, next not begun": (ladder, "_plan_training", is_second),
+        "judged, next not begun": (ladder, "_plan_rung", is_second),
         "second rung, before the first checkpoint": (Recorder, "save_last", lambda *_: True),
         "second rung, within an epoch": (Engine, "step", lambda _, __, step, *___: step == 3),
         "before the final scores": (finish, "_score_run", in_second),
@@ -224,11 +239,11 @@ class TestContinuation:
                     climb(out, particles_dir, {"bootstrap": {"start": "student"}}, force=True)
                 else:
                     climb_labels(LabelLadderRequest(resume=out))
-            assert load_ladder(out).ending is None, point
+            assert load_study(LADDER, out).ending is None, point
             assert {name: state_of(out / name) for name in done} == done, point  # finished rungs are not touched
         resumed = climb_labels(LabelLadderRequest(resume=out))
-        assert resumed.rungs == whole.rungs
-        for rung in whole.rungs:
+        assert resumed.trainings == whole.trainings
+        for rung in whole.trainings:
             for name in ("last", "best"):
                 assert same_weights(getattr(whole.run_of(rung), name), getattr(resumed.run_of(rung), name))
         one, two = (json.loads((path / "ladder.json").read_text()) for path in (whole.path, out))
@@ -246,23 +261,6 @@ class TestContinuation:
             with pytest.raises(ConfigError, match="without other options"):
                 climb_labels(LabelLadderRequest(resume=whole.path, **changed))
 
-    def test_folders_without_a_ladder(self, whole: LabelLadder, tmp_path: Path) -> None:
-        with pytest.raises(RunDirError, match="no folder"):
-            climb_labels(LabelLadderRequest(resume=tmp_path / "none"))
-        with pytest.raises(RunDirError, match="no ladder"):
-            climb_labels(LabelLadderRequest(resume=tmp_path))
-        with pytest.raises(RunDirError, match="train --resume"):
-            climb_labels(LabelLadderRequest(resume=whole.run_of(whole.rungs[0]).path))
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [("{", "is damaged"), ('{"schema": 9}', "has schema 9"), ('{"schema": 1}', "is damaged"), ("[]", "is damaged")],
-    )
-    def test_files_of_another_form(self, tmp_path: Path, text: str, message: str) -> None:
-        (tmp_path / "ladder.json").write_text(text)
-        with pytest.raises(RunDirError, match=message):
-            climb_labels(LabelLadderRequest(resume=tmp_path))
-
     @pytest.mark.parametrize(
         "change",
         [
@@ -279,7 +277,7 @@ class TestContinuation:
         values["rungs"][0].update(change.pop("rung", {}))
         (tmp_path / "ladder.json").write_text(json.dumps({**values, **change}))
         with pytest.raises(RunDirError, match="is damaged"):
-            load_ladder(tmp_path)
+            load_study(LADDER, tmp_path)
 
     def test_one_process_at_a_time(self, whole: LabelLadder, tmp_path: Path) -> None:
         from filelock import FileLock
@@ -299,14 +297,14 @@ class TestContinuation:
             outcomes = iter(["channels_last", "contiguous"])
             patch.setattr("ssl_seg.run.training.choose_memory_format", lambda _: next(outcomes))
             ladder = climb(tmp_path / "l", particles_dir, auto, force=True, gate="interval")
-        configs = [config_of(load_checkpoint(path), path) for path in (ladder.run_of(r).last for r in ladder.rungs)]
+        configs = [config_of(load_checkpoint(path), path) for path in (ladder.run_of(r).last for r in ladder.trainings)]
         assert [config.runtime.memory_format for config in configs] == ["channels_last"] * 2
         assert [config.bootstrap.gate for config in configs] == ["margin", "interval"]
 
 
 def finished_runs(out: Path) -> dict[str, dict[str, tuple[int, bytes]]]:
-    ladder = load_ladder(out) if out.exists() else None
-    return {} if ladder is None else {r.name: state_of(out / r.name) for r in ladder.rungs if r.status == "done"}
+    ladder = load_study(LADDER, out) if out.exists() else None
+    return {} if ladder is None else {r.name: state_of(out / r.name) for r in ladder.trainings if r.status == "done"}
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -318,33 +316,33 @@ class TestEndings:
         out = tmp_path / "l"
         short = {"length": {"steps": 1}}
         ladder = climb(out, particles_dir, short, labels=(0.5, 1.0))
-        assert (ladder.ending, [r.status for r in ladder.rungs]) == ("refused", ["done", "refused"])
-        assert "not above trivial" in ladder.rungs[1].message
-        assert not ladder.run_of(ladder.rungs[1]).path.exists()
-        assert load_ladder(out) == ladder
+        assert (ladder.ending, [r.status for r in ladder.trainings]) == ("refused", ["done", "refused"])
+        assert "not above trivial" in ladder.trainings[1].message
+        assert not ladder.run_of(ladder.trainings[1]).path.exists()
+        assert load_study(LADDER, out) == ladder
         with pytest.raises(RefusedError, match=r"(?s)ended at rung 2: .*not above trivial.*--force goes on"):
             climb_labels(LabelLadderRequest(resume=out))
         ladder = climb_labels(LabelLadderRequest(resume=out, force=True))
-        assert (ladder.ending, [r.status for r in ladder.rungs]) == ("finished", ["done", "done"])
-        assert ladder.rungs[1].message == ""
+        assert (ladder.ending, [r.status for r in ladder.trainings]) == ("finished", ["done", "done"])
+        assert ladder.trainings[1].message == ""
 
     def test_a_collapsed_rung_ends_it(self, particles_dir: Path, tmp_path: Path) -> None:
         """With an absurd learning rate the networks are NaN in the second epoch."""
         out = tmp_path / "l"
         broken = {"optim": {"lr": 1e30, "warmup_steps": 0, "clip_norm": None}, "monitor": {"on_collapse": "stop"}}
         ladder = climb(out, particles_dir, broken, labels=(0.5, 1.0))
-        assert (ladder.ending, [r.status for r in ladder.rungs]) == ("collapsed", ["collapsed", "waiting"])
-        assert ladder.checkpoint is None
-        assert "non_finite" in ladder.rungs[0].codes
+        assert (ladder.ending, [r.status for r in ladder.trainings]) == ("collapsed", ["collapsed", "waiting"])
+        assert find_best_checkpoint(ladder) is None
+        assert "non_finite" in ladder.trainings[0].codes
         with pytest.raises(RefusedError, match=r"rung 1: the monitor stopped its training: .*non_finite"):
             climb_labels(LabelLadderRequest(resume=out))
         ladder = climb_labels(LabelLadderRequest(resume=out, force=True))
-        assert [(r.status, r.parent) for r in ladder.rungs] == [("collapsed", None)] * 2
+        assert [(r.status, r.parent) for r in ladder.trainings] == [("collapsed", None)] * 2
         assert ladder.ending == "finished"
 
     def test_one_label_is_a_training(self, particles_dir: Path, tmp_path: Path) -> None:
         ladder = climb(tmp_path / "l", particles_dir, {"length": {"steps": 1}}, labels=(3,))
-        assert [(r.name, r.cases, r.status) for r in ladder.rungs] == [("rung1_3", 3, "done")]
+        assert [(r.name, r.cases, r.status) for r in ladder.trainings] == [("rung1_3", 3, "done")]
         with pytest.raises(ConfigError, match=r"bootstrap\.parts = encoder"):
             climb(tmp_path / "m", particles_dir, {"bootstrap": {"parts": "encoder"}}, labels=(3,))
         assert not (tmp_path / "m").exists()
@@ -398,7 +396,7 @@ class TestBadInput:
         data = Path(shutil.copytree(particles_dir, tmp_path / "data"))
         from ssl_seg.studies import label_ladder as ladder
 
-        with killed(ladder, "_plan_training", lambda _, rung, *__: rung.number == 2):
+        with killed(ladder, "_plan_rung", lambda _, rung, *__: rung.number == 2):
             climb(tmp_path / "l", data, {"length": {"steps": 1}}, labels=(0.5, 1.0), force=True)
         image = load_split(tmp_path / "l" / "split.yaml").val[0]
         (data / "images" / f"{image}.png").unlink()
@@ -477,15 +475,15 @@ class TestCommand:
     ) -> None:
         """Its own may be others, from a call with --devices: the ladder would wait for processes that nobody starts."""
         out = Path(shutil.copytree(whole.path, tmp_path / "l"))
-        begun = replace(whole.rungs[0], status="waiting", kept=False)
-        save_ladder(replace(whole, path=out, rungs=(begun, *whole.rungs[1:]), ending=None))
+        begun = replace(whole.trainings[0], status="waiting", kept=False)
+        save_study(LADDER, replace(whole, path=out, trainings=(begun, *whole.trainings[1:]), ending=None))
         requests = []
 
         def record(request: TrainRequest, _: Any) -> None:
             requests.append(request)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("ssl_seg.studies.label_ladder.train", record)
+        monkeypatch.setattr("ssl_seg.studies.runner.train", record)
         monkeypatch.setattr(RunDir, "read_ending", lambda _: None)
         assert climb_labels(LabelLadderRequest(resume=out)).ending == "interrupted"
         (request,) = requests
@@ -515,16 +513,16 @@ class TestCommand:
     def test_its_directory_stands_for_the_best_rung(self, cli: Cli, whole: LabelLadder, tmp_path: Path) -> None:
         code, stdout, stderr = cli("evaluate", whole.path, "--json")
         assert code == 0
-        assert json.loads(stdout)["checkpoint"] == str(whole.checkpoint)
-        assert f"{whole.path}: taking {whole.checkpoint}" in stderr
+        assert json.loads(stdout)["checkpoint"] == str(find_best_checkpoint(whole))
+        assert f"{whole.path}: taking {find_best_checkpoint(whole)}" in stderr
         code, _, stderr = cli("train", "--resume", whole.path)
         assert (code, f"ssl-seg ladder --resume {whole.path}" in stderr) == (2, True)
         nothing = tmp_path / "nothing"
         nothing.mkdir()
-        rungs = tuple(replace(rung, kept=False) for rung in whole.rungs)
-        save_ladder(replace(whole, path=nothing, rungs=rungs))
+        rungs = tuple(replace(rung, kept=False) for rung in whole.trainings)
+        save_study(LADDER, replace(whole, path=nothing, trainings=rungs))
         code, _, stderr = cli("evaluate", nothing)
-        assert (code, "no rung of which" in stderr) == (2, True)
+        assert (code, "has no usable checkpoint yet" in stderr) == (2, True)
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

@@ -1,8 +1,9 @@
-"""What directories of several runs have in common."""
+"""What all studies have in common: their directory, their file, and what holds for all of their trainings."""
 
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import yaml
 
 from ssl_seg.config.layers import Layer
-from ssl_seg.errors import RunDirError
-from ssl_seg.results.folds import CrossValidation, FoldRun, load_folds, save_folds_file
+from ssl_seg.errors import ConfigError, RunDirError
+from ssl_seg.results.folds import FOLDS, CrossValidation, Fold
+from ssl_seg.results.study import StudyKind, load_study, save_study
 from ssl_seg.run.directory import RunDir
-from ssl_seg.studies.directory import anchor_layer, create_whole, read_machine
+from ssl_seg.studies.rungs import LADDER
+from ssl_seg.studies.runner import anchor_layer, check_resumable, create_whole, read_machine
 
 
 @pytest.mark.parametrize(
@@ -76,8 +79,8 @@ def test_an_empty_directory_is_filled_in_place(tmp_path: Path, monkeypatch: pyte
     assert sorted(file.name for file in place.iterdir()) == ["a", "of somebody else"]
 
 
-def test_the_file_of_a_series_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed before, the directory is none of a series."""
+def test_the_file_of_a_study_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before, the directory is none of a study."""
     moved: list[str] = []
     rename = Path.rename
 
@@ -91,13 +94,54 @@ def test_the_file_of_a_series_is_moved_last(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    validation = CrossValidation(tmp_path, (), (FoldRun(0, 3, 4), FoldRun(1, 3, 4)))
-    save_folds_file(validation)
+    validation = CrossValidation(tmp_path, (), (Fold(0, 3, 4), Fold(1, 3, 4)))
+    save_study(FOLDS, validation)
 
     def fill(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", fill)
     with pytest.raises(RunDirError, match=r"is full.*Free some space.*train --resume"):
-        save_folds_file(validation.with_fold(FoldRun(0, 3, 4, "done")))
-    assert load_folds(tmp_path) == validation
+        save_study(FOLDS, validation.with_training(Fold(0, 3, 4, "collapsed")))
+    assert load_study(FOLDS, tmp_path) == validation
+
+
+@pytest.mark.parametrize("kind", [LADDER, FOLDS], ids=lambda kind: kind.name)
+class TestFile:
+    def test_folders_without_a_study(self, kind: StudyKind[Any], tmp_path: Path) -> None:
+        with pytest.raises(RunDirError, match="no folder"):
+            load_study(kind, tmp_path / "none")
+        with pytest.raises(RunDirError, match=f"is no {kind.name}: it has no {kind.file}$"):
+            load_study(kind, tmp_path)
+        (tmp_path / "config.yaml").touch()
+        with pytest.raises(RunDirError, match="Of a single run: ssl-seg train --resume"):
+            load_study(kind, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [("{", "is damaged"), ('{"schema": 9}', "has schema 9"), ('{"schema": 1}', "is damaged"), ("[]", "is damaged")],
+    )
+    def test_other_formats(self, kind: StudyKind[Any], tmp_path: Path, text: str, message: str) -> None:
+        (tmp_path / kind.file).write_text(text)
+        with pytest.raises(RunDirError, match=message):
+            load_study(kind, tmp_path)
+
+
+def test_a_study_is_continued_with_its_own_settings(tmp_path: Path) -> None:
+    study = CrossValidation(tmp_path, (), (Fold(0, 3, 4), Fold(1, 3, 4)), minutes=2.0)
+
+    def check(minutes: float | None = None, *others: object, layers: tuple[Layer, ...] = (), **changed: Any) -> Any:
+        return check_resumable(FOLDS, replace(study, **changed), layers, minutes, *others)
+
+    assert check(layers=(Layer("--devices", {"runtime": {"devices": 2}}),)) == 2.0
+    assert check(3.0) == 3.0
+    for arguments, values in (((None, "x"), {}), ((), {"layers": (Layer("--lr", {"optim": {"lr": 1.0}}),)})):
+        with pytest.raises(ConfigError, match="without other options"):
+            check(*arguments, **values)
+    with pytest.raises(RunDirError, match="is finished: all 2 folds"):
+        check(ending="finished")
+    with pytest.raises(ConfigError, match="planned already"):
+        check_resumable(FOLDS, replace(study, minutes=None), (), 3.0)
+    (tmp_path / "fold0").mkdir()
+    with pytest.raises(ConfigError, match="planned already"):
+        check(3.0)

@@ -1,0 +1,233 @@
+"""Runs the trainings of a study in this process, one after the other, and continues a study that was killed anywhere.
+
+How far a study has come stands on the disk alone. With several processes (DDP) all of them take part in each training;
+the first one decides, writes and talks.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from lightning_fabric import Fabric
+
+from ssl_seg.config import RuntimeConfig
+from ssl_seg.config.layers import Layer, leave_out, merge_layers
+from ssl_seg.engine.devices import call_on_main
+from ssl_seg.engine.processes import open_fabric
+from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError, quote
+from ssl_seg.files import hold_directory
+from ssl_seg.results.study import Member, Study, StudyKind, load_study, save_study
+from ssl_seg.run.directory import CONFIG_FILE, RunDir
+from ssl_seg.run.prepare import TrainRequest, has_runtime_only
+from ssl_seg.run.recorder import Console
+from ssl_seg.run.sources import absolute_paths, absolute_root
+from ssl_seg.run.training import runtime_of, train
+from ssl_seg.studies.training import Outcome, Training, make_request, read_outcome
+
+T = TypeVar("T", bound=Member)
+
+OWN_SPLIT = frozenset(f"split.{name}" for name in ("file", "seed", "val_fraction", "test_fraction", "folds", "fold"))
+"""Settings of which the splits of a study have been made; its trainings read them from files."""
+
+
+def run_study(
+    kind: StudyKind[T],
+    layers: Sequence[Layer],
+    resume: Path | None,
+    console: Console,
+    *,
+    create: Callable[[Fabric], Study[T]],
+    reopen: Callable[[Study[T]], Study[T]],
+    plan: Callable[[Study[T], T], Training],
+    judge: Callable[[Study[T], T, Outcome], Study[T]],
+    refuse: Callable[[Study[T], T, str], Study[T]] | None = None,
+) -> Study[T]:
+    """Train what is still to be trained of a study.
+
+    Args:
+        kind: of the study.
+        layers: settings that are asked for; in a continuation only those of the machine.
+        resume: directory of the study to continue; None for a new one.
+        console: shows the trainings.
+        create: makes a new study.
+        reopen: checks a study that is held now, and returns it with its ending taken away.
+        plan: says how a training is begun.
+        judge: adds what a training has come to; a study with an ending is not gone on with.
+        refuse: adds that the gate has refused a training; without it that is an error.
+
+    Returns:
+        The study, whose ``ending`` says how far it went, as the file in its directory does.
+
+    Raises:
+        SslSegError: for anything the user can mend.
+    """
+    begun = () if resume is None else load_study(kind, resume).layers
+    runtime = runtime_of(TrainRequest((*begun, *layers)))
+    with open_fabric(runtime) as fabric, ExitStack() as held:
+
+        def begin() -> Study[T]:
+            study = create(fabric) if resume is None else load_study(kind, resume)
+            held.enter_context(hold_directory(study.path, console.note))
+            return study if resume is None else reopen(load_study(kind, resume))
+
+        def save(study: Study[T]) -> Study[T]:
+            return call_on_main(fabric, lambda: save_study(kind, study))
+
+        def run(study: Study[T], training: T) -> Study[T]:
+            request = call_on_main(fabric, lambda: make_request(plan(study, training), machine, console.note))
+            if request is not None and train(request, console).ending == "interrupted":
+                return replace(study, ending="interrupted")
+            run_dir = study.run_of(training)
+            return call_on_main(fabric, lambda: save_study(kind, judge(study, training, read_outcome(run_dir))))
+
+        study = call_on_main(fabric, begin)
+        machine = (_pin_processes(runtime), *(() if resume is None else layers))
+        for training in [training for training in study.trainings if training.status == "waiting"]:
+            try:
+                study = run(study, training)
+            except KeyboardInterrupt:  # between two trainings: a training turns it into an ending of its own
+                return replace(study, ending="interrupted")
+            except SslSegError as error:
+                if refuse is None or not isinstance(error, RefusedError):
+                    raise type(error)(
+                        f"{training.title}: {error}\nWhen that is mended: {kind.resume(study.path)}"
+                    ) from error
+                study = save(refuse(study, training, str(error)))
+            if study.ending is not None:
+                return study
+        return save(replace(study, ending="finished"))
+
+
+def check_resumable(
+    kind: StudyKind[T], study: Study[T], layers: Sequence[Layer], minutes: float | None, *others: Any, may: str = ""
+) -> float | None:
+    """Check that a study may go on with what is given beside --resume; return its minutes.
+
+    Args:
+        kind: of the study.
+        study: as it is.
+        layers: settings that are given.
+        minutes: that are given: others than before may be, while no training has begun.
+        others: options of which none may be given.
+        may: what may be given besides, for the message.
+
+    Raises:
+        ConfigError: for other settings than those of the machine, or any of ``others``.
+        RunDirError: for a study that is finished.
+    """
+    begun = study.run_of(study.trainings[0]).path.exists()
+    if minutes is not None and (study.minutes is None or begun):
+        raise ConfigError(
+            f"--minutes {minutes:g}: the steps of {study.path} are planned already; --resume goes on with them. "
+            "Leave it out"
+        )
+    if any(others) or not has_runtime_only(layers):
+        raise ConfigError(
+            f"--resume continues a {kind.name} with its own settings, data and lengths: give it without other options "
+            f"(only {may}runtime settings such as --devices may be new)"
+        )
+    if study.ending == "finished":
+        raise RunDirError(
+            f"{study.path} is finished: all {len(study.trainings)} {kind.members} are done; nothing to resume"
+        )
+    return minutes or study.minutes
+
+
+def describe_continuation(kind: StudyKind[T], study: Study[T]) -> str:
+    """Return the line that says how much of a study is done already."""
+    done = sum(training.status != "waiting" for training in study.trainings)
+    return f"{kind.name}: {study.path} goes on, {done} of {len(study.trainings)} {kind.members} are done"
+
+
+def make_training(
+    study: Study[T], training: T, title: str, own: Layer, *, dropped: Collection[str], parent: Path | None = None
+) -> Training:
+    """Return how a training of a study is begun.
+
+    Args:
+        study: whose settings hold for it.
+        training: one of its trainings.
+        title: what the line that announces it says.
+        own: settings of this training.
+        dropped: settings of the study that do not hold for it.
+        parent: checkpoint that it starts from.
+    """
+    machine = read_machine(study.run_of(study.trainings[0]), study.layers, minutes=study.minutes)
+    shared = [replace(layer, values=leave_out(layer.values, dropped)) for layer in study.layers]
+    minutes = None if "length" in machine.values else study.minutes
+    layers = (*shared, own, machine)
+    run, force, epochs = study.run_of(training), study.force, study.epochs
+    return Training(run, title, layers, parent, force=force, epochs=epochs, minutes=minutes)
+
+
+def describe_collapse(name: str, run: RunDir, codes: Sequence[str]) -> str:
+    """Return the line that says that the monitor found a training collapsed."""
+    return f"{name}: COLLAPSED ({', '.join(codes)}); next: ssl-seg diagnose {quote(run.last)}"
+
+
+def anchor_layer(layer: Layer) -> Layer:
+    """Return the layer with absolute paths, so that the runs can be continued from any folder."""
+    values, data, network = dict(layer.values), layer.values.get("data"), layer.values.get("network")
+    if isinstance(data, dict):
+        values["data"] = {**data, **absolute_paths(data)}
+    if isinstance(network, dict) and isinstance(network.get("pretrained"), str):
+        values["network"] = {**network, "pretrained": absolute_root(network["pretrained"])}
+    return replace(layer, values=values)
+
+
+def create_whole(path: Path, fill: Callable[[Path], object]) -> None:
+    """Create a directory in one step: it is there with all that ``fill`` writes into it, or not at all.
+
+    An empty directory that is there already may be the one the program works in, a link or a mount point: the files are
+    moved into it, that by which the study is known last. Nothing but what ``fill`` has written is ever removed.
+
+    Args:
+        path: the directory, absent or empty.
+        fill: writes files into the folder that it is given.
+
+    Raises:
+        RunDirError: when it cannot be created.
+    """
+    exists = path.is_dir()
+    temporary = (path if exists else path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        if exists:
+            for file in sorted(temporary.iterdir(), key=lambda file: file.suffix == ".json"):
+                file.rename(path / file.name)
+        else:
+            temporary.rename(path)
+    except OSError as error:
+        raise RunDirError(f"cannot create the directory {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _pin_processes(runtime: RuntimeConfig) -> Layer:
+    """Return the processes of a study as a layer over the settings of each run: a run that was begun with others is
+    continued with these, or the processes that are there would wait for those that are not."""
+    names = ("accelerator", "devices", "num_nodes")
+    return Layer("series", {"runtime": {name: getattr(runtime, name) for name in names}})
+
+
+def read_machine(first: RunDir, layers: Sequence[Layer], *, minutes: float | None) -> Layer:
+    """Return what was measured in the first run, for the others: precision, memory format, and steps for ``minutes``.
+
+    Timed anew, the format might be another one, and runs that were killed would end with other bits; and runs of other
+    lengths could not be compared. Empty before the first run.
+    """
+    path = first.path / CONFIG_FILE
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found, length = config.get("runtime", {}), {k: config[k] for k in ("length",) if k in config and minutes}
+    given = merge_layers(layers)[0].get("runtime", {})
+    choices = ("precision", "memory_format")
+    runtime = {key: found[key] for key in choices if key in found and given.get(key, "auto") == "auto"}
+    return Layer(first.path.name, {"runtime": runtime, **length})

@@ -1,0 +1,91 @@
+"""One training of a study: how it is begun or continued, whoever runs it, and what it has come to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_seg.config.layers import Layer
+from ssl_seg.errors import RunDirError
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.run.directory import RunDir
+from ssl_seg.run.final_scores import SCORES_FILE, FinalScores, load_final_scores
+from ssl_seg.run.prepare import TrainRequest
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where a training goes, and what it is begun with."""
+
+    run: RunDir
+    title: str
+    """What the line that announces it says."""
+    layers: tuple[Layer, ...]
+    parent: Path | None = None
+    """Checkpoint that it starts from."""
+    start: str = ""
+    """What that line says of the start."""
+    force: bool = False
+    epochs: int | None = None
+    minutes: float | None = None
+
+
+def make_request(
+    training: Training, machine: Sequence[Layer] = (), note: Callable[[str], None] = lambda _: None
+) -> TrainRequest | None:
+    """Return how a training is begun or continued; None for one that has come to its own end.
+
+    What was killed before its first checkpoint is removed: there is nothing to go on from.
+
+    Args:
+        training: of a study.
+        machine: settings of the machine, which may be others where it goes on.
+        note: takes the line that announces it.
+    """
+    run = training.run
+    if run.read_ending() is not None:
+        return None
+    if run.last.is_file():
+        note(f"== {training.title}, continued: {run.path}")
+        return TrainRequest(tuple(machine), resume=run.path, in_series=True)
+    if run.path.exists():
+        shutil.rmtree(run.path)
+    note(f"== {training.title}{training.start}: {run.path}")
+    return TrainRequest(
+        (*training.layers, *machine),
+        run.path,
+        training.parent,
+        force=training.force,
+        epochs=training.epochs,
+        minutes=training.minutes,
+        in_series=True,
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training has ended, and the scores that it wrote then."""
+
+    final: FinalScores
+    codes: tuple[str, ...]
+    """Of the last verdict."""
+    collapsed: bool
+    """By the last verdict."""
+    stopped: bool
+    """Whether that counts: the monitor ended it, or monitor.on_collapse does not tolerate a collapse."""
+
+
+def read_outcome(run: RunDir) -> Outcome:
+    """Return what a training that has come to its own end has come to.
+
+    Raises:
+        RunDirError: when its scores are missing or damaged.
+    """
+    ending, final = run.read_ending() or {}, load_final_scores(run)
+    if final is None:
+        raise RunDirError(f"{run.path} has ended, but its {SCORES_FILE} is missing: put it back, or remove the folder")
+    collapsed, ended = ending.get("verdict") == "collapsed", ending.get("event") == "collapsed"
+    tolerated = load_checkpoint(run.best, lazy=True).config["monitor"]["on_collapse"] == "warn"
+    return Outcome(final, tuple(ending.get("codes", ())), collapsed, ended or (collapsed and not tolerated))
