@@ -26,8 +26,6 @@ from ssl_seg.studies.runner import (
     anchor_layer,
     check_resumable,
     create_whole,
-    describe_collapse,
-    describe_continuation,
     make_training,
     run_study,
 )
@@ -71,7 +69,7 @@ def cross_validate(request: CrossValidationRequest, console: Console | None = No
         request.resume,
         console,
         create=lambda fabric: _create(request, fabric, console),
-        reopen=lambda validation: _reopen(request, validation, console),
+        reopen=lambda validation: _reopen(request, validation),
         plan=_plan_fold,
         judge=lambda validation, fold, outcome: _judge(validation, fold, outcome, console),
     )
@@ -128,10 +126,8 @@ def _plan_folds(request: CrossValidationRequest, count: int, fabric: Fabric, con
     return plans
 
 
-def _reopen(request: CrossValidationRequest, validation: CrossValidation, console: Console) -> CrossValidation:
-    """Return the cross-validation to continue."""
+def _reopen(request: CrossValidationRequest, validation: CrossValidation) -> CrossValidation:
     minutes = check_resumable(FOLDS, validation, request.layers, request.minutes, request.out, request.epochs)
-    console.note(describe_continuation(FOLDS, validation))
     return replace(validation, ending=None, minutes=minutes)
 
 
@@ -152,8 +148,6 @@ def _judge(validation: CrossValidation, fold: Fold, outcome: Outcome, console: C
         codes=outcome.codes,
         scores=outcome.final.of(used.source),
     )
-    if outcome.stopped:
-        console.note(describe_collapse(fold.name, validation.run_of(fold), fold.codes))
-    else:
+    if not outcome.stopped:
         console.note(f"{fold.name}: F1 {fold.summarize(fold.net)['f1_macro']:.3f} ({fold.net})")
     return validation.with_training(fold)

@@ -34,8 +34,6 @@ from ssl_seg.studies.runner import (
     anchor_layer,
     check_resumable,
     create_whole,
-    describe_collapse,
-    describe_continuation,
     make_training,
     run_study,
 )
@@ -85,7 +83,7 @@ def climb_labels(request: LabelLadderRequest, console: Console | None = None) ->
         request.resume,
         console,
         create=lambda fabric: _create(request, fabric, console),
-        reopen=lambda ladder: _reopen(request, ladder, console),
+        reopen=lambda ladder: _reopen(request, ladder),
         plan=_plan_rung,
         judge=lambda ladder, rung, outcome: _judge(ladder, rung, outcome, console),
         refuse=_refuse,
@@ -143,7 +141,7 @@ def _list_rungs(split: Split, labels: Sequence[float], console: Console) -> tupl
     return rungs
 
 
-def _reopen(request: LabelLadderRequest, ladder: LabelLadder, console: Console) -> LabelLadder:
+def _reopen(request: LabelLadderRequest, ladder: LabelLadder) -> LabelLadder:
     """Return the ladder to continue; what is to be tried again waits again."""
     others = (request.labels, request.out, request.gate, request.epochs)
     minutes = check_resumable(LADDER, ladder, request.layers, request.minutes, *others, may="--force, and ")
@@ -153,9 +151,7 @@ def _reopen(request: LabelLadderRequest, ladder: LabelLadder, console: Console) 
             f"{ladder.path} ended at rung {ended.number}: {reason}\n--force goes on from the best rung so far."
         )
     rungs = tuple(replace(r, status="waiting", message="") if r.status == "refused" else r for r in ladder.trainings)
-    again = replace(ladder, trainings=rungs, force=ladder.force or request.force, ending=None, minutes=minutes)
-    console.note(describe_continuation(LADDER, again))
-    return again
+    return replace(ladder, trainings=rungs, force=ladder.force or request.force, ending=None, minutes=minutes)
 
 
 def _plan_rung(ladder: LabelLadder, rung: Rung) -> Training:
@@ -182,11 +178,10 @@ def _number(rung: Rung | None) -> int | None:
 
 def _judge(ladder: LabelLadder, rung: Rung, outcome: Outcome, console: Console) -> LabelLadder:
     """Compare a finished rung with its parent by the final scores of both."""
-    run, parent, used = ladder.run_of(rung), find_best(ladder), outcome.final.used
+    parent, used = find_best(ladder), outcome.final.used
     scores = {k: v for k, v in describe_for_checkpoint(outcome.final, used.source).items() if k != "selected"}
     rung = replace(rung, parent=_number(parent), net=used.net, codes=outcome.codes, scores=scores)
     if outcome.stopped:
-        console.note(describe_collapse(f"rung {rung.number}", run, outcome.codes))
         rung = replace(rung, status="collapsed")
         return replace(ladder.with_training(rung), ending=None if ladder.force else "collapsed")
     below = None if parent is None else load_final_scores(ladder.run_of(parent))

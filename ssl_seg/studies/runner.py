@@ -49,7 +49,7 @@ def run_study(
     judge: Callable[[Study[T], T, Outcome], Study[T]],
     refuse: Callable[[Study[T], T, str], Study[T]] | None = None,
 ) -> Study[T]:
-    """Train what is still to be trained of a study.
+    """Train what is missing of a study, a new one or one to be resumed; the ``ending`` it returns says how far it went.
 
     Args:
         kind: of the study.
@@ -57,13 +57,10 @@ def run_study(
         resume: directory of the study to continue; None for a new one.
         console: shows the trainings.
         create: makes a new study.
-        reopen: checks a study that is held now, and returns it with its ending taken away.
+        reopen: checks a study that is to go on, and returns it without its ending.
         plan: says how a training is begun.
-        judge: adds what a training has come to; a study with an ending is not gone on with.
+        judge: adds what a training has come to; a study with an ending goes no further.
         refuse: adds that the gate has refused a training; without it that is an error.
-
-    Returns:
-        The study, whose ``ending`` says how far it went, as the file in its directory does.
 
     Raises:
         SslSegError: for anything the user can mend.
@@ -75,17 +72,29 @@ def run_study(
         def begin() -> Study[T]:
             study = create(fabric) if resume is None else load_study(kind, resume)
             held.enter_context(hold_directory(study.path, console.note))
-            return study if resume is None else reopen(load_study(kind, resume))
+            if resume is None:
+                return study
+            study = reopen(load_study(kind, resume))
+            done, count = sum(t.status != "waiting" for t in study.trainings), len(study.trainings)
+            console.note(f"{kind.name}: {study.path} goes on, {done} of {count} {kind.members} are done")
+            return study
 
         def save(study: Study[T]) -> Study[T]:
             return call_on_main(fabric, lambda: save_study(kind, study))
+
+        def conclude(study: Study[T], training: T) -> Study[T]:
+            run = study.run_of(training)
+            outcome = read_outcome(run)
+            if outcome.stopped:
+                codes = ", ".join(outcome.codes)
+                console.note(f"{training.title}: COLLAPSED ({codes}); next: ssl-seg diagnose {quote(run.last)}")
+            return judge(study, training, outcome)
 
         def run(study: Study[T], training: T) -> Study[T]:
             request = call_on_main(fabric, lambda: make_request(plan(study, training), machine, console.note))
             if request is not None and train(request, console).ending == "interrupted":
                 return replace(study, ending="interrupted")
-            run_dir = study.run_of(training)
-            return call_on_main(fabric, lambda: save_study(kind, judge(study, training, read_outcome(run_dir))))
+            return call_on_main(fabric, lambda: save_study(kind, conclude(study, training)))
 
         study = call_on_main(fabric, begin)
         machine = (_pin_processes(runtime), *(() if resume is None else layers))
@@ -110,16 +119,11 @@ def check_resumable(
 ) -> float | None:
     """Check that a study may go on with what is given beside --resume; return its minutes.
 
-    Args:
-        kind: of the study.
-        study: as it is.
-        layers: settings that are given.
-        minutes: that are given: others than before may be, while no training has begun.
-        others: options of which none may be given.
-        may: what may be given besides, for the message.
+    Other minutes than before may be given while no training has begun, ``layers`` of the machine always, and none of
+    the ``others``. ``may`` names what may be given besides.
 
     Raises:
-        ConfigError: for other settings than those of the machine, or any of ``others``.
+        ConfigError: for anything else that is given.
         RunDirError: for a study that is finished.
     """
     begun = study.run_of(study.trainings[0]).path.exists()
@@ -140,36 +144,17 @@ def check_resumable(
     return minutes or study.minutes
 
 
-def describe_continuation(kind: StudyKind[T], study: Study[T]) -> str:
-    """Return the line that says how much of a study is done already."""
-    done = sum(training.status != "waiting" for training in study.trainings)
-    return f"{kind.name}: {study.path} goes on, {done} of {len(study.trainings)} {kind.members} are done"
-
-
 def make_training(
     study: Study[T], training: T, title: str, own: Layer, *, dropped: Collection[str], parent: Path | None = None
 ) -> Training:
-    """Return how a training of a study is begun.
-
-    Args:
-        study: whose settings hold for it.
-        training: one of its trainings.
-        title: what the line that announces it says.
-        own: settings of this training.
-        dropped: settings of the study that do not hold for it.
-        parent: checkpoint that it starts from.
-    """
+    """Return how a training is begun: with the settings of the study that are not ``dropped``, its ``own``, and what
+    was measured in the first run."""
     machine = read_machine(study.run_of(study.trainings[0]), study.layers, minutes=study.minutes)
     shared = [replace(layer, values=leave_out(layer.values, dropped)) for layer in study.layers]
     minutes = None if "length" in machine.values else study.minutes
     layers = (*shared, own, machine)
     run, force, epochs = study.run_of(training), study.force, study.epochs
     return Training(run, title, layers, parent, force=force, epochs=epochs, minutes=minutes)
-
-
-def describe_collapse(name: str, run: RunDir, codes: Sequence[str]) -> str:
-    """Return the line that says that the monitor found a training collapsed."""
-    return f"{name}: COLLAPSED ({', '.join(codes)}); next: ssl-seg diagnose {quote(run.last)}"
 
 
 def anchor_layer(layer: Layer) -> Layer:
