@@ -193,7 +193,8 @@ def _note(text: str) -> None:
 
 
 def _print(diagnosis: Diagnosis) -> None:
-    from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict, make_key_figures
+    from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict
+    from ssl_seg.report.diagnosis_tables import make_key_figures
 
     show(format_verdict(diagnosis))
     show(f"looked at {diagnosis.subject}: {describe_scope(diagnosis)}")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.data.catalog import pass_through
-from ssl_seg.data.views.transforms import blacken_gaps
+from ssl_seg.diagnose.examples import make_example
 from ssl_seg.inference.model import open_model
 from ssl_seg.networks.precision import choose_device_if_given
-from ssl_seg.report.figures import Panel, plot_predictions, to_gray
+from ssl_seg.report.example_figure import plot_examples
 from ssl_seg.results.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.run.sources import open_store
 
@@ -28,13 +28,15 @@ def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, cou
     shown = min(count, len(ranked))
     chosen = [ranked[round(i * (len(ranked) - 1) / max(shown - 1, 1))] for i in range(shown)]
     predictor = model.predictor(result["which"], request.overlap)
-    panels = []
+    examples, titles = [], []
     for row in chosen:
         case = store.load_whole(row["id"])
         probs = predictor(case.image, case.spacing)
         title = f"{row['id']}\nDice {row['dice']:.3f}{_describe_classes(row, catalog.label_values[1:])}"
-        panels.append(Panel(title, to_gray(blacken_gaps(case.image)), case.target, 1 - probs[0], probs.argmax(axis=0)))
-    plot_predictions(panels, path)
+        titles.append(title)
+        examples.append(make_example(row["id"], "val", case.image, case.target, 1 - probs[0], probs.argmax(axis=0)))
+    errors = "found (green) missed (blue) false (red)" + "\nwrong class (yellow)" * (len(catalog.label_values) > 2)
+    plot_examples(examples, path, titles, errors)
 
 
 def _describe_classes(row: dict[str, Any], label_values: Sequence[int]) -> str:

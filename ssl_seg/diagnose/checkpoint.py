@@ -256,10 +256,11 @@ def _predict_images(
             pred=probs.argmax(axis=0) > 0,
             prob=1 - probs[0],
             logit=logit,
-            target=case.target if case_id in known else None,
+            target=case.target.clip(max=1) if case_id in known else None,
         )
         figures = tally.add(output)
-        examples = keep_candidates([*examples, make_example(output, case.image, figures.f1)])
+        example = make_example(case_id, output.part, case.image, output.target, output.prob, output.pred, figures.f1)
+        examples = keep_candidates([*examples, example])
     return tally, examples
 
 

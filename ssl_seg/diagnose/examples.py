@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.views.transforms import blacken_gaps
-from ssl_seg.diagnose.result import Example
-from ssl_seg.diagnose.tally import Output
-from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.diagnose.result import Example, Part
 
 SHOWN = 4
 MAX_SIDE = 768
@@ -23,27 +21,25 @@ CLIP = (1, 99)
 """Percentiles of an image that become black and white."""
 
 
-def make_example(output: Output, image: NDArray[np.generic] | None, f1: float | None) -> Example:
-    """Return the picture of a prediction; ``image`` is raw (C,*S)."""
-    truth = None if output.target is None else output.target > 0
-    valid = None if output.target is None else output.target != IGNORE_INDEX
-    planes = _choose_plane(output.pred, truth)
+def make_example(
+    case_id: str,
+    part: Part,
+    image: NDArray[np.generic] | None,
+    target: NDArray[np.integer[Any]] | None,
+    prob: NDArray[np.float32] | None,
+    pred: NDArray[Any],
+    f1: float | None = None,
+) -> Example:
+    """Return the picture of a prediction; ``image`` is raw (C,*S), the others are (*S)."""
+    plane = _choose_plane(pred > 0, None if target is None else target > 0)
 
     def cut(array: NDArray[Any]) -> NDArray[Any]:
-        flat = array[(..., *planes)]
+        flat = array[(..., *plane)]
         rows, columns = (-(-side // MAX_SIDE) for side in flat.shape[-2:])
         return np.ascontiguousarray(flat[..., ::rows, ::columns])
 
-    return Example(
-        id=output.id,
-        part=output.part,
-        image=None if image is None else _to_shown(cut(image)),
-        truth=None if truth is None else cut(truth),
-        valid=None if valid is None else cut(valid),
-        prob=None if output.prob is None else cut(output.prob),
-        pred=cut(output.pred),
-        f1=f1,
-    )
+    truth, shown_prob = (None if array is None else cut(array) for array in (target, prob))
+    return Example(case_id, part, None if image is None else _to_shown(cut(image)), truth, shown_prob, cut(pred), f1)
 
 
 def keep_candidates(candidates: Sequence[Example]) -> list[Example]:

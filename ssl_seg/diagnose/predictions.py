@@ -172,7 +172,7 @@ def _read_all(
             collector.update(_to_logits(pred, prob), torch.from_numpy(target.astype(np.int64))[None], (file.id,))
         output = Output(file.id, "new", pred, prob, None, target)
         figures = tally.add(output)
-        examples = keep_candidates([*examples, make_example(output, None, figures.f1)])
+        examples = keep_candidates([*examples, make_example(file.id, "new", None, target, prob, pred, figures.f1)])
     return tally, collector.compute() if tally.overlaps else None, examples, doubts
 
 

@@ -88,15 +88,13 @@ class Example:
     part: Part
     image: NDArray[np.float32] | None
     """(Y, X) or (Y, X, 3) in [0, 1]; None where only predictions were given."""
-    truth: NDArray[np.bool_] | None
-    """(Y, X)."""
-    valid: NDArray[np.bool_] | None
-    """(Y, X): where the truth counts (not ignored). None with ``truth``."""
+    truth: NDArray[np.integer] | None
+    """(Y, X) class indices, negative where nothing is known."""
     prob: NDArray[np.float32] | None
     """(Y, X); None where masks were given."""
-    pred: NDArray[np.bool_]
-    """(Y, X)."""
-    f1: float | None
+    pred: NDArray[np.bool_] | NDArray[np.integer]
+    """(Y, X): foreground, or class indices."""
+    f1: float | None = None
     """Of the whole image."""
 
 

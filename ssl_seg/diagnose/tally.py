@@ -39,7 +39,7 @@ _UNKNOWN, _BACKGROUND, _FOREGROUND = range(3)
 @dataclass(frozen=True)
 class Output:
     """The prediction of one image: ``pred`` (*S) bool, ``prob`` and ``logit`` (*S) float where there are any, and the
-    ``target`` (*S) of class indices with IGNORE_INDEX, where it may be looked at."""
+    ``target`` (*S) of 0, 1 and IGNORE_INDEX, where it may be looked at."""
 
     id: str
     part: Part

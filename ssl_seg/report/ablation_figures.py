@@ -10,18 +10,16 @@ import numpy as np
 
 from ssl_seg.report.ablation_tables import format_labels, name_score
 from ssl_seg.report.diagnosis_figures import Picture
-from ssl_seg.report.figures import new_figure, save_figure
+from ssl_seg.report.figures import COLORS, add_legend, name_rows, new_figure, open_frame, save_figure
 from ssl_seg.studies.ablation.label_savings import LabelCount
 from ssl_seg.studies.ablation.summary import AblationSummary, ArmSummary, Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLORS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#66ccee", "#ccbb44")
-"""Told apart with any color vision (Paul Tol); one for each method."""
 _STYLES = ("-", "--", ":", "-.")
 """One for each recipe and start of a method."""
-_BETTER, _WORSE, _SAME = "#4477aa", "#ee6677", "0.6"
+_BETTER, _WORSE, _SAME = COLORS[0], COLORS[1], "0.6"
 _TIE = 0.005
 """Differences of Dice below are neither better nor worse."""
 
@@ -71,7 +69,7 @@ def plot_scores(summary: AblationSummary, path: Path) -> bool:
     _set_label_axis(axis, placed)
     axis.set_ylabel(name_score(summary))
     _finish(axis)
-    figure.legend(loc="outside lower center", ncols=2 if len(lines) == 2 else 3, frameon=False, fontsize=8)
+    add_legend(figure, columns=2 if len(lines) == 2 else 3)
     save_figure(figure, path)
     return True
 
@@ -225,12 +223,10 @@ def plot_labels_equivalent(summary: AblationSummary, path: Path) -> bool:
         ratio = f"{bound} {equivalent.value.number / own:.2g} x".strip()
         axis.annotate(ratio, (1.01, row), xycoords=axis.get_yaxis_transform(), va="center", fontsize=8)
     names = [f"{_name(a.line, every_line)}, {format_labels(a.arm.labels)}" for a in known]
-    axis.set_yticks(range(len(known)), names, fontsize=8)
+    name_rows(axis, range(len(known)), names)
     axis.set_ylim(len(known) - 0.4, -0.6)
     axis.set_xlabel(f"labeled cases with which {summary.baseline} has the same score")
     axis.grid(visible=True, axis="x", alpha=0.3)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.tick_params(axis="y", length=0)
     _explain_markers(axis)
     save_figure(figure, path)
     return True
@@ -278,9 +274,9 @@ def _style(line: Line, lines: Sequence[Line]) -> tuple[str, str]:
     for other in lines:
         style = variants.index(other[1:])
         color = style if len(methods) == 1 else methods.index(other[0])
-        looks.append((_COLORS[color % len(_COLORS)], _STYLES[style % len(_STYLES)]))
+        looks.append((COLORS[color % len(COLORS)], _STYLES[style % len(_STYLES)]))
     if len(set(looks)) < len(lines):
-        looks = [(color, style) for style in _STYLES for color in _COLORS]
+        looks = [(color, style) for style in _STYLES for color in COLORS]
     return looks[lines.index(line) % len(looks)]
 
 
@@ -297,7 +293,7 @@ def _name(line: Line, lines: Sequence[Line]) -> str:
 
 def _finish(axis: Axes) -> None:
     axis.grid(visible=True, axis="y", alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+    open_frame(axis)
 
 
 _FIGURES: dict[str, tuple[str, str, Callable[[AblationSummary, Path], bool]]] = {

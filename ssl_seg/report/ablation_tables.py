@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ssl_seg.errors import printable
-from ssl_seg.report.diagnosis_text import UNKNOWN, Table, number
+from ssl_seg.report.diagnosis_tables import Table
 from ssl_seg.scores.intervals import METRICS, Estimate, compute_class_scores, compute_score
+from ssl_seg.scores.text import UNKNOWN, number
 from ssl_seg.studies.ablation.label_savings import LabelsEquivalent
 from ssl_seg.studies.ablation.results import CellResult
 from ssl_seg.studies.ablation.stats import PairedComparison

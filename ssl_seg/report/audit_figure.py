@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.report.figures import new_figure, save_figure
+from ssl_seg.report.figures import (
+    COLORS,
+    Color,
+    hide_ticks,
+    new_figure,
+    open_frame,
+    outline,
+    save_figure,
+    show_image,
+    write_inside,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +34,7 @@ SHOWN = 24
 _LABEL_LETTERS = 24
 """What fits below a chart in one line."""
 
-Color = str | tuple[float, float, float]
-
 _FAULT_COLOR = "crimson"
-_BAR_COLOR = "#4477aa"
 _CLASS_COLORS = ("#ffd400", "#00d0ff", "#ff5fd0", "#7dff3c", "#ff9a1f", "#b48cff", "#ffffff", "#00b060")
 
 
@@ -132,17 +139,14 @@ def _draw_sheet(part: SubFigure, samples: Sequence[Sample], rows: int, class_nam
 def _draw_sample(axis: Axes, sample: Sample) -> None:
     color = _FAULT_COLOR if sample.faulty else "black"
     axis.set_title(sample.title, fontsize=7, color=color)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_color(color)
-        spine.set_linewidth(3 if sample.faulty else 0.5)
+    hide_ticks(axis)
+    axis.spines[:].set(color=color, linewidth=3 if sample.faulty else 0.5)
     if sample.image is None:
-        axis.text(0.5, 0.5, "cannot be read", ha="center", va="center", transform=axis.transAxes, color=color)
+        write_inside(axis, "cannot be read", color)
         return
-    axis.imshow(_stretch(sample.image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    show_image(axis, sample.image)
     for index in () if sample.target is None else np.unique(sample.target[sample.target > 0]):
-        _outline(axis, sample.target == index, _color(int(index)))
+        outline(axis, sample.target == index, _color(int(index)))
 
 
 def _color(index: int) -> Color:
@@ -152,40 +156,18 @@ def _color(index: int) -> Color:
     return colorsys.hsv_to_rgb(index * 0.618 % 1, 0.55, 1.0)  # the golden ratio: none comes again
 
 
-def _stretch(image: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Return the image between 0 and 1, a few outliers clipped."""
-    values = image.astype(np.float64)
-    low, high = np.percentile(values, (0.5, 99.5))
-    if high <= low:
-        low, high = float(values.min()), float(values.max())
-    stretched: NDArray[np.float64] = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    return stretched
-
-
-def _outline(axis: Axes, mask: NDArray[np.bool_], color: Color) -> None:
-    """Draw the border of a mask, closed where it meets that of the image."""
-    height, width = mask.shape
-    padded = np.pad(mask, 1).astype(np.float64)
-    axis.contour(
-        np.arange(-1, width + 1), np.arange(-1, height + 1), padded, levels=[0.5], colors=color, linewidths=0.8
-    )
-    axis.set_xlim(-0.5, width - 0.5)
-    axis.set_ylim(height - 0.5, -0.5)
-
-
 def _draw_charts(part: SubFigure, charts: Sequence[Chart]) -> None:
     for axis, chart in zip(part.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
         axis.set_title(chart.title, fontsize=9)
         axis.set_ylabel(chart.unit, fontsize=7)
-        axis.tick_params(labelsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
+        open_frame(axis)
         axis.yaxis.get_major_locator().set_params(integer=chart.unit == "cases")
         if isinstance(chart.values, Mapping):
-            axis.bar(list(chart.values), list(chart.values.values()), color=_BAR_COLOR, width=0.6)
+            axis.bar(list(chart.values), list(chart.values.values()), color=COLORS[0], width=0.6)
             axis.set_xlim(-0.8, len(chart.values) - 0.2)
             axis.tick_params(axis="x", rotation=0 if len("".join(chart.values)) <= _LABEL_LETTERS else 45)
         elif chart.values:
-            axis.hist(chart.values, bins=_bins(chart.values), color=_BAR_COLOR, edgecolor="white", linewidth=0.5)
+            axis.hist(chart.values, bins=_bins(chart.values), color=COLORS[0], edgecolor="white", linewidth=0.5)
 
 
 def _bins(values: Sequence[float]) -> int:

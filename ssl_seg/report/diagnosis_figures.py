@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ssl_seg.report.diagnosis_text import cut, size
-from ssl_seg.report.figures import new_figure, save_figure
+from ssl_seg.data.facts import format_size
+from ssl_seg.report.example_figure import plot_examples
+from ssl_seg.report.figures import COLORS, add_legend, new_figure, open_frame, save_figure
+from ssl_seg.scores.text import cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ssl_seg.diagnose.result import Diagnosis, Example, Histogram, ImageFigures
+    from ssl_seg.diagnose.result import Diagnosis, Histogram, ImageFigures
 
-_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 _MARKERS = "osD^vP"
-_MOST_TITLE = 20
-_PANEL = 2.7
-"""Width of a panel in inches."""
+"""As many as there are COLORS."""
 _LOGITS = 6.0
 """Log-odds that are always in the picture: probabilities of 0.0025 to 0.9975."""
 _LEAST_SHARE = 1e-5
@@ -72,43 +70,6 @@ def plot_diagnosis(diagnosis: Diagnosis, folder: Path) -> tuple[Picture, ...]:
     return tuple(pictures)
 
 
-def plot_examples(examples: Sequence[Example], path: Path) -> None:
-    """Write one row an example: input, truth, probability from 0 to 1, and prediction with its errors.
-
-    A column of which nothing is known is left out, and masks alone lie side by side.
-
-    Raises:
-        DataError: when the file exists or cannot be written.
-    """
-    columns = [title for title, known in _COLUMNS.items() if any(known(e) is not None for e in examples)]
-    grid = (1, len(examples)) if len(columns) == 1 else (len(examples), len(columns))
-    heights = [float(np.clip(e.pred.shape[0] / e.pred.shape[1], 0.4, 2.0)) for e in examples]
-    heights = [max(heights)] if grid[0] == 1 else heights
-    figure = new_figure(path, (_PANEL * grid[1] + 0.3, _PANEL * sum(heights) + 0.15 * grid[0] + 0.8))
-    axes = figure.subplots(*grid, squeeze=False, gridspec_kw={"height_ratios": heights})
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    if len(columns) == 1:
-        for axis, example in zip(axes[0], examples, strict=True):
-            _draw_panel(axis, example, columns[0])
-            axis.set_title(_example_title(example), fontsize=8)
-    else:
-        for row, example in zip(axes, examples, strict=True):
-            for axis, column in zip(row, columns, strict=True):
-                _draw_panel(axis, example, column)
-            row[0].set_ylabel(_example_title(example), fontsize=7)
-        for axis, column in zip(axes[0], columns, strict=True):
-            axis.set_title(column, fontsize=9)
-        if _PROBABILITY in columns:
-            place = columns.index(_PROBABILITY)
-            shown = next(axis.images[0] for axis in axes[:, place] if axis.images)
-            figure.colorbar(
-                shown, ax=list(axes[:, place]), location="bottom", shrink=0.9, aspect=30, pad=0.02, panchor=False
-            )
-    save_figure(figure, path)
-
-
 def plot_histograms(histograms: Sequence[Histogram], path: Path) -> None:
     """Write a panel for each histogram: all voxels, and true foreground and background where they are known.
 
@@ -143,9 +104,8 @@ def plot_histograms(histograms: Sequence[Histogram], path: Path) -> None:
         axis.set_xlim(*((0, 1) if is_prob else (min(histogram.edges[0], -_LOGITS), max(histogram.edges[-1], _LOGITS))))
         axis.set_xlabel("probability of foreground" if is_prob else "log-odds of foreground")
         axis.set_ylabel("share of the voxels")
-        _finish(axis)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+        open_frame(axis)
+    add_legend(figure, "outside upper center")
     save_figure(figure, path)
 
 
@@ -166,9 +126,8 @@ def plot_foreground(images: Sequence[ImageFigures], path: Path) -> None:
     figure = new_figure(path, (5.0 * len(draw), 4.4))
     for axis, panel in zip(figure.subplots(1, len(draw), squeeze=False)[0], draw, strict=True):
         panel(axis)
-        _finish(axis)
-    handles = {label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+        open_frame(axis)
+    add_legend(figure)
     save_figure(figure, path)
 
 
@@ -180,13 +139,13 @@ def plot_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], path: Path)
     """
     figure = new_figure(path, (5.6, 3.6))
     axis = figure.subplots()
-    axis.plot(sweep["thresholds"], sweep["f1"], color=_COLORS[0], marker="o", markersize=3, label="F1")
+    axis.plot(sweep["thresholds"], sweep["f1"], color=COLORS[0], marker="o", markersize=3, label="F1")
     if sweep.get("f1_at_half") is not None:
         label = f"at 0.5: {sweep['f1_at_half']:.3f}"
         axis.plot(0.5, sweep["f1_at_half"], "s", color="black", markersize=8, fillstyle="none", label=label)
     if sweep.get("best_f1") is not None:
         label = f"best, at {cut(sweep['best_threshold'])}: {sweep['best_f1']:.3f}"
-        axis.plot(sweep["best_threshold"], sweep["best_f1"], "*", color=_COLORS[1], markersize=12, label=label)
+        axis.plot(sweep["best_threshold"], sweep["best_f1"], "*", color=COLORS[1], markersize=12, label=label)
     if trivial.get("best") is not None:
         label = f"trivial: {trivial['best']:.3f}"
         axis.axhline(trivial["best"], color="0.4", linestyle="--", linewidth=1, label=label)
@@ -194,66 +153,9 @@ def plot_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], path: Path)
     axis.set_ylim(0, 1.02)
     axis.set_xlabel("threshold of the probability")
     axis.set_ylabel("F1")
-    _finish(axis)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    open_frame(axis)
+    add_legend(figure, columns=2)
     save_figure(figure, path)
-
-
-_INPUT, _TRUTH, _PROBABILITY, _PREDICTION = "input", "truth", "foreground probability", "prediction and errors"
-_COLUMNS: dict[str, Callable[[Example], NDArray[Any] | None]] = {
-    _INPUT: lambda e: e.image,
-    _TRUTH: lambda e: e.truth,
-    _PROBABILITY: lambda e: e.prob,
-    _PREDICTION: lambda e: e.pred,
-}
-
-
-def _draw_panel(axis: Axes, example: Example, column: str) -> None:
-    if _COLUMNS[column](example) is None:
-        axis.spines[:].set_visible(False)
-        reason = "sealed" if example.part == "test" and column == _TRUTH else "not known"
-        axis.text(0.5, 0.5, reason, ha="center", va="center", transform=axis.transAxes, fontsize=8, color="0.5")
-    elif column == _INPUT and example.image is not None:
-        axis.imshow(example.image, cmap="gray", vmin=0, vmax=1)
-    elif column == _TRUTH and example.truth is not None:
-        ignored = np.zeros_like(example.truth) if example.valid is None else ~example.valid
-        axis.imshow(np.where(ignored, 0.5, example.truth), cmap="gray", vmin=0, vmax=1)
-    elif column == _PROBABILITY and example.prob is not None:
-        axis.imshow(example.prob, cmap="viridis", vmin=0, vmax=1)
-    else:
-        axis.imshow(color_errors(example))
-
-
-def color_errors(example: Example) -> NDArray[np.float64]:
-    """Return (Y, X, 3): the input in gray with what was found in green, missed in blue and false in red.
-
-    Without a truth, what is predicted is white on black, or yellow on the input.
-    """
-    pred, truth = example.pred, example.truth
-    if example.image is None and truth is None:
-        return np.repeat(pred[..., None].astype(np.float64), 3, axis=-1)
-    gray = np.zeros(pred.shape) if example.image is None else _luminance(example.image)
-    color = 0.8 if example.image is None else 0.4
-    colored = np.repeat(0.6 * gray[..., None], 3, axis=-1)
-    if truth is None:
-        colored[pred, :2] += color
-        return colored
-    valid = np.ones(pred.shape, np.bool_) if example.valid is None else example.valid
-    for region, channel in ((pred & truth, 1), (~pred & truth, 2), (pred & ~truth, 0)):
-        colored[region & valid, channel] += color
-    return colored
-
-
-def _luminance(image: NDArray[np.float32]) -> NDArray[np.float64]:
-    gray: NDArray[np.float64] = (image if image.ndim == 2 else image.mean(axis=-1)).astype(np.float64)
-    return np.clip(gray, 0, 1)
-
-
-def _example_title(example: Example) -> str:
-    name = example.id if len(example.id) <= _MOST_TITLE else f"...{example.id[3 - _MOST_TITLE :]}"
-    details: list[str] = [] if example.part == "new" else [example.part]
-    details += [] if example.f1 is None else [f"F1 {example.f1:.3f}"]
-    return f"{name}\n{', '.join(details)}" if details else name
 
 
 def _styles(images: Sequence[ImageFigures]) -> dict[tuple[int, ...], dict[str, Any]]:
@@ -262,11 +164,11 @@ def _styles(images: Sequence[ImageFigures]) -> dict[tuple[int, ...], dict[str, A
     for image in images:
         counts[image.shape] = counts.get(image.shape, 0) + 1
     ordered = sorted(counts, key=lambda shape: (-counts[shape], shape))
-    named = {shape: f"{size(shape)} ({counts[shape]})" for shape in ordered}
+    named = {shape: f"{format_size(shape)} ({counts[shape]})" for shape in ordered}
     if len(ordered) > len(_MARKERS):
         rare = ordered[len(_MARKERS) - 1 :]
         named |= dict.fromkeys(rare, f"{len(rare)} other shapes ({sum(counts[shape] for shape in rare)})")
-    looks = dict(zip(dict.fromkeys(named.values()), cycle(zip(_MARKERS, _COLORS, strict=True)), strict=False))
+    looks = dict(zip(dict.fromkeys(named.values()), cycle(zip(_MARKERS, COLORS, strict=True)), strict=False))
     return {shape: {"marker": looks[name][0], "color": looks[name][1], "label": name} for shape, name in named.items()}
 
 
@@ -307,8 +209,3 @@ def _draw_levels(axis: Axes, images: Sequence[ImageFigures], styles: Mapping[tup
     axis.locator_params(axis="x", integer=True)
     axis.set_xlabel("images by shape, in order of their share")
     axis.set_ylabel("predicted foreground share")
-
-
-def _finish(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)

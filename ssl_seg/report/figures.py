@@ -1,9 +1,8 @@
-"""Figures made with matplotlib, without a display."""
+"""What all figures share: a file without a display, plain texts, images, outlines, frames and legends."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +12,14 @@ from numpy.typing import NDArray
 from ssl_seg.errors import DataError, printable_lines
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One case: ``image`` (*S), ``truth`` (*S) class indices or None, ``prob`` (*S) foreground probability,
-    ``pred`` (*S) predicted class indices."""
+Color = str | tuple[float, ...]
 
-    title: str
-    image: NDArray[np.generic]
-    truth: NDArray[np.integer] | None
-    prob: NDArray[np.floating]
-    pred: NDArray[np.integer]
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+"""Told apart with any color vision (Paul Tol)."""
 
 
 def to_gray(image: NDArray[Any]) -> NDArray[Any]:
@@ -94,59 +88,56 @@ def _escape(text: str, known: Collection[int]) -> str:
     return shown.replace("$", "\\$")
 
 
-def plot_predictions(panels: Sequence[Panel], path: Path) -> None:
-    """Write one row a case: input, truth, probability from 0 to 1, and errors (found, missed, false, wrong class).
+def add_legend(figure: Figure, place: str = "outside lower center", columns: int = 3) -> None:
+    """Add one legend for all axes: each label once."""
+    named = {label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc=place, ncols=columns, frameon=False, fontsize=8)
 
-    Of a volume the slice with the most foreground is shown.
 
-    Raises:
-        DataError: when the file exists or cannot be written.
+def open_frame(axis: Axes) -> None:
+    """Leave the lower and the left line of the frame, with small numbers."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+
+
+def name_rows(axis: Axes, places: Sequence[float], names: Sequence[str]) -> None:
+    """Name rows on the left, the first one on top, without a frame but for the line below."""
+    axis.set_yticks(places, names, fontsize=8)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+def hide_ticks(axis: Axes) -> None:
+    """Leave the frame alone, as of an image."""
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def write_inside(axis: Axes, text: str, color: str) -> None:
+    """Write in the middle of an axis that has nothing else to show."""
+    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, fontsize=8, color=color)
+
+
+def show_image(axis: Axes, image: NDArray[Any], like: NDArray[Any] | None = None) -> None:
+    """Show (Y, X) in gray or (Y, X, 3) in color, a few extreme values clipped.
+
+    Args:
+        axis: where to draw.
+        image: values of any range.
+        like: the image whose scale is taken; by default ``image`` itself.
     """
-    figure = new_figure(path, (11, 2.8 * len(panels)))
-    axes = figure.subplots(len(panels), 4, squeeze=False)
-    for row, panel in zip(axes, panels, strict=True):
-        shown_slice = _slice(panel)
-        image, truth, prob = shown_slice.image, shown_slice.truth, shown_slice.prob
-        row[0].imshow(image, cmap="gray")
-        row[0].set_ylabel(panel.title, fontsize=8)
-        classes = max(int(panel.pred.max(initial=1)), 1 if panel.truth is None else int(panel.truth.max()), 1)
-        row[1].imshow(np.zeros_like(prob) if truth is None else truth.clip(0), cmap="gray", vmin=0, vmax=classes)
-        shown = row[2].imshow(prob, cmap="viridis", vmin=0, vmax=1)
-        row[3].imshow(_color_errors(image, truth, shown_slice.pred))
-        figure.colorbar(shown, ax=row[2], shrink=0.8)
-        for axis in row:
-            axis.set_xticks([])
-            axis.set_yticks([])
-    several = any(p.pred.max(initial=0) > 1 or (p.truth is not None and p.truth.max() > 1) for p in panels)
-    errors = "found (green) missed (blue) false (red)" + "\nwrong class (yellow)" * several
-    titles = ("input", "truth", "foreground probability", errors)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=9)
-    save_figure(figure, path)
+    values, scale = image.astype(np.float64), (image if like is None else like).astype(np.float64)
+    low, high = np.percentile(scale, (0.5, 99.5))
+    if high <= low:
+        low, high = float(scale.min()), float(scale.max())
+    shown = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
-def _slice(panel: Panel) -> Panel:
-    """Return the panel of an image as it is, and of a volume the slice with most foreground."""
-    if panel.prob.ndim == 2:
-        return panel
-    empty = panel.truth is None or not (panel.truth > 0).any()
-    weight = panel.prob if empty or panel.truth is None else panel.truth > 0
-    z = int(np.argmax(weight.reshape(len(weight), -1).sum(axis=1)))
-    truth = None if panel.truth is None else panel.truth[z]
-    return Panel(panel.title, panel.image[z], truth, panel.prob[z], panel.pred[z])
-
-
-def _color_errors(
-    image: NDArray[np.generic], truth: NDArray[np.integer] | None, pred: NDArray[np.integer]
-) -> NDArray[np.floating]:
-    low, high = float(image.min()), float(image.max())
-    gray = (image.astype(np.float64) - low) / max(high - low, 1e-9)
-    colored = np.repeat(0.7 * gray[..., None], 3, axis=-1)
-    if truth is None:
-        colored[pred > 0, 1] += 0.3
-        return colored
-    confused = (pred > 0) & (truth > 0) & (pred != truth)
-    colored[(truth > 0) & (pred > 0), 1] += 0.3
-    colored[(truth > 0) & (pred == 0), 2] += 0.3
-    colored[((truth == 0) & (pred > 0)) | confused, 0] += 0.3
-    return colored
+def outline(axis: Axes, mask: NDArray[np.bool_], color: Color, width: float = 0.8) -> None:
+    """Draw the border of a mask (Y, X), closed where it meets that of the image."""
+    height, length = mask.shape
+    places = np.arange(-1, length + 1), np.arange(-1, height + 1)
+    axis.contour(*places, np.pad(mask, 1).astype(np.float64), levels=[0.5], colors=[color], linewidths=width)
+    axis.set_xlim(-0.5, length - 0.5)
+    axis.set_ylim(height - 0.5, -0.5)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_seg.report.figures import new_figure, save_figure
+from ssl_seg.report.figures import name_rows, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,12 +50,10 @@ def _draw_shares(axis: Axes, probe: LossProbe) -> None:
         drawn = axis.barh(rows, widths, left=lefts, height=0.8, color=color, label=name, edgecolor="white")
         axis.bar_label(drawn, [f"{w:.0%}" if w >= 0.06 else "" for w in widths], label_type="center", fontsize=8)
         lefts += widths
-    axis.set_yticks(rows, [label for label, _ in bars])
+    name_rows(axis, rows, [label for label, _ in bars])
     axis.set_xlim(0, 1)
     axis.set_xlabel("share of the weights, and of the weighted gradient norms")
     axis.set_ylim(max(rows[-1] + 0.6, 4.0), -0.6)  # a few bars stay slim
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.tick_params(axis="y", length=0)
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssl_seg.config.curves import ActivePeriod, RunCurves
-from ssl_seg.report.figures import new_figure, save_figure
+from ssl_seg.report.figures import name_rows, new_figure, open_frame, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def _draw_lines(axis: Axes, epochs: list[float], label: str, series: dict[str, t
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.grid(color="0.92", linewidth=0.8)
     axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    open_frame(axis)
 
 
 def _scale_decay(axis: Axes) -> None:
@@ -89,7 +89,5 @@ def _draw_windows(axis: Axes, windows: tuple[ActivePeriod, ...]) -> None:
         else:
             axis.text(0, row, " never in this run", va="center", fontsize=8, color="0.4")
     names = [window.name if window.certain else f"{window.name}\n(possible)" for window in windows]
-    axis.set_yticks(range(len(windows)), names, fontsize=8)
+    name_rows(axis, range(len(windows)), names)
     axis.set_ylim(len(windows) - 0.5, -0.5)
-    axis.tick_params(axis="y", length=0)
-    axis.spines[["top", "right", "left"]].set_visible(False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssl_seg.data.splits.statistics import SetComparison, SetMeasures
 from ssl_seg.errors import DataError
-from ssl_seg.report.figures import new_figure, save_figure
+from ssl_seg.report.figures import add_legend, name_rows, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,13 +43,9 @@ def plot_split(measures: Sequence[SetMeasures], path: Path) -> None:
         axis.set_xlabel(title)
         axis.grid(axis="x", color="0.9", linewidth=0.8)
         axis.set_axisbelow(True)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.tick_params(axis="y", length=0)
-    axes[0].set_yticks(range(len(measures)), [_label(m) for m in measures])
+        name_rows(axis, range(len(measures)), [_label(m) for m in measures])
     axes[0].set_ylim(len(measures) - 0.5, -0.5)
-    handles, labels = axes[0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=len(unique), frameon=False)
+    add_legend(figure, "outside upper center")
     save_figure(figure, path)
 
 

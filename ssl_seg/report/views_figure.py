@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.report.figures import new_figure, save_figure
+from ssl_seg.report.figures import new_figure, outline, save_figure, show_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def _draw_labeled(plain: Axes, outlined: Axes, patch: LabeledPatch) -> None:
     _show(plain, image, f"labeled: {patch.title}")
     _show(outlined, image, "its target, ignored part hatched")
     for label in np.unique(target[target > 0]):
-        _outline(outlined, target == label, colormaps["tab10"](int(label - 1) % 10))
+        outline(outlined, target == label, colormaps["tab10"](int(label - 1) % 10), 1.2)
     if (target < 0).any():
         outlined.contourf(target < 0, levels=[0.5, 1.5], colors="none", hatches=["////"])
 
@@ -74,20 +74,12 @@ def _draw_unlabeled(weak: Axes, strong: Axes, views: UnlabeledPatch) -> None:
     is_mixed = mixed is not None and bool(mixed.any())
     _show(strong, _middle(views.strong), "strong view" + (", box of another patch" if is_mixed else ""), plain)
     if mixed is not None and is_mixed:
-        _outline(strong, mixed, "yellow")
+        outline(strong, mixed, "yellow", 1.2)
 
 
 def _show(axis: Axes, image: NDArray[np.generic], title: str, like: NDArray[np.generic] | None = None) -> None:
-    # A few extreme voxels must not decide about the contrast.
-    low, high = np.percentile((image if like is None else like).astype(np.float64), (0.5, 99.5))
-    axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+    show_image(axis, image, like)
     axis.set_title(title, fontsize=9)
-
-
-def _outline(axis: Axes, mask: NDArray[np.bool_], color: str | tuple[float, float, float, float]) -> None:
-    # Framed, so that the outline is closed where the mask touches the border of the patch.
-    coordinates = [np.arange(-1, size + 1) for size in mask.shape]
-    axis.contour(coordinates[1], coordinates[0], np.pad(mask, 1), levels=[0.5], colors=[color], linewidths=1.2)
 
 
 def _middle(array: NDArray[Any]) -> NDArray[Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.diagnose.result import Cause, Conclusion, Diagnosis, Example, Histogram, ImageFigures, Moments
+from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.monitor.catalog import make_finding
 
 SPREAD = {"mean": 0.6, "median": 0.61, "sd": 0.18, "min": 0.18, "max": 0.92}
@@ -34,13 +35,12 @@ def disk(shape: tuple[int, int], radius: float) -> NDArray[np.bool_]:
 
 def example(name: str = "case_0", shape: tuple[int, int] = (48, 64), **changes: Any) -> Example:
     """A disk that is found, but a little too large; a strip is ignored."""
-    truth, pred = disk(shape, 12), disk(shape, 15)
-    valid = np.ones(shape, np.bool_)
-    valid[:, -6:] = False
+    truth, pred = disk(shape, 12).astype(np.int64), disk(shape, 15)
+    truth[:, -6:] = IGNORE_INDEX
     rng = np.random.default_rng(0)
-    image = (0.3 + 0.4 * truth + 0.05 * rng.standard_normal(shape)).clip(0, 1).astype(np.float32)
+    image = (0.3 + 0.4 * disk(shape, 12) + 0.05 * rng.standard_normal(shape)).clip(0, 1).astype(np.float32)
     values: dict[str, Any] = {
-        "id": name, "part": "val", "image": image, "truth": truth, "valid": valid,
+        "id": name, "part": "val", "image": image, "truth": truth,
         "prob": np.where(pred, 0.9, 0.1).astype(np.float32), "pred": pred, "f1": 0.812,
     }  # fmt: skip
     return Example(**(values | changes))
@@ -169,10 +169,7 @@ def masks_diagnosis(**changes: Any) -> Diagnosis:
         for number, shape, ratio in counts for n in range(number)
     ]  # fmt: skip
     base = constant_diagnosis()
-    shown = [
-        example(f"320_{n}", (64, 64), image=None, truth=None, valid=None, prob=None, f1=None, part="new")
-        for n in range(4)
-    ]
+    shown = [example(f"320_{n}", (64, 64), image=None, truth=None, prob=None, f1=None, part="new") for n in range(4)]
     values: dict[str, Any] = {
         "subject": "predictions",
         "kind": "predictions",

@@ -25,7 +25,7 @@ from ssl_seg.diagnose.tally import Output, Tally
 
 def example(number: int, part: str, f1: float | None) -> Example:
     pred = np.zeros((2, 2), np.bool_)
-    return Example(f"{part}{number}", part, None, None, None, None, pred, f1)  # type: ignore[arg-type]
+    return Example(f"{part}{number}", part, None, None, None, pred, f1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -24,23 +24,13 @@ from sizes import around
 
 from ssl_seg.diagnose.result import Cause, Diagnosis, Histogram
 from ssl_seg.errors import DataError, printable
+from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.report.diagnosis import format_report, format_table, write_report
-from ssl_seg.report.diagnosis_figures import (
-    color_errors,
-    plot_examples,
-    plot_foreground,
-    plot_histograms,
-    plot_sweep,
-)
-from ssl_seg.report.diagnosis_summary import (
-    SHOWN_SHAPES,
-    describe_scope,
-    format_findings,
-    format_verdict,
-    make_key_figures,
-)
-from ssl_seg.report.diagnosis_tables import SHOWN_IMAGES, make_tables
-from ssl_seg.report.diagnosis_text import cut, number
+from ssl_seg.report.diagnosis_figures import plot_foreground, plot_histograms, plot_sweep
+from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict
+from ssl_seg.report.diagnosis_tables import SHOWN_IMAGES, SHOWN_SHAPES, make_key_figures, make_tables
+from ssl_seg.report.example_figure import color_errors, plot_examples
+from ssl_seg.scores.text import cut, number
 
 ALL = {"constant": constant_diagnosis, "healthy": healthy_diagnosis, "masks": masks_diagnosis}
 RENDERER = MarkdownIt("commonmark").enable("table")
@@ -273,7 +263,7 @@ class TestTerminal:
 
 class TestExamples:
     def test_columns_that_are_known(self, draw: Any) -> None:
-        assert titles(draw(plot_examples, [example(), example(truth=None, valid=None, f1=None)])) == [
+        assert titles(draw(plot_examples, [example(), example(truth=None, f1=None)])) == [
             "input", "truth", "foreground probability", "prediction and errors",
         ]  # fmt: skip
         assert titles(draw(plot_examples, [example(image=None, prob=None)])) == ["truth", "prediction and errors"]
@@ -284,7 +274,7 @@ class TestExamples:
         assert len({round(axis.get_position().y0, 6) for axis in figure.axes}) == 1
 
     def test_what_is_not_known_is_said(self, draw: Any) -> None:
-        blind = {"truth": None, "valid": None, "f1": None}
+        blind = {"truth": None, "f1": None}
         figure = draw(plot_examples, [example(), example("b", part="new", **blind), example("c", part="test", **blind)])
         assert [figure.axes[n].texts[0].get_text() for n in (5, 9)] == ["not known", "sealed"]
         assert [figure.axes[n].get_ylabel() for n in (0, 4, 8)] == ["case_0\nval, F1 0.812", "b", "c\ntest"]
@@ -305,7 +295,7 @@ class TestExamples:
     @pytest.mark.parametrize("color", [False, True])
     def test_errors_have_their_colors(self, color: bool) -> None:
         image = np.full((48, 64, 3) if color else (48, 64), 0.5, np.float32)
-        shown = color_errors(example(image=image, pred=np.roll(disk((48, 64), 12), 6, axis=1), valid=None))
+        shown = color_errors(example(image=image, pred=np.roll(disk((48, 64), 12), 6, axis=1)))
         truth, pred = disk((48, 64), 12), np.roll(disk((48, 64), 12), 6, axis=1)
         for region, channel in ((truth & pred, 1), (truth & ~pred, 2), (~truth & pred, 0)):
             assert region.any()
@@ -314,14 +304,20 @@ class TestExamples:
         np.testing.assert_allclose(shown[~truth & ~pred], 0.3)
 
     def test_what_is_ignored_is_no_error(self) -> None:
-        valid = np.zeros((48, 64), np.bool_)
-        np.testing.assert_array_equal(color_errors(example(image=None, valid=valid)), 0)
+        ignored = np.full((48, 64), IGNORE_INDEX)
+        np.testing.assert_array_equal(color_errors(example(image=None, truth=ignored)), 0)
+
+    def test_foreground_of_another_class_is_yellow(self) -> None:
+        truth, pred = np.array([[1, 1, 2, 2, 0, 0]]), np.array([[1, 2, 2, 0, 2, 0]])
+        colors = {"found": [0, 0.8, 0], "wrong": [0.8, 0.8, 0], "missed": [0, 0, 0.8], "false": [0.8, 0, 0]}
+        expected = [[*(colors[key] for key in ("found", "wrong", "found", "missed", "false")), [0, 0, 0]]]
+        np.testing.assert_allclose(color_errors(example(image=None, truth=truth, pred=pred)), expected)
 
     def test_predictions_without_truth(self) -> None:
         pred = disk((48, 64), 12)
-        alone = color_errors(example(image=None, truth=None, valid=None, pred=pred))
+        alone = color_errors(example(image=None, truth=None, pred=pred))
         np.testing.assert_array_equal(alone, np.repeat(pred[..., None], 3, axis=-1))
-        over = color_errors(example(image=np.zeros((48, 64), np.float32), truth=None, valid=None, pred=pred))
+        over = color_errors(example(image=np.zeros((48, 64), np.float32), truth=None, pred=pred))
         np.testing.assert_allclose(over, pred[..., None] * np.array([0.4, 0.4, 0.0]))
 
 

@@ -29,7 +29,7 @@ from ssl_seg.report.ablation_tables import (
     format_p,
     make_arm_table,
 )
-from ssl_seg.report.diagnosis_text import UNKNOWN
+from ssl_seg.scores.text import UNKNOWN
 from ssl_seg.studies.ablation.results import CellResult
 from ssl_seg.studies.ablation.summary import AblationSummary, summarize
 
