@@ -24,16 +24,14 @@ from ssl_seg.diagnose.audits import (
     describe_verdict,
     put_behind,
 )
-from ssl_seg.diagnose.causes import explain
+from ssl_seg.diagnose.causes import Subject, explain
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.examples import choose_examples, keep_candidates, make_example
-from ssl_seg.diagnose.facts import Subject
 from ssl_seg.diagnose.history import read_history
 from ssl_seg.diagnose.inputs import measure_batches, measure_inputs
 from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivial_losses, probe_nets
 from ssl_seg.diagnose.result import Diagnosis, Example, Part
-from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
-from ssl_seg.diagnose.tally import Output, Tally
+from ssl_seg.diagnose.tally import Output, Tally, summarize_equality, summarize_foreground, summarize_scores
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.model import NETS, Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
@@ -256,7 +254,7 @@ def _predict_images(
             pred=probs.argmax(axis=0) > 0,
             prob=1 - probs[0],
             logit=logit,
-            target=case.target.clip(max=1) if case_id in known else None,
+            target=None if case.target is None or case_id not in known else case.target.clip(max=1),
         )
         figures = tally.add(output)
         example = make_example(case_id, output.part, case.image, output.target, output.prob, output.pred, figures.f1)

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.reading import Reading, make_reading
 from ssl_seg.diagnose.audits import audit_margin, audit_outputs, describe_verdict, put_behind, rename_net
-from ssl_seg.diagnose.causes import explain
+from ssl_seg.diagnose.causes import Subject, explain
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.examples import choose_examples, keep_candidates, make_example
-from ssl_seg.diagnose.facts import Subject
 from ssl_seg.diagnose.reading import (
     WORDS,
     Kind,
@@ -30,8 +29,7 @@ from ssl_seg.diagnose.reading import (
     settle_truth,
 )
 from ssl_seg.diagnose.result import Diagnosis, Example
-from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
-from ssl_seg.diagnose.tally import Output, Tally
+from ssl_seg.diagnose.tally import Output, Tally, summarize_equality, summarize_foreground, summarize_scores
 from ssl_seg.labels import Meaning
 from ssl_seg.monitor.actions import NO_CONTEXT
 from ssl_seg.monitor.evidence import Evidence

@@ -7,7 +7,6 @@ Shapes: ``*S`` spatial = (Z, Y, X) or (Y, X). Shares and probabilities are in [0
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.files import to_finite
 from ssl_seg.monitor.findings import Finding, Level
 
 Part = Literal["train", "val", "test", "new"]
@@ -169,7 +169,7 @@ class Diagnosis:
 
     def to_record(self) -> dict[str, Any]:
         """Return plain types for JSON: verdict, findings, statistics, causes, next command; no NaN, no infinity."""
-        record: dict[str, Any] = _to_plain(
+        record: dict[str, Any] = to_finite(
             {
                 "verdict": asdict(self.verdict),
                 "findings": [asdict(f) for f in self.findings],
@@ -182,11 +182,3 @@ class Diagnosis:
             }
         )
         return record
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

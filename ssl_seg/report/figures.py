@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-Color = str | tuple[float, ...]
+Color = str | tuple[float, float, float] | tuple[float, float, float, float]
+Place = Literal["outside lower center", "outside upper center"]
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 """Told apart with any color vision (Paul Tol)."""
@@ -88,10 +89,10 @@ def _escape(text: str, known: Collection[int]) -> str:
     return shown.replace("$", "\\$")
 
 
-def add_legend(figure: Figure, place: str = "outside lower center", columns: int = 3) -> None:
+def add_legend(figure: Figure, place: Place = "outside lower center", columns: int = 3) -> None:
     """Add one legend for all axes: each label once."""
     named = {label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), loc=place, ncols=columns, frameon=False, fontsize=8)
+    figure.legend(list(named.values()), list(named), loc=place, ncols=columns, frameon=False, fontsize=8)
 
 
 def open_frame(axis: Axes) -> None:

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from ssl_seg.diagnose.causes import explain
-from ssl_seg.diagnose.facts import DiagnosisFacts, Subject
-from ssl_seg.diagnose.suspects import RULES, Suspect
+from ssl_seg.diagnose.causes import RULES, DiagnosisFacts, Subject, Suspect, explain
 from ssl_seg.monitor.actions import NO_CONTEXT, Context, read_costs
 from ssl_seg.monitor.catalog import LIMITS
 from ssl_seg.monitor.findings import Finding, Level, Verdict

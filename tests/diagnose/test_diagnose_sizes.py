@@ -13,13 +13,12 @@ from scipy.stats import spearmanr
 from sizes import around
 
 from ssl_seg.diagnose import examples, inputs, reading
+from ssl_seg.diagnose.causes import DiagnosisFacts, Subject, _suspect_layers
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.examples import choose_examples, keep_candidates
-from ssl_seg.diagnose.facts import DiagnosisFacts, Subject
 from ssl_seg.diagnose.inputs import NetworkInputs
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
 from ssl_seg.diagnose.result import Example
-from ssl_seg.diagnose.suspects import _suspect_layers
 from ssl_seg.diagnose.tally import Output, Tally
 
 

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from ssl_seg.diagnose.result import Diagnosis
-from ssl_seg.diagnose.summaries import summarize_equality, summarize_foreground, summarize_scores
-from ssl_seg.diagnose.tally import Output, Tally
+from ssl_seg.diagnose.tally import Output, Tally, summarize_equality, summarize_foreground, summarize_scores
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.scores.metrics import ConfusionCounts
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -30,6 +29,7 @@ from ssl_seg.diagnose.loss_probe.measures import (
     measure_gradients,
 )
 from ssl_seg.errors import CheckpointError
+from ssl_seg.files import to_finite
 from ssl_seg.inference.model import config_of, start_network
 from ssl_seg.losses import LossFn, make_supervised_loss
 from ssl_seg.networks.builders import get_network_spec
@@ -95,7 +95,7 @@ class LossProbe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON; a figure that is not finite is None."""
-        plain: dict[str, Any] = _to_plain(asdict(self))
+        plain: dict[str, Any] = to_finite(asdict(self))
         return plain
 
 
@@ -203,11 +203,3 @@ def _list_cosines(names: Sequence[str], mean: Tensor, error: Tensor, single: Ten
 
 def _by_name(names: Mapping[str, Any], values: Tensor) -> dict[str, float]:
     return dict(zip(names, values.tolist(), strict=True))
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
