@@ -17,8 +17,8 @@ from ssl_seg.data.loader import Probe
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.loss_probe.measures import Labeled, compute_constants, compute_frequencies
-from ssl_seg.errors import NetworkError
-from ssl_seg.inference.model import Model, make_network, start_network
+from ssl_seg.errors import SslSegError
+from ssl_seg.inference.model import Model, make_network
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import SupervisedLoss, make_supervised_loss
 from ssl_seg.methods import METHODS
@@ -27,6 +27,7 @@ from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.memory import Memory, read_memory
 from ssl_seg.monitor.signals import Signals, collect_signals
 from ssl_seg.networks.builders import has_batch_norm
+from ssl_seg.run.pretraining.state import make_initial
 
 ROW = (
     "f1",
@@ -196,10 +197,11 @@ def _list_batches(model: Model, probe: Probe) -> list[Labeled]:
 
 
 def _make_untrained(model: Model) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(model.config.seed))  # as a training does
-        try:
-            network = start_network(model.config)
-        except NetworkError:  # a checkpoint can be looked at where the file of its encoder's weights is not
+    """Return the initial network; with random weights where the files that it starts from are not on this machine."""
+    try:
+        network = make_initial(model.config)
+    except SslSegError:
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(model.config.seed))
             network = make_network(model.config)
     return network.eval().to(model.device)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_seg.config import LossConfig
-from ssl_seg.diagnose.loss_probe.knobs import Knob, find_settings, measure_knobs
+from ssl_seg.diagnose.loss_probe.knobs import Knob, find_costs, measure_knobs
 from ssl_seg.diagnose.loss_probe.measures import (
     Labeled,
     compute_constants,
@@ -301,16 +301,16 @@ def test_each_class_weight_is_a_cost() -> None:
     knobs = {k.name: k for k in measure_knobs(net, {"ce": component}, batches, [0, 1], foreground)}
     found = [(k.value, k.expected, math.copysign(1, k.effect)) for n, k in knobs.items() if n.startswith("class")]
     assert found == [(1.0, -1, -1), (2.0, +1, +1), (3.0, +1, +1)]
-    unset = {s.name: s.value for s in find_settings("cross_entropy", cross_entropy, 3)}
+    unset = {s.name: s.value for s in find_costs("cross_entropy", cross_entropy, 3)}
     assert unset == {"class_weights[0]": 1, "class_weights[1]": 1, "class_weights[2]": 1} | dict.fromkeys(
         ("pos_weight", "fp_cost", "fn_cost"), 1.0
     )
 
 
 def test_options_that_are_no_costs_are_left_out() -> None:
-    names = {s.name: s.value for s in find_settings("focal", get_loss("focal", gamma=3.0, fp_cost=4.0), 2)}
+    names = {s.name: s.value for s in find_costs("focal", get_loss("focal", gamma=3.0, fp_cost=4.0), 2)}
     assert names == {"alpha": 0.5, "fp_cost": 4.0, "fn_cost": 1.0}
-    assert {s.name for s in find_settings("hausdorff_dt", get_loss("hausdorff_dt"), 2)} == {"fp_cost", "fn_cost"}
+    assert {s.name for s in find_costs("hausdorff_dt", get_loss("hausdorff_dt"), 2)} == {"fp_cost", "fn_cost"}
 
 
 def test_a_cost_at_0_is_changed_to_one_side() -> None:
@@ -321,7 +321,7 @@ def test_a_cost_at_0_is_changed_to_one_side() -> None:
         return tversky(logits, target, alpha=alpha)
 
     image, target = make_batches()[0]
-    (setting,) = find_settings("tversky", record, 2)
-    slope = setting.compute_slope(make_linear()(image), target)
+    (cost,) = find_costs("tversky", record, 2)
+    slope = cost.compute_slope(make_linear()(image), target)
     assert values == [0.0, 0.01]
     assert slope.item() > 0  # false foreground costs more

@@ -29,7 +29,14 @@ from ssl_seg.networks.encoders.weights import FILE, PACKAGE
 from ssl_seg.networks.parts import PARTS, find_tensors
 from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.pretraining.run import PICTURES, make_image_network, pretrain
-from ssl_seg.run.pretraining.state import check_seen, describe_body, load_body, load_pretraining
+from ssl_seg.run.pretraining.state import (
+    check_seen,
+    describe_body,
+    load_body,
+    load_pretraining,
+    make_initial,
+    save_pretraining,
+)
 from ssl_seg.run.training import train
 from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
 from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
@@ -353,3 +360,26 @@ def test_save_split_is_what_the_message_names(pretrained_run: Path, particles_di
     split = pretrained_run / "split.yaml"
     save_split(load_split(split), tmp_path / "split.yaml")
     train_from(pretrained_run, tmp_path / "t", particles_dir, nest("split.file", str(tmp_path / "split.yaml")))
+
+
+def test_the_initial_network_of_a_run_has_the_body_of_its_pre_training(tmp_path: Path) -> None:
+    """It is what a diagnosis and a probe of the loss compare with."""
+    sections = {
+        "data": {"root": "x", "patch_size": [32, 32], "channels": 2, "label_values": [0, 1], "foreground_ratio": 0},
+        "network": {"name": "unet", "features": 4},
+        "batch": {"labeled": 2, "unlabeled": 0},
+        "length": {"steps": 100},
+    }
+    config = Config.model_validate(sections)
+    source = make_image_network(config)
+    result = dict.fromkeys(("error", "baseline", "gain", "codes"))
+    save_pretraining(replace(_make_state(source, config), result=result), tmp_path / "masked.pt")
+    begun = Config.model_validate(
+        {**sections, "network": {"name": "unet", "features": 4, "pretrained": str(tmp_path / "masked.pt")}}
+    )
+    random, found = make_initial(config).state_dict(), make_initial(begun).state_dict()
+    head = find_tensors(source, PARTS[config.network.name](source).head)
+    assert all(found[key].equal(random[key]) for key in head)
+    assert all(found[key].equal(source.state_dict()[key]) for key in found.keys() - head)
+    assert not all(random[key].equal(found[key]) for key in found.keys() - head)
+    assert all(make_initial(config).state_dict()[key].equal(random[key]) for key in random), "drawn from the seed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_seg.data.catalog import Track, pass_through
-from ssl_seg.diagnose.loss_probe.measures import Labeled, compute_gradient, compute_value, forward
+from ssl_seg.diagnose.loss_probe.measures import Labeled, compute_gradient, compute_value, make_passes
 from ssl_seg.losses import LossFn, first_head
 
 EFFECTS = {
@@ -55,7 +55,7 @@ class Knob:
 
 
 @dataclass(frozen=True)
-class Setting:
+class CostOption:
     """A cost that can be changed: ``make(value)`` is the component with another value of it."""
 
     component: str
@@ -89,48 +89,42 @@ def measure_knobs(
         net, components, batches, seeds, track: as in ``measure_gradients``.
         foreground: (P), gradient of the mean foreground probability, mean over the batches.
     """
-    num_classes = first_head(forward(net, batches[0][0], seeds[0]), batches[0][1].ndim).shape[1]
-    found = [item for name, component in components.items() for item in find_settings(name, component, num_classes)]
-    dots, norms = (torch.zeros(len(found), len(batches)) for _ in range(2))
-    work = [(setting, index) for index in range(len(batches)) for setting in range(len(found))]
-    logits = torch.empty(0)
-    for row, index in track(work, len(work)):
-        if row == 0:
-            logits = forward(net, batches[index][0], seeds[index])
-        change = compute_gradient(found[row].compute_slope(logits, batches[index][1]), net)
-        dots[row, index], norms[row, index] = -(foreground @ change), change.norm()
-    scale = (foreground.norm().cpu() * norms.mean(dim=1)).clamp(min=torch.finfo(torch.float32).tiny)
-    effects = dots.mean(dim=1) / scale
-    agreeing = (dots.sign() == effects.sign()[:, None]).sum(dim=1)
+    costs: list[CostOption] = []
+    dots, norms = [], []
+    for logits, target in make_passes(net, batches, seeds, track):
+        num_classes = first_head(logits, target.ndim).shape[1]
+        costs = [cost for name, fn in components.items() for cost in find_costs(name, fn, num_classes)]
+        changes = (compute_gradient(cost.compute_slope(logits, target), net) for cost in costs)
+        pairs = [(-(foreground @ change), change.norm()) for change in changes]
+        dots.append(torch.tensor([dot for dot, _ in pairs]))
+        norms.append(torch.tensor([norm for _, norm in pairs]))
+    signed = torch.stack(dots)
+    scale = (foreground.norm().cpu() * torch.stack(norms).mean(dim=0)).clamp(min=torch.finfo(torch.float32).tiny)
+    effects = signed.mean(dim=0) / scale
+    agreeing = (signed.sign() == effects.sign()).sum(dim=0)
     return tuple(
-        Knob(setting.component, setting.name, setting.value, setting.expected, effect, count, len(batches))
-        for setting, effect, count in zip(found, effects.tolist(), agreeing.tolist(), strict=True)
+        Knob(cost.component, cost.name, cost.value, cost.expected, effect, count, len(batches))
+        for cost, effect, count in zip(costs, effects.tolist(), agreeing.tolist(), strict=True)
     )
 
 
-def find_settings(name: str, component: LossFn, num_classes: int) -> list[Setting]:
-    """Return the costs among the options of a component, at the values that are bound to it."""
-    settings = []
+def find_costs(name: str, component: LossFn, num_classes: int) -> Iterator[CostOption]:
+    """Yield the costs among the options of a component, at the values that are bound to it."""
     for option, parameter in list(inspect.signature(component).parameters.items())[2:]:
         key = option if option in EFFECTS else f"{name}.{option}"
         if key in EFFECTS:
             value = UNSET.get(key, 1.0) if parameter.default is None else float(parameter.default)
-            settings.append(Setting(name, option, value, EFFECTS[key], _turn(component, option)))
+            yield CostOption(name, option, value, EFFECTS[key], partial(_bind, component, option))
         elif option == "class_weights":
-            settings += _find_class_weights(name, component, tuple(parameter.default or [1.0] * num_classes))
-    return settings
+            weights = tuple(parameter.default or [1.0] * num_classes)
+            for k, weight in enumerate(weights):
+                make = partial(_bind_weight, component, weights, k)
+                yield CostOption(name, f"class_weights[{k}]", float(weight), 1 if k else -1, make)
 
 
-def _find_class_weights(name: str, component: LossFn, weights: tuple[float, ...]) -> list[Setting]:
-    return [
-        Setting(name, f"class_weights[{k}]", float(weight), 1 if k else -1, _turn_weight(component, weights, k))
-        for k, weight in enumerate(weights)
-    ]
+def _bind(component: LossFn, option: str, value: float) -> LossFn:
+    return partial(component, **{option: value})
 
 
-def _turn(component: LossFn, option: str) -> Callable[[float], LossFn]:
-    return lambda value: partial(component, **{option: value})
-
-
-def _turn_weight(component: LossFn, weights: tuple[float, ...], k: int) -> Callable[[float], LossFn]:
-    return lambda value: partial(component, class_weights=(*weights[:k], value, *weights[k + 1 :]))
+def _bind_weight(component: LossFn, weights: tuple[float, ...], k: int, value: float) -> LossFn:
+    return partial(component, class_weights=(*weights[:k], value, *weights[k + 1 :]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,12 +55,10 @@ def measure_gradients(
         seeds: of dropout, one a batch.
         track: shows how far it is.
     """
-    functions: list[LossFn] = [*(partial(compute_value, component) for component in components.values())]
-    functions.append(compute_foreground_share)
+    functions: list[LossFn] = [*(partial(compute_value, fn) for fn in components.values()), compute_foreground_share]
     total = torch.zeros(len(functions), sum(p.numel() for p in trained(net)), device=batches[0][0].device)
     values, single = [], []
-    for (image, target), seed in track(list(zip(batches, seeds, strict=True)), len(batches)):
-        logits = forward(net, image, seed)
+    for logits, target in make_passes(net, batches, seeds, track):
         results = [function(logits, target) for function in functions]
         gradients = torch.stack([compute_gradient(result, net) for result in results])
         total += gradients
@@ -90,8 +88,7 @@ def measure_errors(
         mean: (C, P), from there. The gradients of the batches are computed again instead of being kept.
     """
     count, dots = len(batches), []
-    for (image, target), seed in track(list(zip(batches, seeds, strict=True)), count):
-        logits = forward(net, image, seed)
+    for logits, target in make_passes(net, batches, seeds, track):
         losses = [compute_value(component, logits, target) for component in components.values()]
         others = count * mean - torch.stack([compute_gradient(loss, net) for loss in losses])
         dots.append(others @ others.T / max(count - 1, 1) ** 2)
@@ -103,12 +100,15 @@ def measure_errors(
     return errors
 
 
-def forward(net: nn.Module, image: Tensor, seed: int) -> Tensor:
-    """Return the output of a pass whose dropout is drawn from ``seed``; global generators stay as they are."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        logits: Tensor = net(image)
-    return logits
+def make_passes(
+    net: nn.Module, batches: Sequence[Labeled], seeds: Sequence[int], track: Track
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield output and target of each batch; dropout is drawn from its seed, and global generators stay as they are."""
+    for (image, target), seed in track(list(zip(batches, seeds, strict=True)), len(batches)):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            logits: Tensor = net(image)
+        yield logits, target
 
 
 def compute_value(component: LossFn, logits: Tensor, target: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ssl_seg.config import Config
@@ -30,12 +29,13 @@ from ssl_seg.diagnose.loss_probe.measures import (
 )
 from ssl_seg.errors import CheckpointError
 from ssl_seg.files import to_finite
-from ssl_seg.inference.model import config_of, start_network
+from ssl_seg.inference.model import config_of
 from ssl_seg.losses import LossFn, make_supervised_loss
 from ssl_seg.networks.builders import get_network_spec
 from ssl_seg.networks.checkpoint import load_checkpoint, load_weights
 from ssl_seg.run.preflight import check_layers
 from ssl_seg.run.prepare import TrainRequest, make_plan
+from ssl_seg.run.pretraining.state import make_initial
 from ssl_seg.run.sources import device_of, make_source, open_store
 
 INITIALIZATION = "initialization"
@@ -164,9 +164,7 @@ def probe_state(
 
 def _make_nets(config: Config, checkpoint: Path | None) -> dict[str, nn.Module]:
     """Return the network of each state, in the order of training."""
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed))  # as a training does
-        nets = {INITIALIZATION: start_network(config)}
+    nets = {INITIALIZATION: make_initial(config)}
     if checkpoint is not None:
         loaded = load_checkpoint(checkpoint)
         _check_fits(config, config_of(loaded, checkpoint), checkpoint)

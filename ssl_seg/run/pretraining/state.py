@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ssl_seg.config import Config
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.content import image_of
+from ssl_seg.data.sampling import derive_seed
 from ssl_seg.data.splits.split import Split, find_copies_of
 from ssl_seg.errors import CheckpointError, RefusedError, RunDirError, quote
+from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.networks.builders import get_network_spec
 from ssl_seg.networks.checkpoint import PRETRAINING_FORMAT, read_content, write_content
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
@@ -123,6 +125,21 @@ def check_seen(state: Pretraining, where: str, split: Split, catalog: Catalog, *
                 f"'{leaks[0]}'. Train on its split (--split {quote(run.path / SPLIT_FILE)}), or pre-train on that of "
                 "this run"
             )
+
+
+def make_initial(config: Config) -> nn.Module:
+    """Return the network as a training without a parent starts it, with the weights of a pre-training if it has one.
+
+    Raises:
+        SslSegError: for published or pre-trained weights that are missing or do not fit.
+    """
+    where = config.network.pretrained
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(config.seed))  # as a training does
+        network = make_network(config) if where is not None else start_network(config)
+    if where is not None:
+        load_body(network, load_pretraining(Path(where)), config, where)
+    return network
 
 
 def load_body(net: nn.Module, state: Pretraining, config: Config, where: str) -> None:
