@@ -4,7 +4,7 @@ the same cases, of their ensemble, and of a cross-validation out of fold."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +62,7 @@ def evaluate(
     request: EvaluateRequest,
     *,
     note: Callable[[str], None] = lambda _: None,
-    track: TrackAll | None = None,
+    track: TrackAll = lambda _: pass_through,
 ) -> dict[str, Any]:
     """Return pooled and mean scores, trivial baselines and one row a case, as plain types.
 
@@ -87,81 +87,32 @@ def evaluate(
             f"--all and --split {request.split} exclude each other: --all scores every labeled case, whatever list it "
             "is in. Leave one of them out."
         )
-    tracker = track or (lambda _: pass_through)
     alone = FOLDS.is_in(request.checkpoint) and not request.more
     if alone and request.part == "val" and request.split is None:
-        return _evaluate_folds(request, note, tracker)
+        return _evaluate_folds(request, note, track)
     paths = list_members((request.checkpoint, *request.more))
-    if len(paths) == 1:
-        if request.ensemble:
-            raise ConfigError("--ensemble: one checkpoint is no ensemble; name at least two")
-        return _evaluate_one(request, note, tracker)
-    return _evaluate_several(replace(request, ensemble=request.ensemble or alone), paths, note, tracker)
-
-
-def _evaluate_one(request: EvaluateRequest, note: Callable[[str], None], track: TrackAll) -> dict[str, Any]:
-    model = open_model(request.checkpoint, choose_device_if_given(request.accelerator))
-    _say_machine((model,), note)
-    catalog, data = _open_cases(request, model, track("reading cases"))
-    split = load_split(request.split) if request.split else split_from_dict(model.checkpoint.split)
-    ids = _choose_cases(request, (model,), catalog, split, note)
-    opened = _break_seal((model,), catalog, split, ids, request, note)
-
-    names = [request.which] if request.which else list(model.nets)
-    scores = score_cases(
-        [model.predictor(net, request.overlap) for net in names],
-        open_store(catalog, data),
-        ids,
-        surface=data.ndim == 3,
-        track=track(f"scoring {' and '.join(names)}"),
-    )
-    for net, score in zip(names, scores, strict=True):
-        _say_broken(net, score, note)
-    nets = {net: score.summarize() for net, score in zip(names, scores, strict=True)}
-    headline = request.which or model.better
-    return {
-        "checkpoint": str(request.checkpoint),
-        "step": model.checkpoint.progress.step,
-        "data": catalog.root,
-        "part": request.part,
-        "which": headline,
-        **opened,
-        **nets[headline],
-        "nets": {net: _leave_out_cases(summary) for net, summary in nets.items()},
-    }
-
-
-def _evaluate_several(
-    request: EvaluateRequest, paths: Sequence[Path], note: Callable[[str], None], track: TrackAll
-) -> dict[str, Any]:
-    models = open_members(paths, request.which, choose_device_if_given(request.accelerator))
-    _say_machine(models, note)
-    check_members(models, averaged=request.ensemble)
+    several, ensemble = len(paths) > 1, request.ensemble or alone
+    if ensemble and not several:
+        raise ConfigError("--ensemble: one checkpoint is no ensemble; name at least two")
+    device = choose_device_if_given(request.accelerator)
+    one_each = several or request.which is not None
+    models = open_members(paths, request.which, device) if one_each else (open_model(paths[0], device),)
+    check_members(models, averaged=ensemble)
+    title = f"{len(models)} networks" if several else " and ".join(models[0].nets)
     catalog, data = _open_cases(request, models[0], track("reading cases"))
-    split = load_split(request.split) if request.split else split_from_dict(models[0].checkpoint.split)
-    ids = _choose_cases(request, models, catalog, split, note)
-    opened = _break_seal(models, catalog, split, ids, request, note)
-
-    scores = score_cases(
-        [model.predictor(net, request.overlap) for model in models for net in model.nets],
-        open_store(catalog, data),
-        ids,
-        mean=request.ensemble,
-        surface=data.ndim == 3,
-        track=track(f"scoring {len(models)} networks"),
-    )
+    scores, opened = _score(request, models, catalog, data, note, track(f"scoring {title}"), ensemble=ensemble)
     rows: list[dict[str, Any]] = [
         {"checkpoint": str(model.path), "step": model.checkpoint.progress.step, "which": net}
         for model in models
         for net in model.nets
     ]
-    if request.ensemble:
+    if ensemble:
         rows.append({"checkpoint": ENSEMBLE, "which": f"mean of {len(models)}"})
-    for row, score in zip(rows, scores, strict=True):
-        _say_broken(f"{row['checkpoint']}: {row['which']}", score, note)
     rows = [row | score.summarize() for row, score in zip(rows, scores, strict=True)]
-    headline = rows[-1] if request.ensemble else rows[0]
-    return {**headline, "data": catalog.root, "part": request.part, **opened, "rows": rows}
+    used = request.which or models[0].better
+    headline = rows[-1] if ensemble else next(row for row in rows if row["which"] == used)
+    each = {"rows": rows} if several else {"nets": {row["which"]: _summary_of(row) for row in rows}}
+    return {**headline, "data": catalog.root, "part": request.part, **opened, **each}
 
 
 def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track: TrackAll) -> dict[str, Any]:
@@ -175,60 +126,83 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
     validation = load_finished(request.checkpoint)
     fold_of: dict[str, int] = {}
     scores: list[Score] = []
-    rows = []
-    opened: tuple[Catalog, DataConfig] | None = None
+    rows: list[dict[str, Any]] = []
+    cases: tuple[Catalog, DataConfig] | None = None
+    sealed = openings = 0
     for fold, path in zip(validation.trainings, list_checkpoints(validation), strict=True):
-        (model,) = open_members([path], request.which, choose_device_if_given(request.accelerator))
-        _say_machine((model,), note)
-        ((net, _),) = model.nets.items()
-        opened = opened or _open_cases(request, model, track("reading cases"))
-        catalog, data = opened
-        split = split_from_dict(model.checkpoint.split)
-        ids = _choose_cases(request, (model,), catalog, split, note)
+        models = open_members([path], request.which, choose_device_if_given(request.accelerator))
+        catalog, data = cases = cases or _open_cases(request, models[0], track("reading cases"))
+        (net,) = models[0].nets
+        (score,), seal = _score(request, models, catalog, data, note, track(f"scoring {fold.name} {net}"))
+        ids = [case.case_id for case in score.cases]
         if twice := [i for i in ids if i in fold_of]:
             raise SplitError(
                 f"{request.checkpoint}: case '{twice[0]}' is in validation in fold {fold_of[twice[0]]} and in fold "
                 f"{fold.number}: these are not the folds of one cross-validation"
             )
         fold_of |= dict.fromkeys(ids, fold.number)
-        predictor = model.predictor(net, request.overlap)
-        shown = track(f"scoring {fold.name} {net}")
-        scores += score_cases([predictor], open_store(catalog, data), ids, surface=data.ndim == 3, track=shown)
-        _say_broken(f"{fold.name} {net}", scores[-1], note)
-        summary = _leave_out_cases(scores[-1].summarize())
-        rows.append({"fold": fold.number, "checkpoint": str(path), "which": net, "cases": len(ids), **summary})
+        sealed, openings = sealed + seal["sealed_cases"], max(openings, seal["test_openings"])
+        scores.append(score)
+        row = {"fold": fold.number, "checkpoint": str(path), "which": net, "cases": len(ids)}
+        rows.append(row | _summary_of(score.summarize()))
     summary = join_scores(scores).summarize()
     return {
         "checkpoint": str(request.checkpoint),
         "data": catalog.root,
         "part": "out_of_fold",
         "which": request.which or "better network of each fold",
-        "sealed_cases": 0,
-        "test_openings": 0,
+        "sealed_cases": sealed,
+        "test_openings": openings,
         **summary,
         "cases": [{**row, "fold": fold_of[row["id"]]} for row in summary["cases"]],
-        "nets": {OUT_OF_FOLD: _leave_out_cases(summary)},
+        "nets": {OUT_OF_FOLD: _summary_of(summary)},
         "folds": rows,
     }
 
 
-def _say_machine(models: Sequence[Model], note: Callable[[str], None]) -> None:
-    for model in models:
-        for text in model.describe_machine():
-            note(text)
+def _score(
+    request: EvaluateRequest,
+    models: Sequence[Model],
+    catalog: Catalog,
+    data: DataConfig,
+    note: Callable[[str], None],
+    track: Track,
+    *,
+    ensemble: bool = False,
+) -> tuple[tuple[Score, ...], dict[str, int]]:
+    """Score each network of the models, and their mean with ``ensemble``, on the cases that the request asks for.
+
+    Returns:
+        The scores, and how many of the cases are sealed and how often they have been opened.
+    """
+    for text in (text for model in models for text in model.describe_machine()):
+        note(text)
+    split = load_split(request.split) if request.split else split_from_dict(models[0].checkpoint.split)
+    ids = _choose_cases(request, models, catalog, split, note)
+    opened = _break_seal(models, catalog, split, ids, request, note)
+    nets = [(model, net) for model in models for net in model.nets]
+    scores = score_cases(
+        [model.predictor(net, request.overlap) for model, net in nets],
+        open_store(catalog, data),
+        ids,
+        mean=ensemble,
+        surface=data.ndim == 3,
+        track=track,
+    )
+    names = [f"{model.path}: {net}" for model, net in nets] + [ENSEMBLE] * ensemble
+    for name, score in zip(names, scores, strict=True):
+        if score.nonfinite:
+            cases = sum(case.nonfinite > 0 for case in score.cases)
+            note(
+                f"WARNING {name} gives NaN or infinity in {cases} of {len(score.cases)} cases: {score.nonfinite:,} "
+                "voxels count as wrong, and no mask can be made of them"
+            )
+    return scores, opened
 
 
-def _say_broken(name: str, score: Score, note: Callable[[str], None]) -> None:
-    if score.nonfinite:
-        cases = sum(case.nonfinite > 0 for case in score.cases)
-        note(
-            f"WARNING {name} gives NaN or infinity in {cases} of {len(score.cases)} cases: {score.nonfinite:,} voxels "
-            "count as wrong, and no mask can be made of them"
-        )
-
-
-def _leave_out_cases(summary: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in summary.items() if key != "cases"}
+def _summary_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores of a network, without its cases and what it is called."""
+    return {key: value for key, value in row.items() if key not in ("checkpoint", "step", "which", "cases")}
 
 
 def _open_cases(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:
