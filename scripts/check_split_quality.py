@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ssl_seg.cli.splits import split_check
+from ssl_seg.cli.split import split_check
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.splits.quality import check_split
 from ssl_seg.data.splits.split import make_split

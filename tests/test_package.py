@@ -24,7 +24,7 @@ def test_public_names_are_there() -> None:
 
 def test_public_names_do_not_depend_on_the_order_of_imports() -> None:
     code = (
-        "import ssl_seg.cli.training, ssl_seg.run.training, ssl_seg.results.evaluation\n"
+        "import ssl_seg.cli.train, ssl_seg.run.training, ssl_seg.results.evaluation\n"
         "import ssl_seg.results.prediction, ssl_seg\n"
         "assert all(callable(getattr(ssl_seg, name)) for name in ssl_seg.__all__)"
     )

@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ssl_seg.cli.console import show
-from ssl_seg.cli.numbers import NOT_NEGATIVE, number
+from ssl_seg.cli import options as o
+from ssl_seg.cli.console import INTERRUPTED, announce, print_json, show
+from ssl_seg.cli.tables import print_rows, print_table
 
 if TYPE_CHECKING:
+    from ssl_seg.config.layers import Layer
     from ssl_seg.studies.ablation.execute import Launcher
     from ssl_seg.studies.ablation.results import Cell, CellResult
     from ssl_seg.studies.ablation.spec import AblationSpec, ScoreConfig
     from ssl_seg.studies.ablation.summary import AblationSummary
 
 
-GPUS_PER_CELL = typer.Option(
-    help="With --ray: GPUs of each cell; 0.5 lets two share.",
-    parser=number("--gpus-per-cell", NOT_NEGATIVE, "0.5"),
-    show_default="0",
-)
-
-
 def ablate(
     spec: Annotated[
         str, typer.Argument(metavar="SPEC", help="YAML file, or the name of a packaged ablation.", show_default=False)
     ],
-    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    data: Annotated[str | None, typer.Option(help="Folder or manifest, as for train.")] = None,
-    labels: Annotated[
-        list[str] | None, typer.Option(help="Label fractions or numbers of cases: --labels 0.01 0.10 1.0")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of every cell.")] = None,
+    more: o.MoreLabels = None,
+    data: o.Data = None,
+    labels: o.LabelList = None,
+    steps: o.Steps = None,
     part: Annotated[
         Literal["val", "test"] | None, typer.Option(help="Cases that are scored; test opens the sealed list.")
     ] = None,
     metric: Annotated[Literal["dice", "f1"] | None, typer.Option(help="Mean Dice of the cases, or pooled F1.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of all cells, e.g. optim.lr=1e-4. Repeatable."),
-    ] = None,
+    set_: o.Set = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -59,12 +48,19 @@ def ablate(
     cpus_per_cell: Annotated[
         int | None, typer.Option(help="With --ray: cores of each cell.", show_default="1", min=1)
     ] = None,
-    gpus_per_cell: Annotated[float | None, GPUS_PER_CELL] = None,
+    gpus_per_cell: Annotated[
+        float | None,
+        typer.Option(
+            help="With --ray: GPUs of each cell; 0.5 lets two share.",
+            parser=o.number("--gpus-per-cell", o.NOT_NEGATIVE, "0.5"),
+            show_default="0",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and their state; train nothing.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Train nothing; write tables and figures of what is there.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
+    as_json: o.AsJson = False,
 ) -> None:
     """Train label fractions x methods x recipes x seeds at equal steps; compare them with intervals and tests.
 
@@ -72,19 +68,26 @@ def ablate(
     Exit code 2 when a cell failed.
     """
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.cli.run_settings import announce_loading, check_paths
+    from ssl_seg.cli.settings import check_paths
     from ssl_seg.config.layers import Layer, nest
     from ssl_seg.errors import RunDirError
     from ssl_seg.run.directory import name_data
     from ssl_seg.studies.ablation.cells import check_place, is_planned_for_gpu, open_folder, read_result, write_cells
     from ssl_seg.studies.ablation.spec import find_data_root, find_spec, read_spec
 
-    wanted = read_spec(spec, _read_options(labels, more, data, steps, part, metric, set_))
+    options = {
+        "--labels": ("labels", list(o.join_labels(labels, more, "label fractions")) or None),
+        "--data": ("overrides.data.root", data),
+        "--steps": ("overrides.length.steps", steps),
+        "--part": ("score.part", part),
+        "--metric": ("score.metric", metric),
+    }
+    wanted = read_spec(spec, _make_layers(options, set_))
     root = find_data_root(wanted)
     place = out or Path("runs") / f"{find_spec(spec).stem}_{name_data(root)}"
     check_paths([Layer("data.root", nest("data.root", root))])
     check_place(place)
-    announce_loading()
+    announce()
     from ssl_seg.studies.ablation.resolve import resolve_cells
 
     first = is_planned_for_gpu(place)
@@ -116,7 +119,7 @@ def ablate(
 
 
 def _run_cells(cells: Sequence[Cell], place: Path, wanted: ScoreConfig, launcher: Launcher) -> None:
-    from ssl_seg.cli.ablation_view import AblationView
+    from ssl_seg.cli.ablate_view import AblationView
     from ssl_seg.studies.ablation.execute import execute
 
     try:
@@ -124,34 +127,16 @@ def _run_cells(cells: Sequence[Cell], place: Path, wanted: ScoreConfig, launcher
             execute(cells, place, wanted, launcher, view.show)
     except KeyboardInterrupt:
         show(f"interrupted; finished cells are kept in {place}. The same command goes on.", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
-def _read_options(
-    labels: Sequence[str] | None,
-    more: Sequence[str] | None,
-    data: str | None,
-    steps: int | None,
-    part: str | None,
-    metric: str | None,
-    overrides: Sequence[str] | None,
-) -> list[Any]:
-    """Return the options as layers over the file of the ablation."""
-    from ssl_seg.cli.run_settings import parse_labels
-    from ssl_seg.config.layers import Layer, merge_layers, nest, parse_override
-    from ssl_seg.errors import ConfigError
+def _make_layers(options: Mapping[str, tuple[str, Any]], overrides: Sequence[str] | None) -> list[Layer]:
+    """Return the options, each with its key and value, and each ``--set`` as layers over the file of the ablation."""
+    from ssl_seg.cli.settings import parse_overrides
+    from ssl_seg.config.layers import Layer, merge_layers, nest
 
-    if more and not labels:
-        raise ConfigError(f"{more[0]} is not expected here: give label fractions as --labels 0.01 0.10 1.0")
-    options = {
-        "--labels": ("labels", list(parse_labels([*(labels or []), *(more or [])])) or None),
-        "--data": ("overrides.data.root", data),
-        "--steps": ("overrides.length.steps", steps),
-        "--part": ("score.part", part),
-        "--metric": ("score.metric", metric),
-    }
     layers = [Layer(f"{name} {value}", nest(key, value)) for name, (key, value) in options.items() if value is not None]
-    settings = [parse_override(text) for text in overrides or []]
+    settings = parse_overrides(overrides)
     layers += [Layer(layer.source, {"overrides": layer.values}, is_option=True) for layer in settings]
     merge_layers(layers)
     return layers
@@ -184,18 +169,22 @@ def _find_gpus() -> list[str]:
 
 
 def _print_cells(cells: Sequence[Cell], results: Sequence[CellResult]) -> None:
-    from ssl_seg.cli.console import print_table
-
     rows = [
-        [cell.name, cell.id, str(cell.labeled), str(cell.steps), result.status, result.message]
+        {
+            "cell": cell.name,
+            "id": cell.id,
+            "labeled": cell.labeled,
+            "steps": cell.steps,
+            "state": result.status,
+            "": result.message,
+        }
         for cell, result in zip(cells, results, strict=True)
     ]
-    print_table(f"{len(cells)} cells", ["cell", "id", "labeled", "steps", "state", ""], rows)
+    print_rows(f"{len(cells)} cells", rows)
 
 
 def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_json: bool) -> None:
     """Write table, rows and figures beside the cells, and print the table."""
-    from ssl_seg.cli.console import print_table
     from ssl_seg.files import to_finite, write_json, write_text
     from ssl_seg.report.ablation_figures import plot_ablation
     from ssl_seg.report.ablation_tables import format_cells_csv, format_latex, format_markdown, make_arm_table
@@ -210,7 +199,7 @@ def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_
         write_text(out / name, text)
     pictures = plot_ablation(summary, out)
     if as_json:
-        typer.echo(json.dumps(values, indent=2))
+        print_json(values)
         return
     table = make_arm_table(summary)
     print_table(str(out), list(table.columns), [list(row) for row in table.rows])

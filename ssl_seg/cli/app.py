@@ -9,19 +9,22 @@ import typer
 from ssl_seg import __version__
 from ssl_seg.cli import (
     ablate,
-    audit,
-    batches,
-    commands,
-    configs,
+    config,
+    data,
+    data_audit,
+    data_batches,
+    demo,
     diagnose,
-    inspect,
+    evaluate,
     ladder,
-    pretraining,
-    probe,
-    splits,
-    training,
+    lists,
+    predict,
+    pretrain,
+    probe_loss,
+    split,
+    train,
 )
-from ssl_seg.cli.options import check_used
+from ssl_seg.cli.unused_options import check_used
 
 app = typer.Typer(
     name="ssl-seg",
@@ -36,31 +39,31 @@ data_app = typer.Typer(help="Audit data sets and batches; import labels; make sy
 split_app = typer.Typer(help="Make and check splits: labeled fractions, validation, sealed test.", no_args_is_help=True)
 config_app = typer.Typer(help="Show and check configurations.", no_args_is_help=True)
 
-app.command("demo")(commands.demo)
-app.command("pretrain")(pretraining.pretrain)
-app.command("train")(check_used("train", training.train))
+app.command("demo")(demo.demo)
+app.command("pretrain")(pretrain.pretrain)
+app.command("train")(check_used("train", train.train))
 app.command("ladder")(ladder.ladder)
 app.command("ablate")(check_used("ablate", ablate.ablate))
-app.command("evaluate")(check_used("evaluate", commands.evaluate))
-app.command("predict")(commands.predict)
+app.command("evaluate")(check_used("evaluate", evaluate.evaluate))
+app.command("predict")(predict.predict)
 app.command("diagnose")(check_used("diagnose", diagnose.diagnose))
 app.add_typer(data_app, name="data")
 app.add_typer(split_app, name="split")
 app.add_typer(config_app, name="config")
-app.command("probe-loss")(probe.probe_loss)
-app.command("methods")(inspect.methods)
-app.command("networks")(inspect.networks)
-app.command("losses")(inspect.losses)
+app.command("probe-loss")(probe_loss.probe_loss)
+app.command("methods")(lists.methods)
+app.command("networks")(lists.networks)
+app.command("losses")(lists.losses)
 
-data_app.command("audit")(audit.data_audit)
-data_app.command("batches")(batches.data_batches)
-data_app.command("layouts")(inspect.data_layouts)
-data_app.command("import")(commands.import_labels)
-data_app.command("synthetic")(commands.make_synthetic)
-split_app.command("make")(splits.split_make)
-split_app.command("check")(check_used("split check", splits.split_check))
-config_app.command("show")(configs.config_show)
-config_app.command("check")(configs.config_check)
+data_app.command("audit")(data_audit.data_audit)
+data_app.command("batches")(data_batches.data_batches)
+data_app.command("layouts")(data.list_layouts)
+data_app.command("import")(data.import_labels)
+data_app.command("synthetic")(data.make_synthetic)
+split_app.command("make")(split.split_make)
+split_app.command("check")(check_used("split check", split.split_check))
+config_app.command("show")(config.config_show)
+config_app.command("check")(config.config_check)
 
 
 def _print_version(wanted: bool) -> None:

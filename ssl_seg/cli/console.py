@@ -1,13 +1,14 @@
-"""What a person sees: lines on stdout, progress bars on stderr where that is a terminal."""
+"""What a person sees: lines on stdout, progress bars on stderr where that is a terminal; see ``tables`` for tables."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -22,19 +23,31 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 INTERVAL = 10.0
 """Seconds between plain progress lines where stderr is no terminal."""
-_ANY_WIDTH = 10_000
-"""Columns of an output that has no width, a file or a pipe."""
 
 
-def announce(text: str) -> None:
-    """Say on stderr what is about to be loaded or read, before seconds pass in silence."""
-    sys.stderr.write(f"{printable(text)} ...\n")
-    sys.stderr.flush()
+def announce(text: str = "loading PyTorch") -> None:
+    """Say on stderr what is about to be loaded or read, before seconds pass in silence; of several processes, once."""
+    from ssl_seg.engine.machine import is_main_process
+
+    if is_main_process():
+        sys.stderr.write(f"{printable(text)} ...\n")
+        sys.stderr.flush()
 
 
 def show(text: str, *, err: bool = False) -> None:
     """Print lines, on stdout or stderr, in which names of files and cases cannot steer the terminal."""
     typer.echo(printable_lines(text), err=err)
+
+
+def print_json(values: Any) -> None:
+    """Print values as JSON on stdout."""
+    typer.echo(json.dumps(values, indent=2))
+
+
+def end_interrupted(where: str, command: str) -> NoReturn:
+    """Say where a training was interrupted and how to continue it, and end with the exit code of that."""
+    show(f"interrupted {where}; continue with: {command}")
+    raise typer.Exit(INTERRUPTED)
 
 
 class TerminalConsole:
@@ -123,77 +136,6 @@ def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
         if time.monotonic() - last > INTERVAL:
             sys.stderr.write(f"{printable(label)}: {number} of {total}\n")
             last = time.monotonic()
-
-
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table to stdout. No figure is ever cut off; rows may end before the last column.
-
-    In a file or a pipe, lines are as long as they are. On a terminal, cells are wrapped between words; where that is
-    not enough, the lines between columns are left out, and at last each row is a list.
-    """
-    from rich.box import HEAVY_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = sys.stdout.isatty()
-    console = Console(width=None if drawn else _ANY_WIDTH, highlight=False, markup=False, emoji=False)
-    title, columns = printable(title), list(map(printable, columns))
-    rows = [[*map(printable, row), *[""] * (len(columns) - len(row))] for row in rows]
-    cells = list(zip(columns, *rows, strict=True))
-    boxed = fit_widths(cells, console.width - 3 * len(columns) - 1)
-    plain = fit_widths(cells, console.width - len(columns))
-    if plain is None:
-        console.print(title, *(format_record(columns, row) for row in rows), sep="\n")
-        return
-    has_box = drawn and boxed is not None
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=HEAVY_HEAD if has_box else None,
-        padding=(0, 1) if has_box or not drawn else (0, 1, 0, 0),
-    )
-    for index, (column, width) in enumerate(zip(columns, boxed or plain, strict=True)):
-        table.add_column(column, justify="left" if index == 0 else "right", width=width)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-
-
-def format_record(columns: Sequence[str], row: Sequence[str]) -> str:
-    """Return a row as lines: the first cell, then name and content of the others that have one."""
-    named = (f"  {name}: {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell not in ("", "-"))
-    return "\n".join([row[0], *named])
-
-
-def fit_widths(cells: Sequence[Sequence[str]], room: int) -> list[int] | None:
-    """Return the widths of the columns of a table: each holds its longest word, and whole cells where there is room.
-
-    Args:
-        cells: header and cells of each column.
-        room: columns of the terminal for all of them; a wide character takes two.
-
-    Returns:
-        None where not even the words fit.
-    """
-    from rich.cells import cell_len
-
-    widths = [max(cell_len(word) for cell in column for word in (cell.split() or [""])) for column in cells]
-    whole = [max(map(cell_len, column)) for column in cells]
-    left = room - sum(widths)
-    for index in sorted(range(len(cells)), key=lambda i: whole[i] - widths[i]):
-        more = min(whole[index] - widths[index], max(left, 0))
-        widths[index], left = widths[index] + more, left - more
-    return widths if left >= 0 else None
-
-
-def format_figure(value: float | None, digits: int = 3) -> str:
-    """Return a figure for a table; ``-`` for None."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def format_interval(low: float | None, high: float | None, why: str = "", digits: str = ".3f") -> str:
-    """Return an interval for a table; where there is none, why, or ``-``."""
-    return why or "-" if low is None or high is None else f"{low:{digits}} .. {high:{digits}}"
 
 
 def _make_progress(*, transient: bool) -> Progress:

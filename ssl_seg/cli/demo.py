@@ -1,20 +1,17 @@
-"""The main job, on synthetic images: how far do 1 % and 10 % of the labels go?"""
+"""``ssl-seg demo``: the main job on synthetic images."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssl_seg.cli.console import TerminalConsole, show
-from ssl_seg.cli.pictures import draw_cases
-from ssl_seg.cli.training import print_scores
-from ssl_seg.config.layers import Layer
-from ssl_seg.files import next_free
-from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-from ssl_seg.run.directory import check_free
-from ssl_seg.run.prepare import TrainRequest
-from ssl_seg.run.training import TrainResult, train
+from ssl_seg.cli.console import INTERRUPTED, TerminalConsole, announce, show
+from ssl_seg.cli.train import print_scores
+
+if TYPE_CHECKING:
+    from ssl_seg.run.training import TrainResult
 
 SETTINGS = {
     "data": {"root": "synthetic:particles", "patch_size": [96, 96]},
@@ -24,27 +21,31 @@ SETTINGS = {
 """The plan with smaller patches, so that three trainings take less than two minutes on two cores."""
 
 
-def run_demo(wanted: Path | None, steps: int) -> None:
-    """Train at 1 %, at 10 % from there, and supervised at 10 % with equal steps; print a table, write a picture.
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory to create for the runs and the picture.", show_default="runs/demo, -2, ..."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of each training.", min=20, max=10**9)] = 100,
+) -> None:
+    """Show the main job on synthetic particles: 1 % labels, then 10 % from that start, beside a supervised baseline."""
+    announce()
+    from ssl_seg.cli.evaluate_pictures import draw_cases
+    from ssl_seg.files import next_free
+    from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+    from ssl_seg.run.directory import check_free
 
-    Args:
-        wanted: directory to create; the next free one of runs/demo, runs/demo-2, ... when None.
-        steps: steps of each training.
-
-    Raises:
-        RunDirError: when ``wanted`` exists.
-    """
-    if wanted is not None:
-        check_free(wanted)
-    out = wanted or next_free(Path("runs/demo"))
+    if out is not None:
+        check_free(out)
+    out = out or next_free(Path("runs/demo"))
     first = _train(out / "1pct", steps, "1 % labels, mean teacher", 0.01, "mean_teacher", None)
     second = _train(
         out / "10pct_bootstrap", steps, "10 % labels, started from the 1 % run", 0.10, "mean_teacher", first.run.best
     )
     baseline = _train(out / "10pct_supervised", steps, "10 % labels, supervised", 0.10, "supervised", None)
     typer.echo("")
-    runs = [("1 %", first), ("10 % bootstrap", second), ("10 % supervised", baseline)]
-    print_scores("validation, synthetic particles", [(name, result.scores) for name, result in runs])
+    runs = {"1 %": first.scores, "10 % bootstrap": second.scores, "10 % supervised": baseline.scores}
+    print_scores("validation, synthetic particles", runs)
     request = EvaluateRequest(second.run.best)
     picture = out / "predictions.png"
     draw_cases(request, evaluate(request), picture)
@@ -53,6 +54,10 @@ def run_demo(wanted: Path | None, steps: int) -> None:
 
 
 def _train(out: Path, steps: int, title: str, labels: float, method: str, parent: Path | None) -> TrainResult:
+    from ssl_seg.config.layers import Layer
+    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.training import train
+
     show(f"== {title}: {out}")
     options = {"length": {"steps": steps, "steps_per_epoch": max(steps // 2, 1)}, "split": {"labels": labels}}
     layers = [Layer("--demo", SETTINGS), Layer("--demo", {**options, "method": {"name": method}})]
@@ -60,5 +65,5 @@ def _train(out: Path, steps: int, title: str, labels: float, method: str, parent
         layers.append(Layer("--demo", {"batch": {"unlabeled": 4}}))
     result = train(TrainRequest(tuple(layers), out, parent), TerminalConsole())
     if result.ending == "interrupted":
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,12 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssl_seg.cli.checkpoints import find_checkpoint
-from ssl_seg.cli.commands import Net
-from ssl_seg.cli.console import announce, show
-from ssl_seg.cli.data_settings import ACCELERATOR, CASE_NAMES, NAMES, SET, Accelerator, read_data_settings
-from ssl_seg.cli.numbers import FROM_0_TO_1, FROM_1, number
-from ssl_seg.cli.places import check_data
+from ssl_seg.cli import options as o
+from ssl_seg.cli.console import announce, print_json, show
+from ssl_seg.cli.paths import check_data, take_checkpoint
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
@@ -32,13 +28,9 @@ def diagnose(
         Path | None,
         typer.Argument(metavar="CKPT", help="Checkpoint, or directory of a run or ladder.", show_default=False),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Folder; by default that of the training.")] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="How the files of --data lie; recognized unless given.", show_default=False)
-    ] = None,
-    which: Annotated[
-        Net | None, typer.Option(help="Net to examine.", show_default="the better one on validation")
-    ] = None,
+    data: o.OtherData = None,
+    layout: o.OtherLayout = None,
+    which: o.WhichNet = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Examine this folder of predictions, in place of a checkpoint.")
     ] = None,
@@ -48,34 +40,38 @@ def diagnose(
         float,
         typer.Option(
             help="From the start; after this time no further image is looked at.",
-            parser=number("--seconds", FROM_1, "120"),
+            parser=o.number("--seconds", o.FROM_1, "120"),
         ),
     ] = 120,
     require_f1: Annotated[
         float | None,
         typer.Option(
-            help="Exit code 3 when the F1 on validation is lower.", parser=number("--require-f1", FROM_0_TO_1, "0.7")
+            help="Exit code 3 when the F1 on validation is lower.",
+            parser=o.number("--require-f1", o.FROM_0_TO_1, "0.7"),
         ),
     ] = None,
-    accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
-    set_: Annotated[list[str] | None, SET] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    accelerator: o.Accelerator = None,
+    set_: o.DataSet = None,
+    as_json: o.AsJson = False,
 ) -> None:
     """Examine a checkpoint or a folder of predictions: verdict, evidence, likely causes. Exit code 3 when collapsed."""
     from ssl_seg.diagnose.clock import Clock
 
     clock = Clock(seconds)  # before anything else: what is imported and loaded takes its share
     from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.cli.settings import parse_overrides
+    from ssl_seg.data.settings import CASES, READING, select_data_settings
     from ssl_seg.report.diagnosis import check_report_folder, write_report
 
     _check_options(checkpoint, predictions)
     if out is not None:
         check_report_folder(out)
-    settings = read_data_settings(set_, NAMES if checkpoint is None else (*CASE_NAMES, "spacing"))
+    names = READING if checkpoint is None else (*CASES, "spacing")
+    settings = select_data_settings(parse_overrides(set_), names)
     settings |= {} if layout is None else {"layout": layout}
     check_data(data)
     with _reserve(out):
-        path = None if checkpoint is None else find_checkpoint(checkpoint)
+        path = None if checkpoint is None else take_checkpoint(checkpoint)
         if predictions is not None:
             from ssl_seg.diagnose.reading import find_predictions
 
@@ -104,7 +100,7 @@ def diagnose(
         if out is not None:
             report = write_report(result, out, shlex.join(["ssl-seg", *sys.argv[1:]]))
     if as_json:
-        typer.echo(json.dumps(result.to_record(), indent=2))
+        print_json(result.to_record())
     else:
         _print(result)
     if out is not None:

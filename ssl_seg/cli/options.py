@@ -1,88 +1,233 @@
-"""Options that act only with others: one table, looked at before a command begins.
-
-An option that would do nothing is refused, like a wrong one: the command line was meant to say something else. (A
-setting that does nothing is a warning, because a file of settings may serve several runs.)
-"""
+"""Options that several commands share, each a type for a parameter, and the parsers of numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from functools import wraps
-from inspect import signature
-from typing import Any
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-Unused = dict[str, tuple[tuple[str, ...], tuple[str, ...], str]]
+import typer
 
-IDLE: dict[str, Unused] = {
-    # command -> option -> (needs one of these, does nothing with any of these, what it does)
-    "train": {
-        "--force": (("--bootstrap",), ("--resume",), "starts from a parent that the gate refuses"),
-    },
-    "ablate": {
-        "--workers": ((), ("--ray", "--dry-run", "--report"), "trains so many cells at a time on this machine"),
-        "--cpus-per-cell": (("--ray",), ("--dry-run", "--report"), "asks a Ray cluster for cores"),
-        "--gpus-per-cell": (("--ray",), ("--report",), "asks a Ray cluster for GPUs"),
-        "--ray": ((), ("--report",), "trains on a Ray cluster"),
-        "--report": ((), ("--dry-run",), "writes the tables of what is trained"),
-        "--json": ((), ("--dry-run",), "prints the results"),
-    },
-    "evaluate": {
-        "--layout": (("--data",), (), "says how the files of another folder lie"),
-    },
-    "diagnose": {
-        "--layout": (("--data",), (), "says how the files of another folder lie"),
-        "--masks": (("--predictions",), (), "gives the true masks of a folder of predictions"),
-        "--data": ((), ("--predictions",), "gives another folder of cases for a checkpoint"),
-        "--which": ((), ("--predictions",), "chooses a network of a checkpoint"),
-        "--accelerator": ((), ("--predictions",), "chooses where a network is computed"),
-    },
-    "split check": {
-        name: (("--data",), (), what)
-        for name, what in {
-            "--layout": "says how the files lie",
-            "--groups": "says which cases belong together",
-            "--unlabeled": "adds unlabeled cases",
-            "--set": "says what mask values mean",
-            "--near-copies": "says whether nearly equal images may be in several parts",
-            "--figure": "draws the cases",
-        }.items()
-    },
-}
+if TYPE_CHECKING:
+    from ssl_seg.errors import ConfigError
+
+NumberRule = tuple[str, Callable[[float], bool]]
+"""What a number must be, and the test of it."""
+
+POSITIVE: NumberRule = ("a number above 0", lambda value: value > 0)
+NOT_NEGATIVE: NumberRule = ("a number from 0 on", lambda value: value >= 0)
+PROBABILITY: NumberRule = ("a number above 0 and below 1", lambda value: 0 < value < 1)
+FROM_0_TO_1: NumberRule = ("a number from 0 to 1", lambda value: 0 <= value <= 1)
+FROM_0_TO_0_9: NumberRule = ("a number from 0 to 0.9", lambda value: 0 <= value <= 0.9)
+FROM_1: NumberRule = ("a number from 1 on", lambda value: value >= 1)
 
 
-def check_used(name: str, command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command that first refuses options that would do nothing beside the others that are given.
+def number(option: str, rule: NumberRule, example: str) -> Callable[[str | float], float]:
+    """Return a parser of one number, for ``typer.Option(parser=...)``.
 
     Args:
-        name: what the command line calls it; a key of ``IDLE``.
-        command: its function.
+        option: its name, for the error.
+        rule: what the number must be; it must be finite too.
+        example: what to write instead.
     """
-    defaults = {key: parameter.default for key, parameter in signature(command).parameters.items()}
 
-    @wraps(command)
-    def checked(**values: Any) -> Any:
-        given = {name_option(key) for key, value in values.items() if value != defaults[key]}
-        if reason := find_unused(name, given):
-            from ssl_seg.errors import ConfigError
+    def parse(text: str | float) -> float:
+        value = _to_number(str(text))
+        if value is None or not rule[1](value):
+            raise _refuse(option, str(text), rule, example)
+        return value
 
-            raise ConfigError(reason)
-        return command(**values)
-
-    return checked
+    parse.__name__ = "number"  # which the help shows
+    return parse
 
 
-def name_option(parameter: str) -> str:
-    """Return the option of a parameter: ``--all`` of ``all_``."""
-    return f"--{parameter.removeprefix('as_').rstrip('_').replace('_', '-')}"
+def parse_numbers(
+    option: str, texts: Sequence[str], rule: NumberRule, example: str, counts: Sequence[int] | None = None
+) -> tuple[float, ...]:
+    """Return the numbers of ``1 2``, ``1,2``, and of what mixes both.
+
+    Args:
+        option: its name, for the error.
+        texts: as they were given.
+        rule: what each number must be; it must be finite too.
+        example: what to write instead.
+        counts: how many there may be.
+
+    Raises:
+        ConfigError: names the first part that is wrong.
+    """
+    if not texts:
+        return ()
+    joined, values = " ".join(texts), []
+    for part in split_words(texts):
+        value = _to_number(part)
+        if value is None or not rule[1](value):
+            raise _refuse(option, part, rule, example)
+        values.append(value)
+    if counts is not None and len(values) not in counts:
+        wanted = " or ".join(map(str, counts))
+        raise _refuse(option, joined, (f"{wanted} numbers, each {rule[0]}", rule[1]), example)
+    return tuple(values)
 
 
-def find_unused(name: str, given: Collection[str]) -> str | None:
-    """Return why an option of a command does nothing beside the others that are given; None where all act."""
-    for option, (needs, useless_with, what) in IDLE.get(name, {}).items():
-        if option not in given:
-            continue
-        if needs and not set(given) & set(needs):
-            return f"{option} {what}: without {' or '.join(needs)} it does nothing. Give both, or leave it out"
-        if others := [other for other in useless_with if other in given]:
-            return f"{option} {what}: with {others[0]} it does nothing. Leave one of them out"
-    return None
+def split_words(texts: Sequence[str]) -> list[str]:
+    """Return the words of ``a b``, ``a,b``, and of what mixes both."""
+    joined = re.sub(r"(?<=[^\s,])\s+(?=[^\s,])", ",", " ".join(texts))
+    return [part.strip() for part in joined.split(",")]
+
+
+def _refuse(option: str, text: str, rule: NumberRule, example: str) -> ConfigError:
+    from ssl_seg.errors import ConfigError
+
+    return ConfigError(f"{option}: '{text}' must be {rule[0]}; write {option} {example}")
+
+
+def _to_number(text: str) -> float | None:
+    """Return a finite number written with digits of ASCII, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and text.isascii() and "_" not in text else None
+
+
+def parse_labels(texts: Sequence[str]) -> tuple[float, ...]:
+    """Return the amounts of labels of ``0.01 0.10``, ``0.01,0.10`` and what mixes both; 8 is a number of cases.
+
+    Raises:
+        ConfigError: for what is no amount of labels; see ``check_label_amount``.
+    """
+    if not texts:
+        return ()
+    values = parse_numbers("--labels", texts, POSITIVE, "0.01 0.10 1.0")
+    return tuple(_check_labels(value, word) for value, word in zip(values, split_words(texts), strict=True))
+
+
+def join_labels(labels: Sequence[str] | None, more: Sequence[str] | None, what: str) -> tuple[float, ...]:
+    """Return the amounts of ``--labels 0.01 0.10``, of which the command line leaves all but the first as arguments.
+
+    Args:
+        labels: values of the option.
+        more: arguments that follow it.
+        what: what the labels are of, for the error.
+
+    Raises:
+        ConfigError: for arguments without the option, or what is no amount of labels.
+    """
+    from ssl_seg.errors import ConfigError
+
+    if more and not labels:
+        raise ConfigError(f"{more[0]} is not expected here: give {what} as --labels 0.01 0.10 1.0")
+    return parse_labels([*(labels or []), *(more or [])])
+
+
+def parse_label_amount(text: str) -> float:
+    """Return the amount of labels of an option that takes one.
+
+    Raises:
+        ConfigError: for what is no amount of labels.
+    """
+    return _check_labels(number("--labels", POSITIVE, "0.10")(text), text)
+
+
+def _check_labels(value: float, text: str) -> float:
+    from ssl_seg.config.data import check_label_amount
+    from ssl_seg.errors import ConfigError
+
+    try:
+        return check_label_amount(int(value) if text.isdigit() else value)
+    except ValueError as error:
+        raise ConfigError(f"--labels {text}: {error}") from None
+
+
+Net = Literal["student", "teacher"]
+DeviceKind = Literal["auto", "cpu", "cuda", "mps"]
+
+WhichNet = Annotated[Net | None, typer.Option(help="Net to use.", show_default="the better one on validation")]
+ConfigFile = Annotated[str | None, typer.Option(help="YAML file, or the name of a packaged configuration.")]
+ConfigArgument = Annotated[
+    str | None, typer.Argument(help="YAML file or packaged name, as for train.", show_default=False)
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Folder or manifest; images without a mask are unlabeled. Or synthetic:particles|sheets."),
+]
+OtherData = Annotated[str | None, typer.Option(help="Folder; by default that of the training.")]
+Layout = Annotated[
+    str | None, typer.Option(help="How the files lie; recognized unless given. `ssl-seg data layouts` lists them.")
+]
+OtherLayout = Annotated[
+    str | None, typer.Option(help="How the files of --data lie; recognized unless given.", show_default=False)
+]
+Groups = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV with name,group; a group stays in one part. none keeps nothing together.",
+        show_default="DATA/groups.csv, else what names such as patient03_slice07 show",
+    ),
+]
+Unlabeled = Annotated[Path | None, typer.Option(help="Folder of further unlabeled images.")]
+SplitFile = Annotated[Path | None, typer.Option(help="Split file of `ssl-seg split make`; else made from the seed.")]
+Labels = Annotated[
+    float | None,
+    typer.Option(
+        help="Labeled share of the training pool (0.10; 1.0 is all), or a number of cases above 1 (8).",
+        parser=parse_label_amount,
+        metavar="SHARE|NUMBER",
+    ),
+]
+LabelList = Annotated[
+    list[str] | None,
+    typer.Option(help="Shares of the training pool or numbers of cases, increasing: --labels 0.01 0.10 1.0"),
+]
+MoreLabels = Annotated[list[str] | None, typer.Argument(hidden=True)]
+Method = Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")]
+Network = Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")]
+Encoder = Annotated[str | None, typer.Option(help="Encoder of encoder_unet: efficientnet_lite0, or a model of timm.")]
+EncoderWeights = Annotated[str | None, typer.Option(help="What the encoder starts from.", metavar="imagenet|none|FILE")]
+Pretrained = Annotated[
+    Path | None, typer.Option(help="Start with the weights of this run of `ssl-seg pretrain`, all but the head.")
+]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps of each training.")]
+Epochs = Annotated[int | None, typer.Option(help="Length in epochs of length.steps_per_epoch steps.", min=1)]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        help="As many steps as fit into these minutes on this machine, from the first step to the final scores; the "
+        "steps of the first rung or fold hold for all."
+    ),
+]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+BatchSize = Annotated[int | None, typer.Option(help="Labeled patches in a batch.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the training; the split has its own, split.seed.")]
+AllowSplit = Annotated[
+    bool, typer.Option("--allow-split", help="Train although the split check finds a fault; recorded in the run.")
+]
+Devices = Annotated[int | None, typer.Option(help="Processes on this node, one device each.")]
+NumNodes = Annotated[int | None, typer.Option(help="Nodes, when started by torchrun or SLURM.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. optim.lr=1e-4. Repeatable."),
+]
+DataSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="data.mask=instances, data.label_values=[0,1,7], data.label_map={2: 1}, data.ignore_value=255, "
+        "data.axes=CYX, ... as for train. Repeatable.",
+    ),
+]
+Accelerator = Annotated[
+    DeviceKind | None, typer.Option(help="Where to compute.", show_default="as in training, where it is here")
+]
+Overlap = Annotated[
+    float,
+    typer.Option(
+        help="Overlap of neighboring windows, from 0 to 0.9.", parser=number("--overlap", FROM_0_TO_0_9, "0.5")
+    ),
+]
+Figure = Annotated[Path | None, typer.Option(help="Write a picture to this file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

@@ -12,7 +12,7 @@ import typer
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from ssl_seg.cli.batches import data_batches
+from ssl_seg.cli.data_batches import data_batches
 from ssl_seg.config import AugmentConfig
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.loader import Batch, PatchSource

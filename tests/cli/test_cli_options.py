@@ -10,7 +10,7 @@ import typer
 from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
 
 from ssl_seg.cli.app import app
-from ssl_seg.cli.options import IDLE, find_unused, name_option
+from ssl_seg.cli.unused_options import IDLE, find_unused, name_option
 
 ALONE = {
     "demo": "out steps",

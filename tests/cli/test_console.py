@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from ssl_seg.cli.console import TerminalConsole, fit_widths, format_block, format_record, print_table, show, track
+from ssl_seg.cli.console import TerminalConsole, format_block, show, track
+from ssl_seg.cli.tables import fit_widths, format_record, print_table
 from ssl_seg.monitor.findings import Finding, Verdict
 
 STUDENT = Finding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %")

@@ -17,7 +17,7 @@ from ssl_seg.cli.main import main
 WORK = [
     "ssl_seg.run.training.train", "ssl_seg.studies.label_ladder.climb_labels",
     "ssl_seg.studies.cross_validation.cross_validate",
-    "ssl_seg.cli.demo.run_demo", "ssl_seg.studies.ablation.resolve.resolve_cells",
+    "ssl_seg.cli.demo._train", "ssl_seg.studies.ablation.resolve.resolve_cells",
     "ssl_seg.results.evaluation.evaluate",
     "ssl_seg.results.prediction.predict", "ssl_seg.diagnose.checkpoint.diagnose_checkpoint",
     "ssl_seg.diagnose.predictions.diagnose_predictions", "ssl_seg.diagnose.loss_probe.probe_loss",

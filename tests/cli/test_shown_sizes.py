@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from sizes import around
 from test_schedule_figure import make_config
 
-from ssl_seg.cli import batches
-from ssl_seg.cli.ablation_view import AblationView
-from ssl_seg.cli.comparison import cut_middle
+from ssl_seg.cli import data_batches
+from ssl_seg.cli.ablate_view import AblationView
+from ssl_seg.cli.evaluate_tables import cut_middle
 from ssl_seg.config.curves import POINTS, compute_curves
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.loader import PatchSource
@@ -73,7 +73,7 @@ def test_rare_shapes_share_the_last_marker(shapes: int) -> None:
         assert f"{others} other shapes ({others * (others + 1) // 2})" in looks
 
 
-@pytest.mark.parametrize("labeled", around(batches.SHOWN_PATCHES))
+@pytest.mark.parametrize("labeled", around(data_batches.SHOWN_PATCHES))
 @pytest.mark.parametrize(("unlabeled", "fewest"), [(0, None), (1, None), (5, None), (2, 1)])
 def test_so_many_patches_of_each_kind_are_drawn(
     particles_dir: Path, monkeypatch: pytest.MonkeyPatch, labeled: int, unlabeled: int, fewest: int | None
@@ -83,8 +83,8 @@ def test_so_many_patches_of_each_kind_are_drawn(
     source = PatchSource(CaseStore(catalog, 1), ids, others, (labeled, unlabeled), (16, 16), 0.0, fewest=fewest)
     drawn: list[tuple[Any, ...]] = []
     monkeypatch.setattr("ssl_seg.report.views_figure.plot_views", lambda *patches: drawn.append(patches))
-    batches._draw(source, Path("unused.png"))
-    wanted = batches.SHOWN_PATCHES
+    data_batches._draw(source, Path("unused.png"))
+    wanted = data_batches.SHOWN_PATCHES
     assert [len(patches) for patches in drawn[0][:2]] == [wanted, wanted if unlabeled else 0]
     assert [p.title for p in drawn[0][0]] == [i for n in range(9) for i in source[n].case_ids[: len(source[n].image)]][
         :4
@@ -96,12 +96,12 @@ def test_so_many_patches_of_each_kind_are_drawn(
 
 @pytest.mark.parametrize("count", around(6))
 def test_a_long_table_has_both_ends_and_says_how_many_are_between(count: int) -> None:
-    rows = [[str(n), "x"] for n in range(count)]
+    rows = [{"case": str(n), "dice": "x"} for n in range(count)]
     shown = cut_middle(rows, 6)
     if count <= 6:
         assert shown == rows
     else:
-        assert shown == [*rows[:3], [f"... ({count - 6} more)"], *rows[-3:]]
+        assert shown == [*rows[:3], {"case": f"... ({count - 6} more)"}, *rows[-3:]]
 
 
 @pytest.mark.parametrize("count", around(5))

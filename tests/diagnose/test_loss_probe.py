@@ -26,8 +26,8 @@ from probe_cases import (
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from ssl_seg.cli.probe import _print
-from ssl_seg.cli.probe import probe_loss as command_function
+from ssl_seg.cli.probe_loss import _print
+from ssl_seg.cli.probe_loss import probe_loss as command_function
 from ssl_seg.config.layers import Layer
 from ssl_seg.config.schedules import LossPhase
 from ssl_seg.diagnose.loss_probe import ProbeRequest, probe_loss, probe_state

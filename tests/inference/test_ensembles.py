@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from ssl_seg.cli.comparison import add_differences
+from ssl_seg.cli.evaluate_tables import add_differences
 from ssl_seg.cli.main import main
 from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.volumes import read_mask

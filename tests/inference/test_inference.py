@@ -19,7 +19,7 @@ from score_counts import make_net_score, make_scores
 from sklearn import metrics as sk
 from torch import Tensor, nn
 
-from ssl_seg.cli.comparison import describe_absent
+from ssl_seg.cli.evaluate_tables import describe_absent
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.errors import CheckpointError, DataError

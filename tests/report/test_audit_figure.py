@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from ssl_seg.cli.audit import data_audit
-from ssl_seg.cli.audit_pictures import make_charts, read_sample
+from ssl_seg.cli.data_audit import data_audit
+from ssl_seg.cli.data_audit_picture import make_charts, read_sample
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.synthetic import generate, write_dataset
 from ssl_seg.errors import ConfigError, DataError

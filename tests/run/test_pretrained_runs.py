@@ -227,7 +227,7 @@ def test_what_is_no_pre_training_is_refused(
 def test_a_pre_training_is_refused_where_a_trained_network_is_asked_for(
     pretrained_run: Path, particles_dir: Path
 ) -> None:
-    from ssl_seg.cli.checkpoints import check_resumed, find_checkpoint
+    from ssl_seg.studies.checkpoints import check_resumed, find_checkpoint
 
     with pytest.raises(RunDirError, match=r"is a pre-training.*--pretrained"):
         find_checkpoint(pretrained_run)

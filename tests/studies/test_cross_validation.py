@@ -14,8 +14,8 @@ import torch
 from conftest import TINY
 
 from ssl_seg import CrossValidationRequest, EvaluateRequest, cross_validate, evaluate
-from ssl_seg.cli.folds import _report
 from ssl_seg.cli.main import main
+from ssl_seg.cli.train_folds import _report
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.synthetic import write_dataset

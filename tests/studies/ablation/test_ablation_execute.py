@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ablation_cases import WANTED, make_cell, write_score
 
-from ssl_seg.cli.ablation_view import AblationView
+from ssl_seg.cli.ablate_view import AblationView
 from ssl_seg.errors import RunDirError
 from ssl_seg.files import write_json
 from ssl_seg.studies.ablation import execute as execute_module

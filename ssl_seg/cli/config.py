@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssl_seg.cli.console import announce, show
-from ssl_seg.cli.places import check_data, check_figure
+from ssl_seg.cli import options as o
+from ssl_seg.cli.console import announce, show, track
+from ssl_seg.cli.paths import check_data, check_figure
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
     from ssl_seg.run.prepare import Plan
 
-DATA = typer.Option(help="Folder or manifest to plan for, or synthetic:particles|sheets.")
-SET = typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.")
-
 
 def config_show(
-    file: Annotated[str | None, typer.Argument(help="YAML file or packaged name.", show_default=False)] = None,
-    data: Annotated[str | None, DATA] = None,
-    set_: Annotated[list[str] | None, SET] = None,
+    file: o.ConfigArgument = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder or manifest to plan for, or synthetic:particles|sheets.")
+    ] = None,
+    set_: o.Set = None,
     plot: Annotated[
         Path | None, typer.Option(help="Write a picture of rates, weights and policies over the whole run.")
     ] = None,
@@ -50,7 +50,7 @@ def config_check(
     data: Annotated[
         str | None, typer.Option(help="Folder or manifest: check the settings that are planned from it too.")
     ] = None,
-    set_: Annotated[list[str] | None, SET] = None,
+    set_: o.Set = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 2 for a warning too.")] = False,
 ) -> None:
     """Check a configuration: keys, values, method, losses, network, patch size; and warn of contradictions.
@@ -85,16 +85,15 @@ def config_check(
 
 def _read(file: str | None, data: str | None, overrides: list[str] | None) -> tuple[Layer, ...]:
     """Return the layers of a command line; what can be checked without the network libraries is."""
-    from ssl_seg.cli.run_settings import make_layers
+    from ssl_seg.cli.settings import make_layers
 
     check_data(data)
     layers = make_layers(file, {"data": data}, overrides)
-    announce("loading PyTorch")
+    announce()
     return layers
 
 
 def _plan(layers: tuple[Layer, ...]) -> Plan:
-    from ssl_seg.cli.console import track
     from ssl_seg.run.prepare import TrainRequest, make_plan
 
     return make_plan(TrainRequest(layers), lambda items, total: track(items, total, "reading cases"))

@@ -1,4 +1,4 @@
-"""``ssl-seg methods | networks | losses | data layouts``."""
+"""``ssl-seg methods | networks | losses``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import typer
 
 from ssl_seg.cli.console import announce
 
-SET = typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.")
-
 
 def methods() -> None:
     """List the learning methods with their options."""
-    announce("loading PyTorch")
+    announce()
     from ssl_seg.methods import METHODS
 
     for name, method in METHODS.items():
@@ -24,7 +22,7 @@ def methods() -> None:
 
 def networks() -> None:
     """List the networks, and what their patch sizes must be multiples of."""
-    announce("loading PyTorch")
+    announce()
     from ssl_seg.networks.builders import NETWORKS
 
     for name, spec in NETWORKS.items():
@@ -36,7 +34,7 @@ def networks() -> None:
 
 def losses() -> None:
     """List the loss components with their options, the consistency distances, and the presets."""
-    announce("loading PyTorch")
+    announce()
     from ssl_seg.config.presets import PRESETS
     from ssl_seg.losses import CONSISTENCY, LOSSES, list_options
 
@@ -64,11 +62,3 @@ def _show_map(values: Mapping[str, object]) -> str:
     return ", ".join(
         f"{key} {value:.4g}" if type(value) is float else f"{key} {value}" for key, value in values.items()
     )
-
-
-def data_layouts() -> None:
-    """List the layouts of data sets that are recognized."""
-    from ssl_seg.data.layouts import LAYOUTS
-
-    for name, layout in LAYOUTS.items():
-        typer.echo(f"{name}: {layout.description}")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ssl_seg.cli.console import show
+from ssl_seg.cli.console import end_interrupted, show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
-    from ssl_seg.results.folds import CrossValidation, Fold
+    from ssl_seg.results.folds import CrossValidation
 
 
 def check_folds(
@@ -25,10 +25,10 @@ def check_folds(
     bootstrap: Path | None,
     resume: Path | None,
 ) -> None:
-    """Do nothing, if the options of a cross-validation fit together, and to the others.
+    """Check that the options of a cross-validation go together, and with the others.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: names the first option that is wrong.
     """
     from ssl_seg.config.layers import merge_layers
     from ssl_seg.errors import ConfigError
@@ -58,7 +58,7 @@ def check_folds(
 def run_folds(
     layers: tuple[Layer, ...], out: Path | None, resume: Path | None, epochs: int | None, minutes: float | None
 ) -> None:
-    """Train the folds, or go on with them, and print the table; the exit code says how it ended."""
+    """Train the folds, or continue them, and print the table; the exit code says how it ended."""
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.engine.machine import is_main_process
     from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
@@ -68,37 +68,18 @@ def run_folds(
         return
     if result.ending == "interrupted":
         waiting = next((fold.name for fold in result.trainings if fold.status == "waiting"), "the end")
-        show(f"interrupted at {waiting}; continue with: ssl-seg train --resume {quote(result.path)}")
-        raise typer.Exit(130)
+        end_interrupted(f"at {waiting}", f"ssl-seg train --resume {quote(result.path)}")
     _report(result)
     if any(fold.status == "collapsed" for fold in result.trainings):
         raise typer.Exit(3)
 
 
 def _report(result: CrossValidation) -> None:
-    from ssl_seg.cli.comparison import describe_absent
-    from ssl_seg.cli.console import print_table
+    from ssl_seg.cli.tables import describe_absent, print_rows
     from ssl_seg.results.folds import FOLDS, summarize_folds
 
     summary = summarize_folds(result.trainings)
-    over_all = summary["better"]["out_of_fold"]
-    of = "" if over_all["of"] == "foreground" else f" ({over_all['of']})"
-    columns = [
-        "fold",
-        "cases",
-        f"F1 student{of}",
-        f"F1 teacher{of}",
-        f"all-positive{of}",
-        "margin",
-        "95 % interval",
-        "",
-    ]
-    rows = [_make_row(fold) for fold in result.trainings]
-    rows += [_make_spread(summary, name) for name in ("mean", "sd")]
-    cases = sum(fold.cases for fold in result.trainings)
-    scores = [summary[name]["out_of_fold"] for name in ("student", "teacher", "better")]
-    rows.append(["out of fold", str(cases), *_format(*scores), "all cases"])
-    print_table(f"{len(result.trainings)} folds, validation, {result.path}", columns, rows)
+    print_rows(f"{len(result.trainings)} folds, validation, {result.path}", _make_rows(result, summary))
     show("margin: of the better network of each fold. The folds share training cases: sd is no standard error")
     for fold in result.trainings:
         for line in describe_absent(fold.summarize(fold.net)):
@@ -116,23 +97,22 @@ def _report(result: CrossValidation) -> None:
         )
 
 
-def _format(student: dict[str, Any], teacher: dict[str, Any], better: dict[str, Any]) -> list[str]:
-    from ssl_seg.cli.console import format_figure, format_interval
+def _make_rows(result: CrossValidation, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each fold, for mean and deviation over them, and for the scores out of fold."""
+    from ssl_seg.cli.tables import make_score_cells, name_subject
 
-    figures = [student["f1_macro"], teacher["f1_macro"], better["trivial_f1"], better["margin"]]
-    interval = format_interval(better["margin_low"], better["margin_high"], better["margin_why"])
-    return [*map(format_figure, figures), interval]
-
-
-def _make_row(fold: Fold) -> list[str]:
-    state = f"COLLAPSED {','.join(fold.codes)}" if fold.status == "collapsed" else ",".join(fold.codes) or "ok"
-    scores = [fold.summarize(net) for net in ("student", "teacher", fold.net)]
-    return [str(fold.number), str(fold.cases), *_format(*scores), state]
-
-
-def _make_spread(summary: dict[str, Any], name: str) -> list[str]:
-    from ssl_seg.cli.console import format_figure
-
-    better = summary["better"][name]
-    f1 = [summary[net][name]["f1_macro"] for net in ("student", "teacher")]
-    return [name, "", *map(format_figure, [*f1, better["trivial_f1"], better["margin"]])]
+    nets = ("student", "teacher", "better")
+    of = name_subject(summary["better"]["out_of_fold"])
+    rows = []
+    for fold in result.trainings:
+        scores = [fold.summarize(net) for net in ("student", "teacher", fold.net)]
+        codes = ",".join(fold.codes)
+        state = f"COLLAPSED {codes}" if fold.status == "collapsed" else codes or "ok"
+        rows.append({"fold": fold.number, "cases": fold.cases, **make_score_cells(of, *scores), "": state})
+    for name in ("mean", "sd"):
+        rows.append({"fold": name, **make_score_cells(of, *(summary[net][name] for net in nets))})
+    cells = make_score_cells(of, *(summary[net]["out_of_fold"] for net in nets))
+    rows.append(
+        {"fold": "out of fold", "cases": sum(fold.cases for fold in result.trainings), **cells, "": "all cases"}
+    )
+    return rows

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssl_seg.cli.console import TerminalConsole, announce, show
-from ssl_seg.cli.data_settings import ACCELERATOR, Accelerator
-from ssl_seg.cli.places import check_data, check_figure
-from ssl_seg.cli.run_settings import parse_label_amount
+from ssl_seg.cli import options as o
+from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
+from ssl_seg.cli.paths import check_data, check_figure
+from ssl_seg.cli.tables import print_findings, print_rows
 
 if TYPE_CHECKING:
     from ssl_seg.data.findings import Finding
@@ -20,37 +19,33 @@ if TYPE_CHECKING:
     from ssl_seg.report.views_figure import LabeledPatch, UnlabeledPatch
 
 SHOWN_PATCHES = 4
+SHARES = {
+    "foreground": "foreground",
+    "patches with it": "positive_patches",
+    "of positive cases": "from_positive_cases",
+    "ignored": "ignored",
+}
+"""Title of a column -> share in the summary of a batch."""
 
 
 def data_batches(
-    config: Annotated[
-        str | None, typer.Argument(help="YAML file or packaged name, as for train.", show_default=False)
-    ] = None,
+    config: o.ConfigArgument = None,
     n: Annotated[int, typer.Option("--n", help="Batches to look at, from the first step on.", min=1, max=10**6)] = 10,
-    data: Annotated[str | None, typer.Option(help="Folder, or synthetic:particles|sheets.")] = None,
-    labels: Annotated[
-        float | None,
-        typer.Option(
-            help="Labeled share of the training pool, or a number of cases above 1.",
-            parser=parse_label_amount,
-            metavar="SHARE|NUMBER",
-        ),
-    ] = None,
-    accelerator: Annotated[Accelerator | None, ACCELERATOR] = None,
-    figure: Annotated[Path | None, typer.Option(help="Write a picture of the first patches and their views.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as for train. Repeatable.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    data: o.Data = None,
+    labels: o.Labels = None,
+    accelerator: o.Accelerator = None,
+    figure: o.Figure = None,
+    set_: o.Set = None,
+    as_json: o.AsJson = False,
 ) -> None:
     """Show what the batches of a training hold, beside what its labeled cases and settings promise."""
-    from ssl_seg.cli.run_settings import make_layers
+    from ssl_seg.cli.settings import make_layers
     from ssl_seg.data.findings import findings_to_dict
 
     check_figure(figure)
     check_data(data)
     layers = make_layers(config, {"data": data, "labels": labels, "accelerator": accelerator}, set_)
-    announce("loading PyTorch")
+    announce()
     from ssl_seg.diagnose.batches import compute_expected, measure_batch, summarize_batches
     from ssl_seg.run.preflight import check_layers
     from ssl_seg.run.prepare import TrainRequest, make_plan
@@ -69,7 +64,7 @@ def data_batches(
     if figure is not None:
         _draw(source, figure)
     if as_json:
-        typer.echo(json.dumps(findings_to_dict(findings, summary), indent=2))
+        print_json(findings_to_dict(findings, summary))
     else:
         _print(summary, findings)
         if figure is not None:
@@ -77,32 +72,28 @@ def data_batches(
 
 
 def _print(summary: dict[str, Any], findings: list[Finding]) -> None:
-    from ssl_seg.cli.console import print_table
-    from ssl_seg.data.findings import describe_finding
-
-    rows = [[str(step), *_format(figures)] for step, figures in enumerate(summary["batches"])]
     expected = summary["expected"]
     least, most = (f"{expected[name]:.2%}" for name in ("foreground", "most_foreground"))
-    wanted = _format({**expected, "cases": ""})
-    wanted[3] = least if least == most else f"{least} .. {most}"
-    rows += [["all", *_format(summary["total"])], ["expected", *wanted]]
-    columns = ["labeled", "unlabeled", "cases", "foreground", "patches with it", "of positive cases", "ignored"]
-    print_table(f"{len(summary['batches'])} batches: labeled voxels and patches", ["step", *columns], rows)
+    wanted = _make_row("expected", {**expected, "cases": ""})
+    wanted["foreground"] = least if least == most else f"{least} .. {most}"
+    rows = [_make_row(step, figures) for step, figures in enumerate(summary["batches"])]
+    title = f"{len(summary['batches'])} batches: labeled voxels and patches"
+    print_rows(title, [*rows, _make_row("all", summary["total"]), wanted])
     show(
         f"{expected['positive_cases']:.0%} of the labeled cases have foreground; "
         f"{expected['centered_patches']:.0%} of the labeled patches are centered on it"
     )
     if expected["positive_weight"] != 1:
         show(f"the ratio is that of weighted draws with weight {expected['positive_weight']:.3g} for such cases")
-    for finding in findings:
-        show(f"{finding.level}: {describe_finding(finding)}")
+    print_findings(findings)
 
 
-def _format(figures: dict[str, Any]) -> list[str]:
-    numbers = [str(figures[name]) for name in ("labeled", "unlabeled", "cases")]
-    names = ("foreground", "positive_patches", "from_positive_cases", "ignored")
-    shares = [figures.get(name) for name in names]
-    return [*numbers, *("-" if share is None else f"{share:.2%}" for share in shares)]
+def _make_row(step: int | str, figures: dict[str, Any]) -> dict[str, Any]:
+    row = {"step": step} | {name: figures[name] for name in ("labeled", "unlabeled", "cases")}
+    for title, name in SHARES.items():
+        share = figures.get(name)
+        row[title] = "-" if share is None else f"{share:.2%}"
+    return row
 
 
 def _draw(source: PatchSource, path: Path) -> None:

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ssl_seg.cli.console import announce, show, track
-from ssl_seg.cli.data_settings import GROUPS, LAYOUT, SET, UNLABELED, read_catalog_settings
-from ssl_seg.cli.places import check_data, check_figure
+from ssl_seg.cli import options as o
+from ssl_seg.cli.console import announce, print_json, show, track
+from ssl_seg.cli.paths import check_data, check_figure
+from ssl_seg.cli.tables import format_interval, print_findings, print_rows
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
-    from ssl_seg.data.findings import Finding
     from ssl_seg.data.splits.statistics import SetMeasures
 
-NearCopies = Literal["keep_together", "ignore"]
-_NEAR_COPIES = typer.Option(
-    "--near-copies",
-    help="keep_together: images that are nearly the same belong in one part; ignore: they may be in several.",
-)
+NearCopies = Annotated[
+    Literal["keep_together", "ignore"],
+    typer.Option(
+        "--near-copies",
+        help="keep_together: images that are nearly the same belong in one part; ignore: they may be in several.",
+    ),
+]
 
 
 def split_make(
     data: Annotated[str, typer.Option(help="Folder or manifest, as for train; or synthetic:particles|sheets.")],
-    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(help="Labeled shares (0.01 0.10 1.0) or numbers of cases (2 8), smaller ones nested in larger."),
-    ] = None,
+    more: o.MoreLabels = None,
+    labels: o.LabelList = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
-    layout: Annotated[str, LAYOUT] = "auto",
-    groups: Annotated[Path | None, GROUPS] = None,
-    unlabeled: Annotated[Path | None, UNLABELED] = None,
+    layout: o.Layout = None,
+    groups: o.Groups = None,
+    unlabeled: o.Unlabeled = None,
     val: Annotated[
         float | None, typer.Option(help="Share of the labeled cases for validation.", show_default="val/, or 0.15")
     ] = None,
@@ -52,11 +50,10 @@ def split_make(
             help="File to write; folds add _fold0 ... to its name.", show_default="data_splits/NAME_seedSEED.yaml"
         ),
     ] = None,
-    near_copies: Annotated[NearCopies, _NEAR_COPIES] = "keep_together",
-    set_: Annotated[list[str] | None, SET] = None,
+    near_copies: NearCopies = "keep_together",
+    set_: o.DataSet = None,
 ) -> None:
     """Write a nested split: 1 % in 10 % in full, validation and test apart, groups intact, stratified by foreground."""
-    from ssl_seg.cli.run_settings import parse_labels
     from ssl_seg.config.data import format_label_amount
     from ssl_seg.data.splits.files import save_folds, save_split
     from ssl_seg.data.splits.quality import check_split
@@ -64,11 +61,9 @@ def split_make(
     from ssl_seg.errors import ConfigError
     from ssl_seg.run.seal import register_seal
 
-    if more and not labels:
-        raise ConfigError(f"{more[0]} is not expected here: give fractions as --labels 0.01 0.10 1.0")
+    wanted = o.join_labels(labels, more, "fractions") or (0.01, 0.10)
     if folds is not None and val is not None:
         raise ConfigError(f"--val {val:g} and --folds {folds} exclude each other: each fold is the validation set once")
-    wanted = parse_labels([*(labels or []), *(more or [])]) or (0.01, 0.10)
     catalog = _open_catalog(data, layout, groups, unlabeled, set_)
     path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
     if folds is None:
@@ -91,7 +86,7 @@ def split_make(
         )
         show(f"wrote {place}, fingerprint {split.fingerprint}")
         register_seal(split, catalog)
-        _print_findings([f for f in check_split(split, catalog, near_copies=near_copies) if f.level != "info"])
+        print_findings([f for f in check_split(split, catalog, near_copies=near_copies) if f.level != "info"])
 
 
 def split_check(
@@ -99,13 +94,13 @@ def split_check(
     data: Annotated[
         str | None, typer.Option(help="Folder or manifest, to check images, foreground and classes too.")
     ] = None,
-    layout: Annotated[str, LAYOUT] = "auto",
-    groups: Annotated[Path | None, GROUPS] = None,
-    unlabeled: Annotated[Path | None, UNLABELED] = None,
-    near_copies: Annotated[NearCopies, _NEAR_COPIES] = "keep_together",
-    set_: Annotated[list[str] | None, SET] = None,
+    layout: o.Layout = None,
+    groups: o.Groups = None,
+    unlabeled: o.Unlabeled = None,
+    near_copies: NearCopies = "keep_together",
+    set_: o.DataSet = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture that compares the sets; needs --data.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    as_json: o.AsJson = False,
 ) -> None:
     """Check a split: nestedness, leaks, copies, and each set's bias against random splits. Exit code 2 on a fault."""
     from ssl_seg.data.findings import findings_to_dict
@@ -120,11 +115,11 @@ def split_check(
     findings = check_split(loaded, catalog, measures, near_copies=near_copies)
     summary = summarize_split(loaded, findings, measures)
     if as_json:
-        typer.echo(json.dumps(findings_to_dict(findings, summary), indent=2))
+        print_json(findings_to_dict(findings, summary))
     else:
         if measures:
             _print_measures(str(split), measures)
-        _print_findings(findings)
+        print_findings(findings)
         faults = summary["faults"]
         show(f"{split}: {'ok' if not faults else f'{faults} fault(s)'}, fingerprint {loaded.fingerprint}")
     if figure is not None:
@@ -136,61 +131,38 @@ def split_check(
         raise typer.Exit(2)
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
-    from ssl_seg.data.findings import describe_finding
-
-    for level in ("fault", "warn", "info"):
-        for finding in findings:
-            if finding.level == level:
-                show(f"{level}: {describe_finding(finding)}")
-
-
 def _print_measures(title: str, measures: Sequence[SetMeasures]) -> None:
-    from ssl_seg.cli.console import print_table
-
-    columns = [
-        "set",
-        "cases",
-        "eff. groups",
-        "positive",
-        "foreground",
-        "95 % interval",
-        "random draws",
-        "percentile",
-        "KS",
+    rows = [
+        {
+            "set": m.name,
+            "cases": len(m.ids),
+            "eff. groups": f"{m.effective_groups:.1f}",
+            "positive": m.positives,
+            "foreground": m.foreground.mean,
+            "95 % interval": format_interval(m.foreground.low, m.foreground.high),
+            "random draws": format_interval(m.foreground.band_low, m.foreground.band_high),
+            "percentile": f"{m.foreground.percentile:.1f}",
+            "KS": f"{m.foreground.ks:.2f}",
+        }
+        for m in measures
     ]
-    rows = []
-    for m in measures:
-        c = m.foreground
-        interval = "-" if c.low is None else f"{c.low:.3f} .. {c.high:.3f}"
-        rows.append(
-            [
-                m.name,
-                str(len(m.ids)),
-                f"{m.effective_groups:.1f}",
-                str(m.positives),
-                f"{c.mean:.3f}",
-                interval,
-                f"{c.band_low:.3f} .. {c.band_high:.3f}",
-                f"{c.percentile:.1f}",
-                f"{c.ks:.2f}",
-            ]
-        )
-    print_table(f"{title}: foreground, beside random draws of each size", columns, rows)
+    print_rows(f"{title}: foreground, beside random draws of each size", rows)
 
 
 def _open_catalog(
-    data: str, layout: str, groups: Path | None, unlabeled: Path | None, overrides: list[str] | None
+    data: str, layout: str | None, groups: Path | None, unlabeled: Path | None, overrides: list[str] | None
 ) -> Catalog:
+    from ssl_seg.cli.settings import parse_overrides
     from ssl_seg.data.catalog import open_catalog
+    from ssl_seg.data.settings import make_catalog_settings
 
     check_data(data)
-    settings = read_catalog_settings(overrides)
+    settings = make_catalog_settings(parse_overrides(overrides))
     announce(f"reading the cases of {data}")
     return open_catalog(
         data,
         groups=groups,
-        layout=layout,
+        layout=layout or "auto",
         unlabeled=unlabeled,
         track=lambda items, total: track(items, total, "reading cases"),
         **settings,

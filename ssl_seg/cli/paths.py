@@ -1,14 +1,17 @@
-"""Files and folders that options name, checked before anything is loaded or computed."""
+"""Files and folders that a command line names, checked before anything is loaded or computed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from ssl_seg.cli.console import show
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 
 
 def check_figure(path: Path | None, option: str = "--figure") -> None:
-    """Do nothing, if a picture can be written to ``path``, or none is asked for.
+    """Check that a picture can be written to ``path``, where one is asked for.
 
     Raises:
         DataError: for a file that exists, an unknown suffix, or a folder that cannot be written.
@@ -27,7 +30,7 @@ def check_figure(path: Path | None, option: str = "--figure") -> None:
 
 
 def check_data(root: str | None) -> None:
-    """Do nothing, if there is something at the place of a data set, or none is given.
+    """Check that there is something at the place of a data set, where one is given.
 
     Raises:
         DataError: if there is nothing.
@@ -37,3 +40,19 @@ def check_data(root: str | None) -> None:
 
     if root is not None and not is_synthetic(root) and not Path(root).expanduser().exists():
         raise DataError(f"{root} does not exist: name a folder, a manifest, or synthetic:particles or synthetic:sheets")
+
+
+def take_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a path stands for, and say which one that is; see ``find_checkpoint``."""
+    from ssl_seg.studies.checkpoints import find_checkpoint
+
+    found = find_checkpoint(path)
+    if found != path:
+        show(f"{path}: taking {found}", err=True)
+    return found
+
+
+def describe_loading(checkpoints: Sequence[Path]) -> str:
+    """Return the line that says what is being loaded."""
+    named = checkpoints[0] if len(checkpoints) == 1 else f"{len(checkpoints)} checkpoints"
+    return f"loading PyTorch and {named}"

@@ -1,0 +1,99 @@
+"""``ssl-seg evaluate``; its tables are in ``evaluate_tables``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssl_seg.cli import options as o
+from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
+from ssl_seg.cli.paths import check_data, check_figure, describe_loading, take_checkpoint
+
+
+def evaluate(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT...",
+            help="Checkpoints, or directories of runs, ladders or a cross-validation.",
+            show_default=False,
+        ),
+    ],
+    data: o.OtherData = None,
+    layout: o.OtherLayout = None,
+    split: Annotated[Path | None, typer.Option(help="Split file; by default that of the training.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="Open the sealed test list; each opening is recorded.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Score all labeled cases that were not trained with.")] = False,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Score the mean of the probabilities of all checkpoints too.")
+    ] = False,
+    which: Annotated[
+        o.Net | None, typer.Option(help="Score one net only.", show_default="both; of several checkpoints the better")
+    ] = None,
+    overlap: o.Overlap = 0.25,
+    set_: o.DataSet = None,
+    accelerator: o.Accelerator = None,
+    figure: Annotated[Path | None, typer.Option(help="Write a picture of the worst, median and best cases.")] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Score a checkpoint per case and pooled, beside trivial baselines: on validation unless told otherwise.
+
+    Several checkpoints are compared on the same cases. A cross-validation is scored out of fold, with --test as an
+    ensemble.
+    """
+    from ssl_seg.cli.evaluate_tables import add_differences, print_comparison, print_evaluation, print_folds
+    from ssl_seg.cli.settings import parse_overrides
+    from ssl_seg.data.settings import CASES, select_data_settings
+    from ssl_seg.data.splits.files import load_split
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.files import to_finite
+
+    if test and all_:
+        raise ConfigError(
+            "--test and --all exclude each other: --all scores every labeled case, whatever list it is in"
+        )
+    check_figure(figure)
+    found = [take_checkpoint(path) for path in checkpoints]
+    if figure is not None and (len(found) > 1 or found[0].is_dir()):
+        raise ConfigError("--figure draws the cases of one network: give one checkpoint")
+    settings = select_data_settings(parse_overrides(set_), (*CASES, "spacing"))
+    settings |= {} if layout is None else {"layout": layout}
+    check_data(data)
+    if split is not None:
+        load_split(split)
+    announce(describe_loading(found))
+    from ssl_seg.results.evaluation import EvaluateRequest
+    from ssl_seg.results.evaluation import evaluate as run_evaluation
+
+    console = TerminalConsole()
+    request = EvaluateRequest(
+        found[0],
+        data,
+        split,
+        "test" if test else "all" if all_ else "val",
+        which,
+        overlap=overlap,
+        settings=settings,
+        more=tuple(found[1:]),
+        ensemble=ensemble,
+        accelerator=accelerator,
+    )
+    result = run_evaluation(request, note=lambda text: show(text, err=True), track=console.track)
+    if figure is not None:
+        from ssl_seg.cli.evaluate_pictures import draw_cases
+
+        draw_cases(request, result, figure)
+    if "rows" in result:
+        result = add_differences(result)
+    if as_json:
+        print_json(to_finite(result))
+    elif "rows" in result:
+        print_comparison(result)
+    else:
+        if "folds" in result:
+            print_folds(result)
+        print_evaluation(result)
+        if figure is not None:
+            show(f"wrote {figure}")

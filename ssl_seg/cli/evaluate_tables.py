@@ -1,0 +1,182 @@
+"""Tables of ``ssl-seg evaluate``: of one checkpoint, of several, and of a cross-validation."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ssl_seg.cli.console import show
+from ssl_seg.cli.tables import Row, describe_absent, format_figure, print_rows, show_difference, show_margin
+
+PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_of_fold": "validation, out of fold"}
+RATIOS = {"iou": "IoU", "precision": "precision", "recall": "recall"}
+DISTANCES = {"hd95": "HD95", "asd": "ASD", "missed_share": "missed"}
+MOST_SHOWN = 12
+"""Cases of a table; of more, the worst and the best half are shown."""
+
+
+def add_differences(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result with the difference of each row to the first: of pooled F1 (mean over classes), on the same
+    cases, with its paired 95 % interval over cases; None in the first row."""
+    import numpy as np
+
+    from ssl_seg.scores.intervals import draw_resamples, estimate_difference
+
+    counts = [np.array([[case["counts"] for case in row["cases"]]]) for row in result["rows"]]
+    rows = [{**result["rows"][0], "difference": None}]
+    for row, own in zip(result["rows"][1:], counts[1:], strict=True):
+        found = estimate_difference(own, counts[0], "f1", draw_resamples(own.shape[1]))
+        change = {"f1": found.value, "low": found.low, "high": found.high, "why": found.why}
+        rows.append({**row, "difference": change})
+    return {**result, "rows": rows}
+
+
+def print_evaluation(result: dict[str, Any]) -> None:
+    """Print the scores of the networks of a checkpoint, those of each class, and the worst and best cases."""
+    nets, shown = result["nets"], result["nets"].get(result["which"]) or next(iter(result["nets"].values()))
+    figures = {net: _list_figures(summary) for net, summary in nets.items()}
+    names = next(iter(figures.values()))
+    rows = [{"score": name, **{net: own[name] for net, own in figures.items()}} for name in names]
+    print_rows(f"{result['checkpoint']}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows)
+    if "classes" in shown:
+        print_rows(f"classes of the {result['which']}", [_make_class_row(row) for row in shown["classes"]])
+    _print_cases(result, [row["label"] for row in shown.get("classes", ())])
+    for line in describe_absent(shown):
+        show(line)
+    print_openings(result)
+
+
+def print_comparison(result: dict[str, Any]) -> None:
+    """Print a row for each checkpoint, and one for their ensemble."""
+    places = [Path(row["checkpoint"]).absolute() if "step" in row else None for row in result["rows"]]
+    base = Path(os.path.commonpath([place.parent for place in places if place is not None]))
+    rows = [
+        {
+            "checkpoint": "ensemble" if place is None else str(place.relative_to(base)),
+            "net": row["which"],
+            **_make_score_cells(row, result["rows"][0]["of"]),
+            **show_difference(row["difference"], "to the first"),
+        }
+        for place, row in zip(places, result["rows"], strict=True)
+    ]
+    print_rows(f"{base}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows)
+    for line in describe_absent(result["rows"][0]):
+        show(line)
+    print_openings(result)
+
+
+def print_openings(result: dict[str, Any]) -> None:
+    """Print how often the sealed cases that were scored have been opened."""
+    if result["sealed_cases"]:
+        show(
+            f"{result['sealed_cases']} of these cases are sealed test cases: they have now been opened "
+            f"{result['test_openings']} time(s)"
+        )
+
+
+def print_folds(result: dict[str, Any]) -> None:
+    """Print a row for each fold of a cross-validation."""
+    folds = result["folds"]
+    widest = max(folds, key=lambda row: len(row.get("classes", ())) - len(row["absent_classes"]))
+    rows = [
+        {"fold": row["fold"], "net": row["which"], "cases": row["cases"], **_make_score_cells(row, widest["of"])}
+        for row in folds
+    ]
+    print_rows(f"{result['checkpoint']}, each fold on its validation cases", rows)
+    for row in folds:
+        for line in describe_absent(row):
+            show(f"fold {row['fold']}: {line}")
+
+
+def _make_score_cells(summary: Row, of: str) -> dict[str, Any]:
+    """Return the scores of a network for a table of networks; ``of`` says what those of several classes are of."""
+    pooled, mean, trivial = summary["pooled"], summary["mean"], summary["trivial"]
+    several = {"F1, any foreground": pooled["f1"], f"F1, {of}": pooled["f1_macro"]}
+    return {
+        **(several if "foreground" in summary else {"F1": pooled["f1"]}),
+        "mean Dice": mean["dice"],
+        "mean Dice, positive cases": mean["dice_positives"],
+        "mean Dice of nothing": mean["predict_nothing"],
+        "all-positive F1": trivial["all_positive"],
+        "margin": f"{trivial['margin']:+.3f}",
+        "95 % interval": show_margin(trivial, "+.3f"),
+    }
+
+
+def _list_figures(summary: Row) -> dict[str, Any]:
+    """Return the figures of a network, each with the name that says what it is of."""
+    pooled, mean, trivial = summary["pooled"], summary["mean"], summary["trivial"]
+    several = "foreground" in summary
+    of, classes = (f", {summary['of']}", ", of its classes") if several else ("", "")
+    return {
+        f"F1 (pooled{of})": pooled["f1_macro"],
+        **({"F1 (pooled, any foreground)": pooled["f1"]} if several else {}),
+        **{f"{shown} (pooled{of})": pooled[name] for name, shown in RATIOS.items()},
+        f"Dice (mean of {mean['n_cases']} cases{classes})": mean["dice"],
+        f"Dice (mean of the {mean['n_positives']} positive cases{classes})": mean["dice_positives"],
+        "trivial: mean Dice of predicting nothing": mean["predict_nothing"],
+        f"trivial: all-positive F1{of}": trivial["all_positive"],
+        f"trivial: base-rate random F1{of}": trivial["base_rate_random"],
+        f"margin over all-positive{of}, 95 %": f"{trivial['margin']:+.3f} ({show_margin(trivial, '+.3f')})",
+        **_list_distances(mean, of),
+    }
+
+
+def _list_distances(mean: Row, of: str) -> dict[str, str]:
+    """Return the figures for each unit of the distances."""
+    figures: dict[str, str] = {}
+    each = ", each class of each case" if of else ""
+    for unit, found in mean.get("distances", {}).items():
+        figures |= {
+            f"HD95 ({unit}{of})": format_figure(found["hd95"], 2),
+            f"ASD ({unit}{of})": format_figure(found["asd"], 2),
+            f"measured in {unit}{each}": f"{found['n_measured']} of {found['n_cases']}",
+            f"missed of those in {unit} (share)": format_figure(found["missed_share"], 2),
+        }
+    return figures
+
+
+def _make_class_row(row: Row) -> dict[str, Any]:
+    """Return the row of a foreground class."""
+    distances = row.get("distances", {})
+    return {
+        "class": row["label"],
+        "cases with it": row["n_positives"],
+        "F1 (pooled)": row["pooled"]["dice"],
+        **{shown: row["pooled"][name] for name, shown in RATIOS.items()},
+        "Dice (mean of its cases)": row["mean_positives"]["dice"],
+        **{
+            f"{shown} ({unit})": format_figure(found[name], 2)
+            for unit, found in distances.items()
+            for name, shown in DISTANCES.items()
+        },
+    }
+
+
+def _print_cases(result: Mapping[str, Any], labels: list[int]) -> None:
+    """Print a row for each case, or for the worst and the best ones."""
+    of = ", mean of its classes" if labels else ""
+    rows = [
+        {
+            "case": row["id"],
+            f"dice{of}": row["dice"],
+            **{f"{name}{of}": row[name] for name in RATIOS},
+            "prevalence": row["prevalence"],
+            **{f"dice of class {label}": dice for label, dice in zip(labels, row.get("classes", ()), strict=False)},
+        }
+        for row in sorted(result["cases"], key=lambda row: float(row["dice"]))
+    ]
+    title = f"cases of the {result['which']}"
+    if len(rows) > MOST_SHOWN:
+        title += f" (worst and best {MOST_SHOWN // 2}; --json has all)"
+    print_rows(title, cut_middle(rows, MOST_SHOWN))
+
+
+def cut_middle(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Return the rows; of more than ``most``, half of that at each end, and between them how many more there are."""
+    half = most // 2
+    if len(rows) <= most:
+        return rows
+    return [*rows[:half], {next(iter(rows[0])): f"... ({len(rows) - 2 * half} more)"}, *rows[-half:]]

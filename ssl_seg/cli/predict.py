@@ -1,0 +1,84 @@
+"""``ssl-seg predict``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssl_seg.cli import options as o
+from ssl_seg.cli.console import INTERRUPTED, TerminalConsole, announce, show
+from ssl_seg.cli.paths import describe_loading, take_checkpoint
+
+
+def predict(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint, or directory of a run, ladder or cross-validation.", show_default=False)
+    ],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="An image, or a folder of images.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Argument(help="Folder for the masks; a file for a single image.", show_default=False)
+    ],
+    with_: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="CHECKPOINT", help="Take the mean with this checkpoint's. Repeatable."),
+    ] = None,
+    which: o.WhichNet = None,
+    overlap: o.Overlap = 0.25,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write probabilities beside the masks.")
+    ] = False,
+    spacing: Annotated[
+        str | None, typer.Option(help="Voxel size along z,y,x, e.g. 2.5,1,1.", show_default="that of each file")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Foreground where its probability is above this; two classes only.",
+            show_default="0.5",
+            parser=o.number("--threshold", o.PROBABILITY, "0.4"),
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make masks anew that are there already.")] = False,
+    accelerator: o.Accelerator = None,
+) -> None:
+    """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks.
+
+    With several checkpoints, or a cross-validation, the masks are those of the mean of their probabilities.
+
+    Images that cannot be predicted are named at the end. The same command goes on after an interruption.
+    """
+    from ssl_seg.results.mask_files import check_places
+
+    networks = [take_checkpoint(path) for path in (checkpoint, *(with_ or ()))]
+    sizes = None if spacing is None else o.parse_numbers("--spacing", [spacing], o.POSITIVE, "2.5,1,1", (2, 3))
+    check_places(source, output)
+    try:
+        announce(describe_loading(networks))
+        from ssl_seg.results.prediction import PredictRequest
+        from ssl_seg.results.prediction import predict as run_prediction
+
+        request = PredictRequest(
+            networks[0],
+            source,
+            output,
+            which,
+            overlap,
+            probabilities,
+            sizes,
+            threshold,
+            more=tuple(networks[1:]),
+            overwrite=overwrite,
+            accelerator=accelerator,
+        )
+        masks = run_prediction(request, TerminalConsole().track("predicting"), note=lambda text: show(text, err=True))
+    except KeyboardInterrupt:
+        words = [word for word in sys.argv[1:] if word != "--overwrite"]
+        show(f"continue with: {shlex.join(['ssl-seg', *words])}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    show(f"wrote {len(masks)} mask(s) to {output}")

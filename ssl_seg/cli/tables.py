@@ -1,0 +1,160 @@
+"""Tables on stdout. A row is a mapping from the title of a column to its cell."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ssl_seg.cli.console import show
+from ssl_seg.errors import printable
+
+if TYPE_CHECKING:
+    from ssl_seg.data.findings import Finding
+
+Row = Mapping[str, Any]
+
+_ANY_WIDTH = 10_000
+"""Columns of an output that has no width, a file or a pipe."""
+
+
+def print_rows(title: str, rows: Sequence[Row]) -> None:
+    """Print a table whose columns are those of its rows, in their order; a cell that a row lacks is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    print_table(title, columns, [[format_cell(row.get(name, "")) for name in columns] for row in rows])
+
+
+def format_cell(value: Any) -> str:
+    """Return a figure with three decimals, ``-`` for None, and anything else as it is."""
+    return format_figure(value) if value is None or isinstance(value, float) else str(value)
+
+
+def format_figure(value: float | None, digits: int = 3) -> str:
+    """Return a figure for a table; ``-`` for None."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def format_interval(low: float | None, high: float | None, why: str = "", digits: str = ".3f") -> str:
+    """Return an interval for a table; where there is none, why, or ``-``."""
+    return why or "-" if low is None or high is None else f"{low:{digits}} .. {high:{digits}}"
+
+
+def make_score_cells(of: str, student: Row, teacher: Row, used: Row) -> dict[str, Any]:
+    """Return the F1 of both networks, and of the one that is used its margin over predicting foreground everywhere.
+
+    Args:
+        of: what the figures are of, for the titles; see ``name_subject``.
+        student, teacher, used: scores of the networks on the same cases; empty ones become ``-``.
+    """
+    return {
+        f"F1 student{of}": student.get("f1_macro"),
+        f"F1 teacher{of}": teacher.get("f1_macro"),
+        f"all-positive{of}": used.get("trivial_f1"),
+        "margin": used.get("margin"),
+        "95 % interval": show_margin(used) if used else "-",
+    }
+
+
+def show_margin(scores: Row, digits: str = ".3f") -> str:
+    """Return the interval of the margin of a network; nothing for a mean over networks, which has none."""
+    if "margin_low" not in scores:
+        return ""
+    return format_interval(scores["margin_low"], scores["margin_high"], scores["margin_why"], digits)
+
+
+def show_difference(change: Row | None, title: str) -> dict[str, str]:
+    """Return the cells of a difference of F1, below ``title``, and of its interval."""
+    if change is None:
+        return {title: "-", "its 95 % interval": "-"}
+    interval = format_interval(change["low"], change["high"], change["why"], "+.3f")
+    return {title: f"{change['f1']:+.3f}", "its 95 % interval": interval}
+
+
+def name_subject(scores: Row) -> str:
+    """Return what figures are of, for the title of a column: nothing for the foreground of two classes."""
+    return "" if scores["of"] == "foreground" else f" ({scores['of']})"
+
+
+def describe_absent(summary: Row) -> Iterator[str]:
+    """Yield what must be said where classes, or any foreground, are in none of the masks that were scored."""
+    absent = summary["absent_classes"]
+    if not absent:
+        return
+    if summary["of"] in ("foreground", "any foreground"):
+        yield "no mask has any foreground: F1 is 1 where nothing is predicted, else 0"
+        return
+    names = ", ".join(map(str, absent))
+    subject = f"class {names} is" if len(absent) == 1 else f"classes {names} are"
+    yield f"{subject} in none of the masks: left out of every mean of classes"
+    for row in summary["false_classes"]:
+        where = f"{row['voxels']} voxels in {row['cases']} case(s)"
+        yield f"class {row['label']} is predicted all the same: {where}"
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print a line for each finding, faults first."""
+    from ssl_seg.data.findings import describe_finding
+
+    for finding in sorted(findings, key=lambda finding: ("fault", "warn", "info").index(finding.level)):
+        show(f"{finding.level}: {describe_finding(finding)}")
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table to stdout. No figure is ever cut off; rows may end before the last column.
+
+    In a file or a pipe, lines are as long as they are. On a terminal, cells are wrapped between words; where that is
+    not enough, the lines between columns are left out, and at last each row is a list.
+    """
+    from rich.box import HEAVY_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = sys.stdout.isatty()
+    console = Console(width=None if drawn else _ANY_WIDTH, highlight=False, markup=False, emoji=False)
+    title, columns = printable(title), list(map(printable, columns))
+    rows = [[*map(printable, row), *[""] * (len(columns) - len(row))] for row in rows]
+    cells = list(zip(columns, *rows, strict=True))
+    boxed = fit_widths(cells, console.width - 3 * len(columns) - 1)
+    plain = fit_widths(cells, console.width - len(columns))
+    if plain is None:
+        console.print(title, *(format_record(columns, row) for row in rows), sep="\n")
+        return
+    has_box = drawn and boxed is not None
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=HEAVY_HEAD if has_box else None,
+        padding=(0, 1) if has_box or not drawn else (0, 1, 0, 0),
+    )
+    for index, (column, width) in enumerate(zip(columns, boxed or plain, strict=True)):
+        table.add_column(column, justify="left" if index == 0 else "right", width=width)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def format_record(columns: Sequence[str], row: Sequence[str]) -> str:
+    """Return a row as lines: the first cell, then name and content of the others that have one."""
+    named = (f"  {name}: {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell not in ("", "-"))
+    return "\n".join([row[0], *named])
+
+
+def fit_widths(cells: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Return the widths of the columns of a table: each holds its longest word, and whole cells where there is room.
+
+    Args:
+        cells: header and cells of each column.
+        room: columns of the terminal for all of them; a wide character takes two.
+
+    Returns:
+        None where not even the words fit.
+    """
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(word) for cell in column for word in (cell.split() or [""])) for column in cells]
+    whole = [max(map(cell_len, column)) for column in cells]
+    left = room - sum(widths)
+    for index in sorted(range(len(cells)), key=lambda i: whole[i] - widths[i]):
+        more = min(whole[index] - widths[index], max(left, 0))
+        widths[index], left = widths[index] + more, left - more
+    return widths if left >= 0 else None

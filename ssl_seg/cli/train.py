@@ -1,0 +1,146 @@
+"""``ssl-seg train``: a single run here, the folds of a cross-validation in ``train_folds``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ssl_seg.cli import options as o
+from ssl_seg.cli.console import announce, end_interrupted, show
+from ssl_seg.errors import quote
+
+if TYPE_CHECKING:
+    from ssl_seg.run.training import TrainResult
+
+
+def train(
+    config: o.ConfigFile = None,
+    data: o.Data = None,
+    layout: o.Layout = None,
+    groups: o.Groups = None,
+    unlabeled: o.Unlabeled = None,
+    split: o.SplitFile = None,
+    labels: o.Labels = None,
+    folds: Annotated[int | None, typer.Option(help="Number of cross-validation folds.")] = None,
+    fold: Annotated[
+        str | None, typer.Option(help="The fold to validate on, from 0; or all, one after the other.", metavar="N|all")
+    ] = None,
+    method: o.Method = None,
+    network: o.Network = None,
+    encoder: o.Encoder = None,
+    encoder_weights: o.EncoderWeights = None,
+    pretrained: o.Pretrained = None,
+    steps: o.Steps = None,
+    epochs: o.Epochs = None,
+    minutes: o.Minutes = None,
+    lr: o.LearningRate = None,
+    batch_size: o.BatchSize = None,
+    seed: o.Seed = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory to create.", show_default="runs/DATA_METHOD_...")
+    ] = None,
+    bootstrap: Annotated[
+        Path | None,
+        typer.Option(help="Start from this checkpoint or run; its settings and split hold where not given."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run, or the cross-validation, in this directory.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Start from a parent that the gate refuses.")] = False,
+    allow_split: o.AllowSplit = False,
+    devices: o.Devices = None,
+    num_nodes: o.NumNodes = None,
+    set_: o.Set = None,
+) -> None:
+    """Train student and teacher; watch both from step 0; write a run directory.
+
+    Without --config the run is planned from the data, and the plan is saved as RUN/config.yaml.
+    """
+    given = dict(locals())
+    from ssl_seg.cli.paths import take_checkpoint
+    from ssl_seg.cli.settings import check_paths, make_layers
+    from ssl_seg.cli.train_folds import check_folds, run_folds
+    from ssl_seg.engine.pace import check_length
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.results.folds import FOLDS
+    from ssl_seg.studies.checkpoints import check_resumed
+
+    number = int(fold) if fold is not None and fold.isdecimal() else None
+    layers = make_layers(config, given | {"fold": number}, set_)
+    check_length(layers, epochs, minutes)
+    check_folds(folds, fold, layers, split=split, bootstrap=bootstrap, resume=resume)
+    if fold == "all" or (resume is not None and FOLDS.is_in(resume)):
+        if bootstrap is not None:
+            raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
+        check_paths(layers)
+        if out is not None:
+            FOLDS.check_free(out)
+        announce()
+        run_folds(layers, out, resume, epochs, minutes)
+        return
+    if resume is not None:
+        check_resumed(resume)
+    check_paths(layers, out=out, resume=resume)
+    parent = None if bootstrap is None else take_checkpoint(bootstrap)
+    announce()
+    from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.training import train as run_training
+
+    request = TrainRequest(layers, out, parent, resume, force=force, epochs=epochs, minutes=minutes)
+    result = run_training(request, TerminalConsole())
+    if not result.is_main:
+        return  # with exit code 0: at another one the launcher would kill the first process while it reports
+    _report(result)
+    if result.ending == "collapsed" or (result.verdict.level == "collapsed" and not result.tolerates_collapse):
+        raise typer.Exit(3)
+
+
+def _report(result: TrainResult) -> None:
+    run, verdict = result.run, result.verdict
+    if result.ending == "interrupted":
+        end_interrupted(f"after step {result.step}", f"ssl-seg train --resume {quote(run.path)}")
+    if result.ending == "collapsed":
+        show(
+            f"stopped by the monitor after step {result.step}: {', '.join(verdict.codes)}\n"
+            f"  the record is in {run.events_path}\n"
+            f"  next: ssl-seg diagnose {quote(run.last)}",
+            err=True,
+        )
+        return
+    runs = {"best.pt": result.scores} | ({"swa.pt": result.swa_scores} if result.swa_scores else {})
+    print_scores(f"validation scores of {run.best}", runs)
+    show(f"verdict: {' '.join([verdict.level, ','.join(verdict.codes)]).rstrip()}")
+    if verdict.level == "collapsed":
+        show(f"do not use the networks of the last step; next: ssl-seg diagnose {quote(run.last)}")
+    elif result.scores[result.scores["selected"]["net"]]["margin"] <= 0:
+        show(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {quote(run.best)}")
+    else:
+        show(f"next: ssl-seg evaluate {quote(run.best)}    ssl-seg predict {quote(run.best)} IMAGES OUTPUT")
+
+
+def print_scores(title: str, runs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the validation scores of runs by name, each beside the trivial baseline on the same cases."""
+    from ssl_seg.cli.tables import describe_absent, name_subject, print_rows, show_margin
+
+    first = next(iter(runs.values()))["student"]
+    of = name_subject(first)
+    rows = [
+        {
+            "run": name,
+            "net": net,
+            f"F1{of}": scores[net]["f1_macro"],
+            f"all-positive F1{of}": scores["trivial_f1"],
+            "margin": scores[net]["margin"],
+            "95 % interval": show_margin(scores[net]),
+            "": "used" if net == scores["selected"]["net"] else "",
+        }
+        for name, scores in runs.items()
+        for net in ("student", "teacher")
+    ]
+    print_rows(title, rows)
+    for line in describe_absent(first):
+        show(line)

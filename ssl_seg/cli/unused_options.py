@@ -1,0 +1,88 @@
+"""Options that act only with others: one table, looked at before a command begins.
+
+An option that would do nothing is refused, like a wrong one: the command line was meant to say something else. (A
+setting that does nothing is a warning, because a file of settings may serve several runs.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import wraps
+from inspect import signature
+from typing import Any
+
+Unused = dict[str, tuple[tuple[str, ...], tuple[str, ...], str]]
+
+IDLE: dict[str, Unused] = {
+    # command -> option -> (needs one of these, does nothing with any of these, what it does)
+    "train": {
+        "--force": (("--bootstrap",), ("--resume",), "starts from a parent that the gate refuses"),
+    },
+    "ablate": {
+        "--workers": ((), ("--ray", "--dry-run", "--report"), "trains so many cells at a time on this machine"),
+        "--cpus-per-cell": (("--ray",), ("--dry-run", "--report"), "asks a Ray cluster for cores"),
+        "--gpus-per-cell": (("--ray",), ("--report",), "asks a Ray cluster for GPUs"),
+        "--ray": ((), ("--report",), "trains on a Ray cluster"),
+        "--report": ((), ("--dry-run",), "writes the tables of what is trained"),
+        "--json": ((), ("--dry-run",), "prints the results"),
+    },
+    "evaluate": {
+        "--layout": (("--data",), (), "says how the files of another folder lie"),
+    },
+    "diagnose": {
+        "--layout": (("--data",), (), "says how the files of another folder lie"),
+        "--masks": (("--predictions",), (), "gives the true masks of a folder of predictions"),
+        "--data": ((), ("--predictions",), "gives another folder of cases for a checkpoint"),
+        "--which": ((), ("--predictions",), "chooses a network of a checkpoint"),
+        "--accelerator": ((), ("--predictions",), "chooses where a network is computed"),
+    },
+    "split check": {
+        name: (("--data",), (), what)
+        for name, what in {
+            "--layout": "says how the files lie",
+            "--groups": "says which cases belong together",
+            "--unlabeled": "adds unlabeled cases",
+            "--set": "says what mask values mean",
+            "--near-copies": "says whether nearly equal images may be in several parts",
+            "--figure": "draws the cases",
+        }.items()
+    },
+}
+
+
+def check_used(name: str, command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command that first refuses options that would do nothing beside the others that are given.
+
+    Args:
+        name: what the command line calls it; a key of ``IDLE``.
+        command: its function.
+    """
+    defaults = {key: parameter.default for key, parameter in signature(command).parameters.items()}
+
+    @wraps(command)
+    def checked(**values: Any) -> Any:
+        given = {name_option(key) for key, value in values.items() if value != defaults[key]}
+        if reason := find_unused(name, given):
+            from ssl_seg.errors import ConfigError
+
+            raise ConfigError(reason)
+        return command(**values)
+
+    return checked
+
+
+def name_option(parameter: str) -> str:
+    """Return the option of a parameter: ``--all`` of ``all_``."""
+    return f"--{parameter.removeprefix('as_').rstrip('_').replace('_', '-')}"
+
+
+def find_unused(name: str, given: Collection[str]) -> str | None:
+    """Return why an option of a command does nothing beside the others that are given; None where all act."""
+    for option, (needs, useless_with, what) in IDLE.get(name, {}).items():
+        if option not in given:
+            continue
+        if needs and not set(given) & set(needs):
+            return f"{option} {what}: without {' or '.join(needs)} it does nothing. Give both, or leave it out"
+        if others := [other for other in useless_with if other in given]:
+            return f"{option} {what}: with {others[0]} it does nothing. Leave one of them out"
+    return None

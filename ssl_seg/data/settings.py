@@ -1,0 +1,46 @@
+"""Settings of the data section that commands without a training take: how files are read, and what mask values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ssl_seg.config.layers import Layer, check_partial, flatten, merge_layers
+from ssl_seg.data.reading import SETTINGS, make_reading
+from ssl_seg.errors import ConfigError
+
+READING = ("mask", "threshold", "label_values", "label_map", "ignore_value", *SETTINGS)
+"""How files are read and what mask values mean."""
+CASES = (*READING, "tiles")
+"""Those, and what a case is."""
+
+
+def select_data_settings(layers: Sequence[Layer], names: Sequence[str] = CASES) -> dict[str, Any]:
+    """Return the settings of the data section, by name.
+
+    Args:
+        layers: files and options.
+        names: those that the command looks at.
+
+    Raises:
+        ConfigError: for a value of another type, or any other setting.
+    """
+    check_partial(layers)
+    values = merge_layers(layers)[0]
+    others = [key for key, _ in flatten(values) if key.split(".")[:2] not in [["data", name] for name in names]]
+    if "runtime.accelerator" in others:
+        raise ConfigError("--set runtime.accelerator: for this command that is --accelerator auto, cpu, cuda or mps")
+    if others:
+        known = ", ".join(f"data.{name}" for name in names)
+        raise ConfigError(f"--set {others[0]}: this command does not look at it. It takes {known}.")
+    settings = dict(values.get("data", {}))
+    if "label_map" in settings:  # the keys of a setting are strings
+        settings["label_map"] = {int(old): int(new) for old, new in settings["label_map"].items()}
+    return settings
+
+
+def make_catalog_settings(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return ``select_data_settings`` as the arguments of ``open_catalog`` and ``audit``."""
+    settings = select_data_settings(layers)
+    labels = {name: value for name, value in settings.items() if name not in SETTINGS}
+    return {**labels, "reading": make_reading(settings)}
