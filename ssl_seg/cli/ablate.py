@@ -14,7 +14,7 @@ from ssl_seg.cli.tables import print_rows, print_table
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
-    from ssl_seg.studies.ablation.execute import Launcher
+    from ssl_seg.studies.ablation.launchers import Launcher
     from ssl_seg.studies.ablation.results import Cell, CellResult
     from ssl_seg.studies.ablation.spec import AblationSpec, ScoreConfig
     from ssl_seg.studies.ablation.summary import AblationSummary
@@ -146,14 +146,12 @@ def _make_launcher(
     workers: int | None, ray: str | None, cpus_per_cell: int | None, gpus_per_cell: float | None
 ) -> Launcher:
     from ssl_seg.engine.machine import count_cores
-    from ssl_seg.studies.ablation.local import LocalLauncher
+    from ssl_seg.studies.ablation.launchers import make_local_launcher, make_ray_launcher
 
     if ray is None:
         gpus = _find_gpus()
-        return LocalLauncher(workers or len(gpus) or max(1, count_cores() // 2), gpus)
-    from ssl_seg.studies.ablation.ray_cluster import RayLauncher
-
-    return RayLauncher(ray, cpus_per_cell or 1, gpus_per_cell or 0.0)
+        return make_local_launcher(workers or len(gpus) or max(1, count_cores() // 2), gpus)
+    return make_ray_launcher(ray, cpus_per_cell or 1, gpus_per_cell or 0.0)
 
 
 def _find_gpus() -> list[str]:

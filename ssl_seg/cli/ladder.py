@@ -80,7 +80,7 @@ def ladder(
     announce()
     from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
-    request = LabelLadderRequest(wanted, layers, out, resume, gate, force, epochs, minutes)
+    request = LabelLadderRequest(wanted, layers, out, resume, force, epochs, minutes)
     _report(climb_labels(request, TerminalConsole()))
 
 

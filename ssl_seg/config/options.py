@@ -25,6 +25,7 @@ OPTIONS = {
     "pretrained": "network.pretrained",
     "steps": "length.steps",
     "lr": "optim.lr",
+    "gate": "bootstrap.gate",
     "batch_size": "batch.labeled",
     "seed": "seed",
     "accelerator": "runtime.accelerator",

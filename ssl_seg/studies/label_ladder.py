@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 from lightning_fabric import Fabric
 
@@ -52,8 +51,6 @@ class LabelLadderRequest:
     """Directory to create."""
     resume: Path | None = None
     """Directory of a ladder to continue."""
-    gate: Literal["none", "margin", "interval"] | None = None
-    """``bootstrap.gate`` of all rungs; None leaves it to the layers."""
     force: bool = False
     """Go on although the gate refuses a rung, or one has collapsed."""
     epochs: int | None = None
@@ -96,8 +93,7 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
     options = [layer for layer in request.layers if not layer.is_file]
     if "split.labels" in given_keys(options):
         raise ConfigError("split.labels: the labels of a ladder are those of its rungs; give them with --labels alone")
-    gate = () if request.gate is None else (Layer(f"--gate {request.gate}", nest("bootstrap.gate", request.gate)),)
-    layers = tuple(anchor_layer(layer) for layer in (*request.layers, *gate))
+    layers = tuple(anchor_layer(layer) for layer in request.layers)
     check_layers(layers)
     if request.out is not None:
         LADDER.check_free(request.out)
@@ -143,7 +139,7 @@ def _list_rungs(split: Split, labels: Sequence[float], console: Console) -> tupl
 
 def _reopen(request: LabelLadderRequest, ladder: LabelLadder) -> LabelLadder:
     """Return the ladder to continue; what is to be tried again waits again."""
-    others = (request.labels, request.out, request.gate, request.epochs)
+    others = (request.labels, request.out, request.epochs)
     minutes = check_resumable(LADDER, ladder, request.layers, request.minutes, *others, may="--force, and ")
     if (ended := find_end(ladder)) is not None and not request.force:
         reason = ended.message or f"the monitor stopped its training: {', '.join(ended.codes)}"

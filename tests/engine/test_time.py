@@ -24,7 +24,7 @@ from torch import nn
 
 from ssl_seg.cli.main import main
 from ssl_seg.config import Config
-from ssl_seg.config.layers import Layer, build_config
+from ssl_seg.config.layers import Layer, build_config, nest
 from ssl_seg.data.loader import Batch, Probe
 from ssl_seg.engine import timing
 from ssl_seg.engine.loop import Schedule
@@ -540,9 +540,8 @@ class TestSeries:
 
     def test_rungs(self, particles_dir: Path, tmp_path: Path, paces: list[Pace]) -> None:
         out = tmp_path / "ladder"
-        request = LabelLadderRequest(
-            (0.25, 1.0), self.layers(particles_dir), out, gate="none", force=True, minutes=self.MINUTES
-        )
+        layers = self.layers(particles_dir, nest("bootstrap.gate", "none"))
+        request = LabelLadderRequest((0.25, 1.0), layers, out, force=True, minutes=self.MINUTES)
         with pytest.raises(ConfigError, match=r"is too short(?s:.*)ladder --resume"):
             climb_labels(request)
         assert json.loads((out / "ladder.json").read_text())["settings"]["minutes"] == self.MINUTES

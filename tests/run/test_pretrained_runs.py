@@ -323,9 +323,9 @@ def test_near_copies_count_unless_the_split_leaves_them(
 def test_the_first_rung_of_a_ladder_starts_from_it_and_the_next_from_the_rung(
     pretrained_run: Path, particles_dir: Path, tmp_path: Path
 ) -> None:
-    layers = make_layers(particles_dir, nest("network.pretrained", str(pretrained_run)))
+    layers = make_layers(particles_dir, nest("network.pretrained", str(pretrained_run)), nest("bootstrap.gate", "none"))
     notes = Notes()
-    ladder = climb_labels(LabelLadderRequest((0.3, 1.0), layers, tmp_path / "l", gate="none"), notes)
+    ladder = climb_labels(LabelLadderRequest((0.3, 1.0), layers, tmp_path / "l"), notes)
     assert ladder.ending == "finished"
     first, second = (load_checkpoint(ladder.run_of(rung).last).config for rung in ladder.trainings)
     assert (first["network"]["pretrained"], second["network"]["pretrained"]) == (str(pretrained_run), None)

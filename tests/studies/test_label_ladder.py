@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score
 
 from ssl_seg import LabelLadderRequest, TrainRequest, climb_labels, train
 from ssl_seg.cli.main import main
-from ssl_seg.config.layers import Layer, merge_layers
+from ssl_seg.config.layers import Layer, flatten, merge_layers
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
@@ -255,7 +255,7 @@ class TestContinuation:
 
     def test_other_options_are_refused(self, whole: LabelLadder, tmp_path: Path) -> None:
         for changed in (
-            {"labels": LABELS}, {"out": tmp_path / "x"}, {"gate": "margin"}, {"epochs": 1},
+            {"labels": LABELS}, {"out": tmp_path / "x"}, {"epochs": 1},
             {"layers": (Layer("--lr", {"optim": {"lr": 1.0}}),)},
         ):  # fmt: skip
             with pytest.raises(ConfigError, match="without other options"):
@@ -296,7 +296,7 @@ class TestContinuation:
         with pytest.MonkeyPatch.context() as patch:
             outcomes = iter(["channels_last", "contiguous"])
             patch.setattr("ssl_seg.run.training.choose_memory_format", lambda _: next(outcomes))
-            ladder = climb(tmp_path / "l", particles_dir, auto, force=True, gate="interval")
+            ladder = climb(tmp_path / "l", particles_dir, auto, {"bootstrap": {"gate": "interval"}}, force=True)
         configs = [config_of(load_checkpoint(path), path) for path in (ladder.run_of(r).last for r in ladder.trainings)]
         assert [config.runtime.memory_format for config in configs] == ["channels_last"] * 2
         assert [config.bootstrap.gate for config in configs] == ["margin", "interval"]
@@ -448,8 +448,8 @@ class TestCommand:
         monkeypatch.setattr("ssl_seg.studies.label_ladder.climb_labels", record)
         assert cli("ladder", *labels, "--steps", 60, "--gate", "interval", "--force")[0] == 3
         (request,) = seen
-        assert (request.labels, request.gate, request.force) == ((0.5, 1.0), "interval", True)
-        assert request.layers == (Layer("--steps 60", {"length": {"steps": 60}}),)
+        assert (request.labels, request.force) == ((0.5, 1.0), True)
+        assert dict(flatten(merge_layers(request.layers)[0])) == {"length.steps": 60, "bootstrap.gate": "interval"}
 
     def test_refused_told_and_forced(self, cli: Cli, config: Path, tmp_path: Path) -> None:
         out = tmp_path / "l"

@@ -28,6 +28,7 @@ MARKER = "ABLATION.txt"
 """By this file a directory is known as that of an ablation; nothing is written into another one."""
 MACHINE = "machine.json"
 """For what kind of machine the cells are planned: that of the first call."""
+STEP_FILE = "step"
 SCHEMA = 1
 """Version of the files of a cell."""
 
@@ -57,6 +58,22 @@ class CellFolder:
     def log(self) -> Path:
         """What the training said."""
         return self.path / "log.txt"
+
+    def tell_step(self, step: int) -> None:
+        """Write the step that the training is at."""
+        (self.path / STEP_FILE).write_text(str(step), encoding="ascii")
+
+    def read_step(self) -> int | None:
+        """Return the step that a started cell is at; None while it waits for a place."""
+        try:
+            return int((self.path / STEP_FILE).read_text(encoding="ascii") or 0)
+        except (OSError, ValueError):
+            return None
+
+    def forget_attempt(self) -> None:
+        """Remove what an earlier attempt said."""
+        for path in (self.path / STEP_FILE, self.failure):
+            path.unlink(missing_ok=True)
 
     def score(self, wanted: ScoreConfig) -> Path:
         """Scores of one checkpoint and network on one list of cases."""
@@ -107,11 +124,7 @@ def write_cells(out: Path, cells: Sequence[Cell], *, gpu: bool = False) -> None:
 
 
 def check_place(out: Path) -> None:
-    """Do nothing, if ``out`` is free or the directory of an ablation.
-
-    Raises:
-        RunDirError: otherwise.
-    """
+    """Raise RunDirError unless ``out`` is free or the directory of an ablation."""
     if not out.exists() or (out / MARKER).is_file():
         return
     if not out.is_dir() or any(out.iterdir()):
@@ -119,11 +132,7 @@ def check_place(out: Path) -> None:
 
 
 def _parse(path: Path, take: Callable[[Any], T]) -> T:
-    """Return what ``take`` finds in a JSON file.
-
-    Raises:
-        RunDirError: when the file has not the form that it was written in.
-    """
+    """Return what ``take`` finds in a JSON file; raise RunDirError for a damaged file."""
     try:
         return take(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -133,11 +142,7 @@ def _parse(path: Path, take: Callable[[Any], T]) -> T:
 
 
 def check_version(folder: CellFolder) -> None:
-    """Do nothing, if this version wrote the folder, or it does not exist.
-
-    Raises:
-        RunDirError: otherwise: trainings of two versions must not meet in one table.
-    """
+    """Raise RunDirError for the folder of another version: trainings of two versions must not meet in one table."""
     if not folder.about.is_file():
         return
     written = _parse(folder.about, lambda about: (about["schema"], about["version"]))

@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn, Protocol
+from typing import Literal, NoReturn
 
 from ssl_seg.errors import RunDirError
 from ssl_seg.files import is_disk_full, write_json
-from ssl_seg.studies.ablation.cells import CellFolder, open_folder, read_failure, read_latest, read_result
+from ssl_seg.studies.ablation.cells import open_folder, read_failure, read_latest, read_result
+from ssl_seg.studies.ablation.launchers import Launcher, Worker
 from ssl_seg.studies.ablation.results import Cell
 from ssl_seg.studies.ablation.spec import ScoreConfig
-from ssl_seg.studies.ablation.worker import HELD, INVISIBLE, NO_SPACE, forget_step, read_step
+from ssl_seg.studies.ablation.worker import DONE, HELD, INVISIBLE, NO_SPACE
 
 CellStage = Literal["queued", "running", "elsewhere", "done", "collapsed", "failed"]
 
 TICK = 0.3
-"""Seconds between two looks at the processes."""
+"""Seconds between two looks at the workers."""
 HELD_PAUSE = 10.0
 """Seconds until a cell that another process holds is tried again."""
 GRACE = 60.0
 """Seconds that stopped cells get to save their state."""
-
-
-class Process(Protocol):
-    """A cell that was started somewhere."""
-
-    def poll(self) -> int | None:
-        """Return the worker's exit code, or None while it runs."""
-        ...
-
-    def stop(self) -> None:
-        """Ask it to save its state and end."""
-        ...
-
-
-class Launcher(Protocol):
-    """Where cells run."""
-
-    slots: int
-    """How many cells may be started at a time."""
-
-    def start(self, folder: CellFolder, arguments: Sequence[str]) -> Process:
-        """Start the worker on a folder."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -60,10 +38,13 @@ class CellState:
     message: str = ""
 
 
-Show = Callable[[Sequence[CellState]], None]
-
-
-def execute(cells: Sequence[Cell], out: Path, wanted: ScoreConfig, launcher: Launcher, show: Show) -> None:
+def execute(
+    cells: Sequence[Cell],
+    out: Path,
+    wanted: ScoreConfig,
+    launcher: Launcher,
+    show: Callable[[Sequence[CellState]], None],
+) -> None:
     """Run all cells that have no score yet, parents before their children.
 
     Cells that failed before are tried again. When the caller is interrupted, the cells that run save their state.
@@ -80,13 +61,13 @@ def execute(cells: Sequence[Cell], out: Path, wanted: ScoreConfig, launcher: Lau
     """
     work = _Work({cell.id: cell for cell in cells}, out, wanted, launcher)
     try:
-        while not work.is_done:
+        while True:
             work.collect()
             work.start_ready()
-            show(work.describe())
-            if not work.is_done:
-                time.sleep(TICK)
-        show(work.describe())
+            show([work.describe(cell) for cell in work.cells.values()])
+            if work.is_done:
+                return
+            time.sleep(TICK)
     except OSError as error:
         if is_disk_full(error):
             work.refuse_full_disk()
@@ -96,123 +77,103 @@ def execute(cells: Sequence[Cell], out: Path, wanted: ScoreConfig, launcher: Lau
 
 
 class _Work:
-    """What is still to be done, and what runs."""
+    """The stage of each cell, and the workers that run."""
 
     def __init__(self, cells: dict[str, Cell], out: Path, wanted: ScoreConfig, launcher: Launcher) -> None:
         self.cells, self.out, self.wanted, self.launcher = cells, out, wanted, launcher
-        self.running: dict[str, Process] = {}
-        self.held: dict[str, float] = {}
         self.stages: dict[str, CellStage] = {}
-        self.queue = []
         for cell_id, cell in cells.items():
-            result = read_result(out, cell, wanted)
-            if result.status in ("done", "collapsed"):
-                self.stages[cell_id] = "collapsed" if result.status == "collapsed" else "done"
-            else:
-                self.queue.append(cell_id)
+            status = read_result(out, cell, wanted).status
+            self.stages[cell_id] = status if status in ("done", "collapsed") else "queued"
+        self.workers: dict[str, Worker] = {}
+        self.due: dict[str, float] = {}
+        """When a cell that another process holds is tried again."""
 
     @property
     def is_done(self) -> bool:
-        return not self.queue and not self.running and not self.held
+        return not {"queued", "running", "elsewhere"} & set(self.stages.values())
 
     def collect(self) -> None:
-        """Take note of what has ended."""
-        for cell_id, process in list(self.running.items()):
-            code = process.poll()
-            if code is None:
-                continue
-            del self.running[cell_id]
-            if code == NO_SPACE:
-                self.refuse_full_disk()
-            elif code == HELD:
-                self.held[cell_id] = time.monotonic() + HELD_PAUSE
-            else:
+        """Take note of the workers that have ended."""
+        for cell_id, worker in list(self.workers.items()):
+            if (code := worker.poll()) is not None:
+                del self.workers[cell_id]
                 self._settle(cell_id, code)
-        for cell_id, due in list(self.held.items()):
-            if time.monotonic() > due:
-                del self.held[cell_id]
-                self.queue.insert(0, cell_id)
 
     def start_ready(self) -> None:
-        """Start as many cells as there is room for; a child waits for its parent."""
-        for cell_id in list(self.queue):
-            cell = self.cells[cell_id]
-            parent = None if cell.parent is None else self.cells[cell.parent]
-            if self._has_score(cell_id):  # another process has finished it
-                self.queue.remove(cell_id)
-                self._settle(cell_id, 0)
-            elif parent is not None and self.stages.get(parent.id) == "failed":
-                self.queue.remove(cell_id)
-                message = f"its parent failed ({parent.name}): {read_failure(open_folder(self.out, parent.id))}"
-                self._fail(cell_id, message)
-            elif len(self.running) < self.launcher.slots and (parent is None or parent.id in self.stages):
-                self.queue.remove(cell_id)
-                folder = open_folder(self.out, cell_id)
-                forget_step(folder)
-                folder.failure.unlink(missing_ok=True)  # of an earlier attempt
-                self.running[cell_id] = self.launcher.start(folder, self._arguments(folder, parent))
-
-    def describe(self) -> list[CellState]:
-        """Return the state of each cell."""
-        return [self._describe(cell) for cell in self.cells.values()]
+        """Start as many cells as there is room for."""
+        for cell_id, cell in self.cells.items():
+            if self.stages[cell_id] == "elsewhere" and time.monotonic() > self.due[cell_id]:
+                self.stages[cell_id] = "queued"
+            if self.stages[cell_id] == "queued":
+                self._start(cell)
 
     def stop(self) -> None:
         """Let the cells that run save their state, and wait for them."""
-        for process in self.running.values():
-            process.stop()
+        for worker in self.workers.values():
+            worker.stop()
         end = time.monotonic() + GRACE
-        while any(process.poll() is None for process in self.running.values()) and time.monotonic() < end:
+        while any(worker.poll() is None for worker in self.workers.values()) and time.monotonic() < end:
             time.sleep(TICK)
 
-    def _arguments(self, folder: CellFolder, parent: Cell | None) -> list[str]:
-        wanted = self.wanted
-        # Absolute: the node of a cluster works in another directory.
-        start = [] if parent is None else [str(open_folder(self.out, parent.id).run.best.absolute())]
-        return [str(folder.path.absolute()), wanted.part, wanted.checkpoint, wanted.net, *start]
-
-    def _has_score(self, cell_id: str) -> bool:
-        return open_folder(self.out, cell_id).score(self.wanted).is_file()
+    def _start(self, cell: Cell) -> None:
+        """Start the worker of a cell where there is room; a child waits for its parent."""
+        folder, wanted = open_folder(self.out, cell.id), self.wanted
+        parent = None if cell.parent is None else self.cells[cell.parent]
+        if folder.score(wanted).is_file():  # another process has finished it
+            self._settle(cell.id, DONE)
+        elif parent is not None and self.stages[parent.id] == "failed":
+            reason = read_failure(open_folder(self.out, parent.id))
+            self._fail(cell.id, f"its parent failed ({parent.name}): {reason}")
+        elif len(self.workers) < self.launcher.slots and (
+            parent is None or self.stages[parent.id] in ("done", "collapsed")
+        ):
+            folder.forget_attempt()
+            # Absolute: the node of a cluster works in another directory.
+            start = [] if parent is None else [str(open_folder(self.out, parent.id).run.best.absolute())]
+            arguments = [str(folder.path.absolute()), wanted.part, wanted.checkpoint, wanted.net, *start]
+            self.workers[cell.id] = self.launcher.start(folder, arguments)
+            self.stages[cell.id] = "running"
 
     def _settle(self, cell_id: str, code: int) -> None:
-        result = read_result(self.out, self.cells[cell_id], self.wanted)
+        """Take note of how the worker of a cell has ended."""
         folder = open_folder(self.out, cell_id)
-        if code == INVISIBLE:
+        if code == NO_SPACE:
+            self.refuse_full_disk()
+        if code == HELD:
+            self.stages[cell_id] = "elsewhere"
+            self.due[cell_id] = time.monotonic() + HELD_PAUSE
+        elif code == INVISIBLE:
             self._fail(cell_id, f"its node does not see {folder.path}: --out must be on storage that all nodes share")
-        elif result.status == "missing":
+        elif (status := read_result(self.out, self.cells[cell_id], self.wanted).status) == "missing":
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             self._fail(cell_id, f"its process {how} before it had a score; see {folder.log}")
-        elif result.status == "failed":
-            self.stages[cell_id] = "failed"
         else:
-            self.stages[cell_id] = "collapsed" if result.status == "collapsed" else "done"
+            self.stages[cell_id] = status
 
     def _fail(self, cell_id: str, message: str) -> None:
         write_json(open_folder(self.out, cell_id).failure, {"message": message})
         self.stages[cell_id] = "failed"
 
-    def _describe(self, cell: Cell) -> CellState:
-        folder = open_folder(self.out, cell.id)
-        step = read_step(folder)
-        if cell.id in self.held or (cell.id in self.running and step is not None):
-            stage: CellStage = "elsewhere" if cell.id in self.held else "running"
-            latest: Mapping[str, object] = read_latest(folder) or {}
-            scores = [latest.get(f"val/{net}/f1") for net in ("student", "teacher")]
-            known = [float(score) for score in scores if isinstance(score, int | float)]
-            return CellState(cell, stage, step or 0, max(known, default=None))
-        stage = self.stages.get(cell.id, "queued")
-        message = (read_failure(folder) or "") if stage == "failed" else ""
-        return CellState(cell, stage, cell.steps if stage in ("done", "collapsed") else 0, None, message)
+    def describe(self, cell: Cell) -> CellState:
+        """Return the state of a cell."""
+        folder, stage = open_folder(self.out, cell.id), self.stages[cell.id]
+        if stage == "failed":
+            return CellState(cell, stage, message=read_failure(folder) or "")
+        if stage not in ("running", "elsewhere"):
+            return CellState(cell, stage, 0 if stage == "queued" else cell.steps)
+        if (step := folder.read_step()) is None and stage == "running":  # it waits for a place
+            return CellState(cell, "queued")
+        latest = read_latest(folder) or {}
+        scores = [latest.get(f"val/{net}/f1") for net in ("student", "teacher")]
+        return CellState(cell, stage, step or 0, max((float(s) for s in scores if s is not None), default=None))
 
     def refuse_full_disk(self) -> NoReturn:
         """Say what is finished, and what a cell takes."""
-        finished = sum(stage in ("done", "collapsed") for stage in self.stages.values())
-        sizes = [_size_of(open_folder(self.out, cell_id).path) for cell_id in self.stages]
+        finished = [open_folder(self.out, i) for i, stage in self.stages.items() if stage in ("done", "collapsed")]
+        sizes = [sum(p.stat().st_size for p in folder.path.rglob("*") if p.is_file()) for folder in finished]
         need = f"; a finished cell takes about {max(sizes) / 2**20:.0f} MB" if sizes else ""
         raise RunDirError(
-            f"the disk of {self.out} is full. {finished} of {len(self.cells)} cells are finished and kept. Free some "
-            f"space{need}, then give the same command again: only what is missing is run."
+            f"the disk of {self.out} is full. {len(finished)} of {len(self.cells)} cells are finished and kept. Free "
+            f"some space{need}, then give the same command again: only what is missing is run."
         )
-
-
-def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -8,28 +8,38 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ssl_seg.config.layers import Layer
 from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.errors import DataError, InUseError, RefusedError, SslSegError
 from ssl_seg.files import hold_directory, is_disk_full, write_json
+from ssl_seg.inference.model import better_net
+from ssl_seg.inference.scoring import pack_cases
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.run.training import train
 from ssl_seg.studies.ablation.cells import CellFolder, read_cell
 from ssl_seg.studies.ablation.results import Cell
 from ssl_seg.studies.ablation.spec import ScoreConfig
+from ssl_seg.studies.training import Training, make_request, read_outcome
 
 DONE, FAILED, HELD, NO_SPACE, INVISIBLE, STOPPED = 0, 2, 5, 6, 7, 130
 """Exit codes: HELD, another process works on the cell; INVISIBLE, the folder is not there; STOPPED, it was told to stop
 and has saved its state."""
 
-STEP_FILE, STEP_SECONDS = "step", 1.0
-"""Where a running cell writes its step, and how often."""
+STEP_SECONDS = 1.0
+"""How often a running cell tells its step."""
 
 
 def main(arguments: list[str]) -> int:
@@ -53,59 +63,39 @@ def run_cell(folder: CellFolder, score: ScoreConfig, parent: Path | None = None)
         if is_disk_full(error):
             sys.stderr.write(f"no space left: {error}\n")
             return NO_SPACE
-        traceback.print_exc()
+        if isinstance(error, SslSegError):
+            sys.stderr.write(f"ssl-seg: error: {error}\n")
+            refused = parent is not None and isinstance(error, RefusedError)
+            message = str(error) + "\nbootstrap.gate = none asks a parent for nothing" * refused
+        else:
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):
-            write_json(folder.failure, {"message": f"{type(error).__name__}: {error}"})
+            write_json(folder.failure, {"message": message})
         return FAILED
 
 
-def _run(folder: CellFolder, score: ScoreConfig, parent: Path | None) -> int:
-    if folder.score(score).is_file():  # another process has just finished it
+def _run(folder: CellFolder, wanted: ScoreConfig, parent: Path | None) -> int:
+    if folder.score(wanted).is_file():  # another process has just finished it
         return DONE
     folder.failure.unlink(missing_ok=True)
-    cell = read_cell(folder)
-    _tell_step(folder, 0)
-    started = time.monotonic()
-    try:
-        if folder.run.read_ending() is None and not _train(folder, cell, parent):
-            return STOPPED
-        _write_score(folder, cell, score, time.monotonic() - started)
-    except SslSegError as error:
-        if is_disk_full(error) or isinstance(error, InUseError):
-            raise
-        sys.stderr.write(f"ssl-seg: error: {error}\n")
-        way = "\nbootstrap.gate = none asks a parent for nothing" if parent and isinstance(error, RefusedError) else ""
-        write_json(folder.failure, {"message": f"{error}{way}"})
-        return FAILED
+    cell, console, started = read_cell(folder), _Log(folder), time.monotonic()
+    folder.tell_step(0)
+    layer = Layer(f"cell {cell.id}", cell.config, is_file=True)
+    request = make_request(Training(folder.run, cell.name, (layer,), parent), note=console.note)
+    if request is not None and train(request, console).ending == "interrupted":
+        return STOPPED
+    score = _make_score(folder, cell, wanted, console)
+    seconds = _sum_sessions(folder.run.read_events()) or time.monotonic() - started
+    write_json(folder.score(wanted), {**score, "seconds": round(seconds, 1)})
     return DONE
 
 
-def _train(folder: CellFolder, cell: Cell, parent: Path | None) -> bool:
-    """Train, or continue; return whether the training came to its own end."""
-    from ssl_seg.config.layers import Layer
-    from ssl_seg.run.prepare import TrainRequest
-    from ssl_seg.run.training import train
-
-    run = folder.run
-    if run.last.is_file():
-        request = TrainRequest(resume=run.path, in_series=True)
-    else:
-        shutil.rmtree(run.path, ignore_errors=True)  # a start that was killed before its first checkpoint
-        layer = Layer(f"cell {cell.id}", cell.config, is_file=True)
-        request = TrainRequest((layer,), out=run.path, bootstrap=parent, in_series=True)
-    result = train(request, _Log(folder))
-    return result.ending != "interrupted"
-
-
-def _write_score(folder: CellFolder, cell: Cell, wanted: ScoreConfig, seconds: float) -> None:
-    from ssl_seg.data.splits.files import split_from_dict
-    from ssl_seg.inference.model import better_net
-    from ssl_seg.networks.checkpoint import load_checkpoint
-    from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-
-    run, ending = folder.run, folder.run.read_ending() or {}
+def _make_score(folder: CellFolder, cell: Cell, wanted: ScoreConfig, console: _Log) -> dict[str, Any]:
+    """Return the score of a trained cell: on validation that which its run has written, on test a new one."""
+    run, outcome = folder.run, read_outcome(folder.run)
     path = run.best if wanted.checkpoint == "best" else run.last
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, lazy=True)
     found = split_from_dict(checkpoint.split).fingerprint
     if found != cell.fingerprint:
         raise DataError(
@@ -113,33 +103,29 @@ def _write_score(folder: CellFolder, cell: Cell, wanted: ScoreConfig, seconds: f
             "cells were made. Run the ablation again: the cells of the new data are others."
         )
     net = better_net(checkpoint) if wanted.net == "better" else wanted.net
-    result = evaluate(EvaluateRequest(path, part=wanted.part, which=net), note=_Log(folder).note)
-    values = {
-        "collapsed": ending.get("verdict") == "collapsed",
-        "codes": ending.get("codes", []),
+    if wanted.part == "test":
+        rows = evaluate(EvaluateRequest(path, part="test", which=net), note=console.note)["cases"]
+        counts = {row["id"]: row["counts"] for row in rows}
+    else:
+        source = outcome.final.used.source if wanted.checkpoint == "best" else "last"
+        counts = {row["id"]: row["classes"] for row in pack_cases(outcome.final.of(source)[net])}
+    return {
+        "collapsed": outcome.collapsed,
+        "codes": list(outcome.codes),
         "net": net,
         "step": checkpoint.progress.step,
-        "seconds": round(_seconds_of(run.read_events()) or seconds, 1),
-        "case_ids": [row["id"] for row in result["cases"]],
-        "counts": [row["counts"] for row in result["cases"]],
+        "case_ids": list(counts),
+        "counts": list(counts.values()),
     }
-    write_json(folder.score(wanted), values)
 
 
-def _seconds_of(events: list[dict[str, Any]]) -> float | None:
-    """Return the time between the start of each session of a training and its last event."""
-    from datetime import datetime
-
-    total, began, last = 0.0, None, None
-    for event in events:
-        if event["event"] == "test_opened":  # by whoever scores it, perhaps days later
-            continue
-        now = datetime.fromisoformat(event["time"])
-        if event["event"] in ("started", "resumed"):
-            total += (last - began).total_seconds() if began and last else 0.0
-            began = now
-        last = now
-    return total + (last - began).total_seconds() if began and last else None
+def _sum_sessions(events: Sequence[Mapping[str, Any]]) -> float:
+    """Return the seconds that a training took, without the pauses between its sessions."""
+    own = [event for event in events if event["event"] != "test_opened"]  # by whoever scores it, perhaps days later
+    times = [datetime.fromisoformat(event["time"]) for event in own]
+    gaps = zip(pairwise(times), own[1:], strict=True)
+    spent = [after - before for (before, after), event in gaps if event["event"] not in ("started", "resumed")]
+    return sum(spent, timedelta()).total_seconds()
 
 
 def _stop_with_parent() -> None:
@@ -172,28 +158,11 @@ class _Log:
 
     def advance(self, step: int) -> None:
         if time.monotonic() - self.told > STEP_SECONDS:
-            _tell_step(self.folder, step)
+            self.folder.tell_step(step)
             self.told = time.monotonic()
 
     def stop(self) -> None:
         pass
-
-
-def read_step(folder: CellFolder) -> int | None:
-    """Return the step that a started cell is at; None while it waits for a place."""
-    try:
-        return int((folder.path / STEP_FILE).read_text(encoding="ascii") or 0)
-    except (OSError, ValueError):
-        return None
-
-
-def forget_step(folder: CellFolder) -> None:
-    """Remove what an earlier attempt said."""
-    (folder.path / STEP_FILE).unlink(missing_ok=True)
-
-
-def _tell_step(folder: CellFolder, step: int) -> None:
-    (folder.path / STEP_FILE).write_text(str(step), encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from conftest import TINY
 from ssl_seg.errors import ConfigError
 from ssl_seg.studies.ablation.cells import open_folder, read_result, write_cells
 from ssl_seg.studies.ablation.execute import CellState, execute
-from ssl_seg.studies.ablation.ray_cluster import RayLauncher, connect
+from ssl_seg.studies.ablation.launchers import connect, make_ray_launcher
 from ssl_seg.studies.ablation.resolve import resolve_cells
 from ssl_seg.studies.ablation.spec import read_spec
 
@@ -57,7 +57,7 @@ def test_a_killed_node_loses_no_finished_cell(cluster: Any, tmp_path: Path, part
             for node in cluster.workers[: 1 if len(cluster.workers) > 1 else 0]:
                 cluster.remove_node(node, allow_graceful=False)
 
-    execute(cells, out, WANTED, RayLauncher(cluster.address, num_cpus=1, num_gpus=0), kill_a_node)
+    execute(cells, out, WANTED, make_ray_launcher(cluster.address, num_cpus=1, num_gpus=0), kill_a_node)
     assert lost
     assert [read_result(out, cell, WANTED).status for cell in cells] == ["done"] * 4
     for cell_id, written in finished.items():  # not trained, and not even scored again
@@ -68,9 +68,9 @@ def test_a_killed_node_loses_no_finished_cell(cluster: Any, tmp_path: Path, part
 @pytest.mark.slow
 def test_a_cell_that_no_node_can_hold_is_refused(cluster: Any) -> None:
     with pytest.raises(ConfigError, match=r"no node .* 64 CPUs and 0 GPUs"):
-        RayLauncher(cluster.address, num_cpus=64, num_gpus=0)
+        make_ray_launcher(cluster.address, num_cpus=64, num_gpus=0)
     with pytest.raises(ConfigError, match=r"no node .* 1 CPUs and 0.5 GPUs"):
-        RayLauncher(cluster.address, num_cpus=1, num_gpus=0.5)
+        make_ray_launcher(cluster.address, num_cpus=1, num_gpus=0.5)
 
 
 def test_an_unreachable_address_is_told_before_ray_tries_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from ssl_seg.files import hold_directory
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.studies.ablation.cells import CellFolder, open_folder, read_failure, read_result, write_cells
-from ssl_seg.studies.ablation.local import LocalLauncher, count_threads, make_environment
+from ssl_seg.studies.ablation.launchers import count_threads, make_environment, make_local_launcher
 from ssl_seg.studies.ablation.resolve import resolve_cells
 from ssl_seg.studies.ablation.results import Cell
 from ssl_seg.studies.ablation.spec import ScoreConfig, read_spec
@@ -52,7 +52,9 @@ def finished(cells: list[Cell], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def test_the_score_is_that_of_evaluate(cells: list[Cell], finished: Path) -> None:
+def test_the_score_is_that_of_evaluate_and_was_made_once(
+    cells: list[Cell], finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = read_result(finished, cells[0], WANTED)
     best = open_folder(finished, cells[0].id).run.best
     nets = {net: evaluate(EvaluateRequest(best, which=net)) for net in ("student", "teacher")}
@@ -64,6 +66,12 @@ def test_the_score_is_that_of_evaluate(cells: list[Cell], finished: Path) -> Non
     one = nets["student"]["cases"][0]
     tp, fp, fn, _ = one["counts"][0]
     assert one["dice"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    monkeypatch.setattr("ssl_seg.studies.ablation.worker.evaluate", lambda *_, **__: pytest.fail("scored again"))
+    other = ScoreConfig(checkpoint="last", net="student")
+    assert run_cell(open_folder(finished, cells[0].id), other) == DONE
+    last = evaluate(EvaluateRequest(open_folder(finished, cells[0].id).run.last, which="student"))
+    counts = read_result(finished, cells[0], other).counts
+    assert np.array_equal(counts, [row["counts"] for row in last["cases"]])
 
 
 def test_a_finished_cell_is_not_trained_again_but_can_be_scored_otherwise(cells: list[Cell], finished: Path) -> None:
@@ -196,20 +204,22 @@ def test_threads_and_gpus_are_shared_out() -> None:
 
 def test_each_running_cell_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str | None] = []
+    sleepers: list[Sleeper] = []
 
     class Sleeper:
         ended = False
 
         def __init__(self, *_: object, env: dict[str, str], **__: object) -> None:
             seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+            sleepers.append(self)
 
         def poll(self) -> int | None:
             return 0 if self.ended else None
 
     monkeypatch.setattr(subprocess, "Popen", Sleeper)
-    launcher = LocalLauncher(2, ("4", "7"))
-    first = launcher.start(CellFolder(tmp_path), [])
+    launcher = make_local_launcher(2, ("4", "7"))
     launcher.start(CellFolder(tmp_path), [])
-    first.process.ended = True  # type: ignore[attr-defined]
+    launcher.start(CellFolder(tmp_path), [])
+    sleepers[0].ended = True
     launcher.start(CellFolder(tmp_path), [])
     assert seen == ["4", "7", "4"]
