@@ -15,7 +15,7 @@ import typer
 
 from ssl_seg.cli.split import split_check
 from ssl_seg.data.catalog import open_catalog
-from ssl_seg.data.splits.quality import check_split
+from ssl_seg.data.splits.checks import check_split
 from ssl_seg.data.splits.split import make_split
 from ssl_seg.errors import SslSegError
 

@@ -55,8 +55,8 @@ def split_make(
 ) -> None:
     """Write a nested split: 1 % in 10 % in full, validation and test apart, groups intact, stratified by foreground."""
     from ssl_seg.config.data import format_label_amount
+    from ssl_seg.data.splits.checks import check_split
     from ssl_seg.data.splits.files import save_folds, save_split
-    from ssl_seg.data.splits.quality import check_split
     from ssl_seg.data.splits.split import make_folds, make_split
     from ssl_seg.errors import ConfigError
     from ssl_seg.run.seal import register_seal
@@ -104,9 +104,9 @@ def split_check(
 ) -> None:
     """Check a split: nestedness, leaks, copies, and each set's bias against random splits. Exit code 2 on a fault."""
     from ssl_seg.data.findings import findings_to_dict
+    from ssl_seg.data.splits.checks import check_split
     from ssl_seg.data.splits.files import load_split
-    from ssl_seg.data.splits.quality import check_split, summarize_split
-    from ssl_seg.data.splits.statistics import measure_split
+    from ssl_seg.data.splits.statistics import measure_split, summarize_split
 
     loaded = load_split(split)
     check_figure(figure)

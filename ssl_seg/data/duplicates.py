@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,19 +58,14 @@ at the limit have the same sign in a share of 1 - acos(0.93) / pi = 0.88 of all 
 _NEIGHBORS = 8
 """Others that an image is connected with at most, the most alike; copies of more are joined in rounds."""
 _COARSE_LIKENESS = 0.7
-"""In a bucket, where only what no turn changes is compared: 136 features that scatter by about 0.02 for copies. Alike
-pairs that are less alike than this are thus missed among more than 2,048 images."""
+"""Limit inside a bucket, where only what no turn changes is compared: 136 features that scatter by about 0.02 for
+copies. Alike pairs that are less alike than this are thus missed among more than 2,048 images."""
 _MOMENT_ROWS = 2048
 """Thumbnails, all turns counted, that show what is usual."""
 _COMMON = 10
 """Thumbnails, of those, whose share in a direction is not taken away in a second whitening."""
 _CHUNK = 2048
 _DIGITS = 4
-_SIGNS = np.array(
-    [[1, k, y * x, k * y * x, *((x, y, 0, 0) if k == 1 else (0, 0, x, y))] for k, y, x in product((1, -1), repeat=3)],
-    np.float32,
-)
-"""(turns, products) in the order of ``_turns``: axes swapped or not, then mirrored; see ``_fold``."""
 
 
 @dataclass(frozen=True)
@@ -175,43 +170,36 @@ def _rank(pairs: list[AlikePair]) -> tuple[AlikePair, ...]:
 
 
 class _Images:
-    """Thumbnails of one shape, with their whitened form in the coordinates of ``_fold``: 1 KB an image."""
+    """Thumbnails of one shape, and their whitened form: 2 KB an image."""
 
     def __init__(self, ids: list[str], thumbnails: Mapping[str, Vectors]) -> None:
         self.ids, self._thumbnails = ids, thumbnails
         shape = thumbnails[ids[0]].shape
-        self._turned = np.stack([t.ravel() for t in _turns(np.arange(np.prod(shape)).reshape(shape))])
-        count = max(_MOMENT_ROWS // len(self._turned), 2)
+        self._turns = np.stack([t.ravel() for t in _turn(np.arange(np.prod(shape)).reshape(shape))])  # (turns, voxels)
+        count = max(_MOMENT_ROWS // len(self._turns), 2)
         sample = np.unique(np.linspace(0, len(ids) - 1, count).astype(int))
-        vectors = self._normalized(sample)[:, self._turned].reshape(-1, self._turned.shape[1])
+        vectors = self._normalize(sample)[:, self._turns].reshape(-1, self._turns.shape[1])
         whitening = _find_whitening(vectors, 1)
         # A light that is much stronger than all else is still seen: what is common to many is taken away once more.
         whitening = whitening @ _find_whitening(_to_unit(vectors @ whitening), _COMMON)
-        whitening, self._blocks = _fold(whitening, shape)
-        self._signs = np.kron([[1, 1], [1, -1]], _SIGNS) if len(shape) == 3 else _SIGNS
-        self._whitened = np.empty((len(ids), len(whitening)), np.int8)  # in 127ths of the largest coordinate
+        self._whitened = np.empty((len(ids), len(whitening)), np.float16)
         for start in range(0, len(ids), _CHUNK):
             numbers = np.arange(start, min(start + _CHUNK, len(ids)))
-            vectors = self._normalized(numbers) @ whitening
-            vectors *= 127 / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-12)
-            self._whitened[numbers] = np.rint(vectors, out=vectors)
+            self._whitened[numbers] = _to_unit(self._normalize(numbers) @ whitening)
 
-    def _normalized(self, numbers: Numbers) -> Vectors:
+    def _normalize(self, numbers: Numbers) -> Vectors:
         """Return (n, voxels): thumbnails as vectors of mean 0 and length 1, so that products are correlations."""
         stack = np.array([self._thumbnails[self.ids[n]].ravel() for n in numbers], np.float32)
-        stack = stack.reshape(len(numbers), self._turned.shape[1])
+        stack = stack.reshape(len(numbers), self._turns.shape[1])
         stack -= stack.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
         return _to_unit(stack)
 
-    def _white(self, numbers: Numbers) -> Vectors:
-        """Return (n, voxels): whitened thumbnails of length 1."""
-        return _to_unit(self._whitened[numbers].astype(np.float32))
-
     def compare(self, rows: Numbers, columns: Numbers) -> Vectors:
         """Return (rows, columns): the largest correlation of whitened thumbnails over all turns."""
-        one, other = self._white(rows), self._white(columns)
-        products = np.stack([one[:, a] @ other[:, b].T for a, b in self._blocks])
-        best: Vectors = np.tensordot(self._signs, products, 1).max(axis=0)
+        one, other = self._whitened[rows].astype(np.float32), self._whitened[columns].astype(np.float32).T
+        best: Vectors = one @ other
+        for turn in self._turns[1:]:
+            np.maximum(best, one[:, turn] @ other, out=best)
         return best
 
     def measure(self, first: Numbers, second: Numbers) -> Vectors:
@@ -219,21 +207,22 @@ class _Images:
         found = [np.zeros(0, np.float32)]
         for start in range(0, len(first), _CHUNK):
             a, b = first[start : start + _CHUNK], second[start : start + _CHUNK]
-            one, other = self._white(a), self._white(b)
-            products = np.stack([np.einsum("nv,nv->n", one[:, a], other[:, b]) for a, b in self._blocks])
-            turned = self._signs @ products
+            one, other = self._whitened[a].astype(np.float32), self._whitened[b].astype(np.float32)
+            turned = np.stack([np.einsum("nv,nv->n", one[:, turn], other) for turn in self._turns])
             best, likeness = turned.argmax(axis=0), turned.max(axis=0)
             near = np.flatnonzero(likeness >= ALIKE_LIKENESS)
             shown, places = np.unique(np.stack([a[near], b[near]]), return_inverse=True)
-            one, other = self._normalized(shown)[places]
-            as_is = np.take_along_axis(one, self._turned[best[near]], axis=1)
+            one, other = self._normalize(shown)[places]
+            as_is = np.take_along_axis(one, self._turns[best[near]], axis=1)
             likeness[near] = np.minimum(likeness[near], np.einsum("nv,nv->n", as_is, other))
             found.append(likeness)
         return np.concatenate(found)
 
     def describe(self, numbers: Numbers) -> Vectors:
         """Return (n, features) of length 1: what no turn changes of the whitened thumbnails."""
-        return _to_unit(self._whitened[numbers, self._blocks[0][0]].astype(np.float32))
+        orbit = np.unique(self._turns.min(axis=0), return_inverse=True)[1]  # voxels that turns lead to each other
+        sums = np.eye(orbit.max() + 1, dtype=np.float32)[orbit]
+        return _to_unit(self._whitened[numbers].astype(np.float32) @ (sums / np.sqrt(sums.sum(axis=0))))
 
 
 def _cluster(images: _Images) -> tuple[Numbers, Numbers, Vectors]:
@@ -380,44 +369,8 @@ def _comparable(thumbnails: Mapping[str, Vectors]) -> Iterator[list[str]]:
     yield from (ids for ids in by_shape.values() if len(ids) > 1)
 
 
-def _turns(image: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
-    """Yield an image in the 8 ways to turn it by quarters and mirror it in its plane; volumes also upside down.
-
-    The order is that of the rows of ``_SIGNS``.
-    """
+def _turn(image: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    """Yield an image in the 8 ways to turn it by quarters and mirror it in its plane; volumes also upside down."""
     for upright in (image, image[::-1])[: image.ndim - 1]:
         for kept in (upright, upright.swapaxes(-1, -2)):
             yield from (kept, np.flip(kept, -1), np.flip(kept, -2), np.flip(kept, (-1, -2)))
-
-
-def _fold(vectors: Vectors, shape: tuple[int, ...]) -> tuple[Vectors, list[tuple[slice, slice]]]:
-    """Return vectors in coordinates in which a turn changes no more than signs and places: parts that are even or odd.
-
-    Products of those of two images, over the blocks that are returned, add up with ``_SIGNS`` to the product of one
-    image with the other in each turn: 8 short products in the place of 8 whole ones.
-
-    Args:
-        vectors: (n, voxels) of images of this ``shape``; coordinates of unit vectors are of length 1 too.
-        shape: of even lengths, the last two of which are the same.
-    """
-    parts = vectors.reshape(-1, *shape)
-    for axis in range(len(shape)):
-        first, second = np.split(parts, 2, axis=1 + 2 * axis)
-        second = np.flip(second, 1 + 2 * axis)
-        parts = np.stack([first + second, first - second], axis=1 + axis) / np.sqrt(2).astype(vectors.dtype)
-    side = parts.shape[-1]
-    parts = parts.reshape(len(vectors), -1, 2, 2, shape[0] // 2 if len(shape) == 3 else 1, side, side)
-    above, below = np.triu_indices(side, 1)
-    coordinates, blocks, start = [], [], 0
-    for part in np.moveaxis(parts, 1, 0):
-        found = []
-        for even in (part[:, 0, 0], part[:, 1, 1]):
-            upper, lower = even[..., above, below] / np.sqrt(2), even[..., below, above] / np.sqrt(2)
-            found += [np.concatenate([np.diagonal(even, axis1=-2, axis2=-1), upper + lower], axis=-1), upper - lower]
-        found += [part[:, 0, 1], part[:, 1, 0].swapaxes(-1, -2)]
-        coordinates += [c.reshape(len(vectors), -1) for c in found]
-        edges = start + np.cumsum([0, *(c.shape[1] for c in coordinates[-6:])])
-        own = [slice(*ends) for ends in pairwise(edges.tolist())]
-        blocks += [*zip(own, own, strict=True), (own[5], own[4]), (own[4], own[5])]
-        start = int(edges[-1])
-    return np.concatenate(coordinates, axis=1, dtype=np.float32), blocks

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from typing import Any, Literal
 
 from ssl_seg.errors import name_examples
 
+Level = Literal["info", "warn", "fault"]
+
 SHOWN_CASES = 5
 MOST_PAIRS = 100
-"""Pairs whose images are named in a finding."""
+"""Number of pairs whose images a finding names, at most."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,14 @@ class Finding:
     """
 
     code: str
-    level: Literal["info", "warn", "fault"]
+    level: Level
     message: str
     cases: tuple[str, ...] = ()
+
+
+def report(code: str, level: Level, message: str, cases: Collection[str]) -> list[Finding]:
+    """Return one finding about these cases; none where there are no cases."""
+    return [Finding(code, level, message, tuple(cases))] if cases else []
 
 
 def select_faults(findings: Sequence[Finding]) -> list[Finding]:

@@ -13,7 +13,7 @@ from ssl_seg.config.layers import Layer, Nested, check_partial, merge_layers, va
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.layouts import EXTRA
-from ssl_seg.data.splits.quality import check_split
+from ssl_seg.data.splits.checks import check_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.volumes import takes_axes
 from ssl_seg.errors import ConfigError, DataError, NetworkError, SplitError

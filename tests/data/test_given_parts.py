@@ -11,7 +11,7 @@ import pytest
 
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.layouts.names import find_parts
-from ssl_seg.data.splits.quality import check_split
+from ssl_seg.data.splits.checks import check_split
 from ssl_seg.data.splits.split import Split, make_folds, make_split
 from ssl_seg.errors import SplitError
 

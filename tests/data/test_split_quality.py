@@ -14,9 +14,9 @@ from test_splits import add_classes, add_images, ids_of, make_catalog, spread
 from ssl_seg.data.audit.copies import check_copies, find_copies
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.splits.quality import check_split, summarize_split
+from ssl_seg.data.splits.checks import check_split
 from ssl_seg.data.splits.split import Split, make_split
-from ssl_seg.data.splits.statistics import measure_split
+from ssl_seg.data.splits.statistics import measure_split, summarize_split
 
 
 @pytest.fixture

@@ -319,7 +319,7 @@ def test_folds_in_files(tmp_path: Path) -> None:
         load_split(paths[1])
     for changes in ({"fold": 3}, {"fold": None}, {"folds": "x"}):
         edit(paths[2], **changes)
-        with pytest.raises(SplitError, match="folds must be a number"):
+        with pytest.raises(SplitError, match="folds"):
             load_split(paths[2])
     edit(paths[2], folds=3, fold=...)
     with pytest.raises(SplitError, match="missing or unknown: fold"):
@@ -548,16 +548,16 @@ def edit(path: Path, **changes: object) -> None:
         ({"schema": ...}, "schema None"),
         ({"val": ...}, "missing or unknown: val"),
         ({"vall": []}, "missing or unknown: vall"),
-        ({"val": [7]}, "val must be a list of texts"),
-        ({"test": "c000"}, "test must be a list of texts"),
-        ({"groups": {"a": 1}}, "groups must map"),
-        ({"content": []}, "content must map"),
-        ({"fractions": {0.1: ["c000"]}}, "must contain 1.0"),
-        ({"fractions": {1.0: [1]}}, "fractions.1 must be a list of texts"),
+        ({"val": [7]}, r"val\.0: .*found 7 .an id such as 0007 needs quotes"),
+        ({"test": "c000"}, "test: .*tuple"),
+        ({"groups": {"a": 1}}, r"groups\.a: .*string"),
+        ({"content": []}, "content: .*dictionary"),
+        ({"fractions": {0.1: ["c000"]}}, "contain 1.0"),
+        ({"fractions": {1.0: [1]}}, r"fractions\.1\.0\.0: .*string"),
         ({"fractions": {2.0: ["c000"]}}, r"numbers in \(0, 1\]"),
-        ({"fractions": ["c000"]}, r"numbers in \(0, 1\]"),
-        ({"seed": "x"}, "seed an integer"),
-        ({"dataset": None}, "dataset must be a text"),
+        ({"fractions": ["c000"]}, "fractions: .*dictionary"),
+        ({"seed": "x"}, "seed: .*integer"),
+        ({"dataset": None}, "dataset: .*string"),
     ],
 )
 def test_edited_files_are_refused(tmp_path: Path, split: Split, changes: dict[str, object], reason: str) -> None:
@@ -584,10 +584,10 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_reading_splits_loads_no_image_library() -> None:
-    code = "import ssl_seg.data.splits.split, ssl_seg.data.splits.quality, sys; print(*sys.modules)"
+    code = "import ssl_seg.data.splits.split, ssl_seg.data.splits.checks, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert "ssl_seg.data.splits.quality" in loaded
+    assert "ssl_seg.data.splits.checks" in loaded
     assert not loaded & {"torch", "cv2", "scipy", "tifffile"}
 
 

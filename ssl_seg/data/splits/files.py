@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import SplitError
@@ -16,20 +18,9 @@ SCHEMA = 1
 """Version of the split file's format."""
 
 _HEADER = "# Which cases are for training, validation and test. Written by `ssl-seg split make`; edits are noticed.\n"
-_KEYS = (
-    "schema",
-    "dataset",
-    "seed",
-    "fingerprint",
-    "notes",
-    "fractions",
-    "unlabeled",
-    "val",
-    "test",
-    "groups",
-    "content",
-)
-_FOLD_KEYS = ("folds", "fold")
+_FOLD_KEYS = {"folds", "fold"}
+_KEYS = {field.name for field in fields(Split)} - _FOLD_KEYS | {"schema", "fingerprint"}
+_ADAPTER = TypeAdapter(Split)
 
 
 def split_to_dict(split: Split) -> dict[str, Any]:
@@ -61,33 +52,21 @@ def split_from_dict(values: Mapping[str, Any]) -> Split:
         raise SplitError(
             f"schema {values.get('schema')!r} is not known; this version reads {SCHEMA}. Make a new split."
         )
-    allowed = {*_KEYS, *(_FOLD_KEYS if set(values) & set(_FOLD_KEYS) else ())}
-    odd = sorted(set(map(str, values)) ^ allowed)
-    if odd:
+    keys = set(values)
+    if odd := sorted(map(str, keys ^ (_KEYS | (_FOLD_KEYS if keys & _FOLD_KEYS else set())))):
         raise SplitError(f"keys are missing or unknown: {', '.join(odd)}.")
-    fractions = values["fractions"]
-    if not isinstance(fractions, Mapping) or not all(isinstance(f, float) and 0 < f <= 1 for f in fractions):
-        raise SplitError("fractions must map numbers in (0, 1], such as 0.1 and 1.0, to lists of ids.")
-    if 1.0 not in fractions:
-        raise SplitError("fractions must contain 1.0, the whole labeled training pool.")
-    if not isinstance(values["dataset"], str) or not isinstance(values["seed"], int):
-        raise SplitError("dataset must be a text and seed an integer.")
-    folds, fold = values.get("folds"), values.get("fold")
-    if "folds" in values and not (isinstance(folds, int) and isinstance(fold, int) and 0 <= fold < folds):
+    try:
+        split = _ADAPTER.validate_python({k: v for k, v in values.items() if k not in ("schema", "fingerprint")})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SplitError(
+            f"{where}: {first['msg']}, found {first['input']!r}. An id such as 0007 needs quotes."
+        ) from None
+    if 1.0 not in split.fractions or not all(0 < fraction <= 1 for fraction in split.fractions):
+        raise SplitError("fractions must be numbers in (0, 1], and contain 1.0, the whole labeled training pool.")
+    if _FOLD_KEYS & keys and not 0 <= (-1 if split.fold is None else split.fold) < (split.folds or 0):
         raise SplitError("folds must be a number of folds and fold one of them, counted from 0.")
-    split = Split(
-        dataset=values["dataset"],
-        seed=values["seed"],
-        fractions={f: _texts(ids, f"fractions.{f:g}") for f, ids in fractions.items()},
-        unlabeled=_texts(values["unlabeled"], "unlabeled"),
-        val=_texts(values["val"], "val"),
-        test=_texts(values["test"], "test"),
-        groups=_text_map(values["groups"], "groups"),
-        content=_text_map(values["content"], "content"),
-        notes=_texts(values["notes"], "notes"),
-        folds=folds,
-        fold=fold,
-    )
     listed = {*split.fractions[1.0], *split.unlabeled, *split.val, *split.test}
     if unknown := sorted(listed - split.content.keys()):
         raise SplitError(f"content has no entry for '{unknown[0]}': leaks could not be noticed. Make a new split.")
@@ -161,15 +140,3 @@ def load_split(path: Path) -> Split:
 def _check_free(path: Path) -> None:
     if path.exists():
         raise SplitError(f"{path} exists, and results may depend on it. Choose another name, or remove it first.")
-
-
-def _texts(values: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
-        raise SplitError(f"{where} must be a list of texts (an id such as 0007 needs quotes).")
-    return tuple(values)
-
-
-def _text_map(values: Any, where: str) -> dict[str, str]:
-    if not isinstance(values, Mapping) or not all(isinstance(v, str) for pair in values.items() for v in pair):
-        raise SplitError(f"{where} must map ids to texts (an id such as 0007 needs quotes).")
-    return dict(values)

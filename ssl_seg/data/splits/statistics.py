@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.data.findings import Finding
 from ssl_seg.data.splits.split import Split, find_classes
 from ssl_seg.data.splits.stratify import Traits
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
+    from ssl_seg.data.facts import CaseFacts
 
 RANDOM_DRAWS = 1000
 """Random sets that a set is compared with."""
@@ -64,6 +66,10 @@ class SetComparison:
         """Difference of the means as a share of the reference; 0 where both are 0."""
         return self.bias / self.reference if self.reference else 0.0
 
+    def to_dict(self) -> dict[str, float | None]:
+        """Return the figures as plain types, without the values."""
+        return {**{k: v for k, v in vars(self).items() if k != "values"}, "bias": self.bias}
+
 
 @dataclass(frozen=True)
 class SetMeasures:
@@ -92,14 +98,18 @@ class SetMeasures:
         """Whether this is a labeled set smaller than the pool."""
         return self.fraction is not None and self.fraction < 1
 
-
-@dataclass(frozen=True)
-class _Facts:
-    """What is known of each case with a mask."""
-
-    traits: Traits
-    intensity: Mapping[str, float]
-    groups: Mapping[str, str]
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain types, without ids and values."""
+        return {
+            "n": len(self.ids),
+            "groups": self.groups,
+            "effective_groups": self.effective_groups,
+            "positives": self.positives,
+            "compared_with": "labeled pool" if self.in_pool else "all labeled cases",
+            "foreground": self.foreground.to_dict(),
+            "positive_share": self.positive and self.positive.to_dict(),
+            "intensity": self.intensity and self.intensity.to_dict(),
+        }
 
 
 def measure_split(
@@ -111,11 +121,7 @@ def measure_split(
     ``draws`` x cases numbers for each set: half a second for 5,000 cases and five sets.
     """
     known = {i: f for i, f in catalog.facts.items() if f.foreground is not None}
-    facts = _Facts(
-        Traits({i: f.foreground for i, f in known.items() if f.foreground is not None}, find_classes(catalog)),
-        {i: f.appearance.mean for i, f in known.items() if f.appearance is not None},
-        split.groups,
-    )
+    traits = Traits({i: f.foreground or 0.0 for i, f in known.items()}, find_classes(catalog))
     pool = split.fractions[1.0]
     everything = (*pool, *split.val, *split.test)
     sets: list[tuple[str, float | None, tuple[str, ...], tuple[str, ...]]]
@@ -124,31 +130,49 @@ def measure_split(
     measured = []
     for stream, (name, fraction, listed, reference) in enumerate(sets):
         ids = tuple(i for i in dict.fromkeys(listed) if i in known)
-        others = tuple(i for i in dict.fromkeys((*reference, *ids)) if i in known)
-        if ids:
-            rng = np.random.default_rng([seed, stream])
-            measured.append(_measure_set(name, fraction, ids, others, facts, draws, rng))
+        if not ids:
+            continue
+        others = [i for i in dict.fromkeys((*reference, *ids)) if i in known]
+        chosen = set(ids)
+        own = np.array([[i in chosen for i in others]])
+        group_of = [split.groups.get(i, ("case", i)) for i in others]
+        sizes = list(Counter(g for g, inside in zip(group_of, own[0], strict=True) if inside).values())
+        units, presence = np.arange(len(others)), None
+        if fraction is not None and fraction < 1:
+            presence = _find_presence(others, traits)
+        else:
+            number_of = {group: number for number, group in enumerate(dict.fromkeys(group_of))}
+            units = np.array([number_of[group] for group in group_of])
+        random = draw_random_sets(units, len(ids), draws, np.random.default_rng([seed, stream]), presence)
+        found = _compare(own, random, _list_columns([known[i] for i in others]))
+        measured.append(
+            SetMeasures(
+                name,
+                fraction,
+                ids,
+                groups=len(sizes),
+                effective_groups=count_effective_groups(sizes),
+                positives=sum(traits.foreground[i] > 0 for i in ids),
+                foreground=found["foreground"],
+                positive=found.get("positive"),
+                intensity=found.get("intensity"),
+            )
+        )
     return tuple(measured)
 
 
-def measures_to_dict(measures: SetMeasures) -> dict[str, Any]:
-    """Return the figures of a set as plain types, without its ids and values."""
+def summarize_split(split: Split, findings: Sequence[Finding], measures: Sequence[SetMeasures]) -> dict[str, Any]:
+    """Return fingerprint, numbers of findings, and the figures of each set, as plain types."""
+    levels = [finding.level for finding in findings]
     return {
-        "n": len(measures.ids),
-        "groups": measures.groups,
-        "effective_groups": measures.effective_groups,
-        "positives": measures.positives,
-        "compared_with": "labeled pool" if measures.in_pool else "all labeled cases",
-        "foreground": _comparison_to_dict(measures.foreground),
-        "positive_share": _comparison_to_dict(measures.positive),
-        "intensity": _comparison_to_dict(measures.intensity),
+        "fingerprint": split.fingerprint,
+        "faults": levels.count("fault"),
+        "warnings": levels.count("warn"),
+        "findings": len(findings),
+        "random_splits": RANDOM_DRAWS,
+        "seed": SEED,
+        "sets": {m.name: m.to_dict() for m in measures},
     }
-
-
-def _comparison_to_dict(comparison: SetComparison | None) -> dict[str, float | None] | None:
-    if comparison is None:
-        return None
-    return {**{k: v for k, v in vars(comparison).items() if k != "values"}, "bias": comparison.bias}
 
 
 def count_effective_groups(sizes: Sequence[int]) -> float:
@@ -156,45 +180,19 @@ def count_effective_groups(sizes: Sequence[int]) -> float:
     return sum(sizes) ** 2 / sum(n**2 for n in sizes)
 
 
-def _measure_set(
-    name: str,
-    fraction: float | None,
-    ids: tuple[str, ...],
-    reference: tuple[str, ...],
-    facts: _Facts,
-    draws: int,
-    rng: np.random.Generator,
-) -> SetMeasures:
-    chosen = set(ids)
-    own = np.array([[i in chosen for i in reference]])
-    group_of = [facts.groups.get(i, ("case", i)) for i in reference]
-    sizes = Counter(group for group, inside in zip(group_of, own[0], strict=True) if inside)
-    by_case = fraction is not None and fraction < 1
-    number_of = {group: number for number, group in enumerate(dict.fromkeys(group_of))}
-    units = np.arange(len(reference)) if by_case else np.array([number_of[group] for group in group_of])
-    presence = _presence(reference, facts.traits) if by_case else None
-    foreground = np.array([facts.traits.foreground[i] for i in reference])
+def _list_columns(facts: Sequence[CaseFacts]) -> dict[str, Values]:
+    """Return name -> value (n,) of each quantity that differs between cases; always foreground."""
+    foreground = np.array([f.foreground for f in facts], np.float64)
     columns = {"foreground": foreground}
     if 0 < (foreground > 0).sum() < len(foreground):
         columns["positive"] = (foreground > 0).astype(np.float64)
-    intensity = np.array([facts.intensity.get(i, np.nan) for i in reference])
+    intensity = np.array([np.nan if f.appearance is None else f.appearance.mean for f in facts])
     if np.isfinite(intensity).all() and intensity.std() > 0:
         columns["intensity"] = (intensity - intensity.mean()) / intensity.std()
-    found = _compare(own, draw_random_sets(units, len(ids), draws, rng, presence), columns)
-    return SetMeasures(
-        name,
-        fraction,
-        ids,
-        groups=len(sizes),
-        effective_groups=count_effective_groups(list(sizes.values())),
-        positives=int((foreground[own[0]] > 0).sum()),
-        foreground=found["foreground"],
-        positive=found.get("positive"),
-        intensity=found.get("intensity"),
-    )
+    return columns
 
 
-def _presence(ids: Sequence[str], traits: Traits) -> Members:
+def _find_presence(ids: Sequence[str], traits: Traits) -> Members:
     """Return (cases, classes): which case has which class."""
     classes = sorted(frozenset[int]().union(*(traits.classes_of(i) for i in ids)))
     return np.array([[value in traits.classes_of(i) for value in classes] for i in ids], np.bool_)
@@ -256,31 +254,38 @@ def _put_classes_first(keys: NDArray[np.float32], presence: Members) -> None:
 
 
 def _compare(own: Members, random: Iterator[Members], columns: Mapping[str, Values]) -> dict[str, SetComparison]:
-    batches = [{name: compute_distances(members, column) for name, column in columns.items()} for members in random]
+    """Return each quantity of a set, given its members (1, cases) and those of random draws (some draws, cases)."""
+    batches = [[compute_distances(members, column) for column in columns.values()] for members in random]
+    drawn = np.concatenate(batches, axis=-1)  # (quantities, 3, draws)
     found = {}
-    for name, column in columns.items():
-        mean, ks, wasserstein = (float(part[0]) for part in compute_distances(own, column))
-        means, kss, wassersteins = (np.concatenate([b[name][part] for b in batches]) for part in range(3))
+    for (name, column), draws in zip(columns.items(), drawn, strict=True):
+        figures = compute_distances(own, column)[:, 0].tolist()
+        mean, ks, wasserstein = figures
+        percentiles = [_find_percentile(figure, of) for figure, of in zip(figures, draws, strict=True)]
         values = column[own[0]]
-        band_low, band_high = np.percentile(means, _BAND)
+        low, high = _student_interval(values, bounded=name != "intensity")
+        band_low, band_high = np.percentile(draws[0], _BAND).tolist()
         found[name] = SetComparison(
-            mean,
-            float(column.mean()),
-            *_student_interval(values, bounded=name != "intensity"),
-            float(band_low),
-            float(band_high),
-            _percentile(mean, means),
-            ks,
-            _percentile(ks, kss),
-            wasserstein,
-            _percentile(wasserstein, wassersteins),
-            values,
+            mean=mean,
+            reference=float(column.mean()),
+            low=low,
+            high=high,
+            band_low=band_low,
+            band_high=band_high,
+            percentile=percentiles[0],
+            ks=ks,
+            ks_percentile=percentiles[1],
+            wasserstein=wasserstein,
+            wasserstein_percentile=percentiles[2],
+            values=values,
         )
     return found
 
 
-def compute_distances(members: Members, values: Values) -> tuple[Values, Values, Values]:
-    """Return mean, Kolmogorov-Smirnov and Wasserstein distance of subsets to the set of all values, each (sets,).
+def compute_distances(members: Members, values: Values) -> Values:
+    """Return mean, Kolmogorov-Smirnov and Wasserstein distance (3, sets) of subsets to the set of all values.
+
+    SciPy has the distances of two samples; here the sorting is shared by a thousand subsets.
 
     Args:
         members: (sets, n) which values belong to which subset; none is empty.
@@ -296,10 +301,10 @@ def compute_distances(members: Members, values: Values) -> tuple[Values, Values,
     np.abs(gap, out=gap)
     last_of_equals = np.append(steps > 0, True)
     ks = gap.max(axis=1, where=last_of_equals, initial=0.0)
-    return inside @ ordered / count, ks.astype(np.float64), gap[:, :-1] @ steps
+    return np.stack([inside @ ordered / count, ks, gap[:, :-1] @ steps])
 
 
-def _percentile(value: float, draws: Values) -> float:
+def _find_percentile(value: float, draws: Values) -> float:
     """Return the share of draws below the value, ties half, in percent."""
     tolerance = 1e-6 * max(1e-12, float(np.abs(draws).max()))
     below = np.count_nonzero(draws < value - tolerance)
