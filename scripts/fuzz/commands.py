@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from fuzz.datasets import IGNORED, DataSet, make_dataset
 from ssl_seg.cli.main import main
-from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.errors import SslSegError
+from ssl_seg.labels import Meaning
 
 DONE, USER_ERROR, REFUSED = 0, 2, 3
 
@@ -151,7 +152,9 @@ def check_reading(data: DataSet) -> Iterator[str]:
     ignore = next((int(s.partition("=")[2]) for s in data.settings if "ignore" in s), None)
     values = next((tuple(json.loads(s.partition("=")[2])) for s in data.settings if "label_values" in s), None)
     try:
-        catalog = open_catalog(str(data.root), label_values=values, ignore_value=ignore)
+        catalog = open_catalog(
+            str(data.root), CatalogSettings(meaning=Meaning(label_values=values, ignore_value=ignore))
+        )
     except SslSegError as error:
         if data.is_trainable:
             yield f"open_catalog: {error}"

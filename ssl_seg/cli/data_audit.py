@@ -36,16 +36,9 @@ def data_audit(
 
     check_figure(figure)
     check_data(data)
-    settings = make_catalog_settings(parse_overrides(set_))
+    settings = make_catalog_settings(parse_overrides(set_), layout, groups, unlabeled)
     announce(f"reading the cases of {data}")
-    result = audit(
-        data,
-        groups=groups,
-        layout=layout or "auto",
-        unlabeled=unlabeled,
-        track=lambda items, total: track(items, total, "reading cases"),
-        **settings,
-    )
+    result = audit(data, settings, track=lambda items, total: track(items, total, "reading cases"))
     if as_json:
         print_json(findings_to_dict(result.findings, result.summary))
     else:

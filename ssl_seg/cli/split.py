@@ -157,13 +157,6 @@ def _open_catalog(
     from ssl_seg.data.settings import make_catalog_settings
 
     check_data(data)
-    settings = make_catalog_settings(parse_overrides(overrides))
+    settings = make_catalog_settings(parse_overrides(overrides), layout, groups, unlabeled)
     announce(f"reading the cases of {data}")
-    return open_catalog(
-        data,
-        groups=groups,
-        layout=layout or "auto",
-        unlabeled=unlabeled,
-        track=lambda items, total: track(items, total, "reading cases"),
-        **settings,
-    )
+    return open_catalog(data, settings, track=lambda items, total: track(items, total, "reading cases"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -35,11 +36,11 @@ from ssl_seg.data.layouts import add_unlabeled, find_listing
 from ssl_seg.data.layouts.groups import NO_GROUPS
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.nodata import find_nodata
-from ssl_seg.data.reading import AS_STORED, Reading
+from ssl_seg.data.reading import AS_STORED, Reading, make_reading
 from ssl_seg.data.tiles import Tiling, part_case, plan_tiles
 from ssl_seg.data.volumes import is_lossy
 from ssl_seg.errors import DataError, did_you_mean
-from ssl_seg.labels import MaskKind, Meaning
+from ssl_seg.labels import Meaning
 
 if TYPE_CHECKING:
     from ssl_seg.data.duplicates import Likeness
@@ -55,6 +56,47 @@ _BATCH = 1024
 
 _SHOWN = 8
 """Problems listed in one error."""
+
+
+@dataclass(frozen=True)
+class CatalogSettings:
+    """How the cases of a data set are found and read.
+
+    Attributes:
+        groups: CSV file with the columns name and group; None takes ``groups.csv`` where it is there, and else what
+            names say; ``none`` stands for no groups.
+        layout: a key of ``LAYOUTS``, or auto to recognize it.
+        unlabeled: folder of further unlabeled images.
+        meaning: what somebody has said about mask values; the layout and the masks say the rest.
+        reading: how the files are read, where they leave it open.
+        tiles: parts of each labeled image that become cases of their own; see ``plan_tiles``.
+    """
+
+    groups: Path | None = None
+    layout: str = "auto"
+    unlabeled: Path | None = None
+    meaning: Meaning = field(default_factory=Meaning)
+    reading: Reading = AS_STORED
+    tiles: int | None = None
+
+
+DEFAULTS = CatalogSettings()
+
+
+def parse_section(data: Mapping[str, Any]) -> CatalogSettings:
+    """Return what a (perhaps partial) ``data`` section says about finding and reading cases."""
+    values = data.get("label_values")
+    meaning = Meaning(
+        kind=data.get("mask"),
+        threshold=data.get("threshold"),
+        label_values=tuple(values) if values else None,
+        label_map={int(old): int(new) for old, new in (data.get("label_map") or {}).items()},
+        ignore_value=data.get("ignore_value"),
+    )
+    groups, unlabeled = (Path(data[name]) if data.get(name) else None for name in ("groups", "unlabeled"))
+    return CatalogSettings(
+        groups, data.get("layout") or "auto", unlabeled, meaning, make_reading(data), data.get("tiles")
+    )
 
 
 @dataclass(frozen=True)
@@ -142,10 +184,7 @@ def find_cases(
 
     Args:
         root: a folder or manifest in one of the ``LAYOUTS``; or ``synthetic:<kind>``.
-        groups: CSV file with the columns name and group; ``root/groups.csv`` is used if it is there, else what names
-            say; ``none`` stands for no groups.
-        layout: a key of ``LAYOUTS``, or auto to recognize it.
-        unlabeled: folder of further unlabeled images.
+        groups, layout, unlabeled: see ``CatalogSettings``.
 
     Raises:
         DataError: if no cases can be found, names clash, or no mask or group name belongs to any image.
@@ -167,41 +206,45 @@ def scan_cases(
 ) -> tuple[dict[str, CaseFacts], list[Finding], Reading]:
     """Return the facts of all cases that can be read, a fault for each other one, and how they were read.
 
-    See ``open_facts_cache``. Where a value turns out to stand for no data, and ``reading`` has none, all cases are read
-    again without it; and with other axes, where no image has the size of its mask.
+    All cases are read again where a value turns out to stand for no data and ``reading`` has none, and with other axes
+    where no image has the size of its mask.
 
     Args:
         cases: what to read.
         threshold, reading: see ``read_facts``.
-        root: the data set, which keeps facts for the next time; None reads every case.
+        root: the data set, which keeps facts for the next time, see ``open_facts_cache``; None reads every case.
         track: told about every case that has been read.
     """
-    settings: dict[str, Any] = {"threshold": threshold, "reading": reading}
     facts: dict[str, CaseFacts] = {}
     faults: list[Finding] = []
-    with open_facts_cache(root, repr(settings), len(cases)) as cache, ThreadPoolExecutor(_READERS) as pool:
+    read = partial(read_facts, threshold=threshold, reading=reading)
+    with _open_cache(root, threshold, reading, len(cases)) as cache, ThreadPoolExecutor(_READERS) as pool:
         batches = (cases[start : start + _BATCH] for start in range(0, len(cases), _BATCH))
-        found = chain.from_iterable(_find_facts(cache, settings, batch, pool) for batch in batches)
+        found = chain.from_iterable(_find_facts(cache, read, batch, pool) for batch in batches)
         for case, result in zip(cases, track(found, len(cases)), strict=True):
             if isinstance(result, CaseFacts):
                 facts[case.id] = result
             else:
                 faults.append(result)
+    settled = reading
     if not any(own.scan is not None for own in facts.values()):
         wrong = {i for fault in faults if fault.code == "size_mismatch" for i in fault.cases}
         settled = settle_reading([case for case in cases if case.id in wrong], reading)
-        if settled != reading:
-            return scan_cases(cases, **(settings | {"reading": settled}), root=root, track=track)
+    if settled == reading and reading.nodata is None:
+        settled = replace(reading, nodata=find_nodata(f.odd_value for f in facts.values()))
+    if settled != reading:
+        return scan_cases(cases, threshold=threshold, reading=settled, root=root, track=track)
+    return facts, _join_grid_faults(faults), reading
+
+
+def _join_grid_faults(faults: list[Finding]) -> list[Finding]:
+    """Return the faults, those of different grids as one: most often it is the same in all of them."""
     elsewhere = [fault for fault in faults if fault.code == "grid_mismatch"]
-    if len(elsewhere) > 1:  # most often it is the same in all of them
-        message = f"{elsewhere[0].message} It is like this in {len(elsewhere)} cases"
-        joined = replace(elsewhere[0], message=message, cases=tuple(case for f in elsewhere for case in f.cases))
-        faults = [joined, *(fault for fault in faults if fault.code != "grid_mismatch")]
-    nodata = find_nodata(f.odd_value for f in facts.values()) if reading.nodata is None else None
-    if nodata is None:
-        return facts, faults, reading
-    settings["reading"] = replace(reading, nodata=nodata)
-    return scan_cases(cases, **settings, root=root, track=track)
+    if len(elsewhere) < 2:
+        return faults
+    message = f"{elsewhere[0].message} It is like this in {len(elsewhere)} cases"
+    joined = replace(elsewhere[0], message=message, cases=tuple(case for f in elsewhere for case in f.cases))
+    return [joined, *(fault for fault in faults if fault.code != "grid_mismatch")]
 
 
 def drop_unannotated(cases: Sequence[Case], facts: Mapping[str, CaseFacts]) -> tuple[Case, ...]:
@@ -211,41 +254,46 @@ def drop_unannotated(cases: Sequence[Case], facts: Mapping[str, CaseFacts]) -> t
 
 @dataclass(frozen=True)
 class ReadCases:
-    """What reading all cases has shown; ``meaning`` has the label values that somebody declared, or else None.
+    """What reading all cases has shown.
 
-    ``faults`` are those of single cases, ``findings`` what there is to say about the kind of the masks.
+    Masks that ignore every voxel are left out of ``cases``, as they say nothing; they stay where the masks are of no
+    usable kind. ``faults`` are those of single cases, ``findings`` what there is to say about the kind of the masks,
+    and ``about`` findings about voxels without data and masks that ignore every voxel.
+    ``meaning`` has the label values that somebody declared, or else None; ``label_values`` are these or those inferred.
+    ``reading`` is how files were read, with what was recognized of it, and ``reading_notes`` what to say about it.
     """
 
+    listing: Listing
+    cases: tuple[Case, ...]
     facts: Mapping[str, CaseFacts]
     meaning: Meaning
+    label_values: tuple[int, ...]
+    reading: Reading
     faults: list[Finding]
     findings: list[Finding]
-    reading: Reading
-    """How files were read, with what was recognized of it."""
+    about: tuple[Finding, ...]
+    reading_notes: tuple[str, ...]
+
+    @property
+    def has_kind(self) -> bool:
+        """Whether the masks are of a kind that can be used."""
+        return not select_faults(self.findings)
 
 
-def read_cases(
-    listing: Listing,
-    given: Meaning,
-    *,
-    reading: Reading = AS_STORED,
-    root: str | None = None,
-    track: Track = pass_through,
-) -> ReadCases:
-    """Read every case, and settle what the values of all masks together mean.
+def read_cases(root: str, settings: CatalogSettings, track: Track = pass_through) -> ReadCases:
+    """Find and read every case, and settle what the values of all masks together mean.
 
-    Args:
-        listing: the cases.
-        given: what somebody has said about masks; label values and a value to ignore are else those of the layout.
-        reading, root: see ``scan_cases``.
-        track: told about every case that has been read.
+    Label values and a value to ignore that nobody has given are those of the layout.
     """
+    listing = find_cases(root, groups=settings.groups, layout=settings.layout, unlabeled=settings.unlabeled)
+    given, reading = settings.meaning, settings.reading
     if given.ignore_value is None:
         given = replace(given, ignore_value=listing.ignore_value)
     if not (given.label_values or given.label_map) and given.kind in (None, "semantic"):
         given = replace(given, label_values=listing.label_values)
-    how: dict[str, Any] = {"threshold": given.threshold, "root": root}
-    facts, faults, used = scan_cases(listing.cases, **how, reading=replace(reading, fractions=True), track=track)
+    facts, faults, used = scan_cases(
+        listing.cases, threshold=given.threshold, reading=replace(reading, fractions=True), root=root, track=track
+    )
     scans = {i: f.scan for i, f in facts.items() if f.scan is not None}
     lossy = {case.id for case in listing.cases if case.mask is not None and is_lossy(case.mask)}
     meaning, findings = settle_meaning(scans, given, lossy)
@@ -257,68 +305,52 @@ def read_cases(
         # Fractions are counted exactly only where the threshold is known.
         again = [case for case in listing.cases if case.id in scans and scans[case.id].fractions]
         facts |= scan_cases(again, threshold=meaning.threshold, reading=used, root=root)[0]
+    settled = {i: settle_facts(f, meaning) for i, f in facts.items()}
+    has_kind = not select_faults(findings)
+    unannotated = check_unannotated(listing.cases, settled) if has_kind else []
+    only_so = (f"data.axes={used.axes}: only so the images have the size of their masks",)
     return ReadCases(
-        {i: settle_facts(f, meaning) for i, f in facts.items()},
-        meaning,
-        faults,
-        findings,
-        replace(used, fractions=False),
+        listing=listing,
+        cases=drop_unannotated(listing.cases, settled) if has_kind else listing.cases,
+        facts=settled,
+        meaning=meaning,
+        label_values=find_label_values(values_by_mask(settled, meaning.ignore_value), meaning.label_values),
+        reading=replace(used, fractions=False),
+        faults=faults,
+        findings=findings,
+        reading_notes=(only_so if used.axes != reading.axes else ()) + describe_notes(settled),
+        about=(*unannotated, *check_nodata(settled, used, is_guess=used.nodata != reading.nodata)),
     )
 
 
-def open_catalog(
-    root: str,
-    *,
-    groups: Path | None = None,
-    layout: str = "auto",
-    label_values: Sequence[int] | None = None,
-    label_map: Mapping[int, int] | None = None,
-    ignore_value: int | None = None,
-    mask: MaskKind | None = None,
-    threshold: float | None = None,
-    reading: Reading = AS_STORED,
-    tiles: int | None = None,
-    unlabeled: Path | None = None,
-    track: Track = pass_through,
-) -> Catalog:
+def open_catalog(root: str, settings: CatalogSettings = DEFAULTS, *, track: Track = pass_through) -> Catalog:
     """Find all cases, read each of them once, and check that they fit together.
 
     Args:
-        root, groups, layout, unlabeled: see ``find_cases``.
-        label_values: mask value of each class, background first; None takes those that the layout declares, or infers
-            them from all masks.
-        label_map: mask value of the files -> value to use instead.
-        ignore_value: mask value of voxels to leave out; None takes the one that the layout declares, if any.
-        mask: the kind of all masks; None takes semantic where label values are given, and else recognizes it.
-        threshold: value that foreground is above, in binary masks and probabilities.
-        reading: how the files are read, where they leave it open.
-        tiles: parts of each labeled image that become cases of their own; see ``plan_tiles``.
+        root: see ``find_cases``.
+        settings: how they are found and read.
         track: told about every case that has been read.
 
     Raises:
         DataError: with all problems of all files at once.
     """
-    listing = find_cases(root, groups=groups, layout=layout, unlabeled=unlabeled)
-    given = Meaning(mask, threshold, tuple(label_values) if label_values else None, label_map or {}, ignore_value)
-    read = read_cases(listing, given, reading=reading, root=root, track=track)
-    facts, meaning, used = read.facts, read.meaning, read.reading
-    masks = values_by_mask(facts, meaning.ignore_value)
-    unexpected = [] if select_faults(read.findings) else check_unexpected_values(masks, meaning.label_values)
-    findings = [*listing.findings, *read.faults, *check_kinds(facts), *read.findings, *unexpected]
+    read = read_cases(root, settings, track)
+    facts, declared = read.facts, read.meaning.label_values
+    masks = values_by_mask(facts, read.meaning.ignore_value)
+    unexpected = check_unexpected_values(masks, declared) if read.has_kind else []
+    findings = [*read.listing.findings, *read.faults, *check_kinds(facts), *read.findings, *unexpected]
     _raise_faults(root, select_faults(findings))
-    cases = drop_unannotated(listing.cases, facts)
-    meaning = replace(meaning, label_values=find_label_values(masks, meaning.label_values))
-    about = [
-        *check_doubts(facts),
-        *read.findings,
-        *check_unannotated(listing.cases, facts),
-        *check_nodata(facts, used, is_guess=used.nodata != reading.nodata),
-    ]
-    said = describe_reading(facts, used, reading)
-    notes = (*listing.notes, *said, *(f.message for f in about), *_content_notes(facts))
-    how = replace(used, fractions=meaning.takes_fractions)
-    catalog = Catalog(root, cases, facts, meaning, notes, listing.layout, how)
-    return _cut_cases(catalog, plan_tiles(cases, {i: f.shape for i, f in facts.items()}, tiles))
+    about = (*check_doubts(facts), *read.findings, *read.about)
+    catalog = Catalog(
+        root,
+        read.cases,
+        facts,
+        replace(read.meaning, label_values=read.label_values),
+        (*read.listing.notes, *read.reading_notes, *(f.message for f in about), *_content_notes(facts)),
+        read.listing.layout,
+        replace(read.reading, fractions=read.meaning.takes_fractions),
+    )
+    return _cut_cases(catalog, plan_tiles(read.cases, {i: f.shape for i, f in facts.items()}, settings.tiles))
 
 
 def _cut_cases(catalog: Catalog, tiling: Tiling) -> Catalog:
@@ -347,45 +379,47 @@ def _cut_cases(catalog: Catalog, tiling: Tiling) -> Catalog:
 
 def _read_parts(case: Case, parts: Sequence[Case], catalog: Catalog) -> dict[str, CaseFacts]:
     """Return the facts of the parts of a case, which is opened once, if they are not known."""
-    reading = replace(catalog.reading, fractions=True)
-    settings: dict[str, Any] = {"threshold": catalog.meaning.threshold, "reading": reading}
-    with open_facts_cache(catalog.root, repr(settings), len(catalog.cases) + len(parts)) as cache:
+    threshold, reading = catalog.meaning.threshold, replace(catalog.reading, fractions=True)
+    with _open_cache(catalog.root, threshold, reading, len(catalog.cases) + len(parts)) as cache:
         keys = [cache.make_key(part) for part in parts]
         known = [cache.find(key) for key in keys]
         if None in known:
             image, mask = open_case(case, reading)
             for place, (part, key) in enumerate(zip(parts, keys, strict=True)):
                 opened = crop(image, part.region), mask and crop(mask, part.region)
-                known[place] = facts = read_facts(part, opened=opened, **settings)
+                known[place] = facts = read_facts(part, threshold=threshold, reading=reading, opened=opened)
                 cache.keep(key, facts)
         return {p.id: settle_facts(f, catalog.meaning) for p, f in zip(parts, known, strict=True) if f is not None}
 
 
+def _open_cache(
+    root: str | None, threshold: float | None, reading: Reading, cases: int
+) -> AbstractContextManager[FactsCache]:
+    return open_facts_cache(root, f"{threshold} {reading}", cases)
+
+
 def _find_facts(
-    cache: FactsCache, settings: Mapping[str, Any], cases: Sequence[Case], pool: ThreadPoolExecutor
+    cache: FactsCache, read: Callable[[Case], CaseFacts], cases: Sequence[Case], pool: ThreadPoolExecutor
 ) -> Iterator[CaseFacts | Finding]:
     """Yield the facts of each case, known or read and kept, or the fault that keeps it from being read."""
     keys = list(pool.map(cache.make_key, cases))
     known = [cache.find(key) for key in keys]
     missing = [case for case, facts in zip(cases, known, strict=True) if facts is None]
-    read = pool.map(partial(_try_facts, settings), missing)
+    found = pool.map(partial(_try_facts, read), missing)
     for key, facts in zip(keys, known, strict=True):
-        result = next(read) if facts is None else facts
+        result = next(found) if facts is None else facts
         if facts is None and isinstance(result, CaseFacts):
             cache.keep(key, result)
         yield result
 
 
-def _try_facts(settings: Mapping[str, Any], case: Case) -> CaseFacts | Finding:
+def _try_facts(read: Callable[[Case], CaseFacts], case: Case) -> CaseFacts | Finding:
     """Return the facts of one case, or the fault that keeps it from being read."""
+    codes = {SizeMismatchError: "size_mismatch", GridMismatchError: "grid_mismatch"}
     try:
-        return read_facts(case, **settings)
-    except SizeMismatchError as error:
-        return Finding("size_mismatch", "fault", str(error), (case.id,))
-    except GridMismatchError as error:
-        return Finding("grid_mismatch", "fault", str(error), (case.id,))
+        return read(case)
     except DataError as error:
-        return Finding("unreadable", "fault", str(error), (case.id,))
+        return Finding(codes.get(type(error), "unreadable"), "fault", str(error), (case.id,))
 
 
 def _raise_faults(root: str, faults: Sequence[Finding]) -> None:
@@ -396,13 +430,6 @@ def _raise_faults(root: str, faults: Sequence[Finding]) -> None:
     listed = "\n".join(describe_finding(fault) for fault in faults[:_SHOWN])
     more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     raise DataError(f"{root}: {len(faults)} problem(s) found.\n{listed}{more}\n`ssl-seg data audit {root}` says more.")
-
-
-def describe_reading(facts: Mapping[str, CaseFacts], settled: Reading, given: Reading) -> tuple[str, ...]:
-    """Return notes on how the files were read: with axes that were not given, or with values that were changed."""
-    if settled.axes == given.axes:
-        return describe_notes(facts)
-    return (f"data.axes={settled.axes}: only so the images have the size of their masks", *describe_notes(facts))
 
 
 def _content_notes(facts: Mapping[str, CaseFacts]) -> tuple[str, ...]:

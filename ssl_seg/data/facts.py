@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PlainValidator
 
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import image_of, make_content
@@ -20,7 +18,7 @@ from ssl_seg.data.formats.layout import GUESS
 from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.listing import Case
-from ssl_seg.data.mask_values import MaskScan, scan_mask
+from ssl_seg.data.mask_values import Kept, MaskScan, scan_mask
 from ssl_seg.data.nodata import OddValues
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import ROUNDED, Stored, open_image, open_mask, takes_axes
@@ -44,7 +42,7 @@ class Appearance:
     std: float
     at_low: float
     at_high: float
-    thumbnail: Annotated[NDArray[np.float32], PlainValidator(np.asarray)] = field(compare=False, repr=False)
+    thumbnail: Kept[NDArray[np.float32]] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,26 +161,24 @@ def read_facts(
     """
     image, mask = opened or open_case(case, reading)
     digest, appearance, missing, odd_value = _scan_image(image)
-    constant = appearance.low == appearance.high
-    shape = image.shape[1:]
-    common = (shape, image.shape[0], image.dtype.name)
-    spacing = None if image.geometry is None else image.geometry.spacing
+    constant, shape = appearance.low == appearance.high, image.shape[1:]
     said = [(what, note) for what, file in (("image", image), ("mask", mask)) if file for note in file.notes]
-    notes = tuple(f"{what}(s): {note}" for what, note in said)
+    facts = CaseFacts(
+        shape,
+        image.shape[0],
+        image.dtype.name,
+        values=None,
+        foreground=None,
+        content=make_content(digest, None, constant=constant),
+        spacing=None if image.geometry is None else image.geometry.spacing,
+        appearance=appearance,
+        missing=missing,
+        odd_value=odd_value,
+        decoded=(not image.by_box, mask is not None and not mask.by_box),
+        notes=tuple(f"{what}(s): {note}" for what, note in said),
+    )
     if mask is None:
-        content = make_content(digest, None, constant=constant)
-        return CaseFacts(
-            *common,
-            None,
-            None,
-            content,
-            spacing=spacing,
-            appearance=appearance,
-            missing=missing,
-            odd_value=odd_value,
-            decoded=(not image.by_box, False),
-            notes=notes,
-        )
+        return facts
     if mask.shape[1:] != shape:
         same = sorted(mask.shape[1:]) == sorted(shape)
         order = " Are the axes of one of them in another order? Name those of arrays by data.axes." if same else ""
@@ -192,22 +188,9 @@ def read_facts(
         )
     doubt = compare_grids(mask.location, mask.geometry, image.location, image.geometry, shape)
     mask_digest, scan = scan_mask(mask, threshold, image if missing else None)
-    if scan.rounded:
-        notes += (f"mask(s): values within {ROUNDED} of a whole number are rounded",)
-    return CaseFacts(
-        *common,
-        None,
-        None,
-        make_content(digest, mask_digest, constant=constant),
-        spacing=spacing,
-        appearance=appearance,
-        doubt=doubt,
-        missing=missing,
-        odd_value=odd_value,
-        decoded=(not image.by_box, not mask.by_box),
-        notes=notes,
-        scan=scan,
-    )
+    rounded = (f"mask(s): values within {ROUNDED} of a whole number are rounded",) if scan.rounded else ()
+    content = make_content(digest, mask_digest, constant=constant)
+    return replace(facts, content=content, doubt=doubt, notes=facts.notes + rounded, scan=scan)
 
 
 def settle_facts(facts: CaseFacts, meaning: Meaning) -> CaseFacts:

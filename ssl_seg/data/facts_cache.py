@@ -54,7 +54,7 @@ class FactsCache:
     def __init__(self, paths: Sequence[Path], folder: Path, settings: str) -> None:
         self._prefix, self._settings = f"{folder.absolute()}{os.sep}", settings
         self._path, self._connection = _open_first(paths)
-        self._new: list[tuple[int, int, bytes, bytes, bytes, int]] = []
+        self._new: list[tuple[bytes, int, bytes]] = []
         self._flushed = time.monotonic()
 
     def make_key(self, case: Case) -> bytes | None:
@@ -83,26 +83,18 @@ class FactsCache:
         row = None
         with self._recovering():
             if key is not None and self._connection is not None:
-                query = "SELECT key, text, thumbnail, checksum FROM facts WHERE id = ?"
-                row = self._connection.execute(query, (_to_id(key),)).fetchone()
-        if row is None or row[0] != key or _checksum(*row[:3]) != row[3]:
+                row = self._connection.execute("SELECT facts FROM kept WHERE key = ?", (key,)).fetchone()
+        try:
+            return None if row is None else _ADAPTER.validate_python(json.loads(zlib.decompress(row[0])))
+        except (zlib.error, ValueError, TypeError):  # damaged: zlib compares a checksum
             return None
-        values = json.loads(row[1])
-        shape = values.pop("thumbnail")
-        if shape is not None:
-            values["appearance"]["thumbnail"] = np.frombuffer(row[2], np.float32).reshape(shape)
-        facts: CaseFacts = _ADAPTER.validate_python(values)
-        return facts
 
     def keep(self, key: bytes | None, facts: CaseFacts) -> None:
         """Keep the facts of a case that was read."""
         if key is None:
             return
-        thumbnail = None if facts.appearance is None else facts.appearance.thumbnail
-        values = _ADAPTER.dump_python(facts, mode="json", exclude={"appearance": {"thumbnail"}})
-        text = json.dumps(values | {"thumbnail": None if thumbnail is None else thumbnail.shape}).encode()
-        pixels = b"" if thumbnail is None else thumbnail.tobytes()
-        self._new.append((_to_id(key), time.time_ns(), key, text, pixels, _checksum(key, text, pixels)))
+        text = json.dumps(_ADAPTER.dump_python(facts, mode="json")).encode()
+        self._new.append((key, time.time_ns(), zlib.compress(text, 1)))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
@@ -116,10 +108,10 @@ class FactsCache:
     def _flush(self, most: int = -1) -> None:
         with self._recovering():
             if self._connection is not None:
-                self._connection.executemany("REPLACE INTO facts VALUES (?, ?, ?, ?, ?, ?)", self._new)
+                self._connection.executemany("REPLACE INTO kept VALUES (?, ?, ?)", self._new)
                 if most >= 0:
-                    old = "SELECT id FROM facts ORDER BY added DESC, id LIMIT -1 OFFSET ?"
-                    self._connection.execute(f"DELETE FROM facts WHERE id IN ({old})", (most,))
+                    old = "SELECT key FROM kept ORDER BY added DESC, key LIMIT -1 OFFSET ?"
+                    self._connection.execute(f"DELETE FROM kept WHERE key IN ({old})", (most,))
                 self._connection.commit()
         self._new.clear()
         self._flushed = time.monotonic()
@@ -174,23 +166,14 @@ def _open_first(paths: Sequence[Path]) -> tuple[Path | None, sqlite3.Connection 
 def _open_file(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=10)
     try:
-        connection.execute("PRAGMA synchronous = OFF")  # what a power failure breaks is seen by the checksums
+        connection.execute("PRAGMA synchronous = OFF")  # what a power failure breaks does not unpack
         connection.execute("BEGIN IMMEDIATE")
-        columns = "id INTEGER PRIMARY KEY, added INTEGER, key BLOB, text BLOB, thumbnail BLOB, checksum INTEGER"
-        connection.execute(f"CREATE TABLE IF NOT EXISTS facts ({columns})")
+        connection.execute("CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, added INTEGER, facts BLOB)")
         connection.commit()
     except sqlite3.Error:
         connection.close()
         raise
     return connection
-
-
-def _to_id(key: bytes) -> int:
-    return int.from_bytes(key[:8], "big", signed=True)
-
-
-def _checksum(*parts: bytes) -> int:
-    return zlib.crc32(b"".join(parts))
 
 
 def _read_state(path: Path) -> str | None:

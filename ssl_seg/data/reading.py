@@ -28,6 +28,9 @@ AS_STORED = Reading()
 SETTINGS = tuple(field.name for field in fields(Reading) if field.name not in ("is_mask", "fractions"))
 """Names in the ``data`` section."""
 
+LABEL_SETTINGS = ("mask", "threshold", "label_values", "label_map", "ignore_value")
+"""Names, there too, of what says what mask values mean."""
+
 
 def make_reading(data: Mapping[str, Any]) -> Reading:
     """Return what a (perhaps partial) ``data`` section says about reading."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ssl_seg.config.layers import Layer, check_partial, flatten, merge_layers
-from ssl_seg.data.reading import SETTINGS, make_reading
+from ssl_seg.data.reading import LABEL_SETTINGS, SETTINGS
 from ssl_seg.errors import ConfigError
 
-READING = ("mask", "threshold", "label_values", "label_map", "ignore_value", *SETTINGS)
+if TYPE_CHECKING:
+    from ssl_seg.data.catalog import CatalogSettings
+
+READING = (*LABEL_SETTINGS, *SETTINGS)
 """How files are read and what mask values mean."""
 CASES = (*READING, "tiles")
 """Those, and what a case is."""
@@ -39,8 +43,11 @@ def select_data_settings(layers: Sequence[Layer], names: Sequence[str] = CASES) 
     return settings
 
 
-def make_catalog_settings(layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return ``select_data_settings`` as the arguments of ``open_catalog`` and ``audit``."""
-    settings = select_data_settings(layers)
-    labels = {name: value for name, value in settings.items() if name not in SETTINGS}
-    return {**labels, "reading": make_reading(settings)}
+def make_catalog_settings(
+    layers: Sequence[Layer], layout: str | None = None, groups: Path | None = None, unlabeled: Path | None = None
+) -> CatalogSettings:
+    """Return how the cases of a data set are found and read."""
+    from ssl_seg.data.catalog import parse_section  # slow to load, and ``select_data_settings`` goes without
+
+    options = {"layout": layout, "groups": groups, "unlabeled": unlabeled}
+    return parse_section(select_data_settings(layers) | options)

@@ -12,11 +12,11 @@ import torch
 
 from ssl_seg.config import Config, DataConfig
 from ssl_seg.config.layers import Layer, merge_layers
-from ssl_seg.data.catalog import Catalog, Track, open_catalog, pass_through
+from ssl_seg.data.catalog import Catalog, Track, open_catalog, parse_section, pass_through
 from ssl_seg.data.disk_cache import open_disk_cache
 from ssl_seg.data.layouts.groups import NO_GROUPS
 from ssl_seg.data.loader import PatchSource
-from ssl_seg.data.reading import SETTINGS, make_reading
+from ssl_seg.data.reading import LABEL_SETTINGS, SETTINGS
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import is_synthetic
@@ -36,20 +36,8 @@ def open_data(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
     Raises:
         DataError: see ``open_catalog``.
     """
-    return open_catalog(
-        absolute_root(data.get("root") or DataConfig.model_fields["root"].default),
-        groups=Path(data["groups"]) if data.get("groups") else None,
-        unlabeled=Path(data["unlabeled"]) if data.get("unlabeled") else None,
-        layout=data.get("layout") or "auto",
-        label_values=tuple(data["label_values"]) if data.get("label_values") else None,
-        label_map={int(old): int(new) for old, new in (data.get("label_map") or {}).items()},
-        ignore_value=data.get("ignore_value"),
-        mask=data.get("mask"),
-        threshold=data.get("threshold"),
-        reading=make_reading(data),
-        tiles=data.get("tiles"),
-        track=track,
-    )
+    root = data.get("root") or DataConfig.model_fields["root"].default
+    return open_catalog(absolute_root(root), parse_section(data), track=track)
 
 
 def device_of(layers: Sequence[Layer]) -> torch.device:
@@ -76,9 +64,7 @@ def open_data_once(known: dict[str, Catalog], data: Mapping[str, Any], track: Tr
 
 def describe_cases(data: Mapping[str, Any]) -> str:
     """Return what says which cases a ``data`` section stands for: equal texts, equal cases."""
-    labels = ("mask", "threshold", "label_values", "label_map", "ignore_value")
-    names = (*PATHS, "layout", *labels, "tiles", *SETTINGS)
-    return json.dumps([data.get(name) for name in names])
+    return json.dumps([data.get(name) for name in (*PATHS, "layout", *LABEL_SETTINGS, "tiles", *SETTINGS)])
 
 
 def absolute_root(root: str) -> str:

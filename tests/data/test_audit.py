@@ -15,11 +15,13 @@ import pytest
 from ssl_seg.data.audit import checks
 from ssl_seg.data.audit.doctor import Audit, audit
 from ssl_seg.data.audit.summary import measure_spread, summarize
+from ssl_seg.data.catalog import CatalogSettings
 from ssl_seg.data.facts import Appearance, CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.synthetic import generate, write_dataset
 from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.labels import Meaning
 
 
 def fact(foreground: float | None = 0.3, shape: tuple[int, ...] = (64, 64), **changes: Any) -> CaseFacts:
@@ -313,15 +315,15 @@ def test_label_settings_are_used(folder: Path) -> None:
     mask = generate("particles", 4)[1]
     write(folder / "masks" / "0004.png", mask * 255)
     assert "fault unexpected_values" in codes(audit(str(folder)))
-    mapped = audit(str(folder), label_map={255: 1})
+    mapped = audit(str(folder), CatalogSettings(meaning=Meaning(label_map={255: 1})))
     assert mapped.findings == ()
     assert mapped.facts["0004"].foreground == pytest.approx(mask.mean())
-    left_out = audit(str(folder), ignore_value=255)
+    left_out = audit(str(folder), CatalogSettings(meaning=Meaning(ignore_value=255)))
     assert codes(left_out) == {"info empty_masks": ("0004",)}
-    swapped = audit(str(folder), label_values=[1, 0], ignore_value=255)
+    swapped = audit(str(folder), CatalogSettings(meaning=Meaning(label_values=(1, 0), ignore_value=255)))
     assert swapped.facts["0000"].foreground == pytest.approx(1 - generate("particles", 0)[1].mean())
     assert swapped.meaning.label_values == (1, 0)
-    assert "fault unexpected_values" in codes(audit(str(folder), label_values=[0, 1]))
+    assert "fault unexpected_values" in codes(audit(str(folder), CatalogSettings(meaning=Meaning(label_values=(0, 1)))))
 
 
 def test_groups_are_used(folder: Path, tmp_path: Path) -> None:
@@ -331,7 +333,7 @@ def test_groups_are_used(folder: Path, tmp_path: Path) -> None:
     groups = tmp_path / "groups.csv"
     with groups.open("w", newline="") as file:
         csv.writer(file).writerows([("name", "group"), *((c.id, c.id) for c in audit(str(folder)).listing.cases)])
-    found = audit(str(folder), groups=groups)
+    found = audit(str(folder), CatalogSettings(groups=groups))
     assert codes(found) == {"fault duplicate_across_groups": ("0000", "copy")}
     assert found.summary["counts"]["groups"] == 13
 
@@ -356,7 +358,7 @@ def test_what_cannot_be_audited(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(DataError, match="It is empty"):
         audit(str(tmp_path / "empty"))
     with pytest.raises(ConfigError, match="unknown layout 'foldres'"):
-        audit(str(folder), layout="foldres")
+        audit(str(folder), CatalogSettings(layout="foldres"))
 
 
 def test_real_micrographs_are_quiet(emps_dir: Path) -> None:

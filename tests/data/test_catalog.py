@@ -13,9 +13,10 @@ import pytest
 import tifffile
 
 from ssl_seg.data import catalog as catalog_module
-from ssl_seg.data.catalog import Catalog, find_cases, open_catalog
+from ssl_seg.data.catalog import Catalog, CatalogSettings, find_cases, open_catalog
 from ssl_seg.data.layouts import Case, find_listing
 from ssl_seg.errors import DataError
+from ssl_seg.labels import Meaning
 
 RNG = np.random.default_rng(0)
 
@@ -205,7 +206,7 @@ def test_an_unknown_case_names_the_nearest(tmp_path: Path) -> None:
 
 def test_ignored_voxels_count_neither_as_foreground_nor_as_looked_at(tmp_path: Path) -> None:
     make(tmp_path, {"a": mask(1, 255, 255), "b": np.full((8, 9), 255, np.uint8)})
-    found = open_catalog(str(tmp_path), ignore_value=255)
+    found = open_catalog(str(tmp_path), CatalogSettings(meaning=Meaning(ignore_value=255)))
     assert found.label_values == (0, 1)
     assert found.ignore_value == 255
     assert found.facts["a"].values == (0, 1, 255)
@@ -216,7 +217,7 @@ def test_ignored_voxels_count_neither_as_foreground_nor_as_looked_at(tmp_path: P
 
 def test_given_label_values_decide_what_background_is(tmp_path: Path) -> None:
     make(tmp_path, {"a": np.where(mask(1) == 1, 0, 7).astype(np.uint8)})
-    found = open_catalog(str(tmp_path), label_values=[7, 0])
+    found = open_catalog(str(tmp_path), CatalogSettings(meaning=Meaning(label_values=(7, 0))))
     assert found.label_values == (7, 0)
     assert found.facts["a"].foreground == pytest.approx(1 / 72)
 
@@ -308,11 +309,16 @@ def test_many_files_with_one_problem_are_one(tmp_path: Path, files: int, problem
 def test_values_outside_given_label_values_name_the_file(tmp_path: Path) -> None:
     make(tmp_path, {"a": mask(1), "b": mask(1, 3), "c": mask(9)})
     with pytest.raises(DataError) as raised:
-        open_catalog(str(tmp_path), label_values=[0, 1], ignore_value=9)
+        open_catalog(str(tmp_path), CatalogSettings(meaning=Meaning(label_values=(0, 1), ignore_value=9)))
     assert "1 of 3 masks hold the value(s) {3}, which are not among the label values {0, 1}" in str(raised.value)
     assert "(b)" in str(raised.value)
     assert "1 problem(s)" in str(raised.value)
-    assert open_catalog(str(tmp_path), label_values=[0, 1, 3], ignore_value=9).num_classes == 3
+    assert (
+        open_catalog(
+            str(tmp_path), CatalogSettings(meaning=Meaning(label_values=(0, 1, 3), ignore_value=9))
+        ).num_classes
+        == 3
+    )
 
 
 def test_channel_counts_must_agree(tmp_path: Path) -> None:
@@ -341,8 +347,8 @@ def test_smoothed_masks_are_suspected(tmp_path: Path) -> None:
     gradient = np.arange(72, dtype=np.uint8).reshape(8, 9)
     found = open_catalog(make(tmp_path, {"a": gradient}))
     assert "71 values besides 0" in found.notes[-1]
-    assert open_catalog(str(tmp_path), label_values=range(72)).notes == ()
-    assert open_catalog(str(tmp_path), mask="semantic").notes == ()
+    assert open_catalog(str(tmp_path), CatalogSettings(meaning=Meaning(label_values=tuple(range(72))))).notes == ()
+    assert open_catalog(str(tmp_path), CatalogSettings(meaning=Meaning(kind="semantic"))).notes == ()
 
 
 # --- sources --------------------------------------------------------------------------------------------------------

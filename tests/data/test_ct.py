@@ -14,7 +14,7 @@ from sizes import around
 from torch import nn
 
 from ssl_seg.data import ct
-from ssl_seg.data.catalog import Catalog, open_catalog
+from ssl_seg.data.catalog import Catalog, CatalogSettings, open_catalog
 from ssl_seg.data.ct import looks_like_ct, measure_window
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import CaseStore, cut_unit
@@ -136,7 +136,7 @@ def test_values_spread_evenly_over_the_window_have_mean_0_and_deviation_1() -> N
 def test_a_window_does_not_make_the_input_look_wrong(tmp_path: Path, *, gaps: bool) -> None:
     catalog = write(tmp_path / "ct", [scan(0)])
     if gaps:
-        catalog = open_catalog(catalog.root, reading=Reading(nodata=-1000))
+        catalog = open_catalog(catalog.root, CatalogSettings(reading=Reading(nodata=-1000)))
     window = (-200.0, 150.0)
     predictor = Predictor(Pointwise(), (12, 20, 24), torch.device("cpu"), nullcontext, window=window)
     fed = compare_inputs(predictor, CaseStore(catalog, 1, window=window), "0", 2)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ssl_seg.data.catalog import Catalog, open_catalog
+from ssl_seg.data.catalog import Catalog, CatalogSettings, open_catalog
 from ssl_seg.data.layouts.names import find_parts
 from ssl_seg.data.splits.checks import check_split
 from ssl_seg.data.splits.split import Split, make_folds, make_split
@@ -42,7 +42,7 @@ def write(root: Path, counts: dict[str, tuple[int, int]], place: str = "part out
 
 
 def read(root: Path) -> Catalog:
-    return open_catalog(str(root), groups=Path("none"))
+    return open_catalog(str(root), CatalogSettings(groups=Path("none")))
 
 
 def below(catalog: Catalog, part: str, *, labeled: bool = True) -> set[str]:
@@ -201,7 +201,7 @@ def test_leaks_between_given_folders_are_faults(tmp_path: Path, leak: str) -> No
     change, code = LEAKS[leak]
     root = write(tmp_path, {"train": (9, 0), "val": (4, 0), "test": (4, 0)})
     change(root)
-    catalog = open_catalog(str(root), groups=None if leak == "a group" else Path("none"))
+    catalog = open_catalog(str(root), CatalogSettings(groups=None if leak == "a group" else Path("none")))
     split = make_split(catalog, [])
     assert [len(part) for part in parts(split)] == [9, 4, 4]
     assert [f.code for f in check_split(split, catalog) if f.level == "fault"] == [code]

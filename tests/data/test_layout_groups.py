@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from layout_files import pairs, said, touch, write_nnunet
 
-from ssl_seg.data.catalog import find_cases, open_catalog
+from ssl_seg.data.catalog import CatalogSettings, find_cases, open_catalog
 from ssl_seg.data.layouts import find_listing
 from ssl_seg.data.layouts.groups import NO_GROUPS, infer_groups
 from ssl_seg.data.splits.split import make_split
@@ -160,7 +160,7 @@ def test_a_copy_of_a_sealed_image_is_left_out(tmp_path: Path) -> None:
             cv2.imwrite(str(tmp_path / "data" / folder / f"n{k}.png"), array)
         (tmp_path / "more").mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / "more" / f"{k}.tif"), image)
-    catalog = open_catalog(str(tmp_path / "data"), unlabeled=tmp_path / "more")
+    catalog = open_catalog(str(tmp_path / "data"), CatalogSettings(unlabeled=tmp_path / "more"))
     assert len(catalog.unlabeled) == 8
     split = make_split(catalog, [1.0])
     sealed = {i.replace("n", "unlabeled+/") for i in (*split.test, *split.val)}

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from layout_files import said, touch
 
-from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.formats.slices import sort_slices
 from ssl_seg.data.layouts import find_listing, list_images
 from ssl_seg.data.volumes import open_image, open_mask, read_image, read_mask
@@ -124,7 +124,7 @@ def test_folders_of_patients_stay_2d_images_unless_told_otherwise(tmp_path: Path
         listing, "the 3 folders of numbered images, e.g. patient0, are read as 2D images; if each is one volume"
     )
     assert {c.group for c in listing.cases} == {"patient0", "patient1", "patient2"}
-    catalog = open_catalog(str(tmp_path), layout="slices")
+    catalog = open_catalog(str(tmp_path), CatalogSettings(layout="slices"))
     assert (catalog.ndim, [c.id for c in catalog.labeled]) == (3, ["patient0", "patient1", "patient2"])
     for case, volume in zip(catalog.cases, volumes, strict=True):
         assert np.array_equal(read_image(case.image)[0], volume)

@@ -18,7 +18,7 @@ from sizes import around
 from ssl_seg.config.layers import parse_override
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.audit.meaning import _MOST_CLASSES, settle_meaning
-from ssl_seg.data.catalog import Catalog, open_catalog
+from ssl_seg.data.catalog import Catalog, CatalogSettings, open_catalog, parse_section
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.mask_values import LOOKED_AT, MaskScan, scan_mask
 from ssl_seg.data.reading import Reading
@@ -137,7 +137,7 @@ def test_classes_with_numbers_of_objects_are_refused_in_one_line(tmp_path: Path)
     with pytest.raises(DataError, match=r"1 problem\(s\) found\.\nmask_kind: .*1000 x class"):
         open_catalog(root)
     assert [f.code for f in audit(root).findings if f.level != "info"] == ["mask_kind"]
-    check_seen_is_counted(open_catalog(root, mask="instances"))
+    check_seen_is_counted(open_catalog(root, CatalogSettings(meaning=Meaning(kind="instances"))))
 
 
 def test_an_image_in_place_of_a_mask_is_no_set_of_steps(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_probabilities_are_counted_exactly(tmp_path: Path, threshold: float | No
     """In whatever of the 256 levels of the look at them the threshold lies."""
     masks = mask_sets.probabilities(np.random.default_rng(0))
     masks[0][:9, :9] = np.linspace(0.45, 0.55, 81).reshape(9, 9)
-    catalog = open_catalog(write_set(tmp_path, masks, ".npy"), threshold=threshold)
+    catalog = open_catalog(write_set(tmp_path, masks, ".npy"), CatalogSettings(meaning=Meaning(threshold=threshold)))
     check_seen_is_counted(catalog)
     np.testing.assert_array_equal(targets(catalog)[0], masks[0] > (0.5 if threshold is None else threshold))
 
@@ -265,7 +265,7 @@ def test_fractions_that_are_no_probabilities_are_refused_with_what_to_type(tmp_p
     typed = re.findall(r"--set (data\.\w+=\S+)", str(caught.value))
     settings = {key: value for text in typed for key, value in parse_override(text).values["data"].items()}
     assert settings == {"mask": "binary", "threshold": 0}
-    check_seen_is_counted(open_catalog(root, **settings))
+    check_seen_is_counted(open_catalog(root, parse_section(settings)))
     findings = audit(root).findings
     assert [f.code for f in findings if f.level == "fault"] == ["fractions"]
 

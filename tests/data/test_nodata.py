@@ -19,7 +19,7 @@ from ssl_seg.config import DataConfig
 from ssl_seg.config.layers import Layer, check_partial, validate
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.boxes import BoxReader
-from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.facts import read_facts
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.nodata import FEWEST
@@ -31,7 +31,7 @@ from ssl_seg.data.volumes import read_image
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.scoring import score_case
 from ssl_seg.inference.sliding import Predictor
-from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.labels import IGNORE_INDEX, Meaning
 
 RNG = np.random.default_rng(0)
 COLLAR = np.s_[..., :5]
@@ -99,7 +99,7 @@ def test_the_voxels_take_no_part(
 ) -> None:
     image, mask = scene(dtype, ndim)
     root = write(tmp_path / "x", [with_collar(image, value)] * 2, [mask] * 2, tag)
-    catalog = open_catalog(root, reading=reading)
+    catalog = open_catalog(root, CatalogSettings(reading=reading))
     facts = catalog.facts["0"]
     assert facts.missing == pytest.approx(5 / 32)
     assert facts.appearance is not None
@@ -191,9 +191,9 @@ def test_a_guess_is_said_and_can_be_turned_off(tmp_path: Path) -> None:
     found = {finding.code: finding for finding in audit(root).findings}
     assert found["no_data"].level == "warn"
     assert found["no_data"].cases == ("0",)
-    given = {finding.code: finding for finding in audit(root, reading=Reading(nodata=-9999)).findings}
+    given = {finding.code: finding for finding in audit(root, CatalogSettings(reading=Reading(nodata=-9999))).findings}
     assert given["no_data"].level == "info"
-    off = open_catalog(root, reading=Reading(nodata="none"))
+    off = open_catalog(root, CatalogSettings(reading=Reading(nodata="none")))
     assert not any(facts.missing for facts in off.facts.values())
     assert {i: f.content for i, f in off.facts.items()} == {i: f.content for i, f in catalog.facts.items()}
 
@@ -203,14 +203,14 @@ def test_nan_is_refused_with_the_setting_that_leaves_it_out(tmp_path: Path) -> N
     root = write(tmp_path / "x", [with_collar(image, np.nan)], [mask])
     with pytest.raises(DataError, match=r"data\.nonfinite=ignore"):
         open_catalog(root)
-    assert open_catalog(root, reading=IGNORE).facts["0"].missing > 0
+    assert open_catalog(root, CatalogSettings(reading=IGNORE)).facts["0"].missing > 0
 
 
 def test_an_image_of_nothing_else_is_a_fault(tmp_path: Path) -> None:
     image, mask = scene()
     root = write(tmp_path / "x", [image, np.full_like(image, np.nan)], [mask] * 2)
     with pytest.raises(DataError, match="no voxel has data"):
-        open_catalog(root, reading=IGNORE)
+        open_catalog(root, CatalogSettings(reading=IGNORE))
 
 
 def test_a_color_is_no_gap_where_one_channel_is_black(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_color_is_no_gap_where_one_channel_is_black(tmp_path: Path) -> None:
 def test_a_gap_of_one_channel_alone_is_filled_and_not_ignored(tmp_path: Path) -> None:
     image, mask = scene()
     root = write(tmp_path / "x", [np.stack([with_collar(image, np.nan), image])] * 2, [mask] * 2)
-    catalog = open_catalog(root, reading=replace(IGNORE, axes="CYX"))
+    catalog = open_catalog(root, CatalogSettings(reading=replace(IGNORE, axes="CYX")))
     case = CaseStore(catalog, 2).load("0")
     np.testing.assert_array_equal(case.target, mask)
     assert np.isfinite(case.intensity.to_unit(case.image[:, 0:24, 0:32])).all()
@@ -262,10 +262,10 @@ class TestMasksThatSayNothing:
         image, mask = scene("u2")
         nothing = np.full_like(mask, 255)
         root = write(tmp_path / "x", [image + n for n in range(3)], [mask, mask, nothing])
-        catalog = open_catalog(root, ignore_value=255)
+        catalog = open_catalog(root, CatalogSettings(meaning=Meaning(ignore_value=255)))
         assert [case.id for case in catalog.unlabeled] == ["2"]
         assert any("1 mask(s) ignore every voxel (2)" in note for note in catalog.notes)
-        result = audit(root, ignore_value=255)
+        result = audit(root, CatalogSettings(meaning=Meaning(ignore_value=255)))
         assert result.summary["counts"]["labeled"] == 2
         assert result.summary["foreground"]["empty"] == 0
         codes = {finding.code for finding in result.findings}
@@ -280,13 +280,15 @@ class TestMasksThatSayNothing:
         few = np.full_like(mask, 255)
         few[: round(annotated * len(few))] = 0
         root = write(tmp_path / "x", [image + n for n in range(3)], [mask, mask, few])
-        codes = {finding.code for finding in audit(root, ignore_value=255).findings}
+        codes = {finding.code for finding in audit(root, CatalogSettings(meaning=Meaning(ignore_value=255))).findings}
         assert ("empty_masks" in codes) == negative
 
     def test_shares_are_of_the_voxels_that_count(self, tmp_path: Path) -> None:
         image, mask = scene("u2")
         mask = np.where(np.arange(32) < 16, mask, 255).astype(np.uint8)
-        catalog = open_catalog(write(tmp_path / "x", [image], [mask]), ignore_value=255)
+        catalog = open_catalog(
+            write(tmp_path / "x", [image], [mask]), CatalogSettings(meaning=Meaning(ignore_value=255))
+        )
         assert catalog.facts["0"].foreground == pytest.approx((mask == 1).sum() / (mask < 255).sum())
         assert catalog.facts["0"].annotated == 0.5
 
@@ -306,19 +308,22 @@ class TestSparseLabels:
 
     def test_ignoring_zero_is_enough(self, tmp_path: Path) -> None:
         root, masks = self.scribbled(tmp_path / "x")
-        catalog = open_catalog(root, ignore_value=0)
+        catalog = open_catalog(root, CatalogSettings(meaning=Meaning(ignore_value=0)))
         assert catalog.label_values == (1, 2)
         target = CaseStore(catalog, 1).load("0").target
         np.testing.assert_array_equal(target, np.array([IGNORE_INDEX, 0, 1])[masks[0]])
         assert catalog.facts["0"].foreground == pytest.approx((masks[0] == 2).sum() / (masks[0] > 0).sum())
-        result = audit(root, ignore_value=0)
+        result = audit(root, CatalogSettings(meaning=Meaning(ignore_value=0)))
         assert result.meaning.label_values == (1, 2)
         assert result.summary["faults"] == 0
-        assert audit(root, ignore_value=0, label_values=(1, 2)).summary["foreground"] == result.summary["foreground"]
+        assert (
+            audit(root, CatalogSettings(meaning=Meaning(ignore_value=0, label_values=(1, 2)))).summary["foreground"]
+            == result.summary["foreground"]
+        )
 
     def test_more_classes(self, tmp_path: Path) -> None:
         root, _ = self.scribbled(tmp_path / "x", classes=3, annotated=1)
-        assert open_catalog(root, ignore_value=0).label_values == (1, 2, 3)
+        assert open_catalog(root, CatalogSettings(meaning=Meaning(ignore_value=0))).label_values == (1, 2, 3)
 
     @pytest.mark.parametrize("ignored", [0, 1, 2, 255])
     def test_the_value_to_ignore_can_be_given_alone(self, ignored: int) -> None:
@@ -337,7 +342,10 @@ class TestSparseLabels:
         self, tmp_path: Path, annotated: float, settings: dict, hinted: bool
     ) -> None:
         root, _ = self.scribbled(tmp_path / "x", annotated=annotated)
-        found = {finding.code: finding.message for finding in audit(root, **settings).findings}
+        found = {
+            finding.code: finding.message
+            for finding in audit(root, CatalogSettings(meaning=Meaning(**settings))).findings
+        }
         assert ("perhaps_sparse" in found) == hinted
         if hinted:
             assert "--set data.ignore_value=0 --set 'data.label_values=[1, 2]'" in found["perhaps_sparse"]

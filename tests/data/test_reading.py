@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from ssl_seg.config import DataConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.data.audit.doctor import audit
-from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.disk_cache import WORTH_A_COPY, DiskCache, open_copy
 from ssl_seg.data.formats import stored
 from ssl_seg.data.reading import Reading
@@ -115,9 +115,9 @@ def write_channels(folder: Path, images: int = 3) -> str:
 
 def test_a_data_set_is_read_by_its_axes_everywhere(tmp_path: Path) -> None:
     root, reading = write_channels(tmp_path / "data"), Reading("CYX")
-    catalog = open_catalog(root, reading=reading)
+    catalog = open_catalog(root, CatalogSettings(reading=reading))
     assert (catalog.channels, catalog.ndim, catalog.reading) == (5, 2, reading)
-    assert audit(root, reading=reading).summary["faults"] == 0
+    assert audit(root, CatalogSettings(reading=reading)).summary["faults"] == 0
     for memory in (2**31, 0):  # whole, and by box
         store = CaseStore(catalog, 5, memory)
         np.testing.assert_array_equal(store.load("1").image[:, 0:20, 0:24], FIVE + 1)

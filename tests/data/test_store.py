@@ -26,12 +26,13 @@ from ssl_seg.config import AugmentConfig
 from ssl_seg.data import disk_cache
 from ssl_seg.data import store as store_module
 from ssl_seg.data.boxes import BoxReader
-from ssl_seg.data.catalog import Catalog, open_catalog
+from ssl_seg.data.catalog import Catalog, CatalogSettings, open_catalog
 from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache, open_disk_cache
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import CaseStore, _choose_ranks, _find_foreground, cut_unit, decoded_bytes
 from ssl_seg.errors import DataError
+from ssl_seg.labels import Meaning
 
 SHAPE = (12, 20, 24)
 
@@ -91,7 +92,7 @@ class TestByBox:
             image[2:5] = np.nan
         (tmp_path / "images").mkdir()
         np.save(tmp_path / "images" / "a.npy", image)
-        data = open_catalog(str(tmp_path), reading=Reading(nonfinite="ignore"))
+        data = open_catalog(str(tmp_path), CatalogSettings(reading=Reading(nonfinite="ignore")))
         near = CaseStore(data, 3).load("a").intensity
         monkeypatch.setattr(store_module, "iterate_blocks", None)
         far = CaseStore(data, 3, 1).load("a").intensity
@@ -177,7 +178,7 @@ class TestByBox:
         places = np.sort(np.random.default_rng(voxels).choice(mask.size, voxels, replace=False))
         mask.flat[places] = 1
         tifffile.imwrite(folder / "masks" / "0.tif", mask, photometric="minisblack")
-        catalog = open_catalog(str(folder), label_values=(0, 1))
+        catalog = open_catalog(str(folder), CatalogSettings(meaning=Meaning(label_values=(0, 1))))
         for max_bytes in (2**31, 1):
             foreground = CaseStore(catalog, 1, max_bytes).load("0").foreground
             points = np.concatenate([np.empty((0, 3), int), *foreground])
@@ -443,7 +444,7 @@ class TestResampling:
             image = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
             cv2.imwrite(str(folder / "images" / "a.png"), image if kind == "color" else image[..., 0])
             cv2.imwrite(str(folder / "masks" / "a.png"), (image[..., 0] > 200).astype(np.uint8))
-            to, spacing, data, channels = (1.0, 2.0), (2.0, 1.0), open_catalog(str(folder), tiles=1), 3
+            to, spacing, data, channels = (1.0, 2.0), (2.0, 1.0), open_catalog(str(folder), CatalogSettings(tiles=1)), 3
         if kind == "part":
             case = replace(scans.cases[0], region=((2, 7), (0, 10), (3, 12)))
             facts = {"a": replace(scans.facts["a"], shape=(5, 10, 9))}
@@ -490,7 +491,7 @@ class TestResampling:
 
 
 def test_a_label_map_joins_classes(tmp_path: Path) -> None:
-    catalog = open_catalog(str(write(tmp_path / "plain")), label_map={2: 1})
+    catalog = open_catalog(str(write(tmp_path / "plain")), CatalogSettings(meaning=Meaning(label_map={2: 1})))
     assert catalog.label_values == (0, 1)
     target = CaseStore(catalog, 1).load("0").target
     np.testing.assert_array_equal(target, volume(0) > 150)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from ssl_seg.cli import app
 from ssl_seg.data import volumes
 from ssl_seg.data.audit.doctor import audit
-from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.splits.split import make_folds, make_split
 from ssl_seg.data.store import CaseStore
@@ -146,8 +146,8 @@ def test_fewer_than_three_labeled_images_are_cut_where_they_are_large(
     assert len(catalog.labeled) == labeled
     notes = [note for note in catalog.notes if "parts of" in note]
     assert len(notes) == (labeled != len(shapes))
-    assert open_catalog(str(root), tiles=catalog.tiles).cases == catalog.cases
-    assert len(open_catalog(str(root), tiles=1).labeled) == len(shapes)
+    assert open_catalog(str(root), CatalogSettings(tiles=catalog.tiles)).cases == catalog.cases
+    assert len(open_catalog(str(root), CatalogSettings(tiles=1)).labeled) == len(shapes)
     if labeled >= 3:
         split = make_split(catalog, [1.0])
         regions = {
@@ -196,7 +196,7 @@ def test_large_images_are_cut_into_up_to_sixty_roomy_parts(side: int, parts: int
 def test_parts_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
     root = write(tmp_path, [(96, 96)] * 4)
     with pytest.raises(DataError, match=r"data\.tiles=4: the largest labeled image is 96 x 96\. Images are cut"):
-        open_catalog(str(root), tiles=4)
+        open_catalog(str(root), CatalogSettings(tiles=4))
 
 
 def test_one_large_image_is_trained_scored_and_predicted(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from typer.testing import CliRunner
 from ssl_seg.cli.data_audit import data_audit
 from ssl_seg.cli.data_audit_picture import make_charts, read_sample
 from ssl_seg.data.audit.doctor import audit
+from ssl_seg.data.catalog import CatalogSettings
 from ssl_seg.data.synthetic import generate, write_dataset
 from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.labels import Meaning
 from ssl_seg.report.audit_figure import COLUMNS, Chart, Sample, choose_cases, plot_audit
 
 RED = (220 / 255, 20 / 255, 60 / 255, 1.0)
@@ -232,7 +234,9 @@ def test_values_without_a_class_and_ignored_ones(folder: Path) -> None:
     mask = np.zeros((128, 128), np.uint8)
     mask[0], mask[1], mask[2], mask[3] = 1, 9, 255, 7
     write(Path(str(case.mask)), mask)
-    result = audit(str(folder), label_values=[0, 1], label_map={7: 1}, ignore_value=255)
+    result = audit(
+        str(folder), CatalogSettings(meaning=Meaning(label_values=(0, 1), label_map={7: 1}, ignore_value=255))
+    )
     sample = read_sample(case, result, faulty=False)
     assert sample.target is not None
     assert sample.target[:5, 0].tolist() == [1, 2, -1, 1, 0]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ssl_seg.config import AugmentConfig
-from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.store import CaseStore
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.run.pretraining.masking import (
@@ -136,7 +136,7 @@ def test_patches_are_those_of_the_image_and_gaps_and_what_lies_outside_are_not_s
         np.save(tmp_path / "masks" / f"{n}.npy", (image > 0).astype(np.uint8))
     from ssl_seg.data.reading import make_reading
 
-    catalog = open_catalog(str(tmp_path), reading=make_reading({"nonfinite": "ignore"}))
+    catalog = open_catalog(str(tmp_path), CatalogSettings(reading=make_reading({"nonfinite": "ignore"})))
     store, ids = CaseStore(catalog, 1), tuple(case.id for case in catalog.cases)
     probe = make_masked_probe(store, ids, 7, (32, 32), 0)
     assert len(probe.image) == 7  # more than there are images

@@ -19,7 +19,7 @@ from torch import nn
 
 from ssl_seg.config import Config
 from ssl_seg.config.layers import Layer, nest
-from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.splits.files import load_split, save_split, split_from_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import CheckpointError, ConfigError, RefusedError, RunDirError
@@ -285,7 +285,7 @@ def test_parts_and_wholes(tmp_path: Path) -> None:
         result = pretrain_tiny(tmp_path / f"p{tiles}", tmp_path / "data", short, {"data": {"tiles": tiles}})
         state[tiles] = load_pretraining(result.run.path)
         splits[tiles] = split_from_dict(state[tiles].split)
-        catalogs[tiles] = open_catalog(str(tmp_path / "data"), tiles=tiles)
+        catalogs[tiles] = open_catalog(str(tmp_path / "data"), CatalogSettings(tiles=tiles))
     check_seen(state[4], "p", splits[4], catalogs[4], near_copies=False)
     for seen, tiles in ((1, 4), (4, 1), (4, 9), (9, 4)):
         moved = move_into_validation(splits[tiles], catalogs[tiles], state[seen])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
 
 from ssl_seg.data.facts import Appearance, CaseFacts, format_size
-from ssl_seg.data.findings import Finding
+from ssl_seg.data.findings import Finding, report
 from ssl_seg.data.grids import SPACING_TOLERANCE
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.reading import Reading
@@ -44,7 +44,7 @@ FEW_GROUPS = 10
 
 
 def check_kinds(facts: Facts) -> Iterator[Finding]:
-    """All cases are images or all are volumes, with one number of channels; gray may come with color."""
+    """Check that all cases are images, or all are volumes, with one number of channels; gray may come with color."""
     for what, kind_of in (
         ("images and volumes", {i: f"{len(f.shape)}D" for i, f in facts.items()}),
         ("channel counts", {i: f"{f.channels} channel(s)" for i, f in facts.items()}),
@@ -58,18 +58,17 @@ def check_kinds(facts: Facts) -> Iterator[Finding]:
             yield Finding("mixed_kinds", "fault", message, rarer)
 
 
-def check_dtypes(facts: Facts) -> Iterator[Finding]:
-    """Images of several types were probably exported in several ways."""
+def check_dtypes(facts: Facts) -> list[Finding]:
+    """Report images of several types, which were probably exported in several ways."""
     kinds = Counter(f.dtype for f in facts.values()).most_common()
-    if len(kinds) > 1:
-        rarer = tuple(i for i, f in facts.items() if f.dtype != kinds[0][0])
-        listed = ", ".join(f"{n} {dtype}" for dtype, n in kinds)
-        message = f"images of several types: {listed}. Check that gray values mean the same in all of them."
-        yield Finding("mixed_dtypes", "info", message, rarer)
+    rarer = [i for i, f in facts.items() if f.dtype != kinds[0][0]]
+    listed = ", ".join(f"{n} {dtype}" for dtype, n in kinds)
+    message = f"images of several types: {listed}. Check that gray values mean the same in all of them."
+    return report("mixed_dtypes", "info", message, rarer)
 
 
 def check_sizes(facts: Facts) -> Iterator[Finding]:
-    """Images far from the usual size are worth a look: thumbnails, mosaics, crops."""
+    """Report images far from the usual size: thumbnails, mosaics, crops."""
     sizes = {i: prod(f.shape) for i, f in facts.items()}
     median = float(np.median(list(sizes.values()))) if sizes else 0.0
     outliers = tuple(i for i, size in sizes.items() if not median / SIZE_FACTOR <= size <= median * SIZE_FACTOR)
@@ -83,7 +82,7 @@ def check_sizes(facts: Facts) -> Iterator[Finding]:
 
 
 def check_spacing(facts: Facts) -> Iterator[Finding]:
-    """Voxels are of one size, or the network sees the same object in several sizes."""
+    """Check that voxels are of one size; if not, the network sees the same object in several sizes."""
     known = {i: f.spacing for i, f in facts.items() if f.spacing is not None}
     if not known:
         return
@@ -106,41 +105,38 @@ def check_spacing(facts: Facts) -> Iterator[Finding]:
             yield Finding("mixed_spacing", "info", message)
 
 
-def check_doubts(facts: Facts) -> Iterator[Finding]:
-    """Image and mask are paired voxel by voxel, whatever formats that are often wrong about it say of their places."""
+def check_doubts(facts: Facts) -> list[Finding]:
+    """Report headers that doubt that image and mask lie on each other; they are paired voxel by voxel all the same."""
     doubts = {i: f.doubt for i, f in facts.items() if f.doubt is not None}
-    if doubts:
-        message = (
-            f"{len(doubts)} mask(s) may not lie on their image, and are paired with it voxel by voxel: "
-            f"{next(iter(doubts.values()))}. Look at them (`ssl-seg data audit --figure`); correct the headers."
-        )
-        yield Finding("grid_doubt", "warn", message, tuple(doubts))
+    message = (
+        f"{len(doubts)} mask(s) may not lie on their image, and are paired with it voxel by voxel: "
+        f"{next(iter(doubts.values()), '')}. Look at them (`ssl-seg data audit --figure`); correct the headers."
+    )
+    return report("grid_doubt", "warn", message, doubts)
 
 
-def check_constant_images(facts: Facts) -> Iterator[Finding]:
-    """An image of one value shows nothing; with foreground in its mask it teaches noise."""
-    constant = {i: f for i, f in facts.items() if f.appearance is not None and f.appearance.low == f.appearance.high}
-    taught = tuple(i for i, f in constant.items() if f.foreground)
-    if taught:
-        message = f"{len(taught)} image(s) of one single value have foreground in their mask. Export them again."
-        yield Finding("constant_image", "fault", message, taught)
-    others = tuple(i for i in constant if i not in taught)
-    if others:
-        message = f"{len(others)} image(s) have one single value. Remove them, unless they are blank tiles."
-        yield Finding("constant_image", "warn", message, others)
+def check_constant_images(facts: Facts) -> list[Finding]:
+    """Report images of one value, which show nothing; with foreground in their mask they teach noise."""
+    constant = [i for i, f in facts.items() if f.appearance is not None and f.appearance.low == f.appearance.high]
+    taught = [i for i in constant if facts[i].foreground]
+    others = [i for i in constant if not facts[i].foreground]
+    single = "image(s) of one single value have foreground in their mask. Export them again."
+    blank = "image(s) have one single value. Remove them, unless they are blank tiles."
+    return [
+        *report("constant_image", "fault", f"{len(taught)} {single}", taught),
+        *report("constant_image", "warn", f"{len(others)} {blank}", others),
+    ]
 
 
-def check_two_values(facts: Facts) -> Iterator[Finding]:
-    """An image of two values is rather a mask."""
-    looks = _varied(facts)
-    found = tuple(i for i, a in looks.items() if a.at_low + a.at_high > 1 - 1e-9)
-    if found:
-        message = f"{len(found)} image(s) have two values only. Are they masks? Put the gray or color images there."
-        yield Finding("mask_as_image", "warn", message, found)
+def check_two_values(facts: Facts) -> list[Finding]:
+    """Report images of two values, which are rather masks."""
+    found = [i for i, a in _varied(facts).items() if a.at_low + a.at_high > 1 - 1e-9]
+    message = f"{len(found)} image(s) have two values only. Are they masks? Put the gray or color images there."
+    return report("mask_as_image", "warn", message, found)
 
 
 def check_saturation(facts: Facts) -> Iterator[Finding]:
-    """Few images may be clipped; where most of them are, it is how this data set looks (white paper, black sky)."""
+    """Report clipped images; where most of them are, it is how this data set looks (white paper, black sky)."""
     looks = {i: a for i, a in _varied(facts).items() if a.at_low + a.at_high <= 1 - 1e-9}
     for share_of, limit, extreme in (
         ({i: a.at_high for i, a in looks.items()}, SATURATED, "largest"),
@@ -157,7 +153,7 @@ def check_saturation(facts: Facts) -> Iterator[Finding]:
 
 
 def check_missing_masks(cases: Sequence[Case]) -> Iterator[Finding]:
-    """Say how many masks are missing: such cases are unlabeled, which an empty mask is not."""
+    """Report how many masks are missing: such cases are unlabeled, which an empty mask is not."""
     missing = tuple(c.id for c in cases if c.mask is None)
     if len(missing) == len(cases):
         message = f"none of the {len(cases)} images has a mask: nothing can be trained or evaluated. {REMEDIES}"
@@ -170,26 +166,25 @@ def check_missing_masks(cases: Sequence[Case]) -> Iterator[Finding]:
         yield Finding("unlabeled", "info", message, missing)
 
 
-def check_few_labeled(cases: Sequence[Case], *, cut: bool) -> Iterator[Finding]:
-    """Say where training, validation and test cannot have a labeled image each, nor parts of one."""
-    labeled = tuple(c.id for c in cases if c.mask is not None)
-    if cut or not 0 < len(labeled) < FEWEST:
-        return
+def check_few_labeled(cases: Sequence[Case], *, cut: bool) -> list[Finding]:
+    """Report that training, validation and test cannot have a labeled image each, nor parts of one."""
+    labeled = [c.id for c in cases if c.mask is not None]
+    if cut or len(labeled) >= FEWEST:
+        return []
     lacks = "nothing can be trained: validation needs another" if len(labeled) == 1 else "the test list will be empty"
     message = f"{len(labeled)} labeled image(s): {lacks}. Label more images. {describe_limit()}"
-    yield Finding("few_labeled", "warn", message, labeled)
+    return report("few_labeled", "warn", message, labeled)
 
 
-def check_unannotated(cases: Sequence[Case], facts: Facts) -> Iterator[Finding]:
-    """A mask that ignores every voxel says nothing: not even that there is nothing to find."""
-    found = tuple(c.id for c in cases if c.mask is not None and c.id in facts and facts[c.id].values is None)
-    if found:
-        message = f"{len(found)} mask(s) ignore every voxel ({found[0]}): these images are used as unlabeled."
-        yield Finding("nothing_annotated", "warn", message, found)
+def check_unannotated(cases: Sequence[Case], facts: Facts) -> list[Finding]:
+    """Report masks that ignore every voxel and so say nothing: not even that there is nothing to find."""
+    found = [c.id for c in cases if c.mask is not None and c.id in facts and facts[c.id].values is None]
+    message = f"{len(found)} mask(s) ignore every voxel ({', '.join(found[:1])}): these images are used as unlabeled."
+    return report("nothing_annotated", "warn", message, found)
 
 
 def check_nodata(facts: Facts, reading: Reading, *, is_guess: bool) -> Iterator[Finding]:
-    """Say which voxels are left out because there is no data, and whether that is a guess."""
+    """Report which voxels are left out because there is no data, and whether that is a guess."""
     found = {i: f.missing for i, f in facts.items() if f.missing}
     if not found:
         return
@@ -207,7 +202,7 @@ def check_nodata(facts: Facts, reading: Reading, *, is_guess: bool) -> Iterator[
 
 
 def check_empty_masks(facts: Facts) -> Iterator[Finding]:
-    """Judge the share of empty masks by the limits of a training report.
+    """Report the share of empty masks, judged by the limits of a training report.
 
     A mask that ignores most voxels and has no foreground in the others does not say that there is nothing to find.
     """
@@ -237,7 +232,7 @@ def check_empty_masks(facts: Facts) -> Iterator[Finding]:
 
 
 def check_full_masks(facts: Facts) -> Iterator[Finding]:
-    """A mask without any background is rarely meant."""
+    """Report masks without any background, which are rarely meant."""
     labeled = _foreground(facts)
     full = tuple(i for i, share in labeled.items() if share == 1 and facts[i].is_constant_mask)
     if full and len(full) == len(labeled):
@@ -261,27 +256,25 @@ def check_full_masks(facts: Facts) -> Iterator[Finding]:
         yield Finding("full_mask", "warn", message, full)
 
 
-def check_tiny_foreground(facts: Facts) -> Iterator[Finding]:
-    """Masks with a few voxels of foreground are often slips of the brush."""
-    tiny = tuple(i for i, share in _foreground(facts).items() if 0 < share < TINY_FOREGROUND)
-    if tiny:
-        message = f"{len(tiny)} mask(s) have less than {TINY_FOREGROUND:.2%} foreground. Look for stray voxels."
-        yield Finding("tiny_foreground", "info", message, tiny)
+def check_tiny_foreground(facts: Facts) -> list[Finding]:
+    """Report masks with a few voxels of foreground, which are often slips of the brush."""
+    tiny = [i for i, share in _foreground(facts).items() if 0 < share < TINY_FOREGROUND]
+    message = f"{len(tiny)} mask(s) have less than {TINY_FOREGROUND:.2%} foreground. Look for stray voxels."
+    return report("tiny_foreground", "info", message, tiny)
 
 
-def check_declared(declared: Mapping[str, bool], facts: Facts) -> Iterator[Finding]:
-    """What a manifest calls segmented has foreground; only a warning, as a negative may be called segmented too."""
-    empty = tuple(i for i, share in _foreground(facts).items() if share == 0 and declared.get(i))
-    if empty:
-        message = (
-            f"{len(empty)} case(s) have has_segmentation=true and an EMPTY mask. If nobody has labeled them, set it "
-            "to false; if there is nothing to find in them, leave it."
-        )
-        yield Finding("has_segmentation_disagrees", "warn", message, empty)
+def check_declared(declared: Mapping[str, bool], facts: Facts) -> list[Finding]:
+    """Report cases that a manifest calls segmented and that have no foreground; a negative may be called so too."""
+    empty = [i for i, share in _foreground(facts).items() if share == 0 and declared.get(i)]
+    message = (
+        f"{len(empty)} case(s) have has_segmentation=true and an EMPTY mask. If nobody has labeled them, set it "
+        "to false; if there is nothing to find in them, leave it."
+    )
+    return report("has_segmentation_disagrees", "warn", message, empty)
 
 
 def check_groups(cases: Sequence[Case]) -> Iterator[Finding]:
-    """Few groups, or one that holds most cases, leave little choice for a split."""
+    """Report few groups, or one that holds most cases: they leave little choice for a split."""
     sizes = np.array(list(Counter(groups_of(cases).values()).values()), dtype=float)
     if not sizes.size:
         return
@@ -294,13 +287,28 @@ def check_groups(cases: Sequence[Case]) -> Iterator[Finding]:
         yield Finding("few_groups", "info", message)
 
 
+CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
+    check_empty_masks,
+    check_full_masks,
+    check_tiny_foreground,
+    check_constant_images,
+    check_two_values,
+    check_saturation,
+    check_dtypes,
+    check_sizes,
+    check_spacing,
+    check_doubts,
+)
+"""Rules that need nothing but the facts of all cases."""
+
+
 def groups_of(cases: Sequence[Case]) -> dict[str, str]:
     """Return the group of each case, its own id where it has none; empty if no case has a group."""
     return {c.id: c.group or c.id for c in cases} if any(c.group for c in cases) else {}
 
 
 def _varied(facts: Facts) -> dict[str, Appearance]:
-    """Return how the images look that have more than one value."""
+    """Return the appearance of the images that have more than one value."""
     looks = {i: f.appearance for i, f in facts.items()}
     return {i: a for i, a in looks.items() if a is not None and a.low < a.high}
 
