@@ -81,10 +81,13 @@ class AlikePair:
 class Likeness:
     """What looks alike: ``copies`` are sets of images that are one, largest first, each with the most connected first.
 
+    ``exact`` are sets of cases with the same image, constant images aside; of ``find_likeness`` there are none.
+
     Every image of a set is a copy of the first one: no chain leads from image to image. ``crowds`` are sets that are
     too large to be copies, see ``CROWD_SHARE``. ``pairs`` are not in one set; the most alike first, up to 8 an image.
     """
 
+    exact: tuple[Cluster, ...] = ()
     copies: tuple[Cluster, ...] = ()
     crowds: tuple[Cluster, ...] = ()
     pairs: tuple[AlikePair, ...] = ()
@@ -103,16 +106,18 @@ def compare_cases(facts: Mapping[str, CaseFacts], root: str | None = None) -> Li
     cases_of: dict[str, list[str]] = defaultdict(list)
     thumbnails = {}
     for case_id, found in sorted(facts.items()):
-        if found.appearance is not None and not is_constant(found.image):
+        if not is_constant(found.image):
             cases_of[found.image].append(case_id)
-            thumbnails[found.image] = found.appearance.thumbnail
+            if found.appearance is not None:
+                thumbnails[found.image] = found.appearance.thumbnail
     images = _find_kept(thumbnails, root) if len(thumbnails) > _EXACT else find_likeness(thumbnails)
     copies, crowds = (
         tuple(tuple(case for image in cluster for case in cases_of[image]) for cluster in clusters)
         for clusters in (images.copies, images.crowds)
     )
     ends = [(sorted((cases_of[p.first][0], cases_of[p.second][0])), p.likeness) for p in images.pairs]
-    return Likeness(copies, crowds, _rank([AlikePair(first, second, value) for (first, second), value in ends]))
+    exact = tuple(tuple(cases) for cases in cases_of.values() if len(cases) > 1)
+    return Likeness(exact, copies, crowds, _rank([AlikePair(first, second, value) for (first, second), value in ends]))
 
 
 def _find_kept(thumbnails: Mapping[str, Vectors], root: str | None) -> Likeness:
@@ -124,7 +129,7 @@ def _find_kept(thumbnails: Mapping[str, Vectors], root: str | None) -> Likeness:
             kept = json.loads(path.read_text())
             if kept["key"] == key:
                 copies, crowds = (tuple(map(tuple, kept[name])) for name in ("copies", "crowds"))
-                return Likeness(copies, crowds, tuple(AlikePair(**pair) for pair in kept["pairs"]))
+                return Likeness((), copies, crowds, tuple(AlikePair(**pair) for pair in kept["pairs"]))
     found = find_likeness(thumbnails)
     for path in places:
         with suppress(OSError):
@@ -162,7 +167,7 @@ def find_likeness(thumbnails: Mapping[str, Vectors]) -> Likeness:
         pairs += [AlikePair(ids[first], ids[second], min(value, 1.0)) for first, second, value in found]
     for sets in (copies, crowds):
         sets.sort(key=lambda cluster: (-len(cluster), cluster))
-    return Likeness(tuple(copies), tuple(crowds), _rank(pairs))
+    return Likeness((), tuple(copies), tuple(crowds), _rank(pairs))
 
 
 def _rank(pairs: list[AlikePair]) -> tuple[AlikePair, ...]:

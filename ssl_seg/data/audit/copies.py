@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ssl_seg.data.content import is_constant
 from ssl_seg.data.duplicates import AlikePair, compare_cases
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding, Level, name_ends, report
@@ -39,12 +37,8 @@ def find_copies(facts: Mapping[str, CaseFacts], groups: Mapping[str, str], root:
         root: see ``compare_cases``.
     """
     likeness = compare_cases(facts, root)
-    by_content: dict[str, list[str]] = defaultdict(list)
-    for case_id, found in facts.items():
-        if not is_constant(found.image):
-            by_content[found.image].append(case_id)
     return Copies(
-        exact=tuple(tuple(ids) for ids in by_content.values() if len(ids) > 1),
+        exact=likeness.exact,
         near=tuple(tuple(sorted(c)) for c in likeness.copies),
         crowds=likeness.crowds,
         alike=tuple(p for p in likeness.pairs if not groups or groups[p.first] != groups[p.second]),

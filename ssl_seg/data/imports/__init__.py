@@ -17,7 +17,7 @@ from ssl_seg.data.formats.stored import name_errors
 from ssl_seg.data.imports import dicom, outlines
 from ssl_seg.data.imports.outlines import Images, Labels, Shape
 from ssl_seg.data.imports.shapes import Size
-from ssl_seg.data.layouts.files import walk_files
+from ssl_seg.data.layouts.files import add_image, walk_files
 from ssl_seg.data.layouts.listing import CLASSES_FILE
 from ssl_seg.data.layouts.names import place_of
 from ssl_seg.data.volumes import is_image, open_image, split_suffix, write_mask
@@ -150,9 +150,7 @@ def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list
     for path in images:
         case_id, suffix = split_suffix(path.relative_to(common).as_posix())
         case_id = place_of(case_id).bare  # a folder images/ inside of images/ would say something else there
-        if case_id in owners:
-            raise DataError(f"{owners[case_id]} and {path} would both be the case {case_id}. Rename one of them.")
-        owners[case_id] = path
+        add_image(owners, case_id, path)
         _link(path, out / "images" / f"{case_id}{suffix}")
         if path in labels.shapes:
             shapes, size = labels.shapes[path], _size_of(path, labels.sizes.get(path))

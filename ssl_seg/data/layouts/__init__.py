@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts import folders, hdf5, manifest, nnunet, slices
-from ssl_seg.data.layouts.files import find_stacks, make_id, walk_files
+from ssl_seg.data.layouts.files import add_image, find_stacks, make_id, walk_files
 from ssl_seg.data.layouts.groups import NO_GROUPS, infer_groups, read_groups
 from ssl_seg.data.layouts.listing import CLASSES_FILE, Case, Listing
 from ssl_seg.data.layouts.names import role_of
@@ -208,19 +208,19 @@ def _join(listing: Listing, folder: Path) -> Listing:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder for further unlabeled images. If it has moved, give --unlabeled.")
     known = {os.path.realpath(case.image.partition("::")[0]) for case in listing.cases}
-    cases = {case.id: case for case in listing.cases}
+    images = {case.id: Path(case.image) for case in listing.cases}
+    cases = list(listing.cases)
     found = list_images(folder, listing.layout)
     further = [(n, files) for n, files in found if os.path.realpath(files[0].partition("::")[0]) not in known]
     if not found:
         raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
     for name, (image, *more) in further:
-        case = Case(EXTRA + name, image, None, None, tuple(more))
-        if (first := cases.setdefault(case.id, case)) is not case:
-            raise DataError(f"{first.image} and {image} would both be the case {case.id}. Rename one of them.")
+        add_image(images, EXTRA + name, Path(image))
+        cases.append(Case(EXTRA + name, image, None, None, tuple(more)))
     notes = (*listing.notes, f"{len(further)} unlabeled image(s) are taken from {folder}")
     if left := len(found) - len(further):
         notes += (f"{left} image(s) of {folder} are cases of the data set already",)
-    return replace(listing, cases=tuple(cases[i] for i in sorted(cases)), notes=notes)
+    return replace(listing, cases=tuple(sorted(cases, key=lambda case: case.id)), notes=notes)
 
 
 def _with_groups(listing: Listing, folder: Path, groups: Path | None) -> Listing:

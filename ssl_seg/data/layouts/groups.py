@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -10,6 +9,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from ssl_seg.data.layouts.names import PARTS, UNLABELED
+from ssl_seg.data.layouts.table import read_table
 from ssl_seg.data.volumes import split_suffix
 from ssl_seg.errors import DataError, did_you_mean, name_examples
 
@@ -73,13 +73,17 @@ def read_groups(path: Path, ids: Collection[str]) -> tuple[dict[str, str], tuple
     Raises:
         DataError: if the file is not of that form, gives a case two groups, or may be misspelt.
     """
+    columns, rows = read_table(path, ("name", "group"))
+    if not {"name", "group"} <= set(columns):
+        raise DataError(f"{path}: the first line must be 'name,group', found '{','.join(columns)}'.")
     group_of: dict[str, str] = {}
-    for line, name, group in _read_rows(path):
+    for row in rows:
+        name, group = normalize("NFC", row.cells["name"]), row.cells["group"]
         case_id = name if name in ids else split_suffix(name)[0]
         if not name or not group:
-            raise DataError(f"{path}, line {line}: name and group must not be empty.")
+            raise DataError(f"{row.where}: name and group must not be empty.")
         if group_of.setdefault(case_id, group) != group:
-            raise DataError(f"{path}, line {line}: '{name}' is in two groups, '{group_of[case_id]}' and '{group}'.")
+            raise DataError(f"{row.where}: '{name}' is in two groups, '{group_of[case_id]}' and '{group}'.")
     unknown, missing = sorted(set(group_of) - set(ids)), sorted(set(ids) - set(group_of))
     if unknown and missing:
         raise DataError(
@@ -93,20 +97,3 @@ def read_groups(path: Path, ids: Collection[str]) -> tuple[dict[str, str], tuple
     if missing:
         notes += (f"{len(missing)} case(s) are not in {path.name}; each is its own group ({name_examples(missing)})",)
     return {i: g for i, g in group_of.items() if i in ids}, notes
-
-
-def _read_rows(path: Path) -> list[tuple[int, str, str]]:
-    """Return (line, name, group) of each row."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = [(name or "").strip() for name in reader.fieldnames or []]
-            if not {"name", "group"} <= set(columns):
-                raise DataError(f"{path}: the first line must be 'name,group', found '{','.join(columns)}'.")
-            reader.fieldnames = columns
-            return [
-                (reader.line_num, normalize("NFC", (row["name"] or "").strip()), (row["group"] or "").strip())
-                for row in reader
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: the group file cannot be read ({error}).") from error

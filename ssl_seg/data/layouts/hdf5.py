@@ -7,7 +7,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.layouts.files import note_unlabeled, walk_files
+from ssl_seg.data.layouts.files import add_image, note_unlabeled, walk_files
 from ssl_seg.data.layouts.listing import Case, Listing, check_id
 from ssl_seg.data.volumes import list_arrays, split_suffix
 from ssl_seg.errors import DataError, name_examples
@@ -78,10 +78,7 @@ def _to_id(name: str) -> str:
 def _from_files(root: Path, files: list[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in files:
-        case_id = _to_id(path.relative_to(root).as_posix())
-        if case_id in found:
-            raise DataError(f"{found[case_id]} and {path} would both be the case {case_id}. Keep one of them.")
-        found[case_id] = path
+        add_image(found, _to_id(path.relative_to(root).as_posix()), path)
     return found
 
 

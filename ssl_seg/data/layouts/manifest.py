@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
-from ssl_seg.data.findings import Finding
+from ssl_seg.data.findings import Finding, report
 from ssl_seg.data.layouts.listing import Case, Listing, check_id
 from ssl_seg.data.layouts.table import TableRow, read_columns, read_table
 from ssl_seg.data.volumes import split_suffix
@@ -77,7 +77,9 @@ def find(root: Path) -> Listing:
         for e in sorted(present, key=lambda e: e.id)
     )
     declared = {e.id: e.has_segmentation for e in present if e.has_segmentation is not None}
-    return Listing("manifest", tuple(cases), _notes(path, columns), _findings(path, entries), declared=declared)
+    return Listing(
+        "manifest", tuple(cases), _notes(path, columns), tuple(_check_entries(path, entries)), declared=declared
+    )
 
 
 def _candidates(root: Path) -> list[Path]:
@@ -192,29 +194,26 @@ def _notes(path: Path, columns: tuple[str, ...]) -> tuple[str, ...]:
     return notes
 
 
-def _findings(path: Path, entries: list[_Entry]) -> tuple[Finding, ...]:
-    """Return where the table disagrees with the disk or with itself."""
+def _check_entries(path: Path, entries: list[_Entry]) -> Iterator[Finding]:
+    """Report where the table disagrees with the disk or with itself."""
     present = [e for e in entries if e.image_exists]
-    findings = []
-    if missing := [e for e in entries if not e.image_exists]:
-        message = f"{path}: {len(missing)} image(s) are not there, e.g. {missing[0].image}. Correct or remove the rows."
-        findings.append(Finding("missing_image", "fault", message, tuple(e.id for e in missing)))
-    if missing := [e for e in present if e.expects_mask and not e.mask_exists]:
-        example = missing[0].mask or f"that of {missing[0].id}"
-        message = (
-            f"{path}: {len(missing)} mask(s) that should exist are not there, e.g. {example}. "
-            "Correct the path, or set labeled to false."
-        )
-        findings.append(Finding("missing_mask", "fault", message, tuple(e.id for e in missing)))
-    if doubtful := tuple(e.id for e in present if e.contradicts_itself):
-        message = (
-            f"{len(doubtful)} case(s) with has_segmentation=false are said to have a mask; they count as unlabeled"
-        )
-        findings.append(Finding("has_segmentation_disagrees", "warn", message, doubtful))
+    absent = [e for e in entries if not e.image_exists]
+    examples = ", ".join(e.image for e in absent[:1])
+    message = f"{path}: {len(absent)} image(s) are not there, e.g. {examples}. Correct or remove the rows."
+    yield from report("missing_image", "fault", message, [e.id for e in absent])
+    without = [e for e in present if e.expects_mask and not e.mask_exists]
+    examples = ", ".join(e.mask or f"that of {e.id}" for e in without[:1])
+    message = (
+        f"{path}: {len(without)} mask(s) that should exist are not there, e.g. {examples}. "
+        "Correct the path, or set labeled to false."
+    )
+    yield from report("missing_mask", "fault", message, [e.id for e in without])
+    doubtful = [e.id for e in present if e.contradicts_itself]
+    message = f"{len(doubtful)} case(s) with has_segmentation=false are said to have a mask; they count as unlabeled"
+    yield from report("has_segmentation_disagrees", "warn", message, doubtful)
     said = [e.has_segmentation for e in entries if e.has_segmentation is not None]
     if said and not any(said):
         message = (
             f"{path}: has_segmentation is false in all {len(said)} rows. Add masks; there is nothing to learn from."
         )
-        findings.append(Finding("no_segmentation", "fault", message))
-    return tuple(findings)
+        yield Finding("no_segmentation", "fault", message)

@@ -161,7 +161,10 @@ def _read_description(path: Path) -> _Description:
     channels = content.get("channel_names", content.get("modality"))
     if not isinstance(channels, dict) or not channels:
         raise DataError(f"{path}: channel_names must map channel numbers to names, found {channels!r}.")
-    labels = [_parse_label(*item, path) for item in _label_items(content.get("labels"), path)]
+    named = content.get("labels") or {}
+    if not isinstance(named, dict):
+        raise DataError(f"{path}: labels must map names to values, found {named!r}.")
+    labels = [_parse_label(key, value, path) for key, value in named.items()]
     ignored = [value for value, name in labels if name == "ignore"]
     kept = tuple(sorted(item for item in labels if item[1] != "ignore"))
     values = [value for value, _ in labels]
@@ -170,14 +173,6 @@ def _read_description(path: Path) -> _Description:
             f"{path}: labels need one name for each value, 0 for the background, and another; found {values}."
         )
     return _Description(ending, len(channels), kept, ignored[0] if ignored else None)
-
-
-def _label_items(labels: Any, path: Path) -> list[tuple[str, Any]]:
-    if labels is None:
-        return []
-    if not isinstance(labels, dict):
-        raise DataError(f"{path}: labels must map names to values, found {labels!r}.")
-    return list(labels.items())
 
 
 def _parse_label(key: str, value: Any, path: Path) -> tuple[int, str]:

@@ -26,7 +26,7 @@ def read_columns(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: if the file cannot be read.
     """
-    return _read_parquet_columns(path) if _is_parquet(path) else _read_csv(path)[0]
+    return _read(path, ())[0]
 
 
 def read_table(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[TableRow]]:
@@ -35,14 +35,18 @@ def read_table(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], li
     Raises:
         DataError: if the file cannot be read, a column is there twice, or a cell is no text, number or truth value.
     """
-    columns, rows = _read_parquet(path, wanted) if _is_parquet(path) else _read_csv(path)
+    columns, rows = _read(path, wanted)
     if twice := sorted({c for c in columns if columns.count(c) > 1}):
         raise DataError(f"{path}: column '{twice[0]}' is there twice. Remove or rename one.")
     return columns, [TableRow(row.where, {c: row.cells[c] for c in columns if c in wanted}) for row in rows]
 
 
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
+def _read(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[TableRow]]:
+    is_parquet = path.suffix.lower() == ".parquet"
+    try:
+        return _read_parquet(path, wanted) if is_parquet else _read_csv(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: the table cannot be read ({error}).") from error
 
 
 def _clean(columns: Collection[str]) -> tuple[str, ...]:
@@ -51,41 +55,26 @@ def _clean(columns: Collection[str]) -> tuple[str, ...]:
 
 def _read_csv(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
     csv.field_size_limit(2**31 - 1)  # run lengths of a mask can take more than the usual 128 KB
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True, strict=True)
-            columns = _clean(next(reader, []))
-            rows = []
-            for cells in reader:
-                where = f"{path}, line {reader.line_num}"
-                if len(cells) > len(columns):
-                    raise DataError(f"{where}: {len(cells)} cells, the first line has {len(columns)}.")
-                padded = [c.strip() for c in cells] + [""] * (len(columns) - len(cells))
-                if any(padded):
-                    rows.append(TableRow(where, dict(zip(columns, padded, strict=True))))
-            return columns, rows
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: the table cannot be read ({error}).") from error
-
-
-def _read_parquet_columns(path: Path) -> tuple[str, ...]:
-    parquet = import_optional("pyarrow.parquet", "parquet", str(path))
-    try:
-        return _clean(parquet.read_schema(path).names)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: the table cannot be read ({error}).") from error
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, skipinitialspace=True, strict=True)
+        columns = _clean(next(reader, []))
+        rows = []
+        for cells in reader:
+            where = f"{path}, line {reader.line_num}"
+            if len(cells) > len(columns):
+                raise DataError(f"{where}: {len(cells)} cells, the first line has {len(columns)}.")
+            padded = [c.strip() for c in cells] + [""] * (len(columns) - len(cells))
+            if any(padded):
+                rows.append(TableRow(where, dict(zip(columns, padded, strict=True))))
+    return columns, rows
 
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[TableRow]]:
     parquet = import_optional("pyarrow.parquet", "parquet", str(path))
-    try:
-        names = parquet.read_schema(path).names
-        read = [name for name in names if name.strip().lower() in wanted]
-        rows = parquet.read_table(path, columns=read).to_pylist()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: the table cannot be read ({error}).") from error
+    names = parquet.read_schema(path).names
+    read = [name for name in names if name.strip().lower() in wanted]
     found = []
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(parquet.read_table(path, columns=read).to_pylist() if read else (), 1):
         where = f"{path}, row {number}"
         cells = {name.strip().lower(): _to_text(value, f"{where}, column {name}") for name, value in row.items()}
         found.append(TableRow(where, cells))

@@ -357,15 +357,10 @@ def _group_keys(
         c.id: ("case", c.id) if c.group is None else ("group", c.group)
         for c in sorted(catalog.cases, key=lambda case: case.id)
     }
-    same: dict[str, list[str]] = {}
-    for case_id in key_of:
-        if not is_constant(image := catalog.facts[case_id].image):
-            same.setdefault(image, []).append(case_id)
-    copies = [ids for ids in same.values() if len(ids) > 1]
-    key_of = _merge_groups(key_of, copies)
+    key_of = _merge_groups(key_of, catalog.likeness.exact)
     torn = [ids for ids in catalog.likeness.copies if len({key_of[i] for i in ids}) > 1]
     together = key_of if near_copies == "ignore" else _merge_groups(key_of, torn)
-    copies = [ids for ids in copies if len({held.get(i) for i in ids}) == 1]
+    copies = [ids for ids in catalog.likeness.exact if len({held.get(i) for i in ids}) == 1]
     torn = [ids for ids in torn if len({held.get(i) for i in ids}) == 1]
     notes = []
     if copies:
