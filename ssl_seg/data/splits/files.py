@@ -60,9 +60,8 @@ def split_from_dict(values: Mapping[str, Any]) -> Split:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise SplitError(
-            f"{where}: {first['msg']}, found {first['input']!r}. An id such as 0007 needs quotes."
-        ) from None
+        hint = " (an id such as 0007 needs quotes)" if first["type"] == "string_type" else ""
+        raise SplitError(f"{where}: {first['msg']}, found {first['input']!r}{hint}.") from None
     if 1.0 not in split.fractions or not all(0 < fraction <= 1 for fraction in split.fractions):
         raise SplitError("fractions must be numbers in (0, 1], and contain 1.0, the whole labeled training pool.")
     if _FOLD_KEYS & keys and not 0 <= (-1 if split.fold is None else split.fold) < (split.folds or 0):

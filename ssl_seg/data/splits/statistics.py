@@ -152,7 +152,7 @@ def measure_split(
                 ids,
                 groups=len(sizes),
                 effective_groups=count_effective_groups(sizes),
-                positives=sum(traits.foreground[i] > 0 for i in ids),
+                positives=sum(bool(traits.foreground[i] > 0) for i in ids),
                 foreground=found["foreground"],
                 positive=found.get("positive"),
                 intensity=found.get("intensity"),
