@@ -20,7 +20,7 @@ from ssl_seg.config.layers import Layer
 from ssl_seg.data import synthetic
 from ssl_seg.monitor import watch
 from ssl_seg.monitor.evidence import Evidence, Figures, summarize
-from ssl_seg.monitor.findings import Finding, Verdict
+from ssl_seg.monitor.findings import RuleFinding, Verdict
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.directory import RunDir
@@ -51,7 +51,7 @@ class Look:
     """One look of the monitor."""
 
     step: int
-    findings: tuple[Finding, ...]
+    findings: tuple[RuleFinding, ...]
     record: Mapping[str, Any]
     """The line of metrics.jsonl."""
 

@@ -118,7 +118,7 @@ def apply_gate(diagnosis: Diagnosis, least: float) -> Diagnosis:
     """
     from ssl_seg.diagnose.result import Conclusion
     from ssl_seg.errors import ConfigError
-    from ssl_seg.monitor.findings import Finding
+    from ssl_seg.monitor.findings import RuleFinding
 
     scores, looked = diagnosis.statistics.get("scores"), diagnosis.statistics.get("looked_at", {})
     if scores is None:
@@ -133,7 +133,7 @@ def apply_gate(diagnosis: Diagnosis, least: float) -> Diagnosis:
     if scores["f1"] >= least:
         return diagnosis
     message = f"F1 is {scores['f1']:.3f} on {scores['images']} images, and {least:g} is required"
-    finding = Finding(
+    finding = RuleFinding(
         code="below_gate",
         level="warn",
         net=looked.get("net") or "predictions",

@@ -90,6 +90,7 @@ def _print(probe: LossProbe) -> None:
 def _print_components(probe: LossProbe, state: StateProbe) -> None:
     """Print values, gradient norm and, for each phase, the share of the weights and that of the gradients."""
     from ssl_seg.diagnose.loss_probe.findings import compute_total, compute_weight_shares
+    from ssl_seg.scores.text import share
 
     weights = [compute_weight_shares(phase.weights) for phase in probe.phases]
     rows = []
@@ -97,8 +98,8 @@ def _print_components(probe: LossProbe, state: StateProbe) -> None:
         values = {title: constants[p] for p, title in PREDICTION_TITLES.items()} | {"network": state.values[name]}
         row = {"component": name, **_four_digits(values), "|gradient|": f"{state.norms[name]:.3g}"}
         for phase, own, gradients in zip(probe.phases, weights, state.shares, strict=True):
-            row[f"weight@{phase.from_epoch:g}"] = _share(own.get(name))
-            row[f"share@{phase.from_epoch:g}"] = _share(gradients.get(name))
+            row[f"weight@{phase.from_epoch:g}"] = share(own.get(name), 1)
+            row[f"share@{phase.from_epoch:g}"] = share(gradients.get(name), 1)
         rows.append(row)
     for phase in probe.phases:
         columns = {title: {n: v[p] for n, v in probe.constants.items()} for p, title in PREDICTION_TITLES.items()}
@@ -140,7 +141,3 @@ def _print_knobs(state: StateProbe) -> None:
 
 def _four_digits(values: Mapping[str, float]) -> dict[str, str]:
     return {name: f"{value:.4f}" for name, value in values.items()}
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"

@@ -9,7 +9,7 @@ from typing import Any
 from ssl_seg.diagnose.result import Conclusion
 from ssl_seg.diagnose.tally import Tally
 from ssl_seg.monitor.catalog import CODES, limit, make_finding
-from ssl_seg.monitor.findings import Finding, Level, Verdict
+from ssl_seg.monitor.findings import Level, RuleFinding, Verdict
 from ssl_seg.monitor.network_rules import find_trivial_images
 from ssl_seg.scores.sameness import FEWEST, SAME, find_same, format_shape
 
@@ -23,7 +23,9 @@ EMPTY_SHARE = 0.01
 """Mean probability below which (or as near to 1) an output says that nothing (or everything) is foreground."""
 
 
-def audit_outputs(tally: Tally, statistics: Mapping[str, Any], net: str, auroc: float | None) -> tuple[Finding, ...]:
+def audit_outputs(
+    tally: Tally, statistics: Mapping[str, Any], net: str, auroc: float | None
+) -> tuple[RuleFinding, ...]:
     """Return what is wrong with the predictions of all images together, worst first.
 
     Args:
@@ -44,7 +46,7 @@ def audit_outputs(tally: Tally, statistics: Mapping[str, Any], net: str, auroc: 
     return (*findings, *_check_empty(tally, net))
 
 
-def audit_inputs(statistics: Mapping[str, Any], net: str) -> tuple[Finding, ...]:
+def audit_inputs(statistics: Mapping[str, Any], net: str) -> tuple[RuleFinding, ...]:
     """Return a finding where prediction feeds the network other values than training does.
 
     It is a collapse where the predictions of whole images are no better than trivial.
@@ -62,7 +64,7 @@ def audit_inputs(statistics: Mapping[str, Any], net: str) -> tuple[Finding, ...]
     return (make_finding("loss_metric_divergence", level, net, difference, "input_difference", message),)
 
 
-def audit_margin(statistics: Mapping[str, Any], net: str) -> tuple[Finding, ...]:
+def audit_margin(statistics: Mapping[str, Any], net: str) -> tuple[RuleFinding, ...]:
     """Return a finding where the masks of whole images are no better than foreground everywhere."""
     if "scores" not in statistics:
         return ()
@@ -70,7 +72,7 @@ def audit_margin(statistics: Mapping[str, Any], net: str) -> tuple[Finding, ...]
     return () if found is None else (found,)
 
 
-def put_behind(verdict: Verdict, findings: Iterable[Finding]) -> Verdict:
+def put_behind(verdict: Verdict, findings: Iterable[RuleFinding]) -> Verdict:
     """Return the verdict with findings that say more of what it says, behind the others and no worse than the first.
 
     A verdict of ok stays what it is: outputs of images that are alike may well be alike.
@@ -93,7 +95,7 @@ def describe_verdict(verdict: Verdict, healthy: str) -> Conclusion:
     return Conclusion("collapsed", first.code, message)
 
 
-def rename_net(findings: Iterable[Finding], net: str) -> tuple[Finding, ...]:
+def rename_net(findings: Iterable[RuleFinding], net: str) -> tuple[RuleFinding, ...]:
     """Return the findings as those of another subject."""
     return tuple(replace(f, net=net) for f in findings)
 
@@ -103,7 +105,7 @@ def is_informative(auroc: float | None) -> bool:
     return auroc is not None and auroc >= limit("informative_auroc")
 
 
-def _check_finite(tally: Tally, net: str) -> Iterator[Finding]:
+def _check_finite(tally: Tally, net: str) -> Iterator[RuleFinding]:
     if tally.nonfinite:
         message = f"{tally.nonfinite} of {tally.voxels} outputs are NaN or infinite"
         yield make_finding("non_finite", "collapsed", net, tally.nonfinite, "non_finite", message)
@@ -111,7 +113,7 @@ def _check_finite(tally: Tally, net: str) -> Iterator[Finding]:
 
 def _check_ratios(
     tally: Tally, shapes: Sequence[Mapping[str, Any]], net: str, auroc: float | None
-) -> Iterator[Finding]:
+) -> Iterator[RuleFinding]:
     uniform = [row for row in shapes if _is_uniform(row["same"], row["images"], row["ratio"]) and _truth_varies(row)]
     level: Level = "warn" if is_informative(auroc) else "collapsed"
     if uniform:
@@ -145,7 +147,7 @@ def _describe_ratio(same: int, images: int, ratio: float, closed_form: str | Non
     return f"{number} images{of} predict exactly {ratio:.2%} foreground{product}"
 
 
-def _check_holes(shapes: Sequence[Mapping[str, Any]], net: str) -> Iterator[Finding]:
+def _check_holes(shapes: Sequence[Mapping[str, Any]], net: str) -> Iterator[RuleFinding]:
     rows = [row for row in shapes if row["hole"] is not None]
     if rows:
         parts = [f"{_describe_hole(row)} of {format_shape(row['shape'])}" for row in rows]
@@ -164,7 +166,7 @@ def _describe_hole(row: Mapping[str, Any]) -> str:
     return ", ".join(runs)
 
 
-def _check_constant(outputs: Mapping[str, Any], net: str, auroc: float | None) -> Iterator[Finding]:
+def _check_constant(outputs: Mapping[str, Any], net: str, auroc: float | None) -> Iterator[RuleFinding]:
     if is_informative(auroc):
         return
     mean, std, band = outputs["prob_mean"], outputs["prob_std"], outputs["band_share"]
@@ -182,7 +184,7 @@ def _check_constant(outputs: Mapping[str, Any], net: str, auroc: float | None) -
 
 def _check_equality(
     equality: Mapping[str, Any], outputs: Mapping[str, Any], net: str, auroc: float | None
-) -> Iterator[Finding]:
+) -> Iterator[RuleFinding]:
     spread = max(equality["mean_spread"], equality["std_spread"])
     if equality["images"] < FEWEST or is_informative(auroc) or not spread < limit("equal_statistics"):
         return
@@ -200,7 +202,7 @@ def _check_equality(
     yield make_finding("equal_statistics", level, net, spread, "equal_statistics", message)
 
 
-def _check_empty(tally: Tally, net: str) -> Iterator[Finding]:
+def _check_empty(tally: Tally, net: str) -> Iterator[RuleFinding]:
     """Nothing predicted in any image, where the truth is not known (where it is, the rules on signals say so)."""
     if any(i.ratio_true is not None for i in tally.images) or any(i.ratio_pred > 0 for i in tally.images):
         return

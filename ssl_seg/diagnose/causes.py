@@ -16,7 +16,7 @@ from ssl_seg.errors import name_examples, quote
 from ssl_seg.files import next_free
 from ssl_seg.monitor.actions import FAR, NO_CONTEXT, Context
 from ssl_seg.monitor.catalog import limit
-from ssl_seg.monitor.findings import Finding, Verdict
+from ssl_seg.monitor.findings import RuleFinding, Verdict
 from ssl_seg.run.directory import CONFIG_FILE
 from ssl_seg.scores.sameness import FEWEST
 from ssl_seg.scores.text import number, share
@@ -52,7 +52,7 @@ class Subject:
 class DiagnosisFacts:
     """The findings and the statistics of a diagnosis."""
 
-    findings: Sequence[Finding]
+    findings: Sequence[RuleFinding]
     statistics: Mapping[str, Any]
     subject: Subject
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.files import to_finite
-from ssl_seg.monitor.findings import Finding, Level
+from ssl_seg.monitor.findings import Level, RuleFinding
 
 Part = Literal["train", "val", "test", "new"]
 """``train`` and ``val`` have masks that were used; of ``test`` and ``new`` only the outputs are looked at, except that
@@ -151,7 +151,7 @@ class Diagnosis:
     """Path of the checkpoint or of the folder."""
     kind: Literal["checkpoint", "predictions"]
     verdict: Conclusion
-    findings: tuple[Finding, ...]
+    findings: tuple[RuleFinding, ...]
     """The one that leads first, then worst first."""
     causes: tuple[Cause, ...]
     """At most three, the most likely first; none where nothing that was measured speaks for one."""

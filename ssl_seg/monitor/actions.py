@@ -9,7 +9,7 @@ from typing import Any
 from ssl_seg.config import Config, LossConfig
 from ssl_seg.config.learning import OptimConfig
 from ssl_seg.monitor.catalog import CODES
-from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.findings import RuleFinding
 
 USUAL_LR: Mapping[str, float] = {"sgd": 0.1}
 """Learning rates that are usual for optimizers whose rate is not that of the others."""
@@ -59,7 +59,7 @@ class Context:
 
 NO_CONTEXT = Context()
 """Nothing is known of the run."""
-ActionCondition = Callable[[Context, Finding], bool]
+ActionCondition = Callable[[Context, RuleFinding], bool]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read_costs(loss: LossConfig) -> tuple[Cost, ...]:
     return tuple(found)
 
 
-def choose_action(finding: Finding, context: Context) -> str:
+def choose_action(finding: RuleFinding, context: Context) -> str:
     """Return the first action of the code of a finding whose condition holds."""
     action = next(a for a in ACTIONS[finding.code] if a.when is None or a.when(context, finding))
     cost = next(iter(_list_guilty(context, finding)), None)
@@ -122,7 +122,7 @@ def choose_action(finding: Finding, context: Context) -> str:
     )
 
 
-def _list_guilty(context: Context, finding: Finding) -> list[Cost]:
+def _list_guilty(context: Context, finding: RuleFinding) -> list[Cost]:
     """Return the extreme costs that push to the side that a finding is about; all of them where it has none."""
     extreme = [cost for cost in context.costs if cost.is_extreme]
     sides = {"all_positive": True, "all_negative": False}
@@ -130,31 +130,31 @@ def _list_guilty(context: Context, finding: Finding) -> list[Cost]:
     return [cost for cost in extreme if side is None or (cost.factor > 1) == side]
 
 
-def _is_weighted(context: Context, finding: Finding) -> bool:
+def _is_weighted(context: Context, finding: RuleFinding) -> bool:
     return bool(_list_guilty(context, finding))
 
 
-def _is_fast(context: Context, _: Finding) -> bool:
+def _is_fast(context: Context, _: RuleFinding) -> bool:
     return context.lr > FAR * context.usual_lr
 
 
-def _is_slow(context: Context, _: Finding) -> bool:
+def _is_slow(context: Context, _: RuleFinding) -> bool:
     return 0 < context.lr < context.usual_lr / FAR
 
 
-def _stays(context: Context, _: Finding) -> bool:
+def _stays(context: Context, _: RuleFinding) -> bool:
     return not context.recovers
 
 
-def _has_two_classes(context: Context, _: Finding) -> bool:
+def _has_two_classes(context: Context, _: RuleFinding) -> bool:
     return context.num_classes == 2
 
 
-def _is_long(context: Context, _: Finding) -> bool:
+def _is_long(context: Context, _: RuleFinding) -> bool:
     return context.steps >= MANY_STEPS
 
 
-def _takes_none(_: Context, finding: Finding) -> bool:
+def _takes_none(_: Context, finding: RuleFinding) -> bool:
     return finding.value < 0.5
 
 

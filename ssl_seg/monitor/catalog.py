@@ -1,10 +1,13 @@
-"""The codes of findings, and the limits of the rules, each in one table."""
+"""What can be said of a network: the codes of findings and the limits of the rules, each in one table.
+
+A code is a name for a fault, whoever sees it: a run that is watched, or a diagnosis of whole images.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssl_seg.monitor.findings import Finding, Level
+from ssl_seg.monitor.findings import Level, RuleFinding
 
 
 @dataclass(frozen=True)
@@ -287,7 +290,7 @@ def limit(name: str) -> float:
 
 def make_finding(
     code: str, level: Level, net: str, value: float, limit_name: str, message: str, *, scaled: float | None = None
-) -> Finding:
+) -> RuleFinding:
     """Return a finding with the source of its limit.
 
     Args:
@@ -300,4 +303,4 @@ def make_finding(
         scaled: the limit that the value was compared with, where that depends on the data too.
     """
     own = LIMITS[limit_name]
-    return Finding(code, level, net, value, own.value if scaled is None else scaled, own.source, message)
+    return RuleFinding(code, level, net, value, own.value if scaled is None else scaled, own.source, message)

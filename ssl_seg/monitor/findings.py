@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 Level = Literal["ok", "warn", "collapsed"]
 LEVELS: tuple[Level, ...] = ("ok", "warn", "collapsed")
+UNSOUND = {"component_explosion", "loss_metric_divergence", "not_above_trivial", "plateau"}
+"""Codes of warnings with which networks are not worth going back to."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class RuleFinding:
     """One thing that a rule saw."""
 
     code: str
@@ -23,7 +25,7 @@ class Finding:
     """Where the limit comes from."""
     message: str
 
-    def soften(self) -> Finding:
+    def soften(self) -> RuleFinding:
         """Return the finding as a warning."""
         return replace(self, level="warn")
 
@@ -32,7 +34,7 @@ class Finding:
 class Verdict:
     """The worst level among the findings; the first one leads, and has the only action."""
 
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[RuleFinding, ...] = ()
     action: str = ""
     """What to do about the one that leads."""
 
@@ -40,6 +42,11 @@ class Verdict:
     def level(self) -> Level:
         """``ok``, ``warn`` or ``collapsed``."""
         return max((f.level for f in self.findings), key=LEVELS.index, default="ok")
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the networks are worth going back to: they have not collapsed, and are not about to."""
+        return self.level != "collapsed" and not UNSOUND & set(self.codes)
 
     @property
     def codes(self) -> tuple[str, ...]:

@@ -10,17 +10,18 @@ import math
 from collections.abc import Callable
 
 from ssl_seg.monitor.catalog import limit, make_finding
-from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.findings import RuleFinding
 from ssl_seg.monitor.signals import PROB_BINS, Signals
+from ssl_seg.scores.text import number
 
 CHANCE = 0.5
 """AUROC of a ranking that says nothing."""
 RANKED = {"inverted_output", "constant_output", "all_negative", "all_positive", "uniform_ratio"}
 """Codes that say that the ranking of the voxels is worth nothing, too."""
-NetworkRule = Callable[[Signals, str], Finding | None]
+NetworkRule = Callable[[Signals, str], RuleFinding | None]
 
 
-def find_non_finite(signals: Signals, net: str) -> Finding | None:
+def find_non_finite(signals: Signals, net: str) -> RuleFinding | None:
     """NaN or infinity among the outputs."""
     if signals.nonfinite <= limit("non_finite"):
         return None
@@ -28,7 +29,7 @@ def find_non_finite(signals: Signals, net: str) -> Finding | None:
     return make_finding("non_finite", "collapsed", net, signals.nonfinite, "non_finite", message)
 
 
-def find_inverted_output(signals: Signals, net: str) -> Finding | None:
+def find_inverted_output(signals: Signals, net: str) -> RuleFinding | None:
     """Background is ranked above foreground: clearly, or somewhat and with a spread to show it."""
     is_spread = signals.prob_std >= limit("informative_prob_std")
     most = limit("inverted_auroc") if is_spread else 1 - limit("clear_auroc")
@@ -38,19 +39,19 @@ def find_inverted_output(signals: Signals, net: str) -> Finding | None:
     return make_finding("inverted_output", "collapsed", net, signals.auroc, "inverted_auroc", message, scaled=most)
 
 
-def find_constant_output(signals: Signals, net: str) -> Finding | None:
+def find_constant_output(signals: Signals, net: str) -> RuleFinding | None:
     """The output hardly varies and does not follow the target."""
     if not _can_fail(signals) or not signals.prob_std < limit("constant_prob_std"):
         return None
     spread = f"probability {signals.prob_mean:.3f}+-{signals.prob_std:.3f}, log-odds +-{signals.logit_std:.3g}"
-    message = f"the same everywhere: {spread}, AUROC {_figure(signals.auroc)}"
+    message = f"the same everywhere: {spread}, AUROC {number(signals.auroc, 2)}"
     band = compute_band_share(signals)
     if band > limit("band_share"):
         message += f"; {band:.1%} of the probabilities lie in 0.5 to 0.7"
     return make_finding("constant_output", "collapsed", net, signals.prob_std, "constant_prob_std", message)
 
 
-def find_all_negative(signals: Signals, net: str) -> Finding | None:
+def find_all_negative(signals: Signals, net: str) -> RuleFinding | None:
     """Nothing is predicted although there is foreground, and no threshold would help."""
     least = limit("one_sided_share") * signals.prevalence_true
     is_low = signals.prob_mean < limit("low_prob_mean") < signals.prevalence_true
@@ -67,7 +68,7 @@ def find_all_negative(signals: Signals, net: str) -> Finding | None:
     )
 
 
-def find_all_positive(signals: Signals, net: str) -> Finding | None:
+def find_all_positive(signals: Signals, net: str) -> RuleFinding | None:
     """Everything is predicted although there is background, and no threshold would help."""
     missing, least = 1 - signals.prevalence_pred, limit("one_sided_share") * (1 - signals.prevalence_true)
     if not _can_fail(signals) or is_dead(signals) or not missing < least:
@@ -78,7 +79,7 @@ def find_all_positive(signals: Signals, net: str) -> Finding | None:
     )
 
 
-def find_uniform_ratio(signals: Signals, net: str) -> Finding | None:
+def find_uniform_ratio(signals: Signals, net: str) -> RuleFinding | None:
     """The same share of foreground in every patch where the true one varies, and no other collapse is named."""
     if not _can_fail(signals) or signals.ratio_std_true < limit("patch_ratio_std_true"):
         return None
@@ -92,7 +93,7 @@ def find_uniform_ratio(signals: Signals, net: str) -> Finding | None:
     return make_finding("uniform_ratio", "collapsed", net, signals.ratio_std, "patch_ratio_std", message)
 
 
-def find_shifted_threshold(signals: Signals, net: str) -> Finding | None:
+def find_shifted_threshold(signals: Signals, net: str) -> RuleFinding | None:
     """The ranking is good, but 0.5 is the wrong place to cut."""
     if not is_informative(signals) or signals.f1_best is None:
         return None
@@ -108,12 +109,12 @@ def find_shifted_threshold(signals: Signals, net: str) -> Finding | None:
     return make_finding("shifted_threshold", "warn", net, gap, "shift_gap", message)
 
 
-def find_not_above_trivial(signals: Signals, net: str) -> Finding | None:
+def find_not_above_trivial(signals: Signals, net: str) -> RuleFinding | None:
     """No threshold does better than predicting foreground everywhere."""
     return _find_little(signals, net, "trivial_margin")
 
 
-def find_little_learned(signals: Signals, net: str) -> Finding | None:
+def find_little_learned(signals: Signals, net: str) -> RuleFinding | None:
     """Return a finding on a network that is to be used, and whose ranking says nothing, for not being clearly better.
 
     While a run goes on it is given time, so this is no rule of a look.
@@ -121,18 +122,18 @@ def find_little_learned(signals: Signals, net: str) -> Finding | None:
     return None if is_informative(signals) else _find_little(signals, net, "learned_margin")
 
 
-def _find_little(signals: Signals, net: str, margin: str) -> Finding | None:
+def _find_little(signals: Signals, net: str, margin: str) -> RuleFinding | None:
     least = signals.trivial_f1 + limit(margin)
     if signals.f1_best is None or signals.f1_best > least:
         return None
     message = (
         f"best F1 at any threshold {signals.f1_best:.2f}, all-positive scores {signals.trivial_f1:.2f}; "
-        f"AUROC {_figure(signals.auroc)}"
+        f"AUROC {number(signals.auroc, 2)}"
     )
     return make_finding("not_above_trivial", "warn", net, signals.f1_best, margin, message, scaled=least)
 
 
-def find_foreground_bias(signals: Signals, net: str) -> Finding | None:
+def find_foreground_bias(signals: Signals, net: str) -> RuleFinding | None:
     """Far more, or far less, foreground is predicted than there is, by a network that has not collapsed or shifted."""
     if not has_both_classes(signals) or math.isnan(signals.prevalence_pred):
         return None
@@ -148,7 +149,7 @@ def find_foreground_bias(signals: Signals, net: str) -> Finding | None:
     return make_finding("foreground_bias", "warn", net, ratio, "foreground_bias", message, scaled=scaled)
 
 
-def find_trivial_images(f1: float, trivial_f1: float, net: str) -> Finding | None:
+def find_trivial_images(f1: float, trivial_f1: float, net: str) -> RuleFinding | None:
     """Return a finding where the masks of whole images, with foreground to find, are no better than it everywhere."""
     margin = f1 - trivial_f1
     if trivial_f1 == 0 or margin >= limit("trivial_margin"):
@@ -170,7 +171,7 @@ NETWORK_RULES: tuple[NetworkRule, ...] = (
 )
 
 
-def judge_network(signals: Signals, net: str) -> tuple[Finding, ...]:
+def judge_network(signals: Signals, net: str) -> tuple[RuleFinding, ...]:
     """Return what the rules find in one network on one probe."""
     return tuple(f for rule in NETWORK_RULES if (f := rule(signals, net)))
 
@@ -227,13 +228,9 @@ def _cut(signals: Signals) -> str:
     """Return the best threshold; as log-odds where its probability is next to 0 or 1."""
     cut = signals.threshold_best
     if cut is None or 0.01 <= cut <= 0.99 or signals.logit_best is None:
-        return _figure(cut)
+        return number(cut, 2)
     return f"log-odds {signals.logit_best:.3g}"
 
 
 def _can_fail(signals: Signals) -> bool:
     return has_both_classes(signals) and not is_informative(signals)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 
 from ssl_seg.monitor.catalog import limit, make_finding
 from ssl_seg.monitor.evidence import Evidence, Figures
-from ssl_seg.monitor.findings import Finding, Level
+from ssl_seg.monitor.findings import Level, RuleFinding
 from ssl_seg.monitor.network_rules import find_collapse, has_both_classes, has_learned, is_certain, is_informative
 from ssl_seg.scores.metrics import compute_trivial_f1
+from ssl_seg.scores.text import number
 
-TrainingRule = Callable[[Evidence], Finding | None]
+TrainingRule = Callable[[Evidence], RuleFinding | None]
 
 FIRST_EPOCHS = 3
 """Epochs in which a low loss is suspicious."""
@@ -25,7 +26,7 @@ STEADY_EPOCHS = 3
 PLATEAU_EPOCHS = 5
 
 
-def find_non_finite_training(evidence: Evidence) -> Finding | None:
+def find_non_finite_training(evidence: Evidence) -> RuleFinding | None:
     """The loss, or an output on the training probe, is NaN or infinite."""
     for net, signals in evidence.train.items():
         if signals.nonfinite > limit("non_finite") and not evidence.val[net].nonfinite:
@@ -38,7 +39,7 @@ def find_non_finite_training(evidence: Evidence) -> Finding | None:
     return make_finding("non_finite", "collapsed", "training", _steps(evidence), "non_finite", message)
 
 
-def find_zero_loss(evidence: Evidence) -> Finding | None:
+def find_zero_loss(evidence: Evidence) -> RuleFinding | None:
     """The training loss is next to 0, or nothing is there to be learned from, although there is something to find."""
     student, training = evidence.val["student"], evidence.training
     if not math.isfinite(training.get("loss", math.nan)) or not has_both_classes(student):
@@ -51,7 +52,7 @@ def find_zero_loss(evidence: Evidence) -> Finding | None:
     return _find_one_class_batches(evidence) or _find_low_loss(evidence, loss)
 
 
-def _find_one_class_batches(evidence: Evidence) -> Finding | None:
+def _find_one_class_batches(evidence: Evidence) -> RuleFinding | None:
     """The labeled patches hold no foreground, or nothing else: a constant output is all that can be learned."""
     true, seen = evidence.val["student"].prevalence_true, evidence.training.get("prevalence_true")
     if seen not in (0, 1) or _steps(evidence) < FEWEST_EMPTY_STEPS:
@@ -66,7 +67,7 @@ def _find_one_class_batches(evidence: Evidence) -> Finding | None:
     return make_finding("zero_loss", "collapsed", "training", _steps(evidence) * expected, "empty_batches", message)
 
 
-def _find_low_loss(evidence: Evidence, loss: float) -> Finding | None:
+def _find_low_loss(evidence: Evidence, loss: float) -> RuleFinding | None:
     student, start = evidence.val["student"], _first(evidence.trend, "loss")
     is_young = len(list_ends(evidence.trend)) <= FIRST_EPOCHS
     if has_learned(student) or not is_young or student.prevalence_true < limit("low_loss_prevalence"):
@@ -77,7 +78,7 @@ def _find_low_loss(evidence: Evidence, loss: float) -> Finding | None:
     return make_finding("zero_loss", "warn", "training", loss, "low_loss", message)
 
 
-def find_mode_gap(evidence: Evidence) -> Finding | None:
+def find_mode_gap(evidence: Evidence) -> RuleFinding | None:
     """The student does well with the statistics of the batch and badly with its running ones."""
     student, free = evidence.val["student"], evidence.train_mode
     if free is None or not is_informative(free) or not has_learned(free):
@@ -88,19 +89,19 @@ def find_mode_gap(evidence: Evidence) -> Finding | None:
         return None
     collapse = find_collapse(student)
     message = (
-        f"in train and eval mode: F1 {free.f1:.2f} and {student.f1:.2f}, best {_figure(free.f1_best)} and "
-        f"{_figure(student.f1_best)}, AUROC {_figure(free.auroc)} and {_figure(student.auroc)}{_name(collapse)}"
+        f"in train and eval mode: F1 {free.f1:.2f} and {student.f1:.2f}, best {number(free.f1_best, 2)} and "
+        f"{number(student.f1_best, 2)}, AUROC {number(free.auroc, 2)} and {number(student.auroc, 2)}{_name(collapse)}"
     )
     name, value = ("mode_gap", gap) if gap > limit("mode_gap") else ("mode_gap_at_05", gap_at_05)
     return make_finding("mode_gap", "collapsed" if collapse else "warn", "student", value, name, message)
 
 
-def find_loss_metric_divergence(evidence: Evidence) -> Finding | None:
+def find_loss_metric_divergence(evidence: Evidence) -> RuleFinding | None:
     """The training loss gets better, and the predictions do not."""
     return _find_input_gap(evidence) or _find_falling_f1(evidence)
 
 
-def _find_input_gap(evidence: Evidence) -> Finding | None:
+def _find_input_gap(evidence: Evidence) -> RuleFinding | None:
     """The training batches go well, the same cases as prediction sees them never have: the inputs differ.
 
     Batches hold more foreground than whole images, so their F1 is the higher one anyway: what counts is that the
@@ -119,13 +120,13 @@ def _find_input_gap(evidence: Evidence) -> Finding | None:
     if best_so_far > probe.trivial_f1 + limit("batch_margin") / 2:
         return None
     message = (
-        f"F1 {batch_f1:.2f} in the training batches (all-positive {trivial:.2f}), but {_figure(probe.f1_best)} at the "
-        f"best threshold on the same cases as prediction sees them (all-positive {probe.trivial_f1:.2f})"
+        f"F1 {batch_f1:.2f} in the training batches (all-positive {trivial:.2f}), but {number(probe.f1_best, 2)} at "
+        f"the best threshold on the same cases as prediction sees them (all-positive {probe.trivial_f1:.2f})"
     )
     return make_finding("loss_metric_divergence", "collapsed", "training", margin, "batch_margin", message)
 
 
-def _find_falling_f1(evidence: Evidence) -> Finding | None:
+def _find_falling_f1(evidence: Evidence) -> RuleFinding | None:
     student, start = evidence.val["student"], _first(evidence.trend, "loss")
     loss = evidence.training.get("loss")
     if start is None or loss is None or has_learned(student) or student.f1_best is None:
@@ -138,7 +139,7 @@ def _find_falling_f1(evidence: Evidence) -> Finding | None:
     return make_finding("loss_metric_divergence", "warn", "training", best - student.f1, "f1_fall", message)
 
 
-def find_teacher_diverged(evidence: Evidence) -> Finding | None:
+def find_teacher_diverged(evidence: Evidence) -> RuleFinding | None:
     """The teacher is clearly worse than the student, also than the student after half of the steps.
 
     The teacher is a mean of the student's past. With a warm-up of the decay the mean age is at most half of the steps,
@@ -154,11 +155,11 @@ def find_teacher_diverged(evidence: Evidence) -> Finding | None:
     collapse = find_collapse(teacher)
     used = "" if evidence.uses_teacher else "; nothing is learned from it"
     message = (
-        f"F1 {student.f1:.2f} (student) and {teacher.f1:.2f} (teacher), best {_figure(student.f1_best)} and "
-        f"{_figure(teacher.f1_best)}{_name(collapse)}{used}"
+        f"F1 {student.f1:.2f} (student) and {teacher.f1:.2f} (teacher), best {number(student.f1_best, 2)} and "
+        f"{number(teacher.f1_best, 2)}{_name(collapse)}{used}"
     )
     if collapse and then.get("auroc", 0.0) >= limit("informative_auroc") and teacher.auroc is not None:
-        message += f"; AUROC {_figure(student.auroc)} and {_figure(teacher.auroc)}"
+        message += f"; AUROC {number(student.auroc, 2)} and {number(teacher.auroc, 2)}"
         return make_finding("teacher_diverged", "warn", "teacher", teacher.auroc, "informative_auroc", message)
     if gap > limit("teacher_gap"):
         return make_finding("teacher_diverged", "warn", "teacher", gap, "teacher_gap", message)
@@ -167,14 +168,14 @@ def find_teacher_diverged(evidence: Evidence) -> Finding | None:
     return None
 
 
-def find_component_explosion(evidence: Evidence) -> Finding | None:
+def find_component_explosion(evidence: Evidence) -> RuleFinding | None:
     """The loss or one of its components rises instead of falling, and validation does not profit."""
     if _is_at_its_best(evidence):
         return None
     return _find_large_loss(evidence) or _find_large_focal(evidence) or _find_rising_component(evidence)
 
 
-def _find_large_loss(evidence: Evidence) -> Finding | None:
+def _find_large_loss(evidence: Evidence) -> RuleFinding | None:
     """The loss is large and has risen with a component: what is learned from unlabeled patches may rise by itself."""
     loss, start = evidence.training.get("loss"), _first(evidence.trend, "loss")
     if loss is None or start is None or start < 0 or not math.isfinite(loss):
@@ -188,7 +189,7 @@ def _find_large_loss(evidence: Evidence) -> Finding | None:
     return make_finding("component_explosion", level, "training", loss, "large_loss", message, scaled=least)
 
 
-def _find_large_focal(evidence: Evidence) -> Finding | None:
+def _find_large_focal(evidence: Evidence) -> RuleFinding | None:
     focal = evidence.training.get("focal")
     if "focal" not in evidence.components or focal is None or not _loss_has_risen(evidence.trend):
         return None
@@ -198,7 +199,7 @@ def _find_large_focal(evidence: Evidence) -> Finding | None:
     return make_finding("component_explosion", "warn", "training", focal, "large_focal", message)
 
 
-def _find_rising_component(evidence: Evidence) -> Finding | None:
+def _find_rising_component(evidence: Evidence) -> RuleFinding | None:
     if not _loss_has_risen(evidence.trend):
         return None
     for name in evidence.components:
@@ -213,7 +214,7 @@ def _find_rising_component(evidence: Evidence) -> Finding | None:
     return None
 
 
-def find_overfitting(evidence: Evidence) -> Finding | None:
+def find_overfitting(evidence: Evidence) -> RuleFinding | None:
     """Training cases get better while validation gets worse; a gap alone is normal with few labels."""
     student, train = evidence.val["student"], evidence.train.get("student")
     scores = [row["f1"] for row in list_ends(evidence.trend)]
@@ -230,7 +231,7 @@ def find_overfitting(evidence: Evidence) -> Finding | None:
     return make_finding("overfitting", "warn", "training", gap, "train_gap", message)
 
 
-def find_plateau(evidence: Evidence) -> Finding | None:
+def find_plateau(evidence: Evidence) -> RuleFinding | None:
     """Validation has stopped getting better close to the trivial score."""
     student, scores = evidence.val["student"], [row["f1"] for row in list_ends(evidence.trend)]
     if len(scores) <= PLATEAU_EPOCHS or student.f1_best is None:
@@ -245,7 +246,7 @@ def find_plateau(evidence: Evidence) -> Finding | None:
     return make_finding("plateau", "warn", "training", gain, "plateau_gain", message)
 
 
-def find_pseudo_label_share(evidence: Evidence) -> Finding | None:
+def find_pseudo_label_share(evidence: Evidence) -> RuleFinding | None:
     """The confidence threshold takes nearly none, or nearly all, of the pseudo-labels."""
     share = evidence.training.get("accepted_share")
     if share is None or limit("accepted_low") <= share <= limit("accepted_high"):
@@ -255,7 +256,7 @@ def find_pseudo_label_share(evidence: Evidence) -> Finding | None:
     return make_finding("pseudo_label_share", "warn", "training", share, name, message)
 
 
-def find_pseudo_label_drift(evidence: Evidence) -> Finding | None:
+def find_pseudo_label_drift(evidence: Evidence) -> RuleFinding | None:
     """The pseudo-labels are far from the masks, on training and validation, and have been closer."""
     pseudo = evidence.training.get("pseudo_prevalence")
     earlier = [row["pseudo_prevalence"] for row in evidence.trend if "pseudo_prevalence" in row]
@@ -345,7 +346,3 @@ def _steps(evidence: Evidence) -> int:
 
 def _name(codes: Sequence[str]) -> str:
     return f" ({', '.join(codes)})" if codes else ""
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

@@ -13,7 +13,7 @@ from dataclasses import replace
 from ssl_seg.monitor.actions import Context, choose_action
 from ssl_seg.monitor.catalog import CODES, limit
 from ssl_seg.monitor.evidence import Evidence
-from ssl_seg.monitor.findings import LEVELS, Finding, Verdict
+from ssl_seg.monitor.findings import LEVELS, RuleFinding, Verdict
 from ssl_seg.monitor.network_rules import (
     RANKED,
     find_collapse,
@@ -57,7 +57,7 @@ def judge(evidence: Evidence, used: str | None = None) -> Verdict:
     return conclude(findings, evidence.context, used)
 
 
-def conclude(findings: Iterable[Finding], context: Context, used: str | None = None) -> Verdict:
+def conclude(findings: Iterable[RuleFinding], context: Context, used: str | None = None) -> Verdict:
     """Return the verdict that findings make: each code of a network once, and the action for the one that leads.
 
     Args:
@@ -69,14 +69,14 @@ def conclude(findings: Iterable[Finding], context: Context, used: str | None = N
     spare = {"student": "teacher", "teacher": "student"}.get(used or "")
     settled = [f.soften() if f.net == spare and f.level == "collapsed" else f for f in findings]
     ordered = sorted(settled, key=lambda f: (-LEVELS.index(f.level), f.net == spare, _ORDER.index(f.code)))
-    worst: dict[tuple[str, str], Finding] = {}
+    worst: dict[tuple[str, str], RuleFinding] = {}
     for finding in ordered:
         worst.setdefault((finding.code, finding.net), finding)
     found = tuple(worst.values())
     return Verdict(found, choose_action(found[0], context) if found else "")
 
 
-def _judge_networks(evidence: Evidence, training: list[Finding], used: str | None) -> list[Finding]:
+def _judge_networks(evidence: Evidence, training: list[RuleFinding], used: str | None) -> list[RuleFinding]:
     """Return the findings on the networks by themselves that nothing else explains.
 
     The teacher is a mean of the student's past: what it does worse than the student is judged by the rule on both. By
@@ -100,7 +100,7 @@ def _judge_networks(evidence: Evidence, training: list[Finding], used: str | Non
     return [f for f in findings if f.net != "teacher" or f.code in shared or (is_ill and f.level == "collapsed")]
 
 
-def _doubt(evidence: Evidence, finding: Finding, signals: Signals) -> Finding:
+def _doubt(evidence: Evidence, finding: RuleFinding, signals: Signals) -> RuleFinding:
     """Return the finding as a warning where it is no collapse: the network may never have been any better, or the
     cases, of validation and of training, are too few to know that its ranking says nothing."""
     if finding.code == "constant_output" and _has_never_varied(evidence, signals):
@@ -139,5 +139,5 @@ def _is_young(evidence: Evidence) -> bool:
     return len(list_ends(evidence.trend)) <= PATIENCE_EPOCHS
 
 
-def _is_explicable(finding: Finding) -> bool:
+def _is_explicable(finding: RuleFinding) -> bool:
     return finding.code != "non_finite" and (finding.level == "collapsed" or finding.code == "shifted_threshold")

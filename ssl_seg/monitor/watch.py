@@ -19,11 +19,10 @@ from ssl_seg.monitor.signals import Signals, collect_signals
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.builders import has_batch_norm
 from ssl_seg.networks.precision import Autocast
+from ssl_seg.scores.text import MOST_PLAIN, number
 
 NETS = ("student", "teacher")
 Selection = Literal["f1", "dice", "foreground_distance"]
-MOST_PLAIN = 1e5
-"""Log-odds from which powers of ten are easier to read."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ class Observation:
         codes = f" {','.join(self.verdict.codes)}" if self.verdict.codes else ""
         return (
             f"step {self.step:>5} epoch {self.epoch:>3} | val F1 {student.f1:.3f}/{teacher.f1:.3f}"
-            f" best {_figure(student.f1_best)}/{_figure(teacher.f1_best)} trivial {student.trivial_f1:.3f}{gap}"
-            f" | AUROC {_figure(student.auroc)}/{_figure(teacher.auroc)}"
+            f" best {number(student.f1_best)}/{number(teacher.f1_best)} trivial {student.trivial_f1:.3f}{gap}"
+            f" | AUROC {number(student.auroc)}/{number(teacher.auroc)}"
             f" | logit {_spread(student)}/{_spread(teacher)}"
             f" | fg {student.prevalence_pred:.0%}/{teacher.prevalence_pred:.0%} true {student.prevalence_true:.0%}"
             f" | {self.verdict.level}{codes}"
@@ -224,7 +223,3 @@ def _spread(signals: Signals) -> str:
     if max(abs(mean), std) >= MOST_PLAIN:
         return f"{mean:+.1e}+-{std:.1e}"
     return f"{mean:+.2f}+-{std:.2f}"
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

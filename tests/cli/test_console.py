@@ -12,11 +12,11 @@ from rich.cells import cell_len
 
 from ssl_seg.cli.console import TerminalConsole, format_block, show, track
 from ssl_seg.cli.tables import fit_widths, format_record, print_table
-from ssl_seg.monitor.findings import Finding, Verdict
+from ssl_seg.monitor.findings import RuleFinding, Verdict
 
-STUDENT = Finding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %")
+STUDENT = RuleFinding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %")
 TEACHER = replace(STUDENT, net="teacher", message="1 % of 25 %")
-PLATEAU = Finding("plateau", "warn", "training", 0.0, 1.0, "", "no gain")
+PLATEAU = RuleFinding("plateau", "warn", "training", 0.0, 1.0, "", "no gain")
 
 
 def test_one_finding_leads_with_one_action_and_the_others_are_named() -> None:

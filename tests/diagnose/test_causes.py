@@ -11,7 +11,7 @@ import pytest
 from ssl_seg.diagnose.causes import RULES, DiagnosisFacts, Subject, Suspect, explain
 from ssl_seg.monitor.actions import NO_CONTEXT, Context, read_costs
 from ssl_seg.monitor.catalog import LIMITS
-from ssl_seg.monitor.findings import Finding, Level, Verdict
+from ssl_seg.monitor.findings import Level, RuleFinding, Verdict
 from ssl_seg.monitor.verdicts import conclude
 
 HEALTHY: dict[str, Any] = {
@@ -41,15 +41,15 @@ HEALTHY: dict[str, Any] = {
 SUBJECT = Subject(Path("runs/a b/checkpoints/best.pt"), "data", None, "student")
 
 
-def make_finding(code: str, level: Level = "collapsed") -> Finding:
-    return Finding(code, level, "student", 1.0, 0.0, "test", f"what {code} saw")
+def make_finding(code: str, level: Level = "collapsed") -> RuleFinding:
+    return RuleFinding(code, level, "student", 1.0, 0.0, "test", f"what {code} saw")
 
 
-def verdict_of(*findings: Finding) -> Verdict:
+def verdict_of(*findings: RuleFinding) -> Verdict:
     return conclude(findings, NO_CONTEXT)
 
 
-def suspects_of(statistics: dict[str, Any], *findings: Finding, subject: Subject = SUBJECT) -> dict[str, Suspect]:
+def suspects_of(statistics: dict[str, Any], *findings: RuleFinding, subject: Subject = SUBJECT) -> dict[str, Suspect]:
     facts = DiagnosisFacts(findings, statistics, subject)
     return {rule.__name__.removeprefix("_suspect_"): found for rule in RULES if (found := rule(facts)) is not None}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_seg.monitor.evidence import Evidence, Figures, Phase
-from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.findings import RuleFinding
 from ssl_seg.monitor.signals import Signals
 
 HEALTHY = Signals(
@@ -44,7 +44,7 @@ EMPTY = replace(
 )  # fmt: skip
 
 
-def level(finding: Finding | None) -> str:
+def level(finding: RuleFinding | None) -> str:
     """Return the level of a finding; "-" for none."""
     return "-" if finding is None else finding.level
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_seg.monitor.findings import Finding, Verdict
+from ssl_seg.monitor.findings import RuleFinding, Verdict
 from ssl_seg.monitor.ladder import (
     Intervention,
     InterventionLadder,
@@ -26,7 +26,7 @@ SETTINGS = InterventionSettings(FULL, patience=25, warmup_steps=10, clip_norm=8.
 
 
 def make_verdict(code: str, level: str = "collapsed") -> Verdict:
-    return Verdict((Finding(code, level, "student", 0.0, 1.0, "", ""),))  # type: ignore[arg-type]
+    return Verdict((RuleFinding(code, level, "student", 0.0, 1.0, "", ""),))  # type: ignore[arg-type]
 
 
 COLLAPSED, OK, NAN = make_verdict("all_negative"), Verdict(), make_verdict("non_finite")

@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from ssl_seg.data.loader import Probe
 from ssl_seg.monitor import signals
-from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.findings import RuleFinding
 from ssl_seg.monitor.signals import PROB_BINS, SignalCollector, collect_signals
 from ssl_seg.monitor.training_rules import (
     FIRST_EPOCHS,
@@ -82,7 +82,7 @@ def test_each_probability_is_in_its_bin(count: int) -> None:
 def find_in(rule: object, student: object, train: object = None, figures: object = None, **series: list[float]) -> bool:
     trend = make_trend(**series)
     components = tuple(name.partition("__")[2] for name in series if name.startswith("component__"))
-    found: Finding | None = rule(  # type: ignore[operator]
+    found: RuleFinding | None = rule(  # type: ignore[operator]
         make_evidence(student, train=train, training=figures, trend=trend, components=components)  # type: ignore[arg-type]
     )
     return found is not None

@@ -19,7 +19,7 @@ from monitor_cases import (
 )
 
 from ssl_seg.monitor.catalog import LIMITS, limit
-from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.findings import RuleFinding
 from ssl_seg.monitor.network_rules import (
     NETWORK_RULES,
     compute_band_share,
@@ -120,7 +120,7 @@ def test_a_low_mean_probability_counts_only_where_there_is_foreground() -> None:
     assert find_all_negative(replace(low, prevalence_true=0.01), "student") is None
 
 
-def find(signals: Signals, code: str) -> Finding:
+def find(signals: Signals, code: str) -> RuleFinding:
     return next(f for f in judge_network(signals, "teacher") if f.code == code)
 
 

@@ -18,7 +18,7 @@ from ssl_seg.engine.engine import Engine, Restraint, StepRecord
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.window import StepSums
 from ssl_seg.errors import RunDirError
-from ssl_seg.monitor.findings import Finding, Verdict
+from ssl_seg.monitor.findings import RuleFinding, Verdict
 from ssl_seg.monitor.ladder import InterventionLadder, InterventionSettings
 from ssl_seg.monitor.watch import Monitor, Observation
 from ssl_seg.networks.checkpoint import load_checkpoint
@@ -55,7 +55,7 @@ def _sick() -> Iterator[None]:
 def make_sick(look: Callable[..., Observation], steps: range) -> Callable[..., Observation]:
     def sick(*args: Any, **kwargs: Any) -> Observation:
         observation = look(*args, **kwargs)
-        finding = Finding("all_negative", "collapsed", "student", 0.0, 1.0, "given", "given")
+        finding = RuleFinding("all_negative", "collapsed", "student", 0.0, 1.0, "given", "given")
         verdict = Verdict((finding,)) if observation.step in steps else Verdict()
         return replace(observation, verdict=verdict)
 
@@ -222,7 +222,7 @@ class TestBestCheckpoint:
             observation = look(*args, **kwargs)
             is_sick = observation.step == 8
             val = {n: replace(s, f1_macro=0.9 if is_sick else s.f1_macro) for n, s in observation.val.items()}
-            found = [Finding("all_positive", level, n, 0.0, 1.0, "given", "given") for n in val]
+            found = [RuleFinding("all_positive", level, n, 0.0, 1.0, "given", "given") for n in val]
             return replace(observation, val=val, verdict=Verdict(tuple(found) if is_sick else ()))
 
         monkeypatch.setattr(Monitor, "look", score_high)

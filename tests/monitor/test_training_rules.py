@@ -18,7 +18,7 @@ from monitor_cases import (
     make_trend,
 )
 
-from ssl_seg.monitor.findings import Finding
+from ssl_seg.monitor.findings import RuleFinding
 from ssl_seg.monitor.training_rules import (
     TRAINING_RULES,
     find_component_explosion,
@@ -246,7 +246,7 @@ class TestTeacherDiverged:
 
 
 class TestComponentExplosion:
-    def explode(self, student: Any = UNLEARNED, **training: float) -> Finding | None:
+    def explode(self, student: Any = UNLEARNED, **training: float) -> RuleFinding | None:
         trend = make_trend(
             loss=[NAN, 0.6, 0.5, 0.52], component__cross_entropy=[NAN, 0.6, 0.5, 0.5], f1_best=[0.4, 0.5, 0.7, 0.6],
             component__focal=[NAN, 0.19, 0.18, 0.18],

@@ -30,7 +30,7 @@ from ssl_seg.engine.processes import open_fabric
 from ssl_seg.errors import ConfigError, RunDirError, quote
 from ssl_seg.files import hold_directory, write_json
 from ssl_seg.inference.model import make_network, start_network
-from ssl_seg.monitor.findings import Finding, Verdict
+from ssl_seg.monitor.findings import RuleFinding, Verdict
 from ssl_seg.networks.checkpoint import load_weights
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
 from ssl_seg.networks.parts import PARTS
@@ -158,8 +158,8 @@ def judge(look: Look, loss: float, step: int, total_steps: int) -> Verdict:
     return Verdict(tuple(found), action)
 
 
-def _make_finding(code: str, value: float, limit: float, message: str) -> Finding:
-    return Finding(code, "collapsed", "training", value, limit, "definition", message)
+def _make_finding(code: str, value: float, limit: float, message: str) -> RuleFinding:
+    return RuleFinding(code, "collapsed", "training", value, limit, "definition", message)
 
 
 def choose_held_out(pool: tuple[str, ...], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
