@@ -32,7 +32,7 @@ def audit_outputs(
         tally: of at least one image.
         statistics: with ``outputs``, ``shapes`` and ``equality``.
         net: whose predictions they are.
-        auroc: of voxels whose truth is known; None where it is not. A ranking that carries information is not constant.
+        auroc: over the voxels with a known truth, None without any. An output that ranks well is not constant.
     """
     outputs = statistics.get("outputs", {}).get("all")
     findings = [
@@ -73,9 +73,9 @@ def audit_margin(statistics: Mapping[str, Any], net: str) -> tuple[RuleFinding, 
 
 
 def put_behind(verdict: Verdict, findings: Iterable[RuleFinding]) -> Verdict:
-    """Return the verdict with findings that say more of what it says, behind the others and no worse than the first.
+    """Return the verdict with further findings at the end, no worse than the first one.
 
-    A verdict of ok stays what it is: outputs of images that are alike may well be alike.
+    A verdict of ok stays ok: similar images may well have similar outputs.
     """
     if not verdict.findings:
         return verdict
@@ -197,13 +197,13 @@ def _check_equality(
     if "train_mean" in equality:
         pairs = [f"{p} {equality[f'{p}_mean']:.4f}+-{equality[f'{p}_std']:.4f}" for p in ("train", "val")]
         message += f", training and validation images alike ({', '.join(pairs)})"
-    # Images that are all alike, such as pieces of one material, have outputs that are: a warning by itself.
+    # Images that are all alike, such as pieces of one material, have similar outputs: that alone is a warning.
     level: Level = "collapsed" if outputs["prob_std"] < limit("constant_prob_std") else "warn"
     yield make_finding("equal_statistics", level, net, spread, "equal_statistics", message)
 
 
 def _check_empty(tally: Tally, net: str) -> Iterator[RuleFinding]:
-    """Nothing predicted in any image, where the truth is not known (where it is, the rules on signals say so)."""
+    """Report that nothing is predicted in any image. With masks, the rules on signals say so instead."""
     if any(i.ratio_true is not None for i in tally.images) or any(i.ratio_pred > 0 for i in tally.images):
         return
     message = f"no foreground in any of {len(tally.images)} images; whether there is any is not known without masks"

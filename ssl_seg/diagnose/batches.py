@@ -1,4 +1,4 @@
-"""What is in the batches of a run, beside what its labeled cases and settings promise.
+"""Measure the batches of a run, and compare them with what its labeled cases and settings promise.
 
 Shapes: L labeled, U unlabeled, C channels, *P a patch.
 """

@@ -34,8 +34,11 @@ FEW, MANY = 0.1, 2.0
 
 @dataclass(frozen=True)
 class Subject:
-    """What was examined: the checkpoint with the data folder of its training, the folder that was looked at instead and
-    the network; or a folder of predictions, with masks or without."""
+    """What was examined: a checkpoint, or a folder of predictions.
+
+    For a checkpoint: ``root`` is the data folder of its training, ``data`` the folder that was looked at instead,
+    ``which`` the network. For predictions: ``masks`` is the folder of true masks, if there is one.
+    """
 
     checkpoint: Path | None = None
     root: str = ""
@@ -96,7 +99,7 @@ class DiagnosisFacts:
         return " ".join([f"ssl-seg train --config {self.config}", *options, f"--out {out}"])
 
     def recover(self) -> str:
-        """Return the command of a training that acts on a collapse by itself; where that was tried, of a slower one."""
+        """Return the command of a training that recovers from a collapse; of a slower one if this one already did."""
         return self.slow_down() if self.subject.context.recovers else self.train("--set monitor.on_collapse=recover")
 
     def slow_down(self) -> str:
@@ -108,7 +111,7 @@ class DiagnosisFacts:
 
     @property
     def has_exploded(self) -> bool:
-        """Whether the run was told so by its monitor."""
+        """Whether the monitor of the run reported it."""
         return any("component_explosion" in v["codes"] for v in self.statistics.get("run", {}).get("verdicts", []))
 
     @property

@@ -31,7 +31,7 @@ from ssl_seg.diagnose.history import read_history
 from ssl_seg.diagnose.inputs import measure_batches, measure_inputs
 from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivial_losses, probe_nets
 from ssl_seg.diagnose.result import Diagnosis, Example, Part
-from ssl_seg.diagnose.tally import Output, Tally, summarize_equality, summarize_foreground, summarize_scores
+from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.model import NETS, Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
@@ -46,12 +46,12 @@ from ssl_seg.run.sources import open_store
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
 LEAST_IMAGES = 4
 UNTIL_NETS, UNTIL_IMAGES, UNTIL_LOSSES, UNTIL_BATCHES = 0.6, 0.75, 0.85, 0.95
-"""Share of the time that may be used when a stage begins its optional part."""
+"""An optional stage begins only if a smaller share of the time is used."""
 TRAIN_PATCHES = 8
 """Patches of the training probe where the run had none."""
 LAYER_PATCHES = 4
 OF_WHOLE_IMAGES = ("non_finite", "coverage_hole")
-"""Codes of outputs that no look at patches could have shown."""
+"""Codes that patches cannot show."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class _Material:
     scored: tuple[str, ...]
     labeled: tuple[str, ...]
     is_elsewhere: bool
-    """Whether the folder holds no validation case of the training; then its labeled strangers stand for them."""
+    """Whether the folder holds no validation case of the training; then its other labeled cases are scored."""
 
 
 def diagnose_checkpoint(
@@ -100,7 +100,7 @@ def diagnose_checkpoint(
 
     Args:
         request: what to examine.
-        note: told what the reader should know, as it comes up; the result has it too.
+        note: called with each note for the reader as it comes up; the result has them all.
         track: a progress bar of each stage.
         clock: counts the time, from the start of the command; by default from that of the call.
 
@@ -121,7 +121,7 @@ def diagnose_checkpoint(
         nets = probe_nets(material.model, val, train, clock, UNTIL_NETS, is_of_run=is_of_run)
         skipped += ["untrained network"] if nets.untrained is None else []
     tally, examples = _predict_images(material, request, clock, track("looking at whole images"))
-    statistics: dict[str, Any] = {"looked_at": _count_parts(material, tally), **_summarize_images(tally)}
+    statistics: dict[str, Any] = {"looked_at": _count_parts(material, tally), **tally.summarize("val")}
     if material.model.config.data.num_classes > 2:
         statistics.pop("sweep", None)  # nothing is cut at a threshold where the largest of several classes is taken
     if nets is not None:
@@ -229,7 +229,7 @@ def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple
 
 
 def _make_probes(material: _Material) -> tuple[Probe, Probe]:
-    """Return the probes that the run looked at, or their like on other data."""
+    """Return the probes of the run, or similar ones on other data."""
     config, seed = material.model.config, material.split.seed
     patch, monitor = config.data.patch_size, config.monitor
     counts = (monitor.probe_patches, monitor.train_probe_patches or TRAIN_PATCHES)
@@ -262,21 +262,6 @@ def _predict_images(
     return tally, examples
 
 
-def _summarize_images(tally: Tally) -> dict[str, Any]:
-    statistics: dict[str, Any] = {
-        "outputs": tally.summarize_outputs(),
-        "shapes": [shape.summarize() for shape in tally.shapes.values()],
-        "equality": summarize_equality(tally.images),
-        "foreground": summarize_foreground([i for i in tally.images if i.part == "val"] or tally.images),
-    }
-    overlaps = [tally.overlaps[i.id] for i in tally.images if i.part == "val" and i.id in tally.overlaps]
-    if overlaps:
-        statistics["scores"], statistics["trivial"] = summarize_scores(overlaps)
-    if (sweep := tally.sweep("val")) is not None:
-        statistics["sweep"] = sweep
-    return statistics
-
-
 def _examine_inputs(
     statistics: dict[str, Any],
     skipped: list[str],
@@ -305,7 +290,7 @@ def _run_stage(
     name: str,
     measure: Callable[[], dict[str, Any]],
 ) -> None:
-    """Measure something, unless the time for it is over."""
+    """Measure something if there is time left for it."""
     if clock.has_left(until):
         statistics[name] = measure()
     else:

@@ -1,4 +1,4 @@
-"""What the network is fed: training batches, and whether prediction sees the same values as training does.
+"""Compare the inputs of the network: training batches with their data, prediction with training.
 
 Shapes: C channels, *S spatial.
 """

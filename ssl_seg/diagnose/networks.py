@@ -1,4 +1,4 @@
-"""The networks of a checkpoint on fixed patches, beside an untrained one, and what constant predictions would cost.
+"""Measure the networks of a checkpoint on fixed patches: signals, dead layers, and the loss of constant predictions.
 
 Shapes: N patches, K classes, *P a patch.
 """
@@ -47,7 +47,7 @@ ROW = (
 )
 """Figures of ``statistics["nets"]``."""
 SILENT = 1e-6
-"""Range of a channel beside its largest value that is rounding and not an output."""
+"""A channel whose range is below this share of its largest value is constant: the rest is rounding."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ProbedNets:
     train_mode: Signals | None
     """The student in train mode; None without BatchNorm."""
     untrained: Signals | None
-    """A network of the same configuration as a training starts it; None for want of time."""
+    """The network that the run began with; None if there was no time."""
     evidence: Evidence
     """What the rules of the monitor judge: what the run's own monitor saw, where the probe is the same."""
 
@@ -80,7 +80,7 @@ def probe_nets(
         val: at least one patch.
         train: may be empty.
         clock, until: see ``Clock``.
-        is_of_run: whether ``val`` is the probe of the run, so that this look is the one that its monitor had.
+        is_of_run: whether ``val`` is the probe of the run; then its monitor saw the same.
     """
 
     def collect(net: nn.Module, probe: Probe, *, train_mode: bool = False) -> Signals:

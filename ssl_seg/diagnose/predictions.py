@@ -29,7 +29,7 @@ from ssl_seg.diagnose.reading import (
     settle_truth,
 )
 from ssl_seg.diagnose.result import Diagnosis, Example
-from ssl_seg.diagnose.tally import Output, Tally, summarize_equality, summarize_foreground, summarize_scores
+from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.labels import Meaning
 from ssl_seg.monitor.actions import NO_CONTEXT
 from ssl_seg.monitor.evidence import Evidence
@@ -79,7 +79,7 @@ def diagnose_predictions(
 
     Args:
         request: what to examine.
-        note: told what the reader should know, as it comes up; the result has it too.
+        note: called with each note for the reader as it comes up; the result has them all.
         track: a progress bar of each stage.
         clock: counts the time, from the start of the command; by default from that of the call.
 
@@ -102,7 +102,7 @@ def diagnose_predictions(
     if doubts:
         notes.append(f"{len(doubts)} mask(s) may not lie on the prediction that they are compared with: {doubts[0]}")
         note(notes[-1])
-    statistics = _summarize(material, tally)
+    statistics = tally.summarize("new")
     statistics["looked_at"] = {
         "new": {"used": len(tally.images), "of": len(material.files)},
         "seconds": clock.seconds,
@@ -144,7 +144,7 @@ def _prepare(request: PredictionsRequest) -> tuple[_Material, list[str]]:
 
 
 def _break_seal(folder: Path, truth: Mapping[str, Path], note: Callable[[str], None]) -> list[str]:
-    """Record which masks of sealed cases are about to be compared with; return what was told about it."""
+    """Record that sealed masks are opened, and return the notes about it."""
     sealed, homes = find_sealed_masks(folder, truth)
     told: list[str] = []
     if count := open_sealed(sealed, Ledger(homes), by="diagnose", note=told.append):
@@ -180,20 +180,6 @@ def _to_logits(pred: NDArray[np.bool_], prob: NDArray[np.float32] | None) -> tor
     most = torch.finfo(torch.float32).max
     score = torch.logit(values).clamp(-most, most)
     return torch.stack([torch.zeros_like(score), score])[None]
-
-
-def _summarize(material: _Material, tally: Tally) -> dict[str, Any]:
-    statistics: dict[str, Any] = {
-        "shapes": [shape.summarize() for shape in tally.shapes.values()],
-        "foreground": summarize_foreground(tally.images),
-    }
-    if material.kind != "mask":
-        statistics |= {"outputs": tally.summarize_outputs(), "equality": summarize_equality(tally.images)}
-    if tally.overlaps:
-        statistics["scores"], statistics["trivial"] = summarize_scores(list(tally.overlaps.values()))
-    if (sweep := tally.sweep()) is not None:
-        statistics["sweep"] = sweep
-    return statistics
 
 
 def _judge(tally: Tally, signals: Signals | None, statistics: Mapping[str, Any]) -> Verdict:

@@ -1,6 +1,6 @@
-"""A folder of predictions, from anywhere: masks or probability maps in any format that is read, and their true masks.
+"""Reads a folder of predictions made by any program, and their true masks.
 
-How the files are to be read is decided once for the folder, from a few of them, and said in words.
+A few files decide once for the folder whether its values are masks or probabilities.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ssl_seg.scores.sameness import format_shape
 Kind = Literal["mask", "probability", "gray8", "gray16"]
 
 SAMPLE = 12
-"""Files with more than one value that are read to see what the values mean; others (empty predictions) do not tell."""
+"""So many files with more than one value are read to see what the values mean; empty predictions do not tell."""
 MANY_VALUES = 16
 """An integer file with more values is a probability map if they span its range, else a map of instances."""
 RANGES: dict[Kind, float] = {"mask": 1, "probability": 1, "gray8": 255, "gray16": 65535}
@@ -82,7 +82,7 @@ def find_predictions(folder: Path) -> list[PredictionFile]:
 
 
 def match_truth(predictions: Sequence[PredictionFile], folder: Path) -> dict[str, Path]:
-    """Return the true mask of each prediction that has one: of the same name, in the same folder below or in any.
+    """Return the true mask of each prediction that has one: with the same path below its folder, else the same name.
 
     Raises:
         DataError: if the folder is missing or holds no image, or no prediction has a mask.
@@ -113,7 +113,7 @@ def match_truth(predictions: Sequence[PredictionFile], folder: Path) -> dict[str
 
 
 def recognize(predictions: Sequence[PredictionFile], reading: Reading = AS_STORED) -> Kind:
-    """Return how the files are to be read, by the values in a few of them; `NAME_prob` files are probabilities.
+    """Return how to read the files, by the values in a few of them; `NAME_prob` files are probabilities.
 
     Raises:
         DataError: for values that are neither.
@@ -179,7 +179,7 @@ def settle_truth(masks: Sequence[Path], given: Meaning, reading: Reading = AS_ST
 def read_truth(
     path: Path, shape: tuple[int, ...], meaning: Meaning, prediction: Path, reading: Reading = AS_STORED
 ) -> tuple[NDArray[np.int16], str | None]:
-    """Return a true mask (*S): 0, 1 or IGNORE_INDEX; and, if there is one, the doubt whether it lies on the prediction.
+    """Return a true mask (*S) of 0, 1 and IGNORE_INDEX, and the doubt, if any, that it lies on the prediction.
 
     Raises:
         DataError: for an unreadable mask, or another shape or grid than that of the prediction.
@@ -191,7 +191,7 @@ def read_truth(
 def _compare_places(
     prediction: Path, shape: tuple[int, ...], path: Path, other: tuple[int, ...], reading: Reading
 ) -> str | None:
-    """Return the doubt whether two files lie on each other, if there is one; refuse what does not."""
+    """Return the doubt, if any, that two files lie at different places; refuse other shapes and grids."""
     if other != shape:
         raise DataError(
             f"{prediction}: the prediction is {format_shape(shape)}, {path} {format_shape(other)}. They must be of one "

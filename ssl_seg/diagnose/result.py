@@ -103,7 +103,7 @@ class Diagnosis:
     """All that a diagnosis found.
 
     ``statistics`` holds plain nested types. What was not measured (no time left, no masks, no BatchNorm, ...) is left
-    out; ``None`` is a figure that is undefined. Keys of a checkpoint (c) and of predictions (p):
+    out; an undefined figure is ``None``. Keys of a checkpoint (c) and of predictions (p):
 
     - ``looked_at`` (c, p): ``{part: {"used": n, "of": m}}``, ``seconds_used``, ``seconds`` (the budget, c),
       ``skipped``: ``[stage names left out for want of time]``, ``read_as`` (p: how the files were read, in words),

@@ -27,12 +27,12 @@ RANK_LIMIT, BINS_PER_RANK = 90, 32
 """Bins of asinh(logit), in which quantiles and the best threshold are found: 1/32 wide near 0, 3 % of a large value, up
 to the largest float32."""
 CLEARLY = 0.01
-"""F1 that a threshold next to 0 or 1 must bring, for it is hard to write and to reach."""
+"""F1 that a threshold next to 0 or 1 must gain: such a threshold is hard to write down and to reach."""
 SHOWN_PROB_BINS, MAX_LOGIT_BINS = 40, 64
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _TAIL = (0.001, 0.002, 0.005, 0.01, 0.02)
 THRESHOLDS = (*_TAIL, *(round(0.05 * i, 2) for i in range(1, 20)), *(round(1 - t, 3) for t in reversed(_TAIL)))
-"""Of the sweep. All are edges of the bins; the ends are dense, since heavy costs push probabilities there."""
+"""Thresholds of the sweep, all at edges of bins; dense at the ends, where heavy costs push the probabilities."""
 BIAS = 0.10
 """Precision and recall that differ by more are called biased: the reported case had 0.61 and 0.96."""
 _UNKNOWN, _BACKGROUND, _FOREGROUND = range(3)
@@ -82,7 +82,7 @@ class Tally:
     """Everything that is kept of the predictions.
 
     Args:
-        map_voxels: voxels of all shapes together for which it is counted how often each is predicted.
+        map_voxels: for so many voxels, over all shapes, count how often each is predicted.
     """
 
     def __init__(self, map_voxels: int = MAX_MAP_VOXELS) -> None:
@@ -156,7 +156,7 @@ class Tally:
         return _moments(chosen)
 
     def pool(self, sums: Mapping[Part, Sums], *parts: Part) -> Sums | None:
-        """Return the sums of some parts together (of all parts if none is named), or None without any value."""
+        """Return the sums over some parts, over all if none is named; None without any value."""
         chosen = [own for part, own in sums.items() if not parts or part in parts]
         return sum(chosen[1:], chosen[0]) if chosen else None
 
@@ -196,6 +196,21 @@ class Tally:
         f1[(THRESHOLDS[0] <= threshold) & (threshold <= THRESHOLDS[-1])] = 0
         best = int(np.flatnonzero(f1 == f1.max())[-1])
         return float(f1[best]), float(threshold[best])
+
+    def summarize(self, scored: Part) -> dict[str, Any]:
+        """Return what ``Diagnosis.statistics`` has of whole images; scores are of the part ``scored``."""
+        images = [image for image in self.images if image.part == scored]
+        statistics: dict[str, Any] = {
+            "shapes": [shape.summarize() for shape in self.shapes.values()],
+            "foreground": summarize_foreground(images or self.images),
+        }
+        if self.prob:
+            statistics |= {"outputs": self.summarize_outputs(), "equality": summarize_equality(self.images)}
+        if overlaps := [self.overlaps[image.id] for image in images if image.id in self.overlaps]:
+            statistics["scores"], statistics["trivial"] = summarize_scores(overlaps)
+        if (sweep := self.sweep(scored)) is not None:
+            statistics["sweep"] = sweep
+        return statistics
 
     def summarize_outputs(self) -> dict[str, Any]:
         """Return ``statistics["outputs"]``: a row a part, and ``all``; empty where only masks were given."""

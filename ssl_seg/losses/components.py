@@ -1,4 +1,4 @@
-"""The components by name, their options, and what is said about names that are not among them.
+"""The components by name, their options, and the hints for unknown names.
 
 To add a loss, write a function ``(logits, target, **options) -> scalar`` with a default for each option, and add a line
 to ``LOSSES``. Annotate the options with the types of ``common``: they are checked before a run.
@@ -74,17 +74,17 @@ def bind_options(name: str, options: Mapping[str, Any]) -> LossFn:
 
 
 def check_loss_names(names: Iterable[str]) -> None:
-    """Do nothing, if all names are in ``LOSSES``.
+    """Check that all names are in ``LOSSES``.
 
     Raises:
-        ConfigError: with the names that are not, and the nearest known ones.
+        ConfigError: for unknown names, with the nearest known ones.
     """
     if unknown := [f"'{name}'{suggest(name, LOSSES)}" for name in names if name not in LOSSES]:
         raise ConfigError(f"unknown loss {', '.join(unknown)}; available: {', '.join(LOSSES)}")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the hint for an unknown component: what other programs call so, else the nearest of ``known``."""
+    """Return the hint for an unknown component: its name here if other programs use that name, else the nearest one."""
     bare = name.lower().removesuffix("_weight").removesuffix("_loss")
     if bare in _OTHER_NAMES:
         return f" (here {_OTHER_NAMES[bare]})"

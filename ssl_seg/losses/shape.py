@@ -52,8 +52,8 @@ def hausdorff_dt(
     the predicted (p > 1/2) boundary (Karimi & Salcudean 2019, with ``exponent`` for alpha). The value is in voxels to
     that power: hundreds for a missed object, so its weight beside other losses has to be small.
 
-    A distance that is not defined, for want of a boundary, is 0 as in MONAI; where neither is defined both together
-    are 1. MONAI's loss is 0 there, so that foreground everywhere in an empty image would cost nothing.
+    Without a boundary, a distance is 0 as in MONAI; without both boundaries the sum of the two distances is
+    1. MONAI's loss is 0 there, so that foreground everywhere in an empty image would cost nothing.
 
     The distances have no gradient and are computed on the CPU (scipy), so that a GPU waits for them in every step.
 

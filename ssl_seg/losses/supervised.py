@@ -28,8 +28,8 @@ from ssl_seg.losses.components import (
 class SupervisedLoss:
     """A weighted sum of components: ``loss(logits, target, epoch) -> (total, terms)``.
 
-    A component that is named with weight 0 is computed without gradient, to be watched; one that is not named in the
-    current phase is not computed.
+    A component with weight 0 is computed without gradient, to be watched; one that the current phase does not name is
+    not computed.
     """
 
     components: Mapping[str, LossFn]

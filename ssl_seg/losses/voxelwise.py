@@ -59,7 +59,7 @@ def cross_entropy(
 
 
 def check_class_weights(class_weights: Sequence[float], num_classes: int) -> None:
-    """Do nothing, if there is a weight for each class, and one above 0.
+    """Check that there is a weight for each class, and one above 0.
 
     Raises:
         ConfigError: otherwise.

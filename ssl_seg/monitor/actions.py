@@ -18,7 +18,7 @@ FAR = 10.0
 EXTREME_COST = 10.0
 """Factor of foreground over background in the loss, or the other way round, that is worth a word."""
 MANY_STEPS = 2000
-"""Steps after which more of them are no answer to a network that has learned nothing."""
+"""After so many steps, training longer no longer helps a network that has learned nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Cost:
     """As configured."""
     factor: float
     neutral: str
-    """The value with which it does nothing."""
+    """The value that has no effect."""
 
     @property
     def is_extreme(self) -> bool:
-        """Whether it may decide by itself what is predicted."""
+        """Whether it alone may decide what is predicted."""
         return not 1 / EXTREME_COST < self.factor < EXTREME_COST
 
 

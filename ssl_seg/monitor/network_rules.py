@@ -117,7 +117,7 @@ def find_not_above_trivial(signals: Signals, net: str) -> RuleFinding | None:
 def find_little_learned(signals: Signals, net: str) -> RuleFinding | None:
     """Return a finding on a network that is to be used, and whose ranking says nothing, for not being clearly better.
 
-    While a run goes on it is given time, so this is no rule of a look.
+    A running training is given time, so this rule is used at the end only.
     """
     return None if is_informative(signals) else _find_little(signals, net, "learned_margin")
 
@@ -150,7 +150,7 @@ def find_foreground_bias(signals: Signals, net: str) -> RuleFinding | None:
 
 
 def find_trivial_images(f1: float, trivial_f1: float, net: str) -> RuleFinding | None:
-    """Return a finding where the masks of whole images, with foreground to find, are no better than it everywhere."""
+    """Return a finding where the masks of whole images are no better than foreground everywhere."""
     margin = f1 - trivial_f1
     if trivial_f1 == 0 or margin >= limit("trivial_margin"):
         return None
@@ -172,7 +172,7 @@ NETWORK_RULES: tuple[NetworkRule, ...] = (
 
 
 def judge_network(signals: Signals, net: str) -> tuple[RuleFinding, ...]:
-    """Return what the rules find in one network on one probe."""
+    """Return the findings of all rules on one network."""
     return tuple(f for rule in NETWORK_RULES if (f := rule(signals, net)))
 
 

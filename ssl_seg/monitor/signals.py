@@ -70,7 +70,7 @@ class Signals:
     ratio_std_true: float
     """Spread of the true foreground share between patches."""
     f1: float
-    """Of what is predicted, all foreground classes taken as one; a voxel without a finite output counts as wrong."""
+    """F1 of the prediction with all foreground classes as one; a voxel without a finite output counts as wrong."""
     f1_macro: float
     """Mean F1 over the foreground classes that are there, by the largest logit; equal to ``f1`` for two classes."""
     f1_best: float | None
@@ -338,7 +338,7 @@ def _find_best_f1(positive: Scores, negative: Scores) -> tuple[float, float] | N
 def _bound_auroc(cases: Sequence[tuple[NDArray[np.int64], ...]]) -> tuple[float, float]:
     """Return the ends of the interval of the pooled AUROC over cases; 0 and 1 where one of them decides alone.
 
-    The delete-one jackknife: the voxels of one image are no independent draws, the images are.
+    The delete-one jackknife over images: voxels of one image are not independent.
 
     Args:
         cases: the histograms of foreground and background of each.

@@ -101,8 +101,8 @@ def _judge_networks(evidence: Evidence, training: list[RuleFinding], used: str |
 
 
 def _doubt(evidence: Evidence, finding: RuleFinding, signals: Signals) -> RuleFinding:
-    """Return the finding as a warning where it is no collapse: the network may never have been any better, or the
-    cases, of validation and of training, are too few to know that its ranking says nothing."""
+    """Return the finding, as a warning where a collapse is in doubt: the network may never have been better, or there
+    are too few cases of validation and of training to know that its ranking is worthless."""
     if finding.code == "constant_output" and _has_never_varied(evidence, signals):
         return finding.soften()
     is_flat = signals.prob_std < limit("informative_prob_std")
@@ -117,13 +117,13 @@ def _doubt(evidence: Evidence, finding: RuleFinding, signals: Signals) -> RuleFi
 
 
 def _has_never_varied(evidence: Evidence, signals: Signals) -> bool:
-    """Return whether the output varies about as much as it ever has, in the first epochs: not learned yet, not lost."""
+    """Return whether, in the first epochs, the output varies as much as it ever has: nothing has been lost."""
     widest = max((row["prob_std"] for row in evidence.trend if "prob_std" in row), default=math.inf)
     return _is_young(evidence) and not is_dead(signals) and signals.prob_std >= limit("kept_prob_std") * widest
 
 
 def _find_pending(evidence: Evidence) -> set[str]:
-    """Return the codes that a student whose ranking still gets better, in the first epochs, is not told yet."""
+    """Return the codes that are held back in the first epochs, while the ranking of the student still improves."""
     student, then = evidence.val["student"], half_way(evidence.trend)
     if then is None or "auroc" not in then or student.auroc is None or not _is_young(evidence):
         return set()

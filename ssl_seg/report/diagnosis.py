@@ -21,10 +21,10 @@ REPORT_FILE, RECORD_FILE = "report.md", "report.json"
 
 
 def check_report_folder(folder: Path) -> None:
-    """Do nothing, if a report may be written to ``folder``.
+    """Check that a report can be written to ``folder``.
 
     Raises:
-        DataError: when it is a file, or a folder that holds anything; names the next free name.
+        DataError: for a file, or a folder that is not empty; proposes the next free name.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists already and is not overwritten: use --out {quote(next_free(folder))}")

@@ -25,7 +25,7 @@ _MARKERS = "osD^vP"
 _LOGITS = 6.0
 """Log-odds that are always in the picture: probabilities of 0.0025 to 0.9975."""
 _LEAST_SHARE = 1e-5
-"""Lower end of the shares in a histogram: a few voxels among millions are no news."""
+"""Lower end of the shares in a histogram: a few voxels among millions do not matter."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def describe_scope(diagnosis: Diagnosis) -> str:
 
 
 def format_findings(diagnosis: Diagnosis) -> list[str]:
-    """Return the finding that leads, the others in one line, the likely causes with their evidence and what to do."""
+    """Return the first finding, the others in one line, the likely causes with their evidence, and what to do."""
     lines = [
         f"  {f.level.upper()} {f.code} ({f.net}): {f.message} [{figure(f.value)}, limit {figure(f.limit)}]"
         for f in diagnosis.findings[:1]
@@ -61,7 +61,7 @@ def format_findings(diagnosis: Diagnosis) -> list[str]:
 
 
 def list_evidence(causes: Sequence[Cause]) -> list[list[str]]:
-    """Return the evidence of each cause; what was said for an earlier one is only referred to."""
+    """Return the evidence of each cause; refer to an earlier cause in place of repeating its evidence."""
     first: dict[str, int] = {}
     listed = []
     for rank, cause in enumerate(causes, start=1):

@@ -55,7 +55,7 @@ number2, number4, share1 = partial(number, digits=2), partial(number, digits=4),
 
 
 def make_tables(diagnosis: Diagnosis) -> list[Table]:
-    """Return a table for each thing that was measured, without columns and rows of which nothing is known."""
+    """Return a table for each thing that was measured; unknown columns and rows are left out."""
     statistics = diagnosis.statistics
     tables = [make(statistics) for name, make in _TABLES if statistics.get(name)]
     return [_prune(table) for table in (*tables, _images(diagnosis)) if table.rows]
@@ -357,7 +357,7 @@ def _by_part(s: Statistics) -> list[tuple[str, Statistics]]:
 
 
 def _prune(table: Table) -> Table:
-    """Return the table without columns of which nothing is known."""
+    """Return the table without its unknown columns."""
     kept = [c for c in range(len(table.columns)) if c == 0 or any(row[c] not in (UNKNOWN, "") for row in table.rows)]
     rows = tuple(tuple(row[c] for c in kept) for row in table.rows)
     return Table(table.title, table.text, tuple(table.columns[c] for c in kept), rows)

@@ -34,7 +34,7 @@ def plot_examples(
 ) -> None:
     """Write one row an example: input, truth, probability from 0 to 1, and prediction with its errors.
 
-    A column of which nothing is known is left out, and masks alone lie side by side.
+    Unknown columns are left out; masks alone lie side by side.
 
     Args:
         examples: at least one.

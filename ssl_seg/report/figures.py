@@ -60,9 +60,9 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _make_plain(figure: Figure) -> None:
-    """Take texts for what they are: a ``$`` of a name begins no formula, and what the font cannot show is an escape.
+    """Show texts literally: a ``$`` does not begin a formula, and characters missing from the font are escaped.
 
-    The numbers that matplotlib writes at ticks are left alone.
+    The numbers that matplotlib writes at ticks stay as they are.
     """
     from matplotlib.axis import Tick
     from matplotlib.font_manager import findfont, get_font

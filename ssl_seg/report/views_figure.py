@@ -38,7 +38,7 @@ class UnlabeledPatch:
 def plot_views(labeled: Sequence[LabeledPatch], unlabeled: Sequence[UnlabeledPatch], path: Path) -> None:
     """Write one row a patch: a labeled one and its outlined target, an unlabeled one in its weak and strong view.
 
-    Of a volume the middle slice is shown. A strong view has the gray scale of its weak one, and shows its changes.
+    For a volume, shows the middle slice. A strong view has the gray scale of its weak view, so that changes are seen.
 
     Raises:
         DataError: when the file exists or cannot be written.

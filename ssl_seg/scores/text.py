@@ -10,14 +10,14 @@ MOST_PLAIN = 1e5
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a figure with so many decimals, a huge one in powers of ten; ``-`` for None, NaN and infinities."""
+    """Return a figure with a number of decimals, a huge one in powers of ten; ``-`` for None, NaN and infinities."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     return f"{value:.2e}" if abs(value) >= MOST_PLAIN else f"{value:.{digits}f}"
 
 
 def figure(value: float | None, digits: int = 4) -> str:
-    """Return a figure of any size with so many significant digits; ``-`` for None, NaN and infinities."""
+    """Return a figure of any size with a number of significant digits; ``-`` for None, NaN and infinities."""
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
 
 

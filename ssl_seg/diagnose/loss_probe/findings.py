@@ -12,11 +12,11 @@ from ssl_seg.diagnose.loss_probe.measures import PREDICTIONS
 from ssl_seg.diagnose.loss_probe.probe import LossProbe, StateProbe
 
 CONFLICT = -0.5
-"""Cosine below which two components undo each other's work: of equal gradients, the sum is shorter than either."""
+"""Two components whose cosine is below work against each other: the sum of equal gradients is shorter than either."""
 ERRORS = 2.0
 """Standard errors by which the cosine of a conflict has to be below 0."""
 NEGLIGIBLE, DOMINANT = 0.01, 0.90
-"""Shares of the gradient norm outside of which a component hardly counts, or hardly any other does."""
+"""A component with a smaller share of the gradient norm hardly counts; with a larger one, the others hardly do."""
 NEARLY_PERFECT = 0.05
 """A prediction that needs no network is taken for a solution, if its loss exceeds that of the perfect one by less than
 this share of what the base rate costs."""

@@ -22,7 +22,7 @@ class LintRule:
 
     check: Callable[[Config], Iterator[str]]
     needs: tuple[str, ...] = ()
-    """Settings it reads that may be planned from the data: without the data the rule is left out."""
+    """Settings it reads that may be planned from the data; while they are unknown, the rule is skipped."""
 
 
 IDLE = "changes_nothing"
@@ -41,8 +41,7 @@ def lint(
         config: a valid configuration.
         layers: files and options, in increasing order of precedence: what is given.
         facts: about the data of the run; without data everything could act.
-        unknown: dotted keys whose values are stand-ins; nothing is said about them, and rules that need one are left
-            out.
+        unknown: dotted keys whose values are not planned yet; rules that need one are skipped.
     """
     idle = find_given_idle(config, layers, facts, unknown)
     broken = [

@@ -22,7 +22,7 @@ from ssl_seg.methods import METHODS
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the data say about a run. Without data the defaults hold, with which everything acts."""
+    """What is known about the data of a run. By the defaults, used without data, every setting acts."""
 
     labeled: int = 2
     """Labeled training cases."""
@@ -59,7 +59,7 @@ class Condition:
     find_obstacle: Obstacle
     remedy: str
     needs: tuple[str, ...] = ()
-    """Settings it reads that may be planned from the data and of which no stand-in lets everything act."""
+    """Settings it reads that may be planned from the data; while they are unknown, the condition is skipped."""
 
 
 def list_method_options(config: Config) -> dict[str, Any]:

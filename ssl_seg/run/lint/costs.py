@@ -12,7 +12,7 @@ Pull = tuple[str, float]
 """A setting in words, and how it pulls: above 0 it asks for more foreground than the loss alone, below 0 for less."""
 
 LARGEST_VARIANCE_SHARE = 0.2
-"""Between the shares 0.1, which the reported papyrus trainings began with, and 0.5, with which they got stuck."""
+"""Between two shares of the reported papyrus trainings: they began with 0.1, and got stuck with 0.5."""
 
 
 def variance_minimum(config: Config) -> Iterator[str]:
