@@ -243,8 +243,9 @@ def _find_idle_cap(config: Config, _: DataFacts) -> str | None:
     return f"{describe_length(config)}: no multiplier is above {most:g}"
 
 
-def _count_marks(config: Config, key: str) -> int:
-    return sum(len(window.marks or ()) for window in list_windows(config) if window.key == key)
+def find_marks(config: Config, key: str) -> tuple[float, ...]:
+    """Return the epochs at which a policy acts; none where it is off."""
+    return next((period.marks or () for period in list_windows(config) if period.key == key), ())
 
 
 def _find_idle_every(key: str) -> Obstacle:
@@ -252,7 +253,7 @@ def _find_idle_every(key: str) -> Obstacle:
 
     def find(config: Config, _: DataFacts) -> str | None:
         policy = getattr(config.policies, key.rpartition(".")[2])
-        if policy is None or _count_marks(_set_every(config, key), key) > 1:
+        if policy is None or len(find_marks(_set_every(config, key), key)) > 1:
             return None
         return f"{describe_length(config)}: it acts once at most, at epoch {policy.start_epoch}"
 
@@ -267,8 +268,8 @@ def _set_every(config: Config, key: str) -> Config:
 
 
 def _find_idle_noise_decay(config: Config, _: DataFacts) -> str | None:
-    marks = _count_marks(config, "policies.weight_noise")
-    return None if marks > 1 else f"{describe_length(config)}: noise is added once at most"
+    is_repeated = len(find_marks(config, "policies.weight_noise")) > 1
+    return None if is_repeated else f"{describe_length(config)}: noise is added once at most"
 
 
 def _find_idle_glances(config: Config, _: DataFacts) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ssl_seg.config import Config, LossPhaseConfig
 from ssl_seg.config.curves import find_raising_plateau
-from ssl_seg.run.lint.conditions import count_epochs, describe_length
+from ssl_seg.run.lint.conditions import describe_length, find_marks
 
 
 def blend_cut_short(config: Config) -> Iterator[str]:
@@ -27,7 +27,7 @@ def blend_cut_short(config: Config) -> Iterator[str]:
 def swa_of_one(config: Config) -> Iterator[str]:
     """The mean of one network is that network."""
     swa = config.policies.swa
-    if swa is not None and len(_actions(config, swa.start_epoch, swa.every_epochs)) == 1:
+    if swa is not None and len(find_marks(config, "policies.swa")) == 1:
         yield (
             f"policies.swa takes one network only (start_epoch = {swa.start_epoch}, every_epochs = "
             f"{swa.every_epochs}; {describe_length(config)}): the mean is that network. Start earlier or take more"
@@ -62,22 +62,14 @@ def noise_in_warmup(config: Config) -> Iterator[str]:
 
 def noise_within_swa(config: Config) -> Iterator[str]:
     """An average of late, settled networks is the point of SWA; noise unsettles them."""
-    noise, swa = config.policies.weight_noise, config.policies.swa
-    if noise is None or swa is None:
-        return
-    averaged = _actions(config, swa.start_epoch, swa.every_epochs)
-    noisy = [e for e in _noise_epochs(config) if averaged and averaged[0] <= e < count_epochs(config)]
+    averaged, noise = find_marks(config, "policies.swa"), find_marks(config, "policies.weight_noise")
+    noisy = [epoch for epoch in noise if averaged and epoch >= averaged[0]]
     if noisy:
         yield (
-            f"policies.weight_noise is added at {len(noisy)} epoch(s) from {noisy[0]} on, policies.swa averages from "
-            f"epoch {averaged[0]} on: the mean takes in networks that are recovering from noise. Let one of them end "
+            f"policies.weight_noise is added at {len(noisy)} epoch(s) from {noisy[0]:g} on, policies.swa averages from "
+            f"epoch {averaged[0]:g} on: the mean takes in networks that are recovering from noise. Let one of them end "
             "before the other starts"
         )
-
-
-def _noise_epochs(config: Config) -> range:
-    noise = config.policies.weight_noise
-    return range(0) if noise is None else _actions(config, noise.start_epoch, noise.every_epochs)
 
 
 def _plateau_waits(config: Config) -> Iterator[tuple[str, int, int]]:
@@ -109,10 +101,6 @@ def early_stopping_before_plateau(config: Config) -> Iterator[str]:
                 f"policies.early_stopping.patience = {stopping.patience} ends the run before {key} = {patience} can "
                 f"change the rate. Give early stopping more than {needed * patience} epochs"
             )
-
-
-def _actions(config: Config, start_epoch: int, every_epochs: int) -> range:
-    return range(start_epoch, count_epochs(config) + 1, every_epochs)
 
 
 def _reached_phases(config: Config) -> list[tuple[int, LossPhaseConfig]]:

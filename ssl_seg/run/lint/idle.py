@@ -121,10 +121,8 @@ def find_given(key: str, sources: Mapping[str, str]) -> str | None:
     """Return where a setting, or what it is part of, was given; None where it was not."""
     parts = key.split(".")
     above = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-    inside = [
-        source for name, source in sources.items() if name.startswith(f"{key}.")
-    ]  # of a mapping that is one value
-    return next((sources[name] for name in above if name in sources), inside[0] if inside else None)
+    inside = [name for name in sources if name.startswith(f"{key}.")]  # of a mapping that is one value
+    return next((sources[name] for name in (*above, *inside) if name in sources), None)
 
 
 def list_leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
