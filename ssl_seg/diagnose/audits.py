@@ -90,8 +90,8 @@ def describe_verdict(verdict: Verdict, healthy: str) -> Conclusion:
         return Conclusion("ok", "healthy", healthy)
     first = verdict.findings[0]
     if first.level != "collapsed":
-        return Conclusion(first.level, first.code, f"{CODES[first.code].meaning}: {first.message}")
-    message = CONSTANT_MESSAGE if first.code in CONSTANT else f"{CODES[first.code].meaning}: do not submit"
+        return Conclusion(first.level, first.code, f"{CODES[first.code]}: {first.message}")
+    message = CONSTANT_MESSAGE if first.code in CONSTANT else f"{CODES[first.code]}: do not submit"
     return Conclusion("collapsed", first.code, message)
 
 

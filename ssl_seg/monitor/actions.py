@@ -8,7 +8,6 @@ from typing import Any
 
 from ssl_seg.config import Config, LossConfig
 from ssl_seg.config.learning import OptimConfig
-from ssl_seg.monitor.catalog import CODES
 from ssl_seg.monitor.findings import RuleFinding
 
 USUAL_LR: Mapping[str, float] = {"sgd": 0.1}
@@ -64,14 +63,10 @@ ActionCondition = Callable[[Context, RuleFinding], bool]
 
 @dataclass(frozen=True)
 class Action:
-    """An action, when it is the one, and on what it was tried; ``text`` may name ``{low}``, ``{usual}``, ``{cost}``."""
+    """What to do, and when: ``text`` may name ``{low}``, ``{usual}``, ``{steps}``, ``{cost}``; None is always."""
 
     text: str
-    tried: str
     when: ActionCondition | None = None
-    """None for the last one of a code: always."""
-    if_: str = ""
-    """The condition in words."""
 
 
 def read_context(config: Config) -> Context:
@@ -158,90 +153,53 @@ def _takes_none(_: Context, finding: RuleFinding) -> bool:
     return finding.value < 0.5
 
 
-_WEIGHTED = Action("train again with {cost}", "remedies: costs of 1000", _is_weighted, "a cost of 10 or more is set")
-_FAST = Action(
-    "train again with optim.lr={usual}",
-    "remedies: rates x 100 and of 1e30, each helped",
-    _is_fast,
-    "the rate is 10 times the usual",
-)
-_RECOVER = Action(
-    "train again with monitor.on_collapse=recover", "recover: saved 20 of 20 seeds; remedies: a batch of NaN", _stays,
-    "the run did not recover by itself",
-)  # fmt: skip
-_SLOWER = Action("train again with optim.lr={low}", "remedies: a rate x 100, helped")
-_USUAL = Action(
-    "train again with optim.lr={usual}", "remedies: very slow learning", _is_slow, "the rate is a tenth of the usual"
-)
+_WEIGHTED = Action("train again with {cost}", _is_weighted)
+_FAST = Action("train again with optim.lr={usual}", _is_fast)
+_RECOVER = Action("train again with monitor.on_collapse=recover", _stays)
+_SLOWER = Action("train again with optim.lr={low}")
+_USUAL = Action("train again with optim.lr={usual}", _is_slow)
 _STATE = (_WEIGHTED, _FAST, _RECOVER, _SLOWER)
 _CUT = Action(
-    "choose the cut on validation: `ssl-seg diagnose` names it for `ssl-seg predict --threshold`",
-    "diagnose: its sweep shows F1 at 0.5 and at that cut", _has_two_classes, "two classes",
-)  # fmt: skip
-_LONGER = Action("train longer: --steps {steps}", "remedies: three classes, predicted over true foreground 1.9 to 0.9")
+    "choose the cut on validation: `ssl-seg diagnose` names it for `ssl-seg predict --threshold`", _has_two_classes
+)
+_LONGER = Action("train longer: --steps {steps}")
 
 ACTIONS: Mapping[str, tuple[Action, ...]] = {
     "non_finite": (_FAST, _RECOVER, _SLOWER),
-    "zero_loss": (Action(
-        "count the foreground of the labeled masks: `ssl-seg data audit DATA`",
-        "faults: masks all empty, all foreground; with the right masks the same runs learn",
-    ),),
-    "mode_gap": (Action("train again with network.norm=instance", "reproduce: helped in 5 of 6 runs"),),
-    "loss_metric_divergence": (Action(
-        "let `ssl-seg diagnose` compare what training and prediction feed the network",
-        "faults: contrast inverted, images all 0 at prediction",
-    ),),
-    "inverted_output": (Action(
-        "check data.label_values and data.label_map (background first): `ssl-seg data audit DATA`",
-        "faults: labels swapped; the other way round the same run learns",
-    ),),
+    "zero_loss": (Action("count the foreground of the labeled masks: `ssl-seg data audit DATA`"),),
+    "mode_gap": (Action("train again with network.norm=instance"),),
+    "loss_metric_divergence": (Action("let `ssl-seg diagnose` compare what training and prediction feed the network"),),
+    "inverted_output": (
+        Action("check data.label_values and data.label_map (background first): `ssl-seg data audit DATA`"),
+    ),
     "constant_output": _STATE,
     "uniform_ratio": _STATE,
     "equal_statistics": _STATE,
     "all_negative": _STATE,
     "all_positive": _STATE,
-    "coverage_hole": (Action(
-        "predict with `ssl-seg predict`, whose windows cover every voxel", "faults: a border of 8 voxels left out",
-    ),),
-    "teacher_diverged": (Action("use the student: --which student", "reproduce: its F1 beside that of the teacher"),),
+    "coverage_hole": (Action("predict with `ssl-seg predict`, whose windows cover every voxel"),),
+    "teacher_diverged": (Action("use the student: --which student"),),
     "component_explosion": (_FAST, _RECOVER, _SLOWER),
-    "not_above_trivial": (_USUAL, Action(
-        "check that masks belong to their images: `ssl-seg data audit DATA`", "faults: masks of other images", _is_long,
-        "2,000 steps or more",
-    ), _LONGER),
+    "not_above_trivial": (
+        _USUAL,
+        Action("check that masks belong to their images: `ssl-seg data audit DATA`", _is_long),
+        _LONGER,
+    ),
     "shifted_threshold": (_WEIGHTED, _CUT, _LONGER),
     "foreground_bias": (_WEIGHTED, _CUT, _LONGER),
-    "overfitting": (Action("use best.pt, which is from before", "004: the epoch that its report chose"),),
-    "plateau": (_USUAL, Action(
-        "let `ssl-seg diagnose` measure what stands in the way", "faults: the cause is among those that it names",
-    )),
+    "overfitting": (Action("use best.pt, which is from before"),),
+    "plateau": (_USUAL, Action("let `ssl-seg diagnose` measure what stands in the way")),
     "pseudo_label_share": (
-        Action(
-            "train again with method.options.confidence=0.8", "remedies: a threshold that no voxel reaches",
-            _takes_none, "none is taken",
-        ),
-        Action("raise method.options.confidence", "not tried: the laboratory has no such fault"),
+        Action("train again with method.options.confidence=0.8", _takes_none),
+        Action("raise method.options.confidence"),
     ),
-    "pseudo_label_drift": (_WEIGHTED, _FAST, Action(
-        "train the labels alone beside it: --set method.name=supervised", "recover: its rung consistency_off",
-    )),
-}  # fmt: skip
-"""The first one that fits is told. ``tried`` names a command of `scripts/collapse_lab.py` and what it ran."""
-
-
-def format_codes() -> str:
-    """Return CODES and ACTIONS as a Markdown table."""
-    rows = []
-    for name, entry in CODES.items():
-        told = [f"{a.if_ + ': ' if a.if_ else ''}{_in_words(a.text)} ({a.tried})" for a in ACTIONS[name]]
-        rows.append(f"| `{name}` | {entry.meaning} | {'; '.join(entry.causes)} | {'; else '.join(told)} |")
-    header = ["| code | meaning | usual causes | action (tried on) |", "|---|---|---|---|"]
-    return "\n".join([*header, *rows]) + "\n"
-
-
-def _in_words(text: str) -> str:
-    words = {"low": "a tenth of it", "usual": "the usual one", "steps": "TWICE", "cost": "that cost=1"}
-    return text.format(**words)
+    "pseudo_label_drift": (
+        _WEIGHTED,
+        _FAST,
+        Action("train the labels alone beside it: --set method.name=supervised"),
+    ),
+}
+"""The first action whose condition holds is given. `docs/collapse.md` says on what each one has been tried."""
 
 
 def _list_pairs(options: Mapping[str, Any]) -> list[tuple[str, float, float]]:

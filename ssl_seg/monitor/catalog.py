@@ -11,15 +11,6 @@ from ssl_seg.monitor.findings import Level, RuleFinding
 
 
 @dataclass(frozen=True)
-class Code:
-    """What a code means, and where it comes from in most cases."""
-
-    meaning: str
-    causes: tuple[str, ...]
-    """The most likely first."""
-
-
-@dataclass(frozen=True)
 class Limit:
     """A number of a rule, and why it is that one."""
 
@@ -28,102 +19,29 @@ class Limit:
     source: str
 
 
-CODES: dict[str, Code] = {
-    "non_finite": Code(
-        "outputs or loss are NaN or infinite",
-        ("the learning rate is too high", "an image or mask holds NaN", "a loss divides by an empty target"),
-    ),
-    "zero_loss": Code(
-        "the labeled batches teach nothing: the loss is next to 0 too early, or they hold one class only",
-        ("the labeled masks are empty", "the loss leaves out what matters", "labeled patches never meet foreground"),
-    ),
-    "mode_gap": Code(
-        "the student does well with the statistics of the batch and badly with its running ones",
-        (
-            "BatchNorm with batches that are too small or unlike the images",
-            "labeled and unlabeled patches share the batch statistics",
-        ),
-    ),
-    "loss_metric_divergence": Code(
-        "the training loss gets better, and the predictions do not",
-        (
-            "images are normalized differently at prediction than in training",
-            "the loss rewards something else than the overlap",
-        ),
-    ),
-    "inverted_output": Code(
-        "background is ranked above foreground",
-        ("the values of background and foreground are swapped", "a loss has the wrong sign"),
-    ),
-    "constant_output": Code(
-        "the output hardly varies and does not follow the target",
-        ("masks do not belong to their images", "updates that are too large", "dead activations"),
-    ),
-    "uniform_ratio": Code(
-        "the same share of foreground is predicted in every image or patch, whatever it shows",
-        ("the output does not depend on the image", "a coverage hole"),
-    ),
-    "equal_statistics": Code(
-        "the outputs of different images have the same mean and standard deviation",
-        ("the output does not depend on the image", "the images look alike after normalization"),
-    ),
-    "all_negative": Code(
-        "nothing is predicted although there is foreground, and no threshold would help",
-        ("the labeled masks are empty", "the updates are too large", "the loss punishes false foreground too much"),
-    ),
-    "all_positive": Code(
-        "everything is predicted although there is background, and no threshold would help",
-        ("the loss punishes missed foreground too much", "too many patches are centered on foreground"),
-    ),
-    "coverage_hole": Code(
-        "a part of the images is never predicted",
-        ("windows of the prediction leave a border out", "predictions were cropped and padded with background"),
-    ),
-    "component_explosion": Code(
-        "the loss or one of its components rises instead of falling",
-        ("the learning rate is too high", "components of the loss work against each other", "a boost on a plateau"),
-    ),
-    "teacher_diverged": Code(
-        "the teacher is clearly worse than the student, also than the student of some time ago",
-        (
-            "a high decay from the first step on, so that the random start stays in the mean",
-            "buffers of BatchNorm that stay behind",
-            "the teacher is not updated",
-        ),
-    ),
-    "shifted_threshold": Code(
-        "the ranking is good, but 0.5 is the wrong place to cut; no collapse",
-        ("the training patches hold more or less foreground than the images", "unequal cost weights"),
-    ),
-    "not_above_trivial": Code(
-        "no threshold does clearly better than predicting foreground everywhere",
-        ("too few steps so far", "too low a learning rate", "masks do not belong to their images"),
-    ),
-    "foreground_bias": Code(
-        "far more, or far less, foreground is predicted than there is",
-        ("the costs of the loss favor one side", "the training patches hold more or less foreground than the images"),
-    ),
-    "overfitting": Code(
-        "training cases get better while validation gets worse",
-        ("too few labeled cases for so many steps", "too little augmentation"),
-    ),
-    "plateau": Code(
-        "validation has stopped getting better close to the trivial score",
-        ("too low or too high a learning rate", "components of the loss work against each other", "ambiguous labels"),
-    ),
-    "pseudo_label_share": Code(
-        "the confidence threshold takes nearly none, or nearly all, of the pseudo-labels",
-        ("method.options.confidence does not fit the teacher's probabilities", "probabilities driven to 0 and 1"),
-    ),
-    "pseudo_label_drift": Code(
-        "the pseudo-labels move away from the share of foreground in the masks",
-        (
-            "student and teacher confirm each other's errors",
-            "the unlabeled images are of another kind than the labeled ones",
-        ),
-    ),
-}  # fmt: skip
-"""In the order in which findings of one level are named: what explains others comes first, and leads."""
+CODES: dict[str, str] = {
+    "non_finite": "outputs or loss are NaN or infinite",
+    "zero_loss": "the labeled batches teach nothing: the loss is next to 0 too early, or they hold one class only",
+    "mode_gap": "the student does well with the statistics of the batch and badly with its running ones",
+    "loss_metric_divergence": "the training loss gets better, and the predictions do not",
+    "inverted_output": "background is ranked above foreground",
+    "constant_output": "the output hardly varies and does not follow the target",
+    "uniform_ratio": "the same share of foreground is predicted in every image or patch, whatever it shows",
+    "equal_statistics": "the outputs of different images have the same mean and standard deviation",
+    "all_negative": "nothing is predicted although there is foreground, and no threshold would help",
+    "all_positive": "everything is predicted although there is background, and no threshold would help",
+    "coverage_hole": "a part of the images is never predicted",
+    "component_explosion": "the loss or one of its components rises instead of falling",
+    "teacher_diverged": "the teacher is clearly worse than the student, also than the student of some time ago",
+    "shifted_threshold": "the ranking is good, but 0.5 is the wrong place to cut; no collapse",
+    "not_above_trivial": "no threshold does clearly better than predicting foreground everywhere",
+    "foreground_bias": "far more, or far less, foreground is predicted than there is",
+    "overfitting": "training cases get better while validation gets worse",
+    "plateau": "validation has stopped getting better close to the trivial score",
+    "pseudo_label_share": "the confidence threshold takes nearly none, or nearly all, of the pseudo-labels",
+    "pseudo_label_drift": "the pseudo-labels move away from the share of foreground in the masks",
+}
+"""What each code means, in the order in which findings of one level are named: what explains others leads."""
 
 LIMITS: dict[str, Limit] = {
     "non_finite": Limit(0, "voxels with a non-finite output, or steps with a non-finite loss", "ours: none is sound"),
@@ -275,12 +193,6 @@ LIMITS: dict[str, Limit] = {
         "ours; healthy runs that start all-positive are beyond it for some epochs, so it must also have doubled",
     ),
 }  # fmt: skip
-
-
-def format_limits() -> str:
-    """Return LIMITS as a Markdown table."""
-    rows = [f"| `{name}` | {entry.value:g} | {entry.meaning} | {entry.source} |" for name, entry in LIMITS.items()]
-    return "\n".join(["| limit | value | meaning | source |", "|---|---:|---|---|", *rows]) + "\n"
 
 
 def limit(name: str) -> float:

@@ -22,8 +22,8 @@ from monitor_cases import (
     make_trend,
 )
 
-from ssl_seg.monitor.actions import ACTIONS, NO_CONTEXT, Context, Cost, choose_action, format_codes
-from ssl_seg.monitor.catalog import CODES, LIMITS, format_limits, make_finding
+from ssl_seg.monitor.actions import ACTIONS, NO_CONTEXT, Context, Cost, choose_action
+from ssl_seg.monitor.catalog import CODES, LIMITS, make_finding
 from ssl_seg.monitor.evidence import summarize
 from ssl_seg.monitor.findings import LEVELS, Verdict
 from ssl_seg.monitor.network_rules import NETWORK_RULES
@@ -194,14 +194,6 @@ class TestCatalog:
     def test_each_rule_is_documented_and_used_once(self) -> None:
         assert len(RULES) == len(set(RULES))
         assert all((rule.__doc__ or "").split("\n")[0].endswith(".") for rule in RULES)
-
-    def test_tables_have_a_row_for_each_entry(self) -> None:
-        for table, entries, columns in ((format_codes(), CODES, 4), (format_limits(), LIMITS, 4)):
-            rows = table.strip().split("\n")
-            assert len(rows) == len(entries) + 2
-            assert {row.count("|") for row in rows} == {columns + 1}
-            assert [row.split("`")[1] for row in rows[2:]] == list(entries)
-        assert "| `one_sided_share` | 0.02 |" in format_limits()
 
     def test_a_finding_is_filled_from_the_tables(self) -> None:
         finding = make_finding("plateau", "warn", "training", 1.0, "plateau_gain", "seen", scaled=7.0)
@@ -398,12 +390,11 @@ class TestActions:
         assert words in action
         assert "{" not in action
 
-    def test_each_code_has_an_action_for_any_run_and_says_where_it_was_tried(self) -> None:
+    def test_each_code_has_an_action_for_any_run(self) -> None:
         assert ACTIONS.keys() == CODES.keys()
         for actions in ACTIONS.values():
             assert actions[-1].when is None
-            assert all(a.when is not None and a.if_ for a in actions[:-1])
-            assert all(a.tried for a in actions)
+            assert all(a.when is not None for a in actions[:-1])
 
     def test_a_verdict_has_one_action(self) -> None:
         verdict = judge(make_evidence(CONSTANT, CONSTANT, context=Context(lr=3e-4)))
