@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ssl_seg.data.facts import format_size
 from ssl_seg.diagnose.result import Conclusion
 from ssl_seg.diagnose.tally import Tally
 from ssl_seg.monitor.catalog import CODES, limit, make_finding
 from ssl_seg.monitor.findings import Level, RuleFinding, Verdict
 from ssl_seg.monitor.network_rules import find_trivial_images
-from ssl_seg.scores.sameness import FEWEST, SAME, find_same, format_shape
+from ssl_seg.scores.sameness import FEWEST, SAME, find_same
 
 CONSTANT = ("constant_output", "uniform_ratio", "equal_statistics")
 """Codes of a network that does not look at its input."""
@@ -118,7 +119,7 @@ def _check_ratios(
     level: Level = "warn" if is_informative(auroc) else "collapsed"
     if uniform:
         parts = [_describe_ratio(row["same"], row["images"], row["ratio"], row["closed_form"],
-                                 f" of {format_shape(row['shape'])}") for row in uniform]  # fmt: skip
+                                 f" of {format_size(row['shape'])}") for row in uniform]  # fmt: skip
         share = sum(row["same"] for row in uniform) / sum(row["images"] for row in uniform)
         yield make_finding("uniform_ratio", level, net, share, "uniform_ratio", "; ".join(parts))
         return
@@ -150,7 +151,7 @@ def _describe_ratio(same: int, images: int, ratio: float, closed_form: str | Non
 def _check_holes(shapes: Sequence[Mapping[str, Any]], net: str) -> Iterator[RuleFinding]:
     rows = [row for row in shapes if row["hole"] is not None]
     if rows:
-        parts = [f"{_describe_hole(row)} of {format_shape(row['shape'])}" for row in rows]
+        parts = [f"{_describe_hole(row)} of {format_size(row['shape'])}" for row in rows]
         message = f"no prediction reaches {'; '.join(parts)}, though most reach the planes beside"
         share = max(row["hole"]["share"] for row in rows)
         yield make_finding("coverage_hole", "warn", net, share, "coverage_hole", message)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.audit.meaning import settle_meaning
+from ssl_seg.data.facts import format_size
 from ssl_seg.data.findings import describe_finding, select_faults
 from ssl_seg.data.formats.stored import merge_equal_channels, name_errors
 from ssl_seg.data.grids import compare_grids
@@ -25,7 +26,6 @@ from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_lossy, open_image, open_mask, read_mask
 from ssl_seg.errors import DataError
 from ssl_seg.labels import Meaning
-from ssl_seg.scores.sameness import format_shape
 
 Kind = Literal["mask", "probability", "gray8", "gray16"]
 
@@ -194,7 +194,7 @@ def _compare_places(
     """Return the doubt, if any, that two files lie at different places; refuse other shapes and grids."""
     if other != shape:
         raise DataError(
-            f"{prediction}: the prediction is {format_shape(shape)}, {path} {format_shape(other)}. They must be of one "
+            f"{prediction}: the prediction is {format_size(shape)}, {path} {format_size(other)}. They must be of one "
             "size."
         )
     ours, theirs = (open_image(str(file), reading=reading).geometry for file in (prediction, path))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.config import DataConfig
 from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.data.facts import format_size
 from ssl_seg.data.formats.stored import merge_equal_channels
 from ssl_seg.data.reading import make_reading
 from ssl_seg.data.store import fit_channels
@@ -28,7 +29,7 @@ from ssl_seg.monitor.catalog import limit
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.folds import list_members
 from ssl_seg.results.mask_files import Job, MaskRecord, check_places, is_mask_name, plan_jobs, split_jobs
-from ssl_seg.scores.sameness import FEWEST, find_same, format_shape
+from ssl_seg.scores.sameness import FEWEST, find_same
 
 Failure = tuple[str, str]
 """An image, and why it has no mask."""
@@ -275,7 +276,7 @@ def describe_sameness(shares: Mapping[tuple[int, ...], Sequence[float]], output:
     command = f"`ssl-seg diagnose --predictions {quote(output)}`"
     found = [(shape, len(own), *find_same(own)) for shape, own in shares.items()]
     same = [
-        f"warning: {f'all {images}' if number == images else f'{number} of {images}'} masks of {format_shape(shape)} "
+        f"warning: {f'all {images}' if number == images else f'{number} of {images}'} masks of {format_size(shape)} "
         f"have the same share of foreground, {ratio:.2%}"
         for shape, images, number, ratio in found
         if number >= max(FEWEST, limit("uniform_ratio") * images) and ratio >= LEAST_SHARE

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.facts import format_size
-
 SAME = 1e-4
 """Foreground shares that differ by less are the same, as two decimals of a percentage are."""
 FEWEST = 3
@@ -157,11 +155,6 @@ class ShapeTally:
 def format_product(covered: Sequence[int], shape: Sequence[int]) -> str:
     """Return a product of shares, such as ``(312/320) x (312/320)``."""
     return " x ".join(f"({a}/{n})" for a, n in zip(covered, shape, strict=True))
-
-
-def format_shape(shape: Sequence[int]) -> str:
-    """Return a shape such as ``320 x 320``."""
-    return format_size(shape)
 
 
 def find_same(ratios: Sequence[float]) -> tuple[int, float]:

@@ -12,6 +12,7 @@ from math import ceil, prod
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.data.facts import format_size
 from ssl_seg.errors import DataError
 
 Patch = tuple[int, int, NDArray[np.bool_]]
@@ -56,7 +57,7 @@ def fill_runs(starts: Sequence[int], lengths: Sequence[int], size: Size, where: 
         return 0, 0, np.zeros((0, 0), bool)
     if min(lengths) < 0 or first.min() < 0 or ends.max() > prod(size):
         raise DataError(
-            f"{where}: the runs reach pixel {ends.max():,}; the image is {_show(size)}, {prod(size):,} pixels."
+            f"{where}: the runs reach pixel {ends.max():,}; the image is {format_size(size)}, {prod(size):,} pixels."
         )
     line = size[1] if by_rows else size[0]
     origin = int(first.min()) // line
@@ -104,7 +105,3 @@ def check_points(values: object, size: Size, where: str) -> NDArray[np.float64]:
             f"{size[1]} wide and {size[0]} high. Is it the image that was annotated, in its size?"
         )
     return points
-
-
-def _show(size: Size) -> str:
-    return " x ".join(map(str, size))
