@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.diagnose.audits import CONSTANT
-from ssl_seg.diagnose.result import Cause
+from ssl_seg.diagnose.audits import CONSTANT, describe_verdict
+from ssl_seg.diagnose.examples import choose_examples
+from ssl_seg.diagnose.result import Cause, Diagnosis
+from ssl_seg.diagnose.tally import Tally
 from ssl_seg.errors import name_examples, quote
 from ssl_seg.files import next_free
 from ssl_seg.monitor.actions import FAR, NO_CONTEXT, Context
@@ -36,15 +38,15 @@ FEW, MANY = 0.1, 2.0
 class Subject:
     """What was examined: a checkpoint, or a folder of predictions.
 
-    For a checkpoint: ``root`` is the data folder of its training, ``data`` the folder that was looked at instead,
-    ``which`` the network. For predictions: ``masks`` is the folder of true masks, if there is one.
+    For a checkpoint, ``root`` is the data folder of its training, ``data`` the folder that was looked at instead and
+    ``which`` the network. For predictions, ``data`` is the folder of true masks, if there is one.
     """
 
     checkpoint: Path | None = None
     root: str = ""
     data: str | None = None
     which: str = ""
-    masks: Path | None = None
+    predictions: Path | None = None
     context: Context = NO_CONTEXT
     """Of the training; predictions are looked at as foreground and background."""
     is_elsewhere: bool = False
@@ -438,3 +440,29 @@ def _command_if_healthy(facts: DiagnosisFacts) -> str:
     if facts.subject.checkpoint is None:
         return facts.examine()
     return f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT"
+
+
+def make_diagnosis(
+    verdict: Verdict,
+    statistics: Mapping[str, Any],
+    subject: Subject,
+    tally: Tally,
+    notes: Sequence[str],
+    healthy: str,
+) -> Diagnosis:
+    """Return the diagnosis that a verdict and figures make; ``healthy`` is the message where nothing was found."""
+    causes, action, command = explain(verdict, statistics, subject)
+    return Diagnosis(
+        subject=str(subject.checkpoint or subject.predictions),
+        kind="predictions" if subject.checkpoint is None else "checkpoint",
+        verdict=describe_verdict(verdict, healthy),
+        findings=verdict.findings,
+        causes=causes,
+        action=action,
+        next_command=command,
+        statistics=statistics,
+        images=tuple(tally.images),
+        histograms=tally.histograms(),
+        examples=choose_examples(tally.examples),
+        notes=tuple(notes),
+    )

@@ -21,16 +21,14 @@ from ssl_seg.diagnose.audits import (
     audit_inputs,
     audit_margin,
     audit_outputs,
-    describe_verdict,
     put_behind,
 )
-from ssl_seg.diagnose.causes import Subject, explain
+from ssl_seg.diagnose.causes import Subject, make_diagnosis
 from ssl_seg.diagnose.clock import Clock
-from ssl_seg.diagnose.examples import choose_examples, keep_candidates, make_example
 from ssl_seg.diagnose.history import read_history
 from ssl_seg.diagnose.inputs import measure_batches, measure_inputs
 from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivial_losses, probe_nets
-from ssl_seg.diagnose.result import Diagnosis, Example, Part
+from ssl_seg.diagnose.result import Diagnosis, Part
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.model import NETS, Model, open_model
@@ -120,7 +118,7 @@ def diagnose_checkpoint(
         is_of_run = set(material.scored) == set(material.split.val) and not material.is_elsewhere
         nets = probe_nets(material.model, val, train, clock, UNTIL_NETS, is_of_run=is_of_run)
         skipped += ["untrained network"] if nets.untrained is None else []
-    tally, examples = _predict_images(material, request, clock, track("looking at whole images"))
+    tally = _predict_images(material, request, clock, track("looking at whole images"))
     statistics: dict[str, Any] = {"looked_at": _count_parts(material, tally), **tally.summarize("val")}
     if material.model.config.data.num_classes > 2:
         statistics.pop("sweep", None)  # nothing is cut at a threshold where the largest of several classes is taken
@@ -149,21 +147,7 @@ def diagnose_checkpoint(
         context=read_context(material.model.config),
         is_elsewhere=material.is_elsewhere,
     )
-    causes, action, command = explain(verdict, statistics, subject)
-    return Diagnosis(
-        subject=str(request.checkpoint),
-        kind="checkpoint",
-        verdict=describe_verdict(verdict, _describe_health(statistics, tally)),
-        findings=verdict.findings,
-        causes=causes,
-        action=action,
-        next_command=command,
-        statistics=statistics,
-        images=tuple(tally.images),
-        histograms=tally.histograms(),
-        examples=choose_examples(examples),
-        notes=notes,
-    )
+    return make_diagnosis(verdict, statistics, subject, tally, notes, _describe_health(statistics, tally))
 
 
 def assign_parts(catalog: Catalog, split: Split, labels: float, seen_labels: Sequence[str] = ()) -> dict[str, Part]:
@@ -238,28 +222,18 @@ def _make_probes(material: _Material) -> tuple[Probe, Probe]:
     return val, train
 
 
-def _predict_images(
-    material: _Material, request: CheckpointRequest, clock: Clock, track: Track
-) -> tuple[Tally, list[Example]]:
+def _predict_images(material: _Material, request: CheckpointRequest, clock: Clock, track: Track) -> Tally:
     predictor = material.model.predictor(material.which, request.overlap)
     known = {*material.scored, *material.labeled}
-    tally, examples = Tally(), list[Example]()
+    tally = Tally()
     ids = order_images(material.parts, request.seed)
     for case_id in clock.limit(track(ids, len(ids)), UNTIL_IMAGES, LEAST_IMAGES):
         case = material.store.load_whole(case_id)
         probs, logit = predictor.with_logits(case.image, case.spacing)
-        output = Output(
-            case_id,
-            material.parts[case_id],
-            pred=probs.argmax(axis=0) > 0,
-            prob=1 - probs[0],
-            logit=logit,
-            target=None if case.target is None or case_id not in known else case.target.clip(max=1),
-        )
-        figures = tally.add(output)
-        example = make_example(case_id, output.part, case.image, output.target, output.prob, output.pred, figures.f1)
-        examples = keep_candidates([*examples, example])
-    return tally, examples
+        target = None if case.target is None or case_id not in known else case.target.clip(max=1)
+        part = material.parts[case_id]
+        tally.add(Output(case_id, part, probs.argmax(axis=0) > 0, 1 - probs[0], logit, target), case.image)
+    return tally
 
 
 def _examine_inputs(

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.reading import Reading, make_reading
-from ssl_seg.diagnose.audits import audit_margin, audit_outputs, describe_verdict, put_behind, rename_net
-from ssl_seg.diagnose.causes import Subject, explain
+from ssl_seg.diagnose.audits import audit_margin, audit_outputs, put_behind, rename_net
+from ssl_seg.diagnose.causes import Subject, make_diagnosis
 from ssl_seg.diagnose.clock import Clock
-from ssl_seg.diagnose.examples import choose_examples, keep_candidates, make_example
 from ssl_seg.diagnose.reading import (
     WORDS,
     Kind,
@@ -28,7 +27,7 @@ from ssl_seg.diagnose.reading import (
     recognize,
     settle_truth,
 )
-from ssl_seg.diagnose.result import Diagnosis, Example
+from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.labels import Meaning
 from ssl_seg.monitor.actions import NO_CONTEXT
@@ -98,7 +97,7 @@ def diagnose_predictions(
         note(text)
     if request.masks is not None:
         notes += _break_seal(request.masks, material.truth, note)
-    tally, signals, examples, doubts = _read_all(material, clock, track("reading predictions"))
+    tally, signals, doubts = _read_all(material, clock, track("reading predictions"))
     if doubts:
         notes.append(f"{len(doubts)} mask(s) may not lie on the prediction that they are compared with: {doubts[0]}")
         note(notes[-1])
@@ -111,22 +110,9 @@ def diagnose_predictions(
         "read_as": words,
     }
     verdict = _judge(tally, signals, statistics)
-    subject = Subject(data=None if request.masks is None else str(request.masks), masks=request.masks)
-    causes, action, command = explain(verdict, statistics, subject)
-    return Diagnosis(
-        subject=str(request.predictions),
-        kind="predictions",
-        verdict=describe_verdict(verdict, _describe_health(statistics, tally)),
-        findings=verdict.findings,
-        causes=causes,
-        action=action,
-        next_command=command,
-        statistics=statistics,
-        images=tuple(tally.images),
-        histograms=tally.histograms(),
-        examples=choose_examples(examples),
-        notes=tuple(notes),
-    )
+    data = None if request.masks is None else str(request.masks)
+    subject = Subject(data=data, predictions=request.predictions)
+    return make_diagnosis(verdict, statistics, subject, tally, notes, _describe_health(statistics, tally))
 
 
 def _prepare(request: PredictionsRequest) -> tuple[_Material, list[str]]:
@@ -156,10 +142,9 @@ def _break_seal(folder: Path, truth: Mapping[str, Path], note: Callable[[str], N
     return told
 
 
-def _read_all(
-    material: _Material, clock: Clock, track: Track
-) -> tuple[Tally, Signals | None, list[Example], list[str]]:
-    tally, examples, doubts = Tally(), list[Example](), list[str]()
+def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, Signals | None, list[str]]:
+    """Return the figures of all predictions, the signals of those with masks, and doubts about what fits together."""
+    tally, doubts = Tally(), list[str]()
     collector = SignalCollector(2, torch.device("cpu"), max(RANKED // max(len(material.truth), 1), 1))
     for file in clock.limit(track(material.files, len(material.files)), 1.0, LEAST_IMAGES):
         pred, prob = read_prediction(file, material.kind, material.meaning, material.reading)
@@ -168,10 +153,8 @@ def _read_all(
             target, doubt = read_truth(path, pred.shape, material.truth_meaning, file.first, material.reading)
             doubts += [doubt] if doubt else []
             collector.update(_to_logits(pred, prob), torch.from_numpy(target.astype(np.int64))[None], (file.id,))
-        output = Output(file.id, "new", pred, prob, None, target)
-        figures = tally.add(output)
-        examples = keep_candidates([*examples, make_example(file.id, "new", None, target, prob, pred, figures.f1)])
-    return tally, collector.compute() if tally.overlaps else None, examples, doubts
+        tally.add(Output(file.id, "new", pred, prob, None, target))
+    return tally, collector.compute() if tally.overlaps else None, doubts
 
 
 def _to_logits(pred: NDArray[np.bool_], prob: NDArray[np.float32] | None) -> torch.Tensor:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from ssl_seg.diagnose.result import Histogram, ImageFigures, Moments, Part
+from ssl_seg.diagnose.examples import keep_candidates, make_example
+from ssl_seg.diagnose.result import Example, Histogram, ImageFigures, Moments, Part
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.scores.metrics import ConfusionCounts, compute_trivial_baselines, count_overlap, sum_overlaps
 from ssl_seg.scores.sameness import MAX_MAP_VOXELS, ShapeTally
@@ -88,6 +89,7 @@ class Tally:
     def __init__(self, map_voxels: int = MAX_MAP_VOXELS) -> None:
         self.map_voxels = map_voxels
         self.images: list[ImageFigures] = []
+        self.examples: list[Example] = []
         self.overlaps: dict[str, ConfusionCounts] = {}
         self.prob: dict[Part, Sums] = {}
         self.logit: dict[Part, Sums] = {}
@@ -95,8 +97,8 @@ class Tally:
         self.shapes: dict[tuple[int, ...], ShapeTally] = {}
         self.voxels = self.nonfinite = 0
 
-    def add(self, output: Output) -> ImageFigures:
-        """Add the prediction of an image, and return its figures."""
+    def add(self, output: Output, image: NDArray[np.generic] | None = None) -> ImageFigures:
+        """Add the prediction of an image (C,*S), which is kept where it may be shown, and return its figures."""
         target, truth, ratio_true, f1 = output.target, None, None, None
         ratio_pred = float(output.pred.mean())
         kind = np.zeros(output.pred.shape, np.int64)
@@ -128,6 +130,8 @@ class Tally:
             f1=f1,
         )
         self.images.append(figures)
+        example = make_example(output.id, output.part, image, target, output.prob, output.pred, f1)
+        self.examples = keep_candidates([*self.examples, example])
         return figures
 
     def _add_values(

@@ -189,7 +189,7 @@ def test_a_loss_is_said_to_ask_for_the_constant_that_the_network_is_near(pred: f
 
 
 def test_predictions_have_no_checkpoint_to_name() -> None:
-    subject = Subject(masks=Path("m"))
+    subject = Subject(predictions=Path("m"))
     statistics = {"shapes": [{"closed_form": None}], "looked_at": {}}
     for code in ("uniform_ratio", "coverage_hole", "all_negative", "non_finite", "inverted_output"):
         command = explain(verdict_of(make_finding(code)), statistics, subject)[2]
