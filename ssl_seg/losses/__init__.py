@@ -9,24 +9,9 @@ Every loss is a scalar with a graph. It is 0, never NaN, where there is nothing 
 
 from ssl_seg.losses.common import LossFn, compute_foreground_logit
 from ssl_seg.losses.components import COSTS, LOSSES, check_loss_names, list_costs, list_options
-from ssl_seg.losses.consistency import (
-    CONSISTENCY,
-    consistency_cross_entropy,
-    consistency_dice,
-    consistency_js,
-    consistency_kl,
-    consistency_mse,
-)
-from ssl_seg.losses.overlap import dice, focal_tversky, generalized_dice, iou, lovasz, tversky
-from ssl_seg.losses.shape import boundary, cldice, connectivity, hausdorff_dt
-from ssl_seg.losses.supervised import (
-    SupervisedLoss,
-    compute_loss,
-    first_head,
-    get_loss,
-    make_supervised_loss,
-)
-from ssl_seg.losses.voxelwise import check_class_weights, cross_entropy, focal, variance
+from ssl_seg.losses.consistency import CONSISTENCY
+from ssl_seg.losses.supervised import SupervisedLoss, compute_loss, first_head, get_loss, make_supervised_loss
+from ssl_seg.losses.voxelwise import check_class_weights
 
 __all__ = [
     "CONSISTENCY",
@@ -34,31 +19,13 @@ __all__ = [
     "LOSSES",
     "LossFn",
     "SupervisedLoss",
-    "boundary",
     "check_class_weights",
     "check_loss_names",
-    "cldice",
     "compute_foreground_logit",
     "compute_loss",
-    "connectivity",
-    "consistency_cross_entropy",
-    "consistency_dice",
-    "consistency_js",
-    "consistency_kl",
-    "consistency_mse",
-    "cross_entropy",
-    "dice",
     "first_head",
-    "focal",
-    "focal_tversky",
-    "generalized_dice",
     "get_loss",
-    "hausdorff_dt",
-    "iou",
     "list_costs",
     "list_options",
-    "lovasz",
     "make_supervised_loss",
-    "tversky",
-    "variance",
 ]

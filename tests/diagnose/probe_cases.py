@@ -18,10 +18,8 @@ from ssl_seg.diagnose.loss_probe.measures import (
     find_positive_class,
 )
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.losses import (
-    LossFn,
-    cross_entropy,
-)
+from ssl_seg.losses import LossFn
+from ssl_seg.losses.voxelwise import cross_entropy
 
 CHANNELS = 3
 

@@ -32,13 +32,9 @@ from ssl_seg.config.layers import Layer
 from ssl_seg.config.schedules import LossPhase
 from ssl_seg.diagnose.loss_probe import ProbeRequest, probe_loss, probe_state
 from ssl_seg.errors import CheckpointError, ConfigError, DataError
-from ssl_seg.losses import (
-    SupervisedLoss,
-    cross_entropy,
-    dice,
-    focal,
-    variance,
-)
+from ssl_seg.losses import SupervisedLoss
+from ssl_seg.losses.overlap import dice
+from ssl_seg.losses.voxelwise import cross_entropy, focal, variance
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 
 

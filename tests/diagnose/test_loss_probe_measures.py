@@ -39,16 +39,9 @@ from ssl_seg.diagnose.loss_probe.measures import (
 )
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.losses import (
-    LossFn,
-    cross_entropy,
-    dice,
-    focal,
-    get_loss,
-    make_supervised_loss,
-    tversky,
-    variance,
-)
+from ssl_seg.losses import LossFn, get_loss, make_supervised_loss
+from ssl_seg.losses.overlap import dice, tversky
+from ssl_seg.losses.voxelwise import cross_entropy, focal, variance
 
 
 def test_gradients_of_a_linear_model_are_those_of_the_closed_form() -> None:

@@ -12,8 +12,8 @@ from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 from torch.nn import functional
 
-from ssl_seg.losses import (
-    CONSISTENCY,
+from ssl_seg.losses import CONSISTENCY
+from ssl_seg.losses.consistency import (
     consistency_cross_entropy,
     consistency_dice,
     consistency_js,

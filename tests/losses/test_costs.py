@@ -15,7 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_seg.losses import LOSSES, LossFn, cross_entropy, focal, focal_tversky, get_loss, list_costs, tversky
+from ssl_seg.losses import LOSSES, LossFn, get_loss, list_costs
+from ssl_seg.losses.overlap import focal_tversky, tversky
+from ssl_seg.losses.voxelwise import cross_entropy, focal
 
 SHARES = torch.tensor([0.05, 0.15, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9])
 WIDTH = 20

@@ -9,7 +9,8 @@ from monai.losses import DiceCELoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
 from sklearn.metrics import jaccard_score
 
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.losses import compute_loss, dice, focal_tversky, generalized_dice, iou, lovasz, tversky
+from ssl_seg.losses import compute_loss
+from ssl_seg.losses.overlap import dice, focal_tversky, generalized_dice, iou, lovasz, tversky
 
 MONAI = {"include_background": False, "to_onehot_y": True, "softmax": True}
 shapes = pytest.mark.parametrize("shape", SHAPES)

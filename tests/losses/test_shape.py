@@ -12,7 +12,8 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.losses import boundary, cldice, connectivity, dice, hausdorff_dt
+from ssl_seg.losses.overlap import dice
+from ssl_seg.losses.shape import boundary, cldice, connectivity, hausdorff_dt
 
 
 def make_disk(size: int = 24, radius: float = 6.0) -> Tensor:

@@ -13,18 +13,9 @@ from torch import Tensor
 from ssl_seg.config import LossConfig
 from ssl_seg.config.presets import PRESETS
 from ssl_seg.errors import ConfigError
-from ssl_seg.losses import (
-    CONSISTENCY,
-    LOSSES,
-    compute_loss,
-    dice,
-    first_head,
-    focal,
-    get_loss,
-    list_options,
-    make_supervised_loss,
-    tversky,
-)
+from ssl_seg.losses import CONSISTENCY, LOSSES, compute_loss, first_head, get_loss, list_options, make_supervised_loss
+from ssl_seg.losses.overlap import dice, tversky
+from ssl_seg.losses.voxelwise import focal
 from ssl_seg.methods.mean_teacher import MeanTeacherConfig
 
 

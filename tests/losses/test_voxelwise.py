@@ -9,7 +9,7 @@ from monai.losses import FocalLoss
 from torch.nn import functional
 
 from ssl_seg.errors import ConfigError
-from ssl_seg.losses import cross_entropy, focal, variance
+from ssl_seg.losses.voxelwise import cross_entropy, focal, variance
 
 
 @pytest.mark.parametrize("weights", [None, (0.3, 2.0, 1.0), (0.0, 1.0, 0.1)])

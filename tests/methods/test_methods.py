@@ -17,7 +17,8 @@ from ssl_seg.data.views.mixing import Mix
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.losses import CONSISTENCY, compute_loss, consistency_mse, make_supervised_loss
+from ssl_seg.losses import CONSISTENCY, compute_loss, make_supervised_loss
+from ssl_seg.losses.consistency import consistency_mse
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import Method, Nets, Progress, StepOutput
 
