@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ssl_seg.diagnose.result import Diagnosis, Histogram, ImageFigures
 
+_Styles = Mapping[tuple[int, ...], dict[str, Any]]
 _MARKERS = "osD^vP"
 """As many as there are COLORS."""
 _LOGITS = 6.0
@@ -116,17 +117,13 @@ def plot_foreground(images: Sequence[ImageFigures], path: Path) -> None:
     Raises:
         DataError: when the file exists or cannot be written.
     """
-    known = [i for i in images if i.ratio_true is not None]
-    draw: list[Callable[[Axes], None]] = []
-    if known:
-        draw.append(lambda axis: _draw_scatter(axis, known, styles))
-    if len(known) < len(images):
-        draw.append(lambda axis: _draw_levels(axis, images, styles))
+    known = [image for image in images if image.ratio_true is not None]
+    panels = [(_draw_scatter, known)] if known else []
+    panels += [(_draw_levels, list(images))] if len(known) < len(images) else []
     styles = _styles(images)
-    figure = new_figure(path, (5.0 * len(draw), 4.4))
-    for axis, panel in zip(figure.subplots(1, len(draw), squeeze=False)[0], draw, strict=True):
-        panel(axis)
-        open_frame(axis)
+    figure = new_figure(path, (5.0 * len(panels), 4.4))
+    for axis, (draw, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw(axis, shown, styles)
     add_legend(figure)
     save_figure(figure, path)
 
@@ -158,7 +155,7 @@ def plot_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], path: Path)
     save_figure(figure, path)
 
 
-def _styles(images: Sequence[ImageFigures]) -> dict[tuple[int, ...], dict[str, Any]]:
+def _styles(images: Sequence[ImageFigures]) -> _Styles:
     """Return marker, color and name of each shape, the most frequent first; rare ones share the last."""
     counts: dict[tuple[int, ...], int] = {}
     for image in images:
@@ -172,40 +169,31 @@ def _styles(images: Sequence[ImageFigures]) -> dict[tuple[int, ...], dict[str, A
     return {shape: {"marker": looks[name][0], "color": looks[name][1], "label": name} for shape, name in named.items()}
 
 
-def _by_style(images: Sequence[ImageFigures], styles: Mapping[tuple[int, ...], Any]) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
-    for index, image in enumerate(images):
-        groups.setdefault(styles[image.shape]["label"], []).append(index)
-    return groups
+def _draw_marks(axis: Axes, images: Sequence[ImageFigures], places: Sequence[float], styles: _Styles) -> None:
+    """Draw the predicted share of each image over its place, one series for each look."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    looks = {style["label"]: style for style in styles.values()}
+    for image, place in zip(images, places, strict=True):
+        series.setdefault(styles[image.shape]["label"], []).append((place, image.ratio_pred))
+    for label, points in series.items():
+        x, y = zip(*points, strict=True)
+        axis.scatter(x, y, s=20, alpha=0.75, linewidths=0, clip_on=False, **looks[label])
+    axis.set_ylim(0, 1)
+    axis.set_ylabel("predicted foreground share")
+    open_frame(axis)
 
 
-def _draw_scatter(axis: Axes, images: Sequence[ImageFigures], styles: Mapping[tuple[int, ...], Any]) -> None:
-    for group in _by_style(images, styles).values():
-        chosen = [images[n] for n in group]
-        axis.scatter(
-            [i.ratio_true or 0.0 for i in chosen],
-            [i.ratio_pred for i in chosen],
-            s=22,
-            alpha=0.75,
-            linewidths=0,
-            clip_on=False,
-            **styles[chosen[0].shape],
-        )
+def _draw_scatter(axis: Axes, images: Sequence[ImageFigures], styles: _Styles) -> None:
+    _draw_marks(axis, images, [image.ratio_true or 0.0 for image in images], styles)
     axis.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--", label="predicted = true")
     axis.set_xlim(0, 1)
-    axis.set_ylim(0, 1)
     axis.set_xlabel("true foreground share")
-    axis.set_ylabel("predicted foreground share")
 
 
-def _draw_levels(axis: Axes, images: Sequence[ImageFigures], styles: Mapping[tuple[int, ...], Any]) -> None:
+def _draw_levels(axis: Axes, images: Sequence[ImageFigures], styles: _Styles) -> None:
     ranks = {style["label"]: rank for rank, style in enumerate(styles.values())}
     ordered = sorted(images, key=lambda i: (ranks[styles[i.shape]["label"]], i.ratio_pred))
-    for group in _by_style(ordered, styles).values():
-        heights, places = [ordered[n].ratio_pred for n in group], [n + 1 for n in group]
-        axis.scatter(places, heights, s=18, linewidths=0, clip_on=False, **styles[ordered[group[0]].shape])
-    axis.set_ylim(0, 1)
+    _draw_marks(axis, ordered, range(1, len(ordered) + 1), styles)
     axis.set_xlim(0, len(ordered) + 1)
     axis.locator_params(axis="x", integer=True)
     axis.set_xlabel("images by shape, in order of their share")
-    axis.set_ylabel("predicted foreground share")

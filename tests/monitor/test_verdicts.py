@@ -207,7 +207,7 @@ class TestCatalog:
             section = field.annotation
             known |= {f"{name}.{key}" for key in getattr(section, "model_fields", {})}
         words = {w.strip(".,;:()").split("=")[0] for own in ACTIONS.values() for a in own for w in a.text.split()}
-        words |= {w.strip(".,;:()") for entry in CODES.values() for cause in entry.causes for w in cause.split()}
+        words |= {w.strip(".,;:()") for meaning in CODES.values() for w in meaning.split()}
         settings = {w for w in words if "." in w and not w.endswith(".pt") and not w[0].isdigit()}
         assert len(settings) > 5
         assert settings - known == set()
