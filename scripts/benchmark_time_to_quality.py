@@ -44,6 +44,7 @@ from torch.nn import functional as F
 from ssl_seg.config.layers import Layer, nest, parse_override
 from ssl_seg.config.schedules import make_ema_schedule, make_lr_schedule
 from ssl_seg.data.loader import Probe, make_probe
+from ssl_seg.data.open import make_source, open_store
 from ssl_seg.data.sampling import choose_box, crop, derive_seed
 from ssl_seg.data.views.transforms import normalize
 from ssl_seg.engine.ema import EMATeacher
@@ -55,8 +56,8 @@ from ssl_seg.methods import make_method
 from ssl_seg.networks.builders import NETWORKS, build_network
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import Autocast, choose_device, choose_precision, make_autocast
-from ssl_seg.run.prepare import Plan, TrainRequest, make_plan
-from ssl_seg.run.sources import make_source, open_store
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.resolve import Resolved, resolve
 
 Array = NDArray[Any]
 PREVIOUS: dict[str, Any] = {
@@ -137,7 +138,7 @@ def compute_dice_loss(probs: Tensor, target: Tensor) -> Tensor:
     return 1 - 2 * overlap / (probs.square().sum() + target.square().sum()).clamp(min=1e-7)
 
 
-def make_own_arm(name: str, plan: Plan, device: torch.device) -> Arm:
+def make_own_arm(name: str, plan: Resolved, device: torch.device) -> Arm:
     """Return the training of the product that a plan describes."""
     config = plan.config
     torch.manual_seed(derive_seed(config.seed))
@@ -158,7 +159,7 @@ def make_own_arm(name: str, plan: Plan, device: torch.device) -> Arm:
         clip_norm=config.optim.clip_norm,
         seed=config.seed,
     )
-    source = make_source(config, open_store(plan.catalog, config.data), plan.split)
+    source = make_source(config, open_store(plan.catalog, config.data), plan.labeled, plan.unlabeled)
     lr_at = make_lr_schedule(config.optim, config.length, config.batch.labeled)
 
     def update(step: int) -> None:
@@ -167,11 +168,10 @@ def make_own_arm(name: str, plan: Plan, device: torch.device) -> Arm:
     return Arm(name, config.length.steps, update, {"student": student, "teacher": teacher.net}, autocast)
 
 
-def make_bare_arm(name: str, plan: Plan, device: torch.device) -> Arm:
+def make_bare_arm(name: str, plan: Resolved, device: torch.device) -> Arm:
     """Return Mean Teacher as one would write it down after torch-em, on the cases and patches of a plan."""
     data, rng = plan.config.data, np.random.default_rng(0)
-    labels = plan.config.split.labels
-    labeled, pool = plan.split.labeled_ids(labels), plan.split.pool_ids(labels)
+    labeled, pool = plan.labeled, plan.unlabeled
     store, read = open_store(plan.catalog, data), {}
     torch.manual_seed(0)
     student = BareUNet(data.ndim, data.channels).to(device)
@@ -311,7 +311,7 @@ def race_on_data(options: argparse.Namespace) -> None:
     common = [Layer("--data", nest("data.root", options.data)), Layer("--labels", nest("split.labels", options.labels))]
     common += [parse_override(text) for text in options.set]
     gpu = device.type != "cpu"
-    plan = make_plan(TrainRequest(tuple(common)), gpu=gpu)
+    plan = resolve(TrainRequest(tuple(common)), gpu=gpu)
     data = plan.config.data
     before = {**PREVIOUS, "network": {"name": "dynunet", "features": PREVIOUS_FEATURES[data.ndim]}}
     same_patch = Layer("same patch", nest("data.patch_size", list(data.patch_size)))
@@ -319,7 +319,7 @@ def race_on_data(options: argparse.Namespace) -> None:
         "default": lambda: make_own_arm("default", plan, device),
         "bare": lambda: make_bare_arm("bare", plan, device),
         "previous": lambda: make_own_arm(
-            "previous", make_plan(TrainRequest((Layer("previous", before), same_patch, *common)), gpu=gpu), device
+            "previous", resolve(TrainRequest((Layer("previous", before), same_patch, *common)), gpu=gpu), device
         ),
     }
     arms = [make[name]() for name in options.arms]

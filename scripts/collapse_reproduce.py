@@ -211,7 +211,7 @@ def run_task(task: Task) -> Outcome:
     from ssl_seg.config.layers import Layer, read_layers
     from ssl_seg.errors import RefusedError
     from ssl_seg.run.directory import RunDir
-    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.request import TrainRequest
     from ssl_seg.run.training import train
 
     torch.set_num_threads(1)

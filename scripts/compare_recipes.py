@@ -145,7 +145,7 @@ def find_path(task: Task) -> Path:
 def check_same_task(task: Task) -> None:
     """Stop, if there is a run of the task that was made with other settings."""
     from ssl_seg.config.layers import flatten
-    from ssl_seg.run.sources import absolute_root
+    from ssl_seg.data.open import absolute_root
 
     if not (path := find_path(task)).exists():
         return

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ssl_seg.data.splits.split import make_folds, make_split
     from ssl_seg.results.evaluation import EvaluateRequest, evaluate
     from ssl_seg.results.prediction import PredictRequest, predict
-    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.request import TrainRequest
     from ssl_seg.run.training import train
     from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
     from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels

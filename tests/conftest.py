@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.synthetic import write_dataset
-from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import TrainResult, train
 
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])

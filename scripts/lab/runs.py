@@ -24,7 +24,7 @@ from ssl_seg.monitor.findings import RuleFinding, Verdict
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 
 Nested = Mapping[str, Any]

@@ -28,7 +28,7 @@ from ssl_seg.engine.loop import BatchesFrom, LoopResult, LoopStart, LrAt, Schedu
 from ssl_seg.engine.window import StepSums
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks.checkpoint import load_checkpoint
-from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 
 DEFAULT: Nested = {

@@ -69,7 +69,7 @@ def ablate(
     """
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.settings import check_paths
-    from ssl_seg.config.layers import Layer, nest
+    from ssl_seg.config.layers import Layer, merge_layers, nest
     from ssl_seg.errors import RunDirError
     from ssl_seg.run.directory import name_data
     from ssl_seg.studies.ablation.cells import check_place, is_planned_for_gpu, open_folder, read_result, write_cells
@@ -85,7 +85,7 @@ def ablate(
     wanted = read_spec(spec, _make_layers(options, set_))
     root = find_data_root(wanted)
     place = out or Path("runs") / f"{find_spec(spec).stem}_{name_data(root)}"
-    check_paths([Layer("data.root", nest("data.root", root))])
+    check_paths(merge_layers([Layer("data.root", nest("data.root", root))]))
     check_place(place)
     announce()
     from ssl_seg.studies.ablation.resolve import resolve_cells

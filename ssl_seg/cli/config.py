@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +13,8 @@ from ssl_seg.cli.console import announce, show, track
 from ssl_seg.cli.paths import check_data, check_figure
 
 if TYPE_CHECKING:
-    from ssl_seg.config.layers import Layer
-    from ssl_seg.run.prepare import Plan
+    from ssl_seg.run.request import TrainRequest
+    from ssl_seg.run.resolve import Resolved
 
 
 def config_show(
@@ -30,18 +31,14 @@ def config_show(
     from ssl_seg.config.layers import flatten, to_plain
 
     check_figure(plot, "--plot")
-    layers = _read(file, data, set_)
-    from ssl_seg.run.preflight import check_layers
-
-    check_layers(layers)
-    plan = _plan(layers)
-    for key, value in flatten(to_plain(plan.config)):
-        show(f"{f'{key}: {value}':<60} # {plan.sources.get(key, 'default')}")
+    resolved = _resolve(_read(file, data, set_))
+    for key, value in flatten(to_plain(resolved.config)):
+        show(f"{f'{key}: {value}':<60} # {resolved.sources.get(key, 'default')}")
     if plot is not None:
         from ssl_seg.config.curves import compute_curves
         from ssl_seg.report.schedule_figure import plot_schedule
 
-        plot_schedule(compute_curves(plan.config), plot, file or "planned from the data")
+        plot_schedule(compute_curves(resolved.config), plot, file or "planned from the data")
         show(f"wrote {plot}", err=True)
 
 
@@ -61,20 +58,20 @@ def config_check(
     from ssl_seg.config.layers import check_partial, find_config
     from ssl_seg.data.findings import describe_finding
 
-    layers = _read(file, data, set_)
+    request = _read(file, data, set_)
     from ssl_seg.run.lint import lint
-    from ssl_seg.run.preflight import check_layers, check_with_data, gather_facts
+    from ssl_seg.run.preflight import check_with_data, gather_facts
+    from ssl_seg.run.settings import check_settings
 
-    check_layers(layers)
+    given = request.settings
     if data is None:
-        config, unknown = check_partial(layers)
-        findings = lint(config, layers, unknown=unknown)
+        check_settings(given)
+        config, unknown = check_partial(given)
+        findings = lint(config, given.sources, unknown=unknown)
     else:
-        plan = _plan(layers)
-        faults = check_with_data(plan.config, plan.catalog, plan.split, show)
-        findings = lint(
-            plan.config, layers, gather_facts(plan.config, plan.catalog, plan.split, has_faults=bool(faults))
-        )
+        resolved = _resolve(request)
+        resolved = replace(resolved, faults=check_with_data(resolved, show))
+        findings = lint(resolved.config, given.sources, gather_facts(resolved))
     for finding in findings:
         show(f"WARNING {describe_finding(finding)}")
     verdict = f"{len(findings)} warning(s)" if findings else "ok"
@@ -83,17 +80,18 @@ def config_check(
         raise typer.Exit(2)
 
 
-def _read(file: str | None, data: str | None, overrides: list[str] | None) -> tuple[Layer, ...]:
-    """Return the layers of a command line; what can be checked without the network libraries is."""
+def _read(file: str | None, data: str | None, overrides: list[str] | None) -> TrainRequest:
+    """Return the request of a command line, checked as far as that goes without the network libraries."""
     from ssl_seg.cli.settings import make_layers
+    from ssl_seg.run.request import TrainRequest
 
     check_data(data)
-    layers = make_layers(file, {"data": data}, overrides)
+    request = TrainRequest(make_layers(file, {"data": data}, overrides))
     announce()
-    return layers
+    return request
 
 
-def _plan(layers: tuple[Layer, ...]) -> Plan:
-    from ssl_seg.run.prepare import TrainRequest, make_plan
+def _resolve(request: TrainRequest) -> Resolved:
+    from ssl_seg.run.resolve import resolve
 
-    return make_plan(TrainRequest(layers), lambda items, total: track(items, total, "reading cases"))
+    return resolve(request, lambda items, total: track(items, total, "reading cases"))

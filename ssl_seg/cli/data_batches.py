@@ -46,19 +46,18 @@ def data_batches(
     check_data(data)
     layers = make_layers(config, {"data": data, "labels": labels, "accelerator": accelerator}, set_)
     announce()
+    from ssl_seg.data.open import make_source, open_store
     from ssl_seg.diagnose.batches import compute_expected, measure_batch, summarize_batches
-    from ssl_seg.run.preflight import check_layers
-    from ssl_seg.run.prepare import TrainRequest, make_plan
-    from ssl_seg.run.sources import device_of, make_source, open_store
+    from ssl_seg.run.request import TrainRequest
+    from ssl_seg.run.resolve import resolve
 
-    check_layers(layers)
     track = TerminalConsole().track
-    plan = make_plan(TrainRequest(layers), track("reading cases"), gpu=device_of(layers).type != "cpu")
+    resolved = resolve(TrainRequest(layers), track("reading cases"), gpu=None)
+    catalog, labeled, unlabeled = resolved.catalog, resolved.labeled, resolved.unlabeled
     if not as_json:
-        labeled, pool = (find(plan.config.split.labels) for find in (plan.split.labeled_ids, plan.split.pool_ids))
-        show(f"{plan.catalog.root}: layout {plan.catalog.layout}, {len(labeled)} labeled, {len(pool)} unlabeled")
-    source = make_source(plan.config, open_store(plan.catalog, plan.config.data), plan.split)
-    expected = compute_expected(source, plan.catalog.facts)
+        show(f"{catalog.root}: layout {catalog.layout}, {len(labeled)} labeled, {len(unlabeled)} unlabeled")
+    source = make_source(resolved.config, open_store(catalog, resolved.config.data), labeled, unlabeled)
+    expected = compute_expected(source, catalog.facts)
     contents = [measure_batch(source[step], expected.positive) for step in track("making batches")(range(n), n)]
     summary, findings = summarize_batches(contents, expected)
     if figure is not None:

@@ -55,7 +55,7 @@ def demo(
 
 def _train(out: Path, steps: int, title: str, labels: float, method: str, parent: Path | None) -> TrainResult:
     from ssl_seg.config.layers import Layer
-    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.request import TrainRequest
     from ssl_seg.run.training import train
 
     show(f"== {title}: {out}")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.data.catalog import pass_through
+from ssl_seg.data.open import open_store
 from ssl_seg.diagnose.examples import make_example
 from ssl_seg.inference.model import open_model
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.report.example_figure import plot_examples
 from ssl_seg.results.evaluation import EvaluateRequest, open_catalog_for
-from ssl_seg.run.sources import open_store
 
 
 def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, count: int = 5) -> None:

@@ -42,17 +42,18 @@ def pretrain(
     from ssl_seg.cli.settings import check_paths, make_layers
     from ssl_seg.errors import RunDirError
     from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
+    from ssl_seg.run.request import TrainRequest
 
     layers = make_layers(config, given, set_)
-    check_paths(layers, out=out, resume=resume)
+    request = TrainRequest(layers, out, resume=resume)
+    check_paths(request.settings, out=out, resume=resume)
     if resume is not None and not (resume / PRETRAINING_FILE).is_file():
         raise RunDirError(f"{resume} is no pre-training: continue it with ssl-seg train --resume {quote(resume)}")
     announce()
-    from ssl_seg.run.prepare import TrainRequest
     from ssl_seg.run.pretraining.run import PICTURES
     from ssl_seg.run.pretraining.run import pretrain as run_pretraining
 
-    result = run_pretraining(TrainRequest(layers, out, resume=resume), TerminalConsole())
+    result = run_pretraining(request, TerminalConsole())
     path = quote(result.run.path)
     if result.ending == "interrupted":
         end_interrupted(f"after step {result.step}", f"ssl-seg pretrain --resume {path}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_seg.cli.paths import check_data
 
 if TYPE_CHECKING:
-    from ssl_seg.config.layers import Layer
+    from ssl_seg.config.layers import Layer, Settings
 
 
 def make_layers(config: str | None, given: Mapping[str, Any], overrides: Sequence[str] | None) -> tuple[Layer, ...]:
@@ -41,23 +41,21 @@ def parse_overrides(overrides: Sequence[str] | None) -> list[Layer]:
     return [parse_override(text) for text in overrides or []]
 
 
-def check_paths(layers: Sequence[Layer], *, out: Path | None = None, resume: Path | None = None) -> None:
+def check_paths(settings: Settings, *, out: Path | None = None, resume: Path | None = None) -> None:
     """Check that what the settings name exists and that what is to be created does not.
 
     Args:
-        layers: files and options.
+        settings: of files and options.
         out: directory to create.
         resume: directory of a single run to continue.
 
     Raises:
         SslSegError: for data or a split that do not exist, an ``out`` that does, a ``resume`` that is no run.
     """
-    from ssl_seg.config.layers import flatten, merge_layers
     from ssl_seg.data.splits.files import load_split
     from ssl_seg.run.directory import check_free, open_run_dir
 
-    values = dict(flatten(merge_layers(layers)[0]))
-    root, file = values.get("data.root"), values.get("split.file")
+    root, file = settings.get("data.root"), settings.get("split.file")
     if isinstance(root, str):
         check_data(root)
     if isinstance(file, str) and not Path(file).is_file():

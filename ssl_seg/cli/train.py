@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,16 +67,18 @@ def train(
     from ssl_seg.engine.pace import check_length
     from ssl_seg.errors import ConfigError
     from ssl_seg.results.folds import FOLDS
+    from ssl_seg.run.request import TrainRequest
     from ssl_seg.studies.checkpoints import check_resumed
 
     number = int(fold) if fold is not None and fold.isdecimal() else None
     layers = make_layers(config, given | {"fold": number}, set_)
+    request = TrainRequest(layers, out, None, resume, force=force, epochs=epochs, minutes=minutes)
     check_length(layers, epochs, minutes)
-    check_folds(folds, fold, layers, split=split, bootstrap=bootstrap, resume=resume)
+    check_folds(folds, fold, request.settings, split=split, bootstrap=bootstrap, resume=resume)
     if fold == "all" or (resume is not None and FOLDS.is_in(resume)):
         if bootstrap is not None:
             raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
-        check_paths(layers)
+        check_paths(request.settings)
         if out is not None:
             FOLDS.check_free(out)
         announce()
@@ -83,15 +86,13 @@ def train(
         return
     if resume is not None:
         check_resumed(resume)
-    check_paths(layers, out=out, resume=resume)
+    check_paths(request.settings, out=out, resume=resume)
     parent = None if bootstrap is None else take_checkpoint(bootstrap)
     announce()
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.run.prepare import TrainRequest
     from ssl_seg.run.training import train as run_training
 
-    request = TrainRequest(layers, out, parent, resume, force=force, epochs=epochs, minutes=minutes)
-    result = run_training(request, TerminalConsole())
+    result = run_training(replace(request, bootstrap=parent), TerminalConsole())
     if not result.is_main:
         return  # with exit code 0: at another one the launcher would kill the first process while it reports
     _report(result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,14 @@ from ssl_seg.cli.console import end_interrupted, show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
-    from ssl_seg.config.layers import Layer
+    from ssl_seg.config.layers import Layer, Settings
     from ssl_seg.results.folds import CrossValidation
 
 
 def check_folds(
     folds: int | None,
     fold: str | None,
-    layers: Sequence[Layer],
+    settings: Settings,
     *,
     split: Path | None,
     bootstrap: Path | None,
@@ -30,7 +29,6 @@ def check_folds(
     Raises:
         ConfigError: names the first option that is wrong.
     """
-    from ssl_seg.config.layers import merge_layers
     from ssl_seg.errors import ConfigError
 
     if folds is None and fold is None:
@@ -45,8 +43,7 @@ def check_folds(
         )
     if split is not None:
         raise ConfigError(f"{given}: --split {split} is one split, and folds are made anew from the data: give one")
-    section = merge_layers(layers)[0].get("split", {})
-    count = folds if folds is not None else section.get("folds") if isinstance(section, dict) else None
+    count = folds if folds is not None else settings.get("split.folds")
     if count is None:
         raise ConfigError(f"--fold {fold}: of how many folds? Give --folds 5 --fold {fold}")
     if not isinstance(count, int) or count < 2:

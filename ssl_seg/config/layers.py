@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -130,44 +131,67 @@ def leave_out(values: Nested, dropped: Collection[str], prefix: str = "") -> Nes
     }
 
 
-def merge_layers(layers: Sequence[Layer]) -> tuple[Nested, dict[str, str]]:
+class Settings(NamedTuple):
+    """Merged layers: nested values, and the source of each dotted key."""
+
+    values: Nested
+    sources: dict[str, str]
+
+    def get(self, dotted: str, default: Any = None) -> Any:
+        """Return the value of a setting, or ``default`` where no layer gives it."""
+        value: Any = self.values
+        for part in dotted.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return default if value is None else value
+
+    def section(self, name: str) -> Nested:
+        """Return a section; empty where it is missing, or is no mapping."""
+        section = self.values.get(name)
+        return section if isinstance(section, dict) else {}
+
+    def over(self, *layers: Layer) -> Settings:
+        """Return the settings laid over layers that have a lower precedence."""
+        return _lay_over(merge_layers(layers), self)
+
+    def under(self, *layers: Layer) -> Settings:
+        """Return the settings with layers of a higher precedence laid over them."""
+        return _lay_over(self, merge_layers(layers))
+
+
+def merge_layers(layers: Sequence[Layer]) -> Settings:
     """Merge layers, later ones winning; options of one command line count as one layer.
 
     What belongs together is replaced together: a layer that gives loss weights, or a preset of them, drops the weights,
     options and phases of those below, and one that changes the method drops the options of the one below. A preset is
     written out here, so that it appears nowhere else.
 
-    Returns:
-        The nested settings, and for each dotted key the source that set it.
-
     Raises:
         ConfigError: for an unknown preset.
     """
-    merged: Nested = {}
-    sources: dict[str, str] = {}
-    for group in _join_options(layers):
-        said: Nested = {}
-        said_by: dict[str, str] = {}
-        for layer in group:
-            _lay_over(said, said_by, layer.values, dict.fromkeys(_keys(layer.values), layer.source))
-        said, said_by = _expand_presets(said, said_by)
-        _drop_replaced(merged, sources, said)
-        _lay_over(merged, sources, said, said_by)
-    return merged, sources
-
-
-def _join_options(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    merged = Settings({}, {})
     for is_option, group in groupby(layers, key=lambda layer: layer.is_option):
-        members = list(group)
-        yield from [members] if is_option else ([layer] for layer in members)
+        members = [Settings(layer.values, dict.fromkeys(_keys(layer.values), layer.source)) for layer in group]
+        if is_option:  # options say one thing together, and none drops what another one says
+            members = [reduce(partial(_lay_over, drop=False), members, Settings({}, {}))]
+        for said in members:
+            merged = _lay_over(merged, _expand_presets(said))
+    return merged
 
 
 def _keys(values: Nested) -> list[str]:
     return [dotted for dotted, _ in flatten(values)]
 
 
-def _lay_over(merged: Nested, sources: dict[str, str], values: Nested, said_by: Mapping[str, str]) -> None:
-    for dotted, value in flatten(values):
+def _lay_over(below: Settings, above: Settings, *, drop: bool = True) -> Settings:
+    """Return settings laid over others; with ``drop``, what belongs together is replaced together."""
+    dropped = _find_replaced(below.values, above.values) if drop else set()
+    merged = leave_out(below.values, dropped)
+    sources = {
+        name: source
+        for name, source in below.sources.items()
+        if not any(name == key or name.startswith(f"{key}.") for key in dropped)
+    }
+    for dotted, value in flatten(above.values):
         target = merged
         *path, last = dotted.split(".")
         for part in path:
@@ -178,10 +202,12 @@ def _lay_over(merged: Nested, sources: dict[str, str], values: Nested, said_by: 
             target.setdefault(last, {})
         else:
             target[last] = value
-            sources[dotted] = said_by[dotted]
+            sources[dotted] = above.sources[dotted]
+    return Settings(merged, sources)
 
 
-def _expand_presets(values: Nested, said_by: dict[str, str]) -> tuple[Nested, dict[str, str]]:
+def _expand_presets(settings: Settings) -> Settings:
+    values, sources = settings
     for section, write_out in (("loss", expand), ("augment", expand_views)):
         given, key = values.get(section), f"{section}.preset"
         if not isinstance(given, dict) or "preset" not in given:
@@ -189,31 +215,27 @@ def _expand_presets(values: Nested, said_by: dict[str, str]) -> tuple[Nested, di
         try:
             values = {**values, section: write_out(given)}
         except ConfigError as error:
-            raise ConfigError(f"{find_source(key, said_by)}{error}") from None
-        source = f"{said_by[key]} (preset {given['preset']})"
-        own = {name: origin for name, origin in said_by.items() if name != key}
-        said_by = {**dict.fromkeys(_keys(values), source), **own}
-    return values, said_by
+            raise ConfigError(f"{find_source(key, sources)}{error}") from None
+        source = f"{sources[key]} (preset {given['preset']})"
+        own = {name: origin for name, origin in sources.items() if name != key}
+        sources = {**dict.fromkeys(_keys(values), source), **own}
+    return Settings(values, sources)
 
 
-def _drop_replaced(merged: Nested, sources: dict[str, str], values: Nested) -> None:
-    new_loss, new_method, old_method = values.get("loss"), values.get("method"), merged.get("method")
-    dropped = []
+def _find_replaced(below: Nested, above: Nested) -> set[str]:
+    """Return the dotted keys below that do not hold with what is laid over them."""
+    new_loss, new_method, old_method = above.get("loss"), above.get("method"), below.get("method")
+    dropped = set()
     if isinstance(new_loss, dict) and "weights" in new_loss:
-        dropped += ["loss.weights", "loss.options", "loss.phases"]
+        dropped |= {"loss.weights", "loss.options", "loss.phases"}
     if isinstance(new_method, dict) and isinstance(old_method, dict):
         old_name = old_method.get("name")
-        dropped += ["method.options"] if new_method.get("name", old_name) != old_name else []
-    for dotted in dropped:
-        section, key = dotted.split(".")
-        if isinstance(merged.get(section), dict):
-            merged[section].pop(key, None)
-        for name in [name for name in sources if name == dotted or name.startswith(f"{dotted}.")]:
-            del sources[name]
+        dropped |= {"method.options"} if new_method.get("name", old_name) != old_name else set()
+    return dropped
 
 
-def build_config(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
-    """Merge and validate.
+def build_config(settings: Settings) -> tuple[Config, dict[str, str]]:
+    """Validate settings.
 
     Returns:
         The configuration, and the source of each dotted key (``default`` where no layer set it).
@@ -221,13 +243,12 @@ def build_config(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
     Raises:
         ConfigError: one error with all problems.
     """
-    merged, sources = merge_layers(layers)
-    config = validate(Config, merged, sources)
-    return config, {key: sources.get(key, "default") for key, _ in flatten(to_plain(config))}
+    config = validate(Config, settings.values, settings.sources)
+    return config, {key: settings.sources.get(key, "default") for key, _ in flatten(to_plain(config))}
 
 
-def check_partial(layers: Sequence[Layer]) -> tuple[Config, frozenset[str]]:
-    """Check what the layers say, with stand-ins for the values that are planned from the data.
+def check_partial(settings: Settings) -> tuple[Config, frozenset[str]]:
+    """Check settings, with stand-ins for the values that are planned from the data.
 
     Returns:
         The configuration, and the dotted keys whose values are stand-ins.
@@ -235,10 +256,8 @@ def check_partial(layers: Sequence[Layer]) -> tuple[Config, frozenset[str]]:
     Raises:
         ConfigError: one error with all problems.
     """
-    data = merge_layers(layers)[0].get("data")
-    axes = data.get("spacing") if isinstance(data, dict) else None
+    axes, ignored = settings.get("data.spacing"), settings.get("data.ignore_value")
     patch_size = [64] * (len(axes) if isinstance(axes, list) else 2)
-    ignored = data.get("ignore_value") if isinstance(data, dict) else None
     label_values = [value for value in range(3) if value != ignored][:2]
     stand_ins = {
         "data": {"label_values": label_values, "channels": 1, "patch_size": patch_size, "foreground_ratio": 0.0},
@@ -247,7 +266,7 @@ def check_partial(layers: Sequence[Layer]) -> tuple[Config, frozenset[str]]:
         "length": {"steps": 10**9},
         "optim": {"warmup_steps": 0},
     }
-    config, sources = build_config([Layer(_STAND_IN, stand_ins), *layers])
+    config, sources = build_config(settings.over(Layer(_STAND_IN, stand_ins)))
     return config, frozenset(key for key, source in sources.items() if source == _STAND_IN)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import floor, inf
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ _PASSES = 16
 
 NEGATIVE_STREAMS = 100
 """Distance between the stream numbers of positive and negative cases."""
+
+ForegroundShift = Literal["more", "less"]
+"""Whether labeled patches are drawn with more foreground than the settings ask for, or with less."""
 
 
 def derive_seed(*parts: int) -> int:

@@ -29,7 +29,7 @@ def select_data_settings(layers: Sequence[Layer], names: Sequence[str] = CASES) 
     Raises:
         ConfigError: for a value of another type, or any other setting.
     """
-    check_partial(layers)
+    check_partial(merge_layers(layers))
     values = merge_layers(layers)[0]
     others = [key for key, _ in flatten(values) if key.split(".")[:2] not in [["data", name] for name in names]]
     if "runtime.accelerator" in others:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.loader import Probe, make_probe
+from ssl_seg.data.open import open_store
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
@@ -39,7 +40,6 @@ from ssl_seg.monitor.verdicts import conclude, judge
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.run.seal import find_sealed
-from ssl_seg.run.sources import open_store
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
 LEAST_IMAGES = 4

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from ssl_seg.config import Config
 from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.data.open import make_source
 from ssl_seg.data.resample import compute_resampled_shape, resample_image
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore, cut_unit
 from ssl_seg.diagnose.batches import compute_expected, measure_batch, summarize_batches
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.inference.sliding import Predictor
-from ssl_seg.run.sources import make_source
 
 BATCHES = 10
 """The successor of the reported recipe looked at the first ten batches."""
@@ -84,8 +84,10 @@ def measure_batches(
     Raises:
         SplitError: if a training case is in the sealed test list.
     """
-    source = make_source(config, store, split)
-    source = replace(source, unlabeled=(), counts=(source.counts[0], 0))
+    labeled = split.labeled_ids(config.split.labels)
+    split.check_not_sealed(labeled)
+    source = make_source(config, store, labeled, ())
+    source = replace(source, counts=(source.counts[0], 0))
     expected = compute_expected(source, store.catalog.facts)
     steps = clock.limit(track(range(BATCHES), BATCHES), until, 2)
     contents = [measure_batch(source[step], expected.positive) for step in steps]

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast
 
 from ssl_seg.data.loader import Batch
+from ssl_seg.data.sampling import ForegroundShift
 from ssl_seg.engine.devices import any_process
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.policies import Policies, PolicyEvent
 from ssl_seg.engine.window import StepSums
 from ssl_seg.monitor.evidence import Figures
-from ssl_seg.monitor.ladder import ForegroundShift
 from ssl_seg.monitor.memory import Memory
 from ssl_seg.monitor.watch import Monitor, Observation
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState

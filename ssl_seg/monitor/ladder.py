@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from ssl_seg.data.sampling import ForegroundShift
 from ssl_seg.monitor.findings import Verdict
 
 Intervention = Literal["warn", "consistency_off", "lower_lr", "resample", "restore", "stop"]
-ForegroundShift = Literal["more", "less"]
 
 LR_CUT = 0.25
 """Factor of the learning rate at ``lower_lr`` and at each restore: 1/64 at the most."""
@@ -38,14 +38,14 @@ class InterventionSettings:
         patience: steps that an intervention gets to work.
         warmup_steps: of the run; the learning rate rises anew over them after a restore.
         clip_norm: of the run.
-        can_resample: the changes of the foreground share that make a difference to its batches.
+        shifts: the shifts of the foreground share that change its batches.
     """
 
     rungs: tuple[Intervention, ...]
     patience: int
     warmup_steps: int
     clip_norm: float | None
-    can_resample: tuple[ForegroundShift, ...] = ("more", "less")
+    shifts: tuple[ForegroundShift, ...] = ("more", "less")
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class InterventionLadder:
         return asdict(self)
 
 
-def make_rungs(*, uses_unlabeled: bool, can_resample: bool) -> tuple[Intervention, ...]:
+def make_rungs(*, uses_unlabeled: bool, can_shift: bool) -> tuple[Intervention, ...]:
     """Return the ladder of a run that learns from unlabeled patches, or not, and can change its batches, or not."""
     rungs: list[Intervention] = ["warn", "consistency_off", "lower_lr", "resample", "restore", "restore", "stop"]
     left_out = {"consistency_off"} if not uses_unlabeled else set()
-    left_out |= set() if can_resample else {"resample"}
+    left_out |= set() if can_shift else {"resample"}
     return tuple(rung for rung in rungs if rung not in left_out)
 
 
@@ -98,7 +98,7 @@ def climb(
         return ladder, None
     wanted: ForegroundShift = "more" if predicts_less else "less"
     passed_over = {"warn", "consistency_off", "lower_lr", "resample"} if is_nan else set()
-    passed_over |= set() if wanted in settings.can_resample else {"resample"}
+    passed_over |= set() if wanted in settings.shifts else {"resample"}
     first = min(ladder.climbed, len(settings.rungs) - 1)
     position = next(i for i in range(first, len(settings.rungs)) if settings.rungs[i] not in passed_over)
     rung = settings.rungs[position]

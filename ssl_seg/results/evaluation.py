@@ -12,6 +12,7 @@ from ssl_seg.config import DataConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.home import find_home
+from ssl_seg.data.open import absolute_root, open_data, open_store
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.splits.split import Split, find_copies_of
 from ssl_seg.errors import ConfigError, DataError, SplitError
@@ -22,7 +23,6 @@ from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.folds import FOLDS, join_scores, list_checkpoints, list_members, load_finished
 from ssl_seg.run.seal import Ledger, find_sealed, open_sealed
-from ssl_seg.run.sources import absolute_root, open_data, open_store
 
 ScoredPart = Literal["val", "test", "all"]
 TrackAll = Callable[[str], Track]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from ssl_seg.config import BootstrapConfig
-from ssl_seg.config.layers import Layer, flatten, leave_out
+from ssl_seg.config.layers import Layer, leave_out
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split, find_copies_of
@@ -193,8 +193,3 @@ def check_copies(parent: Checkpoint, split: Split, catalog: Catalog) -> list[str
         for part, ids in (("validation", split.val), ("test", split.test))
         if (copies := find_copies_of(catalog, ids, parent.seen_labels))
     ]
-
-
-def given_keys(layers: Collection[Layer]) -> set[str]:
-    """Return the dotted keys that the layers set."""
-    return {key for layer in layers for key, _ in flatten(layer.values)}

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ssl_seg.config import Config
+from ssl_seg.config.layers import dump_config
 from ssl_seg.errors import RunDirError, quote
 from ssl_seg.files import append_jsonl, atomic_write, next_free, now, read_jsonl, to_json_line, write_json
 
@@ -161,6 +163,18 @@ def open_run_dir(path: Path) -> RunDir:
     if not (path / CONFIG_FILE).is_file():
         raise RunDirError(f"{path} is not a run directory: it has no {CONFIG_FILE}")
     return RunDir(path)
+
+
+def write_config(config: Config, run: RunDir, header: str) -> None:
+    """Write config.yaml atomically, with ``header`` as comment."""
+    with atomic_write(run.path / CONFIG_FILE) as temporary:
+        temporary.write_text(dump_config(config, header), encoding="utf-8")
+
+
+def read_header(run: RunDir) -> str:
+    """Return the comment at the top of config.yaml."""
+    lines = (run.path / CONFIG_FILE).read_text(encoding="utf-8").splitlines()
+    return "\n".join(line.removeprefix("# ") for line in lines if line.startswith("# "))
 
 
 def find_run_of(checkpoint: Path) -> RunDir | None:

@@ -34,7 +34,7 @@ from ssl_seg.run.final_scores import (
     score_networks,
     summarize_network,
 )
-from ssl_seg.run.prepare import Prepared
+from ssl_seg.run.prepare import BegunRun
 from ssl_seg.run.recorder import Console, Recorder
 
 BATCH_NORM_BATCHES = 50
@@ -44,7 +44,7 @@ SELECTION_NAMES = {"f1": "F1", "dice": "Dice", "foreground_distance": "foregroun
 
 def finish_run(
     result: LoopResult,
-    prepared: Prepared,
+    prepared: BegunRun,
     engine: Engine,
     source: PatchSource,
     average: WeightAverage | None,
@@ -90,7 +90,7 @@ def _write_average(
     source: PatchSource,
     recorder: Recorder,
     result: LoopResult,
-    prepared: Prepared,
+    prepared: BegunRun,
     console: Console,
 ) -> None:
     """Write swa.pt: the mean of the students, with BatchNorm statistics that fit it.
@@ -119,7 +119,7 @@ def _clean_images(source: PatchSource, device: torch.device, workers: int) -> It
 
 
 def _score_run(
-    run: RunDir, step: int, device: torch.device, prepared: Prepared, store: CaseStore, console: Console
+    run: RunDir, step: int, device: torch.device, prepared: BegunRun, store: CaseStore, console: Console
 ) -> FinalScores:
     """Score the networks of last.pt, best.pt and swa.pt on validation and decide which of them is used.
 
@@ -141,7 +141,7 @@ def _score_run(
     return final
 
 
-def _summarize(final: FinalScores, prepared: Prepared, console: Console) -> dict[str, Any]:
+def _summarize(final: FinalScores, prepared: BegunRun, console: Console) -> dict[str, Any]:
     """Return what the last event says about the networks, and show which of them is used."""
     used = final.used
     scores = describe_for_checkpoint(final, used.source)

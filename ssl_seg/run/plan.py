@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_seg.config.layers import Layer, Nested, flatten, merge_layers, nest
+from ssl_seg.config.layers import Layer, Nested, flatten, nest
 from ssl_seg.config.schedules import WARMUP_STEPS, plan_warmup
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.ct import looks_like_ct, measure_window
@@ -108,9 +108,9 @@ def replan_length(planned: Sequence[Planned], steps: int, reason: str) -> list[P
     return [*kept, Planned("length.steps", steps, reason), *warmup]
 
 
-def plan_layer(planned: Sequence[Planned]) -> Layer:
-    """Return the plan as the lowest layer of a configuration."""
-    return Layer("plan", merge_layers([Layer("plan", nest(p.key, p.value)) for p in planned])[0])
+def plan_layers(planned: Sequence[Planned]) -> list[Layer]:
+    """Return the plan as the lowest layers of a configuration."""
+    return [Layer("plan", nest(item.key, item.value)) for item in planned]
 
 
 def plan_patch_size(median: Sequence[int], *, gpu: bool) -> list[int]:

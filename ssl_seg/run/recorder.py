@@ -19,7 +19,7 @@ from ssl_seg.monitor.signals import Signals
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.prepare import Prepared
+from ssl_seg.run.prepare import BegunRun
 
 
 class Console(Protocol):
@@ -77,7 +77,7 @@ class Recorder:
     """Writes records, events and checkpoints of the first process; on the others it does nothing."""
 
     def __init__(
-        self, prepared: Prepared, engine: Engine, average: WeightAverage | None, console: Console, active: bool
+        self, prepared: BegunRun, engine: Engine, average: WeightAverage | None, console: Console, active: bool
     ) -> None:
         self.prepared, self.engine, self.average = prepared, engine, average
         self.console, self.active = console, active
@@ -189,7 +189,7 @@ class Recorder:
             config=to_plain(self.prepared.config),
             split=split_to_dict(self.prepared.split),
             scores=self.scores,
-            seen_labels=self.prepared.seen_labels,
+            seen_labels=self.prepared.resolved.seen_labels,
         )
 
 

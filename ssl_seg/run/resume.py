@@ -16,13 +16,13 @@ from ssl_seg.config.layers import Layer, flatten
 from ssl_seg.config.schedules import make_lr_schedule
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.content import IMAGE_DIGITS
+from ssl_seg.data.open import PATHS
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.errors import ConfigError, DataError, RunDirError, quote
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import SCORES_FILE
-from ssl_seg.run.sources import PATHS
 
 MAY_CHANGE = ("data.root", "data.groups", "data.unlabeled", "length.steps")
 """Beside the section ``runtime``."""

@@ -17,13 +17,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ssl_seg.config import Config, RuntimeConfig
-from ssl_seg.config.layers import Layer, merge_layers, validate
+from ssl_seg.config import Config
 from ssl_seg.config.schedules import find_warmup, make_ema_schedule, make_lr_schedule
-from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.loader import Batch, PatchSource, Probe, make_loader, make_probe
-from ssl_seg.data.sampling import derive_seed
-from ssl_seg.data.splits.split import Split
+from ssl_seg.data.open import make_source, open_store, shift_foreground_share
+from ssl_seg.data.sampling import ForegroundShift, derive_seed
 from ssl_seg.engine.devices import (
     any_process,
     call_on_main,
@@ -49,31 +47,23 @@ from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.monitor.actions import list_components, read_context
 from ssl_seg.monitor.findings import Verdict
-from ssl_seg.monitor.ladder import ForegroundShift, InterventionSettings, make_rungs
+from ssl_seg.monitor.ladder import InterventionSettings, make_rungs
 from ssl_seg.monitor.memory import read_memory
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import choose_precision, make_autocast
-from ssl_seg.run.directory import RunDir
+from ssl_seg.run.directory import RunDir, read_header, write_config
 from ssl_seg.run.final_scores import describe_for_checkpoint
 from ssl_seg.run.finish import finish_run
-from ssl_seg.run.prepare import (
-    Prepared,
-    TrainRequest,
-    begin_run,
-    draft_run,
-    fit_minutes,
-    read_header,
-    reopen_run,
-    write_config,
-)
+from ssl_seg.run.prepare import BegunRun, begin_run, fit_minutes, prepare_run, reopen_run
 from ssl_seg.run.pretraining.state import load_body, load_pretraining
 from ssl_seg.run.recorder import Console, Recorder, Silent, last_reported_verdict
-from ssl_seg.run.sources import make_source, open_store, shift_foreground_share
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.resolve import Resolved, resolve_runtime
 from ssl_seg.run.transfer import load_student, load_teacher
 
-_CHANGES: tuple[ForegroundShift, ...] = ("more", "less")
+_SHIFTS: tuple[ForegroundShift, ...] = ("more", "less")
 STEPS_BETWEEN_AGREEMENTS = 10
 """How often several processes ask each other whether one was told to stop."""
 
@@ -108,7 +98,7 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
         SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
     """
     console = console or Silent()
-    with open_fabric(runtime_of(request), in_series=request.in_series) as fabric, ExitStack() as held:
+    with open_fabric(resolve_runtime(request), in_series=request.in_series) as fabric, ExitStack() as held:
 
         def hold(path: Path) -> None:
             held.enter_context(hold_directory(path, console.note))
@@ -195,55 +185,56 @@ class _Ready:
 
 def _begin(
     fabric: Fabric, request: TrainRequest, console: Console, hold: Callable[[Path], None]
-) -> tuple[Prepared, _Ready]:
+) -> tuple[BegunRun, _Ready]:
     """Plan a new run on the first process, measure on all of them, and create its directory."""
     gpu, note, minutes = fabric.device.type != "cpu", console.note, request.minutes
-    draft = call_on_main(fabric, lambda: draft_run(request, gpu=gpu, note=note, tracker=console.track))
-    ready = _get_ready(fabric, draft.config, draft.catalog, draft.split, console, request.bootstrap, minutes=minutes)
-    settled, pace = replace(draft, config=ready.config), ready.pace
+    resolved = call_on_main(fabric, lambda: prepare_run(request, gpu=gpu, note=note, tracker=console.track))
+    ready = _get_ready(fabric, resolved, console, request.bootstrap, minutes=minutes)
+    settled, pace = replace(resolved, config=ready.config), ready.pace
 
-    def begin() -> Prepared:
+    def begin() -> BegunRun:
         final = settled if minutes is None or pace is None else fit_minutes(settled, pace, minutes, note)
-        return begin_run(final, request, note=note, hold=hold)
+        return begin_run(final, note=note, hold=hold)
 
     return call_on_main(fabric, begin), ready
 
 
-def _continue(fabric: Fabric, prepared: Prepared, console: Console) -> tuple[Prepared, _Ready]:
+def _continue(fabric: Fabric, prepared: BegunRun, console: Console) -> tuple[BegunRun, _Ready]:
     """Settle on this machine what a run that goes on leaves open."""
     first = load_checkpoint(prepared.run.last, lazy=True).progress.step
-    ready = _get_ready(fabric, prepared.config, prepared.catalog, prepared.split, console, prepared.start, first=first)
+    ready = _get_ready(fabric, prepared.resolved, console, prepared.start, first=first)
     if fabric.is_global_zero and ready.config != prepared.config:
         write_config(ready.config, prepared.run, read_header(prepared.run))
-    return replace(prepared, config=ready.config), ready
+    return prepared.settle(ready.config), ready
 
 
 def _get_ready(
     fabric: Fabric,
-    config: Config,
-    catalog: Catalog,
-    split: Split,
+    resolved: Resolved,
     console: Console,
     start: Path | None,
     *,
     minutes: float | None = None,
     first: int = 0,
 ) -> _Ready:
+    config = resolved.config
     torch.manual_seed(derive_seed(config.seed))
     begins = start is None and config.network.pretrained is None
     student = fabric.to_device((start_network if begins else make_network)(config))
     config, student, notes = settle_runtime(fabric, config, student, console)
-    feed = _open_feed(fabric, config, catalog, split, console)
+    feed = _open_feed(fabric, resolved, console)
     pace = None
     if minutes is not None or config.length.steps - first >= FEWEST_MEASURED:
         copied, seconds = copy.deepcopy(student), None if minutes is None else 60 * minutes
         engine = _make_engine(fabric, config, copied, EMATeacher(copied, lambda _: config.ema.decay))
         monitor = _make_monitor(fabric, config, feed)
-        pace = measure_pace(engine, monitor, feed.source, config, split.val, workers=feed.workers, seconds=seconds)
+        pace = measure_pace(
+            engine, monitor, feed.source, config, resolved.split.val, workers=feed.workers, seconds=seconds
+        )
     return _Ready(config, notes, student, feed, pace)
 
 
-def _train(fabric: Fabric, prepared: Prepared, ready: _Ready, console: Console) -> TrainResult:
+def _train(fabric: Fabric, prepared: BegunRun, ready: _Ready, console: Console) -> TrainResult:
     checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
     trainer = _assemble(fabric, prepared, ready, checkpoint, console)
     expected = _announce(prepared, ready, trainer.schedule.first_step, console) if fabric.is_global_zero else None
@@ -304,18 +295,7 @@ class _Trainer:
         return iter(make_loader(source, step, last, self.feed.workers, pin_memory))
 
 
-def runtime_of(request: TrainRequest) -> RuntimeConfig:
-    """Return the machine settings alone: they decide how many processes plan the rest."""
-    layers = list(request.layers)
-    if request.resume is not None and (last := RunDir(request.resume).last).is_file():
-        layers = [Layer(str(last), {"runtime": load_checkpoint(last).config.get("runtime", {})}), *layers]
-    merged, sources = merge_layers(layers)
-    section = merged.get("runtime", {})
-    own = {key.removeprefix("runtime."): source for key, source in sources.items()}
-    return validate(RuntimeConfig, section if isinstance(section, dict) else {}, own, prefix="runtime.")
-
-
-def _announce(prepared: Prepared, ready: _Ready, first: int, console: Console) -> float | None:
+def _announce(prepared: BegunRun, ready: _Ready, first: int, console: Console) -> float | None:
     """Record how the machine is used and how long the run will take; return its seconds where they are known."""
     config, run, pace = prepared.config, prepared.run, ready.pace
     runtime = config.runtime
@@ -352,9 +332,11 @@ def settle_runtime(
     return settled, to_memory_format(student, memory_format, config.data.ndim), notes
 
 
-def _open_feed(fabric: Fabric, config: Config, catalog: Catalog, split: Split, console: Console) -> _Feed:
-    store, patch = open_store(catalog, config.data), config.data.patch_size
-    source = make_source(config, store, split, rank=fabric.global_rank, world_size=fabric.world_size)
+def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
+    config, split = resolved.config, resolved.split
+    store, patch = open_store(resolved.catalog, config.data), config.data.patch_size
+    rank, world_size = fabric.global_rank, fabric.world_size
+    source = make_source(config, store, resolved.labeled, resolved.unlabeled, rank=rank, world_size=world_size)
     workers = min(config.runtime.workers, count_cores())
     if workers < config.runtime.workers and fabric.is_global_zero:
         console.note(
@@ -402,7 +384,7 @@ def _make_monitor(fabric: Fabric, config: Config, feed: _Feed) -> Monitor:
 
 
 def _assemble(
-    fabric: Fabric, prepared: Prepared, ready: _Ready, checkpoint: Checkpoint | None, console: Console
+    fabric: Fabric, prepared: BegunRun, ready: _Ready, checkpoint: Checkpoint | None, console: Console
 ) -> _Trainer:
     config, feed, student = prepared.config, ready.feed, ready.student
     average = None if config.policies.swa is None else WeightAverage(student)
@@ -435,7 +417,7 @@ def _assemble(
     return _Trainer(engine, monitor, schedule, start, lr_at, policies, interventions, recorder, feed)
 
 
-def _make_networks(prepared: Prepared, student: nn.Module, checkpoint: Checkpoint | None) -> EMATeacher:
+def _make_networks(prepared: BegunRun, student: nn.Module, checkpoint: Checkpoint | None) -> EMATeacher:
     """Put the weights of a checkpoint, if any, into the student; return the teacher that belongs to it."""
     config, where = prepared.config, str(prepared.start)
     if checkpoint is not None and prepared.resumed:
@@ -461,14 +443,14 @@ def _make_ladder(config: Config, source: PatchSource, *, uses_teacher: bool) -> 
     """Return the ladder of a run that is to recover from a collapse."""
     if config.monitor.on_collapse != "recover":
         return None
-    changes = tuple(change for change in _CHANGES if shift_foreground_share(source, change) != source)
-    rungs = make_rungs(uses_unlabeled=uses_teacher and bool(source.unlabeled), can_resample=bool(changes))
+    shifts = tuple(shift for shift in _SHIFTS if shift_foreground_share(source, shift) != source)
+    rungs = make_rungs(uses_unlabeled=uses_teacher and bool(source.unlabeled), can_shift=bool(shifts))
     return InterventionSettings(
         rungs,
         config.monitor.patience_steps,
         find_warmup(config.optim, config.length),
         config.optim.clip_norm,
-        changes,
+        shifts,
     )
 
 

@@ -10,16 +10,17 @@ from lightning_fabric import Fabric
 
 from ssl_seg.config.layers import Layer, merge_layers, nest
 from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.open import describe_cases, open_data_once
 from ssl_seg.data.splits.files import save_folds
 from ssl_seg.errors import ConfigError, SslSegError
 from ssl_seg.files import next_free
 from ssl_seg.results.folds import FOLDS, CrossValidation, Fold
 from ssl_seg.results.study import save_study
 from ssl_seg.run.directory import SPLIT_FILE, name_data
-from ssl_seg.run.preflight import check_layers, check_with_data
-from ssl_seg.run.prepare import Plan, TrainRequest, make_plan
+from ssl_seg.run.preflight import check_with_data
 from ssl_seg.run.recorder import Console, Silent
-from ssl_seg.run.sources import describe_cases, open_data_once
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.resolve import Resolved, resolve
 from ssl_seg.run.transfer import check_options
 from ssl_seg.studies.runner import (
     OWN_SPLIT,
@@ -78,17 +79,15 @@ def cross_validate(request: CrossValidationRequest, console: Console | None = No
 def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -> CrossValidation:
     """Check all that can be known before the first training, then create the directory with the splits."""
     layers = tuple(anchor_layer(layer) for layer in request.layers)
-    check_layers(layers)
-    count = merge_layers(layers)[0].get("split", {}).get("folds")
+    count = merge_layers(layers).get("split.folds")
     if count is None:
         raise ConfigError("split.folds: a cross-validation needs the number of its folds; give --folds 5")
     if request.out is not None:
         FOLDS.check_free(request.out)
     plans = _plan_folds(replace(request, layers=layers), int(count), fabric, console)
     splits, config = [plan.split for plan in plans], plans[0].config
-    labels = config.split.labels
-    folds = tuple(Fold(n, len(split.val), len(split.labeled_ids(labels))) for n, split in enumerate(splits))
-    name = f"{name_data(config.data.root)}_{config.method.name}_{labels:g}_folds{count}_seed{config.seed}"
+    folds = tuple(Fold(n, len(plan.split.val), len(plan.labeled)) for n, plan in enumerate(plans))
+    name = f"{name_data(config.data.root)}_{config.method.name}_{config.split.labels:g}_folds{count}_seed{config.seed}"
     path = request.out or next_free(Path("runs") / name)
     validation = CrossValidation(path, layers, folds, request.epochs, request.minutes)
 
@@ -105,12 +104,12 @@ def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -
     return validation
 
 
-def _plan_folds(request: CrossValidationRequest, count: int, fabric: Fabric, console: Console) -> list[Plan]:
+def _plan_folds(request: CrossValidationRequest, count: int, fabric: Fabric, console: Console) -> list[Resolved]:
     """Return the plan of each fold, all of them checked: a bad last fold is found before the first is trained."""
     plans, cases = [], dict[str, Catalog]()
     for number in range(count):
         fold = Layer(f"--fold {number}", nest("split.fold", number), is_option=True)
-        plan = make_plan(
+        plan = resolve(
             TrainRequest((*request.layers, fold), epochs=request.epochs, minutes=request.minutes),
             console.track("reading cases"),
             gpu=fabric.device.type != "cpu",
@@ -119,7 +118,7 @@ def _plan_folds(request: CrossValidationRequest, count: int, fabric: Fabric, con
         cases[describe_cases(plan.config.data.model_dump(mode="json"))] = plan.catalog
         check_options(plan.config, plan.sources, has_parent=False)
         try:
-            check_with_data(plan.config, plan.catalog, plan.split, lambda _: None)
+            check_with_data(plan, lambda _: None)
         except SslSegError as error:
             raise type(error)(f"fold {number}: {error}") from error
         plans.append(plan)

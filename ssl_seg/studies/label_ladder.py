@@ -20,12 +20,11 @@ from ssl_seg.errors import ConfigError, RefusedError
 from ssl_seg.files import next_free
 from ssl_seg.inference.scoring import count_classes
 from ssl_seg.results.study import save_study
-from ssl_seg.run.bootstrap import given_keys
 from ssl_seg.run.directory import SPLIT_FILE, name_data
 from ssl_seg.run.final_scores import describe_for_checkpoint, load_final_scores
-from ssl_seg.run.preflight import check_layers
-from ssl_seg.run.prepare import TrainRequest, make_plan
 from ssl_seg.run.recorder import Console, Silent
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.resolve import resolve
 from ssl_seg.run.transfer import check_options
 from ssl_seg.studies.rungs import LADDER, LabelLadder, Rung, check_labels, compare_counts, find_best, find_end
 from ssl_seg.studies.runner import (
@@ -91,14 +90,13 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
     """Check all that can be known before the first training, then create the directory with the split."""
     check_labels(request.labels)
     options = [layer for layer in request.layers if not layer.is_file]
-    if "split.labels" in given_keys(options):
+    if "split.labels" in merge_layers(options).sources:
         raise ConfigError("split.labels: the labels of a ladder are those of its rungs; give them with --labels alone")
     layers = tuple(anchor_layer(layer) for layer in request.layers)
-    check_layers(layers)
     if request.out is not None:
         LADDER.check_free(request.out)
     first = Layer(f"--labels {format_label_amount(request.labels[0])}", nest("split.labels", request.labels[0]))
-    plan = make_plan(
+    plan = resolve(
         TrainRequest((*layers, first), epochs=request.epochs, minutes=request.minutes),
         console.track("reading cases"),
         gpu=fabric.device.type != "cpu",
@@ -159,7 +157,7 @@ def _plan_rung(ladder: LabelLadder, rung: Rung) -> Training:
     title = f"rung {rung.number} of {len(ladder.trainings)}: labels {rung.amount}, {rung.cases} case(s)"
     parent = None if best is None else ladder.run_of(best).best
     training = make_training(ladder, rung, title, own, dropped=dropped, parent=parent)
-    start = parent or merge_layers(training.layers)[0].get("network", {}).get("pretrained") or "scratch"
+    start = parent or merge_layers(training.layers).get("network.pretrained") or "scratch"
     return replace(training, start=f", from {start}")
 
 

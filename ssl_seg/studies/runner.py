@@ -19,16 +19,17 @@ from lightning_fabric import Fabric
 
 from ssl_seg.config import RuntimeConfig
 from ssl_seg.config.layers import Layer, leave_out, merge_layers
+from ssl_seg.data.open import absolute_paths, absolute_root
 from ssl_seg.engine.devices import call_on_main
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError, quote
 from ssl_seg.files import hold_directory
 from ssl_seg.results.study import Member, Study, StudyKind, load_study, save_study
 from ssl_seg.run.directory import CONFIG_FILE, RunDir
-from ssl_seg.run.prepare import TrainRequest, has_runtime_only
 from ssl_seg.run.recorder import Console
-from ssl_seg.run.sources import absolute_paths, absolute_root
-from ssl_seg.run.training import runtime_of, train
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.resolve import resolve_runtime
+from ssl_seg.run.training import train
 from ssl_seg.studies.training import Outcome, Training, make_request, read_outcome
 
 T = TypeVar("T", bound=Member)
@@ -66,7 +67,7 @@ def run_study(
         SslSegError: for anything the user can mend.
     """
     begun = () if resume is None else load_study(kind, resume).layers
-    runtime = runtime_of(TrainRequest((*begun, *layers)))
+    runtime = resolve_runtime(TrainRequest((*begun, *layers)))
     with open_fabric(runtime) as fabric, ExitStack() as held:
 
         def begin() -> Study[T]:
@@ -132,7 +133,7 @@ def check_resumable(
             f"--minutes {minutes:g}: the steps of {study.path} are planned already; --resume goes on with them. "
             "Leave it out"
         )
-    if any(others) or not has_runtime_only(layers):
+    if any(others) or not TrainRequest(tuple(layers)).has_only_runtime:
         raise ConfigError(
             f"--resume continues a {kind.name} with its own settings, data and lengths: give it without other options "
             f"(only {may}runtime settings such as --devices may be new)"
@@ -212,7 +213,7 @@ def read_machine(first: RunDir, layers: Sequence[Layer], *, minutes: float | Non
     path = first.path / CONFIG_FILE
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found, length = config.get("runtime", {}), {k: config[k] for k in ("length",) if k in config and minutes}
-    given = merge_layers(layers)[0].get("runtime", {})
+    given = merge_layers(layers).section("runtime")
     choices = ("precision", "memory_format")
     runtime = {key: found[key] for key in choices if key in found and given.get(key, "auto") == "auto"}
     return Layer(first.path.name, {"runtime": runtime, **length})

@@ -12,7 +12,7 @@ from ssl_seg.errors import RunDirError
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import SCORES_FILE, FinalScores, load_final_scores
-from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.request import TrainRequest
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ssl_seg.config.layers import (
     check_partial,
     dump_config,
     flatten,
+    merge_layers,
     parse_override,
     read_layers,
     to_plain,
@@ -45,7 +46,7 @@ def write(path: Path, text: str) -> str:
 def test_later_layers_win_and_sources_are_known(tmp_path: Path) -> None:
     base = write(tmp_path / "base.yaml", "optim: {lr: 0.1, momentum: 0.5}\nseed: 1\n")
     child = write(tmp_path / "child.yaml", f"extends: {Path(base).name}\noptim: {{lr: 0.2}}\n")
-    config, sources = build_config([REQUIRED, *read_layers(child), parse_override("seed=7")])
+    config, sources = build_config(merge_layers([REQUIRED, *read_layers(child), parse_override("seed=7")]))
     assert (config.optim.lr, config.optim.momentum, config.seed) == (0.2, 0.5, 7)
     assert sources["optim.lr"] == child
     assert sources["optim.momentum"] == base
@@ -57,7 +58,7 @@ def test_later_layers_win_and_sources_are_known(tmp_path: Path) -> None:
 def test_all_problems_come_in_one_error_with_place_and_nearest_key(tmp_path: Path) -> None:
     file = write(tmp_path / "bad.yaml", "optim: {warmup_stepz: 3, lr: fast}\nema: {decay: 1.5}\n")
     with pytest.raises(ConfigError) as caught:
-        build_config([REQUIRED, *read_layers(file), parse_override("batch.labelled=2")])
+        build_config(merge_layers([REQUIRED, *read_layers(file), parse_override("batch.labelled=2")]))
     lines = str(caught.value).splitlines()
     assert len(lines) == 4
     text = str(caught.value)
@@ -68,20 +69,20 @@ def test_all_problems_come_in_one_error_with_place_and_nearest_key(tmp_path: Pat
 
 
 def test_partial_check_ignores_only_what_is_missing() -> None:
-    check_partial([Layer("f", {"optim": {"lr": 0.1}, "data": {"spacing": [2.0, 1.0, 1.0]}})])
-    check_partial([])
+    check_partial(merge_layers([Layer("f", {"optim": {"lr": 0.1}, "data": {"spacing": [2.0, 1.0, 1.0]}})]))
+    check_partial(merge_layers([]))
     with pytest.raises(ConfigError, match="leaves no step after the warm-up"):
-        check_partial([Layer("f", {"optim": {"warmup_steps": 30}, "length": {"steps": 20}})])
+        check_partial(merge_layers([Layer("f", {"optim": {"warmup_steps": 30}, "length": {"steps": 20}})]))
     with pytest.raises(ConfigError, match=r"optim\.lr"):
-        check_partial([Layer("f", {"optim": {"lr": -1}})])
+        check_partial(merge_layers([Layer("f", {"optim": {"lr": -1}})]))
 
 
 def test_saved_file_reproduces_the_configuration(tmp_path: Path) -> None:
     config, _ = build_config(
-        [REQUIRED, parse_override("optim.clip_norm=null"), parse_override("data.spacing=[2, 1.5]")]
+        merge_layers([REQUIRED, parse_override("optim.clip_norm=null"), parse_override("data.spacing=[2, 1.5]")])
     )
     file = write(tmp_path / "saved.yaml", dump_config(config, "a comment"))
-    assert build_config(read_layers(file))[0] == config
+    assert build_config(merge_layers(read_layers(file)))[0] == config
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_bad_overrides(text: str) -> None:
 
 def test_warmup_longer_than_the_run_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"warmup_steps=100 .* length.steps=100"):
-        build_config([REQUIRED, parse_override("optim.warmup_steps=100")])
+        build_config(merge_layers([REQUIRED, parse_override("optim.warmup_steps=100")]))
 
 
 PARENT_LOSS = {
@@ -127,7 +128,7 @@ PARENT_LOSS = {
 @pytest.mark.parametrize("override", ["loss.weights.dice=3", "loss.preset=dice"])
 def test_a_layer_with_weights_replaces_the_weights_options_and_phases_below(override: str) -> None:
     layers = [REQUIRED, Layer("parent", {"loss": PARENT_LOSS}), parse_override(override)]
-    config, sources = build_config(layers)
+    config, sources = build_config(merge_layers(layers))
     assert set(config.loss.weights) == {"dice"}
     assert (config.loss.options, config.loss.phases, config.loss.fp_cost) == ({}, (), 2.0)
     assert sources["loss.phases"] == sources["loss.options"] == "default"
@@ -136,10 +137,10 @@ def test_a_layer_with_weights_replaces_the_weights_options_and_phases_below(over
 
 def test_a_layer_with_options_or_phases_alone_keeps_the_weights_below() -> None:
     below = [REQUIRED, Layer("parent", {"loss": PARENT_LOSS})]
-    options = build_config([*below, parse_override("loss.options.focal.alpha=0.7")])[0].loss
+    options = build_config(merge_layers([*below, parse_override("loss.options.focal.alpha=0.7")]))[0].loss
     assert (options.weights, len(options.phases)) == ({"dice": 1.0, "focal": 2.0}, 1)
     assert options.options == {"focal": {"gamma": 3.0, "alpha": 0.7}}
-    phases = build_config([*below, parse_override("loss.phases=[]")])[0].loss
+    phases = build_config(merge_layers([*below, parse_override("loss.phases=[]")]))[0].loss
     assert (phases.weights, phases.phases) == ({"dice": 1.0, "focal": 2.0}, ())
 
 
@@ -147,7 +148,7 @@ def test_options_of_one_command_line_are_one_statement() -> None:
     texts = ["loss.weights.dice=1", "loss.options.focal.gamma=3", "loss.weights.focal=2", "optim.lr=1", "optim.lr=2"]
     for order in (texts, [*texts[2::-1], *texts[3:]]):
         layers = [REQUIRED, Layer("parent", {"loss": PARENT_LOSS}), *map(parse_override, order)]
-        config, sources = build_config(layers)
+        config, sources = build_config(merge_layers(layers))
         assert config.loss.weights == {"dice": 1.0, "focal": 2.0}
         assert config.loss.options == {"focal": {"gamma": 3}}
         assert config.loss.phases == ()
@@ -155,40 +156,40 @@ def test_options_of_one_command_line_are_one_statement() -> None:
         assert sources["loss.weights.dice"] == "--set loss.weights.dice=1"
     method = ["method.options.consistency_weight=2", "method.name=mean_teacher"]
     layers = [REQUIRED, Layer("parent", {"method": {"name": "supervised"}}), *map(parse_override, method)]
-    assert build_config(layers)[0].method.options == {"consistency_weight": 2}
+    assert build_config(merge_layers(layers))[0].method.options == {"consistency_weight": 2}
 
 
 def test_a_preset_is_written_out_and_what_stands_beside_it_wins(tmp_path: Path) -> None:
     file = write(tmp_path / "c.yaml", "loss: {preset: tversky_recall, options: {tversky: {alpha: 0.2}}, fn_cost: 3}\n")
-    config, sources = build_config([REQUIRED, *read_layers(file)])
+    config, sources = build_config(merge_layers([REQUIRED, *read_layers(file)]))
     assert config.loss.weights == PRESETS["tversky_recall"]["weights"]
     assert config.loss.options == {"tversky": {"alpha": 0.2, "beta": 0.7}}
     assert sources["loss.weights.tversky"] == f"{file} (preset tversky_recall)"
     assert sources["loss.options.tversky.alpha"] == file
     assert sources["loss.options.tversky.beta"] == f"{file} (preset tversky_recall)"
     assert sources["loss.fn_cost"] == file
-    phases = build_config([REQUIRED, Layer("f", {"loss": {"preset": "progressive"}})])[0].loss.phases
+    phases = build_config(merge_layers([REQUIRED, Layer("f", {"loss": {"preset": "progressive"}})]))[0].loss.phases
     assert [phase.from_epoch for phase in phases] == [31, 61]
-    child = build_config([REQUIRED, *read_layers(file), parse_override("loss.weights.dice=1")])[0]
+    child = build_config(merge_layers([REQUIRED, *read_layers(file), parse_override("loss.weights.dice=1")]))[0]
     assert (child.loss.weights, child.loss.options) == ({"dice": 1.0}, {})
 
 
 def test_an_unknown_preset_is_refused_with_its_place() -> None:
     with pytest.raises(ConfigError, match=r"^FILE: loss\.preset = 'combind': unknown \(did you mean 'combined'\?\)"):
-        build_config([REQUIRED, Layer("FILE", {"loss": {"preset": "combind"}})])
+        build_config(merge_layers([REQUIRED, Layer("FILE", {"loss": {"preset": "combind"}})]))
 
 
 def test_another_method_drops_the_options_below_and_the_same_keeps_them() -> None:
     parent = Layer("parent", {"method": {"name": "mean_teacher", "options": {"consistency_weight": 3.0}}})
-    other = build_config([REQUIRED, parent, parse_override("method.name=supervised")])[0]
+    other = build_config(merge_layers([REQUIRED, parent, parse_override("method.name=supervised")]))[0]
     assert other.method.options == {}
-    same = build_config([REQUIRED, parent, parse_override("method.name=mean_teacher")])[0]
+    same = build_config(merge_layers([REQUIRED, parent, parse_override("method.name=mean_teacher")]))[0]
     assert same.method.options == {"consistency_weight": 3.0}
 
 
 def problems_of(values: dict[str, object]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        build_config([REQUIRED, Layer("FILE", values)])
+        build_config(merge_layers([REQUIRED, Layer("FILE", values)]))
     return str(caught.value).splitlines()
 
 
@@ -246,7 +247,7 @@ def read_names(root: Path) -> set[str]:
 
 
 def test_every_setting_is_read_somewhere() -> None:
-    config, _ = build_config([REQUIRED])
+    config, _ = build_config(merge_layers([REQUIRED]))
     fields = {key.split(".")[-1] for key, _ in flatten(to_plain(config))} - {"cross_entropy", "dice"}
     names = read_names(Path(__file__).parents[2] / "ssl_seg")
     assert sorted(fields - names) == []

@@ -145,7 +145,9 @@ def test_an_unknown_preset_of_views_is_refused_with_the_known_ones(name: object)
 
 
 def test_written_settings_have_no_preset_and_are_read_as_they_were() -> None:
-    config, _ = check_partial([parse_override("augment.preset=light"), parse_override("augment.elastic=0.2")])
+    config, _ = check_partial(
+        merge_layers([parse_override("augment.preset=light"), parse_override("augment.elastic=0.2")])
+    )
     text = dump_config(config)
     assert "preset" not in text
     assert read_views(Layer("config.yaml", yaml.safe_load(text), is_file=True)) == config.augment

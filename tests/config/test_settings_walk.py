@@ -37,9 +37,10 @@ from ssl_seg.run import training
 from ssl_seg.run.lint import idle
 from ssl_seg.run.lint.conditions import CONDITIONS, Condition, list_derived
 from ssl_seg.run.preflight import gather_facts
-from ssl_seg.run.prepare import TrainRequest, make_plan
 from ssl_seg.run.pretraining.run import pretrain
 from ssl_seg.run.recorder import Silent
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.resolve import resolve
 from ssl_seg.run.training import train
 
 BASE: dict[str, Any] = {
@@ -533,8 +534,8 @@ def test_every_condition_is_walked(places: dict[str, str]) -> None:
     for _, change, shared in IDLE:
         parent = Path(places["PARENT"]) if "parent" in shared else None
         layers = make_layers(places, (*shared, change))
-        plan = make_plan(TrainRequest(tuple(layers), bootstrap=parent))
-        facts = gather_facts(plan.config, plan.catalog, plan.split, has_faults=False)
+        plan = replace(resolve(TrainRequest(tuple(layers), bootstrap=parent)), faults=())
+        facts = gather_facts(plan)
         blocking |= {c.keys for c in CONDITIONS if c.find_obstacle(plan.config, facts)}
         derived |= {c.keys[0] for c in list_derived(plan.config)}
     assert {condition.keys for condition in CONDITIONS} == blocking

@@ -62,7 +62,7 @@ def test_what_is_suggested_can_be_typed_and_helps(
     typed = re.search(r"--set '?(data\.[a-z_]+=(?:\{.*?\}|\[.*?\]|-?\d+))", finding.message)
     assert typed is not None
     layers = [parse_override(typed[1])]
-    check_partial(layers)
+    check_partial(merge_layers(layers))
     data = merge_layers(layers)[0]["data"]
     assert data == suggested
     mapping = {int(old): new for old, new in data.get("label_map", {}).items()}

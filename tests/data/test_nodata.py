@@ -16,7 +16,7 @@ from sizes import around
 from torch import nn
 
 from ssl_seg.config import DataConfig
-from ssl_seg.config.layers import Layer, check_partial, validate
+from ssl_seg.config.layers import Layer, check_partial, merge_layers, validate
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.boxes import BoxReader
 from ssl_seg.data.catalog import CatalogSettings, open_catalog
@@ -327,7 +327,10 @@ class TestSparseLabels:
 
     @pytest.mark.parametrize("ignored", [0, 1, 2, 255])
     def test_the_value_to_ignore_can_be_given_alone(self, ignored: int) -> None:
-        assert check_partial([Layer("--set", {"data": {"ignore_value": ignored}})])[0].data.ignore_value == ignored
+        assert (
+            check_partial(merge_layers([Layer("--set", {"data": {"ignore_value": ignored}})]))[0].data.ignore_value
+            == ignored
+        )
 
     @pytest.mark.parametrize(
         ("annotated", "settings", "hinted"),

@@ -15,6 +15,7 @@ from conftest import train_tiny
 from torch import Tensor, nn
 
 from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.open import open_store
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.diagnose import checkpoint as module
 from ssl_seg.diagnose import inputs
@@ -27,7 +28,6 @@ from ssl_seg.inference.model import Model, open_model
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-from ssl_seg.run.sources import open_store
 
 HEAD = "final_conv"
 

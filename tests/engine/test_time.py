@@ -24,7 +24,7 @@ from torch import nn
 
 from ssl_seg.cli.main import main
 from ssl_seg.config import Config
-from ssl_seg.config.layers import Layer, build_config, nest
+from ssl_seg.config.layers import Layer, build_config, merge_layers, nest
 from ssl_seg.data.loader import Batch, Probe
 from ssl_seg.engine import timing
 from ssl_seg.engine.loop import Schedule
@@ -43,8 +43,8 @@ from ssl_seg.errors import ConfigError
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run import training
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.recorder import Silent
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import TrainResult, train
 from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
 from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
@@ -61,7 +61,9 @@ def make_config(steps: int = 800, per_epoch: int = 100, **sections: Any) -> Conf
         "optim": {"warmup_steps": 0},
     }
     length = {"length": {"steps": steps, "steps_per_epoch": per_epoch}}
-    return build_config([Layer("--test", stand_ins), Layer("--test", length), Layer("--test", sections)])[0]
+    return build_config(merge_layers([Layer("--test", stand_ins), Layer("--test", length), Layer("--test", sections)]))[
+        0
+    ]
 
 
 def run_tiny(out: Path, data: Path, *settings: dict[str, Any], **request: Any) -> TrainResult:

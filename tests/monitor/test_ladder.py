@@ -21,7 +21,7 @@ from ssl_seg.monitor.ladder import (
 )
 from ssl_seg.monitor.memory import Memory, read_memory
 
-FULL = make_rungs(uses_unlabeled=True, can_resample=True)
+FULL = make_rungs(uses_unlabeled=True, can_shift=True)
 SETTINGS = InterventionSettings(FULL, patience=25, warmup_steps=10, clip_norm=8.0)
 
 
@@ -71,12 +71,12 @@ class TestOrder:
 
     @pytest.mark.parametrize(("less", "expected"), [(True, "resample"), (False, "restore")])
     def test_a_change_of_the_batches_that_would_be_none_is_passed_over(self, less: bool, expected: str) -> None:
-        settings = replace(SETTINGS, can_resample=("more",))
+        settings = replace(SETTINGS, shifts=("more",))
         _, done = climb_all([(25 * i, COLLAPSED) for i in range(4)], settings, predicts_less=less)
         assert done[-1] == (75, expected)
 
     def test_rungs_without_effect_are_left_out(self) -> None:
-        assert make_rungs(uses_unlabeled=False, can_resample=False) == (
+        assert make_rungs(uses_unlabeled=False, can_shift=False) == (
             "warn",
             "lower_lr",
             "restore",

@@ -24,8 +24,8 @@ from ssl_seg.errors import RunDirError
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores
-from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.recorder import Recorder, Silent
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 
 ALL_POLICIES = {

@@ -14,6 +14,7 @@ from test_engine import make_batch, make_engine
 from test_policy_runs import Killed, assert_equal, kill_at, load_state
 
 from ssl_seg.data.loader import PatchSource
+from ssl_seg.data.open import shift_foreground_share
 from ssl_seg.engine.engine import Engine, Restraint, StepRecord
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.window import StepSums
@@ -23,9 +24,8 @@ from ssl_seg.monitor.ladder import InterventionLadder, InterventionSettings
 from ssl_seg.monitor.watch import Monitor, Observation
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.recorder import Recorder
-from ssl_seg.run.sources import shift_foreground_share
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 
 RECOVER = {
@@ -267,14 +267,9 @@ class TestResample:
 
     def test_more_and_less(self) -> None:
         mixed, full, empty = self.make({"a"}), self.make({"a", "b", "c"}), self.make(set())
-        assert (
-            shift_foreground_share(mixed, "more").positive_ratio,
-            shift_foreground_share(mixed, "more").foreground_ratio,
-        ) == (0.5, 0.5)
-        assert (
-            shift_foreground_share(full, "more").positive_ratio,
-            shift_foreground_share(full, "more").foreground_ratio,
-        ) == (None, 0.5)
+        for source, ratios in ((mixed, (0.5, 0.5)), (full, (None, 0.5))):
+            more = shift_foreground_share(source, "more")
+            assert (more.positive_ratio, more.foreground_ratio) == ratios
         assert shift_foreground_share(empty, "more") == empty
         assert shift_foreground_share(mixed, None) == mixed
         less = shift_foreground_share(self.make({"a"}, positive_ratio=0.8), "less")

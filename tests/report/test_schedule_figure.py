@@ -17,7 +17,7 @@ from test_split_figure import drawn  # noqa: F401 - a fixture
 
 from ssl_seg.config import Config
 from ssl_seg.config.curves import POINTS, compute_curves, find_raising_plateau
-from ssl_seg.config.layers import build_config, read_layers
+from ssl_seg.config.layers import build_config, merge_layers, read_layers
 from ssl_seg.errors import DataError
 from ssl_seg.report.schedule_figure import plot_schedule
 from ssl_seg.run.directory import RunDir
@@ -53,7 +53,7 @@ def test_the_curves_are_what_a_training_records(particles_dir: Path, tmp_path: P
     }
     train_tiny(tmp_path / "run", particles_dir, settings)
     run = RunDir(tmp_path / "run")
-    curves = compute_curves(build_config(read_layers(str(run.path / "config.yaml")))[0])
+    curves = compute_curves(build_config(merge_layers(read_layers(str(run.path / "config.yaml"))))[0])
     assert curves.steps == tuple(range(12))
     assert curves.consistency_weight is not None
     records = {record["step"]: record for record in run.read_metrics()}

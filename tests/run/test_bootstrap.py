@@ -7,11 +7,11 @@ from score_counts import make_net_score as net
 from score_counts import make_scores
 
 from ssl_seg.config import BootstrapConfig, Config
-from ssl_seg.config.layers import Layer, build_config, flatten, to_plain
+from ssl_seg.config.layers import Layer, build_config, flatten, merge_layers, to_plain
 from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
-from ssl_seg.run.bootstrap import check_parent, describe_doubt, describe_parent, given_keys, parent_layer
+from ssl_seg.run.bootstrap import check_parent, describe_doubt, describe_parent, parent_layer
 
 SETTINGS = {
     "seed": 4,
@@ -51,7 +51,7 @@ def make_parent(
     """A parent that builds on runs in which the images ``before`` were labeled."""
     split = split or make_split("abcd", "ef", "gh")
     seen = split.image_contents(split.labeled_ids(labels)) | make_split(before).image_contents(before)
-    config, _ = build_config([Layer("test", SETTINGS), Layer("test", {"split": {"labels": labels}})])
+    config, _ = build_config(merge_layers([Layer("test", SETTINGS), Layer("test", {"split": {"labels": labels}})]))
     return Checkpoint(
         student={},
         teacher={},
@@ -113,18 +113,12 @@ class TestParentLayer:
 
     def test_with_the_machine_of_the_new_run_it_is_a_configuration(self) -> None:
         config, sources = build_config(
-            [parent_layer(make_parent(), "parent.pt", ()), Layer("--lr", {"optim": {"lr": 1}})]
+            merge_layers([parent_layer(make_parent(), "parent.pt", ()), Layer("--lr", {"optim": {"lr": 1}})])
         )
         assert config.runtime.devices == 1
         assert config.split.file is None
         assert (config.optim.lr, config.optim.warmup_steps, config.split.labels) == (1, 7, 0.5)
         assert sources["optim.warmup_steps"] == "parent.pt"
-
-
-def test_given_keys_are_those_of_all_layers() -> None:
-    layers = [Layer("a", {"optim": {"lr": 1, "name": "sgd"}}), Layer("b", {"seed": 2, "data": {"root": "x"}})]
-    assert given_keys(layers) == {"optim.lr", "optim.name", "seed", "data.root"}
-    assert given_keys([]) == set()
 
 
 def test_the_record_names_the_net_that_is_built_on() -> None:

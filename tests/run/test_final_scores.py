@@ -34,7 +34,7 @@ from ssl_seg.run.final_scores import (
     describe_for_checkpoint,
     load_final_scores,
 )
-from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 
 T = np.zeros((20, 20), np.int16)

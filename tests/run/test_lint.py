@@ -13,13 +13,21 @@ from hypothesis import strategies as st
 from test_configio import list_settings
 
 from ssl_seg.config import Config, PlateauResponseConfig
-from ssl_seg.config.layers import Layer, build_config, check_partial, packaged_configs, parse_override, read_layers
+from ssl_seg.config.layers import (
+    Layer,
+    build_config,
+    check_partial,
+    merge_layers,
+    packaged_configs,
+    parse_override,
+    read_layers,
+)
 from ssl_seg.config.schedules import count_plateaus, count_stale_epochs
 from ssl_seg.engine.policies import respond_to_plateaus
 from ssl_seg.run.lint import RULES, lint
 from ssl_seg.run.lint.conditions import DataFacts
 from ssl_seg.run.lint.idle import Idle, find_idle
-from ssl_seg.run.preflight import check_layers
+from ssl_seg.run.settings import check_settings
 
 BASE = {
     "data": {"label_values": [0, 255], "channels": 1, "patch_size": [64, 64], "foreground_ratio": 0.33},
@@ -188,8 +196,8 @@ IDLE: list[tuple[str, Settings, Settings]] = [
 
 def make_config(*overrides: str) -> Config:
     layers = [Layer("base", BASE), *map(parse_override, overrides)]
-    check_layers(layers)
-    return build_config(layers)[0]
+    check_settings(merge_layers(layers))
+    return build_config(merge_layers(layers))[0]
 
 
 def codes_of(config: Config) -> list[str]:
@@ -269,7 +277,11 @@ def test_a_value_is_named_where_it_was_meant_to_do_something() -> None:
 
     def said(*layers: Layer) -> list[str]:
         everything = [Layer("base", BASE), *layers]
-        return [f.message for f in lint(build_config(everything)[0], everything) if f.code == "changes_nothing"]
+        return [
+            f.message
+            for f in lint(build_config(merge_layers(everything))[0], merge_layers(everything).sources)
+            if f.code == "changes_nothing"
+        ]
 
     assert said(Layer("x.yaml", {"optim": {"one_cycle_rise": 0.3}}, is_file=True)) == []
     assert said(parse_override("optim.one_cycle_rise=0.3")) == [
@@ -304,12 +316,12 @@ def test_rules_that_need_a_value_that_is_not_known_are_left_out(key: str) -> Non
 
 def test_without_data_nothing_is_said_about_planned_values() -> None:
     layers = [Layer("file", {"policies": {"swa": {"start_epoch": 90}}, "ema": {"decay": 0.9999, "warmup": False}})]
-    config, unknown = check_partial(layers)
-    assert lint(config, layers, unknown=unknown) == []
+    config, unknown = check_partial(merge_layers(layers))
+    assert lint(config, merge_layers(layers).sources, unknown=unknown) == []
     assert {"length.steps", "batch.labeled", "data.channels"} <= unknown
     layers.append(parse_override("length.steps=800"))
-    config, unknown = check_partial(layers)
-    codes = [finding.code for finding in lint(config, layers, unknown=unknown)]
+    config, unknown = check_partial(merge_layers(layers))
+    codes = [finding.code for finding in lint(config, merge_layers(layers).sources, unknown=unknown)]
     assert codes == ["changes_nothing", "ema_longer_than_run"]
 
 
@@ -317,7 +329,7 @@ def test_stand_ins_let_everything_act() -> None:
     """Nothing is wrong with a setting because the data are not there yet."""
     for key, idle, acting in IDLE:
         layers = [parse_override(text) for text in acting if not text.startswith("length.")]
-        config, unknown = check_partial(layers)
+        config, unknown = check_partial(merge_layers(layers))
         found = {k for k in find_idle(config, DataFacts(), unknown) if f"{k}.".startswith(f"{key}.")}
         assert not found, (key, idle)
 
@@ -368,14 +380,14 @@ def small_run(epochs: int, policies: dict[str, Any], optim: dict[str, Any] | Non
         "optim": {"warmup_steps": 0, **(optim or {})},
         "length": {"steps": 10 * epochs, "steps_per_epoch": 10},
     }
-    return build_config([Layer("base", values)])[0]
+    return build_config(merge_layers([Layer("base", values)]))[0]
 
 
 def test_the_contradictions_of_the_source_documents_are_named() -> None:
     def codes(name: str) -> set[str]:
         layers = read_layers(f"recipes/{name}")
-        config, unknown = check_partial(layers)
-        return {finding.code for finding in lint(config, layers, unknown=unknown)}
+        config, unknown = check_partial(merge_layers(layers))
+        return {finding.code for finding in lint(config, merge_layers(layers).sources, unknown=unknown)}
 
     assert (packaged_configs() / "recipes").is_dir()
     assert {"variance_minimum", "costs_oppose"} <= codes("seed_v5")
@@ -388,5 +400,5 @@ def test_the_example_of_the_readme_is_sound() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (block,) = re.findall(r"```yaml\n(loss:.*?)```", readme, re.DOTALL)
     layers = [Layer("base", BASE), Layer("README.md", yaml.safe_load(block))]
-    check_layers(layers)
-    assert lint(build_config(layers)[0], layers) == []
+    check_settings(merge_layers(layers))
+    assert lint(build_config(merge_layers(layers))[0], merge_layers(layers).sources) == []

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_seg.config import Config
-from ssl_seg.config.layers import Layer, build_config, flatten, nest
+from ssl_seg.config.layers import Layer, build_config, flatten, merge_layers, nest
 from ssl_seg.data.catalog import Case, CaseFacts, Catalog
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import Meaning
 from ssl_seg.networks.builders import NETWORKS, check_patch_size
-from ssl_seg.run.plan import PATCH_VOXELS, Planned, plan_layer, plan_patch_size, plan_run
+from ssl_seg.run.plan import PATCH_VOXELS, Planned, plan_layers, plan_patch_size, plan_run
 
 relaxed = settings(deadline=None, max_examples=60)
 Shape = tuple[int, ...]
@@ -176,7 +176,7 @@ class TestGiven:
         others = OWN if keys & {"network.name", "data.patch_size"} else set()
         left = set(ALTERNATIVES) - keys - others
         assert {p.key for p in planned} == left
-        config, sources = build_config([plan_layer(planned), *own])
+        config, sources = build_config(merge_layers([*plan_layers(planned), *own]))
         values = dict(flatten(config.model_dump(mode="json")))
         assert {key: values[key] for key in keys} == {key: ALTERNATIVES[key] for key in keys}
         assert {key for key, source in sources.items() if source == "plan"} == left
@@ -221,7 +221,7 @@ class TestWholePlan:
     ) -> None:
         catalog = make_catalog(shapes, label_values=label_values)
         planned = run_plan(catalog, {}, gpu=gpu)
-        config, _ = build_config([plan_layer(planned)])
+        config, _ = build_config(merge_layers([*plan_layers(planned)]))
         values = dict(flatten(config.model_dump(mode="json")))
         assert {p.key: p.value for p in planned} == {p.key: values[p.key] for p in planned}
         assert (config.data.ndim, config.data.num_classes) == (catalog.ndim, len(label_values))
@@ -231,7 +231,7 @@ class TestWholePlan:
         planned = [p for p in run_plan(make_catalog(), {}) if p.key != left_out]
         section, _, name = left_out.partition(".")
         with pytest.raises(ConfigError, match=rf"^(plan: )?{section}(\.{name})?: missing"):
-            build_config([plan_layer(planned)])
+            build_config(merge_layers([*plan_layers(planned)]))
 
     def test_facts_of_the_data_are_taken_over(self) -> None:
         """Gray and color images need three channels; the label values are those of the masks."""
@@ -250,9 +250,11 @@ class TestWholePlan:
         assert "25.0%" in reasons["data.foreground_ratio"]
         assert all(reasons.values())
 
-    def test_the_layer_is_named_and_nested(self) -> None:
-        layer = plan_layer([Planned("a.b", 1, ""), Planned("a.c", [2, 3], ""), Planned("d", 4, "")])
-        assert layer == Layer("plan", {"a": {"b": 1, "c": [2, 3]}, "d": 4})
+    def test_its_settings_are_named_and_nested(self) -> None:
+        layers = plan_layers([Planned("a.b", 1, ""), Planned("a.c", [2, 3], ""), Planned("d", 4, "")])
+        values, sources = merge_layers(layers)
+        assert values == {"a": {"b": 1, "c": [2, 3]}, "d": 4}
+        assert set(sources.values()) == {"plan"}
 
 
 class TestUnlabeled:
@@ -283,7 +285,7 @@ class TestWarmup:
     @given(st.integers(1, 5000))
     def test_every_length_leaves_steps_after_it(self, steps: int) -> None:
         own = {"length": {"steps": steps}}
-        build_config([plan_layer(run_plan(make_catalog(), own)), Layer("own", own)])
+        build_config(merge_layers([*plan_layers(run_plan(make_catalog(), own)), Layer("own", own)]))
 
 
 class TestForegroundRatio:
@@ -341,4 +343,6 @@ def test_rare_positives_are_balanced() -> None:
 
 
 def complete(given: dict[str, Any]) -> Config:
-    return build_config([plan_layer(run_plan(make_catalog([(60, 60, 60)]), given)), Layer("given", given)])[0]
+    return build_config(
+        merge_layers([*plan_layers(run_plan(make_catalog([(60, 60, 60)]), given)), Layer("given", given)])
+    )[0]

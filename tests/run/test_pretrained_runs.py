@@ -27,7 +27,6 @@ from ssl_seg.networks.builders import NETWORKS
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.networks.encoders.weights import FILE, PACKAGE
 from ssl_seg.networks.parts import PARTS, find_tensors
-from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.pretraining.run import PICTURES, make_image_network, pretrain
 from ssl_seg.run.pretraining.state import (
     check_seen,
@@ -37,6 +36,7 @@ from ssl_seg.run.pretraining.state import (
     make_initial,
     save_pretraining,
 )
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
 from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels

@@ -20,7 +20,6 @@ from ssl_seg.config.layers import Layer
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
-from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.pretraining import run as pretraining
 from ssl_seg.run.pretraining.masking import Look
 from ssl_seg.run.pretraining.run import (
@@ -29,11 +28,11 @@ from ssl_seg.run.pretraining.run import (
     choose_held_out,
     draw_row,
     judge,
-    list_pool,
     make_image_network,
     pretrain,
 )
 from ssl_seg.run.pretraining.state import load_pretraining, save_pretraining
+from ssl_seg.run.request import TrainRequest
 
 
 def test_a_run_directory_holds_settings_split_records_pictures_and_a_checkpoint(pretrained_run: Path) -> None:
@@ -71,9 +70,10 @@ def test_no_image_of_validation_or_test_is_ever_loaded(
     assert split.val
     assert split.test
     assert split.unlabeled
-    assert loaded == set(list_pool(split))
+    pool = (*split.fractions[1.0], *split.unlabeled)
+    assert loaded == set(pool)
     state = load_pretraining(tmp_path / "run")
-    assert set(state.seen) == split.image_contents(list_pool(split))
+    assert set(state.seen) == split.image_contents(pool)
     assert not set(state.seen) & split.image_contents((*split.val, *split.test))
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import train_tiny
 
 from ssl_seg.config import Config
-from ssl_seg.config.layers import Layer, build_config
+from ssl_seg.config.layers import Layer, build_config, merge_layers
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.splits.split import Split, make_split
@@ -21,7 +21,7 @@ from ssl_seg.errors import DataError, RunDirError
 from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resources import check_disk, check_memory, estimate_case_bytes, estimate_output_bytes
 from ssl_seg.run.training import train
 
@@ -31,7 +31,7 @@ def make_config(**data: Any) -> Config:
     planned = {"patch_size": patch, "channels": 1, "label_values": [0, 1], "foreground_ratio": 0.0, **data}
     settings = {"data": planned, "network": {"name": "basic_unet"}, "batch": {"labeled": 1, "unlabeled": 1},
                 "length": {"steps": 100}}  # fmt: skip
-    return build_config([Layer("--test", settings)])[0]
+    return build_config(merge_layers([Layer("--test", settings)]))[0]
 
 
 def make_facts(shape: tuple[int, ...], dtype: str, spacing: tuple[float, ...] | None = None) -> CaseFacts:

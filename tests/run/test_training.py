@@ -44,8 +44,8 @@ from ssl_seg.inference.model import config_of
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.recorder import Silent
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 
 
@@ -499,7 +499,7 @@ def test_two_processes_agree(particles_dir: Path, tmp_path: Path) -> None:
 import hashlib, json, os, sys
 from pathlib import Path
 from ssl_seg.config.layers import Layer
-from ssl_seg.run.prepare import TrainRequest
+from ssl_seg.run.request import TrainRequest
 import ssl_seg.run.training as training
 
 captured = {}

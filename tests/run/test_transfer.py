@@ -23,7 +23,7 @@ from torch import nn
 
 from ssl_seg.config import BootstrapConfig, Config
 from ssl_seg.config.curves import compute_curves
-from ssl_seg.config.layers import Layer, build_config, to_plain
+from ssl_seg.config.layers import Layer, build_config, merge_layers, to_plain
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.engine.ema import EMATeacher
@@ -35,8 +35,8 @@ from ssl_seg.methods.base import TrainingState as StepProgress
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 from ssl_seg.networks.parts import PARTS, find_tensors
 from ssl_seg.run.bootstrap import check_parent, choose_net, describe_doubt, parent_layer
-from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.recorder import Silent
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 from ssl_seg.run.transfer import check_options, load_student, load_teacher
 
@@ -50,7 +50,7 @@ BASE = {
 
 
 def make_config(*settings: dict[str, Any], **bootstrap: Any) -> Config:
-    return build_config([Layer("test", s) for s in (BASE, *settings, {"bootstrap": bootstrap})])[0]
+    return build_config(merge_layers([Layer("test", s) for s in (BASE, *settings, {"bootstrap": bootstrap})]))[0]
 
 
 def make_net(config: Config, seed: int) -> nn.Module:

@@ -27,9 +27,9 @@ from lab.situations import SITUATIONS, draw_image  # noqa: E402
 
 import ssl_seg.run.training  # noqa: E402
 from ssl_seg.config import Config  # noqa: E402
-from ssl_seg.config.layers import Layer, build_config  # noqa: E402
+from ssl_seg.config.layers import Layer, build_config, merge_layers  # noqa: E402
 from ssl_seg.monitor.catalog import CODES, make_finding  # noqa: E402
-from ssl_seg.run.preflight import check_layers  # noqa: E402
+from ssl_seg.run.settings import check_settings  # noqa: E402
 
 TINY: dict[str, Any] = {
     "data": {"patch_size": [32, 32]},
@@ -116,7 +116,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
     def test_settings_are_sound_and_the_injection_leaves_no_trace(self, fault: Fault) -> None:
-        check_layers([Layer("base", dict(BASE)), Layer("fault", dict(fault.settings))])
+        check_settings(merge_layers([Layer("base", dict(BASE)), Layer("fault", dict(fault.settings))]))
         before = snapshot()
         with fault.inject():
             assert (snapshot() == before) == (fault.inject is nullcontext)
@@ -147,7 +147,7 @@ class TestFaults:
     def test_each_change_of_a_network_is_what_it_says(self) -> None:
         planned = {"label_values": [0, 1], "channels": 1, "foreground_ratio": 0.0}
         settings = {**BASE, **TINY, "network": {"name": "basic_unet", "features": 4, "norm": "batch"}}
-        config, _ = build_config([Layer("settings", settings), Layer("planned", {"data": planned})])
+        config, _ = build_config(merge_layers([Layer("settings", settings), Layer("planned", {"data": planned})]))
         image = torch.randn(2, 1, 32, 32)
         assert logits(config, image).std() > 1e-3
         with injections.kill_activations():
@@ -281,8 +281,8 @@ class TestSituations:
 
     @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
     def test_settings_are_sound(self, situation: Any) -> None:
-        check_layers([Layer("base", dict(BASE)), Layer("tiny", dict(situations.TINY))])
-        check_layers([Layer("base", dict(BASE)), Layer("own", dict(situation.settings))])
+        check_settings(merge_layers([Layer("base", dict(BASE)), Layer("tiny", dict(situations.TINY))]))
+        check_settings(merge_layers([Layer("base", dict(BASE)), Layer("own", dict(situation.settings))]))
 
     @pytest.mark.parametrize(
         ("aurocs", "ratio", "level", "can_collapse", "false", "missed"),
@@ -312,7 +312,7 @@ class TestSituations:
         names = [thing.name for thing in (*FAULTS, *SITUATIONS)]
         for remedy in remedies.REMEDIES:
             assert any(remedy.where in name for name in names), remedy.where
-            check_layers([Layer("base", dict(BASE)), Layer("own", dict(remedy.settings))])
+            check_settings(merge_layers([Layer("base", dict(BASE)), Layer("own", dict(remedy.settings))]))
         result = remedies.RemedyResult(remedies.REMEDIES[0], 1, (0.0, 0.3), None, (("all_negative",), ()))
         line = tables.format_remedies([result, result]).splitlines()[-1]
         assert "0 of 2; 2 of 2 | +0.000; +0.300 | - | all_negative; ok |" in line

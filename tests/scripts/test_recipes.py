@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY, train_tiny
 
 from ssl_seg.config.layers import Layer, list_packaged, merge_layers, read_layers
-from ssl_seg.run.preflight import check_layers
+from ssl_seg.run.settings import check_settings
 
 PACKAGED = sorted(list_packaged())
 RECIPES = [name for name in PACKAGED if name.startswith("recipes/") or name.startswith("recommended")]
@@ -45,7 +45,7 @@ def load_script() -> ModuleType:
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_a_packaged_configuration_is_sound(name: str) -> None:
-    check_layers(read_layers(name))
+    check_settings(merge_layers(read_layers(name)))
 
 
 @pytest.mark.parametrize("name", SOURCE)

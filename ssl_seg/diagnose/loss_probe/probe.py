@@ -15,6 +15,7 @@ from ssl_seg.config import Config
 from ssl_seg.config.layers import Layer
 from ssl_seg.config.schedules import LossPhase
 from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.data.open import make_source, open_store
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.diagnose.loss_probe.knobs import Knob, measure_knobs
 from ssl_seg.diagnose.loss_probe.measures import (
@@ -33,10 +34,10 @@ from ssl_seg.inference.model import config_of
 from ssl_seg.losses import LossFn, make_supervised_loss
 from ssl_seg.networks.builders import get_network_spec
 from ssl_seg.networks.checkpoint import load_checkpoint, load_weights
-from ssl_seg.run.preflight import check_layers
-from ssl_seg.run.prepare import TrainRequest, make_plan
+from ssl_seg.networks.precision import choose_device
 from ssl_seg.run.pretraining.state import make_initial
-from ssl_seg.run.sources import device_of, make_source, open_store
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.resolve import resolve
 
 INITIALIZATION = "initialization"
 
@@ -116,12 +117,11 @@ def probe_loss(request: ProbeRequest, tracker: Callable[[str], Track] = lambda _
     Raises:
         SslSegError: for unusable settings, data or split; a checkpoint of another network; batches without any label.
     """
-    check_layers(request.layers)
-    device = device_of(request.layers)
-    plan = make_plan(TrainRequest(request.layers), tracker("reading cases"), gpu=device.type != "cpu")
-    config = plan.config
+    resolved = resolve(TrainRequest(request.layers), tracker("reading cases"), gpu=None)
+    config = resolved.config
+    device = choose_device(config.runtime.accelerator)
     nets = _make_nets(config, request.checkpoint)
-    source = make_source(config, open_store(plan.catalog, config.data), plan.split)
+    source = make_source(config, open_store(resolved.catalog, config.data), resolved.labeled, resolved.unlabeled)
     drawn = [source[step] for step in tracker("making batches")(range(request.batches), request.batches)]
     batches = [(batch.image.to(device), batch.target.to(device)) for batch in drawn]
     frequencies = compute_frequencies(batches, config.data.num_classes)

@@ -5,11 +5,10 @@ None of them stops a run. What cannot run at all is an error where the configura
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from ssl_seg.config import Config
-from ssl_seg.config.layers import Layer, merge_layers
 from ssl_seg.data.findings import Finding
 from ssl_seg.run.lint import costs, epochs, rates
 from ssl_seg.run.lint.conditions import DataFacts
@@ -31,26 +30,26 @@ IDLE = "changes_nothing"
 
 def lint(
     config: Config,
-    layers: Sequence[Layer] = (),
+    given: Mapping[str, str] = {},
     facts: DataFacts = DataFacts(),  # noqa: B008 - frozen
     unknown: Collection[str] = (),
 ) -> list[Finding]:
-    """Return a warning for each setting that the layers give in vain, and for each rule of ``RULES`` that is broken.
+    """Return a warning for each setting that is given in vain, and for each rule of ``RULES`` that is broken.
 
     Args:
         config: a valid configuration.
-        layers: files and options, in increasing order of precedence: what is given.
+        given: dotted keys that files and options give, with the source of each.
         facts: about the data of the run; without data everything could act.
         unknown: dotted keys whose values are not planned yet; rules that need one are skipped.
     """
-    idle = find_given_idle(config, layers, facts, unknown)
+    idle = find_given_idle(config, given, facts, unknown)
     broken = [
         Finding(code, "warn", message)
         for code, rule in RULES.items()
         if not set(rule.needs) & set(unknown)
         for message in rule.check(config)
     ]
-    return [*(Finding(IDLE, "warn", text) for text in describe_idle(idle, merge_layers(layers)[1])), *broken]
+    return [*(Finding(IDLE, "warn", text) for text in describe_idle(idle, given)), *broken]
 
 
 _LENGTH = ("length.steps",)

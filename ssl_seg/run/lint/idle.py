@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from ssl_seg.config import Config
-from ssl_seg.config.layers import Layer, merge_layers, to_plain
+from ssl_seg.config.layers import to_plain
 from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.methods import METHODS
 from ssl_seg.run.lint.conditions import CONDITIONS, DataFacts, list_derived
@@ -83,18 +83,17 @@ def list_effective(config: Config, facts: DataFacts) -> dict[str, Any]:
 
 
 def find_given_idle(
-    config: Config, layers: Sequence[Layer], facts: DataFacts, unknown: Collection[str] = ()
+    config: Config, given: Mapping[str, str], facts: DataFacts, unknown: Collection[str] = ()
 ) -> list[Idle]:
     """Return those of ``find_idle`` that a file or an option gives.
 
     A file may be complete, with the defaults written out: there, and where something is switched off, only a value that
     is not the default was meant to do something.
     """
-    sources = merge_layers(layers)[1]
     return [
         item
         for item in find_idle(config, facts, unknown).values()
-        if (source := find_given(item.key, sources)) is not None and _is_meant(item.key, item.value, source)
+        if (source := find_given(item.key, given)) is not None and _is_meant(item.key, item.value, source)
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssl_seg.config import Config
-from ssl_seg.config.layers import Layer, build_config, merge_layers, to_plain
+from ssl_seg.config.layers import Layer, to_plain, validate
 from ssl_seg.config.schedules import make_lr_schedule
 from ssl_seg.data.loader import Batch, make_loader
+from ssl_seg.data.open import open_store
 from ssl_seg.data.sampling import derive_rng, derive_seed
 from ssl_seg.data.splits.files import split_from_dict, split_to_dict
-from ssl_seg.data.splits.split import Split
 from ssl_seg.engine.loop import Schedule, TrainingEnding
 from ssl_seg.engine.machine import count_cores
 from ssl_seg.engine.optim import make_optimizer, set_lr
@@ -35,18 +35,9 @@ from ssl_seg.networks.checkpoint import load_weights
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import make_autocast
-from ssl_seg.run.directory import RunDir, name_data, open_run_dir
+from ssl_seg.run.directory import RunDir, open_run_dir, read_header, write_config
 from ssl_seg.run.preflight import check_with_data
-from ssl_seg.run.prepare import (
-    Prepared,
-    TrainRequest,
-    begin_run,
-    draft_run,
-    fill_caches,
-    has_runtime_only,
-    read_header,
-    write_config,
-)
+from ssl_seg.run.prepare import BegunRun, Hold, begin_run, fill_caches, go_on, prepare_run
 from ssl_seg.run.pretraining.masking import (
     HIDDEN,
     HIDDEN_SHARE,
@@ -58,8 +49,9 @@ from ssl_seg.run.pretraining.masking import (
 )
 from ssl_seg.run.pretraining.state import Pretraining, load_pretraining, save_pretraining
 from ssl_seg.run.recorder import Console, Silent
-from ssl_seg.run.sources import open_data, open_store
-from ssl_seg.run.training import explain_failure, runtime_of, settle_runtime, stop_flag
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.resolve import resolve_again, resolve_runtime, resolve_stored
+from ssl_seg.run.training import explain_failure, settle_runtime, stop_flag
 
 STEPS = {False: 500, True: 2000}
 """Default length, by whether there is a GPU."""
@@ -101,8 +93,7 @@ def pretrain(request: TrainRequest, console: Console | None = None) -> PretrainR
     """
     console = console or Silent()
     state = None if request.resume is None else load_pretraining(request.resume)
-    stored = () if state is None else (Layer(str(request.resume), {"runtime": state.config["runtime"]}),)
-    runtime = runtime_of(TrainRequest((*stored, *request.layers)))
+    runtime = resolve_runtime(request)
     if runtime.devices * runtime.num_nodes > 1:
         raise ConfigError("runtime.devices, runtime.num_nodes: a pre-training runs in one process; leave both at 1")
     with open_fabric(runtime) as fabric, ExitStack() as held:
@@ -111,7 +102,7 @@ def pretrain(request: TrainRequest, console: Console | None = None) -> PretrainR
             held.enter_context(hold_directory(path, console.note))
 
         if state is None or request.resume is None:
-            prepared = _prepare(request, fabric, console, hold)
+            prepared = _begin(request, fabric, console, hold)
         else:
             prepared = _reopen(request, request.resume, state, console, hold)
         try:
@@ -171,59 +162,44 @@ def choose_held_out(pool: tuple[str, ...], seed: int) -> tuple[tuple[str, ...], 
     return tuple(i for i in pool if i not in held), tuple(i for i in pool if i in held)
 
 
-def _prepare(request: TrainRequest, fabric: Fabric, console: Console, hold: Callable[[Path], None]) -> Prepared:
-    if merge_layers(request.layers)[0].get("network", {}).get("pretrained") is not None:
+def _begin(request: TrainRequest, fabric: Fabric, console: Console, hold: Hold) -> BegunRun:
+    if request.settings.get("network.pretrained") is not None:
         raise ConfigError("network.pretrained: a pre-training does not start from another one; leave it out")
-    gpu = fabric.device.type != "cpu"
-    default = Layer(
-        "pretrain", {"method": {"name": "supervised"}, "optim": {"lr": LR}, "length": {"steps": STEPS[gpu]}}
-    )
-    request = replace(request, layers=(default, *request.layers))
-    draft = draft_run(request, gpu=gpu, note=console.note, tracker=console.track)
-    if request.out is None:
-        name = f"{name_data(draft.config.data.root)}_pretrain_seed{draft.config.seed}"
-        draft = replace(draft, place=draft.place.with_name(name))
-    prepared = begin_run(draft, request, note=console.note, hold=hold, command="pretrain")
-    write_json(prepared.run.path / PRETRAINING_FILE, {"steps": draft.config.length.steps})
-    console.note(f"pretrain: {len(list_pool(draft.split))} images of the training pool; no other one is looked at")
-    return prepared
+    gpu, note = fabric.device.type != "cpu", console.note
+    settings = {"method": {"name": "supervised"}, "optim": {"lr": LR}, "length": {"steps": STEPS[gpu]}}
+    defaults = [Layer("pretrain", settings)]
+    resolved = prepare_run(request, gpu=gpu, note=note, tracker=console.track, defaults=defaults)
+    begun = begin_run(resolved, note=note, hold=hold, command="pretrain")
+    write_json(begun.run.path / PRETRAINING_FILE, {"steps": resolved.config.length.steps})
+    images = len(resolved.labeled) + len(resolved.unlabeled)
+    note(f"pretrain: {images} images of the training pool; no other one is looked at")
+    return begun
 
 
-def _reopen(
-    request: TrainRequest, path: Path, state: Pretraining, console: Console, hold: Callable[[Path], None]
-) -> Prepared:
-    if request.out is not None or not has_runtime_only(request.layers):
+def _reopen(request: TrainRequest, path: Path, state: Pretraining, console: Console, hold: Hold) -> BegunRun:
+    if request.out is not None or not request.has_only_runtime:
         raise ConfigError("--resume continues a pre-training with its own settings: give it without other options")
-    run = open_run_dir(path)
+    run, note = open_run_dir(path), console.note
     if state.ending is not None:
         raise RunDirError(
             f"{path} has ended ({state.ending} after step {state.step}): nothing to resume. Train from it with "
             f"ssl-seg train --pretrained {quote(path)}"
         )
     hold(run.path)
-    config, _ = build_config([Layer(str(path), state.config), *request.layers])
+    config, sources = resolve_stored(request, validate(Config, state.config), path)
     split = split_from_dict(state.split)
-    catalog = open_data(config.data.model_dump(mode="json"), console.track("reading cases"))
-    check_with_data(config, catalog, split, console.note)
-    fill_caches(config.data, catalog, console.note, console.track)
-    run.remove_parts()
-    run.drop_after(state.step)
-    run.append_event("resumed", step=state.step)
-    console.note(f"resume: {path} from step {state.step} of {config.length.steps}")
-    return Prepared(config, catalog, split, run, run.last, resumed=True, seen_labels=())
+    resolved = resolve_again(request, config, sources, split, console.track("reading cases"))
+    check_with_data(resolved, note)
+    fill_caches(config.data, resolved.catalog, note, console.track)
+    return go_on(run, resolved, state.step, note, keep=state.step)
 
 
-def list_pool(split: Split) -> tuple[str, ...]:
-    """Return the images of the training pool, labeled and unlabeled."""
-    return (*split.labeled_ids(1.0), *split.unlabeled)
-
-
-def _run(fabric: Fabric, prepared: Prepared, state: Pretraining | None, console: Console) -> PretrainResult:
+def _run(fabric: Fabric, prepared: BegunRun, state: Pretraining | None, console: Console) -> PretrainResult:
     config = prepared.config
     torch.manual_seed(derive_seed(config.seed))
     net = fabric.to_device(make_image_network(config, start_network if state is None else make_network))
     config, net, _ = settle_runtime(fabric, config, net, console)
-    prepared = replace(prepared, config=config)
+    prepared = prepared.settle(config)
     write_config(config, prepared.run, read_header(prepared.run))
     trainer = _Pretrainer(fabric, prepared, net, console)
     if state is None:
@@ -245,20 +221,20 @@ def _run(fabric: Fabric, prepared: Prepared, state: Pretraining | None, console:
 class _Pretrainer:
     """The network and its optimizer, moved one step at a time, and what is written down of them."""
 
-    def __init__(self, fabric: Fabric, prepared: Prepared, net: nn.Module, console: Console) -> None:
+    def __init__(self, fabric: Fabric, prepared: BegunRun, net: nn.Module, console: Console) -> None:
         config, split = prepared.config, prepared.split
         self.fabric, self.prepared, self.config, self.console = fabric, prepared, config, console
         self.net, self.autocast = net, make_autocast(config.runtime.precision, fabric.device)
         self.wrapped, self.optimizer = fabric.setup(
             net, make_optimizer(net, config.optim, PARTS[config.network.name](net).encoder)
         )
-        pool = list_pool(split)
-        split.check_not_sealed((*pool, *split.val))
+        resolved = prepared.resolved
+        pool = (*resolved.labeled, *resolved.unlabeled)
         learned, watched = choose_held_out(pool, split.seed)
-        store, patches = open_store(prepared.catalog, config.data), config.labeled_range[1] + config.batch.unlabeled
+        store, patches = open_store(resolved.catalog, config.data), config.labeled_range[1] + config.batch.unlabeled
         self.source = MaskedSource(store, learned, patches, config.data.patch_size, config.augment, config.seed)
         self.probe = make_masked_probe(store, watched, config.monitor.probe_patches, config.data.patch_size, split.seed)
-        wholes = prepared.catalog.whole_images
+        wholes = resolved.catalog.whole_images
         self.seen = tuple(sorted(split.image_contents(pool)))
         self.seen_wholes = tuple(sorted({wholes[i] for i in pool if i in wholes}))
         self.lr_at = make_lr_schedule(config.optim, config.length, config.labeled_range[1])

@@ -13,6 +13,7 @@ from typing import Any
 from ssl_seg.config import Config
 from ssl_seg.config.layers import Layer, merge_layers, nest, to_plain
 from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.data.open import open_data_once
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import ConfigError, SslSegError
 from ssl_seg.run.lint.conditions import DataFacts
@@ -26,9 +27,9 @@ from ssl_seg.run.lint.idle import (
     list_effective,
     list_leaves,
 )
-from ssl_seg.run.preflight import check_layers, gather_facts
-from ssl_seg.run.prepare import Plan, TrainRequest, make_plan
-from ssl_seg.run.sources import open_data_once
+from ssl_seg.run.preflight import gather_facts
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.resolve import Resolved, resolve
 from ssl_seg.run.transfer import check_options
 from ssl_seg.studies.ablation.results import Arm, Cell
 from ssl_seg.studies.ablation.spec import AXES, AblationSpec, CellSpec, describe_arm, layers_of, list_cells
@@ -47,18 +48,13 @@ fingerprint of the split, which holds their content."""
 
 
 @dataclass(frozen=True)
-class _Resolved:
-    """A cell with its settings, and what is given of them: not its place on the axes."""
+class _ResolvedCell:
+    """A cell with its run, and the sources of the settings that are given: not those of its place on the axes."""
 
     cell: CellSpec
-    layers: tuple[Layer, ...]
-    plan: Plan
+    sources: Mapping[str, str]
+    plan: Resolved
     facts: DataFacts
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """Where each setting was given."""
-        return merge_layers(self.layers)[1]
 
 
 def resolve_cells(
@@ -78,7 +74,7 @@ def resolve_cells(
     """
     listed = list_cells(spec)
     read = partial(open_data_once, {})
-    resolved: list[_Resolved] = []
+    resolved: list[_ResolvedCell] = []
     for cell in track(listed, len(listed)):
         try:
             resolved.append(_plan_cell(spec, cell, gpu=gpu, read=read))
@@ -98,17 +94,16 @@ def resolve_cells(
     return cells
 
 
-def _plan_cell(spec: AblationSpec, cell: CellSpec, *, gpu: bool, read: Callable[..., Any]) -> _Resolved:
+def _plan_cell(spec: AblationSpec, cell: CellSpec, *, gpu: bool, read: Callable[..., Any]) -> _ResolvedCell:
     layers = tuple(layers_of(spec, cell))
-    check_layers(layers)
-    plan = make_plan(TrainRequest(layers), gpu=gpu, read=read)
+    plan = resolve(TrainRequest(layers), gpu=gpu, read=read)
     if cell.rounds > 1:  # schedules follow from the length: they are planned for the longer one
         longer = Layer(AXES, nest("length.steps", cell.rounds * plan.config.length.steps))
-        plan = make_plan(TrainRequest((*layers, longer)), gpu=gpu, read=read)
+        plan = resolve(TrainRequest((*layers, longer)), gpu=gpu, read=read)
     check_options(plan.config, plan.sources, has_parent=cell.parent is not None)
     _check_processes(plan.config)
-    given = tuple(layer for layer in layers if layer.source != AXES)
-    return _Resolved(cell, given, plan, gather_facts(plan.config, plan.catalog, plan.split))
+    given = merge_layers([layer for layer in layers if layer.source != AXES])
+    return _ResolvedCell(cell, given.sources, plan, gather_facts(plan))
 
 
 def compute_cell_id(effective: Mapping[str, Any], fingerprint: str, parent: str | None) -> str:
@@ -130,7 +125,7 @@ def compute_cell_id(effective: Mapping[str, Any], fingerprint: str, parent: str 
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _check_different(spec: AblationSpec, resolved: Sequence[_Resolved], cells: Sequence[Cell]) -> None:
+def _check_different(spec: AblationSpec, resolved: Sequence[_ResolvedCell], cells: Sequence[Cell]) -> None:
     """Refuse two recipes, or two methods, all cells of which are one training: nothing would be compared.
 
     Raises:
@@ -148,7 +143,7 @@ def _check_different(spec: AblationSpec, resolved: Sequence[_Resolved], cells: S
                 )
 
 
-def _explain_same(first: _Resolved, second: _Resolved) -> str:
+def _explain_same(first: _ResolvedCell, second: _ResolvedCell) -> str:
     """Return in what two cells that are one training differ, and why that does not matter."""
     pair = (first, second)
     plain = [dict(list_leaves(to_plain(own.plan.config))) for own in pair]
@@ -163,12 +158,12 @@ def _explain_same(first: _Resolved, second: _Resolved) -> str:
     )
 
 
-def _list_idle(resolved: Sequence[_Resolved]) -> Iterator[str]:
+def _list_idle(resolved: Sequence[_ResolvedCell]) -> Iterator[str]:
     """Yield a warning for each setting that changes nothing in all the cells that it is given for."""
     acting: set[tuple[str, str]] = set()
-    idle: dict[tuple[str, str], tuple[Idle, _Resolved]] = {}
+    idle: dict[tuple[str, str], tuple[Idle, _ResolvedCell]] = {}
     for own in resolved:
-        found = {item.key: item for item in find_given_idle(own.plan.config, own.layers, own.facts)}
+        found = {item.key: item for item in find_given_idle(own.plan.config, own.sources, own.facts)}
         for key, _ in list_leaves(to_plain(own.plan.config)):
             if (source := find_given(key, own.sources)) is None:
                 continue
@@ -181,7 +176,7 @@ def _list_idle(resolved: Sequence[_Resolved]) -> Iterator[str]:
             yield from (f"WARNING {text}" for text in describe_idle([item], own.sources))
 
 
-def _list_shared(resolved: Sequence[_Resolved], cells: Sequence[Cell]) -> Iterator[str]:
+def _list_shared(resolved: Sequence[_ResolvedCell], cells: Sequence[Cell]) -> Iterator[str]:
     """Yield a line for each two arms that have cells in common: these are trained once."""
     first: dict[str, int] = {}
     shared: dict[tuple[Arm, Arm], list[int]] = {}
@@ -207,7 +202,7 @@ def _check_processes(config: Config) -> None:
             )
 
 
-def _resolve(own: _Resolved, parent: str | None) -> Cell:
+def _resolve(own: _ResolvedCell, parent: str | None) -> Cell:
     cell, plan = own.cell, own.plan
     config = to_plain(plan.config)
     if config["runtime"]["memory_format"] == "auto":
@@ -223,12 +218,12 @@ def _resolve(own: _Resolved, parent: str | None) -> Cell:
         parent,
         config,
         fingerprint,
-        len(plan.split.labeled_ids(plan.config.split.labels)),
+        len(plan.labeled),
         plan.config.length.steps,
     )
 
 
-def _check_comparable(spec: AblationSpec, cells: Sequence[CellSpec], plans: Sequence[Plan]) -> None:
+def _check_comparable(spec: AblationSpec, cells: Sequence[CellSpec], plans: Sequence[Resolved]) -> None:
     """All cells must differ in nothing but what is compared.
 
     Raises:

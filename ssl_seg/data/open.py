@@ -1,4 +1,4 @@
-"""From settings to the objects that feed a run: cases, the store that reads them, and the source of batches."""
+"""From settings to the data of a run: its cases, the store that reads them, and the source of its batches."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ssl_seg.config import Config, DataConfig
-from ssl_seg.config.layers import Layer, merge_layers
 from ssl_seg.data.catalog import Catalog, Track, open_catalog, parse_section, pass_through
 from ssl_seg.data.disk_cache import open_disk_cache
 from ssl_seg.data.layouts.groups import NO_GROUPS
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.reading import LABEL_SETTINGS, SETTINGS
-from ssl_seg.data.splits.split import Split
+from ssl_seg.data.sampling import ForegroundShift
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import is_synthetic
-from ssl_seg.monitor.ladder import ForegroundShift
-from ssl_seg.networks.precision import choose_device
 
 PATHS = ("root", "groups", "unlabeled")
 """Settings of the data section that say where files are."""
@@ -40,16 +35,6 @@ def open_data(data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
     return open_catalog(absolute_root(root), parse_section(data), track=track)
 
 
-def device_of(layers: Sequence[Layer]) -> torch.device:
-    """Return the device that the settings of a run ask for; the layers have been checked.
-
-    Raises:
-        ConfigError: for a device that this machine does not have.
-    """
-    section = merge_layers(layers)[0].get("runtime") or {}
-    return choose_device(section.get("accelerator", "auto"))
-
-
 def open_data_once(known: dict[str, Catalog], data: Mapping[str, Any], track: Track = pass_through) -> Catalog:
     """Return the cases of a ``data`` section; ``known`` keeps them for further runs that read the same.
 
@@ -63,7 +48,7 @@ def open_data_once(known: dict[str, Catalog], data: Mapping[str, Any], track: Tr
 
 
 def describe_cases(data: Mapping[str, Any]) -> str:
-    """Return what says which cases a ``data`` section stands for: equal texts, equal cases."""
+    """Return a key for the cases that a ``data`` section stands for: sections with equal keys have equal cases."""
     return json.dumps([data.get(name) for name in (*PATHS, "layout", *LABEL_SETTINGS, "tiles", *SETTINGS)])
 
 
@@ -73,7 +58,7 @@ def absolute_root(root: str) -> str:
 
 
 def absolute_paths(data: Mapping[str, Any]) -> dict[str, str]:
-    """Return those settings of a ``data`` section that are paths, absolute; ``none`` in the place of a path stays."""
+    """Return the settings of a ``data`` section that are paths, as absolute paths, without those that are ``none``."""
     given = {name: data.get(name) for name in PATHS}
     return {name: absolute_root(v) for name, v in given.items() if isinstance(v, str) and Path(v) != NO_GROUPS}
 
@@ -91,20 +76,29 @@ def open_store(catalog: Catalog, data: DataConfig) -> CaseStore:
     )
 
 
-def make_source(config: Config, store: CaseStore, split: Split, *, rank: int = 0, world_size: int = 1) -> PatchSource:
+def make_source(
+    config: Config,
+    store: CaseStore,
+    labeled: Sequence[str],
+    unlabeled: Sequence[str],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> PatchSource:
     """Return the batches of a run, for one of its processes.
 
-    Raises:
-        SplitError: if a training case is in the sealed test list.
+    Args:
+        config: all settings.
+        store: reads the cases.
+        labeled, unlabeled: ids of the training cases.
+        rank, world_size: place of the process.
     """
-    labeled, pool = split.labeled_ids(config.split.labels), split.pool_ids(config.split.labels)
-    split.check_not_sealed([*labeled, *pool, *split.val])
     facts = store.catalog.facts
     fewest, most = config.labeled_range
     return PatchSource(
         store,
-        labeled,
-        pool if config.batch.unlabeled else (),
+        tuple(labeled),
+        tuple(unlabeled) if config.batch.unlabeled else (),
         (most, config.batch.unlabeled),
         config.data.patch_size,
         config.data.foreground_ratio,
@@ -118,14 +112,15 @@ def make_source(config: Config, store: CaseStore, split: Split, *, rank: int = 0
     )
 
 
-def shift_foreground_share(source: PatchSource, foreground: ForegroundShift | None) -> PatchSource:
-    """Return a source whose labeled patches hold more foreground than the settings say, or less; None changes nothing.
+def shift_foreground_share(source: PatchSource, shift: ForegroundShift | None) -> PatchSource:
+    """Return a source whose labeled patches hold more foreground than the settings ask for, or less.
 
     More: half of the patches from cases with foreground, half of them centered on it. Less: patches from random places.
+    None changes nothing.
     """
-    if foreground is None:
+    if shift is None:
         return source
-    if foreground == "less":
+    if shift == "less":
         return replace(source, positive_ratio=None, foreground_ratio=0.0)
     mixed = 0 < len(source.positive) < len(source.labeled)
     return replace(
