@@ -241,8 +241,10 @@ def list_settings(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def read_names(root: Path) -> set[str]:
-    """Return every attribute name that some module outside of config/ reads."""
-    trees = [ast.parse(p.read_text()) for p in root.rglob("*.py") if p.parent.name != "config"]
+    """Return every attribute name that some module reads, beside those that only define settings."""
+    readers = ("schedules", "curves")
+    files = [p for p in root.rglob("*.py") if p.parent.name != "config" or p.stem in readers]
+    trees = [ast.parse(p.read_text()) for p in files]
     return {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 
