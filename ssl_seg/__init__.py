@@ -1,19 +1,30 @@
-"""Semi-supervised segmentation: few masks, many images, and a monitor that names a collapse early."""
+"""Semi-supervised segmentation: few masks, many images, and a monitor that names a collapse early.
+
+    import ssl_seg
+
+    ssl_seg.audit("my_data")
+    run = ssl_seg.train("my_data", labels=0.1, out="runs/a")
+    ssl_seg.evaluate("runs/a")
+    ssl_seg.predict("runs/a", "new_images", "masks")
+
+Each function returns a typed result that prints as a short report. Nothing is printed meanwhile, unless ``progress`` is
+true. Errors are subclasses of ``ssl_seg.errors.SslSegError``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
     from ssl_seg.data.catalog import open_catalog
     from ssl_seg.data.splits.files import load_split, save_split
     from ssl_seg.data.splits.split import make_folds, make_split
-    from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-    from ssl_seg.results.prediction import PredictRequest, predict
-    from ssl_seg.run.request import TrainRequest
-    from ssl_seg.run.training import train
+    from ssl_seg.report.notebook import DataAudit, Evaluation, PredictedMasks, PretrainedRun, TrainedRun
+    from ssl_seg.run.recorder import Console
     from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
     from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
@@ -21,29 +32,21 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CrossValidationRequest": "ssl_seg.studies.cross_validation",
-    "EvaluateRequest": "ssl_seg.results.evaluation",
     "LabelLadderRequest": "ssl_seg.studies.label_ladder",
     "Layer": "ssl_seg.config.layers",
-    "PredictRequest": "ssl_seg.results.prediction",
-    "TrainRequest": "ssl_seg.run.prepare",
     "climb_labels": "ssl_seg.studies.label_ladder",
     "cross_validate": "ssl_seg.studies.cross_validation",
-    "evaluate": "ssl_seg.results.evaluation",
     "load_split": "ssl_seg.data.splits.files",
     "make_folds": "ssl_seg.data.splits.split",
     "make_split": "ssl_seg.data.splits.split",
     "open_catalog": "ssl_seg.data.catalog",
-    "predict": "ssl_seg.results.prediction",
     "save_split": "ssl_seg.data.splits.files",
-    "train": "ssl_seg.run.training",
 }
 __all__ = [
     "CrossValidationRequest",
-    "EvaluateRequest",
     "LabelLadderRequest",
     "Layer",
-    "PredictRequest",
-    "TrainRequest",
+    "audit",
     "climb_labels",
     "cross_validate",
     "evaluate",
@@ -52,9 +55,12 @@ __all__ = [
     "make_split",
     "open_catalog",
     "predict",
+    "pretrain",
     "save_split",
     "train",
 ]
+
+_Path = str | Path
 
 
 def __getattr__(name: str) -> Any:
@@ -62,3 +68,291 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'ssl_seg' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def train(
+    data: _Path | None = None,
+    *,
+    labels: float | None = None,
+    out: _Path | None = None,
+    bootstrap: _Path | None = None,
+    resume: _Path | None = None,
+    method: str | None = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    config: _Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    force: bool = False,
+    progress: bool | Console = False,
+    **more: Any,
+) -> TrainedRun:
+    """Train student and teacher, and write a run directory; without ``config`` the run is planned from the data.
+
+    Args:
+        data: folder or manifest, or ``synthetic:particles``.
+        labels: labeled share of the training pool (0.1; 1.0 is all), or a number of cases above 1.
+        out: run directory to create; by default the next free one of ``runs/``.
+        bootstrap: checkpoint, run or ladder to start from.
+        resume: run directory to continue.
+        method: learning method; ``ssl-seg methods`` lists them.
+        steps, epochs, minutes: length of the run; give one of them.
+        config: YAML file, or the name of a packaged configuration.
+        settings: any settings, nested or dotted: ``{"optim": {"lr": 1e-4}}`` or ``{"optim.lr": 1e-4}``.
+        force: start from a parent that the gate refuses.
+        progress: print lines and progress as the command does, or an object that is told.
+        **more: other options of ``ssl-seg train`` (``network``, ``encoder``, ``lr``, ``batch_size``, ``seed``,
+            ``split``, ...) and settings by their dotted name, ``**{"optim.lr": 1e-4}``.
+
+    Raises:
+        SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
+    """
+    from ssl_seg.engine.pace import check_length
+    from ssl_seg.report.notebook import TrainedRun
+    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.training import train as run_training
+    from ssl_seg.studies.checkpoints import check_resumed, find_checkpoint
+
+    layers = _make_layers(config, {"data": data, "labels": labels, "method": method, "steps": steps}, settings, more)
+    check_length(layers, epochs, minutes)
+    if resume is not None:
+        check_resumed(Path(resume))
+    request = TrainRequest(
+        layers,
+        out=_to_path(out),
+        bootstrap=None if bootstrap is None else find_checkpoint(Path(bootstrap)),
+        resume=_to_path(resume),
+        force=force,
+        epochs=epochs,
+        minutes=minutes,
+    )
+    result = run_training(request, _make_console(progress))
+    return TrainedRun(result.run.path, result.ending, result.step, result.verdict, result.scores)
+
+
+def pretrain(
+    data: _Path | None = None,
+    *,
+    out: _Path | None = None,
+    resume: _Path | None = None,
+    steps: int | None = None,
+    config: _Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool | Console = False,
+    **more: Any,
+) -> PretrainedRun:
+    """Teach the network to paint hidden blocks of the training images, which takes no labels.
+
+    Args:
+        data, out, resume, steps, config, settings, progress, **more: as for ``train``.
+
+    Raises:
+        SslSegError: for anything the user can mend.
+    """
+    from ssl_seg.report.notebook import PretrainedRun
+    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.pretraining.run import pretrain as run_pretraining
+
+    layers = _make_layers(config, {"data": data, "steps": steps}, settings, more)
+    request = TrainRequest(layers, out=_to_path(out), resume=_to_path(resume))
+    result = run_pretraining(request, _make_console(progress))
+    return PretrainedRun(result.run.path, result.ending, result.step, result.verdict, result.result)
+
+
+def evaluate(
+    checkpoint: _Path | Sequence[_Path],
+    *,
+    data: _Path | None = None,
+    split: _Path | None = None,
+    part: Literal["val", "test", "all"] = "val",
+    which: Literal["student", "teacher"] | None = None,
+    ensemble: bool = False,
+    overlap: float = 0.25,
+    accelerator: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Score a checkpoint, or several on the same cases, beside trivial baselines.
+
+    Args:
+        checkpoint: checkpoint, or directory of a run, ladder or cross-validation; or a list of them.
+        data, split: by default those of the training.
+        part: ``val``, the sealed ``test`` list (each opening is recorded), or ``all`` labeled cases that were not
+            trained with.
+        which: score one network only.
+        ensemble: score the mean of the probabilities of all checkpoints too.
+        overlap: of neighboring windows, from 0 to 0.9.
+        accelerator: where to compute; by default where the training did.
+        settings: settings of the data section, for a folder whose masks have other values: ``{"data.mask": ...}``.
+        progress: print notes and progress as the command does.
+
+    Raises:
+        SslSegError: for an unusable checkpoint, folder or split, or checkpoints that do not go together.
+    """
+    from ssl_seg.data.settings import CASES, select_data_settings
+    from ssl_seg.report.notebook import Evaluation
+    from ssl_seg.results.evaluation import EvaluateRequest
+    from ssl_seg.results.evaluation import evaluate as run_evaluation
+
+    first, *others = _find_checkpoints(checkpoint)
+    chosen = select_data_settings(_make_layers(None, {}, settings, {}), (*CASES, "spacing"))
+    request = EvaluateRequest(
+        first,
+        None if data is None else str(data),
+        _to_path(split),
+        part,
+        which,
+        overlap=overlap,
+        settings=chosen,
+        more=tuple(others),
+        ensemble=ensemble,
+        accelerator=accelerator,
+    )
+    notes: list[str] = []
+    console = _make_console(progress)
+    record = run_evaluation(request, note=lambda text: _note(text, notes, console), track=console.track)
+    return Evaluation(record, tuple(notes))
+
+
+def predict(
+    checkpoint: _Path | Sequence[_Path],
+    images: _Path,
+    out: _Path,
+    *,
+    which: Literal["student", "teacher"] | None = None,
+    overlap: float = 0.25,
+    probabilities: bool = False,
+    spacing: Sequence[float] | None = None,
+    threshold: float | None = None,
+    overwrite: bool = False,
+    accelerator: str | None = None,
+    progress: bool = False,
+) -> PredictedMasks:
+    """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks.
+
+    Args:
+        checkpoint: as for ``evaluate``; of several, the masks are those of the mean of their probabilities.
+        images: an image, or a folder of images.
+        out: folder for the masks; a file for a single image.
+        which, overlap, accelerator, progress: as for ``evaluate``.
+        probabilities: write probabilities beside the masks.
+        spacing: voxel size along z, y, x; by default that of each file.
+        threshold: foreground is where its probability is above this; two classes only.
+        overwrite: make masks anew that are there already.
+
+    Raises:
+        DataError: after all other masks are written, for images that could not be predicted.
+        SslSegError: where there is nothing to predict, or an output is there that was made otherwise.
+    """
+    from ssl_seg.report.notebook import PredictedMasks
+    from ssl_seg.results.mask_files import check_places
+    from ssl_seg.results.prediction import PredictRequest
+    from ssl_seg.results.prediction import predict as run_prediction
+
+    first, *others = _find_checkpoints(checkpoint)
+    source, output = Path(images), Path(out)
+    check_places(source, output)
+    request = PredictRequest(
+        first,
+        source,
+        output,
+        which,
+        overlap,
+        probabilities,
+        None if spacing is None else tuple(spacing),
+        threshold,
+        more=tuple(others),
+        overwrite=overwrite,
+        accelerator=accelerator,
+    )
+    notes: list[str] = []
+    console = _make_console(progress)
+    masks = run_prediction(request, console.track("predicting"), note=lambda text: _note(text, notes, console))
+    return PredictedMasks(output, tuple(masks), tuple(notes))
+
+
+def audit(
+    data: _Path,
+    *,
+    layout: str = "auto",
+    groups: _Path | None = None,
+    unlabeled: _Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> DataAudit:
+    """Look at all images and masks, and say what is in them and what is wrong; a bad file is a finding.
+
+    Args:
+        data: folder, manifest or ``synthetic:particles``.
+        layout: how the files lie; ``ssl-seg data layouts`` lists the names.
+        groups: CSV with name,group.
+        unlabeled: folder of further images without masks.
+        settings: settings of the data section, ``{"data.mask": "instances"}``.
+        progress: show how far the reading is.
+
+    Raises:
+        DataError: if no cases can be found.
+        ConfigError: for an unknown layout or setting.
+    """
+    from ssl_seg.data.audit.doctor import audit as run_audit
+    from ssl_seg.data.settings import make_catalog_settings
+    from ssl_seg.report.notebook import DataAudit
+
+    chosen = make_catalog_settings(_make_layers(None, {}, settings, {}))
+    result = run_audit(
+        str(data),
+        layout=layout,
+        groups=_to_path(groups),
+        unlabeled=_to_path(unlabeled),
+        track=_make_console(progress).track("reading cases"),
+        **chosen,
+    )
+    return DataAudit(result)
+
+
+def _make_layers(
+    config: _Path | None, given: Mapping[str, Any], settings: Mapping[str, Any] | None, more: Mapping[str, Any]
+) -> tuple[Layer, ...]:
+    """Return the layers of a call: the file, then the arguments, then the settings, each with its name for messages.
+
+    Raises:
+        ConfigError: for a keyword that is neither an option nor a setting.
+    """
+    from ssl_seg.config import Config
+    from ssl_seg.config.layers import Layer, nest, read_layers
+    from ssl_seg.config.options import OPTIONS, make_option_layers
+    from ssl_seg.errors import ConfigError, did_you_mean
+
+    for name in more:
+        if name.split(".")[0] not in {*OPTIONS, *Config.model_fields}:
+            hint = did_you_mean(name, [*OPTIONS, *Config.model_fields])
+            raise ConfigError(f"{name}={more[name]!r}: no such argument or setting{hint}")
+    layers = [] if config is None else read_layers(str(config))
+    layers += make_option_layers({**given, **more}, lambda name, value: f"{name}={value!r}")
+    dotted = {**(settings or {}), **{name: value for name, value in more.items() if name not in OPTIONS}}
+    layers += [Layer(f"{name}={value!r}", nest(name, value), is_option=True) for name, value in dotted.items()]
+    return tuple(layers)
+
+
+def _find_checkpoints(given: _Path | Sequence[_Path]) -> list[Path]:
+    from ssl_seg.studies.checkpoints import find_checkpoint
+
+    return [find_checkpoint(Path(path)) for path in ([given] if isinstance(given, str | Path) else given)]
+
+
+def _make_console(progress: bool | Console) -> Console:
+    from ssl_seg.cli.console import TerminalConsole
+    from ssl_seg.run.recorder import Silent
+
+    if isinstance(progress, bool):
+        return TerminalConsole() if progress else Silent()
+    return progress
+
+
+def _note(text: str, notes: list[str], console: Console) -> None:
+    notes.append(text)
+    console.note(text)
+
+
+def _to_path(path: _Path | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -17,6 +17,7 @@ from conftest import TINY
 from pretraining_cases import Notes, make_layers, pretrain_tiny, stop_after, train_from
 from torch import nn
 
+from ssl_seg.cli.pretrain import pretrain as run_command
 from ssl_seg.config import Config
 from ssl_seg.config.layers import Layer, nest
 from ssl_seg.data.catalog import CatalogSettings, open_catalog
@@ -222,6 +223,20 @@ def test_what_is_no_pre_training_is_refused(
     path = Path(str(tiny_run) + place.removeprefix("tiny_run")) if place.startswith("tiny_run") else tmp_path / place
     with pytest.raises(error, match=words):
         train_from(path, tmp_path / "t", particles_dir)
+
+
+def test_the_command_resumes_a_pre_training(pretrained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not begin another one."""
+    requests: list[TrainRequest] = []
+
+    def stop(request: TrainRequest, console: object) -> None:
+        requests.append(request)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ssl_seg.run.pretraining.run.pretrain", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_command(resume=pretrained_run)
+    assert requests == [TrainRequest(resume=pretrained_run)]
 
 
 def test_a_pre_training_is_refused_where_a_trained_network_is_asked_for(

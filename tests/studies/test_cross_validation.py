@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from ssl_seg import CrossValidationRequest, EvaluateRequest, cross_validate, evaluate
+from ssl_seg import CrossValidationRequest, cross_validate
 from ssl_seg.cli.main import main
 from ssl_seg.cli.train_folds import _report
 from ssl_seg.config.layers import Layer
@@ -21,6 +21,7 @@ from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
 from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.results.folds import FOLDS, CrossValidation, Fold, list_checkpoints, list_members, summarize_folds
 from ssl_seg.results.study import load_study
 from ssl_seg.run.directory import RunDir

@@ -18,7 +18,7 @@ from conftest import TINY
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from ssl_seg import LabelLadderRequest, TrainRequest, climb_labels, train
+from ssl_seg import LabelLadderRequest, climb_labels
 from ssl_seg.cli.main import main
 from ssl_seg.config.layers import Layer, flatten, merge_layers
 from ssl_seg.data.splits.files import load_split, split_from_dict
@@ -30,7 +30,9 @@ from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.results.study import load_study, save_study
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores
+from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.recorder import Recorder
+from ssl_seg.run.training import train
 from ssl_seg.scores.intervals import NO_VARIATION
 from ssl_seg.studies.rungs import (
     LADDER,

@@ -1,0 +1,204 @@
+"""What the Python functions return: typed results that print as a short report, as a notebook shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssl_seg.data.findings import describe_finding
+
+if TYPE_CHECKING:
+    from ssl_seg.data.audit.doctor import Audit
+    from ssl_seg.monitor.findings import Verdict
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True, repr=False)
+class TrainedRun:
+    """A run that has ended, or was interrupted."""
+
+    path: Path
+    """The run directory: ``evaluate``, ``predict`` and ``bootstrap=`` take it."""
+    ending: str
+    """``finished``, ``stopped_early``, ``interrupted`` or ``collapsed``."""
+    steps: int
+    verdict: Verdict
+    """What the monitor said last: ``level``, ``findings``, ``action``."""
+    scores: Mapping[str, Any]
+    """Of best.pt on the whole validation cases; empty where the run was interrupted."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The best checkpoint."""
+        return self.path / "checkpoints" / "best.pt"
+
+    def __repr__(self) -> str:
+        lines = [f"TrainedRun {self.path}: {self.ending} after {self.steps} steps"]
+        if self.scores:
+            used = self.scores["selected"]["net"]
+            lines += format_table([_make_row(net, self.scores, net == used) for net in ("student", "teacher")])
+        lines += _describe_verdict(self.verdict)
+        return "\n".join([*lines, f"next: {self._advise()}"])
+
+    def _advise(self) -> str:
+        path = repr(str(self.path))
+        if self.ending == "interrupted":
+            return f"ssl_seg.train(resume={path})"
+        is_better = self.scores and self.scores[self.scores["selected"]["net"]]["margin"] > 0
+        if self.verdict.level == "collapsed" or not is_better:
+            return f"ssl-seg diagnose {self.path}"
+        return f'ssl_seg.evaluate({path}), ssl_seg.predict({path}, "images", "masks")'
+
+
+@dataclass(frozen=True, repr=False)
+class PretrainedRun:
+    """A pre-training that has ended, or was interrupted."""
+
+    path: Path
+    """The run directory: ``train(pretrained=...)`` takes it."""
+    ending: str
+    steps: int
+    verdict: Verdict
+    result: Mapping[str, float]
+    """``error`` on hidden voxels, ``baseline`` of the mean of what is visible, ``gain``; empty where interrupted."""
+
+    def __repr__(self) -> str:
+        path = repr(str(self.path))
+        lines = [f"PretrainedRun {self.path}: {self.ending} after {self.steps} steps"]
+        if self.result:
+            error, baseline, gain = (self.result[name] for name in ("error", "baseline", "gain"))
+            lines.append(f"error on hidden voxels {error:.3f}, mean of the visible image {baseline:.3f}: {gain:+.1%}")
+        lines += _describe_verdict(self.verdict)
+        resume = self.ending == "interrupted"
+        return "\n".join([*lines, f"next: ssl_seg.{'pretrain(resume' if resume else 'train(pretrained'}={path})"])
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """Scores of one or several networks on the same cases."""
+
+    record: Mapping[str, Any]
+    """All of it as plain types, as `ssl-seg evaluate --json` prints it."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and warnings."""
+
+    @property
+    def f1(self) -> float:
+        """Pooled F1 of the headline network, the mean of several classes."""
+        return float(self.record["pooled"]["f1_macro"])
+
+    @property
+    def margin(self) -> float:
+        """F1 over that of predicting foreground everywhere, on the same cases."""
+        return float(self.record["trivial"]["margin"])
+
+    @property
+    def cases(self) -> Sequence[Mapping[str, Any]]:
+        """A row for each case: id, dice, iou, precision, recall, ..."""
+        return tuple(self.record["cases"])
+
+    @property
+    def networks(self) -> dict[str, Mapping[str, Any]]:
+        """The scores of each network, by its name; of several checkpoints by path and name."""
+        if "rows" in self.record:
+            return {f"{row['checkpoint']}: {row['which']}": row for row in self.record["rows"]}
+        return dict(self.record["nets"])
+
+    def __repr__(self) -> str:
+        record = self.record
+        lines = [f"Evaluation of {record['checkpoint']} on {record['part']}, {len(record['cases'])} cases"]
+        lines += format_table(
+            [
+                {
+                    "network": name,
+                    "F1": f"{row['pooled']['f1_macro']:.3f}",
+                    "mean Dice": f"{row['mean']['dice']:.3f}",
+                    "all-positive F1": f"{row['trivial']['all_positive']:.3f}",
+                    **_show_margin(row["trivial"]),
+                }
+                for name, row in self.networks.items()
+            ]
+        )
+        if record["of"] not in ("foreground", "any foreground"):
+            lines.append(f"F1: {record['of']}")
+        if record["sealed_cases"]:
+            lines.append(f"sealed test cases, opened {record['test_openings']} time(s)")
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass(frozen=True, repr=False)
+class PredictedMasks:
+    """The masks that were written."""
+
+    folder: Path
+    """Where they are; the file, for a single mask with a name of its own."""
+    masks: tuple[Path, ...]
+    """Those written by this call; masks that were there already are kept, and are not among them."""
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return "\n".join([f"PredictedMasks: wrote {len(self.masks)} to {self.folder}", *self.notes])
+
+
+@dataclass(frozen=True, repr=False)
+class DataAudit:
+    """What a look at all images and masks of a data set has shown."""
+
+    audit: Audit
+    """``findings``, faults first; ``summary`` of plain types."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no fault; warnings may be there."""
+        return not self.audit.summary["faults"]
+
+    def __repr__(self) -> str:
+        summary = self.audit.summary
+        counts = summary["counts"]
+        head = f"DataAudit {summary['root']}: layout {summary['layout']}, {counts['images']} images, "
+        lines = [f"{head}{counts['labeled']} with a mask, {summary['faults']} fault(s)"]
+        lines += [f"note: {note}" for note in summary["notes"]]
+        lines += [f"{finding.level}: {describe_finding(finding)}" for finding in self.audit.findings]
+        advice = f"ssl_seg.train({summary['root']!r}, labels=0.1)" if self.ok else "mend the faults"
+        return "\n".join([*lines, f"next: {advice}"])
+
+
+def format_table(rows: Sequence[Row]) -> list[str]:
+    """Return rows with the same columns as lines of text, the first column flush left."""
+    columns = [[name, *(row[name] for row in rows)] for name in rows[0]]
+    widths = [max(map(len, column)) for column in columns]
+    return [_format_line(cells, widths) for cells in zip(*columns, strict=True)]
+
+
+def _format_line(cells: Iterable[str], widths: Sequence[int]) -> str:
+    first, *others = (
+        cell.rjust(width) if index else cell.ljust(width)
+        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return "  ".join(["", first, *others]).rstrip()
+
+
+def _make_row(net: str, scores: Mapping[str, Any], is_used: bool) -> Row:
+    return {
+        "network": net,
+        "F1": f"{scores[net]['f1_macro']:.3f}",
+        "all-positive F1": f"{scores['trivial_f1']:.3f}",
+        **_show_margin(scores[net]),
+        "": "used" if is_used else "",
+    }
+
+
+def _show_margin(scores: Mapping[str, Any]) -> Row:
+    low, high = scores["margin_low"], scores["margin_high"]
+    interval = scores["margin_why"] or "-" if low is None or high is None else f"{low:.3f} .. {high:.3f}"
+    return {"margin": f"{scores['margin']:+.3f}", "95 % interval": interval}
+
+
+def _describe_verdict(verdict: Verdict) -> list[str]:
+    lines = [f"verdict: {' '.join([verdict.level, ', '.join(verdict.codes)]).rstrip()}"]
+    if verdict.findings:
+        lines += [f"  {verdict.findings[0].message}", f"  try: {verdict.action}"]
+    return lines

@@ -1,0 +1,146 @@
+"""The Python functions as a notebook user calls them, on a tiny data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import TINY
+
+import ssl_seg
+from ssl_seg.errors import ConfigError, SslSegError
+from ssl_seg.report.notebook import TrainedRun
+from ssl_seg.results.evaluation import EvaluateRequest
+from ssl_seg.results.evaluation import evaluate as run_evaluation
+
+
+@pytest.fixture(scope="module")
+def run(particles_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    out = tmp_path_factory.mktemp("runs") / "a"
+    return ssl_seg.train(particles_dir, labels=0.5, out=out, method="mean_teacher", settings=TINY)
+
+
+def read_config(run: TrainedRun) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((run.path / "config.yaml").read_text())
+    return loaded
+
+
+def test_audit(particles_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = ssl_seg.audit(str(particles_dir))
+    assert result.ok
+    assert "24 images, 20 with a mask, 0 fault(s)" in repr(result)
+    assert "next: ssl_seg.train(" in repr(result)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_audit_names_faults(particles_dir: Path) -> None:
+    result = ssl_seg.audit(particles_dir, settings={"data.label_values": [0, 7]})
+    assert not result.ok
+    assert "\nfault: " in repr(result)
+    assert "next: mend the faults" in repr(result)
+
+
+def test_train(run: TrainedRun) -> None:
+    assert (run.ending, run.steps, run.checkpoint.is_file()) == ("finished", 12, True)
+    lines = repr(run).splitlines()
+    assert lines[0] == f"TrainedRun {run.path}: finished after 12 steps"
+    assert lines[1].split() == ["network", "F1", "all-positive", "F1", "margin", "95", "%", "interval"]
+    for line, net in zip(lines[2:4], ("student", "teacher"), strict=True):
+        scores = run.scores[net]
+        assert line.split()[:3] == [net, f"{scores['f1_macro']:.3f}", f"{run.scores['trivial_f1']:.3f}"]
+        assert line.endswith("used") == (net == run.scores["selected"]["net"])
+    assert f"verdict: {run.verdict.level}" in repr(run)
+    assert lines[-1].startswith("next: ")
+
+
+def test_an_interrupted_run_says_how_to_continue(run: TrainedRun) -> None:
+    stopped = dataclasses.replace(run, ending="interrupted", scores={})
+    assert repr(stopped).endswith(f"next: ssl_seg.train(resume='{run.path}')")
+
+
+def test_settings_in_every_form_are_the_same(run: TrainedRun, particles_dir: Path, tmp_path: Path) -> None:
+    dotted = {f"{section}.{key}": value for section, values in TINY.items() for key, value in values.items()}
+    steps = dotted.pop("length.steps")
+    other = ssl_seg.train(particles_dir, labels=0.5, out=tmp_path / "b", method="mean_teacher", steps=steps, **dotted)
+    assert read_config(other) == read_config(run)
+    assert other.scores == run.scores
+
+
+def test_evaluate_and_predict_take_the_directory_of_a_run(
+    run: TrainedRun, particles_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = ssl_seg.evaluate(str(run.path))
+    assert result.record == run_evaluation(EvaluateRequest(run.checkpoint))
+    assert set(result.networks) == {"student", "teacher"}
+    assert result.f1 == result.networks[result.record["which"]]["pooled"]["f1_macro"]
+    assert f"{result.margin:+.3f}" in repr(result)
+    assert f"{len(result.cases)} cases" in repr(result)
+
+    written = ssl_seg.predict(run.path, particles_dir / "images", tmp_path / "masks")
+    assert sorted(written.masks) == sorted((tmp_path / "masks").glob("*.png"))
+    assert f"wrote {len(written.masks)} to" in repr(written)
+    again = ssl_seg.predict(run.path, particles_dir / "images", tmp_path / "masks")
+    assert (again.masks, len(again.notes)) == ((), 1)
+    assert "are kept" in repr(again)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_several_networks_are_compared(run: TrainedRun) -> None:
+    result = ssl_seg.evaluate([run.path, run.path / "checkpoints" / "last.pt"], ensemble=True)
+    assert len(result.networks) == 3
+    assert "ensemble: mean of 2" in repr(result)
+
+
+def test_bootstrap_from_a_run_with_a_number_of_labels_and_with_progress(
+    run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = ssl_seg.train(labels=8, bootstrap=run.path, out=tmp_path / "c", force=True, progress=True)
+    assert read_config(child)["split"]["labels"] == 8
+    assert "step    12" in capsys.readouterr().out
+
+
+def test_pretrain(particles_dir: Path, tmp_path: Path) -> None:
+    first = ssl_seg.pretrain(
+        particles_dir, out=tmp_path / "p", steps=2, settings={k: v for k, v in TINY.items() if k != "length"}
+    )
+    assert f"PretrainedRun {tmp_path / 'p'}: finished after 2 steps" in repr(first)
+    assert "error on hidden voxels" in repr(first)
+    assert f"next: ssl_seg.train(pretrained='{tmp_path / 'p'}')" in repr(first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"label": 0.1}, r"label=0\.1: no such argument or setting \(did you mean 'labels'\?\)"),
+        ({"optim.lrr": 0.1}, r"optim\.lrr.*did you mean.*lr"),
+        ({"settings": {"optim": {"lrr": 0.1}}}, r"optim\.lrr.*did you mean.*lr"),
+        ({"labels": 1}, "labels"),
+        ({"steps": 5, "epochs": 2}, "both give the length"),
+        ({"resume": "nowhere"}, "nowhere"),
+        ({"bootstrap": "nowhere"}, "nowhere"),
+        ({"config": "nowhere"}, "no configuration file 'nowhere'"),
+    ],
+)
+def test_errors_are_of_the_package_and_never_end_the_process(
+    particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SslSegError, match=message):
+        ssl_seg.train(particles_dir, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_places(run: TrainedRun, tmp_path: Path) -> None:
+    for call in (
+        lambda: ssl_seg.audit(tmp_path / "nowhere"),
+        lambda: ssl_seg.train(tmp_path / "nowhere"),
+        lambda: ssl_seg.evaluate(tmp_path / "nowhere"),
+        lambda: ssl_seg.predict(run.path, tmp_path / "nowhere", tmp_path / "masks"),
+    ):
+        with pytest.raises(SslSegError, match="nowhere"):
+            call()
+    with pytest.raises(ConfigError, match="this command does not look at it"):
+        ssl_seg.evaluate(run.path, settings={"optim.lr": 1})
