@@ -298,15 +298,8 @@ def audit(
     from ssl_seg.data.settings import make_catalog_settings
     from ssl_seg.report.notebook import DataAudit
 
-    chosen = make_catalog_settings(_make_layers(None, {}, settings, {}))
-    result = run_audit(
-        str(data),
-        layout=layout,
-        groups=_to_path(groups),
-        unlabeled=_to_path(unlabeled),
-        track=_make_console(progress).track("reading cases"),
-        **chosen,
-    )
+    chosen = make_catalog_settings(_make_layers(None, {}, settings, {}), layout, _to_path(groups), _to_path(unlabeled))
+    result = run_audit(str(data), chosen, track=_make_console(progress).track("reading cases"))
     return DataAudit(result)
 
 
