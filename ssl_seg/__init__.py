@@ -109,7 +109,7 @@ def train(
     """
     from ssl_seg.engine.pace import check_length
     from ssl_seg.report.notebook import TrainedRun
-    from ssl_seg.run.prepare import TrainRequest
+    from ssl_seg.run.request import TrainRequest
     from ssl_seg.run.training import train as run_training
     from ssl_seg.studies.checkpoints import check_resumed, find_checkpoint
 
@@ -150,8 +150,8 @@ def pretrain(
         SslSegError: for anything the user can mend.
     """
     from ssl_seg.report.notebook import PretrainedRun
-    from ssl_seg.run.prepare import TrainRequest
     from ssl_seg.run.pretraining.run import pretrain as run_pretraining
+    from ssl_seg.run.request import TrainRequest
 
     layers = _make_layers(config, {"data": data, "steps": steps}, settings, more)
     request = TrainRequest(layers, out=_to_path(out), resume=_to_path(resume))

@@ -30,8 +30,8 @@ from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.results.study import load_study, save_study
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores
-from ssl_seg.run.prepare import TrainRequest
 from ssl_seg.run.recorder import Recorder
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 from ssl_seg.scores.intervals import NO_VARIATION
 from ssl_seg.studies.rungs import (
