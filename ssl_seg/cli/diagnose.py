@@ -73,7 +73,7 @@ def diagnose(
     with _reserve(out):
         path = None if checkpoint is None else take_checkpoint(checkpoint)
         if predictions is not None:
-            from ssl_seg.diagnose.reading import find_predictions
+            from ssl_seg.diagnose.prediction_files import find_predictions
 
             find_predictions(predictions)
         announce(f"loading PyTorch and {path or predictions}")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.diagnose.audits import CONSTANT, describe_verdict
 from ssl_seg.diagnose.examples import choose_examples
+from ssl_seg.diagnose.image_rules import CONSTANT, describe_verdict
 from ssl_seg.diagnose.result import Cause, Diagnosis
 from ssl_seg.diagnose.tally import Tally
 from ssl_seg.errors import name_examples, quote

@@ -18,18 +18,18 @@ from ssl_seg.data.open import open_store
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
-from ssl_seg.diagnose.audits import (
+from ssl_seg.diagnose.causes import Subject, make_diagnosis
+from ssl_seg.diagnose.clock import Clock
+from ssl_seg.diagnose.image_rules import (
     audit_inputs,
     audit_margin,
     audit_outputs,
     put_behind,
 )
-from ssl_seg.diagnose.causes import Subject, make_diagnosis
-from ssl_seg.diagnose.clock import Clock
-from ssl_seg.diagnose.history import read_history
 from ssl_seg.diagnose.inputs import measure_batches, measure_inputs
 from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivial_losses, probe_nets
 from ssl_seg.diagnose.result import Diagnosis, Part
+from ssl_seg.diagnose.run_history import read_history
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.model import NETS, Model, open_model

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.reading import Reading, make_reading
-from ssl_seg.diagnose.audits import audit_margin, audit_outputs, put_behind, rename_net
 from ssl_seg.diagnose.causes import Subject, make_diagnosis
 from ssl_seg.diagnose.clock import Clock
-from ssl_seg.diagnose.reading import (
+from ssl_seg.diagnose.image_rules import audit_margin, audit_outputs, put_behind, rename_net
+from ssl_seg.diagnose.prediction_files import (
     WORDS,
     Kind,
     PredictionFile,

@@ -17,8 +17,8 @@ from sklearn.metrics import f1_score
 
 from ssl_seg.data.volumes import write_mask, write_probabilities
 from ssl_seg.diagnose.clock import Clock
+from ssl_seg.diagnose.prediction_files import SAMPLE
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
-from ssl_seg.diagnose.reading import SAMPLE
 from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.errors import DataError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ssl_seg.diagnose.audits import (
+from ssl_seg.diagnose.image_rules import (
     _check_constant,
     _check_equality,
     _is_uniform,
