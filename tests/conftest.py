@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from matplotlib.figure import Figure
 
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.synthetic import write_dataset
@@ -96,3 +97,17 @@ def train_tiny(out: Path, data: Path | str, *settings: dict[str, Any], **request
     layers = [Layer("--test", TINY), Layer("--data", {"data": {"root": str(data)}})]
     layers += [Layer("--test", s) for s in settings]
     return train(TrainRequest(tuple(layers), out, **request))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are written while a test runs, in order."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def savefig(figure: Figure, *args: object, **kwargs: object) -> None:
+        figures.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +93,13 @@ def test_names_of_ticks_too_and_powers_of_ten_stay(tmp_path: Path) -> None:
     assert "a$b$" in shown
     assert "c$" in shown
     assert "mathdefault{10" in shown
+
+
+def test_no_report_loads_torch_or_matplotlib_before_it_draws() -> None:
+    code = (
+        "import importlib, pkgutil, sys, ssl_seg.report as room\n"
+        "for module in pkgutil.iter_modules(room.__path__):\n"
+        "    importlib.import_module(f'{room.__name__}.{module.name}')\n"
+        "    assert not {'torch', 'matplotlib'} & set(sys.modules), module.name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

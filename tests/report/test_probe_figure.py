@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -13,7 +11,6 @@ from matplotlib.figure import Figure
 
 from ssl_seg.config.schedules import LossPhase
 from ssl_seg.diagnose.loss_probe import Cosine, LossProbe, StateProbe
-from ssl_seg.errors import DataError
 from ssl_seg.report.probe_figure import plot_probe
 
 
@@ -36,19 +33,6 @@ def make_probe() -> LossProbe:
     }
     states = (make_state("initialization", -0.8, 0.04), make_state("best.pt, step 9", float("nan"), 0.6))
     return LossProbe(phases, 4, (0.7, 0.3), 1, constants, states)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def savefig(figure: Figure, *args: object, **kwargs: object) -> None:
-        figures.append(figure)
-        save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
 
 
 def test_each_phase_shows_its_weights_and_its_shares_in_each_state(drawn: list[Figure], tmp_path: Path) -> None:
@@ -90,16 +74,3 @@ def test_values_are_shaded_by_row_and_totals_are_weighted(drawn: list[Figure], t
     assert shades[0, 0] == 1.0
     assert shades[0, 3] == 0.0
     assert shades[1, 3:].tolist() == [0.0, 1.0, 1.0]
-
-
-def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "p.png").write_text("mine")
-    with pytest.raises(DataError, match="exists already"):
-        plot_probe(make_probe(), tmp_path / "p.png")
-    assert (tmp_path / "p.png").read_text() == "mine"
-
-
-def test_the_figure_needs_no_torch() -> None:
-    code = "import sys, ssl_seg.report.probe_figure; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]

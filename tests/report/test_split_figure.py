@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,19 +44,6 @@ def make_measures(*, intensity: bool = True) -> list[SetMeasures]:
     ]
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def savefig(figure: Figure, *args: object, **kwargs: object) -> None:
-        figures.append(figure)
-        save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
-
-
 def test_each_set_is_a_row_with_its_cases_mean_interval_and_band(drawn: list[Figure], tmp_path: Path) -> None:
     plot_split(make_measures(), tmp_path / "new" / "s.png")
     left, right = drawn[0].axes
@@ -97,15 +82,3 @@ def test_a_single_case_has_no_interval_and_a_wide_one_is_cut(drawn: list[Figure]
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to draw"):
         plot_split([], tmp_path / "s.png")
-    (tmp_path / "s.png").write_text("mine")
-    with pytest.raises(DataError, match="exists already"):
-        plot_split(make_measures(), tmp_path / "s.png")
-    assert (tmp_path / "s.png").read_text() == "mine"
-    with pytest.raises(DataError, match="cannot write the figure"):
-        plot_split(make_measures(), tmp_path / "s.nope")
-
-
-def test_the_figure_needs_no_torch() -> None:
-    code = "import sys, ssl_seg.report.split_figure; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
