@@ -397,8 +397,8 @@ def test_the_contradictions_of_the_source_documents_are_named() -> None:
 
 
 def test_the_example_of_the_readme_is_sound() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (block,) = re.findall(r"```yaml\n(loss:.*?)```", readme, re.DOTALL)
-    layers = [Layer("base", BASE), Layer("README.md", yaml.safe_load(block))]
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (block,) = re.findall(r"```yaml\n(loss:.*?)```", guide, re.DOTALL)
+    layers = [Layer("base", BASE), Layer("training.md", yaml.safe_load(block))]
     check_settings(merge_layers(layers))
     assert lint(build_config(merge_layers(layers))[0], merge_layers(layers).sources) == []
