@@ -14,8 +14,8 @@ from ssl_seg.cli.tables import print_rows, print_table
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
+    from ssl_seg.studies.ablation.cells import Cell, CellResult
     from ssl_seg.studies.ablation.launchers import Launcher
-    from ssl_seg.studies.ablation.results import Cell, CellResult
     from ssl_seg.studies.ablation.spec import AblationSpec, ScoreConfig
     from ssl_seg.studies.ablation.summary import AblationSummary
 

@@ -13,8 +13,8 @@ from ssl_seg.errors import printable
 from ssl_seg.report.diagnosis_tables import Table
 from ssl_seg.scores.intervals import METRICS, Estimate, compute_class_scores, compute_score
 from ssl_seg.scores.text import UNKNOWN, number
+from ssl_seg.studies.ablation.cells import CellResult
 from ssl_seg.studies.ablation.label_savings import LabelsEquivalent
-from ssl_seg.studies.ablation.results import CellResult
 from ssl_seg.studies.ablation.stats import PairedComparison
 from ssl_seg.studies.ablation.summary import AblationSummary, ArmSummary, compute_trivial_scores
 

@@ -1,4 +1,4 @@
-"""The folder of a cell: what it is, its run, its score. One process at a time may work in it.
+"""The cells of an ablation: what each is, what it has come to, and its folder, in which one process works at a time.
 
 ::
 
@@ -11,18 +11,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssl_seg import __version__
 from ssl_seg.errors import RunDirError
 from ssl_seg.files import write_json, write_text
 from ssl_seg.run.directory import RunDir
-from ssl_seg.studies.ablation.results import Arm, Cell, CellResult
-from ssl_seg.studies.ablation.spec import ScoreConfig
+from ssl_seg.studies.ablation.spec import Arm, ScoreConfig
 
 T = TypeVar("T")
+CellStatus = Literal["done", "collapsed", "failed", "missing"]
 
 MARKER = "ABLATION.txt"
 """By this file a directory is known as that of an ablation; nothing is written into another one."""
@@ -31,6 +32,56 @@ MACHINE = "machine.json"
 STEP_FILE = "step"
 SCHEMA = 1
 """Version of the files of a cell."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A training with resolved settings."""
+
+    id: str
+    """Content of the settings, the split and the parent: equal for equal trainings, in any ablation."""
+    name: str
+    arm: Arm
+    split_seed: int
+    seed: int
+    parent: str | None
+    """Id of the cell whose best checkpoint it starts from."""
+    config: dict[str, Any]
+    fingerprint: str
+    """Of its split."""
+    labeled: int
+    """Number of labeled cases."""
+    steps: int
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One training of an arm and how it ended.
+
+    ``collapsed`` cells have scores, those of the same checkpoint as all; ``failed`` and ``missing`` ones have none.
+    """
+
+    id: str
+    arm: Arm
+    split_seed: int
+    """Which training cases are labeled."""
+    seed: int
+    """Of the training: start, batches, augmentation."""
+    status: CellStatus
+    counts: NDArray[np.int64] | None = None
+    """(cases, foreground classes, 4): voxels tp, fp, fn, tn. The cases are the same, in equal order, in all cells."""
+    label_values: tuple[int, ...] = ()
+    """Mask values of the foreground classes."""
+    labeled: int | None = None
+    """Number of labeled cases."""
+    step: int | None = None
+    """Step of the checkpoint that was scored."""
+    codes: tuple[str, ...] = ()
+    """Of the last verdict."""
+    message: str = ""
+    """Why it failed."""
+    seconds: float | None = None
+    """Time it took, over all its sessions."""
 
 
 @dataclass(frozen=True)

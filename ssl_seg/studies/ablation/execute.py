@@ -10,9 +10,8 @@ from typing import Literal, NoReturn
 
 from ssl_seg.errors import RunDirError
 from ssl_seg.files import is_disk_full, write_json
-from ssl_seg.studies.ablation.cells import open_folder, read_failure, read_latest, read_result
+from ssl_seg.studies.ablation.cells import Cell, open_folder, read_failure, read_latest, read_result
 from ssl_seg.studies.ablation.launchers import Launcher, Worker
-from ssl_seg.studies.ablation.results import Cell
 from ssl_seg.studies.ablation.spec import ScoreConfig
 from ssl_seg.studies.ablation.worker import DONE, HELD, INVISIBLE, NO_SPACE
 

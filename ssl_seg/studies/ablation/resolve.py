@@ -31,8 +31,8 @@ from ssl_seg.run.preflight import gather_facts
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve
 from ssl_seg.run.transfer import check_options
-from ssl_seg.studies.ablation.results import Arm, Cell
-from ssl_seg.studies.ablation.spec import AXES, AblationSpec, CellSpec, describe_arm, layers_of, list_cells
+from ssl_seg.studies.ablation.cells import Cell
+from ssl_seg.studies.ablation.spec import AXES, AblationSpec, Arm, CellSpec, describe_arm, layers_of, list_cells
 
 NOT_CONTENT = (
     "runtime",

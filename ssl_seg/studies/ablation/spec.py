@@ -25,12 +25,24 @@ from ssl_seg.config.layers import (
     validate,
 )
 from ssl_seg.errors import ConfigError, did_you_mean
-from ssl_seg.studies.ablation.results import Arm
 
 PLAIN = "plain"
 """The recipe that changes nothing."""
 AXES = "ablation"
 """Source of what the axes of an ablation say."""
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """What is compared. The cells of an arm differ in their seeds only."""
+
+    method: str
+    recipe: str
+    start: str
+    """``scratch``; ``bootstrap``: from the cell of the next smaller label fraction with the same seeds; or
+    ``scratch_long``: from scratch, with as many steps as ``bootstrap`` and all its parents together."""
+    labels: float
+    """Share of the labeled training pool (0..1], or a number of cases above 1."""
 
 
 class ScoreConfig(Section):

@@ -21,8 +21,9 @@ from ssl_seg.scores.intervals import (
     estimate_mean,
 )
 from ssl_seg.scores.metrics import compute_case_dice
+from ssl_seg.studies.ablation.cells import CellResult, CellStatus
 from ssl_seg.studies.ablation.label_savings import LabelsEquivalent, Runs, estimate_labels_equivalent
-from ssl_seg.studies.ablation.results import Arm, CellResult, CellStatus
+from ssl_seg.studies.ablation.spec import Arm
 from ssl_seg.studies.ablation.stats import (
     PairedComparison,
     Spread,

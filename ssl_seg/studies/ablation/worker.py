@@ -29,8 +29,7 @@ from ssl_seg.inference.scoring import pack_cases
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.run.training import train
-from ssl_seg.studies.ablation.cells import CellFolder, read_cell
-from ssl_seg.studies.ablation.results import Cell
+from ssl_seg.studies.ablation.cells import Cell, CellFolder, read_cell
 from ssl_seg.studies.ablation.spec import ScoreConfig
 from ssl_seg.studies.training import Training, make_request, read_outcome
 

@@ -10,9 +10,8 @@ import yaml
 from conftest import TINY
 
 from ssl_seg.files import write_json
-from ssl_seg.studies.ablation.cells import open_folder
-from ssl_seg.studies.ablation.results import Arm, Cell
-from ssl_seg.studies.ablation.spec import ScoreConfig
+from ssl_seg.studies.ablation.cells import Cell, open_folder
+from ssl_seg.studies.ablation.spec import Arm, ScoreConfig
 
 WANTED = ScoreConfig()
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from score_counts import as_counts
 
-from ssl_seg.studies.ablation.results import Arm, CellResult, CellStatus
+from ssl_seg.studies.ablation.cells import CellResult, CellStatus
+from ssl_seg.studies.ablation.spec import Arm
 
 CASES = 20
 FRACTIONS = {0.01: 4, 0.1: 36, 1.0: 360}

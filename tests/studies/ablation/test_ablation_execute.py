@@ -16,6 +16,7 @@ from ssl_seg.errors import RunDirError
 from ssl_seg.files import write_json
 from ssl_seg.studies.ablation import execute as execute_module
 from ssl_seg.studies.ablation.cells import (
+    Cell,
     CellFolder,
     check_version,
     is_planned_for_gpu,
@@ -25,7 +26,6 @@ from ssl_seg.studies.ablation.cells import (
     write_cells,
 )
 from ssl_seg.studies.ablation.execute import CellState, execute
-from ssl_seg.studies.ablation.results import Cell
 from ssl_seg.studies.ablation.worker import HELD, INVISIBLE, NO_SPACE
 
 

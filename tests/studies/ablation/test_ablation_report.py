@@ -30,7 +30,7 @@ from ssl_seg.report.ablation_tables import (
     make_arm_table,
 )
 from ssl_seg.scores.text import UNKNOWN
-from ssl_seg.studies.ablation.results import CellResult
+from ssl_seg.studies.ablation.cells import CellResult
 from ssl_seg.studies.ablation.summary import AblationSummary, summarize
 
 

@@ -8,8 +8,8 @@ from ablation_cases import write_spec
 
 from ssl_seg.config.layers import flatten
 from ssl_seg.errors import ConfigError, SslSegError
+from ssl_seg.studies.ablation.cells import Cell
 from ssl_seg.studies.ablation.resolve import compute_cell_id, resolve_cells
-from ssl_seg.studies.ablation.results import Cell
 from ssl_seg.studies.ablation.spec import read_spec
 
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from ssl_seg.config.layers import Layer, merge_layers
 from ssl_seg.errors import ConfigError
-from ssl_seg.studies.ablation.results import Arm
-from ssl_seg.studies.ablation.spec import AblationSpec, layers_of, list_cells, read_spec
+from ssl_seg.studies.ablation.spec import AblationSpec, Arm, layers_of, list_cells, read_spec
 
 
 def test_cells_are_the_product_of_the_axes() -> None:

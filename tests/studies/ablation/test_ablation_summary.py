@@ -9,7 +9,7 @@ from scipy import stats
 
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.scores.intervals import NO_VARIATION
-from ssl_seg.studies.ablation.results import CellResult
+from ssl_seg.studies.ablation.cells import CellResult
 from ssl_seg.studies.ablation.stats import compute_score, correct_holm
 from ssl_seg.studies.ablation.summary import AblationSummary, ArmSummary, summarize
 

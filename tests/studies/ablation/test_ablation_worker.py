@@ -22,10 +22,9 @@ from ssl_seg.engine.machine import count_cores
 from ssl_seg.files import hold_directory
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-from ssl_seg.studies.ablation.cells import CellFolder, open_folder, read_failure, read_result, write_cells
+from ssl_seg.studies.ablation.cells import Cell, CellFolder, open_folder, read_failure, read_result, write_cells
 from ssl_seg.studies.ablation.launchers import count_threads, make_environment, make_local_launcher
 from ssl_seg.studies.ablation.resolve import resolve_cells
-from ssl_seg.studies.ablation.results import Cell
 from ssl_seg.studies.ablation.spec import ScoreConfig, read_spec
 from ssl_seg.studies.ablation.worker import DONE, FAILED, HELD, INVISIBLE, NO_SPACE, run_cell
 
