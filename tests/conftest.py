@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from matplotlib.figure import Figure
 
+from ssl_seg.cli.main import main
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.synthetic import write_dataset
+from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import TrainResult, train
 
@@ -22,6 +26,31 @@ settings.load_profile("no clock")
 torch.set_num_threads(1)  # for networks of a few channels a second thread costs more than it does
 
 REAL_DATA = Path(os.environ.get("SSL_SEG_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs the command line in this process; returns exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ssl-seg", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Return whether student and teacher of two checkpoints are equal."""
+    one, two = load_checkpoint(a), load_checkpoint(b)
+    return all(torch.equal(v, getattr(two, p)[n]) for p in ("student", "teacher") for n, v in getattr(one, p).items())
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from ssl_seg.run.resolve import Resolved, resolve
 from ssl_seg.run.transfer import check_options
 from ssl_seg.studies.runner import (
     OWN_SPLIT,
+    StudySteps,
     anchor_layer,
     check_resumable,
     create_whole,
@@ -64,16 +65,13 @@ def cross_validate(request: CrossValidationRequest, console: Console | None = No
         SslSegError: for anything the user can mend.
     """
     console = console or Silent()
-    return run_study(
-        FOLDS,
-        request.layers,
-        request.resume,
-        console,
+    steps = StudySteps(
         create=lambda fabric: _create(request, fabric, console),
         reopen=lambda validation: _reopen(request, validation),
         plan=_plan_fold,
         judge=lambda validation, fold, outcome: _judge(validation, fold, outcome, console),
     )
+    return run_study(FOLDS, steps, request.layers, request.resume, console)
 
 
 def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -> CrossValidation:

@@ -29,6 +29,7 @@ from ssl_seg.run.transfer import check_options
 from ssl_seg.studies.rungs import LADDER, LabelLadder, Rung, check_labels, compare_counts, find_best, find_end
 from ssl_seg.studies.runner import (
     OWN_SPLIT,
+    StudySteps,
     anchor_layer,
     check_resumable,
     create_whole,
@@ -73,17 +74,14 @@ def climb_labels(request: LabelLadderRequest, console: Console | None = None) ->
             has collapsed.
     """
     console = console or Silent()
-    return run_study(
-        LADDER,
-        request.layers,
-        request.resume,
-        console,
+    steps = StudySteps(
         create=lambda fabric: _create(request, fabric, console),
         reopen=lambda ladder: _reopen(request, ladder),
         plan=_plan_rung,
         judge=lambda ladder, rung, outcome: _judge(ladder, rung, outcome, console),
         refuse=_refuse,
     )
+    return run_study(LADDER, steps, request.layers, request.resume, console)
 
 
 def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> LabelLadder:

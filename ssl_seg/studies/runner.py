@@ -10,9 +10,9 @@ import secrets
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
 from lightning_fabric import Fabric
@@ -38,81 +38,91 @@ OWN_SPLIT = frozenset(f"split.{name}" for name in ("file", "seed", "val_fraction
 """Settings of which the splits of a study have been made; its trainings read them from files."""
 
 
-def run_study(
-    kind: StudyKind[T],
-    layers: Sequence[Layer],
-    resume: Path | None,
-    console: Console,
-    *,
-    create: Callable[[Fabric], Study[T]],
-    reopen: Callable[[Study[T]], Study[T]],
-    plan: Callable[[Study[T], T], Training],
-    judge: Callable[[Study[T], T, Outcome], Study[T]],
-    refuse: Callable[[Study[T], T, str], Study[T]] | None = None,
-) -> Study[T]:
-    """Train what is missing of a study, a new one or one to be resumed; the ``ending`` it returns says how far it went.
+@dataclass(frozen=True)
+class StudySteps(Generic[T]):
+    """What a kind of study decides for itself."""
 
-    Args:
-        kind: of the study.
-        layers: settings that are asked for; in a continuation only those of the machine.
-        resume: directory of the study to continue; None for a new one.
-        console: shows the trainings.
-        create: makes a new study.
-        reopen: checks a study that is to go on, and returns it without its ending.
-        plan: says how a training is begun.
-        judge: adds what a training has come to; a study with an ending goes no further.
-        refuse: adds that the gate has refused a training; without it that is an error.
+    create: Callable[[Fabric], Study[T]]
+    """Makes a new study."""
+    reopen: Callable[[Study[T]], Study[T]]
+    """Checks a study that is to go on, and returns it without its ending."""
+    plan: Callable[[Study[T], T], Training]
+    """Returns how a training is begun."""
+    judge: Callable[[Study[T], T, Outcome], Study[T]]
+    """Adds what a training has come to; a study with an ending goes no further."""
+    refuse: Callable[[Study[T], T, str], Study[T]] | None = None
+    """Adds that the gate has refused a training; without it that is an error."""
+
+
+def run_study(
+    kind: StudyKind[T], steps: StudySteps[T], layers: Sequence[Layer], resume: Path | None, console: Console
+) -> Study[T]:
+    """Train what is missing of a study, a new one or that in ``resume``; its ``ending`` says how far it went.
+
+    ``layers`` are the settings that are asked for; in a continuation only those of the machine.
 
     Raises:
         SslSegError: for anything the user can mend.
     """
     begun = () if resume is None else load_study(kind, resume).layers
     runtime = resolve_runtime(TrainRequest((*begun, *layers)))
+    machine = (_pin_processes(runtime), *(() if resume is None else layers))
     with open_fabric(runtime) as fabric, ExitStack() as held:
 
         def begin() -> Study[T]:
-            study = create(fabric) if resume is None else load_study(kind, resume)
+            study = steps.create(fabric) if resume is None else load_study(kind, resume)
             held.enter_context(hold_directory(study.path, console.note))
-            if resume is None:
-                return study
-            study = reopen(load_study(kind, resume))
-            done, count = sum(t.status != "waiting" for t in study.trainings), len(study.trainings)
-            console.note(f"{kind.name}: {study.path} goes on, {done} of {count} {kind.members} are done")
-            return study
-
-        def save(study: Study[T]) -> Study[T]:
-            return call_on_main(fabric, lambda: save_study(kind, study))
-
-        def conclude(study: Study[T], training: T) -> Study[T]:
-            run = study.run_of(training)
-            outcome = read_outcome(run)
-            if outcome.stopped:
-                codes = ", ".join(outcome.codes)
-                console.note(f"{training.title}: COLLAPSED ({codes}); next: ssl-seg diagnose {quote(run.last)}")
-            return judge(study, training, outcome)
-
-        def run(study: Study[T], training: T) -> Study[T]:
-            request = call_on_main(fabric, lambda: make_request(plan(study, training), machine, console.note))
-            if request is not None and train(request, console).ending == "interrupted":
-                return replace(study, ending="interrupted")
-            return call_on_main(fabric, lambda: save_study(kind, conclude(study, training)))
+            return study if resume is None else _reopen(kind, steps, resume, console)
 
         study = call_on_main(fabric, begin)
-        machine = (_pin_processes(runtime), *(() if resume is None else layers))
-        for training in [training for training in study.trainings if training.status == "waiting"]:
-            try:
-                study = run(study, training)
-            except KeyboardInterrupt:  # between two trainings: a training turns it into an ending of its own
-                return replace(study, ending="interrupted")
-            except SslSegError as error:
-                if refuse is None or not isinstance(error, RefusedError):
-                    raise type(error)(
-                        f"{training.title}: {error}\nWhen that is mended: {kind.resume(study.path)}"
-                    ) from error
-                study = save(refuse(study, training, str(error)))
-            if study.ending is not None:
-                return study
-        return save(replace(study, ending="finished"))
+        try:
+            for training in [training for training in study.trainings if training.status == "waiting"]:
+                study = _run_training(kind, steps, fabric, study, training, machine, console)
+                if study.ending is not None:
+                    return study
+        except KeyboardInterrupt:  # between two trainings: a training turns it into an ending of its own
+            return replace(study, ending="interrupted")
+        return call_on_main(fabric, lambda: save_study(kind, replace(study, ending="finished")))
+
+
+def _reopen(kind: StudyKind[T], steps: StudySteps[T], path: Path, console: Console) -> Study[T]:
+    """Return a study that is to go on, as it is now that it is held."""
+    study = steps.reopen(load_study(kind, path))
+    done, count = sum(t.status != "waiting" for t in study.trainings), len(study.trainings)
+    console.note(f"{kind.name}: {path} goes on, {done} of {count} {kind.members} are done")
+    return study
+
+
+def _run_training(
+    kind: StudyKind[T],
+    steps: StudySteps[T],
+    fabric: Fabric,
+    study: Study[T],
+    training: T,
+    machine: Sequence[Layer],
+    console: Console,
+) -> Study[T]:
+    """Train, or go on with, one training; return the study with what it has come to."""
+    try:
+        request = call_on_main(fabric, lambda: make_request(steps.plan(study, training), machine, console.note))
+        if request is not None and train(request, console).ending == "interrupted":
+            return replace(study, ending="interrupted")
+        return call_on_main(fabric, lambda: save_study(kind, _conclude(steps, study, training, console)))
+    except SslSegError as error:
+        if steps.refuse is not None and isinstance(error, RefusedError):
+            refused = steps.refuse(study, training, str(error))
+            return call_on_main(fabric, lambda: save_study(kind, refused))
+        raise type(error)(f"{training.title}: {error}\nWhen that is mended: {kind.resume(study.path)}") from error
+
+
+def _conclude(steps: StudySteps[T], study: Study[T], training: T, console: Console) -> Study[T]:
+    """Return the study with what a training that has ended has come to."""
+    run = study.run_of(training)
+    outcome = read_outcome(run)
+    if outcome.stopped:
+        codes = ", ".join(outcome.codes)
+        console.note(f"{training.title}: COLLAPSED ({codes}); next: ssl-seg diagnose {quote(run.last)}")
+    return steps.judge(study, training, outcome)
 
 
 def check_resumable(

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import TINY
+from conftest import TINY, Cli, same_weights
 
 from ssl_seg import CrossValidationRequest, cross_validate
-from ssl_seg.cli.main import main
 from ssl_seg.cli.train_folds import _report
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.splits.files import load_split, split_from_dict
@@ -53,11 +50,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> CrossValidation:
     """An uninterrupted cross-validation."""
     return run_folds(tmp_path_factory.mktemp("folds") / "whole", folder)
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    one, two = load_checkpoint(a), load_checkpoint(b)
-    return all(torch.equal(v, getattr(two, p)[n]) for p in ("student", "teacher") for n, v in getattr(one, p).items())
 
 
 def f1_of(counts: Any) -> float:
@@ -201,23 +193,6 @@ class TestOutOfFold:
             evaluate(EvaluateRequest(first, more=tuple(others)))
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ssl-seg", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 class TestCommand:
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -234,14 +209,14 @@ class TestCommand:
             (["--fold", "all", "--resume", "runs/a"], "leave out --fold"),
         ],
     )
-    def test_options_that_do_not_go_together(self, cli: Any, options: list[str], message: str) -> None:
+    def test_options_that_do_not_go_together(self, cli: Cli, options: list[str], message: str) -> None:
         code, out, err = cli("train", *options)
         assert (code, out) == (2, "")
         assert err.count("error:") == 1
         assert message in err
 
     def test_one_fold_by_options_is_that_by_settings(
-        self, cli: Any, whole: CrossValidation, folder: Path, tmp_path: Path
+        self, cli: Cli, whole: CrossValidation, folder: Path, tmp_path: Path
     ) -> None:
         config = tmp_path / "c.yaml"
         data = {**SETTINGS["data"], "root": str(folder)}
@@ -272,7 +247,7 @@ class TestCommand:
         assert f"next: ssl-seg evaluate {whole.path} --test" in capsys.readouterr().out
 
     def test_interrupted_and_collapsed(
-        self, cli: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, cli: Cli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Ctrl-C names the command that goes on; a collapsed fold is shown, and the others are trained."""
         from ssl_seg.studies import cross_validation

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import TINY
+from conftest import TINY, Cli, same_weights
 from scipy import stats
 from sklearn.metrics import f1_score
 
 from ssl_seg import LabelLadderRequest, climb_labels
-from ssl_seg.cli.main import main
 from ssl_seg.config.layers import Layer, flatten, merge_layers
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.engine.engine import Engine
@@ -62,11 +59,6 @@ def whole(particles_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Labe
     """An uninterrupted ladder; forced, since a few steps do not pass the gate."""
     out = tmp_path_factory.mktemp("ladders") / "whole"
     return climb(out, particles_dir, {"bootstrap": {"start": "student"}}, force=True)
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    one, two = load_checkpoint(a), load_checkpoint(b)
-    return all(torch.equal(v, getattr(two, p)[n]) for p in ("student", "teacher") for n, v in getattr(one, p).items())
 
 
 def f1_of(counts: Any) -> float:
@@ -404,23 +396,6 @@ class TestBadInput:
         (data / "images" / f"{image}.png").unlink()
         with pytest.raises(Exception, match=rf"(?s)^rung 2 \(labels 1\.0\): .*{image}.*ladder --resume"):
             climb_labels(LabelLadderRequest(resume=tmp_path / "l"))
-
-
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ssl-seg", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 class TestCommand:
