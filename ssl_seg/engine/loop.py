@@ -21,8 +21,6 @@ from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
 TrainingEnding = Literal["finished", "stopped_early", "interrupted", "collapsed"]
 LrAt = Callable[[int, Sequence[float]], float]
 """Step and ranking scores of the finished epochs -> learning rate; see ``schedules.make_lr_schedule``."""
-SICK = {"component_explosion", "loss_metric_divergence", "not_above_trivial", "plateau"}
-"""Warnings with which networks are not kept as healthy: a collapse may have begun."""
 BatchesFrom = Callable[[int, ForegroundShift | None], Iterator[Batch]]
 """First step and change of the foreground share -> the batches of the steps from there on."""
 
@@ -274,7 +272,7 @@ class _Watch:
         """Return whether the networks have been judged, and found good enough to go back to."""
         if observation is None or observation.step <= self.monitor.warmup_steps:
             return False
-        return observation.verdict.level != "collapsed" and not SICK & set(observation.verdict.codes)
+        return observation.verdict.is_sound
 
     def to_plain(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 Level = Literal["ok", "warn", "collapsed"]
 LEVELS: tuple[Level, ...] = ("ok", "warn", "collapsed")
 UNSOUND = {"component_explosion", "loss_metric_divergence", "not_above_trivial", "plateau"}
-"""Codes of warnings with which networks are not worth going back to."""
+"""Codes of warnings with which networks are not kept as healthy: a collapse may have begun."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Verdict:
 
     @property
     def is_sound(self) -> bool:
-        """Whether the networks are worth going back to: they have not collapsed, and are not about to."""
+        """Whether the networks may be kept to go back to: they have not collapsed, and are not about to."""
         return self.level != "collapsed" and not UNSOUND & set(self.codes)
 
     @property

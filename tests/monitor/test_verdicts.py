@@ -25,7 +25,7 @@ from monitor_cases import (
 from ssl_seg.monitor.actions import ACTIONS, NO_CONTEXT, Context, Cost, choose_action
 from ssl_seg.monitor.catalog import CODES, LIMITS, make_finding
 from ssl_seg.monitor.evidence import summarize
-from ssl_seg.monitor.findings import LEVELS, Verdict
+from ssl_seg.monitor.findings import LEVELS, Level, RuleFinding, Verdict
 from ssl_seg.monitor.network_rules import NETWORK_RULES
 from ssl_seg.monitor.signals import Signals
 from ssl_seg.monitor.training_rules import TRAINING_RULES
@@ -395,6 +395,17 @@ class TestActions:
         for actions in ACTIONS.values():
             assert actions[-1].when is None
             assert all(a.when is not None for a in actions[:-1])
+
+    def test_networks_are_kept_unless_a_collapse_has_or_may_have_begun(self) -> None:
+        def is_sound(code: str, level: Level) -> bool:
+            return Verdict((RuleFinding(code, level, "student", 0.0, 1.0, "", ""),)).is_sound
+
+        assert Verdict().is_sound
+        assert not is_sound("all_negative", "collapsed")
+        kept = {code for code in CODES if is_sound(code, "warn")}
+        assert CODES.keys() - kept == {
+            "component_explosion", "loss_metric_divergence", "not_above_trivial", "plateau",
+        }  # fmt: skip
 
     def test_a_verdict_has_one_action(self) -> None:
         verdict = judge(make_evidence(CONSTANT, CONSTANT, context=Context(lr=3e-4)))
