@@ -142,7 +142,7 @@ def create_next_run_dir(path: Path) -> RunDir:
 
 
 def check_free(path: Path) -> None:
-    """Do nothing, if a run may be created at ``path``.
+    """Check that a run may be created at ``path``.
 
     Raises:
         RunDirError: when something is there already; names --resume and the next free name.

@@ -40,10 +40,10 @@ def estimate_case_bytes(facts: CaseFacts, config: Config) -> int:
 
 
 def check_memory(config: Config, catalog: Catalog, split: Split) -> None:
-    """Do nothing, if each validation case fits into memory as a whole: at the end of a run all of them are scored so.
+    """Check that each validation case fits into memory as a whole, as it is scored at the end of a run.
 
     Raises:
-        DataError: otherwise, with the largest one.
+        DataError: names the largest case that does not fit.
     """
     known = [limit for limit in (available_memory(), stored.physical_memory()) if limit is not None]
     needed = {i: estimate_case_bytes(catalog.facts[i], config) for i in split.val if i in catalog.facts}
@@ -70,7 +70,7 @@ def estimate_output_bytes(net: nn.Module, config: Config) -> int:
 
 
 def check_disk(path: Path, needed: int, held: int = 0) -> None:
-    """Do nothing, if the disk of a run has room for its files.
+    """Check that the disk of a run has room for its files.
 
     Args:
         path: its directory, which need not exist.
@@ -78,7 +78,7 @@ def check_disk(path: Path, needed: int, held: int = 0) -> None:
         held: bytes of those that are there already.
 
     Raises:
-        RunDirError: otherwise.
+        RunDirError: says how much is missing.
     """
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free

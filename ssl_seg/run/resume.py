@@ -32,10 +32,10 @@ _WHOLE_LENGTH = ("poly", "cosine", "one_cycle")
 
 
 def check_layers_of_resume(layers: Sequence[Layer]) -> None:
-    """Do nothing, if the settings may change when a run goes on.
+    """Check that settings may change when a run goes on.
 
     Raises:
-        ConfigError: otherwise, with those that may.
+        ConfigError: names the first that may not, and those that may.
     """
     keys = [key for layer in layers for key, _ in flatten(layer.values)]
     fixed = [key for key in keys if key not in MAY_CHANGE and not key.startswith("runtime.")]
@@ -48,7 +48,7 @@ def check_layers_of_resume(layers: Sequence[Layer]) -> None:
 
 
 def check_resumable(run: RunDir, checkpoint: Checkpoint, old: Config, new: Config) -> None:
-    """Do nothing, if there is something to do: steps, final scores that are missing, or another place of the data.
+    """Check that there is something to do: more steps, missing final scores, or another place of the data.
 
     Args:
         run: its directory.
@@ -89,10 +89,10 @@ def check_resumable(run: RunDir, checkpoint: Checkpoint, old: Config, new: Confi
 
 
 def check_data_there(run: RunDir, root: str) -> None:
-    """Do nothing, if the data of a run are where they were.
+    """Check that the data of a run are where they were.
 
     Raises:
-        DataError: otherwise, with the command that says where they are now.
+        DataError: names the command that says where they are now.
     """
     if not is_synthetic(root) and not Path(root.partition("::")[0]).exists():
         raise DataError(
@@ -102,10 +102,10 @@ def check_data_there(run: RunDir, root: str) -> None:
 
 
 def check_same_content(run: RunDir, split: Split, catalog: Catalog, old_root: str) -> None:
-    """Do nothing, if a folder holds the images and masks that a run was begun with.
+    """Check that a folder holds the images and masks that a run was begun with.
 
     Raises:
-        DataError: otherwise, with the first cases that differ.
+        DataError: lists the first cases that differ.
     """
     differ = []
     for case_id, content in split.content.items():

@@ -40,8 +40,7 @@ from ssl_seg.engine.policies import Policies
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.engine.timing import measure_pace
-from ssl_seg.errors import MachineError, RunDirError, SslSegError, is_out_of_memory, quote
-from ssl_seg.files import hold_directory, is_disk_full, next_free
+from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
@@ -54,6 +53,7 @@ from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, load_weight
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import choose_precision, make_autocast
 from ssl_seg.run.directory import RunDir, read_header, write_config
+from ssl_seg.run.failures import describe_interrupt, explain_failure
 from ssl_seg.run.final_scores import describe_for_checkpoint
 from ssl_seg.run.finish import finish_run
 from ssl_seg.run.prepare import BegunRun, begin_run, fit_minutes, prepare_run, reopen_run
@@ -116,48 +116,13 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
             return _train(fabric, prepared, ready, console)
         except KeyboardInterrupt:  # before the loop listens for it, or twice
             if run is not None and fabric.is_global_zero and not request.in_series:
-                console.note(_describe_interrupt(run))
+                console.note(describe_interrupt(run, "ssl-seg train"))
             raise
         except Exception as error:
             resume = None if request.in_series else "ssl-seg train --resume"
             if (known := explain_failure(error, fabric, run, resume)) is not None:
                 raise known from error
             raise
-
-
-def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume: str | None) -> SslSegError | None:
-    """Return what a lack of memory or of space is to the user; None for any other error, and one that says it.
-
-    Args:
-        error: any.
-        fabric: of the run.
-        run: its directory, once there is one.
-        resume: the command that continues it; None where a series says that itself.
-    """
-    if isinstance(error, SslSegError):
-        return None
-    command = "" if resume is None or run is None else f", then continue with `{resume} {quote(run.path)}`"
-    if is_disk_full(error) and run is not None:
-        return RunDirError(f"the disk of {run.path} is full; the last checkpoint is kept. Free some space{command}")
-    if is_out_of_memory(error):
-        kept = "" if run is None else f". {run.path} keeps what was saved"
-        return MachineError(
-            f"out of memory on {fabric.device}: stop other programs that take memory{command}; or begin a new run with "
-            f"smaller data.patch_size, batch.labeled, batch.unlabeled, network.features or runtime.workers{kept}"
-        )
-    return None
-
-
-def _describe_interrupt(run: RunDir) -> str:
-    """Return what is left of a run that was interrupted in the middle of something, and how to go on."""
-    here, free = (quote(path) for path in (run.path, next_free(run.path)))
-    if run.last.is_file():
-        step = load_checkpoint(run.last, lazy=True).progress.step
-        return f"interrupted; saved is step {step}; continue with: ssl-seg train --resume {here}"
-    return (
-        f"interrupted before anything was saved: {run.path} cannot be resumed. Give the same command again with "
-        f"--out {free}, or after removing that folder: rm -r {here}"
-    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from ssl_seg.run.pretraining.run import (
     pretrain,
 )
 from ssl_seg.run.pretraining.state import load_pretraining, save_pretraining
+from ssl_seg.run.recorder import Silent
 from ssl_seg.run.request import TrainRequest
 
 
@@ -128,6 +130,30 @@ def test_killed_and_resumed_it_ends_with_equal_bits(
             pretrain_tiny(tmp_path / "run", particles_dir)
     pretrain(TrainRequest(resume=tmp_path / "run"))
     assert_same(pretrained_run, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (
+            "look",
+            r"interrupted before anything was saved: .* --out .*run-2, .* rm -r .*run",
+        ),
+        ("_make_step", r"interrupted; saved is step 0; continue with: ssl-seg pretrain --resume .*run"),
+    ],
+)
+def test_an_interrupt_between_two_steps_says_how_to_go_on(
+    particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, said: str
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    notes: list[str] = []
+    monkeypatch.setattr(pretraining._Pretrainer, method, interrupt)
+    monkeypatch.setattr(Silent, "note", lambda _, text: notes.append(text))
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_tiny(tmp_path / "run", particles_dir)
+    assert re.fullmatch(said, notes[-1])
 
 
 def test_another_seed_ends_elsewhere(pretrained_run: Path, particles_dir: Path, tmp_path: Path) -> None:

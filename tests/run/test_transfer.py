@@ -31,7 +31,7 @@ from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import CheckpointError, ConfigError, RefusedError
 from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.methods import METHODS, make_method
-from ssl_seg.methods.base import TrainingState as StepProgress
+from ssl_seg.methods.base import Progress as StepProgress
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 from ssl_seg.networks.parts import PARTS, find_tensors
 from ssl_seg.run.bootstrap import check_parent, choose_net, describe_doubt, parent_layer

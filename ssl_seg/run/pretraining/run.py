@@ -36,6 +36,7 @@ from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import make_autocast
 from ssl_seg.run.directory import RunDir, open_run_dir, read_header, write_config
+from ssl_seg.run.failures import describe_interrupt, explain_failure
 from ssl_seg.run.preflight import check_with_data
 from ssl_seg.run.prepare import BegunRun, Hold, begin_run, fill_caches, go_on, prepare_run
 from ssl_seg.run.pretraining.masking import (
@@ -51,7 +52,7 @@ from ssl_seg.run.pretraining.state import Pretraining, load_pretraining, save_pr
 from ssl_seg.run.recorder import Console, Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve_again, resolve_runtime, resolve_stored
-from ssl_seg.run.training import explain_failure, settle_runtime, stop_flag
+from ssl_seg.run.training import settle_runtime, stop_flag
 
 STEPS = {False: 500, True: 2000}
 """Default length, by whether there is a GPU."""
@@ -107,6 +108,9 @@ def pretrain(request: TrainRequest, console: Console | None = None) -> PretrainR
             prepared = _reopen(request, request.resume, state, console, hold)
         try:
             return _run(fabric, prepared, state, console)
+        except KeyboardInterrupt:  # before the loop listens for it, or twice
+            console.note(describe_interrupt(prepared.run, "ssl-seg pretrain"))
+            raise
         except Exception as error:
             resume = "ssl-seg pretrain --resume"
             if (known := explain_failure(error, fabric, prepared.run, resume)) is not None:
