@@ -8,12 +8,12 @@ validation or test set.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ssl_seg.config import BootstrapConfig
-from ssl_seg.config.layers import Layer, leave_out
+from ssl_seg.config.layers import Layer, Nested, leave_out
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split, find_copies_of
@@ -25,24 +25,15 @@ from ssl_seg.networks.checkpoint import Checkpoint
 DEFAULTS = BootstrapConfig()
 
 
-class HasConfig(Protocol):
-    """What a run starts from: the checkpoint of another run, or a pre-training."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Its settings."""
-        ...
-
-
-def parent_layer(parent: HasConfig, source: str, given: Collection[str]) -> Layer:
-    """Return the parent's settings as a layer below those of the new run.
+def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
+    """Return a parent's settings as a layer below those of the new run.
 
     Left out: machine settings, the split file (the split itself is carried over), how the parent itself was started
     (section ``bootstrap`` and ``network.pretrained``: each start is decided anew), and what depends on a setting that
     the new run changes.
 
     Args:
-        parent: the checkpoint, or another start with settings.
+        config: settings of the checkpoint, or the pre-training, that the new run starts from.
         source: its name, for messages.
         given: dotted keys that files and options of the new run set.
     """
@@ -54,7 +45,7 @@ def parent_layer(parent: HasConfig, source: str, given: Collection[str]) -> Laye
     if "data.root" in given:
         names = ("groups", "mask", "threshold", "label_values", "channels", "tiles", "unlabeled")
         dropped |= {f"data.{name}" for name in names}
-    return Layer(source, leave_out(parent.config, dropped))
+    return Layer(source, leave_out(config, dropped))
 
 
 def choose_net(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> str:

@@ -237,7 +237,7 @@ def _layers_of_start(request: TrainRequest, start: Checkpoint | Pretraining | No
     if root is not None and absolute_root(root) == start.config["data"]["root"]:
         given.discard("data.root")
     where = str(request.bootstrap) if isinstance(start, Checkpoint) else "pre-training"
-    return [parent_layer(start, where, given)]
+    return [parent_layer(start.config, where, given)]
 
 
 def _wants_new_split(request: TrainRequest, start: Checkpoint | Pretraining | None, catalog: Catalog) -> bool:

@@ -65,7 +65,7 @@ def make_parent(
 
 
 def inherited(*given: str) -> dict[str, Any]:
-    return dict(flatten(parent_layer(make_parent(), "parent.pt", given).values))
+    return dict(flatten(parent_layer(make_parent().config, "parent.pt", given).values))
 
 
 ELSEWHERE = {
@@ -107,13 +107,13 @@ class TestParentLayer:
 
     def test_it_is_named_and_the_parent_stays_as_it_is(self) -> None:
         parent = make_parent()
-        layer = parent_layer(parent, "parent.pt", {"method.name", "data.root", "length.steps"})
+        layer = parent_layer(parent.config, "parent.pt", {"method.name", "data.root", "length.steps"})
         assert layer.source == "parent.pt"
         assert parent.config == make_parent().config
 
     def test_with_the_machine_of_the_new_run_it_is_a_configuration(self) -> None:
         config, sources = build_config(
-            merge_layers([parent_layer(make_parent(), "parent.pt", ()), Layer("--lr", {"optim": {"lr": 1}})])
+            merge_layers([parent_layer(make_parent().config, "parent.pt", ()), Layer("--lr", {"optim": {"lr": 1}})])
         )
         assert config.runtime.devices == 1
         assert config.split.file is None

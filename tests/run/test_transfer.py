@@ -282,7 +282,7 @@ class TestOptions:
 
     def test_they_are_not_passed_on(self) -> None:
         """How the parent was started says nothing about its child."""
-        layer = parent_layer(make_parent(parts="encoder", gate="interval"), "parent.pt", ())
+        layer = parent_layer(make_parent(parts="encoder", gate="interval").config, "parent.pt", ())
         assert "bootstrap" not in layer.values
 
 

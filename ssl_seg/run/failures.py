@@ -1,0 +1,51 @@
+"""What a user is told about a run that a full disk, a lack of memory or Ctrl-C has ended."""
+
+from __future__ import annotations
+
+from lightning_fabric import Fabric
+
+from ssl_seg.errors import MachineError, RunDirError, SslSegError, is_out_of_memory, quote
+from ssl_seg.files import is_disk_full, next_free
+from ssl_seg.networks.checkpoint import read_content
+from ssl_seg.run.directory import RunDir
+
+
+def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume: str | None) -> SslSegError | None:
+    """Return the error that tells a user of a lack of memory or of disk space; None for any other error.
+
+    Args:
+        error: any.
+        fabric: of the run.
+        run: its directory, once there is one.
+        resume: the command that continues it; None where a series says that itself.
+    """
+    if isinstance(error, SslSegError):
+        return None
+    command = "" if resume is None or run is None else f", then continue with `{resume} {quote(run.path)}`"
+    if is_disk_full(error) and run is not None:
+        return RunDirError(f"the disk of {run.path} is full; the last checkpoint is kept. Free some space{command}")
+    if is_out_of_memory(error):
+        kept = "" if run is None else f". {run.path} keeps what was saved"
+        return MachineError(
+            f"out of memory on {fabric.device}: stop other programs that take memory{command}; or begin a new run with "
+            f"smaller data.patch_size, batch.labeled, batch.unlabeled, network.features or runtime.workers{kept}"
+        )
+    return None
+
+
+def describe_interrupt(run: RunDir, command: str) -> str:
+    """Return what is saved of a run that was interrupted between two steps, and how to go on.
+
+    Args:
+        run: its directory.
+        command: that makes such runs, for example ``ssl-seg train``.
+    """
+    here, free = (quote(path) for path in (run.path, next_free(run.path)))
+    if run.last.is_file():
+        content = read_content(run.last, lazy=True)
+        step = content.get("progress", content)["step"]
+        return f"interrupted; saved is step {step}; continue with: {command} --resume {here}"
+    return (
+        f"interrupted before anything was saved: {run.path} cannot be resumed. Give the same command again with "
+        f"--out {free}, or after removing that folder: rm -r {here}"
+    )
