@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 
 INTERVAL = 30.0
 """Seconds between plain lines where stderr is no terminal."""
-SHOWN_FIRST = ("running", "elsewhere", "failed", "collapsed", "queued", "done")
-STYLES = {"running": "bold", "failed": "red", "collapsed": "yellow", "done": "green", "queued": "dim"}
+STYLES: dict[str, str] = {
+    "running": "bold",
+    "elsewhere": "",
+    "failed": "red",
+    "collapsed": "yellow",
+    "queued": "dim",
+    "done": "green",
+}
+"""Stage of a cell -> style of its row; in the order in which rows are shown."""
+FINISHED: tuple[CellStage, ...] = ("done", "collapsed", "failed")
 
 
 class AblationView:
@@ -88,7 +96,7 @@ class AblationView:
         if self.live is None or self.progress is None or self.task is None:
             raise RuntimeError("drawn before it was entered")
         room = max(3, self.live.console.height - 8)
-        ordered = sorted(states, key=lambda state: SHOWN_FIRST.index(state.stage))
+        ordered = sorted(states, key=lambda state: list(STYLES).index(state.stage))
         table = Table(box=None, pad_edge=False)
         for title, justify in (("cell", "left"), ("state", "left"), ("step", "right"), ("F1", "right"), ("", "left")):
             table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=True)
@@ -101,11 +109,11 @@ class AblationView:
                 step,
                 f1,
                 printable(state.message),
-                style=STYLES.get(state.stage, ""),
+                style=STYLES[state.stage],
             )
         if len(ordered) > room:
             table.add_row(f"... and {len(ordered) - room} more", style="dim")
-        made = sum(s.cell.steps if s.stage in ("done", "collapsed", "failed") else s.step for s in states)
+        made = sum(s.cell.steps if s.stage in FINISHED else s.step for s in states)
         self.progress.update(
             self.task, total=sum(s.cell.steps for s in states), completed=made, description=describe_counts(states)
         )
@@ -115,5 +123,5 @@ class AblationView:
 def describe_counts(states: Sequence[CellState]) -> str:
     """Return how many cells are in each state, e.g. ``18 cells: 5 done, 2 running, 11 queued``."""
     counts = Counter(state.stage for state in states)
-    kinds: tuple[CellStage, ...] = ("done", "collapsed", "failed", "running", "elsewhere", "queued")
+    kinds: tuple[CellStage, ...] = (*FINISHED, "running", "elsewhere", "queued")
     return f"{len(states)} cells: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])

@@ -44,7 +44,7 @@ def data_audit(
     else:
         _print(result)
     if figure is not None:
-        from ssl_seg.cli.data_audit_picture import draw_audit
+        from ssl_seg.report.audit_samples import draw_audit
 
         draw_audit(result, figure)
         show(f"wrote {figure}", err=as_json)

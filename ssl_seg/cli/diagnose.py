@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,6 +95,8 @@ def diagnose(
                 clock=clock,
             )
         if require_f1 is not None:
+            from ssl_seg.diagnose.gate import apply_gate
+
             result = apply_gate(result, require_f1)
         if out is not None:
             report = write_report(result, out, shlex.join(["ssl-seg", *sys.argv[1:]]))
@@ -107,53 +108,6 @@ def diagnose(
         show(f"wrote {report}", err=as_json)
     if result.verdict.level == "collapsed" or result.verdict.code == "below_gate":
         raise typer.Exit(COLLAPSED)
-
-
-def apply_gate(diagnosis: Diagnosis, least: float) -> Diagnosis:
-    """Return the diagnosis with a finding ``below_gate`` where the F1 on validation images, or on the masks given, is
-    below ``least``. It is the verdict then, unless that is a collapse.
-
-    Raises:
-        ConfigError: when no F1 was measured: a gate that cannot be checked is not passed.
-    """
-    from ssl_seg.diagnose.result import Conclusion
-    from ssl_seg.errors import ConfigError
-    from ssl_seg.monitor.findings import RuleFinding
-
-    scores, looked = diagnosis.statistics.get("scores"), diagnosis.statistics.get("looked_at", {})
-    if scores is None:
-        remedy = "give --masks" if diagnosis.kind == "predictions" else "raise --seconds, or give --data with masks"
-        raise ConfigError(f"--require-f1 {least:g}: no F1 was measured in {diagnosis.subject}: {remedy}")
-    part = looked.get("val")
-    if part is not None and part["used"] < part["of"]:
-        raise ConfigError(
-            f"--require-f1 {least:g}: only {part['used']} of {part['of']} validation images were looked at in "
-            f"{looked['seconds']:g} s; raise --seconds"
-        )
-    if scores["f1"] >= least:
-        return diagnosis
-    message = f"F1 is {scores['f1']:.3f} on {scores['images']} images, and {least:g} is required"
-    finding = RuleFinding(
-        code="below_gate",
-        level="warn",
-        net=looked.get("net") or "predictions",
-        value=scores["f1"],
-        limit=least,
-        source="--require-f1",
-        message=message,
-    )
-    collapses = tuple(f for f in diagnosis.findings if f.level == "collapsed")
-    others = tuple(f for f in diagnosis.findings if f.level != "collapsed")
-    gated = replace(diagnosis, findings=(*collapses, finding, *others))
-    if collapses:
-        return gated
-    command = diagnosis.next_command
-    if diagnosis.verdict.level == "ok" and diagnosis.kind == "checkpoint":  # which had advised to predict
-        command = f"ssl-seg evaluate {shlex.quote(diagnosis.subject)} --figure worst_cases.png"
-    action = (
-        diagnosis.action or "train on, or add labels where the worst cases are: `ssl-seg evaluate --figure` draws them"
-    )
-    return replace(gated, verdict=Conclusion("warn", finding.code, message), action=action, next_command=command)
 
 
 def _check_options(checkpoint: Path | None, predictions: Path | None) -> None:

@@ -43,7 +43,7 @@ def evaluate(
     Several checkpoints are compared on the same cases. A cross-validation is scored out of fold, with --test as an
     ensemble.
     """
-    from ssl_seg.cli.evaluate_tables import add_differences, print_comparison, print_evaluation, print_folds
+    from ssl_seg.cli.evaluate_tables import print_comparison, print_evaluation, print_folds
     from ssl_seg.cli.settings import parse_overrides
     from ssl_seg.data.settings import CASES, select_data_settings
     from ssl_seg.data.splits.files import load_split
@@ -85,8 +85,6 @@ def evaluate(
         from ssl_seg.cli.evaluate_pictures import draw_cases
 
         draw_cases(request, result, figure)
-    if "rows" in result:
-        result = add_differences(result)
     if as_json:
         print_json(to_finite(result))
     elif "rows" in result:

@@ -17,22 +17,6 @@ MOST_SHOWN = 12
 """Cases of a table; of more, the worst and the best half are shown."""
 
 
-def add_differences(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the result with the difference of each row to the first: of pooled F1 (mean over classes), on the same
-    cases, with its paired 95 % interval over cases; None in the first row."""
-    import numpy as np
-
-    from ssl_seg.scores.intervals import draw_resamples, estimate_difference
-
-    counts = [np.array([[case["counts"] for case in row["cases"]]]) for row in result["rows"]]
-    rows = [{**result["rows"][0], "difference": None}]
-    for row, own in zip(result["rows"][1:], counts[1:], strict=True):
-        found = estimate_difference(own, counts[0], "f1", draw_resamples(own.shape[1]))
-        change = {"f1": found.value, "low": found.low, "high": found.high, "why": found.why}
-        rows.append({**row, "difference": change})
-    return {**result, "rows": rows}
-
-
 def print_evaluation(result: dict[str, Any]) -> None:
     """Print the scores of the networks of a checkpoint, those of each class, and the worst and best cases."""
     nets, shown = result["nets"], result["nets"].get(result["which"]) or next(iter(result["nets"].values()))

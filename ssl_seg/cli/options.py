@@ -6,12 +6,9 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from ssl_seg.errors import ConfigError
 
 NumberRule = tuple[str, Callable[[float], bool]]
 """What a number must be, and the test of it."""
@@ -25,63 +22,45 @@ FROM_1: NumberRule = ("a number from 1 on", lambda value: value >= 1)
 
 
 def number(option: str, rule: NumberRule, example: str) -> Callable[[str | float], float]:
-    """Return a parser of one number, for ``typer.Option(parser=...)``.
+    """Return a parser of one finite number, for ``typer.Option(parser=...)``.
 
     Args:
         option: its name, for the error.
-        rule: what the number must be; it must be finite too.
+        rule: what the number must be.
         example: what to write instead.
     """
 
     def parse(text: str | float) -> float:
+        from ssl_seg.errors import ConfigError
+
         value = _to_number(str(text))
         if value is None or not rule[1](value):
-            raise _refuse(option, str(text), rule, example)
+            raise ConfigError(f"{option}: '{text}' must be {rule[0]}; write {option} {example}")
         return value
 
     parse.__name__ = "number"  # which the help shows
     return parse
 
 
-def parse_numbers(
-    option: str, texts: Sequence[str], rule: NumberRule, example: str, counts: Sequence[int] | None = None
-) -> tuple[float, ...]:
-    """Return the numbers of ``1 2``, ``1,2``, and of what mixes both.
-
-    Args:
-        option: its name, for the error.
-        texts: as they were given.
-        rule: what each number must be; it must be finite too.
-        example: what to write instead.
-        counts: how many there may be.
+def parse_sizes(option: str, text: str, example: str) -> tuple[float, ...]:
+    """Return the two or three numbers above 0 of ``2.5,1,1``.
 
     Raises:
         ConfigError: names the first part that is wrong.
     """
-    if not texts:
-        return ()
-    joined, values = " ".join(texts), []
-    for part in split_words(texts):
-        value = _to_number(part)
-        if value is None or not rule[1](value):
-            raise _refuse(option, part, rule, example)
-        values.append(value)
-    if counts is not None and len(values) not in counts:
-        wanted = " or ".join(map(str, counts))
-        raise _refuse(option, joined, (f"{wanted} numbers, each {rule[0]}", rule[1]), example)
-    return tuple(values)
+    from ssl_seg.errors import ConfigError
+
+    parse = number(option, POSITIVE, example)
+    values = tuple(parse(part) for part in split_words([text]))
+    if len(values) not in (2, 3):
+        raise ConfigError(f"{option}: '{text}' must be 2 or 3 numbers, each {POSITIVE[0]}; write {option} {example}")
+    return values
 
 
 def split_words(texts: Sequence[str]) -> list[str]:
     """Return the words of ``a b``, ``a,b``, and of what mixes both."""
     joined = re.sub(r"(?<=[^\s,])\s+(?=[^\s,])", ",", " ".join(texts))
     return [part.strip() for part in joined.split(",")]
-
-
-def _refuse(option: str, text: str, rule: NumberRule, example: str) -> ConfigError:
-    from ssl_seg.errors import ConfigError
-
-    return ConfigError(f"{option}: '{text}' must be {rule[0]}; write {option} {example}")
 
 
 def _to_number(text: str) -> float | None:
@@ -99,10 +78,8 @@ def parse_labels(texts: Sequence[str]) -> tuple[float, ...]:
     Raises:
         ConfigError: for what is no amount of labels; see ``check_label_amount``.
     """
-    if not texts:
-        return ()
-    values = parse_numbers("--labels", texts, POSITIVE, "0.01 0.10 1.0")
-    return tuple(_check_labels(value, word) for value, word in zip(values, split_words(texts), strict=True))
+    parse = number("--labels", POSITIVE, "0.01 0.10 1.0")
+    return tuple(_check_labels(parse(word), word) for word in split_words(texts)) if texts else ()
 
 
 def join_labels(labels: Sequence[str] | None, more: Sequence[str] | None, what: str) -> tuple[float, ...]:

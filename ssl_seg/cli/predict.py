@@ -56,7 +56,7 @@ def predict(
     from ssl_seg.results.mask_files import check_places
 
     networks = [take_checkpoint(path) for path in (checkpoint, *(with_ or ()))]
-    sizes = None if spacing is None else o.parse_numbers("--spacing", [spacing], o.POSITIVE, "2.5,1,1", (2, 3))
+    sizes = None if spacing is None else o.parse_sizes("--spacing", spacing, "2.5,1,1")
     check_places(source, output)
     try:
         announce(describe_loading(networks))

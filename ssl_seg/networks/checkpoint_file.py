@@ -29,7 +29,7 @@ def check_checkpoint_file(path: Path) -> None:
     if (path / PRETRAINING_FILE).is_file():
         raise CheckpointError(describe_pretraining(path))
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; of a run, name {path / 'checkpoints' / 'best.pt'}")
+        raise CheckpointError(f"{path} is a folder without checkpoints/best.pt: name a checkpoint or a run")
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file {path}")
     try:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ssl_seg.config import DataConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
@@ -23,6 +25,7 @@ from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.folds import FOLDS, join_scores, list_checkpoints, list_members, load_finished
 from ssl_seg.run.seal import Ledger, find_sealed, open_sealed
+from ssl_seg.scores.intervals import draw_resamples, estimate_difference
 
 ScoredPart = Literal["val", "test", "all"]
 TrackAll = Callable[[str], Track]
@@ -73,7 +76,8 @@ def evaluate(
     validation in training, never the one that is better on the cases scored here.
 
     Several checkpoints: ``rows`` has the scores of each (of ``which``, or its better network) and, with ``ensemble``,
-    those of their mean as the last one; the headline is that of the ensemble, or of the first.
+    those of their mean as the last one, each with its ``difference`` to the first; the headline is that of the
+    ensemble, or of the first.
 
     The directory of a cross-validation stands for best.pt of its folds, as an ensemble. On validation without a
     ``split`` it is scored out of fold instead, each case by the network that has not seen it; ``folds`` has the scores
@@ -111,8 +115,19 @@ def evaluate(
     rows = [row | score.summarize() for row, score in zip(rows, scores, strict=True)]
     used = request.which or models[0].better
     headline = rows[-1] if ensemble else next(row for row in rows if row["which"] == used)
-    each = {"rows": rows} if several else {"nets": {row["which"]: _summary_of(row) for row in rows}}
+    each = {"rows": add_differences(rows)} if several else {"nets": {row["which"]: _summary_of(row) for row in rows}}
     return {**headline, "data": catalog.root, "part": request.part, **opened, **each}
+
+
+def add_differences(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with the difference of each to the first: of pooled F1 (mean over classes), on the same cases,
+    with its paired 95 % interval over cases; None in the first row."""
+    counts = [np.array([[case["counts"] for case in row["cases"]]]) for row in rows]
+    changes: list[dict[str, Any] | None] = [None]
+    for own in counts[1:]:
+        found = estimate_difference(own, counts[0], "f1", draw_resamples(own.shape[1]))
+        changes.append({"f1": found.value, "low": found.low, "high": found.high, "why": found.why})
+    return [{**row, "difference": change} for row, change in zip(rows, changes, strict=True)]
 
 
 def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track: TrackAll) -> dict[str, Any]:

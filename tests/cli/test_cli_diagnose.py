@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from interruption import HOURS
 from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
 
-from ssl_seg.cli.diagnose import apply_gate
 from ssl_seg.config import DataConfig
 from ssl_seg.data.volumes import read_image, read_mask, write_mask
 from ssl_seg.diagnose.clock import Clock
+from ssl_seg.diagnose.gate import apply_gate
 from ssl_seg.diagnose.result import Conclusion
 from ssl_seg.errors import ConfigError
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from sizes import around
 from test_splits import add_images, make_catalog, spread
 
-from ssl_seg.cli import data_audit_picture
 from ssl_seg.config import AugmentConfig
 from ssl_seg.data import catalog as catalog_module
 from ssl_seg.data import mask_values
@@ -49,6 +48,7 @@ from ssl_seg.data.views.geometry import ELASTIC_CELLS, draw_geometry
 from ssl_seg.data.volumes import list_arrays, open_image, open_mask, read_image, read_mask, write_mask
 from ssl_seg.errors import DataError, name_examples
 from ssl_seg.labels import to_mask
+from ssl_seg.report import audit_samples
 
 RNG = np.random.default_rng(0)
 
@@ -389,14 +389,14 @@ def test_frequent_shapes_are_listed_and_all_are_counted(different: int) -> None:
     assert found["max"] == [8, 7 + different]
 
 
-@pytest.mark.parametrize("values", around(data_audit_picture._BARS))
+@pytest.mark.parametrize("values", around(audit_samples._BARS))
 def test_the_chart_of_mask_values_says_of_how_many(tmp_path: Path, values: int) -> None:
     write_dataset(tmp_path, "particles", 1)
     (path,) = (tmp_path / "masks").iterdir()
     write_mask(path, np.resize(np.arange(values), (128, 128)))
     result = doctor.audit(str(tmp_path))
-    (chart,) = (c for c in data_audit_picture.make_charts(result) if c.title.startswith("mask values"))
-    bars = data_audit_picture._BARS
+    (chart,) = (c for c in audit_samples.make_charts(result) if c.title.startswith("mask values"))
+    bars = audit_samples._BARS
     assert list(chart.values) == [str(n) for n in range(min(values, bars))]
     assert chart.title == (f"mask values (the first {bars} of {values})" if values > bars else "mask values")
 
@@ -416,7 +416,7 @@ def test_the_slice_with_the_most_foreground_is_found_in_any_block(
         mask[best] = 1
         tifffile.imwrite(tmp_path / "masks" / "a.tif", mask, photometric="minisblack")
         result = doctor.audit(str(tmp_path))
-        sample = data_audit_picture.read_sample(result.listing.cases[0], result, faulty=False)
+        sample = audit_samples.read_sample(result.listing.cases[0], result, faulty=False)
         assert f"z {best} of {rows}" in sample.title
 
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from ssl_seg.cli.evaluate_tables import add_differences
 from ssl_seg.cli.main import main
 from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.volumes import read_mask
@@ -28,7 +27,7 @@ from ssl_seg.files import read_jsonl
 from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
 from ssl_seg.inference.model import open_model
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
-from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.results.evaluation import EvaluateRequest, add_differences, evaluate
 from ssl_seg.results.prediction import PredictRequest, predict
 
 
@@ -198,7 +197,7 @@ class TestCompare:
             return f1(rows, new) - f1(rows, old)
 
         tables = [{"cases": [{"counts": [row.tolist()]} for row in counts]} for counts in (old, new)]
-        first, second = add_differences({"rows": tables})["rows"]
+        first, second = add_differences(tables)
         low, high = stats.bootstrap(
             (np.arange(40),), subtract, vectorized=False, method="percentile", n_resamples=3000, rng=1
         ).confidence_interval
@@ -208,7 +207,7 @@ class TestCompare:
         assert found["low"] == pytest.approx(low, abs=0.25 * (high - low))
         assert found["high"] == pytest.approx(high, abs=0.25 * (high - low))
         alone = [{"cases": table["cases"][:1]} for table in tables]
-        change = add_differences({"rows": alone})["rows"][1]["difference"]  # of one case nothing is known
+        change = add_differences(alone)[1]["difference"]  # of one case nothing is known
         assert (change["low"], change["high"], change["why"]) == (None, None, "too few cases (1 < 8)")
 
     def test_labeled_training_cases_of_any_of_them_are_refused(

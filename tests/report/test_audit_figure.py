@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from ssl_seg.cli.data_audit import data_audit
-from ssl_seg.cli.data_audit_picture import make_charts, read_sample
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import CatalogSettings
 from ssl_seg.data.synthetic import generate, write_dataset
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.labels import Meaning
 from ssl_seg.report.audit_figure import COLUMNS, Chart, Sample, choose_cases, plot_audit
+from ssl_seg.report.audit_samples import make_charts, read_sample
 
 RED = (220 / 255, 20 / 255, 60 / 255, 1.0)
 
