@@ -1,4 +1,4 @@
-"""Walking through an image in pieces, so that a volume larger than memory can be measured."""
+"""Walk through an image in pieces, so that a volume larger than memory can be measured."""
 
 from __future__ import annotations
 

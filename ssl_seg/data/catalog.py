@@ -378,7 +378,7 @@ def _cut_cases(catalog: Catalog, tiling: Tiling) -> Catalog:
 
 
 def _read_parts(case: Case, parts: Sequence[Case], catalog: Catalog) -> dict[str, CaseFacts]:
-    """Return the facts of the parts of a case, which is opened once, if they are not known."""
+    """Return the facts of the parts of a case; where they are not known yet, its files are opened once for all."""
     threshold, reading = catalog.meaning.threshold, replace(catalog.reading, fractions=True)
     with _open_cache(catalog.root, threshold, reading, len(catalog.cases) + len(parts)) as cache:
         keys = [cache.make_key(part) for part in parts]
@@ -423,7 +423,7 @@ def _try_facts(read: Callable[[Case], CaseFacts], case: Case) -> CaseFacts | Fin
 
 
 def _raise_faults(root: str, faults: Sequence[Finding]) -> None:
-    """Raise one error with the first faults, if there are any."""
+    """Raise one DataError with the first of the faults; do nothing without faults."""
     if not faults:
         return
     faults = list(join_findings(faults))

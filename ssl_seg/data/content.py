@@ -14,7 +14,7 @@ def make_content(image_digest: str, mask_digest: str | None, *, constant: bool =
 
 
 def image_of(content: str) -> str:
-    """Return what identifies the image alone, so that it is found again when its mask is new, lost or changed."""
+    """Return the digits of the image alone, so that it is found again when its mask is new, lost or changed."""
     return content[:IMAGE_DIGITS]
 
 

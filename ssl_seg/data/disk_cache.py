@@ -64,29 +64,12 @@ class DiskCache:
     def find(
         self, *locations: str, is_mask: bool = False, reading: Reading = AS_STORED, grid: Grid | None = None
     ) -> Path | None:
-        """Return the copy of an image (several locations: its channels) or a mask, if there is one.
+        """Return the copy of an image (several locations: its channels) or a mask, or None.
 
         With a ``grid``, that is the copy that was resampled to it.
         """
         path = self.name(*locations, is_mask=is_mask, reading=reading, grid=grid)
         return path if path is not None and path.is_file() else None
-
-    def add(self, *locations: str, is_mask: bool = False, reading: Reading = AS_STORED) -> Path | None:
-        """Return the copy, written if there was none; None if the file is read by box anyway, or a copy does not pay.
-
-        Raises:
-            DiskFullError: if there is no space for it.
-            DataError: if the image cannot be read or the copy cannot be written.
-        """
-        path = self.name(*locations, is_mask=is_mask, reading=reading)
-        if path is None or path.is_file():
-            return path
-        stored = open_mask(locations[0], reading=reading) if is_mask else open_image(*locations, reading=reading)
-        size = prod(stored.shape) * stored.dtype.itemsize
-        if stored.by_box or size < WORTH_A_COPY or (len(stored.shape) == 3 and stored.shape[0] > 1):
-            return None
-        self.write(path, stored.read, size, self.measure())
-        return path
 
     def write(self, path: Path, make: Callable[[], NDArray[Any]], least: int, held: int) -> int:
         """Write a copy, and return its bytes.
@@ -133,7 +116,7 @@ class DiskCache:
     def name(
         self, *locations: str, is_mask: bool = False, reading: Reading = AS_STORED, grid: Grid | None = None
     ) -> Path | None:
-        """Return where the copy belongs: named after path, size and time of the files; None for what is no file.
+        """Return the path of a copy, named after path, size and time of the files; None for what is no file.
 
         One file may hold an image and its mask, so how it is read belongs to the name.
         """
@@ -148,7 +131,7 @@ class DiskCache:
         return self.folder / f"{name}.npy"
 
     def _check_space(self, size: int, held: int) -> None:
-        """Do nothing, if a copy stays within the limit, and leaves a tenth of the disk free.
+        """Check that a copy stays within the limit, and leaves a tenth of the disk free.
 
         Raises:
             DiskFullError: if it does not.
@@ -183,7 +166,7 @@ def fill_disk_cache(
     resample_to: tuple[float, ...] | None = None,
     spacing: tuple[float, ...] | None = None,
 ) -> str | None:
-    """Copy what would be decoded, or resampled, each time, as far as there is space; return a note on the rest.
+    """Copy what would be decoded or resampled each time, while there is space; return a note on the rest.
 
     Args:
         cache: where the copies go.
@@ -220,7 +203,7 @@ _Copy = tuple[Path | None, Callable[[], NDArray[Any]], int]
 
 
 def _plan_copies(cache: DiskCache, catalog: Catalog, case: Case) -> Iterator[_Copy]:
-    """Yield the copies of files that are decoded whole, if the image is large enough; nothing is opened for that."""
+    """Yield the copies to make of files that are decoded whole, of large images only; opens no file."""
     facts, reading = catalog.facts[case.id], catalog.reading
     size = prod(facts.shape) * facts.channels * np.dtype(facts.dtype).itemsize
     locations = (case.image, *case.more_channels)

@@ -1,4 +1,4 @@
-"""Images that are nearly the same: the copies that a comparison of bytes does not see.
+"""Find images that are nearly the same: the copies that a comparison of bytes does not see.
 
 Thumbnails of whole images are compared, so a copy is found that was resized, compressed, brightened, or changed in
 contrast; also when it was mirrored or turned by quarters in its plane. What the images of a data set have in common,

@@ -134,7 +134,7 @@ def settle_reading(cases: Sequence[Case], reading: Reading) -> Reading:
 
 
 def describe_notes(facts: Mapping[str, CaseFacts]) -> tuple[str, ...]:
-    """Return what was done to the values of files on reading, a text for each kind, with the number of files.
+    """Return notes on changes to the values of files on reading, one for each kind, with the number of files.
 
     Axes that were guessed are left out where they gave images the size of their masks.
     """
@@ -276,7 +276,7 @@ def _scan_image(image: Stored) -> tuple[str, Appearance, float, float | None]:
 
 
 def _shrink(rows: NDArray[np.float64], start: int, shape: Sequence[int]) -> NDArray[np.float64]:
-    """Return what ``rows`` of an image of ``shape`` contribute to its thumbnail."""
+    """Return the contribution of ``rows`` of an image of ``shape`` to its thumbnail."""
     cells = THUMBNAIL_SIZE[len(shape)]
     small = rows
     for axis in reversed(range(1, len(shape))):

@@ -58,7 +58,7 @@ class FactsCache:
         self._flushed = time.monotonic()
 
     def make_key(self, case: Case) -> bytes | None:
-        """Return what the facts of a case depend on; None for what is no file, or has changed a moment ago."""
+        """Return a digest of all that the facts of a case depend on; None for what is no file, or has just changed."""
         if self._connection is None:
             return None
         parts = [_code_version(), self._settings]
@@ -99,7 +99,7 @@ class FactsCache:
             self._flush()
 
     def close(self, cases: int) -> None:
-        """Write what is new, and forget the oldest of what is too much for so many cases."""
+        """Write new facts, and forget the oldest where there are too many for so many cases."""
         if self._new:
             self._flush(max(KEPT_PER_CASE * cases, KEPT_AT_LEAST))
         if self._connection is not None:
@@ -191,7 +191,7 @@ def _read_state(path: Path) -> str | None:
 
 @lru_cache
 def _code_version() -> str:
-    """Return what changes whenever files may be read in another way."""
+    """Return a digest that changes whenever files may be read in another way."""
     digest = hashlib.sha256(f"{np.__version__} {cv2.__version__} {PIL.__version__} {tifffile.__version__}".encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

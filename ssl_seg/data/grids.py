@@ -1,4 +1,4 @@
-"""Whether two files of one size lie on one grid, by what they say about their places in the world."""
+"""Compare the grids of two files of one size, by what they say about their places in the world."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GridMismatchError(DataError):
 def compare_grids(
     name: str, geometry: Geometry | None, other: str, other_geometry: Geometry | None, shape: Sequence[int]
 ) -> str | None:
-    """Return a doubt whether two files of one size lie on each other; None if there is none, or nothing to compare.
+    """Return a doubt that two files of one size lie on each other; None without doubt, or with nothing to compare.
 
     Only NIfTI says for sure where voxels lie. Other formats state sizes of voxels and origins, often carelessly.
 
@@ -72,7 +72,7 @@ def compare_grids(
 
 
 def _describe_difference(affine: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> str | None:
-    """Return in what two affines differ, from (x, y, z) as read to the world; None if it does not matter."""
+    """Return how two affines differ, from (x, y, z) as read to the world; None if it does not matter."""
     ends = [(0, n - 1) for n in (*shape[::-1], 1)[:3]]
     corners = np.array([(*corner, 1) for corner in product(*ends)], np.float64).T
     distance = float(np.abs(np.linalg.solve(other, affine @ corners) - corners).max())

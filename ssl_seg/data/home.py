@@ -1,4 +1,4 @@
-"""Where notes about a data set and copies of it lie on disk."""
+"""Find where notes about a data set, and copies of it, lie on disk."""
 
 from __future__ import annotations
 

@@ -33,5 +33,5 @@ LABEL_SETTINGS = ("mask", "threshold", "label_values", "label_map", "ignore_valu
 
 
 def make_reading(data: Mapping[str, Any]) -> Reading:
-    """Return what a (perhaps partial) ``data`` section says about reading."""
+    """Return the reading that a (perhaps partial) ``data`` section describes."""
     return Reading(**{name: data[name] for name in SETTINGS if name in data})

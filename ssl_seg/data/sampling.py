@@ -1,4 +1,4 @@
-"""Which case and which box a patch comes from, as pure functions of a seed and a position.
+"""Choose the case and the box that a patch comes from, as pure functions of a seed and a position.
 
 Nothing here keeps a state: the k-th draw of a stream is the same whether a run went there in one go, was resumed, or
 prepares its batches in other processes.
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.boxes import Voxels
+from ssl_seg.data.formats.stored import Voxels
 
 _PASSES = 16
 """Orders that are remembered: of 1,000,000 cases one takes 8 MB, and 30 ms to make."""

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.blocks import iterate_blocks
-from ssl_seg.data.boxes import BoxReader, Voxels
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.disk_cache import DiskCache, Grid, open_copy
 from ssl_seg.data.facts import OpenedCase, open_case
-from ssl_seg.data.formats.stored import crop
+from ssl_seg.data.formats.stored import BoxReader, Voxels, crop
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.resample import compute_resampled_shape, find_shape, resample_image, resample_labels
 from ssl_seg.data.sampling import derive_rng, locate_box
@@ -178,7 +177,7 @@ class CaseStore:
         return find_shape(facts.shape, self.spacing or facts.spacing, resample_to, case.image)
 
     def _find_resampled(self, case: Case, grid: Grid) -> tuple[Stored, Stored | None] | None:
-        """Return the copies of image and mask on a grid, if all that are needed are there."""
+        """Return the copies of image and mask on a grid; None unless all that are needed are there."""
         if self.disk_cache is None:
             return None
         find = partial(self.disk_cache.find, reading=self.catalog.reading, grid=grid)
@@ -202,7 +201,7 @@ class CaseStore:
         return image, None if labels is None else self._to_target(labels, beside)
 
     def _open_part(self, case: Case) -> OpenedCase:
-        """Return a part of the files that were opened last, if they are those of the case: decoded once for all."""
+        """Return the part of its files that a case is; files that were opened last are not decoded again."""
         files = replace(case, id="", region=None)
         if self._opened is None or self._opened[0] != files:
             self._opened = None  # free the last image before the next one is decoded

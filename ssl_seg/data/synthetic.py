@@ -115,7 +115,7 @@ def _check_kind(kind: str) -> None:
 
 
 def _particles(rng: np.random.Generator) -> tuple[Float, Bool]:
-    """Grainy particles with sharp edges over uneven light: image (128, 128) in gray values, mask."""
+    """Return grainy particles with sharp edges over uneven light: image (128, 128) in gray values, and mask."""
     shape = _PARTICLES_SHAPE
     mask, light = np.zeros(shape, np.bool_), np.zeros(shape)
     coverage, radius, contrast = rng.uniform(0.10, 0.48), rng.uniform(5, 11), rng.uniform(35, 60)
@@ -182,7 +182,7 @@ def _scratches(rng: np.random.Generator, shape: tuple[int, ...], level: float) -
 
 
 def _sheets(rng: np.random.Generator) -> tuple[Float, Bool]:
-    """Wavy, fibrous, partly touching layers stacked along y: image (32, 64, 64) in gray values, mask."""
+    """Return wavy, fibrous, partly touching layers stacked along y: image (32, 64, 64) in gray values, and mask."""
     shape = _SHEETS_SHAPE
     period, share = rng.uniform(8, 12), rng.uniform(0.22, 0.38)
     height = np.arange(shape[1], dtype=np.float64)[None, :, None] + _waves(rng, shape, amplitude=4, wavelength=(30, 90))

@@ -95,7 +95,7 @@ def cut_shape(shape: Sequence[int], parts: int, smallest: int) -> tuple[Region, 
 
 
 def describe_limit() -> str:
-    """Return which images are large enough to be cut."""
+    """Return a sentence on which images are large enough to be cut."""
     flat, deep = (SMALLEST[ndim] * 9 // 4 for ndim in (2, 3))
     return f"Images are cut into parts from a side of {flat} voxels on, volumes from {deep}."
 

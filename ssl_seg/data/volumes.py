@@ -19,7 +19,7 @@ as alpha is dropped. ``Stored.notes`` say what was done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -337,23 +337,19 @@ def _choose_key(path: Path, wanted: str, names: Mapping[str, None], default_keys
     if wanted:
         if wanted in names:
             return wanted
-        held = f"It holds {_shorten(names)}" if names else "It holds no array of numbers with two axes or more"
+        held = f"It holds {name_examples(names, 8)}" if names else "It holds no array of numbers with two axes or more"
         raise DataError(f"{path} has no array '{wanted}'{did_you_mean(wanted, names)}. {held}.")
     found = [key for key in default_keys if key in names] or (list(names) if len(names) == 1 else [])
     if found:
         return found[0]
     if path.is_dir() and not names:
         return ""
-    held = f"the arrays {_shorten(names)}" if names else "no array of numbers with two axes or more"
+    held = f"the arrays {name_examples(names, 8)}" if names else "no array of numbers with two axes or more"
     raise DataError(f"{path} holds {held}, and none named {' or '.join(default_keys)}. Name one as {path}::KEY.")
 
 
-def _shorten(names: Collection[str]) -> str:
-    return name_examples(names, 8)
-
-
 def _check_start(path: Path) -> Format:
-    """Return the format; refuse what is no file (Zarr: no folder), empty, or not of the kind that its suffix says."""
+    """Return the format; check that the file (Zarr: folder) is there, not empty, and of the kind of its suffix."""
     suffix = split_suffix(path.name)[1]
     if not suffix:
         advice = advise_conversion([path.name])
@@ -394,11 +390,8 @@ def _read_channels(parts: Sequence[Stored], box: Box) -> NDArray[Any]:
 
 
 def _fetch_integers(fetch: Fetch, location: str, box: Box) -> NDArray[np.integer[Any]]:
-    return _to_integers(fetch(box), location)
-
-
-def _to_integers(mask: NDArray[Any], location: str) -> NDArray[np.integer[Any]]:
-    """Return ``mask`` with an integer dtype, if all its values are integers."""
+    """Return a box of a mask with an integer dtype, if all its values are integers."""
+    mask = fetch(box)
     whole = are_whole(mask)
     if not whole.all():
         raise DataError(

@@ -18,9 +18,9 @@ from torch import nn
 from ssl_seg.config import DataConfig
 from ssl_seg.config.layers import Layer, check_partial, merge_layers, validate
 from ssl_seg.data.audit.doctor import audit
-from ssl_seg.data.boxes import BoxReader
 from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.facts import read_facts
+from ssl_seg.data.formats.stored import BoxReader
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.nodata import FEWEST
 from ssl_seg.data.reading import Reading

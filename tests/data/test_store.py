@@ -25,9 +25,9 @@ from sizes import around
 from ssl_seg.config import AugmentConfig
 from ssl_seg.data import disk_cache
 from ssl_seg.data import store as store_module
-from ssl_seg.data.boxes import BoxReader
 from ssl_seg.data.catalog import Catalog, CatalogSettings, open_catalog
 from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache, open_disk_cache
+from ssl_seg.data.formats.stored import BoxReader
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import CaseStore, _choose_ranks, _find_foreground, cut_unit, decoded_bytes
@@ -259,7 +259,8 @@ class TestDiskCache:
     def test_the_copy_of_a_file_that_changed_is_not_used(self, compressed: Catalog, tmp_path: Path) -> None:
         cache = DiskCache(tmp_path / "cache", 2**30)
         location = compressed.case("0").image
-        assert cache.add(location) is not None
+        fill_disk_cache(cache, compressed)
+        assert cache.find(location) is not None
         tifffile.imwrite(location, volume(99), compression="zlib", photometric="minisblack")
         assert cache.find(location) is None
 
@@ -294,7 +295,6 @@ class TestDiskCache:
         monkeypatch.setattr(disk_cache, "WORTH_A_COPY", int(np.prod(SHAPE)) + least)
         cache = DiskCache(tmp_path / "cache", 2**30)
         assert fill_disk_cache(cache, compressed) is None
-        assert (cache.add(compressed.case("0").image) is None) == (least > 0)
         assert len(list(cache.folder.glob("*"))) == (0 if least > 0 else 4)
 
     def test_what_can_be_read_by_box_needs_no_copy(self, catalog: Catalog, tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ class TestDiskCache:
     def test_a_folder_that_cannot_be_written(self, compressed: Catalog, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(DataError, match="SSL_SEG_CACHE"):
-            DiskCache(tmp_path / "file" / "cache", 2**30).add(compressed.case("0").image)
+            fill_disk_cache(DiskCache(tmp_path / "file" / "cache", 2**30), compressed)
 
     def test_where_it_is(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("SSL_SEG_CACHE", str(tmp_path))

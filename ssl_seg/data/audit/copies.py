@@ -1,4 +1,4 @@
-"""Rules about images that are there more than once: exact copies, near copies, and images that are much alike."""
+"""Report images that are there more than once: exact copies, near copies, and images that are much alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which label values the masks show, and what to type where they make no sense.
+"""Find the label values that masks show, and say what to type where they make no sense.
 
 Masks are given as id -> the values that each holds, without the value to ignore.
 """
@@ -42,7 +42,7 @@ def name_annotated(masks: Masks, declared: Sequence[int] | None, ignore_value: i
 def check_sparse(
     facts: Mapping[str, CaseFacts], declared: Sequence[int] | None, ignored: int | None
 ) -> Iterator[Finding]:
-    """Masks in which 0 may be what nobody annotated: it is most of all, and 1 most of the rest, everywhere."""
+    """Report masks in which 0 may be what nobody annotated: it is most of all, and 1 most of the rest, everywhere."""
     masks = [dict(zip(f.values, f.counts, strict=True)) for f in facts.values() if f.values and f.counts]
     count = Counter[int]()
     for mask in masks:
@@ -61,19 +61,24 @@ def find_label_values(masks: Masks, declared: Sequence[int] | None) -> tuple[int
     """Return the declared values, or those inferred from the masks; if that fails, those that most masks hold."""
     if declared is not None:
         return tuple(declared)
-    found = _union(masks.values())
+    if inferred := _infer(masks):
+        return inferred
+    usual = _find_usual_values(masks) or _union(masks.values()) | {0}
+    return tuple(sorted(usual)) if len(usual) <= MANY_CLASSES else (0, 1)
+
+
+def _infer(masks: Masks) -> tuple[int, ...] | None:
     try:
-        return infer_label_values(found)
+        return infer_label_values(_union(masks.values()))
     except DataError:
-        usual = _usual_values(masks) or found | {0}
-        return tuple(sorted(usual)) if len(usual) <= MANY_CLASSES else (0, 1)
+        return None
 
 
 def check_unexpected_values(masks: Masks, declared: Sequence[int] | None) -> Iterator[Finding]:
-    """Masks must hold the declared values; without any, 0/255 or 0..K-1 in all of them together."""
-    known = set(declared) if declared is not None else _usual_values(masks)
-    if declared is None and _can_be_inferred(masks):
+    """Check that masks hold the declared values; without any, 0/255 or 0..K-1 in all of them together."""
+    if declared is None and _infer(masks):
         return
+    known = set(declared) if declared is not None else _find_usual_values(masks)
     if known is None:
         found = _union(masks.values()) | {0}
         message = f"mask values {_short(found)} are neither 0/255 nor 0..K-1 without gaps. {_suggest_for_all(found)}"
@@ -91,7 +96,7 @@ def check_unexpected_values(masks: Masks, declared: Sequence[int] | None) -> Ite
 
 
 def check_class_presence(masks: Masks, label_values: Sequence[int]) -> Iterator[Finding]:
-    """Each class should be in enough masks to be learned and measured; says nothing where all masks are empty."""
+    """Check that each class is in enough masks to be learned and measured, unless all masks are empty."""
     count = Counter(value for values in masks.values() for value in values)
     if not any(count[value] for value in label_values[1:]):
         return
@@ -113,15 +118,7 @@ def check_class_presence(masks: Masks, label_values: Sequence[int]) -> Iterator[
         yield Finding("rare_class", "warn", message, tuple(i for i, values in masks.items() if values & rare))
 
 
-def _can_be_inferred(masks: Masks) -> bool:
-    try:
-        infer_label_values(_union(masks.values()))
-    except DataError:
-        return False
-    return True
-
-
-def _usual_values(masks: Masks) -> set[int] | None:
+def _find_usual_values(masks: Masks) -> set[int] | None:
     """Return the smallest usable set of values that holds for most masks with foreground, or None."""
     positive = [values for values in masks.values() if values - {0}]
     found = _union(positive) | {0}
@@ -143,7 +140,7 @@ def _with_rarest_values(masks: Masks, count: int = 3) -> list[str]:
 
 
 def _suggest_for_all(found: set[int]) -> str:
-    """Return what to do about values that many masks hold."""
+    """Return advice on values that many masks hold."""
     if len(found) > MANY_CLASSES:
         return (
             "If they number objects, type --set data.mask=instances; if they are gray values, --set data.mask=binary, "
@@ -160,7 +157,7 @@ def _suggest_for_all(found: set[int]) -> str:
 
 
 def _suggest_for_few(known: Collection[int], unknown: set[int], strays: Iterable[frozenset[int]]) -> str:
-    """Return what to do about values that only a few masks hold."""
+    """Return advice on values that only a few masks hold."""
     scales = _binary_scales(known, strays)
     if scales is not None:
         mine, others = scales
@@ -183,7 +180,7 @@ def _suggest_for_few(known: Collection[int], unknown: set[int], strays: Iterable
 
 
 def _binary_scales(known: Collection[int], strays: Iterable[frozenset[int]]) -> tuple[int, int] | None:
-    """Return the foreground value of binary masks, and the one expected, if that is all they differ by."""
+    """Return the foreground value of binary masks, and the expected one, where they differ in nothing else."""
     for scale in _BINARY:
         if set(known) in _BINARY and set(known) != scale and all(values <= scale for values in strays):
             return max(scale), max(known)

@@ -1,4 +1,4 @@
-"""What the values of masks mean, where nobody has said it: classes, numbers of objects, or gray steps.
+"""Recognize what the values of masks mean, where nobody has said it: classes, numbers of objects, or gray steps.
 
 Evidence is the connected parts of values, their size and place, and in how many masks each value is.
 """
@@ -78,7 +78,7 @@ class _ForegroundValues:
 def settle_meaning(
     scans: Mapping[str, MaskScan], given: Meaning, lossy: Collection[str] = ()
 ) -> tuple[Meaning, list[Finding]]:
-    """Return what mask values mean, all but the label values of classes, and what is to be said about it.
+    """Return what mask values mean, all but the label values of classes, and findings about it.
 
     Args:
         scans: of all masks that can be read.
@@ -129,7 +129,7 @@ def _gather(scans: Mapping[str, MaskScan], ignore_value: int | None) -> _Foregro
 
 
 def _recognize(pool: _ForegroundValues, *, fractions: bool) -> tuple[MaskKind, Any, str]:
-    """Return the kind, and the level and text of what is to be said about it."""
+    """Return the kind, and the level and text of a finding about it."""
     different = np.unique(pool.value)
     top = float(different[-1]) if len(different) else 0.0
     if len(different) > 1 and _are_steps(pool, top):
@@ -162,7 +162,7 @@ def _recognize(pool: _ForegroundValues, *, fractions: bool) -> tuple[MaskKind, A
 
 
 def _are_steps(pool: _ForegroundValues, top: float) -> bool:
-    """Return whether values are steps along the edges between two: 0, and what is near the largest."""
+    """Return whether values are steps along edges, between 0 and values near the largest one."""
     if pool.value.min() < 0:
         return False
     step, high = pool.value < top, pool.value >= top * (1 - _POLE)
@@ -197,7 +197,8 @@ def _count_objects(pool: _ForegroundValues, different: int) -> str:
         return "objects"
     if masks < _FEW:
         return "objects" if different > MANY_CLASSES else "" if different > _FEW else "classes"
-    size, *places = _list_dependences(pool)
+    # Numbers of objects are often given along one axis, so that place along one axis, the last one, may depend on them.
+    size, places = _explain(pool, np.log(pool.count)), sorted(_explain(pool, place) for place in pool.center.T)
     if size > _DEPENDS < max(places[:-1], default=0.0):
         return "classes"
     presence = len(pool.value) / different
@@ -214,26 +215,14 @@ def _count_objects(pool: _ForegroundValues, different: int) -> str:
 
 def _count_on(pool: _ForegroundValues, different: int) -> bool:
     """Return whether each mask counts 1, 2, ..., n, perhaps with gaps: then fewer masks have larger values."""
+    from scipy.stats import spearmanr  # slow to load
+
     largest = np.zeros(pool.mask.max() + 1)
     np.maximum.at(largest, pool.mask, pool.value)
     filled = len(pool.value) / largest.sum()
     value, masks = np.unique(pool.value, return_counts=True)
-    falls = different > 2 * _FEW and masks.min() < masks.max() and _rank_correlation(value, masks) < -_GAPS
+    falls = different > 2 * _FEW and masks.min() < masks.max() and spearmanr(value, masks).statistic < -_GAPS
     return bool(filled >= _GAPS or (filled >= _GAPS / 2 and falls))
-
-
-def _rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> float:
-    from scipy.stats import spearmanr  # slow to load
-
-    return float(spearmanr(a, b).statistic)
-
-
-def _list_dependences(pool: _ForegroundValues) -> list[float]:
-    """Return how much size, and then place along each axis (sorted), depend on the value, as they do for classes.
-
-    Numbers of objects are often given along one axis, so that one axis, the last one, may depend.
-    """
-    return [_explain(pool, np.log(pool.count)), *sorted(_explain(pool, place) for place in pool.center.T)]
 
 
 def _explain(pool: _ForegroundValues, figure: NDArray[np.floating[Any]]) -> float:
@@ -263,7 +252,7 @@ def _settle_threshold(pool: _ForegroundValues, meaning: Meaning) -> Meaning:
 
 
 def _check_threshold(pool: _ForegroundValues, meaning: Meaning, given: Meaning) -> Iterator[Finding]:
-    """A threshold must leave foreground, and one that nobody gave must not cut regions away."""
+    """Check that a threshold leaves foreground, and that one that nobody gave cuts no regions away."""
     threshold, top = meaning.threshold or 0.0, float(pool.value.max(initial=0))
     if 0 < top <= threshold:
         message = (
@@ -282,12 +271,13 @@ def _check_threshold(pool: _ForegroundValues, meaning: Meaning, given: Meaning) 
 
 
 def _check_files(scans: Mapping[str, MaskScan], meaning: Meaning, lossy: Collection[str]) -> Iterator[Finding]:
-    """Classes and numbers of objects are integers, in files that keep them."""
+    """Check that classes and numbers of objects are integers, in files that keep them."""
     if meaning.takes_fractions:
         return
     broken = {i: scan for i, scan in scans.items() if scan.fractions}
     if broken:
-        low, high = (float(end) for end in _find_range(broken))
+        low = float(min(scan.values[0] for scan in broken.values()))
+        high = float(max(scan.values[-1] for scan in broken.values()))
         if low >= 0 and high <= 1:
             remedy = "If they are probabilities of foreground, type --set data.mask=probability"
         elif all(len(scan.values) < 3 for scan in broken.values()):
@@ -303,7 +293,3 @@ def _check_files(scans: Mapping[str, MaskScan], meaning: Meaning, lossy: Collect
             "type --set data.mask=binary"
         )
         yield Finding("lossy_mask", "fault", message, gray)
-
-
-def _find_range(scans: Mapping[str, MaskScan]) -> tuple[Any, Any]:
-    return min(scan.values[0] for scan in scans.values()), max(scan.values[-1] for scan in scans.values())

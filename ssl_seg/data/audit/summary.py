@@ -72,20 +72,24 @@ def _count(values: Any) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
 
+def _measure_ranges(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return minimum, median and maximum along each axis."""
+    array = np.array(rows)
+    low, median, high = array.min(axis=0), np.median(array, axis=0), array.max(axis=0)
+    return {"min": low.tolist(), "median": median.tolist(), "max": high.tolist()}
+
+
 def _measure_shapes(facts: Facts) -> dict[str, Any] | None:
     """Return the frequent shapes, and range and median along each axis of the more frequent dimension."""
     shapes = Counter(f.shape for f in facts.values())
     if not shapes:
         return None
     ndim = Counter(len(f.shape) for f in facts.values()).most_common(1)[0][0]
-    sizes = np.array([f.shape for f in facts.values() if len(f.shape) == ndim])
     return {
         "ndim": ndim,
         "different": len(shapes),
         "frequent": [{"shape": list(shape), "cases": n} for shape, n in shapes.most_common(_FREQUENT)],
-        "min": sizes.min(axis=0).tolist(),
-        "median": np.median(sizes, axis=0).tolist(),
-        "max": sizes.max(axis=0).tolist(),
+        **_measure_ranges([f.shape for f in facts.values() if len(f.shape) == ndim]),
         "voxels": sum(prod(shape) * n for shape, n in shapes.items()),
     }
 
@@ -95,13 +99,7 @@ def _measure_spacing(facts: Facts) -> dict[str, Any] | None:
     known = [f.spacing for f in facts.values() if f.spacing is not None]
     if not known or len({len(s) for s in known}) > 1:
         return None
-    spacings = np.array(known)
-    return {
-        "known": len(known),
-        "min": spacings.min(axis=0).tolist(),
-        "median": np.median(spacings, axis=0).tolist(),
-        "max": spacings.max(axis=0).tolist(),
-    }
+    return {"known": len(known), **_measure_ranges(known)}
 
 
 def _measure_intensity(facts: Facts) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Is an image file whole, and can it hold what its header claims? Asked before a decoder sees it.
+"""Check that an image file is whole and can hold what its header claims, before a decoder sees it.
 
 Decoders return half an image for a truncated file, or write complaints of their own to the terminal, or reserve
 whatever a broken header asks for. The checks here raise ``ValueError`` with the reason instead; the caller adds the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,6 @@ from ssl_seg.data.formats.file_checks import ANY_RATIO, check_claim
 from ssl_seg.data.formats.layout import Box, lay_out_array
 from ssl_seg.data.formats.stored import Stored, import_optional, lazy
 from ssl_seg.data.reading import Reading
-
-
-@dataclass(frozen=True)
-class _DataSet:
-    path: Path
-    key: str
-
-    def __call__(self, selection: Box) -> NDArray[Any]:
-        part: NDArray[Any]
-        with _open_file(self.path) as file:
-            part = file[self.key][selection]
-        return part
 
 
 def list_hdf5(path: Path) -> tuple[str, ...]:
@@ -56,7 +44,13 @@ def open_hdf5(path: Path, key: str, reading: Reading) -> Stored:
             stored, largest = node.id.get_storage_size(), max(prod(shape), prod(chunks or ()))
             check_claim(largest * dtype.itemsize, stored, ANY_RATIO if chunks else 1)
     layout, notes = lay_out_array(shape, reading)
-    return lazy(f"{path}::{key}", _DataSet(path, key), layout, shape, dtype, chunks=chunks, notes=notes)
+    return lazy(f"{path}::{key}", partial(_fetch, path, key), layout, shape, dtype, chunks=chunks, notes=notes)
+
+
+def _fetch(path: Path, key: str, selection: Box) -> NDArray[Any]:
+    with _open_file(path) as file:
+        part: NDArray[Any] = file[key][selection]
+    return part
 
 
 @contextmanager

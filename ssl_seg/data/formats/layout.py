@@ -1,4 +1,4 @@
-"""How the axes of a stored array become (C, *S), with *S = (Z, Y, X) or (Y, X)."""
+"""Lay out the axes of a stored array as (C, *S), with *S = (Z, Y, X) or (Y, X)."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import gzip
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import AxisLayout, Box, lay_out_axes
-from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, from_array, import_once, lazy, make_geometry
+from ssl_seg.data.formats.stored import Fetch, Geometry, RawVoxels, Stored, from_array, import_once, lazy, make_geometry
 
 _HEADER_BYTES = {1: 348, 2: 540}
 _CHUNK = 2**20
@@ -92,37 +92,39 @@ class Header:
         return self.offset + prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class _Scaled:
-    """Voxels times slope plus intercept; float32 holds them exactly enough where the file has 16 bits or less."""
-
-    read: Callable[[Box], NDArray[Any]]
-    slope: float
-    intercept: float
-    dtype: np.dtype[Any]
-
-    def __call__(self, selection: Box) -> NDArray[Any]:
-        with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused by name later
-            return (self.read(selection) * self.slope + self.intercept).astype(self.dtype)
-
-
 def open_nifti(path: Path) -> Stored:
     """Return an opened NIfTI file, scaled by its slope and intercept.
 
     Raises:
         ValueError: or an error of the decoder, if the file is damaged.
     """
-    if path.suffix.lower() == ".gz":
+    name, compressed = str(path), path.suffix.lower() == ".gz"
+    if compressed:
         header, voxels = _decompress(path)
-        return from_array(str(path), _scale_all(voxels, header), header.layout, header.geometry)
-    with path.open("rb") as file:
-        header = _read_header(file)
+    else:
+        with path.open("rb") as file:
+            header = _read_header(file)
+    dtype, scale = header.dtype, header.scale
+    if scale is not None:
+        small = dtype.itemsize <= 2 or dtype == np.dtype(np.float32)
+        dtype = np.dtype(np.float32 if small else np.float64)
+    if compressed:
+        scaled = voxels if scale is None else _scale(voxels, *scale, dtype)
+        return from_array(name, scaled, header.layout, header.geometry)
     raw = RawVoxels(path, header.offset, header.dtype, header.shape, "F")
     raw.check()
-    if header.scale is None:
-        return lazy(str(path), raw, header.layout, header.shape, header.dtype, header.geometry, order="F")
-    scaled = _Scaled(raw, *header.scale, _scaled_dtype(header))
-    return lazy(str(path), scaled, header.layout, header.shape, scaled.dtype, header.geometry, order="F")
+    read = raw if scale is None else partial(_fetch_scaled, raw, *scale, dtype)
+    return lazy(name, read, header.layout, header.shape, dtype, header.geometry, order="F")
+
+
+def _fetch_scaled(read: Fetch, slope: float, intercept: float, dtype: np.dtype[Any], selection: Box) -> NDArray[Any]:
+    return _scale(read(selection), slope, intercept, dtype)
+
+
+def _scale(voxels: NDArray[Any], slope: float, intercept: float, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return voxels times slope plus intercept; float32 is exact enough where the file has 16 bits or less."""
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused by name later
+        return (voxels * slope + intercept).astype(dtype)
 
 
 def write_nifti(path: Path, array: NDArray[np.generic], geometry: Geometry | None, *, compressed: bool) -> None:
@@ -184,7 +186,7 @@ def _read_header(file: BinaryIO) -> Header:
 
 
 def parse_header(block: bytes) -> Header:
-    """Return what the first bytes of a file say.
+    """Return the header that the first bytes of a file hold.
 
     Raises:
         ValueError: if they are no header, or a damaged one.
@@ -230,7 +232,7 @@ def parse_header(block: bytes) -> Header:
 
 
 def _find_affine(fields: Any, zooms: NDArray[np.floating[Any]]) -> NDArray[np.float64] | None:
-    """Return the sform, else the qform, if the file declares it and it can be inverted."""
+    """Return the sform, else the qform, of those that the file declares and that can be inverted."""
     from nibabel.affines import voxel_sizes
 
     known = bool((np.isfinite(zooms) & (zooms > 0)).all())
@@ -245,7 +247,7 @@ def _find_affine(fields: Any, zooms: NDArray[np.floating[Any]]) -> NDArray[np.fl
 
 
 def _orient(affine: NDArray[np.float64] | None, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return what each of the first three axes is read as: which of (x, y, z), and 1 or -1.
+    """Return how each of the first three axes is read: as which of (x, y, z), and 1 or -1.
 
     Where one of them has a single voxel, it comes last, as that of the slices of an image does.
     """
@@ -276,14 +278,3 @@ def _decompress(path: Path) -> tuple[Header, NDArray[Any]]:
             pass
     voxels = np.frombuffer(buffer, header.dtype, prod(header.shape), header.offset)
     return header, voxels.reshape(header.shape, order="F")
-
-
-def _scaled_dtype(header: Header) -> np.dtype[Any]:
-    small = header.dtype.itemsize <= 2 or header.dtype == np.dtype(np.float32)
-    return np.dtype(np.float32 if small else np.float64)
-
-
-def _scale_all(voxels: NDArray[Any], header: Header) -> NDArray[Any]:
-    if header.scale is None:
-        return voxels
-    return _Scaled(voxels.__getitem__, *header.scale, _scaled_dtype(header))((slice(None),) * voxels.ndim)

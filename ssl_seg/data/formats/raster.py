@@ -45,7 +45,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _to_array(image: Image.Image, data: bytes, *, is_mask: bool) -> tuple[NDArray[np.generic], tuple[str, ...]]:
-    """Return the pixels (Y, X) or (Y, X, S), alpha included, and what there is to say about them."""
+    """Return the pixels (Y, X) or (Y, X, S), alpha included, and notes on them."""
     if image.format == "PNG" and data[24] == 16 and len(image.getbands()) > 1:  # of which Pillow keeps 8 bits
         pixels = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
         return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]], ()

@@ -155,6 +155,31 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class BoxReader:
+    """An array that is read from its file box by box: ``reader[:, a:b, c:d]`` reads that box."""
+
+    stored: Stored
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    convert: Callable[[NDArray[Any]], NDArray[Any]]
+    beside: Stored | None = None
+    """What ``convert`` gets the same box of as well."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        """Return ``array[key]``; the key ends in one slice for each spatial axis."""
+        return self.convert(*(part.read(key[1:]) for part in (self.stored, self.beside) if part is not None))
+
+
+Voxels = NDArray[Any] | BoxReader
+"""An array in memory, or one that is read by box."""
+
+
+@dataclass(frozen=True)
 class RawVoxels:
     """An array that lies uncompressed in a file, with the order of its axes as in numpy."""
 
@@ -165,7 +190,7 @@ class RawVoxels:
     order: Literal["C", "F"] = "C"
 
     def check(self) -> None:
-        """Do nothing, if the file is long enough.
+        """Check that the file is long enough.
 
         Raises:
             ValueError: if it is not.
@@ -205,7 +230,7 @@ def _fetch_with_gaps(image: Stored, values: Sequence[float], nonfinite: str, box
 
 
 def _find_value(voxels: NDArray[Any], value: float) -> NDArray[np.bool_]:
-    """Return where voxels have a value, as far as their type can hold it."""
+    """Return where voxels have a value; nowhere if their type cannot hold it."""
     if np.isnan(value):
         return np.asarray(np.isnan(voxels))
     if voxels.dtype.kind == "f":

@@ -154,17 +154,14 @@ def _decode(series: tifffile.TiffPageSeries, path: Path) -> NDArray[Any]:
     try:
         return np.asarray(series.asarray(maxworkers=1))
     except (ValueError, ImportError) as error:
-        if isinstance(error, ImportError) or "imagecodecs" in str(error):
-            raise _codec_missing(path, series.keyframe) from error
-        raise
-
-
-def _codec_missing(path: Path, page: tifffile.TiffPage) -> DataError:
-    codec = page.compression.name + ("" if page.predictor == 1 else f", {page.predictor.name} predictor")
-    return DataError(
-        f"{path}: its compression ({codec}) needs the package imagecodecs. "
-        "Run pip install 'ssl-seg[codecs]', or save the file uncompressed or with zlib."
-    )
+        if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
+            raise
+        page = series.keyframe
+        codec = page.compression.name + ("" if page.predictor == 1 else f", {page.predictor.name} predictor")
+        raise DataError(
+            f"{path}: its compression ({codec}) needs the package imagecodecs. "
+            "Run pip install 'ssl-seg[codecs]', or save the file uncompressed or with zlib."
+        ) from error
 
 
 def _find_nodata(page: Any) -> float | None:
@@ -198,7 +195,7 @@ def _imagej_sizes(tiff: tifffile.TiffFile) -> dict[str, float]:
 
 
 def _ome_sizes(xml: str) -> dict[str, float]:
-    """Return the size of a voxel by axis from the first ``Pixels`` element, if all have one unit."""
+    """Return the size of a voxel by axis from the first ``Pixels`` element; nothing where units differ."""
     element = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
     pixels = dict(re.findall(r'\bPhysicalSize([XYZ](?:Unit)?)="([^"]+)"', element[0])) if element else {}
     sizes = {axis: float(value) for axis, value in pixels.items() if len(axis) == 1}

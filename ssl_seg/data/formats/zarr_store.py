@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,6 @@ _MAX_DEPTH = 6
 
 _MAX_CHUNKS = 2**20
 """Chunks of one read. Each takes zarr about 0.1 ms, also where it is not stored: this many are two minutes."""
-
-
-@dataclass(frozen=True)
-class _Array:
-    path: Path
-    key: str
-
-    def __call__(self, selection: Box) -> NDArray[Any]:
-        node = _open_node(self.path, self.key)
-        touched = prod((p.stop - 1) // c - p.start // c + 1 for p, c in zip(selection, node.chunks, strict=True))
-        if touched > _MAX_CHUNKS:
-            raise ValueError(f"{touched:,} chunks {node.chunks} would be read at once; store it in larger chunks")
-        return np.asarray(node[selection])
 
 
 def list_zarr(path: Path) -> tuple[str, ...]:
@@ -60,15 +47,24 @@ def open_zarr(path: Path, key: str, reading: Reading) -> Stored:
     node = _open_node(path, key)
     if hasattr(node, "shape"):
         layout, notes = lay_out_array(node.shape, reading)
-        return lazy(location, _Array(path, key), layout, node.shape, node.dtype, chunks=node.chunks, notes=notes)
+        read = partial(_fetch, path, key)
+        return lazy(location, read, layout, node.shape, node.dtype, chunks=node.chunks, notes=notes)
     scales = _multiscales(node.attrs)
     if not scales:
         raise ValueError("it is a group without an OME image; name an array in it")
     name = scales[0]["datasets"][0]["path"]
     level = node[name]
     layout, geometry = _read_ome(scales[0], level.shape, reading)
-    read = _Array(path, f"{key}/{name}" if key else name)
+    read = partial(_fetch, path, f"{key}/{name}" if key else name)
     return lazy(location, read, layout, level.shape, level.dtype, geometry, chunks=level.chunks)
+
+
+def _fetch(path: Path, key: str, selection: Box) -> NDArray[Any]:
+    node = _open_node(path, key)
+    touched = prod((p.stop - 1) // c - p.start // c + 1 for p, c in zip(selection, node.chunks, strict=True))
+    if touched > _MAX_CHUNKS:
+        raise ValueError(f"{touched:,} chunks {node.chunks} would be read at once; store it in larger chunks")
+    return np.asarray(node[selection])
 
 
 def _open_node(path: Path, key: str) -> Any:

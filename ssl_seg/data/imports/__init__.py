@@ -55,7 +55,7 @@ class Found:
 
 
 def find_labels(source: Path) -> Found | None:
-    """Return the labels that a file, or a folder, holds in another form than mask images, if any."""
+    """Return the labels that a file or a folder holds in another form than mask images, or None."""
     files = [source] if source.is_file() else list(walk_files(source)) if source.is_dir() else []
     stems = {split_suffix(path.name)[0] for path in files if is_image(path)} or None
     kinds: dict[str, list[Path]] = {}

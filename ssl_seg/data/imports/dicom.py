@@ -131,7 +131,7 @@ def _write_one(pydicom: Any, members: Sequence[tuple[Path, Any]], place: Path) -
 
 
 def _list_frames(path: Path, header: Any) -> list[_Frame]:
-    """Return the frames of a file; of several frames, what is said of each stands before what is said of all."""
+    """Return the frames of a file; what it says of one frame stands before what it says of all."""
     own = header.get("PerFrameFunctionalGroupsSequence") or [{}] * int(header.get("NumberOfFrames") or 1)
     shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
 

@@ -239,7 +239,7 @@ def _draw_yolo(numbers: Sequence[str], where: str, size: Size) -> Patch:
 
 
 def _read_yolo_names(folder: Path) -> list[str]:
-    """Return the class names of the data.yaml of a data set, if it has one."""
+    """Return the class names in the data.yaml of a data set; none without that file."""
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         try:
             names = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("names")
@@ -326,7 +326,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _list_entries(data: Mapping[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
-    """Return a list of COCO, each entry of which has an id."""
+    """Return a list of a COCO file, after a check that each entry has an id."""
     entries = data.get(key)
     if not isinstance(entries, list) or (not entries and key != "annotations"):
         raise DataError(f"{path}: '{key}' must be a list of entries. Is this the file of instances?")

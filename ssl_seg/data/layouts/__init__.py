@@ -90,7 +90,7 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
 
 
 def find_listing(root: Path, layout: str = AUTO, groups: Path | None = None, unlabeled: Path | None = None) -> Listing:
-    """Return the cases of a data set and what there is to say about them.
+    """Return the cases of a data set, with notes and findings.
 
     Args:
         root: a folder, or the file of a manifest.
@@ -125,7 +125,7 @@ def find_listing(root: Path, layout: str = AUTO, groups: Path | None = None, unl
 
 
 def _name_labels(root: Path) -> DataError | None:
-    """Return what to do about labels that are no mask images, if there are any."""
+    """Return an error that names labels which are no mask images and the command to import them; None without any."""
     from ssl_seg.data.imports import find_labels
 
     found = find_labels(root)
@@ -133,7 +133,7 @@ def _name_labels(root: Path) -> DataError | None:
 
 
 def _with_classes(listing: Listing, folder: Path) -> Listing:
-    """Return the listing with the mask values and names of ``CLASSES_FILE``, if there is one and it declares none."""
+    """Return the listing with the mask values and names of ``CLASSES_FILE``, unless it declares some itself."""
     path = folder / CLASSES_FILE
     if listing.label_values is not None or not path.is_file():
         return listing
@@ -224,7 +224,7 @@ def _join(listing: Listing, folder: Path) -> Listing:
 
 
 def _with_groups(listing: Listing, folder: Path, groups: Path | None) -> Listing:
-    """Return the listing with the groups of the group file, if there is one."""
+    """Return the listing with the groups of the group file, or as it is without that file."""
     if groups == NO_GROUPS:
         return replace(listing, cases=tuple(replace(case, group=None) for case in listing.cases))
     notes = listing.notes
@@ -239,7 +239,7 @@ def _with_groups(listing: Listing, folder: Path, groups: Path | None) -> Listing
 
 
 def _nothing_recognized(root: Path) -> DataError:
-    """Say what is there, and what could be."""
+    """Return an error that says what the folder holds, and which layouts are recognized."""
     if root.is_file():
         first = f"{root} is a file, expected a folder. Name the folder that holds images/ and masks/."
     else:

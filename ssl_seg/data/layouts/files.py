@@ -189,7 +189,7 @@ def find_stacks(images: Mapping[str, Path]) -> dict[str, list[Path]]:
 
 
 def note_others(others: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a note on files that are no images, if there are any."""
+    """Return a note on files that are no images; nothing without any."""
     kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in others)
     shown = ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common(3))
     note = f"{len(others)} file(s) are no images that can be read and are not used ({shown}; {name_examples(others)})"
@@ -199,7 +199,7 @@ def note_others(others: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def note_unlabeled(without_mask: int, images: int) -> tuple[str, ...]:
-    """Return a note on images without a mask, if there are any."""
+    """Return a note on images without a mask; nothing without any."""
     note = f"{without_mask} of {images} images have no mask file and count as unlabeled"
     return (note,) if without_mask else ()
 

@@ -148,7 +148,7 @@ def sort_files(root: Path) -> Files:
 
 
 def choose_source(files: Files, *, folders: bool = True, markers: bool = True) -> _Source | None:
-    """Return what has the masks of most images; of equals a folder, and the first of ``MASK_WORDS``."""
+    """Return the source with the masks of most images; among equals a folder, and the first of ``MASK_WORDS``."""
     found = [
         _Source(word, "", names, len(match_names(files.images, names)))
         for word, masks in files.masks.items()
@@ -226,7 +226,7 @@ def _is_further(name: str, images: Mapping[str, Path], masks: Mapping[str, Path]
 
 
 def _folder_of(files: Mapping[str, Path]) -> str:
-    """Return the folder that holds the first of some masks, as far as its name says that they are masks."""
+    """Return the name of the folder that marks the first of these files as a mask."""
     path = next(iter(files.values()))
     return next(f"{parent.name}/" for parent in path.parents if role_of(parent.name)[0] == "mask")
 
@@ -245,7 +245,7 @@ def _with_masks_elsewhere(root: Path, files: Files, listing: Listing) -> Listing
 
 
 def _count_names(root: Path, images: Mapping[str, Path]) -> Iterator[tuple[int, str]]:
-    """Yield for each folder beside the images how many of its files have their names, if that is half of them."""
+    """Yield folders beside the images, with their number of files named like images, if that is half of them."""
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not role_of(p.name)[0]):
         if folder.name.lower() in UNLABELED or folder.name.startswith("."):
             continue

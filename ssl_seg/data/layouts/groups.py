@@ -1,4 +1,4 @@
-"""Which cases must not be torn apart: by the group file, or by names such as patient03_slice07."""
+"""Find the cases that must stay together: by the group file, or by names such as patient03_slice07."""
 
 from __future__ import annotations
 

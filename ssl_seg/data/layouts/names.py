@@ -1,4 +1,4 @@
-"""What the names of folders and files say: which hold images, which hold masks, and which mask belongs to which image.
+"""Tell images from masks by the names of folders and files, and which mask belongs to which image.
 
 An id is the path of an image without its suffix, with forward slashes, in the composed Unicode form (NFC).
 """
@@ -80,7 +80,7 @@ def place_of(name: str) -> Place:
 
 
 def split_marker(case_id: str) -> tuple[str, str] | None:
-    """Return the id of the image of which this is the mask by its own name, and what says so; None for other names.
+    """Return the id of the image that a mask names in its own name, and the marker in it; None for other names.
 
     ``a_mask``, ``a-Labels`` and ``GT a`` give ``a`` with ``_mask``, ``-labels`` and ``gt `` (in lower case).
     """
@@ -107,7 +107,7 @@ def _find_core(stem: str, words: Collection[str]) -> tuple[int, int]:
 
 
 def loose_key(case_id: str) -> str:
-    """Return what names of an image and its mask have in common: no case, no ``img_``, ``_image``, ``_mask``."""
+    """Return the part that names of an image and its mask share: no case, no ``img_``, ``_image``, ``_mask``."""
     folder, slash, stem = case_id.rpartition("/")
     for words in (_MASKS, _IMAGES):
         start, stop = _find_core(stem, words)

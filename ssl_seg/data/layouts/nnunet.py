@@ -107,7 +107,7 @@ def _files_by_stem(folder: Path, scan: Scan, ending: str) -> tuple[dict[str, Pat
 
 
 def _find_separator(stems: Iterable[str]) -> str:
-    """Return what is before the number of a channel: ``_``, as it should be, ``.`` or ``-``; "" without numbers."""
+    """Return the character before the number of a channel: ``_``, or else ``.`` or ``-``; "" without numbers."""
     first = {stem[-5] for stem in stems if stem.endswith("0000") and stem[-5:-4] in ("_", ".", "-")}
     return next((separator for separator in "_.-" if separator in first), "")
 

@@ -1,4 +1,4 @@
-"""Which cases are for training, validation and test, and which of the training cases are labeled at each fraction.
+"""Split cases into training, validation and test, and say which training cases are labeled at each fraction.
 
 The order of the labeled training cases decides: 1 % is the beginning of 10 %, which is the beginning of 100 %.
 """
@@ -83,14 +83,14 @@ class Split:
         return self.fractions.get(amount, pool[: count_labeled(amount, len(pool))])
 
     def note_rounding(self, labels: float) -> list[str]:
-        """Return what there is to say where less than half a case was asked for."""
+        """Return a note where less than half a case was asked for."""
         pool = len(self.fractions[1.0])
         if labels > 1 or Decimal(repr(float(labels))) * pool >= Decimal("0.5"):
             return []
         return [f"{labels:g} of {pool} cases is less than half a case and becomes 1 case"]
 
     def pool_ids(self, labels: float) -> tuple[str, ...]:
-        """Return the training ids whose mask, if any, must not be looked at: the rest of the pool, then the unlabeled.
+        """Return the training ids that count as unlabeled: the rest of the pool, then those without a mask.
 
         Raises:
             SplitError: as for ``labeled_ids``.
@@ -99,12 +99,12 @@ class Split:
         return tuple(i for i in self.fractions[1.0] if i not in labeled) + self.unlabeled
 
     def image_contents(self, ids: Iterable[str]) -> set[str]:
-        """Return what identifies the images of these ids, whatever their names and masks are; not constant images."""
+        """Return the contents of the images of these ids, whatever their names and masks are; constant images aside."""
         contents = (self.content[i] for i in ids if i in self.content)
         return {image_of(content) for content in contents if not is_constant(content)}
 
     def check_not_sealed(self, ids: Iterable[str]) -> None:
-        """Do nothing, if none of the ids is in the test list.
+        """Check that none of the ids is in the test list.
 
         Raises:
             SplitError: with the ids that are.
@@ -295,7 +295,7 @@ def _make_pool(
     given: tuple[float | None, float | None],
     near_copies: NearCopies,
 ) -> _Pool:
-    """Return what is dealt out; ``given`` are the shares of validation and test that somebody asked for."""
+    """Return the cases to deal out; ``given`` are the shares of validation and test that somebody asked for."""
     held, (val_fraction, test_fraction), folder_notes = _hold_folders(catalog, *given)
     _check_numbers(fractions, seed, _VAL_FRACTION if given[0] is None else val_fraction, test_fraction)
     labeled = sorted(case.id for case in catalog.labeled)

@@ -1,4 +1,4 @@
-"""How the sets of a split compare with random draws of the same size: foreground, empty masks, intensity, groups."""
+"""Compare the sets of a split with random draws of the same size: foreground, empty masks, intensity, groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dealing out groups to parts, and ordering the labeled cases: by foreground fraction and by class, both seeded.
+"""Deal out groups to parts, and order the labeled cases: by foreground fraction and by class, both seeded.
 
 Pure functions of ids, groups, foreground fractions and classes; ``splits`` puts them together.
 """
@@ -131,7 +131,7 @@ def _fill_empty_parts(
     eligible: Sequence[GroupKey],
     classes_of: Mapping[GroupKey, frozenset[int]] | None = None,
 ) -> None:
-    """Give each part without an eligible group the first of the part that has most of them, if that has two.
+    """Give each part without an eligible group one of the part that has most of them, and at least two.
 
     With ``classes_of``, only a group is moved whose classes are all left behind as well.
     """

@@ -75,7 +75,7 @@ def change_gamma(channel: Array, rng: np.random.Generator, strength: float) -> A
 
 
 def change_inverted_gamma(channel: Array, rng: np.random.Generator, strength: float) -> Array:
-    """Do what ``change_gamma`` does from the bright end of the range."""
+    """Apply ``change_gamma`` from the bright end of the range."""
     return -change_gamma(-channel, rng, strength)
 
 
