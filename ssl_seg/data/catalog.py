@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data import synthetic
-from ssl_seg.data.audit.checks import check_doubts, check_kinds, check_nodata, check_unannotated
+from ssl_seg.data.audit.checks import (
+    check_doubts,
+    check_empty_masks,
+    check_full_masks,
+    check_kinds,
+    check_missing_masks,
+    check_nodata,
+    check_unannotated,
+)
 from ssl_seg.data.audit.labels import check_unexpected_values, find_label_values, name_annotated, values_by_mask
 from ssl_seg.data.audit.meaning import settle_meaning
 from ssl_seg.data.facts import (
@@ -53,6 +61,9 @@ _READERS = 4
 
 _BATCH = 1024
 """Cases that wait for the readers at a time."""
+
+_USELESS_MASKS = ("no_masks", "all_masks_empty", "all_masks_full")
+"""Findings about masks that can be read and are still probably not meant so."""
 
 _SHOWN = 8
 """Problems listed in one error."""
@@ -254,10 +265,10 @@ def drop_unannotated(cases: Sequence[Case], facts: Mapping[str, CaseFacts]) -> t
 
 @dataclass(frozen=True)
 class ReadCases:
-    """What reading all cases has shown.
+    """Facts of all cases, and what follows from them together.
 
     Masks that ignore every voxel are left out of ``cases``, as they say nothing; they stay where the masks are of no
-    usable kind. ``faults`` are those of single cases, ``findings`` what there is to say about the kind of the masks,
+    usable kind. ``faults`` are those of single cases, ``findings`` those about the kind of the masks,
     and ``about`` findings about voxels without data and masks that ignore every voxel.
     ``meaning`` has the label values that somebody declared, or else None; ``label_values`` are these or those inferred.
     ``reading`` is how files were read, with what was recognized of it, and ``reading_notes`` what to say about it.
@@ -340,13 +351,15 @@ def open_catalog(root: str, settings: CatalogSettings = DEFAULTS, *, track: Trac
     unexpected = check_unexpected_values(masks, declared) if read.has_kind else []
     findings = [*read.listing.findings, *read.faults, *check_kinds(facts), *read.findings, *unexpected]
     _raise_faults(root, select_faults(findings))
-    about = (*check_doubts(facts), *read.findings, *read.about)
+    of_masks = (*check_missing_masks(read.cases), *check_empty_masks(facts), *check_full_masks(facts))
+    useless = [finding for finding in of_masks if finding.code in _USELESS_MASKS]
+    about = (*check_doubts(facts), *read.findings, *read.about, *useless)
     catalog = Catalog(
         root,
         read.cases,
         facts,
         replace(read.meaning, label_values=read.label_values),
-        (*read.listing.notes, *read.reading_notes, *(f.message for f in about), *_content_notes(facts)),
+        (*read.listing.notes, *read.reading_notes, *(f.message for f in about)),
         read.listing.layout,
         replace(read.reading, fractions=read.meaning.takes_fractions),
     )
@@ -430,18 +443,3 @@ def _raise_faults(root: str, faults: Sequence[Finding]) -> None:
     listed = "\n".join(describe_finding(fault) for fault in faults[:_SHOWN])
     more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     raise DataError(f"{root}: {len(faults)} problem(s) found.\n{listed}{more}\n`ssl-seg data audit {root}` says more.")
-
-
-def _content_notes(facts: Mapping[str, CaseFacts]) -> tuple[str, ...]:
-    """Return notes on masks that are readable and still probably not meant so."""
-    foregrounds = [f.foreground for f in facts.values() if f.foreground is not None]
-    notes = []
-    if not foregrounds:
-        notes.append("NO CASE HAS A MASK: nothing can be trained or evaluated, only predicted")
-    elif not any(foregrounds):
-        notes.append(
-            f"ALL {len(foregrounds)} MASKS ARE EMPTY: there is no foreground to learn; are these the right masks?"
-        )
-    elif all(share == 1 for share in foregrounds):
-        notes.append(f"ALL {len(foregrounds)} MASKS ARE FOREGROUND EVERYWHERE: `ssl-seg data audit` says more")
-    return tuple(notes)

@@ -48,7 +48,7 @@ class DiskFullError(DataError):
 
 @dataclass(frozen=True)
 class Grid:
-    """What a copy was resampled to: a case, or the ``region`` of its files that it is, on ``shape`` (*S)."""
+    """The grid of a resampled copy: ``shape`` (*S), of a case or of the ``region`` of its files that it is."""
 
     region: Region | None
     shape: tuple[int, ...]

@@ -37,8 +37,8 @@ Measured with 3 to 500 images. Different images, the largest of all pairs and tu
 synthetic retinas of three cameras 0.60 (0.90 where there are only 8), images of uneven light with weak texture 0.20,
 discs that differ in place and texture 0.78 (0.90 where there are only 5), single blobs 0.89. Copies, the smallest of
 40 in each of these sets but the blobs: resized 0.99, JPEG of quality 30 0.95 (also turned and resized), contrast
-changed by 0.4 or 1.5 (clipped) 0.97; of gamma 0.6 and 1.6 95 % are above 0.95. What was resized below 32 pixels, or
-has no texture that JPEG leaves, is not found.
+changed by 0.4 or 1.5 (clipped) 0.97; of gamma 0.6 and 1.6 95 % are above 0.95. Images that were resized below
+32 pixels, or have no texture that JPEG leaves, are not found.
 """
 
 ALIKE_LIKENESS = 0.55

@@ -1,4 +1,4 @@
-"""What reading a case once shows: sizes, mask values, intensities, and what identifies its image."""
+"""Read a case once, for its facts: sizes, mask values, intensities, and the digits that identify its image."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Appearance:
 
 @dataclass(frozen=True, slots=True)
 class CaseFacts:
-    """What reading a case has shown.
+    """Facts of a case that reading it has shown.
 
     ``shape`` is *S; ``values`` are the mask's values, sorted, and ``counts`` how many voxels have each, without those
     where the image has no data; ``foreground`` is the share of voxels that are not background among those that are not
@@ -79,7 +79,7 @@ class CaseFacts:
     decoded: tuple[bool, bool] = (False, False)
     """Whether image and mask are decoded whole, as compressed files are, and not read by box."""
     notes: tuple[str, ...] = ()
-    """What was done to the values of the files, or guessed about them; see ``describe_notes``."""
+    """Changes to the values of the files, and guesses about them; see ``describe_notes``."""
     scan: MaskScan | None = field(default=None, compare=False, repr=False)
     """The mask as stored, until ``settle_facts`` has said what its values mean."""
 

@@ -32,7 +32,7 @@ KEPT_PER_CASE, KEPT_AT_LEAST = 4, 20_000
 """Facts that are kept: so many for each case, which can be read with several settings, but no fewer than the second."""
 
 _FLUSH_SECONDS = 1.0
-"""What was read is written after so long: a start that is killed has not read in vain."""
+"""New facts are written after so many seconds, so that a start that is killed has not read in vain."""
 
 _COARSE_TICK, _FINE_TICK = 2 * 10**9, 2 * 10**7
 """Nanoseconds in which a file system may give two changes one time: one that counts whole seconds, and others."""

@@ -1,4 +1,4 @@
-"""What a check of data or of a split has to say, and its form as JSON."""
+"""Findings of a check of data or of a split, and their form as JSON."""
 
 from __future__ import annotations
 

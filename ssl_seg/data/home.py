@@ -9,7 +9,7 @@ from pathlib import Path
 from ssl_seg.data.synthetic import is_synthetic
 
 HOME_FOLDER = ".ssl_seg"
-"""What is noted about a data set lies there, beside its files."""
+"""Folder of notes about a data set, beside its files."""
 
 SWITCH = "SSL_SEG_KEEP_FACTS"
 """Environment variable; 0 keeps nothing, so that all images are read at every start."""

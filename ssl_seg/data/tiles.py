@@ -40,7 +40,7 @@ def plan_tiles(cases: Sequence[Case], shapes: Mapping[str, Sequence[int]], parts
     Args:
         cases: all of them; unlabeled ones stay whole.
         shapes: id -> (*S), of the cases that can be read.
-        parts: at least so many of each labeled image, as far as they keep sides of ``SMALLEST``; 1 cuts none; None
+        parts: at least so many of each labeled image, if they keep sides of ``SMALLEST``; 1 cuts none; None
             cuts where there are fewer than three labeled images.
 
     Raises:

@@ -17,7 +17,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Copies:
-    """What is there more than once: sets of ids with the same image, sets with nearly the same, and alike pairs.
+    """Images that are there more than once: sets of ids with the same, sets with nearly the same, and alike pairs.
 
     Alike pairs are neither nearly the same nor in one group. ``crowds``: see ``Likeness``.
     """

@@ -24,7 +24,7 @@ _LEVELS = {"fault": "faults", "warn": "warnings", "info": "infos"}
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found: ``findings``, faults first; ``summary`` of plain types, for JSON.
+    """The result of an audit: ``findings``, faults first; ``summary`` of plain types, for JSON.
 
     ``facts`` are of the cases that can be read, ``meaning`` is what the values of masks were taken for.
     """

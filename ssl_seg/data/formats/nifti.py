@@ -56,7 +56,7 @@ must not depend on how the file stores it."""
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says.
+    """A parsed header.
 
     ``shape`` has three axes or more. ``affine`` is the one of the file, or None. ``orientation`` has a row for each of
     the first three axes: which of (x, y, z) it is read as, and 1 or -1 (read the other way round). ``scale`` is slope

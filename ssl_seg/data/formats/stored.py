@@ -269,7 +269,7 @@ def from_array(
         voxels: the stored array.
         layout: how it becomes (C, *S).
         geometry: of the upright image.
-        notes: what there is to say about it.
+        notes: on how it was read.
         has_alpha: whether its last channel is alpha.
 
     Raises:
@@ -308,7 +308,7 @@ def lazy(
         geometry: of the image.
         chunks: shape of the pieces of the stored array that are decoded as a whole; None if there are none.
         order: of the stored axes where there are no chunks.
-        notes: what there is to say about it.
+        notes: on how it was read.
 
     Raises:
         DataError: if the type or the shape of the array is not supported.

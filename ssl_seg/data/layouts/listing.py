@@ -1,4 +1,4 @@
-"""What a layout finds: the cases with the locations of their files, and what there is to say about them.
+"""The result of a layout: the cases with the locations of their files, notes and findings.
 
 A location is ``PATH``, or ``PATH::KEY`` for an array inside a file.
 """

@@ -140,7 +140,7 @@ def _check_amount(labels: float) -> float:
 
 @dataclass(frozen=True)
 class _Pool:
-    """What is dealt out: the labeled cases, by groups that must stay whole; ``key_of`` knows the unlabeled ones too.
+    """The cases to deal out: the labeled ones, by groups that must stay whole; ``key_of`` has the unlabeled ones too.
 
     ``held`` are all cases, id -> part, that are not dealt out: their folder is their part. ``shares`` are those of the
     parts, of the other labeled cases.

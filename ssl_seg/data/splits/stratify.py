@@ -21,7 +21,7 @@ GroupKey = tuple[str, str]
 
 @dataclass(frozen=True)
 class Traits:
-    """What cases are stratified by.
+    """Traits of cases that they are stratified by.
 
     ``foreground`` maps an id to its foreground fraction; ``classes`` to the label values, without the background, that
     its mask holds. One class alone says no more than the foreground fraction does and can be left out.
@@ -84,7 +84,7 @@ def assign_groups(
         groups: group -> ids.
         traits: quantiles of the foreground fraction, no foreground at all, and the presence of each class are strata.
         shares: of each part, with sum 1; a part with share 0 gets nothing, any other at least one group and one with
-            foreground, as far as there are enough of them, and one with each class, as far as that can be had by
+            foreground, if there are enough of them, and one with each class, if that can be had by
             moving single groups.
         rng: decides between groups of one size.
         exact_sizes: fill no part above its share while another one has room for the group, so that the sizes of parts
