@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 
+from ssl_seg.data.facts import format_size
 from ssl_seg.data.layouts.listing import Case, Region
 from ssl_seg.errors import DataError
 
@@ -57,7 +58,7 @@ def plan_tiles(cases: Sequence[Case], shapes: Mapping[str, Sequence[int]], parts
     if parts is not None and not regions:
         largest = max(labeled.values(), key=max)
         raise DataError(
-            f"data.tiles={parts}: the largest labeled image is {' x '.join(map(str, largest))}. {describe_limit()} "
+            f"data.tiles={parts}: the largest labeled image is {format_size(largest)}. {describe_limit()} "
             "Leave data.tiles out, or label more images."
         )
     if not regions:
@@ -65,7 +66,7 @@ def plan_tiles(cases: Sequence[Case], shapes: Mapping[str, Sequence[int]], parts
     shape = next(iter(regions.values()))[0]
     note = (
         f"{sum(map(len, regions.values()))} parts of {len(regions)} labeled image(s) are labeled cases, the first of "
-        f"{' x '.join(str(stop - start) for start, stop in shape)} voxels, with gaps of up to {WIDEST_GAP[len(shape)]} "
+        f"{format_size([stop - start for start, stop in shape])} voxels, with gaps of up to {WIDEST_GAP[len(shape)]} "
         "voxels that are in no part"
     )
     if parts is None:

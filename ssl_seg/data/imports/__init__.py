@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_seg.data.facts import format_size
 from ssl_seg.data.formats.stored import name_errors
 from ssl_seg.data.imports import dicom, outlines
 from ssl_seg.data.imports.outlines import Images, Labels, Shape
@@ -179,7 +180,7 @@ def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list
 def _size_of(path: Path, stated: Size | None) -> Size:
     shape = open_image(str(path)).shape[1:]
     if len(shape) != 2:
-        raise DataError(f"{path}: labels are of flat images, this one is {' x '.join(map(str, shape))}.")
+        raise DataError(f"{path}: labels are of flat images, this one is {format_size(shape)}.")
     if stated is not None and shape != stated:
         raise DataError(
             f"{path} is {shape[1]} wide and {shape[0]} high; its labels are for {stated[1]} x {stated[0]}. Name the "

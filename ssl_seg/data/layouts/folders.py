@@ -181,10 +181,12 @@ def _list(layout: str, root: Path, files: Files, source: _Source | None) -> List
     if files.clashes:
         raise files.clashes[0]
     images, seconds = dict(files.images), {} if source is None else source.names
-    masks = {} if source is None else {name: images.pop(name) for name in seconds} if source.marker else (
-        files.masks[source.word]
-    )  # fmt: skip
-    marked = masks if source is not None and source.marker else {}
+    masks: dict[str, Path] = {}
+    marked: dict[str, Path] = {}
+    if source is not None and source.marker:
+        masks = marked = {name: images.pop(name) for name in seconds}
+    elif source is not None:
+        masks = files.masks[source.word]
     further = {name for name in images if _is_further(name, images, marked)}
     for name in further:
         del images[name]

@@ -81,18 +81,13 @@ def _find_mask(files: Files, name: str, members: list[Path]) -> str | None:
         for folder, slices in find_stacks(masks).items():
             if folder == name and len(slices) == len(members):
                 return f"{slices[0].parent}/"
+    parent, own = members[0].parent, name.rpartition("/")[2]
+    folders = (parent, parent.parent) if parent.parent.name == own else (parent,)
     beside: dict[str, str] = {}
     for path in files.images.values():
-        if path.parent in (members[0].parent, members[0].parent.parent) and path not in members:
+        if path.parent in folders and path not in members:
             stem = split_suffix(path.name)[0].casefold()
             marked = split_marker(stem)
-            word = (
-                stem
-                if not marked
-                else marked[1].strip("_-. ")
-                if marked[0] == name.rpartition("/")[2].casefold()
-                else ""
-            )
-            if word in _BESIDE and (path.parent == members[0].parent or path.parent.name == name.rpartition("/")[2]):
-                beside[word] = str(path)
+            word = marked[1].strip("_-. ") if marked and marked[0] == own.casefold() else stem
+            beside[word] = str(path)
     return next((beside[word] for word in _BESIDE if word in beside), None)
