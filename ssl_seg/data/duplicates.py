@@ -9,21 +9,21 @@ the second moments of the data set over all turns), which leaves what is an imag
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from ssl_seg.data.content import is_constant
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.home import list_places
-from ssl_seg.files import atomic_write
+from ssl_seg.files import write_text
 
 Vectors = NDArray[np.floating]
 Numbers = NDArray[np.int64]
@@ -93,6 +93,10 @@ class Likeness:
     pairs: tuple[AlikePair, ...] = ()
 
 
+_KEPT = TypeAdapter(tuple[str, Likeness])
+"""A key, and the likeness of the images that it stands for."""
+
+
 def compare_cases(facts: Mapping[str, CaseFacts], root: str | None = None) -> Likeness:
     """Return what looks alike among cases; exact copies of an image stand for one, constant images for none.
 
@@ -125,17 +129,15 @@ def _find_kept(thumbnails: Mapping[str, Vectors], root: str | None) -> Likeness:
     places = list_places(root, "likeness.json")
     key = hashlib.sha256(Path(__file__).read_bytes() + "".join(sorted(thumbnails)).encode()).hexdigest()
     for path in places:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(path.read_text())
-            if kept["key"] == key:
-                copies, crowds = (tuple(map(tuple, kept[name])) for name in ("copies", "crowds"))
-                return Likeness((), copies, crowds, tuple(AlikePair(**pair) for pair in kept["pairs"]))
+        with suppress(OSError, ValueError):
+            kept_key, kept = _KEPT.validate_json(path.read_bytes())
+            if kept_key == key:
+                return kept
     found = find_likeness(thumbnails)
     for path in places:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps({"key": key, **asdict(found)}))
+            write_text(path, _KEPT.dump_json((key, found)).decode())
             break
     return found
 
