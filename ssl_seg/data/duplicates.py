@@ -165,7 +165,7 @@ def find_likeness(thumbnails: Mapping[str, Vectors]) -> Likeness:
             if len(cluster) > 1:
                 (copies if len(cluster) <= most else crowds).append(tuple(cluster))
         apart = leader_of[ends[0]] != leader_of[ends[1]]
-        found = zip(*ends[:, apart].tolist(), likeness[apart].round(_DIGITS).tolist(), strict=True)
+        found = zip(*ends[:, apart].tolist(), likeness[apart].astype(np.float64).round(_DIGITS).tolist(), strict=True)
         pairs += [AlikePair(ids[first], ids[second], min(value, 1.0)) for first, second, value in found]
     for sets in (copies, crowds):
         sets.sort(key=lambda cluster: (-len(cluster), cluster))
