@@ -337,7 +337,7 @@ def test_channel_counts_must_agree(tmp_path: Path) -> None:
 
 def test_empty_masks_and_missing_masks_are_said_loudly(tmp_path: Path) -> None:
     full = open_catalog(make(tmp_path / "w", {"a": mask() + 1, "b": mask() + 1}))
-    assert "ALL 2 MASKS ARE FOREGROUND" in full.notes[-1]
+    assert "all 2 masks hold 1 and nothing else" in full.notes[-1]
     assert "all 2 masks are there and EMPTY" in open_catalog(make(tmp_path / "x", {"a": mask(), "b": mask()})).notes[-1]
     assert "none of the 1 images has a mask" in open_catalog(make(tmp_path / "y", {"a": None})).notes[-1]
     assert open_catalog(make(tmp_path / "z", {"a": mask(), "b": mask(1)})).notes == ()
