@@ -45,7 +45,7 @@ def make_bare_step(student: nn.Module, precision: str, device: torch.device) -> 
         student.train()
         labeled = len(batch.image)
         with autocast():
-            logits = student(torch.cat([batch.image, batch.strong]))
+            logits = student(torch.cat([batch.image, batch.strong[0]]))
             with torch.no_grad():
                 target = teacher(batch.weak).float().softmax(1)
             loss, _ = compute_loss(logits[:labeled], batch.target, WEIGHTS)
@@ -116,7 +116,7 @@ def main() -> None:
     ).to(device)
     images = [torch.randn(n, 1, *patch, device=device) for n in (options.labeled, options.unlabeled, options.unlabeled)]
     target = torch.randint(2, (options.labeled, *patch), device=device)
-    batch = Batch(images[0], target, images[1], images[2], ())
+    batch = Batch(images[0], target, images[1], (images[2],), ())
     precision, _ = choose_precision(options.precision, network, images[0])
 
     steps = {

@@ -195,7 +195,7 @@ def add_entropy() -> AbstractContextManager[None]:
                 entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean()
                 return replace(output, loss=output.loss + ENTROPY_WEIGHT * entropy)
 
-            return _Callable(call, uses_teacher=method.uses_teacher)
+            return _Callable(call, traits=method.traits)
 
         return make_method
 

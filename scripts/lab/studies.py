@@ -23,12 +23,10 @@ import ssl_seg.run.training
 from lab import injections
 from lab.runs import Nested, map_runs, read_run, run_training, write_particles, write_sheets
 from ssl_seg.config.layers import Layer
-from ssl_seg.engine.engine import Engine
-from ssl_seg.engine.loop import BatchesFrom, LoopResult, LoopStart, LrAt, Schedule
 from ssl_seg.engine.window import StepSums
-from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.session import LoopResult, Session
 from ssl_seg.run.training import train
 
 DEFAULT: Nested = {
@@ -191,16 +189,13 @@ def _replace_loop(loop: Any) -> AbstractContextManager[Any]:
     return mock.patch.object(ssl_seg.run.training, "run_loop", loop)
 
 
-def _step_barely(
-    kept: dict[str, Any], engine: Engine, _: Monitor, batches_from: BatchesFrom, schedule: Schedule, *__: Any,
-    lr_at: LrAt, start: LoopStart, **___: Any,
-) -> LoopResult:  # fmt: skip
+def _step_barely(kept: dict[str, Any], session: Session, *_: Any) -> LoopResult:
     """The loop without anything but steps; the student is kept."""
-    batches = batches_from(0, None)
-    for step in range(schedule.total_steps):
-        engine.step(next(batches).to(engine.fabric.device), step, lr_at(step, ()))
+    engine, batches = session.engine, session.batches_from(0, None)
+    for step in range(session.watch.schedule.total_steps):
+        engine.step(next(batches).to(engine.fabric.device), step, session.lr_at(step, ()))
     kept |= copy.deepcopy(engine.student.state_dict())
-    return LoopResult("interrupted", start.progress, None)
+    return LoopResult("interrupted", session.progress, None)
 
 
 @dataclass(frozen=True)
@@ -244,10 +239,10 @@ def measure_overhead(
 
 
 def _time_blocks(
-    kept: list[Overhead], blocks: int, block_steps: int, looks: int, engine: Engine, monitor: Monitor,
-    batches_from: BatchesFrom, schedule: Schedule, *_: Any, lr_at: LrAt, start: LoopStart, **__: Any,
-) -> LoopResult:  # fmt: skip
-    batches, device = batches_from(0, None), engine.fabric.device
+    kept: list[Overhead], blocks: int, block_steps: int, looks: int, session: Session, *_: Any
+) -> LoopResult:
+    engine, monitor, schedule, lr_at = session.engine, session.watch.monitor, session.watch.schedule, session.lr_at
+    batches, device = session.batches_from(0, None), engine.fabric.device
     window, seconds, step = StepSums(), {True: list[float](), False: list[float]()}, 0
     engine.step(next(batches).to(device), step, lr_at(step, ()))
     for block in range(2 * blocks):
@@ -276,7 +271,7 @@ def _time_blocks(
             schedule.steps_per_epoch,
         )
     )
-    return LoopResult("interrupted", start.progress, None)
+    return LoopResult("interrupted", session.progress, None)
 
 
 def _read_clock(device: torch.device) -> float:

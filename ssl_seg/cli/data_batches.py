@@ -110,7 +110,7 @@ def _draw(source: PatchSource, path: Path) -> None:
         for case_id, image, target in zip(batch.case_ids, batch.image, batch.target, strict=False):
             labeled.append(LabeledPatch(case_id, to_gray(image.numpy()), target.numpy()))
         for index, case_id in enumerate(batch.case_ids[len(batch.image) :]):
-            mixed = None if batch.mix is None else batch.mix.mask[index].numpy()
-            weak, strong = (to_gray(views[index].numpy()) for views in (batch.weak, batch.strong))
+            mixed = None if batch.mixes[0] is None else batch.mixes[0].mask[index].numpy()
+            weak, strong = (to_gray(views[index].numpy()) for views in (batch.weak, batch.strong[0]))
             unlabeled.append(UnlabeledPatch(case_id, weak, strong, mixed))
     plot_views(labeled[:SHOWN_PATCHES], unlabeled[:SHOWN_PATCHES], path)

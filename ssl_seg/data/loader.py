@@ -5,7 +5,7 @@ Shapes: L labeled, U unlabeled, C channels, K classes (background = 0), *S spati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,17 +32,18 @@ LABELED_STREAM, UNLABELED_STREAM, PROBE_STREAM, MIX_STREAM, TILE_STREAM, SIZE_ST
 class Batch:
     """One training step's input on one process.
 
-    ``image`` (L,C,*P) float32 · ``target`` (L,*P) int64 with IGNORE_INDEX allowed · ``weak`` and ``strong`` (U,C,*P)
-    float32, the same voxels under different intensities · ``case_ids`` labeled first, then unlabeled. U may be 0.
-    With ``mix``, ``strong`` is mixed already: what is made from ``weak`` fits it after ``mix.apply``.
+    ``image`` (L,C,*P) float32 · ``target`` (L,*P) int64 with IGNORE_INDEX allowed · ``weak`` and each of the ``strong``
+    views (U,C,*P) float32, the same voxels under different intensities · ``case_ids`` labeled first, then unlabeled. U
+    may be 0. Where a strong view has a mix, it is mixed already: what is made from ``weak`` fits it after ``apply``.
     """
 
     image: Tensor
     target: Tensor
     weak: Tensor
-    strong: Tensor
+    strong: tuple[Tensor, ...]
     case_ids: tuple[str, ...]
-    mix: Mix | None = None
+    mixes: tuple[Mix | None, ...] = (None,)
+    """Of each strong view."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
@@ -53,9 +54,9 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        mix = None if self.mix is None else Mix(change(self.mix.source), change(self.mix.mask))
-        image, target, weak, strong = map(change, (self.image, self.target, self.weak, self.strong))
-        return Batch(image, target, weak, strong, self.case_ids, mix)
+        mixes = tuple(mix and Mix(change(mix.source), change(mix.mask)) for mix in self.mixes)
+        image, target, weak = map(change, (self.image, self.target, self.weak))
+        return Batch(image, target, weak, tuple(map(change, self.strong)), self.case_ids, mixes)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class PatchSource(Dataset[Batch]):
         positive_ratio: share of labeled patches from them; None draws all labeled cases equally often.
         fewest: fewest labeled patches of a batch; each number from here to ``counts`` is equally likely in a step, and
             the same on all processes. None always takes ``counts``.
+        strong_views: number of strong views of an unlabeled patch. The first ones are the same for every number.
     """
 
     store: CaseStore
@@ -90,6 +92,7 @@ class PatchSource(Dataset[Batch]):
     positive: frozenset[str] = frozenset()
     positive_ratio: float | None = None
     fewest: int | None = None
+    strong_views: int = 1
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step >= 0."""
@@ -98,9 +101,10 @@ class PatchSource(Dataset[Batch]):
         unlabeled_ids, weak, strong = self._draw_unlabeled(step)
         if (paste := make_copy_paste(target, self.augment.copy_paste, rng)) is not None:
             image, target = paste.apply(image), paste.apply(target)
-        if (mix := make_cutmix(len(strong), self.patch_size, self.augment.cutmix, rng)) is not None:
-            strong = mix.apply(strong)
-        return Batch(image, target, weak, strong, (*labeled_ids, *unlabeled_ids), mix)
+        draws = [rng, *(derive_rng(self.seed, self.rank, step, MIX_STREAM, v) for v in range(1, self.strong_views))]
+        mixes = tuple(make_cutmix(len(weak), self.patch_size, self.augment.cutmix, draw) for draw in draws)
+        strong = tuple(view if mix is None else mix.apply(view) for view, mix in zip(strong, mixes, strict=True))
+        return Batch(image, target, weak, strong, (*labeled_ids, *unlabeled_ids), mixes)
 
     @cached_property
     def labeled_cases(self) -> CaseStream | BalancedBatchSampler:
@@ -125,15 +129,15 @@ class PatchSource(Dataset[Batch]):
             return self.counts[0]
         return int(derive_rng(self.seed, SIZE_STREAM, step).integers(self.fewest, self.counts[0] + 1))
 
-    def _draw_unlabeled(self, step: int) -> tuple[list[str], Tensor, Tensor]:
+    def _draw_unlabeled(self, step: int) -> tuple[list[str], Tensor, tuple[Tensor, ...]]:
         count, cases = self.counts[1], CaseStream(self.unlabeled, self.seed, UNLABELED_STREAM)
         if not count or not self.unlabeled:
             nothing = torch.empty(0, self.store.channels, *self.patch_size)
-            return [], nothing, nothing
+            return [], nothing, (nothing,) * self.strong_views
         ids = [cases[self._position(step, slot, count)] for slot in range(count)]
         patches = [self._unlabeled_patch(case_id, step, slot) for slot, case_id in enumerate(ids)]
-        weak, strong = (np.stack(arrays) for arrays in zip(*patches, strict=True))
-        return ids, torch.from_numpy(weak), torch.from_numpy(strong)
+        weak, *strong = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*patches, strict=True))
+        return ids, weak, tuple(strong)
 
     def _position(self, step: int, slot: int, count: int) -> int:
         # Another place in each step: a process could otherwise always get, say, the even positions of the sampler.
@@ -154,15 +158,19 @@ class PatchSource(Dataset[Batch]):
         target = geometry.move_target(crop(case.target, box, geometry.size, IGNORE_INDEX).astype(np.int64))
         return change_intensity(image, rng, self.augment.intensity, self.augment.labeled_factor), target
 
-    def _unlabeled_patch(self, case_id: str, step: int, slot: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _unlabeled_patch(self, case_id: str, step: int, slot: int) -> Iterator[NDArray[np.float32]]:
+        """Yield the weak view and the strong ones."""
         rng = derive_rng(self.seed, self.rank, step, UNLABELED_STREAM, slot)
         case = self.store.load(case_id)
         start = choose_box(case.image.shape[1:], self.patch_size, rng)
         geometry = draw_geometry(self.patch_size, rng, self.augment, self.store.find_spacing(case_id))
         unit = geometry.move_image(cut_unit(case, geometry.locate(start), geometry.size))
         weak = case.intensity.unit_to_zscore(unit)
-        strong = change_intensity(weak, rng, self.augment.intensity, self.augment.strong_factor)
-        return weak, blank_boxes(strong, rng, self.augment.cutout)
+        yield weak
+        for view in range(self.strong_views):
+            draw = derive_rng(self.seed, self.rank, step, UNLABELED_STREAM, slot, view) if view else rng
+            strong = change_intensity(weak, draw, self.augment.intensity, self.augment.strong_factor)
+            yield blank_boxes(strong, draw, self.augment.cutout)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ def make_source(
     *,
     rank: int = 0,
     world_size: int = 1,
+    strong_views: int = 1,
 ) -> PatchSource:
     """Return the batches of a run, for one of its processes.
 
@@ -92,6 +93,7 @@ def make_source(
         store: reads the cases.
         labeled, unlabeled: ids of the training cases.
         rank, world_size: place of the process.
+        strong_views: number of strong views of an unlabeled patch, at least 1.
     """
     facts = store.catalog.facts
     fewest, most = config.labeled_range
@@ -109,6 +111,7 @@ def make_source(
         positive=frozenset(i for i in labeled if i in facts and (facts[i].foreground or 0.0) > 0),
         positive_ratio=config.batch.positive_ratio,
         fewest=fewest if config.policies.random_batch_size else None,
+        strong_views=strong_views,
     )
 
 

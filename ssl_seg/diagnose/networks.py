@@ -95,7 +95,7 @@ def probe_nets(
     student = model.nets["student"]
     train_mode = collect(student, val, train_mode=True) if has_batch_norm(student) else None
     untrained = collect(_make_untrained(model), val) if clock.has_left(until) else None
-    memory = read_memory(model.checkpoint.monitor) if is_of_run else Memory()
+    memory = read_memory(model.checkpoint.parts.get("monitor")) if is_of_run else Memory()
     evidence = Evidence(
         "trained",
         on_val,
@@ -104,7 +104,7 @@ def probe_nets(
         memory.training,
         memory.trend,
         list_components(model.config.loss),
-        METHODS[model.config.method.name].uses_teacher,
+        METHODS[model.config.method.name].traits.uses_teacher,
         read_context(model.config),
         is_final=True,
     )

@@ -16,8 +16,8 @@ from ssl_seg.data.sampling import derive_seed
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.noise import add_gradient_noise
 from ssl_seg.engine.optim import set_lr
-from ssl_seg.methods.base import Method, Nets, Progress
-from ssl_seg.networks.checkpoint import Checkpoint, load_weights
+from ssl_seg.methods.base import Method, Nets, OwnsOptimizer, Progress, find_plain
+from ssl_seg.networks.checkpoint import Checkpoint, Part, Rest, load_parts, load_weights
 from ssl_seg.networks.precision import Autocast
 
 
@@ -51,7 +51,7 @@ class Engine:
 
     Args:
         fabric: devices and processes.
-        student: the bare network, on the right device and in the right memory format.
+        student: what the method trains, on the right device and in the right memory format.
         optimizer: over the student's parameters.
         teacher: its moving average.
         method: the loss.
@@ -82,6 +82,8 @@ class Engine:
         self.student = student
         self.wrapped, self.optimizer = fabric.setup(student, optimizer)
         self.nets = Nets(self.wrapped, teacher.net)
+        self.plain = Nets(find_plain(method, student), find_plain(method, teacher.net))
+        """The networks that are scored, predicted with and saved."""
         self.seed, self.gradient_noise = seed, gradient_noise
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.clip_norm = math.inf if clip_norm is None else clip_norm
@@ -105,26 +107,55 @@ class Engine:
             add_gradient_noise(self.student, self.gradient_noise, self.seed, step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if output.own_loss is not None:
+            self._step_own(output.own_loss, lr)
 
         self._agree_on_buffers()
         self.teacher.update(self.student)
         return StepRecord(output.loss.detach(), output.terms, torch.as_tensor(grad_norm), lr, clip_norm)
 
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Everything beside the networks that a rollback takes back, by its name in a checkpoint: one line for each."""
+        return {
+            "optimizer": self.optimizer,
+            "student_rest": Rest(self.student, self.plain.student),
+            "teacher_rest": Rest(self.teacher.net, self.plain.teacher),
+            **({"method": self.method} if isinstance(self.method, nn.Module) else {}),
+            **({"method_optimizer": self.method.optimizer} if isinstance(self.method, OwnsOptimizer) else {}),
+        }
+
     def restore(self, checkpoint: Checkpoint, where: str) -> None:
-        """Put student, teacher and optimizer back into the state of a checkpoint.
+        """Put the networks and ``parts`` back into the state of a checkpoint.
 
         Raises:
-            CheckpointError: see ``load_weights``.
+            CheckpointError: see ``load_weights`` and ``load_parts``.
         """
-        load_weights(self.student, checkpoint.student, where)
-        load_weights(self.teacher.net, checkpoint.teacher, where)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        load_weights(self.plain.student, checkpoint.student, where)
+        load_weights(self.plain.teacher, checkpoint.teacher, where)
         self.teacher.updates = checkpoint.progress.ema_updates
+        load_parts(self.parts, checkpoint, where)
+
+    def _step_own(self, loss: Tensor, lr: float) -> None:
+        """Update the method's own parameters; the gradients of all processes are averaged."""
+        if not isinstance(self.method, OwnsOptimizer):
+            raise TypeError(f"{type(self.method).__name__} returns own_loss and has no optimizer")
+        optimizer = self.method.optimizer
+        optimizer.zero_grad(set_to_none=True)  # the student's loss may have left gradients there
+        set_lr(optimizer, lr)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if self.fabric.world_size > 1 and parameter.grad is not None:
+                mean = self.fabric.all_reduce(parameter.grad, reduce_op="mean")
+                parameter.grad.copy_(torch.as_tensor(mean))
+        optimizer.step()
 
     def _agree_on_buffers(self) -> None:
-        # Each process has seen other batches, so BatchNorm statistics differ; averaged, all teachers stay equal.
+        # Each process has seen other batches, so BatchNorm statistics and what a method keeps differ; averaged, all
+        # teachers stay equal.
         if self.fabric.world_size > 1:
-            for buffer in self.student.buffers():
+            own = self.method.buffers() if isinstance(self.method, nn.Module) else ()
+            for buffer in (*self.student.buffers(), *own):
                 if buffer.is_floating_point():
                     mean = self.fabric.all_reduce(buffer, reduce_op="mean")
                     buffer.copy_(torch.as_tensor(mean))

@@ -175,7 +175,7 @@ class Policies:
         swa = self.settings.swa
         if swa is None or self.average is None or not acts_at(epoch, swa.start_epoch, swa.every_epochs):
             return
-        self.average.add(engine.student)
+        self.average.add(engine.plain.student)
         count = self.average.count
         yield PolicyEvent(
             "swa", f"weight average: epoch {epoch} is in it, number {count}", {"epoch": epoch, "count": count}

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from ssl_seg.networks.checkpoint import load_weights
 from ssl_seg.networks.precision import Autocast
 
 
@@ -41,17 +40,13 @@ class WeightAverage:
         """Forget the networks added so far; the next one starts the mean anew."""
         self._model.n_averaged.zero_()
 
-    def state(self) -> dict[str, Any] | None:
-        """Return what a checkpoint keeps; None while the mean is empty."""
-        return {"average": self.net.state_dict(), "count": self.count} if self.count else None
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps; nothing while the mean is empty."""
+        return {"average": self.net.state_dict(), "count": self.count} if self.count else {}
 
-    def load(self, state: dict[str, Any], where: str) -> None:
-        """Continue from the state in a checkpoint.
-
-        Raises:
-            CheckpointError: see ``load_weights``.
-        """
-        load_weights(self.net, state["average"], where)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the state in a checkpoint."""
+        self.net.load_state_dict(state["average"])
         self._model.n_averaged.fill_(state["count"])
 
 

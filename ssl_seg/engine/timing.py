@@ -79,7 +79,7 @@ def measure_pace(
     timed, begun = Stopwatch(device, now), now()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         small, share = _cut_probes(monitor)
-        look, _ = timed(partial(small.look, engine.student, engine.teacher.net, 0))
+        look, _ = timed(partial(small.look, engine.plain.student, engine.plain.teacher, 0))
         scoring = _measure_scoring(engine, source.store, config, val, timed)
         cold, warm, updates, cases = list[float](), list[float](), list[float](), frozenset[str]()
         for step in range(WARM_STEPS + TIMED_STEPS):
@@ -121,7 +121,7 @@ def _measure_scoring(engine: Engine, store: CaseStore, config: Config, val: Sequ
     """Return the seconds of the final scores, from the smallest validation case and a few windows of it."""
     data, device, facts = config.data, engine.fabric.device, store.catalog.facts
     autocast = make_autocast(choose_inference_precision(config.runtime.precision, device), device)
-    net = engine.teacher.net
+    net = engine.plain.teacher
     predict = Predictor(net, data.patch_size, device, autocast, resample_to=data.resample_to, window=data.window)
 
     def count(shape: tuple[int, ...], spacing: tuple[float, ...] | None) -> int:

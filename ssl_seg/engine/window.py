@@ -71,13 +71,13 @@ class StepSums:
         record |= {"train/lr": self.lr, "train/lr_multiplier": self.multiplier}
         return record | {"train/seconds_per_step": (time.perf_counter() - self.started) / self.steps}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as plain types; float32 sums pass through float unchanged."""
         sums = {name: float(total) for name, total in self.sums.items()}
         read = {"read_steps": self.read_steps, "read_loss": self.read_loss}
         return {"sums": sums, "counts": dict(self.counts), "steps": self.steps, "alarmed": self.alarmed, **read}
 
-    def load(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Continue from the state in a checkpoint."""
         self.start()
         self.sums = {name: torch.tensor(total, device=device) for name, total in state["sums"].items()}

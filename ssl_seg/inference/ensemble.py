@@ -143,7 +143,7 @@ def _keep_one(model: Model, which: str | None) -> Model:
     net = which or model.better
     if net not in model.nets:
         raise ConfigError(f"which = '{net}' must be student or teacher")
-    emptied = replace(model.checkpoint, student={}, teacher={}, optimizer={}, swa=None)
+    emptied = replace(model.checkpoint, student={}, teacher={}, parts={})
     return replace(model, nets={net: model.nets[net]}, checkpoint=emptied)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ssl_seg.config import NetworkConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.errors import ConfigError, did_you_mean
 from ssl_seg.losses import SupervisedLoss
 from ssl_seg.methods.base import Method
 from ssl_seg.methods.mean_teacher import MeanTeacher
 from ssl_seg.methods.supervised import Supervised
+from ssl_seg.networks.builders import NETWORKS
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
@@ -28,3 +30,21 @@ def make_method(name: str, options: Mapping[str, Any], supervised: SupervisedLos
         raise ConfigError(f"method.name = '{name}': unknown{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}")
     method = METHODS[name]
     return method(validate(method.config_type, dict(options), prefix="method.options."), supervised)
+
+
+def check_traits(name: str, network: NetworkConfig) -> None:
+    """Raise ConfigError for a method that needs what the network cannot give.
+
+    Args:
+        name: one of ``METHODS``.
+        network: of the run.
+    """
+    traits, needs = METHODS[name].traits, ""
+    if traits.perturbs_features and not NETWORKS[network.name].has_encoder:
+        able = ", ".join(other for other, spec in NETWORKS.items() if spec.has_encoder)
+        needs = f"changes the features between encoder and decoder, which this network does not hand out. Use {able}"
+    elif traits.needs_heads and network.deep_supervision == 0:
+        able = ", ".join(other for other, spec in NETWORKS.items() if spec.deep_supervision)
+        needs = f"learns from outputs at several scales, and there is one. Set network.deep_supervision ({able} can)"
+    if needs:
+        raise ConfigError(f"method.name = '{name}' with network.name = '{network.name}': the method {needs}")

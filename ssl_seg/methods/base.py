@@ -1,17 +1,19 @@
-"""What a learning method is: one callable from a batch to a loss and its named terms.
+"""What a learning method is: one callable from a batch to a loss and its named terms, and what it needs.
 
 The engine owns backward, clipping, the optimizer and the teacher update, so a method is a page of algorithm. To add
-one: a file beside this one, a line in ``METHODS``; the contract tests pick it up from there.
+one: a file beside this one, a line in ``METHODS``; the contract tests pick it up from there. Most methods train one
+network and keep nothing. One that trains more is ``BuildsModule``; one with a state is a ``torch.nn.Module``, whose
+buffers and parameters are in the checkpoints; one that trains parameters of its own is ``OwnsOptimizer``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
@@ -21,7 +23,8 @@ from ssl_seg.losses import SupervisedLoss, compute_foreground_logit, first_head
 
 @dataclass(frozen=True)
 class Nets:
-    """Student (with gradients) and EMA teacher (eval mode, no gradients); both map (N,C,*P) to (N,K,*P) logits."""
+    """Student (with gradients) and EMA teacher (eval mode, no gradients) as the method builds them: (N,C,*P) to
+    (N,K,*P) logits, unless it is ``BuildsModule``."""
 
     student: nn.Module
     teacher: nn.Module
@@ -47,6 +50,8 @@ class StepOutput:
 
     loss: Tensor
     terms: Mapping[str, Tensor]
+    own_loss: Tensor | None = None
+    """What ``OwnsOptimizer`` minimizes, a scalar with a graph that does not reach the student."""
 
 
 @torch.no_grad()
@@ -70,16 +75,98 @@ def count_foreground(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
     }
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a method needs beside labeled patches."""
+
+    uses_teacher: bool = False
+    """Its loss reads the teacher's output. (The teacher is kept and scored in any case.)"""
+    uses_unlabeled: bool = False
+    """Its loss reads unlabeled patches."""
+    strong_views: int = 1
+    """Number of strong views of each unlabeled patch."""
+    perturbs_features: bool = False
+    """It changes what ``encode`` of the network hands to ``decode``."""
+    needs_heads: bool = False
+    """Its loss reads the further outputs of deep supervision."""
+
+
 class Method(Protocol):
     """A learning method. Its constructor takes its own options and the supervised loss."""
 
     config_type: ClassVar[type[Section]]
     """Strict model of the options."""
-    uses_teacher: ClassVar[bool]
-    """Whether the loss reads the teacher's output. (The teacher is kept and scored in any case.)"""
+    traits: ClassVar[Traits]
 
     def __init__(self, options: Section, supervised: SupervisedLoss) -> None: ...
 
     def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return the loss of one batch; an empty unlabeled part and an all-background target are normal inputs."""
         ...
+
+
+class NetworkFactory:
+    """Makes networks as the settings describe them, each with weights of its own."""
+
+    def __init__(self, make: Callable[[], nn.Module], num_classes: int) -> None:
+        self._make, self.num_classes = make, num_classes
+        self.made: list[nn.Module] = []
+
+    def __call__(self) -> nn.Module:
+        """Return one more network, (N,C,*P) to (N,K,*P)."""
+        self.made.append(self._make())
+        return self.made[-1]
+
+
+@runtime_checkable
+class BuildsModule(Protocol):
+    """A method that trains another module than one network: two networks, or one with an extra head."""
+
+    def build(self, make_network: NetworkFactory) -> nn.Module:
+        """Return the module that is trained, and that the teacher averages; called once, before anything else."""
+        ...
+
+    def find_plain(self, module: nn.Module) -> nn.Module:
+        """Return the network inside the module, or its average, that is scored, predicted with and built upon."""
+        ...
+
+
+@runtime_checkable
+class OwnsOptimizer(Protocol):
+    """A method that is a module and trains its own parameters, such as those of a discriminator, on ``own_loss``."""
+
+    optimizer: optim.Optimizer
+    """Over parameters of the method; the learning rate is that of the run, times ``lr_factor`` of a group."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A method and what it trains."""
+
+    method: Method
+    module: nn.Module
+    networks: tuple[nn.Module, ...]
+    """Those inside the module that the factory has made."""
+
+    @property
+    def plain(self) -> nn.Module:
+        """The network that is scored, predicted with and built upon."""
+        return find_plain(self.method, self.module)
+
+
+def build(method: Method, make: Callable[[], nn.Module], num_classes: int) -> Built:
+    """Build what a method trains: one network, unless it says otherwise.
+
+    Args:
+        method: the method.
+        make: returns a new network.
+        num_classes: K.
+    """
+    factory = NetworkFactory(make, num_classes)
+    module = method.build(factory) if isinstance(method, BuildsModule) else factory()
+    return Built(method, module, tuple(factory.made))
+
+
+def find_plain(method: Method, module: nn.Module) -> nn.Module:
+    """Return the plain network inside a module that the method has built, or inside its average."""
+    return method.find_plain(module) if isinstance(method, BuildsModule) else module

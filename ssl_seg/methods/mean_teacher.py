@@ -20,7 +20,7 @@ from ssl_seg.config import Section
 from ssl_seg.config.schedules import compute_rampup
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import CONSISTENCY, SupervisedLoss, first_head
-from ssl_seg.methods.base import Nets, Progress, StepOutput, count_foreground
+from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, count_foreground
 
 
 class MeanTeacherConfig(Section):
@@ -44,7 +44,7 @@ class MeanTeacher:
     """Consistency of the student with its own moving average on unlabeled patches."""
 
     config_type: ClassVar[type[Section]] = MeanTeacherConfig
-    uses_teacher: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(uses_teacher=True, uses_unlabeled=True)
 
     def __init__(self, options: MeanTeacherConfig, supervised: SupervisedLoss) -> None:
         self.options, self.supervised = options, supervised
@@ -52,7 +52,7 @@ class MeanTeacher:
     def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return supervised + ramped consistency loss; one forward pass of the student serves both."""
         labeled = len(batch.image)
-        logits = nets.student(torch.cat([batch.image, batch.strong]))
+        logits = nets.student(torch.cat([batch.image, batch.strong[0]]))
         supervised, components = self.supervised(logits[:labeled], batch.target, progress.epoch)
         terms = {**components, **count_foreground(logits[:labeled], batch.target)}
         if len(batch.weak) == 0:
@@ -81,4 +81,4 @@ class MeanTeacher:
 def _predict(nets: Nets, batch: Batch) -> Tensor:
     """Return the teacher's probabilities (U, K, *S), mixed as the strong views are."""
     probs = nets.teacher(batch.weak).float().softmax(dim=1)
-    return probs if batch.mix is None else batch.mix.apply(probs)
+    return probs if batch.mixes[0] is None else batch.mixes[0].apply(probs)

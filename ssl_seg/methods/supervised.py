@@ -7,7 +7,7 @@ from typing import ClassVar
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import SupervisedLoss
-from ssl_seg.methods.base import Nets, Progress, StepOutput, count_foreground
+from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, count_foreground
 
 
 class SupervisedConfig(Section):
@@ -18,7 +18,7 @@ class Supervised:
     """The supervised loss alone; the unlabeled part of a batch is not looked at."""
 
     config_type: ClassVar[type[Section]] = SupervisedConfig
-    uses_teacher: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits()
 
     def __init__(self, options: Section, supervised: SupervisedLoss) -> None:  # noqa: ARG002 (one signature)
         self.supervised = supervised

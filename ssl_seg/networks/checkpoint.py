@@ -3,17 +3,16 @@
 Top level of the file::
 
     format, version            which program wrote it, and which layout; only one is read
-    student, teacher           state dicts of the bare networks
-    optimizer                  state dict
+    student, teacher           state dicts of the plain networks: one output each, whatever the method trains
     progress                   {"step", "ema_updates", "start_score", "history", "collapsed"}; with the seed in the
                                config this is also the state of every random draw, of the samplers and of the
                                policies: all are functions of seed, rank, step and the ranking scores of the epochs
     config, split              the resolved settings and the split, as plain types
     scores                     validation scores of both nets, filled when the checkpoint is evaluated in full
     seen_labels                what identifies the images whose labels the networks have learned from
-    swa                        {"average": state dict, "count"} of a run that averages weights, else None
-    monitor                    what the monitor remembers: trend, ladder, and the means since its last look; None in
-                               swa.pt
+
+All other entries are the states of the parts of the run by name (``Session.parts``), from which it goes on: the
+optimizer, the memory of the monitor and so on. swa.pt has none: no run goes on from it.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ import math
 import pickle
 import struct
 import warnings
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ssl_seg.errors import CheckpointError, is_out_of_memory
 from ssl_seg.files import atomic_write
 from ssl_seg.networks.checkpoint_file import check_checkpoint_file, describe_pretraining
+from ssl_seg.networks.parts import find_tensors
 
 FORMAT, VERSION = "ssl_seg.networks.checkpoint", 5
 PRETRAINING_FORMAT = "ssl_seg.run.pretraining"
@@ -96,7 +97,6 @@ class Checkpoint:
 
     student: dict[str, Tensor]
     teacher: dict[str, Tensor]
-    optimizer: dict[str, Any]
     progress: TrainingState
     config: dict[str, Any]
     split: dict[str, Any]
@@ -104,13 +104,69 @@ class Checkpoint:
     seen_labels: tuple[str, ...]
     """Contents, sorted, of the images that were labeled in this run or in any that it builds on (see
     ``Split.image_contents``). Images that were only unlabeled, or only in validation, are not among them."""
-    swa: dict[str, Any] | None = None
-    monitor: dict[str, Any] | None = None
+    parts: dict[str, Any] = field(default_factory=dict)
+    """States of the parts of the run, by name."""
+
+
+class Part(Protocol):
+    """Something with a state that a run goes on from; modules and optimizers are parts as they are."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, as tensors and plain types; empty while there is nothing to keep."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Continue from a state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The part of a trained module, or of its average, that lies outside the plain network in it; it may be empty."""
+
+    module: nn.Module
+    plain: nn.Module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors."""
+        inside = find_tensors(self.module, [self.plain])
+        return {name: value for name, value in self.module.state_dict().items() if name not in inside}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load the tensors; their names must be those of ``state_dict``."""
+        own = self.module.state_dict()
+        self.module.load_state_dict({name: own[name] for name in find_tensors(self.module, [self.plain])} | state)
+
+
+def load_parts(parts: Mapping[str, Part], checkpoint: Checkpoint, where: str) -> None:
+    """Continue each part from its state in a checkpoint.
+
+    Args:
+        parts: by name; one whose state is empty need not be in the file.
+        checkpoint: the checkpoint.
+        where: its name, for messages.
+
+    Raises:
+        CheckpointError: for a state that is missing or does not fit.
+    """
+    for name, part in parts.items():
+        try:
+            if state := checkpoint.parts.get(name):
+                part.load_state_dict(state)
+            elif part.state_dict():
+                raise KeyError(name)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise CheckpointError(
+                f"{where} is damaged: its part '{name}' is missing or does not fit the run"
+            ) from error
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write atomically: a crash leaves the old file or the new one."""
-    content = {"format": FORMAT, "version": VERSION, **{name: getattr(checkpoint, name) for name in _FIELDS}}
+    content = {name: getattr(checkpoint, name) for name in _FIELDS}
+    content = {"format": FORMAT, "version": VERSION, **content, **checkpoint.parts}
     content["progress"] = {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(checkpoint.progress).items()}
     content["seen_labels"] = list(checkpoint.seen_labels)
     write_content(content, path)
@@ -189,9 +245,10 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     if missing := [name for name in _FIELDS if name not in content]:
         raise CheckpointError(f"{path} is incomplete: no '{missing[0]}'")
     try:
-        content["config"].get("augment", {}).pop("labeled_strong", None)  # presets of views have taken its place
         progress, seen = _parse_progress(content["progress"]), tuple(content["seen_labels"])
-        checkpoint = Checkpoint(**{n: content[n] for n in _FIELDS} | {"progress": progress, "seen_labels": seen})
+        values = {name: content[name] for name in _FIELDS} | {"progress": progress, "seen_labels": seen}
+        parts = {name: state for name, state in content.items() if name not in {"format", "version", *_FIELDS}}
+        checkpoint = Checkpoint(**values, parts=parts)
         sound = _is_sound(checkpoint)
     except (TypeError, AttributeError, KeyError):
         sound = False
@@ -210,14 +267,13 @@ def _is_sound(checkpoint: Checkpoint) -> bool:
     nets = (checkpoint.student, checkpoint.teacher)
     return (
         all(isinstance(net, dict) and all(isinstance(v, Tensor) for v in net.values()) for net in nets)
-        and all(isinstance(part, dict) for part in (checkpoint.optimizer, checkpoint.config, checkpoint.split))
+        and all(isinstance(section, dict) for section in (checkpoint.config, checkpoint.split))
+        and all(isinstance(state, dict | None) for state in checkpoint.parts.values())
         and all(isinstance(n, int) and n >= 0 for n in (progress.step, progress.ema_updates))
         and all(isinstance(v, float) and not math.isnan(v) for v in (progress.start_score, *progress.history))
         and all(isinstance(n, int) and 0 <= n <= len(progress.history) for n in progress.collapsed)
         and isinstance(progress.ending, str | None)
         and all(isinstance(content, str) for content in checkpoint.seen_labels)
-        and _is_sound_average(checkpoint.swa)
-        and (checkpoint.monitor is None or {"trend", "ladder", "window"} <= checkpoint.monitor.keys())
         and all(isinstance(scores[net][key], float) for net in ("student", "teacher") for key in ("f1", "margin"))
         and all(isinstance(scores[net]["nonfinite"], int) for net in ("student", "teacher"))
         and scores["selected"]["net"] in ("student", "teacher")
@@ -225,15 +281,8 @@ def _is_sound(checkpoint: Checkpoint) -> bool:
     )
 
 
-def _is_sound_average(swa: Any) -> bool:
-    if swa is None:
-        return True
-    average, count = swa["average"], swa["count"]
-    return isinstance(count, int) and count >= 0 and all(isinstance(v, Tensor) for v in average.values())
-
-
 _UNREADABLE = (
     RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError, AssertionError,
     OverflowError, struct.error,
 )  # fmt: skip
-_FIELDS = tuple(Checkpoint.__dataclass_fields__)
+_FIELDS = tuple(name for name in Checkpoint.__dataclass_fields__ if name != "parts")

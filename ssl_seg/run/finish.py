@@ -13,9 +13,7 @@ from torch import Tensor
 
 from ssl_seg.data.loader import PatchSource, make_loader
 from ssl_seg.data.store import CaseStore
-from ssl_seg.engine.engine import Engine
-from ssl_seg.engine.loop import LoopResult
-from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm
+from ssl_seg.engine.swa import estimate_batch_norm
 from ssl_seg.files import atomic_write
 from ssl_seg.inference.model import NETS, open_model
 from ssl_seg.monitor.findings import Verdict
@@ -35,7 +33,8 @@ from ssl_seg.run.final_scores import (
     summarize_network,
 )
 from ssl_seg.run.prepare import BegunRun
-from ssl_seg.run.recorder import Console, Recorder
+from ssl_seg.run.recorder import Console
+from ssl_seg.run.session import LoopResult, Session
 
 BATCH_NORM_BATCHES = 50
 """Training batches that the BatchNorm statistics of averaged weights are estimated on."""
@@ -43,13 +42,7 @@ SELECTION_NAMES = {"f1": "F1", "dice": "Dice", "foreground_distance": "foregroun
 
 
 def finish_run(
-    result: LoopResult,
-    prepared: BegunRun,
-    engine: Engine,
-    source: PatchSource,
-    average: WeightAverage | None,
-    recorder: Recorder,
-    console: Console,
+    session: Session, result: LoopResult, prepared: BegunRun, console: Console
 ) -> tuple[Verdict, FinalScores | None]:
     """Write what is left to write, score the checkpoints of a run that came to its own end, and close it.
 
@@ -57,22 +50,22 @@ def finish_run(
         The verdict on the networks of the last step as they will be used, and the scores of all networks on the whole
         validation cases; None on other processes than the first, and for a run that was interrupted.
     """
-    run, observation = prepared.run, result.observation
+    run, observation, fabric = prepared.run, result.observation, session.engine.fabric
     verdict = Verdict() if observation is None else observation.verdict
     final: FinalScores | None = None
-    if engine.fabric.is_global_zero:
+    if fabric.is_global_zero:
         summary: dict[str, Any] = {}
         if result.ending != "interrupted":
             known = load_final_scores(run)  # of swa.pt too, where the run was killed after it had written them
-            if average is not None and result.is_complete and (known is None or known.step != result.step):
-                _write_average(average, engine, source, recorder, result, prepared, console)
-            final = _score_run(run, result.step, engine.fabric.device, prepared, source.store, console)
+            if result.is_complete and (known is None or known.step != result.step):
+                _write_average(session, prepared, console)
+            final = _score_run(run, result.step, fabric.device, prepared, session.source.store, console)
             summary = _summarize(final, prepared, console)
             if observation is not None and result.is_complete:  # a collapse that ended the run is its verdict
                 verdict = _judge_end(observation, describe_for_checkpoint(final, "last"))
-                recorder.conclude(verdict, result.step)
+                session.recorder.conclude(verdict, result.step)
         run.append_event(result.ending, step=result.step, verdict=verdict.level, codes=list(verdict.codes), **summary)
-    engine.fabric.barrier()
+    fabric.barrier()
     return verdict, final
 
 
@@ -84,31 +77,26 @@ def _judge_end(observation: Observation, scores: dict[str, Any]) -> Verdict:
     return verdict if found is None else conclude((*verdict.findings, found), observation.context, used)
 
 
-def _write_average(
-    average: WeightAverage,
-    engine: Engine,
-    source: PatchSource,
-    recorder: Recorder,
-    result: LoopResult,
-    prepared: BegunRun,
-    console: Console,
-) -> None:
-    """Write swa.pt: the mean of the students, with BatchNorm statistics that fit it.
+def _write_average(session: Session, prepared: BegunRun, console: Console) -> None:
+    """Write swa.pt, where weights are averaged: the mean of the students, with BatchNorm statistics that fit it.
 
     It takes the place of both networks, so that whoever opens the file gets the mean and not the last teacher.
     """
+    average, engine = session.policies.average, session.engine
+    if average is None:
+        return
     if average.count == 0:
         console.note("policy: no weights were averaged, the run ended before policies.swa.start_epoch")
         return
     if has_batch_norm(average.net):
-        images = _clean_images(source, engine.fabric.device, prepared.config.runtime.workers)
+        images = _clean_images(session.source, engine.fabric.device, prepared.config.runtime.workers)
         track = console.track("estimating BatchNorm statistics of swa.pt")
         estimate_batch_norm(average.net, track(images, BATCH_NORM_BATCHES), engine.autocast)
-    last, mean = recorder.snapshot(result.progress), average.net.state_dict()
+    last, mean = session.snapshot(), average.net.state_dict()
     selected = last.scores["selected"]
     collapsed = list(NETS) if "student" in selected["collapsed"] else []
     scores = {**last.scores, "selected": {**selected, "collapsed": collapsed}}
-    save_checkpoint(replace(last, student=mean, teacher=mean, scores=scores), prepared.run.swa)
+    save_checkpoint(replace(last, student=mean, teacher=mean, scores=scores, parts={}), prepared.run.swa)
     console.note(f"policy: swa.pt is the mean of the students at the ends of {average.count} epochs")
 
 

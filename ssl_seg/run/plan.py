@@ -16,6 +16,7 @@ from ssl_seg.data.ct import looks_like_ct, measure_window
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.errors import NetworkError
+from ssl_seg.methods import METHODS
 from ssl_seg.networks.builders import check_patch_size, get_network_spec
 
 PATCH_VOXELS = {(2, False): 128**2, (2, True): 256**2, (3, False): 32 * 64 * 64, (3, True): 96**3}
@@ -61,6 +62,7 @@ def plan_run(
     ndim = catalog.ndim
     device = "GPU" if gpu else "CPU"
     method = known.get("method.name", "mean_teacher")
+    uses_unlabeled = method not in METHODS or METHODS[method].traits.uses_unlabeled
     batch = BATCH[ndim, gpu]
     network, planned_network = _plan_network(ndim, known, gpu=gpu)
     steps = int(known.get("length.steps", STEPS[ndim, gpu]))
@@ -84,9 +86,9 @@ def plan_run(
         Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
         Planned(
             "batch.unlabeled",
-            patches if method != "supervised" and has_unlabeled else 0,
-            "supervised: none needed"
-            if method == "supervised"
+            patches if uses_unlabeled and has_unlabeled else 0,
+            f"{method}: none needed"
+            if not uses_unlabeled
             else "as many as labeled"
             if has_unlabeled
             else f"every training case is labeled: {method} learns what supervised does",

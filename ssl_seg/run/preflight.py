@@ -12,7 +12,7 @@ from ssl_seg.data.layouts import EXTRA
 from ssl_seg.data.splits.checks import check_split
 from ssl_seg.data.volumes import takes_axes
 from ssl_seg.errors import ConfigError, DataError, SplitError
-from ssl_seg.methods import METHODS
+from ssl_seg.methods import METHODS, check_traits
 from ssl_seg.networks.builders import check_deep_supervision, check_patch_size
 from ssl_seg.run.lint.conditions import DataFacts
 from ssl_seg.run.resolve import Resolved
@@ -36,6 +36,7 @@ def check_with_data(resolved: Resolved, note: Callable[[str], None]) -> tuple[Fi
     config, catalog, split = resolved.config, resolved.catalog, resolved.split
     check_patch_size(config.network.name, config.data.patch_size)
     check_deep_supervision(config.network.name, config.data.patch_size, config.network.deep_supervision)
+    check_traits(config.method.name, config.network)
     if config.data.ndim != catalog.ndim:
         raise ConfigError(
             f"data.patch_size {list(config.data.patch_size)} is for {config.data.ndim}D; {catalog.root} holds "
@@ -56,7 +57,7 @@ def check_with_data(resolved: Resolved, note: Callable[[str], None]) -> tuple[Fi
     faults = _check_split_quality(resolved, note)
     check_memory(config, catalog, split)
     unlabeled = len(resolved.unlabeled)
-    if METHODS[config.method.name].uses_teacher and unlabeled and config.batch.unlabeled == 0:
+    if METHODS[config.method.name].traits.uses_unlabeled and unlabeled and config.batch.unlabeled == 0:
         raise ConfigError(
             f"method.name = '{config.method.name}' learns from unlabeled images and there are {unlabeled}, but "
             "batch.unlabeled = 0: set it to batch.labeled, or use method.name = 'supervised'"

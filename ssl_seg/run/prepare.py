@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from ssl_seg.data.store import decoded_bytes
 from ssl_seg.engine.pace import Pace, describe_pace, plan_steps
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
 from ssl_seg.inference.model import config_of, load_published, make_network
+from ssl_seg.losses import make_supervised_loss
+from ssl_seg.methods import make_method
+from ssl_seg.methods.base import Built, build
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.networks.precision import choose_precision
 from ssl_seg.run.bootstrap import check_copies, check_finite, check_parent, describe_doubt, describe_parent
@@ -125,7 +129,7 @@ def prepare_run(
         resolved,
         faults=faults,
         published=published,
-        parent=resolved.parent and replace(resolved.parent, student={}, teacher={}, optimizer={}),
+        parent=resolved.parent and replace(resolved.parent, student={}, teacher={}, parts={}),
         pretrained=resolved.pretrained and replace(resolved.pretrained, network={}, optimizer={}),
     )
 
@@ -216,14 +220,14 @@ def reopen_run(
     check_resumable(run, checkpoint, old, config)
     check_data_there(run, config.data.root)
     split = split_from_dict(checkpoint.split)
-    parent = replace(checkpoint, student={}, teacher={}, optimizer={})
+    parent = replace(checkpoint, student={}, teacher={}, parts={})
     resolved = resolve_again(request, config, sources, split, tracker("reading cases"), parent)
     if config.data != old.data:
         check_same_content(run, split, resolved.catalog, old.data.root)
         note(f"resume: the data are in {config.data.root}; they were in {old.data.root}")
     check_with_data(resolved, note)
     held = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
-    check_disk(run.path, estimate_output_bytes(make_network(config), config), held)
+    check_disk(run.path, estimate_output_bytes(_build(config).module, config), held)
     if config.length != old.length:
         note(f"resume: {describe_length(old, config, checkpoint)}")
     fill_caches(config.data, resolved.catalog, note, tracker)
@@ -287,7 +291,8 @@ def _check_network(resolved: Resolved, *, gpu: bool) -> tuple[nn.Module, str | N
         The network, and what published weights it begins with; see ``load_published``.
     """
     config, parent, pretrained = resolved.config, resolved.parent, resolved.pretrained
-    net, published = make_network(config), None
+    built, published = _build(config), None
+    net = built.plain
     if parent is not None:
         load_student(net, parent, config, str(resolved.request.bootstrap))
         load_teacher(net, parent, config, str(resolved.request.bootstrap))
@@ -297,7 +302,13 @@ def _check_network(resolved: Resolved, *, gpu: bool) -> tuple[nn.Module, str | N
         published = load_published(net, config)
     if not gpu:
         choose_precision(config.runtime.precision, net, torch.zeros(1, config.data.channels, *config.data.patch_size))
-    return net, published
+    return built.module, published
+
+
+def _build(config: Config) -> Built:
+    """Return what the method of a run trains, with random weights."""
+    method = make_method(config.method.name, config.method.options, make_supervised_loss(config.loss))
+    return build(method, partial(make_network, config), config.data.num_classes)
 
 
 def _pass_gate(resolved: Resolved, note: Note) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ssl_seg.config.layers import to_plain
+from lightning_fabric import Fabric
+
 from ssl_seg.data.catalog import Track, pass_through
-from ssl_seg.data.splits.files import split_to_dict
-from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.policies import PolicyEvent
-from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.files import atomic_write
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.signals import Signals
 from ssl_seg.monitor.watch import Observation
-from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
+from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.prepare import BegunRun
 
@@ -76,17 +73,13 @@ class Silent:
 class Recorder:
     """Writes records, events and checkpoints of the first process; on the others it does nothing."""
 
-    def __init__(
-        self, prepared: BegunRun, engine: Engine, average: WeightAverage | None, console: Console, active: bool
-    ) -> None:
-        self.prepared, self.engine, self.average = prepared, engine, average
-        self.console, self.active = console, active
-        self.scores: dict[str, Any] = {}
+    def __init__(self, prepared: BegunRun, fabric: Fabric, console: Console) -> None:
+        self.prepared, self.fabric, self.console = prepared, fabric, console
+        self.active = fabric.is_global_zero
         self.told = Verdict().key
 
     def observe(self, observation: Observation, record: dict[str, Any]) -> None:
         """Append the record of a probe, its verdict where that is new, and show the line."""
-        self.scores = _scores_of(observation)
         if not self.active:
             return
         run, verdict = self.prepared.run, observation.verdict
@@ -119,19 +112,19 @@ class Recorder:
             kind = "monitor" if action.event == "intervention" else "policy"
             self.console.note(f"{kind}: {action.note}")
 
-    def save_best(self, progress: TrainingState, monitor: dict[str, Any]) -> None:
-        """Write the networks into best.pt, best-2.pt, ... if the last score is among the best ones.
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint as best.pt, best-2.pt, ... if its last score is among the best ones.
 
         Call it before ``save_last``: last.pt carries the scores, and a resumed run must not believe in a missing file.
         """
-        config = self.prepared.config
+        config, progress = self.prepared.config, checkpoint.progress
         kept, newest = progress.rank_epochs()[: config.monitor.keep_best], len(progress.history)
         if not self.active or newest not in kept:
             return
         rank = kept.index(newest) + 1
         for lower in range(len(kept), rank, -1):
             self._move_down(min(kept[lower - 1] * config.length.steps_per_epoch, config.length.steps), lower)
-        save_checkpoint(replace(self.snapshot(progress), monitor=monitor), self.prepared.run.best_of_rank(rank))
+        save_checkpoint(checkpoint, self.prepared.run.best_of_rank(rank))
 
     def _move_down(self, step: int, rank: int) -> None:
         """Copy the checkpoint of a step from the rank above, unless a run that was killed here has done so already.
@@ -145,11 +138,10 @@ class Recorder:
         with atomic_write(target) as temporary:
             shutil.copyfile(run.best_of_rank(rank - 1), temporary)
 
-    def save_last(self, progress: TrainingState, monitor: dict[str, Any]) -> None:
-        """Write last.pt, with what the monitor remembers."""
+    def save_last(self, checkpoint: Checkpoint) -> None:
+        """Write last.pt."""
         if self.active:
-            swa = None if self.average is None else self.average.state()
-            save_checkpoint(replace(self.snapshot(progress), swa=swa, monitor=monitor), self.prepared.run.last)
+            save_checkpoint(checkpoint, self.prepared.run.last)
 
     def keep_healthy(self, step: int) -> None:
         """Copy last.pt to healthy.pt; that of step 0 to start.pt too."""
@@ -173,24 +165,10 @@ class Recorder:
 
     def _load(self, path: Path) -> Checkpoint:
         checkpoint = load_checkpoint(path) if self.active else None
-        checkpoint = self.engine.fabric.broadcast(checkpoint)
+        checkpoint = self.fabric.broadcast(checkpoint)
         if checkpoint is None:
             raise RuntimeError("the first process sent no checkpoint")
         return checkpoint
-
-    def snapshot(self, progress: TrainingState) -> Checkpoint:
-        """Return the present state, without the weight average."""
-        engine = self.engine
-        return Checkpoint(
-            student=engine.student.state_dict(),
-            teacher=engine.teacher.net.state_dict(),
-            optimizer=engine.optimizer.state_dict(),
-            progress=replace(progress, ema_updates=engine.teacher.updates),
-            config=to_plain(self.prepared.config),
-            split=split_to_dict(self.prepared.split),
-            scores=self.scores,
-            seen_labels=self.prepared.resolved.seen_labels,
-        )
 
 
 def last_reported_verdict(run: RunDir) -> frozenset[tuple[str, str, str]]:
@@ -199,7 +177,7 @@ def last_reported_verdict(run: RunDir) -> frozenset[tuple[str, str, str]]:
     return frozenset((f["code"], f["net"], f["level"]) for f in (told[-1] if told else ()))
 
 
-def _scores_of(observation: Observation) -> dict[str, Any]:
+def summarize_probe(observation: Observation) -> dict[str, Any]:
     """Return preliminary scores from the validation probe; the interval of the margin is unknown there.
 
     The form is that of ``final_scores.describe_for_checkpoint``.

@@ -64,9 +64,9 @@ def estimate_output_bytes(net: nn.Module, config: Config) -> int:
     """Return the bytes that the files of a run take when they are largest: all checkpoints, and one being written."""
     weights: int = FLOAT * sum(v.numel() for v in net.state_dict().values())
     moments = 2 if config.optim.name == "adamw" else 1
-    checkpoint, average = (2 + moments) * weights, weights * (config.policies.swa is not None)
-    files = 1 + config.monitor.keep_best + (average > 0) + 2 * (config.monitor.on_collapse == "recover")
-    return (files + 1) * checkpoint + 2 * average + _LOG_BYTES
+    averages = config.policies.swa is not None
+    files = 1 + config.monitor.keep_best + averages + 2 * (config.monitor.on_collapse == "recover")
+    return (files + 1) * (2 + moments + averages) * weights + _LOG_BYTES
 
 
 def check_disk(path: Path, needed: int, held: int = 0) -> None:

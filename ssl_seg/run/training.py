@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,10 +19,12 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from ssl_seg.config import Config
+from ssl_seg.config.layers import to_plain
 from ssl_seg.config.schedules import find_warmup, make_ema_schedule, make_lr_schedule
 from ssl_seg.data.loader import Batch, PatchSource, Probe, make_loader, make_probe
 from ssl_seg.data.open import make_source, open_store, shift_foreground_share
 from ssl_seg.data.sampling import ForegroundShift, derive_seed
+from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.engine.devices import (
     any_process,
     call_on_main,
@@ -32,7 +35,6 @@ from ssl_seg.engine.devices import (
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
-from ssl_seg.engine.loop import LoopStart, LrAt, Schedule, TrainingEnding, run_loop
 from ssl_seg.engine.machine import count_cores
 from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.engine.pace import FEWEST_MEASURED, Pace, describe_pace, describe_seconds, estimate_seconds
@@ -44,12 +46,12 @@ from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
+from ssl_seg.methods.base import Built, build, find_plain
 from ssl_seg.monitor.actions import list_components, read_context
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.ladder import InterventionSettings, make_rungs
-from ssl_seg.monitor.memory import read_memory
 from ssl_seg.monitor.watch import Monitor
-from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
+from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import choose_precision, make_autocast
 from ssl_seg.run.directory import RunDir, read_header, write_config
@@ -61,6 +63,7 @@ from ssl_seg.run.pretraining.state import load_body, load_pretraining
 from ssl_seg.run.recorder import Console, Recorder, Silent, last_reported_verdict
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve_runtime
+from ssl_seg.run.session import Schedule, Session, TrainingEnding, Watch, run_loop
 from ssl_seg.run.transfer import load_student, load_teacher
 
 _SHIFTS: tuple[ForegroundShift, ...] = ("more", "less")
@@ -137,12 +140,12 @@ class _Feed:
 
 @dataclass(frozen=True)
 class _Ready:
-    """What is made before a run directory is: settings that the machine decides, the network, and what it is shown."""
+    """What is made before a run directory is: settings that the machine decides, what is trained, and on what."""
 
     config: Config
     notes: list[str]
     """Why precision and memory format are what they are."""
-    student: nn.Module
+    built: Built
     feed: _Feed
     pace: Pace | None
     """None for a run that is too short to measure."""
@@ -185,46 +188,39 @@ def _get_ready(
     config = resolved.config
     torch.manual_seed(derive_seed(config.seed))
     begins = start is None and config.network.pretrained is None
-    student = fabric.to_device((start_network if begins else make_network)(config))
-    config, student, notes = settle_runtime(fabric, config, student, console)
+    method = make_method(config.method.name, config.method.options, make_supervised_loss(config.loss))
+    built = build(method, partial(start_network if begins else make_network, config), config.data.num_classes)
+    for module in (built.module, method):
+        if isinstance(module, nn.Module):
+            fabric.to_device(module)
+    config, notes = settle_runtime(fabric, config, built.plain, console)
+    to_memory_format(built.module, config.runtime.memory_format, config.data.ndim)
     feed = _open_feed(fabric, resolved, console)
     pace = None
     if minutes is not None or config.length.steps - first >= FEWEST_MEASURED:
-        copied, seconds = copy.deepcopy(student), None if minutes is None else 60 * minutes
-        engine = _make_engine(fabric, config, copied, EMATeacher(copied, lambda _: config.ema.decay))
+        copied, seconds = copy.deepcopy(built), None if minutes is None else 60 * minutes
+        engine = _make_engine(fabric, config, copied, EMATeacher(copied.module, lambda _: config.ema.decay))
         monitor = _make_monitor(fabric, config, feed)
         pace = measure_pace(
             engine, monitor, feed.source, config, resolved.split.val, workers=feed.workers, seconds=seconds
         )
-    return _Ready(config, notes, student, feed, pace)
+    return _Ready(config, notes, built, feed, pace)
 
 
 def _train(fabric: Fabric, prepared: BegunRun, ready: _Ready, console: Console) -> TrainResult:
     checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
-    trainer = _assemble(fabric, prepared, ready, checkpoint, console)
-    expected = _announce(prepared, ready, trainer.schedule.first_step, console) if fabric.is_global_zero else None
+    session = _assemble(fabric, prepared, ready, checkpoint, console)
+    first = session.progress.step
+    expected = _announce(prepared, ready, first, console) if fabric.is_global_zero else None
     begun = time.monotonic()
     if fabric.is_global_zero:
-        console.start(trainer.schedule.first_step, trainer.schedule.total_steps)
+        console.start(first, prepared.config.length.steps)
     try:
         with stop_flag(fabric) as stop_requested:
-            result = run_loop(
-                trainer.engine,
-                trainer.monitor,
-                trainer.batches_from,
-                trainer.schedule,
-                trainer.recorder,
-                trainer.policies,
-                trainer.interventions,
-                lr_at=trainer.lr_at,
-                start=trainer.start,
-                stop_on_collapse=prepared.config.monitor.on_collapse == "stop",
-                stop_requested=stop_requested,
-            )
+            result = run_loop(session, stop_requested)
     finally:
         console.stop()
-    average, recorder = trainer.policies.average, trainer.recorder
-    verdict, final = finish_run(result, prepared, trainer.engine, trainer.feed.source, average, recorder, console)
+    verdict, final = finish_run(session, result, prepared, console)
     if expected is not None and result.ending == "finished":
         console.note(
             f"time: it took {describe_seconds(time.monotonic() - begun)}, {describe_seconds(expected)} were expected"
@@ -241,25 +237,6 @@ def _train(fabric: Fabric, prepared: BegunRun, ready: _Ready, console: Console) 
     )
 
 
-@dataclass(frozen=True)
-class _Trainer:
-    engine: Engine
-    monitor: Monitor
-    schedule: Schedule
-    start: LoopStart
-    lr_at: LrAt
-    policies: Policies
-    interventions: Interventions
-    recorder: Recorder
-    feed: _Feed
-
-    def batches_from(self, step: int, foreground: ForegroundShift | None) -> Iterator[Batch]:
-        """Return the batches of the steps from ``step`` on."""
-        pin_memory = self.engine.fabric.device.type == "cuda"
-        source, last = shift_foreground_share(self.feed.source, foreground), self.schedule.total_steps
-        return iter(make_loader(source, step, last, self.feed.workers, pin_memory))
-
-
 def _announce(prepared: BegunRun, ready: _Ready, first: int, console: Console) -> float | None:
     """Record how the machine is used and how long the run will take; return its seconds where they are known."""
     config, run, pace = prepared.config, prepared.run, ready.pace
@@ -273,19 +250,17 @@ def _announce(prepared: BegunRun, ready: _Ready, first: int, console: Console) -
     return seconds
 
 
-def settle_runtime(
-    fabric: Fabric, config: Config, student: nn.Module, console: Console
-) -> tuple[Config, nn.Module, list[str]]:
-    """Resolve precision and memory format; return the reasons too."""
+def settle_runtime(fabric: Fabric, config: Config, network: nn.Module, console: Console) -> tuple[Config, list[str]]:
+    """Resolve precision and memory format as suits a network; return the reasons too."""
     runtime = config.runtime
     patches = config.labeled_range[1] + config.batch.unlabeled
     example = torch.randn(patches, config.data.channels, *config.data.patch_size, device=fabric.device)
-    precision, reason = fabric.broadcast(choose_precision(runtime.precision, student, example))
+    precision, reason = fabric.broadcast(choose_precision(runtime.precision, network, example))
     notes = [f"precision: {precision} ({reason})"]
     memory_format: str = runtime.memory_format
     if memory_format == "auto":
         autocast = make_autocast(precision, fabric.device)
-        seconds = fabric.broadcast(time_memory_formats(student, example, autocast))
+        seconds = fabric.broadcast(time_memory_formats(network, example, autocast))
         memory_format = choose_memory_format(seconds)
         timed = ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
         notes.append(f"memory format: {memory_format} (forward and backward: {timed})")
@@ -293,15 +268,22 @@ def settle_runtime(
         for text in notes:
             console.note(text)
     runtime = runtime.model_copy(update={"precision": precision, "memory_format": memory_format})
-    settled = config.model_copy(update={"runtime": runtime})
-    return settled, to_memory_format(student, memory_format, config.data.ndim), notes
+    return config.model_copy(update={"runtime": runtime}), notes
 
 
 def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
     config, split = resolved.config, resolved.split
     store, patch = open_store(resolved.catalog, config.data), config.data.patch_size
-    rank, world_size = fabric.global_rank, fabric.world_size
-    source = make_source(config, store, resolved.labeled, resolved.unlabeled, rank=rank, world_size=world_size)
+    views = METHODS[config.method.name].traits.strong_views
+    source = make_source(
+        config,
+        store,
+        resolved.labeled,
+        resolved.unlabeled,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        strong_views=views,
+    )
     workers = min(config.runtime.workers, count_cores())
     if workers < config.runtime.workers and fabric.is_global_zero:
         console.note(
@@ -315,13 +297,14 @@ def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
     )
 
 
-def _make_engine(fabric: Fabric, config: Config, student: nn.Module, teacher: EMATeacher) -> Engine:
+def _make_engine(fabric: Fabric, config: Config, built: Built, teacher: EMATeacher) -> Engine:
+    encoders = [module for net in built.networks for module in PARTS[config.network.name](net).encoder]
     return Engine(
         fabric,
-        student,
-        make_optimizer(student, config.optim, PARTS[config.network.name](student).encoder),
+        built.module,
+        make_optimizer(built.module, config.optim, encoders),
         teacher,
-        make_method(config.method.name, config.method.options, make_supervised_loss(config.loss)),
+        built.method,
         make_autocast(config.runtime.precision, fabric.device),
         total_steps=config.length.steps,
         steps_per_epoch=config.length.steps_per_epoch,
@@ -343,73 +326,73 @@ def _make_monitor(fabric: Fabric, config: Config, feed: _Feed) -> Monitor:
         steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
         select=config.monitor.select,
         components=list_components(config.loss),
-        uses_teacher=METHODS[config.method.name].uses_teacher,
+        uses_teacher=METHODS[config.method.name].traits.uses_teacher,
         context=read_context(config),
     )
 
 
 def _assemble(
     fabric: Fabric, prepared: BegunRun, ready: _Ready, checkpoint: Checkpoint | None, console: Console
-) -> _Trainer:
-    config, feed, student = prepared.config, ready.feed, ready.student
-    average = None if config.policies.swa is None else WeightAverage(student)
-    engine = _make_engine(fabric, config, student, _make_networks(prepared, student, checkpoint))
-    start = LoopStart()
-    if prepared.resumed and checkpoint is not None:
-        engine.restore(checkpoint, str(prepared.start))
-        if average is not None and checkpoint.swa is not None:
-            average.load(checkpoint.swa, str(prepared.start))
-        start = _read_start(checkpoint)
-    uses_teacher = engine.method.uses_teacher
+) -> Session:
+    config, feed, built, where = prepared.config, ready.feed, ready.built, str(prepared.start)
+    average = None if config.policies.swa is None else WeightAverage(built.plain)
+    engine = _make_engine(fabric, config, built, _make_teacher(prepared, built, checkpoint))
+    uses_unlabeled = built.method.traits.uses_unlabeled
+    reduces, length = config.optim.schedule == "reduce_on_plateau", config.length
     schedule = Schedule(
-        start.progress.step,
-        config.length.steps,
-        config.length.steps_per_epoch,
-        config.monitor.first_epoch_probes,
-        config.monitor.check_steps,
+        length.steps, length.steps_per_epoch, config.monitor.first_epoch_probes, config.monitor.check_steps
     )
-    recorder = Recorder(prepared, engine, average, console, fabric.is_global_zero)
+
+    def batches_from(step: int, foreground: ForegroundShift | None) -> Iterator[Batch]:
+        source, pin_memory = shift_foreground_share(feed.source, foreground), fabric.device.type == "cuda"
+        return iter(make_loader(source, step, length.steps, feed.workers, pin_memory))
+
+    session = Session(
+        engine,
+        Watch(engine, _make_monitor(fabric, config, feed), schedule),
+        feed.source,
+        batches_from,
+        Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None),
+        Interventions(_make_ladder(config, feed.source, uses_unlabeled=uses_unlabeled), average),
+        Recorder(prepared, fabric, console),
+        make_lr_schedule(config.optim, length, sum(config.labeled_range) / 2 * fabric.world_size),
+        {
+            "config": to_plain(config),
+            "split": split_to_dict(prepared.split),
+            "seen_labels": prepared.resolved.seen_labels,
+        },
+        config.monitor.on_collapse == "stop",
+    )
     if prepared.resumed and checkpoint is not None:
-        recorder.scores = checkpoint.scores  # until the first probe
-        recorder.told = last_reported_verdict(prepared.run)
-        if start.memory.healthy_step == start.progress.step:  # the run may have been killed before it copied the file
-            recorder.keep_healthy(start.progress.step)
-    reduces = config.optim.schedule == "reduce_on_plateau"
-    policies = Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None)
-    interventions = Interventions(_make_ladder(config, feed.source, uses_teacher=uses_teacher), average)
-    lr_at = make_lr_schedule(config.optim, config.length, sum(config.labeled_range) / 2 * fabric.world_size)
-    monitor = _make_monitor(fabric, config, feed)
-    return _Trainer(engine, monitor, schedule, start, lr_at, policies, interventions, recorder, feed)
+        session.restore(checkpoint, where)
+        session.recorder.told = last_reported_verdict(prepared.run)
+        step = session.progress.step
+        if session.watch.memory.healthy_step == step:  # the run may have been killed before it copied the file
+            session.recorder.keep_healthy(step)
+    return session
 
 
-def _make_networks(prepared: BegunRun, student: nn.Module, checkpoint: Checkpoint | None) -> EMATeacher:
-    """Put the weights of a checkpoint, if any, into the student; return the teacher that belongs to it."""
+def _make_teacher(prepared: BegunRun, built: Built, checkpoint: Checkpoint | None) -> EMATeacher:
+    """Put the weights that a new run begins with into its plain network; return the teacher that belongs to it."""
     config, where = prepared.config, str(prepared.start)
-    if checkpoint is not None and prepared.resumed:
-        load_weights(student, checkpoint.student, where)
-    elif checkpoint is not None:
-        load_student(student, checkpoint, config, where)
-    elif config.network.pretrained is not None:
-        load_body(student, load_pretraining(Path(config.network.pretrained)), config, config.network.pretrained)
+    parent = None if prepared.resumed else checkpoint  # a resumed session is restored as a whole
+    if parent is not None:
+        load_student(built.plain, parent, config, where)
+    elif config.network.pretrained is not None and not prepared.resumed:
+        load_body(built.plain, load_pretraining(Path(config.network.pretrained)), config, config.network.pretrained)
     held = config.bootstrap.pseudo_label_steps
-    teacher = EMATeacher(student, make_ema_schedule(config.ema, config.length.steps - held), held)
-    if checkpoint is not None and not prepared.resumed:  # a resumed engine is restored as a whole
-        teacher.updates = load_teacher(teacher.net, checkpoint, config, where)
+    teacher = EMATeacher(built.module, make_ema_schedule(config.ema, config.length.steps - held), held)
+    if parent is not None:
+        teacher.updates = load_teacher(find_plain(built.method, teacher.net), parent, config, where)
     return teacher
 
 
-def _read_start(checkpoint: Checkpoint) -> LoopStart:
-    """Return where a resumed run begins."""
-    kept = checkpoint.monitor
-    return LoopStart(checkpoint.progress, read_memory(kept), None if kept is None else kept["window"])
-
-
-def _make_ladder(config: Config, source: PatchSource, *, uses_teacher: bool) -> InterventionSettings | None:
+def _make_ladder(config: Config, source: PatchSource, *, uses_unlabeled: bool) -> InterventionSettings | None:
     """Return the ladder of a run that is to recover from a collapse."""
     if config.monitor.on_collapse != "recover":
         return None
     shifts = tuple(shift for shift in _SHIFTS if shift_foreground_share(source, shift) != source)
-    rungs = make_rungs(uses_unlabeled=uses_teacher and bool(source.unlabeled), can_shift=bool(shifts))
+    rungs = make_rungs(uses_unlabeled=uses_unlabeled and bool(source.unlabeled), can_shift=bool(shifts))
     return InterventionSettings(
         rungs,
         config.monitor.patience_steps,

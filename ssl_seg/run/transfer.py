@@ -35,8 +35,8 @@ def check_options(config: Config, sources: Mapping[str, str], *, has_parent: boo
     if given and not has_parent:
         rule = "says what to take over from a parent, and there is none. Give --bootstrap CHECKPOINT, or leave it out"
         raise ConfigError("\n".join(f"{name(key)}: {rule}" for key in given))
-    if options.pseudo_label_steps > 0 and not METHODS[config.method.name].uses_teacher:
-        able = ", ".join(name for name, method in METHODS.items() if method.uses_teacher)
+    if options.pseudo_label_steps > 0 and not METHODS[config.method.name].traits.uses_teacher:
+        able = ", ".join(name for name, method in METHODS.items() if method.traits.uses_teacher)
         raise ConfigError(
             f"{name('pseudo_label_steps')}: method.name = '{config.method.name}' learns nothing from a teacher. Use 0, "
             f"or another method ({able})"

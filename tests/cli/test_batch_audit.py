@@ -44,7 +44,7 @@ def codes(contents: Sequence[Contents], expected: Expected = EXPECTED) -> list[s
 def test_contents_of_a_batch_counted_by_hand() -> None:
     target = torch.tensor([[[0, 2], [1, IGNORE_INDEX]], [[0, 0], [0, 0]], [[IGNORE_INDEX] * 2] * 2])
     nothing = torch.zeros(2, 1, 2, 2)
-    batch = Batch(torch.zeros(3, 1, 2, 2), target, nothing, nothing, ("a", "b", "a", "c", "a"))
+    batch = Batch(torch.zeros(3, 1, 2, 2), target, nothing, (nothing,), ("a", "b", "a", "c", "a"))
     found = measure_batch(batch, frozenset("ac"))
     assert found == Contents(
         labeled=3,

@@ -448,7 +448,11 @@ def read_run(out: Path) -> Iterator[tuple[str, Any]]:
         content = torch.load(path, weights_only=True)
         yield (
             path.name,
-            {name: digest(content[name]) for name in ("student", "teacher", "optimizer", "progress", "swa")},
+            {
+                name: digest(content[name])
+                for name in ("student", "teacher", "optimizer", "progress", "swa")
+                if name in content
+            },
         )
 
 

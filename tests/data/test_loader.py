@@ -50,7 +50,7 @@ def test_shapes_types_and_ids(source: PatchSource) -> None:
     batch = source[0]
     assert batch.image.shape == (3, 1, 32, 48)
     assert batch.target.shape == (3, 32, 48)
-    assert batch.weak.shape == batch.strong.shape == (2, 1, 32, 48)
+    assert batch.weak.shape == batch.strong[0].shape == (2, 1, 32, 48)
     assert (batch.image.dtype, batch.target.dtype) == (torch.float32, torch.int64)
     assert set(batch.target.unique().tolist()) <= {0, 1}
     assert len(batch.case_ids) == 5
@@ -62,7 +62,7 @@ def test_a_batch_is_a_function_of_seed_rank_and_step(source: PatchSource) -> Non
     other_order = [source[step] for step in (4, 1, 3)]
     again = [source[step] for step in (4, 1, 3)]
     for a, b in zip(other_order, again, strict=True):
-        assert torch.equal(a.strong, b.strong)
+        assert torch.equal(a.strong[0], b.strong[0])
         assert torch.equal(a.image, b.image)
     assert not torch.equal(source[0].image, source[1].image)
     assert not torch.equal(source[0].image, replace(source, seed=6)[0].image)
@@ -73,7 +73,7 @@ def test_workers_change_nothing(source: PatchSource, workers: int) -> None:
     batches = list(make_loader(source, 2, 6, workers, pin_memory=False))
     assert len(batches) == 4
     for step, batch in enumerate(batches, start=2):
-        assert torch.equal(batch.strong, source[step].strong)
+        assert torch.equal(batch.strong[0], source[step].strong[0])
         assert batch.case_ids == source[step].case_ids
 
 
@@ -85,14 +85,14 @@ def test_ranks_share_each_pass_without_overlap(source: PatchSource) -> None:
 
 def test_no_unlabeled_cases_is_a_normal_input(source: PatchSource) -> None:
     batch = replace(source, unlabeled=())[0]
-    assert batch.weak.shape == batch.strong.shape == (0, 1, 32, 48)
+    assert batch.weak.shape == batch.strong[0].shape == (0, 1, 32, 48)
     assert len(batch.case_ids) == 3
 
 
 def test_weak_and_strong_show_the_same_voxels(source: PatchSource) -> None:
     plain = replace(source, augment=PLAIN)
-    assert torch.allclose(plain[0].weak, plain[0].strong, atol=1e-5)
-    assert not torch.allclose(source[0].weak, source[0].strong, atol=1e-2)
+    assert torch.allclose(plain[0].weak, plain[0].strong[0], atol=1e-5)
+    assert not torch.allclose(source[0].weak, source[0].strong[0], atol=1e-2)
     assert torch.equal(source[0].weak, plain[0].weak)
 
 
@@ -109,11 +109,11 @@ def test_each_stream_has_changes_of_its_own(source: PatchSource) -> None:
         assert torch.equal(batch.target, plain.target)
         assert torch.equal(batch.weak, plain.weak)
     assert (labeled.image != plain.image).flatten(1).any(1).all()
-    assert torch.equal(labeled.strong, plain.strong)
-    assert torch.equal(plain.strong, plain.weak)
+    assert torch.equal(labeled.strong[0], plain.strong[0])
+    assert torch.equal(plain.strong[0], plain.weak)
     for batch in (strong, blanked):
         assert torch.equal(batch.image, plain.image)
-        assert (batch.strong != plain.strong).flatten(1).any(1).all()
+        assert (batch.strong[0] != plain.strong[0]).flatten(1).any(1).all()
 
 
 def test_patches_are_rotated_in_units_of_length(source: PatchSource, catalog: Catalog) -> None:
@@ -230,7 +230,7 @@ def test_small_labeled_set_repeats_beside_a_long_unlabeled_one(source: PatchSour
     """One labeled case, four unlabeled: 24 batches of one loader, counts exact, all cases walked evenly."""
     one = replace(source, labeled=source.labeled[:1])
     batches = list(make_loader(one, 0, 24, workers=1, pin_memory=False))
-    assert all(len(b.image) == 3 and len(b.weak) == len(b.strong) == 2 for b in batches)
+    assert all(len(b.image) == 3 and len(b.weak) == len(b.strong[0]) == 2 for b in batches)
     assert Counter(i for b in batches for i in b.case_ids[:3]) == {one.labeled[0]: 72}
     assert Counter(i for b in batches for i in b.case_ids[3:]) == Counter(dict.fromkeys(one.unlabeled, 12))
     assert len({b.image.numpy().tobytes() for b in batches}) == 24
@@ -239,21 +239,21 @@ def test_small_labeled_set_repeats_beside_a_long_unlabeled_one(source: PatchSour
 @pytest.mark.parametrize("workers", [0, 2])
 def test_cutmix_shows_what_the_mix_says(source: PatchSource, workers: int) -> None:
     whole = source[3]
-    assert whole.mix is None
+    assert whole.mixes[0] is None
     (mixed,) = make_loader(
         replace(source, augment=WEAK.model_copy(update={"cutmix": 1.0})), 3, 4, workers, pin_memory=False
     )
-    assert mixed.mix is not None
+    assert mixed.mixes[0] is not None
     assert torch.equal(mixed.weak, whole.weak)
-    assert torch.equal(mixed.strong, mixed.mix.apply(whole.strong))
-    assert not torch.equal(mixed.strong, whole.strong)
+    assert torch.equal(mixed.strong[0], mixed.mixes[0].apply(whole.strong[0]))
+    assert not torch.equal(mixed.strong[0], whole.strong[0])
 
 
 @pytest.mark.parametrize("unlabeled", [0, 1])
 def test_cutmix_needs_two_patches(source: PatchSource, unlabeled: int) -> None:
     batch = replace(source, counts=(2, unlabeled), augment=WEAK.model_copy(update={"cutmix": 1.0}))[0]
-    assert batch.mix is None
-    assert batch.strong.shape[0] == unlabeled
+    assert batch.mixes[0] is None
+    assert batch.strong[0].shape[0] == unlabeled
 
 
 def test_copy_paste_adds_foreground_with_its_image(source: PatchSource) -> None:
@@ -269,10 +269,10 @@ def test_copy_paste_adds_foreground_with_its_image(source: PatchSource) -> None:
 def test_a_batch_keeps_its_mix_on_another_device(source: PatchSource) -> None:
     batch = replace(source, augment=WEAK.model_copy(update={"cutmix": 1.0}))[0]
     moved = batch.to(torch.device("meta"))
-    assert moved.mix is not None
-    assert moved.mix.source.device.type == moved.mix.mask.device.type == "meta"
-    assert pickle.loads(pickle.dumps(batch)).mix.mask.equal(batch.mix.mask)  # type: ignore[union-attr]
-    assert source[0].to(torch.device("meta")).mix is None
+    assert moved.mixes[0] is not None
+    assert moved.mixes[0].source.device.type == moved.mixes[0].mask.device.type == "meta"
+    assert pickle.loads(pickle.dumps(batch)).mixes[0].mask.equal(batch.mixes[0].mask)  # type: ignore[union-attr]
+    assert source[0].to(torch.device("meta")).mixes[0] is None
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -395,4 +395,4 @@ def test_a_smaller_batch_is_the_beginning_of_the_full_one(source: PatchSource) -
         count = len(small.image)
         assert small.case_ids[:count] == large.case_ids[:count]
         assert torch.equal(small.image, large.image[:count])
-        assert torch.equal(small.strong, large.strong)
+        assert torch.equal(small.strong[0], large.strong[0])

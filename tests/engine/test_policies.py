@@ -277,13 +277,14 @@ class TestCollapse:
 def snapshot(engine: Engine, step: int) -> Checkpoint:
     parts = engine.student.state_dict(), engine.teacher.net.state_dict(), engine.optimizer.state_dict()
     student, teacher, optimizer = copy.deepcopy(parts)
-    return Checkpoint(student, teacher, optimizer, TrainingState(step, engine.teacher.updates, 0.5), {}, {}, {}, ())
+    progress = TrainingState(step, engine.teacher.updates, 0.5)
+    return Checkpoint(student, teacher, progress, {}, {}, {}, (), {"optimizer": optimizer})
 
 
 def assert_state(engine: Engine, expected: Checkpoint) -> None:
     for own, state in ((engine.student, expected.student), (engine.teacher.net, expected.teacher)):
         assert all(torch.equal(v, state[k]) for k, v in own.state_dict().items())
-    for index, state in expected.optimizer["state"].items():
+    for index, state in expected.parts["optimizer"]["state"].items():
         own_state = engine.optimizer.state_dict()["state"][index]
         assert all(torch.equal(own_state[name], value) for name, value in state.items())
 
@@ -370,10 +371,10 @@ class TestWeightAverage:
     def test_its_state_continues_it(self) -> None:
         student = make_net(nn.BatchNorm2d)
         first = WeightAverage(student)
-        assert first.state() is None
+        assert first.state_dict() == {}
         first.add(student)
         resumed = WeightAverage(student)
-        resumed.load(copy.deepcopy(first.state()), "x.pt")
+        resumed.load_state_dict(copy.deepcopy(first.state_dict()))
         with torch.no_grad():
             student[0].weight.add_(1)
         for average in (first, resumed):

@@ -27,7 +27,6 @@ from ssl_seg.config import Config
 from ssl_seg.config.layers import Layer, build_config, merge_layers, nest
 from ssl_seg.data.loader import Batch, Probe
 from ssl_seg.engine import timing
-from ssl_seg.engine.loop import Schedule
 from ssl_seg.engine.pace import (
     ANY_STEPS,
     FEWEST_MEASURED,
@@ -45,6 +44,7 @@ from ssl_seg.run import training
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.recorder import Silent
 from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.session import Schedule
 from ssl_seg.run.training import TrainResult, train
 from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
 from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
@@ -91,7 +91,7 @@ class TestArithmetic:
     def test_looks_are_those_of_the_loop(self, per_epoch: int) -> None:
         for steps in (1, 2, 6, 7, 8, 20, 49, 50, 51, 99, 100, 101, 350):
             config = make_config(steps, per_epoch)
-            schedule = Schedule(0, steps, per_epoch, EARLY)
+            schedule = Schedule(steps, per_epoch, EARLY)
             for first in (n for n in (0, 1, 5, 7, 20, 60, 100, 230) if n < steps):
                 looks = sum(schedule.probes(step) for step in range(first + 1, steps + 1)) + (first == 0)
                 assert count_looks(config, steps, first) == looks, (steps, first)

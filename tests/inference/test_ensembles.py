@@ -90,7 +90,7 @@ class TestMean:
         for which in ("student", "teacher", None):
             (model,) = open_members(members[:1], which)
             assert list(model.nets) == [which or open_model(members[0]).better]
-            held = (model.checkpoint.student, model.checkpoint.teacher, model.checkpoint.optimizer)
+            held = (model.checkpoint.student, model.checkpoint.teacher, model.checkpoint.parts)
             assert not any(held)
 
 

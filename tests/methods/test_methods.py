@@ -20,7 +20,7 @@ from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import CONSISTENCY, compute_loss, make_supervised_loss
 from ssl_seg.losses.consistency import consistency_mse
 from ssl_seg.methods import METHODS, make_method
-from ssl_seg.methods.base import Method, Nets, Progress, StepOutput
+from ssl_seg.methods.base import Method, Nets, Progress, StepOutput, Traits
 
 WEIGHTS = {"cross_entropy": 0.5, "dice": 0.5}
 LOSS = make_supervised_loss(LossConfig(weights=WEIGHTS))
@@ -41,7 +41,7 @@ def make_batch(labeled: int = 2, unlabeled: int = 3, num_classes: int = 2, seed:
     target = torch.randint(num_classes, (labeled, 12, 12), generator=draw)
     weak = images(unlabeled)
     return Batch(
-        images(labeled), target, weak, weak + 0.1 * images(unlabeled), tuple(map(str, range(labeled + unlabeled)))
+        images(labeled), target, weak, (weak + 0.1 * images(unlabeled),), tuple(map(str, range(labeled + unlabeled)))
     )
 
 
@@ -57,15 +57,17 @@ def make_nets(num_classes: int = 2) -> Nets:
 def contract_breaches(method: Method) -> list[str]:
     """Return what a method does wrong with respect to gradients: the seam where published code has broken."""
     nets, batch = make_nets(), make_batch()
-    for name in ("image", "weak", "strong"):
+    for name in ("image", "weak"):
         batch = replace(batch, **{name: getattr(batch, name).clone().requires_grad_()})
+    batch = replace(batch, strong=tuple(view.clone().requires_grad_() for view in batch.strong))
     for parameter in nets.teacher.parameters():
         parameter.requires_grad_(True)  # so that a graph through the teacher would show
     method(nets, batch, PROGRESS).loss.backward()
     breaches = []
     if batch.image.grad is None or not batch.image.grad.abs().sum() > 0:
         breaches.append("the labeled image does not reach the student")
-    if method.uses_teacher and (batch.strong.grad is None or not batch.strong.grad.abs().sum() > 0):
+    views = batch.strong if method.traits.uses_unlabeled else ()
+    if any(view.grad is None or not view.grad.abs().sum() > 0 for view in views):
         breaches.append("the strong view does not reach the student")
     if batch.weak.grad is not None and batch.weak.grad.abs().sum() > 0:
         breaches.append("a gradient flows through the weak view")
@@ -88,11 +90,11 @@ def test_gradients_go_where_they_should(method: Method) -> None:
 class TeacherAsStudent:
     """The consistency of the teacher with itself: always 0, no gradient. A published toolkit shipped this twice."""
 
-    uses_teacher = True
+    traits = Traits(uses_teacher=True, uses_unlabeled=True)
 
     def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         loss, terms = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
-        logits = nets.teacher(batch.strong)
+        logits = nets.teacher(batch.strong[0])
         return StepOutput(loss + consistency_mse(logits, nets.teacher(batch.weak).softmax(1)), terms)
 
 
@@ -121,7 +123,7 @@ def test_loss_is_finite_on_every_normal_input(method: Method, num_classes: int, 
 def test_order_of_unlabeled_patches_does_not_matter(method: Method) -> None:
     batch = make_batch()
     order = torch.tensor([2, 0, 1])
-    shuffled = replace(batch, weak=batch.weak[order], strong=batch.strong[order])
+    shuffled = replace(batch, weak=batch.weak[order], strong=(batch.strong[0][order],))
     losses = [method(make_nets(), b, PROGRESS).loss for b in (batch, shuffled)]
     torch.testing.assert_close(losses[0], losses[1])
 
@@ -149,7 +151,7 @@ def test_mean_teacher_is_its_formula(name: str) -> None:
     method = make_method("mean_teacher", options, LOSS)
     nets, batch = make_nets(), make_batch()
     supervised, _ = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
-    consistency = CONSISTENCY[name](nets.student(batch.strong), nets.teacher(batch.weak).softmax(1))
+    consistency = CONSISTENCY[name](nets.student(batch.strong[0]), nets.teacher(batch.weak).softmax(1))
     for step in (0, 10, 99):
         expected = supervised + 2.0 * compute_rampup(step, 50, "sigmoid") * consistency
         torch.testing.assert_close(method(nets, batch, Progress(step, 100)).loss, expected)
@@ -164,22 +166,22 @@ def test_only_confident_voxels_count(name: str) -> None:
     output = make_method("mean_teacher", options, LOSS)(nets, batch, PROGRESS)
     accepted = probs.amax(1) >= confidence
     assert output.terms["accepted_share"].item() == accepted.float().mean().item() == pytest.approx(0.5, abs=0.01)
-    expected = CONSISTENCY[name](nets.student(batch.strong), probs, accepted)
+    expected = CONSISTENCY[name](nets.student(batch.strong[0]), probs, accepted)
     torch.testing.assert_close(output.terms["consistency"], expected.detach())
     every = make_method("mean_teacher", {**options, "confidence": 0.0}, LOSS)(nets, batch, PROGRESS)
     assert "accepted_share" not in every.terms
     torch.testing.assert_close(
-        every.terms["consistency"], CONSISTENCY[name](nets.student(batch.strong), probs).detach()
+        every.terms["consistency"], CONSISTENCY[name](nets.student(batch.strong[0]), probs).detach()
     )
 
 
 def test_confidence_looks_at_mixed_pseudo_labels() -> None:
     nets, batch = make_nets(), make_mixed_batch()
-    probs = batch.mix.apply(nets.teacher(batch.weak).softmax(1))
+    probs = batch.mixes[0].apply(nets.teacher(batch.weak).softmax(1))
     confidence = probs.amax(1).quantile(0.8).item()
     options = {"consistency": "cross_entropy", "rampup_ratio": 0.0, "confidence": confidence}
     output = make_method("mean_teacher", options, LOSS)(nets, batch, PROGRESS)
-    expected = CONSISTENCY["cross_entropy"](nets.student(batch.strong), probs, probs.amax(1) >= confidence)
+    expected = CONSISTENCY["cross_entropy"](nets.student(batch.strong[0]), probs, probs.amax(1) >= confidence)
     torch.testing.assert_close(output.terms["consistency"], expected.detach())
 
 
@@ -211,9 +213,9 @@ def test_methods_take_stacked_outputs(method: Method) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
     supervised, _ = LOSS(student(batch.image), batch.target)
     expected = supervised
-    if method.uses_teacher:
+    if method.traits.uses_teacher:
         probs = nets.teacher(batch.weak).softmax(1)
-        expected = supervised + consistency_mse(student(batch.strong)[:, 0], probs)  # the finest output only
+        expected = supervised + consistency_mse(student(batch.strong[0])[:, 0], probs)  # the finest output only
     torch.testing.assert_close(output.loss, expected)
 
 
@@ -222,7 +224,7 @@ def make_mixed_batch() -> Batch:
     mask = torch.zeros(3, 12, 12, dtype=torch.bool)
     mask[:2, 3:9, 2:8] = True
     mix = Mix(torch.tensor([1, 2, 0]), mask)
-    return replace(batch, strong=mix.apply(batch.strong), mix=mix)
+    return replace(batch, strong=(mix.apply(batch.strong[0]),), mixes=(mix,))
 
 
 @pytest.mark.parametrize("name", CONSISTENCY)
@@ -235,10 +237,10 @@ def test_pseudo_labels_are_mixed_like_the_strong_views(name: str) -> None:
     for n, source in enumerate((1, 2)):
         expected[n, :, 3:9, 2:8] = probs[source, :, 3:9, 2:8]
     supervised, _ = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
-    consistency = CONSISTENCY[name](nets.student(batch.strong), expected)
+    consistency = CONSISTENCY[name](nets.student(batch.strong[0]), expected)
     loss = method(nets, batch, PROGRESS).loss
     torch.testing.assert_close(loss, supervised + consistency)
-    unmixed = method(nets, replace(batch, mix=None), PROGRESS).loss
+    unmixed = method(nets, replace(batch, mixes=(None,)), PROGRESS).loss
     assert abs((loss - unmixed).item()) > 1e-5
 
 
@@ -251,7 +253,7 @@ def test_a_mixed_batch_runs_with_every_method(method: Method) -> None:
 def test_supervised_does_not_look_at_unlabeled_images() -> None:
     method = make_method("supervised", {}, LOSS)
     losses = [
-        method(make_nets(), replace(make_batch(), strong=s), PROGRESS).loss
+        method(make_nets(), replace(make_batch(), strong=(s,)), PROGRESS).loss
         for s in (torch.zeros(3, 1, 12, 12), torch.ones(3, 1, 12, 12))
     ]
     assert torch.equal(losses[0], losses[1])

@@ -122,9 +122,8 @@ class TestRunWithAllPolicies:
 
     def test_swa_is_the_mean_with_its_own_statistics_and_scores(self, whole_run: RunDir) -> None:
         last, swa = (load_checkpoint(path) for path in (whole_run.last, whole_run.swa))
-        assert last.swa is not None
-        assert last.swa["count"] == 3  # epochs 5, 7 and 9: the rollback took back the one before
-        for name, value in last.swa["average"].items():
+        assert last.parts["swa"]["count"] == 3  # epochs 5, 7 and 9: the rollback took back the one before
+        for name, value in last.parts["swa"]["average"].items():
             assert torch.equal(swa.student[name], value) == ("running" not in name and "num_batches" not in name)
         assert_equal(swa.teacher, swa.student)  # whichever network is used, it is the mean
         assert swa.scores["source"] == "validation"
@@ -196,24 +195,20 @@ class TestBestCheckpoints:
     """The best three of a sequence of scores, by the files alone."""
 
     @pytest.fixture
-    def recorder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    def recorder(self, tmp_path: Path) -> Recorder:
         (tmp_path / "checkpoints").mkdir()
         length, monitor = SimpleNamespace(steps=2 * 6 - 1, steps_per_epoch=2), SimpleNamespace(keep_best=3)
         prepared = SimpleNamespace(run=RunDir(tmp_path), config=SimpleNamespace(length=length, monitor=monitor))
-        scores = make_scores(make_net_score(0.5), make_net_score(0.5))
-        monkeypatch.setattr(
-            Recorder,
-            "snapshot",
-            lambda _, progress: Checkpoint({}, {}, {}, progress, {}, {}, scores, ()),
-        )
-        return Recorder(prepared, make_engine(), None, Silent(), active=True)  # type: ignore[arg-type]
+        return Recorder(prepared, make_engine().fabric, Silent())  # type: ignore[arg-type]
 
     def files(self, recorder: Recorder) -> list[int]:
         paths = [recorder.prepared.run.best_of_rank(rank) for rank in (1, 2, 3, 4)]
         return [load_checkpoint(path).progress.step for path in paths if path.is_file()]
 
     def save(self, recorder: Recorder, scores: tuple[float, ...]) -> None:
-        recorder.save_best(TrainingState(min(2 * (len(scores) - 1), 11), 0, scores[0], scores[1:]), EMPTY)
+        progress = TrainingState(min(2 * (len(scores) - 1), 11), 0, scores[0], scores[1:])
+        both = make_scores(make_net_score(0.5), make_net_score(0.5))
+        recorder.save_best(Checkpoint({}, {}, progress, {}, {}, both, ()))
 
     @pytest.mark.parametrize(
         "scores",

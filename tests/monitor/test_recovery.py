@@ -96,7 +96,7 @@ class TestRun:
             4,
         )
         swa = load_checkpoint(whole_run.swa)
-        assert load_checkpoint(whole_run.last).swa["count"] == 1, "the restore emptied the average"  # type: ignore[index]
+        assert load_checkpoint(whole_run.last).parts["swa"]["count"] == 1, "the restore emptied the average"
         assert swa.progress.step == 24
 
     @pytest.mark.parametrize("at", ["step 13", "step 22", "before last 4", "before healthy 2"])
@@ -171,8 +171,9 @@ class TestEnds:
         assert [e["to_step"] for e in interventions_of(result.run) if e["rung"] == "restore"] == [4, 0]
         last = load_checkpoint(result.run.last)
         assert last.progress.step == 37
-        assert last.monitor is not None
-        assert [row["step"] for row in last.monitor["trend"]] == [28, 32, 36], "that of the networks given up is gone"
+        assert [row["step"] for row in last.parts["monitor"]["trend"]] == [28, 32, 36], (
+            "that of the networks given up is gone"
+        )
         with pytest.raises(
             RunDirError, match=r"ended by its monitor at step 37: all_negative.*ssl-seg diagnose .*last.pt"
         ):
@@ -300,7 +301,7 @@ class TestWindow:
         whole, first, second = StepSums(), StepSums(), StepSums()
         self.add(whole, draws)
         self.add(first, draws[:7])
-        second.load(first.state(), torch.device("cpu"))
+        second.load_state_dict(first.state_dict(), torch.device("cpu"))
         self.add(second, draws[7:])
         assert second.compute_means() == whole.compute_means()
 
@@ -310,7 +311,7 @@ class TestWindow:
         assert not window.raises_alarm()
         self.add(window, [0.0] * 20)
         kept = StepSums()
-        kept.load(window.state(), torch.device("cpu"))
+        kept.load_state_dict(window.state_dict(), torch.device("cpu"))
         assert kept.raises_alarm()
         assert window.raises_alarm()
 

@@ -5,6 +5,7 @@ import pickle
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,16 @@ from hypothesis import strategies as st
 from score_counts import make_net_score, make_scores
 from torch import nn
 
+from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.errors import CheckpointError
-from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, load_weights, save_checkpoint
+from ssl_seg.networks.checkpoint import (
+    Checkpoint,
+    TrainingState,
+    load_checkpoint,
+    load_parts,
+    load_weights,
+    save_checkpoint,
+)
 
 
 def make_checkpoint() -> Checkpoint:
@@ -25,12 +34,12 @@ def make_checkpoint() -> Checkpoint:
     return Checkpoint(
         student=net.state_dict(),
         teacher=nn.Linear(2, 3).state_dict(),
-        optimizer=optimizer.state_dict(),
         progress=TrainingState(step=5, ema_updates=5, start_score=-math.inf, history=(0.25, 0.5, 0.125)),
         config={"seed": 3, "data": {"patch_size": [64, 64]}},
         split={"val": ["a"], "fractions": {0.01: ["b"], 1.0: ["b", "c"]}},
         scores=make_scores(make_net_score(0.5, 0.1, None, None), make_net_score(0.4, 0.0, None, None)),
         seen_labels=("0123456789ab",),
+        parts={"optimizer": optimizer.state_dict()},
     )
 
 
@@ -47,26 +56,45 @@ def test_round_trip(tmp_path: Path) -> None:
     for part in ("student", "teacher"):
         for name, value in getattr(saved, part).items():
             assert torch.equal(getattr(loaded, part)[name], value)
-    assert torch.equal(loaded.optimizer["state"][0]["exp_avg"], saved.optimizer["state"][0]["exp_avg"])
-    assert loaded.swa is None
+    assert loaded.parts.keys() == {"optimizer"}
+    states = [checkpoint.parts["optimizer"]["state"][0]["exp_avg"] for checkpoint in (loaded, saved)]
+    assert torch.equal(*states)
     lazy = load_checkpoint(tmp_path / "a.pt", lazy=True)
     assert lazy.progress == saved.progress
     assert torch.equal(lazy.student["weight"], saved.student["weight"])
 
 
-def test_a_checkpoint_from_before_presets_of_views_is_read(tmp_path: Path) -> None:
-    config = {"augment": {"labeled_strong": False, "rotation": 9.0}}
-    save_checkpoint(replace(make_checkpoint(), config=config), tmp_path / "a.pt")
-    assert load_checkpoint(tmp_path / "a.pt").config == {"augment": {"rotation": 9.0}}
+def test_every_part_travels_whatever_its_name(tmp_path: Path) -> None:
+    saved = make_checkpoint()
+    weights = nn.Linear(2, 3).state_dict()
+    parts = {"method": {"threshold": 0.5}, "swa": {"average": weights, "count": 4}, "other": None}
+    save_checkpoint(replace(saved, parts=saved.parts | parts), tmp_path / "a.pt")
+    loaded = load_checkpoint(tmp_path / "a.pt").parts
+    assert loaded.keys() == {"optimizer", *parts}
+    assert (loaded["method"], loaded["swa"]["count"], loaded["other"]) == ({"threshold": 0.5}, 4, None)
+    assert torch.equal(loaded["swa"]["average"]["weight"], weights["weight"])
 
 
-def test_the_weight_average_travels(tmp_path: Path) -> None:
-    average = nn.Linear(2, 3).state_dict()
-    save_checkpoint(replace(make_checkpoint(), swa={"average": average, "count": 4}), tmp_path / "a.pt")
-    swa = load_checkpoint(tmp_path / "a.pt").swa
-    assert swa is not None
-    assert swa["count"] == 4
-    assert torch.equal(swa["average"]["weight"], average["weight"])
+class TestLoadParts:
+    def load(self, part: nn.Module, **states: Any) -> None:
+        load_parts({"swa": part}, replace(make_checkpoint(), parts=states), "x.pt")
+
+    def test_each_goes_on_from_its_own_state(self) -> None:
+        net, other = nn.Linear(2, 3), nn.Linear(2, 3)
+        self.load(net, swa=other.state_dict(), method={"x": 1})
+        assert torch.equal(net.weight, other.weight)
+
+    @pytest.mark.parametrize("states", [{}, {"swa": None}, {"swa": {}}])
+    def test_what_has_no_state_need_not_be_there(self, states: dict[str, Any]) -> None:
+        self.load(nn.ReLU(), **states)
+        with pytest.raises(CheckpointError, match=r"x\.pt is damaged: its part 'swa' is missing"):
+            self.load(nn.Linear(2, 3), **states)
+
+    @pytest.mark.parametrize("state", [{"weight": 3}, {"weight": torch.ones(1)}, {"a": {}}])
+    def test_a_state_of_another_form_is_refused(self, state: dict[str, Any]) -> None:
+        for part in (nn.Linear(2, 3), WeightAverage(nn.Linear(2, 3)), torch.optim.SGD(nn.Linear(2, 3).parameters())):
+            with pytest.raises(CheckpointError, match=r"x\.pt is damaged: its part 'swa' .*does not fit"):
+                self.load(part, swa=state)  # type: ignore[arg-type]
 
 
 def test_what_has_been_seen_and_what_had_collapsed_travel(tmp_path: Path) -> None:
@@ -158,7 +186,7 @@ def test_other_versions_and_incomplete_files(tmp_path: Path) -> None:
         torch.save({**content, "version": version}, tmp_path / "other.pt")
         with pytest.raises(CheckpointError, match=f"version {version}"):
             load_checkpoint(tmp_path / "other.pt")
-    for name in content.keys() - {"format", "version"}:
+    for name in content.keys() - {"format", "version", "optimizer"}:  # a part is missed where it is needed
         torch.save({k: v for k, v in content.items() if k != name}, tmp_path / "part.pt")
         with pytest.raises(CheckpointError, match=f"no '{name}'"):
             load_checkpoint(tmp_path / "part.pt")
@@ -173,9 +201,8 @@ PROGRESS = {"step": 1, "ema_updates": 0, "start_score": 0.0, "history": [], "col
 @pytest.mark.parametrize(
     "change",
     [{"scores": {}}, {"scores": {"student": 1}}, {"student": {"weight": 3}}, {"config": []}, {"split": ["a"]},
-     {"progress": {**PROGRESS, "step": -1}}, {"optimizer": None}, {"seen_labels": None}, {"seen_labels": [3]},
-     {"progress": {**PROGRESS, "history": [math.nan]}}, {"progress": {**PROGRESS, "history": 3}},
-     {"swa": {"average": {"weight": 3}, "count": 1}}, {"swa": {"count": 1}}, {"swa": {"average": {}, "count": "1"}}],
+     {"progress": {**PROGRESS, "step": -1}}, {"optimizer": 3}, {"seen_labels": None}, {"seen_labels": [3]},
+     {"progress": {**PROGRESS, "history": [math.nan]}}, {"progress": {**PROGRESS, "history": 3}}, {"swa": [1]}],
 )  # fmt: skip
 def test_parts_of_another_form(tmp_path: Path, change: dict[str, object]) -> None:
     save_checkpoint(make_checkpoint(), tmp_path / "a.pt")

@@ -55,7 +55,6 @@ def make_parent(
     return Checkpoint(
         student={},
         teacher={},
-        optimizer={},
         progress=TrainingState(step=90, ema_updates=90, start_score=0.7),
         config=to_plain(config),
         split=split_to_dict(split),

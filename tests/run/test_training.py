@@ -94,7 +94,7 @@ class TestRun:
         assert checkpoint.scores["source"] == "validation"
         for net in ("student", "teacher"):
             assert checkpoint.scores[net]["margin_low"] is None  # of three cases
-        assert checkpoint.optimizer["state"]
+        assert checkpoint.parts["optimizer"]["state"]
 
     def test_the_saved_configuration_repeats_the_run_bit_for_bit(self, tiny_run: Path, tmp_path: Path) -> None:
         again = train(TrainRequest(tuple(read_layers(str(tiny_run / "config.yaml"))), tmp_path / "again"))
@@ -504,19 +504,14 @@ import ssl_seg.run.training as training
 
 captured = {}
 original = training.finish_run
-def finish(result, *args):
-    captured["state"] = result
-    return original(result, *args)
+def finish(session, result, *args):
+    captured.update(session=session, state=result)
+    return original(session, result, *args)
 training.finish_run = finish
-assemble = training._assemble
-def assembled(*args):
-    captured["trainer"] = assemble(*args)
-    return captured["trainer"]
-training._assemble = assembled
 
 settings = json.loads(sys.argv[1])
 training.train(TrainRequest((Layer("--x", settings),), Path(sys.argv[2])))
-engine, average = captured["trainer"].engine, captured["trainer"].policies.average
+engine, average = captured["session"].engine, captured["session"].policies.average
 def digest(net):
     return hashlib.sha256(b"".join(v.numpy().tobytes() for v in net.state_dict().values())).hexdigest()
 verdict = captured["state"].observation.verdict

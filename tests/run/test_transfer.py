@@ -65,7 +65,6 @@ def make_parent(*settings: dict[str, Any], better: str = "student", updates: int
     nets = {name: make_net(config, seed).state_dict() for seed, name in ((1, "student"), (2, "teacher"))}
     return Checkpoint(
         **nets,
-        optimizer={},
         progress=TrainingState(100, updates),
         config=to_plain(config),
         split={},
@@ -191,7 +190,7 @@ class TestHeldTeacher:
         teacher.update(student)
         assert math.isfinite(teacher.net.weight.item())
 
-    @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.uses_teacher])
+    @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.traits.uses_teacher])
     def test_what_a_fixed_teacher_says_counts_in_full(self, name: str) -> None:
         """At step 0 as at the last one, for every method with a teacher; an intervention still has its way."""
         method, nets, batch = make_method(name, {}, LOSS), make_nets(), make_batch()

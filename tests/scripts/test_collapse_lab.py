@@ -127,7 +127,7 @@ class TestFaults:
 
         target = torch.tensor([[0, 1], [1, 1], [0, 0]])
         nothing = torch.zeros(0, 1, 2)
-        batch = Batch(torch.ones(3, 1, 2), target, nothing, nothing, ("a", "b", "c"), None)
+        batch = Batch(torch.ones(3, 1, 2), target, nothing, (nothing,), ("a", "b", "c"))
         expected = {
             injections.empty_masks: torch.zeros_like(target),
             injections.full_masks: torch.ones_like(target),

@@ -71,7 +71,16 @@ class EncoderUNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""
-        skips = dict(zip(self.strides, self.encoder(self.input(images)), strict=True))
+        return self.decode(self.encode(images))
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Return the features, finest first: (N, channels, *S / stride) each."""
+        features: list[Tensor] = self.encoder(self.input(images))
+        return features
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """Return the logits of what ``encode`` returns."""
+        skips = dict(zip(self.strides, features, strict=True))
         x, levels = skips[max(self.strides)], []
         for stride, block in self.decoder.items():
             x = F.interpolate(x, scale_factor=self.steps[int(stride)], mode="nearest")

@@ -91,7 +91,7 @@ def _only_with(key: str, *values: Any) -> Obstacle:
 
 def _find_no_unlabeled(config: Config, facts: DataFacts) -> str | None:
     """Return why no unlabeled patch is used."""
-    if not METHODS[config.method.name].uses_teacher:
+    if not METHODS[config.method.name].traits.uses_unlabeled:
         return f"method.name = {config.method.name} learns nothing from unlabeled images"
     if facts.unlabeled == 0:
         return "there is no unlabeled image"
@@ -119,7 +119,7 @@ def _find_idle_pool(config: Config, facts: DataFacts) -> str | None:
 
 
 def _find_idle_method(config: Config, facts: DataFacts) -> str | None:
-    if not METHODS[config.method.name].uses_teacher:
+    if not METHODS[config.method.name].traits.uses_unlabeled:
         return None
     return None if facts.unlabeled and config.batch.unlabeled else "there is no unlabeled image to learn from"
 

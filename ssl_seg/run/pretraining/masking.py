@@ -62,7 +62,7 @@ def make_masked_batch(
     """
     whole, data, covered = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*parts, strict=True))
     target = torch.where(data, covered.long(), IGNORE_INDEX)
-    return Batch(whole.masked_fill(covered.unsqueeze(1), 0.0), target, whole, whole[:0], tuple(case_ids))
+    return Batch(whole.masked_fill(covered.unsqueeze(1), 0.0), target, whole, (), tuple(case_ids), ())
 
 
 @dataclass(frozen=True)

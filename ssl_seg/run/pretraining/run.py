@@ -23,7 +23,7 @@ from ssl_seg.data.loader import Batch, make_loader
 from ssl_seg.data.open import open_store
 from ssl_seg.data.sampling import derive_rng, derive_seed
 from ssl_seg.data.splits.files import split_from_dict, split_to_dict
-from ssl_seg.engine.loop import Schedule, TrainingEnding
+from ssl_seg.engine.devices import to_memory_format
 from ssl_seg.engine.machine import count_cores
 from ssl_seg.engine.optim import make_optimizer, set_lr
 from ssl_seg.engine.processes import open_fabric
@@ -52,6 +52,7 @@ from ssl_seg.run.pretraining.state import Pretraining, load_pretraining, save_pr
 from ssl_seg.run.recorder import Console, Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve_again, resolve_runtime, resolve_stored
+from ssl_seg.run.session import Schedule, TrainingEnding
 from ssl_seg.run.training import settle_runtime, stop_flag
 
 STEPS = {False: 500, True: 2000}
@@ -202,7 +203,8 @@ def _run(fabric: Fabric, prepared: BegunRun, state: Pretraining | None, console:
     config = prepared.config
     torch.manual_seed(derive_seed(config.seed))
     net = fabric.to_device(make_image_network(config, start_network if state is None else make_network))
-    config, net, _ = settle_runtime(fabric, config, net, console)
+    config, _ = settle_runtime(fabric, config, net, console)
+    to_memory_format(net, config.runtime.memory_format, config.data.ndim)
     prepared = prepared.settle(config)
     write_config(config, prepared.run, read_header(prepared.run))
     trainer = _Pretrainer(fabric, prepared, net, console)
@@ -255,7 +257,7 @@ class _Pretrainer:
     def run(self, stop_requested: Callable[[int], bool]) -> TrainingEnding:
         """Make the steps that are left, unless asked to stop or collapsed."""
         length, monitor = self.config.length, self.config.monitor
-        schedule = Schedule(self.step, length.steps, length.steps_per_epoch, monitor.first_epoch_probes)
+        schedule = Schedule(length.steps, length.steps_per_epoch, monitor.first_epoch_probes)
         workers = min(self.config.runtime.workers, count_cores())
         pin_memory = self.fabric.device.type == "cuda"
         for batch in make_loader(self.source, self.step, length.steps, workers, pin_memory):
