@@ -45,11 +45,11 @@ class StudySteps(Generic[T]):
     create: Callable[[Fabric], Study[T]]
     """Makes a new study."""
     reopen: Callable[[Study[T]], Study[T]]
-    """Checks a study that is to go on, and returns it without its ending."""
+    """Checks a study that is to be continued, and returns it without its ending."""
     plan: Callable[[Study[T], T], Training]
     """Returns how a training is begun."""
     judge: Callable[[Study[T], T, Outcome], Study[T]]
-    """Adds what a training has come to; a study with an ending goes no further."""
+    """Adds the outcome of a training; a study with an ending goes no further."""
     refuse: Callable[[Study[T], T, str], Study[T]] | None = None
     """Adds that the gate has refused a training; without it that is an error."""
 
@@ -86,7 +86,7 @@ def run_study(
 
 
 def _reopen(kind: StudyKind[T], steps: StudySteps[T], path: Path, console: Console) -> Study[T]:
-    """Return a study that is to go on, as it is now that it is held."""
+    """Return a study that is to be continued, read again now that no other process can change it."""
     study = steps.reopen(load_study(kind, path))
     done, count = sum(t.status != "waiting" for t in study.trainings), len(study.trainings)
     console.note(f"{kind.name}: {path} goes on, {done} of {count} {kind.members} are done")
@@ -102,7 +102,7 @@ def _run_training(
     machine: Sequence[Layer],
     console: Console,
 ) -> Study[T]:
-    """Train, or go on with, one training; return the study with what it has come to."""
+    """Run one training to its end, and return the study with its outcome."""
     try:
         request = call_on_main(fabric, lambda: make_request(steps.plan(study, training), machine, console.note))
         if request is not None and train(request, console).ending == "interrupted":
@@ -116,7 +116,7 @@ def _run_training(
 
 
 def _conclude(steps: StudySteps[T], study: Study[T], training: T, console: Console) -> Study[T]:
-    """Return the study with what a training that has ended has come to."""
+    """Return the study with the outcome of a training that has ended."""
     run = study.run_of(training)
     outcome = read_outcome(run)
     if outcome.stopped:
@@ -128,10 +128,10 @@ def _conclude(steps: StudySteps[T], study: Study[T], training: T, console: Conso
 def check_resumable(
     kind: StudyKind[T], study: Study[T], layers: Sequence[Layer], minutes: float | None, *others: Any, may: str = ""
 ) -> float | None:
-    """Check that a study may go on with what is given beside --resume; return its minutes.
+    """Check the options that are given beside --resume, and return the minutes of the study.
 
-    Other minutes than before may be given while no training has begun, ``layers`` of the machine always, and none of
-    the ``others``. ``may`` names what may be given besides.
+    New minutes are allowed while no training has begun, ``layers`` that set the machine always, and ``others`` never.
+    ``may`` names further options that are allowed, for the message.
 
     Raises:
         ConfigError: for anything else that is given.

@@ -1,4 +1,4 @@
-"""One training of a study: how it is begun or continued, whoever runs it, and what it has come to."""
+"""One training of a study: how it is begun or continued, whoever runs it, and its outcome."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Training:
 def make_request(
     training: Training, machine: Sequence[Layer] = (), note: Callable[[str], None] = lambda _: None
 ) -> TrainRequest | None:
-    """Return how a training is begun or continued; None for one that has come to its own end.
+    """Return how a training is begun or continued; None for one that has ended.
 
-    What was killed before its first checkpoint is removed: there is nothing to go on from.
+    Removes a run that was killed before its first checkpoint: there is nothing to continue.
 
     Args:
         training: of a study.
-        machine: settings of the machine, which may be others where it goes on.
+        machine: settings of the machine, which may change when the training is continued.
         note: takes the line that announces it.
     """
     run = training.run
@@ -66,7 +66,7 @@ def make_request(
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training has ended, and the scores that it wrote then."""
+    """How a training ended, and the scores that it wrote at its end."""
 
     final: FinalScores
     codes: tuple[str, ...]
@@ -74,11 +74,11 @@ class Outcome:
     collapsed: bool
     """By the last verdict."""
     stopped: bool
-    """Whether that counts: the monitor ended it, or monitor.on_collapse does not tolerate a collapse."""
+    """Whether the collapse counts: the monitor stopped the training, or monitor.on_collapse is not ``warn``."""
 
 
 def read_outcome(run: RunDir) -> Outcome:
-    """Return what a training that has come to its own end has come to.
+    """Return the outcome of a training that has ended.
 
     Raises:
         RunDirError: when its scores are missing or damaged.

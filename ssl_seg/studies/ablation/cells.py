@@ -1,4 +1,4 @@
-"""The cells of an ablation: what each is, what it has come to, and its folder, in which one process works at a time.
+"""The cells of an ablation, their results and their folders, in each of which one process works at a time.
 
 ::
 
@@ -217,7 +217,7 @@ def read_cell(folder: CellFolder) -> Cell:
 
 
 def read_result(out: Path, cell: Cell, wanted: ScoreConfig) -> CellResult:
-    """Return what a cell has come to so far.
+    """Return the result of a cell so far.
 
     Raises:
         RunDirError: for a cell of another version, or a damaged file.
