@@ -21,7 +21,7 @@ _SHOWN_VALUES = 8
 
 def data_audit(
     data: Annotated[str, typer.Argument(help="Folder, manifest or synthetic:particles|sheets.", show_default=False)],
-    layout: o.Layout = None,
+    layout: o.LayoutName = None,
     groups: o.Groups = None,
     unlabeled: o.Unlabeled = None,
     set_: o.DataSet = None,

@@ -132,7 +132,7 @@ Data = Annotated[
     typer.Option(help="Folder or manifest; images without a mask are unlabeled. Or synthetic:particles|sheets."),
 ]
 OtherData = Annotated[str | None, typer.Option(help="Folder; by default that of the training.")]
-Layout = Annotated[
+LayoutName = Annotated[
     str | None, typer.Option(help="How the files lie; recognized unless given. `ssl-seg data layouts` lists them.")
 ]
 OtherLayout = Annotated[
@@ -147,7 +147,7 @@ Groups = Annotated[
 ]
 Unlabeled = Annotated[Path | None, typer.Option(help="Folder of further unlabeled images.")]
 SplitFile = Annotated[Path | None, typer.Option(help="Split file of `ssl-seg split make`; else made from the seed.")]
-Labels = Annotated[
+LabelAmount = Annotated[
     float | None,
     typer.Option(
         help="Labeled share of the training pool (0.10; 1.0 is all), or a number of cases above 1 (8).",
@@ -160,9 +160,11 @@ LabelList = Annotated[
     typer.Option(help="Shares of the training pool or numbers of cases, increasing: --labels 0.01 0.10 1.0"),
 ]
 MoreLabels = Annotated[list[str] | None, typer.Argument(hidden=True)]
-Method = Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")]
-Network = Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")]
-Encoder = Annotated[str | None, typer.Option(help="Encoder of encoder_unet: efficientnet_lite0, or a model of timm.")]
+MethodName = Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")]
+NetworkName = Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")]
+EncoderName = Annotated[
+    str | None, typer.Option(help="Encoder of encoder_unet: efficientnet_lite0, or a model of timm.")
+]
 EncoderWeights = Annotated[str | None, typer.Option(help="What the encoder starts from.", metavar="imagenet|none|FILE")]
 Pretrained = Annotated[
     Path | None, typer.Option(help="Start with the weights of this run of `ssl-seg pretrain`, all but the head.")
@@ -178,7 +180,7 @@ Minutes = Annotated[
 ]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 BatchSize = Annotated[int | None, typer.Option(help="Labeled patches in a batch.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the training; the split has its own, split.seed.")]
+RunSeed = Annotated[int | None, typer.Option(help="Seed of the training; the split has its own, split.seed.")]
 AllowSplit = Annotated[
     bool, typer.Option("--allow-split", help="Train although the split check finds a fault; recorded in the run.")
 ]

@@ -15,17 +15,17 @@ from ssl_seg.errors import quote
 def pretrain(
     config: o.ConfigFile = None,
     data: o.Data = None,
-    layout: o.Layout = None,
+    layout: o.LayoutName = None,
     groups: o.Groups = None,
     unlabeled: o.Unlabeled = None,
     split: o.SplitFile = None,
-    network: o.Network = None,
-    encoder: o.Encoder = None,
+    network: o.NetworkName = None,
+    encoder: o.EncoderName = None,
     encoder_weights: o.EncoderWeights = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="500, on a GPU 2000")] = None,
     lr: o.LearningRate = None,
     batch_size: Annotated[int | None, typer.Option(help="Patches in a batch.")] = None,
-    seed: o.Seed = None,
+    seed: o.RunSeed = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory to create.", show_default="runs/DATA_pretrain_...")
     ] = None,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
     from ssl_seg.data.splits.statistics import SetMeasures
 
-NearCopies = Annotated[
+NearCopiesOption = Annotated[
     Literal["keep_together", "ignore"],
     typer.Option(
         "--near-copies",
@@ -31,7 +31,7 @@ def split_make(
     more: o.MoreLabels = None,
     labels: o.LabelList = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
-    layout: o.Layout = None,
+    layout: o.LayoutName = None,
     groups: o.Groups = None,
     unlabeled: o.Unlabeled = None,
     val: Annotated[
@@ -50,7 +50,7 @@ def split_make(
             help="File to write; folds add _fold0 ... to its name.", show_default="data_splits/NAME_seedSEED.yaml"
         ),
     ] = None,
-    near_copies: NearCopies = "keep_together",
+    near_copies: NearCopiesOption = "keep_together",
     set_: o.DataSet = None,
 ) -> None:
     """Write a nested split: 1 % in 10 % in full, validation and test apart, groups intact, stratified by foreground."""
@@ -94,10 +94,10 @@ def split_check(
     data: Annotated[
         str | None, typer.Option(help="Folder or manifest, to check images, foreground and classes too.")
     ] = None,
-    layout: o.Layout = None,
+    layout: o.LayoutName = None,
     groups: o.Groups = None,
     unlabeled: o.Unlabeled = None,
-    near_copies: NearCopies = "keep_together",
+    near_copies: NearCopiesOption = "keep_together",
     set_: o.DataSet = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture that compares the sets; needs --data.")] = None,
     as_json: o.AsJson = False,

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 def train(
     config: o.ConfigFile = None,
     data: o.Data = None,
-    layout: o.Layout = None,
+    layout: o.LayoutName = None,
     groups: o.Groups = None,
     unlabeled: o.Unlabeled = None,
     split: o.SplitFile = None,
-    labels: o.Labels = None,
+    labels: o.LabelAmount = None,
     folds: Annotated[int | None, typer.Option(help="Number of cross-validation folds.")] = None,
     fold: Annotated[
         str | None, typer.Option(help="The fold to validate on, from 0; or all, one after the other.", metavar="N|all")
     ] = None,
-    method: o.Method = None,
-    network: o.Network = None,
-    encoder: o.Encoder = None,
+    method: o.MethodName = None,
+    network: o.NetworkName = None,
+    encoder: o.EncoderName = None,
     encoder_weights: o.EncoderWeights = None,
     pretrained: o.Pretrained = None,
     steps: o.Steps = None,
@@ -39,7 +39,7 @@ def train(
     minutes: o.Minutes = None,
     lr: o.LearningRate = None,
     batch_size: o.BatchSize = None,
-    seed: o.Seed = None,
+    seed: o.RunSeed = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory to create.", show_default="runs/DATA_METHOD_...")
     ] = None,

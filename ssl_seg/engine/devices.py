@@ -43,7 +43,7 @@ def make_fabric(runtime: RuntimeConfig) -> Fabric:
 
 
 def check_devices(runtime: RuntimeConfig) -> None:
-    """Do nothing, if the devices of the settings are here and a launcher has started a process for each.
+    """Check that the devices of the settings are here and that a launcher has started a process for each.
 
     Raises:
         ConfigError: otherwise.

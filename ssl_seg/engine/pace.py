@@ -80,7 +80,7 @@ def plan_steps(pace: Pace, config: Config, minutes: float, *, warmup: int) -> in
 
 
 def check_length(layers: Sequence[Layer], epochs: int | None, minutes: float | None) -> None:
-    """Do nothing, if options give the length of a run in one way; each of them takes the place of that of a file.
+    """Check that options give the length of a run in one way; each of them takes the place of that of a file.
 
     Raises:
         ConfigError: otherwise, and for minutes that are no positive number.

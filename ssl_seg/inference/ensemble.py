@@ -80,7 +80,7 @@ def open_members(
 
 
 def check_members(members: Sequence[Model], *, averaged: bool = False) -> None:
-    """Do nothing, if the networks take the same images and say the same classes.
+    """Check that the networks take the same images and know the same classes.
 
     Args:
         members: at least one.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 Color = str | tuple[float, float, float] | tuple[float, float, float, float]
-Place = Literal["outside lower center", "outside upper center"]
+LegendPlace = Literal["outside lower center", "outside upper center"]
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 """Told apart with any color vision (Paul Tol)."""
@@ -89,7 +89,7 @@ def _escape(text: str, known: Collection[int]) -> str:
     return shown.replace("$", "\\$")
 
 
-def add_legend(figure: Figure, place: Place = "outside lower center", columns: int = 3) -> None:
+def add_legend(figure: Figure, place: LegendPlace = "outside lower center", columns: int = 3) -> None:
     """Add one legend for all axes: each label once."""
     named = {label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(list(named.values()), list(named), loc=place, ncols=columns, frameon=False, fontsize=8)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ssl_seg.data.audit.doctor import Audit
     from ssl_seg.monitor.findings import Verdict
 
-Row = Mapping[str, str]
+TextRow = Mapping[str, str]
 
 
 @dataclass(frozen=True, repr=False)
@@ -166,7 +166,7 @@ class DataAudit:
         return "\n".join([*lines, f"next: {advice}"])
 
 
-def format_table(rows: Sequence[Row]) -> list[str]:
+def format_table(rows: Sequence[TextRow]) -> list[str]:
     """Return rows with the same columns as lines of text, the first column flush left."""
     columns = [[name, *(row[name] for row in rows)] for name in rows[0]]
     widths = [max(map(len, column)) for column in columns]
@@ -181,7 +181,7 @@ def _format_line(cells: Iterable[str], widths: Sequence[int]) -> str:
     return "  ".join(["", first, *others]).rstrip()
 
 
-def _make_row(net: str, scores: Mapping[str, Any], is_used: bool) -> Row:
+def _make_row(net: str, scores: Mapping[str, Any], is_used: bool) -> TextRow:
     return {
         "network": net,
         "F1": f"{scores[net]['f1_macro']:.3f}",
@@ -191,7 +191,7 @@ def _make_row(net: str, scores: Mapping[str, Any], is_used: bool) -> Row:
     }
 
 
-def _show_margin(scores: Mapping[str, Any]) -> Row:
+def _show_margin(scores: Mapping[str, Any]) -> TextRow:
     low, high = scores["margin_low"], scores["margin_high"]
     interval = scores["margin_why"] or "-" if low is None or high is None else f"{low:.3f} .. {high:.3f}"
     return {"margin": f"{scores['margin']:+.3f}", "95 % interval": interval}

@@ -10,7 +10,7 @@ from unicodedata import normalize
 
 from ssl_seg.data.findings import Finding, report
 from ssl_seg.data.layouts.listing import Case, Listing, check_id
-from ssl_seg.data.layouts.table import TableRow, read_columns, read_table
+from ssl_seg.data.layouts.table import FileRow, read_columns, read_table
 from ssl_seg.data.volumes import split_suffix
 from ssl_seg.errors import DataError, name_examples
 
@@ -109,7 +109,7 @@ def _choose(root: Path) -> Path:
     return found[0]
 
 
-def _parse_row(row: TableRow, folder: Path) -> _Entry:
+def _parse_row(row: FileRow, folder: Path) -> _Entry:
     image = row.cells["image"]
     if not image:
         raise DataError(f"{row.where}: image must not be empty.")
@@ -129,7 +129,7 @@ def _parse_row(row: TableRow, folder: Path) -> _Entry:
     )
 
 
-def _parse_boolean(row: TableRow, column: str) -> bool | None:
+def _parse_boolean(row: FileRow, column: str) -> bool | None:
     if column not in row.cells:
         return None
     value = _BOOLEANS.get(row.cells[column].lower())

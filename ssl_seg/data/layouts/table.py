@@ -13,7 +13,7 @@ from ssl_seg.errors import DataError
 
 
 @dataclass(frozen=True)
-class TableRow:
+class FileRow:
     """The cells of one row as text, by column; ``where`` names file and line for messages."""
 
     where: str
@@ -29,7 +29,7 @@ def read_columns(path: Path) -> tuple[str, ...]:
     return _read(path, ())[0]
 
 
-def read_table(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[TableRow]]:
+def read_table(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[FileRow]]:
     """Return all column names, and the rows with those columns that are ``wanted``.
 
     Raises:
@@ -38,10 +38,10 @@ def read_table(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], li
     columns, rows = _read(path, wanted)
     if twice := sorted({c for c in columns if columns.count(c) > 1}):
         raise DataError(f"{path}: column '{twice[0]}' is there twice. Remove or rename one.")
-    return columns, [TableRow(row.where, {c: row.cells[c] for c in columns if c in wanted}) for row in rows]
+    return columns, [FileRow(row.where, {c: row.cells[c] for c in columns if c in wanted}) for row in rows]
 
 
-def _read(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[TableRow]]:
+def _read(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[FileRow]]:
     is_parquet = path.suffix.lower() == ".parquet"
     try:
         return _read_parquet(path, wanted) if is_parquet else _read_csv(path)
@@ -53,7 +53,7 @@ def _clean(columns: Collection[str]) -> tuple[str, ...]:
     return tuple(c.strip().lower() for c in columns)
 
 
-def _read_csv(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
+def _read_csv(path: Path) -> tuple[tuple[str, ...], list[FileRow]]:
     csv.field_size_limit(2**31 - 1)  # run lengths of a mask can take more than the usual 128 KB
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, skipinitialspace=True, strict=True)
@@ -65,11 +65,11 @@ def _read_csv(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
                 raise DataError(f"{where}: {len(cells)} cells, the first line has {len(columns)}.")
             padded = [c.strip() for c in cells] + [""] * (len(columns) - len(cells))
             if any(padded):
-                rows.append(TableRow(where, dict(zip(columns, padded, strict=True))))
+                rows.append(FileRow(where, dict(zip(columns, padded, strict=True))))
     return columns, rows
 
 
-def _read_parquet(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[TableRow]]:
+def _read_parquet(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[FileRow]]:
     parquet = import_optional("pyarrow.parquet", "parquet", str(path))
     names = parquet.read_schema(path).names
     read = [name for name in names if name.strip().lower() in wanted]
@@ -77,7 +77,7 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...],
     for number, row in enumerate(parquet.read_table(path, columns=read).to_pylist() if read else (), 1):
         where = f"{path}, row {number}"
         cells = {name.strip().lower(): _to_text(value, f"{where}, column {name}") for name, value in row.items()}
-        found.append(TableRow(where, cells))
+        found.append(FileRow(where, cells))
     return _clean(names), found
 
 
