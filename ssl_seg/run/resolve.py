@@ -151,15 +151,21 @@ def resolve_again(
     return Resolved(request, config, sources, (), catalog, split, *divide_pool(split, config.split.labels), parent)
 
 
-def resolve_runtime(request: TrainRequest) -> RuntimeConfig:
+def resolve_runtime(request: TrainRequest, stored: Mapping[str, Any] | None = None) -> RuntimeConfig:
     """Return the machine settings alone: they decide how many processes resolve the rest.
+
+    Args:
+        request: what is asked for.
+        stored: settings of the run that goes on; read from its last checkpoint unless given.
 
     Raises:
         ConfigError: for unusable ones.
     """
     settings = request.settings
-    if request.resume is not None and (last := RunDir(request.resume).last).is_file():
-        settings = settings.over(Layer(str(last), {"runtime": load_checkpoint(last).config.get("runtime", {})}))
+    if stored is None and request.resume is not None and (last := RunDir(request.resume).last).is_file():
+        stored = load_checkpoint(last).config
+    if stored is not None:
+        settings = settings.over(Layer(str(request.resume), {"runtime": stored.get("runtime", {})}))
     own = {key.removeprefix("runtime."): source for key, source in settings.sources.items()}
     return validate(RuntimeConfig, settings.section("runtime"), own, prefix="runtime.")
 

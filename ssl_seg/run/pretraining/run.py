@@ -95,7 +95,7 @@ def pretrain(request: TrainRequest, console: Console | None = None) -> PretrainR
     """
     console = console or Silent()
     state = None if request.resume is None else load_pretraining(request.resume)
-    runtime = resolve_runtime(request)
+    runtime = resolve_runtime(request, None if state is None else state.config)
     if runtime.devices * runtime.num_nodes > 1:
         raise ConfigError("runtime.devices, runtime.num_nodes: a pre-training runs in one process; leave both at 1")
     with open_fabric(runtime) as fabric, ExitStack() as held:
