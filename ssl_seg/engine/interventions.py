@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ssl_seg.engine.engine import FREE, Engine, Restraint
 from ssl_seg.engine.policies import PolicyEvent
@@ -50,8 +50,7 @@ class Interventions:
         engine: Engine,
         ladder: InterventionLadder,
         observation: Observation,
-        load_healthy: Callable[[], Checkpoint],
-        load_start: Callable[[], Checkpoint],
+        load: Callable[[Literal["healthy", "start"]], Checkpoint],
     ) -> tuple[InterventionLadder, PolicyEvent | None]:
         """Climb a rung where the observation calls for it; return the ladder, and what was done.
 
@@ -59,7 +58,7 @@ class Interventions:
             engine: whose networks a restore changes.
             ladder: so far.
             observation: of this step.
-            load_healthy, load_start: return the checkpoints of the first and of the second restore, on all processes.
+            load: returns the checkpoint of the first or of the second restore, on all processes.
                 The second goes back to the start: what collapses again may have been sick already.
         """
         if self.settings is None:
@@ -72,7 +71,7 @@ class Interventions:
         note = _describe(rung, climbed, self.settings)
         values: dict[str, Any] = {"rung": rung, "codes": list(observation.verdict.codes), "ladder": climbed.to_plain()}
         if rung == "restore":
-            kept = load_healthy() if climbed.restores == 1 else load_start()
+            kept = load("healthy" if climbed.restores == 1 else "start")
             engine.restore(kept, "the checkpoint of the restore")
             if self.average is not None:  # it holds networks that have just been given up
                 self.average.clear()

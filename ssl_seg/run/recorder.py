@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from lightning_fabric import Fabric
 
 from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.engine.devices import call_on_main
 from ssl_seg.engine.policies import PolicyEvent
 from ssl_seg.files import atomic_write
 from ssl_seg.monitor.findings import Verdict
@@ -151,24 +151,9 @@ class Recorder:
                 with atomic_write(path) as temporary:
                     shutil.copyfile(run.last, temporary)
 
-    def load_best(self) -> Checkpoint:
-        """Return best.pt, on all processes; the first one reads it."""
-        return self._load(self.prepared.run.best)
-
-    def load_healthy(self) -> Checkpoint:
-        """Return healthy.pt, on all processes."""
-        return self._load(self.prepared.run.healthy)
-
-    def load_start(self) -> Checkpoint:
-        """Return start.pt, on all processes."""
-        return self._load(self.prepared.run.start)
-
-    def _load(self, path: Path) -> Checkpoint:
-        checkpoint = load_checkpoint(path) if self.active else None
-        checkpoint = self.fabric.broadcast(checkpoint)
-        if checkpoint is None:
-            raise RuntimeError("the first process sent no checkpoint")
-        return checkpoint
+    def load(self, name: Literal["best", "healthy", "start"]) -> Checkpoint:
+        """Return a checkpoint of the run, on all processes; the first one reads it."""
+        return call_on_main(self.fabric, lambda: load_checkpoint(getattr(self.prepared.run, name)))
 
 
 def last_reported_verdict(run: RunDir) -> frozenset[tuple[str, str, str]]:

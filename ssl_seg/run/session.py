@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 from ssl_seg.data.loader import Batch, PatchSource
@@ -257,8 +258,9 @@ def _end_epoch(session: Session, observation: Observation, step: int) -> Trainin
     session.progress = session.progress.add_epoch(step, observation.score, has_collapsed=collapsed)
     recorder.save_best(session.snapshot())
     ending = _find_ending(session, observation)
+    load_best = partial(recorder.load, "best")
     for action in session.policies.act(
-        session.engine, session.progress, observation.epoch, ending=ending, load_best=recorder.load_best
+        session.engine, session.progress, observation.epoch, ending=ending, load_best=load_best
     ):
         recorder.report(action, step)
     return ending
@@ -276,9 +278,7 @@ def _find_ending(session: Session, observation: Observation) -> TrainingEnding |
 def _intervene(session: Session, observation: Observation) -> TrainingEnding | None:
     """Do what the observation calls for; return how the run ends where nothing is left to do."""
     watch, recorder = session.watch, session.recorder
-    ladder, done = session.interventions.act(
-        session.engine, watch.memory.ladder, observation, recorder.load_healthy, recorder.load_start
-    )
+    ladder, done = session.interventions.act(session.engine, watch.memory.ladder, observation, recorder.load)
     watch.memory = replace(watch.memory, ladder=ladder)
     if done is None:
         return None

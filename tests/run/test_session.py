@@ -48,14 +48,8 @@ class Recorder:
     def keep_healthy(self, step: int) -> None:
         self.kept.append(step)
 
-    def load_best(self) -> Checkpoint:
-        raise AssertionError("no rollback in these tests")
-
-    def load_healthy(self) -> Checkpoint:
-        raise AssertionError("no restore in these tests")
-
-    def load_start(self) -> Checkpoint:
-        raise AssertionError("no restore in these tests")
+    def load(self, name: str) -> Checkpoint:
+        raise AssertionError(f"{name}.pt is not read in these tests")
 
     @property
     def improved(self) -> list[int]:
