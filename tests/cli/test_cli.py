@@ -5,36 +5,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, Cli
 
-from ssl_seg.cli.main import main
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.run import training
 from ssl_seg.run.directory import RunDir
-
-Cli = Any
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Run the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ssl-seg", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def assert_refused(result: tuple[int, str, str], *words: str, code: int = 2) -> None:

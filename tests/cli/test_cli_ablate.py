@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import TINY
 from interruption import HOURS, run
-from test_cli import assert_refused, cli  # noqa: F401 (a fixture)
+from test_cli import assert_refused
 
 from ssl_seg.files import write_json
 from ssl_seg.studies.ablation.cells import open_folder, write_cells
@@ -31,7 +31,7 @@ def spec(tmp_path: Path, particles_dir: Path) -> Path:
     return path
 
 
-def test_a_dry_run_lists_the_cells_and_writes_nothing(cli: Cli, spec: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_dry_run_lists_the_cells_and_writes_nothing(cli: Cli, spec: Path, tmp_path: Path) -> None:
     code, out, _ = cli("ablate", spec, "--dry-run", "--out", tmp_path / "out", "--labels", 0.2, 1.0)
     assert code == 0
     assert out.count("missing") == 8
@@ -40,7 +40,7 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(cli: Cli, spec: Path, tmp_
 
 
 def test_the_directory_is_named_after_file_and_data(
-    cli: Cli,  # noqa: F811
+    cli: Cli,
     spec: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -67,14 +67,14 @@ def test_the_directory_is_named_after_file_and_data(
         (["SPEC", "--report"], ["holds none of the 4 cells"]),
     ],
 )
-def test_bad_input(cli: Cli, spec: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:  # noqa: F811
+def test_bad_input(cli: Cli, spec: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     chosen = [str(spec) if a == "SPEC" else a for a in arguments]
     assert_refused(cli("ablate", *chosen, "--out", tmp_path / "out"), *words)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_cells_of_another_kind_of_machine_are_found(
-    cli: Cli,  # noqa: F811
+    cli: Cli,
     spec: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -7,7 +7,8 @@ from pathlib import Path
 import cv2
 import pytest
 import yaml
-from test_cli import Cli, assert_refused, cli, tiny_config  # noqa: F401 - fixtures
+from conftest import Cli
+from test_cli import assert_refused, tiny_config  # noqa: F401 (a fixture)
 
 from ssl_seg.config.layers import list_packaged
 from ssl_seg.run.directory import RunDir
@@ -75,7 +76,7 @@ def write(path: Path, text: str) -> Path:
 
 
 class TestCheck:
-    def test_the_printed_v9_is_refused_with_all_names_that_hold_here(self, cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    def test_the_printed_v9_is_refused_with_all_names_that_hold_here(self, cli: Cli, tmp_path: Path) -> None:
         file = write(tmp_path / "v9.yaml", PRINTED_V9)
         result = cli("config", "check", file)
         assert_refused(result)
@@ -85,7 +86,7 @@ class TestCheck:
             assert line.startswith(f"{file}: {key}: unknown key; ")
             assert here in line
 
-    def test_a_component_that_its_code_would_not_find_is_refused(self, cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    def test_a_component_that_its_code_would_not_find_is_refused(self, cli: Cli, tmp_path: Path) -> None:
         file = write(
             tmp_path / "x.yaml",
             "loss:\n  weights: {dice: 1.0}\n  phases:\n    - {from_epoch: 31, weights: {dice_weight: 0.8}}\n",
@@ -94,7 +95,7 @@ class TestCheck:
             cli("config", "check", file), f"{file}: loss.phases.0.weights: unknown loss 'dice_weight'", "'dice'?"
         )
 
-    def test_problems_of_all_sections_come_together(self, cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    def test_problems_of_all_sections_come_together(self, cli: Cli, tmp_path: Path) -> None:
         file = write(
             tmp_path / "x.yaml",
             "optim: {lrr: 1}\nloss: {weights: {dise: 1}}\nnetwork: {name: dynunt}\n"
@@ -126,13 +127,13 @@ class TestCheck:
             ("a: [1", ["not valid YAML"]),
         ],
     )  # fmt: skip
-    def test_mistakes_at_every_level(self, cli: Cli, tmp_path: Path, text: str, words: list[str]) -> None:  # noqa: F811
+    def test_mistakes_at_every_level(self, cli: Cli, tmp_path: Path, text: str, words: list[str]) -> None:
         assert_refused(cli("config", "check", write(tmp_path / "x.yaml", text)), "x.yaml", *words)
 
-    def test_what_is_missing(self, cli: Cli) -> None:  # noqa: F811
+    def test_what_is_missing(self, cli: Cli) -> None:
         assert_refused(cli("config", "check", "nowhere.yaml"), "no configuration file 'nowhere.yaml'")
 
-    def test_warnings_leave_the_exit_code_unless_strict(self, cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    def test_warnings_leave_the_exit_code_unless_strict(self, cli: Cli, tmp_path: Path) -> None:
         file = write(tmp_path / "x.yaml", "length: {steps: 300}\npolicies: {swa: {start_epoch: 9}}\n")
         code, out, _ = cli("config", "check", file)
         assert code == 0
@@ -144,12 +145,12 @@ class TestCheck:
             f"{file}: ok\n",
         )
 
-    def test_planned_settings_are_checked_with_data(self, cli: Cli, particles_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+    def test_planned_settings_are_checked_with_data(self, cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
         file = write(tmp_path / "x.yaml", "policies: {swa: {start_epoch: 900}}\n")
         assert "WARNING" not in cli("config", "check", file)[1]
         assert "policies.swa.start_epoch = 900" in cli("config", "check", file, "--data", particles_dir)[1]
 
-    def test_packaged_configurations_are_valid(self, cli: Cli) -> None:  # noqa: F811
+    def test_packaged_configurations_are_valid(self, cli: Cli) -> None:
         names = list_packaged()
         assert names
         for name in names:
@@ -186,7 +187,7 @@ class TestShow:
 
 
 def test_train_notes_the_warnings_and_writes_what_a_preset_stands_for(
-    cli: Cli,  # noqa: F811
+    cli: Cli,
     tiny_config: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
@@ -215,7 +216,7 @@ def test_train_notes_the_warnings_and_writes_what_a_preset_stands_for(
     ],
 )
 def test_what_train_refuses_check_refuses_too(
-    cli: Cli,  # noqa: F811
+    cli: Cli,
     tiny_config: Path,  # noqa: F811
     particles_dir: Path,
     tmp_path: Path,
@@ -228,7 +229,7 @@ def test_what_train_refuses_check_refuses_too(
     assert not (tmp_path / "run").exists()
 
 
-def test_errors_of_the_loss_name_their_place(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+def test_errors_of_the_loss_name_their_place(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("loss: {weights: {dice: 1}, options: {dice: {smooth: -1}}}\nnetwork: {name: unet}\n")
     assert_refused(cli("config", "check", file), f"{file}: loss.options.dice.smooth = -1")
@@ -241,7 +242,7 @@ def test_errors_of_the_loss_name_their_place(cli: Cli, tmp_path: Path) -> None: 
     assert_refused(cli("config", "check", file), f"{file}: network.deep_supervision = 2", "dynunet")
 
 
-def test_a_rule_of_several_settings_cites_all_their_places(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+def test_a_rule_of_several_settings_cites_all_their_places(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("optim: {warmup_steps: 158}\n")
     refused = cli("config", "check", file, "--set", "length.steps=100")

@@ -12,11 +12,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import Cli
 from diagnosis_cases import constant_diagnosis, healthy_diagnosis, masks_diagnosis
 from hypothesis import given
 from hypothesis import strategies as st
 from interruption import HOURS
-from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
+from test_cli import assert_refused
 
 from ssl_seg.config import DataConfig
 from ssl_seg.data.volumes import read_image, read_mask, write_mask
@@ -75,7 +76,7 @@ def save_constant(run: Path, path: Path, logit: float) -> Path:
 
 
 class TestPredictions:
-    def test_the_first_report(self, cli: Cli, borders: Path, tmp_path: Path) -> None:  # noqa: F811
+    def test_the_first_report(self, cli: Cli, borders: Path, tmp_path: Path) -> None:
         out = tmp_path / "report"
         code, stdout, _ = cli("diagnose", "--predictions", borders, "--out", out)
         assert code == 3
@@ -96,7 +97,7 @@ class TestPredictions:
             "level": "collapsed", "code": "uniform_ratio", "message": "constant output function: do not submit",
         }  # fmt: skip
 
-    def test_json_is_the_record_and_all_of_stdout(self, cli: Cli, borders: Path, tmp_path: Path) -> None:  # noqa: F811
+    def test_json_is_the_record_and_all_of_stdout(self, cli: Cli, borders: Path, tmp_path: Path) -> None:
         out = tmp_path / "report"
         code, stdout, stderr = cli("diagnose", "--predictions", borders, "--json", "--out", out)
         record, written = json.loads(stdout), json.loads((out / "report.json").read_text())
@@ -106,14 +107,14 @@ class TestPredictions:
         assert "wrote" in stderr
         assert {"verdict", "findings", "statistics"} <= set(record)
 
-    def test_healthy_is_short(self, cli: Cli, disks: Path) -> None:  # noqa: F811
+    def test_healthy_is_short(self, cli: Cli, disks: Path) -> None:
         code, stdout, _ = cli("diagnose", "--predictions", disks / "pred", "--masks", disks / "masks")
         assert code == 0
         assert stdout.startswith("verdict: ok healthy: ")
         assert len(stdout.splitlines()) <= 12
         assert "cause" not in stdout
 
-    def test_gate(self, cli: Cli, disks: Path) -> None:  # noqa: F811
+    def test_gate(self, cli: Cli, disks: Path) -> None:
         command = ("diagnose", "--predictions", disks / "pred", "--masks", disks / "masks", "--require-f1")
         assert cli(*command, 0.8)[0] == 0
         code, stdout, _ = cli(*command, 0.999)
@@ -125,7 +126,7 @@ class TestPredictions:
 
 
 class TestCheckpoint:
-    def test_a_constant_network(self, cli: Cli, constant_checkpoint: Path, tmp_path: Path) -> None:  # noqa: F811
+    def test_a_constant_network(self, cli: Cli, constant_checkpoint: Path, tmp_path: Path) -> None:
         out = tmp_path / "report"
         code, stdout, _ = cli("diagnose", constant_checkpoint, "--seconds", HOURS, "--out", out)
         assert code == 3
@@ -140,7 +141,7 @@ class TestCheckpoint:
             assert f"]({figure}.png)" in text
 
     def test_the_time_begins_with_the_command(
-        self, cli: Cli, tiny_run: Path, disks: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+        self, cli: Cli, tiny_run: Path, disks: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:  # fmt: skip
         """An import or a load that takes all of it leaves the few images that are always looked at."""
         for subject in ((tiny_run / "checkpoints" / "best.pt",), ("--predictions", disks / "pred")):
@@ -152,7 +153,7 @@ class TestCheckpoint:
         assert looked["new"] == {"used": 6, "of": 6}, "fewer than are always looked at"
 
     def test_options_reach_the_examination(
-        self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path  # noqa: F811
+        self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path
     ) -> None:  # fmt: skip
         other = tmp_path / "data"
         for part in ("images", "masks"):
@@ -192,7 +193,7 @@ class TestBadInput:
         ],
     )
     def test_is_refused(
-        self, cli: Cli, tiny_run: Path, borders: Path, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str]  # noqa: F811
+        self, cli: Cli, tiny_run: Path, borders: Path, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str]
     ) -> None:  # fmt: skip
         (tmp_path / "EMPTY").mkdir()
         (tmp_path / "FULL").mkdir()
@@ -203,14 +204,14 @@ class TestBadInput:
         assert_refused(result, *words)
         assert result[1] == ""
 
-    def test_no_report_folder_stays_behind(self, cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    def test_no_report_folder_stays_behind(self, cli: Cli, tmp_path: Path) -> None:
         out = tmp_path / "report"
         assert_refused(cli("diagnose", "--predictions", tmp_path / "none", "--out", out), "none")
         assert not out.exists()
         (tmp_path / "file").touch()
         assert_refused(cli("diagnose", tmp_path / "none", "--out", tmp_path / "file" / "below"), "cannot write")
 
-    def test_a_mistyped_option(self, cli: Cli) -> None:  # noqa: F811
+    def test_a_mistyped_option(self, cli: Cli) -> None:
         code, _, stderr = cli("diagnose", "--prediction", "x")
         assert code == 2
         assert "--predictions" in stderr
@@ -250,7 +251,7 @@ class TestGate:
 
 class TestPredictWarns:
     def test_of_a_constant_network(
-        self, cli: Cli, tiny_run: Path, constant_checkpoint: Path, particles_dir: Path, tmp_path: Path  # noqa: F811
+        self, cli: Cli, tiny_run: Path, constant_checkpoint: Path, particles_dir: Path, tmp_path: Path
     ) -> None:  # fmt: skip
         images, out = tmp_path / "images", tmp_path / "my masks"
         images.mkdir()
@@ -299,7 +300,7 @@ class TestPredictWarns:
 
 
 class TestPredictAtAThreshold:
-    def test_it_cuts_the_probabilities(self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+    def test_it_cuts_the_probabilities(self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path) -> None:
         checkpoint, image = tiny_run / "checkpoints" / "best.pt", sorted((particles_dir / "images").iterdir())[0]
         before = (tiny_run / "events.jsonl").read_bytes()
         masks = {}
@@ -316,7 +317,7 @@ class TestPredictAtAThreshold:
 
     @pytest.mark.parametrize("threshold", [0, 1, 1.5, -0.1, "nan"])
     def test_it_is_a_probability(
-        self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path, threshold: object  # noqa: F811
+        self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path, threshold: object
     ) -> None:  # fmt: skip
         command = ("predict", tiny_run / "checkpoints" / "best.pt", particles_dir, tmp_path / "out")
         assert_refused(cli(*command, "--threshold", threshold), "--threshold", "above 0 and below 1")

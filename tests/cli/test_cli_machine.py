@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_cli import Cli, assert_refused, cli
+from conftest import Cli
+from test_cli import assert_refused
 
 from ssl_seg.config import LengthConfig, RuntimeConfig
 from ssl_seg.engine.devices import check_devices
 from ssl_seg.errors import ConfigError, DataError, is_out_of_memory, printable, printable_lines
 from ssl_seg.inference.sliding import Predictor
-
-__all__ = ["cli"]
 
 
 def allocate_with_torch() -> None:

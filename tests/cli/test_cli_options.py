@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import typer
-from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
+from conftest import Cli
+from test_cli import assert_refused
 
 from ssl_seg.cli.app import app
 from ssl_seg.cli.unused_options import IDLE, find_unused, name_option
@@ -90,7 +91,7 @@ def test_an_idle_option_is_named_and_with_what_it_needs_it_is_not(name: str, opt
         (("split", "check", "x", "--figure", "y.png"), ("--figure", "--data")),
     ],
 )
-def test_the_command_line_refuses_them(cli: Cli, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:  # noqa: F811
+def test_the_command_line_refuses_them(cli: Cli, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
     assert_refused(cli(*arguments), *words, "does nothing")
 
 

@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY
-from test_cli import Cli, assert_refused, cli  # noqa: F401 - a fixture
+from conftest import TINY, Cli
+from test_cli import assert_refused
 
 from ssl_seg.data.splits.files import load_split, save_split
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_split_quality.py"
 
 
-def test_folds_are_written_all_or_none(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_folds_are_written_all_or_none(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
     make = ("split", "make", "--data", particles_dir, "--folds", 3, "--out", tmp_path / "s.yaml")
     code, out, _ = cli(*make)
     assert code == 0
@@ -35,7 +35,7 @@ def test_folds_are_written_all_or_none(cli: Cli, particles_dir: Path, tmp_path: 
     assert_refused(cli(*make, "--val", 0.2), "--val 0.2", "--folds 3")
 
 
-def test_the_table_and_the_figure(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_table_and_the_figure(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
     cli("split", "make", "--data", particles_dir, "--labels", 0.5, "--out", tmp_path / "s.yaml")
     figure = tmp_path / "s.png"
     code, out, _ = cli("split", "check", tmp_path / "s.yaml", "--data", particles_dir, "--figure", figure)
@@ -52,7 +52,7 @@ def test_the_table_and_the_figure(cli: Cli, particles_dir: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("with_data", [True, False])
 def test_a_planted_leak_has_exit_code_2(
-    cli: Cli,  # noqa: F811
+    cli: Cli,
     particles_dir: Path,
     tmp_path: Path,
     with_data: bool,
@@ -86,7 +86,7 @@ def test_the_script_checks_a_file_or_counts_passes(particles_dir: Path, tmp_path
     assert run("--data", particles_dir).returncode == 2
 
 
-def test_labels_mean_the_same_as_for_a_training(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_labels_mean_the_same_as_for_a_training(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
     make = ("split", "make", "--data", particles_dir, "--labels")
     code, out, _ = cli(*make, 2, "0.5,1.0", "--out", tmp_path / "s.yaml")
     split = load_split(tmp_path / "s.yaml")
@@ -118,7 +118,7 @@ def write_parts(root: Path, **counts: int) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("counts", [{"train": 12, "val": 10, "test": 10}, {"train": 12, "val": 10}], ids=len)
-def test_given_folders_from_split_to_evaluate(cli: Cli, tmp_path: Path, counts: dict[str, int]) -> None:  # noqa: F811
+def test_given_folders_from_split_to_evaluate(cli: Cli, tmp_path: Path, counts: dict[str, int]) -> None:
     data = write_parts(tmp_path / "given", **counts)
     ids = {part: {f"{part}/{part}{n}x" for n in range(count)} for part, count in counts.items()}
     code, out, err = cli("split", "make", "--data", data, "--labels", 0.5, "--out", tmp_path / "s.yaml")

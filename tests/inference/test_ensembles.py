@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from conftest import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from ssl_seg.cli.main import main
 from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.volumes import read_mask
 from ssl_seg.errors import ConfigError, SplitError
@@ -251,30 +250,20 @@ def test_the_commands(
     members: list[Path],
     particles_dir: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    cli: Cli,
 ) -> None:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ssl-seg", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capsys.readouterr()
-
-    code, out, _ = run("evaluate", *members[:2], "--ensemble", "--json")
+    code, out, _ = cli("evaluate", *members[:2], "--ensemble", "--json")
     found = json.loads(out)
     assert code == 0
     assert [set(row["difference"] or ()) for row in found["rows"]] == [set(), *[{"f1", "low", "high", "why"}] * 2]
     assert found["checkpoint"] == "ensemble"
-    code, out, _ = run("evaluate", *members[:2])
+    code, out, _ = cli("evaluate", *members[:2])
     assert [line.split()[0] for line in out.splitlines()[1:4]] == ["checkpoint", "m0.pt", "m1.pt"]
     change = found["rows"][1]["difference"]
     assert change["why"].startswith("too few cases")
     assert f"{change['f1']:+.3f}  {change['why']}" in out
-    code, _, err = run("evaluate", *members[:2], "--figure", tmp_path / "x.png")
+    code, _, err = cli("evaluate", *members[:2], "--figure", tmp_path / "x.png")
     assert (code, "give one checkpoint" in err) == (2, True)
     image = particles_dir / "images" / "0000.png"
-    code, out, _ = run("predict", members[0], image, tmp_path / "out", "--with", members[1], "--with", members[2])
+    code, out, _ = cli("predict", members[0], image, tmp_path / "out", "--with", members[1], "--with", members[2])
     assert (code, out.startswith("wrote 1 mask")) == (0, True)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Cli
 from PIL import Image, ImageOps
-from test_cli import Cli, assert_refused, cli
+from test_cli import assert_refused
 
 from ssl_seg.data.volumes import read_mask, write_mask
 from ssl_seg.errors import ConfigError, DataError
@@ -23,8 +24,6 @@ from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results import prediction
 from ssl_seg.results.mask_files import RECORD, Made, MaskRecord, check_places, plan_jobs
 from ssl_seg.results.prediction import SHOWN_FAILURES, PredictRequest, predict
-
-__all__ = ["cli"]
 
 IMAGES = 5
 
