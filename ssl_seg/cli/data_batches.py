@@ -32,7 +32,7 @@ def data_batches(
     config: o.ConfigArgument = None,
     n: Annotated[int, typer.Option("--n", help="Batches to look at, from the first step on.", min=1, max=10**6)] = 10,
     data: o.Data = None,
-    labels: o.LabelAmount = None,
+    labels: o.LabelsOption = None,
     accelerator: o.Accelerator = None,
     figure: o.Figure = None,
     set_: o.Set = None,

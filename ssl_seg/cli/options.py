@@ -147,7 +147,7 @@ Groups = Annotated[
 ]
 Unlabeled = Annotated[Path | None, typer.Option(help="Folder of further unlabeled images.")]
 SplitFile = Annotated[Path | None, typer.Option(help="Split file of `ssl-seg split make`; else made from the seed.")]
-LabelAmount = Annotated[
+LabelsOption = Annotated[
     float | None,
     typer.Option(
         help="Labeled share of the training pool (0.10; 1.0 is all), or a number of cases above 1 (8).",

@@ -24,7 +24,7 @@ def train(
     groups: o.Groups = None,
     unlabeled: o.Unlabeled = None,
     split: o.SplitFile = None,
-    labels: o.LabelAmount = None,
+    labels: o.LabelsOption = None,
     folds: Annotated[int | None, typer.Option(help="Number of cross-validation folds.")] = None,
     fold: Annotated[
         str | None, typer.Option(help="The fold to validate on, from 0; or all, one after the other.", metavar="N|all")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_seg.config.data import AugmentConfig
-from ssl_seg.data.sampling import BalancedBatchSampler, CaseStream, choose_box, choose_tile, crop, derive_rng
+from ssl_seg.data.sampling import BalancedCaseStream, CaseStream, choose_box, choose_tile, crop, derive_rng
 from ssl_seg.data.store import CaseStore, cut_unit
 from ssl_seg.data.views.geometry import draw_geometry
 from ssl_seg.data.views.intensity import blank_boxes, change_intensity
@@ -107,11 +107,11 @@ class PatchSource(Dataset[Batch]):
         return Batch(image, target, weak, strong, (*labeled_ids, *unlabeled_ids), mixes)
 
     @cached_property
-    def labeled_cases(self) -> CaseStream | BalancedBatchSampler:
+    def labeled_cases(self) -> CaseStream | BalancedCaseStream:
         """The sequence that labeled cases are drawn from."""
         if self.positive_ratio is None:
             return CaseStream(self.labeled, self.seed, LABELED_STREAM)
-        return BalancedBatchSampler(self.labeled, self.positive, self.positive_ratio, self.seed, LABELED_STREAM)
+        return BalancedCaseStream(self.labeled, self.positive, self.positive_ratio, self.seed, LABELED_STREAM)
 
     def _draw_labeled(self, step: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
         count, most = self._count_labeled(step), self.counts[0]

@@ -66,7 +66,7 @@ def _order_of_pass(count: int, seed: int, stream: int, pass_number: int) -> NDAr
 
 
 @dataclass(frozen=True)
-class BalancedBatchSampler:
+class BalancedCaseStream:
     """Endless sequence of case ids in which a fixed share has foreground: a batch is a run of consecutive positions.
 
     Over any run of n positions the number of positive cases differs from ``reachable_ratio * n`` by less than 1, and

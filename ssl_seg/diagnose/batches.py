@@ -15,7 +15,7 @@ import numpy as np
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.loader import Batch, PatchSource
-from ssl_seg.data.sampling import BalancedBatchSampler
+from ssl_seg.data.sampling import BalancedCaseStream
 from ssl_seg.labels import IGNORE_INDEX
 
 FEWEST, MOST = 0.1, 2.0
@@ -118,7 +118,7 @@ def compute_expected(source: PatchSource, facts: Mapping[str, CaseFacts]) -> Exp
     positive = frozenset(i for i, share in shares.items() if share > 0)
     of_cases = len(positive) / len(source.labeled)
     sampler = source.labeled_cases
-    balanced = sampler if isinstance(sampler, BalancedBatchSampler) else None
+    balanced = sampler if isinstance(sampler, BalancedCaseStream) else None
     drawn = of_cases if balanced is None else balanced.reachable_ratio
     mean = drawn * float(np.mean([shares[i] for i in positive])) if positive else 0.0
     held = [min(1.0, _patches_filled(source, facts[i], shares[i])) for i in positive]

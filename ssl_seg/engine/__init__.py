@@ -1,1 +1,1 @@
-"""The training step, the teacher's moving average, and the loop around them. No files of users are read here."""
+"""The training step, the teacher's moving average, policies and interventions. The loop around them is run's."""

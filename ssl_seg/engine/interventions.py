@@ -1,4 +1,4 @@
-"""The ladder of ``monitor/ladder.py`` applied to a running training."""
+"""The ladder of ``monitor/recovery.py`` applied to a running training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Literal
 from ssl_seg.engine.engine import FREE, Engine, Restraint
 from ssl_seg.engine.policies import PolicyEvent
 from ssl_seg.engine.swa import WeightAverage
-from ssl_seg.monitor.ladder import (
+from ssl_seg.monitor.recovery import (
     CONSISTENCY_PAUSE,
     Intervention,
-    InterventionLadder,
     InterventionSettings,
+    RecoveryState,
     climb,
-    compute_lr_factor,
+    compute_recovery_lr_factor,
 )
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks.checkpoint import Checkpoint
@@ -33,13 +33,13 @@ class Interventions:
     settings: InterventionSettings | None = None
     average: WeightAverage | None = None
 
-    def scale_lr(self, ladder: InterventionLadder, step: int, multiplier: float) -> float:
+    def scale_lr(self, ladder: RecoveryState, step: int, multiplier: float) -> float:
         """Return the factor of the scheduled learning rate, given that of the policies: at most 1 after a cut."""
         if self.settings is None or ladder.lr_factor == 1.0:
             return multiplier
-        return min(multiplier, 1.0) * compute_lr_factor(ladder, self.settings, step)
+        return min(multiplier, 1.0) * compute_recovery_lr_factor(ladder, self.settings, step)
 
-    def restrain(self, ladder: InterventionLadder, step: int) -> Restraint:
+    def restrain(self, ladder: RecoveryState, step: int) -> Restraint:
         """Return what else is held back in update number ``step``."""
         if self.settings is None or ladder.climbed == 0:
             return FREE
@@ -48,10 +48,10 @@ class Interventions:
     def act(
         self,
         engine: Engine,
-        ladder: InterventionLadder,
+        ladder: RecoveryState,
         observation: Observation,
         load: Callable[[Literal["healthy", "start"]], Checkpoint],
-    ) -> tuple[InterventionLadder, PolicyEvent | None]:
+    ) -> tuple[RecoveryState, PolicyEvent | None]:
         """Climb a rung where the observation calls for it; return the ladder, and what was done.
 
         Args:
@@ -80,7 +80,7 @@ class Interventions:
         return climbed, PolicyEvent("intervention", f"intervention ({rung}): {note}", values)
 
 
-def _describe(rung: Intervention, ladder: InterventionLadder, settings: InterventionSettings) -> str:
+def _describe(rung: Intervention, ladder: RecoveryState, settings: InterventionSettings) -> str:
     steps = (ladder.next_look or 0) - ladder.acted_at
     if rung == "warn":
         return f"collapsed; if that lasts for {steps} more steps, something is done about it"

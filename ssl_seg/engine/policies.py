@@ -61,8 +61,8 @@ def respond_to_plateaus(
     further response: the multiplier stays 1.
 
     Args:
-        history: standing at the end of each epoch.
-        start_score: standing at the start of the run; best.pt may be of then.
+        history: ranking score at the end of each epoch.
+        start_score: ranking score at the start; best.pt may date from then.
         settings: of the policy.
     """
     best, stale, count, is_new = -math.inf, 0, 0, False

@@ -120,7 +120,7 @@ class NetworkFactory:
 
 @runtime_checkable
 class BuildsModule(Protocol):
-    """A method that trains another module than one network: two networks, or one with an extra head."""
+    """A method that trains something other than a single network: two networks, or one with an extra head."""
 
     def build(self, make_network: NetworkFactory) -> nn.Module:
         """Return the module that is trained, and that the teacher averages; called once, before anything else."""

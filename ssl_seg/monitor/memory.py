@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssl_seg.monitor.evidence import Figures
-from ssl_seg.monitor.ladder import InterventionLadder
+from ssl_seg.monitor.recovery import RecoveryState
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Memory:
     """A row for each planned look so far, and how far the run has climbed the ladder."""
 
     trend: tuple[Figures, ...] = ()
-    ladder: InterventionLadder = field(default_factory=InterventionLadder)
+    ladder: RecoveryState = field(default_factory=RecoveryState)
     healthy_step: int | None = None
     """Step of the networks in healthy.pt; None without that file."""
     training: Figures = field(default_factory=dict)
@@ -35,6 +35,4 @@ def read_memory(values: Mapping[str, Any] | None) -> Memory:
     """Return the memory in a checkpoint; an empty one for swa.pt, which has none."""
     if values is None:
         return Memory()
-    return Memory(
-        tuple(values["trend"]), InterventionLadder(**values["ladder"]), values["healthy_step"], values["training"]
-    )
+    return Memory(tuple(values["trend"]), RecoveryState(**values["ladder"]), values["healthy_step"], values["training"])

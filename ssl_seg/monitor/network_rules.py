@@ -176,7 +176,7 @@ def judge_network(signals: Signals, net: str) -> tuple[RuleFinding, ...]:
     return tuple(f for rule in NETWORK_RULES if (f := rule(signals, net)))
 
 
-def find_collapse(signals: Signals) -> tuple[str, ...]:
+def list_collapse_codes(signals: Signals) -> tuple[str, ...]:
     """Return the codes by which a network has collapsed; ``non_finite`` is another matter and not among them."""
     return tuple(f.code for f in judge_network(signals, "") if f.level == "collapsed" and f.code != "non_finite")
 
@@ -187,7 +187,7 @@ def is_informative(signals: Signals) -> bool:
 
 
 def is_certain(signals: Signals) -> bool:
-    """Return whether a ranking that says nothing, or the wrong thing, is known to over the cases, and not by chance.
+    """Return whether the cases show, beyond chance, that the ranking is uninformative or inverted.
 
     Where the interval of the AUROC over the cases reaches what is informative, a few other cases might show another
     network. One number as output is that for every image.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from ssl_seg.monitor.catalog import limit, make_finding
 from ssl_seg.monitor.evidence import Evidence, Figures
 from ssl_seg.monitor.findings import Level, RuleFinding
-from ssl_seg.monitor.network_rules import find_collapse, has_both_classes, has_learned, is_certain, is_informative
+from ssl_seg.monitor.network_rules import has_both_classes, has_learned, is_certain, is_informative, list_collapse_codes
 from ssl_seg.scores.metrics import compute_trivial_f1
 from ssl_seg.scores.text import number
 
@@ -87,7 +87,7 @@ def find_mode_gap(evidence: Evidence) -> RuleFinding | None:
     gap_at_05 = free.f1 - student.f1 if free.f1 > free.trivial_f1 else 0.0
     if gap <= limit("mode_gap") and gap_at_05 <= limit("mode_gap_at_05"):
         return None
-    collapse = find_collapse(student)
+    collapse = list_collapse_codes(student)
     message = (
         f"in train and eval mode: F1 {free.f1:.2f} and {student.f1:.2f}, best {number(free.f1_best, 2)} and "
         f"{number(student.f1_best, 2)}, AUROC {number(free.auroc, 2)} and {number(student.auroc, 2)}{_name(collapse)}"
@@ -146,13 +146,13 @@ def find_teacher_diverged(evidence: Evidence) -> RuleFinding | None:
     so a sound teacher is about as good as the student was then; one that is not carries its start along, or buffers.
     """
     student, teacher = evidence.val["student"], evidence.val.get("teacher")
-    if teacher is None or teacher.nonfinite or not is_informative(student) or find_collapse(student):
+    if teacher is None or teacher.nonfinite or not is_informative(student) or list_collapse_codes(student):
         return None
     now = {"f1": student.f1, "f1_best": student.f1_best or 0.0, "auroc": student.auroc or 0.0}
     then = half_way(evidence.trend) or now
     gap = min(_gap(student.f1_best, teacher.f1_best), _gap(then.get("f1_best"), teacher.f1_best))
     gap_at_05 = min(student.f1, then["f1"]) - teacher.f1
-    collapse = find_collapse(teacher)
+    collapse = list_collapse_codes(teacher)
     used = "" if evidence.uses_teacher else "; nothing is learned from it"
     message = (
         f"F1 {student.f1:.2f} (student) and {teacher.f1:.2f} (teacher), best {number(student.f1_best, 2)} and "

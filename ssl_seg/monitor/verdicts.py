@@ -16,12 +16,12 @@ from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import LEVELS, RuleFinding, Verdict
 from ssl_seg.monitor.network_rules import (
     RANKED,
-    find_collapse,
     find_little_learned,
     is_certain,
     is_dead,
     is_informative,
     judge_network,
+    list_collapse_codes,
 )
 from ssl_seg.monitor.signals import Signals
 from ssl_seg.monitor.training_rules import TRAINING_RULES, half_way, list_ends
@@ -89,14 +89,14 @@ def _judge_networks(evidence: Evidence, training: list[RuleFinding], used: str |
     explained = {EXPLAINS[f.code] for f in training if f.code in EXPLAINS}
     findings = [f for f in findings if f.net == used or f.net not in explained or not _is_explicable(f)]
     if evidence.is_final:
-        sound = {net: signals for net, signals in evidence.val.items() if not find_collapse(signals)}
+        sound = {net: signals for net, signals in evidence.val.items() if not list_collapse_codes(signals)}
         return [*findings, *(f for net, signals in sound.items() if (f := find_little_learned(signals, net)))]
     pending = _find_pending(evidence)
     findings = [f for f in findings if f.code not in pending]
     student = evidence.val["student"]
     shared = {f.code for f in judge_network(student, "student")} | {"non_finite"}
     is_dragged = not is_informative(student) and not pending
-    is_ill = bool(find_collapse(student)) or is_dragged
+    is_ill = bool(list_collapse_codes(student)) or is_dragged
     return [f for f in findings if f.net != "teacher" or f.code in shared or (is_ill and f.level == "collapsed")]
 
 

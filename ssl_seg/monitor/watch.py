@@ -14,7 +14,7 @@ from ssl_seg.data.loader import Probe
 from ssl_seg.monitor.actions import NO_CONTEXT, Context
 from ssl_seg.monitor.evidence import Evidence, Figures, Phase, summarize
 from ssl_seg.monitor.findings import Verdict
-from ssl_seg.monitor.network_rules import find_collapse
+from ssl_seg.monitor.network_rules import list_collapse_codes
 from ssl_seg.monitor.signals import Signals, collect_signals
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.builders import has_batch_norm
@@ -64,7 +64,7 @@ class Observation:
         another word for it, such as teacher_diverged). So it does before the end of the warm-up, when nothing is named.
         """
         named = {f.net for f in self.verdict.findings if f.level == "collapsed"} & self.val.keys()
-        alone = {net for net, signals in self.val.items() if find_collapse(signals)}
+        alone = {net for net, signals in self.val.items() if list_collapse_codes(signals)}
         return frozenset(named | alone if self.phase == "untrained" or len(alone) < len(self.val) else named)
 
     @property

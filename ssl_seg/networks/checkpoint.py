@@ -4,11 +4,11 @@ Top level of the file::
 
     format, version            which program wrote it, and which layout; only one is read
     student, teacher           state dicts of the plain networks: one output each, whatever the method trains
-    progress                   {"step", "ema_updates", "start_score", "history", "collapsed"}; with the seed in the
-                               config this is also the state of every random draw, of the samplers and of the
+    progress                   {"step", "ema_updates", "start_score", "history", "collapsed", "ending"}; with the seed
+                               in the config this is also the state of every random draw, of the samplers and of the
                                policies: all are functions of seed, rank, step and the ranking scores of the epochs
     config, split              the resolved settings and the split, as plain types
-    scores                     validation scores of both nets, filled when the checkpoint is evaluated in full
+    scores                     validation scores of both nets: of the last look; on whole cases once the run has ended
     seen_labels                what identifies the images whose labels the networks have learned from
 
 All other entries are the states of the parts of the run by name (``Session.parts``), from which it goes on: the
@@ -34,8 +34,8 @@ from ssl_seg.files import atomic_write
 from ssl_seg.networks.checkpoint_file import check_checkpoint_file, describe_pretraining
 from ssl_seg.networks.parts import find_tensors
 
-FORMAT, VERSION = "ssl_seg.networks.checkpoint", 5
-PRETRAINING_FORMAT = "ssl_seg.run.pretraining"
+FORMAT, VERSION = "ssl_seg.checkpoint", 5
+PRETRAINING_FORMAT = "ssl_seg.pretraining"
 """What a checkpoint of `ssl-seg pretrain` is known by; see ``pretraining.state``."""
 COLLAPSE_PENALTY = 2.0
 """What the scores of collapsed networks are lowered by: all scores lie within 1 of each other, in [0, 1] or [-1, 0]."""
@@ -54,8 +54,8 @@ class TrainingState:
     collapsed: tuple[int, ...] = ()
     """Numbers of finished epochs (0: the start) at whose look the networks had collapsed."""
     ending: str | None = None
-    """How the training ended, of ``Ending``; None while there are steps to make. What follows may be missing yet: the
-    scores on whole cases and the last event."""
+    """How the training ended, a ``TrainingEnding``; None while there are steps to make. The final scores and the last
+    event may not have been written yet."""
 
     @property
     def ranking_scores(self) -> tuple[float, ...]:

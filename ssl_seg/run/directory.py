@@ -3,6 +3,7 @@
 ::
 
     RUN/config.yaml  split.yaml  environment.json  metrics.jsonl  events.jsonl
+    RUN/scores.json          every network on the whole validation cases, written when the run ends
     RUN/lock                 held by the process that trains
     RUN/checkpoints/last.pt  best.pt  best-2.pt ... (monitor.keep_best)  swa.pt (policies.swa)
                     healthy.pt, start.pt (monitor.on_collapse: recover)

@@ -37,7 +37,7 @@ SCORES_FILE, SCHEMA = "scores.json", 1
 
 Source = Literal["best", "last", "swa"]
 SOURCES: tuple[Source, ...] = ("best", "last", "swa")
-"""Files with networks. Of networks with one score the first is used, and the teacher before the student."""
+"""Checkpoint files in tie-breaking order; on ties the teacher precedes the student."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import Built, build, find_plain
 from ssl_seg.monitor.actions import list_components, read_context
 from ssl_seg.monitor.findings import Verdict
-from ssl_seg.monitor.ladder import InterventionSettings, make_rungs
+from ssl_seg.monitor.recovery import InterventionSettings, make_rungs
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint
 from ssl_seg.networks.parts import PARTS

@@ -13,7 +13,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from ssl_seg.data import sampling
 from ssl_seg.data.sampling import (
-    BalancedBatchSampler,
+    BalancedCaseStream,
     CaseStream,
     choose_box,
     choose_tile,
@@ -64,9 +64,9 @@ def test_a_draw_does_not_depend_on_the_orders_that_are_remembered(streams: int) 
             assert CaseStream(ids, 3, stream)[position] == ids[order[position % 7]]
 
 
-def make_balanced(positives: int, negatives: int, ratio: float, seed: int = 0) -> BalancedBatchSampler:
+def make_balanced(positives: int, negatives: int, ratio: float, seed: int = 0) -> BalancedCaseStream:
     ids = tuple(f"p{k}" for k in range(positives)) + tuple(f"n{k}" for k in range(negatives))
-    return BalancedBatchSampler(ids, frozenset(ids[:positives]), ratio, seed, stream=1)
+    return BalancedCaseStream(ids, frozenset(ids[:positives]), ratio, seed, stream=1)
 
 
 @given(

@@ -24,9 +24,9 @@ from ssl_seg.monitor.network_rules import (
     NETWORK_RULES,
     compute_band_share,
     find_all_negative,
-    find_collapse,
     has_learned,
     judge_network,
+    list_collapse_codes,
 )
 from ssl_seg.monitor.signals import Signals
 
@@ -156,8 +156,8 @@ def test_levels() -> None:
 
 
 def test_collapse_leaves_out_nan_and_warnings() -> None:
-    assert find_collapse(replace(CONSTANT, nonfinite=1)) == ("all_positive", "constant_output")
-    assert find_collapse(SHIFTED) == ()
+    assert list_collapse_codes(replace(CONSTANT, nonfinite=1)) == ("all_positive", "constant_output")
+    assert list_collapse_codes(SHIFTED) == ()
 
 
 @pytest.mark.parametrize(("f1_best", "expected"), [(0.52, True), (0.51, False), (None, False)])

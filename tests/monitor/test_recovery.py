@@ -20,7 +20,7 @@ from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.window import StepSums
 from ssl_seg.errors import RunDirError
 from ssl_seg.monitor.findings import RuleFinding, Verdict
-from ssl_seg.monitor.ladder import InterventionLadder, InterventionSettings
+from ssl_seg.monitor.recovery import InterventionSettings, RecoveryState
 from ssl_seg.monitor.watch import Monitor, Observation
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.directory import RunDir
@@ -248,16 +248,12 @@ class TestStep:
     def test_the_policies_cannot_raise_the_rate_after_a_cut(self) -> None:
         settings = InterventionSettings(("warn", "stop"), 25, 0, None)
         interventions = Interventions(settings)
-        assert interventions.scale_lr(InterventionLadder(), 10, 3.0) == 3.0
-        assert interventions.scale_lr(InterventionLadder(climbed=1, lr_factor=0.25), 10, 3.0) == 0.25
-        assert interventions.scale_lr(InterventionLadder(climbed=1, lr_factor=0.25), 10, 0.5) == 0.125
-        assert interventions.restrain(InterventionLadder(), 10) == Restraint()
-        assert (
-            interventions.restrain(InterventionLadder(climbed=1, consistency_off_until=11), 10).unlabeled_factor == 0.0
-        )
-        assert (
-            interventions.restrain(InterventionLadder(climbed=1, consistency_off_until=11), 11).unlabeled_factor == 1.0
-        )
+        assert interventions.scale_lr(RecoveryState(), 10, 3.0) == 3.0
+        assert interventions.scale_lr(RecoveryState(climbed=1, lr_factor=0.25), 10, 3.0) == 0.25
+        assert interventions.scale_lr(RecoveryState(climbed=1, lr_factor=0.25), 10, 0.5) == 0.125
+        assert interventions.restrain(RecoveryState(), 10) == Restraint()
+        assert interventions.restrain(RecoveryState(climbed=1, consistency_off_until=11), 10).unlabeled_factor == 0.0
+        assert interventions.restrain(RecoveryState(climbed=1, consistency_off_until=11), 11).unlabeled_factor == 1.0
 
 
 class TestResample:

@@ -17,6 +17,9 @@ from torch import nn
 from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.errors import CheckpointError
 from ssl_seg.networks.checkpoint import (
+    FORMAT,
+    PRETRAINING_FORMAT,
+    VERSION,
     Checkpoint,
     TrainingState,
     load_checkpoint,
@@ -41,6 +44,11 @@ def make_checkpoint() -> Checkpoint:
         seen_labels=("0123456789ab",),
         parts={"optimizer": optimizer.state_dict()},
     )
+
+
+def test_the_names_in_files_of_users_stay() -> None:
+    """Modules may move; a file that says what it is by their former name must still be read."""
+    assert (FORMAT, VERSION, PRETRAINING_FORMAT) == ("ssl_seg.checkpoint", 5, "ssl_seg.pretraining")
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -154,7 +162,7 @@ def test_foreign_files_are_refused_and_run_no_code(kind: str, tmp_path: Path, mo
     elif kind == "pickle":
         path.write_bytes(pickle.dumps(RunsCode()))
     elif kind == "torch-pickle":
-        torch.save({"format": "ssl_seg.networks.checkpoint", "payload": RunsCode()}, path)
+        torch.save({"format": "ssl_seg.checkpoint", "payload": RunsCode()}, path)
     elif kind == "empty":
         path.touch()
     elif kind == "zip":

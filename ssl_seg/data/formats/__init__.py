@@ -20,9 +20,9 @@ from ssl_seg.data.reading import Reading
 class Format:
     """How files of one kind are read.
 
-    ``magic`` are the beginnings of such files, none for a folder. The functions get the path, the name of an array for
-    files of several, and how to read it; they may raise any error of a decoder. None: there is nothing to list or to
-    read. ``takes_axes``: ``data.axes`` holds for them.
+    ``magic`` lists the possible leading bytes; it is empty for folders. The functions get the path, the name of the
+    array in files that hold several, and how to read it; they may raise any error of a decoder. None: there is nothing
+    to list or to read. ``takes_axes``: ``data.axes`` holds for them.
     """
 
     name: str

@@ -49,7 +49,7 @@ class InterventionSettings:
 
 
 @dataclass(frozen=True)
-class InterventionLadder:
+class RecoveryState:
     """How far a run has climbed, and what holds since then."""
 
     climbed: int = 0
@@ -81,8 +81,8 @@ def make_rungs(*, uses_unlabeled: bool, can_shift: bool) -> tuple[Intervention, 
 
 
 def climb(
-    ladder: InterventionLadder, settings: InterventionSettings, verdict: Verdict, step: int, *, predicts_less: bool
-) -> tuple[InterventionLadder, Intervention | None]:
+    ladder: RecoveryState, settings: InterventionSettings, verdict: Verdict, step: int, *, predicts_less: bool
+) -> tuple[RecoveryState, Intervention | None]:
     """Return the ladder after a look, and the rung that was climbed: None where there is nothing to do.
 
     Args:
@@ -107,7 +107,7 @@ def climb(
     return _take_hold(moved, settings, rung, step, wanted), rung
 
 
-def _find_earliest(ladder: InterventionLadder, settings: InterventionSettings, *, is_nan: bool) -> int:
+def _find_earliest(ladder: RecoveryState, settings: InterventionSettings, *, is_nan: bool) -> int:
     """Return the first step at which the next rung may be climbed."""
     if ladder.next_look is None:
         return 0
@@ -118,8 +118,8 @@ def _find_earliest(ladder: InterventionLadder, settings: InterventionSettings, *
 
 
 def _take_hold(
-    ladder: InterventionLadder, settings: InterventionSettings, rung: Intervention, step: int, wanted: ForegroundShift
-) -> InterventionLadder:
+    ladder: RecoveryState, settings: InterventionSettings, rung: Intervention, step: int, wanted: ForegroundShift
+) -> RecoveryState:
     """Return the ladder with what a rung changes."""
     if rung == "consistency_off":
         return replace(ladder, consistency_off_until=step + CONSISTENCY_PAUSE * settings.patience)
@@ -134,7 +134,7 @@ def _take_hold(
     return ladder
 
 
-def compute_lr_factor(ladder: InterventionLadder, settings: InterventionSettings, step: int) -> float:
+def compute_recovery_lr_factor(ladder: RecoveryState, settings: InterventionSettings, step: int) -> float:
     """Return the factor of the learning rate in update number ``step`` (from 0); it rises anew after a restore."""
     if ladder.restores == 0 or settings.warmup_steps == 0:
         return ladder.lr_factor

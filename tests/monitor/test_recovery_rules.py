@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_seg.monitor.findings import RuleFinding, Verdict
-from ssl_seg.monitor.ladder import (
+from ssl_seg.monitor.memory import Memory, read_memory
+from ssl_seg.monitor.recovery import (
     Intervention,
-    InterventionLadder,
     InterventionSettings,
+    RecoveryState,
     climb,
-    compute_lr_factor,
+    compute_recovery_lr_factor,
     make_rungs,
 )
-from ssl_seg.monitor.memory import Memory, read_memory
 
 FULL = make_rungs(uses_unlabeled=True, can_shift=True)
 SETTINGS = InterventionSettings(FULL, patience=25, warmup_steps=10, clip_norm=8.0)
@@ -34,8 +34,8 @@ COLLAPSED, OK, NAN = make_verdict("all_negative"), Verdict(), make_verdict("non_
 
 def climb_all(
     looks: list[tuple[int, Verdict]], settings: InterventionSettings = SETTINGS, *, predicts_less: bool = True
-) -> tuple[InterventionLadder, list[tuple[int, Intervention]]]:
-    ladder, done = InterventionLadder(), []
+) -> tuple[RecoveryState, list[tuple[int, Intervention]]]:
+    ladder, done = RecoveryState(), []
     for step, verdict in looks:
         ladder, rung = climb(ladder, settings, verdict, step, predicts_less=predicts_less)
         if rung is not None:
@@ -53,7 +53,7 @@ class TestOrder:
 
     def test_a_healthy_run_is_left_alone(self) -> None:
         looks = [(step, verdict) for step in range(100) for verdict in (OK, make_verdict("plateau", "warn"))]
-        assert climb_all(looks) == (InterventionLadder(), [])
+        assert climb_all(looks) == (RecoveryState(), [])
 
     def test_it_goes_on_where_it_was_after_a_recovery(self) -> None:
         _, done = climb_all([(0, COLLAPSED), (25, COLLAPSED), (50, OK), (90, OK), (100, COLLAPSED), (125, COLLAPSED)])
@@ -101,17 +101,17 @@ class TestWhatHolds:
         assert climb_all([(0, COLLAPSED)], settings)[0].clip_norm == 3.0
 
     def test_the_learning_rate_rises_anew_after_a_restore(self) -> None:
-        ladder = InterventionLadder(lr_factor=0.25, restores=1, restored_at=200)
-        factors = [compute_lr_factor(ladder, SETTINGS, step) for step in (200, 204, 209, 210, 500)]
+        ladder = RecoveryState(lr_factor=0.25, restores=1, restored_at=200)
+        factors = [compute_recovery_lr_factor(ladder, SETTINGS, step) for step in (200, 204, 209, 210, 500)]
         assert factors == pytest.approx([0.025, 0.125, 0.25, 0.25, 0.25])
-        assert compute_lr_factor(InterventionLadder(lr_factor=0.25), SETTINGS, 0) == 0.25
+        assert compute_recovery_lr_factor(RecoveryState(lr_factor=0.25), SETTINGS, 0) == 0.25
 
     @given(st.lists(st.sampled_from([COLLAPSED, OK, NAN]), min_size=1, max_size=60), st.integers(1, 30), st.booleans())
     def test_it_is_bounded_whatever_the_looks_say(self, verdicts: list[Verdict], gap: int, less: bool) -> None:
-        ladder, lrs = InterventionLadder(), [1.0]
+        ladder, lrs = RecoveryState(), [1.0]
         for number, verdict in enumerate(verdicts):
             ladder, _ = climb(ladder, SETTINGS, verdict, gap * number, predicts_less=less)
-            lrs.append(compute_lr_factor(ladder, SETTINGS, 10**6))
+            lrs.append(compute_recovery_lr_factor(ladder, SETTINGS, 10**6))
         assert ladder.restores <= 2
         assert all(later <= earlier for earlier, later in pairwise(lrs))
         assert lrs[-1] >= 1 / 64
