@@ -21,7 +21,7 @@ WORK = [
     "ssl_seg.results.evaluation.evaluate",
     "ssl_seg.results.prediction.predict", "ssl_seg.diagnose.checkpoint.diagnose_checkpoint",
     "ssl_seg.diagnose.predictions.diagnose_predictions", "ssl_seg.diagnose.loss_probe.probe_loss",
-    "ssl_seg.run.resolve.resolve",
+    "ssl_seg.run.resolve.resolve", "ssl_seg.run.pretraining.run.pretrain",
     "ssl_seg.data.audit.doctor.audit", "ssl_seg.data.catalog.open_catalog", "ssl_seg.data.synthetic.write_dataset",
 ]  # fmt: skip
 """Where the commands begin their work, with options that they have taken for good."""

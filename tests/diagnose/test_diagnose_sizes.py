@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sizes import around
 
-from ssl_seg.diagnose import examples, inputs, reading
+from ssl_seg.diagnose import examples, inputs, prediction_files
 from ssl_seg.diagnose.causes import DiagnosisFacts, Subject, _suspect_layers
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.examples import choose_examples, keep_candidates
@@ -117,7 +117,7 @@ def kind_of(folder: Path, images: list[NDArray[np.generic]]) -> str:
     folder.mkdir()
     for n, image in enumerate(images):
         tifffile.imwrite(folder / f"{n:03d}.tif", image)
-    return reading.recognize(reading.find_predictions(folder))
+    return prediction_files.recognize(prediction_files.find_predictions(folder))
 
 
 @pytest.mark.parametrize("kind", SHADES)
@@ -126,7 +126,7 @@ def test_one_telling_file_among_empty_ones_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, kind: str
 ) -> None:
     """Most predictions may be empty, and an empty one says nothing about the others."""
-    monkeypatch.setattr(reading, "SAMPLE", 3)
+    monkeypatch.setattr(prediction_files, "SAMPLE", 3)
     shades = SHADES[kind]
     for place in range(count):
         images: list[NDArray[np.generic]] = [EMPTY.astype(shades.dtype) for _ in range(count)]

@@ -20,7 +20,6 @@ import yaml
 from conftest import TINY
 from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
-from torch import nn
 
 from ssl_seg.cli.main import main
 from ssl_seg.config import Config
@@ -39,6 +38,7 @@ from ssl_seg.engine.pace import (
     plan_steps,
 )
 from ssl_seg.errors import ConfigError
+from ssl_seg.methods.base import Built
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run import training
 from ssl_seg.run.directory import RunDir
@@ -234,7 +234,7 @@ class FakeEngine:
     def __init__(self, clock: Clock) -> None:
         self.fabric = SimpleNamespace(device=torch.device("cpu"), broadcast=lambda value: value)
         self.clock, self.steps, self.rates = clock, list[int](), list[float]()
-        self.student = self.teacher = SimpleNamespace(net=None)
+        self.plain = SimpleNamespace(student=None, teacher=None)
 
     def step(self, batch: Batch, step: int, lr: float) -> None:
         torch.rand(3)  # a step may use the random stream
@@ -485,11 +485,11 @@ class TestRuns:
 
 
 def keep_networks(deepcopy: Any) -> Any:
-    """The first network to be copied, which is that of the measurement, is the same one; all else is copied."""
+    """What the method has built is not copied for the measurement; all else is copied."""
     kept = list[Any]()
 
     def copy(value: Any, *rest: Any) -> Any:
-        if isinstance(value, nn.Module) and not kept and not rest:
+        if isinstance(value, Built) and not kept and not rest:
             kept.append(value)
             return value
         return deepcopy(value, *rest)
