@@ -451,7 +451,7 @@ def read_run(out: Path) -> Iterator[tuple[str, Any]]:
             {
                 name: digest(content[name])
                 for name in ("student", "teacher", "optimizer", "progress", "swa")
-                if name in content and not (name == "swa" and content[name]["count"] == 0)
+                if name in content and (name != "swa" or content[name].get("count"))
             },
         )
 
