@@ -1,4 +1,4 @@
-"""What a busy machine does to a training step: threads that wait actively against threads that sleep.
+"""What a busy machine does to a training step: threads of libgomp that spin while they wait, and threads that sleep.
 
 Each row is a process of its own: forward and backward pass of the default network on 4 patches of 128 x 128, beside as
 many processes that keep a core busy.
@@ -33,9 +33,9 @@ print((time.monotonic() - began) / int(sys.argv[1]), (time.process_time() - used
 BUSY = "while True: pass"
 
 
-def measure(threads: int, policy: str, steps: int) -> tuple[float, float]:
+def measure(threads: int, spins: str, steps: int) -> tuple[float, float]:
     """Return seconds and CPU seconds a step."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": policy}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": spins}
     command = [sys.executable, "-c", STEP, str(steps)]
     wall, cpu = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
     return float(wall), float(cpu)
@@ -46,17 +46,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
     parser.add_argument("--busy", type=int, nargs="+", default=[0, os.cpu_count() or 1], help="processes beside it")
+    parser.add_argument("--spins", nargs="+", default=["0", "1000", "300000"], help="300000 is what libgomp does")
     parser.add_argument("--steps", type=int, default=10)
     given = parser.parse_args()
-    print("busy threads policy   s a step  CPU s")
+    print("busy threads    spins  s a step  CPU s")
     for busy in given.busy:
         others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
         try:
             time.sleep(0.5)
             for threads in given.threads:
-                for policy in ("ACTIVE", "PASSIVE"):
-                    wall, cpu = measure(threads, policy, given.steps)
-                    print(f"{busy:4} {threads:7} {policy:8} {wall:8.3f} {cpu:6.3f}", flush=True)
+                for spins in given.spins:
+                    wall, cpu = measure(threads, spins, given.steps)
+                    print(f"{busy:4} {threads:7} {spins:>8} {wall:9.3f} {cpu:6.3f}", flush=True)
         finally:
             for other in others:
                 other.kill()

@@ -82,15 +82,15 @@ def test_threads_are_those_of_the_cgroup_unless_the_user_has_set_them(monkeypatc
         assert "".join(os.environ[name] for name in names) == expected
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_wait_asleep_unless_the_user_has_said_so(
-    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_threads_spin_briefly_unless_the_user_has_said_how(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], spins: str | None
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if given is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.setattr(os, "environ", given)
     limit_threads()
-    assert os.environ["OMP_WAIT_POLICY"] == expected
+    assert given.get("GOMP_SPINCOUNT") == spins
 
 
 class TestMemory:
