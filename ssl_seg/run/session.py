@@ -172,7 +172,7 @@ class Session:
             teacher=self.engine.plain.teacher.state_dict(),
             progress=replace(self.progress, ema_updates=self.engine.teacher.updates),
             scores=self.scores,
-            parts={name: part.state_dict() for name, part in self.parts.items()},
+            parts={name: state for name, part in self.parts.items() if (state := part.state_dict())},
             **self.header,
         )
 

@@ -451,7 +451,7 @@ def read_run(out: Path) -> Iterator[tuple[str, Any]]:
             {
                 name: digest(content[name])
                 for name in ("student", "teacher", "optimizer", "progress", "swa")
-                if name in content and (name != "swa" or content[name].get("count"))
+                if name in content
             },
         )
 

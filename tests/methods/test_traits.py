@@ -18,6 +18,7 @@ from conftest import TINY, train_tiny
 from interruption import HOURS
 from lightning_fabric import Fabric
 from test_methods import LOSS, PROGRESS, make_batch, make_net
+from test_policy_runs import Killed, assert_equal
 from trait_methods import TRAIT_METHODS, Adversarial
 
 from ssl_seg.config import NetworkConfig, OptimConfig
@@ -63,22 +64,6 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def run(name: str, particles_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return train_tiny(tmp_path_factory.mktemp("traits") / name, particles_dir, SHORT, {"method": {"name": name}}).run
-
-
-class Killed(BaseException):
-    """Stands for a SIGKILL."""
-
-
-def assert_equal(first: Any, second: Any, where: str = "") -> None:
-    assert type(first) is type(second), where
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_equal(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    else:
-        assert first == second, where
 
 
 class TestRun:
