@@ -37,7 +37,7 @@ app = typer.Typer(
 
 data_app = typer.Typer(help="Audit data sets and batches; import labels; make synthetic sets.", no_args_is_help=True)
 split_app = typer.Typer(help="Make and check splits: labeled fractions, validation, sealed test.", no_args_is_help=True)
-config_app = typer.Typer(help="Show and check configurations.", no_args_is_help=True)
+config_app = typer.Typer(help="Show, check and compare configurations.", no_args_is_help=True)
 
 app.command("demo")(demo.demo)
 app.command("pretrain")(pretrain.pretrain)
@@ -64,6 +64,7 @@ split_app.command("make")(split.split_make)
 split_app.command("check")(check_used("split check", split.split_check))
 config_app.command("show")(config.config_show)
 config_app.command("check")(config.config_check)
+config_app.command("diff")(config.config_diff)
 
 
 def _print_version(wanted: bool) -> None:

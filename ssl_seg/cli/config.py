@@ -1,16 +1,18 @@
-"""``ssl-seg config show | config check``."""
+"""``ssl-seg config show | config check | config diff``."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssl_seg.cli import options as o
-from ssl_seg.cli.console import announce, show, track
+from ssl_seg.cli.console import announce, print_json, show, track
 from ssl_seg.cli.paths import check_data, check_figure
+from ssl_seg.cli.tables import print_table
 
 if TYPE_CHECKING:
     from ssl_seg.run.request import TrainRequest
@@ -78,6 +80,27 @@ def config_check(
     show(f"{Path(find_config(file))}: {verdict}")
     if findings and strict:
         raise typer.Exit(2)
+
+
+def config_diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="Run directory, YAML file or packaged name.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What it is compared with.")],
+    as_json: o.AsJson = False,
+) -> None:
+    """Compare two runs or configurations: each setting that differs, with both values; defaults count.
+
+    Of two runs, also the checkpoint that each has started from, and the fingerprint of its split.
+    """
+    from ssl_seg.run.differences import compare_settings
+
+    differences = compare_settings(a, b)
+    if as_json:
+        print_json({"a": a, "b": b, "differences": [asdict(item) for item in differences]})
+    elif differences:
+        cells = [[d.setting, *(x if isinstance(x, str) else json.dumps(x) for x in (d.a, d.b))] for d in differences]
+        print_table(f"{len(differences)} setting(s) differ", ["setting", a, b], cells)
+    else:
+        show(f"no setting differs between {a} and {b}")
 
 
 def _read(file: str | None, data: str | None, overrides: list[str] | None) -> TrainRequest:

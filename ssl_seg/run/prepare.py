@@ -348,6 +348,8 @@ def _describe_start(resolved: Resolved) -> dict[str, Any]:
     parent, pretrained, config = resolved.parent, resolved.pretrained, resolved.config
     described = None if parent is None else describe_parent(parent, config.bootstrap)
     values: dict[str, Any] = {"parent": described, "force": resolved.request.force}
+    if resolved.request.bootstrap is not None:
+        values["bootstrap"] = str(resolved.request.bootstrap)
     if pretrained is not None:
         values["pretrained"] = {"run": config.network.pretrained, "step": pretrained.step, **pretrained.result}
     if resolved.published is not None:

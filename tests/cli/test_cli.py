@@ -48,7 +48,7 @@ class TestHelp:
     @pytest.mark.parametrize(
         "command",
         ["demo", "train", "ladder", "evaluate", "predict", "diagnose", "split make", "split check", "config show",
-         "config check",
+         "config check", "config diff",
          "data synthetic", "methods", "networks", "losses"],
     )  # fmt: skip
     def test_every_command_has_help(self, cli: Cli, command: str) -> None:
