@@ -15,6 +15,13 @@ SHOWN_CASES = 5
 MOST_PAIRS = 100
 """Number of pairs whose images a finding names, at most."""
 
+REMEDIES = (
+    "Ways to get masks: (1) label: outline the foreground of a few images; 1 % can be enough to start. "
+    "(2) Pseudo-label: correct the masks of an interactive tool such as SAM 2, or of a network that was trained on "
+    "similar images (`ssl-seg predict RUN IMAGES MASKS`). (3) Weak supervision: scribbles, where data.ignore_value is "
+    "the value of the voxels that nobody has marked."
+)
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -15,7 +15,7 @@ import pytest
 from ssl_seg.data.audit import checks
 from ssl_seg.data.audit.doctor import Audit, audit
 from ssl_seg.data.audit.summary import measure_spread, summarize
-from ssl_seg.data.catalog import CatalogSettings
+from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.facts import Appearance, CaseFacts
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.listing import Case, Listing
@@ -142,6 +142,30 @@ def test_empty_masks(empty: int, code: str, level: str, said: str) -> None:
     (finding,) = checks.check_empty_masks(facts)
     assert (finding.code, finding.level, len(finding.cases)) == (code, level, empty)
     assert said in finding.message
+
+
+@pytest.mark.parametrize(("empty", "level"), [(19, "info"), (20, "warn"), (50, "warn"), (70, "warn"), (91, "fault")])
+def test_empty_masks_that_nobody_vouches_for_are_asked_about(empty: int, level: str) -> None:
+    facts = named(*(fact(0.0) for _ in range(empty)), *(fact() for _ in range(100 - empty)))
+    (finding,) = checks.check_empty_masks(facts, asks=True)
+    assert (finding.code, finding.level) == ("empty_masks", level)
+    assert ("has nobody labeled them?" in finding.message) == (level == "warn")
+
+
+@pytest.mark.parametrize(
+    ("column", "said"), [(None, "has nobody labeled them?"), ("has_segmentation", None), ("labeled", None)]
+)
+def test_a_table_that_says_who_is_labeled_is_not_asked(column: str | None, said: str | None, folder: Path) -> None:
+    for name in ("0004", "0005", "0006"):
+        write(folder / "masks" / f"{name}.png", np.zeros_like(generate("particles", 0)[1]))
+    ids = sorted(path.stem for path in (folder / "images").iterdir())
+    rows = [["image", "mask", *([column] if column else [])]]
+    rows += [[f"images/{i}.png", f"masks/{i}.png", *(["true"] if column else [])] for i in ids]
+    (folder / "manifest.csv").write_text("\n".join(map(",".join, rows)))
+    settings = CatalogSettings(layout="manifest")
+    (found,) = [f for f in audit(str(folder), settings).findings if f.code == "empty_masks"]
+    assert found.level == ("warn" if said else "info")
+    assert any((said or "EMPTY") in note for note in open_catalog(str(folder), settings).notes) == bool(said)
 
 
 def test_missing_masks_are_not_empty_ones() -> None:

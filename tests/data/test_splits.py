@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,12 @@ def try_split(catalog: Catalog, fractions: list[float], seed: int = 0) -> Split 
     with pytest.raises(SplitError, match="cannot be split"):
         make_split(catalog, fractions, seed=seed)
     return None
+
+
+def test_without_any_mask_ways_to_get_masks_are_named() -> None:
+    for split in (partial(make_split, seed=0), partial(make_folds, folds=2)):
+        with pytest.raises(SplitError, match=r"none of the 3 images.*label:.*Pseudo-label:.*Weak supervision:"):
+            split(make_catalog([None] * 3), [1.0])
 
 
 @relaxed

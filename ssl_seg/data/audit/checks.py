@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from ssl_seg.data.facts import Appearance, CaseFacts, format_size
-from ssl_seg.data.findings import Finding, report
+from ssl_seg.data.findings import REMEDIES, Finding, report
 from ssl_seg.data.grids import SPACING_TOLERANCE
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.reading import Reading
@@ -23,11 +23,6 @@ WARN_EMPTY = 0.7
 FAULT_EMPTY = 0.9
 """Limits of a training report on patches: 20 .. 50 % empty masks are normal, above 70 % should be
 investigated, above 90 % is a fault of the data."""
-
-REMEDIES = (
-    "Ways to get masks: outline the foreground in a few images (1 % can be enough to start), correct rough ones of a "
-    "threshold or an interactive tool, or correct predictions of a network that was trained on similar images."
-)
 
 TINY_FOREGROUND = 1e-4
 
@@ -201,10 +196,15 @@ def check_nodata(facts: Facts, reading: Reading, *, is_guess: bool) -> Iterator[
     yield Finding("no_data", "warn" if is_guess else "info", message, tuple(found))
 
 
-def check_empty_masks(facts: Facts) -> Iterator[Finding]:
+def check_empty_masks(facts: Facts, *, asks: bool = False) -> Iterator[Finding]:
     """Report the share of empty masks, judged by the limits of a training report.
 
     A mask that ignores most voxels and has no foreground in the others does not say that there is nothing to find.
+
+    Args:
+        facts: of all cases.
+        asks: whether a table lists the masks and leaves open which images somebody has labeled. Then a share that is
+            usual is asked about, as exports write zeros for missing labels.
     """
     labeled = _foreground(facts)
     empty = tuple(i for i, share in labeled.items() if share == 0 and facts[i].is_constant_mask)
@@ -226,6 +226,13 @@ def check_empty_masks(facts: Facts) -> Iterator[Finding]:
             "a fault. Remove the masks of images that nobody has labeled: no mask means unlabeled."
         )
         yield Finding("empty_masks", "fault" if share > FAULT_EMPTY else "warn", message, empty)
+    elif asks and share >= low:
+        message = (
+            f"{len(empty)} of {len(labeled)} masks ({share:.0%}) are EMPTY, and the table has no column "
+            "has_segmentation: has somebody looked at these images and found nothing, or has nobody labeled them? Add "
+            "the column: true keeps a mask as it is, false makes its image unlabeled. Without it they are negatives."
+        )
+        yield Finding("empty_masks", "warn", message, empty)
     else:
         usual = "as usual" if low <= share <= high else f"{low:.0%} .. {high:.0%} is usual"
         yield Finding("empty_masks", "info", f"{said}, {usual}. An image that nobody has labeled has no mask.", empty)
@@ -288,7 +295,6 @@ def check_groups(cases: Sequence[Case]) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
-    check_empty_masks,
     check_full_masks,
     check_tiny_foreground,
     check_constant_images,

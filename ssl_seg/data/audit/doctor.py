@@ -89,6 +89,7 @@ def _check_facts(read: ReadCases, listing: Listing) -> Iterator[Finding]:
     if not any(finding.code == LABELS for finding in listing.findings):
         yield from checks.check_missing_masks(listing.cases)
     yield from checks.check_declared(listing.declared, facts)
+    yield from checks.check_empty_masks(facts, asks=listing.leaves_labeling_open)
     for check in checks.CHECKS:
         yield from check(facts)
     yield from checks.check_groups(listing.cases)

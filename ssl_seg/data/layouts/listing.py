@@ -43,6 +43,7 @@ class Listing:
     ``notes`` are for whoever starts a training, ``findings`` for the report on the data. ``label_values`` (background
     first), ``class_names`` and ``ignore_value`` are what the layout itself declares. ``declared`` says of a case
     whether it has a segmentation, where a manifest does: something to hold against the content of its mask.
+    ``leaves_labeling_open`` is set where a manifest names masks without saying which images somebody has labeled.
     """
 
     layout: str
@@ -53,6 +54,7 @@ class Listing:
     ignore_value: int | None = None
     class_names: tuple[str, ...] = ()
     declared: Mapping[str, bool] = field(default_factory=dict)
+    leaves_labeling_open: bool = False
 
 
 def check_id(case_id: str, where: str) -> str:

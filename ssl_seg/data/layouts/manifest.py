@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
-from ssl_seg.data.findings import Finding, report
+from ssl_seg.data.findings import REMEDIES, Finding, report
 from ssl_seg.data.layouts.listing import Case, Listing, check_id
 from ssl_seg.data.layouts.table import FileRow, read_columns, read_table
 from ssl_seg.data.volumes import split_suffix
@@ -78,7 +78,12 @@ def find(root: Path) -> Listing:
     )
     declared = {e.id: e.has_segmentation for e in present if e.has_segmentation is not None}
     return Listing(
-        "manifest", tuple(cases), _notes(path, columns), tuple(_check_entries(path, entries)), declared=declared
+        "manifest",
+        tuple(cases),
+        _notes(path, columns),
+        tuple(_check_entries(path, entries)),
+        declared=declared,
+        leaves_labeling_open=not {"labeled", "has_segmentation"} & set(columns),
     )
 
 
@@ -214,6 +219,6 @@ def _check_entries(path: Path, entries: list[_Entry]) -> Iterator[Finding]:
     said = [e.has_segmentation for e in entries if e.has_segmentation is not None]
     if said and not any(said):
         message = (
-            f"{path}: has_segmentation is false in all {len(said)} rows. Add masks; there is nothing to learn from."
+            f"{path}: has_segmentation is false in all {len(said)} rows: there is nothing to learn from. {REMEDIES}"
         )
         yield Finding("no_segmentation", "fault", message)

@@ -18,6 +18,7 @@ import numpy as np
 
 from ssl_seg.config.data import check_label_amount
 from ssl_seg.data.content import image_of, is_constant
+from ssl_seg.data.findings import REMEDIES
 from ssl_seg.data.splits.stratify import GroupKey, Traits, assign_groups, nesting_order
 from ssl_seg.errors import SplitError, name_examples
 
@@ -299,6 +300,11 @@ def _make_pool(
     held, (val_fraction, test_fraction), folder_notes = _hold_folders(catalog, *given)
     _check_numbers(fractions, seed, _VAL_FRACTION if given[0] is None else val_fraction, test_fraction)
     labeled = sorted(case.id for case in catalog.labeled)
+    if not labeled:
+        raise SplitError(
+            f"none of the {len(catalog.cases)} images has a mask: there is nothing to learn from, and they cannot be "
+            f"split. {REMEDIES}"
+        )
     foreground = {i: catalog.facts[i].foreground or 0.0 for i in labeled}
     key_of, notes = _group_keys(catalog, near_copies, held)
     groups: dict[GroupKey, list[str]] = {}
