@@ -122,12 +122,11 @@ def _run_cells(cells: Sequence[Cell], place: Path, wanted: ScoreConfig, launcher
     from ssl_seg.cli.ablate_view import AblationView
     from ssl_seg.studies.ablation.execute import execute
 
-    try:
-        with AblationView() as view:
-            execute(cells, place, wanted, launcher, view.show)
-    except KeyboardInterrupt:
+    with AblationView() as view:
+        ending = execute(cells, place, wanted, launcher, view.show)
+    if ending == "interrupted":
         show(f"interrupted; finished cells are kept in {place}. The same command goes on.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED)
 
 
 def _make_layers(options: Mapping[str, tuple[str, Any]], overrides: Sequence[str] | None) -> list[Layer]:

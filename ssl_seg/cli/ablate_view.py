@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress, TaskID
 
-    from ssl_seg.studies.ablation.execute import CellStage, CellState
+    from ssl_seg.studies.ablation.execute import CellState
+    from ssl_seg.studies.runner import Stage
 
 INTERVAL = 30.0
 """Seconds between plain lines where stderr is no terminal."""
@@ -29,7 +30,7 @@ STYLES: dict[str, str] = {
     "done": "green",
 }
 """Stage of a cell -> style of its row; in the order in which rows are shown."""
-FINISHED: tuple[CellStage, ...] = ("done", "collapsed", "failed")
+FINISHED: tuple[Stage, ...] = ("done", "collapsed", "failed")
 
 
 class AblationView:
@@ -123,5 +124,5 @@ class AblationView:
 def describe_counts(states: Sequence[CellState]) -> str:
     """Return how many cells are in each state, e.g. ``18 cells: 5 done, 2 running, 11 queued``."""
     counts = Counter(state.stage for state in states)
-    kinds: tuple[CellStage, ...] = (*FINISHED, "running", "elsewhere", "queued")
+    kinds: tuple[Stage, ...] = (*FINISHED, "running", "elsewhere", "queued")
     return f"{len(states)} cells: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])

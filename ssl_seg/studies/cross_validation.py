@@ -22,7 +22,7 @@ from ssl_seg.run.recorder import Console, Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve
 from ssl_seg.run.transfer import check_options
-from ssl_seg.studies.runner import (
+from ssl_seg.studies.sequential import (
     OWN_SPLIT,
     StudySteps,
     anchor_layer,

@@ -27,7 +27,7 @@ from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve
 from ssl_seg.run.transfer import check_options
 from ssl_seg.studies.rungs import LADDER, LabelLadder, Rung, check_labels, compare_counts, find_best, find_end
-from ssl_seg.studies.runner import (
+from ssl_seg.studies.sequential import (
     OWN_SPLIT,
     StudySteps,
     anchor_layer,

@@ -1,229 +1,155 @@
-"""Runs the trainings of a study in this process, one after the other, and continues a study that was killed anywhere.
+"""Runs what is missing of a study: as many trainings at a time as there is room for, until all are done or have failed.
 
-How far a study has come stands on the disk alone. With several processes (DDP) all of them take part in each training;
-the first one decides, writes and talks.
+Ladders and cross-validations run theirs in this process, ablations in processes of their own, here or on a Ray cluster.
+How far a study has come stands on the disk alone, so that one that was killed anywhere is run again and goes on.
 """
 
 from __future__ import annotations
 
-import secrets
-import shutil
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
 
-import yaml
-from lightning_fabric import Fabric
+from ssl_seg.errors import SslSegError
 
-from ssl_seg.config import RuntimeConfig
-from ssl_seg.config.layers import Layer, leave_out, merge_layers
-from ssl_seg.data.open import absolute_paths, absolute_root
-from ssl_seg.engine.devices import call_on_main
-from ssl_seg.engine.processes import open_fabric
-from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError, quote
-from ssl_seg.files import hold_directory
-from ssl_seg.results.study import Member, Study, StudyKind, load_study, save_study
-from ssl_seg.run.directory import CONFIG_FILE, RunDir
-from ssl_seg.run.recorder import Console
-from ssl_seg.run.request import TrainRequest
-from ssl_seg.run.resolve import resolve_runtime
-from ssl_seg.run.training import train
-from ssl_seg.studies.training import Outcome, Training, make_request, read_outcome
+Stage = Literal["queued", "running", "elsewhere", "done", "collapsed", "refused", "failed"]
+"""Of a training: ``elsewhere``, another process works on it."""
 
-T = TypeVar("T", bound=Member)
+TICK = 0.3
+"""Seconds between two looks at the workers."""
+HELD_PAUSE = 10.0
+"""Seconds until a training that another process works on is tried again."""
+GRACE = 60.0
+"""Seconds that stopped trainings get to save their state."""
 
-OWN_SPLIT = frozenset(f"split.{name}" for name in ("file", "seed", "val_fraction", "test_fraction", "folds", "fold"))
-"""Settings of which the splits of a study have been made; its trainings read them from files."""
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
 @dataclass(frozen=True)
-class StudySteps(Generic[T]):
-    """What a kind of study decides for itself."""
+class Worker:
+    """A training that was started somewhere."""
 
-    create: Callable[[Fabric], Study[T]]
-    """Makes a new study."""
-    reopen: Callable[[Study[T]], Study[T]]
-    """Checks a study that is to be continued, and returns it without its ending."""
-    plan: Callable[[Study[T], T], Training]
-    """Returns how a training is begun."""
-    judge: Callable[[Study[T], T, Outcome], Study[T]]
-    """Adds the outcome of a training; a study with an ending goes no further."""
-    refuse: Callable[[Study[T], T, str], Study[T]] | None = None
-    """Adds that the gate has refused a training; without it that is an error."""
+    poll: Callable[[], int | None]
+    """Returns its exit code, or None while it waits or runs."""
+    stop: Callable[[], None]
+    """Asks it to save its state and end."""
 
 
-def run_study(
-    kind: StudyKind[T], steps: StudySteps[T], layers: Sequence[Layer], resume: Path | None, console: Console
-) -> Study[T]:
-    """Train what is missing of a study, a new one or that in ``resume``; its ``ending`` says how far it went.
+FINISHED = Worker(lambda: 0, lambda: None)
+"""A training that ran to its end when it was started."""
 
-    ``layers`` are the settings that are asked for; in a continuation only those of the machine.
 
-    Raises:
-        SslSegError: for anything the user can mend.
+class Steps(Protocol[T_contra]):
+    """What a kind of study decides for itself.
+
+    ``is_ready``, ``start`` and ``settle`` raise SslSegError for a training that has failed.
     """
-    begun = () if resume is None else load_study(kind, resume).layers
-    runtime = resolve_runtime(TrainRequest((*begun, *layers)))
-    machine = (_pin_processes(runtime), *(() if resume is None else layers))
-    with open_fabric(runtime) as fabric, ExitStack() as held:
 
-        def begin() -> Study[T]:
-            study = steps.create(fabric) if resume is None else load_study(kind, resume)
-            held.enter_context(hold_directory(study.path, console.note))
-            return study if resume is None else _reopen(kind, steps, resume, console)
+    def find(self, training: T_contra, /) -> Stage:
+        """Return the stage by what is on the disk; ``queued`` for what is to be trained."""
+        ...
 
-        study = call_on_main(fabric, begin)
-        try:
-            for training in [training for training in study.trainings if training.status == "waiting"]:
-                study = _run_training(kind, steps, fabric, study, training, machine, console)
-                if study.ending is not None:
-                    return study
-        except KeyboardInterrupt:  # between two trainings: a training turns it into an ending of its own
-            return replace(study, ending="interrupted")
-        return call_on_main(fabric, lambda: save_study(kind, replace(study, ending="finished")))
+    def is_ready(self, training: T_contra, stages: Mapping[str, Stage], /) -> bool:
+        """Return whether a queued training may begin, given the stages of all."""
+        ...
 
+    def start(self, training: T_contra, /) -> Worker:
+        """Begin or continue a training."""
+        ...
 
-def _reopen(kind: StudyKind[T], steps: StudySteps[T], path: Path, console: Console) -> Study[T]:
-    """Return a study that is to be continued, read again now that no other process can change it."""
-    study = steps.reopen(load_study(kind, path))
-    done, count = sum(t.status != "waiting" for t in study.trainings), len(study.trainings)
-    console.note(f"{kind.name}: {path} goes on, {done} of {count} {kind.members} are done")
-    return study
+    def settle(self, training: T_contra, code: int, /) -> Stage:
+        """Take note of a training that has ended with an exit code."""
+        ...
+
+    def fail(self, training: T_contra, error: SslSegError, /) -> Stage:
+        """Record that a training has failed, or raise an error, which ends the study."""
+        ...
+
+    def show(self, stages: Mapping[str, Stage], /) -> None:
+        """Tell the stages of all; called often."""
+        ...
 
 
-def _run_training(
-    kind: StudyKind[T],
-    steps: StudySteps[T],
-    fabric: Fabric,
-    study: Study[T],
-    training: T,
-    machine: Sequence[Layer],
-    console: Console,
-) -> Study[T]:
-    """Run one training to its end, and return the study with its outcome."""
-    try:
-        request = call_on_main(fabric, lambda: make_request(steps.plan(study, training), machine, console.note))
-        if request is not None and train(request, console).ending == "interrupted":
-            return replace(study, ending="interrupted")
-        return call_on_main(fabric, lambda: save_study(kind, _conclude(steps, study, training, console)))
-    except SslSegError as error:
-        if steps.refuse is not None and isinstance(error, RefusedError):
-            refused = steps.refuse(study, training, str(error))
-            return call_on_main(fabric, lambda: save_study(kind, refused))
-        raise type(error)(f"{training.title}: {error}\nWhen that is mended: {kind.resume(study.path)}") from error
+def run_trainings(trainings: Mapping[str, T], steps: Steps[T], slots: int) -> Literal["finished", "interrupted"]:
+    """Run all trainings that are not done, in their order.
 
-
-def _conclude(steps: StudySteps[T], study: Study[T], training: T, console: Console) -> Study[T]:
-    """Return the study with the outcome of a training that has ended."""
-    run = study.run_of(training)
-    outcome = read_outcome(run)
-    if outcome.stopped:
-        codes = ", ".join(outcome.codes)
-        console.note(f"{training.title}: COLLAPSED ({codes}); next: ssl-seg diagnose {quote(run.last)}")
-    return steps.judge(study, training, outcome)
-
-
-def check_resumable(
-    kind: StudyKind[T], study: Study[T], layers: Sequence[Layer], minutes: float | None, *others: Any, may: str = ""
-) -> float | None:
-    """Check the options that are given beside --resume, and return the minutes of the study.
-
-    New minutes are allowed while no training has begun, ``layers`` that set the machine always, and ``others`` never.
-    ``may`` names further options that are allowed, for the message.
-
-    Raises:
-        ConfigError: for anything else that is given.
-        RunDirError: for a study that is finished.
-    """
-    begun = study.run_of(study.trainings[0]).path.exists()
-    if minutes is not None and (study.minutes is None or begun):
-        raise ConfigError(
-            f"--minutes {minutes:g}: the steps of {study.path} are planned already; --resume goes on with them. "
-            "Leave it out"
-        )
-    if any(others) or not TrainRequest(tuple(layers)).has_only_runtime:
-        raise ConfigError(
-            f"--resume continues a {kind.name} with its own settings, data and lengths: give it without other options "
-            f"(only {may}runtime settings such as --devices may be new)"
-        )
-    if study.ending == "finished":
-        raise RunDirError(
-            f"{study.path} is finished: all {len(study.trainings)} {kind.members} are done; nothing to resume"
-        )
-    return minutes or study.minutes
-
-
-def make_training(
-    study: Study[T], training: T, title: str, own: Layer, *, dropped: Collection[str], parent: Path | None = None
-) -> Training:
-    """Return how a training is begun: with the settings of the study that are not ``dropped``, its ``own``, and what
-    was measured in the first run."""
-    machine = read_machine(study.run_of(study.trainings[0]), study.layers, minutes=study.minutes)
-    shared = [replace(layer, values=leave_out(layer.values, dropped)) for layer in study.layers]
-    minutes = None if "length" in machine.values else study.minutes
-    layers = (*shared, own, machine)
-    run, force, epochs = study.run_of(training), study.force, study.epochs
-    return Training(run, title, layers, parent, force=force, epochs=epochs, minutes=minutes)
-
-
-def anchor_layer(layer: Layer) -> Layer:
-    """Return the layer with absolute paths, so that the runs can be continued from any folder."""
-    values, data, network = dict(layer.values), layer.values.get("data"), layer.values.get("network")
-    if isinstance(data, dict):
-        values["data"] = {**data, **absolute_paths(data)}
-    if isinstance(network, dict) and isinstance(network.get("pretrained"), str):
-        values["network"] = {**network, "pretrained": absolute_root(network["pretrained"])}
-    return replace(layer, values=values)
-
-
-def create_whole(path: Path, fill: Callable[[Path], object]) -> None:
-    """Create a directory in one step: it is there with all that ``fill`` writes into it, or not at all.
-
-    An empty directory that is there already may be the one the program works in, a link or a mount point: the files are
-    moved into it, that by which the study is known last. Nothing but what ``fill`` has written is ever removed.
+    Whatever ends it, also an interrupt, the trainings that run save their state first.
 
     Args:
-        path: the directory, absent or empty.
-        fill: writes files into the folder that it is given.
+        trainings: by name; each comes after those that it waits for.
+        steps: what the kind of study decides.
+        slots: how many may run at a time.
 
-    Raises:
-        RunDirError: when it cannot be created.
+    Returns:
+        ``interrupted`` after a KeyboardInterrupt, else ``finished``, even if some failed or never were ready.
     """
-    exists = path.is_dir()
-    temporary = (path if exists else path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
+    work = _Work(trainings, steps, slots)
     try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        if exists:
-            for file in sorted(temporary.iterdir(), key=lambda file: file.suffix == ".json"):
-                file.rename(path / file.name)
-        else:
-            temporary.rename(path)
-    except OSError as error:
-        raise RunDirError(f"cannot create the directory {path}: {error.strerror or error}") from error
+        while True:
+            work.start_ready()
+            steps.show(work.stages)
+            if work.collect():
+                continue
+            if not work.is_busy:
+                return "finished"
+            time.sleep(TICK)
+    except KeyboardInterrupt:
+        return "interrupted"
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        work.stop()
 
 
-def _pin_processes(runtime: RuntimeConfig) -> Layer:
-    """Return the processes of a study as a layer over the settings of each run: a run that was begun with others is
-    continued with these, or the processes that are there would wait for those that are not."""
-    names = ("accelerator", "devices", "num_nodes")
-    return Layer("series", {"runtime": {name: getattr(runtime, name) for name in names}})
+class _Work(Generic[T]):
+    """The stage of each training, and the workers that run."""
 
+    def __init__(self, trainings: Mapping[str, T], steps: Steps[T], slots: int) -> None:
+        self.trainings, self.steps, self.slots = trainings, steps, slots
+        self.stages: dict[str, Stage] = {name: steps.find(training) for name, training in trainings.items()}
+        self.workers: dict[str, Worker] = {}
+        self.due: dict[str, float] = {}
+        """When a training that another process works on is tried again."""
 
-def read_machine(first: RunDir, layers: Sequence[Layer], *, minutes: float | None) -> Layer:
-    """Return what was measured in the first run, for the others: precision, memory format, and steps for ``minutes``.
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.workers) or "elsewhere" in self.stages.values()
 
-    Timed anew, the format might be another one, and runs that were killed would end with other bits; and runs of other
-    lengths could not be compared. Empty before the first run.
-    """
-    path = first.path / CONFIG_FILE
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    found, length = config.get("runtime", {}), {k: config[k] for k in ("length",) if k in config and minutes}
-    given = merge_layers(layers).section("runtime")
-    choices = ("precision", "memory_format")
-    runtime = {key: found[key] for key in choices if key in found and given.get(key, "auto") == "auto"}
-    return Layer(first.path.name, {"runtime": runtime, **length})
+    def start_ready(self) -> None:
+        """Start as many trainings as there is room for."""
+        for name, training in self.trainings.items():
+            if self.stages[name] == "elsewhere" and time.monotonic() > self.due[name]:
+                self.stages[name] = "queued"
+            if self.stages[name] == "queued":
+                try:
+                    self._start(name, training)
+                except SslSegError as error:
+                    self.stages[name] = self.steps.fail(training, error)
+
+    def collect(self) -> bool:
+        """Take note of the workers that have ended; return whether there were any."""
+        ended = {name: code for name, worker in self.workers.items() if (code := worker.poll()) is not None}
+        for name, code in ended.items():
+            del self.workers[name]
+            self.due[name] = time.monotonic() + HELD_PAUSE
+            try:
+                self.stages[name] = self.steps.settle(self.trainings[name], code)
+            except SslSegError as error:
+                self.stages[name] = self.steps.fail(self.trainings[name], error)
+        return bool(ended)
+
+    def stop(self) -> None:
+        """Let the trainings that run save their state, and wait for them."""
+        for worker in self.workers.values():
+            worker.stop()
+        end = time.monotonic() + GRACE
+        while any(worker.poll() is None for worker in self.workers.values()) and time.monotonic() < end:
+            time.sleep(TICK)
+
+    def _start(self, name: str, training: T) -> None:
+        found = self.steps.find(training)
+        if found != "queued":  # another process has finished it
+            self.stages[name] = found
+        elif self.steps.is_ready(training, self.stages) and len(self.workers) < self.slots:
+            self.workers[name] = self.steps.start(training)
+            self.stages[name] = "running"

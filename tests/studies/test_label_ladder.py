@@ -460,7 +460,7 @@ class TestCommand:
             requests.append(request)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("ssl_seg.studies.runner.train", record)
+        monkeypatch.setattr("ssl_seg.studies.sequential.train", record)
         monkeypatch.setattr(RunDir, "read_ending", lambda _: None)
         assert climb_labels(LabelLadderRequest(resume=out)).ending == "interrupted"
         (request,) = requests

@@ -1,147 +1,94 @@
-"""What all studies have in common: their directory, their file, and what holds for all of their trainings."""
+"""The order and the endings of trainings, whatever kind of study they belong to; see also the cells of ablations."""
 
 from __future__ import annotations
 
-import errno
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import pytest
-import yaml
 
-from ssl_seg.config.layers import Layer
-from ssl_seg.errors import ConfigError, RunDirError
-from ssl_seg.results.folds import FOLDS, CrossValidation, Fold
-from ssl_seg.results.study import StudyKind, load_study, save_study
-from ssl_seg.run.directory import RunDir
-from ssl_seg.studies.rungs import LADDER
-from ssl_seg.studies.runner import anchor_layer, check_resumable, create_whole, read_machine
+from ssl_seg.errors import ConfigError, SslSegError
+from ssl_seg.studies import runner
+from ssl_seg.studies.runner import FINISHED, Stage, Worker, run_trainings
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({}, {"precision": "bf16", "memory_format": "channels_last"}),
-        ({"precision": "auto", "memory_format": "contiguous"}, {"precision": "bf16"}),
-    ],
-)
-def test_what_auto_came_to_holds_for_all_runs(tmp_path: Path, given: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Timed anew, another memory format might win, and the bits would be others. What was given is left alone."""
-    found = {"precision": "bf16", "memory_format": "channels_last", "workers": 3}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"runtime": found}))
-    assert read_machine(RunDir(tmp_path), [Layer("--x", {"runtime": given})], minutes=None).values == {
-        "runtime": expected
-    }
-    assert read_machine(RunDir(tmp_path / "none"), [], minutes=None).values == {"runtime": {}}
+class MadeUp:
+    """Steps over names of trainings: ``begin`` says how each runs."""
+
+    def __init__(self, begin: Callable[[str], Worker], last: str = "", recorded: bool = True) -> None:
+        self.begin, self.last, self.recorded = begin, last, recorded
+        self.told: list[str] = []
+        self.stages: Mapping[str, Stage] = {}
+
+    def find(self, name: str) -> Stage:
+        return "done" if f"settle {name}" in self.told else "queued"
+
+    def is_ready(self, _: str, stages: Mapping[str, Stage]) -> bool:
+        return stages.get(self.last) != "done"
+
+    def start(self, name: str) -> Worker:
+        self.told.append(f"start {name}")
+        return self.begin(name)
+
+    def settle(self, name: str, code: int) -> Stage:
+        self.told.append(f"settle {name}")
+        if code:
+            raise ConfigError(f"code {code}")
+        return "done"
+
+    def fail(self, name: str, error: SslSegError) -> Stage:
+        if not self.recorded:
+            raise error
+        self.told.append(f"{name}: {error}")
+        return "failed"
+
+    def show(self, stages: Mapping[str, Stage]) -> None:
+        self.stages = dict(stages)
 
 
-def test_data_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    layer = anchor_layer(Layer("--x", {"data": {"root": "a", "groups": "g.csv", "channels": 1}, "seed": 2}))
-    data = {"root": str(tmp_path / "a"), "groups": str(tmp_path / "g.csv"), "channels": 1}
-    assert layer.values == {"data": data, "seed": 2}
-    synthetic = Layer("--x", {"data": {"root": "synthetic:sheets"}})
-    assert anchor_layer(synthetic) == synthetic
+def run(steps: MadeUp, names: str, slots: int = 1) -> str:
+    return run_trainings({name: name for name in names}, steps, slots)
 
 
-def test_a_directory_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
-    def fail(folder: Path) -> None:
-        (folder / "a").touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(RunDirError, match=r"cannot create the directory .*No space"):
-        create_whole(tmp_path / "x", fail)
-    assert list(tmp_path.iterdir()) == []
-    create_whole(tmp_path / "x", lambda folder: (folder / "a").touch())
-    assert [path.name for path in tmp_path.rglob("*")] == ["x", "a"]
+def test_trainings_that_run_here_follow_each_other_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.time, "sleep", lambda _: pytest.fail("it waits"))
+    steps = MadeUp(lambda _: FINISHED)
+    assert run(steps, "ab") == "finished"
+    assert steps.told == ["start a", "settle a", "start b", "settle b"]
+    assert steps.stages == {"a": "done", "b": "done"}
+    assert run(steps, "ab") == "finished"
+    assert len(steps.told) == 4
 
 
-@pytest.mark.parametrize("kind", ["folder", "link", "working directory"])
-def test_an_empty_directory_is_filled_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    place = tmp_path / "x"
-    place.mkdir()
-    path = {"folder": place, "link": tmp_path / "link", "working directory": Path()}[kind]
-    (tmp_path / "link").symlink_to(place)
-    monkeypatch.chdir(place)
-
-    def fail(folder: Path) -> None:
-        (folder / "a").touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(RunDirError, match=r"cannot create .*No space"):
-        create_whole(path, fail)
-    assert list(place.iterdir()) == []
-    (place / "of somebody else").touch()  # since it was looked at
-    with pytest.raises(RunDirError, match=r"cannot create .*No space"):
-        create_whole(path, fail)
-    create_whole(path, lambda folder: (folder / "a").touch())
-    assert sorted(file.name for file in place.iterdir()) == ["a", "of somebody else"]
+def test_what_is_never_ready_is_left() -> None:
+    steps = MadeUp(lambda _: FINISHED, last="a")
+    assert run(steps, "ab") == "finished"
+    assert steps.stages == {"a": "done", "b": "queued"}
 
 
-def test_the_file_of_a_study_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed before, the directory is none of a study."""
-    moved: list[str] = []
-    rename = Path.rename
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_a_failure_is_recorded_or_ends_all(where: str) -> None:
+    stopped: list[str] = []
 
-    def record(file: Path, target: Path) -> Path:
-        moved.append(file.name)
-        return rename(file, target)
+    def begin(name: str) -> Worker:
+        if name != "b":
+            return Worker(lambda: 0 if stopped else None, lambda: stopped.append(name)) if name == "a" else FINISHED
+        if where == "start":
+            raise ConfigError("code 2")
+        return Worker(lambda: 2, lambda: None)
 
-    monkeypatch.setattr(Path, "rename", record)
-    create_whole(tmp_path, lambda folder: [(folder / name).touch() for name in ("a.json", "b.yaml", "c.yaml")] and None)
-    assert (len(moved), moved[-1]) == (3, "a.json")
-
-
-def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    validation = CrossValidation(tmp_path, (), (Fold(0, 3, 4), Fold(1, 3, 4)))
-    save_study(FOLDS, validation)
-
-    def fill(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", fill)
-    with pytest.raises(RunDirError, match=r"is full.*Free some space.*train --resume"):
-        save_study(FOLDS, validation.with_training(Fold(0, 3, 4, "collapsed")))
-    assert load_study(FOLDS, tmp_path) == validation
+    with pytest.raises(ConfigError, match="code 2"):
+        run(MadeUp(begin, recorded=False), "abc", slots=3)
+    assert stopped == ["a"]  # what ran beside it was told to save its state
+    steps = MadeUp(begin)
+    assert run(steps, "abc", slots=3) == "finished"
+    assert steps.stages == {"a": "done", "b": "failed", "c": "done"}
+    assert "b: code 2" in steps.told
 
 
-@pytest.mark.parametrize("kind", [LADDER, FOLDS], ids=lambda kind: kind.name)
-class TestFile:
-    def test_folders_without_a_study(self, kind: StudyKind[Any], tmp_path: Path) -> None:
-        with pytest.raises(RunDirError, match="no folder"):
-            load_study(kind, tmp_path / "none")
-        with pytest.raises(RunDirError, match=f"is no {kind.name}: it has no {kind.file}$"):
-            load_study(kind, tmp_path)
-        (tmp_path / "config.yaml").touch()
-        with pytest.raises(RunDirError, match="Of a single run: ssl-seg train --resume"):
-            load_study(kind, tmp_path)
+def test_an_interrupt_within_a_training_ends_all() -> None:
+    def interrupt(_: str) -> Worker:
+        raise KeyboardInterrupt
 
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [("{", "is damaged"), ('{"schema": 9}', "has schema 9"), ('{"schema": 1}', "is damaged"), ("[]", "is damaged")],
-    )
-    def test_other_formats(self, kind: StudyKind[Any], tmp_path: Path, text: str, message: str) -> None:
-        (tmp_path / kind.file).write_text(text)
-        with pytest.raises(RunDirError, match=message):
-            load_study(kind, tmp_path)
-
-
-def test_a_study_is_continued_with_its_own_settings(tmp_path: Path) -> None:
-    study = CrossValidation(tmp_path, (), (Fold(0, 3, 4), Fold(1, 3, 4)), minutes=2.0)
-
-    def check(minutes: float | None = None, *others: object, layers: tuple[Layer, ...] = (), **changed: Any) -> Any:
-        return check_resumable(FOLDS, replace(study, **changed), layers, minutes, *others)
-
-    assert check(layers=(Layer("--devices", {"runtime": {"devices": 2}}),)) == 2.0
-    assert check(3.0) == 3.0
-    for arguments, values in (((None, "x"), {}), ((), {"layers": (Layer("--lr", {"optim": {"lr": 1.0}}),)})):
-        with pytest.raises(ConfigError, match="without other options"):
-            check(*arguments, **values)
-    with pytest.raises(RunDirError, match="is finished: all 2 folds"):
-        check(ending="finished")
-    with pytest.raises(ConfigError, match="planned already"):
-        check_resumable(FOLDS, replace(study, minutes=None), (), 3.0)
-    (tmp_path / "fold0").mkdir()
-    with pytest.raises(ConfigError, match="planned already"):
-        check(3.0)
+    steps = MadeUp(interrupt)
+    assert run(steps, "ab") == "interrupted"
+    assert steps.told == ["start a"]

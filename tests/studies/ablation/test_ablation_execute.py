@@ -14,6 +14,7 @@ from ablation_cases import WANTED, make_cell, write_score
 from ssl_seg.cli.ablate_view import AblationView
 from ssl_seg.errors import RunDirError
 from ssl_seg.files import write_json
+from ssl_seg.studies import runner
 from ssl_seg.studies.ablation import execute as execute_module
 from ssl_seg.studies.ablation.cells import (
     Cell,
@@ -31,8 +32,8 @@ from ssl_seg.studies.ablation.worker import HELD, INVISIBLE, NO_SPACE
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute_module, "TICK", 0.0)
-    monkeypatch.setattr(execute_module, "HELD_PAUSE", 0.0)
+    monkeypatch.setattr(runner, "TICK", 0.0)
+    monkeypatch.setattr(runner, "HELD_PAUSE", 0.0)
 
 
 class MadeUp:
@@ -194,8 +195,7 @@ def test_an_interrupt_lets_the_running_cells_save(tmp_path: Path) -> None:
     def interrupt(states: Sequence[CellState]) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        execute(cells, tmp_path, WANTED, launcher, interrupt)
+    assert execute(cells, tmp_path, WANTED, launcher, interrupt) == "interrupted"
     assert [process.stopped for process in launcher.processes] == [True, True]
 
 
