@@ -64,6 +64,8 @@ class FinalScores:
     """Step at which the run ended."""
     select: Selection
     networks: tuple[NetworkScore, ...]
+    overlap: float
+    """Of the windows in which the cases were predicted."""
 
     @property
     def used(self) -> NetworkScore:
@@ -102,6 +104,7 @@ def score_networks(
     """Score the networks of the checkpoints of a run, in one pass over the cases; equal networks are predicted once."""
     from ssl_seg.inference.ensemble import score_cases
     from ssl_seg.inference.model import NETS, find_collapsed
+    from ssl_seg.inference.sliding import OVERLAP
 
     distinct: list[tuple[Model, str]] = []
     number: dict[tuple[Source, str], int] = {}
@@ -113,7 +116,7 @@ def score_networks(
                 found = len(distinct)
                 distinct.append((models[source], net))
             number[source, net] = found
-    scores = score_cases([model.predictor(net) for model, net in distinct], store, case_ids, track=track)
+    scores = score_cases([model.predictor(net, OVERLAP) for model, net in distinct], store, case_ids, track=track)
     return FinalScores(
         step,
         select,
@@ -127,6 +130,7 @@ def score_networks(
             )
             for (source, net), found in number.items()
         ),
+        OVERLAP,
     )
 
 
@@ -177,8 +181,6 @@ def summarize_network(score: Score) -> dict[str, Any]:
 
 def save_final_scores(final: FinalScores, run: RunDir) -> None:
     """Write scores.json atomically."""
-    from ssl_seg.inference.sliding import OVERLAP
-
     used = final.used
     rows = [
         {
@@ -195,7 +197,7 @@ def save_final_scores(final: FinalScores, run: RunDir) -> None:
         "schema": SCHEMA,
         "step": final.step,
         "part": "validation",
-        "overlap": OVERLAP,
+        "overlap": final.overlap,
         "select": final.select,
         "label_values": used.score.label_values,
         "used": {"net": used.net, "step": used.step, "source": used.source},
@@ -229,6 +231,6 @@ def load_final_scores(run: RunDir) -> FinalScores | None:
         )
         if not networks:
             raise ValueError("no networks")
-        return FinalScores(values["step"], values["select"], networks)
+        return FinalScores(values["step"], values["select"], networks, values["overlap"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunDirError(f"{path} is not in the format that `ssl-seg train` writes: {error}") from error

@@ -57,7 +57,7 @@ def make_final(**nets: tuple[int, bool, bool]) -> FinalScores:
     for name, (rows, collapsed, nan) in nets.items():
         source, net = name.split("_")
         networks.append(NetworkScore(source, net, 10, collapsed, make_score(rows, nan=nan)))  # type: ignore[arg-type]
-    return FinalScores(10, "f1", tuple(networks))
+    return FinalScores(10, "f1", tuple(networks), 0.25)
 
 
 def used(**nets: tuple[int, bool, bool]) -> str:
