@@ -69,7 +69,7 @@ def make_engine_step(student: nn.Module, precision: str, device: torch.device) -
         student,
         make_optimizer(student, OptimConfig()),
         EMATeacher(student, make_ema_schedule(EMAConfig(decay=0.99), STEPS)),
-        make_method("mean_teacher", {}, make_supervised_loss(LossConfig(weights=WEIGHTS))),
+        make_method("mean_teacher", {}, make_supervised_loss(LossConfig(weights=WEIGHTS)), 2),
         make_autocast(precision, device),
         total_steps=STEPS,
         steps_per_epoch=STEPS,

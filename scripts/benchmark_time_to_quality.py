@@ -152,7 +152,9 @@ def make_own_arm(name: str, plan: Resolved, device: torch.device) -> Arm:
         student,
         make_optimizer(student, config.optim, PARTS[config.network.name](student).encoder),
         teacher,
-        make_method(config.method.name, config.method.options, make_supervised_loss(config.loss)),
+        make_method(
+            config.method.name, config.method.options, make_supervised_loss(config.loss), config.data.num_classes
+        ),
         autocast,
         total_steps=config.length.steps,
         steps_per_epoch=config.length.steps_per_epoch,

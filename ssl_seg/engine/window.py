@@ -14,6 +14,11 @@ from ssl_seg.engine.engine import StepRecord
 
 ZERO_LOSS = 1e-6
 """A mean loss below this makes the monitor look at once."""
+RATIOS = {
+    "accepted_prevalence": ("accepted_foreground", "accepted_share"),
+    "pseudo_label_precision": ("labeled_right", "labeled_accepted"),
+}
+"""Figures that are ratios of two means: a mean of the ratios of the steps would not weigh them right."""
 
 
 class StepSums:
@@ -50,7 +55,7 @@ class StepSums:
         return self.alarmed and not was
 
     def compute_means(self) -> dict[str, float]:
-        """Return the mean of each figure over the steps that had it, with ``batch_f1`` and ``steps``; {} at first."""
+        """Return the mean of each figure over the steps that had it, ``batch_f1``, RATIOS, ``steps``; {} at first."""
         if self.steps == 0:
             return {}
         # A term of a loss phase may be there in some of the steps only.
@@ -61,6 +66,9 @@ class StepSums:
         if both is not None:
             predicted_or_true = means["prevalence_pred"] + means["prevalence_true"]
             means["batch_f1"] = 2 * both / predicted_or_true if predicted_or_true else 1.0
+        for name, (part, whole) in RATIOS.items():
+            if means.get(whole):
+                means[name] = means[part] / means[whole]
         return means
 
     def to_record(self, means: dict[str, float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from ssl_seg.config.layers import validate
 from ssl_seg.errors import ConfigError, did_you_mean
 from ssl_seg.losses import SupervisedLoss
 from ssl_seg.methods.base import Method
+from ssl_seg.methods.fixmatch import FixMatch
 from ssl_seg.methods.mean_teacher import MeanTeacher
 from ssl_seg.methods.supervised import Supervised
 from ssl_seg.networks.builders import NETWORKS
@@ -17,10 +18,11 @@ from ssl_seg.networks.builders import NETWORKS
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "mean_teacher": MeanTeacher,
+    "fixmatch": FixMatch,
 }
 
 
-def make_method(name: str, options: Mapping[str, Any], supervised: SupervisedLoss) -> Method:
+def make_method(name: str, options: Mapping[str, Any], supervised: SupervisedLoss, num_classes: int) -> Method:
     """Return the method with its options checked.
 
     Raises:
@@ -29,7 +31,7 @@ def make_method(name: str, options: Mapping[str, Any], supervised: SupervisedLos
     if name not in METHODS:
         raise ConfigError(f"method.name = '{name}': unknown{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}")
     method = METHODS[name]
-    return method(validate(method.config_type, dict(options), prefix="method.options."), supervised)
+    return method(validate(method.config_type, dict(options), prefix="method.options."), supervised, num_classes)
 
 
 def check_traits(name: str, network: NetworkConfig) -> None:

@@ -75,6 +75,20 @@ def count_foreground(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
     }
 
 
+def supervise(supervised: SupervisedLoss, logits: Tensor, batch: Batch, progress: Progress) -> StepOutput:
+    """Return the supervised loss of a step.
+
+    Args:
+        supervised: of the run.
+        logits: of the labeled patches; further ones may follow.
+        batch: the batch.
+        progress: place in the run.
+    """
+    labeled = logits[: len(batch.image)]
+    loss, components = supervised(labeled, batch.target, progress.epoch)
+    return StepOutput(loss, {**components, **count_foreground(labeled, batch.target)})
+
+
 @dataclass(frozen=True)
 class Traits:
     """What a method needs beside labeled patches."""
@@ -85,6 +99,8 @@ class Traits:
     """Its loss reads unlabeled patches."""
     strong_views: int = 1
     """Number of strong views of each unlabeled patch."""
+    cutmix: float = 0.0
+    """Probability that is planned for ``augment.cutmix``."""
     perturbs_features: bool = False
     """It changes what ``encode`` of the network hands to ``decode``."""
     needs_heads: bool = False
@@ -92,13 +108,13 @@ class Traits:
 
 
 class Method(Protocol):
-    """A learning method. Its constructor takes its own options and the supervised loss."""
+    """A learning method. Its constructor takes its own options, the supervised loss and the number of classes K."""
 
     config_type: ClassVar[type[Section]]
     """Strict model of the options."""
     traits: ClassVar[Traits]
 
-    def __init__(self, options: Section, supervised: SupervisedLoss) -> None: ...
+    def __init__(self, options: Section, supervised: SupervisedLoss, num_classes: int) -> None: ...
 
     def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return the loss of one batch; an empty unlabeled part and an all-background target are normal inputs."""

@@ -14,71 +14,53 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import nn
 
 from ssl_seg.config import Section
-from ssl_seg.config.schedules import compute_rampup
 from ssl_seg.data.loader import Batch
-from ssl_seg.losses import CONSISTENCY, SupervisedLoss, first_head
-from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, count_foreground
+from ssl_seg.losses import CONSISTENCY, SupervisedLoss
+from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.unlabeled import (
+    PseudoLabelConfig,
+    Threshold,
+    add_unlabeled,
+    compare_views,
+    measure_precision,
+    predict,
+    split_views,
+)
 
 
-class MeanTeacherConfig(Section):
+class MeanTeacherConfig(PseudoLabelConfig):
     """Options of Mean Teacher."""
 
     consistency: Literal["mse", "kl", "cross_entropy", "dice", "js"] = "mse"
     """Distance between student and teacher; cross_entropy takes the teacher's most probable class as label."""
-    consistency_weight: float = Field(1.0, ge=0)
-    """Weight of the consistency term after the ramp-up."""
     confidence: float = Field(0.0, ge=0, le=1)
     """Probability that the teacher's most probable class needs for a voxel to count; 0 accepts all."""
     rampup_ratio: float = Field(0.4, ge=0, le=1)
     """Share of the run over which the weight rises."""
-    rampup_steps: int | None = Field(None, ge=0)
-    """Steps over which the weight rises, in place of rampup_ratio."""
-    rampup: Literal["sigmoid", "linear", "cosine"] = "sigmoid"
-    """Shape of the rise; sigmoid starts at 0.7 %, the others at 0."""
 
 
-class MeanTeacher:
+class MeanTeacher(nn.Module):
     """Consistency of the student with its own moving average on unlabeled patches."""
 
     config_type: ClassVar[type[Section]] = MeanTeacherConfig
     traits: ClassVar[Traits] = Traits(uses_teacher=True, uses_unlabeled=True)
 
-    def __init__(self, options: MeanTeacherConfig, supervised: SupervisedLoss) -> None:
-        self.options, self.supervised = options, supervised
+    def __init__(self, options: MeanTeacherConfig, supervised: SupervisedLoss, num_classes: int) -> None:
+        super().__init__()
+        self.options, self.supervised, self.threshold = options, supervised, Threshold(options, num_classes)
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def forward(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return supervised + ramped consistency loss; one forward pass of the student serves both."""
-        labeled = len(batch.image)
-        logits = nets.student(torch.cat([batch.image, batch.strong[0]]))
-        supervised, components = self.supervised(logits[:labeled], batch.target, progress.epoch)
-        terms = {**components, **count_foreground(logits[:labeled], batch.target)}
+        logits = nets.student(torch.cat([batch.image, *batch.strong]))
+        supervised = supervise(self.supervised, logits, batch, progress)
         if len(batch.weak) == 0:
-            return StepOutput(supervised, terms)
-        teacher_probs = _predict(nets, batch)
-        terms["pseudo_prevalence"] = (teacher_probs.argmax(dim=1) > 0).float().mean()
-        accepted = None
-        if self.options.confidence > 0:
-            accepted = teacher_probs.amax(dim=1) >= self.options.confidence
-            terms["accepted_share"] = accepted.float().mean()
-        student_logits = first_head(logits, batch.target.ndim)[labeled:]
-        consistency = CONSISTENCY[self.options.consistency](student_logits, teacher_probs, accepted)
-        weight = self._compute_weight(progress)
-        terms |= {"consistency": consistency.detach(), "consistency_weight": torch.tensor(weight)}
-        return StepOutput(supervised + weight * consistency, terms)
-
-    def _compute_weight(self, progress: Progress) -> float:
-        steps = self.options.rampup_steps
-        if steps is None:
-            steps = round(self.options.rampup_ratio * progress.total_steps)
-        rampup = 1.0 if progress.teacher_is_fixed else compute_rampup(progress.step, steps, self.options.rampup)
-        return self.options.consistency_weight * rampup * progress.unlabeled_factor
-
-
-@torch.no_grad()
-def _predict(nets: Nets, batch: Batch) -> Tensor:
-    """Return the teacher's probabilities (U, K, *S), mixed as the strong views are."""
-    probs = nets.teacher(batch.weak).float().softmax(dim=1)
-    return probs if batch.mixes[0] is None else batch.mixes[0].apply(probs)
+            return supervised
+        labels = self.threshold(predict(nets.teacher, batch.weak))
+        distance = CONSISTENCY[self.options.consistency]
+        consistency = compare_views(distance, split_views(logits, batch), labels, batch)
+        terms = labels.describe() | self.threshold.describe()
+        terms |= measure_precision(self.threshold, nets.teacher, batch, progress)
+        return add_unlabeled(supervised, consistency, self.options.compute_weight(progress), **terms)

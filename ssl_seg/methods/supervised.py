@@ -7,7 +7,7 @@ from typing import ClassVar
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import SupervisedLoss
-from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, count_foreground
+from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, supervise
 
 
 class SupervisedConfig(Section):
@@ -20,11 +20,9 @@ class Supervised:
     config_type: ClassVar[type[Section]] = SupervisedConfig
     traits: ClassVar[Traits] = Traits()
 
-    def __init__(self, options: Section, supervised: SupervisedLoss) -> None:  # noqa: ARG002 (one signature)
+    def __init__(self, options: Section, supervised: SupervisedLoss, num_classes: int) -> None:  # noqa: ARG002 (one signature)
         self.supervised = supervised
 
     def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return the weighted supervised loss of the labeled patches."""
-        logits = nets.student(batch.image)
-        loss, terms = self.supervised(logits, batch.target, progress.epoch)
-        return StepOutput(loss, {**terms, **count_foreground(logits, batch.target)})
+        return supervise(self.supervised, nets.student(batch.image), batch, progress)

@@ -19,6 +19,7 @@ from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split, find_copies_of
 from ssl_seg.errors import RefusedError
 from ssl_seg.inference.model import better_net, find_collapsed
+from ssl_seg.methods import METHODS
 from ssl_seg.monitor.verdicts import TRIVIAL_MARGIN
 from ssl_seg.networks.checkpoint import Checkpoint
 
@@ -42,10 +43,17 @@ def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
         dropped.add("optim.warmup_steps")
     if "method.name" in given:
         dropped |= {"method.options", "batch.unlabeled"}
+        if _has_planned_cutmix(config):
+            dropped.add("augment.cutmix")
     if "data.root" in given:
         names = ("groups", "mask", "threshold", "label_values", "channels", "tiles", "unlabeled")
         dropped |= {f"data.{name}" for name in names}
     return Layer(source, leave_out(config, dropped))
+
+
+def _has_planned_cutmix(config: Nested) -> bool:
+    method = config.get("method", {}).get("name")
+    return method in METHODS and config["augment"]["cutmix"] == METHODS[method].traits.cutmix
 
 
 def choose_net(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> str:

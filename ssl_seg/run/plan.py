@@ -93,6 +93,7 @@ def plan_run(
             if has_unlabeled
             else f"every training case is labeled: {method} learns what supervised does",
         ),
+        *_plan_cutmix(method, known.get("batch.unlabeled", patches if has_unlabeled else 0)),
         Planned("length.steps", steps, f"{device} default; --steps changes it"),
         Planned(
             "optim.warmup_steps",
@@ -165,6 +166,11 @@ def _plan_encoder_unet(network: str, known: Nested) -> list[Planned]:
         reason = "the encoder starts from published weights"
         planned.append(Planned("optim.encoder_lr_factor", ENCODER_LR_FACTOR, reason))
     return planned
+
+
+def _plan_cutmix(method: str, unlabeled: int) -> list[Planned]:
+    probability = METHODS[method].traits.cutmix if method in METHODS and unlabeled > 1 else 0.0
+    return [Planned("augment.cutmix", probability, f"{method} learns on mixed strong views")] if probability else []
 
 
 def _plan_foreground_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:

@@ -307,7 +307,9 @@ def _check_network(resolved: Resolved, *, gpu: bool) -> tuple[nn.Module, str | N
 
 def _build(config: Config) -> Built:
     """Return what the method of a run trains, with random weights."""
-    method = make_method(config.method.name, config.method.options, make_supervised_loss(config.loss))
+    method = make_method(
+        config.method.name, config.method.options, make_supervised_loss(config.loss), config.data.num_classes
+    )
     return build(method, partial(make_network, config), config.data.num_classes)
 
 

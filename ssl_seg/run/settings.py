@@ -85,7 +85,7 @@ def _check_method(section: Mapping[str, Any], sources: Mapping[str, str]) -> Non
     if method.name in METHODS:
         validate(METHODS[method.name].config_type, method.options, sources, prefix="method.options.")
     try:
-        make_method(method.name, method.options, make_supervised_loss(LossConfig()))
+        make_method(method.name, method.options, make_supervised_loss(LossConfig()), num_classes=2)
     except ConfigError as error:
         raise ConfigError(f"{find_source('method.name', sources)}{error}") from None
 

@@ -188,7 +188,9 @@ def _get_ready(
     config = resolved.config
     torch.manual_seed(derive_seed(config.seed))
     begins = start is None and config.network.pretrained is None
-    method = make_method(config.method.name, config.method.options, make_supervised_loss(config.loss))
+    method = make_method(
+        config.method.name, config.method.options, make_supervised_loss(config.loss), config.data.num_classes
+    )
     built = build(method, partial(start_network if begins else make_network, config), config.data.num_classes)
     for module in (built.module, method):
         if isinstance(module, nn.Module):

@@ -60,6 +60,7 @@ FLAT = (*EPOCHS, "optim.lr=1e-12")
 """No score gets better than the first one."""
 WILD = ("optim.lr=1e30", "optim.clip_norm=null", "optim.weight_decay=0")
 """Networks of NaN."""
+FIXMATCH = ("method.name=fixmatch",)
 SUPERVISED = ("method.name=supervised", "batch.unlabeled=0")
 PHASES = "loss.phases=[{from_epoch: %s, weights: {focal: %s}, blend_epochs: %s}]"
 SWA, NOISE, RESPONSE = "policies.swa", "policies.weight_noise", "policies.plateau_response"
@@ -115,6 +116,12 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "method.options.consistency": ("method.options.consistency=kl", ()),
     "method.options.consistency_weight": ("method.options.consistency_weight=2", ()),
     "method.options.confidence": ("method.options.confidence=0.9", ()),
+    "method.options.threshold": ("method.options.threshold=freematch", ()),
+    "method.options.threshold_momentum": (
+        "method.options.threshold_momentum=0.5",
+        ("method.options.threshold=freematch",),
+    ),
+    "method.options.labeler": ("method.options.labeler=student", (*FIXMATCH, "method.options.confidence=0.4")),
     "method.options.rampup_ratio": ("method.options.rampup_ratio=1.0", ()),
     "method.options.rampup_steps": ("method.options.rampup_steps=7", ()),
     "method.options.rampup": ("method.options.rampup=linear", ()),
@@ -249,6 +256,8 @@ IDLE: list[tuple[str, str, Settings]] = [
     ("method.options.consistency_weight", "method.options.consistency_weight=3", ALL),
     ("method.options.rampup_steps", "method.options.rampup_steps=7", ("method.options.consistency_weight=0",)),
     ("method.options.confidence", "method.options.confidence=0.9", (*ALL, "network.norm=batch")),
+    ("method.options.confidence", "method.options.confidence=0.9", ("method.options.threshold=freematch",)),
+    ("method.options.threshold_momentum", "method.options.threshold_momentum=0.5", ()),
     ("method.options.rampup_ratio", "method.options.rampup_ratio=1.0", ("method.options.rampup_steps=3",)),
     ("method.options.rampup", "method.options.rampup=linear", ("method.options.rampup_steps=0",)),
     ("method.options.rampup", "method.options.rampup=linear", ("method.options.rampup_ratio=0",)),

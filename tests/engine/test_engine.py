@@ -53,7 +53,7 @@ def make_engine(
         student,
         make_optimizer(student, OptimConfig(lr=1e-2)),
         EMATeacher(student, decay_of(0.9)),
-        make_method(method, {}, LOSS),
+        make_method(method, {}, LOSS, 2),
         nullcontext,
         total_steps=100,
         steps_per_epoch=10,
@@ -165,7 +165,7 @@ class TestStep:
             sgd = torch.optim.SGD(student.parameters(), lr=1.0)
             engine = Engine(
                 Fabric(accelerator="cpu", devices=1), student, sgd, EMATeacher(student, decay_of(0.9)),
-                make_method("supervised", {}, LOSS), nullcontext,
+                make_method("supervised", {}, LOSS, 2), nullcontext,
                 total_steps=10, steps_per_epoch=5, clip_norm=clip, seed=0,
             )  # fmt: skip
             norm = float(engine.step(make_batch(), 0, 1.0).grad_norm)

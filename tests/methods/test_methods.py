@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from ssl_seg.losses import CONSISTENCY, compute_loss, make_supervised_loss
 from ssl_seg.losses.consistency import consistency_mse
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import Method, Nets, Progress, StepOutput, Traits
+from ssl_seg.methods.unlabeled import PseudoLabelConfig, Threshold, predict
 
 WEIGHTS = {"cross_entropy": 0.5, "dice": 0.5}
 LOSS = make_supervised_loss(LossConfig(weights=WEIGHTS))
@@ -80,7 +82,13 @@ def contract_breaches(method: Method) -> list[str]:
 
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> Method:
-    return make_method(request.param, {}, LOSS)
+    return make_tested(request.param)
+
+
+def make_tested(name: str) -> Method:
+    """Return a method that accepts the pseudo-labels of an untrained network."""
+    options = {"confidence": 0.5} if "confidence" in METHODS[name].config_type.model_fields else {}
+    return make_method(name, options, LOSS, 2)
 
 
 def test_gradients_go_where_they_should(method: Method) -> None:
@@ -148,7 +156,7 @@ def test_a_step_leaves_the_teacher_alone(method: Method) -> None:
 @pytest.mark.parametrize("name", CONSISTENCY)
 def test_mean_teacher_is_its_formula(name: str) -> None:
     options = {"consistency": name, "consistency_weight": 2.0, "rampup_ratio": 0.5}
-    method = make_method("mean_teacher", options, LOSS)
+    method = make_method("mean_teacher", options, LOSS, 2)
     nets, batch = make_nets(), make_batch()
     supervised, _ = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
     consistency = CONSISTENCY[name](nets.student(batch.strong[0]), nets.teacher(batch.weak).softmax(1))
@@ -163,12 +171,12 @@ def test_only_confident_voxels_count(name: str) -> None:
     probs = nets.teacher(batch.weak).softmax(1)
     confidence = probs.amax(1).median().item() + 1e-6  # between two voxels
     options = {"consistency": name, "rampup_ratio": 0.0, "confidence": confidence}
-    output = make_method("mean_teacher", options, LOSS)(nets, batch, PROGRESS)
+    output = make_method("mean_teacher", options, LOSS, 2)(nets, batch, PROGRESS)
     accepted = probs.amax(1) >= confidence
     assert output.terms["accepted_share"].item() == accepted.float().mean().item() == pytest.approx(0.5, abs=0.01)
     expected = CONSISTENCY[name](nets.student(batch.strong[0]), probs, accepted)
     torch.testing.assert_close(output.terms["consistency"], expected.detach())
-    every = make_method("mean_teacher", {**options, "confidence": 0.0}, LOSS)(nets, batch, PROGRESS)
+    every = make_method("mean_teacher", {**options, "confidence": 0.0}, LOSS, 2)(nets, batch, PROGRESS)
     assert "accepted_share" not in every.terms
     torch.testing.assert_close(
         every.terms["consistency"], CONSISTENCY[name](nets.student(batch.strong[0]), probs).detach()
@@ -180,7 +188,7 @@ def test_confidence_looks_at_mixed_pseudo_labels() -> None:
     probs = batch.mixes[0].apply(nets.teacher(batch.weak).softmax(1))
     confidence = probs.amax(1).quantile(0.8).item()
     options = {"consistency": "cross_entropy", "rampup_ratio": 0.0, "confidence": confidence}
-    output = make_method("mean_teacher", options, LOSS)(nets, batch, PROGRESS)
+    output = make_method("mean_teacher", options, LOSS, 2)(nets, batch, PROGRESS)
     expected = CONSISTENCY["cross_entropy"](nets.student(batch.strong[0]), probs, probs.amax(1) >= confidence)
     torch.testing.assert_close(output.terms["consistency"], expected.detach())
 
@@ -188,7 +196,7 @@ def test_confidence_looks_at_mixed_pseudo_labels() -> None:
 @pytest.mark.parametrize(("rampup_steps", "expected"), [(None, 0.2), (20, 0.5), (0, 1.0), (1000, 0.01)])
 def test_rampup_steps_take_the_place_of_the_ratio(rampup_steps: int | None, expected: float) -> None:
     options = {"rampup": "linear", "rampup_ratio": 0.5, "rampup_steps": rampup_steps}
-    output = make_method("mean_teacher", options, LOSS)(make_nets(), make_batch(), Progress(10, 100))
+    output = make_method("mean_teacher", options, LOSS, 2)(make_nets(), make_batch(), Progress(10, 100))
     assert output.terms["consistency_weight"].item() == pytest.approx(expected)
 
 
@@ -211,16 +219,15 @@ def test_methods_take_stacked_outputs(method: Method) -> None:
     output = method(nets, batch, PROGRESS)
     output.loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
-    supervised, _ = LOSS(student(batch.image), batch.target)
-    expected = supervised
-    if method.traits.uses_teacher:
-        probs = nets.teacher(batch.weak).softmax(1)
-        expected = supervised + consistency_mse(student(batch.strong[0])[:, 0], probs)  # the finest output only
+    expected, _ = LOSS(student(batch.image), batch.target)
+    if method.traits.uses_unlabeled:
+        finest = method(Nets(student.fine, nets.teacher.get_submodule("fine")), batch, PROGRESS).terms
+        expected = expected + finest["consistency_weight"] * finest["consistency"]
     torch.testing.assert_close(output.loss, expected)
 
 
-def make_mixed_batch() -> Batch:
-    batch = make_batch()
+def make_mixed_batch(num_classes: int = 2) -> Batch:
+    batch = make_batch(num_classes=num_classes)
     mask = torch.zeros(3, 12, 12, dtype=torch.bool)
     mask[:2, 3:9, 2:8] = True
     mix = Mix(torch.tensor([1, 2, 0]), mask)
@@ -230,7 +237,7 @@ def make_mixed_batch() -> Batch:
 @pytest.mark.parametrize("name", CONSISTENCY)
 def test_pseudo_labels_are_mixed_like_the_strong_views(name: str) -> None:
     """The teacher sees the whole weak views; its probabilities are then put together as the images were."""
-    method = make_method("mean_teacher", {"consistency": name, "rampup_ratio": 0}, LOSS)
+    method = make_method("mean_teacher", {"consistency": name, "rampup_ratio": 0}, LOSS, 2)
     nets, batch = make_nets(), make_mixed_batch()
     probs = nets.teacher(batch.weak).softmax(1)
     expected = probs.clone()
@@ -244,6 +251,107 @@ def test_pseudo_labels_are_mixed_like_the_strong_views(name: str) -> None:
     assert abs((loss - unmixed).item()) > 1e-5
 
 
+@pytest.mark.parametrize("labeler", ["teacher", "student"])
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_fixmatch_is_its_formula(labeler: str, num_classes: int) -> None:
+    """In numpy, voxel by voxel: the box of the other patch brings its pseudo-label and its confidence along."""
+    nets, batch = make_nets(num_classes), make_mixed_batch(num_classes)
+    logits = getattr(nets, labeler)(batch.weak).detach().numpy()
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    confidence = float(np.median(probs.max(1))) + 1e-6
+    mixed = probs.copy()
+    for n, source in enumerate((1, 2)):
+        mixed[n, :, 3:9, 2:8] = probs[source, :, 3:9, 2:8]
+    student = nets.student(batch.strong[0]).detach().numpy()
+    total = 0.0
+    for n, y, x in np.ndindex(3, 12, 12):
+        if mixed[n, :, y, x].max() >= confidence:
+            voxel = student[n, :, y, x].astype(float)
+            total += np.log(np.exp(voxel).sum()) - voxel[mixed[n, :, y, x].argmax()]
+    options = {"confidence": confidence, "labeler": labeler, "consistency_weight": 0.5, "rampup": "linear"}
+    method = make_method("fixmatch", options, LOSS, num_classes)
+    supervised = LOSS(nets.student(batch.image), batch.target)[0].item()
+    for step, weight in ((0, 0.0), (5, 0.125), (20, 0.5), (99, 0.5)):  # it rises over the first fifth of the run
+        loss = method(nets, batch, Progress(step, 100)).loss.item()
+        assert loss == pytest.approx(supervised + weight * total / (3 * 12 * 12), rel=1e-5)
+
+
+def test_a_labeling_student_keeps_its_mode() -> None:
+    student = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), nn.Conv2d(1, 2, 1))
+    before = copy.deepcopy(student.state_dict())
+    probs = [predict(student, make_batch().weak) for _ in range(2)]
+    assert torch.equal(*probs)  # no dropout
+    assert student.training
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+class TestThreshold:
+    @staticmethod
+    def draw(count: int) -> list[Tensor]:
+        draw = torch.Generator().manual_seed(3)
+        bias = torch.tensor([2.0, 0.0, -1.0]).view(1, 3, 1, 1)
+        return [(2 * torch.randn(2, 3, 6, 5, generator=draw) + bias).softmax(1) for _ in range(count)]
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.8])
+    def test_freematch_is_its_formula(self, momentum: float) -> None:
+        options = PseudoLabelConfig(threshold="freematch", threshold_momentum=momentum)
+        threshold, value, shares = Threshold(options, 3), 1 / 3, np.full(3, 1 / 3)
+        for probs in self.draw(4):
+            labels, array = threshold(probs), probs.numpy().astype(float)
+            value = momentum * value + (1 - momentum) * array.max(1).mean()
+            shares = momentum * shares + (1 - momentum) * array.mean((0, 2, 3))
+            least = value * shares / shares.max()
+            assert np.array_equal(labels.accepted.numpy(), array.max(1) >= least[array.argmax(1)])
+            assert 0 < labels.accepted.float().mean() < 1
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.8])
+    def test_corrmatch_is_its_formula(self, momentum: float) -> None:
+        options = PseudoLabelConfig(threshold="corrmatch", confidence=0.6, threshold_momentum=momentum)
+        threshold, value = Threshold(options, 3), 0.6
+        for probs in [*self.draw(3), self.draw(1)[0].index_fill(1, torch.tensor(2), 0.0)]:  # class 2 is never predicted
+            labels, array = threshold(probs), probs.numpy().astype(float)
+            confidence, label = array.max(1), array.argmax(1)
+            highest = [confidence[label == k].max() for k in range(3) if (label == k).any()]
+            value = momentum * value + (1 - momentum) * np.mean(highest)
+            assert threshold.describe()["threshold"].item() == pytest.approx(value, rel=1e-6)
+            assert np.array_equal(labels.accepted.numpy(), confidence >= np.float32(threshold.get_buffer("value")))
+
+    def test_a_fixed_one_has_no_state(self) -> None:
+        threshold = Threshold(PseudoLabelConfig(), 3)
+        assert not threshold.state_dict()
+        assert not threshold.describe()
+
+    @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if "threshold" in m.config_type.model_fields])
+    @pytest.mark.parametrize("kind", ["freematch", "corrmatch"])
+    def test_every_method_with_a_confidence_can_adapt_it(self, name: str, kind: str) -> None:
+        options = {"threshold": kind, "confidence": 0.5, "threshold_momentum": 0.5}
+        method = make_method(name, options, LOSS, 2)
+        before = copy.deepcopy(method.state_dict())
+        terms = method(make_nets(), make_batch(), PROGRESS).terms
+        assert 0 < terms["accepted_share"] < 1
+        assert any(not torch.equal(value, before[key]) for key, value in method.state_dict().items())
+        other = make_method(name, options, LOSS, 2)
+        other.load_state_dict(method.state_dict())
+        assert torch.equal(*(m(make_nets(), make_batch(seed=2), PROGRESS).loss for m in (method, other)))
+
+
+def test_precision_of_pseudo_labels_is_measured_on_labeled_patches() -> None:
+    nets, batch = make_nets(), make_batch()
+    batch = replace(batch, target=batch.target.clone())
+    batch.target[0, :3] = IGNORE_INDEX
+    with torch.no_grad():
+        probs, truth = nets.teacher(batch.image).softmax(1).numpy(), batch.target.numpy()
+    known, confidence = truth != IGNORE_INDEX, float(np.median(probs.max(1)))
+    accepted = (probs.max(1) >= confidence) & known
+    right = accepted & (probs.argmax(1) == truth)
+    method = make_method("fixmatch", {"confidence": confidence}, LOSS, 2)
+    terms = method(nets, batch, Progress(30, 100)).terms
+    assert terms["labeled_accepted"].item() == pytest.approx(accepted.sum() / known.sum())
+    assert terms["labeled_right"].item() == pytest.approx(right.sum() / known.sum())
+    assert 0 < right.sum() < accepted.sum()
+    assert "labeled_right" not in method(nets, batch, Progress(31, 100)).terms
+
+
 def test_a_mixed_batch_runs_with_every_method(method: Method) -> None:
     output = method(make_nets(), make_mixed_batch(), PROGRESS)
     output.loss.backward()
@@ -251,7 +359,7 @@ def test_a_mixed_batch_runs_with_every_method(method: Method) -> None:
 
 
 def test_supervised_does_not_look_at_unlabeled_images() -> None:
-    method = make_method("supervised", {}, LOSS)
+    method = make_method("supervised", {}, LOSS, 2)
     losses = [
         method(make_nets(), replace(make_batch(), strong=(s,)), PROGRESS).loss
         for s in (torch.zeros(3, 1, 12, 12), torch.ones(3, 1, 12, 12))
@@ -272,4 +380,4 @@ def test_supervised_does_not_look_at_unlabeled_images() -> None:
 )
 def test_unknown_names_and_options(name: str, options: Mapping[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_method(name, options, LOSS)
+        make_method(name, options, LOSS, 2)

@@ -139,7 +139,7 @@ def test_a_method_that_trains_one_network_keeps_nothing_else(name: str, particle
 
 
 def make_engine(name: str) -> Engine:
-    built = build(make_method(name, {}, LOSS), make_net, 2)
+    built = build(make_method(name, {}, LOSS, 2), make_net, 2)
     return Engine(
         Fabric(accelerator="cpu", devices=1), built.module, make_optimizer(built.module, OptimConfig(lr=1e-2)),
         EMATeacher(built.module, lambda _: 0.9), built.method, nullcontext,

@@ -37,7 +37,7 @@ class CrossPseudoSupervision:
     config_type: ClassVar[type[Section]] = NoOptions
     traits: ClassVar[Traits] = Traits(uses_unlabeled=True)
 
-    def __init__(self, options: Section, supervised: SupervisedLoss) -> None:
+    def __init__(self, options: Section, supervised: SupervisedLoss, num_classes: int) -> None:
         self.supervised = supervised
 
     def build(self, make_network: NetworkFactory) -> nn.Module:
@@ -62,7 +62,7 @@ class AdaptiveThreshold(nn.Module):
     config_type: ClassVar[type[Section]] = NoOptions
     traits: ClassVar[Traits] = Traits(uses_teacher=True, uses_unlabeled=True)
 
-    def __init__(self, options: Section, supervised: SupervisedLoss) -> None:
+    def __init__(self, options: Section, supervised: SupervisedLoss, num_classes: int) -> None:
         super().__init__()
         self.supervised = supervised
         self.register_buffer("threshold", torch.tensor(0.5))
@@ -109,7 +109,7 @@ class TwoViews:
     config_type: ClassVar[type[Section]] = NoOptions
     traits: ClassVar[Traits] = Traits(uses_unlabeled=True, strong_views=2)
 
-    def __init__(self, options: Section, supervised: SupervisedLoss) -> None:
+    def __init__(self, options: Section, supervised: SupervisedLoss, num_classes: int) -> None:
         self.supervised = supervised
 
     def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
@@ -129,7 +129,7 @@ class Adversarial(nn.Module):
     config_type: ClassVar[type[Section]] = NoOptions
     traits: ClassVar[Traits] = Traits(uses_unlabeled=True)
 
-    def __init__(self, options: Section, supervised: SupervisedLoss) -> None:
+    def __init__(self, options: Section, supervised: SupervisedLoss, num_classes: int) -> None:
         super().__init__()
         self.supervised = supervised
 

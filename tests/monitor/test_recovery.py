@@ -292,6 +292,17 @@ class TestWindow:
         assert "prevalence_both" not in means
         assert StepSums().compute_means() == {}
 
+    def test_what_is_known_of_accepted_pseudo_labels_is_weighted_by_their_number(self) -> None:
+        window = StepSums()
+        for accepted, foreground, right in ((0.8, 0.2, 0.4), (0.0, 0.0, 0.0), (0.2, 0.2, 0.2)):
+            shares = {"accepted_share": accepted, "accepted_foreground": foreground}
+            shares |= {"labeled_accepted": accepted, "labeled_right": right}
+            terms = {name: torch.tensor(share) for name, share in shares.items()}
+            window.add(StepRecord(torch.tensor(1.0), terms, torch.tensor(3.0), 0.1, 2.0), 1.0)
+        means = window.compute_means()
+        assert means["accepted_prevalence"] == pytest.approx(0.4 / 1.0)
+        assert means["pseudo_label_precision"] == pytest.approx(0.6 / 1.0)
+
     def test_state_goes_on_exactly(self) -> None:
         draws = torch.rand(20).tolist()
         whole, first, second = StepSums(), StepSums(), StepSums()

@@ -88,7 +88,7 @@ class TestParentLayer:
         ("given", "dropped"),
         [
             ("length.steps", {"optim.warmup_steps"}),
-            ("method.name", {"method.options.consistency_weight", "batch.unlabeled"}),
+            ("method.name", {"method.options.consistency_weight", "batch.unlabeled", "augment.cutmix"}),
             ("data.root", ELSEWHERE),
             ("split.labels", set()),
             ("optim.lr", set()),
@@ -99,6 +99,12 @@ class TestParentLayer:
     def test_what_depends_on_a_changed_setting_is_left_out(self, given: str, dropped: set[str]) -> None:
         assert set(inherited()) - set(inherited(given)) == dropped
         assert set(inherited(given)) <= set(inherited())
+
+    def test_cutmix_that_was_set_stays_with_another_method(self) -> None:
+        config = make_parent().config
+        config["augment"]["cutmix"] = 0.25
+        layer = parent_layer(config, "parent.pt", {"method.name"})
+        assert layer.values["augment"]["cutmix"] == 0.25
 
     def test_several_changes_add_up(self) -> None:
         gone = set(inherited()) - set(inherited("length.steps", "data.root"))

@@ -13,6 +13,7 @@ from ssl_seg.config.layers import Layer, build_config, flatten, merge_layers, ne
 from ssl_seg.data.catalog import Case, CaseFacts, Catalog
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import Meaning
+from ssl_seg.methods import METHODS
 from ssl_seg.networks.builders import NETWORKS, check_patch_size
 from ssl_seg.run.plan import PATCH_VOXELS, Planned, plan_layers, plan_patch_size, plan_run
 
@@ -334,6 +335,13 @@ def test_no_unlabeled_patches_are_planned_where_there_is_no_such_case() -> None:
     planned = {p.key: p.value for p in plan_run(make_catalog(), labeled, {}, gpu=False, has_unlabeled=False)}
     assert planned["batch.unlabeled"] == 0
     assert plan()["batch.unlabeled"] == plan()["batch.labeled"]
+
+
+def test_cutmix_is_planned_for_methods_that_learn_from_it() -> None:
+    assert plan(method__name="fixmatch")["augment.cutmix"] == METHODS["fixmatch"].traits.cutmix > 0
+    assert "augment.cutmix" not in plan(method__name="mean_teacher")
+    assert "augment.cutmix" not in plan(method__name="fixmatch", augment__cutmix=0.0)
+    assert "augment.cutmix" not in plan(method__name="fixmatch", batch__unlabeled=1)  # there is no partner
 
 
 def test_rare_positives_are_balanced() -> None:

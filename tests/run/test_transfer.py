@@ -193,7 +193,7 @@ class TestHeldTeacher:
     @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.traits.uses_teacher])
     def test_what_a_fixed_teacher_says_counts_in_full(self, name: str) -> None:
         """At step 0 as at the last one, for every method with a teacher; an intervention still has its way."""
-        method, nets, batch = make_method(name, {}, LOSS), make_nets(), make_batch()
+        method, nets, batch = make_method(name, {}, LOSS, 2), make_nets(), make_batch()
 
         def loss(step: int, **progress: Any) -> float:
             return method(nets, batch, StepProgress(step, 100, **progress)).loss.item()

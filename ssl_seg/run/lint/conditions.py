@@ -110,6 +110,12 @@ def _find_idle_consistency(config: Config, _: DataFacts) -> str | None:
     return "method.options.consistency_weight = 0" if weight == 0 else None
 
 
+def _find_threshold(config: Config, kind: str) -> str | None:
+    """Return that the threshold of pseudo-labels is of a kind, if it is."""
+    is_so = list_method_options(config).get("threshold") == kind
+    return f"method.options.threshold = {kind}" if is_so else None
+
+
 def _find_idle_pool(config: Config, facts: DataFacts) -> str | None:
     """Return why it does not matter how many unlabeled patches there are."""
     averages = config.policies.swa is not None and config.network.norm == "batch"
@@ -401,9 +407,19 @@ CONDITIONS: tuple[Condition, ...] = (
         "Raise one of them, or leave it out",
     ),
     Condition(
-        tuple(f"method.options.{name}" for name in ("consistency", "confidence", "rampup*")),
+        tuple(f"method.options.{name}" for name in ("consistency", "confidence", "threshold*", "labeler", "rampup*")),
         _find_idle_consistency,
         "It acts with a larger weight",
+    ),
+    Condition(
+        ("method.options.confidence",),
+        lambda c, _: _find_threshold(c, "freematch"),
+        "It acts with the others",
+    ),
+    Condition(
+        ("method.options.threshold_momentum",),
+        lambda c, _: _find_threshold(c, "fixed"),
+        "It acts with freematch and corrmatch",
     ),
     Condition(
         ("method.options.rampup_ratio",),
