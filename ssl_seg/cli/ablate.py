@@ -68,8 +68,7 @@ def ablate(
     Exit code 2 when a cell failed.
     """
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.cli.settings import check_paths
-    from ssl_seg.config.layers import Layer, merge_layers, nest
+    from ssl_seg.cli.paths import check_data
     from ssl_seg.errors import RunDirError
     from ssl_seg.run.directory import name_data
     from ssl_seg.studies.ablation.cells import check_place, is_planned_for_gpu, open_folder, read_result, write_cells
@@ -85,7 +84,7 @@ def ablate(
     wanted = read_spec(spec, _make_layers(options, set_))
     root = find_data_root(wanted)
     place = out or Path("runs") / f"{find_spec(spec).stem}_{name_data(root)}"
-    check_paths(merge_layers([Layer("data.root", nest("data.root", root))]))
+    check_data(root)
     check_place(place)
     announce()
     from ssl_seg.studies.ablation.resolve import resolve_cells
@@ -132,13 +131,11 @@ def _run_cells(cells: Sequence[Cell], place: Path, wanted: ScoreConfig, launcher
 def _make_layers(options: Mapping[str, tuple[str, Any]], overrides: Sequence[str] | None) -> list[Layer]:
     """Return the options, each with its key and value, and each ``--set`` as layers over the file of the ablation."""
     from ssl_seg.cli.settings import parse_overrides
-    from ssl_seg.config.layers import Layer, merge_layers, nest
+    from ssl_seg.config.layers import Layer, nest
 
     layers = [Layer(f"{name} {value}", nest(key, value)) for name, (key, value) in options.items() if value is not None]
     settings = parse_overrides(overrides)
-    layers += [Layer(layer.source, {"overrides": layer.values}, is_option=True) for layer in settings]
-    merge_layers(layers)
-    return layers
+    return layers + [Layer(layer.source, {"overrides": layer.values}, is_option=True) for layer in settings]
 
 
 def _make_launcher(

@@ -63,9 +63,9 @@ def ladder(
     given = {name: value for name, value in locals().items() if name != "labels"}  # those are of the rungs
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.settings import check_paths, make_layers
-    from ssl_seg.config.layers import merge_layers
     from ssl_seg.engine.pace import check_length
     from ssl_seg.results.study import load_study
+    from ssl_seg.run.request import TrainRequest
     from ssl_seg.studies.rungs import LADDER, check_labels
 
     wanted = o.join_labels(labels, more, "the rungs")
@@ -75,7 +75,7 @@ def ladder(
         check_labels(wanted)
     else:
         load_study(LADDER, resume)
-    check_paths(merge_layers(layers))
+    check_paths(TrainRequest(layers).settings)
     if out is not None:
         LADDER.check_free(out)
     announce()

@@ -29,15 +29,15 @@ def select_data_settings(layers: Sequence[Layer], names: Sequence[str] = CASES) 
     Raises:
         ConfigError: for a value of another type, or any other setting.
     """
-    check_partial(merge_layers(layers))
-    values = merge_layers(layers)[0]
-    others = [key for key, _ in flatten(values) if key.split(".")[:2] not in [["data", name] for name in names]]
+    given = merge_layers(layers)
+    check_partial(given)
+    others = [key for key, _ in flatten(given.values) if key.split(".")[:2] not in [["data", name] for name in names]]
     if "runtime.accelerator" in others:
         raise ConfigError("--set runtime.accelerator: for this command that is --accelerator auto, cpu, cuda or mps")
     if others:
         known = ", ".join(f"data.{name}" for name in names)
         raise ConfigError(f"--set {others[0]}: this command does not look at it. It takes {known}.")
-    settings = dict(values.get("data", {}))
+    settings = dict(given.section("data"))
     if "label_map" in settings:  # the keys of a setting are strings
         settings["label_map"] = {int(old): int(new) for old, new in settings["label_map"].items()}
     return settings

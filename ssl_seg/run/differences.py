@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.config import Config
-from ssl_seg.config.layers import check_partial, flatten, merge_layers, read_layers, to_plain
+from ssl_seg.config.layers import check_partial, flatten, read_layers, to_plain
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.run.directory import CONFIG_FILE, SPLIT_FILE, RunDir, open_run_dir
+from ssl_seg.run.request import TrainRequest
 
 ABSENT, PLANNED = "(absent)", "(planned from the data)"
 """In place of a value: of a setting that only the other side has; of one that a file leaves to the plan."""
@@ -53,7 +54,7 @@ def compare_settings(a: str | Path, b: str | Path) -> list[Difference]:
 def _read_values(place: str | Path) -> dict[str, Any]:
     """Return dotted settings and their values, defaults included."""
     file = open_run_dir(Path(place)).path / CONFIG_FILE if Path(place).is_dir() else place
-    config, planned = check_partial(merge_layers(read_layers(str(file))))
+    config, planned = check_partial(TrainRequest(tuple(read_layers(str(file)))).settings)
     values = flatten(_number_items(to_plain(config)))
     return {key: PLANNED if key in planned else value for key, value in values}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
-from ssl_seg.config.layers import Layer, merge_layers, nest
+from ssl_seg.config.layers import Layer, nest
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.open import describe_cases, open_data_once
 from ssl_seg.data.splits.files import save_folds
@@ -77,7 +77,7 @@ def cross_validate(request: CrossValidationRequest, console: Console | None = No
 def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -> CrossValidation:
     """Check all that can be known before the first training, then create the directory with the splits."""
     layers = tuple(anchor_layer(layer) for layer in request.layers)
-    count = merge_layers(layers).get("split.folds")
+    count = TrainRequest(layers).settings.get("split.folds")
     if count is None:
         raise ConfigError("split.folds: a cross-validation needs the number of its folds; give --folds 5")
     if request.out is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from ssl_seg.config.data import format_label_amount
-from ssl_seg.config.layers import Layer, merge_layers, nest
+from ssl_seg.config.layers import Layer, nest
 from ssl_seg.data.splits.files import save_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import ConfigError, RefusedError
@@ -87,8 +87,8 @@ def climb_labels(request: LabelLadderRequest, console: Console | None = None) ->
 def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> LabelLadder:
     """Check all that can be known before the first training, then create the directory with the split."""
     check_labels(request.labels)
-    options = [layer for layer in request.layers if not layer.is_file]
-    if "split.labels" in merge_layers(options).sources:
+    options = TrainRequest(tuple(layer for layer in request.layers if not layer.is_file))
+    if "split.labels" in options.settings.sources:
         raise ConfigError("split.labels: the labels of a ladder are those of its rungs; give them with --labels alone")
     layers = tuple(anchor_layer(layer) for layer in request.layers)
     if request.out is not None:
@@ -155,7 +155,7 @@ def _plan_rung(ladder: LabelLadder, rung: Rung) -> Training:
     title = f"rung {rung.number} of {len(ladder.trainings)}: labels {rung.amount}, {rung.cases} case(s)"
     parent = None if best is None else ladder.run_of(best).best
     training = make_training(ladder, rung, title, own, dropped=dropped, parent=parent)
-    start = parent or merge_layers(training.layers).get("network.pretrained") or "scratch"
+    start = parent or TrainRequest(training.layers).settings.get("network.pretrained") or "scratch"
     return replace(training, start=f", from {start}")
 
 

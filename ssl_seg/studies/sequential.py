@@ -17,7 +17,7 @@ import yaml
 from lightning_fabric import Fabric
 
 from ssl_seg.config import RuntimeConfig
-from ssl_seg.config.layers import Layer, leave_out, merge_layers
+from ssl_seg.config.layers import Layer, leave_out
 from ssl_seg.data.open import absolute_paths, absolute_root
 from ssl_seg.engine.devices import call_on_main
 from ssl_seg.engine.processes import open_fabric
@@ -246,7 +246,7 @@ def read_machine(first: RunDir, layers: Sequence[Layer], *, minutes: float | Non
     path = first.path / CONFIG_FILE
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found, length = config.get("runtime", {}), {k: config[k] for k in ("length",) if k in config and minutes}
-    given = merge_layers(layers).section("runtime")
+    given = TrainRequest(tuple(layers)).settings.section("runtime")
     choices = ("precision", "memory_format")
     runtime = {key: found[key] for key in choices if key in found and given.get(key, "auto") == "auto"}
     return Layer(first.path.name, {"runtime": runtime, **length})

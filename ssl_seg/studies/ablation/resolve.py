@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from ssl_seg.config import Config
-from ssl_seg.config.layers import Layer, merge_layers, nest, to_plain
+from ssl_seg.config.layers import Layer, nest, to_plain
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.open import open_data_once
 from ssl_seg.data.splits.split import Split
@@ -102,8 +102,8 @@ def _plan_cell(spec: AblationSpec, cell: CellSpec, *, gpu: bool, read: Callable[
         plan = resolve(TrainRequest((*layers, longer)), gpu=gpu, read=read)
     check_options(plan.config, plan.sources, has_parent=cell.parent is not None)
     _check_processes(plan.config)
-    given = merge_layers([layer for layer in layers if layer.source != AXES])
-    return _ResolvedCell(cell, given.sources, plan, gather_facts(plan))
+    given = TrainRequest(tuple(layer for layer in layers if layer.source != AXES))
+    return _ResolvedCell(cell, given.settings.sources, plan, gather_facts(plan))
 
 
 def compute_cell_id(effective: Mapping[str, Any], fingerprint: str, parent: str | None) -> str:

@@ -25,6 +25,7 @@ from ssl_seg.config.layers import (
     validate,
 )
 from ssl_seg.errors import ConfigError, did_you_mean
+from ssl_seg.run.request import TrainRequest
 
 PLAIN = "plain"
 """The recipe that changes nothing."""
@@ -193,8 +194,8 @@ def list_cells(spec: AblationSpec) -> list[CellSpec]:
 
 def find_data_root(spec: AblationSpec) -> str:
     """Return the folder of the cases of an ablation, as its first cell says."""
-    merged, _ = merge_layers(layers_of(spec, list_cells(spec)[0]))
-    return str(merged.get("data", {}).get("root") or DataConfig.model_fields["root"].default)
+    first = TrainRequest(tuple(layers_of(spec, list_cells(spec)[0])))
+    return str(first.settings.get("data.root") or DataConfig.model_fields["root"].default)
 
 
 def layers_of(spec: AblationSpec, cell: CellSpec) -> list[Layer]:
