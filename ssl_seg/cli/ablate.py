@@ -65,7 +65,7 @@ def ablate(
     """Train label fractions x methods x recipes x seeds at equal steps; compare them with intervals and tests.
 
     A cell is known by the content of its settings: a second call trains only what is missing, also after a crash.
-    Exit code 2 when a cell failed.
+    Exit code 2 when a cell failed, 3 when a gate ended one.
     """
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.paths import check_data
@@ -115,6 +115,8 @@ def ablate(
         raise RunDirError(f"the tables cannot be written to {place}: {error.strerror}") from error
     if any(result.status == "failed" for result in results):
         raise typer.Exit(2)
+    if any(result.status == "refused" for result in results):
+        raise typer.Exit(3)
 
 
 def _run_cells(cells: Sequence[Cell], place: Path, wanted: ScoreConfig, launcher: Launcher) -> None:
@@ -201,8 +203,8 @@ def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_
     for warning in summary.warnings:
         show(f"note: {warning}")
     for result in results:
-        if result.status == "failed":
-            show(f"failed: {result.id} {result.arm.method} {result.arm.labels:g}: {result.message}")
+        if result.status in ("refused", "failed"):
+            show(f"{result.status}: {result.id} {result.arm.method} {result.arm.labels:g}: {result.message}")
     show(f"wrote {', '.join([*texts, 'table.tex', 'results.json', *(p.path.name for p in pictures)])} to {out}")
 
 

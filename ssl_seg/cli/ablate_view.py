@@ -26,11 +26,12 @@ STYLES: dict[str, str] = {
     "elsewhere": "",
     "failed": "red",
     "collapsed": "yellow",
+    "refused": "yellow",
     "queued": "dim",
     "done": "green",
 }
 """Stage of a cell -> style of its row; in the order in which rows are shown."""
-FINISHED: tuple[Stage, ...] = ("done", "collapsed", "failed")
+FINISHED: tuple[Stage, ...] = ("done", "collapsed", "refused", "failed")
 
 
 class AblationView:
@@ -74,7 +75,7 @@ class AblationView:
             return
         if not self.begun:
             self.begun = True
-            self.told = {state.cell.id: state.stage for state in states if state.stage in ("done", "collapsed")}
+            self.told = {state.cell.id: state.stage for state in states if state.stage in FINISHED[:-1]}
             sys.stderr.write(f"{describe_counts(states)}\n")
         for state in states:
             if state.stage != self.told.get(state.cell.id, "queued"):

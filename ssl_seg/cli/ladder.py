@@ -57,8 +57,8 @@ def ladder(
 ) -> None:
     """Train with more and more labels, each rung from the best one below: --labels 0.01 0.10 1.0
 
-    Each rung is what `train --labels L --bootstrap PARENT` does, on one split. Exit code 3 where the gate refuses a
-    rung or the monitor stops one.
+    Each rung is what `train --labels L --bootstrap PARENT` does, on one split. Exit code 3 where a gate or
+    the monitor ends it.
     """
     given = {name: value for name, value in locals().items() if name != "labels"}  # those are of the rungs
     from ssl_seg.cli.console import TerminalConsole
@@ -118,7 +118,9 @@ def _report(result: LabelLadder) -> None:
 
 def _explain(rung: Rung, result: LabelLadder, resume: str) -> None:
     """Say at which rung the ladder ended, and why."""
-    if rung.status == "refused":
+    if rung.status == "refused" and rung.scores:
+        show(f"rung {rung.number} (labels {rung.amount}) was ended by a gate: {rung.message}", err=True)
+    elif rung.status == "refused":
         show(f"rung {rung.number} (labels {rung.amount}) was not begun: {rung.message}", err=True)
     else:
         show(

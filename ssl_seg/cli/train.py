@@ -96,7 +96,9 @@ def train(
     if not result.is_main:
         return  # with exit code 0: at another one the launcher would kill the first process while it reports
     _report(result)
-    if result.ending == "collapsed" or (result.verdict.level == "collapsed" and not result.tolerates_collapse):
+    if result.ending in ("collapsed", "refused") or (
+        result.verdict.level == "collapsed" and not result.tolerates_collapse
+    ):
         raise typer.Exit(3)
 
 
@@ -112,10 +114,14 @@ def _report(result: TrainResult) -> None:
             err=True,
         )
         return
+    if result.ending == "refused":
+        show(f"ended by a gate after step {result.step}:\n  " + "\n  ".join(run.read_broken_gates()), err=True)
     runs = {"best.pt": result.scores} | ({"swa.pt": result.swa_scores} if result.swa_scores else {})
     print_scores(f"validation scores of {run.best}", runs)
     show(f"verdict: {' '.join([verdict.level, ','.join(verdict.codes)]).rstrip()}")
-    if verdict.level == "collapsed":
+    if result.ending == "refused":
+        show(f"next: change the settings or the gates; what it has learned so far: ssl-seg diagnose {quote(run.best)}")
+    elif verdict.level == "collapsed":
         show(f"do not use the networks of the last step; next: ssl-seg diagnose {quote(run.last)}")
     elif result.scores[result.scores["selected"]["net"]]["margin"] <= 0:
         show(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {quote(run.best)}")

@@ -67,7 +67,7 @@ def run_folds(
         waiting = next((fold.name for fold in result.trainings if fold.status == "waiting"), "the end")
         end_interrupted(f"at {waiting}", f"ssl-seg train --resume {quote(result.path)}")
     _report(result)
-    if any(fold.status == "collapsed" for fold in result.trainings):
+    if any(fold.status != "done" for fold in result.trainings):
         raise typer.Exit(3)
 
 
@@ -85,6 +85,8 @@ def _report(result: CrossValidation) -> None:
     for fold in result.trainings:
         if fold.status == "collapsed":
             show(f"{fold.name} collapsed; next: ssl-seg diagnose {quote(result.run_of(fold).last)}", err=True)
+        elif fold.status == "refused":
+            show(f"{fold.name} was ended by a gate: {'; '.join(result.run_of(fold).read_broken_gates())}", err=True)
     if summary["better"]["out_of_fold"]["margin"] <= 0:
         worst = min(result.trainings, key=lambda fold: fold.summarize(fold.net)["margin"])
         show(f"no better than foreground everywhere; next: ssl-seg diagnose {quote(result.run_of(worst).best)}")
@@ -104,7 +106,7 @@ def _make_rows(result: CrossValidation, summary: dict[str, Any]) -> list[dict[st
     for fold in result.trainings:
         scores = [fold.summarize(net) for net in ("student", "teacher", fold.net)]
         codes = ",".join(fold.codes)
-        state = f"COLLAPSED {codes}" if fold.status == "collapsed" else codes or "ok"
+        state = codes or "ok" if fold.status == "done" else f"{fold.status.upper()} {codes}".rstrip()
         rows.append({"fold": fold.number, "cases": fold.cases, **make_score_cells(of, *scores), "": state})
     for name in ("mean", "sd"):
         rows.append({"fold": name, **make_score_cells(of, *(summary[net][name] for net in nets))})

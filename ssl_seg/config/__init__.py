@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from ssl_seg.config.bootstrap import BootstrapConfig
 from ssl_seg.config.data import AugmentConfig, BatchConfig, DataConfig, SplitConfig
+from ssl_seg.config.gates import GateConfig
 from ssl_seg.config.learning import EMAConfig, LossConfig, LossPhaseConfig, MethodConfig, NetworkConfig, OptimConfig
 from ssl_seg.config.policies import (
     EarlyStoppingConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "DataConfig",
     "EMAConfig",
     "EarlyStoppingConfig",
+    "GateConfig",
     "GradientNoiseConfig",
     "LengthConfig",
     "LossConfig",
@@ -121,6 +123,8 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     length: LengthConfig
     policies: PoliciesConfig = PoliciesConfig()
+    gates: tuple[GateConfig, ...] = ()
+    """What the run must show to go on; a gate that is not met ends it with exit code 3."""
     monitor: MonitorConfig = MonitorConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ssl_seg.run.directory import find_run_of
 
-ENDINGS = ("finished", "stopped_early", "interrupted", "collapsed")
+ENDINGS = ("finished", "stopped_early", "interrupted", "collapsed", "refused")
 ACTIONS = ("intervention", "lr_reduced", "rollback")
 
 

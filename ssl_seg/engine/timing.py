@@ -20,6 +20,7 @@ from ssl_seg.data.store import CaseStore
 from ssl_seg.engine.devices import synchronize
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.pace import Pace
+from ssl_seg.engine.window import StepSums
 from ssl_seg.inference.sliding import OVERLAP, Predictor
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks.precision import choose_inference_precision, make_autocast
@@ -97,6 +98,22 @@ def measure_pace(
         reading = max(sum(cold) - sum(warm), 0.0) / len(cases) * len({*source.labeled, *source.unlabeled})
     step_seconds = update + load if workers == 0 else max(update, load / workers)
     return fabric.broadcast(Pace(step_seconds, look / share, reading, scoring))
+
+
+def list_metrics(engine: Engine, monitor: Monitor, source: PatchSource) -> set[str]:
+    """Return the names of the figures that a run records at a look; the random streams stay as they are.
+
+    Args:
+        engine: made for this alone: it is trained, with a learning rate of 0.
+        monitor: of the run.
+        source: batches of the run.
+    """
+    device, sums = engine.fabric.device, StepSums()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        sums.add(engine.step(source[0].to(device), 0, 0.0), 1.0)
+        look = _cut_probes(monitor)[0].look(engine.plain.student, engine.plain.teacher, 0)
+    record = look.to_record() | sums.to_record(sums.compute_means())
+    return {name for name, value in record.items() if "/" in name and not isinstance(value, list | str)}
 
 
 def count_windows(shape: Sequence[int], patch_size: Sequence[int]) -> int:

@@ -185,7 +185,7 @@ def _format_interval(estimate: Estimate | PairedComparison | None, digits: str =
 
 def _format_runs(summary: ArmSummary) -> str:
     """Return how many runs have a score, and what became of the others."""
-    bad = [f"{n} {status}" for status in ("collapsed", "failed", "missing") if (n := summary.count(status))]
+    bad = [f"{n} {status}" for status in ("collapsed", "refused", "failed", "missing") if (n := summary.count(status))]
     scored = sum(score is not None for score in summary.scores)
     return f"{scored} of {len(summary.cells)} ({', '.join(bad)})" if bad else str(scored)
 

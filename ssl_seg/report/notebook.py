@@ -23,7 +23,7 @@ class TrainedRun:
     path: Path
     """The run directory: ``evaluate``, ``predict`` and ``bootstrap=`` take it."""
     ending: str
-    """``finished``, ``stopped_early``, ``interrupted`` or ``collapsed``."""
+    """``finished``, ``stopped_early``, ``interrupted``, ``collapsed``, or ``refused`` by a gate."""
     steps: int
     verdict: Verdict
     """What the monitor said last: ``level``, ``findings``, ``action``."""

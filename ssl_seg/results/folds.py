@@ -121,7 +121,7 @@ def list_members(paths: Sequence[Path]) -> list[Path]:
 
     Raises:
         RunDirError: for a cross-validation that is not finished.
-        RefusedError: for one with a fold that has collapsed: its network would spoil a mean.
+        RefusedError: for one with a fold that has collapsed, or has broken a gate.
         ConfigError: for a checkpoint that is named twice.
     """
     members: list[Path] = []
@@ -130,11 +130,12 @@ def list_members(paths: Sequence[Path]) -> list[Path]:
             members.append(path)
             continue
         validation = load_finished(path)
-        if bad := [fold for fold in validation.trainings if fold.status == "collapsed"]:
+        if bad := [fold for fold in validation.trainings if fold.status != "done"]:
             kept = [validation.run_of(fold).best for fold in validation.trainings if fold.status == "done"]
+            how = f"collapsed ({', '.join(bad[0].codes)})" if bad[0].status == "collapsed" else "broke a gate"
+            others = f"Name the others: {' '.join(quote(p) for p in kept)}" if kept else "No fold is left"
             raise RefusedError(
-                f"{path}: {', '.join(fold.name for fold in bad)} collapsed ({', '.join(bad[0].codes)}) and would spoil "
-                f"the mean. Name the others: {' '.join(quote(p) for p in kept)}"
+                f"{path}: {', '.join(fold.name for fold in bad)} {how} and would spoil the mean. {others}"
             )
         members += list_checkpoints(validation)
     places = [path.resolve() for path in members]

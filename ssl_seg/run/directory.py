@@ -89,8 +89,12 @@ class RunDir:
         """Return the last event of a run that has come to its own end; None if it has not, or has gone on since."""
         events = self.read_events()
         resumed = max((n for n, e in enumerate(events) if e["event"] == "resumed"), default=0)
-        ends = [e for e in events[resumed:] if e["event"] in ("finished", "stopped_early", "collapsed")]
+        ends = [e for e in events[resumed:] if e["event"] in ("finished", "stopped_early", "collapsed", "refused")]
         return ends[-1] if ends else None
+
+    def read_broken_gates(self) -> list[str]:
+        """Return a line for each gate that the run has broken."""
+        return [e["text"] for e in self.read_events() if e["event"] == "gate" and not e["passed"]]
 
     def remove_parts(self) -> None:
         """Remove what a process that was killed has left half written; for the one that holds the directory."""

@@ -38,6 +38,7 @@ from ssl_seg.run.directory import (
     check_free,
     create_next_run_dir,
     create_run_dir,
+    find_run_of,
     name_data,
     open_run_dir,
     read_header,
@@ -324,6 +325,8 @@ def _pass_gate(resolved: Resolved, note: Note) -> None:
         return
     check_finite(parent, str(request.bootstrap), options)
     reasons = check_parent(parent, resolved.split, options)
+    if request.bootstrap is not None and options.gate != "none" and (run := find_run_of(request.bootstrap)) is not None:
+        reasons += [f"its run has a gate that is {text}" for text in run.read_broken_gates()]
     if not resolved.config.split.allow_faults:
         reasons += check_copies(parent, resolved.split, resolved.catalog)
     if reasons and not request.force:

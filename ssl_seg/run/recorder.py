@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal, Protocol
 
 from lightning_fabric import Fabric
 
+from ssl_seg.config import GateConfig
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.engine.devices import call_on_main
 from ssl_seg.engine.policies import PolicyEvent
@@ -16,6 +19,7 @@ from ssl_seg.monitor.signals import Signals
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.run.directory import RunDir
+from ssl_seg.run.gates import judge_gate
 from ssl_seg.run.prepare import BegunRun
 
 
@@ -109,8 +113,20 @@ class Recorder:
         """Append the event of a policy or an intervention and show its line."""
         if self.active:
             self.prepared.run.append_event(action.event, step=step, **action.values)
-            kind = "monitor" if action.event == "intervention" else "policy"
+            kind = {"intervention": "monitor", "gate": "gate"}.get(action.event, "policy")
             self.console.note(f"{kind}: {action.note}")
+
+    def judge_gates(self, gates: Sequence[GateConfig], step: int) -> bool:
+        """Judge gates that are due, and report; return, on all processes, whether one is broken."""
+
+        def judge() -> bool:
+            records = self.prepared.run.read_metrics()
+            judged = [judgment for gate in gates if (judgment := judge_gate(gate, records)) is not None]
+            for judgment in judged:
+                self.report(PolicyEvent("gate", judgment.text, asdict(judgment)), step)
+            return not all(judgment.passed for judgment in judged)
+
+        return call_on_main(self.fabric, judge)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint as best.pt, best-2.pt, ... if its last score is among the best ones.

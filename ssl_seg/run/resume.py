@@ -76,6 +76,11 @@ def check_resumable(run: RunDir, checkpoint: Checkpoint, old: Config, new: Confi
             f"{run.path} was ended by its monitor at step {step}: {codes}. To go on would be to train what has "
             f"collapsed. See why with `ssl-seg diagnose {quote(run.last)}`, which names the command to try next"
         )
+    if ending == "refused":
+        raise RunDirError(
+            f"{run.path} was ended by a gate at step {step}: {'; '.join(run.read_broken_gates())}. `--bootstrap "
+            f"{quote(run.path)} --force` begins a new run from its networks"
+        )
     if ending == "stopped_early":
         raise RunDirError(
             f"{run.path} is finished: policies.early_stopping ended it at step {step}; nothing to resume, and with "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, cast
 
+from ssl_seg.config import GateConfig
 from ssl_seg.data.loader import Batch, PatchSource
 from ssl_seg.data.sampling import ForegroundShift
 from ssl_seg.engine.devices import any_process
@@ -18,9 +19,11 @@ from ssl_seg.monitor.evidence import Figures
 from ssl_seg.monitor.memory import Memory, read_memory
 from ssl_seg.monitor.watch import Monitor, Observation
 from ssl_seg.networks.checkpoint import Checkpoint, Part, TrainingState, load_parts
+from ssl_seg.run.gates import find_due
 from ssl_seg.run.recorder import Recorder, summarize_probe
 
-TrainingEnding = Literal["finished", "stopped_early", "interrupted", "collapsed"]
+TrainingEnding = Literal["finished", "stopped_early", "interrupted", "collapsed", "refused"]
+"""``refused`` is the end of a run that has broken a gate."""
 LrAt = Callable[[int, Sequence[float]], float]
 """Step and ranking scores of the finished epochs -> learning rate; see ``schedules.make_lr_schedule``."""
 BatchesFrom = Callable[[int, ForegroundShift | None], Iterator[Batch]]
@@ -137,6 +140,8 @@ class Session:
     """What its checkpoints say about the run: config, split and seen_labels; see ``Checkpoint``."""
     stop_on_collapse: bool = False
     """End after an epoch whose verdict is collapsed."""
+    gates: tuple[GateConfig, ...] = ()
+    """End after an epoch at which one of them is broken."""
     progress: TrainingState = field(default_factory=TrainingState)
     scores: dict[str, Any] = field(default_factory=dict)
     """Of both networks at the last look; see ``Checkpoint``."""
@@ -270,9 +275,11 @@ def _find_ending(session: Session, observation: Observation) -> TrainingEnding |
     """Return how the run ends after this epoch; None where it goes on."""
     if session.stop_on_collapse and observation.verdict.level == "collapsed":
         return "collapsed"
+    ending: TrainingEnding | None = "stopped_early" if session.policies.stops(session.progress) else None
     if session.progress.step == session.watch.schedule.total_steps:
-        return "finished"
-    return "stopped_early" if session.policies.stops(session.progress) else None
+        ending = "finished"
+    due = find_due(session.gates, observation.epoch, ended=ending is not None)
+    return "refused" if due and session.recorder.judge_gates(due, observation.step) else ending
 
 
 def _intervene(session: Session, observation: Observation) -> TrainingEnding | None:

@@ -41,7 +41,7 @@ from ssl_seg.engine.pace import FEWEST_MEASURED, Pace, describe_pace, describe_s
 from ssl_seg.engine.policies import Policies
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.engine.swa import WeightAverage
-from ssl_seg.engine.timing import measure_pace
+from ssl_seg.engine.timing import list_metrics, measure_pace
 from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.losses import make_supervised_loss
@@ -58,6 +58,7 @@ from ssl_seg.run.directory import RunDir, read_header, write_config
 from ssl_seg.run.failures import describe_interrupt, explain_failure
 from ssl_seg.run.final_scores import describe_for_checkpoint
 from ssl_seg.run.finish import finish_run
+from ssl_seg.run.gates import check_metrics
 from ssl_seg.run.prepare import BegunRun, begin_run, fit_minutes, prepare_run, reopen_run
 from ssl_seg.run.pretraining.state import load_body, load_pretraining
 from ssl_seg.run.recorder import Console, Recorder, Silent, last_reported_verdict
@@ -199,10 +200,15 @@ def _get_ready(
     to_memory_format(built.module, config.runtime.memory_format, config.data.ndim)
     feed = _open_feed(fabric, resolved, console)
     pace = None
-    if minutes is not None or config.length.steps - first >= FEWEST_MEASURED:
+    is_measured = minutes is not None or config.length.steps - first >= FEWEST_MEASURED
+    if is_measured or config.gates:
         copied, seconds = copy.deepcopy(built), None if minutes is None else 60 * minutes
         engine = _make_engine(fabric, config, copied, EMATeacher(copied.module, lambda _: config.ema.decay))
         monitor = _make_monitor(fabric, config, feed)
+    if config.gates:
+        components = {f"train/{name}" for name in list_components(config.loss)}
+        check_metrics(config.gates, list_metrics(engine, monitor, feed.source) | components)
+    if is_measured:
         pace = measure_pace(
             engine, monitor, feed.source, config, resolved.split.val, workers=feed.workers, seconds=seconds
         )
@@ -364,6 +370,7 @@ def _assemble(
             "seen_labels": prepared.resolved.seen_labels,
         },
         config.monitor.on_collapse == "stop",
+        config.gates,
     )
     if prepared.resumed and checkpoint is not None:
         session.restore(checkpoint, where)

@@ -140,7 +140,7 @@ def _judge(validation: CrossValidation, fold: Fold, outcome: Outcome, console: C
     used = outcome.final.used
     fold = replace(
         fold,
-        status="collapsed" if outcome.stopped else "done",
+        status="collapsed" if outcome.stopped else "refused" if outcome.broken_gates else "done",
         net=used.net,
         codes=outcome.codes,
         scores=outcome.final.of(used.source),

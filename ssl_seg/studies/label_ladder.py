@@ -64,7 +64,8 @@ def climb_labels(request: LabelLadderRequest, console: Console | None = None) ->
     """Train the rungs one after the other, each from the best of those below.
 
     A rung that ends worse than its parent is recorded, and the parent stays the start of the next one. A rung that the
-    gate refuses, or that the monitor stops, ends the ladder unless ``force`` is set.
+    gate in front of it refuses, that breaks a gate of its own (``gates``), or that the monitor stops, ends the ladder
+    unless ``force`` is set.
 
     Returns:
         The ladder, whose ``ending`` says how far it went; ladder.json in its directory says the same.
@@ -176,6 +177,9 @@ def _judge(ladder: LabelLadder, rung: Rung, outcome: Outcome, console: Console) 
     if outcome.stopped:
         rung = replace(rung, status="collapsed")
         return replace(ladder.with_training(rung), ending=None if ladder.force else "collapsed")
+    if outcome.broken_gates:
+        rung = replace(rung, status="refused", message="; ".join(outcome.broken_gates))
+        return replace(ladder.with_training(rung), ending=None if ladder.force else "refused")
     below = None if parent is None else load_final_scores(ladder.run_of(parent))
     if below is None:
         rung = replace(rung, status="done", kept=True)

@@ -58,7 +58,7 @@ class Rung:
     codes: tuple[str, ...] = ()
     """Of the last verdict."""
     message: str = ""
-    """Why it was refused."""
+    """Why it was refused: by the gate in front of it, or, where it has scores, by one of its own."""
 
     @property
     def name(self) -> str:

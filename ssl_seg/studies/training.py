@@ -75,6 +75,8 @@ class Outcome:
     """By the last verdict."""
     stopped: bool
     """Whether the collapse counts: the monitor stopped the training, or monitor.on_collapse is not ``warn``."""
+    broken_gates: tuple[str, ...] = ()
+    """A line for each gate that it has broken."""
 
 
 def read_outcome(run: RunDir) -> Outcome:
@@ -88,4 +90,5 @@ def read_outcome(run: RunDir) -> Outcome:
         raise RunDirError(f"{run.path} has ended, but its {SCORES_FILE} is missing: put it back, or remove the folder")
     collapsed, ended = ending.get("verdict") == "collapsed", ending.get("event") == "collapsed"
     tolerated = load_checkpoint(run.best, lazy=True).config["monitor"]["on_collapse"] == "warn"
-    return Outcome(final, tuple(ending.get("codes", ())), collapsed, ended or (collapsed and not tolerated))
+    stopped, codes = ended or (collapsed and not tolerated), tuple(ending.get("codes", ()))
+    return Outcome(final, codes, collapsed, stopped, tuple(run.read_broken_gates()))

@@ -95,6 +95,19 @@ def test_the_cells_of_another_kind_of_machine_are_found(
     assert_refused(cli("ablate", spec, "--report", "--out", out), "holds none of the 4 cells")
 
 
+def test_cells_that_a_gate_has_ended_are_named_with_exit_code_3(cli: Cli, spec: Path, tmp_path: Path) -> None:
+    out, cells = tmp_path / "out", resolve_cells(read_spec(str(spec)), gpu=False)
+    write_cells(out, cells, gpu=False)
+    for cell in cells:
+        broken = ["BROKEN: val/student/f1 above 2"] if cell == cells[0] else []
+        write_json(open_folder(out, cell.id).score(ScoreConfig()), {**SCORE, "broken_gates": broken})
+    code, printed, _ = cli("ablate", spec, "--report", "--out", out)
+    assert code == 3
+    assert f"refused: {cells[0].id}" in printed
+    assert "above 2" in printed
+    assert "1 cell is in the means though a gate has ended" in printed
+
+
 KILLED_IN_THE_SECOND_CELL = """
 import os, signal
 from ssl_seg.studies.ablation import execute

@@ -63,6 +63,7 @@ WILD = ("optim.lr=1e30", "optim.clip_norm=null", "optim.weight_decay=0")
 FIXMATCH = ("method.name=fixmatch",)
 SUPERVISED = ("method.name=supervised", "batch.unlabeled=0")
 PHASES = "loss.phases=[{from_epoch: %s, weights: {focal: %s}, blend_epochs: %s}]"
+GATE = "gates=[{metric: %s, %s}]"
 SWA, NOISE, RESPONSE = "policies.swa", "policies.weight_noise", "policies.plateau_response"
 RESTARTS = ("optim.schedule=cosine_restarts", "optim.restart_epochs=1")
 PARENT = ("parent", "bootstrap.gate=none")
@@ -214,6 +215,12 @@ ACTS: dict[str, tuple[str, Settings]] = {
         "policies.random_batch_size.largest=4",
         ("policies.random_batch_size={smallest: 1, largest: 3}",),
     ),
+    "gates.metric": (GATE % ("val/teacher/f1", "above: 2"), (GATE % ("val/student/f1", "above: 2"),)),
+    "gates.below": (GATE % ("val/student/f1", "below: -1, by_epoch: 1"), ()),
+    "gates.above": (GATE % ("val/student/f1", "above: 2, by_epoch: 1"), ()),
+    "gates.by_epoch": (GATE % ("val/student/f1", "above: 2, by_epoch: 1"), (GATE % ("val/student/f1", "above: 2"),)),
+    "gates.no_fall": (GATE % ("train/lr", "no_fall: [2, 2]"), ()),
+    "gates.no_rise": (GATE % ("train/lr", "no_rise: [2, 2]"), ()),
     "monitor.first_epoch_probes": ("monitor.first_epoch_probes=[0]", ()),
     "monitor.probe_patches": ("monitor.probe_patches=5", ()),
     "monitor.train_probe_patches": ("monitor.train_probe_patches=0", ()),

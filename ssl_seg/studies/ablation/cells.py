@@ -23,7 +23,7 @@ from ssl_seg.run.directory import RunDir
 from ssl_seg.studies.ablation.spec import Arm, ScoreConfig
 
 T = TypeVar("T")
-CellStatus = Literal["done", "collapsed", "failed", "missing"]
+CellStatus = Literal["done", "collapsed", "refused", "failed", "missing"]
 
 MARKER = "ABLATION.txt"
 """By this file a directory is known as that of an ablation; nothing is written into another one."""
@@ -58,7 +58,8 @@ class Cell:
 class CellResult:
     """One training of an arm and how it ended.
 
-    ``collapsed`` cells have scores, those of the same checkpoint as all; ``failed`` and ``missing`` ones have none.
+    ``collapsed`` cells, and those that a gate of theirs has ended (``refused``), have scores, those of the same
+    checkpoint as all; ``failed`` and ``missing`` ones have none.
     """
 
     id: str
@@ -79,7 +80,7 @@ class CellResult:
     codes: tuple[str, ...] = ()
     """Of the last verdict."""
     message: str = ""
-    """Why it failed."""
+    """Why it failed, or which gates it has broken."""
     seconds: float | None = None
     """Time it took, over all its sessions."""
 
@@ -238,9 +239,11 @@ def _add_score(cell: CellResult, score: Mapping[str, Any]) -> CellResult:
     counts = np.array(score["counts"], np.int64)
     if counts.ndim != 3 or counts.shape[-1] != 4 or not counts.size:
         raise ValueError(f"counts of shape {counts.shape}")
+    broken = score.get("broken_gates", ())
     return replace(
         cell,
-        status="collapsed" if score["collapsed"] else "done",
+        status="collapsed" if score["collapsed"] else "refused" if broken else "done",
+        message="; ".join(broken),
         counts=counts,
         step=score["step"],
         codes=tuple(score["codes"]),

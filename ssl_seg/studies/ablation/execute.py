@@ -78,7 +78,7 @@ class _InWorkers:
         if stages[cell.parent] == "failed":
             reason = read_failure(self._folder(cell.parent))
             raise SslSegError(f"its parent failed ({self.cells[cell.parent].name}): {reason}")
-        return stages[cell.parent] in ("done", "collapsed")
+        return stages[cell.parent] in ("done", "collapsed", "refused")
 
     def start(self, cell: Cell) -> Worker:
         folder, wanted = self._folder(cell.id), self.wanted
@@ -116,7 +116,8 @@ class _InWorkers:
 def _find_stage(out: Path, cell: Cell, wanted: ScoreConfig) -> Stage:
     if not open_folder(out, cell.id).score(wanted).is_file():
         return "queued"
-    return "collapsed" if read_result(out, cell, wanted).status == "collapsed" else "done"
+    status = read_result(out, cell, wanted).status
+    return status if status in ("collapsed", "refused") else "done"
 
 
 def _describe(cell: Cell, folder: CellFolder, stage: Stage) -> CellState:

@@ -349,6 +349,8 @@ def _list_warnings(arms: Sequence[ArmSummary], cases: int, *, chosen_on_them: bo
         yield "a split sd of 0 was estimated as below 0: the training seeds explain more than all differences of splits"
     if collapsed := sum(a.count("collapsed") for a in arms):
         yield f"{collapsed} collapsed {_cells(collapsed)} in the means, with the checkpoint that is scored of all"
+    if refused := sum(a.count("refused") for a in arms):
+        yield f"{refused} {_cells(refused)} in the means though a gate has ended the training early"
     if lost := sum(a.count("failed") + a.count("missing") for a in arms):
         yield f"{lost} failed or missing {_cells(lost)} in no mean; comparisons are over the seeds both arms have"
     if runs > 1 and (alone := sum(a.against is not None and a.against.test.units == 1 for a in arms)):

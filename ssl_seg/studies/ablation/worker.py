@@ -110,6 +110,7 @@ def _make_score(folder: CellFolder, cell: Cell, wanted: ScoreConfig, console: _L
         counts = {row["id"]: row["classes"] for row in pack_cases(outcome.final.of(source)[net])}
     return {
         "collapsed": outcome.collapsed,
+        "broken_gates": list(outcome.broken_gates),
         "codes": list(outcome.codes),
         "net": net,
         "step": checkpoint.progress.step,
