@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssl_seg.monitor.actions import ACTIONS
-from ssl_seg.monitor.catalog import CODES, LIMITS
+from ssl_seg.diagnose.catalog import ACTIONS, CODES, LIMITS
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLLAPSE = DOCS / "collapse.md"

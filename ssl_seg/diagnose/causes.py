@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssl_seg.diagnose.catalog import LIMITS
 from ssl_seg.diagnose.examples import choose_examples
 from ssl_seg.diagnose.image_rules import CONSTANT, describe_verdict
 from ssl_seg.diagnose.result import Cause, Diagnosis
@@ -179,7 +180,7 @@ def _suspect_paths(facts: DiagnosisFacts) -> Suspect | None:
     """Prediction feeds the network other values than training did."""
     inputs = facts.statistics.get("inputs", {})
     difference = inputs.get("path_difference")
-    if difference is None or difference <= limit("input_difference"):
+    if difference is None or difference <= LIMITS["input_difference"].value:
         return None
     evidence = [f"inputs of training and prediction differ by up to {difference:.3g} standard deviations"]
     text = "images are normalized differently at prediction than in training"

@@ -18,6 +18,7 @@ from ssl_seg.data.open import open_store
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
+from ssl_seg.diagnose.catalog import conclude
 from ssl_seg.diagnose.causes import Subject, make_diagnosis
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.image_rules import (
@@ -36,7 +37,7 @@ from ssl_seg.inference.model import NETS, Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.monitor.actions import read_context
 from ssl_seg.monitor.findings import Verdict
-from ssl_seg.monitor.verdicts import conclude, judge
+from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.evaluation import EvaluateRequest, open_catalog_for
 from ssl_seg.run.seal import find_sealed

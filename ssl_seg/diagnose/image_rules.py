@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from ssl_seg.data.facts import format_size
+from ssl_seg.diagnose.catalog import CODES, LIMITS
 from ssl_seg.diagnose.result import Conclusion
 from ssl_seg.diagnose.tally import Tally
-from ssl_seg.monitor.catalog import CODES, limit, make_finding
+from ssl_seg.monitor.catalog import limit, make_finding
 from ssl_seg.monitor.findings import Level, RuleFinding, Verdict
 from ssl_seg.monitor.network_rules import find_trivial_images
 from ssl_seg.scores.sameness import FEWEST, SAME, find_same
@@ -53,7 +54,7 @@ def audit_inputs(statistics: Mapping[str, Any], net: str) -> tuple[RuleFinding, 
     It is a collapse where the predictions of whole images are no better than trivial.
     """
     difference = statistics.get("inputs", {}).get("path_difference")
-    if difference is None or difference <= limit("input_difference"):
+    if difference is None or difference <= LIMITS["input_difference"].value:
         return ()
     message = f"inputs of training and prediction differ by up to {difference:.3g} standard deviations"
     level: Level = "warn"
@@ -62,7 +63,7 @@ def audit_inputs(statistics: Mapping[str, Any], net: str) -> tuple[RuleFinding, 
         message += f"; F1 {on_patches:.3f} on patches as in training, {statistics['scores']['f1']:.3f} on whole images"
         if statistics["trivial"]["margin"] < limit("trivial_margin"):
             level = "collapsed"
-    return (make_finding("loss_metric_divergence", level, net, difference, "input_difference", message),)
+    return (make_finding("loss_metric_divergence", level, net, difference, "input_difference", message, limits=LIMITS),)
 
 
 def audit_margin(statistics: Mapping[str, Any], net: str) -> tuple[RuleFinding, ...]:
@@ -154,7 +155,7 @@ def _check_holes(shapes: Sequence[Mapping[str, Any]], net: str) -> Iterator[Rule
         parts = [f"{_describe_hole(row)} of {format_size(row['shape'])}" for row in rows]
         message = f"no prediction reaches {'; '.join(parts)}, though most reach the planes beside"
         share = max(row["hole"]["share"] for row in rows)
-        yield make_finding("coverage_hole", "warn", net, share, "coverage_hole", message)
+        yield make_finding("coverage_hole", "warn", net, share, "coverage_hole", message, limits=LIMITS)
 
 
 def _describe_hole(row: Mapping[str, Any]) -> str:
@@ -187,7 +188,7 @@ def _check_equality(
     equality: Mapping[str, Any], outputs: Mapping[str, Any], net: str, auroc: float | None
 ) -> Iterator[RuleFinding]:
     spread = max(equality["mean_spread"], equality["std_spread"])
-    if equality["images"] < FEWEST or is_informative(auroc) or not spread < limit("equal_statistics"):
+    if equality["images"] < FEWEST or is_informative(auroc) or not spread < LIMITS["equal_statistics"].value:
         return
     if auroc is None and not EMPTY_SHARE < outputs["prob_mean"] < 1 - EMPTY_SHARE:
         return
@@ -200,7 +201,7 @@ def _check_equality(
         message += f", training and validation images alike ({', '.join(pairs)})"
     # Images that are all alike, such as pieces of one material, have similar outputs: that alone is a warning.
     level: Level = "collapsed" if outputs["prob_std"] < limit("constant_prob_std") else "warn"
-    yield make_finding("equal_statistics", level, net, spread, "equal_statistics", message)
+    yield make_finding("equal_statistics", level, net, spread, "equal_statistics", message, limits=LIMITS)
 
 
 def _check_empty(tally: Tally, net: str) -> Iterator[RuleFinding]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.reading import Reading, make_reading
+from ssl_seg.diagnose.catalog import conclude
 from ssl_seg.diagnose.causes import Subject, make_diagnosis
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.image_rules import audit_margin, audit_outputs, put_behind, rename_net
@@ -34,7 +35,7 @@ from ssl_seg.monitor.actions import NO_CONTEXT
 from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.signals import RANKED, SignalCollector, Signals
-from ssl_seg.monitor.verdicts import conclude, judge
+from ssl_seg.monitor.verdicts import judge
 from ssl_seg.run.seal import Ledger, find_sealed_masks, open_sealed
 
 NET = "predictions"

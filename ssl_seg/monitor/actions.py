@@ -105,9 +105,11 @@ def read_costs(loss: LossConfig) -> tuple[Cost, ...]:
     return tuple(found)
 
 
-def choose_action(finding: RuleFinding, context: Context) -> str:
-    """Return the first action of the code of a finding whose condition holds."""
-    action = next(a for a in ACTIONS[finding.code] if a.when is None or a.when(context, finding))
+def choose_action(
+    finding: RuleFinding, context: Context, actions: Mapping[str, tuple[Action, ...]] | None = None
+) -> str:
+    """Return the first action of the code of a finding whose condition holds, from ``actions`` or else ACTIONS."""
+    action = next(a for a in (actions or ACTIONS)[finding.code] if a.when is None or a.when(context, finding))
     cost = next(iter(_list_guilty(context, finding)), None)
     return action.text.format(
         low=f"{context.lr / 10:g}",
@@ -174,10 +176,8 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
     ),
     "constant_output": _STATE,
     "uniform_ratio": _STATE,
-    "equal_statistics": _STATE,
     "all_negative": _STATE,
     "all_positive": _STATE,
-    "coverage_hole": (Action("predict with `ssl-seg predict`, whose windows cover every voxel"),),
     "teacher_diverged": (Action("use the student: --which student"),),
     "component_explosion": (_FAST, _RECOVER, _SLOWER),
     "not_above_trivial": (

@@ -1,10 +1,11 @@
 """What can be said of a network: the codes of findings and the limits of the rules, each in one table.
 
-A code is a name for a fault, whoever sees it: a run that is watched, or a diagnosis of whole images.
+A code is a name for a fault, whoever sees it. Those that only a diagnosis of whole images sees are in its own catalog.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ssl_seg.monitor.findings import Level, RuleFinding
@@ -27,10 +28,8 @@ CODES: dict[str, str] = {
     "inverted_output": "background is ranked above foreground",
     "constant_output": "the output hardly varies and does not follow the target",
     "uniform_ratio": "the same share of foreground is predicted in every image or patch, whatever it shows",
-    "equal_statistics": "the outputs of different images have the same mean and standard deviation",
     "all_negative": "nothing is predicted although there is foreground, and no threshold would help",
     "all_positive": "everything is predicted although there is background, and no threshold would help",
-    "coverage_hole": "a part of the images is never predicted",
     "component_explosion": "the loss or one of its components rises instead of falling",
     "teacher_diverged": "the teacher is clearly worse than the student, also than the student of some time ago",
     "shifted_threshold": "the ranking is good, but 0.5 is the wrong place to cut; no collapse",
@@ -133,18 +132,6 @@ LIMITS: dict[str, Limit] = {
         0.90, "share of the images of one shape with the same foreground ratio to 1e-4, of at least 3",
         "reported: 45 of 45 images of 320x320, 5 of 5 of 256x256",
     ),
-    "equal_statistics": Limit(
-        0.01, "spread over images of the mean, and of the standard deviation, of the probability",
-        "reported: means 0.6267 to 0.6272, standard deviations 0.0681 to 0.0690, training and test alike",
-    ),
-    "coverage_hole": Limit(
-        0.0, "share of the voxels that is foreground in no image of a shape",
-        "reported ratios of 95.06 % and 71.19 % are (312/320)^2 and (216/256)^2: a border without predictions",
-    ),
-    "input_difference": Limit(
-        1e-4, "largest difference between what training and prediction feed the network, relative to values above 1",
-        "ours: one normalization in two orders of float32 operations agrees to 1e-6",
-    ),
     "trivial_margin": Limit(0.01, "F1 over the best trivial predictor below which nothing has been learned", "ours"),
     "auroc_gain": Limit(
         0.04, "gain of AUROC since half of the steps with which a student is on its way, in the first 5 epochs",
@@ -201,7 +188,15 @@ def limit(name: str) -> float:
 
 
 def make_finding(
-    code: str, level: Level, net: str, value: float, limit_name: str, message: str, *, scaled: float | None = None
+    code: str,
+    level: Level,
+    net: str,
+    value: float,
+    limit_name: str,
+    message: str,
+    *,
+    scaled: float | None = None,
+    limits: Mapping[str, Limit] = LIMITS,
 ) -> RuleFinding:
     """Return a finding with the source of its limit.
 
@@ -210,9 +205,10 @@ def make_finding(
         level: how bad it is.
         net: ``student``, ``teacher`` or ``training``.
         value: what was seen.
-        limit_name: a key of LIMITS.
+        limit_name: a key of ``limits``.
         message: what was seen, in words and numbers.
         scaled: the limit that the value was compared with, where that depends on the data too.
+        limits: a table of limits.
     """
-    own = LIMITS[limit_name]
+    own = limits[limit_name]
     return RuleFinding(code, level, net, value, own.value if scaled is None else scaled, own.source, message)

@@ -7,10 +7,10 @@ An untrained network is not judged, and within the first epoch a collapse is a w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ssl_seg.monitor.actions import Context, choose_action
+from ssl_seg.monitor.actions import ACTIONS, Action, Context, choose_action
 from ssl_seg.monitor.catalog import CODES, limit
 from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import LEVELS, RuleFinding, Verdict
@@ -34,7 +34,6 @@ ALWAYS = {"non_finite", "zero_loss"}
 """Named during the warm-up too."""
 PATIENCE_EPOCHS = 5
 """Epochs in which a network that has not learned yet is given time."""
-_ORDER = tuple(CODES)
 
 
 def judge(evidence: Evidence, used: str | None = None) -> Verdict:
@@ -57,7 +56,14 @@ def judge(evidence: Evidence, used: str | None = None) -> Verdict:
     return conclude(findings, evidence.context, used)
 
 
-def conclude(findings: Iterable[RuleFinding], context: Context, used: str | None = None) -> Verdict:
+def conclude(
+    findings: Iterable[RuleFinding],
+    context: Context,
+    used: str | None = None,
+    *,
+    codes: Iterable[str] = CODES,
+    actions: Mapping[str, tuple[Action, ...]] = ACTIONS,
+) -> Verdict:
     """Return the verdict that findings make: each code of a network once, and the action for the one that leads.
 
     Args:
@@ -65,15 +71,18 @@ def conclude(findings: Iterable[RuleFinding], context: Context, used: str | None
         context: what the action depends on.
         used: the network that will be used; its findings come before those of the other one, whose collapse is a
             warning. None where both count alike.
+        codes: all there are, in the order in which findings of one level are named.
+        actions: of each code.
     """
+    order = tuple(codes)
     spare = {"student": "teacher", "teacher": "student"}.get(used or "")
     settled = [f.soften() if f.net == spare and f.level == "collapsed" else f for f in findings]
-    ordered = sorted(settled, key=lambda f: (-LEVELS.index(f.level), f.net == spare, _ORDER.index(f.code)))
+    ordered = sorted(settled, key=lambda f: (-LEVELS.index(f.level), f.net == spare, order.index(f.code)))
     worst: dict[tuple[str, str], RuleFinding] = {}
     for finding in ordered:
         worst.setdefault((finding.code, finding.net), finding)
     found = tuple(worst.values())
-    return Verdict(found, choose_action(found[0], context) if found else "")
+    return Verdict(found, choose_action(found[0], context, actions) if found else "")
 
 
 def _judge_networks(evidence: Evidence, training: list[RuleFinding], used: str | None) -> list[RuleFinding]:

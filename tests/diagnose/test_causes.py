@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
+from ssl_seg.diagnose.catalog import LIMITS, conclude
 from ssl_seg.diagnose.causes import RULES, DiagnosisFacts, Subject, Suspect, explain
 from ssl_seg.monitor.actions import NO_CONTEXT, Context, read_costs
-from ssl_seg.monitor.catalog import LIMITS
 from ssl_seg.monitor.findings import Level, RuleFinding, Verdict
-from ssl_seg.monitor.verdicts import conclude
 
 HEALTHY: dict[str, Any] = {
     "looked_at": {"step": 100},
