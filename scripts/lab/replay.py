@@ -67,7 +67,7 @@ class Replay:
 
 def make_signals(**stated: Any) -> Signals:
     """Return signals with the stated figures; the others are unknown."""
-    values: dict[str, Any] = {"voxels": 0, "nonfinite": 0}
+    values: dict[str, Any] = {"voxels": 0, "patches": 0, "nonfinite": 0}
     hints = get_type_hints(Signals)
     for entry in fields(Signals):
         if entry.name not in values:
@@ -245,7 +245,7 @@ SERIES: tuple[Series, ...] = (
             Moment(f"epoch {i + 1}", 100 * (i + 1), {"prob_mean": mean, "prevalence_true": 0.0, "prevalence_pred": 0.0},
                    training={"loss": loss, "steps": 100.0, "prevalence_true": 0.0})
             for i, (loss, mean) in enumerate([(0.42, math.nan), (0.0, 0.000012), (0.0, 0.000012)])
-        ), "none: nothing is to be found, and nothing is predicted; `ssl-seg data audit` refuses such data before",
+        ), "blind_probe: nothing is to be found; `ssl-seg data audit` refuses such data before",
     ),
     Series(
         "003", "healthy: loss 0.45, 0.38, 0.32, 0.28, mean prediction 0.23",

@@ -26,6 +26,9 @@ from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
 
 LABELED_STREAM, UNLABELED_STREAM, PROBE_STREAM, MIX_STREAM, TILE_STREAM, SIZE_STREAM = 1, 2, 3, 4, 5, 6
+POSITIVE_STREAM = 9  # 7 and 8 are noise
+POSITIVE_TILE = 8
+"""One in so many tiles of a probe, at least, holds foreground."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,16 @@ class Probe:
     case_ids: tuple[str, ...] = ()
     """(N); empty where each patch stands for a case of its own."""
 
+    def describe(self) -> dict[str, float]:
+        """Return the numbers of patches and cases, how many patches hold foreground, and its share of the voxels."""
+        foreground, known = self.target > 0, (self.target != IGNORE_INDEX).sum()
+        return {
+            "patches": len(self.target),
+            "cases": len(set(self.case_ids)),
+            "positive": int(foreground.flatten(1).any(1).sum()),
+            "foreground": float(foreground.sum() / known.clamp(min=1)),
+        }
+
 
 def make_loader(
     source: Dataset[Batch], first_step: int, last_step: int, workers: int, pin_memory: bool
@@ -201,23 +214,46 @@ def make_loader(
 def make_probe(
     store: CaseStore, case_ids: Sequence[str], patches: int, patch_size: tuple[int, ...], seed: int
 ) -> Probe:
-    """Return ``patches`` random tiles, walked over the cases in turn; the same for every run of one seed."""
-    images, targets = [], []
+    """Return ``patches`` random tiles, walked over the cases in turn; the same for every run of one seed.
+
+    Where fewer than one in POSITIVE_TILE holds foreground, and there are cases that do, the last ones without are
+    exchanged for tiles with foreground: on a probe without any, no network can be judged.
+    """
     cases = CaseStream(tuple(case_ids), seed, PROBE_STREAM)
-    for index in range(patches if case_ids else 0):
-        case = store.load(cases[index])
-        if case.target is None:
-            raise DataError(f"case '{cases[index]}' is in a probe but has no mask")
-        start, ignored = choose_tile(case.target.shape, patch_size, derive_rng(seed, TILE_STREAM, index))
-        target = crop(case.target, start, patch_size, IGNORE_INDEX).astype(np.int64)
-        for axis, front in enumerate(ignored):
-            np.moveaxis(target, axis, 0)[:front] = IGNORE_INDEX
-        images.append(case.intensity.unit_to_zscore(cut_unit(case, start, patch_size)))
-        targets.append(target)
-    if not images:
+    tiles = [
+        _cut_tile(store, cases[index], patch_size, derive_rng(seed, TILE_STREAM, index))
+        for index in range(patches if case_ids else 0)
+    ]
+    if not tiles:
         return Probe(torch.empty(0, store.channels, *patch_size), torch.empty(0, *patch_size, dtype=torch.int64))
-    ids = tuple(cases[index] for index in range(patches))
+    facts = store.catalog.facts
+    positive = CaseStream(tuple(i for i in case_ids if i in facts and facts[i].foreground), seed, POSITIVE_STREAM)
+    without = [index for index, (_, target, _) in enumerate(tiles) if not (target > 0).any()]
+    missing = -(-patches // POSITIVE_TILE) - (patches - len(without))
+    for position, index in enumerate(without[::-1][: max(missing, 0)] if positive.ids else ()):
+        rng = derive_rng(seed, POSITIVE_STREAM, index)
+        tiles[index] = _cut_tile(store, positive[position], patch_size, rng, with_foreground=True)
+    images, targets, ids = zip(*tiles, strict=True)
     return Probe(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets)), ids)
+
+
+def _cut_tile(
+    store: CaseStore,
+    case_id: str,
+    patch_size: tuple[int, ...],
+    rng: np.random.Generator,
+    *,
+    with_foreground: bool = False,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
+    """Return image and target of a random tile of a case, and the id of the case."""
+    case = store.load(case_id)
+    if case.target is None:
+        raise DataError(f"case '{case_id}' is in a probe but has no mask")
+    start, ignored = choose_tile(case.target.shape, patch_size, rng, case.foreground if with_foreground else ())
+    target = crop(case.target, start, patch_size, IGNORE_INDEX).astype(np.int64)
+    for axis, front in enumerate(ignored):
+        np.moveaxis(target, axis, 0)[:front] = IGNORE_INDEX
+    return case.intensity.unit_to_zscore(cut_unit(case, start, patch_size)), target, case_id
 
 
 def _as_is(batch: Any) -> Any:

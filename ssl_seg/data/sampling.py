@@ -150,33 +150,47 @@ def choose_box(
         Start per axis; negative where the image is smaller than the patch, which is then centered.
     """
     limits = [size - patch for size, patch in zip(shape, patch_size, strict=True)]
-    if foreground:
-        of_class = foreground[int(rng.integers(len(foreground)))]
-        center = of_class[rng.integers(len(of_class))]
-    else:
-        center = rng.integers(np.asarray(shape))
+    center = _choose_foreground(foreground, rng) if foreground else rng.integers(np.asarray(shape))
     wanted = [int(c) - patch // 2 for c, patch in zip(center, patch_size, strict=True)]
     return tuple(min(max(w, 0), limit) if limit >= 0 else limit // 2 for w, limit in zip(wanted, limits, strict=True))
 
 
 def choose_tile(
-    shape: Sequence[int], patch_size: Sequence[int], rng: np.random.Generator
+    shape: Sequence[int],
+    patch_size: Sequence[int],
+    rng: np.random.Generator,
+    foreground: Sequence[NDArray[np.integer]] = (),
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return a random tile of the grid that covers ``shape``: its start, and what other tiles hold of it.
 
     The last tile of an axis is moved inside the image; the voxels that it shares with the one before are to be ignored.
     So every voxel is equally likely to be looked at, and the share of foreground is that of whole images.
 
+    Args:
+        shape: (*S) of the image.
+        patch_size: (*P).
+        rng: source of the draw.
+        foreground: as for ``choose_box``: the tile holds a voxel of one of the classes. Any tile when empty.
+
     Returns:
         Start per axis (negative where the image is smaller), and the voxels to ignore at the front of each axis.
     """
     starts, ignored = [], []
-    for size, patch in zip(shape, patch_size, strict=True):
-        wanted = int(rng.integers(-(-size // patch))) * patch
+    voxel = _choose_foreground(foreground, rng) if foreground else None
+    for axis, (size, patch) in enumerate(zip(shape, patch_size, strict=True)):
+        tile = int(rng.integers(-(-size // patch))) if voxel is None else int(voxel[axis]) // patch
+        wanted = tile * patch
         start = min(wanted, size - patch) if size >= patch else (size - patch) // 2
         starts.append(start)
         ignored.append(max(wanted - start, 0) if size >= patch else 0)
     return tuple(starts), tuple(ignored)
+
+
+def _choose_foreground(foreground: Sequence[NDArray[np.integer]], rng: np.random.Generator) -> NDArray[np.integer]:
+    """Return the coordinates of a foreground voxel, each class equally likely."""
+    of_class = foreground[int(rng.integers(len(foreground)))]
+    voxel: NDArray[np.integer] = of_class[rng.integers(len(of_class))]
+    return voxel
 
 
 def locate_box(

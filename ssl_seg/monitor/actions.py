@@ -169,6 +169,11 @@ _LONGER = Action("train longer: --steps {steps}")
 ACTIONS: Mapping[str, tuple[Action, ...]] = {
     "non_finite": (_FAST, _RECOVER, _SLOWER),
     "zero_loss": (Action("count the foreground of the labeled masks: `ssl-seg data audit DATA`"),),
+    "blind_probe": (
+        Action(
+            "put cases with foreground and background into validation: `ssl-seg split make`; until then use last.pt"
+        ),
+    ),
     "mode_gap": (Action("train again with network.norm=instance"),),
     "loss_metric_divergence": (Action("let `ssl-seg diagnose` compare what training and prediction feed the network"),),
     "inverted_output": (

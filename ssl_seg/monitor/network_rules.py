@@ -81,13 +81,14 @@ def find_all_positive(signals: Signals, net: str) -> RuleFinding | None:
 
 def find_uniform_ratio(signals: Signals, net: str) -> RuleFinding | None:
     """The same share of foreground in every patch where the true one varies, and no other collapse is named."""
-    if not _can_fail(signals) or signals.ratio_std_true < limit("patch_ratio_std_true"):
+    has_patches = signals.patches >= limit("uniform_patches")
+    if not _can_fail(signals) or not has_patches or signals.ratio_std_true < limit("patch_ratio_std_true"):
         return None
     others = (find_constant_output, find_all_negative, find_all_positive)
     if not signals.ratio_std < limit("patch_ratio_std") or any(rule(signals, net) for rule in others):
         return None
     message = (
-        f"{signals.prevalence_pred:.2%}+-{signals.ratio_std:.2%} foreground in every patch, "
+        f"{signals.prevalence_pred:.2%}+-{signals.ratio_std:.2%} foreground in each of {signals.patches} patches, "
         f"true are {signals.prevalence_true:.1%}+-{signals.ratio_std_true:.1%}"
     )
     return make_finding("uniform_ratio", "collapsed", net, signals.ratio_std, "patch_ratio_std", message)

@@ -49,6 +49,8 @@ class Signals:
     """One network on one probe set. Figures that need both classes are None when the target has only one."""
 
     voxels: int
+    patches: int
+    """Patches with a voxel that is not ignored."""
     nonfinite: int
     logit_mean: float
     logit_std: float
@@ -97,7 +99,7 @@ class Signals:
     def to_record(self, prefix: str) -> dict[str, Any]:
         """Return ``{prefix + name: value}`` for metrics.jsonl."""
         values = asdict(self)
-        for shared in ("prevalence_true", "ratio_std_true", "trivial_f1", "trivial_f1_macro", "voxels"):
+        for shared in ("prevalence_true", "ratio_std_true", "trivial_f1", "trivial_f1_macro", "voxels", "patches"):
             values.pop(shared)
         quantiles = values.pop("logit_quantiles")
         values["prob_histogram"] = list(self.prob_histogram)
@@ -180,6 +182,7 @@ class SignalCollector:
         prevalence = true / max(finite + nonfinite, 1)
         return Signals(
             voxels=finite + nonfinite,
+            patches=int(seen.sum()),
             nonfinite=nonfinite,
             logit_mean=logit_sum / count if finite else math.nan,
             logit_std=_std(logit_sum, logit_square, count) if finite else math.nan,

@@ -39,6 +39,16 @@ def find_non_finite_training(evidence: Evidence) -> RuleFinding | None:
     return make_finding("non_finite", "collapsed", "training", _steps(evidence), "non_finite", message)
 
 
+def find_blind_probe(evidence: Evidence) -> RuleFinding | None:
+    """The validation probe holds one class only, so that no figure says whether the networks learn."""
+    true = evidence.val["student"].prevalence_true
+    if not min(true, 1 - true) <= limit("blind_probe"):
+        return None
+    missing = "background" if true else "foreground"
+    message = f"the validation patches hold no {missing}: F1, AUROC and the choice of best.pt say nothing"
+    return make_finding("blind_probe", "warn", "training", true, "blind_probe", message)
+
+
 def find_zero_loss(evidence: Evidence) -> RuleFinding | None:
     """The training loss is next to 0, or nothing is there to be learned from, although there is something to find."""
     student, training = evidence.val["student"], evidence.training
@@ -276,6 +286,7 @@ def find_pseudo_label_drift(evidence: Evidence) -> RuleFinding | None:
 
 TRAINING_RULES: tuple[TrainingRule, ...] = (
     find_non_finite_training,
+    find_blind_probe,
     find_zero_loss,
     find_mode_gap,
     find_loss_metric_divergence,

@@ -30,7 +30,7 @@ TRIVIAL_MARGIN = limit("trivial_margin")
 
 EXPLAINS = {"mode_gap": "student", "teacher_diverged": "teacher"}
 """Code -> the network whose collapse or shift it explains, and is named in place of."""
-ALWAYS = {"non_finite", "zero_loss"}
+ALWAYS = {"non_finite", "zero_loss", "blind_probe"}
 """Named during the warm-up too."""
 PATIENCE_EPOCHS = 5
 """Epochs in which a network that has not learned yet is given time."""
@@ -39,8 +39,9 @@ PATIENCE_EPOCHS = 5
 def judge(evidence: Evidence, used: str | None = None) -> Verdict:
     """Return the verdict on a look: findings, worst first, then in the order of CODES, and the action for the first.
 
-    During the warm-up only NaN and a loss of 0 are named. Until the end of the first epoch a collapse is a warning
-    (but not NaN), and warnings are left out. At the end of a run, and on a checkpoint, nothing is left out.
+    During the warm-up only NaN, a loss of 0 and a probe of one class are named. Until the end of the first epoch a
+    collapse is a warning (but not NaN), and other warnings are left out. At the end of a run, and on a checkpoint,
+    nothing is left out.
 
     Args:
         evidence: what is known.
@@ -50,7 +51,8 @@ def judge(evidence: Evidence, used: str | None = None) -> Verdict:
     findings = [*_judge_networks(evidence, training, used), *training]
     if not evidence.is_final:
         if evidence.phase != "trained":
-            findings = [f if f.code == "non_finite" else f.soften() for f in findings if f.level == "collapsed"]
+            named = [f for f in findings if f.level == "collapsed" or f.code == "blind_probe"]
+            findings = [f if f.code == "non_finite" else f.soften() for f in named]
         if evidence.phase == "untrained":
             findings = [f for f in findings if f.code in ALWAYS]
     return conclude(findings, evidence.context, used)

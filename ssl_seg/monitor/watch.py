@@ -97,6 +97,7 @@ class Observation:
                 record |= values.to_record(f"{part}/{net}/")
             if signals:
                 shared = signals["student"]
+                record[f"{part}/patches"] = shared.patches
                 record[f"{part}/prevalence_true"] = shared.prevalence_true
                 record[f"{part}/trivial_f1"] = shared.trivial_f1
                 record[f"{part}/ratio_std_true"] = shared.ratio_std_true

@@ -250,12 +250,25 @@ def _announce(prepared: BegunRun, ready: _Ready, first: int, console: Console) -
     config, run, pace = prepared.config, prepared.run, ready.pace
     runtime = config.runtime
     run.append_event("runtime", precision=runtime.precision, memory_format=runtime.memory_format, notes=ready.notes)
+    if not prepared.resumed:
+        _announce_probe(run, ready.feed.val, console)
     if pace is None:
         return None
     seconds = estimate_seconds(pace, config, config.length.steps, first)
     run.append_event("estimate", seconds=seconds, steps=config.length.steps - first, **asdict(pace))
     console.note(f"time: about {describe_seconds(seconds)} on this machine: {describe_pace(pace)}")
     return seconds
+
+
+def _announce_probe(run: RunDir, probe: Probe, console: Console) -> None:
+    """Record what the networks will be looked at on."""
+    facts = probe.describe()
+    run.append_event("probe", **facts)
+    doubt = "" if 0 < facts["foreground"] < 1 else "WARNING, nothing can be judged on it: "
+    console.note(
+        f"probe: {doubt}{facts['patches']} patches of {facts['cases']} validation cases, {facts['positive']} of them "
+        f"with foreground, {facts['foreground']:.1%} of all voxels"
+    )
 
 
 def settle_runtime(fabric: Fabric, config: Config, network: nn.Module, console: Console) -> tuple[Config, list[str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from ssl_seg.config import AugmentConfig
@@ -353,6 +354,35 @@ def test_probe_is_fixed_covers_cases_in_turn_and_may_be_empty(source: PatchSourc
     assert probe.image.shape == (6, 1, 32, 32)
     assert not torch.equal(probe.image, make_probe(source.store, source.labeled, 6, (32, 32), seed=2).image)
     assert len(make_probe(source.store, (), 6, (32, 32), seed=1).image) == 0
+
+
+def test_a_probe_holds_foreground_where_a_case_does(tmp_path: Path) -> None:
+    """One case of eight has a single voxel of foreground: hardly any random tile shows it."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for k in range(8):
+        mask = np.zeros((70, 70), np.uint8)
+        mask[65, 3] = 255 * (k == 5)
+        tifffile.imwrite(tmp_path / "images" / f"{k}.tif", np.full((70, 70), 10 * k + np.arange(70), np.uint8))
+        tifffile.imwrite(tmp_path / "masks" / f"{k}.tif", mask)
+    store = CaseStore(open_catalog(str(tmp_path)), channels=1)
+    ids = tuple(c.id for c in store.catalog.labeled)
+    for patches, wanted in ((1, 1), (7, 1), (8, 1), (9, 2), (32, 4)):
+        probe = make_probe(store, ids, patches, (32, 32), seed=0)
+        positive = [i for i in range(patches) if (probe.target[i] == 1).any()]
+        assert len(positive) >= wanted
+        assert {probe.case_ids[i] for i in positive} == {"5"}
+        drawn = make_probe(store, [i for i in ids if i != "5"], patches, (32, 32), seed=0)
+        assert len(drawn.image) == patches, "a negative control: nothing to be found, nothing exchanged"
+        assert not (drawn.target == 1).any()
+    spread = np.stack([np.asarray(probe.image[i]) for i in positive])
+    assert (spread == spread[:1]).all(), "of the only tile that holds the voxel"
+
+
+def test_a_probe_with_foreground_enough_is_as_drawn(source: PatchSource) -> None:
+    """The tiles of a probe do not depend on how many there are, unless some are exchanged."""
+    many = make_probe(source.store, source.labeled, 16, (32, 32), seed=1)
+    assert torch.equal(make_probe(source.store, source.labeled, 6, (32, 32), seed=1).image, many.image[:6])
 
 
 def test_a_mask_is_never_read_for_a_case_without_one(catalog: Catalog) -> None:

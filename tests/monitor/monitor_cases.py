@@ -14,7 +14,7 @@ from ssl_seg.monitor.findings import RuleFinding
 from ssl_seg.monitor.signals import Signals
 
 HEALTHY = Signals(
-    voxels=10_000, nonfinite=0, logit_mean=-0.5, logit_std=2.5, logit_quantiles=(0.0,) * 7,
+    voxels=10_000, patches=32, nonfinite=0, logit_mean=-0.5, logit_std=2.5, logit_quantiles=(0.0,) * 7,
     prob_mean=0.32, prob_std=0.3, prob_max=0.99, prob_histogram=(0.05,) * 20, share_below_01=0.4,
     prevalence_pred=0.31, prevalence_true=0.30, ratio_std=0.1, ratio_std_true=0.1,
     f1=0.7, f1_macro=0.7, f1_best=0.72, threshold_best=0.45, logit_best=-0.2, auroc=0.92, auroc_low=0.0, auroc_high=0.0,

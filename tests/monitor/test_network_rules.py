@@ -86,6 +86,7 @@ def test_table(signals: Signals, codes: tuple[str, ...]) -> None:
         ("all_positive", ALL_POSITIVE, "logit_std", 1e-3, 1e-3 - JUST),
         ("all_positive", ALL_POSITIVE, "prevalence_true", 0.3, 1.0),
         ("uniform_ratio", NOISE, "ratio_std", 0.002 - JUST, 0.002),
+        ("uniform_ratio", UNIFORM, "patches", 8, 7),
         ("uniform_ratio", UNIFORM, "ratio_std_true", 0.02, 0.02 - JUST),
         ("uniform_ratio", UNIFORM, "auroc", 0.6 - JUST, 0.6),
         ("uniform_ratio", UNIFORM, "prob_std", 0.3, 0.01),

@@ -21,6 +21,7 @@ from monitor_cases import (
 from ssl_seg.monitor.findings import RuleFinding
 from ssl_seg.monitor.training_rules import (
     TRAINING_RULES,
+    find_blind_probe,
     find_component_explosion,
     find_loss_metric_divergence,
     find_mode_gap,
@@ -61,6 +62,15 @@ class TestNonFinite:
         assert finding is not None
         assert finding.net == "student"
         assert find_non_finite_training(make_evidence(broken, train=broken)) is None
+
+
+@pytest.mark.parametrize(
+    ("true", "missing"), [(0.0, "foreground"), (1.0, "background"), (1e-9, None), (1 - 1e-9, None), (NAN, None)]
+)
+def test_a_probe_of_one_class_judges_nothing(true: float, missing: str | None) -> None:
+    finding = find_blind_probe(make_evidence(replace(HEALTHY, prevalence_true=true)))
+    assert level(finding) == ("warn" if missing else "-")
+    assert finding is None or f"hold no {missing}" in finding.message
 
 
 class TestZeroLoss:

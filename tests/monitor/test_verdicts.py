@@ -45,7 +45,6 @@ CASES = (HEALTHY, CONSTANT, DEAD, ALL_NEGATIVE, ALL_POSITIVE, INVERTED, SHIFTED,
         (UNIFORM, "collapsed", ("uniform_ratio",)),
         (SHIFTED, "warn", ("shifted_threshold",)),
         (UNLEARNED, "warn", ("not_above_trivial",)),
-        (EMPTY, "ok", ()),
         (replace(HEALTHY, nonfinite=3), "collapsed", ("non_finite",)),
     ],
 )
@@ -53,6 +52,11 @@ def test_both_networks_alike(student: Signals, level: str, codes: tuple[str, ...
     verdict = judge(make_evidence(student, student))
     assert (verdict.level, verdict.codes) == (level, codes)
     assert {f.net for f in verdict.findings} == ({"student", "teacher"} if codes else set())
+
+
+def test_on_an_empty_target_nothing_is_said_but_that_nothing_can_be_judged() -> None:
+    verdict = judge(make_evidence(EMPTY, EMPTY))
+    assert [(f.code, f.net, f.level) for f in verdict.findings] == [("blind_probe", "training", "warn")]
 
 
 @pytest.mark.parametrize("teacher", CASES)
@@ -94,10 +98,11 @@ def test_a_mode_gap_replaces_the_collapse_that_it_explains() -> None:
         ({"training": {"loss": float("nan")}}, "collapsed", "collapsed", "collapsed"),
         ({"student": UNLEARNED, "training": {"loss": 0.0}}, "warn", "warn", "collapsed"),
         ({"training": {"loss": 0.0}}, "ok", "ok", "warn"),
+        ({"student": EMPTY, "teacher": EMPTY}, "warn", "warn", "warn"),
     ],
 )
 def test_phases(evidence: dict[str, Any], untrained: str, early: str, trained: str) -> None:
-    """During the warm-up only NaN and a loss of 0 count; in the first epoch a collapse is a warning."""
+    """During the warm-up only NaN, a loss of 0 and a blind probe count; in the first epoch a collapse is a warning."""
     levels = [judge(make_evidence(**evidence, phase=phase)).level for phase in ("untrained", "early", "trained")]
     assert levels == [untrained, early, trained]
 
