@@ -109,6 +109,19 @@ def parse_label_amount(text: str) -> float:
     return _check_labels(number("--labels", POSITIVE, "0.10")(text), text)
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds of ``--seeds 0,1,2``.
+
+    Raises:
+        ConfigError: for what is no whole number.
+    """
+    from ssl_seg.errors import ConfigError
+
+    if strangers := [word for word in split_words([text]) if not (word.isascii() and word.isdigit())]:
+        raise ConfigError(f"--seeds {text}: '{strangers[0]}' is no whole number from 0 on, as in --seeds 0,1,2")
+    return [int(word) for word in split_words([text])]
+
+
 def _check_labels(value: float, text: str) -> float:
     from ssl_seg.config.data import check_label_amount
     from ssl_seg.errors import ConfigError

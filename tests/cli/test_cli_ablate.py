@@ -39,6 +39,14 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(cli: Cli, spec: Path, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_seeds_are_an_axis(cli: Cli, spec: Path) -> None:
+    code, out, _ = cli("ablate", spec, "--dry-run", "--seeds", "3,5")
+    assert code == 0
+    assert [out.count(f"seed {seed} ") for seed in (3, 5, 0)] == [4, 4, 0]
+    assert_refused(cli("ablate", spec, "--dry-run", "--seeds", "0,x"), "'x' is no whole number")
+    assert_refused(cli("ablate", spec, "--dry-run", "--labels", "2", "--seeds", "0", "8"), "8 could belong to")
+
+
 def test_the_directory_is_named_after_file_and_data(
     cli: Cli,
     spec: Path,

@@ -26,19 +26,24 @@ SOURCE = {
     "seed_v7": ((0.75, 0.15, 0.1, 0.0, 0.0), 0.4, 8, 5e-4, None),
     "seed_v8": ((1.0, 0.0, 0.0, 0.0, 0.0), None, 8, 5e-4, None),
     "seed_v9": ((1.0, 0.0, 0.0, 0.0, 0.0), None, 8, 5e-4, 80),
+    "seed_original": ((0.2, 0.4, 0.3, 0.05, 0.05), 0.95, 2, 1e-3, 30),
+    "seed_optimized": ((0.5, 0.3, 0.1, 0.05, 0.0), 0.4, 8, 2e-4, 40),
+    "seed_escape": ((0.7, 0.2, 0.05, 0.05, 0.0), 0.4, 8, 2e-4, 40),
+    "seed_conservative": ((0.75, 0.15, 0.1, 0.0, 0.0), 0.4, 12, 2.45e-4, 40),
+    "seed_combo": ((0.75, 0.15, 0.0, 0.0, 0.0), 0.4, 12, 5e-4, 40),
 }
 COMPONENTS = ("dice", "focal", "variance", "boundary", "cldice")
 
 
-def load_script() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "compare_recipes.py"
-    spec = importlib.util.spec_from_file_location("compare_recipes", path)
+def load_script(name: str = "compare_recipes") -> ModuleType:
+    path = Path(__file__).parents[2] / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     import sys
 
-    sys.modules["compare_recipes"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -66,6 +71,25 @@ def test_the_progressive_phases_are_the_sources() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "at_the_fifth"), [("seed_optimized", 2.2), ("seed_escape", 4.9), ("seed_conservative", 1.6)]
+)
+def test_the_plateau_responses_are_the_sources(name: str, at_the_fifth: float) -> None:
+    """The source says 5.05 where its formula gives 4.9."""
+    response = merge_layers(read_layers(f"recipes/{name}"))[0]["policies"]["plateau_response"]
+    assert response.get("base", 1.0) + 4 * response["gain"] == pytest.approx(at_the_fifth)
+
+
+def test_the_conservative_recipe_lasts_500_epochs_and_the_original_weighs_background_12_times() -> None:
+    assert compute_epochs("seed_conservative") == compute_epochs("seed_combo") == 500
+    assert merge_layers(read_layers("recipes/seed_original"))[0]["loss"]["fp_cost"] == 12
+
+
+def compute_epochs(name: str) -> float:
+    length = merge_layers(read_layers(f"recipes/{name}"))[0]["length"]
+    return length["steps"] / length["steps_per_epoch"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains(name: str, particles_dir: Path, tmp_path: Path) -> None:
@@ -91,3 +115,11 @@ def test_the_interval_over_seeds_is_students() -> None:
     mean, half = load_script().compute_interval([0.7, 0.8, 0.9])
     assert mean == pytest.approx(0.8)
     assert half == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)
+
+
+def test_lists_of_the_ablation_script_become_one_word_each() -> None:
+    script = load_script("ablate_label_fractions")
+    assert script.make_command(["DIR", "--labels", "2", "8", "--seeds", "0", "1", "--steps", "4"]) == [
+        "ablate", "label_fractions", "--data", "DIR", "--labels", "2,8", "--seeds", "0,1", "--steps", "4",
+    ]  # fmt: skip
+    assert script.make_command(["DIR", "--dry-run"]) == ["ablate", "label_fractions", "--data", "DIR", "--dry-run"]
