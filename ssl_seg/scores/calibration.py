@@ -1,0 +1,336 @@
+"""Calibration of probabilities and the choice of a threshold, on cases that were not trained on. Numbers in and out.
+
+Shapes: C cases, K classes, F foreground classes, N voxels, B bins of the log-odds of foreground, *S spatial.
+
+``softmax(log p / temperature + bias)`` is temperature scaling (Guo et al. 2017) with a bias for each class, fitted by
+maximum likelihood; with two classes this is Platt scaling. A threshold is chosen apart from it, since the cut that is
+best for a score is not that of the likelier class.
+
+Voxels of one case are not independent: what a choice gains is measured on cases that were left out of it, and its
+interval is over cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.scores.intervals import Estimate, draw_resamples, estimate_difference
+from ssl_seg.scores.metrics import compute_dice, count_overlap
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+BINS_PER_UNIT, LIMIT = 128, 6
+"""Bins of asinh(log-odds): 1/128 wide near 0, which is 0.002 of a probability, up to log-odds of 200."""
+BINS = 2 * LIMIT * BINS_PER_UNIT
+HALF = BINS // 2
+"""Edge of the bins at a probability of 0.5. Bin b lies above edge b and reaches to edge b + 1, which it includes."""
+EDGES: Floats = np.sinh(np.arange(BINS + 1) / BINS_PER_UNIT - LIMIT)
+"""(B + 1) log-odds."""
+_CENTERS: Floats = np.sinh((np.arange(BINS) + 0.5) / BINS_PER_UNIT - LIMIT)
+RELIABILITY_BINS = 15
+"""Of the expected calibration error, as Guo et al. have it."""
+GROUPS = 20
+"""At most so many times a part of the cases is left out."""
+THRESHOLD_RESAMPLES = 500
+LEAST_SLOPE, LARGEST_SLOPE, LARGEST_BIAS = 0.05, 20.0, 20.0
+"""Of the fit: masks that the network separates without an error would have a temperature of 0."""
+_TINY = np.finfo(np.float32).tiny
+
+Target = Literal["f1", "prevalence", "precision", "recall"]
+
+
+@dataclass(frozen=True)
+class ThresholdRule:
+    """What a threshold is chosen for: the highest F1, as much foreground as there is, or a precision or recall of at
+    least ``least`` with as much of the other as possible. All are pooled over cases."""
+
+    target: Target = "f1"
+    least: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.target}={self.least:g}" if self.target in ("precision", "recall") else self.target
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """``softmax(log p / temperature + biases)``; the bias of background is 0."""
+
+    temperature: float
+    biases: tuple[float, ...]
+    """(K)."""
+
+    def apply(self, probs: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return the calibrated probabilities (K,*S); voxels that are not finite stay so."""
+        scores = take_logs(probs) / np.float32(self.temperature)
+        scores += np.asarray(self.biases, np.float32).reshape(-1, *(1,) * (probs.ndim - 1))
+        calibrated: NDArray[np.float32] = special.softmax(scores, axis=0)
+        return calibrated
+
+    def apply_to_odds(self, log_odds: Floats) -> Floats:
+        """Return the calibrated log-odds of foreground, of two classes."""
+        return log_odds / self.temperature + self.biases[1]
+
+
+UNCHANGED = Scaling(1.0, (0.0, 0.0))
+
+
+@dataclass(frozen=True)
+class ThresholdChoice:
+    """A cut of the foreground probability as the network gives it, and what it brings."""
+
+    threshold: float
+    low: float
+    high: float
+    """95 % of the resamples of the cases choose a threshold between these."""
+    f1_at_half: float
+    f1: float
+    """At the threshold, on the cases that it was chosen on: optimistic."""
+    best_f1: float
+    """The highest of any threshold on these cases: optimistic."""
+    gain: Estimate
+    """Of F1 over that at 0.5, on cases that were left out of the choice."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the gain is beyond chance."""
+        return self.gain.low is not None and self.gain.low > 0
+
+
+def take_logs(probs: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return log-probabilities that are finite where the probabilities are."""
+    logs: NDArray[np.float32] = np.log(np.maximum(probs.astype(np.float32, copy=False), _TINY))
+    return logs
+
+
+def bin_log_odds(probs: NDArray[np.floating], target: NDArray[np.integer]) -> Counts:
+    """Count the voxels of a case by the log-odds of foreground; those that are ignored or not finite are left out.
+
+    Args:
+        probs: (2,*S) probabilities of background and foreground.
+        target: (*S) of 0, 1 and ``IGNORE_INDEX``.
+
+    Returns:
+        (2, B): row 0 of background, row 1 of foreground.
+    """
+    logs = take_logs(probs).astype(np.float64)
+    odds = logs[1] - logs[0]
+    used = np.isfinite(odds) & (target != IGNORE_INDEX)
+    places = np.ceil((np.arcsinh(odds[used]) + LIMIT) * BINS_PER_UNIT).astype(np.int64) - 1
+    flat = np.clip(places, 0, BINS - 1) + BINS * (target[used] > 0)
+    counts: Counts = np.bincount(flat, minlength=2 * BINS).reshape(2, BINS)
+    return counts
+
+
+def count_at_cuts(histograms: Counts) -> Counts:
+    """Return the (..., B + 1, 4) voxels tp, fp, fn, tn where what lies above an edge is called foreground.
+
+    Args:
+        histograms: (..., 2, B), see ``bin_log_odds``.
+    """
+    above = np.cumsum(histograms[..., ::-1], axis=-1)[..., ::-1]
+    above = np.concatenate([above, np.zeros_like(above[..., :1])], axis=-1)
+    fp, tp = above[..., 0, :], above[..., 1, :]
+    return np.stack([tp, fp, tp[..., :1] - tp, fp[..., :1] - fp], axis=-1)
+
+
+def choose_cut(counts: Counts, rule: ThresholdRule) -> int:
+    """Return the index of the edge that a rule chooses; of equally good ones that next to a probability of 0.5.
+
+    Args:
+        counts: (B + 1, 4) of all cases together.
+        rule: what the cut is for.
+
+    Raises:
+        ValueError: for a precision or recall that no cut reaches; says what the best one has.
+    """
+    tp, fp, fn, _ = counts.T.astype(np.float64)
+    found, true = tp + fp, tp + fn
+    if rule.target == "f1":
+        value = compute_dice(counts)
+    elif rule.target == "prevalence":
+        value = -np.abs(found - true)
+    else:
+        precision = np.divide(tp, found, out=np.zeros_like(tp), where=found > 0)
+        recall = np.divide(tp, true, out=np.zeros_like(tp), where=true > 0)
+        bound, other = (precision, recall) if rule.target == "precision" else (recall, precision)
+        if bound.max() < rule.least:
+            raise ValueError(f"no threshold has a {rule.target} of {rule.least:g}: the best one has {bound.max():.3f}")
+        value = np.where(bound >= rule.least, other, -1.0)
+    best = np.flatnonzero(value == value.max())
+    return int(best[np.abs(best - HALF).argmin()])
+
+
+def choose_threshold(histograms: Counts, rule: ThresholdRule) -> ThresholdChoice:
+    """Choose a threshold on cases, and measure on left-out cases what it gains.
+
+    Args:
+        histograms: (C, 2, B), see ``bin_log_odds``; C at least 1.
+        rule: what the threshold is for.
+
+    Raises:
+        ValueError: see ``choose_cut``.
+    """
+    counts = count_at_cuts(histograms)
+    pooled = counts.sum(axis=0)
+    chosen = choose_cut(pooled, rule)
+    left_out = np.empty((len(counts), 4), np.int64)
+    for group in _split_cases(len(counts)):
+        left_out[group] = counts[group, choose_cut(pooled - counts[group].sum(axis=0), rule)]
+    gain = estimate_difference(left_out[None, :, None], counts[None, :, HALF, None], "f1", draw_resamples(len(counts)))
+    low, high = _resample_threshold(counts, rule)
+    f1 = compute_dice(pooled)
+    return ThresholdChoice(
+        threshold=to_probability(EDGES[chosen]),
+        low=low,
+        high=high,
+        f1_at_half=float(f1[HALF]),
+        f1=float(f1[chosen]),
+        best_f1=float(f1.max()),
+        gain=gain,
+    )
+
+
+def to_probability(log_odds: float) -> float:
+    """Return the probability of log-odds."""
+    return float(special.expit(log_odds))
+
+
+def fit_scaling(
+    logs: NDArray[np.floating], target: NDArray[np.integer], weights: NDArray[Any] | None = None, *, biased: bool = True
+) -> Scaling:
+    """Fit temperature and biases by maximum likelihood: a convex problem with one minimum.
+
+    Args:
+        logs: (N, K) log-probabilities.
+        target: (N) classes.
+        weights: (N) how often each voxel counts; once by default.
+        biased: fit the biases too; else they are 0.
+    """
+    scores = logs.astype(np.float64)
+    own = np.ones(len(scores)) if weights is None else weights.astype(np.float64)
+    own = own / own.sum()
+    classes = scores.shape[1]
+    picked = np.zeros(scores.shape)
+    picked[np.arange(len(scores)), target] = 1.0
+
+    def cost(parameters: Floats) -> tuple[float, Floats]:
+        logits = parameters[0] * scores + np.concatenate([[0.0], parameters[1:]])
+        errors = own[:, None] * (special.softmax(logits, axis=1) - picked)
+        value = float(own @ (special.logsumexp(logits, axis=1) - (logits * picked).sum(axis=1)))
+        return value, np.concatenate([[float((errors * scores).sum())], errors.sum(axis=0)[1:]])
+
+    bias = LARGEST_BIAS if biased else 0.0
+    found = optimize.minimize(
+        cost,
+        np.concatenate([[1.0], np.zeros(classes - 1)]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(LEAST_SLOPE, LARGEST_SLOPE), *[(-bias, bias)] * (classes - 1)],
+    ).x
+    return Scaling(float(1.0 / found[0]), (0.0, *map(float, found[1:])))
+
+
+def fit_scaling_to_odds(histograms: Counts) -> Scaling:
+    """Fit temperature and bias of two classes to (..., 2, B) counts, see ``bin_log_odds``."""
+    pooled = histograms.reshape(-1, 2, BINS).sum(axis=0)
+    logs = np.concatenate([np.stack([np.zeros(BINS), _CENTERS], axis=1)] * 2)
+    return fit_scaling(logs, np.repeat([0, 1], BINS), pooled.ravel())
+
+
+def calibrate_classes(
+    logs: Sequence[NDArray[np.floating]], targets: Sequence[NDArray[np.integer]]
+) -> tuple[Scaling, Estimate]:
+    """Fit temperature and biases of three or more classes; without biases where these do not pay.
+
+    Args:
+        logs: (n, K) log-probabilities of the same share of the voxels of each case.
+        targets: (n) their classes.
+
+    Returns:
+        The scaling, and what its biases gain in F1 (mean of classes) of the likeliest class, on left-out cases.
+    """
+    counts = np.empty((2, len(logs), logs[0].shape[1] - 1, 4), np.int64)
+    for group in _split_cases(len(logs)):
+        others = sorted(set(range(len(logs))) - set(group.tolist())) or group.tolist()
+        fitted = fit_scaling(np.concatenate([logs[i] for i in others]), np.concatenate([targets[i] for i in others]))
+        for case in group:
+            for row, scaled in enumerate((logs[case], fitted.apply(np.exp(logs[case]).T).T)):
+                counts[row, case] = _count_classes(scaled.argmax(axis=1), targets[case], logs[case].shape[1])
+    gain = estimate_difference(counts[1:], counts[:1], "f1", draw_resamples(len(logs)))
+    pays = gain.low is not None and gain.low > 0
+    return fit_scaling(np.concatenate(logs), np.concatenate(targets), biased=pays), gain
+
+
+def _count_classes(pred: NDArray[np.integer], target: NDArray[np.integer], classes: int) -> Counts:
+    """Return the (F, 4) counts of each foreground class."""
+    overlaps = [count_overlap(pred, target, label) for label in range(1, classes)]
+    return np.array([[o.tp, o.fp, o.fn, o.tn] for o in overlaps], np.int64)
+
+
+def compute_reliability(histograms: Counts, scalings: Sequence[Scaling]) -> Floats:
+    """Return the reliability diagram of the foreground probability, and what its error is made of.
+
+    Args:
+        histograms: (C, 2, B), see ``bin_log_odds``.
+        scalings: the one of each case.
+
+    Returns:
+        (RELIABILITY_BINS, 3): share of the voxels, mean probability and share of foreground of each bin; the last two
+        are NaN in an empty one.
+    """
+    sums = np.zeros((3, RELIABILITY_BINS))
+    for counts, scaling in zip(histograms, scalings, strict=True):
+        probability = special.expit(scaling.apply_to_odds(_CENTERS))
+        place = np.minimum((probability * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
+        every = counts.sum(axis=0)
+        for row, values in enumerate((every, every * probability, counts[1])):
+            sums[row] += np.bincount(place, values, RELIABILITY_BINS)
+    number, probability, foreground = sums
+    means = np.divide([probability, foreground], number, out=np.full((2, RELIABILITY_BINS), np.nan), where=number > 0)
+    return np.stack([number / max(number.sum(), 1), *means], axis=1)
+
+
+def compute_ece(reliability: Floats) -> float:
+    """Return the expected calibration error of a reliability diagram: the mean distance of probability and truth."""
+    share, probability, foreground = reliability.T
+    return float(np.nansum(share * np.abs(probability - foreground)))
+
+
+def fit_without_own(histograms: Counts) -> list[Scaling]:
+    """Return for each case the scaling that is fitted to the other cases; with one case, it leaves all as it is."""
+    scalings = [UNCHANGED] * len(histograms)
+    if len(histograms) > 1:
+        total = histograms.sum(axis=0)
+        for group in _split_cases(len(histograms)):
+            own = fit_scaling_to_odds(total - histograms[group].sum(axis=0))
+            for case in group:
+                scalings[case] = own
+    return scalings
+
+
+def _split_cases(cases: int) -> list[Counts]:
+    """Return groups of cases, to be left out one after another."""
+    return list(np.array_split(np.arange(cases), min(cases, GROUPS)))
+
+
+def _resample_threshold(counts: Counts, rule: ThresholdRule) -> tuple[float, float]:
+    """Return the 2.5 % and 97.5 % quantiles of the threshold over resamples of the cases."""
+    by_case = counts.reshape(len(counts), -1)
+    cuts: list[int] = []
+    for rows in draw_resamples(len(counts), resamples=THRESHOLD_RESAMPLES):
+        for row in rows:
+            pooled = (row @ by_case).reshape(counts.shape[1:])
+            try:
+                cuts.append(choose_cut(pooled, rule))
+            except ValueError:  # this resample cannot give what the rule asks for
+                continue
+    low, high = np.quantile(EDGES[cuts], [0.025, 0.975])
+    return to_probability(low), to_probability(high)
