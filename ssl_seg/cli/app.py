@@ -9,6 +9,7 @@ import typer
 from ssl_seg import __version__
 from ssl_seg.cli import (
     ablate,
+    calibrate,
     config,
     data,
     data_audit,
@@ -44,6 +45,7 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("train")(check_used("train", train.train))
 app.command("ladder")(ladder.ladder)
 app.command("ablate")(check_used("ablate", ablate.ablate))
+app.command("calibrate")(calibrate.calibrate)
 app.command("evaluate")(check_used("evaluate", evaluate.evaluate))
 app.command("predict")(predict.predict)
 app.command("diagnose")(check_used("diagnose", diagnose.diagnose))

@@ -33,6 +33,8 @@ def evaluate(
         o.Net | None, typer.Option(help="Score one net only.", show_default="both; of several checkpoints the better")
     ] = None,
     overlap: o.Overlap = 0.25,
+    threshold: o.Threshold = None,
+    uncalibrated: o.Uncalibrated = False,
     set_: o.DataSet = None,
     accelerator: o.Accelerator = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of the worst, median and best cases.")] = None,
@@ -79,6 +81,8 @@ def evaluate(
         more=tuple(found[1:]),
         ensemble=ensemble,
         accelerator=accelerator,
+        threshold=threshold,
+        calibrated=not uncalibrated,
     )
     result = run_evaluation(request, note=lambda text: show(text, err=True), track=console.track)
     if figure is not None:

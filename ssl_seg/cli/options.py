@@ -221,5 +221,14 @@ Overlap = Annotated[
         help="Overlap of neighboring windows, from 0 to 0.9.", parser=number("--overlap", FROM_0_TO_0_9, "0.5")
     ),
 ]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Foreground where its probability is above this; two classes only.",
+        show_default="that of `ssl-seg calibrate`, else 0.5",
+        parser=number("--threshold", PROBABILITY, "0.4"),
+    ),
+]
+Uncalibrated = Annotated[bool, typer.Option("--uncalibrated", help="Leave out what `ssl-seg calibrate` has stored.")]
 Figure = Annotated[Path | None, typer.Option(help="Write a picture to this file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

@@ -36,14 +36,8 @@ def predict(
     spacing: Annotated[
         str | None, typer.Option(help="Voxel size along z,y,x, e.g. 2.5,1,1.", show_default="that of each file")
     ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Foreground where its probability is above this; two classes only.",
-            show_default="0.5",
-            parser=o.number("--threshold", o.PROBABILITY, "0.4"),
-        ),
-    ] = None,
+    threshold: o.Threshold = None,
+    uncalibrated: o.Uncalibrated = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make masks anew that are there already.")] = False,
     accelerator: o.Accelerator = None,
 ) -> None:
@@ -74,6 +68,7 @@ def predict(
             threshold,
             more=tuple(networks[1:]),
             overwrite=overwrite,
+            calibrated=not uncalibrated,
             accelerator=accelerator,
         )
         masks = run_prediction(request, TerminalConsole().track("predicting"), note=lambda text: show(text, err=True))

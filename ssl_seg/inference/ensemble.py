@@ -105,6 +105,7 @@ def score_cases(
     case_ids: Sequence[str],
     *,
     mean: bool = False,
+    thresholds: Sequence[float | None] = (),
     surface: bool = False,
     track: Callable[[Iterable[str], int], Iterable[str]] = lambda items, _: items,
 ) -> tuple[Score, ...]:
@@ -117,6 +118,7 @@ def score_cases(
         store: reads the cases.
         case_ids: at least one.
         mean: score the mean of the probabilities too.
+        thresholds: of each score, see ``classify``; by default the likeliest class counts.
         surface: compute surface distances of each class, in the unit of the voxel size; in voxels where it is unknown.
         track: wraps the ids, given their number; for a progress bar.
 
@@ -134,7 +136,9 @@ def score_cases(
             if mean
             else (member(case.image, case.spacing) for member in members)
         )
-        rows.append([score_case(case_id, case, probs, surface=surface) for probs in found])
+        cuts = thresholds or (None,) * (len(ensemble.members) + mean)
+        pairs = zip(found, cuts, strict=True)
+        rows.append([score_case(case_id, case, probs, threshold=cut, surface=surface) for probs, cut in pairs])
     return tuple(Score(column, store.catalog.label_values[1:]) for column in zip(*rows, strict=True))
 
 

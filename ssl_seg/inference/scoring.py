@@ -180,8 +180,21 @@ class Score:
         return [list(column) for column in zip(*(c.classes for c in self.cases), strict=True)]
 
 
-def score_case(case_id: str, case: WholeCase, probs: NDArray[np.floating], *, surface: bool = False) -> CaseScore:
-    """Return the score of probabilities (K,*S) of one case; the likeliest class counts.
+def classify(probs: NDArray[np.floating], threshold: float | None = None) -> NDArray[np.int64]:
+    """Return the likeliest class (*S) of probabilities (K,*S); of two, with a threshold, foreground is above it."""
+    classes: NDArray[np.int64] = probs.argmax(axis=0) if threshold is None else (probs[1] > threshold).astype(np.int64)
+    return classes
+
+
+def score_case(
+    case_id: str,
+    case: WholeCase,
+    probs: NDArray[np.floating],
+    *,
+    threshold: float | None = None,
+    surface: bool = False,
+) -> CaseScore:
+    """Return the score of probabilities (K,*S) of one case, with the classes of ``classify``.
 
     A voxel whose probabilities are not all finite counts as wrong, whatever its target: NaN must not score.
 
@@ -190,7 +203,7 @@ def score_case(case_id: str, case: WholeCase, probs: NDArray[np.floating], *, su
     """
     if case.target is None:
         raise DataError(f"case '{case_id}' has no mask to score against")
-    pred, broken, labels = probs.argmax(axis=0), ~np.isfinite(probs.sum(axis=0)), range(1, len(probs))
+    pred, broken, labels = classify(probs, threshold), ~np.isfinite(probs.sum(axis=0)), range(1, len(probs))
     distances = None
     if surface:
         truths = [case.target == label for label in labels]

@@ -4,7 +4,7 @@ the same cases, of their ensemble, and of a cross-validation out of fold."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,9 @@ from ssl_seg.data.home import find_home
 from ssl_seg.data.open import absolute_root, open_data, open_store
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.splits.split import Split, find_copies_of
+from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, DataError, SplitError
+from ssl_seg.inference.calibration import calibrate_predictor, check_threshold, find_calibration
 from ssl_seg.inference.ensemble import check_members, open_members, score_cases
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import Score
@@ -68,6 +70,11 @@ class EvaluateRequest:
     """Score the mean of the probabilities of all checkpoints too, as the headline."""
     accelerator: str | None = None
     """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
+    threshold: float | None = None
+    """Foreground is where its probability is above this; by default above that of the calibration, and without one
+    where foreground is the likelier class."""
+    calibrated: bool = True
+    """Use what ``ssl-seg calibrate`` has stored beside a checkpoint; for ensembles and folds it is left out."""
 
 
 def evaluate(
@@ -112,7 +119,8 @@ def evaluate(
     models = open_members(paths, request.which, device) if one_each else (open_model(paths[0], device),)
     check_members(models, averaged=ensemble)
     title = f"{len(models)} networks" if several else " and ".join(models[0].nets)
-    catalog, data = _open_cases(request, models[0], track("reading cases"))
+    catalog, data = open_cases(request, models[0], track("reading cases"))
+    request = replace(request, calibrated=request.calibrated and not ensemble)
     scores, opened = _score(request, models, catalog, data, note, track(f"scoring {title}"), ensemble=ensemble)
     rows: list[dict[str, Any]] = [
         {"checkpoint": str(model.path), "step": model.checkpoint.progress.step, "which": net}
@@ -147,7 +155,7 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
             "training case of all networks but one. Leave out --ensemble, or score the ensemble on --test, or on "
             "other --data with --all"
         )
-    validation = load_finished(request.checkpoint)
+    request, validation = replace(request, calibrated=False), load_finished(request.checkpoint)
     fold_of: dict[str, int] = {}
     scores: list[Score] = []
     rows: list[dict[str, Any]] = []
@@ -155,7 +163,7 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
     sealed = openings = 0
     for fold, path in zip(validation.trainings, list_checkpoints(validation), strict=True):
         models = open_members([path], request.which, choose_device_if_given(request.accelerator))
-        catalog, data = cases = cases or _open_cases(request, models[0], track("reading cases"))
+        catalog, data = cases = cases or open_cases(request, models[0], track("reading cases"))
         (net,) = models[0].nets
         stored = _find_stored(request, validation, fold, models[0], data)
         title = f"scoring {fold.name} {net}"
@@ -198,6 +206,7 @@ def _find_stored(
         and final.overlap == request.overlap
         and model.checkpoint.scores.get(net) == summarize_network(score)
         and request.accelerator is None
+        and request.threshold is None
         and data.model_copy(update={"unlabeled": model.config.data.unlabeled}) == model.config.data
     )
     return score if as_trained and data.ndim == 2 else None
@@ -222,22 +231,14 @@ def _score(
         The scores, and how many of the cases are sealed and how often they have been opened.
     """
     split = load_split(request.split) if request.split else split_from_dict(models[0].checkpoint.split)
-    ids = _choose_cases(request, models, catalog, split, note)
+    ids = choose_cases(request, models, catalog, split, note)
     opened = _break_seal(models, catalog, split, ids, request, note)
+    check_threshold(request.threshold, models[0].config.data)
     nets = [(model, net) for model in models for net in model.nets]
     if stored is not None and [case.case_id for case in stored.cases] == list(ids):
         scores: tuple[Score, ...] = (stored,)
     else:
-        for text in (text for model in models for text in model.describe_machine()):
-            note(text)
-        scores = score_cases(
-            [model.predictor(net, request.overlap) for model, net in nets],
-            open_store(catalog, data),
-            ids,
-            mean=ensemble,
-            surface=data.ndim == 3,
-            track=track,
-        )
+        scores = _predict_scores(request, nets, open_store(catalog, data), ids, note, track, ensemble=ensemble)
     names = [f"{model.path}: {net}" for model, net in nets] + [ENSEMBLE] * ensemble
     for name, score in zip(names, scores, strict=True):
         if score.nonfinite:
@@ -249,12 +250,48 @@ def _score(
     return scores, opened
 
 
+def _predict_scores(
+    request: EvaluateRequest,
+    nets: Sequence[tuple[Model, str]],
+    store: CaseStore,
+    ids: Sequence[str],
+    note: Callable[[str], None],
+    track: Track,
+    *,
+    ensemble: bool,
+) -> tuple[Score, ...]:
+    """Predict the cases with each network, calibrated and cut as the request says, and return the scores."""
+    for text in dict.fromkeys(text for model, _ in nets for text in model.describe_machine()):
+        note(text)
+    calibrations = [find_calibration(model, net, note) if request.calibrated else None for model, net in nets]
+    if any(calibrations) and request.part == "val" and request.split is None and request.data is None:
+        note("these cases are those that the calibration was chosen on: the scores are optimistic")
+    cuts = [request.threshold or (None if own is None else own.threshold) for own in calibrations]
+    return score_cases(
+        [
+            calibrate_predictor(model.predictor(net, request.overlap), own)
+            for (model, net), own in zip(nets, calibrations, strict=True)
+        ],
+        store,
+        ids,
+        mean=ensemble,
+        thresholds=[*cuts, *[request.threshold] * ensemble],
+        surface=nets[0][0].config.data.ndim == 3,
+        track=track,
+    )
+
+
 def _summary_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scores of a network, without its cases and what it is called."""
     return {key: value for key, value in row.items() if key not in ("checkpoint", "step", "which", "cases")}
 
 
-def _open_cases(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:
+def open_cases(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:
+    """Return what ``open_catalog_for`` does, for images of as many dimensions as the network takes.
+
+    Raises:
+        DataError: for other images; also as for ``open_catalog_for``.
+    """
     catalog, data = open_catalog_for(request, model, track)
     if catalog.ndim != data.ndim:
         raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
@@ -291,7 +328,7 @@ def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tu
     return catalog, data
 
 
-def _choose_cases(
+def choose_cases(
     request: EvaluateRequest, models: Sequence[Model], catalog: Catalog, split: Split, note: Callable[[str], None]
 ) -> tuple[str, ...]:
     """Return the ids to score, none of which was a labeled training case of any of the networks."""

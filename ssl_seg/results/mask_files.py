@@ -224,10 +224,10 @@ def split_jobs(jobs: Sequence[Job], record: MaskRecord, *, overwrite: bool) -> t
 
 
 def _describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    changed = [key for key in now if before.get(key) != now[key]]
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if "networks" in changed:
         return "other networks"
-    return ", ".join(f"{key} {_show(before.get(key))} and not {_show(now[key])}" for key in changed)
+    return ", ".join(f"{key} {_show(before.get(key))} and not {_show(now.get(key))}" for key in changed)
 
 
 def _show(value: Any) -> str:

@@ -21,8 +21,10 @@ from ssl_seg.data.store import fit_channels
 from ssl_seg.data.volumes import Geometry, Stored, open_image, write_mask, write_probabilities
 from ssl_seg.errors import ConfigError, DataError, SslSegError, is_out_of_memory, quote
 from ssl_seg.files import is_disk_full
+from ssl_seg.inference.calibration import calibrate_predictor, calibration_path, check_threshold, find_calibration
 from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
 from ssl_seg.inference.model import Model
+from ssl_seg.inference.scoring import PredictFn, classify
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.labels import to_mask
 from ssl_seg.monitor.catalog import limit
@@ -58,7 +60,10 @@ class PredictRequest:
     probabilities: bool = False
     spacing: tuple[float, ...] | None = None
     threshold: float | None = None
-    """Foreground is where its probability is above this; without one, where foreground is the likelier class."""
+    """Foreground is where its probability is above this; by default above that of the calibration, and without one
+    where foreground is the likelier class."""
+    calibrated: bool = True
+    """Use what ``ssl-seg calibrate`` has stored beside the checkpoint; of an ensemble it is left out."""
     more: tuple[Path, ...] = ()
     """Further checkpoints: the mean of the probabilities of all is what masks are made of. The directory of a
     cross-validation stands for best.pt of its folds."""
@@ -101,16 +106,16 @@ def predict(
     for said in (said for model in models for said in model.describe_machine()):
         note(said)
     data = models[0].config.data
-    _check_threshold(request.threshold, data)
+    check_threshold(request.threshold, data)
     _check_spacing(request.spacing, data)
     if request.spacing is not None and data.resample_to is None:
         note(
             "WARNING --spacing changes nothing: the network was trained without data.resample_to, on voxels of any size"
         )
-    predictor = Ensemble(tuple(m.predictor(net, request.overlap) for m in models for net in m.nets))
+    predictor, threshold, settings = _use_networks(request, models, note)
     suffixes = _probability_suffixes(data.num_classes) if request.probabilities else {}
     jobs = plan_jobs(request.source, request.output, data.ndim, data.layout, suffixes.values())
-    record = MaskRecord(None if is_mask_name(request.output) else request.output, _describe_settings(request, models))
+    record = MaskRecord(None if is_mask_name(request.output) else request.output, settings)
     waiting, kept = split_jobs(jobs, record, overwrite=request.overwrite)
     if kept:
         note(f"{len(kept)} of {len(jobs)} masks are there already, made by the same call, and are kept")
@@ -127,7 +132,7 @@ def predict(
         for job in track(waiting, len(waiting)):
             try:
                 stored, image = _read(job.locations, data)
-                classes, probs = _predict_image(image, stored, job, models[0], predictor, request)
+                classes, probs = _predict_image(image, stored, job, models[0], predictor, request.spacing, threshold)
                 if not planned:  # not before: a folder is not made for nothing
                     record.plan(waiting)
                     planned = True
@@ -166,29 +171,49 @@ def _describe_shifted(shifted: Sequence[str], data: DataConfig) -> str | None:
     )
 
 
-def _describe_settings(request: PredictRequest, models: Sequence[Model]) -> dict[str, Any]:
-    """Return what makes a mask another one; not the device, whose rounding does not count."""
-    return {
-        "networks": [f"{model.fingerprint} {net}" for model in models for net in model.nets],
+def _use_networks(
+    request: PredictRequest, models: Sequence[Model], note: Callable[[str], None]
+) -> tuple[PredictFn, float | None, dict[str, Any]]:
+    """Return what predicts the probabilities, the threshold, and all that makes a mask another one: not the device,
+    whose rounding does not count."""
+    nets = [(model, net) for model in models for net in model.nets]
+    calibration = find_calibration(*nets[0], note) if request.calibrated and len(nets) == 1 else None
+    for model in models if len(nets) > 1 else ():
+        if (stored := calibration_path(model.path)).is_file():
+            note(f"{stored} is of one network: the mean of {len(nets)} leaves it out")
+    threshold = request.threshold
+    settings = {
+        "networks": [f"{model.fingerprint} {net}" for model, net in nets],
         "overlap": request.overlap,
-        "threshold": request.threshold,
+        "threshold": threshold,
         "spacing": None if request.spacing is None else list(request.spacing),
     }
+    if calibration is not None:
+        threshold = calibration.threshold if threshold is None else threshold
+        scaling = {"temperature": calibration.scaling.temperature, "biases": list(calibration.scaling.biases)}
+        settings |= {"threshold": threshold, "calibration": scaling}
+    networks = Ensemble(tuple(model.predictor(net, request.overlap) for model, net in nets))
+    return calibrate_predictor(networks, calibration), threshold, settings
 
 
 def _predict_image(
-    image: NDArray[np.generic], stored: Stored, job: Job, model: Model, predictor: Ensemble, request: PredictRequest
+    image: NDArray[np.generic],
+    stored: Stored,
+    job: Job,
+    model: Model,
+    predictor: PredictFn,
+    spacing: tuple[float, ...] | None,
+    threshold: float | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the class indices (*S) and probabilities (K,*S) of an image."""
     stated = None if stored.geometry is None else stored.geometry.spacing
-    probs = predictor(image, request.spacing or stated or model.config.data.spacing)
+    probs = predictor(image, spacing or stated or model.config.data.spacing)
     if not np.isfinite(probs).all():
         raise DataError(
             f"{job.locations[0]}: the network gives NaN or infinity, no mask is written. Examine it: "
             f"`ssl-seg diagnose {quote(model.path)}`, or use another checkpoint"
         )
-    classes = probs.argmax(axis=0) if request.threshold is None else (probs[1] > request.threshold).astype(np.int64)
-    return classes, probs
+    return classify(probs, threshold), probs
 
 
 def _write_outputs(
@@ -251,18 +276,6 @@ def _check_spacing(spacing: tuple[float, ...] | None, data: DataConfig) -> None:
         raise ConfigError(
             f"--spacing {shown}: {len(spacing)} numbers, and the network was trained on {data.ndim}D images: give one "
             f"for each axis, {'z,y,x' if data.ndim == 3 else 'y,x'}"
-        )
-
-
-def _check_threshold(threshold: float | None, data: DataConfig) -> None:
-    if threshold is None:
-        return
-    if not 0 < threshold < 1:
-        raise ConfigError(f"--threshold {threshold:g} must be a probability above 0 and below 1")
-    if data.num_classes != 2:
-        raise ConfigError(
-            f"--threshold {threshold:g}: one threshold cannot tell {data.num_classes} classes apart. Leave it out (the "
-            "likeliest class is taken), or write --probabilities and cut them yourself"
         )
 
 

@@ -12,7 +12,7 @@ interval is over cases.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,12 +84,12 @@ UNCHANGED = Scaling(1.0, (0.0, 0.0))
 
 @dataclass(frozen=True)
 class ThresholdChoice:
-    """A cut of the foreground probability as the network gives it, and what it brings."""
+    """A cut of the log-odds of foreground as the network gives them, and what it brings."""
 
-    threshold: float
+    log_odds: float
     low: float
     high: float
-    """95 % of the resamples of the cases choose a threshold between these."""
+    """95 % of the resamples of the cases choose log-odds between these."""
     f1_at_half: float
     f1: float
     """At the threshold, on the cases that it was chosen on: optimistic."""
@@ -188,7 +188,7 @@ def choose_threshold(histograms: Counts, rule: ThresholdRule) -> ThresholdChoice
     low, high = _resample_threshold(counts, rule)
     f1 = compute_dice(pooled)
     return ThresholdChoice(
-        threshold=to_probability(EDGES[chosen]),
+        log_odds=float(EDGES[chosen]),
         low=low,
         high=high,
         f1_at_half=float(f1[HALF]),
@@ -247,7 +247,7 @@ def fit_scaling_to_odds(histograms: Counts) -> Scaling:
 
 def calibrate_classes(
     logs: Sequence[NDArray[np.floating]], targets: Sequence[NDArray[np.integer]]
-) -> tuple[Scaling, Estimate]:
+) -> tuple[Scaling, Estimate, tuple[Floats, Floats]]:
     """Fit temperature and biases of three or more classes; without biases where these do not pay.
 
     Args:
@@ -255,18 +255,22 @@ def calibrate_classes(
         targets: (n) their classes.
 
     Returns:
-        The scaling, and what its biases gain in F1 (mean of classes) of the likeliest class, on left-out cases.
+        The scaling; what its biases gain in F1 (mean of classes) of the likeliest class; and the reliability diagrams
+        without and with a scaling. The gain, and the second diagram, are of left-out cases.
     """
     counts = np.empty((2, len(logs), logs[0].shape[1] - 1, 4), np.int64)
+    parts: tuple[list[Any], list[Any]] = ([], [])
     for group in _split_cases(len(logs)):
         others = sorted(set(range(len(logs))) - set(group.tolist())) or group.tolist()
         fitted = fit_scaling(np.concatenate([logs[i] for i in others]), np.concatenate([targets[i] for i in others]))
         for case in group:
-            for row, scaled in enumerate((logs[case], fitted.apply(np.exp(logs[case]).T).T)):
-                counts[row, case] = _count_classes(scaled.argmax(axis=1), targets[case], logs[case].shape[1])
+            for row, probs in enumerate((np.exp(logs[case]), fitted.apply(np.exp(logs[case]).T).T)):
+                counts[row, case] = _count_classes(probs.argmax(axis=1), targets[case], probs.shape[1])
+                parts[row].append((1.0 - probs[:, 0], np.ones(len(probs)), targets[case] > 0))
     gain = estimate_difference(counts[1:], counts[:1], "f1", draw_resamples(len(logs)))
     pays = gain.low is not None and gain.low > 0
-    return fit_scaling(np.concatenate(logs), np.concatenate(targets), biased=pays), gain
+    scaling = fit_scaling(np.concatenate(logs), np.concatenate(targets), biased=pays)
+    return scaling, gain, (compute_reliability(parts[0]), compute_reliability(parts[1]))
 
 
 def _count_classes(pred: NDArray[np.integer], target: NDArray[np.integer], classes: int) -> Counts:
@@ -275,27 +279,32 @@ def _count_classes(pred: NDArray[np.integer], target: NDArray[np.integer], class
     return np.array([[o.tp, o.fp, o.fn, o.tn] for o in overlaps], np.int64)
 
 
-def compute_reliability(histograms: Counts, scalings: Sequence[Scaling]) -> Floats:
-    """Return the reliability diagram of the foreground probability, and what its error is made of.
+def compute_reliability(parts: Iterable[tuple[Floats, NDArray[Any], NDArray[Any]]]) -> Floats:
+    """Return the reliability diagram of the foreground probability.
 
     Args:
-        histograms: (C, 2, B), see ``bin_log_odds``.
-        scalings: the one of each case.
+        parts: (n) probabilities, (n) how many voxels have each, and (n) how many of them are foreground.
 
     Returns:
         (RELIABILITY_BINS, 3): share of the voxels, mean probability and share of foreground of each bin; the last two
         are NaN in an empty one.
     """
     sums = np.zeros((3, RELIABILITY_BINS))
-    for counts, scaling in zip(histograms, scalings, strict=True):
-        probability = special.expit(scaling.apply_to_odds(_CENTERS))
+    for probability, number, foreground in parts:
         place = np.minimum((probability * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
-        every = counts.sum(axis=0)
-        for row, values in enumerate((every, every * probability, counts[1])):
+        for row, values in enumerate((number, number * probability, foreground)):
             sums[row] += np.bincount(place, values, RELIABILITY_BINS)
-    number, probability, foreground = sums
-    means = np.divide([probability, foreground], number, out=np.full((2, RELIABILITY_BINS), np.nan), where=number > 0)
-    return np.stack([number / max(number.sum(), 1), *means], axis=1)
+    voxels, *rest = sums
+    means = np.divide(rest, voxels, out=np.full((2, RELIABILITY_BINS), np.nan), where=voxels > 0)
+    return np.stack([voxels / max(voxels.sum(), 1), *means], axis=1)
+
+
+def compute_reliability_of_odds(histograms: Counts, scalings: Sequence[Scaling]) -> Floats:
+    """Return the reliability diagram of two classes: (C, 2, B) counts of cases, and the scaling of each."""
+    return compute_reliability(
+        (special.expit(scaling.apply_to_odds(_CENTERS)), counts.sum(axis=0), counts[1])
+        for counts, scaling in zip(histograms, scalings, strict=True)
+    )
 
 
 def compute_ece(reliability: Floats) -> float:
@@ -333,4 +342,4 @@ def _resample_threshold(counts: Counts, rule: ThresholdRule) -> tuple[float, flo
             except ValueError:  # this resample cannot give what the rule asks for
                 continue
     low, high = np.quantile(EDGES[cuts], [0.025, 0.975])
-    return to_probability(low), to_probability(high)
+    return float(low), float(high)

@@ -1,0 +1,127 @@
+"""``ssl-seg calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ssl_seg.cli import options as o
+from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
+from ssl_seg.cli.paths import check_figure, describe_loading, take_checkpoint
+from ssl_seg.cli.tables import Row, format_interval, print_rows
+
+if TYPE_CHECKING:
+    from ssl_seg.scores.calibration import ThresholdRule
+
+RULES = "f1, prevalence, precision=0.9 or recall=0.9"
+
+
+def calibrate(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint, or directory of a run or ladder.", show_default=False)
+    ],
+    rule: Annotated[
+        str, typer.Option("--for", metavar="RULE", help=f"What the threshold is chosen for: {RULES}.")
+    ] = "f1",
+    which: o.WhichNet = None,
+    overlap: o.Overlap = 0.25,
+    accelerator: o.Accelerator = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Write a picture of reliability and scores over the threshold.")
+    ] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Fit probabilities and the threshold of a network on its validation cases.
+
+    The result is stored beside the checkpoint, and used by evaluate and predict from then on. A threshold that does not
+    gain more than chance on cases left out of the choice is not used.
+    """
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.files import to_finite
+    from ssl_seg.results.folds import FOLDS
+
+    wanted = parse_rule(rule)
+    check_figure(figure)
+    found = take_checkpoint(checkpoint)
+    if FOLDS.is_in(found):
+        raise ConfigError(f"{found} is a cross-validation: calibrate one of its folds, such as {found}/fold0")
+    announce(describe_loading([found]))
+    from ssl_seg.results.calibration import CalibrateRequest
+    from ssl_seg.results.calibration import calibrate as run_calibration
+
+    request = CalibrateRequest(found, which, wanted, overlap, accelerator)
+    result = run_calibration(request, note=lambda text: show(text, err=True), track=TerminalConsole().track)
+    if figure is not None:
+        from ssl_seg.report.calibration_figure import plot_calibration
+
+        plot_calibration(result, figure)
+    if as_json:
+        print_json(to_finite(result))
+        return
+    print_calibration(result)
+    if figure is not None:
+        show(f"wrote {figure}")
+
+
+def parse_rule(text: str) -> ThresholdRule:
+    """Return the rule of ``f1``, ``prevalence``, ``precision=0.9`` or ``recall=0.9``.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.scores.calibration import ThresholdRule
+
+    name, equals, value = text.partition("=")
+    match name, bool(equals):
+        case ("f1" | "prevalence") as target, False:
+            return ThresholdRule(target)
+        case ("precision" | "recall") as target, True:
+            return ThresholdRule(target, o.number("--for", o.PROBABILITY, f"{target}=0.9")(value))
+    raise ConfigError(f"--for {text}: no such rule; give {RULES}")
+
+
+def print_calibration(result: dict[str, Any]) -> None:
+    """Print what was fitted and chosen, what it gains, and where it is stored."""
+    if "sweep" in result:
+        title = f"{result['checkpoint']}, {result['which']}, validation, {result['cases']} cases"
+        rows = [
+            {
+                "threshold": f"{row['threshold']:g}",
+                "F1 (pooled)": row["f1"],
+                "precision": row["precision"],
+                "recall": row["recall"],
+                "predicted / true foreground": row["foreground"],
+            }
+            for row in result["sweep"]
+        ]
+        print_rows(title, rows)
+    ece, biases = result["ece"], ", ".join(f"{bias:+.2f}" for bias in result["biases"][1:])
+    show(
+        f"temperature {result['temperature']:.2f}, bias {biases}: calibration error {ece['before']:.4f} -> "
+        f"{ece['after']:.4f} on left-out cases"
+    )
+    show(_describe_choice(result) if "chosen" in result else _describe_biases(result))
+    show(f"wrote {result['file']}: evaluate and predict use it unless --uncalibrated is given")
+
+
+def _describe_choice(result: Row) -> str:
+    chosen = result["chosen"]
+    gain = f"{result['gain']['value']:+.3f} F1 on left-out cases, 95 % {_show_interval(result)}"
+    optimistic = f"F1 {chosen['f1_at_half']:.3f} -> {chosen['f1']:.3f} on these cases, {chosen['best_f1']:.3f} at best"
+    cut = f"{chosen['threshold']:.3f} ({chosen['low']:.3f} .. {chosen['high']:.3f})"
+    if not result["used"]:
+        return f"threshold 0.5 stays: {cut} would gain {gain}, which is not beyond chance ({optimistic})"
+    return f"threshold for {result['rule']}: {cut} of the network's probability, {gain} ({optimistic})"
+
+
+def _describe_biases(result: Row) -> str:
+    kept = "are used" if result["used"] else "are left out, which is not beyond chance"
+    return f"biases {kept}: {result['gain']['value']:+.3f} F1 on left-out cases, 95 % {_show_interval(result)}"
+
+
+def _show_interval(result: Row) -> str:
+    gain = result["gain"]
+    return format_interval(gain["low"], gain["high"], gain["why"], "+.3f")

@@ -1,0 +1,142 @@
+"""What ``ssl-seg calibrate`` has stored beside a checkpoint, and networks that are used with it.
+
+::
+
+    RUN/checkpoints/best.pt
+    RUN/checkpoints/best.calibration.json     of each network of best.pt, known by the content of the checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from ssl_seg.config import DataConfig
+from ssl_seg.errors import CheckpointError, ConfigError, quote
+from ssl_seg.files import write_json
+from ssl_seg.inference.model import Model
+from ssl_seg.inference.scoring import PredictFn
+from ssl_seg.scores.calibration import Scaling
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the probabilities of a network are scaled, and above which of them there is foreground."""
+
+    scaling: Scaling
+    threshold: float | None
+    """Of the calibrated foreground probability; None where the likeliest class counts."""
+    cases: int
+    """Validation cases that it was found on."""
+    rule: str
+    """What the threshold was chosen for."""
+
+    def describe(self) -> str:
+        """Return what it does, in a few words."""
+        biases = ", ".join(f"{bias:+.2f}" for bias in self.scaling.biases[1:])
+        cut = "" if self.threshold is None else f", foreground above {self.threshold:.3f}"
+        return f"temperature {self.scaling.temperature:.2f}, bias {biases}{cut} ({self.cases} validation cases)"
+
+
+_CALIBRATIONS = TypeAdapter(dict[str, Calibration])
+
+
+@dataclass(frozen=True)
+class CalibratedPredictor:
+    """Returns the calibrated probabilities (K,*S) of what ``predict`` returns."""
+
+    predict: PredictFn
+    scaling: Scaling
+
+    def __call__(self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None) -> NDArray[np.float32]:
+        """Return calibrated probabilities (K,*S) of a raw image (C,*S) with voxels of size ``spacing`` (*S)."""
+        return self.scaling.apply(self.predict(image, spacing))
+
+
+def calibrate_predictor(predict: PredictFn, calibration: Calibration | None) -> PredictFn:
+    """Return the calibrated predictor; without a calibration, the one that was given."""
+    return predict if calibration is None else CalibratedPredictor(predict, calibration.scaling)
+
+
+def check_threshold(threshold: float | None, data: DataConfig) -> None:
+    """Check that a threshold is a probability, and that there are two classes.
+
+    Raises:
+        ConfigError: where it is not, or there are more.
+    """
+    if threshold is None:
+        return
+    if not 0 < threshold < 1:
+        raise ConfigError(f"--threshold {threshold:g} must be a probability above 0 and below 1")
+    if data.num_classes != 2:
+        raise ConfigError(
+            f"--threshold {threshold:g}: one threshold cannot tell {data.num_classes} classes apart. Leave it out (the "
+            "likeliest class is taken), or write --probabilities and cut them yourself"
+        )
+
+
+def calibration_path(checkpoint: Path) -> Path:
+    """Return where the calibrations of a checkpoint are stored."""
+    return checkpoint.with_suffix(".calibration.json")
+
+
+def save_calibration(model: Model, net: str, calibration: Calibration) -> Path:
+    """Store the calibration of a network beside its checkpoint, in place of an earlier one.
+
+    Raises:
+        CheckpointError: when the folder cannot be written.
+    """
+    path = calibration_path(model.path)
+    kept = _read(path) if path.is_file() else {}
+    own = {key: value for key, value in kept.items() if key.startswith(model.fingerprint)}
+    own[_key(model, net)] = calibration
+    try:
+        write_json(path, {key: asdict(value) for key, value in own.items()})
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def find_calibration(model: Model, net: str, note: Callable[[str], None] = lambda _: None) -> Calibration | None:
+    """Return the calibration of a network, or None without one.
+
+    Args:
+        model: the checkpoint.
+        net: student or teacher.
+        note: is told what is used, and where a file is of another state of the checkpoint.
+
+    Raises:
+        CheckpointError: for a file that is damaged.
+    """
+    path = calibration_path(model.path)
+    if not path.is_file():
+        return None
+    found = _read(path)
+    if (own := found.get(_key(model, net))) is not None:
+        note(f"{path}: {net} with {own.describe()}; --uncalibrated leaves it out")
+        return own
+    if not any(key.startswith(model.fingerprint) for key in found):
+        note(
+            f"{path} is of another state of {model.path.name} and is left out: `ssl-seg calibrate {quote(model.path)}`"
+        )
+    return None
+
+
+def _key(model: Model, net: str) -> str:
+    return f"{model.fingerprint} {net}"
+
+
+def _read(path: Path) -> dict[str, Calibration]:
+    try:
+        return _CALIBRATIONS.validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: not in the format that `ssl-seg calibrate` writes ({type(error).__name__}). "
+            "Remove it, and calibrate again"
+        ) from error

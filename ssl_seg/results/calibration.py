@@ -1,0 +1,203 @@
+"""``ssl-seg calibrate``: probabilities that mean what they say, and a threshold, from the validation cases of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.data.catalog import Track, pass_through
+from ssl_seg.data.open import open_store
+from ssl_seg.data.splits.files import split_from_dict
+from ssl_seg.data.store import CaseStore
+from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.inference.calibration import Calibration, save_calibration
+from ssl_seg.inference.ensemble import open_members
+from ssl_seg.inference.scoring import PredictFn
+from ssl_seg.inference.sliding import OVERLAP
+from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.networks.precision import choose_device_if_given
+from ssl_seg.results.evaluation import EvaluateRequest, TrackAll, choose_cases, open_cases
+from ssl_seg.scores.calibration import (
+    EDGES,
+    UNCHANGED,
+    Counts,
+    Floats,
+    ThresholdRule,
+    bin_log_odds,
+    calibrate_classes,
+    choose_threshold,
+    compute_ece,
+    compute_reliability_of_odds,
+    count_at_cuts,
+    fit_scaling_to_odds,
+    fit_without_own,
+    take_logs,
+    to_probability,
+)
+from ssl_seg.scores.metrics import ConfusionCounts
+
+SAMPLED_VOXELS = 4_000_000
+"""Of all cases together, where there are more than two classes; of two, all voxels count."""
+SWEEP = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Probabilities of the network whose scores are reported."""
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """What to calibrate; ``which`` defaults to the better net on validation."""
+
+    checkpoint: Path
+    which: str | None = None
+    rule: ThresholdRule = field(default_factory=ThresholdRule)
+    overlap: float = OVERLAP
+    accelerator: str | None = None
+
+
+def calibrate(
+    request: CalibrateRequest,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    track: TrackAll = lambda _: pass_through,
+) -> dict[str, Any]:
+    """Calibrate a network on the validation cases of its run, and store the result beside the checkpoint.
+
+    A threshold for F1 is used only where its gain over 0.5 on left-out cases is beyond chance; one for another rule is
+    used as it is. The biases of more than two classes are used only where they gain likewise.
+
+    Returns:
+        Plain types: ``temperature``, ``biases``, ``threshold`` (of calibrated probabilities), ``gain`` (in F1, with
+        its interval), ``used`` (whether what is gained by is used), ``ece`` and ``reliability`` before and after, on
+        left-out cases, and the ``file``. With two classes also ``network_threshold`` (of probabilities as the network
+        gives them), ``chosen`` and ``sweep``.
+
+    Raises:
+        ConfigError: for a rule of two classes where there are more.
+        DataError: for validation cases without foreground or background, or a precision or recall out of reach.
+        SslSegError: for an unusable checkpoint or folder; see ``evaluate``.
+    """
+    (model,) = open_members([request.checkpoint], request.which, choose_device_if_given(request.accelerator))
+    (net,) = model.nets
+    for text in model.describe_machine():
+        note(text)
+    classes = model.config.data.num_classes
+    if classes > 2 and request.rule.target != "f1":
+        raise ConfigError(f"--for {request.rule}: {classes} classes have no threshold; leave it out")
+    evaluation = EvaluateRequest(request.checkpoint)
+    catalog, data = open_cases(evaluation, model, track("reading cases"))
+    ids = choose_cases(evaluation, (model,), catalog, split_from_dict(model.checkpoint.split), note)
+    outputs = _predict_cases(
+        model.predictor(net, request.overlap), open_store(catalog, data), ids, track(f"predicting with {net}")
+    )
+    if classes == 2:
+        found, figures = _calibrate_two(outputs, request.rule)
+    else:
+        voxels = sum(int(np.prod(catalog.facts[case_id].shape)) for case_id in ids)
+        found, figures = _calibrate_many(outputs, min(1.0, SAMPLED_VOXELS / voxels))
+    return {
+        "checkpoint": str(model.path),
+        "step": model.checkpoint.progress.step,
+        "which": net,
+        "data": catalog.root,
+        "cases": len(ids),
+        "rule": found.rule,
+        "temperature": found.scaling.temperature,
+        "biases": list(found.scaling.biases),
+        "threshold": found.threshold,
+        **figures,
+        "file": str(save_calibration(model, net, found)),
+    }
+
+
+Output = tuple[NDArray[np.float32], NDArray[np.integer[Any]]]
+"""Probabilities (K,*S) and target (*S) of a case."""
+
+
+def _predict_cases(predict: PredictFn, store: CaseStore, ids: tuple[str, ...], track: Track) -> Iterator[Output]:
+    for case_id in track(ids, len(ids)):
+        case = store.load_whole(case_id)
+        if case.target is None:
+            raise DataError(f"case '{case_id}' has no mask to calibrate with")
+        yield predict(case.image, case.spacing), case.target
+
+
+def _calibrate_two(outputs: Iterator[Output], rule: ThresholdRule) -> tuple[Calibration, dict[str, Any]]:
+    histograms = np.stack([bin_log_odds(probs, target) for probs, target in outputs])
+    for row, name in enumerate(("background", "foreground")):
+        if not histograms[:, row].any():
+            raise DataError(
+                f"the {len(histograms)} validation cases hold no {name}: there is nothing to calibrate with"
+            )
+    scaling = fit_scaling_to_odds(histograms)
+    try:
+        chosen = choose_threshold(histograms, rule)
+    except ValueError as error:
+        raise DataError(f"--for {rule}: {error}, over the {len(histograms)} validation cases together") from error
+    used = chosen.is_shown or rule.target != "f1"
+    cut = chosen.log_odds if used else 0.0
+    threshold = to_probability(float(scaling.apply_to_odds(np.array(cut))))
+    before = compute_reliability_of_odds(histograms, [UNCHANGED] * len(histograms))
+    after = compute_reliability_of_odds(histograms, fit_without_own(histograms))
+    figures = {
+        "network_threshold": to_probability(cut),
+        "chosen": {
+            "threshold": to_probability(chosen.log_odds),
+            "low": to_probability(chosen.low),
+            "high": to_probability(chosen.high),
+            "f1_at_half": chosen.f1_at_half,
+            "f1": chosen.f1,
+            "best_f1": chosen.best_f1,
+        },
+        "gain": asdict(chosen.gain),
+        "used": used,
+        **_describe_reliability(before, after),
+        "sweep": _sweep(count_at_cuts(histograms.sum(axis=0))),
+    }
+    return Calibration(scaling, threshold, len(histograms), str(rule)), figures
+
+
+def _calibrate_many(outputs: Iterator[Output], share: float) -> tuple[Calibration, dict[str, Any]]:
+    """Calibrate on a share of the voxels of each case."""
+    logs, targets = [], []
+    for number, (probs, target) in enumerate(outputs):
+        drawn = np.random.default_rng(number).random(target.shape) < share
+        drawn &= (target != IGNORE_INDEX) & np.isfinite(probs).all(axis=0)
+        logs.append(take_logs(probs[:, drawn]).T)
+        targets.append(target[drawn])
+    if not any((target > 0).any() for target in targets):
+        raise DataError(f"the {len(targets)} validation cases hold no foreground: there is nothing to calibrate with")
+    scaling, gain, (before, after) = calibrate_classes(logs, targets)
+    figures = {"gain": asdict(gain), "used": any(scaling.biases), **_describe_reliability(before, after)}
+    return Calibration(scaling, None, len(targets), "f1"), figures
+
+
+def _describe_reliability(before: Floats, after: Floats) -> dict[str, Any]:
+    names = ("share", "probability", "foreground")
+    diagrams = {
+        name: [dict(zip(names, row, strict=True)) for row in diagram.tolist() if row[0] > 0]
+        for name, diagram in (("before", before), ("after", after))
+    }
+    return {"ece": {"before": compute_ece(before), "after": compute_ece(after)}, "reliability": diagrams}
+
+
+def _sweep(counts: Counts) -> list[dict[str, float]]:
+    """Return the pooled scores at the probabilities of ``SWEEP``, from (B + 1, 4) counts."""
+    rows = []
+    for threshold in SWEEP:
+        index = int(np.abs(EDGES - np.log(threshold / (1 - threshold))).argmin())
+        at = ConfusionCounts(*map(int, counts[index]))
+        predicted = (at.tp + at.fp) / max(at.tp + at.fn, 1)
+        rows.append(
+            {
+                "threshold": threshold,
+                "f1": at.dice,
+                "precision": at.precision,
+                "recall": at.recall,
+                "foreground": predicted,
+            }
+        )
+    return rows
