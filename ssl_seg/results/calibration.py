@@ -41,7 +41,7 @@ from ssl_seg.scores.calibration import (
 )
 from ssl_seg.scores.metrics import ConfusionCounts
 
-SAMPLED_VOXELS = 4_000_000
+SAMPLED_VOXELS = 100_000
 """Of all cases together, where there are more than two classes; of two, all voxels count."""
 SWEEP = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Probabilities of the network whose scores are reported."""
