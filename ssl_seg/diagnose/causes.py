@@ -21,6 +21,7 @@ from ssl_seg.monitor.actions import FAR, NO_CONTEXT, Context
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.monitor.findings import RuleFinding, Verdict
 from ssl_seg.run.directory import CONFIG_FILE
+from ssl_seg.scores.intervals import LEAST_CASES
 from ssl_seg.scores.sameness import FEWEST
 from ssl_seg.scores.text import number, share
 
@@ -386,7 +387,9 @@ def _suspect_threshold(facts: DiagnosisFacts) -> Suspect | None:
         evidence.append(f"whole images: F1 {sweep['f1_at_half']:.3f} at 0.5, {best}")
     text = f"{threshold:.2g}" if threshold < 1e-3 else f"{threshold:.6f}".rstrip("0")
     which = f" --which {facts.subject.which}" if facts.subject.which else ""
-    command = f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT{which} --threshold {text}"
+    command = f"ssl-seg calibrate {facts.checkpoint}{which}"
+    if images < LEAST_CASES:  # too few for calibrate to change the threshold
+        command = f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT{which} --uncalibrated --threshold {text}"
     return Suspect("the threshold of 0.5 does not fit", evidence, f"cut at {text}, as chosen on validation", command)
 
 

@@ -161,9 +161,7 @@ _RECOVER = Action("train again with monitor.on_collapse=recover", _stays)
 _SLOWER = Action("train again with optim.lr={low}")
 _USUAL = Action("train again with optim.lr={usual}", _is_slow)
 _STATE = (_WEIGHTED, _FAST, _RECOVER, _SLOWER)
-_CUT = Action(
-    "choose the cut on validation: `ssl-seg diagnose` names it for `ssl-seg predict --threshold`", _has_two_classes
-)
+_CUT = Action("choose the cut on validation: `ssl-seg calibrate RUN`", _has_two_classes)
 _LONGER = Action("train longer: --steps {steps}")
 
 ACTIONS: Mapping[str, tuple[Action, ...]] = {

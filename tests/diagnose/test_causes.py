@@ -139,7 +139,11 @@ def test_a_threshold_is_advised_as_a_command() -> None:
     student = {**HEALTHY["nets"]["student"], "threshold_best": 0.99996}
     sweep = {"best_threshold": 0.998, "best_f1": 0.8, "f1_at_half": 0.3}
     statistics = {**changed("nets", student=student), "sweep": sweep}
-    path = "ssl-seg predict 'runs/a b/checkpoints/best.pt' IMAGES OUTPUT --which student"
+    path = "ssl-seg predict 'runs/a b/checkpoints/best.pt' IMAGES OUTPUT --which student --uncalibrated"
+    enough = {**statistics, "scores": {**HEALTHY["scores"], "images": 8}}
+    calibrate = "ssl-seg calibrate 'runs/a b/checkpoints/best.pt' --which student"
+    assert suspects_of(enough, finding)["threshold"].command == calibrate
+    statistics = {**statistics, "scores": {**HEALTHY["scores"], "images": 7}}
     assert suspects_of(statistics, finding)["threshold"].command == f"{path} --threshold 0.998"
     several = suspects_of(statistics, finding, subject=replace(SUBJECT, context=Context(num_classes=3)))
     assert "threshold" not in several, "predict has none for more than two classes"

@@ -379,7 +379,7 @@ class TestActions:
             ("all_positive", Context(costs=(Cost("loss.fn_cost", "1000", 1000.0, "1"),)), "loss.fn_cost=1"),
             ("all_negative", Context(costs=(Cost("loss.fn_cost", "1000", 1000.0, "1"),)), "recover"),
             ("all_negative", Context(costs=(Cost("loss.fp_cost", "2", 0.5, "1"),)), "recover"),
-            ("shifted_threshold", NO_CONTEXT, "--threshold"),
+            ("shifted_threshold", NO_CONTEXT, "ssl-seg calibrate"),
             ("shifted_threshold", Context(num_classes=3, steps=500), "--steps 1000"),
             ("foreground_bias", Context(num_classes=3, steps=500), "--steps 1000"),
             ("not_above_trivial", Context(lr=1e-5, steps=100), "optim.lr=0.0003"),
