@@ -25,7 +25,7 @@ from ssl_seg.data.loader import Batch
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.optim import make_optimizer
-from ssl_seg.losses import compute_loss, make_supervised_loss
+from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import make_method
 from ssl_seg.networks.builders import build_network
 from ssl_seg.networks.precision import choose_precision, make_autocast
@@ -40,6 +40,7 @@ def make_bare_step(student: nn.Module, precision: str, device: torch.device) -> 
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     optimizer = make_optimizer(student, OptimConfig())
     autocast = make_autocast(precision, device)
+    supervised = make_supervised_loss(LossConfig(weights=WEIGHTS))
 
     def step(batch: Batch, number: int) -> None:
         student.train()
@@ -48,7 +49,7 @@ def make_bare_step(student: nn.Module, precision: str, device: torch.device) -> 
             logits = student(torch.cat([batch.image, batch.strong[0]]))
             with torch.no_grad():
                 target = teacher(batch.weak).float().softmax(1)
-            loss, _ = compute_loss(logits[:labeled], batch.target, WEIGHTS)
+            loss, _ = supervised(logits[:labeled], batch.target)
             loss = loss + 0.1 * (logits[labeled:].float().softmax(1) - target).square().mean()
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 12.0)

@@ -48,6 +48,7 @@ def data_batches(
     announce()
     from ssl_seg.data.open import make_source, open_store
     from ssl_seg.diagnose.batches import compute_expected, measure_batch, summarize_batches
+    from ssl_seg.methods import METHODS
     from ssl_seg.run.request import TrainRequest
     from ssl_seg.run.resolve import resolve
 
@@ -56,7 +57,9 @@ def data_batches(
     catalog, labeled, unlabeled = resolved.catalog, resolved.labeled, resolved.unlabeled
     if not as_json:
         show(f"{catalog.root}: layout {catalog.layout}, {len(labeled)} labeled, {len(unlabeled)} unlabeled")
-    source = make_source(resolved.config, open_store(catalog, resolved.config.data), labeled, unlabeled)
+    views = METHODS[resolved.config.method.name].traits.strong_views
+    store = open_store(catalog, resolved.config.data)
+    source = make_source(resolved.config, store, labeled, unlabeled, strong_views=views)
     expected = compute_expected(source, catalog.facts)
     contents = [measure_batch(source[step], expected.positive) for step in track("making batches")(range(n), n)]
     summary, findings = summarize_batches(contents, expected)
@@ -98,7 +101,7 @@ def _make_row(step: int | str, figures: dict[str, Any]) -> dict[str, Any]:
 def _draw(source: PatchSource, path: Path) -> None:
     """Write a picture of the first patches; there may be several batches in it."""
     from ssl_seg.report.figures import to_gray
-    from ssl_seg.report.views_figure import LabeledPatch, UnlabeledPatch, plot_views
+    from ssl_seg.report.views_figure import LabeledPatch, StrongView, UnlabeledPatch, plot_views
 
     labeled: list[LabeledPatch] = []
     unlabeled: list[UnlabeledPatch] = []
@@ -110,7 +113,9 @@ def _draw(source: PatchSource, path: Path) -> None:
         for case_id, image, target in zip(batch.case_ids, batch.image, batch.target, strict=False):
             labeled.append(LabeledPatch(case_id, to_gray(image.numpy()), target.numpy()))
         for index, case_id in enumerate(batch.case_ids[len(batch.image) :]):
-            mixed = None if batch.mixes[0] is None else batch.mixes[0].mask[index].numpy()
-            weak, strong = (to_gray(views[index].numpy()) for views in (batch.weak, batch.strong[0]))
-            unlabeled.append(UnlabeledPatch(case_id, weak, strong, mixed))
+            strong = tuple(
+                StrongView(to_gray(view[index].numpy()), None if mix is None else mix.mask[index].numpy())
+                for view, mix in zip(batch.strong, batch.mixes, strict=True)
+            )
+            unlabeled.append(UnlabeledPatch(case_id, to_gray(batch.weak[index].numpy()), strong))
     plot_views(labeled[:SHOWN_PATCHES], unlabeled[:SHOWN_PATCHES], path)

@@ -49,14 +49,14 @@ class ProcessFailure:
 
 
 @contextmanager
-def open_fabric(runtime: RuntimeConfig, *, in_series: bool = False) -> Iterator[Fabric]:
+def open_fabric(runtime: RuntimeConfig, *, in_study: bool = False) -> Iterator[Fabric]:
     """Yield the Fabric of a run while its processes run; an error that leaves the block on one of them ends all.
 
     The first process shows the error, whichever of them it came from, and all end with its exit code.
 
     Args:
         runtime: how many processes.
-        in_series: whether a series of runs has opened one already and looks after the processes.
+        in_study: whether a study has opened one already and looks after the processes.
 
     Raises:
         ConfigError: see ``check_devices``.
@@ -66,7 +66,7 @@ def open_fabric(runtime: RuntimeConfig, *, in_series: bool = False) -> Iterator[
     fabric = make_fabric(runtime)
     fabric.launch()
     torch.set_num_threads(min(torch.get_num_threads(), max(1, count_cores() // runtime.devices)))
-    if fabric.world_size == 1 or in_series:
+    if fabric.world_size == 1 or in_study:
         yield fabric
         return
     watch = _ProcessWatch(fabric.global_rank, fabric.world_size, children)

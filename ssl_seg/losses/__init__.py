@@ -10,7 +10,7 @@ Every loss is a scalar with a graph. It is 0, never NaN, where there is nothing 
 from ssl_seg.losses.common import LossFn, compute_foreground_logit
 from ssl_seg.losses.components import COSTS, LOSSES, check_loss_names, list_costs, list_options
 from ssl_seg.losses.consistency import CONSISTENCY
-from ssl_seg.losses.supervised import SupervisedLoss, compute_loss, first_head, get_loss, make_supervised_loss
+from ssl_seg.losses.supervised import SupervisedLoss, first_head, get_loss, make_supervised_loss
 from ssl_seg.losses.voxelwise import check_class_weights
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "check_class_weights",
     "check_loss_names",
     "compute_foreground_logit",
-    "compute_loss",
     "first_head",
     "get_loss",
     "list_costs",

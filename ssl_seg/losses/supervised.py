@@ -114,18 +114,6 @@ def get_loss(name: str, **options: Any) -> LossFn:
     return lambda logits, target, epoch=0.0: loss(logits, target, epoch)[0]
 
 
-def compute_loss(logits: Tensor, target: Tensor, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the weighted sum of the named losses at their default options, and each by itself: detached.
-
-    Raises:
-        ConfigError: for names that are not in ``LOSSES``, and when no loss is named.
-    """
-    check_loss_names(weights)
-    if not weights:
-        raise ConfigError(f"no loss is named; available: {', '.join(LOSSES)}")
-    return make_supervised_loss(LossConfig(weights=dict(weights)))(logits, target)
-
-
 def _check_costs_are_taken(costs: Mapping[str, float], phases: tuple[LossPhase, ...]) -> None:
     used = {name for phase in phases for name, weight in phase.weights.items() if weight > 0}
     for cost, value in costs.items():

@@ -22,6 +22,12 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+LABELED_ONLY = next(
+    name for name, method in METHODS.items() if not (method.traits.uses_teacher or method.traits.uses_unlabeled)
+)
+"""The method that learns from labeled patches alone."""
+
+
 def make_method(name: str, options: Mapping[str, Any], supervised: SupervisedLoss, num_classes: int) -> Method:
     """Return the method with its options checked.
 

@@ -164,7 +164,13 @@ def load_parts(parts: Mapping[str, Part], checkpoint: Checkpoint, where: str) ->
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write atomically: a crash leaves the old file or the new one."""
+    """Write atomically: a crash leaves the old file or the new one.
+
+    Raises:
+        ValueError: for a part that is called like another entry of the file, and would take its place.
+    """
+    if taken := checkpoint.parts.keys() & {"format", "version", *_FIELDS}:
+        raise ValueError(f"a part of the run is called '{min(taken)}', as another entry of a checkpoint is: rename it")
     content = {name: getattr(checkpoint, name) for name in _FIELDS}
     content = {"format": FORMAT, "version": VERSION, **content, **checkpoint.parts}
     content["progress"] = {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(checkpoint.progress).items()}

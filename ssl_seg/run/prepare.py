@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ssl_seg.config import Config, DataConfig
 from ssl_seg.config.layers import Layer
@@ -121,8 +120,8 @@ def prepare_run(
     faults = check_with_data(resolved, note)
     if any(fault.code == "changed_content" for fault in faults):
         resolved = replace(resolved, split=_restamp(resolved.split, resolved.catalog))
-    net, published = _check_network(resolved, gpu=gpu)
-    check_disk(_choose_place(resolved), estimate_output_bytes(net, resolved.config))
+    built, published = _check_network(resolved, gpu=gpu)
+    check_disk(_choose_place(resolved), estimate_output_bytes(built, resolved.config))
     _pass_gate(resolved, note)
     fill_caches(resolved.config.data, resolved.catalog, note, tracker)
     _note_pretrained(resolved, note)
@@ -228,7 +227,7 @@ def reopen_run(
         note(f"resume: the data are in {config.data.root}; they were in {old.data.root}")
     check_with_data(resolved, note)
     held = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
-    check_disk(run.path, estimate_output_bytes(_build(config).module, config), held)
+    check_disk(run.path, estimate_output_bytes(_build(config), config), held)
     if config.length != old.length:
         note(f"resume: {describe_length(old, config, checkpoint)}")
     fill_caches(config.data, resolved.catalog, note, tracker)
@@ -285,11 +284,11 @@ def fill_caches(data: DataConfig, catalog: Catalog, note: Note, tracker: Tracker
         note(f"data: {missed}")
 
 
-def _check_network(resolved: Resolved, *, gpu: bool) -> tuple[nn.Module, str | None]:
+def _check_network(resolved: Resolved, *, gpu: bool) -> tuple[Built, str | None]:
     """Build the network once, to see that weights to start from fit and the precision asked for is usable.
 
     Returns:
-        The network, and what published weights it begins with; see ``load_published``.
+        What is trained, and what published weights it begins with; see ``load_published``.
     """
     config, parent, pretrained = resolved.config, resolved.parent, resolved.pretrained
     built, published = _build(config), None
@@ -303,7 +302,7 @@ def _check_network(resolved: Resolved, *, gpu: bool) -> tuple[nn.Module, str | N
         published = load_published(net, config)
     if not gpu:
         choose_precision(config.runtime.precision, net, torch.zeros(1, config.data.channels, *config.data.patch_size))
-    return built.module, published
+    return built, published
 
 
 def _build(config: Config) -> Built:
@@ -331,7 +330,7 @@ def _pass_gate(resolved: Resolved, note: Note) -> None:
         reasons += check_copies(parent, resolved.split, resolved.catalog)
     if reasons and not request.force:
         listed = "\n".join(f"- {reason}" for reason in reasons)
-        way = "" if request.in_series else "\n--force starts from it all the same."
+        way = "" if request.in_study else "\n--force starts from it all the same."
         raise RefusedError(f"{request.bootstrap} is refused as a start:\n{listed}{way}")
     for reason in reasons:
         note(f"bootstrap: forced although {reason}")

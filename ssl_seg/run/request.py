@@ -22,7 +22,7 @@ class TrainRequest:
     """Length in epochs, instead of length.steps."""
     minutes: float | None = None
     """Length of a new run in minutes on this machine, instead of length.steps."""
-    in_series: bool = False
+    in_study: bool = False
     """Whether it is part of a ladder, cross-validation or ablation, which prints its own command to continue."""
 
     @cached_property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_seg.config import Config
 from ssl_seg.data.catalog import Catalog
@@ -17,6 +18,7 @@ from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.splits.split import Split
 from ssl_seg.engine.machine import available_memory
 from ssl_seg.errors import DataError, RunDirError
+from ssl_seg.methods.base import Built, OwnsOptimizer
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -60,13 +62,20 @@ def check_memory(config: Config, catalog: Catalog, split: Split) -> None:
     )
 
 
-def estimate_output_bytes(net: nn.Module, config: Config) -> int:
+def estimate_output_bytes(built: Built, config: Config) -> int:
     """Return the bytes that the files of a run take when they are largest: all checkpoints, and one being written."""
-    weights: int = FLOAT * sum(v.numel() for v in net.state_dict().values())
+    method, weights = built.method, _count_bytes(built.module.state_dict().values())
+    kept = _count_bytes(method.state_dict().values()) if isinstance(method, nn.Module) else 0
+    if isinstance(method, OwnsOptimizer):
+        kept += 2 * _count_bytes(p for group in method.optimizer.param_groups for p in group["params"])
     moments = 2 if config.optim.name == "adamw" else 1
     averages = config.policies.swa is not None
     files = 1 + config.monitor.keep_best + averages + 2 * (config.monitor.on_collapse == "recover")
-    return (files + 1) * (2 + moments + averages) * weights + _LOG_BYTES
+    return (files + 1) * ((2 + moments + averages) * weights + kept) + _LOG_BYTES
+
+
+def _count_bytes(tensors: Iterable[Tensor]) -> int:
+    return FLOAT * sum(tensor.numel() for tensor in tensors)
 
 
 def check_disk(path: Path, needed: int, held: int = 0) -> None:

@@ -102,7 +102,7 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
         SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
     """
     console = console or Silent()
-    with open_fabric(resolve_runtime(request), in_series=request.in_series) as fabric, ExitStack() as held:
+    with open_fabric(resolve_runtime(request), in_study=request.in_study) as fabric, ExitStack() as held:
 
         def hold(path: Path) -> None:
             held.enter_context(hold_directory(path, console.note))
@@ -119,11 +119,11 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
                 prepared, ready = _continue(fabric, prepared, console)
             return _train(fabric, prepared, ready, console)
         except KeyboardInterrupt:  # before the loop listens for it, or twice
-            if run is not None and fabric.is_global_zero and not request.in_series:
+            if run is not None and fabric.is_global_zero and not request.in_study:
                 console.note(describe_interrupt(run, "ssl-seg train"))
             raise
         except Exception as error:
-            resume = None if request.in_series else "ssl-seg train --resume"
+            resume = None if request.in_study else "ssl-seg train --resume"
             if (known := explain_failure(error, fabric, run, resume)) is not None:
                 raise known from error
             raise

@@ -234,7 +234,7 @@ def _pin_processes(runtime: RuntimeConfig) -> Layer:
     """Return the processes of a study as a layer over the settings of each run: a run that was begun with others is
     continued with these, or the processes that are there would wait for those that are not."""
     names = ("accelerator", "devices", "num_nodes")
-    return Layer("series", {"runtime": {name: getattr(runtime, name) for name in names}})
+    return Layer("study", {"runtime": {name: getattr(runtime, name) for name in names}})
 
 
 def read_machine(first: RunDir, layers: Sequence[Layer], *, minutes: float | None) -> Layer:

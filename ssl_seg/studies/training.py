@@ -49,7 +49,7 @@ def make_request(
         return None
     if run.last.is_file():
         note(f"== {training.title}, continued: {run.path}")
-        return TrainRequest(tuple(machine), resume=run.path, in_series=True)
+        return TrainRequest(tuple(machine), resume=run.path, in_study=True)
     if run.path.exists():
         shutil.rmtree(run.path)
     note(f"== {training.title}{training.start}: {run.path}")
@@ -60,7 +60,7 @@ def make_request(
         force=training.force,
         epochs=training.epochs,
         minutes=training.minutes,
-        in_series=True,
+        in_study=True,
     )
 
 

@@ -21,7 +21,7 @@ from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.diagnose.batches import Contents, Expected, compute_expected, measure_batch, summarize_batches
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.report.views_figure import LabeledPatch, UnlabeledPatch, plot_views
+from ssl_seg.report.views_figure import LabeledPatch, StrongView, UnlabeledPatch, plot_views
 
 PLAIN = Contents(labeled=4, unlabeled=4, voxels=4000, valid=4000, foreground=400, positive_patches=4, from_positive=4)
 EXPECTED = Expected(
@@ -191,11 +191,15 @@ def test_figure_shows_views_and_outlines(tmp_path: Path, monkeypatch: pytest.Mon
     target[2, 3:7, 4:10], target[2, :2] = 1, IGNORE_INDEX
     mixed = np.zeros(volume.shape, bool)
     mixed[2, 5:9, 2:6] = True
-    unlabeled = [UnlabeledPatch("u", volume, volume + 1, mixed), UnlabeledPatch("v", volume, volume, None)]
+    plain = StrongView(volume, None)
+    unlabeled = [
+        UnlabeledPatch("u", volume, (StrongView(volume + 1, mixed), plain)),
+        UnlabeledPatch("v", volume, (plain,)),
+    ]
     path = tmp_path / "new" / "views.png"
     plot_views([LabeledPatch("a", volume, target)], unlabeled, path)
     assert path.stat().st_size > 1000
-    axes = np.array(saved[0].axes).reshape(2, 4)
+    axes = np.array(saved[0].axes).reshape(2, 5)
     labeled, weak, strong = (axes[0, column].images[0].get_array() for column in (0, 2, 3))
     np.testing.assert_allclose(labeled, volume[2] / 15)
     np.testing.assert_allclose(weak, volume[2] / 15)
@@ -204,6 +208,7 @@ def test_figure_shows_views_and_outlines(tmp_path: Path, monkeypatch: pytest.Mon
         vertices = np.concatenate([p.vertices for p in axis.collections[0].get_paths()])
         np.testing.assert_allclose([vertices.min(0), vertices.max(0)], [low, high])
     assert not axes[1, 3].collections
+    assert [axis.get_title() for axis in axes[:, 4]] == ["strong view 2", ""]
     assert not axes[1, 0].images
     with pytest.raises(DataError, match="exists already"):
         plot_views([], unlabeled, path)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
-from test_methods import LOSS, WEIGHTS, make_batch
+from test_methods import LOSS, make_batch
 from torch import nn
 
 from ssl_seg.config import EMAConfig, GradientNoiseConfig, OptimConfig, RuntimeConfig
@@ -139,7 +139,6 @@ class TestStep:
         others = [p for p in student.parameters() if p.ndim <= 1]
         plain = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=1e-2)
         from ssl_seg.data.sampling import derive_seed
-        from ssl_seg.losses import compute_loss
 
         for step in range(5):
             batch = make_batch(seed=step)
@@ -147,7 +146,7 @@ class TestStep:
             torch.manual_seed(derive_seed(0, 0, step))
             for group in plain.param_groups:
                 group["lr"] = lr_at(step)
-            loss, _ = compute_loss(student(batch.image), batch.target, WEIGHTS)
+            loss, _ = LOSS(student(batch.image), batch.target)
             plain.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 0.05)

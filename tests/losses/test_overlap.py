@@ -8,8 +8,9 @@ from loss_cases import SHAPES, make_case, make_confident
 from monai.losses import DiceCELoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
 from sklearn.metrics import jaccard_score
 
+from ssl_seg.config import LossConfig
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.losses import compute_loss
+from ssl_seg.losses import make_supervised_loss
 from ssl_seg.losses.overlap import dice, focal_tversky, generalized_dice, iou, lovasz, tversky
 
 MONAI = {"include_background": False, "to_onehot_y": True, "softmax": True}
@@ -30,7 +31,7 @@ def test_dice_is_monais(shape: tuple[int, ...], smooth: float, batch: bool) -> N
 def test_dice_and_cross_entropy_are_monais(shape: tuple[int, ...]) -> None:
     logits, target = make_case(shape)
     monai = DiceCELoss(**MONAI, batch=True, smooth_nr=1, smooth_dr=1)
-    total, _ = compute_loss(logits, target, {"dice": 1.0, "cross_entropy": 1.0})
+    total, _ = make_supervised_loss(LossConfig(weights={"dice": 1.0, "cross_entropy": 1.0}))(logits, target)
     torch.testing.assert_close(total, monai(logits, target[:, None]))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_seg.config import LossConfig
 from ssl_seg.config.presets import PRESETS
 from ssl_seg.errors import ConfigError
-from ssl_seg.losses import CONSISTENCY, LOSSES, compute_loss, first_head, get_loss, list_options, make_supervised_loss
+from ssl_seg.losses import CONSISTENCY, LOSSES, first_head, get_loss, list_options, make_supervised_loss
 from ssl_seg.losses.overlap import dice, tversky
 from ssl_seg.losses.voxelwise import focal
 from ssl_seg.methods.mean_teacher import MeanTeacherConfig
@@ -26,7 +26,7 @@ def make_loss(**section: Any):
 def test_compute_loss_weighs_and_reports() -> None:
     logits, target = make_case((2, 3, 4, 4))
     logits.requires_grad_()
-    total, terms = compute_loss(logits, target, {"dice": 0.5, "focal": 2.0})
+    total, terms = make_supervised_loss(LossConfig(weights={"dice": 0.5, "focal": 2.0}))(logits, target)
     torch.testing.assert_close(total, 0.5 * dice(logits, target) + 2.0 * focal(logits, target))
     torch.testing.assert_close(terms, {"dice": dice(logits, target).detach(), "focal": focal(logits, target).detach()})
     assert total.requires_grad
@@ -107,13 +107,10 @@ def test_first_head_is_the_full_resolution() -> None:
 
 class TestRefusals:
     def test_unknown_components_are_all_named(self) -> None:
-        logits, target = make_case((1, 2, 2, 2))
         with pytest.raises(
             ConfigError, match=r"'dise' \(did you mean 'dice'\?\), 'xyz'; available: cross_entropy, dice"
         ):
-            compute_loss(logits, target, {"dise": 1.0, "dice": 1.0, "xyz": 1.0})
-        with pytest.raises(ConfigError, match="no loss is named"):
-            compute_loss(logits, target, {})
+            make_supervised_loss(LossConfig(weights={"dise": 1.0, "dice": 1.0, "xyz": 1.0}))
 
     @pytest.mark.parametrize(
         ("name", "hint"),

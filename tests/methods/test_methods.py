@@ -18,7 +18,7 @@ from ssl_seg.data.views.mixing import Mix
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.losses import CONSISTENCY, compute_loss, make_supervised_loss
+from ssl_seg.losses import CONSISTENCY, make_supervised_loss
 from ssl_seg.losses.consistency import consistency_mse
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import Method, Nets, Progress, StepOutput, Traits
@@ -101,7 +101,7 @@ class TeacherAsStudent:
     traits = Traits(uses_teacher=True, uses_unlabeled=True)
 
     def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
-        loss, terms = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
+        loss, terms = LOSS(nets.student(batch.image), batch.target)
         logits = nets.teacher(batch.strong[0])
         return StepOutput(loss + consistency_mse(logits, nets.teacher(batch.weak).softmax(1)), terms)
 
@@ -158,7 +158,7 @@ def test_mean_teacher_is_its_formula(name: str) -> None:
     options = {"consistency": name, "consistency_weight": 2.0, "rampup_ratio": 0.5}
     method = make_method("mean_teacher", options, LOSS, 2)
     nets, batch = make_nets(), make_batch()
-    supervised, _ = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
+    supervised, _ = LOSS(nets.student(batch.image), batch.target)
     consistency = CONSISTENCY[name](nets.student(batch.strong[0]), nets.teacher(batch.weak).softmax(1))
     for step in (0, 10, 99):
         expected = supervised + 2.0 * compute_rampup(step, 50, "sigmoid") * consistency
@@ -243,7 +243,7 @@ def test_pseudo_labels_are_mixed_like_the_strong_views(name: str) -> None:
     expected = probs.clone()
     for n, source in enumerate((1, 2)):
         expected[n, :, 3:9, 2:8] = probs[source, :, 3:9, 2:8]
-    supervised, _ = compute_loss(nets.student(batch.image), batch.target, WEIGHTS)
+    supervised, _ = LOSS(nets.student(batch.image), batch.target)
     consistency = CONSISTENCY[name](nets.student(batch.strong[0]), expected)
     loss = method(nets, batch, PROGRESS).loss
     torch.testing.assert_close(loss, supervised + consistency)

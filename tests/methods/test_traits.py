@@ -21,7 +21,7 @@ from test_methods import LOSS, PROGRESS, make_batch, make_net
 from test_policy_runs import Killed, assert_equal
 from trait_methods import TRAIT_METHODS, Adversarial
 
-from ssl_seg.config import NetworkConfig, OptimConfig
+from ssl_seg.config import Config, NetworkConfig, OptimConfig
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.loader import Batch
 from ssl_seg.engine.ema import EMATeacher
@@ -29,13 +29,15 @@ from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.errors import ConfigError
 from ssl_seg.inference.model import make_network, open_model
-from ssl_seg.methods import METHODS, check_traits, make_method
+from ssl_seg.methods import LABELED_ONLY, METHODS, check_traits, make_method
 from ssl_seg.methods.base import Traits, build
 from ssl_seg.networks.builders import build_network
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.results.prediction import PredictRequest, predict
 from ssl_seg.run.directory import RunDir
+from ssl_seg.run.lint.conditions import DataFacts
+from ssl_seg.run.lint.idle import find_idle
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve
 from ssl_seg.run.training import train
@@ -205,6 +207,16 @@ class TestTraits:
         features = network.encode(image)
         assert torch.equal(network.decode(features), network(image))
         assert not torch.equal(network.decode([f + 1 for f in features]), network(image))
+
+    def test_without_unlabeled_images_only_a_method_with_one_network_is_the_supervised_training(self) -> None:
+        planned = {
+            "data": {"label_values": [0, 1], "channels": 1, "patch_size": [64, 64], "foreground_ratio": 0.33},
+            "network": {"name": "unet"}, "batch": {"labeled": 4, "unlabeled": 0}, "length": {"steps": 100},
+        }  # fmt: skip
+        for name, is_supervised in (("state", True), ("twins", False), ("supervised", False)):
+            config = Config.model_validate({**planned, "method": {"name": name}})
+            assert ("method.name" in find_idle(config, DataFacts(unlabeled=0))) == is_supervised
+        assert LABELED_ONLY == "supervised"
 
     def test_unlabeled_patches_and_the_teacher_are_two_things(
         self, tiny_run: Path, particles_dir: Path, tmp_path: Path

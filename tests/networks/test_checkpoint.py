@@ -83,6 +83,13 @@ def test_every_part_travels_whatever_its_name(tmp_path: Path) -> None:
     assert torch.equal(loaded["swa"]["average"]["weight"], weights["weight"])
 
 
+@pytest.mark.parametrize("name", ["version", "teacher", "seen_labels"])
+def test_a_part_that_would_take_the_place_of_another_entry_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"part of the run is called '{name}'.*rename it"):
+        save_checkpoint(replace(make_checkpoint(), parts={name: {"x": 1}}), tmp_path / "a.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
 class TestLoadParts:
     def load(self, part: nn.Module, **states: Any) -> None:
         load_parts({"swa": part}, replace(make_checkpoint(), parts=states), "x.pt")

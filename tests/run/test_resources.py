@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import train_tiny
+from test_methods import LOSS
+from torch import nn
+from trait_methods import Adversarial, NoOptions
 
 from ssl_seg.config import Config
 from ssl_seg.config.layers import Layer, build_config, merge_layers
@@ -19,6 +23,8 @@ from ssl_seg.data.splits.split import Split, make_split
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import DataError, RunDirError
 from ssl_seg.inference.model import config_of, make_network
+from ssl_seg.methods import make_method
+from ssl_seg.methods.base import build
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
@@ -111,10 +117,19 @@ class TestDisk:
         run = train_tiny(tmp_path / "run", particles_dir, settings).run
         config = config_of(load_checkpoint(run.last), run.last)
         files = sum(p.stat().st_size for p in run.path.rglob("*") if p.is_file())
-        estimated = estimate_output_bytes(make_network(config), config)
+        supervised = make_method("supervised", {}, LOSS, 2)
+        estimated = estimate_output_bytes(build(supervised, partial(make_network, config), 2), config)
         assert files <= estimated
         largest = max(p.stat().st_size for p in run.last.parent.iterdir())
         assert estimated <= 1.3 * (files + largest) + 2**20
+
+    def test_what_a_method_keeps_and_trains_by_itself_counts(self) -> None:
+        """A discriminator of one 3x3 convolution of two channels, with its optimizer's two moments, in each file."""
+        config = make_config()
+        both = [make_method("supervised", {}, LOSS, 2), Adversarial(NoOptions(), LOSS, 2)]
+        plain, own = (estimate_output_bytes(build(method, lambda: nn.Linear(2, 2), 2), config) for method in both)
+        files = 1 + config.monitor.keep_best + 1  # last.pt, the best ones, and one being written
+        assert own - plain == files * 3 * 4 * (2 * 9 + 1)
 
     @pytest.mark.parametrize(
         ("needed", "held", "fits"),

@@ -17,7 +17,8 @@ from ssl_seg.config.layers import to_plain, validate
 from ssl_seg.config.schedules import make_ema_schedule
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.labels import THRESHOLDED
-from ssl_seg.methods import METHODS
+from ssl_seg.methods import LABELED_ONLY, METHODS
+from ssl_seg.methods.base import BuildsModule
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def _find_idle_pool(config: Config, facts: DataFacts) -> str | None:
 
 
 def _find_idle_method(config: Config, facts: DataFacts) -> str | None:
-    if not METHODS[config.method.name].traits.uses_unlabeled:
+    method = METHODS[config.method.name]
+    if not method.traits.uses_unlabeled or issubclass(method, BuildsModule):  # two networks are another training
         return None
     return None if facts.unlabeled and config.batch.unlabeled else "there is no unlabeled image to learn from"
 
@@ -378,7 +380,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         ("batch.unlabeled",), _find_idle_pool, "Leave it out, or add images without a mask and a method that uses them"
     ),
-    Condition(("method.name",), _find_idle_method, "The training is that of method.name = supervised"),
+    Condition(("method.name",), _find_idle_method, f"The training is that of method.name = {LABELED_ONLY}"),
     Condition(
         ("method.options.*",),
         _find_no_unlabeled,

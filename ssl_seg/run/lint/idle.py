@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from ssl_seg.config import Config
 from ssl_seg.config.layers import to_plain
 from ssl_seg.losses import LOSSES, list_options
-from ssl_seg.methods import METHODS
+from ssl_seg.methods import LABELED_ONLY, METHODS
 from ssl_seg.run.lint.conditions import CONDITIONS, DataFacts, list_derived
 
 PLANNED = (
@@ -33,7 +33,7 @@ PLANNED = (
 """Settings that have a default and are planned from the data all the same: to give the default is to give a value."""
 
 
-STANDS_FOR = {"method.name": "supervised", "optim.schedule": "constant"}
+STANDS_FOR = {"method.name": LABELED_ONLY, "optim.schedule": "constant"}
 """What the training is in truth, where one of these changes nothing."""
 
 
