@@ -140,9 +140,12 @@ FAULTS: tuple[Fault, ...] = (
         ("loss_metric_divergence", "plateau", "uniform_ratio", "all_negative", "all_positive"),
         "no code of its own: the loss falls with the entropy and the overlap does not rise; in the end the same "
         "everywhere",
-        injections.add_entropy, due=LONG,
+        due=LONG,
         settings={
             "network": {"name": "dynunet"}, "optim": {"lr": 1e-2}, "split": {"labels": 0.1}, "length": {"steps": LONG},
+            "method": {
+                "name": "entropy_minimization", "options": {"consistency_weight": 100.0, "rampup_ratio": 0.0},
+            },
         },
         also_right=("constant_output", "not_above_trivial", "pseudo_label_drift"),
     ),

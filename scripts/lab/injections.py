@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -20,7 +19,6 @@ from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
 
 BIAS = -8.0
-ENTROPY_WEIGHT = 100.0
 
 
 @contextmanager
@@ -182,26 +180,6 @@ def leave_buffers_behind() -> AbstractContextManager[None]:
     return _replaced(EMATeacher, "update", make)
 
 
-def add_entropy() -> AbstractContextManager[None]:
-    """The entropy of the predictions on unlabeled images is minimized with a high weight from the first step on."""
-
-    def make(original: Any) -> Any:
-        def make_method(*args: Any) -> Any:
-            method = original(*args)
-
-            def call(nets: Any, batch: Any, progress: Any) -> Any:
-                output = method(nets, batch, progress)
-                log_probs = nets.student(batch.weak).log_softmax(dim=1)
-                entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean()
-                return replace(output, loss=output.loss + ENTROPY_WEIGHT * entropy)
-
-            return _Callable(call, traits=method.traits)
-
-        return make_method
-
-    return _replaced(ssl_seg.run.training, "make_method", make)
-
-
 def jump_lr(at: int, factor: float) -> AbstractContextManager[None]:
     """The learning rate is multiplied in mid-run, as the plateau response of a reported recipe did (x 30, x 80)."""
 
@@ -228,16 +206,6 @@ def leave_border_out(width: int) -> AbstractContextManager[None]:
         return predict_windows
 
     return _replaced(monai.inferers, "sliding_window_inference", make)
-
-
-class _Callable(SimpleNamespace):
-    """A function with attributes."""
-
-    def __init__(self, call: Callable[..., Any], **attributes: Any) -> None:
-        super().__init__(call=call, **attributes)
-
-    def __call__(self, *args: Any) -> Any:
-        return self.call(*args)
 
 
 def _far_below_zero(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: ARG001 (a hook)

@@ -10,15 +10,29 @@ from ssl_seg.config.layers import validate
 from ssl_seg.errors import ConfigError, did_you_mean
 from ssl_seg.losses import SupervisedLoss
 from ssl_seg.methods.base import Method
+from ssl_seg.methods.bcp import BidirectionalCopyPaste
+from ssl_seg.methods.cps import CrossPseudoSupervision
+from ssl_seg.methods.entropy_minimization import EntropyMinimization
 from ssl_seg.methods.fixmatch import FixMatch
+from ssl_seg.methods.ict import InterpolationConsistency
 from ssl_seg.methods.mean_teacher import MeanTeacher
 from ssl_seg.methods.supervised import Supervised
+from ssl_seg.methods.uamt import UncertaintyAwareMeanTeacher
+from ssl_seg.methods.unimatch import UniMatch
+from ssl_seg.methods.urpc import PyramidConsistency
 from ssl_seg.networks.builders import NETWORKS
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "mean_teacher": MeanTeacher,
     "fixmatch": FixMatch,
+    "unimatch": UniMatch,
+    "cps": CrossPseudoSupervision,
+    "entropy_minimization": EntropyMinimization,
+    "uamt": UncertaintyAwareMeanTeacher,
+    "ict": InterpolationConsistency,
+    "bcp": BidirectionalCopyPaste,
+    "urpc": PyramidConsistency,
 }
 
 

@@ -40,11 +40,14 @@ class UnlabeledConfig(Section):
 
     def compute_weight(self, progress: Progress) -> float:
         """Return the weight of the term in a step."""
+        return self.consistency_weight * self.compute_rampup(progress) * progress.unlabeled_factor
+
+    def compute_rampup(self, progress: Progress) -> float:
+        """Return how far the weight has risen, in [0, 1]."""
         steps = self.rampup_steps
         if steps is None:
             steps = round(self.rampup_ratio * progress.total_steps)
-        rampup = 1.0 if progress.teacher_is_fixed else compute_rampup(progress.step, steps, self.rampup)
-        return self.consistency_weight * rampup * progress.unlabeled_factor
+        return 1.0 if progress.teacher_is_fixed else compute_rampup(progress.step, steps, self.rampup)
 
 
 class PseudoLabelConfig(UnlabeledConfig):
@@ -59,14 +62,19 @@ class PseudoLabelConfig(UnlabeledConfig):
     """Weight of the old threshold in each step of freematch and corrmatch."""
 
 
-@torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
     """Return the probabilities (U,K,*S) of a network in eval mode, without gradients; it keeps its mode."""
+    return predict_outputs(network, images)[0]
+
+
+@torch.no_grad()
+def predict_outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return those of each output, for a module with several."""
     was_training = network.training
     network.eval()
-    logits = network(images)
+    outputs = network(images)
     network.train(was_training)
-    return torch.softmax(logits.float(), dim=1)
+    return [torch.softmax(logits.float(), dim=1) for logits in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
 @dataclass(frozen=True)

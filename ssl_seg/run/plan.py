@@ -17,6 +17,7 @@ from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.errors import NetworkError
 from ssl_seg.methods import METHODS
+from ssl_seg.methods.base import Traits
 from ssl_seg.networks.builders import check_patch_size, get_network_spec
 
 PATCH_VOXELS = {(2, False): 128**2, (2, True): 256**2, (3, False): 32 * 64 * 64, (3, True): 96**3}
@@ -25,6 +26,8 @@ BATCH = {(2, False): 4, (2, True): 8, (3, False): 2, (3, True): 2}
 STEPS = {(2, False): 400, (2, True): 2000, (3, False): 800, (3, True): 4000}
 ENCODER_UNET_LR, ENCODER_LR_FACTOR = 1e-3, 0.3
 MULTIPLE = {2: 32, 3: 16}
+HEADS = 2
+"""Further outputs of a network for a method that learns from outputs at several scales."""
 RARE_FOREGROUND = 0.15
 """Below this mean share a third of the labeled patches is centered on foreground (nnU-Net's 33 %); above it, that would
 only teach the network a higher prevalence than there is."""
@@ -62,9 +65,9 @@ def plan_run(
     ndim = catalog.ndim
     device = "GPU" if gpu else "CPU"
     method = known.get("method.name", "mean_teacher")
-    uses_unlabeled = method not in METHODS or METHODS[method].traits.uses_unlabeled
+    uses_unlabeled = _get_traits(method).uses_unlabeled
     batch = BATCH[ndim, gpu]
-    network, planned_network = _plan_network(ndim, known, gpu=gpu)
+    network, planned_network = _plan_network(ndim, known, method, gpu=gpu)
     steps = int(known.get("length.steps", STEPS[ndim, gpu]))
     patches = int(known.get("policies.random_batch_size.largest", known.get("batch.labeled", batch)))
     planned = [
@@ -83,6 +86,7 @@ def plan_run(
         _plan_positive_ratio(catalog, labeled),
         *planned_network,
         *_plan_encoder_unet(network, known),
+        *_plan_heads(network, method),
         Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
         Planned(
             "batch.unlabeled",
@@ -134,11 +138,14 @@ def _fit_network(size: list[int], network: str) -> list[int]:
     return [*size[:-1], 2 * size[-1]] if math.prod(size) <= math.prod(divisor) else size
 
 
-def _plan_network(ndim: int, known: Nested, *, gpu: bool) -> tuple[str, list[Planned]]:
+def _plan_network(ndim: int, known: Nested, method: str, *, gpu: bool) -> tuple[str, list[Planned]]:
     """Return the name of the network, given or planned, and what is planned of it."""
     if "network.name" in known:
         return known["network.name"], []
     measured = ndim == 2 or not gpu
+    if _get_traits(method).perturbs_features:
+        reason = f"{method} changes the features between its encoder and its decoder"
+        return "encoder_unet", [Planned("network.name", "encoder_unet", reason)]
     if measured and _takes_patch("encoder_unet", known.get("data.patch_size")):
         return "encoder_unet", [Planned("network.name", "encoder_unet", f"{ndim}D: its encoder knows photos already")]
     return "dynunet", [Planned("network.name", "dynunet", f"{ndim}D, strides fitted to the patch")]
@@ -168,8 +175,19 @@ def _plan_encoder_unet(network: str, known: Nested) -> list[Planned]:
     return planned
 
 
+def _get_traits(method: str) -> Traits:
+    """Return what a method needs; that of a name that is refused later is Mean Teacher's."""
+    return METHODS.get(method, METHODS["mean_teacher"]).traits
+
+
+def _plan_heads(network: str, method: str) -> list[Planned]:
+    if not (_get_traits(method).needs_heads and get_network_spec(network).deep_supervision):
+        return []
+    return [Planned("network.deep_supervision", HEADS, f"{method} learns from outputs at several scales")]
+
+
 def _plan_cutmix(method: str, unlabeled: int) -> list[Planned]:
-    probability = METHODS[method].traits.cutmix if method in METHODS and unlabeled > 1 else 0.0
+    probability = _get_traits(method).cutmix if unlabeled > 1 else 0.0
     return [Planned("augment.cutmix", probability, f"{method} learns on mixed strong views")] if probability else []
 
 

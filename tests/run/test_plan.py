@@ -344,6 +344,15 @@ def test_cutmix_is_planned_for_methods_that_learn_from_it() -> None:
     assert "augment.cutmix" not in plan(method__name="fixmatch", batch__unlabeled=1)  # there is no partner
 
 
+def test_the_network_is_planned_for_what_the_method_needs() -> None:
+    volumes = make_catalog([(32, 64, 64)])
+    assert plan(volumes, gpu=True)["network.name"] == "dynunet"
+    assert plan(volumes, gpu=True, method__name="unimatch")["network.name"] == "encoder_unet"
+    assert plan(volumes, gpu=True, method__name="urpc")["network.deep_supervision"] == 2
+    assert "network.deep_supervision" not in plan(volumes, gpu=True)
+    assert "network.deep_supervision" not in plan(method__name="urpc", network__name="unet")  # refused later
+
+
 def test_rare_positives_are_balanced() -> None:
     assert plan(make_catalog([(64, 64)] * 10, [0.2] * 4 + [0.0] * 6))["batch.positive_ratio"] == 0.5
     assert plan(make_catalog([(64, 64)] * 10, [0.2] * 6 + [0.0] * 4))["batch.positive_ratio"] is None

@@ -409,7 +409,10 @@ CONDITIONS: tuple[Condition, ...] = (
         "Raise one of them, or leave it out",
     ),
     Condition(
-        tuple(f"method.options.{name}" for name in ("consistency", "confidence", "threshold*", "labeler", "rampup*")),
+        tuple(
+            f"method.options.{name}"
+            for name in ("consistency", "confidence", "threshold*", "labeler", "rampup*", "version", "passes", "beta")
+        ),
         _find_idle_consistency,
         "It acts with a larger weight",
     ),
