@@ -121,7 +121,7 @@ def read_run(path: Path) -> Run:
     """Return a finished training, its looks judged by the rules of now."""
     run = RunDir(path)
     records, events = run.read_metrics(), run.read_events()
-    seen = pickle.loads((path / EVIDENCE).read_bytes())
+    seen = pickle.loads((path / EVIDENCE).read_bytes())[-len(records) :]  # one before may have measured its time
     looks, trend = list[Look](), tuple[Figures, ...]()
     for record, evidence in zip(records, seen, strict=True):
         step = record["step"]

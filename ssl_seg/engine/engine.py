@@ -16,7 +16,7 @@ from ssl_seg.data.sampling import derive_seed
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.noise import add_gradient_noise
 from ssl_seg.engine.optim import set_lr
-from ssl_seg.methods.base import Method, Nets, OwnsOptimizer, Progress, find_plain
+from ssl_seg.methods.base import Method, Nets, OwnsOptimizer, Progress, TrainsOthers, find_plain
 from ssl_seg.networks.checkpoint import Checkpoint, Part, Rest, load_parts, load_weights
 from ssl_seg.networks.precision import Autocast
 
@@ -84,6 +84,8 @@ class Engine:
         self.nets = Nets(self.wrapped, teacher.net)
         self.plain = Nets(find_plain(method, student), find_plain(method, teacher.net))
         """The networks that are scored, predicted with and saved."""
+        self.others = method.find_others(student) if isinstance(method, TrainsOthers) else {}
+        """Further networks that are trained, by name."""
         self.seed, self.gradient_noise = seed, gradient_noise
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.clip_norm = math.inf if clip_norm is None else clip_norm

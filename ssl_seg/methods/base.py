@@ -148,6 +148,15 @@ class BuildsModule(Protocol):
 
 
 @runtime_checkable
+class TrainsOthers(Protocol):
+    """A method that trains whole networks beside the plain one; the monitor watches them too."""
+
+    def find_others(self, module: nn.Module) -> Mapping[str, nn.Module]:
+        """Return the other networks inside the module, by the name that findings about them have."""
+        ...
+
+
+@runtime_checkable
 class OwnsOptimizer(Protocol):
     """A method that is a module and trains its own parameters, such as those of a discriminator, on ``own_loss``."""
 

@@ -10,6 +10,7 @@ average of each makes the labels. The weight is 1 (paper: 1.5), ramped up.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -71,6 +72,10 @@ class CrossPseudoSupervision(nn.Module):
     def find_plain(self, module: nn.Module) -> nn.Module:
         """Return the first of them."""
         return module.get_submodule("first")
+
+    def find_others(self, module: nn.Module) -> Mapping[str, nn.Module]:
+        """Return the second."""
+        return {"twin": module.get_submodule("second")}
 
     def forward(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return the supervised losses of both + the ramped losses of each on the labels of the other."""

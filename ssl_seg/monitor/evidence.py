@@ -43,6 +43,8 @@ class Evidence:
     """Whether the method learns from the teacher."""
     context: Context = NO_CONTEXT
     """What advice depends on."""
+    others: Mapping[str, Signals] = field(default_factory=dict)
+    """Further networks that are trained and not used, on the validation probe."""
     is_final: bool = False
     """Whether the networks will be used as they are: then no time is given to get better."""
 

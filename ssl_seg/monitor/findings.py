@@ -18,7 +18,8 @@ class RuleFinding:
     code: str
     level: Level
     net: str
-    """``student`` or ``teacher``; ``training`` for what concerns the run and not one network."""
+    """``student`` or ``teacher``, or a further network that the method trains; ``training`` for what concerns the run
+    and not one network."""
     value: float
     limit: float
     source: str

@@ -48,7 +48,7 @@ def judge(evidence: Evidence, used: str | None = None) -> Verdict:
         used: the network that will be used, where that is decided; a collapse of the other one is a warning then.
     """
     training = [f for rule in TRAINING_RULES if (f := rule(evidence))]
-    findings = [*_judge_networks(evidence, training, used), *training]
+    findings = [*_judge_networks(evidence, training, used), *_judge_others(evidence), *training]
     if not evidence.is_final:
         if evidence.phase != "trained":
             named = [f for f in findings if f.level == "collapsed" or f.code == "blind_probe"]
@@ -109,6 +109,13 @@ def _judge_networks(evidence: Evidence, training: list[RuleFinding], used: str |
     is_dragged = not is_informative(student) and not pending
     is_ill = bool(list_collapse_codes(student)) or is_dragged
     return [f for f in findings if f.net != "teacher" or f.code in shared or (is_ill and f.level == "collapsed")]
+
+
+def _judge_others(evidence: Evidence) -> list[RuleFinding]:
+    """Return what has collapsed of the networks that are not used: what they say is learned from all the same."""
+    findings = [_doubt(evidence, f, s) for net, s in evidence.others.items() for f in judge_network(s, net)]
+    collapsed = [f for f in findings if f.level == "collapsed"]
+    return [f.soften() for f in collapsed] if evidence.is_final else collapsed
 
 
 def _doubt(evidence: Evidence, finding: RuleFinding, signals: Signals) -> RuleFinding:

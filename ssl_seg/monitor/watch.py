@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from ssl_seg.networks.precision import Autocast
 from ssl_seg.scores.text import MOST_PLAIN, number
 
 NETS = ("student", "teacher")
+NO_OTHERS: Mapping[str, nn.Module] = {}
 Selection = Literal["f1", "dice", "foreground_distance"]
 
 
@@ -101,6 +102,8 @@ class Observation:
                 record[f"{part}/prevalence_true"] = shared.prevalence_true
                 record[f"{part}/trivial_f1"] = shared.trivial_f1
                 record[f"{part}/ratio_std_true"] = shared.ratio_std_true
+        for net, values in ({} if self.evidence is None else self.evidence.others).items():
+            record |= values.to_record(f"val/{net}/")
         if self.train_mode is not None:
             record |= self.train_mode.to_record("val/student_train_mode/")
         return record
@@ -168,6 +171,7 @@ class Monitor:
         *,
         planned: bool = True,
         ends_epoch: bool = False,
+        others: Mapping[str, nn.Module] = NO_OTHERS,
     ) -> Observation:
         """Return what the networks do after ``step`` updates.
 
@@ -178,13 +182,14 @@ class Monitor:
             trend: rows of the planned looks before.
             planned: whether this look gets a row of its own.
             ends_epoch: whether an epoch ends here.
+            others: further networks that are trained and not used.
         """
         val, train = ({n: self._collect(net, probe) for n, net in zip(NETS, (student, teacher), strict=True)}
                       if len(probe.image) else {} for probe in (self.val, self.train))  # fmt: skip
         train_mode = self._collect(student, self.val, train_mode=True) if has_batch_norm(student) else None
         evidence = Evidence(
             self._phase(step), val, train, train_mode, training or {}, trend, self.components, self.uses_teacher,
-            self.context,
+            self.context, {name: self._collect(net, self.val) for name, net in others.items()},
         )  # fmt: skip
         if planned:
             evidence = replace(evidence, trend=(*trend, summarize(evidence, step, ends_epoch=ends_epoch)))

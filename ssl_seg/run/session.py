@@ -113,6 +113,7 @@ class Watch:
             trend,
             planned=self.schedule.probes(step),
             ends_epoch=self.schedule.ends_epoch(step),
+            others=self.engine.others,
         )
         return self.engine.fabric.broadcast(observation)  # one verdict for all, also where rounding differs
 

@@ -113,6 +113,12 @@ class TestRun:
             if value.ndim > 1:
                 assert not torch.equal(value, followed), tensor
 
+    def test_further_networks_are_watched(self, name: str, run: RunDir) -> None:
+        record = run.read_metrics()[-1]
+        assert ("val/twin/f1" in record) == (name == "twins")
+        if name == "twins":
+            assert record["val/twin/prob_mean"] != record["val/student/prob_mean"]
+
     def test_it_is_evaluated_predicted_with_and_put_into_an_ensemble(
         self, run: RunDir, tiny_run: Path, particles_dir: Path, tmp_path: Path
     ) -> None:

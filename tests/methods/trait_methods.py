@@ -1,7 +1,8 @@
-"""Methods that need more than one network and one strong view. They exist in the tests only: one for each trait."""
+"""Methods that need more than one network and one strong view, one for each trait; most exist in the tests only."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,46 +15,11 @@ from ssl_seg.losses import SupervisedLoss
 from ssl_seg.losses.consistency import consistency_mse
 from ssl_seg.methods import METHODS
 from ssl_seg.methods.base import Nets, NetworkFactory, Progress, StepOutput, Traits
+from ssl_seg.methods.cps import CrossPseudoSupervision
 
 
 class NoOptions(Section):
     """No options."""
-
-
-class Twins(nn.Module):
-    """Two networks on the same image."""
-
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
-        super().__init__()
-        self.first, self.second = first, second
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return self.first(image), self.second(image)
-
-
-class CrossPseudoSupervision:
-    """Two networks, each the source of the other's pseudo-labels (Chen et al. 2021)."""
-
-    config_type: ClassVar[type[Section]] = NoOptions
-    traits: ClassVar[Traits] = Traits(uses_unlabeled=True)
-
-    def __init__(self, options: Section, supervised: SupervisedLoss, num_classes: int) -> None:
-        self.supervised = supervised
-
-    def build(self, make_network: NetworkFactory) -> nn.Module:
-        return Twins(make_network(), make_network())
-
-    def find_plain(self, module: nn.Module) -> nn.Module:
-        return module.get_submodule("first")
-
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
-        labeled = len(batch.image)
-        first, second = nets.student(torch.cat([batch.image, batch.strong[0]]))
-        losses = [self.supervised(logits[:labeled], batch.target, progress.epoch)[0] for logits in (first, second)]
-        if len(batch.weak):
-            for own, other in ((first, second), (second, first)):
-                losses.append(functional.cross_entropy(own[labeled:], other[labeled:].detach().argmax(dim=1)))
-        return StepOutput(torch.stack(losses).sum(), {"apart": (first - second).detach().abs().mean()})
 
 
 class AdaptiveThreshold(nn.Module):
@@ -101,6 +67,9 @@ class ExtraHead(CrossPseudoSupervision):
 
     def find_plain(self, module: nn.Module) -> nn.Module:
         return module.get_submodule("network")
+
+    def find_others(self, module: nn.Module) -> Mapping[str, nn.Module]:
+        return {}
 
 
 class TwoViews:

@@ -75,6 +75,18 @@ def test_a_teacher_that_collapses_with_the_student_is_named_too() -> None:
     assert [(f.code, f.net) for f in verdict.findings] == [("all_negative", "student"), ("all_positive", "teacher")]
 
 
+@pytest.mark.parametrize("twin", CASES)
+def test_a_further_network_is_named_where_it_has_collapsed(twin: Signals) -> None:
+    alone = [f.code for f in judge(make_evidence(twin, twin)).findings if f.net == "student" and f.level == "collapsed"]
+    evidence = replace(make_evidence(HEALTHY, HEALTHY), others={"twin": twin})
+    verdict = judge(evidence)
+    assert [(f.code, f.net) for f in verdict.findings] == [(code, "twin") for code in alone]
+    assert verdict.level == ("collapsed" if alone else "ok")
+    at_the_end = judge(replace(evidence, is_final=True))  # nobody uses it
+    assert [f.net for f in at_the_end.findings] == ["twin"] * len(alone)
+    assert at_the_end.level == ("warn" if alone else "ok")
+
+
 def test_a_mode_gap_replaces_the_collapse_that_it_explains() -> None:
     verdict = judge(make_evidence(CONSTANT, CONSTANT, train_mode=HEALTHY))
     assert [(f.code, f.net) for f in verdict.findings if f.level == "collapsed"] == [
