@@ -17,6 +17,7 @@ from ssl_seg.cli import (
     demo,
     diagnose,
     evaluate,
+    investigate,
     ladder,
     lists,
     predict,
@@ -46,6 +47,7 @@ app.command("train")(check_used("train", train.train))
 app.command("ladder")(ladder.ladder)
 app.command("ablate")(check_used("ablate", ablate.ablate))
 app.command("calibrate")(calibrate.calibrate)
+app.command("investigate")(investigate.investigate)
 app.command("evaluate")(check_used("evaluate", evaluate.evaluate))
 app.command("predict")(predict.predict)
 app.command("diagnose")(check_used("diagnose", diagnose.diagnose))
