@@ -26,6 +26,13 @@ def calibrate(
         str, typer.Option("--for", metavar="RULE", help=f"What the threshold is chosen for: {RULES}.")
     ] = "f1",
     which: o.WhichNet = None,
+    clean: Annotated[
+        bool,
+        typer.Option(
+            "--clean",
+            help="Choose too whether small parts are dropped, the largest is kept, or holes are filled.",
+        ),
+    ] = False,
     overlap: o.Overlap = 0.25,
     accelerator: o.Accelerator = None,
     figure: Annotated[
@@ -51,7 +58,7 @@ def calibrate(
     from ssl_seg.results.calibration import CalibrateRequest
     from ssl_seg.results.calibration import calibrate as run_calibration
 
-    request = CalibrateRequest(found, which, wanted, overlap, accelerator)
+    request = CalibrateRequest(found, which, wanted, overlap, accelerator, clean)
     result = run_calibration(request, note=lambda text: show(text, err=True), track=TerminalConsole().track)
     if figure is not None:
         from ssl_seg.report.calibration_figure import plot_calibration
@@ -104,6 +111,9 @@ def print_calibration(result: dict[str, Any]) -> None:
         f"{ece['after']:.4f} on left-out cases"
     )
     show(_describe_choice(result) if "chosen" in result else _describe_biases(result))
+    for number, row in enumerate(result.get("cleaning", ()), start=1):
+        of = f" of class {number}" if len(result["cleaning"]) > 1 else ""
+        show(f"masks{of}: {row['does']}; choosing gains {row['gain']['value']:+.3f} mean Dice, {_show_interval(row)}")
     show(f"wrote {result['file']}: evaluate and predict use it unless --uncalibrated is given")
 
 

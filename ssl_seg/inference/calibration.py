@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from ssl_seg.config import DataConfig
 from ssl_seg.errors import CheckpointError, ConfigError, quote
 from ssl_seg.files import write_json
+from ssl_seg.inference.decision import Cleaning, Decision
 from ssl_seg.inference.model import Model
 from ssl_seg.inference.scoring import PredictFn
 from ssl_seg.scores.calibration import Scaling
@@ -36,11 +37,14 @@ class Calibration:
     """Validation cases that it was found on."""
     rule: str
     """What the threshold was chosen for."""
+    cleaning: tuple[Cleaning, ...] = ()
+    """Of each foreground class."""
 
     def describe(self) -> str:
         """Return what it does, in a few words."""
         biases = ", ".join(f"{bias:+.2f}" for bias in self.scaling.biases[1:])
         cut = "" if self.threshold is None else f", foreground above {self.threshold:.3f}"
+        cut += "".join(f", {own}" for own in self.cleaning if own != Cleaning())
         return f"temperature {self.scaling.temperature:.2f}, bias {biases}{cut} ({self.cases} validation cases)"
 
 
@@ -62,6 +66,13 @@ class CalibratedPredictor:
 def calibrate_predictor(predict: PredictFn, calibration: Calibration | None) -> PredictFn:
     """Return the calibrated predictor; without a calibration, the one that was given."""
     return predict if calibration is None else CalibratedPredictor(predict, calibration.scaling)
+
+
+def decide(threshold: float | None, calibration: Calibration | None = None) -> Decision:
+    """Return how classes are decided: by the threshold that is asked for, else that of the calibration."""
+    if calibration is None:
+        return Decision(threshold)
+    return Decision(calibration.threshold if threshold is None else threshold, calibration.cleaning)
 
 
 def check_threshold(threshold: float | None, data: DataConfig) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.inference.decision import LIKELIEST, Decision
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import PredictFn, Score, score_case
 
@@ -105,7 +106,7 @@ def score_cases(
     case_ids: Sequence[str],
     *,
     mean: bool = False,
-    thresholds: Sequence[float | None] = (),
+    decisions: Sequence[Decision] = (),
     surface: bool = False,
     track: Callable[[Iterable[str], int], Iterable[str]] = lambda items, _: items,
 ) -> tuple[Score, ...]:
@@ -118,7 +119,7 @@ def score_cases(
         store: reads the cases.
         case_ids: at least one.
         mean: score the mean of the probabilities too.
-        thresholds: of each score, see ``classify``; by default the likeliest class counts.
+        decisions: of each score; by default the likeliest class counts.
         surface: compute surface distances of each class, in the unit of the voxel size; in voxels where it is unknown.
         track: wraps the ids, given their number; for a progress bar.
 
@@ -136,9 +137,8 @@ def score_cases(
             if mean
             else (member(case.image, case.spacing) for member in members)
         )
-        cuts = thresholds or (None,) * (len(ensemble.members) + mean)
-        pairs = zip(found, cuts, strict=True)
-        rows.append([score_case(case_id, case, probs, threshold=cut, surface=surface) for probs, cut in pairs])
+        pairs = zip(found, decisions or (LIKELIEST,) * (len(ensemble.members) + mean), strict=True)
+        rows.append([score_case(case_id, case, probs, decision=own, surface=surface) for probs, own in pairs])
     return tuple(Score(column, store.catalog.label_values[1:]) for column in zip(*rows, strict=True))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.store import WholeCase
 from ssl_seg.errors import DataError
+from ssl_seg.inference.decision import LIKELIEST, Decision
 from ssl_seg.scores.intervals import Estimate, estimate_margin
 from ssl_seg.scores.metrics import (
     RATIOS,
@@ -180,21 +181,15 @@ class Score:
         return [list(column) for column in zip(*(c.classes for c in self.cases), strict=True)]
 
 
-def classify(probs: NDArray[np.floating], threshold: float | None = None) -> NDArray[np.int64]:
-    """Return the likeliest class (*S) of probabilities (K,*S); of two, with a threshold, foreground is above it."""
-    classes: NDArray[np.int64] = probs.argmax(axis=0) if threshold is None else (probs[1] > threshold).astype(np.int64)
-    return classes
-
-
 def score_case(
     case_id: str,
     case: WholeCase,
     probs: NDArray[np.floating],
     *,
-    threshold: float | None = None,
+    decision: Decision = LIKELIEST,
     surface: bool = False,
 ) -> CaseScore:
-    """Return the score of probabilities (K,*S) of one case, with the classes of ``classify``.
+    """Return the score of probabilities (K,*S) of one case, with the classes that ``decision`` gives.
 
     A voxel whose probabilities are not all finite counts as wrong, whatever its target: NaN must not score.
 
@@ -203,7 +198,7 @@ def score_case(
     """
     if case.target is None:
         raise DataError(f"case '{case_id}' has no mask to score against")
-    pred, broken, labels = classify(probs, threshold), ~np.isfinite(probs.sum(axis=0)), range(1, len(probs))
+    pred, broken, labels = decision(probs), ~np.isfinite(probs.sum(axis=0)), range(1, len(probs))
     distances = None
     if surface:
         truths = [case.target == label for label in labels]

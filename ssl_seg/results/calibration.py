@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from ssl_seg.data.open import open_store
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, DataError
-from ssl_seg.inference.calibration import Calibration, save_calibration
+from ssl_seg.inference.calibration import Calibration, calibrate_predictor, decide, save_calibration
+from ssl_seg.inference.decision import Cleaning, measure_parts
 from ssl_seg.inference.ensemble import open_members
 from ssl_seg.inference.scoring import PredictFn
 from ssl_seg.inference.sliding import OVERLAP
@@ -31,6 +32,7 @@ from ssl_seg.scores.calibration import (
     bin_log_odds,
     calibrate_classes,
     choose_threshold,
+    choose_way,
     compute_ece,
     compute_reliability_of_odds,
     count_at_cuts,
@@ -39,7 +41,7 @@ from ssl_seg.scores.calibration import (
     take_logs,
     to_probability,
 )
-from ssl_seg.scores.metrics import ConfusionCounts
+from ssl_seg.scores.metrics import ConfusionCounts, count_overlap
 
 SAMPLED_VOXELS = 100_000
 """Of all cases together, where there are more than two classes; of two, all voxels count."""
@@ -56,6 +58,8 @@ class CalibrateRequest:
     rule: ThresholdRule = field(default_factory=ThresholdRule)
     overlap: float = OVERLAP
     accelerator: str | None = None
+    clean: bool = False
+    """Choose how masks are cleaned, too: each case is predicted a second time."""
 
 
 def calibrate(
@@ -73,7 +77,7 @@ def calibrate(
         Plain types: ``temperature``, ``biases``, ``threshold`` (of calibrated probabilities), ``gain`` (in F1, with
         its interval), ``used`` (whether what is gained by is used), ``ece`` and ``reliability`` before and after, on
         left-out cases, and the ``file``. With two classes also ``network_threshold`` (of probabilities as the network
-        gives them), ``chosen`` and ``sweep``.
+        gives them), ``chosen`` and ``sweep``; with ``clean``, ``cleaning`` of each class and its ``gain`` in mean Dice.
 
     Raises:
         ConfigError: for a rule of two classes where there are more.
@@ -90,14 +94,18 @@ def calibrate(
     evaluation = EvaluateRequest(request.checkpoint)
     catalog, data = open_cases(evaluation, model, track("reading cases"))
     ids = choose_cases(evaluation, (model,), catalog, split_from_dict(model.checkpoint.split), note)
-    outputs = _predict_cases(
-        model.predictor(net, request.overlap), open_store(catalog, data), ids, track(f"predicting with {net}")
-    )
+    predictor, store = model.predictor(net, request.overlap), open_store(catalog, data)
+    outputs = _predict_cases(predictor, store, ids, track(f"predicting with {net}"))
     if classes == 2:
         found, figures = _calibrate_two(outputs, request.rule)
     else:
         voxels = sum(int(np.prod(catalog.facts[case_id].shape)) for case_id in ids)
         found, figures = _calibrate_many(outputs, min(1.0, SAMPLED_VOXELS / voxels))
+    if request.clean:
+        masks = (store.load_whole(case_id).target for case_id in track("reading masks")(ids, len(ids)))
+        ways = _list_cleanings(masks, classes)
+        again = _predict_cases(calibrate_predictor(predictor, found), store, ids, track(f"cleaning masks of {net}"))
+        found, figures["cleaning"] = _choose_cleaning(found, again, ways)
     return {
         "checkpoint": str(model.path),
         "step": model.checkpoint.progress.step,
@@ -173,6 +181,41 @@ def _calibrate_many(outputs: Iterator[Output], share: float) -> tuple[Calibratio
     scaling, gain, (before, after) = calibrate_classes(logs, targets)
     figures = {"gain": asdict(gain), "used": any(scaling.biases), **_describe_reliability(before, after)}
     return Calibration(scaling, None, len(targets), "f1"), figures
+
+
+def _list_cleanings(masks: Iterable[NDArray[np.integer[Any]] | None], classes: int) -> list[list[Cleaning]]:
+    """Return what may be done to the masks of each foreground class: nothing first; parts are dropped that are smaller
+    than half of the smallest true part, than the smallest, and than a tenth of the true parts."""
+    sizes: list[list[int]] = [[] for _ in range(1, classes)]
+    for mask in masks:
+        for label in range(1, classes):
+            sizes[label - 1].extend([] if mask is None else measure_parts(mask == label).tolist())
+    ways = []
+    for own in sizes:
+        least = {min(own) // 2, min(own), int(np.quantile(own, 0.1))} if own else set()
+        shapes = [Cleaning(largest=largest, fill=fill) for largest in (False, True) for fill in (False, True)]
+        ways.append([*shapes, *(Cleaning(least_voxels=voxels) for voxels in sorted(least) if voxels > 1)])
+    return ways
+
+
+def _choose_cleaning(
+    found: Calibration, outputs: Iterator[Output], ways: Sequence[Sequence[Cleaning]]
+) -> tuple[Calibration, list[dict[str, Any]]]:
+    """Choose one of the ways of each class, and return the calibration with it and what it gains."""
+    decision, counts = decide(None, found), []
+    for probs, target in outputs:
+        classes = decision(probs)
+        for label, own in enumerate(ways, start=1):
+            overlaps = [
+                count_overlap(way.apply(classes == label), np.where(target < 0, target, target == label)) for way in own
+            ]
+            counts.append([[o.tp, o.fp, o.fn, o.tn] for o in overlaps])
+    chosen = [choose_way(np.array(counts[n :: len(ways)], np.int64).swapaxes(0, 1)) for n in range(len(ways))]
+    cleaning = tuple(own[best] for own, (best, _) in zip(ways, chosen, strict=True))
+    rows = [
+        {**asdict(way), "does": str(way), "gain": asdict(gain)} for way, (_, gain) in zip(cleaning, chosen, strict=True)
+    ]
+    return replace(found, cleaning=cleaning), rows
 
 
 def _describe_reliability(before: Floats, after: Floats) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.splits.split import Split, find_copies_of
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, DataError, SplitError
-from ssl_seg.inference.calibration import calibrate_predictor, check_threshold, find_calibration
+from ssl_seg.inference.calibration import calibrate_predictor, check_threshold, decide, find_calibration
 from ssl_seg.inference.ensemble import check_members, open_members, score_cases
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import Score
@@ -266,7 +266,7 @@ def _predict_scores(
     calibrations = [find_calibration(model, net, note) if request.calibrated else None for model, net in nets]
     if any(calibrations) and request.part == "val" and request.split is None and request.data is None:
         note("these cases are those that the calibration was chosen on: the scores are optimistic")
-    cuts = [request.threshold or (None if own is None else own.threshold) for own in calibrations]
+    decisions = [decide(request.threshold, own) for own in calibrations]
     return score_cases(
         [
             calibrate_predictor(model.predictor(net, request.overlap), own)
@@ -275,7 +275,7 @@ def _predict_scores(
         store,
         ids,
         mean=ensemble,
-        thresholds=[*cuts, *[request.threshold] * ensemble],
+        decisions=[*decisions, *[decide(request.threshold)] * ensemble],
         surface=nets[0][0].config.data.ndim == 3,
         track=track,
     )

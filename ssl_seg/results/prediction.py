@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,17 @@ from ssl_seg.data.store import fit_channels
 from ssl_seg.data.volumes import Geometry, Stored, open_image, write_mask, write_probabilities
 from ssl_seg.errors import ConfigError, DataError, SslSegError, is_out_of_memory, quote
 from ssl_seg.files import is_disk_full
-from ssl_seg.inference.calibration import calibrate_predictor, calibration_path, check_threshold, find_calibration
+from ssl_seg.inference.calibration import (
+    calibrate_predictor,
+    calibration_path,
+    check_threshold,
+    decide,
+    find_calibration,
+)
+from ssl_seg.inference.decision import Decision
 from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
 from ssl_seg.inference.model import Model
-from ssl_seg.inference.scoring import PredictFn, classify
+from ssl_seg.inference.scoring import PredictFn
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.labels import to_mask
 from ssl_seg.monitor.catalog import limit
@@ -112,7 +120,7 @@ def predict(
         note(
             "WARNING --spacing changes nothing: the network was trained without data.resample_to, on voxels of any size"
         )
-    predictor, threshold, settings = _use_networks(request, models, note)
+    predictor, decision, settings = _use_networks(request, models, note)
     suffixes = _probability_suffixes(data.num_classes) if request.probabilities else {}
     jobs = plan_jobs(request.source, request.output, data.ndim, data.layout, suffixes.values())
     record = MaskRecord(None if is_mask_name(request.output) else request.output, settings)
@@ -132,7 +140,7 @@ def predict(
         for job in track(waiting, len(waiting)):
             try:
                 stored, image = _read(job.locations, data)
-                classes, probs = _predict_image(image, stored, job, models[0], predictor, request.spacing, threshold)
+                classes, probs = _predict_image(image, stored, job, models[0], predictor, request.spacing, decision)
                 if not planned:  # not before: a folder is not made for nothing
                     record.plan(waiting)
                     planned = True
@@ -173,27 +181,25 @@ def _describe_shifted(shifted: Sequence[str], data: DataConfig) -> str | None:
 
 def _use_networks(
     request: PredictRequest, models: Sequence[Model], note: Callable[[str], None]
-) -> tuple[PredictFn, float | None, dict[str, Any]]:
-    """Return what predicts the probabilities, the threshold, and all that makes a mask another one: not the device,
-    whose rounding does not count."""
+) -> tuple[PredictFn, Decision, dict[str, Any]]:
+    """Return what predicts the probabilities, what decides the classes, and all that makes a mask another one: not the
+    device, whose rounding does not count."""
     nets = [(model, net) for model in models for net in model.nets]
     calibration = find_calibration(*nets[0], note) if request.calibrated and len(nets) == 1 else None
     for model in models if len(nets) > 1 else ():
         if (stored := calibration_path(model.path)).is_file():
             note(f"{stored} is of one network: the mean of {len(nets)} leaves it out")
-    threshold = request.threshold
+    decision = decide(request.threshold, calibration)
     settings = {
         "networks": [f"{model.fingerprint} {net}" for model, net in nets],
         "overlap": request.overlap,
-        "threshold": threshold,
+        "threshold": decision.threshold,
         "spacing": None if request.spacing is None else list(request.spacing),
     }
     if calibration is not None:
-        threshold = calibration.threshold if threshold is None else threshold
-        scaling = {"temperature": calibration.scaling.temperature, "biases": list(calibration.scaling.biases)}
-        settings |= {"threshold": threshold, "calibration": scaling}
+        settings |= {"calibration": json.loads(json.dumps(asdict(calibration)))}
     networks = Ensemble(tuple(model.predictor(net, request.overlap) for model, net in nets))
-    return calibrate_predictor(networks, calibration), threshold, settings
+    return calibrate_predictor(networks, calibration), decision, settings
 
 
 def _predict_image(
@@ -203,7 +209,7 @@ def _predict_image(
     model: Model,
     predictor: PredictFn,
     spacing: tuple[float, ...] | None,
-    threshold: float | None,
+    decision: Decision,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the class indices (*S) and probabilities (K,*S) of an image."""
     stated = None if stored.geometry is None else stored.geometry.spacing
@@ -213,7 +219,7 @@ def _predict_image(
             f"{job.locations[0]}: the network gives NaN or infinity, no mask is written. Examine it: "
             f"`ssl-seg diagnose {quote(model.path)}`, or use another checkpoint"
         )
-    return classify(probs, threshold), probs
+    return decision(probs), probs
 
 
 def _write_outputs(

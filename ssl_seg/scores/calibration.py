@@ -273,6 +273,26 @@ def calibrate_classes(
     return scaling, gain, (compute_reliability(parts[0]), compute_reliability(parts[1]))
 
 
+def choose_way(counts: Counts) -> tuple[int, Estimate]:
+    """Choose between ways to make a mask by the mean Dice over cases.
+
+    Args:
+        counts: (M, C, 4) voxels tp, fp, fn, tn of each way and case; the first way is to do nothing.
+
+    Returns:
+        The index of the best way, of equally good ones the first, or 0 where choosing does not gain more than chance;
+        and what it gains over the first way on left-out cases.
+    """
+    dice = compute_dice(counts)
+    left_out = np.empty(counts.shape[1:], np.int64)
+    for group in _split_cases(counts.shape[1]):
+        best = np.delete(dice, group, axis=1).mean(axis=1).argmax() if counts.shape[1] > 1 else 0
+        left_out[group] = counts[best, group]
+    gain = estimate_difference(left_out[None, :, None], counts[:1, :, None], "dice", draw_resamples(counts.shape[1]))
+    pays = gain.low is not None and gain.low > 0
+    return int(dice.mean(axis=1).argmax()) if pays else 0, gain
+
+
 def _count_classes(pred: NDArray[np.integer], target: NDArray[np.integer], classes: int) -> Counts:
     """Return the (F, 4) counts of each foreground class."""
     overlaps = [count_overlap(pred, target, label) for label in range(1, classes)]

@@ -119,6 +119,38 @@ def test_masks_made_before_are_not_mixed_with_calibrated_ones(checkpoint: Path, 
     assert predict(plain) == []
 
 
+class TestCleaning:
+    @staticmethod
+    def add_specks(predictor: Predictor, image: np.ndarray[Any, Any], spacing: object = None) -> np.ndarray[Any, Any]:
+        """The network above, which also finds single voxels everywhere."""
+        probs = predict_shifted(predictor, image, spacing)
+        probs[:, 1::6, 1::6] = np.array([0.02, 0.98])[:, None, None]
+        return probs
+
+    def test_specks_are_dropped_where_that_pays(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Predictor, "__call__", self.add_specks)
+        calibrate(CalibrateRequest(checkpoint, "student"))
+        speckled = evaluate(EvaluateRequest(checkpoint, which="student"))["mean"]["dice"]
+        result = calibrate(CalibrateRequest(checkpoint, "student", clean=True))
+        assert result["cleaning"][0]["least_voxels"] > 1
+        assert result["cleaning"][0]["gain"]["low"] > 0
+        found = evaluate(EvaluateRequest(checkpoint, which="student"))
+        assert found["mean"]["dice"] > speckled + 0.005
+        predict(PredictRequest(checkpoint, Path(result["data"]) / "images", tmp_path / "out", "student"))
+        for row in found["cases"]:
+            mask = read_mask(str(tmp_path / "out" / f"{row['id']}.png")) > 0
+            assert mask.sum() == row["counts"][0][0] + row["counts"][0][1]
+
+    def test_masks_without_specks_stay(self, checkpoint: Path, cli: Cli) -> None:
+        code, out, err = cli("calibrate", checkpoint, "--which", "student", "--clean")
+        assert code == 0, err
+        assert "masks: nothing; choosing gains" in out
+        kept = json.loads(calibration_path(checkpoint).read_text())
+        assert [own["cleaning"] for own in kept.values()] == [[{"least_voxels": 0, "largest": False, "fill": False}]]
+
+
 class TestWhatIsStored:
     def test_it_is_of_one_network_of_one_state(self, checkpoint: Path) -> None:
         calibrate(CalibrateRequest(checkpoint, "student"))
