@@ -34,6 +34,7 @@ from ssl_seg.run.final_scores import (
 )
 from ssl_seg.run.prepare import BegunRun
 from ssl_seg.run.recorder import Console
+from ssl_seg.run.scenarios import find_scenarios
 from ssl_seg.run.session import LoopResult, Session
 
 BATCH_NORM_BATCHES = 50
@@ -64,6 +65,10 @@ def finish_run(
             if observation is not None and result.is_complete:  # a collapse that ended the run is its verdict
                 verdict = _judge_end(observation, describe_for_checkpoint(final, "last"))
                 session.recorder.conclude(verdict, result.step)
+        if final is not None:
+            summary["scenarios"] = find_scenarios(run.read_events(), final.used.score)
+            came_true = "; ".join(f"{name} ({text})" for name, text in summary["scenarios"].items()) or "none"
+            console.note(f"scenarios that came true: {came_true}")
         run.append_event(result.ending, step=result.step, verdict=verdict.level, codes=list(verdict.codes), **summary)
     fabric.barrier()
     return verdict, final

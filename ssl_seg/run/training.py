@@ -64,6 +64,7 @@ from ssl_seg.run.pretraining.state import load_body, load_pretraining
 from ssl_seg.run.recorder import Console, Recorder, Silent, last_reported_verdict
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve_runtime
+from ssl_seg.run.scenarios import describe_scenarios
 from ssl_seg.run.session import Schedule, Session, TrainingEnding, Watch, run_loop
 from ssl_seg.run.transfer import load_student, load_teacher
 
@@ -368,13 +369,17 @@ def _assemble(
         source, pin_memory = shift_foreground_share(feed.source, foreground), fabric.device.type == "cuda"
         return iter(make_loader(source, step, length.steps, feed.workers, pin_memory))
 
+    ladder = _make_ladder(config, feed.source, uses_unlabeled=uses_unlabeled)
+    if fabric.is_global_zero and not prepared.resumed:
+        for text in describe_scenarios(config, () if ladder is None else ladder.rungs):
+            console.note(f"scenario: {text}")
     session = Session(
         engine,
         Watch(engine, _make_monitor(fabric, config, feed), schedule),
         feed.source,
         batches_from,
         Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None),
-        Interventions(_make_ladder(config, feed.source, uses_unlabeled=uses_unlabeled), average),
+        Interventions(ladder, average),
         Recorder(prepared, fabric, console),
         make_lr_schedule(config.optim, length, sum(config.labeled_range) / 2 * fabric.world_size),
         {
