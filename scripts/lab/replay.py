@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -50,6 +50,8 @@ class Series:
     expected: str
     """What was thought of it before it was judged."""
     components: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Of the components: at the perfect prediction, and at the best constant."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def make_signals(**stated: Any) -> Signals:
             values[entry.name] = None if hints[entry.name] == float | None else math.nan
     values["logit_quantiles"] = (math.nan,) * len(QUANTILES)
     values["prob_histogram"] = (math.nan,) * PROB_BINS
+    values["losses"] = ()
     if "prevalence_true" in stated:
         values["trivial_f1"] = compute_trivial_f1(stated["prevalence_true"])
     return Signals(**(values | stated))
@@ -92,6 +95,7 @@ def replay(series: Series) -> Replay:
             train,
             training=dict(moment.training or {}),
             components=series.components,
+            ranges=series.ranges,
             trend=trend,
         )
         trend = (*trend, _known(summarize(evidence, moment.step, ends_epoch=moment.ends_epoch)))
@@ -129,9 +133,10 @@ def _interpolate(first: Mapping[str, float], last: Mapping[str, float], steps: i
     return [{k: first[k] + (last[k] - first[k]) * i / steps for k in first} for i in range(steps + 1)]
 
 
-def _epochs(rows: Sequence[Mapping[str, float]], first: int, name: str = "training") -> tuple[Moment, ...]:
-    """Return a moment for each row of a table of training figures; nothing is known of the networks."""
-    return tuple(Moment(f"epoch {first + i}", 100 * (first + i + 1), {}, **{name: row}) for i, row in enumerate(rows))
+def _epochs(rows: Sequence[Mapping[str, float]], first: int) -> tuple[Moment, ...]:
+    """Return a moment for each row of a table of losses on validation; else nothing is known of the networks."""
+    told = [{"losses": tuple(row.items())} for row in rows]
+    return tuple(Moment(f"epoch {first + i}", 100 * (first + i + 1), val) for i, val in enumerate(told))
 
 
 _V9 = (
@@ -141,6 +146,11 @@ _V9 = (
 )  # fmt: skip
 _NAMES_001 = ("loss", "dice", "focal", "variance")
 _V5_FIRST = dict(zip(_NAMES_001, (0.6286, 0.4425, 0.1806, 0.9702), strict=True))
+_STUCK_001 = [{"dice": dice, "variance": variance} for dice, variance in ((0.48, 0.9542), (0.49, 0.97), (0.50, 0.9876))]
+_P_001 = 0.609
+"""Share of foreground in the masks of report 001."""
+_RANGES_001 = {"dice": (0.0, 0.5), "variance": (1 - 4 * _P_001 * (1 - _P_001), 1.0)}
+"""The Dice of two classes, of soft counts, is p and 1 - p at the constant p of the base rate: 0.5 in the mean."""
 _V5_LAST = dict(zip(_NAMES_001, (0.6633, 0.4164, 0.2471, 0.9953), strict=True))
 _GAP_004 = ((1, 0.246, 0.189), (5, 0.590, 0.398), (10, 0.696, 0.411), (12, 0.727, 0.524), (18, 0.788, 0.569),
             (20, 0.787, 0.517))  # fmt: skip
@@ -178,15 +188,19 @@ SERIES: tuple[Series, ...] = (
     Series(
         "001", "v9, epochs 0-6, validation components; focal and variance with weight 0",
         _epochs([dict(zip(_NAMES_001, row, strict=True)) for row in _V9], 0),
-        "ok: the report's best run, focal and variance are only watched", _NAMES_001[1:],
+        "ok: the report's best run, focal and variance are only watched", _NAMES_001[1:], _RANGES_001,
     ),
     Series(
         "001", "v5 epochs 5 and 11, the two that are stated",
-        (*_epochs([_V5_FIRST], 5), *_epochs([_V5_LAST], 11)), "component_explosion", _NAMES_001[1:],
+        (*_epochs([_V5_FIRST], 5), *_epochs([_V5_LAST], 11)), "none: two epochs are no trend", _NAMES_001[1:],
     ),
     Series(
         "001", "v5 epochs 5 to 11, straight lines between the two", _epochs(_interpolate(_V5_FIRST, _V5_LAST, 6), 5),
-        "component_explosion", _NAMES_001[1:],
+        "component_explosion by the third epoch of the rise, epoch 8", _NAMES_001[1:], _RANGES_001,
+    ),
+    Series(
+        "001", "v2 to v5, stuck: dice 0.48 to 0.50, variance 0.95 to 0.99 for epochs", _epochs(_STUCK_001, 13),
+        "trivial_loss in the third epoch", _NAMES_001[1:], _RANGES_001,
     ),
     Series(
         "001", "plateau at epoch 22: losses 0.5561 (epoch 18), 0.5696 (22)",

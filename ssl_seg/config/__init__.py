@@ -85,8 +85,19 @@ class MonitorConfig(Section):
     on_collapse: Literal["warn", "stop", "recover"] = "warn"
     """What a collapse after the first epoch does: warn says so, stop ends the run with exit code 3 at the end of the
     epoch, recover intervenes step by step (`docs/collapse.md`) and ends it likewise when nothing helps."""
+    act_on: tuple[str, ...] = ()
+    """Codes of warnings that stop and recover treat as a collapse, for example component_explosion, trivial_loss or
+    overfitting."""
     patience_steps: PositiveInt = 25
     """Steps that an intervention of recover gets to work before the next one."""
+
+    @model_validator(mode="after")
+    def _something_acts(self) -> MonitorConfig:
+        if self.act_on and self.on_collapse == "warn":
+            raise ValueError(
+                f"act_on {list(self.act_on)} does nothing with on_collapse=warn: give on_collapse=stop or recover too"
+            )
+        return self
 
 
 class RuntimeConfig(Section):

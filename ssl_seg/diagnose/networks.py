@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,16 +17,16 @@ from ssl_seg.config.schedules import compute_loss_weights
 from ssl_seg.data.loader import Probe
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.diagnose.clock import Clock
-from ssl_seg.diagnose.loss_probe.measures import Labeled, compute_constants, compute_frequencies
 from ssl_seg.errors import SslSegError
 from ssl_seg.inference.model import Model, make_network
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import SupervisedLoss, make_supervised_loss
+from ssl_seg.losses.trivial import Labeled, compute_constants, compute_frequencies, compute_ranges
 from ssl_seg.methods import METHODS
 from ssl_seg.monitor.actions import list_components, read_context
 from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.memory import Memory, read_memory
-from ssl_seg.monitor.signals import Signals, collect_signals
+from ssl_seg.monitor.signals import Loss, Signals, collect_signals, cut_batches
 from ssl_seg.networks.builders import has_batch_norm
 from ssl_seg.run.pretraining.state import make_initial
 
@@ -83,14 +84,17 @@ def probe_nets(
         is_of_run: whether ``val`` is the probe of the run; then its monitor saw the same.
     """
 
-    def collect(net: nn.Module, probe: Probe, *, train_mode: bool = False) -> Signals:
-        config = model.config
-        batch = config.labeled_range[1] + config.batch.unlabeled
+    config = model.config
+    batch = config.labeled_range[1] + config.batch.unlabeled
+    supervised = make_supervised_loss(config.loss)
+    weighted = partial(supervised, epoch=model.checkpoint.progress.step / config.length.steps_per_epoch)
+
+    def collect(net: nn.Module, probe: Probe, *, train_mode: bool = False, loss: Loss | None = None) -> Signals:
         return collect_signals(
-            net, probe, config.data.num_classes, model.device, batch, model.autocast, train_mode=train_mode
+            net, probe, config.data.num_classes, model.device, batch, model.autocast, train_mode=train_mode, loss=loss
         )
 
-    on_val = {name: collect(net, val) for name, net in model.nets.items()}
+    on_val = {name: collect(net, val, loss=weighted) for name, net in model.nets.items()}
     on_train = {name: collect(net, train) for name, net in model.nets.items()} if len(train.image) else {}
     student = model.nets["student"]
     train_mode = collect(student, val, train_mode=True) if has_batch_norm(student) else None
@@ -104,6 +108,7 @@ def probe_nets(
         memory.training,
         memory.trend,
         list_components(model.config.loss),
+        compute_ranges(supervised.components, cut_batches(val, batch, model.device), config.data.num_classes),
         METHODS[model.config.method.name].traits.uses_teacher,
         read_context(model.config),
         is_final=True,

@@ -48,6 +48,8 @@ class Context:
     usual_lr: float = 3e-4
     """Of its optimizer."""
     clip_norm: float | None = None
+    act_on: Sequence[str] = ()
+    """Codes of warnings that count as a collapse."""
     recovers: bool = False
     """Whether monitor.on_collapse is ``recover``."""
     norm: str = "instance"
@@ -79,6 +81,7 @@ def read_context(config: Config) -> Context:
         lr=optim.lr,
         usual_lr=usual,
         clip_norm=optim.clip_norm,
+        act_on=config.monitor.act_on,
         recovers=config.monitor.on_collapse == "recover",
         norm=config.network.norm,
         foreground_ratio=config.data.foreground_ratio,
@@ -183,6 +186,11 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
     "all_positive": _STATE,
     "teacher_diverged": (Action("use the student: --which student"),),
     "component_explosion": (_FAST, _RECOVER, _SLOWER),
+    "trivial_loss": (
+        _USUAL,
+        _FAST,
+        Action("let `ssl-seg probe-loss` measure which components pull apart"),
+    ),
     "not_above_trivial": (
         _USUAL,
         Action("check that masks belong to their images: `ssl-seg data audit DATA`", _is_long),

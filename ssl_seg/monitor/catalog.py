@@ -36,6 +36,7 @@ CODES: dict[str, str] = {
     "shifted_threshold": "the ranking is good, but 0.5 is the wrong place to cut; no collapse",
     "not_above_trivial": "no threshold does clearly better than predicting foreground everywhere",
     "foreground_bias": "far more, or far less, foreground is predicted than there is",
+    "trivial_loss": "the loss is stuck at the value of a constant output",
     "overfitting": "training cases get better while validation gets worse",
     "plateau": "validation has stopped getting better close to the trivial score",
     "pseudo_label_share": "the confidence threshold takes nearly none, or nearly all, of the pseudo-labels",
@@ -167,6 +168,18 @@ LIMITS: dict[str, Limit] = {
     "loss_rise": Limit(
         0.03, "rise of the whole loss over its lowest epoch without which a component may rise",
         "reported: 5.5 % in a run that diverged; 1.8 % in one that was fine although focal tripled",
+    ),
+    "validation_rise": Limit(
+        0.02, "rise of the loss on validation in 3 epochs that all rise, with a component that rises too",
+        "reported: 2.8 % in the third epoch of a divergence, if it rose evenly; a run that was fine wavered by 1.8 %",
+    ),
+    "validation_component_rise": Limit(
+        0.15, "rise of that component in the same epochs",
+        "reported: focal by 18 % in the third epoch, if it rose evenly (0.181 to 0.247 in six)",
+    ),
+    "trivial_loss": Limit(
+        0.06, "way from the best constant output to a perfect one that no component of the loss has come in 3 epochs",
+        "reported as stuck: dice 0.48 to 0.50 and variance 0.95 to 1.00, 4 and 5 % of the way; the best run came 9 %",
     ),
     "score_drop": Limit(0.02, "F1 below the best one that is a step back", "ours; healthy epochs differ by 0.01"),
     "train_gap": Limit(

@@ -39,6 +39,8 @@ class Evidence:
     trend: tuple[Figures, ...] = ()
     components: tuple[str, ...] = ()
     """Names in ``training`` that are components of the supervised loss."""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Of each component on the validation probe: its value at the perfect prediction, and at the best constant one."""
     uses_teacher: bool = True
     """Whether the method learns from the teacher."""
     context: Context = NO_CONTEXT
@@ -54,7 +56,8 @@ def summarize(evidence: Evidence, step: int, *, ends_epoch: bool) -> Figures:
 
     Keys: ``step``, ``ends_epoch`` (0 or 1), ``f1``, ``f1_best``, ``trivial_f1``, ``auroc`` and ``prob_std`` of the
     student on validation, ``train_f1`` on the training probe, ``loss``, ``batch_f1``, ``pseudo_prevalence`` and
-    ``component/NAME``; what is unknown, or a mean that is not finite, is left out.
+    ``component/NAME`` of training, ``val_loss`` and ``val_component/NAME`` of the student on validation; what is
+    unknown, or not finite, is left out.
     """
     student = evidence.val["student"]
     row = {"step": step, "ends_epoch": float(ends_epoch), "f1": student.f1, "trivial_f1": student.trivial_f1}
@@ -68,4 +71,5 @@ def summarize(evidence: Evidence, step: int, *, ends_epoch: bool) -> Figures:
     told = {name: name for name in ("loss", "batch_f1", "pseudo_prevalence")}
     told |= {name: f"component/{name}" for name in evidence.components}
     means = {key: evidence.training[name] for name, key in told.items() if name in evidence.training}
+    means |= {"val_loss" if name == "loss" else f"val_component/{name}": value for name, value in student.losses}
     return row | {key: value for key, value in means.items() if math.isfinite(value)}  # NaN would spoil comparisons

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ CONFIDENCE = 0.95
 """Of the interval of the AUROC over cases."""
 
 Scores = NDArray[np.float32]
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""Logits and target of a batch -> the weighted sum of the components, and each by itself."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,10 @@ class Signals:
     """Spread of the true foreground share between patches."""
     f1: float
     """F1 of the prediction with all foreground classes as one; a voxel without a finite output counts as wrong."""
+    precision: float
+    """Share of the predicted foreground that is right."""
+    recall: float
+    """Share of the true foreground that is found."""
     f1_macro: float
     """Mean F1 over the foreground classes that are there, by the largest logit; equal to ``f1`` for two classes."""
     f1_best: float | None
@@ -96,15 +102,25 @@ class Signals:
     foreground_distance: float
     """Wasserstein-1 distance between the foreground shares of the patches, predicted and true; in [0, 1]."""
 
+    losses: tuple[tuple[str, float], ...] = ()
+    """``loss``, the supervised loss as weighted now, and each of its components; means over the batches of the look.
+    Empty where it was not asked for."""
+
+    @property
+    def loss(self) -> float:
+        """The supervised loss; NaN where it was not asked for."""
+        return dict(self.losses).get("loss", math.nan)
+
     def to_record(self, prefix: str) -> dict[str, Any]:
         """Return ``{prefix + name: value}`` for metrics.jsonl."""
         values = asdict(self)
         for shared in ("prevalence_true", "ratio_std_true", "trivial_f1", "trivial_f1_macro", "voxels", "patches"):
             values.pop(shared)
         quantiles = values.pop("logit_quantiles")
+        losses = {name if name == "loss" else f"loss/{name}": value for name, value in values.pop("losses")}
         values["prob_histogram"] = list(self.prob_histogram)
         named = {f"logit_q{round(100 * q):02d}": v for q, v in zip(QUANTILES, quantiles, strict=True)}
-        return {prefix + name: value for name, value in {**values, **named}.items()}
+        return {prefix + name: value for name, value in {**values, **losses, **named}.items()}
 
 
 class SignalCollector:
@@ -180,6 +196,7 @@ class SignalCollector:
         seen = torch.cat(self.has_voxels).cpu() if self.has_voxels else torch.zeros(0, dtype=torch.bool)
         predicted_share, true_share = ratios[:, seen]
         prevalence = true / max(finite + nonfinite, 1)
+        whole = ConfusionCounts(tp=hits, fp=found - hits, fn=true - hits, tn=0)
         return Signals(
             voxels=finite + nonfinite,
             patches=int(seen.sum()),
@@ -196,7 +213,9 @@ class SignalCollector:
             prevalence_true=prevalence,
             ratio_std=_spread(predicted_share),
             ratio_std_true=_spread(true_share),
-            f1=_f1(found, true, hits),
+            f1=whole.dice,
+            precision=whole.precision,
+            recall=whole.recall,
             f1_macro=self._macro_f1(),
             f1_best=None if best is None else best[0],
             threshold_best=None if best is None else float(special.expit(best[1])),
@@ -260,6 +279,7 @@ def collect_signals(
     autocast: Autocast,
     *,
     train_mode: bool = False,
+    loss: Loss | None = None,
 ) -> Signals:
     """Return the signals of ``net`` on a probe; its train/eval mode is restored.
 
@@ -272,11 +292,12 @@ def collect_signals(
         autocast: function that returns the autocast context of the run.
         train_mode: look at a copy in train mode (batch statistics, dropout) in place of eval mode. A copy, since the
             running statistics would move.
+        loss: what is trained with, to be measured too.
     """
     collector = SignalCollector(num_classes, device, max(RANKED // max(len(probe.image), 1), 1))
     if train_mode:
         net = copy.deepcopy(net)
-    was_training = net.training
+    was_training, losses = net.training, list[dict[str, Tensor]]()
     net.train(train_mode)
     for first in range(0, len(probe.image), batch_size):
         chosen = slice(first, first + batch_size)
@@ -284,8 +305,25 @@ def collect_signals(
             logits = net(probe.image[chosen].to(device))
         target = probe.target[chosen].to(device)
         collector.update(first_head(logits, target.ndim).float(), target, probe.case_ids[chosen])
+        if loss is not None and (probe.target[chosen] != IGNORE_INDEX).any():
+            total, terms = loss(logits.float(), target)
+            losses.append({"loss": total} | terms)
     net.train(was_training)
-    return collector.compute()
+    return replace(collector.compute(), losses=_mean(losses))
+
+
+def cut_batches(probe: Probe, batch_size: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Return image and target of a probe in the batches in which ``collect_signals`` looks at it."""
+    parts = (slice(first, first + batch_size) for first in range(0, len(probe.image), batch_size))
+    return [(probe.image[part].to(device), probe.target[part].to(device)) for part in parts]
+
+
+def _mean(losses: Sequence[dict[str, Tensor]]) -> tuple[tuple[str, float], ...]:
+    """Return the means over batches; one wait for the device."""
+    if not losses:
+        return ()
+    rows = torch.stack([torch.stack([value.float() for value in row.values()]) for row in losses])
+    return tuple(zip(losses[0], rows.mean(0).tolist(), strict=True))
 
 
 def _count(mask: Tensor) -> Tensor:
@@ -300,10 +338,6 @@ def _spread(shares: Tensor) -> float:
 def _distance(a: Tensor, b: Tensor) -> float:
     """Return the Wasserstein-1 distance of two samples of one size: the mean distance of the sorted values."""
     return float((a.sort().values - b.sort().values).abs().mean()) if a.numel() else 0.0
-
-
-def _f1(predicted: int, true: int, both: int) -> float:
-    return ConfusionCounts(tp=both, fp=predicted - both, fn=true - both, tn=0).dice
 
 
 def _std(total: float, squares: float, count: int) -> float:

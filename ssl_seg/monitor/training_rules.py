@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from ssl_seg.monitor.catalog import limit, make_finding
 from ssl_seg.monitor.evidence import Evidence, Figures
@@ -182,7 +183,8 @@ def find_component_explosion(evidence: Evidence) -> RuleFinding | None:
     """The loss or one of its components rises instead of falling, and validation does not profit."""
     if _is_at_its_best(evidence):
         return None
-    return _find_large_loss(evidence) or _find_large_focal(evidence) or _find_rising_component(evidence)
+    rules = (_find_large_loss, _find_large_focal, _find_rising_component, _find_rising_validation)
+    return next((found for rule in rules if (found := rule(evidence)) is not None), None)
 
 
 def _find_large_loss(evidence: Evidence) -> RuleFinding | None:
@@ -224,6 +226,60 @@ def _find_rising_component(evidence: Evidence) -> RuleFinding | None:
     return None
 
 
+def _find_rising_validation(evidence: Evidence) -> RuleFinding | None:
+    """The loss on validation has risen epoch by epoch, and at least one of its components with it."""
+    rows = [row for row in list_ends(evidence.trend) if "val_loss" in row][-STEADY_EPOCHS - 1 :]
+    losses = [row["val_loss"] for row in rows]
+    now = evidence.val["student"].loss  # of a look between the ends of epochs
+    if len(rows) <= STEADY_EPOCHS or not _has_risen(losses, "validation_rise") or now < losses[-1]:
+        return None
+    for name in evidence.components:
+        values = [row[f"val_component/{name}"] for row in rows if f"val_component/{name}" in row]
+        if len(values) == len(rows) and _has_risen(values, "validation_component_rise"):
+            message = (
+                f"on validation the loss rose {losses[0]:.3f} to {losses[-1]:.3f} and {name} {values[0]:.3f} to "
+                f"{values[-1]:.3f}, in each of {STEADY_EPOCHS} epochs"
+            )
+            rise = losses[-1] - losses[0]
+            return make_finding("component_explosion", "warn", "training", rise, "validation_rise", message)
+    return None
+
+
+def find_trivial_loss(evidence: Evidence) -> RuleFinding | None:
+    """All components of the loss stay, on validation, where a constant output has them, and nothing is learned."""
+    student, rows = evidence.val["student"], list_ends(evidence.trend)[-STEADY_EPOCHS:]
+    gains = [_list_gains(evidence, row) for row in rows]
+    if len(rows) < STEADY_EPOCHS or not all(gains) or has_learned(student) or is_informative(student):
+        return None
+    largest = max(gain for row in gains for gain in row.values())
+    if largest >= limit("trivial_loss"):
+        return None
+    told = ", ".join(
+        f"{name} {rows[-1][f'val_component/{name}']:.3f} (constant {evidence.ranges[name][1]:.3f}, perfect "
+        f"{evidence.ranges[name][0]:.3f})"
+        for name in gains[-1]
+    )
+    message = f"{told}: for {STEADY_EPOCHS} epochs no better on validation than a constant output"
+    return make_finding("trivial_loss", "warn", "training", largest, "trivial_loss", message)
+
+
+def _list_gains(evidence: Evidence, row: Figures) -> dict[str, float]:
+    """Return how far each component has come from the best constant output (0) to a perfect one (1)."""
+    known = {name: row.get(f"val_component/{name}") for name in evidence.ranges}
+    return {
+        name: (constant - value) / (constant - perfect)
+        for name, (perfect, constant) in evidence.ranges.items()
+        if (value := known[name]) is not None and constant > perfect
+    }
+
+
+def grade_gap(gap: float) -> str:
+    """Return how wide the gap between F1 on training and on validation cases is: ``severe``, ``wide``, or nothing."""
+    if gap > limit("severe_train_gap"):
+        return "severe"
+    return "wide" if gap > limit("train_gap") else ""
+
+
 def find_overfitting(evidence: Evidence) -> RuleFinding | None:
     """Training cases get better while validation gets worse; a gap alone is normal with few labels."""
     student, train = evidence.val["student"], evidence.train.get("student")
@@ -231,13 +287,13 @@ def find_overfitting(evidence: Evidence) -> RuleFinding | None:
     if train is None or not scores:
         return None
     gap, best = train.f1 - student.f1, max(scores)
-    is_severe = gap > limit("severe_train_gap")
+    grade = grade_gap(gap)
     keeps_falling = max(scores[-STEADY_EPOCHS:]) < best - limit("score_drop")
-    has_fallen = keeps_falling or (is_severe and student.f1 < best - limit("severe_drop"))
-    if gap <= limit("train_gap") or not has_fallen:
+    has_fallen = keeps_falling or (grade == "severe" and student.f1 < best - limit("severe_drop"))
+    if not grade or not has_fallen:
         return None
-    grade = "severe" if is_severe else "overfitting starts"
-    message = f"F1 {train.f1:.2f} on training cases, {student.f1:.2f} on validation after {best:.2f}: {grade}"
+    told = {"wide": "overfitting starts"}.get(grade, grade)
+    message = f"F1 {train.f1:.2f} on training cases, {student.f1:.2f} on validation after {best:.2f}: {told}"
     return make_finding("overfitting", "warn", "training", gap, "train_gap", message)
 
 
@@ -292,6 +348,7 @@ TRAINING_RULES: tuple[TrainingRule, ...] = (
     find_loss_metric_divergence,
     find_teacher_diverged,
     find_component_explosion,
+    find_trivial_loss,
     find_overfitting,
     find_plateau,
     find_pseudo_label_share,
@@ -308,6 +365,12 @@ def half_way(trend: Sequence[Figures]) -> Figures | None:
     """Return the last row of the first half of the steps; None where there is none, as without a trend."""
     rows = [row for row in trend if 2 * row["step"] <= trend[-1]["step"]]
     return rows[-1] if rows else None
+
+
+def _has_risen(values: Sequence[float], limit_name: str) -> bool:
+    """Return whether each value is above the one before, and the last one by a share above the first."""
+    rises = all(after > before for before, after in pairwise(values))
+    return rises and values[-1] - values[0] > limit(limit_name) * abs(values[0])
 
 
 def _first(trend: Sequence[Figures], name: str) -> float | None:

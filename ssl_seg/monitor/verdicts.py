@@ -39,9 +39,9 @@ PATIENCE_EPOCHS = 5
 def judge(evidence: Evidence, used: str | None = None) -> Verdict:
     """Return the verdict on a look: findings, worst first, then in the order of CODES, and the action for the first.
 
-    During the warm-up only NaN, a loss of 0 and a probe of one class are named. Until the end of the first epoch a
-    collapse is a warning (but not NaN), and other warnings are left out. At the end of a run, and on a checkpoint,
-    nothing is left out.
+    A warning that the run acts on counts as a collapse. During the warm-up only NaN, a loss of 0 and a probe of one
+    class are named. Until the end of the first epoch a collapse is a warning (but not NaN), and other warnings are left
+    out. At the end of a run, and on a checkpoint, nothing is left out.
 
     Args:
         evidence: what is known.
@@ -49,6 +49,7 @@ def judge(evidence: Evidence, used: str | None = None) -> Verdict:
     """
     training = [f for rule in TRAINING_RULES if (f := rule(evidence))]
     findings = [*_judge_networks(evidence, training, used), *_judge_others(evidence), *training]
+    findings = [replace(f, level="collapsed") if f.code in evidence.context.act_on else f for f in findings]
     if not evidence.is_final:
         if evidence.phase != "trained":
             named = [f for f in findings if f.level == "collapsed" or f.code == "blind_probe"]

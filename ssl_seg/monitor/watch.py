@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_seg.data.loader import Probe
 from ssl_seg.monitor.actions import NO_CONTEXT, Context
 from ssl_seg.monitor.evidence import Evidence, Figures, Phase, summarize
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.network_rules import list_collapse_codes
-from ssl_seg.monitor.signals import Signals, collect_signals
+from ssl_seg.monitor.signals import Loss, Signals, collect_signals
+from ssl_seg.monitor.training_rules import grade_gap
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.builders import has_batch_norm
 from ssl_seg.networks.precision import Autocast
-from ssl_seg.scores.text import MOST_PLAIN, number
+from ssl_seg.scores.text import MOST_PLAIN, number, share
 
 NETS = ("student", "teacher")
 NO_OTHERS: Mapping[str, nn.Module] = {}
 Selection = Literal["f1", "dice", "foreground_distance"]
+LossAt = Callable[[Tensor, Tensor, int], tuple[Tensor, dict[str, Tensor]]]
+"""Logits, target and step -> the supervised loss as it is weighted at that step, and its components."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Observation:
         if self.evidence is None:
             return self.verdict
         return judge(replace(self.evidence, is_final=True), used)
+
+    @property
+    def gap(self) -> float | None:
+        """F1 of the student on training cases minus that on validation; None without a training probe."""
+        return self.train["student"].f1 - self.val["student"].f1 if self.train else None
 
     @property
     def context(self) -> Context:
@@ -102,6 +110,8 @@ class Observation:
                 record[f"{part}/prevalence_true"] = shared.prevalence_true
                 record[f"{part}/trivial_f1"] = shared.trivial_f1
                 record[f"{part}/ratio_std_true"] = shared.ratio_std_true
+        if self.gap is not None:
+            record |= {"gap": self.gap, "gap_grade": grade_gap(self.gap)}
         for net, values in ({} if self.evidence is None else self.evidence.others).items():
             record |= values.to_record(f"val/{net}/")
         if self.train_mode is not None:
@@ -109,18 +119,24 @@ class Observation:
         return record
 
     def format_line(self) -> str:
-        """Return one line for the terminal; figures are student/teacher, ``gap`` is training minus validation."""
+        """Return one line for the terminal: F1 and mean probability of student/teacher, the rest of the student.
+
+        ``logit`` is the mean log-odds, shown through the first epoch; ``gap`` is training minus validation, after it.
+        """
         student, teacher = self.val["student"], self.val["teacher"]
-        gap = f" gap {self.train['student'].f1 - student.f1:+.2f}" if self.train else ""
+        trained = None if self.evidence is None else self.evidence.training.get("loss")
+        shown = f" logit {_sign(student.logit_mean)}" if self.phase != "trained" else self._describe_gap()
         codes = f" {','.join(self.verdict.codes)}" if self.verdict.codes else ""
         return (
-            f"step {self.step:>5} epoch {self.epoch:>3} | val F1 {student.f1:.3f}/{teacher.f1:.3f}"
-            f" best {number(student.f1_best)}/{number(teacher.f1_best)} trivial {student.trivial_f1:.3f}{gap}"
-            f" | AUROC {number(student.auroc)}/{number(teacher.auroc)}"
-            f" | logit {_spread(student)}/{_spread(teacher)}"
-            f" | fg {student.prevalence_pred:.0%}/{teacher.prevalence_pred:.0%} true {student.prevalence_true:.0%}"
+            f"step {self.step:>5} epoch {self.epoch:>2} | F1 {student.f1:.3f}/{teacher.f1:.3f}"
+            f" trivial {student.trivial_f1:.2f}{shown} P {student.precision:.2f} R {student.recall:.2f}"
+            f" | loss {number(trained, 2)} val {number(student.loss, 2)}"
+            f" | p {_percent(student.prob_mean)}/{_percent(teacher.prob_mean)} of {_percent(student.prevalence_true)}"
             f" | {self.verdict.level}{codes}"
         )
+
+    def _describe_gap(self) -> str:
+        return "" if self.gap is None else f" gap {self.gap:+.2f} {grade_gap(self.gap)}".rstrip()
 
 
 class Monitor:
@@ -136,6 +152,8 @@ class Monitor:
         steps_per_epoch: until here findings are warnings.
         select: what the score of an observation is.
         components: names of the components of the supervised loss.
+        ranges: of the components; see ``Evidence``.
+        loss: measured on ``val`` at each look, where given.
         uses_teacher: whether the method learns from the teacher.
         context: what the advice of a verdict depends on.
     """
@@ -153,6 +171,8 @@ class Monitor:
         steps_per_epoch: int,
         select: Selection = "f1",
         components: Sequence[str] = (),
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+        loss: LossAt | None = None,
         uses_teacher: bool = True,
         context: Context = NO_CONTEXT,
     ) -> None:
@@ -160,6 +180,7 @@ class Monitor:
         self.num_classes, self.device, self.batch_size, self.autocast = num_classes, device, batch_size, autocast
         self.warmup_steps, self.steps_per_epoch, self.select = warmup_steps, steps_per_epoch, select
         self.components, self.uses_teacher, self.context = tuple(components), uses_teacher, context
+        self.ranges, self.loss = ranges or {}, loss
 
     def look(
         self,
@@ -184,12 +205,15 @@ class Monitor:
             ends_epoch: whether an epoch ends here.
             others: further networks that are trained and not used.
         """
-        val, train = ({n: self._collect(net, probe) for n, net in zip(NETS, (student, teacher), strict=True)}
-                      if len(probe.image) else {} for probe in (self.val, self.train))  # fmt: skip
+        loss_at = self.loss
+        loss: Loss | None = None if loss_at is None else lambda logits, target: loss_at(logits, target, step)
+        nets = dict(zip(NETS, (student, teacher), strict=True))
+        val = {name: self._collect(net, self.val, loss=loss) for name, net in nets.items()}
+        train = {name: self._collect(net, self.train) for name, net in nets.items()} if len(self.train.image) else {}
         train_mode = self._collect(student, self.val, train_mode=True) if has_batch_norm(student) else None
         evidence = Evidence(
-            self._phase(step), val, train, train_mode, training or {}, trend, self.components, self.uses_teacher,
-            self.context, {name: self._collect(net, self.val) for name, net in others.items()},
+            self._phase(step), val, train, train_mode, training or {}, trend, self.components, self.ranges,
+            self.uses_teacher, self.context, {name: self._collect(net, self.val) for name, net in others.items()},
         )  # fmt: skip
         if planned:
             evidence = replace(evidence, trend=(*trend, summarize(evidence, step, ends_epoch=ends_epoch)))
@@ -206,9 +230,9 @@ class Monitor:
             evidence,
         )
 
-    def _collect(self, net: nn.Module, probe: Probe, *, train_mode: bool = False) -> Signals:
+    def _collect(self, net: nn.Module, probe: Probe, *, train_mode: bool = False, loss: Loss | None = None) -> Signals:
         return collect_signals(
-            net, probe, self.num_classes, self.device, self.batch_size, self.autocast, train_mode=train_mode
+            net, probe, self.num_classes, self.device, self.batch_size, self.autocast, train_mode=train_mode, loss=loss
         )
 
     def _phase(self, step: int) -> Phase:
@@ -224,8 +248,9 @@ def _select(signals: Signals, select: Selection) -> float:
     return signals.dice if select == "dice" else -signals.foreground_distance
 
 
-def _spread(signals: Signals) -> str:
-    mean, std = signals.logit_mean, signals.logit_std
-    if max(abs(mean), std) >= MOST_PLAIN:
-        return f"{mean:+.1e}+-{std:.1e}"
-    return f"{mean:+.2f}+-{std:.2f}"
+def _percent(value: float) -> str:
+    return share(value, 0 if value >= 0.1 else 1)
+
+
+def _sign(value: float) -> str:
+    return f"{value:+.1e}" if abs(value) >= MOST_PLAIN else f"{value:+.2f}"

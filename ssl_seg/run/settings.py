@@ -9,9 +9,10 @@ from typing import Any
 from ssl_seg.config import LossConfig, MethodConfig
 from ssl_seg.config.hints import find_source
 from ssl_seg.config.layers import Settings, check_partial, validate
-from ssl_seg.errors import ConfigError, NetworkError
+from ssl_seg.errors import ConfigError, NetworkError, did_you_mean
 from ssl_seg.losses import check_class_weights, check_loss_names, make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
+from ssl_seg.monitor.catalog import CODES
 from ssl_seg.networks.builders import check_deep_supervision, check_patch_size, get_network_spec
 
 
@@ -28,10 +29,18 @@ def check_settings(settings: Settings) -> None:
         *_check_components(settings.section("loss"), sources),
         *_collect(partial(_check_method, settings.section("method"), sources)),
         *_check_network(settings.section("network"), settings.section("data"), sources),
+        *_check_codes(settings.section("monitor").get("act_on") or (), sources),
     ]
     problems = problems or _collect(partial(_check_loss, settings))
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def _check_codes(codes: Any, sources: Mapping[str, str]) -> list[str]:
+    """Return a line for each code of monitor.act_on that the monitor does not know."""
+    unknown = [code for code in codes if isinstance(code, str) and code not in CODES]
+    where = f"{find_source('monitor.act_on', sources)}monitor.act_on: "
+    return [f"{where}there is no verdict '{code}'{did_you_mean(code, CODES)}" for code in unknown]
 
 
 def _collect(check: Callable[[], object], where: str = "") -> list[str]:

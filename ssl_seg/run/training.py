@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_seg.config import Config
 from ssl_seg.config.layers import to_plain
@@ -45,11 +45,13 @@ from ssl_seg.engine.timing import list_metrics, measure_pace
 from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.losses import make_supervised_loss
+from ssl_seg.losses.trivial import compute_ranges
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import Built, build, find_plain
 from ssl_seg.monitor.actions import list_components, read_context
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.recovery import InterventionSettings, make_rungs
+from ssl_seg.monitor.signals import cut_batches
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint
 from ssl_seg.networks.parts import PARTS
@@ -137,6 +139,8 @@ class _Feed:
     source: PatchSource
     val: Probe
     train: Probe
+    ranges: dict[str, tuple[float, float]]
+    """Of the components of the loss on ``val``; see ``compute_ranges``."""
     workers: int
 
 
@@ -252,7 +256,7 @@ def _announce(prepared: BegunRun, ready: _Ready, first: int, console: Console) -
     runtime = config.runtime
     run.append_event("runtime", precision=runtime.precision, memory_format=runtime.memory_format, notes=ready.notes)
     if not prepared.resumed:
-        _announce_probe(run, ready.feed.val, console)
+        _announce_probe(run, ready.feed, console)
     if pace is None:
         return None
     seconds = estimate_seconds(pace, config, config.length.steps, first)
@@ -261,15 +265,18 @@ def _announce(prepared: BegunRun, ready: _Ready, first: int, console: Console) -
     return seconds
 
 
-def _announce_probe(run: RunDir, probe: Probe, console: Console) -> None:
-    """Record what the networks will be looked at on."""
-    facts = probe.describe()
-    run.append_event("probe", **facts)
+def _announce_probe(run: RunDir, feed: _Feed, console: Console) -> None:
+    """Record what the networks will be looked at on, and in which range the loss is to be there."""
+    facts = feed.val.describe()
+    run.append_event("probe", **facts, loss_ranges=feed.ranges)
     doubt = "" if 0 < facts["foreground"] < 1 else "WARNING, nothing can be judged on it: "
     console.note(
         f"probe: {doubt}{facts['patches']} patches of {facts['cases']} validation cases, {facts['positive']} of them "
         f"with foreground, {facts['foreground']:.1%} of all voxels"
     )
+    ranges = ", ".join(f"{name} {constant:.3f} to {perfect:.3f}" for name, (perfect, constant) in feed.ranges.items())
+    if ranges:
+        console.note(f"loss: on the probe, from the best constant output to a perfect one: {ranges}")
 
 
 def settle_runtime(fabric: Fabric, config: Config, network: nn.Module, console: Console) -> tuple[Config, list[str]]:
@@ -311,12 +318,20 @@ def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
         console.note(
             f"runtime.workers = {config.runtime.workers}: {workers} are used, one for each core that is granted"
         )
+    val = make_probe(store, split.val, config.monitor.probe_patches, patch, split.seed)
+    batches = cut_batches(val, _count_look_patches(config), fabric.device)
     return _Feed(
         source,
-        make_probe(store, split.val, config.monitor.probe_patches, patch, split.seed),
+        val,
         make_probe(store, source.labeled, config.monitor.train_probe_patches, patch, split.seed),
+        compute_ranges(make_supervised_loss(config.loss).components, batches, config.data.num_classes),
         workers,
     )
+
+
+def _count_look_patches(config: Config) -> int:
+    """Return the patches that a look passes through the networks at once: as many as a step."""
+    return config.labeled_range[1] + config.batch.unlabeled
 
 
 def _make_engine(fabric: Fabric, config: Config, built: Built, teacher: EMATeacher) -> Engine:
@@ -337,17 +352,24 @@ def _make_engine(fabric: Fabric, config: Config, built: Built, teacher: EMATeach
 
 
 def _make_monitor(fabric: Fabric, config: Config, feed: _Feed) -> Monitor:
+    supervised = make_supervised_loss(config.loss)
+
+    def loss_at(logits: Tensor, target: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return supervised(logits, target, step / config.length.steps_per_epoch)
+
     return Monitor(
         feed.val,
         feed.train,
         num_classes=config.data.num_classes,
         device=fabric.device,
-        batch_size=config.labeled_range[1] + config.batch.unlabeled,
+        batch_size=_count_look_patches(config),
         autocast=make_autocast(config.runtime.precision, fabric.device),
         warmup_steps=find_warmup(config.optim, config.length),
         steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
         select=config.monitor.select,
         components=list_components(config.loss),
+        ranges=feed.ranges,
+        loss=loss_at,
         uses_teacher=METHODS[config.method.name].traits.uses_teacher,
         context=read_context(config),
     )

@@ -86,8 +86,8 @@ class TestTrain:
             "split.yaml",
         ):
             assert (out / name).is_file()
-        lines = [line for line in stdout.splitlines() if line.startswith("step ") and " | val F1 " in line]
-        assert lines[0].startswith("step     0 epoch   0 | val F1 ")
+        lines = [line for line in stdout.splitlines() if line.startswith("step ") and " | F1 " in line]
+        assert lines[0].startswith("step     0 epoch  0 | F1 ")
         assert len(lines) == len(RunDir(out).read_metrics())
         assert "all-positive F1" in stdout
         config = yaml.safe_load((out / "config.yaml").read_text())

@@ -232,6 +232,10 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "monitor.keep_best": ("monitor.keep_best=3", ()),
     "monitor.check_steps": ("monitor.check_steps=3", (*WILD, "length.steps_per_epoch=8")),
     "monitor.on_collapse": ("monitor.on_collapse=stop", (*WILD, "length.steps_per_epoch=4")),
+    "monitor.act_on": (
+        "monitor.act_on=[not_above_trivial, foreground_bias, shifted_threshold]",
+        ("monitor.on_collapse=stop", "length.steps_per_epoch=4", "optim.lr=1e-9"),
+    ),
     "monitor.patience_steps": ("monitor.patience_steps=1", (*WILD, *RECOVER)),
 }  # fmt: skip
 

@@ -11,14 +11,9 @@ from torch.nn import functional
 from ssl_seg.config.schedules import LossPhase
 from ssl_seg.data.findings import Finding
 from ssl_seg.diagnose.loss_probe import LossProbe, check_probe, probe_state
-from ssl_seg.diagnose.loss_probe.measures import (
-    Labeled,
-    compute_constants,
-    compute_frequencies,
-    find_positive_class,
-)
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import LossFn
+from ssl_seg.losses.trivial import Labeled, compute_constants, compute_frequencies, find_positive_class
 from ssl_seg.losses.voxelwise import cross_entropy
 
 CHANNELS = 3

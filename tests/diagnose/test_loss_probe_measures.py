@@ -26,14 +26,9 @@ from torch.nn import functional
 from ssl_seg.config import LossConfig
 from ssl_seg.diagnose.loss_probe.knobs import Knob, find_costs, measure_knobs
 from ssl_seg.diagnose.loss_probe.measures import (
-    Labeled,
-    compute_constants,
     compute_cosines,
-    compute_frequencies,
     compute_gradient,
     compute_shares,
-    find_positive_class,
-    make_predictions,
     measure_errors,
     measure_gradients,
 )
@@ -41,6 +36,13 @@ from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import LossFn, get_loss, make_supervised_loss
 from ssl_seg.losses.overlap import dice, tversky
+from ssl_seg.losses.trivial import (
+    Labeled,
+    compute_constants,
+    compute_frequencies,
+    find_positive_class,
+    make_predictions,
+)
 from ssl_seg.losses.voxelwise import cross_entropy, focal, variance
 
 

@@ -17,7 +17,8 @@ HEALTHY = Signals(
     voxels=10_000, patches=32, nonfinite=0, logit_mean=-0.5, logit_std=2.5, logit_quantiles=(0.0,) * 7,
     prob_mean=0.32, prob_std=0.3, prob_max=0.99, prob_histogram=(0.05,) * 20, share_below_01=0.4,
     prevalence_pred=0.31, prevalence_true=0.30, ratio_std=0.1, ratio_std_true=0.1,
-    f1=0.7, f1_macro=0.7, f1_best=0.72, threshold_best=0.45, logit_best=-0.2, auroc=0.92, auroc_low=0.0, auroc_high=0.0,
+    f1=0.7, precision=0.69, recall=0.71, f1_macro=0.7, f1_best=0.72, threshold_best=0.45, logit_best=-0.2,
+    auroc=0.92, auroc_low=0.0, auroc_high=0.0,
     average_precision=0.8, trivial_f1=2 * 0.3 / 1.3, trivial_f1_macro=2 * 0.3 / 1.3, dice=0.7, foreground_distance=0.02,
 )  # fmt: skip
 """As of so many cases that a ranking is known as it is: the ends of the interval of the AUROC doubt nothing."""

@@ -169,6 +169,18 @@ def test_a_shift_that_shrinks_is_given_time(f1: float, aurocs: list[float], code
     assert judge(make_evidence(SHIFTED, SHIFTED, trend=trend)).codes == codes
 
 
+def test_a_warning_that_the_run_acts_on_counts_as_a_collapse() -> None:
+    """A divergence on validation, in its third epoch."""
+    trend = make_trend(val_loss=[0.9, 0.6, 0.61, 0.62, 0.63], val_component__dice=[0.9, 0.4, 0.45, 0.5, 0.55])
+    for acts, phase, level in (((), "trained", "warn"), (("plateau",), "trained", "warn"),
+                               (("component_explosion",), "trained", "collapsed"),
+                               (("component_explosion",), "early", "warn")):  # fmt: skip
+        context = Context(act_on=acts)
+        evidence = make_evidence(trend=trend, components=("dice",), context=context, phase=phase)
+        verdict = judge(evidence)
+        assert (verdict.codes, verdict.level) == (("component_explosion",), level)
+
+
 def test_an_exploding_loss_is_named_within_the_first_epoch() -> None:
     trend = ({"step": 1, "ends_epoch": 0.0, "f1": 0.4, "trivial_f1": 0.46, "loss": 0.6, "component/focal": 0.6},)
     evidence = make_evidence(

@@ -146,8 +146,10 @@ def test_line_shows_both_nets(monitor: Monitor) -> None:
     student = observation.val["student"]
     observation.train["student"] = replace(student, f1=student.f1 - 0.125)
     line = observation.format_line()
-    assert line.startswith("step   100 epoch   1 | val F1 ")
-    assert f" trivial {student.trivial_f1:.3f} gap -0.12 | AUROC " in line
+    assert line.startswith("step   100 epoch  1 | F1 ")
+    assert (
+        f" trivial {student.trivial_f1:.2f} gap -0.12 P {student.precision:.2f} R {student.recall:.2f} | loss " in line
+    )
     assert line.endswith("| warn teacher_diverged")
     both = monitor.look(constant_net(3.0), constant_net(3.0), 100).format_line()
     assert both.endswith("| collapsed constant_output,not_above_trivial")
@@ -156,9 +158,46 @@ def test_line_shows_both_nets(monitor: Monitor) -> None:
 def test_huge_log_odds_are_powers_of_ten(monitor: Monitor) -> None:
     observation = monitor.look(Threshold(0.0), Threshold(0.0), 100)
     huge = replace(observation.val["student"], logit_mean=-1.23e13, logit_std=4.0)
-    line = replace(observation, val={**observation.val, "student": huge}).format_line()
-    assert "| logit -1.2e+13+-4.0e+00/" in line
-    assert "e+" not in observation.format_line()
+    line = replace(observation, phase="early", val={**observation.val, "student": huge}).format_line()
+    assert " logit -1.2e+13 P " in line
+    assert "e+" not in replace(observation, phase="early").format_line()
+
+
+def test_the_line_of_a_healthy_look_fits_a_terminal(monitor: Monitor) -> None:
+    """Logits through the first epoch, then the gap; a mean probability of both networks beside the true share."""
+    monitor.loss = lambda logits, target, step: (logits.square().mean() * 0 + step, {"dice": target.float().mean()})
+    training = {"loss": 0.512, "steps": 5.0}
+    line = monitor.look(Threshold(0.0), Threshold(0.0), 50, training).format_line()
+    assert " logit -" in line
+    assert " gap " not in line
+    assert " | loss 0.51 val 50.00 | p " in line
+    later = monitor.look(Threshold(0.0), Threshold(0.0), 12_300, training)
+    later.train["student"] = replace(later.val["student"], f1=later.val["student"].f1 + 0.2)
+    assert " gap +0.20 wide P " in later.format_line()
+    assert len(later.format_line()) <= 132
+    assert len(monitor.look(Threshold(0.0), Threshold(0.0), 12_300, training).format_line()) <= 126
+
+
+def test_the_loss_on_validation_is_recorded_with_its_components(monitor: Monitor) -> None:
+    def loss(logits: Tensor, target: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = {"size": torch.tensor(float(len(target))), "mean": logits.mean()}
+        return step * terms["size"], terms
+
+    plain = monitor.look(Threshold(0.0), Threshold(1.0), 2).to_record()
+    assert not [key for key in plain if "/loss" in key]
+    monitor.loss = loss
+    look = monitor.look(Threshold(0.0), Threshold(1.0), 2, ends_epoch=True)
+    record = look.to_record()
+    assert record["val/student/loss/size"] == pytest.approx((3 + 3 + 2) / 3), "8 patches in batches of 3"
+    assert record["val/student/loss"] == pytest.approx(2 * (3 + 3 + 2) / 3)
+    assert record["val/student/loss/mean"] != record["val/teacher/loss/mean"]
+    assert not [key for key in record if key.startswith("train/") and "loss" in key]
+    assert (look.trend[-1]["val_loss"], look.trend[-1]["val_component/size"]) == look_values(record)
+    assert plain.items() <= record.items(), "the other figures stay as they are"
+
+
+def look_values(record: dict[str, float]) -> tuple[float, float]:
+    return record["val/student/loss"], record["val/student/loss/size"]
 
 
 def test_line_has_no_gap_without_a_training_probe(monitor: Monitor) -> None:

@@ -12,8 +12,8 @@ method, and gradients as they are: what an adaptive optimizer makes of them is a
 
 from ssl_seg.diagnose.loss_probe.findings import check_probe
 from ssl_seg.diagnose.loss_probe.knobs import Knob
-from ssl_seg.diagnose.loss_probe.measures import PREDICTIONS
 from ssl_seg.diagnose.loss_probe.probe import Cosine, LossProbe, ProbeRequest, StateProbe, probe_loss, probe_state
+from ssl_seg.losses.trivial import PREDICTIONS
 
 __all__ = [
     "PREDICTIONS",

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from ssl_seg.config.schedules import LossPhase
 from ssl_seg.data.findings import Finding
 from ssl_seg.diagnose.loss_probe.knobs import Knob
-from ssl_seg.diagnose.loss_probe.measures import PREDICTIONS
 from ssl_seg.diagnose.loss_probe.probe import LossProbe, StateProbe
+from ssl_seg.losses.trivial import PREDICTIONS
 
 CONFLICT = -0.5
 """Two components whose cosine is below work against each other: the sum of equal gradients is shorter than either."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_seg.data.catalog import Track, pass_through
-from ssl_seg.diagnose.loss_probe.measures import Labeled, compute_gradient, compute_value, make_passes
+from ssl_seg.diagnose.loss_probe.measures import compute_gradient, compute_value, make_passes
 from ssl_seg.losses import LossFn, first_head
+from ssl_seg.losses.trivial import Labeled
 
 EFFECTS = {
     "fp_cost": -1,

@@ -19,12 +19,8 @@ from ssl_seg.data.open import make_source, open_store
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.diagnose.loss_probe.knobs import Knob, measure_knobs
 from ssl_seg.diagnose.loss_probe.measures import (
-    Labeled,
-    compute_constants,
     compute_cosines,
-    compute_frequencies,
     compute_shares,
-    find_positive_class,
     measure_errors,
     measure_gradients,
 )
@@ -32,6 +28,7 @@ from ssl_seg.errors import CheckpointError
 from ssl_seg.files import to_finite
 from ssl_seg.inference.model import config_of
 from ssl_seg.losses import LossFn, make_supervised_loss
+from ssl_seg.losses.trivial import Labeled, compute_constants, compute_frequencies, find_positive_class
 from ssl_seg.networks.builders import get_network_spec
 from ssl_seg.networks.checkpoint import load_checkpoint, load_weights
 from ssl_seg.networks.precision import choose_device
