@@ -17,7 +17,7 @@ def methods() -> None:
     for name, method in METHODS.items():
         typer.echo(f"{name}: {(method.__doc__ or '').splitlines()[0]}")
         for option, field in method.config_type.model_fields.items():
-            typer.echo(f"  method.options.{option} = {field.default}: {field.description}")
+            typer.echo(f"  method.options.{option} = {field.default}: {' '.join((field.description or '').split())}")
 
 
 def networks() -> None:
