@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from score_counts import make_net_score as score
 from score_counts import make_scores
 from test_engine import make_engine
-from test_methods import LOSS, make_batch, make_nets
+from test_methods import LOSS, call, make_batch, make_batch_for, make_nets
 from torch import nn
 
 from ssl_seg.config import BootstrapConfig, Config
@@ -193,10 +193,13 @@ class TestHeldTeacher:
     @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.traits.uses_teacher])
     def test_what_a_fixed_teacher_says_counts_in_full(self, name: str) -> None:
         """At step 0 as at the last one, for every method with a teacher; an intervention still has its way."""
-        method, nets, batch = make_method(name, {}, LOSS, 2), make_nets(), make_batch()
+        wanted = {"rampup_ratio": 0.4, "confidence": 0.5, "first_stage": 0.0}
+        options = {key: value for key, value in wanted.items() if key in METHODS[name].config_type.model_fields}
+        method = make_method(name, options, LOSS, 2)
+        nets, batch = make_nets(method=method), make_batch_for(method)
 
         def loss(step: int, **progress: Any) -> float:
-            return method(nets, batch, StepProgress(step, 100, **progress)).loss.item()
+            return call(method, nets, batch, StepProgress(step, 100, **progress)).loss.item()
 
         assert loss(0, teacher_is_fixed=True) == pytest.approx(loss(99))
         assert loss(0) != pytest.approx(loss(99))
