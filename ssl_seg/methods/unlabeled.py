@@ -71,9 +71,11 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 def predict_outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
     """Return those of each output, for a module with several."""
     was_training = network.training
-    network.eval()
+    if was_training:
+        network.eval()
     outputs = network(images)
-    network.train(was_training)
+    if was_training:
+        network.train()
     return [torch.softmax(logits.float(), dim=1) for logits in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
