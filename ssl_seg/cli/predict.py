@@ -33,6 +33,9 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write probabilities beside the masks.")
     ] = False,
+    objects: Annotated[
+        bool, typer.Option("--objects", help="Write connected parts as label images, and a table of them.")
+    ] = False,
     spacing: Annotated[
         str | None, typer.Option(help="Voxel size along z,y,x, e.g. 2.5,1,1.", show_default="that of each file")
     ] = None,
@@ -68,6 +71,7 @@ def predict(
             threshold,
             more=tuple(networks[1:]),
             overwrite=overwrite,
+            objects=objects,
             calibrated=not uncalibrated,
             accelerator=accelerator,
         )

@@ -247,6 +247,17 @@ def write_mask(path: Path, mask: NDArray[np.integer[Any]], geometry: Geometry | 
         )
 
 
+def write_labels(path: Path, labels: NDArray[np.integer[Any]], geometry: Geometry | None = None) -> None:
+    """Write (*S) numbers of objects as uint16, or uint32 where they need it: ``.tif``, ``.nii`` or ``.nii.gz``.
+
+    Raises:
+        DataError: if ``path`` has another suffix, or cannot be written.
+    """
+    stored = labels.astype(np.uint16 if labels.max(initial=0) < 2**16 else np.uint32)
+    if not _write_volume(path, stored, geometry, compression="zlib"):
+        raise DataError(f"{path}: numbers of objects are written as .tif or .nii.gz.")
+
+
 def write_probabilities(path: Path, probs: NDArray[np.floating[Any]], geometry: Geometry | None = None) -> None:
     """Write (*S) probabilities as float32: ``.tif``, uncompressed so that it can be mapped, ``.nii`` or ``.nii.gz``.
 

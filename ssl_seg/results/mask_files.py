@@ -22,21 +22,34 @@ from ssl_seg.files import append_jsonl, find_obstacle, read_jsonl
 
 RECORD = ".predictions.jsonl"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+OBJECTS = "_objects"
+"""What is put behind the name for the label image and the table of objects."""
 MASK_SUFFIXES = (".png", ".tif", ".tiff", *NIFTI_SUFFIXES)
 
 
 @dataclass(frozen=True)
 class Job:
-    """An image (one location for each channel file), and what is written for it: the probabilities, then the mask."""
+    """An image (one location for each channel file), and what is written for it: probabilities, objects, the mask."""
 
     locations: tuple[str, ...]
     mask: Path
     probabilities: tuple[Path, ...] = ()
+    has_objects: bool = False
+
+    @property
+    def labels(self) -> Path:
+        """Label image of the objects."""
+        return _paths_beside(self.mask, (OBJECTS,))[0]
+
+    @property
+    def table(self) -> Path:
+        """Table of the objects."""
+        return self.mask.with_name(f"{split_suffix(self.mask.name)[0]}{OBJECTS}.csv")
 
     @property
     def outputs(self) -> tuple[Path, ...]:
         """All files that are written."""
-        return (*self.probabilities, self.mask)
+        return (*self.probabilities, *((self.labels, self.table) if self.has_objects else ()), self.mask)
 
     def identify_image(self) -> list[list[Any]]:
         """Return path, size and time of change of each file, which tell whether it is still the image that it was."""
@@ -153,7 +166,9 @@ def check_places(source: Path, output: Path) -> None:
         raise DataError(f"{output} cannot be written: {obstacle}")
 
 
-def plan_jobs(source: Path, output: Path, ndim: int, layout: str, suffixes: Iterable[str] = ()) -> list[Job]:
+def plan_jobs(
+    source: Path, output: Path, ndim: int, layout: str, suffixes: Iterable[str] = (), *, objects: bool = False
+) -> list[Job]:
     """Return the images of a file or folder with the paths of their masks.
 
     Args:
@@ -162,6 +177,7 @@ def plan_jobs(source: Path, output: Path, ndim: int, layout: str, suffixes: Iter
         ndim: 2 or 3.
         layout: of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image.
         suffixes: what is put behind the name for each file of probabilities.
+        objects: whether objects are written.
 
     Raises:
         DataError: no image, two images with one mask, or a mask in the place of an image.
@@ -170,16 +186,15 @@ def plan_jobs(source: Path, output: Path, ndim: int, layout: str, suffixes: Iter
     if is_image(source):
         name, has_name = split_suffix(source.name)[0], is_mask_name(output)
         mask = output if has_name else output / _mask_name(name, source.name, ndim)
-        jobs = [Job((str(source),), mask, _probability_paths(mask, suffixes))]
+        jobs = [Job((str(source),), mask, _paths_beside(mask, suffixes), objects)]
     else:
         images = _find_images(source, output, layout)
         if not images:
             advice = advise_conversion(path.name for path in walk_files(source))
             raise DataError(f"{source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).{advice}")
         masks = [output / _mask_name(name, files[0], ndim) for name, files in images]
-        jobs = [
-            Job(files, mask, _probability_paths(mask, suffixes)) for (_, files), mask in zip(images, masks, strict=True)
-        ]
+        pairs = zip(images, masks, strict=True)
+        jobs = [Job(files, mask, _paths_beside(mask, suffixes), objects) for (_, files), mask in pairs]
     _check_distinct(jobs)
     return jobs
 
@@ -250,7 +265,7 @@ def _mask_name(name: str, image: str, ndim: int) -> str:
     return name + (ending if ending in NIFTI_SUFFIXES else ".png" if ndim == 2 else ".tif")
 
 
-def _probability_paths(mask: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
+def _paths_beside(mask: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
     stem, ending = split_suffix(mask.name)
     kind = ending if ending in NIFTI_SUFFIXES else ".tif"
     return tuple(mask.with_name(f"{stem}{suffix}{kind}") for suffix in suffixes)

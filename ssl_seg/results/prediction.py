@@ -19,7 +19,15 @@ from ssl_seg.data.facts import format_size
 from ssl_seg.data.formats.stored import merge_equal_channels
 from ssl_seg.data.reading import make_reading
 from ssl_seg.data.store import fit_channels
-from ssl_seg.data.volumes import Geometry, Stored, open_image, write_mask, write_probabilities
+from ssl_seg.data.volumes import (
+    Geometry,
+    Stored,
+    open_image,
+    split_suffix,
+    write_labels,
+    write_mask,
+    write_probabilities,
+)
 from ssl_seg.errors import ConfigError, DataError, SslSegError, is_out_of_memory, quote
 from ssl_seg.files import is_disk_full
 from ssl_seg.inference.calibration import (
@@ -39,6 +47,7 @@ from ssl_seg.monitor.catalog import limit
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.folds import list_members
 from ssl_seg.results.mask_files import Job, MaskRecord, check_places, is_mask_name, plan_jobs, split_jobs
+from ssl_seg.results.objects import TABLE, check_table, find_objects, join_tables, write_rows
 from ssl_seg.scores.sameness import FEWEST, find_same
 
 Failure = tuple[str, str]
@@ -79,6 +88,8 @@ class PredictRequest:
     """Make masks anew that are there already."""
     accelerator: str | None = None
     """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
+    objects: bool = False
+    """Write the connected parts of each class as a label image and a table."""
 
 
 def predict(
@@ -88,7 +99,8 @@ def predict(
 
     2D masks are PNG, 3D masks compressed TIFF stacks; the mask of a NIfTI image is NIfTI on the same grid. With
     ``probabilities``, the foreground probability (of each class where there are more than two) is written beside it as
-    float32, TIFF or NIfTI.
+    float32, TIFF or NIfTI. With ``objects``, so are a label image and a table of the connected parts, and in a folder
+    one table of all.
 
     An image that cannot be predicted is left out, and named at the end. A second call with the same networks, settings
     and images keeps the masks that are there, also those of a call that was interrupted.
@@ -108,22 +120,16 @@ def predict(
         DataError: after all other masks are written, for images that could not be predicted.
     """
     check_places(request.source, request.output)
-    paths = list_members((request.checkpoint, *request.more))
-    models = open_members(paths, request.which, choose_device_if_given(request.accelerator))
-    check_members(models, averaged=True)
-    for said in (said for model in models for said in model.describe_machine()):
-        note(said)
+    models = _open_networks(request, note)
     data = models[0].config.data
     check_threshold(request.threshold, data)
-    _check_spacing(request.spacing, data)
-    if request.spacing is not None and data.resample_to is None:
-        note(
-            "WARNING --spacing changes nothing: the network was trained without data.resample_to, on voxels of any size"
-        )
+    _check_spacing(request, data, note)
     predictor, decision, settings = _use_networks(request, models, note)
     suffixes = _probability_suffixes(data.num_classes) if request.probabilities else {}
-    jobs = plan_jobs(request.source, request.output, data.ndim, data.layout, suffixes.values())
+    jobs = plan_jobs(request.source, request.output, data.ndim, data.layout, suffixes.values(), objects=request.objects)
     record = MaskRecord(None if is_mask_name(request.output) else request.output, settings)
+    if request.objects and record.folder is not None:
+        check_table(record.folder / TABLE, data.ndim, data.channels)
     waiting, kept = split_jobs(jobs, record, overwrite=request.overwrite)
     if kept:
         note(f"{len(kept)} of {len(jobs)} masks are there already, made by the same call, and are kept")
@@ -144,6 +150,7 @@ def predict(
                 if not planned:  # not before: a folder is not made for nothing
                     record.plan(waiting)
                     planned = True
+                _write_objects(job, record.name(job), image, stored.geometry, classes, request, data)
                 _write_outputs(job, stored.geometry, classes, probs, tuple(suffixes), data)
             except (SslSegError, MemoryError, RuntimeError, OSError) as error:
                 failures.append((job.locations[0], _describe_failure(job, error, request.output, done)))
@@ -157,6 +164,8 @@ def predict(
     except KeyboardInterrupt:
         note(_list_failures(f"interrupted: {done} of {len(jobs)} masks are in {request.output}", failures))
         raise
+    if request.objects and record.folder is not None:
+        join_tables((job.table for job in jobs), record.folder / TABLE, data.ndim, data.channels)
     remarks = [f"{number} image(s): {remark}" for remark, number in read_as.items()]
     for text in filter(None, (*remarks, _describe_shifted(shifted, data), describe_sameness(shares, request.output))):
         note(text)
@@ -177,6 +186,15 @@ def _describe_shifted(shifted: Sequence[str], data: DataConfig) -> str | None:
         f"WARNING {len(shifted)} image(s) have no value below 0 ({shifted[0]}). data.window=[{data.window[0]:g}, "
         f"{data.window[1]:g}] holds for values as in training: subtract the offset (1000, 1024) of such CT"
     )
+
+
+def _open_networks(request: PredictRequest, note: Callable[[str], None]) -> tuple[Model, ...]:
+    paths = list_members((request.checkpoint, *request.more))
+    models = open_members(paths, request.which, choose_device_if_given(request.accelerator))
+    check_members(models, averaged=True)
+    for said in (said for model in models for said in model.describe_machine()):
+        note(said)
+    return models
 
 
 def _use_networks(
@@ -236,6 +254,24 @@ def _write_outputs(
     write_mask(job.mask, to_mask(classes, data.label_values), geometry)
 
 
+def _write_objects(
+    job: Job,
+    name: str,
+    image: NDArray[np.generic],
+    geometry: Geometry | None,
+    classes: NDArray[np.int64],
+    request: PredictRequest,
+    data: DataConfig,
+) -> None:
+    """Write label image and table of the objects, where they are asked for."""
+    if not request.objects:
+        return
+    stated = None if geometry is None else geometry.spacing
+    labels, rows = find_objects(classes, image, data.label_values, request.spacing or stated or data.spacing)
+    write_labels(job.labels, labels, geometry)
+    write_rows(job.table, data.ndim, len(image), ([split_suffix(name)[0], *row] for row in rows))
+
+
 def _describe_failure(job: Job, error: Exception, output: Path, done: int) -> str:
     """Return why there is no mask of an image.
 
@@ -272,9 +308,14 @@ def _describe_end(failures: Sequence[Failure], done: int, images: int, output: P
     return _list_failures(f"{text}. Repair or remove them, and give the same command again:", failures)
 
 
-def _check_spacing(spacing: tuple[float, ...] | None, data: DataConfig) -> None:
+def _check_spacing(request: PredictRequest, data: DataConfig, note: Callable[[str], None]) -> None:
+    spacing = request.spacing
     if spacing is None:
         return
+    if data.resample_to is None and not request.objects:
+        note(
+            "WARNING --spacing changes nothing: the network was trained without data.resample_to, on voxels of any size"
+        )
     shown = ",".join(f"{value:g}" for value in spacing)
     if not all(math.isfinite(value) and value > 0 for value in spacing):
         raise ConfigError(f"--spacing {shown}: voxel sizes are positive numbers")
