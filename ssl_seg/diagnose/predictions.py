@@ -169,7 +169,8 @@ def _to_logits(pred: NDArray[np.bool_], prob: NDArray[np.float32] | None) -> tor
 def _judge(tally: Tally, signals: Signals | None, statistics: Mapping[str, Any]) -> Verdict:
     if signals is None:
         return conclude(audit_outputs(tally, statistics, NET, None), NO_CONTEXT)
-    on_truth = rename_net(judge(Evidence("trained", {"student": signals}, is_final=True)).findings, NET)
+    judged = judge(Evidence("trained", {"student": signals}, is_final=True)).findings
+    on_truth = rename_net([f for f in judged if f.code != "blind_probe"], NET)  # these masks are no probe of a run
     audits = audit_outputs(tally, statistics, NET, signals.auroc)
     whole = [f for f in audits if f.code == "coverage_hole" or f.level == "collapsed"]
     return put_behind(conclude((*on_truth, *whole, *audit_margin(statistics, NET)), NO_CONTEXT), audits)
