@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ def print_evaluation(result: dict[str, Any]) -> None:
     _print_cases(result, [row["label"] for row in shown.get("classes", ())])
     for line in describe_absent(shown):
         show(line)
+    if "targets" in shown:
+        print_rows(f"targets, {result['which']}", [_make_target_row(row) for row in shown["targets"]])
     print_openings(result)
 
 
@@ -86,7 +88,17 @@ def _make_score_cells(summary: Row, of: str) -> dict[str, Any]:
         "all-positive F1": trivial["all_positive"],
         "margin": f"{trivial['margin']:+.3f}",
         "95 % interval": show_margin(trivial, "+.3f"),
+        **({"targets met": _count_met(summary["targets"])} if "targets" in summary else {}),
     }
+
+
+def _count_met(targets: Sequence[Row]) -> str:
+    return f"{sum(row['met'] for row in targets)} of {len(targets)}"
+
+
+def _make_target_row(row: Row) -> dict[str, Any]:
+    wanted = f"{row['low']:g} .. {row['high']:g}"
+    return {"target": row["target"], "wanted": wanted, "value": row["value"], "": "met" if row["met"] else "NOT MET"}
 
 
 def _list_figures(summary: Row) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from ssl_seg.config.bootstrap import BootstrapConfig
 from ssl_seg.config.data import AugmentConfig, BatchConfig, DataConfig, SplitConfig
-from ssl_seg.config.gates import GateConfig
+from ssl_seg.config.gates import GateConfig, TargetsConfig
 from ssl_seg.config.learning import EMAConfig, LossConfig, LossPhaseConfig, MethodConfig, NetworkConfig, OptimConfig
 from ssl_seg.config.policies import (
     EarlyStoppingConfig,
@@ -52,6 +52,7 @@ __all__ = [
     "SWAConfig",
     "Section",
     "SplitConfig",
+    "TargetsConfig",
     "WeightNoiseConfig",
 ]
 
@@ -136,6 +137,8 @@ class Config(Section):
     policies: PoliciesConfig = PoliciesConfig()
     gates: tuple[GateConfig, ...] = ()
     """What the run must show to go on; a gate that is not met ends it with exit code 3."""
+    targets: TargetsConfig = TargetsConfig()
+    """What its final scores should be."""
     monitor: MonitorConfig = MonitorConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

@@ -1,12 +1,25 @@
-"""The section about gates: what a run must show to go on."""
+"""Sections about gates, what a run must show to go on, and targets, what its final scores should be."""
 
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ssl_seg.config.section import PositiveInt, Section
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_order(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"{list(ends)}: the lower end comes first")
+    return ends
+
+
+Range = Annotated[tuple[Share, Share], AfterValidator(_check_order)]
+"""Lower and upper end; both belong to it."""
 
 
 class GateConfig(Section):
@@ -53,3 +66,18 @@ class GateConfig(Section):
         if self.by_epoch is not None and given[0] in ("no_fall", "no_rise"):
             raise ValueError(f"by_epoch goes with below and above; {given[0]} names its epochs itself")
         return self
+
+
+class TargetsConfig(Section):
+    """Ranges for scores on whole cases; training and `evaluate` say which are met, and none stops a run."""
+
+    precision: Range | None = None
+    """Of all voxels of all cases together; of several classes, the mean."""
+    recall: Range | None = None
+    """The same."""
+    f1: Range | None = None
+    """The same."""
+    dice: Range | None = None
+    """Mean over cases."""
+    foreground_share: Range | None = None
+    """Share of all voxels that is predicted as foreground."""

@@ -101,6 +101,7 @@ class Score:
             "pooled": {"f1": self.f1, "f1_macro": self.f1_macro, **_average(present or [whole])},
             "mean": self._average_cases(),
             "trivial": {"prevalence": whole.prevalence, **self._compare_with_trivial(present)},
+            "prevalence_pred": (whole.tp + whole.fp) / whole.voxels if whole.voxels else None,
             "nonfinite": self.nonfinite,
             "cases": [_case_row(c) for c in self.cases],
         }

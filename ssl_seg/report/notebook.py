@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.findings import describe_finding
+from ssl_seg.run.gates import describe_targets
 
 if TYPE_CHECKING:
     from ssl_seg.data.audit.doctor import Audit
@@ -124,6 +125,9 @@ class Evaluation:
         )
         if record["of"] not in ("foreground", "any foreground"):
             lines.append(f"F1: {record['of']}")
+        lines += [
+            f"{name}: {describe_targets(row['targets'])}" for name, row in self.networks.items() if "targets" in row
+        ]
         if record["sealed_cases"]:
             lines.append(f"sealed test cases, opened {record['test_openings']} time(s)")
         return "\n".join([*lines, *self.notes])

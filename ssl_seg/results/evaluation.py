@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ssl_seg.config import DataConfig
+from ssl_seg.config import DataConfig, TargetsConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.home import find_home
@@ -35,6 +35,7 @@ from ssl_seg.results.folds import (
     load_finished,
 )
 from ssl_seg.run.final_scores import load_final_scores, summarize_network
+from ssl_seg.run.gates import judge_targets
 from ssl_seg.run.seal import Ledger, find_sealed, open_sealed
 from ssl_seg.scores.intervals import draw_resamples, estimate_difference
 
@@ -129,7 +130,8 @@ def evaluate(
     ]
     if ensemble:
         rows.append({"checkpoint": ENSEMBLE, "which": f"mean of {len(models)}"})
-    rows = [row | score.summarize() for row, score in zip(rows, scores, strict=True)]
+    targets = [model.config.targets for model in models for _ in model.nets] + [models[0].config.targets] * ensemble
+    rows = [row | _summarize(score, own) for row, score, own in zip(rows, scores, targets, strict=True)]
     used = request.which or models[0].better
     headline = rows[-1] if ensemble else next(row for row in rows if row["which"] == used)
     each = {"rows": add_differences(rows)} if several else {"nets": {row["which"]: _summary_of(row) for row in rows}}
@@ -178,8 +180,8 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
         sealed, openings = sealed + seal["sealed_cases"], max(openings, seal["test_openings"])
         scores.append(score)
         row = {"fold": fold.number, "checkpoint": str(path), "which": net, "cases": len(ids)}
-        rows.append(row | _summary_of(score.summarize()))
-    summary = join_scores(scores).summarize()
+        rows.append(row | _summary_of(_summarize(score, models[0].config.targets)))
+    summary = _summarize(join_scores(scores), models[0].config.targets)
     return {
         "checkpoint": str(request.checkpoint),
         "data": catalog.root,
@@ -279,6 +281,13 @@ def _predict_scores(
         surface=nets[0][0].config.data.ndim == 3,
         track=track,
     )
+
+
+def _summarize(score: Score, targets: TargetsConfig) -> dict[str, Any]:
+    """Return the plain types of a score, with ``targets`` where there are any."""
+    summary = score.summarize()
+    judged = judge_targets(targets, summary)
+    return summary | ({"targets": judged} if judged else {})
 
 
 def _summary_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from ssl_seg.run.final_scores import (
     score_networks,
     summarize_network,
 )
+from ssl_seg.run.gates import describe_targets, judge_targets
 from ssl_seg.run.prepare import BegunRun
 from ssl_seg.run.recorder import Console
 from ssl_seg.run.scenarios import find_scenarios
@@ -155,6 +156,9 @@ def _summarize(final: FinalScores, prepared: BegunRun, console: Console) -> dict
         positives = "none" if own["dice_positives"] is None else f"{own['dice_positives']:.3f}"
         value += f" ({positives} on the {own['n_positives']} positive ones, {own['predict_nothing']:.3f} for nothing)"
     console.note(f"used: {used.net} of best.pt ({where}), {value}")
+    if targets := judge_targets(prepared.config.targets, used.score.summarize()):
+        summary["targets"] = targets
+        console.note(describe_targets(targets))
     if used.score.nonfinite:
         console.note("WARNING every network gives NaN or infinity on validation cases: none can be used")
     return summary

@@ -1,4 +1,4 @@
-"""Gates of a run: which figures they may ask for, and whether they are met."""
+"""Gates of a run: which figures they may ask for, and whether they are met; and the targets of its scores."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_seg.config.gates import GateConfig
+from ssl_seg.config import GateConfig, TargetsConfig
 from ssl_seg.errors import ConfigError, did_you_mean
+from ssl_seg.scores.text import number
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,42 @@ def check_metrics(gates: Iterable[GateConfig], known: Collection[str]) -> None:
         ConfigError: names those that are not, and what may be meant.
     """
     lines = []
-    for number, gate in enumerate(gates):
+    for index, gate in enumerate(gates):
         if gate.metric in known:
             continue
         part, *_, name = gate.metric.split("/")
         alike = [f"'{k}'" for k in sorted(known) if k.startswith(f"{part}/") and k.endswith(f"/{name}")]
         hint = f" (did you mean {' or '.join(alike[:2])}?)" if alike else did_you_mean(gate.metric, known)
         lines.append(
-            f"gates.{number}.metric = '{gate.metric}': the run will record no such figure{hint}; metrics.jsonl of any "
+            f"gates.{index}.metric = '{gate.metric}': the run will record no such figure{hint}; metrics.jsonl of any "
             "run has their names"
         )
     if lines:
         raise ConfigError("\n".join(lines))
+
+
+def judge_targets(targets: TargetsConfig, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each target: ``target``, ``low``, ``high``, ``value``, and ``met``.
+
+    Args:
+        targets: ranges that are asked for.
+        summary: of scores on whole cases; see ``Score.summarize``. A value of None meets no target.
+    """
+    pooled = summary["pooled"]
+    values = {"precision": pooled["precision"], "recall": pooled["recall"], "f1": pooled["f1_macro"],
+              "dice": summary["mean"]["dice"], "foreground_share": summary["prevalence_pred"]}  # fmt: skip
+    rows = []
+    for name, value in values.items():
+        if (ends := getattr(targets, name)) is not None:
+            met = value is not None and ends[0] <= value <= ends[1]
+            rows.append({"target": name, "low": ends[0], "high": ends[1], "value": value, "met": met})
+    return rows
+
+
+def describe_targets(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what has come of targets as a line."""
+    shown = (
+        f"{row['target']} {number(row['value'])} {'in' if row['met'] else 'NOT in'} {row['low']:g}..{row['high']:g}"
+        for row in rows
+    )
+    return f"{sum(row['met'] for row in rows)} of {len(rows)} targets met: {', '.join(shown)}"

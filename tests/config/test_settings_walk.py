@@ -24,7 +24,7 @@ from test_configio import list_settings
 from timm_stand_in import install_timm
 from torch import Tensor
 
-from ssl_seg.config import Config
+from ssl_seg.config import Config, TargetsConfig
 from ssl_seg.config.layers import Layer, parse_override
 from ssl_seg.data.splits.files import load_split, save_split
 from ssl_seg.errors import SslSegError
@@ -241,7 +241,9 @@ ACTS: dict[str, tuple[str, Settings]] = {
 
 MACHINE = {key for key in list_settings(Config, "") if key.startswith("runtime.")}
 MACHINE |= {"data.cache_mb", "data.disk_cache_gb"}
-"""Speed and memory: devices and processes aside, they change no more than rounding, and acting is not their point."""
+MACHINE |= {f"targets.{name}" for name in TargetsConfig.model_fields}
+"""Speed and memory: devices and processes aside, they change no more than rounding, and acting is not their point.
+Targets are what final scores are held against."""
 
 IDLE: list[tuple[str, str, Settings]] = [
     # setting, its change, and what both runs have with which it changes nothing

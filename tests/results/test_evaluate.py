@@ -13,6 +13,7 @@ import pytest
 from score_counts import make_net_score, make_scores
 from sklearn.metrics import f1_score, jaccard_score
 
+from ssl_seg.cli.evaluate_tables import print_evaluation
 from ssl_seg.data.catalog import pass_through
 from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.splits.split import Split
@@ -20,6 +21,7 @@ from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import read_mask, write_mask
 from ssl_seg.errors import ConfigError, DataError, SplitError
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_seg.report.notebook import Evaluation
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.results.prediction import PredictRequest, predict
 from ssl_seg.run.directory import RunDir
@@ -59,6 +61,26 @@ class TestNumbers:
         assert result["pooled"]["f1"] == pytest.approx(f1_score(true, pred))
         assert result["pooled"]["iou"] == pytest.approx(jaccard_score(true, pred))
         assert result["trivial"]["prevalence"] == pytest.approx(true.mean())
+
+    def test_targets_are_held_against_them(
+        self, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        wanted = {"precision": [0.0, 1.0], "recall": [0.999, 1.0], "dice": [0.0, 0.001], "foreground_share": [0.0, 1.0]}
+        config = load_checkpoint(tiny_run / "checkpoints" / "last.pt").config | {"targets": wanted}
+        result = evaluate(EvaluateRequest(rewrite(tiny_run, tmp_path / "copied.pt", config=config)))
+        assert result["targets"] == result["nets"][result["which"]]["targets"]
+        found = {row["target"]: (row["value"], row["met"]) for row in result["targets"]}
+        tp, fp, fn, tn = np.sum([row["counts"][0] for row in result["cases"]], axis=0)
+        assert found == {
+            "precision": (pytest.approx(tp / (tp + fp)), True),
+            "recall": (pytest.approx(tp / (tp + fn)), False),
+            "dice": (pytest.approx(np.mean([row["dice"] for row in result["cases"]])), False),
+            "foreground_share": (pytest.approx((tp + fp) / (tp + fp + fn + tn)), True),
+        }
+        print_evaluation(result)
+        printed = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.strip()}
+        assert (printed["precision"], printed["recall"]) == ("met", "MET")
+        assert "2 of 4 targets met: precision" in repr(Evaluation(result, ()))
 
     def test_the_overlap_matters(self, checkpoint: Path) -> None:
         """Or the test above could not tell whether it is passed on."""

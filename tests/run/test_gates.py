@@ -10,11 +10,11 @@ import yaml
 from conftest import TINY, Cli, train_tiny
 from test_cli import assert_refused
 
-from ssl_seg.config import GateConfig
+from ssl_seg.config import GateConfig, TargetsConfig
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
 from ssl_seg.results.study import load_study
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.gates import check_metrics, find_due, judge_gate
+from ssl_seg.run.gates import check_metrics, describe_targets, find_due, judge_gate, judge_targets
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 from ssl_seg.studies.rungs import LADDER
@@ -167,3 +167,27 @@ def test_folds_end_with_exit_code_3_and_are_no_ensemble(cli: Cli, tmp_path: Path
     folds = cli("train", "--config", gated, "--folds", 2, "--fold", "all", "--out", tmp_path / "cv")
     assert_refused(folds, "fold1 was ended by a gate: BROKEN: val/student/f1", code=3)
     assert_refused(cli("evaluate", tmp_path / "cv", "--test"), "broke a gate", code=3)
+
+
+@pytest.mark.parametrize(
+    ("value", "met"), [(0.75, True), (0.85, True), (0.7499, False), (0.8501, False), (None, False)]
+)
+def test_both_ends_of_a_target_belong_to_it(value: float | None, met: bool) -> None:
+    summary = {
+        "pooled": {"precision": value, "recall": 0.5, "f1_macro": 0.5},
+        "mean": {"dice": 0.5},
+        "prevalence_pred": 0.5,
+    }
+    rows = judge_targets(TargetsConfig(precision=(0.75, 0.85)), summary)
+    assert [(row["target"], row["met"]) for row in rows] == [("precision", met)]
+    assert describe_targets(rows).startswith(f"{int(met)} of 1 targets met: precision ")
+    assert judge_targets(TargetsConfig(), summary) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "words"), [([0.9, 0.8], "the lower end comes first"), ([0.9, 1.1], "1.1"), (0.9, "a list is needed")]
+)
+def test_targets_that_make_no_sense(cli: Cli, tmp_path: Path, target: object, words: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(yaml.safe_dump({"targets": {"recall": target}}))
+    assert_refused(cli("config", "check", file), f"{file}: targets.recall", words)

@@ -42,9 +42,10 @@ NOT_CONTENT = (
     "data.cache_mb",
     "data.disk_cache_gb",
     "split.file",
+    "targets",
 )
-"""Settings that are no part of what a training is: machine matters, and places. The cases themselves are known by the
-fingerprint of the split, which holds their content."""
+"""Settings that are no part of what a training is: machine matters, places, and what its scores are held
+against. The cases themselves are known by the fingerprint of the split, which holds their content."""
 
 
 @dataclass(frozen=True)
