@@ -91,14 +91,19 @@ def judge_targets(targets: TargetsConfig, summary: Mapping[str, Any]) -> list[di
         summary: of scores on whole cases; see ``Score.summarize``. A value of None meets no target.
     """
     pooled = summary["pooled"]
-    values = {"precision": pooled["precision"], "recall": pooled["recall"], "f1": pooled["f1_macro"],
-              "dice": summary["mean"]["dice"], "foreground_share": summary["prevalence_pred"]}  # fmt: skip
-    rows = []
-    for name, value in values.items():
-        if (ends := getattr(targets, name)) is not None:
-            met = value is not None and ends[0] <= value <= ends[1]
-            rows.append({"target": name, "low": ends[0], "high": ends[1], "value": value, "met": met})
-    return rows
+    asked = {
+        "precision": (targets.precision, pooled["precision"]),
+        "recall": (targets.recall, pooled["recall"]),
+        "f1": (targets.f1, pooled["f1_macro"]),
+        "dice": (targets.dice, summary["mean"]["dice"]),
+        "foreground_share": (targets.foreground_share, summary["prevalence_pred"]),
+    }
+    return [
+        {"target": name, "low": low, "high": high, "value": value, "met": value is not None and low <= value <= high}
+        for name, (ends, value) in asked.items()
+        if ends is not None
+        for low, high in [ends]
+    ]
 
 
 def describe_targets(rows: Sequence[Mapping[str, Any]]) -> str:
