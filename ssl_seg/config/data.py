@@ -191,6 +191,9 @@ class BatchConfig(Section):
     """Unlabeled patches; 0 for a purely supervised run."""
     positive_ratio: float | None = Field(None, ge=0, le=1)
     """Share of labeled patches from cases with foreground; null draws all labeled cases equally often."""
+    foreground_share: float | None = Field(None, gt=0, lt=1)
+    """Share of the labeled voxels of each batch that is foreground, as near as boxes in the drawn cases come to it;
+    null leaves it to data.foreground_ratio."""
 
 
 class AugmentConfig(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_seg.config.data import AugmentConfig
-from ssl_seg.data.sampling import BalancedCaseStream, CaseStream, choose_box, choose_tile, crop, derive_rng
+from ssl_seg.data.sampling import (
+    TRIES,
+    BalancedCaseStream,
+    CaseStream,
+    choose_box,
+    choose_box_by_share,
+    choose_tile,
+    crop,
+    derive_rng,
+)
 from ssl_seg.data.store import CaseStore, cut_unit
 from ssl_seg.data.views.geometry import draw_geometry
 from ssl_seg.data.views.intensity import blank_boxes, change_intensity
@@ -29,6 +39,9 @@ LABELED_STREAM, UNLABELED_STREAM, PROBE_STREAM, MIX_STREAM, TILE_STREAM, SIZE_ST
 POSITIVE_STREAM = 9  # 7 and 8 are noise
 POSITIVE_TILE = 8
 """One in so many tiles of a probe, at least, holds foreground."""
+
+LabeledPatch = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Image (C,*P) and target (*P)."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,8 @@ class PatchSource(Dataset[Batch]):
         seed, rank, world_size: place of this process; together the processes walk each stream without overlap.
         positive: ids of the labeled cases with foreground.
         positive_ratio: share of labeled patches from them; None draws all labeled cases equally often.
+        foreground_share: share of the labeled voxels of a batch that is to be foreground, before copy-paste: boxes are
+            chosen for it, and ``foreground_ratio`` is not looked at. None leaves it to chance.
         fewest: fewest labeled patches of a batch; each number from here to ``counts`` is equally likely in a step, and
             the same on all processes. None always takes ``counts``.
         strong_views: number of strong views of an unlabeled patch. The first ones are the same for every number.
@@ -94,6 +109,7 @@ class PatchSource(Dataset[Batch]):
     world_size: int = 1
     positive: frozenset[str] = frozenset()
     positive_ratio: float | None = None
+    foreground_share: float | None = None
     fewest: int | None = None
     strong_views: int = 1
 
@@ -120,12 +136,33 @@ class PatchSource(Dataset[Batch]):
         count, most = self._count_labeled(step), self.counts[0]
         # Positions count in the largest batch: those of a smaller one are left out, and none is taken twice.
         ids = [self.labeled_cases[self._position(step, slot, most)] for slot in range(count)]
-        # A systematic draw: the share is met in each batch as exactly as whole numbers allow.
-        number = int(count * self.foreground_ratio + rng.random())
-        centered = sorted(range(count), key=lambda slot: ids[slot] not in self.positive)[:number]
-        patches = [self._labeled_patch(case_id, step, slot, slot in centered) for slot, case_id in enumerate(ids)]
+        if self.foreground_share is None:
+            patches = self._draw_by_ratio(ids, step, rng)
+        else:
+            patches = self._draw_by_share(ids, step, self.foreground_share)
         image, target = (np.stack(arrays) for arrays in zip(*patches, strict=True))
         return ids, torch.from_numpy(image), torch.from_numpy(target)
+
+    def _draw_by_ratio(self, ids: Sequence[str], step: int, rng: np.random.Generator) -> list[LabeledPatch]:
+        # A systematic draw: the share is met in each batch as exactly as whole numbers allow.
+        number = int(len(ids) * self.foreground_ratio + rng.random())
+        centered = sorted(range(len(ids)), key=lambda slot: ids[slot] not in self.positive)[:number]
+        return [self._labeled_patch(case_id, step, slot, centered=slot in centered) for slot, case_id in enumerate(ids)]
+
+    def _draw_by_share(self, ids: Sequence[str], step: int, share: float) -> list[LabeledPatch]:
+        """Return patches that together hold a share of foreground: each makes up for what those before it have missed,
+        also because their geometry has turned or scaled them. Those of the cases that are farthest from it come first.
+        """
+        patches: dict[int, LabeledPatch] = {}
+        foreground, valid, size = 0, 0, prod(self.patch_size)
+        of_cases = [self.store.catalog.facts[case_id].foreground or 0.0 for case_id in ids]
+        for slot in sorted(range(len(ids)), key=lambda slot: -abs(of_cases[slot] - share)):
+            left = size * (len(ids) - len(patches))
+            wanted = (share * (valid + left) - foreground) / left
+            patches[slot] = self._labeled_patch(ids[slot], step, slot, share=wanted)
+            target = patches[slot][1]
+            foreground, valid = foreground + int((target > 0).sum()), valid + int((target != IGNORE_INDEX).sum())
+        return [patches[slot] for slot in range(len(ids))]
 
     def _count_labeled(self, step: int) -> int:
         if self.fewest is None:
@@ -148,13 +185,17 @@ class PatchSource(Dataset[Batch]):
         return (step * self.world_size + place) * count + slot
 
     def _labeled_patch(
-        self, case_id: str, step: int, slot: int, centered: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        self, case_id: str, step: int, slot: int, *, centered: bool = False, share: float | None = None
+    ) -> LabeledPatch:
         rng = derive_rng(self.seed, self.rank, step, LABELED_STREAM, slot)
         case = self.store.load(case_id)
         if case.target is None:
             raise DataError(f"case '{case_id}' is in the labeled set but has no mask")
-        start = choose_box(case.target.shape, self.patch_size, rng, case.foreground if centered else ())
+        shape, patch_size = case.target.shape, self.patch_size
+        if share is None:
+            start = choose_box(shape, patch_size, rng, case.foreground if centered else ())
+        else:
+            start = choose_box_by_share(shape, patch_size, rng, case.foreground, case.voxels_each, share)
         geometry = draw_geometry(self.patch_size, rng, self.augment, self.store.find_spacing(case_id))
         box = geometry.locate(start)
         image = case.intensity.unit_to_zscore(geometry.move_image(cut_unit(case, box, geometry.size)))
@@ -194,6 +235,21 @@ class Probe:
             "positive": int(foreground.flatten(1).any(1).sum()),
             "foreground": float(foreground.sum() / known.clamp(min=1)),
         }
+
+
+def measure_share(source: PatchSource, batches: int) -> list[float]:
+    """Return the share of foreground among the labeled voxels of each of the first batches."""
+    targets = (source[step].target for step in range(batches))
+    return [float((target > 0).sum() / (target != IGNORE_INDEX).sum().clamp(min=1)) for target in targets]
+
+
+def describe_missed_share(wanted: float, found: float) -> str:
+    """Return that a share of foreground cannot be reached, how near the batches come, and what to do."""
+    more = ", or batch.positive_ratio = 1 where some cases have no foreground" if found < wanted else ""
+    return (
+        f"batch.foreground_share = {wanted:g} is out of reach: the batches hold {found:.1%} of foreground, with the "
+        f"best of {TRIES} boxes for each patch. To come nearer, give a smaller data.patch_size{more}"
+    )
 
 
 def make_loader(

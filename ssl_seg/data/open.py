@@ -110,6 +110,7 @@ def make_source(
         world_size,
         positive=frozenset(i for i in labeled if i in facts and (facts[i].foreground or 0.0) > 0),
         positive_ratio=config.batch.positive_ratio,
+        foreground_share=config.batch.foreground_share,
         fewest=fewest if config.policies.random_batch_size else None,
         strong_views=strong_views,
     )
@@ -118,16 +119,17 @@ def make_source(
 def shift_foreground_share(source: PatchSource, shift: ForegroundShift | None) -> PatchSource:
     """Return a source whose labeled patches hold more foreground than the settings ask for, or less.
 
-    More: half of the patches from cases with foreground, half of them centered on it. Less: patches from random places.
-    None changes nothing.
+    More: half of the patches from cases with foreground, half of them centered on it, or half of the voxels where
+    ``foreground_share`` is given. Less: patches from random places. None changes nothing.
     """
     if shift is None:
         return source
     if shift == "less":
-        return replace(source, positive_ratio=None, foreground_ratio=0.0)
+        return replace(source, positive_ratio=None, foreground_ratio=0.0, foreground_share=None)
     mixed = 0 < len(source.positive) < len(source.labeled)
     return replace(
         source,
         positive_ratio=max(source.positive_ratio or 0.0, TARGET_RATIO) if mixed else source.positive_ratio,
         foreground_ratio=max(source.foreground_ratio, TARGET_RATIO) if source.positive else source.foreground_ratio,
+        foreground_share=source.foreground_share and max(source.foreground_share, TARGET_RATIO),
     )

@@ -38,13 +38,15 @@ class LoadedCase:
     """A case ready to be cut.
 
     ``image`` (C,*S) raw, NaN where it has no data; ``target`` (*S) int16, or None without a mask; ``foreground`` has
-    (n, ndim) coordinates for each foreground class that is present, and is empty without a mask.
+    (n, ndim) coordinates for each foreground class that is present, and is empty without a mask; each of them stands
+    for ``voxels_each`` voxels of its class.
     """
 
     image: Voxels
     target: Voxels | None
     foreground: tuple[NDArray[np.integer], ...]
     intensity: Intensity
+    voxels_each: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -142,8 +144,9 @@ class CaseStore:
             return self._open_by_box(case, stored, None if case.mask is None else self._open_mask(case, case.mask))
         else:
             image, target = self._read_whole(case)
-        foreground = () if target is None else _find_foreground([(0, target)], self._count_classes(case, [target]))
-        return LoadedCase(image, target, foreground, self._fixed_intensity or measure_intensity(image))
+        counts = [] if target is None else self._count_classes(case, [target])
+        foreground, each = _find_foreground([] if target is None else [(0, target)], counts)
+        return LoadedCase(image, target, foreground, self._fixed_intensity or measure_intensity(image), each)
 
     @property
     def _fixed_intensity(self) -> Intensity | None:
@@ -236,12 +239,12 @@ class CaseStore:
                 yield block.start, self._to_target(block.voxels, None if beside is None else beside.read(block.box))
 
         counted = () if self.resample_to is None else (target for _, target in read_target())
-        foreground = _find_foreground(read_target(), self._count_classes(case, counted))
+        foreground, each = _find_foreground(read_target(), self._count_classes(case, counted))
         if not mask.by_box:  # decoded anyway: as an array it counts for the limit
             target = self._box_to_target(mask.read(), None if beside is None else beside.read())
-            return LoadedCase(image, target, foreground, intensity)
+            return LoadedCase(image, target, foreground, intensity, each)
         reader = BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target, beside)
-        return LoadedCase(image, reader, foreground, intensity)
+        return LoadedCase(image, reader, foreground, intensity, each)
 
     def _count_classes(self, case: Case, pieces: Iterable[NDArray[np.int16]]) -> list[int]:
         """Return how many voxels each foreground class has.
@@ -278,8 +281,9 @@ def decoded_bytes(
 
 def _find_foreground(
     pieces: Iterable[tuple[int, NDArray[np.int16]]], counts: Sequence[int]
-) -> tuple[NDArray[np.integer], ...]:
-    """Return coordinates (n, ndim) of each foreground class that is present, from (first row, rows of the target)."""
+) -> tuple[tuple[NDArray[np.integer], ...], tuple[int, ...]]:
+    """Return coordinates (n, ndim) of each foreground class that is present, from (first row, rows of the target), and
+    how many voxels of the class each of them stands for."""
     found: list[list[NDArray[np.integer]]] = [[] for _ in counts]
     wanted = [_choose_ranks(count) for count in counts]
     seen = [0] * len(counts)
@@ -292,8 +296,16 @@ def _find_foreground(
             coordinates = np.stack(np.unravel_index(chosen, rows.shape), axis=1).astype(np.int32)
             coordinates[:, 0] += start
             points.append(coordinates)
-    joined = (np.concatenate(points) for points in found if points)
-    return tuple(points for points in joined if len(points))
+    joined = [
+        (np.concatenate(points), _find_stride(count)) for points, count in zip(found, counts, strict=True) if points
+    ]
+    present = [(points, each) for points, each in joined if len(points)]
+    return tuple(points for points, _ in present), tuple(each for _, each in present)
+
+
+def _find_stride(count: int) -> int:
+    """Return of how many voxels one is remembered."""
+    return max(1, count // FOREGROUND_POINTS)
 
 
 def _choose_ranks(count: int) -> NDArray[np.int64]:
@@ -301,7 +313,7 @@ def _choose_ranks(count: int) -> NDArray[np.int64]:
 
     Every n-th would lie in few columns where n and the width of an image have a common factor.
     """
-    stride = max(1, count // FOREGROUND_POINTS)
+    stride = _find_stride(count)
     firsts = np.arange(0, count, stride)
     ranks = firsts + derive_rng(count).integers(stride, size=len(firsts))
     return ranks[ranks < count]

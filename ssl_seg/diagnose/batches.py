@@ -14,7 +14,7 @@ import numpy as np
 
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.loader import Batch, PatchSource
+from ssl_seg.data.loader import Batch, PatchSource, describe_missed_share
 from ssl_seg.data.sampling import BalancedCaseStream
 from ssl_seg.labels import IGNORE_INDEX
 
@@ -65,7 +65,8 @@ class Contents:
 class Expected:
     """What the labeled cases and the settings promise; shares in [0, 1].
 
-    ``foreground`` is the mean share of foreground voxels in whole cases, each as often as it is drawn;
+    ``foreground`` is the mean share of foreground voxels in whole cases, each as often as it is drawn, or that which is
+    asked for (``share``);
     ``most_foreground`` the largest that the settings allow: each centered patch then holds all foreground of its case.
     ``ratio`` is the wanted share of patches of positive cases, None where all cases are drawn equally often, and
     ``reachable`` what comes of it; ``positive_weight`` is the weight of a positive case that would give the same in
@@ -81,6 +82,8 @@ class Expected:
     ratio: float | None
     reachable: float
     positive_weight: float
+    share: float | None = None
+    """Wanted share of foreground voxels; None leaves it to chance."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the shares under the names of ``Contents.to_dict``."""
@@ -122,16 +125,18 @@ def compute_expected(source: PatchSource, facts: Mapping[str, CaseFacts]) -> Exp
     drawn = of_cases if balanced is None else balanced.reachable_ratio
     mean = drawn * float(np.mean([shares[i] for i in positive])) if positive else 0.0
     held = [min(1.0, _patches_filled(source, facts[i], shares[i])) for i in positive]
-    centered = min(source.foreground_ratio, drawn)
+    share = source.foreground_share
+    centered = min(source.foreground_ratio, drawn) if share is None else 0.0
     most = (1 - centered) * mean + centered * (float(np.mean(held)) if held else 0.0)
     return Expected(
         counts=source.counts,
         positive=positive,
         positive_cases=of_cases,
-        foreground=mean,
-        most_foreground=(1 + source.augment.copy_paste) * max(mean, most),
+        foreground=mean if share is None else share,
+        most_foreground=(1 + source.augment.copy_paste) * (max(mean, most) if share is None else share),
         centered=centered,
         ratio=source.positive_ratio,
+        share=source.foreground_share,
         reachable=drawn,
         positive_weight=1.0 if balanced is None else balanced.positive_weight,
     )
@@ -149,6 +154,7 @@ def summarize_batches(contents: Sequence[Contents], expected: Expected) -> tuple
         *_check_counts(contents, expected),
         *_check_foreground(total, expected),
         *_check_ratio(total, expected),
+        *_check_share(total, expected),
         *_check_centered(contents, expected),
         *_check_ignored(total),
     ]
@@ -194,6 +200,12 @@ def _check_ratio(total: Contents, expected: Expected) -> Iterable[Finding]:
     if abs(share - expected.reachable) > TOLERANCE + 1 / total.labeled:
         text = f"{share:.0%} of the labeled patches are from positive cases instead of {expected.reachable:.0%}"
         yield Finding("ratio_missed", "warn", text)
+
+
+def _check_share(total: Contents, expected: Expected) -> Iterable[Finding]:
+    found = total.foreground / max(total.valid, 1)
+    if expected.share is not None and expected.positive and abs(found - expected.share) > TOLERANCE:
+        yield Finding("share_missed", "warn", describe_missed_share(expected.share, found))
 
 
 def _check_centered(contents: Sequence[Contents], expected: Expected) -> Iterable[Finding]:

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from ssl_seg.config import Config
 from ssl_seg.config.layers import to_plain
 from ssl_seg.config.schedules import find_warmup, make_ema_schedule, make_lr_schedule
-from ssl_seg.data.loader import Batch, PatchSource, Probe, make_loader, make_probe
+from ssl_seg.data.loader import (
+    Batch,
+    PatchSource,
+    Probe,
+    describe_missed_share,
+    make_loader,
+    make_probe,
+    measure_share,
+)
 from ssl_seg.data.open import make_source, open_store, shift_foreground_share
 from ssl_seg.data.sampling import ForegroundShift, derive_seed
 from ssl_seg.data.splits.files import split_to_dict
@@ -71,6 +79,8 @@ from ssl_seg.run.session import Schedule, Session, TrainingEnding, Watch, run_lo
 from ssl_seg.run.transfer import load_student, load_teacher
 
 _SHIFTS: tuple[ForegroundShift, ...] = ("more", "less")
+SHARE_BATCHES, SHARE_TOLERANCE = 10, 0.05
+"""Batches that are made to say how near they come to ``batch.foreground_share``, and how near is near."""
 STEPS_BETWEEN_AGREEMENTS = 10
 """How often several processes ask each other whether one was told to stop."""
 
@@ -313,6 +323,8 @@ def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
         world_size=fabric.world_size,
         strong_views=views,
     )
+    if config.batch.foreground_share is not None and fabric.is_global_zero:
+        console.note(_describe_share(source, config.batch.foreground_share))
     workers = min(config.runtime.workers, count_cores())
     if workers < config.runtime.workers and fabric.is_global_zero:
         console.note(
@@ -332,6 +344,18 @@ def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
 def _count_look_patches(config: Config) -> int:
     """Return the patches that a look passes through the networks at once: as many as a step."""
     return config.labeled_range[1] + config.batch.unlabeled
+
+
+def _describe_share(source: PatchSource, wanted: float) -> str:
+    """Return how near the first batches come to the share of foreground that is asked for."""
+    found = measure_share(source, SHARE_BATCHES)
+    mean = sum(found) / len(found)
+    if abs(mean - wanted) > SHARE_TOLERANCE:
+        return f"data: WARNING {describe_missed_share(wanted, mean)}"
+    return (
+        f"data: batch.foreground_share = {wanted:g}: the first {len(found)} batches hold {mean:.1%} of foreground, "
+        f"each {min(found):.1%} to {max(found):.1%}"
+    )
 
 
 def _make_engine(fabric: Fabric, config: Config, built: Built, teacher: EMATeacher) -> Engine:

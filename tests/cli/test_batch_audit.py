@@ -41,6 +41,14 @@ def codes(contents: Sequence[Contents], expected: Expected = EXPECTED) -> list[s
     return [finding.code for finding in summarize_batches(contents, expected)[1]]
 
 
+def test_a_share_that_is_missed_is_told_with_how_near_it_comes() -> None:
+    wanted = replace(EXPECTED, share=0.5, foreground=0.5, most_foreground=0.5)
+    (found,) = summarize_batches([PLAIN], wanted)[1]
+    assert found.code == "share_missed"
+    assert "= 0.5 is out of reach: the batches hold 10.0% of foreground" in found.message
+    assert codes([replace(PLAIN, foreground=1900)], wanted) == []
+
+
 def test_contents_of_a_batch_counted_by_hand() -> None:
     target = torch.tensor([[[0, 2], [1, IGNORE_INDEX]], [[0, 0], [0, 0]], [[IGNORE_INDEX] * 2] * 2])
     nothing = torch.zeros(2, 1, 2, 2)

@@ -13,7 +13,7 @@ import torch
 from ssl_seg.config import AugmentConfig
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.layouts.listing import Case
-from ssl_seg.data.loader import Batch, PatchSource, make_loader, make_probe
+from ssl_seg.data.loader import Batch, PatchSource, make_loader, make_probe, measure_share
 from ssl_seg.data.store import CaseStore, fit_channels
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.views.transforms import measure_intensity
@@ -67,6 +67,26 @@ def test_a_batch_is_a_function_of_seed_rank_and_step(source: PatchSource) -> Non
         assert torch.equal(a.image, b.image)
     assert not torch.equal(source[0].image, source[1].image)
     assert not torch.equal(source[0].image, replace(source, seed=6)[0].image)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_share_of_foreground_is_met_where_all_cases_have_some(source: PatchSource, share: float) -> None:
+    """Without it the share is what chance brings, and positive_ratio changes nothing: all cases have foreground."""
+    turned = replace(source, patch_size=(24, 24), counts=(6, 0), augment=AugmentConfig(affine=1.0, labeled_factor=0))
+    free, balanced, chosen = (
+        measure_share(replace(turned, **options), 12)
+        for options in (
+            {},
+            {"positive_ratio": share, "positive": frozenset(source.labeled)},
+            {"foreground_share": share},
+        )
+    )
+    assert free == balanced
+    assert np.abs(np.array(chosen) - share).max() < 0.12
+    assert np.abs(np.array(chosen) - share).mean() < 0.4 * np.abs(np.array(free) - share).mean()
+    assert all(torch.equal(a, b) for a, b in zip(
+        *(replace(turned, foreground_share=share)[3].image for _ in range(2)), strict=True
+    ))  # fmt: skip
 
 
 @pytest.mark.parametrize("workers", [0, 2])

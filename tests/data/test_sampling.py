@@ -16,6 +16,7 @@ from ssl_seg.data.sampling import (
     BalancedCaseStream,
     CaseStream,
     choose_box,
+    choose_box_by_share,
     choose_tile,
     crop,
     derive_rng,
@@ -219,3 +220,34 @@ def test_crop_equals_cutting_a_padded_array(shape: list[int], data: st.DataObjec
     padded = np.pad(array, [(0, 0)] + [(margin, margin)] * len(shape), constant_values=-5)
     window = (slice(None), *(slice(s + margin, s + margin + p) for s, p in zip(start, patch, strict=True)))
     assert np.array_equal(crop(array, start, patch, -5), padded[window])
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (24, 40, 40)])
+@pytest.mark.parametrize("each", [1, 5])
+def test_the_box_has_the_share_that_is_asked_for(shape: tuple[int, ...], each: int) -> None:
+    """The lower half along the first axis is foreground, of two classes: a box of any share exists."""
+    mask = np.zeros(shape, int)
+    mask[shape[0] // 2 :] = 1
+    mask[shape[0] // 2 :, :9] = 2
+    points = [np.argwhere(mask == value)[::each] for value in (1, 2)]
+    patch = (12,) * len(shape)
+    for share in (-0.5, 0.0, 0.3, 0.5, 0.8, 1.0, 1.5):
+        missed, by_chance = 0.0, 0.0
+        for seed in range(20):
+            start = choose_box_by_share(shape, patch, derive_rng(seed), points, (each, each), share)
+            free = choose_box(shape, patch, derive_rng(seed))
+            chosen, other = (
+                mask[tuple(slice(s, s + p) for s, p in zip(box, patch, strict=True))] for box in (start, free)
+            )
+            assert chosen.shape == patch
+            missed += abs((chosen > 0).mean() - np.clip(share, 0, 1))
+            by_chance += abs((other > 0).mean() - np.clip(share, 0, 1))
+        assert missed < 0.5 * by_chance
+        assert missed == 0 or 0 < share < 1
+    wide = choose_box_by_share(shape, (100,) * len(shape), derive_rng(0), points, (each, each), 0.5)
+    assert wide == tuple((size - 100) // 2 for size in shape)
+
+
+def test_without_foreground_any_box_will_do() -> None:
+    starts = {choose_box_by_share((64, 64), (16, 16), derive_rng(seed), (), (), 0.5) for seed in range(20)}
+    assert len(starts) > 10

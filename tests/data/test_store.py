@@ -193,8 +193,9 @@ class TestByBox:
         rows = 4 * 2**17 // width
         target = np.ones((rows, width), np.int16)
         target[:, width // 2 :] = 2
-        points = _find_foreground([(0, target)], [target.size // 2] * 2)
+        points, each = _find_foreground([(0, target)], [target.size // 2] * 2)
         assert [len(p) // 4096 for p in points] == [1, 1]
+        assert [len(p) * n // (target.size // 2 + n) for p, n in zip(points, each, strict=True)] == [0, 0]
         for where, first in zip(points, (0, width // 2), strict=True):
             seen = np.bincount(where[:, 1] - first, minlength=width // 2)
             assert chisquare(seen).pvalue > 1e-4

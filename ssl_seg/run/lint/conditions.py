@@ -311,6 +311,11 @@ def _find_one_kind(_: Config, facts: DataFacts) -> str | None:
     return f"{'all' if facts.positive else 'none'} of the {facts.labeled} labeled cases have foreground"
 
 
+def _find_chosen_boxes(config: Config, _: DataFacts) -> str | None:
+    share = config.batch.foreground_share
+    return None if share is None else f"batch.foreground_share = {share:g} chooses the boxes of all labeled patches"
+
+
 def _find_random_size(config: Config, _: DataFacts) -> str | None:
     random = config.policies.random_batch_size
     return None if random is None else f"policies.random_batch_size draws {random.smallest} to {random.largest} patches"
@@ -363,6 +368,8 @@ CONDITIONS: tuple[Condition, ...] = (
     ),
     Condition(("data.layout", "data.groups"), _find_idle_layout, "Give a folder as data.root, or leave it out"),
     Condition(("data.foreground_ratio", "augment.copy_paste"), _find_no_positive, "It acts where there is some"),
+    Condition(("batch.foreground_share",), _find_no_positive, "It acts where there is some"),
+    Condition(("data.foreground_ratio",), _find_chosen_boxes, "It acts without batch.foreground_share"),
     Condition(("batch.positive_ratio",), _find_one_kind, "It acts where some have foreground and others do not"),
     Condition(
         ("split.seed", "split.val_fraction", "split.test_fraction"), _find_idle_shares, "Leave it out, or split.file"

@@ -31,8 +31,9 @@ def variance_minimum(config: Config) -> Iterator[str]:
 
 def imbalance_corrected_twice(config: Config) -> Iterator[str]:
     """Each correction is chosen as if it were the only one; within a component they multiply."""
-    ratio = config.batch.positive_ratio
-    sampled = [] if ratio is None else [f"batch.positive_ratio = {ratio:g}"]
+    names = ("positive_ratio", "foreground_share")
+    given = {name: getattr(config.batch, name) for name in names}
+    sampled = [f"batch.{name} = {value:g}" for name, value in given.items() if value is not None]
     told: set[str] = set()
     for name, pulls in _list_pulls(config).items():
         more = [text for text, pull in pulls if pull > 0]
