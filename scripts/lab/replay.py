@@ -16,11 +16,12 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import tifffile
+import torch
 
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
 from ssl_seg.monitor.evidence import Evidence, Figures, Phase, summarize
 from ssl_seg.monitor.findings import Verdict
-from ssl_seg.monitor.signals import PROB_BINS, QUANTILES, Signals
+from ssl_seg.monitor.signals import PROB_BINS, QUANTILES, SignalCollector, Signals
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.scores.metrics import compute_trivial_f1
 
@@ -274,9 +275,47 @@ SERIES: tuple[Series, ...] = (
 )  # fmt: skip
 
 
+TILES_002, SIDE_002 = 4806, 256
+"""The report's number of voxels is that of so many square tiles."""
+
+
+def make_tiles_002(tiles: int = TILES_002) -> Series:
+    """Return the series of report 002 with outputs as the monitor sees them: tiles that have the reported counts.
+
+    Mean log-odds of 0.088 with 314,954,560 of 314,966,016 voxels predicted, then -1.443 with 534. The masks are noise
+    with the prevalence at which predicting everything has F1 0.49. Fewer ``tiles`` have the same shares.
+    """
+    before = _collect_tiles(tiles, 0.088, ALL_002 - 314_954_560)
+    after = _collect_tiles(tiles, -1.443, 534)
+    return Series(
+        "002", f"the same outputs in {tiles:,} tiles of {SIDE_002} x {SIDE_002}, masks drawn at random",
+        (
+            Moment("before training", 0, before, phase="untrained", ends_epoch=False),
+            Moment("in epoch 1", 20, before, training={"loss": 0.27, "steps": 20.0}, phase="untrained",
+                   ends_epoch=False),
+            Moment("end of epoch 1", 130, after, training={"loss": 0.22, "steps": 110.0}),
+        ), "all_negative after epoch 1",
+    )  # fmt: skip
+
+
+def _collect_tiles(tiles: int, logit: float, others: int) -> dict[str, Any]:
+    """Return the signals of tiles of log-odds around ``logit``, of which ``others`` of all the report's voxels have the
+    other sign."""
+    collector = SignalCollector(2, torch.device("cpu"), ranked=256)
+    for tile in range(tiles):
+        rng = np.random.default_rng(tile)
+        score = np.full(SIDE_002**2, logit) + rng.uniform(-0.05, 0.05, SIDE_002**2)
+        score[: (tile + 1) * others // TILES_002 - tile * others // TILES_002] *= -0.1
+        logits = torch.from_numpy(np.stack([np.zeros_like(score), score])).reshape(1, 2, SIDE_002, SIDE_002)
+        target = torch.from_numpy(rng.random(SIDE_002**2) < P_002).long().reshape(1, SIDE_002, SIDE_002)
+        collector.update(logits, target)
+    return vars(collector.compute())
+
+
 def replay_all() -> Iterator[Replay]:
     """Yield the replay of each series."""
     yield from map(replay, SERIES)
+    yield replay(make_tiles_002())
 
 
 def replay_folders_000() -> dict[str, list[str]]:

@@ -21,7 +21,16 @@ sys.path.insert(0, str(SCRIPTS))
 from lab import injections, remedies, situations, studies, tables  # noqa: E402
 from lab.coverage import audit_coverage  # noqa: E402
 from lab.faults import FAULTS, STEPS_TO_NAME, Fault, judge_run  # noqa: E402
-from lab.replay import SERIES, make_signals, replay, replay_folders_000  # noqa: E402
+from lab.replay import (  # noqa: E402
+    ALL_002,
+    SERIES,
+    SIDE_002,
+    TILES_002,
+    make_signals,
+    make_tiles_002,
+    replay,
+    replay_folders_000,
+)
 from lab.runs import BASE, Look, Run, read_run, run_training, write_particles  # noqa: E402
 from lab.situations import SITUATIONS, draw_image  # noqa: E402
 
@@ -85,6 +94,18 @@ class TestReplay:
 
     def test_diverging_components_are_named(self) -> None:
         assert "component_explosion" in verdicts_of("v5 epochs 5 to 11")[-1][1]
+
+    def test_the_counts_of_report_002_are_those_of_whole_tiles(self) -> None:
+        assert TILES_002 * SIDE_002**2 == ALL_002
+        series = make_tiles_002(9)  # 534 of 4,806 tiles: one voxel in nine tiles
+        before, _, after = (moment.val for moment in series.moments)
+        assert after["prevalence_pred"] * 9 * SIDE_002**2 == 1
+        assert after["prevalence_pred"] == 534 / ALL_002
+        assert before["prevalence_pred"] == pytest.approx(314_954_560 / ALL_002, abs=1e-6)
+        assert before["f1"] == pytest.approx(0.49, abs=0.002)
+        assert after["logit_mean"] == pytest.approx(-1.443, abs=1e-3)
+        assert [v.level for _, v in replay(series).verdicts] == ["ok", "ok", "collapsed"]
+        assert replay(series).verdicts[-1][1].codes[0] in {"all_negative", "constant_output"}
 
     def test_a_severe_gap_is_named_when_validation_falls(self) -> None:
         found = verdicts_of("straight lines between them")
