@@ -10,7 +10,7 @@ from ssl_seg.inference.scoring import Score
 from ssl_seg.monitor.catalog import limit
 
 SCENARIOS: dict[str, tuple[str, ...]] = {
-    "oscillation": ("plateau", "overfitting"),
+    "oscillation": ("trivial_loss", "overfitting", "plateau"),
     "divergence": (
         "non_finite",
         "component_explosion",
@@ -51,7 +51,10 @@ def describe_scenarios(config: Config, rungs: Sequence[str]) -> list[str]:
     length = f"{config.length.steps} steps" + "; ".join(["", *_list_early_ends(config)])
     return [
         f"success: F1 more than {limit('learned_margin'):g} above all-positive -> {length}, best.pt is kept",
-        *(f"{name}: {', '.join(codes)} -> {done[name]}" for name, codes in SCENARIOS.items()),
+        *(
+            f"{name}: {', '.join(codes)} -> {done[name]}{_note_acted(config, codes)}"
+            for name, codes in SCENARIOS.items()
+        ),
     ]
 
 
@@ -73,6 +76,12 @@ def find_scenarios(events: Iterable[Mapping[str, Any]], used: Score) -> dict[str
     margin = used.margin.value
     success = {"success": f"F1 {margin:+.3f} above all-positive"} if margin > limit("learned_margin") else {}
     return success | {name: text for name, text in seen.items() if text}
+
+
+def _note_acted(config: Config, codes: Sequence[str]) -> str:
+    """Return what monitor.act_on says about these codes."""
+    acted = [code for code in codes if code in config.monitor.act_on]
+    return f"; {', '.join(acted)} as a collapse (monitor.act_on)" if acted else ""
 
 
 def _list_policies(config: Config) -> list[str]:

@@ -41,8 +41,13 @@ def test_what_is_done_is_what_the_settings_say() -> None:
 @pytest.mark.parametrize(("on_collapse", "said"), [("stop", "exit code 3"), ("recover", "lower_lr, stop")])
 def test_a_divergence_is_answered_by_the_policy_in_force(on_collapse: str, said: str) -> None:
     config = small_run(20, {})
-    config = config.model_copy(update={"monitor": config.monitor.model_copy(update={"on_collapse": on_collapse})})
-    assert said in describe_scenarios(config, ("lower_lr", "stop"))[2]
+    monitor = config.monitor.model_copy(update={"on_collapse": on_collapse, "act_on": ("plateau",)})
+    _, oscillation, divergence, _ = describe_scenarios(
+        config.model_copy(update={"monitor": monitor}), ("lower_lr", "stop")
+    )
+    assert said in divergence
+    assert "plateau as a collapse" in oscillation
+    assert "as a collapse" not in divergence
 
 
 def test_what_came_true_is_told_with_its_first_step() -> None:
