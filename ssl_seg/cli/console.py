@@ -17,8 +17,6 @@ from ssl_seg.errors import printable, printable_lines
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from ssl_seg.monitor.findings import Verdict
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 INTERVAL = 10.0
@@ -51,24 +49,15 @@ def end_interrupted(where: str, command: str) -> NoReturn:
 
 
 class TerminalConsole:
-    """Shows notes, probe lines with new findings, and progress."""
+    """Shows notes and progress."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._told: frozenset[tuple[str, str, str]] = frozenset()
 
     def note(self, text: str) -> None:
         """Print a line."""
         self._print(text)
-
-    def probe(self, line: str, verdict: Verdict) -> None:
-        """Print the line of a probe, and a block when the set of findings changes."""
-        self._print(line)
-        if verdict.key != self._told:
-            for text in format_block(verdict):
-                self._print(text)
-            self._told = verdict.key
 
     def track(self, label: str) -> Callable[[Iterable[Any], int], Iterator[Any]]:
         """Return a wrapper of iterables that shows how far they are."""
@@ -103,25 +92,6 @@ class TerminalConsole:
             sys.stdout.flush()
         except BrokenPipeError:  # the reader (head, less) has gone; a training goes on without it
             sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (stays open until the end)
-
-
-def format_block(verdict: Verdict) -> list[str]:
-    """Return ``  LEVEL CODE (NET, NET): MESSAGE`` for the code that leads, the others in one line, and what to try.
-
-    LEVEL is the worst one. Where several networks share the code, each has its own message behind its name, with its
-    level where that is another.
-    """
-    if not verdict.findings:
-        return []
-    lead = verdict.findings[0]
-    findings = [f for f in verdict.findings if f.code == lead.code]
-    messages = [
-        f"{f.net}{'' if f.level == lead.level else f' ({f.level})'} {f.message}" if len(findings) > 1 else f.message
-        for f in findings
-    ]
-    lines = [f"  {lead.level.upper()} {lead.code} ({', '.join(f.net for f in findings)}): {' | '.join(messages)}"]
-    lines += [f"    also: {', '.join(verdict.others)}"] if verdict.others else []
-    return [*lines, f"    try: {verdict.action}"]
 
 
 def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,6 +18,11 @@ from torch import Tensor, nn
 from ssl_seg.config import RuntimeConfig
 from ssl_seg.errors import ConfigError, SslSegError
 from ssl_seg.networks.precision import Autocast, choose_device
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -139,6 +145,19 @@ def _time_passes(net: nn.Module, example: Tensor, autocast: Autocast) -> float:
         synchronize(example.device)
         durations.append(time.perf_counter() - start)
     return min(durations[1:])  # the first pass allocates and picks kernels
+
+
+def measure_peak_memory(device: torch.device) -> float | None:
+    """Return the most memory, in GiB, that was in use so far: of a GPU by our tensors, else by this process.
+
+    None where the system does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if resource is None:
+        return None
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
 def synchronize(device: torch.device) -> None:

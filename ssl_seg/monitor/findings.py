@@ -73,3 +73,22 @@ class Verdict:
         """Return plain types for events.jsonl and JSON reports."""
         return {"level": self.level, "codes": list(self.codes), "action": self.action,
                 "findings": [asdict(f) for f in self.findings]}  # fmt: skip
+
+
+def format_block(verdict: Verdict) -> list[str]:
+    """Return ``  LEVEL CODE (NET, NET): MESSAGE`` for the code that leads, the others in one line, and what to try.
+
+    LEVEL is the worst one. Where several networks share the code, each has its own message behind its name, with its
+    level where that is another.
+    """
+    if not verdict.findings:
+        return []
+    lead = verdict.findings[0]
+    findings = [f for f in verdict.findings if f.code == lead.code]
+    messages = [
+        f"{f.net}{'' if f.level == lead.level else f' ({f.level})'} {f.message}" if len(findings) > 1 else f.message
+        for f in findings
+    ]
+    lines = [f"  {lead.level.upper()} {lead.code} ({', '.join(f.net for f in findings)}): {' | '.join(messages)}"]
+    lines += [f"    also: {', '.join(verdict.others)}"] if verdict.others else []
+    return [*lines, f"    try: {verdict.action}"]

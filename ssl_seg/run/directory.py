@@ -4,6 +4,7 @@
 
     RUN/config.yaml  split.yaml  environment.json  metrics.jsonl  events.jsonl
     RUN/scores.json          every network on the whole validation cases, written when the run ends
+    RUN/train.log            what was said, line by line
     RUN/lock                 held by the process that trains
     RUN/checkpoints/last.pt  best.pt  best-2.pt ... (monitor.keep_best)  swa.pt (policies.swa)
                     healthy.pt, start.pt (monitor.on_collapse: recover)
@@ -26,7 +27,7 @@ from ssl_seg.errors import RunDirError, quote
 from ssl_seg.files import append_jsonl, atomic_write, next_free, now, read_jsonl, to_json_line, write_json
 
 CONFIG_FILE, SPLIT_FILE, ENVIRONMENT_FILE = "config.yaml", "split.yaml", "environment.json"
-METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
+METRICS_FILE, EVENTS_FILE, LOG_FILE = "metrics.jsonl", "events.jsonl", "train.log"
 
 
 @dataclass(frozen=True)

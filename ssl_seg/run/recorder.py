@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lightning_fabric import Fabric
@@ -13,12 +14,13 @@ from ssl_seg.config import GateConfig
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.engine.devices import call_on_main
 from ssl_seg.engine.policies import PolicyEvent
+from ssl_seg.errors import printable_lines
 from ssl_seg.files import atomic_write
-from ssl_seg.monitor.findings import Verdict
+from ssl_seg.monitor.findings import Verdict, format_block
 from ssl_seg.monitor.signals import Signals
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ssl_seg.run.directory import RunDir
+from ssl_seg.run.directory import LOG_FILE, RunDir
 from ssl_seg.run.gates import judge_gate
 from ssl_seg.run.prepare import BegunRun
 
@@ -28,10 +30,6 @@ class Console(Protocol):
 
     def note(self, text: str) -> None:
         """Show a line of information."""
-        ...
-
-    def probe(self, line: str, verdict: Verdict) -> None:
-        """Show the line of a probe, and the findings of its verdict where they are new."""
         ...
 
     def track(self, label: str) -> Track:
@@ -57,9 +55,6 @@ class Silent:
     def note(self, text: str) -> None:
         """Show nothing."""
 
-    def probe(self, line: str, verdict: Verdict) -> None:
-        """Show nothing."""
-
     def track(self, label: str) -> Track:  # noqa: ARG002 (a Console takes it)
         """Return a wrapper that does nothing."""
         return pass_through
@@ -74,13 +69,44 @@ class Silent:
         """Show nothing."""
 
 
+class LoggedConsole:
+    """Passes everything on, and writes the lines to train.log as well, from the first one on.
+
+    A run has its directory after its data have been read and its network built; what is said until then is kept.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.track, self.start, self.advance, self.stop = console.track, console.start, console.advance, console.stop
+        self.waiting: list[str] = []
+        self.path: Path | None = None
+
+    def open(self, run: RunDir) -> None:
+        """Write to the log of a run from now on, behind what it holds."""
+        self.path = run.path / LOG_FILE
+        self._write(self.waiting)
+
+    def note(self, text: str) -> None:
+        """Show and write a line."""
+        self.console.note(text)
+        if self.path is None:
+            self.waiting.append(text)
+        else:
+            self._write([text])
+
+    def _write(self, lines: Iterable[str]) -> None:
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{printable_lines(line)}\n" for line in lines)
+
+
 class Recorder:
     """Writes records, events and checkpoints of the first process; on the others it does nothing."""
 
     def __init__(self, prepared: BegunRun, fabric: Fabric, console: Console) -> None:
         self.prepared, self.fabric, self.console = prepared, fabric, console
         self.active = fabric.is_global_zero
-        self.told = Verdict().key
+        self.told = self.shown = Verdict().key
 
     def observe(self, observation: Observation, record: dict[str, Any]) -> None:
         """Append the record of a probe, its verdict where that is new, and show the line."""
@@ -89,12 +115,18 @@ class Recorder:
         run, verdict = self.prepared.run, observation.verdict
         run.append_metrics(record)
         self._keep(verdict, observation.step)
-        self.console.probe(observation.format_line(), verdict)
+        self._show(observation.format_line(), verdict)
 
     def conclude(self, verdict: Verdict, step: int) -> None:
         """Take the verdict on the networks as they will be used, after ``step`` updates; show it where it is new."""
         if self.active and self._keep(verdict, step):
-            self.console.probe(f"step {step:>5} the end: {verdict.level} {','.join(verdict.codes)}".rstrip(), verdict)
+            self._show(f"step {step:>5} the end: {verdict.level} {','.join(verdict.codes)}".rstrip(), verdict)
+
+    def _show(self, line: str, verdict: Verdict) -> None:
+        """Show a line, and a block when the findings are others than those that this process has shown last."""
+        for text in (line, *(format_block(verdict) if verdict.key != self.shown else ())):
+            self.console.note(text)
+        self.shown = verdict.key
 
     def _keep(self, verdict: Verdict, step: int) -> bool:
         """Append the event of a verdict that is new; return whether it is."""

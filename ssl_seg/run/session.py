@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from ssl_seg.config import GateConfig
 from ssl_seg.data.loader import Batch, PatchSource
 from ssl_seg.data.sampling import ForegroundShift
-from ssl_seg.engine.devices import any_process
+from ssl_seg.engine.devices import any_process, measure_peak_memory
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.policies import Policies
@@ -185,9 +185,19 @@ class Session:
     def look(self, step: int) -> Observation:
         """Look at the networks, and report."""
         observation, record = self.watch.look(step)
+        record |= self._describe_machine(step, record.get("train/seconds_per_step"))
         self.scores = summarize_probe(observation)
         self.recorder.observe(observation, record)
         return observation
+
+    def _describe_machine(self, step: int, pace: float | None) -> dict[str, float | None]:
+        """Return memory, seconds an epoch and hours to go for the record; ``pace`` is in seconds a step."""
+        memory = {"machine/memory_gib": measure_peak_memory(self.engine.fabric.device)}
+        if pace is None:
+            return memory
+        schedule = self.watch.schedule
+        hours = pace * (schedule.total_steps - step) / 3600
+        return memory | {"machine/seconds_per_epoch": pace * schedule.steps_per_epoch, "machine/hours_to_go": hours}
 
     def save(self, *, healthy: bool) -> None:
         """Write last.pt, and healthy.pt where this state is healthy.

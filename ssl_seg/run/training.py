@@ -37,6 +37,7 @@ from ssl_seg.engine.devices import (
     any_process,
     call_on_main,
     choose_memory_format,
+    measure_peak_memory,
     time_memory_formats,
     to_memory_format,
 )
@@ -71,12 +72,13 @@ from ssl_seg.run.finish import finish_run
 from ssl_seg.run.gates import check_metrics
 from ssl_seg.run.prepare import BegunRun, begin_run, fit_minutes, prepare_run, reopen_run
 from ssl_seg.run.pretraining.state import load_body, load_pretraining
-from ssl_seg.run.recorder import Console, Recorder, Silent, last_reported_verdict
+from ssl_seg.run.recorder import Console, LoggedConsole, Recorder, Silent, last_reported_verdict
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve_runtime
 from ssl_seg.run.scenarios import describe_scenarios
 from ssl_seg.run.session import Schedule, Session, TrainingEnding, Watch, run_loop
 from ssl_seg.run.transfer import load_student, load_teacher
+from ssl_seg.scores.text import number
 
 _SHIFTS: tuple[ForegroundShift, ...] = ("more", "less")
 SHARE_BATCHES, SHARE_TOLERANCE = 10, 0.05
@@ -114,7 +116,7 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
     Raises:
         SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
     """
-    console = console or Silent()
+    console = LoggedConsole(console or Silent())
     with open_fabric(resolve_runtime(request), in_study=request.in_study) as fabric, ExitStack() as held:
 
         def hold(path: Path) -> None:
@@ -130,6 +132,8 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
                 prepared = call_on_main(fabric, lambda: reopen_run(request, note=note, tracker=tracker, hold=hold))
                 run = prepared.run
                 prepared, ready = _continue(fabric, prepared, console)
+            if fabric.is_global_zero:
+                console.open(run)
             return _train(fabric, prepared, ready, console)
         except KeyboardInterrupt:  # before the loop listens for it, or twice
             if run is not None and fabric.is_global_zero and not request.in_study:
@@ -264,14 +268,28 @@ def _announce(prepared: BegunRun, ready: _Ready, first: int, console: Console) -
     """Record how the machine is used and how long the run will take; return its seconds where they are known."""
     config, run, pace = prepared.config, prepared.run, ready.pace
     runtime = config.runtime
-    run.append_event("runtime", precision=runtime.precision, memory_format=runtime.memory_format, notes=ready.notes)
+    parameters = list(ready.built.module.parameters())
+    count, memory = sum(values.numel() for values in parameters), measure_peak_memory(parameters[0].device)
+    run.append_event(
+        "runtime",
+        precision=runtime.precision,
+        memory_format=runtime.memory_format,
+        notes=ready.notes,
+        parameters=count,
+        memory_gib=memory,
+    )
+    console.note(f"network: {config.network.name}, {count:,} parameters; memory so far {number(memory, 2)} GiB")
     if not prepared.resumed:
         _announce_probe(run, ready.feed, console)
     if pace is None:
         return None
     seconds = estimate_seconds(pace, config, config.length.steps, first)
-    run.append_event("estimate", seconds=seconds, steps=config.length.steps - first, **asdict(pace))
-    console.note(f"time: about {describe_seconds(seconds)} on this machine: {describe_pace(pace)}")
+    epoch = config.length.steps_per_epoch * pace.step + pace.look
+    run.append_event(
+        "estimate", seconds=seconds, seconds_per_epoch=epoch, steps=config.length.steps - first, **asdict(pace)
+    )
+    each = f"{describe_seconds(epoch)} an epoch, {describe_pace(pace)}"
+    console.note(f"time: about {describe_seconds(seconds)} on this machine: {each}")
     return seconds
 
 

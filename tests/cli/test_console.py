@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from ssl_seg.cli.console import TerminalConsole, format_block, show, track
+from ssl_seg.cli.console import show, track
 from ssl_seg.cli.tables import fit_widths, format_record, print_table
-from ssl_seg.monitor.findings import RuleFinding, Verdict
+from ssl_seg.monitor.findings import RuleFinding, Verdict, format_block
 
 STUDENT = RuleFinding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %")
 TEACHER = replace(STUDENT, net="teacher", message="1 % of 25 %")
@@ -37,16 +37,6 @@ def test_the_worst_level_leads_and_another_is_said() -> None:
     lines = format_block(Verdict((STUDENT, PLATEAU, TEACHER.soften())))
     assert lines[0] == "  COLLAPSED all_negative (student, teacher): student 0 % of 25 % | teacher (warn) 1 % of 25 %"
     assert lines[1] == "    also: plateau (training)"
-
-
-def test_the_block_comes_when_the_findings_change(capsys: pytest.CaptureFixture[str]) -> None:
-    console = TerminalConsole()
-    both, alone = Verdict((STUDENT, TEACHER)), Verdict((STUDENT,))
-    for line, verdict in (("a", both), ("b", both), ("c", alone), ("d", Verdict()), ("e", alone)):
-        console.probe(line, verdict)
-    shown = capsys.readouterr().out.splitlines()
-    assert [line for line in shown if not line.startswith(" ")] == list("abcde")
-    assert [shown.index(line) for line in "abcde"] == [0, 3, 4, 7, 8]
 
 
 COLUMNS = ["method", *(f"95 % interval of column {n}" for n in range(8))]

@@ -335,7 +335,8 @@ IDLE: list[tuple[str, str, Settings]] = [
 ]  # fmt: skip
 
 
-WATCHED = {"time", "notes", "train/seconds_per_step"}
+WATCHED = {"time", "notes", "train/seconds_per_step", "memory_gib"}
+WATCHED |= {f"machine/{name}" for name in ("memory_gib", "seconds_per_epoch", "hours_to_go")}
 WATCHED |= {f"train/{name}" for name in ("consistency", "pseudo_prevalence", "accepted_share")}
 """What no weight depends on: clocks, and what is measured of unlabeled patches even where it weighs nothing."""
 

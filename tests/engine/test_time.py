@@ -83,7 +83,10 @@ def same_bits(a: RunDir, b: RunDir) -> bool:
 
 
 def records_of(run: RunDir) -> list[dict[str, Any]]:
-    return [{k: v for k, v in r.items() if k != "train/seconds_per_step"} for r in run.read_metrics()]
+    return [
+        {k: v for k, v in r.items() if not k.startswith("machine/") and k != "train/seconds_per_step"}
+        for r in run.read_metrics()
+    ]
 
 
 class TestArithmetic:

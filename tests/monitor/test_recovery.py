@@ -143,7 +143,10 @@ def told(run: RunDir) -> list[dict[str, Any]]:
 
 def strip(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the records without what depends on the clock."""
-    return [{k: v for k, v in record.items() if k != "train/seconds_per_step"} for record in records]
+    return [
+        {k: v for k, v in record.items() if not k.startswith("machine/") and k != "train/seconds_per_step"}
+        for record in records
+    ]
 
 
 def stop_at(step: int) -> Any:

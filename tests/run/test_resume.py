@@ -67,7 +67,9 @@ def read_everything(run: RunDir) -> dict[str, Any]:
     """Return all that a run leaves behind, but for times and the events of sessions."""
     checkpoints = {p.name: torch.load(p, weights_only=True) for p in (run.path / "checkpoints").iterdir()}
     flat = {name: _flatten(content) for name, content in checkpoints.items()}
-    metrics = [{k: v for k, v in r.items() if "seconds" not in k} for r in run.read_metrics()]
+    metrics = [
+        {k: v for k, v in r.items() if not k.startswith("machine/") and "seconds" not in k} for r in run.read_metrics()
+    ]
     skipped = ("resumed", "runtime", "started")
     events = [{k: v for k, v in e.items() if k != "time"} for e in run.read_events() if e["event"] not in skipped]
     return {**flat, "metrics": metrics, "events": events, "scores": json.loads((run.path / "scores.json").read_text())}

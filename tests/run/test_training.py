@@ -67,7 +67,8 @@ class TestRun:
     def test_files_of_a_run(self, tiny_run: Path) -> None:
         files = {p.relative_to(tiny_run).as_posix() for p in tiny_run.rglob("*") if p.is_file()}
         assert files == {
-            "config.yaml", "split.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "lock", "scores.json",
+            "config.yaml", "split.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "train.log", "lock",
+            "scores.json",
             "checkpoints/last.pt", "checkpoints/best.pt",
         }  # fmt: skip
 

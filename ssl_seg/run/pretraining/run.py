@@ -30,7 +30,7 @@ from ssl_seg.engine.processes import open_fabric
 from ssl_seg.errors import ConfigError, RunDirError, quote
 from ssl_seg.files import hold_directory, write_json
 from ssl_seg.inference.model import make_network, start_network
-from ssl_seg.monitor.findings import RuleFinding, Verdict
+from ssl_seg.monitor.findings import RuleFinding, Verdict, format_block
 from ssl_seg.networks.checkpoint import load_weights
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
 from ssl_seg.networks.parts import PARTS
@@ -328,13 +328,15 @@ class _Pretrainer:
         figures = {"error": look.error, "baseline": look.baseline, "gain": look.gain, "spread": look.spread}
         self.result = {**figures, "codes": list(verdict.codes)}
         run.append_metrics({"step": step, "loss": loss if count else None, "lr": rate, **self.result})
-        if verdict.key != self.verdict.key:
+        is_new = verdict.key != self.verdict.key
+        if is_new:
             run.append_event("verdict", step=step, **verdict.to_record())
         self.verdict = verdict
         trained = f"  loss {loss:.3f}" if count else ""
         line = f"step {step:>5}{trained}  error {look.error:.3f}  mean of the visible {look.baseline:.3f}"
         line += f"  gain {look.gain:+.1%}  {verdict.level} {','.join(verdict.codes)}"
-        self.console.probe(line.rstrip(), verdict)
+        for text in (line.rstrip(), *(format_block(verdict) if is_new else ())):
+            self.console.note(text)
 
     def save(self, ending: TrainingEnding | None) -> None:
         """Write the checkpoint and the summary; one that was interrupted has no ending yet."""

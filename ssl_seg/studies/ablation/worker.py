@@ -144,11 +144,6 @@ class _Log:
     def note(self, text: str) -> None:
         print(text, flush=True)  # noqa: T201 (the output is the log)
 
-    def probe(self, line: str, verdict: Any) -> None:
-        self.note(line)
-        for finding in verdict.findings:
-            self.note(f"  {finding.level} {finding.code} ({finding.net}): {finding.message}")
-
     def track(self, label: str) -> Track:
         self.note(f"{label} ...")
         return pass_through
