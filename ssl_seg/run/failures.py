@@ -17,7 +17,7 @@ def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume
         error: any.
         fabric: of the run.
         run: its directory, once there is one.
-        resume: the command that continues it; None where a series says that itself.
+        resume: the command that continues it; None where a study says that itself.
     """
     if isinstance(error, SslSegError):
         return None
