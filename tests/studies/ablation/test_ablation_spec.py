@@ -140,7 +140,14 @@ def test_an_unknown_name_lists_the_packaged_ones() -> None:
 
 
 def test_packaged_ablations_can_be_read() -> None:
-    for name in ("label_fractions", "emps_label_fractions", "emps_bootstrap", "la_bootstrap", "la_networks"):
+    for name in (
+        "label_fractions",
+        "emps_label_fractions",
+        "emps_bootstrap",
+        "la_bootstrap",
+        "la_networks",
+        "emps_methods",
+    ):
         assert list_cells(read_spec(name))
 
 
