@@ -130,9 +130,9 @@ class Diagnosis:
       "margin" (f1 - best)}``.
     - ``sweep`` (c; p with masks and probabilities): ``{"thresholds": [0.001, ..., 0.999], "f1": [...],
       "best_threshold", "best_f1", "f1_at_half"}`` of the examined net on whole validation images.
-    - ``foreground`` (c, p): ``{"pred": {"images", "mean", "median", "sd", "min", "max"}, "true": the same or None,
-      "overestimate" (mean pred - mean true, in percentage points) or None}`` over the images with masks; over all
-      images where there are no masks.
+    - ``foreground`` (c, p): ``{"pred": {"images", "mean", "median", "sd", "min", "max", "counts" (images in 20
+      equal bins)}, "true": the same or None, "overestimate" (mean pred - mean true, in percentage points) or None}``
+      over the images with masks; over all images where there are no masks.
     - ``trivial_losses`` (c): ``{"network": loss, "all_positive": loss, "all_negative": loss, "components": {name:
       {"weight", "network", "all_positive", "all_negative"}}}`` on the validation probe, with the weights of the last
       loss phase.

@@ -27,6 +27,8 @@ LOGIT_RANGE, LOGIT_BINS = 16, 512
 RANK_LIMIT, BINS_PER_RANK = 90, 32
 """Bins of asinh(logit), in which quantiles and the best threshold are found: 1/32 wide near 0, 3 % of a large value, up
 to the largest float32."""
+SHARE_BINS = 20
+"""Equal bins of a foreground share in which images are counted."""
 CLEARLY = 0.01
 """F1 that a threshold next to 0 or 1 must gain: such a threshold is hard to write down and to reach."""
 SHOWN_PROB_BINS, MAX_LOGIT_BINS = 40, 64
@@ -357,4 +359,5 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
         "sd": float(array.std()),
         "min": float(array.min()),
         "max": float(array.max()),
+        "counts": np.histogram(array, SHARE_BINS, (0, 1))[0].tolist(),
     }

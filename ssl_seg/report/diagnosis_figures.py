@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _Styles = Mapping[tuple[int, ...], dict[str, Any]]
 _MARKERS = "osD^vP"
 """As many as there are COLORS."""
+_SHARE_BINS = 20
+"""As in the table of the same shares."""
 _LOGITS = 6.0
 """Log-odds that are always in the picture: probabilities of 0.0025 to 0.9975."""
 _LEAST_SHARE = 1e-5
@@ -111,14 +113,15 @@ def plot_histograms(histograms: Sequence[Histogram], path: Path) -> None:
 
 
 def plot_foreground(images: Sequence[ImageFigures], path: Path) -> None:
-    """Write predicted against true foreground share of the images with a mask, and the predicted shares in order of
-    size where there are images without.
+    """Write predicted against true foreground share of the images with a mask and histograms of both, and the predicted
+    shares in order of size where there are images without.
 
     Raises:
         DataError: when the file exists or cannot be written.
     """
     known = [image for image in images if image.ratio_true is not None]
     panels = [(_draw_scatter, known)] if known else []
+    panels += [(_draw_histogram, known)] if len(known) > 1 else []
     panels += [(_draw_levels, list(images))] if len(known) < len(images) else []
     styles = _styles(images)
     figure = new_figure(path, (5.0 * len(panels), 4.4))
@@ -188,6 +191,21 @@ def _draw_scatter(axis: Axes, images: Sequence[ImageFigures], styles: _Styles) -
     axis.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--", label="predicted = true")
     axis.set_xlim(0, 1)
     axis.set_xlabel("true foreground share")
+
+
+def _draw_histogram(axis: Axes, images: Sequence[ImageFigures], styles: _Styles) -> None:  # noqa: ARG001 (as the others)
+    edges = np.linspace(0, 1, _SHARE_BINS + 1)
+    for label, shares, color in (
+        ("true", [image.ratio_true or 0.0 for image in images], "0.6"),
+        ("predicted", [image.ratio_pred for image in images], COLORS[1]),
+    ):
+        counts = np.histogram(shares, edges)[0]
+        axis.stairs(counts, edges, fill=label == "true", color=color, linewidth=1.4, label=f"{label} shares")
+    axis.set_xlim(0, 1)
+    axis.locator_params(axis="y", integer=True)
+    axis.set_xlabel("foreground share")
+    axis.set_ylabel("images")
+    open_frame(axis)
 
 
 def _draw_levels(axis: Axes, images: Sequence[ImageFigures], styles: _Styles) -> None:

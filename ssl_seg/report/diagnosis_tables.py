@@ -251,6 +251,20 @@ def _foreground(s: Statistics) -> Table:
     return _make_table("Foreground distribution", text, "", columns, rows)
 
 
+def _foreground_histogram(s: Statistics) -> Table:
+    """Return the images in each bin of the foreground share that holds any."""
+    spread = {title: s["foreground"].get(key) for key, title in (("pred", "predicted"), ("true", "true"))}
+    counts = {title: figures["counts"] for title, figures in spread.items() if figures and "counts" in figures}
+    filled = [b for b in range(max(map(len, counts.values()), default=0)) if any(own[b] for own in counts.values())]
+    width = 1 / max(map(len, counts.values()), default=1)
+    rows = [
+        (f"{share(b * width, 0)} .. {share((b + 1) * width, 0)}", *(str(own[b]) for own in counts.values()))
+        for b in filled
+    ]
+    text = "Images by their share of foreground. Predictions in one bin, true shares in many: the image is ignored."
+    return Table("Foreground histogram", text, ("share of foreground", *counts), tuple(rows))
+
+
 def _trivial_losses(s: Statistics) -> Table:
     losses = s["trivial_losses"]
     columns: list[TableColumn] = [("weight", "weight", lambda weight: "" if weight is None else number(weight, 2))]
@@ -318,6 +332,7 @@ _TABLES: tuple[tuple[str, Callable[[Statistics], Table]], ...] = (
     ("scores", _scores),
     ("sweep", _sweep),
     ("foreground", _foreground),
+    ("foreground", _foreground_histogram),
     ("trivial_losses", _trivial_losses),
     ("batches", _batches),
     ("inputs", _inputs),

@@ -11,7 +11,7 @@ from ssl_seg.diagnose.result import Cause, Conclusion, Diagnosis, Example, Histo
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.monitor.catalog import make_finding
 
-SPREAD = {"mean": 0.6, "median": 0.61, "sd": 0.18, "min": 0.18, "max": 0.92}
+SPREAD = {"mean": 0.6, "median": 0.61, "sd": 0.18, "min": 0.18, "max": 0.92, "counts": [0] * 12 + [5] + [0] * 7}
 NET_ROW = {
     "f1": 0.494, "f1_best": 0.495, "threshold_best": 0.05, "auroc": 0.51, "average_precision": 0.33, "dice": 0.47,
     "prob_mean": 0.627, "prob_std": 0.069, "prob_max": 0.707, "logit_mean": 0.529, "logit_std": 0.297,

@@ -182,6 +182,9 @@ def test_scores_and_foreground_against_scikit_learn(tally: Tally, outputs: list[
     for key, values in shares.items():
         wanted = [values.mean(), np.median(values), values.std(), values.min(), values.max()]
         np.testing.assert_allclose([spread[key][n] for n in ("mean", "median", "sd", "min", "max")], wanted)
+        assert sum(spread[key]["counts"]) == len(outputs)
+        by_hand = [sum(b / 20 <= v < (b + 1) / 20 or (b == 19 and v == 1) for v in values) for b in range(20)]
+        assert spread[key]["counts"] == by_hand
     assert spread["overestimate"] == pytest.approx(100 * (shares["pred"].mean() - shares["true"].mean()))
 
 

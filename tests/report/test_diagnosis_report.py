@@ -134,6 +134,7 @@ class TestReport:
             "Outputs", "Quantiles of the outputs", "Predicted foreground by image shape",
             "Do the outputs depend on the image?", "Student, teacher, modes, and an untrained network",
             "Precision, recall, and trivial predictors", "Threshold sweep", "Foreground distribution",
+            "Foreground histogram",
             "Loss of trivial predictions", "Composition of the training batches", "Input of the network",
             "History of the run", "Images",
         ]  # fmt: skip
@@ -143,6 +144,7 @@ class TestReport:
         assert ["320 x 320", "45", "45 at 95.06%", "(312/320) x (312/320)"] in [row[:4] for row in cells]
         assert "4+4 x 4+4 (inside 100% predicted)" in [row[-1] for row in cells]
         assert ["0.05", "0.495", "best"] in cells
+        assert ["60% .. 65%", "5", "5"] in cells
         assert [row[1] for row in cells if row[0] == "constant images"] == ["img|7"]
         assert "+34.8 points" in text
         assert "no time left for inputs" in text
@@ -159,7 +161,12 @@ class TestReport:
 
     def test_what_is_not_known_makes_no_column_row_or_table(self) -> None:
         tables = {table.title: table for table in make_tables(masks_diagnosis())}
-        assert set(tables) == {"Predicted foreground by image shape", "Foreground distribution", "Images"}
+        assert set(tables) == {
+            "Predicted foreground by image shape",
+            "Foreground distribution",
+            "Foreground histogram",
+            "Images",
+        }
         assert not {"part", "logit", "true fg", "F1"} & set(tables["Images"].columns)
         assert "true foreground" not in tables["Predicted foreground by image shape"].columns
         bare = masks_diagnosis(statistics={}, images=(image_figures(0),), examples=())
@@ -352,13 +359,18 @@ class TestOtherFigures:
     def test_scatter_of_predicted_and_true_shares(self, draw: Any) -> None:
         images = [image_figures(n, shape=(256, 256 + 8 * (n % 2))) for n in range(9)]
         figure = draw(plot_foreground, images)
-        (axis,) = figure.axes
+        axis, bars = figure.axes
         points = np.concatenate([c.get_offsets() for c in axis.collections])
         expected = np.array([[i.ratio_true, i.ratio_pred] for i in images])
         assert sorted(map(tuple, points)) == sorted(map(tuple, expected))
         np.testing.assert_array_equal(axis.lines[0].get_xydata(), [[0, 0], [1, 1]])
         labels = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert sorted(labels) == ["256 x 256 (5)", "256 x 264 (4)", "predicted = true"]
+        assert sorted(labels) == [
+            "256 x 256 (5)", "256 x 264 (4)", "predicted = true", "predicted shares", "true shares",
+        ]  # fmt: skip
+        drawn = {patch.get_label(): patch.get_data().values for patch in bars.patches}
+        for label, shares in (("true shares", expected[:, 0]), ("predicted shares", expected[:, 1])):
+            np.testing.assert_array_equal(drawn[label], np.histogram(shares, 20, (0, 1))[0])
 
     def test_shares_in_order_where_no_truth_is_known(self, draw: Any) -> None:
         figure = draw(plot_foreground, masks_diagnosis().images)
@@ -367,7 +379,7 @@ class TestOtherFigures:
         np.testing.assert_allclose(large, [[n, 0.950625] for n in range(1, 46)])
         np.testing.assert_allclose(small, [[n, 0.71191] for n in range(46, 51)])
         mixed = [image_figures(n, ratio_true=None if n % 2 else 0.5) for n in range(6)]
-        scatter, levels = draw(plot_foreground, mixed).axes
+        scatter, _, levels = draw(plot_foreground, mixed).axes
         assert len(scatter.collections[0].get_offsets()) == 3
         heights = np.asarray(levels.collections[0].get_offsets())[:, 1].tolist()
         assert heights == sorted(i.ratio_pred for i in mixed)
@@ -376,7 +388,7 @@ class TestOtherFigures:
         images = [image_figures(n, shape=(100, 100 + n % 9)) for n in range(60)]
         figure = draw(plot_foreground, images)
         labels = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert len(labels) == 7
+        assert len(labels) == 7 + 2
         assert "4 other shapes (25)" in labels
         assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 60
 
