@@ -6,7 +6,7 @@ entropy there is, while the weight is ramped up.
 
 Deviations: noise alone makes the passes differ, since the networks have no dropout; the student sees strong views;
 the limit of the entropy is ln K (the published code has ln 2 for any K); the weight is 1 (0.1), as for Mean Teacher.
-T passes of the teacher make the step about twice as long.
+Eight passes of the teacher cost about as much as the rest of the step, counted in patches and passes.
 """
 
 from __future__ import annotations
