@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ssl_seg.data.catalog import open_catalog
     from ssl_seg.data.splits.files import load_split, save_split
     from ssl_seg.data.splits.split import make_folds, make_split
+    from ssl_seg.losses import adapt_loss, get_loss_function
     from ssl_seg.report.notebook import DataAudit, Evaluation, PredictedMasks, PretrainedRun, TrainedRun
     from ssl_seg.run.recorder import Console
     from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
@@ -34,8 +35,10 @@ _HOMES = {
     "CrossValidationRequest": "ssl_seg.studies.cross_validation",
     "LabelLadderRequest": "ssl_seg.studies.label_ladder",
     "Layer": "ssl_seg.config.layers",
+    "adapt_loss": "ssl_seg.losses",
     "climb_labels": "ssl_seg.studies.label_ladder",
     "cross_validate": "ssl_seg.studies.cross_validation",
+    "get_loss_function": "ssl_seg.losses",
     "load_split": "ssl_seg.data.splits.files",
     "make_folds": "ssl_seg.data.splits.split",
     "make_split": "ssl_seg.data.splits.split",
@@ -46,10 +49,12 @@ __all__ = [
     "CrossValidationRequest",
     "LabelLadderRequest",
     "Layer",
+    "adapt_loss",
     "audit",
     "climb_labels",
     "cross_validate",
     "evaluate",
+    "get_loss_function",
     "load_split",
     "make_folds",
     "make_split",

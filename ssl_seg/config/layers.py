@@ -227,7 +227,7 @@ def _find_replaced(below: Nested, above: Nested) -> set[str]:
     new_loss, new_method, old_method = above.get("loss"), above.get("method"), below.get("method")
     dropped = set()
     if isinstance(new_loss, dict) and "weights" in new_loss:
-        dropped |= {"loss.weights", "loss.options", "loss.phases"}
+        dropped |= {"loss.weights", "loss.options", "loss.phases", "loss.class_weights"}
     if isinstance(new_method, dict) and isinstance(old_method, dict):
         old_name = old_method.get("name")
         dropped |= {"method.options"} if new_method.get("name", old_name) != old_name else set()

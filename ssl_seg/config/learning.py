@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ssl_seg.config.section import PositiveInt, Section
+
+ClassWeight = Annotated[float, Field(ge=0)]
 
 
 class NetworkConfig(Section):
@@ -82,10 +84,24 @@ class LossConfig(Section):
     fn_cost: float = Field(1.0, gt=0)
     """Cost of missed foreground, in every component that takes it: above 1 more foreground is predicted. Multiplied
     likewise."""
+    class_weights: Literal["auto"] | tuple[ClassWeight, ...] | None = None
+    """Weight of each class, background first, in the components that take class_weights (cross_entropy). auto: one over
+    the share of the class in the labeled training cases, so that all classes weigh the same; the run writes them out. A
+    larger one on foreground predicts more of it."""
     phases: tuple[LossPhaseConfig, ...] = ()
     """Later phases with other weights, in order of from_epoch."""
 
     _weights_are_sound = field_validator("weights")(_check_weights)
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _class_weights_are_numbers(cls, weights: Any) -> Any:
+        numbers = weights if isinstance(weights, list | tuple) else [None]
+        if weights in (None, "auto") or all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers):
+            return weights
+        raise ValueError(
+            f"{weights!r} must be auto, or a list of a weight for each class, 0 or larger, background first: [1.0, 3.0]"
+        )
 
     @model_validator(mode="after")
     def _phases_are_in_order(self) -> LossConfig:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_seg.config import PlateauResponseConfig, PoliciesConfig
+from ssl_seg.config import LossConfig, PlateauResponseConfig, PoliciesConfig
 from ssl_seg.config.schedules import acts_at, compute_weight_noise_std, count_plateaus, count_stale_epochs
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_weight_noise
@@ -30,6 +30,21 @@ class PolicyEvent:
     event: str
     note: str
     values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_phase(loss: LossConfig, epoch: int) -> PolicyEvent | None:
+    """Return the event of the phase of the loss that begins when ``epoch`` epochs are finished, with other weights than
+    those before; None without one."""
+    before = loss.weights
+    for number, phase in enumerate(loss.phases, start=2):
+        if phase.from_epoch == epoch and phase.weights != before:
+            weights = ", ".join(f"{name} {weight:g}" for name, weight in phase.weights.items())
+            blend = f", over {phase.blend_epochs} epoch(s)" if phase.blend_epochs else ""
+            text = f"phase {number} of {len(loss.phases) + 1} begins after epoch {epoch}: {weights}{blend}"
+            values = {"phase": number, "epoch": epoch, "weights": phase.weights, "blend_epochs": phase.blend_epochs}
+            return PolicyEvent("loss_phase", text, values)
+        before = phase.weights
+    return None
 
 
 @dataclass(frozen=True)

@@ -40,16 +40,16 @@ LOSSES: dict[str, LossFn] = {
 COSTS = ("fp_cost", "fn_cost")
 """Options that shift the balance of false and missed foreground in every component that takes them."""
 
-_CROSS_ENTROPY = "'cross_entropy', which with two classes is the binary one"
-_OTHER_NAMES = {
-    "bce": _CROSS_ENTROPY,
-    "bce_with_logits": _CROSS_ENTROPY,
-    "ce": "'cross_entropy'",
-    "jaccard": "'iou'",
-    "surface": "'boundary'",
-    "hausdorff": "'hausdorff_dt'",
-    "lovasz_softmax": "'lovasz'",
+OTHER_NAMES = {
+    "bce": "cross_entropy",
+    "bce_with_logits": "cross_entropy",
+    "ce": "cross_entropy",
+    "jaccard": "iou",
+    "surface": "boundary",
+    "hausdorff": "hausdorff_dt",
+    "lovasz_softmax": "lovasz",
 }
+"""Names of other programs -> name here. With two classes, the cross-entropy is the binary one."""
 
 
 def list_options(name: str) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def check_loss_names(names: Iterable[str]) -> None:
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return the hint for an unknown component: its name here if other programs use that name, else the nearest one."""
     bare = name.lower().removesuffix("_weight").removesuffix("_loss")
-    if bare in _OTHER_NAMES:
-        return f" (here {_OTHER_NAMES[bare]})"
+    if bare in OTHER_NAMES:
+        return f" (here '{OTHER_NAMES[bare]}'{', which with two classes is the binary one' * bare.startswith('bce')})"
     return did_you_mean(bare, known)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ssl_seg.losses.components import (
     bind_options,
     check_loss_names,
     list_costs,
+    list_options,
     suggest,
 )
 
@@ -83,12 +84,13 @@ def make_supervised_loss(config: LossConfig) -> SupervisedLoss:
             f"loss.options.{unused[0]}: no phase names '{unused[0]}', only {', '.join(names)}; "
             "give it a weight (0 watches it), or leave its options out"
         )
+    own = _spread_class_weights(config, names, phases)
     costs = {"fp_cost": config.fp_cost, "fn_cost": config.fn_cost}
     _check_costs_are_taken(costs, phases)
     components = {}
     for name in names:
-        bind_options(name, config.options.get(name, {}))  # checked as they were given
-        components[name] = bind_options(name, _multiply_costs(config.options.get(name, {}), costs, list_costs(name)))
+        bind_options(name, own.get(name, {}))  # checked as they were given
+        components[name] = bind_options(name, _multiply_costs(own.get(name, {}), costs, list_costs(name)))
     return SupervisedLoss(components, phases)
 
 
@@ -112,6 +114,35 @@ def get_loss(name: str, **options: Any) -> LossFn:
         )
     loss = make_supervised_loss(validate(LossConfig, expand({"preset": name, **options}), prefix="loss."))
     return lambda logits, target, epoch=0.0: loss(logits, target, epoch)[0]
+
+
+def _spread_class_weights(
+    config: LossConfig, names: Iterable[str], phases: tuple[LossPhase, ...]
+) -> dict[str, dict[str, Any]]:
+    """Return the options of the components, with the class weights of the whole loss in those that take them.
+
+    Raises:
+        ConfigError: where no component with a weight takes them, or where one has its own too.
+    """
+    options, weights = dict(config.options), config.class_weights
+    if weights is None:
+        return options
+    used = {name for phase in phases for name, weight in phase.weights.items() if weight > 0}
+    takers = [name for name in names if "class_weights" in list_options(name)]
+    if not used.intersection(takers):
+        raise ConfigError(
+            f"loss.class_weights = {weights if weights == 'auto' else list(weights)} has no effect: none of the "
+            f"weighted components ({', '.join(sorted(used))}) takes it; those that do: "
+            f"{', '.join(name for name in LOSSES if 'class_weights' in list_options(name))}"
+        )
+    for name in takers:
+        if "class_weights" in options.get(name, {}):
+            raise ConfigError(
+                f"loss.class_weights and loss.options.{name}.class_weights both weigh the classes: give one of them"
+            )
+        if weights != "auto":
+            options[name] = {**options.get(name, {}), "class_weights": weights}
+    return options
 
 
 def _check_costs_are_taken(costs: Mapping[str, float], phases: tuple[LossPhase, ...]) -> None:

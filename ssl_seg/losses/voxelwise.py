@@ -66,7 +66,7 @@ def check_class_weights(class_weights: Sequence[float], num_classes: int) -> Non
     """
     if len(class_weights) != num_classes or not any(class_weights):
         raise ConfigError(
-            f"loss.options.cross_entropy.class_weights = {list(class_weights)}: one weight is needed for each of the "
+            f"class_weights = {list(class_weights)}: one weight is needed for each of the "
             f"{num_classes} classes, background first, and one above 0"
         )
 

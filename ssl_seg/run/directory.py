@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -114,8 +116,12 @@ class RunDir:
                 temporary.write_text("".join(to_json_line(r) for r in kept), encoding="utf-8")
 
 
-def create_run_dir(path: Path) -> RunDir:
+def create_run_dir(path: Path, configs: Iterable[Path] = ()) -> RunDir:
     """Create the directory of a new run.
+
+    Args:
+        path: absent or empty.
+        configs: files that its settings come from; see ``describe_environment``.
 
     Raises:
         RunDirError: when it exists already (and holds anything), or cannot be created.
@@ -126,13 +132,13 @@ def create_run_dir(path: Path) -> RunDir:
     except OSError as error:
         raise RunDirError(f"cannot create the run directory {path}: {error.strerror}") from error
     run = RunDir(path)
-    write_json(path / ENVIRONMENT_FILE, describe_environment())
+    write_json(path / ENVIRONMENT_FILE, describe_environment(configs))
     (path / METRICS_FILE).touch()
     (path / EVENTS_FILE).touch()
     return run
 
 
-def create_next_run_dir(path: Path) -> RunDir:
+def create_next_run_dir(path: Path, configs: Iterable[Path] = ()) -> RunDir:
     """Create the directory of a new run at ``path``, or at the first of ``path-2``, ``path-3``, ... that is free.
 
     Raises:
@@ -141,7 +147,7 @@ def create_next_run_dir(path: Path) -> RunDir:
     while True:
         free = next_free(path)
         try:
-            return create_run_dir(free)
+            return create_run_dir(free, configs)
         except RunDirError:
             if not free.exists():  # else another process was quicker
                 raise
@@ -194,8 +200,10 @@ def name_data(root: str) -> str:
     return Path(root).name.replace(":", "-")
 
 
-def describe_environment() -> dict[str, Any]:
-    """Return what a reader needs to repeat the run: command, versions, machine."""
+def describe_environment(configs: Iterable[Path] = ()) -> dict[str, Any]:
+    """Return what a reader needs to repeat the run: command, versions, machine, and ``commits``: those of the Git
+    repositories that the package and each configuration file lie in, where they do (see ``find_commit``)."""
+    commits = {"package": _find_own_commit(), **{str(path): find_commit(path.resolve()) for path in configs}}
     packages = ("ssl-seg", "torch", "monai", "lightning-fabric", "numpy", "tifffile")
     return {
         "time": now(),
@@ -204,4 +212,29 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "packages": {name: metadata.version(name) for name in packages},
+        "commits": {name: commit for name, commit in commits.items() if commit is not None},
     }
+
+
+@cache
+def _find_own_commit() -> dict[str, Any] | None:
+    return find_commit(Path(__file__).parents[1])
+
+
+def find_commit(path: Path) -> dict[str, Any] | None:
+    """Return the ``commit`` of the Git repository that a file or folder lies in, and whether it has ``changed`` since.
+
+    None outside of a repository, for what it ignores (a package in a virtual environment), and without git.
+    """
+    folder = path if path.is_dir() else path.parent
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+
+    try:
+        head = git("rev-parse", "HEAD")
+        if head.returncode or git("check-ignore", "-q", str(path)).returncode == 0:
+            return None
+        return {"commit": head.stdout.strip(), "changed": bool(git("status", "--porcelain", "--", str(path)).stdout)}
+    except (OSError, subprocess.TimeoutExpired):
+        return None

@@ -168,7 +168,8 @@ def begin_run(resolved: Resolved, *, note: Note, hold: Hold, command: str = "tra
     for finding in lint(config, request.settings.sources, gather_facts(resolved)):
         note(f"config: WARNING {describe_finding(finding)}")
     place = _choose_place(resolved, command)
-    run = create_next_run_dir(place) if request.out is None else create_run_dir(place)
+    configs = [Path(layer.source) for layer in request.layers if layer.is_file and Path(layer.source).is_file()]
+    run = create_next_run_dir(place, configs) if request.out is None else create_run_dir(place, configs)
     hold(run.path)
     write_config(config, run, _make_header(resolved, command))
     save_split(split, run.path / SPLIT_FILE)

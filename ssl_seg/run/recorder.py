@@ -145,7 +145,7 @@ class Recorder:
         """Append the event of a policy or an intervention and show its line."""
         if self.active:
             self.prepared.run.append_event(action.event, step=step, **action.values)
-            kind = {"intervention": "monitor", "gate": "gate"}.get(action.event, "policy")
+            kind = {"intervention": "monitor", "gate": "gate", "loss_phase": "loss"}.get(action.event, "policy")
             self.console.note(f"{kind}: {action.note}")
 
     def judge_gates(self, gates: Sequence[GateConfig], step: int) -> bool:

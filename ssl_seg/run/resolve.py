@@ -5,6 +5,7 @@ All of it is computed here, once, and nothing is written. Everything below takes
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -107,7 +108,7 @@ def resolve(
     if pretrained is not None:
         near = config.split.near_copies == "keep_together" and not config.split.allow_faults
         check_seen(pretrained, str(config.network.pretrained), split, catalog, near_copies=near)
-    config = settle_config(config)
+    config = _settle_class_weights(settle_config(config), catalog, labeled)
     return Resolved(request, config, sources, tuple(planned), catalog, split, labeled, unlabeled, parent, pretrained)
 
 
@@ -210,6 +211,28 @@ def settle_config(config: Config) -> Config:
             "network": network.model_copy(update=found),
         }
     )
+
+
+def _settle_class_weights(config: Config, catalog: Catalog, labeled: Sequence[str]) -> Config:
+    """Return the configuration with the class weights that ``auto`` stands for written out."""
+    if config.loss.class_weights != "auto":
+        return config
+    weights = compute_class_weights(count_voxels(catalog, labeled))
+    return config.model_copy(update={"loss": config.loss.model_copy(update={"class_weights": weights})})
+
+
+def count_voxels(catalog: Catalog, case_ids: Sequence[str]) -> list[int]:
+    """Return how many voxels of the masks of cases each class has, background first."""
+    total: Counter[int] = Counter()
+    for facts in (catalog.facts[case_id] for case_id in case_ids if case_id in catalog.facts):
+        total.update(dict(zip(facts.values or (), facts.counts or (), strict=True)))
+    return [total[value] for value in catalog.label_values]
+
+
+def compute_class_weights(voxels: Sequence[int]) -> tuple[float, ...]:
+    """Return one over the share of each class, with four digits: 0.34 and 0.66 give 2.941 and 1.515. A class without
+    voxels, of which no loss sees a target, has weight 1."""
+    return tuple(float(f"{sum(voxels) / count:.4g}") if count else 1.0 for count in voxels)
 
 
 def _load_parent(request: TrainRequest) -> Checkpoint | None:

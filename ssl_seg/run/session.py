@@ -13,7 +13,7 @@ from ssl_seg.data.sampling import ForegroundShift
 from ssl_seg.engine.devices import any_process, measure_peak_memory
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
-from ssl_seg.engine.policies import Policies
+from ssl_seg.engine.policies import Policies, find_phase
 from ssl_seg.engine.window import StepSums
 from ssl_seg.monitor.evidence import Figures
 from ssl_seg.monitor.memory import Memory, read_memory
@@ -279,6 +279,9 @@ def _end_epoch(session: Session, observation: Observation, step: int) -> Trainin
         session.engine, session.progress, observation.epoch, ending=ending, load_best=load_best
     ):
         recorder.report(action, step)
+    phase = find_phase(recorder.prepared.config.loss, observation.epoch)
+    if ending is None and phase is not None:
+        recorder.report(phase, step)
     return ending
 
 

@@ -84,9 +84,9 @@ def check_loss_classes(loss: LossConfig, num_classes: int) -> None:
     Raises:
         ConfigError: for another number of them.
     """
-    weights = loss.options.get("cross_entropy", {}).get("class_weights")
-    if weights is not None:
-        check_class_weights(weights, num_classes)
+    for weights in (loss.class_weights, loss.options.get("cross_entropy", {}).get("class_weights")):
+        if isinstance(weights, list | tuple):
+            check_class_weights(weights, num_classes)
 
 
 def _check_method(section: Mapping[str, Any], sources: Mapping[str, str]) -> None:

@@ -134,6 +134,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "loss.options": ("loss.options.dice.smooth=3", ()),
     "loss.fp_cost": ("loss.fp_cost=2", ()),
     "loss.fn_cost": ("loss.fn_cost=2", ()),
+    "loss.class_weights": ("loss.class_weights=auto", ()),
     "loss.phases": (PHASES % (1, 1, 0), ()),
     "loss.phases.from_epoch": (PHASES % (2, 1, 0), (PHASES % (1, 1, 0),)),
     "loss.phases.weights": (PHASES % (1, 2, 0), (PHASES % (1, 1, 0),)),

@@ -16,10 +16,16 @@ from test_engine import lr_at, make_engine, make_net
 from test_methods import make_batch
 from torch import nn
 
-from ssl_seg.config import GradientNoiseConfig, PlateauResponseConfig, PoliciesConfig
+from ssl_seg.config import GradientNoiseConfig, LossConfig, PlateauResponseConfig, PoliciesConfig
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_gradient_noise, add_weight_noise
-from ssl_seg.engine.policies import PlateauResponse, Policies, compute_plateau_multiplier, respond_to_plateaus
+from ssl_seg.engine.policies import (
+    PlateauResponse,
+    Policies,
+    compute_plateau_multiplier,
+    find_phase,
+    respond_to_plateaus,
+)
 from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm
 from ssl_seg.networks.builders import has_batch_norm
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
@@ -408,3 +414,20 @@ def test_a_term_of_a_phase_is_the_mean_over_its_own_steps() -> None:
     assert record["train/focal"] == pytest.approx(10.5)
     assert record["train/clipped_share"] == 0.25
     assert (record["train/lr"], record["train/lr_multiplier"]) == (0.1, 4.0)
+
+
+def test_a_phase_of_the_loss_is_told_when_it_begins() -> None:
+    loss = LossConfig.model_validate(
+        {
+            "weights": {"dice": 1.0},
+            "phases": [
+                {"from_epoch": 2, "weights": {"dice": 0.8, "focal": 0.2}, "blend_epochs": 3},
+                {"from_epoch": 4, "weights": {"dice": 0.8, "focal": 0.2}},
+                {"from_epoch": 5, "weights": {"dice": 1.0}},
+            ],
+        }
+    )
+    told = {epoch: event for epoch in range(8) if (event := find_phase(loss, epoch)) is not None}
+    assert list(told) == [2, 5]
+    assert told[2].note == "phase 2 of 4 begins after epoch 2: dice 0.8, focal 0.2, over 3 epoch(s)"
+    assert told[5].values == {"phase": 4, "epoch": 5, "weights": {"dice": 1.0}, "blend_epochs": 0}

@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_seg.config import LossConfig
 from ssl_seg.config.presets import PRESETS
 from ssl_seg.errors import ConfigError
-from ssl_seg.losses import CONSISTENCY, LOSSES, first_head, get_loss, list_options, make_supervised_loss
+from ssl_seg.losses import CONSISTENCY, LOSSES, SupervisedLoss, first_head, get_loss, list_options, make_supervised_loss
 from ssl_seg.losses.overlap import dice, tversky
 from ssl_seg.losses.voxelwise import focal
 from ssl_seg.methods.mean_teacher import MeanTeacherConfig
@@ -229,3 +229,46 @@ def test_options_are_listed_with_their_defaults() -> None:
 @pytest.mark.parametrize("name", CONSISTENCY)
 def test_every_consistency_distance_can_be_chosen(name: str) -> None:
     assert MeanTeacherConfig(consistency=name).consistency == name
+
+
+def test_class_weights_of_the_whole_loss_are_those_of_the_cross_entropy() -> None:
+    logits, target = make_case((2, 3, 6, 6))
+    weights = (0.5, 2.0, 3.0)
+    loss = make_loss(weights={"cross_entropy": 0.4, "dice": 0.6}, class_weights=weights)
+    _, terms = loss(logits, target)
+    assert terms["cross_entropy"] == get_loss("cross_entropy", class_weights=weights)(logits, target)
+    assert terms["dice"] == get_loss("dice")(logits, target)
+
+
+def test_more_weight_on_foreground_predicts_more_of_it() -> None:
+    """One logit for all voxels, of which 30 % are foreground: the loss is lowest at odds w1 * 0.3 / (w0 * 0.7)."""
+    target = (torch.arange(10) < 3).long().view(1, 10)
+    found = []
+    for weight in (0.5, 1.0, 2.0, 7.0):
+        loss, odds = make_loss(weights={"cross_entropy": 1.0}, class_weights=(1.0, weight)), torch.zeros(1)
+        odds.requires_grad_()
+        optimizer = torch.optim.LBFGS([odds], max_iter=50)
+
+        def step(loss: SupervisedLoss = loss, odds: Tensor = odds, optimizer: Any = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            total, _ = loss(torch.stack([torch.zeros(10), odds.expand(10)]).unsqueeze(0), target)
+            total.backward()
+            return total
+
+        optimizer.step(step)
+        assert odds.exp().item() == pytest.approx(weight * 3 / 7, rel=1e-3)
+        found.append(torch.sigmoid(odds).item())
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"weights": {"dice": 1.0}, "class_weights": "auto"}, r"class_weights = auto has no effect.*cross_entropy"),
+        ({"weights": {"cross_entropy": 0.0, "dice": 1.0}, "class_weights": [1, 2]}, r"= \[1.0, 2.0\] has no effect"),
+        ({"class_weights": [1, 2], "options": {"cross_entropy": {"class_weights": [1, 3]}}}, "give one of them"),
+    ],
+)
+def test_class_weights_in_vain_or_twice(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_loss(**settings)

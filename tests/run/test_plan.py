@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,11 +13,14 @@ from hypothesis import strategies as st
 from ssl_seg.config import Config
 from ssl_seg.config.layers import Layer, build_config, flatten, merge_layers, nest
 from ssl_seg.data.catalog import Case, CaseFacts, Catalog
+from ssl_seg.data.volumes import read_mask
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import Meaning
 from ssl_seg.methods import METHODS
 from ssl_seg.networks.builders import NETWORKS, check_patch_size
 from ssl_seg.run.plan import PATCH_VOXELS, Planned, plan_layers, plan_patch_size, plan_run
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.resolve import compute_class_weights, resolve
 
 relaxed = settings(deadline=None, max_examples=60)
 Shape = tuple[int, ...]
@@ -363,3 +368,15 @@ def complete(given: dict[str, Any]) -> Config:
     return build_config(
         merge_layers([*plan_layers(run_plan(make_catalog([(60, 60, 60)]), given)), Layer("given", given)])
     )[0]
+
+
+def test_class_weights_are_one_over_the_share_of_each_class_and_written_out(particles_dir: Path) -> None:
+    layers = (Layer("--x", {"data": {"root": str(particles_dir)}, "split": {"labels": 0.5}}),)
+    given = Layer("--set", {"loss": {"class_weights": "auto"}})
+    resolved = resolve(TrainRequest((*layers, given)))
+    masks = [read_mask(str(particles_dir / "masks" / f"{name}.png")) > 0 for name in resolved.labeled]
+    share = np.mean(np.concatenate([mask.ravel() for mask in masks]))
+    assert resolved.config.loss.class_weights == pytest.approx((1 / (1 - share), 1 / share), rel=1e-3)
+    assert resolve(TrainRequest(layers)).config.loss.class_weights is None
+    assert compute_class_weights([34, 66]) == (2.941, 1.515)
+    assert compute_class_weights([50, 0, 50]) == (2.0, 1.0, 2.0)

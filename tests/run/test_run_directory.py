@@ -214,3 +214,30 @@ def test_of_two_that_choose_the_same_name_one_takes_the_next(tmp_path: Path, mon
     (tmp_path / "file").touch()
     with pytest.raises(RunDirError, match="cannot create"):
         create_next_run_dir(tmp_path / "file" / "run")
+
+
+def test_the_commit_of_a_configuration_is_recorded_where_there_is_one(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=x", "-c", "user.email=x@x")
+        return subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    for name in ("same.yaml", "edited.yaml", "ignored.yaml"):
+        (folder / name).write_text("seed: 1\n")
+    (folder / ".gitignore").write_text("ignored.yaml\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    (folder / "edited.yaml").write_text("seed: 2\n")
+    (folder / "new.yaml").write_text("seed: 3\n")
+    (tmp_path / "outside.yaml").write_text("seed: 4\n")
+    head, files = git("rev-parse", "HEAD").strip(), [*sorted(folder.glob("*.yaml")), tmp_path / "outside.yaml"]
+    create_run_dir(tmp_path / "run", files)
+    commits = json.loads((tmp_path / "run" / "environment.json").read_text())["commits"]
+    commits.pop("package", None)  # depends on how the package is installed
+    assert {Path(name).name: row for name, row in commits.items()} == {
+        "edited.yaml": {"commit": head, "changed": True},
+        "new.yaml": {"commit": head, "changed": True},
+        "same.yaml": {"commit": head, "changed": False},
+    }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ssl_seg.config import Config
-from ssl_seg.losses import list_costs
+from ssl_seg.losses import list_costs, list_options
 
 Pull = tuple[str, float]
 """A setting in words, and how it pulls: above 0 it asks for more foreground than the loss alone, below 0 for less."""
@@ -61,10 +61,21 @@ def _list_pulls(config: Config) -> dict[str, list[Pull]]:
     phases = (loss.weights, *(phase.weights for phase in loss.phases))
     trained = dict.fromkeys(name for weights in phases for name, weight in weights.items() if weight > 0)
     overall = (f"loss.fp_cost = {loss.fp_cost:g} with loss.fn_cost = {loss.fn_cost:g}", loss.fn_cost - loss.fp_cost)
+    weights = loss.class_weights
+    classes = [_pull_of_classes("loss.class_weights", weights)] if isinstance(weights, tuple) else []
     return {
-        name: [*([overall] if list_costs(name) else []), *_list_own_pulls(name, loss.options.get(name, {}))]
+        name: [
+            *([overall] if list_costs(name) else []),
+            *(classes if "class_weights" in list_options(name) else []),
+            *_list_own_pulls(name, loss.options.get(name, {})),
+        ]
         for name in trained
     }
+
+
+def _pull_of_classes(where: str, weights: Sequence[float]) -> Pull:
+    foreground = sum(weights[1:]) / (len(weights) - 1)
+    return f"{where} = {list(weights)}", foreground - weights[0]
 
 
 def _list_own_pulls(name: str, options: Mapping[str, Any]) -> Iterator[Pull]:
@@ -73,8 +84,7 @@ def _list_own_pulls(name: str, options: Mapping[str, Any]) -> Iterator[Pull]:
     yield f"{where} fp_cost = {fp_cost:g} with fn_cost = {fn_cost:g}", fn_cost - fp_cost
     yield f"{where}.pos_weight = {options.get('pos_weight', 1.0):g}", options.get("pos_weight", 1.0) - 1
     if (class_weights := options.get("class_weights")) is not None:
-        foreground = sum(class_weights[1:]) / (len(class_weights) - 1)
-        yield f"{where}.class_weights = {list(class_weights)}", foreground - class_weights[0]
+        yield _pull_of_classes(f"{where}.class_weights", class_weights)
     if name == "focal" and options.get("alpha") is not None:
         yield f"{where}.alpha = {options['alpha']:g}", options["alpha"] - 0.5
     if "alpha" in options and "beta" in options:
