@@ -96,8 +96,11 @@ class LossConfig(Section):
     @field_validator("class_weights", mode="before")
     @classmethod
     def _class_weights_are_numbers(cls, weights: Any) -> Any:
-        numbers = weights if isinstance(weights, list | tuple) else [None]
-        if weights in (None, "auto") or all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers):
+        numbers: list[Any] = list(weights) if isinstance(weights, list | tuple) else []
+        if weights in (None, "auto") or (
+            len(numbers) > 1
+            and all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in numbers)
+        ):
             return weights
         raise ValueError(
             f"{weights!r} must be auto, or a list of a weight for each class, 0 or larger, background first: [1.0, 3.0]"
