@@ -97,6 +97,7 @@ def make_source(
     """
     facts = store.catalog.facts
     fewest, most = config.labeled_range
+    positive = frozenset(i for i in labeled if i in facts and (facts[i].foreground or 0.0) > 0)
     return PatchSource(
         store,
         tuple(labeled),
@@ -108,9 +109,9 @@ def make_source(
         config.seed,
         rank,
         world_size,
-        positive=frozenset(i for i in labeled if i in facts and (facts[i].foreground or 0.0) > 0),
+        positive=positive,
         positive_ratio=config.batch.positive_ratio,
-        foreground_share=config.batch.foreground_share,
+        foreground_share=config.batch.foreground_share if positive else None,
         fewest=fewest if config.policies.random_batch_size else None,
         strong_views=strong_views,
     )

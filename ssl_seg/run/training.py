@@ -341,8 +341,8 @@ def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
         world_size=fabric.world_size,
         strong_views=views,
     )
-    if config.batch.foreground_share is not None and fabric.is_global_zero:
-        console.note(_describe_share(source, config.batch.foreground_share))
+    if source.foreground_share is not None and fabric.is_global_zero:
+        console.note(_describe_share(source, source.foreground_share))
     workers = min(config.runtime.workers, count_cores())
     if workers < config.runtime.workers and fabric.is_global_zero:
         console.note(
