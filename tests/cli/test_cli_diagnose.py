@@ -25,8 +25,9 @@ from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.gate import apply_gate
 from ssl_seg.diagnose.result import Conclusion
 from ssl_seg.errors import ConfigError
+from ssl_seg.inference.calibration import check_threshold
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
-from ssl_seg.results.prediction import LEAST_SHARE, _check_threshold, describe_sameness
+from ssl_seg.results.prediction import LEAST_SHARE, describe_sameness
 
 CONSTANT = "verdict: collapsed {code}: constant output function: do not submit"
 
@@ -325,9 +326,9 @@ class TestPredictAtAThreshold:
 
     def test_of_several_classes_there_is_none(self) -> None:
         with pytest.raises(ConfigError, match="cannot tell 3 classes apart"):
-            _check_threshold(0.3, make_data(0, 1, 2))
-        _check_threshold(None, make_data(0, 1, 2))
-        _check_threshold(0.3, make_data(0, 1))
+            check_threshold(0.3, make_data(0, 1, 2))
+        check_threshold(None, make_data(0, 1, 2))
+        check_threshold(0.3, make_data(0, 1))
 
 
 def make_data(*label_values: int) -> DataConfig:
