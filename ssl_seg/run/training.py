@@ -54,6 +54,7 @@ from ssl_seg.engine.timing import list_metrics, measure_pace
 from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.losses import make_supervised_loss
+from ssl_seg.losses.common import LossFn
 from ssl_seg.losses.trivial import compute_ranges
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import Built, build, find_plain
@@ -354,9 +355,17 @@ def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
         source,
         val,
         make_probe(store, source.labeled, config.monitor.train_probe_patches, patch, split.seed),
-        compute_ranges(make_supervised_loss(config.loss).components, batches, config.data.num_classes),
+        compute_ranges(_find_components(config), batches, config.data.num_classes),
         workers,
     )
+
+
+def _find_components(config: Config) -> dict[str, LossFn]:
+    """Return the components of the loss that have a weight in a phase that the run comes to."""
+    loss = make_supervised_loss(config.loss)
+    last = (config.length.steps - 1) / config.length.steps_per_epoch
+    reached = {name for phase in loss.phases if phase.from_epoch <= last for name in phase.weights}
+    return {name: component for name, component in loss.components.items() if name in reached}
 
 
 def _count_look_patches(config: Config) -> int:
@@ -397,7 +406,7 @@ def _make_monitor(fabric: Fabric, config: Config, feed: _Feed) -> Monitor:
     supervised = make_supervised_loss(config.loss)
 
     def loss_at(logits: Tensor, target: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return supervised(logits, target, step / config.length.steps_per_epoch)
+        return supervised(logits, target, max(step - 1, 0) / config.length.steps_per_epoch)  # as in the step before
 
     return Monitor(
         feed.val,
