@@ -33,9 +33,10 @@ def pretrain(
     allow_split: o.AllowSplit = False,
     set_: o.Set = None,
 ) -> None:
-    """Teach the network to paint hidden blocks of the training images, before it is trained: no labels are needed.
+    """Teach the network to paint hidden blocks of the training images, before it is trained; it looks at no label.
 
-    Only images of the training pool are looked at. Then: ssl-seg train --pretrained RUN
+    A few masks must be there all the same: validation and test cases are set aside first, and only images of the
+    training pool are looked at. Then: ssl-seg train --pretrained RUN
     """
     given = dict(locals())
     from ssl_seg.cli.console import TerminalConsole
