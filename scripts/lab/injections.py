@@ -35,11 +35,14 @@ def negate_loss() -> AbstractContextManager[None]:
         def make_loss(config: Any) -> Any:
             loss = original(config)
 
-            def negated(*args: Any) -> Any:
-                value, components = loss(*args)
-                return -value, components
+            class Negated:
+                components = loss.components
 
-            return negated
+                def __call__(self, *args: Any) -> Any:
+                    value, components = loss(*args)
+                    return -value, components
+
+            return Negated()
 
         return make_loss
 

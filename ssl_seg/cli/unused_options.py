@@ -28,6 +28,7 @@ IDLE: dict[str, Unused] = {
     },
     "evaluate": {
         "--layout": (("--data",), (), "says how the files of another folder lie"),
+        "--uncalibrated": ((), ("--ensemble",), "leaves out what calibrate has stored of single networks"),
     },
     "diagnose": {
         "--layout": (("--data",), (), "says how the files of another folder lie"),

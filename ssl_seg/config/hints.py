@@ -56,7 +56,7 @@ _FOREIGN = {
     "background_weight bg_weight": (
         "loss.fp_cost, or loss.options.cross_entropy.class_weights: above 1 LESS foreground is predicted"
     ),
-    "class_weights use_class_weights": "loss.class_weights: auto, or one for each class, background first",
+    "use_class_weights": "loss.class_weights: auto, or one for each class, background first",
     "focal_alpha": "loss.options.focal.alpha: above 0.5 MORE foreground is predicted",
     "focal_gamma": "loss.options.focal.gamma",
     "tversky_alpha": "loss.options.tversky.alpha (weight of false foreground)",

@@ -350,7 +350,7 @@ def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
             f"runtime.workers = {config.runtime.workers}: {workers} are used, one for each core that is granted"
         )
     val = make_probe(store, split.val, config.monitor.probe_patches, patch, split.seed)
-    batches = cut_batches(val, _count_look_patches(config), fabric.device)
+    batches = cut_batches(val, config.batch.labeled, fabric.device)
     return _Feed(
         source,
         val,
@@ -361,11 +361,12 @@ def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
 
 
 def _find_components(config: Config) -> dict[str, LossFn]:
-    """Return the components of the loss that have a weight in a phase that the run comes to."""
-    loss = make_supervised_loss(config.loss)
+    """Return the components of the loss that are named in a phase that the run comes to."""
     last = (config.length.steps - 1) / config.length.steps_per_epoch
-    reached = {name for phase in loss.phases if phase.from_epoch <= last for name in phase.weights}
-    return {name: component for name, component in loss.components.items() if name in reached}
+    later = [phase.weights for phase in config.loss.phases if phase.from_epoch <= last]
+    reached = {name for weights in (config.loss.weights, *later) for name in weights}
+    components = make_supervised_loss(config.loss).components
+    return {name: component for name, component in components.items() if name in reached}
 
 
 def _count_look_patches(config: Config) -> int:
@@ -406,7 +407,10 @@ def _make_monitor(fabric: Fabric, config: Config, feed: _Feed) -> Monitor:
     supervised = make_supervised_loss(config.loss)
 
     def loss_at(logits: Tensor, target: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return supervised(logits, target, max(step - 1, 0) / config.length.steps_per_epoch)  # as in the step before
+        epoch, size = max(step - 1, 0) / config.length.steps_per_epoch, config.batch.labeled  # as in the step before
+        parts = zip(torch.split(logits, size), torch.split(target, size), strict=True)
+        totals, terms = zip(*(supervised(*part, epoch) for part in parts), strict=True)
+        return torch.stack(totals).mean(), {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
 
     return Monitor(
         feed.val,

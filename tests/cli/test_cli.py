@@ -101,7 +101,7 @@ class TestTrain:
         config = yaml.safe_load((out / "config.yaml").read_text())
         assert config["length"] == {"steps": 6, "steps_per_epoch": 6}
         assert config["optim"]["lr"] == 0.25
-        assert config["batch"] == {"labeled": 3, "unlabeled": 0, "positive_ratio": None}
+        assert config["batch"] == {"labeled": 3, "unlabeled": 0, "positive_ratio": None, "foreground_share": None}
 
     def test_ctrl_c_before_anything_is_saved_says_so(
         self, cli: Cli, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

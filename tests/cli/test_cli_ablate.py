@@ -117,18 +117,19 @@ def test_cells_that_a_gate_has_ended_are_named_with_exit_code_3(cli: Cli, spec: 
 
 
 KILLED_IN_THE_SECOND_CELL = """
-import os, signal
-from ssl_seg.studies.ablation import execute
+import os, pathlib, signal, sys
+from ssl_seg.studies import runner
 from ssl_seg.cli.main import main
 
-start_ready = execute._Work.start_ready
+start_ready = runner._Work.start_ready
 
 def start_and_die(self):
     start_ready(self)
-    if list(self.out.glob("cells/*/score_*.json")):
+    out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+    if list(out.glob("cells/*/score_*.json")):
         os.kill(os.getpid(), signal.SIGKILL)
 
-execute._Work.start_ready = start_and_die
+runner._Work.start_ready = start_and_die
 main()
 """
 

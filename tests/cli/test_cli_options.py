@@ -21,9 +21,11 @@ ALONE = {
     "steps epochs minutes lr batch-size seed out bootstrap resume allow-split devices num-nodes set",
     "ladder": "labels config data layout groups unlabeled split method network encoder encoder-weights pretrained "
     "steps epochs minutes lr batch-size seed gate out resume force allow-split devices num-nodes set",
-    "ablate": "data labels steps part metric set out dry-run",
-    "evaluate": "data split test all ensemble which overlap set accelerator figure json",
-    "predict": "with which overlap probabilities spacing threshold overwrite accelerator",
+    "ablate": "data labels steps part metric seeds set out dry-run",
+    "evaluate": "data split test all ensemble which overlap threshold set accelerator figure json",
+    "calibrate": "for which clean overlap accelerator figure json",
+    "investigate": "against expect file hypothesis if-confirmed if-refuted json markdown",
+    "predict": "with which overlap probabilities objects spacing threshold uncalibrated overwrite accelerator",
     "diagnose": "predictions out seconds require-f1 set json",
     "probe-loss": "data checkpoint batches accelerator figure set json",
     "data import": "by-rows images instances",
@@ -34,6 +36,7 @@ ALONE = {
     "split check": "data json",
     "config show": "data set plot",
     "config check": "data set strict",
+    "config diff": "json",
 }
 """Options that act by themselves; where settings decide whether they do, the settings are checked."""
 OTHER_RULES = {"train": {"--fold"}}

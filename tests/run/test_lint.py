@@ -258,7 +258,10 @@ def test_what_a_setting_acts_with_has_an_edge(key: str, idle: Settings, acting: 
             {"unlabeled": 0},
             {"batch.unlabeled", "method.name", "augment.strong_factor", "augment.cutout", "augment.cutmix"},
         ),
-        ({"positive": 0}, {"data.foreground_ratio", "augment.copy_paste", "batch.positive_ratio"}),
+        (
+            {"positive": 0},
+            {"data.foreground_ratio", "augment.copy_paste", "batch.positive_ratio", "batch.foreground_share"},
+        ),
         ({"positive": 2}, {"batch.positive_ratio"}),
         ({"ignores": False, "maps": False}, set()),
         ({"has_gaps": False}, set()),
