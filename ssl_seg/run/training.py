@@ -350,7 +350,7 @@ def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
             f"runtime.workers = {config.runtime.workers}: {workers} are used, one for each core that is granted"
         )
     val = make_probe(store, split.val, config.monitor.probe_patches, patch, split.seed)
-    batches = cut_batches(val, config.batch.labeled, fabric.device)
+    batches = cut_batches(val, config.labeled_range[1], fabric.device)
     return _Feed(
         source,
         val,
@@ -407,7 +407,7 @@ def _make_monitor(fabric: Fabric, config: Config, feed: _Feed) -> Monitor:
     supervised = make_supervised_loss(config.loss)
 
     def loss_at(logits: Tensor, target: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        epoch, size = max(step - 1, 0) / config.length.steps_per_epoch, config.batch.labeled  # as in the step before
+        epoch, size = max(step - 1, 0) / config.length.steps_per_epoch, config.labeled_range[1]  # as in the step before
         parts = zip(torch.split(logits, size), torch.split(target, size), strict=True)
         totals, terms = zip(*(supervised(*part, epoch) for part in parts), strict=True)
         return torch.stack(totals).mean(), {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
