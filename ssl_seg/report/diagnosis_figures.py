@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssl_seg.data.facts import format_size
+from ssl_seg.diagnose.tally import SHARE_BINS
 from ssl_seg.report.example_figure import plot_examples
 from ssl_seg.report.figures import COLORS, add_legend, new_figure, open_frame, save_figure
 from ssl_seg.scores.text import cut
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 _Styles = Mapping[tuple[int, ...], dict[str, Any]]
 _MARKERS = "osD^vP"
 """As many as there are COLORS."""
-_SHARE_BINS = 20
 """As in the table of the same shares."""
 _LOGITS = 6.0
 """Log-odds that are always in the picture: probabilities of 0.0025 to 0.9975."""
@@ -194,7 +194,7 @@ def _draw_scatter(axis: Axes, images: Sequence[ImageFigures], styles: _Styles) -
 
 
 def _draw_histogram(axis: Axes, images: Sequence[ImageFigures], styles: _Styles) -> None:  # noqa: ARG001 (as the others)
-    edges = np.linspace(0, 1, _SHARE_BINS + 1)
+    edges = np.linspace(0, 1, SHARE_BINS + 1)
     for label, shares, color in (
         ("true", [image.ratio_true or 0.0 for image in images], "0.6"),
         ("predicted", [image.ratio_pred for image in images], COLORS[1]),

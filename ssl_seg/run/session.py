@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, cast
 
-from ssl_seg.config import GateConfig
+from ssl_seg.config import GateConfig, LossConfig
 from ssl_seg.data.loader import Batch, PatchSource
 from ssl_seg.data.sampling import ForegroundShift
 from ssl_seg.engine.devices import any_process, measure_peak_memory
@@ -143,6 +143,8 @@ class Session:
     """End after an epoch whose verdict is collapsed."""
     gates: tuple[GateConfig, ...] = ()
     """End after an epoch at which one of them is broken."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Whose phases are announced."""
     progress: TrainingState = field(default_factory=TrainingState)
     scores: dict[str, Any] = field(default_factory=dict)
     """Of both networks at the last look; see ``Checkpoint``."""
@@ -279,7 +281,7 @@ def _end_epoch(session: Session, observation: Observation, step: int) -> Trainin
         session.engine, session.progress, observation.epoch, ending=ending, load_best=load_best
     ):
         recorder.report(action, step)
-    phase = find_phase(recorder.prepared.config.loss, observation.epoch)
+    phase = find_phase(session.loss, observation.epoch)
     if ending is None and phase is not None:
         recorder.report(phase, step)
     return ending

@@ -466,6 +466,7 @@ def _assemble(
         },
         config.monitor.on_collapse == "stop",
         config.gates,
+        config.loss,
     )
     if prepared.resumed and checkpoint is not None:
         session.restore(checkpoint, where)

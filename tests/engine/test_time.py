@@ -451,11 +451,16 @@ class TestRuns:
 
     @pytest.mark.slow
     def test_a_real_run_ends_with_the_recorded_steps(self, particles_dir: Path, tmp_path: Path) -> None:
-        result = run_tiny(tmp_path / "run", particles_dir, minutes=0.1)
+        for minutes in (0.1, 0.4, 1.6):  # the first of them is too short on a slow or busy machine
+            try:
+                result = run_tiny(tmp_path / f"run{minutes}", particles_dir, minutes=minutes)
+                break
+            except ConfigError:
+                assert minutes < 1.6
         settings = yaml.safe_load((result.run.path / "config.yaml").read_text())
         (estimate,) = [e for e in result.run.read_events() if e["event"] == "estimate"]
         assert result.step == settings["length"]["steps"] == estimate["steps"] >= 6
-        assert estimate["seconds"] <= 6
+        assert estimate["seconds"] <= 60 * minutes
         assert result.run.read_metrics()[-1]["step"] == result.step
 
     @pytest.mark.slow

@@ -227,6 +227,26 @@ class TestRefusals:
             score(checkpoint, threshold=2.0)
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(200, 100), (101, 100), (100, 100), (99, 99), (20, 20)])
+def test_many_classes_are_calibrated_on_a_share_of_the_voxels(
+    monkeypatch: pytest.MonkeyPatch, limit: int, expected: int
+) -> None:
+    """All of them as long as there are no more than the limit; else the same share of each case, at random."""
+    drawn: list[int] = []
+
+    def count(logs: list[Any], _: object) -> Any:
+        drawn.extend(map(len, logs))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibration, "calibrate_classes", count)
+    target = np.arange(10_000).reshape(100, 100) % 3
+    probs = np.full((3, 100, 100), 1 / 3, np.float32)
+    with pytest.raises(KeyboardInterrupt):
+        calibration._calibrate_many(iter([(probs, target)] * 3), min(1.0, limit / 100))
+    assert drawn == pytest.approx([100 * expected] * 3, rel=0.15 if expected < 99 else 0.01)
+    assert drawn[0] != drawn[1] or expected == 100, "not the same voxels of each case"
+
+
 def test_three_classes_have_biases_and_no_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "SAMPLED_VOXELS", 3000)
     write_dataset(tmp_path / "data", "particles", 20)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from test_engine import lr_at, make_engine
 from test_methods import make_batch
 
-from ssl_seg.config import LossConfig
 from ssl_seg.data.loader import Batch, Probe
 from ssl_seg.engine.engine import Engine, Restraint
 from ssl_seg.engine.interventions import Interventions
@@ -30,7 +28,6 @@ class Recorder:
     steps: list[int] = field(default_factory=list)
     actions: list[tuple[str, int]] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
-    prepared: Any = field(default_factory=lambda: SimpleNamespace(config=SimpleNamespace(loss=LossConfig())))
 
     def observe(self, observation: Observation, record: dict[str, Any]) -> None:
         self.probes.append(observation.step)

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.scores import calibration
 from ssl_seg.scores.calibration import (
     HALF,
     UNCHANGED,
@@ -170,6 +171,21 @@ class TestScaling:
         weights = probs[:, 2, 2] ** 0.5 * np.exp([0.0, 1.0, -1.0])
         assert found[:, 2, 2] == pytest.approx(weights / weights.sum(), rel=1e-4)
         np.testing.assert_allclose(Scaling(1.0, (0.0, 0.0, 0.0)).apply(probs), probs, atol=1e-6)
+
+
+@pytest.mark.parametrize("cases", [1, 2, 19, 20, 21, 65])
+def test_each_case_is_left_out_once(cases: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In at most 20 groups, each of which is fitted without its own cases."""
+    fitted: list[int] = []
+    monkeypatch.setattr(
+        calibration, "fit_scaling_to_odds", lambda counts: fitted.append(int(counts[0, 0])) or UNCHANGED
+    )
+    histograms = np.zeros((cases, 2, calibration.BINS), np.int64)
+    histograms[:, 0, 0] = 2 ** np.arange(cases, dtype=object) if cases < 60 else 1
+    fit_without_own(histograms)
+    assert len(fitted) == (0 if cases == 1 else min(cases, 20))
+    whole = int(histograms[:, 0, 0].sum())
+    assert sum(whole - own for own in fitted) == (0 if cases == 1 else whole)
 
 
 class TestReliability:
