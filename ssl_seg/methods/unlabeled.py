@@ -126,6 +126,11 @@ class Threshold(nn.Module):
             self.register_buffer("value", torch.tensor(1 / num_classes))
             self.register_buffer("class_probs", torch.full((num_classes,), 1 / num_classes))
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether every voxel counts, whatever its probability."""
+        return self.options.threshold == "fixed" and self.options.confidence == 0
+
     def forward(self, probs: Tensor) -> PseudoLabels:
         """Take the probabilities (U,K,*S) of a step in, and return its pseudo-labels."""
         self.update(probs)
@@ -151,7 +156,7 @@ class Threshold(nn.Module):
         """Return the pseudo-labels of probabilities (U,K,*S)."""
         confidence, label = probs.max(dim=1)
         if self.options.threshold == "fixed":
-            return PseudoLabels(probs, confidence >= self.options.confidence if self.options.confidence > 0 else None)
+            return PseudoLabels(probs, None if self.takes_all else confidence >= self.options.confidence)
         least = self.get_buffer("value")
         if self.options.threshold == "freematch":
             class_probs = self.get_buffer("class_probs")
@@ -172,11 +177,11 @@ def measure_precision(threshold: Threshold, labeler: nn.Module, batch: Batch, pr
         ``labeled_accepted`` and ``labeled_right``: shares of the known voxels of the labeled patches that would count,
         and that would count and have the right class. Empty in the other steps, and where all voxels count.
     """
-    labels = None if progress.step % PRECISION_STEPS else threshold.apply_to(predict(labeler, batch.image))
-    if labels is None or labels.accepted is None:
+    if progress.step % PRECISION_STEPS or threshold.takes_all:
         return {}
-    known = batch.target != IGNORE_INDEX
-    accepted, count = labels.accepted & known, known.sum().clamp(min=1)
+    labels, known = threshold.apply_to(predict(labeler, batch.image)), batch.target != IGNORE_INDEX
+    accepted = known if labels.accepted is None else labels.accepted & known
+    count = known.sum().clamp(min=1)
     right = accepted & (labels.probs.max(dim=1).indices == batch.target)
     return {"labeled_accepted": accepted.sum() / count, "labeled_right": right.sum() / count}
 

@@ -401,6 +401,16 @@ def test_precision_of_pseudo_labels_is_measured_on_labeled_patches() -> None:
     assert measured == [0, 10]
 
 
+def test_where_every_voxel_counts_the_teacher_is_not_asked_about_labeled_patches() -> None:
+    """Mean Teacher by default: a pass of the teacher would be made for nothing in every tenth step."""
+    nets, batch, seen = make_nets(), make_batch(), []
+    nets.teacher.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    make_method("mean_teacher", {}, LOSS, 2)(nets, batch, Progress(10, 100))
+    assert seen == [len(batch.weak)]
+    make_method("mean_teacher", {"confidence": 0.5}, LOSS, 2)(nets, batch, Progress(10, 100))
+    assert seen[1:] == [len(batch.weak), len(batch.image)]
+
+
 def test_a_mixed_batch_runs_with_every_method(method: Method) -> None:
     batch = make_mixed_batch(strong_views=method.traits.strong_views)
     output = call(method, make_nets(method=method), batch)
