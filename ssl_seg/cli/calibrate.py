@@ -120,10 +120,11 @@ def print_calibration(result: dict[str, Any]) -> None:
 def _describe_choice(result: Row) -> str:
     chosen = result["chosen"]
     gain = f"{result['gain']['value']:+.3f} F1 on left-out cases, 95 % {_show_interval(result)}"
-    optimistic = f"F1 {chosen['f1_at_half']:.3f} -> {chosen['f1']:.3f} on these cases, {chosen['best_f1']:.3f} at best"
+    optimistic = f"F1 {chosen['f1_before']:.3f} -> {chosen['f1']:.3f} on these cases, {chosen['best_f1']:.3f} at best"
     cut = f"{chosen['threshold']:.3f} ({chosen['low']:.3f} .. {chosen['high']:.3f})"
     if not result["used"]:
-        return f"threshold 0.5 stays: {cut} would gain {gain}, which is not beyond chance ({optimistic})"
+        kept = f"threshold {result['network_threshold']:.3g} stays"
+        return f"{kept}: {cut} would gain {gain}, which is not beyond chance ({optimistic})"
     return f"threshold for {result['rule']}: {cut} of the network's probability, {gain} ({optimistic})"
 
 

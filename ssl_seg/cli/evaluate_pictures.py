@@ -9,6 +9,7 @@ from typing import Any
 from ssl_seg.data.catalog import pass_through
 from ssl_seg.data.open import open_store
 from ssl_seg.diagnose.examples import make_example
+from ssl_seg.inference.calibration import calibrate_predictor, decide, find_calibration
 from ssl_seg.inference.model import open_model
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.report.example_figure import plot_examples
@@ -27,14 +28,16 @@ def draw_cases(request: EvaluateRequest, result: dict[str, Any], path: Path, cou
     ranked = sorted(result["cases"], key=lambda row: float(row["dice"]))
     shown = min(count, len(ranked))
     chosen = [ranked[round(i * (len(ranked) - 1) / max(shown - 1, 1))] for i in range(shown)]
-    predictor = model.predictor(result["which"], request.overlap)
+    calibration = find_calibration(model, result["which"]) if request.calibrated else None
+    predictor = calibrate_predictor(model.predictor(result["which"], request.overlap), calibration)
+    decision = decide(request.threshold, calibration, model.config.prediction)
     examples, titles = [], []
     for row in chosen:
         case = store.load_whole(row["id"])
         probs = predictor(case.image, case.spacing)
         title = f"{row['id']}\nDice {row['dice']:.3f}{_describe_classes(row, catalog.label_values[1:])}"
         titles.append(title)
-        examples.append(make_example(row["id"], "val", case.image, case.target, 1 - probs[0], probs.argmax(axis=0)))
+        examples.append(make_example(row["id"], "val", case.image, case.target, 1 - probs[0], decision(probs)))
     errors = "found (green) missed (blue) false (red)" + "\nwrong class (yellow)" * (len(catalog.label_values) > 2)
     plot_examples(examples, path, titles, errors)
 

@@ -88,8 +88,14 @@ def _make_score_cells(summary: Row, of: str) -> dict[str, Any]:
         "all-positive F1": trivial["all_positive"],
         "margin": f"{trivial['margin']:+.3f}",
         "95 % interval": show_margin(trivial, "+.3f"),
+        "threshold": _show_threshold(summary),
         **({"targets met": _count_met(summary["targets"])} if "targets" in summary else {}),
     }
+
+
+def _show_threshold(summary: Row) -> str:
+    cut = "likeliest class" if summary["threshold"] is None else f"{summary['threshold']:.3g}"
+    return f"{cut} ({summary['threshold_from']})"
 
 
 def _count_met(targets: Sequence[Row]) -> str:
@@ -107,6 +113,7 @@ def _list_figures(summary: Row) -> dict[str, Any]:
     several = "foreground" in summary
     of, classes = (f", {summary['of']}", ", of its classes") if several else ("", "")
     return {
+        "threshold": _show_threshold(summary),
         f"F1 (pooled{of})": pooled["f1_macro"],
         **({"F1 (pooled, any foreground)": pooled["f1"]} if several else {}),
         **{f"{shown} (pooled{of})": pooled[name] for name, shown in RATIOS.items()},

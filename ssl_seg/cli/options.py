@@ -225,7 +225,7 @@ Threshold = Annotated[
     float | None,
     typer.Option(
         help="Foreground where its probability is above this; two classes only.",
-        show_default="that of `ssl-seg calibrate`, else 0.5",
+        show_default="that of `ssl-seg calibrate`, else prediction.threshold of the training, else 0.5",
         parser=number("--threshold", PROBABILITY, "0.4"),
     ),
 ]

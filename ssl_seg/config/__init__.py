@@ -47,6 +47,7 @@ __all__ = [
     "OptimConfig",
     "PlateauResponseConfig",
     "PoliciesConfig",
+    "PredictionConfig",
     "RandomBatchSizeConfig",
     "RuntimeConfig",
     "SWAConfig",
@@ -101,6 +102,14 @@ class MonitorConfig(Section):
         return self
 
 
+class PredictionConfig(Section):
+    """How probabilities become classes, in training and after it."""
+
+    threshold: float | None = Field(None, gt=0, lt=1)
+    """Foreground is where its probability is above this, for two classes; null takes the likeliest class, which is 0.5.
+    Looks, final scores, `evaluate` and `predict` go by it; a calibration and --threshold come before it."""
+
+
 class RuntimeConfig(Section):
     """Machine matters. Beside the number of processes, each with its own batch, none changes more than rounding."""
 
@@ -140,6 +149,7 @@ class Config(Section):
     targets: TargetsConfig = TargetsConfig()
     """What its final scores should be."""
     monitor: MonitorConfig = MonitorConfig()
+    prediction: PredictionConfig = PredictionConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @property
@@ -147,6 +157,15 @@ class Config(Section):
         """Fewest and most labeled patches of a batch, on each process."""
         random = self.policies.random_batch_size
         return (self.batch.labeled, self.batch.labeled) if random is None else (random.smallest, random.largest)
+
+    @model_validator(mode="after")
+    def _threshold_has_two_classes(self) -> Config:
+        if self.prediction.threshold is not None and self.data.num_classes != 2:
+            raise ValueError(
+                f"prediction.threshold={self.prediction.threshold:g} cannot tell {self.data.num_classes} classes "
+                "apart: leave it out, and the likeliest class is taken"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Config:

@@ -87,6 +87,7 @@ _FOREIGN = {
     "gpus num_gpus": "runtime.devices",
     "amp use_amp mixed_precision fp16": "runtime.precision (auto, fp32 or bf16)",
     "random_seed": "seed",
+    "postprocess_threshold prob_threshold pred_threshold": "prediction.threshold",
     "target_ratio": "batch.foreground_share (of voxels) or batch.positive_ratio (of patches of cases with foreground)",
     "pos_sample_weight POS_SAMPLE_WEIGHT": "batch.positive_ratio, the share itself and not a weight",
 }

@@ -371,10 +371,10 @@ def _suspect_generalization(facts: DiagnosisFacts) -> Suspect | None:
 
 
 def _suspect_threshold(facts: DiagnosisFacts) -> Suspect | None:
-    """Learned, but 0.5 is the wrong place to cut; of more than two classes there is none."""
+    """Learned, but the threshold is the wrong place to cut; of more than two classes there is none."""
     sweep, images = facts.statistics.get("sweep"), facts.statistics.get("scores", {}).get("images", 0)
     is_sure = images >= FEWEST
-    gains = is_sure and sweep is not None and sweep["best_f1"] - sweep["f1_at_half"] > limit("shift_gap")
+    gains = is_sure and sweep is not None and sweep["best_f1"] - sweep["f1_at_threshold"] > limit("shift_gap")
     codes = [code for code in ("shifted_threshold", *(["foreground_bias"] if gains else [])) if code in facts.codes]
     threshold = facts.row(facts.subject.which).get("threshold_best")
     if sweep is not None and (is_sure or threshold is None):
@@ -384,13 +384,16 @@ def _suspect_threshold(facts: DiagnosisFacts) -> Suspect | None:
     evidence = [facts.message(codes[0])]
     if sweep is not None:
         best = f"{sweep['best_f1']:.3f} at {sweep['best_threshold']:g}"
-        evidence.append(f"whole images: F1 {sweep['f1_at_half']:.3f} at 0.5, {best}")
+        evidence.append(f"whole images: F1 {sweep['f1_at_threshold']:.3f} at {sweep['threshold']:g}, {best}")
     text = f"{threshold:.2g}" if threshold < 1e-3 else f"{threshold:.6f}".rstrip("0")
     which = f" --which {facts.subject.which}" if facts.subject.which else ""
     command = f"ssl-seg calibrate {facts.checkpoint}{which}"
     if images < LEAST_CASES:  # too few for calibrate to change the threshold
         command = f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT{which} --uncalibrated --threshold {text}"
-    return Suspect("the threshold of 0.5 does not fit", evidence, f"cut at {text}, as chosen on validation", command)
+    present = 0.5 if sweep is None else sweep["threshold"]
+    return Suspect(
+        f"the threshold of {present:g} does not fit", evidence, f"cut at {text}, as chosen on validation", command
+    )
 
 
 def _recovering(facts: DiagnosisFacts) -> str:

@@ -33,6 +33,7 @@ from ssl_seg.diagnose.result import Diagnosis, Part
 from ssl_seg.diagnose.run_history import read_history
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.inference.calibration import decide
 from ssl_seg.inference.model import NETS, Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.monitor.actions import read_context
@@ -121,7 +122,9 @@ def diagnose_checkpoint(
         skipped += ["untrained network"] if nets.untrained is None else []
     tally = _predict_images(material, request, clock, track("looking at whole images"))
     statistics: dict[str, Any] = {"looked_at": _count_parts(material, tally), **tally.summarize("val")}
-    if material.model.config.data.num_classes > 2:
+    if material.model.config.data.num_classes == 2:
+        statistics["threshold"] = tally.threshold
+    else:
         statistics.pop("sweep", None)  # nothing is cut at a threshold where the largest of several classes is taken
     if nets is not None:
         statistics["nets"] = nets.summarize(material.which)
@@ -226,14 +229,15 @@ def _make_probes(material: _Material) -> tuple[Probe, Probe]:
 def _predict_images(material: _Material, request: CheckpointRequest, clock: Clock, track: Track) -> Tally:
     predictor = material.model.predictor(material.which, request.overlap)
     known = {*material.scored, *material.labeled}
-    tally = Tally()
+    decision = decide(None, None, material.model.config.prediction)
+    tally = Tally() if decision.threshold is None else Tally(threshold=decision.threshold)
     ids = order_images(material.parts, request.seed)
     for case_id in clock.limit(track(ids, len(ids)), UNTIL_IMAGES, LEAST_IMAGES):
         case = material.store.load_whole(case_id)
         probs, logit = predictor.with_logits(case.image, case.spacing)
         target = None if case.target is None or case_id not in known else case.target.clip(max=1)
         part = material.parts[case_id]
-        tally.add(Output(case_id, part, probs.argmax(axis=0) > 0, 1 - probs[0], logit, target), case.image)
+        tally.add(Output(case_id, part, decision(probs) > 0, 1 - probs[0], logit, target), case.image)
     return tally
 
 

@@ -91,8 +91,9 @@ def probe_nets(
 
     def collect(net: nn.Module, probe: Probe, *, train_mode: bool = False, loss: Loss | None = None) -> Signals:
         return collect_signals(
-            net, probe, config.data.num_classes, model.device, batch, model.autocast, train_mode=train_mode, loss=loss
-        )
+            net, probe, config.data.num_classes, model.device, batch, model.autocast,
+            train_mode=train_mode, loss=loss, threshold=config.prediction.threshold,
+        )  # fmt: skip
 
     on_val = {name: collect(net, val, loss=weighted) for name, net in model.nets.items()}
     on_train = {name: collect(net, train) for name, net in model.nets.items()} if len(train.image) else {}

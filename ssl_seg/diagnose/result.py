@@ -119,6 +119,7 @@ class Diagnosis:
       predicted in most images)} or None}``.
     - ``equality`` (c, p with probabilities): ``{"mean_spread", "std_spread"`` (max - min over the images)``, "images",
       "train_mean", "train_std", "val_mean", "val_std"}``; the last four only where both parts were looked at (c).
+    - ``threshold`` (c): probability above which foreground is predicted, of two classes.
     - ``nets`` (c): ``{"student" | "teacher" | "train_mode" | "untrained" | "train_probe": row}`` on the validation
       probe (``train_probe``: the examined net on labeled training patches); a row has ``f1, f1_best, threshold_best,
       auroc, average_precision, prob_mean, prob_std, prob_max, logit_mean, logit_std, prevalence_pred,
@@ -129,7 +130,8 @@ class Diagnosis:
     - ``trivial`` (c, p with masks): ``{"prevalence", "all_negative", "all_positive", "base_rate_random", "best",
       "margin" (f1 - best)}``.
     - ``sweep`` (c; p with masks and probabilities): ``{"thresholds": [0.001, ..., 0.999], "f1": [...],
-      "best_threshold", "best_f1", "f1_at_half"}`` of the examined net on whole validation images.
+      "best_threshold", "best_f1", "f1_at_half", "threshold" (that in force), "f1_at_threshold"}`` of the examined net
+      on whole validation images.
     - ``foreground`` (c, p): ``{"pred": {"images", "mean", "median", "sd", "min", "max", "counts" (images in 20
       equal bins)}, "true": the same or None, "overestimate" (mean pred - mean true, in percentage points) or None}``
       over the images with masks; over all images where there are no masks.

@@ -86,10 +86,11 @@ class Tally:
 
     Args:
         map_voxels: for so many voxels, over all shapes, count how often each is predicted.
+        threshold: probability above which foreground is predicted, of two classes.
     """
 
-    def __init__(self, map_voxels: int = MAX_MAP_VOXELS) -> None:
-        self.map_voxels = map_voxels
+    def __init__(self, map_voxels: int = MAX_MAP_VOXELS, threshold: float = 0.5) -> None:
+        self.map_voxels, self.threshold = map_voxels, threshold
         self.images: list[ImageFigures] = []
         self.examples: list[Example] = []
         self.overlaps: dict[str, ConfusionCounts] = {}
@@ -172,11 +173,13 @@ class Tally:
         if pooled is None or not pooled.histogram[_FOREGROUND].any():
             return None
         positive, negative = pooled.histogram[_FOREGROUND], pooled.histogram[_BACKGROUND]
-        scores = []
-        for threshold in THRESHOLDS:
+
+        def score(threshold: float) -> float:
             first = round(threshold * PROB_BINS)
             tp, fp = int(positive[first:].sum()), int(negative[first:].sum())
-            scores.append(ConfusionCounts(tp, fp, int(positive.sum()) - tp, 0).dice)
+            return ConfusionCounts(tp, fp, int(positive.sum()) - tp, 0).dice
+
+        scores = [score(threshold) for threshold in THRESHOLDS]
         best = max(range(len(scores)), key=lambda i: (scores[i], -abs(THRESHOLDS[i] - 0.5)))
         found = (scores[best], THRESHOLDS[best])
         beyond = self._find_beyond(parts)
@@ -187,7 +190,9 @@ class Tally:
             "f1": scores,
             "best_threshold": found[1],
             "best_f1": found[0],
-            "f1_at_half": scores[THRESHOLDS.index(0.5)],
+            "f1_at_half": score(0.5),
+            "threshold": self.threshold,
+            "f1_at_threshold": score(self.threshold),
         }
 
     def _find_beyond(self, parts: tuple[Part, ...]) -> tuple[float, float] | None:

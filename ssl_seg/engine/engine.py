@@ -60,6 +60,7 @@ class Engine:
         steps_per_epoch: length of an epoch.
         clip_norm: largest gradient norm of an update; None records the norm and clips nothing.
         gradient_noise: added after clipping; None adds nothing.
+        threshold: see ``Progress``.
         seed: with rank and step the seed of every draw inside the step (dropout, gradient noise).
     """
 
@@ -77,6 +78,7 @@ class Engine:
         clip_norm: float | None,
         seed: int,
         gradient_noise: GradientNoiseConfig | None = None,
+        threshold: float | None = None,
     ) -> None:
         self.fabric, self.teacher, self.method, self.autocast = fabric, teacher, method, autocast
         self.student = student
@@ -86,7 +88,7 @@ class Engine:
         """The networks that are scored, predicted with and saved."""
         self.others = method.find_others(student) if isinstance(method, TrainsOthers) else {}
         """Further networks that are trained, by name."""
-        self.seed, self.gradient_noise = seed, gradient_noise
+        self.seed, self.gradient_noise, self.threshold = seed, gradient_noise, threshold
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.clip_norm = math.inf if clip_norm is None else clip_norm
 
@@ -94,7 +96,14 @@ class Engine:
         """Make update number ``step`` (from 0) with a learning rate, on a batch that is on the device."""
         clip_norm = self.clip_norm if restraint.clip_norm is None else restraint.clip_norm
         epoch, is_held = step / self.steps_per_epoch, self.teacher.is_held
-        progress = Progress(step, self.total_steps, epoch, restraint.unlabeled_factor, teacher_is_fixed=is_held)
+        progress = Progress(
+            step,
+            self.total_steps,
+            epoch,
+            restraint.unlabeled_factor,
+            teacher_is_fixed=is_held,
+            threshold=self.threshold,
+        )
         torch.manual_seed(derive_seed(self.seed, self.fabric.global_rank, step))
         self.wrapped.train()
         set_lr(self.optimizer, lr)

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from ssl_seg.config import DataConfig
+from ssl_seg.config import DataConfig, PredictionConfig
 from ssl_seg.errors import CheckpointError, ConfigError, quote
 from ssl_seg.files import write_json
 from ssl_seg.inference.decision import Cleaning, Decision
@@ -68,11 +68,32 @@ def calibrate_predictor(predict: PredictFn, calibration: Calibration | None) -> 
     return predict if calibration is None else CalibratedPredictor(predict, calibration.scaling)
 
 
-def decide(threshold: float | None, calibration: Calibration | None = None) -> Decision:
-    """Return how classes are decided: by the threshold that is asked for, else that of the calibration."""
-    if calibration is None:
-        return Decision(threshold)
-    return Decision(calibration.threshold if threshold is None else threshold, calibration.cleaning)
+def decide(threshold: float | None, calibration: Calibration | None, settings: PredictionConfig) -> Decision:
+    """Return how classes are decided: by the threshold that is asked for, else that of the calibration, else that of
+    the settings of the training, else by the likeliest class."""
+    given = {
+        "--threshold": threshold,
+        "ssl-seg calibrate": None if calibration is None else calibration.threshold,
+        "prediction.threshold": settings.threshold,
+    }
+    source = next((name for name, value in given.items() if value is not None), "default")
+    return Decision(given.get(source), () if calibration is None else calibration.cleaning, source)
+
+
+def decide_mean(threshold: float | None, models: Sequence[Model]) -> Decision:
+    """Return how the mean of several networks is cut; no calibration is of it.
+
+    Raises:
+        ConfigError: for networks that were trained for different thresholds, where none is asked for.
+    """
+    first, *others = models
+    for other in others if threshold is None else ():
+        if (here := first.config.prediction.threshold) != (there := other.config.prediction.threshold):
+            raise ConfigError(
+                f"{first.path} and {other.path} are cut at different thresholds: prediction.threshold {here or 0.5:g} "
+                f"in the first and {there or 0.5:g} in the second. Give the mean one with --threshold"
+            )
+    return decide(threshold, None, first.config.prediction)
 
 
 def check_threshold(threshold: float | None, data: DataConfig) -> None:

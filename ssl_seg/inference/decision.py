@@ -53,6 +53,8 @@ class Decision:
     """Foreground is where its probability is above this, of two classes; None takes the likeliest class."""
     cleaning: tuple[Cleaning, ...] = ()
     """Of each foreground class; none leaves all as they are."""
+    source: str = "default"
+    """What the threshold was given by."""
 
     def __call__(self, probs: NDArray[np.floating]) -> NDArray[np.int64]:
         """Return the class indices (*S) of probabilities (K,*S)."""

@@ -8,6 +8,7 @@ buffers and parameters are in the checkpoints; one that trains parameters of its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
@@ -41,6 +42,8 @@ class Progress:
     """Factor of everything that is learned from unlabeled patches; an intervention sets it to 0 for a while."""
     teacher_is_fixed: bool = False
     """The teacher is a trained network that does not move: what it says counts in full, without ramp-up."""
+    threshold: float | None = None
+    """Probability above which a voxel counts as predicted foreground; None for 0.5."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,20 @@ class StepOutput:
 
 
 @torch.no_grad()
-def count_foreground(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+def count_foreground(logits: Tensor, target: Tensor, threshold: float | None = None) -> dict[str, Tensor]:
     """Return what the labeled patches of a step say about the network in train mode, as shares of their valid voxels.
 
     Args:
         logits: (N,K,*S) or, with deep supervision, (N,H,K,*S).
         target: (N,*S), IGNORE_INDEX where nothing is known.
+        threshold: probability of foreground above which it is predicted; None for 0.5.
 
     Returns:
-        ``prevalence_true`` and ``prevalence_pred`` (probability of foreground above 0.5), and ``prevalence_both``.
+        ``prevalence_true``, ``prevalence_pred`` and ``prevalence_both``.
     """
     valid = target != IGNORE_INDEX
-    truth, pred = (target > 0) & valid, (compute_foreground_logit(first_head(logits, target.ndim)) > 0) & valid
+    cut = 0.0 if threshold is None else math.log(threshold / (1 - threshold))
+    truth, pred = (target > 0) & valid, (compute_foreground_logit(first_head(logits, target.ndim)) > cut) & valid
     count = valid.sum().clamp(min=1)
     return {
         "prevalence_true": truth.sum() / count,
@@ -86,7 +91,7 @@ def supervise(supervised: SupervisedLoss, logits: Tensor, batch: Batch, progress
     """
     labeled = logits[: len(batch.image)]
     loss, components = supervised(labeled, batch.target, progress.epoch)
-    return StepOutput(loss, {**components, **count_foreground(labeled, batch.target)})
+    return StepOutput(loss, {**components, **count_foreground(labeled, batch.target, progress.threshold)})
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ CODES: dict[str, str] = {
     "all_positive": "everything is predicted although there is background, and no threshold would help",
     "component_explosion": "the loss or one of its components rises instead of falling",
     "teacher_diverged": "the teacher is clearly worse than the student, also than the student of some time ago",
-    "shifted_threshold": "the ranking is good, but 0.5 is the wrong place to cut; no collapse",
+    "shifted_threshold": "the ranking is good, but the threshold is the wrong place to cut; no collapse",
     "not_above_trivial": "no threshold does clearly better than predicting foreground everywhere",
     "foreground_bias": "far more, or far less, foreground is predicted than there is",
     "trivial_loss": "the loss is stuck at the value of a constant output",
@@ -69,7 +69,9 @@ LIMITS: dict[str, Limit] = {
         0.10, "F1 at the best threshold, or AUROC, that train mode has over eval mode",
         "healthy networks with BatchNorm had at most 0.05 after 20 steps, 0.01 after 50, 0.17 untrained (measured)",
     ),
-    "mode_gap_at_05": Limit(0.20, "the same for F1 at 0.5", "healthy: 0.13 after 20 steps, 0.04 after 50 (measured)"),
+    "mode_gap_at_05": Limit(
+        0.20, "the same for F1 at the threshold", "healthy: 0.13 after 20 steps, 0.04 after 50 (measured)"
+    ),
     "loss_fall": Limit(0.10, "share of the loss that is a fall", "a reported loss fell 0.27 to 0.22 (19 %)"),
     "f1_fall": Limit(0.10, "loss of F1 against the best so far", "reported together: F1 0.49 to 0.00"),
     "learned_margin": Limit(
@@ -147,7 +149,7 @@ LIMITS: dict[str, Limit] = {
         0.04, "gain of AUROC since half of the steps with which a student is on its way, in the first 5 epochs",
         "healthy runs at the end of an epoch of 20 steps gained 0.05 to 0.11 (measured)",
     ),
-    "shift_gap": Limit(0.10, "F1 at the best threshold over that at 0.5 that is named a shifted threshold", "ours"),
+    "shift_gap": Limit(0.10, "gain of F1 at the best threshold that is named a shifted threshold", "ours"),
     "foreground_bias": Limit(
         2.0, "factor between predicted and true foreground that is gross",
         "ours: from there on, F1 cannot exceed 2/(1 + 2) = 0.67",
@@ -156,7 +158,7 @@ LIMITS: dict[str, Limit] = {
         0.05, "F1 at the best threshold that the student has over the teacher, now and after half of the steps",
         "at most 0.02 in healthy runs, epochs of 50 steps (measured)",
     ),
-    "teacher_gap_at_05": Limit(0.15, "the same at 0.5", "at most 0.06 in healthy runs (measured)"),
+    "teacher_gap_at_05": Limit(0.15, "the same at the threshold", "at most 0.06 in healthy runs (measured)"),
     "large_loss": Limit(1.0, "loss above which it has exploded, if it started lower", "reported"),
     "large_focal": Limit(0.25, "focal loss above which it has exploded, if it started lower", "reported"),
     "first_rise": Limit(1.1, "factor over its first value from which a loss has risen", "ours; that is of one step"),

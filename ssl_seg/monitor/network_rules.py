@@ -1,7 +1,7 @@
 """Rules on what one network puts out. Each is a pure function, and depends on what there was to find.
 
 A network that predicts nothing where nothing is to be found is right. A network whose ranking of voxels is good but
-whose outputs sit on one side of 0.5 has not collapsed: its threshold is shifted.
+whose outputs sit on one side of the threshold has not collapsed: its threshold is shifted.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def find_uniform_ratio(signals: Signals, net: str) -> RuleFinding | None:
 
 
 def find_shifted_threshold(signals: Signals, net: str) -> RuleFinding | None:
-    """The ranking is good, but 0.5 is the wrong place to cut."""
+    """The ranking is good, but the threshold is the wrong place to cut."""
     if not is_informative(signals) or signals.f1_best is None:
         return None
     missing, present = 1 - signals.prevalence_pred, signals.prevalence_pred
@@ -106,7 +106,8 @@ def find_shifted_threshold(signals: Signals, net: str) -> RuleFinding | None:
     gap = signals.f1_best - signals.f1
     if gap <= limit("shift_gap"):
         return None
-    message = f"F1 is {signals.f1:.2f} at 0.5 but {signals.f1_best:.2f} at {_cut(signals)}: learned but shifted"
+    message = f"F1 is {signals.f1:.2f} at {signals.threshold:g}"
+    message += f" but {signals.f1_best:.2f} at {_cut(signals)}: learned but shifted"
     return make_finding("shifted_threshold", "warn", net, gap, "shift_gap", message)
 
 

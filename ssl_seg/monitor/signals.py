@@ -23,6 +23,7 @@ from ssl_seg.data.loader import Probe
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import compute_foreground_logit, first_head
 from ssl_seg.networks.precision import Autocast
+from ssl_seg.scores.calibration import to_log_odds
 from ssl_seg.scores.metrics import (
     ConfusionCounts,
     compute_auroc,
@@ -67,7 +68,8 @@ class Signals:
     share_below_01: float
     """Share of voxels with a foreground probability below 0.1."""
     prevalence_pred: float
-    """Share of voxels predicted foreground (background has not the largest output)."""
+    """Share of voxels predicted foreground (background has not the largest output, or, with a threshold, foreground has
+    a probability above it)."""
     prevalence_true: float
     ratio_std: float
     """Spread of the predicted foreground share between patches."""
@@ -102,6 +104,8 @@ class Signals:
     foreground_distance: float
     """Wasserstein-1 distance between the foreground shares of the patches, predicted and true; in [0, 1]."""
 
+    threshold: float = 0.5
+    """Probability above which foreground is predicted, of two classes."""
     losses: tuple[tuple[str, float], ...] = ()
     """``loss``, the supervised loss as weighted now, and each of its components; means over the batches of the look.
     Empty where it was not asked for."""
@@ -114,8 +118,17 @@ class Signals:
     def to_record(self, prefix: str) -> dict[str, Any]:
         """Return ``{prefix + name: value}`` for metrics.jsonl."""
         values = asdict(self)
-        for shared in ("prevalence_true", "ratio_std_true", "trivial_f1", "trivial_f1_macro", "voxels", "patches"):
-            values.pop(shared)
+        shared = (
+            "prevalence_true",
+            "ratio_std_true",
+            "trivial_f1",
+            "trivial_f1_macro",
+            "voxels",
+            "patches",
+            "threshold",
+        )
+        for name in shared:
+            values.pop(name)
         quantiles = values.pop("logit_quantiles")
         losses = {name if name == "loss" else f"loss/{name}": value for name, value in values.pop("losses")}
         values["prob_histogram"] = list(self.prob_histogram)
@@ -130,11 +143,14 @@ class SignalCollector:
         num_classes: K.
         device: where the outputs are.
         ranked: voxels of a patch at the most that are ranked, drawn evenly; None for all. Other figures are of all.
+        threshold: probability above which foreground is predicted, of two classes; None takes the largest logit.
     """
 
-    def __init__(self, num_classes: int, device: torch.device, ranked: int | None = None) -> None:
+    def __init__(
+        self, num_classes: int, device: torch.device, ranked: int | None = None, threshold: float | None = None
+    ) -> None:
         wide = torch.float32 if device.type == "mps" else torch.float64
-        self.num_classes, self.ranked = num_classes, ranked
+        self.num_classes, self.ranked, self.threshold = num_classes, ranked, threshold
         self.sums = torch.zeros(4, dtype=wide, device=device)  # logit, logit^2, prob, prob^2
         # Of the finite voxels: all, predicted, with a probability below 0.1. Of all: broken, true, predicted, both.
         self.counts = torch.zeros(7, dtype=torch.int64, device=device)
@@ -156,7 +172,10 @@ class SignalCollector:
         known = valid & torch.isfinite(score)
         truth = (target > 0) & valid
         # On a CPU argmax takes longer than all the rest of this method.
-        classes = logits.argmax(dim=1) if self.num_classes > 2 else (logits[:, 1] > logits[:, 0]).long()
+        if self.threshold is not None:
+            classes = (score > to_log_odds(self.threshold)).long()
+        else:
+            classes = logits.argmax(dim=1) if self.num_classes > 2 else (logits[:, 1] > logits[:, 0]).long()
         pred = (classes > 0) & valid
         voxels = valid.flatten(1).sum(1)
         self.ratios.append(torch.stack([_count(pred), _count(truth)]) / voxels.clamp(min=1))
@@ -228,6 +247,7 @@ class SignalCollector:
             trivial_f1_macro=self._macro_trivial_f1(finite + nonfinite),
             dice=self._patch_dice(seen),
             foreground_distance=_distance(predicted_share, true_share),
+            threshold=0.5 if self.threshold is None else self.threshold,
         )
 
     def _choose(self, voxels: int, device: torch.device) -> Tensor | slice:
@@ -280,6 +300,7 @@ def collect_signals(
     *,
     train_mode: bool = False,
     loss: Loss | None = None,
+    threshold: float | None = None,
 ) -> Signals:
     """Return the signals of ``net`` on a probe; its train/eval mode is restored.
 
@@ -293,8 +314,9 @@ def collect_signals(
         train_mode: look at a copy in train mode (batch statistics, dropout) in place of eval mode. A copy, since the
             running statistics would move.
         loss: what is trained with, to be measured too.
+        threshold: see ``SignalCollector``.
     """
-    collector = SignalCollector(num_classes, device, max(RANKED // max(len(probe.image), 1), 1))
+    collector = SignalCollector(num_classes, device, max(RANKED // max(len(probe.image), 1), 1), threshold)
     if train_mode:
         net = copy.deepcopy(net)
     was_training, losses = net.training, list[dict[str, Tensor]]()

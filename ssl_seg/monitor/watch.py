@@ -154,6 +154,7 @@ class Monitor:
         components: names of the components of the supervised loss.
         ranges: of the components; see ``Evidence``.
         loss: measured on ``val`` at each look, where given.
+        threshold: probability above which foreground is predicted; None for the likeliest class.
         uses_teacher: whether the method learns from the teacher.
         context: what the advice of a verdict depends on.
     """
@@ -173,6 +174,7 @@ class Monitor:
         components: Sequence[str] = (),
         ranges: Mapping[str, tuple[float, float]] | None = None,
         loss: LossAt | None = None,
+        threshold: float | None = None,
         uses_teacher: bool = True,
         context: Context = NO_CONTEXT,
     ) -> None:
@@ -180,7 +182,7 @@ class Monitor:
         self.num_classes, self.device, self.batch_size, self.autocast = num_classes, device, batch_size, autocast
         self.warmup_steps, self.steps_per_epoch, self.select = warmup_steps, steps_per_epoch, select
         self.components, self.uses_teacher, self.context = tuple(components), uses_teacher, context
-        self.ranges, self.loss = ranges or {}, loss
+        self.ranges, self.loss, self.threshold = ranges or {}, loss, threshold
 
     def look(
         self,
@@ -232,8 +234,9 @@ class Monitor:
 
     def _collect(self, net: nn.Module, probe: Probe, *, train_mode: bool = False, loss: Loss | None = None) -> Signals:
         return collect_signals(
-            net, probe, self.num_classes, self.device, self.batch_size, self.autocast, train_mode=train_mode, loss=loss
-        )
+            net, probe, self.num_classes, self.device, self.batch_size, self.autocast,
+            train_mode=train_mode, loss=loss, threshold=self.threshold,
+        )  # fmt: skip
 
     def _phase(self, step: int) -> Phase:
         if step <= self.warmup_steps:

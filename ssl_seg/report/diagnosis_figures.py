@@ -132,7 +132,7 @@ def plot_foreground(images: Sequence[ImageFigures], path: Path) -> None:
 
 
 def plot_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], path: Path) -> None:
-    """Write F1 by threshold, with 0.5, the best threshold and the trivial score marked.
+    """Write F1 by threshold, with the present one, the best threshold and the trivial score marked.
 
     Raises:
         DataError: when the file exists or cannot be written.
@@ -140,9 +140,17 @@ def plot_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], path: Path)
     figure = new_figure(path, (5.6, 3.6))
     axis = figure.subplots()
     axis.plot(sweep["thresholds"], sweep["f1"], color=COLORS[0], marker="o", markersize=3, label="F1")
-    if sweep.get("f1_at_half") is not None:
-        label = f"at 0.5: {sweep['f1_at_half']:.3f}"
-        axis.plot(0.5, sweep["f1_at_half"], "s", color="black", markersize=8, fillstyle="none", label=label)
+    if sweep.get("f1_at_threshold") is not None:
+        label = f"at {cut(sweep['threshold'])}: {sweep['f1_at_threshold']:.3f}"
+        axis.plot(
+            sweep["threshold"],
+            sweep["f1_at_threshold"],
+            "s",
+            color="black",
+            markersize=8,
+            fillstyle="none",
+            label=label,
+        )
     if sweep.get("best_f1") is not None:
         label = f"best, at {cut(sweep['best_threshold'])}: {sweep['best_f1']:.3f}"
         axis.plot(sweep["best_threshold"], sweep["best_f1"], "*", color=COLORS[1], markersize=12, label=label)

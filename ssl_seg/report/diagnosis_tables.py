@@ -174,7 +174,7 @@ def _equality(s: Statistics) -> Table:
 
 def _nets(s: Statistics) -> Table:
     columns: list[TableColumn] = [
-        ("F1 at 0.5", "f1", number),
+        (f"F1 at {s.get('threshold', 0.5):g}", "f1", number),
         ("F1 at best", "f1_best", number),
         ("threshold", "threshold_best", cut),
         ("AUROC", "auroc", number),
@@ -228,14 +228,14 @@ def _scores(s: Statistics) -> Table:
 
 def _sweep(s: Statistics) -> Table:
     sweep = s["sweep"]
-    marks = {0.5: "default"}
+    marks = {round(sweep["threshold"], 4): "in force"}
     if sweep.get("best_threshold") is not None:
         marks[round(sweep["best_threshold"], 4)] = "best"
     pairs = zip(sweep["thresholds"], sweep["f1"], strict=True)
     rows = tuple((cut(threshold), number(f1), marks.get(round(threshold, 4), "")) for threshold, f1 in pairs)
     gain = ""
-    if sweep.get("best_f1") is not None and sweep.get("f1_at_half") is not None:
-        gain = f" The best threshold gains {number(sweep['best_f1'] - sweep['f1_at_half'])}."
+    if sweep.get("best_f1") is not None and sweep.get("f1_at_threshold") is not None:
+        gain = f" The best threshold gains {number(sweep['best_f1'] - sweep['f1_at_threshold'])}."
     text = f"F1 over all voxels.{gain} A threshold is chosen on validation images, never on test images."
     return Table("Threshold sweep", text, ("threshold", "F1", ""), rows)
 
@@ -423,11 +423,15 @@ def _join_spans(rows: Sequence[Statistics], low: str, high: str) -> str:
 def _key_scores(s: Statistics) -> list[TableRow]:
     scores, trivial, sweep = s["scores"], s.get("trivial") or {}, s.get("sweep") or {}
     beside = f"all-positive: {number(trivial.get('all_positive'))}" if trivial else ""
-    if sweep.get("best_f1") is not None and sweep["best_threshold"] != 0.5:
+    if sweep.get("best_f1") is not None and sweep["best_threshold"] != sweep["threshold"]:
         beside += f"; at {cut(sweep['best_threshold'])}: {number(sweep['best_f1'])}"
     both = f"{number(scores.get('precision'))}, {number(scores.get('recall'))}"
     return [
-        (f"F1 at 0.5 ({scores['images']} image{'s' * (scores['images'] != 1)})", number(scores.get("f1")), beside),
+        (
+            f"F1 at {s.get('threshold', 0.5):g} ({scores['images']} image{'s' * (scores['images'] != 1)})",
+            number(scores.get("f1")),
+            beside,
+        ),
         ("precision, recall", both, f"bias: {scores.get('bias', UNKNOWN)}"),
     ]
 

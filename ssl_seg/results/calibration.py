@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.config import PredictionConfig
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.open import open_store
 from ssl_seg.data.splits.files import split_from_dict
@@ -24,7 +25,6 @@ from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.evaluation import EvaluateRequest, TrackAll, choose_cases, open_cases
 from ssl_seg.scores.calibration import (
-    EDGES,
     UNCHANGED,
     Counts,
     Floats,
@@ -36,9 +36,11 @@ from ssl_seg.scores.calibration import (
     compute_ece,
     compute_reliability_of_odds,
     count_at_cuts,
+    find_edge,
     fit_scaling_to_odds,
     fit_without_own,
     take_logs,
+    to_log_odds,
     to_probability,
 )
 from ssl_seg.scores.metrics import ConfusionCounts, count_overlap
@@ -70,8 +72,9 @@ def calibrate(
 ) -> dict[str, Any]:
     """Calibrate a network on the validation cases of its run, and store the result beside the checkpoint.
 
-    A threshold for F1 is used only where its gain over 0.5 on left-out cases is beyond chance; one for another rule is
-    used as it is. The biases of more than two classes are used only where they gain likewise.
+    A threshold for F1 is used only where its gain over that of the training's settings (0.5 unless set), on left-out
+    cases, is beyond chance; one for another rule is used as it is. The biases of more than two classes are used only
+    where they gain likewise.
 
     Returns:
         Plain types: ``temperature``, ``biases``, ``threshold`` (of calibrated probabilities), ``gain`` (in F1, with
@@ -97,7 +100,7 @@ def calibrate(
     predictor, store = model.predictor(net, request.overlap), open_store(catalog, data)
     outputs = _predict_cases(predictor, store, ids, track(f"predicting with {net}"))
     if classes == 2:
-        found, figures = _calibrate_two(outputs, request.rule)
+        found, figures = _calibrate_two(outputs, request.rule, model.config.prediction)
     else:
         voxels = sum(int(np.prod(catalog.facts[case_id].shape)) for case_id in ids)
         found, figures = _calibrate_many(outputs, min(1.0, SAMPLED_VOXELS / voxels))
@@ -105,7 +108,7 @@ def calibrate(
         masks = (store.load_whole(case_id).target for case_id in track("reading masks")(ids, len(ids)))
         ways = _list_cleanings(masks, classes)
         again = _predict_cases(calibrate_predictor(predictor, found), store, ids, track(f"cleaning masks of {net}"))
-        found, figures["cleaning"] = _choose_cleaning(found, again, ways)
+        found, figures["cleaning"] = _choose_cleaning(found, again, ways, model.config.prediction)
     return {
         "checkpoint": str(model.path),
         "step": model.checkpoint.progress.step,
@@ -133,7 +136,9 @@ def _predict_cases(predict: PredictFn, store: CaseStore, ids: tuple[str, ...], t
         yield predict(case.image, case.spacing), case.target
 
 
-def _calibrate_two(outputs: Iterator[Output], rule: ThresholdRule) -> tuple[Calibration, dict[str, Any]]:
+def _calibrate_two(
+    outputs: Iterator[Output], rule: ThresholdRule, settings: PredictionConfig
+) -> tuple[Calibration, dict[str, Any]]:
     histograms = np.stack([bin_log_odds(probs, target) for probs, target in outputs])
     for row, name in enumerate(("background", "foreground")):
         if not histograms[:, row].any():
@@ -141,12 +146,13 @@ def _calibrate_two(outputs: Iterator[Output], rule: ThresholdRule) -> tuple[Cali
                 f"the {len(histograms)} validation cases hold no {name}: there is nothing to calibrate with"
             )
     scaling = fit_scaling_to_odds(histograms)
+    present = 0.0 if settings.threshold is None else to_log_odds(settings.threshold)
     try:
-        chosen = choose_threshold(histograms, rule)
+        chosen = choose_threshold(histograms, rule, present)
     except ValueError as error:
         raise DataError(f"--for {rule}: {error}, over the {len(histograms)} validation cases together") from error
     used = chosen.is_shown or rule.target != "f1"
-    cut = chosen.log_odds if used else 0.0
+    cut = chosen.log_odds if used else present
     threshold = to_probability(float(scaling.apply_to_odds(np.array(cut))))
     before = compute_reliability_of_odds(histograms, [UNCHANGED] * len(histograms))
     after = compute_reliability_of_odds(histograms, fit_without_own(histograms))
@@ -157,6 +163,7 @@ def _calibrate_two(outputs: Iterator[Output], rule: ThresholdRule) -> tuple[Cali
             "low": to_probability(chosen.low),
             "high": to_probability(chosen.high),
             "f1_at_half": chosen.f1_at_half,
+            "f1_before": chosen.f1_before,
             "f1": chosen.f1,
             "best_f1": chosen.best_f1,
         },
@@ -199,10 +206,10 @@ def _list_cleanings(masks: Iterable[NDArray[np.integer[Any]] | None], classes: i
 
 
 def _choose_cleaning(
-    found: Calibration, outputs: Iterator[Output], ways: Sequence[Sequence[Cleaning]]
+    found: Calibration, outputs: Iterator[Output], ways: Sequence[Sequence[Cleaning]], settings: PredictionConfig
 ) -> tuple[Calibration, list[dict[str, Any]]]:
     """Choose one of the ways of each class, and return the calibration with it and what it gains."""
-    decision, counts = decide(None, found), []
+    decision, counts = decide(None, found, settings), []
     for probs, target in outputs:
         classes = decision(probs)
         for label, own in enumerate(ways, start=1):
@@ -231,8 +238,7 @@ def _sweep(counts: Counts) -> list[dict[str, float]]:
     """Return the pooled scores at the probabilities of ``SWEEP``, from (B + 1, 4) counts."""
     rows = []
     for threshold in SWEEP:
-        index = int(np.abs(EDGES - np.log(threshold / (1 - threshold))).argmin())
-        at = ConfusionCounts(*map(int, counts[index]))
+        at = ConfusionCounts(*map(int, counts[find_edge(to_log_odds(threshold))]))
         predicted = (at.tp + at.fp) / max(at.tp + at.fn, 1)
         rows.append(
             {

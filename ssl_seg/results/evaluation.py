@@ -19,7 +19,14 @@ from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.splits.split import Split, find_copies_of
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, DataError, SplitError
-from ssl_seg.inference.calibration import calibrate_predictor, check_threshold, decide, find_calibration
+from ssl_seg.inference.calibration import (
+    calibrate_predictor,
+    check_threshold,
+    decide,
+    decide_mean,
+    find_calibration,
+)
+from ssl_seg.inference.decision import Decision
 from ssl_seg.inference.ensemble import check_members, open_members, score_cases
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.scoring import Score
@@ -72,8 +79,8 @@ class EvaluateRequest:
     accelerator: str | None = None
     """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
     threshold: float | None = None
-    """Foreground is where its probability is above this; by default above that of the calibration, and without one
-    where foreground is the likelier class."""
+    """Foreground is where its probability is above this; by default above that of the calibration, without one above
+    that of the training's settings, and without that where foreground is the likelier class."""
     calibrated: bool = True
     """Use what ``ssl-seg calibrate`` has stored beside a checkpoint; for ensembles and folds it is left out."""
 
@@ -87,7 +94,8 @@ def evaluate(
     """Return pooled and mean scores, trivial baselines and one row a case, as plain types.
 
     ``sealed_cases`` counts the sealed test cases among those scored, ``test_openings`` how often such cases have been
-    scored so far.
+    scored so far. ``threshold`` is the probability above which foreground was predicted, None for more than two
+    classes, and ``threshold_from`` what gave it.
 
     One checkpoint: without ``which``, both networks are scored and the headline is the one that was better on
     validation in training, never the one that is better on the cases scored here.
@@ -122,7 +130,9 @@ def evaluate(
     title = f"{len(models)} networks" if several else " and ".join(models[0].nets)
     catalog, data = open_cases(request, models[0], track("reading cases"))
     request = replace(request, calibrated=request.calibrated and not ensemble)
-    scores, opened = _score(request, models, catalog, data, note, track(f"scoring {title}"), ensemble=ensemble)
+    scores, decisions, opened = _score(
+        request, models, catalog, data, note, track(f"scoring {title}"), ensemble=ensemble
+    )
     rows: list[dict[str, Any]] = [
         {"checkpoint": str(model.path), "step": model.checkpoint.progress.step, "which": net}
         for model in models
@@ -131,7 +141,10 @@ def evaluate(
     if ensemble:
         rows.append({"checkpoint": ENSEMBLE, "which": f"mean of {len(models)}"})
     targets = [model.config.targets for model in models for _ in model.nets] + [models[0].config.targets] * ensemble
-    rows = [row | _summarize(score, own) for row, score, own in zip(rows, scores, targets, strict=True)]
+    rows = [
+        row | _describe_threshold(decision, data) | _summarize(score, own)
+        for row, decision, score, own in zip(rows, decisions, scores, targets, strict=True)
+    ]
     used = request.which or models[0].better
     headline = rows[-1] if ensemble else next(row for row in rows if row["which"] == used)
     each = {"rows": add_differences(rows)} if several else {"nets": {row["which"]: _summary_of(row) for row in rows}}
@@ -169,7 +182,7 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
         (net,) = models[0].nets
         stored = _find_stored(request, validation, fold, models[0], data)
         title = f"scoring {fold.name} {net}"
-        (score,), seal = _score(request, models, catalog, data, note, track(title), stored=stored)
+        (score,), (decision,), seal = _score(request, models, catalog, data, note, track(title), stored=stored)
         ids = [case.case_id for case in score.cases]
         if twice := [i for i in ids if i in fold_of]:
             raise SplitError(
@@ -180,7 +193,8 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
         sealed, openings = sealed + seal["sealed_cases"], max(openings, seal["test_openings"])
         scores.append(score)
         row = {"fold": fold.number, "checkpoint": str(path), "which": net, "cases": len(ids)}
-        rows.append(row | _summary_of(_summarize(score, models[0].config.targets)))
+        cut = _describe_threshold(decision, data)
+        rows.append(row | cut | _summary_of(_summarize(score, models[0].config.targets)))
     summary = _summarize(join_scores(scores), models[0].config.targets)
     return {
         "checkpoint": str(request.checkpoint),
@@ -189,9 +203,10 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
         "which": request.which or "better network of each fold",
         "sealed_cases": sealed,
         "test_openings": openings,
+        **cut,
         **summary,
         "cases": [{**row, "fold": fold_of[row["id"]]} for row in summary["cases"]],
-        "nets": {OUT_OF_FOLD: _summary_of(summary)},
+        "nets": {OUT_OF_FOLD: cut | _summary_of(summary)},
         "folds": rows,
     }
 
@@ -224,13 +239,13 @@ def _score(
     *,
     ensemble: bool = False,
     stored: Score | None = None,
-) -> tuple[tuple[Score, ...], dict[str, int]]:
+) -> tuple[tuple[Score, ...], tuple[Decision, ...], dict[str, int]]:
     """Score each network of the models, and their mean with ``ensemble``, on the cases that the request asks for.
 
     ``stored`` is a known score of the only network, which is returned if it is of these cases.
 
     Returns:
-        The scores, and how many of the cases are sealed and how often they have been opened.
+        The scores, how each was cut, and how many of the cases are sealed and how often they have been opened.
     """
     split = load_split(request.split) if request.split else split_from_dict(models[0].checkpoint.split)
     ids = choose_cases(request, models, catalog, split, note)
@@ -239,8 +254,11 @@ def _score(
     nets = [(model, net) for model in models for net in model.nets]
     if stored is not None and [case.case_id for case in stored.cases] == list(ids):
         scores: tuple[Score, ...] = (stored,)
+        decisions: tuple[Decision, ...] = (decide(None, None, models[0].config.prediction),)
     else:
-        scores = _predict_scores(request, nets, open_store(catalog, data), ids, note, track, ensemble=ensemble)
+        scores, decisions = _predict_scores(
+            request, nets, open_store(catalog, data), ids, note, track, ensemble=ensemble
+        )
     names = [f"{model.path}: {net}" for model, net in nets] + [ENSEMBLE] * ensemble
     for name, score in zip(names, scores, strict=True):
         if score.nonfinite:
@@ -249,7 +267,7 @@ def _score(
                 f"WARNING {name} gives NaN or infinity in {cases} of {len(score.cases)} cases: {score.nonfinite:,} "
                 "voxels count as wrong, and no mask can be made of them"
             )
-    return scores, opened
+    return scores, decisions, opened
 
 
 def _predict_scores(
@@ -261,15 +279,22 @@ def _predict_scores(
     track: Track,
     *,
     ensemble: bool,
-) -> tuple[Score, ...]:
-    """Predict the cases with each network, calibrated and cut as the request says, and return the scores."""
+) -> tuple[tuple[Score, ...], tuple[Decision, ...]]:
+    """Predict the cases with each network, calibrated and cut as the request says; return the scores and the cuts."""
     for text in dict.fromkeys(text for model, _ in nets for text in model.describe_machine()):
         note(text)
+    models = [model for model, _ in nets]
     calibrations = [find_calibration(model, net, note) if request.calibrated else None for model, net in nets]
     if any(calibrations) and request.part == "val" and request.split is None and request.data is None:
         note("these cases are those that the calibration was chosen on: the scores are optimistic")
-    decisions = [decide(request.threshold, own) for own in calibrations]
-    return score_cases(
+    decisions = [
+        *(
+            decide(request.threshold, own, model.config.prediction)
+            for (model, _), own in zip(nets, calibrations, strict=True)
+        ),
+        *([decide_mean(request.threshold, models)] if ensemble else []),
+    ]
+    scores = score_cases(
         [
             calibrate_predictor(model.predictor(net, request.overlap), own)
             for (model, net), own in zip(nets, calibrations, strict=True)
@@ -277,10 +302,18 @@ def _predict_scores(
         store,
         ids,
         mean=ensemble,
-        decisions=[*decisions, *[decide(request.threshold)] * ensemble],
+        decisions=decisions,
         surface=nets[0][0].config.data.ndim == 3,
         track=track,
     )
+    return scores, tuple(decisions)
+
+
+def _describe_threshold(decision: Decision, data: DataConfig) -> dict[str, Any]:
+    """Return above which probability foreground was predicted, and what said so."""
+    likeliest = 0.5 if data.num_classes == 2 else None
+    threshold = likeliest if decision.threshold is None else decision.threshold
+    return {"threshold": threshold, "threshold_from": decision.source}
 
 
 def _summarize(score: Score, targets: TargetsConfig) -> dict[str, Any]:

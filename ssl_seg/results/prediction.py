@@ -35,6 +35,7 @@ from ssl_seg.inference.calibration import (
     calibration_path,
     check_threshold,
     decide,
+    decide_mean,
     find_calibration,
 )
 from ssl_seg.inference.decision import Decision
@@ -77,8 +78,8 @@ class PredictRequest:
     probabilities: bool = False
     spacing: tuple[float, ...] | None = None
     threshold: float | None = None
-    """Foreground is where its probability is above this; by default above that of the calibration, and without one
-    where foreground is the likelier class."""
+    """Foreground is where its probability is above this; by default above that of the calibration, without one above
+    that of the training's settings, and without that where foreground is the likelier class."""
     calibrated: bool = True
     """Use what ``ssl-seg calibrate`` has stored beside the checkpoint; of an ensemble it is left out."""
     more: tuple[Path, ...] = ()
@@ -207,7 +208,11 @@ def _use_networks(
     for model in models if len(nets) > 1 else ():
         if (stored := calibration_path(model.path)).is_file():
             note(f"{stored} is of one network: the mean of {len(nets)} leaves it out")
-    decision = decide(request.threshold, calibration)
+    decision = (
+        decide(request.threshold, calibration, models[0].config.prediction)
+        if len(nets) == 1
+        else decide_mean(request.threshold, models)
+    )
     settings = {
         "networks": [f"{model.fingerprint} {net}" for model, net in nets],
         "overlap": request.overlap,

@@ -102,6 +102,7 @@ def score_networks(
     track: Track,
 ) -> FinalScores:
     """Score the networks of the checkpoints of a run, in one pass over the cases; equal networks are predicted once."""
+    from ssl_seg.inference.calibration import decide
     from ssl_seg.inference.ensemble import score_cases
     from ssl_seg.inference.model import NETS, find_collapsed
     from ssl_seg.inference.sliding import OVERLAP
@@ -116,7 +117,13 @@ def score_networks(
                 found = len(distinct)
                 distinct.append((models[source], net))
             number[source, net] = found
-    scores = score_cases([model.predictor(net, OVERLAP) for model, net in distinct], store, case_ids, track=track)
+    scores = score_cases(
+        [model.predictor(net, OVERLAP) for model, net in distinct],
+        store,
+        case_ids,
+        decisions=[decide(None, None, model.config.prediction) for model, _ in distinct],
+        track=track,
+    )
     return FinalScores(
         step,
         select,

@@ -151,6 +151,8 @@ def _summarize(final: FinalScores, prepared: BegunRun, console: Console) -> dict
     )
     where = "the mean of the students" if used.source == "swa" else f"epoch {epoch}"
     value = f"{name} {abs(scores['selected']['score']):.3f} on {len(used.score.cases)} whole validation cases"
+    if (threshold := prepared.config.prediction.threshold) is not None:
+        value += f" at a threshold of {threshold:g}"
     if final.select == "dice":  # which empty cases flatter
         own = summarize_network(used.score)
         positives = "none" if own["dice_positives"] is None else f"{own['dice_positives']:.3f}"

@@ -400,6 +400,7 @@ def _make_engine(fabric: Fabric, config: Config, built: Built, teacher: EMATeach
         clip_norm=config.optim.clip_norm,
         seed=config.seed,
         gradient_noise=config.policies.gradient_noise,
+        threshold=config.prediction.threshold,
     )
 
 
@@ -425,6 +426,7 @@ def _make_monitor(fabric: Fabric, config: Config, feed: _Feed) -> Monitor:
         components=list_components(config.loss),
         ranges=feed.ranges,
         loss=loss_at,
+        threshold=config.prediction.threshold,
         uses_teacher=METHODS[config.method.name].traits.uses_teacher,
         context=read_context(config),
     )

@@ -91,12 +91,14 @@ class ThresholdChoice:
     high: float
     """95 % of the resamples of the cases choose log-odds between these."""
     f1_at_half: float
+    f1_before: float
+    """At the threshold that is in force without a choice."""
     f1: float
     """At the threshold, on the cases that it was chosen on: optimistic."""
     best_f1: float
     """The highest of any threshold on these cases: optimistic."""
     gain: Estimate
-    """Of F1 over that at 0.5, on cases that were left out of the choice."""
+    """Of F1 over that at the present threshold, on cases that were left out of the choice."""
 
     @property
     def is_shown(self) -> bool:
@@ -168,12 +170,13 @@ def choose_cut(counts: Counts, rule: ThresholdRule) -> int:
     return int(best[np.abs(best - HALF).argmin()])
 
 
-def choose_threshold(histograms: Counts, rule: ThresholdRule) -> ThresholdChoice:
+def choose_threshold(histograms: Counts, rule: ThresholdRule, present: float = 0.0) -> ThresholdChoice:
     """Choose a threshold on cases, and measure on left-out cases what it gains.
 
     Args:
         histograms: (C, 2, B), see ``bin_log_odds``; C at least 1.
         rule: what the threshold is for.
+        present: log-odds of the threshold that is in force without a choice.
 
     Raises:
         ValueError: see ``choose_cut``.
@@ -184,7 +187,10 @@ def choose_threshold(histograms: Counts, rule: ThresholdRule) -> ThresholdChoice
     left_out = np.empty((len(counts), 4), np.int64)
     for group in _split_cases(len(counts)):
         left_out[group] = counts[group, choose_cut(pooled - counts[group].sum(axis=0), rule)]
-    gain = estimate_difference(left_out[None, :, None], counts[None, :, HALF, None], "f1", draw_resamples(len(counts)))
+    before = find_edge(present)
+    gain = estimate_difference(
+        left_out[None, :, None], counts[None, :, before, None], "f1", draw_resamples(len(counts))
+    )
     low, high = _resample_threshold(counts, rule)
     f1 = compute_dice(pooled)
     return ThresholdChoice(
@@ -192,10 +198,21 @@ def choose_threshold(histograms: Counts, rule: ThresholdRule) -> ThresholdChoice
         low=low,
         high=high,
         f1_at_half=float(f1[HALF]),
+        f1_before=float(f1[before]),
         f1=float(f1[chosen]),
         best_f1=float(f1.max()),
         gain=gain,
     )
+
+
+def find_edge(log_odds: float) -> int:
+    """Return the index of the edge next to log-odds."""
+    return int(np.abs(EDGES - log_odds).argmin())
+
+
+def to_log_odds(probability: float) -> float:
+    """Return the log-odds of a probability."""
+    return float(special.logit(probability))
 
 
 def to_probability(log_odds: float) -> float:

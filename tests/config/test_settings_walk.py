@@ -239,6 +239,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
         ("monitor.on_collapse=stop", "length.steps_per_epoch=4", "optim.lr=1e-9"),
     ),
     "monitor.patience_steps": ("monitor.patience_steps=1", (*WILD, *RECOVER)),
+    "prediction.threshold": ("prediction.threshold=0.4", ("data.label_map={2: 1}", "data.label_values=[0, 1]")),
 }  # fmt: skip
 
 MACHINE = {key for key in list_settings(Config, "") if key.startswith("runtime.")}

@@ -100,7 +100,7 @@ def constant_diagnosis(**changes: Any) -> Diagnosis:
         "trivial": {"prevalence": 0.327, "all_negative": 0.0, "all_positive": 0.493, "base_rate_random": 0.327,
                     "best": 0.493, "margin": 0.001},
         "sweep": {"thresholds": thresholds, "f1": [0.495] * 11 + [0.45, 0.3, 0.1] + [0.0] * 5, "best_threshold": 0.05,
-                  "best_f1": 0.495, "f1_at_half": 0.494},
+                  "best_f1": 0.495, "f1_at_half": 0.494, "threshold": 0.5, "f1_at_threshold": 0.494},
         "foreground": {"pred": {"images": 5, **SPREAD, "mean": 0.9565}, "true": {"images": 5, **SPREAD, "mean": 0.609},
                        "overestimate": 34.75},
         "trivial_losses": {"network": 0.69, "all_positive": 0.54, "all_negative": 1.0,

@@ -27,7 +27,7 @@ HEALTHY: dict[str, Any] = {
     "layers": {"zero_weights": [], "non_finite_weights": [], "silent": None},
     "scores": {"images": 20, "precision": 0.8, "recall": 0.8, "bias": "balanced"},
     "foreground": {"overestimate": 0.5, "true": {"mean": 0.3}},
-    "sweep": {"best_f1": 0.8, "best_threshold": 0.5, "f1_at_half": 0.8},
+    "sweep": {"best_f1": 0.8, "best_threshold": 0.5, "threshold": 0.5, "f1_at_threshold": 0.8},
     "trivial_losses": {"network": 0.3, "all_positive": 4.0, "all_negative": 3.0},
     "batches": {
         "n": 10, "mean": 0.3, "min": 0.2, "max": 0.4, "expected": 0.3, "most_expected": 0.4, "notes": [],
@@ -137,7 +137,7 @@ def test_extreme_costs_are_named(loss: dict[str, Any], over: float | None, key: 
 def test_a_threshold_is_advised_as_a_command() -> None:
     finding = make_finding("shifted_threshold", "warn")
     student = {**HEALTHY["nets"]["student"], "threshold_best": 0.99996}
-    sweep = {"best_threshold": 0.998, "best_f1": 0.8, "f1_at_half": 0.3}
+    sweep = {"best_threshold": 0.998, "best_f1": 0.8, "threshold": 0.5, "f1_at_threshold": 0.3}
     statistics = {**changed("nets", student=student), "sweep": sweep}
     path = "ssl-seg predict 'runs/a b/checkpoints/best.pt' IMAGES OUTPUT --which student --uncalibrated"
     enough = {**statistics, "scores": {**HEALTHY["scores"], "images": 8}}

@@ -256,6 +256,15 @@ def test_rampup_steps_take_the_place_of_the_ratio(rampup_steps: int | None, expe
     assert output.terms["consistency_weight"].item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("threshold", [None, 0.3, 0.7])
+def test_the_foreground_of_labeled_patches_is_counted_above_the_threshold(threshold: float | None) -> None:
+    nets, batch = make_nets(), make_batch()
+    counted = make_method("supervised", {}, LOSS, 2)(nets, batch, replace(PROGRESS, threshold=threshold)).terms
+    pred = nets.student(batch.image).softmax(1)[:, 1] > (threshold or 0.5)
+    assert counted["prevalence_pred"].item() == pytest.approx(pred.float().mean().item())
+    assert counted["prevalence_both"].item() == pytest.approx((pred & (batch.target > 0)).float().mean().item())
+
+
 def test_methods_take_stacked_outputs(method: Method) -> None:
     nets = make_nets(method=method, network=TwoHeads)
     batch = make_batch_for(method)

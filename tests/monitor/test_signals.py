@@ -11,8 +11,16 @@ import numpy as np
 import pytest
 import torch
 from monitor_cases import make_logits
+from scipy import special
 from scipy.stats import t, wasserstein_distance
-from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    precision_recall_curve,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 from torch import Tensor, nn
 
 from ssl_seg.data.loader import Probe
@@ -23,8 +31,8 @@ from ssl_seg.monitor.signals import EDGES, PROB_BINS, SignalCollector, Signals, 
 from ssl_seg.scores.intervals import compute_score
 
 
-def collect(score: Tensor, target: Tensor, parts: int = 1) -> Signals:
-    collector = SignalCollector(2, torch.device("cpu"))
+def collect(score: Tensor, target: Tensor, parts: int = 1, threshold: float | None = None) -> Signals:
+    collector = SignalCollector(2, torch.device("cpu"), threshold=threshold)
     for own, truth in zip(score.chunk(parts), target.chunk(parts), strict=True):
         collector.update(make_logits(own), truth)
     return collector.compute()
@@ -59,6 +67,23 @@ def test_against_sklearn_and_numpy(example: tuple[Tensor, Tensor]) -> None:
     assert s.ratio_std == pytest.approx(float((score > 0).float().mean((1, 2)).std(unbiased=False)), abs=1e-6)
     expected = np.quantile(flat, [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])
     np.testing.assert_allclose(s.logit_quantiles, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.7])
+def test_what_is_predicted_goes_by_the_threshold(example: tuple[Tensor, Tensor], threshold: float) -> None:
+    """What ranks the voxels does not, and no figure is other than by default at 0.5."""
+    score, target = example
+    default, half = collect(score, target), collect(score, target, threshold=0.5)
+    s = collect(score, target, parts=3, threshold=threshold)
+    pred, truth = special.expit(score.numpy().astype(np.float64)) > threshold, target.numpy()
+    assert s.f1 == s.f1_macro == pytest.approx(f1_score(truth.ravel(), pred.ravel()))
+    assert s.precision == pytest.approx(precision_score(truth.ravel(), pred.ravel()))
+    assert s.recall == pytest.approx(recall_score(truth.ravel(), pred.ravel()))
+    assert s.prevalence_pred == pytest.approx(pred.mean())
+    assert s.dice == pytest.approx(np.mean([f1_score(t.ravel(), p.ravel()) for t, p in zip(truth, pred, strict=True)]))
+    assert (s.auroc, s.f1_best, s.threshold_best) == (default.auroc, default.f1_best, default.threshold_best)
+    assert s.f1 != default.f1
+    assert half == default
 
 
 @pytest.mark.parametrize("shift", [-40.0, -22.0, 0.0, 17.5, 40.0])

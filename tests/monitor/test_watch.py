@@ -87,6 +87,19 @@ def test_networks_get_their_name(
     assert (code in observation.verdict.codes) if code else observation.verdict.codes == ()
 
 
+def test_networks_that_are_cut_where_they_should_be_are_not_shifted(monitor: Monitor) -> None:
+    net = Threshold(-12.0)
+    best = monitor.look(net, net, 100).val["student"].threshold_best
+    monitor.threshold = best
+    look = monitor.look(net, net, 100)
+    assert look.verdict.codes == ()
+    assert look.score == look.val["student"].f1 == pytest.approx(look.val["student"].f1_best)
+    monitor.threshold = 0.9
+    (finding,) = [f for f in monitor.look(net, Threshold(-2.2), 100).verdict.findings if f.net == "student"]
+    assert finding.code == "shifted_threshold"
+    assert " at 0.9 but " in finding.message
+
+
 def test_all_positive_scores_the_trivial_f1_exactly(monitor: Monitor) -> None:
     observation = monitor.look(constant_net(5.0), Threshold(0.0), 0)
     s = observation.val["student"]

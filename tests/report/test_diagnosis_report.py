@@ -397,7 +397,7 @@ class TestOtherFigures:
 
     def test_sweep(self, draw: Any) -> None:
         sweep = {"thresholds": [0.25, 0.5, 0.75], "f1": [0.4, 0.5, 0.7], "best_threshold": 0.75, "best_f1": 0.7,
-                 "f1_at_half": 0.5}  # fmt: skip
+                 "f1_at_half": 0.5, "threshold": 0.5, "f1_at_threshold": 0.5}  # fmt: skip
         axis = draw(plot_sweep, sweep, {"best": 0.42}).axes[0]
         curve, half, best, trivial = axis.lines
         assert best.get_label() == "best, at 0.75: 0.700"
@@ -406,7 +406,7 @@ class TestOtherFigures:
         np.testing.assert_array_equal(curve.get_xydata(), [[0.25, 0.4], [0.5, 0.5], [0.75, 0.7]])
         np.testing.assert_array_equal([half.get_xydata()[0], best.get_xydata()[0]], [[0.5, 0.5], [0.75, 0.7]])
         assert set(trivial.get_ydata()) == {0.42}
-        bare = draw(plot_sweep, sweep | {"best_f1": None, "best_threshold": None, "f1_at_half": None}, {})
+        bare = draw(plot_sweep, sweep | {"best_f1": None, "best_threshold": None, "f1_at_threshold": None}, {})
         assert len(bare.axes[0].lines) == 1
 
 

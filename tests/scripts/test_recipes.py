@@ -61,6 +61,7 @@ def test_a_recipe_says_what_its_source_says(name: str) -> None:
     assert values["loss"].get("options", {}).get("focal", {}).get("alpha") == alpha
     assert (values["batch"]["labeled"], values["optim"]["lr"]) == (batch, lr)
     assert values.get("policies", {}).get("swa", {}).get("start_epoch") == swa
+    assert values.get("prediction", {}).get("threshold") == {"seed_v2": 0.6, "seed_v3": 0.8}.get(name)
 
 
 def test_the_progressive_phases_are_the_sources() -> None:
