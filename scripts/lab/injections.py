@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-import monai.inferers
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +17,8 @@ import ssl_seg.run.training
 from ssl_seg.data.loader import PatchSource, Probe
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
+from ssl_seg.inference import sliding
+from ssl_seg.inference.stitching import Windows
 
 BIAS = -8.0
 
@@ -199,16 +201,17 @@ def leave_border_out(width: int) -> AbstractContextManager[None]:
     """The windows of the prediction stop before the border of the image."""
 
     def make(original: Any) -> Any:
-        def predict_windows(inputs: Tensor, *args: Any, **options: Any) -> Tensor:
-            probs: Tensor = original(inputs, *args, **options)
-            inner = (..., *(slice(width, -width) for _ in inputs.shape[2:]))
-            covered = torch.zeros_like(probs)
-            covered[inner] = probs[inner]
-            return covered
+        def stitch(read: Any, forward: Any, windows: Windows, box: Any, **options: Any) -> Iterator[tuple[int, Any]]:
+            for first, rows in original(read, forward, windows, box, **options):
+                inner = slice(max(width - first, 0), max(windows.shape[0] - width - first, 0))
+                part = (slice(None), inner, *(slice(width, -width) for _ in windows.shape[1:]))
+                covered = np.zeros_like(rows)
+                covered[part] = rows[part]
+                yield first, covered
 
-        return predict_windows
+        return stitch
 
-    return _replaced(monai.inferers, "sliding_window_inference", make)
+    return _replaced(sliding, "stitch", make)
 
 
 def _far_below_zero(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: ARG001 (a hook)

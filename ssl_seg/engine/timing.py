@@ -22,6 +22,7 @@ from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.pace import Pace
 from ssl_seg.engine.window import StepSums
 from ssl_seg.inference.sliding import OVERLAP, Predictor
+from ssl_seg.inference.stitching import place_windows
 from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks.precision import choose_inference_precision, make_autocast
 
@@ -117,11 +118,8 @@ def list_metrics(engine: Engine, monitor: Monitor, source: PatchSource) -> set[s
 
 
 def count_windows(shape: Sequence[int], patch_size: Sequence[int]) -> int:
-    """Return the windows in which an image (*S) is predicted, as MONAI places them."""
-    steps = [max(int(patch * (1 - OVERLAP)), 1) for patch in patch_size]
-    return math.prod(
-        math.ceil(max(n - patch, 0) / step) + 1 for n, patch, step in zip(shape, patch_size, steps, strict=True)
-    )
+    """Return the windows in which an image (*S) is predicted."""
+    return math.prod(map(len, place_windows(shape, patch_size, OVERLAP).starts))
 
 
 def _cut_probes(monitor: Monitor) -> tuple[Monitor, float]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ssl_seg.data.formats.stored import Voxels
 from ssl_seg.data.resample import compute_resampled_shape, resample_image
-from ssl_seg.data.views.transforms import find_gaps, normalize
+from ssl_seg.data.views.transforms import Intensity, find_gaps, make_window, measure_parts
 from ssl_seg.errors import DataError, is_out_of_memory
+from ssl_seg.inference.stitching import Box, divide_laterally, place_windows, stitch
 from ssl_seg.losses import compute_foreground_logit
 from ssl_seg.networks.precision import Autocast
 
@@ -22,6 +26,9 @@ OVERLAP = 0.25
 Pooled F1 at an overlap of 0, 0.25, 0.5, 0.75: 0.645, 0.647, 0.636, 0.636 on EMPS (2D) and 0.685, 0.685, 0.688, 0.705 on
 left atria (3D), where the work is 1, 2.4, 8 and 64 times that without overlap.
 """
+
+MEASURED_VOXELS = 2**18
+"""Voxels that are measured in one go."""
 
 
 @dataclass(frozen=True)
@@ -71,39 +78,73 @@ class Predictor:
         return _clear(both[:-1], find_gaps(image)), both[-1]
 
     def _predict_on_grid(
-        self, image: NDArray[np.generic], spacing: tuple[float, ...] | None, windows: Callable[[Tensor], Tensor]
+        self, image: NDArray[np.generic], spacing: tuple[float, ...] | None, compute: Callable[[Tensor], Tensor]
     ) -> NDArray[np.float32]:
         if self.resample_to is None:
-            return self._predict(image, windows)
+            return self._predict(image, compute)
         if spacing is None:
             raise DataError(
                 f"the network was trained at voxel size {self.resample_to} and the image does not say its own. "
                 "Save it in a format that has one (NIfTI, OME-TIFF, OME-Zarr), or give it with --spacing."
             )
         shape = compute_resampled_shape(image.shape[1:], spacing, self.resample_to)
-        return resample_image(self._predict(resample_image(image, shape), windows), image.shape[1:])
+        return resample_image(self._predict(resample_image(image, shape), compute), image.shape[1:])
 
-    @torch.no_grad()
-    def _predict(self, image: NDArray[np.generic], windows: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
-        from monai.inferers import sliding_window_inference
+    def stream(
+        self, image: Voxels, intensity: Intensity, box: Box | None = None
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield the first row and the probabilities (K,n,*lateral) of some rows of an image, one behind the other.
 
+        What is held is a layer of windows, however many rows there are. Voxel sizes are not looked at.
+
+        Args:
+            image: (C,*S).
+            intensity: of the whole image; see ``measure_intensity``. Where there is a ``window``, that counts.
+            box: what is wanted, a slice of each axis of *S; by default all.
+        """
+        gaps: deque[tuple[Box, NDArray[np.bool_]]] = deque()
+        box = box or tuple(slice(0, size) for size in image.shape[1:])
+        for first, rows in self._stitch(image, self._compute_probs, intensity, box, gaps.append):
+            place = (slice(first, first + rows.shape[1]), *box[1:])
+            while gaps and gaps[0][0][0].stop <= first:
+                gaps.popleft()
+            for where, found in gaps:
+                here, there = _intersect(place, where)
+                rows[(slice(None), *here)][:, found[there]] = np.eye(len(rows), 1, dtype=np.float32)
+            yield first, rows
+
+    def _stitch(
+        self,
+        image: Voxels,
+        compute: Callable[[Tensor], Tensor],
+        intensity: Intensity,
+        box: Box,
+        note_gaps: Callable[[tuple[Box, NDArray[np.bool_]]], None] = lambda _: None,
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        def read(part: Box) -> NDArray[np.float32]:
+            raw = image[(slice(None), *part)]
+            if (gaps := find_gaps(raw)) is not None:
+                note_gaps((part, gaps))
+            return stats.to_zscore(raw)
+
+        stats = intensity if self.window is None else make_window(self.window, image.shape[0])
+        windows = place_windows(image.shape[1:], self.patch_size, self.overlap)
         try:
-            zscore = torch.from_numpy(normalize(image, self.window))[None]
-            probs = sliding_window_inference(
-                zscore,
-                roi_size=tuple(self.patch_size),
-                sw_batch_size=self.batch_size,
-                predictor=windows,
-                overlap=self.overlap,
-                mode="gaussian",
-                sw_device=self.device,
-                device=torch.device("cpu"),
-            )
+            yield from stitch(read, compute, windows, box, device=self.device, batch_size=self.batch_size)
         except Exception as error:
             if is_out_of_memory(error):  # the message of the command line has the notes
                 error.add_note(f"at an image of {' x '.join(map(str, image.shape[1:]))} on {self.device}")
             raise
-        return np.asarray(probs[0].numpy(), dtype=np.float32)
+
+    def _predict(self, image: NDArray[np.generic], compute: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+        intensity = measure_array(image) if self.window is None else make_window(self.window, len(image))
+        probs = np.empty((0, *image.shape[1:]), np.float32)
+        for box in divide_laterally(image.shape[1:], self.patch_size):
+            for first, rows in self._stitch(image, compute, intensity, box):
+                if not len(probs):
+                    probs = np.empty((len(rows), *image.shape[1:]), np.float32)
+                probs[(slice(None), slice(first, first + rows.shape[1]), *box[1:])] = rows
+        return probs
 
     def _compute_logits(self, windows: Tensor) -> Tensor:
         with self.autocast():
@@ -116,6 +157,24 @@ class Predictor:
     def _compute_both(self, windows: Tensor) -> Tensor:
         logits = self._compute_logits(windows)
         return torch.cat([logits.softmax(dim=1), compute_foreground_logit(logits).unsqueeze(1)], dim=1)
+
+
+def measure_array(image: NDArray[np.generic]) -> Intensity:
+    """Return what ``measure_intensity`` gives, ten times as fast: in parts that fit into the cache."""
+    rows = max(1, MEASURED_VOXELS // prod(image.shape[2:]))
+    parts = ((c, own[first : first + rows]) for c, own in enumerate(image) for first in range(0, len(own), rows))
+    return measure_parts(parts, len(image))
+
+
+def _intersect(box: Box, other: Box) -> tuple[Box, Box]:
+    """Return where two boxes meet: in the first, and in the second."""
+    ends = [
+        (max(a.start, b.start), max(a.start, b.start, min(a.stop, b.stop))) for a, b in zip(box, other, strict=True)
+    ]
+    return (
+        tuple(slice(first - part.start, last - part.start) for (first, last), part in zip(ends, box, strict=True)),
+        tuple(slice(first - part.start, last - part.start) for (first, last), part in zip(ends, other, strict=True)),
+    )
 
 
 def _clear(probs: NDArray[np.float32], gaps: NDArray[np.bool_] | None) -> NDArray[np.float32]:

@@ -44,6 +44,12 @@ class Intensity:
         scaled += _per_channel(offset.astype(np.float32), unit)
         return scaled
 
+    def to_zscore(self, image: NDArray[np.generic]) -> Array:
+        """Map raw values (C,*P) to z-scores; NaN becomes 0."""
+        if self.clips:
+            return self.unit_to_zscore(self.to_unit(image))
+        return _fill(_scale(image, self.mean, self.std), np.zeros(len(image), np.float32))
+
     @property
     def mean_unit(self) -> Array:
         """The mean of each channel in the unit range, which becomes z-score 0."""
@@ -97,11 +103,8 @@ def normalize(image: NDArray[np.generic], window: Sequence[float] | None = None)
         image: raw values; NaN, where nothing was measured, becomes 0.
         window: see ``make_window``; None takes the statistics of the image.
     """
-    if window is not None:
-        fixed = make_window(window, len(image))
-        return fixed.unit_to_zscore(fixed.to_unit(image))
-    stats = measure_intensity(image)
-    return _fill(_scale(image, stats.mean, stats.std), np.zeros(len(image), np.float32))
+    stats = measure_intensity(image) if window is None else make_window(window, len(image))
+    return stats.to_zscore(image)
 
 
 def find_gaps(image: NDArray[np.generic]) -> NDArray[np.bool_] | None:
