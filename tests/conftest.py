@@ -25,6 +25,13 @@ settings.register_profile("no clock", deadline=None, suppress_health_check=[Heal
 settings.load_profile("no clock")
 torch.set_num_threads(1)  # for networks of a few channels a second thread costs more than it does
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs: what the tests expect holds on a CPU. Those of a GPU are asked for with ``-m gpu``."""
+    if "gpu" not in config.getoption("markexpr").replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 REAL_DATA = Path(os.environ.get("SSL_SEG_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

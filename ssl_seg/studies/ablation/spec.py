@@ -208,6 +208,7 @@ def layers_of(spec: AblationSpec, cell: CellSpec) -> list[Layer]:
         ConfigError: a recipe or configuration that cannot be read, or a setting that belongs to an axis.
     """
     layers = [] if spec.config is None else read_layers(spec.config)
+    layers += [Layer(AXES, nest("method.name", cell.arm.method))]  # what is laid over it may give options of the method
     recipe = spec.recipes[cell.arm.recipe]
     own = [Layer(f"recipe {cell.arm.recipe}", recipe)] if isinstance(recipe, Mapping) else read_layers(recipe)
     layers += [Layer("settings", spec.settings), *own, Layer("overrides", spec.overrides)]

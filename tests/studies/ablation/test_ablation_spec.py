@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ssl_seg.config.layers import Layer, merge_layers
 from ssl_seg.errors import ConfigError
-from ssl_seg.studies.ablation.spec import AblationSpec, Arm, layers_of, list_cells, read_spec
+from ssl_seg.studies.ablation.spec import AblationSpec, Arm, find_spec, layers_of, list_cells, read_spec
 
 
 def test_cells_are_the_product_of_the_axes() -> None:
@@ -140,15 +140,20 @@ def test_an_unknown_name_lists_the_packaged_ones() -> None:
 
 
 def test_packaged_ablations_can_be_read() -> None:
-    for name in (
-        "label_fractions",
-        "emps_label_fractions",
-        "emps_bootstrap",
-        "la_bootstrap",
-        "la_networks",
-        "emps_methods",
-    ):
+    packaged = sorted(path.stem for path in find_spec("emps_methods").parent.glob("*.yaml"))
+    assert {"label_fractions", "emps_methods", "emps_fixmatch", "la_methods"} <= set(packaged)
+    for name in packaged:
         assert list_cells(read_spec(name))
+
+
+def test_a_recipe_may_give_options_of_the_method_of_the_axis(tmp_path: Path) -> None:
+    recipe = {"method": {"options": {"confidence": 0.5}}}
+    path = write_spec(
+        tmp_path / "s.yaml", "synthetic:particles", methods=["fixmatch"], recipes={"p": {}, "half": recipe}
+    )
+    spec = read_spec(str(path), [Layer("--set", {"baseline": "fixmatch"})])
+    found = {cell.arm.recipe: merge_layers(layers_of(spec, cell))[0]["method"] for cell in list_cells(spec)}
+    assert found == {"p": {"name": "fixmatch"}, "half": {"name": "fixmatch", "options": {"confidence": 0.5}}}
 
 
 def test_the_method_is_an_axis_that_options_do_not_set(tmp_path: Path) -> None:
