@@ -58,9 +58,9 @@ def data_batches(
     if not as_json:
         show(f"{catalog.root}: layout {catalog.layout}, {len(labeled)} labeled, {len(unlabeled)} unlabeled")
     views = METHODS[resolved.config.method.name].traits.strong_views
-    store = open_store(catalog, resolved.config.data)
+    store = open_store(catalog, resolved.config.data, resolved.pseudo_labels)
     source = make_source(resolved.config, store, labeled, unlabeled, strong_views=views)
-    expected = compute_expected(source, catalog.facts)
+    expected = compute_expected(source, store.catalog.facts)
     contents = [measure_batch(source[step], expected.positive) for step in track("making batches")(range(n), n)]
     summary, findings = summarize_batches(contents, expected)
     if figure is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from ssl_seg.cli.console import announce, end_interrupted, show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
+    from ssl_seg.config.layers import Layer
     from ssl_seg.studies.rungs import LabelLadder, Rung
 
 
@@ -43,6 +45,7 @@ def ladder(
             show_default="margin",
         ),
     ] = None,
+    rounds: o.Rounds = 0,
     out: Annotated[
         Path | None, typer.Option(help="Directory to create.", show_default="runs/DATA_METHOD_ladder_...")
     ] = None,
@@ -60,19 +63,33 @@ def ladder(
     Each rung is what `train --labels L --bootstrap PARENT` does, on one split. Exit code 3 where a gate or
     the monitor ends it.
     """
-    given = {name: value for name, value in locals().items() if name != "labels"}  # those are of the rungs
+    given = dict(locals())
+    from ssl_seg.cli.settings import make_layers
+
+    wanted = o.join_labels(labels, more, "the rungs")
+    climb(wanted, make_layers(config, {**given, "labels": None}, set_), given)  # the labels are those of the rungs
+
+
+def climb(labels: tuple[float, ...], layers: tuple[Layer, ...], given: Mapping[str, Any]) -> None:
+    """Train the rungs, or continue them, and print the table; the exit code says how it ended.
+
+    Args:
+        labels: of the rungs.
+        layers: settings of all rungs.
+        given: the other parameters of the command.
+    """
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.cli.settings import check_paths, make_layers
+    from ssl_seg.cli.settings import check_paths
     from ssl_seg.engine.pace import check_length
     from ssl_seg.results.study import load_study
     from ssl_seg.run.request import TrainRequest
     from ssl_seg.studies.rungs import LADDER, check_labels
 
-    wanted = o.join_labels(labels, more, "the rungs")
-    layers = make_layers(config, given, set_)
+    names = ("out", "resume", "force", "epochs", "rounds", "minutes")
+    out, resume, force, epochs, rounds, minutes = (given[name] for name in names)
     check_length(layers, epochs, minutes)
     if resume is None:
-        check_labels(wanted)
+        check_labels(labels)
     else:
         load_study(LADDER, resume)
     check_paths(TrainRequest(layers).settings)
@@ -81,7 +98,7 @@ def ladder(
     announce()
     from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
-    request = LabelLadderRequest(wanted, layers, out, resume, force, epochs, minutes)
+    request = LabelLadderRequest(labels, layers, out, resume, force, epochs, rounds, minutes)
     _report(climb_labels(request, TerminalConsole()))
 
 
@@ -131,6 +148,14 @@ def _explain(rung: Rung, result: LabelLadder, resume: str) -> None:
     show(f"to go on all the same, from the best rung so far: {resume} --force", err=True)
 
 
+def _describe_start(rung: Rung) -> str:
+    if rung.status in ("waiting", "skipped"):
+        return "-"
+    if rung.parent is None:
+        return "scratch"
+    return f"labels of rung {rung.parent}" if rung.round else f"rung {rung.parent}"
+
+
 def _make_row(rung: Rung, scored: dict[str, Any] | None) -> dict[str, Any]:
     """Return the row of a rung; ``scored`` are the scores of any network, which say what figures are of."""
     from dataclasses import asdict
@@ -142,7 +167,7 @@ def _make_row(rung: Rung, scored: dict[str, Any] | None) -> dict[str, Any]:
         "rung": rung.number,
         "labels": rung.amount,
         "cases": rung.cases,
-        "start": "-" if rung.status == "waiting" else f"rung {rung.parent}" if rung.parent else "scratch",
+        "start": _describe_start(rung),
         **make_score_cells("" if scored is None else name_subject(scored), *networks),
         **show_difference(None if rung.difference is None else asdict(rung.difference), "to its parent"),
         "": "kept" if rung.kept else "worse: its parent is kept" if rung.status == "done" else rung.status,

@@ -184,6 +184,15 @@ Pretrained = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps of each training.")]
 Epochs = Annotated[int | None, typer.Option(help="Length in epochs of length.steps_per_epoch steps.", min=1)]
+Rounds = Annotated[
+    int,
+    typer.Option(
+        help="Rounds of self-training: the best network so far labels the unlabeled images, and the half that earlier "
+        "networks agree on most is trained with as well, from scratch.",
+        min=0,
+        max=100,
+    ),
+]
 Minutes = Annotated[
     float | None,
     typer.Option(

@@ -1,4 +1,4 @@
-"""``ssl-seg train``: a single run here, the folds of a cross-validation in ``train_folds``."""
+"""``ssl-seg train``: a single run here, folds in ``train_folds``, rounds of self-training in ``train_rounds``."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def train(
     lr: o.LearningRate = None,
     batch_size: o.BatchSize = None,
     seed: o.RunSeed = None,
+    rounds: o.Rounds = 0,
     out: Annotated[
         Path | None, typer.Option(help="Run directory to create.", show_default="runs/DATA_METHOD_...")
     ] = None,
@@ -64,6 +65,7 @@ def train(
     from ssl_seg.cli.paths import take_checkpoint
     from ssl_seg.cli.settings import check_paths, make_layers
     from ssl_seg.cli.train_folds import check_folds, run_folds
+    from ssl_seg.cli.train_rounds import run_rounds
     from ssl_seg.engine.pace import check_length
     from ssl_seg.errors import ConfigError
     from ssl_seg.results.folds import FOLDS
@@ -75,6 +77,9 @@ def train(
     request = TrainRequest(layers, out, None, resume, force=force, epochs=epochs, minutes=minutes)
     check_length(layers, epochs, minutes)
     check_folds(folds, fold, request.settings, split=split, bootstrap=bootstrap, resume=resume)
+    if rounds:
+        run_rounds(rounds, config, given, set_)
+        return
     if fold == "all" or (resume is not None and FOLDS.is_in(resume)):
         if bootstrap is not None:
             raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")

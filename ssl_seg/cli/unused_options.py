@@ -16,7 +16,7 @@ Unused = dict[str, tuple[tuple[str, ...], tuple[str, ...], str]]
 IDLE: dict[str, Unused] = {
     # command -> option -> (needs one of these, does nothing with any of these, what it does)
     "train": {
-        "--force": (("--bootstrap",), ("--resume",), "starts from a parent that the gate refuses"),
+        "--force": (("--bootstrap", "--rounds"), ("--resume",), "starts from a parent that the gate refuses"),
     },
     "ablate": {
         "--workers": ((), ("--ray", "--dry-run", "--report"), "trains so many cells at a time on this machine"),

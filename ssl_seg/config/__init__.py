@@ -65,6 +65,8 @@ class LengthConfig(Section):
     """Optimizer steps."""
     steps_per_epoch: PositiveInt = 100
     """An epoch is a fixed number of steps, whatever the label fraction."""
+    snapshots: int = Field(0, ge=0, le=100)
+    """Networks that are kept on the way, evenly spaced: 2 keeps those after one and two thirds of the steps."""
 
 
 class MonitorConfig(Section):

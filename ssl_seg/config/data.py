@@ -68,6 +68,9 @@ class DataConfig(Section):
     that names show (patient03_slice07). none keeps nothing together."""
     unlabeled: str | None = None
     """Folder of further unlabeled images, without masks."""
+    pseudo_labels: str | None = None
+    """Folder of pseudo-labels of unlabeled training cases, as `ssl-seg train --rounds` writes them; half of the labeled
+    patches are drawn from these cases."""
     mask: MaskKind = "semantic"
     """What mask values are: semantic (each a class), instances (numbers of objects: all but 0 are foreground), binary
     or probability (foreground is above a threshold). Recognized from the masks where it is left out."""

@@ -143,6 +143,12 @@ def find_warmup(optim: OptimConfig, length: LengthConfig) -> int:
     return plan_warmup(length.steps) if optim.schedule == "one_cycle" else optim.warmup_steps
 
 
+def find_snapshots(length: LengthConfig) -> tuple[int, ...]:
+    """Return the steps after which networks are kept, evenly spaced and before the last one."""
+    places = (round(n * length.steps / (length.snapshots + 1)) for n in range(1, length.snapshots + 1))
+    return tuple(sorted({step for step in places if 0 < step < length.steps}))
+
+
 def compute_lr_scale(kind: LrScaling, batch_size: float, reference: float) -> float:
     """Return the factor of the learning rate for a batch of another size than that the rate was chosen for.
 

@@ -13,6 +13,7 @@ from ssl_seg.data.catalog import Catalog, Track, open_catalog, parse_section, pa
 from ssl_seg.data.disk_cache import open_disk_cache
 from ssl_seg.data.layouts.groups import NO_GROUPS
 from ssl_seg.data.loader import PatchSource
+from ssl_seg.data.pseudo_labels import PseudoLabelSet
 from ssl_seg.data.reading import LABEL_SETTINGS, SETTINGS
 from ssl_seg.data.sampling import ForegroundShift
 from ssl_seg.data.store import CaseStore
@@ -59,20 +60,21 @@ def absolute_root(root: str) -> str:
 
 def absolute_paths(data: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings of a ``data`` section that are paths, as absolute paths, without those that are ``none``."""
-    given = {name: data.get(name) for name in PATHS}
+    given = {name: data.get(name) for name in (*PATHS, "pseudo_labels")}
     return {name: absolute_root(v) for name, v in given.items() if isinstance(v, str) and Path(v) != NO_GROUPS}
 
 
-def open_store(catalog: Catalog, data: DataConfig) -> CaseStore:
-    """Return the reader of the cases."""
+def open_store(catalog: Catalog, data: DataConfig, pseudo_labels: PseudoLabelSet | None = None) -> CaseStore:
+    """Return the reader of the cases; those with pseudo-labels have these as targets."""
     return CaseStore(
-        catalog,
+        catalog if pseudo_labels is None else pseudo_labels.describe(catalog),
         data.channels,
         data.cache_mb * 2**20,
         disk_cache=open_disk_cache(data.disk_cache_gb),
         resample_to=data.resample_to,
         spacing=data.spacing,
         window=data.window,
+        targets={} if pseudo_labels is None else pseudo_labels.files,
     )
 
 
@@ -88,6 +90,9 @@ def make_source(
 ) -> PatchSource:
     """Return the batches of a run, for one of its processes.
 
+    Where the store has pseudo-labels, their cases are drawn among the labeled ones, which are repeated until they are
+    about as many (as in ST++, Yang et al. 2022).
+
     Args:
         config: all settings.
         store: reads the cases.
@@ -95,12 +100,14 @@ def make_source(
         rank, world_size: place of the process.
         strong_views: number of strong views of an unlabeled patch, at least 1.
     """
-    facts = store.catalog.facts
+    facts, pseudo = store.catalog.facts, tuple(store.targets)
+    repeats = max(1, round(len(pseudo) / max(len(labeled), 1)))
+    labeled = (*labeled,) * repeats + pseudo
     fewest, most = config.labeled_range
     positive = frozenset(i for i in labeled if i in facts and (facts[i].foreground or 0.0) > 0)
     return PatchSource(
         store,
-        tuple(labeled),
+        labeled,
         tuple(unlabeled) if config.batch.unlabeled else (),
         (most, config.batch.unlabeled),
         config.data.patch_size,

@@ -6,10 +6,12 @@ Shapes: C channels, *S spatial = (Z, Y, X) or (Y, X), *P a patch.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,7 @@ class CaseStore:
         resample_to: voxel size (*S) of what ``load`` returns; None keeps the grid of the file.
         spacing: voxel size (*S) that holds for all images; None takes that of each file.
         window: lowest and highest intensity that the network tells apart; None takes the statistics of each image.
+        targets: files (NPY) of targets on the grid of ``load`` that take the place of masks, by case.
     """
 
     def __init__(
@@ -89,8 +92,9 @@ class CaseStore:
         resample_to: tuple[float, ...] | None = None,
         spacing: tuple[float, ...] | None = None,
         window: tuple[float, float] | None = None,
+        targets: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
-        self.catalog, self.channels, self.max_bytes = catalog, channels, max_bytes
+        self.catalog, self.channels, self.max_bytes, self.targets = catalog, channels, max_bytes, targets
         self.disk_cache, self.resample_to, self.spacing, self.window = disk_cache, resample_to, spacing, window
         self.fits = decoded_bytes(catalog, resample_to, spacing) <= max_bytes
         self._cache: OrderedDict[str, LoadedCase] = OrderedDict()
@@ -106,7 +110,11 @@ class CaseStore:
         if case_id in self._cache:
             self._cache.move_to_end(case_id)
             return self._cache[case_id]
-        loaded = self._read(self.catalog.case(case_id))
+        case = self.catalog.case(case_id)
+        if case_id in self.targets:
+            loaded = self._exchange_target(self._read(replace(case, mask=None)), self.targets[case_id])
+        else:
+            loaded = self._read(case)
         self._cache[case_id] = loaded
         self._held += loaded.nbytes
         while self._held > self.max_bytes and self._cache:
@@ -121,8 +129,10 @@ class CaseStore:
         """Return a case on the grid of its file, all of it in memory.
 
         Raises:
-            DataError: as for ``load``.
+            DataError: as for ``load``, and for a case whose target is not that of a mask: it must not be scored.
         """
+        if case_id in self.targets:
+            raise DataError(f"case '{case_id}' has a pseudo-label, and these are never scored")
         case = self.catalog.case(case_id)
         spacing = self.spacing or self.catalog.facts[case_id].spacing
         if self.resample_to is None:
@@ -147,6 +157,19 @@ class CaseStore:
         counts = [] if target is None else self._count_classes(case, [target])
         foreground, each = _find_foreground([] if target is None else [(0, target)], counts)
         return LoadedCase(image, target, foreground, self._fixed_intensity or measure_intensity(image), each)
+
+    def _exchange_target(self, loaded: LoadedCase, file: Path) -> LoadedCase:
+        """Return a case with the target of a file."""
+        try:
+            target = np.load(file, mmap_mode=None if self.fits else "r").astype(np.int16, copy=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} cannot be read: {error}") from error
+        if target.shape != loaded.image.shape[1:]:
+            shapes = " and ".join(" x ".join(map(str, shape)) for shape in (target.shape, loaded.image.shape[1:]))
+            raise DataError(f"{file} and its image have the shapes {shapes}: the images are others than before")
+        counts = [int(np.count_nonzero(target == label)) for label in range(1, self.catalog.num_classes)]
+        foreground, each = _find_foreground([(0, target)], counts)
+        return replace(loaded, target=target, foreground=foreground, voxels_each=each)
 
     @property
     def _fixed_intensity(self) -> Intensity | None:

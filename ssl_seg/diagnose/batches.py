@@ -118,7 +118,7 @@ def measure_batch(batch: Batch, positive: frozenset[str]) -> Contents:
 def compute_expected(source: PatchSource, facts: Mapping[str, CaseFacts]) -> Expected:
     """Return what the batches of a source should hold, from the facts of its labeled cases."""
     shares = {i: facts[i].foreground or 0.0 for i in source.labeled}
-    positive = frozenset(i for i, share in shares.items() if share > 0)
+    positive = [i for i in source.labeled if shares[i] > 0]  # a case may stand there more than once
     of_cases = len(positive) / len(source.labeled)
     sampler = source.labeled_cases
     balanced = sampler if isinstance(sampler, BalancedCaseStream) else None
@@ -130,7 +130,7 @@ def compute_expected(source: PatchSource, facts: Mapping[str, CaseFacts]) -> Exp
     most = (1 - centered) * mean + centered * (float(np.mean(held)) if held else 0.0)
     return Expected(
         counts=source.counts,
-        positive=positive,
+        positive=frozenset(positive),
         positive_cases=of_cases,
         foreground=mean if share is None else share,
         most_foreground=(1 + source.augment.copy_paste) * (max(mean, most) if share is None else share),

@@ -18,7 +18,7 @@ from ssl_seg.run.directory import CONFIG_FILE, RunDir, check_free
 
 SCHEMA = 1
 
-MemberStatus = Literal["waiting", "done", "collapsed", "refused"]
+MemberStatus = Literal["waiting", "done", "collapsed", "refused", "skipped"]
 StudyEnding = Literal["finished", "interrupted", "collapsed", "refused"]
 
 

@@ -30,15 +30,15 @@ def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
     """Return a parent's settings as a layer below those of the new run.
 
     Left out: machine settings, the split file (the split itself is carried over), how the parent itself was started
-    (section ``bootstrap`` and ``network.pretrained``: each start is decided anew), and what depends on a setting that
-    the new run changes.
+    (section ``bootstrap`` and ``network.pretrained``: each start is decided anew), its pseudo-labels, and what depends
+    on a setting that the new run changes.
 
     Args:
         config: settings of the checkpoint, or the pre-training, that the new run starts from.
         source: its name, for messages.
         given: dotted keys that files and options of the new run set.
     """
-    dropped = {"runtime", "split.file", "bootstrap", "network.pretrained"}
+    dropped = {"runtime", "split.file", "bootstrap", "network.pretrained", "data.pseudo_labels"}
     if "length.steps" in given:
         dropped.add("optim.warmup_steps")
     if "method.name" in given:

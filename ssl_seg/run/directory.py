@@ -7,7 +7,7 @@
     RUN/train.log            what was said, line by line
     RUN/lock                 held by the process that trains
     RUN/checkpoints/last.pt  best.pt  best-2.pt ... (monitor.keep_best)  swa.pt (policies.swa)
-                    healthy.pt, start.pt (monitor.on_collapse: recover)
+                    healthy.pt, start.pt (monitor.on_collapse: recover)  step-133.pt ... (length.snapshots)
 """
 
 from __future__ import annotations
@@ -66,6 +66,14 @@ class RunDir:
     def best_of_rank(self, rank: int) -> Path:
         """Return the path of the checkpoint with the highest (1), second highest (2), ... validation score."""
         return self.path / "checkpoints" / ("best.pt" if rank == 1 else f"best-{rank}.pt")
+
+    def snapshot(self, step: int) -> Path:
+        """Return the path of the networks that are kept after a step (``length.snapshots``)."""
+        return self.path / "checkpoints" / f"step-{step}.pt"
+
+    def find_snapshots(self) -> list[Path]:
+        """Return the paths of all of them, in the order of their steps."""
+        return sorted((self.path / "checkpoints").glob("step-*.pt"), key=lambda path: int(path.stem[5:]))
 
     @property
     def events_path(self) -> Path:

@@ -357,14 +357,17 @@ def _describe_start(resolved: Resolved) -> dict[str, Any]:
         values["bootstrap"] = str(resolved.request.bootstrap)
     if pretrained is not None:
         values["pretrained"] = {"run": config.network.pretrained, "step": pretrained.step, **pretrained.result}
+    if resolved.pseudo_labels is not None:
+        values["pseudo_labels"] = {"folder": config.data.pseudo_labels, "cases": len(resolved.pseudo_labels.files)}
     if resolved.published is not None:
         values["encoder_weights"] = resolved.published
     return values
 
 
 def _describe_split(resolved: Resolved) -> str:
-    split = resolved.split
+    split, pseudo = resolved.split, resolved.pseudo_labels
+    made = "" if pseudo is None else f" ({len(pseudo.files)} with pseudo-labels)"
     return (
-        f"{len(resolved.labeled)} labeled, {len(resolved.unlabeled)} unlabeled, {len(split.val)} validation, "
+        f"{len(resolved.labeled)} labeled, {len(resolved.unlabeled)} unlabeled{made}, {len(split.val)} validation, "
         f"{len(split.test)} test (sealed); fingerprint {split.fingerprint}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -190,6 +190,12 @@ class Recorder:
         """Write last.pt."""
         if self.active:
             save_checkpoint(checkpoint, self.prepared.run.last)
+
+    def save_snapshot(self, checkpoint: Checkpoint, step: int) -> None:
+        """Keep the networks of a step, without the rest of the state."""
+        if self.active:
+            progress = replace(checkpoint.progress, step=step)
+            save_checkpoint(replace(checkpoint, progress=progress, parts={}), self.prepared.run.snapshot(step))
 
     def keep_healthy(self, step: int) -> None:
         """Copy last.pt to healthy.pt; that of step 0 to start.pt too."""

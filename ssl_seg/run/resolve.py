@@ -17,6 +17,7 @@ from ssl_seg.config.layers import Layer, Settings, build_config, nest, validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.open import absolute_paths, absolute_root, open_data
+from ssl_seg.data.pseudo_labels import PseudoLabelSet, load_pseudo_labels
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.splits.split import Split, make_folds, make_split, reorder_labeled
 from ssl_seg.engine.pace import ANY_STEPS, check_length
@@ -55,6 +56,8 @@ class Resolved:
     parent: Checkpoint | None = None
     """The checkpoint that a run builds on, or that a resumed run goes on from."""
     pretrained: Pretraining | None = None
+    pseudo_labels: PseudoLabelSet | None = None
+    """Of some of the unlabeled cases, which are trained with as well."""
     faults: tuple[Finding, ...] | None = None
     """Faults of the split that are allowed; None before they were looked for."""
     published: str | None = None
@@ -109,7 +112,9 @@ def resolve(
         near = config.split.near_copies == "keep_together" and not config.split.allow_faults
         check_seen(pretrained, str(config.network.pretrained), split, catalog, near_copies=near)
     config = _settle_class_weights(settle_config(config), catalog, labeled)
-    return Resolved(request, config, sources, tuple(planned), catalog, split, labeled, unlabeled, parent, pretrained)
+    pseudo = _load_pseudo_labels(config, catalog, split, unlabeled)
+    plan = tuple(planned)
+    return Resolved(request, config, sources, plan, catalog, split, labeled, unlabeled, parent, pretrained, pseudo)
 
 
 def resolve_stored(request: TrainRequest, stored: Config, where: Path) -> tuple[Config, dict[str, str]]:
@@ -149,7 +154,9 @@ def resolve_again(
         SslSegError: for unusable data or split.
     """
     catalog = open_data(config.data.model_dump(mode="json"), track)
-    return Resolved(request, config, sources, (), catalog, split, *divide_pool(split, config.split.labels), parent)
+    labeled, unlabeled = divide_pool(split, config.split.labels)
+    pseudo = _load_pseudo_labels(config, catalog, split, unlabeled)
+    return Resolved(request, config, sources, (), catalog, split, labeled, unlabeled, parent, pseudo_labels=pseudo)
 
 
 def resolve_runtime(request: TrainRequest, stored: Mapping[str, Any] | None = None) -> RuntimeConfig:
@@ -180,6 +187,17 @@ def divide_pool(split: Split, labels: float) -> tuple[tuple[str, ...], tuple[str
     labeled, unlabeled = split.labeled_ids(labels), split.pool_ids(labels)
     split.check_not_sealed([*labeled, *unlabeled, *split.val])
     return labeled, unlabeled
+
+
+def _load_pseudo_labels(
+    config: Config, catalog: Catalog, split: Split, unlabeled: tuple[str, ...]
+) -> PseudoLabelSet | None:
+    """Return the pseudo-labels that the run trains with, if any, checked."""
+    if config.data.pseudo_labels is None:
+        return None
+    found = load_pseudo_labels(Path(config.data.pseudo_labels))
+    found.check(split, unlabeled, catalog)
+    return found
 
 
 def apply_length(settings: Settings, request: TrainRequest) -> Settings:

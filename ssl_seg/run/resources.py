@@ -71,7 +71,8 @@ def estimate_output_bytes(built: Built, config: Config) -> int:
     moments = 2 if config.optim.name == "adamw" else 1
     averages = config.policies.swa is not None
     files = 1 + config.monitor.keep_best + averages + 2 * (config.monitor.on_collapse == "recover")
-    return (files + 1) * ((2 + moments + averages) * weights + kept) + _LOG_BYTES
+    snapshots = 2 * config.length.snapshots * weights
+    return (files + 1) * ((2 + moments + averages) * weights + kept) + snapshots + _LOG_BYTES
 
 
 def _count_bytes(tensors: Iterable[Tensor]) -> int:

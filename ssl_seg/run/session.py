@@ -38,6 +38,8 @@ class Schedule:
     steps_per_epoch: int
     first_epoch_probes: tuple[int, ...]
     check_steps: int = 20
+    snapshots: tuple[int, ...] = ()
+    """Steps after which the networks are kept."""
 
     def ends_epoch(self, step: int) -> bool:
         """Return whether an epoch, or the run, ends after ``step`` updates."""
@@ -247,6 +249,8 @@ def run_loop(session: Session, stop_requested: Callable[[int], bool]) -> LoopRes
         watch.window.add(record, factor)
         step += 1
         recorder.advance(step)
+        if step in schedule.snapshots:
+            recorder.save_snapshot(session.snapshot(), step)
         looked = watch.is_due(step)
         if looked:
             observation = session.look(step)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ssl_seg.config import Config
 from ssl_seg.config.layers import to_plain
-from ssl_seg.config.schedules import find_warmup, make_ema_schedule, make_lr_schedule
+from ssl_seg.config.schedules import find_snapshots, find_warmup, make_ema_schedule, make_lr_schedule
 from ssl_seg.data.loader import (
     Batch,
     PatchSource,
@@ -331,7 +331,7 @@ def settle_runtime(fabric: Fabric, config: Config, network: nn.Module, console: 
 
 def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
     config, split = resolved.config, resolved.split
-    store, patch = open_store(resolved.catalog, config.data), config.data.patch_size
+    store, patch = open_store(resolved.catalog, config.data, resolved.pseudo_labels), config.data.patch_size
     views = METHODS[config.method.name].traits.strong_views
     source = make_source(
         config,
@@ -354,7 +354,7 @@ def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
     return _Feed(
         source,
         val,
-        make_probe(store, source.labeled, config.monitor.train_probe_patches, patch, split.seed),
+        make_probe(store, resolved.labeled, config.monitor.train_probe_patches, patch, split.seed),
         compute_ranges(_find_components(config), batches, config.data.num_classes),
         workers,
     )
@@ -441,7 +441,11 @@ def _assemble(
     uses_unlabeled = built.method.traits.uses_unlabeled
     reduces, length = config.optim.schedule == "reduce_on_plateau", config.length
     schedule = Schedule(
-        length.steps, length.steps_per_epoch, config.monitor.first_epoch_probes, config.monitor.check_steps
+        length.steps,
+        length.steps_per_epoch,
+        config.monitor.first_epoch_probes,
+        config.monitor.check_steps,
+        find_snapshots(length),
     )
 
     def batches_from(step: int, foreground: ForegroundShift | None) -> Iterator[Batch]:

@@ -1,19 +1,22 @@
 """A ladder of label fractions: each rung is a training with more labels that starts from the best one so far.
 
 A rung is what ``train --labels L --bootstrap PARENT`` does, with the gate in front of it. All rungs share one split.
+Rounds of self-training are rungs too: each begins from scratch, with pseudo-labels of the best rung so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
+from typing import Any
 
 from lightning_fabric import Fabric
 
+from ssl_seg.config import BootstrapConfig
 from ssl_seg.config.data import format_label_amount
-from ssl_seg.config.layers import Layer, nest
+from ssl_seg.config.layers import Layer, nest, validate
 from ssl_seg.data.splits.files import save_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import ConfigError, RefusedError
@@ -26,6 +29,7 @@ from ssl_seg.run.recorder import Console, Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve
 from ssl_seg.run.transfer import check_options
+from ssl_seg.studies.pseudo_labels import make_pseudo_labels
 from ssl_seg.studies.rungs import LADDER, LabelLadder, Rung, check_labels, compare_counts, find_best, find_end
 from ssl_seg.studies.sequential import (
     OWN_SPLIT,
@@ -37,6 +41,9 @@ from ssl_seg.studies.sequential import (
     run_study,
 )
 from ssl_seg.studies.training import Outcome, Training
+
+SNAPSHOTS = 2
+"""Networks that a run keeps on the way, after one and two thirds of its steps, to judge pseudo-labels by."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class LabelLadderRequest:
     """Go on although the gate refuses a rung, or one has collapsed."""
     epochs: int | None = None
     """Length of each rung in epochs, instead of length.steps."""
+    rounds: int = 0
+    """Rounds of self-training after the training with each amount of labels."""
     minutes: float | None = None
     """Minutes of the first training, instead of length.steps; the steps that fit into them hold for all. In a
     continuation, another time where the first one was too short."""
@@ -78,8 +87,8 @@ def climb_labels(request: LabelLadderRequest, console: Console | None = None) ->
     steps = StudySteps(
         create=lambda fabric: _create(request, fabric, console),
         reopen=lambda ladder: _reopen(request, ladder),
-        plan=_plan_rung,
-        judge=lambda ladder, rung, outcome: _judge(ladder, rung, outcome, console),
+        plan=lambda ladder, rung: _plan_rung(ladder, rung, console),
+        judge=lambda ladder, rung, outcome: _skip_rounds(_judge(ladder, rung, outcome, console), rung, console),
         refuse=_refuse,
     )
     return run_study(LADDER, steps, request.layers, request.resume, console)
@@ -101,8 +110,11 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
         gpu=fabric.device.type != "cpu",
     )
     config = plan.config
-    check_options(config, plan.sources, has_parent=len(request.labels) > 1)
-    rungs = _list_rungs(plan.split, request.labels, console)
+    check_options(config, plan.sources, has_parent=len(request.labels) > 1 or request.rounds > 0)
+    rungs = _list_rungs(plan.split, request.labels, request.rounds, console)
+    if request.rounds:
+        snapshots = Layer("--rounds", nest("length.snapshots", SNAPSHOTS))
+        layers = (*layers, *([] if "length.snapshots" in plan.request.settings.sources else [snapshots]))
     name = f"{name_data(config.data.root)}_{config.method.name}_ladder_seed{config.seed}"
     path = request.out or next_free(Path("runs") / name)
     ladder = LabelLadder(path, layers, rungs, request.epochs, request.minutes, request.force)
@@ -117,26 +129,52 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
     return ladder
 
 
-def _list_rungs(split: Split, labels: Sequence[float], console: Console) -> tuple[Rung, ...]:
-    rungs = tuple(Rung(n, float(value), len(split.labeled_ids(value))) for n, value in enumerate(labels, start=1))
-    for below, above in pairwise(rungs):
-        if above.cases < below.cases:
+def _list_rungs(split: Split, labels: Sequence[float], rounds: int, console: Console) -> tuple[Rung, ...]:
+    counts = {float(value): len(split.labeled_ids(value)) for value in labels}
+    for below, above in pairwise(counts):
+        named = [format_label_amount(value) for value in (below, above)]
+        if counts[above] < counts[below]:
             raise ConfigError(
-                f"--labels: {above.amount} stands for {above.cases} of the {len(split.fractions[1.0])} labeled "
-                f"training cases, and {below.amount} before it for {below.cases}: each rung needs more than the one "
+                f"--labels: {named[1]} stands for {counts[above]} of the {len(split.fractions[1.0])} labeled "
+                f"training cases, and {named[0]} before it for {counts[below]}: each rung needs more than the one "
                 "below"
             )
-        if above.cases == below.cases:
+        if counts[above] == counts[below]:
             console.note(
-                f"ladder: WARNING {below.amount} and {above.amount} both stand for {above.cases} labeled case(s): "
-                f"rung {above.number} adds none"
+                f"ladder: WARNING {named[0]} and {named[1]} both stand for {counts[above]} labeled case(s): "
+                f"rung {list(counts).index(above) + 1} adds none"
             )
-    return rungs
+    numbers = count(1)
+    return tuple(
+        Rung(next(numbers), value, cases, number)
+        for value, cases in counts.items()
+        for number in range(1 + _count_rounds(split, value, rounds, labels, console))
+    )
+
+
+def _count_rounds(split: Split, value: float, rounds: int, labels: Sequence[float], console: Console) -> int:
+    """Return the rounds of self-training with an amount of labels: none where no training case is unlabeled.
+
+    Raises:
+        ConfigError: where that is so with every amount.
+    """
+    if not rounds or split.pool_ids(value):
+        return rounds
+    why = (
+        f"with labels {format_label_amount(value)}, no training case is unlabeled, and there is nothing to pseudo-label"
+    )
+    if not any(split.pool_ids(other) for other in labels):
+        raise ConfigError(
+            f"--rounds {rounds}: {why}. Give fewer labels (--labels 0.1) or images without masks (--unlabeled FOLDER), "
+            "or leave --rounds out"
+        )
+    console.note(f"ladder: WARNING {why}: no rounds there")
+    return 0
 
 
 def _reopen(request: LabelLadderRequest, ladder: LabelLadder) -> LabelLadder:
     """Return the ladder to continue; what is to be tried again waits again."""
-    others = (request.labels, request.out, request.epochs)
+    others = (request.labels, request.out, request.epochs, request.rounds)
     minutes = check_resumable(LADDER, ladder, request.layers, request.minutes, *others, may="--force, and ")
     if (ended := find_end(ladder)) is not None and not request.force:
         reason = ended.message or f"the monitor stopped its training: {', '.join(ended.codes)}"
@@ -147,17 +185,45 @@ def _reopen(request: LabelLadderRequest, ladder: LabelLadder) -> LabelLadder:
     return replace(ladder, trainings=rungs, force=ladder.force or request.force, ending=None, minutes=minutes)
 
 
-def _plan_rung(ladder: LabelLadder, rung: Rung) -> Training:
+def _plan_rung(ladder: LabelLadder, rung: Rung, console: Console) -> Training:
     """Return how a rung is begun: with its labels, on the split that all rungs share, from the best rung so far."""
     best = find_best(ladder)
+    if rung.round and best is not None:  # without a best one, its rounds are skipped
+        return _plan_round(ladder, rung, best, console)
     dropped = OWN_SPLIT | {"split.labels"} | ({"bootstrap"} if best is None and len(ladder.trainings) > 1 else set())
     dropped |= set() if best is None else {"network.pretrained"}
-    own = Layer(f"rung {rung.number}", {"split": {"labels": rung.labels, "file": str(ladder.path / SPLIT_FILE)}})
+    own = Layer(f"rung {rung.number}", {"split": _describe_split(ladder, rung)})
     title = f"rung {rung.number} of {len(ladder.trainings)}: labels {rung.amount}, {rung.cases} case(s)"
     parent = None if best is None else ladder.run_of(best).best
     training = make_training(ladder, rung, title, own, dropped=dropped, parent=parent)
     start = parent or TrainRequest(training.layers).settings.get("network.pretrained") or "scratch"
     return replace(training, start=f", from {start}")
+
+
+def _describe_split(ladder: LabelLadder, rung: Rung) -> dict[str, Any]:
+    return {"labels": rung.labels, "file": str(ladder.path / SPLIT_FILE)}
+
+
+def _plan_round(ladder: LabelLadder, rung: Rung, best: Rung, console: Console) -> Training:
+    """Return how a round is begun: as the first rung, with pseudo-labels of the best rung so far, which are made here.
+
+    Raises:
+        RefusedError: for a rung whose labels cannot be trusted.
+    """
+    folder = (ladder.path / rung.pseudo_labels).resolve()
+    settings = TrainRequest(ladder.layers).settings
+    options = validate(BootstrapConfig, settings.section("bootstrap"), settings.sources, prefix="bootstrap.")
+    parent = ladder.run_of(best)
+    reliability = make_pseudo_labels(parent, rung.labels, folder, options, console.track, force=ladder.force)
+    console.note(f"round {rung.round}, pseudo-labels of rung {best.number}: {reliability}")
+    own = {"split": _describe_split(ladder, rung), "data": {"pseudo_labels": str(folder)}}
+    title = (
+        f"rung {rung.number} of {len(ladder.trainings)}: labels {rung.amount}, {rung.cases} case(s), and "
+        f"{reliability.kept} with pseudo-labels of rung {best.number}"
+    )
+    dropped = OWN_SPLIT | {"split.labels", "bootstrap"}
+    training = make_training(ladder, rung, title, Layer(f"rung {rung.number}", own), dropped=dropped)
+    return replace(training, start=", from scratch")
 
 
 def _refuse(ladder: LabelLadder, rung: Rung, message: str) -> LabelLadder:
@@ -188,6 +254,20 @@ def _judge(ladder: LabelLadder, rung: Rung, outcome: Outcome, console: Console) 
         rung = replace(rung, status="done", difference=difference, kept=difference.f1 >= 0)
     console.note(_describe(rung))
     return ladder.with_training(rung)
+
+
+def _skip_rounds(ladder: LabelLadder, judged: Rung, console: Console) -> LabelLadder:
+    """Return the ladder without the rounds that are useless after a rung: nothing can label, or it would be the same
+    training again."""
+    best = find_best(ladder)
+    if best is not None and (judged.round == 0 or best.number == judged.number):
+        return ladder
+    why = f"rung {judged.number} was not taken" if best else "there is no network that could make pseudo-labels"
+    for rung in ladder.trainings:
+        if rung.labels == judged.labels and rung.round > judged.round:
+            console.note(f"rung {rung.number}, round {rung.round}: skipped, since {why}")
+            ladder = ladder.with_training(replace(rung, status="skipped", message=why))
+    return ladder
 
 
 def _describe(rung: Rung) -> str:

@@ -5,6 +5,8 @@
     LADDER/ladder.json   settings, results, and the checkpoint to use; written anew after each rung
     LADDER/split.yaml    the split of all rungs
     LADDER/rung1_0.01/   rung2_0.1/ ...     run directories
+    LADDER/rung2_0.01_round1/               that of a round of self-training, and the masks that it learns from:
+    LADDER/rung2_0.01_round1_pseudo_labels/
 """
 
 from __future__ import annotations
@@ -45,9 +47,12 @@ class Rung:
     """Share of the training pool, or a number of cases above 1."""
     cases: int
     """Number of labeled cases."""
+    round: int = 0
+    """Number of the round of self-training, from 1: a training from scratch that has pseudo-labels of the best rung so
+    far, ``parent``, beside the labels. 0 is a training with labels alone."""
     status: MemberStatus = "waiting"
     parent: int | None = None
-    """Number of the rung it started from; None for a start from scratch."""
+    """Number of the rung it started from, or whose pseudo-labels it has; None for a start from scratch."""
     net: str = ""
     """The better network of best.pt."""
     scores: dict[str, Any] = field(default_factory=dict)
@@ -58,17 +63,22 @@ class Rung:
     codes: tuple[str, ...] = ()
     """Of the last verdict."""
     message: str = ""
-    """Why it was refused: by the gate in front of it, or, where it has scores, by one of its own."""
+    """Why it was refused: by the gate in front of it, or, where it has scores, by one of its own; or why skipped."""
 
     @property
     def name(self) -> str:
         """Name of its run directory."""
-        return f"rung{self.number}_{self.labels:g}"
+        return f"rung{self.number}_{self.labels:g}" + (f"_round{self.round}" if self.round else "")
+
+    @property
+    def pseudo_labels(self) -> str:
+        """Name of the directory of its pseudo-labels."""
+        return f"{self.name}_pseudo_labels"
 
     @property
     def title(self) -> str:
         """What a person calls it."""
-        return f"rung {self.number} (labels {self.amount})"
+        return f"rung {self.number} (labels {self.amount}" + (f", round {self.round})" if self.round else ")")
 
     @property
     def amount(self) -> str:

@@ -13,7 +13,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from ssl_seg.errors import SslSegError
 
-Stage = Literal["queued", "running", "elsewhere", "done", "collapsed", "refused", "failed"]
+Stage = Literal["queued", "running", "elsewhere", "done", "collapsed", "refused", "skipped", "failed"]
 """Of a training: ``elsewhere``, another process works on it."""
 
 TICK = 0.3

@@ -27,6 +27,7 @@ from torch import Tensor
 from ssl_seg.config import Config, TargetsConfig
 from ssl_seg.config.layers import Layer, parse_override
 from ssl_seg.data.splits.files import load_split, save_split
+from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import SslSegError
 from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.losses.components import bind_options
@@ -81,6 +82,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "data.layout": ("data.layout=nnunet", ()),
     "data.groups": ("data.groups=GROUPS", ()),
     "data.unlabeled": ("data.unlabeled=MORE", ()),
+    "data.pseudo_labels": ("data.pseudo_labels=PSEUDO", ()),
     "data.mask": ("data.mask=binary", ("data.mask=semantic", "data.label_map={2: 1}", *CUT)),
     "data.threshold": ("data.threshold=0.5", ("data.mask=binary", *CUT)),
     "data.label_values": ("data.label_values=[0, 2, 1]", ()),
@@ -187,6 +189,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "augment.cutmix": ("augment.cutmix=1", ()),
     "augment.copy_paste": ("augment.copy_paste=1", ()),
     "length.steps": ("length.steps=6", ()),
+    "length.snapshots": ("length.snapshots=1", ()),
     "length.steps_per_epoch": ("length.steps_per_epoch=4", ()),
     "policies.swa.start_epoch": (f"{SWA}.start_epoch=2", (f"{SWA}.start_epoch=1",)),
     "policies.swa.every_epochs": (f"{SWA}.every_epochs=2", (f"{SWA}.start_epoch=1",)),
@@ -388,7 +391,18 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     found |= {"GROUPS": str(groups), "SPLIT": str(root / "run" / "split.yaml"), "FAULTY": str(root / "faulty.yaml")}
     train(TrainRequest(tuple(make_layers(found, ())), root / "parent"))
     pretrain(TrainRequest(tuple(make_layers(found, ("length.steps=2",))), root / "pretrained"))
+    found["PSEUDO"] = write_pseudo_labels(root / "pseudo", load_split(root / "parent" / "split.yaml"))
     return found | {"PARENT": str(root / "parent" / "checkpoints" / "last.pt"), "PRETRAINED": str(root / "pretrained")}
+
+
+def write_pseudo_labels(folder: Path, split: Split) -> str:
+    """Write one pseudo-label, all foreground, of an unlabeled case."""
+    folder.mkdir()
+    np.save(folder / "0.npy", np.ones((40, 40), np.int16))
+    case = {"id": split.pool_ids(0.5)[0], "file": "0.npy", "voxels": [0, 1600, 0], "kept": True}
+    values = {"schema": 1, "label_values": [0, 1, 2], "seen_labels": [], "cases": [case]}
+    (folder / "pseudo_labels.json").write_text(json.dumps(values))
+    return str(folder)
 
 
 def write_images(

@@ -111,6 +111,7 @@ class TestDisk:
             {"monitor": {"keep_best": 2}, "optim": {"name": "sgd"}},
             {"policies": {"swa": {"start_epoch": 1}}},
             {"monitor": {"on_collapse": "recover"}},
+            {"length": {"steps": 12, "steps_per_epoch": 6, "snapshots": 3}},
         ],
     )
     def test_is_about_that_of_the_files(self, settings: dict[str, Any], particles_dir: Path, tmp_path: Path) -> None:
