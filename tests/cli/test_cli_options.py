@@ -18,9 +18,9 @@ ALONE = {
     "pretrain": "config data layout groups unlabeled split network encoder encoder-weights steps "
     "lr batch-size seed out resume allow-split set",
     "train": "config data layout groups unlabeled split labels folds method network encoder encoder-weights pretrained "
-    "steps epochs minutes lr batch-size seed out bootstrap resume allow-split devices num-nodes set",
+    "steps epochs minutes lr batch-size seed rounds out bootstrap resume allow-split devices num-nodes set",
     "ladder": "labels config data layout groups unlabeled split method network encoder encoder-weights pretrained "
-    "steps epochs minutes lr batch-size seed gate out resume force allow-split devices num-nodes set",
+    "steps epochs minutes lr batch-size seed gate rounds out resume force allow-split devices num-nodes set",
     "ablate": "data labels steps part metric seeds set out dry-run",
     "evaluate": "data split test all ensemble which overlap threshold set accelerator figure json",
     "calibrate": "for which clean overlap accelerator figure json",
