@@ -45,7 +45,7 @@ class InterpolationConsistency:
     def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return supervised + ramped consistency loss; one forward pass of the student serves both."""
         beta = torch.distributions.Beta(self.options.beta, self.options.beta)
-        shares = beta.sample((len(batch.weak),)).to(batch.weak)
+        shares = beta.sample((len(batch.weak),)).to(batch.weak, non_blocking=True)
         logits = nets.student(torch.cat([batch.image, interpolate(batch.strong[0], shares)]))
         supervised = supervise(self.supervised, logits, batch, progress)
         if len(batch.weak) == 0:

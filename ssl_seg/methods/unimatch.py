@@ -130,7 +130,7 @@ def draw_complements(count: int) -> DrawFactors:
 
     def draw(level: Tensor) -> Tensor:
         factors = torch.ones(level.shape[:2], device=level.device)
-        halves = torch.where(whole.to(level.device), 1.0, _draw_halves(count, level))
+        halves = torch.where(whole.to(level.device, non_blocking=True), 1.0, _draw_halves(count, level))
         factors[-2 * count : -count], factors[-count:] = halves, 2 - halves
         return factors
 
