@@ -3,6 +3,9 @@
 ``particles`` are 2D micrographs, ``sheets`` 3D scans of papyrus-like layers. Both carry distractors as bright as the
 foreground (scratches, out-of-focus blobs, rings; specks between the sheets) under uneven light, so that a threshold on
 the gray value does clearly worse than a network that looks at shape and texture.
+
+``write_turned_plies`` writes a problem for methods rather than for networks: its labeled images show one style, its
+unlabeled and validation images many.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -30,6 +34,13 @@ KINDS = tuple(DEFAULT_COUNT)
 _PREFIX = "synthetic:"
 _PARTICLES_SHAPE = (128, 128)
 _SHEETS_SHAPE = (32, 64, 64)
+_PLIES_SHAPE = {2: (64, 64), 3: (16, 32, 32)}
+
+PLIES_COUNT = {"labeled": 24, "unlabeled": 48, "val": 32}
+"""Images of each part that ``write_turned_plies`` writes."""
+
+LARGEST_TURN = 42.0
+"""Degrees; at 45 the two plies could not be told apart by who knows those of 0."""
 
 
 def is_synthetic(location: str) -> bool:
@@ -100,6 +111,64 @@ def write_dataset(folder: Path, kind: str, count: int, *, labeled: int | None = 
                 _write(folder / "masks" / f"{index:04d}", mask)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror or error}).") from error
+
+
+def generate_plies(turn: float, ndim: int, *stream: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return an image of a cut through two plies, and the mask of the second one; the same arguments, the same arrays.
+
+    Both are stripes of one brightness under noise. The fibers of the first ply run across (Y, X) at ``turn`` degrees,
+    those of the second at a right angle to them: nothing but the direction tells the two apart.
+
+    Args:
+        turn: of the specimen, in degrees.
+        ndim: 2 for images (64, 64), 3 for volumes (16, 32, 32).
+        stream: seeds.
+
+    Returns:
+        image (*S) uint8 and mask (*S) uint8 of 0 and 1.
+    """
+    rng, shape = np.random.default_rng([len(KINDS) + ndim, *stream]), _PLIES_SHAPE[ndim]
+    axes, mask, coverage = np.ogrid[tuple(slice(n) for n in shape)], np.zeros(shape, np.bool_), rng.uniform(0.35, 0.5)
+    while mask.mean() < coverage:
+        center, radius = rng.uniform(0, shape), rng.uniform(7, 12)
+        mask |= sum((axis - c) ** 2 for axis, c in zip(axes, center, strict=True)) < radius**2
+    first, second = (
+        np.cos(
+            (axes[-1] * np.cos(angle) + axes[-2] * np.sin(angle)) * 2 * np.pi / rng.uniform(5, 7) + rng.uniform(0, 7)
+        )
+        for angle in np.deg2rad([turn, turn + 90])
+    )
+    image = ndimage.gaussian_filter(30 * np.where(mask, second, first), 0.5) + rng.normal(0, 20, shape)
+    return np.clip(np.round(128 + image), 0, 255).astype(np.uint8), mask.astype(np.uint8)
+
+
+def write_turned_plies(
+    folder: Path, ndim: int, *, unlabeled: Literal["images", "shuffled", "masks"] = "images", seed: int = 0
+) -> None:
+    """Write ``PLIES_COUNT`` cases as ``folder/train`` and ``folder/val``: a problem that unlabeled images solve.
+
+    The labeled training images show specimens that are not turned. The unlabeled ones and those for validation are
+    turned by 0 to ``LARGEST_TURN`` degrees, more of them by much than by little.
+
+    Args:
+        folder: a new folder.
+        ndim: 2 or 3.
+        unlabeled: images: as described. shuffled: their voxels in random order, as a control. masks: with their masks,
+            so that a supervised training shows what can be reached.
+        seed: the seed of the images, which are the same in all three.
+    """
+    for part, (name, count) in enumerate(PLIES_COUNT.items()):
+        place, has_masks = folder / ("val" if name == "val" else "train"), name != "unlabeled" or unlabeled == "masks"
+        for kind in ("images", "masks"):
+            (place / kind).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            turn = 0.0 if name == "labeled" else LARGEST_TURN * (index / (count - 1)) ** 0.5
+            image, mask = generate_plies(turn, ndim, seed, part, index)
+            if name == "unlabeled" and unlabeled == "shuffled":
+                image = np.random.default_rng([seed, index]).permutation(image.ravel()).reshape(image.shape)
+            _write(place / "images" / f"{name}_{index:02d}", image)
+            if has_masks:
+                _write(place / "masks" / f"{name}_{index:02d}", mask)
 
 
 def _write(stem: Path, array: NDArray[np.uint8]) -> None:

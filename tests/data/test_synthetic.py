@@ -6,16 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from ssl_seg.data.catalog import find_cases
+from ssl_seg.data.catalog import find_cases, open_catalog
+from ssl_seg.data.splits.split import make_split
 from ssl_seg.data.synthetic import (
     DEFAULT_COUNT,
     KINDS,
+    LARGEST_TURN,
     generate,
+    generate_plies,
     is_synthetic,
     locations,
     parse_location,
     write_dataset,
+    write_turned_plies,
 )
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.errors import DataError
@@ -141,3 +146,48 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="labeled=3"):
         write_dataset(tmp_path / "other", "particles", 2, labeled=3)
     assert not (tmp_path / "other").exists()
+
+
+def find_second_ply(image: np.ndarray, turn: float) -> np.ndarray:
+    """Return where the stripes of the second ply are stronger than those of the first, for who knows the turn."""
+    y, x = np.mgrid[tuple(slice(n) for n in image.shape)][-2:]
+    strength = []
+    for angle in np.deg2rad([turn, turn + 90]):
+        wave = (image - image.mean()) * np.exp(2j * np.pi / 6 * (x * np.cos(angle) + y * np.sin(angle)))
+        parts = (ndimage.gaussian_filter(part, 2.5) for part in (wave.real, wave.imag))
+        strength.append(np.hypot(*parts))
+    return strength[1] > strength[0]
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_turn_alone_makes_plies_hard(ndim: int) -> None:
+    right = {}
+    for turn in (0.0, LARGEST_TURN):
+        cases = [generate_plies(turn, ndim, 0, index) for index in range(12)]
+        for known in (0.0, turn):
+            right[turn, known] = np.mean([(find_second_ply(image, known) == mask).mean() for image, mask in cases])
+        inside, outside = (np.concatenate([image[mask == k] for image, mask in cases]) for k in (1, 0))
+        assert abs(inside.mean() - outside.mean()) < 1.5
+        assert inside.std() == pytest.approx(outside.std(), rel=0.05)
+    assert right[0.0, 0.0] > 0.85
+    assert right[LARGEST_TURN, LARGEST_TURN] == pytest.approx(right[0.0, 0.0], abs=0.03)
+    assert right[LARGEST_TURN, 0.0] < 0.7
+
+
+def test_turned_plies_differ_in_their_unlabeled_images_only(tmp_path: Path) -> None:
+    catalogs = {}
+    for kind in ("images", "shuffled", "masks"):
+        write_turned_plies(tmp_path / kind, 2, unlabeled=kind, seed=1)  # type: ignore[arg-type]
+        catalogs[kind] = open_catalog(str(tmp_path / kind))
+    splits = {kind: make_split(catalog, [1.0]) for kind, catalog in catalogs.items()}
+    assert [(len(s.fractions[1.0]), len(s.unlabeled), len(s.val), len(s.test)) for s in splits.values()] == [
+        (24, 48, 32, 0),
+        (24, 48, 32, 0),
+        (72, 0, 32, 0),
+    ]
+    real, control = (splits[kind].content for kind in ("images", "shuffled"))
+    assert {case_id for case_id in real if real[case_id] != control[case_id]} == set(splits["images"].unlabeled)
+    for case_id in splits["images"].unlabeled:
+        first, shuffled = (read_image(catalogs[kind].case(case_id).image) for kind in ("images", "shuffled"))
+        np.testing.assert_array_equal(np.sort(first.ravel()), np.sort(shuffled.ravel()))
+        assert (first != shuffled).mean() > 0.9

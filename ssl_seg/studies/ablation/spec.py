@@ -72,6 +72,8 @@ class AblationSpec(Section):
     """Label fractions in (0, 1], or numbers of cases above 1."""
     methods: tuple[str, ...] = ("supervised", "mean_teacher")
     """Learning methods."""
+    method_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of single methods, in all their cells: {mean_teacher: {consistency: cross_entropy}}."""
     recipes: dict[str, str | dict[str, Any]] = Field({PLAIN: {}})
     """Named changes of settings, over config and settings: a mapping, or the name of a configuration."""
     starts: tuple[Literal["scratch", "scratch_long", "bootstrap"], ...] = ("scratch",)
@@ -120,6 +122,9 @@ class AblationSpec(Section):
         if self.baseline not in self.methods:
             hint = did_you_mean(self.baseline, self.methods)
             raise ValueError(f"baseline '{self.baseline}' is none of the methods {list(self.methods)}{hint}")
+        if stray := [name for name in self.method_options if name not in self.methods]:
+            hint = did_you_mean(stray[0], self.methods)
+            raise ValueError(f"method_options of '{stray[0]}', which is none of the methods {list(self.methods)}{hint}")
         if self.pair_seeds and len(self.seeds) != len(self.split_seeds):
             raise ValueError(
                 f"pair_seeds takes as many seeds as split_seeds: there are {len(self.seeds)} and "
@@ -209,6 +214,8 @@ def layers_of(spec: AblationSpec, cell: CellSpec) -> list[Layer]:
     """
     layers = [] if spec.config is None else read_layers(spec.config)
     layers += [Layer(AXES, nest("method.name", cell.arm.method))]  # what is laid over it may give options of the method
+    if options := spec.method_options.get(cell.arm.method):
+        layers.append(Layer("method_options", nest("method.options", options)))
     recipe = spec.recipes[cell.arm.recipe]
     own = [Layer(f"recipe {cell.arm.recipe}", recipe)] if isinstance(recipe, Mapping) else read_layers(recipe)
     layers += [Layer("settings", spec.settings), *own, Layer("overrides", spec.overrides)]

@@ -161,3 +161,25 @@ def test_the_method_is_an_axis_that_options_do_not_set(tmp_path: Path) -> None:
     spec = read_spec(str(path), [Layer("--set", {"overrides": {"method": {"name": "mean_teacher"}}})])
     with pytest.raises(ConfigError, match=r"overrides sets method\.name, which is an axis"):
         layers_of(spec, list_cells(spec)[0])
+
+
+def test_options_of_a_method_reach_its_cells_alone() -> None:
+    spec = AblationSpec(
+        methods=("supervised", "mean_teacher", "ict"),
+        method_options={"mean_teacher": {"consistency": "dice"}},
+        recipes={"plain": {}, "own": {"method": {"options": {"consistency": "js"}}}},
+        split_seeds=(0,),
+        labels=(1.0,),
+    )
+    found = {
+        (cell.arm.method, cell.arm.recipe): merge_layers(layers_of(spec, cell))[0]["method"].get("options", {})
+        for cell in list_cells(spec)
+    }
+    assert found["mean_teacher", "plain"] == {"consistency": "dice"}
+    assert found["ict", "plain"] == found["supervised", "plain"] == {}
+    assert found["mean_teacher", "own"] == {"consistency": "js"}  # a recipe is laid over it
+
+
+def test_options_of_a_method_that_is_not_compared_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"method_options of 'mean_techer'.*did you mean 'mean_teacher'"):
+        AblationSpec(method_options={"mean_techer": {}})
