@@ -19,7 +19,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def scale_recipe(values: Nested, steps: int, epochs: int) -> Nested:
             **{key: squeeze(optim[key]) for key in ("restart_epochs", "plateau_patience") if key in optim},
         },
         "policies": {
-            name: {key: squeeze(number) if key in EPOCH_KEYS else number for key, number in policy.items()}
+            name: _squeeze_epochs(policy, squeeze)
             for name, policy in values.get("policies", {}).items()
             if name != "early_stopping"
         },
@@ -119,7 +119,19 @@ def scale_recipe(values: Nested, steps: int, epochs: int) -> Nested:
     return scaled
 
 
-EPOCH_KEYS = {"start_epoch", "every_epochs", "patience", "hold_epochs"}
+EPOCH_KEYS = {"start_epoch", "every_epochs", "patience", "hold_epochs", "judge_epochs"}
+
+
+def _squeeze_epochs(section: Nested, squeeze: Callable[[int], int]) -> Nested:
+    """Return a section of a policy with other numbers of epochs, also in the sections inside it."""
+    return {
+        key: _squeeze_epochs(value, squeeze)
+        if isinstance(value, dict)
+        else squeeze(value)
+        if key in EPOCH_KEYS and value is not None
+        else value
+        for key, value in section.items()
+    }
 
 
 def make_common_settings(task: Task) -> Nested:

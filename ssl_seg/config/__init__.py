@@ -18,6 +18,7 @@ from ssl_seg.config.data import AugmentConfig, BatchConfig, DataConfig, SplitCon
 from ssl_seg.config.gates import GateConfig, TargetsConfig
 from ssl_seg.config.learning import EMAConfig, LossConfig, LossPhaseConfig, MethodConfig, NetworkConfig, OptimConfig
 from ssl_seg.config.policies import (
+    AfterRollbackConfig,
     EarlyStoppingConfig,
     GradientNoiseConfig,
     PlateauResponseConfig,
@@ -29,6 +30,7 @@ from ssl_seg.config.policies import (
 from ssl_seg.config.section import PositiveInt, Section, Seed
 
 __all__ = [
+    "AfterRollbackConfig",
     "AugmentConfig",
     "BatchConfig",
     "BootstrapConfig",
@@ -167,6 +169,23 @@ class Config(Section):
                 f"prediction.threshold={self.prediction.threshold:g} cannot tell {self.data.num_classes} classes "
                 "apart: leave it out, and the likeliest class is taken"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_after_a_rollback_fit(self) -> Config:
+        response = self.policies.plateau_response
+        weights = {} if response is None or response.after_rollback is None else response.after_rollback.loss_weights
+        if unknown := [name for name in weights if name not in self.loss.weights]:
+            raise ValueError(
+                f"policies.plateau_response.after_rollback.loss_weights names '{unknown[0]}', which loss.weights does "
+                f"not: give it a weight there (0 watches it), or one of {', '.join(self.loss.weights)} here"
+            )
+        for phase in (self.loss.weights, *(phase.weights for phase in self.loss.phases)):
+            if not any({**phase, **weights}.values()):
+                raise ValueError(
+                    f"policies.plateau_response.after_rollback.loss_weights = {weights} leaves no component of "
+                    f"{phase} with a weight: at least one must be positive"
+                )
         return self
 
     @model_validator(mode="after")

@@ -159,5 +159,14 @@ def _list_notes(config: Config) -> Iterator[str]:
     if response is not None:
         yield (
             f"plateau response not drawn: plateaus of {response.patience} epochs multiply the rate, by at most "
-            f"{response.cap:g}, for {response.hold_epochs} epochs"
+            f"{response.cap:g}, for {response.hold_epochs} epochs{_note_weights(response)}"
         )
+
+
+def _note_weights(response: PlateauResponseConfig) -> str:
+    weights = {} if response.after_rollback is None else response.after_rollback.loss_weights
+    return (
+        f"; loss drawn without {', '.join(f'{n} {w:g}' for n, w in weights.items())} after a rollback"
+        if weights
+        else ""
+    )

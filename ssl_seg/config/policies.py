@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from ssl_seg.config.section import PositiveInt, Section
@@ -29,6 +31,20 @@ class WeightNoiseConfig(Section):
     """Factor of std from one addition to the next."""
 
 
+class AfterRollbackConfig(Section):
+    """A milder plateau response, which takes over at the rollback; plateaus are counted anew."""
+
+    base: float = Field(1.2, ge=1)
+    """Multiplier at the first plateau after the rollback."""
+    gain: float = Field(0.5, ge=0)
+    """The learning rate is multiplied by base + (count - 1) * gain at plateau number count after the rollback; cap and
+    hold_epochs stay."""
+    loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Weights that components of loss.weights have from the rollback on, in this and in all later phases."""
+    judge_epochs: PositiveInt | None = 10
+    """Epochs after the rollback within which a score must exceed the best one before; else the run ends. null: none."""
+
+
 class PlateauResponseConfig(Section):
     """A larger learning rate after a plateau, and a way back when that makes things worse."""
 
@@ -44,7 +60,9 @@ class PlateauResponseConfig(Section):
     """Epochs for which the multiplier holds."""
     rollback_drop: float = Field(0.05, gt=0)
     """Fall of the score below the best one that brings back best.pt, while the multiplier holds and for as many epochs
-    after that; from then on no multiplier exceeds 1."""
+    after that; from then on no multiplier exceeds 1, unless after_rollback is given."""
+    after_rollback: AfterRollbackConfig | None = None
+    """What takes over at the first rollback. At a second one the rate is not raised any more."""
 
 
 class EarlyStoppingConfig(Section):

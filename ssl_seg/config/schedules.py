@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
@@ -324,6 +324,25 @@ def compute_loss_weights(phases: Sequence[LossPhase], epoch: float) -> dict[str,
     before = compute_loss_weights(phases[:started], phase.from_epoch)
     names = dict.fromkeys([*before, *phase.weights])
     return {n: (1 - share) * before.get(n, 0.0) + share * phase.weights.get(n, 0.0) for n in names}
+
+
+def override_weights(phases: Sequence[LossPhase], epoch: float, weights: Mapping[str, float]) -> tuple[LossPhase, ...]:
+    """Return the phases where some components have other weights from an epoch on, whatever phase it is.
+
+    A blend that is under way there goes on, to the other weights.
+
+    Args:
+        phases: see ``compute_loss_weights``.
+        epoch: above 0.
+        weights: of the components that have others.
+    """
+    present = [phase for phase in phases if phase.from_epoch <= epoch][-1]
+    left = max(present.from_epoch + present.blend_epochs - epoch, 0)
+    return (
+        *(phase for phase in phases if phase.from_epoch < epoch),
+        LossPhase(epoch, {**present.weights, **weights}, left),
+        *(replace(phase, weights={**phase.weights, **weights}) for phase in phases if phase.from_epoch > epoch),
+    )
 
 
 def _share_done(step: float, length: float) -> float:

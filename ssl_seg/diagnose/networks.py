@@ -17,6 +17,7 @@ from ssl_seg.config.schedules import compute_loss_weights
 from ssl_seg.data.loader import Probe
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.diagnose.clock import Clock
+from ssl_seg.engine.policies import Policies
 from ssl_seg.errors import SslSegError
 from ssl_seg.inference.model import Model, make_network
 from ssl_seg.labels import IGNORE_INDEX
@@ -86,7 +87,7 @@ def probe_nets(
 
     config = model.config
     batch = config.labeled_range[1] + config.batch.unlabeled
-    supervised = make_supervised_loss(config.loss)
+    supervised = _make_loss(model)
     weighted = partial(supervised, epoch=model.checkpoint.progress.step / config.length.steps_per_epoch)
 
     def collect(net: nn.Module, probe: Probe, *, train_mode: bool = False, loss: Loss | None = None) -> Signals:
@@ -125,7 +126,7 @@ def measure_trivial_losses(model: Model, which: str, probe: Probe) -> dict[str, 
     that is lower for a constant prediction than for the network asks for the constant.
     """
     config = model.config
-    loss = make_supervised_loss(config.loss)
+    loss = _make_loss(model)
     epoch = model.checkpoint.progress.step / config.length.steps_per_epoch
     batches = _list_batches(model, probe)
     constants = compute_constants(loss.components, batches, compute_frequencies(batches, config.data.num_classes))
@@ -180,6 +181,13 @@ def measure_layers(net: nn.Module, images: Tensor) -> dict[str, Any]:
         "non_finite_weights": [name for name, v in state.items() if not torch.isfinite(v).all()],
         "silent": silent,
     }
+
+
+def _make_loss(model: Model) -> SupervisedLoss:
+    """Return the loss of a run as it is at its checkpoint."""
+    config, loss = model.config, make_supervised_loss(model.config.loss)
+    loss.phases = Policies(config.policies).adapt_phases(loss.phases, model.checkpoint.progress)
+    return loss
 
 
 def _measure_network(

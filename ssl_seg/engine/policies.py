@@ -13,10 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-from ssl_seg.config import LossConfig, PlateauResponseConfig, PoliciesConfig
-from ssl_seg.config.schedules import acts_at, compute_weight_noise_std, count_plateaus, count_stale_epochs
+from ssl_seg.config import AfterRollbackConfig, PlateauResponseConfig, PoliciesConfig
+from ssl_seg.config.schedules import (
+    LossPhase,
+    acts_at,
+    compute_weight_noise_std,
+    count_plateaus,
+    count_stale_epochs,
+    override_weights,
+)
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_weight_noise
 from ssl_seg.engine.swa import WeightAverage
@@ -32,18 +40,21 @@ class PolicyEvent:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find_phase(loss: LossConfig, epoch: int) -> PolicyEvent | None:
+def find_phase(phases: Sequence[LossPhase], epoch: int) -> PolicyEvent | None:
     """Return the event of the phase of the loss that begins when ``epoch`` epochs are finished, with other weights than
     those before; None without one."""
-    before = loss.weights
-    for number, phase in enumerate(loss.phases, start=2):
-        if phase.from_epoch == epoch and phase.weights != before:
+    for number, (before, phase) in enumerate(pairwise(phases), start=2):
+        if phase.from_epoch == epoch and phase.weights != before.weights:
             weights = ", ".join(f"{name} {weight:g}" for name, weight in phase.weights.items())
-            blend = f", over {phase.blend_epochs} epoch(s)" if phase.blend_epochs else ""
-            text = f"phase {number} of {len(loss.phases) + 1} begins after epoch {epoch}: {weights}{blend}"
-            values = {"phase": number, "epoch": epoch, "weights": phase.weights, "blend_epochs": phase.blend_epochs}
+            blend = f", over {phase.blend_epochs:g} epoch(s)" if phase.blend_epochs else ""
+            text = f"phase {number} of {len(phases)} begins after epoch {epoch}: {weights}{blend}"
+            values = {
+                "phase": number,
+                "epoch": epoch,
+                "weights": dict(phase.weights),
+                "blend_epochs": phase.blend_epochs,
+            }
             return PolicyEvent("loss_phase", text, values)
-        before = phase.weights
     return None
 
 
@@ -59,6 +70,8 @@ class PlateauResponse:
     """Whether the last epoch made a plateau."""
     rolls_back: bool
     """Whether the last epoch calls for the best checkpoint."""
+    milder_from: int | None = None
+    """Number of epochs finished at the rollback since which ``after_rollback`` holds."""
 
 
 def compute_plateau_multiplier(count: int, base: float, gain: float, cap: float) -> float:
@@ -72,8 +85,9 @@ def respond_to_plateaus(
     """Return the response after the epochs of ``history``.
 
     At a plateau the learning rate is raised for ``hold_epochs``. While it is raised, and for as many epochs after that,
-    a score that lies more than ``rollback_drop`` below the best one calls for a rollback. After a rollback there is no
-    further response: the multiplier stays 1.
+    a score that lies more than ``rollback_drop`` below the best one calls for a rollback. After it, plateaus are
+    counted anew and raise the rate as ``after_rollback`` says. Without that, and after a second rollback, the
+    multiplier stays 1.
 
     Args:
         history: ranking score at the end of each epoch.
@@ -82,17 +96,39 @@ def respond_to_plateaus(
     """
     best, stale, count, is_new = -math.inf, 0, 0, False
     multiplier, raised_at = 1.0, 0
+    rule: PlateauResponseConfig | AfterRollbackConfig = settings
+    milder_from: int | None = None
     for epoch, score in enumerate(history, start=1):
         is_watched = multiplier > 1.0 and epoch - raised_at <= 2 * settings.hold_epochs
         if is_watched and score < max(best, start_score) - settings.rollback_drop:
-            return PlateauResponse(count, 1.0, is_new=False, rolls_back=epoch == len(history))
+            if settings.after_rollback is None or milder_from is not None:
+                return PlateauResponse(count, 1.0, False, epoch == len(history), milder_from)
+            rule, milder_from = settings.after_rollback, epoch
+            stale, count, is_new, multiplier = 0, 0, False, 1.0
+            continue
         best, stale = (score, 0) if score > best else (best, stale + 1)
         is_new = stale == settings.patience
         if is_new:
             stale, count, raised_at = 0, count + 1, epoch
-            multiplier = compute_plateau_multiplier(count, settings.base, settings.gain, settings.cap)
+            multiplier = compute_plateau_multiplier(count, rule.base, rule.gain, settings.cap)
     holds = count > 0 and len(history) - raised_at < settings.hold_epochs
-    return PlateauResponse(count, multiplier if holds else 1.0, is_new, rolls_back=False)
+    rolls_back = milder_from is not None and milder_from == len(history)
+    return PlateauResponse(count, multiplier if holds else 1.0, is_new, rolls_back, milder_from)
+
+
+def judge_rollback(scores: Sequence[float], rollback: int, epochs: int) -> bool | None:
+    """Return the judgment of a rollback if it falls at the last epoch, else None: True where the score is the first one
+    since that exceeds all before, False where so many epochs have brought none.
+
+    Args:
+        scores: ranking scores of the start and of each finished epoch.
+        rollback: number of epochs finished at the rollback.
+        epochs: that it has.
+    """
+    before, later = max(scores[: rollback + 1]), scores[rollback + 1 :]
+    if not later or len(later) > epochs or max(later[:-1], default=-math.inf) > before:
+        return None
+    return True if later[-1] > before else False if len(later) == epochs else None
 
 
 @dataclass(frozen=True)
@@ -118,8 +154,15 @@ class Policies:
 
     def stops(self, progress: TrainingState) -> bool:
         """Return whether the run has gone on for long enough without a better score."""
-        stopping = self.settings.early_stopping
-        return stopping is not None and count_stale_epochs(progress.ranking_scores[1:]) >= stopping.patience
+        return next(self._list_stops(progress), None) is not None
+
+    def adapt_phases(self, phases: tuple[LossPhase, ...], progress: TrainingState) -> tuple[LossPhase, ...]:
+        """Return the phases of the loss with the weights that hold since a rollback, if there was one."""
+        response = self.settings.plateau_response
+        if response is None or response.after_rollback is None or not response.after_rollback.loss_weights:
+            return phases
+        epoch = _respond(progress, response).milder_from
+        return phases if epoch is None else override_weights(phases, epoch, response.after_rollback.loss_weights)
 
     def act(
         self,
@@ -145,12 +188,39 @@ class Policies:
         actions: list[PolicyEvent] = []
         if ending is None:
             actions += [*self._report_reduction(progress), *self._respond(engine, progress, load_best)]
+            judged = self._judge(progress)
+            actions += [] if judged is None else [judged]
         actions += self._average(engine, epoch)
         if ending is None:
             actions += self._perturb(engine, epoch)
         if ending == "stopped_early":
-            actions.append(_describe_stop(progress))
+            actions += self._list_stops(progress)
         return actions
+
+    def _list_stops(self, progress: TrainingState) -> Iterator[PolicyEvent]:
+        """Yield an event for each reason to end the run."""
+        stopping = self.settings.early_stopping
+        if stopping is not None and count_stale_epochs(progress.ranking_scores[1:]) >= stopping.patience:
+            yield _describe_stop(progress)
+        judged = self._judge(progress)
+        if judged is not None and not judged.values["better"]:
+            yield judged
+
+    def _judge(self, progress: TrainingState) -> PolicyEvent | None:
+        """Return the event of the judgment of a rollback, if it falls now."""
+        response, scores = self.settings.plateau_response, progress.ranking_scores
+        after = None if response is None else response.after_rollback
+        if response is None or after is None or after.judge_epochs is None:
+            return None
+        if (rollback := _respond(progress, response).milder_from) is None:
+            return None
+        if (better := judge_rollback(scores, rollback, after.judge_epochs)) is None:
+            return None
+        before = max(scores[: rollback + 1])
+        found = f"{progress.history[-1]:.3f} is better than {before:.3f}, the best score before it: the run goes on"
+        if not better:
+            found = f"in {after.judge_epochs} epochs no score was better than {before:.3f}: the run ends"
+        return PolicyEvent("rollback_judged", f"rollback judged: {found}", {"better": better, "best_score": before})
 
     def _report_reduction(self, progress: TrainingState) -> Iterator[PolicyEvent]:
         patience, history = self.reduce_patience, progress.ranking_scores[1:]
@@ -180,9 +250,12 @@ class Policies:
             reason = f"the score {score:.3f} is more than {settings.rollback_drop:g} below the best one, "
             if len(progress.history) in progress.collapsed:
                 reason = f"the networks have collapsed, with a score of {score:.3f}; the best one was "
+            after, milder = settings.after_rollback, "the learning rate is not raised any more"
+            if after is not None and response.milder_from == len(progress.history):
+                milder = f"plateaus raise the learning rate x {after.base:g}, then + {after.gain:g} each, from now on"
             note = (
                 f"rollback: {reason}{progress.best_score:.3f}; networks and optimizer are those of step "
-                f"{best.progress.step} again, and the learning rate is not raised any more"
+                f"{best.progress.step} again, and {milder}"
             )
             yield PolicyEvent("rollback", note, values)
 

@@ -25,12 +25,12 @@ from ssl_seg.losses.components import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class SupervisedLoss:
     """A weighted sum of components: ``loss(logits, target, epoch) -> (total, terms)``.
 
     A component with weight 0 is computed without gradient, to be watched; one that the current phase does not name is
-    not computed.
+    not computed. A policy may put other ``phases`` in place between two epochs.
     """
 
     components: Mapping[str, LossFn]

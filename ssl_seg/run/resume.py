@@ -83,7 +83,7 @@ def check_resumable(run: RunDir, checkpoint: Checkpoint, old: Config, new: Confi
         )
     if ending == "stopped_early":
         raise RunDirError(
-            f"{run.path} is finished: policies.early_stopping ended it at step {step}; nothing to resume, and with "
+            f"{run.path} is finished: its policies ended it early, at step {step}; nothing to resume, and with "
             f"more steps it would stop there too. `--bootstrap {quote(run.path)}` begins a new run from its networks"
         )
     if not longer:

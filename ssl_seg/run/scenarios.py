@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ssl_seg.config import Config
+from ssl_seg.config import Config, PlateauResponseConfig
 from ssl_seg.inference.scoring import Score
 from ssl_seg.monitor.catalog import limit
 
@@ -94,9 +94,21 @@ def _list_policies(config: Config) -> list[str]:
         found.append(
             f"after {response.patience} epochs learning rate x {response.base:g}, at each further plateau + "
             f"{response.gain:g} up to {response.cap:g}, for {response.hold_epochs} epochs; back to best.pt where the "
-            f"score falls by {response.rollback_drop:g}"
+            f"score falls by {response.rollback_drop:g}{_describe_milder(response)}"
         )
     return found + _list_early_ends(config)
+
+
+def _describe_milder(response: PlateauResponseConfig) -> str:
+    """Return what holds after a rollback."""
+    if (after := response.after_rollback) is None:
+        return ""
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in after.loss_weights.items())
+    return (
+        f", from then on x {after.base:g} and + {after.gain:g}"
+        f"{f', loss weights {weights}' if weights else ''}"
+        f"{f', and the end after {after.judge_epochs} epochs that bring nothing' if after.judge_epochs else ''}"
+    )
 
 
 def _list_early_ends(config: Config) -> list[str]:

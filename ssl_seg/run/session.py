@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal, cast
 
 from ssl_seg.config import GateConfig, LossConfig
+from ssl_seg.config.schedules import LossPhase
 from ssl_seg.data.loader import Batch, PatchSource
 from ssl_seg.data.sampling import ForegroundShift
 from ssl_seg.engine.devices import any_process, measure_peak_memory
@@ -15,6 +16,7 @@ from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.policies import Policies, find_phase
 from ssl_seg.engine.window import StepSums
+from ssl_seg.losses import SupervisedLoss, make_supervised_loss
 from ssl_seg.monitor.evidence import Figures
 from ssl_seg.monitor.memory import Memory, read_memory
 from ssl_seg.monitor.watch import Monitor, Observation
@@ -145,11 +147,16 @@ class Session:
     """End after an epoch whose verdict is collapsed."""
     gates: tuple[GateConfig, ...] = ()
     """End after an epoch at which one of them is broken."""
-    loss: LossConfig = field(default_factory=LossConfig)
-    """Whose phases are announced."""
+    loss: SupervisedLoss = field(default_factory=lambda: make_supervised_loss(LossConfig()))
+    """That of the method; the policies may change its phases."""
     progress: TrainingState = field(default_factory=TrainingState)
     scores: dict[str, Any] = field(default_factory=dict)
     """Of both networks at the last look; see ``Checkpoint``."""
+    phases: tuple[LossPhase, ...] = field(init=False)
+    """Of the loss, as the settings have them."""
+
+    def __post_init__(self) -> None:
+        self.phases = self.loss.phases
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -238,6 +245,7 @@ def run_loop(session: Session, stop_requested: Callable[[int], bool]) -> LoopRes
     elif session.progress.ending is not None:  # resumed when all was done but the final scores
         return LoopResult(cast("TrainingEnding", session.progress.ending), session.progress, watch.look_again(step))
 
+    session.loss.phases = policies.adapt_phases(session.phases, session.progress)
     device, observation, ending = engine.fabric.device, None, None
     batches = session.batches_from(step, watch.memory.ladder.foreground)
     multiplier = policies.compute_lr_multiplier(session.progress)
@@ -285,7 +293,8 @@ def _end_epoch(session: Session, observation: Observation, step: int) -> Trainin
         session.engine, session.progress, observation.epoch, ending=ending, load_best=load_best
     ):
         recorder.report(action, step)
-    phase = find_phase(session.loss, observation.epoch)
+    session.loss.phases = session.policies.adapt_phases(session.phases, session.progress)
+    phase = find_phase(session.loss.phases, observation.epoch)
     if ending is None and phase is not None:
         recorder.report(phase, step)
     return ending

@@ -53,7 +53,7 @@ from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.engine.timing import list_metrics, measure_pace
 from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import make_network, start_network
-from ssl_seg.losses import make_supervised_loss
+from ssl_seg.losses import SupervisedLoss, make_supervised_loss
 from ssl_seg.losses.common import LossFn
 from ssl_seg.losses.trivial import compute_ranges
 from ssl_seg.methods import METHODS, make_method
@@ -167,6 +167,8 @@ class _Ready:
     notes: list[str]
     """Why precision and memory format are what they are."""
     built: Built
+    loss: SupervisedLoss
+    """That of the method."""
     feed: _Feed
     pace: Pace | None
     """None for a run that is too short to measure."""
@@ -209,9 +211,8 @@ def _get_ready(
     config = resolved.config
     torch.manual_seed(derive_seed(config.seed))
     begins = start is None and config.network.pretrained is None
-    method = make_method(
-        config.method.name, config.method.options, make_supervised_loss(config.loss), config.data.num_classes
-    )
+    loss = make_supervised_loss(config.loss)
+    method = make_method(config.method.name, config.method.options, loss, config.data.num_classes)
     built = build(method, partial(start_network if begins else make_network, config), config.data.num_classes)
     for module in (built.module, method):
         if isinstance(module, nn.Module):
@@ -224,7 +225,7 @@ def _get_ready(
     if is_measured or config.gates:
         copied, seconds = copy.deepcopy(built), None if minutes is None else 60 * minutes
         engine = _make_engine(fabric, config, copied, EMATeacher(copied.module, lambda _: config.ema.decay))
-        monitor = _make_monitor(fabric, config, feed)
+        monitor = _make_monitor(fabric, config, feed, loss)
     if config.gates:
         components = {f"train/{name}" for name in list_components(config.loss)}
         check_metrics(config.gates, list_metrics(engine, monitor, feed.source) | components)
@@ -232,7 +233,7 @@ def _get_ready(
         pace = measure_pace(
             engine, monitor, feed.source, config, resolved.split.val, workers=feed.workers, seconds=seconds
         )
-    return _Ready(config, notes, built, feed, pace)
+    return _Ready(config, notes, built, loss, feed, pace)
 
 
 def _train(fabric: Fabric, prepared: BegunRun, ready: _Ready, console: Console) -> TrainResult:
@@ -404,9 +405,7 @@ def _make_engine(fabric: Fabric, config: Config, built: Built, teacher: EMATeach
     )
 
 
-def _make_monitor(fabric: Fabric, config: Config, feed: _Feed) -> Monitor:
-    supervised = make_supervised_loss(config.loss)
-
+def _make_monitor(fabric: Fabric, config: Config, feed: _Feed, supervised: SupervisedLoss) -> Monitor:
     def loss_at(logits: Tensor, target: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         epoch, size = max(step - 1, 0) / config.length.steps_per_epoch, config.labeled_range[1]  # as in the step before
         parts = zip(torch.split(logits, size), torch.split(target, size), strict=True)
@@ -458,7 +457,7 @@ def _assemble(
             console.note(f"scenario: {text}")
     session = Session(
         engine,
-        Watch(engine, _make_monitor(fabric, config, feed), schedule),
+        Watch(engine, _make_monitor(fabric, config, feed, ready.loss), schedule),
         feed.source,
         batches_from,
         Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None),
@@ -472,7 +471,7 @@ def _assemble(
         },
         config.monitor.on_collapse == "stop",
         config.gates,
-        config.loss,
+        ready.loss,
     )
     if prepared.resumed and checkpoint is not None:
         session.restore(checkpoint, where)

@@ -31,6 +31,7 @@ from ssl_seg.config.schedules import (
     count_stale_epochs,
     make_ema_schedule,
     make_lr_schedule,
+    override_weights,
 )
 
 LR_SCHEDULES = ["constant", "poly", "cosine"]
@@ -253,6 +254,32 @@ class TestLossPhases:
         weights = compute_loss_weights(phases, epoch)
         assert sum(weights.values()) == pytest.approx(1.0)
         assert all(w >= 0 for w in weights.values())
+
+    @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), max_size=4), st.integers(1, 30), st.floats(0, 60))
+    def test_overridden_weights_hold_from_their_epoch_on_and_the_others_stay(
+        self, gaps: list[tuple[int, int]], begin: int, epoch: float
+    ) -> None:
+        starts = list(itertools.accumulate(gap for gap, _ in gaps))
+        phases = [LossPhase(0, {"x": 1.0, "y": 0.05})]
+        for number, (start, (_, blend)) in enumerate(zip(starts, gaps, strict=True)):
+            phases.append(LossPhase(start, {"x": 0.5, f"c{number}": 0.5}, blend))
+        found = override_weights(phases, begin, {"y": 0.08})
+        before, after = compute_loss_weights(phases, epoch), compute_loss_weights(found, epoch)
+        assert {n: w for n, w in after.items() if n != "y"} == pytest.approx(
+            {n: w for n, w in before.items() if n != "y"}
+        )
+        if epoch < begin:
+            assert after == before
+        blending = any(p.from_epoch <= begin < p.from_epoch + p.blend_epochs for p in phases)
+        if epoch >= begin and (not blending or epoch >= max(p.from_epoch + p.blend_epochs for p in phases)):
+            assert after["y"] == pytest.approx(0.08)
+
+    def test_a_blend_that_is_under_way_goes_on_to_the_overridden_weight(self) -> None:
+        phases = (LossPhase(0, {"a": 1.0}), LossPhase(4, {"b": 1.0}, 4))
+        found = override_weights(phases, 6, {"b": 3.0})
+        assert [compute_loss_weights(found, e) for e in (5, 6, 7, 8)] == [
+            {"a": 0.75, "b": 0.25}, {"a": 0.5, "b": 0.5}, {"a": 0.25, "b": 1.75}, {"b": 3.0}
+        ]  # fmt: skip
 
     @given(st.floats(0, 30), st.floats(1e-6, 0.01))
     def test_a_blend_has_no_jump(self, epoch: float, gap: float) -> None:

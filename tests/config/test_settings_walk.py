@@ -66,6 +66,12 @@ SUPERVISED = ("method.name=supervised", "batch.unlabeled=0")
 PHASES = "loss.phases=[{from_epoch: %s, weights: {focal: %s}, blend_epochs: %s}]"
 GATE = "gates=[{metric: %s, %s}]"
 SWA, NOISE, RESPONSE = "policies.swa", "policies.weight_noise", "policies.plateau_response"
+ROLLED = (
+    f"{RESPONSE}={{patience: 1, base: 3, rollback_drop: 0.001, after_rollback: {{base: 2, judge_epochs: null}}}}",
+    f"{NOISE}={{start_epoch: 2, every_epochs: 99, std: 0.3}}",
+    *FLAT,
+)
+"""Noise spoils the networks after epoch 2, so that they are rolled back after epoch 3; then each epoch is a plateau."""
 RESTARTS = ("optim.schedule=cosine_restarts", "optim.restart_epochs=1")
 PARENT = ("parent", "bootstrap.gate=none")
 RECOVER = ("monitor.on_collapse=recover",)
@@ -212,6 +218,10 @@ ACTS: dict[str, tuple[str, Settings]] = {
             *("data.root=ALL_POSITIVE", "split.labels=1.0", "monitor.probe_patches=24", "optim.lr=0.01", *EPOCHS),
         ),
     ),
+    **{
+        f"{RESPONSE}.after_rollback.{change.partition('=')[0]}": (f"{RESPONSE}.after_rollback.{change}", ROLLED)
+        for change in ("base=3", "gain=1.5", "loss_weights={dice: 3}", "judge_epochs=3")
+    },
     "policies.early_stopping.patience": ("policies.early_stopping.patience=2",
                                          ("policies.early_stopping.patience=3", *FLAT)),
     "policies.gradient_noise.std": ("policies.gradient_noise.std=0.2", ("policies.gradient_noise.std=0.1",)),

@@ -6,7 +6,7 @@ import copy
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,7 +16,8 @@ from test_engine import lr_at, make_engine, make_net
 from test_methods import make_batch
 from torch import nn
 
-from ssl_seg.config import GradientNoiseConfig, LossConfig, PlateauResponseConfig, PoliciesConfig
+from ssl_seg.config import AfterRollbackConfig, GradientNoiseConfig, LossConfig, PlateauResponseConfig, PoliciesConfig
+from ssl_seg.config.schedules import LossPhase
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_gradient_noise, add_weight_noise
 from ssl_seg.engine.policies import (
@@ -24,9 +25,11 @@ from ssl_seg.engine.policies import (
     Policies,
     compute_plateau_multiplier,
     find_phase,
+    judge_rollback,
     respond_to_plateaus,
 )
 from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm
+from ssl_seg.losses import make_supervised_loss
 from ssl_seg.networks.builders import has_batch_norm
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
 
@@ -58,19 +61,25 @@ class Counters:
     value: float = 1.0
     epochs_since_raise: int = 10**9
     dead: bool = False
+    epoch: int = 0
+    milder_from: int | None = None
 
     def end_epoch(self, score: float) -> PlateauResponse:
-        s = self.settings
+        s, after = self.settings, self.settings.after_rollback
+        self.epoch += 1
         if self.dead:
-            return PlateauResponse(self.count, 1.0, False, False)
+            return PlateauResponse(self.count, 1.0, False, False, self.milder_from)
         self.epochs_since_raise += 1
         if (
             self.value > 1
             and self.epochs_since_raise <= 2 * s.hold_epochs
             and max(self.best, self.start) - score > s.rollback_drop
         ):
+            if after is not None and self.milder_from is None:
+                self.milder_from, self.count, self.bad, self.value = self.epoch, 0, 0, 1.0
+                return PlateauResponse(0, 1.0, False, True, self.epoch)
             self.dead = True
-            return PlateauResponse(self.count, 1.0, False, True)
+            return PlateauResponse(self.count, 1.0, False, True, self.milder_from)
         if score > self.best:
             self.best, self.bad = score, 0
         else:
@@ -79,9 +88,11 @@ class Counters:
         if new:
             self.bad = 0
             self.count += 1
-            self.value = min(s.cap, s.base + (self.count - 1) * s.gain)
+            rule = s if after is None or self.milder_from is None else after
+            self.value = min(s.cap, rule.base + (self.count - 1) * rule.gain)
             self.epochs_since_raise = 0
-        return PlateauResponse(self.count, self.value if self.epochs_since_raise < s.hold_epochs else 1.0, new, False)
+        value = self.value if self.epochs_since_raise < s.hold_epochs else 1.0
+        return PlateauResponse(self.count, value, new, False, self.milder_from)
 
 
 class TestPlateauResponse:
@@ -125,24 +136,56 @@ class TestPlateauResponse:
         for more in ((0.3,), (0.3, 0.3, 0.3), (0.3,) * 20, (0.9, 0.2)):
             assert self.respond(*rolled, *more) == PlateauResponse(1, 1.0, False, False)
 
+    def test_after_a_rollback_the_milder_rule_counts_plateaus_anew(self) -> None:
+        """1.2 + (p - 1) 0.5 in place of 1.5 + (p - 1) 0.85, as the source's fallback plan has it."""
+        after = AfterRollbackConfig(base=1.2, gain=0.5)
+        rolled = (0.5, 0.5, 0.5, 0.3)
+        assert self.respond(*rolled, after_rollback=after) == PlateauResponse(0, 1.0, False, True, 4)
+        raised = [self.respond(*rolled, *(0.5,) * n, after_rollback=after, base=1.5, gain=0.85) for n in range(1, 7)]
+        assert [r.multiplier for r in raised] == pytest.approx([1.0, 1.2, 1.2, 1.7, 1.7, 2.2])
+        assert [r.count for r in raised] == [0, 1, 1, 2, 2, 3]
+        assert {r.milder_from for r in raised} == {4}
+        again = (*rolled, 0.5, 0.5, 0.3)
+        assert self.respond(*again, after_rollback=after) == PlateauResponse(1, 1.0, False, True, 4)
+        for more in ((0.3,), (0.3,) * 20):
+            assert self.respond(*again, *more, after_rollback=after) == PlateauResponse(1, 1.0, False, False, 4)
+
     @given(
         history=st.lists(st.sampled_from([NO_START, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), max_size=40),
         start=st.sampled_from([NO_START, 0.35, 0.6]),
         patience=st.integers(1, 4),
         hold=st.integers(1, 4),
         base=st.sampled_from([1.0, 1.5]),
+        after=st.sampled_from([None, {"base": 1.2, "gain": 0.5}]),
     )
     def test_replaying_the_history_equals_keeping_counters(
-        self, history: list[float], start: float, patience: int, hold: int, base: float
+        self, history: list[float], start: float, patience: int, hold: int, base: float, after: dict[str, float] | None
     ) -> None:
         settings = PlateauResponseConfig(
-            patience=patience, base=base, gain=0.85, cap=3.0, hold_epochs=hold, rollback_drop=0.15
+            patience=patience, base=base, gain=0.85, cap=3.0, hold_epochs=hold, rollback_drop=0.15, after_rollback=after
         )
         counters = Counters(settings, start)
         for epochs in range(1, len(history) + 1):
             response = respond_to_plateaus(history[:epochs], start, settings)
             assert response == counters.end_epoch(history[epochs - 1])
             assert 1.0 <= response.multiplier <= 3.0
+
+
+@pytest.mark.parametrize(
+    ("later", "judged"),
+    [
+        ((), None),
+        ((0.5,), None),  # level is not better
+        ((0.5, 0.4, 0.3), False),
+        ((0.51,), True),
+        ((0.4, 0.4, 0.6), True),
+        ((0.6, 0.4), None),  # told before
+        ((0.6, 0.7), None),
+        ((0.4, 0.4, 0.4, 0.6), None),  # too late: the run has ended
+    ],
+)
+def test_a_rollback_is_judged_once(later: tuple[float, ...], judged: bool | None) -> None:
+    assert judge_rollback((0.1, 0.5, 0.2, *later), 2, 3) is judged
 
 
 class TestAct:
@@ -178,6 +221,42 @@ class TestAct:
         assert_state(engine, best)
         assert engine.teacher.updates == 3
         assert Policies(PoliciesConfig.model_validate(settings)).compute_lr_multiplier(fallen) == 1.0
+
+    MILDER: ClassVar = {
+        "plateau_response": {
+            "patience": 1, "base": 2.0, "rollback_drop": 0.1,
+            "after_rollback": {"loss_weights": {"variance": 0.08}, "judge_epochs": 2},
+        }
+    }  # fmt: skip
+
+    def test_a_rollback_that_brings_nothing_ends_the_run(self) -> None:
+        policies, engine = Policies(PoliciesConfig.model_validate(self.MILDER)), make_engine()
+        rolled = (0.5, 0.5, 0.1)
+        ends = [policies.stops(TrainingState(history=(*rolled, *(0.5,) * n))) for n in range(4)]
+        assert ends == [False, False, True, False]
+        end = TrainingState(history=(*rolled, 0.5, 0.5))
+        assert self.act(self.MILDER, engine, end, 5, ending="stopped_early") == ["rollback_judged"]
+        better = TrainingState(history=(*rolled, 0.4, 0.6))
+        assert not policies.stops(better)
+        (event,) = policies.act(engine, better, 5, ending=None, load_best=lambda: pytest.fail("nothing to restore"))
+        assert (event.event, event.values) == ("rollback_judged", {"better": True, "best_score": 0.5})
+        for settings in ({}, {"judge_epochs": None}):  # without the rule, or without a judgment
+            own = copy.deepcopy(self.MILDER)
+            own["plateau_response"]["after_rollback"] = settings or None
+            assert not Policies(PoliciesConfig.model_validate(own)).stops(end)
+
+    def test_a_rollback_changes_weights_of_the_loss(self) -> None:
+        phases = (LossPhase(0, {"dice": 0.7, "variance": 0.05}), LossPhase(5, {"dice": 1.0}))
+        policies = Policies(PoliciesConfig.model_validate(self.MILDER))
+        before, after = (TrainingState(history=(0.5, 0.5, score)) for score in (0.45, 0.1))
+        assert policies.adapt_phases(phases, before) == phases
+        changed = policies.adapt_phases(phases, after)
+        assert changed == (
+            phases[0], LossPhase(3, {"dice": 0.7, "variance": 0.08}), LossPhase(5, {"dice": 1.0, "variance": 0.08})
+        )  # fmt: skip
+        told = find_phase(changed, 3)
+        assert told is not None
+        assert told.note == "phase 2 of 3 begins after epoch 3: dice 0.7, variance 0.08"
 
     def test_at_the_end_of_the_run_the_networks_stay(self) -> None:
         engine = make_engine()
@@ -427,7 +506,8 @@ def test_a_phase_of_the_loss_is_told_when_it_begins() -> None:
             ],
         }
     )
-    told = {epoch: event for epoch in range(8) if (event := find_phase(loss, epoch)) is not None}
+    phases = make_supervised_loss(loss).phases
+    told = {epoch: event for epoch in range(8) if (event := find_phase(phases, epoch)) is not None}
     assert list(told) == [2, 5]
     assert told[2].note == "phase 2 of 4 begins after epoch 2: dice 0.8, focal 0.2, over 3 epoch(s)"
     assert told[5].values == {"phase": 4, "epoch": 5, "weights": {"dice": 1.0}, "blend_epochs": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,11 +17,12 @@ from score_counts import make_net_score, make_scores
 from test_engine import make_engine
 
 import ssl_seg.run.finish
-from ssl_seg.config import PlateauResponseConfig
+from ssl_seg.config import Config, PlateauResponseConfig
+from ssl_seg.config.layers import validate
 from ssl_seg.config.schedules import count_plateaus
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.policies import respond_to_plateaus
-from ssl_seg.errors import RunDirError
+from ssl_seg.errors import ConfigError, RunDirError
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores
@@ -174,6 +176,91 @@ class TestRunWithAllPolicies:
         assert [r["step"] for r in run.read_metrics()] == [r["step"] for r in whole_run.read_metrics()]
 
 
+MILDER: dict[str, Any] = {
+    "split": {"labels": 0.5},
+    "network": {"norm": "batch"},
+    "method": {"name": "supervised"},
+    "batch": {"labeled": 2, "unlabeled": 0},
+    "length": {"steps": 14, "steps_per_epoch": 2},
+    "optim": {"schedule": "constant", "warmup_steps": 0, "lr": 1e-4},
+    "loss": {"weights": {"dice": 1.0, "variance": 0.0}},
+    "monitor": {"probe_patches": 4, "train_probe_patches": 0, "first_epoch_probes": [0]},
+    "policies": {
+        "weight_noise": {"start_epoch": 2, "every_epochs": 99, "std": 0.3},
+        "plateau_response": {
+            "patience": 1, "base": 3.0, "hold_epochs": 4, "rollback_drop": 1e-4,
+            "after_rollback": {"base": 1.5, "loss_weights": {"variance": 0.08}, "judge_epochs": None},
+        },
+    },
+}  # fmt: skip
+"""The noise spoils the networks after the second epoch, so they are rolled back soon."""
+
+
+class TestAfterARollback:
+    @pytest.fixture(scope="class")
+    def run(self, tmp_path_factory: pytest.TempPathFactory, particles_dir: Path) -> RunDir:
+        return train_tiny(tmp_path_factory.mktemp("milder") / "whole", particles_dir, MILDER).run
+
+    def test_the_milder_rule_and_the_weights_hold_from_there_on(self, run: RunDir) -> None:
+        """Against the recorded components: the loss is their weighted sum, and linear in their means."""
+        rollback, phase = events_of(run, "rollback")[0], events_of(run, "loss_phase")[0]
+        assert phase["step"] == rollback["step"] < 10
+        assert phase["weights"] == {"dice": 1.0, "variance": 0.08}
+        for record in run.read_metrics()[1:]:
+            weight = 0.08 if record["step"] > rollback["step"] else 0.0
+            for place in ("train/loss", "val/student/loss"):
+                part = "train/" if place == "train/loss" else "val/student/loss/"
+                expected = record[f"{part}dice"] + weight * record[f"{part}variance"]
+                assert record[place] == pytest.approx(expected, rel=1e-5), (place, record["step"])
+        raised = {r["step"] > rollback["step"]: r["train/lr_multiplier"] for r in run.read_metrics()[1:]
+                  if r["train/lr_multiplier"] > 1}  # fmt: skip
+        assert raised == {False: 3.0, True: 1.5}
+
+    def test_killed_right_after_it_and_resumed_it_ends_with_the_same_bits(
+        self, run: RunDir, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step = events_of(run, "rollback")[0]["step"] + 1
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "step", kill_at(Engine.step, step, "before"))
+            with pytest.raises(Killed):
+                train_tiny(tmp_path / "run", particles_dir, MILDER)
+        resumed = train(TrainRequest(resume=tmp_path / "run")).run
+        for name in ("last", "best"):
+            assert_equal(load_state(resumed, name), load_state(run, name), name)
+        without = {"time", "train/seconds_per_step"}
+        rows = [
+            [{k: v for k, v in row.items() if k not in without and not k.startswith("machine/")} for row in own]
+            for own in (resumed.read_metrics(), run.read_metrics())
+        ]
+        assert rows[0] == rows[1]
+
+    @pytest.mark.parametrize(
+        ("weights", "words"),
+        [
+            ({"focal": 1.0}, r"names 'focal', which loss\.weights does not.*or one of dice, variance"),
+            ({"dice": 0.0}, "leaves no component of .* with a weight"),
+            ({"dice": -1.0}, r"loss_weights\.dice = -1"),
+        ],
+    )
+    def test_weights_that_do_not_fit(self, run: RunDir, weights: dict[str, float], words: str) -> None:
+        config = copy.deepcopy(load_checkpoint(run.last).config)
+        validate(Config, config)
+        config["policies"]["plateau_response"]["after_rollback"]["loss_weights"] = weights
+        with pytest.raises(ConfigError, match=words):
+            validate(Config, config)
+
+    def test_without_weights_of_its_own_another_network_comes_of_it(
+        self, run: RunDir, particles_dir: Path, tmp_path: Path
+    ) -> None:
+        other = copy.deepcopy(MILDER)
+        other["policies"]["plateau_response"]["after_rollback"]["loss_weights"] = {}
+        plain = train_tiny(tmp_path / "run", particles_dir, other).run
+        assert events_of(plain, "rollback")[0]["step"] == events_of(run, "rollback")[0]["step"]
+        assert events_of(plain, "loss_phase") == []
+        states = [load_checkpoint(own.last).student for own in (run, plain)]
+        assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def kill_at(function: Any, number: int, when: str) -> Any:
     """Return the function, which raises before or after its call with this number."""
     calls = 0
@@ -253,7 +340,7 @@ class TestEarlyStopping:
         assert result.scores["source"] == "validation"
         assert [e["event"] for e in result.run.read_events()][-2:] == ["early_stopping", "stopped_early"]
         assert not result.run.swa.exists()
-        with pytest.raises(RunDirError, match="early_stopping ended it"):
+        with pytest.raises(RunDirError, match="its policies ended it early"):
             train(TrainRequest(resume=result.run.path))
 
     def test_stopped_but_not_scored_it_is_scored_by_a_resume(
