@@ -174,16 +174,18 @@ class Config(Section):
     @model_validator(mode="after")
     def _weights_after_a_rollback_fit(self) -> Config:
         response = self.policies.plateau_response
-        weights = {} if response is None or response.after_rollback is None else response.after_rollback.loss_weights
+        weights = (
+            {} if response is None or response.after_rollback is None else response.after_rollback.component_weights
+        )
         if unknown := [name for name in weights if name not in self.loss.weights]:
             raise ValueError(
-                f"policies.plateau_response.after_rollback.loss_weights names '{unknown[0]}', which loss.weights does "
-                f"not: give it a weight there (0 watches it), or one of {', '.join(self.loss.weights)} here"
+                f"policies.plateau_response.after_rollback.component_weights names '{unknown[0]}', which loss.weights "
+                f"does not: give it a weight there (0 watches it), or one of {', '.join(self.loss.weights)} here"
             )
         for phase in (self.loss.weights, *(phase.weights for phase in self.loss.phases)):
             if not any({**phase, **weights}.values()):
                 raise ValueError(
-                    f"policies.plateau_response.after_rollback.loss_weights = {weights} leaves no component of "
+                    f"policies.plateau_response.after_rollback.component_weights = {weights} leaves no component of "
                     f"{phase} with a weight: at least one must be positive"
                 )
         return self

@@ -164,7 +164,7 @@ def _list_notes(config: Config) -> Iterator[str]:
 
 
 def _note_weights(response: PlateauResponseConfig) -> str:
-    weights = {} if response.after_rollback is None else response.after_rollback.loss_weights
+    weights = {} if response.after_rollback is None else response.after_rollback.component_weights
     return (
         f"; loss drawn without {', '.join(f'{n} {w:g}' for n, w in weights.items())} after a rollback"
         if weights

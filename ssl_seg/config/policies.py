@@ -39,7 +39,7 @@ class AfterRollbackConfig(Section):
     gain: float = Field(0.5, ge=0)
     """The learning rate is multiplied by base + (count - 1) * gain at plateau number count after the rollback; cap and
     hold_epochs stay."""
-    loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    component_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Weights that components of loss.weights have from the rollback on, in this and in all later phases."""
     judge_epochs: PositiveInt | None = 10
     """Epochs after the rollback within which a score must exceed the best one before; else the run ends. null: none."""

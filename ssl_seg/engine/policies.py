@@ -159,10 +159,10 @@ class Policies:
     def adapt_phases(self, phases: tuple[LossPhase, ...], progress: TrainingState) -> tuple[LossPhase, ...]:
         """Return the phases of the loss with the weights that hold since a rollback, if there was one."""
         response = self.settings.plateau_response
-        if response is None or response.after_rollback is None or not response.after_rollback.loss_weights:
+        if response is None or response.after_rollback is None or not response.after_rollback.component_weights:
             return phases
         epoch = _respond(progress, response).milder_from
-        return phases if epoch is None else override_weights(phases, epoch, response.after_rollback.loss_weights)
+        return phases if epoch is None else override_weights(phases, epoch, response.after_rollback.component_weights)
 
     def act(
         self,

@@ -103,7 +103,7 @@ def _describe_milder(response: PlateauResponseConfig) -> str:
     """Return what holds after a rollback."""
     if (after := response.after_rollback) is None:
         return ""
-    weights = ", ".join(f"{name} {weight:g}" for name, weight in after.loss_weights.items())
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in after.component_weights.items())
     return (
         f", from then on x {after.base:g} and + {after.gain:g}"
         f"{f', loss weights {weights}' if weights else ''}"

@@ -220,7 +220,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     ),
     **{
         f"{RESPONSE}.after_rollback.{change.partition('=')[0]}": (f"{RESPONSE}.after_rollback.{change}", ROLLED)
-        for change in ("base=3", "gain=1.5", "loss_weights={dice: 3}", "judge_epochs=3")
+        for change in ("base=3", "gain=1.5", "component_weights={dice: 3}", "judge_epochs=3")
     },
     "policies.early_stopping.patience": ("policies.early_stopping.patience=2",
                                          ("policies.early_stopping.patience=3", *FLAT)),

@@ -225,7 +225,7 @@ class TestAct:
     MILDER: ClassVar = {
         "plateau_response": {
             "patience": 1, "base": 2.0, "rollback_drop": 0.1,
-            "after_rollback": {"loss_weights": {"variance": 0.08}, "judge_epochs": 2},
+            "after_rollback": {"component_weights": {"variance": 0.08}, "judge_epochs": 2},
         }
     }  # fmt: skip
 

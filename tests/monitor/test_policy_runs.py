@@ -189,7 +189,7 @@ MILDER: dict[str, Any] = {
         "weight_noise": {"start_epoch": 2, "every_epochs": 99, "std": 0.3},
         "plateau_response": {
             "patience": 1, "base": 3.0, "hold_epochs": 4, "rollback_drop": 1e-4,
-            "after_rollback": {"base": 1.5, "loss_weights": {"variance": 0.08}, "judge_epochs": None},
+            "after_rollback": {"base": 1.5, "component_weights": {"variance": 0.08}, "judge_epochs": None},
         },
     },
 }  # fmt: skip
@@ -239,13 +239,13 @@ class TestAfterARollback:
         [
             ({"focal": 1.0}, r"names 'focal', which loss\.weights does not.*or one of dice, variance"),
             ({"dice": 0.0}, "leaves no component of .* with a weight"),
-            ({"dice": -1.0}, r"loss_weights\.dice = -1"),
+            ({"dice": -1.0}, r"component_weights\.dice = -1"),
         ],
     )
     def test_weights_that_do_not_fit(self, run: RunDir, weights: dict[str, float], words: str) -> None:
         config = copy.deepcopy(load_checkpoint(run.last).config)
         validate(Config, config)
-        config["policies"]["plateau_response"]["after_rollback"]["loss_weights"] = weights
+        config["policies"]["plateau_response"]["after_rollback"]["component_weights"] = weights
         with pytest.raises(ConfigError, match=words):
             validate(Config, config)
 
@@ -253,7 +253,7 @@ class TestAfterARollback:
         self, run: RunDir, particles_dir: Path, tmp_path: Path
     ) -> None:
         other = copy.deepcopy(MILDER)
-        other["policies"]["plateau_response"]["after_rollback"]["loss_weights"] = {}
+        other["policies"]["plateau_response"]["after_rollback"]["component_weights"] = {}
         plain = train_tiny(tmp_path / "run", particles_dir, other).run
         assert events_of(plain, "rollback")[0]["step"] == events_of(run, "rollback")[0]["step"]
         assert events_of(plain, "loss_phase") == []

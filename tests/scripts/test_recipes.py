@@ -110,7 +110,7 @@ def test_a_recipe_is_scaled_to_equal_steps() -> None:
     assert scaled["policies"]["swa"] == {"start_epoch": 8}
     escape = script.scale_recipe(merge_layers(read_layers("recipes/seed_escape"))[0], steps=1000, epochs=100)
     after = escape["policies"]["plateau_response"]["after_rollback"]
-    assert after == {"base": 1.2, "gain": 0.5, "loss_weights": {"variance": 0.08}, "judge_epochs": 3}
+    assert after == {"base": 1.2, "gain": 0.5, "component_weights": {"variance": 0.08}, "judge_epochs": 3}
     assert scaled["policies"]["weight_noise"] == {"start_epoch": 5, "every_epochs": 1, "std": 0.001}
     assert scaled["policies"]["early_stopping"] is None  # the steps are to be equal
 
