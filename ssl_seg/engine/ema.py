@@ -9,16 +9,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import nn
+
+from ssl_seg.networks.average import move_average
 
 
 class EMATeacher:
     """A copy of the student that follows it; always in eval mode and without gradients.
 
-    Floating-point buffers (BatchNorm statistics) are averaged like parameters, integer buffers are copied. A teacher
-    whose buffers stay behind fails in eval mode although its weights are right.
+    Its buffers follow too, see ``move_average``: a teacher whose buffers stay behind fails in eval mode although its
+    weights are right.
 
     Args:
         student: the bare network.
@@ -37,21 +37,10 @@ class EMATeacher:
         """Whether the next update leaves the teacher as it is."""
         return self.updates < self.held
 
-    @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """Move one step towards the student; no synchronization with the host."""
         if not self.is_held:
-            self._move(student, 0.0 if self.updates == self.held > 0 else self.decay_at(self.updates - self.held))
+            move_average(
+                self.net, student, 0.0 if self.updates == self.held > 0 else self.decay_at(self.updates - self.held)
+            )
         self.updates += 1
-
-    def _move(self, student: nn.Module, decay: float) -> None:
-        own, others = list(_floats(self.net)), [t.detach() for t in _floats(student)]
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        average(own, others, None)
-        for own_buffer, buffer in zip(self.net.buffers(), student.buffers(), strict=True):
-            if not own_buffer.is_floating_point():
-                own_buffer.copy_(buffer)
-
-
-def _floats(net: nn.Module) -> list[Tensor]:
-    return [*net.parameters(), *(b for b in net.buffers() if b.is_floating_point())]

@@ -9,9 +9,12 @@ from ssl_seg.config import NetworkConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.errors import ConfigError, did_you_mean
 from ssl_seg.losses import SupervisedLoss
+from ssl_seg.methods.ad_mt import AlternateDiverseTeaching
 from ssl_seg.methods.base import Method
 from ssl_seg.methods.bcp import BidirectionalCopyPaste
+from ssl_seg.methods.cct import CrossConsistency
 from ssl_seg.methods.cps import CrossPseudoSupervision
+from ssl_seg.methods.dtc import DualTaskConsistency
 from ssl_seg.methods.entropy_minimization import EntropyMinimization
 from ssl_seg.methods.fixmatch import FixMatch
 from ssl_seg.methods.ict import InterpolationConsistency
@@ -33,6 +36,9 @@ METHODS: dict[str, type[Method]] = {
     "ict": InterpolationConsistency,
     "bcp": BidirectionalCopyPaste,
     "urpc": PyramidConsistency,
+    "cct": CrossConsistency,
+    "dtc": DualTaskConsistency,
+    "ad_mt": AlternateDiverseTeaching,
 }
 
 
@@ -62,9 +68,9 @@ def check_traits(name: str, network: NetworkConfig) -> None:
         network: of the run.
     """
     traits, needs = METHODS[name].traits, ""
-    if traits.perturbs_features and not NETWORKS[network.name].has_encoder:
+    if traits.needs_features and not NETWORKS[network.name].has_encoder:
         able = ", ".join(other for other, spec in NETWORKS.items() if spec.has_encoder)
-        needs = f"changes the features between encoder and decoder, which this network does not hand out. Use {able}"
+        needs = f"works on features between encoder and decoder, which this network does not hand out. Use {able}"
     elif traits.needs_heads and network.deep_supervision == 0:
         able = ", ".join(other for other, spec in NETWORKS.items() if spec.deep_supervision)
         needs = f"learns from outputs at several scales, and there is one. Set network.deep_supervision ({able} can)"

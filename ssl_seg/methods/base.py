@@ -106,8 +106,8 @@ class Traits:
     """Number of strong views of each unlabeled patch."""
     cutmix: float = 0.0
     """Probability that is planned for ``augment.cutmix``."""
-    perturbs_features: bool = False
-    """It changes what ``encode`` of the network hands to ``decode``."""
+    needs_features: bool = False
+    """It uses what the network computes inside: ``encode``, ``decode`` and the other methods of ``EncoderUNet``."""
     needs_heads: bool = False
     """Its loss reads the further outputs of deep supervision."""
 

@@ -73,7 +73,7 @@ class UniMatch(nn.Module):
 
     config_type: ClassVar[type[Section]] = UniMatchConfig
     traits: ClassVar[Traits] = Traits(
-        uses_teacher=True, uses_unlabeled=True, strong_views=2, perturbs_features=True, cutmix=0.5
+        uses_teacher=True, uses_unlabeled=True, strong_views=2, needs_features=True, cutmix=0.5
     )
 
     def __init__(self, options: UniMatchConfig, supervised: SupervisedLoss, num_classes: int) -> None:

@@ -49,7 +49,7 @@ class NetworkSpec:
     deep_supervision: bool = False
     """``build`` takes the number of further outputs as a fifth argument."""
     has_encoder: bool = False
-    """``build`` takes ``encoder`` and ``pretrained`` too; the network has ``encode`` and ``decode``."""
+    """``build`` takes ``encoder`` and ``pretrained`` too; the network has the methods of ``EncoderUNet``."""
 
 
 def build_network(

@@ -143,8 +143,8 @@ def _plan_network(ndim: int, known: Nested, method: str, *, gpu: bool) -> tuple[
     if "network.name" in known:
         return known["network.name"], []
     measured = ndim == 2 or not gpu
-    if _get_traits(method).perturbs_features:
-        reason = f"{method} changes the features between its encoder and its decoder"
+    if _get_traits(method).needs_features:
+        reason = f"{method} works on the features between its encoder and its decoder"
         return "encoder_unet", [Planned("network.name", "encoder_unet", reason)]
     if measured and _takes_patch("encoder_unet", known.get("data.patch_size")):
         return "encoder_unet", [Planned("network.name", "encoder_unet", f"{ndim}D: its encoder knows photos already")]

@@ -61,7 +61,7 @@ FLAT = (*EPOCHS, "optim.lr=1e-12")
 """No score gets better than the first one."""
 WILD = ("optim.lr=1e30", "optim.clip_norm=null", "optim.weight_decay=0")
 """Networks of NaN."""
-FIXMATCH = ("method.name=fixmatch",)
+FIXMATCH, AD_MT = ("method.name=fixmatch",), ("method.name=ad_mt",)
 SUPERVISED = ("method.name=supervised", "batch.unlabeled=0")
 PHASES = "loss.phases=[{from_epoch: %s, weights: {focal: %s}, blend_epochs: %s}]"
 GATE = "gates=[{metric: %s, %s}]"
@@ -133,6 +133,11 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "method.options.labeler": ("method.options.labeler=student", (*FIXMATCH, "method.options.confidence=0.4")),
     "method.options.version": ("method.options.version=v1", ("method.name=unimatch", *ENCODER)),
     "method.options.passes": ("method.options.passes=2", ("method.name=uamt",)),
+    "method.options.perturbations": ("method.options.perturbations=[noise]", ("method.name=cct", *ENCODER)),
+    "method.options.distance_weight": ("method.options.distance_weight=3", ("method.name=dtc", *ENCODER)),
+    "method.options.steepness": ("method.options.steepness=1", ("method.name=dtc", *ENCODER)),
+    "method.options.period": ("method.options.period=2", (*AD_MT, "method.options.confidence=0.4")),
+    "method.options.teacher_decay": ("method.options.teacher_decay=0", (*AD_MT, "method.options.confidence=0.4")),
     "method.options.beta": ("method.options.beta=5", ("method.name=ict",)),
     "method.options.first_stage": ("method.options.first_stage=0.9", ("method.name=bcp",)),
     "method.options.rampup_ratio": ("method.options.rampup_ratio=1.0", ()),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 from scipy.stats import beta, entropy, kstest
 from test_methods import LOSS, call, make_batch, make_mixed_batch, make_nets, make_tested
 from torch import Tensor
@@ -20,6 +21,7 @@ from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.methods import make_method
 from ssl_seg.methods.base import Progress
 from ssl_seg.methods.bcp import draw_boxes
+from ssl_seg.methods.dtc import compute_signed_distances
 from ssl_seg.methods.unimatch import draw_complements, draw_dropout
 
 Array = NDArray[np.float64]
@@ -227,3 +229,106 @@ def test_boxes_of_bcp(size: tuple[int, ...]) -> None:
         assert (np.abs(np.diff(along.astype(int), axis=1)).sum(axis=1) <= 2).all()  # in one piece
         assert along.any(axis=0).all()  # it may lie anywhere
     assert (inside.reshape(200, -1).sum(1) == np.prod([max(1, round(2 / 3 * n)) for n in size])).all()
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_cct(num_classes: int) -> None:
+    method = make_method("cct", {"consistency_weight": 0.7}, LOSS, num_classes)
+    nets, batch = make_nets(num_classes, method), make_batch(num_classes=num_classes)
+    network, decoders = nets.student.get_submodule("network"), nets.student.get_submodule("decoders")
+    (level,) = network.encode(batch.strong[0])  # type: ignore[operator]
+    features, target = to_array(level), softmax(to_array(nets.student(batch.strong[0], 3)[0]))
+    torch.manual_seed(7)
+    noise = 0.6 * torch.rand(level.shape) - 0.3
+    shares = 0.7 + 0.2 * torch.rand(3)
+    dropped = torch.rand(*level.shape[:2], 1, 1) < 0.5
+    activity = features.mean(1, keepdims=True)
+    perturbed = [
+        features + to_array(noise) * features,
+        np.where(
+            activity >= to_array(shares).reshape(3, 1, 1, 1) * activity.max((1, 2, 3), keepdims=True), 0, features
+        ),
+        np.where(dropped, 0, 2 * features),
+    ]
+    assert all(0 < (own == 0).mean() < 1 for own in perturbed)
+    found = []
+    for decoder, own in zip(decoders.children(), perturbed, strict=True):
+        last = decoder[3]  # type: ignore[index]
+        logits = np.einsum("kc,ncyx->nkyx", to_array(last.weight)[:, :, 0, 0], own)
+        found.append(softmax(logits + to_array(last.bias)[:, None, None]))
+    consistency = np.mean([((own - target) ** 2).mean() for own in found])
+    supervised = LOSS(nets.student(batch.image, 2)[0], batch.target)[0].item()
+    assert call(method, nets, batch).loss.item() == pytest.approx(supervised + 0.7 * consistency, rel=1e-5)
+
+
+def signed_distances(target: NDArray[np.int64], num_classes: int) -> Array:
+    """Return those of one sample by scipy's distance transform."""
+    maps = []
+    for label in range(num_classes):
+        inside, outside = target == label, (target != label) & (target != IGNORE_INDEX)
+        far = np.full(target.shape, np.inf)
+        to_inside = distance_transform_edt(~inside) if inside.any() else far
+        to_outside = distance_transform_edt(~outside) if outside.any() else far
+        maps.append(np.where(inside, -np.minimum(to_outside, 8), np.minimum(to_inside, 8)) / 8)
+    return np.stack(maps)
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (7, 30), (8, 8), (40, 9), (5, 7, 20)])
+def test_signed_distances(shape: tuple[int, ...]) -> None:
+    """Sides below, at and above the reach; small objects, whole patches, and classes that are not there."""
+    draw = np.random.default_rng(3)
+    targets = [np.zeros(shape, np.int64), np.ones(shape, np.int64), *draw.choice([0, 1], (2, *shape), p=[0.97, 0.03])]
+    targets.append(draw.choice([0, 1, 2, IGNORE_INDEX], shape))
+    targets[2].flat[0] = 1  # alone in its corner, most of it is farther away than distances reach
+    found = compute_signed_distances(torch.from_numpy(np.stack(targets)), 3)
+    for own, target in zip(found, targets, strict=True):
+        assert np.allclose(own, signed_distances(target, 3), atol=1e-6)
+
+
+def test_dtc() -> None:
+    method = make_method("dtc", {"consistency_weight": 0.7, "steepness": 30.0}, LOSS, 2)
+    nets, batch = make_nets(method=method), make_batch()
+    batch = replace(batch, target=batch.target.clone())
+    batch.target[0, :3] = IGNORE_INDEX
+    outputs = [to_array(x) for x in nets.student(torch.cat([batch.image, *batch.strong]))]
+    truth = np.stack([signed_distances(own, 2) for own in batch.target.numpy()])
+    known = np.broadcast_to((batch.target != IGNORE_INDEX).numpy()[:, None], truth.shape)
+    error = ((outputs[1][:2] - truth) ** 2)[known].mean()
+    agreement = ((1 / (1 + np.exp(30 * outputs[1])) - softmax(outputs[0])) ** 2).mean()
+    supervised = LOSS(nets.student(batch.image)[0], batch.target)[0].item()
+    output = call(method, nets, batch)
+    assert output.loss.item() == pytest.approx(supervised + 0.3 * error + 0.7 * agreement, rel=1e-5)
+    assert output.terms["distance_error"].item() == pytest.approx(error, rel=1e-5)
+    assert np.abs(outputs[1]).max() <= 1
+
+
+def test_ad_mt() -> None:
+    """Seven steps in periods of two, with a student that moves; the pseudo-labels are those of both teachers."""
+    options = {"period": 2, "teacher_decay": 0.6, "confidence": 0.55, "rampup_steps": 0, "consistency_weight": 0.7}
+    method = make_method("ad_mt", options, LOSS, 2)
+    nets, batch = make_nets(method=method), make_mixed_batch()
+    parameters = [to_array(p) for p in nets.student.parameters()]
+    teachers: list[list[Array]] = [[], []]
+    for step in range(7):
+        with torch.no_grad():
+            for parameter in nets.student.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+        parameters = [to_array(p) for p in nets.student.parameters()]
+        decay = min(0.6, 1 - 1 / (step + 1))
+        for index in (0, 1) if step == 0 else (step // 2 % 2,):
+            old = teachers[index] or parameters
+            teachers[index] = [decay * a + (1 - decay) * b for a, b in zip(old, parameters, strict=True)]
+        output = call(method, nets, batch, Progress(step, 100))
+    nets_of_method = method.get_submodule("teachers.nets")  # type: ignore[attr-defined]
+    for net, own in zip(nets_of_method.children(), teachers, strict=True):
+        for parameter, expected in zip(net.parameters(), own, strict=True):
+            assert np.allclose(to_array(parameter), expected, rtol=1e-5)
+            assert not parameter.requires_grad
+    probs = np.stack([softmax(to_array(net(batch.weak))) for net in nets_of_method.children()])
+    assert (probs[0].argmax(1) != probs[1].argmax(1)).any()
+    weights = np.exp(-entropy(probs, axis=2))[:, :, None]
+    together = mix((weights * probs).sum(0) / weights.sum(0))
+    losses = cross_entropy(to_array(nets.student(batch.strong[0])), together.argmax(1))
+    consistency = (losses * (together.max(1) >= 0.55)).mean()
+    supervised = LOSS(nets.student(batch.image), batch.target)[0].item()
+    assert output.loss.item() == pytest.approx(supervised + 0.7 * consistency, rel=1e-5)

@@ -101,6 +101,7 @@ class TestRun:
             expected = {"head.weight", "head.bias"}
         assert rests == ({"student_rest": expected, "teacher_rest": expected} if expected else {})
         state = {"state": {"threshold"}, "adversarial": {"discriminator.weight", "discriminator.bias"}}
+        state["teachers"] = {f"teachers.nets.{n}.{tensor}" for n in (0, 1) for tensor in plain}
         assert set(checkpoint.parts.get("method", ())) == state.get(name, set())
         assert ("method_optimizer" in checkpoint.parts) == (name == "adversarial")
 
@@ -184,12 +185,12 @@ class TestStep:
 
 
 class TestTraits:
-    NETWORK: ClassVar = {"perturbs_features": "encoder_unet", "needs_heads": "dynunet"}
+    NETWORK: ClassVar = {"needs_features": "encoder_unet", "needs_heads": "dynunet"}
 
     @pytest.mark.parametrize(
         ("trait", "message"),
         [
-            ("perturbs_features", r"method\.name = 'x' with network\.name = 'unet': .* Use encoder_unet$"),
+            ("needs_features", r"method\.name = 'x' with network\.name = 'unet': .* Use encoder_unet$"),
             (
                 "needs_heads",
                 r"method\.name = 'x' with network\.name = 'unet': .* Set network\.deep_supervision .*dynunet",

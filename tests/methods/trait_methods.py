@@ -14,6 +14,7 @@ from ssl_seg.data.loader import Batch
 from ssl_seg.losses import SupervisedLoss
 from ssl_seg.losses.consistency import consistency_mse
 from ssl_seg.methods import METHODS
+from ssl_seg.methods.ad_mt import AlternateDiverseTeaching
 from ssl_seg.methods.base import Nets, NetworkFactory, Progress, StepOutput, Traits
 from ssl_seg.methods.cps import CrossPseudoSupervision
 
@@ -129,6 +130,7 @@ TRAIT_METHODS: dict[str, Any] = {
     "extra_head": ExtraHead,
     "two_views": TwoViews,
     "adversarial": Adversarial,
+    "teachers": AlternateDiverseTeaching,
 }
 
 

@@ -80,6 +80,10 @@ class EncoderUNet(nn.Module):
 
     def decode(self, features: Sequence[Tensor]) -> Tensor:
         """Return the logits of what ``encode`` returns."""
+        return self.classify(self.decode_features(features))
+
+    def decode_features(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return what the decoder makes of what ``encode`` returns, coarsest first; the last one has the full size."""
         skips = dict(zip(self.strides, features, strict=True))
         x, levels = skips[max(self.strides)], []
         for stride, block in self.decoder.items():
@@ -87,12 +91,21 @@ class EncoderUNet(nn.Module):
             skip = skips.get(int(stride))
             x = block(x if skip is None else torch.cat([x, skip], dim=1))
             levels.append(x)
-        logits: Tensor = self.head(x)
+        return levels
+
+    def classify(self, levels: Sequence[Tensor]) -> Tensor:
+        """Return the logits of what ``decode_features`` returns."""
+        logits: Tensor = self.head(levels[-1])
         if not (self.training and len(self.deep_heads)):
             return logits
         coarser = zip(self.deep_heads, levels[-2::-1], strict=False)
         size = logits.shape[2:]
         return torch.stack([logits, *(F.interpolate(head(level), size) for head, level in coarser)], dim=1)
+
+    def reduce_to_decoder(self) -> None:
+        """Give up all but ``decode``, with one output: what is left decodes what another network encodes."""
+        self.deep_heads = nn.ModuleList()
+        self.input, self.encoder = nn.Identity(), nn.Identity()  # type: ignore[assignment]
 
     def train(self, mode: bool = True) -> EncoderUNet:
         """Set the mode of all layers but the frozen norms, which stay in eval mode."""

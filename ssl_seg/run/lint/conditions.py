@@ -418,7 +418,10 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         tuple(
             f"method.options.{name}"
-            for name in ("consistency", "confidence", "threshold*", "labeler", "rampup*", "version", "passes", "beta")
+            for name in (
+                *("consistency", "confidence", "threshold*", "labeler", "rampup*", "version", "passes", "beta"),
+                *("perturbations", "steepness", "period", "teacher_decay"),
+            )
         ),
         _find_idle_consistency,
         "It acts with a larger weight",
