@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -97,6 +98,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path`` that takes its place when the block ends well.
+
+    What is at ``path`` is moved aside first; on an error it stays, and the temporary folder is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    before = temporary.with_suffix(".old")
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            path.rename(before)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

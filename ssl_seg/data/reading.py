@@ -11,8 +11,9 @@ from typing import Any, Literal
 class Reading:
     """The settings of the ``data`` section that say how files are read; they mean what that section says of them.
 
-    The last two are no settings: ``open_mask`` asks by ``is_mask`` for labels in place of intensities, and gives them
-    as stored, be they integers or not, with ``fractions``.
+    The last three are no settings: ``open_mask`` asks by ``is_mask`` for labels in place of intensities, and gives them
+    as stored, be they integers or not, with ``fractions``; ``by_box`` leaves large compressed TIFF files to be
+    decoded when a box is read.
     """
 
     axes: str | None = None
@@ -20,12 +21,13 @@ class Reading:
     nonfinite: Literal["refuse", "ignore"] = "refuse"
     is_mask: bool = False
     fractions: bool = False
+    by_box: bool = False
 
 
 AS_STORED = Reading()
 """What the files say, and nothing else."""
 
-SETTINGS = tuple(field.name for field in fields(Reading) if field.name not in ("is_mask", "fractions"))
+SETTINGS = tuple(field.name for field in fields(Reading) if field.name not in ("is_mask", "fractions", "by_box"))
 """Names in the ``data`` section."""
 
 LABEL_SETTINGS = ("mask", "threshold", "label_values", "label_map", "ignore_value")

@@ -20,6 +20,7 @@ as alpha is dropped. ``Stored.notes`` say what was done.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,14 +32,17 @@ from numpy.typing import NDArray
 
 from ssl_seg.data import synthetic
 from ssl_seg.data.formats import FORMATS, Format
+from ssl_seg.data.formats.hdf5 import write_hdf5
 from ssl_seg.data.formats.layout import AxisLayout, Box
 from ssl_seg.data.formats.nifti import undo_orientation, write_nifti
+from ssl_seg.data.formats.numpy_files import write_npy
 from ssl_seg.data.formats.pixels import merge_label_channels
 from ssl_seg.data.formats.slices import repeat_slices, sort_slices, stack_slices
 from ssl_seg.data.formats.stored import (
     Fetch,
     Gaps,
     Geometry,
+    Rows,
     Stored,
     cut,
     from_array,
@@ -47,10 +51,11 @@ from ssl_seg.data.formats.stored import (
     name_errors,
 )
 from ssl_seg.data.formats.tiff import write_tiff
+from ssl_seg.data.formats.zarr_store import write_zarr
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.errors import DataError, did_you_mean, name_examples
-from ssl_seg.files import atomic_write
+from ssl_seg.files import atomic_folder, atomic_write
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -78,6 +83,8 @@ _CONVERTIBLE = (".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img"
 
 _IMAGE_KEYS = ("image",)
 _MASK_KEYS = ("label", "mask")
+
+_VOLUMES = ".tif, .nii.gz, .npy, .h5 or .ome.zarr"
 
 _LISTED = 64
 """Files whose arrays are remembered."""
@@ -223,59 +230,71 @@ def list_arrays(path: Path) -> tuple[str, ...]:
     return tuple(_list_arrays(path, _check_start(path)))
 
 
-def write_mask(path: Path, mask: NDArray[np.integer[Any]], geometry: Geometry | None = None) -> None:
-    """Write a mask as ``.png`` (Y, X), ``.tif`` (zlib), ``.nii`` or ``.nii.gz``. Replaces ``path`` in one step.
+def write_mask(path: Path, mask: Rows, geometry: Geometry | None = None) -> None:
+    """Write a mask as ``.png`` (Y, X), ``.tif`` (zlib), ``.nii``, ``.nii.gz``, ``.npy``, ``.h5`` or OME-Zarr.
+
+    Replaces ``path`` in one step; a Zarr store, which is a folder, in two.
 
     Args:
         path: its suffix says the format; its folder is made if it is missing.
-        mask: (*S), values 0..65535.
+        mask: (*S), values 0..65535; read by rows, its type is kept.
         geometry: of the image: the axes of its file are those of the mask's, and NIfTI keeps where they lie.
 
     Raises:
         DataError: if shape, values and suffix do not fit, or the file cannot be written.
     """
-    top = int(mask.max(initial=0))
-    if mask.ndim not in (2, 3) or top > 65535 or int(mask.min(initial=0)) < 0:
-        raise DataError(f"{path}: a mask has 2 or 3 dimensions and values 0..65535, got {mask.shape} and up to {top}.")
-    stored = mask.astype(np.uint8 if top < 256 else np.uint16)
+    stored = mask
+    if isinstance(mask, np.ndarray):
+        top = int(mask.max(initial=0))
+        if mask.ndim not in (2, 3) or top > 65535 or int(mask.min(initial=0)) < 0:
+            raise DataError(
+                f"{path}: a mask has 2 or 3 dimensions and values 0..65535, got {mask.shape} and up to {top}."
+            )
+        stored = mask.astype(np.uint8 if top < 256 else np.uint16)
     if split_suffix(path.name)[1] == ".png" and mask.ndim == 2:
-        plane = np.ascontiguousarray(undo_orientation(stored, geometry))
+        plane = np.ascontiguousarray(undo_orientation(stored[:], geometry))
         _write(path, lambda file: file.write_bytes(cv2.imencode(".png", plane)[1].tobytes()))
     elif not _write_volume(path, stored, geometry, compression="zlib"):
         raise DataError(
-            f"{path}: a mask with {mask.ndim} dimensions is written as {'.png, ' * (mask.ndim == 2)}.tif or .nii.gz."
+            f"{path}: a mask with {mask.ndim} dimensions is written as {'.png, ' * (mask.ndim == 2)}{_VOLUMES}."
         )
 
 
 def write_labels(path: Path, labels: NDArray[np.integer[Any]], geometry: Geometry | None = None) -> None:
-    """Write (*S) numbers of objects as uint16, or uint32 where they need it: ``.tif``, ``.nii`` or ``.nii.gz``.
+    """Write (*S) numbers of objects as uint16, or uint32 where they need it, in a format of ``write_mask`` but PNG.
 
     Raises:
         DataError: if ``path`` has another suffix, or cannot be written.
     """
     stored = labels.astype(np.uint16 if labels.max(initial=0) < 2**16 else np.uint32)
     if not _write_volume(path, stored, geometry, compression="zlib"):
-        raise DataError(f"{path}: numbers of objects are written as .tif or .nii.gz.")
+        raise DataError(f"{path}: numbers of objects are written as {_VOLUMES}.")
 
 
-def write_probabilities(path: Path, probs: NDArray[np.floating[Any]], geometry: Geometry | None = None) -> None:
-    """Write (*S) probabilities as float32: ``.tif``, uncompressed so that it can be mapped, ``.nii`` or ``.nii.gz``.
+def write_probabilities(path: Path, probs: Rows, geometry: Geometry | None = None) -> None:
+    """Write (*S) probabilities in a format of ``write_mask`` but PNG; TIFF is uncompressed, so that it can be mapped.
 
     Raises:
         DataError: if ``path`` has another suffix, or cannot be written.
     """
-    if not _write_volume(path, probs.astype(np.float32), geometry, compression=None):
-        raise DataError(f"{path}: probabilities are written as .tif or .nii.gz.")
+    if not _write_volume(path, probs, geometry, compression=None):
+        raise DataError(f"{path}: probabilities are written as {_VOLUMES}.")
 
 
-def _write_volume(
-    path: Path, array: NDArray[np.generic], geometry: Geometry | None, *, compression: str | None
-) -> bool:
-    """Write TIFF or NIfTI; return False, and do nothing, for other suffixes."""
+def _write_volume(path: Path, array: Rows, geometry: Geometry | None, *, compression: str | None) -> bool:
+    """Write what is no PNG; return False, and do nothing, for other suffixes."""
     suffix = split_suffix(path.name)[1]
     if suffix in (".tif", ".tiff"):
-        stored = undo_orientation(array, geometry)
-        _write(path, lambda file: write_tiff(file, stored, compression=compression))
+        turned = geometry is not None and geometry.header is not None  # else the rows are those of the file
+        stored = undo_orientation(array[:], geometry) if turned else array
+        placed = None if turned else geometry
+        _write(path, lambda file: write_tiff(file, stored, compression=compression, geometry=placed))
+    elif suffix == ".npy":
+        _write(path, lambda file: write_npy(file, array))
+    elif suffix in (".h5", ".hdf5"):
+        _write(path, lambda file: write_hdf5(file, array, _IMAGE_KEYS[0] if compression is None else _MASK_KEYS[1]))
+    elif suffix in (".zarr", ".ome.zarr"):
+        _write(path, lambda folder: write_zarr(folder, array, geometry), atomic_folder)
     elif suffix in (".nii", ".nii.gz"):
         _write(path, lambda file: write_nifti(file, array, geometry, compressed=suffix == ".nii.gz"))
     else:
@@ -283,10 +302,14 @@ def _write_volume(
     return True
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def _write(
+    path: Path,
+    write: Callable[[Path], object],
+    replacing: Callable[[Path], AbstractContextManager[Path]] = atomic_write,
+) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
+        with replacing(path) as temporary:
             write(temporary)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}).") from error

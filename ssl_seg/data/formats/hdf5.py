@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import ANY_RATIO, check_claim
 from ssl_seg.data.formats.layout import Box, lay_out_array
-from ssl_seg.data.formats.stored import Stored, import_optional, lazy
+from ssl_seg.data.formats.stored import Rows, Stored, import_optional, iterate_rows, lazy
 from ssl_seg.data.reading import Reading
 
 
@@ -45,6 +45,17 @@ def open_hdf5(path: Path, key: str, reading: Reading) -> Stored:
             check_claim(largest * dtype.itemsize, stored, ANY_RATIO if chunks else 1)
     layout, notes = lay_out_array(shape, reading)
     return lazy(f"{path}::{key}", partial(_fetch, path, key), layout, shape, dtype, chunks=chunks, notes=notes)
+
+
+def write_hdf5(path: Path, array: Rows, name: str) -> None:
+    """Write (*S) as a compressed data set."""
+    h5py = import_optional("h5py", "hdf5", str(path))
+    with h5py.File(path, "w") as file:
+        stored = file.create_dataset(
+            name, array.shape, array.dtype, chunks=True, compression="gzip", compression_opts=1
+        )
+        for first, rows in iterate_rows(array):
+            stored[first : first + len(rows)] = rows
 
 
 def _fetch(path: Path, key: str, selection: Box) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,19 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import AxisLayout, Box, lay_out_axes
-from ssl_seg.data.formats.stored import Fetch, Geometry, RawVoxels, Stored, from_array, import_once, lazy, make_geometry
+from ssl_seg.data.formats.stored import (
+    Fetch,
+    Geometry,
+    RawVoxels,
+    RowReader,
+    Rows,
+    Stored,
+    from_array,
+    import_once,
+    iterate_rows,
+    lazy,
+    make_geometry,
+)
 
 _HEADER_BYTES = {1: 348, 2: 540}
 _CHUNK = 2**20
@@ -45,6 +58,9 @@ _PLACE = (
     *("sform_code", "srow_x", "srow_y", "srow_z"),
 )
 """Fields of a header that say where its voxels lie."""
+
+_UNITS = {"mm": "mm", "µm": "micron"}
+"""Names of units in NIfTI files."""
 
 _LEAST_VOLUME = 1e-6
 """Of the volume that a voxel of these edges has at right angles; below it, an affine is taken for damaged."""
@@ -127,26 +143,32 @@ def _scale(voxels: NDArray[Any], slope: float, intercept: float, dtype: np.dtype
         return (voxels * slope + intercept).astype(dtype)
 
 
-def write_nifti(path: Path, array: NDArray[np.generic], geometry: Geometry | None, *, compressed: bool) -> None:
+def write_nifti(path: Path, array: Rows, geometry: Geometry | None, *, compressed: bool) -> None:
     """Write (*S): along the axes of the NIfTI file that ``geometry`` is from, with its sform, qform and units.
 
     Where it is from another file, the axes lie along those of the world.
     """
     import nibabel
 
-    if geometry is not None and geometry.header is not None:
-        source = parse_header(geometry.header)
-        volume = _to_file_axes(array, source)
+    source = None if geometry is None or geometry.header is None else parse_header(geometry.header)
+    voxels = np.broadcast_to(np.zeros((), array.dtype), array.shape) if isinstance(array, RowReader) else array
+    if source is not None:
+        volume = _to_file_axes(voxels, source)
         image = (nibabel.Nifti1Image if source.is_first else nibabel.Nifti2Image)(volume, None)
         for name in _PLACE:
             image.header[name] = source.fields[name]
     else:
-        volume = array.T if array.ndim == 3 else array.T[..., None]
+        volume = voxels.T if array.ndim == 3 else voxels.T[..., None]
         spacing = (1.0,) * array.ndim if geometry is None else geometry.spacing
         affine = np.diag([*spacing[::-1], 1.0, 1.0][:4])
         if geometry is not None and geometry.affine is not None:
             affine = np.array(geometry.affine)
         image = (nibabel.Nifti1Image if max(volume.shape) < 2**15 else nibabel.Nifti2Image)(volume, affine)
+        if geometry is not None and geometry.unit in _UNITS:
+            image.header.set_xyzt_units(_UNITS[geometry.unit])
+    if isinstance(array, RowReader):
+        _write_by_rows(path, array, image, source, compressed=compressed)
+        return
     with path.open("wb") as file:
         if not compressed:
             image.to_stream(file)
@@ -154,6 +176,31 @@ def write_nifti(path: Path, array: NDArray[np.generic], geometry: Geometry | Non
         # Level 1, as nibabel does: level 9 takes ten times as long. Without name and time, equal masks are equal files.
         with gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
             image.to_stream(packed)
+
+
+def _write_by_rows(path: Path, array: RowReader, image: Any, source: Header | None, *, compressed: bool) -> None:
+    """Write an array under the header of ``image``; a compressed file is written plainly first, beside it."""
+    place = path.with_name(f"{path.name}.nii") if compressed else path
+    try:
+        offset = _HEADER_BYTES[1 if int(image.header["sizeof_hdr"]) == _HEADER_BYTES[1] else 2] + 4
+        image.header.set_data_offset(offset)
+        place.write_bytes(image.header.binaryblock + bytes(4))
+        shape = (*image.shape, 1)[:3]
+        mapped = np.memmap(place, image.header.get_data_dtype(), "r+", offset, shape, "F")
+        view = source.layout.arrange(mapped)[0] if source else mapped.T if array.ndim == 3 else mapped[..., 0].T
+        for first, rows in iterate_rows(array):
+            view[first : first + len(rows)] = rows
+        mapped.flush()
+        if compressed:
+            with (
+                place.open("rb") as plain,
+                path.open("wb") as file,
+                gzip.GzipFile("", "wb", 1, file, mtime=0) as packed,
+            ):
+                shutil.copyfileobj(plain, packed, _CHUNK)
+    finally:
+        if compressed:
+            place.unlink(missing_ok=True)
 
 
 def is_read_as_stored(geometry: Geometry) -> bool:
@@ -226,7 +273,9 @@ def parse_header(block: bytes) -> Header:
     flips = tuple(place for place, axis in enumerate(layout.spatial, -len(layout.spatial)) if axis in flipped)
     as_read = None if affine is None else affine @ inv_ornt_aff(orientation, shape[:3])
     distances = zooms if affine is None else voxel_sizes(affine)
-    geometry = make_geometry(tuple(distances[list(layout.spatial)].tolist()), as_read, block)
+    unit = {short for short, name in _UNITS.items() if fields.get_xyzt_units()[0] == name}
+    spacing = tuple(distances[list(layout.spatial)].tolist())
+    geometry = make_geometry(spacing, as_read, block, next(iter(unit), None))
     scaled = None if scale[0] is None or tuple(scale) == (1.0, 0.0) else (float(scale[0]), float(scale[1]))
     return Header(fields, shape, affine, orientation, replace(layout, flips=flips), scaled, geometry)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import lay_out_array
-from ssl_seg.data.formats.stored import RawVoxels, Stored, from_array, lazy
+from ssl_seg.data.formats.stored import RawVoxels, Rows, Stored, from_array, iterate_rows, lazy
 from ssl_seg.data.reading import Reading
 
 _LISTED = 64
@@ -40,6 +40,14 @@ def open_npy(path: Path, reading: Reading) -> Stored:
     raw.check()
     layout, notes = lay_out_array(shape, reading)
     return lazy(str(path), raw, layout, shape, dtype, order=raw.order, notes=notes)
+
+
+def write_npy(path: Path, array: Rows) -> None:
+    """Write (*S)."""
+    mapped = np.lib.format.open_memmap(path, "w+", array.dtype, array.shape)
+    for first, rows in iterate_rows(array):
+        mapped[first : first + len(rows)] = rows
+    mapped.flush()
 
 
 def list_npz(path: Path) -> tuple[str, ...]:

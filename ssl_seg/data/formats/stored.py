@@ -36,6 +36,9 @@ Fetch = Callable[[Box], NDArray[Any]]
 
 _IMPORTING = threading.Lock()
 
+_ROW_BYTES = 2**25
+"""Bytes of an array that are written at once."""
+
 _TILE = 32
 """Rows and columns that are copied in one go where the order of axes changes: so many lines fit into the cache."""
 
@@ -69,22 +72,27 @@ class Geometry:
     ``spacing`` is the distance of neighbors in the order of *S, above 0, in mm or the unit of the file. ``affine`` is
     the 4 x 4 matrix from voxels (x, y, z), as they are read, to the world, None where the file does not say (of an
     image, z is the axis of its slice). ``header`` is that of a NIfTI file, in whose frame results are written back.
+    ``unit`` is that of the spacing as OME writes it (mm, µm, nm), where the file says.
     """
 
     spacing: tuple[float, ...]
     affine: tuple[tuple[float, ...], ...] | None = None
     header: bytes | None = field(default=None, repr=False, compare=False)
+    unit: str | None = field(default=None, compare=False)
 
 
 def make_geometry(
-    spacing: tuple[float, ...], affine: NDArray[np.floating[Any]] | None = None, header: bytes | None = None
+    spacing: tuple[float, ...],
+    affine: NDArray[np.floating[Any]] | None = None,
+    header: bytes | None = None,
+    unit: str | None = None,
 ) -> Geometry | None:
     """Return the geometry, or None where a number of it is not usable: unknown is better than wrong."""
     numbers = np.asarray(spacing, np.float64)
     if not (np.isfinite(numbers) & (numbers > 0)).all() or not (affine is None or np.isfinite(affine).all()):
         return None
     rows = None if affine is None else tuple(tuple(row) for row in affine.tolist())
-    return Geometry(tuple(numbers.tolist()), rows, header)
+    return Geometry(tuple(numbers.tolist()), rows, header, unit)
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,36 @@ class BoxReader:
 
 Voxels = NDArray[Any] | BoxReader
 """An array in memory, or one that is read by box."""
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """An array (*S) of which some rows are held at a time: ``reader[a:b]`` reads rows of the first axis."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[int, int], NDArray[Any]]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Return ``array[rows]``."""
+        start, stop, _ = rows.indices(self.shape[0])
+        return self.read(start, stop)
+
+
+Rows = NDArray[Any] | RowReader
+"""An array in memory, or one that is read by rows."""
+
+
+def iterate_rows(array: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield all rows of an array in order, some megabytes at a time, each with the number of its first row."""
+    step = max(1, _ROW_BYTES // max(1, prod(array.shape[1:]) * array.dtype.itemsize))
+    for first in range(0, array.shape[0], step):
+        yield first, array[first : first + step]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,23 @@ from ssl_seg.data.formats.file_checks import check_tiff_pages, check_tiff_segmen
 from ssl_seg.data.formats.layout import (
     ORIENTATION,
     AxisLayout,
+    Box,
     NotAnImageError,
     lay_out_array,
     lay_out_axes,
     turn_upright,
 )
 from ssl_seg.data.formats.pixels import choose_palette_labels, invert_labels
-from ssl_seg.data.formats.stored import Geometry, RawVoxels, Stored, from_array, lazy, make_geometry
+from ssl_seg.data.formats.stored import (
+    Geometry,
+    RawVoxels,
+    Rows,
+    Stored,
+    from_array,
+    iterate_rows,
+    lazy,
+    make_geometry,
+)
 from ssl_seg.data.reading import Reading
 from ssl_seg.errors import DataError
 
@@ -45,6 +58,12 @@ _REDUCED_OR_MASK = 0b101
 """Bits of the subfile type: a reduced copy of another image of the file, a transparency mask."""
 
 _SHOWN_SERIES = 4
+
+BOXES_FROM = 2**26
+"""Bytes of the voxels from which a compressed file is read by box, where that is asked for."""
+
+_TILE = 256
+"""Rows and columns of the tiles of an image that is written in parts."""
 
 
 def open_tiff(path: Path, reading: Reading) -> Stored:
@@ -79,6 +98,12 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
             raw = RawVoxels(path, series.dataoffset, dtype, series.shape)
             stored = lazy(str(path), raw, layout, series.shape, dtype, geometry, notes=notes)
             return replace(stored, nodata=_find_nodata(page))
+        if reading.by_box and is_plain and _has_boxes(series):
+            fetch = partial(_fetch_segments, path)
+            stored = lazy(
+                str(path), fetch, layout, series.shape, series.dtype, geometry, chunks=_find_chunks(series), notes=notes
+            )
+            return replace(stored, nodata=_find_nodata(page))
         voxels = _decode(series, path)
         if page.photometric == _Color.MINISWHITE:
             voxels, note = _invert(voxels, page.bitspersample, is_mask=reading.is_mask)
@@ -90,10 +115,40 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
         return replace(stored, nodata=_find_nodata(page)) if is_plain else stored
 
 
-def write_tiff(path: Path, array: NDArray[np.generic], *, compression: str | None) -> None:
-    """Write (*S) with the axes named, or tifffile takes a stack of one-pixel slices for something else."""
+def write_tiff(path: Path, array: Rows, *, compression: str | None, geometry: Geometry | None = None) -> None:
+    """Write (*S) with the axes named, or tifffile takes a stack of one-pixel slices for something else; where the voxel
+    size is known, as OME-TIFF."""
     axes = "ZYX"[-array.ndim :]
-    tifffile.imwrite(path, array, compression=compression, photometric="minisblack", metadata={"axes": axes})
+    metadata: dict[str, Any] = {"axes": axes}
+    if geometry is not None:
+        for axis, size in zip(axes, geometry.spacing, strict=True):
+            metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": geometry.unit or "pixel"}
+    options: dict[str, Any] = {
+        "photometric": "minisblack",
+        "metadata": metadata,
+        "ome": geometry is not None,
+        "shape": array.shape,
+        "dtype": array.dtype,
+    }
+    if isinstance(array, np.ndarray):
+        tifffile.imwrite(path, array, compression=compression, **options)
+    elif compression is None:
+        mapped = tifffile.memmap(path, **options)
+        for first, rows in iterate_rows(array):
+            mapped[first : first + len(rows)] = rows
+        mapped.flush()
+    elif array.ndim == 3:
+        pages = (page for _, rows in iterate_rows(array) for page in rows)
+        tifffile.imwrite(path, pages, compression=compression, **options)
+    else:
+        tifffile.imwrite(path, _cut_tiles(array), compression=compression, tile=(_TILE, _TILE), **options)
+
+
+def _cut_tiles(image: Rows) -> Iterator[NDArray[Any]]:
+    for first in range(0, image.shape[0], _TILE):
+        rows = image[first : first + _TILE]
+        for column in range(0, image.shape[1], _TILE):
+            yield rows[:, column : column + _TILE]
 
 
 def _choose_series(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, tuple[str, ...]]:
@@ -150,6 +205,55 @@ def _apply_palette(
     )
 
 
+def _has_boxes(series: tifffile.TiffPageSeries) -> bool:
+    """Return whether a series is so large that its tiles or strips are decoded one by one, and can be."""
+    page = series.keyframe
+    whole = page.shape == series.shape[len(series.shape) - len(page.shape) :] and page.planarconfig == 1
+    return bool(series.nbytes >= BOXES_FROM and whole and len(series.pages) * prod(page.shape) == prod(series.shape))
+
+
+def _find_chunks(series: tifffile.TiffPageSeries) -> tuple[int, ...]:
+    page = series.keyframe
+    return (*(1 for _ in range(len(series.shape) - len(page.shape))), *page.chunks, *page.shape[len(page.chunks) :])
+
+
+def _fetch_segments(path: Path, selection: Box) -> NDArray[Any]:
+    """Return a part of a series of pages; only the tiles or strips that it touches are decoded."""
+    with _open_quietly(path) as tiff:
+        series, _ = _choose_series(tiff)
+        keyframe, lead = series.keyframe, len(series.shape) - len(series.keyframe.shape)
+        found = np.zeros([part.stop - part.start for part in selection], series.dtype)
+        flat = found.reshape(-1, *found.shape[lead:], *(() if len(keyframe.shape) == 3 else (1,)))
+        y, x, *samples = selection[lead:]
+        depth = samples[0] if samples else slice(None)
+        touched = []
+        for number in range(len(keyframe.dataoffsets)):
+            _, (_, _, top, left, _), (_, height, width, _) = keyframe.decode(None, number)
+            if top < y.stop and top + height > y.start and left < x.stop and left + width > x.start:
+                touched.append((number, top, left))
+        places = itertools.product(*(range(part.start, part.stop) for part in selection[:lead]))
+        for out, place in zip(flat, places, strict=True):
+            page = series.pages[int(np.ravel_multi_index(place, series.shape[:lead])) if lead else 0]
+            for number, top, left in () if page is None else touched:
+                tiff.filehandle.seek(page.dataoffsets[number])
+                packed = tiff.filehandle.read(page.databytecounts[number])
+                tables = (
+                    {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
+                    if keyframe.compression in _JPEG
+                    else {}
+                )
+                segment = keyframe.decode(packed or None, number, **tables)[0]
+                if segment is None:  # not stored: zeros
+                    continue
+                rows, columns = (
+                    (max(first, part.start), min(first + size, part.stop))
+                    for first, size, part in zip((top, left), segment.shape[1:3], (y, x), strict=True)
+                )
+                part = segment[0, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left, depth]
+                out[rows[0] - y.start : rows[1] - y.start, columns[0] - x.start : columns[1] - x.start] = part
+    return found
+
+
 def _decode(series: tifffile.TiffPageSeries, path: Path) -> NDArray[Any]:
     try:
         return np.asarray(series.asarray(maxworkers=1))
@@ -175,32 +279,33 @@ def _find_nodata(page: Any) -> float | None:
 
 def _find_geometry(tiff: tifffile.TiffFile, layout: AxisLayout) -> Geometry | None:
     """Return the spacing if it is known for all axes; dots per inch are a matter of printers and do not count."""
-    sizes = _imagej_sizes(tiff) if tiff.is_imagej else _ome_sizes(tiff.ome_metadata or "")
+    sizes, unit = _imagej_sizes(tiff) if tiff.is_imagej else _ome_sizes(tiff.ome_metadata or "")
     *depth, y, x = layout.spatial
     axes = "YX" if y < x else "XY"  # rows and columns of the file
-    return make_geometry(tuple(sizes.get(axis, 0.0) for axis in "Z" * len(depth) + axes))
+    return make_geometry(tuple(sizes.get(axis, 0.0) for axis in "Z" * len(depth) + axes), unit=unit)
 
 
-def _imagej_sizes(tiff: tifffile.TiffFile) -> dict[str, float]:
-    """Return the size of a voxel by axis, as ImageJ stores it: one number in the text, two in the resolution tags."""
+def _imagej_sizes(tiff: tifffile.TiffFile) -> tuple[dict[str, float], str | None]:
+    """Return the size of a voxel by axis, and its unit: one number is in the text, two in the resolution tags."""
     metadata, tags = tiff.imagej_metadata or {}, tiff.pages[0].tags
-    if str(metadata.get("unit", "pixel")) in ("", "pixel", "inch"):
-        return {}
+    unit = str(metadata.get("unit", "pixel"))
+    if unit in ("", "pixel", "inch"):
+        return {}, None
     sizes = {"Z": float(metadata.get("spacing", 0))}
     for axis, tag in (("Y", "YResolution"), ("X", "XResolution")):
         if tag in tags and tags[tag].value[0] > 0:
             pixels, length = tags[tag].value
             sizes[axis] = length / pixels
-    return sizes
+    return sizes, "µm" if unit in ("micron", "um", "\\u00B5m", "µm") else unit
 
 
-def _ome_sizes(xml: str) -> dict[str, float]:
-    """Return the size of a voxel by axis from the first ``Pixels`` element; nothing where units differ."""
+def _ome_sizes(xml: str) -> tuple[dict[str, float], str | None]:
+    """Return size and unit of a voxel by axis from the first ``Pixels`` element; nothing where units differ."""
     element = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
     pixels = dict(re.findall(r'\bPhysicalSize([XYZ](?:Unit)?)="([^"]+)"', element[0])) if element else {}
     sizes = {axis: float(value) for axis, value in pixels.items() if len(axis) == 1}
     units = {pixels.get(f"{axis}Unit", "µm") for axis in sizes}
-    return sizes if len(units) == 1 else {}
+    return (sizes, units.pop()) if len(units) == 1 else ({}, None)
 
 
 @contextmanager

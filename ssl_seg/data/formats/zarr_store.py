@@ -16,8 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.formats.layout import AxisLayout, Box, lay_out_array, lay_out_axes
-from ssl_seg.data.formats.stored import Geometry, Stored, import_optional, lazy, make_geometry
+from ssl_seg.data.formats.stored import Geometry, RowReader, Rows, Stored, import_optional, lazy, make_geometry
 from ssl_seg.data.reading import Reading
+
+UNITS = {"mm": "millimeter", "µm": "micrometer", "nm": "nanometer"}
+"""Units of OME-TIFF, and their names in OME-Zarr."""
+
+_CHUNK = {2: (512, 512), 3: (64, 128, 128)}
+_SMALLEST_LEVEL = 512
+"""Voxels along the longest axis from which a level of half the size is written beside it."""
 
 _MAX_DEPTH = 6
 """Levels of groups that are searched for arrays."""
@@ -57,6 +64,45 @@ def open_zarr(path: Path, key: str, reading: Reading) -> Stored:
     layout, geometry = _read_ome(scales[0], level.shape, reading)
     read = partial(_fetch, path, f"{key}/{name}" if key else name)
     return lazy(location, read, layout, level.shape, level.dtype, geometry, chunks=level.chunks)
+
+
+def write_zarr(path: Path, array: Rows, geometry: Geometry | None) -> None:
+    """Write (*S) as OME-Zarr 0.4 with levels of every second voxel of the one before."""
+    zarr = import_optional("zarr", "zarr", str(path))
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    ndim, source = array.ndim, array
+    levels: list[dict[str, Any]] = []
+    scale = [1.0] * ndim if geometry is None else list(geometry.spacing)
+    while True:
+        name, chunks = str(len(levels)), tuple(map(min, _CHUNK[ndim], source.shape))
+        level = group.create_array(
+            name,
+            shape=source.shape,
+            chunks=chunks,
+            dtype=source.dtype,
+            chunk_key_encoding={"name": "v2", "separator": "/"},
+        )
+        for first in range(0, source.shape[0], chunks[0]):
+            level[first : first + chunks[0]] = source[first : first + chunks[0]]
+        transforms: list[dict[str, Any]] = [{"type": "scale", "scale": [size * 2 ** len(levels) for size in scale]}]
+        if geometry is not None and geometry.affine is not None:
+            transforms.append(
+                {"type": "translation", "translation": [geometry.affine[n][3] for n in range(ndim)][::-1]}
+            )
+        levels.append({"path": name, "coordinateTransformations": transforms})
+        if max(source.shape) < _SMALLEST_LEVEL or min(source.shape) < 2:
+            break
+        source = _halve(level)
+    unit = UNITS.get("" if geometry is None else geometry.unit or "")
+    axes = [{"name": axis, "type": "space", **({} if unit is None else {"unit": unit})} for axis in "zyx"[-ndim:]]
+    group.attrs["multiscales"] = [{"version": "0.4", "name": path.name, "axes": axes, "datasets": levels}]
+
+
+def _halve(level: Any) -> RowReader:
+    """Return every second voxel of an array of a store."""
+    shape = tuple(-(-size // 2) for size in level.shape)
+    step = (slice(None, None, 2),) * len(shape)
+    return RowReader(shape, np.dtype(level.dtype), lambda a, b: np.asarray(level[2 * a : 2 * b])[step])
 
 
 def _fetch(path: Path, key: str, selection: Box) -> NDArray[Any]:
@@ -99,4 +145,7 @@ def _read_ome(image: Mapping[str, Any], shape: tuple[int, ...], reading: Reading
     spacing = tuple(scale[axis] for axis in layout.spatial)
     affine = np.diag([*spacing[::-1], 1.0, 1.0][:4])
     affine[: len(spacing), 3] = origin[list(layout.spatial)][::-1]
-    return layout, make_geometry(spacing, affine)
+    spatial = [named[axis] for axis in layout.spatial]
+    units = {None if isinstance(axis, str) else axis.get("unit") for axis in spatial}
+    unit = next((short for short, name in UNITS.items() if units == {name}), None)
+    return layout, make_geometry(spacing, affine, unit=unit)
