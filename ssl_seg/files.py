@@ -119,6 +119,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
 
 
+def reserve(path: Path) -> None:
+    """Reserve the disk for all bytes of a file: one that is mapped into memory would end the process on a full disk.
+
+    Raises:
+        OSError: where the disk has no space for it.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write ``values`` atomically, indented; NaN and infinities become null."""
     write_text(path, json.dumps(to_finite(values), indent=2) + "\n")

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -100,12 +101,13 @@ def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
         with _make_progress(transient=True) as progress:
             yield from progress.track(items, total=total, description=printable(label))
         return
-    last = time.monotonic()
+    start = last = time.monotonic()
     for number, item in enumerate(items, start=1):
         yield item
-        if time.monotonic() - last > INTERVAL:
-            sys.stderr.write(f"{printable(label)}: {number} of {total}\n")
-            last = time.monotonic()
+        if (now := time.monotonic()) - last > INTERVAL:
+            left = timedelta(seconds=round((now - start) / number * (total - number)))
+            sys.stderr.write(f"{printable(label)}: {number} of {total}, {left} left\n")
+            last = now
 
 
 def _make_progress(*, transient: bool) -> Progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,13 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import INTERRUPTED, TerminalConsole, announce, show
 from ssl_seg.cli.paths import describe_loading, take_checkpoint
+
+
+class MaskFormat(StrEnum):
+    """Suffixes of masks."""
+
+    PNG, TIFF, NIFTI, PACKED_NIFTI = "png", "tif", "nii", "nii.gz"
+    NPY, HDF5, OME_ZARR = "npy", "h5", "ome.zarr"
 
 
 def predict(
@@ -36,6 +44,10 @@ def predict(
     objects: Annotated[
         bool, typer.Option("--objects", help="Write connected parts as label images, and a table of them.")
     ] = False,
+    format_: Annotated[
+        MaskFormat | None,
+        typer.Option("--format", help="Of the masks in a folder.", show_default="png; tif or nii.gz of volumes"),
+    ] = None,
     spacing: Annotated[
         str | None, typer.Option(help="Voxel size along z,y,x, e.g. 2.5,1,1.", show_default="that of each file")
     ] = None,
@@ -49,6 +61,8 @@ def predict(
     With several checkpoints, or a cross-validation, the masks are those of the mean of their probabilities.
 
     Images that cannot be predicted are named at the end. The same command goes on after an interruption.
+
+    Large images are made in pieces, which are shared by all processes that are given the same command.
     """
     from ssl_seg.results.mask_files import check_places
 
@@ -72,6 +86,7 @@ def predict(
             more=tuple(networks[1:]),
             overwrite=overwrite,
             objects=objects,
+            suffix=None if format_ is None else f".{format_.value}",
             calibrated=not uncalibrated,
             accelerator=accelerator,
         )

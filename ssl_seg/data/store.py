@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.blocks import iterate_blocks
+from ssl_seg.data.blocks import BLOCK_BYTES, iterate_blocks
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.disk_cache import DiskCache, Grid, open_copy
 from ssl_seg.data.facts import OpenedCase, open_case
@@ -252,7 +252,7 @@ class CaseStore:
     def _open_by_box(self, case: Case, stored: Stored, mask: Stored | None) -> LoadedCase:
         shape, fit = stored.shape[1:], partial(fit_channels, channels=self.channels, where=case.image)
         image = BoxReader(stored, (self.channels, *shape), stored.dtype, fit)
-        intensity = self._fixed_intensity or self._known_intensity(case) or _measure_by_block(stored, self.channels)
+        intensity = self._fixed_intensity or self._known_intensity(case) or measure_by_block(stored, self.channels)
         if mask is None:
             return LoadedCase(image, None, (), intensity)
         beside = stored if self.catalog.facts[case.id].missing else None
@@ -342,9 +342,10 @@ def _choose_ranks(count: int) -> NDArray[np.int64]:
     return ranks[ranks < count]
 
 
-def _measure_by_block(image: Stored, channels: int) -> Intensity:
+def measure_by_block(image: Stored, channels: int, block_bytes: int = BLOCK_BYTES) -> Intensity:
     """Return what ``measure_intensity`` gives for the whole image, repeated to ``channels``, holding one block."""
-    found = measure_parts(((block.channel, block.voxels) for block in iterate_blocks(image)), image.shape[0])
+    blocks = iterate_blocks(image, block_bytes)
+    found = measure_parts(((block.channel, block.voxels) for block in blocks), image.shape[0])
     low, high, mean, std = (np.resize(f, channels) for f in (found.low, found.high, found.mean, found.std))
     return Intensity(low, high, mean, std)
 

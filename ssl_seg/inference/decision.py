@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,11 +75,11 @@ def measure_parts(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     return sizes
 
 
-def clean_classes(classes: NDArray[np.int64], cleaning: Sequence[Cleaning]) -> NDArray[np.int64]:
+def clean_classes(classes: NDArray[Any], cleaning: Sequence[Cleaning]) -> NDArray[Any]:
     """Return class indices (*S) with each foreground class cleaned: what is dropped becomes background, and what is
     filled was background."""
     for label, own in enumerate(cleaning, start=1):
         mask = classes == label
         cleaned = own.apply(mask)
-        classes = np.where(mask & ~cleaned, 0, np.where(cleaned & (classes == 0), label, classes))
+        classes = np.where(mask & ~cleaned, 0, np.where(cleaned & (classes == 0), label, classes)).astype(classes.dtype)
     return classes

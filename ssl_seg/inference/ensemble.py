@@ -64,6 +64,26 @@ class Ensemble:
             yield np.divide(total, np.float32(len(self.members)), out=total)
 
 
+def stream_mean(
+    streams: Sequence[Iterator[tuple[int, NDArray[np.float32]]]],
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the first row and the mean probabilities (K,n,...) of some rows, from the rows of several networks, which
+    may come in other portions."""
+    heads = [next(stream) for stream in streams]
+    while True:
+        first = heads[0][0]
+        count = min(rows.shape[1] for _, rows in heads)
+        total = heads[0][1][:, :count].copy()
+        for _, rows in heads[1:]:
+            total += rows[:, :count]
+        yield first, np.divide(total, np.float32(len(streams)), out=total)
+        rest = [(first + count, rows[:, count:]) for _, rows in heads]
+        found = [head if head[1].shape[1] else next(stream, None) for head, stream in zip(rest, streams, strict=True)]
+        if None in found:
+            return
+        heads = [head for head in found if head is not None]
+
+
 def open_members(
     paths: Sequence[Path], which: str | None = None, device: torch.device | None = None
 ) -> tuple[Model, ...]:

@@ -161,16 +161,26 @@ def check_places(source: Path, output: Path) -> None:
         raise DataError(f"{output}: masks would be written among the images of {source}: choose another output")
     several = not is_image(source)
     is_file = split_suffix(output.name)[1] in MASK_SUFFIXES
-    if several and (output.is_file() or (is_file and not output.is_dir())):
+    if several and (output.is_file() or is_mask_name(output)):
         raise DataError(f"{output} is a file, and the masks of {source} need a folder: choose another output")
     if not several and not is_file and output.is_file():
         raise DataError(f"{output} is a file, but no {', '.join(MASK_SUFFIXES)} for a mask: choose another output")
+    if not several and is_image(output) and not is_mask_name(output) and not output.is_dir():
+        known = ", ".join(MASK_SUFFIXES)
+        raise DataError(f"{output}: masks are not written as {split_suffix(output.name)[1]}: use one of {known}")
     if obstacle := find_obstacle(output / "mask" if output.is_dir() else output):
         raise DataError(f"{output} cannot be written: {obstacle}")
 
 
 def plan_jobs(
-    source: Path, output: Path, ndim: int, layout: str, suffixes: Iterable[str] = (), *, objects: bool = False
+    source: Path,
+    output: Path,
+    ndim: int,
+    layout: str,
+    suffixes: Iterable[str] = (),
+    *,
+    objects: bool = False,
+    suffix: str | None = None,
 ) -> list[Job]:
     """Return the images of a file or folder with the paths of their masks.
 
@@ -181,6 +191,7 @@ def plan_jobs(
         layout: of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image.
         suffixes: what is put behind the name for each file of probabilities.
         objects: whether objects are written.
+        suffix: that of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is.
 
     Raises:
         DataError: no image, two images with one mask, or a mask in the place of an image.
@@ -188,14 +199,14 @@ def plan_jobs(
     suffixes = tuple(suffixes)
     if is_image(source):
         name, has_name = split_suffix(source.name)[0], is_mask_name(output)
-        mask = output if has_name else output / _mask_name(name, source.name, ndim)
+        mask = output if has_name else output / _mask_name(name, source.name, ndim, suffix)
         jobs = [Job((str(source),), mask, _paths_beside(mask, suffixes), objects)]
     else:
         images = _find_images(source, output, layout)
         if not images:
             advice = advise_conversion(path.name for path in walk_files(source))
             raise DataError(f"{source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).{advice}")
-        masks = [output / _mask_name(name, files[0], ndim) for name, files in images]
+        masks = [output / _mask_name(name, files[0], ndim, suffix) for name, files in images]
         pairs = zip(images, masks, strict=True)
         jobs = [Job(files, mask, _paths_beside(mask, suffixes), objects) for (_, files), mask in pairs]
     _check_distinct(jobs)
@@ -204,7 +215,8 @@ def plan_jobs(
 
 def is_mask_name(output: Path) -> bool:
     """Return whether an output names a single mask, rather than a folder."""
-    return split_suffix(output.name)[1] in MASK_SUFFIXES and not output.is_dir()
+    suffix = split_suffix(output.name)[1]
+    return suffix in ZARR_SUFFIXES or (suffix in MASK_SUFFIXES and not output.is_dir())
 
 
 def split_jobs(jobs: Sequence[Job], record: MaskRecord, *, overwrite: bool) -> tuple[list[Job], dict[Path, Made]]:
@@ -220,7 +232,7 @@ def split_jobs(jobs: Sequence[Job], record: MaskRecord, *, overwrite: bool) -> t
     for job in jobs:
         there = [path for path in job.outputs if path.exists()]
         own = made.get(record.name(job))
-        if folders := [path for path in there if path.is_dir()]:
+        if folders := [path for path in there if path.is_dir() and split_suffix(path.name)[1] not in ZARR_SUFFIXES]:
             refused.append(f"{folders[0]} is a folder")
         elif not there or overwrite:
             waiting.append(job)
@@ -262,15 +274,17 @@ def _find_images(folder: Path, output: Path, layout: str) -> list[tuple[str, tup
     return list_images(folder, layout, is_output)
 
 
-def _mask_name(name: str, image: str, ndim: int) -> str:
+def _mask_name(name: str, image: str, ndim: int, suffix: str | None) -> str:
     """Return the file name of an image's mask: NIfTI, which keeps the geometry, where the image is."""
+    if suffix is not None:
+        return name + suffix
     ending = split_suffix(image)[1]
     return name + (ending if ending in NIFTI_SUFFIXES else ".png" if ndim == 2 else ".tif")
 
 
 def _paths_beside(mask: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
     stem, ending = split_suffix(mask.name)
-    kind = ending if ending in NIFTI_SUFFIXES else ".tif"
+    kind = ending if ending in VOLUME_SUFFIXES else ".tif"
     return tuple(mask.with_name(f"{stem}{suffix}{kind}") for suffix in suffixes)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ from numpy.typing import NDArray
 from ssl_seg.config import DataConfig
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.facts import format_size
-from ssl_seg.data.formats.stored import merge_equal_channels
+from ssl_seg.data.formats.stored import BoxReader, RowReader, Rows, Voxels, iterate_rows, merge_equal_channels
 from ssl_seg.data.reading import make_reading
-from ssl_seg.data.store import fit_channels
+from ssl_seg.data.store import fit_channels, measure_by_block
+from ssl_seg.data.views.transforms import Intensity
 from ssl_seg.data.volumes import (
     Geometry,
     Stored,
@@ -29,26 +33,27 @@ from ssl_seg.data.volumes import (
     write_probabilities,
 )
 from ssl_seg.errors import ConfigError, DataError, SslSegError, is_out_of_memory, quote
-from ssl_seg.files import is_disk_full
+from ssl_seg.files import is_disk_full, write_json
 from ssl_seg.inference.calibration import (
-    calibrate_predictor,
+    Calibration,
     calibration_path,
     check_threshold,
     decide,
     decide_mean,
     find_calibration,
 )
-from ssl_seg.inference.decision import Decision
-from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
+from ssl_seg.inference.decision import Decision, clean_classes
+from ssl_seg.inference.ensemble import Ensemble, check_members, open_members, stream_mean
 from ssl_seg.inference.model import Model
-from ssl_seg.inference.scoring import PredictFn
-from ssl_seg.inference.sliding import OVERLAP
+from ssl_seg.inference.sliding import MEASURED_VOXELS, OVERLAP, Predictor, measure_array
+from ssl_seg.inference.stitching import Box
 from ssl_seg.labels import to_mask
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.folds import list_members
 from ssl_seg.results.mask_files import Job, MaskRecord, check_places, is_mask_name, plan_jobs, split_jobs
 from ssl_seg.results.objects import TABLE, check_table, find_objects, join_tables, write_rows
+from ssl_seg.results.pieces import PLAN, WHOLE_VOXELS, Pieces, divide
 from ssl_seg.scores.sameness import FEWEST, find_same
 
 Failure = tuple[str, str]
@@ -57,6 +62,8 @@ LEAST_SHARE = 0.01
 """Share of foreground from which masks with the same share are suspicious: small ones agree by chance."""
 SHOWN_FAILURES = 20
 """Failed images of which the end of a call says why."""
+
+_STATISTICS = ("low", "high", "mean", "std")
 
 SHIFTED_CT = 1000
 """An image without negative values that reaches this one may be CT with an offset: air at 0, water at 1000."""
@@ -91,6 +98,8 @@ class PredictRequest:
     """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
     objects: bool = False
     """Write the connected parts of each class as a label image and a table."""
+    suffix: str | None = None
+    """Of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is."""
 
 
 def predict(
@@ -98,13 +107,15 @@ def predict(
 ) -> list[Path]:
     """Write a mask for each image, with the label values of the training masks.
 
-    2D masks are PNG, 3D masks compressed TIFF stacks; the mask of a NIfTI image is NIfTI on the same grid. With
-    ``probabilities``, the foreground probability (of each class where there are more than two) is written beside it as
-    float32, TIFF or NIfTI. With ``objects``, so are a label image and a table of the connected parts, and in a folder
-    one table of all.
+    2D masks are PNG, 3D masks compressed TIFF stacks; the mask of a NIfTI image is NIfTI on the same grid, unless a
+    ``suffix`` says otherwise. With ``probabilities``, the foreground probability (of each class where there are more
+    than two) is written beside it as float32, TIFF or the format of the mask. With ``objects``, so are a label image
+    and a table of the connected parts, and in a folder one table of all.
 
-    An image that cannot be predicted is left out, and named at the end. A second call with the same networks, settings
-    and images keeps the masks that are there, also those of a call that was interrupted.
+    A large image is read, predicted and written in pieces: memory does not grow with its depth, and several processes
+    that are given the same call share the pieces. An image that cannot be predicted is left out, and named at the end.
+    A second call with the same networks, settings and images keeps the masks and pieces that are there, also those of a
+    call that was interrupted.
 
     Args:
         request: what to predict.
@@ -125,10 +136,17 @@ def predict(
     data = models[0].config.data
     check_threshold(request.threshold, data)
     _check_spacing(request, data, note)
-    predictor, decision, settings = _use_networks(request, models, note)
-    suffixes = _probability_suffixes(data.num_classes) if request.probabilities else {}
-    jobs = plan_jobs(request.source, request.output, data.ndim, data.layout, suffixes.values(), objects=request.objects)
-    record = MaskRecord(None if is_mask_name(request.output) else request.output, settings)
+    way = _use_networks(request, models, note)
+    jobs = plan_jobs(
+        request.source,
+        request.output,
+        data.ndim,
+        data.layout,
+        way.labels,
+        objects=request.objects,
+        suffix=request.suffix,
+    )
+    record = MaskRecord(None if is_mask_name(request.output) else request.output, way.settings)
     if request.objects and record.folder is not None:
         check_table(record.folder / TABLE, data.ndim, data.channels)
     waiting, kept = split_jobs(jobs, record, overwrite=request.overwrite)
@@ -136,32 +154,34 @@ def predict(
         note(f"{len(kept)} of {len(jobs)} masks are there already, made by the same call, and are kept")
 
     shares: dict[tuple[int, ...], list[float]] = {}
-    for made in kept.values():
-        shares.setdefault(made.shape, []).append(made.share)
+    for earlier in kept.values():
+        shares.setdefault(earlier.shape, []).append(earlier.share)
     failures: list[Failure] = []
     shifted: list[str] = []
     read_as = Counter[str]()
     done = len(kept)
-    planned = False
+    there = {job.mask for job in waiting if job.mask.exists()}
+    begin = cache(lambda: record.plan(waiting))  # when there is something to write: a folder is not made for nothing
+    alone = len(waiting) == 1  # then it is the pieces of the image that are shown
     try:
-        for job in track(waiting, len(waiting)):
+        for job in waiting if alone else track(waiting, len(waiting)):
             try:
-                stored, image = _read(job.locations, data)
-                classes, probs = _predict_image(image, stored, job, models[0], predictor, request.spacing, decision)
-                if not planned:  # not before: a folder is not made for nothing
-                    record.plan(waiting)
-                    planned = True
-                _write_objects(job, record.name(job), image, stored.geometry, classes, request, data)
-                _write_outputs(job, stored.geometry, classes, probs, tuple(suffixes), data)
+                by_another = job.mask not in there and job.mask.exists()
+                made = (
+                    None
+                    if by_another
+                    else _predict_job(job, record.name(job), way, begin, track if alone else pass_through)
+                )
             except (SslSegError, MemoryError, RuntimeError, OSError) as error:
                 failures.append((job.locations[0], _describe_failure(job, error, request.output, done)))
                 continue
-            shifted += [job.locations[0]] * (data.window is not None and _is_shifted(image))
-            share = float((classes > 0).mean())
-            record.finish(job, classes.shape, share)
-            read_as.update(stored.notes)
-            shares.setdefault(classes.shape, []).append(share)
             done += 1
+            if made is None:  # another process has made it
+                continue
+            shifted += [job.locations[0]] * made.is_shifted
+            record.finish(job, made.shape, made.share)
+            read_as.update(made.notes)
+            shares.setdefault(made.shape, []).append(made.share)
     except KeyboardInterrupt:
         note(_list_failures(f"interrupted: {done} of {len(jobs)} masks are in {request.output}", failures))
         raise
@@ -175,9 +195,57 @@ def predict(
     return [job.mask for job in waiting]
 
 
-def _is_shifted(image: NDArray[np.generic]) -> bool:
-    """Return whether a CT has no value below that of air."""
-    return bool(np.nanmin(image) >= 0 and np.nanmax(image) >= SHIFTED_CT)
+@dataclass(frozen=True)
+class _Result:
+    """What is said of a mask that was made."""
+
+    shape: tuple[int, ...]
+    share: float
+    notes: tuple[str, ...]
+    is_shifted: bool
+    """Whether the image, a CT, has no value below that of air."""
+
+
+def _predict_job(job: Job, name: str, way: _Way, begin: Callable[[], None], track: Track) -> _Result | None:
+    """Make what is written for an image; return None where another process has finished it meanwhile.
+
+    Args:
+        job: the image.
+        name: that of the mask in tables.
+        way: how.
+        begin: is called before the first file is written.
+        track: shows the progress of an image in pieces.
+    """
+    data, channels = way.data, way.data.channels
+    stored = open_image(*job.locations, reading=replace(make_reading(dict(data)), by_box=True))
+    if (ndim := len(stored.shape) - 1) != data.ndim:
+        raise DataError(f"{job.locations[0]} is {ndim}D; the network was trained on {data.ndim}D images")
+    shape, fit = stored.shape[1:], partial(_fit_channels, job.locations, channels)
+    stated = None if stored.geometry is None else stored.geometry.spacing
+    spacing = way.request.spacing or stated or data.spacing
+    write = partial(_write_outputs, job, name, way, stored.geometry, spacing)
+    if prod(shape) <= WHOLE_VOXELS or data.resample_to is not None:
+        voxels = fit(stored.read())
+        intensity = measure_array(voxels)
+        rows = way.predict(voxels, intensity, spacing, tuple(slice(0, size) for size in shape))
+        _, outputs = next(rows)
+        begin()
+        share = write(outputs, lambda: voxels)
+    else:
+        begin()
+        pieces, intensity = _open_pieces(job, stored, way)
+        image = BoxReader(stored, (channels, *shape), stored.dtype, fit)
+        for _ in track(pieces.make(partial(way.predict, image, intensity, spacing)), len(pieces.boxes)):
+            pass
+        found: list[float] = []
+        names = ("", *way.labels)
+        if not pieces.finish(
+            lambda: found.append(write({n: pieces.open(n) for n in names}, lambda: fit(stored.read())))
+        ):
+            return None
+        share = found[0]
+    is_shifted = data.window is not None and intensity.low.min() >= 0 and intensity.high.max() >= SHIFTED_CT
+    return _Result(shape, share, stored.notes, bool(is_shifted))
 
 
 def _describe_shifted(shifted: Sequence[str], data: DataConfig) -> str | None:
@@ -198,11 +266,49 @@ def _open_networks(request: PredictRequest, note: Callable[[str], None]) -> tupl
     return models
 
 
-def _use_networks(
-    request: PredictRequest, models: Sequence[Model], note: Callable[[str], None]
-) -> tuple[PredictFn, Decision, dict[str, Any]]:
-    """Return what predicts the probabilities, what decides the classes, and all that makes a mask another one: not the
-    device, whose rounding does not count."""
+@dataclass(frozen=True)
+class _Way:
+    """How outputs are made of an image: networks, and what is done with the mean of their probabilities.
+
+    ``settings`` are all that makes a mask another one: not the device, whose rounding does not count.
+    """
+
+    request: PredictRequest
+    data: DataConfig
+    settings: Mapping[str, Any]
+    members: tuple[Predictor, ...]
+    calibration: Calibration | None
+    decision: Decision
+    labels: Mapping[str, int]
+    """Class of each file of probabilities, by what is put behind its name."""
+    path: Path
+    """Of the first network."""
+
+    def predict(
+        self, image: Voxels, intensity: Intensity, spacing: tuple[float, ...] | None, box: Box
+    ) -> Generator[tuple[int, dict[str, NDArray[Any]]], None, None]:
+        """Yield the first row and the outputs of some rows of a box; of an array, of all rows at once.
+
+        Raises:
+            DataError: where the networks give NaN or infinity.
+        """
+        if isinstance(image, np.ndarray):
+            found = iter([(0, Ensemble(self.members)(image, spacing))])
+        else:
+            found = stream_mean([member.stream(image, intensity, box) for member in self.members])
+        decide_classes = replace(self.decision, cleaning=())
+        for first, mean in found:
+            probs = mean if self.calibration is None else self.calibration.scaling.apply(mean)
+            if not np.isfinite(probs).all():
+                raise DataError(
+                    "the network gives NaN or infinity, no mask is written. Examine it: "
+                    f"`ssl-seg diagnose {quote(self.path)}`, or use another checkpoint"
+                )
+            classes = decide_classes(probs).astype(np.min_scalar_type(len(probs) - 1))
+            yield first, {"": classes, **{name: probs[label] for name, label in self.labels.items()}}
+
+
+def _use_networks(request: PredictRequest, models: Sequence[Model], note: Callable[[str], None]) -> _Way:
     nets = [(model, net) for model in models for net in model.nets]
     calibration = find_calibration(*nets[0], note) if request.calibrated and len(nets) == 1 else None
     for model in models if len(nets) > 1 else ():
@@ -221,60 +327,63 @@ def _use_networks(
     }
     if calibration is not None:
         settings |= {"calibration": json.loads(json.dumps(asdict(calibration)))}
-    networks = Ensemble(tuple(model.predictor(net, request.overlap) for model, net in nets))
-    return calibrate_predictor(networks, calibration), decision, settings
+    members = tuple(model.predictor(net, request.overlap) for model, net in nets)
+    labels = _probability_suffixes(models[0].config.data.num_classes) if request.probabilities else {}
+    return _Way(request, models[0].config.data, settings, members, calibration, decision, labels, models[0].path)
 
 
-def _predict_image(
-    image: NDArray[np.generic],
-    stored: Stored,
-    job: Job,
-    model: Model,
-    predictor: PredictFn,
-    spacing: tuple[float, ...] | None,
-    decision: Decision,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the class indices (*S) and probabilities (K,*S) of an image."""
-    stated = None if stored.geometry is None else stored.geometry.spacing
-    probs = predictor(image, spacing or stated or model.config.data.spacing)
-    if not np.isfinite(probs).all():
-        raise DataError(
-            f"{job.locations[0]}: the network gives NaN or infinity, no mask is written. Examine it: "
-            f"`ssl-seg diagnose {quote(model.path)}`, or use another checkpoint"
-        )
-    return decision(probs), probs
+def _open_pieces(job: Job, stored: Stored, way: _Way) -> tuple[Pieces, Intensity]:
+    """Return the pieces of a large image, begun or new, and the statistics of the image, which are kept with them."""
+    plan = {"settings": way.settings, "outputs": sorted(way.labels), "image": job.identify_image()}
+    key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
+    folder = job.mask.with_name(f".{job.mask.name}.{key}.pieces")
+    try:
+        kept = json.loads((folder / PLAN).read_text(encoding="utf-8"))["intensity"]
+        low, high, mean, std = (np.array(kept[name]) for name in _STATISTICS)
+        intensity = Intensity(low, high, mean, std)
+    except FileNotFoundError:
+        step = MEASURED_VOXELS * stored.shape[0] * stored.dtype.itemsize
+        intensity = measure_by_block(stored, way.data.channels, step)
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = {name: getattr(intensity, name).tolist() for name in _STATISTICS}
+        write_json(folder / PLAN, {**plan, "intensity": numbers})
+    return Pieces(folder, stored.shape[1:], divide(stored.shape[1:], way.members[0].patch_size)), intensity
 
 
 def _write_outputs(
     job: Job,
-    geometry: Geometry | None,
-    classes: NDArray[np.int64],
-    probs: NDArray[np.float32],
-    labels: Sequence[int],
-    data: DataConfig,
-) -> None:
-    """Write the probabilities of the labels, then the mask, each in one step."""
-    for path, label in zip(job.probabilities, labels, strict=True):
-        write_probabilities(path, probs[label], geometry)
-    write_mask(job.mask, to_mask(classes, data.label_values), geometry)
-
-
-def _write_objects(
-    job: Job,
     name: str,
-    image: NDArray[np.generic],
+    way: _Way,
     geometry: Geometry | None,
-    classes: NDArray[np.int64],
-    request: PredictRequest,
-    data: DataConfig,
-) -> None:
-    """Write label image and table of the objects, where they are asked for."""
-    if not request.objects:
-        return
-    stated = None if geometry is None else geometry.spacing
-    labels, rows = find_objects(classes, image, data.label_values, request.spacing or stated or data.spacing)
-    write_labels(job.labels, labels, geometry)
-    write_rows(job.table, data.ndim, len(image), ([split_suffix(name)[0], *row] for row in rows))
+    spacing: tuple[float, ...] | None,
+    outputs: Mapping[str, Rows],
+    read_image: Callable[[], NDArray[np.generic]],
+) -> float:
+    """Write probabilities, objects, then the mask, each in one step; return the share of foreground.
+
+    What is done to parts and objects takes the whole mask, and objects the whole image, into memory.
+    """
+    data, classes = way.data, outputs[""]
+    for path, suffix in zip(job.probabilities, way.labels, strict=True):
+        write_probabilities(path, outputs[suffix], geometry)
+    if way.decision.cleaning or way.request.objects:
+        whole = clean_classes(classes[:], way.decision.cleaning)
+        if way.request.objects:
+            image = read_image()
+            labels, rows = find_objects(whole, image, data.label_values, spacing)
+            write_labels(job.labels, labels, geometry)
+            write_rows(job.table, data.ndim, len(image), ([split_suffix(name)[0], *row] for row in rows))
+        classes = whole
+    write_mask(job.mask, _to_values(classes, data.label_values), geometry)
+    return sum(int(np.count_nonzero(rows)) for _, rows in iterate_rows(classes)) / prod(classes.shape)
+
+
+def _to_values(classes: Rows, label_values: Sequence[int]) -> Rows:
+    """Return the values of the training masks for class indices."""
+    if isinstance(classes, np.ndarray):
+        return to_mask(classes, label_values)
+    dtype = to_mask(np.zeros(1, np.uint8), label_values).dtype
+    return RowReader(classes.shape, dtype, lambda a, b: to_mask(classes[a:b], label_values))
 
 
 def _describe_failure(job: Job, error: Exception, output: Path, done: int) -> str:
@@ -355,14 +464,11 @@ def describe_sameness(shares: Mapping[tuple[int, ...], Sequence[float]], output:
     return None
 
 
-def _probability_suffixes(num_classes: int) -> dict[int, str]:
-    return {1: "_prob"} if num_classes == 2 else {label: f"_prob{label}" for label in range(1, num_classes)}
+def _probability_suffixes(num_classes: int) -> dict[str, int]:
+    return {"_prob": 1} if num_classes == 2 else {f"_prob{label}": label for label in range(1, num_classes)}
 
 
-def _read(locations: tuple[str, ...], data: DataConfig) -> tuple[Stored, NDArray[np.generic]]:
-    """Return an opened image, and its voxels with the channels that the network takes."""
-    stored = open_image(*locations, reading=make_reading(dict(data)))
-    if (ndim := len(stored.shape) - 1) != data.ndim:
-        raise DataError(f"{locations[0]} is {ndim}D; the network was trained on {data.ndim}D images")
-    image = merge_equal_channels(stored.read()) if len(locations) == 1 else stored.read()
-    return stored, fit_channels(image, data.channels, locations[0])
+def _fit_channels(locations: tuple[str, ...], channels: int, voxels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return voxels with the channels that the network takes."""
+    image = merge_equal_channels(voxels) if len(locations) == 1 else voxels
+    return fit_channels(image, channels, locations[0])

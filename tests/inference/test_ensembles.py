@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.volumes import read_mask
 from ssl_seg.errors import ConfigError, SplitError
 from ssl_seg.files import read_jsonl
-from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
+from ssl_seg.inference.ensemble import Ensemble, check_members, open_members, stream_mean
 from ssl_seg.inference.model import open_model
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, add_differences, evaluate
@@ -267,3 +268,20 @@ def test_the_commands(
     image = particles_dir / "images" / "0000.png"
     code, out, _ = cli("predict", members[0], image, tmp_path / "out", "--with", members[1], "--with", members[2])
     assert (code, out.startswith("wrote 1 mask")) == (0, True)
+
+
+@pytest.mark.parametrize("portions", [[[5, 4, 1], [3, 3, 3, 1]], [[10], [1] * 10, [9, 1]], [[2, 8]]])
+def test_means_of_rows_that_come_in_other_portions(portions: list[list[int]]) -> None:
+    arrays = np.random.default_rng(0).random((len(portions), 2, 10, 4)).astype(np.float32)
+
+    def stream(array: NDArray[np.float32], own: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        first = 7
+        for count in own:
+            yield first, array[:, first - 7 : first - 7 + count]
+            first += count
+
+    before = arrays.copy()
+    found = list(stream_mean([stream(*pair) for pair in zip(arrays, portions, strict=True)]))
+    assert [first for first, _ in found] == [7 + sum(rows.shape[1] for _, rows in found[:n]) for n in range(len(found))]
+    np.testing.assert_allclose(np.concatenate([rows for _, rows in found], axis=1), before.mean(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(arrays, before)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -48,7 +51,13 @@ def open_hdf5(path: Path, key: str, reading: Reading) -> Stored:
 
 
 def write_hdf5(path: Path, array: Rows, name: str) -> None:
-    """Write (*S) as a compressed data set."""
+    """Write (*S) as a compressed data set.
+
+    Raises:
+        OSError: also where the disk has less space than the array takes: HDF5 does not survive a full disk.
+    """
+    if shutil.disk_usage(path.parent).free < prod(array.shape) * array.dtype.itemsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     h5py = import_optional("h5py", "hdf5", str(path))
     with h5py.File(path, "w") as file:
         stored = file.create_dataset(

@@ -35,6 +35,7 @@ from ssl_seg.data.formats.stored import (
     lazy,
     make_geometry,
 )
+from ssl_seg.files import reserve
 
 _HEADER_BYTES = {1: 348, 2: 540}
 _CHUNK = 2**20
@@ -188,6 +189,7 @@ def _write_by_rows(path: Path, array: RowReader, image: Any, source: Header | No
         shape = (*image.shape, 1)[:3]
         mapped = np.memmap(place, image.header.get_data_dtype(), "r+", offset, shape, "F")
         view = source.layout.arrange(mapped)[0] if source else mapped.T if array.ndim == 3 else mapped[..., 0].T
+        reserve(place)
         for first, rows in iterate_rows(array):
             view[first : first + len(rows)] = rows
         mapped.flush()

@@ -44,10 +44,11 @@ def open_npy(path: Path, reading: Reading) -> Stored:
 
 def write_npy(path: Path, array: Rows) -> None:
     """Write (*S)."""
-    mapped = np.lib.format.open_memmap(path, "w+", array.dtype, array.shape)
-    for first, rows in iterate_rows(array):
-        mapped[first : first + len(rows)] = rows
-    mapped.flush()
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, rows in iterate_rows(array):
+            file.write(np.ascontiguousarray(rows).data)
 
 
 def list_npz(path: Path) -> tuple[str, ...]:

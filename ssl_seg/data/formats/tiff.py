@@ -40,6 +40,7 @@ from ssl_seg.data.formats.stored import (
 )
 from ssl_seg.data.reading import Reading
 from ssl_seg.errors import DataError
+from ssl_seg.files import reserve
 
 _Color = tifffile.PHOTOMETRIC
 _OTHER_COLORS = (
@@ -134,6 +135,7 @@ def write_tiff(path: Path, array: Rows, *, compression: str | None, geometry: Ge
         tifffile.imwrite(path, array, compression=compression, **options)
     elif compression is None:
         mapped = tifffile.memmap(path, **options)
+        reserve(path)
         for first, rows in iterate_rows(array):
             mapped[first : first + len(rows)] = rows
         mapped.flush()

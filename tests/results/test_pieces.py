@@ -1,0 +1,310 @@
+"""Large images are predicted in pieces on disk: what is written does not depend on who makes which piece, and when."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from sizes import around
+
+from ssl_seg.data.formats import tiff as tiff_module
+from ssl_seg.data.volumes import open_image, read_mask, write_mask, write_probabilities
+from ssl_seg.errors import DataError
+from ssl_seg.inference.sliding import Predictor
+from ssl_seg.results import pieces as pieces_module
+from ssl_seg.results import prediction
+from ssl_seg.results.pieces import PLAN, Pieces, divide
+from ssl_seg.results.prediction import PredictRequest, predict
+
+SHAPE = (230, 150)
+
+
+def write_image(path: Path, seed: int = 0) -> Path:
+    values = np.random.default_rng(seed).integers(0, 200, SHAPE).astype(np.uint8)
+    write_mask(path, np.kron(values[::10, ::10], np.ones((10, 10), np.uint8)))
+    return path
+
+
+@pytest.fixture
+def request_(tiny_run: Path, tmp_path: Path) -> PredictRequest:
+    image = write_image(tmp_path / "a.npy")
+    return PredictRequest(
+        tiny_run / "checkpoints" / "best.pt", image, tmp_path / "out.tif", "student", probabilities=True
+    )
+
+
+@pytest.fixture
+def in_pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Cut every image into pieces of 64 rows; return the first rows of those that networks are asked for."""
+    monkeypatch.setattr(prediction, "WHOLE_VOXELS", 0)
+    monkeypatch.setattr(pieces_module, "PIECE_VOXELS", 64 * SHAPE[1])
+    monkeypatch.setattr(pieces_module, "WAIT", 0.01)
+    asked: list[int] = []
+    stream = Predictor.stream
+
+    def note(self: Predictor, image: Any, intensity: Any, box: Any) -> Any:
+        asked.append(box[0].start)
+        return stream(self, image, intensity, box)
+
+    monkeypatch.setattr(Predictor, "stream", note)
+    return asked
+
+
+def hidden(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("out*")}
+
+
+def stop_after(number: int) -> Any:
+    """Return what tracks the pieces, and is interrupted when so many are done."""
+
+    def track(items: Any, total: int) -> Iterator[Any]:
+        assert total == 4
+        for count, item in enumerate(items, start=1):
+            yield item
+            if count == number:
+                raise KeyboardInterrupt
+
+    return track
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".ome.zarr", ".h5", ".nii", ".png"])
+def test_they_give_what_the_whole_gives(
+    request_: PredictRequest, tmp_path: Path, suffix: str, request: pytest.FixtureRequest
+) -> None:
+    whole = replace(request_, source=write_image(tmp_path / f"image{suffix}"), output=tmp_path / f"whole{suffix}")
+    predict(whole)
+    request.getfixturevalue("in_pieces")
+    predict(replace(whole, output=tmp_path / f"out{suffix}"))
+    other = ".tif" if suffix == ".png" else suffix
+    probs, expected = (open_image(str(tmp_path / f"{name}_prob{other}")).read()[0] for name in ("out", "whole"))
+    np.testing.assert_allclose(probs, expected, atol=1e-6)
+    assert probs.dtype == np.float32
+    np.testing.assert_array_equal(read_mask(str(tmp_path / f"out{suffix}")) > 0, probs > 0.5)
+    assert hidden(tmp_path) == []
+
+
+def test_channels_that_are_equal_are_one(
+    request_: PredictRequest, in_pieces: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiff_module, "BOXES_FROM", 1)
+    gray = open_image(str(request_.source)).read()[0]
+    for name, colors in (("gray", [gray] * 3), ("color", [gray, gray, 255 - gray])):
+        tifffile.imwrite(
+            tmp_path / f"{name}.tif", np.stack(colors, axis=-1), photometric="rgb", compression="zlib", tile=(32, 32)
+        )
+    predict(request_)
+    predict(replace(request_, source=tmp_path / "gray.tif", output=tmp_path / "gray_out.tif"))
+    np.testing.assert_array_equal(read_mask(str(tmp_path / "gray_out.tif")), read_mask(str(tmp_path / "out.tif")))
+    with pytest.raises(DataError, match="3 channels"):
+        predict(replace(request_, source=tmp_path / "color.tif", output=tmp_path / "color_out.tif"))
+
+
+class TestInterruption:
+    @pytest.mark.parametrize("after", [1, 2, 4])
+    def test_the_same_call_makes_the_rest_with_equal_bits(
+        self, request_: PredictRequest, in_pieces: list[int], tmp_path: Path, after: int
+    ) -> None:
+        predict(replace(request_, output=tmp_path / "uninterrupted" / "out.tif"))
+        del in_pieces[:]
+        with pytest.raises(KeyboardInterrupt):
+            predict(request_, stop_after(after))
+        assert outputs(tmp_path) == {}
+        del in_pieces[:]
+        predict(request_)
+        assert in_pieces == ([] if after == 4 else [64 * after])
+        assert outputs(tmp_path) == outputs(tmp_path / "uninterrupted")
+        assert hidden(tmp_path) == []
+
+    def test_a_piece_in_the_middle_that_is_lost_is_made_anew(
+        self, request_: PredictRequest, in_pieces: list[int], tmp_path: Path
+    ) -> None:
+        predict(replace(request_, output=tmp_path / "uninterrupted" / "out.tif"))
+        with pytest.raises(KeyboardInterrupt):
+            predict(request_, stop_after(4))
+        (folder,) = hidden(tmp_path)
+        for number in (0, 2):
+            (folder / f"{number:05}.npy").unlink()
+        del in_pieces[:]
+        predict(request_)
+        assert sorted(in_pieces) == [0, 128]
+        assert outputs(tmp_path) == outputs(tmp_path / "uninterrupted")
+
+    @pytest.mark.parametrize("change", [{"which": "teacher"}, {"overlap": 0.5}, {"probabilities": False}])
+    def test_pieces_of_another_call_are_not_used(
+        self, request_: PredictRequest, in_pieces: list[int], tmp_path: Path, change: dict[str, Any]
+    ) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            predict(request_, stop_after(2))
+        del in_pieces[:]
+        predict(replace(request_, **change))
+        assert in_pieces == [0]
+        assert len(hidden(tmp_path)) == 1  # those of the other call
+
+    def test_pieces_of_an_image_that_has_changed_are_not_used(
+        self, request_: PredictRequest, in_pieces: list[int], tmp_path: Path
+    ) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            predict(request_, stop_after(2))
+        write_image(request_.source, 1)
+        os.utime(request_.source, (1, 1))
+        del in_pieces[:]
+        predict(request_)
+        assert in_pieces == [0]
+
+    def test_a_full_disk_is_said_and_the_pieces_stay(
+        self, request_: PredictRequest, in_pieces: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save = Pieces._save
+
+        def fail(self: Pieces, number: int, found: Any) -> None:
+            if number == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            save(self, number, found)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Pieces, "_save", fail)
+            with pytest.raises(DataError, match=r"the disk of .*out\.tif is full; 0 masks are done"):
+                predict(request_)
+        del in_pieces[:]
+        predict(request_)
+        assert in_pieces == [128]
+
+
+class TestSeveralProcesses:
+    def test_they_share_the_pieces(self, request_: PredictRequest, in_pieces: list[int], tmp_path: Path) -> None:
+        predict(replace(request_, output=tmp_path / "alone" / "out.tif"))
+        del in_pieces[:]
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                predict(request_)
+            except BaseException as error:  # noqa: BLE001 (shown by the assertion)
+                failed.append(error)
+
+        threads = [threading.Thread(target=run) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+        assert outputs(tmp_path) == outputs(tmp_path / "alone")
+        assert hidden(tmp_path) == []
+
+    def make(self, folder: Path, number: int) -> Pieces:
+        folder.mkdir(exist_ok=True)
+        (folder / PLAN).write_text("{}")
+        return Pieces(folder, (10 * number, 4), tuple((slice(10 * n, 10 * n + 10), slice(0, 4)) for n in range(number)))
+
+    def test_the_second_begins_in_the_middle_of_what_is_left(self, tmp_path: Path) -> None:
+        pieces = self.make(tmp_path / "p", 9)
+        claims = []
+        for expected in (0, 5, 3):
+            claim = pieces._claim(list(range(9)))
+            assert claim is not None
+            assert claim[0] == expected
+            claims.append(claim)
+        claims[0][1].release()
+        again = pieces._claim([0, 5])
+        assert again is not None
+        assert again[0] == 0
+        assert pieces._claim([0, 5]) is None
+
+    def test_one_waits_for_the_piece_that_another_makes_and_makes_it_where_that_dies(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pieces = self.make(tmp_path / "p", 3)
+        other = pieces._lock(1)
+        assert other is not None
+        waits = []
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            if len(waits) == 2:
+                other.release()
+
+        monkeypatch.setattr(pieces_module.time, "sleep", wait)
+
+        def ones(box: Any) -> Any:
+            for row in range(box[0].start, box[0].stop, 7):
+                count = min(7, box[0].stop - row)
+                yield row, {"": np.full((count, 4), row // 7, np.uint8), "_prob": np.full((count, 4), row, np.float32)}
+
+        assert sorted(pieces.make(ones)) == [0, 1, 2]
+        assert len(waits) == 2
+        assert pieces.open("_prob").shape == (30, 4)
+        assert pieces.open("")[:].dtype == np.uint8
+
+    def test_what_another_has_finished_is_left_alone(
+        self, request_: PredictRequest, in_pieces: list[int], tmp_path: Path
+    ) -> None:
+        def finish(items: Any, total: int) -> Iterator[Any]:
+            predict(request_)  # another process, which overtakes this one
+            before.update(outputs(tmp_path))
+            yield from items
+
+        before: dict[str, bytes] = {}
+        predict(request_, finish)
+        assert before
+        assert outputs(tmp_path) == before
+        assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("voxels", around(4 * 90 * 30))
+@pytest.mark.parametrize("patch", [(4, 8, 8), (9, 8, 8)])
+def test_every_voxel_is_in_one_piece(voxels: int, patch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces_module, "PIECE_VOXELS", voxels)
+    covered = np.zeros((50, 90, 30), int)
+    for box in divide(covered.shape, patch):
+        covered[box] += 1
+        assert box[0].stop - box[0].start <= max(patch[0], voxels // (90 * 30))
+    assert (covered == 1).all()
+
+
+@pytest.mark.parametrize("voxels", around(SHAPE[0] * SHAPE[1]))
+def test_only_large_images(
+    request_: PredictRequest, in_pieces: list[int], voxels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "WHOLE_VOXELS", voxels)
+    predict(request_)
+    assert bool(in_pieces) == (SHAPE[0] * SHAPE[1] > voxels)
+
+
+def test_no_space_for_hdf5_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.zeros((10, 10), np.float32)
+    for free in around(400):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with nullcontext() if free >= 400 else pytest.raises(DataError, match="No space left") as caught:
+            write_probabilities(tmp_path / "a.h5", array)
+        assert caught is None or prediction.is_disk_full(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".nii", ".nii.gz", ".npy", ".ome.zarr"])
+def test_no_space_is_an_error_and_leaves_nothing(suffix: str, tmp_path: Path) -> None:
+    """A file that is mapped into memory would end the process."""
+    array = np.random.default_rng(0).random((90, 100, 100)).astype(np.float32)
+    reader = prediction.RowReader(array.shape, array.dtype, lambda a, b: array[a:b])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(DataError, match="cannot be written") as caught:
+            write_probabilities(tmp_path / f"a{suffix}", reader)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert prediction.is_disk_full(caught.value)
+    assert list(tmp_path.iterdir()) == []
