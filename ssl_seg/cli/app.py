@@ -17,6 +17,7 @@ from ssl_seg.cli import (
     demo,
     diagnose,
     evaluate,
+    export,
     investigate,
     ladder,
     lists,
@@ -50,6 +51,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("investigate")(investigate.investigate)
 app.command("evaluate")(check_used("evaluate", evaluate.evaluate))
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("diagnose")(check_used("diagnose", diagnose.diagnose))
 app.add_typer(data_app, name="data")
 app.add_typer(split_app, name="split")

@@ -24,6 +24,7 @@ ALONE = {
     "ablate": "data labels steps part metric seeds set out dry-run",
     "evaluate": "data split test all ensemble which overlap threshold set accelerator figure json",
     "calibrate": "for which clean overlap accelerator figure json",
+    "export": "which uncalibrated json",
     "investigate": "against expect file hypothesis if-confirmed if-refuted json markdown",
     "predict": "with which overlap probabilities objects spacing threshold uncalibrated overwrite accelerator",
     "diagnose": "predictions out seconds require-f1 set json",

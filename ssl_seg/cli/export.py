@@ -1,0 +1,52 @@
+"""``ssl-seg export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssl_seg.cli import options as o
+from ssl_seg.cli.console import announce, print_json, show
+from ssl_seg.cli.paths import describe_loading, take_checkpoint
+
+
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint, or directory of a run or ladder.", show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(help="File to write: .onnx, .ts (TorchScript) or .pt2 (torch.export).", show_default=False),
+    ],
+    which: o.WhichNet = None,
+    uncalibrated: o.Uncalibrated = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Write a network to a file that runs without ssl-seg, and check it on validation images.
+
+    The file holds normalization, patch size, threshold, label values and voxel size too.
+    """
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.results.folds import FOLDS
+
+    found = take_checkpoint(checkpoint)
+    if FOLDS.is_in(found):
+        raise ConfigError(f"{found} is a cross-validation: export one of its folds, such as {found}/fold0")
+    announce(describe_loading([found]))
+    from ssl_seg.results.export import FORMATS, ExportRequest
+    from ssl_seg.results.export import export as run_export
+
+    request = ExportRequest(found, output, which, not uncalibrated)
+    result = run_export(request, note=lambda text: show(text, err=True))
+    if as_json:
+        print_json(result)
+        return
+    compared = f"{len(result['compared_on'])} validation images" if result["compared_on"] else "random numbers"
+    show(
+        f"wrote {output}: {FORMATS[output.suffix]}, {result['which']} of step {result['step']}; on {compared} its "
+        f"probabilities differ from those of the network by {result['difference']:.1g} at most"
+    )
+    cut = "" if result["threshold"] is None else f", foreground above {result['threshold']:.3f}"
+    show(f"images: {result['normalization']['name']}, windows of {'x'.join(map(str, result['patch_size']))}{cut}")

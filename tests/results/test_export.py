@@ -1,0 +1,160 @@
+"""Networks in files that run without this package."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Cli, train_tiny
+
+from ssl_seg.config import PredictionConfig
+from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.inference.calibration import Calibration, decide, save_calibration
+from ssl_seg.inference.decision import Cleaning
+from ssl_seg.inference.model import open_model
+from ssl_seg.results import export as module
+from ssl_seg.results.export import ExportRequest, export, find_network_threshold
+from ssl_seg.scores.calibration import Scaling
+
+DOC = Path(__file__).parents[2] / "docs" / "export.md"
+BEST = Path("checkpoints") / "best.pt"
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    if path.suffix == ".onnx":
+        onnx = pytest.importorskip("onnx")
+        return json.loads({p.key: p.value for p in onnx.load(str(path)).metadata_props}["ssl_seg"])
+    extra = {"ssl_seg.json": ""}
+    if path.suffix == ".ts":
+        torch.jit.load(str(path), _extra_files=extra)
+    else:
+        torch.export.load(str(path), extra_files=extra)
+    return json.loads(extra["ssl_seg.json"])
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".ts", ".pt2"])
+def test_the_file_computes_what_the_network_does_and_says_how_to_feed_it(
+    suffix: str, tiny_run: Path, tmp_path: Path
+) -> None:
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+    result = export(ExportRequest(tiny_run / BEST, tmp_path / f"net{suffix}", "teacher"))
+    assert result["difference"] < 1e-5
+    assert len(result["compared_on"]) == 3
+    about = read_about(tmp_path / f"net{suffix}")
+    assert about == {k: v for k, v in result.items() if k not in ("output", "difference", "compared_on")}
+    assert about["normalization"] == {"name": "zscore"}
+    assert (about["patch_size"], about["threshold"], about["which"]) == ([32, 32], 0.5, "teacher")
+    # Independent of what the export compares: another batch, and the probabilities of the network itself.
+    run = module.READERS[suffix](tmp_path / f"net{suffix}")
+    images = torch.randn(3, 1, 32, 32)
+    with torch.no_grad():
+        expected = open_model(tiny_run / BEST).nets["teacher"](images).softmax(1)
+    assert torch.allclose(run(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(20, 45), (32, 32), (75, 100)])
+def test_the_example_of_the_documentation_predicts_as_predict_does(
+    shape: tuple[int, int], tiny_run: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    (code,) = re.findall(r"```python\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(code, space)
+    export(ExportRequest(tiny_run / BEST, tmp_path / "net.onnx", "student"))
+    image = np.random.default_rng(0).normal(40, 9, (1, *shape))
+    image[:, :10, :20] += 60
+    expected = open_model(tiny_run / BEST).predictor("student")(image)
+    assert np.abs(space["predict"](str(tmp_path / "net.onnx"), image) - expected).max() < 1e-5
+
+
+def test_a_volume_and_windowed_intensities(sheets_dir: Path, tmp_path: Path) -> None:
+    data = {"patch_size": [16, 32, 32], "window": [10.0, 200.0]}
+    run = train_tiny(tmp_path / "run", sheets_dir, {"data": data, "split": {"labels": 0.5}, "length": {"steps": 2}}).run
+    result = export(ExportRequest(run.best, tmp_path / "net.ts"))
+    normal = result["normalization"]
+    assert (normal["name"], normal["low"], normal["high"]) == ("window", 10.0, 200.0)
+    values = np.array([[[[0.0, 10.0, 105.0, 200.0, 300.0]]]])
+    predictor = open_model(run.best).predictor("student")
+    seen = module.make_window(predictor.window, 1).to_zscore(values)
+    told = (values.clip(normal["low"], normal["high"]) - normal["mean"]) / normal["std"]
+    assert np.allclose(seen, told, atol=1e-6)
+
+
+def test_the_threshold_of_the_file_is_that_of_calibrated_probabilities() -> None:
+    calibration = Calibration(Scaling(1.7, (0.0, -0.6)), 0.4, 20, "f1")
+    probs = np.random.default_rng(0).random(1000)
+    both = np.stack([1 - probs, probs])
+    expected = decide(None, calibration, PredictionConfig())(calibration.scaling.apply(both)) > 0
+    cut = find_network_threshold(0.4, calibration, 2)
+    assert cut is not None
+    assert np.array_equal(probs > cut, expected)
+    assert find_network_threshold(None, None, 2) == 0.5
+    assert find_network_threshold(None, calibration, 3) is None
+
+
+def test_what_is_done_to_masks_is_told(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "best.pt"
+    run.write_bytes((tiny_run / BEST).read_bytes())
+    model = open_model(run)
+    save_calibration(model, "student", Calibration(Scaling(2.0, (0.0, 0.5)), None, 9, "f1", (Cleaning(fill=True),)))
+    notes: list[str] = []
+    result = export(ExportRequest(run, tmp_path / "a.ts", "student"), notes.append)
+    assert (result["temperature"], result["biases"]) == (2.0, [0.0, 0.5])
+    assert result["cleaning"] == [{"least_voxels": 0, "largest": False, "fill": True}]
+    assert any("cleaning of masks is no part of the network" in text for text in notes)
+    plain = export(ExportRequest(run, tmp_path / "b.ts", "student", calibrated=False))
+    assert (plain["temperature"], plain["cleaning"], plain["threshold"]) == (1.0, [], 0.5)
+
+
+def test_a_file_that_computes_something_else_is_not_written(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = module.READERS[".ts"]
+    monkeypatch.setitem(module.READERS, ".ts", lambda path: lambda image: read(path)(image) + 0.01)
+    with pytest.raises(DataError, match=r"differ from those of the network by up to 0\.01"):
+        export(ExportRequest(tiny_run / BEST, tmp_path / "net.ts"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_images_random_numbers_are_compared(tmp_path: Path, tiny_run: Path, particles_dir: Path) -> None:
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(particles_dir, data)
+    run = train_tiny(tmp_path / "run", data, {"split": {"labels": 0.5}, "length": {"steps": 2}}).run
+    shutil.rmtree(data)
+    notes: list[str] = []
+    result = export(ExportRequest(run.best, tmp_path / "net.ts"), notes.append)
+    assert result["compared_on"] == []
+    assert any("compared on random numbers" in text for text in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("net.pth", r"net\.pth: the suffix says the format: \.onnx"), ("none/net.ts", r"there is no folder .*none")],
+)
+def test_what_cannot_be_written_is_refused(name: str, message: str, tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export(ExportRequest(tiny_run / BEST, tmp_path / name))
+
+
+def test_without_onnx_it_says_what_to_install(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ConfigError, match=r"needs onnx, which is not installed: pip install 'ssl-seg\[onnx\]'"):
+        export(ExportRequest(tiny_run / BEST, tmp_path / "net.onnx"))
+
+
+def test_command(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("export", tiny_run, tmp_path / "net.ts")
+    assert code == 0
+    assert re.search(r"wrote .*net\.ts: TorchScript, \w+ of step \d+; on 3 validation images", out.replace("\n", " "))
+    code, out, _ = cli("export", tiny_run, tmp_path / "net.ts", "--json")
+    assert json.loads(out)["patch_size"] == [32, 32]
