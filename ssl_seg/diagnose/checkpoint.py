@@ -30,7 +30,7 @@ from ssl_seg.diagnose.image_rules import (
 from ssl_seg.diagnose.inputs import measure_batches, measure_inputs
 from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivial_losses, probe_nets
 from ssl_seg.diagnose.result import Diagnosis, Part
-from ssl_seg.diagnose.run_history import read_history
+from ssl_seg.diagnose.run_history import describe_others, read_history
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.calibration import decide
@@ -198,7 +198,7 @@ def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple
     parts = assign_parts(catalog, split, labels, model.checkpoint.seen_labels)
     parts |= dict.fromkeys(find_sealed(catalog, parts, [split]), "test")
     with_mask = {case.id for case in catalog.labeled}
-    notes = model.describe_machine()
+    notes = [*model.describe_machine(), *describe_others(request.checkpoint)]
     is_elsewhere = "val" not in parts.values()
     if is_elsewhere:
         pool = split.image_contents(split.pool_ids(labels))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ssl_seg.inference.model import NETS
 from ssl_seg.run.directory import find_run_of
+from ssl_seg.scores.text import number
 
 ENDINGS = ("finished", "stopped_early", "interrupted", "collapsed", "refused")
 ACTIONS = ("intervention", "lr_reduced", "rollback")
@@ -35,3 +37,23 @@ def read_history(checkpoint: Path) -> dict[str, Any] | None:
         ],
         "status": endings[-1] if endings else "unfinished",
     }
+
+
+def describe_others(checkpoint: Path) -> list[str]:
+    """Return a sentence for each further network that the run of a checkpoint trains, such as the twin of ``cps``: with
+    what its monitor has found last, since a diagnosis is of the network that is predicted with."""
+    run = find_run_of(checkpoint)
+    metrics = [] if run is None else run.read_metrics()
+    if run is None or not metrics:
+        return []
+    last, verdicts = metrics[-1], [event for event in run.read_events() if event["event"] == "verdict"]
+    names = {key.split("/")[1] for key in last if key.startswith("val/") and key.endswith("/f1")} - set(NETS)
+    texts = []
+    for name in sorted(names):
+        codes = [own["code"] for own in (verdicts[-1]["findings"] if verdicts else ()) if own["net"] == name]
+        texts.append(
+            f"{name}: the run trains this network too; it is not examined here, since nothing is predicted with it. "
+            f"At step {last['step']} its F1 on the probe was {number(last[f'val/{name}/f1'], 3)}, the verdict on it "
+            f"{', '.join(codes) or 'ok'}"
+        )
+    return texts

@@ -24,6 +24,8 @@ from trait_methods import TRAIT_METHODS, Adversarial
 from ssl_seg.config import Config, NetworkConfig, OptimConfig
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.loader import Batch
+from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
+from ssl_seg.diagnose.run_history import describe_others
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.optim import make_optimizer
@@ -119,6 +121,15 @@ class TestRun:
         assert ("val/twin/f1" in record) == (name == "twins")
         if name == "twins":
             assert record["val/twin/prob_mean"] != record["val/student/prob_mean"]
+
+    def test_a_diagnosis_says_which_networks_it_does_not_see(self, name: str, run: RunDir) -> None:
+        texts = describe_others(run.best)
+        assert len(texts) == (name == "twins")
+        if name == "twins":
+            found = run.read_metrics()[-1]["val/twin/f1"]
+            assert f"its F1 on the probe was {found:.3f}, the verdict on it " in texts[0]
+            notes = diagnose_checkpoint(CheckpointRequest(run.best, seconds=0)).notes
+            assert [note for note in notes if note.startswith("twin: ")] == texts
 
     def test_it_is_evaluated_predicted_with_and_put_into_an_ensemble(
         self, run: RunDir, tiny_run: Path, particles_dir: Path, tmp_path: Path

@@ -14,6 +14,7 @@ from monitor_cases import make_logits
 from torch import Tensor, nn
 
 from ssl_seg.data.loader import Probe
+from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.monitor.watch import Monitor
 
 
@@ -261,3 +262,41 @@ def test_what_the_score_is_can_be_chosen(monitor: Monitor) -> None:
         assert observation.scores == values
         assert observation.score == values["student"] > values["teacher"]
         assert monitor.look(constant_net(math.nan), constant_net(math.nan), 100).score == -math.inf
+
+
+class Indexed(nn.Module):
+    """Bright is foreground; a table, which an index of integers is looked up in, says how bright each column is."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(table)
+        self.register_buffer("index", torch.arange(len(table)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return make_logits(4 * (image[:, 0] - self.table[self.get_buffer("index")]))
+
+
+def average_all_buffers(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """Average integers too, as a published trainer does: 5 * 0.996 + 5 * 0.004 is less than 5, and becomes 4."""
+    for own, buffer in zip(teacher.buffers(), student.buffers(), strict=True):
+        own.copy_(own * decay + buffer * (1 - decay))
+
+
+@pytest.mark.parametrize("faulty", [True, False])
+def test_a_teacher_with_averaged_integers_is_named(monitor: Monitor, faulty: bool) -> None:
+    table = 3 * torch.randn(16, generator=torch.Generator().manual_seed(2))
+    monitor.val = replace(monitor.val, image=monitor.val.image + table)
+    student = Indexed(table)
+    teacher = EMATeacher(student, lambda updates: decays[updates])
+    decays = [min(1 - 1 / (step + 1), 0.996) for step in range(100)]
+    for decay in decays:
+        index = teacher.net.get_buffer("index").clone()
+        teacher.update(student)
+        if faulty:
+            teacher.net.get_buffer("index").copy_(index)
+            average_all_buffers(teacher.net, student, decay)
+    off = (teacher.net.get_buffer("index") != student.get_buffer("index")).float().mean()
+    assert off > 0.6 if faulty else off == 0
+    verdict = monitor.look(student, teacher.net, 100).verdict
+    named = [(finding.code, finding.net) for finding in verdict.findings]
+    assert named[:1] == ([("teacher_diverged", "teacher")] if faulty else [])
