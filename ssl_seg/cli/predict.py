@@ -41,6 +41,13 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write probabilities beside the masks.")
     ] = False,
+    uint8: Annotated[bool, typer.Option("--uint8", help="Write probabilities, as 0 to 255.")] = False,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Predict mirrored and turned windows too: 4 to 16 times the work.")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Write the entropy, and the variance of --tta or several networks.")
+    ] = False,
     objects: Annotated[
         bool, typer.Option("--objects", help="Write connected parts as label images, and a table of them.")
     ] = False,
@@ -86,6 +93,9 @@ def predict(
             more=tuple(networks[1:]),
             overwrite=overwrite,
             objects=objects,
+            tta=tta,
+            uncertainty=uncertainty,
+            uint8=uint8,
             suffix=None if format_ is None else f".{format_.value}",
             calibrated=not uncalibrated,
             accelerator=accelerator,

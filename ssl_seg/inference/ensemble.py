@@ -64,24 +64,44 @@ class Ensemble:
             yield np.divide(total, np.float32(len(self.members)), out=total)
 
 
-def stream_mean(
-    streams: Sequence[Iterator[tuple[int, NDArray[np.float32]]]],
+def pool(parts: Iterable[NDArray[np.float32]], *, spread: bool = False) -> NDArray[np.float32]:
+    """Return the mean of the probabilities (K,...) of several networks.
+
+    Args:
+        parts: of each network, at least one; it is not changed. With ``spread``, (K+1,...): the last channel is a
+            variance of the foreground probability.
+        spread: whether there is that channel. That of the result is the variance over all: the mean of the variances
+            within the networks and the variance between them.
+    """
+    rest = iter(parts)
+    total, count = next(rest), 1
+    squares = np.square(1 - total[0]) if spread else None
+    for part in rest:
+        total = np.add(total, part, out=None if count == 1 else total)
+        squares = None if squares is None else squares + np.square(1 - part[0])
+        count += 1
+    if count == 1:
+        return total
+    np.divide(total, np.float32(count), out=total)
+    if squares is not None:
+        total[-1] += np.maximum(squares / count - np.square(1 - total[0]), 0)
+    return total
+
+
+def pool_rows(
+    streams: Sequence[Iterator[tuple[int, NDArray[np.float32]]]], *, spread: bool = False
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield the first row and the mean probabilities (K,n,...) of some rows, from the rows of several networks, which
-    may come in other portions."""
+    """Yield the first row and what ``pool`` makes of some rows, from the rows of several networks, which may come in
+    other portions."""
     heads = [next(stream) for stream in streams]
     while True:
-        first = heads[0][0]
-        count = min(rows.shape[1] for _, rows in heads)
-        total = heads[0][1][:, :count].copy()
-        for _, rows in heads[1:]:
-            total += rows[:, :count]
-        yield first, np.divide(total, np.float32(len(streams)), out=total)
+        first, count = heads[0][0], min(rows.shape[1] for _, rows in heads)
+        yield first, pool((rows[:, :count] for _, rows in heads), spread=spread)
         rest = [(first + count, rows[:, count:]) for _, rows in heads]
         found = [head if head[1].shape[1] else next(stream, None) for head, stream in zip(rest, streams, strict=True)]
-        if None in found:
-            return
         heads = [head for head in found if head is not None]
+        if len(heads) < len(found):
+            return
 
 
 def open_members(

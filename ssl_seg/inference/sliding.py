@@ -17,6 +17,7 @@ from ssl_seg.data.resample import compute_resampled_shape, resample_image
 from ssl_seg.data.views.transforms import Intensity, find_gaps, make_window, measure_parts
 from ssl_seg.errors import DataError, is_out_of_memory
 from ssl_seg.inference.stitching import Box, divide_laterally, place_windows, stitch
+from ssl_seg.inference.turns import Turn
 from ssl_seg.losses import compute_foreground_logit
 from ssl_seg.networks.precision import Autocast
 
@@ -44,6 +45,9 @@ class Predictor:
         batch_size: windows in one forward pass.
         resample_to: voxel size (*S) that the network was trained at; None takes images as they are.
         window: intensities that the network was trained to tell apart; None takes the statistics of each image.
+        turns: ways in which each window is predicted, for the mean of their probabilities; none for once, as it is.
+        spread: put the variance of the foreground probability over the ``turns`` behind the probabilities, as one more
+            channel that is averaged over windows like them.
     """
 
     net: nn.Module
@@ -54,6 +58,8 @@ class Predictor:
     batch_size: int = 8
     resample_to: tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
+    turns: tuple[Turn, ...] = ()
+    spread: bool = False
 
     def __call__(self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None) -> NDArray[np.float32]:
         """Return probabilities (K,*S) of a raw image (C,*S) with voxels of size ``spacing`` (*S), on the same grid.
@@ -152,7 +158,16 @@ class Predictor:
         return logits.float()
 
     def _compute_probs(self, windows: Tensor) -> Tensor:
-        return self._compute_logits(windows).softmax(dim=1)
+        if not self.turns and not self.spread:
+            return self._compute_logits(windows).softmax(dim=1)
+        turns = self.turns or (Turn(),)
+        mean = squares = torch.zeros((), device=windows.device)
+        for turn in turns:
+            probs = turn.undo(self._compute_logits(turn.apply(windows)).softmax(dim=1))
+            mean = mean + probs / len(turns)
+            squares = squares + (1 - probs[:, :1]).square() / len(turns)
+        variance = (squares - (1 - mean[:, :1]).square()).clamp(min=0)
+        return torch.cat([mean, variance], dim=1) if self.spread else mean
 
     def _compute_both(self, windows: Tensor) -> Tensor:
         logits = self._compute_logits(windows)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from ssl_seg.config import DataConfig
 from ssl_seg.data.catalog import Track, pass_through
@@ -43,10 +44,11 @@ from ssl_seg.inference.calibration import (
     find_calibration,
 )
 from ssl_seg.inference.decision import Decision, clean_classes
-from ssl_seg.inference.ensemble import Ensemble, check_members, open_members, stream_mean
+from ssl_seg.inference.ensemble import check_members, open_members, pool, pool_rows
 from ssl_seg.inference.model import Model
 from ssl_seg.inference.sliding import MEASURED_VOXELS, OVERLAP, Predictor, measure_array
 from ssl_seg.inference.stitching import Box
+from ssl_seg.inference.turns import list_turns
 from ssl_seg.labels import to_mask
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.networks.precision import choose_device_if_given
@@ -62,6 +64,9 @@ LEAST_SHARE = 0.01
 """Share of foreground from which masks with the same share are suspicious: small ones agree by chance."""
 SHOWN_FAILURES = 20
 """Failed images of which the end of a call says why."""
+
+ENTROPY, VARIANCE = "_entropy", "_variance"
+"""What is put behind the names of maps of uncertainty."""
 
 _STATISTICS = ("low", "high", "mean", "std")
 
@@ -98,6 +103,12 @@ class PredictRequest:
     """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
     objects: bool = False
     """Write the connected parts of each class as a label image and a table."""
+    tta: bool = False
+    """Predict mirrored and turned windows too, for the mean of their probabilities."""
+    uncertainty: bool = False
+    """Write the entropy of the probabilities, and where there are several predictions, their variance."""
+    uint8: bool = False
+    """Write probabilities as 0 to 255; without ``probabilities`` as well."""
     suffix: str | None = None
     """Of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is."""
 
@@ -142,7 +153,7 @@ def predict(
         request.output,
         data.ndim,
         data.layout,
-        way.labels,
+        way.suffixes,
         objects=request.objects,
         suffix=request.suffix,
     )
@@ -223,6 +234,7 @@ def _predict_job(job: Job, name: str, way: _Way, begin: Callable[[], None], trac
     shape, fit = stored.shape[1:], partial(_fit_channels, job.locations, channels)
     stated = None if stored.geometry is None else stored.geometry.spacing
     spacing = way.request.spacing or stated or data.spacing
+    way = way.turn(spacing)
     write = partial(_write_outputs, job, name, way, stored.geometry, spacing)
     if prod(shape) <= WHOLE_VOXELS or data.resample_to is not None:
         voxels = fit(stored.read())
@@ -238,7 +250,7 @@ def _predict_job(job: Job, name: str, way: _Way, begin: Callable[[], None], trac
         for _ in track(pieces.make(partial(way.predict, image, intensity, spacing)), len(pieces.boxes)):
             pass
         found: list[float] = []
-        names = ("", *way.labels)
+        names = ("", *way.suffixes)
         if not pieces.finish(
             lambda: found.append(write({n: pieces.open(n) for n in names}, lambda: fit(stored.read())))
         ):
@@ -281,6 +293,8 @@ class _Way:
     decision: Decision
     labels: Mapping[str, int]
     """Class of each file of probabilities, by what is put behind its name."""
+    uncertainty: tuple[str, ...]
+    """What is put behind the names of the maps of uncertainty."""
     path: Path
     """Of the first network."""
 
@@ -292,12 +306,14 @@ class _Way:
         Raises:
             DataError: where the networks give NaN or infinity.
         """
+        spread = self.members[0].spread
         if isinstance(image, np.ndarray):
-            found = iter([(0, Ensemble(self.members)(image, spacing))])
+            found = iter([(0, pool((member(image, spacing) for member in self.members), spread=spread))])
         else:
-            found = stream_mean([member.stream(image, intensity, box) for member in self.members])
+            found = pool_rows([member.stream(image, intensity, box) for member in self.members], spread=spread)
         decide_classes = replace(self.decision, cleaning=())
-        for first, mean in found:
+        for first, pooled in found:
+            mean = pooled[:-1] if spread else pooled
             probs = mean if self.calibration is None else self.calibration.scaling.apply(mean)
             if not np.isfinite(probs).all():
                 raise DataError(
@@ -305,7 +321,26 @@ class _Way:
                     f"`ssl-seg diagnose {quote(self.path)}`, or use another checkpoint"
                 )
             classes = decide_classes(probs).astype(np.min_scalar_type(len(probs) - 1))
-            yield first, {"": classes, **{name: probs[label] for name, label in self.labels.items()}}
+            maps = {ENTROPY: compute_entropy(probs)} if self.uncertainty else {}
+            maps |= {VARIANCE: pooled[-1]} if spread else {}
+            yield (
+                first,
+                {"": classes, **{name: self._store(probs[label]) for name, label in self.labels.items()}, **maps},
+            )
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What is put behind the names of all files but the mask and the objects."""
+        return *self.labels, *self.uncertainty
+
+    def turn(self, spacing: tuple[float, ...] | None) -> _Way:
+        """Return the way for an image with voxels of a size (*S), where test-time augmentation is asked for."""
+        grid = self.data.resample_to or spacing
+        members = (replace(own, turns=list_turns(own.patch_size, grid)) for own in self.members)
+        return replace(self, members=tuple(members)) if self.request.tta else self
+
+    def _store(self, probs: NDArray[np.float32]) -> NDArray[Any]:
+        return np.round(probs * 255).astype(np.uint8) if self.request.uint8 else probs
 
 
 def _use_networks(request: PredictRequest, models: Sequence[Model], note: Callable[[str], None]) -> _Way:
@@ -327,14 +362,20 @@ def _use_networks(request: PredictRequest, models: Sequence[Model], note: Callab
     }
     if calibration is not None:
         settings |= {"calibration": json.loads(json.dumps(asdict(calibration)))}
-    members = tuple(model.predictor(net, request.overlap) for model, net in nets)
-    labels = _probability_suffixes(models[0].config.data.num_classes) if request.probabilities else {}
-    return _Way(request, models[0].config.data, settings, members, calibration, decision, labels, models[0].path)
+    settings |= {name: True for name in ("tta", "uint8") if getattr(request, name)}
+    spread = request.uncertainty and (request.tta or len(nets) > 1)
+    members = tuple(replace(model.predictor(net, request.overlap), spread=spread) for model, net in nets)
+    is_written = request.probabilities or request.uint8
+    labels = _probability_suffixes(models[0].config.data.num_classes) if is_written else {}
+    uncertainty = (ENTROPY, VARIANCE)[: 1 + spread] if request.uncertainty else ()
+    return _Way(
+        request, models[0].config.data, settings, members, calibration, decision, labels, uncertainty, models[0].path
+    )
 
 
 def _open_pieces(job: Job, stored: Stored, way: _Way) -> tuple[Pieces, Intensity]:
     """Return the pieces of a large image, begun or new, and the statistics of the image, which are kept with them."""
-    plan = {"settings": way.settings, "outputs": sorted(way.labels), "image": job.identify_image()}
+    plan = {"settings": way.settings, "outputs": sorted(way.suffixes), "image": job.identify_image()}
     key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
     folder = job.mask.with_name(f".{job.mask.name}.{key}.pieces")
     try:
@@ -364,7 +405,7 @@ def _write_outputs(
     What is done to parts and objects takes the whole mask, and objects the whole image, into memory.
     """
     data, classes = way.data, outputs[""]
-    for path, suffix in zip(job.probabilities, way.labels, strict=True):
+    for path, suffix in zip(job.probabilities, way.suffixes, strict=True):
         write_probabilities(path, outputs[suffix], geometry)
     if way.decision.cleaning or way.request.objects:
         whole = clean_classes(classes[:], way.decision.cleaning)
@@ -462,6 +503,12 @@ def describe_sameness(shares: Mapping[tuple[int, ...], Sequence[float]], output:
     if images >= FEWEST and not any(share for own in shares.values() for share in own):
         return f"note: all {images} masks are empty. Where there should be something to find, ask {command}"
     return None
+
+
+def compute_entropy(probs: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return the entropy (*S) of probabilities (K,*S), 1 where all classes are equally likely."""
+    entropy: NDArray[np.float32] = special.entr(probs).sum(axis=0) / np.log(np.float32(len(probs)))
+    return entropy.clip(0, 1).astype(np.float32)
 
 
 def _probability_suffixes(num_classes: int) -> dict[str, int]:

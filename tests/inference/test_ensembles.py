@@ -24,7 +24,7 @@ from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.volumes import read_mask
 from ssl_seg.errors import ConfigError, SplitError
 from ssl_seg.files import read_jsonl
-from ssl_seg.inference.ensemble import Ensemble, check_members, open_members, stream_mean
+from ssl_seg.inference.ensemble import Ensemble, check_members, open_members, pool, pool_rows
 from ssl_seg.inference.model import open_model
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, add_differences, evaluate
@@ -281,7 +281,19 @@ def test_means_of_rows_that_come_in_other_portions(portions: list[list[int]]) ->
             first += count
 
     before = arrays.copy()
-    found = list(stream_mean([stream(*pair) for pair in zip(arrays, portions, strict=True)]))
+    found = list(pool_rows([stream(*pair) for pair in zip(arrays, portions, strict=True)]))
     assert [first for first, _ in found] == [7 + sum(rows.shape[1] for _, rows in found[:n]) for n in range(len(found))]
     np.testing.assert_allclose(np.concatenate([rows for _, rows in found], axis=1), before.mean(axis=0), rtol=1e-6)
     np.testing.assert_array_equal(arrays, before)
+
+
+def test_the_spread_is_the_variance_over_all_predictions() -> None:
+    """Four networks, each with the variance over its own five predictions."""
+    probs = np.random.default_rng(0).random((4, 5, 3, 6)).astype(np.float32)
+    probs /= probs.sum(axis=2, keepdims=True)
+    foreground = 1 - probs[:, :, 0]
+    parts = [np.concatenate([own.mean(axis=0), (1 - own[:, 0]).var(axis=0)[None]]) for own in probs]
+    found = pool(parts, spread=True)
+    np.testing.assert_allclose(found[:-1], probs.mean(axis=(0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(found[-1], foreground.var(axis=(0, 1)), rtol=1e-4)
+    np.testing.assert_array_equal(pool([parts[0]], spread=True), parts[0])
