@@ -205,6 +205,8 @@ class Overhead:
     """Seconds of a block of steps with the figures for the monitor over those of the block without, pair by pair."""
     seconds_per_step: float
     seconds_per_look: float
+    loss_ratios: tuple[float, ...]
+    """Seconds of a look that measures the loss on validation over those of one that does not, pair by pair."""
     first_epoch_looks: int
     steps_per_epoch: int
 
@@ -224,7 +226,7 @@ class Overhead:
 
 
 def measure_overhead(
-    out: Path, blocks: int = 12, block_steps: int = 6, looks: int = 3, settings: Nested | None = None
+    out: Path, blocks: int = 12, block_steps: int = 6, looks: int = 6, settings: Nested | None = None
 ) -> Overhead:
     """Time blocks of steps with and without the monitor's figures in turn, then looks, at default settings."""
     kept: list[Overhead] = []
@@ -255,17 +257,22 @@ def _time_blocks(
                 if watched:
                     window.add(record, 1.0)
             seconds[watched].append(_read_clock(device) - begin)
-    begin = _read_clock(device)
-    for _ in range(looks):
-        monitor.look(engine.student, engine.teacher.net, step, window.compute_means(), ())
-    per_look = (_read_clock(device) - begin) / looks
+    means, loss, looking = window.compute_means(), monitor.loss, {True: list[float](), False: list[float]()}
+    for number in range(2 * looks):
+        measured = (number + number // 2) % 2 == 0
+        monitor.loss = loss if measured else None
+        begin = _read_clock(device)
+        monitor.look(engine.student, engine.teacher.net, step, means, ())
+        looking[measured].append(_read_clock(device) - begin)
+    monitor.loss = loss
     pairs = zip(seconds[True], seconds[False], strict=True)
     early = [s for s in schedule.first_epoch_probes if s < schedule.steps_per_epoch]
     kept.append(
         Overhead(
             tuple(on / off for on, off in pairs),
             statistics.median(seconds[True]) / block_steps,
-            per_look,
+            statistics.median(looking[True]),
+            tuple(on / off for on, off in zip(looking[True], looking[False], strict=True)),
             len(early) + 1,
             schedule.steps_per_epoch,
         )

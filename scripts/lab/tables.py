@@ -147,7 +147,9 @@ def format_overhead(result: Overhead) -> str:
         f"(median of {len(result.ratios)} pairs of blocks, {min(result.ratios):.4f} to {max(result.ratios):.4f}).\n"
         f"A step takes {result.seconds_per_step:.3f} s, a look {result.seconds_per_look:.2f} s: looks take "
         f"{result.first_epoch_share:.1%} of the first epoch ({result.first_epoch_looks} looks in "
-        f"{result.steps_per_epoch} steps) and {result.later_share:.1%} of a later one (1 look)."
+        f"{result.steps_per_epoch} steps) and {result.later_share:.1%} of a later one (1 look).\n"
+        f"A look with the loss on validation takes {statistics.median(result.loss_ratios):.3f} x one without (median "
+        f"of {len(result.loss_ratios)} pairs, {min(result.loss_ratios):.3f} to {max(result.loss_ratios):.3f})."
     )
 
 
