@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from ssl_seg.config import Section
@@ -40,8 +40,14 @@ NOISE, LEAST_DROPPED, MOST_DROPPED, DROPOUT = 0.3, 0.7, 0.9, 0.5
 class CrossConsistencyConfig(UnlabeledConfig):
     """Options of cross-consistency training."""
 
-    perturbations: tuple[Perturbation, ...] = Field(("noise", "feature_drop", "dropout"), min_length=1)
+    perturbations: tuple[Perturbation, ...] = ("noise", "feature_drop", "dropout")
     """Of the features, one auxiliary decoder for each: noise, feature_drop or dropout; a name may be repeated."""
+
+    @model_validator(mode="after")
+    def _perturbs(self) -> CrossConsistencyConfig:
+        if not self.perturbations:
+            raise ValueError("perturbations is empty: give at least one of noise, feature_drop and dropout")
+        return self
 
 
 def draw_noise(level: Tensor) -> Tensor:

@@ -473,6 +473,8 @@ def test_supervised_does_not_look_at_unlabeled_images() -> None:
         ("mean_teacher", {"consistency_weight": -1}, r"method\.options\.consistency_weight = -1"),
         ("mean_teacher", {"confidence": 1.5}, r"method\.options\.confidence = 1\.5"),
         ("mean_teacher", {"consistency": "bce"}, r"method\.options\.consistency = 'bce': .*'cross_entropy'"),
+        ("cct", {"perturbations": []}, "perturbations is empty: give at least one"),
+        ("cct", {"perturbations": ["nois"]}, r"'nois': .*'noise', 'feature_drop' or 'dropout'$"),
         ("supervised", {"consistency_weight": 1}, r"method\.options\.consistency_weight: unknown key"),
     ],
 )
