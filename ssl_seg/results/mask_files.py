@@ -194,7 +194,7 @@ def plan_jobs(
         suffix: that of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is.
 
     Raises:
-        DataError: no image, two images with one mask, or a mask in the place of an image.
+        DataError: no image, two images with one mask, a mask in the place of an image, or a volume as PNG.
     """
     suffixes = tuple(suffixes)
     if is_image(source):
@@ -210,6 +210,8 @@ def plan_jobs(
         pairs = zip(images, masks, strict=True)
         jobs = [Job(files, mask, _paths_beside(mask, suffixes), objects) for (_, files), mask in pairs]
     _check_distinct(jobs)
+    if ndim == 3 and (planes := [job.mask for job in jobs if job.mask.suffix == ".png"]):
+        raise DataError(f"{planes[0]}: PNG holds no volume: use one of {', '.join(MASK_SUFFIXES[1:])}")
     return jobs
 
 

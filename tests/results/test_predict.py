@@ -362,6 +362,31 @@ class TestPlaces:
             plan_jobs(tmp_path / "in", tmp_path / "out", 3, "", ("_prob",))
         plan_jobs(tmp_path / "in", tmp_path / "out", 3, "", ())
 
+    def test_volumes_are_no_png(self, tmp_path: Path) -> None:
+        make_image(tmp_path / "in" / "a.tif")
+        for output, suffix in ((tmp_path / "out", ".png"), (tmp_path / "out.png", None)):
+            source = tmp_path / "in" if suffix else tmp_path / "in" / "a.tif"
+            with pytest.raises(DataError, match="PNG holds no volume"):
+                plan_jobs(source, output, 3, "", suffix=suffix)
+            assert plan_jobs(source, output, 2, "", suffix=suffix)[0].mask.suffix == ".png"
+
+    def test_formats_that_are_not_written(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"not written as \.jpg"):
+            check_places(make_image(tmp_path / "a.tif"), tmp_path / "out.jpg")
+
+    @pytest.mark.parametrize("suffix", [".tif", ".npy", ".nii.gz", ".h5", ".ome.zarr"])
+    def test_every_format_is_recorded_and_kept(
+        self, request_: PredictRequest, quick: list[Any], tmp_path: Path, suffix: str
+    ) -> None:
+        request = replace(request_, suffix=suffix, probabilities=True)
+        masks = predict(request)
+        assert [mask.name for mask in masks] == [f"{n}{suffix}" for n in range(IMAGES)]
+        expected = np.random.default_rng(0).integers(0, 200, (40, 40)) > 100
+        np.testing.assert_array_equal(read_mask(str(masks[0])) > 0, expected)
+        del quick[:]
+        assert predict(request) == quick == []
+        assert len(predict(replace(request, overwrite=True))) == IMAGES
+
     def test_names_of_nnunet_that_clash_are_refused(self, tmp_path: Path) -> None:
         for name in ("a_0000.nii", "a_0000.nii.gz"):
             (tmp_path / name).touch()
