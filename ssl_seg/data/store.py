@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -92,9 +91,10 @@ class CaseStore:
         resample_to: tuple[float, ...] | None = None,
         spacing: tuple[float, ...] | None = None,
         window: tuple[float, float] | None = None,
-        targets: Mapping[str, Path] = MappingProxyType({}),
+        targets: Mapping[str, Path] | None = None,
     ) -> None:
-        self.catalog, self.channels, self.max_bytes, self.targets = catalog, channels, max_bytes, targets
+        self.catalog, self.channels, self.max_bytes = catalog, channels, max_bytes
+        self.targets = dict(targets or {})
         self.disk_cache, self.resample_to, self.spacing, self.window = disk_cache, resample_to, spacing, window
         self.fits = decoded_bytes(catalog, resample_to, spacing) <= max_bytes
         self._cache: OrderedDict[str, LoadedCase] = OrderedDict()
