@@ -99,7 +99,7 @@ class TestTrain:
         arguments = ("--epochs", 1, "--lr", 0.5, "--batch-size", 3, "--set", "optim.lr=0.25", "--method", "supervised")
         assert cli("train", "--config", tiny_config, "--out", out, *arguments)[0] == 0
         config = yaml.safe_load((out / "config.yaml").read_text())
-        assert config["length"] == {"steps": 6, "steps_per_epoch": 6}
+        assert config["length"] == {"steps": 6, "steps_per_epoch": 6, "snapshots": 0}
         assert config["optim"]["lr"] == 0.25
         assert config["batch"] == {"labeled": 3, "unlabeled": 0, "positive_ratio": None, "foreground_share": None}
 
