@@ -53,13 +53,13 @@ class Pieces:
     boxes: tuple[Box, ...]
 
     def make(self, predict: PredictRows) -> Iterator[int]:
-        """Make all pieces that no other process makes; yield the number of each that is done, whoever made it.
+        """Make all pieces that no other process makes; yield the number of each that gets done, whoever makes it.
 
         Ends when all are done, or when another process has finished the whole.
         """
-        told = set[int]()
+        told = self._find_done()
         while True:
-            for number in sorted({n for n in range(len(self.boxes)) if self._path(n, "").exists()} - told):
+            for number in sorted(self._find_done() - told):
                 told.add(number)
                 yield number
             if len(told) == len(self.boxes) or self.is_finished:
@@ -74,6 +74,11 @@ class Pieces:
             except FileNotFoundError:
                 if not self.is_finished:
                     raise
+
+    @property
+    def left(self) -> int:
+        """How many pieces are not done."""
+        return len(self.boxes) - len(self._find_done())
 
     @property
     def is_finished(self) -> bool:
@@ -108,6 +113,9 @@ class Pieces:
             return found
 
         return RowReader(self.shape, dtype, read)
+
+    def _find_done(self) -> set[int]:
+        return {number for number in range(len(self.boxes)) if self._path(number, "").exists()}
 
     def _path(self, number: int, name: str) -> Path:
         return self.folder / f"{number:05}{name}.npy"

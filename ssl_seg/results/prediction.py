@@ -247,7 +247,7 @@ def _predict_job(job: Job, name: str, way: _Way, begin: Callable[[], None], trac
         begin()
         pieces, intensity = _open_pieces(job, stored, way)
         image = BoxReader(stored, (channels, *shape), stored.dtype, fit)
-        for _ in track(pieces.make(partial(way.predict, image, intensity, spacing)), len(pieces.boxes)):
+        for _ in track(pieces.make(partial(way.predict, image, intensity, spacing)), pieces.left):
             pass
         found: list[float] = []
         names = ("", *way.suffixes)

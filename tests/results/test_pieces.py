@@ -125,7 +125,9 @@ class TestInterruption:
             predict(request_, stop_after(after))
         assert outputs(tmp_path) == {}
         del in_pieces[:]
-        predict(request_)
+        shown: list[tuple[int, int]] = []
+        predict(request_, lambda items, total: shown.append((len(list(items)), total)) or ())
+        assert shown == [(4 - after, 4 - after)]
         assert in_pieces == ([] if after == 4 else [64 * after])
         assert outputs(tmp_path) == outputs(tmp_path / "uninterrupted")
         assert hidden(tmp_path) == []
