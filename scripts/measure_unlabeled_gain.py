@@ -3,7 +3,7 @@
     python scripts/measure_unlabeled_gain.py OUT [--ndim 2 3] [--methods NAME ...] [--seeds 3] [--workers N]
 
 Labeled are 8 synthetic images of two plies of fibers, none of them turned; unlabeled and validation images are turned
-by up to 42 degrees (``write_turned_plies``). A supervised network does not know how turned ones look, and the unlabeled
+by up to 39 degrees (``write_turned_plies``). A supervised network does not know how turned ones look, and the unlabeled
 ones show it step by step. In the control the voxels of the unlabeled images are shuffled: whatever gains there gains by
 something else. The optimum is a supervised training for which the unlabeled images have masks.
 
