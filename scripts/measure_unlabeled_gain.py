@@ -8,7 +8,7 @@ ones show it step by step. In the control the voxels of the unlabeled images are
 something else. The optimum is a supervised training for which the unlabeled images have masks.
 
 Every cell is one of ``ssl-seg ablate``: the same command goes on after an interruption and trains what is missing. OUT
-gets a folder of cells and tables for each part, and ``unlabeled_gain.json``. Methods that perturb features need another
+gets a folder of cells and tables for each part, and ``unlabeled_gain.json``. Methods that use features need another
 network (encoder_unet, random weights) and are compared with a supervised training of that one.
 """
 
@@ -40,7 +40,7 @@ SETTINGS = {
     "monitor": {"first_epoch_probes": [0]},
 }
 NETWORKS = {False: {"name": "dynunet", "features": 4}, True: {"name": "encoder_unet", "encoder_weights": "none"}}
-"""By whether a method perturbs features."""
+"""By whether a method needs features."""
 OPTIONS = {
     "mean_teacher": {"consistency": "cross_entropy"},
     "ict": {"consistency": "cross_entropy"},
@@ -64,8 +64,10 @@ def make_specs(out: Path, ndim: int, methods: Sequence[str], seeds: int) -> dict
         "score": {"metric": "f1"},
     }
     specs = {}
-    for perturbs, network in NETWORKS.items():
-        own = [name for name in methods if METHODS[name].traits.perturbs_features == perturbs and name != "supervised"]
+    for needs_features, network in NETWORKS.items():
+        own = [
+            name for name in methods if METHODS[name].traits.needs_features == needs_features and name != "supervised"
+        ]
         if not own:
             continue
         settings = {**SETTINGS, "data": data, "network": network}
