@@ -26,6 +26,7 @@ from ssl_seg.methods.unlabeled import (
     Threshold,
     add_unlabeled,
     compare_views,
+    measure_precision,
     predict_outputs,
     split_views,
 )
@@ -92,5 +93,6 @@ class CrossPseudoSupervision(nn.Module):
             compare_views(distance, split_views(logits, batch), of_other, batch)
             for logits, of_other in zip(both, reversed(labels), strict=True)
         ]
-        weight = self.options.compute_weight(progress)
-        return add_unlabeled(supervised, torch.stack(crossed).sum(), weight, **labels[0].describe())
+        terms = labels[0].describe() | self.thresholds[0].describe()
+        terms |= measure_precision(self.thresholds[0], labeler, batch, progress)
+        return add_unlabeled(supervised, torch.stack(crossed).sum(), self.options.compute_weight(progress), **terms)

@@ -412,6 +412,7 @@ class TestThreshold:
         nets, batch = make_nets(method=method), make_batch_for(method)
         terms = call(method, nets, batch).terms
         assert 0 < terms["accepted_share"] < 1
+        assert {"threshold", "labeled_accepted", "labeled_right"} <= terms.keys()
         assert any(not torch.equal(value, before[key]) for key, value in method.state_dict().items())
         other = make_method(name, options, LOSS, 2)
         make_nets(method=other)  # builds what it keeps
