@@ -11,7 +11,7 @@ average of each makes the labels. The weight is 1 (paper: 1.5), ramped up.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -93,6 +93,6 @@ class CrossPseudoSupervision(nn.Module):
             compare_views(distance, split_views(logits, batch), of_other, batch)
             for logits, of_other in zip(both, reversed(labels), strict=True)
         ]
-        terms = labels[0].describe() | self.thresholds[0].describe()
-        terms |= measure_precision(self.thresholds[0], labeler, batch, progress)
+        own = cast("Threshold", self.thresholds[0])
+        terms = labels[0].describe() | own.describe() | measure_precision(own, labeler, batch, progress)
         return add_unlabeled(supervised, torch.stack(crossed).sum(), self.options.compute_weight(progress), **terms)
