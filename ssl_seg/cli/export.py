@@ -49,4 +49,6 @@ def export(
         f"probabilities differ from those of the network by {result['difference']:.1g} at most"
     )
     cut = "" if result["threshold"] is None else f", foreground above {result['threshold']:.3f}"
-    show(f"images: {result['normalization']['name']}, windows of {'x'.join(map(str, result['patch_size']))}{cut}")
+    way = result["normalization"]
+    images = f"clipped to {way['low']:g} .. {way['high']:g}" if way["name"] == "window" else "z-scores of each channel"
+    show(f"images: {images}, windows of {'x'.join(map(str, result['patch_size']))}{cut}")

@@ -27,7 +27,7 @@ from ssl_seg.data.open import open_store
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.views.transforms import make_window, measure_intensity
 from ssl_seg.errors import ConfigError, DataError, SslSegError
-from ssl_seg.files import atomic_write
+from ssl_seg.files import atomic_write, find_obstacle
 from ssl_seg.inference.calibration import Calibration, calibration_path, decide, find_calibration
 from ssl_seg.inference.decision import Cleaning
 from ssl_seg.inference.ensemble import open_members
@@ -81,7 +81,7 @@ def export(request: ExportRequest, note: Callable[[str], None] = lambda _: None)
         ``compared_on`` (ids of validation cases, or none, where random numbers took their place).
 
     Raises:
-        ConfigError: for an unknown suffix, a folder that is not there, or without the packages of the format.
+        ConfigError: for an unknown suffix, a place that cannot be written, or without the packages of the format.
         DataError: if the file does not compute what the network does; it is not written then.
         SslSegError: for an unusable checkpoint.
     """
@@ -89,6 +89,8 @@ def export(request: ExportRequest, note: Callable[[str], None] = lambda _: None)
     if suffix not in FORMATS:
         known = ", ".join(f"{name} ({what})" for name, what in FORMATS.items())
         raise ConfigError(f"{request.output}: the suffix says the format: {known}")
+    if obstacle := "it is a folder" if request.output.is_dir() else find_obstacle(request.output):
+        raise ConfigError(f"{request.output} cannot be written: {obstacle}")
     if not request.output.absolute().parent.is_dir():
         raise ConfigError(f"{request.output}: there is no folder {request.output.parent}; make it first")
     check_packages(suffix)

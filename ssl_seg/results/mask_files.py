@@ -28,6 +28,8 @@ ZARR_SUFFIXES = (".zarr", ".ome.zarr")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".npy", ".h5", ".hdf5", *ZARR_SUFFIXES)
 """Formats of masks in which what is written beside them is, too."""
 MASK_SUFFIXES = (".png", ".tif", ".tiff", *VOLUME_SUFFIXES)
+SAME_FORMAT = {".tiff": ".tif", ".hdf5": ".h5", ".zarr": ".ome.zarr"}
+"""Suffixes with the one that ``--format`` has for their format."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +196,15 @@ def plan_jobs(
         suffix: that of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is.
 
     Raises:
-        DataError: no image, two images with one mask, a mask in the place of an image, or a volume as PNG.
+        DataError: no image, two images with one mask, a mask in the place of an image, a volume as PNG, or a name
+            that says another format than ``suffix``.
     """
     suffixes = tuple(suffixes)
     if is_image(source):
         name, has_name = split_suffix(source.name)[0], is_mask_name(output)
+        named = split_suffix(output.name)[1]
+        if has_name and suffix not in (None, SAME_FORMAT.get(named, named)):
+            raise DataError(f"--format {(suffix or '')[1:]}: {output} says another format: leave one of them out")
         mask = output if has_name else output / _mask_name(name, source.name, ndim, suffix)
         jobs = [Job((str(source),), mask, _paths_beside(mask, suffixes), objects)]
     else:

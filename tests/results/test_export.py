@@ -74,7 +74,7 @@ def test_the_example_of_the_documentation_predicts_as_predict_does(
     assert np.abs(space["predict"](str(tmp_path / "net.onnx"), image) - expected).max() < 1e-5
 
 
-def test_a_volume_and_windowed_intensities(sheets_dir: Path, tmp_path: Path) -> None:
+def test_a_volume_and_windowed_intensities(cli: Cli, sheets_dir: Path, tmp_path: Path) -> None:
     data = {"patch_size": [16, 32, 32], "window": [10.0, 200.0]}
     run = train_tiny(tmp_path / "run", sheets_dir, {"data": data, "split": {"labels": 0.5}, "length": {"steps": 2}}).run
     result = export(ExportRequest(run.best, tmp_path / "net.ts"))
@@ -85,6 +85,8 @@ def test_a_volume_and_windowed_intensities(sheets_dir: Path, tmp_path: Path) -> 
     seen = module.make_window(predictor.window, 1).to_zscore(values)
     told = (values.clip(normal["low"], normal["high"]) - normal["mean"]) / normal["std"]
     assert np.allclose(seen, told, atol=1e-6)
+    _, out, _ = cli("export", run.best, tmp_path / "net.ts")
+    assert "images: clipped to 10 .. 200, windows of 16x32x32" in out.replace("\n", " ")
 
 
 def test_the_threshold_of_the_file_is_that_of_calibrated_probabilities() -> None:
@@ -138,9 +140,16 @@ def test_without_images_random_numbers_are_compared(tmp_path: Path, tiny_run: Pa
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("net.pth", r"net\.pth: the suffix says the format: \.onnx"), ("none/net.ts", r"there is no folder .*none")],
+    [
+        ("net.pth", r"net\.pth: the suffix says the format: \.onnx"),
+        ("none/net.ts", r"there is no folder .*none"),
+        ("folder.ts", r"folder\.ts cannot be written: it is a folder"),
+        ("file/net.ts", r"net\.ts cannot be written: .*file is a file"),
+    ],
 )
 def test_what_cannot_be_written_is_refused(name: str, message: str, tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.ts").mkdir()
+    (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=message):
         export(ExportRequest(tiny_run / BEST, tmp_path / name))
 
@@ -156,5 +165,6 @@ def test_command(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
     code, out, _ = cli("export", tiny_run, tmp_path / "net.ts")
     assert code == 0
     assert re.search(r"wrote .*net\.ts: TorchScript, \w+ of step \d+; on 3 validation images", out.replace("\n", " "))
+    assert "images: z-scores of each channel, windows of 32x32, foreground above 0.500" in out.replace("\n", " ")
     code, out, _ = cli("export", tiny_run, tmp_path / "net.ts", "--json")
     assert json.loads(out)["patch_size"] == [32, 32]

@@ -370,6 +370,14 @@ class TestPlaces:
                 plan_jobs(source, output, 3, "", suffix=suffix)
             assert plan_jobs(source, output, 2, "", suffix=suffix)[0].mask.suffix == ".png"
 
+    def test_the_name_of_a_mask_says_no_other_format(self, tmp_path: Path) -> None:
+        source = make_image(tmp_path / "a.tif")
+        for name, suffix in (("out.tif", ".png"), ("out.nii", ".nii.gz"), ("out.ome.zarr", ".h5")):
+            with pytest.raises(DataError, match=rf"--format {suffix[1:]}: .*{name} says another format"):
+                plan_jobs(source, tmp_path / name, 2, "", suffix=suffix)
+        for name, suffix in (("out.tiff", ".tif"), ("out.nii.gz", ".nii.gz"), ("out.zarr", ".ome.zarr")):
+            assert plan_jobs(source, tmp_path / name, 2, "", suffix=suffix)[0].mask == tmp_path / name
+
     def test_formats_that_are_not_written(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"not written as \.jpg"):
             check_places(make_image(tmp_path / "a.tif"), tmp_path / "out.jpg")
