@@ -155,7 +155,7 @@ def resolve_again(
     """
     catalog = open_data(config.data.model_dump(mode="json"), track)
     labeled, unlabeled = divide_pool(split, config.split.labels)
-    pseudo = _load_pseudo_labels(config, catalog, split, unlabeled)
+    pseudo = _load_pseudo_labels(config, catalog, split, unlabeled, request.resume)
     return Resolved(request, config, sources, (), catalog, split, labeled, unlabeled, parent, pseudo_labels=pseudo)
 
 
@@ -190,12 +190,18 @@ def divide_pool(split: Split, labels: float) -> tuple[tuple[str, ...], tuple[str
 
 
 def _load_pseudo_labels(
-    config: Config, catalog: Catalog, split: Split, unlabeled: tuple[str, ...]
+    config: Config, catalog: Catalog, split: Split, unlabeled: tuple[str, ...], resume: Path | None = None
 ) -> PseudoLabelSet | None:
-    """Return the pseudo-labels that the run trains with, if any, checked."""
+    """Return the pseudo-labels that the run trains with, if any, checked.
+
+    Those of a run that goes on may have moved with it, and are then beside it.
+    """
     if config.data.pseudo_labels is None:
         return None
-    found = load_pseudo_labels(Path(config.data.pseudo_labels))
+    folder = Path(config.data.pseudo_labels)
+    if resume is not None and not folder.exists() and (beside := resume.parent / folder.name).exists():
+        folder = beside
+    found = load_pseudo_labels(folder)
     found.check(split, unlabeled, catalog)
     return found
 

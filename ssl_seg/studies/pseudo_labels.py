@@ -122,11 +122,11 @@ def make_pseudo_labels(
 
     Raises:
         RefusedError: for a network that does not pass the gate.
-        RunDirError: for a run that has kept no networks on the way.
+        RunDirError: for a run that has kept no networks on the way, or a damaged file.
     """
     path = folder / PSEUDO_LABELS_FILE
     if path.is_file():
-        return Reliability(**json.loads(path.read_text(encoding="utf-8"))["reliability"])
+        return _load_reliability(path)
     checkpoint = load_checkpoint(run.best)
     net = choose_net(checkpoint, options)
     split = _pass_gate(checkpoint, run, options, force=force)
@@ -159,6 +159,13 @@ def make_pseudo_labels(
     write_json(path, values)
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
     return found
+
+
+def _load_reliability(path: Path) -> Reliability:
+    try:
+        return Reliability(**json.loads(path.read_text(encoding="utf-8"))["reliability"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunDirError(f"{path} is damaged: {error}. Delete it to make the pseudo-labels again") from error
 
 
 def _pass_gate(checkpoint: Checkpoint, run: RunDir, options: BootstrapConfig, *, force: bool) -> Split:

@@ -15,7 +15,7 @@ from sklearn.metrics import jaccard_score
 from test_label_ladder import SETTINGS, climb, killed, state_of
 
 from ssl_seg import LabelLadderRequest, climb_labels
-from ssl_seg.config import LengthConfig
+from ssl_seg.config import BootstrapConfig, LengthConfig
 from ssl_seg.config.schedules import find_snapshots
 from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.loader import PatchSource
@@ -23,7 +23,7 @@ from ssl_seg.data.open import make_source, open_store
 from ssl_seg.data.pseudo_labels import load_pseudo_labels
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.engine.engine import Engine
-from ssl_seg.errors import ConfigError, DataError, RefusedError, SplitError
+from ssl_seg.errors import ConfigError, DataError, RefusedError, RunDirError, SplitError
 from ssl_seg.inference.model import config_of, open_model
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.labels import IGNORE_INDEX
@@ -198,17 +198,19 @@ def list_kill_points() -> dict[str, tuple[Any, str, Callable[..., bool]]]:
 
 
 class TestContinuation:
-    def test_killed_at_every_point_it_ends_with_equal_bits(
+    def test_killed_at_every_point_and_moved_it_ends_with_equal_bits(
         self, rounds: LabelLadder, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(ladder_module, "compare_counts", lambda *_: Difference(0.0, None, None))
-        out = tmp_path / "killed"
-        for number, death in enumerate(list_kill_points().values()):
+        out = begun = tmp_path / "killed"
+        for number, (point, death) in enumerate(list_kill_points().items()):
             with killed(*death):
                 if number == 0:
                     climb(out, particles_dir, SHORT, labels=(3,), rounds=1, force=True)
                 else:
                     climb_labels(LabelLadderRequest(resume=out))
+            if point == "round, within an epoch":
+                out = out.rename(tmp_path / "moved")
         resumed = climb_labels(LabelLadderRequest(resume=out))
         assert resumed.trainings == rounds.trainings
         for rung in rounds.trainings:
@@ -220,7 +222,7 @@ class TestContinuation:
             assert all(same_weights(rounds.path / name, resumed.path / name) for name in one)
         for path in sorted((rounds.path / rounds.trainings[1].pseudo_labels).iterdir()):
             mine, other = path.read_bytes(), (out / path.relative_to(rounds.path)).read_bytes()
-            assert mine.replace(bytes(rounds.path), b"") == other.replace(bytes(out), b"")
+            assert mine.replace(bytes(rounds.path), b"") == other.replace(bytes(begun), b"")
 
     def test_a_kept_network_is_that_of_its_step(self, particles_dir: Path, tmp_path: Path) -> None:
         with killed(Engine, "step", lambda _, __, step, *___: step == 3):
@@ -312,6 +314,10 @@ class TestBadInput:
             (tmp_path / "pseudo_labels.json").write_text(content)
             with pytest.raises(DataError, match="is damaged"):
                 load_pseudo_labels(tmp_path)
+            with pytest.raises(RunDirError, match=r"is damaged.*Delete it to make the pseudo-labels again"):
+                pseudo_labels.make_pseudo_labels(
+                    rounds.run_of(rounds.trainings[0]), 3, tmp_path, BootstrapConfig(), lambda _: lambda x, _: x
+                )
         source = open_source(rounds, 2)
         case_id = next(iter(source.store.targets))
         np.save(tmp_path / "small.npy", np.zeros((3, 3), np.int16))
