@@ -72,6 +72,7 @@ def test_the_example_of_the_documentation_predicts_as_predict_does(
     image[:, :10, :20] += 60
     expected = open_model(tiny_run / BEST).predictor("student")(image)
     assert np.abs(space["predict"](str(tmp_path / "net.onnx"), image) - expected).max() < 1e-5
+    assert np.isfinite(space["predict"](str(tmp_path / "net.onnx"), np.zeros((1, 40, 40)))).all()  # no contrast at all
 
 
 def test_a_volume_and_windowed_intensities(cli: Cli, sheets_dir: Path, tmp_path: Path) -> None:
