@@ -38,7 +38,7 @@ def negate_loss() -> AbstractContextManager[None]:
             loss = original(config)
 
             class Negated:
-                components = loss.components
+                components, phases = loss.components, loss.phases
 
                 def __call__(self, *args: Any) -> Any:
                     value, components = loss(*args)

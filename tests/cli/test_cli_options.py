@@ -26,7 +26,8 @@ ALONE = {
     "calibrate": "for which clean overlap accelerator figure json",
     "export": "which uncalibrated json",
     "investigate": "against expect file hypothesis if-confirmed if-refuted json markdown",
-    "predict": "with which overlap probabilities format objects spacing threshold uncalibrated overwrite accelerator",
+    "predict": "with which overlap probabilities format tta uncertainty uint8 objects spacing threshold uncalibrated "
+    "overwrite accelerator",
     "diagnose": "predictions out seconds require-f1 set json",
     "probe-loss": "data checkpoint batches accelerator figure set json",
     "data import": "by-rows images instances",

@@ -375,7 +375,7 @@ class TestRuns:
         timed = run_tiny(tmp_path / "timed", particles_dir, minutes=minutes).run
         text = (timed.path / "config.yaml").read_text()
         settings = yaml.safe_load(text)
-        assert settings["length"] == {"steps": 15, "steps_per_epoch": 6}
+        assert settings["length"] == {"steps": 15, "steps_per_epoch": 6, "snapshots": 0}
         assert settings["optim"]["warmup_steps"] == 1
         assert f"planned: length.steps = 15 ({minutes:g} minutes on this machine: 0.5 s a step" in text
         assert "planned: optim.warmup_steps = 1 (" in text

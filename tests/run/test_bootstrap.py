@@ -79,9 +79,9 @@ class TestParentLayer:
         kept = inherited()
         left_out = {key for key in own if key not in kept}
         machine = {key for key in own if key.startswith(("runtime.", "bootstrap."))}
-        assert left_out == machine | {"split.file", "network.pretrained"}
+        assert left_out == machine | {"split.file", "network.pretrained", "data.pseudo_labels"}
         sections = [Config.model_fields[name].default.model_dump() for name in ("runtime", "bootstrap")]
-        assert len(left_out) == sum(len(dict(flatten(section))) for section in sections) + 2
+        assert len(left_out) == sum(len(dict(flatten(section))) for section in sections) + 3
         assert kept == {key: value for key, value in own.items() if key not in left_out}
 
     @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ class TestKilledAtTheEnd:
         assert (resumed.ending, resumed.step) == (how, whole.step)
         assert resumed.verdict.key == whole.verdict.key
         assert read_everything(resumed.run) == read_everything(whole.run)
-        with pytest.raises(RunDirError, match="early_stopping ended it" if how == "stopped_early" else "its monitor"):
+        with pytest.raises(RunDirError, match="policies ended it early" if how == "stopped_early" else "its monitor"):
             train(TrainRequest(resume=killed))
 
     def test_files_that_a_kill_left_half_written_are_removed(self, tiny_run: Path, tmp_path: Path) -> None:
