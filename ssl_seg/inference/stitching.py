@@ -25,7 +25,7 @@ Starts = tuple[tuple[int, ...], ...]
 LAYER_VOXELS = 2**26
 """Voxels of a layer of windows that are held at once; wider images are predicted in blocks."""
 
-PIECE_VOXELS = 2**22
+GIVEN_VOXELS = 2**22
 """Voxels of the rows that are given out at once."""
 
 
@@ -122,7 +122,7 @@ def stitch(
     depth = max(group[-1] - group[0] for group in groups) + height
     weights = weigh_voxels(windows.patch).to(device)
     totals = torch.zeros(depth, *(part.stop - part.start for part in box[1:]), device=device)
-    piece = max(1, PIECE_VOXELS // totals[0].numel())
+    piece = max(1, GIVEN_VOXELS // totals[0].numel())
     inputs, sums = torch.empty(0), torch.empty(0)
     spans = [slice(max(group[0], 0), min(group[-1] + height, windows.shape[0])) for group in groups]
     unread = [slice(max(a.stop, b.start), b.stop) for a, b in itertools.pairwise(spans)]

@@ -101,7 +101,8 @@ def export(request: ExportRequest, note: Callable[[str], None] = lambda _: None)
     network = Probabilities(model.nets[net]).eval()
     patches, ids = cut_patches(model, request.checkpoint, note)
     with atomic_write(request.output) as partial:
-        WRITERS[suffix](network, patches[:2], partial, json.dumps(about))
+        example = torch.cat([patches, patches])[:2]  # of a single window, torch.export would keep the number
+        WRITERS[suffix](network, example, partial, json.dumps(about))
         difference = compare(network, READERS[suffix](partial), patches)
         if suffix != ".pt2":
             difference = max(

@@ -50,6 +50,14 @@ def test_masks_come_back(give: Any, suffix: str, shape: tuple[int, ...], tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("rows", around(tiff_module._TILE))
+@pytest.mark.parametrize("columns", around(tiff_module._TILE))
+def test_an_image_of_any_number_of_tiles_comes_back(rows: int, columns: int, tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).integers(0, 4, (rows, columns)).astype(np.uint8)
+    write_mask(tmp_path / "a.tif", by_rows(mask))
+    np.testing.assert_array_equal(read_mask(str(tmp_path / "a.tif")), mask)
+
+
 @pytest.mark.parametrize("shape", [(11, 13), (5, 9, 11)])
 @pytest.mark.parametrize("suffix", VOLUMES)
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])

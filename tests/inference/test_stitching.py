@@ -153,7 +153,7 @@ def test_rows_are_given_out_in_pieces(rows: int, monkeypatch: pytest.MonkeyPatch
         place_windows((20, 9), (6, 6), 0.3),
     )
     expected = run(image, windows, whole((20, 9)), 2, Mixing())
-    monkeypatch.setattr(stitching, "PIECE_VOXELS", rows * 9 + 8)
+    monkeypatch.setattr(stitching, "GIVEN_VOXELS", rows * 9 + 8)
     pieces = list(
         stitch(lambda box: image[(slice(None), *box)], Mixing(), windows, whole((20, 9)), device=CPU, batch_size=2)
     )

@@ -59,6 +59,16 @@ def test_the_file_computes_what_the_network_does_and_says_how_to_feed_it(
     assert torch.allclose(run(images), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_any_number_of_validation_images_will_do(
+    images: int, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IMAGES", images)
+    result = export(ExportRequest(tiny_run / BEST, tmp_path / "net.pt2", "student"))
+    assert len(result["compared_on"]) == min(images, 3)  # the run has three
+    assert module.READERS[".pt2"](tmp_path / "net.pt2")(torch.randn(5, 1, 32, 32)).shape == (5, 2, 32, 32)
+
+
 @pytest.mark.parametrize("shape", [(20, 45), (32, 32), (75, 100)])
 def test_the_example_of_the_documentation_predicts_as_predict_does(
     shape: tuple[int, int], tiny_run: Path, tmp_path: Path
