@@ -186,13 +186,13 @@ class _Images:
         count = max(_MOMENT_ROWS // len(self._turns), 2)
         sample = np.unique(np.linspace(0, len(ids) - 1, count).astype(int))
         vectors = self._normalize(sample)[:, self._turns].reshape(-1, self._turns.shape[1])
-        whitening = _find_whitening(vectors, 1)
+        first = _find_whitening(vectors, 1)
         # A light that is much stronger than all else is still seen: what is common to many is taken away once more.
-        whitening = whitening @ _find_whitening(_to_unit(vectors @ whitening), _COMMON)
-        self._whitened = np.empty((len(ids), len(whitening)), np.float16)
+        second = _find_whitening(_to_unit(_whiten(vectors, first)), _COMMON)
+        self._whitened = np.empty((len(ids), vectors.shape[1]), np.float16)
         for start in range(0, len(ids), _CHUNK):
             numbers = np.arange(start, min(start + _CHUNK, len(ids)))
-            self._whitened[numbers] = _to_unit(self._normalize(numbers) @ whitening)
+            self._whitened[numbers] = _to_unit(_whiten(_whiten(self._normalize(numbers), first), second))
 
     def _normalize(self, numbers: Numbers) -> Vectors:
         """Return (n, voxels): thumbnails as vectors of mean 0 and length 1, so that products are correlations."""
@@ -344,10 +344,11 @@ def _thin(codes: Numbers, features: Vectors) -> Numbers:
     return codes[kept]
 
 
-def _find_whitening(vectors: Vectors, few: int) -> Vectors:
-    """Return the symmetric matrix that changes vectors of length 1 so that all directions become equally usual.
+def _find_whitening(vectors: Vectors, few: int) -> tuple[Vectors, Vectors]:
+    """Return the usual directions (size, n), and by what share vectors shrink along each (n,).
 
-    What a ``few`` vectors contribute to the second moment is added to it, or noise would be whitened too.
+    With these shares, vectors of length 1 come to have all directions equally often. What a ``few`` vectors contribute
+    to the second moment is added to it, or noise would be whitened too.
     """
     count, size = vectors.shape
     if count < size:
@@ -356,9 +357,17 @@ def _find_whitening(vectors: Vectors, few: int) -> Vectors:
     else:
         values, directions = np.linalg.eigh((vectors.T @ vectors).astype(np.float64) / count)
     usual = values > 0.01 * few / count
-    directions, values = directions[:, usual], values[usual]
-    whitening: Vectors = np.eye(size) - (directions * (1 - (1 + values * count / few) ** -0.5)) @ directions.T
-    return whitening.astype(np.float32)
+    shares = 1 - (1 + values[usual] * count / few) ** -0.5
+    return directions[:, usual].astype(np.float32), shares.astype(np.float32)
+
+
+def _whiten(vectors: Vectors, whitening: tuple[Vectors, Vectors]) -> Vectors:
+    """Return vectors (n, size) shrunk along the directions of ``_find_whitening``.
+
+    With few images there are far fewer directions than voxels: no matrix (voxels, voxels) is made.
+    """
+    directions, shares = whitening
+    return vectors - (vectors @ directions * shares) @ directions.T
 
 
 def _to_unit(vectors: Vectors) -> Vectors:
