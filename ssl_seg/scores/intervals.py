@@ -202,6 +202,23 @@ def estimate_margin(
     return estimate_difference(own, count_everywhere(own), "f1", weights, level=level, least=least)
 
 
+def estimate_ratio(
+    top: Floats, bottom: Floats, weights: Resamples, *, level: float = LEVEL, least: int = LEAST_CASES
+) -> Estimate:
+    """Return the mean over K of the ratios of sums over cases, with the interval of ``estimate_mean``.
+
+    Args:
+        top: (K, C) numerators.
+        bottom: (K, C) denominators, not negative; each has a case above 0.
+        weights: from ``draw_resamples``.
+        level: share of the samples whose interval is to cover the truth.
+        least: number of cases below which there is no interval.
+    """
+    value = float((top.sum(axis=1) / bottom.sum(axis=1)).mean())
+    estimate, _ = _bootstrap_ratios(value, [(1.0, _Ratios(top, bottom, bottom > 0))], weights, level, least)
+    return _cut(estimate, 0.0)
+
+
 def count_everywhere(counts: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the (..., 4) counts of predicting foreground everywhere on the cases of any counts."""
     tp, fp, fn, tn = np.moveaxis(np.asarray(counts, np.int64), -1, 0)
@@ -223,11 +240,18 @@ def _bootstrap(
     least: int,
 ) -> tuple[Estimate, float]:
     """Return the bootstrap-t interval of the sum of the mean scores of the terms, and the standard error."""
-    cases = terms[0][1].shape[1]
     value = sum(factor * float(compute_score(counts, metric).mean()) for factor, counts in terms)
+    ratios = [(factor, _as_ratios(counts, metric)) for factor, counts in terms]
+    return _bootstrap_ratios(value, ratios, weights, level, least)
+
+
+def _bootstrap_ratios(
+    value: float, ratios: Sequence[tuple[float, _Ratios]], weights: Resamples, level: float, least: int
+) -> tuple[Estimate, float]:
+    """Return the bootstrap-t interval around a value, which the ratios sum up to, and the standard error."""
+    cases = weights.cases
     if shortage := describe_shortage(cases, least):
         return Estimate(value, None, None, shortage), 0.0
-    ratios = [(factor, _as_ratios(counts, metric)) for factor, counts in terms]
     error = float(_compute_deviations(ratios, np.ones((1, cases)))[1].sum())  # of one or, without foreground, none
     if error <= ROUNDING:
         return Estimate(value, None, None, NO_VARIATION), 0.0
