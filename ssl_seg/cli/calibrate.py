@@ -9,7 +9,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
-from ssl_seg.cli.paths import check_figure, describe_loading, take_checkpoint
+from ssl_seg.cli.paths import check_new_file, describe_loading, take_checkpoint
 from ssl_seg.cli.tables import Row, format_interval, print_rows
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def calibrate(
     from ssl_seg.results.folds import FOLDS
 
     wanted = parse_rule(rule)
-    check_figure(figure)
+    check_new_file(figure)
     found = take_checkpoint(checkpoint)
     if FOLDS.is_in(found):
         raise ConfigError(f"{found} is a cross-validation: calibrate one of its folds, such as {found}/fold0")

@@ -11,7 +11,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, print_json, show, track
-from ssl_seg.cli.paths import check_data, check_figure
+from ssl_seg.cli.paths import check_data, check_new_file
 from ssl_seg.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def config_show(
     """Print every setting of a run with the place it comes from: default, plan, file or option."""
     from ssl_seg.config.layers import flatten, to_plain
 
-    check_figure(plot, "--plot")
+    check_new_file(plot, "--plot")
     resolved = _resolve(_read(file, data, set_))
     for key, value in flatten(to_plain(resolved.config)):
         show(f"{f'{key}: {value}':<60} # {resolved.sources.get(key, 'default')}")

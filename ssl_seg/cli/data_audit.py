@@ -9,7 +9,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, print_json, show, track
-from ssl_seg.cli.paths import check_data, check_figure
+from ssl_seg.cli.paths import check_data, check_new_file
 from ssl_seg.cli.tables import format_figure, print_findings, print_rows
 from ssl_seg.errors import name_examples
 
@@ -34,7 +34,7 @@ def data_audit(
     from ssl_seg.data.findings import findings_to_dict
     from ssl_seg.data.settings import make_catalog_settings
 
-    check_figure(figure)
+    check_new_file(figure)
     check_data(data)
     settings = make_catalog_settings(parse_overrides(set_), layout, groups, unlabeled)
     announce(f"reading the cases of {data}")

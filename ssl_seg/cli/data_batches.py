@@ -10,7 +10,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
-from ssl_seg.cli.paths import check_data, check_figure
+from ssl_seg.cli.paths import check_data, check_new_file
 from ssl_seg.cli.tables import print_findings, print_rows
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def data_batches(
     from ssl_seg.cli.settings import make_layers
     from ssl_seg.data.findings import findings_to_dict
 
-    check_figure(figure)
+    check_new_file(figure)
     check_data(data)
     layers = make_layers(config, {"data": data, "labels": labels, "accelerator": accelerator}, set_)
     announce()

@@ -9,7 +9,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
-from ssl_seg.cli.paths import check_data, check_figure, describe_loading, take_checkpoint
+from ssl_seg.cli.paths import check_data, check_new_file, describe_loading, take_checkpoint
 
 
 def evaluate(
@@ -38,6 +38,7 @@ def evaluate(
     set_: o.DataSet = None,
     accelerator: o.Accelerator = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of the worst, median and best cases.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write all figures of each case as a table.")] = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Score a checkpoint per case and pooled, beside trivial baselines: on validation unless told otherwise.
@@ -45,7 +46,7 @@ def evaluate(
     Several checkpoints are compared on the same cases. A cross-validation is scored out of fold, with --test as an
     ensemble.
     """
-    from ssl_seg.cli.evaluate_tables import print_comparison, print_evaluation, print_folds
+    from ssl_seg.cli.evaluate_tables import print_comparison, print_evaluation, print_folds, write_cases
     from ssl_seg.cli.settings import parse_overrides
     from ssl_seg.data.settings import CASES, select_data_settings
     from ssl_seg.data.splits.files import load_split
@@ -56,7 +57,8 @@ def evaluate(
         raise ConfigError(
             "--test and --all exclude each other: --all scores every labeled case, whatever list it is in"
         )
-    check_figure(figure)
+    check_new_file(figure)
+    check_new_file(csv, "--csv", (".csv",))
     found = [take_checkpoint(path) for path in checkpoints]
     if figure is not None and (len(found) > 1 or found[0].is_dir()):
         raise ConfigError("--figure draws the cases of one network: give one checkpoint")
@@ -89,6 +91,8 @@ def evaluate(
         from ssl_seg.cli.evaluate_pictures import draw_cases
 
         draw_cases(request, result, figure)
+    if csv is not None:
+        write_cases(csv, result)
     if as_json:
         print_json(to_finite(result))
     elif "rows" in result:
@@ -97,5 +101,6 @@ def evaluate(
         if "folds" in result:
             print_folds(result)
         print_evaluation(result)
-        if figure is not None:
-            show(f"wrote {figure}")
+    for written in (figure, csv):
+        if written is not None:
+            show(f"wrote {written}", err=as_json)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +11,12 @@ from typing import Any
 
 from ssl_seg.cli.console import show
 from ssl_seg.cli.tables import Row, describe_absent, format_figure, print_rows, show_difference, show_margin
+from ssl_seg.errors import DataError
+from ssl_seg.files import write_text
 
 PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_of_fold": "validation, out of fold"}
-RATIOS = {"iou": "IoU", "precision": "precision", "recall": "recall"}
-DISTANCES = {"hd95": "HD95", "asd": "ASD", "missed_share": "missed"}
+RATIOS = {"iou": "IoU", "precision": "precision", "recall": "recall", "specificity": "specificity"}
+DISTANCES = {"hd95": "HD95", "asd": "ASD", "surface_dice": "surface Dice", "missed_share": "missed"}
 MOST_SHOWN = 12
 """Cases of a table; of more, the worst and the best half are shown."""
 
@@ -135,6 +139,7 @@ def _list_distances(mean: Row, of: str) -> dict[str, str]:
         figures |= {
             f"HD95 ({unit}{of})": format_figure(found["hd95"], 2),
             f"ASD ({unit}{of})": format_figure(found["asd"], 2),
+            f"surface Dice within a voxel ({unit}{of})": format_figure(found["surface_dice"]),
             f"measured in {unit}{each}": f"{found['n_measured']} of {found['n_cases']}",
             f"missed of those in {unit} (share)": format_figure(found["missed_share"], 2),
         }
@@ -167,14 +172,50 @@ def _print_cases(result: Mapping[str, Any], labels: list[int]) -> None:
             f"dice{of}": row["dice"],
             **{f"{name}{of}": row[name] for name in RATIOS},
             "prevalence": row["prevalence"],
+            "predicted": row["prevalence_pred"],
             **{f"dice of class {label}": dice for label, dice in zip(labels, row.get("classes", ()), strict=False)},
         }
         for row in sorted(result["cases"], key=lambda row: float(row["dice"]))
     ]
     title = f"cases of the {result['which']}"
     if len(rows) > MOST_SHOWN:
-        title += f" (worst and best {MOST_SHOWN // 2}; --json has all)"
+        title += f" (worst and best {MOST_SHOWN // 2}; --csv has all)"
     print_rows(title, cut_middle(rows, MOST_SHOWN))
+
+
+def write_cases(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a row for each network and case as CSV: all figures, those of each class in a column; None is empty.
+
+    Raises:
+        DataError: when it cannot be written.
+    """
+    rows = [
+        {"checkpoint": net["checkpoint"], "net": net["which"], **_flatten_case(case, net.get("classes", ()))}
+        for net in result.get("rows", [result])
+        for case in net["cases"]
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        write_text(path, text.getvalue())
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error}") from error
+
+
+def _flatten_case(case: Row, classes: Sequence[Row]) -> dict[str, Any]:
+    """Return the figures of a case, with those of each class under the class's mask value."""
+    by_class = {
+        "dice": case.get("classes", ()),
+        "hd95": case.get("hd95_classes", ()),
+        "asd": case.get("asd_classes", ()),
+    }
+    return {name: value for name, value in case.items() if not isinstance(value, list)} | {
+        f"{name}_{row['label']}": value
+        for name, values in by_class.items()
+        for row, value in zip(classes, values, strict=False)
+    }
 
 
 def cut_middle(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:

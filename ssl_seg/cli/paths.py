@@ -10,8 +10,8 @@ from ssl_seg.cli.console import show
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 
 
-def check_figure(path: Path | None, option: str = "--figure") -> None:
-    """Check that a picture can be written to ``path``, where one is asked for.
+def check_new_file(path: Path | None, option: str = "--figure", kinds: Sequence[str] = PICTURES) -> None:
+    """Check that a file of one of the ``kinds`` can be written to ``path``, where one is asked for.
 
     Raises:
         DataError: for a file that exists, an unknown suffix, or a folder that cannot be written.
@@ -23,8 +23,8 @@ def check_figure(path: Path | None, option: str = "--figure") -> None:
         return
     if path.exists():
         raise DataError(f"{path} exists already and is not overwritten: choose another name")
-    if path.suffix.lower() not in PICTURES:
-        raise DataError(f"{option} {path}: the suffix says the kind of picture, one of {', '.join(PICTURES)}")
+    if path.suffix.lower() not in kinds:
+        raise DataError(f"{option} {path}: the suffix says the kind of file, one of {', '.join(kinds)}")
     if obstacle := find_obstacle(path):
         raise DataError(f"{option} {path} cannot be written: {obstacle}")
 

@@ -11,7 +11,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
-from ssl_seg.cli.paths import check_data, check_figure, take_checkpoint
+from ssl_seg.cli.paths import check_data, check_new_file, take_checkpoint
 from ssl_seg.cli.tables import print_findings, print_rows
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def probe_loss(
     from ssl_seg.config.layers import Layer, nest
     from ssl_seg.data.findings import findings_to_dict
 
-    check_figure(figure)
+    check_new_file(figure)
     check_data(data)
     checkpoint = None if checkpoint is None else take_checkpoint(checkpoint)
     layers = make_layers(config, {"data": data, "accelerator": accelerator}, set_)

@@ -10,7 +10,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, print_json, show, track
-from ssl_seg.cli.paths import check_data, check_figure
+from ssl_seg.cli.paths import check_data, check_new_file
 from ssl_seg.cli.tables import format_interval, print_findings, print_rows
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def split_check(
     from ssl_seg.data.splits.statistics import measure_split, summarize_split
 
     loaded = load_split(split)
-    check_figure(figure)
+    check_new_file(figure)
     catalog = None if data is None else _open_catalog(data, layout, groups, unlabeled, set_)
     measures = () if catalog is None else measure_split(loaded, catalog)
     findings = check_split(loaded, catalog, measures, near_copies=near_copies)

@@ -101,7 +101,7 @@ class Score:
             "pooled": {"f1": self.f1, "f1_macro": self.f1_macro, **_average(present or [whole])},
             "mean": self._average_cases(),
             "trivial": {"prevalence": whole.prevalence, **self._compare_with_trivial(present)},
-            "prevalence_pred": (whole.tp + whole.fp) / whole.voxels if whole.voxels else None,
+            "prevalence_pred": whole.prevalence_pred if whole.voxels else None,
             "nonfinite": self.nonfinite,
             "cases": [_case_row(c) for c in self.cases],
         }
@@ -145,7 +145,7 @@ class Score:
         units = list(dict.fromkeys(c.unit for c in self.cases))
         together = {name: value for name, value in summarize(units).items() if name != "n_cases"}
         if len(units) > 1:
-            together |= {"hd95": None, "asd": None}
+            together |= {"hd95": None, "asd": None, "surface_dice": None}
         unit = units[0] if len(units) == 1 else None
         return {**together, "unit": unit, "distances": {unit: summarize([unit]) for unit in units}}
 
@@ -267,14 +267,19 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _case_row(case: CaseScore) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": case.case_id, **average_ratios(case.classes), "prevalence": case.overlap.prevalence}
+    row: dict[str, Any] = {
+        "id": case.case_id,
+        **average_ratios(case.classes),
+        "prevalence": case.overlap.prevalence,
+        "prevalence_pred": case.overlap.prevalence_pred,
+    }
     row["counts"] = [_counts(o) for o in case.classes]
     several = len(case.classes) > 1
     if several:
         row["classes"] = [o.dice if o.tp + o.fp + o.fn > 0 else None for o in case.classes]
     if case.distances is not None:
         found = [d for d in case.distances if not d.absent] or case.distances
-        row |= {name: float(np.mean([getattr(d, name) for d in found])) for name in ("hd95", "asd")}
+        row |= {name: float(np.mean([getattr(d, name) for d in found])) for name in ("hd95", "asd", "surface_dice")}
         row["unit"] = case.unit
         if several:
             row["hd95_classes"] = [None if d.absent else d.hd95 for d in case.distances]

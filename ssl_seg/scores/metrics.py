@@ -3,7 +3,8 @@
 This module owns the policy for empty cases:
 
 =====================  ================================  =============================  =========================
-there is to find       predicted                         dice, iou, precision, recall   surface distances
+there is to find       predicted                         dice, iou, precision, recall,  surface distances
+                                                         surface dice
 =====================  ================================  =============================  =========================
 nothing                nothing                           1                              0, flag ``absent``
 nothing                something                         0                              inf, flag ``hallucinated``
@@ -40,7 +41,7 @@ from numpy.typing import NDArray
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
 
-RATIOS = ("dice", "iou", "precision", "recall")
+RATIOS = ("dice", "iou", "precision", "recall", "specificity")
 """Properties of an ``ConfusionCounts`` that are scores."""
 
 
@@ -112,6 +113,11 @@ class ConfusionCounts:
         return self._score(self.tp, self.tp + self.fn)
 
     @property
+    def specificity(self) -> float:
+        """Share of the true background that is not predicted; 1 without background."""
+        return self.tn / (self.tn + self.fp) if self.tn + self.fp else 1.0
+
+    @property
     def voxels(self) -> int:
         """Number of voxels counted."""
         return self.tp + self.fp + self.fn + self.tn
@@ -120,6 +126,11 @@ class ConfusionCounts:
     def prevalence(self) -> float:
         """Share of foreground in the target; 0 without voxels."""
         return (self.tp + self.fn) / max(self.voxels, 1)
+
+    @property
+    def prevalence_pred(self) -> float:
+        """Share of foreground in the prediction; 0 without voxels."""
+        return (self.tp + self.fp) / max(self.voxels, 1)
 
     def _score(self, numerator: int, denominator: int) -> float:
         if self.tp + self.fp + self.fn == 0:
@@ -255,6 +266,8 @@ class SurfaceDistances:
     """Larger of the two directed 95th percentiles (Hausdorff distance, 95 %)."""
     asd: float
     """Average symmetric surface distance: mean over both sets of surface voxels."""
+    surface_dice: float
+    """Share of both sets of surface voxels that lie within the tolerance of the other surface, in [0, 1]."""
     missed: bool = False
     """There is something to find, nothing was predicted: distances are inf."""
     hallucinated: bool = False
@@ -267,6 +280,9 @@ def compute_surface_distances(
     pred: NDArray[np.bool_], target: NDArray[np.bool_], spacing: Sequence[float]
 ) -> SurfaceDistances:
     """Return HD95 and ASD of two masks by MONAI's definitions, with the policy of this module for empty masks.
+
+    The surface Dice (https://arxiv.org/abs/1809.04430) has the longest edge of a voxel as its tolerance: a surface that
+    is off by no more than one voxel counts as found.
 
     Surface voxels are those of a mask with a face neighbor outside of it or outside the image; every surface voxel
     counts once; percentiles interpolate linearly. (MONAI's functions are not called: its percentile takes 16 million
@@ -287,9 +303,10 @@ def compute_surface_distances(
         )
     found, exists = bool(pred.any()), bool(target.any())
     if not found and not exists:
-        return SurfaceDistances(hd95=0.0, asd=0.0, absent=True)
+        return SurfaceDistances(hd95=0.0, asd=0.0, surface_dice=1.0, absent=True)
     if not found or not exists:
-        return SurfaceDistances(hd95=float("inf"), asd=float("inf"), missed=exists, hallucinated=found)
+        far = float("inf")
+        return SurfaceDistances(hd95=far, asd=far, surface_dice=0.0, missed=exists, hallucinated=found)
     from scipy import ndimage
 
     box = ndimage.find_objects((pred | target).astype(np.uint8))[0]
@@ -299,7 +316,9 @@ def compute_surface_distances(
         for here, there in (surfaces, surfaces[::-1])
     )
     hd95 = max(float(np.quantile(forth, 0.95)), float(np.quantile(back, 0.95)))
-    return SurfaceDistances(hd95=hd95, asd=float(np.concatenate([forth, back]).mean()))
+    both = np.concatenate([forth, back])
+    near = float(np.mean(both <= max(spacing) * (1 + 1e-6)))  # distances are sums of rounded squares
+    return SurfaceDistances(hd95=hd95, asd=float(both.mean()), surface_dice=near)
 
 
 def summarize_distances(classes: Sequence[Sequence[SurfaceDistances]]) -> dict[str, float | None]:
@@ -313,16 +332,19 @@ def summarize_distances(classes: Sequence[Sequence[SurfaceDistances]]) -> dict[s
 
     Returns:
         ``hd95``, ``asd`` (mean over the classes that were measured anywhere, of the mean over their measured cases);
-        and, counting each class of each case, ``n_cases``, ``n_measured``, ``n_absent``, ``missed_share`` (of those
-        with something to find), ``hallucinated_share`` (of those with nothing). None where there is none.
+        ``surface_dice``, the same with missed and hallucinated cases, which have 0; and, counting each class of each
+        case, ``n_cases``, ``n_measured``, ``n_absent``, ``missed_share`` (of those with something to find),
+        ``hallucinated_share`` (of those with nothing). None where there is none.
     """
     measured = [[d for d in own if not (d.missed or d.hallucinated or d.absent)] for own in classes]
+    judged = [[d.surface_dice for d in own if not d.absent] for own in classes]
     every = [d for own in classes for d in own]
     n_measured, n_missed = sum(map(len, measured)), sum(d.missed for d in every)
     n_hallucinated, n_absent = sum(d.hallucinated for d in every), sum(d.absent for d in every)
     return {
         "hd95": _mean([float(np.mean([d.hd95 for d in own])) for own in measured if own]),
         "asd": _mean([float(np.mean([d.asd for d in own])) for own in measured if own]),
+        "surface_dice": _mean([float(np.mean(own)) for own in judged if own]),
         "n_cases": len(every),
         "n_measured": n_measured,
         "n_absent": n_absent,

@@ -22,7 +22,7 @@ ALONE = {
     "ladder": "labels config data layout groups unlabeled split method network encoder encoder-weights pretrained "
     "steps epochs minutes lr batch-size seed gate rounds out resume force allow-split devices num-nodes set",
     "ablate": "data labels steps part metric seeds set out dry-run",
-    "evaluate": "data split test all ensemble which overlap threshold set accelerator figure json",
+    "evaluate": "data split test all ensemble which overlap threshold set accelerator figure csv json",
     "calibrate": "for which clean overlap accelerator figure json",
     "export": "which uncalibrated json",
     "investigate": "against expect file hypothesis if-confirmed if-refuted json markdown",

@@ -269,14 +269,15 @@ def seen(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> tuple[NDArray[An
 def sklearn_ratios(pred: NDArray[Any], target: NDArray[Any]) -> dict[str, float]:
     """scikit-learn's scores of two lists of bool; 1 where there is nothing to find and nothing found."""
     if not pred.any() and not target.any():
-        return dict.fromkeys(("dice", "iou", "precision", "recall"), 1.0)
+        return dict.fromkeys(RATIOS, 1.0)
     functions = {
         "dice": sk.f1_score,
         "iou": sk.jaccard_score,
         "precision": sk.precision_score,
         "recall": sk.recall_score,
     }
-    return {name: function(target, pred, zero_division=0.0) for name, function in functions.items()}
+    ratios = {name: function(target, pred, zero_division=0.0) for name, function in functions.items()}
+    return ratios | {"specificity": sk.recall_score(~target, ~pred, zero_division=1.0)}
 
 
 def monai_dice(pred: NDArray[Any], target: NDArray[Any], num_classes: int) -> list[float]:
@@ -382,7 +383,7 @@ class TestScoring:
         summary = score([(np.array([[0, 2, 1, 1]]), target)], 3).summarize()
         assert summary["pooled"]["f1"] == summary["foreground"]["dice"] == 1
         for row in (summary["pooled"], summary["mean"], summary["cases"][0]):
-            assert [row[name] for name in RATIOS] == [0, 0, 0, 0]
+            assert [row[name] for name in ("dice", "iou", "precision", "recall")] == [0, 0, 0, 0]
         assert summary["pooled"]["f1_macro"] == 0
         assert summary["cases"][0]["classes"] == [0, 0]
         assert summary["of"] == "mean of 2 classes"

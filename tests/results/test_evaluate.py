@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from score_counts import make_net_score, make_scores
 from sklearn.metrics import f1_score, jaccard_score
 
-from ssl_seg.cli.evaluate_tables import print_evaluation
+from ssl_seg.cli.evaluate_tables import print_evaluation, write_cases
 from ssl_seg.data.catalog import pass_through
 from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.splits.split import Split
@@ -81,6 +82,37 @@ class TestNumbers:
         printed = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.strip()}
         assert (printed["precision"], printed["recall"]) == ("met", "MET")
         assert "2 of 4 targets met: precision" in repr(Evaluation(result, ()))
+
+    def test_a_table_has_each_network_and_case(self, checkpoint: Path, tiny_run: Path, tmp_path: Path) -> None:
+        other = rewrite(tiny_run, tmp_path / "other.pt")
+        both = evaluate(EvaluateRequest(checkpoint, more=(other,), which="student"))
+        for name, result, networks in (
+            ("one", evaluate(EvaluateRequest(checkpoint)), 1),
+            ("two", both, 2),
+        ):
+            write_cases(tmp_path / f"{name}.csv", result)
+            rows = list(csv.DictReader((tmp_path / f"{name}.csv").open()))
+            assert [row["id"] for row in rows] == [case["id"] for case in result["cases"]] * networks
+            for row, case in zip(rows, result["cases"], strict=False):
+                tp, fp, fn, tn = case["counts"][0]
+                assert float(row["specificity"]) == pytest.approx(tn / (tn + fp))
+                assert float(row["prevalence_pred"]) == pytest.approx((tp + fp) / (tp + fp + fn + tn))
+
+    def test_classes_have_columns_of_their_own(self, tmp_path: Path) -> None:
+        case = {
+            "id": "=a,b",
+            "dice": 0.5,
+            "classes": [0.25, None],
+            "hd95_classes": [2.0, None],
+            "counts": [[1, 1, 1, 1]],
+        }
+        result = {"checkpoint": "x", "which": "student", "cases": [case], "classes": [{"label": 7}, {"label": 9}]}
+        write_cases(tmp_path / "c.csv", result)
+        (row,) = csv.DictReader((tmp_path / "c.csv").open())
+        assert row == {
+            "checkpoint": "x", "net": "student", "id": "=a,b", "dice": "0.5",
+            "dice_7": "0.25", "dice_9": "", "hd95_7": "2.0", "hd95_9": "",
+        }  # fmt: skip
 
     def test_the_overlap_matters(self, checkpoint: Path) -> None:
         """Or the test above could not tell whether it is passed on."""

@@ -228,7 +228,7 @@ def test_surface_distances_of_the_golden_toy(spacing: tuple[float, ...], hd95: f
     distances = compute_surface_distances(*golden_toy(), spacing)
     assert distances.hd95 == pytest.approx(hd95, abs=1e-6)
     assert distances.asd == pytest.approx(asd, abs=5e-5)
-    assert distances == SurfaceDistances(distances.hd95, distances.asd)  # no flag is set
+    assert distances == SurfaceDistances(distances.hd95, distances.asd, distances.surface_dice)  # no flag is set
 
 
 def list_surface(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -240,10 +240,11 @@ def list_surface(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def measure_all_pairs(
     pred: NDArray[np.bool_], target: NDArray[np.bool_], spacing: tuple[float, ...]
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     pairs = cdist(*(list_surface(mask) * np.array(spacing) for mask in (pred, target)))
     forth, back = pairs.min(1), pairs.min(0)
-    return max(np.percentile(forth, 95), np.percentile(back, 95)), np.concatenate([forth, back]).mean()
+    both = np.concatenate([forth, back])
+    return max(np.percentile(forth, 95), np.percentile(back, 95)), both.mean(), np.mean(both <= max(spacing) + 1e-9)
 
 
 @pytest.mark.parametrize(("shape", "spacing"), [((12, 14), (1.5, 0.5)), ((7, 9, 8), (2.0, 1.0, 0.7))])
@@ -253,7 +254,8 @@ def test_surface_distances_are_those_of_all_pairs_and_monais(
 ) -> None:
     pred, target = np.random.default_rng(0).random((2, *shape)) < density
     got = compute_surface_distances(pred, target, spacing)
-    assert (got.hd95, got.asd) == pytest.approx(measure_all_pairs(pred, target, spacing), rel=1e-5)
+    expected = pytest.approx(measure_all_pairs(pred, target, spacing), rel=1e-5)
+    assert (got.hd95, got.asd, got.surface_dice) == expected
 
     tensors = {"y_pred": torch.from_numpy(pred)[None, None], "y": torch.from_numpy(target)[None, None]}
     options = {"include_background": True, "spacing": list(spacing)}
@@ -262,14 +264,21 @@ def test_surface_distances_are_those_of_all_pairs_and_monais(
     assert (got.hd95, got.asd) == pytest.approx((monai_hd95, monai_asd), rel=1e-5)
 
 
+@pytest.mark.parametrize(("shift", "expected"), [(0, 1.0), (1, 1.0), (3, 0.0)])
+def test_a_plane_within_a_voxel_counts_as_found(shift: int, expected: float) -> None:
+    pred, target = np.zeros((9, 4, 4), bool), np.zeros((9, 4, 4), bool)
+    pred[2 + shift], target[2] = True, True
+    assert compute_surface_distances(pred, target, (0.1, 0.03, 0.03)).surface_dice == expected
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("exists", "found", "expected"),
     [
-        (False, False, SurfaceDistances(0.0, 0.0, absent=True)),
-        (True, False, SurfaceDistances(math.inf, math.inf, missed=True)),
-        (False, True, SurfaceDistances(math.inf, math.inf, hallucinated=True)),
-        (True, True, SurfaceDistances(0.0, 0.0)),
+        (False, False, SurfaceDistances(0.0, 0.0, 1.0, absent=True)),
+        (True, False, SurfaceDistances(math.inf, math.inf, 0.0, missed=True)),
+        (False, True, SurfaceDistances(math.inf, math.inf, 0.0, hallucinated=True)),
+        (True, True, SurfaceDistances(0.0, 0.0, 1.0)),
     ],
 )
 def test_empty_case_policy_of_distances(exists: bool, found: bool, expected: SurfaceDistances) -> None:
@@ -295,29 +304,31 @@ def test_masks_and_spacing_that_do_not_fit_are_refused() -> None:
 
 def test_missing_a_hard_case_shows_in_the_summary() -> None:
     easy, hard, missed = (
-        SurfaceDistances(1.0, 0.5),
-        SurfaceDistances(9.0, 4.5),
-        SurfaceDistances(math.inf, math.inf, True),
+        SurfaceDistances(1.0, 0.5, 1.0),
+        SurfaceDistances(9.0, 4.5, 0.5),
+        SurfaceDistances(math.inf, math.inf, 0.0, True),
     )
     honest, collapsed = summarize_distances([[easy, hard]]), summarize_distances([[easy, missed]])
     assert (honest["hd95"], honest["asd"], honest["missed_share"]) == (5.0, 2.5, 0.0)
+    assert (honest["surface_dice"], collapsed["surface_dice"]) == (0.75, 0.5)  # a missed case counts, as 0
     assert (collapsed["hd95"], collapsed["missed_share"], collapsed["n_measured"]) == (1.0, 0.5, 1)
 
 
 def test_empty_cases_do_not_hide_the_distances_of_the_others() -> None:
-    absent = SurfaceDistances(0.0, 0.0, absent=True)
-    hallucinated = SurfaceDistances(math.inf, math.inf, hallucinated=True)
-    summary = summarize_distances([[SurfaceDistances(4.0, 2.0), absent, absent, absent, hallucinated]])
+    absent = SurfaceDistances(0.0, 0.0, 1.0, absent=True)
+    hallucinated = SurfaceDistances(math.inf, math.inf, 0.0, hallucinated=True)
+    summary = summarize_distances([[SurfaceDistances(4.0, 2.0, 0.8), absent, absent, absent, hallucinated]])
     assert (summary["hd95"], summary["asd"]) == (4.0, 2.0)
+    assert summary["surface_dice"] == pytest.approx(0.4)  # of one measured and one hallucinated case
     assert (summary["n_cases"], summary["n_measured"], summary["n_absent"]) == (5, 1, 3)
     assert (summary["missed_share"], summary["hallucinated_share"]) == (0.0, 0.25)
-    nothing_found = summarize_distances([[SurfaceDistances(math.inf, math.inf, missed=True), absent]])
+    nothing_found = summarize_distances([[SurfaceDistances(math.inf, math.inf, 0.0, missed=True), absent]])
     assert (nothing_found["hd95"], nothing_found["missed_share"]) == (None, 1.0)
     assert summarize_distances([[absent]])["missed_share"] is None
 
 
 def test_summaries_are_strict_json() -> None:
-    missed = SurfaceDistances(math.inf, math.inf, missed=True)
+    missed = SurfaceDistances(math.inf, math.inf, 0.0, missed=True)
     for summary in (summarize_distances([[missed]]), summarize_distances([[]]), summarize_distances([])):
         json.dumps(summary, allow_nan=False)
 
