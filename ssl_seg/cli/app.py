@@ -43,9 +43,9 @@ split_app = typer.Typer(help="Make and check splits: labeled fractions, validati
 config_app = typer.Typer(help="Show, check and compare configurations.", no_args_is_help=True)
 
 app.command("demo")(demo.demo)
-app.command("pretrain")(pretrain.pretrain)
+app.command("pretrain")(check_used("pretrain", pretrain.pretrain))
 app.command("train")(check_used("train", train.train))
-app.command("ladder")(ladder.ladder)
+app.command("ladder")(check_used("ladder", ladder.ladder))
 app.command("ablate")(check_used("ablate", ablate.ablate))
 app.command("calibrate")(calibrate.calibrate)
 app.command("investigate")(investigate.investigate)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,12 +18,18 @@ import typer
 from ssl_seg.errors import printable, printable_lines
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
+
+    from ssl_seg.cli.train_view import TrainingView
+    from ssl_seg.run.plan import Planned
+    from ssl_seg.run.recorder import Console
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 INTERVAL = 10.0
 """Seconds between plain progress lines where stderr is no terminal."""
+DETAILS = ("precision:", "memory format:", "scenario:")
+"""Beginnings of lines that a terminal leaves to train.log, unless all is to be shown."""
 
 
 def announce(text: str = "loading PyTorch") -> None:
@@ -49,16 +57,75 @@ def end_interrupted(where: str, command: str) -> NoReturn:
     raise typer.Exit(INTERRUPTED)
 
 
-class TerminalConsole:
-    """Shows notes and progress."""
+def begin(given: Mapping[str, Any]) -> Console:
+    """Say that the libraries are being loaded, and return the console that a command line asks for.
 
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+    Args:
+        given: parameters of the command, among them ``quiet``, ``verbose`` and ``no_live``.
+    """
+    if not given["quiet"]:
+        announce()
+    from ssl_seg.run.recorder import Silent
+
+    return Silent() if given["quiet"] else TerminalConsole(live=not given["no_live"], verbose=given["verbose"])
+
+
+def draws_live() -> bool:
+    """Return whether stderr is a terminal on which lines can be drawn again."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def wrap(text: str, width: int) -> str:
+    """Return lines wrapped between words, what is carried over being indented; names and paths stay whole."""
+    wrapped = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        wrapped += textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(wrapped)
+
+
+def format_plan(planned: Sequence[Planned], width: int, *, reasons: bool) -> str:
+    """Return a title and the planned settings: each with its reason, or as many beside each other as fit."""
+    longest = max((len(item.key) for item in planned), default=0)
+    cells = [f"{item.key:<{longest}}  {item.value}" for item in planned]
+    widest = max(map(len, cells), default=0)
+    if reasons:
+        lines = [f"  {cell:<{widest}}  {item.reason}" for cell, item in zip(cells, planned, strict=True)]
+        return wrap("\n".join(["plan", *lines]), width)
+    beside = max((width - 2) // (widest + 3), 1)
+    down = -(-len(cells) // beside)  # read down the columns: what belongs together stays together
+    rows = ("   ".join(f"{cell:<{widest}}" for cell in cells[row::down]).rstrip() for row in range(down))
+    return "\n".join(["plan (reasons: --verbose, or the log of the run)", *(f"  {row}" for row in rows)])
+
+
+class TerminalConsole:
+    """Shows notes and progress: on a terminal a view that is drawn again and again, elsewhere lines.
+
+    Args:
+        live: whether to draw where that is possible; else lines are printed as in a pipe.
+        verbose: show on a terminal all lines, and the reasons of the plan.
+    """
+
+    def __init__(self, *, live: bool = True, verbose: bool = False) -> None:
+        self.draws, self.verbose = live and draws_live(), verbose
+        self.view: TrainingView | None = None
 
     def note(self, text: str) -> None:
-        """Print a line."""
-        self._print(text)
+        """Print a line; on a terminal it is wrapped between words, and details are left to the log of the run."""
+        if not (self.draws and sys.stdout.isatty()):
+            self._print(text)
+        elif self.verbose or not text.startswith(DETAILS):
+            self._print(wrap(text, shutil.get_terminal_size().columns))
+
+    def plan(self, planned: Sequence[Planned]) -> None:
+        """Show a plan: a line for each setting, on a terminal a table, with the reasons where all is to be shown."""
+        if not (self.draws and sys.stdout.isatty()):
+            for item in planned:
+                self._print(item.format_line())
+        else:
+            self._print(format_plan(planned, shutil.get_terminal_size().columns, reasons=self.verbose))
 
     def track(self, label: str) -> Callable[[Iterable[Any], int], Iterator[Any]]:
         """Return a wrapper of iterables that shows how far they are."""
@@ -69,25 +136,32 @@ class TerminalConsole:
         return wrap
 
     def start(self, first_step: int, total_steps: int) -> None:
-        """Show the bar of the training."""
-        if sys.stderr.isatty():
-            self._progress = _make_progress(transient=True)
-            self._task = self._progress.add_task("training", total=total_steps, completed=first_step)
-            self._progress.start()
+        """Show the view of the training."""
+        if self.draws:
+            from ssl_seg.cli.train_view import TrainingView
+
+            self.view = TrainingView(first_step, total_steps)
 
     def advance(self, step: int) -> None:
         """Move the bar to ``step``."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step)
+        if self.view is not None:
+            self.view.advance(step)
+
+    def look(self, line: str, record: Mapping[str, Any]) -> None:
+        """Show a look in the view; where there is none, or stdout is no terminal, print its line."""
+        if self.view is not None:
+            self.view.look(record)
+        if self.view is None or not sys.stdout.isatty():
+            self._print(line)
 
     def stop(self) -> None:
-        """Remove the bar."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        """Remove the view."""
+        if self.view is not None:
+            self.view.stop()
+            self.view = None
 
     def _print(self, text: str) -> None:
-        # While a bar is shown, rich puts what is printed above it.
+        # While a view is shown, rich puts what is printed above it.
         try:
             sys.stdout.write(f"{printable_lines(text)}\n")
             sys.stdout.flush()

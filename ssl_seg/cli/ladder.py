@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ssl_seg.cli import options as o
-from ssl_seg.cli.console import announce, end_interrupted, show
+from ssl_seg.cli.console import begin, end_interrupted, show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ def ladder(
     devices: o.Devices = None,
     num_nodes: o.NumNodes = None,
     set_: o.Set = None,
+    no_live: o.NoLive = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Train with more and more labels, each rung from the best one below: --labels 0.01 0.10 1.0
 
@@ -78,7 +81,6 @@ def climb(labels: tuple[float, ...], layers: tuple[Layer, ...], given: Mapping[s
         layers: settings of all rungs.
         given: the other parameters of the command.
     """
-    from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.settings import check_paths
     from ssl_seg.engine.pace import check_length
     from ssl_seg.results.study import load_study
@@ -95,11 +97,11 @@ def climb(labels: tuple[float, ...], layers: tuple[Layer, ...], given: Mapping[s
     check_paths(TrainRequest(layers).settings)
     if out is not None:
         LADDER.check_free(out)
-    announce()
+    console = begin(given)
     from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
     request = LabelLadderRequest(labels, layers, out, resume, force, epochs, rounds, minutes)
-    _report(climb_labels(request, TerminalConsole()))
+    _report(climb_labels(request, console))
 
 
 def _report(result: LabelLadder) -> None:

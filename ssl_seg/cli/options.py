@@ -212,6 +212,13 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. optim.lr=1e-4. Repeatable."),
 ]
+NoLive = Annotated[
+    bool, typer.Option("--no-live", help="Print lines as in a pipe, also on a terminal, instead of a live view.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only errors and the result; train.log has the rest.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Beside the live view, show the reasons of the plan and all details.")
+]
 DataSet = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ssl_seg.cli import options as o
-from ssl_seg.cli.console import announce, end_interrupted, show
+from ssl_seg.cli.console import begin, end_interrupted, show
 from ssl_seg.errors import quote
 
 
@@ -32,6 +32,9 @@ def pretrain(
     resume: Annotated[Path | None, typer.Option(help="Continue the pre-training in this directory.")] = None,
     allow_split: o.AllowSplit = False,
     set_: o.Set = None,
+    no_live: o.NoLive = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Teach the network to paint hidden blocks of the training images, before it is trained; it looks at no label.
 
@@ -39,7 +42,6 @@ def pretrain(
     training pool are looked at. Then: ssl-seg train --pretrained RUN
     """
     given = dict(locals())
-    from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.settings import check_paths, make_layers
     from ssl_seg.errors import RunDirError
     from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
@@ -50,11 +52,11 @@ def pretrain(
     check_paths(request.settings, out=out, resume=resume)
     if resume is not None and not (resume / PRETRAINING_FILE).is_file():
         raise RunDirError(f"{resume} is no pre-training: continue it with ssl-seg train --resume {quote(resume)}")
-    announce()
+    console = begin(given)
     from ssl_seg.run.pretraining.run import PICTURES
     from ssl_seg.run.pretraining.run import pretrain as run_pretraining
 
-    result = run_pretraining(request, TerminalConsole())
+    result = run_pretraining(request, console)
     path = quote(result.run.path)
     if result.ending == "interrupted":
         end_interrupted(f"after step {result.step}", f"ssl-seg pretrain --resume {path}")

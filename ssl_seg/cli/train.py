@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssl_seg.cli import options as o
-from ssl_seg.cli.console import announce, end_interrupted, show
+from ssl_seg.cli.console import begin, end_interrupted, show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ def train(
     devices: o.Devices = None,
     num_nodes: o.NumNodes = None,
     set_: o.Set = None,
+    no_live: o.NoLive = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Train student and teacher; watch both from step 0; write a run directory.
 
@@ -86,18 +89,16 @@ def train(
         check_paths(request.settings)
         if out is not None:
             FOLDS.check_free(out)
-        announce()
-        run_folds(layers, out, resume, epochs, minutes)
+        run_folds(layers, out, resume, epochs, minutes, begin(given))
         return
     if resume is not None:
         check_resumed(resume)
     check_paths(request.settings, out=out, resume=resume)
     parent = None if bootstrap is None else take_checkpoint(bootstrap)
-    announce()
-    from ssl_seg.cli.console import TerminalConsole
+    console = begin(given)
     from ssl_seg.run.training import train as run_training
 
-    result = run_training(replace(request, bootstrap=parent), TerminalConsole())
+    result = run_training(replace(request, bootstrap=parent), console)
     if not result.is_main:
         return  # with exit code 0: at another one the launcher would kill the first process while it reports
     _report(result)

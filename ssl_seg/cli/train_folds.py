@@ -13,6 +13,7 @@ from ssl_seg.errors import quote
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer, Settings
     from ssl_seg.results.folds import CrossValidation
+    from ssl_seg.run.recorder import Console
 
 
 def check_folds(
@@ -53,14 +54,18 @@ def check_folds(
 
 
 def run_folds(
-    layers: tuple[Layer, ...], out: Path | None, resume: Path | None, epochs: int | None, minutes: float | None
+    layers: tuple[Layer, ...],
+    out: Path | None,
+    resume: Path | None,
+    epochs: int | None,
+    minutes: float | None,
+    console: Console,
 ) -> None:
     """Train the folds, or continue them, and print the table; the exit code says how it ended."""
-    from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.engine.machine import is_main_process
     from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
 
-    result = cross_validate(CrossValidationRequest(layers, out, resume, epochs, minutes), TerminalConsole())
+    result = cross_validate(CrossValidationRequest(layers, out, resume, epochs, minutes), console)
     if not is_main_process():
         return
     if result.ending == "interrupted":

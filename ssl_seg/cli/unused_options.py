@@ -13,11 +13,19 @@ from typing import Any
 
 Unused = dict[str, tuple[tuple[str, ...], tuple[str, ...], str]]
 
+_SHOWN: Unused = {
+    "--verbose": ((), ("--quiet", "--no-live"), "shows more beside the live view"),
+    "--no-live": ((), ("--quiet",), "prints lines instead of the live view"),
+}
+
 IDLE: dict[str, Unused] = {
     # command -> option -> (needs one of these, does nothing with any of these, what it does)
     "train": {
         "--force": (("--bootstrap", "--rounds"), ("--resume",), "starts from a parent that the gate refuses"),
+        **_SHOWN,
     },
+    "pretrain": _SHOWN,
+    "ladder": _SHOWN,
     "ablate": {
         "--workers": ((), ("--ray", "--dry-run", "--report"), "trains so many cells at a time on this machine"),
         "--cpus-per-cell": (("--ray",), ("--dry-run", "--report"), "asks a Ray cluster for cores"),

@@ -125,13 +125,14 @@ class Observation:
         """
         student, teacher = self.val["student"], self.val["teacher"]
         trained = None if self.evidence is None else self.evidence.training.get("loss")
-        shown = f" logit {_sign(student.logit_mean)}" if self.phase != "trained" else self._describe_gap()
+        shown = f" logit {describe_logit(student.logit_mean)}" if self.phase != "trained" else self._describe_gap()
         codes = f" {','.join(self.verdict.codes)}" if self.verdict.codes else ""
         return (
             f"step {self.step:>5} epoch {self.epoch:>2} | F1 {student.f1:.3f}/{teacher.f1:.3f}"
             f" trivial {student.trivial_f1:.2f}{shown} P {student.precision:.2f} R {student.recall:.2f}"
             f" | loss {number(trained, 2)} val {number(student.loss, 2)}"
-            f" | p {_percent(student.prob_mean)}/{_percent(teacher.prob_mean)} of {_percent(student.prevalence_true)}"
+            f" | p {describe_share(student.prob_mean)}/{describe_share(teacher.prob_mean)}"
+            f" of {describe_share(student.prevalence_true)}"
             f" | {self.verdict.level}{codes}"
         )
 
@@ -251,9 +252,11 @@ def _select(signals: Signals, select: Selection) -> float:
     return signals.dice if select == "dice" else -signals.foreground_distance
 
 
-def _percent(value: float) -> str:
+def describe_share(value: float) -> str:
+    """Return a share of foreground in percent, a small one with a decimal."""
     return share(value, 0 if value >= 0.1 else 1)
 
 
-def _sign(value: float) -> str:
+def describe_logit(value: float) -> str:
+    """Return a mean logit with its sign."""
     return f"{value:+.1e}" if abs(value) >= MOST_PLAIN else f"{value:+.2f}"

@@ -46,6 +46,10 @@ class Planned:
     value: Any
     reason: str
 
+    def format_line(self) -> str:
+        """Return the setting as a line of the log."""
+        return f"plan: {self.key} = {self.value} ({self.reason})"
+
 
 def plan_run(
     catalog: Catalog, labeled: Sequence[str], given: Nested, *, gpu: bool, has_unlabeled: bool = True

@@ -44,9 +44,10 @@ from ssl_seg.run.directory import (
     write_config,
 )
 from ssl_seg.run.lint import lint
-from ssl_seg.run.plan import LENGTH_KEYS, Planned, replan_length
+from ssl_seg.run.plan import LENGTH_KEYS, replan_length
 from ssl_seg.run.preflight import check_with_data, gather_facts
 from ssl_seg.run.pretraining.state import load_body
+from ssl_seg.run.recorder import Console, show_plan
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve, resolve_again, resolve_stored
 from ssl_seg.run.resources import check_disk, estimate_output_bytes
@@ -93,15 +94,13 @@ class BegunRun:
         return replace(self, resolved=replace(self.resolved, config=config))
 
 
-def prepare_run(
-    request: TrainRequest, *, gpu: bool, note: Note, tracker: Tracker, defaults: Sequence[Layer] = ()
-) -> Resolved:
+def prepare_run(request: TrainRequest, console: Console, *, gpu: bool, defaults: Sequence[Layer] = ()) -> Resolved:
     """Resolve a new run and check everything.
 
     Args:
         request: what is asked for.
+        console: talks to the user.
         gpu: whether the run will be on one; the plan depends on it.
-        note, tracker: talk to the user.
         defaults: see ``resolve``.
 
     Returns:
@@ -112,18 +111,19 @@ def prepare_run(
     """
     if request.out is not None:
         check_free(request.out)
-    resolved = resolve(request, tracker("reading cases"), gpu=gpu, defaults=defaults)
+    note = console.note
+    resolved = resolve(request, console.track("reading cases"), gpu=gpu, defaults=defaults)
     check_options(resolved.config, resolved.sources, has_parent=resolved.parent is not None)
     for text in resolved.catalog.notes:
         note(f"data: {text}")
-    _note_plan([p for p in resolved.planned if request.minutes is None or p.key not in LENGTH_KEYS], note)
+    show_plan(console, [p for p in resolved.planned if request.minutes is None or p.key not in LENGTH_KEYS])
     faults = check_with_data(resolved, note)
     if any(fault.code == "changed_content" for fault in faults):
         resolved = replace(resolved, split=_restamp(resolved.split, resolved.catalog))
     built, published = _check_network(resolved, gpu=gpu)
     check_disk(_choose_place(resolved), estimate_output_bytes(built, resolved.config))
     _pass_gate(resolved, note)
-    fill_caches(resolved.config.data, resolved.catalog, note, tracker)
+    fill_caches(resolved.config.data, resolved.catalog, note, console.track)
     _note_pretrained(resolved, note)
     return replace(
         resolved,
@@ -134,7 +134,7 @@ def prepare_run(
     )
 
 
-def fit_minutes(resolved: Resolved, pace: Pace, minutes: float, note: Note) -> Resolved:
+def fit_minutes(resolved: Resolved, pace: Pace, minutes: float, console: Console) -> Resolved:
     """Return the run with as many steps as fit into the minutes.
 
     Raises:
@@ -144,7 +144,7 @@ def fit_minutes(resolved: Resolved, pace: Pace, minutes: float, note: Note) -> R
     planned_warmup = any(item.key == "optim.warmup_steps" for item in resolved.planned)
     steps = plan_steps(pace, config, minutes, warmup=0 if planned_warmup else config.optim.warmup_steps)
     planned = replan_length(resolved.planned, steps, f"{minutes:g} minutes on this machine: {describe_pace(pace)}")
-    _note_plan([item for item in planned if item.key in LENGTH_KEYS], note)
+    show_plan(console, [item for item in planned if item.key in LENGTH_KEYS])
     updates = {
         "length": config.length.model_copy(update={"steps": steps}),
         "optim": config.optim.model_copy(update={"warmup_steps": plan_warmup(steps)} if planned_warmup else {}),
@@ -253,11 +253,6 @@ def _choose_place(resolved: Resolved, command: str = "train") -> Path:
     config, data = resolved.config, name_data(resolved.config.data.root)
     kind = f"{config.method.name}_{config.split.labels:g}" if command == "train" else command
     return resolved.request.out or Path("runs") / f"{data}_{kind}_seed{config.seed}"
-
-
-def _note_plan(planned: Sequence[Planned], note: Note) -> None:
-    for item in planned:
-        note(f"plan: {item.key} = {item.value} ({item.reason})")
 
 
 def _make_header(resolved: Resolved, command: str) -> str:

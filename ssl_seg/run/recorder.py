@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from lightning_fabric import Fabric
 
@@ -22,7 +22,10 @@ from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.run.directory import LOG_FILE, RunDir
 from ssl_seg.run.gates import judge_gate
-from ssl_seg.run.prepare import BegunRun
+from ssl_seg.run.plan import Planned
+
+if TYPE_CHECKING:
+    from ssl_seg.run.prepare import BegunRun
 
 
 class Console(Protocol):
@@ -47,6 +50,36 @@ class Console(Protocol):
     def stop(self) -> None:
         """End showing the progress of training."""
         ...
+
+
+@runtime_checkable
+class DrawingConsole(Console, Protocol):
+    """A console that shows plan and looks in a form of its own; others get them as lines."""
+
+    def plan(self, planned: Sequence[Planned]) -> None:
+        """Show settings that were planned, with their reasons."""
+        ...
+
+    def look(self, line: str, record: Mapping[str, Any]) -> None:
+        """Show a look at the networks: as a line, or what its record holds."""
+        ...
+
+
+def show_plan(console: Console, planned: Sequence[Planned]) -> None:
+    """Show settings that were planned, with their reasons."""
+    if isinstance(console, DrawingConsole):
+        console.plan(planned)
+        return
+    for item in planned:
+        console.note(item.format_line())
+
+
+def show_look(console: Console, line: str, record: Mapping[str, Any]) -> None:
+    """Show a look at the networks, of which there are a line and a record."""
+    if isinstance(console, DrawingConsole):
+        console.look(line, record)
+    else:
+        console.note(line)
 
 
 class Silent:
@@ -89,13 +122,22 @@ class LoggedConsole:
     def note(self, text: str) -> None:
         """Show and write a line."""
         self.console.note(text)
-        if self.path is None:
-            self.waiting.append(text)
-        else:
-            self._write([text])
+        self._write([text])
+
+    def plan(self, planned: Sequence[Planned]) -> None:
+        """Show a plan, and write a line for each setting."""
+        show_plan(self.console, planned)
+        self._write([item.format_line() for item in planned])
+
+    def look(self, line: str, record: Mapping[str, Any]) -> None:
+        """Show a look, and write its line."""
+        show_look(self.console, line, record)
+        self._write([line])
 
     def _write(self, lines: Iterable[str]) -> None:
-        if self.path is not None:
+        if self.path is None:
+            self.waiting.extend(lines)
+        else:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(f"{printable_lines(line)}\n" for line in lines)
 
@@ -115,16 +157,18 @@ class Recorder:
         run, verdict = self.prepared.run, observation.verdict
         run.append_metrics(record)
         self._keep(verdict, observation.step)
-        self._show(observation.format_line(), verdict)
+        show_look(self.console, observation.format_line(), record)
+        self._show_block(verdict)
 
     def conclude(self, verdict: Verdict, step: int) -> None:
         """Take the verdict on the networks as they will be used, after ``step`` updates; show it where it is new."""
         if self.active and self._keep(verdict, step):
-            self._show(f"step {step:>5} the end: {verdict.level} {','.join(verdict.codes)}".rstrip(), verdict)
+            self.console.note(f"step {step:>5} the end: {verdict.level} {','.join(verdict.codes)}".rstrip())
+            self._show_block(verdict)
 
-    def _show(self, line: str, verdict: Verdict) -> None:
-        """Show a line, and a block when the findings are others than those that this process has shown last."""
-        for text in (line, *(format_block(verdict) if verdict.key != self.shown else ())):
+    def _show_block(self, verdict: Verdict) -> None:
+        """Show a block when the findings are others than those that this process has shown last."""
+        for text in format_block(verdict) if verdict.key != self.shown else ():
             self.console.note(text)
         self.shown = verdict.key
 

@@ -178,14 +178,14 @@ def _begin(
     fabric: Fabric, request: TrainRequest, console: Console, hold: Callable[[Path], None]
 ) -> tuple[BegunRun, _Ready]:
     """Plan a new run on the first process, measure on all of them, and create its directory."""
-    gpu, note, minutes = fabric.device.type != "cpu", console.note, request.minutes
-    resolved = call_on_main(fabric, lambda: prepare_run(request, gpu=gpu, note=note, tracker=console.track))
+    gpu, minutes = fabric.device.type != "cpu", request.minutes
+    resolved = call_on_main(fabric, lambda: prepare_run(request, console, gpu=gpu))
     ready = _get_ready(fabric, resolved, console, request.bootstrap, minutes=minutes)
     settled, pace = replace(resolved, config=ready.config), ready.pace
 
     def begin() -> BegunRun:
-        final = settled if minutes is None or pace is None else fit_minutes(settled, pace, minutes, note)
-        return begin_run(final, note=note, hold=hold)
+        final = settled if minutes is None or pace is None else fit_minutes(settled, pace, minutes, console)
+        return begin_run(final, note=console.note, hold=hold)
 
     return call_on_main(fabric, begin), ready
 

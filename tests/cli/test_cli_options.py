@@ -16,11 +16,11 @@ from ssl_seg.cli.unused_options import IDLE, find_unused, name_option
 ALONE = {
     "demo": "out steps",
     "pretrain": "config data layout groups unlabeled split network encoder encoder-weights steps "
-    "lr batch-size seed out resume allow-split set",
+    "lr batch-size seed out resume allow-split set quiet",
     "train": "config data layout groups unlabeled split labels folds method network encoder encoder-weights pretrained "
-    "steps epochs minutes lr batch-size seed rounds out bootstrap resume allow-split devices num-nodes set",
+    "steps epochs minutes lr batch-size seed rounds out bootstrap resume allow-split devices num-nodes set quiet",
     "ladder": "labels config data layout groups unlabeled split method network encoder encoder-weights pretrained "
-    "steps epochs minutes lr batch-size seed gate rounds out resume force allow-split devices num-nodes set",
+    "steps epochs minutes lr batch-size seed gate rounds out resume force allow-split devices num-nodes set quiet",
     "ablate": "data labels steps part metric seeds set out dry-run",
     "evaluate": "data split test all ensemble which overlap threshold set accelerator figure csv json",
     "calibrate": "for which clean overlap accelerator figure json",
@@ -87,6 +87,8 @@ def test_an_idle_option_is_named_and_with_what_it_needs_it_is_not(name: str, opt
     [
         (("train", "--force"), ("--force", "--bootstrap")),
         (("train", "--force", "--bootstrap", "x", "--resume", "y"), ("--force", "--resume")),
+        (("train", "--verbose", "--quiet"), ("--verbose", "--quiet")),
+        (("ladder", "--no-live", "--verbose"), ("--verbose", "--no-live")),
         (("ablate", "label_fractions", "--cpus-per-cell", "1"), ("--cpus-per-cell", "--ray")),
         (("ablate", "label_fractions", "--dry-run", "--json"), ("--json", "--dry-run")),
         (("evaluate", "x", "--layout", "folders"), ("--layout", "--data")),

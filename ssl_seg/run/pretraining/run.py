@@ -173,7 +173,7 @@ def _begin(request: TrainRequest, fabric: Fabric, console: Console, hold: Hold) 
     gpu, note = fabric.device.type != "cpu", console.note
     settings = {"method": {"name": "supervised"}, "optim": {"lr": LR}, "length": {"steps": STEPS[gpu]}}
     defaults = [Layer("pretrain", settings)]
-    resolved = prepare_run(request, gpu=gpu, note=note, tracker=console.track, defaults=defaults)
+    resolved = prepare_run(request, console, gpu=gpu, defaults=defaults)
     begun = begin_run(resolved, note=note, hold=hold, command="pretrain")
     write_json(begun.run.path / PRETRAINING_FILE, {"steps": resolved.config.length.steps})
     images = len(resolved.labeled) + len(resolved.unlabeled)
