@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ssl_seg.data.splits.split import make_folds, make_split
     from ssl_seg.losses import adapt_loss, get_loss_function
     from ssl_seg.report.notebook import DataAudit, Evaluation, PredictedMasks, PretrainedRun, TrainedRun
-    from ssl_seg.run.recorder import Console
+    from ssl_seg.run.console import Console
     from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
     from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
@@ -340,7 +340,7 @@ def _find_checkpoints(given: _Path | Sequence[_Path]) -> list[Path]:
 
 def _make_console(progress: bool | Console) -> Console:
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.run.recorder import Silent
+    from ssl_seg.run.console import Silent
 
     if isinstance(progress, bool):
         return TerminalConsole() if progress else Silent()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ssl_seg.cli.train_view import TrainingView
+    from ssl_seg.run.console import Console
     from ssl_seg.run.plan import Planned
-    from ssl_seg.run.recorder import Console
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -65,7 +65,7 @@ def begin(given: Mapping[str, Any]) -> Console:
     """
     if not given["quiet"]:
         announce()
-    from ssl_seg.run.recorder import Silent
+    from ssl_seg.run.console import Silent
 
     return Silent() if given["quiet"] else TerminalConsole(live=not given["no_live"], verbose=given["verbose"])
 

@@ -13,7 +13,7 @@ from ssl_seg.errors import quote
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer, Settings
     from ssl_seg.results.folds import CrossValidation
-    from ssl_seg.run.recorder import Console
+    from ssl_seg.run.console import Console
 
 
 def check_folds(

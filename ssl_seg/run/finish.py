@@ -22,6 +22,7 @@ from ssl_seg.monitor.verdicts import conclude
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks.builders import has_batch_norm
 from ssl_seg.networks.checkpoint import save_checkpoint
+from ssl_seg.run.console import Console
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import (
     FinalScores,
@@ -34,7 +35,6 @@ from ssl_seg.run.final_scores import (
 )
 from ssl_seg.run.gates import describe_targets, judge_targets
 from ssl_seg.run.prepare import BegunRun
-from ssl_seg.run.recorder import Console
 from ssl_seg.run.scenarios import find_scenarios
 from ssl_seg.run.session import LoopResult, Session
 

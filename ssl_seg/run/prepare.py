@@ -31,6 +31,7 @@ from ssl_seg.methods.base import Built, build
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.networks.precision import choose_precision
 from ssl_seg.run.bootstrap import check_copies, check_finite, check_parent, describe_doubt, describe_parent
+from ssl_seg.run.console import Console, show_plan
 from ssl_seg.run.directory import (
     SPLIT_FILE,
     RunDir,
@@ -47,7 +48,6 @@ from ssl_seg.run.lint import lint
 from ssl_seg.run.plan import LENGTH_KEYS, replan_length
 from ssl_seg.run.preflight import check_with_data, gather_facts
 from ssl_seg.run.pretraining.state import load_body
-from ssl_seg.run.recorder import Console, show_plan
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve, resolve_again, resolve_stored
 from ssl_seg.run.resources import check_disk, estimate_output_bytes

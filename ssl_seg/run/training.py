@@ -66,6 +66,7 @@ from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import choose_precision, make_autocast
+from ssl_seg.run.console import Console, LoggedConsole, Silent
 from ssl_seg.run.directory import RunDir, read_header, write_config
 from ssl_seg.run.failures import describe_interrupt, explain_failure
 from ssl_seg.run.final_scores import describe_for_checkpoint
@@ -73,7 +74,7 @@ from ssl_seg.run.finish import finish_run
 from ssl_seg.run.gates import check_metrics
 from ssl_seg.run.prepare import BegunRun, begin_run, fit_minutes, prepare_run, reopen_run
 from ssl_seg.run.pretraining.state import load_body, load_pretraining
-from ssl_seg.run.recorder import Console, LoggedConsole, Recorder, Silent, last_reported_verdict
+from ssl_seg.run.recorder import Recorder, last_reported_verdict
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve_runtime
 from ssl_seg.run.scenarios import describe_scenarios

@@ -16,9 +16,9 @@ from ssl_seg.errors import ConfigError, SslSegError
 from ssl_seg.files import next_free
 from ssl_seg.results.folds import FOLDS, CrossValidation, Fold
 from ssl_seg.results.study import save_study
+from ssl_seg.run.console import Console, Silent
 from ssl_seg.run.directory import SPLIT_FILE, name_data
 from ssl_seg.run.preflight import check_with_data
-from ssl_seg.run.recorder import Console, Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve
 from ssl_seg.run.transfer import check_options

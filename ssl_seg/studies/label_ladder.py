@@ -23,9 +23,9 @@ from ssl_seg.errors import ConfigError, RefusedError
 from ssl_seg.files import next_free
 from ssl_seg.inference.scoring import count_classes
 from ssl_seg.results.study import save_study
+from ssl_seg.run.console import Console, Silent
 from ssl_seg.run.directory import SPLIT_FILE, name_data
 from ssl_seg.run.final_scores import describe_for_checkpoint, load_final_scores
-from ssl_seg.run.recorder import Console, Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve
 from ssl_seg.run.transfer import check_options

@@ -24,8 +24,8 @@ from ssl_seg.engine.processes import open_fabric
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError, quote
 from ssl_seg.files import hold_directory
 from ssl_seg.results.study import Member, Study, StudyKind, load_study, save_study
+from ssl_seg.run.console import Console
 from ssl_seg.run.directory import CONFIG_FILE, RunDir
-from ssl_seg.run.recorder import Console
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve_runtime
 from ssl_seg.run.training import train

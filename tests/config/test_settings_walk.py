@@ -35,11 +35,11 @@ from ssl_seg.methods import METHODS
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.networks.builders import NETWORKS, build_network
 from ssl_seg.run import training
+from ssl_seg.run.console import Silent
 from ssl_seg.run.lint import idle
 from ssl_seg.run.lint.conditions import CONDITIONS, Condition, list_derived
 from ssl_seg.run.preflight import gather_facts
 from ssl_seg.run.pretraining.run import pretrain
-from ssl_seg.run.recorder import Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve
 from ssl_seg.run.training import train

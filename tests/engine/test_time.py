@@ -41,8 +41,8 @@ from ssl_seg.errors import ConfigError
 from ssl_seg.methods.base import Built
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run import training
+from ssl_seg.run.console import Silent
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.recorder import Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.session import Schedule
 from ssl_seg.run.training import TrainResult, train

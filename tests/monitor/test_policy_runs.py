@@ -24,9 +24,10 @@ from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.policies import respond_to_plateaus
 from ssl_seg.errors import ConfigError, RunDirError
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint
+from ssl_seg.run.console import Silent
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores
-from ssl_seg.run.recorder import Recorder, Silent
+from ssl_seg.run.recorder import Recorder
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 

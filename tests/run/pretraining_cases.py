@@ -10,8 +10,8 @@ from typing import Any
 from conftest import TINY
 
 from ssl_seg.config.layers import Layer, nest
+from ssl_seg.run.console import Silent
 from ssl_seg.run.pretraining.run import PretrainResult, pretrain
-from ssl_seg.run.recorder import Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import TrainResult, train
 

@@ -21,6 +21,7 @@ from ssl_seg.config.layers import Layer
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
+from ssl_seg.run.console import Silent
 from ssl_seg.run.pretraining import run as pretraining
 from ssl_seg.run.pretraining.masking import Look
 from ssl_seg.run.pretraining.run import (
@@ -33,7 +34,6 @@ from ssl_seg.run.pretraining.run import (
     pretrain,
 )
 from ssl_seg.run.pretraining.state import load_pretraining, save_pretraining
-from ssl_seg.run.recorder import Silent
 from ssl_seg.run.request import TrainRequest
 
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from ssl_seg.monitor.findings import RuleFinding, Verdict
+from ssl_seg.run.console import LoggedConsole, Silent
 from ssl_seg.run.directory import LOG_FILE, RunDir
-from ssl_seg.run.recorder import LoggedConsole, Recorder, Silent
+from ssl_seg.run.recorder import Recorder
 
 DOCS = Path(__file__).parents[2] / "docs"
 STUDENT = RuleFinding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %")

@@ -20,8 +20,8 @@ from ssl_seg.errors import ConfigError, DataError, RunDirError
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.run import directory as rundir
+from ssl_seg.run.console import Silent
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.recorder import Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import TrainResult, train
 

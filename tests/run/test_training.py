@@ -43,8 +43,8 @@ from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import config_of
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.run.console import Silent
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.recorder import Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 

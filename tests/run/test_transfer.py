@@ -35,7 +35,7 @@ from ssl_seg.methods.base import Progress as StepProgress
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 from ssl_seg.networks.parts import PARTS, find_tensors
 from ssl_seg.run.bootstrap import check_parent, choose_net, describe_doubt, parent_layer
-from ssl_seg.run.recorder import Silent
+from ssl_seg.run.console import Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 from ssl_seg.run.transfer import check_options, load_student, load_teacher

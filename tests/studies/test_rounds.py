@@ -28,7 +28,8 @@ from ssl_seg.inference.model import config_of, open_model
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.networks.checkpoint import load_checkpoint
-from ssl_seg.run.recorder import Recorder, Silent
+from ssl_seg.run.console import Silent
+from ssl_seg.run.recorder import Recorder
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve
 from ssl_seg.studies import label_ladder as ladder_module

@@ -35,6 +35,7 @@ from ssl_seg.networks.checkpoint import load_weights
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import make_autocast
+from ssl_seg.run.console import Console, Silent
 from ssl_seg.run.directory import RunDir, open_run_dir, read_header, write_config
 from ssl_seg.run.failures import describe_interrupt, explain_failure
 from ssl_seg.run.preflight import check_with_data
@@ -49,7 +50,6 @@ from ssl_seg.run.pretraining.masking import (
     make_masked_probe,
 )
 from ssl_seg.run.pretraining.state import Pretraining, load_pretraining, save_pretraining
-from ssl_seg.run.recorder import Console, Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve_again, resolve_runtime, resolve_stored
 from ssl_seg.run.session import Schedule, TrainingEnding
