@@ -22,6 +22,7 @@ def export(
     ],
     which: o.WhichNet = None,
     uncalibrated: o.Uncalibrated = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Write a network to a file that runs without ssl-seg, and check it on validation images.
@@ -38,7 +39,7 @@ def export(
     from ssl_seg.results.export import FORMATS, ExportRequest
     from ssl_seg.results.export import export as run_export
 
-    request = ExportRequest(found, output, which, not uncalibrated)
+    request = ExportRequest(found, output, which, not uncalibrated, overwrite)
     result = run_export(request, note=lambda text: show(text, err=True))
     if as_json:
         print_json(result)

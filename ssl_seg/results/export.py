@@ -59,6 +59,8 @@ class ExportRequest:
     """student or teacher; None takes the better one on validation."""
     calibrated: bool = True
     """With what ``ssl-seg calibrate`` has stored."""
+    overwrite: bool = False
+    """Replace a file that is there already."""
 
 
 class Probabilities(nn.Module):
@@ -81,7 +83,8 @@ def export(request: ExportRequest, note: Callable[[str], None] = lambda _: None)
         ``compared_on`` (ids of validation cases, or none, where random numbers took their place).
 
     Raises:
-        ConfigError: for an unknown suffix, a place that cannot be written, or without the packages of the format.
+        ConfigError: for an unknown suffix, a file that exists, a place that cannot be written, or without the packages
+            of the format.
         DataError: if the file does not compute what the network does; it is not written then.
         SslSegError: for an unusable checkpoint.
     """
@@ -93,6 +96,8 @@ def export(request: ExportRequest, note: Callable[[str], None] = lambda _: None)
         raise ConfigError(f"{request.output} cannot be written: {obstacle}")
     if not request.output.absolute().parent.is_dir():
         raise ConfigError(f"{request.output}: there is no folder {request.output.parent}; make it first")
+    if request.output.exists() and not request.overwrite:
+        raise ConfigError(f"{request.output} exists already: choose another name, or replace it with --overwrite")
     check_packages(suffix)
     (model,) = open_members([request.checkpoint], request.which, torch.device("cpu"))
     (net,) = model.nets

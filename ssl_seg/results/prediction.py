@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -194,7 +195,9 @@ def predict(
             read_as.update(made.notes)
             shares.setdefault(made.shape, []).append(made.share)
     except KeyboardInterrupt:
-        note(_list_failures(f"interrupted: {done} of {len(jobs)} masks are in {request.output}", failures))
+        begun = sum(len(_find_pieces(job)) for job in waiting)
+        kept_pieces = f"; so far {begun} piece(s) of larger images are done and kept" if begun else ""
+        note(_list_failures(f"interrupted: {done} of {len(jobs)} masks are in {request.output}{kept_pieces}", failures))
         raise
     if request.objects and record.folder is not None:
         join_tables((job.table for job in jobs), record.folder / TABLE, data.ndim, data.channels)
@@ -389,6 +392,11 @@ def _open_pieces(job: Job, stored: Stored, way: _Way) -> tuple[Pieces, Intensity
         numbers = {name: getattr(intensity, name).tolist() for name in _STATISTICS}
         write_json(folder / PLAN, {**plan, "intensity": numbers})
     return Pieces(folder, stored.shape[1:], divide(stored.shape[1:], way.members[0].patch_size)), intensity
+
+
+def _find_pieces(job: Job) -> list[Path]:
+    """Return the finished pieces of the mask of an image."""
+    return list(job.mask.parent.glob(f".{glob.escape(job.mask.name)}.*.pieces/[0-9][0-9][0-9][0-9][0-9].npy"))
 
 
 def _write_outputs(

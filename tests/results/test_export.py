@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_a_volume_and_windowed_intensities(cli: Cli, sheets_dir: Path, tmp_path:
     seen = module.make_window(predictor.window, 1).to_zscore(values)
     told = (values.clip(normal["low"], normal["high"]) - normal["mean"]) / normal["std"]
     assert np.allclose(seen, told, atol=1e-6)
-    _, out, _ = cli("export", run.best, tmp_path / "net.ts")
+    _, out, _ = cli("export", run.best, tmp_path / "net.ts", "--overwrite")
     assert "images: clipped to 10 .. 200, windows of 16x32x32" in out.replace("\n", " ")
 
 
@@ -163,6 +164,16 @@ def test_what_cannot_be_written_is_refused(name: str, message: str, tiny_run: Pa
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=message):
         export(ExportRequest(tiny_run / BEST, tmp_path / name))
+
+
+def test_a_file_that_exists_is_replaced_only_when_asked(tiny_run: Path, tmp_path: Path) -> None:
+    request = ExportRequest(tiny_run / BEST, tmp_path / "net.ts")
+    request.output.write_text("mine")
+    with pytest.raises(ConfigError, match=r"net\.ts exists already: choose another name, or replace it with --overw"):
+        export(request)
+    assert request.output.read_text() == "mine"
+    export(replace(request, overwrite=True))
+    assert request.output.stat().st_size > 100
 
 
 def test_without_onnx_it_says_what_to_install(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,8 +121,10 @@ class TestInterruption:
     ) -> None:
         predict(replace(request_, output=tmp_path / "uninterrupted" / "out.tif"))
         del in_pieces[:]
+        said: list[str] = []
         with pytest.raises(KeyboardInterrupt):
-            predict(request_, stop_after(after))
+            predict(request_, stop_after(after), note=said.append)
+        assert said[-1].endswith(f"; so far {after} piece(s) of larger images are done and kept")
         assert outputs(tmp_path) == {}
         del in_pieces[:]
         shown: list[tuple[int, int]] = []

@@ -287,7 +287,7 @@ def _refuse_nonfinite(broken: NDArray[np.bool_], location: str) -> None:
     if broken.any():
         raise DataError(
             f"{location}: {np.count_nonzero(broken)} of {broken.size} values are NaN or infinite (beyond 3.4e38). "
-            "Replace them, or leave these voxels out with --set data.nonfinite=ignore."
+            "Replace them, or train with --set data.nonfinite=ignore, which leaves these voxels out."
         )
 
 
