@@ -188,5 +188,5 @@ def test_command(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
     assert code == 0
     assert re.search(r"wrote .*net\.ts: TorchScript, \w+ of step \d+; on 3 validation images", out.replace("\n", " "))
     assert "images: z-scores of each channel, windows of 32x32, foreground above 0.500" in out.replace("\n", " ")
-    code, out, _ = cli("export", tiny_run, tmp_path / "net.ts", "--json")
+    code, out, _ = cli("export", tiny_run, tmp_path / "net.ts", "--json", "--overwrite")
     assert json.loads(out)["patch_size"] == [32, 32]
