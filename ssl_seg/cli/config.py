@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,13 +13,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssl_seg.cli import options as o
-from ssl_seg.cli.console import announce, print_json, show, track
+from ssl_seg.cli.console import announce, print_json, show, track, wrap
 from ssl_seg.cli.paths import check_data, check_new_file
 from ssl_seg.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from ssl_seg.config import Config
     from ssl_seg.run.request import TrainRequest
     from ssl_seg.run.resolve import Resolved
+
+FIRST = ("split.labels", "method.name", "data.patch_size", "length.steps", "optim.lr", "loss.fn_cost")
+"""Settings that change a result most, or that are most often asked about."""
+MEANING_WIDTH = 120
+"""Columns of an explanation where stdout is no terminal."""
 
 
 def config_show(
@@ -28,20 +37,55 @@ def config_show(
     plot: Annotated[
         Path | None, typer.Option(help="Write a picture of rates, weights and policies over the whole run.")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what each setting means, in groups, what matters most first.")
+    ] = False,
 ) -> None:
     """Print every setting of a run with the place it comes from: default, plan, file or option."""
     from ssl_seg.config.layers import flatten, to_plain
 
     check_new_file(plot, "--plot")
     resolved = _resolve(_read(file, data, set_))
-    for key, value in flatten(to_plain(resolved.config)):
-        show(f"{f'{key}: {value}':<60} # {resolved.sources.get(key, 'default')}")
+    lines = {
+        key: f"{f'{key}: {value}':<60} # {resolved.sources.get(key, 'default')}"
+        for key, value in flatten(to_plain(resolved.config))
+    }
+    show(explain_settings(lines, resolved.config) if explain else "\n".join(lines.values()))
     if plot is not None:
         from ssl_seg.config.curves import compute_curves
         from ssl_seg.report.schedule_figure import plot_schedule
 
         plot_schedule(compute_curves(resolved.config), plot, file or "planned from the data")
         show(f"wrote {plot}", err=True)
+
+
+def explain_settings(lines: Mapping[str, str], config: Config) -> str:
+    """Return settings in groups, each with its meaning, those of ``FIRST`` before all others.
+
+    Args:
+        lines: line of each setting by its dotted name.
+        config: the settings.
+    """
+    from ssl_seg.config.hints import describe_setting
+    from ssl_seg.methods import METHODS
+
+    options = METHODS[config.method.name].config_type.model_fields
+    groups: dict[str, list[str]] = {"What to look at first": list(FIRST)}
+    for key in lines:
+        if key not in FIRST:
+            section, _, rest = key.partition(".")
+            title = f"{section}: {describe_setting(section)}" if rest else "The run as a whole"
+            groups.setdefault(title, []).append(key)
+
+    def describe(key: str) -> str:
+        option = options.get(key.removeprefix("method.options."))
+        return describe_setting(key) if option is None else " ".join((option.description or "").split())
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else MEANING_WIDTH
+    return "\n\n".join(
+        "\n".join([wrap(title, width), *(f"  {lines[key]}\n{wrap(f'      {describe(key)}', width)}" for key in keys)])
+        for title, keys in groups.items()
+    )
 
 
 def config_check(

@@ -64,7 +64,7 @@ class LengthConfig(Section):
     """How long the run is, and how often it is looked at."""
 
     steps: PositiveInt
-    """Optimizer steps."""
+    """Optimizer steps of the run."""
     steps_per_epoch: PositiveInt = 100
     """An epoch is a fixed number of steps, whatever the label fraction."""
     snapshots: int = Field(0, ge=0, le=100)

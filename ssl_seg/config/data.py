@@ -224,9 +224,9 @@ class AugmentConfig(Section):
     intensity: float = Field(0.5, ge=0, le=1)
     """Strength of noise, blur, brightness, contrast, low resolution and gamma; 0.5 is that of nnU-Net, 0 is none."""
     labeled_factor: float = Field(1.0, ge=0, le=10)
-    """Factor on the probabilities of these changes in labeled patches; 1 has those of nnU-Net."""
+    """Factor on the probabilities of changes of intensity in labeled patches; 1 has those of nnU-Net."""
     strong_factor: float = Field(2.0, ge=0, le=10)
-    """The same for strong views of unlabeled patches."""
+    """Factor on the probabilities of changes of intensity in strong views of unlabeled patches."""
     cutout: float = Field(0.3, ge=0, le=1)
     """Probability that boxes of a strong view are blanked."""
     cutmix: float = Field(0.0, ge=0, le=1)

@@ -72,12 +72,12 @@ class TargetsConfig(Section):
     """Ranges for scores on whole cases; training and `evaluate` say which are met, and none stops a run."""
 
     precision: Range | None = None
-    """Of all voxels of all cases together; of several classes, the mean."""
+    """Range of the precision over all voxels of all cases together; of several classes, the mean."""
     recall: Range | None = None
-    """The same."""
+    """Range of the recall over all voxels of all cases together; of several classes, the mean."""
     f1: Range | None = None
-    """The same."""
+    """Range of F1 over all voxels of all cases together; of several classes, the mean."""
     dice: Range | None = None
-    """Mean over cases."""
+    """Range of the mean Dice over cases."""
     foreground_share: Range | None = None
-    """Share of all voxels that is predicted as foreground."""
+    """Range of the share of all voxels that is predicted as foreground."""

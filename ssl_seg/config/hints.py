@@ -196,6 +196,19 @@ def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     return [*model.model_fields, *MACROS.get(model, ())]
 
 
+def describe_setting(key: str) -> str:
+    """Return what a setting, or a section, means: the description of the last part of its dotted name that has one."""
+    model: type[BaseModel] | None = Config
+    text = ""
+    for part in key.split("."):
+        field = None if model is None else model.model_fields.get(part)
+        if field is None:  # an entry of a mapping, such as loss.weights.dice
+            break
+        model = _section_type(field.annotation)
+        text = field.description or (model.__doc__ if model is not None else None) or text
+    return " ".join(text.replace("``", "`").split())
+
+
 def _section_type(annotation: Any) -> type[BaseModel] | None:
     """Return the section in ``Section``, ``Section | None`` or ``tuple[Section, ...]``, if it is one of these."""
     candidates = [annotation, *get_args(annotation)]

@@ -16,7 +16,7 @@ class NetworkConfig(Section):
     """The segmentation network."""
 
     name: str
-    """A key of NETWORKS; `ssl-seg networks` lists them."""
+    """Segmentation network; `ssl-seg networks` lists them."""
     features: PositiveInt | None = None
     """Width of the first level; the network's own default when unset."""
     pretrained: str | None = None
@@ -36,7 +36,7 @@ class MethodConfig(Section):
     """The learning method."""
 
     name: str = "mean_teacher"
-    """A key of METHODS; `ssl-seg methods` lists them with their options."""
+    """Learning method; `ssl-seg methods` lists them with their options."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of that method, checked against its own strict model."""
 
@@ -83,7 +83,7 @@ class LossConfig(Section):
     the component's own option."""
     fn_cost: float = Field(1.0, gt=0)
     """Cost of missed foreground, in every component that takes it: above 1 more foreground is predicted. Multiplied
-    likewise."""
+    with the component's own option."""
     class_weights: Literal["auto"] | tuple[ClassWeight, ...] | None = None
     """Weight of each class, background first, in the components that take class_weights (cross_entropy). auto: one over
     the share of the class in the labeled training cases, so that all classes weigh the same; the run writes them out. A
@@ -144,7 +144,7 @@ class OptimConfig(Section):
     plateau_patience: PositiveInt = 5
     """Epochs in a row without a better validation score after which reduce_on_plateau lowers the rate."""
     plateau_factor: float = Field(0.5, gt=0, lt=1)
-    """Factor of each such reduction."""
+    """Factor of the rate at each reduction of reduce_on_plateau."""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     """Multiply lr by the batch size over lr_batch_size, or by its square root. The batch is that of all processes; of a
     random batch size, the mean."""

@@ -10,6 +10,7 @@ import yaml
 from conftest import Cli
 from test_cli import assert_refused, tiny_config  # noqa: F401 (a fixture)
 
+from ssl_seg.cli.config import FIRST
 from ssl_seg.config.layers import list_packaged
 from ssl_seg.run.directory import RunDir
 
@@ -174,6 +175,19 @@ class TestShow:
         assert "loss.options.tversky.beta: 0.7" in presets
         assert presets.count("# --set loss.preset=tversky_recall (preset tversky_recall)") == 3
         assert "loss.weights.focal" not in presets
+
+    def test_explained_each_setting_stands_once_before_its_meaning(self, cli: Cli, tiny_config: Path) -> None:  # noqa: F811
+        given = (tiny_config, "--set", "policies.swa.start_epoch=3", "--set", "gates=[{metric: val/f1, above: 0.1}]")
+        plain = cli("config", "show", *given)[1].splitlines()
+        explained = cli("config", "show", *given, "--explain")[1].splitlines()
+        settings = [index for index, line in enumerate(explained) if line.strip() in {text.strip() for text in plain}]
+        assert sorted(explained[index].strip() for index in settings) == sorted(text.strip() for text in plain)
+        assert [explained[index].split(":")[0].strip() for index in settings[: len(FIRST)]] == list(FIRST)
+        meanings = {explained[index].split(":")[0].strip(): explained[index + 1].strip() for index in settings}
+        assert all(len(text.split()) > 1 and not text.startswith("The same") for text in meanings.values())
+        assert meanings["policies.swa.start_epoch"].startswith("Number of finished epochs")
+        assert meanings["method.options.confidence"] != meanings["method.options.consistency"]
+        assert "data: Where the images are and how they are cut." in explained
 
     def test_the_plot_is_written_once(self, cli: Cli, tiny_config: Path, tmp_path: Path) -> None:  # noqa: F811
         code, out, err = cli("config", "show", tiny_config, "--plot", tmp_path / "new" / "p.png")

@@ -36,7 +36,7 @@ ALONE = {
     "data synthetic": "kind count labeled seed",
     "split make": "data labels seed layout groups unlabeled val test folds near-copies out set",
     "split check": "data json",
-    "config show": "data set plot",
+    "config show": "data set plot explain",
     "config check": "data set strict",
     "config diff": "json",
 }
