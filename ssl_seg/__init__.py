@@ -114,6 +114,7 @@ def train(
     """
     from ssl_seg.engine.pace import check_length
     from ssl_seg.report.notebook import TrainedRun
+    from ssl_seg.report.run_page import write_when_trained
     from ssl_seg.run.request import TrainRequest
     from ssl_seg.run.training import train as run_training
     from ssl_seg.studies.checkpoints import check_resumed, find_checkpoint
@@ -131,7 +132,10 @@ def train(
         epochs=epochs,
         minutes=minutes,
     )
-    result = run_training(request, _make_console(progress))
+    console = _make_console(progress)
+    result = run_training(request, console)
+    if result.is_main and result.ending != "interrupted":
+        write_when_trained(result.run.path, console.note)
     return TrainedRun(result.run.path, result.ending, result.step, result.verdict, result.scores)
 
 

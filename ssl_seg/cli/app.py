@@ -24,6 +24,7 @@ from ssl_seg.cli import (
     predict,
     pretrain,
     probe_loss,
+    report,
     split,
     train,
 )
@@ -52,6 +53,7 @@ app.command("investigate")(investigate.investigate)
 app.command("evaluate")(check_used("evaluate", evaluate.evaluate))
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("report")(report.report)
 app.command("diagnose")(check_used("diagnose", diagnose.diagnose))
 app.add_typer(data_app, name="data")
 app.add_typer(split_app, name="split")

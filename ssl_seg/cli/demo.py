@@ -30,8 +30,8 @@ def demo(
 ) -> None:
     """Show the main job on synthetic particles: 1 % labels, then 10 % from that start, beside a supervised baseline."""
     announce()
-    from ssl_seg.cli.evaluate_pictures import draw_cases
     from ssl_seg.files import next_free
+    from ssl_seg.report.case_pictures import draw_cases
     from ssl_seg.results.evaluation import EvaluateRequest, evaluate
     from ssl_seg.run.directory import check_free
 

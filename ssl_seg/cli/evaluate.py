@@ -88,7 +88,7 @@ def evaluate(
     )
     result = run_evaluation(request, note=lambda text: show(text, err=True), track=console.track)
     if figure is not None:
-        from ssl_seg.cli.evaluate_pictures import draw_cases
+        from ssl_seg.report.case_pictures import draw_cases
 
         draw_cases(request, result, figure)
     if csv is not None:

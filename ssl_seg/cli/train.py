@@ -101,6 +101,10 @@ def train(
     result = run_training(replace(request, bootstrap=parent), console)
     if not result.is_main:
         return  # with exit code 0: at another one the launcher would kill the first process while it reports
+    if result.ending != "interrupted":
+        from ssl_seg.report.run_page import write_when_trained
+
+        write_when_trained(result.run.path, console.note)
     _report(result)
     if result.ending in ("collapsed", "refused") or (
         result.verdict.level == "collapsed" and not result.tolerates_collapse

@@ -29,9 +29,12 @@ def make_example(
     prob: NDArray[np.float32] | None,
     pred: NDArray[Any],
     f1: float | None = None,
+    *,
+    axis: int = 0,
 ) -> Example:
-    """Return the picture of a prediction; ``image`` is raw (C,*S), the others are (*S)."""
-    plane = _choose_plane(pred > 0, None if target is None else target > 0)
+    """Return the picture of a prediction; ``image`` is raw (C,*S), the others are (*S). Of a volume, a plane across
+    ``axis``."""
+    plane = _choose_plane(pred > 0, None if target is None else target > 0, axis)
 
     def cut(array: NDArray[Any]) -> NDArray[Any]:
         flat = array[(..., *plane)]
@@ -63,14 +66,17 @@ def _sort(candidates: Sequence[Example]) -> tuple[list[Example], list[Example], 
     return scored, train, [e for e in candidates if e.f1 is None]
 
 
-def _choose_plane(pred: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> tuple[Any, ...]:
-    """Return the index of the plane of a volume with the most true, else predicted, foreground; all of an image."""
+def _choose_plane(pred: NDArray[np.bool_], truth: NDArray[np.bool_] | None, axis: int) -> tuple[Any, ...]:
+    """Return the index of the plane of a volume with the most true, else predicted, foreground; all of an image.
+
+    The plane lies across ``axis``.
+    """
     if pred.ndim == 2:
         return (slice(None), slice(None))
     shown = truth if truth is not None and truth.any() else pred
-    sums = shown.sum(axis=(1, 2))
+    sums = shown.sum(axis=tuple(other for other in range(3) if other != axis))
     best = int(sums.argmax()) if sums.any() else len(sums) // 2
-    return (best, slice(None), slice(None))
+    return (*(slice(None),) * axis, best, *(slice(None),) * (2 - axis))
 
 
 def _to_shown(image: NDArray[np.generic]) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from ssl_seg.config import DataConfig, PredictionConfig
 from ssl_seg.errors import CheckpointError, ConfigError, quote
 from ssl_seg.files import write_json
 from ssl_seg.inference.decision import Cleaning, Decision
-from ssl_seg.inference.model import Model
+from ssl_seg.inference.model import Model, compute_fingerprint
 from ssl_seg.inference.scoring import PredictFn
 from ssl_seg.scores.calibration import Scaling
 
@@ -158,6 +158,16 @@ def find_calibration(model: Model, net: str, note: Callable[[str], None] = lambd
             f"{path} is of another state of {model.path.name} and is left out: `ssl-seg calibrate {quote(model.path)}`"
         )
     return None
+
+
+def read_calibration(checkpoint: Path, net: str) -> Calibration | None:
+    """Return the calibration of a network of a checkpoint, whose tensors are not read; None without one.
+
+    Raises:
+        CheckpointError: for a file that is damaged.
+    """
+    path = calibration_path(checkpoint)
+    return _read(path).get(f"{compute_fingerprint(checkpoint)} {net}") if path.is_file() else None
 
 
 def _key(model: Model, net: str) -> str:

@@ -20,6 +20,12 @@ from ssl_seg.networks.precision import Autocast, choose_device, choose_inference
 NETS = ("student", "teacher")
 
 
+def compute_fingerprint(path: Path) -> str:
+    """Return sixteen hex digits over the contents of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Model:
     """Both networks of a checkpoint, in eval mode."""
@@ -37,9 +43,8 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits over the contents of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        """See ``compute_fingerprint``."""
+        return compute_fingerprint(self.path)
 
     @property
     def autocast(self) -> Autocast:

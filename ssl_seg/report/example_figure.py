@@ -20,17 +20,17 @@ _MOST_TITLE = 20
 _PANEL = 2.7
 """Width of a panel in inches."""
 
-_INPUT, _TRUTH, _PROBABILITY, _PREDICTION = "input", "truth", "foreground probability", "prediction and errors"
+INPUT, TRUTH, PROBABILITY, PREDICTION = "input", "truth", "foreground probability", "prediction and errors"
 _COLUMNS: dict[str, Callable[[Example], NDArray[Any] | None]] = {
-    _INPUT: lambda e: e.image,
-    _TRUTH: lambda e: e.truth,
-    _PROBABILITY: lambda e: e.prob,
-    _PREDICTION: lambda e: e.pred,
+    INPUT: lambda e: e.image,
+    TRUTH: lambda e: e.truth,
+    PROBABILITY: lambda e: e.prob,
+    PREDICTION: lambda e: e.pred,
 }
 
 
 def plot_examples(
-    examples: Sequence[Example], path: Path, titles: Sequence[str] = (), errors: str = _PREDICTION
+    examples: Sequence[Example], path: Path, titles: Sequence[str] = (), errors: str = PREDICTION
 ) -> None:
     """Write one row an example: input, truth, probability from 0 to 1, and prediction with its errors.
 
@@ -64,9 +64,9 @@ def plot_examples(
                 _draw_panel(axis, example, column)
             row[0].set_ylabel(title, fontsize=7)
         for axis, column in zip(axes[0], columns, strict=True):
-            axis.set_title(errors if column == _PREDICTION else column, fontsize=9)
-    if _PROBABILITY in columns:
-        below = list(axes[:, columns.index(_PROBABILITY)])
+            axis.set_title(errors if column == PREDICTION else column, fontsize=9)
+    if PROBABILITY in columns:
+        below = list(axes[:, columns.index(PROBABILITY)])
         shown = next(axis.images[0] for axis in below if axis.images)
         figure.colorbar(shown, ax=below, location="bottom", shrink=0.9, aspect=30, pad=0.02, panchor=False)
     save_figure(figure, path)
@@ -75,16 +75,22 @@ def plot_examples(
 def _draw_panel(axis: Axes, example: Example, column: str) -> None:
     if _COLUMNS[column](example) is None:
         axis.spines[:].set_visible(False)
-        write_inside(axis, "sealed" if example.part == "test" and column == _TRUTH else "not known", "0.5")
-    elif column == _INPUT and example.image is not None:
-        axis.imshow(example.image, cmap="gray", vmin=0, vmax=1)
-    elif column == _TRUTH and example.truth is not None:
-        classes = max(int(example.truth.max()), int(example.pred.max()), 1)
-        axis.imshow(np.where(example.truth < 0, 0.5, example.truth / classes), cmap="gray", vmin=0, vmax=1)
-    elif column == _PROBABILITY and example.prob is not None:
-        axis.imshow(example.prob, cmap="viridis", vmin=0, vmax=1)
+        write_inside(axis, "sealed" if example.part == "test" and column == TRUTH else "not known", "0.5")
     else:
-        axis.imshow(color_errors(example))
+        cmap = "viridis" if column == PROBABILITY else "gray"
+        axis.imshow(paint_panel(example, column), cmap=cmap, vmin=0, vmax=1)
+
+
+def paint_panel(example: Example, column: str) -> NDArray[np.floating[Any]]:
+    """Return a known column of an example as gray (Y, X) or colors (Y, X, 3) in [0, 1]; the probability as it is."""
+    if column == INPUT and example.image is not None:
+        return example.image
+    if column == TRUTH and example.truth is not None:
+        classes = max(int(example.truth.max()), int(example.pred.max()), 1)
+        return np.where(example.truth < 0, 0.5, example.truth / classes)
+    if column == PROBABILITY and example.prob is not None:
+        return example.prob
+    return color_errors(example)
 
 
 def color_errors(example: Example) -> NDArray[np.float64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +23,13 @@ LegendPlace = Literal["outside lower center", "outside upper center"]
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 """Told apart with any color vision (Paul Tol)."""
+_CSS_COLORS = {
+    **{color: f"var(--c{number})" for number, color in enumerate(COLORS)},
+    **dict.fromkeys(("#000000", "#262626"), "currentColor"),
+    **dict.fromkeys(("#595959", "#666666", "#808080", "#999999"), "var(--muted)"),
+    **dict.fromkeys(("#b0b0b0", "#d9d9d9", "#e6e6e6", "#ebebeb"), "var(--faint)"),
+}
+"""Colors of figures -> of the page that they stand in."""
 
 
 def to_gray(image: NDArray[Any]) -> NDArray[Any]:
@@ -35,11 +44,16 @@ def new_figure(path: Path, size: tuple[float, float]) -> Figure:
     Raises:
         DataError: when the file exists.
     """
+    if path.exists():
+        raise DataError(f"{path} exists already and is not overwritten: choose another name")
+    return make_figure(size)
+
+
+def make_figure(size: tuple[float, float]) -> Figure:
+    """Return an empty figure of a size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if path.exists():
-        raise DataError(f"{path} exists already and is not overwritten: choose another name")
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -57,6 +71,26 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot write the figure {path}: {error}") from error
+
+
+def to_svg(figure: Figure) -> str:
+    """Return a figure as an ``<svg>`` element whose colors are those of the page it stands in, light or dark.
+
+    Black, the grays of frames and grids, and COLORS become the CSS colors ``currentColor``, ``--muted``, ``--faint``
+    and ``--c0``, ``--c1``, ...; the background is transparent. Equal figures give equal text.
+    """
+    from matplotlib import rc_context
+
+    _make_plain(figure)
+    text = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ssl-seg", "font.family": ["DejaVu Sans", "sans-serif"]}):
+        figure.savefig(text, format="svg", dpi=110, transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # of several figures in one page, these names would be there twice
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
+    return re.sub(r"#[0-9a-f]{6}\b", lambda found: _CSS_COLORS.get(found[0], found[0]), svg)
 
 
 def _make_plain(figure: Figure) -> None:

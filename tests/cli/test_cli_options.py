@@ -24,6 +24,7 @@ ALONE = {
     "ablate": "data labels steps part metric seeds set out dry-run",
     "evaluate": "data split test all ensemble which overlap threshold set accelerator figure csv json",
     "calibrate": "for which clean overlap accelerator figure json",
+    "report": "out",
     "export": "which uncalibrated overwrite json",
     "investigate": "against expect file hypothesis if-confirmed if-refuted json markdown",
     "predict": "with which overlap probabilities format tta uncertainty uint8 objects spacing threshold uncalibrated "

@@ -1,0 +1,37 @@
+"""``ssl-seg report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssl_seg.cli.console import announce, show
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Directories of runs; finished or not.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="HTML file to write.", show_default="RUN/report.html; of several runs comparison.html"),
+    ] = None,
+) -> None:
+    """Write a page that says at a glance how a run went: verdict, score, curves, cases, settings.
+
+    One file that needs no network. Several runs are compared, with paired differences on the cases that they share.
+    """
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.report.page import check_page_file
+    from ssl_seg.report.run_report import write_report_page
+
+    if twice := [path for number, path in enumerate(runs) if path.resolve() in [p.resolve() for p in runs[:number]]]:
+        raise ConfigError(f"{twice[0]} is named twice: give each run once")
+    if out is not None:
+        if out.suffix.lower() not in (".html", ".htm"):
+            raise ConfigError(f"--out {out}: the page is HTML; name a file such as {out.with_suffix('.html').name}")
+        check_page_file(out)
+    announce(f"reading {runs[0] if len(runs) == 1 else f'{len(runs)} runs'}")
+    show(f"wrote {write_report_page(runs, out)}")

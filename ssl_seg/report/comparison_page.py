@@ -1,0 +1,121 @@
+"""Several runs on one page: their verdicts, scores with paired differences, curves, and settings that differ."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ssl_seg.errors import SslSegError
+from ssl_seg.inference.scoring import Score, count_classes
+from ssl_seg.report.diagnosis_tables import Table
+from ssl_seg.report.page import Page, Section
+from ssl_seg.report.run_figures import draw_runs
+from ssl_seg.report.run_page import format_interval
+from ssl_seg.report.run_record import RunRecord
+from ssl_seg.run.differences import compare_settings
+from ssl_seg.scores.text import UNKNOWN, number
+from ssl_seg.studies.rungs import compare_counts
+
+COMPARISON_FILE = "comparison.html"
+
+
+def find_common_folder(paths: Sequence[Path]) -> Path:
+    """Return the folder that all paths lie in."""
+    return Path(os.path.commonpath([path.resolve().parent for path in paths]))
+
+
+def make_comparison_sections(records: Sequence[RunRecord], names: Sequence[str]) -> tuple[Section, ...]:
+    """Return verdicts, scores and curves, and differences in settings of runs; the first one is what others are
+    compared with."""
+    named = dict(zip(names, records, strict=True))
+    drawn = draw_runs(named)
+    return (
+        Section("Verdicts", banners=tuple((name, record.banner) for name, record in named.items())),
+        Section("Scores", tables=(_make_score_table(named),)),
+        Section("Curves", drawings=() if drawn is None else (drawn,)),
+        Section("Settings that differ", tables=(_make_settings_table(named),)),
+    )
+
+
+def make_comparison_page(records: Sequence[RunRecord]) -> Page:
+    """Return the page of several runs."""
+    folder = find_common_folder([record.run.path for record in records])
+    names = [record.run.path.resolve().relative_to(folder).as_posix() for record in records]
+    sections = make_comparison_sections(records, names)
+    return Page(f"{len(records)} runs", str(folder), None, sections)
+
+
+def _make_score_table(named: Mapping[str, RunRecord]) -> Table:
+    (first, base), *_ = named.items()
+    rows = []
+    for name, record in named.items():
+        scores = record.used_scores or {}
+        rows.append(
+            (
+                name,
+                UNKNOWN if record.used is None else f"{record.used.net}, step {record.used.step:,}",
+                number(scores.get("f1_macro")),
+                number(scores.get("trivial_f1")),
+                f"{scores['margin']:+.3f}" if scores else UNKNOWN,
+                format_interval(scores) if scores else UNKNOWN,
+                *(("", "", "") if record is base else _compare(record, base)),
+            )
+        )
+    of = "" if base.used is None or base.used.score.subject == "foreground" else f" ({base.used.score.subject})"
+    columns = ("run", "network", f"F1{of}", "foreground everywhere", "margin", "its 95 % interval")
+    text = (
+        f"Difference: F1 minus that of {first} on the validation cases that both have, by the content of the image, "
+        "with its paired 95 % interval over these cases. It says nothing about other seeds."
+    )
+    return Table("", text, (*columns, "difference", "its 95 % interval", "shared cases"), tuple(rows))
+
+
+def _compare(record: RunRecord, base: RunRecord) -> tuple[str, str, str]:
+    """Return difference to the first run, its interval, and the number of cases that both have."""
+    if record.used is None or base.used is None:
+        return UNKNOWN, "not scored yet", ""
+    own, other = record.used.score, base.used.score
+    if own.label_values != other.label_values:
+        return UNKNOWN, "other classes", ""
+    contents = [{} if r.split is None else r.split.content for r in (record, base)]
+    shared = [
+        case.case_id
+        for case in own.cases
+        if case.case_id in contents[0] and contents[0][case.case_id] == contents[1].get(case.case_id)
+    ]
+    known = {case.case_id for case in other.cases}
+    shared = [case_id for case_id in shared if case_id in known]
+    if not shared:
+        return UNKNOWN, "no case in common", "0"
+    found = compare_counts(*(count_classes(_choose(score, shared)) for score in (own, other)))
+    missing = found.low is None or found.high is None
+    interval = found.why or UNKNOWN if missing else f"{found.low:+.3f} .. {found.high:+.3f}"
+    return f"{found.f1:+.3f}", interval, str(len(shared))
+
+
+def _choose(score: Score, ids: Sequence[str]) -> Score:
+    """Return the score of some of the cases, in the order of the ids."""
+    cases = {case.case_id: case for case in score.cases}
+    return replace(score, cases=tuple(cases[case_id] for case_id in ids))
+
+
+def _make_settings_table(named: Mapping[str, RunRecord]) -> Table:
+    """Return a row for each setting in which a run differs from the first one."""
+    (_, base), *others = named.items()
+    rows: dict[str, dict[str, str]] = {}
+    faults = []
+    for name, record in others:
+        try:
+            differences = compare_settings(base.run.path, record.run.path)
+        except SslSegError as error:
+            faults.append(f"{name}: {error}")
+            continue
+        for difference in differences:
+            rows.setdefault(difference.setting, {"": str(difference.a)})[name] = str(difference.b)
+    cells = [
+        (setting, own[""], *(own.get(name, "as the first") for name, _ in others)) for setting, own in rows.items()
+    ]
+    text = "; ".join(faults) or ("" if rows else "There is none.")
+    return Table("", text, ("setting", *named), tuple(cells) or (("(none)", *("" for _ in named)),))

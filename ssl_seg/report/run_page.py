@@ -1,0 +1,388 @@
+"""The page of a run: verdict, score, curves, cases, and what it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssl_seg.errors import SslSegError, quote
+from ssl_seg.report.diagnosis_tables import Table
+from ssl_seg.report.page import PAGE_FILE, Page, Section, make_facts, make_picture_rows, write_page
+from ssl_seg.report.run_figures import Drawing, draw_curves, draw_foreground_scatter, draw_scores
+from ssl_seg.report.run_record import NETS, RunRecord, read_run
+from ssl_seg.run.final_scores import NetworkScore, summarize_network
+from ssl_seg.scores.metrics import ConfusionCounts
+from ssl_seg.scores.text import UNKNOWN, figure, number, share
+
+if TYPE_CHECKING:
+    from ssl_seg.report.case_pictures import PredictedCase
+
+MOST_CASES = 500
+"""Rows of the table of cases; of more, the worst and the best half."""
+MOST_EVENTS = 200
+PICTURE_SECONDS = 30.0
+"""Pictures that are expected to take longer are not made when a training ends."""
+_SHOWN = ("worst", "median", "best")
+_MARKS = {
+    (False, False): "",
+    (True, False): " (used)",
+    (False, True): " (collapsed)",
+    (True, True): " (used, collapsed)",
+}
+"""Whether a network is used, and whether it has collapsed -> what is said behind its name."""
+_SKIPPED = ("event", "time", "step", "findings", "contents", "opening", "checkpoints", "splits", "action", "text")
+"""Values of events that are not listed: long ones, and those that stand elsewhere."""
+
+
+def write_run_page(path: Path, out: Path | None = None, *, seconds: float | None = None) -> Path:
+    """Write the page of a run, by default as report.html into its directory; return where it is.
+
+    Args:
+        path: run directory.
+        out: file to write.
+        seconds: pictures of cases are left out where they are expected to take longer; None makes them in any case.
+
+    Raises:
+        RunDirError: for a folder that holds no run.
+        DataError: for a place that cannot be written.
+    """
+    record = read_run(path)
+    cases, why = predict_examples(record, seconds)
+    return write_page(make_run_page(record, cases, why), out or path / PAGE_FILE)
+
+
+def write_when_trained(path: Path, note: Callable[[str], None]) -> None:
+    """Write the page of a run that has just ended; a failure is told and changes nothing else."""
+    try:
+        note(f"report: {write_run_page(path, seconds=PICTURE_SECONDS)}")
+    except Exception as error:  # noqa: BLE001 (a training must not fail for its report)
+        reason = str(error) or type(error).__name__
+        note(f"report: {path / PAGE_FILE} was not written: {reason}. Try again: ssl-seg report {quote(path)}")
+
+
+def predict_examples(record: RunRecord, seconds: float | None = None) -> tuple[list[PredictedCase], str]:
+    """Return the worst, the median and the best validation case, predicted with the network that is used; or none, and
+    why there are none."""
+    from ssl_seg.report.case_pictures import choose_spread, predict_cases
+    from ssl_seg.results.evaluation import EvaluateRequest
+
+    if record.used is None:
+        return [], "No pictures of cases: they are made when the run has ended and its networks are scored."
+    rows = choose_spread(record.used.score.summarize()["cases"], len(_SHOWN))
+    expected = _expect_seconds(record, len(rows))
+    if seconds is not None and expected > seconds:
+        return [], (
+            f"No pictures of cases: they would take about {expected:.0f} s. `ssl-seg report {quote(record.run.path)}` "
+            "makes them."
+        )
+    request = EvaluateRequest(record.run.best, calibrated=False)
+    try:
+        return predict_cases(request, rows, record.used.net, all_planes=True), ""
+    except (SslSegError, OSError, KeyError, ValueError, RuntimeError, MemoryError) as error:
+        return [], f"No pictures of cases: {str(error).rstrip('.')}."
+
+
+def _expect_seconds(record: RunRecord, count: int) -> float:
+    """Return how long the prediction of some cases takes, by what the run has measured; 0 where it has not."""
+    estimate = _find_event(record, "estimate")
+    cases = 0 if record.used is None else len(record.used.score.cases)
+    return float(estimate.get("scoring") or 0.0) * count / max(cases, 1)
+
+
+def _find_event(record: RunRecord, name: str) -> Mapping[str, Any]:
+    """Return the last event of a name; empty without one."""
+    return next((event for event in reversed(record.events) if event.get("event") == name), {})
+
+
+def make_run_page(record: RunRecord, cases: Sequence[PredictedCase] = (), why_no_cases: str = "") -> Page:
+    """Return the page of a run.
+
+    Args:
+        record: what its directory says.
+        cases: the worst, the median and the best one.
+        why_no_cases: is said where there are none.
+    """
+    scores = draw_scores(record)
+    names = _SHOWN if len(cases) == len(_SHOWN) else _SHOWN[:1] + _SHOWN[-1:] if len(cases) == 2 else ("",) * len(cases)
+    named = [(name or "case", case) for name, case in zip(names, cases, strict=True)]
+    sections = (
+        Section(
+            "Score",
+            drawings=() if scores is None else (scores,),
+            tables=tuple(_make_score_tables(record)),
+        ),
+        Section("Cases", (why_no_cases or _explain_cases(record),), rows=make_picture_rows(named)),
+        Section("Curves", _note_looks(record), draw_curves(record)),
+        _make_case_section(record),
+        Section("What happened", tables=(_make_event_table(record),)),
+        Section("Data and split", tables=tuple(_make_split_tables(record))),
+        Section("Settings", tables=(_make_settings_table(record),), is_open=False),
+        Section("Versions and machine", record.faults, tables=(_make_machine_table(record),), is_open=False),
+    )
+    return Page(f"Run {record.name}", _describe_run(record), record.banner, tuple(filter(_has_content, sections)))
+
+
+def _explain_cases(record: RunRecord) -> str:
+    network = (
+        "" if record.used is None else f", predicted by the {record.used.net} of best.pt (step {record.used.step:,})"
+    )
+    wrong = "; foreground of a wrong class in yellow" if record.config and record.config.data.num_classes > 2 else ""
+    return f"Validation cases by Dice{network}. Errors: found in green, missed in blue, false in red{wrong}."
+
+
+def _has_content(section: Section) -> bool:
+    tables = any(table.rows for table in section.tables)
+    return bool(section.notes or section.drawings or section.rows or tables or section.banners or section.images)
+
+
+def _describe_run(record: RunRecord) -> str:
+    """Return what was trained on what, in one line."""
+    config, split, parts = record.config, record.split, [str(record.run.path)]
+    if config is not None:
+        size = " x ".join(map(str, config.data.patch_size))
+        parts += [config.method.name, config.network.name, f"{config.data.ndim}D patches of {size}", config.data.root]
+    if config is not None and split is not None:
+        parts.append(f"{len(split.labeled_ids(config.split.labels))} labeled cases")
+    return " · ".join(parts)
+
+
+def _note_looks(record: RunRecord) -> tuple[str, ...]:
+    shown, total = len(record.looks.steps), record.looks.total
+    return (f"{shown} of the {total:,} looks at the networks are drawn, evenly spread.",) if shown < total - 1 else ()
+
+
+def _make_score_tables(record: RunRecord) -> Iterator[Table]:
+    """Yield the scores of the networks, and the trivial baselines on the same cases."""
+    if record.final is None or record.used is None:
+        yield from _make_probe_table(record)
+        return
+    of, used = record.used.score.subject, record.used
+    subject = "" if of == "foreground" else f" ({of})"
+    rows = []
+    for network in sorted(_list_distinct(record), key=lambda network: network != used):
+        own = summarize_network(network.score)
+        rows.append(
+            (
+                f"{network.source}.pt {network.net}{_MARKS[network == used, network.collapsed]}",
+                f"{network.step:,}",
+                number(own["f1_macro"]),
+                number(own["dice"]),
+                f"{own['margin']:+.3f}",
+                format_interval(own),
+            )
+        )
+    columns = ("network", "step", f"F1{subject}", "mean Dice", "margin", "its 95 % interval")
+    cases = f"{len(used.score.cases)} whole validation cases"
+    text = "Margin: F1 over that of predicting foreground everywhere, on the same cases."
+    yield Table(f"Networks on {cases}", text, columns, tuple(rows))
+    summary = used.score.summarize()
+    trivial, mean = summary["trivial"], summary["mean"]
+    baselines = (
+        ("the network that is used", number(summary["pooled"]["f1_macro"]), number(mean["dice"])),
+        ("foreground everywhere", number(trivial["all_positive"]), UNKNOWN),
+        ("random at the base rate", number(trivial["base_rate_random"]), UNKNOWN),
+        ("nothing", number(trivial["all_negative"]), number(mean["predict_nothing"])),
+    )
+    yield Table("Beside trivial predictors", "", ("predictor", f"F1{subject}", "mean Dice"), baselines)
+    if "classes" in summary:
+        yield Table("Classes", "", ("class", "cases with it", "F1", "precision", "recall"), tuple(
+            (
+                str(row["label"]),
+                str(row["n_positives"]),
+                *(number(row["pooled"][name]) for name in ("dice", "precision", "recall")),
+            )
+            for row in summary["classes"]
+        ))  # fmt: skip
+    if calibration := _read_calibration(record):
+        yield make_facts("Calibration", {used.net: calibration})
+
+
+def format_interval(scores: Mapping[str, Any]) -> str:
+    """Return the interval of a margin, or why there is none."""
+    low, high = scores["margin_low"], scores["margin_high"]
+    return scores["margin_why"] or UNKNOWN if low is None or high is None else f"{low:+.3f} .. {high:+.3f}"
+
+
+def _list_distinct(record: RunRecord) -> list[NetworkScore]:
+    """Return the networks that were scored; of those with equal scores and steps the first."""
+    kept: list[NetworkScore] = []
+    for network in () if record.final is None else record.final.networks:
+        if not any((k.net, k.step, k.score) == (network.net, network.step, network.score) for k in kept):
+            kept.append(network)
+    return kept
+
+
+def _make_probe_table(record: RunRecord) -> Iterator[Table]:
+    looks = record.looks
+    rows = [
+        (net, number(looks.last(f"val/{net}/f1")), number(looks.last(f"val/{net}/f1_best")))
+        for net in NETS
+        if looks.last(f"val/{net}/f1") is not None
+    ]
+    if not rows:
+        return
+    rows.append(("foreground everywhere", number(looks.last("val/trivial_f1")), UNKNOWN))
+    patches = looks.last("val/patches")
+    on = "the validation probe" if patches is None else f"{patches:.0f} patches of the validation probe"
+    text = "Preliminary: whole cases are scored when the run ends."
+    yield Table(f"At step {looks.steps[-1]:,}, on {on}", text, ("network", "F1", "at its best threshold"), tuple(rows))
+
+
+def _read_calibration(record: RunRecord) -> str:
+    """Return what `calibrate` has stored for the network that is used, in words."""
+    path = record.run.best.with_suffix(".calibration.json")
+    if record.used is None or not path.is_file():
+        return ""
+    from ssl_seg.inference.calibration import read_calibration
+
+    try:
+        found = read_calibration(record.run.best, record.used.net)
+    except SslSegError as error:
+        return str(error)
+    if found is None:
+        return f"{path.name} is of another state of best.pt"
+    return f"{found.describe()}. `evaluate` and `predict` use it; the scores of this page are without it"
+
+
+def _make_case_section(record: RunRecord) -> Section:
+    """Return the table of the validation cases, the worst first, and their foreground shares."""
+    if record.used is None:
+        return Section("All validation cases")
+    summary = record.used.score.summarize()
+    shares = [(c.overlap.prevalence, _share_of(c.overlap)) for c in record.used.score.cases]
+    rows = sorted(zip(summary["cases"], shares, strict=True), key=lambda pair: float(pair[0]["dice"]))
+    notes: tuple[str, ...] = ()
+    if len(rows) > MOST_CASES:
+        half = MOST_CASES // 2
+        notes = (f"The worst and the best {half} of {len(rows):,} cases; scores.json has all.",)
+        rows = [*rows[:half], *rows[-half:]]
+    labels = [row["label"] for row in summary.get("classes", ())]
+    columns = ("case", "Dice", "IoU", "precision", "recall", "true foreground", "predicted")
+    table = Table(
+        "",
+        "A click on a title sorts.",
+        (*columns, *(f"Dice of class {label}" for label in labels)),
+        tuple(
+            (
+                row["id"],
+                *(number(row[name]) for name in ("dice", "iou", "precision", "recall")),
+                *map(share, pair),
+                *map(number, row.get("classes", ())),
+            )
+            for row, pair in rows
+        ),
+    )
+    drawn: tuple[Drawing, ...] = (draw_foreground_scatter(shares),) if len(shares) > 1 else ()
+    return Section("All validation cases", notes, drawn, (table,))
+
+
+def _share_of(overlap: ConfusionCounts) -> float:
+    return (overlap.tp + overlap.fp) / max(overlap.voxels, 1)
+
+
+def _make_event_table(record: RunRecord) -> Table:
+    rows = [
+        (
+            str(event.get("step", "")),
+            str(event.get("time", "")).replace("T", " ")[:19],
+            str(event.get("event", "")),
+            _describe_event(event),
+        )
+        for event in record.events
+    ]
+    text = ""
+    if len(rows) > MOST_EVENTS:
+        half = MOST_EVENTS // 2
+        text = f"The first and the last {half} of {len(rows):,} events; events.jsonl has all."
+        rows = [*rows[:half], *rows[-half:]]
+    return Table("", text, ("step", "time (UTC)", "event", "details"), tuple(rows))
+
+
+def _describe_event(event: Mapping[str, Any]) -> str:
+    """Return the short values of an event."""
+    if event.get("event") == "gate":
+        return str(event.get("text", ""))
+    parts = []
+    for name, value in event.items():
+        if name in _SKIPPED or value is None or value in ("", []) or isinstance(value, Mapping):
+            continue
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        parts.append(f"{name} {figure(shown) if isinstance(shown, float) else shown}")
+    return "; ".join(parts)
+
+
+def _make_split_tables(record: RunRecord) -> Iterator[Table]:
+    split, config = record.split, record.config
+    if split is None:
+        return
+    labels = None if config is None else config.split.labels
+    pool = split.fractions[1.0]
+    labeled = pool if labels is None else split.labeled_ids(labels)
+    facts = {
+        "labeled, trained with": f"{len(labeled)} of {len(pool)} in the pool",
+        "unlabeled, trained with": "" if labels is None else str(len(split.pool_ids(labels))),
+        "validation": str(len(split.val)),
+        "test (sealed)": str(len(split.test)),
+        "fold": "" if split.fold is None else f"{split.fold} of {split.folds}",
+        "groups": f"{len(set(split.groups.values()))}, none in two parts" if split.groups else "",
+        "seed": str(split.seed),
+        "fingerprint": split.fingerprint,
+        "notes": "; ".join(split.notes),
+    }
+    yield make_facts("Split", facts)
+    yield make_facts("Seal of the test list", {"opened": _describe_openings(record)} if split.test else {})
+
+
+def _describe_openings(record: RunRecord) -> str:
+    """Return when the test list was scored, as far as the events of the run say."""
+    opened = [event for event in record.events if event.get("event") == "test_opened"]
+    if not opened:
+        return "never, by this run"
+    times = ", ".join(f"{str(e.get('time'))[:16].replace('T', ' ')} by {e.get('by')}" for e in opened[-10:])
+    return f"{len(opened)} time(s) by this run: {times}"
+
+
+def _make_settings_table(record: RunRecord) -> Table:
+    text = "Given: other than the default, by a file, an option or a parent."
+    return Table("", text, ("setting", "value", "origin"), record.settings)
+
+
+def _make_machine_table(record: RunRecord) -> Table:
+    environment, looks = record.environment, record.looks
+    runtime = _find_event(record, "runtime")
+    packages, commits = environment.get("packages") or {}, environment.get("commits") or {}
+    seconds, memory = looks.last("train/seconds_per_step"), looks.last("machine/memory_gib")
+    parameters = runtime.get("parameters")
+    facts = {
+        "command": " ".join(quote(str(part)) for part in environment.get("command") or ()),
+        "begun": str(environment.get("time", "")),
+        "took": _describe_duration(record),
+        "seconds a step": "" if seconds is None else f"{figure(seconds, 3)} (last epoch)",
+        "memory": "" if memory is None else f"{number(memory, 2)} GiB",
+        "parameters": "" if parameters is None else f"{parameters:,}",
+        "precision": str(runtime.get("precision", "")),
+        "machine": ", ".join(filter(None, (environment.get("platform"), _count(environment.get("cpus"), "CPUs")))),
+        "Python": str(environment.get("python", "")),
+        "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
+        "commits": ", ".join(
+            f"{name}: {own.get('commit', '')[:12]}{' (changed since)' if own.get('changed') else ''}"
+            for name, own in commits.items()
+        ),
+    }
+    return make_facts("", facts)
+
+
+def _count(value: Any, what: str) -> str:
+    return "" if value is None else f"{value} {what}"
+
+
+def _describe_duration(record: RunRecord) -> str:
+    """Return the time from the first event to the last one of the run itself."""
+    times = [e.get("time") for e in record.events if e.get("event") != "test_opened"]
+    try:
+        first, last = (datetime.fromisoformat(str(time)) for time in (times[0], times[-1]))
+        return str(last - first)
+    except (IndexError, ValueError, TypeError):
+        return ""

@@ -1,0 +1,333 @@
+"""What a run directory says about a run, collected for its page. Reads files only: no network, no image."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_seg.config import Config
+from ssl_seg.config.layers import check_partial, flatten, read_layers, to_plain
+from ssl_seg.data.splits.files import load_split
+from ssl_seg.data.splits.split import Split
+from ssl_seg.errors import RunDirError, SslSegError, name_examples, quote
+from ssl_seg.monitor.catalog import CODES, limit
+from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE, describe_pretraining
+from ssl_seg.run.directory import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    SPLIT_FILE,
+    RunDir,
+    open_run_dir,
+    read_header,
+)
+from ssl_seg.run.final_scores import FinalScores, NetworkScore, load_final_scores, summarize_network
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.scores.text import number
+
+MOST_LOOKS = 400
+"""Looks of a run that are drawn; of more, evenly spread ones."""
+NETS = ("student", "teacher")
+
+State = Literal["healthy", "warning", "collapsed"]
+_STATES: Mapping[str, State] = {"ok": "healthy", "warn": "warning", "collapsed": "collapsed"}
+_ENDINGS = ("finished", "stopped_early", "collapsed", "refused", "interrupted")
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The records of metrics.jsonl that are drawn, in the order of their steps; a figure that a record lacks is NaN."""
+
+    steps: NDArray[np.int64]
+    """(L)."""
+    levels: tuple[str, ...]
+    """(L) verdicts: ``ok``, ``warn`` or ``collapsed``."""
+    values: Mapping[str, NDArray[np.float64]]
+    """(L) of each figure that any of the records has."""
+    histograms: Mapping[str, NDArray[np.float64]]
+    """(L, bins) shares of voxels by probability, of each network."""
+    total: int
+    """Records that there are."""
+
+    def last(self, name: str) -> float | None:
+        """Return the last known value of a figure."""
+        if name not in self.values:
+            return None
+        return float(self.values[name][np.isfinite(self.values[name])][-1])
+
+
+@dataclass(frozen=True)
+class Banner:
+    """The verdict in words: what state the run is in, why, and what to do next."""
+
+    state: State
+    title: str
+    reasons: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that a run directory says."""
+
+    run: RunDir
+    looks: Looks
+    events: tuple[Mapping[str, Any], ...]
+    final: FinalScores | None
+    """None before the end of the run."""
+    config: Config | None
+    """None where the settings are not those of this version."""
+    settings: tuple[tuple[str, str, str], ...]
+    """Dotted name, value and origin."""
+    split: Split | None
+    environment: Mapping[str, Any]
+    faults: tuple[str, ...]
+    """Files that cannot be read, in words."""
+
+    @property
+    def name(self) -> str:
+        """Name of the directory."""
+        return self.run.path.resolve().name
+
+    @property
+    def ending(self) -> Mapping[str, Any] | None:
+        """The last event, if it ends the run."""
+        resumed = max((n for n, event in enumerate(self.events) if event.get("event") == "resumed"), default=0)
+        ends = [event for event in self.events[resumed:] if event.get("event") in _ENDINGS]
+        return ends[-1] if ends else None
+
+    @property
+    def step(self) -> int:
+        """Updates made, as far as is recorded."""
+        looked = int(self.looks.steps[-1]) if len(self.looks.steps) else 0
+        return max(looked, int((self.ending or {}).get("step") or 0))
+
+    @property
+    def used(self) -> NetworkScore | None:
+        """The network that is used, once the run has ended."""
+        return None if self.final is None else self.final.used
+
+    @cached_property
+    def used_scores(self) -> dict[str, Any] | None:
+        """Its scores on the whole validation cases, as `evaluate` and `train` show them."""
+        return None if self.used is None else summarize_network(self.used.score)
+
+    @cached_property
+    def banner(self) -> Banner:
+        """What is to be said first."""
+        return judge_run(self)
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run directory, of a run that is finished or not.
+
+    Raises:
+        RunDirError: for a folder that holds no run, or that of a pre-training.
+    """
+    if (path / PRETRAINING_FILE).is_file():
+        raise RunDirError(describe_pretraining(path))
+    run = open_run_dir(path)
+    faults: list[str] = []
+
+    def read(what: str, reader: Any) -> Any:
+        try:
+            return reader()
+        except (SslSegError, OSError, ValueError) as error:
+            faults.append(f"{what} cannot be read: {error}")
+            return None
+
+    split_file, environment = path / SPLIT_FILE, path / ENVIRONMENT_FILE
+    config = read(CONFIG_FILE, lambda: _read_config(run))
+    return RunRecord(
+        run,
+        read_looks(path / METRICS_FILE),
+        tuple(run.read_events()),
+        read("scores.json", lambda: load_final_scores(run)),
+        config,
+        () if config is None else _list_settings(config, read_header(run)),
+        read(SPLIT_FILE, lambda: load_split(split_file)) if split_file.is_file() else None,
+        read(ENVIRONMENT_FILE, lambda: json.loads(environment.read_text("utf-8"))) or {},
+        tuple(faults),
+    )
+
+
+def _read_config(run: RunDir) -> Config:
+    return check_partial(TrainRequest(tuple(read_layers(str(run.path / CONFIG_FILE)))).settings)[0]
+
+
+def _list_settings(config: Config, header: str) -> tuple[tuple[str, str, str], ...]:
+    """Return name, value and origin of each setting: planned, with its reason, the default, or given by the user."""
+    planned: dict[str, str] = {}
+    for line in header.splitlines():
+        if line.startswith("planned: ") and " = " in line:
+            name, _, rest = line.removeprefix("planned: ").partition(" = ")
+            planned[name] = rest.partition(" (")[2].removesuffix(")")
+    default, _ = check_partial(TrainRequest(()).settings)
+    defaults = dict(flatten(to_plain(default)))
+    rows = []
+    for name, value in flatten(to_plain(config)):
+        origin = f"planned: {planned[name]}" if name in planned else ""
+        origin = origin or ("default" if name in defaults and defaults[name] == value else "given")
+        rows.append((name, json.dumps(value, ensure_ascii=False), origin))
+    return tuple(rows)
+
+
+def read_looks(path: Path, most: int = MOST_LOOKS) -> Looks:
+    """Read at most ``most`` records of metrics.jsonl, evenly spread, the first and the last one among them.
+
+    Only these are parsed, so a file of a hundred thousand records takes no memory to speak of. Lines cut short by a
+    crash are left out.
+    """
+    total = 0
+    if path.is_file():
+        with path.open("rb") as lines:
+            total = sum(1 for _ in lines)
+    wanted = {round(i * (total - 1) / max(min(most, total) - 1, 1)) for i in range(min(most, total))}
+    wanted |= set(range(max(total - 2, 0), total))  # the last line may be cut short
+    records: dict[int, dict[str, Any]] = {}
+    if total:
+        with path.open("rb") as lines:
+            for index, line in enumerate(lines):
+                if index in wanted and (record := _parse(line)) is not None:
+                    records[record["step"]] = record
+    ordered = [records[step] for step in sorted(records)]
+    names = dict.fromkeys(name for record in ordered for name, value in record.items() if _is_figure(value))
+    values = {name: np.array([_to_float(record.get(name)) for record in ordered]) for name in names if name != "step"}
+    histograms = {net: _stack([record.get(f"val/{net}/prob_histogram") for record in ordered]) for net in NETS}
+    return Looks(
+        np.array([record["step"] for record in ordered], np.int64),
+        tuple(str(record.get("verdict", "ok")) for record in ordered),
+        {name: column for name, column in values.items() if np.isfinite(column).any()},
+        {net: stacked for net, stacked in histograms.items() if stacked is not None},
+        total,
+    )
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _to_float(value: Any) -> float:
+    return float(value) if _is_figure(value) and value is not None and math.isfinite(value) else math.nan
+
+
+def _stack(rows: Sequence[Any]) -> NDArray[np.float64] | None:
+    """Return (L, bins), NaN where a record has no histogram; None where no record has one."""
+    bins = max((len(row) for row in rows if isinstance(row, list)), default=0)
+    whole = [row if isinstance(row, list) and len(row) == bins else [None] * bins for row in rows]
+    return np.array([[_to_float(value) for value in row] for row in whole]) if bins else None
+
+
+def judge_run(record: RunRecord) -> Banner:
+    """Return the verdict of a run in words: that of its monitor, and what `train` and `diagnose` say of the network
+    that is used."""
+    ending, looks, path = record.ending, record.looks, quote(record.run.path)
+    level = _last_level(record)
+    findings = _last_findings(record) if level != "ok" else ()
+    reasons = [f"{_explain(f['code'])}. {_name_net(f)}{f.get('message', '')}" for f in findings[:1]]
+    if others := list(dict.fromkeys(f["code"] for f in findings[1:] if f["code"] != findings[0]["code"])):
+        reasons.append(f"Also: {name_examples(map(_explain, others), 3, between='; ')}")
+    used, scores = record.used, record.used_scores
+    is_trivial = scores is not None and 0 < scores["trivial_f1"] > scores["f1"] - limit("trivial_margin")
+    usable = used is not None and not used.collapsed and used.score.nonfinite == 0 and not is_trivial
+    if scores is not None:
+        reasons.append(_describe_used(record, scores, usable=usable, collapsed=level == "collapsed"))
+    state, kind = _STATES[level], None if ending is None else ending["event"]
+    if level == "collapsed":
+        since = _find_since(record)
+        title = "Collapsed" if since is None else f"Collapsed at step {since:,}"
+        title += ", stopped by the monitor" if kind == "collapsed" else ""
+        checkpoint = record.run.last if record.run.last.is_file() else record.run.path
+        commands = [f"ssl-seg diagnose {quote(checkpoint)}"]
+    elif kind == "refused":
+        state, title = "warning", f"Ended by a gate at step {record.step:,}"
+        gates = (e for e in record.events if e.get("event") == "gate" and not e.get("passed"))
+        reasons = [*(str(e.get("text")) for e in gates), *reasons]
+        commands = [f"ssl-seg diagnose {path}"]
+    elif ending is None or kind == "interrupted":
+        title, commands = _describe_unfinished(record, level)
+        state = "warning" if kind == "interrupted" and state == "healthy" else state
+    elif is_trivial:
+        state, title, commands = (
+            "warning",
+            "Finished, and no better than a trivial predictor",
+            [f"ssl-seg diagnose {path}"],
+        )
+    elif level == "warn":
+        title, commands = "Finished, with a warning", [f"ssl-seg diagnose {path}", f"ssl-seg evaluate {path}"]
+    else:
+        title = "Healthy: the networks have learned" if usable else "Finished"
+        commands = [f"ssl-seg evaluate {path}", f"ssl-seg predict {path} IMAGES OUTPUT"]
+    if not len(looks.steps):
+        reasons.append("Nothing is recorded yet: there was no look at the networks.")
+    if action := next((e.get("action") for e in reversed(record.events) if e.get("event") == "verdict"), None):
+        reasons += [f"Try: {action}"] if findings else []
+    return Banner(state, title, tuple(reasons), tuple(commands))
+
+
+def _last_level(record: RunRecord) -> str:
+    """Return the level of the verdict with which the run has ended, else of the last look."""
+    told = [*record.looks.levels[-1:], *(str(event.get("verdict")) for event in (record.ending,) if event is not None)]
+    return next((level for level in reversed(told) if level in _STATES), "ok")
+
+
+def _last_findings(record: RunRecord) -> Sequence[Mapping[str, Any]]:
+    told = [event for event in record.events if event.get("event") == "verdict"]
+    return [f for f in told[-1].get("findings", ()) if "code" in f] if told else ()
+
+
+def _find_since(record: RunRecord) -> int | None:
+    """Return the step of the first of the verdicts without interruption up to the end that are a collapse."""
+    since = None
+    for event in record.events:
+        if event.get("event") == "verdict":
+            since = (since if since is not None else event.get("step")) if event.get("level") == "collapsed" else None
+    return since
+
+
+def _explain(code: str) -> str:
+    """Return what a code means, as a sentence, with the code for those who look it up."""
+    meaning = CODES.get(code, "")
+    return f"{meaning[:1].upper()}{meaning[1:]} ({code})" if meaning else code
+
+
+def _name_net(finding: Mapping[str, Any]) -> str:
+    return "" if finding.get("net") in (None, "training") else f"{str(finding['net']).capitalize()}: "
+
+
+def _describe_used(record: RunRecord, scores: Mapping[str, Any], *, usable: bool, collapsed: bool) -> str:
+    used = record.used
+    where = "" if used is None else f"the {used.net} of step {used.step:,}{', untrained' if used.step == 0 else ''}"
+    compared = (
+        f"F1 {number(scores['f1_macro'])} on {scores['n_cases']} whole validation cases, "
+        f"{scores['margin']:+.3f} to predicting foreground everywhere ({number(scores['trivial_f1'])})"
+    )
+    if scores["margin_low"] is not None and scores["margin_high"] is not None:
+        compared += f", 95 % interval {scores['margin_low']:+.3f} to {scores['margin_high']:+.3f}"
+    if not usable:
+        return f"Do not use best.pt, {where}: {compared}"
+    return f"best.pt {'is from before the collapse: ' if collapsed else 'holds '}{where}, {compared}"
+
+
+def _describe_unfinished(record: RunRecord, level: str) -> tuple[str, list[str]]:
+    total = "" if record.config is None else f" of {record.config.length.steps:,}"
+    kind = "Interrupted" if record.ending else "Not finished"
+    health = {"ok": "healthy so far", "warn": "with a warning"}.get(level, level)
+    title = f"{kind}: at step {record.step:,}{total}, {health}" if len(record.looks.steps) else f"{kind}: no look yet"
+    return title, [f"ssl-seg train --resume {quote(record.run.path)}"] if record.run.last.is_file() else []

@@ -1,0 +1,399 @@
+"""What the page of a run says: the verdict in words, and the numbers that the run has left behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, Cli
+from page_cases import (
+    CASES,
+    HOSTILE,
+    cut_last_line,
+    damage,
+    make_collapsed,
+    make_config,
+    make_dice_score,
+    make_final,
+    make_healthy,
+    make_look,
+    make_run,
+)
+
+from ssl_seg.errors import DataError, RunDirError
+from ssl_seg.report import page as page_module
+from ssl_seg.report.comparison_page import make_comparison_page
+from ssl_seg.report.page import Page, Picture, PictureRow, Section, encode_image, render_page, write_page
+from ssl_seg.report.run_figures import draw_curves, draw_scores, list_marks
+from ssl_seg.report.run_page import MOST_CASES, MOST_EVENTS, make_run_page, write_run_page, write_when_trained
+from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, read_looks, read_run
+from ssl_seg.scores.intervals import draw_resamples, estimate_difference
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw figures without writing them out, which takes most of the time; TestHtml does both."""
+    if request.cls is not TestHtml:
+        monkeypatch.setattr("ssl_seg.report.run_figures.to_svg", lambda _: "<svg></svg>")
+
+
+def write_looks(path: Path, count: int) -> Path:
+    path.write_text("".join(json.dumps({"step": n, "val/student/f1": n / 7}) + "\n" for n in range(count)))
+    return path
+
+
+def texts(page: Page) -> dict[str, str]:
+    """Return what the sections say, as one text each."""
+    return {
+        section.title: "\n".join(
+            [
+                *section.notes,
+                *(cell for table in section.tables for row in (table.columns, *table.rows) for cell in row),
+            ]
+        )
+        for section in page.sections
+    }
+
+
+def rows_of(page: Page, title: str) -> list[tuple[str, ...]]:
+    (section,) = [section for section in page.sections if section.title == title]
+    return [row for table in section.tables for row in table.rows]
+
+
+class TestBanner:
+    def test_a_run_that_has_learned_is_healthy_with_its_score_and_what_to_run(self, tmp_path: Path) -> None:
+        record = read_run(make_healthy(tmp_path / "run"))
+        banner = record.banner
+        assert banner.state == "healthy"
+        assert record.used_scores is not None
+        assert f"F1 {record.used_scores['f1_macro']:.3f} on 12 whole validation cases" in banner.reasons[0]
+        assert [command.split()[:2] for command in banner.commands] == [["ssl-seg", "evaluate"], ["ssl-seg", "predict"]]
+
+    def test_a_collapse_has_its_step_its_meaning_and_its_action(self, tmp_path: Path) -> None:
+        banner = read_run(make_collapsed(tmp_path / "run")).banner
+        assert banner.state == "collapsed"
+        assert banner.title == "Collapsed at step 6, stopped by the monitor"
+        assert banner.reasons[0].startswith("The output hardly varies and does not follow the target (constant_output)")
+        assert "probability 0.000" in banner.reasons[0]
+        assert any(reason == "Try: lower the rate" for reason in banner.reasons)
+        assert "diagnose" in banner.commands[0]
+
+    @pytest.mark.parametrize(("dice", "said"), [(0.1, "Do not use best.pt"), (0.9, "best.pt is from before the")])
+    def test_the_best_network_of_a_collapsed_run_is_judged_by_its_score(
+        self, tmp_path: Path, dice: float, said: str
+    ) -> None:
+        banner = read_run(make_collapsed(tmp_path / "run", best_dice=dice)).banner
+        assert banner.state == "collapsed"
+        assert any(reason.startswith(said) for reason in banner.reasons)
+
+    def test_a_finished_run_at_the_trivial_score_is_a_warning(self, tmp_path: Path) -> None:
+        final = make_final(make_dice_score([0.3] * 12))  # foreground everywhere scores 0.5
+        end = {"event": "finished", "step": 12, "verdict": "ok", "codes": []}
+        banner = read_run(make_run(tmp_path / "run", [make_look(0), make_look(12)], [end], final)).banner
+        assert banner.state == "warning"
+        assert "no better than a trivial predictor" in banner.title
+
+    def test_a_warning_of_the_monitor_is_shown(self, tmp_path: Path) -> None:
+        finding = {"code": "overfitting", "level": "warn", "net": "training", "message": "gap 0.4"}
+        events = (
+            {"event": "verdict", "step": 9, "level": "warn", "action": "stop earlier", "findings": [finding]},
+            {"event": "finished", "step": 12, "verdict": "warn", "codes": ["overfitting"]},
+        )
+        banner = read_run(
+            make_run(tmp_path / "run", [make_look(12)], events, make_final(make_dice_score([0.8] * 12)))
+        ).banner
+        assert banner.state == "warning"
+        assert banner.reasons[0].endswith("(overfitting). gap 0.4")
+
+    def test_a_run_that_goes_on_says_how_far_it_is(self, tmp_path: Path) -> None:
+        banner = read_run(make_run(tmp_path / "run", [make_look(0), make_look(6)], [{"event": "started"}])).banner
+        assert (banner.state, banner.title) == ("healthy", "Not finished: at step 6 of 12, healthy so far")
+
+    def test_a_resumed_run_has_not_ended_although_it_had(self, tmp_path: Path) -> None:
+        events = ({"event": "collapsed", "step": 6, "verdict": "collapsed"}, {"event": "resumed", "step": 6})
+        assert read_run(make_run(tmp_path / "run", [make_look(6)], events)).banner.title.startswith("Not finished")
+
+    def test_an_interrupted_run_is_a_warning_with_its_step(self, tmp_path: Path) -> None:
+        events = [{"event": "interrupted", "step": 5, "verdict": "ok"}]
+        banner = read_run(make_run(tmp_path / "run", [make_look(0)], events)).banner
+        assert (banner.state, banner.title) == ("warning", "Interrupted: at step 5 of 12, healthy so far")
+
+    def test_a_broken_gate_is_told(self, tmp_path: Path) -> None:
+        events = (
+            {"event": "gate", "step": 6, "passed": False, "text": "f1 0.3 is not above 0.7"},
+            {"event": "refused", "step": 6, "verdict": "ok"},
+        )
+        banner = read_run(make_run(tmp_path / "run", [make_look(6)], events)).banner
+        assert (banner.state, banner.reasons) == ("warning", ("f1 0.3 is not above 0.7",))
+
+    def test_the_scores_are_those_of_scores_json(self, tmp_path: Path) -> None:
+        page = make_run_page(read_run(make_healthy(tmp_path / "run")))
+        stored = json.loads((tmp_path / "run" / "scores.json").read_text())["networks"][0]
+        used = next(row for row in rows_of(page, "Score") if row[0].endswith("(used)"))
+        assert used[2] == f"{stored['pooled']['f1_macro']:.3f}"
+        assert used[4] == f"{stored['trivial']['margin']:+.3f}"
+        assert used[5] == f"{stored['trivial']['margin_low']:+.3f} .. {stored['trivial']['margin_high']:+.3f}"
+
+
+class TestLooks:
+    @pytest.mark.parametrize("count", [0, 1, 2, 9, 10, 11, 95])
+    def test_long_records_are_thinned_with_first_and_last(self, tmp_path: Path, count: int) -> None:
+        looks = read_looks(write_looks(tmp_path / "m.jsonl", count), 10)
+        assert looks.total == count
+        assert len(looks.steps) <= 11
+        assert len(looks.steps) == count or count > 10
+        if count:
+            assert [looks.steps[0], looks.steps[-1]] == [0, count - 1]
+            assert np.allclose(looks.values["val/student/f1"], looks.steps / 7)
+
+    def test_a_hundred_thousand_records_are_read(self, tmp_path: Path) -> None:
+        looks = read_looks(write_looks(tmp_path / "m.jsonl", 100_000))
+        assert looks.total == 100_000
+        assert len(looks.steps) <= MOST_LOOKS + 1
+
+    def test_what_is_no_number_becomes_nan_and_cut_lines_are_left_out(self, tmp_path: Path) -> None:
+        file = tmp_path / "m.jsonl"
+        lines = [
+            '{"step": 0, "a": null, "b": 1}',
+            '{"step": 1, "a": NaN, "b": Infinity}',
+            "[]",
+            '{"step": "x"}',
+            '{"st',
+        ]
+        file.write_text("\n".join(lines))
+        looks = read_looks(file)
+        assert looks.steps.tolist() == [0, 1]
+        assert "a" not in looks.values
+        assert np.array_equal(looks.values["b"], [1, np.nan], equal_nan=True)
+        assert looks.last("b") == 1
+        assert looks.last("a") is None
+
+    def test_no_file_is_no_look(self, tmp_path: Path) -> None:
+        assert read_looks(tmp_path / "none.jsonl").total == 0
+
+
+class TestSoundPages:
+    """A page for each state that a run directory may be in."""
+
+    def test_no_look_at_all(self, tmp_path: Path) -> None:
+        record = read_run(make_run(tmp_path / "run", []))
+        assert "no look yet" in record.banner.title
+        assert draw_scores(record) is None
+        assert draw_curves(record) == ()
+        assert "no look yet" in render_page(make_run_page(record))
+
+    def test_stopped_at_step_0(self, tmp_path: Path) -> None:
+        record = read_run(make_run(tmp_path / "run", [make_look(0)], [{"event": "interrupted", "step": 0}]))
+        assert len(draw_curves(record)) > 3
+        assert "Interrupted" in render_page(make_run_page(record))
+
+    def test_nothing_but_nan(self, tmp_path: Path) -> None:
+        looks = [{"step": n, "verdict": "collapsed", "val/student/f1": None, "train/loss": None} for n in range(3)]
+        record = read_run(make_run(tmp_path / "run", looks))
+        assert draw_scores(record) is not None
+        assert "Collapsed" in render_page(make_run_page(record))
+
+    def test_one_nan_among_figures(self, tmp_path: Path) -> None:
+        run = make_run(tmp_path / "run", [make_look(0), make_look(1, np.nan), make_look(2)])
+        assert len(draw_curves(read_run(run))) >= 8
+
+    def test_a_cut_line_and_damaged_files_are_told(self, tmp_path: Path) -> None:
+        run = make_healthy(tmp_path / "run")
+        cut_last_line(run)
+        damage(run, "scores.json")
+        (run / "split.yaml").write_text("[")
+        record = read_run(run)
+        assert record.looks.steps[-1] == 11
+        assert record.final is None
+        said = texts(make_run_page(record))["Versions and machine"]
+        assert "scores.json cannot be read" in said
+        assert "split.yaml cannot be read" in said
+
+    def test_settings_of_another_version_are_told_and_the_rest_is_shown(self, tmp_path: Path) -> None:
+        run = make_healthy(tmp_path / "run")
+        (run / "config.yaml").write_text("unknown_section: 3\n")
+        page = make_run_page(read_run(run))
+        assert page.banner is not None
+        assert page.banner.state == "healthy"
+        assert "unknown_section" in texts(page)["Versions and machine"]
+
+    def test_five_classes_have_a_row_each_and_their_dice_in_the_cases(self, tmp_path: Path) -> None:
+        final = make_final(make_dice_score([0.8] * 12, classes=4))
+        end = {"event": "finished", "step": 12, "verdict": "ok"}
+        page = make_run_page(read_run(make_run(tmp_path / "run", [make_look(12)], [end], final)))
+        assert [row[0] for row in rows_of(page, "Score") if len(row) == 5] == ["1", "2", "3", "4"]
+        assert all(len(row) == 7 + 4 for row in rows_of(page, "All validation cases"))
+
+    def test_not_a_run(self, tmp_path: Path) -> None:
+        (tmp_path / "pretraining.json").write_text("{}")
+        with pytest.raises(RunDirError, match="is a pre-training"):
+            read_run(tmp_path)
+        with pytest.raises(RunDirError, match="no run directory"):
+            read_run(tmp_path / "nothing")
+
+
+class TestTables:
+    def test_the_worst_case_comes_first_with_true_and_predicted_share(self, tmp_path: Path) -> None:
+        rows = rows_of(make_run_page(read_run(make_healthy(tmp_path / "run"))), "All validation cases")
+        assert rows[0][:2] == (CASES[0], "0.500")
+        assert rows[-1][1] == "0.900"
+        assert rows[0][5:7] == ("25.00%", "25.00%")  # as many false as missed
+
+    def test_many_cases_and_events_are_cut_and_said_to_be(self, tmp_path: Path) -> None:
+        ids = [f"c{n}" for n in range(MOST_CASES + 3)]
+        final = make_final(make_dice_score(list(np.linspace(0.5, 0.9, len(ids))), ids))
+        events = [{"event": "intervention", "step": n, "rung": "lower_lr"} for n in range(MOST_EVENTS + 5)]
+        record = read_run(make_run(tmp_path / "run", [make_look(300)], events, final))
+        page = make_run_page(record)
+        assert len(rows_of(page, "All validation cases")) == MOST_CASES
+        assert f"of {len(ids)} cases" in texts(page)["All validation cases"]
+        assert len(rows_of(page, "What happened")) == MOST_EVENTS
+        assert len(list_marks(record)) <= 40
+
+    def test_settings_have_their_origin(self, tmp_path: Path) -> None:
+        rows = {row[0]: row[1:] for row in rows_of(make_run_page(read_run(make_healthy(tmp_path / "run"))), "Settings")}
+        assert rows["data.channels"] == ("1", "planned: channels of the images")
+        assert rows["network.features"] == ("4", "given")
+        assert rows["optim.name"][1] == "default"
+
+    def test_the_seal_says_who_has_opened_it(self, tmp_path: Path) -> None:
+        said = texts(make_run_page(read_run(make_healthy(tmp_path / "run"))))["Data and split"]
+        assert "1 time(s) by this run" in said
+        assert "by evaluate" in said
+        assert "never" in texts(make_run_page(read_run(make_collapsed(tmp_path / "other"))))["Data and split"]
+
+    def test_phases_of_the_loss_are_shaded(self, tmp_path: Path) -> None:
+        phases = {"loss": {"phases": [{"from_epoch": 1, "weights": {"dice": 1.0}}]}}
+        looks = [make_look(n) for n in range(13)]
+        record = read_run(make_run(tmp_path / "run", looks, config=make_config(phases)))
+        captions = {drawing.title: drawing.caption for drawing in draw_curves(record)}
+        assert "every second phase" in captions["Losses"]
+
+
+class TestHtml:
+    def test_names_cannot_become_markup(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ssl_seg.report.run_page.draw_curves", lambda _: ())  # they hold no names
+        run = make_healthy(tmp_path / "<b>run")
+        record = read_run(run)
+        other = read_run(make_healthy(tmp_path / HOSTILE.replace("/", "")))
+        for page in (make_run_page(record), make_comparison_page([record, other])):
+            html = render_page(page)
+            assert "<b>" not in html
+            assert html.count("<script>") == 1
+            assert html.count("</script>") == 1
+        assert "&lt;script&gt;window.hacked" in render_page(make_run_page(record))
+
+    def test_nothing_is_loaded_from_elsewhere(self, tmp_path: Path) -> None:
+        record = read_run(make_healthy(tmp_path / "run"))
+        curves = draw_curves(record)[:2]
+        html = render_page(Page("a", "", record.banner, (Section("Curves", drawings=curves),)))
+        places = re.findall(r'(?:src|href|action|data)="([^"]*)"|url\(([^)]*)\)|@import', html)
+        assert places
+        assert all(place.startswith(("data:", "#", '"#')) for pair in places for place in pair if place)
+
+    def test_the_same_run_gives_the_same_text(self, tmp_path: Path) -> None:
+        record = read_run(make_healthy(tmp_path / "run"))
+        assert len({drawn.svg for _ in range(2) if (drawn := draw_scores(record)) is not None}) == 1
+
+    def test_it_is_small_and_drops_pictures_where_it_would_not_be(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        noise = np.random.default_rng(0).random((300, 300, 3))
+        row = PictureRow("case", (Picture("input", encode_image(noise)),) * 2)
+        page = Page("a", "", None, (Section("Cases", rows=(row,)),))
+        assert "<img" in write_page(page, tmp_path / "a.html").read_text()
+        monkeypatch.setattr(page_module, "MOST_BYTES", 50_000)
+        text = write_page(page, tmp_path / "b.html").read_text()
+        assert "<img" not in text
+        assert "Pictures are left out" in text
+
+    def test_a_page_replaces_a_page_and_nothing_else(self, tmp_path: Path) -> None:
+        page = Page("a", "", None, ())
+        path = write_page(page, tmp_path / "a.html")
+        assert write_page(page, path) == path
+        path.write_text("<!doctype html>mine")
+        with pytest.raises(DataError, match="is not overwritten"):
+            write_page(page, path)
+        with pytest.raises(DataError, match="is a folder"):
+            write_page(page, tmp_path)
+        with pytest.raises(DataError, match="is a file"):
+            write_page(page, path / "b.html")
+
+
+class TestComparison:
+    def test_the_difference_is_over_the_shared_cases(self, tmp_path: Path) -> None:
+        base = read_run(make_healthy(tmp_path / "a"))
+        better = read_run(make_healthy(tmp_path / "b", ids=CASES[2:], offset=0.05))
+        rows = rows_of(make_comparison_page([base, better]), "Scores")
+        assert rows[0][6:] == ("", "", "")
+        own, other = (self._count(record, CASES[2:]) for record in (better, base))
+        expected = estimate_difference(own, other, "f1", draw_resamples(10))
+        assert expected.low is not None
+        assert rows[1][6:] == (f"{expected.value:+.3f}", f"{expected.low:+.3f} .. {expected.high:+.3f}", "10")
+
+    @staticmethod
+    def _count(record: RunRecord, ids: tuple[str, ...]) -> np.ndarray:
+        assert record.used is not None
+        counts = {c.case_id: c.classes[0] for c in record.used.score.cases}
+        return np.array([[[[c.tp, c.fp, c.fn, c.tn]] for c in map(counts.__getitem__, ids)]])
+
+    def test_cases_of_one_name_and_other_content_are_not_compared(self, tmp_path: Path) -> None:
+        base, other = (make_healthy(tmp_path / name) for name in "ab")
+        file = other / "split.yaml"
+        file.write_text(re.sub(r"[0-9a-f]{16}", "f" * 16, file.read_text()))
+        record = read_run(other)
+        assert record.split is None or set(record.split.content.values()) == {"f" * 16}
+        assert rows_of(make_comparison_page([read_run(base), record]), "Scores")[1][6:8] == ("-", "no case in common")
+
+    def test_runs_that_are_not_scored_and_settings_that_differ(self, tmp_path: Path) -> None:
+        base = read_run(make_healthy(tmp_path / "a"))
+        other = read_run(make_run(tmp_path / "b", [make_look(0)], config=make_config({"optim": {"lr": 0.5}})))
+        page = make_comparison_page([base, other])
+        assert rows_of(page, "Scores")[1][6:8] == ("-", "not scored yet")
+        assert [row[0] for row in rows_of(page, "Settings that differ")] == ["optim.lr"]
+        assert rows_of(page, "Settings that differ")[0][2] == "0.5"
+        assert rows_of(make_comparison_page([base, base]), "Settings that differ")[0][0] == "(none)"
+
+
+class TestOfATraining:
+    def test_a_finished_run_has_pictures_of_its_worst_median_and_best_case(
+        self, tiny_run: Path, tmp_path: Path
+    ) -> None:
+        text = write_run_page(tiny_run, tmp_path / "a.html").read_text()
+        assert text.count('<div class="cases">') == 3
+        assert text.count("<img") == 12
+        for title in ("worst", "median", "best"):
+            assert f"<p>{title}: " in text
+        assert "<p>worst: " not in write_run_page(tiny_run, tmp_path / "b.html", seconds=-1).read_text()
+
+    def test_without_its_data_the_rest_is_written(self, tiny_run: Path, tmp_path: Path) -> None:
+        moved = tmp_path / "run"
+        shutil.copytree(tiny_run, moved)
+        checkpoint = moved / "checkpoints" / "best.pt"
+        checkpoint.unlink()
+        text = write_run_page(moved).read_text()
+        assert "No pictures of cases: " in text
+        assert "F1 of student and teacher" in text
+
+    def test_a_training_writes_its_page_when_it_ends(
+        self, cli: Cli, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ssl_seg.report.run_page.write_when_trained", write_when_trained)  # others leave it out
+        config, out = tmp_path / "c.yaml", tmp_path / "run"
+        config.write_text(json.dumps({**TINY, "length": {"steps": 1, "steps_per_epoch": 1}}))
+        code, shown, _ = cli("train", "--config", config, "--data", particles_dir, "--labels", 0.5, "--out", out)
+        assert code == 0
+        assert f"report: {out / 'report.html'}" in shown
+        assert "Finished" in (out / "report.html").read_text() or "Healthy" in (out / "report.html").read_text()
+
+    def test_a_report_that_fails_is_told_and_does_not_end_a_training(self, tmp_path: Path) -> None:
+        notes: list[str] = []
+        run = make_healthy(tmp_path / "run")
+        (run / "report.html").write_text("mine")
+        write_when_trained(run, notes.append)
+        assert "is not overwritten" in notes[0]
+        assert "ssl-seg report" in notes[0]
