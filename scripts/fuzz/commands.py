@@ -106,7 +106,8 @@ def check_dataset(data: DataSet, folder: Path) -> Iterator[str | tuple[str, str]
         return
     yield from check_split(data, yaml.safe_load(split.read_text()))
 
-    settings = [*TINY, f"data.patch_size={[32] * data.ndim}", *data.settings]
+    patch = [32, 32] if data.ndim == 2 else [16, 16, 32]
+    settings = [*TINY, f"data.patch_size={patch}", *data.settings]
     options = [option for setting in settings for option in ("--set", setting)]
     run = folder / "run"
     trained = call(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import TINY
-from interruption import HOURS, run
+from interruption import HOURS
 from test_cli import assert_refused
 
 from ssl_seg.files import write_json
@@ -135,7 +135,7 @@ main()
 
 
 @pytest.mark.slow
-def test_an_ablation_that_is_killed_goes_on_where_it_was(spec: Path, tmp_path: Path) -> None:
+def test_an_ablation_that_is_killed_goes_on_where_it_was(cli: Cli, spec: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(spec.read_text())
     spec.write_text(yaml.safe_dump({**values, "split_seeds": [0]}))  # a cell of each method, one after the other
     out = tmp_path / "out"
@@ -144,14 +144,14 @@ def test_an_ablation_that_is_killed_goes_on_where_it_was(spec: Path, tmp_path: P
     assert first.returncode == -signal.SIGKILL
     written = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/score_*.json")}
     assert len(written) == 1
-    second = run(*command)
-    assert second.returncode == 0, second
+    code, output, errors = cli(*command)
+    assert code == 0, errors
     assert {path: path.stat().st_mtime_ns for path in written} == written
     for path in written:
-        assert path.parent.name not in second.stderr  # it was not started
+        assert path.parent.name not in errors  # it was not started
     rows = list(csv.DictReader((out / "results.csv").open()))
     assert [row["status"] for row in rows] == ["done"] * 2
-    values = json.loads(second.stdout)
+    values = json.loads(output)
     assert values == json.loads((out / "results.json").read_text())
     arms = {arm["arm"]["method"]: arm for arm in values["summary"]["arms"]}
     for method, arm in arms.items():
