@@ -6,11 +6,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from hypothesis import HealthCheck, settings
 from matplotlib.figure import Figure
 
@@ -24,6 +26,7 @@ from ssl_seg.run.training import TrainResult, train
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
 torch.set_num_threads(1)  # for networks of a few channels a second thread costs more than it does
+typer.main.get_command = cache(typer.main.get_command)  # each call in this process would build all commands anew: 30 ms
 
 
 def pytest_configure(config: pytest.Config) -> None:
