@@ -34,7 +34,7 @@ from ssl_seg.losses.components import bind_options
 from ssl_seg.methods import METHODS
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.networks.builders import NETWORKS, build_network
-from ssl_seg.run import training
+from ssl_seg.run import directory, training
 from ssl_seg.run.console import Silent
 from ssl_seg.run.lint import idle
 from ssl_seg.run.lint.conditions import CONDITIONS, Condition, list_derived
@@ -479,32 +479,62 @@ def known() -> dict[Settings, tuple[Trace, list[str]]]:
 def run_known(run: Any, known: dict[Settings, tuple[Trace, list[str]]]) -> Any:
     """Return what ``run`` is, which makes no run twice."""
 
-    def look_up(settings: Settings) -> tuple[Trace, list[str]]:
-        if settings not in known:
-            known[settings] = run(settings)
-        return known[settings]
+    def look_up(settings: Settings, before: Trace | None = None) -> tuple[Trace, list[str]]:
+        if settings in known:
+            return known[settings]
+        found = run(settings, before)
+        if DIFFERENT not in found[0]:
+            known[settings] = found
+        return found
 
     return look_up
 
 
-def run_once(places: dict[str, str], out: Path, settings: Settings) -> tuple[Trace, list[str]]:
+DIFFERENT = "different"
+
+
+class DifferentError(Exception):
+    """A run has recorded what the one it is compared with has not."""
+
+
+def run_once(
+    places: dict[str, str], out: Path, settings: Settings, before: Trace | None = None
+) -> tuple[Trace, list[str]]:
+    """Train to the end, or until a record differs from that of the run before."""
     notes = Notes()
     parent = Path(places["PARENT"]) if "parent" in settings else None
     request = TrainRequest(tuple(make_layers(places, settings)), out, parent)
+    append = directory.append_jsonl
+
+    def append_and_compare(path: Path, record: Any) -> None:
+        append(path, record)
+        own = read_records(out, "metrics")
+        if before is not None and own != before.get("metrics", own)[: len(own)]:
+            raise DifferentError
+
     try:
-        result = train(request, notes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(directory, "append_jsonl", append_and_compare)
+            result = train(request, notes)
+        trace = {"ending": result.ending, **dict(read_run(out)), "split": (out / "split.yaml").read_text()}
     except SslSegError as error:
         return {"refused": type(error)}, notes.texts
-    trace = {"ending": result.ending, **dict(read_run(out)), "split": (out / "split.yaml").read_text()}
+    except DifferentError:
+        trace = {DIFFERENT: True}
     shutil.rmtree(out)
     return trace, notes.texts
 
 
+def read_records(out: Path, name: str) -> list[dict[str, Any]]:
+    path = out / f"{name}.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    kept = [{k: v for k, v in line.items() if k not in WATCHED} for line in lines]
+    return [line for line in kept if line.get("event") != "plateau" or line["multiplier"] != 1]
+
+
 def read_run(out: Path) -> Iterator[tuple[str, Any]]:
     for name in ("metrics", "events"):
-        lines = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
-        kept = [{k: v for k, v in line.items() if k not in WATCHED} for line in lines]
-        yield name, [line for line in kept if line.get("event") != "plateau" or line["multiplier"] != 1]
+        yield name, read_records(out, name)
     for path in sorted((out / "checkpoints").iterdir()):
         content = torch.load(path, weights_only=True)
         yield (
@@ -536,7 +566,7 @@ def said_of(key: str, notes: list[str]) -> list[str]:
 def compare(run: Any, change: str, shared: Settings) -> tuple[bool, list[str]]:
     """Return whether a setting changes anything, and what is said about the changed run."""
     before, _ = run(shared)
-    after, notes = run((*shared, change))
+    after, notes = run((*shared, change), before)
     return before != after, notes
 
 
