@@ -114,7 +114,7 @@ def train(
     """
     from ssl_seg.engine.pace import check_length
     from ssl_seg.report.notebook import TrainedRun
-    from ssl_seg.report.run_page import write_when_trained
+    from ssl_seg.report.run_report import write_when_trained
     from ssl_seg.run.request import TrainRequest
     from ssl_seg.run.training import train as run_training
     from ssl_seg.studies.checkpoints import check_resumed, find_checkpoint

@@ -141,7 +141,7 @@ def train_tiny(out: Path, data: Path | str, *settings: dict[str, Any], **request
 @pytest.fixture(autouse=True)
 def _no_report_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the page that ends a training: its figures take longer than a tiny training."""
-    monkeypatch.setattr("ssl_seg.report.run_page.write_when_trained", lambda *_: None)
+    monkeypatch.setattr("ssl_seg.report.run_report.write_when_trained", lambda *_: None)
 
 
 @pytest.fixture

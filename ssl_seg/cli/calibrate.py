@@ -10,7 +10,8 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
 from ssl_seg.cli.paths import check_new_file, describe_loading, take_checkpoint
-from ssl_seg.cli.tables import Row, format_interval, print_rows
+from ssl_seg.cli.tables import print_rows
+from ssl_seg.report.score_cells import Row, format_interval
 
 if TYPE_CHECKING:
     from ssl_seg.scores.calibration import ThresholdRule

@@ -10,8 +10,9 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, print_json, show, track
 from ssl_seg.cli.paths import check_data, check_new_file
-from ssl_seg.cli.tables import format_figure, print_findings, print_rows
+from ssl_seg.cli.tables import print_findings, print_rows
 from ssl_seg.errors import name_examples
+from ssl_seg.report.score_cells import format_figure
 
 if TYPE_CHECKING:
     from ssl_seg.data.audit.doctor import Audit

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.cli.console import show
-from ssl_seg.cli.tables import Row, describe_absent, format_figure, print_rows, show_difference, show_margin
+from ssl_seg.cli.tables import describe_absent, print_rows
 from ssl_seg.errors import DataError
 from ssl_seg.files import write_text
+from ssl_seg.report.score_cells import Row, format_figure, show_difference, show_margin
 
 PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_of_fold": "validation, out of fold"}
 RATIOS = {"iou": "IoU", "precision": "precision", "recall": "recall", "specificity": "specificity"}

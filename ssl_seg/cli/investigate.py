@@ -11,8 +11,9 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import print_json, show
-from ssl_seg.cli.tables import format_interval, print_table
+from ssl_seg.cli.tables import print_table
 from ssl_seg.errors import name_examples
+from ssl_seg.report.score_cells import format_interval
 
 if TYPE_CHECKING:
     from ssl_seg.studies.investigation import Trial

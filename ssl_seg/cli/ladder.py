@@ -82,6 +82,7 @@ def climb(labels: tuple[float, ...], layers: tuple[Layer, ...], given: Mapping[s
         given: the other parameters of the command.
     """
     from ssl_seg.cli.settings import check_paths
+    from ssl_seg.engine.machine import is_main_process
     from ssl_seg.engine.pace import check_length
     from ssl_seg.results.study import load_study
     from ssl_seg.run.request import TrainRequest
@@ -98,16 +99,21 @@ def climb(labels: tuple[float, ...], layers: tuple[Layer, ...], given: Mapping[s
     if out is not None:
         LADDER.check_free(out)
     console = begin(given)
+    from ssl_seg.report.run_report import write_when_trained
     from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
     request = LabelLadderRequest(labels, layers, out, resume, force, epochs, rounds, minutes)
-    _report(climb_labels(request, console))
+    result = climb_labels(request, console)
+    if is_main_process() and result.ending != "interrupted":
+        write_when_trained(result.path, console.note)
+    _report(result)
 
 
 def _report(result: LabelLadder) -> None:
     """Print how far the ladder has come, and end with the exit code that says so."""
     from ssl_seg.cli.tables import describe_absent, print_rows
     from ssl_seg.engine.machine import is_main_process
+    from ssl_seg.report.study_tables import find_scored, make_rung_rows
     from ssl_seg.studies.rungs import LADDER, find_best, find_best_checkpoint, find_end
 
     if not is_main_process():
@@ -116,9 +122,8 @@ def _report(result: LabelLadder) -> None:
     if result.ending == "interrupted":
         waiting = next((rung.name for rung in result.trainings if rung.status == "waiting"), "the end")
         end_interrupted(f"at {waiting}", resume)
-    scored = next((rung.scores[rung.net] for rung in result.trainings if rung.scores), None)
-    print_rows(f"validation, {result.path}", [_make_row(rung, scored) for rung in result.trainings])
-    for line in describe_absent(scored) if scored is not None else ():
+    print_rows(f"validation, {result.path}", make_rung_rows(result))
+    for line in describe_absent(scored) if (scored := find_scored(result)) is not None else ():
         show(line)
     show(f"wrote {result.path / LADDER.file}")
     ended, checkpoint = find_end(result), find_best_checkpoint(result)
@@ -148,29 +153,3 @@ def _explain(rung: Rung, result: LabelLadder, resume: str) -> None:
             err=True,
         )
     show(f"to go on all the same, from the best rung so far: {resume} --force", err=True)
-
-
-def _describe_start(rung: Rung) -> str:
-    if rung.status in ("waiting", "skipped"):
-        return "-"
-    if rung.parent is None:
-        return "scratch"
-    return f"labels of rung {rung.parent}" if rung.round else f"rung {rung.parent}"
-
-
-def _make_row(rung: Rung, scored: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the row of a rung; ``scored`` are the scores of any network, which say what figures are of."""
-    from dataclasses import asdict
-
-    from ssl_seg.cli.tables import make_score_cells, name_subject, show_difference
-
-    networks = [rung.scores.get(net, {}) for net in ("student", "teacher", rung.net)]
-    return {
-        "rung": rung.number,
-        "labels": rung.amount,
-        "cases": rung.cases,
-        "start": _describe_start(rung),
-        **make_score_cells("" if scored is None else name_subject(scored), *networks),
-        **show_difference(None if rung.difference is None else asdict(rung.difference), "to its parent"),
-        "": "kept" if rung.kept else "worse: its parent is kept" if rung.status == "done" else rung.status,
-    }

@@ -12,7 +12,12 @@ from ssl_seg.cli.console import announce, show
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Directories of runs; finished or not.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Directories of runs, finished or not; or one of a ladder, cross-validation or ablation.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path | None,

@@ -102,7 +102,7 @@ def train(
     if not result.is_main:
         return  # with exit code 0: at another one the launcher would kill the first process while it reports
     if result.ending != "interrupted":
-        from ssl_seg.report.run_page import write_when_trained
+        from ssl_seg.report.run_report import write_when_trained
 
         write_when_trained(result.run.path, console.note)
     _report(result)
@@ -141,7 +141,8 @@ def _report(result: TrainResult) -> None:
 
 def print_scores(title: str, runs: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the validation scores of runs by name, each beside the trivial baseline on the same cases."""
-    from ssl_seg.cli.tables import describe_absent, name_subject, print_rows, show_margin
+    from ssl_seg.cli.tables import describe_absent, print_rows
+    from ssl_seg.report.score_cells import name_subject, show_margin
 
     first = next(iter(runs.values()))["student"]
     of = name_subject(first)

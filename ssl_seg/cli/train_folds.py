@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -71,6 +71,9 @@ def run_folds(
     if result.ending == "interrupted":
         waiting = next((fold.name for fold in result.trainings if fold.status == "waiting"), "the end")
         end_interrupted(f"at {waiting}", f"ssl-seg train --resume {quote(result.path)}")
+    from ssl_seg.report.run_report import write_when_trained
+
+    write_when_trained(result.path, console.note)
     _report(result)
     if any(fold.status != "done" for fold in result.trainings):
         raise typer.Exit(3)
@@ -78,10 +81,11 @@ def run_folds(
 
 def _report(result: CrossValidation) -> None:
     from ssl_seg.cli.tables import describe_absent, print_rows
+    from ssl_seg.report.study_tables import make_fold_rows
     from ssl_seg.results.folds import FOLDS, summarize_folds
 
     summary = summarize_folds(result.trainings)
-    print_rows(f"{len(result.trainings)} folds, validation, {result.path}", _make_rows(result, summary))
+    print_rows(f"{len(result.trainings)} folds, validation, {result.path}", make_fold_rows(result, summary))
     show("margin: of the better network of each fold. The folds share training cases: sd is no standard error")
     for fold in result.trainings:
         for line in describe_absent(fold.summarize(fold.net)):
@@ -99,24 +103,3 @@ def _report(result: CrossValidation) -> None:
         show(
             f"next: ssl-seg evaluate {quote(result.path)} --test    ssl-seg predict {quote(result.path)} IMAGES OUTPUT"
         )
-
-
-def _make_rows(result: CrossValidation, summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each fold, for mean and deviation over them, and for the scores out of fold."""
-    from ssl_seg.cli.tables import make_score_cells, name_subject
-
-    nets = ("student", "teacher", "better")
-    of = name_subject(summary["better"]["out_of_fold"])
-    rows = []
-    for fold in result.trainings:
-        scores = [fold.summarize(net) for net in ("student", "teacher", fold.net)]
-        codes = ",".join(fold.codes)
-        state = codes or "ok" if fold.status == "done" else f"{fold.status.upper()} {codes}".rstrip()
-        rows.append({"fold": fold.number, "cases": fold.cases, **make_score_cells(of, *scores), "": state})
-    for name in ("mean", "sd"):
-        rows.append({"fold": name, **make_score_cells(of, *(summary[net][name] for net in nets))})
-    cells = make_score_cells(of, *(summary[net]["out_of_fold"] for net in nets))
-    rows.append(
-        {"fold": "out of fold", "cases": sum(fold.cases for fold in result.trainings), **cells, "": "all cases"}
-    )
-    return rows

@@ -12,13 +12,15 @@ from ssl_seg.inference.scoring import Score, count_classes
 from ssl_seg.report.diagnosis_tables import Table
 from ssl_seg.report.page import Page, Section
 from ssl_seg.report.run_figures import draw_runs
-from ssl_seg.report.run_page import format_interval
 from ssl_seg.report.run_record import RunRecord
+from ssl_seg.report.score_cells import format_interval, name_subject, show_margin
 from ssl_seg.run.differences import compare_settings
 from ssl_seg.scores.text import UNKNOWN, number
 from ssl_seg.studies.rungs import compare_counts
 
 COMPARISON_FILE = "comparison.html"
+MOST_RUNS = 12
+"""Of more runs not all have their verdict and their curve on a page."""
 
 
 def find_common_folder(paths: Sequence[Path]) -> Path:
@@ -26,24 +28,36 @@ def find_common_folder(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([path.resolve().parent for path in paths]))
 
 
-def make_comparison_sections(records: Sequence[RunRecord], names: Sequence[str]) -> tuple[Section, ...]:
-    """Return verdicts, scores and curves, and differences in settings of runs; the first one is what others are
-    compared with."""
-    named = dict(zip(names, records, strict=True))
-    drawn = draw_runs(named)
-    return (
-        Section("Verdicts", banners=tuple((name, record.banner) for name, record in named.items())),
-        Section("Scores", tables=(_make_score_table(named),)),
-        Section("Curves", drawings=() if drawn is None else (drawn,)),
-        Section("Settings that differ", tables=(_make_settings_table(named),)),
-    )
+def make_verdict_section(named: Mapping[str, RunRecord]) -> Section:
+    """Return the verdicts of runs; of many, those that are not healthy."""
+    banners = [(name, record.banner) for name, record in named.items()]
+    if len(named) <= MOST_RUNS:
+        return Section("Verdicts", banners=tuple(banners))
+    ill = [(name, banner) for name, banner in banners if banner.state != "healthy"]
+    note = f"{len(banners) - len(ill)} of {len(banners)} runs are healthy."
+    more = f" The first {MOST_RUNS} of the others:" if len(ill) > MOST_RUNS else ""
+    return Section("Verdicts", (note + more,), banners=tuple(ill[:MOST_RUNS]))
+
+
+def make_curve_section(named: Mapping[str, RunRecord]) -> Section:
+    """Return F1 of runs over their steps; of many, of the first ones."""
+    drawn = draw_runs(dict(list(named.items())[:MOST_RUNS]))
+    notes = (f"The first {MOST_RUNS} of {len(named)} runs.",) if len(named) > MOST_RUNS else ()
+    return Section("Curves", notes, drawings=() if drawn is None else (drawn,))
 
 
 def make_comparison_page(records: Sequence[RunRecord]) -> Page:
-    """Return the page of several runs."""
+    """Return the page of several runs: verdicts, scores, curves, and settings that differ; the first one is what the
+    others are compared with."""
     folder = find_common_folder([record.run.path for record in records])
     names = [record.run.path.resolve().relative_to(folder).as_posix() for record in records]
-    sections = make_comparison_sections(records, names)
+    named = dict(zip(names, records, strict=True))
+    sections = (
+        make_verdict_section(named),
+        Section("Scores", tables=(_make_score_table(named),)),
+        make_curve_section(named),
+        Section("Settings that differ", tables=(_make_settings_table(named),)),
+    )
     return Page(f"{len(records)} runs", str(folder), None, sections)
 
 
@@ -59,11 +73,11 @@ def _make_score_table(named: Mapping[str, RunRecord]) -> Table:
                 number(scores.get("f1_macro")),
                 number(scores.get("trivial_f1")),
                 f"{scores['margin']:+.3f}" if scores else UNKNOWN,
-                format_interval(scores) if scores else UNKNOWN,
+                show_margin(scores, "+.3f") if scores else UNKNOWN,
                 *(("", "", "") if record is base else _compare(record, base)),
             )
         )
-    of = "" if base.used is None or base.used.score.subject == "foreground" else f" ({base.used.score.subject})"
+    of = "" if base.used_scores is None else name_subject(base.used_scores)
     columns = ("run", "network", f"F1{of}", "foreground everywhere", "margin", "its 95 % interval")
     text = (
         f"Difference: F1 minus that of {first} on the validation cases that both have, by the content of the image, "
@@ -90,9 +104,7 @@ def _compare(record: RunRecord, base: RunRecord) -> tuple[str, str, str]:
     if not shared:
         return UNKNOWN, "no case in common", "0"
     found = compare_counts(*(count_classes(_choose(score, shared)) for score in (own, other)))
-    missing = found.low is None or found.high is None
-    interval = found.why or UNKNOWN if missing else f"{found.low:+.3f} .. {found.high:+.3f}"
-    return f"{found.f1:+.3f}", interval, str(len(shared))
+    return f"{found.f1:+.3f}", format_interval(found.low, found.high, found.why, "+.3f"), str(len(shared))
 
 
 def _choose(score: Score, ids: Sequence[str]) -> Score:

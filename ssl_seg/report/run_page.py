@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_seg.errors import SslSegError, quote
+from ssl_seg.data.home import find_home
+from ssl_seg.errors import SslSegError, name_examples, quote
 from ssl_seg.report.diagnosis_tables import Table
-from ssl_seg.report.page import PAGE_FILE, Page, Section, make_facts, make_picture_rows, write_page
+from ssl_seg.report.page import Page, Section, make_facts, make_picture_rows
 from ssl_seg.report.run_figures import Drawing, draw_curves, draw_foreground_scatter, draw_scores
-from ssl_seg.report.run_record import NETS, RunRecord, read_run
+from ssl_seg.report.run_record import NETS, RunRecord
+from ssl_seg.report.score_cells import name_subject, show_margin
 from ssl_seg.run.final_scores import NetworkScore, summarize_network
+from ssl_seg.run.seal import Ledger, find_openings
 from ssl_seg.scores.metrics import ConfusionCounts
 from ssl_seg.scores.text import UNKNOWN, figure, number, share
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 MOST_CASES = 500
 """Rows of the table of cases; of more, the worst and the best half."""
 MOST_EVENTS = 200
-PICTURE_SECONDS = 30.0
-"""Pictures that are expected to take longer are not made when a training ends."""
 _SHOWN = ("worst", "median", "best")
 _MARKS = {
     (False, False): "",
@@ -34,32 +34,6 @@ _MARKS = {
 """Whether a network is used, and whether it has collapsed -> what is said behind its name."""
 _SKIPPED = ("event", "time", "step", "findings", "contents", "opening", "checkpoints", "splits", "action", "text")
 """Values of events that are not listed: long ones, and those that stand elsewhere."""
-
-
-def write_run_page(path: Path, out: Path | None = None, *, seconds: float | None = None) -> Path:
-    """Write the page of a run, by default as report.html into its directory; return where it is.
-
-    Args:
-        path: run directory.
-        out: file to write.
-        seconds: pictures of cases are left out where they are expected to take longer; None makes them in any case.
-
-    Raises:
-        RunDirError: for a folder that holds no run.
-        DataError: for a place that cannot be written.
-    """
-    record = read_run(path)
-    cases, why = predict_examples(record, seconds)
-    return write_page(make_run_page(record, cases, why), out or path / PAGE_FILE)
-
-
-def write_when_trained(path: Path, note: Callable[[str], None]) -> None:
-    """Write the page of a run that has just ended; a failure is told and changes nothing else."""
-    try:
-        note(f"report: {write_run_page(path, seconds=PICTURE_SECONDS)}")
-    except Exception as error:  # noqa: BLE001 (a training must not fail for its report)
-        reason = str(error) or type(error).__name__
-        note(f"report: {path / PAGE_FILE} was not written: {reason}. Try again: ssl-seg report {quote(path)}")
 
 
 def predict_examples(record: RunRecord, seconds: float | None = None) -> tuple[list[PredictedCase], str]:
@@ -158,8 +132,7 @@ def _make_score_tables(record: RunRecord) -> Iterator[Table]:
     if record.final is None or record.used is None:
         yield from _make_probe_table(record)
         return
-    of, used = record.used.score.subject, record.used
-    subject = "" if of == "foreground" else f" ({of})"
+    used, subject = record.used, name_subject(record.used_scores or {})
     rows = []
     for network in sorted(_list_distinct(record), key=lambda network: network != used):
         own = summarize_network(network.score)
@@ -170,7 +143,7 @@ def _make_score_tables(record: RunRecord) -> Iterator[Table]:
                 number(own["f1_macro"]),
                 number(own["dice"]),
                 f"{own['margin']:+.3f}",
-                format_interval(own),
+                show_margin(own, "+.3f"),
             )
         )
     columns = ("network", "step", f"F1{subject}", "mean Dice", "margin", "its 95 % interval")
@@ -197,12 +170,6 @@ def _make_score_tables(record: RunRecord) -> Iterator[Table]:
         ))  # fmt: skip
     if calibration := _read_calibration(record):
         yield make_facts("Calibration", {used.net: calibration})
-
-
-def format_interval(scores: Mapping[str, Any]) -> str:
-    """Return the interval of a margin, or why there is none."""
-    low, high = scores["margin_low"], scores["margin_high"]
-    return scores["margin_why"] or UNKNOWN if low is None or high is None else f"{low:+.3f} .. {high:+.3f}"
 
 
 def _list_distinct(record: RunRecord) -> list[NetworkScore]:
@@ -336,12 +303,15 @@ def _make_split_tables(record: RunRecord) -> Iterator[Table]:
 
 
 def _describe_openings(record: RunRecord) -> str:
-    """Return when the test list was scored, as far as the events of the run say."""
-    opened = [event for event in record.events if event.get("event") == "test_opened"]
-    if not opened:
-        return "never, by this run"
-    times = ", ".join(f"{str(e.get('time'))[:16].replace('T', ' ')} by {e.get('by')}" for e in opened[-10:])
-    return f"{len(opened)} time(s) by this run: {times}"
+    """Return how often cases of the test list were scored, by the ledger beside the data and the events of the run."""
+    if record.split is None:
+        return ""
+    homes = () if record.config is None else filter(None, (find_home(record.config.data.root),))
+    ledger = Ledger(data=tuple(homes), checkpoints=(record.run.best,))
+    number = len(find_openings(record.split.image_contents(record.split.test), ledger))
+    own = [event for event in record.events if event.get("event") == "test_opened"]
+    times = name_examples([f"{str(e.get('time'))[:16].replace('T', ' ')} by {e.get('by')}" for e in own], 5)
+    return f"{number} time(s)" + (f", with a network of this run: {times}" if own else "")
 
 
 def _make_settings_table(record: RunRecord) -> Table:

@@ -135,8 +135,12 @@ def open_sealed(
     with_splits = [_write_opening(home, record) for home in ledger.splits] if not any(with_data) else []
     with_runs = [_append_event(path, record) for path in ledger.checkpoints]
     _report_gaps(ledger, with_data, with_splits, with_runs, note)
-    earlier = {name for name, contents in _read_openings(ledger) if contents & opened}
-    return len(earlier | {record["opening"]})
+    return len(find_openings(opened, ledger) | {str(record["opening"])})
+
+
+def find_openings(contents: set[str], ledger: Ledger) -> set[str]:
+    """Return the names of the openings of any of these images that are written down."""
+    return {name for name, opened in _read_openings(ledger) if opened & contents}
 
 
 def _report_gaps(

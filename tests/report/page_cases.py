@@ -22,6 +22,8 @@ from ssl_seg.run.final_scores import FinalScores, NetworkScore, save_final_score
 from ssl_seg.run.request import TrainRequest
 
 HOSTILE = "<script>window.hacked = true</script>&\"'"
+TEST_CONTENT = "abcdefabcdef"
+"""Of the image of the only test case."""
 CASES = ("case_a", "case_b", HOSTILE, *(f"case_{n}" for n in range(9)))
 FINDING = {
     "code": "constant_output", "level": "collapsed", "net": "student", "value": 0.0, "limit": 0.01, "source": "ours",
@@ -75,7 +77,8 @@ def make_run(
     run: RunDir = create_run_dir(path)
     header = "Written by a test\nplanned: data.channels = 1 (channels of the images)"
     (path / "config.yaml").write_text(dump_config(config or make_config(), header), encoding="utf-8")
-    content = {case_id: f"{number:016x}" for number, case_id in enumerate((*CASES, "train_a", "train_b", "test_a"))}
+    content = {case_id: f"{number:016x}" for number, case_id in enumerate((*CASES, "train_a", "train_b"))}
+    content["test_a"] = f"{TEST_CONTENT}0000"
     split = Split("d", 0, {1.0: ("train_a", "train_b")}, (), CASES, ("test_a",), {}, content, ("a note",))
     save_split(split, path / "split.yaml")
     for look in looks:
@@ -95,7 +98,7 @@ def make_healthy(path: Path, *, ids: Sequence[str] = CASES, offset: float = 0.0)
     events = (
         {"event": "started"},
         {"event": "runtime", "precision": "fp32", "parameters": 1234, "memory_gib": 0.5},
-        {"event": "test_opened", "by": "evaluate", "cases": 1},
+        {"event": "test_opened", "opening": "a1", "by": "evaluate", "cases": 1, "contents": [TEST_CONTENT]},
         {"event": "finished", "step": 12, "verdict": "ok", "codes": []},
     )
     return make_run(path, looks, events, make_final(make_dice_score(list(dices), ids)))

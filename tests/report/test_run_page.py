@@ -29,8 +29,9 @@ from ssl_seg.report import page as page_module
 from ssl_seg.report.comparison_page import make_comparison_page
 from ssl_seg.report.page import Page, Picture, PictureRow, Section, encode_image, render_page, write_page
 from ssl_seg.report.run_figures import draw_curves, draw_scores, list_marks
-from ssl_seg.report.run_page import MOST_CASES, MOST_EVENTS, make_run_page, write_run_page, write_when_trained
+from ssl_seg.report.run_page import MOST_CASES, MOST_EVENTS, make_run_page
 from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, read_looks, read_run
+from ssl_seg.report.run_report import write_report_page, write_when_trained
 from ssl_seg.scores.intervals import draw_resamples, estimate_difference
 
 
@@ -262,9 +263,9 @@ class TestTables:
 
     def test_the_seal_says_who_has_opened_it(self, tmp_path: Path) -> None:
         said = texts(make_run_page(read_run(make_healthy(tmp_path / "run"))))["Data and split"]
-        assert "1 time(s) by this run" in said
+        assert "1 time(s), with a network of this run" in said
         assert "by evaluate" in said
-        assert "never" in texts(make_run_page(read_run(make_collapsed(tmp_path / "other"))))["Data and split"]
+        assert "0 time(s)" in texts(make_run_page(read_run(make_collapsed(tmp_path / "other"))))["Data and split"]
 
     def test_phases_of_the_loss_are_shaded(self, tmp_path: Path) -> None:
         phases = {"loss": {"phases": [{"from_epoch": 1, "weights": {"dice": 1.0}}]}}
@@ -363,26 +364,26 @@ class TestOfATraining:
     def test_a_finished_run_has_pictures_of_its_worst_median_and_best_case(
         self, tiny_run: Path, tmp_path: Path
     ) -> None:
-        text = write_run_page(tiny_run, tmp_path / "a.html").read_text()
+        text = write_report_page([tiny_run], tmp_path / "a.html").read_text()
         assert text.count('<div class="cases">') == 3
         assert text.count("<img") == 12
         for title in ("worst", "median", "best"):
             assert f"<p>{title}: " in text
-        assert "<p>worst: " not in write_run_page(tiny_run, tmp_path / "b.html", seconds=-1).read_text()
+        assert "<p>worst: " not in write_report_page([tiny_run], tmp_path / "b.html", seconds=-1).read_text()
 
     def test_without_its_data_the_rest_is_written(self, tiny_run: Path, tmp_path: Path) -> None:
         moved = tmp_path / "run"
         shutil.copytree(tiny_run, moved)
         checkpoint = moved / "checkpoints" / "best.pt"
         checkpoint.unlink()
-        text = write_run_page(moved).read_text()
+        text = write_report_page([moved]).read_text()
         assert "No pictures of cases: " in text
         assert "F1 of student and teacher" in text
 
     def test_a_training_writes_its_page_when_it_ends(
         self, cli: Cli, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("ssl_seg.report.run_page.write_when_trained", write_when_trained)  # others leave it out
+        monkeypatch.setattr("ssl_seg.report.run_report.write_when_trained", write_when_trained)  # others leave it out
         config, out = tmp_path / "c.yaml", tmp_path / "run"
         config.write_text(json.dumps({**TINY, "length": {"steps": 1, "steps_per_epoch": 1}}))
         code, shown, _ = cli("train", "--config", config, "--data", particles_dir, "--labels", 0.5, "--out", out)

@@ -1,0 +1,124 @@
+"""The page of a ladder, a cross-validation or an ablation: its table, and its trainings beside each other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ssl_seg.errors import RunDirError, SslSegError, quote
+from ssl_seg.report.comparison_page import make_curve_section, make_verdict_section
+from ssl_seg.report.diagnosis_tables import Table
+from ssl_seg.report.page import Page, Picture, Section, to_data_uri
+from ssl_seg.report.run_record import RunRecord, read_run
+from ssl_seg.report.score_cells import Row, list_cells
+from ssl_seg.report.study_tables import make_fold_rows, make_rung_rows
+from ssl_seg.results.folds import FOLDS, summarize_folds
+from ssl_seg.results.study import StudyKind, load_study
+from ssl_seg.run.directory import CONFIG_FILE
+from ssl_seg.studies.ablation.cells import MARKER, open_folder
+from ssl_seg.studies.rungs import LADDER
+
+ABLATION_TABLE = "table.md"
+_FIGURES = ("scores.png", "case_slopes.png", "labels_equivalent.png")
+_CELL_BORDER = re.compile(r"(?<!\\)\|")
+
+
+def is_study(path: Path) -> bool:
+    """Return whether a directory is that of several trainings."""
+    return LADDER.is_in(path) or FOLDS.is_in(path) or (path / MARKER).is_file()
+
+
+def make_study_page(path: Path) -> Page:
+    """Return the page of a ladder, a cross-validation or an ablation, finished or not.
+
+    Raises:
+        RunDirError: for one whose file is damaged, or an ablation without tables.
+    """
+    if LADDER.is_in(path):
+        ladder = load_study(LADDER, path)
+        tables: list[Table] = [_to_table("Rungs", make_rung_rows(ladder))]
+        return _make_page(LADDER, path, tables, [rung.name for rung in ladder.trainings])
+    if FOLDS.is_in(path):
+        validation = load_study(FOLDS, path)
+        tables = []
+        if all(fold.scores for fold in validation.trainings):
+            rows = make_fold_rows(validation, summarize_folds(validation.trainings))
+            text = "Margin: of the better network of each fold. Folds share training cases: sd is no standard error."
+            tables.append(_to_table("Folds, each on its validation cases", rows, text))
+        return _make_page(FOLDS, path, tables, [fold.name for fold in validation.trainings])
+    return _make_ablation_page(path)
+
+
+def _make_page(kind: StudyKind[Any], path: Path, tables: Sequence[Table], names: Sequence[str]) -> Page:
+    records = {name: record for name in names if (record := _read(path / name)) is not None}
+    missing = [name for name in names if name not in records]
+    notes = (f"Not begun, or not readable: {', '.join(missing)}.",) if missing else ()
+    sections = (
+        Section("Scores", notes, tables=tuple(tables)),
+        make_verdict_section(records),
+        make_curve_section(records),
+        Section("Pages of the trainings", tuple(f"`ssl-seg report {quote(path / name)}`" for name in records)),
+    )
+    return Page(f"{kind.name.capitalize()} {path.resolve().name}", str(path), None, sections)
+
+
+def _read(path: Path) -> RunRecord | None:
+    if not (path / CONFIG_FILE).is_file():
+        return None
+    try:
+        return read_run(path)
+    except SslSegError:
+        return None
+
+
+def _to_table(title: str, rows: Sequence[Row], text: str = "") -> Table:
+    columns, cells = list_cells(rows)
+    return Table(title, text, tuple(columns), tuple(map(tuple, cells)))
+
+
+def _make_ablation_page(path: Path) -> Page:
+    """Return the page of the table and the figures that ``ablate`` has written."""
+    file = path / ABLATION_TABLE
+    if not file.is_file():
+        raise RunDirError(
+            f"{path} is an ablation without tables yet: its `ssl-seg ablate` command with --report writes them"
+        )
+    table, text, warnings = _parse_markdown(file.read_text(encoding="utf-8"))
+    figures = tuple(
+        Picture(name.removesuffix(".png").replace("_", " "), to_data_uri((path / name).read_bytes(), "png"))
+        for name in _FIGURES
+        if (path / name).is_file()
+    )
+    folders = sorted(path.glob("cells/*/run"))
+    records = {_name_cell(folder.parent): record for folder in folders if (record := _read(folder)) is not None}
+    sections = (
+        Section("Table of the arms", warnings, tables=(Table("", text, table[0], tuple(table[1:])),)),
+        Section("Figures", images=figures),
+        make_verdict_section(records),
+        make_curve_section(records),
+    )
+    return Page(f"Ablation {path.resolve().name}", str(path), None, tuple(s for s in sections if s != Section(s.title)))
+
+
+def _name_cell(folder: Path) -> str:
+    """Return the name of a cell and the beginning of its id."""
+    about = open_folder(folder.parents[1], folder.name).about
+    try:
+        return f"{json.loads(about.read_text(encoding='utf-8'))['name']} ({folder.name[:6]})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.name
+
+
+def _parse_markdown(content: str) -> tuple[list[tuple[str, ...]], str, tuple[str, ...]]:
+    """Return the rows of the table that ``ablate`` wrote, the text below it, and its warnings."""
+    lines = content.splitlines()
+    rows = [
+        tuple(cell.strip().replace("\\|", "|") for cell in _CELL_BORDER.split(line)[1:-1])
+        for line in lines
+        if line.startswith("|")
+    ]
+    text = " ".join(line for line in lines if line and not line.startswith(("|", "#", "- ")))
+    return [rows[0], *rows[2:]], text, tuple(line[2:] for line in lines if line.startswith("- "))

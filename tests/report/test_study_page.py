@@ -1,0 +1,114 @@
+"""Pages of several trainings: the table of the command that trained them, and their verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from page_cases import CASES, make_collapsed, make_dice_score, make_healthy
+
+from ssl_seg.errors import ConfigError, RunDirError
+from ssl_seg.report import comparison_page
+from ssl_seg.report.comparison_page import make_comparison_page
+from ssl_seg.report.page import Page, render_page
+from ssl_seg.report.run_record import read_run
+from ssl_seg.report.run_report import write_report_page
+from ssl_seg.report.study_page import is_study, make_study_page
+from ssl_seg.results.folds import FOLDS, CrossValidation, Fold
+from ssl_seg.results.study import save_study
+from ssl_seg.run.final_scores import summarize_network
+from ssl_seg.studies.rungs import LADDER, Difference, LabelLadder, Rung
+
+TABLE = """## Ablation
+
+| method | labels | f1 |
+| --- | ---: | ---: |
+| a\\|b | 8 cases | 0.9 |
+| c | 8 cases | 0.8 |
+
+Score: F1 of all voxels.
+
+- few cases
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl_seg.report.run_figures.to_svg", lambda _: "<svg></svg>")
+
+
+def rows(page: Page) -> list[tuple[str, ...]]:
+    return [row for section in page.sections for table in section.tables for row in table.rows]
+
+
+def states(page: Page) -> dict[str, str]:
+    return {name: banner.state for section in page.sections for name, banner in section.banners}
+
+
+def test_a_ladder_has_its_rungs_and_their_verdicts(tmp_path: Path) -> None:
+    scores = {net: summarize_network(make_dice_score([0.8] * 12)) for net in ("student", "teacher")}
+    first = Rung(1, 0.1, 2, status="done", net="teacher", scores=scores, kept=True)
+    second = Rung(
+        2, 0.5, 9, status="collapsed", parent=1, net="student", scores=scores, difference=Difference(0.1, 0.05, 0.2)
+    )
+    ladder = LabelLadder(tmp_path, (), (first, second, Rung(3, 1.0, 20)), ending="collapsed")
+    save_study(LADDER, ladder)
+    make_healthy(tmp_path / first.name)
+    make_collapsed(tmp_path / second.name)
+    page = make_study_page(tmp_path)
+    assert [row[0] for row in rows(page)] == ["1", "2", "3"]
+    assert rows(page)[1][-3:-1] == ("+0.100", "+0.050 .. +0.200")
+    assert states(page) == {first.name: "healthy", second.name: "collapsed"}
+    assert any(f"Not begun, or not readable: {ladder.trainings[2].name}" in note for note in page.sections[0].notes)
+    assert write_report_page([tmp_path]) == tmp_path / "report.html"
+
+
+def test_a_cross_validation_has_its_folds_and_the_score_out_of_fold(tmp_path: Path) -> None:
+    for number in range(2):
+        make_healthy(tmp_path / f"fold{number}")
+    score = make_dice_score([0.7] * 12)
+    folds = tuple(Fold(n, 12, 2, "done", "teacher", (), {"student": score, "teacher": score}) for n in range(2))
+    save_study(FOLDS, CrossValidation(tmp_path, (), folds, ending="finished"))
+    page = make_study_page(tmp_path)
+    assert [row[0] for row in rows(page)] == ["0", "1", "mean", "sd", "out of fold"]
+    assert set(states(page).values()) == {"healthy"}
+    save_study(FOLDS, CrossValidation(tmp_path, (), (folds[0], replace(folds[1], status="waiting", scores={}))))
+    assert rows(make_study_page(tmp_path)) == []  # while there is more to do, there is no table yet
+    render_page(make_study_page(tmp_path))
+
+
+def test_an_ablation_has_the_table_and_the_figures_of_its_command(tmp_path: Path) -> None:
+    (tmp_path / "ABLATION.txt").touch()
+    assert is_study(tmp_path)
+    with pytest.raises(RunDirError, match="without tables yet"):
+        make_study_page(tmp_path)
+    (tmp_path / "table.md").write_text(TABLE)
+    (tmp_path / "scores.png").write_bytes(b"png")
+    make_healthy(tmp_path / "cells" / "abc" / "run")
+    (tmp_path / "cells" / "abc" / "cell.json").write_text('{"name": "method_8"}')
+    page = make_study_page(tmp_path)
+    assert rows(page) == [("a|b", "8 cases", "0.9"), ("c", "8 cases", "0.8")]
+    assert page.sections[0].tables[0].columns == ("method", "labels", "f1")
+    assert page.sections[0].tables[0].text == "Score: F1 of all voxels."
+    assert page.sections[0].notes == ("few cases",)
+    assert [picture.source for picture in page.sections[1].images] == ["data:image/png;base64,cG5n"]
+    assert states(page) == {"method_8 (abc)": "healthy"}
+
+
+def test_a_study_is_not_one_of_several_runs(tmp_path: Path) -> None:
+    (tmp_path / "ABLATION.txt").touch()
+    with pytest.raises(ConfigError, match="give it alone"):
+        write_report_page([make_healthy(tmp_path / "run"), tmp_path])
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_of_many_runs_those_that_are_ill_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(comparison_page, "MOST_RUNS", most)
+    ids = CASES[:9]
+    runs = [make_healthy(tmp_path / "a", ids=ids), make_collapsed(tmp_path / "b"), make_collapsed(tmp_path / "c")]
+    page = make_comparison_page([read_run(run) for run in runs])
+    assert list(states(page)) == {1: ["b"], 2: ["b", "c"], 3: ["a", "b", "c"]}[most]
+    assert page.sections[0].notes[:1] == {
+        1: ("1 of 3 runs are healthy. The first 1 of the others:",), 2: ("1 of 3 runs are healthy.",), 3: (),
+    }[most]  # fmt: skip
