@@ -26,6 +26,7 @@ from ssl_seg.cli import (
     probe_loss,
     report,
     split,
+    suggest,
     train,
 )
 from ssl_seg.cli.unused_options import check_used
@@ -52,6 +53,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("investigate")(investigate.investigate)
 app.command("evaluate")(check_used("evaluate", evaluate.evaluate))
 app.command("predict")(predict.predict)
+app.command("suggest")(suggest.suggest)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("diagnose")(check_used("diagnose", diagnose.diagnose))

@@ -46,7 +46,7 @@ def draw_audit(result: Audit, path: Path) -> None:
 def read_sample(case: Case, result: Audit, *, faulty: bool) -> Sample:
     """Return what is shown of a case: of a volume the slice with the most foreground, else the middle one."""
     facts = result.facts.get(case.id)
-    name = case.id if len(case.id) <= _MOST_TITLE else f"...{case.id[3 - _MOST_TITLE :]}"
+    name = shorten(case.id)
     if case.mask is None:
         state = "no mask"
     elif facts is None or facts.foreground is None:
@@ -58,6 +58,11 @@ def read_sample(case: Case, result: Audit, *, faulty: bool) -> Sample:
     except DataError:
         return Sample(f"{name}\nimage not usable", None, faulty=faulty)
     return Sample(f"{name}\n{state}{place}", pixels, target, faulty)
+
+
+def shorten(name: str) -> str:
+    """Return a name, or its end, as long as a title holds."""
+    return name if len(name) <= _MOST_TITLE else f"...{name[3 - _MOST_TITLE :]}"
 
 
 def _read_slice(
@@ -77,7 +82,7 @@ def _read_slice(
     stride = -(-max(pixels.shape[1:]) // _PIXELS)
     target = None if mask is None else _to_classes(mask.read(box).reshape(pixels.shape[1:]), result)
     return (
-        _to_picture(blacken_gaps(pixels)[:, ::stride, ::stride]),
+        to_picture(blacken_gaps(pixels)[:, ::stride, ::stride]),
         None if target is None else target[::stride, ::stride],
         place,
     )
@@ -126,6 +131,6 @@ def _to_classes(mask: NDArray[np.generic], result: Audit) -> NDArray[np.int64]:
     return classes
 
 
-def _to_picture(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
+def to_picture(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return (Y, X, 3) of three channels, else the first one (Y, X)."""
     return np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels[0]

@@ -30,6 +30,7 @@ ALONE = {
     "predict": "with which overlap probabilities format tta uncertainty uint8 objects spacing threshold uncalibrated "
     "overwrite accelerator",
     "diagnose": "predictions out seconds require-f1 set json",
+    "suggest": "data count strategy round seed which csv figure copy accelerator",
     "probe-loss": "data checkpoint batches accelerator figure set json",
     "data import": "by-rows images instances",
     "data audit": "layout groups unlabeled set figure json",
