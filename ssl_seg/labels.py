@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ IGNORE_INDEX = -100
 """Class index of voxels that neither the losses nor the metrics look at (torch's own default)."""
 
 MaskKind = Literal["semantic", "binary", "instances", "probability"]
+Task = Literal["semantic", "instances"]
 THRESHOLDED: tuple[MaskKind, ...] = ("binary", "probability")
 """Kinds whose values are compared with a threshold, so that they need not be integers."""
 
@@ -36,6 +38,9 @@ class Meaning:
       half of the largest value there is, or of the full range of the type (1, 255 or 65535).
 
     ``ignore_value`` stays what it is, in every kind. Background is ``label_values[0]``, or 0.
+
+    ``task`` says what is learned of them: the classes, or of instances which voxels belong to one object, as in
+    ``ssl_seg.data.instances``.
     """
 
     kind: MaskKind | None = None
@@ -43,6 +48,16 @@ class Meaning:
     label_values: tuple[int, ...] | None = None
     label_map: Mapping[int, int] = field(default_factory=dict)
     ignore_value: int | None = None
+    task: Task = "semantic"
+
+    @property
+    def class_values(self) -> tuple[int, ...]:
+        """Value of each class that is learned, background first: the label values, and one more for the boundary of
+        instances."""
+        values = self.label_values or (0, 1)
+        if self.task == "semantic":
+            return values
+        return (*values, next(value for value in count(1) if value not in (*values, self.ignore_value)))
 
     @property
     def background(self) -> int:
@@ -76,6 +91,15 @@ class Meaning:
             DataError: for a value without a class.
         """
         return to_target(self.to_labels(mask), self.label_values or (0, 1), self.ignore_value)
+
+    def to_objects(self, mask: NDArray[Any]) -> NDArray[np.int32]:
+        """Return 0 for background, 1..n for the objects of instances, in the order of their numbers, and IGNORE_INDEX;
+        (*S) as the mask."""
+        values, index = np.unique(apply_label_map(mask, self.label_map), return_inverse=True)
+        ignored = values == self.ignore_value if self.ignore_value is not None else np.zeros(len(values), np.bool_)
+        is_object = (values != self.background) & ~ignored
+        numbers = np.where(is_object, np.cumsum(is_object), np.where(ignored, IGNORE_INDEX, 0)).astype(np.int32)
+        return numbers[index].reshape(mask.shape)
 
     def to_foreground(self, mask: NDArray[Any]) -> NDArray[np.int16]:
         """Return 0 for background, 1 for any foreground and IGNORE_INDEX."""

@@ -159,6 +159,10 @@ Groups = Annotated[
     ),
 ]
 Unlabeled = Annotated[Path | None, typer.Option(help="Folder of further unlabeled images.")]
+TaskName = Annotated[
+    Literal["semantic", "instances"] | None,
+    typer.Option(help="What to learn: classes of voxels, or objects, which the masks number.", show_default="semantic"),
+]
 SplitFile = Annotated[Path | None, typer.Option(help="Split file of `ssl-seg split make`; else made from the seed.")]
 LabelsOption = Annotated[
     float | None,

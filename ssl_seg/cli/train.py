@@ -23,6 +23,7 @@ def train(
     layout: o.LayoutName = None,
     groups: o.Groups = None,
     unlabeled: o.Unlabeled = None,
+    task: o.TaskName = None,
     split: o.SplitFile = None,
     labels: o.LabelsOption = None,
     folds: Annotated[int | None, typer.Option(help="Number of cross-validation folds.")] = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ssl_seg.config.section import PositiveInt, Section, Seed
-from ssl_seg.labels import MaskKind
+from ssl_seg.labels import MaskKind, Task
 
 
 def check_label_amount(value: float) -> float:
@@ -74,6 +74,9 @@ class DataConfig(Section):
     mask: MaskKind = "semantic"
     """What mask values are: semantic (each a class), instances (numbers of objects: all but 0 are foreground), binary
     or probability (foreground is above a threshold). Recognized from the masks where it is left out."""
+    task: Task = "semantic"
+    """What is learned of the masks: the class of each voxel, or, of masks that number objects, the objects (instances).
+    Objects are learned as three classes: background, inside and boundary."""
     threshold: float | None = None
     """Value of binary or probability masks that foreground is above, on the scale of the files; when unset half of the
     largest value there is, and for probability half of the range of the files (1, 255 or 65535)."""

@@ -13,6 +13,7 @@ OPTIONS = {
     "layout": "data.layout",
     "groups": "data.groups",
     "unlabeled": "data.unlabeled",
+    "task": "data.task",
     "split": "split.file",
     "labels": "split.labels",
     "folds": "split.folds",

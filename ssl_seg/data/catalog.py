@@ -103,6 +103,7 @@ def parse_section(data: Mapping[str, Any]) -> CatalogSettings:
         label_values=tuple(values) if values else None,
         label_map={int(old): int(new) for old, new in (data.get("label_map") or {}).items()},
         ignore_value=data.get("ignore_value"),
+        task=data.get("task") or "semantic",
     )
     groups, unlabeled = (Path(data[name]) if data.get(name) else None for name in ("groups", "unlabeled"))
     return CatalogSettings(
@@ -139,7 +140,7 @@ class Catalog:
     @property
     def label_values(self) -> tuple[int, ...]:
         """Value of each class, background first."""
-        return self.meaning.label_values or (0, 1)
+        return self.meaning.class_values
 
     @property
     def ignore_value(self) -> int | None:
@@ -300,7 +301,7 @@ def read_cases(root: str, settings: CatalogSettings, track: Track = pass_through
     given, reading = settings.meaning, settings.reading
     if given.ignore_value is None:
         given = replace(given, ignore_value=listing.ignore_value)
-    if not (given.label_values or given.label_map) and given.kind in (None, "semantic"):
+    if not (given.label_values or given.label_map) and given.kind in (None, "semantic") and given.task == "semantic":
         given = replace(given, label_values=listing.label_values)
     facts, faults, used = scan_cases(
         listing.cases, threshold=given.threshold, reading=replace(reading, fractions=True), root=root, track=track

@@ -30,7 +30,7 @@ AS_STORED = Reading()
 SETTINGS = tuple(field.name for field in fields(Reading) if field.name not in ("is_mask", "fractions", "by_box"))
 """Names in the ``data`` section."""
 
-LABEL_SETTINGS = ("mask", "threshold", "label_values", "label_map", "ignore_value")
+LABEL_SETTINGS = ("mask", "task", "threshold", "label_values", "label_map", "ignore_value")
 """Names, there too, of what says what mask values mean."""
 
 

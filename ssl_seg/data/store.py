@@ -21,6 +21,7 @@ from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.disk_cache import DiskCache, Grid, open_copy
 from ssl_seg.data.facts import OpenedCase, open_case
 from ssl_seg.data.formats.stored import BoxReader, Voxels, crop
+from ssl_seg.data.instances import make_target
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.resample import compute_resampled_shape, find_shape, resample_image, resample_labels
 from ssl_seg.data.sampling import derive_rng, locate_box
@@ -147,9 +148,12 @@ class CaseStore:
             grid = Grid(case.region, self._find_shape(case, self.resample_to))
             if not self.fits and (copies := self._find_resampled(case, grid)) is not None:
                 return self._open_by_box(case, *copies)
-            image, target = self._read_whole(case)
-            target = None if target is None else resample_labels(target, grid.shape).astype(np.int16)
+            image, mask = self._read_arrays(case)
             image = resample_image(image, grid.shape)
+            # The mask and not its target: objects are thicker or thinner on another grid.
+            target = (
+                None if mask is None else self._to_target(resample_labels(mask, grid.shape), self._beside(case, image))
+            )
         elif not self.fits and (stored := self._open_image(case)).by_box:
             return self._open_by_box(case, stored, None if case.mask is None else self._open_mask(case, case.mask))
         else:
@@ -213,7 +217,30 @@ class CaseStore:
             return None
         return open_copy(image), None if mask is None else open_copy(mask)
 
+    def load_objects(self, case_id: str) -> NDArray[np.int32] | None:
+        """Return 0, the numbers 1..n of the objects and IGNORE_INDEX (*S), on the grid of the file.
+
+        None where the mask does not number objects, or there is none.
+
+        Raises:
+            DataError: for a mask that cannot be read.
+        """
+        if self.catalog.meaning.kind != "instances":
+            return None
+        case = self.catalog.case(case_id)
+        image, mask = self._read_arrays(case)
+        return None if mask is None else self._to_objects(mask, self._beside(case, image))
+
     def _read_whole(self, case: Case) -> tuple[NDArray[np.generic], NDArray[np.int16] | None]:
+        image, mask = self._read_arrays(case)
+        return image, None if mask is None else self._to_target(mask, self._beside(case, image))
+
+    def _beside(self, case: Case, image: NDArray[np.generic]) -> NDArray[np.generic] | None:
+        """Return the image where it has gaps, which its target has too."""
+        return image if self.catalog.facts[case.id].missing else None
+
+    def _read_arrays(self, case: Case) -> tuple[NDArray[np.generic], NDArray[Any] | None]:
+        """Return image (C,*S) and mask (*S) as stored."""
         if case.region is not None:
             opened, mask = self._open_part(case)
             image = fit_channels(opened.read(), self.channels, case.image)
@@ -223,8 +250,7 @@ class CaseStore:
             stored = read_image(case.image, *case.more_channels, reading=reading)
             image = fit_channels(stored, self.channels, case.image)
             labels = None if case.mask is None else read_mask(case.mask, reading=reading)
-        beside = image if self.catalog.facts[case.id].missing else None
-        return image, None if labels is None else self._to_target(labels, beside)
+        return image, labels
 
     def _open_part(self, case: Case) -> OpenedCase:
         """Return the part of its files that a case is; files that were opened last are not decoded again."""
@@ -238,6 +264,8 @@ class CaseStore:
     def _to_target(self, mask: NDArray[Any], image: NDArray[np.generic] | None = None) -> NDArray[np.int16]:
         """Return the target of a mask; where its image (C,*S) has gaps, whatever the mask holds is ignored."""
         meaning = self.catalog.meaning
+        if meaning.task == "instances":
+            return make_target(self._to_objects(mask, image))
         gaps = None if image is None else find_gaps(image)
         if gaps is None:
             return meaning.to_target(mask).astype(np.int16)
@@ -245,6 +273,12 @@ class CaseStore:
         target = to_target(labels, self.catalog.label_values, meaning.ignore_value).astype(np.int16)
         target[gaps] = IGNORE_INDEX
         return target
+
+    def _to_objects(self, mask: NDArray[Any], image: NDArray[np.generic] | None) -> NDArray[np.int32]:
+        objects = self.catalog.meaning.to_objects(mask)
+        if image is not None and (gaps := find_gaps(image)) is not None:
+            objects[gaps] = IGNORE_INDEX
+        return objects
 
     def _box_to_target(self, box: NDArray[np.integer], image: NDArray[np.generic] | None = None) -> NDArray[np.int16]:
         return self._to_target(box[0], image)
@@ -256,6 +290,11 @@ class CaseStore:
         if mask is None:
             return LoadedCase(image, None, (), intensity)
         beside = stored if self.catalog.facts[case.id].missing else None
+        if not mask.by_box or self.catalog.meaning.task == "instances":
+            # Decoded anyway, or objects, whose target takes all of them: as an array it counts for the limit.
+            target = self._box_to_target(mask.read(), None if beside is None else beside.read())
+            foreground, each = _find_foreground([(0, target)], self._count_classes(case, [target]))
+            return LoadedCase(image, target, foreground, intensity, each)
 
         def read_target() -> Iterator[tuple[int, NDArray[np.int16]]]:
             for block in iterate_blocks(mask):
@@ -263,19 +302,17 @@ class CaseStore:
 
         counted = () if self.resample_to is None else (target for _, target in read_target())
         foreground, each = _find_foreground(read_target(), self._count_classes(case, counted))
-        if not mask.by_box:  # decoded anyway: as an array it counts for the limit
-            target = self._box_to_target(mask.read(), None if beside is None else beside.read())
-            return LoadedCase(image, target, foreground, intensity, each)
         reader = BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target, beside)
         return LoadedCase(image, reader, foreground, intensity, each)
 
     def _count_classes(self, case: Case, pieces: Iterable[NDArray[np.int16]]) -> list[int]:
         """Return how many voxels each foreground class has.
 
-        The facts are those of the file: on another grid they are counted in the ``pieces`` of the target.
+        The facts are those of the file: on another grid, and of objects, whose boundary is not in the file, they are
+        counted in the ``pieces`` of the target.
         """
         facts, values = self.catalog.facts[case.id], self.catalog.label_values[1:]
-        if self.resample_to is not None:
+        if self.resample_to is not None or self.catalog.meaning.task == "instances":
             found = [[(piece == index).sum() for index in range(1, len(values) + 1)] for piece in pieces]
             return [int(count) for count in np.sum(found, axis=0)]
         voxels = dict(zip(facts.values or (), facts.counts or (), strict=True))

@@ -252,8 +252,7 @@ def write_mask(path: Path, mask: Rows, geometry: Geometry | None = None) -> None
             )
         stored = mask.astype(np.uint8 if top < 256 else np.uint16)
     if split_suffix(path.name)[1] == ".png" and mask.ndim == 2:
-        plane = np.ascontiguousarray(undo_orientation(stored[:], geometry))
-        _write(path, lambda file: file.write_bytes(cv2.imencode(".png", plane)[1].tobytes()))
+        _write_png(path, stored, geometry)
     elif not _write_volume(path, stored, geometry, compression="zlib"):
         raise DataError(
             f"{path}: a mask with {mask.ndim} dimensions is written as {'.png, ' * (mask.ndim == 2)}{_VOLUMES}."
@@ -261,14 +260,20 @@ def write_mask(path: Path, mask: Rows, geometry: Geometry | None = None) -> None
 
 
 def write_labels(path: Path, labels: NDArray[np.integer[Any]], geometry: Geometry | None = None) -> None:
-    """Write (*S) numbers of objects as uint16, or uint32 where they need it, in a format of ``write_mask`` but PNG.
+    """Write (*S) numbers of objects as uint16, or uint32 where they need it, in a format of ``write_mask``.
 
     Raises:
-        DataError: if ``path`` has another suffix, or cannot be written.
+        DataError: if ``path`` has another suffix, a PNG would have more than 65,535 objects, or it cannot be written.
     """
-    stored = labels.astype(np.uint16 if labels.max(initial=0) < 2**16 else np.uint32)
-    if not _write_volume(path, stored, geometry, compression="zlib"):
-        raise DataError(f"{path}: numbers of objects are written as {_VOLUMES}.")
+    number = int(labels.max(initial=0))
+    stored = labels.astype(np.uint16 if number < 2**16 else np.uint32)
+    is_png = split_suffix(path.name)[1] == ".png" and stored.ndim == 2
+    if is_png and number >= 2**16:
+        raise DataError(f"{path}: PNG numbers 65,535 objects at most, and there are {number:,}: write {_VOLUMES}.")
+    if is_png:
+        _write_png(path, stored, geometry)
+    elif not _write_volume(path, stored, geometry, compression="zlib"):
+        raise DataError(f"{path}: numbers of objects are written as {'.png, ' * (stored.ndim == 2)}{_VOLUMES}.")
 
 
 def write_probabilities(path: Path, probs: Rows, geometry: Geometry | None = None) -> None:
@@ -279,6 +284,11 @@ def write_probabilities(path: Path, probs: Rows, geometry: Geometry | None = Non
     """
     if not _write_volume(path, probs, geometry, compression=None):
         raise DataError(f"{path}: probabilities are written as {_VOLUMES}.")
+
+
+def _write_png(path: Path, plane: Rows, geometry: Geometry | None) -> None:
+    turned = np.ascontiguousarray(undo_orientation(plane[:], geometry))
+    _write(path, lambda file: file.write_bytes(cv2.imencode(".png", turned)[1].tobytes()))
 
 
 def _write_volume(path: Path, array: Rows, geometry: Geometry | None, *, compression: str | None) -> bool:

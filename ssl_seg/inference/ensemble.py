@@ -171,14 +171,19 @@ def score_cases(
     ensemble = Ensemble(tuple(members))
     rows = []
     for case_id in track(case_ids, len(case_ids)):
-        case = store.load_whole(case_id)
+        case, objects, task = store.load_whole(case_id), store.load_objects(case_id), store.catalog.meaning.task
         found = (
             ensemble.predict_each(case.image, case.spacing)
             if mean
             else (member(case.image, case.spacing) for member in members)
         )
         pairs = zip(found, decisions or (LIKELIEST,) * (len(ensemble.members) + mean), strict=True)
-        rows.append([score_case(case_id, case, probs, decision=own, surface=surface) for probs, own in pairs])
+        rows.append(
+            [
+                score_case(case_id, case, probs, decision=own, surface=surface, objects=objects, task=task)
+                for probs, own in pairs
+            ]
+        )
     return tuple(Score(column, store.catalog.label_values[1:]) for column in zip(*rows, strict=True))
 
 

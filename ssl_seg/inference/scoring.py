@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from ssl_seg.data.instances import find_instances
 from ssl_seg.data.store import WholeCase
 from ssl_seg.errors import DataError
 from ssl_seg.inference.decision import LIKELIEST, Decision
+from ssl_seg.labels import IGNORE_INDEX, Task
 from ssl_seg.scores.intervals import Estimate, estimate_margin
 from ssl_seg.scores.metrics import (
     RATIOS,
@@ -26,6 +29,7 @@ from ssl_seg.scores.metrics import (
     sum_overlaps,
     summarize_distances,
 )
+from ssl_seg.scores.objects import ObjectCounts, match_objects, parse_counts, score_image, summarize_objects
 
 Unit = Literal["mm", "voxels"]
 """Of distances. ``mm`` stands for the unit in which the voxel size of a case is stated: mm in NIfTI files."""
@@ -48,6 +52,9 @@ class CaseScore:
     """Of the distances."""
     nonfinite: int = 0
     """Voxels without a finite output of the network; each counts as wrong."""
+    objects: Mapping[str, ObjectCounts] | None = None
+    """Where masks number objects: those that are ``found``; the ``connected`` parts of the predicted foreground, where
+    they are others, and the ``whole`` image as one object, which are baselines."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,18 @@ class Score:
         """F1 (mean of classes) over that of predicting each class everywhere. Kept: its interval takes 2,000 resamples,
         and the end of a run states it in several places."""
         return estimate_margin(count_classes(self))
+
+    @cached_property
+    def objects(self) -> dict[str, Any] | None:
+        """Scores of objects (see ``summarize_objects``), with those of the baselines under ``trivial``.
+
+        None where masks do not number objects."""
+        cases = [c.objects for c in self.cases if c.objects is not None]
+        if not cases or len(cases) < len(self.cases):
+            return None
+        summaries = {name: summarize_objects([case[name] for case in cases]) for name in cases[0]}
+        found, names = summaries.pop("found"), ("pred", "f1_50", "ap", "pq")
+        return {**found, "trivial": {name: {key: own[key] for key in names} for name, own in summaries.items()}}
 
     @property
     def nonfinite(self) -> int:
@@ -105,6 +124,8 @@ class Score:
             "nonfinite": self.nonfinite,
             "cases": [_case_row(c) for c in self.cases],
         }
+        if self.objects is not None:
+            summary["objects"] = self.objects
         if len(pooled) > 1:
             summary["foreground"] = {**_ratios(whole), "mean_dice": _mean([c.overlap.dice for c in self.cases])}
             summary["classes"] = [
@@ -189,10 +210,13 @@ def score_case(
     *,
     decision: Decision = LIKELIEST,
     surface: bool = False,
+    objects: NDArray[np.int32] | None = None,
+    task: Task = "semantic",
 ) -> CaseScore:
     """Return the score of probabilities (K,*S) of one case, with the classes that ``decision`` gives.
 
-    A voxel whose probabilities are not all finite counts as wrong, whatever its target: NaN must not score.
+    A voxel whose probabilities are not all finite counts as wrong, whatever its target: NaN must not score. With the
+    true ``objects`` (*S), see ``CaseStore.load_objects``, those that are found by the ``task`` are scored too.
 
     Raises:
         DataError: for a case without a mask.
@@ -208,7 +232,17 @@ def score_case(
         distances = tuple(compute_surface_distances(*pair, spacing) for pair in zip(found, truths, strict=True))
     classes = tuple(count_overlap(pred, case.target, label, broken=broken) for label in labels)
     overlap, unit = count_overlap(pred, case.target, broken=broken), UNITS[case.spacing is not None]
-    return CaseScore(case_id, overlap, classes, distances, unit, int(np.count_nonzero(broken)))
+    matches = None if objects is None else _score_objects(np.where(broken, 0, pred), objects, task)
+    return CaseScore(case_id, overlap, classes, distances, unit, int(np.count_nonzero(broken)), matches)
+
+
+def _score_objects(pred: NDArray[np.integer[Any]], objects: NDArray[np.int32], task: Task) -> dict[str, ObjectCounts]:
+    """Return the objects of predicted classes (*S), and of the baselines, that match; ignored voxels are background."""
+    classes, true = np.where(objects == IGNORE_INDEX, 0, pred), np.maximum(objects, 0)
+    connected, _ = ndimage.label(classes > 0)
+    found = {"found": find_instances(classes), "connected": connected} if task == "instances" else {"found": connected}
+    found["whole"] = (objects != IGNORE_INDEX).astype(np.int32)
+    return {name: match_objects(labels, true) for name, labels in found.items()}
 
 
 def count_classes(score: Score) -> NDArray[np.int64]:
@@ -224,6 +258,7 @@ def pack_cases(score: Score) -> list[dict[str, Any]]:
             "foreground": _counts(case.overlap),
             "classes": [_counts(o) for o in case.classes],
             "nonfinite": case.nonfinite,
+            **({} if case.objects is None else {"objects": {n: asdict(own) for n, own in case.objects.items()}}),
         }
         for case in score.cases
     ]
@@ -243,6 +278,7 @@ def parse_cases(rows: Sequence[Mapping[str, Any]], label_values: Sequence[int] =
                 tuple(ConfusionCounts(*o) for o in row["classes"]),
                 None,
                 nonfinite=int(row["nonfinite"]),
+                objects={n: parse_counts(own) for n, own in row["objects"].items()} if "objects" in row else None,
             )
             for row in rows
         ),
@@ -274,6 +310,8 @@ def _case_row(case: CaseScore) -> dict[str, Any]:
         "prevalence_pred": case.overlap.prevalence_pred,
     }
     row["counts"] = [_counts(o) for o in case.classes]
+    if case.objects is not None:
+        row |= score_image(case.objects["found"])
     several = len(case.classes) > 1
     if several:
         row["classes"] = [o.dice if o.tp + o.fp + o.fn > 0 else None for o in case.classes]

@@ -95,6 +95,11 @@ def calibrate(
     if classes > 2 and request.rule.target != "f1":
         raise ConfigError(f"--for {request.rule}: {classes} classes have no threshold; leave it out")
     evaluation = EvaluateRequest(request.checkpoint)
+    if request.clean and model.config.data.task == "instances":
+        raise ConfigError(
+            "--clean: it drops and fills parts of classes, and inside and boundary are parts of objects "
+            "(data.task=instances): leave it out"
+        )
     catalog, data = open_cases(evaluation, model, track("reading cases"))
     ids = choose_cases(evaluation, (model,), catalog, split_from_dict(model.checkpoint.split), note)
     predictor, store = model.predictor(net, request.overlap), open_store(catalog, data)

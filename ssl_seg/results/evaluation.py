@@ -355,7 +355,8 @@ def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tu
     elsewhere = request.data is not None and absolute_root(request.data) != section["root"]
     if elsewhere:
         section |= {"root": request.data, "layout": "auto", "groups": None, "unlabeled": None, "tiles": 1}
-    if {"label_values", "label_map"} & set(request.settings) and "mask" not in request.settings:
+    changed = {"label_values", "label_map"} & set(request.settings)
+    if changed and "mask" not in request.settings and section["task"] == "semantic":
         section |= {"mask": "semantic", "threshold": None}
     data = validate(DataConfig, section | dict(request.settings), prefix="data.")
     catalog = open_data(data.model_dump(mode="json"), track)

@@ -130,7 +130,8 @@ def describe(model: Model, net: str, calibration: Calibration | None) -> dict[st
         ``ndim``, ``channels``, ``patch_size`` (Z, Y, X), ``divisor`` (of the sides of any other window), ``overlap`` of
         windows; ``normalization``: ``zscore`` of each channel of a whole image, or ``window``, values clipped to
         ``low`` .. ``high`` and then shifted and scaled by ``mean`` and ``std``; ``voxel_size`` that images are
-        resampled to, or null; ``label_values`` of the classes, in their order; ``threshold``: with two classes,
+        resampled to, or null; ``task``: semantic, or instances, whose classes are background, inside and boundary of
+        objects; ``label_values`` of the classes, in their order; ``threshold``: with two classes,
         foreground is where its probability is above it, else null; ``temperature`` and ``biases`` of calibrated
         probabilities softmax(log p / temperature + biases); ``cleaning`` of masks; and what the network is.
     """
@@ -150,6 +151,7 @@ def describe(model: Model, net: str, calibration: Calibration | None) -> dict[st
         "overlap": OVERLAP,
         "normalization": _describe_normalization(data.window),
         "voxel_size": None if data.resample_to is None else list(data.resample_to),
+        "task": data.task,
         "label_values": list(data.label_values),
         "threshold": find_network_threshold(decision.threshold, calibration, data.num_classes),
         "temperature": 1.0 if calibration is None else calibration.scaling.temperature,

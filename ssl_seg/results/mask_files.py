@@ -40,11 +40,13 @@ class Job:
     mask: Path
     probabilities: tuple[Path, ...] = ()
     has_objects: bool = False
+    is_numbered: bool = False
+    """Whether the mask is the label image of the objects itself."""
 
     @property
     def labels(self) -> Path:
         """Label image of the objects."""
-        return _paths_beside(self.mask, (OBJECTS,))[0]
+        return self.mask if self.is_numbered else _paths_beside(self.mask, (OBJECTS,))[0]
 
     @property
     def table(self) -> Path:
@@ -54,7 +56,8 @@ class Job:
     @property
     def outputs(self) -> tuple[Path, ...]:
         """All files that are written."""
-        return (*self.probabilities, *((self.labels, self.table) if self.has_objects else ()), self.mask)
+        beside = (*(() if self.is_numbered else (self.labels,)), self.table)
+        return (*self.probabilities, *(beside if self.has_objects else ()), self.mask)
 
     def identify_image(self) -> list[list[Any]]:
         """Return path, size and time of change of each file, which tell whether it is still the image that it was."""
@@ -182,6 +185,7 @@ def plan_jobs(
     suffixes: Iterable[str] = (),
     *,
     objects: bool = False,
+    numbered: bool = False,
     suffix: str | None = None,
 ) -> list[Job]:
     """Return the images of a file or folder with the paths of their masks.
@@ -193,6 +197,7 @@ def plan_jobs(
         layout: of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image.
         suffixes: what is put behind the name for each file of probabilities.
         objects: whether objects are written.
+        numbered: whether their label image is the mask.
         suffix: that of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is.
 
     Raises:
@@ -206,7 +211,7 @@ def plan_jobs(
         if has_name and suffix not in (None, SAME_FORMAT.get(named, named)):
             raise DataError(f"--format {(suffix or '')[1:]}: {output} says another format: leave one of them out")
         mask = output if has_name else output / _mask_name(name, source.name, ndim, suffix)
-        jobs = [Job((str(source),), mask, _paths_beside(mask, suffixes), objects)]
+        jobs = [Job((str(source),), mask, _paths_beside(mask, suffixes), objects, numbered)]
     else:
         images = _find_images(source, output, layout)
         if not images:
@@ -214,7 +219,7 @@ def plan_jobs(
             raise DataError(f"{source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).{advice}")
         masks = [output / _mask_name(name, files[0], ndim, suffix) for name, files in images]
         pairs = zip(images, masks, strict=True)
-        jobs = [Job(files, mask, _paths_beside(mask, suffixes), objects) for (_, files), mask in pairs]
+        jobs = [Job(files, mask, _paths_beside(mask, suffixes), objects, numbered) for (_, files), mask in pairs]
     _check_distinct(jobs)
     if ndim == 3 and (planes := [job.mask for job in jobs if job.mask.suffix == ".png"]):
         raise DataError(f"{planes[0]}: PNG holds no volume: use one of {', '.join(MASK_SUFFIXES[1:])}")

@@ -1,4 +1,4 @@
-"""The connected parts of a predicted mask as objects: a label image and a table.
+"""The objects of a predicted mask, its connected parts or instances: a label image and a table.
 
 Shapes: C channels, *S spatial = (Z, Y, X) or (Y, X).
 """
@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ssl_seg.data.instances import find_instances
 from ssl_seg.errors import DataError
 from ssl_seg.files import write_text
+from ssl_seg.labels import Task
 
 TABLE = "objects.csv"
 """Table of all images of a folder."""
@@ -36,14 +38,16 @@ def find_objects(
     image: NDArray[np.generic],
     label_values: Sequence[int],
     spacing: Sequence[float] | None,
+    task: Task = "semantic",
 ) -> tuple[NDArray[np.int64], list[list[Any]]]:
-    """Return the objects of a mask: each part of a class whose voxels share faces.
+    """Return the objects of a mask: each part of a class whose voxels share faces, or its instances.
 
     Args:
         classes: (*S) class indices.
         image: (C,*S).
         label_values: mask value of each class, background first.
         spacing: voxel size (*S), where it is known.
+        task: of the training; instances are of the first class.
 
     Returns:
         A label image (*S), 0 for background and 1, 2, ... for the objects, class after class; and a row for each object
@@ -51,9 +55,9 @@ def find_objects(
     """
     labels = np.zeros(classes.shape, np.int64)
     rows: list[list[Any]] = []
-    for index, value in enumerate(label_values[1:], start=1):
-        parts, number = ndimage.label(classes == index)
-        if not number:
+    for index, value in enumerate(label_values[1:2] if task == "instances" else label_values[1:], start=1):
+        parts = find_instances(classes) if task == "instances" else ndimage.label(classes == index)[0]
+        if not (number := int(parts.max(initial=0))):
             continue
         ids = np.arange(1, number + 1)
         voxels = np.bincount(parts.ravel())[1:]
@@ -70,7 +74,7 @@ def find_objects(
 
 
 def write_rows(path: Path, ndim: int, channels: int, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows with the columns of ``list_columns`` as CSV, in one step.
+    """Write rows with the columns of ``list_columns`` as CSV, in one step; the folder is made.
 
     Raises:
         DataError: when it cannot be written.
@@ -78,6 +82,7 @@ def write_rows(path: Path, ndim: int, channels: int, rows: Iterable[Sequence[Any
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([list_columns(ndim, channels), *rows])
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text.getvalue())
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -103,7 +103,8 @@ class PredictRequest:
     accelerator: str | None = None
     """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
     objects: bool = False
-    """Write the connected parts of each class as a label image and a table."""
+    """Write the connected parts of each class as a label image and a table. Where the training learned instances, these
+    are always written, and the mask is the label image."""
     tta: bool = False
     """Predict mirrored and turned windows too, for the mean of their probabilities."""
     uncertainty: bool = False
@@ -117,7 +118,8 @@ class PredictRequest:
 def predict(
     request: PredictRequest, track: Track = pass_through, *, note: Callable[[str], None] = lambda _: None
 ) -> list[Path]:
-    """Write a mask for each image, with the label values of the training masks.
+    """Write a mask for each image, with the label values of the training masks, or, where the training learned
+    instances, with the numbers 1..n of the objects.
 
     2D masks are PNG, 3D masks compressed TIFF stacks; the mask of a NIfTI image is NIfTI on the same grid, unless a
     ``suffix`` says otherwise. With ``probabilities``, the foreground probability (of each class where there are more
@@ -149,6 +151,8 @@ def predict(
     check_threshold(request.threshold, data)
     _check_spacing(request, data, note)
     way = _use_networks(request, models, note)
+    numbered = data.task == "instances"
+    request = replace(request, objects=request.objects or numbered)
     jobs = plan_jobs(
         request.source,
         request.output,
@@ -156,6 +160,7 @@ def predict(
         data.layout,
         way.suffixes,
         objects=request.objects,
+        numbered=numbered,
         suffix=request.suffix,
     )
     record = MaskRecord(None if is_mask_name(request.output) else request.output, way.settings)
@@ -415,15 +420,15 @@ def _write_outputs(
     data, classes = way.data, outputs[""]
     for path, suffix in zip(job.probabilities, way.suffixes, strict=True):
         write_probabilities(path, outputs[suffix], geometry)
-    if way.decision.cleaning or way.request.objects:
-        whole = clean_classes(classes[:], way.decision.cleaning)
-        if way.request.objects:
-            image = read_image()
-            labels, rows = find_objects(whole, image, data.label_values, spacing)
-            write_labels(job.labels, labels, geometry)
-            write_rows(job.table, data.ndim, len(image), ([split_suffix(name)[0], *row] for row in rows))
-        classes = whole
-    write_mask(job.mask, _to_values(classes, data.label_values), geometry)
+    if way.decision.cleaning or job.has_objects:
+        classes = clean_classes(classes[:], way.decision.cleaning)
+    if job.has_objects:
+        image, whole = read_image(), classes[:]
+        labels, rows = find_objects(whole, image, data.label_values, spacing, data.task)
+        write_rows(job.table, data.ndim, len(image), ([split_suffix(name)[0], *row] for row in rows))
+        write_labels(job.labels, labels, geometry)
+    if not job.is_numbered:
+        write_mask(job.mask, _to_values(classes, data.label_values), geometry)
     return sum(int(np.count_nonzero(rows)) for _, rows in iterate_rows(classes)) / prod(classes.shape)
 
 

@@ -183,6 +183,7 @@ def summarize_network(score: Score) -> dict[str, Any]:
         **{key: trivial[key] for key in ("margin", "margin_low", "margin_high", "margin_why")},
         **{key: mean[key] for key in ("dice", "dice_positives", "predict_nothing", "n_cases", "n_positives")},
         "nonfinite": score.nonfinite,
+        **({} if score.objects is None else {"objects": {name: score.objects[name] for name in ("f1_50", "ap", "pq")}}),
     }
 
 

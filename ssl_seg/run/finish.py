@@ -37,6 +37,7 @@ from ssl_seg.run.gates import describe_targets, judge_targets
 from ssl_seg.run.prepare import BegunRun
 from ssl_seg.run.scenarios import find_scenarios
 from ssl_seg.run.session import LoopResult, Session
+from ssl_seg.scores.objects import describe_objects
 
 BATCH_NORM_BATCHES = 50
 """Training batches that the BatchNorm statistics of averaged weights are estimated on."""
@@ -158,6 +159,8 @@ def _summarize(final: FinalScores, prepared: BegunRun, console: Console) -> dict
         positives = "none" if own["dice_positives"] is None else f"{own['dice_positives']:.3f}"
         value += f" ({positives} on the {own['n_positives']} positive ones, {own['predict_nothing']:.3f} for nothing)"
     console.note(f"used: {used.net} of best.pt ({where}), {value}")
+    if used.score.objects is not None:
+        console.note(describe_objects(used.score.objects))
     if targets := judge_targets(prepared.config.targets, used.score.summarize()):
         summary["targets"] = targets
         console.note(describe_targets(targets))

@@ -260,7 +260,9 @@ def _plan_masks(catalog: Catalog) -> list[Planned]:
         labels = Planned("data.label_values", list(catalog.label_values), f"values found in {masks}")
         return [Planned("data.mask", "semantic", "each value is a class"), labels]
     why = f"values of {masks} are {'numbers of objects' if meaning.kind == 'instances' else 'cut by a threshold'}"
-    labels = Planned("data.label_values", list(catalog.label_values), "background and foreground in written masks")
+    names = "background, inside and boundary of objects"
+    reason = names if meaning.task == "instances" else "background and foreground in written masks"
+    labels = Planned("data.label_values", list(catalog.label_values), reason)
     cut = [Planned("data.threshold", meaning.threshold, "half of the range")] if meaning.takes_fractions else []
     return [Planned("data.mask", meaning.kind, why), *cut, labels]
 

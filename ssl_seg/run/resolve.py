@@ -241,6 +241,12 @@ def _settle_class_weights(config: Config, catalog: Catalog, labeled: Sequence[st
     """Return the configuration with the class weights that ``auto`` stands for written out."""
     if config.loss.class_weights != "auto":
         return config
+    if config.data.task == "instances":
+        raise ConfigError(
+            "loss.class_weights = auto counts the values of masks, and those of objects do not show how much of them "
+            "is boundary (data.task=instances): give three numbers, of background, inside and boundary, such as "
+            "[1, 1, 2]"
+        )
     weights = compute_class_weights(count_voxels(catalog, labeled))
     return config.model_copy(update={"loss": config.loss.model_copy(update={"class_weights": weights})})
 

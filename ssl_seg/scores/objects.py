@@ -17,7 +17,7 @@ Shapes: *S spatial = (Z, Y, X) or (Y, X).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.errors import DataError
 from ssl_seg.scores.intervals import Floats, draw_resamples, estimate_ratio
+from ssl_seg.scores.text import number
 
 THRESHOLDS = tuple(n / 20 for n in range(10, 20))
 """Of the average precision: 0.5 to 0.95."""
@@ -92,6 +93,31 @@ def summarize_objects(images: Sequence[ObjectCounts]) -> dict[str, Any]:
         "mean": {name: float(values.mean()) for name, values in by_image.items()},
         "mean_nonempty": {n: float(values[there].mean()) if there.any() else None for n, values in by_image.items()},
     }
+
+
+def score_image(counts: ObjectCounts) -> dict[str, Any]:
+    """Return the objects of an image, the matches at 0.5, AP and PQ; these are None without any object."""
+    objects = counts.true + counts.pred
+    return {
+        "objects_true": counts.true,
+        "objects_pred": counts.pred,
+        "objects_matched": counts.matched[0],
+        "objects_ap": float(np.mean([tp / (objects - tp) for tp in counts.matched])) if objects else None,
+        "objects_pq": 2 * counts.iou / objects if objects else None,
+    }
+
+
+def describe_objects(summary: Mapping[str, Any]) -> str:
+    """Return the figures of ``summarize_objects`` in a line."""
+    found = [
+        f"{name} {number(summary[key])}" for key, name in zip(HEADLINES, ("F1 at IoU 0.5", "AP", "PQ"), strict=True)
+    ]
+    return f"objects: {', '.join(found)} ({summary['pred']} found, {summary['true']} in the masks)"
+
+
+def parse_counts(values: Mapping[str, Any]) -> ObjectCounts:
+    """Return the counts that ``dataclasses.asdict`` was given, read back from JSON."""
+    return ObjectCounts(**{**values, "matched": tuple(values["matched"])})
 
 
 def _number(labels: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -90,6 +90,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "data.unlabeled": ("data.unlabeled=MORE", ()),
     "data.pseudo_labels": ("data.pseudo_labels=PSEUDO", ()),
     "data.mask": ("data.mask=binary", ("data.mask=semantic", "data.label_map={2: 1}", *CUT)),
+    "data.task": ("data.task=instances", ("data.mask=instances",)),
     "data.threshold": ("data.threshold=0.5", ("data.mask=binary", *CUT)),
     "data.label_values": ("data.label_values=[0, 2, 1]", ()),
     "data.label_map": ("data.label_map={2: 1}", ()),

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
-from conftest import Cli
+from conftest import Cli, train_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import assert_refused
 
+from ssl_seg.data.instances import make_target
 from ssl_seg.data.volumes import read_mask, write_labels, write_mask
 from ssl_seg.diagnose.prediction_files import find_predictions
 from ssl_seg.errors import DataError
 from ssl_seg.inference.sliding import Predictor
+from ssl_seg.labels import Meaning
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.results.objects import find_objects, list_columns
 from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.scores.objects import match_objects
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -64,8 +70,14 @@ def test_many_objects_need_wider_numbers(tmp_path: Path, top: int, dtype: type) 
     write_labels(tmp_path / "a.tif", labels)
     stored = tifffile.imread(tmp_path / "a.tif")
     assert (stored.dtype, int(stored.max())) == (dtype, top)
-    with pytest.raises(DataError, match=r"numbers of objects are written as"):
+    if top < 65536:
         write_labels(tmp_path / "a.png", labels)
+        np.testing.assert_array_equal(read_mask(str(tmp_path / "a.png")), labels)
+    else:
+        with pytest.raises(DataError, match=r"PNG numbers 65,535 objects at most, and there are 65,536: write .tif"):
+            write_labels(tmp_path / "a.png", labels)
+    with pytest.raises(DataError, match=r"numbers of objects are written as .png, .tif"):
+        write_labels(tmp_path / "a.jpg", labels)
 
 
 @pytest.fixture
@@ -146,3 +158,91 @@ def test_a_single_image_and_its_voxel_size(cli: Cli, request_: PredictRequest, i
     assert [row["size"] for row in read_table(tmp_path / "one_objects.csv")] == ["3.75", "0.5"]
     assert sorted(path.name for path in tmp_path.glob("*one*")) == ["one.png", "one_objects.csv", "one_objects.tif"]
     assert_refused(cli(*words, "--objects"), "exists already and is not overwritten")
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine images of pairs of touching squares, and masks that number them."""
+    folder = tmp_path_factory.mktemp("data") / "cells"
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        mask = np.zeros((64, 64), np.int64)
+        for pair, (y, x) in enumerate(rng.integers(0, 44, (3, 2))):
+            mask[y : y + 18, x : x + 9], mask[y : y + 18, x + 9 : x + 18] = 2 * pair + 1, 2 * pair + 2
+        write_mask(folder / "instances" / f"{number}.png", mask)
+        write_mask(folder / "images" / f"{number}.png", (mask > 0) * 150 + rng.integers(0, 60, mask.shape))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def instance_run(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps that has learned instances."""
+    run = tmp_path_factory.mktemp("runs") / "instances"
+    settings = {"data": {"task": "instances"}, "split": {"labels": 3, "val_fraction": 0.3, "test_fraction": 0.2}}
+    train_tiny(run, cells, settings, {"length": {"steps": 2, "steps_per_epoch": 2}})
+    return run
+
+
+class TestInstances:
+    def test_masks_are_label_images(
+        self, instance_run: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A network that gives what the masks say finds their objects, in the mask, the table and the scores."""
+        masks = {
+            hash(read_mask(str(cells / "images" / path.name)).astype(np.uint8).tobytes()): read_mask(str(path))
+            for path in (cells / "instances").iterdir()
+        }
+
+        def know(_: Predictor, image: np.ndarray[Any, Any], spacing: object = None) -> np.ndarray[Any, Any]:
+            numbers = Meaning("instances").to_objects(masks[hash(image[0].astype(np.uint8).tobytes())])
+            return np.eye(3, dtype=np.float32)[make_target(numbers)].transpose(2, 0, 1)
+
+        monkeypatch.setattr(Predictor, "__call__", know)
+        checkpoint = instance_run / "checkpoints" / "best.pt"
+        predict(PredictRequest(checkpoint, cells / "images", tmp_path / "out"))
+        for path in sorted((cells / "instances").iterdir()):
+            true, found = read_mask(str(path)), cv2.imread(str(tmp_path / "out" / path.name), -1)
+            assert found.dtype == np.uint16
+            assert match_objects(found, true).matched[5] == len(np.unique(true)) - 1 == found.max()
+            rows = read_table(tmp_path / "out" / f"{path.stem}_objects.csv")
+            assert [int(row["voxels"]) for row in rows] == np.bincount(found.ravel())[1:].tolist()
+        assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".png", ".csv", ".jsonl"}
+        assert len(read_table(tmp_path / "out" / "objects.csv")) == sum(len(np.unique(m)) - 1 for m in masks.values())
+        again = predict(PredictRequest(checkpoint, cells / "images", tmp_path / "out", objects=True))
+        assert not again, "they are there already, by the same settings"
+        result = evaluate(EvaluateRequest(checkpoint))
+        assert result["objects"]["f1_70"] == 1.0 > result["objects"]["trivial"]["connected"]["f1_50"]
+        assert result["objects"]["pred"] == result["objects"]["true"] > 0
+
+    def test_the_tables_show_them(self, cli: Cli, instance_run: Path, tmp_path: Path) -> None:
+        code, out, err = cli("evaluate", instance_run)
+        assert code == 0, err
+        for name in ("F1 at IoU 0.5", "F1 at IoU 0.9", "AP", "PQ", "connected parts", "whole image as one"):
+            assert name in out
+        stored = json.loads((instance_run / "scores.json").read_text())["networks"][0]
+        assert stored["objects"]["true"] > 0
+        assert stored["cases"][0]["objects"]["found"]["true"] > 0
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("evaluate", "RUN", "--threshold", "0.4"), "one threshold cannot tell 3 classes apart"),
+            (("calibrate", "RUN", "--clean"), "inside and boundary are parts of objects"),
+            (("train", "--data", "DATA", "--task", "instance"), "instance"),
+            (("train", "--data", "DATA", "--set", "task=instances"), "data.task"),
+            (
+                ("train", "--data", "DATA", "--task", "instances", "--set", "data.mask=semantic"),
+                "data.mask=semantic has no numbers",
+            ),
+            (
+                ("train", "--data", "DATA", "--task", "instances", "--set", "loss.class_weights=auto"),
+                "give three numbers, of background, inside and boundary",
+            ),
+        ],
+    )
+    def test_what_does_not_go_with_them_is_refused(
+        self, cli: Cli, instance_run: Path, cells: Path, tmp_path: Path, words: tuple[str, ...], message: str
+    ) -> None:
+        places = {"RUN": str(instance_run), "DATA": str(cells)}
+        out = ("--out", str(tmp_path / "run")) if words[0] == "train" else ()
+        assert_refused(cli(*(places.get(word, word) for word in words), *out), message)

@@ -83,10 +83,12 @@ def settle_meaning(
     Args:
         scans: of all masks that can be read.
         given: what somebody has said; that holds. With ``label_values``, ``label_map`` or 0 ignored, values are
-            classes, unless it names another kind.
+            classes, unless it names another kind, or instances as the task.
         lossy: masks in files that do not keep values.
     """
     pool, kind, findings = _gather(scans, given.ignore_value), given.kind, list[Finding]()
+    if given.task == "instances":
+        kind, findings = "instances", list(_check_numbers(pool, given))
     if kind is None and given.threshold is not None:
         kind = "binary"
     if kind is None and (given.label_values or given.label_map or given.ignore_value == 0):
@@ -99,14 +101,23 @@ def settle_meaning(
         meaning = _settle_threshold(pool, meaning)
         findings += _check_threshold(pool, meaning, given)
     if kind != "semantic":
-        if given.label_values is not None and len(given.label_values) != 2:
+        if given.label_values is not None and len(given.label_values) != 2 and given.task == "semantic":
             raise DataError(
                 f"data.mask={kind} has two classes, and data.label_values={list(given.label_values)}: give two, of the "
                 "background first, or leave them out."
             )
         usual = (0, 255) if meaning.takes_fractions and pool.value.max(initial=0) == 255 else (0, 1)
         other = (0, 1) if usual == (0, 255) else (0, 255)
-        meaning = replace(meaning, label_values=given.label_values or (other if given.ignore_value in usual else usual))
+        planned = other if given.ignore_value in usual else usual
+        if given.task == "instances":
+            meaning = replace(meaning, label_values=planned)
+            if given.label_values not in (None, planned, meaning.class_values):
+                raise DataError(
+                    f"data.task=instances learns background, inside and boundary of objects, and data.label_values="
+                    f"{list(given.label_values)} are the values of classes: leave them out."
+                )
+        else:
+            meaning = replace(meaning, label_values=given.label_values or planned)
     findings += _check_files(scans, meaning, lossy)
     return meaning, findings
 
@@ -150,7 +161,7 @@ def _recognize(pool: _ForegroundValues, *, fractions: bool) -> tuple[MaskKind, A
     if verdict == "objects":
         text = (
             f"the masks hold numbers of objects (up to {pool.numbers.max()} in a mask, {len(different)} different): "
-            "all of them are foreground. data.mask=semantic takes them as classes"
+            "all of them are foreground. data.task=instances tells them apart, data.mask=semantic takes them as classes"
         )
         return "instances", "info", text
     text = (
@@ -189,9 +200,7 @@ def _are_classes_and_numbers(pool: _ForegroundValues) -> bool:
 def _count_objects(pool: _ForegroundValues, different: int) -> str:
     """Return what values are by the connected parts that they have: "objects", "classes", or "" if it is open."""
     numbers, masks = pool.numbers, len(pool.numbers)
-    looked_at = np.isfinite(pool.solid)
-    # Of a value whose every voxel touches another one, no part is left.
-    if (pool.part[looked_at] >= _ONE_PART).sum() <= _ONE_PART * looked_at.sum() or (numbers > 1).mean() < 0.5:
+    if not _are_single_parts(pool) or (numbers > 1).mean() < 0.5:
         return "classes"
     if different > _MOST_CLASSES:
         return "objects"
@@ -211,6 +220,35 @@ def _count_objects(pool: _ForegroundValues, different: int) -> str:
     if is_number and max(size, *places[:-1]) <= _DEPENDS:
         return "objects"
     return "" if is_number or varies else "classes"
+
+
+def _are_single_parts(pool: _ForegroundValues) -> bool:
+    """Return whether nearly all values are one connected part each."""
+    looked_at = np.isfinite(pool.solid)
+    # Of a value whose every voxel touches another one, no part is left.
+    return bool((pool.part[looked_at] >= _ONE_PART).sum() > _ONE_PART * looked_at.sum())
+
+
+def _check_numbers(pool: _ForegroundValues, given: Meaning) -> Iterator[Finding]:
+    """Check that masks from which objects are to be learned number them; a warning where somebody has said so."""
+    if given.kind not in (None, "instances"):
+        raise DataError(
+            f"data.task=instances learns from masks that number objects, and data.mask={given.kind} has no numbers: "
+            "leave one of them out. Objects that do not touch can be numbered: each connected part its own value."
+        )
+    if not len(pool.numbers):
+        return
+    if pool.numbers.max() == 1:
+        seen = f"no mask holds two values besides 0 ({int(pool.value[0])} in one of them), as if all were one object"
+    elif not _are_single_parts(pool):
+        seen = f"most of the values are in several parts of a mask, as classes are (up to {pool.numbers.max()} in one)"
+    else:
+        return
+    message = f"data.task=instances: {seen}. Give each object a number of its own"
+    if given.kind == "instances":
+        yield Finding("not_numbered", "warn", message)
+    else:
+        yield Finding("not_numbered", "fault", f"{message}; if they do number objects, type --set data.mask=instances")
 
 
 def _count_on(pool: _ForegroundValues, different: int) -> bool:
