@@ -24,7 +24,9 @@ from page_cases import (
     make_run,
 )
 
+from ssl_seg.diagnose.examples import make_example
 from ssl_seg.errors import DataError, RunDirError
+from ssl_seg.monitor.network_rules import find_trivial_images
 from ssl_seg.report import page as page_module
 from ssl_seg.report.comparison_page import make_comparison_page
 from ssl_seg.report.page import Page, Picture, PictureRow, Section, encode_image, render_page, write_page
@@ -32,6 +34,7 @@ from ssl_seg.report.run_figures import draw_curves, draw_scores, list_marks
 from ssl_seg.report.run_page import MOST_CASES, MOST_EVENTS, make_run_page
 from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, read_looks, read_run
 from ssl_seg.report.run_report import write_report_page, write_when_trained
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.scores.intervals import draw_resamples, estimate_difference
 
 
@@ -97,6 +100,16 @@ class TestBanner:
         banner = read_run(make_run(tmp_path / "run", [make_look(0), make_look(12)], [end], final)).banner
         assert banner.state == "warning"
         assert "no better than a trivial predictor" in banner.title
+
+    @pytest.mark.parametrize("dice", [0.0, 0.49, 0.51, 0.53, 0.9])
+    def test_trivial_is_what_the_end_of_a_run_and_a_diagnosis_call_so(self, tmp_path: Path, dice: float) -> None:
+        final = make_final(make_dice_score([dice] * 12))
+        end = {"event": "finished", "step": 12, "verdict": "ok", "codes": []}
+        record = read_run(make_run(tmp_path / "run", [make_look(12)], [end], final))
+        scores = record.used_scores
+        assert scores is not None
+        found = find_trivial_images(scores["f1"], scores["trivial_f1"], "teacher")
+        assert (record.banner.state == "warning") == (found is not None)
 
     def test_a_warning_of_the_monitor_is_shown(self, tmp_path: Path) -> None:
         finding = {"code": "overfitting", "level": "warn", "net": "training", "message": "gap 0.4"}
@@ -360,6 +373,21 @@ class TestComparison:
         assert rows_of(make_comparison_page([base, base]), "Settings that differ")[0][0] == "(none)"
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_plane_of_a_volume_is_the_one_with_the_most_foreground(axis: int) -> None:
+    truth = np.zeros((4, 5, 6), np.int16)
+    truth[1] = 1
+    truth[:, 3] = 1
+    truth[:, :, 4] = 1
+    best = (1, 3, 4)[axis]
+    image = np.arange(truth.size, dtype=np.float32).reshape(1, *truth.shape)
+    shown = make_example("a", "val", image, truth, image[0], truth, axis=axis)
+    assert np.array_equal(shown.truth, np.take(truth, best, axis))
+    assert np.array_equal(shown.prob, np.take(image[0], best, axis))
+    assert shown.image is not None
+    assert shown.image.shape == np.take(truth, best, axis).shape
+
+
 class TestOfATraining:
     def test_a_finished_run_has_pictures_of_its_worst_median_and_best_case(
         self, tiny_run: Path, tmp_path: Path
@@ -370,6 +398,14 @@ class TestOfATraining:
         for title in ("worst", "median", "best"):
             assert f"<p>{title}: " in text
         assert "<p>worst: " not in write_report_page([tiny_run], tmp_path / "b.html", seconds=-1).read_text()
+
+    def test_its_scores_are_those_of_evaluate(self, tiny_run: Path) -> None:
+        found, own = evaluate(EvaluateRequest(tiny_run / "checkpoints" / "best.pt")), read_run(tiny_run).used_scores
+        assert own is not None
+        assert own["f1_macro"] == found["pooled"]["f1_macro"]
+        assert {name: own[name] for name in ("margin", "margin_low")} == {
+            name: found["trivial"][name] for name in ("margin", "margin_low")
+        }
 
     def test_without_its_data_the_rest_is_written(self, tiny_run: Path, tmp_path: Path) -> None:
         moved = tmp_path / "run"
