@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: text, figures, tables and pictures, in this order."""
+    """A part of a page: verdicts, text, pictures, figures and tables, in this order."""
 
     title: str
     notes: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page shows, from top to bottom; a lead stands beside the first figure."""
+    """All that a page shows, from top to bottom."""
 
     title: str
     subtitle: str
@@ -130,8 +130,6 @@ def check_page_file(path: Path) -> None:
 
 
 def _leave_out_pictures(page: Page) -> Page:
-    from dataclasses import replace
-
     note = f"Pictures are left out: the page would be larger than {MOST_BYTES / 1e6:.0f} MB."
     sections = (
         replace(section, notes=(*section.notes, note), rows=(), images=())

@@ -180,7 +180,9 @@ def _draw_plan(axis: Axes, looks: Looks, planned: RunCurves | None, plan: str, n
         steps, thin = _thin(np.array(planned.steps), np.array(values))
         axis.plot(steps, thin, color=COLORS[0], linewidth=1.3, label="planned")
     if name in looks.values:
-        axis.plot(looks.steps, looks.values[name], ".", color=COLORS[1], markersize=4, label="recorded")
+        # A weight is the mean over the steps since the look before; a rate is that of the last one.
+        back = 0 if plan == "lr" else looks.values.get("train/steps", np.zeros(1)) / 2
+        axis.plot(looks.steps - back, looks.values[name], ".", color=COLORS[1], markersize=4, label="recorded")
     axis.set_ylim(bottom=0)
     axis.set_ylabel(label, fontsize=8)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -367,11 +369,13 @@ def _plot(axis: Axes, looks: Looks, name: str, label: str | None, **style: Any) 
 
 
 def _widen(axis: Axes) -> None:
-    """Make the axis of values of very different size logarithmic."""
+    """Make the axis of values of very different size logarithmic; else let it begin at 0, where none is below."""
     drawn = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in axis.lines] or [np.zeros(1)])
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) and drawn.min() > 0 and drawn.max() > _WIDE * drawn.min():
         axis.set_yscale("log")
+    elif len(drawn) and drawn.min() >= 0:
+        axis.set_ylim(bottom=0)
 
 
 def _edges(looks: Looks) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ _MARKS = {
     (True, True): " (used, collapsed)",
 }
 """Whether a network is used, and whether it has collapsed -> what is said behind its name."""
-_SKIPPED = ("event", "time", "step", "findings", "contents", "opening", "checkpoints", "splits", "action", "text")
+_SKIPPED = ("event", "time", "findings", "contents", "opening", "checkpoints", "splits", "action", "text")
 """Values of events that are not listed: long ones, and those that stand elsewhere."""
 
 
@@ -252,7 +252,7 @@ def _share_of(overlap: ConfusionCounts) -> float:
 def _make_event_table(record: RunRecord) -> Table:
     rows = [
         (
-            str(event.get("step", "")),
+            str(event["step"]) if isinstance(event.get("step"), int) else "",
             str(event.get("time", "")).replace("T", " ")[:19],
             str(event.get("event", "")),
             _describe_event(event),
@@ -273,7 +273,13 @@ def _describe_event(event: Mapping[str, Any]) -> str:
         return str(event.get("text", ""))
     parts = []
     for name, value in event.items():
-        if name in _SKIPPED or value is None or value in ("", []) or isinstance(value, Mapping):
+        if (
+            name in _SKIPPED
+            or (name == "step" and isinstance(value, int))
+            or value is None
+            or value in ("", [])
+            or isinstance(value, Mapping)
+        ):
             continue
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         parts.append(f"{name} {figure(shown) if isinstance(shown, float) else shown}")
