@@ -40,7 +40,7 @@ _DARK_COLORS = ("#7aa6d8", "#ff8f9c", "#5cc46e", "#e0d36a", "#84dcf5", "#d470a8"
 
 
 @dataclass(frozen=True)
-class Picture:
+class PageImage:
     """An image in the page, as a data URI."""
 
     title: str
@@ -48,11 +48,11 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class PictureRow:
+class ImageRow:
     """Pictures that are shown side by side."""
 
     title: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[PageImage, ...]
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Section:
     notes: tuple[str, ...] = ()
     drawings: tuple[Drawing, ...] = ()
     tables: tuple[Table, ...] = ()
-    rows: tuple[PictureRow, ...] = ()
+    rows: tuple[ImageRow, ...] = ()
     banners: tuple[tuple[str, Banner], ...] = ()
     """Verdicts of several runs, by name."""
-    images: tuple[Picture, ...] = ()
+    images: tuple[PageImage, ...] = ()
     """Figures that exist as files."""
     is_open: bool = True
     """Whether it is unfolded at first."""
@@ -140,7 +140,7 @@ def _leave_out_pictures(page: Page) -> Page:
     return replace(page, sections=tuple(sections))
 
 
-def make_picture_rows(cases: Iterable[tuple[str, PredictedCase]]) -> tuple[PictureRow, ...]:
+def make_image_rows(cases: Iterable[tuple[str, PredictedCase]]) -> tuple[ImageRow, ...]:
     """Return a row of pictures for each plane of each case: input, truth, probability, errors."""
     from ssl_seg.report.example_figure import INPUT, PREDICTION, PROBABILITY, TRUTH, paint_panel
 
@@ -149,7 +149,7 @@ def make_picture_rows(cases: Iterable[tuple[str, PredictedCase]]) -> tuple[Pictu
         for plane, example in case.planes.items():
             known = {INPUT: example.image, TRUTH: example.truth, PROBABILITY: example.prob, PREDICTION: example.pred}
             pictures = tuple(
-                Picture(
+                PageImage(
                     "errors" if name == PREDICTION else name,
                     encode_image(paint_panel(example, name), name == PROBABILITY),
                 )
@@ -157,7 +157,7 @@ def make_picture_rows(cases: Iterable[tuple[str, PredictedCase]]) -> tuple[Pictu
                 if values is not None
             )
             title = ", ".join(filter(None, (f"{what}: {case.title}".replace("\n", ", "), plane)))
-            rows.append(PictureRow(title, pictures))
+            rows.append(ImageRow(title, pictures))
     return tuple(rows)
 
 

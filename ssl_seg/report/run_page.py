@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_seg.data.home import find_home
 from ssl_seg.errors import SslSegError, name_examples, quote
 from ssl_seg.report.diagnosis_tables import Table
-from ssl_seg.report.page import Page, Section, make_facts, make_picture_rows
+from ssl_seg.report.page import Page, Section, make_facts, make_image_rows
 from ssl_seg.report.run_figures import Drawing, draw_curves, draw_foreground_scatter, draw_scores
 from ssl_seg.report.run_record import NETS, RunRecord
 from ssl_seg.report.score_cells import name_subject, show_margin
@@ -87,7 +87,7 @@ def make_run_page(record: RunRecord, cases: Sequence[PredictedCase] = (), why_no
             drawings=() if scores is None else (scores,),
             tables=tuple(_make_score_tables(record)),
         ),
-        Section("Cases", (why_no_cases or _explain_cases(record),), rows=make_picture_rows(named)),
+        Section("Cases", (why_no_cases or _explain_cases(record),), rows=make_image_rows(named)),
         Section("Curves", _note_looks(record), draw_curves(record)),
         _make_case_section(record),
         Section("What happened", tables=(_make_event_table(record),)),

@@ -11,7 +11,7 @@ from typing import Any
 from ssl_seg.errors import RunDirError, SslSegError, quote
 from ssl_seg.report.comparison_page import make_curve_section, make_verdict_section
 from ssl_seg.report.diagnosis_tables import Table
-from ssl_seg.report.page import Page, Picture, Section, to_data_uri
+from ssl_seg.report.page import Page, PageImage, Section, to_data_uri
 from ssl_seg.report.run_record import RunRecord, read_run
 from ssl_seg.report.score_cells import Row, list_cells
 from ssl_seg.report.study_tables import make_fold_rows, make_rung_rows
@@ -88,7 +88,7 @@ def _make_ablation_page(path: Path) -> Page:
         )
     table, text, warnings = _parse_markdown(file.read_text(encoding="utf-8"))
     figures = tuple(
-        Picture(name.removesuffix(".png").replace("_", " "), to_data_uri((path / name).read_bytes(), "png"))
+        PageImage(name.removesuffix(".png").replace("_", " "), to_data_uri((path / name).read_bytes(), "png"))
         for name in _FIGURES
         if (path / name).is_file()
     )
