@@ -27,7 +27,7 @@ from ssl_seg.run.training import TrainResult, train
 
 SHORT = {
     "split": {"labels": 0.5},
-    "network": {"norm": "batch"},
+    "network": {"name": "dynunet", "features": 2, "norm": "batch"},
     "length": {"steps": 4, "steps_per_epoch": 2},
     "policies": {"swa": {"start_epoch": 1}},
     "monitor": {"keep_best": 2},
@@ -145,19 +145,28 @@ class TestKilledAtTheEnd:
 
 
 class TestMovedData:
+    @pytest.fixture(scope="class")
+    def made(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A run, ``whole``, one that was killed after its first epoch, ``run``, and their data, moved to ``new``."""
+        folder = tmp_path_factory.mktemp("moved")
+        write_dataset(folder / "old", "particles", 16)
+        with snapshots(folder / "whole", folder / "copies") as taken:
+            train_tiny(folder / "whole", folder / "old", SHORT)
+        find_snapshot(taken, "last.pt", 2).rename(folder / "run")
+        (folder / "old").rename(folder / "new")
+        shutil.rmtree(folder / "copies")
+        return folder
+
     @pytest.fixture
-    def begun(self, tmp_path: Path) -> Path:
-        """A run that was killed after its first epoch."""
-        write_dataset(tmp_path / "old", "particles", 16)
-        with snapshots(tmp_path / "whole", tmp_path / "copies") as taken:
-            train_tiny(tmp_path / "whole", tmp_path / "old", SHORT)
-        return find_snapshot(taken, "last.pt", 2).rename(tmp_path / "run")
+    def begun(self, made: Path, tmp_path: Path) -> Path:
+        """The killed run, in a copy of all."""
+        shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+        return tmp_path / "run"
 
     def resume(self, run: Path, data: Path, console: Silent | None = None) -> TrainResult:
         return train(TrainRequest((Layer(f"--data {data}", {"data": {"root": str(data)}}),), resume=run), console)
 
     def test_go_on_where_they_are_now(self, begun: Path, tmp_path: Path) -> None:
-        (tmp_path / "old").rename(tmp_path / "new")
         with pytest.raises(
             DataError, match=r"old.* does not exist. If it has moved: ssl-seg train --resume .* --data NEW"
         ):
@@ -176,7 +185,6 @@ class TestMovedData:
     def test_of_a_finished_run(self, begun: Path, tmp_path: Path) -> None:
         run = tmp_path / "whole"
         before = (run / "scores.json").read_bytes()
-        (tmp_path / "old").rename(tmp_path / "new")
         result = self.resume(run, tmp_path / "new")
         assert (result.ending, result.step) == ("finished", 4)
         assert evaluate(EvaluateRequest(run / "checkpoints" / "best.pt"))["cases"]
@@ -185,7 +193,7 @@ class TestMovedData:
             self.resume(run, tmp_path / "new")
 
     def test_others_are_refused_and_named(self, begun: Path, tmp_path: Path) -> None:
-        new = Path(shutil.copytree(tmp_path / "old", tmp_path / "new"))
+        new = tmp_path / "new"
         images, masks = sorted((new / "images").iterdir()), sorted((new / "masks").iterdir())
         split = yaml.safe_load((begun / "split.yaml").read_text())
         files = {p.stem: p for p in images}
@@ -206,7 +214,7 @@ class TestMovedData:
 
     @pytest.mark.parametrize("count", [4, 5, 6, 12])
     def test_only_the_first_are_named(self, begun: Path, tmp_path: Path, count: int) -> None:
-        new = Path(shutil.copytree(tmp_path / "old", tmp_path / "new"))
+        new = tmp_path / "new"
         content = yaml.safe_load((begun / "split.yaml").read_text())["content"]
         for case in list(content)[:count]:
             for part in ("images", "masks"):
