@@ -10,7 +10,7 @@ from pathlib import Path
 from ssl_seg.errors import SslSegError
 from ssl_seg.inference.scoring import Score, count_classes
 from ssl_seg.report.diagnosis_tables import Table
-from ssl_seg.report.page import Page, Section
+from ssl_seg.report.page import Page, PageSection
 from ssl_seg.report.run_figures import draw_runs
 from ssl_seg.report.run_record import RunRecord
 from ssl_seg.report.score_cells import format_interval, name_subject, show_margin
@@ -28,22 +28,22 @@ def find_common_folder(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([path.resolve().parent for path in paths]))
 
 
-def make_verdict_section(named: Mapping[str, RunRecord]) -> Section:
+def make_verdict_section(named: Mapping[str, RunRecord]) -> PageSection:
     """Return the verdicts of runs; of many, those that are not healthy."""
     banners = [(name, record.banner) for name, record in named.items()]
     if len(named) <= MOST_RUNS:
-        return Section("Verdicts", banners=tuple(banners))
+        return PageSection("Verdicts", banners=tuple(banners))
     ill = [(name, banner) for name, banner in banners if banner.state != "healthy"]
     note = f"{len(banners) - len(ill)} of {len(banners)} runs are healthy."
     more = f" The first {MOST_RUNS} of the others:" if len(ill) > MOST_RUNS else ""
-    return Section("Verdicts", (note + more,), banners=tuple(ill[:MOST_RUNS]))
+    return PageSection("Verdicts", (note + more,), banners=tuple(ill[:MOST_RUNS]))
 
 
-def make_curve_section(named: Mapping[str, RunRecord]) -> Section:
+def make_curve_section(named: Mapping[str, RunRecord]) -> PageSection:
     """Return F1 of runs over their steps; of many, of the first ones."""
     drawn = draw_runs(dict(list(named.items())[:MOST_RUNS]))
     notes = (f"The first {MOST_RUNS} of {len(named)} runs.",) if len(named) > MOST_RUNS else ()
-    return Section("Curves", notes, drawings=() if drawn is None else (drawn,))
+    return PageSection("Curves", notes, drawings=() if drawn is None else (drawn,))
 
 
 def make_comparison_page(records: Sequence[RunRecord]) -> Page:
@@ -54,9 +54,9 @@ def make_comparison_page(records: Sequence[RunRecord]) -> Page:
     named = dict(zip(names, records, strict=True))
     sections = (
         make_verdict_section(named),
-        Section("Scores", tables=(_make_score_table(named),)),
+        PageSection("Scores", tables=(_make_score_table(named),)),
         make_curve_section(named),
-        Section("Settings that differ", tables=(_make_settings_table(named),)),
+        PageSection("Settings that differ", tables=(_make_settings_table(named),)),
     )
     return Page(f"{len(records)} runs", str(folder), None, sections)
 

@@ -56,7 +56,7 @@ class ImageRow:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of a page: verdicts, text, pictures, figures and tables, in this order."""
 
     title: str
@@ -79,7 +79,7 @@ class Page:
     title: str
     subtitle: str
     banner: Banner | None
-    sections: tuple[Section, ...]
+    sections: tuple[PageSection, ...]
 
 
 def render_page(page: Page, when: str = "") -> str:

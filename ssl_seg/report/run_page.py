@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_seg.data.home import find_home
 from ssl_seg.errors import SslSegError, name_examples, quote
 from ssl_seg.report.diagnosis_tables import Table
-from ssl_seg.report.page import Page, Section, make_facts, make_image_rows
+from ssl_seg.report.page import Page, PageSection, make_facts, make_image_rows
 from ssl_seg.report.run_figures import Drawing, draw_curves, draw_foreground_scatter, draw_scores
 from ssl_seg.report.run_record import NETS, RunRecord
 from ssl_seg.report.score_cells import name_subject, show_margin
@@ -25,6 +25,8 @@ MOST_CASES = 500
 """Rows of the table of cases; of more, the worst and the best half."""
 MOST_EVENTS = 200
 _SHOWN = ("worst", "median", "best")
+_SOURCES = {"best": "best on the probe", "last": "last step", "swa": "average of weights"}
+"""File in which a network was when it was scored -> what it is called; best.pt is the file of the one used since."""
 _MARKS = {
     (False, False): "",
     (True, False): " (used)",
@@ -82,18 +84,18 @@ def make_run_page(record: RunRecord, cases: Sequence[PredictedCase] = (), why_no
     names = _SHOWN if len(cases) == len(_SHOWN) else _SHOWN[:1] + _SHOWN[-1:] if len(cases) == 2 else ("",) * len(cases)
     named = [(name or "case", case) for name, case in zip(names, cases, strict=True)]
     sections = (
-        Section(
+        PageSection(
             "Score",
             drawings=() if scores is None else (scores,),
             tables=tuple(_make_score_tables(record)),
         ),
-        Section("Cases", (why_no_cases or _explain_cases(record),), rows=make_image_rows(named)),
-        Section("Curves", _note_looks(record), draw_curves(record)),
+        PageSection("Cases", (why_no_cases or _explain_cases(record),), rows=make_image_rows(named)),
+        PageSection("Curves", _note_looks(record), draw_curves(record)),
         _make_case_section(record),
-        Section("What happened", tables=(_make_event_table(record),)),
-        Section("Data and split", tables=tuple(_make_split_tables(record))),
-        Section("Settings", tables=(_make_settings_table(record),), is_open=False),
-        Section("Versions and machine", record.faults, tables=(_make_machine_table(record),), is_open=False),
+        PageSection("What happened", tables=(_make_event_table(record),)),
+        PageSection("Data and split", tables=tuple(_make_split_tables(record))),
+        PageSection("Settings", tables=(_make_settings_table(record),), is_open=False),
+        PageSection("Versions and machine", record.faults, tables=(_make_machine_table(record),), is_open=False),
     )
     return Page(f"Run {record.name}", _describe_run(record), record.banner, tuple(filter(_has_content, sections)))
 
@@ -106,7 +108,7 @@ def _explain_cases(record: RunRecord) -> str:
     return f"Validation cases by Dice{network}. Errors: found in green, missed in blue, false in red{wrong}."
 
 
-def _has_content(section: Section) -> bool:
+def _has_content(section: PageSection) -> bool:
     tables = any(table.rows for table in section.tables)
     return bool(section.notes or section.drawings or section.rows or tables or section.banners or section.images)
 
@@ -138,7 +140,7 @@ def _make_score_tables(record: RunRecord) -> Iterator[Table]:
         own = summarize_network(network.score)
         rows.append(
             (
-                f"{network.source}.pt {network.net}{_MARKS[network == used, network.collapsed]}",
+                f"{network.net}, {_SOURCES[network.source]}{_MARKS[network == used, network.collapsed]}",
                 f"{network.step:,}",
                 number(own["f1_macro"]),
                 number(own["dice"]),
@@ -148,7 +150,7 @@ def _make_score_tables(record: RunRecord) -> Iterator[Table]:
         )
     columns = ("network", "step", f"F1{subject}", "mean Dice", "margin", "its 95 % interval")
     cases = f"{len(used.score.cases)} whole validation cases"
-    text = "Margin: F1 over that of predicting foreground everywhere, on the same cases."
+    text = "Margin: F1 over that of predicting foreground everywhere, on the same cases. best.pt holds the one used."
     yield Table(f"Networks on {cases}", text, columns, tuple(rows))
     summary = used.score.summarize()
     trivial, mean = summary["trivial"], summary["mean"]
@@ -213,10 +215,10 @@ def _read_calibration(record: RunRecord) -> str:
     return f"{found.describe()}. `evaluate` and `predict` use it; the scores of this page are without it"
 
 
-def _make_case_section(record: RunRecord) -> Section:
+def _make_case_section(record: RunRecord) -> PageSection:
     """Return the table of the validation cases, the worst first, and their foreground shares."""
     if record.used is None:
-        return Section("All validation cases")
+        return PageSection("All validation cases")
     summary = record.used.score.summarize()
     shares = [(c.overlap.prevalence, _share_of(c.overlap)) for c in record.used.score.cases]
     rows = sorted(zip(summary["cases"], shares, strict=True), key=lambda pair: float(pair[0]["dice"]))
@@ -242,7 +244,7 @@ def _make_case_section(record: RunRecord) -> Section:
         ),
     )
     drawn: tuple[Drawing, ...] = (draw_foreground_scatter(shares),) if len(shares) > 1 else ()
-    return Section("All validation cases", notes, drawn, (table,))
+    return PageSection("All validation cases", notes, drawn, (table,))
 
 
 def _share_of(overlap: ConfusionCounts) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from ssl_seg.errors import RunDirError, SslSegError, quote
 from ssl_seg.report.comparison_page import make_curve_section, make_verdict_section
 from ssl_seg.report.diagnosis_tables import Table
-from ssl_seg.report.page import Page, PageImage, Section, to_data_uri
+from ssl_seg.report.page import Page, PageImage, PageSection, to_data_uri
 from ssl_seg.report.run_record import RunRecord, read_run
 from ssl_seg.report.score_cells import Row, list_cells
 from ssl_seg.report.study_tables import make_fold_rows, make_rung_rows
@@ -57,10 +57,10 @@ def _make_page(kind: StudyKind[Any], path: Path, tables: Sequence[Table], names:
     missing = [name for name in names if name not in records]
     notes = (f"Not begun, or not readable: {', '.join(missing)}.",) if missing else ()
     sections = (
-        Section("Scores", notes, tables=tuple(tables)),
+        PageSection("Scores", notes, tables=tuple(tables)),
         make_verdict_section(records),
         make_curve_section(records),
-        Section("Pages of the trainings", tuple(f"`ssl-seg report {quote(path / name)}`" for name in records)),
+        PageSection("Pages of the trainings", tuple(f"`ssl-seg report {quote(path / name)}`" for name in records)),
     )
     return Page(f"{kind.name.capitalize()} {path.resolve().name}", str(path), None, sections)
 
@@ -95,12 +95,14 @@ def _make_ablation_page(path: Path) -> Page:
     folders = sorted(path.glob("cells/*/run"))
     records = {_name_cell(folder.parent): record for folder in folders if (record := _read(folder)) is not None}
     sections = (
-        Section("Table of the arms", warnings, tables=(Table("", text, table[0], tuple(table[1:])),)),
-        Section("Figures", images=figures),
+        PageSection("Table of the arms", warnings, tables=(Table("", text, table[0], tuple(table[1:])),)),
+        PageSection("Figures", images=figures),
         make_verdict_section(records),
         make_curve_section(records),
     )
-    return Page(f"Ablation {path.resolve().name}", str(path), None, tuple(s for s in sections if s != Section(s.title)))
+    return Page(
+        f"Ablation {path.resolve().name}", str(path), None, tuple(s for s in sections if s != PageSection(s.title))
+    )
 
 
 def _name_cell(folder: Path) -> str:

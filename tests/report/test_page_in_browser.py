@@ -18,7 +18,7 @@ import pytest
 from page_cases import make_collapsed, make_healthy
 
 from ssl_seg.report.comparison_page import make_comparison_page
-from ssl_seg.report.page import ImageRow, Page, PageImage, Section, encode_image, render_page
+from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, render_page
 from ssl_seg.report.run_page import make_run_page
 from ssl_seg.report.run_record import read_run
 
@@ -96,7 +96,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     runs = [read_run(make_healthy(folder / "healthy")), read_run(make_collapsed(folder / "collapsed"))]
     pictures = tuple(PageImage(name, encode_image(np.eye(64))) for name in ("input", "truth", "errors"))
     pages = {record.name: make_run_page(record) for record in runs} | {"comparison": make_comparison_page(runs)}
-    pages["pictures"] = Page("pictures", "", None, (Section("Cases", rows=(ImageRow("a", pictures),)),))
+    pages["pictures"] = Page("pictures", "", None, (PageSection("Cases", rows=(ImageRow("a", pictures),)),))
     texts = {name: render_page(page) for name, page in pages.items()}
     short = replace(pages["healthy"], sections=tuple(s for s in pages["healthy"].sections if s.title != "Curves"))
     texts |= break_page(render_page(short))

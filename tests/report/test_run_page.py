@@ -29,7 +29,7 @@ from ssl_seg.errors import DataError, RunDirError
 from ssl_seg.monitor.network_rules import find_trivial_images
 from ssl_seg.report import page as page_module
 from ssl_seg.report.comparison_page import make_comparison_page
-from ssl_seg.report.page import ImageRow, Page, PageImage, Section, encode_image, render_page, write_page
+from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, render_page, write_page
 from ssl_seg.report.run_figures import draw_curves, draw_scores, list_marks
 from ssl_seg.report.run_page import MOST_CASES, MOST_EVENTS, make_run_page
 from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, read_looks, read_run
@@ -304,7 +304,7 @@ class TestHtml:
     def test_nothing_is_loaded_from_elsewhere(self, tmp_path: Path) -> None:
         record = read_run(make_healthy(tmp_path / "run"))
         curves = draw_curves(record)[:2]
-        html = render_page(Page("a", "", record.banner, (Section("Curves", drawings=curves),)))
+        html = render_page(Page("a", "", record.banner, (PageSection("Curves", drawings=curves),)))
         places = re.findall(r'(?:src|href|action|data)="([^"]*)"|url\(([^)]*)\)|@import', html)
         assert places
         assert all(place.startswith(("data:", "#", '"#')) for pair in places for place in pair if place)
@@ -318,7 +318,7 @@ class TestHtml:
     ) -> None:
         noise = np.random.default_rng(0).random((300, 300, 3))
         row = ImageRow("case", (PageImage("input", encode_image(noise)),) * 2)
-        page = Page("a", "", None, (Section("Cases", rows=(row,)),))
+        page = Page("a", "", None, (PageSection("Cases", rows=(row,)),))
         assert "<img" in write_page(page, tmp_path / "a.html").read_text()
         monkeypatch.setattr(page_module, "MOST_BYTES", 50_000)
         text = write_page(page, tmp_path / "b.html").read_text()
