@@ -13,7 +13,7 @@ from ssl_seg.cli.console import show
 from ssl_seg.cli.tables import describe_absent, print_rows
 from ssl_seg.errors import DataError
 from ssl_seg.files import write_text
-from ssl_seg.report.score_cells import Row, format_figure, format_interval, show_difference, show_margin
+from ssl_seg.report.score_cells import Row, format_figure, make_object_rows, show_difference, show_margin
 
 PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_of_fold": "validation, out of fold"}
 RATIOS = {"iou": "IoU", "precision": "precision", "recall": "recall", "specificity": "specificity"}
@@ -32,7 +32,9 @@ def print_evaluation(result: dict[str, Any]) -> None:
     if "classes" in shown:
         print_rows(f"classes of the {result['which']}", [_make_class_row(row) for row in shown["classes"]])
     if "objects" in shown:
-        _print_objects(shown["objects"], result["which"])
+        found = shown["objects"]
+        title = f"objects of the {result['which']}: {found['true']} in {found['images']} masks"
+        print_rows(title, make_object_rows(found))
     _print_cases(result, [row["label"] for row in shown.get("classes", ())])
     for line in describe_absent(shown):
         show(line)
@@ -147,36 +149,6 @@ def _list_distances(mean: Row, of: str) -> dict[str, str]:
             f"missed of those in {unit} (share)": format_figure(found["missed_share"], 2),
         }
     return figures
-
-
-def _print_objects(found: Row, which: str) -> None:
-    """Print the scores of objects beside those of the baselines, and the means over images by both conventions."""
-    baselines = {"connected": "connected parts", "whole": "whole image as one"}
-    names = {"pred": "objects", **{f"f1_{t}": f"F1 at IoU 0.{t // 10}" for t in (50, 60, 70, 80, 90)}}
-    names |= {"ap": "AP", "pq": "PQ"}
-    rows = [
-        {
-            "score": name,
-            "found": found[key],
-            "95 % interval": _show_interval(found["intervals"].get(key)),
-            **{
-                shown: found["trivial"][own].get(key, "") for own, shown in baselines.items() if own in found["trivial"]
-            },
-        }
-        for key, name in names.items()
-    ]
-    empty = f"{found['empty']} image(s) without objects"
-    for key in ("f1_50", "ap", "pq"):
-        name = names[key]
-        rows.append({"score": f"{name} (mean of {found['images']} images)", "found": found["mean"][key]})
-        if found["empty"]:
-            rows[-1]["score"] = f"{name} (mean of {found['images']} images, {empty} as 1)"
-            rows.append({"score": f"{name} (mean, {empty} left out)", "found": found["mean_nonempty"][key]})
-    print_rows(f"objects of the {which}: {found['true']} in {found['images']} masks", rows)
-
-
-def _show_interval(estimate: Row | None) -> str:
-    return "" if estimate is None else format_interval(estimate["low"], estimate["high"], estimate["why"])
 
 
 def _make_class_row(row: Row) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ssl_seg.report.diagnosis_tables import Table
 from ssl_seg.report.page import Page, PageSection, make_facts, make_image_rows
 from ssl_seg.report.run_figures import Drawing, draw_curves, draw_foreground_scatter, draw_scores
 from ssl_seg.report.run_record import NETS, RunRecord
-from ssl_seg.report.score_cells import name_subject, show_margin
+from ssl_seg.report.score_cells import make_object_rows, name_subject, show_margin, to_table
 from ssl_seg.run.final_scores import NetworkScore, summarize_network
 from ssl_seg.run.seal import Ledger, find_openings
 from ssl_seg.scores.metrics import ConfusionCounts
@@ -170,6 +170,8 @@ def _make_score_tables(record: RunRecord) -> Iterator[Table]:
             )
             for row in summary["classes"]
         ))  # fmt: skip
+    if "objects" in summary:
+        yield to_table("Objects", make_object_rows(summary["objects"]))
     if calibration := _read_calibration(record):
         yield make_facts("Calibration", {used.net: calibration})
 

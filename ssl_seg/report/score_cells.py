@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ssl_seg.report.diagnosis_tables import Table
+
 Row = Mapping[str, Any]
 
 
@@ -28,6 +30,12 @@ def format_figure(value: float | None, digits: int = 3) -> str:
 def format_interval(low: float | None, high: float | None, why: str = "", digits: str = ".3f") -> str:
     """Return an interval for a table; where there is none, why, or ``-``."""
     return why or "-" if low is None or high is None else f"{low:{digits}} .. {high:{digits}}"
+
+
+def to_table(title: str, rows: Sequence[Row], text: str = "") -> Table:
+    """Return rows as a table of text."""
+    columns, cells = list_cells(rows)
+    return Table(title, text, tuple(columns), tuple(map(tuple, cells)))
 
 
 def make_score_cells(of: str, student: Row, teacher: Row, used: Row) -> dict[str, Any]:
@@ -64,3 +72,33 @@ def show_difference(change: Row | None, title: str) -> dict[str, str]:
 def name_subject(scores: Row) -> str:
     """Return what figures are of, for the title of a column: nothing for the foreground of two classes."""
     return "" if scores["of"] == "foreground" else f" ({scores['of']})"
+
+
+def make_object_rows(found: Row) -> list[dict[str, Any]]:
+    """Return the scores of objects beside those of the baselines, and the means over images by both conventions."""
+    baselines = {"connected": "connected parts", "whole": "whole image as one"}
+    names = {"pred": "objects", **{f"f1_{t}": f"F1 at IoU 0.{t // 10}" for t in (50, 60, 70, 80, 90)}}
+    names |= {"ap": "AP", "pq": "PQ"}
+    rows: list[dict[str, Any]] = [
+        {
+            "score": name,
+            "found": found[key],
+            "95 % interval": _show_interval(found["intervals"].get(key)),
+            **{
+                shown: found["trivial"][own].get(key, "") for own, shown in baselines.items() if own in found["trivial"]
+            },
+        }
+        for key, name in names.items()
+    ]
+    empty = f"{found['empty']} image(s) without objects"
+    for key in ("f1_50", "ap", "pq"):
+        name = names[key]
+        rows.append({"score": f"{name} (mean of {found['images']} images)", "found": found["mean"][key]})
+        if found["empty"]:
+            rows[-1]["score"] = f"{name} (mean of {found['images']} images, {empty} as 1)"
+            rows.append({"score": f"{name} (mean, {empty} left out)", "found": found["mean_nonempty"][key]})
+    return rows
+
+
+def _show_interval(estimate: Row | None) -> str:
+    return "" if estimate is None else format_interval(estimate["low"], estimate["high"], estimate["why"])

@@ -13,7 +13,7 @@ from ssl_seg.report.comparison_page import make_curve_section, make_verdict_sect
 from ssl_seg.report.diagnosis_tables import Table
 from ssl_seg.report.page import Page, PageImage, PageSection, to_data_uri
 from ssl_seg.report.run_record import RunRecord, read_run
-from ssl_seg.report.score_cells import Row, list_cells
+from ssl_seg.report.score_cells import to_table
 from ssl_seg.report.study_tables import make_fold_rows, make_rung_rows
 from ssl_seg.results.folds import FOLDS, summarize_folds
 from ssl_seg.results.study import StudyKind, load_study
@@ -39,7 +39,7 @@ def make_study_page(path: Path) -> Page:
     """
     if LADDER.is_in(path):
         ladder = load_study(LADDER, path)
-        tables: list[Table] = [_to_table("Rungs", make_rung_rows(ladder))]
+        tables: list[Table] = [to_table("Rungs", make_rung_rows(ladder))]
         return _make_page(LADDER, path, tables, [rung.name for rung in ladder.trainings])
     if FOLDS.is_in(path):
         validation = load_study(FOLDS, path)
@@ -47,7 +47,7 @@ def make_study_page(path: Path) -> Page:
         if all(fold.scores for fold in validation.trainings):
             rows = make_fold_rows(validation, summarize_folds(validation.trainings))
             text = "Margin: of the better network of each fold. Folds share training cases: sd is no standard error."
-            tables.append(_to_table("Folds, each on its validation cases", rows, text))
+            tables.append(to_table("Folds, each on its validation cases", rows, text))
         return _make_page(FOLDS, path, tables, [fold.name for fold in validation.trainings])
     return _make_ablation_page(path)
 
@@ -72,11 +72,6 @@ def _read(path: Path) -> RunRecord | None:
         return read_run(path)
     except SslSegError:
         return None
-
-
-def _to_table(title: str, rows: Sequence[Row], text: str = "") -> Table:
-    columns, cells = list_cells(rows)
-    return Table(title, text, tuple(columns), tuple(map(tuple, cells)))
 
 
 def _make_ablation_page(path: Path) -> Page:
