@@ -50,8 +50,7 @@ def order_pool(split: Split, chosen: Sequence[str]) -> Split:
 def train_with(split: Split, chosen: Sequence[str], out: Path, layers: Sequence[Layer], seed: int) -> float:
     """Train with ``chosen`` as the labeled cases, unless that has been done; return F1 on validation."""
     run = RunDir(out)
-    events = run.read_events() if run.last.is_file() else []
-    if not any(event["event"] in ("finished", "stopped_early") for event in events):
+    if run.read_ending() is None:
         out.parent.mkdir(parents=True, exist_ok=True)
         file = out.with_suffix(".split.yaml")
         if not file.exists():

@@ -57,6 +57,9 @@ def train(
     devices: o.Devices = None,
     num_nodes: o.NumNodes = None,
     set_: o.Set = None,
+    log: Annotated[
+        list[str] | None, typer.Option(help="Write the records for this program too: tensorboard. Repeatable.")
+    ] = None,
     no_live: o.NoLive = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -74,17 +77,23 @@ def train(
     from ssl_seg.errors import ConfigError
     from ssl_seg.results.folds import FOLDS
     from ssl_seg.run.request import TrainRequest
+    from ssl_seg.run.sinks import check_sinks
     from ssl_seg.studies.checkpoints import check_resumed
 
     number = int(fold) if fold is not None and fold.isdecimal() else None
     layers = make_layers(config, given | {"fold": number}, set_)
-    request = TrainRequest(layers, out, None, resume, force=force, epochs=epochs, minutes=minutes)
+    request = TrainRequest(layers, out, None, resume, force=force, epochs=epochs, minutes=minutes, log=tuple(log or ()))
+    check_sinks(request.log)
     check_length(layers, epochs, minutes)
     check_folds(folds, fold, request.settings, split=split, bootstrap=bootstrap, resume=resume)
     if rounds:
         run_rounds(rounds, config, given, set_)
         return
     if fold == "all" or (resume is not None and FOLDS.is_in(resume)):
+        if log:
+            raise ConfigError(
+                "--log is of a single training: ssl-seg export-log writes the records of each fold afterwards"
+            )
         if bootstrap is not None:
             raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
         check_paths(request.settings)

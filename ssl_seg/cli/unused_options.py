@@ -22,6 +22,7 @@ IDLE: dict[str, Unused] = {
     # command -> option -> (needs one of these, does nothing with any of these, what it does)
     "train": {
         "--force": (("--bootstrap", "--rounds"), ("--resume",), "starts from a parent that the gate refuses"),
+        "--log": ((), ("--rounds",), "writes the records of a single training for another program"),
         **_SHOWN,
     },
     "pretrain": _SHOWN,

@@ -21,13 +21,14 @@ from ssl_seg.run.console import Console, show_look
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.gates import judge_gate
 from ssl_seg.run.prepare import BegunRun
+from ssl_seg.run.sinks import Sink
 
 
 class Recorder:
     """Writes records, events and checkpoints of the first process; on the others it does nothing."""
 
-    def __init__(self, prepared: BegunRun, fabric: Fabric, console: Console) -> None:
-        self.prepared, self.fabric, self.console = prepared, fabric, console
+    def __init__(self, prepared: BegunRun, fabric: Fabric, console: Console, sinks: Sequence[Sink] = ()) -> None:
+        self.prepared, self.fabric, self.console, self.sinks = prepared, fabric, console, tuple(sinks)
         self.active = fabric.is_global_zero
         self.told = self.shown = Verdict().key
 
@@ -37,6 +38,8 @@ class Recorder:
             return
         run, verdict = self.prepared.run, observation.verdict
         run.append_metrics(record)
+        for write in self.sinks:
+            write(record)
         self._keep(verdict, observation.step)
         show_look(self.console, observation.format_line(), record)
         self._show_block(verdict)

@@ -22,6 +22,8 @@ class TrainRequest:
     """Length in epochs, instead of length.steps."""
     minutes: float | None = None
     """Length of a new run in minutes on this machine, instead of length.steps."""
+    log: tuple[str, ...] = ()
+    """Programs that the records are written for while it trains; keys of ``SINKS``."""
     in_study: bool = False
     """Whether it is part of a ladder, cross-validation or ablation, which prints its own command to continue."""
 

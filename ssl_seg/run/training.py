@@ -79,6 +79,7 @@ from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve_runtime
 from ssl_seg.run.scenarios import describe_scenarios
 from ssl_seg.run.session import Schedule, Session, TrainingEnding, Watch, run_loop
+from ssl_seg.run.sinks import check_sinks, open_sinks
 from ssl_seg.run.transfer import load_student, load_teacher
 from ssl_seg.scores.text import number
 
@@ -118,6 +119,7 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
     Raises:
         SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
     """
+    check_sinks(request.log)
     console = LoggedConsole(console or Silent())
     with open_fabric(resolve_runtime(request), in_study=request.in_study) as fabric, ExitStack() as held:
 
@@ -452,6 +454,9 @@ def _assemble(
         source, pin_memory = shift_foreground_share(feed.source, foreground), fabric.device.type == "cuda"
         return iter(make_loader(source, step, length.steps, feed.workers, pin_memory))
 
+    step = 0 if checkpoint is None or not prepared.resumed else checkpoint.progress.step
+    names = prepared.resolved.request.log if fabric.is_global_zero else ()
+    sinks = open_sinks(names, prepared.run, step + 1 if step else 0)
     ladder = _make_ladder(config, feed.source, uses_unlabeled=uses_unlabeled)
     if fabric.is_global_zero and not prepared.resumed:
         for text in describe_scenarios(config, () if ladder is None else ladder.rungs):
@@ -463,7 +468,7 @@ def _assemble(
         batches_from,
         Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None),
         Interventions(ladder, average),
-        Recorder(prepared, fabric, console),
+        Recorder(prepared, fabric, console, sinks),
         make_lr_schedule(config.optim, length, sum(config.labeled_range) / 2 * fabric.world_size),
         {
             "config": to_plain(config),

@@ -26,6 +26,7 @@ ALONE = {
     "calibrate": "for which clean overlap accelerator figure json",
     "report": "out",
     "export": "which uncalibrated overwrite json",
+    "export-log": "to out",
     "investigate": "against expect file hypothesis if-confirmed if-refuted json markdown",
     "predict": "with which overlap probabilities format tta uncertainty uint8 objects spacing threshold uncalibrated "
     "overwrite accelerator",
