@@ -124,7 +124,7 @@ class TerminalConsole:
         if not (self.draws and sys.stdout.isatty()):
             for item in planned:
                 self._print(item.format_line())
-        else:
+        elif planned:
             self._print(format_plan(planned, shutil.get_terminal_size().columns, reasons=self.verbose))
 
     def track(self, label: str) -> Callable[[Iterable[Any], int], Iterator[Any]]:

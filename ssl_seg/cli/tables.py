@@ -83,7 +83,11 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def format_record(columns: Sequence[str], row: Sequence[str]) -> str:
     """Return a row as lines: the first cell, then name and content of the others that have one."""
-    named = (f"  {name}: {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell not in ("", "-"))
+    named = (
+        f"  {name}: {cell}" if name else f"  {cell}"
+        for name, cell in zip(columns[1:], row[1:], strict=True)
+        if cell not in ("", "-")
+    )
     return "\n".join([row[0], *named])
 
 

@@ -106,6 +106,7 @@ def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_list_leaves_out_what_is_not_known() -> None:
     assert format_record(["run", "F1", "p", "note"], ["a", "0.5", "-", ""]) == "a\n  F1: 0.5"
+    assert format_record(["run", "F1", ""], ["a", "0.5", "used"]) == "a\n  F1: 0.5\n  used"
 
 
 @given(

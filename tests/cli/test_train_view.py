@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from ssl_seg.cli.console import DETAILS, TerminalConsole, format_plan, wrap
+from ssl_seg.cli.console import DETAILS, TerminalConsole, begin, format_plan, wrap
 from ssl_seg.cli.train_view import (
     BLOCKS,
     LEAST_RANGE,
@@ -164,6 +164,25 @@ def test_a_terminal_that_cannot_draw_or_must_not_gets_the_lines(
     console.look(f"step 0 {'x' * 200}", make_record())
     console.stop()
     assert "".join(capsys.readouterr()) == f"plan: optim.lr = 0.001 (measured)\nstep 0 {'x' * 200}\n"
+
+
+def test_a_plan_of_nothing_is_not_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    use_terminal(monkeypatch)
+    TerminalConsole().plan([])
+    assert "".join(capsys.readouterr()) == ""
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_quiet_shows_nothing_on_the_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    use_terminal(monkeypatch)
+    console = begin({"quiet": quiet, "verbose": False, "no_live": False})
+    console.note("split: 8 labeled")
+    console.start(0, 10)
+    console.look("step 0", make_record())
+    console.stop()
+    assert ("".join(capsys.readouterr()) == "") == quiet
 
 
 @pytest.mark.parametrize("verbose", [False, True])
