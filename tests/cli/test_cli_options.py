@@ -17,8 +17,9 @@ ALONE = {
     "demo": "out steps",
     "pretrain": "config data layout groups unlabeled split network encoder encoder-weights steps "
     "lr batch-size seed out resume allow-split set quiet",
-    "train": "config data layout groups unlabeled split labels folds method task network encoder encoder-weights pretrained "
-    "steps epochs minutes lr batch-size seed rounds out bootstrap resume allow-split devices num-nodes set quiet",
+    "train": "config data layout groups unlabeled split labels folds method task network encoder encoder-weights "
+    "pretrained steps epochs minutes lr batch-size seed rounds out bootstrap resume allow-split devices num-nodes set "
+    "quiet",
     "ladder": "labels config data layout groups unlabeled split method network encoder encoder-weights pretrained "
     "steps epochs minutes lr batch-size seed gate rounds out resume force allow-split devices num-nodes set quiet",
     "ablate": "data labels steps part metric seeds set out dry-run",
