@@ -24,6 +24,7 @@ from ssl_seg.cli.train_view import (
     spark,
 )
 from ssl_seg.config.layers import Layer
+from ssl_seg.run.console import show_look, show_plan
 from ssl_seg.run.directory import LOG_FILE, RunDir
 from ssl_seg.run.plan import Planned
 from ssl_seg.run.request import TrainRequest
@@ -179,8 +180,9 @@ def test_quiet_shows_nothing_on_the_way(
     use_terminal(monkeypatch)
     console = begin({"quiet": quiet, "verbose": False, "no_live": False})
     console.note("split: 8 labeled")
+    show_plan(console, PLAN)
     console.start(0, 10)
-    console.look("step 0", make_record())
+    show_look(console, "step 0", make_record())
     console.stop()
     assert ("".join(capsys.readouterr()) == "") == quiet
 
