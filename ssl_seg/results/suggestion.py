@@ -134,10 +134,9 @@ def find_candidates(splits: Sequence[Split], catalog: Catalog) -> tuple[str, ...
         catalog: the images as they are now: one that has got a mask since then is none to label.
     """
     waiting = {case.id for case in catalog.unlabeled}
-    held = {i for split in splits for i in (*split.val, *split.test)}
     contents = set().union(*(split.image_contents((*split.val, *split.test)) for split in splits))
     shared = set.intersection(*(set(split.unlabeled) for split in splits))
-    return tuple(sorted(i for i in shared & waiting - held if image_of(catalog.facts[i].content) not in contents))
+    return tuple(sorted(i for i in shared & waiting if image_of(catalog.facts[i].content) not in contents))
 
 
 def _explain_none(split: Split, catalog: Catalog, model: Model) -> str:
