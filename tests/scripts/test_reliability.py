@@ -1,0 +1,51 @@
+"""scripts/reliability.py in miniature, and that it sees faults."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import reliability
+from fuzz.commands import Outcome
+from fuzz.mutations import MUTATIONS
+
+
+def test_a_killed_training_and_damaged_files(tmp_path: Path) -> None:
+    rows = reliability.run_campaign(tmp_path, seed=0, kills=1, mutations=2, faults=0)
+    assert [row.part for row in rows] == ["kill", "mutation", "mutation"]
+    assert not [row for row in rows if row.faults]
+    assert "kill      train                    1" in reliability.make_table(rows)
+
+
+def test_other_bits_and_a_command_that_does_not_go_on_are_faults(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "scores.json").write_text("{}")
+    job = reliability._same("", "methods", "scores.json")
+    expected = reliability.describe(tmp_path / "work", job.made)
+    assert reliability.go_on(job, tmp_path / "work", expected) == []
+    (tmp_path / "work" / "scores.json").write_text('{"f1": 1}')
+    assert reliability.go_on(job, tmp_path / "work", expected) == ["scores.json has other bits"]
+    broken = reliability._same("", "export nothing.pt out.ts", "scores.json")
+    assert reliability.go_on(broken, tmp_path / "work", expected)[0] == "does not go on"
+
+
+def test_a_traceback_a_crash_and_too_long_a_time_are_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reliability.end_faults(Outcome(("train", "x"), 2, "", "ssl-seg: error: no x")) == []
+    assert reliability.end_faults(Outcome(("train", "x"), 2, "", "Traceback ... ssl-seg: error: no x"))
+    assert reliability.end_faults(Outcome(("train", "x"), -11, "", ""))
+    monkeypatch.setattr(reliability, "SECONDS", 0.1)
+    (tmp_path / "work").mkdir()
+    slow = reliability.run_apart(("methods",), tmp_path / "work", prepare=lambda: time.sleep(3600))
+    assert "took more than" in reliability.end_faults(slow)[0]
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_changes_a_file_and_takes_an_empty_one(name: str) -> None:
+    draw = reliability.random.Random(0)
+    assert {MUTATIONS[name](b"a: 1\nb: 23\n", draw) for _ in range(9)} != {b"a: 1\nb: 23\n"}
+    assert isinstance(MUTATIONS[name](b"", draw), bytes)
