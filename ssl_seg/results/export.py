@@ -8,6 +8,7 @@ window that the network takes. It holds a text in JSON; see ``describe``.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import warnings
@@ -269,7 +270,9 @@ def _write_torchscript(network: nn.Module, example: Tensor, path: Path, text: st
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
-    torch.jit.save(traced, str(path), _extra_files={f"{KEY}.json": text})
+    buffer = io.BytesIO()  # on a full disk, torch's own writing of files ends the process
+    torch.jit.save(traced, buffer, _extra_files={f"{KEY}.json": text})
+    path.write_bytes(buffer.getvalue())
 
 
 def _read_torchscript(path: Path) -> RunFn:
@@ -280,8 +283,9 @@ def _read_torchscript(path: Path) -> RunFn:
 def _write_exported(network: nn.Module, example: Tensor, path: Path, text: str) -> None:
     sizes = {0: torch.export.Dim("windows", min=1)}
     program = torch.export.export(network, (example,), dynamic_shapes=(sizes,))
-    with path.open("wb") as file:  # a name would have to end in .pt2
-        torch.export.save(program, file, extra_files={f"{KEY}.json": text})
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={f"{KEY}.json": text})
+    path.write_bytes(buffer.getvalue())
 
 
 def _read_exported(path: Path) -> RunFn:

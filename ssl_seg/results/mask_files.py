@@ -126,13 +126,13 @@ class MaskRecord:
             names = [self.name(job) for job in jobs]
             self._append({"key": self.key, "settings": self.settings, "planned": names})
 
-    def finish(self, job: Job, shape: Sequence[int], share: float) -> None:
-        """Say that a mask is written.
+    def finish(self, job: Job, image: list[list[Any]], shape: Sequence[int], share: float) -> None:
+        """Say that a mask is written, of the image that ``identify_image`` has named.
 
         Raises:
             DataError: when that cannot be written.
         """
-        line = {"key": self.key, "done": self.name(job), "image": job.identify_image(), "shape": list(shape)}
+        line = {"key": self.key, "done": self.name(job), "image": image, "shape": list(shape)}
         self._append({**line, "share": share})
 
     def name(self, job: Job) -> str:

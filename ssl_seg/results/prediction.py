@@ -196,7 +196,7 @@ def predict(
             if made is None:  # another process has made it
                 continue
             shifted += [job.locations[0]] * made.is_shifted
-            record.finish(job, made.shape, made.share)
+            record.finish(job, made.identity, made.shape, made.share)
             read_as.update(made.notes)
             shares.setdefault(made.shape, []).append(made.share)
     except KeyboardInterrupt:
@@ -218,6 +218,8 @@ def predict(
 class _Result:
     """What is said of a mask that was made."""
 
+    identity: list[list[Any]]
+    """Of the image that was read."""
     shape: tuple[int, ...]
     share: float
     notes: tuple[str, ...]
@@ -236,6 +238,7 @@ def _predict_job(job: Job, name: str, way: _Way, begin: Callable[[], None], trac
         track: shows the progress of an image in pieces.
     """
     data, channels = way.data, way.data.channels
+    identity = job.identify_image()  # before it is read: it may change while its mask is made
     stored = open_image(*job.locations, reading=replace(make_reading(dict(data)), by_box=True))
     if (ndim := len(stored.shape) - 1) != data.ndim:
         raise DataError(f"{job.locations[0]} is {ndim}D; the network was trained on {data.ndim}D images")
@@ -265,7 +268,7 @@ def _predict_job(job: Job, name: str, way: _Way, begin: Callable[[], None], trac
             return None
         share = found[0]
     is_shifted = data.window is not None and intensity.low.min() >= 0 and intensity.high.max() >= SHIFTED_CT
-    return _Result(shape, share, stored.notes, bool(is_shifted))
+    return _Result(identity, shape, share, stored.notes, bool(is_shifted))
 
 
 def _describe_shifted(shifted: Sequence[str], data: DataConfig) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,18 @@ def test_a_file_that_computes_something_else_is_not_written(
     monkeypatch.setitem(module.READERS, ".ts", lambda path: lambda image: read(path)(image) + 0.01)
     with pytest.raises(DataError, match=r"differ from those of the network by up to 0\.01"):
         export(ExportRequest(tiny_run / BEST, tmp_path / "net.ts"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".pt2"])
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(suffix: str, tiny_run: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            export(ExportRequest(tiny_run / BEST, tmp_path / f"net{suffix}"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,7 +22,7 @@ from ssl_seg.files import read_jsonl
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results import prediction
-from ssl_seg.results.mask_files import RECORD, Made, MaskRecord, check_places, plan_jobs
+from ssl_seg.results.mask_files import RECORD, Job, Made, MaskRecord, check_places, plan_jobs
 from ssl_seg.results.prediction import SHOWN_FAILURES, PredictRequest, predict
 
 IMAGES = 5
@@ -282,6 +282,21 @@ class TestContinuing:
         with pytest.raises(DataError, match=r"2\.png.*(another image|has changed).*--overwrite"):
             predict(request_)
 
+    def test_an_image_that_changes_while_its_mask_is_made_is_noticed(
+        self, request_: PredictRequest, images: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write = prediction._write_outputs
+
+        def change_and_write(job: Job, *rest: Any) -> Any:
+            if job.mask.name == "2.png":
+                make_image(images / "2.png", 77)
+            return write(job, *rest)
+
+        monkeypatch.setattr(prediction, "_write_outputs", change_and_write)
+        predict(request_)
+        with pytest.raises(DataError, match=r"2\.png.*has changed.*--overwrite"):
+            predict(request_)
+
     def test_images_of_another_folder_are_no_continuation(self, request_: PredictRequest, tmp_path: Path) -> None:
         predict(request_)
         make_image(tmp_path / "elsewhere" / "0.png", 9)
@@ -314,7 +329,7 @@ class TestContinuing:
         record = MaskRecord(tmp_path / "out", {"overlap": 0.5})
         record.plan(jobs)
         assert record.read() == {"a.png": Made({"overlap": 0.5})}
-        record.finish(jobs[0], (40, 40), 0.25)
+        record.finish(jobs[0], jobs[0].identify_image(), (40, 40), 0.25)
         found = record.read()["a.png"]
         assert (found.shape, found.share, found.image) == ((40, 40), 0.25, jobs[0].identify_image())
         assert len(read_jsonl(tmp_path / "out" / RECORD)) == 2
