@@ -214,7 +214,7 @@ def _read_calibration(record: RunRecord) -> str:
         return str(error)
     if found is None:
         return f"{path.name} is of another state of best.pt"
-    return f"{found.describe()}. `evaluate` and `predict` use it; the scores of this page are without it"
+    return f"{found.describe()}. evaluate and predict use it; the scores of this page are without it"
 
 
 def _make_case_section(record: RunRecord) -> PageSection:
