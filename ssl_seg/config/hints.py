@@ -75,7 +75,6 @@ _FOREIGN = {
     "model model_name architecture arch backbone": "network.name",
     "data_dir data_path dataset root_path data_root": "data.root",
     "in_channels num_channels input_channels": "data.channels",
-    "task": "data.task (semantic or instances)",
     "num_classes out_channels n_classes": "data.label_values, one mask value for each class, background first",
     "img_size image_size crop_size roi_size": "data.patch_size",
     "label_fraction label_ratio labeled_ratio labeled_num": "split.labels",
