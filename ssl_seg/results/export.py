@@ -245,18 +245,19 @@ def check_packages(suffix: str) -> None:
 def _write_onnx(network: nn.Module, example: Tensor, path: Path, text: str) -> None:
     import onnx
 
+    buffer = io.BytesIO()
     axes = {0: "windows", **{axis: f"size{axis - 2}" for axis in range(2, example.ndim)}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter warns of sizes that are checked by ``compare``
         torch.onnx.export(
-            network, (example,), str(path), dynamo=False, opset_version=17,
+            network, (example,), buffer, dynamo=False, opset_version=17,
             input_names=["image"], output_names=["probabilities"],
             dynamic_axes={"image": axes, "probabilities": axes},
         )  # fmt: skip
-    model = onnx.load(str(path))
+    model = onnx.load_model_from_string(buffer.getvalue())
     onnx.helper.set_model_props(model, {KEY: text})
     onnx.checker.check_model(model)
-    onnx.save(model, str(path))
+    _write(path, model.SerializeToString())
 
 
 def _read_onnx(path: Path) -> RunFn:
@@ -266,13 +267,22 @@ def _read_onnx(path: Path) -> RunFn:
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise DataError(
+            f"{path.parent}: the file cannot be written ({error.strerror}). Free some space, or choose another folder"
+        ) from error
+
+
 def _write_torchscript(network: nn.Module, example: Tensor, path: Path, text: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
     buffer = io.BytesIO()  # on a full disk, torch's own writing of files ends the process
     torch.jit.save(traced, buffer, _extra_files={f"{KEY}.json": text})
-    path.write_bytes(buffer.getvalue())
+    _write(path, buffer.getvalue())
 
 
 def _read_torchscript(path: Path) -> RunFn:
@@ -285,7 +295,7 @@ def _write_exported(network: nn.Module, example: Tensor, path: Path, text: str) 
     program = torch.export.export(network, (example,), dynamic_shapes=(sizes,))
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={f"{KEY}.json": text})
-    path.write_bytes(buffer.getvalue())
+    _write(path, buffer.getvalue())
 
 
 def _read_exported(path: Path) -> RunFn:
