@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -250,7 +250,7 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path, text: str) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter warns of sizes that are checked by ``compare``
         torch.onnx.export(
-            network, (example,), buffer, dynamo=False, opset_version=17,
+            network, (example,), cast(Any, buffer), dynamo=False, opset_version=17,
             input_names=["image"], output_names=["probabilities"],
             dynamic_axes={"image": axes, "probabilities": axes},
         )  # fmt: skip
