@@ -18,7 +18,10 @@ def export(
     ],
     output: Annotated[
         Path,
-        typer.Argument(help="File to write: .onnx, .ts (TorchScript) or .pt2 (torch.export).", show_default=False),
+        typer.Argument(
+            help="File to write: .onnx, .ts (TorchScript), .pt2 (torch.export) or .zip (bioimage.io).",
+            show_default=False,
+        ),
     ],
     which: o.WhichNet = None,
     uncalibrated: o.Uncalibrated = False,

@@ -2,7 +2,7 @@
 
 Shapes: N windows, C channels, K classes, *P a window, *S an image.
 
-The file maps z-scores (N,C,*P) float32 to probabilities (N,K,*P) float32, for any N; ONNX and TorchScript also for any
+The file maps z-scores (N,C,*P) float32 to probabilities (N,K,*P) float32, for any N; all but torch.export also for any
 window that the network takes. It holds a text in JSON; see ``describe``.
 """
 
@@ -35,9 +35,10 @@ from ssl_seg.inference.ensemble import open_members
 from ssl_seg.inference.model import Model
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.networks.builders import get_network_spec
+from ssl_seg.results.bioimage import make_package, read_weights
 from ssl_seg.results.evaluation import EvaluateRequest, choose_cases, open_cases
 
-FORMATS = {".onnx": "ONNX", ".ts": "TorchScript", ".pt2": "torch.export"}
+FORMATS = {".onnx": "ONNX", ".ts": "TorchScript", ".pt2": "torch.export", ".zip": "bioimage.io"}
 KEY = "ssl_seg"
 """Name of the text in the file: a metadata property of ONNX, an extra file ``ssl_seg.json`` of the others."""
 SCHEMA = 1
@@ -276,17 +277,21 @@ def _write(path: Path, content: bytes) -> None:
         ) from error
 
 
-def _write_torchscript(network: nn.Module, example: Tensor, path: Path, text: str) -> None:
+def _to_torchscript(network: nn.Module, example: Tensor, text: str) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
-    buffer = io.BytesIO()  # on a full disk, torch's own writing of files ends the process
+    buffer = io.BytesIO()
     torch.jit.save(traced, buffer, _extra_files={f"{KEY}.json": text})
-    _write(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _read_torchscript(path: Path) -> RunFn:
-    loaded: RunFn = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+def _write_torchscript(network: nn.Module, example: Tensor, path: Path, text: str) -> None:
+    _write(path, _to_torchscript(network, example, text))
+
+
+def _read_torchscript(file: Path | io.BytesIO) -> RunFn:
+    loaded: RunFn = torch.jit.load(str(file) if isinstance(file, Path) else file)  # type: ignore[no-untyped-call]
     return loaded
 
 
@@ -304,9 +309,23 @@ def _read_exported(path: Path) -> RunFn:
     return loaded
 
 
+def _write_package(network: nn.Module, example: Tensor, path: Path, text: str) -> None:
+    _write(path, make_package(network, example, _to_torchscript(network, example, text), json.loads(text)))
+
+
+def _read_package(path: Path) -> RunFn:
+    return _read_torchscript(read_weights(path))
+
+
 WRITERS: dict[str, Callable[[nn.Module, Tensor, Path, str], None]] = {
     ".onnx": _write_onnx,
     ".ts": _write_torchscript,
     ".pt2": _write_exported,
+    ".zip": _write_package,
 }
-READERS: dict[str, Callable[[Path], RunFn]] = {".onnx": _read_onnx, ".ts": _read_torchscript, ".pt2": _read_exported}
+READERS: dict[str, Callable[[Path], RunFn]] = {
+    ".onnx": _read_onnx,
+    ".ts": _read_torchscript,
+    ".pt2": _read_exported,
+    ".zip": _read_package,
+}

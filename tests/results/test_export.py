@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 import resource
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Cli, train_tiny
 
 from ssl_seg.config import PredictionConfig
@@ -32,6 +36,9 @@ def read_about(path: Path) -> dict[str, Any]:
     if path.suffix == ".onnx":
         onnx = pytest.importorskip("onnx")
         return json.loads({p.key: p.value for p in onnx.load(str(path)).metadata_props}["ssl_seg"])
+    if path.suffix == ".zip":
+        about: dict[str, Any] = yaml.safe_load(zipfile.ZipFile(path).read("rdf.yaml"))["config"]["ssl_seg"]
+        return about
     extra = {"ssl_seg.json": ""}
     if path.suffix == ".ts":
         torch.jit.load(str(path), _extra_files=extra)
@@ -40,7 +47,7 @@ def read_about(path: Path) -> dict[str, Any]:
     return json.loads(extra["ssl_seg.json"])
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".ts", ".pt2"])
+@pytest.mark.parametrize("suffix", [".onnx", ".ts", ".pt2", ".zip"])
 def test_the_file_computes_what_the_network_does_and_says_how_to_feed_it(
     suffix: str, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -59,6 +66,50 @@ def test_the_file_computes_what_the_network_does_and_says_how_to_feed_it(
     with torch.no_grad():
         expected = open_model(tiny_run / BEST).nets["teacher"](images).softmax(1)
     assert torch.allclose(run(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, [10.0, 200.0]])
+def test_a_package_holds_test_data_that_its_normalization_and_network_reproduce(
+    window: list[float] | None, sheets_dir: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "data": {"patch_size": [16, 32, 32], "window": window},
+        "split": {"labels": 0.5},
+        "length": {"steps": 2},
+    }
+    run = train_tiny(tmp_path / "run", sheets_dir, settings).run
+    export(ExportRequest(run.best, tmp_path / "net.zip", "student"))
+    package = zipfile.ZipFile(tmp_path / "net.zip")
+    about = yaml.safe_load(package.read("rdf.yaml"))
+    (taken,), (given,) = about["inputs"], about["outputs"]
+    for part in (taken["test_tensor"], given["test_tensor"], about["documentation"], about["weights"]["torchscript"]):
+        assert hashlib.sha256(package.read(part["source"])).hexdigest() == part["sha256"]
+    image, expected = (
+        np.load(io.BytesIO(package.read(tensor["test_tensor"]["source"]))).astype(np.float64)
+        for tensor in (taken, given)
+    )
+    for step in taken["preprocessing"]:  # by the words of the specification
+        own = step["kwargs"]
+        if step["id"] == "clip":
+            image = np.clip(image, own["min"], own["max"])
+        elif step["id"] == "fixed_zero_mean_unit_variance":
+            image = (image - own["mean"]) / own["std"]
+        elif step["id"] == "zero_mean_unit_variance":
+            assert own["axes"] == ["z", "y", "x"]
+            image = (image - image.mean((2, 3, 4))) / (image.std((2, 3, 4)) + own["eps"])
+    network = open_model(run.best).nets["student"]
+    with torch.no_grad():
+        found = network(torch.from_numpy(image.astype(np.float32))).softmax(1).numpy()
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert expected.shape == (1, 2, 16, 32, 32)
+    assert [axis.get("id", axis["type"]) for axis in taken["axes"]] == ["batch", "channel", "z", "y", "x"]
+    assert given["axes"][1]["channel_names"] == ["class0", "class1"]
+
+
+def test_a_package_passes_the_check_of_its_makers(tiny_run: Path, tmp_path: Path) -> None:
+    core = pytest.importorskip("bioimageio.core", reason="needs bioimageio.core, which wants an older pydantic")
+    export(ExportRequest(tiny_run / BEST, tmp_path / "net.zip", "student"))
+    assert core.test_model(tmp_path / "net.zip").status == "passed"
 
 
 @pytest.mark.parametrize("images", [1, 2, 4])
