@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ssl_seg.errors import printable
-from ssl_seg.report.diagnosis_tables import Table
+from ssl_seg.report.table import Table
 from ssl_seg.scores.intervals import METRICS, Estimate, compute_class_scores, compute_score
 from ssl_seg.scores.text import UNKNOWN, number
 from ssl_seg.studies.ablation.cells import CellResult

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ssl_seg.errors import SslSegError
 from ssl_seg.inference.scoring import Score, count_classes
-from ssl_seg.report.diagnosis_tables import Table
 from ssl_seg.report.page import Page, PageSection
 from ssl_seg.report.run_figures import draw_runs
 from ssl_seg.report.run_record import RunRecord
 from ssl_seg.report.score_cells import format_interval, name_subject, show_margin
+from ssl_seg.report.table import Table
 from ssl_seg.run.differences import compare_settings
 from ssl_seg.scores.text import UNKNOWN, number
 from ssl_seg.studies.rungs import compare_counts

@@ -11,7 +11,8 @@ from ssl_seg.errors import DataError, printable, printable_lines, quote
 from ssl_seg.files import atomic_write, next_free, now, write_json
 from ssl_seg.report.diagnosis_figures import Picture, plot_diagnosis
 from ssl_seg.report.diagnosis_summary import describe_scope, list_evidence
-from ssl_seg.report.diagnosis_tables import Table, make_key_figures, make_tables
+from ssl_seg.report.diagnosis_tables import make_key_figures, make_tables
+from ssl_seg.report.table import Table
 from ssl_seg.scores.text import UNKNOWN, figure
 
 if TYPE_CHECKING:

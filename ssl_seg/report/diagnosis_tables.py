@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.facts import format_size
 from ssl_seg.errors import name_examples
+from ssl_seg.report.table import Table, TableRow
 from ssl_seg.scores.text import UNKNOWN, cut, figure, number, points, share
 
 if TYPE_CHECKING:
@@ -36,19 +36,8 @@ NET_TITLES = {
 
 Statistics = Mapping[str, Any]
 """Statistics of a diagnosis, or a part of them; ``Diagnosis`` lists them."""
-TableRow = tuple[str, ...]
 TableColumn = tuple[str, str, Callable[[Any], str]]
 """Title, key of the figure, and how it is written."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """``rows`` of text below ``columns``, the first column being names; ``text`` says how to read it."""
-
-    title: str
-    text: str
-    columns: TableRow
-    rows: tuple[TableRow, ...]
 
 
 number2, number4, share1 = partial(number, digits=2), partial(number, digits=4), partial(share, digits=1)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from ssl_seg import __version__
 from ssl_seg.errors import DataError, printable
 from ssl_seg.files import find_obstacle, now, write_text
-from ssl_seg.report.diagnosis_tables import Table
 from ssl_seg.report.figures import COLORS
 from ssl_seg.report.run_figures import Drawing
 from ssl_seg.report.run_record import Banner
+from ssl_seg.report.table import Table
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.home import find_home
 from ssl_seg.errors import SslSegError, name_examples, quote
-from ssl_seg.report.diagnosis_tables import Table
 from ssl_seg.report.page import Page, PageSection, make_facts, make_image_rows
 from ssl_seg.report.run_figures import Drawing, draw_curves, draw_foreground_scatter, draw_scores
 from ssl_seg.report.run_record import NETS, RunRecord
 from ssl_seg.report.score_cells import make_object_rows, name_subject, show_margin, to_table
+from ssl_seg.report.table import Table
 from ssl_seg.run.final_scores import NetworkScore, summarize_network
 from ssl_seg.run.seal import Ledger, find_openings
 from ssl_seg.scores.metrics import ConfusionCounts

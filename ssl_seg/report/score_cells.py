@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssl_seg.report.diagnosis_tables import Table
+from ssl_seg.report.table import Table
 
 Row = Mapping[str, Any]
 
