@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ssl_seg.errors import CheckpointError, is_out_of_memory
 from ssl_seg.files import atomic_write
-from ssl_seg.networks.checkpoint_file import check_checkpoint_file, describe_pretraining
+from ssl_seg.networks.checkpoint_file import check_checkpoint_file, describe_pretraining, has_sound_sums
 from ssl_seg.networks.parts import find_tensors
 
 FORMAT, VERSION = "ssl_seg.checkpoint", 5
@@ -190,7 +190,8 @@ def load_checkpoint(path: Path, *, lazy: bool = False) -> Checkpoint:
 
     Args:
         path: the file.
-        lazy: read tensors only when they are looked at; for a look at the progress or the scores.
+        lazy: read tensors only when they are looked at, without their checksums; for a look at the progress or the
+            scores.
 
     Raises:
         CheckpointError: when the file is missing, damaged, no checkpoint of this program, of another version, or holds
@@ -206,6 +207,9 @@ def read_content(path: Path, *, lazy: bool = False) -> Any:
         CheckpointError: when the file is missing, damaged, or holds anything but tensors and plain types.
     """
     check_checkpoint_file(path)
+    unreadable = f"{path} is not a readable checkpoint: it is damaged or of another kind"
+    if not lazy and not has_sound_sums(path):
+        raise CheckpointError(unreadable)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about foreign file layouts before it refuses them
@@ -218,7 +222,7 @@ def read_content(path: Path, *, lazy: bool = False) -> Any:
     except _UNREADABLE as error:
         if is_out_of_memory(error):
             raise
-        raise CheckpointError(f"{path} is not a readable checkpoint: it is damaged or of another kind") from error
+        raise CheckpointError(unreadable) from error
 
 
 def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:

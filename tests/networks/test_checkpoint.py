@@ -27,6 +27,7 @@ from ssl_seg.networks.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from ssl_seg.networks.checkpoint_file import has_sound_sums
 
 
 def make_checkpoint() -> Checkpoint:
@@ -208,6 +209,30 @@ def test_other_versions_and_incomplete_files(tmp_path: Path) -> None:
     torch.save({**content, "progress": {"step": 1}}, tmp_path / "progress.pt")
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(tmp_path / "progress.pt")
+
+
+def test_a_single_changed_bit_of_a_weight_is_found(tmp_path: Path) -> None:
+    save_checkpoint(make_checkpoint(), tmp_path / "a.pt")
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        entries = [archive.read(name) for name in archive.namelist() if "/data/" in name]
+    weights = max(entries, key=len)
+    place = content.find(weights) + len(weights) // 2
+    content[place] ^= 0x40
+    (tmp_path / "b.pt").write_bytes(content)
+    assert torch.load(tmp_path / "b.pt", weights_only=True)["format"]  # torch takes it
+    with pytest.raises(CheckpointError, match=r"b\.pt is not a readable checkpoint: it is damaged"):
+        load_checkpoint(tmp_path / "b.pt")
+    content[place] ^= 0x40
+    (tmp_path / "b.pt").write_bytes(content)
+    load_checkpoint(tmp_path / "b.pt")
+
+
+def test_entries_that_grow_while_they_are_read_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10**6))
+    assert (tmp_path / "a.pt").stat().st_size < 10**4
+    assert not has_sound_sums(tmp_path / "a.pt")
 
 
 PROGRESS = {"step": 1, "ema_updates": 0, "start_score": 0.0, "history": [], "collapsed": []}
