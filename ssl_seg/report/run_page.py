@@ -15,7 +15,6 @@ from ssl_seg.report.score_cells import make_object_rows, name_subject, show_marg
 from ssl_seg.report.table import Table
 from ssl_seg.run.final_scores import NetworkScore, summarize_network
 from ssl_seg.run.seal import Ledger, find_openings
-from ssl_seg.scores.metrics import ConfusionCounts
 from ssl_seg.scores.text import UNKNOWN, figure, number, share
 
 if TYPE_CHECKING:
@@ -222,7 +221,7 @@ def _make_case_section(record: RunRecord) -> PageSection:
     if record.used is None:
         return PageSection("All validation cases")
     summary = record.used.score.summarize()
-    shares = [(c.overlap.prevalence, _share_of(c.overlap)) for c in record.used.score.cases]
+    shares = [(c.overlap.prevalence, c.overlap.prevalence_pred) for c in record.used.score.cases]
     rows = sorted(zip(summary["cases"], shares, strict=True), key=lambda pair: float(pair[0]["dice"]))
     notes: tuple[str, ...] = ()
     if len(rows) > MOST_CASES:
@@ -247,10 +246,6 @@ def _make_case_section(record: RunRecord) -> PageSection:
     )
     drawn: tuple[Drawing, ...] = (draw_foreground_scatter(shares),) if len(shares) > 1 else ()
     return PageSection("All validation cases", notes, drawn, (table,))
-
-
-def _share_of(overlap: ConfusionCounts) -> float:
-    return (overlap.tp + overlap.fp) / max(overlap.voxels, 1)
 
 
 def _make_event_table(record: RunRecord) -> Table:

@@ -1,4 +1,4 @@
-"""A network as a package of the BioImage Model Zoo (bioimage.io), for Fiji, ilastik, QuPath and others.
+"""A network as a package of the BioImage Model Zoo (bioimage.io), which other programs read.
 
 ::
 
@@ -36,7 +36,7 @@ WEIGHTS, INPUT, OUTPUT, README, DESCRIPTION = "weights.pt", "input.npy", "output
 
 _TEXT = """# {name}
 
-Semantic segmentation by `ssl-seg`. Whole images are normalized, as `rdf.yaml` says, and then cut into windows.
+Segmentation by `ssl-seg`. Whole images are normalized, as `rdf.yaml` says, and then cut into windows.{resampled}
 The output has the probability of each class: {classes} (values of the masks in training).{cut}
 
 Add authors, license and citations to `rdf.yaml` before you publish this package.
@@ -64,13 +64,15 @@ def make_package(network: nn.Module, windows: Tensor, weights: bytes, about: Map
     output = network(torch.from_numpy(normalize(image, normalization))).numpy()
     threshold = about["threshold"]
     cut = "" if threshold is None else f" Foreground is where the second one is above {threshold:.4g}."
+    size = about["voxel_size"]
+    resampled = "" if size is None else f"\nResample images to voxels of {' x '.join(map(str, size))} before."
     classes = ", ".join(map(str, about["label_values"]))
     name = f"{about['network']} of ssl-seg"
     files = {
         WEIGHTS: weights,
         INPUT: _to_npy(image),
         OUTPUT: _to_npy(output),
-        README: _TEXT.format(name=name, classes=classes, cut=cut).encode(),
+        README: _TEXT.format(name=name, classes=classes, cut=cut, resampled=resampled).encode(),
     }
     sources = {file: {"source": file, "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
     text = yaml.safe_dump(_describe(name, about, sources), sort_keys=False, allow_unicode=True)
@@ -108,7 +110,7 @@ def _describe(name: str, about: Mapping[str, Any], sources: Mapping[str, Mapping
         "format_version": FORMAT_VERSION,
         "type": "model",
         "name": name,
-        "description": "Semantic segmentation",
+        "description": f"{about['task'].capitalize()} segmentation",
         "documentation": sources[README],
         "inputs": [
             {

@@ -151,7 +151,7 @@ def _explain_none(split: Split, catalog: Catalog, model: Model) -> str:
 
 
 def suggest(pool: Pool, request: SuggestRequest, track: Track = pass_through) -> tuple[Suggestion, ...]:
-    """Return up to ``count`` images to label, the most wanted one first; the same for the same seed.
+    """Return up to ``count`` images to label, in the order of their choice; the same for the same seed.
 
     Args:
         pool: what to choose from.

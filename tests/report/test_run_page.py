@@ -257,15 +257,17 @@ class TestTables:
         assert rows[-1][1] == "0.900"
         assert rows[0][5:7] == ("25.00%", "25.00%")  # as many false as missed
 
-    def test_many_cases_and_events_are_cut_and_said_to_be(self, tmp_path: Path) -> None:
-        ids = [f"c{n}" for n in range(MOST_CASES + 3)]
+    @pytest.mark.parametrize("more", [-1, 0, 1, 3 * MOST_CASES])
+    def test_many_cases_and_events_are_cut_and_said_to_be(self, tmp_path: Path, more: int) -> None:
+        ids = [f"c{n}" for n in range(MOST_CASES + more)]
         final = make_final(make_dice_score(list(np.linspace(0.5, 0.9, len(ids))), ids))
-        events = [{"event": "intervention", "step": n, "rung": "lower_lr"} for n in range(MOST_EVENTS + 5)]
+        events = [{"event": "intervention", "step": n, "rung": "lower_lr"} for n in range(MOST_EVENTS + more)]
         record = read_run(make_run(tmp_path / "run", [make_look(300)], events, final))
         page = make_run_page(record)
-        assert len(rows_of(page, "All validation cases")) == MOST_CASES
-        assert f"of {len(ids)} cases" in texts(page)["All validation cases"]
-        assert len(rows_of(page, "What happened")) == MOST_EVENTS
+        shown = [row[0] for row in rows_of(page, "All validation cases")]
+        assert shown == (ids if more <= 0 else [*ids[: MOST_CASES // 2], *ids[-(MOST_CASES // 2) :]])  # by Dice
+        assert (f"of {len(ids):,} cases" in texts(page)["All validation cases"]) == (more > 0)
+        assert len(rows_of(page, "What happened")) == min(len(events), MOST_EVENTS)
         assert len(list_marks(record)) <= 40
 
     def test_settings_have_their_origin(self, tmp_path: Path) -> None:
