@@ -31,13 +31,14 @@ from ssl_seg.data.views.transforms import make_window
 
 FORMAT_VERSION = "0.5.3"
 AXES = {2: "yx", 3: "zyx"}
+TASKS = {"semantic": "Semantic segmentation", "instances": "Instance segmentation: inside and boundary of objects"}
 EPS = 1e-6
 WEIGHTS, INPUT, OUTPUT, README, DESCRIPTION = "weights.pt", "input.npy", "output.npy", "README.md", "rdf.yaml"
 
 _TEXT = """# {name}
 
 Segmentation by `ssl-seg`. Whole images are normalized, as `rdf.yaml` says, and then cut into windows.{resampled}
-The output has the probability of each class: {classes} (values of the masks in training).{cut}
+The output has the probability of each class: {classes}.{cut}
 
 Add authors, license and citations to `rdf.yaml` before you publish this package.
 
@@ -66,7 +67,11 @@ def make_package(network: nn.Module, windows: Tensor, weights: bytes, about: Map
     cut = "" if threshold is None else f" Foreground is where the second one is above {threshold:.4g}."
     size = about["voxel_size"]
     resampled = "" if size is None else f"\nResample images to voxels of {' x '.join(map(str, size))} before."
-    classes = ", ".join(map(str, about["label_values"]))
+    values = ", ".join(map(str, about["label_values"]))
+    is_semantic = about["task"] == "semantic"
+    classes = (
+        f"{values} (values of the masks in training)" if is_semantic else "background, inside and boundary of objects"
+    )
     name = f"{about['network']} of ssl-seg"
     files = {
         WEIGHTS: weights,
@@ -110,7 +115,7 @@ def _describe(name: str, about: Mapping[str, Any], sources: Mapping[str, Mapping
         "format_version": FORMAT_VERSION,
         "type": "model",
         "name": name,
-        "description": f"{about['task'].capitalize()} segmentation",
+        "description": TASKS[about["task"]],
         "documentation": sources[README],
         "inputs": [
             {

@@ -25,6 +25,7 @@ from ssl_seg.inference.calibration import Calibration, decide, save_calibration
 from ssl_seg.inference.decision import Cleaning
 from ssl_seg.inference.model import open_model
 from ssl_seg.results import export as module
+from ssl_seg.results.bioimage import make_package
 from ssl_seg.results.export import ExportRequest, export, find_network_threshold
 from ssl_seg.scores.calibration import Scaling
 
@@ -104,6 +105,23 @@ def test_a_package_holds_test_data_that_its_normalization_and_network_reproduce(
     assert expected.shape == (1, 2, 16, 32, 32)
     assert [axis.get("id", axis["type"]) for axis in taken["axes"]] == ["batch", "channel", "z", "y", "x"]
     assert given["axes"][1]["channel_names"] == ["class0", "class1"]
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "said"),
+    [
+        ("semantic", None, "each class: 0, 7 (values of the masks in training). Foreground"),
+        ("instances", [2.0, 1.0], "Resample images to voxels of 2.0 x 1.0 before.\nThe output has the probability of "
+         "each class: background, inside and boundary of objects."),
+    ],
+)  # fmt: skip
+def test_a_package_says_what_its_classes_are(task: str, size: list[float] | None, said: str) -> None:
+    about = {
+        "ndim": 2, "channels": 1, "patch_size": [8, 8], "divisor": [4, 4], "label_values": [0, 7], "network": "unet",
+        "threshold": 0.5, "normalization": {"name": "zscore"}, "voxel_size": size, "task": task,
+    }  # fmt: skip
+    content = make_package(torch.nn.Identity(), torch.zeros(1, 1, 8, 8), b"", about)
+    assert said in zipfile.ZipFile(io.BytesIO(content)).read("README.md").decode()
 
 
 def test_a_package_passes_the_check_of_its_makers(tiny_run: Path, tmp_path: Path) -> None:
