@@ -144,6 +144,12 @@ def _no_report_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssl_seg.report.run_report.write_when_trained", lambda *_: None)
 
 
+@pytest.fixture(autouse=True)
+def _room_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded copies are made however full the disk of the tests is."""
+    monkeypatch.setattr("ssl_seg.data.disk_cache.LEFT_FREE", 0)
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are written while a test runs, in order."""

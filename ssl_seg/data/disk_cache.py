@@ -34,9 +34,11 @@ from ssl_seg.files import atomic_write
 WORTH_A_COPY = 2**20
 """Decoded bytes from which on a copy pays: below, decoding takes a few milliseconds."""
 
+LEFT_FREE = 10 * 2**30
+"""Bytes of the disk that copies leave free; of a disk below ten times that, a tenth."""
+
 _HEADER = 128
 """Bytes before the voxels of a ``.npy`` file."""
-
 
 LEFT_BEHIND = 86_400
 """Seconds after which a copy that is half written belongs to a process that was killed."""
@@ -131,15 +133,23 @@ class DiskCache:
         return self.folder / f"{name}.npy"
 
     def _check_space(self, size: int, held: int) -> None:
-        """Check that a copy stays within the limit, and leaves a tenth of the disk free.
+        """Check that a copy stays within the limit, and leaves enough of the disk free.
 
         Raises:
-            DiskFullError: if it does not.
+            DiskFullError: if it does not; says what to do.
         """
         existing = next(p for p in (self.folder, *self.folder.parents) if p.exists())
         disk, size = shutil.disk_usage(existing), size + _HEADER
-        if held + size > self.max_bytes or disk.free - size <= disk.total // 10:
-            raise DiskFullError(f"{self.folder}: no space for a copy of {size:,} bytes")
+        if held + size > self.max_bytes:
+            raise DiskFullError(
+                f"{self.folder} holds at most data.disk_cache_gb={self.max_bytes / 2**30:g} GB. Raise it, or empty the "
+                "folder."
+            )
+        if disk.free - size < min(LEFT_FREE, disk.total // 10):
+            raise DiskFullError(
+                f"the disk of {self.folder} has only {disk.free / 2**30:.1f} GB free. Free some, or set SSL_SEG_CACHE "
+                "to a folder on another disk."
+            )
 
 
 def open_copy(path: Path) -> Stored:
@@ -177,7 +187,7 @@ def fill_disk_cache(
     Raises:
         DataError: if a file cannot be read, a copy cannot be written, or a case has no voxel size to resample from.
     """
-    missed, held = 0, cache.measure()
+    missed, reason, held = 0, "", cache.measure()
     for case in track(catalog.cases, len(catalog.cases)):
         copies = (
             _plan_copies(cache, catalog, case)
@@ -188,14 +198,9 @@ def fill_disk_cache(
             for path, make, least in copies:
                 if path is not None and not path.is_file():
                     held += cache.write(path, make, least, held)
-        except DiskFullError:
-            missed += 1
-    if not missed:
-        return None
-    return (
-        f"{missed} volume(s) have no decoded copy, for lack of space in {cache.folder} (limit "
-        f"{cache.max_bytes / 2**30:g} GB): they are decoded each time. Raise data.disk_cache_gb, or empty the folder."
-    )
+        except DiskFullError as error:
+            missed, reason = missed + 1, reason or str(error)
+    return f"{missed} volume(s) have no decoded copy and are decoded each time: {reason}" if missed else None
 
 
 _Copy = tuple[Path | None, Callable[[], NDArray[Any]], int]

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -288,6 +289,25 @@ class TestDiskCache:
         assert len(written) == copies - (room < 0)
         assert sum(written) <= cache.max_bytes
         assert (note is None) == (len(written) == 4)
+
+    @pytest.mark.parametrize("missing", [0, 1])
+    @pytest.mark.parametrize(("total", "left_free"), [(2000 * 2**30, 10 * 2**30), (50 * 2**30, 5 * 2**30)])
+    def test_a_part_of_the_disk_is_left_free(
+        self,
+        compressed: Catalog,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        total: int,
+        left_free: int,
+        missing: int,
+    ) -> None:
+        monkeypatch.setattr(disk_cache, "LEFT_FREE", 10 * 2**30)
+        free = left_free + int(np.prod(SHAPE)) + 128 - missing
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=total, free=free))
+        note = fill_disk_cache(DiskCache(tmp_path / "cache", 2**30), compressed)
+        assert len(list((tmp_path / "cache").glob("*"))) == (0 if missing else 4)
+        assert note is None or ("2 volume(s)" in note and "SSL_SEG_CACHE" in note and "disk_cache_gb" not in note)
+        assert (note is None) == (not missing)
 
     @pytest.mark.parametrize("least", [-1, 0, 1])
     def test_a_copy_pays_from_a_size_on(
