@@ -189,6 +189,8 @@ def _print_cells(cells: Sequence[Cell], results: Sequence[CellResult]) -> None:
 
 def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_json: bool) -> None:
     """Write table, rows and figures beside the cells, and print the table."""
+    from dataclasses import asdict
+
     from ssl_seg.files import to_finite, write_json, write_text
     from ssl_seg.report.ablation_figures import plot_ablation
     from ssl_seg.report.ablation_tables import format_cells_csv, format_latex, format_markdown, make_arm_table
@@ -196,7 +198,9 @@ def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_
 
     score = spec.score
     summary = summarize(results, score.metric, spec.baseline, part=score.part, checkpoint=score.checkpoint)
-    values = to_finite({"spec": spec.model_dump(mode="json"), "summary": _to_plain(summary)})
+    table = make_arm_table(summary)
+    values = {"spec": spec.model_dump(mode="json"), "summary": _to_plain(summary), "table": asdict(table)}
+    values = to_finite(values)
     write_json(out / "results.json", values)
     texts = {"results.csv": format_cells_csv(results), "table.md": format_markdown(summary)}
     for name, text in {**texts, "table.tex": format_latex(summary)}.items():
@@ -205,7 +209,6 @@ def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_
     if as_json:
         print_json(values)
         return
-    table = make_arm_table(summary)
     print_table(str(out), list(table.columns), [list(row) for row in table.rows])
     show(table.text)
     for warning in summary.warnings:

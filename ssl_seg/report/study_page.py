@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ from ssl_seg.run.directory import CONFIG_FILE
 from ssl_seg.studies.ablation.cells import MARKER, open_folder
 from ssl_seg.studies.rungs import LADDER
 
-ABLATION_TABLE = "table.md"
+ABLATION_RESULTS = "results.json"
 _FIGURES = ("scores.png", "case_slopes.png", "labels_equivalent.png")
-_CELL_BORDER = re.compile(r"(?<!\\)\|")
 
 
 def is_study(path: Path) -> bool:
@@ -76,12 +74,7 @@ def _read(path: Path) -> RunRecord | None:
 
 def _make_ablation_page(path: Path) -> Page:
     """Return the page of the table and the figures that ``ablate`` has written."""
-    file = path / ABLATION_TABLE
-    if not file.is_file():
-        raise RunDirError(
-            f"{path} is an ablation without tables yet: its `ssl-seg ablate` command with --report writes them"
-        )
-    table, text, warnings = _parse_markdown(file.read_text(encoding="utf-8"))
+    table, warnings = _read_table(path)
     figures = tuple(
         PageImage(name.removesuffix(".png").replace("_", " "), to_data_uri((path / name).read_bytes(), "png"))
         for name in _FIGURES
@@ -90,7 +83,7 @@ def _make_ablation_page(path: Path) -> Page:
     folders = sorted(path.glob("cells/*/run"))
     records = {_name_cell(folder.parent): record for folder in folders if (record := _read(folder)) is not None}
     sections = (
-        PageSection("Table of the arms", warnings, tables=(Table("", text, table[0], tuple(table[1:])),)),
+        PageSection("Table of the arms", warnings, tables=(table,)),
         PageSection("Figures", images=figures),
         make_verdict_section(records),
         make_curve_section(records),
@@ -109,13 +102,16 @@ def _name_cell(folder: Path) -> str:
         return folder.name
 
 
-def _parse_markdown(content: str) -> tuple[list[tuple[str, ...]], str, tuple[str, ...]]:
-    """Return the rows of the table that ``ablate`` wrote, the text below it, and its warnings."""
-    lines = content.splitlines()
-    rows = [
-        tuple(cell.strip().replace("\\|", "|") for cell in _CELL_BORDER.split(line)[1:-1])
-        for line in lines
-        if line.startswith("|")
-    ]
-    text = " ".join(line for line in lines if line and not line.startswith(("|", "#", "- ")))
-    return [rows[0], *rows[2:]], text, tuple(line[2:] for line in lines if line.startswith("- "))
+def _read_table(path: Path) -> tuple[Table, tuple[str, ...]]:
+    """Return the table of the arms in the results of an ablation, and its warnings."""
+    file = path / ABLATION_RESULTS
+    advice = "its `ssl-seg ablate` command with --report writes them"
+    if not file.is_file():
+        raise RunDirError(f"{path} is an ablation without tables yet: {advice}")
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        table, warnings = results["table"], results["summary"]["warnings"]
+        rows = tuple(tuple(map(str, row)) for row in table["rows"])
+        return Table("", table["text"], tuple(table["columns"]), rows), tuple(warnings)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunDirError(f"{file} holds no tables of this version ({error!r}): {advice}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,17 +21,10 @@ from ssl_seg.results.study import save_study
 from ssl_seg.run.final_scores import summarize_network
 from ssl_seg.studies.rungs import LADDER, Difference, LabelLadder, Rung
 
-TABLE = """## Ablation
-
-| method | labels | f1 |
-| --- | ---: | ---: |
-| a\\|b | 8 cases | 0.9 |
-| c | 8 cases | 0.8 |
-
-Score: F1 of all voxels.
-
-- few cases
-"""
+RESULTS = {
+    "summary": {"warnings": ["few cases"]},
+    "table": {"text": "Score: F1.", "columns": ["method", "labels"], "rows": [["a|b", "8 cases"], ["c", "8 cases"]]},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -81,19 +75,31 @@ def test_a_cross_validation_has_its_folds_and_the_score_out_of_fold(tmp_path: Pa
 def test_an_ablation_has_the_table_and_the_figures_of_its_command(tmp_path: Path) -> None:
     (tmp_path / "ABLATION.txt").touch()
     assert is_study(tmp_path)
-    with pytest.raises(RunDirError, match="without tables yet"):
-        make_study_page(tmp_path)
-    (tmp_path / "table.md").write_text(TABLE)
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     (tmp_path / "scores.png").write_bytes(b"png")
     make_healthy(tmp_path / "cells" / "abc" / "run")
     (tmp_path / "cells" / "abc" / "cell.json").write_text('{"name": "method_8"}')
     page = make_study_page(tmp_path)
-    assert rows(page) == [("a|b", "8 cases", "0.9"), ("c", "8 cases", "0.8")]
-    assert page.sections[0].tables[0].columns == ("method", "labels", "f1")
-    assert page.sections[0].tables[0].text == "Score: F1 of all voxels."
+    assert rows(page) == [("a|b", "8 cases"), ("c", "8 cases")]
+    assert page.sections[0].tables[0].columns == ("method", "labels")
+    assert page.sections[0].tables[0].text == "Score: F1."
     assert page.sections[0].notes == ("few cases",)
     assert [picture.source for picture in page.sections[1].images] == ["data:image/png;base64,cG5n"]
     assert states(page) == {"method_8 (abc)": "healthy"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "without tables yet"), ("{", "holds no tables"), ('{"summary": {"warnings": []}}', "'table'")],
+)
+def test_an_ablation_without_usable_results_says_what_writes_them(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    (tmp_path / "ABLATION.txt").touch()
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(RunDirError, match=f"{message}.*with --report"):
+        make_study_page(tmp_path)
 
 
 def test_a_study_is_not_one_of_several_runs(tmp_path: Path) -> None:
