@@ -71,19 +71,10 @@ def test_a_planted_leak_has_exit_code_2(
     assert bool(result["summary"]["sets"]) == with_data
 
 
-def test_the_script_checks_a_file_or_counts_passes(particles_dir: Path, tmp_path: Path) -> None:
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False
-        )
-
-    counted = run("--data", particles_dir, "--random", 3)
-    assert counted.returncode == 0
-    assert counted.stdout.startswith(f"3 of 3 splits of {particles_dir} have no fault")
-    missing = run(tmp_path / "no.yaml")
-    assert (missing.returncode, missing.stdout) == (2, "")
-    assert "no such split file" in missing.stderr
-    assert run("--data", particles_dir).returncode == 2
+def test_the_script_counts_the_splits_without_a_fault(particles_dir: Path) -> None:
+    command = [sys.executable, SCRIPT, particles_dir, "--random", "3"]
+    counted = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert counted.startswith(f"3 of 3 splits of {particles_dir} have no fault")
 
 
 def test_labels_mean_the_same_as_for_a_training(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from conftest import TINY, train_tiny
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import compare_recipes
 
 from ssl_seg.config.layers import Layer, list_packaged, merge_layers, read_layers
 from ssl_seg.run.settings import check_settings
@@ -33,19 +36,6 @@ SOURCE = {
     "seed_combo": ((0.75, 0.15, 0.0, 0.0, 0.0), 0.4, 12, 5e-4, 40),
 }
 COMPONENTS = ("dice", "focal", "variance", "boundary", "cldice")
-
-
-def load_script(name: str = "compare_recipes") -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -102,13 +92,12 @@ def test_a_recipe_trains(name: str, particles_dir: Path, tmp_path: Path) -> None
 
 
 def test_a_recipe_is_scaled_to_equal_steps() -> None:
-    script = load_script()
-    scaled = script.scale_recipe(merge_layers(read_layers("recipes/seed_v9"))[0], steps=240, epochs=30)
+    scaled = compare_recipes.scale_recipe(merge_layers(read_layers("recipes/seed_v9"))[0], steps=240, epochs=30)
     assert scaled["length"] == {"steps": 240, "steps_per_epoch": 8}
     assert scaled["optim"]["lr"] * 240 == pytest.approx(5e-4 * 300 * 79)  # the sum of the learning rates stays
     assert [p["from_epoch"] for p in scaled["loss"]["phases"]] == [3, 6]
     assert scaled["policies"]["swa"] == {"start_epoch": 8}
-    escape = script.scale_recipe(merge_layers(read_layers("recipes/seed_escape"))[0], steps=1000, epochs=100)
+    escape = compare_recipes.scale_recipe(merge_layers(read_layers("recipes/seed_escape"))[0], steps=1000, epochs=100)
     after = escape["policies"]["plateau_response"]["after_rollback"]
     assert after == {"base": 1.2, "gain": 0.5, "component_weights": {"variance": 0.08}, "judge_epochs": 3}
     assert scaled["policies"]["weight_noise"] == {"start_epoch": 5, "every_epochs": 1, "std": 0.001}
@@ -116,14 +105,6 @@ def test_a_recipe_is_scaled_to_equal_steps() -> None:
 
 
 def test_the_interval_over_seeds_is_students() -> None:
-    mean, half = load_script().compute_interval([0.7, 0.8, 0.9])
+    mean, half = compare_recipes.compute_interval([0.7, 0.8, 0.9])
     assert mean == pytest.approx(0.8)
     assert half == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)
-
-
-def test_lists_of_the_ablation_script_become_one_word_each() -> None:
-    script = load_script("ablate_label_fractions")
-    assert script.make_command(["DIR", "--labels", "2", "8", "--seeds", "0", "1", "--steps", "4"]) == [
-        "ablate", "label_fractions", "--data", "DIR", "--labels", "2,8", "--seeds", "0,1", "--steps", "4",
-    ]  # fmt: skip
-    assert script.make_command(["DIR", "--dry-run"]) == ["ablate", "label_fractions", "--data", "DIR", "--dry-run"]
