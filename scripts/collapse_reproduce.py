@@ -16,22 +16,23 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
-import os
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import numpy as np
-import yaml
-from scipy import stats
+import torch
+from torch import nn
+from trainings import check_same_settings, compute_interval, format_rows, map_runs, train_once
 
-if TYPE_CHECKING:
-    from torch import nn
+from ssl_seg.config.layers import Layer, flatten, merge_layers, parse_override, read_layers
+from ssl_seg.data.synthetic import DEFAULT_COUNT, is_synthetic, write_dataset
+from ssl_seg.engine.ema import EMATeacher
+from ssl_seg.errors import RefusedError
+from ssl_seg.run.directory import RunDir
 
 SEEDS = (1, 2, 3)
 """Seed 0 was used to look for a baseline that fails."""
@@ -136,8 +137,6 @@ class Outcome:
 
 def keep_buffers_stale(*, wanted: bool) -> AbstractContextManager[object]:
     """Inject the fault: the teacher's parameters follow the student, its buffers stay those of the start."""
-    from ssl_seg.engine.ema import EMATeacher
-
     update = EMATeacher.update
 
     def update_parameters(self: EMATeacher, student: nn.Module) -> None:
@@ -151,8 +150,6 @@ def keep_buffers_stale(*, wanted: bool) -> AbstractContextManager[object]:
 
 def write_synthetic(data: str, out: Path) -> str:
     """Return the folder of the data; a synthetic set is written out once, to make it for every run takes longer."""
-    from ssl_seg.data.synthetic import DEFAULT_COUNT, is_synthetic, write_dataset
-
     if not is_synthetic(data):
         return data
     kind, folder = data.partition(":")[2], out / "data"
@@ -163,8 +160,6 @@ def write_synthetic(data: str, out: Path) -> str:
 
 def make_settings(task: Task) -> Nested:
     """Return what a training sets on top of the recipe."""
-    from ssl_seg.config.layers import Layer, merge_layers, parse_override
-
     common = {
         "seed": task.seed,
         "data": {"root": task.data, "patch_size": [task.patch, task.patch]},
@@ -191,48 +186,21 @@ def find_path(task: Task, variant: str | None = None) -> Path:
     return Path(task.out) / f"{'_'.join(words)}_seed{task.seed}"
 
 
-def check_same_task(task: Task) -> None:
-    """Stop, if there is a run of the task that was made with other settings."""
-    from ssl_seg.config.layers import flatten
-
-    path = find_path(task)
-    if not path.exists():
-        return
-    settings = dict(flatten(yaml.safe_load((path / "config.yaml").read_text())))
-    wanted = {key: value for key, value in flatten(make_settings(task)) if key in settings and key != "data.root"}
-    if differing := [key for key, value in wanted.items() if settings[key] != value]:
-        sys.exit(f"{path} was made with another {', '.join(differing)}: give another --out")
-
-
 def run_task(task: Task) -> Outcome:
     """Train, unless that is done already, and read the outcome from the run directory."""
-    import torch
-
-    from ssl_seg.config.layers import Layer, read_layers
-    from ssl_seg.errors import RefusedError
-    from ssl_seg.run.directory import RunDir
-    from ssl_seg.run.request import TrainRequest
-    from ssl_seg.run.training import train
-
     torch.set_num_threads(1)
-    run = RunDir(find_path(task))
+    out, layers = find_path(task), (*read_layers(RECIPE), Layer("variant", make_settings(task)))
+    parent = None if task.variant.parent is None else RunDir(find_path(task, task.variant.parent)).best
     with keep_buffers_stale(wanted=task.variant.stale_buffers):
-        if not run.path.exists():
-            layers = (*read_layers(RECIPE), Layer("variant", make_settings(task)))
-            parent = None if task.variant.parent is None else RunDir(find_path(task, task.variant.parent)).best
-            try:
-                train(TrainRequest(layers, run.path, bootstrap=parent))
-            except RefusedError:
-                train(TrainRequest(layers, run.path, bootstrap=parent, force=True))
-        elif not any(e["event"] == "finished" for e in run.read_events()):
-            train(TrainRequest(resume=run.path))
-    return read_outcome(task, run.path)
+        try:
+            train_once(out, layers, parent)
+        except RefusedError:
+            train_once(out, layers, parent, force=True)
+    return read_outcome(task, out)
 
 
 def read_outcome(task: Task, path: Path) -> Outcome:
     """Return the figures of a finished run."""
-    from ssl_seg.run.directory import RunDir
-
     run = RunDir(path)
     last = run.read_metrics()[-1]
     figures = {net: [last[f"val/{net}/{field.name}"] for field in fields(Score)] for net in NETS}
@@ -250,26 +218,20 @@ def read_outcome(task: Task, path: Path) -> Outcome:
     )
 
 
-def compute_interval(values: list[float]) -> tuple[float, float]:
-    """Return mean and half width of the 95 % t interval over the seeds."""
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(np.mean(values)), float(half)
-
-
 def format_table(outcomes: list[Outcome]) -> str:
     """Return a Markdown table: a line a variant, means over the seeds."""
     columns = [
         "", *(f"{net}: {what}" for net in NETS for what in ("F1 at 0.5", "F1, best threshold", "AUROC", "foreground")),
         "trivial (teacher, student)", "same in all patches (teacher, student)", "verdicts at the end (seeds)",
     ]  # fmt: skip
-    rows = [columns, ["---"] * len(columns)]
+    rows = []
     for name in dict.fromkeys(o.variant for o in outcomes):
         runs = [o for o in outcomes if o.variant == name]
         rows.append([_name(name, runs), *(cell for net in NETS for cell in _cells(runs, net))])
         rows[-1] += [_count(runs, _is_trivial), _count(runs, _is_blind), _count_codes(runs)]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
     trivial, true = (np.mean([getattr(o, key) for o in outcomes]) for key in ("trivial_f1", "prevalence_true"))
-    return "\n".join([*lines, "", f"All-positive F1 on the probe: {trivial:.3f}; true foreground {true:.1%}."])
+    last = f"All-positive F1 on the probe: {trivial:.3f}; true foreground {true:.1%}."
+    return f"{format_rows(columns, rows)}\n\n{last}"
 
 
 def _name(name: str, runs: list[Outcome]) -> str:
@@ -321,15 +283,14 @@ def main() -> None:
     settings = (data, args.patch, args.steps, args.features, args.out, tuple(args.set))
     tasks = [Task(variant, seed, *settings) for seed in args.seeds for variant in VARIANTS]
     for task in tasks:
-        check_same_task(task)
-    os.environ["OMP_NUM_THREADS"] = "1"  # one thread a process: the processes are the parallelism
+        wanted = {key: value for key, value in flatten(make_settings(task)) if key != "data.root"}
+        check_same_settings(find_path(task), wanted)
     outcomes: list[Outcome] = []
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for stage in ([t for t in tasks if t.variant.parent is None], [t for t in tasks if t.variant.parent]):
-            for outcome in pool.imap(run_task, stage):
-                outcomes.append(outcome)
-                scores = f"teacher {outcome.teacher.f1:.3f}, student {outcome.student.f1:.3f}"
-                print(f"{len(outcomes)}/{len(tasks)} {outcome.variant}, seed {outcome.seed}: F1 {scores}", flush=True)
+    for stage in ([t for t in tasks if t.variant.parent is None], [t for t in tasks if t.variant.parent]):
+        for outcome in map_runs(run_task, stage, args.workers):
+            outcomes.append(outcome)
+            scores = f"teacher {outcome.teacher.f1:.3f}, student {outcome.student.f1:.3f}"
+            print(f"{len(outcomes)}/{len(tasks)} {outcome.variant}, seed {outcome.seed}: F1 {scores}", flush=True)
     order = {variant.name: index for index, variant in enumerate(VARIANTS)}
     outcomes.sort(key=lambda o: (order[o.variant], o.seed))
     (Path(args.out) / "outcomes.json").write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")

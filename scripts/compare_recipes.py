@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import torch
 from scipy import stats
+from trainings import check_same_settings, compute_interval, format_rows, map_runs, train_once
+
+from ssl_seg.config.layers import Layer, flatten, merge_layers, parse_override, read_layers
+from ssl_seg.data.open import absolute_root
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.run.directory import RunDir
 
 SEEDS = (0, 1, 2)
 RECIPES = tuple(f"recipes/seed_v{n}" for n in range(1, 10))
@@ -136,8 +139,6 @@ def _squeeze_epochs(section: Nested, squeeze: Callable[[int], int]) -> Nested:
 
 def make_common_settings(task: Task) -> Nested:
     """Return what all trainings of a comparison have in common."""
-    from ssl_seg.config.layers import Layer, merge_layers, parse_override
-
     common = {
         "seed": task.seed,
         "data": {"root": task.data, "patch_size": list(task.patch)},
@@ -155,46 +156,25 @@ def find_path(task: Task) -> Path:
 
 
 def check_same_task(task: Task) -> None:
-    """Stop, if there is a run of the task that was made with other settings."""
-    from ssl_seg.config.layers import flatten
-    from ssl_seg.data.open import absolute_root
-
-    if not (path := find_path(task)).exists():
-        return
-    settings = dict(flatten(yaml.safe_load((path / "config.yaml").read_text())))
+    """End the script if there is a run of the task that was made with other settings."""
     wanted = {**dict(flatten(make_common_settings(task))), "data.root": absolute_root(task.data)}
     wanted |= {"length.steps": task.steps, "length.steps_per_epoch": task.steps // task.epochs}
-    if differing := [key for key, value in wanted.items() if settings.get(key) != value]:
-        sys.exit(f"{path} was made with another {', '.join(differing)}: give another --out")
+    check_same_settings(find_path(task), wanted)
 
 
 def run_task(task: Task) -> Outcome:
     """Train, unless that is done already, and read the outcome from the run directory."""
-    import torch
-
-    from ssl_seg.config.layers import Layer, merge_layers, parse_override, read_layers
-    from ssl_seg.run.directory import RunDir
-    from ssl_seg.run.training import TrainRequest, train
-
     torch.set_num_threads(1)
-    run = RunDir(find_path(task))
-    if not run.path.exists():
-        layers = read_layers(task.recipe.removesuffix(SUPERVISED))
-        scaled = scale_recipe(merge_layers(layers)[0], task.steps, task.epochs)
-        layers += [Layer("scaled", scaled), Layer("common", make_common_settings(task))]
-        if task.recipe.endswith(SUPERVISED):
-            layers += [parse_override("method.name=supervised"), parse_override("batch.unlabeled=0")]
-        train(TrainRequest(tuple(layers), run.path))
-    elif not any(e["event"] == "finished" for e in run.read_events()):
-        train(TrainRequest(resume=run.path))
-    return read_outcome(task, run.path)
+    layers = read_layers(task.recipe.removesuffix(SUPERVISED))
+    scaled = scale_recipe(merge_layers(layers)[0], task.steps, task.epochs)
+    layers += [Layer("scaled", scaled), Layer("common", make_common_settings(task))]
+    if task.recipe.endswith(SUPERVISED):
+        layers += [parse_override("method.name=supervised"), parse_override("batch.unlabeled=0")]
+    return read_outcome(task, train_once(find_path(task), layers).path)
 
 
 def read_outcome(task: Task, path: Path) -> Outcome:
     """Return the figures of a finished run."""
-    from ssl_seg.networks.checkpoint import load_checkpoint
-    from ssl_seg.run.directory import RunDir
-
     run = RunDir(path)
     records = run.read_metrics()
     last = records[-1]
@@ -216,12 +196,6 @@ def read_outcome(task: Task, path: Path) -> Outcome:
     )
 
 
-def compute_interval(values: list[float]) -> tuple[float, float]:
-    """Return mean and half width of the 95 % t interval over the seeds."""
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(np.mean(values)), float(half)
-
-
 def format_table(outcomes: list[Outcome]) -> str:
     """Return a Markdown table: a line a recipe, means over the seeds."""
     by_recipe: dict[str, list[Outcome]] = {}
@@ -233,7 +207,7 @@ def format_table(outcomes: list[Outcome]) -> str:
         "recipe", "F1, last step (95 % interval)", "minus v8, paired", "F1, best.pt", "F1, SWA", "AUROC",
         "predicted / true foreground", "plateau, stuck", "training loss", "verdicts",
     )  # fmt: skip
-    rows: list[Sequence[str]] = [columns, ["---"] * len(columns)]
+    rows = []
     for recipe, runs in by_recipe.items():
         mean, half = compute_interval([o.f1 for o in runs])
         against, spread = compute_interval([o.f1 - b for o, b in zip(runs, base, strict=True)])
@@ -253,15 +227,13 @@ def format_table(outcomes: list[Outcome]) -> str:
                 ", ".join(sorted({o.verdict for o in runs})),
             ]
         )
-    lines = [f"| {' | '.join(row)} |" for row in rows]
     rank = stats.spearmanr([o.loss for o in outcomes], [o.f1 for o in outcomes])
     trivial = np.mean([o.trivial_f1 for o in outcomes])
-    lines += [
-        "",
+    last = (
         f"All-positive F1 on the probe: {trivial:.3f}. Rank correlation of training loss and F1 over all runs: "
-        f"{rank.statistic:+.2f} (a loss that could choose between recipes would have -1).",
-    ]
-    return "\n".join(lines)
+        f"{rank.statistic:+.2f} (a loss that could choose between recipes would have -1)."
+    )
+    return f"{format_rows(columns, rows)}\n\n{last}"
 
 
 def main() -> None:
@@ -297,12 +269,10 @@ def main() -> None:
     tasks = [Task(recipe, seed, *settings) for seed in args.seeds for recipe in recipes]
     for task in tasks:
         check_same_task(task)
-    os.environ["OMP_NUM_THREADS"] = "1"  # one thread a process: the processes are the parallelism
-    outcomes = []
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for number, outcome in enumerate(pool.imap_unordered(run_task, tasks), start=1):
-            outcomes.append(outcome)
-            print(f"{number}/{len(tasks)} {outcome.recipe} seed {outcome.seed}: F1 {outcome.f1:.3f}", flush=True)
+    outcomes: list[Outcome] = []
+    for outcome in map_runs(run_task, tasks, args.workers):
+        outcomes.append(outcome)
+        print(f"{len(outcomes)}/{len(tasks)} {outcome.recipe} seed {outcome.seed}: F1 {outcome.f1:.3f}", flush=True)
     (Path(args.out) / "outcomes.json").write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
     order = {recipe: index for index, recipe in enumerate(recipes)}
     print(format_table(sorted(outcomes, key=lambda o: (order[o.recipe], o.seed))))

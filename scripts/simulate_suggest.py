@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 import numpy as np
 from scipy.stats import ttest_rel
+from trainings import train_once
 
 from ssl_seg.cli.console import TerminalConsole
 from ssl_seg.cli.settings import parse_overrides
@@ -33,8 +34,6 @@ from ssl_seg.inference.ensemble import open_members
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.results.suggestion import Pool, Strategy, SuggestRequest, suggest
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.request import TrainRequest
-from ssl_seg.run.training import train
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 Scores = dict[str, dict[int, list[float]]]
@@ -49,15 +48,12 @@ def order_pool(split: Split, chosen: Sequence[str]) -> Split:
 
 def train_with(split: Split, chosen: Sequence[str], out: Path, layers: Sequence[Layer], seed: int) -> float:
     """Train with ``chosen`` as the labeled cases, unless that has been done; return F1 on validation."""
-    run = RunDir(out)
-    if run.read_ending() is None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        file = out.with_suffix(".split.yaml")
-        if not file.exists():
-            save_split(order_pool(split, chosen), file)
-        own = Layer("simulation", {"seed": seed, "split": {"file": str(file), "labels": len(chosen)}})
-        resumes = run.last.is_file()
-        train(TrainRequest(resume=out) if resumes else TrainRequest((*layers, own), out), TerminalConsole())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = out.with_suffix(".split.yaml")
+    if not file.exists():
+        save_split(order_pool(split, chosen), file)
+    own = Layer("simulation", {"seed": seed, "split": {"file": str(file), "labels": len(chosen)}})
+    run = train_once(out, (*layers, own), console=TerminalConsole())
     scores = load_checkpoint(run.best, lazy=True).scores
     return float(scores[scores["selected"]["net"]]["f1_macro"])
 

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trainings import map_runs
+
 from lab import injections
-from lab.runs import Run, map_runs, read_run, run_training, write_particles
+from lab.runs import Run, read_run, run_training, write_particles
 
 SEEDS = (1, 2, 3)
 STEPS_TO_NAME = 20

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trainings import map_runs
 
 from lab.faults import FAULTS
-from lab.runs import Nested, Run, map_runs, run_training, write_particles
+from lab.runs import Nested, Run, run_training, write_particles
 from lab.situations import SITUATIONS, TINY, measure_truth, write_images
 
 MARGIN = 0.10

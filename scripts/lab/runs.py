@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,14 +165,3 @@ def _write_once(folder: Path, write: Callable[[Path], None]) -> str:
         write(temporary)
         temporary.rename(folder)
     return str(folder)
-
-
-def map_runs(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Yield the results in the order of the tasks, made by so many processes of one thread each."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    tasks = list(tasks)
-    if workers == 1:
-        yield from map(function, tasks)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(function, tasks)

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage, stats
+from trainings import map_runs
 
-from lab.runs import Nested, map_runs, run_training
+from lab.runs import Nested, run_training
 from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 from ssl_seg.inference.model import open_model
 

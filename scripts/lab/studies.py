@@ -16,11 +16,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+from trainings import map_runs
 
 import ssl_seg.methods.base
 import ssl_seg.run.training
 from lab import injections
-from lab.runs import Nested, map_runs, read_run, run_training, write_particles, write_sheets
+from lab.runs import Nested, read_run, run_training, write_particles, write_sheets
 from ssl_seg.config.layers import Layer
 from ssl_seg.engine.window import StepSums
 from ssl_seg.networks.checkpoint import load_checkpoint

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
+from trainings import format_rows
+
 from lab.faults import FAULTS, Fault, FaultResult
 from lab.remedies import MARGIN as HELPS
 from lab.remedies import RemedyResult
@@ -14,12 +16,6 @@ from lab.replay import Replay
 from lab.situations import SituationResult
 from lab.studies import MARGIN, Harmless, HealthyResult, Overhead, Recovery
 from ssl_seg.monitor.findings import Verdict
-
-
-def format_rows(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
 def format_coverage(found: Mapping[str, Sequence[str]]) -> str:

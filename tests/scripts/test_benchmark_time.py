@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import benchmark_time_to_quality as bench
 import numpy as np
 import pytest
 import torch
@@ -17,10 +18,6 @@ from torch import nn
 
 from ssl_seg.data.loader import Probe
 from ssl_seg.networks.precision import make_autocast
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-import benchmark_time_to_quality as bench
 
 CPU = torch.device("cpu")
 FP32 = make_autocast("fp32", CPU)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -13,15 +12,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from lab import injections, remedies, situations, studies, tables  # noqa: E402
-from lab.coverage import audit_coverage  # noqa: E402
-from lab.faults import FAULTS, STEPS_TO_NAME, Fault, judge_run  # noqa: E402
-from lab.replay import (  # noqa: E402
+from lab import injections, remedies, situations, studies, tables
+from lab.coverage import audit_coverage
+from lab.faults import FAULTS, STEPS_TO_NAME, Fault, judge_run
+from lab.replay import (
     ALL_002,
     SERIES,
     SIDE_002,
@@ -31,14 +25,15 @@ from lab.replay import (  # noqa: E402
     replay,
     replay_folders_000,
 )
-from lab.runs import BASE, Look, Run, read_run, run_training, write_particles  # noqa: E402
-from lab.situations import SITUATIONS, draw_image  # noqa: E402
+from lab.runs import BASE, Look, Run, read_run, run_training, write_particles
+from lab.situations import SITUATIONS, draw_image
+from torch import nn
 
-import ssl_seg.run.training  # noqa: E402
-from ssl_seg.config import Config  # noqa: E402
-from ssl_seg.config.layers import Layer, build_config, merge_layers  # noqa: E402
-from ssl_seg.monitor.catalog import CODES, make_finding  # noqa: E402
-from ssl_seg.run.settings import check_settings  # noqa: E402
+import ssl_seg.run.training
+from ssl_seg.config import Config
+from ssl_seg.config.layers import Layer, build_config, merge_layers
+from ssl_seg.monitor.catalog import CODES, make_finding
+from ssl_seg.run.settings import check_settings
 
 TINY: dict[str, Any] = {
     "data": {"patch_size": [32, 32]},

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
 from fuzz.commands import check_masks, check_reading, check_seed, check_split
 from fuzz.datasets import DataSet, draw_recipe, make_dataset
 

@@ -6,11 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
 import gpu_check
+import pytest
 
 from ssl_seg.config.layers import merge_layers
 from ssl_seg.methods import METHODS

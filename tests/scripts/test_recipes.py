@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import pytest
-from conftest import TINY, train_tiny
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
 import compare_recipes
+import pytest
+import trainings
+from conftest import TINY, train_tiny
 
 from ssl_seg.config.layers import Layer, list_packaged, merge_layers, read_layers
 from ssl_seg.run.settings import check_settings
@@ -105,6 +102,6 @@ def test_a_recipe_is_scaled_to_equal_steps() -> None:
 
 
 def test_the_interval_over_seeds_is_students() -> None:
-    mean, half = compare_recipes.compute_interval([0.7, 0.8, 0.9])
+    mean, half = trainings.compute_interval([0.7, 0.8, 0.9])
     assert mean == pytest.approx(0.8)
     assert half == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import injections
+from lab.faults import FAULTS
+from lab.runs import Nested, run_training, write_particles
+from lab.situations import SITUATIONS, write_images
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from lab import injections  # noqa: E402
-from lab.faults import FAULTS  # noqa: E402
-from lab.runs import Nested, run_training, write_particles  # noqa: E402
-from lab.situations import SITUATIONS, write_images  # noqa: E402
-
-from ssl_seg.diagnose.checkpoint import OF_WHOLE_IMAGES, CheckpointRequest, diagnose_checkpoint  # noqa: E402
+from ssl_seg.diagnose.checkpoint import OF_WHOLE_IMAGES, CheckpointRequest, diagnose_checkpoint
 
 TINY: Nested = {
     "data": {"patch_size": [32, 32]},
