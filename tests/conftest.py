@@ -20,6 +20,7 @@ from ssl_seg.cli.main import main
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.run.console import Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import TrainResult, train
 
@@ -129,6 +130,16 @@ def pretrained_run(particles_dir: Path, tmp_path_factory: pytest.TempPathFactory
     run = tmp_path_factory.mktemp("pretrained") / "run"
     pretrain(TrainRequest((Layer("--test", TINY), Layer("--data", {"data": {"root": str(particles_dir)}})), run))
     return run
+
+
+class Notes(Silent):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
 
 
 def train_tiny(out: Path, data: Path | str, *settings: dict[str, Any], **request: Any) -> TrainResult:

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import Notes
 from test_configio import list_settings
 from timm_stand_in import install_timm
 from torch import Tensor
@@ -35,7 +36,6 @@ from ssl_seg.methods import METHODS
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.networks.builders import NETWORKS, build_network
 from ssl_seg.run import directory, training
-from ssl_seg.run.console import Silent
 from ssl_seg.run.lint import idle
 from ssl_seg.run.lint.conditions import CONDITIONS, Condition, list_derived
 from ssl_seg.run.preflight import gather_facts
@@ -360,16 +360,6 @@ WATCHED = {"time", "notes", "train/seconds_per_step", "memory_gib"}
 WATCHED |= {f"machine/{name}" for name in ("memory_gib", "seconds_per_epoch", "hours_to_go")}
 WATCHED |= {f"train/{name}" for name in ("consistency", "pseudo_prevalence", "accepted_share")}
 """What no weight depends on: clocks, and what is measured of unlabeled patches even where it weighs nothing."""
-
-
-class Notes(Silent):
-    """Keeps what a run says about its settings."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.fixture(autouse=True)

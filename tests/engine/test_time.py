@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from conftest import TINY, Notes
+from interruption import stop_after
 from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
 
@@ -41,7 +42,6 @@ from ssl_seg.errors import ConfigError
 from ssl_seg.methods.base import Built
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run import training
-from ssl_seg.run.console import Silent
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.session import Schedule
@@ -361,8 +361,8 @@ class TestRuns:
         run = train(TrainRequest(layers, tmp_path / "run"), notes).run
         found = [e for e in run.read_events() if e["event"] == "estimate"]
         assert bool(found) == measured
-        assert any(n.startswith("time: about") and "0.5 s a step" in n for n in notes.lines) == measured
-        assert any(n.startswith("time: it took") for n in notes.lines) == measured
+        assert any(n.startswith("time: about") and "0.5 s a step" in n for n in notes.texts) == measured
+        assert any(n.startswith("time: it took") for n in notes.texts) == measured
         if found:
             seconds = estimate_seconds(PACE, make_config(per_epoch=6), 12 + steps)
             assert (found[0]["steps"], found[0]["seconds"], found[0]["step"]) == (12 + steps, seconds, 0.5)
@@ -439,7 +439,7 @@ class TestRuns:
         whole = run_tiny(tmp_path / "whole", particles_dir, {"length": {"steps": 15}}).run
         minutes = estimate_seconds(PACE, make_config(per_epoch=6), 15) / 60
         with monkeypatch.context() as patch:
-            patch.setattr(training, "stop_flag", StopAt(7))
+            patch.setattr(training, "stop_flag", stop_after(7))
             run = run_tiny(tmp_path / "run", particles_dir, minutes=minutes).run
         with pytest.raises(ConfigError, match="--minutes 3: --resume goes on to the number of steps"):
             train(TrainRequest(resume=run.path, minutes=3.0))
@@ -503,30 +503,6 @@ def keep_networks(deepcopy: Any) -> Any:
         return deepcopy(value, *rest)
 
     return copy
-
-
-class StopAt:
-    """In the place of the stop flag: asks to stop after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, _: Any) -> StopAt:
-        return self
-
-    def __enter__(self) -> Any:
-        return lambda step: step == self.step
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.lines = list[str]()
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 class TestSeries:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,15 +15,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import TINY, train_tiny
-from interruption import HOURS
+from interruption import HOURS, killed
 from lightning_fabric import Fabric
 from test_methods import LOSS, PROGRESS, make_batch, make_net
-from test_policy_runs import Killed, assert_equal
+from test_policy_runs import assert_equal
 from trait_methods import TRAIT_METHODS, Adversarial
 
 from ssl_seg.config import Config, NetworkConfig, OptimConfig
 from ssl_seg.config.layers import Layer
-from ssl_seg.data.loader import Batch
 from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 from ssl_seg.diagnose.run_history import describe_others
 from ssl_seg.engine.ema import EMATeacher
@@ -73,17 +72,9 @@ def run(name: str, particles_dir: Path, tmp_path_factory: pytest.TempPathFactory
 class TestRun:
     @pytest.mark.parametrize("step", [2, 5])
     def test_killed_and_resumed_it_has_the_same_bits(
-        self, name: str, run: RunDir, step: int, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, name: str, run: RunDir, step: int, particles_dir: Path, tmp_path: Path
     ) -> None:
-        take_step = Engine.step
-
-        def stop(self: Engine, batch: Batch, number: int, *rest: Any) -> Any:
-            if number == step:
-                raise Killed
-            return take_step(self, batch, number, *rest)
-
-        with monkeypatch.context() as patch, suppress(Killed):
-            patch.setattr(Engine, "step", stop)
+        with killed(Engine, "step", lambda _, __, number, *___: number == step):
             train_tiny(tmp_path / "run", particles_dir, SHORT, {"method": {"name": name}})
         assert RunDir(tmp_path / "run").read_ending() is None
         resumed = train(TrainRequest(resume=tmp_path / "run")).run

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import train_tiny
+from interruption import Killed, dying_at
 from score_counts import make_net_score, make_scores
 from test_engine import make_engine
 
@@ -67,10 +68,6 @@ def assert_equal(first: Any, second: Any, where: str = "") -> None:
         assert torch.equal(first, second), where
     else:
         assert first == second, where
-
-
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing in the package catches it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -159,18 +156,16 @@ class TestRunWithAllPolicies:
 
     @pytest.mark.parametrize("at", ["step 12", "after moves 2", "before last 6"])
     def test_killed_and_resumed_it_ends_with_the_same_bits(
-        self, whole_run: RunDir, particles_dir: Path, tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+        self, whole_run: RunDir, particles_dir: Path, tmp_path: Path, at: str
     ) -> None:
         kind, number = at.rsplit(" ", 1)
-        with monkeypatch.context() as patch:
-            owner, name, when = {
-                "step": (Engine, "step", "before"),
-                "after moves": (Recorder, "_move_down", "after"),
-                "before last": (Recorder, "save_last", "before"),
-            }[kind]
-            patch.setattr(owner, name, kill_at(getattr(owner, name), int(number), when))
-            with pytest.raises(Killed):
-                train_tiny(tmp_path / "run", particles_dir, ALL_POLICIES)
+        owner, name, when = {
+            "step": (Engine, "step", "before"),
+            "after moves": (Recorder, "_move_down", "after"),
+            "before last": (Recorder, "save_last", "before"),
+        }[kind]
+        with pytest.raises(Killed), dying_at(owner, name, int(number), when):
+            train_tiny(tmp_path / "run", particles_dir, ALL_POLICIES)
         run = train(TrainRequest(resume=tmp_path / "run")).run
         for name in FILES:
             assert_equal(load_state(run, name), load_state(whole_run, name), name)
@@ -218,13 +213,11 @@ class TestAfterARollback:
         assert raised == {False: 3.0, True: 1.5}
 
     def test_killed_right_after_it_and_resumed_it_ends_with_the_same_bits(
-        self, run: RunDir, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, run: RunDir, particles_dir: Path, tmp_path: Path
     ) -> None:
         step = events_of(run, "rollback")[0]["step"] + 1
-        with monkeypatch.context() as patch:
-            patch.setattr(Engine, "step", kill_at(Engine.step, step, "before"))
-            with pytest.raises(Killed):
-                train_tiny(tmp_path / "run", particles_dir, MILDER)
+        with pytest.raises(Killed), dying_at(Engine, "step", step, "before"):
+            train_tiny(tmp_path / "run", particles_dir, MILDER)
         resumed = train(TrainRequest(resume=tmp_path / "run")).run
         for name in ("last", "best"):
             assert_equal(load_state(resumed, name), load_state(run, name), name)
@@ -262,23 +255,6 @@ class TestAfterARollback:
         assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def kill_at(function: Any, number: int, when: str) -> Any:
-    """Return the function, which raises before or after its call with this number."""
-    calls = 0
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number and when == "before":
-            raise Killed
-        result = function(*args, **kwargs)
-        if calls == number:
-            raise Killed
-        return result
-
-    return call
-
-
 class TestBestCheckpoints:
     """The best three of a sequence of scores, by the files alone."""
 
@@ -314,8 +290,7 @@ class TestBestCheckpoints:
         for epochs in range(len(scores)):
             so_far = scores[: epochs + 1]
             if kill_after_move is not None:
-                with pytest.MonkeyPatch.context() as patch, suppress(Killed):
-                    patch.setattr(Recorder, "_move_down", kill_at(Recorder._move_down, kill_after_move, "after"))
+                with suppress(Killed), dying_at(Recorder, "_move_down", kill_after_move, "after"):
                     self.save(recorder, so_far)
                 assert recorder.prepared.run.best.is_file()
             self.save(recorder, so_far)
@@ -344,13 +319,9 @@ class TestEarlyStopping:
         with pytest.raises(RunDirError, match="its policies ended it early"):
             train(TrainRequest(resume=result.run.path))
 
-    def test_stopped_but_not_scored_it_is_scored_by_a_resume(
-        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(ssl_seg.run.finish, "_score_run", kill_at(None, 1, "before"))
-            with pytest.raises(Killed):
-                train_tiny(tmp_path / "run", particles_dir, self.SETTINGS)
+    def test_stopped_but_not_scored_it_is_scored_by_a_resume(self, particles_dir: Path, tmp_path: Path) -> None:
+        with pytest.raises(Killed), dying_at(ssl_seg.run.finish, "_score_run", 1, "before"):
+            train_tiny(tmp_path / "run", particles_dir, self.SETTINGS)
         before = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt").progress
         result = train(TrainRequest(resume=tmp_path / "run"))
         assert (result.ending, result.step) == ("stopped_early", before.step)

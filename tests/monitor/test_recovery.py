@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import train_tiny
+from interruption import Killed, dying_at, stop_after
 from test_engine import make_batch, make_engine
-from test_policy_runs import Killed, assert_equal, kill_at, load_state
+from test_policy_runs import assert_equal, load_state
 
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.open import shift_foreground_share
@@ -101,19 +102,16 @@ class TestRun:
 
     @pytest.mark.parametrize("at", ["step 13", "step 22", "before last 4", "before healthy 2"])
     def test_killed_in_mid_ladder_and_resumed_it_ends_with_the_same_bits(
-        self, whole_run: RunDir, particles_dir: Path, tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+        self, whole_run: RunDir, particles_dir: Path, tmp_path: Path, at: str
     ) -> None:
         kind, number = at.rsplit(" ", 1)
         owner, name, when = {
             "step": (Engine, "step", "before"),
             "before last": (Recorder, "save_last", "before"),
             "before healthy": (Recorder, "keep_healthy", "before"),
-            "after healthy": (Recorder, "keep_healthy", "after"),
         }[kind]
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, kill_at(getattr(owner, name), int(number), when))
-            with pytest.raises(Killed):
-                train_tiny(tmp_path / "run", particles_dir, RECOVER)
+        with pytest.raises(Killed), dying_at(owner, name, int(number), when):
+            train_tiny(tmp_path / "run", particles_dir, RECOVER)
         run = train(TrainRequest(resume=tmp_path / "run")).run
         for name in FILES:
             assert_equal(load_state(run, name), load_state(whole_run, name), name)
@@ -126,7 +124,7 @@ class TestRun:
     ) -> None:
         """Ctrl-C in the middle of an epoch: the means over its steps and the ladder are those of the whole run."""
         with monkeypatch.context() as patch:
-            patch.setattr("ssl_seg.run.training.stop_flag", stop_at(step))
+            patch.setattr("ssl_seg.run.training.stop_flag", stop_after(step))
             assert train_tiny(tmp_path / "run", particles_dir, RECOVER).ending == "interrupted"
         run = train(TrainRequest(resume=tmp_path / "run")).run
         for name in FILES:
@@ -147,16 +145,6 @@ def strip(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {k: v for k, v in record.items() if not k.startswith("machine/") and k != "train/seconds_per_step"}
         for record in records
     ]
-
-
-def stop_at(step: int) -> Any:
-    from contextlib import contextmanager
-
-    @contextmanager
-    def flag(_: object) -> Iterator[Callable[[int], bool]]:
-        yield lambda done: done == step
-
-    return flag
 
 
 class TestEnds:

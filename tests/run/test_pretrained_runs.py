@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
-from pretraining_cases import Notes, make_layers, pretrain_tiny, stop_after, train_from
+from conftest import TINY, Notes
+from interruption import stop_after
+from pretraining_cases import make_layers, pretrain_tiny, train_from
 from torch import nn
 
 from ssl_seg.cli.pretrain import pretrain as run_command

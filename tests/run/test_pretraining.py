@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pretraining_cases import pretrain_tiny, stop_after, train_from
+from interruption import stop_after
+from pretraining_cases import pretrain_tiny, train_from
 from torch import Tensor, nn
 
 from ssl_seg.config import Config

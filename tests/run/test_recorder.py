@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from conftest import Notes
+
 from ssl_seg.monitor.findings import RuleFinding, Verdict
 from ssl_seg.run.console import LoggedConsole, Silent
 from ssl_seg.run.directory import LOG_FILE, RunDir
@@ -16,14 +18,6 @@ from ssl_seg.run.recorder import Recorder
 DOCS = Path(__file__).parents[2] / "docs"
 STUDENT = RuleFinding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %")
 TEACHER = replace(STUDENT, net="teacher", message="1 % of 25 %")
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def make_observation(step: int, verdict: Verdict) -> Any:
@@ -36,9 +30,9 @@ def test_the_block_comes_when_the_findings_change(tmp_path: Path) -> None:
     both, alone = Verdict((STUDENT, TEACHER)), Verdict((STUDENT,))
     for step, verdict in enumerate((both, both, alone, Verdict(), alone)):
         recorder.observe(make_observation(step, verdict), {"step": step})
-    shown = [line for line in console.lines if not line.startswith(" ")]
+    shown = [line for line in console.texts if not line.startswith(" ")]
     assert shown == [f"line {step}" for step in range(5)]
-    assert [console.lines.index(line) for line in shown] == [0, 3, 4, 7, 8]
+    assert [console.texts.index(line) for line in shown] == [0, 3, 4, 7, 8]
     assert [e["step"] for e in prepared.run.read_events()] == [0, 2, 3, 4]
 
 
@@ -56,7 +50,7 @@ def test_the_log_holds_all_lines_also_those_of_before_the_directory(tmp_path: Pa
     again.open(RunDir(tmp_path))
     again.note("resume: b")
     assert log.read_text().splitlines()[-1] == "resume: b", "a run that goes on writes behind what is there"
-    assert shown.lines == ["plan: a", "step 1\x1b[2J"]
+    assert shown.texts == ["plan: a", "step 1\x1b[2J"]
 
 
 def test_lines_of_a_run_begin_as_documented(tiny_run: Path) -> None:

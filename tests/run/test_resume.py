@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import train_tiny
+from conftest import Notes, train_tiny
 
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.synthetic import write_dataset
@@ -227,17 +227,6 @@ class TestMovedData:
         assert count <= 5 or f"and {count - 5} more" in text
 
 
-class Notes(Silent):
-    """A console that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Keep a line."""
-        self.notes.append(text)
-
-
 class TestMoreSteps:
     STEADY: dict[str, Any] = {  # noqa: RUF012
         "split": {"labels": 0.5},
@@ -257,7 +246,7 @@ class TestMoreSteps:
         notes = Notes()
         result = self.resume(tmp_path / "run", 24, notes)
         assert (result.ending, result.step) == ("finished", 24)
-        assert any("24 steps in place of 12; no schedule depends on it" in note for note in notes.notes)
+        assert any("24 steps in place of 12; no schedule depends on it" in note for note in notes.texts)
         ours, theirs = load_checkpoint(result.run.last), load_checkpoint(long.run.last)
         assert all(torch.equal(v, ours.student[k]) for k, v in theirs.student.items())
         assert all(torch.equal(v, ours.teacher[k]) for k, v in theirs.teacher.items())
@@ -281,7 +270,7 @@ class TestMoreSteps:
         train_tiny(tmp_path / "run", particles_dir, settings)
         notes = Notes()
         self.resume(tmp_path / "run", 24, notes)
-        text = next(note for note in notes.notes if "in place of" in note)
+        text = next(note for note in notes.texts if "in place of" in note)
         # Half of the cosine is done at step 12 of 24.
         assert "optim.schedule = cosine (the next rate is 0.05, not 0)" in text
         assert "ema.schedule = linear" in text

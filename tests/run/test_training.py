@@ -7,8 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, train_tiny
-from interruption import HOURS, run
+from conftest import TINY, same_weights, train_tiny
+from interruption import HOURS, interrupted_after, run
 from score_counts import make_net_score, make_scores
 
 from ssl_seg.config.layers import Layer, dump_config, read_layers
@@ -29,7 +27,6 @@ from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import write_mask
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import (
-    CheckpointError,
     ConfigError,
     DataError,
     InUseError,
@@ -47,15 +44,6 @@ from ssl_seg.run.console import Silent
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
-
-
-def weights_equal(a: Path, b: Path) -> bool:
-    first, second = load_checkpoint(a), load_checkpoint(b)
-    return all(
-        torch.equal(value, getattr(second, part)[name])
-        for part in ("student", "teacher")
-        for name, value in getattr(first, part).items()
-    )
 
 
 def rewrite(checkpoint: Path, out: Path, **changes: Any) -> Path:
@@ -99,7 +87,7 @@ class TestRun:
 
     def test_the_saved_configuration_repeats_the_run_bit_for_bit(self, tiny_run: Path, tmp_path: Path) -> None:
         again = train(TrainRequest(tuple(read_layers(str(tiny_run / "config.yaml"))), tmp_path / "again"))
-        assert weights_equal(tiny_run / "checkpoints" / "last.pt", again.run.last)
+        assert same_weights(tiny_run / "checkpoints" / "last.pt", again.run.last)
         saved = [yaml.safe_load((p / "config.yaml").read_text()) for p in (tiny_run, tmp_path / "again")]
         assert saved[0] == saved[1]
 
@@ -107,7 +95,7 @@ class TestRun:
         self, tiny_run: Path, particles_dir: Path, tmp_path: Path
     ) -> None:
         other = train_tiny(tmp_path / "other", particles_dir, {"split": {"labels": 0.5}}, {"seed": 1})
-        assert not weights_equal(tiny_run / "checkpoints" / "last.pt", other.run.last)
+        assert not same_weights(tiny_run / "checkpoints" / "last.pt", other.run.last)
         assert load_split(tiny_run / "split.yaml").fingerprint == load_split(other.run.path / "split.yaml").fingerprint
 
     def test_full_labels_without_unlabeled_images(self, tmp_path: Path) -> None:
@@ -317,27 +305,6 @@ class TestBootstrap:
         )
         assert config_of(load_checkpoint(result.run.last), result.run.last).batch.unlabeled == 0
 
-    def test_another_network_is_a_clear_error(self, parent: Path, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match="another network"):
-            self.bootstrap(parent, tmp_path / "child", {"network": {"name": "unet"}})
-        with pytest.raises(CheckpointError, match="does not fit"):
-            self.bootstrap(parent, tmp_path / "child2", {"network": {"features": 8}})
-
-
-@contextmanager
-def stop_after_one_step() -> Iterator[None]:
-    """Send this process an interrupt as soon as the next training step is done."""
-    step = Engine.step
-
-    def step_and_interrupt(self: Engine, batch: Any, number: int, lr: float, restraint: Any) -> Any:
-        record = step(self, batch, number, lr, restraint)
-        os.kill(os.getpid(), signal.SIGINT)
-        return record
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "step", step_and_interrupt)
-        yield
-
 
 @pytest.fixture(scope="module")
 def long_config(tmp_path_factory: pytest.TempPathFactory, particles_dir: Path) -> Path:
@@ -367,8 +334,8 @@ class TestInterruption:
         killed = run("train", "--config", str(long_config), "--labels", "0.5", "--out", str(out), stop=stop)
         assert killed.returncode == -signal.SIGKILL
         assert train(TrainRequest(resume=out)).ending == "finished"
-        assert weights_equal(whole / "checkpoints" / "last.pt", out / "checkpoints" / "last.pt")
-        assert weights_equal(whole / "checkpoints" / "best.pt", out / "checkpoints" / "best.pt")
+        assert same_weights(whole / "checkpoints" / "last.pt", out / "checkpoints" / "last.pt")
+        assert same_weights(whole / "checkpoints" / "best.pt", out / "checkpoints" / "best.pt")
         steps_on_record = [r["step"] for r in RunDir(out).read_metrics()]
         assert steps_on_record == [r["step"] for r in RunDir(whole).read_metrics()]
 
@@ -403,7 +370,7 @@ class TestResume:
         checkpoint = load_checkpoint(result.run.last)
         progress = replace(checkpoint.progress, step=7, ema_updates=7, ending=None)
         rewrite(result.run.last, result.run.last, progress=progress)
-        with stop_after_one_step():
+        with interrupted_after(8):
             assert train(TrainRequest(resume=result.run.path)).step == 8
         assert load_checkpoint(result.run.last).scores["student"]["f1"] == checkpoint.scores["student"]["f1"]
 

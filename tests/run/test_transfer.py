@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, train_tiny
+from conftest import TINY, Notes, same_weights, train_tiny
+from interruption import interrupted_after
 from pydantic import ValidationError
 from score_counts import make_net_score as score
 from score_counts import make_scores
@@ -27,7 +24,6 @@ from ssl_seg.config.layers import Layer, build_config, merge_layers, to_plain
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.engine.ema import EMATeacher
-from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import CheckpointError, ConfigError, RefusedError
 from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.methods import METHODS, make_method
@@ -35,7 +31,6 @@ from ssl_seg.methods.base import Progress as StepProgress
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
 from ssl_seg.networks.parts import PARTS, find_tensors
 from ssl_seg.run.bootstrap import check_parent, choose_net, describe_doubt, parent_layer
-from ssl_seg.run.console import Silent
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 from ssl_seg.run.transfer import check_options, load_student, load_teacher
@@ -353,28 +348,6 @@ def start(parent: Path, out: Path, *settings: dict[str, Any], **bootstrap: Any) 
     return train(TrainRequest(tuple(layers), out, bootstrap=parent))
 
 
-def same(a: Path, b: Path) -> bool:
-    one, two = load_checkpoint(a), load_checkpoint(b)
-    nets = all(torch.equal(v, getattr(two, p)[n]) for p in ("student", "teacher") for n, v in getattr(one, p).items())
-    return nets and one.progress == two.progress
-
-
-@contextmanager
-def interrupted_after(steps: int) -> Iterator[None]:
-    """Send this process an interrupt when so many steps are done."""
-    step = Engine.step
-
-    def interrupt(self: Engine, batch: Any, number: int, *rest: Any) -> Any:
-        record = step(self, batch, number, *rest)
-        if number + 1 == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-        return record
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "step", interrupt)
-        yield
-
-
 class TestRuns:
     def test_a_warm_start_with_pseudo_labels_goes_on_with_equal_bits(self, parent_path: Path, tmp_path: Path) -> None:
         """Stopped while the teacher is held, and again after that."""
@@ -391,8 +364,10 @@ class TestRuns:
             stopped = train(TrainRequest(resume=out))
         self.check_teacher(stopped, parent_path, step=5, is_parent=False)
         assert train(TrainRequest(resume=out)).ending == "finished"
-        assert same(whole.run.last, stopped.run.last)
-        assert same(whole.run.best, stopped.run.best)
+        for name in ("last", "best"):
+            one, other = (getattr(result.run, name) for result in (whole, stopped))
+            assert same_weights(one, other)
+            assert load_checkpoint(one).progress == load_checkpoint(other).progress
 
     def check_teacher(self, stopped: Any, parent_path: Path, *, step: int, is_parent: bool) -> None:
         assert (stopped.ending, stopped.step) == ("interrupted", step)
@@ -442,9 +417,7 @@ class TestRuns:
         self, parent_path: Path, tmp_path: Path
     ) -> None:
         """The last rung of a ladder often has none; the teacher is held at its parent all the same."""
-        notes: list[str] = []
-        console = Silent()
-        console.note = notes.append  # type: ignore[method-assign]
+        console = Notes()
         write_dataset(tmp_path / "data", "particles", 8)
         checkpoint = load_checkpoint(train_tiny(tmp_path / "all", tmp_path / "data", {"length": {"steps": 1}}).run.last)
         scores = load_checkpoint(parent_path).scores
@@ -452,4 +425,4 @@ class TestRuns:
         settings = {"length": {"steps": 3}, "bootstrap": {"pseudo_label_steps": 2}, "runtime": TINY["runtime"]}
         child = train(TrainRequest((Layer("--x", settings),), tmp_path / "child", bootstrap=tmp_path / "p.pt"), console)
         assert child.ending == "finished"
-        assert not any("bootstrap.pseudo_label_steps" in text for text in notes)
+        assert not any("bootstrap.pseudo_label_steps" in text for text in console.texts)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TINY, Cli, same_weights
+from interruption import killed
 from scipy import stats
 from sklearn.metrics import f1_score
 
@@ -172,26 +172,6 @@ class TestComparison:
         assert compare_counts(self.new, self.new) == Difference(0.0, None, None, NO_VARIATION)
         one, other = compare_counts(self.new, self.old), compare_counts(self.old, self.new)
         assert (one.f1, one.low, one.high) == pytest.approx((-other.f1, -other.high, -other.low))
-
-
-class Killed(BaseException):
-    """In place of kill -9: no handler of the package takes it for anything."""
-
-
-@contextmanager
-def killed(target: Any, name: str, when: Callable[..., bool]) -> Iterator[None]:
-    """Die when ``target.name`` is called with arguments for which ``when`` holds."""
-    original = getattr(target, name)
-
-    def die(*args: Any, **kwargs: Any) -> Any:
-        if when(*args):
-            raise Killed
-        return original(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(target, name, die)
-        with pytest.raises(Killed):
-            yield
 
 
 def list_kill_points() -> dict[str, tuple[Any, str, Callable[..., bool]]]:

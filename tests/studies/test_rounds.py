@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Cli, same_weights
+from conftest import Cli, Notes, same_weights
+from interruption import killed
 from sklearn.metrics import jaccard_score
-from test_label_ladder import SETTINGS, climb, killed, state_of
+from test_label_ladder import SETTINGS, climb, state_of
 
 from ssl_seg import LabelLadderRequest, climb_labels
 from ssl_seg.config import BootstrapConfig, LengthConfig
@@ -28,7 +29,6 @@ from ssl_seg.inference.model import config_of, open_model
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.networks.checkpoint import load_checkpoint
-from ssl_seg.run.console import Silent
 from ssl_seg.run.recorder import Recorder
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve
@@ -277,16 +277,11 @@ class TestEndings:
 
 class TestBadInput:
     def test_without_unlabeled_cases_there_are_no_rounds(self, rounds: LabelLadder) -> None:
-        told: list[str] = []
-
-        class Notes(Silent):
-            def note(self, text: str) -> None:
-                told.append(text)
-
+        notes = Notes()
         split = replace(load_split(rounds.path / "split.yaml"), unlabeled=())
-        rungs = ladder_module._list_rungs(split, (2, 1.0), 2, Notes())
+        rungs = ladder_module._list_rungs(split, (2, 1.0), 2, notes)
         assert [(r.number, r.labels, r.round) for r in rungs] == [(1, 2, 0), (2, 2, 1), (3, 2, 2), (4, 1.0, 0)]
-        assert "with labels 1.0, no training case is unlabeled" in told[0]
+        assert "with labels 1.0, no training case is unlabeled" in notes.texts[0]
         with pytest.raises(
             ConfigError, match=r"--rounds 2: with labels 1\.0, no training case is unlabeled.*--unlabeled"
         ):
