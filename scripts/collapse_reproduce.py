@@ -17,20 +17,18 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
+from lab.injections import leave_buffers_behind
 from trainings import check_same_settings, compute_interval, format_rows, map_runs, train_once
 
 from ssl_seg.config.layers import Layer, flatten, merge_layers, parse_override, read_layers
 from ssl_seg.data.synthetic import DEFAULT_COUNT, is_synthetic, write_dataset
-from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.errors import RefusedError
 from ssl_seg.run.directory import RunDir
 
@@ -135,19 +133,6 @@ class Outcome:
     """Whether the gate refused the parent, so that it took ``--force``."""
 
 
-def keep_buffers_stale(*, wanted: bool) -> AbstractContextManager[object]:
-    """Inject the fault: the teacher's parameters follow the student, its buffers stay those of the start."""
-    update = EMATeacher.update
-
-    def update_parameters(self: EMATeacher, student: nn.Module) -> None:
-        kept = [buffer.clone() for buffer in self.net.buffers()]
-        update(self, student)
-        for buffer, old in zip(self.net.buffers(), kept, strict=True):
-            buffer.copy_(old)
-
-    return mock.patch.object(EMATeacher, "update", update_parameters) if wanted else nullcontext()
-
-
 def write_synthetic(data: str, out: Path) -> str:
     """Return the folder of the data; a synthetic set is written out once, to make it for every run takes longer."""
     if not is_synthetic(data):
@@ -191,7 +176,7 @@ def run_task(task: Task) -> Outcome:
     torch.set_num_threads(1)
     out, layers = find_path(task), (*read_layers(RECIPE), Layer("variant", make_settings(task)))
     parent = None if task.variant.parent is None else RunDir(find_path(task, task.variant.parent)).best
-    with keep_buffers_stale(wanted=task.variant.stale_buffers):
+    with leave_buffers_behind() if task.variant.stale_buffers else nullcontext():
         try:
             train_once(out, layers, parent)
         except RefusedError:

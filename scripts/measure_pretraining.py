@@ -20,7 +20,7 @@ import numpy as np
 from ssl_seg.inference.scoring import count_classes
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores, summarize_network
-from ssl_seg.studies.rungs import compare_counts
+from ssl_seg.scores.intervals import compare_counts
 
 
 def run(command: str, out: Path, options: list[str]) -> None:

@@ -12,7 +12,7 @@ from ssl_seg.cli.console import announce, print_json, show, track
 from ssl_seg.cli.paths import check_data, check_new_file
 from ssl_seg.cli.tables import print_findings, print_rows
 from ssl_seg.errors import name_examples
-from ssl_seg.report.score_cells import format_figure
+from ssl_seg.scores.text import number
 
 if TYPE_CHECKING:
     from ssl_seg.data.audit.doctor import Audit
@@ -68,7 +68,7 @@ def _print(result: Audit) -> None:
 
 
 def _make_class_row(row: dict[str, Any]) -> dict[str, Any]:
-    shares = {name: format_figure((row["share"] or {}).get(name), 4) for name in ("mean", "sd", "min", "max")}
+    shares = {name: number((row["share"] or {}).get(name), 4) for name in ("mean", "sd", "min", "max")}
     return {"class": row["name"] or row["value"], "value": row["value"], "cases": row["cases"], **shares}
 
 

@@ -13,7 +13,8 @@ from ssl_seg.cli.console import show
 from ssl_seg.cli.tables import describe_absent, print_rows
 from ssl_seg.errors import DataError
 from ssl_seg.files import write_text
-from ssl_seg.report.score_cells import Row, format_figure, make_object_rows, show_difference, show_margin
+from ssl_seg.report.score_cells import Row, make_object_rows, show_difference, show_margin
+from ssl_seg.scores.text import number
 
 PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_of_fold": "validation, out of fold"}
 RATIOS = {"iou": "IoU", "precision": "precision", "recall": "recall", "specificity": "specificity"}
@@ -142,11 +143,11 @@ def _list_distances(mean: Row, of: str) -> dict[str, str]:
     each = ", each class of each case" if of else ""
     for unit, found in mean.get("distances", {}).items():
         figures |= {
-            f"HD95 ({unit}{of})": format_figure(found["hd95"], 2),
-            f"ASD ({unit}{of})": format_figure(found["asd"], 2),
-            f"surface Dice within a voxel ({unit}{of})": format_figure(found["surface_dice"]),
+            f"HD95 ({unit}{of})": number(found["hd95"], 2),
+            f"ASD ({unit}{of})": number(found["asd"], 2),
+            f"surface Dice within a voxel ({unit}{of})": number(found["surface_dice"]),
             f"measured in {unit}{each}": f"{found['n_measured']} of {found['n_cases']}",
-            f"missed of those in {unit} (share)": format_figure(found["missed_share"], 2),
+            f"missed of those in {unit} (share)": number(found["missed_share"], 2),
         }
     return figures
 
@@ -161,7 +162,7 @@ def _make_class_row(row: Row) -> dict[str, Any]:
         **{shown: row["pooled"][name] for name, shown in RATIOS.items()},
         "Dice (mean of its cases)": row["mean_positives"]["dice"],
         **{
-            f"{shown} ({unit})": format_figure(found[name], 2)
+            f"{shown} ({unit})": number(found[name], 2)
             for unit, found in distances.items()
             for name, shown in DISTANCES.items()
         },

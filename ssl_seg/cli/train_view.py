@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,9 @@ class TrainingView:
         self.first_step = self.step = first_step
         self.total_steps = total_steps
         self.begun: float | None = None
-        self.records: list[Record] = []
+        self.records: deque[Record] = deque(maxlen=SPARKS)
+        """The last looks, as many as a sparkline shows: a run has many, and they are drawn twice a second."""
+        self.has_header = False
         self.console = Console(stderr=True, markup=False, emoji=False, highlight=False)
         self.live = Live(
             console=self.console,
@@ -62,8 +65,9 @@ class TrainingView:
     def look(self, record: Record) -> None:
         """Show a look, and leave a line."""
         width, is_ascii = self.console.width, self.console.options.ascii_only
-        if not self.records:
+        if not self.has_header:
             self.console.print(format_header(width))
+            self.has_header = True
         self.records.append(record)
         self.console.print(format_row(record, width, is_ascii=is_ascii), no_wrap=True, overflow="ellipsis")
 
@@ -84,7 +88,7 @@ class TrainingView:
         bar = ProgressBar(self.total_steps, self.step, width=max(self.console.width - len(before) - len(after) - 4, 4))
         top = Table.grid(padding=(0, 2))
         top.add_row(before, bar, after)
-        lines = describe_looks(self.records, is_ascii=self.console.options.ascii_only)
+        lines = describe_looks(tuple(self.records), is_ascii=self.console.options.ascii_only)
         for line in lines:
             line.truncate(self.console.width, overflow="ellipsis")
         return Group(top, *lines)

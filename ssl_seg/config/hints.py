@@ -133,12 +133,17 @@ def describe_problem(
 
 def find_source(name: str, sources: Mapping[str, str]) -> str:
     """Return ``"SOURCE: "`` for a dotted key: of the key, of what it is in, or of something beside it; else nothing."""
-    parts = name.split(".")
-    above = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    above = list_above(name)
     exact = (sources[key] for key in above if key in sources)
     inside = (source for key in above for other, source in sources.items() if other.startswith(f"{key}."))
     source = next(chain(exact, inside), None)
     return f"{source}: " if source else ""
+
+
+def list_above(name: str) -> list[str]:
+    """Return a dotted key, and the keys of what it is in, from inside outwards."""
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
 def _find_sources_of(message: str, sources: Mapping[str, str]) -> str:

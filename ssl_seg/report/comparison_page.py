@@ -15,8 +15,8 @@ from ssl_seg.report.run_record import RunRecord
 from ssl_seg.report.score_cells import format_interval, name_subject, show_margin
 from ssl_seg.report.table import Table
 from ssl_seg.run.differences import compare_settings
+from ssl_seg.scores.intervals import compare_counts
 from ssl_seg.scores.text import UNKNOWN, number
-from ssl_seg.studies.rungs import compare_counts
 
 COMPARISON_FILE = "comparison.html"
 MOST_RUNS = 12

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.findings import describe_finding
+from ssl_seg.report.score_cells import show_margin
 from ssl_seg.run.gates import describe_targets
 
 if TYPE_CHECKING:
@@ -196,9 +197,7 @@ def _make_row(net: str, scores: Mapping[str, Any], is_used: bool) -> TextRow:
 
 
 def _show_margin(scores: Mapping[str, Any]) -> TextRow:
-    low, high = scores["margin_low"], scores["margin_high"]
-    interval = scores["margin_why"] or "-" if low is None or high is None else f"{low:.3f} .. {high:.3f}"
-    return {"margin": f"{scores['margin']:+.3f}", "95 % interval": interval}
+    return {"margin": f"{scores['margin']:+.3f}", "95 % interval": show_margin(scores)}
 
 
 def _describe_verdict(verdict: Verdict) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssl_seg.report.table import Table
+from ssl_seg.scores.text import number
 
 Row = Mapping[str, Any]
 
@@ -18,13 +19,8 @@ def list_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def format_cell(value: Any) -> str:
-    """Return a figure with three decimals, ``-`` for None, and anything else as it is."""
-    return format_figure(value) if value is None or isinstance(value, float) else str(value)
-
-
-def format_figure(value: float | None, digits: int = 3) -> str:
-    """Return a figure for a table; ``-`` for None."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    """Return a figure with three decimals, ``-`` for None and what is not finite, and anything else as it is."""
+    return number(value) if value is None or isinstance(value, float) else str(value)
 
 
 def format_interval(low: float | None, high: float | None, why: str = "", digits: str = ".3f") -> str:

@@ -4,7 +4,7 @@ the same cases, of their ensemble, and of a cross-validation out of fold."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ from ssl_seg.results.folds import (
 from ssl_seg.run.final_scores import load_final_scores, summarize_network
 from ssl_seg.run.gates import judge_targets
 from ssl_seg.run.seal import Ledger, find_sealed, open_sealed
-from ssl_seg.scores.intervals import draw_resamples, estimate_difference
+from ssl_seg.scores.intervals import compare_counts
 
 ScoredPart = Literal["val", "test", "all"]
 TrackAll = Callable[[str], Track]
@@ -154,11 +154,8 @@ def evaluate(
 def add_differences(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows with the difference of each to the first: of pooled F1 (mean over classes), on the same cases,
     with its paired 95 % interval over cases; None in the first row."""
-    counts = [np.array([[case["counts"] for case in row["cases"]]]) for row in rows]
-    changes: list[dict[str, Any] | None] = [None]
-    for own in counts[1:]:
-        found = estimate_difference(own, counts[0], "f1", draw_resamples(own.shape[1]))
-        changes.append({"f1": found.value, "low": found.low, "high": found.high, "why": found.why})
+    first, *others = (np.array([case["counts"] for case in row["cases"]]) for row in rows)
+    changes = [None, *(asdict(compare_counts(own, first)) for own in others)]
     return [{**row, "difference": change} for row, change in zip(rows, changes, strict=True)]
 
 

@@ -169,6 +169,31 @@ def estimate_difference(
     return _cut(Estimate(estimate.value, low, high), -1.0)
 
 
+@dataclass(frozen=True)
+class Difference:
+    """F1 of one network minus that of another on the same cases, mean over classes, with its 95 % interval.
+
+    ``low`` and ``high`` are None where there is none, and ``why`` says why.
+    """
+
+    f1: float
+    low: float | None
+    high: float | None
+    why: str = ""
+
+
+def compare_counts(new: NDArray[np.int64], old: NDArray[np.int64]) -> Difference:
+    """Return pooled F1 (mean over classes) of one network minus that of another, with the interval over paired cases.
+
+    Both are resampled together: a resample of easy cases makes neither look better.
+
+    Args:
+        new, old: (cases, classes, 4) voxels tp, fp, fn, tn on the same cases.
+    """
+    found = estimate_difference(new[None], old[None], "f1", draw_resamples(len(new)))
+    return Difference(found.value, found.low, found.high, found.why)
+
+
 def estimate_margin(
     counts: NDArray[np.integer],
     *,

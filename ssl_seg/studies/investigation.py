@@ -26,7 +26,7 @@ from ssl_seg.run.differences import Difference as Change
 from ssl_seg.run.differences import compare_settings
 from ssl_seg.run.directory import CONFIG_FILE, RunDir, open_run_dir
 from ssl_seg.run.final_scores import load_final_scores
-from ssl_seg.studies.rungs import Difference, compare_counts
+from ssl_seg.scores.intervals import Difference, compare_counts
 
 FILE = "investigation.yaml"
 

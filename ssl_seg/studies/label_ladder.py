@@ -29,8 +29,9 @@ from ssl_seg.run.final_scores import describe_for_checkpoint, load_final_scores
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve
 from ssl_seg.run.transfer import check_options
+from ssl_seg.scores.intervals import compare_counts
 from ssl_seg.studies.pseudo_labels import make_pseudo_labels
-from ssl_seg.studies.rungs import LADDER, LabelLadder, Rung, check_labels, compare_counts, find_best, find_end
+from ssl_seg.studies.rungs import LADDER, LabelLadder, Rung, check_labels, find_best, find_end
 from ssl_seg.studies.sequential import (
     OWN_SPLIT,
     StudySteps,

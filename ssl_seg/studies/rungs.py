@@ -16,25 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from ssl_seg.config.data import check_label_amount, format_label_amount
 from ssl_seg.errors import ConfigError
 from ssl_seg.results.study import MemberStatus, Study, StudyKind
-from ssl_seg.scores.intervals import draw_resamples, estimate_difference
-
-
-@dataclass(frozen=True)
-class Difference:
-    """F1 of a rung minus that of its parent on the same cases (mean over classes), with its 95 % interval; ``low`` and
-    ``high`` are None where there is none, and ``why`` says why."""
-
-    f1: float
-    low: float | None
-    high: float | None
-    why: str = ""
+from ssl_seg.scores.intervals import Difference
 
 
 @dataclass(frozen=True)
@@ -144,15 +131,3 @@ def check_labels(labels: Sequence[float]) -> None:
             f"--labels {shown}: each rung needs more labels than the one below; "
             f"give --labels {' '.join(map(format_label_amount, ordered))}"
         )
-
-
-def compare_counts(new: NDArray[np.int64], old: NDArray[np.int64]) -> Difference:
-    """Return pooled F1 (mean over classes) of one network minus that of another, with the interval over paired cases.
-
-    Both are resampled together: a resample of easy cases makes neither look better.
-
-    Args:
-        new, old: (cases, classes, 4) voxels tp, fp, fn, tn on the same cases.
-    """
-    found = estimate_difference(new[None], old[None], "f1", draw_resamples(len(new)))
-    return Difference(found.value, found.low, found.high, found.why)

@@ -11,12 +11,14 @@ from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from sizes import around
 
 from ssl_seg.cli.console import DETAILS, TerminalConsole, begin, format_plan, wrap
 from ssl_seg.cli.train_view import (
     BLOCKS,
     LEAST_RANGE,
     SPARKS,
+    TrainingView,
     describe_looks,
     describe_pace,
     format_header,
@@ -96,6 +98,16 @@ def test_the_view_of_a_healthy_look_fits_80_columns() -> None:
     assert max(cell_len(line.plain) for line in lines) <= 80
     for text in ("student 0.975", "teacher 0.612", "loss 0.432", "val 0.500", "logit -1.50/-1.50", "true 33%"):
         assert text in "\n".join(line.plain for line in lines)
+
+
+@pytest.mark.parametrize("count", around(SPARKS))
+def test_the_view_holds_as_many_looks_as_it_draws(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    view = TrainingView(0, count)
+    for step in range(count):
+        view.look(make_record(step=step))
+    view.stop()
+    assert [record["step"] for record in view.records] == list(range(count))[-SPARKS:]
+    assert capsys.readouterr().err.count("trivial") == 1, "titles stand above the first row alone"
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))

@@ -19,7 +19,8 @@ from ssl_seg.report.study_page import is_study, make_study_page
 from ssl_seg.results.folds import FOLDS, CrossValidation, Fold
 from ssl_seg.results.study import save_study
 from ssl_seg.run.final_scores import summarize_network
-from ssl_seg.studies.rungs import LADDER, Difference, LabelLadder, Rung
+from ssl_seg.scores.intervals import Difference
+from ssl_seg.studies.rungs import LADDER, LabelLadder, Rung
 
 RESULTS = {
     "summary": {"warnings": ["few cases"]},

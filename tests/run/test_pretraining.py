@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
 from ssl_seg.run.console import Silent
+from ssl_seg.run.directory import RunDir
 from ssl_seg.run.pretraining import run as pretraining
 from ssl_seg.run.pretraining.masking import Look
 from ssl_seg.run.pretraining.run import (
@@ -230,6 +232,19 @@ def test_a_constant_output_is_named_in_the_first_epoch(
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     told = [event for event in events if event["event"] == "verdict"]
     assert (told[0]["step"], told[0]["codes"]) == (1, ["constant_output"])
+
+
+def test_a_verdict_is_told_once_though_the_run_was_interrupted(
+    particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "make_image_network", lambda *_: Constant())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "stop_flag", stop_after(3))
+        assert pretrain_tiny(tmp_path / "run", particles_dir).ending == "interrupted"
+    pretrain(TrainRequest(resume=tmp_path / "run"))
+    told = [event["codes"] for event in RunDir(tmp_path / "run").read_events() if event["event"] == "verdict"]
+    assert told[0] == ["constant_output"]
+    assert all(one != other for one, other in pairwise(told))
 
 
 def test_a_healthy_network_is_not_called_constant(pretrained_run: Path) -> None:

@@ -11,8 +11,8 @@ from ssl_seg.errors import ConfigError
 from ssl_seg.inference.scoring import parse_cases
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import FinalScores, NetworkScore, save_final_scores
+from ssl_seg.scores.intervals import Difference
 from ssl_seg.studies.investigation import Statement, add_statement, investigate, judge, read_statements
-from ssl_seg.studies.rungs import Difference
 
 EARLY, LATE = "2020-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"
 

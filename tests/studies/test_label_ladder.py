@@ -30,13 +30,11 @@ from ssl_seg.run.final_scores import load_final_scores
 from ssl_seg.run.recorder import Recorder
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
-from ssl_seg.scores.intervals import NO_VARIATION
+from ssl_seg.scores.intervals import NO_VARIATION, Difference, compare_counts
 from ssl_seg.studies.rungs import (
     LADDER,
-    Difference,
     LabelLadder,
     check_labels,
-    compare_counts,
     find_best,
     find_best_checkpoint,
 )

@@ -32,11 +32,12 @@ from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.recorder import Recorder
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve
+from ssl_seg.scores.intervals import Difference
 from ssl_seg.studies import label_ladder as ladder_module
 from ssl_seg.studies import pseudo_labels
 from ssl_seg.studies.checkpoints import find_checkpoint
 from ssl_seg.studies.pseudo_labels import choose_reliable, compute_mean_iou, summarize
-from ssl_seg.studies.rungs import Difference, LabelLadder
+from ssl_seg.studies.rungs import LabelLadder
 
 SHORT = {"length": {"steps": 4, "steps_per_epoch": 2}}
 

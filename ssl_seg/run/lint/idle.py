@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from ssl_seg.config import Config
+from ssl_seg.config.hints import list_above
 from ssl_seg.config.layers import to_plain
 from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.methods import LABELED_ONLY, METHODS
@@ -118,10 +119,8 @@ def _describe_setting(item: Idle, sources: Mapping[str, str]) -> str:
 
 def find_given(key: str, sources: Mapping[str, str]) -> str | None:
     """Return where a setting, or what it is part of, was given; None where it was not."""
-    parts = key.split(".")
-    above = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
     inside = [name for name in sources if name.startswith(f"{key}.")]  # of a mapping that is one value
-    return next((sources[name] for name in (*above, *inside) if name in sources), None)
+    return next((sources[name] for name in (*list_above(key), *inside) if name in sources), None)
 
 
 def list_leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

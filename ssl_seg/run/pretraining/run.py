@@ -50,6 +50,7 @@ from ssl_seg.run.pretraining.masking import (
     make_masked_probe,
 )
 from ssl_seg.run.pretraining.state import Pretraining, load_pretraining, save_pretraining
+from ssl_seg.run.recorder import last_reported_verdict
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve_again, resolve_runtime, resolve_stored
 from ssl_seg.run.session import Schedule, TrainingEnding
@@ -245,6 +246,7 @@ class _Pretrainer:
         self.seen_wholes = tuple(sorted({wholes[i] for i in pool if i in wholes}))
         self.lr_at = make_lr_schedule(config.optim, config.length, config.labeled_range[1])
         self.step, self.verdict, self.result = 0, Verdict(), dict[str, Any]()
+        self.told = self.verdict.key
         self.losses: list[Tensor] = []
         self.loss = (0.0, 0)
 
@@ -253,6 +255,7 @@ class _Pretrainer:
         load_weights(self.net, state.network, str(self.prepared.start))
         self.optimizer.load_state_dict(state.optimizer)
         self.step, self.loss, self.result = state.step, state.loss, state.result
+        self.told = last_reported_verdict(self.prepared.run)
 
     def run(self, stop_requested: Callable[[int], bool]) -> TrainingEnding:
         """Make the steps that are left, unless asked to stop or collapsed."""
@@ -328,10 +331,10 @@ class _Pretrainer:
         figures = {"error": look.error, "baseline": look.baseline, "gain": look.gain, "spread": look.spread}
         self.result = {**figures, "codes": list(verdict.codes)}
         run.append_metrics({"step": step, "loss": loss if count else None, "lr": rate, **self.result})
-        is_new = verdict.key != self.verdict.key
+        is_new = verdict.key != self.told
         if is_new:
             run.append_event("verdict", step=step, **verdict.to_record())
-        self.verdict = verdict
+        self.verdict, self.told = verdict, verdict.key
         trained = f"  loss {loss:.3f}" if count else ""
         line = f"step {step:>5}{trained}  error {look.error:.3f}  mean of the visible {look.baseline:.3f}"
         line += f"  gain {look.gain:+.1%}  {verdict.level} {','.join(verdict.codes)}"
