@@ -33,28 +33,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
+from trainings import assemble
 
 from ssl_seg.config.layers import Layer, nest, parse_override
-from ssl_seg.config.schedules import make_ema_schedule, make_lr_schedule
+from ssl_seg.config.schedules import make_lr_schedule
 from ssl_seg.data.loader import Probe, make_probe
-from ssl_seg.data.open import make_source, open_store
-from ssl_seg.data.sampling import choose_box, crop, derive_seed
+from ssl_seg.data.open import open_store
+from ssl_seg.data.sampling import choose_box, crop
 from ssl_seg.data.views.transforms import normalize
-from ssl_seg.engine.ema import EMATeacher
-from ssl_seg.engine.engine import Engine
-from ssl_seg.engine.optim import make_optimizer
-from ssl_seg.inference.model import start_network
-from ssl_seg.losses import make_supervised_loss
-from ssl_seg.methods import make_method
 from ssl_seg.networks.builders import NETWORKS, build_network
-from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import Autocast, choose_device, choose_precision, make_autocast
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve
@@ -140,34 +133,13 @@ def compute_dice_loss(probs: Tensor, target: Tensor) -> Tensor:
 
 def make_own_arm(name: str, plan: Resolved, device: torch.device) -> Arm:
     """Return the training of the product that a plan describes."""
-    config = plan.config
-    torch.manual_seed(derive_seed(config.seed))
-    student = start_network(config).to(device)
-    patches = config.labeled_range[1] + config.batch.unlabeled
-    example = torch.randn(patches, config.data.channels, *config.data.patch_size, device=device)
-    autocast = make_autocast(choose_precision(config.runtime.precision, student, example)[0], device)
-    teacher = EMATeacher(student, make_ema_schedule(config.ema, config.length.steps))
-    engine = Engine(
-        Fabric(accelerator=device.type, devices=1),
-        student,
-        make_optimizer(student, config.optim, PARTS[config.network.name](student).encoder),
-        teacher,
-        make_method(
-            config.method.name, config.method.options, make_supervised_loss(config.loss), config.data.num_classes
-        ),
-        autocast,
-        total_steps=config.length.steps,
-        steps_per_epoch=config.length.steps_per_epoch,
-        clip_norm=config.optim.clip_norm,
-        seed=config.seed,
-    )
-    source = make_source(config, open_store(plan.catalog, config.data), plan.labeled, plan.unlabeled)
+    config, own = plan.config, assemble(plan, device)
     lr_at = make_lr_schedule(config.optim, config.length, config.batch.labeled)
 
     def update(step: int) -> None:
-        engine.step(source[step].to(device), step, lr_at(step, ()))
+        own.engine.step(own.source[step].to(device), step, lr_at(step, ()))
 
-    return Arm(name, config.length.steps, update, {"student": student, "teacher": teacher.net}, autocast)
+    return Arm(name, config.length.steps, update, own.nets, own.autocast)
 
 
 def make_bare_arm(name: str, plan: Resolved, device: torch.device) -> Arm:

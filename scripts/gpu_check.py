@@ -33,36 +33,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from benchmark_step import make_bare_step
-from lightning_fabric import Fabric
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from trainings import assemble
 
 from ssl_seg.config.layers import Layer, merge_layers, nest
-from ssl_seg.config.schedules import make_ema_schedule
-from ssl_seg.data.loader import PatchSource
-from ssl_seg.data.open import make_source, open_store
 from ssl_seg.engine.devices import synchronize
-from ssl_seg.engine.ema import EMATeacher
-from ssl_seg.engine.engine import Engine
-from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.errors import SslSegError
 from ssl_seg.inference.model import start_network
-from ssl_seg.losses import make_supervised_loss
-from ssl_seg.methods import METHODS, make_method
-from ssl_seg.methods.base import build
+from ssl_seg.methods import METHODS
 from ssl_seg.networks.builders import NETWORKS
-from ssl_seg.networks.parts import PARTS
-from ssl_seg.networks.precision import choose_device, choose_precision, make_autocast
+from ssl_seg.networks.precision import choose_device
 from ssl_seg.run.request import TrainRequest
-from ssl_seg.run.resolve import Resolved, resolve
+from ssl_seg.run.resolve import resolve
 from ssl_seg.studies.ablation.spec import find_spec
 
 Row = dict[str, Any]
@@ -97,45 +86,6 @@ def run_tests() -> Row:
     return {"result": done.stdout.strip().splitlines()[-1]}
 
 
-class Trial:
-    """A training of the product, to be timed: its engine, its batches, and the bare loop beside it.
-
-    Args:
-        plan: all settings.
-        device: where it runs.
-    """
-
-    def __init__(self, plan: Resolved, device: torch.device) -> None:
-        config = plan.config
-        torch.manual_seed(0)
-        supervised = make_supervised_loss(config.loss)
-        method = make_method(config.method.name, config.method.options, supervised, config.data.num_classes)
-        built = build(method, partial(start_network, config), config.data.num_classes)
-        for module in (built.module, method):
-            if isinstance(module, nn.Module):
-                module.to(device)
-        patches = config.batch.labeled + config.batch.unlabeled
-        example = torch.randn(patches, config.data.channels, *config.data.patch_size, device=device)
-        self.precision = choose_precision("auto", built.plain, example)[0]
-        encoders = [module for net in built.networks for module in PARTS[config.network.name](net).encoder]
-        self.network: Callable[[], nn.Module] = lambda: start_network(config).to(device)
-        self.engine = Engine(
-            Fabric(accelerator=device.type, devices=1),
-            built.module,
-            make_optimizer(built.module, config.optim, encoders),
-            EMATeacher(built.module, make_ema_schedule(config.ema, config.length.steps)),
-            built.method,
-            make_autocast(self.precision, device),
-            total_steps=config.length.steps,
-            steps_per_epoch=config.length.steps_per_epoch,
-            clip_norm=config.optim.clip_norm,
-            seed=config.seed,
-        )
-        views = METHODS[config.method.name].traits.strong_views
-        store = open_store(plan.catalog, config.data)
-        self.source = make_source(config, store, plan.labeled, plan.unlabeled, strong_views=views)
-
-
 def time_steps(step: Callable[[int], None], device: torch.device, blocks: int, steps: int) -> list[float]:
     """Return milliseconds a step of each block; the first block, in which kernels are chosen, is left out."""
     times = []
@@ -162,10 +112,11 @@ def measure(name: str, data: str, settings: Settings, *, small: bool) -> Row:
     layers = [Layer("here", nest("data.root", data))]
     layers += [Layer("here", nest(key, value)) for key, value in settings.items()]
     try:
-        trial = Trial(resolve(TrainRequest(tuple(layers))), device)
+        plan = resolve(TrainRequest(tuple(layers)))
+        trial = assemble(plan, device)
     except SslSegError as error:
         return {"of": name, "refused": str(error).splitlines()[0]}
-    source: PatchSource = trial.source
+    source = trial.source
     batches = [source[step].to(device) for step in range(4)]
     blocks, steps = (2, 2) if small else (5, 8)
     if device.type == "cuda":
@@ -176,7 +127,7 @@ def measure(name: str, data: str, settings: Settings, *, small: bool) -> Row:
     row = {"of": name, "ready_ms": statistics.median(ready), "fed_ms": statistics.median(fed), "peak_gib": peak}
     row["waiting"] = max(0.0, 1 - row["ready_ms"] / row["fed_ms"])
     if settings["method.name"] == "mean_teacher":
-        bare = make_bare_step(trial.network(), trial.precision, device)
+        bare = make_bare_step(start_network(plan.config).to(device), trial.precision, device)
         times: dict[str, list[float]] = {"bare": [], "own": []}
         for _ in range(blocks):  # in turns
             times["bare"] += time_steps(lambda n: bare(batches[n % 4], n), device, 1, steps)

@@ -1,4 +1,4 @@
-"""What scripts that compare many trainings share: each is made once, and the same command goes on after Ctrl-C."""
+"""What scripts share that make trainings: many, each made once and continued after Ctrl-C; or one, step by step."""
 
 from __future__ import annotations
 
@@ -6,17 +6,34 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
+from lightning_fabric import Fabric
 from scipy import stats
+from torch import nn
 
 from ssl_seg.config.layers import Layer, flatten
+from ssl_seg.config.schedules import make_ema_schedule
+from ssl_seg.data.loader import PatchSource
+from ssl_seg.data.open import make_source, open_store
+from ssl_seg.data.sampling import derive_seed
+from ssl_seg.engine.ema import EMATeacher
+from ssl_seg.engine.engine import Engine
+from ssl_seg.inference.model import start_network
+from ssl_seg.losses import make_supervised_loss
+from ssl_seg.methods import METHODS, make_method
+from ssl_seg.methods.base import build, find_plain
+from ssl_seg.networks.precision import Autocast, choose_precision, make_autocast
 from ssl_seg.run.console import Console
 from ssl_seg.run.directory import CONFIG_FILE, RunDir
-from ssl_seg.run.training import train
+from ssl_seg.run.resolve import Resolved
+from ssl_seg.run.training import make_engine, train
 from ssl_seg.studies.training import Training, make_request
 
 
@@ -39,6 +56,45 @@ def train_once(
     if request is not None and train(request, console).ending == "interrupted":
         raise KeyboardInterrupt
     return run
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """What a run trains with, without its directory: to be timed step by step."""
+
+    engine: Engine
+    source: PatchSource
+    """Of the batches."""
+    nets: Mapping[str, nn.Module]
+    """The plain networks of student and teacher."""
+    precision: str
+    autocast: Autocast
+
+
+def assemble(plan: Resolved, device: torch.device) -> Assembled:
+    """Return the engine, the networks and the batches of a planned run, as ``train`` makes them."""
+    config = plan.config
+    torch.manual_seed(derive_seed(config.seed))
+    supervised = make_supervised_loss(config.loss)
+    method = make_method(config.method.name, config.method.options, supervised, config.data.num_classes)
+    built = build(method, partial(start_network, config), config.data.num_classes)
+    for module in (built.module, method):
+        if isinstance(module, nn.Module):
+            module.to(device)
+    patches = config.labeled_range[1] + config.batch.unlabeled
+    example = torch.randn(patches, config.data.channels, *config.data.patch_size, device=device)
+    precision = choose_precision(config.runtime.precision, built.plain, example)[0]
+    runtime = config.runtime.model_copy(update={"precision": precision})
+    config = config.model_copy(update={"runtime": runtime})
+    teacher = EMATeacher(built.module, make_ema_schedule(config.ema, config.length.steps))
+    store, views = open_store(plan.catalog, config.data), METHODS[config.method.name].traits.strong_views
+    return Assembled(
+        make_engine(Fabric(accelerator=device.type, devices=1), config, built, teacher),
+        make_source(config, store, plan.labeled, plan.unlabeled, strong_views=views),
+        {"student": built.plain, "teacher": find_plain(method, teacher.net)},
+        precision,
+        make_autocast(precision, device),
+    )
 
 
 def check_same_settings(out: Path, wanted: Mapping[str, Any]) -> None:

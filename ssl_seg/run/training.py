@@ -227,7 +227,7 @@ def _get_ready(
     is_measured = minutes is not None or config.length.steps - first >= FEWEST_MEASURED
     if is_measured or config.gates:
         copied, seconds = copy.deepcopy(built), None if minutes is None else 60 * minutes
-        engine = _make_engine(fabric, config, copied, EMATeacher(copied.module, lambda _: config.ema.decay))
+        engine = make_engine(fabric, config, copied, EMATeacher(copied.module, lambda _: config.ema.decay))
         monitor = _make_monitor(fabric, config, feed, loss)
     if config.gates:
         components = {f"train/{name}" for name in list_components(config.loss)}
@@ -390,7 +390,8 @@ def _describe_share(source: PatchSource, wanted: float) -> str:
     )
 
 
-def _make_engine(fabric: Fabric, config: Config, built: Built, teacher: EMATeacher) -> Engine:
+def make_engine(fabric: Fabric, config: Config, built: Built, teacher: EMATeacher) -> Engine:
+    """Return the engine that moves what a method has built, with the optimizer and the precision of the settings."""
     encoders = [module for net in built.networks for module in PARTS[config.network.name](net).encoder]
     return Engine(
         fabric,
@@ -439,7 +440,7 @@ def _assemble(
 ) -> Session:
     config, feed, built, where = prepared.config, ready.feed, ready.built, str(prepared.start)
     average = None if config.policies.swa is None else WeightAverage(built.plain)
-    engine = _make_engine(fabric, config, built, _make_teacher(prepared, built, checkpoint))
+    engine = make_engine(fabric, config, built, _make_teacher(prepared, built, checkpoint))
     uses_unlabeled = built.method.traits.uses_unlabeled
     reduces, length = config.optim.schedule == "reduce_on_plateau", config.length
     schedule = Schedule(
