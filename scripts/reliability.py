@@ -182,8 +182,7 @@ def describe(folder: Path, made: tuple[str, ...]) -> dict[str, str]:
     for path in sorted(p for name in made for p in [folder / name, *(folder / name).rglob("*")] if p.is_file()):
         content: Any = None
         if path.suffix == ".pt" and not path.name.startswith("."):
-            content = torch.load(path, weights_only=True)
-            content = {key: content[key] for key in ("student", "teacher", "optimizer") if key in content}
+            content = _load_networks(path)
         elif path.suffix == ".ts":
             content = dict(torch.jit.load(path).state_dict())
         elif path.name == "scores.json" or "calibration" in path.name:
@@ -193,6 +192,15 @@ def describe(folder: Path, made: tuple[str, ...]) -> dict[str, str]:
         if content is not None:
             found[path.relative_to(folder).as_posix()] = hashlib.sha256(_flatten(content)).hexdigest()
     return found
+
+
+def _load_networks(path: Path) -> Any:
+    """Return the networks and the optimizer of a checkpoint; of one that cannot be read, why."""
+    try:
+        content = torch.load(path, weights_only=True)
+        return {key: content[key] for key in ("student", "teacher", "optimizer") if key in content}
+    except Exception as error:  # noqa: BLE001 - whatever a file that a kill has left behind makes torch raise
+        return f"cannot be read: {error}"
 
 
 def _flatten(value: Any) -> bytes:
@@ -218,18 +226,20 @@ def end_faults(outcome: Outcome, allowed: tuple[int, ...] = (DONE, USER_ERROR, R
     return list(check_end(outcome, allowed))
 
 
+def find_message(outcome: Outcome) -> str:
+    """Return the beginning of the error that a command told; nothing where it told none."""
+    return outcome.err.partition("ssl-seg: error:")[2].strip().split("\n")[0][:120]
+
+
 def go_on(job: Job, folder: Path, expected: dict[str, str]) -> list[str]:
     """Give a command again and return what is wrong with what comes of it."""
     said = []
     for command in job.go_on:
         outcome = run_apart(command, folder)
-        if outcome.code == DONE:
+        if outcome.code == DONE or "is finished" in outcome.err:  # the kill may have come too late
             found = describe(folder, job.made)
             return [f"{name} has other bits" for name in expected if found.get(name) != expected[name]]
         said += end_faults(outcome, (USER_ERROR,)) or [f"`{' '.join(command)}`: {outcome.err[-300:]}"]
-        if "is finished" in outcome.err:  # the kill came too late
-            found = describe(folder, job.made)
-            return [f"{name} has other bits" for name in expected if found.get(name) != expected[name]]
     return ["does not go on", *said]
 
 
@@ -294,9 +304,10 @@ class Bench:
             after = hash_files(folder)
             kept = {n: h for n, h in before.items() if not n.startswith("run/") or "--resume" not in command}
             faults += [f"{n} has changed" for n, h in kept.items() if after.get(n) != h]
-        said = outcome.err.partition("ssl-seg: error:")[2].strip().split("\n")[0][:120]
         what = f"{name}, {' '.join(command[:2])}"
-        return Row("mutation", path.relative_to(folder).as_posix(), what, outcome.code, said, tuple(faults))
+        return Row(
+            "mutation", path.relative_to(folder).as_posix(), what, outcome.code, find_message(outcome), tuple(faults)
+        )
 
     def vanish(self, job: Job) -> Row:
         """Remove the images at a random write of a job; once they are back, it is given again."""
@@ -308,8 +319,9 @@ class Bench:
             with contextlib.suppress(FileNotFoundError):
                 (folder / "hidden").rename(folder / "data" / "images")
             faults += go_on(job, folder, expected)
-        said = outcome.err.partition("ssl-seg: error:")[2].strip().split("\n")[0][:120]
-        return Row("fault", job.name, f"images vanish at write {number}", outcome.code, said, tuple(faults))
+        return Row(
+            "fault", job.name, f"images vanish at write {number}", outcome.code, find_message(outcome), tuple(faults)
+        )
 
     def fill_disk(self, job: Job) -> Row:
         """Let a job write little; once there is room, it is given again."""
@@ -320,8 +332,7 @@ class Bench:
             faults = end_faults(outcome)
             enlarge()
             faults += go_on(job, folder, expected)
-        said = outcome.err.partition("ssl-seg: error:")[2].strip().split("\n")[0][:120]
-        return Row("fault", job.name, f"{what} of {kilobytes} kB", outcome.code, said, tuple(faults))
+        return Row("fault", job.name, f"{what} of {kilobytes} kB", outcome.code, find_message(outcome), tuple(faults))
 
 
 def _list_readers(path: Path) -> list[tuple[str, ...]]:

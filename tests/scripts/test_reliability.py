@@ -26,6 +26,11 @@ def test_other_bits_and_a_command_that_does_not_go_on_are_faults(tmp_path: Path)
     assert reliability.go_on(job, tmp_path / "work", expected) == []
     (tmp_path / "work" / "scores.json").write_text('{"f1": 1}')
     assert reliability.go_on(job, tmp_path / "work", expected) == ["scores.json has other bits"]
+    (tmp_path / "work" / "last.pt").write_bytes(b"PK")
+    both = reliability._same("", "methods", "scores.json", "last.pt")
+    assert "last.pt" in reliability.describe(tmp_path / "work", both.made), (
+        "half a checkpoint does not end the campaign"
+    )
     broken = reliability._same("", "export nothing.pt out.ts", "scores.json")
     assert reliability.go_on(broken, tmp_path / "work", expected)[0] == "does not go on"
 
