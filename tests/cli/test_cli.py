@@ -194,30 +194,6 @@ class TestBadFolders:
         assert_refused(cli("train", "--data", folder, "--out", folder.parent / "run"), *words)
         assert sorted(folder.parent.rglob("*")) == before
 
-    def test_no_pairs(self, cli: Cli, folder: Path) -> None:
-        for mask in (folder / "masks").iterdir():
-            mask.rename(mask.with_name(f"{chr(ord('a') + int(mask.stem))}.png"))
-        self.refuse(cli, folder, "none of the", "masks has the name of an image")
-
-    def test_mask_of_another_size(self, cli: Cli, folder: Path) -> None:
-        from ssl_seg.data.volumes import write_mask
-
-        mask = next((folder / "masks").iterdir())
-        pixels = read_mask(str(mask))[:-1]
-        mask.unlink()
-        write_mask(mask, pixels)
-        self.refuse(cli, folder, mask.stem, "127")
-
-    def test_labels_beyond_the_classes(self, cli: Cli, folder: Path) -> None:
-        from ssl_seg.data.volumes import write_mask
-
-        mask = next((folder / "masks").iterdir())
-        pixels = read_mask(str(mask)).copy()
-        pixels[0, 0] = 7
-        mask.unlink()
-        write_mask(mask, pixels)
-        self.refuse(cli, folder, "7", "label_values")
-
     def test_truncated_image(self, cli: Cli, folder: Path) -> None:
         image = next((folder / "images").iterdir())
         image.write_bytes(image.read_bytes()[:-40])
@@ -302,18 +278,6 @@ class TestEvaluate:
         assert_refused(cli("evaluate", checkpoint, "--test", "--all"), "exclude")
         split = tiny_run / "split.yaml"
         assert_refused(cli("evaluate", checkpoint, "--split", split, "--all"), "--split", str(split), "exclude")
-
-    def test_a_split_with_training_cases_is_refused(
-        self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path
-    ) -> None:
-        cli("split", "make", "--data", particles_dir, "--seed", 7, "--out", tmp_path / "s7.yaml")
-        checkpoint = tiny_run / "checkpoints" / "best.pt"
-        assert_refused(cli("evaluate", checkpoint, "--split", tmp_path / "s7.yaml"), "labeled training cases")
-
-    def test_other_images_of_the_same_names_are_noticed(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
-        cli("data", "synthetic", tmp_path / "other", "--count", 24, "--seed", 5)
-        checkpoint = tiny_run / "checkpoints" / "best.pt"
-        assert_refused(cli("evaluate", checkpoint, "--data", tmp_path / "other"), "another content", "--all")
 
     @pytest.mark.usefixtures("unopened")
     def test_all_on_the_training_folder_leaves_training_cases_out_and_breaks_the_seal(
@@ -407,15 +371,6 @@ class TestSplit:
         assert code == 0
         assert json.loads(stdout)["summary"]["faults"] == 0
         assert_refused(cli("split", "make", "--data", particles_dir, "--out", out), "s.yaml")
-
-    def test_check_names_a_fault_with_exit_code_2(
-        self, cli: Cli, particles_dir: Path, sheets_dir: Path, tmp_path: Path
-    ) -> None:
-        out = tmp_path / "s.yaml"
-        cli("split", "make", "--data", particles_dir, "--out", out)
-        code, stdout, _ = cli("split", "check", out, "--data", sheets_dir, "--json")
-        assert code == 2
-        assert {f["level"] for f in json.loads(stdout)["findings"]} >= {"fault"}
 
     def test_an_ignore_value_is_set_as_for_train(self, cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
         from ssl_seg.data.volumes import write_mask

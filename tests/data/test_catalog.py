@@ -85,13 +85,6 @@ def test_other_files_are_counted_and_hidden_ones_ignored(tmp_path: Path) -> None
     )
 
 
-def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
-    make(tmp_path, {"a": mask(1)})
-    save(tmp_path / "images" / "a.tif", image())
-    with pytest.raises(DataError, match=r"a\.png and .*a\.tif have the same name"):
-        find(tmp_path)
-
-
 def test_masks_without_an_image_are_noted(tmp_path: Path) -> None:
     make(tmp_path, {"a": mask(1)})
     for name in "wxyz":

@@ -198,17 +198,6 @@ class TestRefusals:
             {"split": {"file": str(tmp_path / "sheets.yaml")}},
         )
 
-    def test_a_split_whose_test_case_is_labeled(self, particles_dir: Path, tiny_run: Path, tmp_path: Path) -> None:
-        text = (tiny_run / "split.yaml").read_text()
-        (tmp_path / "edited.yaml").write_text(text.replace("seed: 0", "seed: 1", 1))
-        self.refuse(
-            SplitError,
-            "fingerprint",
-            tmp_path / "run",
-            particles_dir,
-            {"split": {"file": str(tmp_path / "edited.yaml")}},
-        )
-
 
 class TestBootstrap:
     @pytest.fixture
@@ -228,20 +217,6 @@ class TestBootstrap:
             update={"split": own.split.model_copy(update={"labels": 1.0}), "runtime": child.runtime}
         )
         assert load_split(result.run.path / "split.yaml") == load_split(tiny_run / "split.yaml")
-
-    @pytest.mark.parametrize("better", ["student", "teacher"])
-    def test_both_nets_start_from_the_better_one(self, parent: Path, tmp_path: Path, better: str) -> None:
-        loaded = load_checkpoint(parent)
-        nets = {net: make_net_score(0.9 if net == better else 0.6) for net in ("student", "teacher")}
-        scores = make_scores(**nets)
-        chosen = rewrite(parent, tmp_path / "chosen.pt", scores=scores)
-        result = self.bootstrap(chosen, tmp_path / "child", {"optim": {"lr": 1e-12}}, {"length": {"steps": 2}})
-        child = load_checkpoint(result.run.last)
-        for name, value in getattr(loaded, better).items():
-            torch.testing.assert_close(child.student[name], value, atol=1e-6, rtol=1e-4)
-            torch.testing.assert_close(child.teacher[name], value, atol=1e-6, rtol=1e-4)
-        assert child.progress.ema_updates == 2
-        assert result.run.read_events()[0]["parent"]["net"] == better
 
     def test_a_trivial_parent_is_refused_unless_forced(self, parent: Path, tmp_path: Path) -> None:
         trivial = make_net_score(0.4615, 0.0, 0.0, 0.0)
@@ -298,12 +273,6 @@ class TestBootstrap:
     def test_epochs_count_in_epochs_of_the_parent(self, parent: Path, tmp_path: Path) -> None:
         result = train(TrainRequest((), tmp_path / "child", bootstrap=parent, epochs=1))
         assert result.step == 6
-
-    def test_another_method_brings_its_own_options_and_batch(self, parent: Path, tmp_path: Path) -> None:
-        result = self.bootstrap(
-            parent, tmp_path / "child", {"method": {"name": "supervised"}}, {"length": {"steps": 1}}
-        )
-        assert config_of(load_checkpoint(result.run.last), result.run.last).batch.unlabeled == 0
 
 
 @pytest.fixture(scope="module")
