@@ -80,10 +80,10 @@ class MonitorConfig(Section):
     """Patches of the fixed validation probe."""
     train_probe_patches: int = Field(8, ge=0)
     """Patches of the fixed labeled-training probe."""
-    select: Literal["f1", "dice", "foreground_distance"] = "f1"
+    select: Literal["f1", "dice", "foreground_distance", "pq"] = "f1"
     """What best.pt is chosen by, and plateaus are counted in, on the validation probe: F1 (mean over classes), mean
-    Dice of the patches, or minus the distance between the distributions of predicted and true foreground share. Never
-    the loss: its value depends on its weights."""
+    Dice of the patches, minus the distance between the distributions of predicted and true foreground share, or, with
+    data.task: instances, panoptic quality (of objects). Never the loss: its value depends on its weights."""
     keep_best: PositiveInt = 1
     """How many of the best checkpoints are kept: best.pt, then best-2.pt and so on."""
     check_steps: PositiveInt = 20
@@ -168,6 +168,15 @@ class Config(Section):
             raise ValueError(
                 f"prediction.threshold={self.prediction.threshold:g} cannot tell {self.data.num_classes} classes "
                 "apart: leave it out, and the likeliest class is taken"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pq_is_of_objects(self) -> Config:
+        if self.monitor.select == "pq" and self.data.task != "instances":
+            raise ValueError(
+                "monitor.select=pq is of objects, which data.task=semantic does not learn: give --task instances, or "
+                "select f1, dice or foreground_distance"
             )
         return self
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor, nn
 
+from ssl_seg.data.instances import find_instances
 from ssl_seg.data.loader import Probe
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import compute_foreground_logit, first_head
@@ -32,6 +33,7 @@ from ssl_seg.scores.metrics import (
     compute_macro_f1,
     compute_trivial_f1,
 )
+from ssl_seg.scores.objects import compute_pq, match_objects
 
 EDGES = 2048
 """Bins at the most that each class is cut into for AUROC and average precision: right to about 1/2048."""
@@ -106,6 +108,9 @@ class Signals:
 
     threshold: float = 0.5
     """Probability above which foreground is predicted, of two classes."""
+    pq: float | None = None
+    """Panoptic quality of the objects in the patches (see ``find_instances``), pooled; None where there are none or it
+    was not asked for."""
     losses: tuple[tuple[str, float], ...] = ()
     """``loss``, the supervised loss as weighted now, and each of its components; means over the batches of the look.
     Empty where it was not asked for."""
@@ -129,6 +134,8 @@ class Signals:
         )
         for name in shared:
             values.pop(name)
+        if self.pq is None:
+            values.pop("pq")
         quantiles = values.pop("logit_quantiles")
         losses = {name if name == "loss" else f"loss/{name}": value for name, value in values.pop("losses")}
         values["prob_histogram"] = list(self.prob_histogram)
@@ -144,13 +151,20 @@ class SignalCollector:
         device: where the outputs are.
         ranked: voxels of a patch at the most that are ranked, drawn evenly; None for all. Other figures are of all.
         threshold: probability above which foreground is predicted, of two classes; None takes the largest logit.
+        objects: whether the classes are those of ``make_target`` and the objects in each patch are compared too.
     """
 
     def __init__(
-        self, num_classes: int, device: torch.device, ranked: int | None = None, threshold: float | None = None
+        self,
+        num_classes: int,
+        device: torch.device,
+        ranked: int | None = None,
+        threshold: float | None = None,
+        *,
+        objects: bool = False,
     ) -> None:
         wide = torch.float32 if device.type == "mps" else torch.float64
-        self.num_classes, self.ranked, self.threshold = num_classes, ranked, threshold
+        self.num_classes, self.ranked, self.threshold, self.objects = num_classes, ranked, threshold, objects
         self.sums = torch.zeros(4, dtype=wide, device=device)  # logit, logit^2, prob, prob^2
         # Of the finite voxels: all, predicted, with a probability below 0.1. Of all: broken, true, predicted, both.
         self.counts = torch.zeros(7, dtype=torch.int64, device=device)
@@ -160,6 +174,7 @@ class SignalCollector:
         self.ratios: list[Tensor] = []  # of each batch: predicted and true foreground share of its patches
         self.patch_overlaps: list[Tensor] = []  # of each batch: (K - 1, N, 3) predicted, true, both
         self.has_voxels: list[Tensor] = []
+        self.pairs: list[Tensor] = []  # of each batch: (2,N,*S) predicted and true classes, where objects are compared
 
     @torch.no_grad()
     def update(self, logits: Tensor, target: Tensor, case_ids: Sequence[str] = ()) -> None:
@@ -197,6 +212,8 @@ class SignalCollector:
             found = torch.where(broken, ~wanted, (classes == label) & valid)
             overlaps.append(torch.stack([_count(found), _count(wanted), _count(found & wanted)], dim=1))
         self.patch_overlaps.append(torch.stack(overlaps))
+        if self.objects:
+            self.pairs.append((torch.stack([torch.where(broken, 0, classes), target]) * valid).to(torch.int8))
 
     def compute(self) -> Signals:
         """Return the statistics of everything added so far."""
@@ -248,6 +265,7 @@ class SignalCollector:
             dice=self._patch_dice(seen),
             foreground_distance=_distance(predicted_share, true_share),
             threshold=0.5 if self.threshold is None else self.threshold,
+            pq=self._panoptic_quality(),
         )
 
     def _choose(self, voxels: int, device: torch.device) -> Tensor | slice:
@@ -283,6 +301,11 @@ class SignalCollector:
         dice = compute_case_dice(torch.stack([both, predicted - both, true - both], dim=-1).numpy())
         return float(dice.mean()) if dice.size else 1.0
 
+    def _panoptic_quality(self) -> float | None:
+        patches = [patch for batch in self.pairs for patch in batch.cpu().numpy().swapaxes(0, 1)]
+        found = [match_objects(find_instances(pred), find_instances(true)) for pred, true in patches]
+        return compute_pq(found)
+
     def _overlaps(self) -> Tensor:
         """Return the counts (K - 1, patches, 3) on the CPU: predicted, true, both."""
         nothing = torch.zeros(self.num_classes - 1, 0, 3, dtype=torch.int64)
@@ -301,6 +324,7 @@ def collect_signals(
     train_mode: bool = False,
     loss: Loss | None = None,
     threshold: float | None = None,
+    objects: bool = False,
 ) -> Signals:
     """Return the signals of ``net`` on a probe; its train/eval mode is restored.
 
@@ -314,9 +338,10 @@ def collect_signals(
         train_mode: look at a copy in train mode (batch statistics, dropout) in place of eval mode. A copy, since the
             running statistics would move.
         loss: what is trained with, to be measured too.
-        threshold: see ``SignalCollector``.
+        threshold, objects: see ``SignalCollector``.
     """
-    collector = SignalCollector(num_classes, device, max(RANKED // max(len(probe.image), 1), 1), threshold)
+    ranked = max(RANKED // max(len(probe.image), 1), 1)
+    collector = SignalCollector(num_classes, device, ranked, threshold, objects=objects)
     if train_mode:
         net = copy.deepcopy(net)
     was_training, losses = net.training, list[dict[str, Tensor]]()

@@ -24,7 +24,7 @@ from ssl_seg.scores.text import MOST_PLAIN, number, share
 
 NETS = ("student", "teacher")
 NO_OTHERS: Mapping[str, nn.Module] = {}
-Selection = Literal["f1", "dice", "foreground_distance"]
+Selection = Literal["f1", "dice", "foreground_distance", "pq"]
 LossAt = Callable[[Tensor, Tensor, int], tuple[Tensor, dict[str, Tensor]]]
 """Logits, target and step -> the supervised loss as it is weighted at that step, and its components."""
 
@@ -236,7 +236,7 @@ class Monitor:
     def _collect(self, net: nn.Module, probe: Probe, *, train_mode: bool = False, loss: Loss | None = None) -> Signals:
         return collect_signals(
             net, probe, self.num_classes, self.device, self.batch_size, self.autocast,
-            train_mode=train_mode, loss=loss, threshold=self.threshold,
+            train_mode=train_mode, loss=loss, threshold=self.threshold, objects=self.select == "pq",
         )  # fmt: skip
 
     def _phase(self, step: int) -> Phase:
@@ -247,9 +247,13 @@ class Monitor:
 
 def _select(signals: Signals, select: Selection) -> float:
     """Return a figure by which checkpoints are compared: larger is better."""
-    if select == "f1":
-        return signals.f1_macro
-    return signals.dice if select == "dice" else -signals.foreground_distance
+    figures = {
+        "f1": signals.f1_macro,
+        "dice": signals.dice,
+        "foreground_distance": -signals.foreground_distance,
+        "pq": signals.pq or 0.0,
+    }
+    return figures[select]
 
 
 def describe_share(value: float) -> str:

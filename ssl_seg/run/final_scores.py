@@ -26,6 +26,7 @@ from ssl_seg.files import write_json
 from ssl_seg.inference.scoring import Score, count_classes, pack_cases, parse_cases
 from ssl_seg.run.directory import RunDir
 from ssl_seg.scores.intervals import compute_score
+from ssl_seg.scores.objects import compute_pq
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,6 +88,8 @@ def compute_selection_score(score: Score, select: Selection) -> float:
         return score.f1_macro
     if select == "dice":
         return float(compute_score(count_classes(score), "dice"))
+    if select == "pq":
+        return compute_pq([case.objects["found"] for case in score.cases if case.objects is not None]) or 0.0
     overlaps = [c.overlap for c in score.cases if c.overlap.voxels]
     predicted = sorted((o.tp + o.fp) / o.voxels for o in overlaps)
     true = sorted(o.prevalence for o in overlaps)

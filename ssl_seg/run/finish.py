@@ -41,7 +41,7 @@ from ssl_seg.scores.objects import describe_objects
 
 BATCH_NORM_BATCHES = 50
 """Training batches that the BatchNorm statistics of averaged weights are estimated on."""
-SELECTION_NAMES = {"f1": "F1", "dice": "Dice", "foreground_distance": "foreground distance"}
+SELECTION_NAMES = {"f1": "F1", "dice": "Dice", "foreground_distance": "foreground distance", "pq": "PQ of objects"}
 
 
 def finish_run(
@@ -147,9 +147,7 @@ def _summarize(final: FinalScores, prepared: BegunRun, console: Console) -> dict
     epoch = -(-used.step // min(length.steps_per_epoch, length.steps))
     summary["best"] = {"epoch": epoch, "step": used.step, "found_in": f"{used.source}.pt", **scores["selected"]}
     name = SELECTION_NAMES[final.select]
-    name += (
-        " (mean of classes)" if final.select != "foreground_distance" and prepared.config.data.num_classes > 2 else ""
-    )
+    name += " (mean of classes)" if final.select in ("f1", "dice") and prepared.config.data.num_classes > 2 else ""
     where = "the mean of the students" if used.source == "swa" else f"epoch {epoch}"
     value = f"{name} {abs(scores['selected']['score']):.3f} on {len(used.score.cases)} whole validation cases"
     if (threshold := prepared.config.prediction.threshold) is not None:

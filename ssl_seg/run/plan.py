@@ -76,6 +76,7 @@ def plan_run(
     patches = int(known.get("policies.random_batch_size.largest", known.get("batch.labeled", batch)))
     planned = [
         *_plan_masks(catalog),
+        *_plan_selection(catalog),
         Planned("data.channels", catalog.channels, "channels of the images"),
         *_plan_axes(catalog),
         *_plan_layout(catalog),
@@ -265,6 +266,11 @@ def _plan_masks(catalog: Catalog) -> list[Planned]:
     labels = Planned("data.label_values", list(catalog.label_values), reason)
     cut = [Planned("data.threshold", meaning.threshold, "half of the range")] if meaning.takes_fractions else []
     return [Planned("data.mask", meaning.kind, why), *cut, labels]
+
+
+def _plan_selection(catalog: Catalog) -> list[Planned]:
+    reason = "objects: inside and boundary may be as good and hold them apart less well"
+    return [Planned("monitor.select", "pq", reason)] if catalog.meaning.task == "instances" else []
 
 
 def _times(size: Sequence[int]) -> str:

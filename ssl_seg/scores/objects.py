@@ -66,6 +66,12 @@ def match_objects(pred: NDArray[np.integer[Any]], true: NDArray[np.integer[Any]]
     return ObjectCounts(len(true_sizes) - 1, len(pred_sizes) - 1, matched, float(iou[iou > THRESHOLDS[0]].sum()))
 
 
+def compute_pq(images: Sequence[ObjectCounts]) -> float | None:
+    """Return the pooled panoptic quality of images; None without any object, true or predicted."""
+    objects = sum(image.true + image.pred for image in images)
+    return 2 * sum(image.iou for image in images) / objects if objects else None
+
+
 def summarize_objects(images: Sequence[ObjectCounts]) -> dict[str, Any]:
     """Return the scores over images as plain types.
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 from monitor_cases import make_logits
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from ssl_seg.data.loader import Probe
 from ssl_seg.engine.ema import EMATeacher
+from ssl_seg.monitor.signals import SignalCollector
 from ssl_seg.monitor.watch import Monitor
 
 
@@ -250,6 +252,26 @@ def test_score_is_that_of_the_better_net_and_minus_infinity_with_nan(monitor: Mo
     assert good.score == good.val["student"].f1_macro > 0.8
     assert good.scores == {"student": good.score, "teacher": -math.inf}
     assert monitor.look(constant_net(math.nan), constant_net(math.nan), 100).score == -math.inf
+
+
+def test_objects_that_melt_into_one_lower_pq_alone() -> None:
+    """Two squares that touch become one object, of which F1 of the foreground sees nothing."""
+    target = torch.zeros(1, 12, 20, dtype=torch.long)
+    target[:, 2:10, 2:18] = 2
+    target[:, 3:9, 3:9] = target[:, 3:9, 11:17] = 1
+    melted = target.clone()
+    melted[:, 3:9, 9:11] = 1
+    found = {}
+    for name, classes in (("apart", target), ("melted", melted)):
+        for objects in (True, False):
+            collector = SignalCollector(3, torch.device("cpu"), objects=objects)
+            collector.update(10.0 * one_hot(classes, 3).movedim(-1, 1).float(), target)
+            found[name, objects] = collector.compute()
+    assert (found["apart", True].pq, found["melted", True].pq) == (1.0, 0.0)
+    assert found["melted", True].f1 == 1.0
+    assert replace(found["melted", True], pq=None) == found["melted", False]
+    assert "val/pq" in found["apart", True].to_record("val/")
+    assert "val/pq" not in found["apart", False].to_record("val/")
 
 
 def test_what_the_score_is_can_be_chosen(monitor: Monitor) -> None:

@@ -18,10 +18,12 @@ from scipy.stats import wasserstein_distance
 from typer.testing import CliRunner
 
 from ssl_seg.cli.app import app
+from ssl_seg.data.instances import make_target
 from ssl_seg.data.store import WholeCase
 from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 from ssl_seg.errors import DataError, RefusedError
 from ssl_seg.inference.scoring import Score, score_case
+from ssl_seg.labels import Task
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.results.prediction import PredictRequest, predict
@@ -103,6 +105,21 @@ def test_the_figures_that_networks_are_compared_by() -> None:
     assert compute_selection_score(score, "f1") == score.f1
     assert compute_selection_score(score, "dice") == pytest.approx(np.mean([c.overlap.dice for c in cases]))
     assert compute_selection_score(score, "foreground_distance") == pytest.approx(-wasserstein_distance(shares, truths))
+
+
+@pytest.mark.parametrize("task", ["semantic", "instances"])
+def test_of_objects_it_is_their_pq(task: Task) -> None:
+    objects = np.zeros((20, 24), np.int32)
+    objects[3:9, 3:9], objects[3:9, 9:15], objects[12:18, 4:12] = 1, 2, 3
+    target = make_target(objects) if task == "instances" else (objects > 0).astype(np.int16)
+    pred = np.where(objects == 3, 0, target)  # the third is missed
+    case = WholeCase(np.zeros((1, *objects.shape)), target, None)
+    probs = np.eye(int(target.max()) + 1)[pred].transpose(2, 0, 1)
+    score = Score((score_case("a", case, probs, objects=objects, task=task),))
+    expected = 2 / (2 + 1 / 2) if task == "instances" else 0.0  # of the semantic two, one object covers half
+    assert compute_selection_score(score, "pq") == pytest.approx(expected)
+    assert score.objects is not None
+    assert score.objects["pq"] == pytest.approx(expected)
 
 
 class TestRun:
