@@ -211,7 +211,8 @@ class Monitor:
         loss_at = self.loss
         loss: Loss | None = None if loss_at is None else lambda logits, target: loss_at(logits, target, step)
         nets = dict(zip(NETS, (student, teacher), strict=True))
-        val = {name: self._collect(net, self.val, loss=loss) for name, net in nets.items()}
+        objects = self.select == "pq"
+        val = {name: self._collect(net, self.val, loss=loss, objects=objects) for name, net in nets.items()}
         train = {name: self._collect(net, self.train) for name, net in nets.items()} if len(self.train.image) else {}
         train_mode = self._collect(student, self.val, train_mode=True) if has_batch_norm(student) else None
         evidence = Evidence(
@@ -233,10 +234,18 @@ class Monitor:
             evidence,
         )
 
-    def _collect(self, net: nn.Module, probe: Probe, *, train_mode: bool = False, loss: Loss | None = None) -> Signals:
+    def _collect(
+        self,
+        net: nn.Module,
+        probe: Probe,
+        *,
+        train_mode: bool = False,
+        loss: Loss | None = None,
+        objects: bool = False,
+    ) -> Signals:
         return collect_signals(
             net, probe, self.num_classes, self.device, self.batch_size, self.autocast,
-            train_mode=train_mode, loss=loss, threshold=self.threshold, objects=self.select == "pq",
+            train_mode=train_mode, loss=loss, threshold=self.threshold, objects=objects,
         )  # fmt: skip
 
     def _phase(self, step: int) -> Phase:

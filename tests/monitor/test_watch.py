@@ -276,7 +276,7 @@ def test_objects_that_melt_into_one_lower_pq_alone() -> None:
 
 def test_what_the_score_is_can_be_chosen(monitor: Monitor) -> None:
     """All positive is bad by each; a threshold a bit off has the larger share, and so the larger distance."""
-    for select, figure in (("f1", "f1_macro"), ("dice", "dice"), ("foreground_distance", "foreground_distance")):
+    for select, figure in (("f1", "f1_macro"), *((name, name) for name in ("dice", "foreground_distance", "pq"))):
         monitor.select = select  # type: ignore[assignment]
         observation = monitor.look(Threshold(0.0), Threshold(2.0), 100)
         sign = -1 if select == "foreground_distance" else 1
