@@ -33,6 +33,8 @@ TINY = {
 def shrink(command: str) -> list[str]:
     """Return the words of a command; a training gets four steps and a network of four channels."""
     words = shlex.split(command.replace("\\\n", " "), comments=True)
+    if words[1] == "diagnose" and "--seconds" not in words:
+        words += ["--seconds", "10"]
     if words[1] not in ("train", "ladder"):
         return words
     if "--bootstrap" in words or words[1] == "ladder":
