@@ -81,7 +81,7 @@ def run_in(folder: Path, command: Command) -> str:
     )  # fmt: skip
     if done.returncode != command.exit_code:
         raise RuntimeError(f"exit code {done.returncode}, not {command.exit_code}: {command.text}\n{done.stdout}")
-    return done.stdout
+    return done.stdout.replace(f"{folder}/", "")
 
 
 def main(pages: list[str]) -> None:
