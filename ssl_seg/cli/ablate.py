@@ -55,7 +55,7 @@ def ablate(
         float | None,
         typer.Option(
             help="With --ray: GPUs of each cell; 0.5 lets two share.",
-            parser=o.number("--gpus-per-cell", o.NOT_NEGATIVE, "0.5"),
+            parser=o.number_parser("--gpus-per-cell", o.NOT_NEGATIVE, "0.5"),
             show_default="0",
         ),
     ] = None,

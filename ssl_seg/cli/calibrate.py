@@ -87,7 +87,7 @@ def parse_rule(text: str) -> ThresholdRule:
         case ("f1" | "prevalence") as target, False:
             return ThresholdRule(target)
         case ("precision" | "recall") as target, True:
-            return ThresholdRule(target, o.number("--for", o.PROBABILITY, f"{target}=0.9")(value))
+            return ThresholdRule(target, o.number_parser("--for", o.PROBABILITY, f"{target}=0.9")(value))
     raise ConfigError(f"--for {text}: no such rule; give {RULES}")
 
 

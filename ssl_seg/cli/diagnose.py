@@ -39,14 +39,14 @@ def diagnose(
         float,
         typer.Option(
             help="From the start; after this time no further image is looked at.",
-            parser=o.number("--seconds", o.FROM_1, "120"),
+            parser=o.number_parser("--seconds", o.FROM_1, "120"),
         ),
     ] = 120,
     require_f1: Annotated[
         float | None,
         typer.Option(
             help="Exit code 3 when the F1 on validation is lower.",
-            parser=o.number("--require-f1", o.FROM_0_TO_1, "0.7"),
+            parser=o.number_parser("--require-f1", o.FROM_0_TO_1, "0.7"),
         ),
     ] = None,
     accelerator: o.Accelerator = None,

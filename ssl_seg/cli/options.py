@@ -21,7 +21,7 @@ FROM_0_TO_0_9: NumberRule = ("a number from 0 to 0.9", lambda value: 0 <= value 
 FROM_1: NumberRule = ("a number from 1 on", lambda value: value >= 1)
 
 
-def number(option: str, rule: NumberRule, example: str) -> Callable[[str | float], float]:
+def number_parser(option: str, rule: NumberRule, example: str) -> Callable[[str | float], float]:
     """Return a parser of one finite number, for ``typer.Option(parser=...)``.
 
     Args:
@@ -50,7 +50,7 @@ def parse_sizes(option: str, text: str, example: str) -> tuple[float, ...]:
     """
     from ssl_seg.errors import ConfigError
 
-    parse = number(option, POSITIVE, example)
+    parse = number_parser(option, POSITIVE, example)
     values = tuple(parse(part) for part in split_words([text]))
     if len(values) not in (2, 3):
         raise ConfigError(f"{option}: '{text}' must be 2 or 3 numbers, each {POSITIVE[0]}; write {option} {example}")
@@ -78,7 +78,7 @@ def parse_labels(texts: Sequence[str]) -> tuple[float, ...]:
     Raises:
         ConfigError: for what is no amount of labels; see ``check_label_amount``.
     """
-    parse = number("--labels", POSITIVE, "0.01 0.10 1.0")
+    parse = number_parser("--labels", POSITIVE, "0.01 0.10 1.0")
     return tuple(_check_labels(parse(word), word) for word in split_words(texts)) if texts else ()
 
 
@@ -106,7 +106,7 @@ def parse_label_amount(text: str) -> float:
     Raises:
         ConfigError: for what is no amount of labels.
     """
-    return _check_labels(number("--labels", POSITIVE, "0.10")(text), text)
+    return _check_labels(number_parser("--labels", POSITIVE, "0.10")(text), text)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -238,7 +238,7 @@ Accelerator = Annotated[
 Overlap = Annotated[
     float,
     typer.Option(
-        help="Overlap of neighboring windows, from 0 to 0.9.", parser=number("--overlap", FROM_0_TO_0_9, "0.5")
+        help="Overlap of neighboring windows, from 0 to 0.9.", parser=number_parser("--overlap", FROM_0_TO_0_9, "0.5")
     ),
 ]
 Threshold = Annotated[
@@ -246,7 +246,7 @@ Threshold = Annotated[
     typer.Option(
         help="Foreground where its probability is above this; two classes only.",
         show_default="that of `ssl-seg calibrate`, else prediction.threshold of the training, else 0.5",
-        parser=number("--threshold", PROBABILITY, "0.4"),
+        parser=number_parser("--threshold", PROBABILITY, "0.4"),
     ),
 ]
 Uncalibrated = Annotated[bool, typer.Option("--uncalibrated", help="Leave out what `ssl-seg calibrate` has stored.")]

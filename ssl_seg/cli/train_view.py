@@ -82,7 +82,7 @@ class TrainingView:
         from rich.table import Table
 
         elapsed = 0.0 if self.begun is None else time.monotonic() - self.begun
-        before, after = f"step {self.step}/{self.total_steps}", describe_pace(
+        before, after = f"step {self.step}/{self.total_steps}", describe_time_left(
             self.step - self.first_step, self.total_steps - self.step, elapsed
         )  # fmt: skip
         bar = ProgressBar(self.total_steps, self.step, width=max(self.console.width - len(before) - len(after) - 4, 4))
@@ -94,7 +94,7 @@ class TrainingView:
         return Group(top, *lines)
 
 
-def describe_pace(done: int, left: int, elapsed: float) -> str:
+def describe_time_left(done: int, left: int, elapsed: float) -> str:
     """Return time left and pace, after ``done`` steps in ``elapsed`` seconds."""
     if done <= 0 or elapsed <= 0:
         return "starting"
@@ -120,7 +120,7 @@ def describe_looks(records: Sequence[Record], *, is_ascii: bool) -> list[Text]:
             f"loss {_loss(record.get('train/loss'))}  val {_loss(record['val/student/loss'])}  logit {logit}"
             f"  foreground {_predicted(record)}, true {describe_share(record['val/prevalence_true'])}"
         ),
-        format_verdict(record, is_ascii=is_ascii),
+        style_verdict(record, is_ascii=is_ascii),
     ]
 
 
@@ -145,10 +145,10 @@ def format_row(record: Record, width: int, *, is_ascii: bool) -> Text:
         f" {_loss(record['val/student/loss']):>7} {f1} {number(record['val/trivial_f1'], 2):>7}{gap}"
         f" {_predicted(record):>9} {describe_share(record['val/prevalence_true']):>5}  "
     )
-    return Text(figures) + format_verdict(record, is_ascii=is_ascii)
+    return Text(figures) + style_verdict(record, is_ascii=is_ascii)
 
 
-def format_verdict(record: Record, *, is_ascii: bool) -> Text:
+def style_verdict(record: Record, *, is_ascii: bool) -> Text:
     """Return symbol, level and codes of a verdict."""
     from rich.text import Text
 

@@ -102,7 +102,7 @@ def rename_net(findings: Iterable[RuleFinding], net: str) -> tuple[RuleFinding, 
     return tuple(replace(f, net=net) for f in findings)
 
 
-def is_informative(auroc: float | None) -> bool:
+def ranks_voxels(auroc: float | None) -> bool:
     """Return whether a ranking of voxels is known to carry information."""
     return auroc is not None and auroc >= limit("informative_auroc")
 
@@ -117,7 +117,7 @@ def _check_ratios(
     tally: Tally, shapes: Sequence[Mapping[str, Any]], net: str, auroc: float | None
 ) -> Iterator[RuleFinding]:
     uniform = [row for row in shapes if _is_uniform(row["same"], row["images"], row["ratio"]) and _truth_varies(row)]
-    level: Level = "warn" if is_informative(auroc) else "collapsed"
+    level: Level = "warn" if ranks_voxels(auroc) else "collapsed"
     if uniform:
         parts = [_describe_ratio(row["same"], row["images"], row["ratio"], row["closed_form"],
                                  f" of {format_size(row['shape'])}") for row in uniform]  # fmt: skip
@@ -169,7 +169,7 @@ def _describe_hole(row: Mapping[str, Any]) -> str:
 
 
 def _check_constant(outputs: Mapping[str, Any], net: str, auroc: float | None) -> Iterator[RuleFinding]:
-    if is_informative(auroc):
+    if ranks_voxels(auroc):
         return
     mean, std, band = outputs["prob_mean"], outputs["prob_std"], outputs["band_share"]
     says_something = EMPTY_SHARE < mean < 1 - EMPTY_SHARE or auroc is not None
@@ -188,7 +188,7 @@ def _check_equality(
     equality: Mapping[str, Any], outputs: Mapping[str, Any], net: str, auroc: float | None
 ) -> Iterator[RuleFinding]:
     spread = max(equality["mean_spread"], equality["std_spread"])
-    if equality["images"] < FEWEST or is_informative(auroc) or not spread < LIMITS["equal_statistics"].value:
+    if equality["images"] < FEWEST or ranks_voxels(auroc) or not spread < LIMITS["equal_statistics"].value:
         return
     if auroc is None and not EMPTY_SHARE < outputs["prob_mean"] < 1 - EMPTY_SHARE:
         return

@@ -17,7 +17,7 @@ ABSENT, PLANNED = "(absent)", "(planned from the data)"
 
 
 @dataclass(frozen=True)
-class Difference:
+class SettingChange:
     """A setting with its values on both sides; see ``ABSENT`` and ``PLANNED`` for the words in place of a value."""
 
     setting: str
@@ -26,7 +26,7 @@ class Difference:
     b: Any
 
 
-def compare_settings(a: str | Path, b: str | Path) -> list[Difference]:
+def compare_settings(a: str | Path, b: str | Path) -> list[SettingChange]:
     """Return the settings that differ between two runs or configurations, in the order of a configuration.
 
     Defaults count: what one file gives and the other leaves at the same value is no difference. Phases of a loss are
@@ -47,7 +47,7 @@ def compare_settings(a: str | Path, b: str | Path) -> list[Difference]:
     sections = list(Config.model_fields)
     names = sorted(old | new, key=lambda name: sections.index(name.strip("-").split(".")[0]))
     leaves = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
-    pairs = [Difference(name, old.get(name, ABSENT), new.get(name, ABSENT)) for name in leaves]
+    pairs = [SettingChange(name, old.get(name, ABSENT), new.get(name, ABSENT)) for name in leaves]
     return [pair for pair in pairs if pair.a != pair.b]
 
 

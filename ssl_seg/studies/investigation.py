@@ -22,8 +22,7 @@ from ssl_seg.config.section import Section
 from ssl_seg.errors import ConfigError
 from ssl_seg.files import now, write_text
 from ssl_seg.inference.scoring import Score, count_classes
-from ssl_seg.run.differences import Difference as Change
-from ssl_seg.run.differences import compare_settings
+from ssl_seg.run.differences import SettingChange, compare_settings
 from ssl_seg.run.directory import CONFIG_FILE, RunDir, open_run_dir
 from ssl_seg.run.final_scores import load_final_scores
 from ssl_seg.scores.intervals import Difference, compare_counts
@@ -59,7 +58,7 @@ class Trial:
     statement: Statement
     against: str | None
     """Name of the run that it is compared with; None for the first."""
-    changes: tuple[Change, ...] = ()
+    changes: tuple[SettingChange, ...] = ()
     """Settings that differ from that run."""
     f1: float | None = None
     """Of the network that is used, on validation (mean over classes); None before the run has ended."""

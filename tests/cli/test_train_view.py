@@ -20,7 +20,7 @@ from ssl_seg.cli.train_view import (
     SPARKS,
     TrainingView,
     describe_looks,
-    describe_pace,
+    describe_time_left,
     format_header,
     format_row,
     spark,
@@ -127,8 +127,8 @@ def test_chance_does_not_fill_a_sparkline_and_nan_is_left_out() -> None:
 
 
 def test_time_left_is_at_the_pace_so_far() -> None:
-    assert describe_pace(10, 50, 20.0) == "0:01:40 left, 0.50 steps/s"
-    assert describe_pace(0, 50, 20.0) == "starting"
+    assert describe_time_left(10, 50, 20.0) == "0:01:40 left, 0.50 steps/s"
+    assert describe_time_left(0, 50, 20.0) == "starting"
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_seg.data.splits.stratify import GroupKey, Traits, assign_groups, cover_classes, nesting_order
+from ssl_seg.data.splits.stratify import CaseTraits, GroupKey, assign_groups, cover_classes, nesting_order
 
 relaxed = settings(deadline=None, max_examples=60)
 class_sets = st.lists(st.frozensets(st.integers(1, 5), max_size=3), min_size=1, max_size=9)
@@ -28,7 +28,7 @@ def one_in_each_half(ranks: list[int], start: int, stop: int) -> bool:
 @given(st.integers(1, 130), st.integers(0, 20))
 def test_a_prefix_has_one_case_of_each_stratum(count: int, seed: int) -> None:
     ids = [f"{n:04d}" for n in range(count)]
-    order = nesting_order(ids, Traits({i: 1 + int(i) for i in ids}), np.random.default_rng(seed))
+    order = nesting_order(ids, CaseTraits({i: 1 + int(i) for i in ids}), np.random.default_rng(seed))
     assert sorted(order) == ids
     for k in range(count.bit_length()):
         assert one_in_each_half(sorted(int(i) for i in order[: 2**k]), 0, count)
@@ -36,7 +36,7 @@ def test_a_prefix_has_one_case_of_each_stratum(count: int, seed: int) -> None:
 
 def test_prefixes_of_powers_of_two_are_exactly_stratified() -> None:
     ids = [f"{n:02d}" for n in range(64)]
-    traits = Traits({i: 0.1 + int(i) / 100 for i in ids})
+    traits = CaseTraits({i: 0.1 + int(i) / 100 for i in ids})
     for seed in range(20):
         order = nesting_order(ids, traits, np.random.default_rng(seed))
         for k in range(7):
@@ -46,17 +46,17 @@ def test_prefixes_of_powers_of_two_are_exactly_stratified() -> None:
 
 def test_the_first_labeled_case_has_foreground_and_is_any_of_them() -> None:
     ids = [f"{n:02d}" for n in range(16)]
-    traits = Traits({i: 0.0 if int(i) < 12 else 0.3 for i in ids})
+    traits = CaseTraits({i: 0.0 if int(i) < 12 else 0.3 for i in ids})
     first = {nesting_order(ids, traits, np.random.default_rng(seed))[0] for seed in range(60)}
     assert first == set(ids[12:])
-    empty = Traits(dict.fromkeys(ids, 0.0))
+    empty = CaseTraits(dict.fromkeys(ids, 0.0))
     assert {nesting_order(ids, empty, np.random.default_rng(s))[0] for s in range(200)} == set(ids)
 
 
-def with_classes(sets: list[frozenset[int]]) -> tuple[list[str], Traits]:
+def with_classes(sets: list[frozenset[int]]) -> tuple[list[str], CaseTraits]:
     ids = [f"{n:03d}" for n in range(len(sets))]
     classes = dict(zip(ids, sets, strict=True))
-    return ids, Traits({i: 0.1 * len(classes[i]) for i in ids}, classes)
+    return ids, CaseTraits({i: 0.1 * len(classes[i]) for i in ids}, classes)
 
 
 @relaxed
@@ -84,8 +84,8 @@ def test_a_prefix_has_all_classes_about_as_soon_as_any_choice_could(sets: list[f
 def test_one_class_given_or_not_gives_the_same_order_and_parts() -> None:
     ids = [f"{n:02d}" for n in range(40)]
     foreground = {i: 0.0 if int(i) % 3 == 0 else int(i) / 50 for i in ids}
-    plain = Traits(foreground)
-    named = Traits(foreground, {i: frozenset({7} if foreground[i] else ()) for i in ids})
+    plain = CaseTraits(foreground)
+    named = CaseTraits(foreground, {i: frozenset({7} if foreground[i] else ()) for i in ids})
     groups: dict[GroupKey, list[str]] = {("case", i): [i] for i in ids}
     for seed in range(5):
         orders = [nesting_order(ids, t, np.random.default_rng(seed)) for t in (plain, named)]
@@ -99,7 +99,7 @@ def test_a_rare_class_is_spread_over_the_order() -> None:
     ids = [f"{n:02d}" for n in range(64)]
     classes = {i: frozenset({1, 2} if int(i) % 4 == 0 else {1}) for i in ids}
     rng = np.random.default_rng(0)
-    traits = Traits({i: float(rng.uniform(0.1, 0.5)) for i in ids}, classes)
+    traits = CaseTraits({i: float(rng.uniform(0.1, 0.5)) for i in ids}, classes)
     for seed in range(10):
         order = nesting_order(ids, traits, np.random.default_rng(seed))
         for k in range(1, 17):
@@ -108,7 +108,7 @@ def test_a_rare_class_is_spread_over_the_order() -> None:
 
 def test_groups_of_one_size_are_dealt_out_at_random() -> None:
     groups: dict[GroupKey, list[str]] = {("case", f"{n:02d}"): [f"{n:02d}"] for n in range(20)}
-    traits = Traits({f"{n:02d}": 0.5 for n in range(20)})
+    traits = CaseTraits({f"{n:02d}": 0.5 for n in range(20)})
     in_val = set()
     for seed in range(80):
         part_of = assign_groups(groups, traits, (0.65, 0.15, 0.2), np.random.default_rng(seed))
@@ -122,12 +122,12 @@ def test_each_part_gets_its_share_of_a_class(seed: int) -> None:
     ids = [f"{n:03d}" for n in range(200)]
     rng = np.random.default_rng(seed)
     classes = {i: frozenset({1, 2} if n < 20 else {1}) for n, i in enumerate(rng.permutation(ids).tolist())}
-    traits = Traits({i: float(rng.beta(2, 4)) for i in ids}, classes)
+    traits = CaseTraits({i: float(rng.beta(2, 4)) for i in ids}, classes)
     groups: dict[GroupKey, list[str]] = {("case", i): [i] for i in ids}
     part_of = assign_groups(groups, traits, (0.65, 0.15, 0.2), rng)
     held = [sum(2 in classes[key[1]] for key, part in part_of.items() if part == p) for p in range(3)]
     assert held == pytest.approx([13, 3, 4], abs=1)
-    blind = assign_groups(groups, Traits(traits.foreground), (0.65, 0.15, 0.2), np.random.default_rng(seed))
+    blind = assign_groups(groups, CaseTraits(traits.foreground), (0.65, 0.15, 0.2), np.random.default_rng(seed))
     sizes = [[list(parts.values()).count(p) for p in range(3)] for parts in (part_of, blind)]
     assert sizes[0] == pytest.approx(sizes[1], abs=1)
 

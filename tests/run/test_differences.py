@@ -10,7 +10,7 @@ import yaml
 from conftest import Cli, train_tiny
 
 from ssl_seg.errors import SslSegError
-from ssl_seg.run.differences import ABSENT, PLANNED, Difference, compare_settings
+from ssl_seg.run.differences import ABSENT, PLANNED, SettingChange, compare_settings
 
 
 def write(path: Path, **sections: object) -> Path:
@@ -20,7 +20,7 @@ def write(path: Path, **sections: object) -> Path:
 
 def test_a_default_that_is_written_out_is_no_difference(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a.yaml"), write(tmp_path / "b.yaml", ema={"decay": 0.99}, seed=3)
-    assert compare_settings(a, b) == [Difference("seed", 0, 3)]
+    assert compare_settings(a, b) == [SettingChange("seed", 0, 3)]
     assert compare_settings(b, b) == []
 
 
@@ -37,24 +37,24 @@ def test_what_only_one_side_has(tmp_path: Path) -> None:
         tmp_path / "b.yaml", loss={"weights": {"dice": 1.0}, "phases": [phase]}, policies={"swa": {"start_epoch": 2}}
     )
     assert compare_settings(a, b) == [
-        Difference("loss.phases.0.from_epoch", ABSENT, 3),
-        Difference("loss.phases.0.weights.dice", ABSENT, 1.0),
-        Difference("loss.phases.0.blend_epochs", ABSENT, 0),
-        Difference("policies.swa.start_epoch", ABSENT, 2),
-        Difference("policies.swa.every_epochs", ABSENT, 1),
+        SettingChange("loss.phases.0.from_epoch", ABSENT, 3),
+        SettingChange("loss.phases.0.weights.dice", ABSENT, 1.0),
+        SettingChange("loss.phases.0.blend_epochs", ABSENT, 0),
+        SettingChange("policies.swa.start_epoch", ABSENT, 2),
+        SettingChange("policies.swa.every_epochs", ABSENT, 1),
     ]
 
 
 def test_null_beside_a_value(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a.yaml"), write(tmp_path / "b.yaml", optim={"clip_norm": None})
-    assert compare_settings(a, b) == [Difference("optim.clip_norm", 12.0, None)]
+    assert compare_settings(a, b) == [SettingChange("optim.clip_norm", 12.0, None)]
 
 
 def test_what_a_file_leaves_to_the_plan(tmp_path: Path, tiny_run: Path) -> None:
     a, b = write(tmp_path / "a.yaml"), write(tmp_path / "b.yaml", batch={"labeled": 2})
-    assert compare_settings(a, b) == [Difference("batch.labeled", PLANNED, 2)]
+    assert compare_settings(a, b) == [SettingChange("batch.labeled", PLANNED, 2)]
     by_name = {item.setting: item for item in compare_settings(b, tiny_run)}
-    assert by_name["data.channels"] == Difference("data.channels", PLANNED, 1)
+    assert by_name["data.channels"] == SettingChange("data.channels", PLANNED, 1)
     assert "batch.labeled" not in by_name
     assert "split.yaml" not in by_name  # a file has no split
 

@@ -19,7 +19,7 @@ import numpy as np
 from ssl_seg.config.data import check_label_amount
 from ssl_seg.data.content import image_of, is_constant
 from ssl_seg.data.findings import REMEDIES
-from ssl_seg.data.splits.stratify import GroupKey, Traits, assign_groups, nesting_order
+from ssl_seg.data.splits.stratify import CaseTraits, GroupKey, assign_groups, nesting_order
 from ssl_seg.errors import SplitError, name_examples
 
 if TYPE_CHECKING:  # reading a split file must not load the image libraries
@@ -152,7 +152,7 @@ class _Pool:
     groups: dict[GroupKey, list[str]]
     held: dict[str, int]
     shares: tuple[float, float, float]
-    traits: Traits
+    traits: CaseTraits
     notes: tuple[str, ...]
 
 
@@ -270,7 +270,7 @@ def reorder_labeled(split: Split, catalog: Catalog, seed: int) -> Split:
     pool = sorted(split.fractions[1.0])
     if strangers := [i for i in pool if i not in catalog.facts]:
         raise SplitError(f"{catalog.root} does not hold {len(strangers)} of the split's cases, e.g. '{strangers[0]}'.")
-    traits = Traits({i: catalog.facts[i].foreground or 0.0 for i in pool}, find_classes(catalog))
+    traits = CaseTraits({i: catalog.facts[i].foreground or 0.0 for i in pool}, find_classes(catalog))
     ordered = nesting_order(pool, traits, np.random.default_rng([seed, 5]))
     fractions = {f: ordered[: len(ids)] for f, ids in split.fractions.items()}
     note = f"the labeled training cases are in the order of label seed {seed}"
@@ -312,7 +312,7 @@ def _make_pool(
         if case_id not in held:
             groups.setdefault(key_of[case_id], []).append(case_id)
     shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-    traits = Traits(foreground, find_classes(catalog))
+    traits = CaseTraits(foreground, find_classes(catalog))
     return _Pool(catalog, key_of, groups, held, shares, traits, (*folder_notes, *notes))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.splits.split import Split, find_classes
-from ssl_seg.data.splits.stratify import Traits
+from ssl_seg.data.splits.stratify import CaseTraits
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
@@ -121,7 +121,7 @@ def measure_split(
     ``draws`` x cases numbers for each set: half a second for 5,000 cases and five sets.
     """
     known = {i: f for i, f in catalog.facts.items() if f.foreground is not None}
-    traits = Traits({i: f.foreground or 0.0 for i, f in known.items()}, find_classes(catalog))
+    traits = CaseTraits({i: f.foreground or 0.0 for i, f in known.items()}, find_classes(catalog))
     pool = split.fractions[1.0]
     everything = (*pool, *split.val, *split.test)
     sets: list[tuple[str, float | None, tuple[str, ...], tuple[str, ...]]]
@@ -192,7 +192,7 @@ def _list_columns(facts: Sequence[CaseFacts]) -> dict[str, Values]:
     return columns
 
 
-def _find_presence(ids: Sequence[str], traits: Traits) -> Members:
+def _find_presence(ids: Sequence[str], traits: CaseTraits) -> Members:
     """Return (cases, classes): which case has which class."""
     classes = sorted(frozenset[int]().union(*(traits.classes_of(i) for i in ids)))
     return np.array([[value in traits.classes_of(i) for value in classes] for i in ids], np.bool_)

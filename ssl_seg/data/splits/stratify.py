@@ -20,7 +20,7 @@ GroupKey = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Traits:
+class CaseTraits:
     """Traits of cases that they are stratified by.
 
     ``foreground`` maps an id to its foreground fraction; ``classes`` to the label values, without the background, that
@@ -36,7 +36,7 @@ class Traits:
         return self.classes.get(case_id, unknown)
 
 
-def _rank_classes(ids: Iterable[str], traits: Traits) -> list[int]:
+def _rank_classes(ids: Iterable[str], traits: CaseTraits) -> list[int]:
     """Return the classes of the ids, that of the most cases first."""
     cases_with = Counter(value for i in ids for value in traits.classes_of(i))
     return sorted(cases_with, key=lambda value: (-cases_with[value], value))
@@ -51,7 +51,7 @@ def _strata(foreground: Mapping[str, float]) -> dict[str, int]:
     return strata
 
 
-def _count_traits(groups: Mapping[GroupKey, Sequence[str]], traits: Traits) -> dict[GroupKey, NDArray[np.int64]]:
+def _count_traits(groups: Mapping[GroupKey, Sequence[str]], traits: CaseTraits) -> dict[GroupKey, NDArray[np.int64]]:
     """Return group -> number of its cases in each stratum, of each class where there are several, and in all."""
     ids = sorted(i for members in groups.values() for i in members)
     strata = _strata({i: traits.foreground[i] for i in ids})
@@ -72,7 +72,7 @@ def _count_traits(groups: Mapping[GroupKey, Sequence[str]], traits: Traits) -> d
 
 def assign_groups(
     groups: Mapping[GroupKey, Sequence[str]],
-    traits: Traits,
+    traits: CaseTraits,
     shares: Sequence[float],
     rng: np.random.Generator,
     *,
@@ -113,7 +113,7 @@ def assign_groups(
 
 
 def _repair(
-    chosen: dict[GroupKey, int], parts: Sequence[int], groups: Mapping[GroupKey, Sequence[str]], traits: Traits
+    chosen: dict[GroupKey, int], parts: Sequence[int], groups: Mapping[GroupKey, Sequence[str]], traits: CaseTraits
 ) -> None:
     """Give each part, where possible, a group, then one with foreground, then one with each class."""
     by_size = sorted(groups, key=lambda k: (len(groups[k]), k))
@@ -148,7 +148,7 @@ def _fill_empty_parts(
             chosen[free[0]] = part
 
 
-def nesting_order(ids: Iterable[str], traits: Traits, rng: np.random.Generator) -> tuple[str, ...]:
+def nesting_order(ids: Iterable[str], traits: CaseTraits, rng: np.random.Generator) -> tuple[str, ...]:
     """Return ids in an order whose prefixes all cover the range of foreground fractions, and soon all classes.
 
     The ids are sorted by their rarest class and their foreground fraction, bisected, and the ordered halves

@@ -73,7 +73,7 @@ def count_epochs(config: Config) -> int:
     return math.ceil(config.length.steps / config.length.steps_per_epoch)
 
 
-def describe_length(config: Config) -> str:
+def describe_epochs(config: Config) -> str:
     """Return how long the run is, in words."""
     length = config.length
     return f"the run has {count_epochs(config)} epochs ({length.steps} steps, {length.steps_per_epoch} each)"
@@ -198,7 +198,7 @@ def _find_idle_floor(config: Config, _: DataFacts) -> str | None:
     most = _count_most_plateaus(config, optim.plateau_patience)
     if optim.plateau_factor**most < optim.floor:
         return None
-    return f"{describe_length(config)}: the rate is lowered {most} time(s) at most, and never to that floor"
+    return f"{describe_epochs(config)}: the rate is lowered {most} time(s) at most, and never to that floor"
 
 
 def _find_idle_form(config: Config, _: DataFacts) -> str | None:
@@ -209,7 +209,7 @@ def _find_idle_form(config: Config, _: DataFacts) -> str | None:
 def _find_idle_growth(config: Config, _: DataFacts) -> str | None:
     optim, length = config.optim, config.length
     first = optim.warmup_steps + optim.restart_epochs * length.steps_per_epoch
-    return None if first < length.steps else f"{describe_length(config)}: it ends within the first cycle"
+    return None if first < length.steps else f"{describe_epochs(config)}: it ends within the first cycle"
 
 
 def _find_idle_scaling(config: Config, _: DataFacts) -> str | None:
@@ -238,7 +238,7 @@ def _count_most_plateaus(config: Config, patience: int) -> int:
 
 
 def _find_idle_gain(config: Config, _: DataFacts) -> str | None:
-    return None if _count_responses(config) > 1 else f"{describe_length(config)}: there is no second plateau"
+    return None if _count_responses(config) > 1 else f"{describe_epochs(config)}: there is no second plateau"
 
 
 def _find_idle_cap(config: Config, _: DataFacts) -> str | None:
@@ -248,7 +248,7 @@ def _find_idle_cap(config: Config, _: DataFacts) -> str | None:
     most = response.base + max(_count_responses(config) - 1, 0) * response.gain
     if most > response.cap:
         return None
-    return f"{describe_length(config)}: no multiplier is above {most:g}"
+    return f"{describe_epochs(config)}: no multiplier is above {most:g}"
 
 
 def find_marks(config: Config, key: str) -> tuple[float, ...]:
@@ -263,7 +263,7 @@ def _find_idle_every(key: str) -> Obstacle:
         policy = getattr(config.policies, key.rpartition(".")[2])
         if policy is None or len(find_marks(_set_every(config, key), key)) > 1:
             return None
-        return f"{describe_length(config)}: it acts once at most, at epoch {policy.start_epoch}"
+        return f"{describe_epochs(config)}: it acts once at most, at epoch {policy.start_epoch}"
 
     return find
 
@@ -277,7 +277,7 @@ def _set_every(config: Config, key: str) -> Config:
 
 def _find_idle_noise_decay(config: Config, _: DataFacts) -> str | None:
     is_repeated = len(find_marks(config, "policies.weight_noise")) > 1
-    return None if is_repeated else f"{describe_length(config)}: noise is added once at most"
+    return None if is_repeated else f"{describe_epochs(config)}: noise is added once at most"
 
 
 def _find_idle_glances(config: Config, _: DataFacts) -> str | None:
@@ -520,7 +520,7 @@ CONDITIONS: tuple[Condition, ...] = (
 
 def list_derived(config: Config) -> Iterator[Condition]:
     """Yield the conditions of what depends on the length of the run: policies, and phases of the loss."""
-    late = describe_length(config)
+    late = describe_epochs(config)
     for window in list_windows(config):
         if not window.acts:
             yield _block((window.key, *window.settings), f"{late}, and it acts after that at the earliest",

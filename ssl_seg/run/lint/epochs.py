@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ssl_seg.config import Config, LossPhaseConfig
 from ssl_seg.config.curves import find_raising_plateau
-from ssl_seg.run.lint.conditions import describe_length, find_marks
+from ssl_seg.run.lint.conditions import describe_epochs, find_marks
 
 
 def blend_cut_short(config: Config) -> Iterator[str]:
@@ -30,7 +30,7 @@ def swa_of_one(config: Config) -> Iterator[str]:
     if swa is not None and len(find_marks(config, "policies.swa")) == 1:
         yield (
             f"policies.swa takes one network only (start_epoch = {swa.start_epoch}, every_epochs = "
-            f"{swa.every_epochs}; {describe_length(config)}): the mean is that network. Start earlier or take more"
+            f"{swa.every_epochs}; {describe_epochs(config)}): the mean is that network. Start earlier or take more"
         )
 
 
