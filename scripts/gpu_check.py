@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 import yaml
-from benchmark_step import make_bare_step
+from benchmark_step import make_bare_step, record_passes
 from rich.console import Console
 from rich.table import Table
 from trainings import assemble
@@ -46,7 +46,6 @@ from trainings import assemble
 from ssl_seg.config.layers import Layer, merge_layers, nest
 from ssl_seg.engine.devices import synchronize
 from ssl_seg.errors import SslSegError
-from ssl_seg.inference.model import start_network
 from ssl_seg.methods import METHODS
 from ssl_seg.networks.builders import NETWORKS
 from ssl_seg.networks.precision import choose_device
@@ -112,8 +111,7 @@ def measure(name: str, data: str, settings: Settings, *, small: bool) -> Row:
     layers = [Layer("here", nest("data.root", data))]
     layers += [Layer("here", nest(key, value)) for key, value in settings.items()]
     try:
-        plan = resolve(TrainRequest(tuple(layers)))
-        trial = assemble(plan, device)
+        trial = assemble(resolve(TrainRequest(tuple(layers))), device)
     except SslSegError as error:
         return {"of": name, "refused": str(error).splitlines()[0]}
     source = trial.source
@@ -126,13 +124,12 @@ def measure(name: str, data: str, settings: Settings, *, small: bool) -> Row:
     fed = time_steps(lambda n: void(trial.engine.step(source[n].to(device), n, 1e-4)), device, 2, steps)
     row = {"of": name, "ready_ms": statistics.median(ready), "fed_ms": statistics.median(fed), "peak_gib": peak}
     row["waiting"] = max(0.0, 1 - row["ready_ms"] / row["fed_ms"])
-    if settings["method.name"] == "mean_teacher":
-        bare = make_bare_step(start_network(plan.config).to(device), trial.precision, device)
-        times: dict[str, list[float]] = {"bare": [], "own": []}
-        for _ in range(blocks):  # in turns
-            times["bare"] += time_steps(lambda n: bare(batches[n % 4], n), device, 1, steps)
-            times["own"] += time_steps(lambda n: void(trial.engine.step(batches[n % 4], n, 1e-4)), device, 1, steps)
-        row["to_bare"] = statistics.median(own / b for own, b in zip(times["own"], times["bare"], strict=True))
+    bare = make_bare_step(trial.engine, batches[1], record_passes(trial.engine, batches[1], number=1))
+    times: dict[str, list[float]] = {"bare": [], "own": []}
+    for _ in range(blocks):  # in turns
+        times["bare"] += time_steps(lambda n: void(bare(n)), device, 1, steps)
+        times["own"] += time_steps(lambda n: void(trial.engine.step(batches[n % 4], n, 1e-4)), device, 1, steps)
+    row["to_bare"] = statistics.median(own / b for own, b in zip(times["own"], times["bare"], strict=True))
     return row
 
 

@@ -4,7 +4,7 @@
 foreground (scratches, out-of-focus blobs, rings; specks between the sheets) under uneven light, so that a threshold on
 the gray value does clearly worse than a network that looks at shape and texture.
 
-``write_turned_plies`` writes a problem for methods rather than for networks: its labeled images show one style, its
+``write_fading_plies`` writes a problem for methods rather than for networks: its labeled images show one style, its
 unlabeled and validation images many.
 """
 
@@ -34,14 +34,13 @@ KINDS = tuple(DEFAULT_COUNT)
 _PREFIX = "synthetic:"
 _PARTICLES_SHAPE = (128, 128)
 _SHEETS_SHAPE = (32, 64, 64)
-_PLIES_SHAPE = {2: (64, 64), 3: (16, 32, 32)}
 
 PLIES_COUNT = {"labeled": 24, "unlabeled": 48, "val": 32}
-"""Images of each part that ``write_turned_plies`` writes."""
+"""Images of each part that ``write_fading_plies`` writes."""
 
-LARGEST_TURN = 39.0
-"""Degrees. At 45 nobody who knows plies at 0 could tell the two apart; at 42 some methods already confirm the mistakes
-of the supervised start."""
+LEAST_FIBER = 0.15
+"""Share of their contrast that the fibers of a wholly faded specimen keep. With 0.05 the supervised start takes faded
+plies for one another, and methods confirm it."""
 
 
 def is_synthetic(location: str) -> bool:
@@ -114,46 +113,49 @@ def write_dataset(folder: Path, kind: str, count: int, *, labeled: int | None = 
         raise DataError(f"{folder}: cannot be written ({error.strerror or error}).") from error
 
 
-def generate_plies(turn: float, ndim: int, *stream: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def generate_plies(fading: float, shape: tuple[int, ...], *stream: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return an image of a cut through two plies, and the mask of the second one; the same arguments, the same arrays.
 
-    Both are stripes of one brightness under noise. The fibers of the first ply run across (Y, X) at ``turn`` degrees,
-    those of the second at a right angle to them: nothing but the direction tells the two apart.
+    The fibers of the first ply run across (Y, X), those of the second at a right angle to them, under noise and uneven
+    light. In a fresh specimen the fibers are strong, and a stain makes either ply brighter, at random. As a specimen
+    fades, the fibers go and the stain settles in the second ply.
 
     Args:
-        turn: of the specimen, in degrees.
-        ndim: 2 for images (64, 64), 3 for volumes (16, 32, 32).
+        fading: 0 for a fresh specimen to 1.
+        shape: *S, of 2 or 3 axes.
         stream: seeds.
 
     Returns:
         image (*S) uint8 and mask (*S) uint8 of 0 and 1.
     """
-    rng, shape = np.random.default_rng([len(KINDS) + ndim, *stream]), _PLIES_SHAPE[ndim]
+    rng = np.random.default_rng([len(KINDS) + len(shape), *stream])
     axes, mask, coverage = np.ogrid[tuple(slice(n) for n in shape)], np.zeros(shape, np.bool_), rng.uniform(0.35, 0.5)
     while mask.mean() < coverage:
-        center, radius = rng.uniform(0, shape), rng.uniform(7, 12)
+        center, radius = rng.uniform(0, shape), rng.uniform(7, 11)
         mask |= sum((axis - c) ** 2 for axis, c in zip(axes, center, strict=True)) < radius**2
-    first, second = (
-        np.cos(
-            (axes[-1] * np.cos(angle) + axes[-2] * np.sin(angle)) * 2 * np.pi / rng.uniform(5, 7) + rng.uniform(0, 7)
-        )
-        for angle in np.deg2rad([turn, turn + 90])
-    )
-    image = ndimage.gaussian_filter(30 * np.where(mask, second, first), 0.5) + rng.normal(0, 20, shape)
+    first, second = (np.cos(axis * 2 * np.pi / rng.uniform(4, 5) + rng.uniform(0, 7)) for axis in (axes[-1], axes[-2]))
+    fibers = 60 * (1 - (1 - LEAST_FIBER) * fading) * np.where(mask, second, first)
+    stain = 60 * (fading or rng.uniform(-1, 1)) * (mask - 0.5)
+    light = _waves(rng, shape, amplitude=10, wavelength=(30, 60))
+    image = ndimage.gaussian_filter(fibers + stain + light, 0.5) + rng.normal(0, 14, shape)
     return np.clip(np.round(128 + image), 0, 255).astype(np.uint8), mask.astype(np.uint8)
 
 
-def write_turned_plies(
-    folder: Path, ndim: int, *, unlabeled: Literal["images", "shuffled", "masks"] = "images", seed: int = 0
+def write_fading_plies(
+    folder: Path,
+    shape: tuple[int, ...],
+    *,
+    unlabeled: Literal["images", "shuffled", "masks"] = "images",
+    seed: int = 0,
 ) -> None:
     """Write ``PLIES_COUNT`` cases as ``folder/train`` and ``folder/val``: a problem that unlabeled images solve.
 
-    The labeled training images show specimens that are not turned. The unlabeled ones and those for validation are
-    turned by 0 to ``LARGEST_TURN`` degrees, more of them by much than by little.
+    The labeled training images show fresh specimens. The unlabeled ones and those for validation have faded by 0 to 1,
+    evenly (``generate_plies``): where the fibers can still be told, they say what the stain means.
 
     Args:
         folder: a new folder.
-        ndim: 2 or 3.
+        shape: of the images.
         unlabeled: images: as described. shuffled: their voxels in random order, as a control. masks: with their masks,
             so that a supervised training shows what can be reached.
         seed: the seed of the images, which are the same in all three.
@@ -163,8 +165,8 @@ def write_turned_plies(
         for kind in ("images", "masks"):
             (place / kind).mkdir(parents=True, exist_ok=True)
         for index in range(count):
-            turn = 0.0 if name == "labeled" else LARGEST_TURN * (index / (count - 1)) ** 0.5
-            image, mask = generate_plies(turn, ndim, seed, part, index)
+            fading = 0.0 if name == "labeled" else (index + 1) / count
+            image, mask = generate_plies(fading, shape, seed, part, index)
             if name == "unlabeled" and unlabeled == "shuffled":
                 image = np.random.default_rng([seed, index]).permutation(image.ravel()).reshape(image.shape)
             _write(place / "images" / f"{name}_{index:02d}", image)
