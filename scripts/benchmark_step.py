@@ -4,7 +4,8 @@ A step of the engine is watched: which networks get which inputs, and which pass
 the same passes on copies, with a plain loss, the same optimizer and clipping, and one moving average. Blocks of steps
 alternate, so that other load on the machine hits both alike; on a CPU the seconds are those that the process computes,
 not those that it waits. What the engine adds are the losses of the methods, schedules, seeds and records; in every
-tenth step, also a pass over the labeled patches that measures pseudo-labels.
+tenth step, also a pass over the labeled patches that measures pseudo-labels. MiB is what a step holds at the end of
+its forward passes: networks, optimizer, gradients, and what is kept to compute these.
 
     python scripts/benchmark_step.py --methods all --patch 64 64
 """
@@ -13,14 +14,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,7 +184,7 @@ def time_block(step: Step, first: int, device: torch.device) -> float:
 def time_method(name: str, options: argparse.Namespace) -> dict[str, str]:
     """Return passes and times of a method, as they are printed."""
     engine, batch = make_trial(name, options)
-    passes = record_passes(engine, batch)
+    memory, passes = measure_memory(engine, batch), record_passes(engine, batch)
     steps = {"bare": make_bare_step(engine, batch, passes), "engine": make_engine_step(engine, batch)}
     seconds: dict[str, list[float]] = {loop: [] for loop in steps}
     for block in range(options.blocks + 1):
@@ -200,29 +198,31 @@ def time_method(name: str, options: argparse.Namespace) -> dict[str, str]:
     return {
         "method": name,
         "patches (with, without gradient)": "{} + {}".format(*patches),
+        "MiB": f"{memory:.0f}",
         "bare ms": f"{1000 * statistics.median(seconds['bare']):.1f}",
         "engine ms": f"{1000 * statistics.median(seconds['engine']):.1f}",
         "ratio (quartiles)": f"{middle:.3f} ({low:.3f} .. {high:.3f})",
     }
 
 
-def measure_memory(name: str, options: argparse.Namespace) -> float:
-    """Return the MiB that networks, optimizer and steps need at their peak, in a process that does nothing else."""
-    engine, batch = make_trial(name, options)
-    device = batch.image.device
-    held = sum(tensor.nbytes for network in list_networks(engine) for tensor in network.state_dict().values())
-    before, step = _read_resident(), make_engine_step(engine, batch)
-    for number in range(FIRST_STEP, FIRST_STEP + 3):
-        step(number)
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated() / 2**20)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
-    return float(held + max(0, peak - before)) / 2**20
+def measure_memory(engine: Engine, batch: Batch) -> float:
+    """Make a step; return the MiB of networks, optimizer, gradients, and what the passes keep for the gradients."""
+    sizes: dict[int, int] = {}
 
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()  # views of one storage count once
+        return tensor
 
-def _read_resident() -> int:
-    """Return the bytes of memory that this process has (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        engine.step(batch, FIRST_STEP, OPTIM.lr)
+    for network in list_networks(engine):
+        for tensor in network.state_dict().values():
+            count(tensor)
+    for state in engine.optimizer.state.values():
+        for value in state.values():
+            count(value)
+    return (sum(sizes.values()) + sum(own.nbytes for own in engine.student.parameters())) / 2**20
 
 
 def main() -> None:
@@ -239,9 +239,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for name in METHODS if "all" in options.methods else options.methods:
-        with multiprocessing.get_context("spawn").Pool(1) as alone:
-            memory = alone.apply(measure_memory, (name, options))
-        rows.append(time_method(name, options) | {"peak MiB": f"{memory:.0f}"})
+        rows.append(time_method(name, options))
         print(rows[-1], flush=True)
     patch = "x".join(map(str, options.patch))
     print_rows(f"a step of {options.labeled} labeled and {options.unlabeled} unlabeled patches of {patch}", rows)
