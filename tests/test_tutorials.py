@@ -40,7 +40,7 @@ def shrink(command: str) -> list[str]:
     if "--bootstrap" in words or words[1] == "ladder":
         words.append("--force")  # so few steps teach nothing, which the gate would say
     if "--bootstrap" not in words:
-        patch = "[16,16,16]" if "scans" in words else "[32,32]"
+        patch = "[32,32,32]" if "scans" in words else "[32,32]"
         tiny = {**TINY, "data.patch_size": patch}
         words += [word for key, value in tiny.items() for word in ("--set", f"{key}={value}")]
     if "--steps" in words:
