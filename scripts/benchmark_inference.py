@@ -4,28 +4,47 @@ Each measurement is a process of its own, in turns; peak memory is that of the p
 network is small, so that what is done around it shows: ``--features`` makes it larger, 0 leaves none.
 
     OMP_NUM_THREADS=1 python scripts/benchmark_inference.py --sizes 256 --rounds 3
+
+With ``--files`` it measures the command instead: ``ssl-seg predict`` on files of any size, which are made for it and
+removed, by a small network of this program that is trained for a few steps; with ``--features 0`` that one is loaded
+and left out. Peak memory is all of the process.
+
+    OMP_NUM_THREADS=1 python scripts/benchmark_inference.py --files 128x512x512.tif 2048x512x512.ome.zarr --features 0
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ssl_seg.cli.main import main as run_command
+from ssl_seg.config.layers import Layer
+from ssl_seg.data.formats.stored import RowReader
 from ssl_seg.data.views.transforms import normalize
+from ssl_seg.data.volumes import split_suffix, write_mask, write_probabilities
+from ssl_seg.inference.model import Model
 from ssl_seg.inference.sliding import Predictor, measure_array
+from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.training import train
 
 ARMS = ("monai", "whole", "by rows")
 
@@ -76,6 +95,75 @@ def measure(arm: str, size: int, options: argparse.Namespace) -> dict[str, float
     return {"seconds": seconds, "cpu": cpu, "peak": peak, "share": share}
 
 
+def train_small(folder: Path, ndim: int) -> Path:
+    """Return a run of a network of 4 features, with windows of 256² or 64³, trained for a few steps."""
+    root, patch = {2: ("synthetic:particles", 256), 3: ("synthetic:sheets", 64)}[ndim]
+    settings = {
+        "data": {"root": root, "patch_size": [patch] * ndim},
+        "network": {"name": "basic_unet", "features": 4},
+        "batch": {"labeled": 1},
+        "length": {"steps": 6, "steps_per_epoch": 3},
+        "monitor": {"probe_patches": 2, "train_probe_patches": 1},
+        "runtime": {"precision": "fp32"},
+    }
+    train(TrainRequest((Layer("benchmark", settings),), folder))
+    return folder
+
+
+def write_image(path: Path, shape: tuple[int, ...]) -> None:
+    """Write uint8 steps under noise; TIFF is packed where the name says ``packed``, a 2D image by tiles of 256²."""
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        noise = np.random.default_rng(start).integers(0, 40, (stop - start, *shape[1:]), np.uint8)
+        places = np.ix_(np.arange(start, stop), *(np.arange(size) for size in shape[1:]))
+        return (noise + sum(place // 16 * 37 % 61 for place in places)).astype(np.uint8)
+
+    is_plain = path.suffix == ".tif" and ".packed" not in path.name
+    (write_probabilities if is_plain else write_mask)(path, RowReader(shape, np.dtype(np.uint8), read))
+
+
+def leave_out_networks() -> None:
+    """Let all networks that this process loads give their input and its opposite."""
+    load = Model.predictor
+    Model.predictor = lambda *given: replace(load(*given), net=_Opposite())  # type: ignore[method-assign]
+
+
+def measure_command(arguments: list[str]) -> dict[str, float]:
+    """Return seconds of ``ssl-seg`` with these arguments, in this process, and megabytes of its largest process."""
+    sys.argv = ["ssl-seg", *arguments]
+    began = time.perf_counter()
+    try:
+        run_command()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    seconds = time.perf_counter() - began
+    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = sum(used.ru_utime + used.ru_stime for used in (own, others))
+    peak = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    return {"seconds": seconds, "cpu": cpu, "peak": max(*map(int, peak), others.ru_maxrss) / 1024}
+
+
+def measure_files(options: argparse.Namespace) -> None:
+    """Predict images such as ``20000x20000.packed.tif``, and print a line of each."""
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder, runs = Path(temporary), dict[int, Path]()
+        for name in options.files:
+            shape = tuple(map(int, name.partition(".")[0].split("x")))
+            ndim, image, masks = len(shape), folder / name, folder / "masks"
+            runs[ndim] = runs.get(ndim) or train_small(folder / f"run{ndim}", ndim)
+            write_image(image, shape)
+            mask = masks / f"mask{split_suffix(name)[1]}"
+            command = [sys.executable, __file__, "--features", str(options.features), "--command"]
+            command += ["predict", str(runs[ndim]), str(image), str(mask)]
+            answer = subprocess.run([*command, *options.more], check=True, stdout=subprocess.PIPE, text=True).stdout
+            found = json.loads(answer.splitlines()[-1])
+            sys.stdout.write(f"{name:30}{found['seconds']:8.1f} s{found['cpu']:8.1f} CPU s{found['peak']:8.0f} MB\n")
+            sys.stdout.flush()
+            shutil.rmtree(masks)
+            shutil.rmtree(image) if image.is_dir() else image.unlink()
+
+
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,10 +173,22 @@ def main() -> None:
     parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--features", type=int, default=4, help="of the network")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--files", nargs="+", help="measure ssl-seg predict instead, on 2048x512x512.ome.zarr and such")
+    parser.add_argument("--folder", type=Path, help="where the files are made")
+    parser.add_argument("--more", nargs=argparse.REMAINDER, default=[], help="options of ssl-seg predict; the last one")
+    parser.add_argument("--command", nargs=argparse.REMAINDER, help="run ssl-seg once and print JSON")
     parser.add_argument("--one", nargs=2, metavar=("ARM", "SIZE"), help="measure once and print JSON")
     options = parser.parse_args()
     if options.one:
         sys.stdout.write(json.dumps(measure(options.one[0], int(options.one[1]), options)))
+        return
+    if options.command:
+        if not options.features:
+            leave_out_networks()
+        sys.stdout.write(json.dumps(measure_command(options.command)))
+        return
+    if options.files:
+        measure_files(options)
         return
     passed = ["--patch", str(options.patch), "--overlap", str(options.overlap), "--features", str(options.features)]
     table = Table("size", "way", "seconds", "CPU seconds", "peak MB", "foreground", title="predicting a volume")

@@ -62,6 +62,9 @@ def predict(
     uncalibrated: o.Uncalibrated = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make masks anew that are there already.")] = False,
     accelerator: o.Accelerator = None,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Processes that share the images, and the pieces of large ones.", min=1)
+    ] = 1,
 ) -> None:
     """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks.
 
@@ -69,7 +72,8 @@ def predict(
 
     Images that cannot be predicted are named at the end. The same command goes on after an interruption.
 
-    Large images are made in pieces, which are shared by all processes that are given the same command.
+    Large images are made in pieces. Pieces and images are shared by the --workers, and by all that are given the same
+    command.
     """
     from ssl_seg.results.mask_files import check_places
 
@@ -99,6 +103,7 @@ def predict(
             suffix=None if format_ is None else f".{format_.value}",
             calibrated=not uncalibrated,
             accelerator=accelerator,
+            workers=workers,
         )
         masks = run_prediction(request, TerminalConsole().track("predicting"), note=lambda text: show(text, err=True))
     except KeyboardInterrupt:

@@ -104,9 +104,10 @@ class MaskRecord:
         path = self.folder / RECORD
         try:
             for line in read_jsonl(path):
-                if "planned" in line:
-                    settings[line["key"]] = line["settings"]
-                    made |= dict.fromkeys(line["planned"], Made(line["settings"]))
+                if "planned" in line:  # perhaps by a second call, when the first one had done some
+                    settings[line["key"]] = own = line["settings"]
+                    named = (name for name in line["planned"] if name not in made or made[name].settings != own)
+                    made |= dict.fromkeys(named, Made(own))
                 else:
                     own = settings[line["key"]]
                     made[line["done"]] = Made(own, line["image"], tuple(line["shape"]), float(line["share"]))
@@ -134,6 +135,15 @@ class MaskRecord:
         """
         line = {"key": self.key, "done": self.name(job), "image": image, "shape": list(shape)}
         self._append({**line, "share": share})
+
+    def is_done(self, job: Job) -> bool:
+        """Return whether the mask is there, made by these settings from the image as it is now."""
+        own = self.read().get(self.name(job))
+        return own is not None and own.settings == self.settings and own.image == job.identify_image()
+
+    def lock_path(self, job: Job) -> Path:
+        """Return the file that is locked by the process that makes a mask."""
+        return (self.folder or job.mask.parent) / f".{self.name(job).replace('/', '_')}.lock"
 
     def name(self, job: Job) -> str:
         """Return the path of a mask below the folder."""
@@ -238,12 +248,12 @@ def split_jobs(jobs: Sequence[Job], record: MaskRecord, *, overwrite: bool) -> t
     Raises:
         DataError: for an output that exists and was made by other settings, from another image, or by someone else.
     """
-    made = {} if overwrite else record.read()
+    found = [[path for path in job.outputs if path.exists()] for job in jobs]
+    made = {} if overwrite else record.read()  # after that: another process says what it makes before it makes it
     waiting: list[Job] = []
     kept: dict[Path, Made] = {}
     refused: list[str] = []
-    for job in jobs:
-        there = [path for path in job.outputs if path.exists()]
+    for job, there in zip(jobs, found, strict=True):
         own = made.get(record.name(job))
         if folders := [path for path in there if path.is_dir() and split_suffix(path.name)[1] not in ZARR_SUFFIXES]:
             refused.append(f"{folders[0]} is a folder")

@@ -16,26 +16,25 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from ssl_seg.data.formats.stored import RowReader
 from ssl_seg.files import atomic_write
 from ssl_seg.inference.stitching import Box, divide_laterally
+from ssl_seg.results.claims import WAIT, try_lock
 
 WHOLE_VOXELS = 2**25
 """An image of more voxels is predicted in pieces."""
 PIECE_VOXELS = 2**24
 """Voxels of a piece, unless it would be lower than a window."""
-WAIT = 0.5
-"""Seconds between two looks at the pieces that other processes make."""
 PLAN = "plan.json"
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -133,13 +132,7 @@ class Pieces:
         return None if chosen is None else (chosen, locks[chosen])
 
     def _lock(self, number: int) -> FileLock | None:
-        lock = FileLock(self.folder / f"{number:05}.lock", timeout=0)
-        with suppress(NotImplementedError):  # a file system without locks: a piece may be made twice
-            try:
-                lock.acquire()
-            except Timeout:
-                return None
-        return lock
+        return try_lock(self.folder / f"{number:05}.lock")
 
     def _make_run(self, number: int, lock: FileLock, predict: PredictRows) -> Iterator[int]:
         """Make a piece and those that follow it, until one is done or somebody works on it; yield their numbers."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import special
 
@@ -34,6 +37,7 @@ from ssl_seg.data.volumes import (
     write_mask,
     write_probabilities,
 )
+from ssl_seg.engine.machine import count_cores
 from ssl_seg.errors import ConfigError, DataError, SslSegError, is_out_of_memory, quote
 from ssl_seg.files import is_disk_full, write_json
 from ssl_seg.inference.calibration import (
@@ -53,10 +57,12 @@ from ssl_seg.inference.turns import list_turns
 from ssl_seg.labels import to_mask
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.networks.precision import choose_device_if_given
+from ssl_seg.results.claims import Claim, State, claim_each, read_state
 from ssl_seg.results.folds import list_members
-from ssl_seg.results.mask_files import Job, MaskRecord, check_places, is_mask_name, plan_jobs, split_jobs
+from ssl_seg.results.mask_files import Job, Made, MaskRecord, check_places, is_mask_name, plan_jobs, split_jobs
 from ssl_seg.results.objects import TABLE, check_table, find_objects, join_tables, write_rows
 from ssl_seg.results.pieces import PLAN, WHOLE_VOXELS, Pieces, divide
+from ssl_seg.results.workers import run_workers
 from ssl_seg.scores.sameness import FEWEST, find_same
 
 Failure = tuple[str, str]
@@ -113,6 +119,8 @@ class PredictRequest:
     """Write probabilities as 0 to 255; without ``probabilities`` as well."""
     suffix: str | None = None
     """Of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is."""
+    workers: int = 1
+    """Processes that share the images, and the pieces of a large one; no more are started than there are of these."""
 
 
 def predict(
@@ -142,10 +150,12 @@ def predict(
 
     Raises:
         SslSegError: nothing to predict, or an output that is there and was made otherwise; existing files stay as they
-            are. A threshold outside (0, 1), or for more than two classes. Checkpoints that do not go together.
+            are. A threshold outside (0, 1), or for more than two classes. Checkpoints that do not go together. One of
+            several ``workers`` has died: what is finished stays.
         DataError: after all other masks are written, for images that could not be predicted.
     """
     check_places(request.source, request.output)
+    _check_workers(request.workers, note)
     models = _open_networks(request, note)
     data = models[0].config.data
     check_threshold(request.threshold, data)
@@ -166,52 +176,59 @@ def predict(
     record = MaskRecord(None if is_mask_name(request.output) else request.output, way.settings)
     if request.objects and record.folder is not None:
         check_table(record.folder / TABLE, data.ndim, data.channels)
+    states = {job.mask: read_state(job.mask) for job in jobs}
     waiting, kept = split_jobs(jobs, record, overwrite=request.overwrite)
     if kept:
         note(f"{len(kept)} of {len(jobs)} masks are there already, made by the same call, and are kept")
 
-    shares: dict[tuple[int, ...], list[float]] = {}
-    for earlier in kept.values():
-        shares.setdefault(earlier.shape, []).append(earlier.share)
-    failures: list[Failure] = []
-    shifted: list[str] = []
-    read_as = Counter[str]()
-    done = len(kept)
-    there = {job.mask for job in waiting if job.mask.exists()}
-    begin = cache(lambda: record.plan(waiting))  # when there is something to write: a folder is not made for nothing
-    alone = len(waiting) == 1  # then it is the pieces of the image that are shown
+    work = _Work(request, waiting, [states[job.mask] for job in waiting], record)
+    outcomes: dict[int, _Outcome] = {}
     try:
-        for job in waiting if alone else track(waiting, len(waiting)):
-            try:
-                by_another = job.mask not in there and job.mask.exists()
-                made = (
-                    None
-                    if by_another
-                    else _predict_job(job, record.name(job), way, begin, track if alone else pass_through)
-                )
-            except (SslSegError, MemoryError, RuntimeError, OSError) as error:
-                failures.append((job.locations[0], _describe_failure(job, error, request.output, done)))
-                continue
-            done += 1
-            if made is None:  # another process has made it
-                continue
-            shifted += [job.locations[0]] * made.is_shifted
-            record.finish(job, made.identity, made.shape, made.share)
-            read_as.update(made.notes)
-            shares.setdefault(made.shape, []).append(made.share)
+        with _hold_folder(record.folder or request.output.parent):
+            for number, outcome in _share_out(work, way, track, note):
+                # Another process may make, or have the memory for, what one could not.
+                if isinstance(outcome, _Result) or isinstance(outcomes.get(number, ""), str):
+                    outcomes[number] = outcome
     except KeyboardInterrupt:
+        failures = _list_failures(waiting, outcomes)
         begun = sum(len(_find_pieces(job)) for job in waiting)
         kept_pieces = f"; so far {begun} piece(s) of larger images are done and kept" if begun else ""
-        note(_list_failures(f"interrupted: {done} of {len(jobs)} masks are in {request.output}{kept_pieces}", failures))
+        done = len(kept) + len(outcomes) - len(failures)
+        so_far = f"interrupted: {done} of {len(jobs)} masks are in {request.output}{kept_pieces}"
+        note(_describe_failures(so_far, failures))
         raise
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        done = len(kept) + len(outcomes) - len(_list_failures(waiting, outcomes))
+        raise DataError(
+            f"the disk of {request.output} is full; {done} masks are done. Free some space and give the same command "
+            "again"
+        ) from error
     if request.objects and record.folder is not None:
         join_tables((job.table for job in jobs), record.folder / TABLE, data.ndim, data.channels)
-    remarks = [f"{number} image(s): {remark}" for remark, number in read_as.items()]
-    for text in filter(None, (*remarks, _describe_shifted(shifted, data), describe_sameness(shares, request.output))):
+    made = {number: outcome for number, outcome in outcomes.items() if isinstance(outcome, _Result)}
+    for text in _list_remarks(made, waiting, kept.values(), request, data):
         note(text)
-    if failures:
+    if failures := _list_failures(waiting, outcomes):
+        done = len(kept) + len(outcomes) - len(failures)
         raise DataError(_describe_end(failures, done, len(jobs), request.output))
     return [job.mask for job in waiting]
+
+
+def _list_remarks(
+    made: Mapping[int, _Result], jobs: Sequence[Job], kept: Iterable[Made], request: PredictRequest, data: DataConfig
+) -> list[str]:
+    """Return what is to be said of the masks that this call has made, and of all together."""
+    read_as = Counter(text for result in made.values() for text in result.notes)
+    remarks = [f"{number} image(s): {remark}" for remark, number in read_as.items()]
+    shifted = [jobs[number].locations[0] for number, result in sorted(made.items()) if result.is_shifted]
+    shares: dict[tuple[int, ...], list[float]] = {}
+    masks: list[Made | _Result] = [*kept, *made.values()]
+    for mask in masks:
+        shares.setdefault(mask.shape, []).append(mask.share)
+    found = (*remarks, _describe_shifted(shifted, data), describe_sameness(shares, request.output))
+    return [text for text in found if text]
 
 
 @dataclass(frozen=True)
@@ -227,7 +244,108 @@ class _Result:
     """Whether the image, a CT, has no value below that of air."""
 
 
-def _predict_job(job: Job, name: str, way: _Way, begin: Callable[[], None], track: Track) -> _Result | None:
+_Outcome: TypeAlias = _Result | str | None
+"""What becomes of an image: a mask, none for the reason said, or a mask that another process has made."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The images of a call that wait for their masks, and the state of these masks when it began."""
+
+    request: PredictRequest
+    jobs: Sequence[Job]
+    states: Sequence[State]
+    record: MaskRecord
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a process tells of its progress: the number of an image, or of a piece of the only one; -1 at the start."""
+
+    number: int
+    total: int
+
+
+def _share_out(work: _Work, way: _Way, track: Track, note: Callable[[str], None]) -> Iterator[tuple[int, _Outcome]]:
+    """Return what becomes of each image, by its number, made by this process or by as many as are asked for."""
+    asked, count = work.request.workers, _count_workers(work, way)
+    if count < asked:
+        note(f"--workers {asked}: there are only {count} image(s) or piece(s) to share, so {count} process(es) work")
+    if count == 1:
+        return _make_masks(work, way, track)
+    return _gather(run_workers(count, _make_elsewhere, work, way.settings, count), track)
+
+
+def _count_workers(work: _Work, way: _Way) -> int:
+    """Return how many processes have something to do, no more than are asked for."""
+    asked, units = work.request.workers, len(work.jobs)
+    for job in work.jobs if units < asked else ():
+        with suppress(SslSegError, OSError, MemoryError, RuntimeError):  # said when it is predicted
+            shape = _open_image(job, way.data).shape[1:]
+            units += len(divide(shape, way.members[0].patch_size)) - 1 if _is_large(shape, way.data) else 0
+    return max(1, min(asked, units))
+
+
+def _make_elsewhere(tell: Callable[[object], None], work: _Work, settings: Mapping[str, Any], count: int) -> None:
+    """Do the work of one of ``count`` processes, and tell the first one of each step and outcome."""
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, count_cores() // count)))
+
+    def track(items: Iterable[Any], total: int) -> Iterator[Any]:
+        tell(_Step(-1, total))
+        for item in items:
+            yield item
+            tell(_Step(item if isinstance(item, int) else item[0], total))
+
+    way = _use_networks(work.request, _open_networks(work.request, lambda _: None), lambda _: None)
+    if way.settings != settings:
+        raise DataError(f"{way.path} or its calibration has changed since the call began: give the same command again")
+    for told in _make_masks(work, way, track):
+        tell(told)
+
+
+def _gather(messages: Iterable[Any], track: Track) -> Iterator[tuple[int, _Outcome]]:
+    """Yield the outcomes that several processes tell; show each step once, whoever takes it."""
+    outcomes: list[tuple[int, _Outcome]] = []
+
+    def list_steps() -> Iterator[_Step]:
+        seen: set[int] = set()
+        for message in messages:
+            if not isinstance(message, _Step):
+                outcomes.append(message)
+            elif message.number not in seen:
+                seen.add(message.number)
+                yield message
+
+    steps = list_steps()
+    if (start := next(steps, None)) is not None:
+        for _ in track(steps, start.total):
+            yield from outcomes
+            outcomes.clear()
+    yield from outcomes
+
+
+def _make_masks(work: _Work, way: _Way, track: Track) -> Iterator[tuple[int, _Outcome]]:
+    """Make all masks that no other process makes; yield what becomes of each image, by its number."""
+    jobs, record = work.jobs, work.record
+    begin = cache(lambda: record.plan(jobs))  # when there is something to write
+    alone = len(jobs) == 1  # then it is the pieces of the image that are shown
+    claims = claim_each([job.mask for job in jobs], work.states, [record.lock_path(job) for job in jobs])
+    for number, claim in claims if alone else track(claims, len(jobs)):
+        job, outcome = jobs[number], cast(_Outcome, None)
+        try:
+            if claim is not None and not (claim.before and not work.request.overwrite and record.is_done(job)):
+                shown = track if alone else pass_through
+                outcome = _predict_job(job, record.name(job), way, begin, claim, shown)
+        except (SslSegError, MemoryError, RuntimeError, OSError) as error:
+            outcome = _describe_failure(job, error)
+        if isinstance(outcome, _Result):
+            record.finish(job, outcome.identity, outcome.shape, outcome.share)
+        yield number, outcome
+
+
+def _predict_job(
+    job: Job, name: str, way: _Way, begin: Callable[[], None], claim: Claim, track: Track
+) -> _Result | None:
     """Make what is written for an image; return None where another process has finished it meanwhile.
 
     Args:
@@ -235,11 +353,12 @@ def _predict_job(job: Job, name: str, way: _Way, begin: Callable[[], None], trac
         name: that of the mask in tables.
         way: how.
         begin: is called before the first file is written.
+        claim: to the image; given up where it has pieces, which are shared.
         track: shows the progress of an image in pieces.
     """
     data, channels = way.data, way.data.channels
     identity = job.identify_image()  # before it is read: it may change while its mask is made
-    stored = open_image(*job.locations, reading=replace(make_reading(dict(data)), by_box=True))
+    stored = _open_image(job, data)
     if (ndim := len(stored.shape) - 1) != data.ndim:
         raise DataError(f"{job.locations[0]} is {ndim}D; the network was trained on {data.ndim}D images")
     shape, fit = stored.shape[1:], partial(_fit_channels, job.locations, channels)
@@ -247,7 +366,7 @@ def _predict_job(job: Job, name: str, way: _Way, begin: Callable[[], None], trac
     spacing = way.request.spacing or stated or data.spacing
     way = way.turn(spacing)
     write = partial(_write_outputs, job, name, way, stored.geometry, spacing)
-    if prod(shape) <= WHOLE_VOXELS or data.resample_to is not None:
+    if not _is_large(shape, data):
         voxels = fit(stored.read())
         intensity = measure_array(voxels)
         rows = way.predict(voxels, intensity, spacing, tuple(slice(0, size) for size in shape))
@@ -256,7 +375,10 @@ def _predict_job(job: Job, name: str, way: _Way, begin: Callable[[], None], trac
         share = write(outputs, lambda: voxels)
     else:
         begin()
-        pieces, intensity = _open_pieces(job, stored, way)
+        if (opened := _open_pieces(job, stored, way, claim)) is None:
+            return None
+        claim.release()
+        pieces, intensity = opened
         image = BoxReader(stored, (channels, *shape), stored.dtype, fit)
         for _ in track(pieces.make(partial(way.predict, image, intensity, spacing)), pieces.left):
             pass
@@ -269,6 +391,15 @@ def _predict_job(job: Job, name: str, way: _Way, begin: Callable[[], None], trac
         share = found[0]
     is_shifted = data.window is not None and intensity.low.min() >= 0 and intensity.high.max() >= SHIFTED_CT
     return _Result(identity, shape, share, stored.notes, bool(is_shifted))
+
+
+def _open_image(job: Job, data: DataConfig) -> Stored:
+    return open_image(*job.locations, reading=replace(make_reading(dict(data)), by_box=True))
+
+
+def _is_large(shape: Sequence[int], data: DataConfig) -> bool:
+    """Return whether an image (*S) is predicted in pieces."""
+    return prod(shape) > WHOLE_VOXELS and data.resample_to is None
 
 
 def _describe_shifted(shifted: Sequence[str], data: DataConfig) -> str | None:
@@ -384,8 +515,9 @@ def _use_networks(request: PredictRequest, models: Sequence[Model], note: Callab
     )
 
 
-def _open_pieces(job: Job, stored: Stored, way: _Way) -> tuple[Pieces, Intensity]:
-    """Return the pieces of a large image, begun or new, and the statistics of the image, which are kept with them."""
+def _open_pieces(job: Job, stored: Stored, way: _Way, claim: Claim) -> tuple[Pieces, Intensity] | None:
+    """Return the pieces of a large image, begun or new, and the statistics of the image, which are kept with them; None
+    where another process has put the pieces together and removed them."""
     plan = {"settings": way.settings, "outputs": sorted(way.suffixes), "image": job.identify_image()}
     key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
     folder = job.mask.with_name(f".{job.mask.name}.{key}.pieces")
@@ -394,6 +526,8 @@ def _open_pieces(job: Job, stored: Stored, way: _Way) -> tuple[Pieces, Intensity
         low, high, mean, std = (np.array(kept[name]) for name in _STATISTICS)
         intensity = Intensity(low, high, mean, std)
     except FileNotFoundError:
+        if claim.is_made:
+            return None
         step = MEASURED_VOXELS * stored.shape[0] * stored.dtype.itemsize
         intensity = measure_by_block(stored, way.data.channels, step)
         folder.mkdir(parents=True, exist_ok=True)
@@ -443,17 +577,15 @@ def _to_values(classes: Rows, label_values: Sequence[int]) -> Rows:
     return RowReader(classes.shape, dtype, lambda a, b: to_mask(classes[a:b], label_values))
 
 
-def _describe_failure(job: Job, error: Exception, output: Path, done: int) -> str:
+def _describe_failure(job: Job, error: Exception) -> str:
     """Return why there is no mask of an image.
 
     Raises:
-        DataError: when the disk is full: further images would be predicted in vain.
+        OSError: when the disk is full: further images would be predicted in vain.
         Exception: the error itself, if it is one of the program.
     """
     if is_disk_full(error):
-        raise DataError(
-            f"the disk of {output} is full; {done} masks are done. Free some space and give the same command again"
-        ) from error
+        raise OSError(errno.ENOSPC, str(error)) from error
     if not isinstance(error, SslSegError) and not is_out_of_memory(error):
         raise error
     reason = (
@@ -464,11 +596,32 @@ def _describe_failure(job: Job, error: Exception, output: Path, done: int) -> st
     return reason.removeprefix(job.locations[0]).lstrip(": ")
 
 
-def _list_failures(text: str, failures: Sequence[Failure]) -> str:
+def _list_failures(jobs: Sequence[Job], outcomes: Mapping[int, _Outcome]) -> list[Failure]:
+    found = ((number, outcomes[number]) for number in sorted(outcomes))
+    return [(jobs[number].locations[0], outcome) for number, outcome in found if isinstance(outcome, str)]
+
+
+def _describe_failures(text: str, failures: Sequence[Failure]) -> str:
     shown = [f"  {image}: {reason}" for image, reason in failures[:SHOWN_FAILURES]]
     if left := [image for image, _ in failures[SHOWN_FAILURES:]]:
         shown.append(f"  and {len(left)} more: {', '.join(left)}")
     return "\n".join([text, *shown])
+
+
+@contextmanager
+def _hold_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and remove it at the end where nothing was written into it."""
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _describe_end(failures: Sequence[Failure], done: int, images: int, output: Path) -> str:
@@ -476,7 +629,16 @@ def _describe_end(failures: Sequence[Failure], done: int, images: int, output: P
         return ": ".join(failures[0])
     rest = f"the other {done} masks are in {output}" if done else "no mask was written"
     text = f"{len(failures)} of {images} images have no mask, {rest}"
-    return _list_failures(f"{text}. Repair or remove them, and give the same command again:", failures)
+    return _describe_failures(f"{text}. Repair or remove them, and give the same command again:", failures)
+
+
+def _check_workers(workers: int, note: Callable[[str], None]) -> None:
+    if workers < 1:
+        raise ConfigError(f"--workers {workers}: must be a whole number from 1 on: so many processes work")
+    if workers > (cores := count_cores()):
+        note(
+            f"WARNING --workers {workers}: on a CPU more processes than the {cores} core(s) take memory, not less time"
+        )
 
 
 def _check_spacing(request: PredictRequest, data: DataConfig, note: Callable[[str], None]) -> None:

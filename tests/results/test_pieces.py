@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +17,22 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from conftest import Cli
 from sizes import around
+from test_cli import assert_refused
 
 from ssl_seg.data.formats import tiff as tiff_module
 from ssl_seg.data.volumes import open_image, read_mask, write_mask, write_probabilities
-from ssl_seg.errors import DataError
+from ssl_seg.errors import ConfigError, DataError, MachineError
 from ssl_seg.inference.sliding import Predictor
+from ssl_seg.results import claims, prediction
 from ssl_seg.results import pieces as pieces_module
-from ssl_seg.results import prediction
+from ssl_seg.results.mask_files import RECORD
 from ssl_seg.results.pieces import PLAN, Pieces, divide
 from ssl_seg.results.prediction import PredictRequest, predict
 
 SHAPE = (230, 150)
+Tell = Callable[[object], None]
 
 
 def write_image(path: Path, seed: int = 0) -> Path:
@@ -267,6 +272,141 @@ class TestSeveralProcesses:
         assert before
         assert outputs(tmp_path) == before
         assert hidden(tmp_path) == []
+
+
+def make_in_small_pieces(tell: Tell, *arguments: Any) -> None:
+    """In another process: the constants of the fixture ``in_pieces``."""
+    prediction.WHOLE_VOXELS = 0
+    pieces_module.PIECE_VOXELS = 64 * SHAPE[1]
+    prediction._make_elsewhere(tell, *arguments)
+
+
+def make_one_and_die(tell: Tell, *arguments: Any) -> None:
+    def tell_one(message: object) -> None:
+        if isinstance(message, prediction._Step) and message.number >= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        tell(message)
+
+    make_in_small_pieces(tell_one, *arguments)
+
+
+class TestWorkers:
+    def test_killed_in_the_middle_and_given_again(
+        self,
+        request_: PredictRequest,
+        in_pieces: list[int],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        predict(replace(request_, output=tmp_path / "alone" / "out.tif"))
+        monkeypatch.setattr(prediction, "_make_elsewhere", make_one_and_die)
+        with pytest.raises(MachineError, match="killed by signal 9"):
+            predict(replace(request_, workers=2))
+        assert outputs(tmp_path) == {}
+        (folder,) = hidden(tmp_path)
+        done = {path.name: path.stat().st_mtime_ns for path in folder.glob("[0-9]*[0-9].npy")}
+        assert 1 <= len(done) <= 2
+        monkeypatch.setattr(prediction, "_make_elsewhere", make_in_small_pieces)
+        shown: list[tuple[int, int]] = []
+        del in_pieces[:]
+        notes: list[str] = []
+        predict(
+            replace(request_, workers=9),
+            lambda items, total: shown.append((len(list(items)), total)) or (),
+            note=notes.append,
+        )
+        assert in_pieces == []  # this process makes none
+        assert shown == [(4 - len(done) + 1, 4 - len(done))]
+        assert any("--workers 9: there are only 4 image(s) or piece(s)" in text for text in notes)
+        assert outputs(tmp_path) == outputs(tmp_path / "alone")
+        assert hidden(tmp_path) == []
+
+    def test_a_folder(self, request_: PredictRequest, tmp_path: Path) -> None:
+        for number in range(5):
+            (tmp_path / "images").mkdir(exist_ok=True)
+            write_mask(tmp_path / "images" / f"{number}.png", np.random.default_rng(number).integers(0, 200, (40, 40)))
+        (tmp_path / "images" / "3.png").write_bytes(b"")
+        one, two = (
+            replace(request_, source=tmp_path / "images", output=tmp_path / name, workers=workers)
+            for name, workers in (("one", 1), ("two", 2))
+        )
+        for request in (one, two):
+            with pytest.raises(
+                DataError, match=r"(?s)1 of 5 images have no mask, the other 4 .*3\.png: the file is empty"
+            ):
+                predict(request)
+        names = {path.name for path in one.output.iterdir()}
+        assert names == {path.name for path in two.output.iterdir()}
+        for name in names - {RECORD}:
+            assert (one.output / name).read_bytes() == (two.output / name).read_bytes()
+        (tmp_path / "images" / "3.png").unlink()
+        notes: list[str] = []
+        assert predict(two, note=notes.append) == []
+        assert any("4 of 4 masks are there already" in text for text in notes)
+
+    def test_numbers_that_are_none(self, cli: Cli, request_: PredictRequest, tiny_run: Path, tmp_path: Path) -> None:
+        for workers in (0, -1):
+            with pytest.raises(ConfigError, match=f"--workers {workers}"):
+                predict(replace(request_, workers=workers))
+        for text in ("0", "-1", "2.5", "all"):
+            assert_refused(
+                cli("predict", tiny_run, request_.source, tmp_path / "out.tif", "--workers", text), "--workers"
+            )
+        assert outputs(tmp_path) == {}
+
+    def test_a_small_image_needs_no_other_process(
+        self,
+        request_: PredictRequest,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.delattr(prediction, "run_workers")
+        notes: list[str] = []
+        assert predict(replace(request_, workers=2), note=notes.append) == [tmp_path / "out.tif"]
+        assert any("--workers 2: there are only 1 image(s)" in text for text in notes)
+
+    def test_a_checkpoint_that_changes_meanwhile(self, request_: PredictRequest, tmp_path: Path) -> None:
+        record = prediction.MaskRecord(tmp_path, {})
+        work = prediction._Work(request_, [], [], record)
+        with pytest.raises(DataError, match="has changed since the call began"):
+            prediction._make_elsewhere(lambda _: None, work, {"networks": []}, 1)
+
+
+def test_several_calls_share_a_folder_of_small_images(
+    request_: PredictRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+    describe = prediction._predict_job
+
+    def note(job: Any, *arguments: Any) -> Any:
+        made.append(job.mask.name)
+        return describe(job, *arguments)
+
+    monkeypatch.setattr(prediction, "_predict_job", note)
+    monkeypatch.setattr(claims, "WAIT", 0.01)
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        write_image(tmp_path / "images" / f"{number}.png", number)
+    request = replace(request_, source=tmp_path / "images", output=tmp_path / "out")
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            predict(request)
+        except BaseException as error:  # noqa: BLE001 (shown by the assertion)
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert sorted(made) == [f"{number}.png" for number in range(6)]
+    del made[:]
+    assert predict(request) == made == []
 
 
 @pytest.mark.parametrize("voxels", around(4 * 90 * 30))
