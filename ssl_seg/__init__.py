@@ -235,6 +235,7 @@ def predict(
     threshold: float | None = None,
     overwrite: bool = False,
     accelerator: str | None = None,
+    workers: int = 1,
     progress: bool = False,
 ) -> PredictedMasks:
     """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks.
@@ -248,6 +249,8 @@ def predict(
         spacing: voxel size along z, y, x; by default that of each file.
         threshold: foreground is where its probability is above this; two classes only.
         overwrite: make masks anew that are there already.
+        workers: processes that share the images, and the pieces of large ones; a script that asks for several must call
+            this below ``if __name__ == "__main__":``.
 
     Raises:
         DataError: after all other masks are written, for images that could not be predicted.
@@ -273,6 +276,7 @@ def predict(
         more=tuple(others),
         overwrite=overwrite,
         accelerator=accelerator,
+        workers=workers,
     )
     notes: list[str] = []
     console = _make_console(progress)
