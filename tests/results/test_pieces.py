@@ -27,7 +27,7 @@ from ssl_seg.errors import ConfigError, DataError, MachineError
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.results import claims, prediction
 from ssl_seg.results import pieces as pieces_module
-from ssl_seg.results.mask_files import RECORD
+from ssl_seg.results.mask_files import RECORD, Job, MaskRecord
 from ssl_seg.results.pieces import PLAN, Pieces, divide
 from ssl_seg.results.prediction import PredictRequest, predict
 
@@ -309,15 +309,9 @@ class TestWorkers:
         monkeypatch.setattr(prediction, "_make_elsewhere", make_in_small_pieces)
         shown: list[tuple[int, int]] = []
         del in_pieces[:]
-        notes: list[str] = []
-        predict(
-            replace(request_, workers=9),
-            lambda items, total: shown.append((len(list(items)), total)) or (),
-            note=notes.append,
-        )
+        predict(replace(request_, workers=2), lambda items, total: shown.append((len(list(items)), total)) or ())
         assert in_pieces == []  # this process makes none
-        assert shown == [(4 - len(done) + 1, 4 - len(done))]
-        assert any("--workers 9: there are only 4 image(s) or piece(s)" in text for text in notes)
+        assert shown == [(4 - len(done), 4 - len(done))]
         assert outputs(tmp_path) == outputs(tmp_path / "alone")
         assert hidden(tmp_path) == []
 
@@ -354,6 +348,14 @@ class TestWorkers:
             )
         assert outputs(tmp_path) == {}
 
+    @pytest.mark.parametrize("asked", around(4))
+    def test_no_more_than_there_are_pieces(self, request_: PredictRequest, in_pieces: list[int], asked: int) -> None:
+        work = prediction._Work(
+            replace(request_, workers=asked), [Job((str(request_.source),), request_.output)], [], MaskRecord(None, {})
+        )
+        way = prediction._use_networks(request_, prediction._open_networks(request_, print), print)
+        assert prediction._count_workers(work, way) == min(asked, 4)
+
     def test_a_small_image_needs_no_other_process(
         self,
         request_: PredictRequest,
@@ -366,7 +368,7 @@ class TestWorkers:
         assert any("--workers 2: there are only 1 image(s)" in text for text in notes)
 
     def test_a_checkpoint_that_changes_meanwhile(self, request_: PredictRequest, tmp_path: Path) -> None:
-        record = prediction.MaskRecord(tmp_path, {})
+        record = MaskRecord(tmp_path, {})
         work = prediction._Work(request_, [], [], record)
         with pytest.raises(DataError, match="has changed since the call began"):
             prediction._make_elsewhere(lambda _: None, work, {"networks": []}, 1)
