@@ -1,7 +1,8 @@
 """Seconds and memory of predicting a volume, against MONAI's inferer: same network, windows and overlap.
 
 Each measurement is a process of its own, in turns; peak memory is that of the process above what it had before. The
-network is small, so that what is done around it shows: ``--features`` makes it larger, 0 leaves none.
+network is small, so that what is done around it shows: ``--features`` makes it larger, 0 leaves none, ``--network``
+takes a real one.
 
     OMP_NUM_THREADS=1 python scripts/benchmark_inference.py --sizes 256 --rounds 3
 
@@ -43,6 +44,7 @@ from ssl_seg.data.views.transforms import normalize
 from ssl_seg.data.volumes import split_suffix, write_mask, write_probabilities
 from ssl_seg.inference.model import Model
 from ssl_seg.inference.sliding import Predictor, measure_array
+from ssl_seg.networks.builders import build_network
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 
@@ -54,11 +56,14 @@ class _Opposite(nn.Module):
         return torch.cat([-x, x], dim=1)
 
 
-def make_network(features: int) -> nn.Module:
-    """Return two convolutions from one channel to two classes; without features, the input and its opposite."""
+def make_network(features: int, name: str | None, patch: int) -> nn.Module:
+    """Return a network of this program, or two convolutions; without features, the input and its opposite."""
+    torch.manual_seed(0)
+    if name is not None:
+        size = (patch,) * 3
+        return build_network(name, ndim=3, channels=1, num_classes=2, patch_size=size, features=features).eval()
     if not features:
         return _Opposite()
-    torch.manual_seed(0)
     return nn.Sequential(nn.Conv3d(1, features, 3, padding=1), nn.ReLU(), nn.Conv3d(features, 2, 1)).eval()
 
 
@@ -85,7 +90,7 @@ def predict(arm: str, image: Any, net: nn.Module, patch: int, overlap: float) ->
 def measure(arm: str, size: int, options: argparse.Namespace) -> dict[str, float]:
     """Return seconds, megabytes above the start, and the share of foreground."""
     image = np.random.default_rng(0).integers(0, 256, (1, size, size, size), np.uint8)
-    net = make_network(options.features)
+    net = make_network(options.features, options.network, options.patch)
     predict(arm, image[:, : options.patch, : options.patch, : options.patch], net, options.patch, options.overlap)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     began = time.perf_counter()
@@ -172,6 +177,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=64, help="voxels of a window along each axis")
     parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--features", type=int, default=4, help="of the network")
+    parser.add_argument("--network", help="such as basic_unet, in place of two convolutions")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--files", nargs="+", help="measure ssl-seg predict instead, on 2048x512x512.ome.zarr and such")
     parser.add_argument("--folder", type=Path, help="where the files are made")
@@ -191,6 +197,7 @@ def main() -> None:
         measure_files(options)
         return
     passed = ["--patch", str(options.patch), "--overlap", str(options.overlap), "--features", str(options.features)]
+    passed += [] if options.network is None else ["--network", options.network]
     table = Table("size", "way", "seconds", "CPU seconds", "peak MB", "foreground", title="predicting a volume")
     for size in options.sizes:
         found: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}

@@ -269,7 +269,7 @@ class _Step:
 def _share_out(work: _Work, way: _Way, track: Track, note: Callable[[str], None]) -> Iterator[tuple[int, _Outcome]]:
     """Return what becomes of each image, by its number, made by this process or by as many as are asked for."""
     asked, count = work.request.workers, _count_workers(work, way)
-    if count < asked:
+    if count < asked and work.jobs:
         note(f"--workers {asked}: there are only {count} image(s) or piece(s) to share, so {count} process(es) work")
     if count == 1:
         return _make_masks(work, way, track)
