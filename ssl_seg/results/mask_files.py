@@ -137,9 +137,9 @@ class MaskRecord:
         self._append({**line, "share": share})
 
     def is_done(self, job: Job) -> bool:
-        """Return whether the mask is there, made by these settings from the image as it is now."""
-        own = self.read().get(self.name(job))
-        return own is not None and own.settings == self.settings and own.image == job.identify_image()
+        """Return whether all outputs are there, made by these settings from the image as it is now."""
+        own, there = self.read().get(self.name(job)), all(path.exists() for path in job.outputs)
+        return there and own is not None and own.settings == self.settings and own.image == job.identify_image()
 
     def lock_path(self, job: Job) -> Path:
         """Return the file that is locked by the process that makes a mask."""
