@@ -14,6 +14,7 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, print_json, show
 from ssl_seg.cli.paths import check_data, take_checkpoint
+from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
@@ -71,6 +72,8 @@ def diagnose(
     check_data(data)
     with _reserve(out):
         path = None if checkpoint is None else take_checkpoint(checkpoint)
+        if checkpoint is not None and path is not None:
+            _note_collapse(checkpoint, path)
         if predictions is not None:
             from ssl_seg.diagnose.prediction_files import find_predictions
 
@@ -136,6 +139,19 @@ def _reserve(folder: Path | None) -> Iterator[None]:
         with suppress(OSError):
             folder.rmdir()
         raise
+
+
+def _note_collapse(given: Path, taken: Path) -> None:
+    """Say that a run has collapsed where the network that is examined is from before."""
+    from ssl_seg.run.directory import RunDir
+
+    run = RunDir(given)
+    ending = run.read_ending() or {}
+    if ending.get("verdict") == "collapsed" and taken == run.best and run.last.is_file():
+        _note(
+            f"the run ended collapsed ({', '.join(ending['codes'])}), and best.pt is the best of before. "
+            f"Its last networks: `ssl-seg diagnose {quote(run.last)}`"
+        )
 
 
 def _note(text: str) -> None:

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -24,10 +25,11 @@ from ssl_seg.data.volumes import read_image, read_mask, write_mask
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.gate import apply_gate
 from ssl_seg.diagnose.result import Conclusion
-from ssl_seg.errors import ConfigError
+from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.calibration import check_threshold
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results.prediction import LEAST_SHARE, describe_sameness
+from ssl_seg.run.directory import RunDir
 
 CONSTANT = "verdict: collapsed {code}: constant output function: do not submit"
 
@@ -152,6 +154,26 @@ class TestCheckpoint:
             looked = json.loads(cli("diagnose", *subject, "--seconds", 50, "--json")[1])["statistics"]["looked_at"]
             assert (looked["seconds"], looked["seconds_used"]) == (50, 100.0)
         assert looked["new"] == {"used": 6, "of": 6}, "fewer than are always looked at"
+
+    @pytest.mark.parametrize("verdict", ["ok", "collapsed"])
+    @pytest.mark.parametrize("asked", ["best", "last", ""])
+    def test_that_the_run_collapsed_later_is_said(
+        self,
+        cli: Cli,
+        tiny_run: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        verdict: str,
+        asked: str,
+    ) -> None:
+        shutil.copytree(tiny_run, tmp_path / "run")
+        RunDir(tmp_path / "run").append_event("finished", step=9, verdict=verdict, codes=["all_negative"])
+        monkeypatch.setattr("ssl_seg.diagnose.checkpoint.diagnose_checkpoint", Mock(side_effect=DataError("enough")))
+        stderr = cli("diagnose", tmp_path / "run" / (f"checkpoints/{asked}.pt" if asked else ""))[2]
+        assert ("ended collapsed (all_negative)" in stderr and "last.pt" in stderr) == (
+            verdict == "collapsed" and not asked
+        )
+        assert "enough" in stderr
 
     def test_options_reach_the_examination(
         self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path
