@@ -25,6 +25,8 @@ PATCH_VOXELS = {(2, False): 128**2, (2, True): 256**2, (3, False): 32 * 64 * 64,
 BATCH = {(2, False): 4, (2, True): 8, (3, False): 2, (3, True): 2}
 STEPS = {(2, False): 400, (2, True): 2000, (3, False): 800, (3, True): 4000}
 ENCODER_UNET_LR, ENCODER_LR_FACTOR = 1e-3, 0.3
+OBJECT_WEIGHTS = [1.0, 1.0, 3.0]
+"""Of background, inside and boundary, in the cross-entropy; docs/instances.md has what was measured."""
 MULTIPLE = {2: 32, 3: 16}
 HEADS = 2
 """Further outputs of a network for a method that learns from outputs at several scales."""
@@ -76,7 +78,7 @@ def plan_run(
     patches = int(known.get("policies.random_batch_size.largest", known.get("batch.labeled", batch)))
     planned = [
         *_plan_masks(catalog),
-        *_plan_selection(catalog),
+        *_plan_objects(catalog, known),
         Planned("data.channels", catalog.channels, "channels of the images"),
         *_plan_axes(catalog),
         *_plan_layout(catalog),
@@ -268,9 +270,15 @@ def _plan_masks(catalog: Catalog) -> list[Planned]:
     return [Planned("data.mask", meaning.kind, why), *cut, labels]
 
 
-def _plan_selection(catalog: Catalog) -> list[Planned]:
+def _plan_objects(catalog: Catalog, known: Nested) -> list[Planned]:
+    if catalog.meaning.task != "instances":
+        return []
     reason = "objects: inside and boundary may be as good and hold them apart less well"
-    return [Planned("monitor.select", "pq", reason)] if catalog.meaning.task == "instances" else []
+    planned = [Planned("monitor.select", "pq", reason)]
+    if not any(key.startswith("loss.") for key in known):
+        reason = "background, inside and boundary: the boundary is thin, and it holds objects apart"
+        planned.append(Planned("loss.class_weights", OBJECT_WEIGHTS, reason))
+    return planned
 
 
 def _times(size: Sequence[int]) -> str:

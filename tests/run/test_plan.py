@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,20 @@ class TestPatchSize:
             assert math.prod(large["data.patch_size"]) > math.prod(small["data.patch_size"])
             assert large["length.steps"] > small["length.steps"]
             assert large["batch.labeled"] >= small["batch.labeled"]
+
+
+class TestObjects:
+    def test_the_boundary_counts_more_and_objects_are_compared(self) -> None:
+        semantic = make_catalog([(64, 96)])
+        objects = replace(semantic, meaning=Meaning("instances", task="instances"))
+        planned = plan(objects)
+        assert (planned["loss.class_weights"], planned["monitor.select"]) == ([1, 1, 3], "pq")
+        assert not {"loss.class_weights", "monitor.select"} & plan(semantic).keys()
+
+    @pytest.mark.parametrize("key", ["loss.preset", "loss.weights.dice", "loss.class_weights"])
+    def test_an_own_loss_keeps_its_weights(self, key: str) -> None:
+        objects = replace(make_catalog([(64, 96)]), meaning=Meaning("instances", task="instances"))
+        assert "loss.class_weights" not in plan(objects, **{key.replace(".", "__"): 1})
 
 
 ALTERNATIVES: dict[str, Any] = {
