@@ -79,13 +79,13 @@ LIMITS: dict[str, Limit] = {
         "ours; healthy runs have 0.2 to 0.3 at the end of their first epoch (measured)",
     ),
     "batch_margin": Limit(
-        0.20, "F1 of the training batches over the trivial one from which the network knows its training cases",
-        "healthy runs pass it at the end of the first epoch, when the training probe is 0.2 above its own (measured)",
+        0.15, "F1 of the training batches over the trivial one from which the network knows its training cases",
+        "learning runs have 0.18 to 0.23 after 20 and 30 steps (measured); a constant output has at most 0",
     ),
     "inverted_auroc": Limit(
-        0.35, "AUROC at which background is ranked above foreground",
-        "chance is 0.5; untrained networks reached 0.31, healthy ones had 0.75 and more after 20 steps of warm-up "
-        "(measured)",
+        0.25, "AUROC at which background is ranked above foreground, if the probability varies",
+        "chance is 0.5; untrained networks reached 0.31, one of 20 steps 0.35; with swapped labels, a wrong sign or "
+        "inverted contrast it is 0.11 to 0.20 (measured)",
     ),
     "informative_auroc": Limit(
         0.60, "AUROC above which a ranking carries information, whatever the threshold, if the probability varies",
@@ -158,7 +158,7 @@ LIMITS: dict[str, Limit] = {
         0.05, "F1 at the best threshold that the student has over the teacher, now and after half of the steps",
         "at most 0.02 in healthy runs, epochs of 50 steps (measured)",
     ),
-    "teacher_gap_at_05": Limit(0.15, "the same at the threshold", "at most 0.06 in healthy runs (measured)"),
+    "teacher_gap_at_05": Limit(0.12, "the same at the threshold", "at most 0.06 in healthy runs (measured)"),
     "large_loss": Limit(1.0, "loss above which it has exploded, if it started lower", "reported"),
     "large_focal": Limit(0.25, "focal loss above which it has exploded, if it started lower", "reported"),
     "first_rise": Limit(1.1, "factor over its first value from which a loss has risen", "ours; that is of one step"),

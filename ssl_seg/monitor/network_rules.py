@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 from ssl_seg.monitor.catalog import limit, make_finding
-from ssl_seg.monitor.findings import RuleFinding
+from ssl_seg.monitor.findings import Level, RuleFinding
 from ssl_seg.monitor.signals import PROB_BINS, Signals
 from ssl_seg.scores.text import number
 
@@ -30,13 +30,14 @@ def find_non_finite(signals: Signals, net: str) -> RuleFinding | None:
 
 
 def find_inverted_output(signals: Signals, net: str) -> RuleFinding | None:
-    """Background is ranked above foreground: clearly, or somewhat and with a spread to show it."""
+    """Background is ranked above foreground, by an output that varies: one that hardly does has no order."""
     is_spread = signals.prob_std >= limit("informative_prob_std")
-    most = limit("inverted_auroc") if is_spread else 1 - limit("clear_auroc")
-    if not has_both_classes(signals) or signals.auroc is None or signals.auroc > most:
+    if not has_both_classes(signals) or signals.auroc is None or not is_spread:
+        return None
+    if signals.auroc > limit("inverted_auroc"):
         return None
     message = f"AUROC {signals.auroc:.2f}: background gets higher probabilities than foreground"
-    return make_finding("inverted_output", "collapsed", net, signals.auroc, "inverted_auroc", message, scaled=most)
+    return make_finding("inverted_output", "collapsed", net, signals.auroc, "inverted_auroc", message)
 
 
 def find_constant_output(signals: Signals, net: str) -> RuleFinding | None:
@@ -80,31 +81,29 @@ def find_all_positive(signals: Signals, net: str) -> RuleFinding | None:
 
 
 def find_uniform_ratio(signals: Signals, net: str) -> RuleFinding | None:
-    """The same share of foreground in every patch where the true one varies, and no other collapse is named."""
-    has_patches = signals.patches >= limit("uniform_patches")
-    if not _can_fail(signals) or not has_patches or signals.ratio_std_true < limit("patch_ratio_std_true"):
-        return None
+    """The same share of foreground in every patch where the true one varies, and no other collapse is named.
+
+    A warning where the ranking of the voxels follows the target all the same: another threshold may help then.
+    """
     others = (find_constant_output, find_all_negative, find_all_positive)
-    if not signals.ratio_std < limit("patch_ratio_std") or any(rule(signals, net) for rule in others):
+    if not has_one_share(signals) or _is_one_sided(signals) or any(rule(signals, net) for rule in others):
         return None
     message = (
         f"{signals.prevalence_pred:.2%}+-{signals.ratio_std:.2%} foreground in each of {signals.patches} patches, "
         f"true are {signals.prevalence_true:.1%}+-{signals.ratio_std_true:.1%}"
     )
-    return make_finding("uniform_ratio", "collapsed", net, signals.ratio_std, "patch_ratio_std", message)
+    level: Level = "collapsed" if _can_fail(signals) else "warn"
+    return make_finding("uniform_ratio", level, net, signals.ratio_std, "patch_ratio_std", message)
 
 
 def find_shifted_threshold(signals: Signals, net: str) -> RuleFinding | None:
     """The ranking is good, but the threshold is the wrong place to cut."""
     if not is_informative(signals) or signals.f1_best is None:
         return None
-    missing, present = 1 - signals.prevalence_pred, signals.prevalence_pred
-    least = limit("one_sided_share")
-    is_one_sided = present < least * signals.prevalence_true or missing < least * (1 - signals.prevalence_true)
-    if signals.f1 > signals.trivial_f1 + limit("learned_margin") and not is_one_sided:
+    if signals.f1 > signals.trivial_f1 + limit("learned_margin") and not _is_one_sided(signals):
         return None
     gap = signals.f1_best - signals.f1
-    if gap <= limit("shift_gap"):
+    if gap <= limit("shift_gap") or find_uniform_ratio(signals, net):
         return None
     message = f"F1 is {signals.f1:.2f} at {signals.threshold:g}"
     message += f" but {signals.f1_best:.2f} at {_cut(signals)}: learned but shifted"
@@ -140,8 +139,7 @@ def find_foreground_bias(signals: Signals, net: str) -> RuleFinding | None:
     if not has_both_classes(signals) or math.isnan(signals.prevalence_pred):
         return None
     most, ratio = limit("foreground_bias"), signals.prevalence_pred / signals.prevalence_true
-    said = (find_constant_output, find_all_negative, find_all_positive, find_shifted_threshold)
-    if 1 / most < ratio < most or any(rule(signals, net) for rule in said):
+    if 1 / most < ratio < most or any(rule(signals, net) for rule in (*COLLAPSES, find_shifted_threshold)):
         return None
     message = (
         f"predicts {signals.prevalence_pred:.2%} foreground where {signals.prevalence_true:.2%} is true, {ratio:.2g} "
@@ -160,13 +158,16 @@ def find_trivial_images(f1: float, trivial_f1: float, net: str) -> RuleFinding |
     return make_finding("not_above_trivial", "warn", net, margin, "trivial_margin", message)
 
 
-NETWORK_RULES: tuple[NetworkRule, ...] = (
+COLLAPSES: tuple[NetworkRule, ...] = (
     find_non_finite,
     find_inverted_output,
     find_all_negative,
     find_all_positive,
     find_constant_output,
     find_uniform_ratio,
+)
+NETWORK_RULES: tuple[NetworkRule, ...] = (
+    *COLLAPSES,
     find_shifted_threshold,
     find_not_above_trivial,
     find_foreground_bias,
@@ -211,6 +212,13 @@ def has_both_classes(signals: Signals) -> bool:
     return 0 < signals.prevalence_true < 1 and not math.isnan(signals.prob_mean)
 
 
+def has_one_share(signals: Signals) -> bool:
+    """Return whether enough patches are all predicted with one share of foreground, where the true one varies."""
+    has_patches = signals.patches >= limit("uniform_patches") and has_both_classes(signals)
+    varies = signals.ratio_std_true >= limit("patch_ratio_std_true")
+    return has_patches and varies and signals.ratio_std < limit("patch_ratio_std")
+
+
 def is_dead(signals: Signals) -> bool:
     """Return whether the output is one number: then that is the finding, and its sign a detail."""
     return signals.logit_std < limit("dead_logit_std")
@@ -232,6 +240,12 @@ def _cut(signals: Signals) -> str:
     if cut is None or 0.01 <= cut <= 0.99 or signals.logit_best is None:
         return number(cut, 2)
     return f"log-odds {signals.logit_best:.3g}"
+
+
+def _is_one_sided(signals: Signals) -> bool:
+    """Return whether next to nothing of what is there is predicted as foreground, or as background."""
+    least, true, pred = limit("one_sided_share"), signals.prevalence_true, signals.prevalence_pred
+    return pred < least * true or 1 - pred < least * (1 - true)
 
 
 def _can_fail(signals: Signals) -> bool:

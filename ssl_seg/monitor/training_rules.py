@@ -13,7 +13,14 @@ from itertools import pairwise
 from ssl_seg.monitor.catalog import limit, make_finding
 from ssl_seg.monitor.evidence import Evidence, Figures
 from ssl_seg.monitor.findings import Level, RuleFinding
-from ssl_seg.monitor.network_rules import has_both_classes, has_learned, is_certain, is_informative, list_collapse_codes
+from ssl_seg.monitor.network_rules import (
+    has_both_classes,
+    has_learned,
+    has_one_share,
+    is_certain,
+    is_informative,
+    list_collapse_codes,
+)
 from ssl_seg.scores.metrics import compute_trivial_f1
 from ssl_seg.scores.text import number
 
@@ -116,12 +123,15 @@ def _find_input_gap(evidence: Evidence) -> RuleFinding | None:
     """The training batches go well, the same cases as prediction sees them never have: the inputs differ.
 
     Batches hold more foreground than whole images, so their F1 is the higher one anyway: what counts is that the
-    ranking is worth nothing as prediction sees them, on training and validation, over all cases.
+    ranking is worth nothing as prediction sees them, on training and validation, over all cases, or that all of them
+    are predicted alike.
     """
     batch_f1, probe = evidence.training.get("batch_f1"), evidence.train.get("student")
     if batch_f1 is None or probe is None or not has_both_classes(probe) or find_mode_gap(evidence):
         return None
-    if is_informative(evidence.val["student"]) or is_informative(probe) or not is_certain(probe):
+    if is_informative(evidence.val["student"]) or is_informative(probe):
+        return None
+    if not is_certain(probe) and not has_one_share(probe):
         return None
     trivial = compute_trivial_f1(evidence.training.get("prevalence_true", 0.0))
     margin = batch_f1 - trivial
@@ -155,9 +165,12 @@ def find_teacher_diverged(evidence: Evidence) -> RuleFinding | None:
 
     The teacher is a mean of the student's past. With a warm-up of the decay the mean age is at most half of the steps,
     so a sound teacher is about as good as the student was then; one that is not carries its start along, or buffers.
+    A student whose own output hardly varies is no measure of it.
     """
     student, teacher = evidence.val["student"], evidence.val.get("teacher")
     if teacher is None or teacher.nonfinite or not is_informative(student) or list_collapse_codes(student):
+        return None
+    if student.prob_std < limit("constant_prob_std"):
         return None
     now = {"f1": student.f1, "f1_best": student.f1_best or 0.0, "auroc": student.auroc or 0.0}
     then = half_way(evidence.trend) or now
@@ -390,12 +403,13 @@ def _loss_has_risen(trend: Sequence[Figures]) -> bool:
 
 
 def _is_at_its_best(evidence: Evidence) -> bool:
-    """Return whether the student has learned something and is about as good as it has ever been."""
+    """Return whether the student has learned something and is about as good as it has ever been, also at its cut."""
     student = evidence.val["student"]
     scores = [row["f1_best"] for row in evidence.trend if "f1_best" in row]
     if student.f1_best is None or not scores or not has_learned(student):
         return False
-    return student.f1_best >= max(scores) - limit("score_drop")
+    keeps_f1 = student.f1 >= max(row["f1"] for row in evidence.trend) - limit("f1_fall")
+    return keeps_f1 and student.f1_best >= max(scores) - limit("score_drop")
 
 
 def _odds_distance(share: float, known: Sequence[float]) -> float:

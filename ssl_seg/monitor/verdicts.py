@@ -15,6 +15,7 @@ from ssl_seg.monitor.catalog import CODES, limit
 from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import LEVELS, RuleFinding, Verdict
 from ssl_seg.monitor.network_rules import (
+    CHANCE,
     RANKED,
     find_little_learned,
     is_certain,
@@ -48,7 +49,7 @@ def judge(evidence: Evidence, used: str | None = None) -> Verdict:
         used: the network that will be used, where that is decided; a collapse of the other one is a warning then.
     """
     training = [f for rule in TRAINING_RULES if (f := rule(evidence))]
-    findings = [*_judge_networks(evidence, training, used), *_judge_others(evidence), *training]
+    findings = _leave_out_broken([*_judge_networks(evidence, training, used), *_judge_others(evidence), *training])
     findings = [replace(f, level="collapsed") if f.code in evidence.context.act_on else f for f in findings]
     if not evidence.is_final:
         if evidence.phase != "trained":
@@ -112,6 +113,13 @@ def _judge_networks(evidence: Evidence, training: list[RuleFinding], used: str |
     return [f for f in findings if f.net != "teacher" or f.code in shared or (is_ill and f.level == "collapsed")]
 
 
+def _leave_out_broken(findings: list[RuleFinding]) -> list[RuleFinding]:
+    """Return the findings without those that NaN explains: others on its network, and on the training."""
+    broken = {f.net for f in findings if f.code == "non_finite"}
+    broken |= {"training"} if broken else set()
+    return [f for f in findings if f.code == "non_finite" or f.net not in broken]
+
+
 def _judge_others(evidence: Evidence) -> list[RuleFinding]:
     """Return what has collapsed of the networks that are not used: what they say is learned from all the same."""
     findings = [_doubt(evidence, f, s) for net, s in evidence.others.items() for f in judge_network(s, net)]
@@ -120,9 +128,11 @@ def _judge_others(evidence: Evidence) -> list[RuleFinding]:
 
 
 def _doubt(evidence: Evidence, finding: RuleFinding, signals: Signals) -> RuleFinding:
-    """Return the finding, as a warning where a collapse is in doubt: the network may never have been better, or there
-    are too few cases of validation and of training to know that its ranking is worthless."""
-    if finding.code == "constant_output" and _has_never_varied(evidence, signals):
+    """Return the finding, as a warning where a collapse is in doubt: the network may be on its way, or never have been
+    better, or there are too few cases of validation and of training to know that its ranking is worthless."""
+    if finding.code == "constant_output" and _has_never_learned(evidence, signals):
+        return finding.soften()
+    if finding.code in RANKED and _ranks_better(evidence) and not evidence.is_final:
         return finding.soften()
     is_flat = signals.prob_std < limit("informative_prob_std")
     if evidence.is_final and finding.code in RANKED and is_flat and _has_never_varied(evidence, signals):
@@ -133,6 +143,15 @@ def _doubt(evidence: Evidence, finding: RuleFinding, signals: Signals) -> RuleFi
         return finding
     interval = f"{signals.auroc_low:.2f} to {signals.auroc_high:.2f}"
     return replace(finding.soften(), message=f"{finding.message}; over these cases the AUROC may be {interval}")
+
+
+def _has_never_learned(evidence: Evidence, signals: Signals) -> bool:
+    """Return whether, in the first epochs, nothing has been lost: no look was clearly above trivial.
+
+    The spread says nothing about it. That of the start is chance, and a network that learns slowly has to give it up.
+    """
+    margins = [row["f1_best"] - row["trivial_f1"] for row in evidence.trend if "f1_best" in row]
+    return bool(margins) and _is_young(evidence) and not is_dead(signals) and max(margins) <= limit("learned_margin")
 
 
 def _has_never_varied(evidence: Evidence, signals: Signals) -> bool:
@@ -146,11 +165,18 @@ def _find_pending(evidence: Evidence) -> set[str]:
     student, then = evidence.val["student"], half_way(evidence.trend)
     if then is None or "auroc" not in then or student.auroc is None or not _is_young(evidence):
         return set()
-    gains = student.auroc > then["auroc"] + limit("auroc_gain")
-    comes_closer = student.f1 > then["f1"]
+    gains, comes_closer = _ranks_better(evidence), student.f1 > then["f1"]
     pending = {"not_above_trivial"} if gains else set()
     pending |= {"shifted_threshold"} if gains and comes_closer else set()
     return pending | ({"foreground_bias"} if gains or comes_closer else set())
+
+
+def _ranks_better(evidence: Evidence) -> bool:
+    """Return whether, in the first epochs, the student ranks clearly better than chance and than half-way."""
+    auroc, then = evidence.val["student"].auroc, half_way(evidence.trend)
+    if then is None or "auroc" not in then or auroc is None or not _is_young(evidence):
+        return False
+    return auroc > max(then["auroc"], CHANCE) + limit("auroc_gain")
 
 
 def _is_young(evidence: Evidence) -> bool:

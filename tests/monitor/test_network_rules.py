@@ -66,9 +66,8 @@ def test_table(signals: Signals, codes: tuple[str, ...]) -> None:
     ("code", "base", "field", "fires", "silent"),
     [
         ("non_finite", HEALTHY, "nonfinite", 1, 0),
-        ("inverted_output", NOISE, "auroc", 0.35, 0.35 + JUST),
-        ("inverted_output", CONSTANT, "auroc", 0.25, 0.25 + JUST),
-        ("inverted_output", replace(NOISE, auroc=0.3), "prob_std", 0.1, 0.1 - JUST),
+        ("inverted_output", NOISE, "auroc", 0.25, 0.25 + JUST),
+        ("inverted_output", replace(NOISE, auroc=0.2), "prob_std", 0.1, 0.1 - JUST),
         ("inverted_output", INVERTED, "prevalence_true", 0.3, 1.0),
         ("constant_output", NOISE, "prob_std", 0.08 - JUST, 0.08),
         ("constant_output", CONSTANT, "auroc", 0.75 - JUST, 0.75),
@@ -88,7 +87,6 @@ def test_table(signals: Signals, codes: tuple[str, ...]) -> None:
         ("uniform_ratio", NOISE, "ratio_std", 0.002 - JUST, 0.002),
         ("uniform_ratio", UNIFORM, "patches", 8, 7),
         ("uniform_ratio", UNIFORM, "ratio_std_true", 0.02, 0.02 - JUST),
-        ("uniform_ratio", UNIFORM, "auroc", 0.6 - JUST, 0.6),
         ("uniform_ratio", UNIFORM, "prob_std", 0.3, 0.01),
         ("uniform_ratio", UNIFORM, "prevalence_pred", 0.3, 0.001),
         ("uniform_ratio", UNIFORM, "prevalence_pred", 0.3, 0.999),
@@ -104,6 +102,9 @@ def test_table(signals: Signals, codes: tuple[str, ...]) -> None:
         ("foreground_bias", HEALTHY, "prevalence_pred", 0.15 - JUST, 0.15 + JUST),
         ("foreground_bias", BIASED, "prevalence_true", 0.3, 0.0),
         ("foreground_bias", replace(BIASED, auroc=0.55), "prob_std", 0.3, 0.07),
+        ("foreground_bias", BIASED, "auroc", 0.92, 0.12),
+        ("foreground_bias", BIASED, "ratio_std", 0.1, 0.001),
+        ("shifted_threshold", replace(SHIFTED, prevalence_pred=0.5), "ratio_std", 0.1, 0.001),
     ],
 )
 def test_each_side_of_each_limit(code: str, base: Signals, field: str, fires: float, silent: Any) -> None:
@@ -149,11 +150,17 @@ def test_a_finding_has_the_limit_that_the_value_was_compared_with() -> None:
 
 def test_levels() -> None:
     """What some threshold can repair, or more training, is no collapse."""
-    levels = {f.code: f.level for s in (HEALTHY, CONSTANT, ALL_NEGATIVE, INVERTED, UNIFORM, SHIFTED, BIASED)
-              for f in judge_network(replace(s, nonfinite=1), "")}  # fmt: skip
+    all_signals = (HEALTHY, CONSTANT, ALL_NEGATIVE, INVERTED, UNIFORM, SHIFTED, BIASED, replace(HEALTHY, nonfinite=1))
+    levels = {f.code: f.level for signals in all_signals for f in judge_network(signals, "")}
     warnings = {"shifted_threshold", "not_above_trivial", "foreground_bias"}
     assert {code for code, level in levels.items() if level == "warn"} == warnings
     assert len(levels) == len(NETWORK_RULES)
+
+
+def test_one_share_is_a_collapse_where_the_ranking_says_nothing() -> None:
+    """A checkerboard has one share everywhere, and a cut through its two levels may still do something."""
+    levels = [find(replace(UNIFORM, auroc=auroc), "uniform_ratio").level for auroc in (0.6 - JUST, 0.6)]
+    assert levels == ["collapsed", "warn"]
 
 
 def test_collapse_leaves_out_nan_and_warnings() -> None:
