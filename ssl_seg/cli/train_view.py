@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,7 @@ class TrainingView:
             self.console.print(format_header(width))
             self.has_header = True
         self.records.append(record)
-        self.console.print(format_row(record, width, is_ascii=is_ascii), no_wrap=True, overflow="ellipsis")
+        self.console.print(format_row(record, width, is_ascii=is_ascii))
 
     def stop(self) -> None:
         """Remove the view."""
@@ -89,7 +90,7 @@ class TrainingView:
         top = Table.grid(padding=(0, 2))
         top.add_row(before, bar, after)
         lines = describe_looks(tuple(self.records), is_ascii=self.console.options.ascii_only)
-        for line in lines:
+        for line in lines[:-1]:  # the verdict wraps: none of its codes is cut off
             line.truncate(self.console.width, overflow="ellipsis")
         return Group(top, *lines)
 
@@ -134,8 +135,10 @@ def format_header(width: int) -> str:
 def format_row(record: Record, width: int, *, is_ascii: bool) -> Text:
     """Return a look as a line: means of the steps since the look before, then the validation probe.
 
-    ``predicted`` and ``true`` are shares of foreground; figures in pairs are those of student and teacher.
+    ``predicted`` and ``true`` are shares of foreground; figures in pairs are those of student and teacher. Codes that
+    do not fit beside them stand below.
     """
+    from rich.cells import cell_len
     from rich.text import Text
 
     f1 = "/".join(number(record[f"val/{net}/f1"]) for net in ("student", "teacher"))
@@ -145,7 +148,12 @@ def format_row(record: Record, width: int, *, is_ascii: bool) -> Text:
         f" {_loss(record['val/student/loss']):>7} {f1} {number(record['val/trivial_f1'], 2):>7}{gap}"
         f" {_predicted(record):>9} {describe_share(record['val/prevalence_true']):>5}  "
     )
-    return Text(figures) + style_verdict(record, is_ascii=is_ascii)
+    row = Text(figures) + style_verdict(record, is_ascii=is_ascii)
+    if cell_len(row.plain) <= width or not record["codes"]:
+        return row
+    below = textwrap.wrap(", ".join(record["codes"]), width, initial_indent="  ", subsequent_indent="  ")
+    verdict = style_verdict({**record, "codes": []}, is_ascii=is_ascii)
+    return Text(figures) + verdict + Text("\n" + "\n".join(below), style=verdict.style)
 
 
 def style_verdict(record: Record, *, is_ascii: bool) -> Text:

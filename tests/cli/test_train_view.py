@@ -26,6 +26,7 @@ from ssl_seg.cli.train_view import (
     spark,
 )
 from ssl_seg.config.layers import Layer
+from ssl_seg.monitor.catalog import CODES
 from ssl_seg.run.console import show_look, show_plan
 from ssl_seg.run.directory import LOG_FILE, RunDir
 from ssl_seg.run.plan import Planned
@@ -75,6 +76,31 @@ def test_figures_stand_below_their_titles_and_the_word_of_the_verdict_fits(width
     assert len(ends) == (9 if width == 120 else 8)
     assert all(row[end - 1] != " " and row[end] == " " for end in ends)
     assert cell_len(row[: start + len("✗ collapsed")]) <= width
+
+
+ALL = list(CODES)
+
+
+@given(st.lists(st.sampled_from(ALL), unique=True), st.sampled_from([80, 100, 120]), st.sampled_from([{}, HUGE, RARE]))
+def test_every_code_is_readable_at_any_width(codes: list[str], width: int, values: dict[str, Any]) -> None:
+    """No line is wider than the terminal, so that nothing is cut off, and a healthy row is one line."""
+    record = make_record(**values, verdict="collapsed" if codes else "ok", codes=codes)
+    lines = format_row(record, width, is_ascii=False).plain.splitlines()
+    assert max(map(cell_len, lines)) <= width
+    assert [word for word in re.split(r"[\s,:]+", "\n".join(lines)) if word in ALL] == codes
+    assert len(lines) == 1 or codes
+
+
+def test_a_terminal_of_80_columns_shows_every_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_terminal(monkeypatch)
+    view = TrainingView(0, 10)
+    view.look(make_record(verdict="collapsed", codes=ALL))
+    view.stop()
+    shown = capsys.readouterr().err
+    assert all(shown.count(code) >= 2 for code in ALL), "in the row that stays, and in the view"
+    assert "…" not in shown
 
 
 def test_a_row_has_the_figures_of_the_record() -> None:
