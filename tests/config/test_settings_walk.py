@@ -45,7 +45,7 @@ from ssl_seg.run.resolve import resolve
 from ssl_seg.run.training import train
 
 BASE: dict[str, Any] = {
-    "data": {"patch_size": [32, 32]},
+    "data": {"patch_size": [16, 16]},
     "network": {"name": "dynunet", "features": 2},
     "batch": {"labeled": 2, "unlabeled": 2},
     "split": {"labels": 0.5},

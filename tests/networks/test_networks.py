@@ -94,6 +94,8 @@ def test_samples_do_not_influence_each_other(name: str) -> None:
 @contract
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_bfloat16_is_finite(name: str, ndim: int) -> None:
+    if ndim == 3 and NETWORKS[name].fixed_features:
+        pytest.skip("too wide for a CPU without bfloat16: three minutes; 2D runs the same blocks")
     network = build(name, ndim)
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(torch.randn(1, 1, *SIZES[ndim]))

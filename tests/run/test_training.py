@@ -99,7 +99,8 @@ class TestRun:
         assert load_split(tiny_run / "split.yaml").fingerprint == load_split(other.run.path / "split.yaml").fingerprint
 
     def test_full_labels_without_unlabeled_images(self, tmp_path: Path) -> None:
-        result = train_tiny(tmp_path / "full", "synthetic:particles", {"split": {"labels": 1.0}})
+        write_dataset(tmp_path / "data", "particles", 12)
+        result = train_tiny(tmp_path / "full", tmp_path / "data", {"split": {"labels": 1.0}})
         assert result.ending == "finished"
         assert "train/consistency" not in result.run.read_metrics()[-1]
 
