@@ -255,7 +255,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "monitor.on_collapse": ("monitor.on_collapse=stop", (*WILD, "length.steps_per_epoch=4")),
     "monitor.act_on": (
         "monitor.act_on=[not_above_trivial, foreground_bias, shifted_threshold]",
-        ("monitor.on_collapse=stop", "length.steps_per_epoch=4", "optim.lr=1e-9"),
+        ("monitor.on_collapse=stop", "length.steps_per_epoch=4", "optim.lr=1e-9", "data.patch_size=[32, 32]"),
     ),
     "monitor.patience_steps": ("monitor.patience_steps=1", (*WILD, *RECOVER)),
     "prediction.threshold": ("prediction.threshold=0.4", ("data.label_map={2: 1}", "data.label_values=[0, 1]")),
