@@ -78,6 +78,8 @@ def is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
+        if isinstance(error, OSError) and error.errno is None and "requested and" in str(error):  # of ndarray.tofile
+            return True
         error = error.__cause__ or error.__context__
     return False
 

@@ -441,7 +441,8 @@ def test_no_space_for_hdf5_is_seen_before(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".nii", ".nii.gz", ".npy", ".ome.zarr"])
-def test_no_space_is_an_error_and_leaves_nothing(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_no_space_is_an_error_and_leaves_nothing(suffix: str, by_rows: bool, tmp_path: Path) -> None:
     """A file that is mapped into memory would end the process."""
     array = np.random.default_rng(0).random((90, 100, 100)).astype(np.float32)
     reader = prediction.RowReader(array.shape, array.dtype, lambda a, b: array[a:b])
@@ -449,7 +450,7 @@ def test_no_space_is_an_error_and_leaves_nothing(suffix: str, tmp_path: Path) ->
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(DataError, match="cannot be written") as caught:
-            write_probabilities(tmp_path / f"a{suffix}", reader)
+            write_probabilities(tmp_path / f"a{suffix}", reader if by_rows else array)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert prediction.is_disk_full(caught.value)
