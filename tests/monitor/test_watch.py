@@ -38,14 +38,14 @@ def biased_net(bias: float) -> nn.Module:
 
 
 class Threshold(nn.Module):
-    """Foreground where the image is bright, shifted by ``offset``."""
+    """Foreground where the image is bright, with a negative ``gain`` where it is dark, shifted by ``offset``."""
 
-    def __init__(self, offset: float) -> None:
+    def __init__(self, offset: float, gain: float = 4) -> None:
         super().__init__()
-        self.offset = offset
+        self.offset, self.gain = offset, gain
 
     def forward(self, image: Tensor) -> Tensor:
-        return make_logits(4 * image[:, 0] + self.offset)
+        return make_logits(self.gain * image[:, 0] + self.offset)
 
 
 class Noise(nn.Module):
@@ -75,7 +75,7 @@ def monitor() -> Monitor:
         (lambda: constant_net(3.0), 100, "collapsed", "constant_output"),
         (lambda: biased_net(8.0), 100, "collapsed", "all_positive"),
         (lambda: biased_net(-8.0), 100, "collapsed", "all_negative"),
-        (lambda: biased_net(-8.0), 100, "collapsed", "inverted_output"),
+        (lambda: Threshold(0.0, -4), 100, "collapsed", "inverted_output"),
         (lambda: biased_net(-8.0), 50, "warn", "all_negative"),
         (lambda: biased_net(-8.0), 5, "ok", None),
         (lambda: constant_net(math.nan), 0, "collapsed", "non_finite"),
