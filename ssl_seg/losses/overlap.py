@@ -166,7 +166,7 @@ def generalized_dice(
         fn_cost: factor of missed foreground, which is false background.
     """
     probs, actual = torch.softmax(to_float32(logits), dim=1), split_classes(target, logits.shape[1], first=0)
-    overlap = count_overlap(probs, actual, find_valid(target), batch)
+    overlap = sum_soft_counts(probs, actual, find_valid(target), batch)
     volume = actual.sum(_summed_dims(actual, batch)).to(probs.dtype)
     rarest = torch.where(volume > 0, volume, torch.inf).amin(-1, keepdim=True)
     weights = torch.where(volume > 0, rarest / volume.clamp(min=1), 1.0) ** 2
@@ -198,7 +198,7 @@ def lovasz(logits: Tensor, target: Tensor) -> Tensor:
     return ((errors * rise).sum(1) * present).sum() / present.sum().clamp(min=1)
 
 
-def count_overlap(probs: Tensor, actual: Tensor, valid: Tensor, batch: bool) -> SoftCounts:
+def sum_soft_counts(probs: Tensor, actual: Tensor, valid: Tensor, batch: bool) -> SoftCounts:
     """Return the soft counts over the valid voxels.
 
     Args:
@@ -215,7 +215,7 @@ def count_overlap(probs: Tensor, actual: Tensor, valid: Tensor, batch: bool) -> 
 
 def _count_foreground(logits: Tensor, target: Tensor, batch: bool) -> SoftCounts:
     foreground = torch.softmax(to_float32(logits), dim=1)[:, 1:]
-    return count_overlap(foreground, split_classes(target, logits.shape[1]), find_valid(target), batch)
+    return sum_soft_counts(foreground, split_classes(target, logits.shape[1]), find_valid(target), batch)
 
 
 def _summed_dims(values: Tensor, batch: bool) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ssl_seg.losses.common import Positive, choose_cost, find_valid, split_classes, to_float32
-from ssl_seg.losses.overlap import count_overlap
+from ssl_seg.losses.overlap import sum_soft_counts
 
 
 def boundary(logits: Tensor, target: Tensor, fp_cost: Positive = 1.0, fn_cost: Positive = 1.0) -> Tensor:
@@ -120,7 +120,7 @@ def connectivity(
     probs, actual, valid = _prepare(logits, target)
     pairs = [_pair_neighbors(probs, actual, valid, axis) for axis in range(2, probs.ndim)]
     connected, truly, known = (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
-    overlap = count_overlap(connected, truly, known, batch=True)
+    overlap = sum_soft_counts(connected, truly, known, batch=True)
     return (1.0 - overlap.compute_tversky_index(0.5 * fp_cost, 0.5 * fn_cost, 0.5 * smooth)).mean()
 
 

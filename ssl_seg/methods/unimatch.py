@@ -106,13 +106,13 @@ class UniMatch(nn.Module):
         if self.options.version == "v2":
             logits = student(torch.cat([batch.image, *batch.strong]), draw_complements(count))
             return compare_views(distance, split_views(logits, batch), labels, batch), logits
-        logits = student(torch.cat([batch.image, *batch.strong, batch.weak]), draw_dropout(count))
+        logits = student(torch.cat([batch.image, *batch.strong, batch.weak]), drop_last(count))
         *strong, dropped = split_views(logits, batch)
         on_features = distance(dropped, labels.probs, labels.accepted)
         return (on_features + compare_views(distance, strong, labels, batch)) / 2, logits
 
 
-def draw_dropout(count: int) -> DrawFactors:
+def drop_last(count: int) -> DrawFactors:
     """Return what drops half of the channels, at random, of the last ``count`` patches; the others keep theirs."""
 
     def draw(level: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ssl_seg.methods import make_method
 from ssl_seg.methods.base import Progress
 from ssl_seg.methods.bcp import draw_boxes
 from ssl_seg.methods.dtc import compute_signed_distances
-from ssl_seg.methods.unimatch import draw_complements, draw_dropout
+from ssl_seg.methods.unimatch import draw_complements, drop_last
 
 Array = NDArray[np.float64]
 LATE = Progress(step=90, total_steps=100)
@@ -87,7 +87,7 @@ def test_unimatch(version: str) -> None:
     probs = softmax(to_array(nets.teacher(batch.weak)))
     level = network.encode(torch.cat([batch.image, *batch.strong, *([batch.weak] if version == "v1" else [])]))[0]
     torch.manual_seed(7)
-    factors = to_array((draw_dropout if version == "v1" else draw_complements)(count)(level))
+    factors = to_array((drop_last if version == "v1" else draw_complements)(count)(level))
     streams = dict(
         zip(("first", "second", "weak"), np.split(factors[len(batch.image) :], level.shape[0] // count), strict=False)
     )
@@ -124,7 +124,7 @@ class TestDrawsOfUniMatch:
 
     def test_dropout(self) -> None:
         for level in self.LEVELS:
-            others, dropped = draw_dropout(400)(level).split([402, 400])
+            others, dropped = drop_last(400)(level).split([402, 400])
             assert (others == 1).all()
             assert ((dropped == 0) | (dropped == 2)).all()
             assert 0.9 < dropped.mean() < 1.1
