@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import warnings
@@ -78,8 +79,8 @@ def is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
-        if isinstance(error, OSError) and error.errno is None and "requested and" in str(error):  # of ndarray.tofile
-            return True
+        if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+            return True  # ndarray.tofile gives no errno
         error = error.__cause__ or error.__context__
     return False
 

@@ -130,9 +130,10 @@ def _judge_others(evidence: Evidence) -> list[RuleFinding]:
 def _doubt(evidence: Evidence, finding: RuleFinding, signals: Signals) -> RuleFinding:
     """Return the finding, as a warning where a collapse is in doubt: the network may be on its way, or never have been
     better, or there are too few cases of validation and of training to know that its ranking is worthless."""
-    if finding.code == "constant_output" and _has_never_learned(evidence, signals):
+    follows_trend = finding.net in evidence.val  # the trend is the student's, which the teacher follows
+    if follows_trend and finding.code == "constant_output" and _has_never_learned(evidence, signals):
         return finding.soften()
-    if finding.code in RANKED and _ranks_better(evidence) and not evidence.is_final:
+    if follows_trend and finding.code in RANKED and _ranks_better(evidence) and not evidence.is_final:
         return finding.soften()
     is_flat = signals.prob_std < limit("informative_prob_std")
     if evidence.is_final and finding.code in RANKED and is_flat and _has_never_varied(evidence, signals):

@@ -157,6 +157,14 @@ def test_a_network_that_has_learned_nothing_yet_is_given_time(
     assert {f.level for f in verdict.findings if f.code == "constant_output"} == {level}
 
 
+@pytest.mark.parametrize(("twin", "code"), [(CONSTANT, "constant_output"), (ALL_NEGATIVE, "all_negative")])
+def test_a_collapse_of_the_second_network_is_named_while_the_first_is_on_its_way(twin: Signals, code: str) -> None:
+    student = replace(UNLEARNED, auroc=0.55)
+    trend = make_trend(auroc=[0.5, 0.5, 0.55], f1_best=[0.46, 0.46, 0.46])
+    verdict = judge(make_evidence(student, student, trend=trend, others={"twin": twin}))
+    assert ("twin", code, "collapsed") in {(f.net, f.code, f.level) for f in verdict.findings}
+
+
 def test_a_run_that_ends_before_it_has_learned_has_not_collapsed() -> None:
     """Of the same networks after six epochs it is said."""
     for epochs, level in ((1, "warn"), (6, "collapsed")):
