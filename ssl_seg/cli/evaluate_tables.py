@@ -92,6 +92,7 @@ def _make_score_cells(summary: Row, of: str) -> dict[str, Any]:
     several = {"F1, any foreground": pooled["f1"], f"F1, {of}": pooled["f1_macro"]}
     return {
         **(several if "foreground" in summary else {"F1": pooled["f1"]}),
+        "AP of voxels": pooled["average_precision"],
         "mean Dice": mean["dice"],
         "mean Dice, positive cases": mean["dice_positives"],
         "mean Dice of nothing": mean["predict_nothing"],
@@ -127,11 +128,12 @@ def _list_figures(summary: Row) -> dict[str, Any]:
         f"F1 (pooled{of})": pooled["f1_macro"],
         **({"F1 (pooled, any foreground)": pooled["f1"]} if several else {}),
         **{f"{shown} (pooled{of})": pooled[name] for name, shown in RATIOS.items()},
+        f"AP of voxels (pooled{of})": pooled["average_precision"],
         f"Dice (mean of {mean['n_cases']} cases{classes})": mean["dice"],
         f"Dice (mean of the {mean['n_positives']} positive cases{classes})": mean["dice_positives"],
         "trivial: mean Dice of predicting nothing": mean["predict_nothing"],
         f"trivial: all-positive F1{of}": trivial["all_positive"],
-        f"trivial: base-rate random F1{of}": trivial["base_rate_random"],
+        f"trivial: base-rate random F1 and AP{of}": trivial["base_rate_random"],
         f"margin over all-positive{of}, 95 %": f"{trivial['margin']:+.3f} ({show_margin(trivial, '+.3f')})",
         **_list_distances(mean, of),
     }
@@ -160,6 +162,7 @@ def _make_class_row(row: Row) -> dict[str, Any]:
         "cases with it": row["n_positives"],
         "F1 (pooled)": row["pooled"]["dice"],
         **{shown: row["pooled"][name] for name, shown in RATIOS.items()},
+        "AP of voxels": row["pooled"]["average_precision"],
         "Dice (mean of its cases)": row["mean_positives"]["dice"],
         **{
             f"{shown} ({unit})": number(found[name], 2)
@@ -177,6 +180,7 @@ def _print_cases(result: Mapping[str, Any], labels: list[int]) -> None:
             "case": row["id"],
             f"dice{of}": row["dice"],
             **{f"{name}{of}": row[name] for name in RATIOS},
+            f"AP{of}": row["average_precision"],
             "prevalence": row["prevalence"],
             "predicted": row["prevalence_pred"],
             **{f"dice of class {label}": dice for label, dice in zip(labels, row.get("classes", ()), strict=False)},
@@ -214,6 +218,7 @@ def _flatten_case(case: Row, classes: Sequence[Row]) -> dict[str, Any]:
     """Return the figures of a case, with those of each class under the class's mask value."""
     by_class = {
         "dice": case.get("classes", ()),
+        "average_precision": case.get("average_precision_classes", ()),
         "hd95": case.get("hd95_classes", ()),
         "asd": case.get("asd_classes", ()),
     }

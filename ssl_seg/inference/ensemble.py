@@ -18,7 +18,7 @@ from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.decision import LIKELIEST, Decision
 from ssl_seg.inference.model import Model, open_model
-from ssl_seg.inference.scoring import PredictFn, Score, score_case
+from ssl_seg.inference.scoring import PredictFn, Score, measure_ranking, rank_voxels, score_case
 
 _COMMON: dict[str, Callable[[Model], Any]] = {
     "images": lambda model: f"{model.config.data.ndim}D",
@@ -148,6 +148,7 @@ def score_cases(
     mean: bool = False,
     decisions: Sequence[Decision] = (),
     surface: bool = False,
+    ranking: bool = False,
     track: Callable[[Iterable[str], int], Iterable[str]] = lambda items, _: items,
 ) -> tuple[Score, ...]:
     """Return the score of each network on labeled cases and, with ``mean``, that of their ensemble as the last one.
@@ -161,6 +162,7 @@ def score_cases(
         mean: score the mean of the probabilities too.
         decisions: of each score; by default the likeliest class counts.
         surface: compute surface distances of each class, in the unit of the voxel size; in voxels where it is unknown.
+        ranking: compute the average precision of each class, of each case and of all voxels.
         track: wraps the ids, given their number; for a progress bar.
 
     Raises:
@@ -169,7 +171,8 @@ def score_cases(
     if not case_ids:
         raise DataError("there is no labeled case to score")
     ensemble = Ensemble(tuple(members))
-    rows = []
+    cuts = decisions or (LIKELIEST,) * (len(ensemble.members) + mean)
+    rows, ranked = [], [np.zeros((), np.int64)] * len(cuts)
     for case_id in track(case_ids, len(case_ids)):
         case, objects, task = store.load_whole(case_id), store.load_objects(case_id), store.catalog.meaning.task
         found = (
@@ -177,14 +180,19 @@ def score_cases(
             if mean
             else (member(case.image, case.spacing) for member in members)
         )
-        pairs = zip(found, decisions or (LIKELIEST,) * (len(ensemble.members) + mean), strict=True)
-        rows.append(
-            [
-                score_case(case_id, case, probs, decision=own, surface=surface, objects=objects, task=task)
-                for probs, own in pairs
-            ]
-        )
-    return tuple(Score(column, store.catalog.label_values[1:]) for column in zip(*rows, strict=True))
+        row = []
+        for index, (probs, cut) in enumerate(zip(found, cuts, strict=True)):
+            score = score_case(case_id, case, probs, decision=cut, surface=surface, objects=objects, task=task)
+            if ranking and case.target is not None:
+                own = rank_voxels(probs, case.target)
+                ranked[index] = ranked[index] + own
+                score = replace(score, average_precision=measure_ranking(own))
+            row.append(score)
+        rows.append(row)
+    return tuple(
+        Score(column, store.catalog.label_values[1:], own if ranking else None)
+        for column, own in zip(zip(*rows, strict=True), ranked, strict=True)
+    )
 
 
 def _keep_one(model: Model, which: str | None) -> Model:

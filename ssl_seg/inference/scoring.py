@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 from scipy import ndimage
 
 from ssl_seg.data.instances import find_instances
@@ -16,12 +17,14 @@ from ssl_seg.data.store import WholeCase
 from ssl_seg.errors import DataError
 from ssl_seg.inference.decision import LIKELIEST, Decision
 from ssl_seg.labels import IGNORE_INDEX, Task
+from ssl_seg.scores.calibration import Counts, bin_log_odds
 from ssl_seg.scores.intervals import Estimate, estimate_margin
 from ssl_seg.scores.metrics import (
     RATIOS,
     ConfusionCounts,
     SurfaceDistances,
     average_ratios,
+    compute_average_precision,
     compute_macro_f1,
     compute_surface_distances,
     compute_trivial_baselines,
@@ -35,6 +38,9 @@ Unit = Literal["mm", "voxels"]
 """Of distances. ``mm`` stands for the unit in which the voxel size of a case is stated: mm in NIfTI files."""
 UNITS: tuple[Unit, Unit] = ("voxels", "mm")
 """Without and with a stated voxel size."""
+
+RANKING_BINS = 4096
+"""To a unit of asinh(log-odds), so that few voxels are taken for ties: 0.00006 of a probability at 0.5."""
 
 PredictFn = Callable[[NDArray[np.generic], tuple[float, ...] | None], NDArray[np.float32]]
 """Raw image (C,*S) and its voxel size, where known -> probabilities (K,*S)."""
@@ -55,6 +61,8 @@ class CaseScore:
     objects: Mapping[str, ObjectCounts] | None = None
     """Where masks number objects: those that are ``found``; the ``connected`` parts of the predicted foreground, where
     they are others, and the ``whole`` image as one object, which are baselines."""
+    average_precision: tuple[float | None, ...] | None = None
+    """Of each foreground class, where it was asked for; see ``measure_ranking``."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,12 @@ class Score:
     """Scores over a list of cases. Which classes and cases a mean is over says ``ssl_seg.scores.metrics``."""
 
     cases: tuple[CaseScore, ...]
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)  # for ``ranking``, where a study holds scores
+
     label_values: tuple[int, ...] = field(default=(), compare=False)
     """Mask values of the foreground classes, by which they are named; 1, 2, ... where they are not given."""
+    ranking: Counts | None = field(default=None, compare=False)
+    """(F, 2, B) of all cases together, where average precisions were asked for; see ``rank_voxels``."""
 
     @cached_property
     def margin(self) -> Estimate:
@@ -107,6 +119,7 @@ class Score:
         """
         names = list(self.label_values or range(1, 1 + len(self.cases[0].classes)))
         pooled = self._pooled_classes()
+        ranked = None if self.ranking is None else measure_ranking(self.ranking)
         present = [o for o in pooled if o.tp + o.fn > 0]
         whole = sum_overlaps([c.overlap for c in self.cases])
         summary: dict[str, Any] = {
@@ -132,6 +145,13 @@ class Score:
                 self._summarize_class(name, column, index)
                 for index, (name, column) in enumerate(zip(names, self._columns(), strict=True))
             ]
+        if ranked is not None:
+            summary["pooled"]["average_precision"] = _mean_of_known(ranked)
+            summary["mean"]["average_precision"] = _mean_of_known(
+                [row["average_precision"] for row in summary["cases"]]
+            )
+            for row, value in zip(summary.get("classes", ()), ranked, strict=False):
+                row["pooled"]["average_precision"] = value
         return summary
 
     @property
@@ -245,6 +265,36 @@ def _score_objects(pred: NDArray[np.integer[Any]], objects: NDArray[np.int32], t
     return {name: match_objects(labels, true) for name, labels in found.items()}
 
 
+def rank_voxels(probs: NDArray[np.floating], target: NDArray[np.integer[Any]]) -> Counts:
+    """Return how many voxels have which log-odds of each foreground class, from which its average precision follows.
+
+    A voxel whose probabilities are not all finite counts as wrong: below all others where it is of the class, above
+    them where it is not. Ignored voxels do not count.
+
+    Args:
+        probs: (K,*S) probabilities.
+        target: (*S) of 0 to K - 1 and ``IGNORE_INDEX``.
+
+    Returns:
+        (F, 2, B): of each class, row 0 of the other voxels, row 1 of its own; see ``bin_log_odds``.
+    """
+    labels = range(1, len(probs))
+    counts = np.stack([bin_log_odds(probs, target, label, RANKING_BINS) for label in labels])
+    missing = target[~np.isfinite(probs.sum(axis=0)) & (target != IGNORE_INDEX)]
+    for own, label in zip(counts, labels, strict=True):
+        own[1, 0] += np.count_nonzero(missing == label)
+        own[0, -1] += np.count_nonzero(missing != label)
+    return counts
+
+
+def measure_ranking(ranking: Counts) -> tuple[float | None, ...]:
+    """Return the average precision of each class (F, 2, B): with every threshold, not only with the one in use.
+
+    Chance has the share of the class. None where no voxel is of the class, or all are. Voxels in a bin are ties.
+    """
+    return tuple(compute_average_precision(own, others) for others, own in ranking)
+
+
 def count_classes(score: Score) -> NDArray[np.int64]:
     """Return the counts (cases, foreground classes, 4) of voxels tp, fp, fn, tn."""
     return np.array([[_counts(o) for o in case.classes] for case in score.cases], np.int64)
@@ -302,10 +352,15 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    return _mean([value for value in values if value is not None])
+
+
 def _case_row(case: CaseScore) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": case.case_id,
         **average_ratios(case.classes),
+        **({} if case.average_precision is None else {"average_precision": _mean_of_known(case.average_precision)}),
         "prevalence": case.overlap.prevalence,
         "prevalence_pred": case.overlap.prevalence_pred,
     }
@@ -315,6 +370,7 @@ def _case_row(case: CaseScore) -> dict[str, Any]:
     several = len(case.classes) > 1
     if several:
         row["classes"] = [o.dice if o.tp + o.fp + o.fn > 0 else None for o in case.classes]
+        row |= {} if case.average_precision is None else {"average_precision_classes": list(case.average_precision)}
     if case.distances is not None:
         found = [d for d in case.distances if not d.absent] or case.distances
         row |= {name: float(np.mean([getattr(d, name) for d in found])) for name in ("hd95", "asd", "surface_dice")}

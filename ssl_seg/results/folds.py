@@ -113,7 +113,9 @@ def summarize_folds(folds: Sequence[Fold]) -> dict[str, Any]:
 
 def join_scores(scores: Sequence[Score]) -> Score:
     """Return the score over the cases of all."""
-    return Score(tuple(case for score in scores for case in score.cases), scores[0].label_values)
+    rankings = [score.ranking for score in scores if score.ranking is not None]
+    together = np.sum(rankings, axis=0) if len(rankings) == len(scores) else None
+    return Score(tuple(case for score in scores for case in score.cases), scores[0].label_values, together)
 
 
 def list_members(paths: Sequence[Path]) -> list[Path]:

@@ -42,6 +42,8 @@ GROUPS = 20
 THRESHOLD_RESAMPLES = 500
 LEAST_SLOPE, LARGEST_SLOPE, LARGEST_BIAS = 0.05, 20.0, 20.0
 """Of the fit: masks that the network separates without an error would have a temperature of 0."""
+BLOCK_VOXELS = 2**20
+"""Voxels that are binned at a time: about 100 MB, however large the image."""
 _TINY = np.finfo(np.float32).tiny
 
 Target = Literal["f1", "prevalence", "precision", "recall"]
@@ -112,23 +114,32 @@ def take_logs(probs: NDArray[np.floating]) -> NDArray[np.float32]:
     return logs
 
 
-def bin_log_odds(probs: NDArray[np.floating], target: NDArray[np.integer]) -> Counts:
-    """Count the voxels of a case by the log-odds of foreground; those that are ignored or not finite are left out.
+def bin_log_odds(
+    probs: NDArray[np.floating], target: NDArray[np.integer], label: int = 1, per_unit: int = BINS_PER_UNIT
+) -> Counts:
+    """Count the voxels of a case by the log-odds of a class; those that are ignored or not finite are left out.
 
     Args:
-        probs: (2,*S) probabilities of background and foreground.
-        target: (*S) of 0, 1 and ``IGNORE_INDEX``.
+        probs: (K,*S) probabilities.
+        target: (*S) of 0 to K - 1 and ``IGNORE_INDEX``.
+        label: the class, against all others.
+        per_unit: bins to a unit of asinh(log-odds).
 
     Returns:
-        (2, B): row 0 of background, row 1 of foreground.
+        (2, B): row 0 of the other classes, row 1 of the class.
     """
-    logs = take_logs(probs).astype(np.float64)
-    odds = logs[1] - logs[0]
-    used = np.isfinite(odds) & (target != IGNORE_INDEX)
-    places = np.ceil((np.arcsinh(odds[used]) + LIMIT) * BINS_PER_UNIT).astype(np.int64) - 1
-    flat = np.clip(places, 0, BINS - 1) + BINS * (target[used] > 0)
-    counts: Counts = np.bincount(flat, minlength=2 * BINS).reshape(2, BINS)
-    return counts
+    probs, target = probs.reshape(len(probs), -1), target.reshape(-1)
+    bins = 2 * LIMIT * per_unit
+    counts = np.zeros(2 * bins, np.int64)
+    for start in range(0, len(target), BLOCK_VOXELS):
+        part, true = probs[:, start : start + BLOCK_VOXELS], target[start : start + BLOCK_VOXELS]
+        others = np.delete(part, label, axis=0).sum(axis=0)  # 1 - p has no digits left where p is close to 1
+        with np.errstate(invalid="ignore"):  # infinite probabilities
+            odds = take_logs(part[label]).astype(np.float64) - take_logs(others)
+        used = np.isfinite(odds) & (true != IGNORE_INDEX)
+        places = np.ceil((np.arcsinh(odds[used]) + LIMIT) * per_unit).astype(np.int64) - 1
+        counts += np.bincount(np.clip(places, 0, bins - 1) + bins * (true[used] == label), minlength=2 * bins)
+    return counts.reshape(2, bins)
 
 
 def count_at_cuts(histograms: Counts) -> Counts:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from score_counts import make_net_score, make_scores
-from sklearn.metrics import f1_score, jaccard_score
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 
 from ssl_seg.cli.evaluate_tables import print_evaluation, write_cases
 from ssl_seg.data.catalog import pass_through
@@ -43,12 +44,12 @@ def checkpoint(tiny_run: Path, tmp_path: Path) -> Path:
 
 class TestNumbers:
     @pytest.mark.parametrize("overlap", [0.0, 0.5])
-    def test_they_are_those_of_the_masks_that_predict_writes(
+    def test_they_are_those_of_the_files_that_predict_writes(
         self, checkpoint: Path, particles_dir: Path, tmp_path: Path, overlap: float
     ) -> None:
         result = evaluate(EvaluateRequest(checkpoint, which="student", overlap=overlap))
         request = PredictRequest(checkpoint, particles_dir, tmp_path / "out", which="student", overlap=overlap)
-        written = {path.stem: path for path in predict(request)}
+        written = {path.stem: path for path in predict(replace(request, probabilities=True))}
         pairs = {
             row["id"]: (
                 read_mask(str(particles_dir / "masks" / f"{row['id']}.png")).ravel(),
@@ -58,6 +59,9 @@ class TestNumbers:
         }
         for row in result["cases"]:
             assert row["dice"] == pytest.approx(f1_score(*pairs[row["id"]], zero_division=0.0))
+            foreground = tifffile.imread(written[row["id"]].with_name(f"{row['id']}_prob.tif")).ravel()
+            precision = average_precision_score(pairs[row["id"]][0], foreground)
+            assert row["average_precision"] == pytest.approx(precision, abs=2e-3)
         true, pred = (np.concatenate(column) for column in zip(*pairs.values(), strict=True))
         assert result["pooled"]["f1"] == pytest.approx(f1_score(true, pred))
         assert result["pooled"]["iou"] == pytest.approx(jaccard_score(true, pred))
@@ -103,6 +107,7 @@ class TestNumbers:
             "id": "=a,b",
             "dice": 0.5,
             "classes": [0.25, None],
+            "average_precision_classes": [0.75, None],
             "hd95_classes": [2.0, None],
             "counts": [[1, 1, 1, 1]],
         }
@@ -111,7 +116,8 @@ class TestNumbers:
         (row,) = csv.DictReader((tmp_path / "c.csv").open())
         assert row == {
             "checkpoint": "x", "net": "student", "id": "=a,b", "dice": "0.5",
-            "dice_7": "0.25", "dice_9": "", "hd95_7": "2.0", "hd95_9": "",
+            "dice_7": "0.25", "dice_9": "", "average_precision_7": "0.75", "average_precision_9": "",
+            "hd95_7": "2.0", "hd95_9": "",
         }  # fmt: skip
 
     def test_the_overlap_matters(self, checkpoint: Path) -> None:
