@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -185,10 +185,10 @@ class _Images:
         self._turns = np.stack([t.ravel() for t in _turn(np.arange(np.prod(shape)).reshape(shape))])  # (turns, voxels)
         count = max(_MOMENT_ROWS // len(self._turns), 2)
         sample = np.unique(np.linspace(0, len(ids) - 1, count).astype(int))
-        vectors = self._normalize(sample)[:, self._turns].reshape(-1, self._turns.shape[1])
-        first = _find_whitening(vectors, 1)
+        vectors = self._normalize(sample)
+        first = _find_whitening(vectors, shape, 1 / len(self._turns))
         # A light that is much stronger than all else is still seen: what is common to many is taken away once more.
-        second = _find_whitening(_to_unit(_whiten(vectors, first)), _COMMON)
+        second = _find_whitening(_to_unit(_whiten(vectors, first)), shape, _COMMON / len(self._turns))
         self._whitened = np.empty((len(ids), vectors.shape[1]), np.float16)
         for start in range(0, len(ids), _CHUNK):
             numbers = np.arange(start, min(start + _CHUNK, len(ids)))
@@ -344,21 +344,55 @@ def _thin(codes: Numbers, features: Vectors) -> Numbers:
     return codes[kept]
 
 
-def _find_whitening(vectors: Vectors, few: int) -> tuple[Vectors, Vectors]:
+def _find_whitening(vectors: Vectors, shape: tuple[int, ...], few: float) -> tuple[Vectors, Vectors]:
     """Return the usual directions (size, n), and by what share vectors shrink along each (n,).
 
     With these shares, vectors of length 1 come to have all directions equally often. What a ``few`` vectors contribute
     to the second moment is added to it, or noise would be whitened too.
+
+    The second moments are those of all turns of the vectors. Since mirror images are among them, what is even along an
+    axis is not correlated with what is odd: each combination is solved alone, 4 times 256 numbers in place of 1,024.
+
+    Args:
+        vectors: (count, size) thumbnails, not turned.
+        shape: of a thumbnail; each side is even.
+        few: of ``count`` vectors.
     """
-    count, size = vectors.shape
-    if count < size:
-        values, ends = np.linalg.eigh((vectors @ vectors.T).astype(np.float64) / count)
-        directions = vectors.T @ ends / np.sqrt(np.maximum(values, 1e-12) * count)
-    else:
-        values, directions = np.linalg.eigh((vectors.T @ vectors).astype(np.float64) / count)
-    usual = values > 0.01 * few / count
-    shares = 1 - (1 + values[usual] * count / few) ** -0.5
-    return directions[:, usual].astype(np.float32), shares.astype(np.float32)
+    stack = vectors.reshape(-1, *shape)
+    stack = np.concatenate([stack, stack.swapaxes(-1, -2)])
+    directions, shares = [], []
+    for signs in product((1, -1), repeat=len(shape)):
+        folded = _fold(stack, signs)
+        values, ends = _find_axes(folded.reshape(len(stack), -1))
+        usual = values > 0.01 * few / len(vectors)
+        directions.append(_unfold(ends[:, usual].T.reshape(-1, *folded.shape[1:]), signs).reshape(-1, vectors.shape[1]))
+        shares.append(1 - (1 + values[usual] * len(vectors) / few) ** -0.5)
+    return np.concatenate(directions).T.astype(np.float32), np.concatenate(shares).astype(np.float32)
+
+
+def _fold(stack: Vectors, signs: Sequence[int]) -> Vectors:
+    """Return (n, *halves): what is even (sign 1) or odd (-1) along each axis of a stack (n, *shape), on half of it."""
+    for axis, sign in enumerate(signs, 1):
+        first, second = np.split(stack, 2, axis)
+        stack = (first + sign * np.flip(second, axis)) * np.float32(0.5**0.5)
+    return stack
+
+
+def _unfold(stack: Vectors, signs: Sequence[int]) -> Vectors:
+    """Return (n, *shape): the even or odd whole of each half, of the same length; undoes ``_fold``."""
+    for axis, sign in enumerate(signs, 1):
+        stack = np.concatenate([stack, sign * np.flip(stack, axis)], axis) * np.float32(0.5**0.5)
+    return stack
+
+
+def _find_axes(rows: Vectors) -> tuple[Vectors, Vectors]:
+    """Return eigenvalues and eigenvectors, as columns, of the second moment of rows, those of 0 left out."""
+    count, size = rows.shape
+    if count >= size:
+        values, ends = np.linalg.eigh((rows.T @ rows).astype(np.float64) / count)
+        return values, ends
+    values, ends = np.linalg.eigh((rows @ rows.T).astype(np.float64) / count)
+    return values, rows.T @ ends / np.sqrt(np.maximum(values, 1e-12) * count)
 
 
 def _whiten(vectors: Vectors, whitening: tuple[Vectors, Vectors]) -> Vectors:

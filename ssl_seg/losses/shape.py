@@ -11,7 +11,6 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from monai.losses.cldice import soft_skel
 from pydantic import Field
 from torch import Tensor
 
@@ -89,6 +88,8 @@ def cldice(
         iterations: erosions of the skeleton; at least the largest radius of a structure, in voxels.
         smooth: > 0, in voxels, added to both parts of both ratios: an absent class that is not predicted has loss 0.
     """
+    from monai.losses.cldice import soft_skel  # not at the top: MONAI takes longer to load than torch
+
     probs, actual, valid = _prepare(logits, target)
     probs, labels = probs * valid, actual.to(probs.dtype)
     dims = (0, *range(2, probs.ndim))

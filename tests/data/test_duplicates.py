@@ -274,6 +274,20 @@ def test_the_turns_are_all_of_the_plane_and_upside_down(shape: tuple[int, ...]) 
     np.testing.assert_allclose(features, np.broadcast_to(features[0], features.shape), atol=5e-3)
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (4, 4, 4)])
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_whitening_is_that_of_the_second_moments_of_all_turns(shape: tuple[int, ...], count: int) -> None:
+    rng = np.random.default_rng(count)
+    vectors = duplicates._to_unit(rng.normal(size=(count, 64)) + rng.normal(size=64))
+    directions, shares = duplicates._find_whitening(vectors.astype(np.float32), shape, few := 0.5)
+    turned = np.array([t.ravel() for v in vectors for t in duplicates._turn(v.reshape(shape))])
+    values, axes = np.linalg.eigh(turned.T @ turned / len(turned))
+    lengths = np.where(values > 0.01 * few / count, (1 + np.maximum(values, 0) * count / few) ** -0.5, 1.0)
+    expected = axes * lengths @ axes.T
+    np.testing.assert_allclose(np.eye(64) - directions * shares @ directions.T, expected, atol=1e-4)
+    assert np.abs(expected - np.eye(64)).max() > 0.01
+
+
 def test_alike_pairs_are_ranked() -> None:
     made = {f"{n:02d}": noise(32, 32, seed=n) for n in range(20)}
     made["near"] = made["00"] + 0.5 * noise(32, 32, seed=100) - 50
