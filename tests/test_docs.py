@@ -105,6 +105,51 @@ def test_an_unknown_command_or_option_is_found() -> None:
     assert [find_unknown(line) for line in find_commands(page)] == [["--lables"], ["ssl-seg trian"]]
 
 
+def find_gone(text: str) -> list[str]:
+    """Return the tests, scripts and commands that a text cites and that are not there."""
+
+    def is_there(name: str) -> bool:
+        if "::test_" in name:
+            return is_test(name)
+        if name.startswith("ssl-seg "):
+            return "COMMAND" in name or not find_unknown(name)
+        return not name.startswith("python scripts/") or (ROOT / name.split()[1]).is_file()
+
+    outside_blocks = re.sub(r"^ *```.*?^ *```", "", text, flags=re.S | re.M)
+    return [name for name in re.findall(r"`([^`]+)`", outside_blocks) if not is_there(name)]
+
+
+def is_test(name: str) -> bool:
+    """Return whether pytest finds a test by this name, which has no parameters."""
+    file, *classes, function = name.split("::")
+    text = (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).is_file() else ""
+    for part in classes:
+        text = re.split(r"\n(?=\S)", text.partition(f"\nclass {part}")[2])[0]
+    return f"\n{'    ' * len(classes)}def {function}(" in text
+
+
+def test_each_row_of_the_reports_has_a_test_or_a_command_that_is_there() -> None:
+    text = (DOCS / "rows.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in row] for row in rows if row[0].strip() != "row"]
+    expected = [
+        f"{part}{n:02d}" for part, last in zip("DSLOE", (25, 14, 19, 22, 15), strict=True) for n in range(1, last + 1)
+    ]
+    assert [row for row, _, _ in rows if row != "-"] == [*expected, *(f"A{n}" for n in range(1, 19))]
+    assert [row for row, _, shown in rows if not re.search("`(tests/|ssl-seg |python )", shown)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_what_a_page_cites_in_a_line_is_there(page: Path) -> None:
+    assert find_gone(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_test_and_a_command_that_are_gone_are_found() -> None:
+    here = "tests/test_docs.py::test_links_lead_somewhere"
+    gone = [f"{here}s", "tests/gone.py::test_a", "ssl-seg train --lables 3", "python scripts/gone.py"]
+    assert find_gone(" ".join(f"`{name}`" for name in (here, "ssl-seg train --labels 3", *gone))) == gone
+
+
 def list_anchors(page: Path) -> set[str]:
     """Return the anchors of the headings of a page, as mkdocs makes them."""
     titles = re.findall(
