@@ -20,6 +20,7 @@ from lab.replay import (
     SERIES,
     SIDE_002,
     TILES_002,
+    Replay,
     make_signals,
     make_tiles_002,
     replay,
@@ -59,6 +60,13 @@ def data(out: Path) -> str:
 def verdicts_of(text: str) -> list[tuple[str, tuple[str, ...]]]:
     (series,) = [s for name, s in SERIES_BY_NAME.items() if text in name]
     return [(v.level, v.codes) for _, v in replay(series).verdicts]
+
+
+def tell_first(found: Replay) -> str:
+    if found.first is None:
+        return "none"
+    when, verdict = found.first
+    return f"{when}: {', '.join(f'{f.code} ({f.level})' for f in verdict.findings)}"
 
 
 class TestReplay:
@@ -115,6 +123,12 @@ class TestReplay:
         assert any(text.startswith("coverage_hole") for text in masks)
         assert any(text.startswith("constant_output (collapsed)") for text in maps)
         assert any(text.startswith("equal_statistics (collapsed)") for text in maps)
+
+    def test_the_page_has_the_first_verdict_of_each_series(self) -> None:
+        text = (Path(__file__).parents[2] / "docs" / "collapse_evidence.md").read_text(encoding="utf-8")
+        _, _, table = text.partition("\n| report | series | verdict, and when |\n|---|---|---|\n")
+        shown = [line.strip("| ").split(" | ") for line in table.split("\n\n")[0].split("\n")]
+        assert shown == [[series.report, series.name, tell_first(replay(series))] for series in SERIES]
 
     def test_what_is_not_stated_moves_no_rule(self) -> None:
         from ssl_seg.monitor.evidence import Evidence
