@@ -422,7 +422,11 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # Runs
 
 
-ENCODER = {"network": {"name": "encoder_unet", "features": 2}, "data": {"patch_size": [32, 64]}}
+ENCODER = {
+    "network": {"name": "encoder_unet", "features": 2},
+    "data": {"patch_size": [32, 64]},
+    "length": {"steps": 2, "steps_per_epoch": 1},
+}
 
 
 def test_a_run_says_what_its_encoder_began_with_and_needs_the_file_no_more(
