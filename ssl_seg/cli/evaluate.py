@@ -39,6 +39,7 @@ def evaluate(
     accelerator: o.Accelerator = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of the worst, median and best cases.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write all figures of each case as a table.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Score a checkpoint per case and pooled, beside trivial baselines: on validation unless told otherwise.
@@ -46,7 +47,7 @@ def evaluate(
     Several checkpoints are compared on the same cases. A cross-validation is scored out of fold, with --test as an
     ensemble.
     """
-    from ssl_seg.cli.evaluate_tables import print_comparison, print_evaluation, print_folds, write_cases
+    from ssl_seg.cli.evaluate_tables import print_result, write_cases
     from ssl_seg.cli.settings import parse_overrides
     from ssl_seg.data.settings import CASES, select_data_settings
     from ssl_seg.data.splits.files import load_split
@@ -57,6 +58,8 @@ def evaluate(
         raise ConfigError(
             "--test and --all exclude each other: --all scores every labeled case, whatever list it is in"
         )
+    if markdown and as_json:
+        raise ConfigError("--markdown and --json exclude each other: both say what is printed")
     check_new_file(figure)
     check_new_file(csv, "--csv", (".csv",))
     found = [take_checkpoint(path) for path in checkpoints]
@@ -95,12 +98,8 @@ def evaluate(
         write_cases(csv, result)
     if as_json:
         print_json(to_finite(result))
-    elif "rows" in result:
-        print_comparison(result)
     else:
-        if "folds" in result:
-            print_folds(result)
-        print_evaluation(result)
+        print_result(result, markdown=markdown)
     for written in (figure, csv):
         if written is not None:
             show(f"wrote {written}", err=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os.path
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from ssl_seg.cli.console import show
 from ssl_seg.cli.tables import describe_absent, print_rows
 from ssl_seg.errors import DataError
 from ssl_seg.files import write_text
-from ssl_seg.report.score_cells import Row, make_object_rows, show_difference, show_margin
+from ssl_seg.report.diagnosis import format_table
+from ssl_seg.report.score_cells import Row, list_cells, make_object_rows, show_difference, show_margin
 from ssl_seg.scores.text import number
 
 PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_of_fold": "validation, out of fold"}
@@ -23,29 +24,49 @@ MOST_SHOWN = 12
 """Cases of a table; of more, the worst and the best half are shown."""
 
 
-def print_evaluation(result: dict[str, Any]) -> None:
-    """Print the scores of the networks of a checkpoint, those of each class, and the worst and best cases."""
+Part = tuple[str, Sequence[Row]] | str
+"""A table, which is a title and rows, or a line of text."""
+
+
+def print_result(result: Row, *, markdown: bool = False) -> None:
+    """Print what ``evaluate`` returns as tables and lines, on request as Markdown."""
+    parts = _describe_comparison(result) if "rows" in result else _describe_evaluation(result)
+    for part in parts:
+        match part:
+            case str() as line:
+                show(f"- {line}" if markdown else line)
+            case title, rows if markdown:
+                show(f"## {title}\n\n{format_table(*list_cells(rows))}\n")
+            case title, rows:
+                print_rows(title, rows)
+
+
+def _describe_evaluation(result: Row) -> Iterator[Part]:
+    """Yield the folds of a cross-validation, the scores of each network and class, the worst and the best cases."""
+    if "folds" in result:
+        yield from _describe_folds(result)
     nets, shown = result["nets"], result["nets"].get(result["which"]) or next(iter(result["nets"].values()))
     figures = {net: _list_figures(summary) for net, summary in nets.items()}
     names = next(iter(figures.values()))
     rows = [{"score": name, **{net: own[name] for net, own in figures.items()}} for name in names]
-    print_rows(f"{result['checkpoint']}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows)
+    yield f"{result['checkpoint']}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows
     if "classes" in shown:
-        print_rows(f"classes of the {result['which']}", [_make_class_row(row) for row in shown["classes"]])
+        yield f"classes of the {result['which']}", [_make_class_row(row) for row in shown["classes"]]
     if "objects" in shown:
         found = shown["objects"]
-        title = f"objects of the {result['which']}: {found['true']} in {found['images']} masks"
-        print_rows(title, make_object_rows(found))
-    _print_cases(result, [row["label"] for row in shown.get("classes", ())])
-    for line in describe_absent(shown):
-        show(line)
+        yield (
+            f"objects of the {result['which']}: {found['true']} in {found['images']} masks",
+            make_object_rows(found),
+        )
+    yield _list_cases(result, [row["label"] for row in shown.get("classes", ())])
+    yield from describe_absent(shown)
     if "targets" in shown:
-        print_rows(f"targets, {result['which']}", [_make_target_row(row) for row in shown["targets"]])
-    print_openings(result)
+        yield f"targets, {result['which']}", [_make_target_row(row) for row in shown["targets"]]
+    yield from _describe_openings(result)
 
 
-def print_comparison(result: dict[str, Any]) -> None:
-    """Print a row for each checkpoint, and one for their ensemble."""
+def _describe_comparison(result: Row) -> Iterator[Part]:
+    """Yield a row for each checkpoint, and one for their ensemble."""
     places = [Path(row["checkpoint"]).absolute() if "step" in row else None for row in result["rows"]]
     base = Path(os.path.commonpath([place.parent for place in places if place is not None]))
     rows = [
@@ -57,33 +78,32 @@ def print_comparison(result: dict[str, Any]) -> None:
         }
         for place, row in zip(places, result["rows"], strict=True)
     ]
-    print_rows(f"{base}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows)
-    for line in describe_absent(result["rows"][0]):
-        show(line)
-    print_openings(result)
+    yield f"{base}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows
+    yield from describe_absent(result["rows"][0])
+    yield from _describe_openings(result)
 
 
-def print_openings(result: dict[str, Any]) -> None:
-    """Print how often the sealed cases that were scored have been opened."""
+def _describe_openings(result: Row) -> Iterator[str]:
+    """Yield how often the sealed cases that were scored have been opened."""
     if result["sealed_cases"]:
-        show(
+        yield (
             f"{result['sealed_cases']} of these cases are sealed test cases: they have now been opened "
             f"{result['test_openings']} time(s)"
         )
 
 
-def print_folds(result: dict[str, Any]) -> None:
-    """Print a row for each fold of a cross-validation."""
+def _describe_folds(result: Row) -> Iterator[Part]:
+    """Yield a row for each fold of a cross-validation."""
     folds = result["folds"]
     widest = max(folds, key=lambda row: len(row.get("classes", ())) - len(row["absent_classes"]))
     rows = [
         {"fold": row["fold"], "net": row["which"], "cases": row["cases"], **_make_score_cells(row, widest["of"])}
         for row in folds
     ]
-    print_rows(f"{result['checkpoint']}, each fold on its validation cases", rows)
+    yield f"{result['checkpoint']}, each fold on its validation cases", rows
     for row in folds:
         for line in describe_absent(row):
-            show(f"fold {row['fold']}: {line}")
+            yield f"fold {row['fold']}: {line}"
 
 
 def _make_score_cells(summary: Row, of: str) -> dict[str, Any]:
@@ -172,8 +192,8 @@ def _make_class_row(row: Row) -> dict[str, Any]:
     }
 
 
-def _print_cases(result: Mapping[str, Any], labels: list[int]) -> None:
-    """Print a row for each case, or for the worst and the best ones."""
+def _list_cases(result: Row, labels: Sequence[int]) -> Part:
+    """Return a row for each case, or for the worst and the best ones."""
     of = ", mean of its classes" if labels else ""
     rows = [
         {
@@ -190,7 +210,7 @@ def _print_cases(result: Mapping[str, Any], labels: list[int]) -> None:
     title = f"cases of the {result['which']}"
     if len(rows) > MOST_SHOWN:
         title += f" (worst and best {MOST_SHOWN // 2}; --csv has all)"
-    print_rows(title, cut_middle(rows, MOST_SHOWN))
+    return title, cut_middle(rows, MOST_SHOWN)
 
 
 def write_cases(path: Path, result: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import tifffile
 from score_counts import make_net_score, make_scores
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 
-from ssl_seg.cli.evaluate_tables import print_evaluation, write_cases
+from ssl_seg.cli.evaluate_tables import print_result, write_cases
 from ssl_seg.data.catalog import pass_through
 from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.splits.split import Split
@@ -82,7 +82,7 @@ class TestNumbers:
             "dice": (pytest.approx(np.mean([row["dice"] for row in result["cases"]])), False),
             "foreground_share": (pytest.approx((tp + fp) / (tp + fp + fn + tn)), True),
         }
-        print_evaluation(result)
+        print_result(result)
         printed = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.strip()}
         assert (printed["precision"], printed["recall"]) == ("met", "MET")
         assert "2 of 4 targets met: precision" in repr(Evaluation(result, ()))

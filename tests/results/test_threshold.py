@@ -11,7 +11,7 @@ import pytest
 from conftest import train_tiny
 from sklearn.metrics import f1_score
 
-from ssl_seg.cli.evaluate_tables import print_evaluation
+from ssl_seg.cli.evaluate_tables import print_result
 from ssl_seg.config import Config
 from ssl_seg.config.layers import validate
 from ssl_seg.data.synthetic import write_dataset
@@ -66,7 +66,7 @@ def test_all_commands_agree_with_the_training(run: Path, checkpoint: Path, tmp_p
     result = evaluate(EvaluateRequest(checkpoint))
     assert result["pooled"]["f1"] == final.used.score.f1
     assert cut_of(result) == (THRESHOLD, "prediction.threshold")
-    print_evaluation(result)
+    print_result(result)
     assert "0.4 (prediction.threshold)" in capsys.readouterr().out
     data = Path(result["data"])
     predict(PredictRequest(checkpoint, data / "images", tmp_path / "out"))
