@@ -143,6 +143,8 @@ def _list_figures(summary: Row) -> dict[str, Any]:
     pooled, mean, trivial = summary["pooled"], summary["mean"], summary["trivial"]
     several = "foreground" in summary
     of, classes = (f", {summary['of']}", ", of its classes") if several else ("", "")
+    negatives = mean["n_cases"] - mean["n_positives"]
+    empty = negatives - mean["n_hallucinated"]
     return {
         "threshold": _show_threshold(summary),
         f"F1 (pooled{of})": pooled["f1_macro"],
@@ -150,7 +152,10 @@ def _list_figures(summary: Row) -> dict[str, Any]:
         **{f"{shown} (pooled{of})": pooled[name] for name, shown in RATIOS.items()},
         f"AP of voxels (pooled{of})": pooled["average_precision"],
         f"Dice (mean of {mean['n_cases']} cases{classes})": mean["dice"],
+        **({f"Dice (the same, {empty} found empty as 0)": mean["dice_empty_zero"]} if empty else {}),
         f"Dice (mean of the {mean['n_positives']} positive cases{classes})": mean["dice_positives"],
+        "missed: nothing predicted": f"{mean['n_missed']} of {mean['n_positives']} positive cases",
+        "hallucinated": f"{mean['n_hallucinated']} of {negatives} empty cases",
         "trivial: mean Dice of predicting nothing": mean["predict_nothing"],
         f"trivial: all-positive F1{of}": trivial["all_positive"],
         f"trivial: base-rate random F1 and AP{of}": trivial["base_rate_random"],
@@ -184,6 +189,7 @@ def _make_class_row(row: Row) -> dict[str, Any]:
         **{shown: row["pooled"][name] for name, shown in RATIOS.items()},
         "AP of voxels": row["pooled"]["average_precision"],
         "Dice (mean of its cases)": row["mean_positives"]["dice"],
+        "hallucinated cases": row["hallucinated_cases"],
         **{
             f"{shown} ({unit})": number(found[name], 2)
             for unit, found in distances.items()

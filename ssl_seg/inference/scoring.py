@@ -172,6 +172,8 @@ class Score:
         means |= {"dice_positives": _mean(positives), "dice_empty_zero": means["dice"] - nothing / len(rows)}
         means["predict_nothing"] = empty / len(rows)
         means |= {"n_cases": len(rows), "n_positives": len(positives)}
+        found = [(c.overlap.tp + c.overlap.fn > 0, c.overlap.tp + c.overlap.fp > 0) for c in self.cases]
+        means |= {"n_missed": found.count((True, False)), "n_hallucinated": found.count((False, True))}
         if self.cases[0].distances is not None:
             means |= self._average_distances(range(len(self.cases[0].classes)))
         return means

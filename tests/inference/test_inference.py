@@ -344,6 +344,9 @@ class TestScoring:
             assert summary["mean"][name] == pytest.approx(np.mean([e[name] for e in each]))
         positive = [e["dice"] for e, (_, t) in zip(each, pairs, strict=True) if (t > 0).any()]
         assert (summary["mean"]["n_cases"], summary["mean"]["n_positives"]) == (len(pairs), len(positive))
+        flags = [tuple(bool((part > 0).any()) for part in seen([pair])) for pair in pairs]
+        missed, hallucinated = (sum(flag == wanted for flag in flags) for wanted in ((False, True), (True, False)))
+        assert (summary["mean"]["n_missed"], summary["mean"]["n_hallucinated"]) == (missed, hallucinated)
         assert summary["mean"]["dice_positives"] == (pytest.approx(np.mean(positive)) if positive else None)
 
     @settings(deadline=None, max_examples=30)

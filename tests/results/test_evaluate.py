@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import shutil
 from dataclasses import replace
@@ -22,6 +23,7 @@ from ssl_seg.data.splits.split import Split
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import read_mask, write_mask
 from ssl_seg.errors import ConfigError, DataError, SplitError
+from ssl_seg.inference.scoring import parse_cases
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.report.notebook import Evaluation
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
@@ -86,6 +88,48 @@ class TestNumbers:
         printed = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.strip()}
         assert (printed["precision"], printed["recall"]) == ("met", "MET")
         assert "2 of 4 targets met: precision" in repr(Evaluation(result, ()))
+
+    def test_missed_hallucinated_and_empty_cases_are_told(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Two cases with objects, of which one is found; two without, of which one is found empty."""
+        counts = {"found": [8, 0, 0, 8], "missed": [0, 0, 4, 12], "false": [0, 4, 0, 12], "empty": [0, 0, 0, 16]}
+        rows = [{"id": name, "foreground": own, "classes": [own], "nonfinite": 0} for name, own in counts.items()]
+        summary = parse_cases(rows).summarize()
+        assert (summary["mean"]["dice"], summary["mean"]["dice_empty_zero"]) == (0.5, 0.25)
+        summary["pooled"]["average_precision"] = None
+        for row in summary["cases"]:
+            row["average_precision"] = None
+        net = {"threshold": 0.5, "threshold_from": "default", **summary}
+        print_result(
+            {**net, "checkpoint": "x", "part": "val", "which": "student", "sealed_cases": 0, "nets": {"student": net}}
+        )
+        printed = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+        assert printed >= {
+            "missed: nothing predicted 1 of 2 positive cases",
+            "hallucinated 1 of 2 empty cases",
+            "Dice (mean of 4 cases) 0.500",
+            "Dice (the same, 1 found empty as 0) 0.250",
+            "Dice (mean of the 2 positive cases) 0.500",
+        }
+
+    def test_markdown_has_the_cells_of_the_tables(
+        self, checkpoint: Path, cli: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        result = evaluate(EvaluateRequest(checkpoint))
+        print_result(result)
+        plain = capsys.readouterr().out
+        print_result(result, markdown=True)
+        titles, cells = [], []
+        for line in html.unescape(capsys.readouterr().out).splitlines():
+            if line.startswith("## "):
+                titles.append(line[3:])
+            elif line.startswith("| ") and "---" not in line:
+                cells += [cell.strip() for cell in line.strip("|").split(" | ")]
+        assert [title in plain for title in titles] == [True, True]
+        assert "".join("".join(cells).split()) == "".join(
+            "".join(line.split()) for line in plain.splitlines() if line.strip() not in titles
+        )
+        code, _, err = cli("evaluate", checkpoint, "--markdown", "--json")
+        assert (code, "exclude each other" in err) == (2, True)
 
     def test_a_table_has_each_network_and_case(self, checkpoint: Path, tiny_run: Path, tmp_path: Path) -> None:
         other = rewrite(tiny_run, tmp_path / "other.pt")
