@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from ssl_seg.errors import DataError, MachineError
 from ssl_seg.files import atomic_write
@@ -55,6 +56,29 @@ def tell_forever(tell: Tell) -> None:
     while True:
         tell(None)
         time.sleep(0.01)
+
+
+def make_files(tell: Tell, folder: Path, has_locks: bool) -> None:
+    """Make files that nobody else makes; the first one is done when the other process has begun one, too."""
+    claims.WAIT = 0.01
+    if not has_locks:
+        claims.try_lock = FileLock  # not held: what a file system without locks gives
+    paths = [folder / f"{n}.png" for n in range(6)]
+    for number, claim in claim_each(paths, [None] * 6, [path.with_suffix(".lock") for path in paths]):
+        if claim is not None:
+            tell((os.getpid(), number))
+            (folder / f"{os.getpid()}.begun").touch()
+            while len(list(folder.glob("*.begun"))) < 2:
+                time.sleep(0.01)
+            paths[number].touch()
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_two_processes_share_a_folder(tmp_path: Path, has_locks: bool) -> None:
+    told = list(run_workers(2, make_files, tmp_path, has_locks))
+    assert len({process for process, _ in told}) == 2
+    assert (sorted(number for _, number in told) == list(range(6))) is has_locks  # or some are made twice
+    assert {number for _, number in told} == set(range(6))
 
 
 def test_all_is_told_and_in_order() -> None:
