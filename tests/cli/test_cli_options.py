@@ -23,7 +23,7 @@ ALONE = {
     "ladder": "labels config data layout groups unlabeled split method network encoder encoder-weights pretrained "
     "steps epochs minutes lr batch-size seed gate rounds out resume force allow-split devices num-nodes set quiet",
     "ablate": "data labels steps part metric seeds set out dry-run",
-    "evaluate": "data split test all ensemble which overlap threshold set accelerator figure csv json",
+    "evaluate": "data split test all ensemble which overlap threshold set accelerator figure csv json markdown",
     "calibrate": "for which clean overlap accelerator figure json",
     "report": "out",
     "export": "which uncalibrated overwrite json",
