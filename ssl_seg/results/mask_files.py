@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.data.layouts import list_images
-from ssl_seg.data.layouts.files import walk_files
+from ssl_seg.data.layouts.files import note_others, walk_files
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
 from ssl_seg.errors import DataError
 from ssl_seg.files import append_jsonl, find_obstacle, read_jsonl
@@ -295,6 +295,15 @@ def _find_images(folder: Path, output: Path, layout: str) -> list[tuple[str, tup
         return Path(path).resolve().is_relative_to(place)
 
     return list_images(folder, layout, is_output)
+
+
+def note_unread(source: Path, output: Path) -> tuple[str, ...]:
+    """Return a note on the files of a folder that get no mask since they are no images that can be read, if any."""
+    if is_image(source):
+        return ()
+    inner, place = source / "images" if (source / "images").is_dir() else source, output.resolve()
+    others = (path for path in walk_files(inner) if not is_image(path) and not path.resolve().is_relative_to(place))
+    return note_others(tuple(path.relative_to(inner).as_posix() for path in others))
 
 
 def _mask_name(name: str, image: str, ndim: int, suffix: str | None) -> str:

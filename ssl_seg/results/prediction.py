@@ -59,7 +59,16 @@ from ssl_seg.monitor.catalog import limit
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.claims import Claim, State, claim_each, read_state
 from ssl_seg.results.folds import list_members
-from ssl_seg.results.mask_files import Job, Made, MaskRecord, check_places, is_mask_name, plan_jobs, split_jobs
+from ssl_seg.results.mask_files import (
+    Job,
+    Made,
+    MaskRecord,
+    check_places,
+    is_mask_name,
+    note_unread,
+    plan_jobs,
+    split_jobs,
+)
 from ssl_seg.results.objects import TABLE, check_table, find_objects, join_tables, write_rows
 from ssl_seg.results.pieces import PLAN, WHOLE_VOXELS, Pieces, divide
 from ssl_seg.results.workers import run_workers
@@ -173,6 +182,8 @@ def predict(
         numbered=numbered,
         suffix=request.suffix,
     )
+    for text in note_unread(request.source, request.output):
+        note(text)
     record = MaskRecord(None if is_mask_name(request.output) else request.output, way.settings)
     if request.objects and record.folder is not None:
         check_table(record.folder / TABLE, data.ndim, data.channels)

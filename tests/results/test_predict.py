@@ -22,7 +22,7 @@ from ssl_seg.files import read_jsonl
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results import prediction
-from ssl_seg.results.mask_files import RECORD, Job, Made, MaskRecord, check_places, plan_jobs
+from ssl_seg.results.mask_files import RECORD, Job, Made, MaskRecord, check_places, note_unread, plan_jobs
 from ssl_seg.results.prediction import SHOWN_FAILURES, PredictRequest, predict
 
 IMAGES = 5
@@ -376,6 +376,21 @@ class TestPlaces:
         with pytest.raises(DataError, match="both be written"):
             plan_jobs(tmp_path / "in", tmp_path / "out", 3, "", ("_prob",))
         plan_jobs(tmp_path / "in", tmp_path / "out", 3, "", ())
+
+    def test_files_that_get_no_mask_are_told(self, tmp_path: Path) -> None:
+        folder = tmp_path / "in"
+        for name in ("a.png", "out/a.png"):
+            make_image(folder / name)
+        for name in ("b.gif", "sub/c.nd2", "out/objects.csv"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).touch()
+        (note,) = note_unread(folder, folder / "out")
+        assert (
+            "2 file(s) are no images that can be read and are not used (1 x .gif, 1 x .nd2; b.gif, sub/c.nd2)" in note
+        )
+        assert note_unread(folder / "a.png", folder / "out") == ()
+        (folder / "images").mkdir()
+        assert note_unread(folder, folder / "out") == ()  # the images are there
 
     def test_volumes_are_no_png(self, tmp_path: Path) -> None:
         make_image(tmp_path / "in" / "a.tif")
