@@ -200,20 +200,19 @@ def _make_class_row(row: Row) -> dict[str, Any]:
 
 def _list_cases(result: Row, labels: Sequence[int]) -> Part:
     """Return a row for each case, or for the worst and the best ones."""
-    of = ", mean of its classes" if labels else ""
     rows = [
         {
             "case": row["id"],
-            f"dice{of}": row["dice"],
-            **{f"{name}{of}": row[name] for name in RATIOS},
-            f"AP{of}": row["average_precision"],
+            "dice": row["dice"],
+            **{name: row[name] for name in RATIOS},
+            "AP": row["average_precision"],
             "prevalence": row["prevalence"],
             "predicted": row["prevalence_pred"],
-            **{f"dice of class {label}": dice for label, dice in zip(labels, row.get("classes", ()), strict=False)},
+            **{f"class {label}": dice for label, dice in zip(labels, row.get("classes", ()), strict=False)},
         }
         for row in sorted(result["cases"], key=lambda row: float(row["dice"]))
     ]
-    title = f"cases of the {result['which']}"
+    title = f"cases of the {result['which']}" + ", mean of the classes in each, and Dice by class" * bool(labels)
     if len(rows) > MOST_SHOWN:
         title += f" (worst and best {MOST_SHOWN // 2}; --csv has all)"
     return title, cut_middle(rows, MOST_SHOWN)
