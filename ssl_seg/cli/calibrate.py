@@ -106,16 +106,20 @@ def print_calibration(result: dict[str, Any]) -> None:
             for row in result["sweep"]
         ]
         print_rows(title, rows)
-    ece, biases = result["ece"], ", ".join(f"{bias:+.2f}" for bias in result["biases"][1:])
-    show(
-        f"temperature {result['temperature']:.2f}, bias {biases}: calibration error {ece['before']:.4f} -> "
-        f"{ece['after']:.4f} on left-out cases"
-    )
+    show(_describe_scaling(result))
     show(_describe_choice(result) if "chosen" in result else _describe_biases(result))
     for number, row in enumerate(result.get("cleaning", ()), start=1):
         of = f" of class {number}" if len(result["cleaning"]) > 1 else ""
         show(f"masks{of}: {row['does']}; choosing gains {row['gain']['value']:+.3f} mean Dice, {_show_interval(row)}")
     show(f"wrote {result['file']}: evaluate and predict use it unless --uncalibrated is given")
+
+
+def _describe_scaling(result: Row) -> str:
+    ece, biases = result["ece"], ", ".join(f"{bias:+.2f}" for bias in result["biases"][1:])
+    error = f"calibration error {ece['before']:.4f} -> {ece['after']:.4f} on left-out cases"
+    if result["temperature"] == 1 and not any(result["biases"]):
+        return f"probabilities stay as they are: {error}, which is no gain"
+    return f"temperature {result['temperature']:.2f}, bias {biases}: {error}"
 
 
 def _describe_choice(result: Row) -> str:

@@ -39,6 +39,7 @@ from ssl_seg.scores.calibration import (
     find_edge,
     fit_scaling_to_odds,
     fit_without_own,
+    keep_if_better,
     take_logs,
     to_log_odds,
     to_probability,
@@ -47,6 +48,8 @@ from ssl_seg.scores.metrics import ConfusionCounts, count_overlap
 
 SAMPLED_VOXELS = 100_000
 """Of all cases together, where there are more than two classes; of two, all voxels count."""
+FEW_CASES = 5
+"""With fewer validation cases one is told that they say little."""
 SWEEP = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Probabilities of the network whose scores are reported."""
 
@@ -72,6 +75,7 @@ def calibrate(
 ) -> dict[str, Any]:
     """Calibrate a network on the validation cases of its run, and store the result beside the checkpoint.
 
+    Probabilities are changed only where that lowers the calibration error on left-out cases: never with one case.
     A threshold for F1 is used only where its gain over that of the training's settings (0.5 unless set), on left-out
     cases, is beyond chance; one for another rule is used as it is. The biases of more than two classes are used only
     where they gain likewise.
@@ -102,6 +106,11 @@ def calibrate(
         )
     catalog, data = open_cases(evaluation, model, track("reading cases"))
     ids = choose_cases(evaluation, (model,), catalog, split_from_dict(model.checkpoint.split), note)
+    if len(ids) < FEW_CASES:
+        note(
+            f"WARNING {len(ids)} validation case(s), fewer than {FEW_CASES}: what they choose holds for them and may "
+            "hold for no other image. Label more, or train with --folds and calibrate each fold"
+        )
     predictor, store = model.predictor(net, request.overlap), open_store(catalog, data)
     outputs = _predict_cases(predictor, store, ids, track(f"predicting with {net}"))
     if classes == 2:
@@ -150,7 +159,9 @@ def _calibrate_two(
             raise DataError(
                 f"the {len(histograms)} validation cases hold no {name}: there is nothing to calibrate with"
             )
-    scaling = fit_scaling_to_odds(histograms)
+    before = compute_reliability_of_odds(histograms, [UNCHANGED] * len(histograms))
+    after = compute_reliability_of_odds(histograms, fit_without_own(histograms))
+    scaling = keep_if_better(fit_scaling_to_odds(histograms), before, after)
     present = 0.0 if settings.threshold is None else to_log_odds(settings.threshold)
     try:
         chosen = choose_threshold(histograms, rule, present)
@@ -159,8 +170,6 @@ def _calibrate_two(
     used = chosen.is_shown or rule.target != "f1"
     cut = chosen.log_odds if used else present
     threshold = to_probability(float(scaling.apply_to_odds(np.array(cut))))
-    before = compute_reliability_of_odds(histograms, [UNCHANGED] * len(histograms))
-    after = compute_reliability_of_odds(histograms, fit_without_own(histograms))
     figures = {
         "network_threshold": to_probability(cut),
         "chosen": {

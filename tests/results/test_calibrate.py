@@ -23,8 +23,8 @@ from ssl_seg.inference.calibration import calibration_path
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.results import calibration
-from ssl_seg.results.calibration import CalibrateRequest, calibrate
-from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.results.calibration import FEW_CASES, CalibrateRequest, calibrate
+from ssl_seg.results.evaluation import EvaluateRequest, choose_cases, evaluate
 from ssl_seg.results.prediction import PredictRequest, predict
 from ssl_seg.scores.calibration import ThresholdRule
 
@@ -106,6 +106,19 @@ def test_a_gain_within_chance_keeps_the_threshold(checkpoint: Path, monkeypatch:
     result = calibrate(CalibrateRequest(checkpoint, "student"))
     assert (result["used"], result["network_threshold"]) == (False, 0.5)
     assert score(checkpoint) == pytest.approx(score(checkpoint, calibrated=False), abs=1e-4)
+
+
+@pytest.mark.parametrize("cases", [1, 2, FEW_CASES - 1, FEW_CASES])
+def test_few_cases_are_named_and_one_case_changes_no_probability(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli, cases: int
+) -> None:
+    monkeypatch.setattr(calibration, "choose_cases", lambda *args: choose_cases(*args)[:cases])
+    code, out, err = cli("calibrate", checkpoint, "--which", "student")
+    assert code == 0, err
+    assert (f"WARNING {cases} validation case(s), fewer than {FEW_CASES}" in err) == (cases < FEW_CASES)
+    (stored,) = json.loads(calibration_path(checkpoint).read_text()).values()
+    unchanged = stored["scaling"] == {"temperature": 1.0, "biases": [0.0, 0.0]}
+    assert unchanged == (cases == 1) == ("probabilities stay as they are" in out)
 
 
 def test_masks_made_before_are_not_mixed_with_calibrated_ones(checkpoint: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ssl_seg.scores.calibration import (
     calibrate_classes,
     choose_threshold,
     compute_ece,
+    compute_reliability,
     compute_reliability_of_odds,
     count_at_cuts,
     fit_scaling,
@@ -230,6 +231,22 @@ class TestClasses:
         assert gain.low > 0
         assert scaling.biases == pytest.approx((0.0, 2.0, -1.0), abs=0.1)
         assert scaling.temperature == pytest.approx(1.0, abs=0.05)
+
+    def test_one_case_is_fitted_by_no_other(self) -> None:
+        scaling, _, (before, after) = calibrate_classes(*self.make((0.0, -2.0, 1.0), number=1))
+        assert scaling == Scaling(1.0, (0.0, 0.0, 0.0))
+        np.testing.assert_array_equal(before, after)
+
+    def test_what_is_measured_is_what_is_kept(self) -> None:
+        """Too sure, and without bias: the temperature alone is kept, and mends the calibration of left-out cases."""
+        logs, targets = self.make((0.0, 0.0, 0.0), number=30)
+        sure = [special.log_softmax(2 * own, axis=1) for own in logs]
+        scaling, _, (before, after) = calibrate_classes(sure, targets)
+        assert (scaling.temperature, scaling.biases) == (pytest.approx(2.0, abs=0.1), (0.0, 0.0, 0.0))
+        kept = [(1 - p[0], np.ones(p.shape[1]), t > 0) for o, t in zip(sure, targets, strict=True)
+                for p in (scaling.apply(np.exp(o).T),)]  # fmt: skip
+        assert compute_ece(after) == pytest.approx(compute_ece(compute_reliability(kept)), abs=2e-3)
+        assert compute_ece(after) < compute_ece(before) / 3
 
     def test_biases_that_do_not_pay_are_left_out(self) -> None:
         scaling, gain, (before, after) = calibrate_classes(*self.make((0.0, 0.0, 0.0)))
