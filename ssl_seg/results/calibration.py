@@ -37,6 +37,7 @@ from ssl_seg.scores.calibration import (
     compute_reliability_of_odds,
     count_at_cuts,
     find_edge,
+    find_half,
     fit_scaling_to_odds,
     fit_without_own,
     keep_if_better,
@@ -76,9 +77,9 @@ def calibrate(
     """Calibrate a network on the validation cases of its run, and store the result beside the checkpoint.
 
     Probabilities are changed only where that lowers the calibration error on left-out cases: never with one case.
-    A threshold for F1 is used only where its gain over that of the training's settings (0.5 unless set), on left-out
-    cases, is beyond chance; one for another rule is used as it is. The biases of more than two classes are used only
-    where they gain likewise.
+    A threshold for F1 is used only where its gain on left-out cases, over that of the training's settings (0.5 unless
+    set), is beyond chance; else foreground is the likelier class, see ``find_half``, or what the settings say. One for
+    another rule is used as it is. The biases of more than two classes are used only where they gain likewise.
 
     Returns:
         Plain types: ``temperature``, ``biases``, ``threshold`` (of calibrated probabilities), ``gain`` (in F1, with
@@ -168,7 +169,8 @@ def _calibrate_two(
     except ValueError as error:
         raise DataError(f"--for {rule}: {error}, over the {len(histograms)} validation cases together") from error
     used = chosen.is_shown or rule.target != "f1"
-    cut = chosen.log_odds if used else present
+    kept = find_half(histograms, scaling) if settings.threshold is None else present
+    cut = chosen.log_odds if used else kept
     threshold = to_probability(float(scaling.apply_to_odds(np.array(cut))))
     figures = {
         "network_threshold": to_probability(cut),

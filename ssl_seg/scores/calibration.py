@@ -216,6 +216,20 @@ def choose_threshold(histograms: Counts, rule: ThresholdRule, present: float = 0
     )
 
 
+def find_half(histograms: Counts, scaling: Scaling) -> float:
+    """Return the log-odds, as the network gives them, above which foreground is the likelier class.
+
+    That is so after the scaling, which brings back a network that is shifted as a whole; or before it, where that has
+    the higher F1 on these cases: of rare foreground that is hard to find, every true probability may be below 0.5.
+
+    Args:
+        histograms: (C, 2, B), see ``bin_log_odds``.
+        scaling: of two classes.
+    """
+    f1 = compute_dice(count_at_cuts(histograms.sum(axis=0)))
+    return max(0.0, -scaling.biases[1] * scaling.temperature, key=lambda odds: float(f1[find_edge(odds)]))
+
+
 def find_edge(log_odds: float) -> int:
     """Return the index of the edge next to log-odds."""
     return int(np.abs(EDGES - log_odds).argmin())

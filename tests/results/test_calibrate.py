@@ -76,6 +76,22 @@ def test_a_shifted_network_comes_back(checkpoint: Path, monkeypatch: pytest.Monk
     assert again["biases"][1] == pytest.approx(result["biases"][1] - 1.53 / result["temperature"], abs=0.02)
 
 
+def test_a_shift_comes_back_where_no_threshold_is_shown_to_gain(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From three cases no gain is beyond chance."""
+    monkeypatch.setattr(calibration, "choose_cases", lambda *args: choose_cases(*args)[:3])
+    scores = []
+    for shift in (-1.53, -2.5):
+        monkeypatch.setattr("test_calibrate.SHIFT", shift)
+        calibration_path(checkpoint).unlink(missing_ok=True)
+        result = calibrate(CalibrateRequest(checkpoint, "student"))
+        assert (result["used"], result["threshold"]) == (False, pytest.approx(0.5))
+        scores.append((score(checkpoint, calibrated=False), score(checkpoint)))
+    assert scores[0][1] == pytest.approx(scores[1][1], abs=0.002)
+    assert scores[0][0] > scores[1][0] + 0.05
+
+
 def test_the_masks_are_those_that_are_scored(checkpoint: Path, tmp_path: Path) -> None:
     result = calibrate(CalibrateRequest(checkpoint, "student", ThresholdRule("prevalence")))
     data = Path(result["data"])

@@ -25,13 +25,14 @@ from ssl_seg.scores.calibration import (
     compute_reliability,
     compute_reliability_of_odds,
     count_at_cuts,
+    find_half,
     fit_scaling,
     fit_scaling_to_odds,
     fit_without_own,
     take_logs,
     to_probability,
 )
-from ssl_seg.scores.metrics import ConfusionCounts, count_overlap
+from ssl_seg.scores.metrics import ConfusionCounts, compute_dice, count_overlap
 
 Case = tuple[NDArray[Any], NDArray[Any]]
 
@@ -211,6 +212,23 @@ class TestReliability:
         alone = fit_scaling_to_odds(histograms[:3])
         assert fit_without_own(histograms)[3] == alone
         assert fit_without_own(histograms[:1]) == [UNCHANGED]
+
+
+class TestHalf:
+    def test_a_shift_is_brought_back(self) -> None:
+        histograms = bin_cases(make_cases(30, shift=-1.53, scale=1.5))
+        assert find_half(histograms, fit_scaling_to_odds(histograms)) == pytest.approx(-1.53, abs=0.05)
+
+    def test_what_is_always_unlikely_is_cut_as_the_network_does(self) -> None:
+        """Where it is foreground in at most 1 of 5 cases, the likelier class is background everywhere."""
+        rng = np.random.default_rng(0)
+        odds = rng.uniform(-6, -1.4, (10, 4000))
+        target = (rng.random(odds.shape) < special.expit(odds)).astype(np.int64)
+        histograms = bin_cases([(as_probs(o + 3), t) for o, t in zip(odds, target, strict=True)])
+        scaling = fit_scaling_to_odds(histograms)
+        assert scaling.apply_to_odds(np.array(1.6)) < 0
+        assert find_half(histograms, scaling) == 0.0
+        assert compute_dice(count_at_cuts(histograms.sum(axis=0)))[HALF] > 0
 
 
 class TestClasses:
