@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from ssl_seg.errors import ConfigError
 from ssl_seg.labels import Meaning
 from ssl_seg.methods import METHODS
 from ssl_seg.networks.builders import NETWORKS, check_patch_size
-from ssl_seg.run.plan import PATCH_VOXELS, Planned, plan_layers, plan_patch_size, plan_run
+from ssl_seg.run.plan import FEW_LABELED, PATCH_VOXELS, Planned, plan_layers, plan_patch_size, plan_run
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import compute_class_weights, resolve
 
@@ -179,8 +179,10 @@ OPTIONAL = {*OWN, "optim.warmup_steps", "data.layout", "data.mask", "batch.posit
 
 
 class TestGiven:
+    MANY: ClassVar = make_catalog([(200, 300)] * (FEW_LABELED + 1))
+
     def test_the_alternatives_are_those_of_the_plan(self) -> None:
-        planned = plan()
+        planned = plan(self.MANY)
         assert set(planned) == set(ALTERNATIVES)
         assert all(planned[key] != value for key, value in ALTERNATIVES.items())
 
@@ -192,7 +194,7 @@ class TestGiven:
         for key in keys:
             section, _, name = key.partition(".")
             merged.setdefault(section, {})[name] = ALTERNATIVES[key]
-        planned = run_plan(make_catalog(), merged, gpu=gpu)
+        planned = run_plan(self.MANY, merged, gpu=gpu)
         # Another network, such as the one that takes a patch of 48x80, has the defaults of the settings.
         others = OWN if keys & {"network.name", "data.patch_size"} else set()
         left = set(ALTERNATIVES) - keys - others
@@ -206,6 +208,42 @@ class TestGiven:
         given: dict[str, Any] = {"method": {"name": "supervised"}, "data": {"channels": 2}}
         run_plan(make_catalog(), given)
         assert given == {"method": {"name": "supervised"}, "data": {"channels": 2}}
+
+
+class TestFewLabels:
+    KEYS: ClassVar = {"method.name", "method.options.threshold"}
+
+    @pytest.mark.parametrize(("labeled", "expected"), [(1, True), (FEW_LABELED, True), (FEW_LABELED + 1, False)])
+    def test_unimatch_where_few_images_are_labeled(self, labeled: int, expected: bool) -> None:
+        catalog = make_catalog([(64, 64)] * 9, [0.3] * labeled + [None] * (9 - labeled))
+        planned = plan(catalog)
+        assert (planned.keys() >= self.KEYS) == expected
+        assert planned.get("method.name", "unimatch") == "unimatch"
+        assert ("augment.cutmix" in planned) == expected
+        layers = [*plan_layers(run_plan(catalog, {})), Layer("own", {"data": {"root": "x"}})]
+        config, _ = build_config(merge_layers(layers))
+        assert config.method.name == ("unimatch" if expected else "mean_teacher")
+        assert config.method.options.get("threshold") == ("freematch" if expected else None)
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"method": {"name": "mean_teacher"}},
+            {"method": {"options": {"consistency": "kl"}}},
+            {"network": {"name": "dynunet"}},
+            {"data": {"patch_size": [48, 80]}},
+            {"batch": {"unlabeled": 0}},
+        ],
+    )
+    def test_not_where_something_else_is_asked_for(self, given: dict[str, Any]) -> None:
+        assert not self.KEYS & {p.key for p in run_plan(make_catalog(), given)}
+
+    def test_not_for_volumes_objects_or_without_unlabeled_images(self) -> None:
+        assert not self.KEYS & plan(make_catalog([(64, 64, 64)])).keys()
+        objects = replace(make_catalog(), meaning=Meaning("instances", task="instances", label_values=(0, 1, 2)))
+        assert not self.KEYS & plan(objects).keys()
+        planned = plan_run(make_catalog(), ["000"], {}, gpu=False, has_unlabeled=False)
+        assert not self.KEYS & {p.key for p in planned}
 
 
 class TestNetwork:
