@@ -15,6 +15,7 @@ from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.ct import looks_like_ct, measure_window
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.synthetic import is_synthetic
+from ssl_seg.engine.pace import ANY_STEPS
 from ssl_seg.errors import NetworkError
 from ssl_seg.methods import METHODS
 from ssl_seg.methods.base import Traits
@@ -33,6 +34,8 @@ HEADS = 2
 FEW_LABELED = 6
 """Up to so many labeled images, UniMatch with the threshold of FreeMatch is planned: with 4 of them it had a higher F1
 than Mean Teacher on EMPS, with 10 on dsb2018 and with 37 on EMPS it had not (docs/methods.md)."""
+UNIMATCH_STEPS = 400
+"""Fewest steps for that. In shorter runs its first pseudo-labels, of which all count, lead the network astray."""
 RARE_FOREGROUND = 0.15
 """Below this mean share a third of the labeled patches is centered on foreground (nnU-Net's 33 %); above it, that would
 only teach the network a higher prevalence than there is."""
@@ -73,11 +76,11 @@ def plan_run(
     median = [round(float(n)) for n in np.median(np.array(shapes), axis=0)]
     ndim = catalog.ndim
     device = "GPU" if gpu else "CPU"
-    method, planned_method = _plan_method(catalog, labeled, known, has_unlabeled=has_unlabeled)
+    steps = int(known.get("length.steps", STEPS[ndim, gpu]))
+    method, planned_method = _plan_method(catalog, labeled, known, steps, has_unlabeled=has_unlabeled)
     uses_unlabeled = _get_traits(method).uses_unlabeled
     batch = BATCH[ndim, gpu]
     network, planned_network = _plan_network(ndim, known, method, gpu=gpu)
-    steps = int(known.get("length.steps", STEPS[ndim, gpu]))
     patches = int(known.get("policies.random_batch_size.largest", known.get("batch.labeled", batch)))
     planned = [
         *_plan_masks(catalog),
@@ -150,7 +153,7 @@ def _fit_network(size: list[int], network: str) -> list[int]:
 
 
 def _plan_method(
-    catalog: Catalog, labeled: Sequence[str], known: Nested, *, has_unlabeled: bool
+    catalog: Catalog, labeled: Sequence[str], known: Nested, steps: int, *, has_unlabeled: bool
 ) -> tuple[str, list[Planned]]:
     """Return the name of the method, given or planned, and what is planned of it."""
     takes_unimatch = (
@@ -161,7 +164,8 @@ def _plan_method(
     )
     has_unlabeled = has_unlabeled and known.get("batch.unlabeled") != 0
     is_open = not any(key.split(".")[0] == "method" for key in known)
-    if not (is_open and takes_unimatch and has_unlabeled and len(labeled) <= FEW_LABELED):
+    is_measured = len(labeled) <= FEW_LABELED and UNIMATCH_STEPS <= steps < ANY_STEPS
+    if not (is_open and takes_unimatch and has_unlabeled and is_measured):
         return known.get("method.name", "mean_teacher"), []
     reason = f"{len(labeled)} labeled images, up to {FEW_LABELED}: measured with 4"
     return "unimatch", [

@@ -19,7 +19,7 @@ from ssl_seg.errors import ConfigError
 from ssl_seg.labels import Meaning
 from ssl_seg.methods import METHODS
 from ssl_seg.networks.builders import NETWORKS, check_patch_size
-from ssl_seg.run.plan import FEW_LABELED, PATCH_VOXELS, Planned, plan_layers, plan_patch_size, plan_run
+from ssl_seg.run.plan import FEW_LABELED, PATCH_VOXELS, UNIMATCH_STEPS, Planned, plan_layers, plan_patch_size, plan_run
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import compute_class_weights, resolve
 
@@ -233,10 +233,20 @@ class TestFewLabels:
             {"network": {"name": "dynunet"}},
             {"data": {"patch_size": [48, 80]}},
             {"batch": {"unlabeled": 0}},
+            {"length": {"steps": UNIMATCH_STEPS - 1}},
         ],
     )
     def test_not_where_something_else_is_asked_for(self, given: dict[str, Any]) -> None:
         assert not self.KEYS & {p.key for p in run_plan(make_catalog(), given)}
+
+    def test_a_run_that_is_long_enough(self) -> None:
+        assert plan(length__steps=UNIMATCH_STEPS).keys() >= self.KEYS
+
+    def test_not_where_the_length_is_not_known_yet(self, particles_dir: Path) -> None:
+        data = Layer("--data", {"data": {"root": str(particles_dir)}, "split": {"labels": 2}})
+        for minutes, expected in ((None, "unimatch"), (5.0, "mean_teacher")):
+            resolved = resolve(TrainRequest((data,), Path("nowhere"), minutes=minutes))
+            assert resolved.config.method.name == expected
 
     def test_not_for_volumes_objects_or_without_unlabeled_images(self) -> None:
         assert not self.KEYS & plan(make_catalog([(64, 64, 64)])).keys()
