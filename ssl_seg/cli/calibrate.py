@@ -128,9 +128,9 @@ def _describe_choice(result: Row) -> str:
     optimistic = f"F1 {chosen['f1_before']:.3f} -> {chosen['f1']:.3f} on these cases, {chosen['best_f1']:.3f} at best"
     cut = f"{chosen['threshold']:.3f} ({chosen['low']:.3f} .. {chosen['high']:.3f})"
     if not result["used"]:
-        network = f"{result['network_threshold']:.3g}"
+        network, calibrated = (f"{result[name]:.3g}" for name in ("network_threshold", "threshold"))
         kept = f"threshold {network} stays"
-        if result["threshold"] == 0.5 and network != "0.5":
+        if calibrated == "0.5" != network:
             kept = f"threshold 0.5 of the calibrated probability, {network} of the network's"
         return f"{kept}: {cut} would gain {gain}, which is not beyond chance ({optimistic})"
     return f"threshold for {result['rule']}: {cut} of the network's probability, {gain} ({optimistic})"

@@ -316,7 +316,7 @@ def calibrate_classes(
     gain = estimate_difference(counts[2:], counts[:1], "f1", draw_resamples(cases))
     pays = gain.low is not None and gain.low > 0
     before, after = compute_reliability(parts[0]), compute_reliability(parts[2 if pays else 1])
-    scaling = _fit_both_ways(logs, targets)[pays]
+    scaling = fit_scaling(np.concatenate(logs), np.concatenate(targets), biased=pays)
     return scaling if pays else keep_if_better(scaling, before, after), gain, (before, after)
 
 
@@ -329,7 +329,12 @@ def _fit_both_ways(
 
 
 def keep_if_better(scaling: Scaling, before: Floats, after: Floats) -> Scaling:
-    """Return a scaling, or one that changes nothing where the calibration error of left-out cases is no smaller."""
+    """Return a scaling, or one that changes nothing where the calibration error of left-out cases is no smaller.
+
+    Args:
+        scaling: fitted to all cases.
+        before, after: (RELIABILITY_BINS, 3) diagrams without and with a scaling, see ``compute_reliability``.
+    """
     return scaling if compute_ece(after) < compute_ece(before) else Scaling(1.0, (0.0,) * len(scaling.biases))
 
 

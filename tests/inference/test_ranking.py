@@ -60,12 +60,13 @@ def test_bins_hardly_matter(sharpness: float) -> None:
     assert abs(average_precision(1 - probs, target, 1) - expected) > 0.1  # type: ignore[operator]
 
 
-def test_large_images_are_binned_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [1, 7, 19, 20, 21])
+def test_large_images_are_binned_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     rng = np.random.default_rng(0)
     probs, target = rng.dirichlet([1, 1, 1], (5, 4)).transpose(2, 0, 1), rng.integers(-1, 3, (5, 4))
     whole = rank_voxels(probs, target)
     assert whole[0].sum() == np.count_nonzero(target != IGNORE_INDEX)
-    monkeypatch.setattr(calibration, "BLOCK_VOXELS", 7)
+    monkeypatch.setattr(calibration, "BLOCK_VOXELS", block)
     np.testing.assert_array_equal(rank_voxels(probs, target), whole)
 
 
