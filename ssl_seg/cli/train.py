@@ -58,7 +58,8 @@ def train(
     num_nodes: o.NumNodes = None,
     set_: o.Set = None,
     log: Annotated[
-        list[str] | None, typer.Option(help="Write the records for this program too: tensorboard. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Write the records for this program too: tensorboard, mlflow or wandb. Repeatable."),
     ] = None,
     no_live: o.NoLive = False,
     quiet: o.Quiet = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -21,14 +21,19 @@ from ssl_seg.run.console import Console, show_look
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.gates import judge_gate
 from ssl_seg.run.prepare import BegunRun
-from ssl_seg.run.sinks import Sink
 
 
 class Recorder:
     """Writes records, events and checkpoints of the first process; on the others it does nothing."""
 
-    def __init__(self, prepared: BegunRun, fabric: Fabric, console: Console, sinks: Sequence[Sink] = ()) -> None:
-        self.prepared, self.fabric, self.console, self.sinks = prepared, fabric, console, tuple(sinks)
+    def __init__(
+        self,
+        prepared: BegunRun,
+        fabric: Fabric,
+        console: Console,
+        copy: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> None:
+        self.prepared, self.fabric, self.console, self.copy = prepared, fabric, console, copy
         self.active = fabric.is_global_zero
         self.told = self.shown = Verdict().key
 
@@ -38,8 +43,7 @@ class Recorder:
             return
         run, verdict = self.prepared.run, observation.verdict
         run.append_metrics(record)
-        for write in self.sinks:
-            write(record)
+        self.copy(record)
         self._keep(verdict, observation.step)
         show_look(self.console, observation.format_line(), record)
         self._show_block(verdict)

@@ -79,7 +79,7 @@ from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve_runtime
 from ssl_seg.run.scenarios import describe_scenarios
 from ssl_seg.run.session import Schedule, Session, TrainingEnding, Watch, run_loop
-from ssl_seg.run.sinks import check_sinks, open_sinks
+from ssl_seg.run.sinks import Copies, check_sinks
 from ssl_seg.run.transfer import load_student, load_teacher
 from ssl_seg.scores.text import number
 
@@ -138,7 +138,9 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
                 prepared, ready = _continue(fabric, prepared, console)
             if fabric.is_global_zero:
                 console.open(run)
-            return _train(fabric, prepared, ready, console)
+            copies = Copies(request.log if fabric.is_global_zero else (), run, console.note)
+            held.callback(copies.close)
+            return _train(fabric, prepared, ready, console, copies)
         except KeyboardInterrupt:  # before the loop listens for it, or twice
             if run is not None and fabric.is_global_zero and not request.in_study:
                 console.note(describe_interrupt(run, "ssl-seg train"))
@@ -239,9 +241,9 @@ def _get_ready(
     return _Ready(config, notes, built, loss, feed, pace)
 
 
-def _train(fabric: Fabric, prepared: BegunRun, ready: _Ready, console: Console) -> TrainResult:
+def _train(fabric: Fabric, prepared: BegunRun, ready: _Ready, console: Console, copies: Copies) -> TrainResult:
     checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
-    session = _assemble(fabric, prepared, ready, checkpoint, console)
+    session = _assemble(fabric, prepared, ready, checkpoint, Recorder(prepared, fabric, console, copies.write))
     first = session.progress.step
     expected = _announce(prepared, ready, first, console) if fabric.is_global_zero else None
     begun = time.monotonic()
@@ -436,7 +438,7 @@ def _make_monitor(fabric: Fabric, config: Config, feed: _Feed, supervised: Super
 
 
 def _assemble(
-    fabric: Fabric, prepared: BegunRun, ready: _Ready, checkpoint: Checkpoint | None, console: Console
+    fabric: Fabric, prepared: BegunRun, ready: _Ready, checkpoint: Checkpoint | None, recorder: Recorder
 ) -> Session:
     config, feed, built, where = prepared.config, ready.feed, ready.built, str(prepared.start)
     average = None if config.policies.swa is None else WeightAverage(built.plain)
@@ -455,13 +457,10 @@ def _assemble(
         source, pin_memory = shift_foreground_share(feed.source, foreground), fabric.device.type == "cuda"
         return iter(make_loader(source, step, length.steps, feed.workers, pin_memory))
 
-    step = 0 if checkpoint is None or not prepared.resumed else checkpoint.progress.step
-    names = prepared.resolved.request.log if fabric.is_global_zero else ()
-    sinks = open_sinks(names, prepared.run, step + 1 if step else 0)
     ladder = _make_ladder(config, feed.source, uses_unlabeled=uses_unlabeled)
     if fabric.is_global_zero and not prepared.resumed:
         for text in describe_scenarios(config, () if ladder is None else ladder.rungs):
-            console.note(f"scenario: {text}")
+            recorder.console.note(f"scenario: {text}")
     session = Session(
         engine,
         Watch(engine, _make_monitor(fabric, config, feed, ready.loss), schedule),
@@ -469,7 +468,7 @@ def _assemble(
         batches_from,
         Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None),
         Interventions(ladder, average),
-        Recorder(prepared, fabric, console, sinks),
+        recorder,
         make_lr_schedule(config.optim, length, sum(config.labeled_range) / 2 * fabric.world_size),
         {
             "config": to_plain(config),

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
+import sys
+from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import TINY, Cli
 
-from ssl_seg.config.layers import Layer
+from ssl_seg.config.layers import Layer, read_yaml
 from ssl_seg.errors import ConfigError, RunDirError
 from ssl_seg.run import sinks
-from ssl_seg.run.directory import METRICS_FILE, RunDir
+from ssl_seg.run.directory import CONFIG_FILE, METRICS_FILE, RunDir
 from ssl_seg.run.request import TrainRequest
-from ssl_seg.run.sinks import check_sinks, export_log, open_tensorboard
+from ssl_seg.run.sinks import Copies, Sink, check_sinks, export_log
 from ssl_seg.run.training import train
 
 
@@ -52,17 +57,23 @@ def test_all_records_of_a_run(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
     assert (refused[0], "not overwritten" in refused[2]) == (2, True)
 
 
-def test_what_is_not_finite_is_left_out_and_a_resumed_run_takes_its_records_back(tmp_path: Path) -> None:
+def test_what_is_not_finite_is_left_out_and_a_resumed_run_writes_its_copy_anew(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
+    run = RunDir(tmp_path)
     records = [{"step": step, "val/f1": step / 10, "verdict": "ok", "codes": []} for step in range(5)]
-    write = open_tensorboard(tmp_path)
+    copies = Copies(["tensorboard"], run, pytest.fail)
     for record in records:
-        write({**record, "train/loss": math.nan, "gap": None, "histogram": [1.0]})
-    again = open_tensorboard(tmp_path, 3)
+        run.append_metrics(record)
+        copies.write({**record, "train/loss": math.nan, "gap": None, "histogram": [1.0]})
+    copies.close()
+    check_equal(tmp_path / "tensorboard", records)
+    run.drop_after(2)
     changed = [{**record, "val/f1": 0.5} for record in records[3:]]
+    again = Copies(["tensorboard"], run, pytest.fail)
     for record in changed:
-        again(record)
-    check_equal(tmp_path, [*records[:3], *changed])
+        again.write(record)
+    again.close()
+    check_equal(tmp_path / "tensorboard", [*records[:3], *changed])
 
 
 def test_a_training_writes_them_as_it_goes(particles_dir: Path, tmp_path: Path) -> None:
@@ -93,4 +104,153 @@ def test_a_run_without_records(tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="no records"):
         export_log(run, "tensorboard")
     (run.path / METRICS_FILE).write_text(json.dumps({"step": 0, "verdict": "ok", "codes": []}) + "\n")
-    assert export_log(run, "tensorboard") == (run.path / "tensorboard", 1)
+    folder = run.path / "tensorboard"
+    assert export_log(run, "tensorboard") == (folder, 1, f"tensorboard --logdir {folder}")
+
+
+class Mlflow:
+    """What is called of MLflow, with its limits, as a client that keeps what it gets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.places: list[str] = []
+        self.experiments: dict[str, str | None] = {}
+        self.params: dict[str, str] = {}
+        self.metrics: list[tuple[str, float, int]] = []
+        self.tags: dict[str, str] = {}
+        self.ended: list[str] = []
+        entities: Any = ModuleType("mlflow.entities")
+        entities.Metric = lambda key, value, _, step: (key, value, step)
+        entities.Param = entities.RunTag = lambda key, value: (key, value)
+        tracking: Any = ModuleType("mlflow.tracking")
+        tracking.MlflowClient = self.connect
+        for module in (ModuleType("mlflow"), entities, tracking):
+            module.__spec__ = ModuleSpec(module.__name__, None)
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def connect(self, tracking_uri: str) -> Mlflow:
+        self.places.append(tracking_uri)
+        return self
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        return SimpleNamespace(experiment_id=name) if name in self.experiments else None
+
+    def create_experiment(self, name: str, artifact_location: str | None) -> str:
+        self.experiments[name] = artifact_location
+        return name
+
+    def create_run(self, experiment_id: str, run_name: str) -> Any:
+        assert experiment_id in self.experiments
+        self.params = {}
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_name))
+
+    def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        assert len(params) <= 100
+        assert all(re.fullmatch(r"[A-Za-z0-9_\-. :/]+", key) for key, *_ in (*metrics, *params))
+        assert not self.params.keys() & {key for key, _ in params}
+        self.params |= dict(params)
+        self.metrics += metrics
+        self.tags |= dict(tags)
+
+    def set_terminated(self, run_id: str) -> None:
+        self.ended.append(run_id)
+
+
+def list_numbers(records: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
+    return [
+        (name, value, record["step"])
+        for record in records
+        for name, value in record.items()
+        if name != "step" and isinstance(value, int | float)
+    ]
+
+
+def test_mlflow_gets_all_numbers_all_settings_and_the_last_verdict(
+    tiny_run: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    mlflow, records = Mlflow(monkeypatch), RunDir(tiny_run).read_metrics()
+    code, out, err = cli("export-log", tiny_run, "--to", "mlflow", "--out", tmp_path / "copy")
+    assert code == 0, err
+    assert mlflow.places == [f"sqlite:///{tmp_path / 'copy'}/mlflow.db"]
+    assert f"mlflow ui --backend-store-uri {mlflow.places[0]}" in out
+    assert mlflow.experiments == {"ssl-seg": (tmp_path / "copy" / "artifacts").as_uri()}
+    assert mlflow.metrics == list_numbers(records)
+    assert mlflow.params["length.steps"] == str(read_yaml(tiny_run / CONFIG_FILE)["length"]["steps"])
+    assert len(mlflow.params) > 100
+    assert mlflow.tags["verdict"].split(", ")[0] == records[-1]["verdict"]
+    assert mlflow.ended == [tiny_run.name]
+
+
+def test_mlflow_goes_to_the_server_that_its_own_variable_names(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    mlflow = Mlflow(monkeypatch)
+    for name in ("a", "b"):
+        assert export_log(RunDir(tiny_run), "mlflow", tmp_path / name)[2].endswith("http://server:5000")
+    assert mlflow.experiments == {"mine": None}
+
+
+def test_wandb_gets_all_numbers_all_settings_and_each_verdict_offline(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[tuple[int, dict[str, Any]]] = []
+    begun: list[dict[str, Any]] = []
+    wandb: Any = ModuleType("wandb")
+    wandb.__spec__ = ModuleSpec("wandb", None)
+    wandb.Settings = dict
+
+    def init(**options: Any) -> Any:
+        begun.append({**options, "there": Path(options["dir"]).is_dir()})  # else wandb takes another folder
+        return SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: begun.append({}))
+
+    wandb.init = init
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    records = RunDir(tiny_run).read_metrics()
+    folder, count, command = export_log(RunDir(tiny_run), "wandb", tmp_path / "my copy")
+    assert (count, command) == (len(records), f"wandb sync '{folder}'/wandb/offline-run-*")
+    assert [(begun[0][name]) for name in ("mode", "dir", "there")] == ["offline", str(folder), True]
+    assert begun[0]["config"]["length.steps"] == read_yaml(tiny_run / CONFIG_FILE)["length"]["steps"]
+    assert begun[1:] == [{}]
+    assert [values.pop("verdict").split(", ")[0] for _, values in logged] == [r["verdict"] for r in records]
+    assert [(n, v, step) for step, values in logged for n, v in values.items()] == list_numbers(records)
+
+
+@pytest.mark.parametrize("failing", ["open", "write", "close"])
+def test_a_training_goes_on_without_a_program_that_fails(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[int]] = {"good": [], "bad": []}
+    notes: list[str] = []
+
+    def fail(part: str) -> None:
+        if part == failing:
+            raise OSError("disk full\nat line 3")
+
+    def open_bad(folder: Path, run: RunDir) -> Sink:
+        fail("open")
+
+        def write(record: Mapping[str, Any]) -> None:
+            fail("write")
+            seen["bad"].append(record["step"])
+
+        return Sink(write, lambda: fail("close"), "")
+
+    def open_good(folder: Path, run: RunDir) -> Sink:
+        return Sink(lambda record: seen["good"].append(record["step"]), lambda: seen["good"].append(-1), "")
+
+    monkeypatch.setattr(sinks, "SINKS", {"bad": open_bad, "good": open_good})
+    run = RunDir(tmp_path)
+    copies = Copies(["bad", "good", "bad"], run, notes.append)
+    for step in range(2):
+        copies.write({"step": step, "verdict": "ok", "codes": []})
+    copies.close()
+    assert seen == {"good": [0, 1, -1], "bad": [0, 1] if failing == "close" else []}
+    (note,) = notes
+    assert "bad (disk full); afterwards: ssl-seg export-log" in note
+    monkeypatch.setattr(sinks, "check_sinks", lambda _: None)
+    run.append_metrics({"step": 0, "verdict": "ok", "codes": []})
+    with pytest.raises(ConfigError, match="bad cannot write the records: disk full"):
+        export_log(run, "bad", tmp_path / "copy")
