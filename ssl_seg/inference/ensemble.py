@@ -148,7 +148,6 @@ def score_cases(
     mean: bool = False,
     decisions: Sequence[Decision] = (),
     surface: bool = False,
-    ranking: bool = False,
     track: Callable[[Iterable[str], int], Iterable[str]] = lambda items, _: items,
 ) -> tuple[Score, ...]:
     """Return the score of each network on labeled cases and, with ``mean``, that of their ensemble as the last one.
@@ -162,7 +161,6 @@ def score_cases(
         mean: score the mean of the probabilities too.
         decisions: of each score; by default the likeliest class counts.
         surface: compute surface distances of each class, in the unit of the voxel size; in voxels where it is unknown.
-        ranking: compute the average precision of each class, of each case and of all voxels.
         track: wraps the ids, given their number; for a progress bar.
 
     Raises:
@@ -172,7 +170,7 @@ def score_cases(
         raise DataError("there is no labeled case to score")
     ensemble = Ensemble(tuple(members))
     cuts = decisions or (LIKELIEST,) * (len(ensemble.members) + mean)
-    rows, ranked = [], [np.zeros((), np.int64)] * len(cuts)
+    rows, rankings = [], [np.zeros((), np.int64)] * len(cuts)
     for case_id in track(case_ids, len(case_ids)):
         case, objects, task = store.load_whole(case_id), store.load_objects(case_id), store.catalog.meaning.task
         found = (
@@ -182,16 +180,15 @@ def score_cases(
         )
         row = []
         for index, (probs, cut) in enumerate(zip(found, cuts, strict=True)):
-            score = score_case(case_id, case, probs, decision=cut, surface=surface, objects=objects, task=task)
-            if ranking and case.target is not None:
-                own = rank_voxels(probs, case.target)
-                ranked[index] = ranked[index] + own
-                score = replace(score, average_precision=measure_ranking(own))
-            row.append(score)
+            row.append(score_case(case_id, case, probs, decision=cut, surface=surface, objects=objects, task=task))
+            if case.target is not None:
+                ranking = rank_voxels(probs, case.target)
+                rankings[index] = rankings[index] + ranking
+                row[-1] = replace(row[-1], average_precision=measure_ranking(ranking))
         rows.append(row)
     return tuple(
-        Score(column, store.catalog.label_values[1:], own if ranking else None)
-        for column, own in zip(zip(*rows, strict=True), ranked, strict=True)
+        Score(column, store.catalog.label_values[1:], measure_ranking(own))
+        for column, own in zip(zip(*rows, strict=True), rankings, strict=True)
     )
 
 

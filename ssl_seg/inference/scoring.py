@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 from scipy import ndimage
 
 from ssl_seg.data.instances import find_instances
@@ -62,7 +61,7 @@ class CaseScore:
     """Where masks number objects: those that are ``found``; the ``connected`` parts of the predicted foreground, where
     they are others, and the ``whole`` image as one object, which are baselines."""
     average_precision: tuple[float | None, ...] | None = None
-    """Of each foreground class, where it was asked for; see ``measure_ranking``."""
+    """Of each foreground class; see ``measure_ranking``. None in files that were written before there was any."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,11 @@ class Score:
     """Scores over a list of cases. Which classes and cases a mean is over says ``ssl_seg.scores.metrics``."""
 
     cases: tuple[CaseScore, ...]
-    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)  # for ``ranking``, where a study holds scores
-
     label_values: tuple[int, ...] = field(default=(), compare=False)
     """Mask values of the foreground classes, by which they are named; 1, 2, ... where they are not given."""
-    ranking: Counts | None = field(default=None, compare=False)
-    """(F, 2, B) of all cases together, where average precisions were asked for; see ``rank_voxels``."""
+    average_precision: tuple[float | None, ...] | None = None
+    """Of each foreground class over the voxels of all cases; for a cross-validation, the mean of its folds, since the
+    probabilities of different networks have no common order."""
 
     @cached_property
     def margin(self) -> Estimate:
@@ -119,7 +117,6 @@ class Score:
         """
         names = list(self.label_values or range(1, 1 + len(self.cases[0].classes)))
         pooled = self._pooled_classes()
-        ranked = None if self.ranking is None else measure_ranking(self.ranking)
         present = [o for o in pooled if o.tp + o.fn > 0]
         whole = sum_overlaps([c.overlap for c in self.cases])
         summary: dict[str, Any] = {
@@ -145,12 +142,10 @@ class Score:
                 self._summarize_class(name, column, index)
                 for index, (name, column) in enumerate(zip(names, self._columns(), strict=True))
             ]
-        if ranked is not None:
-            summary["pooled"]["average_precision"] = _mean_of_known(ranked)
-            summary["mean"]["average_precision"] = _mean_of_known(
-                [row["average_precision"] for row in summary["cases"]]
-            )
-            for row, value in zip(summary.get("classes", ()), ranked, strict=False):
+        if self.average_precision is not None:
+            summary["pooled"]["average_precision"] = mean_of_known(self.average_precision)
+            summary["mean"]["average_precision"] = mean_of_known([row["average_precision"] for row in summary["cases"]])
+            for row, value in zip(summary.get("classes", ()), self.average_precision, strict=False):
                 row["pooled"]["average_precision"] = value
         return summary
 
@@ -310,13 +305,18 @@ def pack_cases(score: Score) -> list[dict[str, Any]]:
             "foreground": _counts(case.overlap),
             "classes": [_counts(o) for o in case.classes],
             "nonfinite": case.nonfinite,
+            **({} if case.average_precision is None else {"average_precision": list(case.average_precision)}),
             **({} if case.objects is None else {"objects": {n: asdict(own) for n, own in case.objects.items()}}),
         }
         for case in score.cases
     ]
 
 
-def parse_cases(rows: Sequence[Mapping[str, Any]], label_values: Sequence[int] = ()) -> Score:
+def parse_cases(
+    rows: Sequence[Mapping[str, Any]],
+    label_values: Sequence[int] = (),
+    average_precision: Sequence[float | None] | None = None,
+) -> Score:
     """Return the score that ``pack_cases`` was given, without surface distances.
 
     Raises:
@@ -331,10 +331,12 @@ def parse_cases(rows: Sequence[Mapping[str, Any]], label_values: Sequence[int] =
                 None,
                 nonfinite=int(row["nonfinite"]),
                 objects={n: parse_counts(own) for n, own in row["objects"].items()} if "objects" in row else None,
+                average_precision=tuple(row["average_precision"]) if "average_precision" in row else None,
             )
             for row in rows
         ),
         tuple(label_values),
+        None if average_precision is None else tuple(average_precision),
     )
 
 
@@ -354,7 +356,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _mean_of_known(values: Sequence[float | None]) -> float | None:
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None where there are none."""
     return _mean([value for value in values if value is not None])
 
 
@@ -362,7 +365,7 @@ def _case_row(case: CaseScore) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": case.case_id,
         **average_ratios(case.classes),
-        **({} if case.average_precision is None else {"average_precision": _mean_of_known(case.average_precision)}),
+        **({} if case.average_precision is None else {"average_precision": mean_of_known(case.average_precision)}),
         "prevalence": case.overlap.prevalence,
         "prevalence_pred": case.overlap.prevalence_pred,
     }

@@ -34,11 +34,14 @@ from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.folds import (
     FOLDS,
+    CrossValidation,
+    Fold,
     join_scores,
     list_checkpoints,
     list_members,
     load_finished,
 )
+from ssl_seg.run.final_scores import load_final_scores, summarize_network
 from ssl_seg.run.gates import judge_targets
 from ssl_seg.run.seal import Ledger, find_sealed, open_sealed
 from ssl_seg.scores.intervals import compare_counts
@@ -103,7 +106,7 @@ def evaluate(
 
     The directory of a cross-validation stands for best.pt of its folds, as an ensemble. On validation without a
     ``split`` it is scored out of fold instead, each case by the network that has not seen it; ``folds`` has the scores
-    of each fold.
+    of each fold. They are those that the training of the fold wrote at its end, unless other ones are asked for.
 
     Raises:
         SslSegError: for an unusable checkpoint, folder or split, or checkpoints that do not go together.
@@ -174,7 +177,9 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
         models = open_members([path], request.which, choose_device_if_given(request.accelerator))
         catalog, data = cases = cases or open_cases(request, models[0], track("reading cases"))
         (net,) = models[0].nets
-        (score,), (decision,), seal = _score(request, models, catalog, data, note, track(f"scoring {fold.name} {net}"))
+        stored = _find_stored(request, validation, fold, models[0], data)
+        title = f"scoring {fold.name} {net}"
+        (score,), (decision,), seal = _score(request, models, catalog, data, note, track(title), stored=stored)
         ids = [case.case_id for case in score.cases]
         if twice := [i for i in ids if i in fold_of]:
             raise SplitError(
@@ -203,6 +208,25 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
     }
 
 
+def _find_stored(
+    request: EvaluateRequest, validation: CrossValidation, fold: Fold, model: Model, data: DataConfig
+) -> Score | None:
+    """Return the score that the training of a fold wrote at its end, if it is what the request asks for: the same
+    network on the same images, read and predicted in the same way. It has no surface distances, so never in 3D."""
+    (net,) = model.nets
+    final, score = load_final_scores(validation.run_of(fold)), fold.scores[net]
+    as_trained = (
+        final is not None
+        and final.overlap == request.overlap
+        and model.checkpoint.scores.get(net) == summarize_network(score)
+        and score.average_precision is not None
+        and request.accelerator is None
+        and request.threshold is None
+        and data.model_copy(update={"unlabeled": model.config.data.unlabeled}) == model.config.data
+    )
+    return score if as_trained and data.ndim == 2 else None
+
+
 def _score(
     request: EvaluateRequest,
     models: Sequence[Model],
@@ -212,8 +236,11 @@ def _score(
     track: Track,
     *,
     ensemble: bool = False,
+    stored: Score | None = None,
 ) -> tuple[tuple[Score, ...], tuple[Decision, ...], dict[str, int]]:
     """Score each network of the models, and their mean with ``ensemble``, on the cases that the request asks for.
+
+    ``stored`` is a known score of the only network, which is returned if it is of these cases.
 
     Returns:
         The scores, how each was cut, and how many of the cases are sealed and how often they have been opened.
@@ -223,7 +250,13 @@ def _score(
     opened = _break_seal(models, catalog, split, ids, request, note)
     check_threshold(request.threshold, models[0].config.data)
     nets = [(model, net) for model in models for net in model.nets]
-    scores, decisions = _predict_scores(request, nets, open_store(catalog, data), ids, note, track, ensemble=ensemble)
+    if stored is not None and [case.case_id for case in stored.cases] == list(ids):
+        scores: tuple[Score, ...] = (stored,)
+        decisions: tuple[Decision, ...] = (decide(None, None, models[0].config.prediction),)
+    else:
+        scores, decisions = _predict_scores(
+            request, nets, open_store(catalog, data), ids, note, track, ensemble=ensemble
+        )
     names = [f"{model.path}: {net}" for model, net in nets] + [ENSEMBLE] * ensemble
     for name, score in zip(names, scores, strict=True):
         if score.nonfinite:
@@ -269,7 +302,6 @@ def _predict_scores(
         mean=ensemble,
         decisions=decisions,
         surface=nets[0][0].config.data.ndim == 3,
-        ranking=True,
         track=track,
     )
     return scores, tuple(decisions)

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, quote
-from ssl_seg.inference.scoring import Score
+from ssl_seg.inference.scoring import Score, mean_of_known
 from ssl_seg.results.study import MemberStatus, Study, StudyKind, load_study
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores, summarize_network
@@ -112,10 +112,10 @@ def summarize_folds(folds: Sequence[Fold]) -> dict[str, Any]:
 
 
 def join_scores(scores: Sequence[Score]) -> Score:
-    """Return the score over the cases of all."""
-    rankings = [score.ranking for score in scores if score.ranking is not None]
-    together = np.sum(rankings, axis=0) if len(rankings) == len(scores) else None
-    return Score(tuple(case for score in scores for case in score.cases), scores[0].label_values, together)
+    """Return the score over the cases of all, with the mean of their average precisions: there is no common order."""
+    known = [score.average_precision for score in scores if score.average_precision is not None]
+    means = tuple(mean_of_known(column) for column in zip(*known, strict=True)) if len(known) == len(scores) else None
+    return Score(tuple(case for score in scores for case in score.cases), scores[0].label_values, means)
 
 
 def list_members(paths: Sequence[Path]) -> list[Path]:

@@ -200,6 +200,7 @@ def save_final_scores(final: FinalScores, run: RunDir) -> None:
             "step": n.step,
             "collapsed": n.collapsed,
             **{k: v for k, v in n.score.summarize().items() if k != "cases"},
+            "average_precision": n.score.average_precision,
             "cases": pack_cases(n.score),
         }
         for n in final.networks
@@ -236,7 +237,7 @@ def load_final_scores(run: RunDir) -> FinalScores | None:
                 row["net"],
                 row["step"],
                 row["collapsed"],
-                parse_cases(row["cases"], values["label_values"]),
+                parse_cases(row["cases"], values["label_values"], row.get("average_precision")),
             )
             for row in values["networks"]
         )

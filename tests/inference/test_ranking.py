@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.inference.ensemble import score_cases
-from ssl_seg.inference.scoring import Score, measure_ranking, rank_voxels
+from ssl_seg.inference.scoring import Score, measure_ranking, pack_cases, parse_cases, rank_voxels
 from ssl_seg.labels import IGNORE_INDEX, Meaning
 from ssl_seg.results.folds import join_scores
 from ssl_seg.scores import calibration
@@ -110,8 +112,8 @@ PROBS = [RNG.dirichlet([1, 1, 1], target.shape).transpose(2, 0, 1).astype(np.flo
 class TestScores:
     """Three classes, of which the last is in no mask; the last case has no foreground."""
 
-    def score(self, ids: list[str], **options: Any) -> Score:
-        (score,) = score_cases([lambda image, _: PROBS[int(image.item())]], Store(TARGETS, 3), ids, **options)
+    def score(self, ids: list[str]) -> Score:
+        (score,) = score_cases([lambda image, _: PROBS[int(image.item())]], Store(TARGETS, 3), ids)
         return score
 
     def expect(self, ids: list[int]) -> float:
@@ -119,7 +121,7 @@ class TestScores:
         return float(average_precision_score(true == 1, own))
 
     def test_pooled_by_class_and_of_each_case(self) -> None:
-        summary = self.score(["0", "1", "2"], ranking=True).summarize()
+        summary = self.score(["0", "1", "2"]).summarize()
         first, second = self.expect([0]), self.expect([1])
         near = {"abs": 1e-3}
         assert summary["pooled"]["average_precision"] == pytest.approx(self.expect([0, 1, 2]), **near)
@@ -134,13 +136,17 @@ class TestScores:
         assert summary["cases"][0]["average_precision_classes"] == [of_cases[0], None]
 
     def test_nowhere_any_foreground(self) -> None:
-        summary = self.score(["2"], ranking=True).summarize()
+        summary = self.score(["2"]).summarize()
         assert (summary["pooled"]["average_precision"], summary["mean"]["average_precision"]) == (None, None)
 
-    def test_only_where_it_is_asked_for(self) -> None:
-        assert "average_precision" not in repr(self.score(["0"]).summarize())
+    def test_parts_are_averaged(self) -> None:
+        parts = [self.score([i]) for i in ("0", "1", "2")]
+        (first, _), (second, _), (third, _) = (part.average_precision or () for part in parts)
+        assert third is None
+        assert join_scores(parts).average_precision == (pytest.approx((first + second) / 2), None)
+        assert join_scores([parts[0], replace(parts[1], average_precision=None)]).average_precision is None
 
-    def test_parts_are_joined_voxel_by_voxel(self) -> None:
-        whole, parts = self.score(["0", "1"], ranking=True), [self.score([i], ranking=True) for i in ("0", "1")]
-        assert join_scores(parts).summarize() == whole.summarize()
-        assert join_scores([parts[0], self.score(["1"])]).ranking is None
+    def test_written_and_read(self) -> None:
+        score = self.score(["0", "2"])
+        rows, precision = json.loads(json.dumps([pack_cases(score), score.average_precision]))
+        assert parse_cases(rows, score.label_values, precision).summarize() == score.summarize()

@@ -18,6 +18,7 @@ from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SplitError
 from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.results import evaluation
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.results.folds import FOLDS, CrossValidation, Fold, list_checkpoints, list_members, summarize_folds
 from ssl_seg.results.study import load_study
@@ -177,6 +178,55 @@ class TestOutOfFold:
         counts = [row["counts"][0] for row in expected.values()]
         assert result["pooled"]["f1"] == pytest.approx(f1_of(counts))
         assert (result["part"], result["test_openings"]) == ("out_of_fold", 0)
+
+    @pytest.mark.parametrize(
+        "asked", ["as it is", "which", "overlap", "accelerator", "spacing", "best.pt", "cases", "old"]
+    )
+    def test_scores_of_the_folds_are_read_where_they_answer(
+        self, whole: CrossValidation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+    ) -> None:
+        scored: list[list[str]] = []
+        score_cases = evaluation.score_cases
+
+        def record(members: Any, store: Any, case_ids: Any, **options: Any) -> Any:
+            scored.append(list(case_ids))
+            return score_cases(members, store, case_ids, **options)
+
+        monkeypatch.setattr(evaluation, "score_cases", record)
+        path, first = whole.path, whole.trainings[0]
+        changes: dict[str, dict[str, Any]] = {
+            "which": {"which": "teacher"},
+            "overlap": {"overlap": 0.5},
+            "accelerator": {"accelerator": "cpu"},
+            "spacing": {"settings": {"spacing": [2.0, 2.0]}},
+        }
+        if asked in ("best.pt", "cases", "old"):
+            path = Path(shutil.copytree(path, tmp_path / "cv"))
+            file = path / "fold0" / "scores.json"
+            values = json.loads(file.read_text())
+            for row in values["networks"]:
+                if asked == "old":  # as runs were written before they had it
+                    del row["average_precision"]
+                elif asked == "cases":
+                    row["cases"].reverse()
+                else:  # as if the checkpoint were another one
+                    row["cases"][0]["classes"][0][1] += 1
+            file.write_text(json.dumps(values))
+        result = evaluate(EvaluateRequest(path, **changes.get(asked, {})))
+        expected = {"as it is": 0, "which": 0, "best.pt": 1, "cases": 1, "old": 1}.get(asked, FOLD_COUNT)
+        assert len(scored) == expected
+        if expected == 1:
+            assert sorted(scored[0]) == sorted(case.case_id for case in first.scores["student"].cases)
+            assert result["pooled"] == evaluate(EvaluateRequest(whole.path))["pooled"]
+
+    def test_average_precision_is_the_mean_of_the_folds(self, whole: CrossValidation) -> None:
+        result = evaluate(EvaluateRequest(whole.path))
+        alone = [evaluate(EvaluateRequest(path)) for path in list_checkpoints(whole)]
+        folds = [own["pooled"]["average_precision"] for own in alone]
+        assert [row["pooled"]["average_precision"] for row in result["folds"]] == folds
+        assert result["pooled"]["average_precision"] == pytest.approx(np.mean(folds))
+        of_cases = {row["id"]: row["average_precision"] for own in alone for row in own["cases"]}
+        assert {row["id"]: row["average_precision"] for row in result["cases"]} == of_cases
 
     def test_folds_of_different_splits(self, whole: CrossValidation, tmp_path: Path) -> None:
         out = Path(shutil.copytree(whole.path, tmp_path / "cv"))
