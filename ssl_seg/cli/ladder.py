@@ -135,7 +135,7 @@ def _report(result: LabelLadder) -> None:
         show(f"no rung is better than foreground everywhere; next: ssl-seg diagnose {quote(checkpoint)}")
     else:
         show(f"use rung {best.number}, the best on validation: {checkpoint}")
-        show(f"next: ssl-seg evaluate {quote(result.path)}    ssl-seg predict {quote(result.path)} IMAGES OUTPUT")
+        show(f"next: ssl-seg evaluate {quote(result.path)}\n      ssl-seg predict {quote(result.path)} IMAGES OUTPUT")
     if ended is not None:
         raise typer.Exit(3)
 

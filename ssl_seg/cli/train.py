@@ -14,6 +14,7 @@ from ssl_seg.cli.console import begin, end_interrupted, show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
+    from ssl_seg.monitor.findings import Verdict
     from ssl_seg.run.training import TrainResult
 
 
@@ -139,15 +140,23 @@ def _report(result: TrainResult) -> None:
         show(f"ended by a gate after step {result.step}:\n  " + "\n  ".join(run.read_broken_gates()), err=True)
     runs = {"best.pt": result.scores} | ({"swa.pt": result.swa_scores} if result.swa_scores else {})
     print_scores(f"validation scores of {run.best}", runs)
-    show(f"verdict: {' '.join([verdict.level, ','.join(verdict.codes)]).rstrip()}")
+    used = result.scores["selected"]["net"]
+    show(f"verdict: {' '.join([verdict.level, ', '.join(_list_codes(verdict, used))]).rstrip()}")
     if result.ending == "refused":
         show(f"next: change the settings or the gates; what it has learned so far: ssl-seg diagnose {quote(run.best)}")
     elif verdict.level == "collapsed":
         show(f"do not use the networks of the last step; next: ssl-seg diagnose {quote(run.last)}")
-    elif result.scores[result.scores["selected"]["net"]]["margin"] <= 0:
+    elif result.scores[used]["margin"] <= 0:
         show(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {quote(run.best)}")
     else:
-        show(f"next: ssl-seg evaluate {quote(run.best)}    ssl-seg predict {quote(run.best)} IMAGES OUTPUT")
+        show(f"next: ssl-seg evaluate {quote(run.path)}\n      ssl-seg predict {quote(run.path)} IMAGES OUTPUT")
+
+
+def _list_codes(verdict: Verdict, used: str) -> list[str]:
+    """Return the codes of a verdict; one that only the network that is not used has says so."""
+    spare = {"student": "teacher", "teacher": "student"}[used]
+    own = {finding.code for finding in verdict.findings if finding.net != spare}
+    return [code if code in own else f"{code} ({spare}, which is not used)" for code in verdict.codes]
 
 
 def print_scores(title: str, runs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -101,5 +101,6 @@ def _report(result: CrossValidation) -> None:
         show(f"no better than foreground everywhere; next: ssl-seg diagnose {quote(result.run_of(worst).best)}")
     elif all(fold.status == "done" for fold in result.trainings):
         show(
-            f"next: ssl-seg evaluate {quote(result.path)} --test    ssl-seg predict {quote(result.path)} IMAGES OUTPUT"
+            f"next: ssl-seg evaluate {quote(result.path)} --test\n"
+            f"      ssl-seg predict {quote(result.path)} IMAGES OUTPUT"
         )
