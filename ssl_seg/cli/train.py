@@ -14,7 +14,6 @@ from ssl_seg.cli.console import begin, end_interrupted, show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
-    from ssl_seg.monitor.findings import Verdict
     from ssl_seg.run.training import TrainResult
 
 
@@ -125,6 +124,8 @@ def train(
 
 
 def _report(result: TrainResult) -> None:
+    from ssl_seg.monitor.findings import describe_codes
+
     run, verdict = result.run, result.verdict
     if result.ending == "interrupted":
         end_interrupted(f"after step {result.step}", f"ssl-seg train --resume {quote(run.path)}")
@@ -141,7 +142,7 @@ def _report(result: TrainResult) -> None:
     runs = {"best.pt": result.scores} | ({"swa.pt": result.swa_scores} if result.swa_scores else {})
     print_scores(f"validation scores of {run.best}", runs)
     used = result.scores["selected"]["net"]
-    show(f"verdict: {' '.join([verdict.level, ', '.join(_list_codes(verdict, used))]).rstrip()}")
+    show(f"verdict: {' '.join([verdict.level, ', '.join(describe_codes(verdict, used))]).rstrip()}")
     if result.ending == "refused":
         show(f"next: change the settings or the gates; what it has learned so far: ssl-seg diagnose {quote(run.best)}")
     elif verdict.level == "collapsed":
@@ -150,13 +151,6 @@ def _report(result: TrainResult) -> None:
         show(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {quote(run.best)}")
     else:
         show(f"next: ssl-seg evaluate {quote(run.path)}\n      ssl-seg predict {quote(run.path)} IMAGES OUTPUT")
-
-
-def _list_codes(verdict: Verdict, used: str) -> list[str]:
-    """Return the codes of a verdict; one that only the network that is not used has says so."""
-    spare = {"student": "teacher", "teacher": "student"}[used]
-    own = {finding.code for finding in verdict.findings if finding.net != spare}
-    return [code if code in own else f"{code} ({spare}, which is not used)" for code in verdict.codes]
 
 
 def print_scores(title: str, runs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -75,6 +75,13 @@ class Verdict:
                 "findings": [asdict(f) for f in self.findings]}  # fmt: skip
 
 
+def describe_codes(verdict: Verdict, used: str) -> list[str]:
+    """Return the codes of a verdict; one that only the network has that is not used, student or teacher, says so."""
+    spare = {"student": "teacher", "teacher": "student"}[used]
+    own = {finding.code for finding in verdict.findings if finding.net != spare}
+    return [code if code in own else f"{code} ({spare}, which is not used)" for code in verdict.codes]
+
+
 def format_block(verdict: Verdict) -> list[str]:
     """Return ``  LEVEL CODE (NET, NET): MESSAGE`` for the code that leads, the others in one line, and what to try.
 

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 
 from ssl_seg.cli.console import show, track
 from ssl_seg.cli.tables import fit_widths, format_record, print_table
-from ssl_seg.monitor.findings import RuleFinding, Verdict, format_block
+from ssl_seg.monitor.findings import RuleFinding, Verdict, describe_codes, format_block
 
 STUDENT = RuleFinding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %")
 TEACHER = replace(STUDENT, net="teacher", message="1 % of 25 %")
@@ -31,6 +31,18 @@ def test_one_finding_leads_with_one_action_and_the_others_are_named() -> None:
 def test_a_network_alone_needs_no_name_before_its_message() -> None:
     assert format_block(Verdict((TEACHER,)))[0] == "  COLLAPSED all_negative (teacher): 1 % of 25 %"
     assert format_block(Verdict()) == []
+
+
+def test_a_code_that_only_the_network_has_that_is_not_used_says_so() -> None:
+    bias = replace(PLATEAU, code="foreground_bias", net="teacher")
+    verdict = Verdict((bias, STUDENT.soften(), TEACHER.soften(), PLATEAU))
+    assert describe_codes(verdict, "student") == [
+        "foreground_bias (teacher, which is not used)",
+        "all_negative",
+        "plateau",
+    ]
+    assert describe_codes(verdict, "teacher") == list(verdict.codes)
+    assert describe_codes(Verdict(), "teacher") == []
 
 
 def test_the_worst_level_leads_and_another_is_said() -> None:

@@ -294,7 +294,10 @@ class TestCommand:
         summary["better"]["out_of_fold"]["margin"] = 0.1
         monkeypatch.setattr("ssl_seg.results.folds.summarize_folds", lambda _: summary)
         _report(whole)
-        assert f"next: ssl-seg evaluate {whole.path} --test" in capsys.readouterr().out
+        assert (
+            f"next: ssl-seg evaluate {whole.path} --test\n      ssl-seg predict {whole.path} IMAGES OUTPUT\n"
+            in capsys.readouterr().out
+        )
 
     def test_interrupted_and_collapsed(
         self, cli: Cli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
