@@ -25,6 +25,26 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 """Errors of a file system that has no locks."""
 
 
+def take_lock(lock: FileLock) -> bool:
+    """Acquire a lock; return whether it is held now: on a file system without locks it is not, whoever works there.
+
+    Raises:
+        Timeout: when another process holds it.
+        OSError: when its file cannot be made.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file system without flock, where a file has to do
+            lock.acquire()
+    except NotImplementedError:
+        return False
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
+
+
 @contextmanager
 def hold_directory(path: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Keep other processes from writing into a directory; the system frees the lock of a process that dies.
@@ -41,14 +61,12 @@ def hold_directory(path: Path, note: Callable[[str], None] = lambda _: None) -> 
     """
     lock = FileLock(path / LOCK_FILE, timeout=0)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a file system without flock, where a file has to do
-            lock.acquire()
+        is_held = take_lock(lock)
     except Timeout:
         raise InUseError(f"{path} is in use by another process: wait for it, or stop it first") from None
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise RunDirError(f"{path} cannot be written to: {error.strerror or error}") from error
+    except OSError as error:
+        raise RunDirError(f"{path} cannot be written to: {error.strerror or error}") from error
+    if not is_held:
         note(f"{path}: its file system has no locks; see to it that no second process works there")
     try:
         yield

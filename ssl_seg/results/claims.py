@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ssl_seg.files import take_lock
+
 WAIT = 0.5
 """Seconds between two looks at what other processes make."""
 
@@ -33,11 +35,10 @@ def try_lock(path: Path) -> FileLock | None:
     On a file system without locks all get one: the same thing may be made twice, which does no harm.
     """
     lock = FileLock(path, timeout=0)
-    with suppress(NotImplementedError):
-        try:
-            lock.acquire()
-        except Timeout:
-            return None
+    try:
+        take_lock(lock)
+    except Timeout:
+        return None
     return lock
 
 

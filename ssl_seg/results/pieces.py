@@ -27,7 +27,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from ssl_seg.data.formats.stored import RowReader
-from ssl_seg.files import atomic_write
+from ssl_seg.files import atomic_write, take_lock
 from ssl_seg.inference.stitching import Box, divide_laterally
 from ssl_seg.results.claims import WAIT, try_lock
 
@@ -86,15 +86,18 @@ class Pieces:
 
     def finish(self, write: Callable[[], None]) -> bool:
         """Write the outputs and remove the pieces; return False where another process has done so."""
-        own = False
+        own, lock = False, FileLock(self.folder / "finish.lock")
         try:
-            with FileLock(self.folder / "finish.lock"):
-                if own := not self.is_finished:
-                    write()
-                    (self.folder / PLAN).unlink()
+            take_lock(lock)
+            if not self.is_finished:
+                write()
+                (self.folder / PLAN).unlink()
+                own = True
         except FileNotFoundError:
             if not self.is_finished:
                 raise
+        finally:
+            lock.release()
         shutil.rmtree(self.folder, ignore_errors=True)
         return own
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -33,6 +34,11 @@ from ssl_seg.results.prediction import PredictRequest, predict
 
 SHAPE = (230, 150)
 Tell = Callable[[object], None]
+
+
+def refuse_locks(*_: object) -> None:
+    """Stand in for ``flock`` on a network disk without locks."""
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def write_image(path: Path, seed: int = 0) -> Path:
@@ -214,6 +220,20 @@ class TestSeveralProcesses:
         assert failed == []
         assert outputs(tmp_path) == outputs(tmp_path / "alone")
         assert hidden(tmp_path) == []
+
+    def test_without_locks_another_may_finish_and_remove_them_meanwhile(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fcntl, "flock", refuse_locks)
+        pieces = self.make(tmp_path / "p", 1)
+
+        def overtaken() -> None:
+            assert pieces.finish(lambda: None)  # the other one
+            pieces.open("")
+
+        assert not pieces.finish(overtaken)
+        with pytest.raises(FileNotFoundError):
+            self.make(tmp_path / "p", 1).finish(lambda: pieces.open(""))
 
     def make(self, folder: Path, number: int) -> Pieces:
         folder.mkdir(exist_ok=True)
