@@ -1,6 +1,6 @@
 """What survives: kills, damaged files, full disks, signals.
 
-    python scripts/reliability.py [--kills 30] [--mutations 100] [--seed 0] [--json FILE]
+    python scripts/reliability.py [--kills 30] [--mutations 100] [--faults 24] [--soak MINUTES] [--seed 0] [--json FILE]
 
 Everything happens in a temporary folder with a small synthetic data set. Each command runs in a process of its own,
 forked from this one.
@@ -12,6 +12,7 @@ forked from this one.
     their work; never with a traceback, and no other file may change.
 (c) Faults: a full disk, a read-only folder, a file that vanishes in mid-run, Ctrl-C and SIGTERM at random moments. They
     must be one clear error, and the command given again must end with the same bits.
+(d) Soak: one training with a look every 20 steps for so many minutes; memory and open files must not grow.
 
 Prints a table and the faults; exit code 1 if there are any.
 """
@@ -27,6 +28,7 @@ import random
 import resource
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -52,6 +54,7 @@ SECONDS = 1800
 PROCESSOR_SECONDS, MEMORY = 120, 4 * 2**30
 """What a command on damaged files may take; memory beyond that of this process, in bytes."""
 INTERRUPTED = 130
+SAMPLE_SECONDS = 5
 
 TINY: dict[str, Any] = {
     "data": {"root": "data", "patch_size": [32, 32]},
@@ -104,12 +107,41 @@ class Row:
     faults: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What a process holds ``seconds`` after its start: MiB of memory, and open files."""
+
+    seconds: float
+    memory: float
+    files: int
+
+
+def take_sample(process: int, begun: float) -> Sample:
+    """Return what a process that runs holds now."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    files = len(list(Path(f"/proc/{process}/fd").iterdir()))
+    return Sample(time.monotonic() - begun, pages * resource.getpagesize() / 2**20, files)
+
+
+def find_growth(samples: Sequence[Sample]) -> list[str]:
+    """Return what grows: the medians of the second and of the last quarter of the samples are compared."""
+    quarter = len(samples) // 4
+    if not quarter:
+        return [f"only {len(samples)} samples were taken"]
+    early, late = samples[quarter : 2 * quarter], samples[-quarter:]
+    memory = [statistics.median(sample.memory for sample in part) for part in (early, late)]
+    files = [statistics.median(sample.files for sample in part) for part in (early, late)]
+    faults = [f"memory grows from {memory[0]:.0f} to {memory[1]:.0f} MiB"] if memory[1] > 1.01 * memory[0] else []
+    return faults + ([f"open files grow from {files[0]:g} to {files[1]:g}"] if files[1] > files[0] else [])
+
+
 def run_apart(
     command: tuple[str, ...],
     folder: Path,
     *,
     stop: tuple[int, float] | None = None,
     prepare: Callable[[], None] = lambda: None,
+    watch: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
     """Run the command line in a forked process, whose working directory is ``folder``.
 
@@ -118,6 +150,7 @@ def run_apart(
         folder: has relative paths of the command.
         stop: a signal, and after how many seconds it is sent.
         prepare: called in the new process before.
+        watch: called with its number again and again while it runs.
 
     Returns:
         How it ended; the code is negative for a signal, and -SIGXCPU where the time was up.
@@ -135,13 +168,13 @@ def run_apart(
             code = outcome.code
             log.write_text(json.dumps(asdict(outcome)))
         os._exit(code)
-    code = _wait(child, time.monotonic() + SECONDS, stop)
+    code = _wait(child, time.monotonic() + SECONDS + (0 if stop is None else stop[1]), stop, watch)
     if not log.exists():
         return Outcome(command, code, "", "")
     return Outcome(**{**json.loads(log.read_text()), "command": command})
 
 
-def _wait(child: int, end: float, stop: tuple[int, float] | None) -> int:
+def _wait(child: int, end: float, stop: tuple[int, float] | None, watch: Callable[[int], None]) -> int:
     """Return the exit code of a process, after it was sent a signal, or killed when its time is up."""
     due = None if stop is None else time.monotonic() + stop[1]
     while True:
@@ -157,6 +190,7 @@ def _wait(child: int, end: float, stop: tuple[int, float] | None) -> int:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return -signal.SIGXCPU
+        watch(child)
         time.sleep(0.005)
 
 
@@ -334,6 +368,35 @@ class Bench:
             faults += go_on(job, folder, expected)
         return Row("fault", job.name, f"{what} of {kilobytes} kB", outcome.code, find_message(outcome), tuple(faults))
 
+    def soak(self, minutes: float) -> Row:
+        """Train for so long, then press Ctrl-C, and go on for a few steps; what the process held is sampled."""
+        begun, samples = time.monotonic(), list[Sample]()
+
+        def watch(process: int) -> None:
+            if time.monotonic() - begun >= SAMPLE_SECONDS * (len(samples) + 1):
+                samples.append(take_sample(process, begun))
+
+        with self.trial() as folder:
+            (folder / "soak.yaml").write_text(
+                yaml.safe_dump({**TINY, "length": {"steps": 10**6, "steps_per_epoch": 20}})
+            )
+            command = ("train", "--config", "soak.yaml", "--out", "disk/out")
+            outcome = run_apart(command, folder, stop=(signal.SIGINT, 60 * minutes), watch=watch)
+            faults = end_faults(outcome, (INTERRUPTED,)) + find_growth(samples)
+            steps = json.loads((folder / "disk/out/metrics.jsonl").read_text().splitlines()[-1])["step"]
+        what = f"{minutes:g} minutes, {steps} steps, {describe_samples(samples)}"
+        return Row("soak", "train", what, outcome.code, "", tuple(faults))
+
+
+def describe_samples(samples: Sequence[Sample]) -> str:
+    """Return memory and open files after a quarter of the time and at its end, and the most."""
+    early, late = samples[len(samples) // 4], samples[-1]
+    most = max(sample.memory for sample in samples)
+    return (
+        f"{early.memory:.0f} MiB after {early.seconds:.0f} s, {late.memory:.0f} at the end, {most:.0f} at most, "
+        f"{early.files} and {late.files} open files"
+    )
+
 
 def _list_readers(path: Path) -> list[tuple[str, ...]]:
     """Return the commands that read a file of the base."""
@@ -399,7 +462,7 @@ def _run(*command: str) -> None:
 
 
 def run_campaign(
-    folder: Path, seed: int, kills: int, mutations: int, faults: int, names: Sequence[str] = NAMES
+    folder: Path, seed: int, kills: int, mutations: int, faults: int, names: Sequence[str] = NAMES, soak: float = 0
 ) -> list[Row]:
     """Return all trials; those of kills and faults are of the jobs with these names, in turn."""
     bench, rows = Bench(folder, seed), list[Row]()
@@ -415,6 +478,9 @@ def run_campaign(
         disturb = (bench.fill_disk, bench.vanish, lambda job: bench.stop(job, signal.SIGTERM, "fault"),
                    lambda job: bench.stop(job, signal.SIGINT, "fault"))[number // len(jobs) % 4]  # fmt: skip
         rows.append(disturb(job))
+        _tell(rows[-1])
+    if soak:
+        rows.append(bench.soak(soak))
         _tell(rows[-1])
     return rows
 
@@ -440,12 +506,13 @@ def main() -> int:
     parser.add_argument("--mutations", type=int, default=100)
     parser.add_argument("--faults", type=int, default=24)
     parser.add_argument("--jobs", nargs="+", choices=NAMES, default=NAMES, help="of kills and faults")
+    parser.add_argument("--soak", type=float, default=0, metavar="MINUTES", help="none by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
-        rows = run_campaign(Path(folder), args.seed, args.kills, args.mutations, args.faults, args.jobs)
+        rows = run_campaign(Path(folder), args.seed, args.kills, args.mutations, args.faults, args.jobs, args.soak)
     print(make_table(rows))
     if args.json is not None:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))

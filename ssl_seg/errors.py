@@ -106,7 +106,7 @@ def quote(path: Path | str) -> str:
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|cannot allocate memory|unable to allocate|out of memory|"
     r"insufficient memory|bad_alloc|_ALLOC_FAILED|cudaErrorMemoryAllocation|caught (_Array)?MemoryError|"
-    r"worker .*is killed by signal: Killed",
+    r"worker .*is killed by signal: Killed|can't start new thread",
     re.IGNORECASE,
 )
 """What libraries say when they get no memory and have no exception of their own for it: the allocators of PyTorch for

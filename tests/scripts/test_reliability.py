@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -50,3 +51,23 @@ def test_a_mutation_changes_a_file_and_takes_an_empty_one(name: str) -> None:
     draw = reliability.random.Random(0)
     assert {MUTATIONS[name](b"a: 1\nb: 23\n", draw) for _ in range(9)} != {b"a: 1\nb: 23\n"}
     assert isinstance(MUTATIONS[name](b"", draw), bytes)
+
+
+def sample(memory: float, files: int = 6) -> reliability.Sample:
+    return reliability.Sample(0.0, memory, files)
+
+
+def test_what_grows_during_a_soak_is_a_fault() -> None:
+    flat = [sample(100), sample(300), sample(301), sample(300)] + [sample(302)] * 4
+    assert reliability.find_growth(flat) == []
+    assert reliability.find_growth([sample(300)] * 4 + [sample(304)] * 4) == ["memory grows from 300 to 304 MiB"]
+    assert reliability.find_growth([sample(300)] * 4 + [sample(300, 7)] * 4) == ["open files grow from 6 to 7"]
+    assert reliability.find_growth([sample(300, 9), sample(300, 6)] * 8) == [], "a file may be open for a moment"
+    assert reliability.find_growth([sample(300)] * 3) == ["only 3 samples were taken"]
+
+
+def test_a_process_is_sampled() -> None:
+    now = reliability.take_sample(os.getpid(), time.monotonic())
+    with Path(__file__).open():
+        assert reliability.take_sample(os.getpid(), 0).files == now.files + 1
+    assert now.memory > 10
