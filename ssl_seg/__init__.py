@@ -258,7 +258,7 @@ def predict(
     """
     from ssl_seg.report.notebook import PredictedMasks
     from ssl_seg.results.mask_files import check_places
-    from ssl_seg.results.prediction import PredictRequest
+    from ssl_seg.results.mask_making import PredictRequest
     from ssl_seg.results.prediction import predict as run_prediction
 
     first, *others = _find_checkpoints(checkpoint)

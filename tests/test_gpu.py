@@ -32,7 +32,8 @@ from ssl_seg.methods.base import build
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.networks.precision import make_autocast
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.results.mask_making import PredictRequest
+from ssl_seg.results.prediction import predict
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train

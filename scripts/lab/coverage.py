@@ -9,7 +9,8 @@ from pathlib import Path
 from lab.injections import leave_border_out
 from lab.runs import Nested, run_training, write_particles
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
-from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.results.mask_making import PredictRequest
+from ssl_seg.results.prediction import predict
 
 WIDTH = 8
 """Voxels at each border that are not predicted; the images have 128x128."""

@@ -82,7 +82,7 @@ def predict(
     check_places(source, output)
     try:
         announce(describe_loading(networks))
-        from ssl_seg.results.prediction import PredictRequest
+        from ssl_seg.results.mask_making import PredictRequest
         from ssl_seg.results.prediction import predict as run_prediction
 
         request = PredictRequest(

@@ -97,7 +97,8 @@ def suggest(
         plot_audit(samples, [], figure, [f"value {value}" for value in values])
         show(f"wrote {figure}")
     if copy is not None:
-        from ssl_seg.results.prediction import PredictRequest, predict
+        from ssl_seg.results.mask_making import PredictRequest
+        from ssl_seg.results.prediction import predict
 
         copy_images(found, copy)
         masks = PredictRequest(network, copy / "images", copy / "masks", which, accelerator=accelerator)

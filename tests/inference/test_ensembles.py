@@ -28,7 +28,8 @@ from ssl_seg.inference.ensemble import Ensemble, check_members, open_members, po
 from ssl_seg.inference.model import open_model
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, add_differences, evaluate
-from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.results.mask_making import PredictRequest
+from ssl_seg.results.prediction import predict
 
 
 @pytest.fixture(scope="module")

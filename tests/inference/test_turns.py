@@ -22,7 +22,7 @@ from ssl_seg.files import read_jsonl
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.inference.turns import Turn, list_turns
 from ssl_seg.results.mask_files import RECORD
-from ssl_seg.results.prediction import compute_entropy
+from ssl_seg.results.mask_making import compute_entropy
 
 CPU = torch.device("cpu")
 

@@ -35,7 +35,8 @@ from ssl_seg.methods.base import Traits, build
 from ssl_seg.networks.builders import build_network
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.results.mask_making import PredictRequest
+from ssl_seg.results.prediction import predict
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.lint.conditions import DataFacts
 from ssl_seg.run.lint.idle import find_idle

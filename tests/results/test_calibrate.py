@@ -25,7 +25,8 @@ from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkp
 from ssl_seg.results import calibration
 from ssl_seg.results.calibration import FEW_CASES, CalibrateRequest, calibrate
 from ssl_seg.results.evaluation import EvaluateRequest, choose_cases, evaluate
-from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.results.mask_making import PredictRequest
+from ssl_seg.results.prediction import predict
 from ssl_seg.scores.calibration import ThresholdRule
 
 SHIFT = -1.53

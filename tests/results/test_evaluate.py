@@ -27,7 +27,8 @@ from ssl_seg.inference.scoring import parse_cases
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.report.notebook import Evaluation
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.results.mask_making import PredictRequest
+from ssl_seg.results.prediction import predict
 from ssl_seg.run.directory import RunDir
 
 

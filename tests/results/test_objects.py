@@ -23,8 +23,9 @@ from ssl_seg.errors import DataError
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.labels import Meaning
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.results.mask_making import PredictRequest
 from ssl_seg.results.objects import find_objects, list_columns
-from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.results.prediction import predict
 from ssl_seg.scores.objects import match_objects
 
 

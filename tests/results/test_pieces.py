@@ -23,14 +23,17 @@ from sizes import around
 from test_cli import assert_refused
 
 from ssl_seg.data.formats import tiff as tiff_module
+from ssl_seg.data.formats.stored import RowReader
 from ssl_seg.data.volumes import open_image, read_mask, write_mask, write_probabilities
 from ssl_seg.errors import ConfigError, DataError, MachineError
+from ssl_seg.files import is_disk_full
 from ssl_seg.inference.sliding import Predictor
-from ssl_seg.results import claims, prediction
+from ssl_seg.results import claims, mask_making, mask_sharing
 from ssl_seg.results import pieces as pieces_module
 from ssl_seg.results.mask_files import RECORD, Job, MaskRecord
+from ssl_seg.results.mask_making import PredictRequest
 from ssl_seg.results.pieces import PLAN, Pieces, divide
-from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.results.prediction import predict
 
 SHAPE = (230, 150)
 Tell = Callable[[object], None]
@@ -58,7 +61,7 @@ def request_(tiny_run: Path, tmp_path: Path) -> PredictRequest:
 @pytest.fixture
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Cut every image into pieces of 64 rows; return the first rows of those that networks are asked for."""
-    monkeypatch.setattr(prediction, "WHOLE_VOXELS", 0)
+    monkeypatch.setattr(mask_making, "WHOLE_VOXELS", 0)
     monkeypatch.setattr(pieces_module, "PIECE_VOXELS", 64 * SHAPE[1])
     monkeypatch.setattr(pieces_module, "WAIT", 0.01)
     asked: list[int] = []
@@ -296,14 +299,14 @@ class TestSeveralProcesses:
 
 def make_in_small_pieces(tell: Tell, *arguments: Any) -> None:
     """In another process: the constants of the fixture ``in_pieces``."""
-    prediction.WHOLE_VOXELS = 0
+    mask_making.WHOLE_VOXELS = 0
     pieces_module.PIECE_VOXELS = 64 * SHAPE[1]
-    prediction._make_elsewhere(tell, *arguments)
+    mask_sharing._make_elsewhere(tell, *arguments)
 
 
 def make_one_and_die(tell: Tell, *arguments: Any) -> None:
     def tell_one(message: object) -> None:
-        if isinstance(message, prediction._Step) and message.number >= 0:
+        if isinstance(message, mask_sharing.Step) and message.number >= 0:
             os.kill(os.getpid(), signal.SIGKILL)
         tell(message)
 
@@ -319,14 +322,14 @@ class TestWorkers:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         predict(replace(request_, output=tmp_path / "alone" / "out.tif"))
-        monkeypatch.setattr(prediction, "_make_elsewhere", make_one_and_die)
+        monkeypatch.setattr(mask_sharing, "_make_elsewhere", make_one_and_die)
         with pytest.raises(MachineError, match="killed by signal 9"):
             predict(replace(request_, workers=2))
         assert outputs(tmp_path) == {}
         (folder,) = hidden(tmp_path)
         done = {path.name: path.stat().st_mtime_ns for path in folder.glob("[0-9]*[0-9].npy")}
         assert 1 <= len(done) <= 2
-        monkeypatch.setattr(prediction, "_make_elsewhere", make_in_small_pieces)
+        monkeypatch.setattr(mask_sharing, "_make_elsewhere", make_in_small_pieces)
         shown: list[tuple[int, int]] = []
         del in_pieces[:]
         predict(replace(request_, workers=2), lambda items, total: shown.append((len(list(items)), total)) or ())
@@ -370,11 +373,11 @@ class TestWorkers:
 
     @pytest.mark.parametrize("asked", around(4))
     def test_no_more_than_there_are_pieces(self, request_: PredictRequest, in_pieces: list[int], asked: int) -> None:
-        work = prediction._Work(
+        work = mask_sharing.Work(
             replace(request_, workers=asked), [Job((str(request_.source),), request_.output)], [], MaskRecord(None, {})
         )
-        way = prediction._use_networks(request_, prediction._open_networks(request_, print), print)
-        assert prediction._count_workers(work, way) == min(asked, 4)
+        maker = mask_making.open_maker(request_, mask_making.open_networks(request_, print), print)
+        assert mask_sharing.count_workers(work, maker) == min(asked, 4)
 
     def test_a_small_image_needs_no_other_process(
         self,
@@ -382,16 +385,16 @@ class TestWorkers:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.delattr(prediction, "run_workers")
+        monkeypatch.delattr(mask_sharing, "run_workers")
         notes: list[str] = []
         assert predict(replace(request_, workers=2), note=notes.append) == [tmp_path / "out.tif"]
         assert any("--workers 2: there are only 1 image(s)" in text for text in notes)
 
     def test_a_checkpoint_that_changes_meanwhile(self, request_: PredictRequest, tmp_path: Path) -> None:
         record = MaskRecord(tmp_path, {})
-        work = prediction._Work(request_, [], [], record)
+        work = mask_sharing.Work(request_, [], [], record)
         with pytest.raises(DataError, match="has changed since the call began"):
-            prediction._make_elsewhere(lambda _: None, work, {"networks": []}, 1)
+            mask_sharing._make_elsewhere(lambda _: None, work, {"networks": []}, 1)
 
 
 def test_several_calls_share_a_folder_of_small_images(
@@ -400,13 +403,13 @@ def test_several_calls_share_a_folder_of_small_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[str] = []
-    describe = prediction._predict_job
+    describe = mask_sharing.make_mask
 
     def note(job: Any, *arguments: Any) -> Any:
         made.append(job.mask.name)
         return describe(job, *arguments)
 
-    monkeypatch.setattr(prediction, "_predict_job", note)
+    monkeypatch.setattr(mask_sharing, "make_mask", note)
     monkeypatch.setattr(claims, "WAIT", 0.01)
     (tmp_path / "images").mkdir()
     for number in range(6):
@@ -446,7 +449,7 @@ def test_every_voxel_is_in_one_piece(voxels: int, patch: tuple[int, ...], monkey
 def test_only_large_images(
     request_: PredictRequest, in_pieces: list[int], voxels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "WHOLE_VOXELS", voxels)
+    monkeypatch.setattr(mask_making, "WHOLE_VOXELS", voxels)
     predict(request_)
     assert bool(in_pieces) == (SHAPE[0] * SHAPE[1] > voxels)
 
@@ -457,7 +460,7 @@ def test_no_space_for_hdf5_is_seen_before(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         with nullcontext() if free >= 400 else pytest.raises(DataError, match="No space left") as caught:
             write_probabilities(tmp_path / "a.h5", array)
-        assert caught is None or prediction.is_disk_full(caught.value)
+        assert caught is None or is_disk_full(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".nii", ".nii.gz", ".npy", ".ome.zarr"])
@@ -465,7 +468,7 @@ def test_no_space_for_hdf5_is_seen_before(tmp_path: Path, monkeypatch: pytest.Mo
 def test_no_space_is_an_error_and_leaves_nothing(suffix: str, by_rows: bool, tmp_path: Path) -> None:
     """A file that is mapped into memory would end the process."""
     array = np.random.default_rng(0).random((90, 100, 100)).astype(np.float32)
-    reader = prediction.RowReader(array.shape, array.dtype, lambda a, b: array[a:b])
+    reader = RowReader(array.shape, array.dtype, lambda a, b: array[a:b])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
@@ -473,5 +476,5 @@ def test_no_space_is_an_error_and_leaves_nothing(suffix: str, by_rows: bool, tmp
             write_probabilities(tmp_path / f"a{suffix}", reader if by_rows else array)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert prediction.is_disk_full(caught.value)
+    assert is_disk_full(caught.value)
     assert list(tmp_path.iterdir()) == []

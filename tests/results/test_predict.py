@@ -21,9 +21,10 @@ from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.files import read_jsonl
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
-from ssl_seg.results import prediction
+from ssl_seg.results import mask_making
 from ssl_seg.results.mask_files import RECORD, Job, Made, MaskRecord, check_places, note_unread, plan_jobs
-from ssl_seg.results.prediction import SHOWN_FAILURES, PredictRequest, predict
+from ssl_seg.results.mask_making import PredictRequest
+from ssl_seg.results.prediction import SHOWN_FAILURES, predict
 
 IMAGES = 5
 
@@ -136,7 +137,7 @@ class TestBrokenImages:
             written.append(path)
             raise DataError(f"{path}: cannot be written") from OSError(28, "No space left on device")
 
-        monkeypatch.setattr(prediction, "write_mask", fail)
+        monkeypatch.setattr(mask_making, "write_mask", fail)
         with pytest.raises(DataError, match=r"the disk of .* is full; 0 masks are done"):
             predict(request_)
         assert len(written) == 1
@@ -207,7 +208,7 @@ class TestContinuing:
                 raise KeyboardInterrupt
             write_mask(*given)
 
-        monkeypatch.setattr(prediction, "write_mask", interrupt)
+        monkeypatch.setattr(mask_making, "write_mask", interrupt)
         code, out, err = cli("predict", tiny_run, images, tmp_path / "my out", "--overwrite")
         assert (code, out) == (130, "")
         assert "2 of 5 masks" in err
@@ -285,14 +286,14 @@ class TestContinuing:
     def test_an_image_that_changes_while_its_mask_is_made_is_noticed(
         self, request_: PredictRequest, images: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write = prediction._write_outputs
+        write = mask_making._write_outputs
 
         def change_and_write(job: Job, *rest: Any) -> Any:
             if job.mask.name == "2.png":
                 make_image(images / "2.png", 77)
             return write(job, *rest)
 
-        monkeypatch.setattr(prediction, "_write_outputs", change_and_write)
+        monkeypatch.setattr(mask_making, "_write_outputs", change_and_write)
         predict(request_)
         with pytest.raises(DataError, match=r"2\.png.*has changed.*--overwrite"):
             predict(request_)

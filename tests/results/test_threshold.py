@@ -21,7 +21,8 @@ from ssl_seg.errors import ConfigError
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.results.calibration import CalibrateRequest, calibrate
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.results.mask_making import PredictRequest
+from ssl_seg.results.prediction import predict
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores
 

@@ -26,7 +26,8 @@ from ssl_seg.inference.scoring import Score, score_case
 from ssl_seg.labels import Task
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.results.mask_making import PredictRequest
+from ssl_seg.results.prediction import predict
 from ssl_seg.run import finish
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import (

@@ -13,7 +13,8 @@ from conftest import train_tiny
 from ssl_seg.data.synthetic import generate
 from ssl_seg.errors import DataError
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-from ssl_seg.results.prediction import PredictRequest, predict
+from ssl_seg.results.mask_making import PredictRequest
+from ssl_seg.results.prediction import predict
 
 SPACING = (3.0, 1.0, 1.0)
 AFFINE = np.array([[1.0, 0, 0, -7], [0, 1, 0, 11], [0, 0, 3, 2], [0, 0, 0, 1]])

@@ -1,0 +1,367 @@
+"""How the files of one image are made: the networks, what is done with the mean of their probabilities, and what is
+written of it, at once or in pieces."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from ssl_seg.config import DataConfig
+from ssl_seg.data.catalog import Track
+from ssl_seg.data.formats.stored import BoxReader, RowReader, Rows, Voxels, iterate_rows, merge_equal_channels
+from ssl_seg.data.reading import make_reading
+from ssl_seg.data.store import fit_channels, measure_by_block
+from ssl_seg.data.views.transforms import Intensity
+from ssl_seg.data.volumes import (
+    Geometry,
+    Stored,
+    open_image,
+    split_suffix,
+    write_labels,
+    write_mask,
+    write_probabilities,
+)
+from ssl_seg.errors import DataError, quote
+from ssl_seg.files import write_json
+from ssl_seg.inference.calibration import (
+    Calibration,
+    calibration_path,
+    decide,
+    decide_mean,
+    find_calibration,
+)
+from ssl_seg.inference.decision import Decision, clean_classes
+from ssl_seg.inference.ensemble import check_members, open_members, pool, pool_rows
+from ssl_seg.inference.model import Model
+from ssl_seg.inference.sliding import MEASURED_VOXELS, OVERLAP, Predictor, measure_array
+from ssl_seg.inference.stitching import Box
+from ssl_seg.inference.turns import list_turns
+from ssl_seg.labels import to_mask
+from ssl_seg.networks.precision import choose_device_if_given
+from ssl_seg.results.claims import Claim
+from ssl_seg.results.folds import list_members
+from ssl_seg.results.mask_files import Job
+from ssl_seg.results.objects import find_objects, write_rows
+from ssl_seg.results.pieces import PLAN, WHOLE_VOXELS, Pieces, divide
+
+ENTROPY, VARIANCE = "_entropy", "_variance"
+"""What is put behind the names of maps of uncertainty."""
+
+_STATISTICS = ("low", "high", "mean", "std")
+
+SHIFTED_CT = 1000
+"""An image without negative values that reaches this one may be CT with an offset: air at 0, water at 1000."""
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What to predict, and where to.
+
+    ``which`` defaults to the better net on validation, ``spacing`` (*S) to the voxel size that each file
+    states, or that the training was told.
+    """
+
+    checkpoint: Path
+    source: Path
+    output: Path
+    which: str | None = None
+    overlap: float = OVERLAP
+    probabilities: bool = False
+    spacing: tuple[float, ...] | None = None
+    threshold: float | None = None
+    """Foreground is where its probability is above this; by default above that of the calibration, without one above
+    that of the training's settings, and without that where foreground is the likelier class."""
+    calibrated: bool = True
+    """Use what ``ssl-seg calibrate`` has stored beside the checkpoint; of an ensemble it is left out."""
+    more: tuple[Path, ...] = ()
+    """Further checkpoints: the mean of the probabilities of all is what masks are made of. The directory of a
+    cross-validation stands for best.pt of its folds."""
+    overwrite: bool = False
+    """Make masks anew that are there already."""
+    accelerator: str | None = None
+    """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
+    objects: bool = False
+    """Write the connected parts of each class as a label image and a table. Where the training learned instances, these
+    are always written, and the mask is the label image."""
+    tta: bool = False
+    """Predict mirrored and turned windows too, for the mean of their probabilities."""
+    uncertainty: bool = False
+    """Write the entropy of the probabilities, and where there are several predictions, their variance."""
+    uint8: bool = False
+    """Write probabilities as 0 to 255; without ``probabilities`` as well."""
+    suffix: str | None = None
+    """Of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is."""
+    workers: int = 1
+    """Processes that share the images, and the pieces of a large one; no more are started than there are of these."""
+
+
+@dataclass(frozen=True)
+class MaskResult:
+    """What is said of a mask that was made."""
+
+    identity: list[list[Any]]
+    """Of the image that was read."""
+    shape: tuple[int, ...]
+    share: float
+    notes: tuple[str, ...]
+    is_shifted: bool
+    """Whether the image, a CT, has no value below that of air."""
+
+
+def open_networks(request: PredictRequest, note: Callable[[str], None]) -> tuple[Model, ...]:
+    """Return the networks of a request, on the device where they are to compute.
+
+    Raises:
+        SslSegError: for an unusable checkpoint, or networks whose probabilities have no mean.
+    """
+    paths = list_members((request.checkpoint, *request.more))
+    models = open_members(paths, request.which, choose_device_if_given(request.accelerator))
+    check_members(models, averaged=True)
+    for said in (said for model in models for said in model.describe_machine()):
+        note(said)
+    return models
+
+
+@dataclass(frozen=True)
+class MaskMaker:
+    """How outputs are made of an image: networks, and what is done with the mean of their probabilities.
+
+    ``settings`` are all that makes a mask another one: not the device, whose rounding does not count.
+    """
+
+    request: PredictRequest
+    data: DataConfig
+    settings: Mapping[str, Any]
+    members: tuple[Predictor, ...]
+    calibration: Calibration | None
+    decision: Decision
+    labels: Mapping[str, int]
+    """Class of each file of probabilities, by what is put behind its name."""
+    uncertainty: tuple[str, ...]
+    """What is put behind the names of the maps of uncertainty."""
+    path: Path
+    """Of the first network."""
+
+    def predict(
+        self, image: Voxels, intensity: Intensity, spacing: tuple[float, ...] | None, box: Box
+    ) -> Generator[tuple[int, dict[str, NDArray[Any]]], None, None]:
+        """Yield the first row and the outputs of some rows of a box; of an array, of all rows at once.
+
+        Raises:
+            DataError: where the networks give NaN or infinity.
+        """
+        spread = self.members[0].spread
+        if isinstance(image, np.ndarray):
+            found = iter([(0, pool((member(image, spacing) for member in self.members), spread=spread))])
+        else:
+            found = pool_rows([member.stream(image, intensity, box) for member in self.members], spread=spread)
+        decide_classes = replace(self.decision, cleaning=())
+        for first, pooled in found:
+            mean = pooled[:-1] if spread else pooled
+            probs = mean if self.calibration is None else self.calibration.scaling.apply(mean)
+            if not np.isfinite(probs).all():
+                raise DataError(
+                    "the network gives NaN or infinity, no mask is written. Examine it: "
+                    f"`ssl-seg diagnose {quote(self.path)}`, or use another checkpoint"
+                )
+            classes = decide_classes(probs).astype(np.min_scalar_type(len(probs) - 1))
+            maps = {ENTROPY: compute_entropy(probs)} if self.uncertainty else {}
+            maps |= {VARIANCE: pooled[-1]} if spread else {}
+            yield (
+                first,
+                {"": classes, **{name: self._store(probs[label]) for name, label in self.labels.items()}, **maps},
+            )
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What is put behind the names of all files but the mask and the objects."""
+        return *self.labels, *self.uncertainty
+
+    def turn(self, spacing: tuple[float, ...] | None) -> MaskMaker:
+        """Return the maker for voxels of a size (*S), on which the turns of test-time augmentation depend."""
+        grid = self.data.resample_to or spacing
+        members = (replace(own, turns=list_turns(own.patch_size, grid)) for own in self.members)
+        return replace(self, members=tuple(members)) if self.request.tta else self
+
+    def _store(self, probs: NDArray[np.float32]) -> NDArray[Any]:
+        return np.round(probs * 255).astype(np.uint8) if self.request.uint8 else probs
+
+
+def open_maker(request: PredictRequest, models: Sequence[Model], note: Callable[[str], None]) -> MaskMaker:
+    """Return how masks are made with networks; a note says which calibration is left out."""
+    nets = [(model, net) for model in models for net in model.nets]
+    calibration = find_calibration(*nets[0], note) if request.calibrated and len(nets) == 1 else None
+    for model in models if len(nets) > 1 else ():
+        if (stored := calibration_path(model.path)).is_file():
+            note(f"{stored} is of one network: the mean of {len(nets)} leaves it out")
+    decision = (
+        decide(request.threshold, calibration, models[0].config.prediction)
+        if len(nets) == 1
+        else decide_mean(request.threshold, models)
+    )
+    settings = {
+        "networks": [f"{model.fingerprint} {net}" for model, net in nets],
+        "overlap": request.overlap,
+        "threshold": decision.threshold,
+        "spacing": None if request.spacing is None else list(request.spacing),
+    }
+    if calibration is not None:
+        settings |= {"calibration": json.loads(json.dumps(asdict(calibration)))}
+    settings |= {name: True for name in ("tta", "uint8") if getattr(request, name)}
+    spread = request.uncertainty and (request.tta or len(nets) > 1)
+    members = tuple(replace(model.predictor(net, request.overlap), spread=spread) for model, net in nets)
+    is_written = request.probabilities or request.uint8
+    labels = _list_probability_suffixes(models[0].config.data.num_classes) if is_written else {}
+    uncertainty = (ENTROPY, VARIANCE)[: 1 + spread] if request.uncertainty else ()
+    return MaskMaker(
+        request, models[0].config.data, settings, members, calibration, decision, labels, uncertainty, models[0].path
+    )
+
+
+def make_mask(
+    job: Job, name: str, maker: MaskMaker, begin: Callable[[], None], claim: Claim, track: Track
+) -> MaskResult | None:
+    """Make what is written for an image; return None where another process has finished it meanwhile.
+
+    Args:
+        job: the image.
+        name: that of the mask in tables.
+        maker: how it is made.
+        begin: is called before the first file is written.
+        claim: to the image; given up where it has pieces, which are shared.
+        track: shows the progress of an image in pieces.
+    """
+    data, channels = maker.data, maker.data.channels
+    identity = job.identify_image()  # before it is read: it may change while its mask is made
+    stored = open_job_image(job, data)
+    if (ndim := len(stored.shape) - 1) != data.ndim:
+        raise DataError(f"{job.locations[0]} is {ndim}D; the network was trained on {data.ndim}D images")
+    shape, fit = stored.shape[1:], partial(_fit_channels, job.locations, channels)
+    stated = None if stored.geometry is None else stored.geometry.spacing
+    spacing = maker.request.spacing or stated or data.spacing
+    maker = maker.turn(spacing)
+    write = partial(_write_outputs, job, name, maker, stored.geometry, spacing)
+    if not is_large(shape, data):
+        voxels = fit(stored.read())
+        intensity = measure_array(voxels)
+        rows = maker.predict(voxels, intensity, spacing, tuple(slice(0, size) for size in shape))
+        _, outputs = next(rows)
+        begin()
+        share = write(outputs, lambda: voxels)
+    else:
+        begin()
+        if (opened := _open_pieces(job, stored, maker, claim)) is None:
+            return None
+        claim.release()
+        pieces, intensity = opened
+        image = BoxReader(stored, (channels, *shape), stored.dtype, fit)
+        for _ in track(pieces.make(partial(maker.predict, image, intensity, spacing)), pieces.left):
+            pass
+        found: list[float] = []
+        names = ("", *maker.suffixes)
+        if not pieces.finish(
+            lambda: found.append(write({n: pieces.open(n) for n in names}, lambda: fit(stored.read())))
+        ):
+            return None
+        share = found[0]
+    is_shifted = data.window is not None and intensity.low.min() >= 0 and intensity.high.max() >= SHIFTED_CT
+    return MaskResult(identity, shape, share, stored.notes, bool(is_shifted))
+
+
+def open_job_image(job: Job, data: DataConfig) -> Stored:
+    """Return the image of a job, not read yet, as the training read its own."""
+    return open_image(*job.locations, reading=replace(make_reading(dict(data)), by_box=True))
+
+
+def is_large(shape: Sequence[int], data: DataConfig) -> bool:
+    """Return whether an image (*S) is predicted in pieces."""
+    return prod(shape) > WHOLE_VOXELS and data.resample_to is None
+
+
+def _open_pieces(job: Job, stored: Stored, maker: MaskMaker, claim: Claim) -> tuple[Pieces, Intensity] | None:
+    """Return the pieces of a large image, begun or new, and the statistics of the image, which are kept with them; None
+    where another process has put the pieces together and removed them."""
+    plan = {"settings": maker.settings, "outputs": sorted(maker.suffixes), "image": job.identify_image()}
+    key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
+    folder = job.mask.with_name(f".{job.mask.name}.{key}.pieces")
+    try:
+        kept = json.loads((folder / PLAN).read_text(encoding="utf-8"))["intensity"]
+        low, high, mean, std = (np.array(kept[name]) for name in _STATISTICS)
+        intensity = Intensity(low, high, mean, std)
+    except FileNotFoundError:
+        if claim.is_made:
+            return None
+        step = MEASURED_VOXELS * stored.shape[0] * stored.dtype.itemsize
+        intensity = measure_by_block(stored, maker.data.channels, step)
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = {name: getattr(intensity, name).tolist() for name in _STATISTICS}
+        write_json(folder / PLAN, {**plan, "intensity": numbers})
+    return Pieces(folder, stored.shape[1:], divide(stored.shape[1:], maker.members[0].patch_size)), intensity
+
+
+def find_pieces(job: Job) -> list[Path]:
+    """Return the finished pieces of the mask of an image."""
+    return list(job.mask.parent.glob(f".{glob.escape(job.mask.name)}.*.pieces/[0-9][0-9][0-9][0-9][0-9].npy"))
+
+
+def _write_outputs(
+    job: Job,
+    name: str,
+    maker: MaskMaker,
+    geometry: Geometry | None,
+    spacing: tuple[float, ...] | None,
+    outputs: Mapping[str, Rows],
+    read_image: Callable[[], NDArray[np.generic]],
+) -> float:
+    """Write probabilities, objects, then the mask, each in one step; return the share of foreground.
+
+    What is done to parts and objects takes the whole mask, and objects the whole image, into memory.
+    """
+    data, classes = maker.data, outputs[""]
+    for path, suffix in zip(job.probabilities, maker.suffixes, strict=True):
+        write_probabilities(path, outputs[suffix], geometry)
+    if maker.decision.cleaning or job.has_objects:
+        classes = clean_classes(classes[:], maker.decision.cleaning)
+    if job.has_objects:
+        image, whole = read_image(), classes[:]
+        labels, rows = find_objects(whole, image, data.label_values, spacing, data.task)
+        write_rows(job.table, data.ndim, len(image), ([split_suffix(name)[0], *row] for row in rows))
+        write_labels(job.labels, labels, geometry)
+    if not job.is_numbered:
+        write_mask(job.mask, _to_values(classes, data.label_values), geometry)
+    return sum(int(np.count_nonzero(rows)) for _, rows in iterate_rows(classes)) / prod(classes.shape)
+
+
+def _to_values(classes: Rows, label_values: Sequence[int]) -> Rows:
+    """Return the values of the training masks for class indices."""
+    if isinstance(classes, np.ndarray):
+        return to_mask(classes, label_values)
+    dtype = to_mask(np.zeros(1, np.uint8), label_values).dtype
+    return RowReader(classes.shape, dtype, lambda a, b: to_mask(classes[a:b], label_values))
+
+
+def compute_entropy(probs: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return the entropy (*S) of probabilities (K,*S), 1 where all classes are equally likely."""
+    entropy: NDArray[np.float32] = special.entr(probs).sum(axis=0) / np.log(np.float32(len(probs)))
+    return entropy.clip(0, 1).astype(np.float32)
+
+
+def _list_probability_suffixes(num_classes: int) -> dict[str, int]:
+    return {"_prob": 1} if num_classes == 2 else {f"_prob{label}": label for label in range(1, num_classes)}
+
+
+def _fit_channels(locations: tuple[str, ...], channels: int, voxels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return voxels with the channels that the network takes."""
+    image = merge_equal_channels(voxels) if len(locations) == 1 else voxels
+    return fit_channels(image, channels, locations[0])
