@@ -222,7 +222,8 @@ def open_objects(folder: Path, **settings: Any) -> Catalog:
 
 class TestStore:
     @pytest.mark.parametrize(
-        ("suffix", "dtype"), [(".png", np.uint8), (".tif", np.uint16), (".tif", np.uint32), (".tif", np.float32)]
+        ("suffix", "dtype"),
+        [(".png", np.uint8), (".tif", np.uint16), (".tif", np.int32), (".tif", np.int64), (".tif", np.float32)],
     )
     def test_the_target_is_that_of_the_whole_mask(self, tmp_path: Path, suffix: str, dtype: type) -> None:
         cells = write_cells(tmp_path, suffix, dtype)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ssl_seg.data.facts import format_size
 from ssl_seg.data.formats.stored import name_errors
-from ssl_seg.data.imports import dicom, outlines
+from ssl_seg.data.imports import dicom, outlines, regions
 from ssl_seg.data.imports.outlines import Images, Labels, Shape
 from ssl_seg.data.imports.shapes import Size
 from ssl_seg.data.layouts.files import add_image, walk_files
@@ -31,6 +31,8 @@ READERS = {
     "labelme": outlines.read_labelme,
     RUNS: outlines.read_runs,
     "YOLO": outlines.read_yolo,
+    regions.ROIS: regions.read_rois,
+    regions.GEOJSON: regions.read_geojson,
 }
 
 
@@ -61,7 +63,7 @@ def find_labels(source: Path) -> Found | None:
     stems = {split_suffix(path.name)[0] for path in files if is_image(path)} or None
     kinds: dict[str, list[Path]] = {}
     for path in files:
-        if kind := dicom.recognize(path) or outlines.recognize(path, stems):
+        if kind := dicom.recognize(path) or regions.recognize(path) or outlines.recognize(path, stems):
             kinds.setdefault(kind, []).append(path)
     if not any(path.read_bytes().strip() for path in kinds.get("YOLO", ())):
         kinds.pop("YOLO", None)
@@ -97,7 +99,8 @@ def import_labels(
     if found is None:
         raise DataError(
             f"{source} holds no labels that can be imported: COCO or labelme JSON, YOLO outlines (one .txt an image), "
-            "a CSV of run lengths with a column such as EncodedPixels, or DICOM series."
+            "Fiji selections (.roi, .zip) or GeoJSON of QuPath (one file an image), a CSV of run lengths "
+            "with a column such as EncodedPixels, or DICOM series."
         )
     if found.source == source and source.is_dir() and found.kind in ("COCO", RUNS):
         names = name_examples([path.relative_to(source) for path in found.files])

@@ -33,6 +33,17 @@ def fill_polygons(outlines: Sequence[NDArray[np.float64]], size: Size) -> Patch:
     return 0, 0, canvas
 
 
+def fill_rings(rings: Sequence[NDArray[np.float64]], size: Size) -> Patch:
+    """Return the pixels that lie inside an odd number of rings (n, 2) of (x, y), so that holes are left out."""
+    if len(rings) == 1:
+        return _fill(rings[0], size)
+    canvas = np.zeros(size, bool)
+    for points in rings:
+        top, left, inside = _fill(points, size)
+        canvas[top : top + inside.shape[0], left : left + inside.shape[1]] ^= inside
+    return 0, 0, canvas
+
+
 def _fill(points: NDArray[np.float64], size: Size) -> Patch:
     (left, top), (right, bottom) = (np.clip(np.ceil(f(axis=0) - 0.5), 0, size[::-1]) for f in (points.min, points.max))
     top, left, bottom, right = int(top), int(left), int(bottom), int(right)
