@@ -21,7 +21,7 @@ import math
 import pickle
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -153,6 +153,8 @@ def load_parts(parts: Mapping[str, Part], checkpoint: Checkpoint, where: str) ->
         try:
             if state := checkpoint.parts.get(name):
                 part.load_state_dict(state)
+                if isinstance(part, torch.optim.Optimizer):
+                    _check_moments(part)
             elif part.state_dict():
                 raise KeyError(name)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -161,6 +163,17 @@ def load_parts(parts: Mapping[str, Part], checkpoint: Checkpoint, where: str) ->
             raise CheckpointError(
                 f"{where} is damaged: its part '{name}' is missing or does not fit the run"
             ) from error
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Check that what an optimizer remembers has the shape of its parameter, which torch does not ask.
+
+    Raises:
+        ValueError: where it has not.
+    """
+    for parameter, state in optimizer.state.items():
+        if any(isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape for value in state.values()):
+            raise ValueError(f"a state of another shape than {tuple(parameter.shape)}")
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -213,7 +226,7 @@ def read_content(path: Path, *, lazy: bool = False) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about foreign file layouts before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it is damaged, or holds objects other than tensors and plain types "
@@ -223,6 +236,37 @@ def read_content(path: Path, *, lazy: bool = False) -> Any:
         if is_out_of_memory(error):
             raise
         raise CheckpointError(unreadable) from error
+    if (kind := find_odd_tensor(content)) is not None:
+        raise CheckpointError(f"{path} is refused: it holds {kind}, which no checkpoint of this program does")
+    return content
+
+
+def find_odd_tensor(content: Any) -> str | None:
+    """Return what kind of tensor is in a nest of dicts and lists that is not plain real numbers, each stored; or None.
+
+    Of complex numbers the imaginary part would be dropped in silence; an expanded tensor may claim any size.
+    """
+    return next((kind for tensor in _list_tensors(content) if (kind := _describe_odd(tensor)) is not None), None)
+
+
+def _list_tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping | list | tuple):
+        for item in content.values() if isinstance(content, Mapping) else content:
+            yield from _list_tensors(item)
+
+
+def _describe_odd(tensor: Tensor) -> str | None:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "a sparse or nested tensor"
+    if tensor.device.type != "cpu":
+        return "a tensor without values"
+    if tensor.is_complex() or tensor.is_quantized:
+        return "complex or quantized numbers"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"a tensor of shape {tuple(tensor.shape)} without as many numbers"
+    return None
 
 
 def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -242,6 +286,8 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
                 f"{where} does not fit: '{name}' is {tuple(state[name].shape)} in the file and {tuple(value.shape)} "
                 "in the network. Use the same number of classes, channels, network.features and patch size."
             )
+        if value.is_floating_point() != state[name].is_floating_point():
+            raise CheckpointError(f"{where} does not fit: '{name}' holds {state[name].dtype}, expected {value.dtype}")
     net.load_state_dict(state)
 
 

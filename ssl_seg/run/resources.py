@@ -17,11 +17,14 @@ from ssl_seg.data.formats import stored
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.splits.split import Split
 from ssl_seg.engine.machine import available_memory
-from ssl_seg.errors import DataError, RunDirError
+from ssl_seg.errors import DataError, MachineError, RunDirError
 from ssl_seg.methods.base import Built, OwnsOptimizer
 
 FLOAT = 4
 """Bytes of a float32."""
+TARGET = 8
+"""Bytes of a voxel of a target (int64)."""
+SHARED_MEMORY = Path("/dev/shm")
 _LOG_BYTES = 2**20
 """Room for records, events and settings."""
 
@@ -60,6 +63,33 @@ def check_memory(config: Config, catalog: Catalog, split: Split) -> None:
         f"{min(known):,} are available. Each is predicted and scored whole at the end of the run: cut them into "
         "smaller images, put smaller cases into validation (--split), or use a machine with more memory"
     )
+
+
+def estimate_shared_bytes(config: Config, strong_views: int, workers: int) -> int:
+    """Return the bytes of shared memory that batches of loader processes take: two of each process, and one in use."""
+    data, voxels = config.data, prod(config.data.patch_size)
+    labeled = config.labeled_range[1] * voxels * (data.channels * FLOAT + TARGET)
+    unlabeled = config.batch.unlabeled * voxels * data.channels * FLOAT * (1 + strong_views)
+    return (2 * workers + 1) * (labeled + unlabeled) * config.runtime.devices if workers else 0
+
+
+def check_shared_memory(config: Config, strong_views: int, workers: int) -> None:
+    """Check that shared memory, of which a container may have little, holds what loader processes make.
+
+    A batch that finds no room is lost, and the training would wait for it forever.
+
+    Raises:
+        MachineError: says how much is missing.
+    """
+    needed = estimate_shared_bytes(config, strong_views, workers)
+    if not needed or not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise MachineError(
+            f"runtime.workers = {workers}: their batches take {needed:,} bytes of {SHARED_MEMORY}, and {free:,} are "
+            "free: set runtime.workers=0, or give the container more (for example docker run --shm-size=2g)"
+        )
 
 
 def estimate_output_bytes(built: Built, config: Config) -> int:

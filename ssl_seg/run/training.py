@@ -77,6 +77,7 @@ from ssl_seg.run.pretraining.state import load_body, load_pretraining
 from ssl_seg.run.recorder import Recorder, last_reported_verdict
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve_runtime
+from ssl_seg.run.resources import check_shared_memory
 from ssl_seg.run.scenarios import describe_scenarios
 from ssl_seg.run.session import Schedule, Session, TrainingEnding, Watch, run_loop
 from ssl_seg.run.sinks import Copies, check_sinks
@@ -355,6 +356,7 @@ def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
         console.note(
             f"runtime.workers = {config.runtime.workers}: {workers} are used, one for each core that is granted"
         )
+    check_shared_memory(config, views, workers)
     val = make_probe(store, split.val, config.monitor.probe_patches, patch, split.seed)
     batches = cut_batches(val, config.labeled_range[1], fabric.device)
     return _Feed(

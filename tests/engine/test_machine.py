@@ -146,6 +146,7 @@ class TestOutOfMemory:
             RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
             RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            RuntimeError("can't start new thread"),
             OSError(errno.ENOMEM, "Cannot allocate memory"),
         ],
         ids=str,

@@ -112,6 +112,18 @@ class TestLoadParts:
             with pytest.raises(CheckpointError, match=r"x\.pt is damaged: its part 'swa' .*does not fit"):
                 self.load(part, swa=state)  # type: ignore[arg-type]
 
+    def test_what_an_optimizer_remembers_has_the_shape_of_its_parameter(self) -> None:
+        net = nn.Linear(2, 3)
+        state = make_checkpoint().parts["optimizer"]
+        load_parts({"optimizer": torch.optim.AdamW(net.parameters())}, make_checkpoint(), "x.pt")
+        state["state"][0]["exp_avg"] = torch.ones(1)
+        with pytest.raises(CheckpointError, match=r"x\.pt is damaged: its part 'optimizer' .*does not fit"):
+            load_parts(
+                {"optimizer": torch.optim.AdamW(net.parameters())},
+                replace(make_checkpoint(), parts={"optimizer": state}),
+                "x.pt",
+            )
+
 
 def test_what_has_been_seen_and_what_had_collapsed_travel(tmp_path: Path) -> None:
     progress = TrainingState(5, 5, 0.1, (0.2, 0.3), (0, 2))
@@ -235,6 +247,45 @@ def test_entries_that_grow_while_they_are_read_are_refused(tmp_path: Path) -> No
     assert not has_sound_sums(tmp_path / "a.pt")
 
 
+ODD = {
+    "complex": lambda v: v.to(torch.complex64) * (1 + 1j),
+    "quantized": lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8),
+    "sparse": lambda v: v.to_sparse(),
+    "without values": lambda v: v.to("meta"),
+    "without as many numbers": lambda _: torch.zeros(1).expand(10**6, 10**6),
+}
+
+
+@pytest.mark.parametrize("part", ["student", "teacher", "optimizer"])
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_no_training_writes_are_refused(tmp_path: Path, kind: str, part: str) -> None:
+    saved = make_checkpoint()
+    save_checkpoint(saved, tmp_path / "a.pt")
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    owner = content["optimizer"]["state"][0] if part == "optimizer" else content[part]
+    name = "exp_avg" if part == "optimizer" else "weight"
+    owner[name] = ODD[kind](owner[name])
+    torch.save(content, tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match=rf"b\.pt is refused: it holds .*{kind}"):
+        load_checkpoint(tmp_path / "b.pt")
+    owner[name] = torch.ones(3, 2)[:, :1].expand(3, 1)  # a view of a larger tensor is plain
+    torch.save(content, tmp_path / "b.pt")
+    load_checkpoint(tmp_path / "b.pt")
+
+
+def test_an_archive_with_names_outside_of_it_writes_nothing(tmp_path: Path) -> None:
+    save_checkpoint(make_checkpoint(), tmp_path / "a.pt")
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "in" / "b.pt", "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename.replace("a/", "../", 1).replace("archive/", "../", 1), old.read(entry))
+        assert any(name.startswith("../") for name in new.namelist())
+    with pytest.raises(CheckpointError, match=r"b\.pt"):
+        load_checkpoint(tmp_path / "in" / "b.pt")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.pt", "b.pt", "in"]
+
+
 PROGRESS = {"step": 1, "ema_updates": 0, "start_score": 0.0, "history": [], "collapsed": []}
 
 
@@ -264,6 +315,9 @@ def test_weights_of_another_network_or_other_classes() -> None:
         load_weights(net, nn.Sequential(nn.Linear(2, 3)).state_dict(), "x.pt")
     with pytest.raises(CheckpointError, match=r"'weight' is \(4, 2\) in the file and \(3, 2\)"):
         load_weights(net, nn.Linear(2, 4).state_dict(), "x.pt")
+    whole = {name: value.to(torch.int64) for name, value in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"holds torch\.int64, expected torch\.float32"):
+        load_weights(net, whole, "x.pt")
     other = nn.Linear(2, 3)
     load_weights(net, other.state_dict(), "x.pt")
     assert torch.equal(net.weight, other.weight)

