@@ -29,6 +29,7 @@ from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.memory import Memory, read_memory
 from ssl_seg.monitor.signals import Loss, Signals, collect_signals, cut_batches
 from ssl_seg.networks.builders import has_batch_norm
+from ssl_seg.networks.precision import seeded
 from ssl_seg.run.pretraining.state import make_initial
 
 ROW = (
@@ -215,7 +216,6 @@ def _make_untrained(model: Model) -> nn.Module:
     try:
         network = make_initial(model.config)
     except SslSegError:
-        with torch.random.fork_rng():
-            torch.manual_seed(derive_seed(model.config.seed))
+        with seeded(derive_seed(model.config.seed)):
             network = make_network(model.config)
     return network.eval().to(model.device)

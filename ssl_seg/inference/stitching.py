@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_seg.errors import is_out_of_memory
+
 Box = tuple[slice, ...]
 T = TypeVar("T")
 Starts = tuple[tuple[int, ...], ...]
@@ -113,7 +115,7 @@ def stitch(
         windows: of the whole image.
         box: what is wanted, a slice of each axis of *S.
         device: where the network computes, and where its results are summed up.
-        batch_size: windows in one forward pass.
+        batch_size: windows in one forward pass; fewer from where the memory does not suffice.
     """
     rows, height = box[0], windows.patch[0]
     lateral = _find_columns(windows, box)
@@ -123,7 +125,7 @@ def stitch(
     weights = weigh_voxels(windows.patch).to(device)
     totals = torch.zeros(depth, *(part.stop - part.start for part in box[1:]), device=device)
     piece = max(1, GIVEN_VOXELS // totals[0].numel())
-    inputs, sums = torch.empty(0), torch.empty(0)
+    inputs, sums, most = torch.empty(0), torch.empty(0), batch_size
     spans = [slice(max(group[0], 0), min(group[-1] + height, windows.shape[0])) for group in groups]
     unread = [slice(max(a.stop, b.start), b.stop) for a, b in itertools.pairwise(spans)]
     with ThreadPoolExecutor(1) as reader:
@@ -142,7 +144,8 @@ def stitch(
                     (top - begin, *(at - axis.start for at, axis in zip(place, hull, strict=True)))
                     for top, place in batch
                 ]
-                found = forward(torch.stack([inputs[_cut(corner, windows.patch)] for corner in corners]))
+                cuts = torch.stack([inputs[_cut(corner, windows.patch)] for corner in corners])
+                found, most = _forward_in_parts(forward, cuts, most)
                 if not sums.numel():
                     sums = torch.zeros(found.shape[1], *totals.shape, device=device)
                 for (top, place), own in zip(batch, found, strict=True):
@@ -156,6 +159,22 @@ def stitch(
                 yield first, (sums[:, ready] / totals[ready]).cpu().numpy()
             for buffer in (inputs, sums, totals[None]) if unread[number:] else ():
                 _move_up(buffer, stop - begin)
+
+
+def _forward_in_parts(forward: Callable[[Tensor], Tensor], windows: Tensor, most: int) -> tuple[Tensor, int]:
+    """Return the outputs (N,K,*P), and how many windows the memory suffices for: ``most``, or a half of it, a quarter …
+
+    Raises:
+        Exception: that of ``forward``, if it is not for want of memory, or memory does not suffice for one window.
+    """
+    while True:
+        try:
+            found = [forward(windows[first : first + most]) for first in range(0, len(windows), most)]
+            return (torch.cat(found) if len(found) > 1 else found[0]), most
+        except Exception as error:
+            if min(most, len(windows)) == 1 or not is_out_of_memory(error):
+                raise
+        most = -(-min(most, len(windows)) // 2)  # out of the handler: the error holds the tensors of the failed pass
 
 
 Column = tuple[int, ...]

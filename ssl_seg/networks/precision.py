@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ssl_seg.errors import ConfigError
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
+CPU = torch.device("cpu")
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -37,6 +38,18 @@ def choose_device_if_given(accelerator: str | None) -> torch.device | None:
         ConfigError: as for ``choose_device``.
     """
     return None if accelerator is None else choose_device(accelerator)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Draw from ``seed`` on the CPU and on a device; their generators come back as they were, others stay untouched."""
+    is_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if is_cuda else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU
+        if is_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def has_device(accelerator: str) -> bool:

@@ -169,6 +169,49 @@ def test_an_error_of_the_reader_is_raised() -> None:
         list(stitch(fail, nn.Identity(), place_windows((4, 4), (2, 2), 0), whole((4, 4)), device=CPU, batch_size=1))
 
 
+class TestMemory:
+    """A device with memory for so many windows at a time."""
+
+    IMAGE = np.random.default_rng(0).normal(size=(1, 21, 19)).astype(np.float32)
+
+    def run(self, room: int, batch_size: int, error: Exception) -> tuple[Any, list[int]]:
+        asked: list[int] = []
+
+        def forward(inputs: Tensor) -> Tensor:
+            asked.append(len(inputs))
+            if len(inputs) > room:
+                raise error
+            return Mixing()(inputs)
+
+        windows = place_windows((21, 19), (6, 5), 0.5)
+        return run(self.IMAGE, windows, whole((21, 19)), batch_size, forward), asked
+
+    @pytest.mark.parametrize("batch_size", [2, 3, 8, 100])
+    @pytest.mark.parametrize("room", [1, 2, 3, 5])
+    def test_fewer_windows_give_the_same(self, room: int, batch_size: int) -> None:
+        expected, _ = self.run(1000, batch_size, ValueError())
+        found, asked = self.run(room, batch_size, torch.OutOfMemoryError("CUDA out of memory"))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        first = next(number for number, size in enumerate(asked) if size <= room)
+        assert max(asked[first:]) <= room, "what did not fit once is not tried again"
+        assert first <= batch_size.bit_length()
+
+    def test_one_window_that_does_not_fit(self) -> None:
+        with pytest.raises(torch.OutOfMemoryError):
+            self.run(0, 8, torch.OutOfMemoryError("CUDA out of memory"))
+
+    def test_other_errors_are_not_tried_again(self) -> None:
+        asked: list[int] = []
+
+        def fail(inputs: Tensor) -> Tensor:
+            asked.append(len(inputs))
+            raise RuntimeError("shapes do not match")
+
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            run(self.IMAGE, place_windows((21, 19), (6, 5), 0.5), whole((21, 19)), 4, fail)
+        assert asked == [4]
+
+
 class TestStream:
     @pytest.mark.parametrize("shape", [(1, 30, 20), (2, 9, 20, 11)])
     def test_rows_are_those_of_the_whole(self, shape: Shape) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from ssl_seg.errors import ConfigError
 from ssl_seg.networks.builders import build_network
-from ssl_seg.networks.precision import choose_precision, find_unsafe_convolution, make_autocast
+from ssl_seg.networks.precision import choose_precision, find_unsafe_convolution, make_autocast, seeded
 
 CPU = torch.device("cpu")
 
@@ -65,3 +65,18 @@ def test_the_contexts() -> None:
         assert conv(image).dtype == torch.bfloat16
     with make_autocast("fp32", CPU)():
         assert conv(image).dtype == torch.float32
+
+
+def test_draws_come_from_the_seed_and_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise AssertionError("every GPU would be seeded")
+
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    state = torch.get_rng_state()
+    with seeded(7):
+        torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(AssertionError, match="every GPU"):
+        torch.manual_seed(7)

@@ -14,6 +14,7 @@ from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import LossFn, SupervisedLoss, compute_foreground_logit, first_head
 from ssl_seg.losses.trivial import Labeled
+from ssl_seg.networks.precision import seeded
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,7 @@ def make_passes(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield output and target of each batch; dropout is drawn from its seed, and global generators stay as they are."""
     for (image, target), seed in track(list(zip(batches, seeds, strict=True)), len(batches)):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed, image.device):
             logits: Tensor = net(image)
         yield logits, target
 

@@ -21,6 +21,7 @@ from ssl_seg.networks.builders import get_network_spec
 from ssl_seg.networks.checkpoint import PRETRAINING_FORMAT, read_content, write_content
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
 from ssl_seg.networks.parts import PARTS, find_tensors
+from ssl_seg.networks.precision import seeded
 from ssl_seg.run.directory import SPLIT_FILE, RunDir
 
 VERSION = 1
@@ -134,8 +135,7 @@ def make_initial(config: Config) -> nn.Module:
         SslSegError: for published or pre-trained weights that are missing or do not fit.
     """
     where = config.network.pretrained
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed))  # as a training does
+    with seeded(derive_seed(config.seed)):  # as a training does
         network = make_network(config) if where is not None else start_network(config)
     if where is not None:
         load_body(network, load_pretraining(Path(where)), config, where)
