@@ -10,8 +10,9 @@ forked from this one.
 (b) Mutations: a file of the data, a configuration, a split, a checkpoint or a file of a run is damaged, and commands
     read it, with limits of memory and time. They must end with one clear error and exit code 2 (or 3: refused), or do
     their work; never with a traceback, and no other file may change.
-(c) Faults: a full disk, a read-only folder, a file that vanishes in mid-run, Ctrl-C and SIGTERM at random moments. They
-    must be one clear error, and the command given again must end with the same bits.
+(c) Faults: a full disk, a read-only folder, a file that vanishes in mid-run, an odd machine (no file locks, a clock
+    that jumps by an hour, a slow disk, few open files, little memory), Ctrl-C and SIGTERM at random moments. They must
+    be one clear error, and the command given again must end with the same bits.
 (d) Soak: one training with a look every 20 steps for so many minutes; memory and open files must not grow.
 
 Prints a table and the faults; exit code 1 if there are any.
@@ -21,7 +22,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import fcntl
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -357,6 +361,15 @@ class Bench:
             "fault", job.name, f"images vanish at write {number}", outcome.code, find_message(outcome), tuple(faults)
         )
 
+    def disturb_machine(self, job: Job) -> Row:
+        """Run a job on an odd machine; then it is given again on a common one."""
+        expected, _ = self.know(job)
+        name, prepare = self.random.choice(sorted(MACHINES.items()))
+        with self.trial() as folder:
+            outcome = run_apart(job.command, folder, prepare=prepare)
+            faults = end_faults(outcome) + go_on(job, folder, expected)
+        return Row("fault", job.name, name, outcome.code, find_message(outcome), tuple(faults))
+
     def fill_disk(self, job: Job) -> Row:
         """Let a job write little; once there is room, it is given again."""
         expected, _ = self.know(job)
@@ -414,9 +427,50 @@ def _list_readers(path: Path) -> list[tuple[str, ...]]:
 
 def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS + 10))
+    _limit_memory(MEMORY)
+
+
+def _limit_memory(more: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
+    limit = pages * resource.getpagesize() + more
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _refuse_locks() -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    fcntl.flock = refuse  # type: ignore[assignment]
+
+
+def _jump(seconds: float) -> None:
+    """Let the clock jump at its hundredth reading."""
+    read, count = time.time, itertools.count()
+    time.time = lambda: read() + (seconds if next(count) >= 100 else 0.0)
+
+
+def _slow_down() -> None:
+    sync = os.fsync
+
+    def wait(file: int) -> None:
+        time.sleep(0.3)
+        sync(file)
+
+    os.fsync = wait  # type: ignore[assignment]
+
+
+def _limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (16, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+MACHINES: dict[str, Callable[[], None]] = {
+    "no file locks": _refuse_locks,
+    "clock an hour back": lambda: _jump(-3600),
+    "clock an hour on": lambda: _jump(3600),
+    "slow disk": _slow_down,
+    "16 open files": _limit_files,
+    "64 MiB more memory": lambda: _limit_memory(64 * 2**20),
+}
 
 
 def _at_write(number: int, act: Callable[[], None]) -> None:
@@ -475,8 +529,9 @@ def run_campaign(
         _tell(rows[-1])
     for number in range(faults):
         job = jobs[number % len(jobs)]
-        disturb = (bench.fill_disk, bench.vanish, lambda job: bench.stop(job, signal.SIGTERM, "fault"),
-                   lambda job: bench.stop(job, signal.SIGINT, "fault"))[number // len(jobs) % 4]  # fmt: skip
+        disturb = (bench.fill_disk, bench.vanish, bench.disturb_machine,
+                   lambda job: bench.stop(job, signal.SIGTERM, "fault"),
+                   lambda job: bench.stop(job, signal.SIGINT, "fault"))[number // len(jobs) % 5]  # fmt: skip
         rows.append(disturb(job))
         _tell(rows[-1])
     if soak:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -71,3 +73,31 @@ def test_a_process_is_sampled() -> None:
     with Path(__file__).open():
         assert reliability.take_sample(os.getpid(), 0).files == now.files + 1
     assert now.memory > 10
+
+
+@pytest.mark.parametrize("name", reliability.MACHINES)
+def test_an_odd_machine_is_odd(name: str, tmp_path: Path) -> None:
+    """In a process of its own: each kind of machine differs from this one in what it is named after."""
+
+    def look() -> None:
+        before = time.time(), time.monotonic()
+        reliability.MACHINES[name]()
+        with Path("found").open("w+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                os.write(file.fileno(), b"no file locks")
+            begun = time.monotonic()
+            os.fsync(file.fileno())
+            waited = time.monotonic() - begun
+            moved = [time.time() for _ in range(200)][-1] - before[0] - (time.monotonic() - before[1])
+            limits = {"16 open files": resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 16,
+                      "64 MiB more memory": resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY,
+                      "slow disk": waited >= 0.3,
+                      "clock an hour back": moved < -3000, "clock an hour on": moved > 3000}  # fmt: skip
+            os.write(file.fileno(), next((kind for kind, holds in limits.items() if holds), "").encode())
+        os._exit(0)
+
+    (tmp_path / "work").mkdir()
+    reliability.run_apart(("methods",), tmp_path / "work", prepare=look)
+    assert (tmp_path / "work" / "found").read_text() == name
