@@ -280,8 +280,11 @@ def make_mask(
 
 
 def open_job_image(job: Job, data: DataConfig) -> Stored:
-    """Return the image of a job, not read yet, as the training read its own."""
-    return open_image(*job.locations, reading=replace(make_reading(dict(data)), by_box=True))
+    """Return the image of a job as the training read its own; a large one is read by box.
+
+    A compressed file of NIfTI is unpacked beside the mask, since the folder of temporary files may lie in memory.
+    """
+    return open_image(*job.locations, reading=replace(make_reading(dict(data)), scratch=job.mask.parent))
 
 
 def is_large(shape: Sequence[int], data: DataConfig) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import gzip
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,14 @@ import zarr
 from numpy.typing import NDArray
 from sizes import around
 
+from ssl_seg.data.formats import nifti, zarr_store
 from ssl_seg.data.formats import stored as stored_module
 from ssl_seg.data.formats import tiff as tiff_module
-from ssl_seg.data.formats import zarr_store
 from ssl_seg.data.formats.stored import Geometry, RowReader, iterate_rows
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.volumes import open_image, open_mask, read_mask, write_mask, write_probabilities
 from ssl_seg.errors import DataError
+from ssl_seg.files import is_disk_full
 
 VOLUMES = [".tif", ".nii", ".nii.gz", ".npy", ".h5", ".ome.zarr", ".zarr"]
 
@@ -152,7 +156,9 @@ class TestLargeCompressedTiff:
         tifffile.imwrite(
             tmp_path / "a.tif", voxels, compression="zlib", photometric=photometric, metadata={"axes": axes}, **options
         )
-        whole, image = (open_image(str(tmp_path / "a.tif"), reading=Reading(by_box=by_box)) for by_box in (False, True))
+        whole, image = (
+            open_image(str(tmp_path / "a.tif"), reading=Reading(scratch=scratch)) for scratch in (None, tmp_path)
+        )
         assert (whole.by_box, image.by_box) == (False, True)
         assert image.shape == whole.shape
         np.testing.assert_array_equal(image.read(), whole.read())
@@ -165,7 +171,7 @@ class TestLargeCompressedTiff:
         tifffile.imwrite(
             tmp_path / "a.tif", np.zeros((1, size), np.uint8), compression="zlib", photometric="minisblack"
         )
-        assert open_image(str(tmp_path / "a.tif"), reading=Reading(by_box=True)).by_box == (size >= 1000)
+        assert open_image(str(tmp_path / "a.tif"), reading=Reading(scratch=tmp_path)).by_box == (size >= 1000)
 
     def test_tiles_that_are_not_stored_are_zero(self, tmp_path: Path) -> None:
         voxels = np.zeros((64, 64), np.uint8)
@@ -176,5 +182,90 @@ class TestLargeCompressedTiff:
                 iter(tiles), shape=(64, 64), dtype=np.uint8, tile=(32, 32), compression="zlib", photometric="minisblack"
             )
         np.testing.assert_array_equal(
-            open_image(str(tmp_path / "a.tif"), reading=Reading(by_box=True)).read()[0], voxels
+            open_image(str(tmp_path / "a.tif"), reading=Reading(scratch=tmp_path)).read()[0], voxels
         )
+
+
+def count_open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+class TestLargeCompressedNifti:
+    """With a scratch folder, it is unpacked there."""
+
+    @pytest.fixture(autouse=True)
+    def any_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(nifti, "BOXES_FROM", 1)
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        (tmp_path / "images").mkdir()
+        return tmp_path / "images" / "a.nii.gz"
+
+    @pytest.fixture
+    def scratch(self, tmp_path: Path) -> Path:
+        (tmp_path / "scratch").mkdir()
+        return tmp_path / "scratch"
+
+    def write(self, path: Path, dtype: str = "int16", slope: float = 1.0, shape: tuple[int, ...] = (7, 6, 5)) -> None:
+        """Write (X, Y, Z), oblique and with an axis the other way round."""
+        voxels = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+        affine = np.array([[-2, 0.1, 0, 0], [0, 3, 0.1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        image = nibabel.Nifti1Image(voxels, affine)
+        image.header.set_slope_inter(slope, 3.0 if slope != 1 else 0.0)
+        nibabel.save(image, path)
+
+    @pytest.mark.parametrize("shape", [(7, 6, 5), (9, 8), (7, 6, 5, 2)])
+    @pytest.mark.parametrize(("dtype", "slope"), [("int16", 1.0), ("uint8", 0.5), ("float32", 1.0), (">i2", 1.0)])
+    def test_boxes_are_those_of_the_whole(
+        self, shape: tuple[int, ...], dtype: str, slope: float, path: Path, scratch: Path
+    ) -> None:
+        self.write(path, dtype, slope, shape)
+        whole, image = (open_image(str(path), reading=Reading(scratch=own)) for own in (None, scratch))
+        assert (whole.by_box, image.by_box) == (False, True)
+        assert (image.shape, image.dtype, image.geometry) == (whole.shape, whole.dtype, whole.geometry)
+        np.testing.assert_array_equal(image.read(), whole.read())
+        box = (slice(1, 3), slice(2, 5), slice(0, 4))[-len(image.shape) + 1 :]
+        np.testing.assert_array_equal(image.read(box), whole.read()[(slice(None), *box)])
+
+    @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are listed in /proc")
+    def test_nothing_is_left(self, path: Path, scratch: Path) -> None:
+        self.write(path)
+        before = count_open_files()
+        image = open_image(str(path), reading=Reading(scratch=scratch))
+        assert list(scratch.iterdir()) == []
+        assert count_open_files() == before + 1
+        del image
+        gc.collect()
+        assert count_open_files() == before
+
+    @pytest.mark.parametrize("size", around(1000))
+    def test_only_large_ones(self, size: int, path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(nifti, "BOXES_FROM", 352 + 1000)  # the voxels begin behind the header
+        self.write(path, "uint8", shape=(size, 1))
+        assert open_image(str(path), reading=Reading(scratch=scratch)).by_box == (size >= 1000)
+
+    @pytest.mark.parametrize("damage", ["truncated", "checksum"])
+    def test_damaged_files(self, damage: str, path: Path, scratch: Path) -> None:
+        self.write(path)
+        packed = path.read_bytes()
+        path.write_bytes(packed[:-20] if damage == "truncated" else packed[:-8] + bytes(4) + packed[-4:])
+        with pytest.raises(DataError, match=r"a\.nii\.gz: cannot be read"):
+            open_image(str(path), reading=Reading(scratch=scratch))
+        assert list(scratch.iterdir()) == []
+
+    def test_a_folder_that_takes_no_file_is_not_the_fault_of_the_image(
+        self, path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.write(path)
+        with pytest.raises(DataError, match=r"missing: a compressed volume cannot be unpacked there") as caught:
+            open_image(str(path), reading=Reading(scratch=scratch / "missing"))
+        assert not is_disk_full(caught.value)
+
+        def fail(**_: Any) -> Any:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+        with pytest.raises(DataError, match=r"scratch: .* \(No space left on device\)") as caught:
+            open_image(str(path), reading=Reading(scratch=scratch))
+        assert is_disk_full(caught.value), "the call ends, and further images are not tried"

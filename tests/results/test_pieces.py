@@ -22,6 +22,7 @@ from conftest import Cli
 from sizes import around
 from test_cli import assert_refused
 
+from ssl_seg.data.formats import nifti
 from ssl_seg.data.formats import tiff as tiff_module
 from ssl_seg.data.formats.stored import RowReader
 from ssl_seg.data.volumes import open_image, read_mask, write_mask, write_probabilities
@@ -96,13 +97,18 @@ def stop_after(number: int) -> Any:
     return track
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".tif", ".ome.zarr", ".h5", ".nii", ".png"])
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".ome.zarr", ".h5", ".nii", ".nii.gz", ".png"])
 def test_they_give_what_the_whole_gives(
-    request_: PredictRequest, tmp_path: Path, suffix: str, request: pytest.FixtureRequest
+    request_: PredictRequest,
+    tmp_path: Path,
+    suffix: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = replace(request_, source=write_image(tmp_path / f"image{suffix}"), output=tmp_path / f"whole{suffix}")
     predict(whole)
     request.getfixturevalue("in_pieces")
+    monkeypatch.setattr(nifti, "BOXES_FROM", 1)
     predict(replace(whole, output=tmp_path / f"out{suffix}"))
     other = ".tif" if suffix == ".png" else suffix
     probs, expected = (open_image(str(tmp_path / f"{name}_prob{other}")).read()[0] for name in ("out", "whole"))

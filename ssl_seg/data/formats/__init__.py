@@ -49,7 +49,7 @@ _TIFF = Format(
 _NPY = Format("NPY", (b"\x93NUMPY",), lambda path, _key, reading: open_npy(path, reading), takes_axes=True)
 _NPZ = Format("NPZ", (b"PK\x03\x04",), open_npz, list_npz, takes_axes=True)
 _NIFTI_SIZES = (b"\x5c\1\0\0", b"\0\0\1\x5c", b"\x1c\2\0\0", b"\0\0\2\x1c")  # 348 and 540, in both byte orders
-_NIFTI = Format("NIfTI", _NIFTI_SIZES, lambda path, _key, _reading: open_nifti(path))
+_NIFTI = Format("NIfTI", _NIFTI_SIZES, lambda path, _key, reading: open_nifti(path, reading))
 _HDF5 = Format("HDF5", (b"\x89HDF\r\n\x1a\n",), open_hdf5, list_hdf5, takes_axes=True)
 _ZARR = Format("Zarr", (), open_zarr, list_zarr, takes_axes=True)
 

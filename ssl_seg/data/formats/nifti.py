@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2: ``.nii`` is read by box, ``.nii.gz`` decoded whole.
+"""NIfTI-1 and NIfTI-2: ``.nii`` is read by box, ``.nii.gz`` decoded whole, in memory or into a scratch folder.
 
 Voxels come as (C, Z, Y, X), where X, Y and Z are the axes of the file that lie closest to right, anterior and superior
 by its sform, else its qform, and point there; a file that has neither is taken to be stored as (X, Y, Z[, C]). A volume
@@ -10,12 +10,15 @@ from __future__ import annotations
 import gzip
 import logging
 import shutil
-from contextlib import suppress
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import AxisLayout, Box, lay_out_axes
 from ssl_seg.data.formats.stored import (
+    BOXES_FROM,
     Fetch,
     Geometry,
     RawVoxels,
@@ -35,6 +39,8 @@ from ssl_seg.data.formats.stored import (
     lazy,
     make_geometry,
 )
+from ssl_seg.data.reading import AS_STORED, Reading
+from ssl_seg.errors import DataError
 from ssl_seg.files import reserve
 
 _HEADER_BYTES = {1: 348, 2: 540}
@@ -109,27 +115,31 @@ class Header:
         return self.offset + prod(self.shape) * self.dtype.itemsize
 
 
-def open_nifti(path: Path) -> Stored:
+def open_nifti(path: Path, reading: Reading = AS_STORED) -> Stored:
     """Return an opened NIfTI file, scaled by its slope and intercept.
 
     Raises:
         ValueError: or an error of the decoder, if the file is damaged.
     """
     name, compressed = str(path), path.suffix.lower() == ".gz"
-    if compressed:
-        header, voxels = _decompress(path)
-    else:
-        with path.open("rb") as file:
-            header = _read_header(file)
+    opened: Path | IO[bytes] | NDArray[np.uint8] = path
+    with gzip.open(path) if compressed else path.open("rb") as file:
+        header = _read_header(cast(BinaryIO, file))
+        if compressed:
+            check_claim(header.end, path.stat().st_size)
+            opened = _unpack(cast(BinaryIO, file), header.end, reading.scratch)
     dtype, scale = header.dtype, header.scale
     if scale is not None:
         small = dtype.itemsize <= 2 or dtype == np.dtype(np.float32)
         dtype = np.dtype(np.float32 if small else np.float64)
-    if compressed:
+    if isinstance(opened, np.ndarray):
+        voxels = opened[header.offset :].view(header.dtype).reshape(header.shape, order="F")
         scaled = voxels if scale is None else _scale(voxels, *scale, dtype)
         return from_array(name, scaled, header.layout, header.geometry)
-    raw = RawVoxels(path, header.offset, header.dtype, header.shape, "F")
+    raw = RawVoxels(opened, header.offset, header.dtype, header.shape, "F")
     raw.check()
+    if not isinstance(opened, Path):
+        weakref.finalize(raw, opened.close)
     read = raw if scale is None else partial(_fetch_scaled, raw, *scale, dtype)
     return lazy(name, read, header.layout, header.shape, dtype, header.geometry, order="F")
 
@@ -312,20 +322,47 @@ def _orient(affine: NDArray[np.float64] | None, shape: tuple[int, ...]) -> NDArr
     return turned
 
 
-def _decompress(path: Path) -> tuple[Header, NDArray[Any]]:
-    """Return header and voxels as stored; the checksum at the end is compared."""
-    stored = path.stat().st_size
-    with gzip.open(path) as file:
-        header = _read_header(cast(BinaryIO, file))
-        check_claim(header.end, stored)
-        file.seek(0)
-        buffer = bytearray(header.end)
-        filled = 0
-        while chunk := file.read(min(_CHUNK, header.end - filled)):
-            buffer[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
-        check_length(header.end, filled)
-        while file.read(_CHUNK):
-            pass
-    voxels = np.frombuffer(buffer, header.dtype, prod(header.shape), header.offset)
-    return header, voxels.reshape(header.shape, order="F")
+def _unpack(packed: BinaryIO, end: int, scratch: Path | None) -> NDArray[np.uint8] | IO[bytes]:
+    """Return the bytes up to ``end``, in memory, or of a large file in one without a name in the scratch folder.
+
+    The checksum at the end of the packed file is compared.
+
+    Raises:
+        DataError: if the scratch folder does not take them.
+    """
+    if scratch is None or end < BOXES_FROM:
+        buffer = np.empty(end, np.uint8)
+        for start, chunk in _iterate_chunks(packed, end):
+            buffer[start : start + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        return buffer
+    with _name_scratch(scratch):
+        file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - it is closed with the voxels
+    for _, chunk in _iterate_chunks(packed, end):
+        with _name_scratch(scratch):
+            file.write(chunk)
+    with _name_scratch(scratch):
+        file.flush()
+    return file
+
+
+@contextmanager
+def _name_scratch(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder}: a compressed volume cannot be unpacked there ({error.strerror or error}). Free space, or "
+            "unpack it yourself (gunzip)"
+        ) from error
+
+
+def _iterate_chunks(packed: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the first ``end`` bytes, each chunk with where it starts; read what follows them, for the checksum."""
+    packed.seek(0)
+    start = 0
+    while chunk := packed.read(min(_CHUNK, end - start)):
+        yield start, chunk
+        start += len(chunk)
+    check_length(end, start)
+    while packed.read(_CHUNK):
+        pass

@@ -20,7 +20,7 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import cv2
 import numpy as np
@@ -38,6 +38,9 @@ _IMPORTING = threading.Lock()
 
 _ROW_BYTES = 2**25
 """Bytes of an array that are written at once."""
+
+BOXES_FROM = 2**26
+"""Bytes of the voxels from which a compressed file is read by box, where there is a scratch folder."""
 
 _TILE = 32
 """Rows and columns that are copied in one go where the order of axes changes: so many lines fit into the cache."""
@@ -116,11 +119,12 @@ class Stored:
 
     ``shape`` is (C, *S); ``dtype`` what ``read`` returns, in native byte order. With ``by_box``, reading a box costs
     about the box, and nothing of the voxels has been looked at yet; without, the whole was decoded on opening. It can
-    be pickled and holds no open file, so that processes of a loader may share it. ``location`` is its name in errors;
-    ``fetch`` returns the voxels of a box, one slice for each axis of *S, as (C, *P). ``chunk_rows`` rows of the first
-    axis of *S cost as much as one: they are decoded together, or lie side by side in the file. ``nodata`` is what the
-    file itself writes where nothing was measured. With ``gaps``, ``read`` returns NaN there. ``notes`` say what was
-    done to the stored values, or guessed about them.
+    be pickled and holds no open file, so that processes of a loader may share it; one that was opened with a scratch
+    folder may hold a file there, and cannot. ``location`` is its name in errors; ``fetch`` returns the voxels of a box,
+    one slice for each axis of *S, as (C, *P). ``chunk_rows`` rows of the first axis of *S cost as much as one: they are
+    decoded together, or lie side by side in the file. ``nodata`` is what the file itself writes where nothing was
+    measured. With ``gaps``, ``read`` returns NaN there. ``notes`` say what was done to the stored values, or guessed
+    about them.
     """
 
     shape: tuple[int, ...]
@@ -219,9 +223,12 @@ def iterate_rows(array: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
 
 @dataclass(frozen=True)
 class RawVoxels:
-    """An array that lies uncompressed in a file, with the order of its axes as in numpy."""
+    """An array that lies uncompressed in a file, with the order of its axes as in numpy.
 
-    path: Path
+    A file that is given open has no name, and is gone when nothing refers to it any more.
+    """
+
+    file: Path | IO[bytes]
     offset: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -233,11 +240,12 @@ class RawVoxels:
         Raises:
             ValueError: if it is not.
         """
-        check_length(self.offset + prod(self.shape) * self.dtype.itemsize, self.path.stat().st_size)
+        size = self.file.stat().st_size if isinstance(self.file, Path) else os.fstat(self.file.fileno()).st_size
+        check_length(self.offset + prod(self.shape) * self.dtype.itemsize, size)
 
     def __call__(self, selection: Box) -> NDArray[Any]:
         """Return a copy of the selected part; the file is mapped into memory for as long as that takes."""
-        return np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)[selection])
+        return np.array(np.memmap(self.file, self.dtype, "r", self.offset, self.shape, self.order)[selection])
 
 
 def leave_out(image: Stored, reading: Reading) -> Stored:

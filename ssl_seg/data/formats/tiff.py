@@ -29,6 +29,7 @@ from ssl_seg.data.formats.layout import (
 )
 from ssl_seg.data.formats.pixels import choose_palette_labels, invert_labels
 from ssl_seg.data.formats.stored import (
+    BOXES_FROM,
     Geometry,
     RawVoxels,
     Rows,
@@ -59,9 +60,6 @@ _REDUCED_OR_MASK = 0b101
 """Bits of the subfile type: a reduced copy of another image of the file, a transparency mask."""
 
 _SHOWN_SERIES = 4
-
-BOXES_FROM = 2**26
-"""Bytes of the voxels from which a compressed file is read by box, where that is asked for."""
 
 _TILE = 256
 """Rows and columns of the tiles of an image that is written in parts."""
@@ -99,7 +97,7 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
             raw = RawVoxels(path, series.dataoffset, dtype, series.shape)
             stored = lazy(str(path), raw, layout, series.shape, dtype, geometry, notes=notes)
             return replace(stored, nodata=_find_nodata(page))
-        if reading.by_box and is_plain and _has_boxes(series):
+        if reading.scratch is not None and is_plain and _has_boxes(series):
             fetch = partial(_fetch_segments, path)
             stored = lazy(
                 str(path), fetch, layout, series.shape, series.dtype, geometry, chunks=_find_chunks(series), notes=notes
