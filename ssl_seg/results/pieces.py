@@ -31,7 +31,7 @@ from ssl_seg.files import atomic_write, take_lock
 from ssl_seg.inference.stitching import Box, divide_laterally
 from ssl_seg.results.claims import WAIT, try_lock
 
-WHOLE_VOXELS = 2**25
+WHOLE_VOXELS = 2**24
 """An image of more voxels is predicted in pieces."""
 PIECE_VOXELS = 2**24
 """Voxels of a piece, unless it would be lower than a window."""
