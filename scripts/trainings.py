@@ -30,10 +30,11 @@ from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import build, find_plain
 from ssl_seg.networks.precision import Autocast, choose_precision, make_autocast
+from ssl_seg.run.assembly import make_engine
 from ssl_seg.run.console import Console
 from ssl_seg.run.directory import CONFIG_FILE, RunDir
 from ssl_seg.run.resolve import Resolved
-from ssl_seg.run.training import make_engine, train
+from ssl_seg.run.training import train
 from ssl_seg.studies.training import Training, make_request
 
 

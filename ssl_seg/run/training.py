@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -16,56 +16,28 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
-from ssl_seg.config import Config
-from ssl_seg.config.layers import to_plain
-from ssl_seg.config.schedules import find_snapshots, find_warmup, make_ema_schedule, make_lr_schedule
-from ssl_seg.data.loader import (
-    Batch,
-    PatchSource,
-    Probe,
-    describe_missed_share,
-    make_loader,
-    make_probe,
-    measure_share,
-)
-from ssl_seg.data.open import make_source, open_store, shift_foreground_share
-from ssl_seg.data.sampling import ForegroundShift, derive_seed
-from ssl_seg.data.splits.files import split_to_dict
+from ssl_seg.data.sampling import derive_seed
 from ssl_seg.engine.devices import (
     any_process,
     call_on_main,
-    choose_memory_format,
-    measure_peak_memory,
-    time_memory_formats,
     to_memory_format,
 )
 from ssl_seg.engine.ema import EMATeacher
-from ssl_seg.engine.engine import Engine
-from ssl_seg.engine.interventions import Interventions
-from ssl_seg.engine.machine import count_cores
-from ssl_seg.engine.optim import make_optimizer
-from ssl_seg.engine.pace import FEWEST_MEASURED, Pace, describe_pace, describe_seconds, estimate_seconds
-from ssl_seg.engine.policies import Policies
+from ssl_seg.engine.pace import FEWEST_MEASURED, describe_seconds
 from ssl_seg.engine.processes import open_fabric
-from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.engine.timing import list_metrics, measure_pace
 from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import make_network, start_network
-from ssl_seg.losses import SupervisedLoss, make_supervised_loss
-from ssl_seg.losses.common import LossFn
-from ssl_seg.losses.trivial import compute_ranges
-from ssl_seg.methods import METHODS, make_method
-from ssl_seg.methods.base import Built, build, find_plain
-from ssl_seg.monitor.actions import list_components, read_context
+from ssl_seg.losses import make_supervised_loss
+from ssl_seg.methods import make_method
+from ssl_seg.methods.base import build
+from ssl_seg.monitor.actions import list_components
 from ssl_seg.monitor.findings import Verdict
-from ssl_seg.monitor.recovery import InterventionSettings, make_rungs
-from ssl_seg.monitor.signals import cut_batches
-from ssl_seg.monitor.watch import Monitor
-from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint
-from ssl_seg.networks.parts import PARTS
-from ssl_seg.networks.precision import choose_precision, make_autocast
+from ssl_seg.networks.checkpoint import load_checkpoint
+from ssl_seg.run.announcement import announce
+from ssl_seg.run.assembly import Ready, assemble, make_engine, make_monitor, open_feed, settle_runtime
 from ssl_seg.run.console import Console, LoggedConsole, Silent
 from ssl_seg.run.directory import RunDir, read_header, write_config
 from ssl_seg.run.failures import describe_interrupt, explain_failure
@@ -73,20 +45,12 @@ from ssl_seg.run.final_scores import describe_for_checkpoint
 from ssl_seg.run.finish import finish_run
 from ssl_seg.run.gates import check_metrics
 from ssl_seg.run.prepare import BegunRun, begin_run, fit_minutes, prepare_run, reopen_run
-from ssl_seg.run.pretraining.state import load_body, load_pretraining
-from ssl_seg.run.recorder import Recorder, last_reported_verdict
+from ssl_seg.run.recorder import Recorder
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve_runtime
-from ssl_seg.run.resources import check_shared_memory
-from ssl_seg.run.scenarios import describe_scenarios
-from ssl_seg.run.session import Schedule, Session, TrainingEnding, Watch, run_loop
+from ssl_seg.run.session import TrainingEnding, run_loop
 from ssl_seg.run.sinks import Copies, check_sinks
-from ssl_seg.run.transfer import load_student, load_teacher
-from ssl_seg.scores.text import number
 
-_SHIFTS: tuple[ForegroundShift, ...] = ("more", "less")
-SHARE_BATCHES, SHARE_TOLERANCE = 10, 0.05
-"""Batches that are made to say how near they come to ``batch.foreground_share``, and how near is near."""
 STEPS_BETWEEN_AGREEMENTS = 10
 """How often several processes ask each other whether one was told to stop."""
 
@@ -153,36 +117,9 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
             raise
 
 
-@dataclass(frozen=True)
-class _Feed:
-    """What the networks are shown."""
-
-    source: PatchSource
-    val: Probe
-    train: Probe
-    ranges: dict[str, tuple[float, float]]
-    """Of the components of the loss on ``val``; see ``compute_ranges``."""
-    workers: int
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """What is made before a run directory is: settings that the machine decides, what is trained, and on what."""
-
-    config: Config
-    notes: list[str]
-    """Why precision and memory format are what they are."""
-    built: Built
-    loss: SupervisedLoss
-    """That of the method."""
-    feed: _Feed
-    pace: Pace | None
-    """None for a run that is too short to measure."""
-
-
 def _begin(
     fabric: Fabric, request: TrainRequest, console: Console, hold: Callable[[Path], None]
-) -> tuple[BegunRun, _Ready]:
+) -> tuple[BegunRun, Ready]:
     """Plan a new run on the first process, measure on all of them, and create its directory."""
     gpu, minutes = fabric.device.type != "cpu", request.minutes
     resolved = call_on_main(fabric, lambda: prepare_run(request, console, gpu=gpu))
@@ -196,7 +133,7 @@ def _begin(
     return call_on_main(fabric, begin), ready
 
 
-def _continue(fabric: Fabric, prepared: BegunRun, console: Console) -> tuple[BegunRun, _Ready]:
+def _continue(fabric: Fabric, prepared: BegunRun, console: Console) -> tuple[BegunRun, Ready]:
     """Settle on this machine what a run that goes on leaves open."""
     first = load_checkpoint(prepared.run.last, lazy=True).progress.step
     ready = _get_ready(fabric, prepared.resolved, console, prepared.start, first=first)
@@ -213,7 +150,7 @@ def _get_ready(
     *,
     minutes: float | None = None,
     first: int = 0,
-) -> _Ready:
+) -> Ready:
     config = resolved.config
     torch.manual_seed(derive_seed(config.seed))
     begins = start is None and config.network.pretrained is None
@@ -225,13 +162,13 @@ def _get_ready(
             fabric.to_device(module)
     config, notes = settle_runtime(fabric, config, built.plain, console)
     to_memory_format(built.module, config.runtime.memory_format, config.data.ndim)
-    feed = _open_feed(fabric, resolved, console)
+    feed = open_feed(fabric, resolved, console)
     pace = None
     is_measured = minutes is not None or config.length.steps - first >= FEWEST_MEASURED
     if is_measured or config.gates:
         copied, seconds = copy.deepcopy(built), None if minutes is None else 60 * minutes
         engine = make_engine(fabric, config, copied, EMATeacher(copied.module, lambda _: config.ema.decay))
-        monitor = _make_monitor(fabric, config, feed, loss)
+        monitor = make_monitor(fabric, config, feed, loss)
     if config.gates:
         components = {f"train/{name}" for name in list_components(config.loss)}
         check_metrics(config.gates, list_metrics(engine, monitor, feed.source) | components)
@@ -239,14 +176,14 @@ def _get_ready(
         pace = measure_pace(
             engine, monitor, feed.source, config, resolved.split.val, workers=feed.workers, seconds=seconds
         )
-    return _Ready(config, notes, built, loss, feed, pace)
+    return Ready(config, notes, built, loss, feed, pace)
 
 
-def _train(fabric: Fabric, prepared: BegunRun, ready: _Ready, console: Console, copies: Copies) -> TrainResult:
+def _train(fabric: Fabric, prepared: BegunRun, ready: Ready, console: Console, copies: Copies) -> TrainResult:
     checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
-    session = _assemble(fabric, prepared, ready, checkpoint, Recorder(prepared, fabric, console, copies.write))
+    session = assemble(fabric, prepared, ready, checkpoint, Recorder(prepared, fabric, console, copies.write))
     first = session.progress.step
-    expected = _announce(prepared, ready, first, console) if fabric.is_global_zero else None
+    expected = announce(prepared, ready, first, console) if fabric.is_global_zero else None
     begun = time.monotonic()
     if fabric.is_global_zero:
         console.start(first, prepared.config.length.steps)
@@ -269,254 +206,6 @@ def _train(fabric: Fabric, prepared: BegunRun, ready: _Ready, console: Console, 
         fabric.is_global_zero,
         prepared.config.monitor.on_collapse == "warn",
         describe_for_checkpoint(final, "swa") if final is not None and final.of("swa") else None,
-    )
-
-
-def _announce(prepared: BegunRun, ready: _Ready, first: int, console: Console) -> float | None:
-    """Record how the machine is used and how long the run will take; return its seconds where they are known."""
-    config, run, pace = prepared.config, prepared.run, ready.pace
-    runtime = config.runtime
-    parameters = list(ready.built.module.parameters())
-    count, memory = sum(values.numel() for values in parameters), measure_peak_memory(parameters[0].device)
-    run.append_event(
-        "runtime",
-        precision=runtime.precision,
-        memory_format=runtime.memory_format,
-        notes=ready.notes,
-        parameters=count,
-        memory_gib=memory,
-    )
-    console.note(f"network: {config.network.name}, {count:,} parameters; memory so far {number(memory, 2)} GiB")
-    if not prepared.resumed:
-        _announce_probe(run, ready.feed, console)
-    if pace is None:
-        return None
-    seconds = estimate_seconds(pace, config, config.length.steps, first)
-    epoch = config.length.steps_per_epoch * pace.step + pace.look
-    run.append_event(
-        "estimate", seconds=seconds, seconds_per_epoch=epoch, steps=config.length.steps - first, **asdict(pace)
-    )
-    each = f"{describe_seconds(epoch)} an epoch, {describe_pace(pace)}"
-    console.note(f"time: about {describe_seconds(seconds)} on this machine: {each}")
-    return seconds
-
-
-def _announce_probe(run: RunDir, feed: _Feed, console: Console) -> None:
-    """Record what the networks will be looked at on, and in which range the loss is to be there."""
-    facts = feed.val.describe()
-    run.append_event("probe", **facts, loss_ranges=feed.ranges)
-    doubt = "" if 0 < facts["foreground"] < 1 else "WARNING, nothing can be judged on it: "
-    console.note(
-        f"probe: {doubt}{facts['patches']} patches of {facts['cases']} validation cases, {facts['positive']} of them "
-        f"with foreground, {facts['foreground']:.1%} of all voxels"
-    )
-    ranges = ", ".join(f"{name} {constant:.3f} to {perfect:.3f}" for name, (perfect, constant) in feed.ranges.items())
-    if ranges:
-        console.note(f"loss: on the probe, from the best constant output to a perfect one: {ranges}")
-
-
-def settle_runtime(fabric: Fabric, config: Config, network: nn.Module, console: Console) -> tuple[Config, list[str]]:
-    """Resolve precision and memory format as suits a network; return the reasons too."""
-    runtime = config.runtime
-    patches = config.labeled_range[1] + config.batch.unlabeled
-    example = torch.randn(patches, config.data.channels, *config.data.patch_size, device=fabric.device)
-    precision, reason = fabric.broadcast(choose_precision(runtime.precision, network, example))
-    notes = [f"precision: {precision} ({reason})"]
-    memory_format: str = runtime.memory_format
-    if memory_format == "auto":
-        autocast = make_autocast(precision, fabric.device)
-        seconds = fabric.broadcast(time_memory_formats(network, example, autocast))
-        memory_format = choose_memory_format(seconds)
-        timed = ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
-        notes.append(f"memory format: {memory_format} (forward and backward: {timed})")
-    if fabric.is_global_zero:
-        for text in notes:
-            console.note(text)
-    runtime = runtime.model_copy(update={"precision": precision, "memory_format": memory_format})
-    return config.model_copy(update={"runtime": runtime}), notes
-
-
-def _open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> _Feed:
-    config, split = resolved.config, resolved.split
-    store, patch = open_store(resolved.catalog, config.data, resolved.pseudo_labels), config.data.patch_size
-    views = METHODS[config.method.name].traits.strong_views
-    source = make_source(
-        config,
-        store,
-        resolved.labeled,
-        resolved.unlabeled,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-        strong_views=views,
-    )
-    if source.foreground_share is not None and fabric.is_global_zero:
-        console.note(_describe_share(source, source.foreground_share))
-    workers = min(config.runtime.workers, count_cores())
-    if workers < config.runtime.workers and fabric.is_global_zero:
-        console.note(
-            f"runtime.workers = {config.runtime.workers}: {workers} are used, one for each core that is granted"
-        )
-    check_shared_memory(config, views, workers)
-    val = make_probe(store, split.val, config.monitor.probe_patches, patch, split.seed)
-    batches = cut_batches(val, config.labeled_range[1], fabric.device)
-    return _Feed(
-        source,
-        val,
-        make_probe(store, resolved.labeled, config.monitor.train_probe_patches, patch, split.seed),
-        compute_ranges(_find_components(config), batches, config.data.num_classes),
-        workers,
-    )
-
-
-def _find_components(config: Config) -> dict[str, LossFn]:
-    """Return the components of the loss that are named in a phase that the run comes to."""
-    last = (config.length.steps - 1) / config.length.steps_per_epoch
-    later = [phase.weights for phase in config.loss.phases if phase.from_epoch <= last]
-    reached = {name for weights in (config.loss.weights, *later) for name in weights}
-    components = make_supervised_loss(config.loss).components
-    return {name: component for name, component in components.items() if name in reached}
-
-
-def _count_look_patches(config: Config) -> int:
-    """Return the patches that a look passes through the networks at once: as many as a step."""
-    return config.labeled_range[1] + config.batch.unlabeled
-
-
-def _describe_share(source: PatchSource, wanted: float) -> str:
-    """Return how near the first batches come to the share of foreground that is asked for."""
-    found = measure_share(source, SHARE_BATCHES)
-    mean = sum(found) / len(found)
-    if abs(mean - wanted) > SHARE_TOLERANCE:
-        return f"data: WARNING {describe_missed_share(wanted, mean)}"
-    return (
-        f"data: batch.foreground_share = {wanted:g}: the first {len(found)} batches hold {mean:.1%} of foreground, "
-        f"each {min(found):.1%} to {max(found):.1%}"
-    )
-
-
-def make_engine(fabric: Fabric, config: Config, built: Built, teacher: EMATeacher) -> Engine:
-    """Return the engine that moves what a method has built, with the optimizer and the precision of the settings."""
-    encoders = [module for net in built.networks for module in PARTS[config.network.name](net).encoder]
-    return Engine(
-        fabric,
-        built.module,
-        make_optimizer(built.module, config.optim, encoders),
-        teacher,
-        built.method,
-        make_autocast(config.runtime.precision, fabric.device),
-        total_steps=config.length.steps,
-        steps_per_epoch=config.length.steps_per_epoch,
-        clip_norm=config.optim.clip_norm,
-        seed=config.seed,
-        gradient_noise=config.policies.gradient_noise,
-        threshold=config.prediction.threshold,
-    )
-
-
-def _make_monitor(fabric: Fabric, config: Config, feed: _Feed, supervised: SupervisedLoss) -> Monitor:
-    def loss_at(logits: Tensor, target: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        epoch, size = max(step - 1, 0) / config.length.steps_per_epoch, config.labeled_range[1]  # as in the step before
-        parts = zip(torch.split(logits, size), torch.split(target, size), strict=True)
-        totals, terms = zip(*(supervised(*part, epoch) for part in parts), strict=True)
-        return torch.stack(totals).mean(), {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
-
-    return Monitor(
-        feed.val,
-        feed.train,
-        num_classes=config.data.num_classes,
-        device=fabric.device,
-        batch_size=_count_look_patches(config),
-        autocast=make_autocast(config.runtime.precision, fabric.device),
-        warmup_steps=find_warmup(config.optim, config.length),
-        steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),
-        select=config.monitor.select,
-        components=list_components(config.loss),
-        ranges=feed.ranges,
-        loss=loss_at,
-        threshold=config.prediction.threshold,
-        uses_teacher=METHODS[config.method.name].traits.uses_teacher,
-        context=read_context(config),
-    )
-
-
-def _assemble(
-    fabric: Fabric, prepared: BegunRun, ready: _Ready, checkpoint: Checkpoint | None, recorder: Recorder
-) -> Session:
-    config, feed, built, where = prepared.config, ready.feed, ready.built, str(prepared.start)
-    average = None if config.policies.swa is None else WeightAverage(built.plain)
-    engine = make_engine(fabric, config, built, _make_teacher(prepared, built, checkpoint))
-    uses_unlabeled = built.method.traits.uses_unlabeled
-    reduces, length = config.optim.schedule == "reduce_on_plateau", config.length
-    schedule = Schedule(
-        length.steps,
-        length.steps_per_epoch,
-        config.monitor.first_epoch_probes,
-        config.monitor.check_steps,
-        find_snapshots(length),
-    )
-
-    def batches_from(step: int, foreground: ForegroundShift | None) -> Iterator[Batch]:
-        source, pin_memory = shift_foreground_share(feed.source, foreground), fabric.device.type == "cuda"
-        return iter(make_loader(source, step, length.steps, feed.workers, pin_memory))
-
-    ladder = _make_ladder(config, feed.source, uses_unlabeled=uses_unlabeled)
-    if fabric.is_global_zero and not prepared.resumed:
-        for text in describe_scenarios(config, () if ladder is None else ladder.rungs):
-            recorder.console.note(f"scenario: {text}")
-    session = Session(
-        engine,
-        Watch(engine, _make_monitor(fabric, config, feed, ready.loss), schedule),
-        feed.source,
-        batches_from,
-        Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None),
-        Interventions(ladder, average),
-        recorder,
-        make_lr_schedule(config.optim, length, sum(config.labeled_range) / 2 * fabric.world_size),
-        {
-            "config": to_plain(config),
-            "split": split_to_dict(prepared.split),
-            "seen_labels": prepared.resolved.seen_labels,
-        },
-        config.monitor.on_collapse == "stop",
-        config.gates,
-        ready.loss,
-    )
-    if prepared.resumed and checkpoint is not None:
-        session.restore(checkpoint, where)
-        session.recorder.told = last_reported_verdict(prepared.run)
-        step = session.progress.step
-        if session.watch.memory.healthy_step == step:  # the run may have been killed before it copied the file
-            session.recorder.keep_healthy(step)
-    return session
-
-
-def _make_teacher(prepared: BegunRun, built: Built, checkpoint: Checkpoint | None) -> EMATeacher:
-    """Put the weights that a new run begins with into its plain network; return the teacher that belongs to it."""
-    config, where = prepared.config, str(prepared.start)
-    parent = None if prepared.resumed else checkpoint  # a resumed session is restored as a whole
-    if parent is not None:
-        load_student(built.plain, parent, config, where)
-    elif config.network.pretrained is not None and not prepared.resumed:
-        load_body(built.plain, load_pretraining(Path(config.network.pretrained)), config, config.network.pretrained)
-    held = config.bootstrap.pseudo_label_steps
-    teacher = EMATeacher(built.module, make_ema_schedule(config.ema, config.length.steps - held), held)
-    if parent is not None:
-        teacher.updates = load_teacher(find_plain(built.method, teacher.net), parent, config, where)
-    return teacher
-
-
-def _make_ladder(config: Config, source: PatchSource, *, uses_unlabeled: bool) -> InterventionSettings | None:
-    """Return the ladder of a run that is to recover from a collapse."""
-    if config.monitor.on_collapse != "recover":
-        return None
-    shifts = tuple(shift for shift in _SHIFTS if shift_foreground_share(source, shift) != source)
-    rungs = make_rungs(uses_unlabeled=uses_unlabeled and bool(source.unlabeled), can_shift=bool(shifts))
-    return InterventionSettings(
-        rungs,
-        config.monitor.patience_steps,
-        find_warmup(config.optim, config.length),
-        config.optim.clip_norm,
-        shifts,
     )
 
 

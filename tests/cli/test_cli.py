@@ -111,7 +111,7 @@ class TestTrain:
 
         out = tmp_path / "my run"
         with monkeypatch.context() as patch:
-            patch.setattr(training, "_assemble", interrupt)
+            patch.setattr(training, "assemble", interrupt)
             code, stdout, _ = cli("train", "--config", tiny_config, "--out", out)
         assert code == 130
         (line,) = [line for line in stdout.splitlines() if line.startswith("interrupted")]

@@ -35,7 +35,7 @@ from ssl_seg.losses.components import bind_options
 from ssl_seg.methods import METHODS
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.networks.builders import NETWORKS, build_network
-from ssl_seg.run import directory, training
+from ssl_seg.run import assembly, directory, training
 from ssl_seg.run.lint import idle
 from ssl_seg.run.lint.conditions import CONDITIONS, Condition, list_derived
 from ssl_seg.run.preflight import gather_facts
@@ -596,10 +596,10 @@ def test_the_walk_finds_a_dead_setting(run: Any, monkeypatch: pytest.MonkeyPatch
     key = "optim.weight_decay"
     change, shared = ACTS[key]
     assert compare(run, change, shared)[0]
-    real = training.make_optimizer
+    real = assembly.make_optimizer
     alive = {"weight_decay": 0.01}
     monkeypatch.setattr(
-        training, "make_optimizer", lambda net, optim, encoder: real(net, optim.model_copy(update=alive), encoder)
+        assembly, "make_optimizer", lambda net, optim, encoder: real(net, optim.model_copy(update=alive), encoder)
     )
     acts, notes = compare(run, change, shared)
     assert not acts

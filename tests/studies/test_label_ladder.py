@@ -267,7 +267,7 @@ class TestContinuation:
         auto = {"runtime": {"precision": "auto", "memory_format": "auto"}, "length": {"steps": 1}}
         with pytest.MonkeyPatch.context() as patch:
             outcomes = iter(["channels_last", "contiguous"])
-            patch.setattr("ssl_seg.run.training.choose_memory_format", lambda _: next(outcomes))
+            patch.setattr("ssl_seg.run.assembly.choose_memory_format", lambda _: next(outcomes))
             ladder = climb(tmp_path / "l", particles_dir, auto, {"bootstrap": {"gate": "interval"}}, force=True)
         configs = [config_of(load_checkpoint(path), path) for path in (ladder.run_of(r).last for r in ladder.trainings)]
         assert [config.runtime.memory_format for config in configs] == ["channels_last"] * 2
@@ -459,7 +459,7 @@ class TestCommand:
     ) -> None:
         out = tmp_path / "l"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ssl_seg.run.training._assemble", raise_interrupt)  # before anything is saved
+            patch.setattr("ssl_seg.run.training.assemble", raise_interrupt)  # before anything is saved
             code, stdout, _ = cli("ladder", "--config", config, "--labels", "0.5", "--out", out)
         assert code == 130
         (line,) = [line for line in stdout.splitlines() if "interrupted" in line]

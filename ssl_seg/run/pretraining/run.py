@@ -35,6 +35,7 @@ from ssl_seg.networks.checkpoint import load_weights
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import make_autocast
+from ssl_seg.run.assembly import settle_runtime
 from ssl_seg.run.console import Console, Silent
 from ssl_seg.run.directory import RunDir, open_run_dir, read_header, write_config
 from ssl_seg.run.failures import describe_interrupt, explain_failure
@@ -54,7 +55,7 @@ from ssl_seg.run.recorder import last_reported_verdict
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve_again, resolve_runtime, resolve_stored
 from ssl_seg.run.session import Schedule, TrainingEnding
-from ssl_seg.run.training import settle_runtime, stop_flag
+from ssl_seg.run.training import stop_flag
 
 STEPS = {False: 500, True: 2000}
 """Default length, by whether there is a GPU."""
