@@ -60,6 +60,9 @@ ENTROPY, VARIANCE = "_entropy", "_variance"
 
 _STATISTICS = ("low", "high", "mean", "std")
 
+ONE_VALUE = "all voxels have the same value, so the mask says nothing"
+"""Said of an image."""
+
 SHIFTED_CT = 1000
 """An image without negative values that reaches this one may be CT with an offset: air at 0, water at 1000."""
 
@@ -276,7 +279,8 @@ def make_mask(
             return None
         share = found[0]
     is_shifted = data.window is not None and intensity.low.min() >= 0 and intensity.high.max() >= SHIFTED_CT
-    return MaskResult(identity, shape, share, stored.notes, bool(is_shifted))
+    notes = stored.notes if (intensity.high > intensity.low).any() else (*stored.notes, ONE_VALUE)
+    return MaskResult(identity, shape, share, notes, bool(is_shifted))
 
 
 def open_job_image(job: Job, data: DataConfig) -> Stored:

@@ -78,6 +78,17 @@ def test_the_mask_of_a_turned_photo_lies_on_the_upright_image(tiny_run: Path, tm
     assert "1 image(s): it is turned upright, as its orientation tag says" in said
 
 
+@pytest.mark.parametrize("value", [0, 7])
+def test_images_of_one_value_are_told(request_: PredictRequest, images: Path, value: int) -> None:
+    said: list[str] = []
+    predict(request_, note=said.append)
+    assert "same value" not in " ".join(said)
+    for number in (1, 3):
+        write_mask(images / f"{number}.png", np.full((40, 40), value))
+    predict(replace(request_, overwrite=True), note=said.append)
+    assert "2 image(s): all voxels have the same value, so the mask says nothing" in said
+
+
 class TestBrokenImages:
     def test_the_others_are_written_and_the_broken_ones_named(
         self, cli: Cli, tiny_run: Path, images: Path, tmp_path: Path
