@@ -27,7 +27,7 @@ from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.methods import make_method
 from ssl_seg.methods.base import build
 from ssl_seg.networks.checkpoint import load_checkpoint
-from ssl_seg.run import resources, training
+from ssl_seg.run import assembly, resources
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resources import (
@@ -204,7 +204,7 @@ class TestSharedMemory:
     def test_it_is_known_before_the_first_step(
         self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(training, "count_cores", lambda: 2)
+        monkeypatch.setattr(assembly, "count_cores", lambda: 2)
         monkeypatch.setattr(resources, "SHARED_MEMORY", tmp_path)
         monkeypatch.setattr(resources, "estimate_shared_bytes", lambda *_: 2**70)
         with pytest.raises(MachineError, match=r"runtime\.workers = 2: their batches"):
