@@ -286,9 +286,10 @@ def make_mask(
 def open_job_image(job: Job, data: DataConfig) -> Stored:
     """Return the image of a job as the training read its own; a large one is read by box.
 
-    A compressed file of NIfTI is unpacked beside the mask, since the folder of temporary files may lie in memory.
+    A compressed file of NIfTI is unpacked near the mask, since the folder of temporary files may lie in memory.
     """
-    return open_image(*job.locations, reading=replace(make_reading(dict(data)), scratch=job.mask.parent))
+    scratch = next(folder for folder in job.mask.absolute().parents if folder.is_dir())
+    return open_image(*job.locations, reading=replace(make_reading(dict(data)), scratch=scratch))
 
 
 def is_large(shape: Sequence[int], data: DataConfig) -> bool:

@@ -118,6 +118,16 @@ def test_they_give_what_the_whole_gives(
     assert hidden(tmp_path) == []
 
 
+def test_a_compressed_volume_is_unpacked_where_no_folder_is_yet(
+    request_: PredictRequest, in_pieces: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nifti, "BOXES_FROM", 1)
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    write_image(tmp_path / "images" / "sub" / "a.nii.gz")
+    predict(replace(request_, source=tmp_path / "images", output=tmp_path / "masks"))
+    assert sorted(path.name for path in (tmp_path / "masks" / "sub").iterdir()) == ["a.nii.gz", "a_prob.nii.gz"]
+
+
 def test_channels_that_are_equal_are_one(
     request_: PredictRequest, in_pieces: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
