@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import ssl_seg.run.assembly
 import ssl_seg.run.training
 from ssl_seg.data.loader import PatchSource, Probe
 from ssl_seg.engine.ema import EMATeacher
@@ -106,7 +107,7 @@ def change_probes(change: Callable[[Tensor], Tensor]) -> AbstractContextManager[
 
         return make_probe
 
-    return _replaced(ssl_seg.run.training, "make_probe", make)
+    return _replaced(ssl_seg.run.assembly, "make_probe", make)
 
 
 def invert_contrast_at_prediction() -> AbstractContextManager[None]:

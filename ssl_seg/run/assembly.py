@@ -34,7 +34,7 @@ from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.engine.pace import Pace
 from ssl_seg.engine.policies import Policies
 from ssl_seg.engine.swa import WeightAverage
-from ssl_seg.losses import SupervisedLoss, make_supervised_loss
+from ssl_seg.losses import SupervisedLoss
 from ssl_seg.losses.common import LossFn
 from ssl_seg.losses.trivial import compute_ranges
 from ssl_seg.methods import METHODS
@@ -109,7 +109,7 @@ def settle_runtime(fabric: Fabric, config: Config, network: nn.Module, console: 
     return config.model_copy(update={"runtime": runtime}), notes
 
 
-def open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> Feed:
+def open_feed(fabric: Fabric, resolved: Resolved, loss: SupervisedLoss, console: Console) -> Feed:
     """Return the batches of this process, and the patches that the networks are looked at on."""
     config, split = resolved.config, resolved.split
     store, patch = open_store(resolved.catalog, config.data, resolved.pseudo_labels), config.data.patch_size
@@ -137,18 +137,17 @@ def open_feed(fabric: Fabric, resolved: Resolved, console: Console) -> Feed:
         source,
         val,
         make_probe(store, resolved.labeled, config.monitor.train_probe_patches, patch, split.seed),
-        compute_ranges(_find_components(config), batches, config.data.num_classes),
+        compute_ranges(_find_components(config, loss), batches, config.data.num_classes),
         workers,
     )
 
 
-def _find_components(config: Config) -> dict[str, LossFn]:
+def _find_components(config: Config, loss: SupervisedLoss) -> dict[str, LossFn]:
     """Return the components of the loss that are named in a phase that the run comes to."""
     last = (config.length.steps - 1) / config.length.steps_per_epoch
     later = [phase.weights for phase in config.loss.phases if phase.from_epoch <= last]
     reached = {name for weights in (config.loss.weights, *later) for name in weights}
-    components = make_supervised_loss(config.loss).components
-    return {name: component for name, component in components.items() if name in reached}
+    return {name: component for name, component in loss.components.items() if name in reached}
 
 
 def _count_look_patches(config: Config) -> int:

@@ -162,7 +162,7 @@ def _get_ready(
             fabric.to_device(module)
     config, notes = settle_runtime(fabric, config, built.plain, console)
     to_memory_format(built.module, config.runtime.memory_format, config.data.ndim)
-    feed = open_feed(fabric, resolved, console)
+    feed = open_feed(fabric, resolved, loss, console)
     pace = None
     is_measured = minutes is not None or config.length.steps - first >= FEWEST_MEASURED
     if is_measured or config.gates:

@@ -30,6 +30,7 @@ from lab.runs import BASE, Look, Run, read_run, run_training, write_particles
 from lab.situations import SITUATIONS, draw_image
 from torch import nn
 
+import ssl_seg.run.assembly
 import ssl_seg.run.training
 from ssl_seg.config import Config
 from ssl_seg.config.layers import Layer, build_config, merge_layers
@@ -280,9 +281,9 @@ def snapshot() -> list[Any]:
     from ssl_seg.engine.ema import EMATeacher
     from ssl_seg.engine.engine import Engine
 
-    names = ("make_supervised_loss", "start_network", "make_probe", "make_method", "run_loop")
+    names = ("make_supervised_loss", "start_network", "make_method", "run_loop")
     return [
-        *(getattr(ssl_seg.run.training, name) for name in names),
+        *(getattr(ssl_seg.run.training, name) for name in names), ssl_seg.run.assembly.make_probe,
         PatchSource.__getitem__, EMATeacher.update, Engine.step,
     ]  # fmt: skip
 
