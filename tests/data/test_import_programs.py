@@ -102,6 +102,7 @@ def test_a_single_selection_of_fiji(tmp_path: Path) -> None:
         (unpack("0001-0012.roi")[:70], "this selection cannot be read"),
         (unpack("0006.roi")[:80], "this selection cannot be read"),
         (unpack("0006.roi").replace(np.array([1], ">f4").tobytes(), np.array([3], ">f4").tobytes()), "curves"),
+        (unpack("0006.roi").replace(np.array([1], ">f4").tobytes(), np.array([np.inf], ">f4").tobytes()), "infinity"),
         (unpack("0003.roi")[:6] + b"\x63" + unpack("0003.roi")[7:], "its type is 99"),
     ],
 )
@@ -114,6 +115,22 @@ def test_an_unusable_selection_is_named(tmp_path: Path, data: bytes, message: st
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("damage", ["stored bytes", "encrypted"])
+def test_a_damaged_roi_set_is_named(tmp_path: Path, damage: str) -> None:
+    write_image(tmp_path / "in" / "cell.png")
+    path = write_rois(tmp_path / "in" / "cell.zip", {"a.roi": unpack("0003.roi")})
+    packed = bytearray(path.read_bytes())
+    if damage == "encrypted":  # a bit of the flags, in the entry and in the directory
+        packed[6] |= 1
+        packed[packed.index(b"PK\1\2") + 8] |= 1
+    else:
+        packed[60] ^= 255
+    path.write_bytes(packed)
+    with pytest.raises(DataError, match=r"cell\.zip: cannot be read"):
+        import_labels(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_roi_set_is_of_the_image_of_its_name(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_image(tmp_path / "in" / f"{name}.png")
@@ -123,6 +140,26 @@ def test_a_roi_set_is_of_the_image_of_its_name(tmp_path: Path) -> None:
     write_rois(tmp_path / "in" / "other.zip", {"readme.txt": b"x"})
     (tmp_path / "in" / "RoiSet.zip").unlink()
     assert find_labels(tmp_path / "in") is None
+
+
+@pytest.mark.parametrize(
+    ("classification", "expected"),
+    [
+        ({"names": ["Tumor", "Positive"]}, "Tumor: Positive"),
+        ("Tumor", "Tumor"),
+        ({"name": "Tumor", "color": [1, 2, 3]}, "Tumor"),
+        ({"color": [1, 2, 3]}, "object"),
+        (None, "object"),
+    ],
+)
+def test_classes_of_qupath(tmp_path: Path, classification: Any, expected: str) -> None:
+    write_image(tmp_path / "in" / "slide.tif")
+    feature = make_feature("Polygon", [ring(2, 2, 20, 20)])
+    feature["properties"]["classification"] = classification
+    write_json(tmp_path / "in" / "slide.geojson", [feature])
+    import_labels(tmp_path / "in", tmp_path / "out")
+    classes = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
+    assert classes == {"0": "background", "1": expected}
 
 
 def make_feature(kind: str, coordinates: Any, name: str | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.data.formats.stored import name_errors
 from ssl_seg.data.imports.outlines import Images, Labels, Shape
 from ssl_seg.data.imports.shapes import Patch, Size, check_points, fill_rings
 from ssl_seg.errors import DataError
@@ -117,12 +118,15 @@ def _read_geometry(feature: Mapping[str, Any], where: str) -> list[Any]:
 def _read_class(feature: Mapping[str, Any]) -> str:
     properties = feature.get("properties")
     found = properties.get("classification") if isinstance(properties, dict) else None
-    return str(found["name"]) if isinstance(found, dict) and found.get("name") else _OBJECT
+    if not isinstance(found, dict):
+        return str(found) if found else _OBJECT
+    names = found.get("names") or [found.get("name")]  # a class of several parts has a list of them
+    return ": ".join(map(str, names)) if isinstance(names, list) and all(names) else _OBJECT
 
 
 def _open_rois(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the bytes of each selection in a file."""
-    try:
+    with name_errors(str(path)):
         if path.suffix.lower() == ".roi":
             yield str(path), path.read_bytes()
             return
@@ -130,8 +134,6 @@ def _open_rois(path: Path) -> Iterator[tuple[str, bytes]]:
             for name in archive.namelist():
                 if name.endswith(".roi"):
                     yield f"{path}, {name}", archive.read(name)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Copy or save it again.") from error
 
 
 def _read_roi(data: bytes, where: str) -> list[NDArray[np.float64]]:
@@ -163,7 +165,7 @@ def _read_roi(data: bytes, where: str) -> list[NDArray[np.float64]]:
         if is_fine:
             return [np.frombuffer(data, ">f4", 2 * count, 64 + 4 * count).astype(float).reshape(2, count).T]
         return [np.frombuffer(data, ">i2", 2 * count, 64).astype(float).reshape(2, count).T + np.array([left, top])]
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{where}: this selection cannot be read ({error}). Save it again in Fiji.") from error
 
 
