@@ -45,6 +45,9 @@ from ssl_seg.run.seal import find_sealed
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
 LEAST_IMAGES = 4
+ENOUGH = 30
+"""Images of each part but validation that are looked at: they are not scored, and what 10 % of the images of a part
+show is in at least one of 30 of them with a probability of 96 %."""
 UNTIL_NETS, UNTIL_IMAGES, UNTIL_LOSSES, UNTIL_BATCHES = 0.6, 0.75, 0.85, 0.95
 """An optional stage begins only if a smaller share of the time is used."""
 TRAIN_PATCHES = 8
@@ -177,12 +180,13 @@ def assign_parts(catalog: Catalog, split: Split, labels: float, seen_labels: Seq
 
 
 def order_images(parts: Mapping[str, Part], seed: int) -> list[str]:
-    """Return all ids in a seeded order in which the parts take turns, validation first."""
+    """Return ids in a seeded order in which the parts take turns: all of validation, which is first, and ``ENOUGH`` of
+    each other part."""
     rng = np.random.default_rng(seed)
     queues = []
     for part in PARTS:
         ids = sorted(i for i, own in parts.items() if own == part)
-        queues.append([ids[n] for n in rng.permutation(len(ids))])
+        queues.append([ids[n] for n in rng.permutation(len(ids))[: None if part == "val" else ENOUGH]])
     longest = max(map(len, queues), default=0)
     return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
 
@@ -235,9 +239,10 @@ def _predict_images(material: _Material, request: CheckpointRequest, clock: Cloc
     for case_id in clock.limit(track(ids, len(ids)), UNTIL_IMAGES, LEAST_IMAGES):
         case = material.store.load_whole(case_id)
         probs, logit = predictor.with_logits(case.image, case.spacing)
-        target = None if case.target is None or case_id not in known else case.target.clip(max=1)
-        part = material.parts[case_id]
-        tally.add(Output(case_id, part, decision(probs) > 0, 1 - probs[0], logit, target), case.image)
+        part, pred, true = material.parts[case_id], decision(probs), case.target if case_id in known else None
+        target = None if true is None else true.clip(max=1)
+        classes = (pred, true) if len(probs) > 2 else None
+        tally.add(Output(case_id, part, pred > 0, 1 - probs[0], logit, target, classes), case.image)
     return tally
 
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from ssl_seg.data.views.transforms import blacken_gaps
 from ssl_seg.diagnose.result import Example, Part
 
-SHOWN = 4
+SHOWN = 5
+NEAR_MEDIAN = 9
+"""Scored images next to the median that are kept while more follow."""
 MAX_SIDE = 768
 """Longer sides are thinned out."""
 CLIP = (1, 99)
@@ -37,26 +39,75 @@ def make_example(
     plane = _choose_plane(pred > 0, None if target is None else target > 0, axis)
 
     def cut(array: NDArray[Any]) -> NDArray[Any]:
-        flat = array[(..., *plane)]
-        rows, columns = (-(-side // MAX_SIDE) for side in flat.shape[-2:])
-        return np.ascontiguousarray(flat[..., ::rows, ::columns])
+        return array[(..., *plane)]
 
-    truth, shown_prob = (None if array is None else cut(array) for array in (target, prob))
-    return Example(case_id, part, None if image is None else _to_shown(cut(image)), truth, shown_prob, cut(pred), f1)
+    flat, truth = cut(pred), None if target is None else cut(target)
+    rows, columns = _choose_pixels(flat, truth)
+
+    def thin(array: NDArray[Any]) -> NDArray[Any]:
+        return np.ascontiguousarray(cut(array)[..., rows, columns])
+
+    shown = None if image is None else _to_shown(thin(image))
+    return Example(
+        case_id,
+        part,
+        shown,
+        None if target is None else thin(target),
+        None if prob is None else thin(prob),
+        thin(pred),
+        f1,
+    )
 
 
-def keep_candidates(candidates: Sequence[Example]) -> list[Example]:
-    """Return those that ``choose_examples`` may still choose when more follow, in the same order: at most 13."""
+def _choose_pixels(pred: NDArray[Any], truth: NDArray[Any] | None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return rows and columns (y, x) of the pixels of a plane (Y, X) that are shown, at most MAX_SIDE each way.
+
+    Of each block the first pixel that is an error, else the first of foreground, else the first one: a line one pixel
+    wide does not fall between two.
+    """
+    height, width = pred.shape
+    steps = [-(-side // MAX_SIDE) for side in pred.shape]
+    found = pred > 0
+    worth = found.astype(np.uint8) if truth is None else np.where((truth > 0) == found, 1, 2) * (found | (truth > 0))
+    if truth is not None:
+        worth[truth < 0] = 0
+    padded = np.full([-(-side // step) * step for side, step in zip(pred.shape, steps, strict=True)], -1, np.int8)
+    padded[:height, :width] = worth
+    y, x = (side // step for side, step in zip(padded.shape, steps, strict=True))
+    blocks = padded.reshape(y, steps[0], x, steps[1]).swapaxes(1, 2).reshape(y, x, -1)
+    place = blocks.argmax(axis=-1)
+    return np.arange(y)[:, None] * steps[0] + place // steps[1], np.arange(x) * steps[1] + place % steps[1]
+
+
+def keep_candidates(candidates: Sequence[Example], scores: Sequence[float] = ()) -> list[Example]:
+    """Return those that ``choose_examples`` may still choose when more follow, in the same order: at most 25.
+
+    Images must come in random order: what is near the median of all is then near that of most.
+
+    Args:
+        candidates: kept so far, and a new one.
+        scores: F1 of all scored images outside of training up to now, also of those that are not kept.
+    """
     scored, train, blind = _sort(candidates)
-    kept = {id(e) for e in [*scored[:SHOWN], *scored[-1:], *train[:SHOWN], *blind[:SHOWN]]}
+    ordinary = sorted(scored, key=lambda e: _distance(e, scores or [e.f1 or 0.0 for e in scored]))[:NEAR_MEDIAN]
+    chosen = [*scored[:SHOWN], *scored[-1:], *ordinary, *train[:SHOWN], *blind[:SHOWN]]
+    kept = {id(e) for e in chosen}
     return [e for e in candidates if id(e) in kept]
 
 
-def choose_examples(candidates: Sequence[Example]) -> tuple[Example, ...]:
-    """Return at most four: the worst and the best scored one, one of each other part, then in the order given."""
+def choose_examples(candidates: Sequence[Example], scores: Sequence[float] = ()) -> tuple[Example, ...]:
+    """Return at most five: the worst, the median and the best scored one, one of each other part, then in the order
+    given. The median is that of ``scores``, see ``keep_candidates``."""
     scored, train, blind = _sort(candidates)
-    wanted = [*scored[:1], *scored[-1:], *train[:1], *blind[:1], *scored, *train, *blind]
+    between = scored[1:-1]
+    ordinary = sorted(between, key=lambda e: _distance(e, scores or [e.f1 or 0.0 for e in scored]))
+    wanted = [*scored[:1], *ordinary[:1], *scored[-1:], *train[:1], *blind[:1], *scored, *train, *blind]
     return tuple({e.id: e for e in wanted}.values())[:SHOWN]
+
+
+def _distance(example: Example, scores: Sequence[float]) -> float:
+    """Return how far the F1 of an example is from the median of scores."""
+    return abs((example.f1 or 0.0) - float(np.median(scores)))
 
 
 def _sort(candidates: Sequence[Example]) -> tuple[list[Example], list[Example], list[Example]]:

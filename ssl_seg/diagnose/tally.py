@@ -52,6 +52,8 @@ class Output:
     prob: NDArray[np.float32] | None = None
     logit: NDArray[np.float32] | None = None
     target: NDArray[np.integer[Any]] | None = None
+    classes: tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]] | None] | None = None
+    """Class indices (*S) predicted and true, to be shown; where there are more than two classes."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,14 @@ class Tally:
             f1=f1,
         )
         self.images.append(figures)
-        example = make_example(output.id, output.part, image, target, output.prob, output.pred, f1)
-        self.examples = keep_candidates([*self.examples, example])
+        pred, shown = (output.pred, target) if output.classes is None else output.classes
+        example = make_example(output.id, output.part, image, shown, output.prob, pred, f1)
+        self.examples = keep_candidates([*self.examples, example], self.list_scores())
         return figures
+
+    def list_scores(self) -> list[float]:
+        """Return the F1 of all images that are scored and not of training."""
+        return [image.f1 for image in self.images if image.f1 is not None and image.part != "train"]
 
     def _add_values(
         self,

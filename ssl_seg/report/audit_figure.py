@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 from ssl_seg.report.figures import (
     COLORS,
-    Color,
+    class_color,
+    find_limits,
     hide_ticks,
     new_figure,
     open_frame,
@@ -35,7 +35,9 @@ _LABEL_LETTERS = 24
 """What fits below a chart in one line."""
 
 _FAULT_COLOR = "crimson"
-_CLASS_COLORS = ("#ffd400", "#00d0ff", "#ff5fd0", "#7dff3c", "#ff9a1f", "#b48cff", "#ffffff", "#00b060")
+_LEGEND_COLUMNS = 8
+MOST_NAMED = 2 * _LEGEND_COLUMNS
+"""Classes in the legend: of more, the legend would be larger than the images, and colors could not be told apart."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,14 @@ def _draw_sheet(part: SubFigure, samples: Sequence[Sample], rows: int, class_nam
     highest = max((int(s.target.max()) for s in samples if s.target is not None), default=0)
     names = [*class_names, *["other"] * (highest > len(class_names))]
     if len(names) > 1:
-        lines = [Line2D([], [], color=_color(index), label=name) for index, name in enumerate(names, start=1)]
+        named = names if len(names) <= MOST_NAMED else names[: MOST_NAMED - 1]
+        lines = [Line2D([], [], color=class_color(index), label=name) for index, name in enumerate(named, start=1)]
+        if len(named) < len(names):
+            lines.append(Line2D([], [], linestyle="none", label=f"and {len(names) - len(named)} more"))
         part.legend(
             handles=lines,
             loc="outside lower center",
-            ncols=len(_CLASS_COLORS),
+            ncols=_LEGEND_COLUMNS,
             fontsize=8,
             facecolor="0.35",
             labelcolor="white",
@@ -146,14 +151,7 @@ def _draw_sample(axis: Axes, sample: Sample) -> None:
         return
     show_image(axis, sample.image)
     for index in () if sample.target is None else np.unique(sample.target[sample.target > 0]):
-        outline(axis, sample.target == index, _color(int(index)))
-
-
-def _color(index: int) -> Color:
-    """Return the color of class 1, 2, ...; beyond the chosen ones, hues that lie far from each other."""
-    if index <= len(_CLASS_COLORS):
-        return _CLASS_COLORS[index - 1]
-    return colorsys.hsv_to_rgb(index * 0.618 % 1, 0.55, 1.0)  # the golden ratio: none comes again
+        outline(axis, sample.target == index, class_color(int(index)))
 
 
 def _draw_charts(part: SubFigure, charts: Sequence[Chart]) -> None:
@@ -163,11 +161,23 @@ def _draw_charts(part: SubFigure, charts: Sequence[Chart]) -> None:
         open_frame(axis)
         axis.yaxis.get_major_locator().set_params(integer=chart.unit == "cases")
         if isinstance(chart.values, Mapping):
-            axis.bar(list(chart.values), list(chart.values.values()), color=COLORS[0], width=0.6)
+            bars = axis.bar(list(chart.values), list(chart.values.values()), color=COLORS[0], width=0.6)
+            if chart.unit != "cases":
+                axis.bar_label(bars, [f"{share:.2g}" for share in chart.values.values()], fontsize=7)
             axis.set_xlim(-0.8, len(chart.values) - 0.2)
             axis.tick_params(axis="x", rotation=0 if len("".join(chart.values)) <= _LABEL_LETTERS else 45)
         elif chart.values:
-            axis.hist(chart.values, bins=_bins(chart.values), color=COLORS[0], edgecolor="white", linewidth=0.5)
+            _draw_histogram(axis, chart.values)
+
+
+def _draw_histogram(axis: Axes, values: Sequence[float]) -> None:
+    """Draw the values that can be told apart, and say below the axis how many lie beyond it."""
+    low, high, beyond = find_limits(values)
+    near = [value for value in values if low <= value <= high]
+    axis.hist(near, bins=_bins(near), color=COLORS[0], edgecolor="white", linewidth=0.5)
+    axis.locator_params(axis="x", nbins=5)
+    if beyond:
+        axis.set_xlabel(f"{beyond} beyond the axis, {min(values):.4g} to {max(values):.4g}", fontsize=7)
 
 
 def _bins(values: Sequence[float]) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ssl_seg.data.facts import format_size
 from ssl_seg.diagnose.tally import SHARE_BINS
+from ssl_seg.monitor.catalog import limit
 from ssl_seg.report.example_figure import plot_examples
 from ssl_seg.report.figures import COLORS, add_legend, new_figure, open_frame, save_figure
 from ssl_seg.scores.text import cut
@@ -123,10 +124,10 @@ def plot_foreground(images: Sequence[ImageFigures], path: Path) -> None:
     panels = [(_draw_scatter, known)] if known else []
     panels += [(_draw_histogram, known)] if len(known) > 1 else []
     panels += [(_draw_levels, list(images))] if len(known) < len(images) else []
-    styles = _styles(images)
+    styles, end = _styles(images), _find_end(images)
     figure = new_figure(path, (5.0 * len(panels), 4.4))
     for axis, (draw, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        draw(axis, shown, styles)
+        draw(axis, shown, styles, end)
     add_legend(figure)
     save_figure(figure, path)
 
@@ -151,9 +152,12 @@ def plot_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], path: Path)
             fillstyle="none",
             label=label,
         )
-    if sweep.get("best_f1") is not None:
-        label = f"best, at {cut(sweep['best_threshold'])}: {sweep['best_f1']:.3f}"
-        axis.plot(sweep["best_threshold"], sweep["best_f1"], "*", color=COLORS[1], markersize=12, label=label)
+    best = sweep.get("best_f1")
+    if best is not None and best > (trivial.get("best") or 0.0) + limit("trivial_margin"):
+        label = f"best, at {cut(sweep['best_threshold'])}: {best:.3f}"
+        axis.plot(sweep["best_threshold"], best, "*", color=COLORS[1], markersize=12, label=label)
+    elif best is not None:
+        axis.plot([], [], linestyle="none", label=f"no threshold is better: {best:.3f} at most")
     if trivial.get("best") is not None:
         label = f"trivial: {trivial['best']:.3f}"
         axis.axhline(trivial["best"], color="0.4", linestyle="--", linewidth=1, label=label)
@@ -180,7 +184,15 @@ def _styles(images: Sequence[ImageFigures]) -> _Styles:
     return {shape: {"marker": looks[name][0], "color": looks[name][1], "label": name} for shape, name in named.items()}
 
 
-def _draw_marks(axis: Axes, images: Sequence[ImageFigures], places: Sequence[float], styles: _Styles) -> None:
+def _find_end(images: Sequence[ImageFigures]) -> float:
+    """Return where axes of shares end: at the largest one. They begin at 0: one level of all stays one."""
+    most = max(max(image.ratio_pred, image.ratio_true or 0.0) for image in images)
+    return min(1.05 * most, 1.0) or 1.0
+
+
+def _draw_marks(
+    axis: Axes, images: Sequence[ImageFigures], places: Sequence[float], styles: _Styles, end: float
+) -> None:
     """Draw the predicted share of each image over its place, one series for each look."""
     series: dict[str, list[tuple[float, float]]] = {}
     looks = {style["label"]: style for style in styles.values()}
@@ -189,37 +201,37 @@ def _draw_marks(axis: Axes, images: Sequence[ImageFigures], places: Sequence[flo
     for label, points in series.items():
         x, y = zip(*points, strict=True)
         axis.scatter(x, y, s=20, alpha=0.75, linewidths=0, clip_on=False, **looks[label])
-    axis.set_ylim(0, 1)
+    axis.set_ylim(0, end)
     axis.set_ylabel("predicted foreground share")
     open_frame(axis)
 
 
-def _draw_scatter(axis: Axes, images: Sequence[ImageFigures], styles: _Styles) -> None:
-    _draw_marks(axis, images, [image.ratio_true or 0.0 for image in images], styles)
+def _draw_scatter(axis: Axes, images: Sequence[ImageFigures], styles: _Styles, end: float) -> None:
+    _draw_marks(axis, images, [image.ratio_true or 0.0 for image in images], styles, end)
     axis.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--", label="predicted = true")
-    axis.set_xlim(0, 1)
+    axis.set_xlim(0, end)
     axis.set_xlabel("true foreground share")
 
 
-def _draw_histogram(axis: Axes, images: Sequence[ImageFigures], styles: _Styles) -> None:  # noqa: ARG001 (as the others)
-    edges = np.linspace(0, 1, SHARE_BINS + 1)
+def _draw_histogram(axis: Axes, images: Sequence[ImageFigures], styles: _Styles, end: float) -> None:  # noqa: ARG001 (as the others)
+    edges = np.linspace(0, end, SHARE_BINS + 1)
     for label, shares, color in (
         ("true", [image.ratio_true or 0.0 for image in images], "0.6"),
         ("predicted", [image.ratio_pred for image in images], COLORS[1]),
     ):
         counts = np.histogram(shares, edges)[0]
         axis.stairs(counts, edges, fill=label == "true", color=color, linewidth=1.4, label=f"{label} shares")
-    axis.set_xlim(0, 1)
+    axis.set_xlim(0, end)
     axis.locator_params(axis="y", integer=True)
     axis.set_xlabel("foreground share")
     axis.set_ylabel("images")
     open_frame(axis)
 
 
-def _draw_levels(axis: Axes, images: Sequence[ImageFigures], styles: _Styles) -> None:
+def _draw_levels(axis: Axes, images: Sequence[ImageFigures], styles: _Styles, end: float) -> None:
     ranks = {style["label"]: rank for rank, style in enumerate(styles.values())}
     ordered = sorted(images, key=lambda i: (ranks[styles[i.shape]["label"]], i.ratio_pred))
-    _draw_marks(axis, ordered, range(1, len(ordered) + 1), styles)
+    _draw_marks(axis, ordered, range(1, len(ordered) + 1), styles, end)
     axis.set_xlim(0, len(ordered) + 1)
     axis.locator_params(axis="x", integer=True)
     axis.set_xlabel("images by shape, in order of their share")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from ssl_seg.report.figures import hide_ticks, new_figure, save_figure, write_inside
+from ssl_seg.report.figures import class_color, hide_ticks, new_figure, save_figure, write_inside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,13 +21,34 @@ _MOST_TITLE = 20
 _PANEL = 2.7
 """Width of a panel in inches."""
 
-INPUT, TRUTH, PROBABILITY, PREDICTION = "input", "truth", "foreground probability", "prediction and errors"
+_SHOWN_SIDE = 256
+"""Pixels that a panel of a figure or page has at least on its longer side."""
+_AROUND = np.ones((3, 3), bool)
+
+INPUT, TRUTH, PROBABILITY, CLASSES, PREDICTION = (
+    "input",
+    "truth",
+    "foreground probability",
+    "predicted classes",
+    "prediction and errors",
+)
 _COLUMNS: dict[str, Callable[[Example], NDArray[Any] | None]] = {
     INPUT: lambda e: e.image,
     TRUTH: lambda e: e.truth,
     PROBABILITY: lambda e: e.prob,
+    CLASSES: lambda e: e.pred if has_classes(e) else None,
     PREDICTION: lambda e: e.pred,
 }
+
+
+def list_columns(example: Example) -> list[str]:
+    """Return the names of the panels of an example for which something is known."""
+    return [title for title, known in _COLUMNS.items() if known(example) is not None]
+
+
+def has_classes(example: Example) -> bool:
+    """Return whether an example has several classes of foreground, which are told apart by color."""
+    return max(int(array.max()) for array in (example.truth, example.pred) if array is not None) > 1
 
 
 def plot_examples(
@@ -46,7 +68,8 @@ def plot_examples(
         DataError: when the file exists or cannot be written.
     """
     titles = titles or [_example_title(example) for example in examples]
-    columns = [title for title, known in _COLUMNS.items() if any(known(e) is not None for e in examples)]
+    known = {title for example in examples for title in list_columns(example)}
+    columns = [title for title in _COLUMNS if title in known]
     grid = (1, len(examples)) if len(columns) == 1 else (len(examples), len(columns))
     heights = [float(np.clip(e.pred.shape[0] / e.pred.shape[1], 0.4, 2.0)) for e in examples]
     heights = [max(heights)] if grid[0] == 1 else heights
@@ -82,21 +105,35 @@ def _draw_panel(axis: Axes, example: Example, column: str) -> None:
 
 
 def paint_panel(example: Example, column: str) -> NDArray[np.floating[Any]]:
-    """Return a known column of an example as gray (Y, X) or colors (Y, X, 3) in [0, 1]; the probability as it is."""
+    """Return a known column of an example as gray (Y, X) or colors (Y, X, 3) in [0, 1]; the probability as it is.
+
+    Of several classes, each has its color, the same in truth and prediction.
+    """
     if column == INPUT and example.image is not None:
         return example.image
     if column == TRUTH and example.truth is not None:
-        classes = max(int(example.truth.max()), int(example.pred.max()), 1)
-        return np.where(example.truth < 0, 0.5, example.truth / classes)
+        return (
+            _color_classes(example.truth) if has_classes(example) else np.where(example.truth < 0, 0.5, example.truth)
+        )
     if column == PROBABILITY and example.prob is not None:
         return example.prob
-    return color_errors(example)
+    return _color_classes(example.pred) if column == CLASSES else color_errors(example)
+
+
+def _color_classes(labels: NDArray[Any]) -> NDArray[np.float64]:
+    """Return (Y, X, 3): classes in their colors, background black, what is ignored gray."""
+    colored = np.zeros((*labels.shape, 3))
+    colored[labels < 0] = 0.5
+    for label in np.unique(labels[labels > 0]):
+        colored[labels == label] = class_color(int(label))
+    return colored
 
 
 def color_errors(example: Example) -> NDArray[np.float64]:
     """Return (Y, X, 3): the input in gray with what was found in green, missed in blue and false in red.
 
     Foreground of a wrong class is yellow. Without a truth, what is predicted is white on black, or yellow on the input.
+    Errors are as wide as it takes to see a pixel of them at the size shown: see ``widen``.
     """
     pred, truth = example.pred > 0, example.truth
     if example.image is None and truth is None:
@@ -108,10 +145,31 @@ def color_errors(example: Example) -> NDArray[np.float64]:
         colored[pred, :2] += color
         return colored
     is_wrong_class = pred & (truth > 0) & (example.pred != truth)
-    red = (pred & (truth == 0)) | is_wrong_class
-    for region, channel in ((red, 0), (pred & (truth > 0), 1), (~pred & (truth > 0), 2)):
+    found = pred & (truth > 0)
+    missed, false = ~pred & (truth > 0), pred & (truth == 0)
+    missed, false = widen(missed, found | false), widen(false, found | missed)
+    red, green = (false & ~missed) | (is_wrong_class & ~missed), found & ~missed & ~false
+    for region, channel in ((red, 0), (green, 1), (missed, 2)):
         colored[region, channel] += color
     return colored
+
+
+def widen(error: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return errors (Y, X) as wide as it takes to see a pixel of them in a panel of ``_SHOWN_SIDE`` pixels.
+
+    An object that is missed, or false, as a whole gets a pixel of the panel on each side: a scratch or a dot would be
+    lost among the pixels of the image. Errors beside other foreground stay as they are in images as small as a panel.
+    """
+    if not error.any():
+        return error
+    scale = -(-max(error.shape) // _SHOWN_SIDE)
+    parts, _ = ndimage.label(error, _AROUND)
+    beside = np.unique(parts[ndimage.binary_dilation(others, _AROUND)])
+    whole = error & ~np.isin(parts, beside)
+    wide: NDArray[np.bool_] = error | ndimage.binary_dilation(whole, _AROUND, scale)
+    if scale > 1:
+        wide |= ndimage.binary_dilation(error, _AROUND, scale // 2)
+    return wide
 
 
 def _luminance(image: NDArray[np.float32]) -> NDArray[np.float64]:

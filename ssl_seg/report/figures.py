@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
 import re
 from collections.abc import Collection, Sequence
@@ -23,6 +24,10 @@ LegendPlace = Literal["outside lower center", "outside upper center"]
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 """Told apart with any color vision (Paul Tol)."""
+_CLASS_COLORS = ("#ffd400", "#00d0ff", "#ff5fd0", "#7dff3c", "#ff9a1f", "#b48cff", "#ffffff", "#00b060")
+"""Bright on images, which are dark or gray."""
+_FAR = 3.0
+"""Quartile distances beyond the quartiles from which a value is far from all others (Tukey)."""
 _CSS_COLORS = {
     **{color: f"var(--c{number})" for number, color in enumerate(COLORS)},
     **dict.fromkeys(("#000000", "#262626"), "currentColor"),
@@ -127,6 +132,28 @@ def add_legend(figure: Figure, place: LegendPlace = "outside lower center", colu
     """Add one legend for all axes: each label once."""
     named = {label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(list(named.values()), list(named), loc=place, ncols=columns, frameon=False, fontsize=8)
+
+
+def class_color(index: int) -> tuple[float, float, float]:
+    """Return the color (R, G, B) of class 1, 2, ...; beyond the chosen ones, hues that lie far from each other."""
+    from matplotlib.colors import to_rgb
+
+    if index <= len(_CLASS_COLORS):
+        return to_rgb(_CLASS_COLORS[index - 1])
+    return colorsys.hsv_to_rgb(index * 0.618 % 1, 0.55, 1.0)  # the golden ratio: none comes again
+
+
+def find_limits(values: Sequence[float] | NDArray[np.floating[Any]]) -> tuple[float, float, int]:
+    """Return the ends of an axis on which values can be told apart, and how many of them lie beyond.
+
+    A few far values would squash all others into one bar: the axis ends with the last value that is within three
+    quartile distances of the quartiles. Where half of the values are equal, nothing is far.
+    """
+    shown = np.asarray(values, np.float64)
+    low, high = np.percentile(shown, (25, 75))
+    reach = _FAR * (high - low) or np.inf
+    near = shown[(shown >= low - reach) & (shown <= high + reach)]
+    return float(near.min()), float(near.max()), len(shown) - len(near)
 
 
 def open_frame(axis: Axes) -> None:

@@ -141,20 +141,18 @@ def _leave_out_pictures(page: Page) -> Page:
 
 
 def make_image_rows(cases: Iterable[tuple[str, PredictedCase]]) -> tuple[ImageRow, ...]:
-    """Return a row of pictures for each plane of each case: input, truth, probability, errors."""
-    from ssl_seg.report.example_figure import INPUT, PREDICTION, PROBABILITY, TRUTH, paint_panel
+    """Return a row of pictures for each plane of each case: input, truth, probability, classes if several, errors."""
+    from ssl_seg.report.example_figure import PREDICTION, PROBABILITY, list_columns, paint_panel
 
     rows = []
     for what, case in cases:
         for plane, example in case.planes.items():
-            known = {INPUT: example.image, TRUTH: example.truth, PROBABILITY: example.prob, PREDICTION: example.pred}
             pictures = tuple(
                 PageImage(
                     "errors" if name == PREDICTION else name,
                     encode_image(paint_panel(example, name), name == PROBABILITY),
                 )
-                for name, values in known.items()
-                if values is not None
+                for name in list_columns(example)
             )
             title = ", ".join(filter(None, (f"{what}: {case.title}".replace("\n", ", "), plane)))
             rows.append(ImageRow(title, pictures))
@@ -173,7 +171,7 @@ def encode_image(values: NDArray[np.floating[Any]], is_probability: bool = False
     image = Image.fromarray(bytes_)
     image.thumbnail((_MOST_SIDE, _MOST_SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
+    image.save(buffer, "JPEG", quality=82, subsampling=0)  # else the color of a line one pixel wide is that around it
     return to_data_uri(buffer.getvalue(), "jpeg")
 
 

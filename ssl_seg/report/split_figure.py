@@ -10,7 +10,7 @@ import numpy as np
 
 from ssl_seg.data.splits.statistics import SetComparison, SetMeasures
 from ssl_seg.errors import DataError
-from ssl_seg.report.figures import add_legend, name_rows, new_figure, save_figure
+from ssl_seg.report.figures import add_legend, find_limits, name_rows, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +39,9 @@ def plot_split(measures: Sequence[SetMeasures], path: Path) -> None:
     for axis, (title, comparisons) in zip(axes, panels, strict=True):
         for row, (m, comparison) in enumerate(zip(measures, comparisons, strict=True)):
             _draw_row(axis, row, comparison, _COLORS["held out" if m.fraction is None else "labeled"])
-        axis.set_xlim(*_limits(comparisons))
-        axis.set_xlabel(title)
+        low, high, beyond = _limits(comparisons)
+        axis.set_xlim(low, high)
+        axis.set_xlabel(title + (f"\n{beyond} case(s) beyond the axis" if beyond else ""))
         axis.grid(axis="x", color="0.9", linewidth=0.8)
         axis.set_axisbelow(True)
         name_rows(axis, range(len(measures)), [_label(m) for m in measures])
@@ -65,11 +66,16 @@ def _draw_row(axis: Axes, row: int, comparison: SetComparison, color: str) -> No
     axis.plot([comparison.mean], [row], "D", color="black", markersize=6, linestyle="-", label=label, zorder=4)
 
 
-def _limits(comparisons: Sequence[SetComparison]) -> tuple[float, float]:
-    """Return limits that show all points and bands; the interval of two cases may be cut."""
-    shown = np.concatenate([[*c.values, c.band_low, c.band_high] for c in comparisons])
-    margin = 0.04 * float(np.ptp(shown)) or 0.5
-    return float(shown.min()) - margin, float(shown.max()) + margin
+def _limits(comparisons: Sequence[SetComparison]) -> tuple[float, float, int]:
+    """Return limits that show all bands, means and points, but for a few points far from all others, and how many these
+    are; the interval of two cases may be cut."""
+    low, high, _ = find_limits(np.concatenate([c.values for c in comparisons]))
+    ends = [low, high, *(end for c in comparisons for end in (c.band_low, c.band_high, c.mean))]
+    low, high = min(ends), max(ends)
+    margin = 0.04 * (high - low) or 0.5
+    low, high = low - margin, high + margin
+    beyond = sum(not low <= value <= high for c in comparisons for value in c.values)
+    return low, high, beyond
 
 
 def _label(m: SetMeasures) -> str:

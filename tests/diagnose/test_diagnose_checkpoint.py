@@ -313,6 +313,14 @@ def test_images_take_turns(best: Path, particles_dir: Path) -> None:
     assert order != order_images(parts, 1)
 
 
+@pytest.mark.parametrize("count", [module.ENOUGH - 1, module.ENOUGH, module.ENOUGH + 1, 4 * module.ENOUGH])
+def test_all_of_validation_is_looked_at_and_enough_of_each_other_part(count: int) -> None:
+    parts = {f"{part}{n}": part for part in ("val", "new", "test") for n in range(count)} | {"train0": "train"}
+    found = [parts[i] for i in order_images(parts, 0)]  # type: ignore[arg-type]
+    some = min(count, module.ENOUGH)
+    assert {part: found.count(part) for part in parts.values()} == {"val": count, "new": some, "test": some, "train": 1}
+
+
 def test_batch_norm_is_looked_at_in_both_modes(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Normed(Brightness):
         def __init__(self) -> None:

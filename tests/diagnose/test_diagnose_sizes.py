@@ -15,7 +15,7 @@ from sizes import around
 from ssl_seg.diagnose import examples, inputs, prediction_files
 from ssl_seg.diagnose.causes import DiagnosisFacts, Subject, _suspect_layers
 from ssl_seg.diagnose.clock import Clock
-from ssl_seg.diagnose.examples import choose_examples, keep_candidates
+from ssl_seg.diagnose.examples import choose_examples, keep_candidates, make_example
 from ssl_seg.diagnose.inputs import NetworkInputs
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
 from ssl_seg.diagnose.result import Example
@@ -30,7 +30,8 @@ def example(number: int, part: str, f1: float | None) -> Example:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("count", [1, *around(examples.SHOWN), *around(24), 200])
 def test_examples_are_chosen_among_all_images_and_few_are_kept(count: int, seed: int) -> None:
-    """Of images that come one by one, at most 13 are kept, and the same are chosen as from all at once."""
+    """At most 25 of images that come one by one are kept: the worst, one in the middle and the best are chosen, and of
+    the other parts the same as from all at once."""
     rng = np.random.default_rng(seed)
     made = []
     for number in range(count):
@@ -38,15 +39,18 @@ def test_examples_are_chosen_among_all_images_and_few_are_kept(count: int, seed:
         made.append(example(number, part, None if part == "new" else round(float(rng.random()), 1)))
     kept: list[Example] = []
     for one in made:
-        kept = keep_candidates([*kept, one])
-    assert len(kept) <= 3 * examples.SHOWN + 1
-    chosen = choose_examples(kept)
-    assert [e.id for e in chosen] == [e.id for e in choose_examples(made)]
-    scored = [e.f1 for e in made if e.part == "val"]
+        scores = [e.f1 for e in made[: made.index(one) + 1] if e.part == "val" and e.f1 is not None]
+        kept = keep_candidates([*kept, one], scores)
+    assert len(kept) <= 3 * examples.SHOWN + 1 + examples.NEAR_MEDIAN
+    scored = sorted(e.f1 for e in made if e.part == "val" and e.f1 is not None)
+    chosen = choose_examples(kept, scored)
+    assert [e.id for e in chosen if e.part != "val"] == [e.id for e in choose_examples(made, scored) if e.part != "val"]
+    own = [e.f1 for e in chosen if e.part == "val"]
     if scored:
-        assert chosen[0].f1 == min(scored)
-    if len(scored) > 1:
-        assert chosen[1].f1 == max(scored)
+        assert own[0] == scored[0]
+    if len(scored) > 2:
+        assert scored[(len(scored) - 1) // 3] <= own[1] <= scored[-1 - (len(scored) - 1) // 3]
+        assert own[2] == scored[-1]
 
 
 @pytest.mark.parametrize("count", [1, 23, 24, 25, 75])
@@ -66,7 +70,28 @@ def test_the_worst_and_the_best_image_of_a_folder_are_shown(tmp_path: Path, coun
     assert found.examples[0].f1 == 0.0
     assert found.examples[0].id == f"{order[-1]:03d}"
     if count > 1:
-        assert (found.examples[1].f1, found.examples[1].id) == (1.0, f"{order[-2]:03d}")
+        ordinary, best = found.examples[1:3]
+        assert (best.f1, best.id) == (1.0, f"{order[-2]:03d}")
+        assert ordinary.f1 == pytest.approx(0.625)  # rolled by 3 of 8 rows, as all others
+
+
+@pytest.mark.parametrize("size", [*around(examples.MAX_SIDE), 3 * examples.MAX_SIDE + 1])
+def test_a_line_one_pixel_wide_is_in_the_picture_of_an_image_of_any_size(size: int) -> None:
+    """A missed one on an odd row, a false one on an odd column, and one that is found; what is ignored is no error."""
+    truth, pred = np.zeros((size, 50), np.int64), np.zeros((size, 50), np.int64)
+    truth[size // 2 + 1, :20] = 1
+    pred[11:14, 30] = 1
+    truth[5, 30:] = pred[5, 30:] = 1
+    truth[-1] = -100
+    shown = make_example("a", "val", np.zeros((1, size, 50)), truth, pred.astype(np.float32), pred)
+    assert shown.truth is not None
+    assert max(shown.truth.shape) == -(-size // -(-size // examples.MAX_SIDE)) <= examples.MAX_SIDE
+    missed, false = ((shown.truth > 0) & (shown.pred == 0)).sum(axis=0), (shown.truth == 0) & (shown.pred > 0)
+    assert missed.tolist() == [1] * 20 + [0] * 30
+    assert false.any(axis=0).nonzero()[0].tolist() == [30]
+    assert ((shown.truth > 0) & (shown.pred > 0)).any(axis=0).tolist() == [False] * 30 + [True] * 20
+    assert shown.prob is not None
+    np.testing.assert_array_equal(shown.prob, shown.pred)
 
 
 @pytest.mark.parametrize("shapes", around(4))

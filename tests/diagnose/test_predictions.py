@@ -98,7 +98,7 @@ def test_healthy_masks_are_left_alone(tmp_path: Path) -> None:
     assert (diagnosis.verdict.level, diagnosis.verdict.code) == ("ok", "healthy")
     assert diagnosis.findings == diagnosis.causes == ()
     assert "outputs" not in diagnosis.statistics
-    assert len(diagnosis.examples) == 4
+    assert len(diagnosis.examples) == 5
 
 
 def test_equal_true_shares_make_equal_predictions_right(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from ssl_seg.data.catalog import CatalogSettings
 from ssl_seg.data.synthetic import generate, write_dataset
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.labels import Meaning
-from ssl_seg.report.audit_figure import COLUMNS, Chart, Sample, choose_cases, plot_audit
+from ssl_seg.report.audit_figure import COLUMNS, MOST_NAMED, Chart, Sample, choose_cases, plot_audit
 from ssl_seg.report.audit_samples import make_charts, read_sample
+from ssl_seg.report.figures import find_limits
 
 RED = (220 / 255, 20 / 255, 60 / 255, 1.0)
 
@@ -84,6 +85,16 @@ def test_each_class_has_a_color_and_a_name(draw: Callable[..., Figure]) -> None:
     assert [t.get_text() for t in legend.get_texts()] == ["one", "two", "other"]
 
 
+@pytest.mark.parametrize("classes", [MOST_NAMED, MOST_NAMED + 1, 255])
+def test_a_legend_names_some_classes_and_counts_the_others(draw: Callable[..., Figure], classes: int) -> None:
+    figure = draw([Sample("a", gray(), square(3, 4, index=classes))], class_names=[f"c{n}" for n in range(classes)])
+    (legend,) = (legend for part in figure.subfigs for legend in part.legends)
+    texts = [t.get_text() for t in legend.get_texts()]
+    assert len(texts) == MOST_NAMED
+    assert texts[-1] == ("c15" if classes == MOST_NAMED else f"and {classes - MOST_NAMED + 1} more")
+    assert figure.axes[0].get_position().height > 0.5  # the images are not pushed aside
+
+
 def test_one_class_needs_no_legend(draw: Callable[..., Figure]) -> None:
     figure = draw([Sample("a", gray(), square(3, 4))], class_names=["one"])
     assert [part.legends for part in figure.subfigs] == [[]]
@@ -133,6 +144,30 @@ def test_charts(draw: Callable[..., Figure]) -> None:
     assert len(axes[1].patches) == 1
     assert [t.get_text() for t in axes[2].get_xticklabels()] == ["0", "255"]
     assert axes[2].get_ylabel() == "share"
+
+
+def test_far_values_are_counted_and_do_not_squash_the_others(draw: Callable[..., Figure]) -> None:
+    values = [float(n) for n in range(100, 140)]
+    far, near = draw([], [Chart("far", [*values, 60_000.0]), Chart("near", [*values, 170.0])]).axes
+    assert sum(p.get_height() for p in far.patches) == 40
+    assert sum(p.get_height() > 0 for p in far.patches) > 3
+    assert far.get_xlabel() == "1 beyond the axis, 100 to 6e+04"
+    assert sum(p.get_height() for p in near.patches) == 41
+    assert near.get_xlabel() == ""
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60))
+def test_limits_hold_the_middle_half_and_count_what_is_beyond(values: list[float]) -> None:
+    low, high, beyond = find_limits(values)
+    assert min(values) <= low <= high <= max(values)
+    assert sum(low <= value <= high for value in values) == len(values) - beyond
+    assert beyond <= len(values) / 2
+
+
+def test_shares_stand_above_their_bars(draw: Callable[..., Figure]) -> None:
+    """A share of 0.1 % has no height that could be seen."""
+    axis = draw([], [Chart("mask values", {"0": 0.999, "255": 0.001}, "share of all voxels")]).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["1", "0.001"]
 
 
 def test_the_sheet_grows_by_rows(draw: Callable[..., Figure]) -> None:

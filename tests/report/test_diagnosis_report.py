@@ -23,11 +23,12 @@ from sizes import around
 from ssl_seg.diagnose.result import Cause, Diagnosis, Histogram
 from ssl_seg.errors import DataError, printable
 from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.monitor.catalog import limit
 from ssl_seg.report.diagnosis import format_report, format_table, write_report
 from ssl_seg.report.diagnosis_figures import plot_foreground, plot_histograms, plot_sweep
 from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict
 from ssl_seg.report.diagnosis_tables import SHOWN_IMAGES, SHOWN_SHAPES, make_key_figures, make_tables
-from ssl_seg.report.example_figure import color_errors, plot_examples
+from ssl_seg.report.example_figure import color_errors, list_columns, paint_panel, plot_examples
 from ssl_seg.scores.text import cut, number
 
 ALL = {"constant": constant_diagnosis, "healthy": healthy_diagnosis, "masks": masks_diagnosis}
@@ -306,6 +307,31 @@ class TestExamples:
         expected = [[*(colors[key] for key in ("found", "wrong", "found", "missed", "false")), [0, 0, 0]]]
         np.testing.assert_allclose(color_errors(example(image=None, truth=truth, pred=pred)), expected)
 
+    @pytest.mark.parametrize("size", [64, 256, 257, 768])
+    def test_an_object_missed_as_a_whole_can_be_seen_however_thin(self, size: int) -> None:
+        """A pixel on each side, of a panel of 256; what is missed beside what is found keeps its width."""
+        truth, pred = np.zeros((size, size), np.int64), np.zeros((size, size), bool)
+        truth[20] = 1
+        truth[40:60] = 1
+        pred[40:59] = True
+        blue = color_errors(example(image=None, truth=truth, pred=pred, prob=None))[..., 2].any(axis=1)
+        scale = -(-size // 256)
+        assert blue[:39].nonzero()[0].tolist() == list(range(20 - scale, 21 + scale))
+        assert blue[50:].sum() == (1 if scale == 1 else 1 + 2 * (scale // 2))
+
+    def test_classes_have_their_colors_in_truth_and_prediction(self, draw: Any) -> None:
+        truth, pred = np.array([[0, 1, 2, 3, IGNORE_INDEX]]), np.array([[1, 2, 3, 0, 0]])
+        three = example(image=None, truth=truth, pred=pred, prob=None)
+        assert list_columns(three) == ["truth", "predicted classes", "prediction and errors"]
+        assert list_columns(example(image=None, prob=None)) == ["truth", "prediction and errors"]
+        shown, predicted = (paint_panel(three, name)[0] for name in ("truth", "predicted classes"))
+        assert len({tuple(color) for color in shown}) == 5
+        np.testing.assert_array_equal(predicted[:4], shown[[1, 2, 3, 0]])
+        np.testing.assert_array_equal([shown[0], shown[4]], [[0] * 3, [0.5] * 3])
+        assert titles(draw(plot_examples, [three, example(prob=None)])) == [
+            "input", "truth", "predicted classes", "prediction and errors",
+        ]  # fmt: skip
+
     def test_predictions_without_truth(self) -> None:
         pred = disk((48, 64), 12)
         alone = color_errors(example(image=None, truth=None, pred=pred))
@@ -394,6 +420,24 @@ class TestOtherFigures:
 
     def test_one_image(self, draw: Any) -> None:
         assert len(draw(plot_foreground, [image_figures(0)]).axes) == 1
+
+    def test_axes_end_with_the_largest_share_and_begin_at_0(self, draw: Any) -> None:
+        images = [image_figures(n, ratio_true=0.002 * n, ratio_pred=0.001 * n) for n in range(5)]
+        scatter, bars = draw(plot_foreground, images).axes
+        end = 0.008 * 1.05
+        assert [scatter.get_xlim(), scatter.get_ylim(), bars.get_xlim()] == [pytest.approx((0, end))] * 3
+        assert sum(bars.patches[0].get_data().values > 0) == 5  # and not one bar
+        empty = draw(plot_foreground, [image_figures(0, ratio_true=0.0, ratio_pred=0.0)]).axes[0]
+        assert empty.get_ylim() == (0, 1)
+
+    @pytest.mark.parametrize("best", [0.42, 0.469, 0.471])
+    def test_a_best_threshold_is_marked_where_it_is_better_than_trivial(self, draw: Any, best: float) -> None:
+        sweep = {"thresholds": [0.5], "f1": [best], "best_threshold": 0.5, "best_f1": best}
+        figure = draw(plot_sweep, sweep, {"best": 0.42})
+        stars = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert len(stars) == (best > 0.42 + limit("trivial_margin"))
+        assert ("no threshold is better" in " ".join(labels)) == (not stars)
 
     def test_sweep(self, draw: Any) -> None:
         sweep = {"thresholds": [0.25, 0.5, 0.75], "f1": [0.4, 0.5, 0.7], "best_threshold": 0.75, "best_f1": 0.7,

@@ -64,6 +64,17 @@ def test_each_set_is_a_row_with_its_cases_mean_interval_and_band(drawn: list[Fig
     assert cv2.imread(str(tmp_path / "new" / "s.png")).std() > 0
 
 
+def test_a_case_far_from_all_others_is_counted_and_does_not_squash_them(drawn: list[Figure], tmp_path: Path) -> None:
+    measures = make_measures()
+    spread = comparison([*np.linspace(-1, 1, 40), 60.0], 0.0)
+    plot_split([measures[0], replace(measures[1], intensity=spread)], tmp_path / "s.png")
+    left, right = drawn[0].axes
+    assert right.get_xlim()[1] < 4
+    assert right.get_xlim()[1] > spread.mean
+    assert right.get_xlabel().endswith("\n1 case(s) beyond the axis")
+    assert "beyond" not in left.get_xlabel()
+
+
 def test_without_intensities_there_is_one_panel(drawn: list[Figure], tmp_path: Path) -> None:
     plot_split(make_measures(intensity=False), tmp_path / "s.png")
     assert len(drawn[0].axes) == 1
