@@ -163,7 +163,9 @@ def _draw_charts(part: SubFigure, charts: Sequence[Chart]) -> None:
         if isinstance(chart.values, Mapping):
             bars = axis.bar(list(chart.values), list(chart.values.values()), color=COLORS[0], width=0.6)
             if chart.unit != "cases":
-                axis.bar_label(bars, [f"{share:.2g}" for share in chart.values.values()], fontsize=7)
+                shares = [f" {100 * share:.3g} %" for share in chart.values.values()]
+                axis.bar_label(bars, shares, fontsize=7, rotation=0 if len(bars) < 5 else 90)
+                axis.margins(y=0.1 if len(bars) < 5 else 0.4)  # else the number lies on the title
             axis.set_xlim(-0.8, len(chart.values) - 0.2)
             axis.tick_params(axis="x", rotation=0 if len("".join(chart.values)) <= _LABEL_LETTERS else 45)
         elif chart.values:

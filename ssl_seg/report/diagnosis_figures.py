@@ -161,8 +161,9 @@ def plot_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], path: Path)
     if trivial.get("best") is not None:
         label = f"trivial: {trivial['best']:.3f}"
         axis.axhline(trivial["best"], color="0.4", linestyle="--", linewidth=1, label=label)
+    most = np.nanmax(np.array([*sweep["f1"], trivial.get("best") or 0.0], np.float64))
     axis.set_xlim(0, 1)
-    axis.set_ylim(0, 1.02)
+    axis.set_ylim(0, min(1.15 * float(most), 1.02) or 1.02)
     axis.set_xlabel("threshold of the probability")
     axis.set_ylabel("F1")
     open_frame(axis)

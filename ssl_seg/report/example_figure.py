@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ssl_seg.report.figures import class_color, hide_ticks, new_figure, save_figure, write_inside
+from ssl_seg.report.figures import class_color, describe_class_colors, hide_ticks, new_figure, save_figure, write_inside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,6 +88,9 @@ def plot_examples(
             row[0].set_ylabel(title, fontsize=7)
         for axis, column in zip(axes[0], columns, strict=True):
             axis.set_title(errors if column == PREDICTION else column, fontsize=9)
+    if CLASSES in columns:
+        highest = max(int(array.max()) for e in examples for array in (e.truth, e.pred) if array is not None)
+        figure.supxlabel(f"classes: {describe_class_colors([str(n) for n in range(1, highest + 1)])}", fontsize=8)
     if PROBABILITY in columns:
         below = list(axes[:, columns.index(PROBABILITY)])
         shown = next(axis.images[0] for axis in below if axis.images)

@@ -24,8 +24,17 @@ LegendPlace = Literal["outside lower center", "outside upper center"]
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 """Told apart with any color vision (Paul Tol)."""
-_CLASS_COLORS = ("#ffd400", "#00d0ff", "#ff5fd0", "#7dff3c", "#ff9a1f", "#b48cff", "#ffffff", "#00b060")
-"""Bright on images, which are dark or gray."""
+_CLASS_COLORS = {
+    "yellow": "#ffd400",
+    "light blue": "#00d0ff",
+    "pink": "#ff5fd0",
+    "light green": "#7dff3c",
+    "orange": "#ff9a1f",
+    "violet": "#b48cff",
+    "white": "#ffffff",
+    "dark green": "#00b060",
+}
+"""Of class 1, 2, ...: bright on images, which are dark or gray."""
 _FAR = 3.0
 """Quartile distances beyond the quartiles from which a value is far from all others (Tukey)."""
 _CSS_COLORS = {
@@ -139,8 +148,14 @@ def class_color(index: int) -> tuple[float, float, float]:
     from matplotlib.colors import to_rgb
 
     if index <= len(_CLASS_COLORS):
-        return to_rgb(_CLASS_COLORS[index - 1])
+        return to_rgb(list(_CLASS_COLORS.values())[index - 1])
     return colorsys.hsv_to_rgb(index * 0.618 % 1, 0.55, 1.0)  # the golden ratio: none comes again
+
+
+def describe_class_colors(names: Sequence[str]) -> str:
+    """Return the color of each of the first classes in words, such as ``yellow: 1, light blue: 2``."""
+    named = [f"{color}: {name}" for color, name in zip(_CLASS_COLORS, names, strict=False)]
+    return ", ".join(named + [f"and {len(names) - len(named)} more"] * (len(names) > len(named)))
 
 
 def find_limits(values: Sequence[float] | NDArray[np.floating[Any]]) -> tuple[float, float, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.home import find_home
 from ssl_seg.errors import SslSegError, name_examples, quote
+from ssl_seg.report.figures import describe_class_colors
 from ssl_seg.report.page import Page, PageSection, make_facts, make_image_rows
 from ssl_seg.report.run_figures import Drawing, draw_curves, draw_foreground_scatter, draw_scores
 from ssl_seg.report.run_record import NETS, RunRecord
@@ -103,8 +104,11 @@ def _explain_cases(record: RunRecord) -> str:
     network = (
         "" if record.used is None else f", predicted by the {record.used.net} of best.pt (step {record.used.step:,})"
     )
-    wrong = "; foreground of a wrong class in yellow" if record.config and record.config.data.num_classes > 2 else ""
-    return f"Validation cases by Dice{network}. Errors: found in green, missed in blue, false in red{wrong}."
+    text = f"Validation cases by Dice{network}. Errors: found in green, missed in blue, false in red"
+    if record.config is None or record.config.data.num_classes < 3:
+        return f"{text}. What is missed or false as a whole is drawn a pixel wider, so that it can be seen."
+    values = record.config.data.label_values[1:] or range(1, record.config.data.num_classes)
+    return f"{text}; foreground of a wrong class in yellow. Classes: {describe_class_colors([*map(str, values)])}."
 
 
 def _has_content(section: PageSection) -> bool:

@@ -167,7 +167,7 @@ def test_limits_hold_the_middle_half_and_count_what_is_beyond(values: list[float
 def test_shares_stand_above_their_bars(draw: Callable[..., Figure]) -> None:
     """A share of 0.1 % has no height that could be seen."""
     axis = draw([], [Chart("mask values", {"0": 0.999, "255": 0.001}, "share of all voxels")]).axes[0]
-    assert [text.get_text() for text in axis.texts] == ["1", "0.001"]
+    assert [text.get_text() for text in axis.texts] == [" 99.9 %", " 0.1 %"]
 
 
 def test_the_sheet_grows_by_rows(draw: Callable[..., Figure]) -> None:
