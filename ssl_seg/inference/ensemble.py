@@ -18,7 +18,7 @@ from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.decision import LIKELIEST, Decision
 from ssl_seg.inference.model import Model, open_model
-from ssl_seg.inference.scoring import PredictFn, Score, measure_ranking, rank_voxels, score_case
+from ssl_seg.inference.scoring import PredictFn, Score, measure_ranking, measure_reliability, rank_voxels, score_case
 
 _COMMON: dict[str, Callable[[Model], Any]] = {
     "images": lambda model: f"{model.config.data.ndim}D",
@@ -187,7 +187,7 @@ def score_cases(
                 row[-1] = replace(row[-1], average_precision=measure_ranking(ranking))
         rows.append(row)
     return tuple(
-        Score(column, store.catalog.label_values[1:], measure_ranking(own))
+        Score(column, store.catalog.label_values[1:], measure_ranking(own), measure_reliability(own))
         for column, own in zip(zip(*rows, strict=True), rankings, strict=True)
     )
 

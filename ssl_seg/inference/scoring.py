@@ -16,7 +16,7 @@ from ssl_seg.data.store import WholeCase
 from ssl_seg.errors import DataError
 from ssl_seg.inference.decision import LIKELIEST, Decision
 from ssl_seg.labels import IGNORE_INDEX, Task
-from ssl_seg.scores.calibration import Counts, bin_log_odds
+from ssl_seg.scores.calibration import Counts, bin_log_odds, compute_reliability_of_classes
 from ssl_seg.scores.intervals import Estimate, estimate_margin
 from ssl_seg.scores.metrics import (
     RATIOS,
@@ -43,6 +43,11 @@ RANKING_BINS = 4096
 
 PredictFn = Callable[[NDArray[np.generic], tuple[float, ...] | None], NDArray[np.float32]]
 """Raw image (C,*S) and its voxel size, where known -> probabilities (K,*S)."""
+
+
+Reliability = tuple[tuple[tuple[float | None, ...], ...], ...]
+"""Of each foreground class, of each bin of its probability: share of the voxels, mean probability, and how many of them
+are of the class; None in an empty bin."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Score:
     average_precision: tuple[float | None, ...] | None = None
     """Of each foreground class over the voxels of all cases; for a cross-validation, the mean of its folds, since the
     probabilities of different networks have no common order."""
+    reliability: Reliability | None = field(default=None, compare=False)
+    """Over the voxels of all cases; None in files that were written before there was any."""
 
     @cached_property
     def margin(self) -> Estimate:
@@ -292,6 +299,12 @@ def measure_ranking(ranking: Counts) -> tuple[float | None, ...]:
     return tuple(compute_average_precision(own, others) for others, own in ranking)
 
 
+def measure_reliability(ranking: Counts) -> Reliability:
+    """Return how often voxels of each probability are of a class (F, 2, B), as ``rank_voxels`` has counted them."""
+    diagrams = compute_reliability_of_classes(ranking, RANKING_BINS)
+    return tuple(tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in own) for own in diagrams)
+
+
 def count_classes(score: Score) -> NDArray[np.int64]:
     """Return the counts (cases, foreground classes, 4) of voxels tp, fp, fn, tn."""
     return np.array([[_counts(o) for o in case.classes] for case in score.cases], np.int64)
@@ -316,6 +329,7 @@ def parse_cases(
     rows: Sequence[Mapping[str, Any]],
     label_values: Sequence[int] = (),
     average_precision: Sequence[float | None] | None = None,
+    reliability: Sequence[Sequence[Sequence[float | None]]] | None = None,
 ) -> Score:
     """Return the score that ``pack_cases`` was given, without surface distances.
 
@@ -337,6 +351,7 @@ def parse_cases(
         ),
         tuple(label_values),
         None if average_precision is None else tuple(average_precision),
+        None if reliability is None else tuple(tuple(tuple(row) for row in own) for own in reliability),
     )
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Example
     from ssl_seg.results.evaluation import EvaluateRequest
 
+_MOST_TOLD = 6
+"""Classes whose Dice is in the title of a case."""
+
 CaseRow = Mapping[str, Any]
 """The scores of a case, as ``evaluate`` has them."""
 
@@ -96,5 +99,6 @@ def _describe_classes(row: CaseRow, label_values: Sequence[int]) -> str:
     if "classes" in row:
         known = zip(label_values, row["classes"], strict=True)
         each = [f"{value}: {dice:.3f}" for value, dice in known if dice is not None]
+        each = [*each[:_MOST_TOLD], f"and {len(each) - _MOST_TOLD} more"] if len(each) > _MOST_TOLD else each
         return f", mean of its classes\n{', '.join(each)}" if each else ", nothing to find"
     return "" if row["prevalence"] else ", nothing to find"

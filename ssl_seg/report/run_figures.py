@@ -14,6 +14,8 @@ from ssl_seg.config.curves import RunCurves, compute_curves
 from ssl_seg.errors import SslSegError
 from ssl_seg.report.figures import COLORS, add_legend, make_figure, open_frame, to_svg
 from ssl_seg.report.run_record import NETS, Looks, RunRecord
+from ssl_seg.run.final_scores import NetworkScore
+from ssl_seg.scores.calibration import compute_ece
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -310,6 +312,36 @@ def draw_foreground_scatter(shares: Sequence[tuple[float, float]]) -> Drawing:
     open_frame(axis)
     caption = "A dot for each validation case. Dots on one level: the prediction does not depend on the image."
     return Drawing("Predicted and true foreground", caption, to_svg(figure))
+
+
+def draw_reliability(used: NetworkScore) -> Drawing | None:
+    """Return how often voxels of each probability are of a class; None where that was not counted."""
+    if used.score.reliability is None:
+        return None
+    figure = make_figure((WIDTH, 3.4))
+    axis = figure.subplots()
+    axis.axline((0, 0), slope=1, color=_MUTED, linewidth=0.9, linestyle="--")
+    names = used.score.label_values or range(1, 1 + len(used.score.reliability))
+    end = 0.0
+    for color, name, rows in zip(COLORS, names, used.score.reliability, strict=False):
+        diagram = np.array(rows, np.float64)
+        share, probability, true = diagram[diagram[:, 0] > 0].T
+        label = f"{'foreground' if len(names) == 1 else f'class {name}'}: error {compute_ece(diagram):.3f}"
+        axis.plot(probability, true, color=color, linewidth=1.2, label=label)
+        axis.scatter(probability, true, s=8 + 90 * np.sqrt(share), color=color, linewidths=0, alpha=0.7)
+        end = max(end, float(probability.max(initial=0)), float(true.max(initial=0)))
+    axis.set(xlim=(-0.02, min(1.05 * end, 1.02)), ylim=(-0.02, min(1.05 * end, 1.02)))
+    axis.set_xlabel("predicted probability", fontsize=8)
+    axis.set_ylabel("share of the voxels that are it", fontsize=8)
+    open_frame(axis)
+    add_legend(figure, columns=2)
+    more = len(names) - len(COLORS)
+    caption = (
+        f"The {used.net} on the whole validation cases, before any calibration. On the dashed line, 0.8 is right 8 "
+        "times of 10; below it the network is too sure, above it not sure enough. The larger a dot, the more voxels. "
+        f"Error: mean distance from the line{f'. {more} more classes are not drawn' if more > 0 else ''}."
+    )
+    return Drawing("Reliability of the probabilities", caption, to_svg(figure))
 
 
 def draw_runs(records: Mapping[str, RunRecord]) -> Drawing | None:

@@ -10,7 +10,7 @@ from ssl_seg.data.home import find_home
 from ssl_seg.errors import SslSegError, name_examples, quote
 from ssl_seg.report.figures import describe_class_colors
 from ssl_seg.report.page import Page, PageSection, make_facts, make_image_rows
-from ssl_seg.report.run_figures import Drawing, draw_curves, draw_foreground_scatter, draw_scores
+from ssl_seg.report.run_figures import Drawing, draw_curves, draw_foreground_scatter, draw_reliability, draw_scores
 from ssl_seg.report.run_record import NETS, RunRecord
 from ssl_seg.report.score_cells import make_object_rows, name_subject, show_margin, to_table
 from ssl_seg.report.table import Table
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MOST_CASES = 500
 """Rows of the table of cases; of more, the worst and the best half."""
 MOST_EVENTS = 200
+MOST_CLASSES = 16
+"""Columns of classes in the table of cases; of more classes there are none."""
 _SHOWN = ("worst", "median", "best")
 _SOURCES = {"best": "best on the probe", "last": "last step", "swa": "average of weights"}
 """File in which a network was when it was scored -> what it is called; best.pt is the file of the one used since."""
@@ -91,6 +93,7 @@ def make_run_page(record: RunRecord, cases: Sequence[PredictedCase] = (), why_no
         ),
         PageSection("Cases", (why_no_cases or _explain_cases(record),), rows=make_image_rows(named)),
         PageSection("Curves", _note_looks(record), draw_curves(record)),
+        _make_calibration_section(record),
         _make_case_section(record),
         PageSection("What happened", tables=(_make_event_table(record),)),
         PageSection("Data and split", tables=tuple(_make_split_tables(record))),
@@ -175,8 +178,23 @@ def _make_score_tables(record: RunRecord) -> Iterator[Table]:
         ))  # fmt: skip
     if "objects" in summary:
         yield to_table("Objects", make_object_rows(summary["objects"]))
-    if calibration := _read_calibration(record):
-        yield make_facts("Calibration", {used.net: calibration})
+
+
+def _make_calibration_section(record: RunRecord) -> PageSection:
+    """Return the reliability of the network that is used, as its scores have it, and what `calibrate` has stored."""
+    if record.used is None:
+        return PageSection("Calibration")
+    drawing, stored = draw_reliability(record.used), _read_calibration(record)
+    missing = (
+        "The run was scored before reliability was counted: "
+        f"`ssl-seg calibrate {quote(record.run.path)} --figure FILE` measures it."
+    )
+    return PageSection(
+        "Calibration",
+        () if drawing else (missing,),
+        drawings=(drawing,) if drawing else (),
+        tables=(make_facts("Stored by calibrate", {record.used.net: stored}),) if stored else (),
+    )
 
 
 def _list_distinct(record: RunRecord) -> list[NetworkScore]:
@@ -233,6 +251,9 @@ def _make_case_section(record: RunRecord) -> PageSection:
         notes = (f"The worst and the best {half} of {len(rows):,} cases; scores.json has all.",)
         rows = [*rows[:half], *rows[-half:]]
     labels = [row["label"] for row in summary.get("classes", ())]
+    if len(labels) > MOST_CLASSES:
+        notes = (*notes, f"Each class of each case is in scores.json: {len(labels)} columns would be no table.")
+        labels = []
     columns = ("case", "Dice", "IoU", "precision", "recall", "true foreground", "predicted")
     table = Table(
         "",
@@ -243,7 +264,7 @@ def _make_case_section(record: RunRecord) -> PageSection:
                 row["id"],
                 *(number(row[name]) for name in ("dice", "iou", "precision", "recall")),
                 *map(share, pair),
-                *map(number, row.get("classes", ())),
+                *map(number, row.get("classes", ())[: len(labels)]),
             )
             for row, pair in rows
         ),

@@ -201,6 +201,7 @@ def save_final_scores(final: FinalScores, run: RunDir) -> None:
             "collapsed": n.collapsed,
             **{k: v for k, v in n.score.summarize().items() if k != "cases"},
             "average_precision": n.score.average_precision,
+            "reliability": n.score.reliability,
             "cases": pack_cases(n.score),
         }
         for n in final.networks
@@ -237,7 +238,7 @@ def load_final_scores(run: RunDir) -> FinalScores | None:
                 row["net"],
                 row["step"],
                 row["collapsed"],
-                parse_cases(row["cases"], values["label_values"], row.get("average_precision")),
+                parse_cases(row["cases"], values["label_values"], row.get("average_precision"), row.get("reliability")),
             )
             for row in values["networks"]
         )

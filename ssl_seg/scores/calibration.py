@@ -392,6 +392,17 @@ def compute_reliability_of_odds(histograms: Counts, scalings: Sequence[Scaling])
     )
 
 
+def compute_reliability_of_classes(counts: Counts, per_unit: int) -> Floats:
+    """Return the reliability diagram (F, RELIABILITY_BINS, 3) of each class against all others.
+
+    Args:
+        counts: (F, 2, B) of all voxels together, see ``bin_log_odds``.
+        per_unit: bins to a unit of asinh(log-odds).
+    """
+    centers = np.sinh((np.arange(counts.shape[-1]) + 0.5) / per_unit - LIMIT)
+    return np.stack([compute_reliability([(special.expit(centers), own.sum(axis=0), own[1])]) for own in counts])
+
+
 def compute_ece(reliability: Floats) -> float:
     """Return the expected calibration error of a reliability diagram: the mean distance of probability and truth."""
     share, probability, foreground = reliability.T

@@ -21,8 +21,9 @@ from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.store import CaseStore
 from ssl_seg.diagnose.result import ImageFigures, Moments
-from ssl_seg.report.audit_figure import COLUMNS, SHOWN, Sample, _color, choose_cases, plot_audit
+from ssl_seg.report.audit_figure import COLUMNS, SHOWN, Sample, choose_cases, plot_audit
 from ssl_seg.report.diagnosis_figures import _MARKERS, _styles
+from ssl_seg.report.figures import class_color
 from ssl_seg.report.probe_figure import _colors
 from ssl_seg.studies.ablation.cells import CellFolder, read_latest
 from ssl_seg.studies.ablation.execute import CellState
@@ -54,7 +55,7 @@ def test_every_sample_has_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("count", around(8))
 def test_classes_and_losses_have_colors_of_their_own(count: int) -> None:
     """There are 13 losses; classes may be many."""
-    assert len({to_hex(_color(index)) for index in range(1, count + 1)}) == count
+    assert len({to_hex(class_color(index)) for index in range(1, count + 1)}) == count
     assert len({to_hex(color) for color in _colors(min(count, 20))}) == min(count, 20)
 
 

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score
 
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.inference.ensemble import score_cases
-from ssl_seg.inference.scoring import Score, measure_ranking, pack_cases, parse_cases, rank_voxels
+from ssl_seg.inference.scoring import Score, measure_ranking, measure_reliability, pack_cases, parse_cases, rank_voxels
 from ssl_seg.labels import IGNORE_INDEX, Meaning
 from ssl_seg.results.folds import join_scores
 from ssl_seg.scores import calibration
@@ -148,5 +149,31 @@ class TestScores:
 
     def test_written_and_read(self) -> None:
         score = self.score(["0", "2"])
-        rows, precision = json.loads(json.dumps([pack_cases(score), score.average_precision]))
-        assert parse_cases(rows, score.label_values, precision).summarize() == score.summarize()
+        written = json.loads(json.dumps([pack_cases(score), score.average_precision, score.reliability]))
+        rows, precision, reliability = written
+        back = parse_cases(rows, score.label_values, precision, reliability)
+        assert back.summarize() == score.summarize()
+        assert back.reliability == score.reliability is not None
+        assert parse_cases(rows, score.label_values, precision).reliability is None  # of an earlier version
+
+    def test_reliability_is_scikit_learns(self) -> None:
+        """Of each class over the voxels of all cases; bins without voxels are empty there."""
+        reliability = self.score(["0", "1", "2"]).reliability
+        assert reliability is not None
+        true = np.concatenate([target.ravel() for target in TARGETS])
+        for label, rows in enumerate(reliability, start=1):
+            own = np.concatenate([probs[label].ravel() for probs in PROBS])
+            share, probability, right = np.array([row for row in rows if row[0]], np.float64).T
+            expected, predicted = calibration_curve(true == label, own, n_bins=calibration.RELIABILITY_BINS)
+            np.testing.assert_allclose(right, expected)
+            np.testing.assert_allclose(probability, predicted, atol=1e-3)
+            counts = np.histogram(own, calibration.RELIABILITY_BINS, (0, 1))[0]
+            np.testing.assert_allclose(share, counts[counts > 0] / len(own))
+            assert [row[1:] for row in rows if not row[0]] == [(None, None)] * int((counts == 0).sum())
+
+    def test_a_voxel_without_a_finite_output_is_surely_wrong(self) -> None:
+        probs = np.array([[0.5, np.nan, np.nan], [0.5, np.nan, np.nan]], np.float32)
+        (rows,) = measure_reliability(rank_voxels(probs, np.array([1, 1, 0])))
+        assert [(row[0], row[2]) for row in (rows[0], rows[7], rows[-1])] == [
+            (pytest.approx(1 / 3), 1.0), (pytest.approx(1 / 3), 1.0), (pytest.approx(1 / 3), 0.0),
+        ]  # fmt: skip

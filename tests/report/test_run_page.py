@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from ssl_seg.report import page as page_module
 from ssl_seg.report.comparison_page import make_comparison_page
 from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, render_page, write_page
 from ssl_seg.report.run_figures import draw_curves, draw_scores, list_marks
-from ssl_seg.report.run_page import MOST_CASES, MOST_EVENTS, make_run_page
+from ssl_seg.report.run_page import MOST_CASES, MOST_CLASSES, MOST_EVENTS, make_run_page
 from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, read_looks, read_run
 from ssl_seg.report.run_report import write_report_page, write_when_trained
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
@@ -242,6 +243,14 @@ class TestSoundPages:
         assert [row[0] for row in rows_of(page, "Score") if len(row) == 5] == ["1", "2", "3", "4"]
         assert all(len(row) == 7 + 4 for row in rows_of(page, "All validation cases"))
 
+    @pytest.mark.parametrize("classes", [MOST_CLASSES, MOST_CLASSES + 1])
+    def test_a_column_for_each_class_where_these_are_few(self, tmp_path: Path, classes: int) -> None:
+        final = make_final(make_dice_score([0.8] * 12, classes=classes))
+        page = make_run_page(read_run(make_run(tmp_path / "run", [make_look(12)], (), final)))
+        columns = classes if classes <= MOST_CLASSES else 0
+        assert {len(row) for row in rows_of(page, "All validation cases")} == {7 + columns}
+        assert ("scores.json" in texts(page)["All validation cases"]) == (not columns)
+
     def test_not_a_run(self, tmp_path: Path) -> None:
         (tmp_path / "pretraining.json").write_text("{}")
         with pytest.raises(RunDirError, match="is a pre-training"):
@@ -291,6 +300,16 @@ class TestTables:
 
 
 class TestHtml:
+    def test_reliability_is_that_of_the_scores_or_it_is_told_how_to_get_it(self, tmp_path: Path) -> None:
+        bins = [[0.0, None, None]] * 15
+        bins[1], bins[13] = [0.75, 0.1, 0.2], [0.25, 0.9, 0.9]
+        counted = replace(make_dice_score([0.8] * 12), reliability=tuple(map(tuple, [map(tuple, bins)])))
+        page = make_run_page(read_run(make_run(tmp_path / "new", [make_look(12)], (), make_final(counted))))
+        (drawing,) = next(s for s in page.sections if s.title == "Calibration").drawings
+        assert "foreground: error 0.075" in drawing.svg  # 0.75 of the voxels are 0.1 off
+        old = texts(make_run_page(read_run(make_healthy(tmp_path / "old"))))["Calibration"]
+        assert "ssl-seg calibrate" in old
+
     def test_names_cannot_become_markup(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ssl_seg.report.run_page.draw_curves", lambda _: ())  # they hold no names
         run = make_healthy(tmp_path / "<b>run")
@@ -397,6 +416,7 @@ class TestOfATraining:
         text = write_report_page([tiny_run], tmp_path / "a.html").read_text()
         assert text.count('<div class="cases">') == 3
         assert text.count("<img") == 12
+        assert "Reliability of the probabilities" in text
         for title in ("worst", "median", "best"):
             assert f"<p>{title}: " in text
         assert "<p>worst: " not in write_report_page([tiny_run], tmp_path / "b.html", seconds=-1).read_text()
