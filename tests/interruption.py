@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +11,6 @@ from typing import Any
 import pytest
 
 from ssl_seg.engine.engine import Engine
-
-HOURS = 6 * 3600
-"""Seconds after which a test gives up: something hangs, however busy the machine is."""
 
 _STOP_AFTER = """
 import os, runpy, signal, sys, threading
@@ -106,23 +101,13 @@ def interrupted_after(steps: int) -> Iterator[None]:
         yield
 
 
-def start(module: str, *arguments: str, stop: tuple[int, str] | None = None, **options: Any) -> subprocess.Popen[Any]:
-    """Start ``python -m MODULE``.
+def stopping(module: str, *arguments: str, stop: tuple[int, str]) -> list[str]:
+    """Return the command (see ``forking``) for ``python -m MODULE`` that sends itself a signal.
 
     Args:
         module: is run as the main program.
         arguments: of it.
-        stop: after how many steps of the run it sends itself a signal of this name; for ``orphaned`` it then prints
-            ``waits``, and goes on when standard input has closed and it was told so.
-        options: of ``Popen``.
+        stop: after how many steps of the run, and the name of the signal; for ``orphaned`` it then prints ``waits``,
+            and goes on when standard input has closed and it was told so.
     """
-    command = ["-m", module] if stop is None else ["-c", _STOP_AFTER, str(stop[0]), stop[1], module]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *command, *arguments], env=environment, **options)
-
-
-def run(*arguments: str, stop: tuple[int, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Return what ``ssl-seg`` says and how it ends; see ``start``."""
-    process = start("ssl_seg", *arguments, stop=stop, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    output, errors = process.communicate(timeout=HOURS)
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    return ["-c", _STOP_AFTER, str(stop[0]), stop[1], module, *arguments]

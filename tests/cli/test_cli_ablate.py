@@ -3,15 +3,13 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import TINY
-from interruption import HOURS
+from forking import run as run_program
 from test_cli import assert_refused
 
 from ssl_seg.files import write_json
@@ -140,7 +138,7 @@ def test_an_ablation_that_is_killed_goes_on_where_it_was(cli: Cli, spec: Path, t
     spec.write_text(yaml.safe_dump({**values, "split_seeds": [0]}))  # a cell of each method, one after the other
     out = tmp_path / "out"
     command = ["ablate", str(spec), "--out", str(out), "--workers", "1", "--json"]
-    first = subprocess.run([sys.executable, "-c", KILLED_IN_THE_SECOND_CELL, *command], timeout=HOURS, check=False)
+    first = run_program(["-c", KILLED_IN_THE_SECOND_CELL, *command], tmp_path)
     assert first.returncode == -signal.SIGKILL
     written = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/score_*.json")}
     assert len(written) == 1

@@ -15,9 +15,9 @@ import pytest
 import torch
 from conftest import Cli
 from diagnosis_cases import constant_diagnosis, healthy_diagnosis, masks_diagnosis
+from forking import HOURS
 from hypothesis import given
 from hypothesis import strategies as st
-from interruption import HOURS
 from test_cli import assert_refused
 
 from ssl_seg.config import DataConfig

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from forking import HOURS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interruption import HOURS
 
 from ssl_seg.data.formats import stored as stored_module
 from ssl_seg.data.volumes import (

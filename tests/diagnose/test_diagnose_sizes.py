@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from interruption import HOURS
+from forking import HOURS
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sizes import around

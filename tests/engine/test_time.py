@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, Notes
+from forking import run as run_program
 from interruption import stop_after
 from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
@@ -466,26 +465,10 @@ class TestRuns:
     @pytest.mark.slow
     @pytest.mark.ddp
     def test_all_processes_make_the_same_number_of_steps(self, particles_dir: Path, tmp_path: Path) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "ssl_seg",
-            "train",
-            "--data",
-            str(particles_dir),
-            "--out",
-            str(tmp_path / "run"),
-        ]
+        command = ["-m", "ssl_seg", "train", "--data", str(particles_dir), "--out", str(tmp_path / "run")]
         command += ["--network", "basic_unet", "--devices", "2", "--minutes", "0.3", "--set", "network.features=4"]
         command += ["--set", "data.patch_size=[32,32]", "--set", "length.steps_per_epoch=6"]
-        process = subprocess.run(
-            command,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        process = run_program(command, tmp_path)
         assert process.returncode == 0, process.stderr
         run = RunDir(tmp_path / "run")
         steps = yaml.safe_load((run.path / "config.yaml").read_text())["length"]["steps"]

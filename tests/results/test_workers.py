@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forking import HOURS
 
 from ssl_seg.errors import DataError, MachineError
 from ssl_seg.files import atomic_write
@@ -21,7 +22,6 @@ from ssl_seg.results import claims
 from ssl_seg.results.claims import claim_each, read_state, try_lock
 from ssl_seg.results.workers import run_workers
 
-HOURS = 6 * 3600
 Tell = Callable[[object], None]
 
 

@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,8 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, same_weights, train_tiny
-from interruption import HOURS, interrupted_after, run
+from forking import run
+from interruption import interrupted_after, stopping
 from score_counts import make_net_score, make_scores
 
 from ssl_seg.config.layers import Layer, dump_config, read_layers
@@ -300,8 +298,8 @@ class TestInterruption:
     def test_kill_9_then_resume_is_bit_equal(self, whole: Path, long_config: Path, tmp_path: Path, steps: int) -> None:
         """Killed before, at and after the end of an epoch of 8 steps; the continued run ends with the same bits."""
         out = tmp_path / "killed"
-        stop = (steps, "SIGKILL")
-        killed = run("train", "--config", str(long_config), "--labels", "0.5", "--out", str(out), stop=stop)
+        command = ["train", "--config", str(long_config), "--labels", "0.5", "--out", str(out)]
+        killed = run(stopping("ssl_seg", *command, stop=(steps, "SIGKILL")), tmp_path)
         assert killed.returncode == -signal.SIGKILL
         assert train(TrainRequest(resume=out)).ending == "finished"
         assert same_weights(whole / "checkpoints" / "last.pt", out / "checkpoints" / "last.pt")
@@ -311,8 +309,8 @@ class TestInterruption:
 
     def test_ctrl_c_saves_and_names_the_resume_command(self, long_config: Path, tmp_path: Path) -> None:
         out = tmp_path / "stopped"
-        stop = (7, "SIGINT")
-        done = run("train", "--config", str(long_config), "--labels", "0.5", "--out", str(out), stop=stop)
+        command = ["train", "--config", str(long_config), "--labels", "0.5", "--out", str(out)]
+        done = run(stopping("ssl_seg", *command, stop=(7, "SIGINT")), tmp_path)
         assert done.returncode == 130, done
         assert f"ssl-seg train --resume {out}" in done.stdout
         assert load_checkpoint(out / "checkpoints" / "last.pt").progress.step == 7
@@ -472,10 +470,7 @@ Path(sys.argv[3], f"rank{engine.fabric.global_rank}.json").write_text(json.dumps
     }
     script = tmp_path / "script.py"
     script.write_text(code)
-    process = subprocess.run(
-        [sys.executable, str(script), json.dumps(settings), str(tmp_path / "run"), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HOURS, check=False,
-    )  # fmt: skip
+    process = run([str(script), json.dumps(settings), str(tmp_path / "run"), str(tmp_path)], tmp_path)
     assert process.returncode == 0, process.stderr
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
     assert ranks[0] == ranks[1]

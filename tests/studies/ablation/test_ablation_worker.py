@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ablation_cases import WANTED, write_spec
-from interruption import HOURS
-from interruption import start as start_process
+from forking import Program
+from interruption import stopping
 
 from ssl_seg.engine.machine import count_cores
 from ssl_seg.files import hold_directory
@@ -173,24 +173,22 @@ def test_a_worker_whose_caller_dies_saves_its_state_and_another_goes_on(
     folder = open_folder(tmp_path / "out", cell.id)
     process = start(folder, stop=(4, "orphaned"))
     wait_for(lambda: "waits\n" in folder.log.read_text(), process)
-    assert process.stdin is not None
     process.stdin.close()  # what happens when the process that holds the other end is killed
-    assert process.wait(HOURS) == 130
+    assert process.wait() == 130
     assert load_checkpoint(folder.run.last).progress.step == 4
-    assert start(folder, stop=(8, "SIGKILL")).wait(HOURS) == -signal.SIGKILL
+    assert start(folder, stop=(8, "SIGKILL")).wait() == -signal.SIGKILL
     assert run_cell(folder, WANTED) == DONE  # the lock of a killed process is free
     assert folder.log.read_text().count("training from step 0 ") == 1
     assert "training from step 0 " not in capsys.readouterr().out
     assert read_result(tmp_path / "out", cell, WANTED).status == "done"
 
 
-def start(folder: CellFolder, stop: tuple[int, str]) -> subprocess.Popen[bytes]:
-    with folder.log.open("ab") as log:
-        streams = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log}
-        return start_process(WORKER, str(folder.path), "val", "best", "better", stop=stop, **streams)
+def start(folder: CellFolder, stop: tuple[int, str]) -> Program:
+    folder.log.touch()
+    return Program(stopping(WORKER, str(folder.path), "val", "best", "better", stop=stop), folder.log, folder.log)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def wait_for(condition: Callable[[], bool], process: Program) -> None:
     """Wait for the event, as long as the process that is to bring it runs."""
     while not condition():
         assert process.poll() is None, "it ended without"
