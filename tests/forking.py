@@ -21,7 +21,16 @@ HOURS = 6 * 3600
 """Seconds after which a test gives up: something hangs, however busy the machine is."""
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["ssl_seg.run.training", "ssl_seg.results.evaluation", "torch._dynamo"])
+_LOADED = [
+    "torch._dynamo",
+    "ssl_seg.run.training",
+    "ssl_seg.results.prediction",
+    "ssl_seg.cli.train",
+    "pytest",
+    "hypothesis",
+    "typer",
+]
+SERVER.set_forkserver_preload(_LOADED)
 
 
 class Program:

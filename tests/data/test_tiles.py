@@ -29,11 +29,14 @@ from ssl_seg.errors import DataError, SplitError
 def scene(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return a noisy image with bright balls, and a mask of 0 and 255."""
     rng = np.random.default_rng(seed)
-    grid = np.indices(shape)
     mask = np.zeros(shape, bool)
     for _ in range(np.prod(shape) // 30 ** len(shape)):
-        center = [rng.integers(0, n) for n in shape]
-        mask |= sum((g - c) ** 2 for g, c in zip(grid, center, strict=True)) < rng.integers(4, 10) ** 2
+        center, radius = [int(rng.integers(0, n)) for n in shape], int(rng.integers(4, 10))
+        box = tuple(slice(max(0, c - radius), c + radius + 1) for c in center)
+        grid = np.ogrid[
+            tuple(slice(s.start - c, min(s.stop, n) - c) for s, c, n in zip(box, center, shape, strict=True))
+        ]
+        mask[box] |= sum(g**2 for g in grid) < radius**2
     image = np.clip(rng.normal(70, 15, shape) + 90 * mask, 0, 255).astype(np.uint8)
     return image, mask.astype(np.uint8) * 255
 

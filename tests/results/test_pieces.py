@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import Cli
+from forking import SERVER
 from sizes import around
 from test_cli import assert_refused
 
@@ -31,6 +32,7 @@ from ssl_seg.files import is_disk_full
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.results import claims, mask_making, mask_sharing
 from ssl_seg.results import pieces as pieces_module
+from ssl_seg.results import workers as workers_module
 from ssl_seg.results.mask_files import RECORD, Job, MaskRecord
 from ssl_seg.results.mask_making import PredictRequest
 from ssl_seg.results.pieces import PLAN, Pieces, divide
@@ -330,6 +332,11 @@ def make_one_and_die(tell: Tell, *arguments: Any) -> None:
 
 
 class TestWorkers:
+    @pytest.fixture(autouse=True)
+    def _forked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Loading torch takes longer than all masks; ``test_workers`` starts processes as the package does."""
+        monkeypatch.setattr(workers_module, "get_context", lambda _: SERVER)
+
     def test_killed_in_the_middle_and_given_again(
         self,
         request_: PredictRequest,
