@@ -23,6 +23,7 @@ HOURS = 6 * 3600
 SERVER = multiprocessing.get_context("forkserver")
 _LOADED = [
     "torch._dynamo",
+    "monai.networks.nets",
     "ssl_seg.run.training",
     "ssl_seg.results.prediction",
     "ssl_seg.cli.train",
