@@ -486,11 +486,11 @@ main()
 """
         small = ["--network", "basic_unet", "--set", "network.features=4", "--set", "data.patch_size=[32,32]"]
         command = ["-c", code, str(tmp_path), "train", "--data", str(particles_dir), "--out", str(tmp_path / "run")]
-        command += ["--devices", "2", "--minutes", "0.1", "--set", "length.steps_per_epoch=6", *small]
+        command += ["--devices", "2", "--minutes", "0.15", "--set", "length.steps_per_epoch=6", *small]
         process = run_program(command, tmp_path)
         assert process.returncode == 0, process.stderr
         assert [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)] == [
-            pytest.approx(0.1)
+            pytest.approx(0.2)
         ] * 2
         run = RunDir(tmp_path / "run")
         steps = yaml.safe_load((run.path / "config.yaml").read_text())["length"]["steps"]
