@@ -21,6 +21,6 @@ def export_log(
     from ssl_seg.run.directory import open_run_dir
     from ssl_seg.run.sinks import export_log as write
 
-    folder, count, command = write(open_run_dir(run), to, out)
+    folder, count, command = write(open_run_dir(run), to, out, lambda text: show(text, err=True))
     show(f"wrote {count} record(s) to {folder}")
     show(f"next: {command}")

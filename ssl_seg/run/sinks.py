@@ -1,4 +1,7 @@
-"""Copies of the records of a run for other programs. metrics.jsonl is the truth: a copy can be made at any time."""
+"""Copies of the records of a run for other programs, with pictures of its probe.
+
+metrics.jsonl is the truth: a copy of the records can be made at any time.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ssl_seg.config.layers import flatten, read_yaml
-from ssl_seg.errors import ConfigError, RunDirError, did_you_mean, quote
+from ssl_seg.errors import ConfigError, RunDirError, SslSegError, did_you_mean, quote
 from ssl_seg.run.directory import CONFIG_FILE, RunDir
 
 PROJECT = "ssl-seg"
@@ -31,10 +37,12 @@ class Sink:
     write: Callable[[Mapping[str, Any]], None]
     close: Callable[[], None]
     command: str
+    draw: Callable[[int, NDArray[np.uint8]], None] | None = None
+    """Takes the step and the picture (H, W) of the probe; None for a program that gets none."""
 
 
 def open_tensorboard(folder: Path, run: RunDir) -> Sink:  # noqa: ARG001 (TensorBoard has no place for settings)
-    """Return what writes records as scalars by their names, and verdicts as text; each is there at once."""
+    """Return what writes records as scalars by their names, verdicts as text, and pictures; each is there at once."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer: Any = SummaryWriter(str(folder))
@@ -45,7 +53,10 @@ def open_tensorboard(folder: Path, run: RunDir) -> Sink:  # noqa: ARG001 (Tensor
         writer.add_text("verdict", _format_verdict(record), record["step"])
         writer.flush()
 
-    return Sink(write, writer.close, f"tensorboard --logdir {quote(folder)}")
+    def draw(step: int, picture: NDArray[np.uint8]) -> None:
+        writer.add_image("probe: input, truth, student, teacher", picture, step, dataformats="HW")
+
+    return Sink(write, writer.close, f"tensorboard --logdir {quote(folder)}", draw)
 
 
 def open_mlflow(folder: Path, run: RunDir) -> Sink:
@@ -121,8 +132,8 @@ def check_sinks(names: Sequence[str]) -> None:
 class Copies:
     """Copies of the records of a training, each in a folder of its name in the run directory.
 
-    The records that a resumed run has already are written again first. A program that fails is said, and left out from
-    then on: a training does not end for a copy of its records.
+    The records that a resumed run has already are written again first, without pictures. A program that fails is said,
+    and left out from then on: a training does not end for a copy of its records.
     """
 
     def __init__(self, names: Sequence[str], run: RunDir, note: Callable[[str], None]) -> None:
@@ -131,9 +142,11 @@ class Copies:
         for name in dict.fromkeys(names):
             self._attempt(name, partial(self._begin, name))
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Write the record of a look to all copies."""
+    def write(self, record: Mapping[str, Any], make_picture: Callable[[], NDArray[np.uint8]] | None = None) -> None:
+        """Write the record of a look to all copies, and the picture of the probe to those that take one."""
         for name, sink in list(self.sinks.items()):
+            if make_picture is not None and sink.draw is not None:
+                self._attempt(name, partial(sink.draw, record["step"], make_picture()))
             self._attempt(name, partial(sink.write, record))
 
     def close(self) -> None:
@@ -158,13 +171,18 @@ class Copies:
             self.note(f"WARNING: no more records are written for {name} ({_describe(error)}); afterwards: {later}")
 
 
-def export_log(run: RunDir, name: str, folder: Path | None = None) -> tuple[Path, int, str]:
+def export_log(
+    run: RunDir, name: str, folder: Path | None = None, note: Callable[[str], None] = lambda _: None
+) -> tuple[Path, int, str]:
     """Write all records of a run for another program; return the folder, their number, and the command that shows them.
+
+    A program that takes pictures gets those of best.pt and last.pt.
 
     Args:
         run: with a metrics.jsonl.
         name: a key of ``SINKS``.
         folder: to create; by default that of the name in the run directory.
+        note: is told why there are no pictures.
 
     Raises:
         ConfigError: see ``check_sinks``; or the program fails.
@@ -180,10 +198,22 @@ def export_log(run: RunDir, name: str, folder: Path | None = None) -> tuple[Path
         sink = SINKS[name](folder, run)
         for record in records:
             sink.write(record)
+        if sink.draw is not None:
+            _draw_checkpoints(run, sink.draw, note)
         sink.close()
     except Exception as error:
         raise ConfigError(f"{folder}: {name} cannot write the records: {_describe(error)}") from error
     return folder, len(records), sink.command
+
+
+def _draw_checkpoints(run: RunDir, draw: Callable[[int, NDArray[np.uint8]], None], note: Callable[[str], None]) -> None:
+    from ssl_seg.run.probe_picture import draw_checkpoints
+
+    try:
+        for step, picture in draw_checkpoints(run):
+            draw(step, picture)
+    except SslSegError as error:
+        note(f"no pictures of the probe: {error}")
 
 
 def _list_numbers(record: Mapping[str, Any]) -> dict[str, float]:

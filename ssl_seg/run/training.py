@@ -6,7 +6,7 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +29,7 @@ from ssl_seg.engine.pace import FEWEST_MEASURED, describe_seconds
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.engine.timing import list_metrics, measure_pace
 from ssl_seg.files import hold_directory
-from ssl_seg.inference.model import make_network, start_network
+from ssl_seg.inference.model import NETS, make_network, start_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import make_method
 from ssl_seg.methods.base import build
@@ -45,6 +45,7 @@ from ssl_seg.run.final_scores import describe_for_checkpoint
 from ssl_seg.run.finish import finish_run
 from ssl_seg.run.gates import check_metrics
 from ssl_seg.run.prepare import BegunRun, begin_run, fit_minutes, prepare_run, reopen_run
+from ssl_seg.run.probe_picture import draw_probe
 from ssl_seg.run.recorder import Recorder
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve_runtime
@@ -181,7 +182,13 @@ def _get_ready(
 
 def _train(fabric: Fabric, prepared: BegunRun, ready: Ready, console: Console, copies: Copies) -> TrainResult:
     checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
-    session = assemble(fabric, prepared, ready, checkpoint, Recorder(prepared, fabric, console, copies.write))
+
+    def send(record: Mapping[str, Any]) -> None:
+        engine, monitor = session.engine, session.watch.monitor
+        nets = dict(zip(NETS, (engine.plain.student, engine.plain.teacher), strict=True))
+        copies.write(record, lambda: draw_probe(nets, monitor.val, monitor.device, monitor.autocast))
+
+    session = assemble(fabric, prepared, ready, checkpoint, Recorder(prepared, fabric, console, send))
     first = session.progress.step
     expected = announce(prepared, ready, first, console) if fabric.is_global_zero else None
     begun = time.monotonic()

@@ -8,18 +8,29 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+import torch
 from conftest import TINY, Cli
+from torch import nn
 
 from ssl_seg.config.layers import Layer, read_yaml
+from ssl_seg.data.loader import Probe, make_probe
+from ssl_seg.data.open import open_data, open_store
+from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.errors import ConfigError, RunDirError
+from ssl_seg.inference.model import open_model
+from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.run import sinks
 from ssl_seg.run.directory import CONFIG_FILE, METRICS_FILE, RunDir
+from ssl_seg.run.probe_picture import GAP, SHOWN, draw_probe
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.sinks import Copies, Sink, check_sinks, export_log
 from ssl_seg.run.training import train
@@ -27,7 +38,7 @@ from ssl_seg.run.training import train
 
 def read_back(folder: Path) -> Any:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = events.EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    found = events.EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
     found.Reload()
     return found
 
@@ -57,6 +68,69 @@ def test_all_records_of_a_run(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
     assert (refused[0], "not overwritten" in refused[2]) == (2, True)
 
 
+def list_pictures(folder: Path) -> dict[int, np.ndarray[Any, Any]]:
+    """Step -> the gray picture that TensorBoard shows."""
+    found = read_back(folder)
+    (name,) = found.Tags()["images"]
+    return {
+        event.step: cv2.imdecode(np.frombuffer(event.encoded_image_string, np.uint8), cv2.IMREAD_GRAYSCALE)
+        for event in found.Images(name)
+    }
+
+
+def test_pictures_of_a_finished_run_are_those_of_its_checkpoints(tiny_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = RunDir(Path(shutil.copytree(tiny_run, tmp_path / "run")))
+    notes: list[str] = []
+    export_log(run, "tensorboard", tmp_path / "tb", notes.append)
+    shown = list_pictures(tmp_path / "tb")
+    assert notes == []
+    assert set(shown) == {open_model(path).checkpoint.progress.step for path in (run.best, run.last)}
+    model = open_model(run.last)
+    config, split = model.config, split_from_dict(model.checkpoint.split)
+    store = open_store(open_data(config.data.model_dump(mode="json")), config.data)
+    probe = make_probe(store, split.val, config.monitor.probe_patches, config.data.patch_size, split.seed)
+    own = draw_probe(model.nets, probe, model.device, model.autocast)
+    np.testing.assert_array_equal(shown[model.checkpoint.progress.step], own)
+    run.best.unlink()
+    run.last.unlink()
+    export_log(run, "tensorboard", tmp_path / "none", notes.append)
+    assert notes == []
+    assert read_back(tmp_path / "none").Tags()["images"] == []
+
+
+@pytest.mark.parametrize("volume", [False, True])
+def test_a_picture_shows_input_truth_and_probability_of_each_network(volume: bool) -> None:
+    """Patches with foreground first; of a volume the slice with the most; the mode of a network comes back."""
+    shape = (3, 4, 5) if volume else (4, 5)
+    plane: Any = (1,) if volume else ()
+    images, targets = torch.zeros(6, 1, *shape), torch.zeros(6, *shape, dtype=torch.int64)
+    targets[5][(*plane, 0, 0)] = 1
+    targets[5][(*plane, 3, 4)] = IGNORE_INDEX
+    images[5, 0][(*plane, 2)] = 7.0
+
+    class Half(nn.Module):
+        def __init__(self, odds: float) -> None:
+            super().__init__()
+            self.odds = odds
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            return torch.cat([torch.zeros_like(image), torch.full_like(image, self.odds)], dim=1)
+
+    nets = {"student": Half(0.0).train(), "teacher": Half(50.0).train()}
+    picture = draw_probe(nets, Probe(images, targets), torch.device("cpu"), nullcontext)
+    height, width = 4 + GAP, 5 + GAP
+    assert picture.shape == (SHOWN * height - GAP, 4 * width - GAP)
+    first = [picture[:4, n * width : n * width + 5] for n in range(4)]
+    expected = np.zeros((2, 4, 5))
+    expected[0, 2], expected[1, 0, 0], expected[1, 3, 4] = 255, 255, 128
+    np.testing.assert_array_equal(first[:2], expected)
+    assert [np.unique(panel).tolist() for panel in first[2:]] == [[128], [255]]
+    assert (picture[4 : 4 + GAP] == 255).all()
+    assert all(net.training for net in nets.values())
+
+
 def test_what_is_not_finite_is_left_out_and_a_resumed_run_writes_its_copy_anew(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run = RunDir(tmp_path)
@@ -80,7 +154,11 @@ def test_a_training_writes_them_as_it_goes(particles_dir: Path, tmp_path: Path) 
     pytest.importorskip("tensorboard")
     layers = (Layer("--test", TINY), Layer("--data", {"data": {"root": str(particles_dir)}}))
     train(TrainRequest(layers, tmp_path / "run", log=("tensorboard",)))
-    check_equal(tmp_path / "run" / "tensorboard", RunDir(tmp_path / "run").read_metrics())
+    records = RunDir(tmp_path / "run").read_metrics()
+    check_equal(tmp_path / "run" / "tensorboard", records)
+    shown = list_pictures(tmp_path / "run" / "tensorboard")
+    assert sorted(shown) == [record["step"] for record in records]
+    assert (shown[min(shown)] != shown[max(shown)]).any()  # the networks have learned something
 
 
 def test_what_cannot_be_written_is_said_before_the_training(
