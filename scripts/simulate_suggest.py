@@ -52,7 +52,12 @@ def train_with(split: Split, chosen: Sequence[str], out: Path, layers: Sequence[
     file = out.with_suffix(".split.yaml")
     if not file.exists():
         save_split(order_pool(split, chosen), file)
-    own = Layer("simulation", {"seed": seed, "split": {"file": str(file), "labels": len(chosen)}})
+    split_settings = {
+        "file": str(file),
+        "labels": len(chosen),
+        "allow_faults": True,
+    }  # a biased choice is what is tried
+    own = Layer("simulation", {"seed": seed, "split": split_settings})
     run = train_once(out, (*layers, own), console=TerminalConsole())
     scores = load_checkpoint(run.best, lazy=True).scores
     return float(scores[scores["selected"]["net"]]["f1_macro"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import simulate_suggest
 import trainings
 
+from ssl_seg.config.layers import Layer
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.data.splits.split import Split
 
@@ -33,6 +35,26 @@ def test_strategies_are_compared_with_random_ones_seed_by_seed() -> None:
     assert (later["low"], later["high"]) == (pytest.approx(0.15 - half), pytest.approx(0.15 + half))
     assert "low" not in rows["uncertainty", 4]  # the first training is the same for all
     assert "difference" not in rows["random", 8]
+
+
+def test_a_choice_that_the_split_check_refuses_is_trained_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strategy that chooses images with much foreground would end the simulation in the middle."""
+    given: list[Any] = []
+
+    def train_once(out: Path, layers: Any, **_: Any) -> Any:
+        given.extend(layers)
+        return SimpleNamespace(best=out)
+
+    loaded = SimpleNamespace(scores={"selected": {"net": "teacher"}, "teacher": {"f1_macro": 0.5}})
+    monkeypatch.setattr(simulate_suggest, "train_once", train_once)
+    monkeypatch.setattr(simulate_suggest, "load_checkpoint", lambda *_, **__: loaded)
+    layer = Layer("--set", {"optim": {"lr": 0.1}})
+    assert simulate_suggest.train_with(SPLIT, ["d", "b"], tmp_path / "run", (layer,), 3) == 0.5
+    assert given[0] is layer
+    assert given[1].values["split"]["allow_faults"] is True
+    assert (given[1].values["seed"], given[1].values["split"]["labels"]) == (3, 2)
 
 
 def test_an_interrupted_training_ends_the_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
