@@ -73,7 +73,7 @@ def _describe_comparison(result: Row) -> Iterator[Part]:
         {
             "checkpoint": "ensemble" if place is None else str(place.relative_to(base)),
             "net": row["which"],
-            **_make_score_cells(row, result["rows"][0]["of"]),
+            **_make_network_cells(row, result["rows"][0]["of"]),
             **show_difference(row["difference"], "to the first"),
         }
         for place, row in zip(places, result["rows"], strict=True)
@@ -97,7 +97,7 @@ def _describe_folds(result: Row) -> Iterator[Part]:
     folds = result["folds"]
     widest = max(folds, key=lambda row: len(row.get("classes", ())) - len(row["absent_classes"]))
     rows = [
-        {"fold": row["fold"], "net": row["which"], "cases": row["cases"], **_make_score_cells(row, widest["of"])}
+        {"fold": row["fold"], "net": row["which"], "cases": row["cases"], **_make_network_cells(row, widest["of"])}
         for row in folds
     ]
     yield f"{result['checkpoint']}, each fold on its validation cases", rows
@@ -106,7 +106,7 @@ def _describe_folds(result: Row) -> Iterator[Part]:
             yield f"fold {row['fold']}: {line}"
 
 
-def _make_score_cells(summary: Row, of: str) -> dict[str, Any]:
+def _make_network_cells(summary: Row, of: str) -> dict[str, Any]:
     """Return the scores of a network for a table of networks; ``of`` says what those of several classes are of."""
     pooled, mean, trivial = summary["pooled"], summary["mean"], summary["trivial"]
     several = {"F1, any foreground": pooled["f1"], f"F1, {of}": pooled["f1_macro"]}

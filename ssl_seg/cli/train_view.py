@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ssl_seg.monitor.watch import describe_logit, describe_share
-from ssl_seg.scores.text import number
+from ssl_seg.scores.text import log_odds, number, short_share
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -114,12 +113,12 @@ def describe_looks(records: Sequence[Record], *, is_ascii: bool) -> list[Text]:
         f"{net} {number(record[f'val/{net}/f1'])} {spark([r[f'val/{net}/f1'] for r in records], is_ascii=is_ascii)}"
         for net in ("student", "teacher")
     )
-    logit = "/".join(describe_logit(record[f"val/{net}/logit_mean"]) for net in ("student", "teacher"))
+    logit = "/".join(log_odds(record[f"val/{net}/logit_mean"]) for net in ("student", "teacher"))
     return [
         Text(f"F1 {f1}  all-foreground {number(record['val/trivial_f1'], 2)}"),
         Text(
             f"loss {_loss(record.get('train/loss'))}  val {_loss(record['val/student/loss'])}  logit {logit}"
-            f"  foreground {_predicted(record)}, true {describe_share(record['val/prevalence_true'])}"
+            f"  foreground {_predicted(record)}, true {short_share(record['val/prevalence_true'])}"
         ),
         style_verdict(record, is_ascii=is_ascii),
     ]
@@ -146,7 +145,7 @@ def format_row(record: Record, width: int, *, is_ascii: bool) -> Text:
     figures = (
         f"{record['epoch']:>5} {record['step']:>6} {_loss(record.get('train/loss')):>7}"
         f" {_loss(record['val/student/loss']):>7} {f1} {number(record['val/trivial_f1'], 2):>7}{gap}"
-        f" {_predicted(record):>9} {describe_share(record['val/prevalence_true']):>5}  "
+        f" {_predicted(record):>9} {short_share(record['val/prevalence_true']):>5}  "
     )
     row = Text(figures) + style_verdict(record, is_ascii=is_ascii)
     if cell_len(row.plain) <= width or not record["codes"]:
@@ -175,7 +174,7 @@ def spark(values: Sequence[float], *, is_ascii: bool) -> str:
 
 
 def _predicted(record: Record) -> str:
-    return "/".join(describe_share(record[f"val/{net}/prevalence_pred"]) for net in ("student", "teacher"))
+    return "/".join(short_share(record[f"val/{net}/prevalence_pred"]) for net in ("student", "teacher"))
 
 
 def _loss(value: float | None) -> str:

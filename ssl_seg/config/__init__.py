@@ -16,7 +16,15 @@ from pydantic import Field, model_validator
 from ssl_seg.config.bootstrap import BootstrapConfig
 from ssl_seg.config.data import AugmentConfig, BatchConfig, DataConfig, SplitConfig
 from ssl_seg.config.gates import GateConfig, TargetsConfig
-from ssl_seg.config.learning import EMAConfig, LossConfig, LossPhaseConfig, MethodConfig, NetworkConfig, OptimConfig
+from ssl_seg.config.learning import (
+    NETS,
+    EMAConfig,
+    LossConfig,
+    LossPhaseConfig,
+    MethodConfig,
+    NetworkConfig,
+    OptimConfig,
+)
 from ssl_seg.config.policies import (
     AfterRollbackConfig,
     EarlyStoppingConfig,
@@ -30,6 +38,7 @@ from ssl_seg.config.policies import (
 from ssl_seg.config.section import PositiveInt, Section, Seed
 
 __all__ = [
+    "NETS",
     "AfterRollbackConfig",
     "AugmentConfig",
     "BatchConfig",

@@ -11,6 +11,9 @@ from ssl_seg.config.section import PositiveInt, Section
 
 ClassWeight = Annotated[float, Field(ge=0)]
 
+NETS = ("student", "teacher")
+"""The networks of a run."""
+
 
 class NetworkConfig(Section):
     """The segmentation network."""

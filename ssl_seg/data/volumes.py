@@ -123,7 +123,8 @@ def advise_conversion(names: Iterable[str]) -> str:
 
 def is_lossy(location: str) -> bool:
     """Return whether a location is a file that does not keep values, by its suffix."""
-    return split_suffix(location)[1] in (".jpg", ".jpeg")
+    suffix = split_suffix(location)[1]
+    return suffix != "" and FORMATS[suffix].is_lossy
 
 
 def takes_axes(location: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_seg.config import NETS
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.loader import Probe, make_probe
 from ssl_seg.data.open import open_store
@@ -34,7 +35,7 @@ from ssl_seg.diagnose.run_history import describe_others, read_history
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.calibration import decide
-from ssl_seg.inference.model import NETS, Model, open_model
+from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.monitor.actions import read_context
 from ssl_seg.monitor.findings import Verdict

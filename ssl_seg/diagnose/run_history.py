@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.inference.model import NETS
-from ssl_seg.run.directory import find_run_of
+from ssl_seg.config import NETS
+from ssl_seg.run.directory import ENDINGS, find_run_of
 from ssl_seg.scores.text import number
 
-ENDINGS = ("finished", "stopped_early", "interrupted", "collapsed", "refused")
 ACTIONS = ("intervention", "lr_reduced", "rollback")
 
 

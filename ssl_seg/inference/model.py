@@ -9,15 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ssl_seg.config import Config, NetworkConfig
+from ssl_seg.config import NETS, Config, NetworkConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.errors import CheckpointError, ConfigError
 from ssl_seg.inference.sliding import OVERLAP, Predictor
 from ssl_seg.networks.builders import build_network, get_network_spec
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ssl_seg.networks.precision import Autocast, choose_device, choose_inference_precision, has_device, make_autocast
-
-NETS = ("student", "teacher")
 
 
 def compute_fingerprint(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ssl_seg.config import NETS
 from ssl_seg.data.loader import Probe
 from ssl_seg.monitor.actions import NO_CONTEXT, Context
 from ssl_seg.monitor.evidence import Evidence, Figures, Phase, summarize
@@ -20,9 +21,8 @@ from ssl_seg.monitor.training_rules import grade_gap
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.builders import has_batch_norm
 from ssl_seg.networks.precision import Autocast
-from ssl_seg.scores.text import MOST_PLAIN, number, share
+from ssl_seg.scores.text import log_odds, number, short_share
 
-NETS = ("student", "teacher")
 NO_OTHERS: Mapping[str, nn.Module] = {}
 Selection = Literal["f1", "dice", "foreground_distance", "pq"]
 LossAt = Callable[[Tensor, Tensor, int], tuple[Tensor, dict[str, Tensor]]]
@@ -125,14 +125,14 @@ class Observation:
         """
         student, teacher = self.val["student"], self.val["teacher"]
         trained = None if self.evidence is None else self.evidence.training.get("loss")
-        shown = f" logit {describe_logit(student.logit_mean)}" if self.phase != "trained" else self._describe_gap()
+        shown = f" logit {log_odds(student.logit_mean)}" if self.phase != "trained" else self._describe_gap()
         codes = f" {','.join(self.verdict.codes)}" if self.verdict.codes else ""
         return (
             f"step {self.step:>5} epoch {self.epoch:>2} | F1 {student.f1:.3f}/{teacher.f1:.3f}"
             f" trivial {student.trivial_f1:.2f}{shown} P {student.precision:.2f} R {student.recall:.2f}"
             f" | loss {number(trained, 2)} val {number(student.loss, 2)}"
-            f" | p {describe_share(student.prob_mean)}/{describe_share(teacher.prob_mean)}"
-            f" of {describe_share(student.prevalence_true)}"
+            f" | p {short_share(student.prob_mean)}/{short_share(teacher.prob_mean)}"
+            f" of {short_share(student.prevalence_true)}"
             f" | {self.verdict.level}{codes}"
         )
 
@@ -263,13 +263,3 @@ def _select(signals: Signals, select: Selection) -> float:
         "pq": signals.pq or 0.0,
     }
     return figures[select]
-
-
-def describe_share(value: float) -> str:
-    """Return a share of foreground in percent, a small one with a decimal."""
-    return share(value, 0 if value >= 0.1 else 1)
-
-
-def describe_logit(value: float) -> str:
-    """Return a mean logit with its sign."""
-    return f"{value:+.1e}" if abs(value) >= MOST_PLAIN else f"{value:+.2f}"

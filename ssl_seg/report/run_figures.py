@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.config import NETS
 from ssl_seg.config.curves import RunCurves, compute_curves
 from ssl_seg.errors import SslSegError
 from ssl_seg.report.figures import COLORS, add_legend, make_figure, open_frame, to_svg
-from ssl_seg.report.run_record import NETS, Looks, RunRecord
+from ssl_seg.report.run_record import Looks, RunRecord
 from ssl_seg.run.final_scores import NetworkScore
 from ssl_seg.scores.calibration import compute_ece
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from ssl_seg.config import NETS
 from ssl_seg.data.home import find_home
 from ssl_seg.errors import SslSegError, name_examples, quote
 from ssl_seg.report.figures import describe_class_colors
 from ssl_seg.report.page import Page, PageSection, make_facts, make_image_rows
 from ssl_seg.report.run_figures import Drawing, draw_curves, draw_foreground_scatter, draw_reliability, draw_scores
-from ssl_seg.report.run_record import NETS, RunRecord
+from ssl_seg.report.run_record import RunRecord
 from ssl_seg.report.score_cells import make_object_rows, name_subject, show_margin, to_table
 from ssl_seg.report.table import Table
 from ssl_seg.run.final_scores import NetworkScore, summarize_network

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.config import Config
+from ssl_seg.config import NETS, Config
 from ssl_seg.config.layers import check_partial, flatten, read_layers, to_plain
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.data.splits.split import Split
@@ -22,6 +22,7 @@ from ssl_seg.monitor.catalog import CODES, limit
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE, describe_pretraining
 from ssl_seg.run.directory import (
     CONFIG_FILE,
+    ENDINGS,
     ENVIRONMENT_FILE,
     METRICS_FILE,
     SPLIT_FILE,
@@ -35,11 +36,9 @@ from ssl_seg.scores.text import number
 
 MOST_LOOKS = 400
 """Looks of a run that are drawn; of more, evenly spread ones."""
-NETS = ("student", "teacher")
 
 State = Literal["healthy", "warning", "collapsed"]
 _STATES: Mapping[str, State] = {"ok": "healthy", "warn": "warning", "collapsed": "collapsed"}
-_ENDINGS = ("finished", "stopped_early", "collapsed", "refused", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class RunRecord:
     def ending(self) -> Mapping[str, Any] | None:
         """The last event, if it ends the run."""
         resumed = max((n for n, event in enumerate(self.events) if event.get("event") == "resumed"), default=0)
-        ends = [event for event in self.events[resumed:] if event.get("event") in _ENDINGS]
+        ends = [event for event in self.events[resumed:] if event.get("event") in ENDINGS]
         return ends[-1] if ends else None
 
     @property

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from ssl_seg.config import NETS
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, quote
 from ssl_seg.inference.scoring import Score, mean_of_known
 from ssl_seg.results.study import MemberStatus, Study, StudyKind, load_study
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores, summarize_network
-
-NETS = ("student", "teacher")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ssl_seg.config import Config
 from ssl_seg.config.layers import dump_config
@@ -30,6 +30,9 @@ from ssl_seg.files import append_jsonl, atomic_write, next_free, now, read_jsonl
 
 CONFIG_FILE, SPLIT_FILE, ENVIRONMENT_FILE = "config.yaml", "split.yaml", "environment.json"
 METRICS_FILE, EVENTS_FILE, LOG_FILE = "metrics.jsonl", "events.jsonl", "train.log"
+TrainingEnding = Literal["finished", "stopped_early", "interrupted", "collapsed", "refused"]
+"""``refused`` is the end of a run that has broken a gate."""
+ENDINGS: tuple[TrainingEnding, ...] = get_args(TrainingEnding)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class RunDir:
         """Return the last event of a run that has come to its own end; None if it has not, or has gone on since."""
         events = self.read_events()
         resumed = max((n for n, e in enumerate(events) if e["event"] == "resumed"), default=0)
-        ends = [e for e in events[resumed:] if e["event"] in ("finished", "stopped_early", "collapsed", "refused")]
+        ends = [e for e in events[resumed:] if e["event"] in ENDINGS and e["event"] != "interrupted"]
         return ends[-1] if ends else None
 
     def read_broken_gates(self) -> list[str]:

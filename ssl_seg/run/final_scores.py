@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ssl_seg.config import NETS
 from ssl_seg.data.catalog import Track
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import RunDirError
@@ -107,7 +108,7 @@ def score_networks(
     """Score the networks of the checkpoints of a run, in one pass over the cases; equal networks are predicted once."""
     from ssl_seg.inference.calibration import decide
     from ssl_seg.inference.ensemble import score_cases
-    from ssl_seg.inference.model import NETS, find_collapsed
+    from ssl_seg.inference.model import find_collapsed
     from ssl_seg.inference.sliding import OVERLAP
 
     distinct: list[tuple[Model, str]] = []

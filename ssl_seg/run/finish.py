@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_seg.config import NETS
 from ssl_seg.data.loader import PatchSource, make_loader
 from ssl_seg.data.store import CaseStore
 from ssl_seg.engine.swa import estimate_batch_norm
 from ssl_seg.files import atomic_write
-from ssl_seg.inference.model import NETS, open_model
+from ssl_seg.inference.model import open_model
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.network_rules import find_trivial_images
 from ssl_seg.monitor.verdicts import conclude

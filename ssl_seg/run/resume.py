@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.config import Config
+from ssl_seg.config.curves import compute_batch_size
 from ssl_seg.config.layers import Layer, flatten
 from ssl_seg.config.schedules import make_lr_schedule
 from ssl_seg.data.catalog import Catalog
@@ -133,7 +134,7 @@ def check_same_content(run: RunDir, split: Split, catalog: Catalog, old_root: st
 def describe_length(old: Config, new: Config, checkpoint: Checkpoint) -> str:
     """Return what another length changes in the middle of a run, as a line."""
     progress = checkpoint.progress
-    batch = sum(new.labeled_range) / 2 * new.runtime.devices * new.runtime.num_nodes
+    batch = compute_batch_size(new)
     rates = [
         make_lr_schedule(config.optim, config.length, batch)(progress.step, progress.ranking_scores[1:])
         for config in (old, new)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from ssl_seg.config import GateConfig, LossConfig
 from ssl_seg.config.schedules import LossPhase
@@ -21,11 +21,10 @@ from ssl_seg.monitor.evidence import Figures
 from ssl_seg.monitor.memory import Memory, read_memory
 from ssl_seg.monitor.watch import Monitor, Observation
 from ssl_seg.networks.checkpoint import Checkpoint, Part, TrainingState, load_parts
+from ssl_seg.run.directory import TrainingEnding
 from ssl_seg.run.gates import find_due
 from ssl_seg.run.recorder import Recorder, summarize_probe
 
-TrainingEnding = Literal["finished", "stopped_early", "interrupted", "collapsed", "refused"]
-"""``refused`` is the end of a run that has broken a gate."""
 LrAt = Callable[[int, Sequence[float]], float]
 """Step and ranking scores of the finished epochs -> learning rate; see ``schedules.make_lr_schedule``."""
 BatchesFrom = Callable[[int, ForegroundShift | None], Iterator[Batch]]

@@ -39,7 +39,7 @@ from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.announcement import announce
 from ssl_seg.run.assembly import Ready, assemble, make_engine, make_monitor, open_feed, settle_runtime
 from ssl_seg.run.console import Console, LoggedConsole, Silent
-from ssl_seg.run.directory import RunDir, read_header, write_config
+from ssl_seg.run.directory import RunDir, TrainingEnding, read_header, write_config
 from ssl_seg.run.failures import describe_interrupt, explain_failure
 from ssl_seg.run.final_scores import describe_for_checkpoint
 from ssl_seg.run.finish import finish_run
@@ -49,7 +49,7 @@ from ssl_seg.run.probe_picture import draw_probe
 from ssl_seg.run.recorder import Recorder
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve_runtime
-from ssl_seg.run.session import TrainingEnding, run_loop
+from ssl_seg.run.session import run_loop
 from ssl_seg.run.sinks import Copies, check_sinks
 
 STEPS_BETWEEN_AGREEMENTS = 10

@@ -26,6 +26,16 @@ def share(value: float | None, digits: int = 2) -> str:
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}%}"
 
 
+def short_share(value: float) -> str:
+    """Return a share of foreground in percent, a small one with a decimal."""
+    return share(value, 0 if value >= 0.1 else 1)
+
+
+def log_odds(value: float) -> str:
+    """Return a mean logit with its sign."""
+    return f"{value:+.1e}" if abs(value) >= MOST_PLAIN else f"{value:+.2f}"
+
+
 def points(value: float | None) -> str:
     """Return a difference in percentage points, with its sign; ``-`` for None, NaN and infinities."""
     return UNKNOWN if value is None or not math.isfinite(value) else f"{round(value, 1) + 0.0:+.1f} points"

@@ -22,7 +22,7 @@ class Format:
 
     ``magic`` lists the possible leading bytes; it is empty for folders. The functions get the path, the name of the
     array in files that hold several, and how to read it; they may raise any error of a decoder. None: there is nothing
-    to list or to read. ``takes_axes``: ``data.axes`` holds for them.
+    to list or to read. ``takes_axes``: ``data.axes`` holds for them. ``is_lossy``: they do not keep values.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Format:
     open: Callable[[Path, str, Reading], Stored]
     list_arrays: Callable[[Path], tuple[str, ...]] | None = None
     takes_axes: bool = False
+    is_lossy: bool = False
 
     @property
     def is_folder(self) -> bool:
@@ -38,7 +39,7 @@ class Format:
 
 
 _PNG = Format("PNG", (b"\x89PNG\r\n\x1a\n",), lambda path, _key, reading: open_raster(path, reading))
-_JPG = Format("JPG", (b"\xff\xd8\xff",), lambda path, _key, reading: open_raster(path, reading))
+_JPG = Format("JPG", (b"\xff\xd8\xff",), lambda path, _key, reading: open_raster(path, reading), is_lossy=True)
 _BMP = Format("BMP", (b"BM",), lambda path, _key, reading: open_raster(path, reading))
 _TIFF = Format(
     "TIFF",

@@ -37,7 +37,7 @@ from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import make_autocast
 from ssl_seg.run.assembly import settle_runtime
 from ssl_seg.run.console import Console, Silent
-from ssl_seg.run.directory import RunDir, open_run_dir, read_header, write_config
+from ssl_seg.run.directory import RunDir, TrainingEnding, open_run_dir, read_header, write_config
 from ssl_seg.run.failures import describe_interrupt, explain_failure
 from ssl_seg.run.preflight import check_with_data
 from ssl_seg.run.prepare import BegunRun, Hold, begin_run, fill_caches, go_on, prepare_run
@@ -54,7 +54,7 @@ from ssl_seg.run.pretraining.state import Pretraining, load_pretraining, save_pr
 from ssl_seg.run.recorder import last_reported_verdict
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve_again, resolve_runtime, resolve_stored
-from ssl_seg.run.session import Schedule, TrainingEnding
+from ssl_seg.run.session import Schedule
 from ssl_seg.run.training import stop_flag
 
 STEPS = {False: 500, True: 2000}
