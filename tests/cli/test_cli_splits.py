@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from test_cli import assert_refused
 
 from ssl_seg.data.splits.files import load_split, save_split
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "check_split_quality.py"
 
 
 def test_folds_are_written_all_or_none(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
@@ -69,12 +66,6 @@ def test_a_planted_leak_has_exit_code_2(
     assert [f["code"] for f in result["findings"] if f["level"] == "fault"] == ["overlap", "duplicate_content"]
     assert (code, result["summary"]["faults"]) == (2, 2)
     assert bool(result["summary"]["sets"]) == with_data
-
-
-def test_the_script_counts_the_splits_without_a_fault(particles_dir: Path) -> None:
-    command = [sys.executable, SCRIPT, particles_dir, "--random", "3"]
-    counted = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert counted.startswith(f"3 of 3 splits of {particles_dir} have no fault")
 
 
 def test_labels_mean_the_same_as_for_a_training(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
