@@ -16,7 +16,6 @@ from test_cli import assert_refused
 from ssl_seg.data.splits.files import load_split, save_split
 
 
-
 def test_folds_are_written_all_or_none(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
     make = ("split", "make", "--data", particles_dir, "--folds", 3, "--out", tmp_path / "s.yaml")
     code, out, _ = cli(*make)
