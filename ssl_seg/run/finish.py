@@ -14,6 +14,7 @@ from torch import Tensor
 from ssl_seg.config import NETS
 from ssl_seg.data.loader import PatchSource, make_loader
 from ssl_seg.data.store import CaseStore
+from ssl_seg.engine.machine import count_cores
 from ssl_seg.engine.swa import estimate_batch_norm
 from ssl_seg.files import atomic_write
 from ssl_seg.inference.model import open_model
@@ -97,7 +98,8 @@ def _write_average(session: Session, prepared: BegunRun, console: Console) -> No
         console.note("policy: no weights were averaged, the run ended before policies.swa.start_epoch")
         return
     if has_batch_norm(average.net):
-        images = _clean_images(session.source, engine.fabric.device, prepared.config.runtime.workers)
+        workers = min(prepared.config.runtime.workers, count_cores())
+        images = _clean_images(session.source, engine.fabric.device, workers)
         track = console.track("estimating BatchNorm statistics of swa.pt")
         estimate_batch_norm(average.net, track(images, BATCH_NORM_BATCHES), engine.autocast)
     last, mean = session.snapshot(), average.net.state_dict()

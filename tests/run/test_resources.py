@@ -27,7 +27,7 @@ from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.methods import make_method
 from ssl_seg.methods.base import build
 from ssl_seg.networks.checkpoint import load_checkpoint
-from ssl_seg.run import assembly, resources
+from ssl_seg.run import assembly, finish, resources
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resources import (
@@ -210,3 +210,20 @@ class TestSharedMemory:
         with pytest.raises(MachineError, match=r"runtime\.workers = 2: their batches"):
             train_tiny(tmp_path / "new", particles_dir, {"runtime": {"workers": 2}})
         assert not (tmp_path / "new").exists()
+
+    def test_statistics_of_averaged_weights_are_estimated_with_no_more_processes_than_cores(
+        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = list[int]()
+        real = finish.make_loader
+
+        def load(source: Any, start: int, stop: int, workers: int, *, pin_memory: bool) -> Any:
+            asked.append(workers)
+            return real(source, start, stop, 0, pin_memory=pin_memory)
+
+        monkeypatch.setattr(finish, "make_loader", load)
+        for module in (assembly, finish):
+            monkeypatch.setattr(module, "count_cores", lambda: 1)
+        settings = {"policies": {"swa": {"start_epoch": 1}}, "network": {"norm": "batch"}, "runtime": {"workers": 4}}
+        train_tiny(tmp_path / "run", particles_dir, settings)
+        assert asked == [1]
