@@ -18,6 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from ssl_seg.config import NETS
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.engine.devices import (
     any_process,
@@ -29,7 +30,7 @@ from ssl_seg.engine.pace import FEWEST_MEASURED, describe_seconds
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.engine.timing import list_metrics, measure_pace
 from ssl_seg.files import hold_directory
-from ssl_seg.inference.model import NETS, make_network, start_network
+from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import make_method
 from ssl_seg.methods.base import build
