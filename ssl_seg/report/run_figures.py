@@ -339,7 +339,8 @@ def draw_reliability(used: NetworkScore) -> Drawing | None:
     more = len(names) - len(COLORS)
     caption = (
         f"The {used.net} on the whole validation cases, before any calibration. On the dashed line, 0.8 is right 8 "
-        "times of 10; below it the network is too sure, above it not sure enough. The larger a dot, the more voxels. "
+        "times of 10; above it there is more of the class than predicted, below it less. The larger a dot, the more "
+        "voxels. "
         f"Error: mean distance from the line{f'. {more} more classes are not drawn' if more > 0 else ''}."
     )
     return Drawing("Reliability of the probabilities", caption, to_svg(figure))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import TINY, Cli
@@ -44,6 +46,15 @@ def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """Draw figures without writing them out, which takes most of the time; TestHtml does both."""
     if request.cls is not TestHtml:
         monkeypatch.setattr("ssl_seg.report.run_figures.to_svg", lambda _: "<svg></svg>")
+
+
+def test_the_color_of_a_line_one_pixel_wide_comes_through() -> None:
+    """A missed scratch: the picture may blur it, and must not make it gray."""
+    colors = np.full((64, 64, 3), 0.5)
+    colors[20] = (0.3, 0.3, 0.7)
+    content = base64.b64decode(encode_image(colors).split(",")[1])
+    blue, _, red = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[20].mean(axis=0)
+    assert blue - red > 0.7 * 0.4 * 255
 
 
 def write_looks(path: Path, count: int) -> Path:
