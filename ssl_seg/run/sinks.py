@@ -145,9 +145,9 @@ class Copies:
     def write(self, record: Mapping[str, Any], make_picture: Callable[[], NDArray[np.uint8]] | None = None) -> None:
         """Write the record of a look to all copies, and the picture of the probe to those that take one."""
         for name, sink in list(self.sinks.items()):
-            if make_picture is not None and sink.draw is not None:
-                self._attempt(name, partial(sink.draw, record["step"], make_picture()))
             self._attempt(name, partial(sink.write, record))
+            if make_picture is not None and sink.draw is not None and name in self.sinks:
+                self._attempt(name, partial(_draw, sink.draw, record["step"], make_picture))
 
     def close(self) -> None:
         """End all copies."""
@@ -169,6 +169,12 @@ class Copies:
             self.sinks.pop(name, None)
             later = f"ssl-seg export-log {quote(self.run.path)} --to {name} --out FOLDER"
             self.note(f"WARNING: no more records are written for {name} ({_describe(error)}); afterwards: {later}")
+
+
+def _draw(
+    draw: Callable[[int, NDArray[np.uint8]], None], step: int, make_picture: Callable[[], NDArray[np.uint8]]
+) -> None:
+    draw(step, make_picture())
 
 
 def export_log(

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Cli
+from numpy.typing import NDArray
 from torch import nn
 
 from ssl_seg.config.layers import Layer, read_yaml
@@ -296,7 +297,7 @@ def test_wandb_gets_all_numbers_all_settings_and_each_verdict_offline(
     assert [(n, v, step) for step, values in logged for n, v in values.items()] == list_numbers(records)
 
 
-@pytest.mark.parametrize("failing", ["open", "write", "close"])
+@pytest.mark.parametrize("failing", ["open", "write", "picture", "draw", "close"])
 def test_a_training_goes_on_without_a_program_that_fails(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,20 +315,27 @@ def test_a_training_goes_on_without_a_program_that_fails(
             fail("write")
             seen["bad"].append(record["step"])
 
-        return Sink(write, lambda: fail("close"), "")
+        return Sink(write, lambda: fail("close"), "", lambda *_: fail("draw"))
 
     def open_good(folder: Path, run: RunDir) -> Sink:
         return Sink(lambda record: seen["good"].append(record["step"]), lambda: seen["good"].append(-1), "")
 
+    def make_picture() -> NDArray[np.uint8]:
+        fail("picture")
+        return np.zeros((2, 2), np.uint8)
+
+    written: dict[str, list[int]] = {"open": [], "write": [], "picture": [0], "draw": [0], "close": [0, 1]}
     monkeypatch.setattr(sinks, "SINKS", {"bad": open_bad, "good": open_good})
     run = RunDir(tmp_path)
     copies = Copies(["bad", "good", "bad"], run, notes.append)
     for step in range(2):
-        copies.write({"step": step, "verdict": "ok", "codes": []})
+        copies.write({"step": step, "verdict": "ok", "codes": []}, make_picture)
     copies.close()
-    assert seen == {"good": [0, 1, -1], "bad": [0, 1] if failing == "close" else []}
+    assert seen == {"good": [0, 1, -1], "bad": written[failing]}
     (note,) = notes
     assert "bad (disk full); afterwards: ssl-seg export-log" in note
+    if failing in ("picture", "draw"):
+        return  # afterwards these are pictures of checkpoints, and this run has none
     monkeypatch.setattr(sinks, "check_sinks", lambda _: None)
     run.append_metrics({"step": 0, "verdict": "ok", "codes": []})
     with pytest.raises(ConfigError, match="bad cannot write the records: disk full"):
