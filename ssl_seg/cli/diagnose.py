@@ -39,7 +39,7 @@ def diagnose(
     seconds: Annotated[
         float,
         typer.Option(
-            help="From the start; after this time no further image is looked at.",
+            help="From the start; after this time no further image is looked at. More than 120 are for all images.",
             parser=o.number_parser("--seconds", o.FROM_1, "120"),
         ),
     ] = 120,

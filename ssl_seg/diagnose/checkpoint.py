@@ -47,8 +47,9 @@ from ssl_seg.run.seal import find_sealed
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
 LEAST_IMAGES = 4
 ENOUGH = 30
-"""Images of each part but validation that are looked at: they are not scored, and what 10 % of the images of a part
-show is in at least one of 30 of them with a probability of 96 %."""
+"""Images of each part but validation that are looked at in ``SECONDS``: they are not scored, and what 10 % of the
+images of a part show is in at least one of 30 of them with a probability of 96 %. With more time all are."""
+SECONDS = 120.0
 UNTIL_NETS, UNTIL_IMAGES, UNTIL_LOSSES, UNTIL_BATCHES = 0.6, 0.75, 0.85, 0.95
 """An optional stage begins only if a smaller share of the time is used."""
 TRAIN_PATCHES = 8
@@ -63,14 +64,15 @@ class CheckpointRequest:
     """What to examine.
 
     ``data`` defaults to that of the training, ``which`` to the better net on validation in training. ``settings`` of
-    the data section replace those of the training. After ``seconds`` no further image or stage is begun.
+    the data section replace those of the training. After ``seconds`` no further image or stage is begun; more than
+    ``SECONDS`` are for all images of all parts.
     """
 
     checkpoint: Path
     data: str | None = None
     which: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 120.0
+    seconds: float = SECONDS
     overlap: float = OVERLAP
     seed: int = 0
     accelerator: str | None = None
@@ -180,14 +182,14 @@ def assign_parts(catalog: Catalog, split: Split, labels: float, seen_labels: Seq
     return parts
 
 
-def order_images(parts: Mapping[str, Part], seed: int) -> list[str]:
+def order_images(parts: Mapping[str, Part], request: CheckpointRequest) -> list[str]:
     """Return ids in a seeded order in which the parts take turns: all of validation, which is first, and ``ENOUGH`` of
-    each other part."""
-    rng = np.random.default_rng(seed)
+    each other part, or all where the request has time for it."""
+    rng, some = np.random.default_rng(request.seed), ENOUGH if request.seconds <= SECONDS else None
     queues = []
     for part in PARTS:
         ids = sorted(i for i, own in parts.items() if own == part)
-        queues.append([ids[n] for n in rng.permutation(len(ids))[: None if part == "val" else ENOUGH]])
+        queues.append([ids[n] for n in rng.permutation(len(ids))[: None if part == "val" else some]])
     longest = max(map(len, queues), default=0)
     return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
 
@@ -236,7 +238,7 @@ def _predict_images(material: _Material, request: CheckpointRequest, clock: Cloc
     known = {*material.scored, *material.labeled}
     decision = decide(None, None, material.model.config.prediction)
     tally = Tally() if decision.threshold is None else Tally(threshold=decision.threshold)
-    ids = order_images(material.parts, request.seed)
+    ids = order_images(material.parts, request)
     for case_id in clock.limit(track(ids, len(ids)), UNTIL_IMAGES, LEAST_IMAGES):
         case = material.store.load_whole(case_id)
         probs, logit = predictor.with_logits(case.image, case.spacing)
@@ -262,7 +264,7 @@ def _examine_inputs(
                    lambda: measure_batches(config, material.store, material.split, clock, UNTIL_BATCHES,
                                            track("making batches")))  # fmt: skip
     predictor = material.model.predictor(material.which, request.overlap)
-    ids = order_images(material.parts, request.seed)
+    ids = order_images(material.parts, request)
     _run_stage(statistics, skipped, clock, 1.0, "inputs",
                lambda: measure_inputs(predictor, material.store, ids, config.data.num_classes, clock, 1.0))  # fmt: skip
 

@@ -306,19 +306,21 @@ def test_images_take_turns(best: Path, particles_dir: Path) -> None:
 
     checkpoint: Checkpoint = load_checkpoint(best)
     parts = assign_parts(open_catalog(str(particles_dir)), split_from_dict(checkpoint.split), 0.5)
-    order = order_images(parts, 0)
+    order = order_images(parts, CheckpointRequest(Path()))
     assert sorted(order) == sorted(parts)
     assert [parts[i] for i in order[:4]] == ["val", "train", "new", "test"]
-    assert order == order_images(parts, 0)
-    assert order != order_images(parts, 1)
+    assert order == order_images(parts, CheckpointRequest(Path()))
+    assert order != order_images(parts, CheckpointRequest(Path(), seed=1))
 
 
 @pytest.mark.parametrize("count", [module.ENOUGH - 1, module.ENOUGH, module.ENOUGH + 1, 4 * module.ENOUGH])
 def test_all_of_validation_is_looked_at_and_enough_of_each_other_part(count: int) -> None:
     parts = {f"{part}{n}": part for part in ("val", "new", "test") for n in range(count)} | {"train0": "train"}
-    found = [parts[i] for i in order_images(parts, 0)]  # type: ignore[arg-type]
+    found = [parts[i] for i in order_images(parts, CheckpointRequest(Path()))]  # type: ignore[arg-type]
     some = min(count, module.ENOUGH)
     assert {part: found.count(part) for part in parts.values()} == {"val": count, "new": some, "test": some, "train": 1}
+    longer = CheckpointRequest(Path(), seconds=module.SECONDS + 1)
+    assert sorted(order_images(parts, longer)) == sorted(parts)  # type: ignore[arg-type]
 
 
 def test_batch_norm_is_looked_at_in_both_modes(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
