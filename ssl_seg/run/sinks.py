@@ -129,7 +129,7 @@ def check_sinks(names: Sequence[str]) -> None:
             )
 
 
-class Copies:
+class RecordCopies:
     """Copies of the records of a training, each in a folder of its name in the run directory.
 
     The records that a resumed run has already are written again first, without pictures. A program that fails is said,

@@ -51,7 +51,7 @@ from ssl_seg.run.recorder import Recorder
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve_runtime
 from ssl_seg.run.session import run_loop
-from ssl_seg.run.sinks import Copies, check_sinks
+from ssl_seg.run.sinks import RecordCopies, check_sinks
 
 STEPS_BETWEEN_AGREEMENTS = 10
 """How often several processes ask each other whether one was told to stop."""
@@ -105,7 +105,7 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
                 prepared, ready = _continue(fabric, prepared, console)
             if fabric.is_global_zero:
                 console.open(run)
-            copies = Copies(request.log if fabric.is_global_zero else (), run, console.note)
+            copies = RecordCopies(request.log if fabric.is_global_zero else (), run, console.note)
             held.callback(copies.close)
             return _train(fabric, prepared, ready, console, copies)
         except KeyboardInterrupt:  # before the loop listens for it, or twice
@@ -181,7 +181,7 @@ def _get_ready(
     return Ready(config, notes, built, loss, feed, pace)
 
 
-def _train(fabric: Fabric, prepared: BegunRun, ready: Ready, console: Console, copies: Copies) -> TrainResult:
+def _train(fabric: Fabric, prepared: BegunRun, ready: Ready, console: Console, copies: RecordCopies) -> TrainResult:
     checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
 
     def send(record: Mapping[str, Any]) -> None:

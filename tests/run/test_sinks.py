@@ -33,7 +33,7 @@ from ssl_seg.run import sinks
 from ssl_seg.run.directory import CONFIG_FILE, METRICS_FILE, RunDir
 from ssl_seg.run.probe_picture import GAP, SHOWN, draw_probe
 from ssl_seg.run.request import TrainRequest
-from ssl_seg.run.sinks import Copies, Sink, check_sinks, export_log
+from ssl_seg.run.sinks import RecordCopies, Sink, check_sinks, export_log
 from ssl_seg.run.training import train
 
 
@@ -136,7 +136,7 @@ def test_what_is_not_finite_is_left_out_and_a_resumed_run_writes_its_copy_anew(t
     pytest.importorskip("tensorboard")
     run = RunDir(tmp_path)
     records = [{"step": step, "val/f1": step / 10, "verdict": "ok", "codes": []} for step in range(5)]
-    copies = Copies(["tensorboard"], run, pytest.fail)
+    copies = RecordCopies(["tensorboard"], run, pytest.fail)
     for record in records:
         run.append_metrics(record)
         copies.write({**record, "train/loss": math.nan, "gap": None, "histogram": [1.0]})
@@ -144,7 +144,7 @@ def test_what_is_not_finite_is_left_out_and_a_resumed_run_writes_its_copy_anew(t
     check_equal(tmp_path / "tensorboard", records)
     run.drop_after(2)
     changed = [{**record, "val/f1": 0.5} for record in records[3:]]
-    again = Copies(["tensorboard"], run, pytest.fail)
+    again = RecordCopies(["tensorboard"], run, pytest.fail)
     for record in changed:
         again.write(record)
     again.close()
@@ -327,7 +327,7 @@ def test_a_training_goes_on_without_a_program_that_fails(
     written: dict[str, list[int]] = {"open": [], "write": [], "picture": [0], "draw": [0], "close": [0, 1]}
     monkeypatch.setattr(sinks, "SINKS", {"bad": open_bad, "good": open_good})
     run = RunDir(tmp_path)
-    copies = Copies(["bad", "good", "bad"], run, notes.append)
+    copies = RecordCopies(["bad", "good", "bad"], run, notes.append)
     for step in range(2):
         copies.write({"step": step, "verdict": "ok", "codes": []}, make_picture)
     copies.close()
