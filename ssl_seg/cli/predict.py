@@ -12,7 +12,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import INTERRUPTED, TerminalConsole, announce, show
-from ssl_seg.cli.paths import describe_loading, take_checkpoint
+from ssl_seg.cli.paths import check_new_file, describe_loading, take_checkpoint
 
 
 class MaskFormat(StrEnum):
@@ -65,6 +65,7 @@ def predict(
     workers: Annotated[
         int, typer.Option("--workers", help="Processes that share the images, and the pieces of large ones.", min=1)
     ] = 1,
+    figure: Annotated[Path | None, typer.Option(help="Write a picture of five of the images with their masks.")] = None,
 ) -> None:
     """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks.
 
@@ -80,6 +81,7 @@ def predict(
     networks = [take_checkpoint(path) for path in (checkpoint, *(with_ or ()))]
     sizes = None if spacing is None else o.parse_sizes("--spacing", spacing, "2.5,1,1")
     check_places(source, output)
+    check_new_file(figure)
     try:
         announce(describe_loading(networks))
         from ssl_seg.results.mask_making import PredictRequest
@@ -111,3 +113,8 @@ def predict(
         show(f"continue with: {shlex.join(['ssl-seg', *words])}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     show(f"wrote {len(masks)} mask(s) to {output}")
+    if figure is not None:
+        from ssl_seg.report.mask_pictures import draw_masks
+
+        draw_masks(request, figure)
+        show(f"wrote {figure}")
