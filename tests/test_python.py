@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 from conftest import TINY
 
 import ssl_seg
-from ssl_seg.errors import ConfigError, SslSegError
-from ssl_seg.report.notebook import TrainedRun
+from ssl_seg.errors import ConfigError, DataError, SslSegError
+from ssl_seg.report.notebook import Picture, TrainedRun
 from ssl_seg.results.evaluation import EvaluateRequest
 from ssl_seg.results.evaluation import evaluate as run_evaluation
 
@@ -144,3 +147,48 @@ def test_wrong_places(run: TrainedRun, tmp_path: Path) -> None:
             call()
     with pytest.raises(ConfigError, match="this command does not look at it"):
         ssl_seg.evaluate(run.path, settings={"optim.lr": 1})
+
+
+class TestPictures:
+    def read(self, picture: Picture, folder: Path) -> np.ndarray[Any, Any]:
+        return np.asarray(cv2.imread(str(picture.save(folder / "picture.png"))))
+
+    def test_of_a_run(self, run: TrainedRun, tmp_path: Path) -> None:
+        curves = self.read(run.plot(), tmp_path)
+        assert curves.std() > 10
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "config.yaml").write_bytes((run.path / "config.yaml").read_bytes())
+        with pytest.raises(SslSegError):
+            dataclasses.replace(run, path=tmp_path / "empty").plot()
+
+    def test_of_a_case(self, run: TrainedRun, tmp_path: Path) -> None:
+        evaluation = ssl_seg.evaluate(run.path)
+        first, second = (str(case["id"]) for case in evaluation.cases[:2])
+        assert evaluation.show(first).png == evaluation.show(first).png != evaluation.show(second).png
+        assert self.read(evaluation.show(first), tmp_path).std() > 10
+        with pytest.raises(ConfigError, match=f"case 'nothing' is none of those that were scored, {first}, {second}"):
+            evaluation.show("nothing")
+        several = ssl_seg.evaluate([run.path, run.path / "checkpoints" / "last.pt"])
+        with pytest.raises(ConfigError, match="of the scores of one checkpoint"):
+            several.show(first)
+
+    def test_of_masks(self, run: TrainedRun, particles_dir: Path, tmp_path: Path) -> None:
+        masks = ssl_seg.predict(run.path, particles_dir / "images", tmp_path / "masks")
+        assert self.read(masks.show(), tmp_path).std() > 10
+        again = ssl_seg.predict(run.path, particles_dir / "images", tmp_path / "masks")
+        assert again.masks == ()
+        assert again.show().png == masks.show().png  # those that were kept count
+        shutil.rmtree(tmp_path / "masks")
+        with pytest.raises(DataError, match="no mask of this call is in"):
+            masks.show()
+
+    def test_is_written_once_and_as_png(self, tmp_path: Path) -> None:
+        picture = Picture(b"png")
+        assert picture._repr_png_() == b"png"
+        with pytest.raises(DataError, match=r"a\.jpg: a picture is written as \.png"):
+            picture.save(tmp_path / "a.jpg")
+        with pytest.raises(DataError, match="No such file"):
+            picture.save(tmp_path / "none" / "a.png")
+        assert picture.save(str(tmp_path / "a.png")).read_bytes() == b"png"
+        with pytest.raises(DataError, match="File exists"):
+            picture.save(tmp_path / "a.png")

@@ -31,7 +31,7 @@ def demo(
     """Show the main job on synthetic particles: 1 % labels, then 10 % from that start, beside a supervised baseline."""
     announce()
     from ssl_seg.files import next_free
-    from ssl_seg.report.case_pictures import draw_cases
+    from ssl_seg.report.case_pictures import choose_spread, draw_cases
     from ssl_seg.results.evaluation import EvaluateRequest, evaluate
     from ssl_seg.run.directory import check_free
 
@@ -48,7 +48,8 @@ def demo(
     print_scores("validation, synthetic particles", runs)
     request = EvaluateRequest(second.run.best)
     picture = out / "predictions.png"
-    draw_cases(request, evaluate(request), picture)
+    result = evaluate(request)
+    draw_cases(request, choose_spread(result["cases"], 5), result["which"], picture)
     show(f"wrote {picture}")
     show("one seed and few steps: this shows the way, not which method is better")
 

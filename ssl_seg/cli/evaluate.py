@@ -91,9 +91,9 @@ def evaluate(
     )
     result = run_evaluation(request, note=lambda text: show(text, err=True), track=console.track)
     if figure is not None:
-        from ssl_seg.report.case_pictures import draw_cases
+        from ssl_seg.report.case_pictures import choose_spread, draw_cases
 
-        draw_cases(request, result, figure)
+        draw_cases(request, choose_spread(result["cases"], 5), result["which"], figure)
     if csv is not None:
         write_cases(csv, result)
     if as_json:

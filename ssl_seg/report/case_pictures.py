@@ -29,15 +29,15 @@ class PredictedCase:
     """Name of the plane, empty for an image, -> what is shown."""
 
 
-def draw_cases(request: EvaluateRequest, result: Mapping[str, Any], path: Path, count: int = 5) -> None:
-    """Write a picture of ``count`` cases from the worst to the best Dice.
+def draw_cases(request: EvaluateRequest, rows: Sequence[CaseRow], net: str, path: Path) -> None:
+    """Write a picture of scored cases; see ``predict_cases``.
 
     Raises:
         DataError: when the picture exists or cannot be written.
     """
-    cases = predict_cases(request, choose_spread(result["cases"], count), result["which"])
+    cases = predict_cases(request, rows, net)
     examples = [example for case in cases for example in case.planes.values()]
-    several = any("classes" in row for row in result["cases"])
+    several = any("classes" in row for row in rows)
     errors = "found (green) missed (blue) false (red)" + "\nwrong class (yellow)" * several
     plot_examples(examples, path, [case.title for case in cases], errors)
 

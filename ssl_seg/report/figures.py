@@ -87,6 +87,14 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise DataError(f"cannot write the figure {path}: {error}") from error
 
 
+def to_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
+    _make_plain(figure)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
 def to_svg(figure: Figure) -> str:
     """Return a figure as an ``<svg>`` element whose colors are those of the page it stands in, light or dark.
 

@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.findings import describe_finding
+from ssl_seg.errors import ConfigError, DataError, RunDirError, did_you_mean, name_examples
 from ssl_seg.report.score_cells import show_margin
 from ssl_seg.run.gates import describe_targets
 
 if TYPE_CHECKING:
     from ssl_seg.data.audit.doctor import Audit
     from ssl_seg.monitor.findings import Verdict
+    from ssl_seg.results.evaluation import EvaluateRequest
+    from ssl_seg.results.mask_making import PredictRequest
 
 TextRow = Mapping[str, str]
+
+
+@dataclass(frozen=True, repr=False)
+class Picture:
+    """A picture that a notebook shows where it is the result of a cell."""
+
+    png: bytes
+
+    def save(self, path: Path | str) -> Path:
+        """Write it as a PNG file, which must not be there.
+
+        Raises:
+            DataError: for another suffix, or a file that exists or cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise DataError(f"{path}: a picture is written as .png")
+        try:
+            with path.open("xb") as file:
+                file.write(self.png)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+        return path
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+    def __repr__(self) -> str:
+        return f"Picture of {len(self.png):,} bytes: a notebook shows it, save(path) writes it"
+
+
+def _make_picture(draw: Callable[[Path], object]) -> Picture:
+    """Return what a function writes to a PNG file."""
+    with TemporaryDirectory(prefix="ssl_seg_") as folder:
+        draw(file := Path(folder) / "picture.png")
+        return Picture(file.read_bytes())
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,6 +76,21 @@ class TrainedRun:
     def checkpoint(self) -> Path:
         """The best checkpoint."""
         return self.path / "checkpoints" / "best.pt"
+
+    def plot(self) -> Picture:
+        """Return the F1 of both networks on the validation probe over the steps; ``report.html`` has all curves.
+
+        Raises:
+            RunDirError: where the run directory has gone, or holds no look.
+        """
+        from ssl_seg.report.figures import to_png
+        from ssl_seg.report.run_figures import plot_scores
+        from ssl_seg.report.run_record import read_run
+
+        record = read_run(self.path)
+        if not len(record.looks.steps):
+            raise RunDirError(f"{self.path} has no look at its networks yet")
+        return Picture(to_png(plot_scores(record)))
 
     def __repr__(self) -> str:
         lines = [f"TrainedRun {self.path}: {self.ending} after {self.steps} steps"]
@@ -86,6 +141,8 @@ class Evaluation:
     """All of it as plain types, as `ssl-seg evaluate --json` prints it."""
     notes: tuple[str, ...] = ()
     """What was left out, and warnings."""
+    request: EvaluateRequest | None = None
+    """What was asked for."""
 
     @property
     def f1(self) -> float:
@@ -108,6 +165,26 @@ class Evaluation:
         if "rows" in self.record:
             return {f"{row['checkpoint']}: {row['which']}": row for row in self.record["rows"]}
         return dict(self.record["nets"])
+
+    def show(self, case: str) -> Picture:
+        """Return a case, predicted anew: input, truth, probability, and where the prediction is right and wrong.
+
+        Args:
+            case: its id, as in ``cases``.
+
+        Raises:
+            ConfigError: for a case that was not scored, or scores of several checkpoints.
+        """
+        from ssl_seg.report.case_pictures import draw_cases
+
+        rows = {str(row["id"]): row for row in self.cases}
+        if case not in rows:
+            known = name_examples(rows)
+            raise ConfigError(f"case '{case}' is none of those that were scored, {known}{did_you_mean(case, rows)}")
+        if self.request is None or "rows" in self.record:
+            raise ConfigError("a case is shown of the scores of one checkpoint: evaluate one of them")
+        request, net = self.request, str(self.record["which"])
+        return _make_picture(lambda path: draw_cases(request, [rows[case]], net, path))
 
     def __repr__(self) -> str:
         record = self.record
@@ -143,6 +220,22 @@ class PredictedMasks:
     masks: tuple[Path, ...]
     """Those written by this call; masks that were there already are kept, and are not among them."""
     notes: tuple[str, ...] = ()
+    request: PredictRequest | None = None
+    """What was asked for."""
+
+    def show(self) -> Picture:
+        """Return five of the images with their masks, from the least to the most foreground.
+
+        Raises:
+            DataError: where no mask is there any more.
+        """
+        from ssl_seg.report.mask_pictures import draw_masks
+
+        def draw(path: Path) -> None:
+            if self.request is None or draw_masks(self.request, path) == 0:
+                raise DataError(f"no mask of this call is in {self.folder}")
+
+        return _make_picture(draw)
 
     def __repr__(self) -> str:
         return "\n".join([f"PredictedMasks: wrote {len(self.masks)} to {self.folder}", *self.notes])

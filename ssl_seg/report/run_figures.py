@@ -56,9 +56,18 @@ class Drawing:
 
 def draw_scores(record: RunRecord) -> Drawing | None:
     """Return F1 of both networks over the steps, with the trivial score as a line; None without a look."""
-    looks = record.looks
-    if not len(looks.steps):
+    if not len(record.looks.steps):
         return None
+    caption = (
+        "Below the dashed line is worse than predicting foreground everywhere. "
+        "Dotted: what the best threshold would give"
+    )
+    return Drawing("F1 of student and teacher", f"{caption}{_describe_marks(record)}.", to_svg(plot_scores(record)))
+
+
+def plot_scores(record: RunRecord) -> Figure:
+    """Return the figure of ``draw_scores``, of a run with a look."""
+    looks = record.looks
     figure, (axis,) = _open(record, (2.7,))
     for net in NETS:
         _plot(axis, looks, f"val/{net}/f1", net, color=NET_COLORS[net])
@@ -70,11 +79,8 @@ def draw_scores(record: RunRecord) -> Drawing | None:
         axis.plot(*place, "D", color=NET_COLORS[record.used.net], markersize=7, label="used, whole images", zorder=5)
     axis.set_ylim(0, 1.02)
     axis.set_ylabel("F1 on validation", fontsize=8)
-    caption = (
-        "Below the dashed line is worse than predicting foreground everywhere. "
-        "Dotted: what the best threshold would give"
-    )
-    return _close(figure, "F1 of student and teacher", f"{caption}{_describe_marks(record)}.")
+    add_legend(figure, columns=2)
+    return figure
 
 
 def draw_curves(record: RunRecord) -> tuple[Drawing, ...]:
