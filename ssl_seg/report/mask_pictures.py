@@ -1,9 +1,10 @@
-"""A picture of predicted images with their masks."""
+"""A picture of predicted images with their masks. Loads torch when it draws."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,12 @@ from numpy.typing import NDArray
 from ssl_seg.config import DataConfig
 from ssl_seg.data.volumes import open_mask
 from ssl_seg.diagnose.examples import make_example
-from ssl_seg.inference.model import config_of
 from ssl_seg.labels import to_target
-from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.report.example_figure import plot_examples
-from ssl_seg.results.folds import list_members
 from ssl_seg.results.mask_files import Job, plan_jobs
-from ssl_seg.results.mask_making import PredictRequest, open_job_image
+
+if TYPE_CHECKING:
+    from ssl_seg.results.mask_making import PredictRequest
 
 SHOWN = 5
 MOST_READ = 100
@@ -35,6 +35,11 @@ def draw_masks(request: PredictRequest, path: Path) -> int:
     Raises:
         DataError: when the picture exists or cannot be written, or an image or a mask has gone.
     """
+    from ssl_seg.inference.model import config_of
+    from ssl_seg.networks.checkpoint import load_checkpoint
+    from ssl_seg.results.folds import list_members
+    from ssl_seg.results.mask_making import open_job_image
+
     first = list_members((request.checkpoint, *request.more))[0]
     data = config_of(load_checkpoint(first, lazy=True), first).data
     numbered = data.task == "instances"

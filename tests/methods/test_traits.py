@@ -247,6 +247,7 @@ def test_two_processes_agree_on_networks_and_on_what_the_method_keeps(
     code = """
 import json, sys
 from pathlib import Path
+from torch.nn import Module
 from trait_methods import register
 from ssl_seg.config.layers import Layer
 from ssl_seg.run.request import TrainRequest
@@ -255,9 +256,11 @@ import ssl_seg.run.training as training
 register()
 original = training.finish_run
 def finish(session, *args):
-    parts = {"student": session.engine.student, "teacher": session.engine.teacher.net, "method": session.engine.method}
-    sums = {name: [float(v.double().sum()) for v in part.state_dict().values()] for name, part in parts.items()}
-    Path(sys.argv[3], f"rank{session.engine.fabric.global_rank}.json").write_text(json.dumps(sums))
+    engine = session.engine
+    states = {"student": engine.student.state_dict(), "teacher": engine.teacher.net.state_dict()}
+    states["method"] = engine.method.state_dict() if isinstance(engine.method, Module) else {}
+    sums = {name: [float(v.double().sum()) for v in state.values()] for name, state in states.items()}
+    Path(sys.argv[3], f"rank{engine.fabric.global_rank}.json").write_text(json.dumps(sums))
     return original(session, *args)
 training.finish_run = finish
 training.train(TrainRequest((Layer("--x", json.loads(sys.argv[1])),), Path(sys.argv[2])))
