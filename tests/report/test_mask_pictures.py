@@ -78,6 +78,18 @@ def test_of_a_large_image_the_middle_is_read(side: int, tiny_run: Path, tmp_path
     assert bool(example.pred.any()) == (is_whole or (side - most) // 2 >= side - most)
 
 
+@pytest.mark.parametrize("count", around(6))
+def test_of_many_masks_some_are_read(
+    count: int, tiny_run: Path, tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mask_pictures, "MOST_READ", 6)
+    monkeypatch.setattr(mask_pictures, "SHOWN", 100)
+    for number in range(count):
+        write_pair(tmp_path, f"{number:02}", np.arange(40)[:, None] * np.ones((1, 30)) < number)
+    assert draw(tiny_run, tmp_path) == min(count, 6)
+    assert {shown[0][1][:2], shown[-1][1][:2]} == {"00", f"{count - 1:02}"}
+
+
 def test_images_without_a_mask_are_left_out(tiny_run: Path, tmp_path: Path, shown: Shown) -> None:
     write_pair(tmp_path, "a", np.ones((40, 40)))
     (tmp_path / "masks" / "a.png").rename(tmp_path / "a.png")
