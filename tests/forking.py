@@ -15,8 +15,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
-from ssl_seg.engine import processes
-
 HOURS = 6 * 3600
 """Seconds after which a test gives up: something hangs, however busy the machine is."""
 
@@ -83,6 +81,8 @@ def _begin(
     for descriptor, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    from ssl_seg.engine import processes
+
     processes.subprocess = SimpleNamespace(Popen=_Rank)  # type: ignore[assignment]
     os.set_inheritable(life.fileno(), True)
     _run(command, environment)
