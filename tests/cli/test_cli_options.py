@@ -30,7 +30,7 @@ ALONE = {
     "export-log": "to out",
     "investigate": "against expect file hypothesis if-confirmed if-refuted json markdown",
     "predict": "with which overlap probabilities format tta uncertainty uint8 objects spacing threshold uncalibrated "
-    "overwrite accelerator workers",
+    "figure overwrite accelerator workers",
     "diagnose": "predictions out seconds require-f1 set json",
     "suggest": "data count strategy round seed which csv figure copy accelerator",
     "probe-loss": "data checkpoint batches accelerator figure set json",
