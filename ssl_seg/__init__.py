@@ -220,7 +220,7 @@ def evaluate(
     notes: list[str] = []
     console = _make_console(progress)
     record = run_evaluation(request, note=lambda text: _note(text, notes, console), track=console.track)
-    return Evaluation(record, tuple(notes), request)
+    return Evaluation(record, request, tuple(notes))
 
 
 def predict(
@@ -281,7 +281,7 @@ def predict(
     notes: list[str] = []
     console = _make_console(progress)
     masks = run_prediction(request, console.track("predicting"), note=lambda text: _note(text, notes, console))
-    return PredictedMasks(output, tuple(masks), tuple(notes), request)
+    return PredictedMasks(output, tuple(masks), request, tuple(notes))
 
 
 def audit(

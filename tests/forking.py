@@ -77,6 +77,7 @@ def run(command: list[str], folder: Path, env: Mapping[str, str] | None = None) 
 def _begin(
     command: list[str], stdin: Connection, life: Connection, files: tuple[Path, Path], environment: dict[str, str]
 ) -> None:
+    """Run a program; ``life`` is open as long as a process that was forked for it is there."""
     os.dup2(stdin.fileno(), 0)
     for descriptor, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
@@ -84,7 +85,6 @@ def _begin(
     from ssl_seg.engine import processes
 
     processes.subprocess = SimpleNamespace(Popen=_Rank)  # type: ignore[assignment]
-    os.set_inheritable(life.fileno(), True)
     _run(command, environment)
 
 

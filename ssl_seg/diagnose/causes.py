@@ -470,6 +470,6 @@ def make_diagnosis(
         statistics=statistics,
         images=tuple(tally.images),
         histograms=tally.histograms(),
-        examples=choose_examples(tally.examples, tally.list_scores()),
+        examples=choose_examples(tally.examples, tally.median),
         notes=tuple(notes),
     )

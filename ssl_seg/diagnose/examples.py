@@ -79,35 +79,33 @@ def _choose_pixels(pred: NDArray[Any], truth: NDArray[Any] | None) -> tuple[NDAr
     return np.arange(y)[:, None] * steps[0] + place // steps[1], np.arange(x) * steps[1] + place % steps[1]
 
 
-def keep_candidates(candidates: Sequence[Example], scores: Sequence[float] = ()) -> list[Example]:
+def keep_candidates(candidates: Sequence[Example], median: float) -> list[Example]:
     """Return those that ``choose_examples`` may still choose when more follow, in the same order: at most 25.
 
     Images must come in random order: what is near the median of all is then near that of most.
 
     Args:
         candidates: kept so far, and a new one.
-        scores: F1 of all scored images outside of training up to now, also of those that are not kept.
+        median: F1 of all scored images outside of training up to now, also of those that are not kept.
     """
     scored, train, blind = _sort(candidates)
-    ordinary = sorted(scored, key=lambda e: _distance(e, scores or [e.f1 or 0.0 for e in scored]))[:NEAR_MEDIAN]
+    ordinary = _sort_by_distance(scored, median)[:NEAR_MEDIAN]
     chosen = [*scored[:SHOWN], *scored[-1:], *ordinary, *train[:SHOWN], *blind[:SHOWN]]
     kept = {id(e) for e in chosen}
     return [e for e in candidates if id(e) in kept]
 
 
-def choose_examples(candidates: Sequence[Example], scores: Sequence[float] = ()) -> tuple[Example, ...]:
+def choose_examples(candidates: Sequence[Example], median: float) -> tuple[Example, ...]:
     """Return at most five: the worst, the median and the best scored one, one of each other part, then in the order
-    given. The median is that of ``scores``, see ``keep_candidates``."""
+    given. ``median`` is that of all scored images, see ``keep_candidates``."""
     scored, train, blind = _sort(candidates)
-    between = scored[1:-1]
-    ordinary = sorted(between, key=lambda e: _distance(e, scores or [e.f1 or 0.0 for e in scored]))
+    ordinary = _sort_by_distance(scored[1:-1], median)
     wanted = [*scored[:1], *ordinary[:1], *scored[-1:], *train[:1], *blind[:1], *scored, *train, *blind]
     return tuple({e.id: e for e in wanted}.values())[:SHOWN]
 
 
-def _distance(example: Example, scores: Sequence[float]) -> float:
-    """Return how far the F1 of an example is from the median of scores."""
-    return abs((example.f1 or 0.0) - float(np.median(scores)))
+def _sort_by_distance(scored: Sequence[Example], median: float) -> list[Example]:
+    return sorted(scored, key=lambda e: abs((e.f1 or 0.0) - median))
 
 
 def _sort(candidates: Sequence[Example]) -> tuple[list[Example], list[Example], list[Example]]:

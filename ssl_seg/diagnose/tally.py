@@ -5,6 +5,7 @@ Shapes: ``*S`` spatial = (Z, Y, X) or (Y, X).
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -95,6 +96,7 @@ class Tally:
         self.map_voxels, self.threshold = map_voxels, threshold
         self.images: list[ImageFigures] = []
         self.examples: list[Example] = []
+        self.scores: list[float] = []
         self.overlaps: dict[str, ConfusionCounts] = {}
         self.prob: dict[Part, Sums] = {}
         self.logit: dict[Part, Sums] = {}
@@ -137,12 +139,16 @@ class Tally:
         self.images.append(figures)
         pred, shown = (output.pred, target) if output.classes is None else output.classes
         example = make_example(output.id, output.part, image, shown, output.prob, pred, f1)
-        self.examples = keep_candidates([*self.examples, example], self.list_scores())
+        if f1 is not None and output.part != "train":
+            insort(self.scores, f1)
+        self.examples = keep_candidates([*self.examples, example], self.median)
         return figures
 
-    def list_scores(self) -> list[float]:
-        """Return the F1 of all images that are scored and not of training."""
-        return [image.f1 for image in self.images if image.f1 is not None and image.part != "train"]
+    @property
+    def median(self) -> float:
+        """F1 of the images that are scored and not of training; 0 where there is none."""
+        count = len(self.scores)  # they are kept in order
+        return (self.scores[(count - 1) // 2] + self.scores[count // 2]) / 2 if count else 0.0
 
     def _add_values(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_seg.report.example_figure import plot_examples
+from ssl_seg.report.example_figure import plot_examples, spread
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Example
@@ -44,9 +44,7 @@ def draw_cases(request: EvaluateRequest, rows: Sequence[CaseRow], net: str, path
 
 def choose_spread(rows: Sequence[CaseRow], count: int) -> list[CaseRow]:
     """Return ``count`` cases, evenly spread from the worst to the best Dice."""
-    ranked = sorted(rows, key=lambda row: float(row["dice"]))
-    shown = min(count, len(ranked))
-    return [ranked[round(i * (len(ranked) - 1) / max(shown - 1, 1))] for i in range(shown)]
+    return spread(sorted(rows, key=lambda row: float(row["dice"])), count)
 
 
 def predict_cases(

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ssl_seg.config import DataConfig
 from ssl_seg.data.volumes import open_mask
 from ssl_seg.diagnose.examples import make_example
+from ssl_seg.errors import DataError
 from ssl_seg.labels import to_target
-from ssl_seg.report.example_figure import plot_examples
+from ssl_seg.report.example_figure import plot_examples, spread
 from ssl_seg.results.mask_files import Job, plan_jobs
 
 if TYPE_CHECKING:
@@ -26,14 +27,14 @@ MOST_SIDE = {2: 2048, 3: 256}
 """Pixels or voxels of an axis that are read, by the number of axes; of a larger image the middle is shown."""
 
 
-def draw_masks(request: PredictRequest, path: Path) -> int:
-    """Write a picture of images of a call of ``predict`` that has come to its end, and return how many are in it.
+def draw_masks(request: PredictRequest, path: Path) -> None:
+    """Write a picture of images of a call of ``predict`` that has come to its end.
 
     They are chosen from the least to the most predicted foreground, with the ends. Of a volume, the slice with the most
     is shown.
 
     Raises:
-        DataError: when the picture exists or cannot be written, or an image or a mask has gone.
+        DataError: when the picture exists or cannot be written, or an image, or all masks, have gone.
     """
     from ssl_seg.inference.model import config_of
     from ssl_seg.networks.checkpoint import load_checkpoint
@@ -46,11 +47,11 @@ def draw_masks(request: PredictRequest, path: Path) -> int:
     jobs = plan_jobs(
         request.source, request.output, data.ndim, data.layout, numbered=numbered, suffix=request.suffix
     )  # fmt: skip
-    there = _spread([job for job in jobs if job.mask.exists()], MOST_READ)
+    there = spread([job for job in jobs if job.mask.exists()], MOST_READ)
     shares = {job.mask: float((_read_classes(job, data) > 0).mean()) for job in there}
-    chosen = _spread(sorted(there, key=lambda job: shares[job.mask]), SHOWN)
+    chosen = spread(sorted(there, key=lambda job: shares[job.mask]), SHOWN)
     if not chosen:
-        return 0
+        raise DataError(f"no mask of {request.source} is in {request.output}")
     examples, titles = [], []
     for job in chosen:
         classes = _read_classes(job, data)
@@ -59,13 +60,6 @@ def draw_masks(request: PredictRequest, path: Path) -> int:
         examples.append(make_example(job.mask.name, "new", image.read(box), None, None, classes))
         titles.append(f"{Path(job.locations[0]).name}\n{shares[job.mask]:.1%} foreground")
     plot_examples(examples, path, titles, "predicted foreground")
-    return len(chosen)
-
-
-def _spread(jobs: Sequence[Job], count: int) -> list[Job]:
-    """Return ``count`` of the jobs at the most, evenly spread, with the first and the last one."""
-    count = min(count, len(jobs))
-    return [jobs[round(n * (len(jobs) - 1) / max(count - 1, 1))] for n in range(count)]
 
 
 def _find_middle(shape: Sequence[int]) -> tuple[slice, ...]:

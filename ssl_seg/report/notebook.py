@@ -139,10 +139,10 @@ class Evaluation:
 
     record: Mapping[str, Any]
     """All of it as plain types, as `ssl-seg evaluate --json` prints it."""
+    request: EvaluateRequest
+    """What was asked for."""
     notes: tuple[str, ...] = ()
     """What was left out, and warnings."""
-    request: EvaluateRequest | None = None
-    """What was asked for."""
 
     @property
     def f1(self) -> float:
@@ -174,6 +174,7 @@ class Evaluation:
 
         Raises:
             ConfigError: for a case that was not scored, or scores of several checkpoints.
+            SslSegError: where the checkpoint or the data have gone.
         """
         from ssl_seg.report.case_pictures import draw_cases
 
@@ -181,7 +182,7 @@ class Evaluation:
         if case not in rows:
             known = name_examples(rows)
             raise ConfigError(f"case '{case}' is none of those that were scored, {known}{did_you_mean(case, rows)}")
-        if self.request is None or "rows" in self.record:
+        if "rows" in self.record or "folds" in self.record:
             raise ConfigError("a case is shown of the scores of one checkpoint: evaluate one of them")
         request, net = self.request, str(self.record["which"])
         return _make_picture(lambda path: draw_cases(request, [rows[case]], net, path))
@@ -219,23 +220,20 @@ class PredictedMasks:
     """Where they are; the file, for a single mask with a name of its own."""
     masks: tuple[Path, ...]
     """Those written by this call; masks that were there already are kept, and are not among them."""
-    notes: tuple[str, ...] = ()
-    request: PredictRequest | None = None
+    request: PredictRequest
     """What was asked for."""
+    notes: tuple[str, ...] = ()
 
     def show(self) -> Picture:
         """Return five of the images with their masks, from the least to the most foreground.
 
         Raises:
-            DataError: where no mask is there any more.
+            DataError: where no mask is there any more, or an image has gone.
         """
         from ssl_seg.report.mask_pictures import draw_masks
 
-        def draw(path: Path) -> None:
-            if self.request is None or draw_masks(self.request, path) == 0:
-                raise DataError(f"no mask of this call is in {self.folder}")
-
-        return _make_picture(draw)
+        request = self.request
+        return _make_picture(lambda path: draw_masks(request, path))
 
     def __repr__(self) -> str:
         return "\n".join([f"PredictedMasks: wrote {len(self.masks)} to {self.folder}", *self.notes])

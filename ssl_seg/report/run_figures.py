@@ -245,14 +245,15 @@ def _draw_pseudo_labels(record: RunRecord) -> Drawing | None:
 def _draw_foreground(record: RunRecord) -> Drawing | None:
     looks = record.looks
     names = ("val/prevalence_true", *(f"val/{net}/prevalence_pred" for net in NETS))
-    known = [looks.values[name] for name in names if name in looks.values]
-    if not known:
+    known = np.concatenate([looks.values[name] for name in names if name in looks.values] or [np.empty(0)])
+    known = known[np.isfinite(known)]
+    if not len(known):
         return None
     figure, (axis,) = _open(record, (2.2,))
     for net in NETS:
         _plot(axis, looks, f"val/{net}/prevalence_pred", net, color=NET_COLORS[net])
     _plot(axis, looks, "val/prevalence_true", "true", color=_MUTED, linestyle="--", linewidth=1.2)
-    axis.set_ylim(0, min(1.05 * float(np.nanmax(known)), 1.02) or 1.02)
+    axis.set_ylim(0, min(1.05 * float(known.max()), 1.02) or 1.02)
     axis.set_ylabel("foreground share", fontsize=8)
     return _close(
         figure,

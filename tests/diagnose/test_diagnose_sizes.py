@@ -40,17 +40,32 @@ def test_examples_are_chosen_among_all_images_and_few_are_kept(count: int, seed:
     kept: list[Example] = []
     for one in made:
         scores = [e.f1 for e in made[: made.index(one) + 1] if e.part == "val" and e.f1 is not None]
-        kept = keep_candidates([*kept, one], scores)
+        kept = keep_candidates([*kept, one], float(np.median(scores)) if scores else 0.0)
     assert len(kept) <= 3 * examples.SHOWN + 1 + examples.NEAR_MEDIAN
     scored = sorted(e.f1 for e in made if e.part == "val" and e.f1 is not None)
-    chosen = choose_examples(kept, scored)
-    assert [e.id for e in chosen if e.part != "val"] == [e.id for e in choose_examples(made, scored) if e.part != "val"]
+    median = float(np.median(scored)) if scored else 0.0
+    chosen = choose_examples(kept, median)
+    assert [e.id for e in chosen if e.part != "val"] == [e.id for e in choose_examples(made, median) if e.part != "val"]
     own = [e.f1 for e in chosen if e.part == "val"]
     if scored:
         assert own[0] == scored[0]
     if len(scored) > 2:
         assert scored[(len(scored) - 1) // 3] <= own[1] <= scored[-1 - (len(scored) - 1) // 3]
         assert own[2] == scored[-1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 51])
+def test_the_median_of_all_scored_images_is_known_at_any_time(count: int) -> None:
+    """Images of training do not count; half of each mask is predicted."""
+    rng, tally = np.random.default_rng(count), Tally()
+    tally.add(Output("t", "train", np.ones((8, 8), bool), target=np.ones((8, 8), np.int64)))
+    scores = []
+    for number in range(count):
+        pred = rng.random((8, 8)) < rng.random()
+        found = tally.add(Output(str(number), "val", pred, target=np.ones((8, 8), np.int64)))
+        scores.append(found.f1)
+        assert tally.median == pytest.approx(float(np.median(scores)))  # type: ignore[arg-type]
+    assert count or tally.median == 0
 
 
 @pytest.mark.parametrize("count", [1, 23, 24, 25, 75])

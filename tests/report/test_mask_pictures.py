@@ -16,6 +16,7 @@ from test_cli import assert_refused
 
 from ssl_seg.config import DataConfig
 from ssl_seg.diagnose.result import Example
+from ssl_seg.errors import DataError
 from ssl_seg.report import mask_pictures
 from ssl_seg.report.mask_pictures import SHOWN, draw_masks
 from ssl_seg.results.mask_making import PredictRequest
@@ -41,9 +42,9 @@ def write_pair(folder: Path, name: str, mask: np.ndarray[Any, Any]) -> None:
         cv2.imwrite(str(folder / part / f"{name}.png"), array.astype(np.uint8))
 
 
-def draw(run: Path, folder: Path) -> int:
+def draw(run: Path, folder: Path) -> None:
     best = run / "checkpoints" / "best.pt"
-    return draw_masks(PredictRequest(best, folder / "images", folder / "masks"), folder / "look.png")
+    draw_masks(PredictRequest(best, folder / "images", folder / "masks"), folder / "look.png")
 
 
 @pytest.mark.parametrize("count", [1, *around(SHOWN), 12])
@@ -53,7 +54,8 @@ def test_they_are_shown_from_the_least_to_the_most_foreground(
     rows = np.random.default_rng(0).permutation(count)
     for number, filled in enumerate(rows):
         write_pair(tmp_path, f"{number:02}", np.arange(40)[:, None] * np.ones((1, 30)) < filled)
-    assert draw(tiny_run, tmp_path) == min(count, SHOWN)
+    draw(tiny_run, tmp_path)
+    assert len(shown) == min(count, SHOWN)
     areas = [int(example.pred.sum()) for example, _ in shown]
     assert areas == sorted(areas)
     assert (areas[0], areas[-1]) == (0, 30 * (count - 1))
@@ -86,16 +88,20 @@ def test_of_many_masks_some_are_read(
     monkeypatch.setattr(mask_pictures, "SHOWN", 100)
     for number in range(count):
         write_pair(tmp_path, f"{number:02}", np.arange(40)[:, None] * np.ones((1, 30)) < number)
-    assert draw(tiny_run, tmp_path) == min(count, 6)
+    draw(tiny_run, tmp_path)
+    assert len(shown) == min(count, 6)
     assert {shown[0][1][:2], shown[-1][1][:2]} == {"00", f"{count - 1:02}"}
 
 
 def test_images_without_a_mask_are_left_out(tiny_run: Path, tmp_path: Path, shown: Shown) -> None:
     write_pair(tmp_path, "a", np.ones((40, 40)))
     (tmp_path / "masks" / "a.png").rename(tmp_path / "a.png")
-    assert draw(tiny_run, tmp_path) == 0
+    with pytest.raises(DataError, match=r"no mask of .*images is in .*masks"):
+        draw(tiny_run, tmp_path)
+    assert shown == []
     (tmp_path / "a.png").rename(tmp_path / "masks" / "a.png")
-    assert draw(tiny_run, tmp_path) == 1
+    draw(tiny_run, tmp_path)
+    assert len(shown) == 1
 
 
 def test_values_of_classes_and_numbers_of_objects(tmp_path: Path) -> None:

@@ -26,10 +26,12 @@ from page_cases import (
     make_look,
     make_run,
 )
+from sizes import around
 
 from ssl_seg.diagnose.examples import make_example
 from ssl_seg.errors import DataError, RunDirError
 from ssl_seg.monitor.network_rules import find_trivial_images
+from ssl_seg.report import case_pictures
 from ssl_seg.report import page as page_module
 from ssl_seg.report.comparison_page import make_comparison_page
 from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, render_page, write_page
@@ -254,13 +256,20 @@ class TestSoundPages:
         assert [row[0] for row in rows_of(page, "Score") if len(row) == 5] == ["1", "2", "3", "4"]
         assert all(len(row) == 7 + 4 for row in rows_of(page, "All validation cases"))
 
-    @pytest.mark.parametrize("classes", [MOST_CLASSES, MOST_CLASSES + 1])
+    @pytest.mark.parametrize("classes", around(MOST_CLASSES))
     def test_a_column_for_each_class_where_these_are_few(self, tmp_path: Path, classes: int) -> None:
         final = make_final(make_dice_score([0.8] * 12, classes=classes))
         page = make_run_page(read_run(make_run(tmp_path / "run", [make_look(12)], (), final)))
         columns = classes if classes <= MOST_CLASSES else 0
         assert {len(row) for row in rows_of(page, "All validation cases")} == {7 + columns}
         assert ("scores.json" in texts(page)["All validation cases"]) == (not columns)
+
+    @pytest.mark.parametrize("classes", around(case_pictures._MOST_TOLD))
+    def test_the_title_of_a_case_tells_some_classes_and_counts_the_others(self, classes: int) -> None:
+        told = case_pictures._describe_classes({"classes": [0.5] * classes}, range(1, 1 + classes)).splitlines()[1]
+        more = classes - case_pictures._MOST_TOLD
+        assert told.count(": 0.500") == min(classes, case_pictures._MOST_TOLD)
+        assert told.endswith(f"and {more} more" if more > 0 else f"{classes}: 0.500")
 
     def test_not_a_run(self, tmp_path: Path) -> None:
         (tmp_path / "pretraining.json").write_text("{}")

@@ -88,7 +88,7 @@ class TestNumbers:
         print_result(result)
         printed = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.strip()}
         assert (printed["precision"], printed["recall"]) == ("met", "MET")
-        assert "2 of 4 targets met: precision" in repr(Evaluation(result, ()))
+        assert "2 of 4 targets met: precision" in repr(Evaluation(result, EvaluateRequest(Path())))
 
     def test_missed_hallucinated_and_empty_cases_are_told(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Two cases with objects, of which one is found; two without, of which one is found empty."""
