@@ -114,7 +114,7 @@ def train(
     """
     from ssl_seg.engine.pace import check_length
     from ssl_seg.report.notebook import TrainedRun
-    from ssl_seg.report.run_report import write_when_trained
+    from ssl_seg.report.run_report import RunningPage, write_when_trained
     from ssl_seg.run.request import TrainRequest
     from ssl_seg.run.training import train as run_training
     from ssl_seg.studies.checkpoints import check_resumed, find_checkpoint
@@ -133,7 +133,7 @@ def train(
         minutes=minutes,
     )
     console = _make_console(progress)
-    result = run_training(request, console)
+    result = run_training(request, console, RunningPage(console.note))
     if result.is_main and result.ending != "interrupted":
         write_when_trained(result.run.path, console.note)
     return TrainedRun(result.run.path, result.ending, result.step, result.verdict, result.scores)

@@ -107,14 +107,13 @@ def train(
     check_paths(request.settings, out=out, resume=resume)
     parent = None if bootstrap is None else take_checkpoint(bootstrap)
     console = begin(given)
+    from ssl_seg.report.run_report import RunningPage, write_when_trained
     from ssl_seg.run.training import train as run_training
 
-    result = run_training(replace(request, bootstrap=parent), console)
+    result = run_training(replace(request, bootstrap=parent), console, RunningPage(console.note))
     if not result.is_main:
         return  # with exit code 0: at another one the launcher would kill the first process while it reports
     if result.ending != "interrupted":
-        from ssl_seg.report.run_report import write_when_trained
-
         write_when_trained(result.run.path, console.note)
     _report(result)
     if result.ending in ("collapsed", "refused") or (

@@ -18,6 +18,7 @@ from ssl_seg.config.layers import check_partial, flatten, read_layers, to_plain
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import RunDirError, SslSegError, name_examples, quote
+from ssl_seg.files import now
 from ssl_seg.monitor.catalog import CODES, limit
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE, describe_pretraining
 from ssl_seg.run.directory import (
@@ -90,6 +91,8 @@ class RunRecord:
     environment: Mapping[str, Any]
     faults: tuple[str, ...]
     """Files that cannot be read, in words."""
+    goes_on: bool = False
+    """Whether its training is going on: files alone do not tell that from a run that was killed."""
 
     @property
     def name(self) -> str:
@@ -125,8 +128,8 @@ class RunRecord:
         return judge_run(self)
 
 
-def read_run(path: Path) -> RunRecord:
-    """Read a run directory, of a run that is finished or not.
+def read_run(path: Path, *, goes_on: bool = False) -> RunRecord:
+    """Read a run directory, of a run that is finished or not; ``goes_on``: whether its training is going on.
 
     Raises:
         RunDirError: for a folder that holds no run, or that of a pre-training.
@@ -155,6 +158,7 @@ def read_run(path: Path) -> RunRecord:
         read(SPLIT_FILE, lambda: load_split(split_file)) if split_file.is_file() else None,
         read(ENVIRONMENT_FILE, lambda: json.loads(environment.read_text("utf-8"))) or {},
         tuple(faults),
+        goes_on,
     )
 
 
@@ -273,6 +277,11 @@ def judge_run(record: RunRecord) -> Banner:
     else:
         title = "Healthy: the networks have learned" if usable else "Finished"
         commands = [f"ssl-seg evaluate {path}", f"ssl-seg predict {path} IMAGES OUTPUT"]
+    if record.goes_on:
+        when = f"{now()[:16].replace('T', ' ')} UTC"
+        reasons.insert(
+            0, f"The run was going on when this page was written, after {_describe_progress(record)}, {when}"
+        )
     if not len(looks.steps):
         reasons.append("Nothing is recorded yet: there was no look at the networks.")
     if action := next((e.get("action") for e in reversed(record.events) if e.get("event") == "verdict"), None):
@@ -325,8 +334,13 @@ def _describe_used(record: RunRecord, scores: Mapping[str, Any], *, usable: bool
 
 
 def _describe_unfinished(record: RunRecord, level: str) -> tuple[str, list[str]]:
-    total = "" if record.config is None else f" of {record.config.length.steps:,}"
-    kind = "Interrupted" if record.ending else "Not finished"
+    kind = "Going on" if record.goes_on else "Interrupted" if record.ending else "Not finished"
     health = {"ok": "healthy so far", "warn": "with a warning"}.get(level, level)
-    title = f"{kind}: at step {record.step:,}{total}, {health}" if len(record.looks.steps) else f"{kind}: no look yet"
-    return title, [f"ssl-seg train --resume {quote(record.run.path)}"] if record.run.last.is_file() else []
+    title = f"{kind}: at {_describe_progress(record)}, {health}" if len(record.looks.steps) else f"{kind}: no look yet"
+    resumes = record.run.last.is_file() and not record.goes_on
+    return title, [f"ssl-seg train --resume {quote(record.run.path)}"] if resumes else []
+
+
+def _describe_progress(record: RunRecord) -> str:
+    total = "" if record.config is None else f" of {record.config.length.steps:,}"
+    return f"step {record.step:,}{total}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,15 +16,22 @@ from ssl_seg.report.study_page import is_study, make_study_page
 
 PICTURE_SECONDS = 30.0
 """Pictures that are expected to take longer are not made when a training ends."""
+PAGE_SECONDS = 300.0
+"""Between two pages of a training that goes on."""
+PAGE_SHARE = 0.02
+"""Of the time that making them takes at most."""
 
 
-def write_report_page(paths: Sequence[Path], out: Path | None = None, *, seconds: float | None = None) -> Path:
+def write_report_page(
+    paths: Sequence[Path], out: Path | None = None, *, seconds: float | None = None, goes_on: bool = False
+) -> Path:
     """Write the page of a run, of several side by side, or of a ladder, cross-validation or ablation.
 
     Args:
         paths: directories of runs, or one of a study.
         out: file to write; by default report.html in the directory, or comparison.html in the folder of several.
         seconds: pictures of cases are left out where they are expected to take longer; None makes them in any case.
+        goes_on: whether the training of the only run is going on, which its files alone do not tell.
 
     Returns:
         Where the page is.
@@ -40,14 +49,45 @@ def write_report_page(paths: Sequence[Path], out: Path | None = None, *, seconds
     (path,) = paths
     if is_study(path):
         return write_page(make_study_page(path), out or path / PAGE_FILE)
-    record = read_run(path)
+    record = read_run(path, goes_on=goes_on)
     return write_page(make_run_page(record, *predict_examples(record, seconds)), out or path / PAGE_FILE)
 
 
 def write_when_trained(path: Path, note: Callable[[str], None]) -> None:
     """Write the page of a training, or a study, that has just ended; a failure is told and changes nothing else."""
+    if _try_to_write(path, note, seconds=PICTURE_SECONDS):
+        note(f"report: {path / PAGE_FILE}")
+
+
+class RunningPage:
+    """Writes the page of a training that goes on, now and then; called with its directory when a look is recorded."""
+
+    def __init__(self, note: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
+        """Take what is told of the first page or of a failure, and the clock, in seconds."""
+        self.note, self.now, self.is_told = note, now, False
+        self.due = now() + PAGE_SECONDS
+
+    def __call__(self, path: Path) -> None:
+        """Write the page where it is due; after one that cannot be written, there is none before the training ends."""
+        begun = self.now()
+        if begun < self.due:
+            return
+        if not _try_to_write(path, self.note, seconds=0.0, goes_on=True):
+            self.due = math.inf
+            return
+        ended = self.now()
+        self.due = ended + max(PAGE_SECONDS, (ended - begun) / PAGE_SHARE)
+        if not self.is_told:
+            self.note(f"report: {path / PAGE_FILE}, written anew every few minutes")
+        self.is_told = True
+
+
+def _try_to_write(path: Path, note: Callable[[str], None], *, seconds: float, goes_on: bool = False) -> bool:
+    """Write the page of a training; return whether it is there, and say why it is not."""
     try:
-        note(f"report: {write_report_page([path], seconds=PICTURE_SECONDS)}")
+        write_report_page([path], seconds=seconds, goes_on=goes_on)
     except Exception as error:  # noqa: BLE001 (a training must not fail for its report)
         reason = str(error) or type(error).__name__
         note(f"report: {path / PAGE_FILE} was not written: {reason}. Try again: ssl-seg report {quote(path)}")
+        return False
+    return True

@@ -43,8 +43,8 @@ class Recorder:
             return
         run, verdict = self.prepared.run, observation.verdict
         run.append_metrics(record)
-        self.copy(record)
         self._keep(verdict, observation.step)
+        self.copy(record)
         show_look(self.console, observation.format_line(), record)
         self._show_block(verdict)
 

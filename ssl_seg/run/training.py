@@ -77,11 +77,18 @@ class TrainResult:
     """Validation scores of swa.pt, where weights were averaged."""
 
 
-def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
+def train(
+    request: TrainRequest, console: Console | None = None, after_look: Callable[[Path], None] = lambda _: None
+) -> TrainResult:
     """Train one run.
 
     Started by torchrun or SLURM, or with more than one device, every process runs this function; the first one plans,
     writes and talks.
+
+    Args:
+        request: what to train.
+        console: is told.
+        after_look: called by the first process with the directory of the run, when a look at the networks is recorded.
 
     Raises:
         SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
@@ -107,7 +114,7 @@ def train(request: TrainRequest, console: Console | None = None) -> TrainResult:
                 console.open(run)
             copies = RecordCopies(request.log if fabric.is_global_zero else (), run, console.note)
             held.callback(copies.close)
-            return _train(fabric, prepared, ready, console, copies)
+            return _train(fabric, prepared, ready, console, copies, after_look)
         except KeyboardInterrupt:  # before the loop listens for it, or twice
             if run is not None and fabric.is_global_zero and not request.in_study:
                 console.note(describe_interrupt(run, "ssl-seg train"))
@@ -181,13 +188,21 @@ def _get_ready(
     return Ready(config, notes, built, loss, feed, pace)
 
 
-def _train(fabric: Fabric, prepared: BegunRun, ready: Ready, console: Console, copies: RecordCopies) -> TrainResult:
+def _train(
+    fabric: Fabric,
+    prepared: BegunRun,
+    ready: Ready,
+    console: Console,
+    copies: RecordCopies,
+    after_look: Callable[[Path], None],
+) -> TrainResult:
     checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
 
     def send(record: Mapping[str, Any]) -> None:
         engine, monitor = session.engine, session.watch.monitor
         nets = dict(zip(NETS, (engine.plain.student, engine.plain.teacher), strict=True))
         copies.write(record, lambda: draw_probe(nets, monitor.val, monitor.device, monitor.autocast))
+        after_look(prepared.run.path)
 
     session = assemble(fabric, prepared, ready, checkpoint, Recorder(prepared, fabric, console, send))
     first = session.progress.step

@@ -7,14 +7,17 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from conftest import TINY, Cli
+from interruption import interrupted_after
 from page_cases import (
     CASES,
+    FINDING,
     HOSTILE,
     cut_last_line,
     damage,
@@ -28,17 +31,18 @@ from page_cases import (
 )
 from sizes import around
 
+from ssl_seg.cli.console import INTERRUPTED
 from ssl_seg.diagnose.examples import make_example
 from ssl_seg.errors import DataError, RunDirError
 from ssl_seg.monitor.network_rules import find_trivial_images
-from ssl_seg.report import case_pictures
+from ssl_seg.report import case_pictures, run_report
 from ssl_seg.report import page as page_module
 from ssl_seg.report.comparison_page import make_comparison_page
 from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, render_page, write_page
 from ssl_seg.report.run_figures import draw_curves, draw_scores, list_marks
 from ssl_seg.report.run_page import MOST_CASES, MOST_CLASSES, MOST_EVENTS, make_run_page
 from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, read_looks, read_run
-from ssl_seg.report.run_report import write_report_page, write_when_trained
+from ssl_seg.report.run_report import RunningPage, write_report_page, write_when_trained
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.scores.intervals import draw_resamples, estimate_difference
 
@@ -458,16 +462,32 @@ class TestOfATraining:
         assert "No pictures of cases: " in text
         assert "F1 of student and teacher" in text
 
-    def test_a_training_writes_its_page_when_it_ends(
+    def test_a_training_writes_its_page_on_the_way_when_it_goes_on_and_when_it_ends(
         self, cli: Cli, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("ssl_seg.report.run_report.write_when_trained", write_when_trained)  # others leave it out
+        monkeypatch.setattr(run_report, "write_when_trained", write_when_trained)  # others leave it out
+        monkeypatch.setattr(run_report, "PAGE_SECONDS", 0.0)  # the first look of each command is late enough
+        titles: list[str] = []
+
+        def make(record: RunRecord, *_: object) -> Page:
+            titles.append(record.banner.title)
+            return make_bare_page(record)
+
+        monkeypatch.setattr(run_report, "make_run_page", make)
         config, out = tmp_path / "c.yaml", tmp_path / "run"
-        config.write_text(json.dumps({**TINY, "length": {"steps": 1, "steps_per_epoch": 1}}))
-        code, shown, _ = cli("train", "--config", config, "--data", particles_dir, "--labels", 0.5, "--out", out)
+        config.write_text(json.dumps({**TINY, "length": {"steps": 2, "steps_per_epoch": 1}}))
+        with interrupted_after(1):
+            code, shown, _ = cli("train", "--config", config, "--data", particles_dir, "--labels", 0.5, "--out", out)
+        assert code == INTERRUPTED
+        assert titles[0].startswith("Going on: at step 0 of 2")
+        assert f"report: {out / 'report.html'}, written anew every few minutes" in shown
+        titles.clear()
+        code, shown, _ = cli("train", "--resume", out)
         assert code == 0
-        assert f"report: {out / 'report.html'}" in shown
-        assert "Finished" in (out / "report.html").read_text() or "Healthy" in (out / "report.html").read_text()
+        assert titles[0].startswith("Going on: at step 2 of 2")
+        assert f"report: {out / 'report.html'}\n" in shown
+        assert "Going on" not in titles[-1]
+        assert titles[-1] in (out / "report.html").read_text()
 
     def test_a_report_that_fails_is_told_and_does_not_end_a_training(self, tmp_path: Path) -> None:
         notes: list[str] = []
@@ -476,3 +496,78 @@ class TestOfATraining:
         write_when_trained(run, notes.append)
         assert "is not overwritten" in notes[0]
         assert "ssl-seg report" in notes[0]
+
+
+def make_bare_page(record: RunRecord, *_: object) -> Page:
+    """Return a page without figures, which take most of the time."""
+    return Page(record.name, "", record.banner, ())
+
+
+class TestWhileItTrains:
+    @pytest.fixture(autouse=True)
+    def bare(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(run_report, "make_run_page", make_bare_page)
+
+    def test_the_banner_says_so_and_when(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ssl_seg.report.run_record.now", lambda: "2026-11-29T22:41:09+00:00")
+        events = ({"event": "interrupted", "step": 5, "verdict": "ok"}, {"event": "resumed", "step": 5})
+        run = make_run(tmp_path / "run", [make_look(0), make_look(6)], events)
+        (run / "checkpoints" / "last.pt").touch()
+        banner, later = read_run(run, goes_on=True).banner, read_run(run).banner
+        assert (banner.state, banner.title) == ("healthy", "Going on: at step 6 of 12, healthy so far")
+        said = "The run was going on when this page was written, after step 6 of 12, 2026-11-29 22:41 UTC"
+        assert banner.reasons[0] == said
+        assert banner.commands == (), "a run that goes on cannot be resumed"
+        assert later.title == "Not finished: at step 6 of 12, healthy so far"
+        assert said not in later.reasons
+        assert "--resume" in later.commands[0]
+
+    def test_a_collapse_leads_while_it_goes_on_too(self, tmp_path: Path) -> None:
+        looks = [make_look(0), make_look(6, verdict="collapsed")]
+        events = [{"event": "verdict", "step": 6, "level": "collapsed", "findings": [FINDING]}]
+        banner = read_run(make_run(tmp_path / "run", looks, events), goes_on=True).banner
+        assert (banner.state, banner.title) == ("collapsed", "Collapsed at step 6")
+        assert "going on" in banner.reasons[0]
+
+    def test_a_page_is_due_five_minutes_after_the_last_one(self, tmp_path: Path) -> None:
+        clock, notes = [1000.0], list[str]()
+        page, run = RunningPage(notes.append, lambda: clock[0]), make_run(tmp_path / "run", [make_look(0)])
+
+        def writes(at: float) -> bool:
+            clock[0] = at
+            (run / "report.html").unlink(missing_ok=True)
+            page(run)
+            return (run / "report.html").is_file()
+
+        due = [at for at in (1000, 1299, 1300, 1301, 1599, 1650, 1700, 1949, 1950) if writes(at)]
+        assert due == [1300, 1650, 1950]
+        assert len(notes) == 1, "the first one is told"
+
+    @pytest.mark.parametrize(("seconds", "pause"), [(1.0, 300.0), (6.0, 300.0), (7.0, 350.0), (60.0, 3000.0)])
+    def test_slow_pages_are_made_less_often(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, pause: float
+    ) -> None:
+        """A page of t seconds is followed by 50 t without one: 2 % of the time."""
+        clock, begun = [0.0], list[float]()
+
+        def write(*_: object, **__: object) -> None:
+            begun.append(clock[0])
+            clock[0] += seconds
+
+        monkeypatch.setattr(run_report, "write_report_page", write)
+        page = RunningPage(lambda _: None, lambda: clock[0])
+        while clock[0] < 10_000:
+            page(tmp_path)
+            clock[0] += 1.0
+        assert len(begun) > 2
+        assert {after - before for before, after in pairwise(begun)} == {seconds + pause}
+
+    def test_one_that_fails_is_told_and_not_tried_again(self, tmp_path: Path) -> None:
+        clock, notes = [0.0], list[str]()
+        page, run = RunningPage(notes.append, lambda: clock[0]), make_run(tmp_path / "run", [make_look(0)])
+        (run / "report.html").write_text("mine")
+        for clock[0] in (300.0, 600.0, 6000.0):
+            page(run)
+        assert (run / "report.html").read_text() == "mine"
+        assert len(notes) == 1
+        assert "is not overwritten" in notes[0]

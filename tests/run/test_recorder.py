@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from conftest import Notes
 
 from ssl_seg.monitor.findings import RuleFinding, Verdict
@@ -34,6 +35,21 @@ def test_the_block_comes_when_the_findings_change(tmp_path: Path) -> None:
     assert shown == [f"line {step}" for step in range(5)]
     assert [console.texts.index(line) for line in shown] == [0, 3, 4, 7, 8]
     assert [e["step"] for e in prepared.run.read_events()] == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_who_copies_a_look_finds_its_record_and_verdict_and_only_the_first_process_copies(
+    tmp_path: Path, is_first: bool
+) -> None:
+    found, run = list[tuple[Any, ...]](), RunDir(tmp_path)
+
+    def copy(record: Any) -> None:
+        found.append((record, run.read_metrics(), [e["event"] for e in run.read_events()]))
+
+    fabric = cast("Any", SimpleNamespace(is_global_zero=is_first))
+    recorder = Recorder(cast("Any", SimpleNamespace(run=run)), fabric, Silent(), copy)
+    recorder.observe(make_observation(3, Verdict((STUDENT,))), {"step": 3})
+    assert found == ([({"step": 3}, [{"step": 3}], ["verdict"])] if is_first else [])
 
 
 def test_the_log_holds_all_lines_also_those_of_before_the_directory(tmp_path: Path) -> None:
