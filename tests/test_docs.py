@@ -161,6 +161,21 @@ def test_a_test_and_a_command_that_are_gone_are_found() -> None:
     assert find_gone(" ".join(f"`{name}`" for name in (here, "ssl-seg train --labels 3", *gone))) == gone
 
 
+def test_issue_forms_are_forms_and_ask_for_commands_that_are_there() -> None:
+    forms = [path for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").iterdir()) if path.name != "config.yml"]
+    assert len(forms) == 3
+    for path in forms:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert set(form) == {"name", "description", "body"}, "others are not shown"
+        questions = [part for part in form["body"] if part["type"] != "markdown"]
+        assert {part["type"] for part in questions} == {"textarea"}
+        assert len({part["id"] for part in questions}) == len(questions)
+        assert all(part["attributes"]["label"] for part in questions)
+        cited = " ".join(part["attributes"].get("description", "") for part in questions)
+        assert "`ssl-seg " in cited
+        assert find_gone(cited) == []
+
+
 def list_anchors(page: Path) -> set[str]:
     """Return the anchors of the headings of a page, as mkdocs makes them."""
     titles = re.findall(
