@@ -1,4 +1,4 @@
-"""The report of a diagnosis: a folder with ``report.md``, ``report.json`` and figures."""
+"""The report of a diagnosis: a folder with a page, ``report.md``, all tables, ``report.json`` and figures."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_seg.errors import DataError, printable, printable_lines, quote
-from ssl_seg.files import atomic_write, next_free, now, write_json
+from ssl_seg.files import next_free, now, write_json, write_text
 from ssl_seg.report.diagnosis_figures import Picture, plot_diagnosis
 from ssl_seg.report.diagnosis_summary import describe_scope, list_evidence
-from ssl_seg.report.diagnosis_tables import make_key_figures, make_tables
+from ssl_seg.report.diagnosis_tables import make_key_figures, make_tables, make_worst_images
 from ssl_seg.report.table import Table
 from ssl_seg.scores.text import UNKNOWN, figure
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
 
-REPORT_FILE, RECORD_FILE = "report.md", "report.json"
+REPORT_FILE, TABLES_FILE, RECORD_FILE = "report.md", "measurements.md", "report.json"
 
 
 def check_report_folder(folder: Path) -> None:
@@ -51,19 +51,19 @@ def write_report(diagnosis: Diagnosis, folder: Path, command: str = "") -> Path:
         pictures = plot_diagnosis(diagnosis, folder)
         write_json(folder / RECORD_FILE, diagnosis.to_record())
         report = folder / REPORT_FILE
-        with atomic_write(report) as temporary:
-            temporary.write_text(format_report(diagnosis, pictures, now(), command), encoding="utf-8")
+        write_text(folder / TABLES_FILE, format_measurements(diagnosis, pictures))
+        write_text(report, format_report(diagnosis, pictures, now(), command))
     except OSError as error:
         raise DataError(f"cannot write the report to {folder}: {error.strerror}") from error
     return report
 
 
 def format_report(diagnosis: Diagnosis, pictures: Sequence[Picture], when: str, command: str = "") -> str:
-    """Return the report in Markdown: verdict, findings, hypotheses with their evidence, figures, tables.
+    """Return a page in Markdown: verdict, findings, hypotheses with their evidence, key figures, the worst images.
 
     Args:
         diagnosis: what was found.
-        pictures: figures in the folder of the report.
+        pictures: figures in the folder of the report; the first one is shown; all are among the measurements.
         when: time of the diagnosis.
         command: what was called.
     """
@@ -76,16 +76,28 @@ def format_report(diagnosis: Diagnosis, pictures: Sequence[Picture], when: str, 
     sections = [
         *_findings(diagnosis),
         *_causes(diagnosis),
-        *(["## What to do", f"{_escape(diagnosis.action)}."] if diagnosis.action else []),
-        "## What to run next",
+        "## What to do",
+        *([f"{_escape(diagnosis.action)}."] if diagnosis.action else []),
         f"```sh\n{diagnosis.next_command}\n```",
         *_table(make_key_figures(diagnosis), "##"),
-        *_figures(pictures),
-        "## Measurements",
-        *(part for table in make_tables(diagnosis) for part in _table(table, "###")),
+        *_table(make_worst_images(diagnosis), "##"),
         *_notes(diagnosis),
+        "## More",
+        *(f"![{picture.title}]({picture.path.name})" for picture in pictures[:1]),
+        f"All tables and figures are in [{TABLES_FILE}]({TABLES_FILE}), all numbers in [{RECORD_FILE}]({RECORD_FILE}).",
     ]
     return "\n\n".join([*head, *sections]) + "\n"
+
+
+def format_measurements(diagnosis: Diagnosis, pictures: Sequence[Picture]) -> str:
+    """Return all tables and figures in Markdown, each with what it says."""
+    findings = [(f"{f.level}: {f.code}", f.net, figure(f.value), figure(f.limit), f.source) for f in diagnosis.findings]
+    columns = ("finding", "network", "value", "limit", "source of the limit")
+    tables = (Table("Findings", "What is measured, and the limit.", columns, tuple(findings)), *make_tables(diagnosis))
+    parts = [f"# Measurements of {_code(diagnosis.subject)}"]
+    for picture in pictures:
+        parts += [f"![{picture.title}]({picture.path.name})", f"*{picture.title}.* {picture.caption}"]
+    return "\n\n".join([*parts, *(part for table in tables for part in _table(table, "##"))]) + "\n"
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -120,29 +132,19 @@ def _examined(diagnosis: Diagnosis, when: str, command: str) -> str:
 def _findings(diagnosis: Diagnosis) -> list[str]:
     if not diagnosis.findings:
         return ["## Findings", "No rule found anything."]
-    rows = [(f"{f.level}: {f.code}", f.net, figure(f.value), figure(f.limit), f.source) for f in diagnosis.findings]
-    explained = [f"- **{_escape(f.code)}** ({f.net}): {_escape(f.message)}." for f in diagnosis.findings]
-    columns = ("finding", "network", "value", "limit", "source of the limit")
-    return ["## Findings", "\n".join(explained), format_table(columns, rows)]
+    explained = [f"- **{f.level}: {_escape(f.code)}** ({f.net}): {_escape(f.message)}." for f in diagnosis.findings]
+    return ["## Findings", "\n".join(explained)]
 
 
 def _causes(diagnosis: Diagnosis) -> list[str]:
     if not diagnosis.causes:
         return []
-    parts = ["## Likely causes, the most likely first"]
     listed = zip(diagnosis.causes, list_evidence(diagnosis.causes), strict=True)
-    for rank, (cause, evidence) in enumerate(listed, start=1):
-        lines = [f"{rank}. **Hypothesis:** {_escape(cause.text)}", "   - Evidence:"]
-        lines += [f"     - {_escape(text)}" for text in evidence]
-        parts.append("\n".join(lines))
-    return parts
-
-
-def _figures(pictures: Sequence[Picture]) -> list[str]:
-    parts = ["## Figures"] if pictures else []
-    for picture in pictures:
-        parts += [f"![{picture.title}]({picture.path.name})", f"*{picture.title}.* {picture.caption}"]
-    return parts
+    lines = [
+        f"{rank}. **Hypothesis:** {_escape(cause.text)}. **Evidence:** {_escape('; '.join(evidence))}"
+        for rank, (cause, evidence) in enumerate(listed, start=1)
+    ]
+    return ["## Likely causes, the most likely first", "\n".join(lines)]
 
 
 def _table(table: Table, heading: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 SHOWN_IMAGES = 40
 """Rows of the table of images; all of them are in the JSON."""
+WORST_IMAGES = 5
+"""Rows of the table of images on the page of a diagnosis."""
 SHOWN_SHAPES = 3
 """Shapes of images with a key figure of their own, the most frequent ones; the others share one."""
 
@@ -47,7 +50,13 @@ def make_tables(diagnosis: Diagnosis) -> list[Table]:
     """Return a table for each thing that was measured; unknown columns and rows are left out."""
     statistics = diagnosis.statistics
     tables = [make(statistics) for name, make in _TABLES if statistics.get(name)]
-    return [_prune(table) for table in (*tables, _images(diagnosis)) if table.rows]
+    return [_prune(table) for table in (*tables, _images(diagnosis, "Images", SHOWN_IMAGES)) if table.rows]
+
+
+def make_worst_images(diagnosis: Diagnosis) -> Table:
+    """Return the few images with the lowest F1, and of how many; no rows where none has one."""
+    scored = tuple(image for image in diagnosis.images if image.f1 is not None)
+    return _prune(_images(replace(diagnosis, images=scored), "The worst images", WORST_IMAGES))
 
 
 def make_key_figures(diagnosis: Diagnosis, *, brief: bool = False) -> Table:
@@ -330,7 +339,7 @@ _TABLES: tuple[tuple[str, Callable[[Statistics], Table]], ...] = (
 """What was measured, and the table that shows it."""
 
 
-def _images(diagnosis: Diagnosis) -> Table:
+def _images(diagnosis: Diagnosis, title: str, most: int) -> Table:
     """Return the images, those with the lowest F1 first, then those that are not scored by their foreground."""
     images = sorted(diagnosis.images, key=lambda i: (i.f1 is None, i.f1 or 0.0, i.ratio_pred, i.id))
     rows = [
@@ -345,13 +354,13 @@ def _images(diagnosis: Diagnosis) -> Table:
             share(i.ratio_true),
             number(i.f1),
         )
-        for i in images[:SHOWN_IMAGES]
+        for i in images[:most]
     ]
     columns = ("image", "part", "shape", "prob", "prob range", "logit", "predicted fg", "true fg", "F1")
     text = "Lowest F1 first, then by predicted foreground."
     if len(images) > len(rows):
         text += f" {len(rows)} of {len(images)}; all are in `report.json`."
-    return Table("Images", text, columns, tuple(rows))
+    return Table(title, text, columns, tuple(rows))
 
 
 def _by_part(s: Statistics) -> list[tuple[str, Statistics]]:

@@ -93,7 +93,7 @@ class TestPredictions:
         assert lines[-2].startswith("next: ssl-seg ")
         assert lines[-1] == f"wrote {out / 'report.md'}"
         assert {path.name for path in out.iterdir()} == {
-            "report.md", "report.json", "predictions.png", "foreground.png",
+            "report.md", "measurements.md", "report.json", "predictions.png", "foreground.png",
         }  # fmt: skip
         record = json.loads((out / "report.json").read_text())
         assert record["verdict"] == {
@@ -136,9 +136,9 @@ class TestCheckpoint:
         assert stdout.splitlines()[0] == CONSTANT.format(code="constant_output")
         assert "0.627 +- 0.000" in stdout
         assert "100.00%  above 95% in a reported collapse" in stdout
-        text = (out / "report.md").read_text()
+        text = (out / "measurements.md").read_text()
         for title in ("Student, teacher", "Threshold sweep", "Loss of trivial", "Composition", "Input of the network"):
-            assert f"### {title}" in text
+            assert f"## {title}" in text
         for figure in ("predictions", "histograms", "foreground", "thresholds"):
             assert cv2.imread(str(out / f"{figure}.png")) is not None
             assert f"]({figure}.png)" in text

@@ -24,10 +24,10 @@ from ssl_seg.diagnose.result import Cause, Diagnosis, Histogram
 from ssl_seg.errors import DataError, printable
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.monitor.catalog import limit
-from ssl_seg.report.diagnosis import format_report, format_table, write_report
+from ssl_seg.report.diagnosis import format_measurements, format_report, format_table, write_report
 from ssl_seg.report.diagnosis_figures import plot_foreground, plot_histograms, plot_sweep
 from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict
-from ssl_seg.report.diagnosis_tables import SHOWN_IMAGES, SHOWN_SHAPES, make_key_figures, make_tables
+from ssl_seg.report.diagnosis_tables import SHOWN_IMAGES, SHOWN_SHAPES, WORST_IMAGES, make_key_figures, make_tables
 from ssl_seg.report.example_figure import color_errors, list_columns, paint_panel, plot_examples
 from ssl_seg.scores.text import cut, number
 
@@ -86,17 +86,25 @@ class TestTable:
         ]
 
 
+def list_headings(text: str) -> list[str]:
+    """Return the headings of the second level."""
+    pairs = pairwise(render(text))
+    return [following.content for token, following in pairs if (token.type, token.tag) == ("heading_open", "h2")]
+
+
 class TestReport:
     @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
     def test_folder(self, make: Callable[[], Diagnosis], tmp_path: Path) -> None:
         diagnosis = make()
         path = write_report(diagnosis, tmp_path / "new" / "report", "ssl-seg diagnose x")
-        text = path.read_text()
-        images = [child for token in render(text) for child in token.children or [] if child.type == "image"]
+        text, tables = path.read_text(), (path.parent / "measurements.md").read_text()
+        images = [child for token in render(tables) for child in token.children or [] if child.type == "image"]
         assert {str(i.attrs["src"]) for i in images} == {p.name for p in path.parent.glob("*.png")}
         assert len(images) == (2 if diagnosis.kind == "predictions" else 4)
+        links = {child.attrs.get("src") or child.attrs.get("href") for t in render(text) for child in t.children or []}
+        assert links - {None} == {"predictions.png", "measurements.md", "report.json"}
         assert json.loads((path.parent / "report.json").read_text()) == json.loads(json.dumps(diagnosis.to_record()))
-        assert not re.search(r"\bnan\b|\binf\b|None|\{|\[\]", text)
+        assert not re.search(r"\bnan\b|\binf\b|None|\{|\[\]", text + tables)
         assert "`ssl-seg diagnose x`" in text
         with pytest.raises(DataError, match=r"report exists already.*--out .*report-2"):
             write_report(diagnosis, path.parent)
@@ -107,7 +115,9 @@ class TestReport:
         text = format_report(diagnosis, (), "now", f"ssl-seg diagnose {name}")
         heading = next(token for token in render(text) if token.type == "inline")
         assert [child.content for child in heading.children if child.type == "code_inline"] == [printable(name)]
-        assert "](" not in text.split("## Notes")[1]
+        assert "](" not in text.split("## Notes")[1].split("## More")[0]
+        heading = next(token for token in render(format_measurements(diagnosis, ())) if token.type == "inline")
+        assert [child.content for child in heading.children if child.type == "code_inline"] == [printable(name)]
         assert "\x1b" not in text
 
     def test_an_empty_folder_is_taken_and_a_file_is_not(self, tmp_path: Path) -> None:
@@ -121,17 +131,15 @@ class TestReport:
         assert (tmp_path / "file").read_text() == "mine"
 
     def test_says_everything_in_this_order(self) -> None:
-        text = format_report(constant_diagnosis(), [], "2026-01-26")
-        headings = [
-            (token.tag, following.content)
-            for token, following in pairwise(render(text))
-            if token.type == "heading_open"
-        ]
-        assert [name for level, name in headings if level == "h2"] == [
-            "Findings", "Likely causes, the most likely first", "What to do", "What to run next", "Key figures",
-            "Measurements", "Notes",
+        images = tuple(image_figures(n, f1=n / 10) for n in range(8))
+        text = format_report(constant_diagnosis(images=images), [], "2026-01-26")
+        tables = format_measurements(constant_diagnosis(), [])
+        assert list_headings(text) == [
+            "Findings", "Likely causes, the most likely first", "What to do", "Key figures", "The worst images",
+            "Notes", "More",
         ]  # fmt: skip
-        assert [name for level, name in headings if level == "h3"] == [
+        assert list_headings(tables) == [
+            "Findings",
             "Outputs", "Quantiles of the outputs", "Predicted foreground by image shape",
             "Do the outputs depend on the image?", "Student, teacher, modes, and an untrained network",
             "Precision, recall, and trivial predictors", "Threshold sweep", "Foreground distribution",
@@ -139,7 +147,7 @@ class TestReport:
             "Loss of trivial predictions", "Composition of the training batches", "Input of the network",
             "History of the run", "Images",
         ]  # fmt: skip
-        cells = read_cells(text)
+        cells = read_cells(tables)
         assert cells[1][:4] == ["collapsed: constant_output", "teacher", "0.069", "0.1"]
         assert "reported" in cells[1][4]
         assert ["320 x 320", "45", "45 at 95.06%", "(312/320) x (312/320)"] in [row[:4] for row in cells]
@@ -147,18 +155,49 @@ class TestReport:
         assert ["0.05", "0.495", "best"] in cells
         assert ["60% .. 65%", "5", "5"] in cells
         assert [row[1] for row in cells if row[0] == "constant images"] == ["img|7"]
-        assert "+34.8 points" in text
+        assert "+34.8 points" in tables
         assert "no time left for inputs" in text
         assert [token.content for token in render(text) if token.type == "fence"] == [
             "ssl-seg data audit data/particles\n"
         ]
-        evidence = [t.content for t in render(text) if t.type == "inline" and t.level == 7]
-        assert evidence == ["AUROC 0.51", r"F1 0.494 \* 2"]
+        assert r"**Evidence:** AUROC 0.51; F1 0.494 \* 2" in text
+        assert "**collapsed: constant\\_output** (teacher): the same everywhere" in text
+        worst = read_cells(text)[-WORST_IMAGES:]
+        assert [row[0] for row in worst] == [f"img_{n:03}" for n in range(WORST_IMAGES)]
+        assert f"{WORST_IMAGES} of 8; all are in `report.json`" in text
+
+    def test_a_page_is_a_page_whatever_was_looked_at(self) -> None:
+        """With three causes of three measurements each, four findings, and any number of images."""
+        base = constant_diagnosis()
+        causes = tuple(Cause(f"cause {n}", tuple(f"figure {n}{m}" for m in range(3))) for n in range(3))
+        pages = [
+            format_report(
+                replace(
+                    base, causes=causes, findings=2 * base.findings, images=tuple(map(image_figures, range(count)))
+                ),
+                (),
+                "2026-01-26",
+                "ssl-seg diagnose RUN",
+            )
+            for count in (125, 500)
+        ]
+        lengths = {len(page.splitlines()) for page in pages}
+        assert len(lengths) == 1
+        assert max(lengths) <= 70
+        healthy = healthy_diagnosis(images=tuple(map(image_figures, range(125))))
+        assert len(format_report(healthy, (), "2026-01-26", "ssl-seg diagnose RUN").splitlines()) <= 60
+
+    def test_images_without_a_score_are_not_the_worst(self) -> None:
+        images = tuple(image_figures(n, f1=None) for n in range(8))
+        assert "worst" not in format_report(healthy_diagnosis(images=images), (), "now")
+        scored = format_report(healthy_diagnosis(images=(*images, image_figures(9, f1=0.2))), (), "now")
+        assert [row[0] for row in read_cells(scored)][-1] == "img_009"
 
     def test_healthy_has_no_causes(self) -> None:
         text = format_report(healthy_diagnosis(), [], "2026-01-26")
         assert "No rule found anything." in text
         assert "cause" not in text.lower()
+        assert "## Findings" not in format_measurements(healthy_diagnosis(), [])
 
     def test_what_is_not_known_makes_no_column_row_or_table(self) -> None:
         tables = {table.title: table for table in make_tables(masks_diagnosis())}
