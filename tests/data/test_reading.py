@@ -406,7 +406,7 @@ def test_a_mask_drawn_on_the_stored_pixels_is_explained(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16"])
 def test_white_is_large(tmp_path: Path, dtype: str, compression: str | None) -> None:
     values = PLANES[0] > 128 if dtype == "bool" else PLANES[0].astype(dtype) * (1 if dtype == "uint8" else 257)
-    path = write_tiff(tmp_path / "x.tif", values, photometric="miniswhite", compression=compression)
+    path = write_tiff(tmp_path / "x.tif", values, photometric="miniswhite", compression=compression, software="scanner")
     image = read_image(path)[0]
     with Image.open(path) as opened:
         seen = np.asarray(opened.convert("L")) if dtype != "uint16" else (255 - PLANES[0])
@@ -419,11 +419,26 @@ def test_white_is_large(tmp_path: Path, dtype: str, compression: str | None) -> 
 def test_what_looks_white_in_a_mask_is_foreground(tmp_path: Path, dtype: str) -> None:
     foreground = PLANES[0] > 128
     top = {"bool": 1, "uint8": 255, "uint16": 65535}[dtype]
-    path = write_tiff(tmp_path / "x.tif", ((~foreground) * top).astype(dtype), photometric="miniswhite")
+    stored = ((~foreground) * top).astype(dtype)
+    path = write_tiff(tmp_path / "x.tif", stored, photometric="miniswhite", software="scanner")
     np.testing.assert_array_equal(read_mask(path), foreground * top)
     assert any("looks white" in note for note in open_mask(path).notes)
     labels = write_tiff(tmp_path / "y.tif", PLANES[0] // 90, photometric="miniswhite")
     np.testing.assert_array_equal(read_mask(labels), PLANES[0] // 90)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"metadata": None}, {"ome": True}], ids=str)
+@pytest.mark.parametrize("shape", [(20, 24), (7, 13), (5, 20, 24)], ids=str)
+def test_what_was_true_is_foreground(tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    """tifffile calls zero white in files of bool unless it is told otherwise; it reads them back as they were."""
+    foreground = np.random.default_rng(0).random(shape) < 0.2
+    tifffile.imwrite(path := tmp_path / "y.tif", foreground, **options)
+    with tifffile.TiffFile(path) as file:
+        assert file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    axes = Reading() if len(shape) == 2 else Reading(axes="ZYX")
+    for read in (open_mask, open_image):
+        np.testing.assert_array_equal(read(str(path), reading=axes).read()[0], foreground)
+    assert any("as tifffile wrote them" in note for note in open_mask(str(path), reading=axes).notes)
 
 
 VOC = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]

@@ -90,7 +90,10 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
         notes = (*notes, *guess)
         geometry = _find_geometry(tiff, layout)
         has_alpha = reading.axes is None and layout.channel is not None and page.extrasamples[-1:] in ((1,), (2,))
-        is_plain = not has_alpha and page.photometric not in (_Color.MINISWHITE, _Color.PALETTE)
+        is_bool = _is_array_of_bool(page)
+        is_inverted = page.photometric == _Color.MINISWHITE and not is_bool
+        is_plain = not has_alpha and not is_inverted and page.photometric != _Color.PALETTE
+        notes += ("its bits are read as tifffile wrote them, though its header says that 1 is black",) * is_bool
         # Whether the channels of a color image are equal shows only when they are decoded.
         if series.dataoffset is not None and is_plain and layout.shape(series.shape)[0] != 3:
             dtype = series.dtype.newbyteorder(tiff.byteorder)
@@ -104,7 +107,7 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
             )
             return replace(stored, nodata=_find_nodata(page))
         voxels = _decode(series, path)
-        if page.photometric == _Color.MINISWHITE:
+        if is_inverted:
             voxels, note = _invert(voxels, page.bitspersample, is_mask=reading.is_mask)
             notes = (*notes, note)
         elif page.photometric == _Color.PALETTE:
@@ -176,6 +179,14 @@ def _lay_out(series: tifffile.TiffPageSeries, reading: Reading) -> tuple[AxisLay
     tag = page.tags.get(ORIENTATION)
     layout, turned = turn_upright(layout, 1 if tag is None else int(tag.value))
     return layout, (*guess, *turned)
+
+
+def _is_array_of_bool(page: tifffile.TiffPage | tifffile.TiffFrame) -> bool:
+    """Return whether tifffile (or scikit-image, which calls it) wrote an array of bool: unasked, it calls zero white and
+    keeps the bits, so that what was True is 1."""
+    tag = page.tags.get("Software")
+    by_tifffile = tag is not None and str(tag.value).startswith("tifffile")
+    return page.photometric == _Color.MINISWHITE and page.bitspersample == 1 and by_tifffile
 
 
 def _invert(voxels: NDArray[Any], bits: int, *, is_mask: bool) -> tuple[NDArray[Any], str]:
