@@ -25,7 +25,13 @@ from ssl_seg.data.audit.checks import (
     check_nodata,
     check_unannotated,
 )
-from ssl_seg.data.audit.labels import check_unexpected_values, find_label_values, name_annotated, values_by_mask
+from ssl_seg.data.audit.labels import (
+    check_palettes,
+    check_unexpected_values,
+    find_label_values,
+    name_annotated,
+    values_by_mask,
+)
 from ssl_seg.data.audit.meaning import settle_meaning
 from ssl_seg.data.facts import (
     CaseFacts,
@@ -310,6 +316,7 @@ def read_cases(root: str, settings: CatalogSettings, track: Track = pass_through
     lossy = {case.id for case in listing.cases if case.mask is not None and is_lossy(case.mask)}
     meaning, findings = settle_meaning(scans, given, lossy)
     if meaning.kind == "semantic":
+        findings += check_palettes(facts, given.label_values)
         masks = {i: frozenset(meaning.to_labels(s.values).tolist()) - {meaning.ignore_value} for i, s in scans.items()}
         annotated = name_annotated(masks, meaning.label_values, meaning.ignore_value)
         meaning = replace(meaning, label_values=None if annotated is None else tuple(annotated))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import image_of, make_content
 from ssl_seg.data.formats.layout import GUESS
+from ssl_seg.data.formats.pixels import LabelColors
 from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.listing import Case
@@ -80,6 +81,8 @@ class CaseFacts:
     """Whether image and mask are decoded whole, as compressed files are, and not read by box."""
     notes: tuple[str, ...] = ()
     """Changes to the values of the files, and guesses about them; see ``describe_notes``."""
+    label_colors: LabelColors = ()
+    """What the palette of the mask makes of its values."""
     scan: MaskScan | None = field(default=None, compare=False, repr=False)
     """The mask as stored, until ``settle_facts`` has said what its values mean."""
 
@@ -190,7 +193,9 @@ def read_facts(
     mask_digest, scan = scan_mask(mask, threshold, image if missing else None)
     rounded = (f"mask(s): values within {ROUNDED} of a whole number are rounded",) if scan.rounded else ()
     content = make_content(digest, mask_digest, constant=constant)
-    return replace(facts, content=content, doubt=doubt, notes=facts.notes + rounded, scan=scan)
+    return replace(
+        facts, content=content, doubt=doubt, notes=facts.notes + rounded, label_colors=mask.label_colors, scan=scan
+    )
 
 
 def settle_facts(facts: CaseFacts, meaning: Meaning) -> CaseFacts:

@@ -31,7 +31,7 @@ class OddValues:
 
     def look_at(self, voxels: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
         """Count in further voxels of an image whose file has ``dtype``."""
-        odd = {v for v in (float(voxels.min()), float(voxels.max())) if _looks_written(v, dtype)}
+        odd = {v for v in (float(voxels.min()), float(voxels.max())) if looks_written(v, dtype)}
         for value in odd:
             here = voxels == value
             self._count[value] += int(here.sum())
@@ -55,7 +55,8 @@ def find_nodata(odd_values: Iterable[float | None]) -> float | None:
     return found.most_common(1)[0][0] if found else None
 
 
-def _looks_written(value: float, dtype: np.dtype[Any]) -> bool:
+def looks_written(value: float, dtype: np.dtype[Any]) -> bool:
+    """Return whether programs write this value, in a file of ``dtype``, where nothing was measured."""
     if dtype.itemsize == 1:
         return False
     nines = f"{abs(value):.0f}"

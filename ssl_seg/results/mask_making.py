@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from scipy import special
 
 from ssl_seg.config import DataConfig
+from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.catalog import Track
 from ssl_seg.data.formats.stored import BoxReader, RowReader, Rows, Voxels, iterate_rows, merge_equal_channels
+from ssl_seg.data.nodata import OddValues, looks_written
 from ssl_seg.data.reading import make_reading
 from ssl_seg.data.store import fit_channels, measure_by_block
 from ssl_seg.data.views.transforms import Intensity
@@ -258,6 +260,10 @@ def make_mask(
     if not is_large(shape, data):
         voxels = fit(stored.read())
         intensity = measure_array(voxels)
+        if (mark := _find_mark(stored, intensity, data)) is not None:
+            stored = _leave_out(job, data, mark)
+            voxels = fit(stored.read())
+            intensity = measure_array(voxels)
         rows = maker.predict(voxels, intensity, spacing, tuple(slice(0, size) for size in shape))
         _, outputs = next(rows)
         begin()
@@ -267,7 +273,7 @@ def make_mask(
         if (opened := _open_pieces(job, stored, maker, claim)) is None:
             return None
         claim.release()
-        pieces, intensity = opened
+        stored, pieces, intensity = opened
         image = BoxReader(stored, (channels, *shape), stored.dtype, fit)
         for _ in track(pieces.make(partial(maker.predict, image, intensity, spacing)), pieces.left):
             pass
@@ -292,30 +298,57 @@ def open_job_image(job: Job, data: DataConfig) -> Stored:
     return open_image(*job.locations, reading=replace(make_reading(dict(data)), scratch=scratch))
 
 
+def _find_mark(stored: Stored, intensity: Intensity, data: DataConfig) -> float | None:
+    """Return the value of an image that looks like a mark for no data, as it would have been found for training; None
+    where the settings name one, or say that there is none."""
+    kind = stored.dtype if stored.gaps is None else stored.gaps.dtype
+    extremes = (*intensity.low.tolist(), *intensity.high.tolist())
+    if data.nodata is not None or not any(looks_written(value, kind) for value in extremes):
+        return None
+    odd = OddValues()
+    for block in iterate_blocks(stored):
+        known = block.voxels[~np.isnan(block.voxels)].astype(np.float64)
+        if known.size:
+            odd.look_at(known, kind)
+    return odd.find()
+
+
+def _leave_out(job: Job, data: DataConfig, mark: float) -> Stored:
+    """Return the image of a job without the voxels that have a value, and a note on that."""
+    stored = open_job_image(job, data.model_copy(update={"nodata": mark}))
+    note = f"WARNING the value {mark:g} is taken for no data, as it is far from all others, and predicted as background"
+    return replace(stored, notes=(*stored.notes, note))
+
+
 def is_large(shape: Sequence[int], data: DataConfig) -> bool:
     """Return whether an image (*S) is predicted in pieces."""
     return prod(shape) > WHOLE_VOXELS and data.resample_to is None
 
 
-def _open_pieces(job: Job, stored: Stored, maker: MaskMaker, claim: Claim) -> tuple[Pieces, Intensity] | None:
-    """Return the pieces of a large image, begun or new, and the statistics of the image, which are kept with them; None
-    where another process has put the pieces together and removed them."""
+def _open_pieces(job: Job, stored: Stored, maker: MaskMaker, claim: Claim) -> tuple[Stored, Pieces, Intensity] | None:
+    """Return a large image, its pieces, begun or new, and its statistics, which are kept with them; None where another
+    process has put the pieces together and removed them."""
     plan = {"settings": maker.settings, "outputs": sorted(maker.suffixes), "image": job.identify_image()}
     key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
     folder = job.mask.with_name(f".{job.mask.name}.{key}.pieces")
     try:
-        kept = json.loads((folder / PLAN).read_text(encoding="utf-8"))["intensity"]
-        low, high, mean, std = (np.array(kept[name]) for name in _STATISTICS)
+        begun = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        low, high, mean, std = (np.array(begun["intensity"][name]) for name in _STATISTICS)
         intensity = Intensity(low, high, mean, std)
+        if (mark := begun.get("nodata")) is not None:
+            stored = _leave_out(job, maker.data, mark)
     except FileNotFoundError:
         if claim.is_made:
             return None
         step = MEASURED_VOXELS * stored.shape[0] * stored.dtype.itemsize
         intensity = measure_by_block(stored, maker.data.channels, step)
+        if (mark := _find_mark(stored, intensity, maker.data)) is not None:
+            stored = _leave_out(job, maker.data, mark)
+            intensity = measure_by_block(stored, maker.data.channels, step)
         folder.mkdir(parents=True, exist_ok=True)
         numbers = {name: getattr(intensity, name).tolist() for name in _STATISTICS}
-        write_json(folder / PLAN, {**plan, "intensity": numbers})
-    return Pieces(folder, stored.shape[1:], divide(stored.shape[1:], maker.members[0].patch_size)), intensity
+        write_json(folder / PLAN, {**plan, "intensity": numbers, "nodata": mark})
+    return stored, Pieces(folder, stored.shape[1:], divide(stored.shape[1:], maker.members[0].patch_size)), intensity
 
 
 def find_pieces(job: Job) -> list[Path]:

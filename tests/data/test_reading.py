@@ -24,8 +24,9 @@ from ssl_seg.data.disk_cache import WORTH_A_COPY, DiskCache, open_copy
 from ssl_seg.data.formats import stored
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import CaseStore
-from ssl_seg.data.volumes import open_image, open_mask, read_image, read_mask
+from ssl_seg.data.volumes import open_image, open_mask, read_image, read_mask, write_mask
 from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.labels import Meaning
 
 RNG = np.random.default_rng(0)
 FIVE = RNG.integers(0, 200, (5, 20, 24), dtype=np.uint8)
@@ -468,9 +469,49 @@ def test_palettes_in_an_order_of_their_own(tmp_path: Path, suffix: str) -> None:
     red_first = Image.fromarray((~foreground).astype(np.uint8))
     red_first.putpalette([255, 0, 0, 0, 0, 0])
     red_first.save(tmp_path / f"y{suffix}")
-    np.testing.assert_array_equal(read_mask(str(tmp_path / f"y{suffix}")), ~foreground)
+    np.testing.assert_array_equal(read_mask(str(tmp_path / f"y{suffix}")), foreground)
     (note,) = open_mask(str(tmp_path / f"y{suffix}")).notes
-    assert note.endswith("1 is black: if it is the background, set data.label_values=[1, 0]")
+    assert note.endswith("the background is black, which is 1 there")
+    three = Image.fromarray(PLANES[0] % 3)
+    three.putpalette([255, 0, 0, 0, 0, 0, 0, 255, 0])
+    three.save(tmp_path / f"z{suffix}")
+    np.testing.assert_array_equal(read_mask(str(tmp_path / f"z{suffix}")), PLANES[0] % 3)
+    (note,) = open_mask(str(tmp_path / f"z{suffix}")).notes
+    assert note.endswith("1 is black: if it is the background, set data.label_values=[1, 0, 2]")
+
+
+def quantize(path: Path, classes: np.ndarray) -> None:
+    """Write black, red and green for 0, 1 and 2 with a palette of its own, in the order of how frequent they are."""
+    picture = Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)[classes])
+    order = sorted(picture.getcolors(), reverse=True)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([value for _, color in order for value in color])
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_palettes_that_number_colors_anew_in_each_mask(tmp_path: Path, suffix: str) -> None:
+    """The frequent one of two colors is first in one file and last in the other; of three, nothing tells the order."""
+    few, most = PLANES[0] > 200, PLANES[0] > 40
+    three = few * 1 + most * 1
+    for folder, masks in {
+        "two": (few * 1, most * 1),
+        "three": (three, 2 * (three == 1) + (three == 2)),
+    }.items():
+        for n, mask in enumerate(masks):
+            for part in ("images", "masks"):
+                (tmp_path / folder / part).mkdir(parents=True, exist_ok=True)
+            write_mask(tmp_path / folder / "images" / f"{n}.png", PLANES[n])
+            quantize(tmp_path / folder / "masks" / f"{n}{suffix}", mask)
+    catalog = open_catalog(str(tmp_path / "two"))
+    for n, mask in enumerate((few, most)):
+        np.testing.assert_array_equal(CaseStore(catalog, 1).load(str(n)).target, mask)
+    with pytest.raises(DataError, match=r"the value 0 is red in 0 and green in 1.*with one palette"):
+        open_catalog(str(tmp_path / "three"))
+    named = open_catalog(str(tmp_path / "three"), CatalogSettings(meaning=Meaning(label_values=(0, 1, 2))))
+    assert any("have other colors" in note for note in named.notes)
+    numbers = open_catalog(str(tmp_path / "three"), CatalogSettings(meaning=Meaning(kind="instances")))
+    assert not any("have other colors" in note for note in numbers.notes)
 
 
 def test_a_palette_of_imagej_is_for_display(tmp_path: Path) -> None:

@@ -20,16 +20,19 @@ import pytest
 import tifffile
 from conftest import Cli
 from forking import SERVER
+from numpy.typing import NDArray
 from sizes import around
 from test_cli import assert_refused
 
 from ssl_seg.data.formats import nifti
 from ssl_seg.data.formats import tiff as tiff_module
 from ssl_seg.data.formats.stored import RowReader
+from ssl_seg.data.nodata import FEWEST
 from ssl_seg.data.volumes import open_image, read_mask, write_mask, write_probabilities
 from ssl_seg.errors import ConfigError, DataError, MachineError
 from ssl_seg.files import is_disk_full
 from ssl_seg.inference.sliding import Predictor
+from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results import claims, mask_making, mask_sharing
 from ssl_seg.results import pieces as pieces_module
 from ssl_seg.results import workers as workers_module
@@ -144,6 +147,47 @@ def test_channels_that_are_equal_are_one(
     np.testing.assert_array_equal(read_mask(str(tmp_path / "gray_out.tif")), read_mask(str(tmp_path / "out.tif")))
     with pytest.raises(DataError, match="3 channels"):
         predict(replace(request_, source=tmp_path / "color.tif", output=tmp_path / "color_out.tif"))
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_what_looks_like_no_data_is_left_out_as_what_a_file_declares(
+    request_: PredictRequest,
+    tmp_path: Path,
+    in_parts: bool,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if in_parts:
+        request.getfixturevalue("in_pieces")
+    image = open_image(str(request_.source)).read()[0].astype(np.float32)
+    gaps = np.zeros(SHAPE, bool)
+    gaps[:, 40:90] = True
+    np.save(tmp_path / "mark.npy", np.where(gaps, -9999, image))
+    tag = (42113, "s", 0, "-9999", True)  # GDAL_NODATA
+    tifffile.imwrite(tmp_path / "declared.tif", np.where(gaps, -9999, image).astype(np.float32), extratags=[tag])
+    np.save(tmp_path / "few.npy", np.where(np.arange(image.size).reshape(SHAPE) < FEWEST - 1, -9999, image))
+    said: dict[str, list[str]] = {}
+
+    def run(source: str, **changes: Any) -> NDArray[Any]:
+        call = replace(request_, source=tmp_path / source, output=tmp_path / f"out_{source}.npy", **changes)
+        if in_parts and source == "mark.npy":
+            with pytest.raises(KeyboardInterrupt):
+                predict(call, stop_after(2))
+        predict(call, note=said.setdefault(source, []).append)
+        return np.load(tmp_path / f"out_{source}_prob.npy")
+
+    found = run("mark.npy")
+    np.testing.assert_array_equal(found, run("declared.tif"))
+    assert not found[gaps].any()
+    assert any("-9999 is taken for no data" in text for text in said["mark.npy"])
+    assert run("few.npy").all()
+    assert not any("no data" in text for text in said["few.npy"] + said["declared.tif"])
+    stored = load_checkpoint(request_.checkpoint)
+    kept = {**stored.config, "data": {**stored.config["data"], "nodata": "none"}}
+    save_checkpoint(replace(stored, config=kept), tmp_path / "all.pt")
+    call = replace(request_, checkpoint=tmp_path / "all.pt", source=tmp_path / "mark.npy", output=tmp_path / "all.npy")
+    predict(call)
+    assert np.load(tmp_path / "all_prob.npy").all()
 
 
 class TestInterruption:

@@ -57,6 +57,37 @@ def check_sparse(
         yield Finding("perhaps_sparse", "info", message)
 
 
+def check_palettes(facts: Mapping[str, CaseFacts], declared: Sequence[int] | None) -> Iterator[Finding]:
+    """Check that a label has one color in all masks with palettes; programs that count colors number them anew in each
+    file. Where somebody has named the label values, another color is a warning."""
+    first: dict[int, tuple[tuple[int, int, int], str]] = {}
+    others: dict[str, tuple[int, tuple[int, int, int]]] = {}
+    for case_id, own in facts.items():
+        for label, color in own.label_colors:
+            if first.setdefault(label, (color, case_id))[0] != color:
+                others.setdefault(case_id, (label, color))
+    for case_id, (label, color) in list(others.items())[:1]:
+        usual, example = first[label]
+        message = (
+            f"the palettes of {len(others)} mask(s) have other colors: the value {label} is {_name_color(usual)} in "
+            f"{example} and {_name_color(color)} in {case_id}. Values are the labels, and here they do not mean the "
+            "same. Save all masks with one palette, or as gray values 0, 1, 2, ...; if only the colors differ, name "
+            "the values in data.label_values."
+        )
+        yield Finding("palettes_differ", "fault" if declared is None else "warn", message, tuple(others))
+
+
+def _name_color(color: tuple[int, int, int]) -> str:
+    names = {
+        (0, 0, 0): "black",
+        (255, 255, 255): "white",
+        (255, 0, 0): "red",
+        (0, 255, 0): "green",
+        (0, 0, 255): "blue",
+    }
+    return names.get(color, f"RGB {color}")
+
+
 def find_label_values(masks: Masks, declared: Sequence[int] | None) -> tuple[int, ...]:
     """Return the declared values, or those inferred from the masks; if that fails, those that most masks hold."""
     if declared is not None:

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.layout import NotAnImageError
 
+LabelColors = tuple[tuple[int, tuple[int, int, int]], ...]
+"""Labels of a mask, and the color (R, G, B) that its palette gives each of them."""
+
 _SHOWN_COLORS = 6
 _SAMPLED_PIXELS = 2**20
 
@@ -24,8 +27,11 @@ def drop_alpha(image: NDArray[Any]) -> tuple[NDArray[Any], str]:
     return colors, "alpha is dropped"
 
 
-def choose_palette_labels(indices: NDArray[Any], colors: NDArray[Any]) -> tuple[NDArray[Any], str]:
-    """Return the labels of a mask with a palette: its indices, or grays whose order is another.
+def choose_palette_labels(indices: NDArray[Any], colors: NDArray[Any]) -> tuple[NDArray[Any], str, LabelColors]:
+    """Return the labels of a mask with a palette, a note, and the color of each label that is an index.
+
+    Labels are the indices. Of two colors black is 0, whatever its index: programs that count colors put the more
+    frequent one first. Of grays whose order is another, the grays are the labels.
 
     Args:
         indices: (*S).
@@ -34,13 +40,16 @@ def choose_palette_labels(indices: NDArray[Any], colors: NDArray[Any]) -> tuple[
     used, first = np.unique(indices, return_index=True)
     red, green, blue = (channel.ravel()[first].astype(int) for channel in colors)
     if (red == green).all() and (red == blue).all() and (np.diff(red) < 0).any():
-        return colors[0], "the grays of its palette are the labels: its indices run from bright to dark"
+        return colors[0], "the grays of its palette are the labels: its indices run from bright to dark", ()
+    note = "the indices of its palette are the labels"
     black = used[(red == 0) & (green == 0) & (blue == 0)]
+    named = dict(zip(used.tolist(), zip(red.tolist(), green.tolist(), blue.tolist(), strict=True), strict=True))
+    if len(used) == 2 and used.tolist() == [0, 1] and black.tolist() == [1]:
+        return 1 - indices, f"{note}; the background is black, which is 1 there", ((0, named[1]), (1, named[0]))
     if len(black) and used[0] not in black:
         others = [int(value) for value in used if value != black[0]]
-        hint = f"; {black[0]} is black: if it is the background, set data.label_values={[int(black[0]), *others]}"
-        return indices, f"the indices of its palette are the labels{hint}"
-    return indices, "the indices of its palette are the labels"
+        note += f"; {black[0]} is black: if it is the background, set data.label_values={[int(black[0]), *others]}"
+    return indices, note, tuple(named.items())
 
 
 def invert_labels(mask: NDArray[Any], top: int) -> tuple[NDArray[Any], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ssl_seg.data.formats.file_checks import check_claim
 from ssl_seg.data.formats.layout import ORIENTATION, NotAnImageError, lay_out_axes, turn_upright
-from ssl_seg.data.formats.pixels import choose_palette_labels
+from ssl_seg.data.formats.pixels import LabelColors, choose_palette_labels
 from ssl_seg.data.formats.stored import Stored, from_array
 from ssl_seg.data.reading import Reading
 
@@ -33,28 +34,31 @@ def open_raster(path: Path, reading: Reading) -> Stored:
         if (frames := getattr(image, "n_frames", 1)) > 1:
             raise NotAnImageError(f"it is an animation of {frames} frames: save each as an image of its own")
     image.load()
-    pixels, notes = _to_array(image, data, is_mask=reading.is_mask)
+    pixels, notes, colors = _to_array(image, data, is_mask=reading.is_mask)
     has_alpha = pixels.ndim == 3 and pixels.shape[2] % 2 == 0
     layout = lay_out_axes(pixels.shape, "YXS"[: pixels.ndim])
     layout, turned = turn_upright(layout, image.getexif().get(ORIENTATION, 1))
-    return from_array(str(path), pixels, layout, notes=(*notes, *turned), has_alpha=has_alpha)
+    stored = from_array(str(path), pixels, layout, notes=(*notes, *turned), has_alpha=has_alpha)
+    return replace(stored, label_colors=colors)
 
 
 def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP"))
 
 
-def _to_array(image: Image.Image, data: bytes, *, is_mask: bool) -> tuple[NDArray[np.generic], tuple[str, ...]]:
-    """Return the pixels (Y, X) or (Y, X, S), alpha included, and notes on them."""
+def _to_array(
+    image: Image.Image, data: bytes, *, is_mask: bool
+) -> tuple[NDArray[np.generic], tuple[str, ...], LabelColors]:
+    """Return the pixels (Y, X) or (Y, X, S), alpha included, notes on them, and the colors of labels."""
     if image.format == "PNG" and data[24] == 16 and len(image.getbands()) > 1:  # of which Pillow keeps 8 bits
         pixels = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
-        return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]], ()
+        return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]], (), ()
     if image.mode == "P":
         colors = np.asarray(image.convert("RGB"))
         if not is_mask:
-            return colors, ()
-        labels, note = choose_palette_labels(np.asarray(image), np.moveaxis(colors, -1, 0))
-        return labels, (note,)
+            return colors, (), ()
+        labels, note, named = choose_palette_labels(np.asarray(image), np.moveaxis(colors, -1, 0))
+        return labels, (note,), named
     if image.mode == "CMYK":
-        return np.asarray(image.convert("RGB")), ("its CMYK colors are converted to RGB",)
-    return np.asarray(image.convert("L") if image.mode == "1" else image), ()
+        return np.asarray(image.convert("RGB")), ("its CMYK colors are converted to RGB",), ()
+    return np.asarray(image.convert("L") if image.mode == "1" else image), (), ()

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import check_length
 from ssl_seg.data.formats.layout import AxisLayout, Box, NotAnImageError
-from ssl_seg.data.formats.pixels import drop_alpha
+from ssl_seg.data.formats.pixels import LabelColors, drop_alpha
 from ssl_seg.data.reading import Reading
 from ssl_seg.errors import DataError, is_out_of_memory
 
@@ -124,7 +124,7 @@ class Stored:
     one slice for each axis of *S, as (C, *P). ``chunk_rows`` rows of the first axis of *S cost as much as one: they are
     decoded together, or lie side by side in the file. ``nodata`` is what the file itself writes where nothing was
     measured. With ``gaps``, ``read`` returns NaN there. ``notes`` say what was done to the stored values, or guessed
-    about them.
+    about them. ``label_colors`` are those of the palette of a mask.
     """
 
     shape: tuple[int, ...]
@@ -137,6 +137,7 @@ class Stored:
     nodata: float | None = None
     gaps: Gaps | None = None
     notes: tuple[str, ...] = ()
+    label_colors: LabelColors = ()
 
     def read(self, box: Box | None = None) -> NDArray[Any]:
         """Return the voxels (C, *P) of ``box``, a slice for each axis of *S, or all of them; C-contiguous.

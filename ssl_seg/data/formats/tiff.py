@@ -27,7 +27,7 @@ from ssl_seg.data.formats.layout import (
     lay_out_axes,
     turn_upright,
 )
-from ssl_seg.data.formats.pixels import choose_palette_labels, invert_labels
+from ssl_seg.data.formats.pixels import LabelColors, choose_palette_labels, invert_labels
 from ssl_seg.data.formats.stored import (
     BOXES_FROM,
     Geometry,
@@ -106,14 +106,17 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
                 str(path), fetch, layout, series.shape, series.dtype, geometry, chunks=_find_chunks(series), notes=notes
             )
             return replace(stored, nodata=_find_nodata(page))
-        voxels = _decode(series, path)
+        voxels, label_colors = _decode(series, path), LabelColors()
         if is_inverted:
             voxels, note = _invert(voxels, page.bitspersample, is_mask=reading.is_mask)
             notes = (*notes, note)
         elif page.photometric == _Color.PALETTE:
-            voxels, layout, note = _apply_palette(voxels, layout, page.colormap, reading, is_display=tiff.is_imagej)
+            voxels, layout, note, label_colors = _apply_palette(
+                voxels, layout, page.colormap, reading, is_display=tiff.is_imagej
+            )
             notes = (*notes, note)
         stored = from_array(str(path), voxels, layout, geometry, notes=notes, has_alpha=has_alpha)
+        stored = replace(stored, label_colors=label_colors)
         return replace(stored, nodata=_find_nodata(page)) if is_plain else stored
 
 
@@ -182,8 +185,8 @@ def _lay_out(series: tifffile.TiffPageSeries, reading: Reading) -> tuple[AxisLay
 
 
 def _is_array_of_bool(page: tifffile.TiffPage | tifffile.TiffFrame) -> bool:
-    """Return whether tifffile (or scikit-image, which calls it) wrote an array of bool: unasked, it calls zero white and
-    keeps the bits, so that what was True is 1."""
+    """Return whether tifffile (or scikit-image, which calls it) wrote an array of bool: unasked, it calls zero white
+    and keeps the bits, so that what was True is 1."""
     tag = page.tags.get("Software")
     by_tifffile = tag is not None and str(tag.value).startswith("tifffile")
     return page.photometric == _Color.MINISWHITE and page.bitspersample == 1 and by_tifffile
@@ -201,18 +204,22 @@ def _invert(voxels: NDArray[Any], bits: int, *, is_mask: bool) -> tuple[NDArray[
 
 def _apply_palette(
     indices: NDArray[Any], layout: AxisLayout, palette: NDArray[Any], reading: Reading, *, is_display: bool
-) -> tuple[NDArray[Any], AxisLayout, str]:
-    """Return the labels of a mask, the colors of an image, or its values where the palette is there for display."""
+) -> tuple[NDArray[Any], AxisLayout, str, LabelColors]:
+    """Return the labels of a mask, with their colors, the colors of an image, or its values where the palette is there
+    for display."""
+    if is_display:
+        return indices, layout, "its color table is taken for one of display: the values are read", ()
     colors = (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)[:, indices]
     if reading.is_mask:
-        labels, note = choose_palette_labels(indices, colors)
-        return labels, layout, note
-    if is_display or layout.channel is not None:
-        return indices, layout, "its color table is taken for one of display: the values are read"
+        labels, note, named = choose_palette_labels(indices, colors)
+        return labels, layout, note, named
+    if layout.channel is not None:
+        return indices, layout, "its color table is taken for one of display: the values are read", ()
     return (
         colors,
         replace(layout, spatial=tuple(axis + 1 for axis in layout.spatial), channel=0),
         "the colors of its palette are read",
+        (),
     )
 
 
