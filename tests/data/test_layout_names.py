@@ -50,6 +50,8 @@ def both(root: Path, images: str, masks: str, names: tuple[str, ...] = NAMES) ->
         ("images/{}.png", "images/masks/{}.png", ""),
         ("images/raw/{}.png", "images/seg/{}.png", "images/"),
         ("JPEGImages/{}.jpg", "SegmentationClass/{}.png", ""),
+        ("images/{}.jpg", "masks/{}.jpg.png", ""),
+        ("images/{}.png", "masks/{}.png.mask.png", ""),
     ],
 )
 def test_usual_folders(tmp_path: Path, images: str, masks: str, prefix: str | None) -> None:
@@ -251,3 +253,14 @@ def test_the_nearest_word_among_many(count: int) -> None:
     for k in (0, count // 2, count - 1):
         assert did_you_mean(f"scan_{k:05d}x", words) == f" (did you mean 'scan_{k:05d}'?)"
     assert did_you_mean("?", words) == ""
+
+
+def test_an_ending_in_front_of_the_last_one_is_no_part_of_the_name(tmp_path: Path) -> None:
+    listing = find_listing(both(tmp_path, "images/{}.ome.tif", "masks/{}_mask.png"))
+    assert [(c.id, Path(c.mask or "").name) for c in listing.cases] == [
+        (f"{name}.ome", f"{name}_mask.png") for name in sorted(NAMES)
+    ]
+    with pytest.raises(DataError, match=r"is called images/v_1\.a\.png, a mask masks/v_1\.b\.png"):
+        find_listing(both(tmp_path / "other", "images/{}.a.png", "masks/{}.b.png"))
+    with pytest.raises(DataError, match=r"a mask masks/one/v_1\.png\. Name .* in folders of the same names"):
+        find_listing(both(tmp_path / "deep", "images/{}.png", "masks/one/{}.png"))

@@ -67,6 +67,39 @@ def test_slices_that_differ_are_named_on_reading(tmp_path: Path) -> None:
         open_image(f"{tmp_path / 'nowhere'}/")
 
 
+@pytest.mark.parametrize(
+    ("numbers", "gap"),
+    [((0, 1, 2), None), ((5, 15, 25), None), ((7, 8), None), ((0, 1, 3, 4), "1 and 3"), ((0, 10, 20, 40), "20 and 40")],
+)
+def test_missing_slices_are_named(tmp_path: Path, numbers: tuple[int, ...], gap: str | None) -> None:
+    for number in numbers:
+        write_stack(tmp_path / "a.b" / "images" / "scan.v2", make_volume(1), f"x.1.{number}.tif")
+    location = f"{tmp_path / 'a.b' / 'images' / 'scan.v2'}/"
+    assert (gap is None) == (open_image(location).notes == ())
+    if gap is not None:
+        assert f"slices are missing between {gap}:" in open_image(location).notes[0]
+        write_stack(tmp_path / "a.b" / "masks" / "scan.v2", np.zeros((len(numbers), 20, 30), np.uint8), "{}.png")
+        (finding,) = find_listing(tmp_path / "a.b", "slices").findings
+        assert (finding.code, finding.level, finding.cases) == ("slices_differ", "fault", ("scan.v2",))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_masks_of_slices_may_be_counted_from_another_number(tmp_path: Path, first: int) -> None:
+    for number in range(3):
+        write_stack(tmp_path / "images" / "scan", make_volume(1), f"{number}.tif")
+        write_stack(tmp_path / "masks" / "scan", np.full((1, 20, 30), number, np.uint8), f"m{number + first:02d}.png")
+    listing = find_listing(tmp_path, "slices")
+    assert listing.findings == ()
+    assert read_mask(str(listing.cases[0].mask))[:, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_a_mask_of_other_slices_is_no_missing_mask(tmp_path: Path) -> None:
+    write_stack(tmp_path / "images" / "scan", make_volume(4))
+    write_stack(tmp_path / "masks" / "scan", np.zeros((3, 20, 30), np.uint8))
+    with pytest.raises(DataError, match="the mask is 3 x 20 x 30, its image 4 x 20 x 30"):
+        open_catalog(str(tmp_path), CatalogSettings(layout="slices"))
+
+
 def test_sorting_by_number() -> None:
     assert sort_slices(["a10", "a9", "a100", "label"]) == ["a9", "a10", "a100"]
     for names in (["a1"], ["a1", "b2"], ["a1", "a01"], ["x", "y"], []):

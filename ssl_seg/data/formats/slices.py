@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -31,6 +32,19 @@ def sort_slices(names: Iterable[str]) -> list[str]:
     return [name for _, _, name in sorted(found)] if alike else []
 
 
+def number_slices(files: Sequence[Path]) -> list[int]:
+    """Return the number at the end of each name, without suffix, of files in the order of ``sort_slices``."""
+    found = (re.search(r"(\d+)(?:\.[A-Za-z]\w*)*$", path.name) for path in files)
+    return [int(match[1]) for match in found if match is not None]
+
+
+def find_gap(numbers: Sequence[int]) -> tuple[int, int] | None:
+    """Return the first two successive numbers that are farther apart than others are; None where steps are equal."""
+    pairs = list(itertools.pairwise(numbers))
+    usual = min((b - a for a, b in pairs), default=0)
+    return next(((a, b) for a, b in pairs if b - a > usual), None)
+
+
 def stack_slices(folder: str, files: Sequence[Path], open_one: Callable[[str], Stored]) -> Stored:
     """Return the volume (C, Z, Y, X) whose slices are ``files``; each is read when a box needs it.
 
@@ -42,8 +56,12 @@ def stack_slices(folder: str, files: Sequence[Path], open_one: Callable[[str], S
         raise DataError(f"{files[0]} is a volume; {folder} is read as a folder of 2D slices. Use data.layout=folders.")
     fetch = partial(_fetch_slices, tuple(map(str, files)), open_one, first.shape, first.dtype)
     channels, height, width = first.shape
-    shape = (channels, len(files), height, width)
-    return replace(first, shape=shape, geometry=None, by_box=True, location=folder, fetch=fetch, chunk_rows=1)
+    shape, notes = (channels, len(files), height, width), first.notes
+    if gap := find_gap(number_slices(files)):
+        notes += (f"WARNING slices are missing between {gap[0]} and {gap[1]}: the others are read as neighbors",)
+    return replace(
+        first, shape=shape, geometry=None, by_box=True, location=folder, fetch=fetch, chunk_rows=1, notes=notes
+    )
 
 
 def _fetch_slices(

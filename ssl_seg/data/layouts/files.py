@@ -204,6 +204,10 @@ def note_unlabeled(without_mask: int, images: int) -> tuple[str, ...]:
     return (note,) if without_mask else ()
 
 
+def _name_below(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+
+
 def match_masks(
     images: Mapping[str, Path], masks: Mapping[str, Path], folder: Path, seconds: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Path], tuple[str, ...], tuple[Finding, ...]]:
@@ -220,10 +224,11 @@ def match_masks(
     """
     matched = match_names(images, {mask: (seconds or {}).get(mask, mask) for mask in masks})
     if masks and not matched:
-        image, mask = images[min(images)], masks[min(masks)]
+        image, mask = (_name_below(folder, files[min(files)]) for files in (images, masks))
         raise DataError(
-            f"{folder}: none of the {len(masks)} masks has the name of an image. An image is called "
-            f"{image.name}, a mask {mask.name}. Name each mask like its image; additions such as _mask may stay."
+            f"{folder}: none of the {len(masks)} masks has the name of an image. An image is called {image}, a mask "
+            f"{mask}. Name each mask like its image, in folders of the same names, and put the masks of one image into "
+            "one file; additions such as _mask may stay."
         )
     used = {image: masks[mask] for mask, image in matched.items()}
     notes: tuple[str, ...] = ()

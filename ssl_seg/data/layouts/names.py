@@ -29,6 +29,7 @@ PARTS = {name: part for part, names in {
 UNLABELED = ("unlabeled", "unlabelled")
 _FILLERS = ("dir", "folder", "png", "tif", "files")
 
+_ENDINGS = re.compile(r"(?<=.)(\.(ome|png|jpe?g|tiff?|bmp))+$", re.IGNORECASE)
 _TOKEN = re.compile(r"[^_\-. ]+")
 
 Role = Literal["image", "mask"]
@@ -107,11 +108,13 @@ def _find_core(stem: str, words: Collection[str]) -> tuple[int, int]:
 
 
 def loose_key(case_id: str) -> str:
-    """Return the part that names of an image and its mask share: no case, no ``img_``, ``_image``, ``_mask``."""
+    """Return the part that names of an image and its mask share: no case, no ``img_``, ``_image``, ``_mask``, and no
+    ending of an image in front of its own, as in ``a.ome.tif`` and ``a.jpg.png``."""
     folder, slash, stem = case_id.rpartition("/")
     for words in (_MASKS, _IMAGES):
-        start, stop = _find_core(stem, words)
+        start, stop = _find_core(_ENDINGS.sub("", stem), words)
         stem = stem[start:stop]
+    stem = _ENDINGS.sub("", stem)
     return f"{folder}{slash}{stem}".casefold()
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from ssl_seg.data.findings import Finding
+from ssl_seg.data.formats.slices import number_slices
 from ssl_seg.data.layouts.files import find_stacks, note_unlabeled
 from ssl_seg.data.layouts.folders import Files, choose_source, sort_files
 from ssl_seg.data.layouts.listing import Case, Listing
@@ -51,12 +54,17 @@ def find(root: Path) -> Listing:
             f"{root}: no folder holds numbered slices. A volume is a folder such as images/scan_1/ with 00.tif, "
             "01.tif, and so on; its mask masks/scan_1/ with the same files, or one masks/scan_1.png for all slices."
         )
-    cases, shared = [], []
+    cases, shared, findings = [], [], list(files.scan.findings)
+    stacked_masks = {
+        f"{slices[0].parent}/": slices for masks in files.masks.values() for slices in find_stacks(masks).values()
+    }
     for name, members in sorted(stacks.items()):
         mask = _find_mask(files, name, members)
         if mask is not None and not mask.endswith("/"):
             shared.append(name)
             mask = f"{mask}::depth={len(members)}"
+        elif mask is not None:
+            findings += _check_numbers(name, members, stacked_masks[mask])
         cases.append(Case(name, f"{members[0].parent}/", mask, None))
     notes = (*files.scan.notes, f"{len(cases)} folder(s) of slices are read as volumes")
     if shared:
@@ -68,7 +76,21 @@ def find(root: Path) -> Listing:
     if left := sorted(name for name, path in files.images.items() if str(path) not in used):
         notes += (f"{len(left)} image(s) are no slice of a volume and not used ({name_examples(left)})",)
     notes += note_unlabeled(sum(case.mask is None for case in cases), len(cases))
-    return Listing("slices", tuple(cases), notes, files.scan.findings)
+    return Listing("slices", tuple(cases), notes, tuple(findings))
+
+
+def _check_numbers(name: str, images: list[Path], masks: list[Path]) -> Iterator[Finding]:
+    """Report as many masks as slices whose numbers run otherwise: they would be those of other slices."""
+    ours, theirs = number_slices(images), number_slices(masks)
+    shift = theirs[0] - ours[0]
+    if len(ours) != len(theirs) or theirs == [number + shift for number in ours]:
+        return  # of another number of slices, the sizes differ
+    mask = next(number for number, own in zip(theirs, ours, strict=True) if number != own + shift)
+    message = (
+        f"the numbers of {images[0].parent}/ and {masks[0].parent}/ run in different steps, from {mask} of the masks "
+        "on, so that slices would get the masks of others. Add the missing files, or give both the same numbers."
+    )
+    yield Finding("slices_differ", "fault", message, (name,))
 
 
 def _find_mask(files: Files, name: str, members: list[Path]) -> str | None:
@@ -79,7 +101,7 @@ def _find_mask(files: Files, name: str, members: list[Path]) -> str | None:
             if name in (mask, files.bare[mask]) or ((marked := split_marker(mask)) and marked[0] == name):
                 return str(path)
         for folder, slices in find_stacks(masks).items():
-            if folder == name and len(slices) == len(members):
+            if folder == name:
                 return f"{slices[0].parent}/"
     parent, own = members[0].parent, name.rpartition("/")[2]
     folders = (parent, parent.parent) if parent.parent.name == own else (parent,)
