@@ -279,10 +279,28 @@ def validate(
         ConfigError: one error with all problems: where, value, rule, nearest known key.
     """
     try:
-        return model.model_validate(values)
+        made = model.model_validate(values)
     except ValidationError as error:
         problems = [describe_problem(model, item, sources or {}, prefix) for item in error.errors(include_url=False)]
         raise ConfigError("\n".join(chain.from_iterable(problems))) from None
+    if counted := [prefix + name for name in _find_counted(values, made.model_dump(), "")]:
+        rule = "holds yes, no, on, off, true or false, where a number is needed"
+        raise ConfigError("\n".join(f"{find_source(name, sources or {})}{name} {rule}" for name in counted))
+    return made
+
+
+def _find_counted(given: Any, made: Any, name: str) -> Iterator[str]:
+    """Yield the names of given booleans that became the numbers 0 and 1, as pydantic lets them."""
+    if isinstance(given, bool) and isinstance(made, int | float) and not isinstance(made, bool):
+        yield name
+    elif isinstance(given, Mapping) and isinstance(made, Mapping):
+        found = {str(key): value for key, value in made.items()}
+        for key, value in given.items():
+            yield from _find_counted(value, found.get(str(key)), f"{name}.{key}" if name else str(key))
+    elif isinstance(given, list | tuple) and isinstance(made, list | tuple) and len(given) == len(made):
+        yield from dict.fromkeys(
+            found for pair in zip(given, made, strict=True) for found in _find_counted(*pair, name)
+        )
 
 
 def to_plain(config: BaseModel) -> Nested:

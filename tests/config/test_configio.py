@@ -260,3 +260,24 @@ def test_every_setting_has_a_description() -> None:
     for name, section in Config.model_fields.items():
         fields = getattr(section.annotation, "model_fields", {})
         assert [f"{name}.{key}" for key, field in fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("length:\n  steps: yes\n", "length.steps"),
+        ("optim:\n  lr: on\n", "optim.lr"),
+        ("data:\n  label_values: [on, off]\n", "data.label_values"),
+        ("data:\n  label_map: {255: true}\n", "data.label_map"),
+        ("augment:\n  flips: no\n", None),
+    ],
+)
+def test_yes_is_no_number(tmp_path: Path, text: str, name: str | None) -> None:
+    """YAML takes yes for true, which Python counts as 1: classes [on, off] would be foreground and background."""
+    (tmp_path / "a.yaml").write_text(text)
+    settings = merge_layers(read_layers(str(tmp_path / "a.yaml")))
+    if name is None:
+        assert check_partial(settings)[0].augment.flips is False
+        return
+    with pytest.raises(ConfigError, match=rf"a\.yaml: {name}.* holds yes, no, .* where a number is needed"):
+        check_partial(settings)
