@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ssl_seg.cli.console import announce, show
+from ssl_seg.cli.options import FROM_0_TO_1, number_parser
 from ssl_seg.errors import quote
 
 MOST = 10**6
@@ -54,9 +55,17 @@ def make_synthetic(
         int | None, typer.Option(help="Write masks for this many only.", show_default="all", min=0, max=MOST)
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the images.", min=0, max=2**63 - 1)] = 0,
+    empty: Annotated[
+        float,
+        typer.Option(
+            help="Share of the images in which nothing is to be found.",
+            parser=number_parser("--empty", FROM_0_TO_1, "0.7"),
+        ),
+    ] = 0.0,
+    instances: Annotated[bool, typer.Option("--instances", help="Number the particles in the masks.")] = False,
 ) -> None:
     """Write a synthetic data set, to try things out or to see the layout of a data folder."""
     from ssl_seg.data.synthetic import write_dataset
 
-    write_dataset(out, kind, count, labeled=labeled, seed=seed)
+    write_dataset(out, kind, count, labeled=labeled, seed=seed, empty=empty, instances=instances)
     show(f"wrote {count} images and {count if labeled is None else labeled} masks to {out}")

@@ -67,22 +67,42 @@ def parse_location(location: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
-def generate(kind: str, index: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def generate(
+    kind: str, index: int, seed: int = 0, *, empty: bool = False, instances: bool = False
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return image and mask number ``index`` of a kind; the same arguments give the same arrays.
 
+    Args:
+        kind: one of ``KINDS``.
+        index: of the image.
+        seed: of the images.
+        empty: leave out what is to be found, and keep what looks like it.
+        instances: number the particles.
+
     Returns:
-        image (*S) uint8 and mask (*S) uint8 of 0 and 1; *S is (128, 128) for particles, (32, 64, 64) for sheets.
+        image (*S) uint8 and mask (*S) uint8, of 0 and 1 unless numbered; *S is (128, 128) for particles and
+        (32, 64, 64) for sheets.
 
     Raises:
         DataError: if the kind is unknown.
     """
     _check_kind(kind)
     rng = np.random.default_rng([KINDS.index(kind), seed, index])
-    image, mask = _GENERATORS[kind](rng)
+    image, numbers = _GENERATORS[kind](rng, empty)
+    mask = numbers if instances else numbers > 0
     return np.clip(np.round(image), 0, 255).astype(np.uint8), mask.astype(np.uint8)
 
 
-def write_dataset(folder: Path, kind: str, count: int, *, labeled: int | None = None, seed: int = 0) -> None:
+def write_dataset(
+    folder: Path,
+    kind: str,
+    count: int,
+    *,
+    labeled: int | None = None,
+    seed: int = 0,
+    empty: float = 0.0,
+    instances: bool = False,
+) -> None:
     """Write ``count`` cases as ``folder/images`` and ``folder/masks``.
 
     Args:
@@ -91,21 +111,27 @@ def write_dataset(folder: Path, kind: str, count: int, *, labeled: int | None = 
         count: number of images.
         labeled: number of images that get a mask, drawn by ``seed``; None means all.
         seed: the seed of the images.
+        empty: share of the images in which nothing is to be found, drawn by ``seed``.
+        instances: number the particles of each mask.
 
     Raises:
-        DataError: if the folder holds anything, ``labeled`` is above ``count``, or a file cannot be written.
+        DataError: if the folder holds anything, sheets are to be numbered, ``labeled`` is above ``count``, or a file
+            cannot be written.
     """
     _check_kind(kind)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists and is not an empty folder. Name a new one, or remove it first.")
+    if instances and kind != "particles":
+        raise DataError(f"{kind} have no numbers: leave out --instances, or make particles.")
     if not 0 <= (count if labeled is None else labeled) <= count:
         raise DataError(f"labeled={labeled} must lie between 0 and the number of images, {count}.")
     with_mask = set(np.random.default_rng([len(KINDS), seed]).permutation(count)[:labeled].tolist())
+    without = set(np.random.default_rng([len(KINDS), seed, 1]).permutation(count)[: round(empty * count)].tolist())
     try:
         for name in ("images", "masks"):
             (folder / name).mkdir(parents=True)
         for index in range(count):
-            image, mask = generate(kind, index, seed)
+            image, mask = generate(kind, index, seed, empty=index in without, instances=instances)
             _write(folder / "images" / f"{index:04d}", image)
             if index in with_mask:
                 _write(folder / "masks" / f"{index:04d}", mask)
@@ -186,24 +212,25 @@ def _check_kind(kind: str) -> None:
         raise DataError(f"unknown synthetic data '{kind}'{did_you_mean(kind, KINDS)}; known are {', '.join(KINDS)}.")
 
 
-def _particles(rng: np.random.Generator) -> tuple[Float, Bool]:
-    """Return grainy particles with sharp edges over uneven light: image (128, 128) in gray values, and mask."""
+def _particles(rng: np.random.Generator, empty: bool) -> tuple[Float, NDArray[np.uint8]]:
+    """Return grainy particles with sharp edges over uneven light: image (128, 128) in gray values, and numbers."""
     shape = _PARTICLES_SHAPE
-    mask, light = np.zeros(shape, np.bool_), np.zeros(shape)
+    numbers, light = np.zeros(shape, np.uint8), np.zeros(shape)
     coverage, radius, contrast = rng.uniform(0.10, 0.48), rng.uniform(5, 11), rng.uniform(35, 60)
     grain = ndimage.gaussian_filter(rng.normal(size=shape), 1.0) * rng.uniform(25, 45)
-    for _ in range(200):
-        if mask.mean() >= coverage:
+    for number in range(1, 201):
+        if empty or (numbers > 0).mean() >= coverage:
             break
         inside, window = _blob(rng, shape, radius * rng.uniform(0.6, 1.6))
         # A later particle covers an earlier one; its own brightness makes the border between touching ones visible.
         light[window][inside] = contrast * rng.uniform(0.6, 1.4)
-        mask[window] |= inside
+        numbers[window][inside] = number
+    mask = numbers > 0
     image = rng.uniform(70, 110) + _waves(rng, shape, amplitude=14, wavelength=(90, 250))
     image += np.where(mask, light + grain, 0)
     image += np.where(mask, 0, _out_of_focus(rng, shape, contrast) + _rings(rng, shape))
     image = np.maximum(image, _scratches(rng, shape, level=image.mean() + 1.5 * contrast))
-    return ndimage.gaussian_filter(image, 0.6) + rng.normal(0, rng.uniform(6, 11), shape), mask
+    return ndimage.gaussian_filter(image, 0.6) + rng.normal(0, rng.uniform(6, 11), shape), numbers
 
 
 def _blob(rng: np.random.Generator, shape: tuple[int, ...], radius: float) -> tuple[Bool, tuple[slice, slice]]:
@@ -253,14 +280,14 @@ def _scratches(rng: np.random.Generator, shape: tuple[int, ...], level: float) -
     return lines
 
 
-def _sheets(rng: np.random.Generator) -> tuple[Float, Bool]:
+def _sheets(rng: np.random.Generator, empty: bool) -> tuple[Float, NDArray[np.uint8]]:
     """Return wavy, fibrous, partly touching layers stacked along y: image (32, 64, 64) in gray values, and mask."""
     shape = _SHEETS_SHAPE
     period, share = rng.uniform(8, 12), rng.uniform(0.22, 0.38)
     height = np.arange(shape[1], dtype=np.float64)[None, :, None] + _waves(rng, shape, amplitude=4, wavelength=(30, 90))
     # The thickness varies along a sheet: where it reaches the period, neighbors touch.
     thickness = share * (1 + _waves(rng, shape, amplitude=0.35, wavelength=(20, 60)))
-    mask = (height / period + rng.uniform()) % 1 < thickness
+    mask = ((height / period + rng.uniform()) % 1 < thickness) & (not empty)
     contrast = rng.uniform(40, 60)
     fibers = ndimage.gaussian_filter(rng.normal(size=shape), (0.5, 0.5, 3)) * 60
     fibers += ndimage.gaussian_filter(rng.normal(size=shape), (3, 0.5, 0.5)) * 60
@@ -268,7 +295,7 @@ def _sheets(rng: np.random.Generator) -> tuple[Float, Bool]:
     specks = specks > np.quantile(specks, 1 - rng.uniform(0.12, 0.22))
     image = rng.uniform(60, 100) + _waves(rng, shape, amplitude=16, wavelength=(60, 150))
     image += np.where(mask, contrast + fibers, np.where(specks, 1.1 * contrast, 0))
-    return ndimage.gaussian_filter(image, 0.7) + rng.normal(0, rng.uniform(8, 13), shape), mask
+    return ndimage.gaussian_filter(image, 0.7) + rng.normal(0, rng.uniform(8, 13), shape), mask.astype(np.uint8)
 
 
 def _waves(rng: np.random.Generator, shape: tuple[int, ...], *, amplitude: float, wavelength: tuple[int, int]) -> Float:
@@ -282,7 +309,7 @@ def _waves(rng: np.random.Generator, shape: tuple[int, ...], *, amplitude: float
     return field * (amplitude / 2**0.5)
 
 
-_GENERATORS: dict[str, Callable[[np.random.Generator], tuple[Float, Bool]]] = {
+_GENERATORS: dict[str, Callable[[np.random.Generator, bool], tuple[Float, NDArray[np.uint8]]]] = {
     "particles": _particles,
     "sheets": _sheets,
 }

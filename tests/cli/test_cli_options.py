@@ -37,7 +37,7 @@ ALONE = {
     "data import": "by-rows images instances",
     "data audit": "layout groups unlabeled set figure json",
     "data batches": "n data labels accelerator figure set json",
-    "data synthetic": "kind count labeled seed",
+    "data synthetic": "kind count labeled seed empty instances",
     "split make": "data labels seed layout groups unlabeled val test folds near-copies out set",
     "split check": "data json",
     "config show": "data set plot explain",

@@ -42,6 +42,7 @@ NUMBERS = {
     ("data synthetic", "--count"): [],
     ("data synthetic", "--labeled"): ["0"],
     ("data synthetic", "--seed"): ["0"],
+    ("data synthetic", "--empty"): ["0"],
     ("demo", "--steps"): [],
 }
 """Options of numbers that are read here, and which of the odd values they take."""

@@ -223,3 +223,29 @@ def test_labeled_plies_are_fresh_and_the_others_fade_evenly(tmp_path: Path) -> N
             assert path.exists() == (name != "unlabeled")
             if path.exists():
                 np.testing.assert_array_equal(read_mask(str(path)), mask)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_image_shows_what_looks_like_the_foreground_and_nothing_else(kind: str) -> None:
+    (image, mask), (full, _) = generate(kind, 3, empty=True), generate(kind, 3)
+    assert not mask.any()
+    assert image.std() > 0.5 * full.std()
+
+
+def test_particles_are_numbered_within_the_mask_and_touch() -> None:
+    numbers, mask = generate("particles", 1, instances=True)[1], generate("particles", 1)[1]
+    np.testing.assert_array_equal(numbers > 0, mask == 1)
+    assert len(np.unique(numbers)) - 1 > ndimage.label(mask)[1] > 1
+    with pytest.raises(DataError, match="sheets have no numbers"):
+        write_dataset(Path("never"), "sheets", 1, instances=True)
+
+
+@pytest.mark.parametrize(("empty", "count"), [(0.0, 0), (0.7, 7), (1.0, 10)])
+def test_so_many_images_hold_nothing_and_the_others_stay_as_they_are(tmp_path: Path, empty: float, count: int) -> None:
+    write_dataset(tmp_path / "set", "particles", 10, empty=empty)
+    cases = find_cases(str(tmp_path / "set")).cases
+    found = [read_mask(case.mask) for case in cases if case.mask is not None]
+    assert sum(not mask.any() for mask in found) == count
+    for index, mask in enumerate(found):
+        if mask.any():
+            np.testing.assert_array_equal(mask, generate("particles", index)[1])
