@@ -125,7 +125,7 @@ def test_a_broken_dataset_json(tmp_path: Path, text: str) -> None:
 def test_labels_of_other_names_say_how_to_rename(tmp_path: Path) -> None:
     write_nnunet(tmp_path, ["a1_0000"], ["b1"])
     with pytest.raises(
-        DataError, match=r"none of the 1 masks.*a1_0000\.nii\.gz, a mask b1\.nii\.gz. Name each mask like"
+        DataError, match=r"none of the 1 masks.*a1_0000\.nii\.gz, a mask labelsTr/b1\.nii\.gz. Name each mask like"
     ):
         find_listing(tmp_path)
 
