@@ -97,7 +97,7 @@ def test_masks_without_an_image_are_noted(tmp_path: Path) -> None:
 def test_masks_of_other_images_altogether(tmp_path: Path) -> None:
     save(tmp_path / "images" / "a.png", image())
     save(tmp_path / "masks" / "0123456.png", mask(1))
-    with pytest.raises(DataError, match=r"An image is called a\.png, a mask 0123456\.png"):
+    with pytest.raises(DataError, match=r"An image is called images/a\.png, a mask masks/0123456\.png"):
         find(tmp_path)
 
 
