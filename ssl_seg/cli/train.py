@@ -61,6 +61,9 @@ def train(
         list[str] | None,
         typer.Option(help="Write the records for this program too: tensorboard, mlflow or wandb. Repeatable."),
     ] = None,
+    profile: Annotated[
+        int | None, typer.Option(min=1, help="Record where the time of so many steps goes, in RUN/profile.txt.")
+    ] = None,
     no_live: o.NoLive = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -83,7 +86,17 @@ def train(
 
     number = int(fold) if fold is not None and fold.isdecimal() else None
     layers = make_layers(config, given | {"fold": number}, set_)
-    request = TrainRequest(layers, out, None, resume, force=force, epochs=epochs, minutes=minutes, log=tuple(log or ()))
+    request = TrainRequest(
+        layers,
+        out,
+        None,
+        resume,
+        force=force,
+        epochs=epochs,
+        minutes=minutes,
+        log=tuple(log or ()),
+        profile=profile or 0,
+    )
     check_sinks(request.log)
     check_length(layers, epochs, minutes)
     check_folds(folds, fold, request.settings, split=split, bootstrap=bootstrap, resume=resume)
@@ -95,6 +108,8 @@ def train(
             raise ConfigError(
                 "--log is of a single training: ssl-seg export-log writes the records of each fold afterwards"
             )
+        if profile:
+            raise ConfigError("--profile is of a single training: give one --fold")
         if bootstrap is not None:
             raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
         check_paths(request.settings)

@@ -23,6 +23,7 @@ IDLE: dict[str, Unused] = {
     "train": {
         "--force": (("--bootstrap", "--rounds"), ("--resume",), "starts from a parent that the gate refuses"),
         "--log": ((), ("--rounds",), "writes the records of a single training for another program"),
+        "--profile": ((), ("--rounds",), "records steps of a single training"),
         **_SHOWN,
     },
     "pretrain": _SHOWN,

@@ -5,6 +5,7 @@
     RUN/config.yaml  split.yaml  environment.json  metrics.jsonl  events.jsonl
     RUN/scores.json          every network on the whole validation cases, written when the run ends
     RUN/train.log            what was said, line by line
+    RUN/profile.txt          operators of a few steps, and profile.json, their timeline (train --profile)
     RUN/lock                 held by the process that trains
     RUN/checkpoints/last.pt  best.pt  best-2.pt ... (monitor.keep_best)  swa.pt (policies.swa)
                     healthy.pt, start.pt (monitor.on_collapse: recover)  step-133.pt ... (length.snapshots)

@@ -24,6 +24,8 @@ class TrainRequest:
     """Length of a new run in minutes on this machine, instead of length.steps."""
     log: tuple[str, ...] = ()
     """Programs that the records are written for while it trains; keys of ``SINKS``."""
+    profile: int = 0
+    """Steps of which a profile is made."""
     in_study: bool = False
     """Whether it is part of a ladder, cross-validation or ablation, which prints its own command to continue."""
 

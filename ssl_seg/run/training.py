@@ -28,6 +28,7 @@ from ssl_seg.engine.devices import (
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.pace import FEWEST_MEASURED, describe_seconds
 from ssl_seg.engine.processes import open_fabric
+from ssl_seg.engine.profile import profile_steps
 from ssl_seg.engine.timing import list_metrics, measure_pace
 from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import make_network, start_network
@@ -114,7 +115,7 @@ def train(
                 console.open(run)
             copies = RecordCopies(request.log if fabric.is_global_zero else (), run, console.note)
             held.callback(copies.close)
-            return _train(fabric, prepared, ready, console, copies, after_look)
+            return _train(fabric, prepared, ready, console, copies, after_look, request.profile)
         except KeyboardInterrupt:  # before the loop listens for it, or twice
             if run is not None and fabric.is_global_zero and not request.in_study:
                 console.note(describe_interrupt(run, "ssl-seg train"))
@@ -195,6 +196,7 @@ def _train(
     console: Console,
     copies: RecordCopies,
     after_look: Callable[[Path], None],
+    profiled: int,
 ) -> TrainResult:
     checkpoint = None if prepared.start is None else load_checkpoint(prepared.start)
 
@@ -211,8 +213,14 @@ def _train(
     if fabric.is_global_zero:
         console.start(first, prepared.config.length.steps)
     try:
-        with stop_flag(fabric) as stop_requested:
-            result = run_loop(session, stop_requested)
+        profile = profile_steps(profiled * fabric.is_global_zero, prepared.run.path, console.note)
+        with stop_flag(fabric) as stop_requested, profile as count_step:
+
+            def ask(step: int) -> bool:
+                count_step()
+                return stop_requested(step)
+
+            result = run_loop(session, ask)
     finally:
         console.stop()
     verdict, final = finish_run(session, result, prepared, console)
