@@ -115,8 +115,8 @@ def write_dataset(
         instances: number the particles of each mask.
 
     Raises:
-        DataError: if the folder holds anything, sheets are to be numbered, ``labeled`` is above ``count``, or a file
-            cannot be written.
+        DataError: if the folder holds anything, sheets are to be numbered, ``labeled`` is above ``count``, ``empty`` is
+            no share, or a file cannot be written.
     """
     _check_kind(kind)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -125,6 +125,8 @@ def write_dataset(
         raise DataError(f"{kind} have no numbers: leave out --instances, or make particles.")
     if not 0 <= (count if labeled is None else labeled) <= count:
         raise DataError(f"labeled={labeled} must lie between 0 and the number of images, {count}.")
+    if not 0 <= empty <= 1:
+        raise DataError(f"empty={empty} must lie between 0 and 1, as the share of the images in which nothing is.")
     with_mask = set(np.random.default_rng([len(KINDS), seed]).permutation(count)[:labeled].tolist())
     without = set(np.random.default_rng([len(KINDS), seed, 1]).permutation(count)[: round(empty * count)].tolist())
     try:

@@ -28,7 +28,13 @@ def profile_steps(count: int, folder: Path, note: Callable[[str], None]) -> Iter
         count: number of steps; 0 records nothing.
         folder: for the two files.
         note: is told where they are, or that there were too few steps.
+
+    Raises:
+        OSError: if a file cannot be written.
     """
+    if not count:
+        yield lambda: None
+        return
     is_gpu = torch.cuda.is_available()
     recording = profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_gpu])
     made = 0
@@ -36,9 +42,9 @@ def profile_steps(count: int, folder: Path, note: Callable[[str], None]) -> Iter
     def count_step() -> None:
         nonlocal made
         made += 1
-        if count and made == SKIPPED:
+        if made == SKIPPED:
             recording.start()
-        elif count and made == SKIPPED + count:
+        elif made == SKIPPED + count:
             recording.stop()
             write()
 
@@ -57,5 +63,5 @@ def profile_steps(count: int, folder: Path, note: Callable[[str], None]) -> Iter
             recording.stop()
     if is_cut and made > SKIPPED:
         write()
-    elif count and made <= SKIPPED:
+    elif made <= SKIPPED:
         note(f"profile: none was made: there were {made} steps, of which the first {SKIPPED} are left out")

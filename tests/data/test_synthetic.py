@@ -240,6 +240,12 @@ def test_particles_are_numbered_within_the_mask_and_touch() -> None:
         write_dataset(Path("never"), "sheets", 1, instances=True)
 
 
+@pytest.mark.parametrize("empty", [-0.1, 1.1, float("nan")])
+def test_a_share_lies_between_0_and_1(empty: float) -> None:
+    with pytest.raises(DataError, match="must lie between 0 and 1"):
+        write_dataset(Path("never"), "particles", 10, empty=empty)
+
+
 @pytest.mark.parametrize(("empty", "count"), [(0.0, 0), (0.7, 7), (1.0, 10)])
 def test_so_many_images_hold_nothing_and_the_others_stay_as_they_are(tmp_path: Path, empty: float, count: int) -> None:
     write_dataset(tmp_path / "set", "particles", 10, empty=empty)

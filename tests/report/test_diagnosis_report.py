@@ -27,7 +27,14 @@ from ssl_seg.monitor.catalog import limit
 from ssl_seg.report.diagnosis import format_measurements, format_report, format_table, write_report
 from ssl_seg.report.diagnosis_figures import plot_foreground, plot_histograms, plot_sweep
 from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict
-from ssl_seg.report.diagnosis_tables import SHOWN_IMAGES, SHOWN_SHAPES, WORST_IMAGES, make_key_figures, make_tables
+from ssl_seg.report.diagnosis_tables import (
+    SHOWN_IMAGES,
+    SHOWN_SHAPES,
+    WORST_IMAGES,
+    make_key_figures,
+    make_tables,
+    make_worst_images,
+)
 from ssl_seg.report.example_figure import color_errors, list_columns, paint_panel, plot_examples
 from ssl_seg.scores.text import cut, number
 
@@ -186,6 +193,13 @@ class TestReport:
         assert max(lengths) <= 70
         healthy = healthy_diagnosis(images=tuple(map(image_figures, range(125))))
         assert len(format_report(healthy, (), "2026-01-26", "ssl-seg diagnose RUN").splitlines()) <= 60
+
+    @pytest.mark.parametrize("count", [WORST_IMAGES - 1, WORST_IMAGES, WORST_IMAGES + 1, 4 * WORST_IMAGES])
+    def test_some_of_the_images_are_the_worst(self, count: int) -> None:
+        images = tuple(image_figures(n, f1=n / count) for n in range(count))
+        worst = make_worst_images(constant_diagnosis(images=images))
+        assert [row[0] for row in worst.rows] == [f"img_{n:03}" for n in range(min(count, WORST_IMAGES))]
+        assert (f"{WORST_IMAGES} of {count};" in worst.text) == (count > WORST_IMAGES)
 
     def test_images_without_a_score_are_not_the_worst(self) -> None:
         images = tuple(image_figures(n, f1=None) for n in range(8))

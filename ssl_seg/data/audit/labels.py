@@ -66,7 +66,8 @@ def check_palettes(facts: Mapping[str, CaseFacts], declared: Sequence[int] | Non
         for label, color in own.label_colors:
             if first.setdefault(label, (color, case_id))[0] != color:
                 others.setdefault(case_id, (label, color))
-    for case_id, (label, color) in list(others.items())[:1]:
+    if others:
+        case_id, (label, color) = next(iter(others.items()))
         usual, example = first[label]
         message = (
             f"the palettes of {len(others)} mask(s) have other colors: the value {label} is {_name_color(usual)} in "
