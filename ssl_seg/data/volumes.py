@@ -64,6 +64,7 @@ __all__ = [
     "advise_conversion",
     "is_image",
     "is_lossy",
+    "lay_out_as_file",
     "list_arrays",
     "open_image",
     "open_mask",
@@ -85,6 +86,9 @@ _IMAGE_KEYS = ("image",)
 _MASK_KEYS = ("label", "mask")
 
 _VOLUMES = ".tif, .nii.gz, .npy, .h5 or .ome.zarr"
+
+_ONE_FRAME = (".npy", ".h5", ".hdf5", ".zarr", ".ome.zarr")
+"""Suffixes of files that hold masks as they are read, whatever the order in the file of the image."""
 
 _LISTED = 64
 """Files whose arrays are remembered."""
@@ -287,8 +291,13 @@ def write_probabilities(path: Path, probs: Rows, geometry: Geometry | None = Non
         raise DataError(f"{path}: probabilities are written as {_VOLUMES}.")
 
 
+def lay_out_as_file(array: NDArray[np.generic], path: Path, geometry: Geometry | None) -> NDArray[np.generic]:
+    """Return (*S) in the order in which it is written to ``path``: in PNG, TIFF and NIfTI that of the image's file."""
+    return array if split_suffix(path.name)[1] in _ONE_FRAME else undo_orientation(array, geometry)
+
+
 def _write_png(path: Path, plane: Rows, geometry: Geometry | None) -> None:
-    turned = np.ascontiguousarray(undo_orientation(plane[:], geometry))
+    turned = np.ascontiguousarray(lay_out_as_file(plane[:], path, geometry))
     _write(path, lambda file: file.write_bytes(cv2.imencode(".png", turned)[1].tobytes()))
 
 
@@ -297,7 +306,7 @@ def _write_volume(path: Path, array: Rows, geometry: Geometry | None, *, compres
     suffix = split_suffix(path.name)[1]
     if suffix in (".tif", ".tiff"):
         turned = geometry is not None and geometry.header is not None  # else the rows are those of the file
-        stored = undo_orientation(array[:], geometry) if turned else array
+        stored = lay_out_as_file(array[:], path, geometry) if turned else array
         placed = None if turned else geometry
         _write(path, lambda file: write_tiff(file, stored, compression=compression, geometry=placed))
     elif suffix == ".npy":

@@ -28,6 +28,7 @@ from ssl_seg.data.views.transforms import Intensity
 from ssl_seg.data.volumes import (
     Geometry,
     Stored,
+    lay_out_as_file,
     open_image,
     split_suffix,
     write_labels,
@@ -376,7 +377,8 @@ def _write_outputs(
         classes = clean_classes(classes[:], maker.decision.cleaning)
     if job.has_objects:
         image, whole = read_image(), classes[:]
-        labels, rows = find_objects(whole, image, data.label_values, spacing, data.task)
+        lay_out = partial(lay_out_as_file, path=job.labels, geometry=geometry)
+        labels, rows = find_objects(whole, image, data.label_values, spacing, data.task, lay_out)
         write_rows(job.table, data.ndim, len(image), ([split_suffix(name)[0], *row] for row in rows))
         write_labels(job.labels, labels, geometry)
     if not job.is_numbered:

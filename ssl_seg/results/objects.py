@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ AXES = {2: ("y", "x"), 3: ("z", "y", "x")}
 
 def list_columns(ndim: int, channels: int) -> list[str]:
     """Return the columns of a table: ``size`` is in the unit of the voxel size, empty where that is unknown; centers
-    and ends of the bounding box (both included) are in voxels, from 0; means are of the image as it is."""
+    and ends of the bounding box (both included) are in voxels of the label image's file, from 0, of which z is the
+    third axis in NIfTI; means are of the image as it is."""
     means = ["mean"] if channels == 1 else [f"mean_{channel}" for channel in range(channels)]
     box = [f"{end}_{axis}" for end in ("min", "max") for axis in AXES[ndim]]
     return ["image", "object", "class", "voxels", "size", *(f"center_{a}" for a in AXES[ndim]), *box, *means]
@@ -39,6 +40,7 @@ def find_objects(
     label_values: Sequence[int],
     spacing: Sequence[float] | None,
     task: Task = "semantic",
+    lay_out: Callable[[NDArray[np.generic]], NDArray[np.generic]] = lambda array: array,
 ) -> tuple[NDArray[np.int64], list[list[Any]]]:
     """Return the objects of a mask: each part of a class whose voxels share faces, or its instances.
 
@@ -48,6 +50,7 @@ def find_objects(
         label_values: mask value of each class, background first.
         spacing: voxel size (*S), where it is known.
         task: of the training; instances are of the first class.
+        lay_out: gives (*S) the order of the file that rows are to name places in.
 
     Returns:
         A label image (*S), 0 for background and 1, 2, ... for the objects, class after class; and a row for each object
@@ -61,9 +64,10 @@ def find_objects(
             continue
         ids = np.arange(1, number + 1)
         voxels = np.bincount(parts.ravel())[1:]
-        centers = ndimage.center_of_mass(parts > 0, parts, ids)
+        laid_out = lay_out(parts)
+        centers = ndimage.center_of_mass(laid_out > 0, laid_out, ids)
         means = [ndimage.mean(channel, parts, ids) for channel in image.astype(np.float64, copy=False)]
-        for n, box in enumerate(ndimage.find_objects(parts)):
+        for n, box in enumerate(ndimage.find_objects(laid_out)):
             size = "" if spacing is None else f"{voxels[n] * np.prod(spacing):g}"
             ends = [part.start for part in box] + [part.stop - 1 for part in box]
             center = [round(float(place), 2) for place in centers[n]]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -117,6 +119,23 @@ def test_a_folder_has_a_table_of_all_images(request_: PredictRequest, tmp_path: 
     assert [prediction.id for prediction in found] == ["a", "sub/b"], "label images are no predictions"
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".npy"])
+def test_places_are_those_of_the_label_image(request_: PredictRequest, tmp_path: Path, suffix: str) -> None:
+    """A file of NIfTI may run the other way than the image that is read; of NPY, there is no such order."""
+    (tmp_path / "scans").mkdir()
+    voxels = np.zeros((40, 30, 1), np.int16)
+    voxels[2:5, 6:16] = 200
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1.0, -1.0, 2.0, 1.0])), tmp_path / "scans" / "a.nii.gz")
+    predict(replace(request_, source=tmp_path / "scans", suffix=suffix))
+    file = tmp_path / "out" / f"a_objects{suffix}"
+    labels = np.load(file) if suffix == ".npy" else np.asarray(nibabel.load(file).dataobj)[..., 0].T
+    (row,) = read_table(tmp_path / "out" / "a_objects.csv")
+    for name, places in zip("yx", np.nonzero(labels), strict=True):
+        assert (int(row[f"min_{name}"]), int(row[f"max_{name}"])) == (places.min(), places.max())
+        assert float(row[f"center_{name}"]) == pytest.approx(places.mean())
+    assert (int(row["min_x"]) == 2) == (suffix == ".nii.gz")
+
+
 def test_a_second_call_makes_what_is_missing(request_: PredictRequest, tmp_path: Path) -> None:
     first = predict(request_)
     before = (tmp_path / "out" / "objects.csv").read_bytes()
@@ -127,7 +146,6 @@ def test_a_second_call_makes_what_is_missing(request_: PredictRequest, tmp_path:
 
 
 def test_masks_that_are_there_get_their_objects(request_: PredictRequest, tmp_path: Path) -> None:
-    from dataclasses import replace
 
     predict(replace(request_, objects=False))
     assert not (tmp_path / "out" / "objects.csv").exists()
