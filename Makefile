@@ -12,7 +12,7 @@ demo: $(VENV)/.installed            ## the main job on synthetic images: 1 %, th
 	$(BIN)/ssl-seg demo
 
 test: $(VENV)/.installed-test       ## the tests, a process a core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: $(VENV)/.installed-test      ## format, lint, types, layers
 	$(BIN)/ruff format --check .
