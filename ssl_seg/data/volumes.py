@@ -186,7 +186,8 @@ def open_mask(location: str, *, reading: Reading = AS_STORED) -> Stored:
     stored = _open(location, _MASK_KEYS, replace(reading, is_mask=True))
     if stored.shape[0] != 1:
         with name_errors(location):
-            labels, notes = merge_label_channels(stored.read())
+            are_slices = len(stored.shape) == 3 and takes_axes(location) and reading.axes is None
+            labels, notes = merge_label_channels(stored.read(), are_slices=are_slices)
         fetch = partial(cut, labels)
         stored = replace(stored, shape=labels.shape, by_box=False, fetch=fetch, notes=(*stored.notes, *notes))
     if depth:

@@ -20,6 +20,7 @@ from scipy import special
 from ssl_seg.config import DataConfig
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.catalog import Track
+from ssl_seg.data.facts import format_size
 from ssl_seg.data.formats.stored import BoxReader, RowReader, Rows, Voxels, iterate_rows, merge_equal_channels
 from ssl_seg.data.nodata import OddValues, looks_written
 from ssl_seg.data.reading import make_reading
@@ -252,7 +253,9 @@ def make_mask(
     identity = job.identify_image()  # before it is read: it may change while its mask is made
     stored = open_job_image(job, data)
     if (ndim := len(stored.shape) - 1) != data.ndim:
-        raise DataError(f"{job.locations[0]} is {ndim}D; the network was trained on {data.ndim}D images")
+        read_as = f"is read as {ndim}D, {format_size(stored.shape[1:])} with {stored.shape[0]} channel(s)"
+        slices = ". If these are slices, save them as NIfTI or a TIFF with the axes ZYX" * (ndim < stored.shape[0] <= 4)
+        raise DataError(f"{job.locations[0]} {read_as}; the network was trained on {data.ndim}D images{slices}")
     shape, fit = stored.shape[1:], partial(_fit_channels, job.locations, channels)
     stated = None if stored.geometry is None else stored.geometry.spacing
     spacing = maker.request.spacing or stated or data.spacing

@@ -51,7 +51,10 @@ def test_kinds() -> None:
     assert brief(checks.check_kinds(named(fact(), fact(channels=3), fact()))) == []
     assert brief(checks.check_kinds({})) == []
     mixed = named(fact(), fact(shape=(8, 8, 8)), fact())
-    assert brief(checks.check_kinds(mixed)) == [("mixed_kinds", "fault", ("1",))]
+    few_slices = named(fact(channels=3), fact(shape=(8, 8, 8)), fact(channels=3))
+    for facts, advice in ((mixed, False), (few_slices, True)):
+        assert brief(checks.check_kinds(facts))[0] == ("mixed_kinds", "fault", ("1",))
+        assert ("data.axes=ZYX" in next(checks.check_kinds(facts)).message) == advice
     colors = named(fact(channels=3), fact(channels=4), fact(channels=3))
     assert brief(checks.check_kinds(colors)) == [("mixed_kinds", "fault", ("1",))]
     assert "2 with 3 channel(s) (e.g. 0), 1 with 4 channel(s) (e.g. 1)" in next(checks.check_kinds(colors)).message

@@ -251,6 +251,24 @@ def test_points_in_time_are_no_depth(tmp_path: Path, options: dict[str, Any]) ->
     np.testing.assert_array_equal(read_image(path, reading=Reading("ZYX")), FIVE[None])
 
 
+@pytest.mark.parametrize("slices", [3, 4])
+def test_planes_that_are_read_as_colors_may_be_slices(tmp_path: Path, slices: int) -> None:
+    """tifffile writes so few slices as colors, one plane behind the other; colors of each pixel are no slices."""
+    path, pixels, gray = (str(tmp_path / f"{name}.tif") for name in ("planes", "pixels", "gray"))
+    stack = np.random.default_rng(0).integers(0, 3, (slices, 8, 9), np.uint8)
+    tifffile.imwrite(path, stack)
+    tifffile.imwrite(pixels, np.moveaxis(stack, 0, -1), photometric="rgb")
+    tifffile.imwrite(gray, stack, photometric="minisblack")
+    advice = [any("data.axes=ZYX" in note for note in open_image(p).notes) for p in (path, pixels, gray)]
+    assert advice == [True, False, False]
+    with pytest.raises(DataError, match=r"the slices of a volume, set data\.axes=ZYX"):
+        open_mask(path)
+    np.testing.assert_array_equal(read_mask(path, reading=Reading("ZYX")), stack)
+    cv2.imwrite(str(tmp_path / "colors.png"), np.moveaxis(stack[:3], 0, -1))
+    with pytest.raises(DataError, match=r"one integer per pixel(?!.*data\.axes)"):
+        open_mask(str(tmp_path / "colors.png"))
+
+
 def test_masks_do_not_make_time_a_depth(tmp_path: Path) -> None:
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()

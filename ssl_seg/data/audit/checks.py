@@ -49,7 +49,9 @@ def check_kinds(facts: Facts) -> Iterator[Finding]:
             first = {kind: next(i for i, k in kind_of.items() if k == kind) for kind, _ in kinds}
             listed = ", ".join(f"{n} with {kind} (e.g. {first[kind]})" for kind, n in kinds)
             rarer = tuple(i for i, kind in kind_of.items() if kind != kinds[0][0])
-            message = f"the data set mixes {what}: {listed}. Keep one kind per data set."
+            colors = any(len(f.shape) == 2 and f.channels > 1 for f in facts.values())
+            slices = " Where channels are slices of a volume, set data.axes=ZYX." * (colors and "volumes" in what)
+            message = f"the data set mixes {what}: {listed}. Keep one kind per data set.{slices}"
             yield Finding("mixed_kinds", "fault", message, rarer)
 
 

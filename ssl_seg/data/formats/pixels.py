@@ -59,11 +59,15 @@ def invert_labels(mask: NDArray[Any], top: int) -> tuple[NDArray[Any], str]:
     return mask, "zero is white in its file: its numbers are read as the labels"
 
 
-def merge_label_channels(mask: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
+def merge_label_channels(mask: NDArray[Any], *, are_slices: bool = False) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Return (1, *S) for a mask of several channels that hold one label.
 
     These are equal channels, or a single one beside black ones; a second or fourth channel that is constant counts as
     alpha.
+
+    Args:
+        mask: (C, *S).
+        are_slices: whether the channels of its file may be slices that are read as channels.
 
     Raises:
         NotAnImageError: for others; names the colors.
@@ -81,6 +85,8 @@ def merge_label_channels(mask: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, .
     raise NotAnImageError(
         f"a mask has one channel, this one has {len(mask)} with the colors (or one-hot planes) {named}{more}. "
         "Save one integer per pixel: 0 for background, then 1, 2, ... for each color or plane"
+        + ". If they are the slices of a volume, set data.axes=ZYX"
+        * are_slices
     )
 
 

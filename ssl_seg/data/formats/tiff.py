@@ -61,6 +61,9 @@ _REDUCED_OR_MASK = 0b101
 
 _SHOWN_SERIES = 4
 
+PLANES = "the planes of its file are read as colors, as its header says: data.axes=ZYX makes them slices"
+"""tifffile and scikit-image write a stack of three or four slices as colors unless they are told otherwise."""
+
 _TILE = 256
 """Rows and columns of the tiles of an image that is written in parts."""
 
@@ -176,7 +179,8 @@ def _lay_out(series: tifffile.TiffPageSeries, reading: Reading) -> tuple[AxisLay
     if page.photometric in _OTHER_COLORS and not (page.photometric == _Color.YCBCR and page.compression in _JPEG):
         raise NotAnImageError(f"its colors are {page.photometric.name}: save it as RGB or gray")
     if reading.axes is None and ("S" in series.axes or {*"QI"}.isdisjoint(series.axes)):
-        layout, guess = lay_out_axes(series.shape, series.axes), tuple[str, ...]()
+        layout = lay_out_axes(series.shape, series.axes)
+        guess = (PLANES,) * (layout.channel is not None and layout.channel < min(layout.spatial) and "S" in series.axes)
     else:
         layout, guess = lay_out_array(series.shape, reading, is_pages=True)
     tag = page.tags.get(ORIENTATION)
