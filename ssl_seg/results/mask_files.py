@@ -17,7 +17,7 @@ from typing import Any
 from ssl_seg.data.layouts import list_images
 from ssl_seg.data.layouts.files import note_others, walk_files
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 from ssl_seg.files import append_jsonl, find_obstacle, read_jsonl
 
 RECORD = ".predictions.jsonl"
@@ -297,13 +297,23 @@ def _find_images(folder: Path, output: Path, layout: str) -> list[tuple[str, tup
     return list_images(folder, layout, is_output)
 
 
-def note_unread(source: Path, output: Path) -> tuple[str, ...]:
-    """Return a note on the files of a folder that get no mask since they are no images that can be read, if any."""
+def note_unread(source: Path, output: Path, jobs: Sequence[Job]) -> tuple[str, ...]:
+    """Return notes on the files of a folder that get no mask: no images that can be read, and images that are no cases
+    of the data set which the folder is."""
     if is_image(source):
         return ()
     inner, place = source / "images" if (source / "images").is_dir() else source, output.resolve()
-    others = (path for path in walk_files(inner) if not is_image(path) and not path.resolve().is_relative_to(place))
-    return note_others(tuple(path.relative_to(inner).as_posix() for path in others))
+    used = {Path(location.partition("::")[0]).resolve() for job in jobs for location in job.locations}
+    unused: dict[bool, list[str]] = {True: [], False: []}
+    for path in walk_files(inner):
+        found = path.resolve()
+        if not found.is_relative_to(place) and not {found, found.parent} & used:
+            unused[is_image(path)].append(path.relative_to(inner).as_posix())
+    notes = note_others(tuple(unused[False]))
+    if images := unused[True]:
+        text = f"{source} is read as a data set: {len(images)} image file(s) that are none of its cases get no mask"
+        notes += (f"{text} ({name_examples(images)})",)
+    return notes
 
 
 def _mask_name(name: str, image: str, ndim: int, suffix: str | None) -> str:

@@ -93,7 +93,7 @@ def predict(
         numbered=numbered,
         suffix=request.suffix,
     )
-    for text in note_unread(request.source, request.output):
+    for text in note_unread(request.source, request.output, jobs):
         note(text)
     record = MaskRecord(None if is_mask_name(request.output) else request.output, maker.settings)
     if request.objects and record.folder is not None:

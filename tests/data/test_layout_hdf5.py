@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from layout_files import below, codes, pairs, said, write_h5
+from layout_files import below, codes, pairs, said, touch, write_h5
 
 from ssl_seg.data.layouts import find_listing
 from ssl_seg.errors import DataError
@@ -92,9 +92,12 @@ def test_lists_that_are_not_right(tmp_path: Path, text: str, reason: str) -> Non
 def test_files_without_an_image(tmp_path: Path) -> None:
     write_h5(tmp_path / "a.h5")
     write_h5(tmp_path / "b.h5", ("weights",))
+    touch(tmp_path, "c.png")
     listing = find_listing(tmp_path)
     assert [c.id for c in listing.cases] == ["a"]
     assert codes(listing) == {"missing_image": ("b",)}
+    assert said(listing, "1 image file(s) are no HDF5 and are not used (c.png)")
+    (tmp_path / "c.png").unlink()
     (tmp_path / "a.h5").unlink()
     with pytest.raises(DataError, match="has no subfolder images/"):
         find_listing(tmp_path)

@@ -12,6 +12,7 @@ from layout_files import codes, pairs, said, touch, write_table
 
 from ssl_seg.data.findings import select_faults
 from ssl_seg.data.layouts import find_listing
+from ssl_seg.data.layouts.names import find_parts
 from ssl_seg.errors import DataError
 
 BOTH = pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -43,6 +44,22 @@ def test_a_manifest_with_all_columns(tmp_path: Path, suffix: str) -> None:
         f"2 unknown column(s) of {path.name} are not used (scanner, date)",
     )
     assert find_listing(path) == listing
+
+
+def test_what_a_table_leaves_out_is_said(tmp_path: Path) -> None:
+    """Images beside the listed ones, and a split; ids that begin with a part are one, as the note says."""
+    touch(tmp_path, "x/a.png", "x/b.png", "x/c.png", "x/._c.png", "x/c.txt", "y/a.png", "elsewhere/d.png")
+    rows = [["x/a.png", "y/../y/a.png", "train"], ["x/b.png", None, "test"]]
+    write_table(tmp_path, ".csv", ["image", "mask", "split"], rows)
+    _, split, unlisted = find_listing(tmp_path).notes
+    assert unlisted == "1 image file(s) beside those of manifest.csv are in none of its rows and are not used (c.png)"
+    assert "the column split of manifest.csv is not used" in split
+    (tmp_path / "x" / "c.png").unlink()
+    rows = [[f"x/{name}.png", f"{part}/{name}"] for name, part in (("a", "train"), ("b", "test"))]
+    write_table(tmp_path, ".csv", ["image", "id"], rows)
+    listing = find_listing(tmp_path)
+    assert not any("not used" in note for note in listing.notes)
+    assert find_parts(case.id for case in listing.cases) == {"train/a": "train", "test/b": "test"}
 
 
 @BOTH

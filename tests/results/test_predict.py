@@ -396,13 +396,24 @@ class TestPlaces:
         for name in ("b.gif", "sub/c.nd2", "out/objects.csv"):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).touch()
-        (note,) = note_unread(folder, folder / "out")
+        (note,) = note_unread(folder, folder / "out", plan_jobs(folder, folder / "out", 2, ""))
         assert (
             "2 file(s) are no images that can be read and are not used (1 x .gif, 1 x .nd2; b.gif, sub/c.nd2)" in note
         )
-        assert note_unread(folder / "a.png", folder / "out") == ()
+        assert note_unread(folder / "a.png", folder / "out", ()) == ()
         (folder / "images").mkdir()
-        assert note_unread(folder, folder / "out") == ()  # the images are there
+        assert note_unread(folder, folder / "out", ()) == ()  # the images are there
+
+    def test_images_that_are_no_cases_of_a_data_set_are_told(self, tmp_path: Path) -> None:
+        for name in ("a.png", "b.png", "sub/c.png"):
+            make_image(tmp_path / name)
+        (tmp_path / "sizes.csv").write_text("image,cells\nsub/../a.png,3\n")
+        jobs = plan_jobs(tmp_path, tmp_path / "out", 2, "")
+        assert [job.mask.name for job in jobs] == ["a.png"]
+        *_, note = note_unread(tmp_path, tmp_path / "out", jobs)
+        assert (
+            "is read as a data set: 2 image file(s) that are none of its cases get no mask (b.png, sub/c.png)" in note
+        )
 
     def test_volumes_are_no_png(self, tmp_path: Path) -> None:
         make_image(tmp_path / "in" / "a.tif")

@@ -9,7 +9,7 @@ from unicodedata import normalize
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.files import add_image, note_unlabeled, walk_files
 from ssl_seg.data.layouts.listing import Case, Listing, check_id
-from ssl_seg.data.volumes import list_arrays, split_suffix
+from ssl_seg.data.volumes import is_image, list_arrays, split_suffix
 from ssl_seg.errors import DataError, name_examples
 
 SUFFIXES = (".h5", ".hdf5")
@@ -42,6 +42,8 @@ def find(root: Path) -> Listing:
         raise DataError(f"{root} holds no {' or '.join(SUFFIXES)} file: each must have the arrays image and label.")
     source = _find_list(root)
     found, notes, findings = _from_list(root, source, files) if source else (_from_files(root, files), (), ())
+    if others := [p.relative_to(root).as_posix() for p in walk_files(root) if is_image(p) and not _is_hdf5(p)]:
+        notes += (f"{len(others)} image file(s) are no HDF5 and are not used ({name_examples(others)})",)
     arrays = {case_id: list_arrays(path) for case_id, path in found.items()}
     without_image = tuple(sorted(i for i, keys in arrays.items() if "image" not in keys))
     if len(without_image) == len(found):

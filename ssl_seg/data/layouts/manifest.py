@@ -11,11 +11,14 @@ from unicodedata import normalize
 from ssl_seg.data.findings import REMEDIES, Finding, report
 from ssl_seg.data.layouts.listing import Case, Listing, check_id
 from ssl_seg.data.layouts.table import FileRow, read_columns, read_table
-from ssl_seg.data.volumes import split_suffix
+from ssl_seg.data.volumes import is_image, split_suffix
 from ssl_seg.errors import DataError, name_examples
 
 COLUMNS = ("image", "mask", "group", "labeled", "has_segmentation", "id")
 SUFFIXES = (".csv", ".parquet")
+
+_SPLIT_COLUMNS = ("split", "subset", "partition", "fold")
+"""Columns that set images apart in other programs."""
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -80,7 +83,7 @@ def find(root: Path) -> Listing:
     return Listing(
         "manifest",
         tuple(cases),
-        _notes(path, columns),
+        (*_notes(path, columns), *_note_unlisted(path, present)),
         tuple(_check_entries(path, entries)),
         declared=declared,
         leaves_labeling_open=not {"labeled", "has_segmentation"} & set(columns),
@@ -192,11 +195,28 @@ def _unique(entries: Iterable[_Entry]) -> list[_Entry]:
 
 def _notes(path: Path, columns: tuple[str, ...]) -> tuple[str, ...]:
     notes: tuple[str, ...] = (f"cases are taken from {path}",)
-    if unknown := [c for c in columns if c not in COLUMNS]:
+    if unknown := [c for c in columns if c not in (*COLUMNS, *_SPLIT_COLUMNS)]:
         notes += (f"{len(unknown)} unknown column(s) of {path.name} are not used ({name_examples(unknown)})",)
+    notes += tuple(
+        f"WARNING the column {column} of {path.name} is not used: the split is drawn anew. To keep it, begin the ids "
+        "with the part, in a column id: train/a, val/b, test/c"
+        for column in columns
+        if column in _SPLIT_COLUMNS
+    )
     if not {"mask", "has_segmentation"} & set(columns):
         notes += (f"{path.name} has neither a column mask nor has_segmentation: all cases count as unlabeled",)
     return notes
+
+
+def _note_unlisted(path: Path, entries: Sequence[_Entry]) -> tuple[str, ...]:
+    """Return a note on images in the folders of the listed ones that are in no row; nothing without any."""
+    images = [Path(entry.image.partition("::")[0]) for entry in entries]
+    listed = {p.resolve() for p in (*images, *(Path(e.mask.partition("::")[0]) for e in entries if e.mask))}
+    folders = {image.parent.resolve() for image in images if os.access(image.parent, os.R_OK)}
+    others = [other for folder in folders for other in folder.iterdir() if is_image(other)]
+    names = sorted(p.name for p in others if not p.name.startswith(".") and p.resolve() not in listed)
+    note = f"{len(names)} image file(s) beside those of {path.name} are in none of its rows and are not used"
+    return (f"{note} ({name_examples(names)})",) if names else ()
 
 
 def _check_entries(path: Path, entries: list[_Entry]) -> Iterator[Finding]:
