@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -49,6 +50,13 @@ def show(text: str, *, err: bool = False) -> None:
 def print_json(values: Any) -> None:
     """Print values as JSON on stdout."""
     typer.echo(json.dumps(values, indent=2))
+
+
+def format_command(words: Sequence[object], options: Mapping[str, object]) -> str:
+    """Return a command of this program; options without a value are left out, those with several are repeated."""
+    listed = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
+    named = [str(word) for name, values in listed.items() for one in values if one is not None for word in (name, one)]
+    return shlex.join(["ssl-seg", *map(str, words), *named])
 
 
 def end_interrupted(where: str, command: str) -> NoReturn:

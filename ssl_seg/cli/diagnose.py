@@ -108,7 +108,7 @@ def diagnose(
     else:
         _print(result)
     if out is not None:
-        show(f"wrote {report}", err=as_json)
+        show(f"wrote {report}, and report.md as text", err=as_json)
     if result.verdict.level == "collapsed" or result.verdict.code == "below_gate":
         raise typer.Exit(COLLAPSED)
 

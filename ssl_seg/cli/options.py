@@ -251,4 +251,7 @@ Threshold = Annotated[
 ]
 Uncalibrated = Annotated[bool, typer.Option("--uncalibrated", help="Leave out what `ssl-seg calibrate` has stored.")]
 Figure = Annotated[Path | None, typer.Option(help="Write a picture to this file.")]
+ReportPage = Annotated[
+    Path | None, typer.Option("--report", help="Write a page of HTML, one file: verdict, pictures, tables.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

@@ -29,6 +29,23 @@ def check_new_file(path: Path | None, option: str = "--figure", kinds: Sequence[
         raise DataError(f"{option} {path} cannot be written: {obstacle}")
 
 
+def check_new_page(path: Path | None, option: str) -> None:
+    """Check that a page can be written to ``path``, where one is asked for: to a new file, or over an earlier page.
+
+    Raises:
+        ConfigError: for a suffix that is not of HTML.
+        DataError: for another file, or a folder that cannot be written.
+    """
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.report.page import check_page_file
+
+    if path is None:
+        return
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{option} {path}: the page is HTML; name a file such as {path.with_suffix('.html').name}")
+    check_page_file(path)
+
+
 def check_data(root: str | None) -> None:
     """Check that there is something at the place of a data set, where one is given.
 

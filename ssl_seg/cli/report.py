@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ssl_seg.cli.console import announce, show
+from ssl_seg.cli.paths import check_new_page
 
 
 def report(
@@ -29,14 +30,10 @@ def report(
     One file that needs no network. Several runs are compared, with paired differences on the cases that they share.
     """
     from ssl_seg.errors import ConfigError
-    from ssl_seg.report.page import check_page_file
     from ssl_seg.report.run_report import write_report_page
 
     if twice := [path for number, path in enumerate(runs) if path.resolve() in [p.resolve() for p in runs[:number]]]:
         raise ConfigError(f"{twice[0]} is named twice: give each run once")
-    if out is not None:
-        if out.suffix.lower() not in (".html", ".htm"):
-            raise ConfigError(f"--out {out}: the page is HTML; name a file such as {out.with_suffix('.html').name}")
-        check_page_file(out)
+    check_new_page(out, "--out")
     announce(f"reading {runs[0] if len(runs) == 1 else f'{len(runs)} runs'}")
     show(f"wrote {write_report_page(runs, out)}")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ssl_seg.cli import options as o
-from ssl_seg.cli.console import announce, print_json, show, track
-from ssl_seg.cli.paths import check_data, check_new_file
+from ssl_seg.cli.console import announce, format_command, print_json, show, track
+from ssl_seg.cli.paths import check_data, check_new_file, check_new_page
 from ssl_seg.cli.tables import print_findings, print_rows
-from ssl_seg.report.score_cells import format_interval
+from ssl_seg.report.check_tables import make_set_rows
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
-    from ssl_seg.data.splits.statistics import SetMeasures
 
 NearCopiesOption = Annotated[
     Literal["keep_together", "ignore"],
@@ -101,6 +99,7 @@ def split_check(
     near_copies: NearCopiesOption = "keep_together",
     set_: o.DataSet = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture that compares the sets; needs --data.")] = None,
+    report: o.ReportPage = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Check a split: nestedness, leaks, copies, and each set's bias against random splits. Exit code 2 on a fault."""
@@ -111,6 +110,7 @@ def split_check(
 
     loaded = load_split(split)
     check_new_file(figure)
+    check_new_page(report, "--report")
     catalog = None if data is None else _open_catalog(data, layout, groups, unlabeled, set_)
     measures = () if catalog is None else measure_split(loaded, catalog)
     findings = check_split(loaded, catalog, measures, near_copies=near_copies)
@@ -119,7 +119,7 @@ def split_check(
         print_json(findings_to_dict(findings, summary))
     else:
         if measures:
-            _print_measures(str(split), measures)
+            print_rows(f"{split}: foreground, beside random draws of each size", make_set_rows(measures))
         print_findings(findings)
         faults = summary["faults"]
         show(f"{split}: {'ok' if not faults else f'{faults} fault(s)'}, fingerprint {loaded.fingerprint}")
@@ -128,26 +128,26 @@ def split_check(
 
         plot_split(measures, figure)
         show(f"wrote {figure}", err=as_json)
+    if report is not None:
+        from ssl_seg.report.check_pages import make_split_page
+        from ssl_seg.report.page import write_page
+
+        options = {"--layout": layout, "--groups": groups, "--unlabeled": unlabeled}
+        ignored = [] if near_copies == "keep_together" else [f"split.near_copies={near_copies}"]
+        train = {"--data": data, "--split": split, **options, "--set": [*(set_ or ()), *ignored]}
+        new: dict[str, object] = {
+            "--data": data,
+            "--labels": sorted(loaded.fractions),
+            "--seed": loaded.seed,
+            "--folds": loaded.folds,
+        }
+        new |= {**options, "--set": set_, "--near-copies": near_copies if ignored else None}
+        new |= {"--out": split.with_stem(f"{split.stem}_new")}
+        commands = format_command(["train"], train), format_command(["split", "make"], new)
+        page = make_split_page(str(split), loaded, measures, findings, *commands)
+        show(f"wrote {write_page(page, report)}", err=as_json)
     if summary["faults"]:
         raise typer.Exit(2)
-
-
-def _print_measures(title: str, measures: Sequence[SetMeasures]) -> None:
-    rows = [
-        {
-            "set": m.name,
-            "cases": len(m.ids),
-            "eff. groups": f"{m.effective_groups:.1f}",
-            "positive": m.positives,
-            "foreground": m.foreground.mean,
-            "95 % interval": format_interval(m.foreground.low, m.foreground.high),
-            "random draws": format_interval(m.foreground.band_low, m.foreground.band_high),
-            "percentile": f"{m.foreground.percentile:.1f}",
-            "KS": f"{m.foreground.ks:.2f}",
-        }
-        for m in measures
-    ]
-    print_rows(f"{title}: foreground, beside random draws of each size", rows)
 
 
 def _open_catalog(

@@ -41,9 +41,9 @@ def describe_absent(summary: Row) -> Iterator[str]:
 
 def print_findings(findings: Sequence[Finding]) -> None:
     """Print a line for each finding, faults first."""
-    from ssl_seg.data.findings import describe_finding
+    from ssl_seg.data.findings import describe_finding, sort_findings
 
-    for finding in sorted(findings, key=lambda finding: ("fault", "warn", "info").index(finding.level)):
+    for finding in sort_findings(findings):
         show(f"{finding.level}: {describe_finding(finding)}")
 
 

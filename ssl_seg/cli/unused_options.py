@@ -56,6 +56,7 @@ IDLE: dict[str, Unused] = {
             "--set": "says what mask values mean",
             "--near-copies": "says whether nearly equal images may be in several parts",
             "--figure": "draws the cases",
+            "--report": "writes a page with the cases",
         }.items()
     },
 }

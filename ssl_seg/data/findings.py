@@ -46,10 +46,20 @@ def select_faults(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.level == "fault"]
 
 
+def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings, faults first, then warnings, each in their order."""
+    return sorted(findings, key=lambda finding: ("fault", "warn", "info").index(finding.level))
+
+
 def describe_finding(finding: Finding) -> str:
-    """Return one line: code, message and the first cases."""
+    """Return code, message and the first cases."""
+    return f"{finding.code}: {state_finding(finding)}"
+
+
+def state_finding(finding: Finding) -> str:
+    """Return message and the first cases."""
     cases = f" ({name_examples(finding.cases, SHOWN_CASES)})" if finding.cases else ""
-    return f"{finding.code}: {finding.message}{cases}"
+    return f"{finding.message}{cases}"
 
 
 def name_ends(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:

@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from ssl_seg.report.figures import (
     COLORS,
+    Drawing,
     class_color,
     find_limits,
     hide_ticks,
+    make_figure,
     new_figure,
     open_frame,
     outline,
     save_figure,
     show_image,
+    stretch,
+    to_svg,
     write_inside,
 )
 
@@ -35,6 +40,8 @@ _LABEL_LETTERS = 24
 """What fits below a chart in one line."""
 
 _FAULT_COLOR = "crimson"
+_OUTLINE_PIXELS = 160
+"""Pixels of a side for each pixel of the width of an outline: pictures of pages are about as small."""
 _LEGEND_COLUMNS = 8
 MOST_NAMED = 2 * _LEGEND_COLUMNS
 """Classes in the legend: of more, the legend would be larger than the images, and colors could not be told apart."""
@@ -124,8 +131,7 @@ def _draw_sheet(part: SubFigure, samples: Sequence[Sample], rows: int, class_nam
         _draw_sample(axis, sample)
     for axis in axes[len(samples) :]:
         axis.axis("off")
-    highest = max((int(s.target.max()) for s in samples if s.target is not None), default=0)
-    names = [*class_names, *["other"] * (highest > len(class_names))]
+    names = name_colors(samples, class_names)
     if len(names) > 1:
         named = names if len(names) <= MOST_NAMED else names[: MOST_NAMED - 1]
         lines = [Line2D([], [], color=class_color(index), label=name) for index, name in enumerate(named, start=1)]
@@ -141,6 +147,12 @@ def _draw_sheet(part: SubFigure, samples: Sequence[Sample], rows: int, class_nam
         )
 
 
+def name_colors(samples: Sequence[Sample], class_names: Sequence[str]) -> list[str]:
+    """Return what color 1, 2, ... of the outlines stands for: the classes, and values that are none."""
+    highest = max((int(s.target.max()) for s in samples if s.target is not None), default=0)
+    return [*class_names, *["other"] * (highest > len(class_names))]
+
+
 def _draw_sample(axis: Axes, sample: Sample) -> None:
     color = _FAULT_COLOR if sample.faulty else "black"
     axis.set_title(sample.title, fontsize=7, color=color)
@@ -154,22 +166,47 @@ def _draw_sample(axis: Axes, sample: Sample) -> None:
         outline(axis, sample.target == index, class_color(int(index)))
 
 
+def paint_sample(sample: Sample) -> NDArray[np.float64]:
+    """Return the image as colors (Y, X, 3) in [0, 1] with the borders of its classes; gray where it cannot be read."""
+    if sample.image is None:
+        return np.full((64, 64, 3), 0.5)
+    stretched = stretch(sample.image, sample.image)
+    colored = stretched if stretched.ndim == 3 else np.repeat(stretched[..., None], 3, axis=-1)
+    target = np.zeros(colored.shape[:2], int) if sample.target is None else sample.target
+    width = -(-max(target.shape) // _OUTLINE_PIXELS)
+    for index in np.unique(target[target > 0]):
+        inside = ndimage.binary_erosion(target == index, iterations=width, border_value=0)
+        colored[(target == index) & ~inside] = class_color(int(index))
+    return colored
+
+
 def _draw_charts(part: SubFigure, charts: Sequence[Chart]) -> None:
     for axis, chart in zip(part.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
         axis.set_title(chart.title, fontsize=9)
-        axis.set_ylabel(chart.unit, fontsize=7)
-        open_frame(axis)
-        axis.yaxis.get_major_locator().set_params(integer=chart.unit == "cases")
-        if isinstance(chart.values, Mapping):
-            bars = axis.bar(list(chart.values), list(chart.values.values()), color=COLORS[0], width=0.6)
-            if chart.unit != "cases":
-                shares = [f" {100 * share:.3g} %" for share in chart.values.values()]
-                axis.bar_label(bars, shares, fontsize=7, rotation=0 if len(bars) < 5 else 90)
-                axis.margins(y=0.1 if len(bars) < 5 else 0.4)  # else the number lies on the title
-            axis.set_xlim(-0.8, len(chart.values) - 0.2)
-            axis.tick_params(axis="x", rotation=0 if len("".join(chart.values)) <= _LABEL_LETTERS else 45)
-        elif chart.values:
-            _draw_histogram(axis, chart.values)
+        _draw_chart(axis, chart)
+
+
+def draw_chart(chart: Chart) -> Drawing:
+    """Return a chart as a figure of a page."""
+    figure = make_figure((4.6, 2.5))
+    _draw_chart(figure.subplots(), chart)
+    return Drawing(f"{chart.title[:1].upper()}{chart.title[1:]}", "", to_svg(figure))
+
+
+def _draw_chart(axis: Axes, chart: Chart) -> None:
+    axis.set_ylabel(chart.unit, fontsize=7)
+    open_frame(axis)
+    axis.locator_params(axis="y", integer=chart.unit == "cases")
+    if isinstance(chart.values, Mapping):
+        bars = axis.bar(list(chart.values), list(chart.values.values()), color=COLORS[0], width=0.6)
+        if chart.unit != "cases":
+            shares = [f" {100 * share:.3g} %" for share in chart.values.values()]
+            axis.bar_label(bars, shares, fontsize=7, rotation=0 if len(bars) < 5 else 90)
+            axis.margins(y=0.1 if len(bars) < 5 else 0.4)  # else the number lies on the title
+        axis.set_xlim(-0.8, len(chart.values) - 0.2)
+        axis.tick_params(axis="x", rotation=0 if len("".join(chart.values)) <= _LABEL_LETTERS else 45)
+    elif chart.values:
+        _draw_histogram(axis, chart.values)
 
 
 def _draw_histogram(axis: Axes, values: Sequence[float]) -> None:

@@ -16,7 +16,7 @@ from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.views.transforms import blacken_gaps
 from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
-from ssl_seg.report.audit_figure import Chart, Sample, choose_cases, plot_audit
+from ssl_seg.report.audit_figure import SHOWN, Chart, Sample, choose_cases, plot_audit
 
 _PIXELS = 512
 """Longest side of what is shown: a panel is smaller still."""
@@ -34,13 +34,21 @@ def draw_audit(result: Audit, path: Path) -> None:
     Raises:
         DataError: when the picture exists or cannot be written.
     """
+    plot_audit(read_samples(result), make_charts(result), path, list_class_names(result))
+
+
+def read_samples(result: Audit, count: int = SHOWN) -> list[Sample]:
+    """Return what is shown of a data set: first cases that are named by a fault, or look like copies."""
     cases = {case.id: case for case in result.listing.cases}
     shown = [f for f in result.findings if f.level == "fault"] + [f for f in result.findings if f.code in _PAIRS]
     named = [i for finding in shown for i in finding.cases if i in cases]
-    faulty, others = choose_cases({i: f.foreground for i, f in result.facts.items()}, named)
-    samples = [read_sample(cases[i], result, faulty=i in faulty) for i in (*faulty, *others)]
-    names = [row["name"] or f"value {row['value']}" for row in result.summary["classes"][1:]]
-    plot_audit(samples, make_charts(result), path, names)
+    faulty, others = choose_cases({i: f.foreground for i, f in result.facts.items()}, named, count)
+    return [read_sample(cases[i], result, faulty=i in faulty) for i in (*faulty, *others)]
+
+
+def list_class_names(result: Audit) -> list[str]:
+    """Return what class 1, 2, ... is called."""
+    return [row["name"] or f"value {row['value']}" for row in result.summary["classes"][1:]]
 
 
 def read_sample(case: Case, result: Audit, *, faulty: bool) -> Sample:

@@ -1,4 +1,4 @@
-"""The report of a diagnosis: a folder with a page, ``report.md``, all tables, ``report.json`` and figures."""
+"""The report of a diagnosis: a folder with a page, in HTML and as text, all tables, ``report.json`` and figures."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from ssl_seg.errors import DataError, printable, printable_lines, quote
 from ssl_seg.files import next_free, now, write_json, write_text
 from ssl_seg.report.diagnosis_figures import Picture, plot_diagnosis
+from ssl_seg.report.diagnosis_page import make_diagnosis_page
 from ssl_seg.report.diagnosis_summary import describe_scope, list_evidence
-from ssl_seg.report.diagnosis_tables import make_key_figures, make_tables, make_worst_images
+from ssl_seg.report.diagnosis_tables import make_findings_table, make_key_figures, make_tables, make_worst_images
+from ssl_seg.report.page import PAGE_FILE, write_page
 from ssl_seg.report.table import Table
-from ssl_seg.scores.text import UNKNOWN, figure
+from ssl_seg.scores.text import UNKNOWN
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
@@ -40,7 +42,7 @@ def write_report(diagnosis: Diagnosis, folder: Path, command: str = "") -> Path:
         command: what was called, to be repeated by the reader.
 
     Returns:
-        The path of report.md.
+        The path of report.html.
 
     Raises:
         DataError: when the folder holds anything, or cannot be written.
@@ -50,12 +52,11 @@ def write_report(diagnosis: Diagnosis, folder: Path, command: str = "") -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         pictures = plot_diagnosis(diagnosis, folder)
         write_json(folder / RECORD_FILE, diagnosis.to_record())
-        report = folder / REPORT_FILE
         write_text(folder / TABLES_FILE, format_measurements(diagnosis, pictures))
-        write_text(report, format_report(diagnosis, pictures, now(), command))
+        write_text(folder / REPORT_FILE, format_report(diagnosis, pictures, now(), command))
     except OSError as error:
         raise DataError(f"cannot write the report to {folder}: {error.strerror}") from error
-    return report
+    return write_page(make_diagnosis_page(diagnosis, command), folder / PAGE_FILE)
 
 
 def format_report(diagnosis: Diagnosis, pictures: Sequence[Picture], when: str, command: str = "") -> str:
@@ -91,9 +92,7 @@ def format_report(diagnosis: Diagnosis, pictures: Sequence[Picture], when: str, 
 
 def format_measurements(diagnosis: Diagnosis, pictures: Sequence[Picture]) -> str:
     """Return all tables and figures in Markdown, each with what it says."""
-    findings = [(f"{f.level}: {f.code}", f.net, figure(f.value), figure(f.limit), f.source) for f in diagnosis.findings]
-    columns = ("finding", "network", "value", "limit", "source of the limit")
-    tables = (Table("Findings", "What is measured, and the limit.", columns, tuple(findings)), *make_tables(diagnosis))
+    tables = (make_findings_table(diagnosis), *make_tables(diagnosis))
     parts = [f"# Measurements of {_code(diagnosis.subject)}"]
     for picture in pictures:
         parts += [f"![{picture.title}]({picture.path.name})", f"*{picture.title}.* {picture.caption}"]

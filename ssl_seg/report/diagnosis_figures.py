@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,17 @@ from ssl_seg.data.facts import format_size
 from ssl_seg.diagnose.tally import SHARE_BINS
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.report.example_figure import plot_examples
-from ssl_seg.report.figures import COLORS, add_legend, new_figure, open_frame, save_figure
+from ssl_seg.report.figures import (
+    COLORS,
+    MOST_POINTS,
+    Drawing,
+    add_legend,
+    make_figure,
+    new_figure,
+    open_frame,
+    save_figure,
+    to_svg,
+)
 from ssl_seg.scores.text import cut
 
 if TYPE_CHECKING:
@@ -33,12 +44,39 @@ _LEAST_SHARE = 1e-5
 
 
 @dataclass(frozen=True)
+class Panel:
+    """A figure of one axis, which ``draw`` fills."""
+
+    title: str
+    draw: Callable[[Axes], None]
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """Panels that stand side by side in a file, and each for itself on a page; ``caption`` says how to read them."""
+
+    name: str
+    """Of the file."""
+    title: str
+    caption: str
+    size: tuple[float, float]
+    """Width and height of a panel in inches."""
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
 class Picture:
     """A figure that was written: ``caption`` says how to read it."""
 
     path: Path
     title: str
     caption: str
+
+
+EXAMPLES_CAPTION = (
+    "Found in green, missed in blue, false in red; what is predicted where no truth is known in yellow, or white "
+    "without an image. Ignored voxels are gray in the truth."
+)
 
 
 def plot_diagnosis(diagnosis: Diagnosis, folder: Path) -> tuple[Picture, ...]:
@@ -51,95 +89,125 @@ def plot_diagnosis(diagnosis: Diagnosis, folder: Path) -> tuple[Picture, ...]:
     if diagnosis.examples:
         path = folder / "predictions.png"
         plot_examples(diagnosis.examples, path)
-        caption = (
-            "Found in green, missed in blue, false in red; what is predicted where no truth is known in yellow, or "
-            "white without an image. Ignored voxels are gray in the truth."
-        )
-        pictures.append(Picture(path, "Predictions", caption))
-    if drawn := [h for h in diagnosis.histograms if sum(h.counts)]:
-        path = folder / "histograms.png"
-        plot_histograms(drawn, path)
-        caption = "Share of voxels in each bin, on a logarithmic scale. Two curves that lie on each other: no ranking."
-        pictures.append(Picture(path, "Outputs of all voxels", caption))
-    if diagnosis.images:
-        path = folder / "foreground.png"
-        plot_foreground(diagnosis.images, path)
-        caption = "One mark an image. Marks of one shape on one level: the prediction does not depend on the image."
-        pictures.append(Picture(path, "Foreground share of the images", caption))
-    if sweep := diagnosis.statistics.get("sweep"):
-        path = folder / "thresholds.png"
-        plot_sweep(sweep, diagnosis.statistics.get("trivial") or {}, path)
-        caption = "F1 over all validation voxels. A curve that never leaves the dashed line has learned nothing."
-        pictures.append(Picture(path, "Threshold sweep", caption))
+        pictures.append(Picture(path, "Predictions", EXAMPLES_CAPTION))
+    for row in list_panel_rows(diagnosis):
+        path = folder / f"{row.name}.png"
+        plot_panels(row, path)
+        pictures.append(Picture(path, row.title, row.caption))
     return tuple(pictures)
 
 
-def plot_histograms(histograms: Sequence[Histogram], path: Path) -> None:
-    """Write a panel for each histogram: all voxels, and true foreground and background where they are known.
+def list_panel_rows(diagnosis: Diagnosis) -> list[PanelRow]:
+    """Return the figures of what was measured, but for the predicted images."""
+    drawn = [h for h in diagnosis.histograms if sum(h.counts)]
+    rows = [make_histograms(drawn)] if drawn else []
+    rows += [make_foreground(diagnosis.images)] if diagnosis.images else []
+    if sweep := diagnosis.statistics.get("sweep"):
+        rows.append(make_sweep(sweep, diagnosis.statistics.get("trivial") or {}))
+    return rows
+
+
+def plot_panels(row: PanelRow, path: Path) -> None:
+    """Write panels side by side, with one legend.
 
     Raises:
         DataError: when the file exists or cannot be written.
     """
-    figure = new_figure(path, (5.4 * len(histograms), 3.4))
-    for axis, histogram in zip(figure.subplots(1, len(histograms), squeeze=False)[0], histograms, strict=True):
-        series = {
-            "all voxels": (histogram.counts, "0.6"),
-            "truly foreground": (histogram.foreground, "#228833"),
-            "truly background": (histogram.background, "#aa3377"),
-        }
-        for label, (counts, color) in series.items():
-            if sum(counts):
-                shares = np.array(counts) / sum(counts)
-                axis.stairs(
-                    shares,
-                    histogram.edges,
-                    fill=label == "all voxels",
-                    baseline=_LEAST_SHARE,
-                    color=color,
-                    label=label,
-                    linewidth=1.4,
-                    linestyle="--" if label == "truly background" else "-",  # seen where both are the same
-                )
-        is_prob = histogram.name == "prob"
-        axis.axvline(0.5 if is_prob else 0.0, color="black", linewidth=0.8, linestyle=":")
-        axis.set_yscale("log")
-        axis.set_ylim(_LEAST_SHARE, 2)
-        # The same for every network: a constant one is a line in a wide field, and not one bar that fills it.
-        axis.set_xlim(*((0, 1) if is_prob else (min(histogram.edges[0], -_LOGITS), max(histogram.edges[-1], _LOGITS))))
-        axis.set_xlabel("probability of foreground" if is_prob else "log-odds of foreground")
-        axis.set_ylabel("share of the voxels")
-        open_frame(axis)
-    add_legend(figure, "outside upper center")
+    figure = new_figure(path, (row.size[0] * len(row.panels), row.size[1]))
+    for axis, panel in zip(figure.subplots(1, len(row.panels), squeeze=False)[0], row.panels, strict=True):
+        panel.draw(axis)
+    add_legend(figure, columns=2 if len(row.panels) == 1 else 3)
     save_figure(figure, path)
 
 
-def plot_foreground(images: Sequence[ImageFigures], path: Path) -> None:
-    """Write predicted against true foreground share of the images with a mask and histograms of both, and the predicted
-    shares in order of size where there are images without.
+def draw_panels(row: PanelRow) -> Iterator[Drawing]:
+    """Yield each panel as a figure of a page."""
+    for panel in row.panels:
+        figure = make_figure(row.size)
+        panel.draw(figure.subplots())
+        add_legend(figure, columns=2)
+        yield Drawing(panel.title, row.caption, to_svg(figure))
 
-    Raises:
-        DataError: when the file exists or cannot be written.
-    """
+
+def make_histograms(histograms: Sequence[Histogram]) -> PanelRow:
+    """Return a panel for each histogram: all voxels, and true foreground and background where they are known."""
+    caption = "Share of voxels in each bin, on a logarithmic scale. Two curves that lie on each other: no ranking."
+    names = {"prob": "Probabilities of all voxels", "logit": "Log-odds of all voxels"}
+    panels = tuple(Panel(names[h.name], partial(_draw_outputs, h)) for h in histograms)
+    return PanelRow("histograms", "Outputs of all voxels", caption, (5.4, 3.4), panels)
+
+
+def make_foreground(images: Sequence[ImageFigures]) -> PanelRow:
+    """Return predicted against true foreground share of the images with a mask and histograms of both, and the
+    predicted shares in order of size where there are images without."""
     known = [image for image in images if image.ratio_true is not None]
-    panels = [(_draw_scatter, known)] if known else []
-    panels += [(_draw_histogram, known)] if len(known) > 1 else []
-    panels += [(_draw_levels, list(images))] if len(known) < len(images) else []
     styles, end = _styles(images), _find_end(images)
-    figure = new_figure(path, (5.0 * len(panels), 4.4))
-    for axis, (draw, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        draw(axis, shown, styles, end)
-    add_legend(figure)
-    save_figure(figure, path)
+    panels = [Panel("Predicted against true foreground", partial(_draw_scatter, known, styles, end))] if known else []
+    panels += [Panel("Foreground of the images", partial(_draw_histogram, known, end))] if len(known) > 1 else []
+    if len(known) < len(images):
+        panels.append(Panel("Predicted foreground, in order", partial(_draw_levels, images, styles, end)))
+    caption = "One mark an image. Marks of one shape on one level: the prediction does not depend on the image."
+    return PanelRow("foreground", "Foreground share of the images", caption, (5.0, 4.4), tuple(panels))
 
 
-def plot_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], path: Path) -> None:
-    """Write F1 by threshold, with the present one, the best threshold and the trivial score marked.
+def make_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any]) -> PanelRow:
+    """Return F1 by threshold, with the present one, the best threshold and the trivial score marked."""
+    caption = "F1 over all validation voxels. A curve that never leaves the dashed line has learned nothing."
+    title = "Threshold sweep"
+    return PanelRow("thresholds", title, caption, (5.6, 3.6), (Panel(title, partial(_draw_sweep, sweep, trivial)),))
 
-    Raises:
-        DataError: when the file exists or cannot be written.
-    """
-    figure = new_figure(path, (5.6, 3.6))
-    axis = figure.subplots()
+
+def _styles(images: Sequence[ImageFigures]) -> _Styles:
+    """Return marker, color and name of each shape, the most frequent first; rare ones share the last."""
+    counts: dict[tuple[int, ...], int] = {}
+    for image in images:
+        counts[image.shape] = counts.get(image.shape, 0) + 1
+    ordered = sorted(counts, key=lambda shape: (-counts[shape], shape))
+    named = {shape: f"{format_size(shape)} ({counts[shape]})" for shape in ordered}
+    if len(ordered) > len(_MARKERS):
+        rare = ordered[len(_MARKERS) - 1 :]
+        named |= dict.fromkeys(rare, f"{len(rare)} other shapes ({sum(counts[shape] for shape in rare)})")
+    looks = dict(zip(dict.fromkeys(named.values()), cycle(zip(_MARKERS, COLORS, strict=True)), strict=False))
+    return {shape: {"marker": looks[name][0], "color": looks[name][1], "label": name} for shape, name in named.items()}
+
+
+def _find_end(images: Sequence[ImageFigures]) -> float:
+    """Return where axes of shares end: at the largest one. They begin at 0: one level of all stays one."""
+    most = max(max(image.ratio_pred, image.ratio_true or 0.0) for image in images)
+    return min(1.05 * most, 1.0) or 1.0
+
+
+def _draw_outputs(histogram: Histogram, axis: Axes) -> None:
+    series = {
+        "all voxels": (histogram.counts, "0.6"),
+        "truly foreground": (histogram.foreground, "#228833"),
+        "truly background": (histogram.background, "#aa3377"),
+    }
+    for label, (counts, color) in series.items():
+        if sum(counts):
+            shares = np.array(counts) / sum(counts)
+            axis.stairs(
+                shares,
+                histogram.edges,
+                fill=label == "all voxels",
+                baseline=_LEAST_SHARE,
+                color=color,
+                label=label,
+                linewidth=1.4,
+                linestyle="--" if label == "truly background" else "-",  # seen where both are the same
+            )
+    is_prob = histogram.name == "prob"
+    axis.axvline(0.5 if is_prob else 0.0, color="black", linewidth=0.8, linestyle=":")
+    axis.set_yscale("log")
+    axis.set_ylim(_LEAST_SHARE, 2)
+    # The same for every network: a constant one is a line in a wide field, and not one bar that fills it.
+    axis.set_xlim(*((0, 1) if is_prob else (min(histogram.edges[0], -_LOGITS), max(histogram.edges[-1], _LOGITS))))
+    axis.set_xlabel("probability of foreground" if is_prob else "log-odds of foreground")
+    axis.set_ylabel("share of the voxels")
+    open_frame(axis)
+
+
+def _draw_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], axis: Axes) -> None:
     axis.plot(sweep["thresholds"], sweep["f1"], color=COLORS[0], marker="o", markersize=3, label="F1")
     if sweep.get("f1_at_threshold") is not None:
         label = f"at {cut(sweep['threshold'])}: {sweep['f1_at_threshold']:.3f}"
@@ -167,28 +235,6 @@ def plot_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any], path: Path)
     axis.set_xlabel("threshold of the probability")
     axis.set_ylabel("F1")
     open_frame(axis)
-    add_legend(figure, columns=2)
-    save_figure(figure, path)
-
-
-def _styles(images: Sequence[ImageFigures]) -> _Styles:
-    """Return marker, color and name of each shape, the most frequent first; rare ones share the last."""
-    counts: dict[tuple[int, ...], int] = {}
-    for image in images:
-        counts[image.shape] = counts.get(image.shape, 0) + 1
-    ordered = sorted(counts, key=lambda shape: (-counts[shape], shape))
-    named = {shape: f"{format_size(shape)} ({counts[shape]})" for shape in ordered}
-    if len(ordered) > len(_MARKERS):
-        rare = ordered[len(_MARKERS) - 1 :]
-        named |= dict.fromkeys(rare, f"{len(rare)} other shapes ({sum(counts[shape] for shape in rare)})")
-    looks = dict(zip(dict.fromkeys(named.values()), cycle(zip(_MARKERS, COLORS, strict=True)), strict=False))
-    return {shape: {"marker": looks[name][0], "color": looks[name][1], "label": name} for shape, name in named.items()}
-
-
-def _find_end(images: Sequence[ImageFigures]) -> float:
-    """Return where axes of shares end: at the largest one. They begin at 0: one level of all stays one."""
-    most = max(max(image.ratio_pred, image.ratio_true or 0.0) for image in images)
-    return min(1.05 * most, 1.0) or 1.0
 
 
 def _draw_marks(
@@ -201,20 +247,21 @@ def _draw_marks(
         series.setdefault(styles[image.shape]["label"], []).append((place, image.ratio_pred))
     for label, points in series.items():
         x, y = zip(*points, strict=True)
-        axis.scatter(x, y, s=20, alpha=0.75, linewidths=0, clip_on=False, **looks[label])
+        is_raster = len(points) > MOST_POINTS
+        axis.scatter(x, y, s=20, alpha=0.75, linewidths=0, clip_on=False, rasterized=is_raster, **looks[label])
     axis.set_ylim(0, end)
     axis.set_ylabel("predicted foreground share")
     open_frame(axis)
 
 
-def _draw_scatter(axis: Axes, images: Sequence[ImageFigures], styles: _Styles, end: float) -> None:
+def _draw_scatter(images: Sequence[ImageFigures], styles: _Styles, end: float, axis: Axes) -> None:
     _draw_marks(axis, images, [image.ratio_true or 0.0 for image in images], styles, end)
     axis.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--", label="predicted = true")
     axis.set_xlim(0, end)
     axis.set_xlabel("true foreground share")
 
 
-def _draw_histogram(axis: Axes, images: Sequence[ImageFigures], styles: _Styles, end: float) -> None:  # noqa: ARG001 (as the others)
+def _draw_histogram(images: Sequence[ImageFigures], end: float, axis: Axes) -> None:
     edges = np.linspace(0, end, SHARE_BINS + 1)
     for label, shares, color in (
         ("true", [image.ratio_true or 0.0 for image in images], "0.6"),
@@ -229,7 +276,7 @@ def _draw_histogram(axis: Axes, images: Sequence[ImageFigures], styles: _Styles,
     open_frame(axis)
 
 
-def _draw_levels(axis: Axes, images: Sequence[ImageFigures], styles: _Styles, end: float) -> None:
+def _draw_levels(images: Sequence[ImageFigures], styles: _Styles, end: float, axis: Axes) -> None:
     ranks = {style["label"]: rank for rank, style in enumerate(styles.values())}
     ordered = sorted(images, key=lambda i: (ranks[styles[i.shape]["label"]], i.ratio_pred))
     _draw_marks(axis, ordered, range(1, len(ordered) + 1), styles, end)

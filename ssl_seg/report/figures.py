@@ -6,6 +6,7 @@ import colorsys
 import io
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +45,19 @@ _CSS_COLORS = {
     **dict.fromkeys(("#b0b0b0", "#d9d9d9", "#e6e6e6", "#ebebeb"), "var(--faint)"),
 }
 """Colors of figures -> of the page that they stand in."""
+
+
+MOST_POINTS = 300
+"""Points of a series that are shapes of their own in an SVG; more are pixels, which keeps a page small."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a page: ``caption`` says how to read it."""
+
+    title: str
+    caption: str
+    svg: str
 
 
 def to_gray(image: NDArray[Any]) -> NDArray[Any]:
@@ -211,12 +225,18 @@ def show_image(axis: Axes, image: NDArray[Any], like: NDArray[Any] | None = None
         image: values of any range.
         like: the image whose scale is taken; by default ``image`` itself.
     """
-    values, scale = image.astype(np.float64), (image if like is None else like).astype(np.float64)
+    shown = stretch(image, image if like is None else like)
+    axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def stretch(image: NDArray[Any], like: NDArray[Any]) -> NDArray[np.float64]:
+    """Return an image of any range in [0, 1], with a few extreme values of ``like`` clipped."""
+    scale = like.astype(np.float64)
     low, high = np.percentile(scale, (0.5, 99.5))
     if high <= low:
         low, high = float(scale.min()), float(scale.max())
-    shown = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    stretched: NDArray[np.float64] = np.clip((image.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
+    return stretched
 
 
 def outline(axis: Axes, mask: NDArray[np.bool_], color: Color, width: float = 0.8) -> None:

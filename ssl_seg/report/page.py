@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from ssl_seg import __version__
 from ssl_seg.errors import DataError, printable
 from ssl_seg.files import find_obstacle, now, write_text
-from ssl_seg.report.figures import COLORS
-from ssl_seg.report.run_figures import Drawing
+from ssl_seg.report.figures import COLORS, Drawing
 from ssl_seg.report.run_record import Banner
 from ssl_seg.report.table import Table
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+    from ssl_seg.diagnose.result import Example
     from ssl_seg.report.case_pictures import PredictedCase
 
 PAGE_FILE = "report.html"
@@ -140,23 +140,34 @@ def _leave_out_pictures(page: Page) -> Page:
     return replace(page, sections=tuple(sections))
 
 
+def keep_filled(sections: Iterable[PageSection]) -> tuple[PageSection, ...]:
+    """Return the sections that hold anything."""
+    return tuple(
+        s
+        for s in sections
+        if s.notes or s.drawings or s.rows or s.banners or s.images or any(table.rows for table in s.tables)
+    )
+
+
 def make_image_rows(cases: Iterable[tuple[str, PredictedCase]]) -> tuple[ImageRow, ...]:
-    """Return a row of pictures for each plane of each case: input, truth, probability, classes if several, errors."""
+    """Return a row of pictures for each plane of each case; see ``make_image_row``."""
+    return tuple(
+        make_image_row(", ".join(filter(None, (f"{what}: {case.title}", plane))), example)
+        for what, case in cases
+        for plane, example in case.planes.items()
+    )
+
+
+def make_image_row(title: str, example: Example) -> ImageRow:
+    """Return the pictures of an example: input, truth, probability, classes if several, errors."""
     from ssl_seg.report.example_figure import PREDICTION, PROBABILITY, list_columns, paint_panel
 
-    rows = []
-    for what, case in cases:
-        for plane, example in case.planes.items():
-            pictures = tuple(
-                PageImage(
-                    "errors" if name == PREDICTION else name,
-                    encode_image(paint_panel(example, name), name == PROBABILITY),
-                )
-                for name in list_columns(example)
-            )
-            title = ", ".join(filter(None, (f"{what}: {case.title}".replace("\n", ", "), plane)))
-            rows.append(ImageRow(title, pictures))
-    return tuple(rows)
+    names = {PREDICTION: "prediction" if example.truth is None else "errors"}
+    pictures = tuple(
+        PageImage(names.get(name, name), encode_image(paint_panel(example, name), name == PROBABILITY))
+        for name in list_columns(example)
+    )
+    return ImageRow(title.replace("\n", ", "), pictures)
 
 
 def encode_image(values: NDArray[np.floating[Any]], is_probability: bool = False) -> str:

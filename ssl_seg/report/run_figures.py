@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from ssl_seg.config import NETS
 from ssl_seg.config.curves import RunCurves, compute_curves
 from ssl_seg.errors import SslSegError
-from ssl_seg.report.figures import COLORS, add_legend, make_figure, open_frame, to_svg
+from ssl_seg.report.figures import COLORS, Drawing, add_legend, make_figure, open_frame, to_svg
 from ssl_seg.report.run_record import Looks, RunRecord
 from ssl_seg.run.final_scores import NetworkScore
 from ssl_seg.scores.calibration import compute_ece
@@ -43,15 +42,6 @@ _MARKED = {
 }
 """Events that are drawn on the axis of the steps -> what they are called."""
 _MOST_COMPONENTS = len(COLORS)
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure of a page: ``caption`` says how to read it."""
-
-    title: str
-    caption: str
-    svg: str
 
 
 def draw_scores(record: RunRecord) -> Drawing | None:

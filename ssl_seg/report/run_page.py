@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ssl_seg.config import NETS
 from ssl_seg.data.home import find_home
 from ssl_seg.errors import SslSegError, name_examples, quote
-from ssl_seg.report.figures import describe_class_colors
-from ssl_seg.report.page import Page, PageSection, make_facts, make_image_rows
-from ssl_seg.report.run_figures import Drawing, draw_curves, draw_foreground_scatter, draw_reliability, draw_scores
+from ssl_seg.report.figures import Drawing, describe_class_colors
+from ssl_seg.report.page import Page, PageSection, keep_filled, make_facts, make_image_rows
+from ssl_seg.report.run_figures import draw_curves, draw_foreground_scatter, draw_reliability, draw_scores
 from ssl_seg.report.run_record import RunRecord
 from ssl_seg.report.score_cells import make_object_rows, name_subject, show_margin, to_table
 from ssl_seg.report.table import Table
@@ -101,7 +101,7 @@ def make_run_page(record: RunRecord, cases: Sequence[PredictedCase] = (), why_no
         PageSection("Settings", tables=(_make_settings_table(record),), is_open=False),
         PageSection("Versions and machine", record.faults, tables=(_make_machine_table(record),), is_open=False),
     )
-    return Page(f"Run {record.name}", _describe_run(record), record.banner, tuple(filter(_has_content, sections)))
+    return Page(f"Run {record.name}", _describe_run(record), record.banner, keep_filled(sections))
 
 
 def _explain_cases(record: RunRecord) -> str:
@@ -113,11 +113,6 @@ def _explain_cases(record: RunRecord) -> str:
         return f"{text}. What is missed or false as a whole is drawn a pixel wider, so that it can be seen."
     values = record.config.data.label_values[1:] or range(1, record.config.data.num_classes)
     return f"{text}; foreground of a wrong class in yellow. Classes: {describe_class_colors([*map(str, values)])}."
-
-
-def _has_content(section: PageSection) -> bool:
-    tables = any(table.rows for table in section.tables)
-    return bool(section.notes or section.drawings or section.rows or tables or section.banners or section.images)
 
 
 def _describe_run(record: RunRecord) -> str:

@@ -38,8 +38,9 @@ from ssl_seg.scores.text import number
 MOST_LOOKS = 400
 """Looks of a run that are drawn; of more, evenly spread ones."""
 
-State = Literal["healthy", "warning", "collapsed"]
-_STATES: Mapping[str, State] = {"ok": "healthy", "warn": "warning", "collapsed": "collapsed"}
+State = Literal["healthy", "warning", "collapsed", "fault"]
+"""Of a run or a diagnosis one of the first three; of data and splits ``fault`` in place of ``collapsed``."""
+STATES: Mapping[str, State] = {"ok": "healthy", "warn": "warning", "collapsed": "collapsed"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Looks:
 
 @dataclass(frozen=True)
 class Banner:
-    """The verdict in words: what state the run is in, why, and what to do next."""
+    """The verdict in words: the state of a run, of data or of a split, why, and what to do next."""
 
     state: State
     title: str
@@ -251,7 +252,7 @@ def judge_run(record: RunRecord) -> Banner:
     usable = used is not None and not used.collapsed and used.score.nonfinite == 0 and not is_trivial
     if scores is not None:
         reasons.append(_describe_used(record, scores, usable=usable, collapsed=level == "collapsed"))
-    state, kind = _STATES[level], None if ending is None else ending["event"]
+    state, kind = STATES[level], None if ending is None else ending["event"]
     if level == "collapsed":
         since = _find_since(record)
         title = "Collapsed" if since is None else f"Collapsed at step {since:,}"
@@ -292,7 +293,7 @@ def judge_run(record: RunRecord) -> Banner:
 def _last_level(record: RunRecord) -> str:
     """Return the level of the verdict with which the run has ended, else of the last look."""
     told = [*record.looks.levels[-1:], *(str(event.get("verdict")) for event in (record.ending,) if event is not None)]
-    return next((level for level in reversed(told) if level in _STATES), "ok")
+    return next((level for level in reversed(told) if level in STATES), "ok")
 
 
 def _last_findings(record: RunRecord) -> Sequence[Mapping[str, Any]]:

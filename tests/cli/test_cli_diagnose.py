@@ -91,9 +91,9 @@ class TestPredictions:
         assert any("95.06% in 5 of 5" in line and "(312/320) x (312/320)" in line for line in lines)
         assert any("71.19% in 3 of 3" in line and "(216/256) x (216/256)" in line for line in lines)
         assert lines[-2].startswith("next: ssl-seg ")
-        assert lines[-1] == f"wrote {out / 'report.md'}"
+        assert lines[-1] == f"wrote {out / 'report.html'}, and report.md as text"
         assert {path.name for path in out.iterdir()} == {
-            "report.md", "measurements.md", "report.json", "predictions.png", "foreground.png",
+            "report.html", "report.md", "measurements.md", "report.json", "predictions.png", "foreground.png",
         }  # fmt: skip
         record = json.loads((out / "report.json").read_text())
         assert record["verdict"] == {

@@ -35,7 +35,7 @@ ALONE = {
     "suggest": "data count strategy round seed which csv figure copy accelerator",
     "probe-loss": "data checkpoint batches accelerator figure set json",
     "data import": "by-rows images instances",
-    "data audit": "layout groups unlabeled set figure json",
+    "data audit": "layout groups unlabeled set figure report json",
     "data batches": "n data labels accelerator figure set json",
     "data synthetic": "kind count labeled seed empty instances",
     "split make": "data labels seed layout groups unlabeled val test folds near-copies out set",
@@ -100,6 +100,7 @@ def test_an_idle_option_is_named_and_with_what_it_needs_it_is_not(name: str, opt
         (("diagnose", "--predictions", "x", "--which", "student"), ("--which", "--predictions")),
         (("split", "check", "x", "--layout", "folders"), ("--layout", "--data")),
         (("split", "check", "x", "--figure", "y.png"), ("--figure", "--data")),
+        (("split", "check", "x", "--report", "y.html"), ("--report", "--data")),
     ],
 )
 def test_the_command_line_refuses_them(cli: Cli, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:

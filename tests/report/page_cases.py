@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +133,11 @@ def damage(path: Path, name: str) -> None:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Return the events of a run."""
     return [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+
+
+def read_banner(page: str) -> tuple[str, list[str]]:
+    """Return the state that a page shows first, and the commands that it proposes."""
+    banner = page[page.index('<section class="banner') : page.index("</section>")]
+    state = re.search(r'data-state="(\w+)"', banner)
+    assert state is not None
+    return state[1], [unescape(command) for command in re.findall(r"<code>(.*?)</code> ", banner)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -20,12 +21,14 @@ from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 from sizes import around
 
-from ssl_seg.diagnose.result import Cause, Diagnosis, Histogram
+from ssl_seg.diagnose.gate import apply_gate
+from ssl_seg.diagnose.result import Cause, Histogram
 from ssl_seg.errors import DataError, printable
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.report.diagnosis import format_measurements, format_report, format_table, write_report
-from ssl_seg.report.diagnosis_figures import plot_foreground, plot_histograms, plot_sweep
+from ssl_seg.report.diagnosis_figures import make_foreground, make_histograms, make_sweep, plot_panels
+from ssl_seg.report.diagnosis_page import make_diagnosis_page
 from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict
 from ssl_seg.report.diagnosis_tables import (
     SHOWN_IMAGES,
@@ -71,6 +74,12 @@ def draw(tmp_path: Path, drawn: list[Figure]) -> Callable[..., Figure]:
     return run
 
 
+@pytest.fixture
+def draw_row(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Call a function that makes a row of panels, and plot them; returns what was drawn."""
+    return lambda make, *arguments: draw(plot_panels, make(*arguments))
+
+
 class TestTable:
     @given(st.lists(st.lists(st.text("a_|*`<5.-+% ", max_size=9), min_size=3, max_size=3), min_size=1, max_size=4))
     def test_shows_every_cell_as_it_is(self, rows: list[list[str]]) -> None:
@@ -100,11 +109,11 @@ def list_headings(text: str) -> list[str]:
 
 
 class TestReport:
-    @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
-    def test_folder(self, make: Callable[[], Diagnosis], tmp_path: Path) -> None:
-        diagnosis = make()
+    @pytest.mark.parametrize("name", ALL)
+    def test_folder(self, name: str, tmp_path: Path) -> None:
+        diagnosis = ALL[name]()
         path = write_report(diagnosis, tmp_path / "new" / "report", "ssl-seg diagnose x")
-        text, tables = path.read_text(), (path.parent / "measurements.md").read_text()
+        text, tables = ((path.parent / name).read_text() for name in ("report.md", "measurements.md"))
         images = [child for token in render(tables) for child in token.children or [] if child.type == "image"]
         assert {str(i.attrs["src"]) for i in images} == {p.name for p in path.parent.glob("*.png")}
         assert len(images) == (2 if diagnosis.kind == "predictions" else 4)
@@ -113,8 +122,28 @@ class TestReport:
         assert json.loads((path.parent / "report.json").read_text()) == json.loads(json.dumps(diagnosis.to_record()))
         assert not re.search(r"\bnan\b|\binf\b|None|\{|\[\]", text + tables)
         assert "`ssl-seg diagnose x`" in text
+        page = path.read_text()
+        assert path.name == "report.html"
+        assert page.count("<svg") == {"constant": 4, "healthy": 5, "masks": 1}[name]
+        assert page.count('<img src="data:') == sum(len(list_columns(e)) for e in diagnosis.examples)
+        assert html.escape(diagnosis.next_command) in page
         with pytest.raises(DataError, match=r"report exists already.*--out .*report-2"):
             write_report(diagnosis, path.parent)
+
+    def test_the_banner_has_the_verdict_the_reason_and_what_to_do(self) -> None:
+        banner = make_diagnosis_page(constant_diagnosis()).banner
+        assert banner is not None
+        assert (banner.state, banner.title) == ("collapsed", "Collapsed: constant output function: do not submit")
+        assert banner.reasons[0].startswith("Teacher: the same everywhere")
+        assert banner.reasons[1].startswith("Likely cause: ")
+        assert banner.commands == ("ssl-seg data audit data/particles",)
+        fine = make_diagnosis_page(healthy_diagnosis()).banner
+        assert fine is not None
+        assert (fine.state, fine.reasons) == ("healthy", ())
+        gated = make_diagnosis_page(apply_gate(healthy_diagnosis(), 0.99)).banner
+        assert gated is not None
+        assert gated.state == "warning"
+        assert gated.title.startswith("Warning: F1 is 0.9")
 
     @pytest.mark.parametrize("name", ["a|b", "`a``b`", "x](http://y)", "\x1b[31m", "*a*_b_", "a\nb", "<b>"])
     def test_names_are_no_markup(self, name: str) -> None:
@@ -417,27 +446,27 @@ class TestText:
 
 
 class TestOtherFigures:
-    def test_histograms_are_shares_of_their_own_voxels(self, draw: Any) -> None:
+    def test_histograms_are_shares_of_their_own_voxels(self, draw_row: Any) -> None:
         given = healthy_diagnosis().histograms
-        figure = draw(plot_histograms, given)
+        figure = draw_row(make_histograms, given)
         assert len(figure.axes) == 2
         for axis, histogram in zip(figure.axes, given, strict=True):
             drawn = [patch.get_data().values for patch in axis.patches]
             expected = [np.array(c) / sum(c) for c in (histogram.counts, histogram.foreground, histogram.background)]
             np.testing.assert_allclose(drawn, expected)
         unknown = replace(given[0], foreground=(0,) * 40, background=(0,) * 40)
-        assert len(draw(plot_histograms, [unknown]).axes[0].patches) == 1
+        assert len(draw_row(make_histograms, [unknown]).axes[0].patches) == 1
 
-    def test_the_field_of_a_constant_output_is_as_wide_as_that_of_any(self, draw: Any) -> None:
+    def test_the_field_of_a_constant_output_is_as_wide_as_that_of_any(self, draw_row: Any) -> None:
         prob, _ = healthy_diagnosis().histograms
         one_bin = Histogram("logit", (0.5, 0.5625), (4096,), (0,), (0,))
         wide = Histogram("logit", (-9.0, 0.0, 12.0), (1, 1), (0, 0), (0, 0))
-        limits = [axis.get_xlim() for axis in draw(plot_histograms, [prob, one_bin, wide]).axes]
+        limits = [axis.get_xlim() for axis in draw_row(make_histograms, [prob, one_bin, wide]).axes]
         assert limits == [(0, 1), (-6, 6), (-9, 12)]
 
-    def test_scatter_of_predicted_and_true_shares(self, draw: Any) -> None:
+    def test_scatter_of_predicted_and_true_shares(self, draw_row: Any) -> None:
         images = [image_figures(n, shape=(256, 256 + 8 * (n % 2))) for n in range(9)]
-        figure = draw(plot_foreground, images)
+        figure = draw_row(make_foreground, images)
         axis, bars = figure.axes
         points = np.concatenate([c.get_offsets() for c in axis.collections])
         expected = np.array([[i.ratio_true, i.ratio_pred] for i in images])
@@ -451,59 +480,59 @@ class TestOtherFigures:
         for label, shares in (("true shares", expected[:, 0]), ("predicted shares", expected[:, 1])):
             np.testing.assert_array_equal(drawn[label], np.histogram(shares, 20, (0, 1))[0])
 
-    def test_shares_in_order_where_no_truth_is_known(self, draw: Any) -> None:
-        figure = draw(plot_foreground, masks_diagnosis().images)
+    def test_shares_in_order_where_no_truth_is_known(self, draw_row: Any) -> None:
+        figure = draw_row(make_foreground, masks_diagnosis().images)
         (axis,) = figure.axes
         large, small = (np.asarray(c.get_offsets()) for c in axis.collections)
         np.testing.assert_allclose(large, [[n, 0.950625] for n in range(1, 46)])
         np.testing.assert_allclose(small, [[n, 0.71191] for n in range(46, 51)])
         mixed = [image_figures(n, ratio_true=None if n % 2 else 0.5) for n in range(6)]
-        scatter, _, levels = draw(plot_foreground, mixed).axes
+        scatter, _, levels = draw_row(make_foreground, mixed).axes
         assert len(scatter.collections[0].get_offsets()) == 3
         heights = np.asarray(levels.collections[0].get_offsets())[:, 1].tolist()
         assert heights == sorted(i.ratio_pred for i in mixed)
 
-    def test_many_shapes_share_a_mark(self, draw: Any) -> None:
+    def test_many_shapes_share_a_mark(self, draw_row: Any) -> None:
         images = [image_figures(n, shape=(100, 100 + n % 9)) for n in range(60)]
-        figure = draw(plot_foreground, images)
+        figure = draw_row(make_foreground, images)
         labels = [text.get_text() for text in figure.legends[0].get_texts()]
         assert len(labels) == 7 + 2
         assert "4 other shapes (25)" in labels
         assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 60
 
-    def test_one_image(self, draw: Any) -> None:
-        assert len(draw(plot_foreground, [image_figures(0)]).axes) == 1
+    def test_one_image(self, draw_row: Any) -> None:
+        assert len(draw_row(make_foreground, [image_figures(0)]).axes) == 1
 
-    def test_axes_end_with_the_largest_share_and_begin_at_0(self, draw: Any) -> None:
+    def test_axes_end_with_the_largest_share_and_begin_at_0(self, draw_row: Any) -> None:
         images = [image_figures(n, ratio_true=0.002 * n, ratio_pred=0.001 * n) for n in range(5)]
-        scatter, bars = draw(plot_foreground, images).axes
+        scatter, bars = draw_row(make_foreground, images).axes
         end = 0.008 * 1.05
         assert [scatter.get_xlim(), scatter.get_ylim(), bars.get_xlim()] == [pytest.approx((0, end))] * 3
         assert sum(bars.patches[0].get_data().values > 0) == 5  # and not one bar
-        empty = draw(plot_foreground, [image_figures(0, ratio_true=0.0, ratio_pred=0.0)]).axes[0]
+        empty = draw_row(make_foreground, [image_figures(0, ratio_true=0.0, ratio_pred=0.0)]).axes[0]
         assert empty.get_ylim() == (0, 1)
 
     @pytest.mark.parametrize("best", [0.42, 0.469, 0.471])
-    def test_a_best_threshold_is_marked_where_it_is_better_than_trivial(self, draw: Any, best: float) -> None:
+    def test_a_best_threshold_is_marked_where_it_is_better_than_trivial(self, draw_row: Any, best: float) -> None:
         sweep = {"thresholds": [0.5], "f1": [best], "best_threshold": 0.5, "best_f1": best}
-        figure = draw(plot_sweep, sweep, {"best": 0.42})
+        figure = draw_row(make_sweep, sweep, {"best": 0.42})
         stars = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
         labels = [text.get_text() for text in figure.legends[0].get_texts()]
         assert len(stars) == (best > 0.42 + limit("trivial_margin"))
         assert ("no threshold is better" in " ".join(labels)) == (not stars)
 
-    def test_sweep(self, draw: Any) -> None:
+    def test_sweep(self, draw_row: Any) -> None:
         sweep = {"thresholds": [0.25, 0.5, 0.75], "f1": [0.4, 0.5, 0.7], "best_threshold": 0.75, "best_f1": 0.7,
                  "f1_at_half": 0.5, "threshold": 0.5, "f1_at_threshold": 0.5}  # fmt: skip
-        axis = draw(plot_sweep, sweep, {"best": 0.42}).axes[0]
+        axis = draw_row(make_sweep, sweep, {"best": 0.42}).axes[0]
         curve, half, best, trivial = axis.lines
         assert best.get_label() == "best, at 0.75: 0.700"
-        near_one = draw(plot_sweep, sweep | {"best_threshold": 0.998}, {}).axes[0]
+        near_one = draw_row(make_sweep, sweep | {"best_threshold": 0.998}, {}).axes[0]
         assert near_one.lines[2].get_label() == "best, at 0.998: 0.700"
         np.testing.assert_array_equal(curve.get_xydata(), [[0.25, 0.4], [0.5, 0.5], [0.75, 0.7]])
         np.testing.assert_array_equal([half.get_xydata()[0], best.get_xydata()[0]], [[0.5, 0.5], [0.75, 0.7]])
         assert set(trivial.get_ydata()) == {0.42}
-        bare = draw(plot_sweep, sweep | {"best_f1": None, "best_threshold": None, "f1_at_threshold": None}, {})
+        bare = draw_row(make_sweep, sweep | {"best_f1": None, "best_threshold": None, "f1_at_threshold": None}, {})
         assert len(bare.axes[0].lines) == 1
 
 

@@ -12,12 +12,20 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from diagnosis_cases import constant_diagnosis
 from page_cases import make_collapsed, make_healthy
+from test_split_figure import make_measures
 
+from ssl_seg.data.audit.doctor import audit
+from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.splits.split import make_split
+from ssl_seg.report.check_pages import make_audit_page, make_split_page
 from ssl_seg.report.comparison_page import make_comparison_page
+from ssl_seg.report.diagnosis_page import make_diagnosis_page
 from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, render_page
 from ssl_seg.report.run_page import make_run_page
 from ssl_seg.report.run_record import read_run
@@ -72,7 +80,10 @@ Promise.all(frames).then(() => {
 </script>"""
 
 
-WHOLE, BROKEN = ("healthy", "collapsed", "comparison", "pictures"), ("throws", "overflows", "empty", "unsorted")
+WHOLE, BROKEN = (
+    ("healthy", "collapsed", "comparison", "pictures", "audit", "split", "diagnosis"),
+    ("throws", "overflows", "empty", "unsorted"),
+)
 FRAMES = [(name, width, scheme) for name in WHOLE for width in WIDTHS for scheme in SCHEMES]
 FRAMES += [(name, 400, "light") for name in BROKEN]
 
@@ -88,7 +99,7 @@ def break_page(html: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def found(tmp_path_factory: pytest.TempPathFactory, particles_dir: Path) -> dict[str, dict[str, Any]]:
     """What the browser has found on each page, by name, width and color scheme."""
     import numpy as np
 
@@ -97,6 +108,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     pictures = tuple(PageImage(name, encode_image(np.eye(64))) for name in ("input", "truth", "errors"))
     pages = {record.name: make_run_page(record) for record in runs} | {"comparison": make_comparison_page(runs)}
     pages["pictures"] = Page("pictures", "", None, (PageSection("Cases", rows=(ImageRow("a", pictures),)),))
+    pages["audit"] = make_audit_page(audit(str(particles_dir)), "ssl-seg train", "ssl-seg data audit")
+    split = make_split(open_catalog(str(particles_dir)), [0.5])
+    pages["split"] = make_split_page("s.yaml", split, make_measures(), (), "ssl-seg train", "ssl-seg split make")
+    pages["diagnosis"] = make_diagnosis_page(constant_diagnosis())
     texts = {name: render_page(page) for name, page in pages.items()}
     short = replace(pages["healthy"], sections=tuple(s for s in pages["healthy"].sections if s.title != "Curves"))
     texts |= break_page(render_page(short))

@@ -1,0 +1,140 @@
+"""The page of an audit of data and that of a check of a split: whether it can be used, and what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ssl_seg.data.audit.doctor import Audit
+from ssl_seg.data.findings import Finding, select_faults, sort_findings
+from ssl_seg.data.splits.split import Split
+from ssl_seg.data.splits.statistics import SetMeasures
+from ssl_seg.report.audit_figure import draw_chart, name_colors, paint_sample
+from ssl_seg.report.audit_samples import list_class_names, make_charts, read_samples
+from ssl_seg.report.check_tables import (
+    describe_summary,
+    join_lines,
+    make_class_row,
+    make_findings_table,
+    make_set_rows,
+)
+from ssl_seg.report.figures import describe_class_colors
+from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, keep_filled, make_facts
+from ssl_seg.report.run_record import Banner
+from ssl_seg.report.score_cells import to_table
+from ssl_seg.report.split_figure import draw_split
+
+AUDIT_CASES = 12
+"""Pictures of cases on the page of an audit."""
+_REASONS = 3
+"""Findings that the verdict names."""
+_WORDS = {"fault": "Fault", "warn": "Warning"}
+
+
+def make_audit_page(result: Audit, train: str, again: str) -> Page:
+    """Return the page of an audit.
+
+    Args:
+        result: what was found.
+        train: command that trains with the data.
+        again: command that audits it again.
+    """
+    summary, counts = result.summary, result.summary["counts"]
+    what = f"{counts['images']:,} images, {counts['labeled']:,} of them with a mask."
+    samples = read_samples(result, AUDIT_CASES)
+    kinds = {True: "Named by a fault, or nearly the same", False: "From the least to the most foreground"}
+    rows = tuple(
+        ImageRow(kinds[faulty], pictures)
+        for faulty in kinds
+        if (
+            pictures := tuple(
+                PageImage(sample.title.replace("\n", ", "), encode_image(paint_sample(sample)))
+                for sample in samples
+                if sample.faulty == faulty
+            )
+        )
+    )
+    colors = describe_class_colors(name_colors(samples, list_class_names(result)))
+    classes = (
+        [make_class_row(row) for row in summary["classes"]] if len(summary["classes"]) > 2 and result.facts else []
+    )
+    sections = (
+        PageSection("Cases", (f"Outlines are the masks: {colors}.",) if colors else (), rows=rows),
+        PageSection("Findings", tables=(make_findings_table(result.findings),)),
+        PageSection(
+            "What is in it",
+            tuple(summary["notes"]),
+            tuple(map(draw_chart, make_charts(result))),
+            (make_facts("", describe_summary(summary)), to_table("Share of each class", classes)),
+        ),
+    )
+    banner = _judge("data", result.findings, what, train, "Mend what is named, and look again.", again)
+    return Page(f"Data {summary['root']}", f"layout {summary['layout']}", banner, keep_filled(sections))
+
+
+def make_split_page(
+    name: str, split: Split, measures: Sequence[SetMeasures], findings: Sequence[Finding], train: str, new: str
+) -> Page:
+    """Return the page of the check of a split.
+
+    Args:
+        name: of its file.
+        split: what was checked.
+        measures: of its sets; see ``measure_split``.
+        findings: of ``check_split``.
+        train: command that trains with it.
+        new: command that makes another one.
+    """
+    pool = split.fractions[1.0]
+    what = (
+        f"{len(pool):,} labeled cases to train with, {len(split.unlabeled):,} without a mask, {len(split.val):,} for "
+        f"validation, {len(split.test):,} sealed for the test."
+    )
+    facts = {
+        "data": split.dataset,
+        **{
+            f"labels {fraction:g}": f"{len(ids):,} of {len(pool):,}"
+            for fraction, ids in sorted(split.fractions.items())
+        },
+        "unlabeled": f"{len(split.unlabeled):,}",
+        "validation": f"{len(split.val):,}",
+        "test (sealed)": f"{len(split.test):,}",
+        "groups": f"{len(set(split.groups.values())):,}" if split.groups else "",
+        "fold": "" if split.fold is None else f"{split.fold} of {split.folds}",
+        "seed": str(split.seed),
+        "fingerprint": split.fingerprint,
+    }
+    text = (
+        "Foreground of each set, beside random sets of its size. Percentile: share of these with a smaller mean. KS: "
+        "largest difference of the distributions, from 0 to 1."
+    )
+    sections = (
+        PageSection("Do the sets hold the same?", drawings=draw_split(measures)),
+        PageSection("Foreground of the sets", tables=(to_table("", make_set_rows(measures), text),)),
+        PageSection("Findings", tables=(make_findings_table(findings),)),
+        PageSection("What is in it", split.notes, tables=(make_facts("", facts),)),
+    )
+    banner = _judge("split", findings, what, train, "Mend what is named, or make a new split.", new)
+    return Page(f"Split {name}", split.dataset, banner, keep_filled(sections))
+
+
+def _judge(subject: str, findings: Sequence[Finding], what: str, train: str, advice: str, command: str) -> Banner:
+    """Return the verdict on data or a split: whether it can be used, the worst findings, and what to do next.
+
+    Args:
+        subject: data or split.
+        findings: of its check.
+        what: what is in it.
+        train: command that trains with it; where there is a fault, ``advice`` and ``command`` take its place.
+    """
+    faults = len(select_faults(findings))
+    grave = [finding for finding in sort_findings(findings) if finding.level != "info"]
+    reasons = [what, *(f"{_WORDS[f.level]}: {join_lines(f.message)}" for f in grave[:_REASONS])]
+    if others := len(findings) - len(grave[:_REASONS]):
+        reasons.append(f"{others} {'other finding is' if others == 1 else 'other findings are'} listed below.")
+    if faults:
+        title = f"{faults} {'fault' if faults == 1 else 'faults'}: a training with this {subject} would go wrong"
+        return Banner("fault", title, (*reasons, advice), (command,))
+    if grave:
+        count = f"{len(grave)} {'warning' if len(grave) == 1 else 'warnings'}"
+        return Banner("warning", f"This {subject} can be used, with {count}", tuple(reasons), (train,))
+    return Banner("healthy", f"Ok: nothing wrong was found in this {subject}", tuple(reasons), (train,))
