@@ -42,7 +42,8 @@ def check_new_page(path: Path | None, option: str) -> None:
     if path is None:
         return
     if path.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"{option} {path}: the page is HTML; name a file such as {path.with_suffix('.html').name}")
+        name = path.stem.strip(".") or "report"
+        raise ConfigError(f"{option} {path}: the page is HTML; name a file such as {name}.html")
     check_page_file(path)
 
 
