@@ -41,24 +41,22 @@ def make_audit_page(result: Audit, train: str, again: str) -> Page:
     summary, counts = result.summary, result.summary["counts"]
     what = f"{counts['images']:,} images, {counts['labeled']:,} of them with a mask."
     samples = read_samples(result, AUDIT_CASES)
+    painted = [(s.faulty, s.title.replace("\n", ", "), encode_image(paint_sample(s))) for s in samples]
     kinds = {True: "Named by a fault, or nearly the same", False: "From the least to the most foreground"}
-    rows = tuple(
-        ImageRow(kinds[faulty], pictures)
-        for faulty in kinds
-        if (
-            pictures := tuple(
-                PageImage(sample.title.replace("\n", ", "), encode_image(paint_sample(sample)))
-                for sample in samples
-                if sample.faulty == faulty
-            )
-        )
-    )
+    rows = [
+        ImageRow(title, tuple(PageImage(name, source) for is_faulty, name, source in painted if is_faulty == faulty))
+        for faulty, title in kinds.items()
+    ]
     colors = describe_class_colors(name_colors(samples, list_class_names(result)))
     classes = (
         [make_class_row(row) for row in summary["classes"]] if len(summary["classes"]) > 2 and result.facts else []
     )
     sections = (
-        PageSection("Cases", (f"Outlines are the masks: {colors}.",) if colors else (), rows=rows),
+        PageSection(
+            "Cases",
+            (f"Outlines are the masks: {colors}.",) if colors else (),
+            rows=tuple(r for r in rows if r.pictures),
+        ),
         PageSection("Findings", tables=(make_findings_table(result.findings),)),
         PageSection(
             "What is in it",
