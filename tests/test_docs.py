@@ -214,11 +214,14 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     [(0, False), (1, False), (2, False), (3, False), (130, True), (137, False), (143, True)],
 )
 def test_the_job_for_slurm_goes_on_where_it_was_stopped(tmp_path: Path, code: int, goes_back: bool) -> None:
-    """Its script with an `srun` that notes its command, makes the directory of the run and ends with a code."""
+    """Its script with an `srun` that notes its command, writes a checkpoint (but not where it is stopped before the
+    first step, code 143) and ends with a code."""
     (job,) = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", (DOCS / "cluster.md").read_text(encoding="utf-8"), re.S)
     said, tools = tmp_path / "said", tmp_path / "tools"
     tools.mkdir()
-    for name, line in (("srun", f"mkdir -p runs/ten_percent; exit {code}"), ("scontrol", "exit 0")):
+    written = "touch" if code != 143 else "echo never:"
+    made = f"mkdir -p runs/ten_percent/checkpoints; {written} runs/ten_percent/checkpoints/last.pt"
+    for name, line in (("srun", f"{made}; exit {code}"), ("scontrol", "exit 0")):
         (tools / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {said}\n{line}\n')
         (tools / name).chmod(0o755)
     environment = {"PATH": f"{tools}:/bin:/usr/bin", "SLURM_JOB_ID": "7"}
@@ -227,7 +230,8 @@ def test_the_job_for_slurm_goes_on_where_it_was_stopped(tmp_path: Path, code: in
         assert ended.returncode == code
     again = ["scontrol requeue 7"] * goes_back
     first = "srun ssl-seg train --data DIR --labels 0.10 --devices 4 --num-nodes 2 --out runs/ten_percent"
-    assert said.read_text().splitlines() == [first, *again, "srun ssl-seg train --resume runs/ten_percent", *again]
+    second = first if code == 143 else "srun ssl-seg train --resume runs/ten_percent"
+    assert said.read_text().splitlines() == [first, *again, second, *again]
 
 
 def test_pages_are_in_the_navigation_and_name_no_machine() -> None:

@@ -169,11 +169,14 @@ def check_free(path: Path) -> None:
     """Check that a run may be created at ``path``.
 
     Raises:
-        RunDirError: when something is there already; names --resume and the next free name.
+        RunDirError: when something is there already; names --resume, where that can go on, and the next free name.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        resume = f"continue it with --resume {quote(path)}, or " if (path / CONFIG_FILE).exists() else ""
-        raise RunDirError(f"{path} exists already and is never overwritten: {resume}use --out {quote(next_free(path))}")
+        other = f"use --out {quote(next_free(path))}"
+        if (path / CONFIG_FILE).exists():
+            ended = "a run without a checkpoint is there: remove the folder, or "
+            other = f"continue it with --resume {quote(path)}, or {other}" if RunDir(path).last.exists() else ended + other
+        raise RunDirError(f"{path} exists already and is never overwritten: {other}")
 
 
 def open_run_dir(path: Path) -> RunDir:

@@ -25,6 +25,9 @@ def make_run(path: Path) -> RunDir:
 def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     run.append_metrics({"step": 0})
+    with pytest.raises(RunDirError, match=r"without a checkpoint .* remove the folder, or use --out .*run-2"):
+        create_run_dir(tmp_path / "run")
+    run.last.touch()
     with pytest.raises(RunDirError, match=r"--resume .*run, or use --out .*run-2"):
         create_run_dir(tmp_path / "run")
     assert run.read_metrics() == [{"step": 0}]
