@@ -175,7 +175,9 @@ def check_free(path: Path) -> None:
         other = f"use --out {quote(next_free(path))}"
         if (path / CONFIG_FILE).exists():
             ended = "a run without a checkpoint is there: remove the folder, or "
-            other = f"continue it with --resume {quote(path)}, or {other}" if RunDir(path).last.exists() else ended + other
+            other = (
+                f"continue it with --resume {quote(path)}, or {other}" if RunDir(path).last.exists() else ended + other
+            )
         raise RunDirError(f"{path} exists already and is never overwritten: {other}")
 
 
