@@ -171,13 +171,15 @@ def make_image_row(title: str, example: Example) -> ImageRow:
 
 
 def encode_image(values: NDArray[np.floating[Any]], is_probability: bool = False) -> str:
-    """Return gray (Y, X) or colors (Y, X, 3) in [0, 1] as a data URI; a probability in the colors of viridis."""
+    """Return gray (Y, X) or colors (Y, X, 3) in [0, 1] as a data URI; a probability in the colors of viridis,
+    and in gray where it is NaN."""
     from PIL import Image
 
     if is_probability:
         from matplotlib import colormaps
 
-        values = colormaps["viridis"](np.nan_to_num(values))[..., :3]
+        missing, values = np.isnan(values), colormaps["viridis"](np.nan_to_num(values))[..., :3]
+        values[missing] = 0.5
     bytes_ = (np.clip(np.nan_to_num(values), 0, 1) * 255).round().astype(np.uint8)
     image = Image.fromarray(bytes_)
     image.thumbnail((_MOST_SIDE, _MOST_SIDE), Image.Resampling.BOX)

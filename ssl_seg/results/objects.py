@@ -40,7 +40,7 @@ def find_objects(
     label_values: Sequence[int],
     spacing: Sequence[float] | None,
     task: Task = "semantic",
-    lay_out: Callable[[NDArray[np.generic]], NDArray[np.generic]] = lambda array: array,
+    lay_out: Callable[[NDArray[np.generic]], NDArray[Any]] = lambda array: array,
 ) -> tuple[NDArray[np.int64], list[list[Any]]]:
     """Return the objects of a mask: each part of a class whose voxels share faces, or its instances.
 

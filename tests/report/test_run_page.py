@@ -63,6 +63,15 @@ def test_the_color_of_a_line_one_pixel_wide_comes_through() -> None:
     assert blue - red > 0.7 * 0.4 * 255
 
 
+def test_a_probability_that_is_no_number_is_gray_and_not_0() -> None:
+    probs = np.zeros((64, 64))
+    probs[:32] = np.nan
+    content = base64.b64decode(encode_image(probs, is_probability=True).split(",")[1])
+    shown = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert np.ptp(shown[10, 10].astype(int)) < 5
+    assert np.ptp(shown[50, 50].astype(int)) > 50
+
+
 def write_looks(path: Path, count: int) -> Path:
     path.write_text("".join(json.dumps({"step": n, "val/student/f1": n / 7}) + "\n" for n in range(count)))
     return path
