@@ -427,6 +427,9 @@ def test_few_effective_groups_are_said(catalog: Catalog) -> None:
     found = [f for f in check_split(split, one_big) if f.code == "few_groups"]
     assert {f.level for f in found} == {"warn"}
     assert [f.cases for f in found] == [split.val, split.test]
+    assert all("use --folds" in f.message for f in found)
+    folds = check_split(replace(split, folds=3, fold=0), one_big)
+    assert not any("use --folds" in f.message for f in folds)
     info = next(f for f in check_split(split, one_big) if f.code == "effective_groups")
     assert "val 1.0 (10 cases)" in info.message
     ungrouped = make_catalog(spread(20))

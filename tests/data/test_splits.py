@@ -247,7 +247,7 @@ def test_one_class_or_ignored_voxels_are_no_classes() -> None:
 def test_folds_that_leave_no_group_for_the_test_list_are_refused(seed: int) -> None:
     """Two groups of two cases: both were folds, and the test list was empty without a word."""
     catalog = make_catalog([0.0, 0.7, 0.5, 0.3], ["g2", "g1", "g1", "g2"])
-    with pytest.raises(SplitError, match="cannot make 2 folds"):
+    with pytest.raises(SplitError, match=r"cannot make 2 folds: two groups .* needed.* --groups none"):
         make_folds(catalog, [0.1], 2, seed=seed, test_fraction=0.2)
 
 
@@ -258,7 +258,9 @@ def test_folds_partition_what_is_not_in_the_test_list(
 ) -> None:
     groups = {c.group or c.id for c in catalog.labeled}
     if len(groups) < folds + (test_fraction > 0):
-        with pytest.raises(SplitError, match=f"cannot make {folds} folds"):
+        most = len(groups) - (test_fraction > 0)
+        advice = rf"choose .*{most}\.$" if most > 1 else "two groups"
+        with pytest.raises(SplitError, match=f"cannot make {folds} folds: {advice}"):
             make_folds(catalog, [0.1], folds, seed=seed, test_fraction=test_fraction)
         return
     try:

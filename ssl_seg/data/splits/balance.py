@@ -180,6 +180,8 @@ def _check_group_sizes(split: Split, measures: Sequence[SetMeasures]) -> Iterato
         if m.fraction is None and m.effective_groups < FEW_GROUPS:
             message = (
                 f"{m.name} has {len(m.ids)} cases of {m.groups} group(s), worth {m.effective_groups:.1f} of equal "
-                "size: its score says little about a new group; label more groups, or use --folds"
+                "size: its score says little about a new group; label more groups"
+                + ", or use --folds"
+                * (split.folds is None)
             )
             yield Finding("few_groups", "warn", message, m.ids)

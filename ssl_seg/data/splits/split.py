@@ -233,12 +233,15 @@ def make_folds(
     rng = np.random.default_rng([seed, 1])
     part_of = assign_groups(pool.groups, pool.traits, pool.shares, rng) if pool.groups else {}
     rest = {key: ids for key, ids in pool.groups.items() if part_of[key] != _TEST}
-    if folds < 2 or len(rest) < folds or len(pool.groups) < folds + (pool.shares[_TEST] > 0):
-        sealed = f", {len(pool.groups) - len(rest)} of them in the test list," * (len(rest) < len(pool.groups))
-        raise SplitError(
-            f"{_count_groups(pool)}{sealed} cannot make {folds} folds: choose 2 or more folds, and no more than there "
-            "are groups for them and the test list."
-        )
+    most = min(len(rest), len(pool.groups) - (pool.shares[_TEST] > 0))
+    if not 2 <= folds <= most:
+        sealed = f", {len(pool.groups) - len(rest)} of the groups in the test list," * (len(rest) < len(pool.groups))
+        advice = f"choose {' to '.join(map(str, sorted({2, most})))}"
+        if most < 2:
+            grouped = any(case.group for case in catalog.labeled)
+            alone = ", or give --groups none if every image stands for itself" if grouped else ""
+            advice = f"two groups beside the test list are needed. Label more images{alone}"
+        raise SplitError(f"{_count_groups(pool)}{sealed} cannot make {folds} folds: {advice}.")
     rng = np.random.default_rng([seed, 3])
     fold_of = assign_groups(rest, pool.traits, [1 / folds] * folds, rng, exact_sizes=True)
     splits = []
