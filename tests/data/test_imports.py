@@ -188,6 +188,13 @@ def test_a_compressed_coco_mask_is_drawn(tmp_path: Path) -> None:
             "24 x 36",
         ),
         ({}, {"images": [{"file_name": "b.png"}]}, "entry 1 of 'images' has no id"),
+        (
+            {},
+            {"images": [{"id": n, "file_name": f"{part}/a0.png"} for n, part in ((1, "val"), (2, "train"))]},
+            "image 2: .*a0.png is image 1 already",  # that of val/ is not there
+        ),
+        ({}, {"images": [{"id": 4, "file_name": f"a{n}.png"} for n in (0, 1)]}, "1 id.* several 'images' .* is 4"),
+        ({}, {"categories": [{"id": 7, "name": n} for n in "ab"]}, "1 id.* several 'categories' .* is 7"),
         ({}, {"categories": {}}, "'categories' must be a list"),
         ({}, {"annotations": [3]}, "entry 1 of 'annotations' has no id"),
     ],
@@ -283,6 +290,22 @@ def test_labelme(tmp_path: Path) -> None:
     assert [(case.id, case.mask is None) for case in cases] == [("a", False), ("b", False), ("c", True)]
 
 
+def test_shapes_of_one_group_of_labelme_are_one_object(tmp_path: Path) -> None:
+    places = [(2, "cell", 1), (10, "cell", 1), (18, "cell", None), (24, "wall", 1), (30, "cell", None)]
+    corners = [(0, 0), (3, 0), (3, 3), (0, 3)]
+    shapes = [
+        {"label": label, "group_id": group, "points": [[left + x, 5 + y] for x, y in corners]}
+        for left, label, group in places
+    ]
+    write_labelme(tmp_path / "data", "a", shapes)
+    import_labels(tmp_path / "data", tmp_path / "out", instances=True)
+    mask = read_mask(str(tmp_path / "out/masks/a.png"))
+    numbers = [int(mask[6, left + 1]) for left, *_ in places]
+    assert numbers[0] == numbers[1]
+    assert sorted({*numbers}) == [1, 2, 3, 4]
+    assert np.count_nonzero(mask) == 5 * 9
+
+
 def test_labelme_files_of_one_name_belong_to_the_image_beside_them(tmp_path: Path) -> None:
     for folder, y in (("p", 2), ("q", 12)):
         write_image(tmp_path / "data" / folder / "images" / "1.png")
@@ -334,7 +357,9 @@ def write_yolo(root: Path, lines: dict[str, str], names: str = "") -> Path:
     return root
 
 
-@pytest.mark.parametrize("names", ["names: [cell, wall]", "names: {0: cell, 1: wall}", ""])
+@pytest.mark.parametrize(
+    "names", ["names: [cell, wall]", "names: {0: cell, 1: wall}", "names: {5: x, 1: wall, 0: cell}", ""]
+)
 def test_yolo(tmp_path: Path, names: str) -> None:
     lines = "1 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5\n\n0 0.6 0 1 0 1 0.2 0.6 0.2\n"
     root = write_yolo(tmp_path / "data", {"train": lines, "none": ""}, names)
@@ -373,7 +398,7 @@ def test_yolo_of_two_parts_keeps_them_apart(tmp_path: Path) -> None:
         ("0 0.5 0.5 0.2 0.2 0.9", "k.txt, line 1: this is a box"),
         ("0 0.1 0.1 0.5 0.1 0.5 0.5 0.2", "k.txt, line 1: an outline is a list of x, y"),
         ("0 10 10 50 10 50 50", "k.txt, line 1: the outline spans x 10 .. 50"),
-        ("2 0.1 0.1 0.5 0.1 0.5 0.5", "k.txt, line 1: the class is '2'; .* data.yaml names 2"),
+        ("2 0.1 0.1 0.5 0.1 0.5 0.5", "k.txt, line 1: the class is '2'; data.yaml names 0, 1"),
     ],
 )
 def test_unusable_yolo_is_refused_by_name(tmp_path: Path, line: str, message: str) -> None:
@@ -451,7 +476,9 @@ def test_a_mask_of_many_runs_is_read(tmp_path: Path) -> None:
         ("1 3 5", "line 2: 3 numbers are no pairs"),
         ("1 3 x", "line 2: run lengths are whole numbers"),
         ("860 9", "line 2: the runs reach pixel 868; the image is 24 x 36, 864 pixels"),
-        ("0 2", "line 2: the runs reach pixel 1"),
+        ("0 2", "line 2: a run starts at 0: starts count from 1"),
+        ("30 4 25 5 21 5", "line 2: runs overlap: each start counts from the first pixel"),
+        ("30 4 20 3 21 3", "line 2: runs overlap: each start counts from the first pixel"),
     ],
 )
 def test_unusable_run_lengths_are_refused_by_name(tmp_path: Path, runs: str, message: str) -> None:

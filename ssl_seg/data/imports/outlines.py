@@ -7,6 +7,7 @@ import binascii
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,11 +18,11 @@ import cv2
 import numpy as np
 import yaml
 
-from ssl_seg.data.imports.shapes import Patch, Size, check_points, fill_polygons, fill_runs, unpack_counts
+from ssl_seg.data.imports.shapes import Patch, Size, check_points, fill_polygons, fill_runs, join_patches, unpack_counts
 from ssl_seg.data.layouts.files import walk_files
 from ssl_seg.data.layouts.table import read_columns, read_table
 from ssl_seg.data.volumes import is_image, split_suffix
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 
 _HEAD = 4096
 """Bytes of a JSON file, at its start and its end, that tell what it is."""
@@ -105,14 +106,21 @@ def read_coco(files: Sequence[Path], index: Images) -> Labels:
     (path,) = files
     data = _read_json(path)
     images, entries, categories = (_list_entries(data, key, path) for key in ("images", "annotations", "categories"))
+    for key, own in (("images", images), ("categories", categories)):
+        if twice := [number for number, count in Counter(entry["id"] for entry in own).items() if count > 1]:
+            raise DataError(f"{path}: {len(twice)} id(s) stand for several '{key}' each, the first is {twice[0]}.")
     names = {c["id"]: str(c.get("name", c["id"])) for c in sorted(categories, key=lambda c: str(c["id"]).zfill(20))}
     if len(set(names.values())) < len(names):
         names = {number: f"{number} {name}" for number, name in names.items()}
     place: dict[Any, Path] = {}
+    owners: dict[Path, Any] = {}
     sizes: dict[Path, Size] = {}
     for entry in images:
         where = f"{path}, image {entry['id']}"
-        place[entry["id"]] = found = index.find(entry.get("file_name", ""), where)
+        found = index.find(entry.get("file_name", ""), where)
+        place[entry["id"]] = found
+        if (other := owners.setdefault(found, entry["id"])) != entry["id"]:
+            raise DataError(f"{where}: {found} is image {other} already. Each image needs a file of its own.")
         if entry.get("height") and entry.get("width"):
             sizes[found] = int(entry["height"]), int(entry["width"])
     shapes: dict[Path, list[Shape]] = {found: [] for found in place.values()}
@@ -148,7 +156,8 @@ def _draw_coco(outline: Any, where: str, size: Size) -> Patch:
 
 
 def read_labelme(files: Sequence[Path], index: Images) -> Labels:
-    """Read one labelme file an image: polygons, rectangles, circles and masks; classes are numbered by their names."""
+    """Read one labelme file an image: polygons, rectangles, circles and masks, those of one label and group_id as one
+    object; classes are numbered by their names."""
     shapes: dict[Path, list[Shape]] = {}
     sizes: dict[Path, Size] = {}
     left_out = 0
@@ -158,7 +167,7 @@ def read_labelme(files: Sequence[Path], index: Images) -> Labels:
         image = index.find(os.path.normpath(path.parent / name), str(path))
         if image in shapes:
             raise DataError(f"{path}: another file holds labels of {image} too. Keep one of them.")
-        shapes[image] = []
+        objects: dict[tuple[str, Any], list[Callable[[Size], Patch]]] = {}
         if data.get("imageHeight") and data.get("imageWidth"):
             sizes[image] = int(data["imageHeight"]), int(data["imageWidth"])
         for number, entry in enumerate(data.get("shapes") or (), 1):
@@ -172,9 +181,16 @@ def read_labelme(files: Sequence[Path], index: Images) -> Labels:
                     f"{where}: shapes are polygon, rectangle, circle or mask, with a label; this is '{kind}'."
                 )
             else:
-                shapes[image].append(Shape(str(entry["label"]), partial(_draw_labelme, kind, entry, where)))
+                group = number if entry.get("group_id") is None else f"group {entry['group_id']}"
+                part = partial(_draw_labelme, kind, entry, where)
+                objects.setdefault((str(entry["label"]), group), []).append(part)
+        shapes[image] = [Shape(label, partial(_draw_parts, parts)) for (label, _), parts in objects.items()]
     notes = (f"{left_out} point(s) and line(s), which have no area, are left out",) if left_out else ()
     return Labels(shapes, _number(shapes), sizes, notes)
+
+
+def _draw_parts(parts: Sequence[Callable[[Size], Patch]], size: Size) -> Patch:
+    return join_patches([draw(size) for draw in parts], size)
 
 
 def _draw_labelme(kind: str, entry: Mapping[str, Any], where: str, size: Size) -> Patch:
@@ -222,12 +238,13 @@ def read_yolo(files: Sequence[Path], index: Images) -> Labels:
                 raise DataError(
                     f"{where}: this is a box, not an outline. Boxes make no masks: export the segmentation."
                 )
-            if not first.isdigit() or (names and int(first) >= len(names)):
-                raise DataError(f"{where}: the class is '{first}'; the first is 0, and data.yaml names {len(names)}.")
+            if not first.isdigit() or (names and int(first) not in names):
+                known = f"data.yaml names {name_examples(list(map(str, names)))}" if names else "the first is 0"
+                raise DataError(f"{where}: the class is '{first}'; {known}.")
             label = names[int(first)] if names else f"class {first}"
             shapes[image].append(Shape(label, partial(_draw_yolo, numbers, where)))
     if names:
-        return Labels(shapes, {name: n for n, name in enumerate(names, 1)})
+        return Labels(shapes, {name: n + 1 for n, name in names.items()})
     used = {shape.label for found in shapes.values() for shape in found}
     notes = ("no data.yaml names the classes: class 0 has the mask value 1, and so on",)
     return Labels(shapes, {label: 1 + int(label.removeprefix("class ")) for label in used}, notes=notes)
@@ -238,17 +255,20 @@ def _draw_yolo(numbers: Sequence[str], where: str, size: Size) -> Patch:
     return fill_polygons([check_points(points, size, where)], size)
 
 
-def _read_yolo_names(folder: Path) -> list[str]:
-    """Return the class names in the data.yaml of a data set; none without that file."""
+def _read_yolo_names(folder: Path) -> dict[int, str]:
+    """Return the names of the classes in the data.yaml of a data set, by their numbers; none without that file."""
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         try:
             names = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("names")
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
             raise DataError(f"{path}: cannot be read as YAML ({error}).") from error
         if names:
-            found = [str(name) for name in (names.values() if isinstance(names, dict) else names)]
-            return [name if found.count(name) == 1 else f"{n} {name}" for n, name in enumerate(found)]
-    return []
+            numbered = names if isinstance(names, dict) else dict(enumerate(names))
+            if not all(str(number).isdigit() for number in numbered):
+                raise DataError(f"{path}: names must be a list, or name the classes 0, 1, ... by their numbers.")
+            often = Counter(map(str, numbered.values()))
+            return {int(n): str(name) if often[str(name)] == 1 else f"{n} {name}" for n, name in numbered.items()}
+    return {}
 
 
 def read_runs(files: Sequence[Path], index: Images, *, by_rows: bool = False) -> Labels:

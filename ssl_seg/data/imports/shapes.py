@@ -24,7 +24,11 @@ Size = tuple[int, int]
 
 def fill_polygons(outlines: Sequence[NDArray[np.float64]], size: Size) -> Patch:
     """Return the pixels inside any of the outlines (n, 2) of (x, y), each by the even-odd rule; cut at the border."""
-    patches = [_fill(points, size) for points in outlines]
+    return join_patches([_fill(points, size) for points in outlines], size)
+
+
+def join_patches(patches: Sequence[Patch], size: Size) -> Patch:
+    """Return the pixels of any of the patches."""
     if len(patches) == 1:
         return patches[0]
     canvas = np.zeros(size, bool)
@@ -61,14 +65,22 @@ def fill_runs(starts: Sequence[int], lengths: Sequence[int], size: Size, where: 
     """Return the pixels of runs that go down the columns, or along the rows; the first pixel is 0.
 
     Raises:
-        DataError: for runs that leave the image.
+        DataError: for runs that leave the image, or overlap.
     """
     first, ends = np.asarray(starts, np.int64), np.asarray(starts, np.int64) + np.asarray(lengths, np.int64)
     if not len(first):
         return 0, 0, np.zeros((0, 0), bool)
-    if min(lengths) < 0 or first.min() < 0 or ends.max() > prod(size):
+    if first.min() < 0:
+        raise DataError(f"{where}: a run starts at {1 + first.min()}: starts count from 1, the first pixel.")
+    if min(lengths) < 0 or ends.max() > prod(size):
         raise DataError(
             f"{where}: the runs reach pixel {ends.max():,}; the image is {format_size(size)}, {prod(size):,} pixels."
+        )
+    order = np.argsort(first, kind="stable")
+    if (ends[order][:-1] > first[order][1:]).any():
+        raise DataError(
+            f"{where}: runs overlap: each start counts from the first pixel of the image. Where it counts on from the "
+            "end of the run before, add the numbers up first."
         )
     line = size[1] if by_rows else size[0]
     origin = int(first.min()) // line
