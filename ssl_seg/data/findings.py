@@ -52,14 +52,9 @@ def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def describe_finding(finding: Finding) -> str:
-    """Return code, message and the first cases."""
-    return f"{finding.code}: {state_finding(finding)}"
-
-
-def state_finding(finding: Finding) -> str:
-    """Return message and the first cases."""
+    """Return one line: code, message and the first cases."""
     cases = f" ({name_examples(finding.cases, SHOWN_CASES)})" if finding.cases else ""
-    return f"{finding.message}{cases}"
+    return f"{finding.code}: {finding.message}{cases}"
 
 
 def name_ends(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:

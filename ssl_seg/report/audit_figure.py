@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +15,16 @@ from scipy import ndimage
 
 from ssl_seg.report.figures import (
     COLORS,
-    Drawing,
+    PanelRow,
     class_color,
     find_limits,
     hide_ticks,
-    make_figure,
     new_figure,
     open_frame,
     outline,
     save_figure,
     show_image,
     stretch,
-    to_svg,
     write_inside,
 )
 
@@ -183,17 +182,16 @@ def paint_sample(sample: Sample) -> NDArray[np.float64]:
 def _draw_charts(part: SubFigure, charts: Sequence[Chart]) -> None:
     for axis, chart in zip(part.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
         axis.set_title(chart.title, fontsize=9)
-        _draw_chart(axis, chart)
+        _draw_chart(chart, axis)
 
 
-def draw_chart(chart: Chart) -> Drawing:
-    """Return a chart as a figure of a page."""
-    figure = make_figure((4.6, 2.5))
-    _draw_chart(figure.subplots(), chart)
-    return Drawing(f"{chart.title[:1].upper()}{chart.title[1:]}", "", to_svg(figure))
+def make_chart_panels(charts: Sequence[Chart]) -> PanelRow:
+    """Return the charts as figures of a page."""
+    panels = tuple((f"{c.title[:1].upper()}{c.title[1:]}", partial(_draw_chart, c)) for c in charts)
+    return PanelRow("", "", (4.6, 2.5), panels)
 
 
-def _draw_chart(axis: Axes, chart: Chart) -> None:
+def _draw_chart(chart: Chart, axis: Axes) -> None:
     axis.set_ylabel(chart.unit, fontsize=7)
     open_frame(axis)
     axis.locator_params(axis="y", integer=chart.unit == "cases")

@@ -8,7 +8,7 @@ from ssl_seg.data.audit.doctor import Audit
 from ssl_seg.data.findings import Finding, select_faults, sort_findings
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.splits.statistics import SetMeasures
-from ssl_seg.report.audit_figure import draw_chart, name_colors, paint_sample
+from ssl_seg.report.audit_figure import make_chart_panels, name_colors, paint_sample
 from ssl_seg.report.audit_samples import list_class_names, make_charts, read_samples
 from ssl_seg.report.check_tables import (
     describe_summary,
@@ -17,11 +17,11 @@ from ssl_seg.report.check_tables import (
     make_findings_table,
     make_set_rows,
 )
-from ssl_seg.report.figures import describe_class_colors
+from ssl_seg.report.figures import describe_class_colors, draw_panels
 from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, keep_filled, make_facts
 from ssl_seg.report.run_record import Banner
 from ssl_seg.report.score_cells import to_table
-from ssl_seg.report.split_figure import draw_split
+from ssl_seg.report.split_figure import make_split_panels
 
 AUDIT_CASES = 12
 """Pictures of cases on the page of an audit."""
@@ -61,7 +61,7 @@ def make_audit_page(result: Audit, train: str, again: str) -> Page:
         PageSection(
             "What is in it",
             tuple(summary["notes"]),
-            tuple(map(draw_chart, make_charts(result))),
+            draw_panels(make_chart_panels(make_charts(result))),
             (make_facts("", describe_summary(summary)), to_table("Share of each class", classes)),
         ),
     )
@@ -82,20 +82,13 @@ def make_split_page(
         train: command that trains with it.
         new: command that makes another one.
     """
-    pool = split.fractions[1.0]
+    pool, unlabeled, val, test = map(len, (split.fractions[1.0], split.unlabeled, split.val, split.test))
     what = (
-        f"{len(pool):,} labeled cases to train with, {len(split.unlabeled):,} without a mask, {len(split.val):,} for "
-        f"validation, {len(split.test):,} sealed for the test."
+        f"{pool:,} labeled cases to train with, {unlabeled:,} without a mask, {val:,} for validation, {test:,} sealed "
+        "for the test."
     )
     facts = {
         "data": split.dataset,
-        **{
-            f"labels {fraction:g}": f"{len(ids):,} of {len(pool):,}"
-            for fraction, ids in sorted(split.fractions.items())
-        },
-        "unlabeled": f"{len(split.unlabeled):,}",
-        "validation": f"{len(split.val):,}",
-        "test (sealed)": f"{len(split.test):,}",
         "groups": f"{len(set(split.groups.values())):,}" if split.groups else "",
         "fold": "" if split.fold is None else f"{split.fold} of {split.folds}",
         "seed": str(split.seed),
@@ -106,7 +99,7 @@ def make_split_page(
         "largest difference of the distributions, from 0 to 1."
     )
     sections = (
-        PageSection("Do the sets hold the same?", drawings=draw_split(measures)),
+        PageSection("Do the sets hold the same?", drawings=draw_panels(make_split_panels(measures))),
         PageSection("Foreground of the sets", tables=(to_table("", make_set_rows(measures), text),)),
         PageSection("Findings", tables=(make_findings_table(findings),)),
         PageSection("What is in it", split.notes, tables=(make_facts("", facts),)),

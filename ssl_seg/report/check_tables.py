@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssl_seg.data.findings import Finding, sort_findings, state_finding
+from ssl_seg.data.findings import Finding, describe_finding, sort_findings
 from ssl_seg.errors import name_examples
 from ssl_seg.report.score_cells import format_interval
 from ssl_seg.report.table import Table
@@ -19,8 +19,8 @@ _SHOWN_VALUES = 8
 
 def make_findings_table(findings: Sequence[Finding]) -> Table:
     """Return a row for each finding, faults first."""
-    rows = tuple((f"{f.level}: {f.code}", join_lines(state_finding(f))) for f in sort_findings(findings))
-    return Table("", "", ("finding", "what was found, in which cases"), rows)
+    rows = tuple((f.level, join_lines(describe_finding(f))) for f in sort_findings(findings))
+    return Table("", "", ("level", "what was found, in which cases"), rows)
 
 
 def join_lines(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -15,17 +15,7 @@ from ssl_seg.data.facts import format_size
 from ssl_seg.diagnose.tally import SHARE_BINS
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.report.example_figure import plot_examples
-from ssl_seg.report.figures import (
-    COLORS,
-    MOST_POINTS,
-    Drawing,
-    add_legend,
-    make_figure,
-    new_figure,
-    open_frame,
-    save_figure,
-    to_svg,
-)
+from ssl_seg.report.figures import COLORS, MOST_POINTS, PanelRow, open_frame, plot_panels
 from ssl_seg.scores.text import cut
 
 if TYPE_CHECKING:
@@ -41,27 +31,6 @@ _LOGITS = 6.0
 """Log-odds that are always in the picture: probabilities of 0.0025 to 0.9975."""
 _LEAST_SHARE = 1e-5
 """Lower end of the shares in a histogram: a few voxels among millions do not matter."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure of one axis, which ``draw`` fills."""
-
-    title: str
-    draw: Callable[[Axes], None]
-
-
-@dataclass(frozen=True)
-class PanelRow:
-    """Panels that stand side by side in a file, and each for itself on a page; ``caption`` says how to read them."""
-
-    name: str
-    """Of the file."""
-    title: str
-    caption: str
-    size: tuple[float, float]
-    """Width and height of a panel in inches."""
-    panels: tuple[Panel, ...]
 
 
 @dataclass(frozen=True)
@@ -90,51 +59,31 @@ def plot_diagnosis(diagnosis: Diagnosis, folder: Path) -> tuple[Picture, ...]:
         path = folder / "predictions.png"
         plot_examples(diagnosis.examples, path)
         pictures.append(Picture(path, "Predictions", EXAMPLES_CAPTION))
-    for row in list_panel_rows(diagnosis):
-        path = folder / f"{row.name}.png"
+    for name, row in make_panel_rows(diagnosis).items():
+        path = folder / f"{name}.png"
         plot_panels(row, path)
         pictures.append(Picture(path, row.title, row.caption))
     return tuple(pictures)
 
 
-def list_panel_rows(diagnosis: Diagnosis) -> list[PanelRow]:
-    """Return the figures of what was measured, but for the predicted images."""
-    drawn = [h for h in diagnosis.histograms if sum(h.counts)]
-    rows = [make_histograms(drawn)] if drawn else []
-    rows += [make_foreground(diagnosis.images)] if diagnosis.images else []
+def make_panel_rows(diagnosis: Diagnosis) -> dict[str, PanelRow]:
+    """Return the figures of what was measured, but for the predicted images, by name."""
+    rows = {}
+    if drawn := [h for h in diagnosis.histograms if sum(h.counts)]:
+        rows["histograms"] = make_histograms(drawn)
+    if diagnosis.images:
+        rows["foreground"] = make_foreground(diagnosis.images)
     if sweep := diagnosis.statistics.get("sweep"):
-        rows.append(make_sweep(sweep, diagnosis.statistics.get("trivial") or {}))
+        rows["thresholds"] = make_sweep(sweep, diagnosis.statistics.get("trivial") or {})
     return rows
-
-
-def plot_panels(row: PanelRow, path: Path) -> None:
-    """Write panels side by side, with one legend.
-
-    Raises:
-        DataError: when the file exists or cannot be written.
-    """
-    figure = new_figure(path, (row.size[0] * len(row.panels), row.size[1]))
-    for axis, panel in zip(figure.subplots(1, len(row.panels), squeeze=False)[0], row.panels, strict=True):
-        panel.draw(axis)
-    add_legend(figure, columns=2 if len(row.panels) == 1 else 3)
-    save_figure(figure, path)
-
-
-def draw_panels(row: PanelRow) -> Iterator[Drawing]:
-    """Yield each panel as a figure of a page."""
-    for panel in row.panels:
-        figure = make_figure(row.size)
-        panel.draw(figure.subplots())
-        add_legend(figure, columns=2)
-        yield Drawing(panel.title, row.caption, to_svg(figure))
 
 
 def make_histograms(histograms: Sequence[Histogram]) -> PanelRow:
     """Return a panel for each histogram: all voxels, and true foreground and background where they are known."""
     caption = "Share of voxels in each bin, on a logarithmic scale. Two curves that lie on each other: no ranking."
     names = {"prob": "Probabilities of all voxels", "logit": "Log-odds of all voxels"}
-    panels = tuple(Panel(names[h.name], partial(_draw_outputs, h)) for h in histograms)
-    return PanelRow("histograms", "Outputs of all voxels", caption, (5.4, 3.4), panels)
+    panels = tuple((names[h.name], partial(_draw_outputs, h)) for h in histograms)
+    return PanelRow("Outputs of all voxels", caption, (5.4, 3.4), panels)
 
 
 def make_foreground(images: Sequence[ImageFigures]) -> PanelRow:
@@ -142,19 +91,19 @@ def make_foreground(images: Sequence[ImageFigures]) -> PanelRow:
     predicted shares in order of size where there are images without."""
     known = [image for image in images if image.ratio_true is not None]
     styles, end = _styles(images), _find_end(images)
-    panels = [Panel("Predicted against true foreground", partial(_draw_scatter, known, styles, end))] if known else []
-    panels += [Panel("Foreground of the images", partial(_draw_histogram, known, end))] if len(known) > 1 else []
+    panels = [("Predicted against true foreground", partial(_draw_scatter, known, styles, end))] if known else []
+    panels += [("Foreground of the images", partial(_draw_histogram, known, end))] if len(known) > 1 else []
     if len(known) < len(images):
-        panels.append(Panel("Predicted foreground, in order", partial(_draw_levels, images, styles, end)))
+        panels.append(("Predicted foreground, in order", partial(_draw_levels, images, styles, end)))
     caption = "One mark an image. Marks of one shape on one level: the prediction does not depend on the image."
-    return PanelRow("foreground", "Foreground share of the images", caption, (5.0, 4.4), tuple(panels))
+    return PanelRow("Foreground share of the images", caption, (5.0, 4.4), tuple(panels))
 
 
 def make_sweep(sweep: Mapping[str, Any], trivial: Mapping[str, Any]) -> PanelRow:
     """Return F1 by threshold, with the present one, the best threshold and the trivial score marked."""
     caption = "F1 over all validation voxels. A curve that never leaves the dashed line has learned nothing."
     title = "Threshold sweep"
-    return PanelRow("thresholds", title, caption, (5.6, 3.6), (Panel(title, partial(_draw_sweep, sweep, trivial)),))
+    return PanelRow(title, caption, (5.6, 3.6), ((title, partial(_draw_sweep, sweep, trivial)),))
 
 
 def _styles(images: Sequence[ImageFigures]) -> _Styles:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ssl_seg.report.diagnosis_figures import EXAMPLES_CAPTION, draw_panels, list_panel_rows
+from ssl_seg.report.diagnosis_figures import EXAMPLES_CAPTION, make_panel_rows
 from ssl_seg.report.diagnosis_summary import describe_scope, list_evidence
 from ssl_seg.report.diagnosis_tables import (
     PART_TITLES,
@@ -15,6 +15,7 @@ from ssl_seg.report.diagnosis_tables import (
     make_tables,
     make_worst_images,
 )
+from ssl_seg.report.figures import draw_panels
 from ssl_seg.report.page import ImageRow, Page, PageSection, keep_filled, make_facts, make_image_row
 from ssl_seg.report.run_record import STATES, Banner
 from ssl_seg.report.table import Table
@@ -31,7 +32,7 @@ def make_diagnosis_page(diagnosis: Diagnosis, command: str = "") -> Page:
     causes = tuple((f"{rank}. {cause.text}", "; ".join(seen)) for rank, (cause, seen) in enumerate(listed, start=1))
     found = tuple((f"{f.level}: {f.code}", f.net, f.message) for f in diagnosis.findings)
     facts = {"examined": diagnosis.subject, "looked at": describe_scope(diagnosis), "command": command}
-    drawings = tuple(drawing for row in list_panel_rows(diagnosis) for drawing in draw_panels(row))
+    drawings = tuple(drawing for row in make_panel_rows(diagnosis).values() for drawing in draw_panels(row))
     sections = (
         PageSection("Images", (EXAMPLES_CAPTION,) * bool(diagnosis.examples), rows=_show_examples(diagnosis.examples)),
         PageSection(

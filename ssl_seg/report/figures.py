@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import io
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,6 +47,8 @@ _CSS_COLORS = {
 """Colors of figures -> of the page that they stand in."""
 
 
+PAGE_WIDTH = 4.6
+"""Inches of a figure of a page, whose column is half as wide as the window, or as a phone."""
 MOST_POINTS = 300
 """Points of a series that are shapes of their own in an SVG; more are pixels, which keeps a page small."""
 
@@ -58,6 +60,18 @@ class Drawing:
     title: str
     caption: str
     svg: str
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """Panels that stand side by side in a file, and each for itself on a page; ``caption`` says how to read them."""
+
+    title: str
+    caption: str
+    size: tuple[float, float]
+    """Width and height of a panel in inches."""
+    panels: tuple[tuple[str, Callable[[Axes], None]], ...]
+    """Title of each, and what fills its axis."""
 
 
 def to_gray(image: NDArray[Any]) -> NDArray[Any]:
@@ -157,6 +171,37 @@ def _escape(text: str, known: Collection[int]) -> str:
         for char in printable_lines(text)
     )
     return shown.replace("$", "\\$")
+
+
+def plot_panels(row: PanelRow, path: Path, *, share_y: bool = False) -> None:
+    """Write panels side by side, with one legend.
+
+    Raises:
+        DataError: when the file exists or cannot be written.
+    """
+    figure = new_figure(path, (row.size[0] * len(row.panels), row.size[1]))
+    axes = figure.subplots(1, len(row.panels), sharey=share_y, squeeze=False)[0]
+    for axis, (_, draw) in zip(axes, row.panels, strict=True):
+        draw(axis)
+    add_legend(figure, columns=2 if len(row.panels) == 1 else 3)
+    save_figure(figure, path)
+
+
+def draw_panels(row: PanelRow) -> tuple[Drawing, ...]:
+    """Return each panel as a figure of a page."""
+    drawings = []
+    for title, draw in row.panels:
+        figure = make_figure((PAGE_WIDTH, row.size[1]))
+        draw(figure.subplots())
+        drawings.append(make_drawing(figure, title, row.caption))
+    return tuple(drawings)
+
+
+def make_drawing(figure: Figure, title: str, caption: str, columns: int = 2) -> Drawing:
+    """Return a figure for a page, with a legend of so many columns where anything in it has a label; 0 for none."""
+    if columns and any(axis.get_legend_handles_labels()[1] for axis in figure.axes):
+        add_legend(figure, columns=columns)
+    return Drawing(title, caption, to_svg(figure))
 
 
 def add_legend(figure: Figure, place: LegendPlace = "outside lower center", columns: int = 3) -> None:

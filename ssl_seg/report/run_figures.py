@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ssl_seg.config import NETS
 from ssl_seg.config.curves import RunCurves, compute_curves
 from ssl_seg.errors import SslSegError
-from ssl_seg.report.figures import COLORS, Drawing, add_legend, make_figure, open_frame, to_svg
+from ssl_seg.report.figures import COLORS, PAGE_WIDTH, Drawing, add_legend, make_drawing, make_figure, open_frame
 from ssl_seg.report.run_record import Looks, RunRecord
 from ssl_seg.run.final_scores import NetworkScore
 from ssl_seg.scores.calibration import compute_ece
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 4.6
-"""Inches: as wide as a phone at the size of its own text."""
 NET_COLORS = dict(zip(NETS, COLORS, strict=False))
 _WARNED, _COLLAPSED = "#ccbb44", "#ee6677"
 _MUTED, _FAINT = "0.4", "0.85"
@@ -52,7 +50,7 @@ def draw_scores(record: RunRecord) -> Drawing | None:
         "Below the dashed line is worse than predicting foreground everywhere. "
         "Dotted: what the best threshold would give"
     )
-    return Drawing("F1 of student and teacher", f"{caption}{_describe_marks(record)}.", to_svg(plot_scores(record)))
+    return make_drawing(plot_scores(record), "F1 of student and teacher", f"{caption}{_describe_marks(record)}.", 0)
 
 
 def plot_scores(record: RunRecord) -> Figure:
@@ -101,7 +99,7 @@ def _draw_logits(record: RunRecord) -> Drawing | None:
         "Log-odds of foreground over the voxels of the validation probe: the median, and the bands that hold half, 90 "
         "and 98 % of them, cut at 20. A band that shrinks to a line is an output that no longer depends on the image."
     )
-    return _close(figure, "Range of the outputs", caption)
+    return make_drawing(figure, "Range of the outputs", caption)
 
 
 def _draw_histograms(record: RunRecord) -> Drawing | None:
@@ -127,7 +125,7 @@ def _draw_histograms(record: RunRecord) -> Drawing | None:
     caption = (
         "Share of the voxels at each probability of foreground, on a logarithmic scale. One bright line: a constant."
     )
-    return _close(figure, "Probabilities over time", caption)
+    return make_drawing(figure, "Probabilities over time", caption)
 
 
 def _draw_losses(record: RunRecord) -> Drawing | None:
@@ -150,7 +148,7 @@ def _draw_losses(record: RunRecord) -> Drawing | None:
     caption = (
         "Means over the training steps between two looks (solid), and the student on the validation probe (dashed)"
     )
-    return _close(figure, "Losses", f"{caption}{phases}.")
+    return make_drawing(figure, "Losses", f"{caption}{phases}.")
 
 
 def _draw_schedule(record: RunRecord) -> Drawing | None:
@@ -168,9 +166,8 @@ def _draw_schedule(record: RunRecord) -> Drawing | None:
     figure, axes = _open(record, (1.1,) * len(panels))
     for axis, draw in zip(axes, panels, strict=True):
         draw(axis)
-    add_legend(figure)
     caption = "As planned (line) and as it was (dots). Decay of the teacher's average: 1 keeps it as it is."
-    return _close(figure, "Learning rate, EMA decay and ramp", caption, legend=False)
+    return make_drawing(figure, "Learning rate, EMA decay and ramp", caption, 3)
 
 
 def _draw_plan(axis: Axes, looks: Looks, planned: RunCurves | None, plan: str, name: str, label: str) -> None:
@@ -208,7 +205,7 @@ def _draw_gradients(record: RunRecord) -> Drawing | None:
     _plot(axes[1], looks, "train/clipped_share", None, color=COLORS[1])
     axes[1].set_ylim(-0.02, 1.02)
     axes[1].set_ylabel("clipped steps", fontsize=8)
-    return _close(figure, "Gradients", "Mean norm before clipping, and the share of the steps that were clipped.")
+    return make_drawing(figure, "Gradients", "Mean norm before clipping, and the share of the steps that were clipped.")
 
 
 def _draw_pseudo_labels(record: RunRecord) -> Drawing | None:
@@ -229,7 +226,7 @@ def _draw_pseudo_labels(record: RunRecord) -> Drawing | None:
     axis.set_ylim(-0.02, 1.02)
     axis.set_ylabel("share", fontsize=8)
     caption = "Share of the pseudo-labels that count, how much of them is foreground, and how often they are right."
-    return _close(figure, "Pseudo-labels", caption)
+    return make_drawing(figure, "Pseudo-labels", caption)
 
 
 def _draw_foreground(record: RunRecord) -> Drawing | None:
@@ -245,7 +242,7 @@ def _draw_foreground(record: RunRecord) -> Drawing | None:
     _plot(axis, looks, "val/prevalence_true", "true", color=_MUTED, linestyle="--", linewidth=1.2)
     axis.set_ylim(0, min(1.05 * float(known.max()), 1.02) or 1.02)
     axis.set_ylabel("foreground share", fontsize=8)
-    return _close(
+    return make_drawing(
         figure,
         "Predicted foreground",
         "On the validation probe. At 0 or 1: nothing, or everything, is predicted. The axis ends at the largest share.",
@@ -268,7 +265,7 @@ def _draw_ranking(record: RunRecord) -> Drawing | None:
     caption = (
         "How well the outputs rank foreground before background, at whatever threshold. Band: 95 % over the cases."
     )
-    return _close(figure, "Ranking of the voxels", caption)
+    return make_drawing(figure, "Ranking of the voxels", caption)
 
 
 def _draw_gap(record: RunRecord) -> Drawing | None:
@@ -280,7 +277,7 @@ def _draw_gap(record: RunRecord) -> Drawing | None:
     _plot(axis, looks, "val/student/f1", "validation patches", color=COLORS[0])
     axis.set_ylim(0, 1.02)
     axis.set_ylabel("F1 of the student", fontsize=8)
-    return _close(figure, "Training and validation", "A gap that opens while validation falls is overfitting.")
+    return make_drawing(figure, "Training and validation", "A gap that opens while validation falls is overfitting.")
 
 
 _CURVES: tuple[Callable[[RunRecord], Drawing | None], ...] = (
@@ -298,7 +295,7 @@ _CURVES: tuple[Callable[[RunRecord], Drawing | None], ...] = (
 
 def draw_foreground_scatter(shares: Sequence[tuple[float, float]]) -> Drawing:
     """Return predicted against true foreground share, a dot for each case."""
-    figure = make_figure((WIDTH, 3.2))
+    figure = make_figure((PAGE_WIDTH, 3.2))
     axis = figure.subplots()
     true, predicted = zip(*shares, strict=True)
     axis.axline((0, 0), slope=1, color=_MUTED, linewidth=0.9, linestyle="--")
@@ -309,14 +306,14 @@ def draw_foreground_scatter(shares: Sequence[tuple[float, float]]) -> Drawing:
     axis.set_ylabel("predicted foreground share", fontsize=8)
     open_frame(axis)
     caption = "A dot for each validation case. Dots on one level: the prediction does not depend on the image."
-    return Drawing("Predicted and true foreground", caption, to_svg(figure))
+    return make_drawing(figure, "Predicted and true foreground", caption)
 
 
 def draw_reliability(used: NetworkScore) -> Drawing | None:
     """Return how often voxels of each probability are of a class; None where that was not counted."""
     if used.score.reliability is None:
         return None
-    figure = make_figure((WIDTH, 3.4))
+    figure = make_figure((PAGE_WIDTH, 3.4))
     axis = figure.subplots()
     axis.axline((0, 0), slope=1, color=_MUTED, linewidth=0.9, linestyle="--")
     names = used.score.label_values or range(1, 1 + len(used.score.reliability))
@@ -332,7 +329,6 @@ def draw_reliability(used: NetworkScore) -> Drawing | None:
     axis.set_xlabel("predicted probability", fontsize=8)
     axis.set_ylabel("share of the voxels that are it", fontsize=8)
     open_frame(axis)
-    add_legend(figure, columns=2)
     more = len(names) - len(COLORS)
     caption = (
         f"The {used.net} on the whole validation cases, before any calibration. On the dashed line, 0.8 is right 8 "
@@ -340,7 +336,7 @@ def draw_reliability(used: NetworkScore) -> Drawing | None:
         "voxels. "
         f"Error: mean distance from the line{f'. {more} more classes are not drawn' if more > 0 else ''}."
     )
-    return Drawing("Reliability of the probabilities", caption, to_svg(figure))
+    return make_drawing(figure, "Reliability of the probabilities", caption)
 
 
 def draw_runs(records: Mapping[str, RunRecord]) -> Drawing | None:
@@ -348,7 +344,7 @@ def draw_runs(records: Mapping[str, RunRecord]) -> Drawing | None:
     known = {name: record for name, record in records.items() if len(record.looks.steps)}
     if not known:
         return None
-    figure = make_figure((WIDTH, 2.9))
+    figure = make_figure((PAGE_WIDTH, 2.9))
     axis = figure.subplots()
     for number, (name, record) in enumerate(known.items()):
         net = "student" if record.used is None else record.used.net
@@ -366,14 +362,13 @@ def draw_runs(records: Mapping[str, RunRecord]) -> Drawing | None:
     axis.set_xlabel("step", fontsize=8)
     axis.set_ylabel("F1 on the validation probe", fontsize=8)
     open_frame(axis)
-    add_legend(figure, columns=1 if max(map(len, known)) > 24 else 2)
     caption = "The network of each run that is used, else its student, on its own probe. A cross: the run collapsed."
-    return Drawing("F1 over the steps", caption, to_svg(figure))
+    return make_drawing(figure, "F1 over the steps", caption, 1 if max(map(len, known)) > 24 else 2)
 
 
 def _open(record: RunRecord, heights: tuple[float, ...]) -> tuple[Figure, Sequence[Axes]]:
     """Return a figure of panels over the steps, with the verdicts as background and events as marks."""
-    figure = make_figure((WIDTH, sum(heights) + 0.75))
+    figure = make_figure((PAGE_WIDTH, sum(heights) + 0.75))
     axes: list[Axes] = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     for axis in axes:
         for start, end, level in _spans(record.looks):
@@ -385,12 +380,6 @@ def _open(record: RunRecord, heights: tuple[float, ...]) -> tuple[Figure, Sequen
     axes[-1].set_xlim(0, 1.01 * end)
     axes[-1].set_xlabel("step", fontsize=8)
     return figure, axes
-
-
-def _close(figure: Figure, title: str, caption: str, *, legend: bool = True) -> Drawing:
-    if legend and any(axis.get_legend_handles_labels()[1] for axis in figure.axes):
-        add_legend(figure, columns=2)
-    return Drawing(title, caption, to_svg(figure))
 
 
 def _plot(axis: Axes, looks: Looks, name: str, label: str | None, **style: Any) -> None:

@@ -11,7 +11,7 @@ from page_cases import make_collapsed, make_healthy
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssl_seg.report.run_figures.to_svg", lambda _: "<svg></svg>")
+    monkeypatch.setattr("ssl_seg.report.figures.to_svg", lambda _: "<svg></svg>")
 
 
 def test_several_runs_are_compared_in_their_common_folder(cli: Cli, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from ssl_seg.data.splits.files import load_split, save_split
 from ssl_seg.report import check_pages
 from ssl_seg.report.audit_figure import Sample, paint_sample
 from ssl_seg.report.check_pages import make_audit_page
-from ssl_seg.report.figures import MOST_POINTS, class_color
+from ssl_seg.report.figures import MOST_POINTS, class_color, draw_panels
 from ssl_seg.report.page import Page, render_page
-from ssl_seg.report.split_figure import draw_split
+from ssl_seg.report.split_figure import make_split_panels
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_worst_finding_makes_the_verdict(
     named = [reason for reason in page.banner.reasons if reason.startswith(("Fault: ", "Warning: "))]
     assert named == ["Fault: some fault"] * findings.count(FAULT) + ["Warning: some warn"] * findings.count(WARNING)
     tables = [table for section in page.sections if section.title == "Findings" for table in section.tables]
-    assert [row[0].split(":")[0] for table in tables for row in table.rows] == sorted(
+    assert [row[0] for table in tables for row in table.rows] == sorted(
         (finding.level for finding in findings), key=["fault", "warn", "info"].index
     )
 
@@ -99,12 +99,12 @@ def test_outlines_are_drawn_inside_their_class() -> None:
 @pytest.mark.parametrize("count", around(MOST_POINTS))
 def test_many_points_are_pixels_of_one_image(count: int) -> None:
     first = replace(make_measures(intensity=False)[0], foreground=comparison([*np.linspace(0, 1, count)], 0.5))
-    (drawing,) = draw_split([first])
+    (drawing,) = draw_panels(make_split_panels([first]))
     assert ("<image" in drawing.svg) == (count > MOST_POINTS)
 
 
 def test_a_set_without_masks_draws_nothing() -> None:
-    assert draw_split([]) == ()
+    assert make_split_panels([]).panels == ()
 
 
 def test_the_command_line_writes_pages_whose_next_command_works(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from ssl_seg.errors import DataError, printable
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.report.diagnosis import format_measurements, format_report, format_table, write_report
-from ssl_seg.report.diagnosis_figures import make_foreground, make_histograms, make_sweep, plot_panels
+from ssl_seg.report.diagnosis_figures import make_foreground, make_histograms, make_sweep
 from ssl_seg.report.diagnosis_page import make_diagnosis_page
 from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict
 from ssl_seg.report.diagnosis_tables import (
@@ -39,6 +39,7 @@ from ssl_seg.report.diagnosis_tables import (
     make_worst_images,
 )
 from ssl_seg.report.example_figure import color_errors, list_columns, paint_panel, plot_examples
+from ssl_seg.report.figures import plot_panels
 from ssl_seg.scores.text import cut, number
 
 ALL = {"constant": constant_diagnosis, "healthy": healthy_diagnosis, "masks": masks_diagnosis}

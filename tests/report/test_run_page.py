@@ -51,7 +51,7 @@ from ssl_seg.scores.intervals import draw_resamples, estimate_difference
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw figures without writing them out, which takes most of the time; TestHtml does both."""
     if request.cls is not TestHtml:
-        monkeypatch.setattr("ssl_seg.report.run_figures.to_svg", lambda _: "<svg></svg>")
+        monkeypatch.setattr("ssl_seg.report.figures.to_svg", lambda _: "<svg></svg>")
 
 
 def test_the_color_of_a_line_one_pixel_wide_comes_through() -> None:

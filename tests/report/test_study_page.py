@@ -30,7 +30,7 @@ RESULTS = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssl_seg.report.run_figures.to_svg", lambda _: "<svg></svg>")
+    monkeypatch.setattr("ssl_seg.report.figures.to_svg", lambda _: "<svg></svg>")
 
 
 def rows(page: Page) -> list[tuple[str, ...]]:
