@@ -126,7 +126,7 @@ def check_page_file(path: Path) -> None:
             if _MARK not in file.readline():
                 raise DataError(f"{path} exists and is no page of ssl-seg: it is not overwritten, choose another name")
     elif obstacle := find_obstacle(path):
-        raise DataError(f"{path} cannot be written: {obstacle}")
+        raise DataError(f"{path} cannot be written: {obstacle}. Name a file in another folder")
 
 
 def _leave_out_pictures(page: Page) -> Page:

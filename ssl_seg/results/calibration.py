@@ -16,7 +16,8 @@ from ssl_seg.data.open import open_store
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, DataError
-from ssl_seg.inference.calibration import Calibration, calibrate_predictor, decide, save_calibration
+from ssl_seg.files import find_obstacle
+from ssl_seg.inference.calibration import Calibration, calibrate_predictor, calibration_path, decide, save_calibration
 from ssl_seg.inference.decision import Cleaning, measure_parts
 from ssl_seg.inference.ensemble import open_members
 from ssl_seg.inference.scoring import PredictFn
@@ -89,13 +90,18 @@ def calibrate(
 
     Raises:
         ConfigError: for a rule of two classes where there are more.
-        DataError: for validation cases without foreground or background, or a precision or recall out of reach.
+        DataError: for a folder that cannot be written to, validation cases without foreground or background, or a
+            precision or recall out of reach.
         SslSegError: for an unusable checkpoint or folder; see ``evaluate``.
     """
     (model,) = open_members([request.checkpoint], request.which, choose_device_if_given(request.accelerator))
     (net,) = model.nets
     for text in model.describe_machine():
         note(text)
+    if obstacle := find_obstacle(place := calibration_path(model.path)):
+        raise DataError(
+            f"{place} cannot be written: {obstacle}. Copy the run to another folder, and calibrate the copy"
+        )
     classes = model.config.data.num_classes
     if classes > 2 and request.rule.target != "f1":
         raise ConfigError(f"--for {request.rule}: {classes} classes have no threshold; leave it out")

@@ -77,6 +77,14 @@ def test_a_shifted_network_comes_back(checkpoint: Path, monkeypatch: pytest.Monk
     assert again["biases"][1] == pytest.approx(result["biases"][1] - 1.53 / result["temperature"], abs=0.02)
 
 
+def test_a_folder_that_cannot_be_written_to_is_named_first(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the validation cases are predicted; a folder above it does not matter."""
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != checkpoint.parent)
+    monkeypatch.setattr(calibration, "open_cases", lambda *_: pytest.fail("begun"))
+    with pytest.raises(DataError, match=r"net\.calibration\.json cannot be written: permission denied.* Copy the run"):
+        calibrate(CalibrateRequest(checkpoint, "student"))
+
+
 def test_a_shift_comes_back_where_no_threshold_is_shown_to_gain(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
