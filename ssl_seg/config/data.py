@@ -207,7 +207,8 @@ class AugmentConfig(Section):
 
     Labeled patches and strong views of unlabeled ones get intensity changes too, weak views do not. A file or --set may
     say ``augment.preset``: none, light (mirrors, quarter turns, small changes of intensity) or strong (the defaults
-    here). It stands for single settings, all but cutmix and copy_paste; one that is given beside it wins.
+    here). It stands for single settings, all but cutmix and copy_paste; strong leaves invert to the plan. One that is
+    given beside it wins.
     """
 
     flips: bool = True
@@ -230,6 +231,8 @@ class AugmentConfig(Section):
     """Factor on the probabilities of changes of intensity in labeled patches; 1 has those of nnU-Net."""
     strong_factor: float = Field(2.0, ge=0, le=10)
     """Factor on the probabilities of changes of intensity in strong views of unlabeled patches."""
+    invert: float = Field(0.0, ge=0, le=1)
+    """Probability that bright and dark are exchanged in a labeled patch, and in each strong view."""
     cutout: float = Field(0.3, ge=0, le=1)
     """Probability that boxes of a strong view are blanked."""
     cutmix: float = Field(0.0, ge=0, le=1)

@@ -315,17 +315,21 @@ def dump_config(config: BaseModel, header: str = "") -> str:
 
 
 def read_yaml(path: Path) -> Nested:
-    """Return the mapping that a file holds; empty for an empty file.
+    """Return the mapping that a file holds; empty for one that holds nothing but comments.
 
     Raises:
-        ConfigError: unreadable, invalid YAML, a key given twice, or no mapping.
+        ConfigError: unreadable, empty (a copy that failed would pass for the defaults), invalid YAML, a key given
+            twice, or no mapping.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        text = path.read_text(encoding="utf-8")
+        values = yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if not text.strip():
+        raise ConfigError(f"{path} is an empty file: write it again, or leave it out to have all settings planned")
     if values is None:
         return {}
     if not isinstance(values, dict):

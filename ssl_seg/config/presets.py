@@ -34,8 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 VIEWS: dict[str, dict[str, Any]] = {
-    "none": {"flips": False, "rotate90": False, "affine": 0.0, "intensity": 0.0, "cutout": 0.0},
-    "light": {"affine": 0.0, "intensity": 0.2},
+    "none": {"flips": False, "rotate90": False, "affine": 0.0, "intensity": 0.0, "invert": 0.0, "cutout": 0.0},
+    "light": {"affine": 0.0, "intensity": 0.2, "invert": 0.0},
     "strong": {},
 }
 """Name -> keys of an ``augment`` section that are not at their defaults."""
@@ -44,7 +44,8 @@ VIEWS: dict[str, dict[str, Any]] = {
 def expand_views(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return an ``augment`` section in which the key ``preset`` is replaced by all settings that it stands for.
 
-    What the section says besides wins. Mixtures of patches are no part of a preset.
+    What the section says besides wins. Mixtures of patches are no part of a preset, and
+    ``invert`` is of ``none`` and ``light``.
 
     Raises:
         ConfigError: for an unknown preset, with the nearest known one.
@@ -52,7 +53,7 @@ def expand_views(section: Mapping[str, Any]) -> dict[str, Any]:
     from ssl_seg.config import AugmentConfig
 
     changed = _look_up("augment", section["preset"], VIEWS)
-    defaults = AugmentConfig().model_dump(exclude={"cutmix", "copy_paste"})
+    defaults = AugmentConfig().model_dump(exclude={"cutmix", "copy_paste", "invert"})
     return {**defaults, **changed, **{key: value for key, value in section.items() if key != "preset"}}
 
 

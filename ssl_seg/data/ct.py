@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.contrast import read_foreground
 from ssl_seg.data.facts import CaseFacts
-from ssl_seg.data.store import CaseStore, LoadedCase
 
 AIR = (-3100, -900)
 """The smallest value of a CT image lies here: that of air, or of what is outside the scanner (-1024, -2000, -3024)."""
@@ -36,21 +35,8 @@ def measure_window(catalog: Catalog, labeled: Sequence[str]) -> tuple[int, int] 
 
     As nnU-Net (Isensee et al. 2021) has it, but of voxels of each class that are as many as of any other.
     """
-    positive = [i for i in labeled if i in catalog.facts and catalog.facts[i].foreground]
-    store = CaseStore(catalog, catalog.channels, max_bytes=1)  # by box where files can be read so
-    values = [_read_foreground(store.load(i)) for i in positive[:: max(1, -(-len(positive) // WINDOW_IMAGES))]]
+    values = [values.ravel() for _, values in read_foreground(catalog, labeled, WINDOW_IMAGES)]
     if not values:
         return None
     low, high = (round(float(limit)) for limit in np.percentile(np.concatenate(values), (0.5, 99.5)))
     return (low, high) if low < high else None
-
-
-def _read_foreground(case: LoadedCase) -> NDArray[np.float64]:
-    """Return the values of the foreground voxels that the case remembers, of all channels."""
-    points = np.concatenate(case.foreground)
-    rows = []
-    for row in np.unique(points[:, 0]):
-        inside = tuple(points[points[:, 0] == row, 1:].T)
-        everything = (slice(None),) * len(inside)
-        rows.append(case.image[(slice(None), slice(row, row + 1), *everything)][(slice(None), 0, *inside)].ravel())
-    return np.concatenate(rows).astype(np.float64)

@@ -30,7 +30,7 @@ from ssl_seg.data.sampling import (
 )
 from ssl_seg.data.store import CaseStore, cut_unit
 from ssl_seg.data.views.geometry import draw_geometry
-from ssl_seg.data.views.intensity import blank_boxes, change_intensity
+from ssl_seg.data.views.intensity import blank_boxes, change_intensity, invert
 from ssl_seg.data.views.mixing import Mix, make_copy_paste, make_cutmix
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX
@@ -200,6 +200,7 @@ class PatchSource(Dataset[Batch]):
         box = geometry.locate(start)
         image = case.intensity.unit_to_zscore(geometry.move_image(cut_unit(case, box, geometry.size)))
         target = geometry.move_target(crop(case.target, box, geometry.size, IGNORE_INDEX).astype(np.int64))
+        image = invert(image, rng, self.augment.invert)
         return change_intensity(image, rng, self.augment.intensity, self.augment.labeled_factor), target
 
     def _unlabeled_patch(self, case_id: str, step: int, slot: int) -> Iterator[NDArray[np.float32]]:
@@ -213,7 +214,8 @@ class PatchSource(Dataset[Batch]):
         yield weak
         for view in range(self.strong_views):
             draw = derive_rng(self.seed, self.rank, step, UNLABELED_STREAM, slot, view) if view else rng
-            strong = change_intensity(weak, draw, self.augment.intensity, self.augment.strong_factor)
+            strong = invert(weak, draw, self.augment.invert)
+            strong = change_intensity(strong, draw, self.augment.intensity, self.augment.strong_factor)
             yield blank_boxes(strong, draw, self.augment.cutout)
 
 

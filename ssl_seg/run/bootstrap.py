@@ -30,8 +30,8 @@ def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
     """Return a parent's settings as a layer below those of the new run.
 
     Left out: machine settings, the split file (the split itself is carried over), how the parent itself was started
-    (section ``bootstrap`` and ``network.pretrained``: each start is decided anew), its pseudo-labels, and what depends
-    on a setting that the new run changes.
+    (section ``bootstrap`` and ``network.pretrained``: each start is decided anew), its pseudo-labels, what depends on a
+    setting that the new run changes, and ``augment.invert`` where it is 0: more labels may show that it is wanted.
 
     Args:
         config: settings of the checkpoint, or the pre-training, that the new run starts from.
@@ -45,6 +45,8 @@ def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
         dropped |= {"method.options", "batch.unlabeled"}
         if _has_planned_cutmix(config):
             dropped.add("augment.cutmix")
+    if not config["augment"].get("invert"):
+        dropped.add("augment.invert")
     if "data.root" in given:
         names = ("groups", "mask", "threshold", "label_values", "channels", "tiles", "unlabeled")
         dropped |= {f"data.{name}" for name in names}

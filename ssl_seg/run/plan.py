@@ -12,6 +12,7 @@ import numpy as np
 from ssl_seg.config.layers import Layer, Nested, flatten, nest
 from ssl_seg.config.schedules import WARMUP_STEPS, plan_warmup
 from ssl_seg.data.catalog import Catalog
+from ssl_seg.data.contrast import count_contrasts
 from ssl_seg.data.ct import looks_like_ct, measure_window
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.synthetic import is_synthetic
@@ -41,6 +42,10 @@ RARE_FOREGROUND = 0.15
 only teach the network a higher prevalence than there is."""
 
 LENGTH_KEYS = ("length.steps", "optim.warmup_steps")
+
+MIXED_CONTRAST, INVERTED = 0.1, 0.5
+"""If foreground is bright in at least a tenth of the labeled images and dark in another tenth, half of the patches are
+inverted; docs/defaults.md has what was measured."""
 
 RARE_POSITIVES, BALANCED = 0.5, 0.5
 """If fewer than half of the labeled cases have foreground, half of the labeled patches come from those that have."""
@@ -97,6 +102,7 @@ def plan_run(
         ),
         _plan_foreground_ratio(catalog, labeled),
         _plan_positive_ratio(catalog, labeled),
+        *_plan_invert(catalog, labeled, known),
         *planned_method,
         *planned_network,
         *_plan_encoder_unet(network, known),
@@ -253,6 +259,17 @@ def _plan_positive_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:
     rare = 0 < positive < RARE_POSITIVES * len(known)
     reason = f"{positive} of {len(known)} labeled cases have foreground: {'balanced' if rare else 'drawn as they are'}"
     return Planned("batch.positive_ratio", BALANCED if rare else None, reason)
+
+
+def _plan_invert(catalog: Catalog, labeled: Sequence[str], known: Nested) -> list[Planned]:
+    """Where foreground is bright in some labeled images and dark in others, each can teach what the other shows."""
+    if catalog.ndim != 2 or "augment.invert" in known or known.get("data.window") is not None:
+        return []
+    bright, dark = count_contrasts(catalog, labeled)
+    if min(bright, dark) < MIXED_CONTRAST * max(bright + dark, 1):
+        return []
+    reason = f"foreground is brighter than the rest in {bright} labeled images and darker in {dark}"
+    return [Planned("augment.invert", INVERTED, reason)]
 
 
 def _plan_axes(catalog: Catalog) -> list[Planned]:

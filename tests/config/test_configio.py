@@ -90,6 +90,8 @@ def test_saved_file_reproduces_the_configuration(tmp_path: Path) -> None:
     [
         ("a: [1", "not valid YAML"),
         ("seed: 1\nseed: 2\n", "given twice"),
+        ("", "is an empty file"),
+        (" \n", "is an empty file"),
         ("- 1\n- 2\n", "mapping"),
         ("extends: nowhere\n", "no configuration file 'nowhere'"),
     ],
@@ -281,3 +283,8 @@ def test_yes_is_no_number(tmp_path: Path, text: str, name: str | None) -> None:
         return
     with pytest.raises(ConfigError, match=rf"a\.yaml: {name}.* holds yes, no, .* where a number is needed"):
         check_partial(settings)
+
+
+def test_a_file_of_comments_sets_nothing(tmp_path: Path) -> None:
+    (layer,) = read_layers(write(tmp_path / "x.yaml", "# seed: 1\n"))
+    assert layer.values == {}

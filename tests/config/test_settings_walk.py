@@ -195,6 +195,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "augment.scale": ("augment.scale=0.3", ("augment.affine=1",)),
     "augment.elastic": ("augment.elastic=1", ()),
     "augment.intensity": ("augment.intensity=0.9", ()),
+    "augment.invert": ("augment.invert=1", ()),
     "augment.cutout": ("augment.cutout=1", ()),
     "augment.labeled_factor": ("augment.labeled_factor=3", ()),
     "augment.strong_factor": ("augment.strong_factor=10", ()),

@@ -287,6 +287,14 @@ def test_copy_paste_adds_foreground_with_its_image(source: PatchSource) -> None:
     assert torch.equal(pasted.weak, plain.weak)
 
 
+def test_inverted_are_labeled_patches_and_strong_views(source: PatchSource) -> None:
+    plain, inverted = (replace(source, augment=PLAIN.model_copy(update={"invert": p}))[2] for p in (0.0, 1.0))
+    assert torch.equal(inverted.image, -plain.image)
+    assert torch.equal(inverted.strong[0], -plain.strong[0])
+    assert torch.equal(inverted.weak, plain.weak)
+    assert torch.equal(inverted.target, plain.target)
+
+
 def test_a_batch_keeps_its_mix_on_another_device(source: PatchSource) -> None:
     batch = replace(source, augment=WEAK.model_copy(update={"cutmix": 1.0}))[0]
     moved = batch.to(torch.device("meta"))

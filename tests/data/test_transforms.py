@@ -14,7 +14,7 @@ from ssl_seg.data.resample import resample_image
 from ssl_seg.data.sampling import crop, derive_rng
 from ssl_seg.data.views import intensity as changes
 from ssl_seg.data.views.geometry import SQUARE, GeometricTransform, draw_geometry
-from ssl_seg.data.views.intensity import CHANGES, MOST_BOXES, blank_boxes, change_intensity
+from ssl_seg.data.views.intensity import CHANGES, MOST_BOXES, blank_boxes, change_intensity, invert
 from ssl_seg.data.views.transforms import measure_intensity, measure_parts, normalize
 from ssl_seg.labels import IGNORE_INDEX
 
@@ -487,3 +487,13 @@ def test_same_seed_same_view_for_any_number_of_threads(ndim: int) -> None:
     torch.set_num_threads(before)
     assert views[:6] == views[6:]
     assert len(set(views)) == 6
+
+
+def test_patches_are_inverted_with_their_probability() -> None:
+    patch = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    drawn = [invert(patch, derive_rng(seed), 0.3) for seed in range(400)]
+    assert all(np.array_equal(one, patch) or np.array_equal(one, -patch) for one in drawn)
+    assert 0.2 < sum(np.array_equal(one, -patch) for one in drawn) / 400 < 0.4
+    rng, same = derive_rng(0), derive_rng(0)
+    assert invert(patch, rng, 0.0) is patch
+    assert rng.random() == same.random()  # no draw: trainings without it keep their bits

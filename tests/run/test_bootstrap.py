@@ -79,9 +79,9 @@ class TestParentLayer:
         kept = inherited()
         left_out = {key for key in own if key not in kept}
         machine = {key for key in own if key.startswith(("runtime.", "bootstrap."))}
-        assert left_out == machine | {"split.file", "network.pretrained", "data.pseudo_labels"}
+        assert left_out == machine | {"split.file", "network.pretrained", "data.pseudo_labels", "augment.invert"}
         sections = [Config.model_fields[name].default.model_dump() for name in ("runtime", "bootstrap")]
-        assert len(left_out) == sum(len(dict(flatten(section))) for section in sections) + 3
+        assert len(left_out) == sum(len(dict(flatten(section))) for section in sections) + 4
         assert kept == {key: value for key, value in own.items() if key not in left_out}
 
     @pytest.mark.parametrize(
@@ -105,6 +105,14 @@ class TestParentLayer:
         config["augment"]["cutmix"] = 0.25
         layer = parent_layer(config, "parent.pt", {"method.name"})
         assert layer.values["augment"]["cutmix"] == 0.25
+
+    def test_exchange_of_bright_and_dark_is_kept_and_its_absence_is_not(self) -> None:
+        config = make_parent().config
+        for probability in (0.0, 0.5):
+            config["augment"]["invert"] = probability
+            kept = dict(flatten(parent_layer(config, "parent.pt", set()).values))
+            assert kept.get("augment.invert", 0.0) == probability
+            assert ("augment.invert" in kept) == (probability > 0)
 
     def test_several_changes_add_up(self) -> None:
         gone = set(inherited()) - set(inherited("length.steps", "data.root"))

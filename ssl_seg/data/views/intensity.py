@@ -1,4 +1,4 @@
-"""Intensity changes and blanked boxes; no voxel moves.
+"""Intensity changes, exchange of bright and dark, and blanked boxes; no voxel moves.
 
 The changes, their order, probabilities and, at a strength of 0.5, their ranges are those of nnU-Net (Isensee et al.
 2021, ``get_training_transforms`` of version 2). Patches come as z-scores of their image, which makes a change as large
@@ -109,6 +109,11 @@ def change_intensity(patch: Array, rng: np.random.Generator, strength: float, fa
                 if rng.random() < share:
                     channel[...] = change(channel, rng, strength)
     return changed
+
+
+def invert(patch: Array, rng: np.random.Generator, probability: float) -> Array:
+    """Return a patch (C,*P) of z-scores in which, with this probability, bright and dark are exchanged."""
+    return -patch if probability and rng.random() < probability else patch
 
 
 def blank_boxes(patch: Array, rng: np.random.Generator, probability: float) -> Array:
