@@ -45,7 +45,7 @@ def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
         dropped |= {"method.options", "batch.unlabeled"}
         if _has_planned_cutmix(config):
             dropped.add("augment.cutmix")
-    if not config["augment"].get("invert"):
+    if not config.get("augment", {}).get("invert"):
         dropped.add("augment.invert")
     if "data.root" in given:
         names = ("groups", "mask", "threshold", "label_values", "channels", "tiles", "unlabeled")
