@@ -30,6 +30,9 @@ from ssl_seg.data.volumes import Stored, open_image, open_mask, read_image, read
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX, to_target
 
+GRAY_FOR_COLOR = (1, 3)
+"""Channels of an image and of a network that take each other all the same: color images may be mixed with gray ones."""
+
 FOREGROUND_POINTS = 4096
 """Voxels of each foreground class that are remembered as possible centers of patches: all, or of twice as many and more
 a random one of every n, at least this many and fewer than twice as many."""
@@ -388,16 +391,16 @@ def measure_by_block(image: Stored, channels: int, block_bytes: int = BLOCK_BYTE
 
 
 def fit_channels(image: NDArray[np.generic], channels: int, where: str) -> NDArray[np.generic]:
-    """Return (C,*S) with the wanted number of channels; a gray image is repeated.
+    """Return (C,*S) with the wanted number of channels; a gray image is a color image with equal channels.
 
     Raises:
-        DataError: when a color image would have to lose its channels.
+        DataError: for any other number of channels.
     """
     if len(image) == channels:
         return image
-    if len(image) == 1:
+    if (len(image), channels) == GRAY_FOR_COLOR:
         return np.repeat(image, channels, axis=0)
-    raise DataError(f"{where} has {len(image)} channels and the network takes {channels}: convert it first")
+    raise DataError(f"{where} has {len(image)} channel(s) and the network takes {channels}: convert it first")
 
 
 def cut_unit(case: LoadedCase, start: Sequence[int], patch_size: Sequence[int]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.layouts import EXTRA
 from ssl_seg.data.splits.checks import check_split
+from ssl_seg.data.store import GRAY_FOR_COLOR
 from ssl_seg.data.volumes import takes_axes
 from ssl_seg.errors import ConfigError, DataError, SplitError
 from ssl_seg.methods import METHODS, check_traits
@@ -42,7 +43,7 @@ def check_with_data(resolved: Resolved, note: Callable[[str], None]) -> tuple[Fi
             f"data.patch_size {list(config.data.patch_size)} is for {config.data.ndim}D; {catalog.root} holds "
             f"{catalog.ndim}D images"
         )
-    if catalog.channels not in {1, config.data.channels}:
+    if catalog.channels != config.data.channels and (catalog.channels, config.data.channels) != GRAY_FOR_COLOR:
         raise ConfigError(f"data.channels = {config.data.channels}; the images have {catalog.channels}")
     check_loss_classes(config.loss, config.data.num_classes)
     _check_spacing(config.data, catalog)
