@@ -400,7 +400,9 @@ def _choose_key(path: Path, wanted: str, names: Mapping[str, None], default_keys
     if path.is_dir() and not names:
         return ""
     held = f"the arrays {name_examples(names, 8)}" if names else "no array of numbers with two axes or more"
-    raise DataError(f"{path} holds {held}, and none named {' or '.join(default_keys)}. Name one as {path}::KEY.")
+    raise DataError(
+        f"{path} holds {held}, and none named {' or '.join(default_keys)}. Name one in a manifest, as {path}::KEY."
+    )
 
 
 def _check_start(path: Path) -> Format:

@@ -375,6 +375,17 @@ def test_yolo(tmp_path: Path, names: str) -> None:
     assert sorted(c.id for c in find_cases(str(tmp_path / "out")).cases if c.mask is None) == ["more"]
 
 
+@pytest.mark.parametrize("file", ["classes.txt", "obj.names", "labels/classes.txt", "data.yaml"])
+def test_yolo_names_of_other_programs(tmp_path: Path, file: str) -> None:
+    """Also where the images are elsewhere; one class may be named by a word."""
+    root = write_yolo(tmp_path / "data", {"k1": "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5\n"})
+    (root / "images").rename(tmp_path / "images")
+    (root / file).write_text("names: cell" if file == "data.yaml" else "cell\nwall\n")
+    notes = import_labels(root, tmp_path / "out", images=tmp_path / "images")
+    assert "mask values: 1 cell" in notes
+    assert not any("class 0" in note for note in notes)
+
+
 def test_yolo_of_two_parts_keeps_them_apart(tmp_path: Path) -> None:
     line = "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5\n"
     for part, text in (("train", line), ("val", "")):
@@ -398,7 +409,7 @@ def test_yolo_of_two_parts_keeps_them_apart(tmp_path: Path) -> None:
         ("0 0.5 0.5 0.2 0.2 0.9", "k.txt, line 1: this is a box"),
         ("0 0.1 0.1 0.5 0.1 0.5 0.5 0.2", "k.txt, line 1: an outline is a list of x, y"),
         ("0 10 10 50 10 50 50", "k.txt, line 1: the outline spans x 10 .. 50"),
-        ("2 0.1 0.1 0.5 0.1 0.5 0.5", "k.txt, line 1: the class is '2'; data.yaml names 0, 1"),
+        ("2 0.1 0.1 0.5 0.1 0.5 0.5", "k.txt, line 1: the class is '2'; there are names for 0, 1"),
     ],
 )
 def test_unusable_yolo_is_refused_by_name(tmp_path: Path, line: str, message: str) -> None:

@@ -26,7 +26,7 @@ from ssl_seg.errors import DataError, name_examples
 
 _HEAD = 4096
 """Bytes of a JSON file, at its start and its end, that tell what it is."""
-_IDS = ("imageid", "id", "img", "image", "filename", "file", "imageidclassid")
+_IDS = ("imageid", "id", "img", "image", "filename", "file", "imageidclassid", "imagelabel")
 _RUNS = ("encodedpixels", "rle", "rlemask", "maskrle", "encoding", "segmentation", "annotation")
 _CLASSES = ("classid", "class", "label", "category", "celltype")
 _NOTHING = ("", "-1", "nan")
@@ -223,7 +223,9 @@ def _unpack_mask(text: Any, left: int, top: int, size: Size, where: str) -> Patc
 
 def read_yolo(files: Sequence[Path], index: Images) -> Labels:
     """Read one text file an image: lines of a class, from 0, and an outline as shares of width and height."""
-    names = _read_yolo_names(index.folder)
+    common = Path(os.path.commonpath([path.parent for path in files]))
+    places = dict.fromkeys((index.folder, common, common.parent))
+    names: dict[int, str] = next(filter(None, map(_read_yolo_names, places)), {})
     shapes: dict[Path, list[Shape]] = {}
     for path in files:
         image = index.find(str(path.with_suffix("")), str(path))
@@ -239,7 +241,7 @@ def read_yolo(files: Sequence[Path], index: Images) -> Labels:
                     f"{where}: this is a box, not an outline. Boxes make no masks: export the segmentation."
                 )
             if not first.isdigit() or (names and int(first) not in names):
-                known = f"data.yaml names {name_examples(list(map(str, names)))}" if names else "the first is 0"
+                known = f"there are names for {name_examples(names)}" if names else "the first is 0"
                 raise DataError(f"{where}: the class is '{first}'; {known}.")
             label = names[int(first)] if names else f"class {first}"
             shapes[image].append(Shape(label, partial(_draw_yolo, numbers, where)))
@@ -256,19 +258,29 @@ def _draw_yolo(numbers: Sequence[str], where: str, size: Size) -> Patch:
 
 
 def _read_yolo_names(folder: Path) -> dict[int, str]:
-    """Return the names of the classes in the data.yaml of a data set, by their numbers; none without that file."""
+    """Return the names of the classes in data.yaml, classes.txt (Label Studio) or obj.names (CVAT), by their numbers;
+    none without such a file."""
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         try:
             names = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("names")
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
             raise DataError(f"{path}: cannot be read as YAML ({error}).") from error
         if names:
-            numbered = names if isinstance(names, dict) else dict(enumerate(names))
+            numbered = (
+                names if isinstance(names, dict) else dict(enumerate([names] if isinstance(names, str) else names))
+            )
             if not all(str(number).isdigit() for number in numbered):
                 raise DataError(f"{path}: names must be a list, or name the classes 0, 1, ... by their numbers.")
-            often = Counter(map(str, numbered.values()))
-            return {int(n): str(name) if often[str(name)] == 1 else f"{n} {name}" for n, name in numbered.items()}
-    return {}
+            return _tell_apart({int(number): str(name) for number, name in numbered.items()})
+    lists = [path for name in ("classes.txt", "obj.names") if (path := folder / name).is_file()]
+    lines = lists[0].read_text(encoding="utf-8", errors="replace").splitlines() if lists else []
+    return _tell_apart({number: line.strip() for number, line in enumerate(lines) if line.strip()})
+
+
+def _tell_apart(names: Mapping[int, str]) -> dict[int, str]:
+    """Return the names of classes, with its number in front of one that several have."""
+    often = Counter(names.values())
+    return {number: name if often[name] == 1 else f"{number} {name}" for number, name in names.items()}
 
 
 def read_runs(files: Sequence[Path], index: Images, *, by_rows: bool = False) -> Labels:
@@ -279,7 +291,7 @@ def read_runs(files: Sequence[Path], index: Images, *, by_rows: bool = False) ->
     shapes: dict[Path, list[Shape]] = {}
     for row in rows:
         text, own = row.cells[name], row.cells[label] if label else "object"
-        if _plain(name) == "imageidclassid":
+        if _plain(name) in ("imageidclassid", "imagelabel"):
             text, _, own = text.rpartition("_")
         found = shapes.setdefault(index.find(text, row.where), [])
         if row.cells[runs].lower() not in _NOTHING:
