@@ -451,6 +451,7 @@ def test_run_lengths_of_one_class(tmp_path: Path, columns: list[str], suffix: st
     [
         (["ImageId", "ClassId", "EncodedPixels"], [("a0", "10", "1 3"), ("a0", "2", "25 2"), ("a1", "2", "-1")]),
         (["ImageId_ClassId", "EncodedPixels"], [("a0.jpg_10", "1 3"), ("a0.jpg_2", "25 2"), ("a1.jpg_2", "")]),
+        (["Image_Label", "EncodedPixels"], [("a0.jpg_10", "1 3"), ("a0.jpg_2", "25 2"), ("a1.jpg_2", "")]),
     ],
 )
 def test_run_lengths_of_several_classes(tmp_path: Path, columns: list[str], rows: list[tuple[str, ...]]) -> None:

@@ -266,9 +266,8 @@ def _read_yolo_names(folder: Path) -> dict[int, str]:
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
             raise DataError(f"{path}: cannot be read as YAML ({error}).") from error
         if names:
-            numbered = (
-                names if isinstance(names, dict) else dict(enumerate([names] if isinstance(names, str) else names))
-            )
+            listed = names if isinstance(names, list | dict) else [names]
+            numbered = listed if isinstance(listed, dict) else dict(enumerate(listed))
             if not all(str(number).isdigit() for number in numbered):
                 raise DataError(f"{path}: names must be a list, or name the classes 0, 1, ... by their numbers.")
             return _tell_apart({int(number): str(name) for number, name in numbered.items()})
