@@ -54,7 +54,8 @@ def test_kinds() -> None:
     few_slices = named(fact(channels=3), fact(shape=(8, 8, 8)), fact(channels=3))
     for facts, advice in ((mixed, False), (few_slices, True)):
         assert brief(checks.check_kinds(facts))[0] == ("mixed_kinds", "fault", ("1",))
-        assert ("data.axes=ZYX" in next(checks.check_kinds(facts)).message) == advice
+        message = next(checks.check_kinds(facts)).message
+        assert ("data.axes=ZYX" in message, "one slice" in message) == (advice, True)
     colors = named(fact(channels=3), fact(channels=4), fact(channels=3))
     assert brief(checks.check_kinds(colors)) == [("mixed_kinds", "fault", ("1",))]
     assert "2 with 3 channel(s) (e.g. 0), 1 with 4 channel(s) (e.g. 1)" in next(checks.check_kinds(colors)).message

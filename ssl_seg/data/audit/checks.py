@@ -50,8 +50,11 @@ def check_kinds(facts: Facts) -> Iterator[Finding]:
             listed = ", ".join(f"{n} with {kind} (e.g. {first[kind]})" for kind, n in kinds)
             rarer = tuple(i for i, kind in kind_of.items() if kind != kinds[0][0])
             colors = any(len(f.shape) == 2 and f.channels > 1 for f in facts.values())
-            slices = " Where channels are slices of a volume, set data.axes=ZYX." * (colors and "volumes" in what)
-            message = f"the data set mixes {what}: {listed}. Keep one kind per data set.{slices}"
+            advice = "Keep one kind per data set."
+            if what == "images and volumes":
+                advice += " A volume of one slice is an image."
+                advice += " Where channels are slices of a volume, set data.axes=ZYX." * colors
+            message = f"the data set mixes {what}: {listed}. {advice}"
             yield Finding("mixed_kinds", "fault", message, rarer)
 
 
