@@ -400,7 +400,8 @@ def fit_channels(image: NDArray[np.generic], channels: int, where: str) -> NDArr
         return image
     if (len(image), channels) == GRAY_FOR_COLOR:
         return np.repeat(image, channels, axis=0)
-    raise DataError(f"{where} has {len(image)} channel(s) and the network takes {channels}: convert it first")
+    own = "1 channel" if len(image) == 1 else f"{len(image)} channels"
+    raise DataError(f"{where} has {own} and the network takes {channels}: convert it first")
 
 
 def cut_unit(case: LoadedCase, start: Sequence[int], patch_size: Sequence[int]) -> NDArray[np.float32]:
