@@ -43,9 +43,9 @@ only teach the network a higher prevalence than there is."""
 
 LENGTH_KEYS = ("length.steps", "optim.warmup_steps")
 
-MIXED_CONTRAST, INVERTED = 0.1, 0.5
-"""If foreground is bright in at least a tenth of the labeled images and dark in another tenth, half of the patches are
-inverted; docs/defaults.md has what was measured."""
+MIXED_CONTRAST, INVERTED = 0.25, 0.5
+"""If foreground is bright in at least a quarter of the labeled images and dark in another quarter, half of the patches
+are inverted; docs/defaults.md has what was measured."""
 
 RARE_POSITIVES, BALANCED = 0.5, 0.5
 """If fewer than half of the labeled cases have foreground, half of the labeled patches come from those that have."""
