@@ -173,16 +173,16 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file; lines cut short by a crash are left out."""
+    """Return the records of a file; lines cut short by a crash, or damaged, are left out."""
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            records.append(json.loads(line.decode()))
+        except ValueError:  # no JSON, or no UTF-8
             continue
-    return records
+    return [record for record in records if isinstance(record, dict)]
 
 
 def to_json_line(record: Mapping[str, Any]) -> str:

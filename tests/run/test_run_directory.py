@@ -118,6 +118,12 @@ def test_environment_is_recorded(tmp_path: Path) -> None:
     assert read_jsonl(tmp_path / "run" / "events.jsonl") == []
 
 
+def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
+    lines = (b'{"step": 1}', b'{"step": 2', b'{"step": 2, "event": "\xff"}', b"3", b"", '{"name": "é"}'.encode())
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"step": 1}, {"name": "é"}]
+
+
 def test_a_full_disk_is_recognized_behind_other_errors() -> None:
     def fail(number: int) -> RuntimeError:
         try:
