@@ -76,6 +76,7 @@ def test_of_many_images_some_are_read(count: int, tmp_path: Path, monkeypatch: p
     many = [f"{n % 5:02}" for n in range(count)]
     bright, dark = count_contrasts(catalog, many)
     assert dark == 0
+    assert (bright == count) == (count <= CONTRAST_IMAGES)
     assert count / 2 / (1 + count // CONTRAST_IMAGES) <= bright <= min(count, CONTRAST_IMAGES)
     monkeypatch.setattr(contrast, "CONTRAST_IMAGES", 10 * count)
     assert count_contrasts(catalog, many) == (count, 0)
