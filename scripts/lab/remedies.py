@@ -28,6 +28,8 @@ class Remedy:
     settings: Mapping[str, Any]
 
 
+_RARE = "three classes, one small and in 5 images"
+_WEIGHTS = {"loss": {"class_weights": "auto"}}
 _METHOD = {"name": "mean_teacher", "options": {"confidence": 0.8}}
 REMEDIES: tuple[Remedy, ...] = (
     Remedy("optim.lr of the optimizer", "learning rate x 100", {"optim": {"lr": 0.1}}),
@@ -39,7 +41,10 @@ REMEDIES: tuple[Remedy, ...] = (
     Remedy("network.norm=instance", "BatchNorm statistics never updated", {"network": {"norm": "instance"}}),
     Remedy("method.options.confidence=0.8", "confidence threshold", {"method": _METHOD}),
     Remedy("optim.lr of the optimizer", "very slow learning", {"optim": {"lr": 3e-3}}),
-    Remedy("twice the steps", "three classes", {"length": {"steps": 160}}),
+    Remedy("twice the steps", "three classes, one in 2 images", {"length": {"steps": 160}}),
+    Remedy("six times the steps", _RARE, {"length": {"steps": 960}}),
+    Remedy("loss.class_weights=auto", _RARE, _WEIGHTS),
+    Remedy("six times the steps, loss.class_weights=auto", _RARE, {"length": {"steps": 960}, **_WEIGHTS}),
 )
 
 

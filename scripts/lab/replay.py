@@ -70,14 +70,14 @@ class Replay:
 
 def make_signals(**stated: Any) -> Signals:
     """Return signals with the stated figures; the others are unknown."""
-    values: dict[str, Any] = {"voxels": 0, "patches": 0, "nonfinite": 0}
+    values: dict[str, Any] = {"voxels": 0, "patches": 0, "nonfinite": 0, "losses": ()}
+    values |= {"class_prevalence_pred": (), "class_prevalence_true": ()}
     hints = get_type_hints(Signals)
     for entry in fields(Signals):
         if entry.name not in values:
             values[entry.name] = None if hints[entry.name] == float | None else math.nan
     values["logit_quantiles"] = (math.nan,) * len(QUANTILES)
     values["prob_histogram"] = (math.nan,) * PROB_BINS
-    values["losses"] = ()
     if "prevalence_true" in stated:
         values["trivial_f1"] = compute_trivial_f1(stated["prevalence_true"])
     return Signals(**(values | stated))

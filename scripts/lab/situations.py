@@ -57,6 +57,8 @@ class Situation:
     """Share of the images without any disc."""
     second: int = 0
     """Images in which one disc is of a second class; the planned classes are three then."""
+    second_look: tuple[float, float] | None = None
+    """Radius and contrast of that disc; None where it looks like the others."""
     blur: float = 0.0
     """Sigma with which a mask of 0 and 255 is smoothed before it is saved as it is."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -73,6 +75,13 @@ SITUATIONS: tuple[Situation, ...] = (
     Situation("75 % empty masks", images=60, empty=0.75),
     Situation("foreground of 0.5 %", images=40, discs=(1, 1), radius=(2.0, 3.0)),
     Situation("three classes, one in 2 images", second=2, settings={"data": {"label_values": [0, 1, 2]}}),
+    Situation(
+        "three classes, one small and in 5 images", images=40, second=5, second_look=(2.0, -40.0),
+        settings={
+            "data": {"label_values": [0, 1, 2]}, "network": {"features": 8}, "optim": {"lr": 1e-2},
+            "length": {"steps": 160},
+        },
+    ),
     Situation("mask with gray borders: 256 classes", blur=2.0),
     Situation("very slow learning", settings={"optim": {"lr": 1e-5}}, can_collapse=False),
     Situation("learning rate 1e30", settings={"optim": {"lr": 1e30}}),
@@ -89,13 +98,15 @@ def draw_image(situation: Situation, index: int, seed: int) -> tuple[NDArray[np.
     is_empty = place >= round((1 - situation.empty) * situation.images)
     for number in range(0 if is_empty else int(rng.integers(situation.discs[0], situation.discs[1] + 1))):
         y, x, radius = *rng.uniform(6, SIDE - 6, 2), rng.uniform(*situation.radius)
+        contrast, label = rng.uniform(*situation.contrast), 2 if number == 0 and place < situation.second else 1
+        if label == 2 and situation.second_look is not None:
+            radius, contrast = situation.second_look
         inside = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
-        mask[inside] = 2 if number == 0 and place < situation.second else 1
-        light[inside] = rng.uniform(*situation.contrast)
+        mask[inside], light[inside] = label, contrast
     for _ in range(int(rng.integers(1, 4))):
         y, x, radius = *rng.uniform(0, SIDE, 2), rng.uniform(3, 7)
         distance = np.hypot(rows - y, columns - x)
-        light = np.maximum(light, np.where(abs(distance - radius) < 1.0, rng.uniform(45, 75), 0) * (mask == 0))
+        light = np.where((abs(distance - radius) < 1.0) & (mask == 0), np.maximum(light, rng.uniform(45, 75)), light)
     image = ndimage.gaussian_filter(90 + light, 0.7) + rng.normal(0, 12, (SIDE, SIDE))
     if situation.blur:
         mask = np.round(ndimage.gaussian_filter(255.0 * (mask > 0), situation.blur)).astype(np.uint8)
@@ -114,10 +125,12 @@ def write_images(folder: Path, situation: Situation, seed: int) -> str:
 
 @dataclass(frozen=True)
 class NetworkTruth:
-    """What a network does on fresh images: any foreground, by the class that is written."""
+    """What a network does on fresh images: any foreground but for F1, by the class that is written."""
 
     f1: float
+    """Mean over the foreground classes that are there."""
     trivial_f1: float
+    """The same of foreground everywhere, each class by itself."""
     auroc: float
     ratio: float
     """Predicted over true foreground."""
@@ -203,17 +216,18 @@ def measure_truth(checkpoint: Path, situation: Situation, seed: int) -> tuple[Ne
     """Return what student and teacher do on fresh images."""
     model = open_model(checkpoint, torch.device("cpu"))
     pairs = [draw_image(situation, situation.images * (n + 1) + n, seed) for n in range(FRESH)]
-    truth = np.stack([mask > 0 for _, mask in pairs]).ravel()
+    truth = np.stack([mask for _, mask in pairs]).ravel()
     return measure_network(model, "student", pairs, truth), measure_network(model, "teacher", pairs, truth)
 
 
 def measure_network(
-    model: Any, net: str, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], truth: NDArray[np.bool_]
+    model: Any, net: str, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], classes: NDArray[np.uint8]
 ) -> NetworkTruth:
     """Return what one network does."""
     predictor = model.predictor(net, 0.25)
     outputs = [predictor.with_logits(image[None], None) for image, _ in pairs]
-    pred = np.concatenate([probs.argmax(0).ravel() > 0 for probs, _ in outputs])
+    written = np.concatenate([probs.argmax(0).ravel() for probs, _ in outputs])
+    pred, truth = written > 0, classes > 0
     score = np.concatenate([logit.ravel() for _, logit in outputs])
     finite = bool(np.isfinite(score).all())
     auroc = math.nan
@@ -222,8 +236,10 @@ def measure_network(
         positives = int(truth.sum())
         auroc = (ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * (len(truth) - positives))
     share = truth.mean()
-    f1 = 2 * (pred & truth).sum() / max(pred.sum() + truth.sum(), 1)
-    return NetworkTruth(float(f1), float(2 * share / (1 + share)), float(auroc), float(pred.mean() / share), finite)
+    own = [(written == label, classes == label) for label in range(1, int(classes.max()) + 1)]
+    f1 = np.mean([2 * (p & t).sum() / (p.sum() + t.sum()) for p, t in own if t.any()])
+    trivial = np.mean([2 * t.mean() / (1 + t.mean()) for _, t in own if t.any()])
+    return NetworkTruth(float(f1), float(trivial), float(auroc), float(pred.mean() / share), finite)
 
 
 def run_situations(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ssl_seg.config import Config, LossConfig
 from ssl_seg.config.learning import OptimConfig
+from ssl_seg.losses import list_options
 from ssl_seg.monitor.findings import RuleFinding
 
 USUAL_LR: Mapping[str, float] = {"sgd": 0.1}
@@ -16,6 +17,8 @@ FAR = 10.0
 """Factor from a usual learning rate from which a rate is suspected before anything else."""
 EXTREME_COST = 10.0
 """Factor of foreground over background in the loss, or the other way round, that is worth a word."""
+MORE = 6
+"""Factor of the steps for classes that weigh alike: at first far too much of the rare ones is predicted."""
 MANY_STEPS = 2000
 """After so many steps, training longer no longer helps a network that has learned nothing."""
 
@@ -56,6 +59,8 @@ class Context:
     foreground_ratio: float = 0.0
     costs: Sequence[Cost] = ()
     """Settings of the loss that weigh foreground against background."""
+    may_weigh_classes: bool = False
+    """Whether a component of the loss takes weights of the classes, and has none or leaves a class out."""
 
 
 NO_CONTEXT = Context()
@@ -65,7 +70,10 @@ ActionCondition = Callable[[Context, RuleFinding], bool]
 
 @dataclass(frozen=True)
 class Action:
-    """What to do, and when: ``text`` may name ``{low}``, ``{usual}``, ``{steps}``, ``{cost}``; None is always."""
+    """What to do, and when: ``text`` may name ``{low}``, ``{usual}``, ``{steps}``, ``{many}`` and ``{cost}``.
+
+    Without ``when`` it is for any run.
+    """
 
     text: str
     when: ActionCondition | None = None
@@ -86,6 +94,7 @@ def read_context(config: Config) -> Context:
         norm=config.network.norm,
         foreground_ratio=config.data.foreground_ratio,
         costs=read_costs(config.loss),
+        may_weigh_classes=_may_weigh_classes(config.loss),
     )
 
 
@@ -118,6 +127,7 @@ def choose_action(
         low=f"{context.lr / 10:g}",
         usual=f"{context.usual_lr:g}",
         steps=2 * max(context.steps, 1),
+        many=MORE * max(context.steps, 1),
         cost="" if cost is None else f"{cost.key}={cost.neutral}",
     )
 
@@ -128,6 +138,17 @@ def _list_guilty(context: Context, finding: RuleFinding) -> list[Cost]:
     sides = {"all_positive": True, "all_negative": False}
     side = sides.get(finding.code, finding.value > 1 if finding.code == "foreground_bias" else None)
     return [cost for cost in extreme if side is None or (cost.factor > 1) == side]
+
+
+def _may_weigh_classes(loss: LossConfig) -> bool:
+    takers = [name for name in list_components(loss) if "class_weights" in list_options(name)]
+    given = [loss.class_weights, *(loss.options.get(name, {}).get("class_weights") for name in takers)]
+    set_ones = [weights for weights in given if weights]
+    return bool(takers) and all(weights != "auto" and 0 in weights for weights in set_ones)
+
+
+def _weighs_evenly(context: Context, _: RuleFinding) -> bool:
+    return context.may_weigh_classes
 
 
 def _is_weighted(context: Context, finding: RuleFinding) -> bool:
@@ -197,6 +218,10 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
         _LONGER,
     ),
     "shifted_threshold": (_WEIGHTED, _CUT, _LONGER),
+    "missing_class": (
+        Action("train again with loss.class_weights=auto and --steps {many}", _weighs_evenly),
+        _LONGER,
+    ),
     "foreground_bias": (_WEIGHTED, _CUT, _LONGER),
     "overfitting": (Action("use best.pt, which is from before"),),
     "plateau": (_USUAL, Action("let `ssl-seg diagnose` measure what stands in the way")),

@@ -35,6 +35,7 @@ CODES: dict[str, str] = {
     "teacher_diverged": "the teacher is clearly worse than the student, also than the student of some time ago",
     "shifted_threshold": "the ranking is good, but the threshold is the wrong place to cut; no collapse",
     "not_above_trivial": "no threshold does clearly better than predicting foreground everywhere",
+    "missing_class": "one of several foreground classes is next to never predicted, although it is there",
     "foreground_bias": "far more, or far less, foreground is predicted than there is",
     "trivial_loss": "the loss is stuck at the value of a constant output",
     "overfitting": "training cases get better while validation gets worse",
@@ -100,7 +101,7 @@ LIMITS: dict[str, Limit] = {
         "healthy networks had 0.75 and more after 20 steps of warm-up (measured)",
     ),
     "one_sided_share": Limit(
-        0.02, "predicting less than this share of the true foreground (or background) is one-sided",
+        0.02, "predicting less than this share of the true foreground (or background, or of a class) is one-sided",
         "a reported collapse had 534 predicted voxels of 9.4e7 true ones; a fixed limit of 1 % gave false alarms on "
         "empty targets",
     ),

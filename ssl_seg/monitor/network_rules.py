@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ssl_seg.errors import name_examples
 from ssl_seg.monitor.catalog import limit, make_finding
 from ssl_seg.monitor.findings import Level, RuleFinding
 from ssl_seg.monitor.signals import PROB_BINS, Signals
@@ -149,6 +150,22 @@ def find_foreground_bias(signals: Signals, net: str) -> RuleFinding | None:
     return make_finding("foreground_bias", "warn", net, ratio, "foreground_bias", message, scaled=scaled)
 
 
+def find_missing_class(signals: Signals, net: str) -> RuleFinding | None:
+    """Some of several foreground classes are next to never predicted where they are, by a network that has learned."""
+    least = limit("one_sided_share")
+    shares = list(zip(signals.class_prevalence_pred, signals.class_prevalence_true, strict=True))
+    missing = [(label, pred, true) for label, (pred, true) in enumerate(shares, 1) if pred < least * true]
+    if len(shares) < 2 or not missing or _is_one_sided(signals):
+        return None
+    if any(rule(signals, net) for rule in (*COLLAPSES, find_shifted_threshold)):
+        return None
+    named = name_examples(
+        (f"class {label} on {pred:.3%} of the voxels where {true:.3%} is true" for label, pred, true in missing)
+    )
+    worst = min(pred / true for _, pred, true in missing)
+    return make_finding("missing_class", "warn", net, worst, "one_sided_share", f"predicts {named}")
+
+
 def find_trivial_images(f1: float, trivial_f1: float, net: str) -> RuleFinding | None:
     """Return a finding where the masks of whole images are no better than foreground everywhere."""
     margin = f1 - trivial_f1
@@ -170,6 +187,7 @@ NETWORK_RULES: tuple[NetworkRule, ...] = (
     *COLLAPSES,
     find_shifted_threshold,
     find_not_above_trivial,
+    find_missing_class,
     find_foreground_bias,
 )
 

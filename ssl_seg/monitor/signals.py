@@ -106,6 +106,11 @@ class Signals:
     foreground_distance: float
     """Wasserstein-1 distance between the foreground shares of the patches, predicted and true; in [0, 1]."""
 
+    class_prevalence_pred: tuple[float, ...] = ()
+    """Share of voxels predicted as each foreground class, of all that count; a voxel without a finite output is
+    predicted as every class that it is not."""
+    class_prevalence_true: tuple[float, ...] = ()
+    """True share of each foreground class."""
     threshold: float = 0.5
     """Probability above which foreground is predicted, of two classes."""
     pq: float | None = None
@@ -128,6 +133,7 @@ class Signals:
             "ratio_std_true",
             "trivial_f1",
             "trivial_f1_macro",
+            "class_prevalence_true",
             "voxels",
             "patches",
             "threshold",
@@ -136,9 +142,11 @@ class Signals:
             values.pop(name)
         if self.pq is None:
             values.pop("pq")
+        if len(self.class_prevalence_pred) < 2:
+            values.pop("class_prevalence_pred")  # that of any foreground
         quantiles = values.pop("logit_quantiles")
         losses = {name if name == "loss" else f"loss/{name}": value for name, value in values.pop("losses")}
-        values["prob_histogram"] = list(self.prob_histogram)
+        values |= {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
         named = {f"logit_q{round(100 * q):02d}": v for q, v in zip(QUANTILES, quantiles, strict=True)}
         return {prefix + name: value for name, value in {**values, **losses, **named}.items()}
 
@@ -233,6 +241,8 @@ class SignalCollector:
         predicted_share, true_share = ratios[:, seen]
         prevalence = true / max(finite + nonfinite, 1)
         whole = ConfusionCounts(tp=hits, fp=found - hits, fn=true - hits, tn=0)
+        overlaps = self._overlaps()
+        shares = overlaps.sum(1).double() / max(finite + nonfinite, 1)
         return Signals(
             voxels=finite + nonfinite,
             patches=int(seen.sum()),
@@ -252,7 +262,7 @@ class SignalCollector:
             f1=whole.dice,
             precision=whole.precision,
             recall=whole.recall,
-            f1_macro=self._macro_f1(),
+            f1_macro=_macro_f1(overlaps),
             f1_best=None if best is None else best[0],
             threshold_best=None if best is None else float(special.expit(best[1])),
             logit_best=None if best is None else best[1],
@@ -261,9 +271,11 @@ class SignalCollector:
             auroc_high=high_auroc,
             average_precision=compute_average_precision(pos_hist, neg_hist),
             trivial_f1=compute_trivial_f1(prevalence),
-            trivial_f1_macro=self._macro_trivial_f1(finite + nonfinite),
-            dice=self._patch_dice(seen),
+            trivial_f1_macro=_macro_trivial_f1(shares[:, 1].tolist()),
+            dice=_patch_dice(overlaps[:, seen]),
             foreground_distance=_distance(predicted_share, true_share),
+            class_prevalence_pred=tuple(shares[:, 0].tolist()),
+            class_prevalence_true=tuple(shares[:, 1].tolist()),
             threshold=0.5 if self.threshold is None else self.threshold,
             pq=self._panoptic_quality(),
         )
@@ -286,20 +298,6 @@ class SignalCollector:
             (np.sort(np.concatenate(positive)), np.sort(np.concatenate(negative)))
             for positive, negative in (zip(*own, strict=True) for own in patches.values())
         ]
-
-    def _macro_f1(self) -> float:
-        predicted, true, both = self._overlaps().sum(1).numpy().T
-        return float(compute_macro_f1(np.stack([both, predicted - both, true - both], axis=-1)))
-
-    def _macro_trivial_f1(self, voxels: int) -> float:
-        true = self._overlaps().sum(1)[:, 1].tolist()
-        found = [compute_trivial_f1(count / voxels) for count in true if count]
-        return sum(found) / len(found) if found else 0.0
-
-    def _patch_dice(self, seen: Tensor) -> float:
-        predicted, true, both = self._overlaps()[:, seen].permute(1, 0, 2).unbind(2)
-        dice = compute_case_dice(torch.stack([both, predicted - both, true - both], dim=-1).numpy())
-        return float(dice.mean()) if dice.size else 1.0
 
     def _panoptic_quality(self) -> float | None:
         patches = [patch for batch in self.pairs for patch in batch.cpu().numpy().swapaxes(0, 1)]
@@ -380,6 +378,22 @@ def _count(mask: Tensor) -> Tensor:
 def _spread(shares: Tensor) -> float:
     """Return the standard deviation over patches; 0 without any."""
     return float(shares.std(unbiased=False)) if shares.numel() else 0.0
+
+
+def _macro_f1(overlaps: Tensor) -> float:
+    predicted, true, both = overlaps.sum(1).numpy().T
+    return float(compute_macro_f1(np.stack([both, predicted - both, true - both], axis=-1)))
+
+
+def _macro_trivial_f1(prevalences: Sequence[float]) -> float:
+    found = [compute_trivial_f1(share) for share in prevalences if share > 0]
+    return sum(found) / len(found) if found else 0.0
+
+
+def _patch_dice(overlaps: Tensor) -> float:
+    predicted, true, both = overlaps.permute(1, 0, 2).unbind(2)
+    dice = compute_case_dice(torch.stack([both, predicted - both, true - both], dim=-1).numpy())
+    return float(dice.mean()) if dice.size else 1.0
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

@@ -169,7 +169,7 @@ def _find_pending(evidence: Evidence) -> set[str]:
     gains, comes_closer = _ranks_better(evidence), student.f1 > then["f1"]
     pending = {"not_above_trivial"} if gains else set()
     pending |= {"shifted_threshold"} if gains and comes_closer else set()
-    return pending | ({"foreground_bias"} if gains or comes_closer else set())
+    return pending | ({"foreground_bias", "missing_class"} if gains or comes_closer else set())
 
 
 def _ranks_better(evidence: Evidence) -> bool:

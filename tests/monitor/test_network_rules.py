@@ -33,6 +33,8 @@ from ssl_seg.monitor.signals import Signals
 NOISE = replace(HEALTHY, auroc=0.55, f1_best=0.48)
 """A ranking without information, wide enough to be nothing else."""
 BIASED = replace(HEALTHY, prevalence_pred=0.65)
+MISSING = replace(HEALTHY, class_prevalence_pred=(0.31, 0.0), class_prevalence_true=(0.28, 0.02))
+"""The first of two foreground classes is predicted on all of the second, too."""
 JUST = 1e-6
 
 
@@ -51,6 +53,17 @@ JUST = 1e-6
         (UNIFORM, ("uniform_ratio",)),
         (SHIFTED, ("shifted_threshold",)),
         (UNLEARNED, ("not_above_trivial",)),
+        (MISSING, ("missing_class",)),
+        (replace(MISSING, class_prevalence_true=(0.30, 0.0)), ()),
+        (replace(MISSING, class_prevalence_pred=(0.31,), class_prevalence_true=(0.3,)), ()),
+        (
+            replace(ALL_NEGATIVE, class_prevalence_pred=(0.0, 0.0), class_prevalence_true=(0.28, 0.02)),
+            ("all_negative",),
+        ),
+        (
+            replace(SHIFTED, class_prevalence_pred=(0.0, 0.0), class_prevalence_true=(0.28, 0.02)),
+            ("shifted_threshold",),
+        ),
         (NOISE, ()),
         (replace(HEALTHY, nonfinite=3), ("non_finite",)),
         (EMPTY, ()),
@@ -98,6 +111,10 @@ def test_table(signals: Signals, codes: tuple[str, ...]) -> None:
         ("shifted_threshold", SHIFTED, "f1_best", 0.68, None),
         ("not_above_trivial", HEALTHY, "f1_best", 0.4715, 0.4716),
         ("not_above_trivial", HEALTHY, "f1_best", 0.47, None),
+        ("missing_class", MISSING, "class_prevalence_pred", (0.31, 0.0004 - JUST), (0.31, 0.0004)),
+        ("missing_class", MISSING, "class_prevalence_true", (0.001, 0.02), (0.001, 0.0)),
+        ("missing_class", MISSING, "ratio_std", 0.1, 0.001),
+        ("missing_class", MISSING, "nonfinite", 0, 3),
         ("foreground_bias", HEALTHY, "prevalence_pred", 0.6 + JUST, 0.6 - JUST),
         ("foreground_bias", HEALTHY, "prevalence_pred", 0.15 - JUST, 0.15 + JUST),
         ("foreground_bias", BIASED, "prevalence_true", 0.3, 0.0),
@@ -150,9 +167,10 @@ def test_a_finding_has_the_limit_that_the_value_was_compared_with() -> None:
 
 def test_levels() -> None:
     """What some threshold can repair, or more training, is no collapse."""
-    all_signals = (HEALTHY, CONSTANT, ALL_NEGATIVE, INVERTED, UNIFORM, SHIFTED, BIASED, replace(HEALTHY, nonfinite=1))
+    broken = replace(HEALTHY, nonfinite=1)
+    all_signals = (HEALTHY, CONSTANT, ALL_NEGATIVE, INVERTED, UNIFORM, SHIFTED, MISSING, BIASED, broken)
     levels = {f.code: f.level for signals in all_signals for f in judge_network(signals, "")}
-    warnings = {"shifted_threshold", "not_above_trivial", "foreground_bias"}
+    warnings = {"shifted_threshold", "not_above_trivial", "missing_class", "foreground_bias"}
     assert {code for code, level in levels.items() if level == "warn"} == warnings
     assert len(levels) == len(NETWORK_RULES)
 

@@ -222,6 +222,19 @@ def test_classes_count_alike_in_the_macro_f1() -> None:
     assert s.trivial_f1_macro == pytest.approx(np.mean(everywhere))
 
 
+def test_the_share_of_each_class_is_of_the_voxels_that_count() -> None:
+    target = torch.tensor([[[0, 1, 1, 2, 3, IGNORE_INDEX]], [[0, 0, 0, 2, IGNORE_INDEX, 2]]])
+    written = torch.tensor([[[1, 1, 0, 1, 3, 2]], [[0, 0, 0, 1, 3, 1]]])
+    logits = nn.functional.one_hot(written, 4).movedim(-1, 1).float() * 8
+    collector = SignalCollector(4, torch.device("cpu"))
+    for one, truth in zip(logits, target, strict=True):
+        collector.update(one[None], truth[None])
+    s, counted = collector.compute(), (target != IGNORE_INDEX).numpy()
+    for classes, shares in ((written, s.class_prevalence_pred), (target, s.class_prevalence_true)):
+        assert shares == pytest.approx([(classes.numpy() == label)[counted].mean() for label in (1, 2, 3)])
+    assert s.to_record("val/")["val/class_prevalence_pred"] == list(s.class_prevalence_pred)
+
+
 @pytest.mark.parametrize("absent", [(), (2,), (1, 3), (1, 2, 3)])
 def test_monitor_scores_and_ablations_say_the_same(absent: tuple[int, ...]) -> None:
     """Of the same masks, with classes in none of them or in some, and predicted or not."""

@@ -23,7 +23,8 @@ from monitor_cases import (
     make_trend,
 )
 
-from ssl_seg.monitor.actions import ACTIONS, NO_CONTEXT, Context, Cost, choose_action
+from ssl_seg.config.layers import Layer, check_partial, merge_layers
+from ssl_seg.monitor.actions import ACTIONS, NO_CONTEXT, Context, Cost, choose_action, read_context
 from ssl_seg.monitor.catalog import CODES, LIMITS, make_finding
 from ssl_seg.monitor.evidence import summarize
 from ssl_seg.monitor.findings import LEVELS, Level, RuleFinding, Verdict
@@ -449,6 +450,8 @@ class TestActions:
             ("shifted_threshold", NO_CONTEXT, "ssl-seg calibrate"),
             ("shifted_threshold", Context(num_classes=3, steps=500), "--steps 1000"),
             ("foreground_bias", Context(num_classes=3, steps=500), "--steps 1000"),
+            ("missing_class", Context(num_classes=3, steps=500), "train longer: --steps 1000"),
+            ("missing_class", Context(steps=500, may_weigh_classes=True), "loss.class_weights=auto and --steps 3000"),
             ("not_above_trivial", Context(lr=1e-5, steps=100), "optim.lr=0.0003"),
             ("not_above_trivial", Context(lr=3e-4, steps=100), "--steps 200"),
             ("not_above_trivial", Context(lr=3e-4, steps=5000), "data audit"),
@@ -459,6 +462,20 @@ class TestActions:
         action = choose_action(make_finding(code, "warn", "student", 1.0, "non_finite", ""), context)
         assert words in action
         assert "{" not in action
+
+    @pytest.mark.parametrize(
+        ("loss", "may"),
+        [
+            ({}, True),
+            ({"class_weights": [1, 1, 0]}, True),
+            ({"options": {"cross_entropy": {"class_weights": [1, 2, 3]}}}, False),
+            ({"class_weights": "auto"}, False),
+            ({"weights": {"dice": 1.0}}, False),
+        ],
+    )
+    def test_weights_of_the_classes_are_advised_where_they_can_be_set(self, loss: Any, may: bool) -> None:
+        config, _ = check_partial(merge_layers([Layer("own", {"loss": loss})]))
+        assert read_context(config).may_weigh_classes is may
 
     def test_each_code_has_an_action_for_any_run(self) -> None:
         assert ACTIONS.keys() == CODES.keys()

@@ -11,7 +11,9 @@ from ssl_seg.inference.scoring import parse_cases
 from ssl_seg.monitor.catalog import CODES
 from ssl_seg.run.scenarios import SCENARIOS, describe_scenarios, find_scenarios
 
-REMARKS = {"blind_probe", "shifted_threshold", "not_above_trivial", "foreground_bias", "pseudo_label_share"}
+REMARKS = {
+    "blind_probe", "shifted_threshold", "not_above_trivial", "missing_class", "foreground_bias", "pseudo_label_share",
+}  # fmt: skip
 GOOD, TRIVIAL = [40, 5, 10, 100], [50, 100, 0, 5]
 
 
