@@ -27,7 +27,16 @@ from typing import Any, Literal, get_args
 from ssl_seg.config import Config
 from ssl_seg.config.layers import dump_config
 from ssl_seg.errors import RunDirError, quote
-from ssl_seg.files import append_jsonl, atomic_write, next_free, now, read_jsonl, to_json_line, write_json
+from ssl_seg.files import (
+    append_jsonl,
+    atomic_write,
+    find_obstacle,
+    next_free,
+    now,
+    read_jsonl,
+    to_json_line,
+    write_json,
+)
 
 CONFIG_FILE, SPLIT_FILE, ENVIRONMENT_FILE = "config.yaml", "split.yaml", "environment.json"
 METRICS_FILE, EVENTS_FILE, LOG_FILE = "metrics.jsonl", "events.jsonl", "train.log"
@@ -169,7 +178,8 @@ def check_free(path: Path) -> None:
     """Check that a run may be created at ``path``.
 
     Raises:
-        RunDirError: when something is there already; names --resume, where that can go on, and the next free name.
+        RunDirError: when something is there already; names --resume, where that can go on, and the next free name. When
+            nothing can be written there.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         other = f"use --out {quote(next_free(path))}"
@@ -179,6 +189,8 @@ def check_free(path: Path) -> None:
                 f"continue it with --resume {quote(path)}, or {other}" if RunDir(path).last.exists() else ended + other
             )
         raise RunDirError(f"{path} exists already and is never overwritten: {other}")
+    if obstacle := find_obstacle(path / CONFIG_FILE if path.is_dir() else path):
+        raise RunDirError(f"cannot create the run directory {path}: {obstacle}; choose another place with --out")
 
 
 def open_run_dir(path: Path) -> RunDir:

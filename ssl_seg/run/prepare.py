@@ -24,6 +24,7 @@ from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import decoded_bytes
 from ssl_seg.engine.pace import Pace, describe_pace, plan_steps
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError
+from ssl_seg.files import next_free
 from ssl_seg.inference.model import config_of, load_published, make_network
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.methods import make_method
@@ -109,8 +110,7 @@ def prepare_run(request: TrainRequest, console: Console, *, gpu: bool, defaults:
     Raises:
         SslSegError: the first thing that is wrong.
     """
-    if request.out is not None:
-        check_free(request.out)
+    check_free(request.out or next_free(Path("runs") / "run"))  # where the run's own name is not known yet
     note = console.note
     resolved = resolve(request, console.track("reading cases"), gpu=gpu, defaults=defaults)
     check_options(resolved.config, resolved.sources, has_parent=resolved.parent is not None)

@@ -13,7 +13,7 @@ import pytest
 
 from ssl_seg.errors import InUseError, RunDirError
 from ssl_seg.files import atomic_write, hold_directory, is_disk_full, next_free, read_jsonl
-from ssl_seg.run.directory import RunDir, create_next_run_dir, create_run_dir, find_run_of, open_run_dir
+from ssl_seg.run.directory import RunDir, check_free, create_next_run_dir, create_run_dir, find_run_of, open_run_dir
 
 
 def make_run(path: Path) -> RunDir:
@@ -109,6 +109,17 @@ def test_next_free_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path / "here")
     assert next_free(Path()) == tmp_path / "here-2"
     assert next_free(Path("../here/..")) == tmp_path.with_name(f"{tmp_path.name}-2")
+
+
+@pytest.mark.parametrize("name", ["run", "deep/run", "empty"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    check_free(tmp_path / name)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(RunDirError, match=r"cannot create .*: permission denied for .*--out"):
+        check_free(tmp_path / name)
 
 
 def test_environment_is_recorded(tmp_path: Path) -> None:
