@@ -70,8 +70,7 @@ class Replay:
 
 def make_signals(**stated: Any) -> Signals:
     """Return signals with the stated figures; the others are unknown."""
-    values: dict[str, Any] = {"voxels": 0, "patches": 0, "nonfinite": 0, "losses": ()}
-    values |= {"class_prevalence_pred": (), "class_prevalence_true": ()}
+    values: dict[str, Any] = {"voxels": 0, "patches": 0, "nonfinite": 0, "classes": (), "losses": ()}
     hints = get_type_hints(Signals)
     for entry in fields(Signals):
         if entry.name not in values:
@@ -303,7 +302,7 @@ def make_tiles_002(tiles: int = TILES_002) -> Series:
 def _collect_tiles(tiles: int, logit: float, others: int) -> dict[str, Any]:
     """Return the signals of tiles of log-odds around ``logit``, of which ``others`` of all the report's voxels have the
     other sign."""
-    collector = SignalCollector(2, torch.device("cpu"), ranked=256)
+    collector = SignalCollector(range(2), torch.device("cpu"), ranked=256)
     for tile in range(tiles):
         rng = np.random.default_rng(tile)
         score = np.full(SIDE_002**2, logit) + rng.uniform(-0.05, 0.05, SIDE_002**2)

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ssl_seg.scores.text import log_odds, number, short_share
+from ssl_seg.config import NETS
+from ssl_seg.scores.text import log_odds, number, short_share, shown_f1
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -109,13 +110,14 @@ def describe_looks(records: Sequence[Record], *, is_ascii: bool) -> list[Text]:
     if not records:
         return []
     record = records[-1]
+    name, trivial, title = shown_f1(record)
     f1 = "  ".join(
-        f"{net} {number(record[f'val/{net}/f1'])} {spark([r[f'val/{net}/f1'] for r in records], is_ascii=is_ascii)}"
-        for net in ("student", "teacher")
+        f"{net} {number(record[key])} {spark([r[key] for r in records], is_ascii=is_ascii)}"
+        for net, key in ((net, f"val/{net}/{name}") for net in NETS)
     )
-    logit = "/".join(log_odds(record[f"val/{net}/logit_mean"]) for net in ("student", "teacher"))
+    logit = "/".join(log_odds(record[f"val/{net}/logit_mean"]) for net in NETS)
     return [
-        Text(f"F1 {f1}  all-foreground {number(record['val/trivial_f1'], 2)}"),
+        Text(f"{title} {f1}  all-foreground {number(record[f'val/{trivial}'], 2)}"),
         Text(
             f"loss {_loss(record.get('train/loss'))}  val {_loss(record['val/student/loss'])}  logit {logit}"
             f"  foreground {_predicted(record)}, true {short_share(record['val/prevalence_true'])}"
@@ -140,11 +142,12 @@ def format_row(record: Record, width: int, *, is_ascii: bool) -> Text:
     from rich.cells import cell_len
     from rich.text import Text
 
-    f1 = "/".join(number(record[f"val/{net}/f1"]) for net in ("student", "teacher"))
+    name, trivial, _ = shown_f1(record)
+    f1 = "/".join(number(record[f"val/{net}/{name}"]) for net in NETS)
     f1, gap = (f"{f1:>18}", f" {_signed(record.get('gap')):>5}") if width >= WIDE else (f"{f1:>13}", "")
     figures = (
         f"{record['epoch']:>5} {record['step']:>6} {_loss(record.get('train/loss')):>7}"
-        f" {_loss(record['val/student/loss']):>7} {f1} {number(record['val/trivial_f1'], 2):>7}{gap}"
+        f" {_loss(record['val/student/loss']):>7} {f1} {number(record[f'val/{trivial}'], 2):>7}{gap}"
         f" {_predicted(record):>9} {short_share(record['val/prevalence_true']):>5}  "
     )
     row = Text(figures) + style_verdict(record, is_ascii=is_ascii)
@@ -174,7 +177,7 @@ def spark(values: Sequence[float], *, is_ascii: bool) -> str:
 
 
 def _predicted(record: Record) -> str:
-    return "/".join(short_share(record[f"val/{net}/prevalence_pred"]) for net in ("student", "teacher"))
+    return "/".join(short_share(record[f"val/{net}/prevalence_pred"]) for net in NETS)
 
 
 def _loss(value: float | None) -> str:

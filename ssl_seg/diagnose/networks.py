@@ -93,7 +93,7 @@ def probe_nets(
 
     def collect(net: nn.Module, probe: Probe, *, train_mode: bool = False, loss: Loss | None = None) -> Signals:
         return collect_signals(
-            net, probe, config.data.num_classes, model.device, batch, model.autocast,
+            net, probe, config.data.label_values, model.device, batch, model.autocast,
             train_mode=train_mode, loss=loss, threshold=config.prediction.threshold,
         )  # fmt: skip
 

@@ -146,7 +146,7 @@ def _break_seal(folder: Path, truth: Mapping[str, Path], note: Callable[[str], N
 def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, Signals | None, list[str]]:
     """Return the figures of all predictions, the signals of those with masks, and doubts about what fits together."""
     tally, doubts = Tally(), list[str]()
-    collector = SignalCollector(2, torch.device("cpu"), max(RANKED // max(len(material.truth), 1), 1))
+    collector = SignalCollector(range(2), torch.device("cpu"), max(RANKED // max(len(material.truth), 1), 1))
     for file in clock.limit(track(material.files, len(material.files)), 1.0, LEAST_IMAGES):
         pred, prob = read_prediction(file, material.kind, material.meaning, material.reading)
         target = None

@@ -153,16 +153,16 @@ def find_foreground_bias(signals: Signals, net: str) -> RuleFinding | None:
 def find_missing_class(signals: Signals, net: str) -> RuleFinding | None:
     """Some of several foreground classes are next to never predicted where they are, by a network that has learned."""
     least = limit("one_sided_share")
-    shares = list(zip(signals.class_prevalence_pred, signals.class_prevalence_true, strict=True))
-    missing = [(label, pred, true) for label, (pred, true) in enumerate(shares, 1) if pred < least * true]
-    if len(shares) < 2 or not missing or _is_one_sided(signals):
+    missing = [own for own in signals.classes if own.prevalence_pred < least * own.prevalence_true]
+    if len(signals.classes) < 2 or not missing or _is_one_sided(signals):
         return None
     if any(rule(signals, net) for rule in (*COLLAPSES, find_shifted_threshold)):
         return None
     named = name_examples(
-        (f"class {label} on {pred:.3%} of the voxels where {true:.3%} is true" for label, pred, true in missing)
+        f"class {own.value} on {own.prevalence_pred:.3%} of the voxels where {own.prevalence_true:.3%} is true"
+        for own in missing
     )
-    worst = min(pred / true for _, pred, true in missing)
+    worst = min(own.prevalence_pred / own.prevalence_true for own in missing)
     return make_finding("missing_class", "warn", net, worst, "one_sided_share", f"predicts {named}")
 
 

@@ -30,6 +30,7 @@ from ssl_seg.scores.metrics import (
     compute_auroc,
     compute_average_precision,
     compute_case_dice,
+    compute_dice,
     compute_macro_f1,
     compute_trivial_f1,
 )
@@ -47,6 +48,21 @@ CONFIDENCE = 0.95
 Scores = NDArray[np.float32]
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 """Logits and target of a batch -> the weighted sum of the components, and each by itself."""
+
+
+@dataclass(frozen=True)
+class ClassSignals:
+    """One foreground class on one probe set, by the class that is predicted.
+
+    A voxel without a finite output counts as predicted as every class that it is not.
+    """
+
+    value: int
+    """In the masks."""
+    prevalence_pred: float
+    """Share of voxels predicted as this class."""
+    prevalence_true: float
+    f1: float
 
 
 @dataclass(frozen=True)
@@ -106,11 +122,8 @@ class Signals:
     foreground_distance: float
     """Wasserstein-1 distance between the foreground shares of the patches, predicted and true; in [0, 1]."""
 
-    class_prevalence_pred: tuple[float, ...] = ()
-    """Share of voxels predicted as each foreground class, of all that count; a voxel without a finite output is
-    predicted as every class that it is not."""
-    class_prevalence_true: tuple[float, ...] = ()
-    """True share of each foreground class."""
+    classes: tuple[ClassSignals, ...] = ()
+    """Of each foreground class."""
     threshold: float = 0.5
     """Probability above which foreground is predicted, of two classes."""
     pq: float | None = None
@@ -133,7 +146,6 @@ class Signals:
             "ratio_std_true",
             "trivial_f1",
             "trivial_f1_macro",
-            "class_prevalence_true",
             "voxels",
             "patches",
             "threshold",
@@ -142,11 +154,12 @@ class Signals:
             values.pop(name)
         if self.pq is None:
             values.pop("pq")
-        if len(self.class_prevalence_pred) < 2:
-            values.pop("class_prevalence_pred")  # that of any foreground
         quantiles = values.pop("logit_quantiles")
         losses = {name if name == "loss" else f"loss/{name}": value for name, value in values.pop("losses")}
-        values |= {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+        values["prob_histogram"] = list(self.prob_histogram)
+        values.pop("classes")
+        if len(self.classes) > 1:
+            values |= {f"f1/{own.value}": own.f1 for own in self.classes if own.prevalence_true > 0}
         named = {f"logit_q{round(100 * q):02d}": v for q, v in zip(QUANTILES, quantiles, strict=True)}
         return {prefix + name: value for name, value in {**values, **losses, **named}.items()}
 
@@ -155,7 +168,7 @@ class SignalCollector:
     """Adds up the outputs of a network batch by batch, on their device.
 
     Args:
-        num_classes: K.
+        label_values: of the K classes in the masks, background first.
         device: where the outputs are.
         ranked: voxels of a patch at the most that are ranked, drawn evenly; None for all. Other figures are of all.
         threshold: probability above which foreground is predicted, of two classes; None takes the largest logit.
@@ -164,7 +177,7 @@ class SignalCollector:
 
     def __init__(
         self,
-        num_classes: int,
+        label_values: Sequence[int],
         device: torch.device,
         ranked: int | None = None,
         threshold: float | None = None,
@@ -172,7 +185,8 @@ class SignalCollector:
         objects: bool = False,
     ) -> None:
         wide = torch.float32 if device.type == "mps" else torch.float64
-        self.num_classes, self.ranked, self.threshold, self.objects = num_classes, ranked, threshold, objects
+        self.label_values, self.num_classes = tuple(label_values), len(label_values)
+        self.ranked, self.threshold, self.objects = ranked, threshold, objects
         self.sums = torch.zeros(4, dtype=wide, device=device)  # logit, logit^2, prob, prob^2
         # Of the finite voxels: all, predicted, with a probability below 0.1. Of all: broken, true, predicted, both.
         self.counts = torch.zeros(7, dtype=torch.int64, device=device)
@@ -242,7 +256,7 @@ class SignalCollector:
         prevalence = true / max(finite + nonfinite, 1)
         whole = ConfusionCounts(tp=hits, fp=found - hits, fn=true - hits, tn=0)
         overlaps = self._overlaps()
-        shares = overlaps.sum(1).double() / max(finite + nonfinite, 1)
+        classes = _describe_classes(overlaps, self.label_values[1:], finite + nonfinite)
         return Signals(
             voxels=finite + nonfinite,
             patches=int(seen.sum()),
@@ -262,7 +276,7 @@ class SignalCollector:
             f1=whole.dice,
             precision=whole.precision,
             recall=whole.recall,
-            f1_macro=_macro_f1(overlaps),
+            f1_macro=float(compute_macro_f1(_count_classes(overlaps))),
             f1_best=None if best is None else best[0],
             threshold_best=None if best is None else float(special.expit(best[1])),
             logit_best=None if best is None else best[1],
@@ -271,11 +285,10 @@ class SignalCollector:
             auroc_high=high_auroc,
             average_precision=compute_average_precision(pos_hist, neg_hist),
             trivial_f1=compute_trivial_f1(prevalence),
-            trivial_f1_macro=_macro_trivial_f1(shares[:, 1].tolist()),
+            trivial_f1_macro=_macro_trivial_f1([own.prevalence_true for own in classes]),
             dice=_patch_dice(overlaps[:, seen]),
             foreground_distance=_distance(predicted_share, true_share),
-            class_prevalence_pred=tuple(shares[:, 0].tolist()),
-            class_prevalence_true=tuple(shares[:, 1].tolist()),
+            classes=classes,
             threshold=0.5 if self.threshold is None else self.threshold,
             pq=self._panoptic_quality(),
         )
@@ -314,7 +327,7 @@ class SignalCollector:
 def collect_signals(
     net: nn.Module,
     probe: Probe,
-    num_classes: int,
+    label_values: Sequence[int],
     device: torch.device,
     batch_size: int,
     autocast: Autocast,
@@ -329,7 +342,7 @@ def collect_signals(
     Args:
         net: maps (N,C,*P) to (N,K,*P) logits, on ``device``.
         probe: fixed patches, on the CPU.
-        num_classes: K.
+        label_values: of the K classes in the masks, background first.
         device: where ``net`` is.
         batch_size: patches in one forward pass.
         autocast: function that returns the autocast context of the run.
@@ -339,7 +352,7 @@ def collect_signals(
         threshold, objects: see ``SignalCollector``.
     """
     ranked = max(RANKED // max(len(probe.image), 1), 1)
-    collector = SignalCollector(num_classes, device, ranked, threshold, objects=objects)
+    collector = SignalCollector(label_values, device, ranked, threshold, objects=objects)
     if train_mode:
         net = copy.deepcopy(net)
     was_training, losses = net.training, list[dict[str, Tensor]]()
@@ -380,9 +393,17 @@ def _spread(shares: Tensor) -> float:
     return float(shares.std(unbiased=False)) if shares.numel() else 0.0
 
 
-def _macro_f1(overlaps: Tensor) -> float:
+def _count_classes(overlaps: Tensor) -> NDArray[np.int64]:
+    """Return the voxels (K - 1, 3) of each foreground class: tp, fp, fn."""
     predicted, true, both = overlaps.sum(1).numpy().T
-    return float(compute_macro_f1(np.stack([both, predicted - both, true - both], axis=-1)))
+    return np.stack([both, predicted - both, true - both], axis=-1)
+
+
+def _describe_classes(overlaps: Tensor, values: Sequence[int], voxels: int) -> tuple[ClassSignals, ...]:
+    counts = _count_classes(overlaps)
+    shares = np.stack([counts[:, 0] + counts[:, 1], counts[:, 0] + counts[:, 2]], axis=-1) / max(voxels, 1)
+    figures = zip(values, shares.tolist(), compute_dice(counts).tolist(), strict=True)
+    return tuple(ClassSignals(value, predicted, true, f1) for value, (predicted, true), f1 in figures)
 
 
 def _macro_trivial_f1(prevalences: Sequence[float]) -> float:

@@ -109,6 +109,7 @@ class Observation:
                 record[f"{part}/patches"] = shared.patches
                 record[f"{part}/prevalence_true"] = shared.prevalence_true
                 record[f"{part}/trivial_f1"] = shared.trivial_f1
+                record[f"{part}/trivial_f1_macro"] = shared.trivial_f1_macro
                 record[f"{part}/ratio_std_true"] = shared.ratio_std_true
         if self.gap is not None:
             record |= {"gap": self.gap, "gap_grade": grade_gap(self.gap)}
@@ -124,12 +125,13 @@ class Observation:
         ``logit`` is the mean log-odds, shown through the first epoch; ``gap`` is training minus validation, after it.
         """
         student, teacher = self.val["student"], self.val["teacher"]
+        name = "F1 of classes" if len(student.classes) > 1 else "F1"
         trained = None if self.evidence is None else self.evidence.training.get("loss")
         shown = f" logit {log_odds(student.logit_mean)}" if self.phase != "trained" else self._describe_gap()
         codes = f" {','.join(self.verdict.codes)}" if self.verdict.codes else ""
         return (
-            f"step {self.step:>5} epoch {self.epoch:>2} | F1 {student.f1:.3f}/{teacher.f1:.3f}"
-            f" trivial {student.trivial_f1:.2f}{shown} P {student.precision:.2f} R {student.recall:.2f}"
+            f"step {self.step:>5} epoch {self.epoch:>2} | {name} {student.f1_macro:.3f}/{teacher.f1_macro:.3f}"
+            f" trivial {student.trivial_f1_macro:.2f}{shown} P {student.precision:.2f} R {student.recall:.2f}"
             f" | loss {number(trained, 2)} val {number(student.loss, 2)}"
             f" | p {short_share(student.prob_mean)}/{short_share(teacher.prob_mean)}"
             f" of {short_share(student.prevalence_true)}"
@@ -145,7 +147,7 @@ class Monitor:
 
     Args:
         val, train: probes of validation and of labeled training cases; ``train`` may be empty.
-        num_classes: K.
+        label_values: of the K classes in the masks, background first.
         device: where the networks are.
         batch_size: patches in one forward pass.
         autocast: function that returns the autocast context of the run.
@@ -165,7 +167,7 @@ class Monitor:
         val: Probe,
         train: Probe,
         *,
-        num_classes: int,
+        label_values: Sequence[int],
         device: torch.device,
         batch_size: int,
         autocast: Autocast,
@@ -180,7 +182,7 @@ class Monitor:
         context: Context = NO_CONTEXT,
     ) -> None:
         self.val, self.train = val, train
-        self.num_classes, self.device, self.batch_size, self.autocast = num_classes, device, batch_size, autocast
+        self.label_values, self.device, self.batch_size, self.autocast = label_values, device, batch_size, autocast
         self.warmup_steps, self.steps_per_epoch, self.select = warmup_steps, steps_per_epoch, select
         self.components, self.uses_teacher, self.context = tuple(components), uses_teacher, context
         self.ranges, self.loss, self.threshold = ranges or {}, loss, threshold
@@ -244,7 +246,7 @@ class Monitor:
         objects: bool = False,
     ) -> Signals:
         return collect_signals(
-            net, probe, self.num_classes, self.device, self.batch_size, self.autocast,
+            net, probe, self.label_values, self.device, self.batch_size, self.autocast,
             train_mode=train_mode, loss=loss, threshold=self.threshold, objects=objects,
         )  # fmt: skip
 

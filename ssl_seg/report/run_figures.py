@@ -16,6 +16,7 @@ from ssl_seg.report.figures import COLORS, PAGE_WIDTH, Drawing, add_legend, make
 from ssl_seg.report.run_record import Looks, RunRecord
 from ssl_seg.run.final_scores import NetworkScore
 from ssl_seg.scores.calibration import compute_ece
+from ssl_seg.scores.text import shown_f1
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,27 +47,29 @@ def draw_scores(record: RunRecord) -> Drawing | None:
     """Return F1 of both networks over the steps, with the trivial score as a line; None without a look."""
     if not len(record.looks.steps):
         return None
-    caption = (
-        "Below the dashed line is worse than predicting foreground everywhere. "
-        "Dotted: what the best threshold would give"
-    )
+    caption = "Below the dashed line is worse than predicting foreground everywhere"
+    if shown_f1(record.looks.values)[0] == "f1":
+        caption += ". Dotted: what the best threshold would give"
     return make_drawing(plot_scores(record), "F1 of student and teacher", f"{caption}{_describe_marks(record)}.", 0)
 
 
 def plot_scores(record: RunRecord) -> Figure:
     """Return the figure of ``draw_scores``, of a run with a look."""
     looks = record.looks
+    name, trivial, title = shown_f1(looks.values)
     figure, (axis,) = _open(record, (2.7,))
     for net in NETS:
-        _plot(axis, looks, f"val/{net}/f1", net, color=NET_COLORS[net])
-        _plot(axis, looks, f"val/{net}/f1_best", None, color=NET_COLORS[net], linestyle=":", linewidth=1.1)
-    axis.plot([], [], color=_MUTED, linestyle=":", linewidth=1.1, label="at its best threshold")
-    _plot(axis, looks, "val/trivial_f1", "foreground everywhere", color=_MUTED, linestyle="--", linewidth=1.2)
+        _plot(axis, looks, f"val/{net}/{name}", net, color=NET_COLORS[net])
+        if name == "f1":
+            _plot(axis, looks, f"val/{net}/f1_best", None, color=NET_COLORS[net], linestyle=":", linewidth=1.1)
+    if name == "f1":
+        axis.plot([], [], color=_MUTED, linestyle=":", linewidth=1.1, label="at its best threshold")
+    _plot(axis, looks, f"val/{trivial}", "foreground everywhere", color=_MUTED, linestyle="--", linewidth=1.2)
     if record.used is not None:
-        place = (record.used.step, record.used.score.f1)
+        place = (record.used.step, getattr(record.used.score, name))
         axis.plot(*place, "D", color=NET_COLORS[record.used.net], markersize=7, label="used, whole images", zorder=5)
     axis.set_ylim(0, 1.02)
-    axis.set_ylabel("F1 on validation", fontsize=8)
+    axis.set_ylabel(f"{title} on validation", fontsize=8)
     add_legend(figure, columns=2)
     return figure
 
@@ -249,6 +252,23 @@ def _draw_foreground(record: RunRecord) -> Drawing | None:
     )
 
 
+def _draw_classes(record: RunRecord) -> Drawing | None:
+    net = "student" if record.used is None else record.used.net
+    looks, start = record.looks, f"val/{net}/f1/"
+    last = {name: looks.last(name) or 0.0 for name in looks.values if name.startswith(start)}
+    lowest = sorted(last, key=lambda name: last[name])[: len(COLORS)]
+    if not lowest:
+        return None
+    figure, (axis,) = _open(record, (2.2,))
+    for color, name in zip(COLORS, sorted(lowest, key=list(last).index), strict=False):
+        _plot(axis, looks, name, f"class {name.removeprefix(start)}", color=color)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_ylabel(f"F1 of the {net}", fontsize=8)
+    left_out = f" The {len(lowest)} of {len(last)} that are lowest at the end." * (len(lowest) < len(last))
+    caption = f"Each class by itself, on the validation probe. At 0 it is never found.{left_out}"
+    return make_drawing(figure, "Classes", caption, 2 if len(lowest) > 4 else 1)
+
+
 def _draw_ranking(record: RunRecord) -> Drawing | None:
     looks = record.looks
     if "val/student/auroc" not in looks.values:
@@ -285,6 +305,7 @@ _CURVES: tuple[Callable[[RunRecord], Drawing | None], ...] = (
     _draw_histograms,
     _draw_losses,
     _draw_foreground,
+    _draw_classes,
     _draw_ranking,
     _draw_gap,
     _draw_pseudo_labels,
@@ -349,11 +370,13 @@ def draw_runs(records: Mapping[str, RunRecord]) -> Drawing | None:
     for number, (name, record) in enumerate(known.items()):
         net = "student" if record.used is None else record.used.net
         style = ("-", "--", ":", "-.")[number // len(COLORS) % 4]
-        _plot(axis, record.looks, f"val/{net}/f1", name, color=COLORS[number % len(COLORS)], linestyle=style)
+        key = f"val/{net}/{shown_f1(record.looks.values)[0]}"
+        _plot(axis, record.looks, key, name, color=COLORS[number % len(COLORS)], linestyle=style)
         if record.banner.state == "collapsed":
-            at = record.looks.steps[-1], record.looks.values.get(f"val/{net}/f1", np.zeros(1))[-1]
+            at = record.looks.steps[-1], record.looks.values.get(key, np.zeros(1))[-1]
             axis.plot(*at, "X", color=COLORS[number % len(COLORS)], markersize=8, clip_on=False)
-    trivial = [value for record in known.values() if (value := record.looks.last("val/trivial_f1")) is not None]
+    lasts = (r.looks.last(f"val/{shown_f1(r.looks.values)[1]}") for r in known.values())
+    trivial = [value for value in lasts if value is not None]
     if trivial:
         axis.axhline(
             float(np.mean(trivial)), color=_MUTED, linestyle="--", linewidth=1.2, label="foreground everywhere"

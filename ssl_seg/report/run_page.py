@@ -17,7 +17,7 @@ from ssl_seg.report.score_cells import make_object_rows, name_subject, show_marg
 from ssl_seg.report.table import Table
 from ssl_seg.run.final_scores import NetworkScore, summarize_network
 from ssl_seg.run.seal import Ledger, find_openings
-from ssl_seg.scores.text import UNKNOWN, figure, number, share
+from ssl_seg.scores.text import UNKNOWN, figure, number, share, shown_f1
 
 if TYPE_CHECKING:
     from ssl_seg.report.case_pictures import PredictedCase
@@ -204,18 +204,16 @@ def _list_distinct(record: RunRecord) -> list[NetworkScore]:
 
 def _make_probe_table(record: RunRecord) -> Iterator[Table]:
     looks = record.looks
-    rows = [
-        (net, number(looks.last(f"val/{net}/f1")), number(looks.last(f"val/{net}/f1_best")))
-        for net in NETS
-        if looks.last(f"val/{net}/f1") is not None
-    ]
+    name, trivial, title = shown_f1(looks.values)
+    best = {net: looks.last(f"val/{net}/f1_best") if name == "f1" else None for net in NETS}
+    rows = [(net, number(f1), number(best[net])) for net in NETS if (f1 := looks.last(f"val/{net}/{name}")) is not None]
     if not rows:
         return
-    rows.append(("foreground everywhere", number(looks.last("val/trivial_f1")), UNKNOWN))
+    rows.append(("foreground everywhere", number(looks.last(f"val/{trivial}")), UNKNOWN))
     patches = looks.last("val/patches")
     on = "the validation probe" if patches is None else f"{patches:.0f} patches of the validation probe"
     text = "Preliminary: whole cases are scored when the run ends."
-    yield Table(f"At step {looks.steps[-1]:,}, on {on}", text, ("network", "F1", "at its best threshold"), tuple(rows))
+    yield Table(f"At step {looks.steps[-1]:,}, on {on}", text, ("network", title, "at its best threshold"), tuple(rows))
 
 
 def _read_calibration(record: RunRecord) -> str:

@@ -198,7 +198,7 @@ def make_monitor(fabric: Fabric, config: Config, feed: Feed, supervised: Supervi
     return Monitor(
         feed.val,
         feed.train,
-        num_classes=config.data.num_classes,
+        label_values=config.data.label_values,
         device=fabric.device,
         batch_size=_count_look_patches(config),
         autocast=make_autocast(config.runtime.precision, fabric.device),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 UNKNOWN = "-"
 MOST_PLAIN = 1e5
@@ -14,6 +15,13 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or not math.isfinite(value):
         return UNKNOWN
     return f"{value:.2e}" if abs(value) >= MOST_PLAIN else f"{value:.{digits}f}"
+
+
+def shown_f1(names: Iterable[str]) -> tuple[str, str, str]:
+    """Return which F1 of a look is shown, beside which trivial one, and its title: of several classes the mean over
+    them, by which checkpoints are chosen. ``names`` are those of the figures of the look."""
+    has_classes = any("/f1/" in name for name in names)
+    return ("f1_macro", "trivial_f1_macro", "F1 (mean of classes)") if has_classes else ("f1", "trivial_f1", "F1")
 
 
 def figure(value: float | None, digits: int = 4) -> str:

@@ -126,6 +126,17 @@ def test_the_view_of_a_healthy_look_fits_80_columns() -> None:
         assert text in "\n".join(line.plain for line in lines)
 
 
+def test_of_several_classes_the_mean_is_shown() -> None:
+    macro = {"val/trivial_f1_macro": 0.08, "val/student/f1_macro": 0.444, "val/teacher/f1_macro": 0.333}
+    record = make_record(**macro, **{"val/student/f1/2": 0.0})
+    view, row = describe_looks([record], is_ascii=False)[0].plain, format_row(record, 120, is_ascii=False).plain
+    assert view.startswith("F1 (mean of classes) student 0.444")
+    assert view.endswith("all-foreground 0.08")
+    assert "0.444/0.333" in row
+    assert "0.612" not in view + row
+    assert "0.612/0.612" in format_row(make_record(**macro), 120, is_ascii=False).plain
+
+
 @pytest.mark.parametrize("count", around(SPARKS))
 def test_the_view_holds_as_many_looks_as_it_draws(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     view = TrainingView(0, count)

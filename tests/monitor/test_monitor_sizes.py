@@ -45,7 +45,7 @@ def test_batches_of_a_probe(patches: int) -> None:
     probe = make_probe(patches)
     score, truth = (probe.image[:, 0] - 0.5).numpy(), probe.target.numpy()
     for batch_size in (1, 3, 4, 5, 100):
-        found = collect_signals(TwoLogits(), probe, 2, torch.device("cpu"), batch_size, nullcontext)
+        found = collect_signals(TwoLogits(), probe, range(2), torch.device("cpu"), batch_size, nullcontext)
         assert found.voxels == truth.size
         assert found.f1 == pytest.approx(f1_score(truth.ravel(), score.ravel() > 0))
         assert found.auroc == pytest.approx(roc_auc_score(truth.ravel(), score.ravel()), abs=1e-3)
@@ -60,7 +60,7 @@ def test_how_many_voxels_are_ranked_for_any_number_of_patches(patches: int, monk
     """Room for the 64 voxels of 4 patches: of more patches, each has fewer ranked, and all are counted."""
     monkeypatch.setattr(signals, "RANKED", 4 * 64)
     probe = make_probe(patches)
-    found = collect_signals(TwoLogits(), probe, 2, torch.device("cpu"), 3, nullcontext)
+    found = collect_signals(TwoLogits(), probe, range(2), torch.device("cpu"), 3, nullcontext)
     score, truth = (probe.image[:, 0] - 0.5).numpy().ravel(), probe.target.numpy().ravel()
     assert found.voxels == truth.size
     assert found.f1 == pytest.approx(f1_score(truth, score > 0))
@@ -73,7 +73,7 @@ def test_each_probability_is_in_its_bin(count: int) -> None:
     places = np.arange(count) % PROB_BINS
     score = torch.logit(torch.from_numpy((places + 0.5) / PROB_BINS)).float()
     logits = torch.stack([torch.zeros_like(score), score])[None, :, None]
-    collector = SignalCollector(2, torch.device("cpu"))
+    collector = SignalCollector(range(2), torch.device("cpu"))
     collector.update(logits, torch.zeros(1, 1, count, dtype=torch.long))
     expected = np.bincount(places, minlength=PROB_BINS) / count
     np.testing.assert_allclose(collector.compute().prob_histogram, expected, atol=1e-9)

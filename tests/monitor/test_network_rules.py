@@ -28,13 +28,19 @@ from ssl_seg.monitor.network_rules import (
     judge_network,
     list_collapse_codes,
 )
-from ssl_seg.monitor.signals import Signals
+from ssl_seg.monitor.signals import ClassSignals, Signals
 
 NOISE = replace(HEALTHY, auroc=0.55, f1_best=0.48)
 """A ranking without information, wide enough to be nothing else."""
 BIASED = replace(HEALTHY, prevalence_pred=0.65)
-MISSING = replace(HEALTHY, class_prevalence_pred=(0.31, 0.0), class_prevalence_true=(0.28, 0.02))
+MISSING = replace(HEALTHY, classes=(ClassSignals(1, 0.31, 0.28, 0.7), ClassSignals(255, 0.0, 0.02, 0.0)))
 """The first of two foreground classes is predicted on all of the second, too."""
+
+
+def make_classes(pred: float, true: float) -> tuple[ClassSignals, ...]:
+    return MISSING.classes[0], ClassSignals(255, pred, true, 0.0)
+
+
 JUST = 1e-6
 
 
@@ -54,14 +60,14 @@ JUST = 1e-6
         (SHIFTED, ("shifted_threshold",)),
         (UNLEARNED, ("not_above_trivial",)),
         (MISSING, ("missing_class",)),
-        (replace(MISSING, class_prevalence_true=(0.30, 0.0)), ()),
-        (replace(MISSING, class_prevalence_pred=(0.31,), class_prevalence_true=(0.3,)), ()),
+        (replace(MISSING, classes=make_classes(0.0, 0.0)), ()),
+        (replace(MISSING, classes=MISSING.classes[1:]), ()),
         (
-            replace(ALL_NEGATIVE, class_prevalence_pred=(0.0, 0.0), class_prevalence_true=(0.28, 0.02)),
+            replace(ALL_NEGATIVE, classes=MISSING.classes),
             ("all_negative",),
         ),
         (
-            replace(SHIFTED, class_prevalence_pred=(0.0, 0.0), class_prevalence_true=(0.28, 0.02)),
+            replace(SHIFTED, classes=MISSING.classes),
             ("shifted_threshold",),
         ),
         (NOISE, ()),
@@ -111,8 +117,8 @@ def test_table(signals: Signals, codes: tuple[str, ...]) -> None:
         ("shifted_threshold", SHIFTED, "f1_best", 0.68, None),
         ("not_above_trivial", HEALTHY, "f1_best", 0.4715, 0.4716),
         ("not_above_trivial", HEALTHY, "f1_best", 0.47, None),
-        ("missing_class", MISSING, "class_prevalence_pred", (0.31, 0.0004 - JUST), (0.31, 0.0004)),
-        ("missing_class", MISSING, "class_prevalence_true", (0.001, 0.02), (0.001, 0.0)),
+        ("missing_class", MISSING, "classes", make_classes(0.0004 - JUST, 0.02), make_classes(0.0004, 0.02)),
+        ("missing_class", MISSING, "classes", make_classes(0.0, 1e-5), make_classes(0.0, 0.0)),
         ("missing_class", MISSING, "ratio_std", 0.1, 0.001),
         ("missing_class", MISSING, "nonfinite", 0, 3),
         ("foreground_bias", HEALTHY, "prevalence_pred", 0.6 + JUST, 0.6 - JUST),
@@ -124,7 +130,7 @@ def test_table(signals: Signals, codes: tuple[str, ...]) -> None:
         ("shifted_threshold", replace(SHIFTED, prevalence_pred=0.5), "ratio_std", 0.1, 0.001),
     ],
 )
-def test_each_side_of_each_limit(code: str, base: Signals, field: str, fires: float, silent: Any) -> None:
+def test_each_side_of_each_limit(code: str, base: Signals, field: str, fires: Any, silent: Any) -> None:
     found = [[f.code for f in judge_network(replace(base, **{field: v}), "net")] for v in (fires, silent)]
     assert code in found[0]
     assert code not in found[1]

@@ -32,7 +32,7 @@ from ssl_seg.scores.intervals import compute_score
 
 
 def collect(score: Tensor, target: Tensor, parts: int = 1, threshold: float | None = None) -> Signals:
-    collector = SignalCollector(2, torch.device("cpu"), threshold=threshold)
+    collector = SignalCollector(range(2), torch.device("cpu"), threshold=threshold)
     for own, truth in zip(score.chunk(parts), target.chunk(parts), strict=True):
         collector.update(make_logits(own), truth)
     return collector.compute()
@@ -92,7 +92,7 @@ def test_a_ranking_is_seen_wherever_it_lies_and_however_narrow_it_is(shift: floa
     draw = torch.Generator().manual_seed(1)
     target = (torch.rand(4, 60, 60, generator=draw) < 0.03).long()
     values = (shift + scale * (torch.randn(target.shape, generator=draw) + 2 * target)).float()
-    collector = SignalCollector(2, torch.device("cpu"))
+    collector = SignalCollector(range(2), torch.device("cpu"))
     collector.update(torch.stack([torch.zeros_like(values), values], dim=1), target)
     s, flat, truth = collector.compute(), values.numpy().ravel(), target.numpy().ravel()
     assert s.auroc == pytest.approx(roc_auc_score(truth, flat), abs=1e-3)
@@ -124,7 +124,7 @@ def test_a_share_of_the_voxels_is_ranked_and_all_are_counted(
     example: tuple[Tensor, Tensor], ranked: int, is_whole: bool
 ) -> None:
     score, target = example
-    collector = SignalCollector(2, torch.device("cpu"), ranked)
+    collector = SignalCollector(range(2), torch.device("cpu"), ranked)
     collector.update(make_logits(score), target)
     part, whole = collector.compute(), collect(score, target)
     assert (part == whole) == is_whole
@@ -139,7 +139,7 @@ def test_the_interval_of_the_auroc_is_that_of_the_cases() -> None:
     target = (torch.rand(8, 12, 12, generator=draw) < 0.4).long()
     score = torch.randn(8, 12, 12, generator=draw) + target * torch.linspace(0, 2, 8)[:, None, None]
     ids = ("a", "b", "c", "d", "a", "b", "c", "d")
-    collector = SignalCollector(2, torch.device("cpu"))
+    collector = SignalCollector(range(2), torch.device("cpu"))
     for part in (slice(0, 3), slice(3, 8)):
         collector.update(make_logits(score[part]), target[part], ids[part])
     s = collector.compute()
@@ -156,7 +156,7 @@ def test_one_case_or_one_with_all_the_foreground_says_nothing(example: tuple[Ten
     score, target = example
     target = target.clone()
     target[1:] *= len(set(ids)) == 1
-    collector = SignalCollector(2, torch.device("cpu"))
+    collector = SignalCollector(range(2), torch.device("cpu"))
     collector.update(make_logits(score), target, ids)
     s = collector.compute()
     assert (s.auroc_low, s.auroc_high) == (0.0, 1.0)
@@ -166,7 +166,7 @@ def test_what_is_predicted_is_the_largest_class() -> None:
     """0.4 against 0.3 + 0.3: background, as predict writes, although any foreground has 0.6."""
     logits = torch.tensor([0.4, 0.3, 0.3]).log()[None, :, None, None].expand(1, 3, 4, 4)
     target = torch.tensor([1, 0]).repeat(8).view(1, 4, 4)
-    collector = SignalCollector(3, torch.device("cpu"))
+    collector = SignalCollector(range(3), torch.device("cpu"))
     collector.update(logits, target)
     s = collector.compute()
     assert (s.f1, s.prevalence_pred, s.ratio_std, s.foreground_distance) == (0.0, 0.0, 0.0, 0.5)
@@ -213,7 +213,7 @@ def test_one_class_only() -> None:
 def test_classes_count_alike_in_the_macro_f1() -> None:
     target = torch.tensor([[[0, 1, 1, 1, 2, 3]]])
     logits = nn.functional.one_hot(torch.tensor([[[0, 1, 1, 1, 1, 3]]]), 4).movedim(-1, 1).float() * 8
-    collector = SignalCollector(4, torch.device("cpu"))
+    collector = SignalCollector(range(4), torch.device("cpu"))
     collector.update(logits, target)
     expected = f1_score(target.flatten(), logits.argmax(1).flatten(), labels=[1, 2, 3], average="macro")
     s = collector.compute()
@@ -222,17 +222,22 @@ def test_classes_count_alike_in_the_macro_f1() -> None:
     assert s.trivial_f1_macro == pytest.approx(np.mean(everywhere))
 
 
-def test_the_share_of_each_class_is_of_the_voxels_that_count() -> None:
+def test_the_figures_of_each_class_are_of_the_voxels_that_count() -> None:
     target = torch.tensor([[[0, 1, 1, 2, 3, IGNORE_INDEX]], [[0, 0, 0, 2, IGNORE_INDEX, 2]]])
     written = torch.tensor([[[1, 1, 0, 1, 3, 2]], [[0, 0, 0, 1, 3, 1]]])
     logits = nn.functional.one_hot(written, 4).movedim(-1, 1).float() * 8
-    collector = SignalCollector(4, torch.device("cpu"))
+    collector = SignalCollector((0, 5, 6, 255), torch.device("cpu"))
     for one, truth in zip(logits, target, strict=True):
         collector.update(one[None], truth[None])
     s, counted = collector.compute(), (target != IGNORE_INDEX).numpy()
-    for classes, shares in ((written, s.class_prevalence_pred), (target, s.class_prevalence_true)):
-        assert shares == pytest.approx([(classes.numpy() == label)[counted].mean() for label in (1, 2, 3)])
-    assert s.to_record("val/")["val/class_prevalence_pred"] == list(s.class_prevalence_pred)
+    pred, true = written.numpy()[counted], target.numpy()[counted]
+    assert [own.value for own in s.classes] == [5, 6, 255]
+    for label, own in enumerate(s.classes, 1):
+        assert own.prevalence_pred == pytest.approx((pred == label).mean())
+        assert own.prevalence_true == pytest.approx((true == label).mean())
+        assert own.f1 == pytest.approx(f1_score(true == label, pred == label))
+    record = s.to_record("val/")
+    assert [record[f"val/f1/{own.value}"] for own in s.classes] == [own.f1 for own in s.classes]
 
 
 @pytest.mark.parametrize("absent", [(), (2,), (1, 3), (1, 2, 3)])
@@ -246,7 +251,7 @@ def test_monitor_scores_and_ablations_say_the_same(absent: tuple[int, ...]) -> N
     pred = np.where(rng.random((5, 8, 8)) < 0.5, target, rng.integers(0, 4, (5, 8, 8)))
     pred[4] = 0
     probs = np.eye(4)[pred].transpose(0, 3, 1, 2)
-    collector = SignalCollector(4, torch.device("cpu"))
+    collector = SignalCollector(range(4), torch.device("cpu"))
     collector.update(torch.from_numpy(8 * probs).float(), torch.from_numpy(target))
     signals = collector.compute()
     cases = [WholeCase(np.zeros((1, 8, 8)), t.astype(np.int16), None) for t in target]
@@ -273,7 +278,7 @@ def test_dice_is_the_mean_over_patches_and_empty_ones_count_1() -> None:
 def test_dice_of_a_patch_is_the_mean_over_its_classes() -> None:
     target = torch.tensor([[[0, 1, 1, 2]], [[0, 0, 0, 3]], [[0, 0, 0, IGNORE_INDEX]]])
     classes = torch.tensor([[[0, 1, 0, 2]], [[0, 0, 1, 3]], [[0, 0, 0, 2]]])
-    collector = SignalCollector(4, torch.device("cpu"))
+    collector = SignalCollector(range(4), torch.device("cpu"))
     collector.update(nn.functional.one_hot(classes, 4).movedim(-1, 1).float() * 8, target)
     assert collector.compute().dice == pytest.approx(((2 / 3 + 1) / 2 + (0 + 1) / 2 + 1) / 3)
 
@@ -303,14 +308,14 @@ def test_foreground_distance_is_scipys(example: tuple[Tensor, Tensor]) -> None:
 
 
 def test_an_empty_probe_has_figures() -> None:
-    s = SignalCollector(2, torch.device("cpu")).compute()
+    s = SignalCollector(range(2), torch.device("cpu")).compute()
     assert (s.dice, s.foreground_distance, s.ratio_std) == (1.0, 0.0, 0.0)
 
 
 def test_modes_are_restored_and_eval_mode_is_used() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout(0.9)).train()
     probe = Probe(torch.randn(5, 1, 8, 8), torch.randint(2, (5, 8, 8)))
-    runs = [collect_signals(net, probe, 2, torch.device("cpu"), 2, nullcontext) for _ in range(2)]
+    runs = [collect_signals(net, probe, range(2), torch.device("cpu"), 2, nullcontext) for _ in range(2)]
     assert runs[0] == runs[1]
     assert net.training
 
@@ -344,7 +349,8 @@ def test_train_mode_is_looked_at_on_a_copy() -> None:
     probe = Probe(5 + torch.randn(6, 1, 8, 8, generator=draw), torch.randint(2, (6, 8, 8), generator=draw))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     modes = [
-        collect_signals(net, probe, 2, torch.device("cpu"), 6, nullcontext, train_mode=mode) for mode in (True, False)
+        collect_signals(net, probe, range(2), torch.device("cpu"), 6, nullcontext, train_mode=mode)
+        for mode in (True, False)
     ]
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
     assert not net.training

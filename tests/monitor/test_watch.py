@@ -63,7 +63,7 @@ def monitor() -> Monitor:
     image = (target * 2.0 - 1 + 0.5 * torch.randn(8, 16, 16, generator=draw))[:, None]
     probe = Probe(image, target)
     return Monitor(
-        probe, probe, num_classes=2, device=torch.device("cpu"), batch_size=3, autocast=nullcontext,
+        probe, probe, label_values=range(2), device=torch.device("cpu"), batch_size=3, autocast=nullcontext,
         warmup_steps=10, steps_per_epoch=100,
     )  # fmt: skip
 
@@ -264,7 +264,7 @@ def test_objects_that_melt_into_one_lower_pq_alone() -> None:
     found = {}
     for name, classes in (("apart", target), ("melted", melted)):
         for objects in (True, False):
-            collector = SignalCollector(3, torch.device("cpu"), objects=objects)
+            collector = SignalCollector(range(3), torch.device("cpu"), objects=objects)
             collector.update(10.0 * one_hot(classes, 3).movedim(-1, 1).float(), target)
             found[name, objects] = collector.compute()
     assert (found["apart", True].pq, found["melted", True].pq) == (1.0, 0.0)

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,11 +36,12 @@ from ssl_seg.cli.console import INTERRUPTED
 from ssl_seg.diagnose.examples import make_example
 from ssl_seg.errors import DataError, RunDirError
 from ssl_seg.monitor.network_rules import find_trivial_images
-from ssl_seg.report import case_pictures, run_report
+from ssl_seg.report import case_pictures, run_figures, run_report
 from ssl_seg.report import page as page_module
 from ssl_seg.report.comparison_page import make_comparison_page
+from ssl_seg.report.figures import COLORS
 from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, render_page, write_page
-from ssl_seg.report.run_figures import draw_curves, draw_scores, list_marks
+from ssl_seg.report.run_figures import draw_curves, draw_scores, list_marks, plot_scores
 from ssl_seg.report.run_page import MOST_CASES, MOST_CLASSES, MOST_EVENTS, make_run_page
 from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, read_looks, read_run
 from ssl_seg.report.run_report import RunningPage, write_report_page, write_when_trained
@@ -330,6 +332,29 @@ class TestTables:
         record = read_run(make_run(tmp_path / "run", looks, config=make_config(phases)))
         captions = {drawing.title: drawing.caption for drawing in draw_curves(record)}
         assert "every second phase" in captions["Losses"]
+
+    @pytest.mark.parametrize("classes", [0, 2, len(COLORS) + 1])
+    def test_with_several_classes_their_mean_is_the_f1_and_the_lowest_are_drawn(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int
+    ) -> None:
+        """A look has 0.5 as F1 of any foreground; class n has n/20 at the end, and nothing before."""
+        mean = {"val/trivial_f1_macro": 0.1, **{f"val/{net}/f1_macro": 0.3 for net in ("student", "teacher")}}
+        ends = {f"val/student/f1/{10 * n}": n / 20 for n in range(1, classes + 1)}
+        looks = [make_look(0, **mean, **dict.fromkeys(ends, 0.0)), make_look(12, **mean, **ends)]
+        record = read_run(make_run(tmp_path / "run", looks))
+        (axis,) = plot_scores(record).axes
+        assert {float(line.get_ydata()[-1]) for line in axis.lines if line.get_label() == "student"} == {
+            0.3 if classes else 0.5
+        }
+        drawn: dict[str, Any] = {}
+        monkeypatch.setattr(run_figures, "make_drawing", lambda *parts: drawn.update({parts[1]: parts}))
+        draw_curves(record)
+        assert ("Classes" in drawn) == (classes > 0)
+        if classes:
+            figure, _, caption, _ = drawn["Classes"]
+            labels = [line.get_label() for line in figure.axes[0].lines if line.get_label().startswith("class")]
+            assert labels == [f"class {10 * n}" for n in range(1, min(classes, len(COLORS)) + 1)]
+            assert ("lowest at the end" in caption) == (classes > len(COLORS))
 
 
 class TestHtml:
