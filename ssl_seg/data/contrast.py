@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,17 @@ def count_contrasts(catalog: Catalog, labeled: Sequence[str]) -> tuple[int, int]
         for case, values in read_foreground(catalog, partly, CONTRAST_IMAGES)
     ]
     return signs.count(1), signs.count(-1)
+
+
+def count_skews(catalog: Catalog, ids: Iterable[str]) -> tuple[int, int]:
+    """Return how many images have few bright values among many dark ones, and how many the reverse.
+
+    That is the sign of their skewness, of the thumbnails that are remembered. Foreground that takes the smaller part of
+    an image is so likely to be bright, or dark.
+    """
+    looks = (catalog.facts[i].appearance for i in ids if i in catalog.facts)
+    skews = [float((look.thumbnail.astype(np.float64) ** 3).sum()) for look in looks if look is not None]
+    return sum(skew > 0 for skew in skews), sum(skew < 0 for skew in skews)
 
 
 def read_foreground(

@@ -12,7 +12,7 @@ import numpy as np
 from ssl_seg.config.layers import Layer, Nested, flatten, nest
 from ssl_seg.config.schedules import WARMUP_STEPS, plan_warmup
 from ssl_seg.data.catalog import Catalog
-from ssl_seg.data.contrast import count_contrasts
+from ssl_seg.data.contrast import count_contrasts, count_skews
 from ssl_seg.data.ct import looks_like_ct, measure_window
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.synthetic import is_synthetic
@@ -44,8 +44,8 @@ only teach the network a higher prevalence than there is."""
 LENGTH_KEYS = ("length.steps", "optim.warmup_steps")
 
 MIXED_CONTRAST, INVERTED = 0.25, 0.5
-"""If foreground is bright in at least a quarter of the labeled images and dark in another quarter, half of the patches
-are inverted; docs/defaults.md has what was measured."""
+"""If foreground is bright in at least a quarter of the labeled images and dark in another quarter, or likely so in the
+unlabeled ones, half of the patches are inverted; docs/defaults.md has what was measured."""
 
 RARE_POSITIVES, BALANCED = 0.5, 0.5
 """If fewer than half of the labeled cases have foreground, half of the labeled patches come from those that have."""
@@ -65,18 +65,18 @@ class Planned:
 
 
 def plan_run(
-    catalog: Catalog, labeled: Sequence[str], given: Nested, *, gpu: bool, has_unlabeled: bool = True
+    catalog: Catalog, labeled: Sequence[str], unlabeled: Sequence[str], given: Nested, *, gpu: bool
 ) -> list[Planned]:
     """Return the settings that ``given`` leaves open.
 
     Args:
         catalog: the data, read once.
         labeled: ids of the labeled training cases; no other mask takes part in the plan, only the set of label values.
+        unlabeled: ids of the training cases that are learned from without their masks.
         given: nested settings from files and options; they take part in the plan but are not planned.
         gpu: whether the run will be on one.
-        has_unlabeled: whether any training case is not labeled.
     """
-    known = dict(flatten(given))
+    known, has_unlabeled = dict(flatten(given)), bool(unlabeled)
     shapes = _network_shapes(catalog, known)
     median = [round(float(n)) for n in np.median(np.array(shapes), axis=0)]
     ndim = catalog.ndim
@@ -102,7 +102,7 @@ def plan_run(
         ),
         _plan_foreground_ratio(catalog, labeled),
         _plan_positive_ratio(catalog, labeled),
-        *_plan_invert(catalog, labeled, known),
+        *_plan_invert(catalog, labeled, unlabeled, known),
         *planned_method,
         *planned_network,
         *_plan_encoder_unet(network, known),
@@ -261,15 +261,27 @@ def _plan_positive_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:
     return Planned("batch.positive_ratio", BALANCED if rare else None, reason)
 
 
-def _plan_invert(catalog: Catalog, labeled: Sequence[str], known: Nested) -> list[Planned]:
-    """Where foreground is bright in some labeled images and dark in others, each can teach what the other shows."""
+def _plan_invert(catalog: Catalog, labeled: Sequence[str], unlabeled: Sequence[str], known: Nested) -> list[Planned]:
+    """Where foreground is bright in some images and dark in others, each can teach what the other shows."""
     if catalog.ndim != 2 or "augment.invert" in known or known.get("data.window") is not None:
         return []
     bright, dark = count_contrasts(catalog, labeled)
-    if min(bright, dark) < MIXED_CONTRAST * max(bright + dark, 1):
+    if _is_mixed(bright, dark):
+        reason = f"foreground is brighter than the rest in {bright} labeled images and darker in {dark}"
+        return [Planned("augment.invert", INVERTED, reason)]
+    # If no labeled image, all of one kind, is skewed the other way, skewness tells the unlabeled ones apart.
+    kind, other = ("brighter", 1) if bright else ("darker", 0)
+    skewed = count_skews(catalog, unlabeled)
+    if (bright > 0) == (dark > 0) or count_skews(catalog, labeled)[other] > 0 or not _is_mixed(*skewed):
         return []
-    reason = f"foreground is brighter than the rest in {bright} labeled images and darker in {dark}"
+    reason = (
+        f"foreground is {kind} than the rest in all labeled images, and likely not in {skewed[other]} unlabeled ones"
+    )
     return [Planned("augment.invert", INVERTED, reason)]
+
+
+def _is_mixed(bright: int, dark: int) -> bool:
+    return min(bright, dark) >= MIXED_CONTRAST * max(bright + dark, 1)
 
 
 def _plan_axes(catalog: Catalog) -> list[Planned]:

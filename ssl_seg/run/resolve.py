@@ -106,7 +106,7 @@ def resolve(
     split_config = validate(SplitConfig, settings.section("split"), settings.sources, prefix="split.")
     split = _choose_split(split_config, catalog, None if _wants_new_split(request, start, catalog) else start)
     labeled, unlabeled = divide_pool(split, split_config.labels)
-    planned = plan_run(catalog, labeled, settings.values, gpu=gpu, has_unlabeled=bool(unlabeled))
+    planned = plan_run(catalog, labeled, unlabeled, settings.values, gpu=gpu)
     config, sources = build_config(settings.over(*plan_layers(planned)))
     if pretrained is not None:
         near = config.split.near_copies == "keep_together" and not config.split.allow_faults

@@ -11,7 +11,7 @@ import tifffile
 from ssl_seg.config.layers import nest
 from ssl_seg.data import contrast
 from ssl_seg.data.catalog import Catalog, open_catalog
-from ssl_seg.data.contrast import CONTRAST_IMAGES, count_contrasts
+from ssl_seg.data.contrast import CONTRAST_IMAGES, count_contrasts, count_skews
 from ssl_seg.run.plan import plan_run
 
 BRIGHT, DARK = 90, -90
@@ -31,9 +31,11 @@ def write(folder: Path, differences: list[int], dtype: str = "uint8", shape: tup
     return open_catalog(str(folder))
 
 
-def plan_invert(catalog: Catalog, **given: object) -> float | None:
+def plan_invert(catalog: Catalog, labeled: int | None = None, **given: object) -> float | None:
+    """Return what is planned with the first ``labeled`` images (all by default) labeled and the others not."""
     nested = {key: value for name, text in given.items() for key, value in nest(name.replace("__", "."), text).items()}
-    planned = plan_run(catalog, [case.id for case in catalog.labeled], nested, gpu=False)
+    ids = [case.id for case in catalog.labeled]
+    planned = plan_run(catalog, ids[:labeled], ids[len(ids[:labeled]) :], nested, gpu=False)
     return {p.key: p.value for p in planned}.get("augment.invert")
 
 
@@ -62,6 +64,44 @@ def test_it_is_planned_where_a_quarter_are_the_other_way_round(
     assert plan_invert(catalog) == expected
     assert plan_invert(catalog, augment__invert=0.2) is None  # given, so not planned
     assert plan_invert(catalog, data__window=[0, 200]) is None  # values have a fixed meaning
+
+
+@pytest.mark.parametrize(
+    ("labeled", "unlabeled", "expected"),
+    [
+        ([BRIGHT, BRIGHT], [DARK, BRIGHT, DARK], 0.5),
+        ([DARK], [BRIGHT, DARK, DARK, DARK], 0.5),
+        ([BRIGHT, BRIGHT], [DARK, *[BRIGHT] * 4], None),
+        ([BRIGHT, BRIGHT], [DARK] * 4, None),
+        ([BRIGHT, BRIGHT], [], None),
+    ],
+)
+def test_the_skewness_of_unlabeled_images_says_that_they_are_of_both_kinds(
+    labeled: list[int], unlabeled: list[int], expected: float | None, tmp_path: Path
+) -> None:
+    """Four fifths of an image are background here, so that bright foreground makes it skewed to bright values."""
+    catalog = write(tmp_path, [*labeled, *unlabeled])
+    ids = [case.id for case in catalog.labeled]
+    assert count_skews(catalog, ids) == count_contrasts(catalog, ids)
+    assert plan_invert(catalog, len(labeled)) == expected
+
+
+@pytest.mark.parametrize(("fills", "expected"), [(False, 0.5), (True, None)])
+def test_skewness_that_contradicts_a_mask_is_not_trusted(fills: bool, expected: float | None, tmp_path: Path) -> None:
+    """Foreground that fills most of an image is bright and skews it to dark values."""
+    write(tmp_path, [DARK, BRIGHT, BRIGHT, DARK])
+    mask = tifffile.imread(tmp_path / "masks" / "00.tif")
+    tifffile.imwrite(tmp_path / "masks" / "00.tif", (mask == 0 if fills else mask).astype(np.uint8))
+    catalog = open_catalog(str(tmp_path))
+    assert count_contrasts(catalog, ["00"]) == ((1, 0) if fills else (0, 1))
+    assert count_skews(catalog, ["00"]) == (0, 1)
+    assert plan_invert(catalog, 1) == expected
+
+
+def test_masks_that_show_nothing_plan_nothing(tmp_path: Path) -> None:
+    write(tmp_path, [BRIGHT, BRIGHT, DARK])
+    tifffile.imwrite(tmp_path / "masks" / "00.tif", np.zeros((24, 20), np.uint8))
+    assert plan_invert(open_catalog(str(tmp_path)), 1) is None
 
 
 def test_volumes_are_left_alone(tmp_path: Path) -> None:

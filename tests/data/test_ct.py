@@ -47,7 +47,7 @@ def write(folder: Path, scans: list[tuple[NDArray, NDArray]]) -> Catalog:
 
 def planned_window(catalog: Catalog, given: dict | None = None) -> list[float] | None:
     labeled = [case.id for case in catalog.labeled]
-    return {p.key: p.value for p in plan_run(catalog, labeled, given or {}, gpu=False)}.get("data.window")
+    return {p.key: p.value for p in plan_run(catalog, labeled, (), given or {}, gpu=False)}.get("data.window")
 
 
 def test_the_window_is_of_the_foreground_of_labeled_cases(tmp_path: Path) -> None:

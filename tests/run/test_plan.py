@@ -25,6 +25,8 @@ from ssl_seg.run.resolve import compute_class_weights, resolve
 
 relaxed = settings(deadline=None, max_examples=60)
 Shape = tuple[int, ...]
+UNLABELED = ("unlabeled",)
+"""Id of a case that no catalog has."""
 shapes_2d = st.tuples(*[st.integers(1, 3000)] * 2)
 shapes_3d = st.tuples(*[st.integers(1, 700)] * 3)
 shapes = shapes_2d | shapes_3d
@@ -59,7 +61,7 @@ def plan(catalog: Catalog | None = None, gpu: bool = False, **given: Any) -> dic
 
 def run_plan(catalog: Catalog, given: dict[str, Any], *, gpu: bool = False) -> list[Planned]:
     """Plan a run with all labels."""
-    return plan_run(catalog, [case.id for case in catalog.labeled], given, gpu=gpu)
+    return plan_run(catalog, [case.id for case in catalog.labeled], UNLABELED, given, gpu=gpu)
 
 
 class TestPatchSize:
@@ -252,7 +254,7 @@ class TestFewLabels:
         assert not self.KEYS & plan(make_catalog([(64, 64, 64)])).keys()
         objects = replace(make_catalog(), meaning=Meaning("instances", task="instances", label_values=(0, 1, 2)))
         assert not self.KEYS & plan(objects).keys()
-        planned = plan_run(make_catalog(), ["000"], {}, gpu=False, has_unlabeled=False)
+        planned = plan_run(make_catalog(), ["000"], (), {}, gpu=False)
         assert not self.KEYS & {p.key for p in planned}
 
 
@@ -382,7 +384,7 @@ class TestForegroundRatio:
         """Masks of validation, test and the unlabeled pool are not for planning."""
         catalog = make_catalog([(64, 64)] * 4, foreground=[0.05, 0.9, 0.9, 0.9])
         for labeled, ratio in ((["000"], 0.33), (["001"], 0.0), (["000", "001"], 0.0), ([], 0.33)):
-            values = {p.key: p.value for p in plan_run(catalog, labeled, {}, gpu=False)}
+            values = {p.key: p.value for p in plan_run(catalog, labeled, UNLABELED, {}, gpu=False)}
             assert values["data.foreground_ratio"] == ratio
 
 
@@ -400,7 +402,7 @@ def test_the_patch_is_planned_on_the_grid_of_the_network() -> None:
 
 def test_no_unlabeled_patches_are_planned_where_there_is_no_such_case() -> None:
     labeled = [case.id for case in make_catalog().labeled]
-    planned = {p.key: p.value for p in plan_run(make_catalog(), labeled, {}, gpu=False, has_unlabeled=False)}
+    planned = {p.key: p.value for p in plan_run(make_catalog(), labeled, (), {}, gpu=False)}
     assert planned["batch.unlabeled"] == 0
     assert plan()["batch.unlabeled"] == plan()["batch.labeled"]
 
