@@ -269,6 +269,8 @@ def _plan_invert(catalog: Catalog, labeled: Sequence[str], unlabeled: Sequence[s
     if _is_mixed(bright, dark):
         reason = f"foreground is brighter than the rest in {bright} labeled images and darker in {dark}"
         return [Planned("augment.invert", INVERTED, reason)]
+    if catalog.channels > 1:  # inverted colors are those of no other image; only where masks show it
+        return []
     # If no labeled image, all of one kind, is skewed the other way, skewness tells the unlabeled ones apart.
     kind, other = ("brighter", 1) if bright else ("darker", 0)
     skewed = count_skews(catalog, unlabeled)

@@ -86,6 +86,15 @@ def test_the_skewness_of_unlabeled_images_says_that_they_are_of_both_kinds(
     assert plan_invert(catalog, len(labeled)) == expected
 
 
+def test_colors_are_inverted_only_where_masks_show_both_kinds(tmp_path: Path) -> None:
+    write(tmp_path, [BRIGHT, DARK, BRIGHT])
+    for path in (tmp_path / "images").iterdir():
+        tifffile.imwrite(path, np.stack([tifffile.imread(path)] * 3, -1) + np.uint8([0, 1, 2]), photometric="rgb")
+    catalog = open_catalog(str(tmp_path))
+    assert catalog.channels == 3
+    assert (plan_invert(catalog, 1), plan_invert(catalog, 2)) == (None, 0.5)
+
+
 @pytest.mark.parametrize(("fills", "expected"), [(False, 0.5), (True, None)])
 def test_skewness_that_contradicts_a_mask_is_not_trusted(fills: bool, expected: float | None, tmp_path: Path) -> None:
     """Foreground that fills most of an image is bright and skews it to dark values."""
