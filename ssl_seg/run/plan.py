@@ -271,10 +271,10 @@ def _plan_invert(catalog: Catalog, labeled: Sequence[str], unlabeled: Sequence[s
         return [Planned("augment.invert", INVERTED, reason)]
     if catalog.channels > 1:  # inverted colors are those of no other image; only where masks show it
         return []
-    # If no labeled image, all of one kind, is skewed the other way, skewness tells the unlabeled ones apart.
-    kind, other = ("brighter", 1) if bright else ("darker", 0)
-    skewed = count_skews(catalog, unlabeled)
-    if (bright > 0) == (dark > 0) or count_skews(catalog, labeled)[other] > 0 or not _is_mixed(*skewed):
+    # If most labeled images, all of one kind, are skewed as their masks say, skewness tells the unlabeled ones apart.
+    kind, own, other = ("brighter", 0, 1) if bright else ("darker", 1, 0)
+    skewed, of_labeled = count_skews(catalog, unlabeled), count_skews(catalog, labeled)
+    if (bright > 0) == (dark > 0) or of_labeled[own] < of_labeled[other] or not _is_mixed(*skewed):
         return []
     reason = (
         f"foreground is {kind} than the rest in all labeled images, and likely not in {skewed[other]} unlabeled ones"

@@ -95,16 +95,19 @@ def test_colors_are_inverted_only_where_masks_show_both_kinds(tmp_path: Path) ->
     assert (plan_invert(catalog, 1), plan_invert(catalog, 2)) == (None, 0.5)
 
 
-@pytest.mark.parametrize(("fills", "expected"), [(False, 0.5), (True, None)])
-def test_skewness_that_contradicts_a_mask_is_not_trusted(fills: bool, expected: float | None, tmp_path: Path) -> None:
-    """Foreground that fills most of an image is bright and skews it to dark values."""
-    write(tmp_path, [DARK, BRIGHT, BRIGHT, DARK])
-    mask = tifffile.imread(tmp_path / "masks" / "00.tif")
-    tifffile.imwrite(tmp_path / "masks" / "00.tif", (mask == 0 if fills else mask).astype(np.uint8))
-    catalog = open_catalog(str(tmp_path))
-    assert count_contrasts(catalog, ["00"]) == ((1, 0) if fills else (0, 1))
-    assert count_skews(catalog, ["00"]) == (0, 1)
-    assert plan_invert(catalog, 1) == expected
+@pytest.mark.parametrize(("filled", "expected"), [(1, 0.5), (2, None)])
+def test_skewness_that_contradicts_most_masks_is_not_trusted(
+    filled: int, expected: float | None, tmp_path: Path
+) -> None:
+    """Bright foreground that fills most of an image skews it to dark values."""
+    write(tmp_path, [DARK] * filled + [BRIGHT, BRIGHT, DARK, DARK])
+    for index in range(filled):
+        path = tmp_path / "masks" / f"{index:02}.tif"
+        tifffile.imwrite(path, (tifffile.imread(path) == 0).astype(np.uint8))
+    catalog, labeled = open_catalog(str(tmp_path)), [f"{n:02}" for n in range(filled + 1)]
+    assert count_contrasts(catalog, labeled) == (filled + 1, 0)
+    assert count_skews(catalog, labeled) == (1, filled)
+    assert plan_invert(catalog, filled + 1) == expected
 
 
 def test_masks_that_show_nothing_plan_nothing(tmp_path: Path) -> None:
