@@ -106,5 +106,5 @@ def _create(timm: Any, name: str, channels: int, options: dict[str, Any]) -> Any
     except Exception as error:
         what = "its weights cannot be had" if options else "it cannot be an encoder"
         way = "Give network.encoder_weights a file, none, or a machine with a network" if options else "Use another one"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise NetworkError(f"network.encoder = {name}: {what}: {reason}. {way}") from error
