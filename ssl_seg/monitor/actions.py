@@ -17,7 +17,7 @@ FAR = 10.0
 """Factor from a usual learning rate from which a rate is suspected before anything else."""
 EXTREME_COST = 10.0
 """Factor of foreground over background in the loss, or the other way round, that is worth a word."""
-MORE = 6
+WEIGHED_LENGTH = 6
 """Factor of the steps for classes that weigh alike: at first far too much of the rare ones is predicted."""
 MANY_STEPS = 2000
 """After so many steps, training longer no longer helps a network that has learned nothing."""
@@ -127,7 +127,7 @@ def choose_action(
         low=f"{context.lr / 10:g}",
         usual=f"{context.usual_lr:g}",
         steps=2 * max(context.steps, 1),
-        many=MORE * max(context.steps, 1),
+        many=WEIGHED_LENGTH * max(context.steps, 1),
         cost="" if cost is None else f"{cost.key}={cost.neutral}",
     )
 

@@ -276,9 +276,8 @@ def _plan_invert(catalog: Catalog, labeled: Sequence[str], unlabeled: Sequence[s
     skewed, of_labeled = count_skews(catalog, unlabeled), count_skews(catalog, labeled)
     if (bright > 0) == (dark > 0) or of_labeled[own] < of_labeled[other] or not _is_mixed(*skewed):
         return []
-    reason = (
-        f"foreground is {kind} than the rest in all labeled images, and likely not in {skewed[other]} unlabeled ones"
-    )
+    found = f"foreground is {kind} than the rest in {bright + dark} labeled images"
+    reason = f"{found}, and likely not in {skewed[other]} unlabeled ones"
     return [Planned("augment.invert", INVERTED, reason)]
 
 
