@@ -12,10 +12,10 @@ from typing import Any
 
 from ssl_seg.config import Config, PlateauResponseConfig
 from ssl_seg.config.schedules import (
-    LossPhase,
     acts_at,
     compute_loss_weights,
     compute_rampup,
+    list_phases,
     make_ema_schedule,
     make_lr_schedule,
 )
@@ -69,8 +69,7 @@ class RunCurves:
 
 def compute_curves(config: Config) -> RunCurves:
     """Return what a complete configuration, with all options of its method, does over the run."""
-    phases = [LossPhase(0, config.loss.weights)]
-    phases += [LossPhase(phase.from_epoch, phase.weights, phase.blend_epochs) for phase in config.loss.phases]
+    phases = list_phases(config.loss)
     steps = _choose_steps(config)
     per_epoch = config.length.steps_per_epoch
     lr_at = make_lr_schedule(config.optim, config.length, compute_batch_size(config))
@@ -130,10 +129,10 @@ def list_windows(config: Config) -> Iterator[ActivePeriod]:
     policies, end = config.policies, config.length.steps / config.length.steps_per_epoch
     finished = range(1, math.ceil(end) + 1)
     if (swa := policies.swa) is not None:
-        marks = [min(e, end) for e in finished if acts_at(e, swa.start_epoch, swa.every_epochs)]
+        marks = [min(e, end) for e in finished if acts_at(swa, e)]
         yield ActivePeriod("policies.swa", "SWA takes the student", swa.start_epoch, end, tuple(marks))
     if (noise := policies.weight_noise) is not None:  # none at the end of the run
-        marks = [e for e in finished[:-1] if acts_at(e, noise.start_epoch, noise.every_epochs)]
+        marks = [e for e in finished[:-1] if acts_at(noise, e)]
         yield ActivePeriod("policies.weight_noise", "weight noise", noise.start_epoch, end, tuple(marks))
     if policies.gradient_noise is not None:
         yield ActivePeriod("policies.gradient_noise", "gradient noise", 0, end)

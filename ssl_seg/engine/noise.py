@@ -38,7 +38,7 @@ def add_gradient_noise(net: nn.Module, settings: GradientNoiseConfig, seed: int,
     Not a function of the rank: the gradients are those of all processes already, and other noise on each would make
     the students drift apart. It is drawn on the device, without a copy from the host.
     """
-    std = compute_gradient_noise_std(step, settings.std, settings.decay)
+    std = compute_gradient_noise_std(settings, step)
     generators: dict[torch.device, torch.Generator] = {}
     for parameter in net.parameters():
         if (gradient := parameter.grad) is None:

@@ -261,7 +261,7 @@ class Policies:
 
     def _average(self, engine: Engine, epoch: int) -> Iterator[PolicyEvent]:
         swa = self.settings.swa
-        if swa is None or self.average is None or not acts_at(epoch, swa.start_epoch, swa.every_epochs):
+        if swa is None or self.average is None or not acts_at(swa, epoch):
             return
         self.average.add(engine.plain.student)
         count = self.average.count
@@ -273,7 +273,7 @@ class Policies:
         noise = self.settings.weight_noise
         if noise is None:
             return
-        std = compute_weight_noise_std(epoch, noise.start_epoch, noise.every_epochs, noise.std, noise.decay)
+        std = compute_weight_noise_std(noise, epoch)
         if std > 0:
             add_weight_noise(engine.student, std, self.seed, epoch)
             yield PolicyEvent(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl_seg.config import LossConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.config.presets import PRESETS, expand
-from ssl_seg.config.schedules import LossPhase, compute_loss_weights
+from ssl_seg.config.schedules import LossPhase, compute_loss_weights, list_phases, list_trained
 from ssl_seg.errors import ConfigError
 from ssl_seg.losses.common import LossFn
 from ssl_seg.losses.components import (
@@ -73,10 +73,7 @@ def make_supervised_loss(config: LossConfig) -> SupervisedLoss:
         ConfigError: unknown components or options, options of a component that no phase names, or costs that no
             component with a weight takes.
     """
-    phases = (
-        LossPhase(0, config.weights, 0),
-        *(LossPhase(phase.from_epoch, phase.weights, phase.blend_epochs) for phase in config.phases),
-    )
+    phases = list_phases(config)
     names = dict.fromkeys([name for phase in phases for name in phase.weights])
     check_loss_names([*names, *(name for name in config.options if name not in names)])
     if unused := [name for name in config.options if name not in names]:
@@ -127,7 +124,7 @@ def _spread_class_weights(
     options, weights = dict(config.options), config.class_weights
     if weights is None:
         return options
-    used = {name for phase in phases for name, weight in phase.weights.items() if weight > 0}
+    used = set(list_trained(phases))
     takers = [name for name in names if "class_weights" in list_options(name)]
     if not used.intersection(takers):
         raise ConfigError(
@@ -146,7 +143,7 @@ def _spread_class_weights(
 
 
 def _check_costs_are_taken(costs: Mapping[str, float], phases: tuple[LossPhase, ...]) -> None:
-    used = {name for phase in phases for name, weight in phase.weights.items() if weight > 0}
+    used = set(list_trained(phases))
     for cost, value in costs.items():
         if value != 1.0 and not any(cost in list_costs(name) for name in used):
             takers = [name for name in LOSSES if cost in list_costs(name)]

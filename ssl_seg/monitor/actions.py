@@ -8,6 +8,7 @@ from typing import Any
 
 from ssl_seg.config import Config, LossConfig
 from ssl_seg.config.learning import OptimConfig
+from ssl_seg.config.schedules import list_phases, list_trained
 from ssl_seg.losses import list_options
 from ssl_seg.monitor.findings import RuleFinding
 
@@ -100,15 +101,13 @@ def read_context(config: Config) -> Context:
 
 def list_components(loss: LossConfig) -> tuple[str, ...]:
     """Return the names of the components of a loss that have a weight in any phase."""
-    phases = (loss.weights, *(phase.weights for phase in loss.phases))
-    return tuple(dict.fromkeys(name for weights in phases for name in weights))
+    return tuple(dict.fromkeys(name for phase in list_phases(loss) for name in phase.weights))
 
 
 def read_costs(loss: LossConfig) -> tuple[Cost, ...]:
     """Return the settings of the loss, and of the components that are trained with, that weigh foreground."""
     found = [Cost(f"loss.{key}", f"{value:g}", factor, "1") for key, value, factor in _list_pairs(vars(loss))]
-    phases = (loss.weights, *(phase.weights for phase in loss.phases))
-    for name in dict.fromkeys(name for weights in phases for name, weight in weights.items() if weight > 0):
+    for name in list_trained(list_phases(loss)):
         options, where = loss.options.get(name, {}), f"loss.options.{name}"
         found += [Cost(f"{where}.{key}", f"{value:g}", factor, "1") for key, value, factor in _list_pairs(options)]
         if (own := options.get("class_weights")) is not None and own[0] > 0:

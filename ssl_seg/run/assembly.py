@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssl_seg.config import Config
 from ssl_seg.config.layers import to_plain
-from ssl_seg.config.schedules import find_snapshots, find_warmup, make_ema_schedule, make_lr_schedule
+from ssl_seg.config.schedules import find_snapshots, find_warmup, list_phases, make_ema_schedule, make_lr_schedule
 from ssl_seg.data.loader import (
     Batch,
     PatchSource,
@@ -145,8 +145,7 @@ def open_feed(fabric: Fabric, resolved: Resolved, loss: SupervisedLoss, console:
 def _find_components(config: Config, loss: SupervisedLoss) -> dict[str, LossFn]:
     """Return the components of the loss that are named in a phase that the run comes to."""
     last = (config.length.steps - 1) / config.length.steps_per_epoch
-    later = [phase.weights for phase in config.loss.phases if phase.from_epoch <= last]
-    reached = {name for weights in (config.loss.weights, *later) for name in weights}
+    reached = {name for phase in list_phases(config.loss) if phase.from_epoch <= last for name in phase.weights}
     return {name: component for name, component in loss.components.items() if name in reached}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ssl_seg.config import Config
+from ssl_seg.config.schedules import list_phases, list_trained
 from ssl_seg.losses import list_costs, list_options
 
 Pull = tuple[str, float]
@@ -58,8 +59,6 @@ def costs_oppose(config: Config) -> Iterator[str]:
 def _list_pulls(config: Config) -> dict[str, list[Pull]]:
     """Return, for each component that is trained with, the settings that weigh its foreground against background."""
     loss = config.loss
-    phases = (loss.weights, *(phase.weights for phase in loss.phases))
-    trained = dict.fromkeys(name for weights in phases for name, weight in weights.items() if weight > 0)
     overall = (f"loss.fp_cost = {loss.fp_cost:g} with loss.fn_cost = {loss.fn_cost:g}", loss.fn_cost - loss.fp_cost)
     weights = loss.class_weights
     classes = [_pull_of_classes("loss.class_weights", weights)] if isinstance(weights, tuple) else []
@@ -69,7 +68,7 @@ def _list_pulls(config: Config) -> dict[str, list[Pull]]:
             *(classes if "class_weights" in list_options(name) else []),
             *_list_own_pulls(name, loss.options.get(name, {})),
         ]
-        for name in trained
+        for name in list_trained(list_phases(loss))
     }
 
 
