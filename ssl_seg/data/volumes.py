@@ -420,7 +420,8 @@ def _check_start(path: Path) -> Format:
         with path.open("rb") as file:
             head = file.read(16)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
+        link = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "no such file"
+        raise DataError(f"{path}: {link}.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror}).") from error
     if not head:

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layout_files import codes, pairs, said, touch
 
-from ssl_seg.data.layouts import find_listing
+from ssl_seg.data.layouts import find_listing, list_images
 from ssl_seg.data.layouts.files import scan_folder
 from ssl_seg.data.layouts.names import MASK_WORDS, match_names, place_of, split_marker
+from ssl_seg.data.volumes import open_image
 from ssl_seg.errors import DataError, did_you_mean
 
 NAMES = ("v_1", "v_2", "v_10")
@@ -238,6 +239,10 @@ def test_links_that_lead_nowhere_are_a_fault(tmp_path: Path) -> None:
     (fault,) = listing.findings
     assert (fault.level, fault.code, fault.cases) == ("fault", "missing_image", ("x0", "x1", "x2"))
     assert f"3 link(s) lead nowhere, e.g. {tmp_path}/images/x0.png to /not/mounted/0.png" in fault.message
+    listed = dict(list_images(tmp_path, "folders"))  # what `predict` reads, and names where it cannot
+    assert sorted(listed) == sorted([*NAMES, "x0", "x1", "x2"])
+    with pytest.raises(DataError, match=r"x0\.png: a link to /not/mounted/0\.png, which is not there"):
+        open_image(*listed["x0"])
 
 
 def test_many_names_without_a_match_are_refused_at_once() -> None:

@@ -134,8 +134,9 @@ def _list(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of ``scan_folder``."""
-    yield from scan_folder(folder).files
+    """Yield the files of ``scan_folder``, and links that lead nowhere: who opens one says so."""
+    scan = scan_folder(folder)
+    yield from sorted((*scan.files, *scan.dangling), key=lambda path: path.parts)
 
 
 def make_id(path: Path, folder: Path) -> str:
