@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import math
@@ -160,6 +161,21 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that somebody wrote: UTF-8, or UTF-16 with its mark, as PowerShell and Excel write it.
+
+    Raises:
+        OSError, UnicodeDecodeError: if it cannot be read, or is in another encoding.
+    """
+    return decode_text(path.read_bytes())
+
+
+def decode_text(text: bytes, errors: str = "strict") -> str:
+    """Return the text of ``read_text``."""
+    marked = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return text.decode("utf-16" if marked else "utf-8-sig", errors)
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from ssl_seg.config import Config
 from ssl_seg.config.hints import describe_problem, find_source
 from ssl_seg.config.presets import expand, expand_views
 from ssl_seg.errors import ConfigError, did_you_mean
+from ssl_seg.files import read_text
 
 Nested = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -322,7 +323,7 @@ def read_yaml(path: Path) -> Nested:
             twice, or no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         values = yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from ssl_seg.cli import app
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import find_cases, open_catalog
-from ssl_seg.data.imports import find_labels, import_labels
+from ssl_seg.data.imports import _write, find_labels, import_labels
+from ssl_seg.data.imports.outlines import Images, Labels, Shape
 from ssl_seg.data.imports.shapes import fill_polygons, fill_runs, unpack_counts
 from ssl_seg.data.volumes import read_mask
 from ssl_seg.errors import DataError
@@ -528,6 +529,42 @@ def test_masks_beside_labels_need_no_import(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "masks" / "a.png"), np.ones(SIZE, np.uint8))
     assert not [f for f in find_cases(str(tmp_path)).findings if f.code == "labels_to_import"]
     assert find_labels(tmp_path) is not None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("kind", ["COCO", "run-length", "YOLO"])
+def test_labels_as_windows_writes_them(tmp_path: Path, kind: str, encoding: str) -> None:
+    """A file that is not recognized would leave its image unlabeled."""
+    root = tmp_path / "data"
+    if kind == "COCO":
+        path = write_coco(root, [])
+    elif kind == "YOLO":
+        path = write_yolo(root, {"a": "0 0.1 0.1 0.5 0.1 0.5 0.5\n", "b": ""}) / "labels" / "a.txt"
+    else:
+        path = write_runs(root, ["id", "rle"], [("a0", "1 3")])
+    path.write_bytes(path.read_text().encode(encoding))
+    found = find_labels(root)
+    assert found is not None
+    assert found.kind == kind
+    assert path in found.files
+    assert import_labels(found.source, tmp_path / "out", images=root)
+
+
+def test_a_table_in_another_encoding_says_so(tmp_path: Path) -> None:
+    path = write_runs(tmp_path / "data", ["id", "rle"], [("é", "1 3")])
+    path.write_bytes(path.read_text().encode("latin-1"))
+    with pytest.raises(DataError, match=r"train\.csv: the table cannot be read .* Save it as UTF-8"):
+        import_labels(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("value", "suffix"), [(2**16 - 1, ".png"), (2**16, ".tif"), (3 * 2**16, ".tif")])
+def test_more_values_than_a_png_holds(tmp_path: Path, value: int, suffix: str) -> None:
+    """As of 65,536 objects in an image, which take seconds to draw."""
+    image = write_image(tmp_path / "a.png")
+    shape = Shape("x", lambda size: (0, 0, np.eye(*size, dtype=bool)))
+    _write(Labels({image: [shape]}, {"x": value}), Images(tmp_path), tmp_path / "out", instances=False)
+    mask = read_mask(str(tmp_path / "out" / "masks" / f"a{suffix}"))
+    np.testing.assert_array_equal(mask, value * np.eye(*SIZE, dtype=int))
 
 
 def test_other_tables_and_texts_are_no_labels(tmp_path: Path) -> None:

@@ -176,12 +176,25 @@ def test_malformed_manifests(tmp_path: Path, text: str, reason: str) -> None:
     assert str(tmp_path / "manifest.csv") in str(raised.value)
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_as_other_programs_write_them(tmp_path: Path, separator: str, encoding: str) -> None:
+    touch(tmp_path, "é;x.png", "m.png")
+    lines = [["image", "mask", "group"], ['"é;x.png"', "m.png", '"p1,p2"'], ["m.png", "", ""]]
+    text = "\r\n".join(separator.join(cells) for cells in lines)
+    (tmp_path / "table.csv").write_bytes(text.encode(encoding))
+    listing = find_listing(tmp_path)
+    assert pairs(listing, tmp_path) == {"é;x": ("é;x.png", "m.png"), "m": ("m.png", None)}
+    assert {c.id: c.group for c in listing.cases} == {"é;x": "p1,p2", "m": None}
+
+
 def test_unreadable_manifests(tmp_path: Path) -> None:
     for suffix, content in {".csv": b"image\n\xff\xfe.png", ".parquet": b"PAR1 no"}.items():
         path = tmp_path / f"table{suffix}"
         path.write_bytes(content)
-        with pytest.raises(DataError, match="the table cannot be read"):
+        with pytest.raises(DataError, match="the table cannot be read") as raised:
             find_listing(path)
+        assert ("Save it as UTF-8" in str(raised.value)) == (suffix == ".csv")
 
 
 def test_parquet_cells_must_be_text_or_truth_values(tmp_path: Path) -> None:

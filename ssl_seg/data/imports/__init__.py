@@ -21,7 +21,8 @@ from ssl_seg.data.imports.shapes import Size
 from ssl_seg.data.layouts.files import add_image, walk_files
 from ssl_seg.data.layouts.listing import CLASSES_FILE
 from ssl_seg.data.layouts.names import place_of
-from ssl_seg.data.volumes import is_image, open_image, split_suffix, write_mask
+from ssl_seg.data.layouts.table import read_columns
+from ssl_seg.data.volumes import is_image, open_image, split_suffix, write_labels, write_mask
 from ssl_seg.errors import DataError, name_examples, quote
 from ssl_seg.files import find_obstacle, next_free
 
@@ -97,6 +98,8 @@ def import_labels(
         raise DataError(f"{source} does not exist. Name a file of labels, or the folder that holds them.")
     found = find_labels(source)
     if found is None:
+        if source.suffix.lower() == ".csv" and source.is_file():
+            read_columns(source)  # says so where it cannot be read
         raise DataError(
             f"{source} holds no labels that can be imported: COCO or labelme JSON, YOLO outlines (one .txt an image), "
             "Fiji selections (.roi, .zip) or GeoJSON of QuPath (one file an image), a CSV of run lengths "
@@ -160,7 +163,9 @@ def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list
             shapes, size = labels.shapes[path], _size_of(path, labels.sizes.get(path))
             used |= {shape.label for shape in shapes}
             mask = _paint(shapes, size, None if instances else labels.values, counts)
-            write_mask(out / "masks" / f"{case_id}.png", mask)
+            is_many = int(mask.max(initial=0)) > np.iinfo(np.uint16).max
+            write, ending = (write_labels, ".tif") if is_many else (write_mask, ".png")
+            write(out / "masks" / f"{case_id}{ending}", mask)
     classes = {labels.values[name]: name for name in sorted(used, key=lambda name: labels.values[name])}
     if classes and not instances:
         text = json.dumps({0: "background", **classes}, indent=2, ensure_ascii=False)
@@ -194,10 +199,10 @@ def _size_of(path: Path, stated: Size | None) -> Size:
 
 def _paint(
     shapes: Sequence[Shape], size: Size, values: dict[str, int] | None, counts: dict[str, int]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32]]:
     """Return the mask (Y, X): the value of each object's class, or its number; smaller objects on top."""
     drawn = sorted(((shape, shape.draw(size)) for shape in shapes), key=lambda pair: -int(pair[1][2].sum()))
-    mask = np.zeros(size, np.uint16)
+    mask = np.zeros(size, np.uint32)
     for number, (shape, (top, left, inside)) in enumerate(drawn, 1):
         part = mask[top : top + inside.shape[0], left : left + inside.shape[1]]
         value = number if values is None else values[shape.label]

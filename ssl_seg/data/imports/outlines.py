@@ -23,6 +23,7 @@ from ssl_seg.data.layouts.files import walk_files
 from ssl_seg.data.layouts.table import read_columns, read_table
 from ssl_seg.data.volumes import is_image, split_suffix
 from ssl_seg.errors import DataError, name_examples
+from ssl_seg.files import decode_text, read_text
 
 _HEAD = 4096
 """Bytes of a JSON file, at its start and its end, that tell what it is."""
@@ -232,7 +233,7 @@ def read_yolo(files: Sequence[Path], index: Images) -> Labels:
         if image in shapes:
             raise DataError(f"{path}: another file holds labels of {image} too. Keep one of them.")
         shapes[image] = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             if not line.strip():
                 continue
             where, (first, *numbers) = f"{path}, line {number}", line.split()
@@ -262,7 +263,7 @@ def _read_yolo_names(folder: Path) -> dict[int, str]:
     none without such a file."""
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         try:
-            names = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("names")
+            names = (yaml.safe_load(read_text(path)) or {}).get("names")
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
             raise DataError(f"{path}: cannot be read as YAML ({error}).") from error
         if names:
@@ -272,7 +273,7 @@ def _read_yolo_names(folder: Path) -> dict[int, str]:
                 raise DataError(f"{path}: names must be a list, or name the classes 0, 1, ... by their numbers.")
             return _tell_apart({int(number): str(name) for number, name in numbered.items()})
     lists = [path for name in ("classes.txt", "obj.names") if (path := folder / name).is_file()]
-    lines = lists[0].read_text(encoding="utf-8", errors="replace").splitlines() if lists else []
+    lines = decode_text(lists[0].read_bytes(), "replace").splitlines() if lists else []
     return _tell_apart({number: line.strip() for number, line in enumerate(lines) if line.strip()})
 
 
@@ -341,14 +342,14 @@ def _read_ends(path: Path) -> str:
         with path.open("rb") as file:
             head = file.read(_HEAD)
             file.seek(max(len(head), path.stat().st_size - _HEAD))
-            return (head + file.read()).decode("utf-8", "replace")
+            return decode_text(head + file.read(), "replace")
     except OSError:
         return ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}). Copy or export it again.") from error
     if not isinstance(data, dict):

@@ -16,6 +16,7 @@ from ssl_seg.data.formats.stored import name_errors
 from ssl_seg.data.imports.outlines import Images, Labels, Shape
 from ssl_seg.data.imports.shapes import Patch, Size, check_points, fill_rings
 from ssl_seg.errors import DataError
+from ssl_seg.files import decode_text, read_text
 
 ROIS, GEOJSON = "Fiji", "GeoJSON"
 _OBJECT = "object"
@@ -37,8 +38,8 @@ def recognize(path: Path) -> str | None:
                 return ROIS if any(name.endswith(".roi") for name in archive.namelist()) else None
         if suffix in (".geojson", ".json"):
             with path.open("rb") as file:
-                head = file.read(_HEAD)
-            return GEOJSON if b'"Feature' in head and (suffix == ".geojson" or b'"geometry"' in head) else None
+                head = decode_text(file.read(_HEAD), "replace")
+            return GEOJSON if '"Feature' in head and (suffix == ".geojson" or '"geometry"' in head) else None
     except (OSError, zipfile.BadZipFile):
         pass
     return None
@@ -92,7 +93,7 @@ def _draw(rings: Sequence[Any], where: str, size: Size) -> Patch:
 
 def _list_features(path: Path) -> list[Mapping[str, Any]]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as GeoJSON ({error}). Copy or export it again.") from error
     features = data.get("features", [data]) if isinstance(data, dict) else data

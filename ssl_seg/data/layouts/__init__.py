@@ -21,6 +21,7 @@ from ssl_seg.data.layouts.names import role_of
 from ssl_seg.data.layouts.nnunet import group_channels
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image
 from ssl_seg.errors import ConfigError, DataError, did_you_mean
+from ssl_seg.files import read_text
 
 __all__ = ["AUTO", "EXTRA", "LAYOUTS", "Case", "Layout", "Listing", "add_unlabeled", "find_listing", "list_images"]
 
@@ -138,7 +139,7 @@ def _with_classes(listing: Listing, folder: Path) -> Listing:
     if listing.label_values is not None or not path.is_file():
         return listing
     try:
-        names = {int(value): str(name) for value, name in json.loads(path.read_text(encoding="utf-8")).items()}
+        names = {int(value): str(name) for value, name in json.loads(read_text(path)).items()}
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(
             f'{path}: must name mask values, as {{"0": "background", "1": "cell"}} does ({error}).'

@@ -11,6 +11,7 @@ from ssl_seg.data.layouts.files import add_image, note_unlabeled, walk_files
 from ssl_seg.data.layouts.listing import Case, Listing, check_id
 from ssl_seg.data.volumes import is_image, list_arrays, split_suffix
 from ssl_seg.errors import DataError, name_examples
+from ssl_seg.files import read_text
 
 SUFFIXES = (".h5", ".hdf5")
 LISTS = ("train.list", "train_slices.list")
@@ -114,7 +115,7 @@ def _from_list(
 def _read_list(source: Path) -> list[str]:
     """Return the ids of a list with one name per line."""
     try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(source).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source}: cannot be read ({error}).") from error
     line_of: dict[str, int] = {}

@@ -26,6 +26,7 @@ from ssl_seg.data.layouts.files import (
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
 from ssl_seg.errors import DataError, name_examples
+from ssl_seg.files import read_text
 
 _COLOR_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """One file may hold all channels (red, green, blue)."""
@@ -143,7 +144,7 @@ def _check_channels(root: Path, channels_of: Mapping[str, list[Path]], descripti
 
 def _read_description(path: Path) -> _Description:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
     if not isinstance(content, dict):

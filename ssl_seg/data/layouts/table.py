@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any
 
 from ssl_seg.data.formats.stored import import_optional
 from ssl_seg.errors import DataError
+from ssl_seg.files import read_text
+
+_SEPARATORS = (",", ";", "\t")
+"""What may stand between cells: the one that the first line has most of. Excel writes ; where 0,5 is a number."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ def _read(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], list[Fi
     try:
         return _read_parquet(path, wanted) if is_parquet else _read_csv(path)
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: the table cannot be read ({error}).") from error
+        advice = " Save it as UTF-8." if isinstance(error, UnicodeDecodeError) else ""
+        raise DataError(f"{path}: the table cannot be read ({error}).{advice}") from error
 
 
 def _clean(columns: Collection[str]) -> tuple[str, ...]:
@@ -55,17 +61,18 @@ def _clean(columns: Collection[str]) -> tuple[str, ...]:
 
 def _read_csv(path: Path) -> tuple[tuple[str, ...], list[FileRow]]:
     csv.field_size_limit(2**31 - 1)  # run lengths of a mask can take more than the usual 128 KB
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, skipinitialspace=True, strict=True)
-        columns = _clean(next(reader, []))
-        rows = []
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if len(cells) > len(columns):
-                raise DataError(f"{where}: {len(cells)} cells, the first line has {len(columns)}.")
-            padded = [c.strip() for c in cells] + [""] * (len(columns) - len(cells))
-            if any(padded):
-                rows.append(FileRow(where, dict(zip(columns, padded, strict=True))))
+    text = read_text(path)
+    separator = max(_SEPARATORS, key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    columns = _clean(next(reader, []))
+    rows = []
+    for cells in reader:
+        where = f"{path}, line {reader.line_num}"
+        if len(cells) > len(columns):
+            raise DataError(f"{where}: {len(cells)} cells, the first line has {len(columns)}.")
+        padded = [c.strip() for c in cells] + [""] * (len(columns) - len(cells))
+        if any(padded):
+            rows.append(FileRow(where, dict(zip(columns, padded, strict=True))))
     return columns, rows
 
 

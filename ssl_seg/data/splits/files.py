@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import SplitError
-from ssl_seg.files import atomic_write
+from ssl_seg.files import atomic_write, read_text
 
 SCHEMA = 1
 """Version of the split file's format."""
@@ -123,7 +123,7 @@ def load_split(path: Path) -> Split:
         SplitError: if it is missing, of another form, or was edited.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        values = yaml.load(read_text(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         raise SplitError(f"{path}: no such split file. Make one with `ssl-seg split make`.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
