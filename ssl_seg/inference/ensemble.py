@@ -6,7 +6,7 @@ Shapes: C channels, K classes, *S spatial = (Z, Y, X) or (Y, X).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +33,18 @@ _GRID: dict[str, Callable[[Model], Any]] = {
 """Matters only where probabilities are averaged; the voxel size of images only where they are resampled."""
 
 
-@dataclass(frozen=True)
-class Ensemble:
-    """Predicts the mean of the probabilities of its members, one member after another.
+def with_mean(parts: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """Yield the probabilities (K,*S) of each network, at least one, and at the end their mean.
 
-    Beside the result of the member that runs, one sum is held, however many members there are.
+    The sum takes the place of the first of them: each must have been used before the next one is asked for.
     """
-
-    members: tuple[PredictFn, ...]
-
-    def __call__(self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None) -> NDArray[np.float32]:
-        """Return mean probabilities (K,*S) of a raw image (C,*S) with voxels of size ``spacing`` (*S)."""
-        for probs in self.predict_each(image, spacing):
-            mean = probs
-        return mean
-
-    def predict_each(
-        self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None
-    ) -> Iterator[NDArray[np.float32]]:
-        """Yield the probabilities (K,*S) of each member, and at the end their mean.
-
-        The sum takes the place of the first of them: each must have been used before the next one is asked for.
-        """
-        total: NDArray[np.float32] | None = None
-        for member in self.members:
-            probs = member(image, spacing)
-            yield probs
-            total = probs if total is None else np.add(total, probs, out=total)
-        if total is not None:
-            yield np.divide(total, np.float32(len(self.members)), out=total)
+    rest = iter(parts)
+    total, count = next(rest), 1
+    yield total
+    for probs in rest:
+        yield probs
+        total, count = np.add(total, probs, out=total), count + 1
+    yield np.divide(total, np.float32(count), out=total)
 
 
 def pool(parts: Iterable[NDArray[np.float32]], *, spread: bool = False) -> NDArray[np.float32]:
@@ -168,18 +151,13 @@ def score_cases(
     """
     if not case_ids:
         raise DataError("there is no labeled case to score")
-    ensemble = Ensemble(tuple(members))
-    cuts = decisions or (LIKELIEST,) * (len(ensemble.members) + mean)
+    cuts = decisions or (LIKELIEST,) * (len(members) + mean)
     rows, rankings = [], [np.zeros((), np.int64)] * len(cuts)
     for case_id in track(case_ids, len(case_ids)):
         case, objects, task = store.load_whole(case_id), store.load_objects(case_id), store.catalog.meaning.task
-        found = (
-            ensemble.predict_each(case.image, case.spacing)
-            if mean
-            else (member(case.image, case.spacing) for member in members)
-        )
+        found = (member(case.image, case.spacing) for member in members)
         row = []
-        for index, (probs, cut) in enumerate(zip(found, cuts, strict=True)):
+        for index, (probs, cut) in enumerate(zip(with_mean(found) if mean else found, cuts, strict=True)):
             row.append(score_case(case_id, case, probs, decision=cut, surface=surface, objects=objects, task=task))
             if case.target is not None:
                 ranking = rank_voxels(probs, case.target)

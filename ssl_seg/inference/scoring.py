@@ -123,7 +123,7 @@ class Score:
         ``false_classes`` are those of them that are predicted all the same, with the number of voxels and cases.
         """
         names = list(self.label_values or range(1, 1 + len(self.cases[0].classes)))
-        pooled = self._pooled_classes()
+        pooled = [sum_overlaps(column) for column in self._columns()]
         present = [o for o in pooled if o.tp + o.fn > 0]
         whole = sum_overlaps([c.overlap for c in self.cases])
         summary: dict[str, Any] = {
@@ -144,7 +144,7 @@ class Score:
         if self.objects is not None:
             summary["objects"] = self.objects
         if len(pooled) > 1:
-            summary["foreground"] = {**_ratios(whole), "mean_dice": _mean([c.overlap.dice for c in self.cases])}
+            summary["foreground"] = {**_average([whole]), "mean_dice": _mean([c.overlap.dice for c in self.cases])}
             summary["classes"] = [
                 self._summarize_class(name, column, index)
                 for index, (name, column) in enumerate(zip(names, self._columns(), strict=True))
@@ -213,15 +213,12 @@ class Score:
         row: dict[str, Any] = {
             "label": label,
             "n_positives": len(positives),
-            "pooled": _ratios(pooled) if positives else dict.fromkeys(RATIOS),
-            "mean_positives": {name: _mean([getattr(o, name) for o in positives]) for name in RATIOS},
+            "pooled": _average([pooled] if positives else []),
+            "mean_positives": _average(positives),
             "false_voxels": pooled.fp,
             "hallucinated_cases": len(wrong),
         }
         return row | (self._average_distances([index]) if self.cases[0].distances is not None else {})
-
-    def _pooled_classes(self) -> list[ConfusionCounts]:
-        return [sum_overlaps(column) for column in self._columns()]
 
     def _columns(self) -> list[list[ConfusionCounts]]:
         return [list(column) for column in zip(*(c.classes for c in self.cases), strict=True)]
@@ -359,12 +356,8 @@ def _counts(overlap: ConfusionCounts) -> list[int]:
     return [overlap.tp, overlap.fp, overlap.fn, overlap.tn]
 
 
-def _ratios(overlap: ConfusionCounts) -> dict[str, float]:
-    return {name: getattr(overlap, name) for name in RATIOS}
-
-
-def _average(overlaps: Sequence[ConfusionCounts]) -> dict[str, float]:
-    return {name: float(np.mean([getattr(o, name) for o in overlaps])) for name in RATIOS}
+def _average(overlaps: Sequence[ConfusionCounts]) -> dict[str, float | None]:
+    return {name: _mean([getattr(o, name) for o in overlaps]) for name in RATIOS}
 
 
 def _mean(values: Sequence[float]) -> float | None:

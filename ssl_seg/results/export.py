@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,9 +23,10 @@ from torch import Tensor, nn
 
 from ssl_seg import __version__
 from ssl_seg.config import DataConfig
+from ssl_seg.data.catalog import pass_through
 from ssl_seg.data.open import open_store
 from ssl_seg.data.splits.files import split_from_dict
-from ssl_seg.data.views.transforms import make_window, measure_intensity
+from ssl_seg.data.views.transforms import normalize
 from ssl_seg.errors import ConfigError, DataError, SslSegError
 from ssl_seg.files import atomic_write, find_obstacle
 from ssl_seg.inference.calibration import Calibration, calibration_path, decide, find_calibration
@@ -37,6 +37,7 @@ from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.networks.builders import get_network_spec
 from ssl_seg.results.bioimage import make_package, read_weights
 from ssl_seg.results.evaluation import EvaluateRequest, choose_cases, open_cases
+from ssl_seg.scores.calibration import to_log_odds, to_probability
 
 FORMATS = {".onnx": "ONNX", ".ts": "TorchScript", ".pt2": "torch.export", ".zip": "bioimage.io"}
 KEY = "ssl_seg"
@@ -109,12 +110,11 @@ def export(request: ExportRequest, note: Callable[[str], None] = lambda _: None)
     patches, ids = cut_patches(model, request.checkpoint, note)
     with atomic_write(request.output) as partial:
         example = torch.cat([patches, patches])[:2]  # of a single window, torch.export would keep the number
-        WRITERS[suffix](network, example, partial, json.dumps(about))
+        _write(partial, WRITERS[suffix](network, example, json.dumps(about)))
         difference = compare(network, READERS[suffix](partial), patches)
         if suffix != ".pt2":
-            difference = max(
-                difference, compare(network, READERS[suffix](partial), _grow(patches[:1], about["divisor"]))
-            )
+            grown = _grow(patches[:1], about["divisor"])
+            difference = max(difference, compare(network, READERS[suffix](partial), grown))
         if not difference <= LARGEST_DIFFERENCE:
             raise DataError(
                 f"{request.output}: its probabilities differ from those of the network by up to {difference:.2g}, more "
@@ -179,8 +179,8 @@ def find_network_threshold(threshold: float | None, calibration: Calibration | N
     cut = 0.5 if threshold is None else threshold
     if calibration is None:
         return cut
-    odds = math.log(cut / (1 - cut)) - calibration.scaling.biases[1]
-    return 1 / (1 + math.exp(-odds * calibration.scaling.temperature))
+    odds = to_log_odds(cut) - calibration.scaling.biases[1]
+    return to_probability(odds * calibration.scaling.temperature)
 
 
 def cut_patches(model: Model, checkpoint: Path, note: Callable[[str], None]) -> tuple[Tensor, list[str]]:
@@ -191,7 +191,7 @@ def cut_patches(model: Model, checkpoint: Path, note: Callable[[str], None]) -> 
     data = model.config.data
     try:
         request = EvaluateRequest(checkpoint)
-        catalog, opened = open_cases(request, model, lambda items, _: items)
+        catalog, opened = open_cases(request, model, pass_through)
         ids = list(choose_cases(request, (model,), catalog, split_from_dict(model.checkpoint.split), note))[:IMAGES]
         store = open_store(catalog, opened)
         images = [store.load_whole(case_id).image for case_id in ids]
@@ -203,9 +203,7 @@ def cut_patches(model: Model, checkpoint: Path, note: Callable[[str], None]) -> 
 
 def _cut_middle(image: NDArray[np.generic], data: DataConfig) -> NDArray[np.float32]:
     """Return the z-scores (C,*P) of the middle of an image (C,*S), with zeros behind one that is smaller."""
-    patch, window = data.patch_size, data.window
-    intensity = measure_intensity(image) if window is None else make_window(window, len(image))
-    scores = intensity.to_zscore(image)
+    patch, scores = data.patch_size, normalize(image, data.window)
     starts = [max(size - window, 0) // 2 for size, window in zip(image.shape[1:], patch, strict=True)]
     part = scores[(slice(None), *(slice(start, start + window) for start, window in zip(starts, patch, strict=True)))]
     missing = [(0, window - size) for size, window in zip(part.shape[1:], patch, strict=True)]
@@ -243,7 +241,7 @@ def check_packages(suffix: str) -> None:
             ) from None
 
 
-def _write_onnx(network: nn.Module, example: Tensor, path: Path, text: str) -> None:
+def _to_onnx(network: nn.Module, example: Tensor, text: str) -> bytes:
     import onnx
 
     buffer = io.BytesIO()
@@ -258,7 +256,7 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path, text: str) -> N
     model = onnx.load_model_from_string(buffer.getvalue())
     onnx.helper.set_model_props(model, {KEY: text})
     onnx.checker.check_model(model)
-    _write(path, model.SerializeToString())
+    return cast(bytes, model.SerializeToString())
 
 
 def _read_onnx(path: Path) -> RunFn:
@@ -286,21 +284,17 @@ def _to_torchscript(network: nn.Module, example: Tensor, text: str) -> bytes:
     return buffer.getvalue()
 
 
-def _write_torchscript(network: nn.Module, example: Tensor, path: Path, text: str) -> None:
-    _write(path, _to_torchscript(network, example, text))
-
-
 def _read_torchscript(file: Path | io.BytesIO) -> RunFn:
     loaded: RunFn = torch.jit.load(str(file) if isinstance(file, Path) else file)  # type: ignore[no-untyped-call]
     return loaded
 
 
-def _write_exported(network: nn.Module, example: Tensor, path: Path, text: str) -> None:
+def _to_exported(network: nn.Module, example: Tensor, text: str) -> bytes:
     sizes = {0: torch.export.Dim("windows", min=1)}
     program = torch.export.export(network, (example,), dynamic_shapes=(sizes,))
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={f"{KEY}.json": text})
-    _write(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _read_exported(path: Path) -> RunFn:
@@ -309,23 +303,19 @@ def _read_exported(path: Path) -> RunFn:
     return loaded
 
 
-def _write_package(network: nn.Module, example: Tensor, path: Path, text: str) -> None:
-    _write(path, make_package(network, example, _to_torchscript(network, example, text), json.loads(text)))
+def _to_package(network: nn.Module, example: Tensor, text: str) -> bytes:
+    return make_package(network, example, _to_torchscript(network, example, text), json.loads(text))
 
 
-def _read_package(path: Path) -> RunFn:
-    return _read_torchscript(read_weights(path))
-
-
-WRITERS: dict[str, Callable[[nn.Module, Tensor, Path, str], None]] = {
-    ".onnx": _write_onnx,
-    ".ts": _write_torchscript,
-    ".pt2": _write_exported,
-    ".zip": _write_package,
+WRITERS: dict[str, Callable[[nn.Module, Tensor, str], bytes]] = {
+    ".onnx": _to_onnx,
+    ".ts": _to_torchscript,
+    ".pt2": _to_exported,
+    ".zip": _to_package,
 }
 READERS: dict[str, Callable[[Path], RunFn]] = {
     ".onnx": _read_onnx,
     ".ts": _read_torchscript,
     ".pt2": _read_exported,
-    ".zip": _read_package,
+    ".zip": lambda path: _read_torchscript(read_weights(path)),
 }

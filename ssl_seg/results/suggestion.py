@@ -32,7 +32,7 @@ from ssl_seg.data.volumes import split_suffix
 from ssl_seg.errors import ConfigError, DataError, quote
 from ssl_seg.inference.calibration import decide_mean
 from ssl_seg.inference.decision import Decision
-from ssl_seg.inference.ensemble import Ensemble, check_members, open_members
+from ssl_seg.inference.ensemble import check_members, open_members, pool
 from ssl_seg.inference.model import Model
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import choose_device_if_given
@@ -102,8 +102,8 @@ class Pool:
 
     def predict(self, case: WholeCase) -> NDArray[np.float32]:
         """Return the mean of the probabilities (K,*S) of the networks."""
-        ensemble = Ensemble(tuple(model.predictor(next(iter(model.nets))) for model in self.models))
-        return ensemble(case.image, case.spacing)
+        predictors = (model.predictor(next(iter(model.nets))) for model in self.models)
+        return pool(predictor(case.image, case.spacing) for predictor in predictors)
 
 
 def open_pool(request: SuggestRequest, track: Track = pass_through) -> Pool:

@@ -24,7 +24,7 @@ from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.volumes import read_mask
 from ssl_seg.errors import ConfigError, SplitError
 from ssl_seg.files import read_jsonl
-from ssl_seg.inference.ensemble import Ensemble, check_members, open_members, pool, pool_rows
+from ssl_seg.inference.ensemble import check_members, open_members, pool, pool_rows, with_mean
 from ssl_seg.inference.model import open_model
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, add_differences, evaluate
@@ -62,28 +62,25 @@ class TestMean:
     )
     def test_against_numpy(self, rows: list[list[float]]) -> None:
         probs = np.array(rows, np.float32).reshape(len(rows), 2, 2)
-        mean = Ensemble(tuple(lambda *_, p=p: p.copy() for p in probs))(np.zeros((1, 2)), None)
+        *_, mean = with_mean(p.copy() for p in probs)
         assert mean.dtype == np.float32
         np.testing.assert_allclose(mean, probs.astype(np.float64).mean(axis=0), atol=1e-6)
 
     def test_one_member_is_itself_bit_for_bit(self) -> None:
         probs = np.random.default_rng(0).random((2, 5), np.float32)
-        np.testing.assert_array_equal(Ensemble((lambda *_: probs.copy(),))(probs, None), probs)
+        *_, mean = with_mean([probs.copy()])
+        np.testing.assert_array_equal(mean, probs)
 
     def test_no_member_runs_before_the_one_before_is_used_up(self) -> None:
         """One sum, one result: what members return is not collected."""
         running: list[int] = []
 
-        def member(number: int) -> Any:
-            def predict_one(*_: Any) -> NDArray[np.float32]:
-                running.append(number)
-                return np.full((2, 3), number, np.float32)
+        def predict_one(number: int) -> NDArray[np.float32]:
+            running.append(number)
+            return np.full((2, 3), number, np.float32)
 
-            return predict_one
-
-        each = Ensemble((member(0), member(1))).predict_each(np.zeros((1, 3)), None)
         seen = []
-        for probs in each:
+        for probs in with_mean(map(predict_one, range(2))):
             seen.append((float(probs[0, 0]), list(running)))
         assert seen == [(0.0, [0]), (1.0, [0, 1]), (0.5, [0, 1])]
 

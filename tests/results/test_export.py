@@ -20,6 +20,7 @@ import yaml
 from conftest import Cli, train_tiny
 
 from ssl_seg.config import PredictionConfig
+from ssl_seg.data.views.transforms import normalize
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.calibration import Calibration, decide, save_calibration
 from ssl_seg.inference.decision import Cleaning
@@ -164,7 +165,7 @@ def test_a_volume_and_windowed_intensities(cli: Cli, sheets_dir: Path, tmp_path:
     assert (normal["name"], normal["low"], normal["high"]) == ("window", 10.0, 200.0)
     values = np.array([[[[0.0, 10.0, 105.0, 200.0, 300.0]]]])
     predictor = open_model(run.best).predictor("student")
-    seen = module.make_window(predictor.window, 1).to_zscore(values)
+    seen = normalize(values, predictor.window)
     told = (values.clip(normal["low"], normal["high"]) - normal["mean"]) / normal["std"]
     assert np.allclose(seen, told, atol=1e-6)
     _, out, _ = cli("export", run.best, tmp_path / "net.ts", "--overwrite")
