@@ -211,7 +211,8 @@ def _suspect_finite(facts: DiagnosisFacts) -> Suspect | None:
     if "non_finite" not in facts.codes and not (facts.has_exploded and facts.has_collapsed):
         return None
     seen = [facts.message("non_finite")] if "non_finite" in facts.codes else []
-    evidence = [*seen, *facts.list_history(), f"optim.lr is {facts.subject.context.lr:g}"]
+    lr = facts.subject.context.lr  # 0: that of predictions is not known
+    evidence = [*seen, *facts.list_history(), *([f"optim.lr is {lr:g}"] if lr else [])]
     text = "the updates were too large: the training has diverged"
     return Suspect(text, evidence, "train again with a lower optim.lr and optim.clip_norm=1", facts.slow_down())
 

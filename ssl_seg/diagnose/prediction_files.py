@@ -24,7 +24,7 @@ from ssl_seg.data.layouts.names import MASK_WORDS, role_of
 from ssl_seg.data.mask_values import scan_mask
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_lossy, open_image, open_mask, read_mask
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 from ssl_seg.labels import Meaning
 from ssl_seg.results.mask_files import OBJECTS
 
@@ -114,25 +114,36 @@ def match_truth(predictions: Sequence[PredictionFile], folder: Path) -> dict[str
     return found
 
 
-def recognize(predictions: Sequence[PredictionFile], reading: Reading = AS_STORED) -> Kind:
+def recognize(predictions: Sequence[PredictionFile], meaning: Meaning, reading: Reading = AS_STORED) -> Kind:
     """Return how to read the files, by the values in a few of them; `NAME_prob` files are probabilities.
 
     Raises:
-        DataError: for values that are neither.
+        DataError: for values that are neither, and masks of several values of which none is said to be background.
     """
     if all(p.probs for p in predictions):
         return "probability"
     spread = np.linspace(0, len(predictions) - 1, SAMPLE).astype(int).tolist()
     kinds: list[Kind] = []
-    telling = 0
+    telling: list[PredictionFile] = []
     for index in dict.fromkeys([*spread, *range(len(predictions))]):
         kind, is_constant = _recognize_file(predictions[index].mask, reading)
         kinds.append(kind)
-        telling += not is_constant
-        if telling == SAMPLE:
+        telling += [] if is_constant else [predictions[index]]
+        if len(telling) == SAMPLE:
             break
     known: tuple[Kind, ...] = ("probability", "gray16", "gray8", "mask")
-    return next(kind for kind in known if kind in kinds)  # an empty map among probabilities looks like a mask
+    kind = next(kind for kind in known if kind in kinds)  # an empty map among probabilities looks like a mask
+    if kind in ("gray16", "gray8") and _number_objects(telling, reading):
+        kind = "mask"
+    is_open = kind == "mask" and not meaning.label_values and not meaning.label_map
+    if is_open and telling and all(_read_plain(p.first, reading).all() for p in telling):
+        values = [int(value) for value in np.unique(_read_plain(telling[0].first, reading))]
+        raise DataError(
+            f"{telling[0].first}: no voxel is 0, which is background, there and in the other predictions looked at; "
+            f"this one holds {name_examples(values)}. Save them with 0 for background; if the true masks have these "
+            f"values too, type --set 'data.label_values={values[:2]}', that of background first."
+        )
+    return kind
 
 
 def read_prediction(
@@ -209,6 +220,12 @@ def _recognize_file(path: Path | None, reading: Reading) -> tuple[Kind, bool]:
         return "probability", False
     values = _read_plain(path, reading)
     return _recognize_values(values), bool((values == values.flat[0]).all())
+
+
+def _number_objects(predictions: Sequence[PredictionFile], reading: Reading) -> bool:
+    """Return whether integer files number objects, as label images do, and hold no gray values."""
+    scans = {p.id: scan_mask(open_mask(str(p.mask), reading=reading))[1] for p in predictions if p.mask is not None}
+    return settle_meaning(scans, Meaning())[0].kind == "instances"
 
 
 def _recognize_values(values: NDArray[Any]) -> Kind:

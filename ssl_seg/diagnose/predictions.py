@@ -127,7 +127,7 @@ def _prepare(request: PredictionsRequest) -> tuple[_Material, list[str]]:
     of_truth, notes = settle_truth(sorted(truth.values()), given, reading)
     order = np.random.default_rng(request.seed).permutation(len(files))
     shuffled = [files[i] for i in order]
-    return _Material(shuffled, truth, recognize(files, reading), labels, of_truth, reading), notes
+    return _Material(shuffled, truth, recognize(files, labels, reading), labels, of_truth, reading), notes
 
 
 def _break_seal(folder: Path, truth: Mapping[str, Path], note: Callable[[str], None]) -> list[str]:

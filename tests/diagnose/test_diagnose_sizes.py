@@ -20,6 +20,7 @@ from ssl_seg.diagnose.inputs import NetworkInputs
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
 from ssl_seg.diagnose.result import Example
 from ssl_seg.diagnose.tally import Output, Tally
+from ssl_seg.labels import Meaning
 
 
 def example(number: int, part: str, f1: float | None) -> Example:
@@ -157,7 +158,7 @@ def kind_of(folder: Path, images: list[NDArray[np.generic]]) -> str:
     folder.mkdir()
     for n, image in enumerate(images):
         tifffile.imwrite(folder / f"{n:03d}.tif", image)
-    return prediction_files.recognize(prediction_files.find_predictions(folder))
+    return prediction_files.recognize(prediction_files.find_predictions(folder), Meaning())
 
 
 @pytest.mark.parametrize("kind", SHADES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,12 +195,43 @@ def test_swapped_values_are_named(tmp_path: Path) -> None:
     assert "swapped" in diagnosis.causes[0].text
 
 
+@pytest.mark.parametrize("values", [(-1, 1), (1, 2)])
+def test_predictions_without_the_value_of_background_are_no_collapse(tmp_path: Path, values: tuple[int, int]) -> None:
+    truth = make_truth()
+    masks = write_folder(tmp_path / "m", truth)
+    (tmp_path / "p").mkdir()
+    for n, mask in enumerate(truth):
+        np.save(tmp_path / "p" / f"{n:02}.npy", np.where(mask, values[1], values[0]).astype(np.int16))
+    with pytest.raises(DataError, match=re.escape(f"data.label_values={list(values)}")):
+        diagnose_predictions(PredictionsRequest(tmp_path / "p", masks))
+    told = PredictionsRequest(tmp_path / "p", tmp_path / "p", {"label_values": values})
+    assert diagnose_predictions(told).statistics["scores"]["f1"] == 1.0
+    full = write_folder(tmp_path / "full", [np.ones_like(mask) for mask in truth])  # one value: that is a collapse
+    assert diagnose(full, masks).verdict.level == "collapsed"
+
+
+def test_many_objects_are_no_gray_values(tmp_path: Path) -> None:
+    """More than half of the range of uint8; a blurred copy of the same objects is read as probabilities."""
+    rng = np.random.default_rng(0)
+    fields = [np.kron(rng.random((15, 15)) < 0.8, np.pad(np.ones((4, 4), int), 1)) for _ in range(4)]
+    numbers = [ndimage.label(field)[0] for field in fields]
+    assert all(127 < number.max() < 256 for number in numbers)
+    masks = write_folder(tmp_path / "m", [field.astype(np.uint8) for field in fields])
+    diagnosis = diagnose(write_folder(tmp_path / "p", [number.astype(np.uint8) for number in numbers]), masks)
+    assert diagnosis.statistics["scores"]["f1"] == 1.0
+    assert diagnosis.statistics["looked_at"]["read_as"].startswith("masks")
+    blurred = [cv2.GaussianBlur(255.0 * field, (0, 0), 1.0).astype(np.uint8) for field in fields]
+    diagnosis = diagnose(write_folder(tmp_path / "b", blurred), masks)
+    assert diagnosis.statistics["looked_at"]["read_as"].startswith("probabilities")
+
+
 def test_nan_is_a_finding_and_no_error(tmp_path: Path) -> None:
     probs = make_probs(make_truth())
     probs[3][5, 5:9] = np.nan
     diagnosis = diagnose(write_folder(tmp_path / "p", probs))
     assert (diagnosis.verdict.level, diagnosis.verdict.code) == ("collapsed", "non_finite")
     assert diagnosis.findings[0].value == 4
+    assert not any("optim.lr" in text for cause in diagnosis.causes for text in cause.evidence)  # nobody knows it
 
 
 def test_probabilities_beside_masks_belong_to_them(tmp_path: Path) -> None:
