@@ -146,45 +146,13 @@ def _may_weigh_classes(loss: LossConfig) -> bool:
     return bool(takers) and all(weights != "auto" and 0 in weights for weights in set_ones)
 
 
-def _weighs_evenly(context: Context, _: RuleFinding) -> bool:
-    return context.may_weigh_classes
-
-
-def _is_weighted(context: Context, finding: RuleFinding) -> bool:
-    return bool(_list_guilty(context, finding))
-
-
-def _is_fast(context: Context, _: RuleFinding) -> bool:
-    return context.lr > FAR * context.usual_lr
-
-
-def _is_slow(context: Context, _: RuleFinding) -> bool:
-    return 0 < context.lr < context.usual_lr / FAR
-
-
-def _stays(context: Context, _: RuleFinding) -> bool:
-    return not context.recovers
-
-
-def _has_two_classes(context: Context, _: RuleFinding) -> bool:
-    return context.num_classes == 2
-
-
-def _is_long(context: Context, _: RuleFinding) -> bool:
-    return context.steps >= MANY_STEPS
-
-
-def _takes_none(_: Context, finding: RuleFinding) -> bool:
-    return finding.value < 0.5
-
-
-_WEIGHTED = Action("train again with {cost}", _is_weighted)
-_FAST = Action("train again with optim.lr={usual}", _is_fast)
-_RECOVER = Action("train again with monitor.on_collapse=recover", _stays)
+_WEIGHTED = Action("train again with {cost}", lambda run, finding: bool(_list_guilty(run, finding)))
+_FAST = Action("train again with optim.lr={usual}", lambda run, _: run.lr > FAR * run.usual_lr)
+_RECOVER = Action("train again with monitor.on_collapse=recover", lambda run, _: not run.recovers)
 _SLOWER = Action("train again with optim.lr={low}")
-_USUAL = Action("train again with optim.lr={usual}", _is_slow)
+_USUAL = Action("train again with optim.lr={usual}", lambda run, _: 0 < run.lr < run.usual_lr / FAR)
 _STATE = (_WEIGHTED, _FAST, _RECOVER, _SLOWER)
-_CUT = Action("choose the cut on validation: `ssl-seg calibrate RUN`", _has_two_classes)
+_CUT = Action("choose the cut on validation: `ssl-seg calibrate RUN`", lambda run, _: run.num_classes == 2)
 _LONGER = Action("train longer: --steps {steps}")
 
 ACTIONS: Mapping[str, tuple[Action, ...]] = {
@@ -213,19 +181,21 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
     ),
     "not_above_trivial": (
         _USUAL,
-        Action("check that masks belong to their images: `ssl-seg data audit DATA`", _is_long),
+        Action(
+            "check that masks belong to their images: `ssl-seg data audit DATA`", lambda run, _: run.steps >= MANY_STEPS
+        ),
         _LONGER,
     ),
     "shifted_threshold": (_WEIGHTED, _CUT, _LONGER),
     "missing_class": (
-        Action("train again with loss.class_weights=auto and --steps {many}", _weighs_evenly),
+        Action("train again with loss.class_weights=auto and --steps {many}", lambda run, _: run.may_weigh_classes),
         _LONGER,
     ),
     "foreground_bias": (_WEIGHTED, _CUT, _LONGER),
     "overfitting": (Action("use best.pt, which is from before"),),
     "plateau": (_USUAL, Action("let `ssl-seg diagnose` measure what stands in the way")),
     "pseudo_label_share": (
-        Action("train again with method.options.confidence=0.8", _takes_none),
+        Action("train again with method.options.confidence=0.8", lambda _, finding: finding.value < 0.5),
         Action("raise method.options.confidence"),
     ),
     "pseudo_label_drift": (

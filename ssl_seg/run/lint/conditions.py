@@ -90,6 +90,14 @@ def _only_with(key: str, *values: Any) -> Obstacle:
     return find
 
 
+def _unless(acts: Callable[[Config, DataFacts], object], reason: str) -> Obstacle:
+    """Return the obstacle of what does nothing, for one reason, unless ``acts`` holds."""
+    return lambda config, facts: None if acts(config, facts) else reason
+
+
+_NO_POSITIVE = _unless(lambda _, facts: facts.positive, "no labeled case has foreground")
+
+
 def _find_no_unlabeled(config: Config, facts: DataFacts) -> str | None:
     """Return why no unlabeled patch is used."""
     if not METHODS[config.method.name].traits.uses_unlabeled:
@@ -301,10 +309,6 @@ def _find_idle_layout(config: Config, _: DataFacts) -> str | None:
     return f"data.root = {config.data.root} is no folder" if is_synthetic(config.data.root) else None
 
 
-def _find_no_positive(_: Config, facts: DataFacts) -> str | None:
-    return None if facts.positive else "no labeled case has foreground"
-
-
 def _find_one_kind(_: Config, facts: DataFacts) -> str | None:
     if 0 < facts.positive < facts.labeled:
         return None
@@ -321,43 +325,6 @@ def _find_random_size(config: Config, _: DataFacts) -> str | None:
     return None if random is None else f"policies.random_batch_size draws {random.smallest} to {random.largest} patches"
 
 
-def _find_no_cut(config: Config, _: DataFacts) -> str | None:
-    kind = config.data.mask
-    return None if kind in THRESHOLDED else f"data.mask = '{kind}' has no threshold"
-
-
-def _find_nothing_mapped(config: Config, facts: DataFacts) -> str | None:
-    return None if facts.maps or not config.data.label_map else "no mask holds a value that it turns into another"
-
-
-def _find_nothing_ignored(config: Config, facts: DataFacts) -> str | None:
-    return None if facts.ignores or config.data.ignore_value is None else "no mask holds this value"
-
-
-def _find_no_gaps(config: Config, facts: DataFacts) -> str | None:
-    return None if facts.has_gaps or config.data.nodata in (None, "none") else "no image holds this value"
-
-
-def _find_finite(config: Config, facts: DataFacts) -> str | None:
-    return None if facts.has_gaps or config.data.nonfinite == "refuse" else "no image holds NaN or infinity"
-
-
-def _find_named_axes(config: Config, facts: DataFacts) -> str | None:
-    return None if facts.takes_axes or config.data.axes is None else "it holds for TIFF and arrays, and there are none"
-
-
-def _find_sound_split(_: Config, facts: DataFacts) -> str | None:
-    return None if facts.has_faults else "the split check finds no fault"
-
-
-def _find_no_copies(_: Config, facts: DataFacts) -> str | None:
-    return None if facts.has_copies else "no two images are nearly the same"
-
-
-def _find_one_patch(config: Config, _: DataFacts) -> str | None:
-    return None if config.labeled_range[1] > 1 else "a batch has one labeled patch"
-
-
 _LENGTH = ("length.steps",)
 
 CONDITIONS: tuple[Condition, ...] = (
@@ -367,22 +334,50 @@ CONDITIONS: tuple[Condition, ...] = (
         "It acts with network.name = encoder_unet",
     ),
     Condition(("data.layout", "data.groups"), _find_idle_layout, "Give a folder as data.root, or leave it out"),
-    Condition(("data.foreground_ratio", "augment.copy_paste"), _find_no_positive, "It acts where there is some"),
-    Condition(("batch.foreground_share",), _find_no_positive, "It acts where there is some"),
+    Condition(("data.foreground_ratio", "augment.copy_paste"), _NO_POSITIVE, "It acts where there is some"),
+    Condition(("batch.foreground_share",), _NO_POSITIVE, "It acts where there is some"),
     Condition(("data.foreground_ratio",), _find_chosen_boxes, "It acts without batch.foreground_share"),
     Condition(("batch.positive_ratio",), _find_one_kind, "It acts where some have foreground and others do not"),
     Condition(
         ("split.seed", "split.val_fraction", "split.test_fraction"), _find_idle_shares, "Leave it out, or split.file"
     ),
-    Condition(("data.threshold",), _find_no_cut, "It acts with data.mask=binary or probability"),
-    Condition(("data.label_map",), _find_nothing_mapped, "Give values of the masks, or leave it out"),
-    Condition(("data.ignore_value",), _find_nothing_ignored, "Give the value of the masks, or leave it out"),
-    Condition(("data.nodata",), _find_no_gaps, "Give the value of the images, or leave it out"),
-    Condition(("data.nonfinite",), _find_finite, "Leave it out"),
-    Condition(("data.axes",), _find_named_axes, "Leave it out"),
+    Condition(
+        ("data.threshold",),
+        lambda c, _: None if c.data.mask in THRESHOLDED else f"data.mask = '{c.data.mask}' has no threshold",
+        "It acts with data.mask=binary or probability",
+    ),
+    Condition(
+        ("data.label_map",),
+        _unless(lambda c, f: f.maps or not c.data.label_map, "no mask holds a value that it turns into another"),
+        "Give values of the masks, or leave it out",
+    ),
+    Condition(
+        ("data.ignore_value",),
+        _unless(lambda c, f: f.ignores or c.data.ignore_value is None, "no mask holds this value"),
+        "Give the value of the masks, or leave it out",
+    ),
+    Condition(
+        ("data.nodata",),
+        _unless(lambda c, f: f.has_gaps or c.data.nodata in (None, "none"), "no image holds this value"),
+        "Give the value of the images, or leave it out",
+    ),
+    Condition(
+        ("data.nonfinite",),
+        _unless(lambda c, f: f.has_gaps or c.data.nonfinite == "refuse", "no image holds NaN or infinity"),
+        "Leave it out",
+    ),
+    Condition(
+        ("data.axes",),
+        _unless(lambda c, f: f.takes_axes or c.data.axes is None, "it holds for TIFF and arrays, and there are none"),
+        "Leave it out",
+    ),
     Condition(("split.val_fraction",), _find_idle_val, "Leave it out, or split.folds"),
-    Condition(("split.near_copies",), _find_no_copies, "Leave it out"),
-    Condition(("split.allow_faults",), _find_sound_split, "Leave it out"),
+    Condition(
+        ("split.near_copies",), _unless(lambda _, f: f.has_copies, "no two images are nearly the same"), "Leave it out"
+    ),
+    Condition(
+        ("split.allow_faults",), _unless(lambda _, f: f.has_faults, "the split check finds no fault"), "Leave it out"
+    ),
     Condition(("batch.labeled",), _find_random_size, "Leave one of them out"),
     Condition(
         ("batch.unlabeled",), _find_idle_pool, "Leave it out, or add images without a mask and a method that uses them"
@@ -401,13 +396,13 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(("augment.intensity",), _find_idle_intensity, "Raise one of the factors, or leave it out"),
     Condition(
         ("augment.labeled_factor", "augment.strong_factor"),
-        lambda c, _: None if c.augment.intensity else "augment.intensity = 0",
+        _unless(lambda c, _: c.augment.intensity, "augment.intensity = 0"),
         "It acts with a larger augment.intensity",
     ),
-    Condition(("augment.tilt",), lambda c, _: "patches are 2D" if c.data.ndim == 2 else None, "It acts on volumes"),
+    Condition(("augment.tilt",), _unless(lambda c, _: c.data.ndim == 3, "patches are 2D"), "It acts on volumes"),
     Condition(
         ("augment.rotation", "augment.tilt", "augment.scale"),
-        lambda c, _: None if c.augment.affine else "augment.affine = 0",
+        _unless(lambda c, _: c.augment.affine, "augment.affine = 0"),
         "It acts with a larger augment.affine",
     ),
     Condition(
@@ -447,7 +442,10 @@ CONDITIONS: tuple[Condition, ...] = (
     ),
     Condition(("method.options.rampup",), _find_idle_ramp, "It acts while the weight rises", _LENGTH),
     Condition(
-        ("loss.options.*.batch",), _find_one_patch, "It acts with batch.labeled of 2 and more", ("batch.labeled",)
+        ("loss.options.*.batch",),
+        _unless(lambda c, _: c.labeled_range[1] > 1, "a batch has one labeled patch"),
+        "It acts with batch.labeled of 2 and more",
+        ("batch.labeled",),
     ),
     Condition(("bootstrap.reset_head",), _only_with("bootstrap.parts", "all"), "The head is new already: leave it out"),
     Condition(
