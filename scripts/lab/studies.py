@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -258,14 +258,13 @@ def _time_blocks(
                 if watched:
                     window.add(record, 1.0)
             seconds[watched].append(_read_clock(device) - begin)
-    means, loss, looking = window.compute_means(), monitor.loss, {True: list[float](), False: list[float]()}
+    means, looking = window.compute_means(), {True: list[float](), False: list[float]()}
     for number in range(2 * looks):
         measured = (number + number // 2) % 2 == 0
-        monitor.loss = loss if measured else None
+        looker = monitor if measured else replace(monitor, loss=None)
         begin = _read_clock(device)
-        monitor.look(engine.student, engine.teacher.net, step, means, ())
+        looker.look(engine.student, engine.teacher.net, step, means, ())
         looking[measured].append(_read_clock(device) - begin)
-    monitor.loss = loss
     pairs = zip(seconds[True], seconds[False], strict=True)
     early = [s for s in schedule.first_epoch_probes if s < schedule.steps_per_epoch]
     kept.append(

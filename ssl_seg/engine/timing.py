@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import TypeVar
@@ -124,12 +123,11 @@ def count_windows(shape: Sequence[int], patch_size: Sequence[int]) -> int:
 
 def _cut_probes(monitor: Monitor) -> tuple[Monitor, float]:
     """Return a monitor that looks at a part of the patches, and which share that is."""
-    small = copy.copy(monitor)
-    small.val, small.train = (
+    val, train = (
         Probe(probe.image[::PROBE_PART], probe.target[::PROBE_PART], probe.case_ids[::PROBE_PART])
         for probe in (monitor.val, monitor.train)
     )
-    return small, len(small.val.image) / len(monitor.val.image)
+    return replace(monitor, val=val, train=train), len(val.image) / len(monitor.val.image)
 
 
 def _measure_scoring(engine: Engine, store: CaseStore, config: Config, val: Sequence[str], timed: Stopwatch) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -142,50 +142,39 @@ class Observation:
         return "" if self.gap is None else f" gap {self.gap:+.2f} {grade_gap(self.gap)}".rstrip()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Monitor:
-    """Looks at student and teacher on fixed probe sets.
+    """Looks at student and teacher on fixed probe sets."""
 
-    Args:
-        val, train: probes of validation and of labeled training cases; ``train`` may be empty.
-        label_values: of the K classes in the masks, background first.
-        device: where the networks are.
-        batch_size: patches in one forward pass.
-        autocast: function that returns the autocast context of the run.
-        warmup_steps: until here only non-finite outputs are named.
-        steps_per_epoch: until here findings are warnings.
-        select: what the score of an observation is.
-        components: names of the components of the supervised loss.
-        ranges: of the components; see ``Evidence``.
-        loss: measured on ``val`` at each look, where given.
-        threshold: probability above which foreground is predicted; None for the likeliest class.
-        uses_teacher: whether the method learns from the teacher.
-        context: what the advice of a verdict depends on.
-    """
-
-    def __init__(
-        self,
-        val: Probe,
-        train: Probe,
-        *,
-        label_values: Sequence[int],
-        device: torch.device,
-        batch_size: int,
-        autocast: Autocast,
-        warmup_steps: int,
-        steps_per_epoch: int,
-        select: Selection = "f1",
-        components: Sequence[str] = (),
-        ranges: Mapping[str, tuple[float, float]] | None = None,
-        loss: LossAt | None = None,
-        threshold: float | None = None,
-        uses_teacher: bool = True,
-        context: Context = NO_CONTEXT,
-    ) -> None:
-        self.val, self.train = val, train
-        self.label_values, self.device, self.batch_size, self.autocast = label_values, device, batch_size, autocast
-        self.warmup_steps, self.steps_per_epoch, self.select = warmup_steps, steps_per_epoch, select
-        self.components, self.uses_teacher, self.context = tuple(components), uses_teacher, context
-        self.ranges, self.loss, self.threshold = ranges or {}, loss, threshold
+    val: Probe
+    train: Probe
+    """Of labeled training cases; may be empty."""
+    label_values: Sequence[int]
+    """Of the K classes in the masks, background first."""
+    device: torch.device
+    """Where the networks are."""
+    batch_size: int
+    """Patches in one forward pass."""
+    autocast: Autocast
+    """Returns the autocast context of the run."""
+    warmup_steps: int
+    """Until here only non-finite outputs are named."""
+    steps_per_epoch: int
+    """Until here findings are warnings."""
+    select: Selection = "f1"
+    """What the score of an observation is."""
+    components: tuple[str, ...] = ()
+    """Names of the components of the supervised loss."""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Of the components; see ``Evidence``."""
+    loss: LossAt | None = None
+    """Measured on ``val`` at each look, where given."""
+    threshold: float | None = None
+    """Probability above which foreground is predicted; None for the likeliest class."""
+    uses_teacher: bool = True
+    """Whether the method learns from the teacher."""
+    context: Context = NO_CONTEXT
+    """What the advice of a verdict depends on."""
 
     def look(
         self,

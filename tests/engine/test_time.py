@@ -245,14 +245,20 @@ class FakeEngine:
         self.clock.sleep({0: 9.0, 1: 9.0, 4: 50.0}.get(step, 2.0))
 
 
+@dataclass(frozen=True)
 class FakeMonitor:
-    def __init__(self, clock: Clock, patches: int) -> None:
-        image = torch.arange(float(patches)).view(-1, 1, 1, 1)
-        self.val = self.train = Probe(image, image[:, 0])
-        self.clock = clock
+    clock: Clock
+    val: Probe
+    train: Probe
 
     def look(self, *_: Any) -> None:
         self.clock.sleep(0.1 * (len(self.val.image) + len(self.train.image)))
+
+
+def make_fake_monitor(clock: Clock, patches: int) -> FakeMonitor:
+    image = torch.arange(float(patches)).view(-1, 1, 1, 1)
+    probe = Probe(image, image[:, 0])
+    return FakeMonitor(clock, probe, probe)
 
 
 def measure(
@@ -260,7 +266,7 @@ def measure(
     patches: int = 8, **sections: Any,
 ) -> tuple[Pace, FakeEngine]:  # fmt: skip
     clock = Clock()
-    engine, monitor = FakeEngine(clock), FakeMonitor(clock, patches)
+    engine, monitor = FakeEngine(clock), make_fake_monitor(clock, patches)
     monkeypatch.setattr(timing, "Predictor", lambda *_, **__: lambda *_: clock.sleep(0.6))
     config = make_config(**{"steps": 800, **sections})
     pace = timing.measure_pace(
@@ -312,7 +318,7 @@ class TestMeasuring:
 
     @pytest.mark.parametrize(("patches", "seen"), [(1, 1), (3, 1), (4, 1), (5, 2), (32, 8)])
     def test_a_part_of_the_probe(self, monkeypatch: pytest.MonkeyPatch, patches: int, seen: int) -> None:
-        small, share = timing._cut_probes(FakeMonitor(Clock(), patches))  # type: ignore[arg-type]
+        small, share = timing._cut_probes(make_fake_monitor(Clock(), patches))  # type: ignore[arg-type]
         assert (len(small.val.image), share) == (seen, seen / patches)
         assert measure(monkeypatch, patches=patches)[0].look == pytest.approx(0.2 * patches)
 

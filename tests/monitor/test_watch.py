@@ -63,7 +63,7 @@ def monitor() -> Monitor:
     image = (target * 2.0 - 1 + 0.5 * torch.randn(8, 16, 16, generator=draw))[:, None]
     probe = Probe(image, target)
     return Monitor(
-        probe, probe, label_values=range(2), device=torch.device("cpu"), batch_size=3, autocast=nullcontext,
+        val=probe, train=probe, label_values=range(2), device=torch.device("cpu"), batch_size=3, autocast=nullcontext,
         warmup_steps=10, steps_per_epoch=100,
     )  # fmt: skip
 
@@ -93,11 +93,11 @@ def test_networks_get_their_name(
 def test_networks_that_are_cut_where_they_should_be_are_not_shifted(monitor: Monitor) -> None:
     net = Threshold(-12.0)
     best = monitor.look(net, net, 100).val["student"].threshold_best
-    monitor.threshold = best
+    monitor = replace(monitor, threshold=best)
     look = monitor.look(net, net, 100)
     assert look.verdict.codes == ()
     assert look.score == look.val["student"].f1 == pytest.approx(look.val["student"].f1_best)
-    monitor.threshold = 0.9
+    monitor = replace(monitor, threshold=0.9)
     (finding,) = [f for f in monitor.look(net, Threshold(-2.2), 100).verdict.findings if f.net == "student"]
     assert finding.code == "shifted_threshold"
     assert " at 0.9 but " in finding.message
@@ -181,7 +181,9 @@ def test_huge_log_odds_are_powers_of_ten(monitor: Monitor) -> None:
 
 def test_the_line_of_a_healthy_look_fits_a_terminal(monitor: Monitor) -> None:
     """Logits through the first epoch, then the gap; a mean probability of both networks beside the true share."""
-    monitor.loss = lambda logits, target, step: (logits.square().mean() * 0 + step, {"dice": target.float().mean()})
+    monitor = replace(
+        monitor, loss=lambda logits, target, step: (logits.square().mean() * 0 + step, {"dice": target.float().mean()})
+    )
     training = {"loss": 0.512, "steps": 5.0}
     line = monitor.look(Threshold(0.0), Threshold(0.0), 50, training).format_line()
     assert " logit -" in line
@@ -201,7 +203,7 @@ def test_the_loss_on_validation_is_recorded_with_its_components(monitor: Monitor
 
     plain = monitor.look(Threshold(0.0), Threshold(1.0), 2).to_record()
     assert not [key for key in plain if "/loss" in key]
-    monitor.loss = loss
+    monitor = replace(monitor, loss=loss)
     look = monitor.look(Threshold(0.0), Threshold(1.0), 2, ends_epoch=True)
     record = look.to_record()
     assert record["val/student/loss/size"] == pytest.approx((3 + 3 + 2) / 3), "8 patches in batches of 3"
@@ -217,7 +219,7 @@ def look_values(record: dict[str, float]) -> tuple[float, float]:
 
 
 def test_line_has_no_gap_without_a_training_probe(monitor: Monitor) -> None:
-    monitor.train = Probe(torch.empty(0, 1, 16, 16), torch.empty(0, 16, 16, dtype=torch.int64))
+    monitor = replace(monitor, train=Probe(torch.empty(0, 1, 16, 16), torch.empty(0, 16, 16, dtype=torch.int64)))
     assert "gap" not in monitor.look(Threshold(0.0), Threshold(0.0), 100).format_line()
 
 
@@ -234,7 +236,7 @@ def test_student_in_train_mode_is_looked_at_where_there_is_batch_norm(monitor: M
 
 
 def test_rules_see_the_steps_and_the_trend(monitor: Monitor) -> None:
-    monitor.components, monitor.uses_teacher = ("dice",), False
+    monitor = replace(monitor, components=("dice",), uses_teacher=False)
     first = monitor.look(Threshold(0.0), Threshold(0.0), 0, ends_epoch=True)
     assert [row["step"] for row in first.trend] == [0]
     training = {"loss": math.nan, "dice": 0.4, "steps": 100.0}
@@ -277,7 +279,7 @@ def test_objects_that_melt_into_one_lower_pq_alone() -> None:
 def test_what_the_score_is_can_be_chosen(monitor: Monitor) -> None:
     """All positive is bad by each; a threshold a bit off has the larger share, and so the larger distance."""
     for select, figure in (("f1", "f1_macro"), *((name, name) for name in ("dice", "foreground_distance", "pq"))):
-        monitor.select = select  # type: ignore[assignment]
+        monitor = replace(monitor, select=select)  # type: ignore[arg-type]
         observation = monitor.look(Threshold(0.0), Threshold(2.0), 100)
         sign = -1 if select == "foreground_distance" else 1
         values = {net: sign * getattr(s, figure) for net, s in observation.val.items()}
@@ -307,7 +309,7 @@ def average_all_buffers(teacher: nn.Module, student: nn.Module, decay: float) ->
 @pytest.mark.parametrize("faulty", [True, False])
 def test_a_teacher_with_averaged_integers_is_named(monitor: Monitor, faulty: bool) -> None:
     table = 3 * torch.randn(16, generator=torch.Generator().manual_seed(2))
-    monitor.val = replace(monitor.val, image=monitor.val.image + table)
+    monitor = replace(monitor, val=replace(monitor.val, image=monitor.val.image + table))
     student = Indexed(table)
     teacher = EMATeacher(student, lambda updates: decays[updates])
     decays = [min(1 - 1 / (step + 1), 0.996) for step in range(100)]

@@ -61,8 +61,8 @@ def run(engine: Engine, steps: int, batches: list[Batch] | None = None, **option
     probe = make_batch(labeled=4, seed=77)
     empty = Probe(torch.empty(0, 1, 12, 12), torch.empty(0, 12, 12, dtype=torch.int64))
     monitor = Monitor(
-        Probe(probe.image, probe.target), empty, label_values=range(2), device=torch.device("cpu"), batch_size=3,
-        autocast=nullcontext, warmup_steps=options.pop("warmup", 2), steps_per_epoch=10,
+        val=Probe(probe.image, probe.target), train=empty, label_values=range(2), device=torch.device("cpu"),
+        batch_size=3, autocast=nullcontext, warmup_steps=options.pop("warmup", 2), steps_per_epoch=10,
     )  # fmt: skip
     recorder, drawn = Recorder(), batches or [make_batch(seed=s) for s in range(steps)]
     stop_requested = options.pop("stop_requested", lambda _: False)
