@@ -82,8 +82,7 @@ def assemble(plan: Resolved, device: torch.device) -> Assembled:
     for module in (built.module, method):
         if isinstance(module, nn.Module):
             module.to(device)
-    patches = config.labeled_range[1] + config.batch.unlabeled
-    example = torch.randn(patches, config.data.channels, *config.data.patch_size, device=device)
+    example = torch.randn(config.patches, config.data.channels, *config.data.patch_size, device=device)
     precision = choose_precision(config.runtime.precision, built.plain, example)[0]
     runtime = config.runtime.model_copy(update={"precision": precision})
     config = config.model_copy(update={"runtime": runtime})

@@ -171,6 +171,11 @@ class Config(Section):
         random = self.policies.random_batch_size
         return (self.batch.labeled, self.batch.labeled) if random is None else (random.smallest, random.largest)
 
+    @property
+    def patches(self) -> int:
+        """Most patches of a batch, labeled and unlabeled, on each process."""
+        return self.labeled_range[1] + self.batch.unlabeled
+
     @model_validator(mode="after")
     def _threshold_has_two_classes(self) -> Config:
         if self.prediction.threshold is not None and self.data.num_classes != 2:

@@ -87,13 +87,12 @@ def probe_nets(
     """
 
     config = model.config
-    batch = config.labeled_range[1] + config.batch.unlabeled
     supervised = _make_loss(model)
     weighted = partial(supervised, epoch=model.checkpoint.progress.step / config.length.steps_per_epoch)
 
     def collect(net: nn.Module, probe: Probe, *, train_mode: bool = False, loss: Loss | None = None) -> Signals:
         return collect_signals(
-            net, probe, config.data.label_values, model.device, batch, model.autocast,
+            net, probe, config.data.label_values, model.device, config.patches, model.autocast,
             train_mode=train_mode, loss=loss, threshold=config.prediction.threshold,
         )  # fmt: skip
 
@@ -111,7 +110,7 @@ def probe_nets(
         memory.training,
         memory.trend,
         list_components(model.config.loss),
-        compute_ranges(supervised.components, cut_batches(val, batch, model.device), config.data.num_classes),
+        compute_ranges(supervised.components, cut_batches(val, config.patches, model.device), config.data.num_classes),
         METHODS[model.config.method.name].traits.uses_teacher,
         read_context(model.config),
         is_final=True,

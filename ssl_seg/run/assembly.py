@@ -91,8 +91,7 @@ class Ready:
 def settle_runtime(fabric: Fabric, config: Config, network: nn.Module, console: Console) -> tuple[Config, list[str]]:
     """Resolve precision and memory format as suits a network; return the reasons too."""
     runtime = config.runtime
-    patches = config.labeled_range[1] + config.batch.unlabeled
-    example = torch.randn(patches, config.data.channels, *config.data.patch_size, device=fabric.device)
+    example = torch.randn(config.patches, config.data.channels, *config.data.patch_size, device=fabric.device)
     precision, reason = fabric.broadcast(choose_precision(runtime.precision, network, example))
     notes = [f"precision: {precision} ({reason})"]
     memory_format: str = runtime.memory_format
@@ -149,11 +148,6 @@ def _find_components(config: Config, loss: SupervisedLoss) -> dict[str, LossFn]:
     return {name: component for name, component in loss.components.items() if name in reached}
 
 
-def _count_look_patches(config: Config) -> int:
-    """Return the patches that a look passes through the networks at once: as many as a step."""
-    return config.labeled_range[1] + config.batch.unlabeled
-
-
 def _describe_share(source: PatchSource, wanted: float) -> str:
     """Return how near the first batches come to the share of foreground that is asked for."""
     found = measure_share(source, SHARE_BATCHES)
@@ -195,11 +189,11 @@ def make_monitor(fabric: Fabric, config: Config, feed: Feed, supervised: Supervi
         return torch.stack(totals).mean(), {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
 
     return Monitor(
-        feed.val,
-        feed.train,
+        val=feed.val,
+        train=feed.train,
         label_values=config.data.label_values,
         device=fabric.device,
-        batch_size=_count_look_patches(config),
+        batch_size=config.patches,
         autocast=make_autocast(config.runtime.precision, fabric.device),
         warmup_steps=find_warmup(config.optim, config.length),
         steps_per_epoch=min(config.length.steps_per_epoch, config.length.steps),

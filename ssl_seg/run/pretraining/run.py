@@ -239,8 +239,8 @@ class _Pretrainer:
         resolved = prepared.resolved
         pool = (*resolved.labeled, *resolved.unlabeled)
         learned, watched = choose_held_out(pool, split.seed)
-        store, patches = open_store(resolved.catalog, config.data), config.labeled_range[1] + config.batch.unlabeled
-        self.source = MaskedSource(store, learned, patches, config.data.patch_size, config.augment, config.seed)
+        store = open_store(resolved.catalog, config.data)
+        self.source = MaskedSource(store, learned, config.patches, config.data.patch_size, config.augment, config.seed)
         self.probe = make_masked_probe(store, watched, config.monitor.probe_patches, config.data.patch_size, split.seed)
         wholes = resolved.catalog.whole_images
         self.seen = tuple(sorted(split.image_contents(pool)))
