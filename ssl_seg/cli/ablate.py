@@ -15,9 +15,9 @@ from ssl_seg.cli.tables import print_rows, print_table
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
     from ssl_seg.studies.ablation.cells import Cell, CellResult
+    from ssl_seg.studies.ablation.execute import CellState
     from ssl_seg.studies.ablation.launchers import Launcher
-    from ssl_seg.studies.ablation.spec import AblationSpec, ScoreConfig
-    from ssl_seg.studies.ablation.summary import AblationSummary
+    from ssl_seg.studies.ablation.spec import AblationSpec
 
 
 def ablate(
@@ -111,7 +111,7 @@ def ablate(
     if not report:
         launcher = _make_launcher(workers, ray, cpus_per_cell, gpus_per_cell)
         write_cells(place, cells, gpu=gpu)
-        _run_cells(cells, place, wanted.score, launcher)
+        _run_cells(cells, place, wanted, launcher)
     results = [read_result(place, cell, wanted.score) for cell in cells]
     if all(not open_folder(place, cell.id).about.is_file() for cell in cells):
         raise RunDirError(
@@ -127,12 +127,25 @@ def ablate(
         raise typer.Exit(3)
 
 
-def _run_cells(cells: Sequence[Cell], place: Path, wanted: ScoreConfig, launcher: Launcher) -> None:
+def _run_cells(cells: Sequence[Cell], place: Path, spec: AblationSpec, launcher: Launcher) -> None:
     from ssl_seg.cli.ablate_view import AblationView
+    from ssl_seg.report.ablation_results import write_results
+    from ssl_seg.report.run_report import RunningPage, write_report_page
+    from ssl_seg.studies.ablation.cells import read_result
     from ssl_seg.studies.ablation.execute import execute
 
+    def write(out: Path) -> None:
+        write_results(spec, [read_result(out, cell, spec.score) for cell in cells], out)
+        write_report_page([out])
+
+    page = RunningPage(lambda text: show(text, err=True), write)
     with AblationView() as view:
-        ending = execute(cells, place, wanted, launcher, view.show)
+
+        def watch(states: Sequence[CellState]) -> None:
+            view.show(states)
+            page(place)
+
+        ending = execute(cells, place, spec.score, launcher, watch)
     if ending == "interrupted":
         show(f"interrupted; finished cells are kept in {place}. The same command goes on.", err=True)
         raise typer.Exit(INTERRUPTED)
@@ -188,27 +201,17 @@ def _print_cells(cells: Sequence[Cell], results: Sequence[CellResult]) -> None:
 
 
 def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_json: bool) -> None:
-    """Write table, rows and figures beside the cells, and print the table."""
-    from dataclasses import asdict
+    """Write table, rows, figures and page beside the cells, and print the table."""
+    from ssl_seg.report.ablation_results import write_results
+    from ssl_seg.report.ablation_tables import make_arm_table
+    from ssl_seg.report.run_report import write_when_trained
 
-    from ssl_seg.files import to_finite, write_json, write_text
-    from ssl_seg.report.ablation_figures import plot_ablation
-    from ssl_seg.report.ablation_tables import format_cells_csv, format_latex, format_markdown, make_arm_table
-    from ssl_seg.studies.ablation.summary import summarize
-
-    score = spec.score
-    summary = summarize(results, score.metric, spec.baseline, part=score.part, checkpoint=score.checkpoint)
-    table = make_arm_table(summary)
-    values = {"spec": spec.model_dump(mode="json"), "summary": _to_plain(summary), "table": asdict(table)}
-    values = to_finite(values)
-    write_json(out / "results.json", values)
-    texts = {"results.csv": format_cells_csv(results), "table.md": format_markdown(summary)}
-    for name, text in {**texts, "table.tex": format_latex(summary)}.items():
-        write_text(out / name, text)
-    pictures = plot_ablation(summary, out)
+    summary, values, names = write_results(spec, results, out)
+    write_when_trained(out, lambda text: show(text, err=True))
     if as_json:
         print_json(values)
         return
+    table = make_arm_table(summary)
     print_table(str(out), list(table.columns), [list(row) for row in table.rows])
     show(table.text)
     for warning in summary.warnings:
@@ -216,15 +219,4 @@ def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_
     for result in results:
         if result.status in ("refused", "failed"):
             show(f"{result.status}: {result.id} {result.arm.method} {result.arm.labels:g}: {result.message}")
-    show(f"wrote {', '.join([*texts, 'table.tex', 'results.json', *(p.path.name for p in pictures)])} to {out}")
-
-
-def _to_plain(summary: AblationSummary) -> dict[str, Any]:
-    """Return the summary for JSON; the counts of each case stay in the cells' own files."""
-    from dataclasses import asdict
-
-    values = asdict(summary)
-    for arm in values["arms"]:
-        for cell in arm["cells"]:
-            del cell["counts"]
-    return values
+    show(f"wrote {', '.join(names)} to {out}")

@@ -82,7 +82,6 @@ def climb(labels: tuple[float, ...], layers: tuple[Layer, ...], given: Mapping[s
         given: the other parameters of the command.
     """
     from ssl_seg.cli.settings import check_paths
-    from ssl_seg.engine.machine import is_main_process
     from ssl_seg.engine.pace import check_length
     from ssl_seg.results.study import load_study
     from ssl_seg.run.request import TrainRequest
@@ -99,14 +98,11 @@ def climb(labels: tuple[float, ...], layers: tuple[Layer, ...], given: Mapping[s
     if out is not None:
         LADDER.check_free(out)
     console = begin(given)
-    from ssl_seg.report.run_report import write_when_trained
+    from ssl_seg.report.run_report import make_pages_of_study
     from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
     request = LabelLadderRequest(labels, layers, out, resume, force, epochs, rounds, minutes)
-    result = climb_labels(request, console)
-    if is_main_process() and result.ending != "interrupted":
-        write_when_trained(result.path, console.note)
-    _report(result)
+    _report(climb_labels(request, console, make_pages_of_study(console.note)))
 
 
 def _report(result: LabelLadder) -> None:

@@ -63,17 +63,16 @@ def run_folds(
 ) -> None:
     """Train the folds, or continue them, and print the table; the exit code says how it ended."""
     from ssl_seg.engine.machine import is_main_process
+    from ssl_seg.report.run_report import make_pages_of_study
     from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
 
-    result = cross_validate(CrossValidationRequest(layers, out, resume, epochs, minutes), console)
+    request = CrossValidationRequest(layers, out, resume, epochs, minutes)
+    result = cross_validate(request, console, make_pages_of_study(console.note))
     if not is_main_process():
         return
     if result.ending == "interrupted":
         waiting = next((fold.name for fold in result.trainings if fold.status == "waiting"), "the end")
         end_interrupted(f"at {waiting}", f"ssl-seg train --resume {quote(result.path)}")
-    from ssl_seg.report.run_report import write_when_trained
-
-    write_when_trained(result.path, console.note)
     _report(result)
     if any(fold.status != "done" for fold in result.trainings):
         raise typer.Exit(3)

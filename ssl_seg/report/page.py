@@ -68,6 +68,8 @@ class PageSection:
     """Verdicts of several runs, by name."""
     images: tuple[PageImage, ...] = ()
     """Figures that exist as files."""
+    links: tuple[str, ...] = ()
+    """Other pages, by their path from the folder of this one."""
     is_open: bool = True
     """Whether it is unfolded at first."""
 
@@ -145,7 +147,7 @@ def keep_filled(sections: Iterable[PageSection]) -> tuple[PageSection, ...]:
     return tuple(
         s
         for s in sections
-        if s.notes or s.drawings or s.rows or s.banners or s.images or any(table.rows for table in s.tables)
+        if s.notes or s.drawings or s.rows or s.banners or s.images or s.links or any(table.rows for table in s.tables)
     )
 
 

@@ -6,13 +6,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ssl_seg.errors import ConfigError, quote
+from ssl_seg.errors import ConfigError, RunDirError, quote
 from ssl_seg.report.comparison_page import COMPARISON_FILE, find_common_folder, make_comparison_page
 from ssl_seg.report.page import PAGE_FILE, write_page
 from ssl_seg.report.run_page import make_run_page, predict_examples
 from ssl_seg.report.run_record import read_run
 from ssl_seg.report.study_page import is_study, make_study_page
+from ssl_seg.run.directory import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from ssl_seg.studies.sequential import AfterEach
 
 PICTURE_SECONDS = 30.0
 """Pictures that are expected to take longer are not made when a training ends."""
@@ -48,23 +53,41 @@ def write_report_page(
         return write_page(page, out or find_common_folder(paths) / COMPARISON_FILE)
     (path,) = paths
     if is_study(path):
-        return write_page(make_study_page(path), out or path / PAGE_FILE)
+        return write_page(make_study_page(path, has_links=out is None), out or path / PAGE_FILE)
+    if not (path / CONFIG_FILE).is_file() and (path / PAGE_FILE).is_file():
+        raise RunDirError(f"{path} holds no run; its page is there already, open {path / PAGE_FILE}")
     record = read_run(path, goes_on=goes_on)
     return write_page(make_run_page(record, *predict_examples(record, seconds)), out or path / PAGE_FILE)
 
 
 def write_when_trained(path: Path, note: Callable[[str], None]) -> None:
     """Write the page of a training, or a study, that has just ended; a failure is told and changes nothing else."""
-    if _try_to_write(path, note, seconds=PICTURE_SECONDS):
+    if _try(lambda: write_report_page([path], seconds=PICTURE_SECONDS), path, note):
         note(f"report: {path / PAGE_FILE}")
 
 
-class RunningPage:
-    """Writes the page of a training that goes on, now and then; called with its directory when a look is recorded."""
+def _write_so_far(path: Path) -> Path:
+    return write_report_page([path], seconds=0.0, goes_on=True)
 
-    def __init__(self, note: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
-        """Take what is told of the first page or of a failure, and the clock, in seconds."""
-        self.note, self.now, self.is_told = note, now, False
+
+def make_pages_of_study(note: Callable[[str], None]) -> AfterEach:
+    """Return what writes the pages of a ladder or cross-validation, and of its trainings, while it goes on."""
+    from ssl_seg.studies.sequential import AfterEach  # which loads torch
+
+    return AfterEach(RunningPage(note), lambda path: write_when_trained(path, note))
+
+
+class RunningPage:
+    """Writes the page of a training or study that goes on, now and then; called often, with its directory."""
+
+    def __init__(
+        self,
+        note: Callable[[str], None],
+        write: Callable[[Path], object] = _write_so_far,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take what is told of the first page or of a failure, what writes one, and the clock, in seconds."""
+        self.note, self.write, self.now, self.is_told = note, write, now, False
         self.due = now() + PAGE_SECONDS
 
     def __call__(self, path: Path) -> None:
@@ -72,7 +95,7 @@ class RunningPage:
         begun = self.now()
         if begun < self.due:
             return
-        if not _try_to_write(path, self.note, seconds=0.0, goes_on=True):
+        if not _try(lambda: self.write(path), path, self.note):
             self.due = math.inf
             return
         ended = self.now()
@@ -82,10 +105,10 @@ class RunningPage:
         self.is_told = True
 
 
-def _try_to_write(path: Path, note: Callable[[str], None], *, seconds: float, goes_on: bool = False) -> bool:
-    """Write the page of a training; return whether it is there, and say why it is not."""
+def _try(write: Callable[[], object], path: Path, note: Callable[[str], None]) -> bool:
+    """Write the page of a directory; return whether it is there, and say why it is not."""
     try:
-        write_report_page([path], seconds=seconds, goes_on=goes_on)
+        write()
     except Exception as error:  # noqa: BLE001 (a training must not fail for its report)
         reason = str(error) or type(error).__name__
         note(f"report: {path / PAGE_FILE} was not written: {reason}. Try again: ssl-seg report {quote(path)}")

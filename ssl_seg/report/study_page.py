@@ -9,7 +9,7 @@ from typing import Any
 
 from ssl_seg.errors import RunDirError, SslSegError, quote
 from ssl_seg.report.comparison_page import make_curve_section, make_verdict_section
-from ssl_seg.report.page import Page, PageImage, PageSection, to_data_uri
+from ssl_seg.report.page import PAGE_FILE, Page, PageImage, PageSection, to_data_uri
 from ssl_seg.report.run_record import RunRecord, read_run
 from ssl_seg.report.score_cells import to_table
 from ssl_seg.report.study_tables import make_fold_rows, make_rung_rows
@@ -29,8 +29,10 @@ def is_study(path: Path) -> bool:
     return LADDER.is_in(path) or FOLDS.is_in(path) or (path / MARKER).is_file()
 
 
-def make_study_page(path: Path) -> Page:
+def make_study_page(path: Path, *, has_links: bool = True) -> Page:
     """Return the page of a ladder, a cross-validation or an ablation, finished or not.
+
+    ``has_links``: whether it will lie in the directory, so that it can link to the pages of the trainings there.
 
     Raises:
         RunDirError: for one whose file is damaged, or an ablation without tables.
@@ -38,27 +40,31 @@ def make_study_page(path: Path) -> Page:
     if LADDER.is_in(path):
         ladder = load_study(LADDER, path)
         tables: list[Table] = [to_table("Rungs", make_rung_rows(ladder))]
-        return _make_page(LADDER, path, tables, [rung.name for rung in ladder.trainings])
+        return _make_page(LADDER, path, tables, [rung.name for rung in ladder.trainings], has_links=has_links)
     if FOLDS.is_in(path):
         validation = load_study(FOLDS, path)
-        tables = []
-        if all(fold.scores for fold in validation.trainings):
-            rows = make_fold_rows(validation, summarize_folds(validation.trainings))
-            text = "Margin: of the better network of each fold. Folds share training cases: sd is no standard error."
-            tables.append(to_table("Folds, each on its validation cases", rows, text))
-        return _make_page(FOLDS, path, tables, [fold.name for fold in validation.trainings])
+        is_whole = all(fold.scores for fold in validation.trainings)
+        rows = make_fold_rows(validation, summarize_folds(validation.trainings) if is_whole else None)
+        text = "Margin: of the better network of each fold."
+        text += " Folds share training cases: sd is no standard error." * is_whole
+        tables = [to_table("Folds, each on its validation cases", rows, text)]
+        return _make_page(FOLDS, path, tables, [fold.name for fold in validation.trainings], has_links=has_links)
     return _make_ablation_page(path)
 
 
-def _make_page(kind: StudyKind[Any], path: Path, tables: Sequence[Table], names: Sequence[str]) -> Page:
+def _make_page(
+    kind: StudyKind[Any], path: Path, tables: Sequence[Table], names: Sequence[str], *, has_links: bool
+) -> Page:
     records = {name: record for name in names if (record := _read(path / name)) is not None}
     missing = [name for name in names if name not in records]
     notes = (f"Not begun, or not readable: {', '.join(missing)}.",) if missing else ()
+    linked = [name for name in records if has_links and (path / name / PAGE_FILE).is_file()]
+    commands = tuple(f"`ssl-seg report {quote(path / name)}`" for name in records if name not in linked)
     sections = (
         PageSection("Scores", notes, tables=tuple(tables)),
         make_verdict_section(records),
         make_curve_section(records),
-        PageSection("Pages of the trainings", tuple(f"`ssl-seg report {quote(path / name)}`" for name in records)),
+        PageSection("Pages of the trainings", commands, links=tuple(f"{name}/{PAGE_FILE}" for name in linked)),
     )
     return Page(f"{kind.name.capitalize()} {path.resolve().name}", str(path), None, sections)
 

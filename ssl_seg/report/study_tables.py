@@ -45,21 +45,25 @@ def _describe_start(rung: Rung) -> str:
     return f"labels of rung {rung.parent}" if rung.round else f"rung {rung.parent}"
 
 
-def make_fold_rows(result: CrossValidation, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def make_fold_rows(result: CrossValidation, summary: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Return a row for each fold, for mean and deviation over them, and for the scores out of fold.
 
     Args:
-        result: a cross-validation whose folds are all trained.
-        summary: from ``summarize_folds``.
+        result: a cross-validation.
+        summary: from ``summarize_folds``; None where not all folds are trained, which leaves out what is of all.
     """
     nets = ("student", "teacher", "better")
-    of = name_subject(summary["better"]["out_of_fold"])
+    scored = next((fold.summarize(fold.net) for fold in result.trainings if fold.scores), None)
+    of = "" if scored is None else name_subject(scored)
     rows = []
     for fold in result.trainings:
-        scores = [fold.summarize(net) for net in ("student", "teacher", fold.net)]
+        scores = [fold.summarize(net) if fold.scores else {} for net in ("student", "teacher", fold.net)]
         codes = ",".join(fold.codes)
-        state = codes or "ok" if fold.status == "done" else f"{fold.status.upper()} {codes}".rstrip()
+        shown = fold.status if fold.status == "waiting" else f"{fold.status.upper()} {codes}".rstrip()
+        state = codes or "ok" if fold.status == "done" else shown
         rows.append({"fold": fold.number, "cases": fold.cases, **make_score_cells(of, *scores), "": state})
+    if summary is None:
+        return rows
     for name in ("mean", "sd"):
         rows.append({"fold": name, **make_score_cells(of, *(summary[net][name] for net in nets))})
     cells = make_score_cells(of, *(summary[net]["out_of_fold"] for net in nets))

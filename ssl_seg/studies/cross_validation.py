@@ -23,7 +23,9 @@ from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved, resolve
 from ssl_seg.run.transfer import check_options
 from ssl_seg.studies.sequential import (
+    IN_SILENCE,
     OWN_SPLIT,
+    AfterEach,
     StudySteps,
     anchor_layer,
     check_resumable,
@@ -51,7 +53,9 @@ class CrossValidationRequest:
     continuation, another time where the first one was too short."""
 
 
-def cross_validate(request: CrossValidationRequest, console: Console | None = None) -> CrossValidation:
+def cross_validate(
+    request: CrossValidationRequest, console: Console | None = None, after: AfterEach = IN_SILENCE
+) -> CrossValidation:
     """Train the folds one after the other, and score each labeled case by the network that has not seen it.
 
     A fold that the monitor stops is recorded as collapsed and counts with the scores of its best.pt; the others are
@@ -71,7 +75,7 @@ def cross_validate(request: CrossValidationRequest, console: Console | None = No
         plan=_plan_fold,
         judge=lambda validation, fold, outcome: _judge(validation, fold, outcome, console),
     )
-    return run_study(FOLDS, steps, request.layers, request.resume, console)
+    return run_study(FOLDS, steps, request.layers, request.resume, console, after)
 
 
 def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -> CrossValidation:

@@ -33,7 +33,9 @@ from ssl_seg.scores.intervals import compare_counts
 from ssl_seg.studies.pseudo_labels import make_pseudo_labels
 from ssl_seg.studies.rungs import LADDER, LabelLadder, Rung, check_labels, find_best, find_end
 from ssl_seg.studies.sequential import (
+    IN_SILENCE,
     OWN_SPLIT,
+    AfterEach,
     StudySteps,
     anchor_layer,
     check_resumable,
@@ -70,7 +72,9 @@ class LabelLadderRequest:
     continuation, another time where the first one was too short."""
 
 
-def climb_labels(request: LabelLadderRequest, console: Console | None = None) -> LabelLadder:
+def climb_labels(
+    request: LabelLadderRequest, console: Console | None = None, after: AfterEach = IN_SILENCE
+) -> LabelLadder:
     """Train the rungs one after the other, each from the best of those below.
 
     A rung that ends worse than its parent is recorded, and the parent stays the start of the next one. A rung that the
@@ -92,7 +96,7 @@ def climb_labels(request: LabelLadderRequest, console: Console | None = None) ->
         judge=lambda ladder, rung, outcome: _skip_rounds(_judge(ladder, rung, outcome, console), rung, console),
         refuse=_refuse,
     )
-    return run_study(LADDER, steps, request.layers, request.resume, console)
+    return run_study(LADDER, steps, request.layers, request.resume, console, after)
 
 
 def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> LabelLadder:

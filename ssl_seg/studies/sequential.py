@@ -39,6 +39,19 @@ OWN_SPLIT = frozenset(f"split.{name}" for name in ("file", "seed", "val_fraction
 
 
 @dataclass(frozen=True)
+class AfterEach:
+    """What the first process is to do while a study goes on, such as to write a page."""
+
+    look: Callable[[Path], None]
+    """Called with the directory of a training when a look of it is recorded."""
+    training: Callable[[Path], None]
+    """Called with the directory of a training that has ended, and with that of the study which holds its outcome."""
+
+
+IN_SILENCE = AfterEach(lambda _: None, lambda _: None)
+
+
+@dataclass(frozen=True)
 class StudySteps(Generic[T]):
     """What a kind of study decides for itself."""
 
@@ -55,7 +68,12 @@ class StudySteps(Generic[T]):
 
 
 def run_study(
-    kind: StudyKind[T], steps: StudySteps[T], layers: Sequence[Layer], resume: Path | None, console: Console
+    kind: StudyKind[T],
+    steps: StudySteps[T],
+    layers: Sequence[Layer],
+    resume: Path | None,
+    console: Console,
+    after: AfterEach = IN_SILENCE,
 ) -> Study[T]:
     """Train what is missing of a study, a new one or that in ``resume``; its ``ending`` says how far it went.
 
@@ -74,7 +92,7 @@ def run_study(
             held.enter_context(hold_directory(study.path, console.note))
             return study if resume is None else _reopen(kind, steps, resume, console)
 
-        work = _InThisProcess(kind, steps, fabric, machine, console, call_on_main(fabric, begin))
+        work = _InThisProcess(kind, steps, fabric, machine, console, after, call_on_main(fabric, begin))
         ending = run_trainings({training.name: training for training in work.study.trainings}, work, slots=1)
         if work.study.ending is not None:
             return work.study
@@ -99,6 +117,7 @@ class _InThisProcess(Generic[T]):
     fabric: Fabric
     machine: Sequence[Layer]
     console: Console
+    after: AfterEach
     study: Study[T]
     """As far as it has come."""
 
@@ -113,7 +132,7 @@ class _InThisProcess(Generic[T]):
             return make_request(self.steps.plan(self.study, training), self.machine, self.console.note)
 
         request = call_on_main(self.fabric, plan)
-        if request is not None and train(request, self.console).ending == "interrupted":
+        if request is not None and train(request, self.console, self.after.look).ending == "interrupted":
             raise KeyboardInterrupt
         return FINISHED
 
@@ -130,7 +149,14 @@ class _InThisProcess(Generic[T]):
         """Each training talks for itself."""
 
     def _save(self, training: T, make: Callable[[], Study[T]]) -> Stage:
-        self.study = call_on_main(self.fabric, lambda: save_study(self.kind, make()))
+        def save() -> Study[T]:
+            study = save_study(self.kind, make())
+            run = study.run_of(training).path
+            for path in (run, study.path) if run.exists() else (study.path,):
+                self.after.training(path)
+            return study
+
+        self.study = call_on_main(self.fabric, save)
         return _find_stage(self.study, training)
 
     def _conclude(self, training: T) -> Study[T]:

@@ -114,6 +114,22 @@ def test_cells_that_a_gate_has_ended_are_named_with_exit_code_3(cli: Cli, spec: 
     assert "1 cell is in the means though a gate has ended" in printed
 
 
+@pytest.mark.parametrize(("pause", "expected"), [(0.0, True), (300.0, False)])
+def test_tables_and_page_are_written_on_the_way(
+    cli: Cli, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float, expected: bool
+) -> None:
+    monkeypatch.setattr("ssl_seg.report.run_report.PAGE_SECONDS", pause)
+    out, cells = tmp_path / "out", resolve_cells(read_spec(str(spec)), gpu=False)
+    write_cells(out, cells, gpu=False)
+    for cell in cells:
+        write_json(open_folder(out, cell.id).score(ScoreConfig()), SCORE)
+    code, _, errors = cli("ablate", spec, "--out", out)  # the page at the end is left out in tests
+    assert code == 0
+    assert (f"report: {out / 'report.html'}, written anew every few minutes" in errors) == expected
+    assert (out / "report.html").is_file() == expected
+    assert not expected or "mean_teacher" in (out / "report.html").read_text()
+
+
 KILLED_IN_THE_SECOND_CELL = """
 import os, pathlib, signal, sys
 from ssl_seg.studies import runner

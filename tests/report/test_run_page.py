@@ -565,7 +565,7 @@ class TestWhileItTrains:
 
     def test_a_page_is_due_five_minutes_after_the_last_one(self, tmp_path: Path) -> None:
         clock, notes = [1000.0], list[str]()
-        page, run = RunningPage(notes.append, lambda: clock[0]), make_run(tmp_path / "run", [make_look(0)])
+        page, run = RunningPage(notes.append, now=lambda: clock[0]), make_run(tmp_path / "run", [make_look(0)])
 
         def writes(at: float) -> bool:
             clock[0] = at
@@ -589,7 +589,7 @@ class TestWhileItTrains:
             clock[0] += seconds
 
         monkeypatch.setattr(run_report, "write_report_page", write)
-        page = RunningPage(lambda _: None, lambda: clock[0])
+        page = RunningPage(lambda _: None, now=lambda: clock[0])
         while clock[0] < 10_000:
             page(tmp_path)
             clock[0] += 1.0
@@ -598,7 +598,7 @@ class TestWhileItTrains:
 
     def test_one_that_fails_is_told_and_not_tried_again(self, tmp_path: Path) -> None:
         clock, notes = [0.0], list[str]()
-        page, run = RunningPage(notes.append, lambda: clock[0]), make_run(tmp_path / "run", [make_look(0)])
+        page, run = RunningPage(notes.append, now=lambda: clock[0]), make_run(tmp_path / "run", [make_look(0)])
         (run / "report.html").write_text("mine")
         for clock[0] in (300.0, 600.0, 6000.0):
             page(run)

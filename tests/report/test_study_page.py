@@ -69,8 +69,24 @@ def test_a_cross_validation_has_its_folds_and_the_score_out_of_fold(tmp_path: Pa
     assert [row[0] for row in rows(page)] == ["0", "1", "mean", "sd", "out of fold"]
     assert set(states(page).values()) == {"healthy"}
     save_study(FOLDS, CrossValidation(tmp_path, (), (folds[0], replace(folds[1], status="waiting", scores={}))))
-    assert rows(make_study_page(tmp_path)) == []  # while there is more to do, there is no table yet
-    render_page(make_study_page(tmp_path))
+    so_far = make_study_page(tmp_path)
+    assert [(row[0], row[2], row[-1]) for row in rows(so_far)] == [("0", "0.700", "ok"), ("1", "-", "waiting")]
+    render_page(so_far)
+
+
+def test_pages_of_the_trainings_are_linked_where_they_are_and_else_their_command_is_given(tmp_path: Path) -> None:
+    folds = tuple(Fold(n, 12, 2) for n in range(2))
+    save_study(FOLDS, CrossValidation(tmp_path, (), folds))
+    for fold in folds:
+        make_healthy(tmp_path / fold.name)
+    (tmp_path / "fold1" / "report.html").touch()
+    links, command = ('<a href="fold1/report.html">', '<a href="fold0/report.html">'), f"ssl-seg report {tmp_path}/fold"
+    text = write_report_page([tmp_path]).read_text()
+    assert [link in text for link in links] == [True, False]
+    assert [f"{command}{n}" in text for n in range(2)] == [True, False]
+    elsewhere = write_report_page([tmp_path], tmp_path / "fold0" / "other.html").read_text()
+    assert "<a href" not in elsewhere
+    assert f"{command}1" in elsewhere
 
 
 def test_an_ablation_has_the_table_and_the_figures_of_its_command(tmp_path: Path) -> None:
@@ -107,6 +123,14 @@ def test_a_study_is_not_one_of_several_runs(tmp_path: Path) -> None:
     (tmp_path / "ABLATION.txt").touch()
     with pytest.raises(ConfigError, match="give it alone"):
         write_report_page([make_healthy(tmp_path / "run"), tmp_path])
+
+
+def test_the_folder_of_a_diagnosis_has_its_page_already(tmp_path: Path) -> None:
+    with pytest.raises(RunDirError, match=r"no config\.yaml"):
+        write_report_page([tmp_path])
+    (tmp_path / "report.html").touch()
+    with pytest.raises(RunDirError, match=r"holds no run; its page is there already, open .*report\.html"):
+        write_report_page([tmp_path])
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])

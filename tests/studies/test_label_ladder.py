@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from ssl_seg.studies.rungs import (
     find_best,
     find_best_checkpoint,
 )
+from ssl_seg.studies.sequential import IN_SILENCE, AfterEach
 
 LABELS = (0.1, 1.0)
 SETTINGS = {
@@ -47,16 +49,36 @@ SETTINGS = {
 }
 
 
-def climb(out: Path, data: Path, *settings: dict[str, Any], labels: tuple[float, ...] = LABELS, **request: Any) -> Any:
+def climb(
+    out: Path,
+    data: Path,
+    *settings: dict[str, Any],
+    labels: tuple[float, ...] = LABELS,
+    after: AfterEach = IN_SILENCE,
+    **request: Any,
+) -> Any:
     layers = tuple(Layer("--x", s) for s in (SETTINGS, {"data": {"root": str(data)}}, *settings))
-    return climb_labels(LabelLadderRequest(labels, layers, out, **request))
+    return climb_labels(LabelLadderRequest(labels, layers, out, **request), after=after)
 
 
 @pytest.fixture(scope="module")
-def whole(particles_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelLadder:
+def told() -> list[tuple[str, str, list[str]]]:
+    """What is called while ``whole`` is trained: kind of call, name of the directory, status of the rungs."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(
+    particles_dir: Path, tmp_path_factory: pytest.TempPathFactory, told: list[tuple[str, str, list[str]]]
+) -> LabelLadder:
     """An uninterrupted ladder; forced, since a few steps do not pass the gate."""
     out = tmp_path_factory.mktemp("ladders") / "whole"
-    return climb(out, particles_dir, {"bootstrap": {"start": "student"}}, force=True)
+
+    def record(kind: str, path: Path) -> None:
+        told.append((kind, path.name, [rung.status for rung in load_study(LADDER, out).trainings]))
+
+    after = AfterEach(partial(record, "look"), partial(record, "ended"))
+    return climb(out, particles_dir, {"bootstrap": {"start": "student"}}, force=True, after=after)
 
 
 def f1_of(counts: Any) -> float:
@@ -78,6 +100,16 @@ class TestRungs:
         assert file["checkpoint"] == f"{used.name}/checkpoints/best.pt"
         assert (whole.path / file["checkpoint"]) == find_best_checkpoint(whole)
         assert [row["kept"] for row in file["rungs"]] == [r.kept for r in whole.trainings]
+
+    def test_what_follows_each_training_sees_its_outcome(
+        self, whole: LabelLadder, told: list[tuple[str, str, list[str]]]
+    ) -> None:
+        first, second = (rung.name for rung in whole.trainings)
+        ended = [call[1:] for call in told if call[0] == "ended"]
+        one, both = ["done", "waiting"], ["done", "done"]
+        assert ended == [(first, one), (whole.path.name, one), (second, both), (whole.path.name, both)]
+        looked = [name for kind, name, _ in told[: told.index(("ended", first, one))] if kind == "look"]
+        assert set(looked) == {first}
 
     def test_each_rung_starts_from_the_best_below(self, whole: LabelLadder) -> None:
         best = None
@@ -396,7 +428,7 @@ class TestCommand:
     def test_labels_in_every_form(self, cli: Cli, labels: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[LabelLadderRequest] = []
 
-        def record(request: LabelLadderRequest, _: object) -> LabelLadder:
+        def record(request: LabelLadderRequest, *_: object) -> LabelLadder:
             seen.append(request)
             raise RefusedError("enough")
 
@@ -434,7 +466,7 @@ class TestCommand:
         save_study(LADDER, replace(whole, path=out, trainings=(begun, *whole.trainings[1:]), ending=None))
         requests = []
 
-        def record(request: TrainRequest, _: Any) -> None:
+        def record(request: TrainRequest, *_: Any) -> None:
             requests.append(request)
             raise KeyboardInterrupt
 
