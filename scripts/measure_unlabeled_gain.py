@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from fading_plies import write_fading_plies
 
 from ssl_seg.cli.tables import print_rows
-from ssl_seg.data.synthetic import write_fading_plies
 from ssl_seg.files import write_json
 from ssl_seg.methods import METHODS
 

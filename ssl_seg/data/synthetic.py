@@ -3,9 +3,6 @@
 ``particles`` are 2D micrographs, ``sheets`` 3D scans of papyrus-like layers. Both carry distractors as bright as the
 foreground (scratches, out-of-focus blobs, rings; specks between the sheets) under uneven light, so that a threshold on
 the gray value does clearly worse than a network that looks at shape and texture.
-
-``write_fading_plies`` writes a problem for methods rather than for networks: its labeled images show one style, its
-unlabeled and validation images many.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -34,13 +30,6 @@ KINDS = tuple(DEFAULT_COUNT)
 _PREFIX = "synthetic:"
 _PARTICLES_SHAPE = (128, 128)
 _SHEETS_SHAPE = (32, 64, 64)
-
-PLIES_COUNT = {"labeled": 24, "unlabeled": 48, "val": 32}
-"""Images of each part that ``write_fading_plies`` writes."""
-
-LEAST_FIBER = 0.15
-"""Share of their contrast that the fibers of a wholly faded specimen keep. With 0.05, Mean Teacher and entropy
-minimization lost on one of two seeds."""
 
 
 def is_synthetic(location: str) -> bool:
@@ -141,67 +130,6 @@ def write_dataset(
         raise DataError(f"{folder}: cannot be written ({error.strerror or error}).") from error
 
 
-def generate_plies(fading: float, shape: tuple[int, ...], *stream: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return an image of a cut through two plies, and the mask of the second one; the same arguments, the same arrays.
-
-    The fibers of the first ply run across (Y, X), those of the second at a right angle to them, under noise and uneven
-    light. In a fresh specimen the fibers are strong, and a stain makes either ply brighter, at random. As a specimen
-    fades, the fibers go and the stain settles in the second ply.
-
-    Args:
-        fading: 0 for a fresh specimen to 1.
-        shape: *S, of 2 or 3 axes.
-        stream: seeds.
-
-    Returns:
-        image (*S) uint8 and mask (*S) uint8 of 0 and 1.
-    """
-    rng = np.random.default_rng([len(KINDS) + len(shape), *stream])
-    axes, mask, coverage = np.ogrid[tuple(slice(n) for n in shape)], np.zeros(shape, np.bool_), rng.uniform(0.35, 0.5)
-    while mask.mean() < coverage:
-        center, radius = rng.uniform(0, shape), rng.uniform(7, 11)
-        mask |= sum((axis - c) ** 2 for axis, c in zip(axes, center, strict=True)) < radius**2
-    first, second = (np.cos(axis * 2 * np.pi / rng.uniform(4, 5) + rng.uniform(0, 7)) for axis in (axes[-1], axes[-2]))
-    fibers = 60 * (1 - (1 - LEAST_FIBER) * fading) * np.where(mask, second, first)
-    stain = 60 * (fading or rng.uniform(-1, 1)) * (mask - 0.5)
-    light = _waves(rng, shape, amplitude=10, wavelength=(30, 60))
-    image = ndimage.gaussian_filter(fibers + stain + light, 0.5) + rng.normal(0, 14, shape)
-    return np.clip(np.round(128 + image), 0, 255).astype(np.uint8), mask.astype(np.uint8)
-
-
-def write_fading_plies(
-    folder: Path,
-    shape: tuple[int, ...],
-    *,
-    unlabeled: Literal["images", "shuffled", "masks"] = "images",
-    seed: int = 0,
-) -> None:
-    """Write ``PLIES_COUNT`` cases as ``folder/train`` and ``folder/val``: a problem that unlabeled images solve.
-
-    The labeled training images show fresh specimens. The unlabeled ones and those for validation have faded by 0 to 1,
-    evenly (``generate_plies``): where the fibers can still be told, they say what the stain means.
-
-    Args:
-        folder: a new folder.
-        shape: of the images.
-        unlabeled: images: as described. shuffled: their voxels in random order, as a control. masks: with their masks,
-            so that a supervised training shows what can be reached.
-        seed: the seed of the images, which are the same in all three.
-    """
-    for part, (name, count) in enumerate(PLIES_COUNT.items()):
-        place, has_masks = folder / ("val" if name == "val" else "train"), name != "unlabeled" or unlabeled == "masks"
-        for kind in ("images", "masks"):
-            (place / kind).mkdir(parents=True, exist_ok=True)
-        for index in range(count):
-            fading = 0.0 if name == "labeled" else (index + 1) / count
-            image, mask = generate_plies(fading, shape, seed, part, index)
-            if name == "unlabeled" and unlabeled == "shuffled":
-                image = np.random.default_rng([seed, index]).permutation(image.ravel()).reshape(image.shape)
-            _write(place / "images" / f"{name}_{index:02d}", image)
-            if has_masks:
-                _write(place / "masks" / f"{name}_{index:02d}", mask)
-
-
 def _write(stem: Path, array: NDArray[np.uint8]) -> None:
     if array.ndim == 2:
         stem.with_suffix(".png").write_bytes(cv2.imencode(".png", array)[1].tobytes())
@@ -228,7 +156,7 @@ def _particles(rng: np.random.Generator, empty: bool) -> tuple[Float, NDArray[np
         light[window][inside] = contrast * rng.uniform(0.6, 1.4)
         numbers[window][inside] = number
     mask = numbers > 0
-    image = rng.uniform(70, 110) + _waves(rng, shape, amplitude=14, wavelength=(90, 250))
+    image = rng.uniform(70, 110) + draw_waves(rng, shape, amplitude=14, wavelength=(90, 250))
     image += np.where(mask, light + grain, 0)
     image += np.where(mask, 0, _out_of_focus(rng, shape, contrast) + _rings(rng, shape))
     image = np.maximum(image, _scratches(rng, shape, level=image.mean() + 1.5 * contrast))
@@ -286,21 +214,25 @@ def _sheets(rng: np.random.Generator, empty: bool) -> tuple[Float, NDArray[np.ui
     """Return wavy, fibrous, partly touching layers stacked along y: image (32, 64, 64) in gray values, and mask."""
     shape = _SHEETS_SHAPE
     period, share = rng.uniform(8, 12), rng.uniform(0.22, 0.38)
-    height = np.arange(shape[1], dtype=np.float64)[None, :, None] + _waves(rng, shape, amplitude=4, wavelength=(30, 90))
+    height = np.arange(shape[1], dtype=np.float64)[None, :, None] + draw_waves(
+        rng, shape, amplitude=4, wavelength=(30, 90)
+    )
     # The thickness varies along a sheet: where it reaches the period, neighbors touch.
-    thickness = share * (1 + _waves(rng, shape, amplitude=0.35, wavelength=(20, 60)))
+    thickness = share * (1 + draw_waves(rng, shape, amplitude=0.35, wavelength=(20, 60)))
     mask = ((height / period + rng.uniform()) % 1 < thickness) & (not empty)
     contrast = rng.uniform(40, 60)
     fibers = ndimage.gaussian_filter(rng.normal(size=shape), (0.5, 0.5, 3)) * 60
     fibers += ndimage.gaussian_filter(rng.normal(size=shape), (3, 0.5, 0.5)) * 60
     specks = ndimage.gaussian_filter(rng.normal(size=shape), 1.2)
     specks = specks > np.quantile(specks, 1 - rng.uniform(0.12, 0.22))
-    image = rng.uniform(60, 100) + _waves(rng, shape, amplitude=16, wavelength=(60, 150))
+    image = rng.uniform(60, 100) + draw_waves(rng, shape, amplitude=16, wavelength=(60, 150))
     image += np.where(mask, contrast + fibers, np.where(specks, 1.1 * contrast, 0))
     return ndimage.gaussian_filter(image, 0.7) + rng.normal(0, rng.uniform(8, 13), shape), mask.astype(np.uint8)
 
 
-def _waves(rng: np.random.Generator, shape: tuple[int, ...], *, amplitude: float, wavelength: tuple[int, int]) -> Float:
+def draw_waves(
+    rng: np.random.Generator, shape: tuple[int, ...], *, amplitude: float, wavelength: tuple[int, int]
+) -> Float:
     """Return a smooth random field with standard deviation ``amplitude``: a sum of four plane waves (pixels)."""
     axes = np.ogrid[tuple(slice(n) for n in shape)]
     field: Float = np.zeros(shape)
