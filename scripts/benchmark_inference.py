@@ -40,10 +40,10 @@ from torch import nn
 from ssl_seg.cli.main import main as run_command
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.formats.stored import RowReader
-from ssl_seg.data.views.transforms import normalize
+from ssl_seg.data.views.transforms import measure_intensity, normalize
 from ssl_seg.data.volumes import split_suffix, write_mask, write_probabilities
 from ssl_seg.inference.model import Model
-from ssl_seg.inference.sliding import Predictor, measure_array
+from ssl_seg.inference.sliding import Predictor
 from ssl_seg.networks.builders import build_network
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
@@ -82,7 +82,7 @@ def predict(arm: str, image: Any, net: nn.Module, patch: int, overlap: float) ->
     if arm == "whole":
         return float((predictor(image)[1] > 0.5).mean())
     mask = np.empty(image.shape[1:], np.uint8)
-    for first, probs in predictor.stream(image, measure_array(image)):
+    for first, probs in predictor.stream(image, measure_intensity(image)):
         mask[first : first + probs.shape[1]] = probs[1] > 0.5
     return float(mask.mean())
 

@@ -25,7 +25,7 @@ from ssl_seg.data.formats.stored import BoxReader, RowReader, Rows, Voxels, iter
 from ssl_seg.data.nodata import OddValues, looks_written
 from ssl_seg.data.reading import make_reading
 from ssl_seg.data.store import fit_channels, measure_by_block
-from ssl_seg.data.views.transforms import Intensity
+from ssl_seg.data.views.transforms import MEASURED_VOXELS, Intensity, measure_intensity
 from ssl_seg.data.volumes import (
     Geometry,
     Stored,
@@ -48,7 +48,7 @@ from ssl_seg.inference.calibration import (
 from ssl_seg.inference.decision import Decision, clean_classes
 from ssl_seg.inference.ensemble import check_members, open_members, pool, pool_rows
 from ssl_seg.inference.model import Model
-from ssl_seg.inference.sliding import MEASURED_VOXELS, OVERLAP, Predictor, measure_array
+from ssl_seg.inference.sliding import OVERLAP, Predictor
 from ssl_seg.inference.stitching import Box
 from ssl_seg.inference.turns import list_turns
 from ssl_seg.labels import to_mask
@@ -263,11 +263,11 @@ def make_mask(
     write = partial(_write_outputs, job, name, maker, stored.geometry, spacing)
     if not is_large(shape, data):
         voxels = fit(stored.read())
-        intensity = measure_array(voxels)
+        intensity = measure_intensity(voxels)
         if (mark := _find_mark(stored, intensity, data)) is not None:
             stored = _leave_out(job, data, mark)
             voxels = fit(stored.read())
-            intensity = measure_array(voxels)
+            intensity = measure_intensity(voxels)
         rows = maker.predict(voxels, intensity, spacing, tuple(slice(0, size) for size in shape))
         _, outputs = next(rows)
         begin()

@@ -216,17 +216,17 @@ def test_nan_weights(best: Path, tmp_path: Path) -> None:
 def test_another_normalization_at_prediction_is_found(best: Path, good: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssl_seg.inference import sliding
 
-    right = sliding.measure_array
+    right = sliding.measure_intensity
 
     def measure_scaled(image: Any, factor: float) -> Any:
         return replace(right(image), std=right(image).std / factor)
 
-    monkeypatch.setattr(sliding, "measure_array", partial(measure_scaled, factor=0.1))
+    monkeypatch.setattr(sliding, "measure_intensity", partial(measure_scaled, factor=0.1))
     diagnosis = diagnose(best)
     assert diagnosis.statistics["inputs"]["path_difference"] > 0.5
     assert levels(diagnosis)["loss_metric_divergence"] == "collapsed"
     assert "normalized differently" in diagnosis.causes[0].text
-    monkeypatch.setattr(sliding, "measure_array", partial(measure_scaled, factor=1 + 1e-6))
+    monkeypatch.setattr(sliding, "measure_intensity", partial(measure_scaled, factor=1 + 1e-6))
     assert "loss_metric_divergence" not in levels(diagnose(best))
 
 

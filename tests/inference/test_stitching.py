@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from sizes import around
 from torch import Tensor, nn
 
-from ssl_seg.data.views.transforms import measure_intensity
+from ssl_seg.data.views.transforms import MEASURED_VOXELS, measure_intensity, measure_parts
 from ssl_seg.inference import stitching
-from ssl_seg.inference.sliding import MEASURED_VOXELS, Predictor, measure_array
+from ssl_seg.inference.sliding import Predictor
 from ssl_seg.inference.stitching import Box, Windows, divide_laterally, place_windows, stitch, weigh_voxels
 
 CPU = torch.device("cpu")
@@ -221,13 +221,13 @@ class TestStream:
         expected = predictor(image)
         assert (expected[0][np.isnan(image[0])] == 1).all()
         for box in (None, (slice(5, 9), slice(4, 17), *(slice(0, n) for n in shape[3:]))):
-            found = np.concatenate([rows for _, rows in predictor.stream(image, measure_array(image), box)], axis=1)
+            found = np.concatenate([rows for _, rows in predictor.stream(image, measure_intensity(image), box)], axis=1)
             np.testing.assert_array_equal(found, expected if box is None else expected[(slice(None), *box)])
 
     @pytest.mark.parametrize("voxels", around(MEASURED_VOXELS))
     @pytest.mark.parametrize("dtype", ["uint8", "float32"])
     def test_statistics_in_parts(self, voxels: int, dtype: str) -> None:
         image = np.random.default_rng(0).integers(0, 255, (2, voxels // 64, 64)).astype(dtype)
-        found, expected = measure_array(image), measure_intensity(image)
+        found, expected = measure_intensity(image), measure_parts(enumerate(image), 2)
         for name in ("low", "high", "mean", "std"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-12)
