@@ -92,6 +92,11 @@ class CaseFacts:
         return self.foreground in (0, 1) and (self.annotated is None or self.annotated >= 0.5)
 
     @property
+    def voxels(self) -> dict[int, int]:
+        """How many voxels have each value of the mask; empty without one."""
+        return dict(zip(self.values or (), self.counts or (), strict=True))
+
+    @property
     def image(self) -> str:
         """What identifies the image alone."""
         return image_of(self.content)

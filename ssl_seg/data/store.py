@@ -318,8 +318,7 @@ class CaseStore:
         if self.resample_to is not None or self.catalog.meaning.task == "instances":
             found = [[(piece == index).sum() for index in range(1, len(values) + 1)] for piece in pieces]
             return [int(count) for count in np.sum(found, axis=0)]
-        voxels = dict(zip(facts.values or (), facts.counts or (), strict=True))
-        return [voxels.get(value, 0) for value in values]
+        return [facts.voxels.get(value, 0) for value in values]
 
 
 def decoded_bytes(

@@ -33,7 +33,7 @@ from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivia
 from ssl_seg.diagnose.result import Diagnosis, Part
 from ssl_seg.diagnose.run_history import describe_others, read_history
 from ssl_seg.diagnose.tally import Output, Tally
-from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.errors import ConfigError
 from ssl_seg.inference.calibration import decide
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
@@ -41,7 +41,7 @@ from ssl_seg.monitor.actions import read_context
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.precision import choose_device_if_given
-from ssl_seg.results.evaluation import EvaluateRequest, open_catalog_for
+from ssl_seg.results.evaluation import EvaluateRequest, open_cases
 from ssl_seg.run.seal import find_sealed
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
@@ -197,9 +197,7 @@ def order_images(parts: Mapping[str, Part], request: CheckpointRequest) -> list[
 def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple[_Material, tuple[str, ...]]:
     model = open_model(request.checkpoint, choose_device_if_given(request.accelerator))
     evaluate = EvaluateRequest(request.checkpoint, data=request.data, settings=request.settings)
-    catalog, data = open_catalog_for(evaluate, model, track("reading cases"))
-    if catalog.ndim != data.ndim:
-        raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
+    catalog, data = open_cases(evaluate, model, track("reading cases"))
     split = split_from_dict(model.checkpoint.split)
     labels = model.config.split.labels
     parts = assign_parts(catalog, split, labels, model.checkpoint.seen_labels)

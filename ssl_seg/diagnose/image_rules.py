@@ -97,11 +97,6 @@ def describe_verdict(verdict: Verdict, healthy: str) -> Conclusion:
     return Conclusion("collapsed", first.code, message)
 
 
-def rename_net(findings: Iterable[RuleFinding], net: str) -> tuple[RuleFinding, ...]:
-    """Return the findings as those of another subject."""
-    return tuple(replace(f, net=net) for f in findings)
-
-
 def ranks_voxels(auroc: float | None) -> bool:
     """Return whether a ranking of voxels is known to carry information."""
     return auroc is not None and auroc >= limit("informative_auroc")

@@ -16,7 +16,7 @@ from ssl_seg.data.reading import Reading, make_reading
 from ssl_seg.diagnose.catalog import conclude
 from ssl_seg.diagnose.causes import Subject, make_diagnosis
 from ssl_seg.diagnose.clock import Clock
-from ssl_seg.diagnose.image_rules import audit_margin, audit_outputs, put_behind, rename_net
+from ssl_seg.diagnose.image_rules import audit_margin, audit_outputs, put_behind
 from ssl_seg.diagnose.prediction_files import (
     WORDS,
     Kind,
@@ -170,7 +170,7 @@ def _judge(tally: Tally, signals: Signals | None, statistics: Mapping[str, Any])
     if signals is None:
         return conclude(audit_outputs(tally, statistics, NET, None), NO_CONTEXT)
     judged = judge(Evidence("trained", {"student": signals}, is_final=True)).findings
-    on_truth = rename_net([f for f in judged if f.code != "blind_probe"], NET)  # these masks are no probe of a run
+    on_truth = [replace(f, net=NET) for f in judged if f.code != "blind_probe"]  # these masks are no probe of a run
     audits = audit_outputs(tally, statistics, NET, signals.auroc)
     whole = [f for f in audits if f.code == "coverage_hole" or f.level == "collapsed"]
     return put_behind(conclude((*on_truth, *whole, *audit_margin(statistics, NET)), NO_CONTEXT), audits)

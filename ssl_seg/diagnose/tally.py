@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from ssl_seg.data.audit.summary import measure_spread
 from ssl_seg.diagnose.examples import keep_candidates, make_example
 from ssl_seg.diagnose.result import Example, Histogram, ImageFigures, Moments, Part
 from ssl_seg.labels import IGNORE_INDEX
@@ -113,7 +114,7 @@ class Tally:
             overlap = count_overlap(output.pred, target)
             self.overlaps[output.id] = overlap
             truth, f1, ratio_true = target > 0, overlap.dice, overlap.prevalence
-            ratio_pred = (overlap.tp + overlap.fp) / max(int((target != IGNORE_INDEX).sum()), 1)
+            ratio_pred = overlap.prevalence_pred
             kind = np.where(target == IGNORE_INDEX, _UNKNOWN, np.where(truth, _FOREGROUND, _BACKGROUND))
         self.voxels += output.pred.size
         prob = self._add_values(self.prob, output.prob, output.part, kind, PROB_BINS)
@@ -324,7 +325,6 @@ def _histogram(
 def summarize_scores(overlaps: Sequence[ConfusionCounts]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return ``statistics["scores"]`` and ``statistics["trivial"]`` of at least one image."""
     pooled = sum_overlaps(overlaps)
-    voxels = pooled.tp + pooled.fp + pooled.fn + pooled.tn
     gap = pooled.recall - pooled.precision
     positives = [o.dice for o in overlaps if o.tp + o.fn > 0]
     scores = {
@@ -333,7 +333,7 @@ def summarize_scores(overlaps: Sequence[ConfusionCounts]) -> tuple[dict[str, Any
         "iou": pooled.iou,
         "precision": pooled.precision,
         "recall": pooled.recall,
-        "accuracy": (pooled.tp + pooled.tn) / max(voxels, 1),
+        "accuracy": (pooled.tp + pooled.tn) / max(pooled.voxels, 1),
         "f1_mean": float(np.mean([o.dice for o in overlaps])),
         "f1_mean_positives": float(np.mean(positives)) if positives else None,
         "f1_mean_of_nothing": 1.0 - len(positives) / len(overlaps),
@@ -369,13 +369,5 @@ def summarize_equality(images: Sequence[ImageFigures]) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
-    array = np.asarray(values, np.float64)
-    return {
-        "images": len(array),
-        "mean": float(array.mean()),
-        "median": float(np.median(array)),
-        "sd": float(array.std()),
-        "min": float(array.min()),
-        "max": float(array.max()),
-        "counts": np.histogram(array, SHARE_BINS, (0, 1))[0].tolist(),
-    }
+    counts = np.histogram(values, SHARE_BINS, (0, 1))[0].tolist()
+    return {"images": len(values), **(measure_spread(values) or {}), "counts": counts}

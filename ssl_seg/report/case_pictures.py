@@ -67,10 +67,10 @@ def predict_cases(
     from ssl_seg.inference.calibration import calibrate_predictor, decide, find_calibration
     from ssl_seg.inference.model import open_model
     from ssl_seg.networks.precision import choose_device_if_given
-    from ssl_seg.results.evaluation import open_catalog_for
+    from ssl_seg.results.evaluation import open_cases
 
     model = open_model(request.checkpoint, choose_device_if_given(request.accelerator))
-    catalog, data = open_catalog_for(request, model, pass_through)
+    catalog, data = open_cases(request, model, pass_through)
     store = open_store(catalog, data)
     calibration = find_calibration(model, net) if request.calibrated else None
     predictor = calibrate_predictor(model.predictor(net, request.overlap), calibration)

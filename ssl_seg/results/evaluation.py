@@ -327,25 +327,13 @@ def _summary_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_cases(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:
-    """Return what ``open_catalog_for`` does, for images of as many dimensions as the network takes.
-
-    Raises:
-        DataError: for other images; also as for ``open_catalog_for``.
-    """
-    catalog, data = open_catalog_for(request, model, track)
-    if catalog.ndim != data.ndim:
-        raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
-    return catalog, data
-
-
-def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:
     """Return the cases of the request's folder, or of the training, and the settings that they are read with.
 
     Label values are those of the training. In another folder, the voxel size is that of its files where they state one.
 
     Raises:
         ConfigError: for a setting that does not exist, or of another kind.
-        DataError: for unusable data, or another number of classes than the network knows.
+        DataError: for unusable data, or images and classes that are not those of the network.
     """
     section = model.config.data.model_dump(mode="json")
     if section["unlabeled"] is not None and not Path(section["unlabeled"]).is_dir():
@@ -363,6 +351,8 @@ def open_catalog_for(request: EvaluateRequest, model: Model, track: Track) -> tu
             f"{catalog.root}: the label values {list(catalog.label_values)} are {catalog.num_classes} classes, and the "
             f"network knows {model.config.data.num_classes}. Give one value a class, or join classes by data.label_map."
         )
+    if catalog.ndim != data.ndim:
+        raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
     stated = any(facts.spacing is not None for facts in catalog.facts.values())
     if elsewhere and stated and "spacing" not in request.settings:
         data = data.model_copy(update={"spacing": None})

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ssl_seg.data.audit.copies import Copies, check_copies, find_copies
+from ssl_seg.data.audit.copies import check_copies, find_copies
 from ssl_seg.data.content import make_content
+from ssl_seg.data.duplicates import Likeness
 from ssl_seg.data.facts import Appearance, CaseFacts
 from ssl_seg.data.findings import Finding
 
@@ -45,7 +46,7 @@ def levels(findings: Mapping[str, Finding]) -> dict[str, str]:
 
 
 def test_no_copies(others: dict[str, CaseFacts]) -> None:
-    assert find_copies(others, {}) == Copies((), (), (), ())
+    assert find_copies(others, {}) == Likeness()
     assert found(others) == {}
     assert found({}) == {}
 
@@ -137,7 +138,7 @@ def test_many_alike_pairs_are_all_counted(kept: int) -> None:
     facts |= {f"scan{n}": fact(5000 + n, seed=4000, mix=0.3) for n in range(30)}
     groups = grouped(facts, **{f"scan{n}": "one patient" for n in range(30)})
     copies = find_copies(facts, groups)
-    assert {(p.first, p.second) for p in copies.alike} == {(f"{n:03d}a", f"{n:03d}b") for n in range(kept)}
+    assert {(p.first, p.second) for p in copies.pairs} == {(f"{n:03d}a", f"{n:03d}b") for n in range(kept)}
     finding = found(facts, groups)["alike_images"]
     assert finding.message.startswith(f"{kept} pair(s) of images are much alike")
     assert f"; ... ({kept - 3} more)" in finding.message

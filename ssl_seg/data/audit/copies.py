@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from ssl_seg.data.duplicates import AlikePair, compare_cases
+from ssl_seg.data.duplicates import Cluster, Likeness, compare_cases
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding, Level, name_ends, report
 from ssl_seg.errors import name_examples
 
-Cluster = tuple[str, ...]
-
 _SHOWN = 3
 
 
-@dataclass(frozen=True)
-class Copies:
-    """Images that are there more than once: sets of ids with the same, sets with nearly the same, and alike pairs.
-
-    Alike pairs are neither nearly the same nor in one group. ``crowds``: see ``Likeness``.
-    """
-
-    exact: tuple[Cluster, ...]
-    near: tuple[Cluster, ...]
-    crowds: tuple[Cluster, ...]
-    alike: tuple[AlikePair, ...]
-
-
-def find_copies(facts: Mapping[str, CaseFacts], groups: Mapping[str, str], root: str | None = None) -> Copies:
-    """Return all copies. Images of one single value are not counted; each copy is in one place only.
+def find_copies(facts: Mapping[str, CaseFacts], groups: Mapping[str, str], root: str | None = None) -> Likeness:
+    """Return all copies, each set sorted, and the alike pairs that are not in one group.
 
     Args:
         facts: of all cases.
@@ -37,15 +22,11 @@ def find_copies(facts: Mapping[str, CaseFacts], groups: Mapping[str, str], root:
         root: see ``compare_cases``.
     """
     likeness = compare_cases(facts, root)
-    return Copies(
-        exact=likeness.exact,
-        near=tuple(tuple(sorted(c)) for c in likeness.copies),
-        crowds=likeness.crowds,
-        alike=tuple(p for p in likeness.pairs if not groups or groups[p.first] != groups[p.second]),
-    )
+    apart = (p for p in likeness.pairs if not groups or groups[p.first] != groups[p.second])
+    return replace(likeness, copies=tuple(tuple(sorted(c)) for c in likeness.copies), pairs=tuple(apart))
 
 
-def check_copies(copies: Copies, facts: Mapping[str, CaseFacts], groups: Mapping[str, str]) -> Iterator[Finding]:
+def check_copies(copies: Likeness, facts: Mapping[str, CaseFacts], groups: Mapping[str, str]) -> Iterator[Finding]:
     """Report copies: they weigh double, and in two groups they let a test know the training.
 
     With different masks one of these is wrong. A crowd, or an alike pair, may be no copies: only a person can tell.
@@ -58,8 +39,8 @@ def check_copies(copies: Copies, facts: Mapping[str, CaseFacts], groups: Mapping
     conflicting = [c for c in copies.exact if len({facts[i].content for i in c if facts[i].values is not None}) > 1]
     across = [c for c in copies.exact if _in_several(c, groups)]
     others = [c for c in copies.exact if c not in across and c not in conflicting]
-    near_across = [c for c in copies.near if _in_several(c, groups)]
-    near_within = [c for c in copies.near if c not in near_across]
+    near_across = [c for c in copies.copies if _in_several(c, groups)]
+    near_within = [c for c in copies.copies if c not in near_across]
     near = (
         "are nearly the same image, within one group."
         if groups
@@ -102,13 +83,13 @@ def check_copies(copies: Copies, facts: Mapping[str, CaseFacts], groups: Mapping
         sets = name_examples((name_examples(cluster, between=" = ") for cluster in clusters), _SHOWN, between="; ")
         message = f"{len(cases)} cases in {len(clusters)} set(s) ({sets}) {said}"
         yield from report(code, level, message, cases)
-    pairs = (f"{p.first} ~ {p.second} {p.likeness:.2f}" for p in copies.alike)
-    shown = name_examples(pairs, _SHOWN, between="; ", total=len(copies.alike))
+    pairs = (f"{p.first} ~ {p.second} {p.likeness:.2f}" for p in copies.pairs)
+    shown = name_examples(pairs, _SHOWN, between="; ", total=len(copies.pairs))
     message = (
-        f"{len(copies.alike)} pair(s) of images are much alike: {shown}. If they show one patient or one place twice, "
+        f"{len(copies.pairs)} pair(s) of images are much alike: {shown}. If they show one patient or one place twice, "
         "give them one group in groups.csv."
     )
-    yield from report("alike_images", "info", message, name_ends((p.first, p.second) for p in copies.alike))
+    yield from report("alike_images", "info", message, name_ends((p.first, p.second) for p in copies.pairs))
 
 
 def _in_several(cluster: Cluster, groups: Mapping[str, str]) -> bool:

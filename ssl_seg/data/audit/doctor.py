@@ -11,7 +11,7 @@ from ssl_seg.data.audit.copies import check_copies, find_copies
 from ssl_seg.data.audit.summary import summarize
 from ssl_seg.data.catalog import DEFAULTS, CatalogSettings, ReadCases, Track, pass_through, read_cases
 from ssl_seg.data.facts import CaseFacts
-from ssl_seg.data.findings import Finding, join_findings
+from ssl_seg.data.findings import Finding, join_findings, sort_findings
 from ssl_seg.data.layouts import LABELS
 from ssl_seg.data.layouts.listing import Listing
 from ssl_seg.data.reading import Reading
@@ -19,7 +19,7 @@ from ssl_seg.data.tiles import FEWEST, plan_tiles
 from ssl_seg.labels import Meaning
 
 _LEVELS = {"fault": "faults", "warn": "warnings", "info": "infos"}
-"""In the order in which they are reported, with their names in the summary."""
+"""With their names in the summary."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,11 @@ def audit(root: str, settings: CatalogSettings = DEFAULTS, *, track: Track = pas
     ]
     if sum(case.mask is not None for case in listing.cases) < FEWEST:  # few_labeled says so, or parts have the class
         found = [finding for finding in found if finding.code != "rare_class"]
-    findings = tuple(sorted(found, key=lambda finding: list(_LEVELS).index(finding.level)))
+    findings = tuple(sort_findings(found))
     summary = summarize(root, listing, facts, read.label_values, read.meaning.ignore_value)
     summary["notes"] += [*read.reading_notes, *([f"for training, {tiling.note}"] if tiling.note else [])]
-    summary["copies"] = asdict(copies)
+    alike = [asdict(pair) for pair in copies.pairs]
+    summary["copies"] = {"exact": copies.exact, "near": copies.copies, "crowds": copies.crowds, "alike": alike}
     summary |= {name: sum(f.level == level for f in findings) for level, name in _LEVELS.items()}
     meaning = replace(read.meaning, label_values=read.label_values)
     return Audit(findings, summary, listing, facts, meaning, read.reading)

@@ -43,7 +43,7 @@ def check_sparse(
     facts: Mapping[str, CaseFacts], declared: Sequence[int] | None, ignored: int | None
 ) -> Iterator[Finding]:
     """Report masks in which 0 may be what nobody annotated: it is most of all, and 1 most of the rest, everywhere."""
-    masks = [dict(zip(f.values, f.counts, strict=True)) for f in facts.values() if f.values and f.counts]
+    masks = [f.voxels for f in facts.values() if f.voxels]
     count = Counter[int]()
     for mask in masks:
         count.update(mask)
@@ -164,10 +164,10 @@ def _find_usual_values(masks: Masks) -> set[int] | None:
     return usual if 2 * fitting > len(positive) else None
 
 
-def _with_rarest_values(masks: Masks, count: int = 3) -> list[str]:
-    """Return the masks that hold the ``count`` rarest values other than 0."""
+def _with_rarest_values(masks: Masks) -> list[str]:
+    """Return the masks that hold the three rarest values other than 0."""
     holding = Counter(value for values in masks.values() for value in values if value != 0)
-    rarest = set(sorted(holding, key=lambda value: (holding[value], value))[:count])
+    rarest = set(sorted(holding, key=lambda value: (holding[value], value))[:3])
     return [i for i, values in masks.items() if values & rarest]
 
 

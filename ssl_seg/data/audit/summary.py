@@ -116,7 +116,7 @@ def _measure_values(facts: Facts) -> list[dict[str, Any]]:
     voxels, masks = Counter[int](), Counter[int]()
     for f in facts.values():
         masks.update(f.values or ())
-        voxels.update(_counts(f))
+        voxels.update(f.voxels)
     total = max(voxels.total(), 1)
     return [{"value": v, "share": voxels[v] / total, "masks": masks[v]} for v in sorted(masks)]
 
@@ -133,7 +133,7 @@ def _measure_classes(
     facts: Facts, label_values: Sequence[int], ignore_value: int | None, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return for each class the cases that have it, and how its share is spread over all labeled cases."""
-    counted = [counts for f in facts.values() if (counts := _counts(f))]
+    counted = [f.voxels for f in facts.values() if f.voxels]
     looked_at = [max(sum(n for v, n in counts.items() if v != ignore_value), 1) for counts in counted]
     rows = []
     for index, value in enumerate(label_values):
@@ -147,8 +147,3 @@ def _measure_classes(
             }
         )
     return rows
-
-
-def _counts(facts: CaseFacts) -> dict[int, int]:
-    """Return the voxels of each mask value; empty without a mask."""
-    return dict(zip(facts.values or (), facts.counts or (), strict=True))

@@ -51,19 +51,9 @@ _SILENT.addHandler(logging.NullHandler())
 
 
 _PLACE = (
-    *(
-        "pixdim",
-        "xyzt_units",
-        "qform_code",
-        "quatern_b",
-        "quatern_c",
-        "quatern_d",
-        "qoffset_x",
-        "qoffset_y",
-        "qoffset_z",
-    ),
-    *("sform_code", "srow_x", "srow_y", "srow_z"),
-)
+    "pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "sform_code", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
 """Fields of a header that say where its voxels lie."""
 
 _UNITS = {"mm": "mm", "µm": "micron"}

@@ -18,7 +18,16 @@ import cv2
 import numpy as np
 import yaml
 
-from ssl_seg.data.imports.shapes import Patch, Size, check_points, fill_polygons, fill_runs, join_patches, unpack_counts
+from ssl_seg.data.imports.shapes import (
+    Patch,
+    Size,
+    check_points,
+    fill_polygons,
+    fill_runs,
+    join_patches,
+    make_ellipse,
+    unpack_counts,
+)
 from ssl_seg.data.layouts.files import walk_files
 from ssl_seg.data.layouts.table import read_columns, read_table
 from ssl_seg.data.volumes import is_image, split_suffix
@@ -205,9 +214,8 @@ def _draw_labelme(kind: str, entry: Mapping[str, Any], where: str, size: Size) -
         return _unpack_mask(entry.get("mask"), round(x0), round(y0), size, where)
     if kind == "rectangle":
         return fill_polygons([np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])], size)
-    angles = np.linspace(0, 2 * np.pi, 256, endpoint=False)
-    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.hypot(x1 - x0, y1 - y0)
-    return fill_polygons([circle + np.array([x0, y0])], size)
+    radius = float(np.hypot(x1 - x0, y1 - y0))
+    return fill_polygons([make_ellipse((x0, y0), (radius, radius))], size)
 
 
 def _unpack_mask(text: Any, left: int, top: int, size: Size, where: str) -> Patch:

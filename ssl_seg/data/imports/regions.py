@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.stored import name_errors
 from ssl_seg.data.imports.outlines import Images, Labels, Shape
-from ssl_seg.data.imports.shapes import Patch, Size, check_points, fill_rings
+from ssl_seg.data.imports.shapes import Patch, Size, check_points, fill_rings, make_ellipse
 from ssl_seg.errors import DataError
 from ssl_seg.files import decode_text, read_text
 
@@ -171,11 +171,9 @@ def _read_roi(data: bytes, where: str) -> list[NDArray[np.float64]]:
 
 
 def _outline_box(left: float, top: float, right: float, bottom: float, *, is_oval: bool) -> NDArray[np.float64]:
-    if not is_oval:
-        return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-    angles = np.linspace(0, 2 * np.pi, 256, endpoint=False)
-    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    return 0.5 * (circle * [right - left, bottom - top] + [left + right, top + bottom])
+    if is_oval:
+        return make_ellipse(((left + right) / 2, (top + bottom) / 2), ((right - left) / 2, (bottom - top) / 2))
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
 def _read_path(values: NDArray[np.float64]) -> list[NDArray[np.float64]]:

@@ -27,25 +27,26 @@ def fill_polygons(outlines: Sequence[NDArray[np.float64]], size: Size) -> Patch:
     return join_patches([_fill(points, size) for points in outlines], size)
 
 
-def join_patches(patches: Sequence[Patch], size: Size) -> Patch:
-    """Return the pixels of any of the patches."""
+def join_patches(patches: Sequence[Patch], size: Size, join: np.ufunc = np.logical_or) -> Patch:
+    """Return the pixels of any of the patches, or what else ``join`` makes of them."""
     if len(patches) == 1:
         return patches[0]
     canvas = np.zeros(size, bool)
     for top, left, inside in patches:
-        canvas[top : top + inside.shape[0], left : left + inside.shape[1]] |= inside
+        place = (slice(top, top + inside.shape[0]), slice(left, left + inside.shape[1]))
+        canvas[place] = join(canvas[place], inside)
     return 0, 0, canvas
 
 
 def fill_rings(rings: Sequence[NDArray[np.float64]], size: Size) -> Patch:
     """Return the pixels that lie inside an odd number of rings (n, 2) of (x, y), so that holes are left out."""
-    if len(rings) == 1:
-        return _fill(rings[0], size)
-    canvas = np.zeros(size, bool)
-    for points in rings:
-        top, left, inside = _fill(points, size)
-        canvas[top : top + inside.shape[0], left : left + inside.shape[1]] ^= inside
-    return 0, 0, canvas
+    return join_patches([_fill(points, size) for points in rings], size, np.logical_xor)
+
+
+def make_ellipse(center: Sequence[float], radii: Sequence[float]) -> NDArray[np.float64]:
+    """Return 256 points (n, 2) of (x, y) on an ellipse along the axes."""
+    angles = np.linspace(0, 2 * np.pi, 256, endpoint=False)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii + center
 
 
 def _fill(points: NDArray[np.float64], size: Size) -> Patch:

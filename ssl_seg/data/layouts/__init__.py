@@ -38,55 +38,46 @@ EXTRA = "unlabeled+/"
 class Layout:
     """``recognize`` says whether a path can be meant to have this layout; ``find`` lists its cases or raises."""
 
-    name: str
     description: str
     recognize: Callable[[Path], bool]
     find: Callable[[Path], Listing]
 
 
-_ALL = (
-    Layout(
-        "manifest",
+LAYOUTS: dict[str, Layout] = {
+    "manifest": Layout(
         "manifest.csv or manifest.parquet with the columns image and, as needed, mask, group, labeled, "
         "has_segmentation, id",
         manifest.recognize,
         manifest.find,
     ),
-    Layout(
-        "nnunet",
+    "nnunet": Layout(
         "nnU-Net raw data or Medical Segmentation Decathlon: dataset.json, imagesTr/, labelsTr/",
         nnunet.recognize,
         nnunet.find,
     ),
-    Layout(
-        "hdf5",
+    "hdf5": Layout(
         "HDF5 files with the arrays image and label, and train.list if not all of them are meant",
         hdf5.recognize,
         hdf5.find,
     ),
-    Layout(
-        "slices",
+    "slices": Layout(
         "folders of numbered 2D slices as volumes, images/scan/00.tif, ..., with masks/scan/00.tif, ..., or one 2D "
         "mask for all slices: masks/scan.png, or scan/inklabels.png",
         slices.recognize,
         slices.find,
     ),
-    Layout(
-        "folders",
+    "folders": Layout(
         "images/ and masks/ (or labels/, gt/, instances/, ...) with the same file names, also in train/ and val/; "
         "unlabeled/ for more images",
         folders.recognize,
         folders.find,
     ),
-    Layout(
-        "suffix",
+    "suffix": Layout(
         "x.png with its mask x_mask.png in one folder (or mask_x.png, x_labels.png, x-seg.png, x_gt.png, ...)",
         folders.recognize_suffix,
         folders.find_suffix,
     ),
-)
-
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
+}
 """In the order in which they are tried."""
 
 
