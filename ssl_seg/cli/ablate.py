@@ -128,7 +128,7 @@ def ablate(
 
 
 def _run_cells(cells: Sequence[Cell], place: Path, spec: AblationSpec, launcher: Launcher) -> None:
-    from ssl_seg.cli.ablate_view import AblationView
+    from ssl_seg.cli.ablate_view import show_cells
     from ssl_seg.report.ablation_results import write_results
     from ssl_seg.report.run_report import RunningPage, write_report_page
     from ssl_seg.studies.ablation.cells import read_result
@@ -139,10 +139,10 @@ def _run_cells(cells: Sequence[Cell], place: Path, spec: AblationSpec, launcher:
         write_report_page([out])
 
     page = RunningPage(lambda text: show(text, err=True), write)
-    with AblationView() as view:
+    with show_cells() as show_states:
 
         def watch(states: Sequence[CellState]) -> None:
-            view.show(states)
+            show_states(states)
             page(place)
 
         ending = execute(cells, place, spec.score, launcher, watch)

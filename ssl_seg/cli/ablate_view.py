@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ssl_seg.errors import printable, printable_lines
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.live import Live
-    from rich.progress import Progress, TaskID
+    from rich.table import Table
 
     from ssl_seg.studies.ablation.execute import CellState
     from ssl_seg.studies.runner import Stage
@@ -34,45 +32,42 @@ STYLES: dict[str, str] = {
 FINISHED: tuple[Stage, ...] = ("done", "collapsed", "refused", "failed")
 
 
-class AblationView:
-    """Shows the states of cells on stderr, for as long as its ``with`` block lasts."""
+@contextmanager
+def show_cells() -> Iterator[Callable[[Sequence[CellState]], None]]:
+    """Yield what shows the states of all cells on stderr, for as long as the block lasts."""
+    if not sys.stderr.isatty():
+        yield _CellLines().show
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, markup=False, emoji=False)
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
+        TimeElapsedColumn(), TimeRemainingColumn(), auto_refresh=False,
+    )  # fmt: skip
+    task = progress.add_task("cells", total=None)
+
+    def draw(states: Sequence[CellState]) -> None:
+        made = sum(s.cell.steps if s.stage in FINISHED else s.step for s in states)
+        total = sum(s.cell.steps for s in states)
+        progress.update(task, total=total, completed=made, description=describe_counts(states))
+        live.update(Group(make_table(states, max(3, console.height - 8)), progress))
+
+    with Live(console=console, transient=True, refresh_per_second=4) as live:
+        yield draw
+
+
+class _CellLines:
+    """Writes a line for each change, and now and then what is running."""
 
     def __init__(self) -> None:
-        self.live: Live | None = None
-        self.progress: Progress | None = None
-        self.task: TaskID | None = None
         self.told: dict[str, str] = {}
         self.begun = False
         self.last = time.monotonic()
 
-    def __enter__(self) -> AblationView:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-            self.progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
-                TimeElapsedColumn(), TimeRemainingColumn(), auto_refresh=False,
-            )  # fmt: skip
-            self.task = self.progress.add_task("cells", total=None)
-            self.live = Live(
-                console=Console(stderr=True, markup=False, emoji=False), transient=True, refresh_per_second=4
-            )
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live is not None:
-            self.live.stop()
-
     def show(self, states: Sequence[CellState]) -> None:
-        """Show the states of all cells."""
-        if self.live is not None:
-            self.live.update(self._draw(states))
-            return
         if not self.begun:
             self.begun = True
             self.told = {state.cell.id: state.stage for state in states if state.stage in FINISHED[:-1]}
@@ -91,35 +86,23 @@ class AblationView:
             self.last = time.monotonic()
         sys.stderr.flush()
 
-    def _draw(self, states: Sequence[CellState]) -> Group:
-        from rich.console import Group
-        from rich.table import Table
 
-        if self.live is None or self.progress is None or self.task is None:
-            raise RuntimeError("drawn before it was entered")
-        room = max(3, self.live.console.height - 8)
-        ordered = sorted(states, key=lambda state: list(STYLES).index(state.stage))
-        table = Table(box=None, pad_edge=False)
-        for title, justify in (("cell", "left"), ("state", "left"), ("step", "right"), ("F1", "right"), ("", "left")):
-            table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=True)
-        for state in ordered[:room]:
-            f1 = "" if state.f1 is None else f"{state.f1:.3f}"
-            step = f"{state.step}/{state.cell.steps}" if state.stage in ("running", "elsewhere") else ""
-            table.add_row(
-                printable(state.cell.name),
-                state.stage,
-                step,
-                f1,
-                printable(state.message),
-                style=STYLES[state.stage],
-            )
-        if len(ordered) > room:
-            table.add_row(f"... and {len(ordered) - room} more", style="dim")
-        made = sum(s.cell.steps if s.stage in FINISHED else s.step for s in states)
-        self.progress.update(
-            self.task, total=sum(s.cell.steps for s in states), completed=made, description=describe_counts(states)
-        )
-        return Group(table, self.progress)
+def make_table(states: Sequence[CellState], room: int) -> Table:
+    """Return a table of the cells, of which ``room`` get a row."""
+    from rich.table import Table
+
+    ordered = sorted(states, key=lambda state: list(STYLES).index(state.stage))
+    table = Table(box=None, pad_edge=False)
+    for title, justify in (("cell", "left"), ("state", "left"), ("step", "right"), ("F1", "right"), ("", "left")):
+        table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=True)
+    for state in ordered[:room]:
+        f1 = "" if state.f1 is None else f"{state.f1:.3f}"
+        step = f"{state.step}/{state.cell.steps}" if state.stage in ("running", "elsewhere") else ""
+        cells = (printable(state.cell.name), state.stage, step, f1, printable(state.message))
+        table.add_row(*cells, style=STYLES[state.stage])
+    if len(ordered) > room:
+        table.add_row(f"... and {len(ordered) - room} more", style="dim")
+    return table
 
 
 def describe_counts(states: Sequence[CellState]) -> str:

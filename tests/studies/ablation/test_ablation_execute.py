@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ablation_cases import WANTED, make_cell, write_score
 
-from ssl_seg.cli.ablate_view import AblationView
+from ssl_seg.cli.ablate_view import show_cells
 from ssl_seg.errors import RunDirError
 from ssl_seg.files import write_json
 from ssl_seg.studies import runner
@@ -288,8 +288,8 @@ def test_a_cell_of_another_version_is_in_no_table(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("terminal")
 def test_the_live_table_takes_any_text() -> None:
     states = [CellState(make_cell("lr[high]"), "failed", 0, None, "bad [/tmp/x] here")]
-    with AblationView() as view:
-        view.show(states)
+    with show_cells() as show:
+        show(states)
 
 
 @pytest.fixture
