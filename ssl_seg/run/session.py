@@ -258,18 +258,16 @@ def run_loop(session: Session, stop_requested: Callable[[int], bool]) -> LoopRes
         recorder.advance(step)
         if step in schedule.snapshots:
             recorder.save_snapshot(session.snapshot(), step)
-        looked = watch.is_due(step)
-        if looked:
+        if watch.is_due(step):  # as always at the end of an epoch
             observation = session.look(step)
-        ends_epoch = schedule.ends_epoch(step)
-        if ends_epoch and observation is not None:
-            ending = _end_epoch(session, observation, step)
-            multiplier = policies.compute_lr_multiplier(session.progress)
-        if looked and observation is not None and ending is None:
-            ending = _intervene(session, observation)
-            if watch.memory.ladder.foreground != ladder.foreground:
-                batches = session.batches_from(step, watch.memory.ladder.foreground)
-        if ends_epoch or ending is not None:
+            if schedule.ends_epoch(step):
+                ending = _end_epoch(session, observation, step)
+                multiplier = policies.compute_lr_multiplier(session.progress)
+            if ending is None:
+                ending = _intervene(session, observation)
+                if watch.memory.ladder.foreground != ladder.foreground:
+                    batches = session.batches_from(step, watch.memory.ladder.foreground)
+        if schedule.ends_epoch(step) or ending is not None:
             session.progress = replace(session.progress, step=step, ending=ending)
             session.save(healthy=recovers and watch.is_healthy(observation))
         if ending is not None:
