@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import Notes, train_tiny
 
+import ssl_seg.run.finish
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.errors import ConfigError, DataError, RunDirError
@@ -25,6 +26,8 @@ from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import TrainResult, train
 
+Whole = tuple[Path, list[tuple[str, Path]]]
+"""A run, and its snapshots."""
 SHORT = {
     "split": {"labels": 0.5},
     "network": {"name": "dynunet", "features": 2, "norm": "batch"},
@@ -32,6 +35,13 @@ SHORT = {
     "policies": {"swa": {"start_epoch": 1}},
     "monitor": {"keep_best": 2},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_batches_for_batch_norm() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl_seg.run.finish, "BATCH_NORM_BATCHES", 2)
+        yield
 
 
 @contextmanager
@@ -86,25 +96,29 @@ def _flatten(value: Any) -> Any:
 
 
 class TestKilledAtTheEnd:
-    def test_the_same_files_whatever_was_written_last(self, particles_dir: Path, tmp_path: Path) -> None:
-        run, copies = tmp_path / "run", tmp_path / "copies"
-        with snapshots(run, copies) as taken:
-            train_tiny(run, particles_dir, SHORT)
+    @pytest.fixture(scope="class")
+    def whole(self, tmp_path_factory: pytest.TempPathFactory, particles_dir: Path) -> Whole:
+        folder = tmp_path_factory.mktemp("whole")
+        with snapshots(folder / "run", folder / "copies") as taken:
+            train_tiny(folder / "run", particles_dir, SHORT)
+        return folder / "run", taken
+
+    def test_the_same_files_whatever_was_written_last(self, whole: Whole, tmp_path: Path) -> None:
+        run, taken = whole
         expected = read_everything(RunDir(run))
         names = [name for name, _ in taken]
         last_look = max(n for n, name in enumerate(names) if name == "metrics.jsonl")
         assert {"last.pt", "best.pt", "swa.pt", "scores.json", "events.jsonl finished"} <= {*names[last_look:]}
         for name, copy in taken[last_look:]:
-            result = train(TrainRequest(resume=copy))
+            killed = Path(shutil.copytree(copy, tmp_path / copy.name))
+            result = train(TrainRequest(resume=killed))
             assert result.ending == "finished"
             assert read_everything(result.run) == expected, f"killed before {name} was written"
             assert (result.run.read_ending() or {})["event"] == "finished"
 
-    def test_killed_twice(self, particles_dir: Path, tmp_path: Path) -> None:
-        run = tmp_path / "run"
-        with snapshots(run, tmp_path / "copies") as taken:
-            train_tiny(run, particles_dir, SHORT)
-        killed = find_snapshot(taken, "scores.json")
+    def test_killed_twice(self, whole: Whole, tmp_path: Path) -> None:
+        run, taken = whole
+        killed = Path(shutil.copytree(find_snapshot(taken, "scores.json"), tmp_path / "killed"))
         with snapshots(killed, tmp_path / "again") as again:
             train(TrainRequest(resume=killed))
         for name in ("swa.pt", "scores.json", "events.jsonl finished"):
@@ -234,17 +248,28 @@ class TestMoreSteps:
         "optim": {"schedule": "constant", "warmup_steps": 2},
     }
 
+    @pytest.fixture(scope="class")
+    def whole(self, tmp_path_factory: pytest.TempPathFactory, particles_dir: Path) -> Whole:
+        folder = tmp_path_factory.mktemp("steady")
+        with snapshots(folder / "run", folder / "copies") as taken:
+            train_tiny(folder / "run", particles_dir, self.STEADY)
+        return folder / "run", taken
+
+    @pytest.fixture
+    def steady(self, whole: Whole, tmp_path: Path) -> Path:
+        """A copy of it, to go on with."""
+        return Path(shutil.copytree(whole[0], tmp_path / "run"))
+
     def resume(self, run: Path, steps: int, notes: Notes | None = None, **request: Any) -> TrainResult:
         layers = (Layer(f"--steps {steps}", {"length": {"steps": steps}}),) if steps else ()
         return train(TrainRequest(layers, resume=run, **request), notes)
 
     def test_are_those_of_a_longer_run_where_no_schedule_depends_on_the_length(
-        self, particles_dir: Path, tmp_path: Path
+        self, steady: Path, particles_dir: Path, tmp_path: Path
     ) -> None:
-        train_tiny(tmp_path / "run", particles_dir, self.STEADY)
         long = train_tiny(tmp_path / "long", particles_dir, self.STEADY, {"length": {"steps": 24}})
         notes = Notes()
-        result = self.resume(tmp_path / "run", 24, notes)
+        result = self.resume(steady, 24, notes)
         assert (result.ending, result.step) == ("finished", 24)
         assert any("24 steps in place of 12; no schedule depends on it" in note for note in notes.texts)
         ours, theirs = load_checkpoint(result.run.last), load_checkpoint(long.run.last)
@@ -258,11 +283,10 @@ class TestMoreSteps:
         assert (result.run.read_ending() or {})["step"] == 24
         assert yaml.safe_load((result.run.path / "config.yaml").read_text())["length"]["steps"] == 24
         with pytest.raises(RunDirError, match=r"all 24 steps are done.*--steps 48"):
-            self.resume(tmp_path / "run", 0)
+            self.resume(steady, 0)
 
-    def test_epochs_give_the_length_too(self, particles_dir: Path, tmp_path: Path) -> None:
-        train_tiny(tmp_path / "run", particles_dir, self.STEADY)
-        assert self.resume(tmp_path / "run", 0, epochs=3).step == 18
+    def test_epochs_give_the_length_too(self, steady: Path) -> None:
+        assert self.resume(steady, 0, epochs=3).step == 18
 
     def test_schedules_over_the_whole_run_are_named_with_their_rates(self, particles_dir: Path, tmp_path: Path) -> None:
         settings = {"optim": {"schedule": "cosine", "lr": 0.1, "warmup_steps": 0},
@@ -281,20 +305,17 @@ class TestMoreSteps:
         with pytest.raises((ConfigError, RunDirError), match=r"12 steps"):
             self.resume(tiny_run, steps)
 
-    def test_a_run_that_was_stopped_may_end_sooner(self, particles_dir: Path, tmp_path: Path) -> None:
-        with snapshots(tmp_path / "whole", tmp_path / "copies") as taken:
-            train_tiny(tmp_path / "whole", particles_dir, self.STEADY)
-        find_snapshot(taken, "last.pt", 2).rename(tmp_path / "run")
+    def test_a_run_that_was_stopped_may_end_sooner(self, whole: Whole, tmp_path: Path) -> None:
+        shutil.copytree(find_snapshot(whole[1], "last.pt", 2), tmp_path / "run")
         assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt").progress.step == 6
         with pytest.raises(ConfigError, match="has done 6 steps, which cannot be taken back"):
             self.resume(tmp_path / "run", 6)
         result = self.resume(tmp_path / "run", 9)
         assert (result.ending, result.step) == ("finished", 9)
 
-    def test_killed_while_it_takes_note_of_them(self, particles_dir: Path, tmp_path: Path) -> None:
-        train_tiny(tmp_path / "run", particles_dir, self.STEADY)
-        with snapshots(tmp_path / "run", tmp_path / "copies") as taken:
-            self.resume(tmp_path / "run", 24)
+    def test_killed_while_it_takes_note_of_them(self, steady: Path, tmp_path: Path) -> None:
+        with snapshots(steady, tmp_path / "copies") as taken:
+            self.resume(steady, 24)
         first = train(TrainRequest(resume=find_snapshot(taken, "config.yaml")))  # last.pt knows of them
         assert (first.ending, first.step) == ("finished", 24)
         before = find_snapshot(taken, "last.pt")  # nothing knows of them yet
