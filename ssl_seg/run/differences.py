@@ -51,6 +51,16 @@ def compare_settings(a: str | Path, b: str | Path) -> list[SettingChange]:
     return [pair for pair in pairs if pair.a != pair.b]
 
 
+def find_edits(run: RunDir, config: Config) -> list[str]:
+    """Return the settings of which the file in a run has another value than ``config``, with which it was begun.
+
+    Raises:
+        ConfigError: if the file holds settings that are not valid.
+    """
+    begun = dict(flatten(_number_items(to_plain(config))))
+    return [key for key, value in _read_values(run.path).items() if begun.get(key, ABSENT) != value]
+
+
 def _read_values(place: str | Path) -> dict[str, Any]:
     """Return dotted settings and their values, defaults included."""
     file = open_run_dir(Path(place)).path / CONFIG_FILE if Path(place).is_dir() else place

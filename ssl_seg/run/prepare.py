@@ -23,7 +23,7 @@ from ssl_seg.data.splits.files import save_split, split_from_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import decoded_bytes
 from ssl_seg.engine.pace import Pace, describe_pace, plan_steps
-from ssl_seg.errors import ConfigError, RefusedError, RunDirError
+from ssl_seg.errors import ConfigError, RefusedError, RunDirError, name_examples, quote
 from ssl_seg.files import next_free
 from ssl_seg.inference.model import config_of, load_published, make_network
 from ssl_seg.losses import make_supervised_loss
@@ -33,7 +33,9 @@ from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.networks.precision import choose_precision
 from ssl_seg.run.bootstrap import check_copies, check_finite, check_parent, describe_doubt, describe_parent
 from ssl_seg.run.console import Console, show_plan
+from ssl_seg.run.differences import find_edits
 from ssl_seg.run.directory import (
+    CONFIG_FILE,
     SPLIT_FILE,
     RunDir,
     check_free,
@@ -58,6 +60,7 @@ from ssl_seg.run.resume import (
     check_resumable,
     check_same_content,
     describe_length,
+    may_change,
     restate_run,
 )
 from ssl_seg.run.seal import register_seal
@@ -226,6 +229,13 @@ def reopen_run(
     if config.data != old.data:
         check_same_content(run, split, resolved.catalog, old.data.root)
         note(f"resume: the data are in {config.data.root}; they were in {old.data.root}")
+    if edits := [
+        key for key in find_edits(run, old) if not may_change(key)
+    ]:  # a kill between two writings changes those
+        note(
+            f"resume: {run.path / CONFIG_FILE} was edited ({name_examples(edits)}), and that changes nothing: the run "
+            f"goes on as it was begun. For another run, `ssl-seg train --config {quote(run.path / CONFIG_FILE)}`"
+        )
     check_with_data(resolved, note)
     held = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
     check_disk(run.path, estimate_output_bytes(_build(config), config), held)

@@ -25,11 +25,15 @@ from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkp
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import SCORES_FILE
 
-MAY_CHANGE = ("data.root", "data.groups", "data.unlabeled", "length.steps")
-"""Beside the section ``runtime``."""
+_MAY_CHANGE = ("data.root", "data.groups", "data.unlabeled", "length.steps")
 _SHOWN = 5
 _WHOLE_LENGTH = ("poly", "cosine", "one_cycle")
 """Learning rates that are spread over the whole run."""
+
+
+def may_change(key: str) -> bool:
+    """Return whether a setting may change when a run goes on."""
+    return key in _MAY_CHANGE or key.startswith("runtime.")
 
 
 def check_layers_of_resume(layers: Sequence[Layer]) -> None:
@@ -39,8 +43,7 @@ def check_layers_of_resume(layers: Sequence[Layer]) -> None:
         ConfigError: names the first that may not, and those that may.
     """
     keys = [key for layer in layers for key, _ in flatten(layer.values)]
-    fixed = [key for key in keys if key not in MAY_CHANGE and not key.startswith("runtime.")]
-    if fixed:
+    if fixed := [key for key in keys if not may_change(key)]:
         raise ConfigError(
             f"{fixed[0]}: --resume continues a run with its own settings; give it without other options. "
             "Only the place of the data (--data), the length (--steps or --epochs) and runtime settings such as "

@@ -272,6 +272,7 @@ class TestMoreSteps:
         result = self.resume(steady, 24, notes)
         assert (result.ending, result.step) == ("finished", 24)
         assert any("24 steps in place of 12; no schedule depends on it" in note for note in notes.texts)
+        assert not any("was edited" in note for note in notes.texts)
         ours, theirs = load_checkpoint(result.run.last), load_checkpoint(long.run.last)
         assert all(torch.equal(v, ours.student[k]) for k, v in theirs.student.items())
         assert all(torch.equal(v, ours.teacher[k]) for k, v in theirs.teacher.items())
@@ -292,8 +293,10 @@ class TestMoreSteps:
         settings = {"optim": {"schedule": "cosine", "lr": 0.1, "warmup_steps": 0},
                     "ema": {"schedule": "linear", "final_decay": 1.0}}  # fmt: skip
         train_tiny(tmp_path / "run", particles_dir, settings)
-        notes = Notes()
+        notes, config = Notes(), tmp_path / "run" / "config.yaml"
+        config.write_text(config.read_text().replace("lr: 0.1", "lr: 0.2"))
         self.resume(tmp_path / "run", 24, notes)
+        assert any("config.yaml was edited (optim.lr), and that changes nothing" in note for note in notes.texts)
         text = next(note for note in notes.texts if "in place of" in note)
         # Half of the cosine is done at step 12 of 24.
         assert "optim.schedule = cosine (the next rate is 0.05, not 0)" in text
