@@ -312,8 +312,8 @@ def _open_in_process(root: str) -> list[tuple[Any, ...]]:
 
 
 def test_processes_that_start_at_once(data: Path, opened: list[str]) -> None:
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
-        results = list(pool.map(_open_in_process, [str(data)] * 8))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(_open_in_process, [str(data)] * 4))
     assert all(result == results[0] for result in results)
     assert _open_in_process(str(data)) == results[0]
     assert opened == []

@@ -25,7 +25,7 @@ from ssl_seg.data.volumes import read_mask
 from ssl_seg.errors import ConfigError, SplitError
 from ssl_seg.files import read_jsonl
 from ssl_seg.inference.ensemble import check_members, open_members, pool, pool_rows, with_mean
-from ssl_seg.inference.model import open_model
+from ssl_seg.inference.model import Model, open_model
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, add_differences, evaluate
 from ssl_seg.results.mask_making import PredictRequest
@@ -52,6 +52,11 @@ def members(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
         paths.append(folder / f"m{seed}.pt")
         save_checkpoint(replace(first, **nets), paths[-1])
     return paths
+
+
+@pytest.fixture(scope="module")
+def opened(members: list[Path]) -> tuple[Model, ...]:
+    return open_members(members)
 
 
 class TestMean:
@@ -124,8 +129,10 @@ class TestPredict:
             ("resample_to", (1.0, 2.0), r"data.resample_to None in the first and \[1.0, 2.0\] in the second"),
         ],
     )
-    def test_members_that_do_not_go_together(self, members: list[Path], name: str, value: Any, message: str) -> None:
-        models = list(open_members(members))
+    def test_members_that_do_not_go_together(
+        self, members: list[Path], opened: tuple[Model, ...], name: str, value: Any, message: str
+    ) -> None:
+        models = list(opened)
         data = models[2].config.data.model_copy(update={name: value})
         models[2] = replace(models[2], config=models[2].config.model_copy(update={"data": data}))
         with pytest.raises(ConfigError, match=message) as refused:
@@ -135,9 +142,9 @@ class TestPredict:
         if name == "resample_to":
             check_members(models)  # each is compared on the grid of the file
 
-    def test_the_voxel_size_counts_where_images_are_resampled(self, members: list[Path]) -> None:
+    def test_the_voxel_size_counts_where_images_are_resampled(self, opened: tuple[Model, ...]) -> None:
         models = []
-        for model, spacing in zip(open_members(members[:2]), ((1.0, 1.0), (1.0, 3.0)), strict=True):
+        for model, spacing in zip(opened[:2], ((1.0, 1.0), (1.0, 3.0)), strict=True):
             data = model.config.data.model_copy(update={"spacing": spacing})
             models.append(replace(model, config=model.config.model_copy(update={"data": data})))
         check_members(models, averaged=True)

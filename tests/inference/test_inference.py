@@ -299,7 +299,7 @@ def mean_ratios(pred: NDArray[Any], target: NDArray[Any], num_classes: int) -> d
 
 
 class TestScoring:
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=20)
     @given(cases())
     def test_each_case(self, data: tuple[list[tuple[NDArray[Any], NDArray[Any]]], int]) -> None:
         pairs, num_classes = data
@@ -314,7 +314,7 @@ class TestScoring:
                 expected = [d if t else None for d, t in zip(monai_dice(*pair, num_classes), there, strict=True)]
                 assert row["classes"] == [None if d is None else pytest.approx(d) for d in expected]
 
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=20)
     @given(cases())
     def test_pooled_and_mean(self, data: tuple[list[tuple[NDArray[Any], NDArray[Any]]], int]) -> None:
         pairs, num_classes = data
@@ -350,7 +350,7 @@ class TestScoring:
         assert (summary["mean"]["n_missed"], summary["mean"]["n_hallucinated"]) == (missed, hallucinated)
         assert summary["mean"]["dice_positives"] == (pytest.approx(np.mean(positive)) if positive else None)
 
-    @settings(deadline=None, max_examples=30)
+    @settings(deadline=None, max_examples=15)
     @given(cases())
     def test_trivial_predictors(self, data: tuple[list[tuple[NDArray[Any], NDArray[Any]]], int]) -> None:
         """Scored by scikit-learn on the same voxels."""
@@ -367,7 +367,7 @@ class TestScoring:
         assert trivial["margin_low"] is trivial["margin_high"] is None
         assert trivial["margin_why"]
 
-    @settings(deadline=None, max_examples=30)
+    @settings(deadline=None, max_examples=15)
     @given(cases(), st.booleans())
     def test_json(self, data: tuple[list[tuple[NDArray[Any], NDArray[Any]]], int], surface: bool) -> None:
         summary = to_finite(score(*data, surface=surface).summarize())

@@ -1,4 +1,4 @@
-"""One data set in six forms: the split and the training must not depend on how the files lie on disk."""
+"""One data set in several forms: the split and the batches must not depend on how the files lie on disk."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zarr
-from conftest import train_tiny
 from numpy.typing import NDArray
 
-from ssl_seg.data.splits.files import load_split
-from ssl_seg.data.splits.split import Split
+from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.loader import PatchSource
+from ssl_seg.data.splits.split import make_split
+from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import generate
-from ssl_seg.run.directory import RunDir
 
 COUNT, LABELED = 10, 8
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
@@ -139,32 +140,24 @@ LAYOUT = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "forms", "patch"),
-    [("particles", FORMS_2D, [32, 32]), ("sheets", FORMS_3D, [16, 16, 32])],
+    [("particles", FORMS_2D, (32, 32)), ("sheets", FORMS_3D, (16, 16, 32))],
     ids=["2D", "3D"],
 )
-def test_split_and_losses_are_those_of_the_arrays(
-    kind: str, forms: tuple[Writer, ...], patch: list[int], tmp_path: Path
+def test_split_and_batches_are_those_of_the_arrays(
+    kind: str, forms: tuple[Writer, ...], patch: tuple[int, ...], tmp_path: Path
 ) -> None:
     cases = pairs(kind)
     reference = None
     for write in forms:
-        data = write(tmp_path / write.__name__, cases)
-        settings = {"data": {"patch_size": patch}, "split": {"labels": 0.5}, "length": {"steps": 5}}
-        run = train_tiny(tmp_path / "runs" / write.__name__, data, settings).run
-        found = summarize(run)
-        assert f"layout: {LAYOUT[write]}" in (run.path / "config.yaml").read_text()
-        assert found[0].labeled_ids(1.0) or found[0].unlabeled
+        catalog = open_catalog(str(write(tmp_path / write.__name__, cases)))
+        assert catalog.layout == LAYOUT[write]
+        split = make_split(catalog, [0.5])
+        source = PatchSource(CaseStore(catalog, 1), split.labeled_ids(0.5), split.pool_ids(0.5), (2, 2), patch, 0.5)
+        batches = [source[step] for step in range(3)]
+        found = split.fingerprint, [(b.image.tolist(), b.target.tolist(), b.weak.tolist()) for b in batches]
         reference = reference or found
-        assert found[0].fingerprint == reference[0].fingerprint, write.__name__
-        assert found[1] == reference[1], write.__name__
-    assert reference is not None
-    assert len(set(reference[1])) > 2  # the curves are curves
-
-
-def summarize(run: RunDir) -> tuple[Split, list[float]]:
-    """Return the split and every recorded loss."""
-    losses = [record[key] for record in run.read_metrics() for key in sorted(record) if "loss" in key]
-    return load_split(run.path / "split.yaml"), losses
+        assert found == reference, write.__name__
+        assert not torch.equal(batches[0].image, batches[1].image)
+        assert all((batch.target > 0).any() for batch in batches)
