@@ -152,6 +152,16 @@ class DiskCache:
             )
 
 
+def find_grid(catalog: Catalog, case: Case, resample_to: tuple[float, ...], spacing: tuple[float, ...] | None) -> Grid:
+    """Return the grid of a case at the voxel size ``resample_to``; ``spacing`` holds for all files, if given.
+
+    Raises:
+        DataError: if its own voxel size is not known.
+    """
+    facts = catalog.facts[case.id]
+    return Grid(case.region, find_shape(facts.shape, spacing or facts.spacing, resample_to, case.image))
+
+
 def open_copy(path: Path) -> Stored:
     """Return an opened copy: (Y, X) or (C, Z, Y, X), read before in the way that was asked for.
 
@@ -229,9 +239,8 @@ def _plan_resampled(
     spacing: tuple[float, ...] | None,
 ) -> Iterator[_Copy]:
     facts, reading = catalog.facts[case.id], catalog.reading
-    shape = find_shape(facts.shape, spacing or facts.spacing, resample_to, case.image)
-    grid = Grid(case.region, shape)
-    locations = (case.image, *case.more_channels)
+    grid = find_grid(catalog, case, resample_to, spacing)
+    shape, locations = grid.shape, (case.image, *case.more_channels)
 
     def make_image() -> NDArray[Any]:
         return resample_image(crop(open_image(*locations, reading=reading), case.region).read(), shape)

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.blocks import BLOCK_BYTES, iterate_blocks
 from ssl_seg.data.catalog import Catalog
-from ssl_seg.data.disk_cache import DiskCache, Grid, open_copy
+from ssl_seg.data.disk_cache import DiskCache, Grid, find_grid, open_copy
 from ssl_seg.data.facts import OpenedCase, open_case
 from ssl_seg.data.formats.stored import BoxReader, Voxels, crop
 from ssl_seg.data.instances import make_target
 from ssl_seg.data.layouts.listing import Case
-from ssl_seg.data.resample import compute_resampled_shape, find_shape, resample_image, resample_labels
+from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
 from ssl_seg.data.sampling import derive_rng, locate_box
 from ssl_seg.data.views.transforms import Intensity, find_gaps, make_window, measure_intensity, measure_parts
 from ssl_seg.data.volumes import Stored, open_image, open_mask, read_image, read_mask
@@ -148,7 +148,7 @@ class CaseStore:
     def _read(self, case: Case) -> LoadedCase:
         image: NDArray[np.generic]
         if self.resample_to is not None:
-            grid = Grid(case.region, self._find_shape(case, self.resample_to))
+            grid = find_grid(self.catalog, case, self.resample_to, self.spacing)
             if not self.fits and (copies := self._find_resampled(case, grid)) is not None:
                 return self._open_by_box(case, *copies)
             image, mask = self._read_arrays(case)
@@ -204,10 +204,6 @@ class CaseStore:
         copy = None if self.disk_cache is None else self.disk_cache.find(location, is_mask=True, reading=reading)
         part = None if case.region is None or copy is not None else self._open_part(case)[1]
         return part or crop(open_mask(location, reading=reading) if copy is None else open_copy(copy), case.region)
-
-    def _find_shape(self, case: Case, resample_to: tuple[float, ...]) -> tuple[int, ...]:
-        facts = self.catalog.facts[case.id]
-        return find_shape(facts.shape, self.spacing or facts.spacing, resample_to, case.image)
 
     def _find_resampled(self, case: Case, grid: Grid) -> tuple[Stored, Stored | None] | None:
         """Return the copies of image and mask on a grid; None unless all that are needed are there."""

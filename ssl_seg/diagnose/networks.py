@@ -128,7 +128,8 @@ def measure_trivial_losses(model: Model, which: str, probe: Probe) -> dict[str, 
     config = model.config
     loss = _make_loss(model)
     epoch = model.checkpoint.progress.step / config.length.steps_per_epoch
-    batches = _list_batches(model, probe)
+    parts = cut_batches(probe, config.labeled_range[1], model.device)
+    batches = [(image, target) for image, target in parts if (target != IGNORE_INDEX).any()]
     constants = compute_constants(loss.components, batches, compute_frequencies(batches, config.data.num_classes))
     network = _measure_network(model, which, loss, batches, epoch)
     weights = compute_loss_weights(loss.phases, epoch)
@@ -200,14 +201,6 @@ def _measure_network(
         for name, value in loss(logits.float(), target, epoch)[1].items():
             sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
     return sums
-
-
-def _list_batches(model: Model, probe: Probe) -> list[Labeled]:
-    """Return the probe in batches of the run's size, without those in which nothing is labeled."""
-    size = model.config.labeled_range[1]
-    parts = [slice(first, first + size) for first in range(0, len(probe.image), size)]
-    known = [part for part in parts if (probe.target[part] != IGNORE_INDEX).any()]
-    return [(probe.image[part].to(model.device), probe.target[part].to(model.device)) for part in known]
 
 
 def _make_untrained(model: Model) -> nn.Module:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from ssl_seg.config import DataConfig, PredictionConfig
@@ -51,21 +49,12 @@ class Calibration:
 _CALIBRATIONS = TypeAdapter(dict[str, Calibration])
 
 
-@dataclass(frozen=True)
-class CalibratedPredictor:
-    """Returns the calibrated probabilities (K,*S) of what ``predict`` returns."""
-
-    predict: PredictFn
-    scaling: Scaling
-
-    def __call__(self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None) -> NDArray[np.float32]:
-        """Return calibrated probabilities (K,*S) of a raw image (C,*S) with voxels of size ``spacing`` (*S)."""
-        return self.scaling.apply(self.predict(image, spacing))
-
-
 def calibrate_predictor(predict: PredictFn, calibration: Calibration | None) -> PredictFn:
     """Return the calibrated predictor; without a calibration, the one that was given."""
-    return predict if calibration is None else CalibratedPredictor(predict, calibration.scaling)
+    if calibration is None:
+        return predict
+    scaling = calibration.scaling
+    return lambda image, spacing: scaling.apply(predict(image, spacing))
 
 
 def decide(threshold: float | None, calibration: Calibration | None, settings: PredictionConfig) -> Decision:

@@ -15,9 +15,7 @@ from ssl_seg.data.facts import format_size
 from ssl_seg.engine.machine import count_cores
 from ssl_seg.errors import ConfigError, DataError, quote
 from ssl_seg.files import is_disk_full
-from ssl_seg.inference.calibration import (
-    check_threshold,
-)
+from ssl_seg.inference.calibration import check_threshold
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.results.claims import read_state
 from ssl_seg.results.mask_files import (
@@ -105,6 +103,10 @@ def predict(
 
     work = Work(request, waiting, [states[job.mask] for job in waiting], record)
     outcomes: dict[int, Outcome] = {}
+
+    def count_done() -> int:
+        return len(kept) + sum(not isinstance(outcome, str) for outcome in outcomes.values())
+
     try:
         with _hold_folder(record.folder or request.output.parent):
             for number, outcome in share_out(work, maker, track, note):
@@ -112,20 +114,17 @@ def predict(
                 if isinstance(outcome, MaskResult) or isinstance(outcomes.get(number, ""), str):
                     outcomes[number] = outcome
     except KeyboardInterrupt:
-        failures = _list_failures(waiting, outcomes)
         begun = sum(len(find_pieces(job)) for job in waiting)
         kept_pieces = f"; so far {begun} piece(s) of larger images are done and kept" if begun else ""
-        done = len(kept) + len(outcomes) - len(failures)
-        so_far = f"interrupted: {done} of {len(jobs)} masks are in {request.output}{kept_pieces}"
-        note(_describe_failures(so_far, failures))
+        so_far = f"interrupted: {count_done()} of {len(jobs)} masks are in {request.output}{kept_pieces}"
+        note(_describe_failures(so_far, _list_failures(waiting, outcomes)))
         raise
     except OSError as error:
         if not is_disk_full(error):
             raise
-        done = len(kept) + len(outcomes) - len(_list_failures(waiting, outcomes))
         raise DataError(
-            f"the disk of {request.output} is full; {done} masks are done. Free some space and give the same command "
-            "again"
+            f"the disk of {request.output} is full; {count_done()} masks are done. Free some space and give the same "
+            "command again"
         ) from error
     if request.objects and record.folder is not None:
         join_tables((job.table for job in jobs), record.folder / TABLE, data.ndim, data.channels)
@@ -133,8 +132,7 @@ def predict(
     for text in _list_remarks(made, waiting, kept.values(), request, data):
         note(text)
     if failures := _list_failures(waiting, outcomes):
-        done = len(kept) + len(outcomes) - len(failures)
-        raise DataError(_describe_end(failures, done, len(jobs), request.output))
+        raise DataError(_describe_end(failures, count_done(), len(jobs), request.output))
     return [job.mask for job in waiting]
 
 

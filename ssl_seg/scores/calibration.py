@@ -307,9 +307,12 @@ def calibrate_classes(
     parts: tuple[list[Any], ...] = ([], [], [])
     for group in _split_cases(cases):
         others = sorted(set(range(cases)) - set(group.tolist()))
-        ways = [unchanged, *_fit_both_ways([logs[i] for i in others], [targets[i] for i in others])] if others else []
+        ways = [unchanged] * 3
+        if others:
+            known = np.concatenate([logs[i] for i in others]), np.concatenate([targets[i] for i in others])
+            ways[1:] = fit_scaling(*known, biased=False), fit_scaling(*known)
         for case in group:
-            for row, way in enumerate(ways or [unchanged] * 3):
+            for row, way in enumerate(ways):
                 probs = way.apply(np.exp(logs[case]).T).T
                 counts[row, case] = _count_classes(probs.argmax(axis=1), targets[case], classes)
                 parts[row].append((1.0 - probs[:, 0], np.ones(len(probs)), targets[case] > 0))
@@ -318,14 +321,6 @@ def calibrate_classes(
     before, after = compute_reliability(parts[0]), compute_reliability(parts[2 if pays else 1])
     scaling = fit_scaling(np.concatenate(logs), np.concatenate(targets), biased=pays)
     return scaling if pays else keep_if_better(scaling, before, after), gain, (before, after)
-
-
-def _fit_both_ways(
-    logs: Sequence[NDArray[np.floating]], targets: Sequence[NDArray[np.integer]]
-) -> tuple[Scaling, Scaling]:
-    """Return the temperature alone, and temperature and biases."""
-    together, labels = np.concatenate(logs), np.concatenate(targets)
-    return fit_scaling(together, labels, biased=False), fit_scaling(together, labels)
 
 
 def keep_if_better(scaling: Scaling, before: Floats, after: Floats) -> Scaling:

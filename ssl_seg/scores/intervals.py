@@ -117,7 +117,6 @@ def estimate_mean(
     metric: Metric,
     weights: Resamples,
     *,
-    level: float = LEVEL,
     least: int = LEAST_CASES,
 ) -> Estimate:
     """Return the mean score of an arm over its runs, with its interval over cases: that of *these* runs.
@@ -131,10 +130,9 @@ def estimate_mean(
         runs: (R, C, F, 4) counts.
         metric: which score.
         weights: from ``draw_resamples``.
-        level: share of the samples whose interval is to cover the truth.
         least: number of cases below which there is no interval.
     """
-    estimate, _ = _bootstrap([(1.0, runs)], metric, weights, level, least)
+    estimate, _ = _bootstrap([(1.0, runs)], metric, weights, least)
     return _cut(estimate, 0.0)
 
 
@@ -144,7 +142,6 @@ def estimate_difference(
     metric: Metric,
     weights: Resamples,
     *,
-    level: float = LEVEL,
     least: int = LEAST_CASES,
 ) -> Estimate:
     """Return the difference of the mean scores of two arms, with its paired interval over cases: of *these* runs.
@@ -158,13 +155,12 @@ def estimate_difference(
         second: (R', C, F, 4) counts of the other, of the same cases.
         metric: which score.
         weights: from ``draw_resamples``.
-        level: share of the samples whose interval is to cover the truth.
         least: number of cases below which there is no interval.
     """
-    estimate, error = _bootstrap([(1.0, first), (-1.0, second)], metric, weights, level, least)
+    estimate, error = _bootstrap([(1.0, first), (-1.0, second)], metric, weights, least)
     if estimate.low is None or estimate.high is None:
         return estimate
-    width = error * float(special.stdtrit(first.shape[1] - 1, 0.5 + level / 2))
+    width = error * float(special.stdtrit(first.shape[1] - 1, 0.5 + LEVEL / 2))
     low, high = min(estimate.low, estimate.value - width), max(estimate.high, estimate.value + width)
     return _cut(Estimate(estimate.value, low, high), -1.0)
 
@@ -197,7 +193,6 @@ def compare_counts(new: NDArray[np.int64], old: NDArray[np.int64]) -> Difference
 def estimate_margin(
     counts: NDArray[np.integer],
     *,
-    level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
     least: int = LEAST_CASES,
@@ -210,7 +205,6 @@ def estimate_margin(
 
     Args:
         counts: (C, F, 4) voxels tp, fp, fn, tn of each foreground class; (C, 4) of one.
-        level: share of the samples whose interval is to cover the truth.
         resamples: number of resamples.
         seed: of the resampling.
         least: number of cases below which there is no interval.
@@ -224,23 +218,20 @@ def estimate_margin(
         return Estimate(0.0, None, None, NO_FOREGROUND)
     own = counts[None] if counts.ndim == 3 else counts[None, :, None]
     weights = draw_resamples(len(counts), resamples=resamples, seed=seed)
-    return estimate_difference(own, count_everywhere(own), "f1", weights, level=level, least=least)
+    return estimate_difference(own, count_everywhere(own), "f1", weights, least=least)
 
 
-def estimate_ratio(
-    top: Floats, bottom: Floats, weights: Resamples, *, level: float = LEVEL, least: int = LEAST_CASES
-) -> Estimate:
+def estimate_ratio(top: Floats, bottom: Floats, weights: Resamples, *, least: int = LEAST_CASES) -> Estimate:
     """Return the mean over K of the ratios of sums over cases, with the interval of ``estimate_mean``.
 
     Args:
         top: (K, C) numerators.
         bottom: (K, C) denominators, not negative; each has a case above 0.
         weights: from ``draw_resamples``.
-        level: share of the samples whose interval is to cover the truth.
         least: number of cases below which there is no interval.
     """
     value = float((top.sum(axis=1) / bottom.sum(axis=1)).mean())
-    estimate, _ = _bootstrap_ratios(value, [(1.0, _Ratios(top, bottom, bottom > 0))], weights, level, least)
+    estimate, _ = _bootstrap_ratios(value, [(1.0, _Ratios(top, bottom, bottom > 0))], weights, least)
     return _cut(estimate, 0.0)
 
 
@@ -261,17 +252,16 @@ def _bootstrap(
     terms: Sequence[tuple[float, NDArray[np.integer]]],
     metric: Metric,
     weights: Resamples,
-    level: float,
     least: int,
 ) -> tuple[Estimate, float]:
     """Return the bootstrap-t interval of the sum of the mean scores of the terms, and the standard error."""
     value = sum(factor * float(compute_score(counts, metric).mean()) for factor, counts in terms)
     ratios = [(factor, _as_ratios(counts, metric)) for factor, counts in terms]
-    return _bootstrap_ratios(value, ratios, weights, level, least)
+    return _bootstrap_ratios(value, ratios, weights, least)
 
 
 def _bootstrap_ratios(
-    value: float, ratios: Sequence[tuple[float, _Ratios]], weights: Resamples, level: float, least: int
+    value: float, ratios: Sequence[tuple[float, _Ratios]], weights: Resamples, least: int
 ) -> tuple[Estimate, float]:
     """Return the bootstrap-t interval around a value, which the ratios sum up to, and the standard error."""
     cases = weights.cases
@@ -282,7 +272,7 @@ def _bootstrap_ratios(
         return Estimate(value, None, None, NO_VARIATION), 0.0
     blocks = (_compute_deviations(ratios, block.astype(np.float64)) for block in weights)
     scaled = np.concatenate([deviations / np.maximum(errors, _LEAST_ERROR * error) for deviations, errors in blocks])
-    low, high = (value - error * float(q) for q in np.quantile(scaled, [0.5 + level / 2, 0.5 - level / 2]))
+    low, high = (value - error * float(q) for q in np.quantile(scaled, [0.5 + LEVEL / 2, 0.5 - LEVEL / 2]))
     return Estimate(value, low, high), error
 
 

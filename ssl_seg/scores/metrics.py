@@ -253,8 +253,8 @@ def compute_average_precision(pos_hist: NDArray[np.integer], neg_hist: NDArray[n
     """
     if not _has_both_classes(pos_hist, neg_hist):
         return None
-    tp, predicted = _count_at_thresholds(pos_hist, neg_hist)
-    precision = tp / np.maximum(predicted, 1)
+    tp, fp = (np.cumsum(hist[::-1], dtype=np.int64)[::-1] for hist in (pos_hist, neg_hist))
+    precision = tp / np.maximum(tp + fp, 1)
     return float(np.sum(precision * pos_hist) / pos_hist.sum())
 
 
@@ -357,15 +357,6 @@ def _has_both_classes(pos_hist: NDArray[np.integer], neg_hist: NDArray[np.intege
     if pos_hist.shape != neg_hist.shape or pos_hist.ndim != 1:
         raise ValueError(f"histograms of shapes {pos_hist.shape} and {neg_hist.shape}: both must be (bins,)")
     return bool(pos_hist.any() and neg_hist.any())
-
-
-def _count_at_thresholds(
-    pos_hist: NDArray[np.integer], neg_hist: NDArray[np.integer]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return true positives and all predicted positives, (B,) each, when bins >= i are called positive."""
-    tp = np.cumsum(pos_hist[::-1], dtype=np.int64)[::-1]
-    fp = np.cumsum(neg_hist[::-1], dtype=np.int64)[::-1]
-    return tp, tp + fp
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -143,18 +143,15 @@ class ShapeTally:
         }
 
     def _find_closed_form(self, same: int, ratio: float, hole: Hole | None) -> str | None:
-        """Return the ratio as a product of covered over all planes, where it is one."""
+        """Return the ratio as a product of covered over all planes, ``(312/320) x (312/320)``, where it is one."""
         if same < FEWEST or not 0 < ratio < 1:
             return None
         covered = _equal_margin(ratio, self.shape)
         if hole is not None and abs(prod(hole.covered) / prod(self.shape) - ratio) < SAME / 10:
             covered = hole.covered
-        return None if covered is None else format_product(covered, self.shape)
-
-
-def format_product(covered: Sequence[int], shape: Sequence[int]) -> str:
-    """Return a product of shares, such as ``(312/320) x (312/320)``."""
-    return " x ".join(f"({a}/{n})" for a, n in zip(covered, shape, strict=True))
+        if covered is None:
+            return None
+        return " x ".join(f"({a}/{n})" for a, n in zip(covered, self.shape, strict=True))
 
 
 def find_same(ratios: Sequence[float]) -> tuple[int, float]:
