@@ -29,7 +29,13 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 LARGEST_PICTURE = 100_000
 """Bytes."""
 COLLAPSE = DOCS / "collapse.md"
-WORDS = {"low": "a tenth of it", "usual": "the usual one", "steps": "TWICE", "many": "SIX TIMES", "cost": "that cost=1"}
+WORDS = {
+    "low": "a tenth of it",
+    "usual": "the usual one",
+    "length": ": --steps TWICE",
+    "many": "SIX TIMES",
+    "cost": "that cost=1",
+}
 
 
 def read_table(page: Path, first_column: str) -> list[list[str]]:

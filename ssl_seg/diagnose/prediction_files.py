@@ -59,6 +59,18 @@ class PredictionFile:
         return self.probs[0] if self.mask is None else self.mask
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted of one image."""
+
+    foreground: NDArray[np.bool_]
+    """(*S)"""
+    prob: NDArray[np.float32] | None = None
+    """(*S), of foreground; may hold NaN. None for masks."""
+    labels: NDArray[np.integer[Any]] | None = None
+    """(*S), values of the mask; None for probabilities alone."""
+
+
 def find_predictions(folder: Path) -> list[PredictionFile]:
     """Return the predictions below a folder by name; ``NAME_prob`` files belong to the mask ``NAME``, and the label
     images ``NAME_objects`` say nothing beside it.
@@ -148,15 +160,15 @@ def recognize(predictions: Sequence[PredictionFile], meaning: Meaning, reading: 
 
 def read_prediction(
     prediction: PredictionFile, kind: Kind, meaning: Meaning, reading: Reading = AS_STORED
-) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
-    """Return the predicted foreground (*S), and its probability (*S), which may hold NaN; None for masks.
+) -> Prediction:
+    """Return what a file predicts.
 
     Raises:
         DataError: for an unreadable file, colors, or values that do not fit ``kind``.
     """
     if kind == "mask":
         mask = read_mask(str(prediction.first), reading=reading)
-        return np.asarray(meaning.to_foreground(mask) == 1), None
+        return Prediction(meaning.to_foreground(mask) == 1, labels=meaning.to_labels(mask))
     if prediction.probs:
         probs = {path: _read_probability(path, 1.0, reading) for path in prediction.probs}
         shape = next(iter(probs.values())).shape
@@ -166,10 +178,10 @@ def read_prediction(
         if prediction.mask is not None:
             mask = read_mask(str(prediction.mask), reading=reading)
             _compare_places(prediction.mask, mask.shape, prediction.probs[0], shape, reading)
-            return np.asarray(meaning.to_foreground(mask) == 1), prob
+            return Prediction(meaning.to_foreground(mask) == 1, prob, meaning.to_labels(mask))
     else:
         prob = _read_probability(prediction.first, RANGES[kind], reading)
-    return np.asarray(prob > 0.5), prob
+    return Prediction(prob > 0.5, prob)
 
 
 def settle_truth(masks: Sequence[Path], given: Meaning, reading: Reading = AS_STORED) -> tuple[Meaning, list[str]]:
@@ -191,14 +203,15 @@ def settle_truth(masks: Sequence[Path], given: Meaning, reading: Reading = AS_ST
 
 def read_truth(
     path: Path, shape: tuple[int, ...], meaning: Meaning, prediction: Path, reading: Reading = AS_STORED
-) -> tuple[NDArray[np.int16], str | None]:
-    """Return a true mask (*S) of 0, 1 and IGNORE_INDEX, and the doubt, if any, that it lies on the prediction.
+) -> tuple[NDArray[np.int16], NDArray[np.integer[Any]], str | None]:
+    """Return a true mask (*S) of 0, 1 and IGNORE_INDEX, its values, and the doubt, if any, that the two fit.
 
     Raises:
         DataError: for an unreadable mask, or another shape or grid than that of the prediction.
     """
     mask = read_mask(str(path), reading=replace(reading, fractions=meaning.takes_fractions))
-    return meaning.to_foreground(mask), _compare_places(prediction, shape, path, mask.shape, reading)
+    doubt = _compare_places(prediction, shape, path, mask.shape, reading)
+    return meaning.to_foreground(mask), meaning.to_labels(mask), doubt
 
 
 def _compare_places(

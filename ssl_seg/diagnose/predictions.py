@@ -15,6 +15,7 @@ from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.reading import Reading, make_reading
 from ssl_seg.diagnose.catalog import conclude
 from ssl_seg.diagnose.causes import Subject, make_diagnosis
+from ssl_seg.diagnose.classes import ValueCounts
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.image_rules import audit_margin, audit_outputs, put_behind
 from ssl_seg.diagnose.prediction_files import (
@@ -30,7 +31,7 @@ from ssl_seg.diagnose.prediction_files import (
 )
 from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.diagnose.tally import Output, Tally
-from ssl_seg.labels import Meaning
+from ssl_seg.labels import IGNORE_INDEX, Meaning
 from ssl_seg.monitor.actions import NO_CONTEXT
 from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import Verdict
@@ -98,10 +99,10 @@ def diagnose_predictions(
         note(text)
     if request.masks is not None:
         notes += _break_seal(request.masks, material.truth, note)
-    tally, signals, doubts = _read_all(material, clock, track("reading predictions"))
-    if doubts:
-        notes.append(f"{len(doubts)} mask(s) may not lie on the prediction that they are compared with: {doubts[0]}")
-        note(notes[-1])
+    tally, signals, told = _read_all(material, clock, track("reading predictions"))
+    notes += told
+    for text in told:
+        note(text)
     statistics = tally.summarize("new")
     statistics["looked_at"] = {
         "new": {"used": len(tally.images), "of": len(material.files)},
@@ -144,18 +145,28 @@ def _break_seal(folder: Path, truth: Mapping[str, Path], note: Callable[[str], N
 
 
 def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, Signals | None, list[str]]:
-    """Return the figures of all predictions, the signals of those with masks, and doubts about what fits together."""
-    tally, doubts = Tally(), list[str]()
+    """Return the figures of all predictions, the signals of those with masks, and notes."""
+    tally, doubts, counts = Tally(), list[str](), ValueCounts()
     collector = SignalCollector(range(2), torch.device("cpu"), max(RANKED // max(len(material.truth), 1), 1))
     for file in clock.limit(track(material.files, len(material.files)), 1.0, LEAST_IMAGES):
-        pred, prob = read_prediction(file, material.kind, material.meaning, material.reading)
+        own = read_prediction(file, material.kind, material.meaning, material.reading)
         target = None
         if (path := material.truth.get(file.id)) is not None:
-            target, doubt = read_truth(path, pred.shape, material.truth_meaning, file.first, material.reading)
+            shape = own.foreground.shape
+            target, labels, doubt = read_truth(path, shape, material.truth_meaning, file.first, material.reading)
             doubts += [doubt] if doubt else []
-            collector.update(_to_logits(pred, prob), torch.from_numpy(target.astype(np.int64))[None], (file.id,))
-        tally.add(Output(file.id, "new", pred, prob, None, target))
-    return tally, collector.compute() if tally.overlaps else None, doubts
+            logits = _to_logits(own.foreground, own.prob)
+            collector.update(logits, torch.from_numpy(target.astype(np.int64))[None], (file.id,))
+            if own.labels is not None and material.truth_meaning.kind == "semantic":
+                counts.add(own.labels, labels, target != IGNORE_INDEX)
+        tally.add(Output(file.id, "new", own.foreground, own.prob, None, target))
+    told = []
+    if doubts:
+        told.append(f"{len(doubts)} mask(s) may not lie on the prediction that they are compared with: {doubts[0]}")
+    if not tally.overlaps:
+        return tally, None, told
+    classes, on_classes = counts.compare(material.truth_meaning.background)
+    return tally, replace(collector.compute(), classes=classes), [*told, *filter(None, [on_classes])]
 
 
 def _to_logits(pred: NDArray[np.bool_], prob: NDArray[np.float32] | None) -> torch.Tensor:

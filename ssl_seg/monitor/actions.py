@@ -71,7 +71,7 @@ ActionCondition = Callable[[Context, RuleFinding], bool]
 
 @dataclass(frozen=True)
 class Action:
-    """What to do, and when: ``text`` may name ``{low}``, ``{usual}``, ``{steps}``, ``{many}`` and ``{cost}``.
+    """What to do, and when: ``text`` may name ``{low}``, ``{usual}``, ``{length}``, ``{many}`` and ``{cost}``.
 
     Without ``when`` it is for any run.
     """
@@ -125,7 +125,7 @@ def choose_action(
     return action.text.format(
         low=f"{context.lr / 10:g}",
         usual=f"{context.usual_lr:g}",
-        steps=2 * max(context.steps, 1),
+        length=f": --steps {2 * context.steps}" if context.steps else "",
         many=WEIGHED_LENGTH * max(context.steps, 1),
         cost="" if cost is None else f"{cost.key}={cost.neutral}",
     )
@@ -153,7 +153,7 @@ _SLOWER = Action("train again with optim.lr={low}")
 _USUAL = Action("train again with optim.lr={usual}", lambda run, _: 0 < run.lr < run.usual_lr / FAR)
 _STATE = (_WEIGHTED, _FAST, _RECOVER, _SLOWER)
 _CUT = Action("choose the cut on validation: `ssl-seg calibrate RUN`", lambda run, _: run.num_classes == 2)
-_LONGER = Action("train longer: --steps {steps}")
+_LONGER = Action("train longer{length}")
 
 ACTIONS: Mapping[str, tuple[Action, ...]] = {
     "non_finite": (_FAST, _RECOVER, _SLOWER),
@@ -189,6 +189,7 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
     "shifted_threshold": (_WEIGHTED, _CUT, _LONGER),
     "missing_class": (
         Action("train again with loss.class_weights=auto and --steps {many}", lambda run, _: run.may_weigh_classes),
+        Action("give this class a larger weight, and train longer", lambda run, _: not run.steps),
         _LONGER,
     ),
     "foreground_bias": (_WEIGHTED, _CUT, _LONGER),

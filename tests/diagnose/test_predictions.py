@@ -141,6 +141,40 @@ def test_instances_and_classes_are_masks(tmp_path: Path) -> None:
     assert diagnosis.verdict.level == "ok"
 
 
+def make_classes(count: int = 12) -> list[NDArray[np.uint8]]:
+    """Masks of class 1, whose last columns are class 2."""
+    masks = [mask.copy() for mask in make_truth(count)]
+    for mask in masks:
+        mask[:, 30:] = np.where(mask[:, 30:] > 0, 2, 0)
+    return masks
+
+
+def test_a_class_that_is_never_predicted_is_named(tmp_path: Path) -> None:
+    truth = make_classes()
+    swapped = [np.where(mask > 0, 1, 0).astype(np.uint8) for mask in truth]
+    masks = write_folder(tmp_path / "m", truth)
+    diagnosis = diagnose(write_folder(tmp_path / "p", swapped), masks)
+    assert codes(diagnosis) == ["missing_class"]
+    share = np.mean(np.stack(truth) == 2)
+    assert f"class 2 on 0.000% of the voxels where {share:.3%} is true" in diagnosis.findings[0].message
+    scores = f1_score(np.ravel(truth), np.ravel(swapped), labels=[1, 2], average=None, zero_division=0)
+    assert diagnosis.action == "give this class a larger weight, and train longer"
+    assert f"1: {scores[0]:.3f}, 2: {scores[1]:.3f};" in diagnosis.notes[-1]
+    right = diagnose(write_folder(tmp_path / "r", truth), masks)
+    assert codes(right) == []
+    assert "1: 1.000, 2: 1.000;" in right.notes[-1]
+    assert "class" not in " ".join(diagnose(write_folder(tmp_path / "t", swapped), tmp_path / "t").notes)
+
+
+def test_numbers_of_objects_are_not_taken_for_classes(tmp_path: Path) -> None:
+    truth = make_classes()
+    numbered = [np.where(mask > 0, 5 + n, 0).astype(np.uint8) for n, mask in enumerate(truth)]
+    diagnosis = diagnose(write_folder(tmp_path / "p", numbered), write_folder(tmp_path / "m", truth))
+    assert codes(diagnosis) == []
+    assert "the predictions hold 5, 6, 7" in diagnosis.notes[-1]
+    assert "2 classes are not compared" in diagnosis.notes[-1]
+
+
 def test_settings_say_what_is_background(tmp_path: Path) -> None:
     truth = make_truth()
     shifted = [np.where(mask > 0, 7, 3).astype(np.uint8) for mask in truth]

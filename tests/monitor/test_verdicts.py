@@ -451,6 +451,7 @@ class TestActions:
             ("shifted_threshold", Context(num_classes=3, steps=500), "--steps 1000"),
             ("foreground_bias", Context(num_classes=3, steps=500), "--steps 1000"),
             ("missing_class", Context(num_classes=3, steps=500), "train longer: --steps 1000"),
+            ("foreground_bias", Context(num_classes=3), "train longer"),
             ("missing_class", Context(steps=500, may_weigh_classes=True), "loss.class_weights=auto and --steps 3000"),
             ("not_above_trivial", Context(lr=1e-5, steps=100), "optim.lr=0.0003"),
             ("not_above_trivial", Context(lr=3e-4, steps=100), "--steps 200"),
