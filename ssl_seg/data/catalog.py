@@ -228,10 +228,8 @@ def scan_cases(
     where no image has the size of its mask.
 
     Args:
-        cases: what to read.
         threshold, reading: see ``read_facts``.
         root: the data set, which keeps facts for the next time, see ``open_facts_cache``; None reads every case.
-        track: told about every case that has been read.
     """
     facts: dict[str, CaseFacts] = {}
     faults: list[Finding] = []
@@ -344,11 +342,6 @@ def read_cases(root: str, settings: CatalogSettings, track: Track = pass_through
 
 def open_catalog(root: str, settings: CatalogSettings = DEFAULTS, *, track: Track = pass_through) -> Catalog:
     """Find all cases, read each of them once, and check that they fit together.
-
-    Args:
-        root: see ``find_cases``.
-        settings: how they are found and read.
-        track: told about every case that has been read.
 
     Raises:
         DataError: with all problems of all files at once.

@@ -189,9 +189,6 @@ def fill_disk_cache(
     """Copy what would be decoded or resampled each time, while there is space; return a note on the rest.
 
     Args:
-        cache: where the copies go.
-        catalog: the cases.
-        track: told about every case.
         resample_to, spacing: see ``CaseStore``; with ``resample_to`` every case is copied, on its new grid.
 
     Raises:

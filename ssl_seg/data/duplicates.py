@@ -104,7 +104,6 @@ def compare_cases(facts: Mapping[str, CaseFacts], root: str | None = None) -> Li
     and holds as long as the contents are the same.
 
     Args:
-        facts: of all cases.
         root: the data set; None keeps nothing.
     """
     cases_of: dict[str, list[str]] = defaultdict(list)

@@ -94,10 +94,7 @@ def make_source(
     about as many (as in ST++, Yang et al. 2022).
 
     Args:
-        config: all settings.
-        store: reads the cases.
         labeled, unlabeled: ids of the training cases.
-        rank, world_size: place of the process.
         strong_views: number of strong views of an unlabeled patch, at least 1.
     """
     facts, pseudo = store.catalog.facts, tuple(store.targets)

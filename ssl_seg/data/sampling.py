@@ -144,7 +144,6 @@ def choose_box(
     Args:
         shape: (*S) of the image.
         patch_size: (*P).
-        rng: source of the draw.
         foreground: coordinates (n, len(S)) of the voxels of each class that is present; the center is a voxel of one
             of them, each class equally likely, so that a small class is seen as often as a large one. All voxels when
             empty.
@@ -174,7 +173,6 @@ def choose_box_by_share(
     Args:
         shape: (*S) of the image.
         patch_size: (*P).
-        rng: source of the draws.
         foreground: coordinates (n, len(S)) of voxels of each class that is present, evenly drawn.
         voxels_each: how many voxels of its class each of these stands for.
         share: wanted; what no box can have (below 0, above 1) asks for the nearest.
@@ -211,7 +209,6 @@ def choose_tile(
     Args:
         shape: (*S) of the image.
         patch_size: (*P).
-        rng: source of the draw.
         foreground: as for ``choose_box``: the tile holds a voxel of one of the classes. Any tile when empty.
 
     Returns:

@@ -23,7 +23,6 @@ def select_data_settings(layers: Sequence[Layer], names: Sequence[str] = CASES) 
     """Return the settings of the data section, by name.
 
     Args:
-        layers: files and options.
         names: those that the command looks at.
 
     Raises:

@@ -63,8 +63,6 @@ def generate(
 
     Args:
         kind: one of ``KINDS``.
-        index: of the image.
-        seed: of the images.
         empty: leave out what is to be found, and keep what looks like it.
         instances: number the particles.
 
@@ -97,9 +95,7 @@ def write_dataset(
     Args:
         folder: a new or empty folder.
         kind: one of ``KINDS``; particles become PNG, sheets become TIFF stacks.
-        count: number of images.
         labeled: number of images that get a mask, drawn by ``seed``; None means all.
-        seed: the seed of the images.
         empty: share of the images in which nothing is to be found, drawn by ``seed``.
         instances: number the particles of each mask.
 

@@ -105,9 +105,7 @@ def diagnose_checkpoint(
     """Return the diagnosis of a checkpoint.
 
     Args:
-        request: what to examine.
         note: called with each note for the reader as it comes up; the result has them all.
-        track: a progress bar of each stage.
         clock: counts the time, from the start of the command; by default from that of the call.
 
     Raises:

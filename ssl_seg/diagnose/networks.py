@@ -79,10 +79,8 @@ def probe_nets(
     """Return the signals; the untrained network only if less than the share ``until`` of the time is used by then.
 
     Args:
-        model: the checkpoint.
         val: at least one patch.
         train: may be empty.
-        clock, until: see ``Clock``.
         is_of_run: whether ``val`` is the probe of the run; then its monitor saw the same.
     """
 

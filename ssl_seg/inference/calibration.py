@@ -128,8 +128,6 @@ def find_calibration(model: Model, net: str, note: Callable[[str], None] = lambd
     """Return the calibration of a network, or None without one.
 
     Args:
-        model: the checkpoint.
-        net: student or teacher.
         note: is told what is used, and where a file is of another state of the checkpoint.
 
     Raises:

@@ -139,12 +139,9 @@ def score_cases(
 
     Args:
         members: raw image (C,*S) and its voxel size to probabilities (K,*S).
-        store: reads the cases.
         case_ids: at least one.
-        mean: score the mean of the probabilities too.
         decisions: of each score; by default the likeliest class counts.
         surface: compute surface distances of each class, in the unit of the voxel size; in voxels where it is unknown.
-        track: wraps the ids, given their number; for a progress bar.
 
     Raises:
         DataError: without cases, or for a case without a mask.

@@ -96,7 +96,6 @@ def open_model(path: Path, device: torch.device | None = None) -> Model:
     """Load a checkpoint and build its networks.
 
     Args:
-        path: the file.
         device: where to compute; by default on what ``runtime.accelerator`` of the training says, or, where this
             machine has no such device, on what it has.
 

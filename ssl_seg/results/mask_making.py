@@ -242,9 +242,7 @@ def make_mask(
     """Make what is written for an image; return None where another process has finished it meanwhile.
 
     Args:
-        job: the image.
         name: that of the mask in tables.
-        maker: how it is made.
         begin: is called before the first file is written.
         claim: to the image; given up where it has pieces, which are shared.
         track: shows the progress of an image in pieces.

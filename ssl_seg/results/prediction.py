@@ -58,8 +58,6 @@ def predict(
     call that was interrupted.
 
     Args:
-        request: what to predict.
-        track: shows the progress.
         note: is told what is kept, what an interruption leaves, and when the masks look like those of a network that
             ignores its input.
 

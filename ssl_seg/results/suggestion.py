@@ -154,9 +154,7 @@ def suggest(pool: Pool, request: SuggestRequest, track: Track = pass_through) ->
     """Return up to ``count`` images to label, in the order of their choice; the same for the same seed.
 
     Args:
-        pool: what to choose from.
         request: how; its paths are not looked at.
-        track: shows the progress over images.
 
     Raises:
         ConfigError: for a count or a round below 1.

@@ -159,7 +159,6 @@ def choose_cut(counts: Counts, rule: ThresholdRule) -> int:
 
     Args:
         counts: (B + 1, 4) of all cases together.
-        rule: what the cut is for.
 
     Raises:
         ValueError: for a precision or recall that no cut reaches; says what the best one has.
@@ -186,7 +185,6 @@ def choose_threshold(histograms: Counts, rule: ThresholdRule, present: float = 0
 
     Args:
         histograms: (C, 2, B), see ``bin_log_odds``; C at least 1.
-        rule: what the threshold is for.
         present: log-odds of the threshold that is in force without a choice.
 
     Raises:

@@ -128,8 +128,6 @@ def estimate_mean(
 
     Args:
         runs: (R, C, F, 4) counts.
-        metric: which score.
-        weights: from ``draw_resamples``.
         least: number of cases below which there is no interval.
     """
     estimate, _ = _bootstrap([(1.0, runs)], metric, weights, least)
@@ -153,8 +151,6 @@ def estimate_difference(
     Args:
         first: (R, C, F, 4) counts of an arm.
         second: (R', C, F, 4) counts of the other, of the same cases.
-        metric: which score.
-        weights: from ``draw_resamples``.
         least: number of cases below which there is no interval.
     """
     estimate, error = _bootstrap([(1.0, first), (-1.0, second)], metric, weights, least)
@@ -205,8 +201,6 @@ def estimate_margin(
 
     Args:
         counts: (C, F, 4) voxels tp, fp, fn, tn of each foreground class; (C, 4) of one.
-        resamples: number of resamples.
-        seed: of the resampling.
         least: number of cases below which there is no interval.
 
     Raises:
@@ -227,7 +221,6 @@ def estimate_ratio(top: Floats, bottom: Floats, weights: Resamples, *, least: in
     Args:
         top: (K, C) numerators.
         bottom: (K, C) denominators, not negative; each has a case above 0.
-        weights: from ``draw_resamples``.
         least: number of cases below which there is no interval.
     """
     value = float((top.sum(axis=1) / bottom.sum(axis=1)).mean())

@@ -207,7 +207,6 @@ def check_empty_masks(facts: Facts, *, asks: bool = False) -> Iterator[Finding]:
     A mask that ignores most voxels and has no foreground in the others does not say that there is nothing to find.
 
     Args:
-        facts: of all cases.
         asks: whether a table lists the masks and leaves open which images somebody has labeled. Then a share that is
             usual is asked about, as exports write zeros for missing labels.
     """

@@ -17,9 +17,7 @@ def find_copies(facts: Mapping[str, CaseFacts], groups: Mapping[str, str], root:
     """Return all copies, each set sorted, and the alike pairs that are not in one group.
 
     Args:
-        facts: of all cases.
         groups: id -> group of all cases, empty if there are none.
-        root: see ``compare_cases``.
     """
     likeness = compare_cases(facts, root)
     apart = (p for p in likeness.pairs if not groups or groups[p.first] != groups[p.second])
@@ -32,8 +30,6 @@ def check_copies(copies: Likeness, facts: Mapping[str, CaseFacts], groups: Mappi
     With different masks one of these is wrong. A crowd, or an alike pair, may be no copies: only a person can tell.
 
     Args:
-        copies: of these facts.
-        facts: of all cases.
         groups: id -> group of all cases, empty if there are none.
     """
     conflicting = [c for c in copies.exact if len({facts[i].content for i in c if facts[i].values is not None}) > 1]

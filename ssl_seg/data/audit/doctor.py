@@ -40,11 +40,6 @@ class Audit:
 def audit(root: str, settings: CatalogSettings = DEFAULTS, *, track: Track = pass_through) -> Audit:
     """Return everything there is to say about a data set; a bad file is a finding and stops nothing.
 
-    Args:
-        root: see ``find_cases``.
-        settings: how its cases are found and read.
-        track: told about every case that has been read.
-
     Raises:
         ConfigError: if the layout is unknown.
         DataError: if no cases can be found, names clash, or no mask or group name belongs to any image.

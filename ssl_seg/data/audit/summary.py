@@ -24,9 +24,6 @@ def summarize(
     """Return the figures; entries are None where there is nothing to measure.
 
     Args:
-        root: name of the data set.
-        listing: the cases.
-        facts: of the cases that can be read.
         label_values: mask value of each class, background first.
         ignore_value: mask value of voxels that are left out.
     """

@@ -312,11 +312,7 @@ def from_array(
     """Return a decoded array as an opened image; three equal channels become one.
 
     Args:
-        location: its name in errors.
-        voxels: the stored array.
         layout: how it becomes (C, *S).
-        geometry: of the upright image.
-        notes: on how it was read.
         has_alpha: whether its last channel is alpha.
 
     Raises:
@@ -347,15 +343,10 @@ def lazy(
     """Return an opened image whose voxels are read when asked for.
 
     Args:
-        location: its name in errors.
         read: returns a part of the stored array.
-        layout: how the stored array becomes (C, *S).
-        shape: of the stored array.
         dtype: of what ``read`` returns.
-        geometry: of the image.
         chunks: shape of the pieces of the stored array that are decoded as a whole; None if there are none.
         order: of the stored axes where there are no chunks.
-        notes: on how it was read.
 
     Raises:
         DataError: if the type or the shape of the array is not supported.

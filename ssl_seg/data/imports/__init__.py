@@ -81,8 +81,6 @@ def import_labels(
     """Write ``out/images`` (hard links where possible), ``out/masks`` and the names of the classes; return what to say.
 
     Args:
-        source: a file of labels, or a folder of them.
-        out: folder to make.
         images: folder of the images; by default they are looked for below the source, then beside it.
         instances: number the objects of each image instead of giving each the value of its class.
         by_rows: the runs of a table go along rows instead of down columns.

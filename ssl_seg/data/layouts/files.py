@@ -215,8 +215,6 @@ def match_masks(
     """Return the masks that belong to an image, by its id; notes, and a finding on the others. See ``match_names``.
 
     Args:
-        images: by id.
-        masks: by name.
         folder: where they lie, for the message.
         seconds: a second name of some masks.
 

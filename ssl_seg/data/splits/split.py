@@ -173,7 +173,6 @@ def make_split(
     and nothing keeps groups and copies from being in two folders: that is for ``check_split`` to find.
 
     Args:
-        catalog: cases with and without masks.
         fractions: label fractions in (0, 1] of the labeled training pool, or numbers of cases above 1, which become the
             fractions that they are; 1.0 is always added.
         seed: not negative.
@@ -261,7 +260,6 @@ def reorder_labeled(split: Split, catalog: Catalog, seed: int) -> Split:
     seed and the cases, not on the order before: a split that is reordered twice is that of the second time.
 
     Args:
-        split: any split of ``catalog``.
         catalog: the cases, with their foreground fractions and classes.
         seed: not negative.
 

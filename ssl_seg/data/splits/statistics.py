@@ -212,9 +212,6 @@ def draw_random_sets(
 
     Args:
         units: (cases,) number of the unit, from 0, that each case belongs to.
-        size: cases wanted.
-        draws: number of sets.
-        rng: source of the draws.
         presence: (cases, classes) which case has which class; if given, every unit is one case, and those that add most
             classes are taken first, until the set has all of them.
     """

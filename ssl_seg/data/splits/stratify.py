@@ -81,7 +81,6 @@ def assign_groups(
     """Return group -> part: large groups first, each to the part that it brings nearest to its targets.
 
     Args:
-        groups: group -> ids.
         traits: quantiles of the foreground fraction, no foreground at all, and the presence of each class are strata.
         shares: of each part, with sum 1; a part with share 0 gets nothing, any other at least one group and one with
             foreground, if there are enough of them, and one with each class, if that can be had by

@@ -81,7 +81,6 @@ def draw_geometry(
 
     Args:
         patch_size: (*P).
-        rng: source of the draw.
         augment: which changes there are; half turns take the place of quarter turns where these would stretch.
         spacing: size of a voxel (*P), in which shapes keep their angles; None takes it for a cube.
     """

@@ -62,7 +62,6 @@ def make_copy_paste(target: Tensor, probability: float, rng: np.random.Generator
     Args:
         target: (N,*P) int64.
         probability: of each patch to get something.
-        rng: source of the draw.
 
     Returns:
         The mix, or None where nothing is pasted.

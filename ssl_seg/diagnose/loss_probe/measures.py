@@ -44,7 +44,6 @@ def measure_gradients(
         components: with their options bound.
         batches: at least one.
         seeds: of dropout, one a batch.
-        track: shows how far it is.
     """
     functions: list[LossFn] = [*(partial(compute_value, fn) for fn in components.values()), compute_foreground_share]
     total = torch.zeros(len(functions), sum(p.numel() for p in trained(net)), device=batches[0][0].device)
