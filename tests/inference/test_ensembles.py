@@ -171,7 +171,10 @@ class TestCompare:
             }
         assert ensemble["checkpoint"] == "ensemble"
         assert result["pooled"] == ensemble["pooled"]
-        request = PredictRequest(members[0], particles_dir, tmp_path / "out", which="student")
+        (tmp_path / "images").mkdir()
+        for row in result["cases"]:
+            shutil.copy(particles_dir / "images" / f"{row['id']}.png", tmp_path / "images")
+        request = PredictRequest(members[0], tmp_path / "images", tmp_path / "out", which="student")
         written = {p.stem: p for p in predict(replace(request, more=tuple(members[1:])))}
         pairs = [
             (

@@ -51,7 +51,10 @@ class TestNumbers:
         self, checkpoint: Path, particles_dir: Path, tmp_path: Path, overlap: float
     ) -> None:
         result = evaluate(EvaluateRequest(checkpoint, which="student", overlap=overlap))
-        request = PredictRequest(checkpoint, particles_dir, tmp_path / "out", which="student", overlap=overlap)
+        (tmp_path / "images").mkdir()
+        for row in result["cases"]:
+            shutil.copy(particles_dir / "images" / f"{row['id']}.png", tmp_path / "images")
+        request = PredictRequest(checkpoint, tmp_path / "images", tmp_path / "out", which="student", overlap=overlap)
         written = {path.stem: path for path in predict(replace(request, probabilities=True))}
         pairs = {
             row["id"]: (
