@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ssl_seg.scores.intervals import Estimate, draw_resamples, estimate_difference, estimate_margin, estimate_mean
+from ssl_seg.scores.intervals import Estimate, Resamples, estimate_difference, estimate_margin, estimate_mean
 from ssl_seg.studies.ablation.label_savings import Runs, estimate_labels_equivalent
 from ssl_seg.studies.ablation.stats import average_units, compare_paired, compute_case_values, compute_mean_squares
 
@@ -105,7 +105,7 @@ def simulate_coverage(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
             covered = np.zeros(3)
             for _ in range(simulations):
                 dice = draw(rng, cases)
-                weights = draw_resamples(cases, resamples=1000, seed=int(rng.integers(2**31)))
+                weights = Resamples(cases, number=1000, seed=int(rng.integers(2**31)))
                 own = estimate_mean(as_counts(dice[None]), "dice", weights, least=2)
                 ends = [
                     get_ends(own),
@@ -117,7 +117,7 @@ def simulate_coverage(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
         covered = np.zeros(3)
         for _ in range(simulations):
             dice, size = draw_pooled(rng, cases)
-            weights = draw_resamples(cases, resamples=1000, seed=int(rng.integers(2**31)))
+            weights = Resamples(cases, number=1000, seed=int(rng.integers(2**31)))
             low, high = get_ends(estimate_mean(as_counts(dice, size)[None], "f1", weights, least=2))
             rows = np.asarray(weights)
             percentile = np.quantile((rows @ (dice * size)) / (rows @ size), [0.025, 0.975])
@@ -127,7 +127,7 @@ def simulate_coverage(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
             covered = np.zeros(3)
             for _ in range(simulations):
                 first, second = draw_pair(rng, cases)
-                weights = draw_resamples(cases, resamples=1000, seed=int(rng.integers(2**31)))
+                weights = Resamples(cases, number=1000, seed=int(rng.integers(2**31)))
                 own = estimate_difference(as_counts(first[None]), as_counts(second[None]), "dice", weights, least=2)
                 ends = [
                     get_ends(own),
@@ -168,7 +168,7 @@ def simulate_margin(simulations: int, seed: int) -> Iterator[tuple[str, ...]]:
                     continue
                 resampling = int(rng.integers(2**31))
                 own = get_ends(estimate_margin(counts, resamples=1000, seed=resampling, least=2))
-                sums = np.asarray(draw_resamples(cases, resamples=1000, seed=resampling)) @ counts
+                sums = np.asarray(Resamples(cases, number=1000, seed=resampling)) @ counts
                 tp, fp, fn, tn = sums[sums[:, 0] + sums[:, 2] > 0].T
                 margins = 2 * tp / (2 * tp + fp + fn) - 2 * (tp + fn) / (2 * (tp + fn) + fp + tn)
                 low, high = np.quantile(margins, [0.025, 0.975])

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ssl_seg.errors import InUseError, RunDirError
+from ssl_seg.errors import DataError, InUseError, RunDirError, SslSegError
 
 LOCK_FILE = "lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
@@ -102,6 +102,15 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True  # ndarray.tofile gives no errno
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextmanager
+def name_unwritable(path: Path, kind: type[SslSegError] = DataError) -> Iterator[None]:
+    """Turn an error of the operating system into one that says that ``path`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
 @contextmanager

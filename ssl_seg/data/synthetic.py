@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ssl_seg.errors import DataError, did_you_mean
+from ssl_seg.files import name_unwritable
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -114,7 +115,7 @@ def write_dataset(
         raise DataError(f"empty={empty} must lie between 0 and 1, as the share of the images in which nothing is.")
     with_mask = set(np.random.default_rng([len(KINDS), seed]).permutation(count)[:labeled].tolist())
     without = set(np.random.default_rng([len(KINDS), seed, 1]).permutation(count)[: round(empty * count)].tolist())
-    try:
+    with name_unwritable(folder):
         for name in ("images", "masks"):
             (folder / name).mkdir(parents=True)
         for index in range(count):
@@ -122,8 +123,6 @@ def write_dataset(
             _write(folder / "images" / f"{index:04d}", image)
             if index in with_mask:
                 _write(folder / "masks" / f"{index:04d}", mask)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror or error}).") from error
 
 
 def _write(stem: Path, array: NDArray[np.uint8]) -> None:

@@ -55,7 +55,7 @@ from ssl_seg.data.formats.zarr_store import write_zarr
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.errors import DataError, did_you_mean, name_examples
-from ssl_seg.files import atomic_folder, atomic_write
+from ssl_seg.files import atomic_folder, atomic_write, name_unwritable
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -328,12 +328,10 @@ def _write(
     write: Callable[[Path], object],
     replacing: Callable[[Path], AbstractContextManager[Path]] = atomic_write,
 ) -> None:
-    try:
+    with name_unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             write(temporary)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
 def _open(location: str, default_keys: Sequence[str], reading: Reading) -> Stored:

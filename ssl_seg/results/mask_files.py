@@ -18,7 +18,7 @@ from ssl_seg.data.layouts import list_images
 from ssl_seg.data.layouts.files import note_others, walk_files
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
 from ssl_seg.errors import DataError, name_examples
-from ssl_seg.files import append_jsonl, find_obstacle, read_jsonl
+from ssl_seg.files import append_jsonl, find_obstacle, name_unwritable, read_jsonl
 
 RECORD = ".predictions.jsonl"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -152,11 +152,9 @@ class MaskRecord:
     def _append(self, line: Mapping[str, Any]) -> None:
         if self.folder is None:
             return
-        try:
+        with name_unwritable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             append_jsonl(self.folder / RECORD, line)
-        except OSError as error:
-            raise DataError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
 
 
 def check_places(source: Path, output: Path) -> None:

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from ssl_seg.data.instances import find_instances
 from ssl_seg.errors import DataError
-from ssl_seg.files import write_text
+from ssl_seg.files import name_unwritable, write_text
 from ssl_seg.labels import Task
 
 TABLE = "objects.csv"
@@ -85,11 +85,9 @@ def write_rows(path: Path, ndim: int, channels: int, rows: Iterable[Sequence[Any
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([list_columns(ndim, channels), *rows])
-    try:
+    with name_unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text.getvalue())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def check_table(path: Path, ndim: int, channels: int) -> None:

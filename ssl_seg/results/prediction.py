@@ -14,7 +14,7 @@ from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.facts import format_size
 from ssl_seg.engine.machine import count_cores
 from ssl_seg.errors import ConfigError, DataError, quote
-from ssl_seg.files import is_disk_full
+from ssl_seg.files import is_disk_full, name_unwritable
 from ssl_seg.inference.calibration import check_threshold
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.results.claims import read_state
@@ -174,10 +174,8 @@ def _describe_failures(text: str, failures: Sequence[Failure]) -> str:
 def _hold_folder(folder: Path) -> Iterator[None]:
     """Make a folder, and remove it at the end where nothing was written into it."""
     is_new = not folder.exists()
-    try:
+    with name_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
     try:
         yield
     finally:

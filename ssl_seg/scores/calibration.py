@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.scores.intervals import Estimate, draw_resamples, estimate_difference
+from ssl_seg.scores.intervals import Estimate, Resamples, estimate_difference
 from ssl_seg.scores.metrics import compute_dice, count_overlap
 
 Floats = NDArray[np.float64]
@@ -197,9 +197,7 @@ def choose_threshold(histograms: Counts, rule: ThresholdRule, present: float = 0
     for group in _split_cases(len(counts)):
         left_out[group] = counts[group, choose_cut(pooled - counts[group].sum(axis=0), rule)]
     before = find_edge(present)
-    gain = estimate_difference(
-        left_out[None, :, None], counts[None, :, before, None], "f1", draw_resamples(len(counts))
-    )
+    gain = estimate_difference(left_out[None, :, None], counts[None, :, before, None], "f1", Resamples(len(counts)))
     low, high = _resample_threshold(counts, rule)
     f1 = compute_dice(pooled)
     return ThresholdChoice(
@@ -314,7 +312,7 @@ def calibrate_classes(
                 probs = way.apply(np.exp(logs[case]).T).T
                 counts[row, case] = _count_classes(probs.argmax(axis=1), targets[case], classes)
                 parts[row].append((1.0 - probs[:, 0], np.ones(len(probs)), targets[case] > 0))
-    gain = estimate_difference(counts[2:], counts[:1], "f1", draw_resamples(cases))
+    gain = estimate_difference(counts[2:], counts[:1], "f1", Resamples(cases))
     pays = gain.low is not None and gain.low > 0
     before, after = compute_reliability(parts[0]), compute_reliability(parts[2 if pays else 1])
     scaling = fit_scaling(np.concatenate(logs), np.concatenate(targets), biased=pays)
@@ -346,7 +344,7 @@ def choose_way(counts: Counts) -> tuple[int, Estimate]:
     for group in _split_cases(counts.shape[1]):
         best = np.delete(dice, group, axis=1).mean(axis=1).argmax() if counts.shape[1] > 1 else 0
         left_out[group] = counts[best, group]
-    gain = estimate_difference(left_out[None, :, None], counts[:1, :, None], "dice", draw_resamples(counts.shape[1]))
+    gain = estimate_difference(left_out[None, :, None], counts[:1, :, None], "dice", Resamples(counts.shape[1]))
     pays = gain.low is not None and gain.low > 0
     return int(dice.mean(axis=1).argmax()) if pays else 0, gain
 
@@ -423,7 +421,7 @@ def _resample_threshold(counts: Counts, rule: ThresholdRule) -> tuple[float, flo
     """Return the 2.5 % and 97.5 % quantiles of the threshold over resamples of the cases."""
     by_case = counts.reshape(len(counts), -1)
     cuts: list[int] = []
-    for rows in draw_resamples(len(counts), resamples=THRESHOLD_RESAMPLES):
+    for rows in Resamples(len(counts), number=THRESHOLD_RESAMPLES):
         for row in rows:
             pooled = (row @ by_case).reshape(counts.shape[1:])
             try:

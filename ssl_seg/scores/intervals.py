@@ -107,11 +107,6 @@ class Resamples:
         return np.concatenate(list(self)).astype(dtype or np.int64)
 
 
-def draw_resamples(size: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Resamples:
-    """Return resamples of ``size`` cases; equal seeds give equal rows."""
-    return Resamples(size, resamples, seed)
-
-
 def estimate_mean(
     runs: NDArray[np.integer],
     metric: Metric,
@@ -182,7 +177,7 @@ def compare_counts(new: NDArray[np.int64], old: NDArray[np.int64]) -> Difference
     Args:
         new, old: (cases, classes, 4) voxels tp, fp, fn, tn on the same cases.
     """
-    found = estimate_difference(new[None], old[None], "f1", draw_resamples(len(new)))
+    found = estimate_difference(new[None], old[None], "f1", Resamples(len(new)))
     return Difference(found.value, found.low, found.high, found.why)
 
 
@@ -211,7 +206,7 @@ def estimate_margin(
     if not counts[..., [0, 2]].any():
         return Estimate(0.0, None, None, NO_FOREGROUND)
     own = counts[None] if counts.ndim == 3 else counts[None, :, None]
-    weights = draw_resamples(len(counts), resamples=resamples, seed=seed)
+    weights = Resamples(len(counts), number=resamples, seed=seed)
     return estimate_difference(own, count_everywhere(own), "f1", weights, least=least)
 
 

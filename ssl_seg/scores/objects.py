@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.errors import DataError
-from ssl_seg.scores.intervals import Floats, draw_resamples, estimate_ratio
+from ssl_seg.scores.intervals import Floats, Resamples, estimate_ratio
 from ssl_seg.scores.text import number
 
 THRESHOLDS = tuple(n / 20 for n in range(10, 20))
@@ -85,7 +85,7 @@ def summarize_objects(images: Sequence[ObjectCounts]) -> dict[str, Any]:
     ratios = {f"f1_{round(100 * t)}": (2 * tp[[THRESHOLDS.index(t)]], objects) for t in SHOWN}
     ratios |= {"ap": (tp, objects - tp), "pq": (iou, objects / 2)}
     there = objects[0] > 0
-    weights = draw_resamples(len(images))
+    weights = Resamples(len(images))
     estimates = {name: estimate_ratio(*ratios[name], weights) if there.any() else None for name in HEADLINES}
     by_image = {name: _divide(*ratios[name], otherwise=1.0).mean(axis=0) for name in HEADLINES}
     return {

@@ -46,7 +46,7 @@ from ssl_seg.report.run_page import MOST_CASES, MOST_CLASSES, MOST_EVENTS, make_
 from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, read_looks, read_run
 from ssl_seg.report.run_report import RunningPage, write_report_page, write_when_trained
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
-from ssl_seg.scores.intervals import draw_resamples, estimate_difference
+from ssl_seg.scores.intervals import Resamples, estimate_difference
 
 
 @pytest.fixture(autouse=True)
@@ -424,7 +424,7 @@ class TestComparison:
         rows = rows_of(make_comparison_page([base, better]), "Scores")
         assert rows[0][6:] == ("", "", "")
         own, other = (self._count(record, CASES[2:]) for record in (better, base))
-        expected = estimate_difference(own, other, "f1", draw_resamples(10))
+        expected = estimate_difference(own, other, "f1", Resamples(10))
         assert expected.low is not None
         assert rows[1][6:] == (f"{expected.value:+.3f}", f"{expected.low:+.3f} .. {expected.high:+.3f}", "10")
 

@@ -15,9 +15,9 @@ from ssl_seg.scores.intervals import (
     NO_VARIATION,
     Estimate,
     Floats,
+    Resamples,
     compute_class_scores,
     compute_score,
-    draw_resamples,
     estimate_difference,
     estimate_margin,
     estimate_mean,
@@ -32,7 +32,7 @@ class TestAbsentClasses:
         better = np.array([[[[95, 0, 5, 0], [0, 1, 0, 99], [0, 1, 0, 99]]] * 8])
         assert compute_score(worse, "f1") == pytest.approx(160 / 180)
         assert compute_score(better, "f1") == pytest.approx(190 / 195)
-        assert estimate_difference(better, worse, "f1", draw_resamples(8)).value > 0
+        assert estimate_difference(better, worse, "f1", Resamples(8)).value > 0
 
     def test_without_any_class_it_is_any_foreground(self) -> None:
         nothing = np.zeros((1, 2, 3, 4), np.int64)
@@ -50,7 +50,7 @@ class TestAbsentClasses:
         counts[..., 0, :] = (80, 20, 20, 0)
         counts[0, :, 0, 0] += np.arange(12)
         counts[0, 0, 1] = (5, 50, 50, 0)
-        found = estimate_mean(counts, "f1", draw_resamples(12))
+        found = estimate_mean(counts, "f1", Resamples(12))
         assert found.low is not None
         assert found.high is not None
         assert found.high - found.low < 0.05
@@ -70,7 +70,7 @@ class TestAbsentClasses:
             moved = sum((top[:, k] - ratios[k] * bottom[:, k]) / (w @ bottom[:, k]) for k in used) / len(used)
             return float(np.mean([ratios[k] - own[k] for k in used])), float(np.sqrt(9 / 8 * (w * moved**2).sum()))
 
-        weights = draw_resamples(9, resamples=200, seed=1)
+        weights = Resamples(9, number=200, seed=1)
         _, error = deviate(np.ones(9))
         drawn = [found for w in np.asarray(weights) if (found := deviate(w))]
         assert len(drawn) < 200
@@ -90,7 +90,7 @@ class TestTooFewCases:
     def test_there_is_an_interval_from_the_least_number_on(self, metric: Any, cases: int) -> None:
         dice = np.random.default_rng(cases).random((2, 1, cases))
         first, second = as_counts(dice)
-        weights = draw_resamples(cases)
+        weights = Resamples(cases)
         for found in (
             estimate_mean(first, metric, weights),
             estimate_difference(first, second, metric, weights),
@@ -103,7 +103,7 @@ class TestTooFewCases:
 
     @pytest.mark.parametrize("metric", ["dice", "f1"])
     def test_equal_scores_have_no_interval(self, metric: Any) -> None:
-        same, weights = as_counts(np.full((2, 15), 0.7)), draw_resamples(15)
+        same, weights = as_counts(np.full((2, 15), 0.7)), Resamples(15)
         assert estimate_mean(same, metric, weights) == Estimate(pytest.approx(0.7), None, None, NO_VARIATION)
         assert estimate_difference(same, same, metric, weights) == Estimate(0.0, None, None, NO_VARIATION)
 
@@ -113,12 +113,10 @@ class TestBlocks:
     def test_the_size_of_the_blocks_changes_nothing(self, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """29, 30 and 31 rows in blocks of 1, 6, 7, 30 and more."""
         counts = random_counts((12, 2), low=1)
-        expected = [
-            (np.asarray(draw_resamples(12, resamples=n)), estimate_margin(counts, resamples=n)) for n in (29, 30, 31)
-        ]
+        expected = [(np.asarray(Resamples(12, number=n)), estimate_margin(counts, resamples=n)) for n in (29, 30, 31)]
         monkeypatch.setattr("ssl_seg.scores.intervals.BLOCK", block)
         for n, (rows, margin) in zip((29, 30, 31), expected, strict=True):
-            np.testing.assert_array_equal(np.asarray(draw_resamples(12, resamples=n)), rows)
+            np.testing.assert_array_equal(np.asarray(Resamples(12, number=n)), rows)
             found = estimate_margin(counts, resamples=n)
             assert (found.low, found.high) == pytest.approx((margin.low, margin.high), abs=1e-12)
 
@@ -158,7 +156,7 @@ class TestScore:
 class TestIntervals:
     def test_resamples_are_those_of_scipy(self) -> None:
         values = np.random.default_rng(0).random(12)
-        weights = np.asarray(draw_resamples(12, resamples=500, seed=3))
+        weights = np.asarray(Resamples(12, number=500, seed=3))
         assert (weights.sum(axis=1) == 12).all()
         theirs = stats.bootstrap((values,), np.mean, n_resamples=500, rng=np.random.default_rng(3), method="percentile")
         np.testing.assert_allclose(np.sort(weights @ values / 12), np.sort(theirs.bootstrap_distribution), atol=1e-12)
@@ -167,7 +165,7 @@ class TestIntervals:
     def test_bootstrap_t_is_that_of_a_loop(self, metric: Any) -> None:
         """The loop resamples cases themselves; its errors are those of the linearized score, by finite differences."""
         counts = random_counts((2, 10, 2), low=1)
-        weights = draw_resamples(10, resamples=60, seed=1)
+        weights = Resamples(10, number=60, seed=1)
 
         def score(w: NDArray[Any]) -> float:
             tp, fp, fn = (counts[..., i].astype(float) for i in range(3))
@@ -192,7 +190,7 @@ class TestIntervals:
     def test_the_difference_is_paired(self) -> None:
         """Cases differ much, methods by the same nearly everywhere: the difference is certain, the means are not."""
         easy, noise = np.random.default_rng(0).uniform((0.1, 0.0), (0.8, 1e-4), (15, 2)).T[:, None]
-        first, second, weights = as_counts(easy + 0.1 + noise), as_counts(easy), draw_resamples(15)
+        first, second, weights = as_counts(easy + 0.1 + noise), as_counts(easy), Resamples(15)
         mean = estimate_mean(first, "dice", weights)
         difference = estimate_difference(first, second, "dice", weights)
         assert difference.value == pytest.approx(0.1, abs=2e-4)
@@ -202,7 +200,7 @@ class TestIntervals:
     def test_the_difference_holds_the_interval_of_student(self) -> None:
         rng = np.random.default_rng(2)
         first, second = rng.random((2, 15))
-        estimate = estimate_difference(as_counts(first[None]), as_counts(second[None]), "dice", draw_resamples(15))
+        estimate = estimate_difference(as_counts(first[None]), as_counts(second[None]), "dice", Resamples(15))
         theirs = stats.ttest_rel(first, second).confidence_interval()
         assert estimate.low <= theirs.low + 1e-5
         assert estimate.high >= theirs.high - 1e-5
@@ -210,11 +208,11 @@ class TestIntervals:
     @pytest.mark.parametrize("metric", ["dice", "f1"])
     def test_ends_are_possible(self, metric: Any) -> None:
         nearly = as_counts(np.array([[1.0] * 14 + [0.2]]))
-        assert estimate_mean(nearly, metric, draw_resamples(15)).high <= 1.0
+        assert estimate_mean(nearly, metric, Resamples(15)).high <= 1.0
 
     def test_resamples_without_the_one_case_that_differs_do_not_make_it_endless(self) -> None:
         """A third of the resamples have a standard error of 0."""
-        own = estimate_mean(as_counts(np.array([[0.5] * 14 + [0.9]])), "dice", draw_resamples(15))
+        own = estimate_mean(as_counts(np.array([[0.5] * 14 + [0.9]])), "dice", Resamples(15))
         assert 0.3 < own.low < own.value < own.high < 0.9
 
     @pytest.mark.parametrize("cases", [15, 30, 60])
@@ -224,7 +222,7 @@ class TestIntervals:
         covered = np.zeros(2)
         for seed in range(400):
             dice = rng.beta(4, 0.6, cases)
-            weights = draw_resamples(cases, resamples=300, seed=seed)
+            weights = Resamples(cases, number=300, seed=seed)
             own = estimate_mean(as_counts(dice[None]), "dice", weights)
             plain = np.quantile(np.asarray(weights) @ dice / cases, [0.025, 0.975])
             covered += [own.low <= 4 / 4.6 <= own.high, plain[0] <= 4 / 4.6 <= plain[1]]
@@ -238,7 +236,7 @@ class TestIntervals:
             easy = rng.random(15)
             other = np.where(rng.random(15) < 0.7, easy, rng.random(15))
             pair = as_counts(stats.beta.ppf([easy, other], [[8], [4]], [[2], [0.8]]))
-            own = estimate_difference(pair[:1], pair[1:], "dice", draw_resamples(15, resamples=300, seed=seed))
+            own = estimate_difference(pair[:1], pair[1:], "dice", Resamples(15, number=300, seed=seed))
             covered += own.low <= 0.8 - 4 / 4.8 <= own.high
         assert 0.93 <= covered / 400 <= 0.98
 
@@ -285,13 +283,13 @@ class TestMargin:
         """Prevalence varies between the cases: taken apart, the two F1 would give a far wider interval."""
         counts = draw_cases(20, np.repeat([0.05, 0.2, 0.5, 0.8], 5), recall=0.99, false_rate=0.98)
         found = estimate_margin(counts)
-        own = estimate_mean(counts[None, :, None], "f1", draw_resamples(20))
+        own = estimate_mean(counts[None, :, None], "f1", Resamples(20))
         assert found.high - found.low < 0.1 * (own.high - own.low)
 
     def test_predicting_nothing_gains_nothing_from_resamples_without_foreground(self) -> None:
         """Two positive cases of ten: in a tenth of the resamples nothing is to be found, where it would score 1."""
         counts = np.array([[0, 0, 50, 50], [0, 0, 20, 80], *[[0, 0, 0, 100]] * 8])
-        weights = np.asarray(draw_resamples(10))
+        weights = np.asarray(Resamples(10))
         assert 0.08 < (weights[:, :2].sum(axis=1) == 0).mean() < 0.14
         found = estimate_margin(counts)
         assert found.low < found.value < 0.0

@@ -96,13 +96,13 @@ def test_intervals_hold_the_value_and_shrink_with_images() -> None:
 
 
 def test_the_interval_of_f1_is_that_of_voxels_with_these_counts() -> None:
-    from ssl_seg.scores.intervals import draw_resamples, estimate_mean
+    from ssl_seg.scores.intervals import Resamples, estimate_mean
 
     rng = np.random.default_rng(1)
     tp = rng.integers(5, 15, 20)
     counts = [ObjectCounts(16, 18, (int(n),) * 10, float(n)) for n in tp]
     voxels = np.stack([tp, 18 - tp, 16 - tp, np.zeros_like(tp)], axis=-1)[None, :, None]
-    expected = estimate_mean(voxels, "f1", draw_resamples(20))
+    expected = estimate_mean(voxels, "f1", Resamples(20))
     found = summarize_objects(counts)["intervals"]["f1_50"]
     assert (found["value"], found["low"], found["high"]) == pytest.approx((expected.value, expected.low, expected.high))
 

@@ -24,7 +24,7 @@ from ssl_seg.data.layouts.names import place_of
 from ssl_seg.data.layouts.table import read_columns
 from ssl_seg.data.volumes import is_image, open_image, split_suffix, write_labels, write_mask
 from ssl_seg.errors import DataError, name_examples, quote
-from ssl_seg.files import find_obstacle, next_free
+from ssl_seg.files import find_obstacle, name_unwritable, next_free
 
 RUNS = "run-length"
 READERS = {
@@ -135,11 +135,10 @@ def _make_folder(out: Path) -> Iterator[Path]:
     """Give a folder that becomes ``out`` when all is well, and leaves nothing behind otherwise."""
     folder = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        folder.replace(out)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror or error}).") from error
+        with name_unwritable(out):
+            folder.mkdir(parents=True)
+            yield folder
+            folder.replace(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

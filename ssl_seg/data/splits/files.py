@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import SplitError
-from ssl_seg.files import atomic_write, read_text
+from ssl_seg.files import name_unwritable, read_text, write_text
 
 SCHEMA = 1
 """Version of the split file's format."""
@@ -92,12 +92,9 @@ def save_split(split: Split, path: Path) -> None:
         width=110,
         default_flow_style=None,
     )
-    try:
+    with name_unwritable(path, SplitError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(_HEADER + text, encoding="utf-8")
-    except OSError as error:
-        raise SplitError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        write_text(path, _HEADER + text)
 
 
 def save_folds(folds: Sequence[Split], path: Path) -> list[Path]:

@@ -18,8 +18,8 @@ from ssl_seg.scores.intervals import (
     ROUNDING,
     Floats,
     Metric,
+    Resamples,
     describe_shortage,
-    draw_resamples,
 )
 from ssl_seg.scores.metrics import compute_case_dice, compute_macro_f1
 
@@ -104,10 +104,10 @@ def estimate_labels_equivalent(
     value = invert(np.stack([_weigh_cases(arm.counts, metric, everything).mean(axis=1) for arm in arms], axis=1))[0]
     if shortage := describe_shortage(cases, least):
         return LabelsEquivalent(_count(value, labels), None, None, shortage)
-    unit_draws = _widen(np.asarray(draw_resamples(len(units), resamples=resamples, seed=seed + 1)), level)
+    unit_draws = _widen(np.asarray(Resamples(len(units), number=resamples, seed=seed + 1)), level)
     means = np.empty((resamples, len(arms)))
     first = 0
-    for block in draw_resamples(cases, resamples=resamples, seed=seed):
+    for block in Resamples(cases, number=resamples, seed=seed):
         case_draws, rows = _widen(block, level), slice(first, first + len(block))
         for column, arm in enumerate(arms):
             own = unit_draws[rows, [units.index(unit) for unit in arm.units]]

@@ -12,11 +12,11 @@ from ssl_seg.errors import ConfigError, DataError, did_you_mean
 from ssl_seg.scores.intervals import (
     Estimate,
     Metric,
+    Resamples,
     compute_class_scores,
     compute_score,
     count_everywhere,
     describe_shortage,
-    draw_resamples,
     estimate_difference,
     estimate_mean,
 )
@@ -229,7 +229,7 @@ def _summarize_arm(arm: Arm, cells: Sequence[CellResult], metric: Metric) -> Arm
     if not scored:
         return ArmSummary(arm, tuple(cells), scores, labeled, None, (), None, (), None)
     counts = _stack(scored)
-    mean = estimate_mean(counts, metric, draw_resamples(counts.shape[1]))
+    mean = estimate_mean(counts, metric, Resamples(counts.shape[1]))
     dice = compute_case_dice(counts).mean(axis=0)
     positives = dice[counts[0, ..., [0, 2]].any(axis=(0, 2))]
     classes = compute_class_scores(counts, metric).mean(axis=0)
@@ -290,7 +290,7 @@ def _compare(arm: ArmSummary, other: ArmSummary, metric: Metric) -> Against | No
     first, second = _stack([own[k] for k in keys]), _stack([theirs[k] for k in keys])
     differences = compute_case_values(first, metric) - compute_case_values(second, metric)
     test = compare_paired(average_units(differences, [split for split, _ in keys]))
-    weights = draw_resamples(first.shape[1])
+    weights = Resamples(first.shape[1])
     difference = estimate_difference(first, second, metric, weights)
     return Against(other.arm, test, test.p, difference, identical=np.array_equal(first, second))
 
