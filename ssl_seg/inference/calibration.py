@@ -114,9 +114,9 @@ def save_calibration(model: Model, net: str, calibration: Calibration) -> Path:
         CheckpointError: when the folder cannot be written.
     """
     path = calibration_path(model.path)
-    kept = _read(path) if path.is_file() else {}
-    own = {key: value for key, value in kept.items() if key.startswith(model.fingerprint)}
-    own[_key(model, net)] = calibration
+    kept, fingerprint = _read(path) if path.is_file() else {}, model.fingerprint
+    own = {key: value for key, value in kept.items() if key.startswith(fingerprint)}
+    own[f"{fingerprint} {net}"] = calibration
     try:
         write_json(path, {key: asdict(value) for key, value in own.items()})
     except OSError as error:
@@ -136,11 +136,11 @@ def find_calibration(model: Model, net: str, note: Callable[[str], None] = lambd
     path = calibration_path(model.path)
     if not path.is_file():
         return None
-    found = _read(path)
-    if (own := found.get(_key(model, net))) is not None:
+    found, fingerprint = _read(path), model.fingerprint
+    if (own := found.get(f"{fingerprint} {net}")) is not None:
         note(f"{path}: {net} with {own.describe()}; --uncalibrated leaves it out")
         return own
-    if not any(key.startswith(model.fingerprint) for key in found):
+    if not any(key.startswith(fingerprint) for key in found):
         note(
             f"{path} is of another state of {model.path.name} and is left out: `ssl-seg calibrate {quote(model.path)}`"
         )
@@ -155,10 +155,6 @@ def read_calibration(checkpoint: Path, net: str) -> Calibration | None:
     """
     path = calibration_path(checkpoint)
     return _read(path).get(f"{compute_fingerprint(checkpoint)} {net}") if path.is_file() else None
-
-
-def _key(model: Model, net: str) -> str:
-    return f"{model.fingerprint} {net}"
 
 
 def _read(path: Path) -> dict[str, Calibration]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.decision import LIKELIEST, Decision
@@ -131,7 +132,7 @@ def score_cases(
     mean: bool = False,
     decisions: Sequence[Decision] = (),
     surface: bool = False,
-    track: Callable[[Iterable[str], int], Iterable[str]] = lambda items, _: items,
+    track: Track = pass_through,
 ) -> tuple[Score, ...]:
     """Return the score of each network on labeled cases and, with ``mean``, that of their ensemble as the last one.
 

@@ -154,7 +154,7 @@ def test_noise_in_one_direction_is_no_conflict() -> None:
             return image * self.weight
 
     named, generator = 0, torch.Generator().manual_seed(0)
-    for _ in range(100):
+    for _ in range(40):
         noise = torch.randn(16, 1, 2, 1, 1, generator=generator)
         batches = [(row, torch.zeros(1, 1, 1, dtype=torch.int64)) for row in noise]
         measured = measure_gradients(TwoOutputs(), components, batches, range(16)).components
@@ -162,7 +162,7 @@ def test_noise_in_one_direction_is_no_conflict() -> None:
         cosine = compute_cosines(measured)[0, 1]
         assert abs(cosine) > 0.99
         named += bool(cosine + 2 * error < 0)
-    assert named <= 8  # with the errors of the cosines themselves it is about half of the 50 negative ones
+    assert named <= 4  # with the errors of the cosines themselves it is about half of the 20 negative ones
 
 
 def test_values_of_trivial_predictions_are_the_closed_forms() -> None:

@@ -257,7 +257,7 @@ class TestClasses:
 
     def test_what_is_measured_is_what_is_kept(self) -> None:
         """Too sure, and without bias: the temperature alone is kept, and mends the calibration of left-out cases."""
-        logs, targets = self.make((0.0, 0.0, 0.0), number=30)
+        logs, targets = self.make((0.0, 0.0, 0.0))
         sure = [special.log_softmax(2 * own, axis=1) for own in logs]
         scaling, _, (before, after) = calibrate_classes(sure, targets)
         assert (scaling.temperature, scaling.biases) == (pytest.approx(2.0, abs=0.1), (0.0, 0.0, 0.0))
