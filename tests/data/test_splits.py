@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -94,12 +95,7 @@ def test_without_any_mask_ways_to_get_masks_are_named() -> None:
             split(make_catalog([None] * 3), [1.0])
 
 
-@relaxed
-@given(catalogs, fraction_lists, st.integers(0, 5))
-def test_fractions_are_nested_prefixes(catalog: Catalog, fractions: list[float], seed: int) -> None:
-    split = try_split(catalog, fractions, seed)
-    if split is None:
-        return
+def check_nested(split: Split, fractions: list[float]) -> None:
     pool = split.fractions[1.0]
     assert set(split.fractions) == {*fractions, 1.0}
     for fraction, ids in split.fractions.items():
@@ -108,12 +104,7 @@ def test_fractions_are_nested_prefixes(catalog: Catalog, fractions: list[float],
         assert abs(len(ids) - fraction * len(pool)) <= 0.5 or len(ids) == 1
 
 
-@relaxed
-@given(catalogs, st.integers(0, 5))
-def test_every_case_is_used_once_or_left_out_with_a_note(catalog: Catalog, seed: int) -> None:
-    split = try_split(catalog, [0.1], seed)
-    if split is None:
-        return
+def check_each_case_is_used_once_or_left_out_with_a_note(split: Split, catalog: Catalog) -> None:
     ids = ids_of(split)
     assert len(ids) == len(set(ids))
     left_out = {c.id for c in catalog.cases} - set(ids)
@@ -125,12 +116,7 @@ def test_every_case_is_used_once_or_left_out_with_a_note(catalog: Catalog, seed:
     assert {*split.fractions[1.0], *split.val, *split.test} == masks
 
 
-@relaxed
-@given(catalogs, st.integers(0, 5))
-def test_groups_stay_whole_and_each_part_has_one(catalog: Catalog, seed: int) -> None:
-    split = try_split(catalog, [], seed)
-    if split is None:
-        return
+def check_groups_are_whole_and_each_part_has_one(split: Split, catalog: Catalog) -> None:
     group_of = {c.id: c.group or c.id for c in catalog.cases}
     parts = [split.fractions[1.0] + split.unlabeled, split.val, split.test]
     in_parts = [{group_of[i] for i in part} for part in parts]
@@ -149,14 +135,23 @@ def test_groups_stay_whole_and_each_part_has_one(catalog: Catalog, seed: int) ->
 
 
 @relaxed
-@given(catalogs, st.integers(0, 5), st.randoms(use_true_random=False))
-def test_the_order_of_cases_does_not_matter(catalog: Catalog, seed: int, random: np.random.Generator) -> None:
-    split = try_split(catalog, [0.2], seed)
+@given(catalogs, fraction_lists, st.integers(0, 5), st.randoms(use_true_random=False))
+def test_what_holds_for_every_split(
+    tmp_path_factory: pytest.TempPathFactory, catalog: Catalog, fractions: list[float], seed: int, random: Random
+) -> None:
+    split = try_split(catalog, fractions, seed)
     if split is None:
         return
+    check_nested(split, fractions)
+    check_each_case_is_used_once_or_left_out_with_a_note(split, catalog)
+    check_groups_are_whole_and_each_part_has_one(split, catalog)
     shuffled = list(catalog.cases)
     random.shuffle(shuffled)
-    assert make_split(replace(catalog, cases=tuple(shuffled)), [0.2], seed=seed) == split
+    assert make_split(replace(catalog, cases=tuple(shuffled)), fractions, seed=seed) == split
+    assert split_from_dict(split_to_dict(split)) == split
+    path = tmp_path_factory.mktemp("split") / "new" / "split.yaml"
+    save_split(split, path)
+    assert load_split(path) == split
 
 
 def test_parts_have_their_sizes_and_like_foreground() -> None:
@@ -505,20 +500,6 @@ def test_what_the_fingerprint_covers(split: Split) -> None:
     assert all(s.fingerprint == split.fingerprint for s in same)
     assert len({s.fingerprint for s in other} | {split.fingerprint}) == len(other) + 1
     assert len(split.fingerprint) == 16
-
-
-@relaxed
-@given(catalogs, fraction_lists)
-def test_files_and_dicts_give_the_same_split(
-    tmp_path_factory: pytest.TempPathFactory, catalog: Catalog, fractions: list[float]
-) -> None:
-    split = try_split(catalog, fractions)
-    if split is None:
-        return
-    assert split_from_dict(split_to_dict(split)) == split
-    path = tmp_path_factory.mktemp("split") / "new" / "split.yaml"
-    save_split(split, path)
-    assert load_split(path) == split
 
 
 def test_ids_that_look_like_numbers_stay_texts(tmp_path: Path) -> None:
