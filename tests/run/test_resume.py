@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Notes, train_tiny
+from conftest import Notes, same_weights, train_tiny
 
 import ssl_seg.run.finish
 from ssl_seg.config.layers import Layer
@@ -190,11 +190,7 @@ class TestMovedData:
         for path in (begun / "checkpoints").iterdir():
             assert load_checkpoint(path).config["data"]["root"] == str(tmp_path / "new"), path
         assert evaluate(EvaluateRequest(begun / "checkpoints" / "best.pt"))["cases"]
-        whole = RunDir(tmp_path / "whole")
-        state = load_checkpoint(whole.last).student
-        assert all(
-            torch.equal(v, load_checkpoint(begun / "checkpoints" / "last.pt").student[k]) for k, v in state.items()
-        )
+        assert same_weights(RunDir(tmp_path / "whole").last, begun / "checkpoints" / "last.pt")
 
     def test_of_a_finished_run(self, begun: Path, tmp_path: Path) -> None:
         run = tmp_path / "whole"
@@ -274,8 +270,7 @@ class TestMoreSteps:
         assert any("24 steps in place of 12; no schedule depends on it" in note for note in notes.texts)
         assert not any("was edited" in note for note in notes.texts)
         ours, theirs = load_checkpoint(result.run.last), load_checkpoint(long.run.last)
-        assert all(torch.equal(v, ours.student[k]) for k, v in theirs.student.items())
-        assert all(torch.equal(v, ours.teacher[k]) for k, v in theirs.teacher.items())
+        assert same_weights(result.run.last, long.run.last)
         assert ours.progress == theirs.progress
         assert ours.config == theirs.config
         assert [r["step"] for r in result.run.read_metrics()] == [r["step"] for r in long.run.read_metrics()]

@@ -138,7 +138,8 @@ class TestTeacher:
     def test_it_stays_a_copy_of_the_student_unless_asked(self) -> None:
         state, updates = self.load(make_parent())
         assert updates == 0
-        assert all(torch.equal(v, make_net(make_config(), 3).state_dict()[n]) for n, v in state.items())
+        own = make_net(make_config(), 3).state_dict()
+        assert all(torch.equal(v, own[n]) for n, v in state.items())
 
     @pytest.mark.parametrize(("held", "count"), [(0, 70), (50, 20), (90, 0)])
     def test_the_average_goes_on(self, held: int, count: int) -> None:
