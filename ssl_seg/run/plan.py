@@ -83,10 +83,7 @@ def plan_run(
     device = "GPU" if gpu else "CPU"
     steps = int(known.get("length.steps", STEPS[ndim, gpu]))
     method, planned_method = _plan_method(catalog, labeled, known, steps, has_unlabeled=has_unlabeled)
-    uses_unlabeled = _get_traits(method).uses_unlabeled
-    batch = BATCH[ndim, gpu]
     network, planned_network = _plan_network(ndim, known, method, gpu=gpu)
-    patches = int(known.get("policies.random_batch_size.largest", known.get("batch.labeled", batch)))
     planned = [
         *_plan_masks(catalog),
         *_plan_objects(catalog, known),
@@ -107,23 +104,10 @@ def plan_run(
         *planned_network,
         *_plan_encoder_unet(network, known),
         *_plan_heads(network, method),
-        Planned("batch.labeled", batch, f"{ndim}D on a {device}"),
-        Planned(
-            "batch.unlabeled",
-            patches if uses_unlabeled and has_unlabeled else 0,
-            f"{method}: none needed"
-            if not uses_unlabeled
-            else "as many as labeled"
-            if has_unlabeled
-            else f"every training case is labeled: {method} learns what supervised does",
-        ),
-        *_plan_cutmix(method, known.get("batch.unlabeled", patches if has_unlabeled else 0)),
+        Planned("batch.labeled", BATCH[ndim, gpu], f"{ndim}D on a {device}"),
+        *_plan_unlabeled(known, method, BATCH[ndim, gpu], has_unlabeled=has_unlabeled),
         Planned("length.steps", steps, f"{device} default; --steps changes it"),
-        Planned(
-            "optim.warmup_steps",
-            plan_warmup(steps),
-            f"{WARMUP_STEPS}, or a tenth of a shorter run",
-        ),
+        Planned("optim.warmup_steps", plan_warmup(steps), f"{WARMUP_STEPS}, or a tenth of a shorter run"),
     ]
     return [p for p in planned if p.key not in known]
 
@@ -228,9 +212,21 @@ def _plan_heads(network: str, method: str) -> list[Planned]:
     return [Planned("network.deep_supervision", HEADS, f"{method} learns from outputs at several scales")]
 
 
-def _plan_cutmix(method: str, unlabeled: int) -> list[Planned]:
-    probability = _get_traits(method).cutmix if unlabeled > 1 else 0.0
-    return [Planned("augment.cutmix", probability, f"{method} learns on mixed strong views")] if probability else []
+def _plan_unlabeled(known: Nested, method: str, batch: int, *, has_unlabeled: bool) -> list[Planned]:
+    """As many unlabeled patches as labeled ones, mixed where the method learns on mixtures and there are two."""
+    traits = _get_traits(method)
+    labeled = int(known.get("batch.labeled", batch))
+    labeled = int(known.get("policies.random_batch_size.largest", labeled))
+    if not traits.uses_unlabeled:
+        count, reason = 0, f"{method}: none needed"
+    elif has_unlabeled:
+        count, reason = labeled, "as many as labeled"
+    else:
+        count, reason = 0, f"every training case is labeled: {method} learns what supervised does"
+    planned = [Planned("batch.unlabeled", count, reason)]
+    if traits.cutmix and known.get("batch.unlabeled", count) > 1:
+        planned.append(Planned("augment.cutmix", traits.cutmix, f"{method} learns on mixed strong views"))
+    return planned
 
 
 def _plan_foreground_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:
