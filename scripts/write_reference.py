@@ -23,6 +23,7 @@ from typer.models import OptionInfo, ParameterInfo
 import ssl_seg
 from ssl_seg.cli.app import app
 from ssl_seg.config import Config
+from ssl_seg.config.hints import find_section_type
 from ssl_seg.config.layers import to_plain
 from ssl_seg.losses import LOSSES
 from ssl_seg.losses.components import list_options
@@ -122,10 +123,10 @@ def render_settings() -> str:
         "you give them. `ssl-seg config show --data DIR --explain` prints the values for your data, with the meanings "
         "below.\n",
     ]
-    whole = {name: field for name, field in Config.model_fields.items() if _find_section(field) is None}
+    whole = {name: field for name, field in Config.model_fields.items() if find_section_type(field.annotation) is None}
     parts += ["## The run as a whole\n", *_render_fields(whole, "")]
     for name, field in Config.model_fields.items():
-        section = _find_section(field)
+        section = find_section_type(field.annotation)
         if section is not None:
             parts += _render_section(name, section, field)
     parts += ["## Methods\n", "`method.name=NAME`; options as `method.options.OPTION=VALUE`.\n"]
@@ -149,7 +150,7 @@ def _render_section(name: str, section: type[BaseModel], field: FieldInfo | None
     lines = [f"## {name}\n", (_tidy(said or section.__doc__ or "")) + "\n"]
     lines += _render_fields(section.model_fields, f"{name}.")
     for key, inner in section.model_fields.items():
-        below = _find_section(inner)
+        below = find_section_type(inner.annotation)
         if below is not None:
             lines += _render_section(f"{name}.{key}", below, inner)
     return lines
@@ -159,7 +160,7 @@ def _render_fields(fields: Mapping[str, FieldInfo], prefix: str) -> list[str]:
     rows = [
         f"| `{prefix}{key}` | {_escape(_show_default(field))} | {_escape(_tidy(field.description or ''))} |"
         for key, field in fields.items()
-        if _find_section(field) is None
+        if find_section_type(field.annotation) is None
     ]
     return ["| setting | default | meaning |\n|---|---|---|", *rows, ""] if rows else []
 
@@ -178,12 +179,6 @@ def _show(value: Any) -> str:
     if isinstance(plain, tuple | list):
         return "[" + ", ".join(map(_show, plain)) + "]"
     return f"{plain:g}" if isinstance(plain, float) else str(plain)
-
-
-def _find_section(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the section in ``Section``, ``Section | None`` or ``tuple[Section, ...]``, if a field is one of these."""
-    candidates = [field.annotation, *typing.get_args(field.annotation)]
-    return next((c for c in candidates if inspect.isclass(c) and issubclass(c, BaseModel)), None)
 
 
 def render_python() -> str:

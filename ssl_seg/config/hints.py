@@ -189,7 +189,7 @@ def _find_fields(model: type[BaseModel], key: str, prefix: str = "") -> Iterator
     for name, field in model.model_fields.items():
         if name == key:
             yield prefix + name
-        section = _section_type(field.annotation)
+        section = find_section_type(field.annotation)
         if section is not None and get_origin(field.annotation) is not tuple:
             yield from _find_fields(section, key, f"{prefix}{name}.")
 
@@ -197,7 +197,7 @@ def _find_fields(model: type[BaseModel], key: str, prefix: str = "") -> Iterator
 def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     for part in loc:
         if isinstance(part, str):  # a number is the place in a list of sections of one type
-            model = _section_type(model.model_fields[part].annotation) or model
+            model = find_section_type(model.model_fields[part].annotation) or model
     return [*model.model_fields, *MACROS.get(model, ())]
 
 
@@ -209,12 +209,12 @@ def describe_setting(key: str) -> str:
         field = None if model is None else model.model_fields.get(part)
         if field is None:  # an entry of a mapping, such as loss.weights.dice
             break
-        model = _section_type(field.annotation)
+        model = find_section_type(field.annotation)
         text = field.description or (model.__doc__ if model is not None else None) or text
     return " ".join(text.replace("``", "`").split())
 
 
-def _section_type(annotation: Any) -> type[BaseModel] | None:
+def find_section_type(annotation: Any) -> type[BaseModel] | None:
     """Return the section in ``Section``, ``Section | None`` or ``tuple[Section, ...]``, if it is one of these."""
     candidates = [annotation, *get_args(annotation)]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

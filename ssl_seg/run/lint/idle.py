@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from ssl_seg.config import Config
-from ssl_seg.config.hints import list_above
+from ssl_seg.config.hints import find_section_type, list_above
 from ssl_seg.config.layers import to_plain
 from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.methods import LABELED_ONLY, METHODS
@@ -153,8 +153,7 @@ def find_default(key: str) -> Any:
             return PydanticUndefined
         field = model.model_fields[part]
         default = field.get_default(call_default_factory=True)
-        candidates = [field.annotation, *get_args(field.annotation)]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        model = find_section_type(field.annotation)
     return default
 
 
