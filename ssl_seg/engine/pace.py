@@ -11,13 +11,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
+from ssl_seg.config import Config
+from ssl_seg.config.layers import Layer, flatten
 from ssl_seg.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ssl_seg.config import Config
-    from ssl_seg.config.layers import Layer
 
 ANY_STEPS = 10**9
 """Stands for a length that is not planned yet; no planned run is longer."""
@@ -85,7 +82,7 @@ def check_length(layers: Sequence[Layer], epochs: int | None, minutes: float | N
     Raises:
         ConfigError: otherwise, and for minutes that are no positive number.
     """
-    given = [layer.source for layer in layers if not layer.is_file and "steps" in _section(layer, "length")]
+    given = [layer.source for layer in layers if not layer.is_file and "length.steps" in dict(flatten(layer.values))]
     given += [] if epochs is None else [f"--epochs {epochs}"]
     given += [] if minutes is None else [f"--minutes {minutes:g}"]
     if len(given) > 1 and (epochs is not None or minutes is not None):
@@ -105,8 +102,3 @@ def describe_seconds(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def _section(layer: Layer, name: str) -> dict[str, object]:
-    section = layer.values.get(name)
-    return section if isinstance(section, dict) else {}

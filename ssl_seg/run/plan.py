@@ -150,7 +150,7 @@ def _plan_method(
         catalog.ndim == 2
         and catalog.meaning.task == "semantic"
         and known.get("network.name", "encoder_unet") == "encoder_unet"
-        and _takes_patch("encoder_unet", known.get("data.patch_size"))
+        and _fits_encoder_unet(known.get("data.patch_size"))
     )
     has_unlabeled = has_unlabeled and known.get("batch.unlabeled") != 0
     is_open = not any(key.split(".")[0] == "method" for key in known)
@@ -172,16 +172,16 @@ def _plan_network(ndim: int, known: Nested, method: str, *, gpu: bool) -> tuple[
     if _get_traits(method).needs_features:
         reason = f"{method} works on the features between its encoder and its decoder"
         return "encoder_unet", [Planned("network.name", "encoder_unet", reason)]
-    if measured and _takes_patch("encoder_unet", known.get("data.patch_size")):
+    if measured and _fits_encoder_unet(known.get("data.patch_size")):
         return "encoder_unet", [Planned("network.name", "encoder_unet", f"{ndim}D: its encoder knows photos already")]
     return "dynunet", [Planned("network.name", "dynunet", f"{ndim}D, strides fitted to the patch")]
 
 
-def _takes_patch(network: str, size: Sequence[int] | None) -> bool:
-    """Return whether a network takes a patch that is given; any planned one can be made to fit."""
+def _fits_encoder_unet(size: Sequence[int] | None) -> bool:
+    """Return whether that network takes a patch that is given; any planned one can be made to fit."""
     try:
         if size is not None:
-            check_patch_size(network, size)
+            check_patch_size("encoder_unet", size)
     except NetworkError:
         return False
     return True
