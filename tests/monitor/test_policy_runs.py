@@ -85,6 +85,20 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, particles_dir: Path) -> 
     return result.run
 
 
+def train_killed(at: str, out: Path, data: Path, settings: dict[str, Any]) -> RunDir:
+    """Return a run that was killed at the call with this number, the first one being 1, and resumed."""
+    kind, number = at.rsplit(" ", 1)
+    owner, name, when = {
+        "step": (Engine, "step", "before"),
+        "after moves": (Recorder, "_move_down", "after"),
+        "before last": (Recorder, "save_last", "before"),
+        "before healthy": (Recorder, "keep_healthy", "before"),
+    }[kind]
+    with pytest.raises(Killed), dying_at(owner, name, int(number), when):
+        train_tiny(out, data, settings)
+    return train(TrainRequest(resume=out)).run
+
+
 def events_of(run: RunDir, name: str) -> list[dict[str, Any]]:
     return [e for e in run.read_events() if e["event"] == name]
 
@@ -158,15 +172,7 @@ class TestRunWithAllPolicies:
     def test_killed_and_resumed_it_ends_with_the_same_bits(
         self, whole_run: RunDir, particles_dir: Path, tmp_path: Path, at: str
     ) -> None:
-        kind, number = at.rsplit(" ", 1)
-        owner, name, when = {
-            "step": (Engine, "step", "before"),
-            "after moves": (Recorder, "_move_down", "after"),
-            "before last": (Recorder, "save_last", "before"),
-        }[kind]
-        with pytest.raises(Killed), dying_at(owner, name, int(number), when):
-            train_tiny(tmp_path / "run", particles_dir, ALL_POLICIES)
-        run = train(TrainRequest(resume=tmp_path / "run")).run
+        run = train_killed(at, tmp_path / "run", particles_dir, ALL_POLICIES)
         for name in FILES:
             assert_equal(load_state(run, name), load_state(whole_run, name), name)
         assert [r["step"] for r in run.read_metrics()] == [r["step"] for r in whole_run.read_metrics()]
@@ -216,9 +222,7 @@ class TestAfterARollback:
         self, run: RunDir, particles_dir: Path, tmp_path: Path
     ) -> None:
         step = events_of(run, "rollback")[0]["step"] + 1
-        with pytest.raises(Killed), dying_at(Engine, "step", step, "before"):
-            train_tiny(tmp_path / "run", particles_dir, MILDER)
-        resumed = train(TrainRequest(resume=tmp_path / "run")).run
+        resumed = train_killed(f"step {step}", tmp_path / "run", particles_dir, MILDER)
         for name in ("last", "best"):
             assert_equal(load_state(resumed, name), load_state(run, name), name)
         without = {"time", "train/seconds_per_step"}

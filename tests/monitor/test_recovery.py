@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import train_tiny
-from interruption import Killed, dying_at, stop_after
+from interruption import stop_after
 from test_engine import make_batch, make_engine
-from test_policy_runs import assert_equal, load_state
+from test_policy_runs import assert_equal, load_state, train_killed
 
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.open import shift_foreground_share
-from ssl_seg.engine.engine import Engine, Restraint, StepRecord
+from ssl_seg.engine.engine import Restraint, StepRecord
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.window import StepSums
 from ssl_seg.errors import RunDirError
@@ -25,7 +25,6 @@ from ssl_seg.monitor.recovery import InterventionSettings, RecoveryState
 from ssl_seg.monitor.watch import Monitor, Observation
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.directory import RunDir
-from ssl_seg.run.recorder import Recorder
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 
@@ -104,15 +103,7 @@ class TestRun:
     def test_killed_in_mid_ladder_and_resumed_it_ends_with_the_same_bits(
         self, whole_run: RunDir, particles_dir: Path, tmp_path: Path, at: str
     ) -> None:
-        kind, number = at.rsplit(" ", 1)
-        owner, name, when = {
-            "step": (Engine, "step", "before"),
-            "before last": (Recorder, "save_last", "before"),
-            "before healthy": (Recorder, "keep_healthy", "before"),
-        }[kind]
-        with pytest.raises(Killed), dying_at(owner, name, int(number), when):
-            train_tiny(tmp_path / "run", particles_dir, RECOVER)
-        run = train(TrainRequest(resume=tmp_path / "run")).run
+        run = train_killed(at, tmp_path / "run", particles_dir, RECOVER)
         for name in FILES:
             assert_equal(load_state(run, name), load_state(whole_run, name), name)
         assert strip(run.read_metrics()) == strip(whole_run.read_metrics())
