@@ -43,15 +43,16 @@ from ssl_seg.run.training import train
 from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
 from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
+SHORT = {"length": {"steps": 2}}
 
-@pytest.mark.parametrize("labels", [{}, {"split": {"labels": 0.5}}])
+
 def test_a_training_starts_with_all_weights_but_those_of_the_head(
-    pretrained_run: Path, particles_dir: Path, tmp_path: Path, labels: dict[str, Any]
+    pretrained_run: Path, particles_dir: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    still = {"optim": {"lr": 1e-12, "weight_decay": 0.0}, "length": {"steps": 2}}
-    train_from(pretrained_run, run, particles_dir, still, labels)
-    train(TrainRequest(make_layers(particles_dir, still, labels), tmp_path / "fresh"))
+    still = {**SHORT, "optim": {"lr": 1e-12, "weight_decay": 0.0}, "split": {"labels": 0.5}}
+    train_from(pretrained_run, run, particles_dir, still)
+    train(TrainRequest(make_layers(particles_dir, still), tmp_path / "fresh"))
     state, fresh = load_pretraining(pretrained_run), load_checkpoint(tmp_path / "fresh" / "checkpoints" / "last.pt")
     begun = load_checkpoint(run / "checkpoints" / "last.pt")
     net = make_image_network(Config.model_validate(state.config))
@@ -164,8 +165,8 @@ def test_volumes(sheets_dir: Path, tmp_path: Path) -> None:
 def test_without_further_settings_a_training_has_data_network_and_split_of_its_pre_training(
     particles_dir: Path, tmp_path: Path
 ) -> None:
-    pretrain_tiny(tmp_path / "p", particles_dir, {"split": {"seed": 5}})
-    own = {key: value for key, value in TINY.items() if key not in ("data", "network")}
+    pretrain_tiny(tmp_path / "p", particles_dir, SHORT, {"split": {"seed": 5}})
+    own = {key: value for key, value in TINY.items() if key not in ("data", "network")} | SHORT
     layers = (Layer("--test", own), Layer("--pretrained", nest("network.pretrained", str(tmp_path / "p"))))
     train(TrainRequest(layers, tmp_path / "t"))
     checkpoint, state = load_checkpoint(tmp_path / "t" / "checkpoints" / "last.pt"), load_pretraining(tmp_path / "p")
@@ -191,7 +192,7 @@ def test_a_training_that_was_interrupted_goes_on_without_its_pre_training(
 def test_a_child_does_not_start_from_the_pre_training_again(
     pretrained_run: Path, particles_dir: Path, tmp_path: Path
 ) -> None:
-    train_from(pretrained_run, tmp_path / "parent", particles_dir, {"split": {"labels": 0.5}})
+    train_from(pretrained_run, tmp_path / "parent", particles_dir, SHORT, {"split": {"labels": 0.5}})
     best = tmp_path / "parent" / "checkpoints" / "best.pt"
     none = Layer("--test", {"bootstrap": {"gate": "none"}})
     train(TrainRequest((none,), tmp_path / "child", best))
@@ -279,7 +280,7 @@ def test_folds_are_refused_before_the_first_is_trained(
     with pytest.raises(RefusedError, match="of this run were seen"):
         cross_validate(CrossValidationRequest(layers, tmp_path / "cv"))
     assert not (tmp_path / "cv").exists()
-    fold = {"split": {"folds": 3, "fold": 1}}
+    fold = {**SHORT, "split": {"folds": 3, "fold": 1}}
     pretrain_tiny(tmp_path / "p", particles_dir, fold)
     assert train_from(tmp_path / "p", tmp_path / "t", particles_dir, fold).ending == "finished"
     with pytest.raises(RefusedError, match="of this run were seen"):
@@ -339,9 +340,9 @@ def test_near_copies_count_unless_the_split_leaves_them(
 def test_the_first_rung_of_a_ladder_starts_from_it_and_the_next_from_the_rung(
     pretrained_run: Path, particles_dir: Path, tmp_path: Path
 ) -> None:
-    layers = make_layers(particles_dir, nest("network.pretrained", str(pretrained_run)), nest("bootstrap.gate", "none"))
+    own = {"network": {"pretrained": str(pretrained_run)}, "bootstrap": {"gate": "none"}}
     notes = Notes()
-    ladder = climb_labels(LabelLadderRequest((0.3, 1.0), layers, tmp_path / "l"), notes)
+    ladder = climb_labels(LabelLadderRequest((0.3, 1.0), make_layers(particles_dir, SHORT, own), tmp_path / "l"), notes)
     assert ladder.ending == "finished"
     first, second = (load_checkpoint(ladder.run_of(rung).last).config for rung in ladder.trainings)
     assert (first["network"]["pretrained"], second["network"]["pretrained"]) == (str(pretrained_run), None)
@@ -375,7 +376,7 @@ def test_save_split_is_what_the_message_names(pretrained_run: Path, particles_di
     """The way out that a refusal gives is one."""
     split = pretrained_run / "split.yaml"
     save_split(load_split(split), tmp_path / "split.yaml")
-    train_from(pretrained_run, tmp_path / "t", particles_dir, nest("split.file", str(tmp_path / "split.yaml")))
+    train_from(pretrained_run, tmp_path / "t", particles_dir, SHORT, nest("split.file", str(tmp_path / "split.yaml")))
 
 
 def test_the_initial_network_of_a_run_has_the_body_of_its_pre_training(tmp_path: Path) -> None:
