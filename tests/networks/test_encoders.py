@@ -443,10 +443,9 @@ def test_a_run_says_what_its_encoder_began_with_and_needs_the_file_no_more(
     assert open_model(first.run.best).config.network.encoder_weights == str(tmp_path / "own.pth")
     path.unlink()
     assert evaluate(EvaluateRequest(first.run.best))
-    assert diagnose_checkpoint(CheckpointRequest(first.run.best))
-    second = train_tiny(
-        tmp_path / "next", particles_dir, ENCODER, {"bootstrap": {"gate": "none"}}, bootstrap=first.run.best
-    )
+    assert diagnose_checkpoint(CheckpointRequest(first.run.best, seconds=0))
+    short = {"bootstrap": {"gate": "none"}, "length": {"steps": 1}}
+    second = train_tiny(tmp_path / "next", particles_dir, ENCODER, short, bootstrap=first.run.best)
     (started,) = [event for event in second.run.read_events() if event["event"] == "started"]
     assert "encoder_weights" not in started
 
