@@ -271,6 +271,23 @@ def check_partial(settings: Settings) -> tuple[Config, frozenset[str]]:
     return config, frozenset(key for key, source in sources.items() if source == _STAND_IN)
 
 
+def convert(settings: Settings) -> Settings:
+    """Return settings with values of the types of their fields: YAML takes ``5e-1`` for text, as it does ``"2"``.
+
+    Raises:
+        ConfigError: see ``check_partial``.
+    """
+    made = dict(flatten(to_plain(check_partial(settings)[0])))
+
+    def take(values: Nested, prefix: str) -> Nested:
+        return {
+            key: take(value, f"{prefix}{key}.") if isinstance(value, dict) else made.get(f"{prefix}{key}", value)
+            for key, value in values.items()
+        }
+
+    return settings._replace(values=take(settings.values, ""))
+
+
 def validate(
     model: type[Model], values: Nested, sources: Mapping[str, str] | None = None, *, prefix: str = ""
 ) -> Model:

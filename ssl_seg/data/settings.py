@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_seg.config.layers import Layer, check_partial, flatten, merge_layers
+from ssl_seg.config.layers import Layer, convert, flatten, merge_layers
 from ssl_seg.data.reading import LABEL_SETTINGS, SETTINGS
 from ssl_seg.errors import ConfigError
 
@@ -28,8 +28,7 @@ def select_data_settings(layers: Sequence[Layer], names: Sequence[str] = CASES) 
     Raises:
         ConfigError: for a value of another type, or any other setting.
     """
-    given = merge_layers(layers)
-    check_partial(given)
+    given = convert(merge_layers(layers))
     others = [key for key, _ in flatten(given.values) if key.split(".")[:2] not in [["data", name] for name in names]]
     if "runtime.accelerator" in others:
         raise ConfigError("--set runtime.accelerator: for this command that is --accelerator auto, cpu, cuda or mps")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.config import Config, LengthConfig, RuntimeConfig, SplitConfig
-from ssl_seg.config.layers import Layer, Settings, build_config, nest, validate
+from ssl_seg.config.layers import Layer, Settings, build_config, convert, nest, validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.open import absolute_paths, absolute_root, open_data
@@ -96,6 +96,7 @@ def resolve(
     """
     settings = request.settings.over(*defaults)
     check_settings(settings)
+    settings = convert(settings)
     check_length(request.layers, request.epochs, request.minutes)
     if gpu is None:
         gpu = choose_device(settings.get("runtime.accelerator", "auto")).type != "cpu"

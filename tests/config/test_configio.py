@@ -15,6 +15,7 @@ from ssl_seg.config.layers import (
     Layer,
     build_config,
     check_partial,
+    convert,
     dump_config,
     flatten,
     merge_layers,
@@ -23,6 +24,7 @@ from ssl_seg.config.layers import (
     to_plain,
 )
 from ssl_seg.config.presets import PRESETS
+from ssl_seg.data.settings import select_data_settings
 from ssl_seg.errors import ConfigError
 from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.methods.mean_teacher import MeanTeacherConfig
@@ -75,6 +77,22 @@ def test_partial_check_ignores_only_what_is_missing() -> None:
         check_partial(merge_layers([Layer("f", {"optim": {"warmup_steps": 30}, "length": {"steps": 20}})]))
     with pytest.raises(ConfigError, match=r"optim\.lr"):
         check_partial(merge_layers([Layer("f", {"optim": {"lr": -1}})]))
+
+
+def test_text_that_stands_for_a_number_becomes_one(tmp_path: Path) -> None:
+    """YAML reads 5e-1 as text; what reads the data before the configuration is complete must not compare with it."""
+    text = "data: {threshold: 5e-1, label_values: ['0', '7'], label_map: {'3': '7'}, tiles: '2', nodata: -3.4e38}\n"
+    file = write(tmp_path / "a.yaml", f"{text}optim: {{lr: 1e-3}}\nloss: {{preset: combined, fn_cost: 2}}\n")
+    given = merge_layers([*read_layers(file), parse_override("batch.labeled='3'")])
+    assert given.get("data.threshold") == "5e-1"
+    values, sources = convert(given)
+    expected = {"threshold": 0.5, "label_values": [0, 7], "label_map": {"3": 7}, "tiles": 2, "nodata": -3.4e38}
+    assert values["data"] == expected
+    assert (values["optim"], values["batch"]) == ({"lr": 0.001}, {"labeled": 3})
+    assert values["loss"] == given.section("loss")
+    assert sources == given.sources
+    settings = select_data_settings(read_layers(write(tmp_path / "data.yaml", text)))
+    assert settings == {**expected, "label_map": {3: 7}}
 
 
 def test_saved_file_reproduces_the_configuration(tmp_path: Path) -> None:

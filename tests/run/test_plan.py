@@ -435,6 +435,12 @@ def complete(given: dict[str, Any]) -> Config:
     )[0]
 
 
+def test_the_data_are_read_with_numbers_that_yaml_takes_for_text(particles_dir: Path) -> None:
+    data = {"root": str(particles_dir), "threshold": "5e-1", "tiles": "1"}
+    read = resolve(TrainRequest((Layer("a.yaml", {"data": data, "batch": {"labeled": "2"}}),))).config
+    assert (read.data.mask, read.data.threshold, read.batch.labeled) == ("binary", 0.5, 2)
+
+
 def test_class_weights_are_one_over_the_share_of_each_class_and_written_out(particles_dir: Path) -> None:
     layers = (Layer("--x", {"data": {"root": str(particles_dir)}, "split": {"labels": 0.5}}),)
     given = Layer("--set", {"loss": {"class_weights": "auto"}})
