@@ -33,9 +33,9 @@ def describe_absent(summary: Row) -> Iterator[str]:
         return
     names = ", ".join(map(str, absent))
     subject = f"class {names} is" if len(absent) == 1 else f"classes {names} are"
-    yield f"{subject} in none of the masks: left out of every mean of classes"
+    yield f"{subject} in none of the masks: left out of the means of classes over all cases"
     for row in summary["false_classes"]:
-        where = f"{row['voxels']} voxels in {row['cases']} case(s)"
+        where = f"{row['voxels']} voxels in {row['cases']} case(s), which lowers the Dice of these cases"
         yield f"class {row['label']} is predicted all the same: {where}"
 
 

@@ -158,7 +158,8 @@ def _hint(model: type[BaseModel], loc: Sequence[int | str]) -> str:
         return _explain(key)
     elsewhere = [] if any(isinstance(part, int) for part in loc) else list(_find_fields(Config, key))
     if elsewhere:
-        quoted = [f"'{name}'" for name in elsewhere]
+        inside = "settings." if "settings" in model.model_fields else ""  # where an ablation has those of its cells
+        quoted = [f"'{inside}{name}'" for name in elsewhere]
         return f" (did you mean {' or '.join(quoted)}?)"
     return did_you_mean(key, known) or f" (known here: {', '.join(known) or 'none'})"
 

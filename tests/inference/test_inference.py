@@ -409,6 +409,7 @@ class TestScoring:
         better[0, :2], better[0, 3] = 2, 3
         low, high = (score([(pred, target)] * 2, 4) for pred in (careful, better))
         assert (low.f1_macro, high.f1_macro) == (pytest.approx(2 / 3), 1.0)
+        assert high.summarize()["mean"]["dice"] == pytest.approx(1 / 3)  # within a case, each drawn class counts
         summary = replace(high, label_values=(7, 40, 255)).summarize()
         assert summary["absent_classes"] == [40, 255]
         assert summary["false_classes"] == [
@@ -416,9 +417,9 @@ class TestScoring:
             {"label": 255, "voxels": 2, "cases": 2},
         ]
         assert list(describe_absent(summary)) == [
-            "classes 40, 255 are in none of the masks: left out of every mean of classes",
-            "class 40 is predicted all the same: 4 voxels in 2 case(s)",
-            "class 255 is predicted all the same: 2 voxels in 2 case(s)",
+            "classes 40, 255 are in none of the masks: left out of the means of classes over all cases",
+            "class 40 is predicted all the same: 4 voxels in 2 case(s), which lowers the Dice of these cases",
+            "class 255 is predicted all the same: 2 voxels in 2 case(s), which lowers the Dice of these cases",
         ]
         assert summary["of"] == "mean of 1 class"
         assert [row["label"] for row in summary["classes"]] == [7, 40, 255]

@@ -84,6 +84,7 @@ def test_scratch_long_has_the_rounds_of_a_bootstrap_and_its_parents() -> None:
         ({"recipes": {}}, "empty"),
         ({"recipes": {"a": {}, "b": {"optim": {"lr": 1}}, "c": {}}}, "recipes a and c are the same"),
         ({"split_sedes": [0]}, "split_seeds"),
+        ({"optim": {"lr": 1}}, "did you mean 'settings.optim'"),
         ({"score": {"metric": "f2"}}, "score.metric"),
     ],
 )
