@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,7 +53,13 @@ def export(
         f"wrote {output}: {FORMATS[output.suffix]}, {result['which']} of step {result['step']}; on {compared} its "
         f"probabilities differ from those of the network by {result['difference']:.1g} at most"
     )
+    show(_describe_images(result))
+
+
+def _describe_images(result: Mapping[str, Any]) -> str:
+    """Return what is to be done with images before and after, as a line."""
     cut = "" if result["threshold"] is None else f", foreground above {result['threshold']:.3f}"
-    way = result["normalization"]
+    way, size = result["normalization"], result["voxel_size"]
     images = f"clipped to {way['low']:g} .. {way['high']:g}" if way["name"] == "window" else "z-scores of each channel"
-    show(f"images: {images}, windows of {'x'.join(map(str, result['patch_size']))}{cut}")
+    voxels = "" if size is None else f"resampled to voxels of {' x '.join(f'{edge:g}' for edge in size)}, "
+    return f"images: {voxels}{images}, windows of {'x'.join(map(str, result['patch_size']))}{cut}"

@@ -19,6 +19,7 @@ import torch
 import yaml
 from conftest import Cli, train_tiny
 
+from ssl_seg.cli.export import _describe_images
 from ssl_seg.config import PredictionConfig
 from ssl_seg.data.views.transforms import normalize
 from ssl_seg.errors import ConfigError, DataError
@@ -179,6 +180,9 @@ def test_a_volume_and_windowed_intensities(cli: Cli, volume_run: Path, tmp_path:
     assert np.allclose(seen, told, atol=1e-6)
     _, out, _ = cli("export", volume_run, tmp_path / "net.ts", "--overwrite")
     assert "images: clipped to 10 .. 200, windows of 16x32x32" in out.replace("\n", " ")
+    assert _describe_images({**result, "voxel_size": [2.5, 1.0, 1.0]}).startswith(
+        "images: resampled to voxels of 2.5 x 1 x 1, clipped"
+    )
 
 
 def test_the_threshold_of_the_file_is_that_of_calibrated_probabilities() -> None:
