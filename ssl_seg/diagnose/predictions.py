@@ -31,6 +31,7 @@ from ssl_seg.diagnose.prediction_files import (
 )
 from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.diagnose.tally import Output, Tally
+from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX, Meaning
 from ssl_seg.monitor.actions import NO_CONTEXT
 from ssl_seg.monitor.evidence import Evidence
@@ -117,6 +118,8 @@ def diagnose_predictions(
 
 def _prepare(request: PredictionsRequest) -> tuple[_Material, list[str]]:
     """Return what to examine, and notes on how the true masks are read."""
+    if request.masks is not None and request.masks.resolve() == request.predictions.resolve():
+        raise DataError(f"{request.masks} holds the predictions: give the folder of the true masks, or leave it out")
     files = find_predictions(request.predictions)
     truth = {} if request.masks is None else match_truth(files, request.masks)
     settings, reading = request.settings, make_reading(request.settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def test_a_class_that_is_never_predicted_is_named(tmp_path: Path) -> None:
     right = diagnose(write_folder(tmp_path / "r", truth), masks)
     assert codes(right) == []
     assert "1: 1.000, 2: 1.000;" in right.notes[-1]
-    assert "class" not in " ".join(diagnose(write_folder(tmp_path / "t", swapped), tmp_path / "t").notes)
+    assert "class" not in " ".join(diagnose(tmp_path / "p", write_folder(tmp_path / "t", swapped)).notes)
 
 
 def test_numbers_of_objects_are_not_taken_for_classes(tmp_path: Path) -> None:
@@ -238,7 +239,8 @@ def test_predictions_without_the_value_of_background_are_no_collapse(tmp_path: P
         np.save(tmp_path / "p" / f"{n:02}.npy", np.where(mask, values[1], values[0]).astype(np.int16))
     with pytest.raises(DataError, match=re.escape(f"data.label_values={list(values)}")):
         diagnose_predictions(PredictionsRequest(tmp_path / "p", masks))
-    told = PredictionsRequest(tmp_path / "p", tmp_path / "p", {"label_values": values})
+    same = shutil.copytree(tmp_path / "p", tmp_path / "same")
+    told = PredictionsRequest(tmp_path / "p", same, {"label_values": values})
     assert diagnose_predictions(told).statistics["scores"]["f1"] == 1.0
     full = write_folder(tmp_path / "full", [np.ones_like(mask) for mask in truth])  # one value: that is a collapse
     assert diagnose(full, masks).verdict.level == "collapsed"
@@ -348,6 +350,8 @@ def test_unusable_folders_are_named(tmp_path: Path) -> None:
         diagnose(predictions, tmp_path / "missing")
     with pytest.raises(DataError, match="holds no mask"):
         diagnose(predictions, tmp_path / "none")
+    with pytest.raises(DataError, match="p holds the predictions: give the folder of the true masks"):
+        diagnose(predictions, tmp_path / "none" / ".." / "p")
     with pytest.raises(DataError, match=r"none of the 6 masks .* first prediction is 00.png, the first mask 00_gt.png"):
         diagnose(predictions, write_folder(tmp_path / "other", truth, suffix="_gt"))
     with pytest.raises(DataError, match=r"p/\d+.png: the prediction is 48 x 48, .*narrow.* 48 x 40"):
