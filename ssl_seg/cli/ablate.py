@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +12,7 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import INTERRUPTED, announce, print_json, show
 from ssl_seg.cli.tables import print_rows, print_table
+from ssl_seg.errors import printable_lines
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
@@ -138,7 +140,10 @@ def _run_cells(cells: Sequence[Cell], place: Path, spec: AblationSpec, launcher:
         write_results(spec, [read_result(out, cell, spec.score) for cell in cells], out)
         write_report_page([out])
 
-    page = RunningPage(lambda text: show(text, err=True), write)
+    def note(text: str) -> None:
+        sys.stderr.write(f"{printable_lines(text)}\n")  # typer would write into the middle of the live view
+
+    page = RunningPage(note, write)
     with show_cells() as show_states:
 
         def watch(states: Sequence[CellState]) -> None:
