@@ -28,15 +28,21 @@ class ValueCounts:
         self.both.update(_count(true[valid & (predicted == true)]))
 
     def compare(self, background: int) -> tuple[tuple[ClassSignals, ...], str]:
-        """Return the figures of each foreground class, and a note on them; none where there is one class alone, or the
-        predictions hold values that no true mask has."""
+        """Return the figures of each foreground class, and a note on them.
+
+        There are none where the masks hold one class alone, or the predictions hold values that no true mask holds: the
+        note then says so.
+
+        Args:
+            background: value of the background, in both.
+        """
         values = sorted(self.true.keys() - {background})
         if len(values) < 2 or not self.predicted:
             return (), ""
         if others := sorted(self.predicted.keys() - self.true.keys() - {background}):
             return (), (
-                f"the predictions hold {name_examples(others)}, and no true mask does: their {len(values)} classes are "
-                "not compared, only foreground is"
+                f"the predictions hold {name_examples(others)}, which no true mask holds: the masks' {len(values)} "
+                "classes are not compared, only foreground is"
             )
         voxels = self.true.total()
         classes = tuple(
