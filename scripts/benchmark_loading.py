@@ -6,6 +6,7 @@ and ratios are those of medians within one run.
 
     python scripts/benchmark_loading.py                       # volumes of 96 x 192 x 192
     python scripts/benchmark_loading.py --shape 44 96 72 --patch 32 64 64 --count 16
+    python scripts/benchmark_loading.py --busy 0.06 --data DIR --patch 256 256        # waiting beside a GPU
 
 The second table, how a decoded copy on disk should be kept, needs ``pip install zarr blosc2``.
 """
@@ -40,6 +41,8 @@ from ssl_seg.data.volumes import read_image, read_mask, write_mask
 Shape = tuple[int, ...]
 MEMORY = 2**34
 BATCH = 2
+BATCHES = {2: 8, 3: 2}
+"""Labeled patches that are planned on a GPU, by dimensions."""
 
 
 def make_volume(index: int, shape: Shape) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -246,16 +249,56 @@ def compare_loaders(root: Path, catalog: Catalog, patch: Shape, seconds: float, 
     show("Batches, data set in memory (PersistentDataset: on disk)", rates, "MONAI CacheDataset, 0 workers")
 
 
+def compare_waiting(source: PatchSource, step: float, steps: int) -> None:
+    """How long a training waits for its batches while a step keeps its core busy and leaves the others alone.
+
+    So it is beside a GPU: this process sends commands for the whole of a step.
+    """
+    table = Table(title=f"Waiting for batches beside steps of {1000 * step:.0f} ms, in turns")
+    for column in ("workers", "waits, ms", "share of the time"):
+        table.add_column(column, justify="right")
+    waits = dict[int, list[float]]({0: [], 1: [], 2: []})
+    for workers in [*waits] * 2:
+        batches = batches_of(source, workers)
+        for number in range(steps):
+            start = time.perf_counter()
+            next(batches)
+            if number >= steps // 2:
+                waits[workers].append(time.perf_counter() - start)
+            end = time.perf_counter() + step
+            while time.perf_counter() < end:
+                pass
+    for workers, found in waits.items():
+        wait = statistics.mean(found)
+        table.add_row(str(workers), f"{1000 * wait:.1f}", f"{wait / (wait + step):.0%}")
+    Console(width=110).print(table)
+
+
+def open_trained(data: str, patch: Shape) -> PatchSource:
+    """Return the batches that a GPU is planned to get from a data set: as many labeled patches as unlabeled ones."""
+    catalog = open_catalog(data)
+    ids, count = tuple(c.id for c in catalog.cases), BATCHES[len(patch)]
+    labeled = tuple(c.id for c in catalog.labeled)[: max(1, len(ids) // 6)]
+    store = CaseStore(catalog, catalog.channels, MEMORY)
+    return PatchSource(store, labeled, ids, (count, count), patch, 0.0, AugmentConfig(cutmix=0.5))
+
+
 def main() -> None:
     """Run all comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=3, default=(96, 192, 192), help="size of a volume")
-    parser.add_argument("--patch", type=int, nargs=3, default=(32, 64, 64), help="size of a patch")
+    parser.add_argument("--patch", type=int, nargs="+", default=(32, 64, 64), help="size of a patch")
     parser.add_argument("--count", type=int, default=6, help="number of volumes")
     parser.add_argument("--seconds", type=float, default=0.7, help="length of one measurement")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each")
+    parser.add_argument("--busy", type=float, metavar="SECONDS", help="time a step, and measure the waiting instead")
+    parser.add_argument("--data", help="with --busy: the images; give --patch too")
     args = parser.parse_args()
     patch = tuple(args.patch)
+    if args.busy:
+        torch.set_num_threads(1)
+        compare_waiting(open_trained(args.data, patch), args.busy, 120)
+        return
     volumes = [make_volume(n, tuple(args.shape)) for n in range(args.count)]
     with tempfile.TemporaryDirectory() as folder:
         catalog = compare_formats(Path(folder), volumes, patch, args.seconds, args.rounds)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from ssl_seg.config.bootstrap import BootstrapConfig
 from ssl_seg.config.data import AugmentConfig, BatchConfig, DataConfig, SplitConfig
@@ -136,8 +136,9 @@ class RuntimeConfig(Section):
     """auto: bf16 autocast where the processor or GPU computes it natively, else fp32."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """auto: the faster of the two over a few timed steps."""
-    workers: int = Field(0, ge=0)
-    """Processes that prepare batches in advance; the batches are the same for every number."""
+    workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Processes that prepare batches in advance; the batches are the same for every number. auto: none on a CPU, where
+    the network needs the cores; on a GPU as many as keep it from waiting, by measurement."""
 
 
 class Config(Section):

@@ -5,6 +5,7 @@ Shapes: L labeled, U unlabeled, C channels, K classes (background = 0), *S spati
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -263,6 +264,7 @@ def make_loader(
         batch_size=None,
         sampler=range(first_step, last_step),
         num_workers=workers,
+        worker_init_fn=_leave_interrupts_to_the_training if workers else None,
         collate_fn=_as_is,
         pin_memory=pin_memory,
         persistent_workers=False,
@@ -316,3 +318,8 @@ def _cut_tile(
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _leave_interrupts_to_the_training(_: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the training makes some more steps, and needs their batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

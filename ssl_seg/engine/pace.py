@@ -22,20 +22,38 @@ FEWEST_MEASURED = 200
 """A run of fewer steps is not measured: that would take more than a few percent of it."""
 MARGIN = 1.1
 """The next measurement differs: the shortest time that an error names has a tenth more."""
+WAIT, SPARE = 0.05, 1.5
+"""Share of a step that making its batch may take without a process of its own, and how much faster than the networks
+such processes are meant to be: a batch is also handed over, and some take longer than others."""
 
 
 @dataclass(frozen=True)
 class Pace:
     """Measured seconds."""
 
-    step: float
-    """One step: its batch, loaded as ``runtime.workers`` allows, and its update."""
+    update: float
+    """One step of the networks, with its batch at hand."""
     look: float
     """One look of the monitor."""
     reading: float
     """The first reading of all training cases, where they are kept in memory afterwards; else it is part of a step."""
     scoring: float
     """The final scores of all networks on the whole validation cases."""
+    load: float = 0.0
+    """One batch, made by one process."""
+    workers: int = 0
+    """Processes that make batches beside the one that trains."""
+
+    @property
+    def step(self) -> float:
+        """One step, with its batch."""
+        return max(self.update, self.load / self.workers) if self.workers else self.update + self.load
+
+
+def plan_workers(pace: Pace, most: int) -> int:
+    """Return how many processes, up to ``most``, make batches as fast as a device beside the CPU takes them."""
+    wanted = 0 if pace.load <= WAIT * pace.update else math.ceil(SPARE * pace.load / pace.update)
+    return max(0, min(wanted, most))
 
 
 def count_looks(config: Config, steps: int, first: int = 0) -> int:

@@ -96,8 +96,7 @@ def measure_pace(
     load = median(warm if source.store.fits else cold)
     if source.store.fits:
         reading = max(sum(cold) - sum(warm), 0.0) / len(cases) * len({*source.labeled, *source.unlabeled})
-    step_seconds = update + load if workers == 0 else max(update, load / workers)
-    return fabric.broadcast(Pace(step_seconds, look / share, reading, scoring))
+    return fabric.broadcast(Pace(update, look / share, reading, scoring, load, workers))
 
 
 def list_metrics(engine: Engine, monitor: Monitor, source: PatchSource) -> set[str]:

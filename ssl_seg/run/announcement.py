@@ -35,7 +35,12 @@ def announce(prepared: BegunRun, ready: Ready, first: int, console: Console) -> 
     seconds = estimate_seconds(pace, config, config.length.steps, first)
     epoch = config.length.steps_per_epoch * pace.step + pace.look
     run.append_event(
-        "estimate", seconds=seconds, seconds_per_epoch=epoch, steps=config.length.steps - first, **asdict(pace)
+        "estimate",
+        seconds=seconds,
+        seconds_per_epoch=epoch,
+        steps=config.length.steps - first,
+        step=pace.step,
+        **asdict(pace),
     )
     each = f"{describe_seconds(epoch)} an epoch, {describe_pace(pace)}"
     console.note(f"time: about {describe_seconds(seconds)} on this machine: {each}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing import get_start_method
 from pathlib import Path
 
 import torch
@@ -29,9 +30,8 @@ from ssl_seg.engine.devices import choose_memory_format, time_memory_formats
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
-from ssl_seg.engine.machine import count_cores
 from ssl_seg.engine.optim import make_optimizer
-from ssl_seg.engine.pace import Pace
+from ssl_seg.engine.pace import Pace, plan_workers
 from ssl_seg.engine.policies import Policies
 from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.losses import SupervisedLoss
@@ -51,7 +51,7 @@ from ssl_seg.run.prepare import BegunRun
 from ssl_seg.run.pretraining.state import load_body, load_pretraining
 from ssl_seg.run.recorder import Recorder, last_reported_verdict
 from ssl_seg.run.resolve import Resolved
-from ssl_seg.run.resources import check_shared_memory
+from ssl_seg.run.resources import check_shared_memory, count_given_workers, count_possible_workers
 from ssl_seg.run.scenarios import describe_scenarios
 from ssl_seg.run.session import Schedule, Session, Watch
 from ssl_seg.run.transfer import load_student, load_teacher
@@ -71,6 +71,7 @@ class Feed:
     ranges: dict[str, tuple[float, float]]
     """Of the components of the loss on ``val``; see ``compute_ranges``."""
     workers: int
+    """Processes that make the batches of ``source``."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,9 @@ def open_feed(fabric: Fabric, resolved: Resolved, loss: SupervisedLoss, console:
     )
     if source.foreground_share is not None and fabric.is_global_zero:
         console.note(_describe_share(source, source.foreground_share))
-    workers = min(config.runtime.workers, count_cores())
-    if workers < config.runtime.workers and fabric.is_global_zero:
-        console.note(
-            f"runtime.workers = {config.runtime.workers}: {workers} are used, one for each core that is granted"
-        )
+    asked, workers = config.runtime.workers, count_given_workers(config.runtime)
+    if asked not in ("auto", workers) and fabric.is_global_zero:
+        console.note(f"runtime.workers = {asked}: {workers} are used, one for each core that is granted")
     check_shared_memory(config, views, workers)
     val = make_probe(store, split.val, config.monitor.probe_patches, patch, split.seed)
     batches = cut_batches(val, config.labeled_range[1], fabric.device)
@@ -139,6 +138,23 @@ def open_feed(fabric: Fabric, resolved: Resolved, loss: SupervisedLoss, console:
         compute_ranges(_find_components(config, loss), batches, config.data.num_classes),
         workers,
     )
+
+
+def settle_workers(fabric: Fabric, config: Config, pace: Pace, console: Console) -> Pace:
+    """Resolve ``runtime.workers`` = auto; return the pace of a run with so many.
+
+    Systems that start processes instead of forking them would run the user's script again in each, and get none.
+    """
+    if config.runtime.workers != "auto" or fabric.device.type != "cuda" or get_start_method() != "fork":
+        return pace
+    most = count_possible_workers(config, METHODS[config.method.name].traits.strong_views)
+    pace = replace(pace, workers=fabric.broadcast(plan_workers(pace, most)))
+    if fabric.is_global_zero:
+        console.note(
+            f"runtime.workers: {pace.workers} (making a batch takes {pace.load:.3f} s, a step with it "
+            f"{pace.update:.3f} s; there is room for {most})"
+        )
+    return pace
 
 
 def _find_components(config: Config, loss: SupervisedLoss) -> dict[str, LossFn]:

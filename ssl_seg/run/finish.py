@@ -14,7 +14,6 @@ from torch import Tensor
 from ssl_seg.config import NETS
 from ssl_seg.data.loader import PatchSource, make_loader
 from ssl_seg.data.store import CaseStore
-from ssl_seg.engine.machine import count_cores
 from ssl_seg.engine.swa import estimate_batch_norm
 from ssl_seg.files import atomic_write
 from ssl_seg.inference.model import open_model
@@ -37,6 +36,7 @@ from ssl_seg.run.final_scores import (
 )
 from ssl_seg.run.gates import describe_targets, judge_targets
 from ssl_seg.run.prepare import BegunRun
+from ssl_seg.run.resources import count_given_workers
 from ssl_seg.run.scenarios import find_scenarios
 from ssl_seg.run.session import LoopResult, Session
 from ssl_seg.scores.objects import describe_objects
@@ -98,7 +98,7 @@ def _write_average(session: Session, prepared: BegunRun, console: Console) -> No
         console.note("policy: no weights were averaged, the run ended before policies.swa.start_epoch")
         return
     if has_batch_norm(average.net):
-        workers = min(prepared.config.runtime.workers, count_cores())
+        workers = count_given_workers(prepared.config.runtime)
         images = _clean_images(session.source, engine.fabric.device, workers)
         track = console.track("estimating BatchNorm statistics of swa.pt")
         estimate_batch_norm(average.net, track(images, BATCH_NORM_BATCHES), engine.autocast)

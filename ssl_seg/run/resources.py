@@ -8,15 +8,16 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from ssl_seg.config import Config
+from ssl_seg.config import Config, RuntimeConfig
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.formats import stored
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.splits.split import Split
-from ssl_seg.engine.machine import available_memory
+from ssl_seg.engine.machine import available_memory, count_cores
 from ssl_seg.errors import DataError, MachineError, RunDirError
 from ssl_seg.methods.base import Built, OwnsOptimizer
 
@@ -67,10 +68,33 @@ def check_memory(config: Config, catalog: Catalog, split: Split) -> None:
 
 def estimate_shared_bytes(config: Config, strong_views: int, workers: int) -> int:
     """Return the bytes of shared memory that batches of loader processes take: two of each process, and one in use."""
+    return (2 * workers + 1) * _count_batch_bytes(config, strong_views) if workers else 0
+
+
+def _count_batch_bytes(config: Config, strong_views: int) -> int:
     data, voxels = config.data, prod(config.data.patch_size)
     labeled = config.labeled_range[1] * voxels * (data.channels * FLOAT + TARGET)
     unlabeled = config.batch.unlabeled * voxels * data.channels * FLOAT * (1 + strong_views)
-    return (2 * workers + 1) * (labeled + unlabeled) * config.runtime.devices if workers else 0
+    return (labeled + unlabeled) * config.runtime.devices
+
+
+def count_given_workers(runtime: RuntimeConfig) -> int:
+    """Return the loader processes that settings ask for, at most one for each core; auto asks for none."""
+    return 0 if runtime.workers == "auto" else min(runtime.workers, count_cores())
+
+
+def count_possible_workers(config: Config, strong_views: int) -> int:
+    """Return the loader processes that a training process has threads, memory and shared memory for.
+
+    Each may keep as many decoded images as the training does, and takes no more than half of the memory for them.
+    """
+    memory, batch = available_memory(), _count_batch_bytes(config, strong_views)
+    limits = [torch.get_num_threads() - 1]
+    if memory is not None:
+        limits.append(memory // 2 // config.runtime.devices // (config.data.cache_mb * 2**20))
+    if SHARED_MEMORY.is_dir():
+        limits.append((shutil.disk_usage(SHARED_MEMORY).free // batch - 1) // 2)
+    return max(0, min(limits))
 
 
 def check_shared_memory(config: Config, strong_views: int, workers: int) -> None:

@@ -39,7 +39,15 @@ from ssl_seg.monitor.actions import list_components
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.announcement import announce
-from ssl_seg.run.assembly import Ready, assemble, make_engine, make_monitor, open_feed, settle_runtime
+from ssl_seg.run.assembly import (
+    Ready,
+    assemble,
+    make_engine,
+    make_monitor,
+    open_feed,
+    settle_runtime,
+    settle_workers,
+)
 from ssl_seg.run.console import Console, LoggedConsole, Silent
 from ssl_seg.run.directory import RunDir, TrainingEnding, read_header, write_config
 from ssl_seg.run.failures import describe_interrupt, explain_failure
@@ -186,6 +194,8 @@ def _get_ready(
         pace = measure_pace(
             engine, monitor, feed.source, config, resolved.split.val, workers=feed.workers, seconds=seconds
         )
+        pace = settle_workers(fabric, config, pace, console)
+        feed = replace(feed, workers=pace.workers)
     return Ready(config, notes, built, loss, feed, pace)
 
 

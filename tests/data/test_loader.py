@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +248,14 @@ def test_ranks_share_the_balanced_stream_without_overlap(mixed_source: PatchSour
         # The processes change places from step to step, so that none always gets the same part.
         first, second = parts if step % 2 == 0 else reversed(parts)
         assert [*first, *second] == list(alone[step].case_ids)
+
+
+def test_ctrl_c_in_a_terminal_leaves_the_loader_processes_alone(source: PatchSource) -> None:
+    batches = iter(make_loader(source, 0, 40, 1, pin_memory=False))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid or 0, signal.SIGINT)
+    assert len(list(batches)) == 39
 
 
 def test_small_labeled_set_repeats_beside_a_long_unlabeled_one(source: PatchSource) -> None:

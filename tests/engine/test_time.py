@@ -36,11 +36,12 @@ from ssl_seg.engine.pace import (
     describe_seconds,
     estimate_seconds,
     plan_steps,
+    plan_workers,
 )
 from ssl_seg.errors import ConfigError
 from ssl_seg.methods.base import Built
 from ssl_seg.networks.checkpoint import load_checkpoint
-from ssl_seg.run import training
+from ssl_seg.run import assembly, training
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.session import Schedule
@@ -48,7 +49,7 @@ from ssl_seg.run.training import TrainResult, train
 from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
 from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
 
-PACE = Pace(step=0.5, look=2.0, reading=3.0, scoring=10.0)
+PACE = Pace(update=0.5, look=2.0, reading=3.0, scoring=10.0)
 EARLY = (0, 1, 2, 5, 10, 20, 50)
 
 
@@ -130,7 +131,7 @@ class TestArithmetic:
         assert "there is time for 99 " not in str(caught.value)
         shortest = float(str(caught.value).split("at least --minutes ")[1].split(",")[0])
         assert shortest == 1.5  # a tenth more than 79 s, in tenths of a minute
-        slower = Pace(*(1.1 * v for v in (PACE.step, PACE.look, PACE.reading, PACE.scoring)))
+        slower = Pace(*(1.1 * v for v in (PACE.update, PACE.look, PACE.reading, PACE.scoring)))
         assert plan_steps(slower, make_config(), shortest, warmup=0) >= 100
 
     @pytest.mark.parametrize("minutes", [1e-9, 0.1])
@@ -274,6 +275,33 @@ def measure(
     )  # type: ignore[arg-type]  # fmt: skip
     assert len(monitor.val.image) == patches  # the run looks at all of them
     return pace, engine
+
+
+class TestLoaderProcesses:
+    @pytest.mark.parametrize(
+        ("load", "most", "planned"),
+        [(0.0, 8, 0), (0.005, 8, 0), (0.006, 8, 1), (0.05, 8, 1), (0.1, 8, 2), (0.3, 8, 5), (0.3, 3, 3), (0.3, 0, 0)],
+    )
+    def test_as_many_as_keep_up_with_the_networks(self, load: float, most: int, planned: int) -> None:
+        pace = Pace(update=0.1, look=0, reading=0, scoring=0, load=load)
+        assert plan_workers(pace, most) == planned
+        assert most < planned + 1 or replace(pace, workers=planned).step <= 1.05 * pace.update + 1e-9
+
+    @pytest.mark.parametrize(
+        ("device", "workers", "method", "used"),
+        [("cuda", "auto", "fork", 2), ("cpu", "auto", "fork", 0), ("cuda", 0, "fork", 0), ("cuda", "auto", "spawn", 0)],
+    )
+    def test_are_planned_on_a_gpu_unless_they_are_given(
+        self, device: str, workers: int | str, method: str, used: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fabric = SimpleNamespace(device=torch.device(device), is_global_zero=True, broadcast=lambda value: value)
+        monkeypatch.setattr(assembly, "get_start_method", lambda: method)
+        monkeypatch.setattr(assembly, "count_possible_workers", lambda *_: 5)
+        pace, told = replace(PACE, load=PACE.update), list[str]()
+        console = SimpleNamespace(note=told.append)
+        settled = assembly.settle_workers(fabric, make_config(runtime={"workers": workers}), pace, console)  # type: ignore[arg-type]
+        assert settled == replace(pace, workers=used)
+        assert len(told) == bool(used)
 
 
 class TestMeasuring:
@@ -522,7 +550,7 @@ class TestSeries:
     @pytest.fixture
     def paces(self, monkeypatch: pytest.MonkeyPatch) -> list[Pace]:
         """Paces that are measured one after the other: the machine gets slower."""
-        waiting = [replace(PACE, step=step) for step in (1000.0, 0.5, 5.0, 5.0)]
+        waiting = [replace(PACE, update=step) for step in (1000.0, 0.5, 5.0, 5.0)]
         monkeypatch.setattr(training, "measure_pace", lambda *_, **__: waiting.pop(0))
         return waiting
 

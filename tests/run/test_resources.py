@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import train_tiny
 from sizes import around
 from test_methods import LOSS
@@ -27,13 +28,14 @@ from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.methods import make_method
 from ssl_seg.methods.base import build
 from ssl_seg.networks.checkpoint import load_checkpoint
-from ssl_seg.run import assembly, finish, resources
+from ssl_seg.run import finish, resources
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resources import (
     check_disk,
     check_memory,
     check_shared_memory,
+    count_possible_workers,
     estimate_case_bytes,
     estimate_output_bytes,
     estimate_shared_bytes,
@@ -201,10 +203,29 @@ class TestSharedMemory:
         monkeypatch.setattr(resources, "SHARED_MEMORY", tmp_path / "none")  # not every system has one
         check_shared_memory(config, 2, workers=2)
 
+    @pytest.mark.parametrize(
+        ("threads", "memory_gib", "batches", "possible"),
+        [(16, 64, 99, 15), (3, 64, 99, 2), (1, 64, 99, 0), (16, 13, 99, 3), (16, 1, 99, 0), (16, None, 99, 15),
+         (16, 64, 9, 4), (16, 64, 8, 3), (16, 64, 2, 0)],
+    )  # fmt: skip
+    def test_as_many_processes_as_threads_memory_and_shared_memory_have_room_for(
+        self, threads: int, memory_gib: int | None, batches: int, possible: int, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        config = make_config(channels=3, resample_to=(1.0, 1.0))
+        assert config.data.cache_mb == 2048
+        free = estimate_shared_bytes(config, 2, workers=1) // 3 * batches
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(resources, "available_memory", lambda: memory_gib and memory_gib * 2**30)
+        monkeypatch.setattr(resources, "SHARED_MEMORY", tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        assert count_possible_workers(config, 2) == possible
+        check_shared_memory(config, 2, possible)
+
     def test_it_is_known_before_the_first_step(
         self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(assembly, "count_cores", lambda: 2)
+        monkeypatch.setattr(resources, "count_cores", lambda: 2)
         monkeypatch.setattr(resources, "SHARED_MEMORY", tmp_path)
         monkeypatch.setattr(resources, "estimate_shared_bytes", lambda *_: 2**70)
         with pytest.raises(MachineError, match=r"runtime\.workers = 2: their batches"):
@@ -222,8 +243,7 @@ class TestSharedMemory:
             return real(source, start, stop, 0, pin_memory=pin_memory)
 
         monkeypatch.setattr(finish, "make_loader", load)
-        for module in (assembly, finish):
-            monkeypatch.setattr(module, "count_cores", lambda: 1)
+        monkeypatch.setattr(resources, "count_cores", lambda: 1)
         settings = {"policies": {"swa": {"start_epoch": 1}}, "network": {"norm": "batch"}, "runtime": {"workers": 4}}
         train_tiny(tmp_path / "run", particles_dir, settings)
         assert asked == [1]

@@ -24,7 +24,6 @@ from ssl_seg.data.open import open_store
 from ssl_seg.data.sampling import derive_rng, derive_seed
 from ssl_seg.data.splits.files import split_from_dict, split_to_dict
 from ssl_seg.engine.devices import to_memory_format
-from ssl_seg.engine.machine import count_cores
 from ssl_seg.engine.optim import make_optimizer, set_lr
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.errors import ConfigError, RunDirError, quote
@@ -54,6 +53,7 @@ from ssl_seg.run.pretraining.state import Pretraining, load_pretraining, save_pr
 from ssl_seg.run.recorder import last_reported_verdict
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve_again, resolve_runtime, resolve_stored
+from ssl_seg.run.resources import count_given_workers
 from ssl_seg.run.session import Schedule
 from ssl_seg.run.training import stop_flag
 
@@ -262,7 +262,7 @@ class _Pretrainer:
         """Make the steps that are left, unless asked to stop or collapsed."""
         length, monitor = self.config.length, self.config.monitor
         schedule = Schedule(length.steps, length.steps_per_epoch, monitor.first_epoch_probes)
-        workers = min(self.config.runtime.workers, count_cores())
+        workers = count_given_workers(self.config.runtime)
         pin_memory = self.fabric.device.type == "cuda"
         for batch in make_loader(self.source, self.step, length.steps, workers, pin_memory):
             rate = self._make_step(batch.to(self.fabric.device))
