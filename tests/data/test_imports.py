@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given
@@ -205,6 +206,22 @@ def test_unusable_coco_is_refused_by_name(tmp_path: Path, entry: Any, changes: A
     with pytest.raises(DataError, match=message):
         import_labels(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_labels_of_flat_nifti_are_drawn_only_where_its_pixels_are_read_as_stored(tmp_path: Path, sign: int) -> None:
+    names = [f"a{n}.nii" for n in range(2)]
+    images = [{"id": 10 + n, "file_name": name} for n, name in enumerate(names)]
+    source = write_coco(tmp_path / "data", [{"segmentation": [box(1, 2, 5, 8)]}], images=images)
+    for name in names:
+        image = nibabel.Nifti1Image(np.zeros((36, 24, 1), np.uint8), np.diag([sign, sign, 1.0, 1.0]))
+        nibabel.save(image, tmp_path / "data" / name)
+    if sign < 0:
+        with pytest.raises(DataError, match=r"a0\.nii: NIfTI that is stored along other axes"):
+            import_labels(source, tmp_path / "out")
+    else:
+        import_labels(source, tmp_path / "out")
+        np.testing.assert_array_equal(np.argwhere(read_mask(str(tmp_path / "out" / "masks" / "a0.png")))[0], [2, 1])
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.99])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_seg.data.facts import format_size
+from ssl_seg.data.formats.nifti import is_read_as_stored
 from ssl_seg.data.formats.stored import name_errors
 from ssl_seg.data.imports import dicom, outlines, regions
 from ssl_seg.data.imports.outlines import Images, Labels, Shape
@@ -183,7 +184,13 @@ def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list
 
 
 def _size_of(path: Path, stated: Size | None) -> Size:
-    shape = open_image(str(path)).shape[1:]
+    image = open_image(str(path))
+    shape, frame = image.shape[1:], image.geometry
+    if frame is not None and frame.header is not None and not is_read_as_stored(frame):
+        raise DataError(
+            f"{path}: NIfTI that is stored along other axes than it is read along; who drew the labels saw one or the "
+            "other. Save the images as PNG or TIFF as they were shown, and name their folder by --images."
+        )
     if len(shape) != 2:
         raise DataError(f"{path}: labels are of flat images, this one is {format_size(shape)}.")
     if stated is not None and shape != stated:

@@ -63,7 +63,10 @@ def write_series(files: Sequence[Path], base: Path, out: Path) -> list[str]:
     series: dict[str, list[tuple[Path, Any]]] = {}
     for path in files:
         with name_errors(str(path)):
-            header = pydicom.dcmread(path, stop_before_pixels=True)
+            try:
+                header = pydicom.dcmread(path, stop_before_pixels=True)
+            except pydicom.errors.InvalidDicomError:
+                raise ValueError("it is no DICOM file, or a damaged one") from None
             series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
     written, left_out = 0, []
     for name, members in _name_series(series.values(), base):
