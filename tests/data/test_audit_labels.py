@@ -78,6 +78,15 @@ def test_smoothed_masks_among_good_ones_are_named() -> None:
     assert "interpolation: threshold these masks again" in finding.message
 
 
+@pytest.mark.parametrize("count", [3, 40])
+def test_masks_that_number_objects_beside_two_declared_values(count: int) -> None:
+    """What lies above all label values comes from no interpolation, and no network of two classes takes more."""
+    finding = unexpected(masks(*[range(count + 1)] * 4), [0, 1])
+    assert finding is not None
+    assert "If they number objects, type --set data.mask=instances" in finding.message
+    assert "interpolation" not in finding.message
+
+
 def test_gray_values_in_all_masks_are_no_classes() -> None:
     finding = unexpected(masks(*(range(0, 200, 3) for _ in range(4))))
     assert finding is not None

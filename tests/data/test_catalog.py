@@ -156,6 +156,7 @@ def test_incomplete_group_files(tmp_path: Path) -> None:
     [
         ("a,1\nb,1\n", "first line must be 'name,group', found 'a,1'"),
         ("", "first line must be"),
+        ("name,group\n", "it has no rows"),
         ("name,group\na,1\na.png,2\n", "line 3: 'a.png' is in two groups, '1' and '2'"),
         ("name,group\na,\n", "line 2: name and group must not be empty"),
         ("name,group\na\n", "line 2: name and group must not be empty"),

@@ -58,10 +58,10 @@ def check_sparse(
 
 
 def check_palettes(facts: Mapping[str, CaseFacts], declared: Sequence[int] | None) -> Iterator[Finding]:
-    """Check that a label has one color in all masks with palettes; programs that count colors number them anew in each
-    file. Where somebody has named the label values, another color is a warning."""
-    first: dict[int, tuple[tuple[int, int, int], str]] = {}
-    others: dict[str, tuple[int, tuple[int, int, int]]] = {}
+    """Check that a label has one color in all masks with colors; programs that count colors number them anew in each
+    file, and red and green are both 255. Where somebody has named the label values, another color is a warning."""
+    first: dict[int, tuple[tuple[int, ...], str]] = {}
+    others: dict[str, tuple[int, tuple[int, ...]]] = {}
     for case_id, own in facts.items():
         for label, color in own.label_colors:
             if first.setdefault(label, (color, case_id))[0] != color:
@@ -70,7 +70,7 @@ def check_palettes(facts: Mapping[str, CaseFacts], declared: Sequence[int] | Non
         case_id, (label, color) = next(iter(others.items()))
         usual, example = first[label]
         message = (
-            f"the palettes of {len(others)} mask(s) have other colors: the value {label} is {_name_color(usual)} in "
+            f"{len(others)} mask(s) have other colors: the value {label} is {_name_color(usual)} in "
             f"{example} and {_name_color(color)} in {case_id}. Values are the labels, and here they do not mean the "
             "same. Save all masks with one palette, or as gray values 0, 1, 2, ...; if only the colors differ, name "
             "the values in data.label_values."
@@ -78,8 +78,8 @@ def check_palettes(facts: Mapping[str, CaseFacts], declared: Sequence[int] | Non
         yield Finding("palettes_differ", "fault" if declared is None else "warn", message, tuple(others))
 
 
-def _name_color(color: tuple[int, int, int]) -> str:
-    names = {
+def _name_color(color: tuple[int, ...]) -> str:
+    names: dict[tuple[int, ...], str] = {
         (0, 0, 0): "black",
         (255, 255, 255): "white",
         (255, 0, 0): "red",
@@ -198,6 +198,9 @@ def _suggest_for_few(known: Collection[int], unknown: set[int], strays: Iterable
             f"If they were saved as 0/{mine} and not as 0/{others}, type --set 'data.label_map={{{mine}: {others}}}'."
             f"{leave_out}"
         )
+    objects = "If they number objects, type --set data.mask=instances"
+    if len(unknown) > _SMOOTHED and min(unknown) > max(known):  # interpolation gives values in between
+        return f"{objects}; if they are classes, join them by data.label_map, or name them in data.label_values."
     if len(unknown) > _SMOOTHED:
         return (
             "So many values come from smoothing or resizing with interpolation: threshold these masks again, or all by "
@@ -208,7 +211,13 @@ def _suggest_for_few(known: Collection[int], unknown: set[int], strays: Iterable
             f"If 255 marks voxels to leave out, type --set data.ignore_value=255; if not, correct the masks, or type "
             f"{_set_label_values({*known, 255})}"
         )
-    return f"Correct these masks, or make the values known: type {_set_label_values({*known, *unknown})}"
+    all_values = {*known, *unknown}
+    first = (
+        f"{objects}. If not, correct"
+        if len(all_values) > 2 and all_values == set(range(len(all_values)))
+        else "Correct"
+    )
+    return f"{first} these masks, or make the values known: type {_set_label_values(all_values)}"
 
 
 def _binary_scales(known: Collection[int], strays: Iterable[frozenset[int]]) -> tuple[int, int] | None:

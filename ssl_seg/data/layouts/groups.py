@@ -76,6 +76,8 @@ def read_groups(path: Path, ids: Collection[str]) -> tuple[dict[str, str], tuple
     columns, rows = read_table(path, ("name", "group"))
     if not {"name", "group"} <= set(columns):
         raise DataError(f"{path}: the first line must be 'name,group', found '{','.join(columns)}'.")
+    if not rows:
+        raise DataError(f"{path}: it has no rows below the first. Name images and their groups, or remove the file.")
     group_of: dict[str, str] = {}
     for row in rows:
         name, group = normalize("NFC", row.cells["name"]), row.cells["group"]
