@@ -26,7 +26,7 @@ from ssl_seg.data.home import find_cache_folder
 from ssl_seg.data.layouts.listing import Case, Region
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.resample import find_shape, resample_image, resample_labels
-from ssl_seg.data.volumes import Stored, open_image, open_mask
+from ssl_seg.data.volumes import Stored, open_image, open_mask, split_location
 from ssl_seg.errors import DataError
 from ssl_seg.files import atomic_write
 
@@ -123,11 +123,11 @@ class DiskCache:
         """
         parts = [repr(replace(reading, is_mask=is_mask)), *([] if grid is None else [repr(grid)])]
         for location in locations:
-            path = Path(location.partition("::")[0])
+            path = Path(split_location(location)[0])
             if not path.is_file():
                 return None
             state = path.stat()
-            parts.append(f"{path.resolve()}|{location.partition('::')[2]}|{state.st_size}|{state.st_mtime_ns}")
+            parts.append(f"{path.resolve()}|{split_location(location)[1]}|{state.st_size}|{state.st_mtime_ns}")
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         return self.folder / f"{name}.npy"
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import image_of, make_content
 from ssl_seg.data.formats.layout import GUESS
-from ssl_seg.data.formats.pixels import LabelColors
+from ssl_seg.data.formats.pixels import ONE_INTEGER, LabelColors
 from ssl_seg.data.formats.stored import crop
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.listing import Case
@@ -82,7 +82,7 @@ class CaseFacts:
     notes: tuple[str, ...] = ()
     """Changes to the values of the files, and guesses about them; see ``describe_notes``."""
     label_colors: LabelColors = ()
-    """What the palette of the mask makes of its values."""
+    """The colors that the mask has for its values."""
     scan: MaskScan | None = field(default=None, compare=False, repr=False)
     """The mask as stored, until ``settle_facts`` has said what its values mean."""
 
@@ -190,6 +190,8 @@ def read_facts(
     if mask.shape[1:] != shape:
         same = sorted(mask.shape[1:]) == sorted(shape)
         order = " Are the axes of one of them in another order? Name those of arrays by data.axes." if same else ""
+        if len(mask.shape) == len(image.shape) + 1 and shape in (mask.shape[2:], mask.shape[1:-1]):
+            order = f" If the mask has a plane for each class (one-hot, or probabilities), {ONE_INTEGER}."
         raise SizeMismatchError(
             f"{mask.location}: the mask is {format_size(mask.shape[1:])}, its image {format_size(shape)}. "
             f"They must be of one size.{''.join(f' (The {what}: {note}.)' for what, note in said) or order}"

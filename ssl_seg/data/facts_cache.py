@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.home import list_places
 from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.volumes import split_location
 
 KEPT_PER_CASE, KEPT_AT_LEAST = 4, 20_000
 """Facts that are kept: so many for each case, which can be read with several settings, but no fewer than the second."""
@@ -73,7 +74,7 @@ class FactsCache:
         return hashlib.sha256("\n".join(parts).encode()).digest()
 
     def _describe_file(self, location: str) -> str | None:
-        name, _, key = location.partition("::")
+        name, key = split_location(location)
         path = Path(name).absolute()
         state = _read_state(path)
         return None if state is None else f"{str(path).removeprefix(self._prefix)} {key} {state}"

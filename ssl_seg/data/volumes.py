@@ -70,6 +70,7 @@ __all__ = [
     "open_mask",
     "read_image",
     "read_mask",
+    "split_location",
     "split_suffix",
     "takes_axes",
     "write_mask",
@@ -79,13 +80,34 @@ __all__ = [
 IMAGE_SUFFIXES = tuple(FORMATS)
 """Suffixes of files (Zarr: folders) that are taken for images, in lower case."""
 
-_CONVERTIBLE = (".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img")
-"""Suffixes of volumes that are not read."""
+_IN_PLACE = "to .nii.gz, which keeps where voxels lie:"
+_CONVERSIONS = {
+    (".nrrd", ".nhdr", ".mha", ".mhd"): f"{_IN_PLACE} SimpleITK.WriteImage(SimpleITK.ReadImage(old), new)",
+    (".mgz", ".mgh", ".hdr", ".img"): f"{_IN_PLACE} nibabel.save(nibabel.load(old), new)",
+    (".webp", ".gif", ".avif", ".jp2", ".pbm", ".pgm", ".ppm", ".tga"): "to .png: PIL.Image.open(old).save(new)",
+    (".czi", ".lif", ".lsm", ".nd2", ".oib", ".ims", ".svs", ".ndpi", ".scn", ".mrxs", ".vsi"): (
+        "to .tif, one image or stack a file, in Fiji or QuPath"
+    ),
+    (".dcm", ".dicom", ".ima"): "to .nii.gz: ssl-seg data import FOLDER OUT",
+}
+"""Suffixes of images that are not read, and what to make of them how."""
 
 _IMAGE_KEYS = ("image",)
 _MASK_KEYS = ("label", "mask")
 
 _VOLUMES = ".tif, .nii.gz, .npy, .h5 or .ome.zarr"
+
+_PICTURE = "save it as PNG, which keeps all values"
+_OTHER_KINDS = (
+    (8, b"webp", f"is a WebP picture: {_PICTURE}"),
+    (0, b"gif8", f"is a GIF picture: {_PICTURE}"),
+    (4, b"ftyp", f"is an AVIF or HEIC picture, or a film: {_PICTURE}"),
+    (4, b"jp  ", f"is a JPEG 2000 picture: {_PICTURE}"),
+    (0, b"version https:/", "is a pointer of Git LFS, not the file itself: run git lfs pull"),
+    (0, b"<!doctype html", "is a web page: download the file again"),
+    (0, b"<html", "is a web page: download the file again"),
+)
+"""Position and first bytes, in lower case, of what files of these suffixes often are, and what to do."""
 
 _ONE_FRAME = (".npy", ".h5", ".hdf5", ".zarr", ".ome.zarr")
 """Suffixes of files that hold masks as they are read, whatever the order in the file of the image."""
@@ -107,6 +129,12 @@ def split_suffix(name: str) -> tuple[str, str]:
     return name[: len(name) - len(longest)], longest
 
 
+def split_location(location: str) -> tuple[str, str]:
+    """Return the path of a location, and its key, "" without one; a file's own name may have two colons."""
+    name, _, key = location.partition("::")
+    return (name, key) if split_suffix(name)[1] else (location, "")
+
+
 def is_image(path: Path) -> bool:
     """Return whether ``path`` is taken for an image: by its suffix, and a Zarr store by being a folder as well."""
     suffix = split_suffix(path.name)[1]
@@ -114,15 +142,10 @@ def is_image(path: Path) -> bool:
 
 
 def advise_conversion(names: Iterable[str]) -> str:
-    """Return a sentence, behind a space, on how to convert the volumes among files that are not read; "" for none."""
-    known = sorted({s for name in names for s in _CONVERTIBLE if name.lower().removesuffix(".gz").endswith(s)})
-    if not known:
-        return ""
-    by_nibabel = known[0] in (".hdr", ".img", ".mgh", ".mgz")
-    call = (
-        "nibabel.save(nibabel.load(old), new)" if by_nibabel else "SimpleITK.WriteImage(SimpleITK.ReadImage(old), new)"
-    )
-    return f" Convert {' and '.join(known)} to .nii.gz, which keeps where voxels lie: {call}."
+    """Return sentences, each behind a space, on how to convert the images among files that are not read."""
+    lower = [name.lower().removesuffix(".gz") for name in names]
+    found = {how: [s for s in suffixes if any(n.endswith(s) for n in lower)] for suffixes, how in _CONVERSIONS.items()}
+    return "".join(f" Convert {' and '.join(sorted(known))} {how}." for how, known in found.items() if known)
 
 
 def is_lossy(location: str) -> bool:
@@ -133,7 +156,7 @@ def is_lossy(location: str) -> bool:
 
 def takes_axes(location: str) -> bool:
     """Return whether ``data.axes`` holds for a location, by its suffix."""
-    suffix = split_suffix(location.partition("::")[0])[1]
+    suffix = split_suffix(split_location(location)[0])[1]
     return suffix != "" and FORMATS[suffix].takes_axes
 
 
@@ -182,14 +205,22 @@ def open_mask(location: str, *, reading: Reading = AS_STORED) -> Stored:
     """
     if synthetic.is_synthetic(location):
         return _hold_synthetic(location, synthetic.generate(*synthetic.parse_location(location))[1])
-    location, _, depth = location.partition("::depth=")
+    location, _, depth = location.partition("::depth=") if location.rpartition("=")[2].isdigit() else (location, "", "")
     stored = _open(location, _MASK_KEYS, replace(reading, is_mask=True))
     if stored.shape[0] != 1:
         with name_errors(location):
             are_slices = len(stored.shape) == 3 and takes_axes(location) and reading.axes is None
-            labels, notes = merge_label_channels(stored.read(), are_slices=are_slices)
+            labels, notes, colors = merge_label_channels(stored.read(), are_slices=are_slices)
         fetch = partial(cut, labels)
-        stored = replace(stored, shape=labels.shape, by_box=False, fetch=fetch, notes=(*stored.notes, *notes))
+        notes = (*stored.notes, *notes)
+        stored = replace(
+            stored,
+            shape=labels.shape,
+            by_box=False,
+            fetch=fetch,
+            notes=notes,
+            label_colors=colors or stored.label_colors,
+        )
     if depth:
         stored = repeat_slices(stored, int(depth))
     return stored if reading.fractions else to_integers(stored)
@@ -354,9 +385,7 @@ def _open_slices(location: str, open_one: Callable[[str], Stored]) -> Stored:
 
 def _resolve(location: str, default_keys: Sequence[str]) -> tuple[Path, str, Format]:
     """Return path, key ("" if there is none) and format of a location, after a look at the first bytes."""
-    name, _, key = location.partition("::")
-    if key and not split_suffix(name)[1]:
-        name, key = location, ""  # a file whose own name has two colons
+    name, key = split_location(location)
     path = Path(name)
     kind = _check_start(path)
     if kind.list_arrays is None:
@@ -425,8 +454,9 @@ def _check_start(path: Path) -> Format:
     if not head:
         raise DataError(f"{path}: the file is empty (0 bytes). Copy or export it again, or remove it.")
     if not head.startswith(kind.magic):
-        found = [other for other, format_ in FORMATS.items() if head.startswith(format_.magic)]
-        hint = f"It looks like {found[0]}: rename it" if found else "It is damaged: copy or export it again"
+        found = [f"looks like {other}: rename it" for other, own in FORMATS.items() if head.startswith(own.magic)]
+        found += [hint for start, magic, hint in _OTHER_KINDS if head[start:].lower().startswith(magic)]
+        hint = f"It {found[0]}" if found else "It is damaged: copy or export it again"
         raise DataError(f"{path}: this is no {kind.name} file. {hint}, or remove it.")
     return kind
 
@@ -460,4 +490,4 @@ def _fetch_integers(fetch: Fetch, location: str, box: Box) -> NDArray[np.integer
 def are_whole(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Return which values are integers that an int32 holds, or as near to one as traces of scaling are."""
     near = np.isclose(values, np.round(values), rtol=0, atol=ROUNDED)
-    return np.asarray(near & (np.abs(values) < 2**31))  # infinity is not below it
+    return np.asarray(near & (np.abs(values) < np.float64(2**31)))  # infinity is not below it

@@ -16,7 +16,7 @@ from typing import Any
 
 from ssl_seg.data.layouts import list_images
 from ssl_seg.data.layouts.files import note_others, walk_files
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_location, split_suffix
 from ssl_seg.errors import DataError, name_examples
 from ssl_seg.files import append_jsonl, find_obstacle, name_unwritable, read_jsonl
 
@@ -61,7 +61,7 @@ class Job:
 
     def identify_image(self) -> list[list[Any]]:
         """Return path, size and time of change of each file, which tell whether it is still the image that it was."""
-        files = [Path(location.partition("::")[0]) for location in self.locations]
+        files = [Path(split_location(location)[0]) for location in self.locations]
         stats = [file.stat() if file.exists() else None for file in files]
         return [[str(f.resolve()), s and s.st_size, s and s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]
 
@@ -301,7 +301,7 @@ def note_unread(source: Path, output: Path, jobs: Sequence[Job]) -> tuple[str, .
     if is_image(source):
         return ()
     inner, place = source / "images" if (source / "images").is_dir() else source, output.resolve()
-    used = {Path(location.partition("::")[0]).resolve() for job in jobs for location in job.locations}
+    used = {Path(split_location(location)[0]).resolve() for job in jobs for location in job.locations}
     unused: dict[bool, list[str]] = {True: [], False: []}
     for path in walk_files(inner):
         found = path.resolve()
@@ -330,7 +330,7 @@ def _paths_beside(mask: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
 
 def _check_distinct(jobs: Sequence[Job]) -> None:
     """Nothing may be written twice, or over an image."""
-    images = {os.path.realpath(location.partition("::")[0]): location for job in jobs for location in job.locations}
+    images = {os.path.realpath(split_location(location)[0]): location for job in jobs for location in job.locations}
     owners: dict[Path, str] = {}
     for job in jobs:
         for path in job.outputs:

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from ssl_seg.data.formats import file_checks
 from ssl_seg.data.formats import stored as stored_module
+from ssl_seg.data.reading import Reading
 from ssl_seg.data.volumes import (
     IMAGE_SUFFIXES,
     Geometry,
@@ -180,6 +181,18 @@ def test_color_arrays(tmp_path: Path, suffix: str) -> None:
     assert read_image(save(tmp_path / f"thin{suffix}", np.arange(36).reshape(3, 4, 3))).shape == (1, 3, 4, 3)
     with pytest.raises(DataError, match="one channel, this one has 3"):
         read_mask(f"{tmp_path / f'rgb{suffix}'}" + "::image" * (suffix != ".npy"))
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("scale", [1, 255, 0.5])
+def test_planes_of_classes_are_recognized_in_masks(tmp_path: Path, axis: int, scale: float) -> None:
+    classes = np.arange(13 * 17 * 11).reshape(13, 17, 11) % 3
+    planes = np.stack([classes == n for n in range(3)], axis) * np.asarray(scale, np.float32)
+    with pytest.raises(DataError, match=r"its 3 channels add up to the same .*one-hot.*argmax"):
+        read_mask(save(tmp_path / "planes.npy", planes))
+    planes[0, 0, 0] = 0
+    with pytest.raises(DataError, match="this one has 3 with the colors"):  # colors on black, not planes
+        read_mask(save(tmp_path / "colors.npy", planes))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -508,6 +521,19 @@ def test_scales_of_an_ome_image_and_of_its_level_are_multiplied(tmp_path: Path) 
     assert open_image(location).geometry == place((6.0, 0.5, 0.25), (13.0, 21.0, 30.75))
 
 
+def test_ome_images_inside_a_group_are_read_as_such(tmp_path: Path) -> None:
+    """As bioformats2raw writes them: their axes and scales count, and their levels are no images of their own."""
+    path = tmp_path / "x.ome.zarr"
+    zarr.open_group(str(path), mode="w", zarr_format=2).attrs["bioformats2raw.layout"] = 3
+    save_ome(path / "0", PAIR[None], "tczyx", "0.4", [1, 1, 3.0, 0.5, 0.25])
+    np.testing.assert_array_equal(read_image(str(path)), PAIR)
+    assert open_image(str(path)).geometry == place((3.0, 0.5, 0.25))
+    save_ome(path / "1", STACK[:, None], "tzyx", "0.4", None)
+    assert list_arrays(path) == ("0", "1")
+    with pytest.raises(DataError, match="holds 6 points in time"):
+        read_image(f"{path}::1")
+
+
 def test_ome_axes_in_another_order(tmp_path: Path) -> None:
     location = save_ome(tmp_path / "x.zarr", STACK.T, "xyz", "0.4", [0.25, 0.5, 3.0])
     np.testing.assert_array_equal(read_image(location)[0], STACK)
@@ -540,6 +566,13 @@ def test_zarr_folders_that_hold_no_image(tmp_path: Path) -> None:
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+def test_masks_of_half_precision(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "x.npy", PLANE.astype(np.float16))), PLANE)
+    with pytest.raises(DataError, match="must be integers"):
+        read_mask(save(tmp_path / "y.npy", np.full((3, 4), np.inf, np.float16)), reading=Reading(nonfinite="ignore"))
 
 
 def test_python_objects_are_not_unpickled(tmp_path: Path) -> None:

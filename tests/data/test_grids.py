@@ -19,7 +19,7 @@ from ssl_seg.data.grids import GRID_TOLERANCE, GridMismatchError, compare_grids
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.sampling import crop
 from ssl_seg.data.store import CaseStore, cut_unit
-from ssl_seg.data.volumes import Geometry, open_image, write_mask
+from ssl_seg.data.volumes import Geometry, advise_conversion, open_image, write_mask
 from ssl_seg.errors import DataError
 from ssl_seg.results.mask_files import check_places, plan_jobs
 
@@ -223,6 +223,9 @@ def test_volumes_that_are_not_read_are_named_with_what_to_do(tmp_path: Path) -> 
     for name in ("a.nrrd", "b.mha"):
         (tmp_path / "data" / "masks" / name).write_bytes(b"NRRD0004")
     assert any("Convert .mha and .nrrd to .nii.gz" in note for note in open_catalog(str(tmp_path / "data")).notes)
+    advice = advise_conversion(["a.WEBP", "b.mgz", "c.img.gz", "d.czi", "e.dcm", "f.txt"])
+    kinds = [part.partition(" to ")[0] for part in advice.split(" Convert ")[1:]]
+    assert kinds == [".img and .mgz", ".webp", ".czi", ".dcm"]
     with pytest.raises(DataError, match=r"Convert \.nrrd to \.nii\.gz.*SimpleITK"):
         open_image(str(tmp_path / "data" / "masks" / "a.nrrd"))
     with pytest.raises(DataError, match=r"Convert \.mha to"):

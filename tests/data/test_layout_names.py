@@ -177,6 +177,17 @@ def test_forms_of_unicode_in_tables(tmp_path: Path, form: str) -> None:
     assert Path(case.mask or "").exists()
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """It could not be written into a split or a table."""
+    touch(tmp_path, "images/ä.png", "masks/ä.png")
+    try:
+        (tmp_path / "images" / os.fsdecode(b"\xe4.png")).touch()
+    except OSError:
+        pytest.skip("the file system takes text only")
+    with pytest.raises(DataError, match=r"its name is not in UTF-8\. Rename it"):
+        find_listing(tmp_path)
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_forms_of_unicode_are_one_name(tmp_path: Path, form: str) -> None:
     other = {"NFC": "NFD", "NFD": "NFC"}[form]

@@ -532,6 +532,23 @@ def test_palettes_that_number_colors_anew_in_each_mask(tmp_path: Path, suffix: s
     assert not any("have other colors" in note for note in numbers.notes)
 
 
+@pytest.mark.parametrize("channel", [0, 1])
+def test_one_color_in_each_mask_is_a_class_only_where_it_is_the_same(tmp_path: Path, channel: int) -> None:
+    """Red in one mask and green in the other are both 255: taken for one class, they would be mixed in silence."""
+    for n, own in enumerate((0, channel)):
+        for part in ("images", "masks"):
+            (tmp_path / part).mkdir(exist_ok=True)
+        write_mask(tmp_path / "images" / f"{n}.png", PLANES[n])
+        color = np.zeros((*PLANES[0].shape, 3), np.uint8)
+        color[..., own] = (PLANES[n] > 99) * 255
+        Image.fromarray(color).save(tmp_path / "masks" / f"{n}.png")
+    if channel == 0:
+        assert open_catalog(str(tmp_path)).label_values == (0, 255)
+    else:
+        with pytest.raises(DataError, match="the value 255 is red in 0 and green in 1"):
+            open_catalog(str(tmp_path))
+
+
 def test_a_palette_of_imagej_is_for_display(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     green = np.stack([np.zeros(256), np.arange(256), np.zeros(256)]).astype(np.uint8)

@@ -271,6 +271,12 @@ def test_no_file_no_bytes_no_image(tmp_path: Path) -> None:
         put(tmp_path, "other.png", WHOLE["gray.jpg"]): "looks like .jpg",
         put(tmp_path, "x.npy", b"abc"): "no NPY file",
         put(tmp_path, "x.txt", b"abc"): "unknown suffix",
+        put(tmp_path, "photo.jpg", pillow_bytes(COLOR, "WEBP")): "is a WebP picture: save it as PNG",
+        put(tmp_path, "clip.png", pillow_bytes(GRAY, "GIF")): "is a GIF picture",
+        put(tmp_path, "phone.jpg", b"\0\0\0\x24ftypheic" + bytes(40)): "is an AVIF or HEIC picture",
+        put(tmp_path, "lfs.nii.gz", b"version https://git-lfs.github.com/spec/v1\n"): "run git lfs pull",
+        put(tmp_path, "page.tif", b"<!DOCTYPE html><html>"): "is a web page: download",
+        put(tmp_path, "broken.png", WHOLE["gray.png"][:11]): "its header is damaged",
     }
     for location, reason in cases.items():
         with pytest.raises(DataError, match=reason) as raised:

@@ -382,6 +382,12 @@ class TestPlaces:
             predict(request_)
         assert not (tmp_path / "out").exists()
 
+    def test_an_image_whose_name_has_two_colons_is_known_by_its_file(self, tmp_path: Path) -> None:
+        path = make_image(tmp_path / "in" / "a::b.png")
+        (job,) = plan_jobs(tmp_path / "in", tmp_path / "out", 2, "")
+        assert job.identify_image()[0][:2] == [str(path.resolve()), path.stat().st_size]
+        assert note_unread(tmp_path / "in", tmp_path / "out", [job]) == ()
+
     def test_probabilities_and_masks_of_one_name_are_refused(self, tmp_path: Path) -> None:
         for name in ("a.tif", "a_prob.tif"):
             make_image(tmp_path / "in" / name)

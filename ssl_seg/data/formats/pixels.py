@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.layout import NotAnImageError
 
-LabelColors = tuple[tuple[int, tuple[int, int, int]], ...]
-"""Labels of a mask, and the color (R, G, B) that its palette gives each of them."""
+LabelColors = tuple[tuple[int, tuple[int, ...]], ...]
+"""Labels of a mask, and the color (R, G, B), or the channels, that its file has for each of them."""
 
 _SHOWN_COLORS = 6
 _SAMPLED_PIXELS = 2**20
+_SUM_TOLERANCE = 1e-2
+"""Relative: probabilities of all classes add up to 1 but for rounding."""
+
+ONE_INTEGER = "save one integer per pixel, planes.argmax(axis) along the axis of classes"
 
 
 def drop_alpha(image: NDArray[Any]) -> tuple[NDArray[Any], str]:
@@ -59,8 +63,10 @@ def invert_labels(mask: NDArray[Any], top: int) -> tuple[NDArray[Any], str]:
     return mask, "zero is white in its file: its numbers are read as the labels"
 
 
-def merge_label_channels(mask: NDArray[Any], *, are_slices: bool = False) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Return (1, *S) for a mask of several channels that hold one label.
+def merge_label_channels(
+    mask: NDArray[Any], *, are_slices: bool = False
+) -> tuple[NDArray[Any], tuple[str, ...], LabelColors]:
+    """Return (1, *S) for a mask of several channels that hold one label, notes, and which channel it was.
 
     These are equal channels, or a single one beside black ones; a second or fourth channel that is constant counts as
     alpha.
@@ -74,10 +80,18 @@ def merge_label_channels(mask: NDArray[Any], *, are_slices: bool = False) -> tup
     """
     colors = mask[:-1] if len(mask) in (2, 4) and is_constant(mask[-1]) else mask
     if all((channel == colors[0]).all() for channel in colors[1:]):
-        return colors[:1], () if colors is mask else ("a constant channel is dropped",)
-    painted = [channel for channel in colors if channel.any()]
+        return colors[:1], () if colors is mask else ("a constant channel is dropped",), ()
+    painted = [number for number, channel in enumerate(colors) if channel.any()]
     if len(painted) == 1:
-        return painted[0][None], ("its one channel that is not black is the label",)
+        label = colors[painted[0]][None]
+        color = tuple(255 * (number == painted[0]) for number in range(len(colors)))
+        return label, ("its one channel that is not black is the label",), ((int(label.max()), color),)
+    total = colors.sum(axis=0, dtype=np.float64)
+    if total.flat[0] > 0 and np.allclose(total, total.flat[0], rtol=_SUM_TOLERANCE):
+        raise NotAnImageError(
+            f"its {len(mask)} channels add up to the same at every pixel, as planes of classes do (one-hot, or "
+            f"probabilities): {ONE_INTEGER}"
+        )
     pixels = mask.reshape(len(mask), -1)
     found = np.unique(pixels[:, :: -(-pixels.shape[1] // _SAMPLED_PIXELS)], axis=1).T.tolist()
     named = ", ".join(str(tuple(color)) for color in found[:_SHOWN_COLORS])

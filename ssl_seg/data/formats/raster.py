@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ssl_seg.data.formats.file_checks import check_claim
 from ssl_seg.data.formats.layout import ORIENTATION, NotAnImageError, lay_out_axes, turn_upright
@@ -43,7 +43,10 @@ def open_raster(path: Path, reading: Reading) -> Stored:
 
 
 def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP"))
+    try:
+        return Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP"))
+    except UnidentifiedImageError:  # names the object in memory
+        raise ValueError("its header is damaged") from None
 
 
 def _to_array(

@@ -124,7 +124,7 @@ class Stored:
     one slice for each axis of *S, as (C, *P). ``chunk_rows`` rows of the first axis of *S cost as much as one: they are
     decoded together, or lie side by side in the file. ``nodata`` is what the file itself writes where nothing was
     measured. With ``gaps``, ``read`` returns NaN there. ``notes`` say what was done to the stored values, or guessed
-    about them. ``label_colors`` are those of the palette of a mask.
+    about them. ``label_colors`` are those of a mask with a palette or with colors.
     """
 
     shape: tuple[int, ...]
@@ -405,7 +405,10 @@ def check_voxels(location: str, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
         DataError: if the dtype is not supported, or there are no voxels.
     """
     if dtype.kind not in "buif" or dtype.itemsize > 8 or prod(shape) == 0:
-        raise DataError(f"{location}: pixels of type {dtype} and shape {shape} are not supported.")
+        raise DataError(
+            f"{location}: pixels of type {dtype} and shape {shape} are not supported. Save numbers that are whole or "
+            "floating-point, of 64 bits at most; colors as an axis of their own, complex numbers as two channels."
+        )
     return np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
 
 

@@ -34,13 +34,17 @@ _MAX_CHUNKS = 2**20
 
 
 def list_zarr(path: Path) -> tuple[str, ...]:
-    """Return the names of the arrays in a group; none for a lone array or an OME image, which need no name."""
+    """Return the names of the arrays and OME images in a group; none for a lone one, which needs no name."""
     node = _open_node(path, "")
     if hasattr(node, "shape") or _multiscales(node.attrs):
         return ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what else lies in the folder does not matter
-        return tuple(sorted(k for k, v in node.members(max_depth=_MAX_DEPTH) if hasattr(v, "shape") and v.ndim >= 2))
+        members = dict(node.members(max_depth=_MAX_DEPTH))
+    images = [name for name, member in members.items() if not hasattr(member, "shape") and _multiscales(member.attrs)]
+    inside = tuple(f"{name}/" for name in images)  # levels and labels of an image are none of their own
+    arrays = [name for name, member in members.items() if hasattr(member, "shape") and member.ndim >= 2]
+    return tuple(sorted(name for name in (*images, *arrays) if not name.startswith(inside)))
 
 
 def open_zarr(path: Path, key: str, reading: Reading) -> Stored:

@@ -19,7 +19,7 @@ from ssl_seg.data.layouts.groups import NO_GROUPS, infer_groups, read_groups
 from ssl_seg.data.layouts.listing import CLASSES_FILE, Case, Listing
 from ssl_seg.data.layouts.names import role_of
 from ssl_seg.data.layouts.nnunet import group_channels
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image, split_location
 from ssl_seg.errors import ConfigError, DataError, did_you_mean
 from ssl_seg.files import read_text
 
@@ -199,11 +199,11 @@ def add_unlabeled(listing: Listing, folder: Path | None, groups: Path | None) ->
 def _join(listing: Listing, folder: Path) -> Listing:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder for further unlabeled images. If it has moved, give --unlabeled.")
-    known = {os.path.realpath(case.image.partition("::")[0]) for case in listing.cases}
+    known = {os.path.realpath(split_location(case.image)[0]) for case in listing.cases}
     images = {case.id: Path(case.image) for case in listing.cases}
     cases = list(listing.cases)
     found = list_images(folder, listing.layout)
-    further = [(n, files) for n, files in found if os.path.realpath(files[0].partition("::")[0]) not in known]
+    further = [(n, files) for n, files in found if os.path.realpath(split_location(files[0])[0]) not in known]
     if not found:
         raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
     for name, (image, *more) in further:

@@ -140,8 +140,15 @@ def walk_files(folder: Path) -> Iterator[Path]:
 
 
 def make_id(path: Path, folder: Path) -> str:
-    """Return the path below ``folder`` without its suffix, with forward slashes, in the composed Unicode form."""
-    return normalize("NFC", split_suffix(path.relative_to(folder).as_posix())[0])
+    """Return the path below ``folder`` without its suffix, with forward slashes, in the composed Unicode form.
+
+    Raises:
+        DataError: if it is no text.
+    """
+    name = path.relative_to(folder).as_posix()
+    if not name.isascii() and name != os.fsencode(name).decode(errors="ignore"):
+        raise DataError(f"{path}: its name is not in UTF-8. Rename it; convmv -f latin1 -t utf8 --notest does so.")
+    return normalize("NFC", split_suffix(name)[0])
 
 
 def find_images(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:

@@ -11,7 +11,7 @@ from ssl_seg.data.layouts.files import find_stacks, note_unlabeled
 from ssl_seg.data.layouts.folders import Files, choose_source, sort_files
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.layouts.names import MASK_WORDS, split_marker
-from ssl_seg.data.volumes import split_suffix
+from ssl_seg.data.volumes import split_location, split_suffix
 from ssl_seg.errors import DataError, name_examples
 
 _BESIDE = (
@@ -71,7 +71,7 @@ def find(root: Path) -> Listing:
         notes += (f"{len(shared)} volume(s) have one mask file: if it is 2D, it holds for all slices "
                   f"({name_examples(shared)})",)  # fmt: skip
     used = {str(path) for members in stacks.values() for path in members} | {
-        str(case.mask).partition("::")[0] for case in cases
+        split_location(str(case.mask))[0] for case in cases
     }
     if left := sorted(name for name, path in files.images.items() if str(path) not in used):
         notes += (f"{len(left)} image(s) are no slice of a volume and not used ({name_examples(left)})",)
