@@ -5,8 +5,8 @@
 Parts, in this order; ``--parts`` chooses some:
 
   tests      ``pytest -m gpu``: no step waits for the device, results are those of the CPU, interrupted runs go on
-  steps      milliseconds of a step of every method and network on a batch that is there, against a bare loop, and with
-             batches as they are loaded; peak memory
+  steps      milliseconds of a step of every method and network on a batch that is there, against a bare loop, with
+             batches made in between, and with those of as many loader processes as are planned; peak memory
   emps       ``ssl-seg ablate emps_methods``: all methods, with several trainings on the GPU at a time
   changes    ``ssl-seg ablate emps_fixmatch``: what FixMatch depends on, one change at a time
   la         ``ssl-seg ablate la_methods``: left atrium, 8 of 80 labels, last checkpoints
@@ -44,7 +44,9 @@ from rich.table import Table
 from trainings import assemble
 
 from ssl_seg.config.layers import Layer, merge_layers, nest
+from ssl_seg.data.loader import make_loader
 from ssl_seg.engine.devices import synchronize
+from ssl_seg.engine.pace import Pace, plan_workers
 from ssl_seg.errors import SslSegError
 from ssl_seg.methods import METHODS
 from ssl_seg.networks.builders import NETWORKS
@@ -123,7 +125,13 @@ def measure(name: str, data: str, settings: Settings, *, small: bool) -> Row:
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     fed = time_steps(lambda n: void(trial.engine.step(source[n].to(device), n, 1e-4)), device, 2, steps)
     row = {"of": name, "ready_ms": statistics.median(ready), "fed_ms": statistics.median(fed), "peak_gib": peak}
-    row["waiting"] = max(0.0, 1 - row["ready_ms"] / row["fed_ms"])
+    load = max(row["fed_ms"] - row["ready_ms"], 0.0)
+    pace = Pace(update=row["ready_ms"], look=0, reading=0, scoring=0, load=load)
+    row["workers"] = plan_workers(pace, torch.get_num_threads() - 1)
+    loader = iter(make_loader(source, 0, 3 * steps, row["workers"], pin_memory=device.type == "cuda"))
+    planned = time_steps(lambda n: void(trial.engine.step(next(loader).to(device), n, 1e-4)), device, 2, steps)
+    row["planned_ms"] = statistics.median(planned)
+    row["waiting"] = max(0.0, 1 - row["ready_ms"] / row["planned_ms"])
     bare = make_bare_step(trial.engine, batches[1], record_passes(trial.engine, batches[1], number=1))
     times: dict[str, list[float]] = {"bare": [], "own": []}
     for _ in range(blocks):  # in turns
@@ -200,7 +208,8 @@ def show(result: Mapping[str, Any]) -> None:
     """Print the table of steps, and one line for each of the other parts."""
     console, machine = Console(width=120), result["machine"]
     table = Table(title=f"{machine['card']}, {machine['cores']} cores, torch {machine['torch']}")
-    for column in ("step of", "ms", "to bare loop", "ms with loading", "waits for data", "peak GiB"):
+    columns = ("step of", "ms", "to bare loop", "ms, batch made first", "loaders", "ms with them", "waits", "peak GiB")
+    for column in columns:
         table.add_column(column, justify="left" if column == "step of" else "right")
     for row in result.get("steps", ()):
         if "refused" in row:
@@ -209,7 +218,8 @@ def show(result: Mapping[str, Any]) -> None:
         bare, peak = row.get("to_bare"), row["peak_gib"]
         table.add_row(
             row["of"], f"{row['ready_ms']:.1f}", "" if bare is None else f"{bare:.3f}", f"{row['fed_ms']:.1f}",
-            f"{row['waiting']:.0%}", "" if peak is None else f"{peak:.2f}",
+            str(row["workers"]), f"{row['planned_ms']:.1f}", f"{row['waiting']:.0%}",
+            "" if peak is None else f"{peak:.2f}",
         )  # fmt: skip
     console.print(table)
     if "tests" in result:
