@@ -67,20 +67,20 @@ LIMITS: dict[str, Limit] = {
         "the entropy of 5 % is 0.20, twice the limit; of 1 %, 0.056",
     ),
     "mode_gap": Limit(
-        0.10, "F1 at the best threshold, or AUROC, that train mode has over eval mode",
+        0.10, "lead of train mode over eval mode in F1 at the best threshold, or in AUROC",
         "healthy networks with BatchNorm had at most 0.05 after 20 steps, 0.01 after 50, 0.17 untrained (measured)",
     ),
     "mode_gap_at_05": Limit(
         0.20, "the same for F1 at the threshold", "healthy: 0.13 after 20 steps, 0.04 after 50 (measured)"
     ),
-    "loss_fall": Limit(0.10, "share of the loss that is a fall", "a reported loss fell 0.27 to 0.22 (19 %)"),
-    "f1_fall": Limit(0.10, "loss of F1 against the best so far", "reported together: F1 0.49 to 0.00"),
+    "loss_fall": Limit(0.10, "relative fall of the loss that counts", "a reported loss fell 0.27 to 0.22 (19 %)"),
+    "f1_fall": Limit(0.10, "fall of F1 below the best so far", "reported together: F1 0.49 to 0.00"),
     "learned_margin": Limit(
-        0.05, "F1 at the best threshold over the trivial one from which something has been learned",
+        0.05, "margin of F1 at the best threshold over the trivial one from which something has been learned",
         "ours; healthy runs have 0.2 to 0.3 at the end of their first epoch (measured)",
     ),
     "batch_margin": Limit(
-        0.15, "F1 of the training batches over the trivial one from which the network knows its training cases",
+        0.15, "margin of F1 on training batches over the trivial one from which the network knows these cases",
         "learning runs have 0.18 to 0.23 after 20 and 30 steps (measured); a constant output has at most 0",
     ),
     "inverted_auroc": Limit(
@@ -107,11 +107,11 @@ LIMITS: dict[str, Limit] = {
     ),
     "low_prob_mean": Limit(
         0.01, "mean probability that is all-negative where more than this share is true",
-        "reported: pred_mean below 0.01 (0.000012 in a collapse); a later report adds that of the target, since empty "
+        "reported: pred_mean below 0.01 (0.000012 in a collapse); a later report compares with the target, since empty "
         "batches gave false alarms",
     ),
     "low_prob_share": Limit(
-        0.99, "share of voxels with a probability below 0.1 that is worth a word", "reported: 99.43 % in a collapse",
+        0.99, "share of voxels with a probability below 0.1 that is mentioned", "reported: 99.43 % in a collapse",
     ),
     "dead_logit_std": Limit(
         1e-3, "standard deviation of the log-odds below which an output does not depend on the image at all",
@@ -147,16 +147,16 @@ LIMITS: dict[str, Limit] = {
     ),
     "trivial_margin": Limit(0.01, "F1 over the best trivial predictor below which nothing has been learned", "ours"),
     "auroc_gain": Limit(
-        0.04, "gain of AUROC since half of the steps with which a student is on its way, in the first 5 epochs",
+        0.04, "gain of AUROC since half of the steps that shows a student on its way, in the first 5 epochs",
         "healthy runs at the end of an epoch of 20 steps gained 0.05 to 0.11 (measured)",
     ),
-    "shift_gap": Limit(0.10, "gain of F1 at the best threshold that is named a shifted threshold", "ours"),
+    "shift_gap": Limit(0.10, "gain of F1 at the best threshold from which the threshold is called shifted", "ours"),
     "foreground_bias": Limit(
-        2.0, "factor between predicted and true foreground that is gross",
+        2.0, "factor between predicted and true foreground from which it is named",
         "ours: from there on, F1 cannot exceed 2/(1 + 2) = 0.67",
     ),
     "teacher_gap": Limit(
-        0.05, "F1 at the best threshold that the student has over the teacher, now and after half of the steps",
+        0.05, "lead of the student over the teacher in F1 at the best threshold, now and after half of the steps",
         "at most 0.02 in healthy runs, epochs of 50 steps (measured)",
     ),
     "teacher_gap_at_05": Limit(0.12, "the same at the threshold", "at most 0.06 in healthy runs (measured)"),
@@ -169,11 +169,11 @@ LIMITS: dict[str, Limit] = {
         "reported: focal 0.181 to 0.247 (37 %) over six epochs, 25 % in the fourth if it rose evenly",
     ),
     "loss_rise": Limit(
-        0.03, "rise of the whole loss over its lowest epoch without which a component may rise",
+        0.03, "rise of the whole loss over its lowest epoch up to which a component may rise",
         "reported: 5.5 % in a run that diverged; 1.8 % in one that was fine although focal tripled",
     ),
     "validation_rise": Limit(
-        0.02, "rise of the loss on validation in 3 epochs that all rise, with a component that rises too",
+        0.02, "rise of the loss on validation over 3 epochs that all rise, together with a component",
         "reported: 2.8 % in the third epoch of a divergence, if it rose evenly; a run that was fine wavered by 1.8 %",
     ),
     "validation_component_rise": Limit(
@@ -181,22 +181,22 @@ LIMITS: dict[str, Limit] = {
         "reported: focal by 18 % in the third epoch, if it rose evenly (0.181 to 0.247 in six)",
     ),
     "trivial_loss": Limit(
-        0.06, "way from the best constant output to a perfect one that no component of the loss has come in 3 epochs",
+        0.06, "way from the best constant output to a perfect one that some component must come in 3 epochs",
         "reported as stuck: dice 0.48 to 0.50 and variance 0.95 to 1.00, 4 and 5 % of the way; the best run came 9 %",
     ),
-    "score_drop": Limit(0.02, "F1 below the best one that is a step back", "ours; healthy epochs differ by 0.01"),
+    "score_drop": Limit(0.02, "fall of F1 below the best that is a step back", "ours; healthy epochs differ by 0.01"),
     "train_gap": Limit(
-        0.15, "F1 of the training probe over validation from which a run overfits, if validation falls for 3 epochs",
+        0.15, "gap of F1, training probe minus validation, from which a run overfits, if validation falls for 3 epochs",
         "a report grades: below 0.10 learning, 0.19 overfitting starts, above 0.25 severe",
     ),
     "severe_train_gap": Limit(0.25, "gap that is called severe", "reported: 0.285 severe"),
     "severe_drop": Limit(
-        0.05, "F1 below the best one that is enough at one epoch, if the gap is severe",
+        0.05, "fall of F1 below the best that is enough in one epoch, if the gap is severe",
         "reported as degrading: 0.517 after 0.569, gap 0.27",
     ),
     "plateau_gain": Limit(0.005, "gain of F1 that 5 epochs must bring", "ours"),
     "plateau_margin": Limit(
-        0.10, "F1 at the best threshold over the trivial one up to which a plateau is stuck low", "ours",
+        0.10, "margin over the trivial F1, at the best threshold, up to which a plateau is stuck low", "ours",
     ),
     "accepted_low": Limit(0.001, "share of pseudo-labels below which a threshold takes none", "ours"),
     "accepted_high": Limit(0.999, "share of pseudo-labels above which a threshold takes all", "ours"),
