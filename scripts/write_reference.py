@@ -1,9 +1,9 @@
-"""Write the reference pages of the documentation from the code: commands, settings, Python.
+"""Write the reference pages of the documentation from the code: commands, settings, Python, limits of the monitor.
 
     python scripts/write_reference.py            # writes docs/reference/*.md; tests/test_docs.py says when it is due
 
 Nothing on these pages is written by hand: the texts are the help of the commands, the docstrings below the fields of
-the settings, and the docstrings of the public functions.
+the settings, the docstrings of the public functions, and the table of the limits.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ssl_seg.cli.app import app
 from ssl_seg.config import Config
 from ssl_seg.config.hints import find_section_type
 from ssl_seg.config.layers import to_plain
+from ssl_seg.diagnose.catalog import LIMITS
 from ssl_seg.losses import LOSSES
 from ssl_seg.losses.components import list_options
 from ssl_seg.methods import METHODS
@@ -40,7 +41,12 @@ WORDS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 def render() -> dict[str, str]:
     """Return the name and the text of each page."""
-    return {"commands.md": render_commands(), "settings.md": render_settings(), "python.md": render_python()}
+    return {
+        "commands.md": render_commands(),
+        "settings.md": render_settings(),
+        "python.md": render_python(),
+        "limits.md": render_limits(),
+    }
 
 
 def render_commands() -> str:
@@ -56,6 +62,19 @@ def render_commands() -> str:
         *index,
     ]
     return "\n".join(head) + "\n" + "".join(_render_command(name, call) for name, call in found)
+
+
+def render_limits() -> str:
+    """Return the page of the numbers that the rules of the monitor and of `diagnose` go by."""
+    head = [
+        MADE,
+        "# Limits of the monitor\n",
+        "What the rules behind [the verdicts](../collapse.md#the-verdicts) go by. A source of *ours* is a choice made "
+        "here, *reported* a figure of the reports of failed trainings, *measured* one of runs here.\n",
+        "| limit | value | meaning | source |\n|---|---:|---|---|",
+    ]
+    rows = [f"| `{name}` | {entry.value:g} | {entry.meaning} | {entry.source} |" for name, entry in LIMITS.items()]
+    return "\n".join([*head, *rows]) + "\n"
 
 
 def _list_commands(group: typer.Typer, prefix: str) -> Iterator[tuple[str, Callable[..., Any]]]:
