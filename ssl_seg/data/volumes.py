@@ -59,6 +59,7 @@ from ssl_seg.files import atomic_folder, atomic_write, name_unwritable
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "MASK_KEYS",
     "Geometry",
     "Stored",
     "advise_conversion",
@@ -93,7 +94,8 @@ _CONVERSIONS = {
 """Suffixes of images that are not read, and what to make of them how."""
 
 _IMAGE_KEYS = ("image",)
-_MASK_KEYS = ("label", "mask")
+MASK_KEYS = ("label", "mask")
+"""Names of the array of the mask in files that hold several, the first that is there."""
 
 _VOLUMES = ".tif, .nii.gz, .npy, .h5 or .ome.zarr"
 
@@ -206,7 +208,7 @@ def open_mask(location: str, *, reading: Reading = AS_STORED) -> Stored:
     if synthetic.is_synthetic(location):
         return _hold_synthetic(location, synthetic.generate(*synthetic.parse_location(location))[1])
     location, _, depth = location.partition("::depth=") if location.rpartition("=")[2].isdigit() else (location, "", "")
-    stored = _open(location, _MASK_KEYS, replace(reading, is_mask=True))
+    stored = _open(location, MASK_KEYS, replace(reading, is_mask=True))
     if stored.shape[0] != 1:
         with name_errors(location):
             are_slices = len(stored.shape) == 3 and takes_axes(location) and reading.axes is None
@@ -344,7 +346,7 @@ def _write_volume(path: Path, array: Rows, geometry: Geometry | None, *, compres
     elif suffix == ".npy":
         _write(path, lambda file: write_npy(file, array))
     elif suffix in (".h5", ".hdf5"):
-        _write(path, lambda file: write_hdf5(file, array, _IMAGE_KEYS[0] if compression is None else _MASK_KEYS[1]))
+        _write(path, lambda file: write_hdf5(file, array, _IMAGE_KEYS[0] if compression is None else MASK_KEYS[1]))
     elif suffix in (".zarr", ".ome.zarr"):
         _write(path, lambda folder: write_zarr(folder, array, geometry), atomic_folder)
     elif suffix in (".nii", ".nii.gz"):

@@ -119,12 +119,15 @@ def test_images_beside_the_limits_are_not_clipped() -> None:
     assert brief(checks.check_saturation(named(fact(appearance=look(at_low=0.05, at_high=0.25)), fact()))) == []
 
 
-def test_missing_masks() -> None:
+def test_missing_masks(tmp_path: Path) -> None:
     assert brief(checks.check_missing_masks([case("a"), case("b")])) == []
     found = list(checks.check_missing_masks([case("a"), case("b", None)]))
     assert brief(found) == [("unlabeled", "info", ("b",))]
     assert "1 of 2 images have NO mask file" in found[0].message
     assert brief(checks.check_missing_masks([case("a", None)])) == [("no_masks", "fault", ())]
+    np.savez(tmp_path / "a.npz", image=np.eye(4), label=np.eye(4))
+    (inside,) = checks.check_missing_masks([Case("a", str(tmp_path / "a.npz"), None, None)])
+    assert "a.npz::image and a.npz::label" in inside.message
 
 
 @pytest.mark.parametrize(

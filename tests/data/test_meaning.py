@@ -256,6 +256,21 @@ def test_jpg_masks_of_classes_are_refused(tmp_path: Path) -> None:
         open_catalog(write_set(tmp_path, masks, ".jpg"))
 
 
+@pytest.mark.parametrize("step", [80, 255])
+def test_small_classes_in_jpg_masks_are_not_cut_in_silence(tmp_path: Path, step: int) -> None:
+    """Regions so small that their grays are as mixed as edges are; black and white of that size is fine."""
+    y, x = np.indices((64, 64))
+    discs = [(y - 16) ** 2 + (x - c) ** 2 < 36 for c in (12, 32, 52)]
+    masks = [sum(disc * min(255, step * (n + 1)) for n, disc in enumerate(discs)).astype(np.uint8)] * 4
+    root = write_set(tmp_path, masks, ".jpg")
+    for n, mask in enumerate(masks):
+        cv2.imwrite(str(tmp_path / "masks" / f"c{n:02d}.jpg"), mask, [cv2.IMWRITE_JPEG_QUALITY, 60])
+    found = audit(root).findings
+    assert [(f.code, f.level) for f in found if "JPG" in f.message] == [("lossy_mask", "warn")] * (step == 80)
+    said = audit(root, CatalogSettings(meaning=Meaning(kind="binary"))).findings
+    assert not any("JPG" in f.message for f in said)
+
+
 def test_fractions_that_are_no_probabilities_are_refused_with_what_to_type(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     masks = [mask_sets.foreground(rng, 4) * rng.uniform(8, 22) for _ in range(5)]

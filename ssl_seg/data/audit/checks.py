@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +16,8 @@ from ssl_seg.data.grids import SPACING_TOLERANCE
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.tiles import FEWEST, describe_limit
-from ssl_seg.errors import name_examples
+from ssl_seg.data.volumes import MASK_KEYS, list_arrays, split_location
+from ssl_seg.errors import DataError, name_examples
 
 Facts = Mapping[str, CaseFacts]
 
@@ -156,7 +159,10 @@ def check_missing_masks(cases: Sequence[Case]) -> Iterator[Finding]:
     """Report how many masks are missing: such cases are unlabeled, which an empty mask is not."""
     missing = tuple(c.id for c in cases if c.mask is None)
     if len(missing) == len(cases):
-        message = f"none of the {len(cases)} images has a mask: nothing can be trained or evaluated. {REMEDIES}"
+        beside = _find_labels_inside(cases[0].image) if cases else ""
+        message = (
+            f"none of the {len(cases)} images has a mask: nothing can be trained or evaluated. {beside or REMEDIES}"
+        )
         yield Finding("no_masks", "fault", message)
     elif missing:
         message = (
@@ -164,6 +170,18 @@ def check_missing_masks(cases: Sequence[Case]) -> Iterator[Finding]:
             "nothing to find needs a mask of zeros instead."
         )
         yield Finding("unlabeled", "info", message, missing)
+
+
+def _find_labels_inside(location: str) -> str:
+    """Return what to do where the file of an image holds its mask too; "" where it does not."""
+    path = Path(split_location(location)[0])
+    with suppress(DataError):
+        for key in [key for key in list_arrays(path) if key in MASK_KEYS] if path.exists() else ():
+            return (
+                f"{path} holds an array '{key}' too. If that is the mask, list the files in a manifest.csv with the "
+                f"columns image and mask, here {path.name}::image and {path.name}::{key}, with paths from its folder."
+            )
+    return ""
 
 
 def check_few_labeled(cases: Sequence[Case], *, cut: bool) -> list[Finding]:
