@@ -549,6 +549,24 @@ def test_one_color_in_each_mask_is_a_class_only_where_it_is_the_same(tmp_path: P
             open_catalog(str(tmp_path))
 
 
+def test_a_mask_of_imagej_whose_table_is_inverted_has_the_values_that_imagej_shows(tmp_path: Path) -> None:
+    """Objects are 255 there, and black to the eye; of a scanner's file, what looks white is foreground."""
+    mask = (PLANES[0] > 99).astype(np.uint8) * 255
+    for name, options, expected in (("a", {"imagej": True}, mask), ("b", {"software": "scanner"}, 255 - mask)):
+        path = write_tiff(tmp_path / f"{name}.tif", mask, photometric="miniswhite", **options)
+        np.testing.assert_array_equal(read_mask(str(path)), expected)
+        assert any("zero is white" in note for note in open_mask(str(path)).notes)
+
+
+@pytest.mark.parametrize("grays", [(0, 2), (0, 127)])
+def test_a_palette_of_the_grays_that_a_mask_has(tmp_path: Path, grays: tuple[int, ...]) -> None:
+    """A class that a mask lacks is left out by programs that make files smaller; bright grays are for the eye."""
+    picture = Image.fromarray((PLANES[0] > 99).astype(np.uint8), "P")
+    picture.putpalette([value for gray in grays for value in (gray, gray, gray)])
+    picture.save(tmp_path / "x.png")
+    assert set(np.unique(read_mask(str(tmp_path / "x.png")))) == {0, 2 if grays[1] < 32 else 1}
+
+
 def test_a_palette_of_imagej_is_for_display(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     green = np.stack([np.zeros(256), np.arange(256), np.zeros(256)]).astype(np.uint8)

@@ -17,6 +17,8 @@ LabelColors = tuple[tuple[int, tuple[int, ...]], ...]
 
 _SHOWN_COLORS = 6
 _SAMPLED_PIXELS = 2**20
+_DARK = 32
+"""Grays below it are there for no eye."""
 _SUM_TOLERANCE = 1e-2
 """Relative: probabilities of all classes add up to 1 but for rounding."""
 
@@ -35,7 +37,8 @@ def choose_palette_labels(indices: NDArray[Any], colors: NDArray[Any]) -> tuple[
     """Return the labels of a mask with a palette, a note, and the color of each label that is an index.
 
     Labels are the indices. Of two colors black is 0, whatever its index: programs that count colors put the more
-    frequent one first. Of grays whose order is another, the grays are the labels.
+    frequent one first. Of grays whose order is another, or that are all nearly black, the grays are the labels:
+    programs that make files smaller leave out those that a mask does not have.
 
     Args:
         indices: (*S).
@@ -43,8 +46,11 @@ def choose_palette_labels(indices: NDArray[Any], colors: NDArray[Any]) -> tuple[
     """
     used, first = np.unique(indices, return_index=True)
     red, green, blue = (channel.ravel()[first].astype(int) for channel in colors)
-    if (red == green).all() and (red == blue).all() and (np.diff(red) < 0).any():
+    is_gray = (red == green).all() and (red == blue).all()
+    if is_gray and (np.diff(red) < 0).any():
         return colors[0], "the grays of its palette are the labels: its indices run from bright to dark", ()
+    if is_gray and red.max() < _DARK and (red != used).any():
+        return colors[0], "the grays of its palette are the labels: they are too dark to tell them apart", ()
     note = "the indices of its palette are the labels"
     black = used[(red == 0) & (green == 0) & (blue == 0)]
     named = dict(zip(used.tolist(), zip(red.tolist(), green.tolist(), blue.tolist(), strict=True), strict=True))

@@ -94,9 +94,11 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
         geometry = _find_geometry(tiff, layout)
         has_alpha = reading.axes is None and layout.channel is not None and page.extrasamples[-1:] in ((1,), (2,))
         is_bool = _is_array_of_bool(page)
-        is_inverted = page.photometric == _Color.MINISWHITE and not is_bool
+        is_display = page.photometric == _Color.MINISWHITE and tiff.is_imagej and reading.is_mask
+        is_inverted = page.photometric == _Color.MINISWHITE and not is_bool and not is_display
         is_plain = not has_alpha and not is_inverted and page.photometric != _Color.PALETTE
         notes += ("its bits are read as tifffile wrote them, though its header says that 1 is black",) * is_bool
+        notes += ("zero is white in its file, as ImageJ shows masks: its values are read",) * is_display
         # Whether the channels of a color image are equal shows only when they are decoded.
         if series.dataoffset is not None and is_plain and layout.shape(series.shape)[0] != 3:
             dtype = series.dtype.newbyteorder(tiff.byteorder)
