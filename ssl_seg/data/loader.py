@@ -70,6 +70,13 @@ class Batch:
         """Return the batch in page-locked memory; called by the DataLoader."""
         return self._map(Tensor.pin_memory)
 
+    def share_memory(self) -> Batch:
+        """Return the batch in shared memory; where that is full, a loader process fails here, and the training with it.
+
+        Left to the queue between them, such a batch would be lost, and the training would wait for it forever.
+        """
+        return self._map(Tensor.share_memory_)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         mixes = tuple(mix and Mix(change(mix.source), change(mix.mask)) for mix in self.mixes)
         image, target, weak = map(change, (self.image, self.target, self.weak))
@@ -265,7 +272,7 @@ def make_loader(
         sampler=range(first_step, last_step),
         num_workers=workers,
         worker_init_fn=_leave_interrupts_to_the_training if workers else None,
-        collate_fn=_as_is,
+        collate_fn=_share if workers else _as_is,
         pin_memory=pin_memory,
         persistent_workers=False,
     )
@@ -318,6 +325,10 @@ def _cut_tile(
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _share(batch: Any) -> Any:
+    return batch.share_memory()
 
 
 def _leave_interrupts_to_the_training(_: int) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from lightning_fabric import Fabric
 
 from ssl_seg.errors import MachineError, RunDirError, SslSegError, is_out_of_memory, quote
 from ssl_seg.files import is_disk_full, next_free
 from ssl_seg.networks.checkpoint import read_content
 from ssl_seg.run.directory import RunDir
+from ssl_seg.run.resources import SHARED_MEMORY
+
+SHARED_MEMORY_FULL = re.compile("unable to allocate shared memory|workers are out of shared memory")
+"""What torch says of it: the error of a loader process reaches the training as text."""
 
 
 def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume: str | None) -> SslSegError | None:
@@ -22,6 +28,11 @@ def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume
     if isinstance(error, SslSegError):
         return None
     command = "" if resume is None or run is None else f", then continue with `{resume} {quote(run.path)}`"
+    if SHARED_MEMORY_FULL.search(str(error)):
+        return MachineError(
+            f"{SHARED_MEMORY}, through which loader processes hand over batches, is full: free some of it, or give a "
+            f"container more (for example docker run --shm-size=2g){command}; or use --set runtime.workers=0"
+        )
     if is_disk_full(error) and run is not None:
         return RunDirError(f"the disk of {run.path} is full; the last checkpoint is kept. Free some space{command}")
     if is_out_of_memory(error):

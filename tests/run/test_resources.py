@@ -14,7 +14,7 @@ import torch
 from conftest import train_tiny
 from sizes import around
 from test_methods import LOSS
-from torch import nn
+from torch import Tensor, nn
 from trait_methods import Adversarial, NoOptions
 
 from ssl_seg.config import Config
@@ -231,6 +231,18 @@ class TestSharedMemory:
         with pytest.raises(MachineError, match=r"runtime\.workers = 2: their batches"):
             train_tiny(tmp_path / "new", particles_dir, {"runtime": {"workers": 2}})
         assert not (tmp_path / "new").exists()
+
+    def test_a_training_ends_where_another_program_fills_it(
+        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def share(tensor: Tensor) -> Tensor:
+            raise RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_7>: No space left on device (28)"
+            )
+
+        monkeypatch.setattr(Tensor, "share_memory_", share)  # loader processes are forked, and have it too
+        with pytest.raises(MachineError, match=r"/dev/shm.* is full.*continue with `ssl-seg train --resume .*run`"):
+            train_tiny(tmp_path / "run", particles_dir, {"runtime": {"workers": 1}})
 
     def test_statistics_of_averaged_weights_are_estimated_with_no_more_processes_than_cores(
         self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
