@@ -257,8 +257,8 @@ def check_partial(settings: Settings) -> tuple[Config, frozenset[str]]:
     Raises:
         ConfigError: one error with all problems.
     """
-    axes, ignored = settings.get("data.spacing"), settings.get("data.ignore_value")
-    patch_size = [64] * (len(axes) if isinstance(axes, list) else 2)
+    sizes, ignored = map(settings.get, ("data.spacing", "data.resample_to")), settings.get("data.ignore_value")
+    patch_size = [64] * (3 if any(isinstance(size, list) and len(size) == 3 for size in sizes) else 2)
     label_values = [value for value in range(3) if value != ignored][:2]
     stand_ins = {
         "data": {"label_values": label_values, "channels": 1, "patch_size": patch_size, "foreground_ratio": 0.0},

@@ -71,7 +71,8 @@ def test_all_problems_come_in_one_error_with_place_and_nearest_key(tmp_path: Pat
 
 
 def test_partial_check_ignores_only_what_is_missing() -> None:
-    check_partial(merge_layers([Layer("f", {"optim": {"lr": 0.1}, "data": {"spacing": [2.0, 1.0, 1.0]}})]))
+    for name in ("spacing", "resample_to"):
+        check_partial(merge_layers([Layer("f", {"optim": {"lr": 0.1}, "data": {name: [2.0, 1.0, 1.0]}})]))
     check_partial(merge_layers([]))
     with pytest.raises(ConfigError, match="leaves no step after the warm-up"):
         check_partial(merge_layers([Layer("f", {"optim": {"warmup_steps": 30}, "length": {"steps": 20}})]))
