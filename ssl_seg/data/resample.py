@@ -14,10 +14,25 @@ from ssl_seg.errors import DataError
 Voxel = TypeVar("Voxel", bound=np.generic)
 
 
+MOST_TIMES = 100
+"""Voxels that are larger or smaller by more than that are in another unit: mm and µm differ by 1000."""
+
+
 def compute_resampled_shape(
     shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]
 ) -> tuple[int, ...]:
-    """Return the number of voxels per axis that cover the same extent at another voxel size; at least 1."""
+    """Return the number of voxels per axis that cover the same extent at another voxel size; at least 1.
+
+    Raises:
+        DataError: if the two sizes can hardly be in one unit.
+    """
+    ratio = max(max(old / new, new / old) for old, new in zip(spacing, new_spacing, strict=True))
+    if ratio > MOST_TIMES:
+        sizes = [" x ".join(f"{size:.4g}" for size in own) for own in (spacing, new_spacing)]
+        raise DataError(
+            f"voxels of {sizes[0]} cannot be resampled to {sizes[1]}: they differ {ratio:.0f} times, so one size is in "
+            "another unit. Give that of the images in the unit of data.resample_to: --spacing, or data.spacing."
+        )
     extents = zip(shape, spacing, new_spacing, strict=True)
     return tuple(max(1, round(count * old / new)) for count, old, new in extents)
 

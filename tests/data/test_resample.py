@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import around
 
-from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
+from ssl_seg.data.resample import MOST_TIMES, compute_resampled_shape, resample_image, resample_labels
+from ssl_seg.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,14 @@ def test_labels_come_from_the_nearest_voxel(shape: tuple[int, int], new: tuple[i
 def test_the_same_grid_changes_nothing() -> None:
     image = np.random.default_rng(1).normal(size=(1, 5, 7)).astype(np.float32)
     np.testing.assert_allclose(resample_image(image, (5, 7)), image, atol=1e-6)
+
+
+@pytest.mark.parametrize("times", around(MOST_TIMES))
+def test_voxel_sizes_in_two_units_are_refused(times: int) -> None:
+    """Of mm against µm an image would become one voxel, or fill the memory."""
+    for old, new in ((times, 1), (1, times)):
+        if times <= MOST_TIMES:
+            assert compute_resampled_shape((300, 7), (old, 2), (new, 2)) == (max(1, round(300 * old / new)), 7)
+        else:
+            with pytest.raises(DataError, match="another unit"):
+                compute_resampled_shape((300, 7), (old, 2), (new, 2))
