@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
+from PIL import Image
 from typer.testing import CliRunner
 
 from ssl_seg.cli import app
@@ -206,6 +207,21 @@ def test_unusable_coco_is_refused_by_name(tmp_path: Path, entry: Any, changes: A
     with pytest.raises(DataError, match=message):
         import_labels(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_labels_of_images_with_an_orientation_tag(tmp_path: Path, orientation: int) -> None:
+    """Labels lie on what is seen, with a warning: a program may have shown the image otherwise."""
+    source = write_coco(tmp_path / "data", [{"segmentation": [box(1, 2, 5, 8)]}])
+    tag = Image.Exif()
+    tag[274] = orientation
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(tmp_path / "data" / "train" / "a0.png", exif=tag)
+    if orientation == 6:
+        with pytest.raises(DataError, match=r"24 wide and 36 high \(it is turned upright.*its labels are for 36 x 24"):
+            import_labels(source, tmp_path / "out")
+    else:
+        said = import_labels(source, tmp_path / "out")
+        assert any(line.startswith("WARNING 1 image(s): it is turned upright") for line in said) == (orientation == 3)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

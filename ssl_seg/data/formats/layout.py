@@ -56,6 +56,9 @@ class AxisLayout:
 ORIENTATION = 274
 """Tag of EXIF and TIFF: 1 is upright, 2 to 8 are mirrored or turned."""
 
+TURNED = "it is turned upright, as its orientation tag says"
+"""Note on an image that is stored otherwise than it is seen."""
+
 FEW_CHANNELS = 4
 """A short axis of at most so many values is one of channels, wherever the sizes are all there is to go by."""
 MANY_CHANNELS = 32
@@ -140,7 +143,7 @@ def turn_upright(layout: AxisLayout, orientation: int) -> tuple[AxisLayout, tupl
     spatial = (*depth, x, y) if orientation > 4 else layout.spatial
     flips = (-2,) * (orientation in (3, 4, 7, 8)) + (-1,) * (orientation in (2, 3, 6, 7))
     turned = replace(layout, spatial=spatial, flips=flips)
-    return turned, ("it is turned upright, as its orientation tag says",)
+    return turned, (TURNED,)
 
 
 def fit_axes(shape: tuple[int, ...], axes: str, *, is_mask: bool = False) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ssl_seg.data.facts import format_size
+from ssl_seg.data.formats.layout import TURNED
 from ssl_seg.data.formats.nifti import is_read_as_stored
-from ssl_seg.data.formats.stored import name_errors
+from ssl_seg.data.formats.stored import Stored, name_errors
 from ssl_seg.data.imports import dicom, outlines, regions
 from ssl_seg.data.imports.outlines import Images, Labels, Shape
 from ssl_seg.data.imports.shapes import Size
@@ -151,14 +152,16 @@ def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list
     common = Path(os.path.commonpath(folders))
     owners: dict[str, Path] = {}
     used: set[str] = set()
-    counts = dict.fromkeys(("hidden", "empty"), 0)
+    counts = dict.fromkeys(("hidden", "empty", "turned"), 0)
     for path in images:
         case_id, suffix = split_suffix(path.relative_to(common).as_posix())
         case_id = place_of(case_id).bare  # a folder images/ inside of images/ would say something else there
         add_image(owners, case_id, path)
         _link(path, out / "images" / f"{case_id}{suffix}")
         if path in labels.shapes:
-            shapes, size = labels.shapes[path], _size_of(path, labels.sizes.get(path))
+            image = open_image(str(path))
+            shapes, size = labels.shapes[path], _size_of(path, image, labels.sizes.get(path))
+            counts["turned"] += TURNED in image.notes
             used |= {shape.label for shape in shapes}
             mask = _paint(shapes, size, None if instances else labels.values, counts)
             is_many = int(mask.max(initial=0)) > np.iinfo(np.uint16).max
@@ -175,6 +178,10 @@ def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list
         if instances
         else f"mask values: {name_examples([f'{value} {name}' for value, name in classes.items()], 20) or 'all 0'}",
         *labels.notes,
+        *(
+            [f"WARNING {counts['turned']} image(s): {TURNED}; labels are taken to be drawn on what is seen"]
+            * (counts["turned"] > 0)
+        ),
         *([f"{counts['empty']} object(s) cover the center of no pixel and are in no mask"] * (counts["empty"] > 0)),
         *(
             [f"{counts['hidden']} object(s) are partly hidden by others: smaller ones are on top"]
@@ -183,8 +190,7 @@ def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list
     ]
 
 
-def _size_of(path: Path, stated: Size | None) -> Size:
-    image = open_image(str(path))
+def _size_of(path: Path, image: Stored, stated: Size | None) -> Size:
     shape, frame = image.shape[1:], image.geometry
     if frame is not None and frame.header is not None and not is_read_as_stored(frame):
         raise DataError(
@@ -195,8 +201,8 @@ def _size_of(path: Path, stated: Size | None) -> Size:
         raise DataError(f"{path}: labels are of flat images, this one is {format_size(shape)}.")
     if stated is not None and shape != stated:
         raise DataError(
-            f"{path} is {shape[1]} wide and {shape[0]} high; its labels are for {stated[1]} x {stated[0]}. Name the "
-            "folder of the images that were annotated by --images."
+            f"{path} is {shape[1]} wide and {shape[0]} high{f' ({TURNED})' * (TURNED in image.notes)}; its labels are "
+            f"for {stated[1]} x {stated[0]}. Name the folder of the images that were annotated by --images."
         )
     return shape[0], shape[1]
 
