@@ -73,6 +73,7 @@ def test_usual_folders(tmp_path: Path, images: str, masks: str, prefix: str | No
     [
         ("{}.tif", "{}_masks.tif"),
         ("{}.tif", "{}_seg.npy"),
+        ("{}.tif", "{}_cp_masks.png"),
         ("{}.png", "{}_MASK.png"),
         ("{}.png", "{}_Mask.PNG"),
         ("{}.png", "{}-mask.png"),
@@ -91,6 +92,12 @@ def test_masks_beside_their_images_by_name(tmp_path: Path, image: str, mask: str
     assert {found[i] for i in found} == {(image.format(n), mask.format(n)) for n in NAMES}
     assert len(found) == len(NAMES)
     assert listing.findings == ()
+
+
+def test_masks_of_cellpose_come_before_its_archives(tmp_path: Path) -> None:
+    both(tmp_path, "{}.tif", "{}_cp_masks.png")
+    touch(tmp_path, *(f"{name}_seg.npy" for name in NAMES))
+    assert pairs(find_listing(tmp_path), tmp_path)["v_1"] == ("v_1.tif", "v_1_cp_masks.png")
 
 
 def test_the_case_of_an_addition_does_not_make_an_image(tmp_path: Path) -> None:

@@ -189,3 +189,14 @@ def test_the_layout_says_what_is_missing(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.png", "masks/a.png")
     with pytest.raises(DataError, match=r"no folder holds numbered slices\. A volume is a folder such as"):
         find_listing(tmp_path, "slices")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".tif"])
+def test_channels_in_nifti_files_are_no_slices(tmp_path: Path, suffix: str) -> None:
+    """Of t1 and t2 the numbers are names; NIfTI files are volumes already."""
+    touch(tmp_path, *(f"p{n}/p{n}_{kind}{suffix}" for n in range(3) for kind in ("t1", "t2", "seg")))
+    if suffix == ".tif":
+        assert find_listing(tmp_path).layout == "slices"
+    else:
+        with pytest.raises(DataError, match="These layouts are recognized"):
+            find_listing(tmp_path)

@@ -108,7 +108,10 @@ def _read_header(file: BinaryIO | zipfile.ZipExtFile) -> tuple[tuple[int, ...], 
         raise ValueError(f"its NPY version {version[0]}.{version[1]} is not known")
     shape, fortran, dtype = _HEADERS[version](file)
     if dtype.hasobject:
-        raise ValueError("it holds Python objects, which could run code when they are read; save plain numbers")
+        raise ValueError(
+            "it holds Python objects, which could run code when they are read; save plain numbers (of Cellpose: "
+            "numpy.load(old, allow_pickle=True).item()['masks'])"
+        )
     if min(shape, default=0) < 0:
         raise ValueError(f"its header claims the shape {shape}")
     return shape, fortran, dtype

@@ -182,10 +182,12 @@ def add_image(images: dict[str, Path], case_id: str, path: Path) -> None:
 
 
 def find_stacks(images: Mapping[str, Path]) -> dict[str, list[Path]]:
-    """Return the slices, in their order, of each folder with numbered images, by its id; see ``sort_slices``."""
+    """Return the slices, in their order, of each folder with numbered images, by its id; see ``sort_slices``. NIfTI
+    files are none: t1 and t2 are two channels."""
     folders: dict[Path, dict[str, Path]] = {}
     for path in images.values():
-        folders.setdefault(path.parent, {})[split_suffix(path.name)[0]] = path
+        if not split_suffix(path.name)[1].startswith(".nii"):
+            folders.setdefault(path.parent, {})[split_suffix(path.name)[0]] = path
     names = {path.parent: case_id.rpartition("/")[0] for case_id, path in images.items()}
     stacks: dict[str, list[Path]] = {}
     for parent, slices in folders.items():

@@ -17,9 +17,9 @@ IMAGE_WORDS = (
     "originals", "original",
 )  # fmt: skip
 MASK_WORDS = (
-    "masks", "mask", "labels", "label", "segmentations", "segmentation", "segs", "seg", "annotations", "annotation",
-    "ann", "anns", "gt", "gts", "groundtruth", "truth", "targets", "target", "instances", "instance", "inklabels",
-    "segmentationclass", "segmentationobject", "labelmaps",
+    "masks", "mask", "cpmasks", "labels", "label", "segmentations", "segmentation", "segs", "seg", "annotations",
+    "annotation", "ann", "anns", "gt", "gts", "groundtruth", "truth", "targets", "target", "instances", "instance",
+    "inklabels", "segmentationclass", "segmentationobject", "labelmaps",
 )  # fmt: skip
 """Where several fit equally many images, the first is taken."""
 _IMAGES, _MASKS = frozenset(IMAGE_WORDS), frozenset(MASK_WORDS)
