@@ -567,6 +567,45 @@ def test_a_palette_of_the_grays_that_a_mask_has(tmp_path: Path, grays: tuple[int
     assert set(np.unique(read_mask(str(tmp_path / "x.png")))) == {0, 2 if grays[1] < 32 else 1}
 
 
+@pytest.mark.parametrize(("planes", "pages"), [(2, 2), (2, 1), (5, 1), (1, 2), (3, 5)])
+def test_planes_that_an_ome_text_names_are_those_of_its_file(tmp_path: Path, planes: int, pages: int) -> None:
+    """Where they are not, tifffile gives zeros for what is missing, and leaves out what is not named."""
+    text = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
+        f'<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="{PLANES[0].shape[1]}" '
+        f'SizeY="{PLANES[0].shape[0]}" SizeZ="{planes}" SizeC="1" SizeT="1"><TiffData/></Pixels></Image></OME>'
+    )
+    path = tmp_path / "x.ome.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for n in range(pages):
+            writer.write(PLANES[0] + n, description=text if n == 0 else None, metadata=None, contiguous=False)
+    if planes == pages:
+        np.testing.assert_array_equal(read_image(str(path))[0], np.stack([PLANES[0], PLANES[0] + 1]))
+    else:
+        with pytest.raises(DataError, match=f"its OME text names {planes} planes"):
+            read_image(str(path))
+
+
+def test_an_ome_image_in_two_files_is_refused(tmp_path: Path) -> None:
+    """Either would be read as the whole image, and one alone with zeros in the place of the other."""
+    planes = "".join(
+        f'<TiffData FirstC="{n}" IFD="0" PlaneCount="1"><UUID FileName="c{n}.ome.tif">urn:uuid:{n}</UUID></TiffData>'
+        for n in range(2)
+    )
+    for n in range(2):
+        text = (
+            f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{n}">'
+            f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" '
+            f'SizeX="{PLANES[0].shape[1]}" SizeY="{PLANES[0].shape[0]}" SizeZ="1" SizeC="2" SizeT="1">{planes}'
+            "</Pixels></Image></OME>"
+        )
+        tifffile.imwrite(tmp_path / f"c{n}.ome.tif", PLANES[0] + n, description=text, metadata=None)
+    for _ in range(2):
+        with pytest.raises(DataError, match="names 2 planes, 1 of them in other files or nowhere"):
+            read_image(str(tmp_path / "c0.ome.tif"))
+        (tmp_path / "c1.ome.tif").unlink(missing_ok=True)
+
+
 def test_a_palette_of_imagej_is_for_display(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     green = np.stack([np.zeros(256), np.arange(256), np.zeros(256)]).astype(np.uint8)

@@ -80,6 +80,8 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
         pages = check_tiff_pages(file, size)
     with _open_quietly(path) as tiff:
         series, notes = _choose_series(tiff)
+        if tiff.is_ome:
+            _check_planes(tiff, series)
         page = series.keyframe
         segments = (
             [(series.dataoffset, series.nbytes)]
@@ -173,6 +175,18 @@ def _choose_series(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, tu
         f"its {len(tiff.pages)} pages are {len(tiff.series)} images ({kinds}{more}): an image and its thumbnail, or "
         "several series. Save the image, or the stack, that is meant in a file of its own"
     )
+
+
+def _check_planes(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> None:
+    """Check that the planes that an OME text names are the pages of its file: tifffile reads those of other files too,
+    zeros in the place of missing ones, and no page that is not named."""
+    held = sum(page is not None and page.parent is tiff for page in series.pages)
+    named = sum(len(own.pages) for own in tiff.series)
+    if held < len(series.pages) or named < len(tiff.pages):
+        raise NotAnImageError(
+            f"its OME text names {named} planes, {named - held} of them in other files or nowhere, and it has "
+            f"{len(tiff.pages)} pages. Save the whole image in one file, for example with Bio-Formats in Fiji"
+        )
 
 
 def _lay_out(series: tifffile.TiffPageSeries, reading: Reading) -> tuple[AxisLayout, tuple[str, ...]]:
