@@ -301,6 +301,27 @@ def test_keys_belong_to_files_that_hold_arrays(tmp_path: Path) -> None:
     assert list_arrays(tmp_path / "x.npy") == ()
 
 
+def test_voxels_in_other_files_must_be_there(tmp_path: Path) -> None:
+    """HDF5 gives zeros where the file of a virtual data set or of external storage is missing or cut off."""
+    layout, raw = h5py.VirtualLayout(STACK.shape, STACK.dtype), tmp_path / "e.raw"
+    for n in range(2):
+        with h5py.File(tmp_path / f"{n}.h5", "w") as file:
+            file["part"] = STACK[3 * n : 3 * n + 3]
+        layout[3 * n : 3 * n + 3] = h5py.VirtualSource(f"{n}.h5", "part", (3, *STACK.shape[1:]))
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_virtual_dataset("image", layout, fillvalue=0)
+    with h5py.File(tmp_path / "e.h5", "w") as file:
+        files = [(str(tmp_path / "first.raw"), 3, 100), (str(raw), 0, h5py.h5f.UNLIMITED)]
+        file.create_dataset("image", STACK.shape, STACK.dtype, external=files)[:] = STACK
+    for name in ("v.h5", "e.h5"):
+        np.testing.assert_array_equal(read_image(str(tmp_path / name))[0], STACK)
+    (tmp_path / "1.h5").unlink()
+    raw.write_bytes(raw.read_bytes()[:-1])
+    for name, reason in (("v.h5", r"are in 1\.h5, which is not there"), ("e.h5", r"e\.raw, which is not there or too")):
+        with pytest.raises(DataError, match=reason):
+            read_image(str(tmp_path / name))
+
+
 def test_data_sets_that_are_no_images_are_not_listed(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["names"], file["spacing"], file["deep/volume"] = ["a", "b"], [1.0, 2.0], STACK

@@ -43,11 +43,31 @@ def open_hdf5(path: Path, key: str, reading: Reading) -> Stored:
     with _open_file(path) as file:
         node = file[key]
         shape, dtype, chunks = tuple(node.shape), node.dtype, node.chunks
-        if not node.is_virtual:  # a virtual data set has its bytes in other files
+        _check_other_files(path, node)
+        if not node.is_virtual:  # its bytes are in other files
             stored, largest = node.id.get_storage_size(), max(prod(shape), prod(chunks or ()))
             check_claim(largest * dtype.itemsize, stored, ANY_RATIO if chunks else 1)
     layout, notes = lay_out_array(shape, reading)
     return lazy(f"{path}::{key}", partial(_fetch, path, key), layout, shape, dtype, chunks=chunks, notes=notes)
+
+
+def _check_other_files(path: Path, node: Any) -> None:
+    """Check the files in which a virtual data set, or one with external storage, has its voxels: HDF5 gives zeros for
+    what is not there.
+
+    Raises:
+        ValueError: if one is missing or too short.
+    """
+    for source in node.virtual_sources() if node.is_virtual else ():
+        name = source.file_name
+        if name != "." and "%" not in name and not ((path.parent / name).exists() or Path(name).exists()):
+            raise ValueError(f"voxels of it are in {name}, which is not there")
+    left = node.nbytes
+    for name, offset, size in node.external or ():
+        needed = min(size, left)
+        if needed and (not Path(name).exists() or Path(name).stat().st_size < offset + needed):
+            raise ValueError(f"voxels of it are in {name}, which is not there or too short")
+        left -= needed
 
 
 def write_hdf5(path: Path, array: Rows, name: str) -> None:
