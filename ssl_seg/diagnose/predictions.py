@@ -167,7 +167,10 @@ def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, S
     if not tally.overlaps:
         return tally, None, told
     classes, on_classes = counts.compare(material.truth_meaning.background)
-    return tally, replace(collector.compute(), classes=classes), [*told, *filter(None, [on_classes])]
+    signals = replace(collector.compute(), classes=classes)
+    if material.kind == "mask":  # it has been cut already: another cut makes all of it foreground, or nothing
+        signals = replace(signals, f1_best=signals.f1)
+    return tally, signals, [*told, *filter(None, [on_classes])]
 
 
 def _to_logits(pred: NDArray[np.bool_], prob: NDArray[np.float32] | None) -> torch.Tensor:

@@ -209,6 +209,15 @@ def test_a_narrow_but_right_output_is_no_constant(tmp_path: Path) -> None:
     assert "shifted_threshold" in found
 
 
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_mask_has_no_other_threshold(tmp_path: Path, share: float) -> None:
+    """Where most is foreground, all of it scores more than a mask that lacks a part: that is no better cut of it."""
+    truth = [np.arange(64 * 64).reshape(64, 64) < share * 64 * 64] * 5
+    masks = [np.where(np.arange(64)[None] < 24, m, False).astype(np.uint8) for m in truth]
+    found = codes(diagnose(write_folder(tmp_path / "p", masks), write_folder(tmp_path / "m", [m * 1 for m in truth])))
+    assert "shifted_threshold" not in found
+
+
 def test_empty_predictions(tmp_path: Path) -> None:
     empty = write_folder(tmp_path / "p", [np.zeros((48, 48), np.uint8)] * 6)
     alone = diagnose(empty)
