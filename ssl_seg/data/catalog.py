@@ -23,6 +23,7 @@ from ssl_seg.data.audit.checks import (
     check_kinds,
     check_missing_masks,
     check_nodata,
+    check_same_masks,
     check_unannotated,
 )
 from ssl_seg.data.audit.labels import (
@@ -68,7 +69,7 @@ _READERS = 4
 _BATCH = 1024
 """Cases that wait for the readers at a time."""
 
-_USELESS_MASKS = ("no_masks", "all_masks_empty", "empty_masks", "all_masks_full")
+_USELESS_MASKS = ("no_masks", "all_masks_empty", "empty_masks", "all_masks_full", "same_masks")
 """Findings about masks that can be read and are still probably not meant so."""
 
 _SHOWN = 8
@@ -353,7 +354,7 @@ def open_catalog(root: str, settings: CatalogSettings = DEFAULTS, *, track: Trac
     findings = [*read.listing.findings, *read.faults, *check_kinds(facts), *read.findings, *unexpected]
     _raise_faults(root, select_faults(findings))
     empty = check_empty_masks(facts, asks=read.listing.leaves_labeling_open)
-    of_masks = (*check_missing_masks(read.cases), *empty, *check_full_masks(facts))
+    of_masks = (*check_missing_masks(read.cases), *empty, *check_full_masks(facts), *check_same_masks(facts))
     useless = [finding for finding in of_masks if finding.code in _USELESS_MASKS and finding.level != "info"]
     about = (*check_doubts(facts), *read.findings, *read.about, *useless)
     catalog = Catalog(

@@ -131,6 +131,19 @@ def test_missing_masks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("same", "others", "images", "found"), [(3, 2, 3, True), (3, 3, 3, False), (2, 0, 2, False), (8, 0, 2, False)]
+)
+def test_different_images_with_one_mask(same: int, others: int, images: int, found: bool) -> None:
+    """Three images or more, and most of the masks; copies of an image may have a copy of its mask."""
+    masks = [fact(content=f"{n % images:012d}aaaa") for n in range(same)]
+    masks += [fact(content=f"{100 + n:012d}{n:04d}") for n in range(others)]
+    expected = [("same_masks", "warn", tuple(map(str, range(same))))]
+    assert brief(checks.check_same_masks(named(*masks))) == expected * found
+    empty = [fact(0.0, content=f"{n:012d}aaaa") for n in range(same)]
+    assert brief(checks.check_same_masks(named(*empty))) == []
+
+
+@pytest.mark.parametrize(
     ("empty", "code", "level", "said"),
     [
         (1, "empty_masks", "info", "(1%) are there and EMPTY: labeled negatives, 20% .. 50% is usual"),

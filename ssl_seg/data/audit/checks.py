@@ -37,6 +37,9 @@ BLACK = 0.9
 
 SIZE_FACTOR = 4
 
+FEWEST_SAME = 3
+"""Different images with one mask; two may be a pair of exposures."""
+
 FEW_GROUPS = 10
 """Of fewer groups, a validation and a test list of 15 and 20 % get two or three."""
 
@@ -285,6 +288,23 @@ def check_full_masks(facts: Facts) -> Iterator[Finding]:
         yield Finding("full_mask", "warn", message, full)
 
 
+def check_same_masks(facts: Facts) -> Iterator[Finding]:
+    """Report different images with one and the same mask, as after a slip in a list of files."""
+    same: dict[tuple[object, ...], list[str]] = {}
+    for case_id, own in facts.items():
+        if own.values is not None and not own.is_constant_mask:
+            same.setdefault((own.content.removeprefix(own.image), own.shape, own.values, own.counts), []).append(
+                case_id
+            )
+    most = max(same.values(), key=len, default=[])
+    if len({facts[i].image for i in most}) >= FEWEST_SAME and 2 * len(most) > sum(map(len, same.values())):
+        message = (
+            f"{len(most)} different images have the same mask. Check that each has its own; one that is meant for all "
+            "of them is no fault."
+        )
+        yield Finding("same_masks", "warn", message, tuple(most))
+
+
 def check_tiny_foreground(facts: Facts) -> list[Finding]:
     """Report masks with a few voxels of foreground, which are often slips of the brush."""
     tiny = [i for i, share in _foreground(facts).items() if 0 < share < TINY_FOREGROUND]
@@ -318,6 +338,7 @@ def check_groups(cases: Sequence[Case]) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     check_full_masks,
+    check_same_masks,
     check_tiny_foreground,
     check_constant_images,
     check_two_values,
