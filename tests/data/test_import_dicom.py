@@ -119,6 +119,7 @@ def test_frames_of_one_file_are_slices(tmp_path: Path) -> None:
         ("turn", "differ in direction"),
         ("size", "differ in size"),
         ("color", "in color"),
+        ("palette", "in color"),
         ("seg", "of the kind SEG, not images"),
         ("film", "no positions: a film"),
         ("lost", "1 of its 5 slices have no position"),
@@ -138,6 +139,8 @@ def test_what_is_no_volume_is_left_out_with_its_reason(tmp_path: Path, change: s
             tags["Modality"] = "SEG"
         if change == "color":
             tags |= {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+        if change == "palette":
+            tags["PhotometricInterpretation"] = "PALETTE COLOR"
         if change == "film":
             tags["NumberOfFrames"] = 3
         if change[0].isupper():
@@ -191,6 +194,15 @@ def test_one_slice_and_images_without_a_place(tmp_path: Path) -> None:
     import_labels(tmp_path / "in", tmp_path / "out")
     assert nibabel.load(tmp_path / "out" / "images" / "one.nii.gz").header.get_zooms() == (0.5, 2.0, 3.0)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "images" / "xray.tif"), 4095 - pixels.astype(int))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16])
+def test_values_of_which_the_smallest_is_white_are_inverted(tmp_path: Path, dtype: type) -> None:
+    pixels = np.arange(24, dtype=dtype).reshape(4, 6) - (12 if dtype == np.int16 else 0)
+    write_slice(tmp_path / "in" / "a.dcm", pixels, None, PhotometricInterpretation="MONOCHROME1")
+    import_labels(tmp_path / "in", tmp_path / "out")
+    expected = (65535 if dtype == np.uint16 else -1) - pixels.astype(int)
+    np.testing.assert_array_equal(tifffile.imread(next((tmp_path / "out" / "images").iterdir())), expected)
 
 
 def test_masks_beside_the_series_come_along(tmp_path: Path) -> None:

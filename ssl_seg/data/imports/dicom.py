@@ -108,7 +108,8 @@ def _write_one(pydicom: Any, members: Sequence[tuple[Path, Any]], place: Path) -
         raise _UnusableError(
             f"it is of the kind {header.get('Modality')}, not images (segmentations are not converted)"
         )
-    if header.get("SamplesPerPixel", 1) != 1:
+    is_gray = str(header.get("PhotometricInterpretation", "MONOCHROME2")).startswith("MONOCHROME")
+    if header.get("SamplesPerPixel", 1) != 1 or not is_gray:
         raise _UnusableError("it is in color")
     frames = [frame for path, own in members for frame in _list_frames(path, own)]
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -208,8 +209,8 @@ def _read_values(pydicom: Any, frames: Sequence[_Frame]) -> list[NDArray[Any]]:
         with name_errors(str(path)):
             data = pydicom.dcmread(path)
             pixels = data.pixel_array
-            if data.get("PhotometricInterpretation") == "MONOCHROME1" and pixels.dtype.kind == "u":
-                pixels = 2 ** int(data.BitsStored) - 1 - pixels  # zero means white
+            if data.get("PhotometricInterpretation") == "MONOCHROME1":  # the smallest value means white
+                pixels = (2 ** int(data.BitsStored) - 1 if pixels.dtype.kind == "u" else -1) - pixels
             stored[path] = pixels.reshape(-1, *pixels.shape[-2:])
     whole = all(number.is_integer() for frame in frames for number in frame.scale)
     kind = np.int64 if whole else np.float64
