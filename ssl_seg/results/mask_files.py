@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.data.layouts import list_images
-from ssl_seg.data.layouts.files import note_others, walk_files
+from ssl_seg.data.layouts.files import check_text, note_others, walk_files
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_location, split_suffix
 from ssl_seg.errors import DataError, name_examples
 from ssl_seg.files import append_jsonl, find_obstacle, name_unwritable, read_jsonl
@@ -167,6 +167,7 @@ def check_places(source: Path, output: Path) -> None:
         raise DataError(f"no image file or folder {source}")
     if not os.access(source, os.R_OK):
         raise DataError(f"{source} cannot be read: permission denied")
+    check_text(source)
     if not is_image(source) and not source.is_dir():
         advice = advise_conversion([source.name])
         raise DataError(f"{source} is no image: known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}.{advice}")

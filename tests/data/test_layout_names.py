@@ -15,6 +15,7 @@ from ssl_seg.data.layouts.files import scan_folder
 from ssl_seg.data.layouts.names import MASK_WORDS, match_names, place_of, split_marker
 from ssl_seg.data.volumes import open_image
 from ssl_seg.errors import DataError, did_you_mean
+from ssl_seg.results.mask_files import check_places
 
 NAMES = ("v_1", "v_2", "v_10")
 
@@ -191,8 +192,9 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
         (tmp_path / "images" / os.fsdecode(b"\xe4.png")).touch()
     except OSError:
         pytest.skip("the file system takes text only")
-    with pytest.raises(DataError, match=r"its name is not in UTF-8\. Rename it"):
-        find_listing(tmp_path)
+    for look in (find_listing, lambda root: check_places(root / "images" / os.fsdecode(b"\xe4.png"), root / "out")):
+        with pytest.raises(DataError, match=r"its name is not in UTF-8\. Rename it"):
+            look(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -145,10 +145,21 @@ def make_id(path: Path, folder: Path) -> str:
     Raises:
         DataError: if it is no text.
     """
-    name = path.relative_to(folder).as_posix()
-    if not name.isascii() and name != os.fsencode(name).decode(errors="ignore"):
-        raise DataError(f"{path}: its name is not in UTF-8. Rename it; convmv -f latin1 -t utf8 --notest does so.")
-    return normalize("NFC", split_suffix(name)[0])
+    check_text(path)
+    return normalize("NFC", split_suffix(path.relative_to(folder).as_posix())[0])
+
+
+def check_text(path: Path) -> None:
+    """Check that a path can be written into a split or a table.
+
+    Raises:
+        DataError: if it is no text.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        hint = "Rename it; convmv -f latin1 -t utf8 --notest does so."
+        raise DataError(f"{path}: its name is not in UTF-8. {hint}") from None
 
 
 def find_images(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
