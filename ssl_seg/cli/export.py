@@ -62,4 +62,6 @@ def _describe_images(result: Mapping[str, Any]) -> str:
     way, size = result["normalization"], result["voxel_size"]
     images = f"clipped to {way['low']:g} .. {way['high']:g}" if way["name"] == "window" else "z-scores of each channel"
     voxels = "" if size is None else f"resampled to voxels of {' x '.join(f'{edge:g}' for edge in size)}, "
-    return f"images: {voxels}{images}, windows of {'x'.join(map(str, result['patch_size']))}{cut}"
+    patch, longest = ("x".join(map(str, result[key])) for key in ("patch_size", "longest_window"))
+    windows = patch if patch == longest else f"{patch} to {longest}"
+    return f"images: {voxels}{images}, windows of {windows}{cut}"

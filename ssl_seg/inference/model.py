@@ -12,7 +12,7 @@ from torch import nn
 from ssl_seg.config import NETS, Config, NetworkConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.errors import CheckpointError, ConfigError
-from ssl_seg.inference.sliding import OVERLAP, Predictor
+from ssl_seg.inference.sliding import LONG, OVERLAP, Predictor
 from ssl_seg.networks.builders import build_network, get_network_spec
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ssl_seg.networks.precision import Autocast, choose_device, choose_inference_precision, has_device, make_autocast
@@ -59,22 +59,35 @@ class Model:
             texts.append(f"{self.path} was trained in bf16, which this {here} only emulates: computing in fp32")
         return texts
 
-    def predictor(self, which: str, overlap: float = OVERLAP) -> Predictor:
+    @property
+    def window_factor(self) -> int:
+        """How many patches long the windows are that were better on validation; 1 as long as that is not known."""
+        return LONG if self.checkpoint.scores["selected"].get("window_factor") == LONG else 1
+
+    def predictor(self, which: str, overlap: float = OVERLAP, factor: int | None = None) -> Predictor:
         """Return sliding-window inference with one of the networks.
+
+        Args:
+            which: student or teacher.
+            overlap: of neighboring windows.
+            factor: of their length; see ``Predictor``. None takes that of the checkpoint.
 
         Raises:
             ConfigError: for another name than student or teacher, or an overlap outside [0, 1).
         """
         if which not in self.nets or not 0 <= overlap < 1:
             raise ConfigError(f"which = '{which}' must be student or teacher, and overlap = {overlap} in [0, 1)")
+        data = self.config.data
         return Predictor(
             self.nets[which],
-            self.config.data.patch_size,
+            data.patch_size,
             self.device,
             self.autocast,
             overlap,
-            resample_to=self.config.data.resample_to,
-            window=self.config.data.window,
+            resample_to=data.resample_to,
+            window=data.window,
+            factor=self.window_factor if factor is None else factor,
+            divisor=get_network_spec(self.config.network.name).divisor(tuple(data.patch_size)),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ Pooled F1 at an overlap of 0, 0.25, 0.5, 0.75: 0.645, 0.647, 0.636, 0.636 on EMP
 left atria (3D), where the work is 1, 2.4, 8 and 64 times that without overlap.
 """
 
+LONG = 2
+"""Windows are one patch long along each axis, or up to so many: whichever is better on validation."""
+
 
 @dataclass(frozen=True)
 class Predictor:
@@ -34,16 +38,18 @@ class Predictor:
 
     Args:
         net: maps (N,C,*P) to (N,K,*P) logits, on ``device``, in eval mode.
-        patch_size: window size (*P).
+        patch_size: window size (*P) of images that are no longer.
         device: where ``net`` is.
         autocast: function that returns the precision context.
         overlap: overlap of neighboring windows, in [0, 1).
-        batch_size: windows in one forward pass.
+        batch_size: windows of ``patch_size`` in one forward pass; of longer ones as many as have no more voxels.
         resample_to: voxel size (*S) that the network was trained at; None takes images as they are.
         window: intensities that the network was trained to tell apart; None takes the statistics of each image.
         turns: ways in which each window is predicted, for the mean of their probabilities; none for once, as it is.
         spread: put the variance of the foreground probability over the ``turns`` behind the probabilities, as one more
             channel that is averaged over windows like them.
+        factor: windows are up to so many patches long along each axis, and no longer than the image.
+        divisor: (*P); longer windows are multiples of it.
     """
 
     net: nn.Module
@@ -56,6 +62,15 @@ class Predictor:
     window: tuple[float, float] | None = None
     turns: tuple[Turn, ...] = ()
     spread: bool = False
+    factor: int = 1
+    divisor: Sequence[int] = ()
+
+    def fit_window(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the window (*P) for an image (*S) on the grid of the network."""
+        if self.factor == 1:
+            return tuple(self.patch_size)
+        axes = zip(shape, self.patch_size, self.divisor, strict=True)
+        return tuple(max(patch, min(self.factor * patch, size // unit * unit)) for size, patch, unit in axes)
 
     def __call__(self, image: NDArray[np.generic], spacing: tuple[float, ...] | None = None) -> NDArray[np.float32]:
         """Return probabilities (K,*S) of a raw image (C,*S) with voxels of size ``spacing`` (*S), on the same grid.
@@ -130,9 +145,11 @@ class Predictor:
             return stats.to_zscore(raw)
 
         stats = intensity if self.window is None else make_window(self.window, image.shape[0])
-        windows = place_windows(image.shape[1:], self.patch_size, self.overlap)
+        window = self.fit_window(image.shape[1:])
+        windows = place_windows(image.shape[1:], window, self.overlap)
+        batch_size = max(1, self.batch_size * prod(self.patch_size) // prod(window))  # as many voxels at a time
         try:
-            yield from stitch(read, compute, windows, box, device=self.device, batch_size=self.batch_size)
+            yield from stitch(read, compute, windows, box, device=self.device, batch_size=batch_size)
         except Exception as error:
             if is_out_of_memory(error):  # the message of the command line has the notes
                 error.add_note(f"at an image of {' x '.join(map(str, image.shape[1:]))} on {self.device}")
@@ -141,7 +158,7 @@ class Predictor:
     def _predict(self, image: NDArray[np.generic], compute: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         intensity = measure_intensity(image) if self.window is None else make_window(self.window, len(image))
         probs = np.empty((0, *image.shape[1:]), np.float32)
-        for box in divide_laterally(image.shape[1:], self.patch_size):
+        for box in divide_laterally(image.shape[1:], self.fit_window(image.shape[1:])):
             for first, rows in self._stitch(image, compute, intensity, box):
                 if not len(probs):
                     probs = np.empty((len(rows), *image.shape[1:]), np.float32)

@@ -68,7 +68,7 @@ def count_workers(work: Work, maker: MaskMaker) -> int:
     for job in work.jobs if units < asked else ():
         with suppress(SslSegError, OSError, MemoryError, RuntimeError):  # said when it is predicted
             shape = open_job_image(job, maker.data).shape[1:]
-            units += len(divide(shape, maker.members[0].patch_size)) - 1 if is_large(shape, maker.data) else 0
+            units += len(divide(shape, maker.members[0].fit_window(shape))) - 1 if is_large(shape, maker.data) else 0
     return max(1, min(asked, units))
 
 

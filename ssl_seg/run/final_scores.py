@@ -68,6 +68,8 @@ class FinalScores:
     networks: tuple[NetworkScore, ...]
     overlap: float
     """Of the windows in which the cases were predicted."""
+    factor: int = 1
+    """How many patches long these are at most; see ``choose_factor``."""
 
     @property
     def used(self) -> NetworkScore:
@@ -104,8 +106,19 @@ def score_networks(
     step: int,
     select: Selection,
     track: Track,
+    factor: int = 1,
 ) -> FinalScores:
-    """Score the networks of the checkpoints of a run, in one pass over the cases; equal networks are predicted once."""
+    """Score the networks of the checkpoints of a run, in one pass over the cases; equal networks are predicted once.
+
+    Args:
+        models: of each file.
+        store: reads the cases.
+        case_ids: whole validation cases.
+        step: at which the run ended.
+        select: what networks are compared by.
+        track: shows how far it is.
+        factor: of the windows; see ``Predictor``.
+    """
     from ssl_seg.inference.calibration import decide
     from ssl_seg.inference.ensemble import score_cases
     from ssl_seg.inference.model import find_collapsed
@@ -122,7 +135,7 @@ def score_networks(
                 distinct.append((models[source], net))
             number[source, net] = found
     scores = score_cases(
-        [model.predictor(net, OVERLAP) for model, net in distinct],
+        [model.predictor(net, OVERLAP, factor) for model, net in distinct],
         store,
         case_ids,
         decisions=[decide(None, None, model.config.prediction) for model, _ in distinct],
@@ -142,7 +155,29 @@ def score_networks(
             for (source, net), found in number.items()
         ),
         OVERLAP,
+        factor,
     )
+
+
+def choose_factor(model: Model, store: CaseStore, case_ids: Sequence[str], select: Selection, track: Track) -> int:
+    """Return how many patches long windows are to be at most: LONG where the network in use is no worse with these.
+
+    They show more of an image at a time and are computed faster, but the network has not been trained on them: on
+    electron micrographs they gain, on left atria they lose (docs/prediction.md). Without an image that is longer than a
+    patch there is no difference.
+    """
+    from ssl_seg.inference.calibration import decide
+    from ssl_seg.inference.ensemble import score_cases
+    from ssl_seg.inference.sliding import LONG, OVERLAP
+
+    short, long = (model.predictor(model.better, OVERLAP, factor) for factor in (1, LONG))
+    shapes = [store.catalog.facts[case_id].shape for case_id in case_ids]
+    if short.resample_to is None and all(long.fit_window(shape) == short.fit_window(shape) for shape in shapes):
+        return 1
+    decision = decide(None, None, model.config.prediction)
+    scores = score_cases([short, long], store, case_ids, decisions=[decision] * 2, track=track)
+    by_short, by_long = (compute_selection_score(score, select) for score in scores)
+    return LONG if by_long >= by_short and not scores[1].nonfinite else 1
 
 
 def _are_equal(a: nn.Module, b: nn.Module) -> bool:
@@ -164,6 +199,7 @@ def describe_for_checkpoint(final: FinalScores, source: Source) -> dict[str, Any
             "net": chosen.net,
             "score": compute_selection_score(chosen.score, final.select),
             "collapsed": final.collapsed_of(source),
+            "window_factor": final.factor,
         },
     }
 
@@ -212,6 +248,7 @@ def save_final_scores(final: FinalScores, run: RunDir) -> None:
         "step": final.step,
         "part": "validation",
         "overlap": final.overlap,
+        "window_factor": final.factor,
         "select": final.select,
         "label_values": used.score.label_values,
         "used": {"net": used.net, "step": used.step, "source": used.source},
@@ -245,6 +282,8 @@ def load_final_scores(run: RunDir) -> FinalScores | None:
         )
         if not networks:
             raise ValueError("no networks")
-        return FinalScores(values["step"], values["select"], networks, values["overlap"])
+        return FinalScores(
+            values["step"], values["select"], networks, values["overlap"], values.get("window_factor", 1)
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunDirError(f"{path} is not in the format that `ssl-seg train` writes: {error}") from error

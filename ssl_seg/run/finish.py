@@ -28,6 +28,7 @@ from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import (
     FinalScores,
     Source,
+    choose_factor,
     describe_for_checkpoint,
     load_final_scores,
     save_final_scores,
@@ -128,8 +129,11 @@ def _score_run(
     final = load_final_scores(run)
     if final is None or final.step != step:
         models = {source: open_model(path, device) for source, path in paths.items() if path.is_file()}
+        val, select = prepared.split.val, prepared.config.monitor.select
+        track = console.track("trying longer windows on whole validation cases")
+        factor = choose_factor(models["best"], store, val, select, track)
         track = console.track("scoring the networks on whole validation cases")
-        final = score_networks(models, store, prepared.split.val, step, prepared.config.monitor.select, track)
+        final = score_networks(models, store, val, step, select, track, factor)
         for source, model in models.items():
             save_checkpoint(replace(model.checkpoint, scores=describe_for_checkpoint(final, source)), model.path)
         save_final_scores(final, run)

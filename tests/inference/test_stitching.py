@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,36 @@ class TestMemory:
         with pytest.raises(RuntimeError, match="shapes do not match"):
             run(self.IMAGE, place_windows((21, 19), (6, 5), 0.5), whole((21, 19)), 4, fail)
         assert asked == [4]
+
+
+class TestLongWindows:
+    @pytest.mark.parametrize(
+        ("shape", "window"),
+        [((8, 8), (8, 8)), ((3, 9), (8, 8)), ((11, 12), (8, 12)), ((15, 16), (12, 16)), ((17, 99), (16, 16))],
+    )
+    def test_are_as_long_as_the_image_in_steps_that_the_network_takes(self, shape: Shape, window: Shape) -> None:
+        predictor = Predictor(Mixing(), (8, 8), CPU, nullcontext, factor=2, divisor=(4, 4))
+        assert predictor.fit_window(shape) == window
+        assert replace(predictor, factor=1).fit_window(shape) == (8, 8)
+
+    @pytest.mark.parametrize("shape", [(11, 12), (40, 13), (7, 30)])
+    def test_images_are_predicted_in_them(self, shape: Shape) -> None:
+        image = np.random.default_rng(0).normal(100, 40, (1, *shape)).astype(np.float32)
+        asked: list[tuple[int, ...]] = []
+
+        class Recorded(Mixing):
+            def forward(self, x: Tensor) -> Tensor:
+                asked.append(tuple(x.shape))
+                return super().forward(x)
+
+        predictor = Predictor(Recorded(), (8, 8), CPU, nullcontext, factor=2, divisor=(4, 4), batch_size=4)
+        found, window = predictor(image), predictor.fit_window(shape)
+        np.testing.assert_array_equal(found, Predictor(Mixing(), window, CPU, nullcontext)(image))
+        assert {size[2:] for size in asked} == {window}
+        assert max(map(math.prod, asked)) <= 4 * 8 * 8
+        box = (slice(2, 7), slice(1, 5))
+        rows = np.concatenate([rows for _, rows in predictor.stream(image, measure_intensity(image), box)], axis=1)
+        np.testing.assert_allclose(rows, found[(slice(None), *box)], atol=1e-6)
 
 
 class TestStream:

@@ -277,6 +277,9 @@ def test_command(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
     code, out, _ = cli("export", tiny_run, tmp_path / "net.ts")
     assert code == 0
     assert re.search(r"wrote .*net\.ts: TorchScript, \w+ of step \d+; on 3 validation images", out.replace("\n", " "))
-    assert "images: z-scores of each channel, windows of 32x32, foreground above 0.500" in out.replace("\n", " ")
+    longest = 32 * open_model(tiny_run / BEST).window_factor
+    windows = {32: "32x32", 64: "32x32 to 64x64"}[longest]
+    assert f"images: z-scores of each channel, windows of {windows}, foreground above 0.500" in out.replace("\n", " ")
     code, out, _ = cli("export", tiny_run, tmp_path / "net.ts", "--json", "--overwrite")
     assert json.loads(out)["patch_size"] == [32, 32]
+    assert json.loads(out)["longest_window"] == [longest, longest]

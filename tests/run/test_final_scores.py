@@ -15,13 +15,17 @@ import pytest
 import torch
 from conftest import train_tiny
 from scipy.stats import wasserstein_distance
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from ssl_seg.cli.app import app
+from ssl_seg.data.catalog import pass_through
 from ssl_seg.data.instances import make_target
+from ssl_seg.data.open import open_data, open_store
 from ssl_seg.data.store import WholeCase
 from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 from ssl_seg.errors import DataError, RefusedError
+from ssl_seg.inference.model import open_model
 from ssl_seg.inference.scoring import Score, score_case
 from ssl_seg.labels import Task
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
@@ -33,9 +37,11 @@ from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import (
     FinalScores,
     NetworkScore,
+    choose_factor,
     compute_selection_score,
     describe_for_checkpoint,
     load_final_scores,
+    save_final_scores,
 )
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
@@ -181,7 +187,44 @@ class TestRun:
         assert final is not None
         assert len(final.networks) == 4
         steps = {load_checkpoint(path).progress.step for path in (result.run.last, result.run.best)}
-        assert passes == [2 if len(steps) == 1 else 3]  # of step 0, the teacher is the student
+        # One network in two lengths of windows, then all in one; of step 0, the teacher is the student.
+        assert passes == [2, 2 if len(steps) == 1 else 3]
+
+    @pytest.mark.parametrize(
+        ("short", "long", "factor"),
+        [(0.0, 1.0, 2), (1.0, 0.0, 1), (1.0, 1.0, 2), (0.0, math.nan, 1), (0.5, math.nan, 1)],
+    )
+    def test_windows_are_as_long_as_is_better(self, tiny_run: Path, short: float, long: float, factor: int) -> None:
+        class Net(nn.Module):
+            """Finds what is bright, as far as it is sharp: not at all at 0."""
+
+            def forward(self, x: Tensor) -> Tensor:
+                sharpness = short if x.shape[-1] == 32 else long
+                logit = sharpness * (x[:, :1] - 0.5) - int(sharpness == 0)
+                return torch.cat([-logit, logit], dim=1)
+
+        model = open_model(tiny_run / "checkpoints" / "best.pt")
+        model = replace(model, nets=dict.fromkeys(model.nets, Net()))
+        catalog = open_data(model.config.data.model_dump(mode="json"))
+        store, val = open_store(catalog, model.config.data), model.checkpoint.split["val"]
+        assert choose_factor(model, store, val, "f1", pass_through) == factor
+        data = model.config.data.model_copy(update={"patch_size": (512, 512)})
+        large = replace(model, config=model.config.model_copy(update={"data": data}))
+        assert choose_factor(large, store, val, "f1", pass_through) == 1, "no image is longer than such a patch"
+
+    def test_every_command_takes_the_windows_of_the_scores(self, tiny_run: Path, tmp_path: Path) -> None:
+        run = RunDir(Path(shutil.copytree(tiny_run, tmp_path / "run")))
+        checkpoint, found = load_checkpoint(run.best), []
+        for factor in (1, 2, 7, "2"):
+            selected = {**checkpoint.scores["selected"], "window_factor": factor}
+            save_checkpoint(replace(checkpoint, scores={**checkpoint.scores, "selected": selected}), run.best)
+            found.append(open_model(run.best).predictor("student").fit_window((64, 64)))
+        assert found == [(32, 32), (64, 64), (32, 32), (32, 32)]
+        final = load_final_scores(run)
+        assert final is not None
+        assert checkpoint.scores["selected"]["window_factor"] == final.factor
+        save_final_scores(replace(final, factor=3 - final.factor), run)
+        assert load_final_scores(run) == replace(final, factor=3 - final.factor)
 
     def test_it_is_not_scored_again_after_a_kill_and_is_after_more_steps(
         self, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
