@@ -106,6 +106,8 @@ def export(request: ExportRequest, note: Callable[[str], None] = lambda _: None)
     (net,) = model.nets
     calibration = find_calibration(model, net, note) if request.calibrated else None
     about = describe(model, net, calibration)
+    if suffix == ".pt2":  # it takes no other windows
+        about["longest_window"] = about["patch_size"]
     network = Probabilities(model.nets[net]).eval()
     patches, ids = cut_patches(model, request.checkpoint, note)
     with atomic_write(request.output) as partial:

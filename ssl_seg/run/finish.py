@@ -132,6 +132,8 @@ def _score_run(
         val, select = prepared.split.val, prepared.config.monitor.select
         track = console.track("trying longer windows on whole validation cases")
         factor = choose_factor(models["best"], store, val, select, track)
+        if factor > 1:
+            console.note(f"windows: up to {factor} patches long from now on, no worse on validation, and faster")
         track = console.track("scoring the networks on whole validation cases")
         final = score_networks(models, store, val, step, select, track, factor)
         for source, model in models.items():
