@@ -31,8 +31,9 @@ SHARE = 0.03
 """Share of the run after which no further step is timed."""
 PROBE_PART = 4
 """One in so many patches of the probes is looked at."""
-NETWORKS = 4
-"""Scored at the end: student and teacher of best.pt and last.pt; the average, where there is one, comes on top."""
+NETWORKS = 6
+"""Passes over validation at the end: student and teacher of best.pt and last.pt, and one of them with windows of both
+lengths; the average, where there is one, comes on top."""
 
 T = TypeVar("T")
 

@@ -132,13 +132,13 @@ def describe(model: Model, net: str, calibration: Calibration | None) -> dict[st
 
     Returns:
         ``ndim``, ``channels``, ``patch_size`` (Z, Y, X), ``divisor`` (of the sides of any other window),
-        ``longest_window`` (Z, Y, X) where the image is as long, ``overlap`` of windows; ``normalization``: ``zscore``
-        of each channel of a whole image, or ``window``, values clipped to ``low`` .. ``high`` and then shifted and
-        scaled by ``mean`` and ``std``; ``voxel_size`` that images are resampled to, or null; ``task``: semantic, or
-        instances, whose classes are background, inside and boundary of objects; ``label_values`` of the classes, in
-        their order; ``threshold``: with two classes, foreground is where its probability is above it, else null;
-        ``temperature`` and ``biases`` of calibrated probabilities softmax(log p / temperature + biases); ``cleaning``
-        of masks; and what the network is.
+        ``longest_window`` (Z, Y, X), see ``Predictor.fit_window``, ``overlap`` of windows; ``normalization``:
+        ``zscore`` of each channel of a whole image, or ``window``, values clipped to ``low`` .. ``high`` and then
+        shifted and scaled by ``mean`` and ``std``; ``voxel_size`` that images are resampled to, or null; ``task``:
+        semantic, or instances, whose classes are background, inside and boundary of objects; ``label_values`` of the
+        classes, in their order; ``threshold``: with two classes, foreground is where its probability is above it, else
+        null; ``temperature`` and ``biases`` of calibrated probabilities softmax(log p / temperature + biases);
+        ``cleaning`` of masks; and what the network is.
     """
     data, config = model.config.data, model.config
     decision = decide(None, calibration, config.prediction)

@@ -152,7 +152,7 @@ def settle_workers(fabric: Fabric, config: Config, pace: Pace, console: Console)
     if fabric.is_global_zero:
         console.note(
             f"runtime.workers: {pace.workers} (making a batch takes {pace.load:.3f} s, a step with it "
-            f"{pace.update:.3f} s; there is room for {most})"
+            f"{pace.update:.3f} s; threads and memory suffice for {most})"
         )
     return pace
 

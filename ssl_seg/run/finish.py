@@ -133,10 +133,10 @@ def _score_run(
         track = console.track("trying longer windows on whole validation cases")
         factor = choose_factor(models["best"], store, val, select, track)
         if factor > 1:
-            console.note(f"windows: up to {factor} patches long from now on, no worse on validation, and faster")
+            console.note(f"windows: up to {factor} patches long from now on, as validation is scored no worse in them")
         track = console.track("scoring the networks on whole validation cases")
         final = score_networks(models, store, val, step, select, track, factor)
-        for source, model in models.items():
+        for source, model in reversed(models.items()):  # best.pt last: choose_factor asks it which network is better
             save_checkpoint(replace(model.checkpoint, scores=describe_for_checkpoint(final, source)), model.path)
         save_final_scores(final, run)
     if (source := final.used.source) != "best":

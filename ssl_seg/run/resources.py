@@ -100,7 +100,7 @@ def count_possible_workers(config: Config, strong_views: int) -> int:
 def check_shared_memory(config: Config, strong_views: int, workers: int) -> None:
     """Check that shared memory, of which a container may have little, holds what loader processes make.
 
-    A batch that finds no room is lost, and the training would wait for it forever.
+    A training would end at the first batch that finds no room.
 
     Raises:
         MachineError: says how much is missing.

@@ -313,12 +313,12 @@ class TestMeasuring:
         assert pace.look == pytest.approx(1.6)  # 16 patches, of which 4 were looked at
         # 7 steps read 9 cases for 1 s more than from memory; there are 12
         assert pace.reading == pytest.approx(7 / 9 * 12)
-        # windows of 32: 3 x 3, 1 x 2 and 5 x 3, of which the 1 x 2 took 0.6 s; four networks; 13,568 voxels, not 1,280
-        assert pace.scoring == pytest.approx(4 * 26 * 0.3 + 0.4 * 13568 / 1280)
+        # windows of 32: 3 x 3, 1 x 2 and 5 x 3, of which the 1 x 2 took 0.6 s; six passes; 13,568 voxels, not 1,280
+        assert pace.scoring == pytest.approx(6 * 26 * 0.3 + 0.4 * 13568 / 1280)
 
     def test_an_average_of_weights_is_scored_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pace, _ = measure(monkeypatch, policies={"swa": {"start_epoch": 1}})
-        assert pace.scoring == pytest.approx(5 * 26 * 0.3 + 0.4 * 13568 / 1280)
+        assert pace.scoring == pytest.approx(7 * 26 * 0.3 + 0.4 * 13568 / 1280)
 
     @pytest.mark.parametrize(("workers", "step"), [(0, 3.25), (1, 2.0), (2, 2.0)])
     def test_data_that_do_not_fit_are_read_in_each_step(

@@ -216,12 +216,25 @@ class TestMemory:
 class TestLongWindows:
     @pytest.mark.parametrize(
         ("shape", "window"),
-        [((8, 8), (8, 8)), ((3, 9), (8, 8)), ((11, 12), (8, 12)), ((15, 16), (12, 16)), ((17, 99), (16, 16))],
+        [((8, 8), (8, 8)), ((3, 9), (8, 8)), ((11, 12), (8, 12)), ((15, 16), (12, 16)), ((17, 99), (12, 16))],
     )
     def test_are_as_long_as_the_image_in_steps_that_the_network_takes(self, shape: Shape, window: Shape) -> None:
         predictor = Predictor(Mixing(), (8, 8), CPU, nullcontext, factor=2, divisor=(4, 4))
         assert predictor.fit_window(shape) == window
         assert replace(predictor, factor=1).fit_window(shape) == (8, 8)
+
+    @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+    def test_as_few_as_of_the_longest_and_none_longer_than_that_takes(self, overlap: float) -> None:
+        predictor = Predictor(Mixing(), (12,), CPU, nullcontext, overlap, factor=2, divisor=(4,))
+
+        def count(size: int, length: int) -> int:
+            return len(place_windows((size,), (length,), overlap).starts[0])
+
+        for size in range(1, 100):
+            (found,) = predictor.fit_window((size,))
+            longest = max(12, min(24, size // 4 * 4))
+            assert count(size, found) == count(size, longest)
+            assert found == 12 or count(size, found - 4) > count(size, found)
 
     @pytest.mark.parametrize("shape", [(11, 12), (40, 13), (7, 30)])
     def test_images_are_predicted_in_them(self, shape: Shape) -> None:

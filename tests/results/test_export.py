@@ -154,18 +154,21 @@ def test_any_number_of_validation_images_will_do(
     assert module.READERS[suffix](tmp_path / f"net{suffix}")(torch.randn(5, 1, 32, 32)).shape == (5, 2, 32, 32)
 
 
-@pytest.mark.parametrize("shape", [(20, 45), (32, 32), (75, 100)])
+@pytest.mark.parametrize(("shape", "factor"), [((20, 45), 1), ((32, 32), 2), ((75, 100), 2)])
 def test_the_example_of_the_documentation_predicts_as_predict_does(
-    shape: tuple[int, int], tiny_run: Path, tmp_path: Path
+    shape: tuple[int, int], factor: int, tiny_run: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
     (code,) = re.findall(r"```python\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
     space: dict[str, Any] = {}
     exec(code, space)
-    export(ExportRequest(tiny_run / BEST, tmp_path / "net.onnx", "student"))
+    loaded, checkpoint = load_checkpoint(tiny_run / BEST), tmp_path / "net.pt"
+    selected = {**loaded.scores["selected"], "window_factor": factor}
+    save_checkpoint(replace(loaded, scores={**loaded.scores, "selected": selected}), checkpoint)
+    export(ExportRequest(checkpoint, tmp_path / "net.onnx", "student"))
     image = np.random.default_rng(0).normal(40, 9, (1, *shape))
     image[:, :10, :20] += 60
-    expected = open_model(tiny_run / BEST).predictor("student")(image)
+    expected = open_model(checkpoint).predictor("student")(image)
     assert np.abs(space["predict"](str(tmp_path / "net.onnx"), image) - expected).max() < 1e-5
     assert np.isfinite(space["predict"](str(tmp_path / "net.onnx"), np.zeros((1, 40, 40)))).all()  # no contrast at all
 
