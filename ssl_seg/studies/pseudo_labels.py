@@ -138,7 +138,8 @@ def make_pseudo_labels(
         )
     members = open_members([run.best, *earlier], net)
     data = members[0].config.data
-    first, *others = (replace(model.predictor(net), resample_to=None) for model in members)
+    factor = members[0].window_factor  # for all: networks are compared here, not windows
+    first, *others = (replace(model.predictor(net, factor=factor), resample_to=None) for model in members)
     labeler = Labeler(first, tuple(others), data.num_classes)
     store = open_store(open_data(data.model_dump(mode="json"), tracker("reading cases")), data)
     folder.mkdir(exist_ok=True)

@@ -84,7 +84,9 @@ class TestWhatIsLearned:
         net, store = values["network"]["net"], open_store(open_catalog(model.config.data.root), model.config.data)
         assert net == load_checkpoint(parent.best).scores["selected"]["net"]
         assert [row["id"] for row in values["cases"]] == list(split.pool_ids(3))
-        earlier = [open_model(parent.snapshot(step)).predictor(net) for step in (1, 3)]
+        factor = model.window_factor
+        earlier = [open_model(parent.snapshot(step)).predictor(net, factor=factor) for step in (1, 3)]
+        assert factor == 2, "or nothing shows that all networks look through windows of one length"
         for row in values["cases"][:3]:
             image = store.load(row["id"]).image
             labels, own = np.load(folder / row["file"]), model.predictor(net)(image).argmax(0)
