@@ -99,6 +99,8 @@ _RULES = {
     "dict_type": "a mapping is needed: {name: value}",
 }
 """In place of pydantic's words for types of Python."""
+_BRANCH = re.compile(r"(constrained-)?(int|float)|(?P<word>literal\[.*\])")
+"""What pydantic puts behind a key that takes a number or a word; each of both is a problem of its own."""
 
 
 def describe_problem(
@@ -113,6 +115,8 @@ def describe_problem(
         prefix: of the keys of ``model`` in the whole configuration, with its dot.
     """
     loc, kind, message = problem["loc"], problem["type"], problem["msg"]
+    if kind != "extra_forbidden" and (branch := _BRANCH.fullmatch(str(loc[-1] if loc else ""))):
+        loc, message = loc[:-1], f"or {message[0].lower()}{message[1:]}" if branch["word"] else message
     name = f"{prefix}{'.'.join(str(part) for part in loc)}".rstrip(".")
     where = find_source(name, sources) if name else _find_sources_of(message, sources)
     if kind == "extra_forbidden":

@@ -70,6 +70,16 @@ def test_all_problems_come_in_one_error_with_place_and_nearest_key(tmp_path: Pat
     assert "--set batch.labelled=2: batch.labelled: unknown key (did you mean 'labeled'?)" in text
 
 
+@pytest.mark.parametrize("name", ["runtime.workers", "data.nodata"])
+def test_a_number_or_a_word_is_refused_by_its_name(name: str) -> None:
+    section, key = name.split(".")
+    with pytest.raises(ConfigError) as error:
+        check_partial(merge_layers([Layer("--set", {section: {key: "x"}})]))
+    number, word = str(error.value).splitlines()
+    assert number.startswith(f"--set: {name} = 'x': input should be a valid ")
+    assert word.startswith(f"--set: {name} = 'x': or input should be '")
+
+
 def test_partial_check_ignores_only_what_is_missing() -> None:
     for name in ("spacing", "resample_to"):
         check_partial(merge_layers([Layer("f", {"optim": {"lr": 0.1}, "data": {name: [2.0, 1.0, 1.0]}})]))
