@@ -162,9 +162,9 @@ def score_networks(
 def choose_factor(model: Model, store: CaseStore, case_ids: Sequence[str], select: Selection, track: Track) -> int:
     """Return how many patches long windows are to be at most: LONG where the better network of ``model`` is no worse.
 
-    They show more of an image at a time and are computed faster, but the network has not been trained on them: on
-    electron micrographs they gain, on left atria they lose (docs/prediction.md). Where all windows would be of one
-    patch, there is nothing to choose.
+    They show more of an image at a time, but the network has not been trained on them: on micrographs of particles
+    they gain, on those of nuclei they lose a little (docs/prediction.md). Where all windows would be of one patch,
+    there is nothing to choose.
     """
     from ssl_seg.inference.calibration import decide
     from ssl_seg.inference.ensemble import score_cases
