@@ -14,10 +14,13 @@ from ssl_seg.run.resources import SHARED_MEMORY
 
 SHARED_MEMORY_FULL = re.compile("unable to allocate shared memory|workers are out of shared memory")
 """What torch says of it: the error of a loader process reaches the training as text."""
+FROM_LOADER = re.compile(r"Caught .* in DataLoader worker process.*\nssl_seg\.[\w.]+: (.*?)\s*", re.DOTALL)
+"""The traceback that torch puts before an error of a loader process, and the message."""
 
 
 def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume: str | None) -> SslSegError | None:
-    """Return the error that tells a user of a lack of memory or of disk space; None for any other error.
+    """Return the error that tells a user of a lack of memory or of disk space, or what a loader process said; None for
+    any other error.
 
     Args:
         error: any.
@@ -26,7 +29,8 @@ def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume
         resume: the command that continues it; None where a study says that itself.
     """
     if isinstance(error, SslSegError):
-        return None
+        told = FROM_LOADER.fullmatch(str(error))
+        return type(error)(told[1]) if told else None
     command = "" if resume is None or run is None else f", then continue with `{resume} {quote(run.path)}`"
     if SHARED_MEMORY_FULL.search(str(error)):
         return MachineError(

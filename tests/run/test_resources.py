@@ -15,6 +15,7 @@ from conftest import train_tiny
 from sizes import around
 from test_methods import LOSS
 from torch import Tensor, nn
+from torch._utils import ExceptionWrapper
 from trait_methods import Adversarial, NoOptions
 
 from ssl_seg.config import Config
@@ -30,6 +31,7 @@ from ssl_seg.methods.base import build
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run import finish, resources
 from ssl_seg.run.directory import RunDir
+from ssl_seg.run.failures import explain_failure
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resources import (
     check_disk,
@@ -178,6 +180,23 @@ class TestDisk:
         with pytest.raises(RunDirError, match=r"the disk of .*run is too full"):
             train(TrainRequest(resume=run.path))
         assert (run.path / "events.jsonl").read_text() == ""
+
+
+def test_an_error_of_a_loader_process_is_told_without_its_traceback() -> None:
+    message = "images/7.png cannot be read: cut off.\nReplace it: see above"
+    try:
+        try:
+            raise DataError("another")
+        except DataError as error:
+            raise DataError(message) from error
+    except DataError:
+        passed = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(DataError, match="Traceback") as caught:
+        passed.reraise()
+    told = explain_failure(caught.value, None, None, None)  # type: ignore[arg-type]
+    assert isinstance(told, DataError)
+    assert str(told) == message
+    assert explain_failure(DataError(message), None, None, None) is None  # type: ignore[arg-type]
 
 
 class TestSharedMemory:
