@@ -163,8 +163,8 @@ def choose_factor(model: Model, store: CaseStore, case_ids: Sequence[str], selec
     """Return how many patches long windows are to be at most: LONG where the better network of ``model`` is no worse.
 
     They show more of an image at a time, but the network has not been trained on them: on micrographs of particles
-    they gain, on those of nuclei they lose a little (docs/prediction.md). Where all windows would be of one patch,
-    there is nothing to choose.
+    they gain, on those of nuclei some gain and some lose (docs/prediction.md). Where all windows would be of one
+    patch, there is nothing to choose.
     """
     from ssl_seg.inference.calibration import decide
     from ssl_seg.inference.ensemble import score_cases
