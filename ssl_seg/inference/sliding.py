@@ -68,8 +68,8 @@ class Predictor:
     def fit_window(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the window (*P) for an image (*S) on the grid of the network.
 
-        Along each axis it is the shortest one of which as few are needed as of the longest: where 150 voxels take two
-        windows of 128, they take two of 96, so that longer windows are never more work.
+        Along each axis it is the shortest one of which as few are needed as of the longest, so that longer windows are
+        hardly more work: with patches of 64, 150 voxels take two windows of 128, and so they take two of 96.
         """
         if self.factor == 1:
             return tuple(self.patch_size)

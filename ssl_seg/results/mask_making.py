@@ -350,11 +350,8 @@ def _open_pieces(job: Job, stored: Stored, maker: MaskMaker, claim: Claim) -> tu
         folder.mkdir(parents=True, exist_ok=True)
         numbers = {name: getattr(intensity, name).tolist() for name in _STATISTICS}
         write_json(folder / PLAN, {**plan, "intensity": numbers, "nodata": mark})
-    return (
-        stored,
-        Pieces(folder, stored.shape[1:], divide(stored.shape[1:], maker.members[0].fit_window(stored.shape[1:]))),
-        intensity,
-    )
+    shape = stored.shape[1:]
+    return stored, Pieces(folder, shape, divide(shape, maker.members[0].fit_window(shape))), intensity
 
 
 def find_pieces(job: Job) -> list[Path]:

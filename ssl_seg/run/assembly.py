@@ -151,7 +151,7 @@ def settle_workers(fabric: Fabric, config: Config, pace: Pace, console: Console)
     pace = replace(pace, workers=fabric.broadcast(plan_workers(pace, most)))
     if fabric.is_global_zero:
         console.note(
-            f"runtime.workers: {pace.workers} (making a batch takes {pace.load:.3f} s, a step with it "
+            f"runtime.workers: {pace.workers} (making a batch takes {pace.load:.3f} s, the rest of a step "
             f"{pace.update:.3f} s; threads and memory suffice for {most})"
         )
     return pace
