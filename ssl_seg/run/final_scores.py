@@ -107,6 +107,7 @@ def score_networks(
     select: Selection,
     track: Track,
     factor: int = 1,
+    known: Score | None = None,
 ) -> FinalScores:
     """Score the networks of the checkpoints of a run, in one pass over the cases; equal networks are predicted once.
 
@@ -118,6 +119,7 @@ def score_networks(
         select: what networks are compared by.
         track: shows how far it is.
         factor: of the windows; see ``Predictor``.
+        known: score in these windows of the better network of best.pt, which need not be predicted again.
     """
     from ssl_seg.inference.calibration import decide
     from ssl_seg.inference.ensemble import score_cases
@@ -134,13 +136,13 @@ def score_networks(
                 found = len(distinct)
                 distinct.append((models[source], net))
             number[source, net] = found
-    scores = score_cases(
-        [model.predictor(net, OVERLAP, factor) for model, net in distinct],
-        store,
-        case_ids,
-        decisions=[decide(None, None, model.config.prediction) for model, _ in distinct],
-        track=track,
-    )
+    scores = {} if known is None else {number["best", models["best"].better]: known}
+    rest = [index for index in range(len(distinct)) if index not in scores]
+    if rest:
+        predictors = [model.predictor(net, OVERLAP, factor) for model, net in (distinct[index] for index in rest)]
+        decision = decide(None, None, models["best"].config.prediction)
+        new = score_cases(predictors, store, case_ids, decisions=[decision] * len(rest), track=track)
+        scores |= zip(rest, new, strict=True)
     return FinalScores(
         step,
         select,
@@ -159,8 +161,11 @@ def score_networks(
     )
 
 
-def choose_factor(model: Model, store: CaseStore, case_ids: Sequence[str], select: Selection, track: Track) -> int:
-    """Return how many patches long windows are to be at most: LONG where the better network of ``model`` is no worse.
+def choose_factor(
+    model: Model, store: CaseStore, case_ids: Sequence[str], select: Selection, track: Track
+) -> tuple[int, Score | None]:
+    """Return how many patches long windows are to be at most, LONG where the better network of ``model`` is no worse,
+    and its score in such windows; None where nothing was predicted.
 
     They show more of an image at a time, but the network has not been trained on them: on micrographs of particles
     they gain, on those of nuclei some gain and some lose (docs/prediction.md). Where all windows would be of one
@@ -173,11 +178,12 @@ def choose_factor(model: Model, store: CaseStore, case_ids: Sequence[str], selec
     short, long = (model.predictor(model.better, OVERLAP, factor) for factor in (1, LONG))
     shapes = [store.catalog.facts[case_id].shape for case_id in case_ids]
     if short.resample_to is None and all(long.fit_window(shape) == short.fit_window(shape) for shape in shapes):
-        return 1
+        return 1, None
     decision = decide(None, None, model.config.prediction)
     scores = score_cases([short, long], store, case_ids, decisions=[decision] * 2, track=track)
     by_short, by_long = (compute_selection_score(score, select) for score in scores)
-    return LONG if by_long >= by_short and not scores[1].nonfinite else 1
+    is_long = by_long >= by_short and not scores[1].nonfinite
+    return (LONG, scores[1]) if is_long else (1, scores[0])
 
 
 def _are_equal(a: nn.Module, b: nn.Module) -> bool:

@@ -131,11 +131,11 @@ def _score_run(
         models = {source: open_model(path, device) for source, path in paths.items() if path.is_file()}
         val, select = prepared.split.val, prepared.config.monitor.select
         track = console.track("trying longer windows on whole validation cases")
-        factor = choose_factor(models["best"], store, val, select, track)
+        factor, known = choose_factor(models["best"], store, val, select, track)
         if factor > 1:
             console.note(f"windows: up to {factor} patches long from now on, as validation is scored no worse in them")
         track = console.track("scoring the networks on whole validation cases")
-        final = score_networks(models, store, val, step, select, track, factor)
+        final = score_networks(models, store, val, step, select, track, factor, known)
         for source, model in reversed(models.items()):  # best.pt last: choose_factor asks it which network is better
             save_checkpoint(replace(model.checkpoint, scores=describe_for_checkpoint(final, source)), model.path)
         save_final_scores(final, run)

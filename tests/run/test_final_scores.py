@@ -42,6 +42,7 @@ from ssl_seg.run.final_scores import (
     describe_for_checkpoint,
     load_final_scores,
     save_final_scores,
+    score_networks,
 )
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
@@ -159,7 +160,7 @@ class TestRun:
             for net in models["best"].nets.values():
                 for parameter in net.parameters():
                     parameter.zero_()
-            return original(models, *args)
+            return original(models, *args[:-1])  # without the score that it had
 
         monkeypatch.setattr(finish, "score_networks", spoil)
         result = train_tiny(tmp_path / "run", particles_dir, {"split": {"labels": 0.5}})
@@ -187,8 +188,8 @@ class TestRun:
         assert final is not None
         assert len(final.networks) == 4
         steps = {load_checkpoint(path).progress.step for path in (result.run.last, result.run.best)}
-        # One network in two lengths of windows, then all in one; of step 0, the teacher is the student.
-        assert passes == [2, 2 if len(steps) == 1 else 3]
+        # One network in two lengths of windows, then the others in one of them; of step 0, the teacher is the student.
+        assert passes == [2, 1 if len(steps) == 1 else 2]
 
     @pytest.mark.parametrize(
         ("short", "long", "factor"),
@@ -207,10 +208,12 @@ class TestRun:
         model = replace(model, nets=dict.fromkeys(model.nets, Net()))
         catalog = open_data(model.config.data.model_dump(mode="json"))
         store, val = open_store(catalog, model.config.data), model.checkpoint.split["val"]
-        assert choose_factor(model, store, val, "f1", pass_through) == factor
+        chosen, score = choose_factor(model, store, val, "f1", pass_through)
+        final = score_networks({"best": model}, store, val, 0, "f1", pass_through, chosen)
+        assert (chosen, score) == (factor, final.networks[0].score), "what is known need not be predicted again"
         data = model.config.data.model_copy(update={"patch_size": (512, 512)})
         large = replace(model, config=model.config.model_copy(update={"data": data}))
-        assert choose_factor(large, store, val, "f1", pass_through) == 1, "no image is longer than such a patch"
+        assert choose_factor(large, store, val, "f1", pass_through) == (1, None), "no image is longer than such a patch"
 
     def test_every_command_takes_the_windows_of_the_scores(self, tiny_run: Path, tmp_path: Path) -> None:
         run = RunDir(Path(shutil.copytree(tiny_run, tmp_path / "run")))
