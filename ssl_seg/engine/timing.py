@@ -135,7 +135,9 @@ def _measure_scoring(engine: Engine, store: CaseStore, config: Config, val: Sequ
     data, device, facts = config.data, engine.fabric.device, store.catalog.facts
     autocast = make_autocast(choose_inference_precision(config.runtime.precision, device), device)
     net = engine.plain.teacher
-    predict = Predictor(net, data.patch_size, device, autocast, resample_to=data.resample_to, window=data.window)
+    predict = Predictor(
+        net, data.patch_size, device, autocast, resample_to=data.resample_to, intensity_window=data.window
+    )
 
     def count(shape: tuple[int, ...], spacing: tuple[float, ...] | None) -> int:
         if data.resample_to is not None and spacing is not None:

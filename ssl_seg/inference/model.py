@@ -85,7 +85,7 @@ class Model:
             self.autocast,
             overlap,
             resample_to=data.resample_to,
-            window=data.window,
+            intensity_window=data.window,
             factor=self.window_factor if factor is None else factor,
             divisor=get_network_spec(self.config.network.name).divisor(tuple(data.patch_size)),
         )

@@ -44,7 +44,7 @@ class Predictor:
         overlap: overlap of neighboring windows, in [0, 1).
         batch_size: windows of ``patch_size`` in one forward pass; of longer ones as many as have no more voxels.
         resample_to: voxel size (*S) that the network was trained at; None takes images as they are.
-        window: intensities that the network was trained to tell apart; None takes the statistics of each image.
+        intensity_window: intensities that the network was trained to tell apart; None takes those of each image.
         turns: ways in which each window is predicted, for the mean of their probabilities; none for once, as it is.
         spread: put the variance of the foreground probability over the ``turns`` behind the probabilities, as one more
             channel that is averaged over windows like them.
@@ -59,7 +59,7 @@ class Predictor:
     overlap: float = OVERLAP
     batch_size: int = 8
     resample_to: tuple[float, ...] | None = None
-    window: tuple[float, float] | None = None
+    intensity_window: tuple[float, float] | None = None
     turns: tuple[Turn, ...] = ()
     spread: bool = False
     factor: int = 1
@@ -125,7 +125,7 @@ class Predictor:
 
         Args:
             image: (C,*S).
-            intensity: of the whole image; see ``measure_intensity``. Where there is a ``window``, that counts.
+            intensity: of the whole image; see ``measure_intensity``. An ``intensity_window`` counts in its place.
             box: what is wanted, a slice of each axis of *S; by default all.
         """
         gaps: deque[tuple[Box, NDArray[np.bool_]]] = deque()
@@ -153,7 +153,7 @@ class Predictor:
                 note_gaps((part, gaps))
             return stats.to_zscore(raw)
 
-        stats = intensity if self.window is None else make_window(self.window, image.shape[0])
+        stats = intensity if self.intensity_window is None else make_window(self.intensity_window, image.shape[0])
         window = self.fit_window(image.shape[1:])
         windows = place_windows(image.shape[1:], window, self.overlap)
         batch_size = max(1, self.batch_size * prod(self.patch_size) // prod(window))  # as many voxels at a time
@@ -165,7 +165,11 @@ class Predictor:
             raise
 
     def _predict(self, image: NDArray[np.generic], compute: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
-        intensity = measure_intensity(image) if self.window is None else make_window(self.window, len(image))
+        intensity = (
+            measure_intensity(image)
+            if self.intensity_window is None
+            else make_window(self.intensity_window, len(image))
+        )
         probs = np.empty((0, *image.shape[1:]), np.float32)
         for box in divide_laterally(image.shape[1:], self.fit_window(image.shape[1:])):
             for first, rows in self._stitch(image, compute, intensity, box):

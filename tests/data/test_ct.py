@@ -107,7 +107,7 @@ class Pointwise(nn.Module):
 def test_air_around_a_scan_changes_nothing(window: tuple[float, float] | None, agree: bool) -> None:
     image = scan(0)[0][None]
     padded = np.pad(image, [(0, 0), (0, 0), (0, 0), (16, 16)], constant_values=-1000)
-    predict = Predictor(Pointwise(), (16, 16, 16), torch.device("cpu"), nullcontext, window=window)
+    predict = Predictor(Pointwise(), (16, 16, 16), torch.device("cpu"), nullcontext, intensity_window=window)
     difference = np.abs(predict(padded)[..., 16:-16] - predict(image)).max()
     assert (difference < 1e-5) == agree
 
@@ -138,7 +138,7 @@ def test_a_window_does_not_make_the_input_look_wrong(tmp_path: Path, *, gaps: bo
     if gaps:
         catalog = open_catalog(catalog.root, CatalogSettings(reading=Reading(nodata=-1000)))
     window = (-200.0, 150.0)
-    predictor = Predictor(Pointwise(), (12, 20, 24), torch.device("cpu"), nullcontext, window=window)
+    predictor = Predictor(Pointwise(), (12, 20, 24), torch.device("cpu"), nullcontext, intensity_window=window)
     fed = compare_inputs(predictor, CaseStore(catalog, 1, window=window), "0", 2)
     assert fed.difference < 1e-5
     assert fed.rank_correlation(0) == pytest.approx(1, abs=1e-6)
