@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from ssl_seg.config import Config, LossPhaseConfig
@@ -81,11 +82,25 @@ def describe_epochs(config: Config) -> str:
 
 def _only_with(key: str, *values: Any) -> Obstacle:
     """Return the obstacle of what is read only where another setting has one of these values."""
-    section, name = key.split(".")
 
     def find(config: Config, _: DataFacts) -> str | None:
-        value = getattr(getattr(config, section), name)
+        value = attrgetter(key)(config)
         return None if value in values else f"{key} = {value}"
+
+    return find
+
+
+def _acts_with(keys: tuple[str, ...], key: str, *values: str) -> Condition:
+    """Return the condition of settings that are read only where another one has one of these values."""
+    return Condition(keys, _only_with(key, *values), f"It acts with {key} = {' or '.join(values)}")
+
+
+def _only_without(key: str, reason: str) -> Obstacle:
+    """Return the obstacle of what is read only where another setting is not given."""
+
+    def find(config: Config, _: DataFacts) -> str | None:
+        value = attrgetter(key)(config)
+        return None if value is None else f"{key} = {value}{reason}"
 
     return find
 
@@ -158,20 +173,16 @@ def _find_idle_affine(config: Config, _: DataFacts) -> str | None:
 
 def _find_idle_ramp(config: Config, _: DataFacts) -> str | None:
     options, held = list_method_options(config), config.bootstrap.pseudo_label_steps
-    if options.get("rampup_steps", 0) is None and round(options["rampup_ratio"] * config.length.steps) == 0:
-        return f"method.options.rampup_ratio = {options['rampup_ratio']:g} is no ramp"
-    if options.get("rampup_steps") == 0:
-        return "method.options.rampup_steps = 0 is no ramp"
-    length = _count_ramp(config)
-    if held >= length > 0:
+    if "rampup_steps" not in options:
+        return None
+    by_ratio = options["rampup_steps"] is None
+    length = round(options["rampup_ratio"] * config.length.steps) if by_ratio else options["rampup_steps"]
+    if length == 0:
+        key = "rampup_ratio" if by_ratio else "rampup_steps"
+        return f"method.options.{key} = {options[key]:g} is no ramp"
+    if held >= length:
         return f"bootstrap.pseudo_label_steps = {held} lasts to the end of the ramp, {length} steps, and has none"
     return None
-
-
-def _count_ramp(config: Config) -> int:
-    options = list_method_options(config)
-    steps = options.get("rampup_steps")
-    return int(steps if steps is not None else round(options.get("rampup_ratio", 0.0) * config.length.steps))
 
 
 def _find_idle_decay(config: Config, _: DataFacts) -> str | None:
@@ -295,16 +306,6 @@ def _find_idle_glances(config: Config, _: DataFacts) -> str | None:
     return f"length.steps_per_epoch = {per_epoch}: each such step ends an epoch, with a look of its own"
 
 
-def _find_idle_shares(config: Config, _: DataFacts) -> str | None:
-    if config.split.file is not None:
-        return f"split.file = {config.split.file} is a finished split"
-    return None
-
-
-def _find_idle_val(config: Config, _: DataFacts) -> str | None:
-    return None if config.split.folds is None else f"split.folds = {config.split.folds}: each fold is validation once"
-
-
 def _find_idle_layout(config: Config, _: DataFacts) -> str | None:
     return f"data.root = {config.data.root} is no folder" if is_synthetic(config.data.root) else None
 
@@ -315,11 +316,6 @@ def _find_one_kind(_: Config, facts: DataFacts) -> str | None:
     return f"{'all' if facts.positive else 'none'} of the {facts.labeled} labeled cases have foreground"
 
 
-def _find_chosen_boxes(config: Config, _: DataFacts) -> str | None:
-    share = config.batch.foreground_share
-    return None if share is None else f"batch.foreground_share = {share:g} chooses the boxes of all labeled patches"
-
-
 def _find_random_size(config: Config, _: DataFacts) -> str | None:
     random = config.policies.random_batch_size
     return None if random is None else f"policies.random_batch_size draws {random.smallest} to {random.largest} patches"
@@ -328,18 +324,20 @@ def _find_random_size(config: Config, _: DataFacts) -> str | None:
 _LENGTH = ("length.steps",)
 
 CONDITIONS: tuple[Condition, ...] = (
-    Condition(
-        ("network.encoder", "network.encoder_weights"),
-        _only_with("network.name", "encoder_unet"),
-        "It acts with network.name = encoder_unet",
-    ),
+    _acts_with(("network.encoder", "network.encoder_weights"), "network.name", "encoder_unet"),
     Condition(("data.layout", "data.groups"), _find_idle_layout, "Give a folder as data.root, or leave it out"),
     Condition(("data.foreground_ratio", "augment.copy_paste"), _NO_POSITIVE, "It acts where there is some"),
     Condition(("batch.foreground_share",), _NO_POSITIVE, "It acts where there is some"),
-    Condition(("data.foreground_ratio",), _find_chosen_boxes, "It acts without batch.foreground_share"),
+    Condition(
+        ("data.foreground_ratio",),
+        _only_without("batch.foreground_share", " chooses the boxes of all labeled patches"),
+        "It acts without batch.foreground_share",
+    ),
     Condition(("batch.positive_ratio",), _find_one_kind, "It acts where some have foreground and others do not"),
     Condition(
-        ("split.seed", "split.val_fraction", "split.test_fraction"), _find_idle_shares, "Leave it out, or split.file"
+        ("split.seed", "split.val_fraction", "split.test_fraction"),
+        _only_without("split.file", " is a finished split"),
+        "Leave it out, or split.file",
     ),
     Condition(
         ("data.threshold",),
@@ -371,7 +369,11 @@ CONDITIONS: tuple[Condition, ...] = (
         _unless(lambda c, f: f.takes_axes or c.data.axes is None, "it holds for TIFF and arrays, and there are none"),
         "Leave it out",
     ),
-    Condition(("split.val_fraction",), _find_idle_val, "Leave it out, or split.folds"),
+    Condition(
+        ("split.val_fraction",),
+        _only_without("split.folds", ": each fold is validation once"),
+        "Leave it out, or split.folds",
+    ),
     Condition(
         ("split.near_copies",), _unless(lambda _, f: f.has_copies, "no two images are nearly the same"), "Leave it out"
     ),
@@ -453,21 +455,11 @@ CONDITIONS: tuple[Condition, ...] = (
         _only_with("optim.schedule", "constant", "poly", "cosine", "cosine_restarts", "reduce_on_plateau"),
         "That one rises by itself: leave it out, or use another schedule",
     ),
-    Condition(("optim.poly_power",), _only_with("optim.schedule", "poly"), "It acts with optim.schedule = poly"),
-    Condition(
-        ("optim.restart_epochs", "optim.restart_growth"),
-        _only_with("optim.schedule", "cosine_restarts"),
-        "It acts with optim.schedule = cosine_restarts",
-    ),
+    _acts_with(("optim.poly_power",), "optim.schedule", "poly"),
+    _acts_with(("optim.restart_epochs", "optim.restart_growth"), "optim.schedule", "cosine_restarts"),
     Condition(("optim.restart_growth",), _find_idle_growth, "It acts with a smaller optim.restart_epochs", _LENGTH),
-    Condition(
-        ("optim.one_cycle_rise",), _only_with("optim.schedule", "one_cycle"), "It acts with optim.schedule = one_cycle"
-    ),
-    Condition(
-        ("optim.plateau_patience", "optim.plateau_factor"),
-        _only_with("optim.schedule", "reduce_on_plateau"),
-        "It acts with optim.schedule = reduce_on_plateau",
-    ),
+    _acts_with(("optim.one_cycle_rise",), "optim.schedule", "one_cycle"),
+    _acts_with(("optim.plateau_patience", "optim.plateau_factor"), "optim.schedule", "reduce_on_plateau"),
     Condition(
         ("optim.floor",),
         _only_with("optim.schedule", "poly", "cosine", "cosine_restarts", "one_cycle", "reduce_on_plateau"),
@@ -477,11 +469,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         ("optim.poly_power", "optim.restart_epochs", "optim.restart_growth"), _find_idle_form, "Lower optim.floor"
     ),
-    Condition(
-        ("optim.lr_batch_size",),
-        _only_with("optim.lr_scaling", "linear", "sqrt"),
-        "It acts with optim.lr_scaling = linear or sqrt",
-    ),
+    _acts_with(("optim.lr_batch_size",), "optim.lr_scaling", "linear", "sqrt"),
     Condition(
         ("optim.lr_scaling",),
         _find_idle_scaling,
@@ -507,11 +495,7 @@ CONDITIONS: tuple[Condition, ...] = (
         _LENGTH,
     ),
     Condition(("policies.weight_noise.decay",), _find_idle_noise_decay, "Start earlier, or leave it out", _LENGTH),
-    Condition(
-        ("monitor.patience_steps",),
-        _only_with("monitor.on_collapse", "recover"),
-        "It acts with monitor.on_collapse = recover",
-    ),
+    _acts_with(("monitor.patience_steps",), "monitor.on_collapse", "recover"),
     Condition(("monitor.check_steps",), _find_idle_glances, "Give fewer steps than an epoch has", _LENGTH),
 )
 
