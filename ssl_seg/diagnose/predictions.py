@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.reading import Reading, make_reading
@@ -156,7 +155,11 @@ def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, S
             shape = own.foreground.shape
             target, labels, doubt = read_truth(path, shape, material.truth_meaning, file.first, material.reading)
             doubts += [doubt] if doubt else []
-            logits = _to_logits(own.foreground, own.prob)
+            # Logits (1, 2, *S) that say the same: of 0 and 1 the smallest and the largest that are finite.
+            values = torch.from_numpy(own.foreground.astype(np.float32) if own.prob is None else own.prob).double()
+            most = torch.finfo(torch.float32).max
+            score = torch.logit(values).clamp(-most, most)
+            logits = torch.stack([torch.zeros_like(score), score])[None]
             collector.update(logits, torch.from_numpy(target.astype(np.int64))[None], (file.id,))
             if own.labels is not None and material.truth_meaning.kind == "semantic":
                 counts.add(own.labels, labels, target != IGNORE_INDEX)
@@ -171,14 +174,6 @@ def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, S
     if material.kind == "mask":  # it has been cut already: another cut makes all of it foreground, or nothing
         signals = replace(signals, f1_best=signals.f1)
     return tally, signals, [*told, *filter(None, [on_classes])]
-
-
-def _to_logits(pred: NDArray[np.bool_], prob: NDArray[np.float32] | None) -> torch.Tensor:
-    """Return logits (1, 2, *S) that say the same: of 0 and 1 the smallest and the largest that are finite."""
-    values = torch.from_numpy(pred.astype(np.float32) if prob is None else prob).double()
-    most = torch.finfo(torch.float32).max
-    score = torch.logit(values).clamp(-most, most)
-    return torch.stack([torch.zeros_like(score), score])[None]
 
 
 def _judge(tally: Tally, signals: Signals | None, statistics: Mapping[str, Any]) -> Verdict:

@@ -201,7 +201,10 @@ class Policies:
         """Yield an event for each reason to end the run."""
         stopping = self.settings.early_stopping
         if stopping is not None and count_stale_epochs(progress.ranking_scores[1:]) >= stopping.patience:
-            yield _describe_stop(progress)
+            history = progress.ranking_scores[1:]
+            epochs, best = count_stale_epochs(history), progress.history[history.index(max(history))]
+            note = f"early stopping: {epochs} epochs without a better score than {best:.3f}"
+            yield PolicyEvent("early_stopping", note, {"epochs": epochs, "best_score": best})
         judged = self._judge(progress)
         if judged is not None and not judged.values["better"]:
             yield judged
@@ -279,13 +282,6 @@ class Policies:
             yield PolicyEvent(
                 "weight_noise", f"weight noise: standard deviation {std:.3g}", {"epoch": epoch, "std": std}
             )
-
-
-def _describe_stop(progress: TrainingState) -> PolicyEvent:
-    history = progress.ranking_scores[1:]
-    epochs, best = count_stale_epochs(history), progress.history[history.index(max(history))]
-    note = f"early stopping: {epochs} epochs without a better score than {best:.3f}"
-    return PolicyEvent("early_stopping", note, {"epochs": epochs, "best_score": best})
 
 
 def _respond(progress: TrainingState, settings: PlateauResponseConfig) -> PlateauResponse:

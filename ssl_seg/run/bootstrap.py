@@ -43,7 +43,8 @@ def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
         dropped.add("optim.warmup_steps")
     if "method.name" in given:
         dropped |= {"method.options", "batch.unlabeled"}
-        if _has_planned_cutmix(config):
+        method = config.get("method", {}).get("name")
+        if method in METHODS and config["augment"]["cutmix"] == METHODS[method].traits.cutmix:
             dropped.add("augment.cutmix")
     if not config.get("augment", {}).get("invert"):
         dropped.add("augment.invert")
@@ -51,11 +52,6 @@ def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
         names = ("groups", "mask", "threshold", "label_values", "channels", "tiles", "unlabeled")
         dropped |= {f"data.{name}" for name in names}
     return Layer(source, leave_out(config, dropped))
-
-
-def _has_planned_cutmix(config: Nested) -> bool:
-    method = config.get("method", {}).get("name")
-    return method in METHODS and config["augment"]["cutmix"] == METHODS[method].traits.cutmix
 
 
 def choose_net(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> str:

@@ -139,7 +139,8 @@ def measure_split(
         sizes = list(Counter(g for g, inside in zip(group_of, own[0], strict=True) if inside).values())
         units, presence = np.arange(len(others)), None
         if fraction is not None and fraction < 1:
-            presence = _find_presence(others, traits)
+            classes = sorted(frozenset[int]().union(*(traits.classes_of(i) for i in others)))
+            presence = np.array([[value in traits.classes_of(i) for value in classes] for i in others], np.bool_)
         else:
             number_of = {group: number for number, group in enumerate(dict.fromkeys(group_of))}
             units = np.array([number_of[group] for group in group_of])
@@ -190,12 +191,6 @@ def _list_columns(facts: Sequence[CaseFacts]) -> dict[str, Values]:
     if np.isfinite(intensity).all() and intensity.std() > 0:
         columns["intensity"] = (intensity - intensity.mean()) / intensity.std()
     return columns
-
-
-def _find_presence(ids: Sequence[str], traits: CaseTraits) -> Members:
-    """Return (cases, classes): which case has which class."""
-    classes = sorted(frozenset[int]().union(*(traits.classes_of(i) for i in ids)))
-    return np.array([[value in traits.classes_of(i) for value in classes] for i in ids], np.bool_)
 
 
 def draw_random_sets(

@@ -102,7 +102,13 @@ def _plan_cell(spec: AblationSpec, cell: CellSpec, *, gpu: bool, read: Callable[
         longer = Layer(AXES, nest("length.steps", cell.rounds * plan.config.length.steps))
         plan = resolve(TrainRequest((*layers, longer)), gpu=gpu, read=read)
     check_options(plan.config, plan.sources, has_parent=cell.parent is not None)
-    _check_processes(plan.config)
+    # A cell is trained by one process: several would make its batches larger, and no two cells be alike.
+    for name in ("devices", "num_nodes"):
+        if (number := getattr(plan.config.runtime, name)) != 1:
+            raise ConfigError(
+                f"runtime.{name} = {number}: a cell of an ablation is trained by one process on one device; leave it "
+                "out, and give the number of cells at a time with --workers or --ray"
+            )
     given = TrainRequest(tuple(layer for layer in layers if layer.source != AXES))
     return _ResolvedCell(cell, given.settings.sources, plan, gather_facts(plan))
 
@@ -191,16 +197,6 @@ def _list_shared(resolved: Sequence[_ResolvedCell], cells: Sequence[Cell]) -> It
             f"'{describe_arm(other)}' and '{describe_arm(one)}' are the same training in {len(places)} cell(s), "
             f"which is made once: {_explain_same(resolved[before], resolved[places[0]])}"
         )
-
-
-def _check_processes(config: Config) -> None:
-    """A cell is trained by one process: several would make its batches larger, and no two cells be alike."""
-    for name in ("devices", "num_nodes"):
-        if (number := getattr(config.runtime, name)) != 1:
-            raise ConfigError(
-                f"runtime.{name} = {number}: a cell of an ablation is trained by one process on one device; leave it "
-                "out, and give the number of cells at a time with --workers or --ray"
-            )
 
 
 def _resolve(own: _ResolvedCell, parent: str | None) -> Cell:
