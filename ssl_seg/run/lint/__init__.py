@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ssl_seg.config import Config
 from ssl_seg.data.findings import Finding
-from ssl_seg.run.lint import costs, epochs, rates
+from ssl_seg.run.lint import rules
 from ssl_seg.run.lint.conditions import DataFacts
 from ssl_seg.run.lint.idle import describe_idle, find_given_idle
 
@@ -55,21 +55,24 @@ def lint(
 _LENGTH = ("length.steps",)
 _WARMUP = ("length.steps", "optim.warmup_steps")
 
-RULES: dict[str, LintRule] = {
-    "blend_cut_short": LintRule(epochs.blend_cut_short, _LENGTH),
-    "swa_of_one": LintRule(epochs.swa_of_one, _LENGTH),
-    "swa_before_last_phase": LintRule(epochs.swa_before_last_phase, _LENGTH),
-    "noise_in_warmup": LintRule(epochs.noise_in_warmup, ("optim.warmup_steps",)),
-    "noise_within_swa": LintRule(epochs.noise_within_swa, _LENGTH),
-    "rampup_beyond_run": LintRule(rates.rampup_beyond_run, _LENGTH),
-    "warmup_most_of_run": LintRule(rates.warmup_most_of_run, _WARMUP),
-    "ema_longer_than_run": LintRule(rates.ema_longer_than_run, _LENGTH),
-    "early_stopping_before_plateau": LintRule(epochs.early_stopping_before_plateau),
-    "probes_beyond_first_epoch": LintRule(epochs.probes_beyond_first_epoch),
-    "lr_schedules_compete": LintRule(rates.lr_schedules_compete),
-    "lr_scaled_twice": LintRule(rates.lr_scaled_twice),
-    "restart_cut_short": LintRule(rates.restart_cut_short, _WARMUP),
-    "variance_minimum": LintRule(costs.variance_minimum),
-    "imbalance_corrected_twice": LintRule(costs.imbalance_corrected_twice),
-    "costs_oppose": LintRule(costs.costs_oppose),
+RULES = {
+    rule.check.__name__: rule
+    for rule in (
+        LintRule(rules.blend_cut_short, _LENGTH),
+        LintRule(rules.swa_of_one, _LENGTH),
+        LintRule(rules.swa_before_last_phase, _LENGTH),
+        LintRule(rules.noise_in_warmup, ("optim.warmup_steps",)),
+        LintRule(rules.noise_within_swa, _LENGTH),
+        LintRule(rules.rampup_beyond_run, _LENGTH),
+        LintRule(rules.warmup_most_of_run, _WARMUP),
+        LintRule(rules.ema_longer_than_run, _LENGTH),
+        LintRule(rules.early_stopping_before_plateau),
+        LintRule(rules.probes_beyond_first_epoch),
+        LintRule(rules.lr_schedules_compete),
+        LintRule(rules.lr_scaled_twice),
+        LintRule(rules.restart_cut_short, _WARMUP),
+        LintRule(rules.variance_minimum),
+        LintRule(rules.imbalance_corrected_twice),
+        LintRule(rules.costs_oppose),
+    )
 }
