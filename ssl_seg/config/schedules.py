@@ -59,7 +59,6 @@ def make_lr_schedule(
 
     Args:
         optim: form, peak rate and scaling.
-        length: of the run.
         batch_size: labeled patches of one update on all processes; read where ``optim.lr_scaling`` asks for it.
     """
     ratio = batch_size / optim.lr_batch_size

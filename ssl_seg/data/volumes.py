@@ -168,7 +168,6 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
     A color image that is decoded on opening and whose three channels are equal has C = 1.
 
     Args:
-        locations: where it is.
         reading: how its files are read, where they leave it open.
 
     Raises:

@@ -92,7 +92,6 @@ def respond_to_plateaus(
     Args:
         history: ranking score at the end of each epoch.
         start_score: ranking score at the start; best.pt may date from then.
-        settings: of the policy.
     """
     best, stale, count, is_new = -math.inf, 0, 0, False
     multiplier, raised_at = 1.0, 0
@@ -136,8 +135,6 @@ class Policies:
     """The policies of a run.
 
     Args:
-        settings: which policies act, and how.
-        seed: of the run.
         average: the mean of weights, where one is asked for.
         reduce_patience: patience of the schedule reduce_on_plateau, whose reductions are reported; None without it.
     """
@@ -181,7 +178,6 @@ class Policies:
         Args:
             engine: whose networks change.
             progress: with the score of the epoch.
-            epoch: number of finished epochs.
             ending: how the run ends here; None where it goes on.
             load_best: returns the best checkpoint, on all processes.
         """

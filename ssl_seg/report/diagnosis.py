@@ -37,7 +37,6 @@ def write_report(diagnosis: Diagnosis, folder: Path, command: str = "") -> Path:
     """Write the report, its figures and its JSON record to a new folder.
 
     Args:
-        diagnosis: what was found.
         folder: created here; an empty one is taken as it is.
         command: what was called, to be repeated by the reader.
 
@@ -63,10 +62,7 @@ def format_report(diagnosis: Diagnosis, pictures: Sequence[Picture], when: str, 
     """Return a page in Markdown: verdict, findings, hypotheses with their evidence, key figures, the worst images.
 
     Args:
-        diagnosis: what was found.
         pictures: figures in the folder of the report; the first one is shown; all are among the measurements.
-        when: time of the diagnosis.
-        command: what was called.
     """
     verdict = diagnosis.verdict
     head = [

@@ -35,7 +35,6 @@ def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
 
     Args:
         config: settings of the checkpoint, or the pre-training, that the new run starts from.
-        source: its name, for messages.
         given: dotted keys that files and options of the new run set.
     """
     dropped = {"runtime", "split.file", "bootstrap", "network.pretrained", "data.pseudo_labels"}
@@ -68,7 +67,6 @@ def check_parent(parent: Checkpoint, split: Split, options: BootstrapConfig = DE
     """Return the reasons not to start from ``parent``; none when it may be used.
 
     Args:
-        parent: the checkpoint.
         split: the split of the new run.
         options: which of its networks are used, and how much their margin must show.
     """
@@ -83,8 +81,6 @@ def check_finite(parent: Checkpoint, source: str, options: BootstrapConfig = DEF
     """Check that the networks to build on are numbers. No gate and no --force lets others through.
 
     Args:
-        parent: the checkpoint.
-        source: its name, for the message.
         options: which of its networks are used.
 
     Raises:

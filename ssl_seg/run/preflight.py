@@ -25,7 +25,6 @@ def check_with_data(resolved: Resolved, note: Callable[[str], None]) -> tuple[Fi
     """Check the settings and the split of a run against its data.
 
     Args:
-        resolved: the run.
         note: takes the warnings about the split.
 
     Returns:

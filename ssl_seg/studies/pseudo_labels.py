@@ -117,7 +117,6 @@ def make_pseudo_labels(
         labels: amount of labels, which says which training cases count as unlabeled.
         folder: for the files; see ``ssl_seg.data.pseudo_labels``.
         options: which network labels, and the gate that it must pass.
-        tracker: shows the progress.
         force: use the network although it does not pass the gate.
 
     Raises:

@@ -64,9 +64,7 @@ def resolve_cells(
     """Return all cells, parents first.
 
     Args:
-        spec: what is asked for.
         gpu: whether the cells will be trained on one; the plan of what the settings leave open depends on it.
-        track: shows the progress.
         note: takes the warnings: of settings that change nothing, and of cells that are one training.
 
     Raises:
