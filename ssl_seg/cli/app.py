@@ -18,7 +18,6 @@ from ssl_seg.cli import (
     diagnose,
     evaluate,
     export,
-    export_log,
     investigate,
     ladder,
     lists,
@@ -57,7 +56,7 @@ app.command("predict")(predict.predict)
 app.command("suggest")(suggest.suggest)
 app.command("export")(export.export)
 app.command("report")(report.report)
-app.command("export-log")(export_log.export_log)
+app.command("export-log")(report.export_log)
 app.command("diagnose")(check_used("diagnose", diagnose.diagnose))
 app.add_typer(data_app, name="data")
 app.add_typer(split_app, name="split")

@@ -1,4 +1,4 @@
-"""``ssl-seg report``."""
+"""``ssl-seg report`` and ``ssl-seg export-log``."""
 
 from __future__ import annotations
 
@@ -37,3 +37,19 @@ def report(
     check_new_page(out, "--out")
     announce(f"reading {runs[0] if len(runs) == 1 else f'{len(runs)} runs'}")
     show(f"wrote {write_report_page(runs, out)}")
+
+
+def export_log(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
+    to: Annotated[
+        str, typer.Option(help="Program that reads the log: tensorboard, mlflow or wandb.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder to create.", show_default="RUN/tensorboard, ...")] = None,
+) -> None:
+    """Write the records of a run, metrics.jsonl, for another program; `train --log` does so while it trains."""
+    from ssl_seg.run.directory import open_run_dir
+    from ssl_seg.run.sinks import export_log as write
+
+    folder, count, command = write(open_run_dir(run), to, out, lambda text: show(text, err=True))
+    show(f"wrote {count} record(s) to {folder}")
+    show(f"next: {command}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.reading import Reading, make_reading
 from ssl_seg.diagnose.catalog import conclude
 from ssl_seg.diagnose.causes import Subject, make_diagnosis
-from ssl_seg.diagnose.classes import ValueCounts
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.image_rules import audit_margin, audit_outputs, put_behind
 from ssl_seg.diagnose.prediction_files import (
@@ -30,12 +31,12 @@ from ssl_seg.diagnose.prediction_files import (
 )
 from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.diagnose.tally import Output, Tally
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 from ssl_seg.labels import IGNORE_INDEX, Meaning
 from ssl_seg.monitor.actions import NO_CONTEXT
 from ssl_seg.monitor.evidence import Evidence
 from ssl_seg.monitor.findings import Verdict
-from ssl_seg.monitor.signals import RANKED, SignalCollector, Signals
+from ssl_seg.monitor.signals import RANKED, ClassSignals, SignalCollector, Signals
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.run.seal import Ledger, find_sealed_masks, open_sealed
 
@@ -193,3 +194,53 @@ def _describe_health(statistics: Mapping[str, Any], tally: Tally) -> str:
         return f"{text}; without masks nothing is known of how right they are"
     margin = f"{statistics['trivial']['margin']:+.3f} above the best trivial predictor"
     return f"{text}; F1 {statistics['scores']['f1']:.3f}, {margin}"
+
+
+@dataclass(frozen=True)
+class ValueCounts:
+    """Voxels of each mask value, over all images."""
+
+    predicted: Counter[int] = field(default_factory=Counter)
+    true: Counter[int] = field(default_factory=Counter)
+    both: Counter[int] = field(default_factory=Counter)
+
+    def add(self, predicted: NDArray[Any], true: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        """Add an image: predicted and true values (*S), and where they count."""
+        self.predicted.update(_count(predicted[valid]))
+        self.true.update(_count(true[valid]))
+        self.both.update(_count(true[valid & (predicted == true)]))
+
+    def compare(self, background: int) -> tuple[tuple[ClassSignals, ...], str]:
+        """Return the figures of each foreground class, and a note on them.
+
+        There are none where the masks hold one class alone, or the predictions hold values that no true mask holds: the
+        note then says so.
+
+        Args:
+            background: value of the background, in both.
+        """
+        values = sorted(self.true.keys() - {background})
+        if len(values) < 2 or not self.predicted:
+            return (), ""
+        if others := sorted(self.predicted.keys() - self.true.keys() - {background}):
+            return (), (
+                f"the predictions hold {name_examples(others)}, which no true mask holds: the masks' {len(values)} "
+                "classes are not compared, only foreground is"
+            )
+        voxels = self.true.total()
+        classes = tuple(
+            ClassSignals(
+                value,
+                self.predicted[value] / voxels,
+                self.true[value] / voxels,
+                2 * self.both[value] / (self.predicted[value] + self.true[value]),
+            )
+            for value in values
+        )
+        shown = ", ".join(f"{own.value}: {own.f1:.3f}" for own in classes)
+        return classes, f"F1 of each class, by its value in the masks: {shown}; all other figures are of any foreground"
+
+
+def _count(values: NDArray[Any]) -> dict[int, int]:
+    found, numbers = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), numbers.tolist(), strict=True))

@@ -1,4 +1,5 @@
-"""The teacher: an exponential moving average of the student.
+"""Averages of weights: the teacher, an exponential moving average of the student, and the mean of students at the ends
+of epochs (stochastic weight averaging, Izmailov et al. 2018).
 
 ``torch.optim.swa_utils.AveragedModel`` is not used as a whole: it leaves the average in train mode with gradients
 on, has no decay warm-up, and with ``use_buffers`` it also averages integer counters. Its averaging function is used.
@@ -7,11 +8,14 @@ on, has no decay warm-up, and with ``use_buffers`` it also averages integer coun
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ssl_seg.networks.average import move_average
+from ssl_seg.networks.precision import Autocast
 
 
 class EMATeacher:
@@ -44,3 +48,48 @@ class EMATeacher:
                 self.net, student, 0.0 if self.updates == self.held > 0 else self.decay_at(self.updates - self.held)
             )
         self.updates += 1
+
+
+class WeightAverage:
+    """The mean, with equal weights, of the networks added so far; its buffers are those of the last one.
+
+    Args:
+        student: the bare network, for its form; it is not added.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        # AveragedModel leaves its copy in train mode and with gradients on.
+        self._model = AveragedModel(student).eval().requires_grad_(False)
+
+    @property
+    def net(self) -> nn.Module:
+        """The network with the mean weights."""
+        return self._model.module
+
+    @property
+    def count(self) -> int:
+        """Number of networks in the mean."""
+        return int(self._model.n_averaged)
+
+    def add(self, student: nn.Module) -> None:
+        """Take a network into the mean."""
+        self._model.update_parameters(student)
+
+    def clear(self) -> None:
+        """Forget the networks added so far; the next one starts the mean anew."""
+        self._model.n_averaged.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps; nothing while the mean is empty."""
+        return {"average": self.net.state_dict(), "count": self.count} if self.count else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the state in a checkpoint."""
+        self.net.load_state_dict(state["average"])
+        self._model.n_averaged.fill_(state["count"])
+
+
+def estimate_batch_norm(net: nn.Module, images: Iterable[Tensor], autocast: Autocast) -> None:
+    """Set the BatchNorm statistics to their mean over batches of images (N,C,*P) on the network's device."""
+    with autocast():
+        update_bn(images, net)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ssl_seg.engine.ema import WeightAverage
 from ssl_seg.engine.engine import FREE, Engine, Restraint
 from ssl_seg.engine.policies import PolicyEvent
-from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.monitor.recovery import (
     CONSISTENCY_PAUSE,
     Intervention,

@@ -25,9 +25,9 @@ from ssl_seg.config.schedules import (
     count_stale_epochs,
     override_weights,
 )
+from ssl_seg.engine.ema import WeightAverage
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_weight_noise
-from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
 
 

@@ -27,13 +27,12 @@ from ssl_seg.data.open import make_source, open_store, shift_foreground_share
 from ssl_seg.data.sampling import ForegroundShift
 from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.engine.devices import choose_memory_format, time_memory_formats
-from ssl_seg.engine.ema import EMATeacher
+from ssl_seg.engine.ema import EMATeacher, WeightAverage
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.engine.pace import Pace, plan_workers
 from ssl_seg.engine.policies import Policies
-from ssl_seg.engine.swa import WeightAverage
 from ssl_seg.losses import SupervisedLoss
 from ssl_seg.losses.common import LossFn
 from ssl_seg.losses.trivial import compute_ranges

@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_seg.config import NETS
 from ssl_seg.data.loader import PatchSource, make_loader
 from ssl_seg.data.store import CaseStore
-from ssl_seg.engine.swa import estimate_batch_norm
+from ssl_seg.engine.ema import estimate_batch_norm
 from ssl_seg.files import atomic_write
 from ssl_seg.inference.model import open_model
 from ssl_seg.monitor.findings import Verdict

@@ -12,8 +12,7 @@ import numpy as np
 from ssl_seg.config.layers import Layer, Nested, flatten, nest
 from ssl_seg.config.schedules import WARMUP_STEPS, plan_warmup
 from ssl_seg.data.catalog import Catalog
-from ssl_seg.data.contrast import count_contrasts, count_skews
-from ssl_seg.data.ct import looks_like_ct, measure_window
+from ssl_seg.data.contrast import count_contrasts, count_skews, looks_like_ct, measure_window
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.engine.pace import ANY_STEPS

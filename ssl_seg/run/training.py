@@ -28,8 +28,7 @@ from ssl_seg.engine.devices import (
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.pace import FEWEST_MEASURED, describe_seconds
 from ssl_seg.engine.processes import open_fabric
-from ssl_seg.engine.profile import profile_steps
-from ssl_seg.engine.timing import list_metrics, measure_pace
+from ssl_seg.engine.timing import list_metrics, measure_pace, profile_steps
 from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.losses import make_supervised_loss

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ssl_seg.data.audit.copies import check_copies, find_copies
+from ssl_seg.data.audit.doctor import check_copies, find_copies
 from ssl_seg.data.content import make_content
 from ssl_seg.data.duplicates import Likeness
 from ssl_seg.data.facts import Appearance, CaseFacts

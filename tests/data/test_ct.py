@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from sizes import around
 from torch import nn
 
-from ssl_seg.data import ct
+from ssl_seg.data import contrast
 from ssl_seg.data.catalog import Catalog, CatalogSettings, open_catalog
-from ssl_seg.data.ct import looks_like_ct, measure_window
+from ssl_seg.data.contrast import looks_like_ct, measure_window
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import CaseStore, cut_unit
 from ssl_seg.data.views.transforms import make_window, normalize
@@ -87,7 +87,7 @@ def test_a_few_others_among_many_scans_do_not_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("images", [*around(2), 9])
 def test_so_many_images_are_read_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
-    monkeypatch.setattr(ct, "WINDOW_IMAGES", 2)
+    monkeypatch.setattr(contrast, "WINDOW_IMAGES", 2)
     catalog = write(tmp_path / "ct", [scan(n) for n in range(images)])
     read = []
     load = CaseStore.load

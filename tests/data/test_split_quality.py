@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_splits import add_classes, add_images, ids_of, make_catalog, spread
 
-from ssl_seg.data.audit.copies import check_copies, find_copies
+from ssl_seg.data.audit.doctor import check_copies, find_copies
 from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.splits.checks import check_split

@@ -18,6 +18,7 @@ from torch import nn
 
 from ssl_seg.config import AfterRollbackConfig, GradientNoiseConfig, LossConfig, PlateauResponseConfig, PoliciesConfig
 from ssl_seg.config.schedules import LossPhase
+from ssl_seg.engine.ema import WeightAverage, estimate_batch_norm
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_gradient_noise, add_weight_noise
 from ssl_seg.engine.policies import (
@@ -28,7 +29,6 @@ from ssl_seg.engine.policies import (
     judge_rollback,
     respond_to_plateaus,
 )
-from ssl_seg.engine.swa import WeightAverage, estimate_batch_norm
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.networks.builders import has_batch_norm
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState

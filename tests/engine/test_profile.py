@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, Cli, same_weights
 
-from ssl_seg.engine.profile import SKIPPED, TABLE_FILE, TIMELINE_FILE, profile_steps
+from ssl_seg.engine.timing import SKIPPED, TABLE_FILE, TIMELINE_FILE, profile_steps
 
 
 def record(folder: Path, count: int, steps: int, fails_at: int | None = None) -> list[str]:

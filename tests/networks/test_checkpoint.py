@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from score_counts import make_net_score, make_scores
 from torch import nn
 
-from ssl_seg.engine.swa import WeightAverage
+from ssl_seg.engine.ema import WeightAverage
 from ssl_seg.errors import CheckpointError
 from ssl_seg.networks.checkpoint import (
     FORMAT,
