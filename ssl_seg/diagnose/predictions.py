@@ -86,22 +86,24 @@ def diagnose_predictions(
     Raises:
         DataError: for a missing or empty folder, unreadable files, or masks that do not fit by name or shape.
     """
+    notes: list[str] = []
+
+    def tell(text: str) -> None:
+        notes.append(text)
+        note(text)
+
     clock = clock or Clock(request.seconds)
-    material, told = _prepare(request)
+    material, on_truth = _prepare(request)
     words = WORDS[material.kind].format(background=material.meaning.background)
-    notes = [f"files are read as {words}", *told]
-    if request.masks is not None and len(material.truth) < len(material.files):
-        notes.append(
-            f"{len(material.truth)} of {len(material.files)} predictions have a mask; the others are not scored"
-        )
-    for text in notes:
-        note(text)
+    for text in (f"files are read as {words}", *on_truth):
+        tell(text)
     if request.masks is not None:
-        notes += _break_seal(request.masks, material.truth, note)
-    tally, signals, told = _read_all(material, clock, track("reading predictions"))
-    notes += told
-    for text in told:
-        note(text)
+        if len(material.truth) < len(material.files):
+            tell(f"{len(material.truth)} of {len(material.files)} predictions have a mask; the others are not scored")
+        sealed, homes = find_sealed_masks(request.masks, material.truth)
+        if count := open_sealed(sealed, Ledger(homes), by="diagnose", note=tell):
+            tell(f"{len(sealed)} of these masks belong to sealed test cases: they have now been opened {count} time(s)")
+    tally, signals = _read_all(material, clock, track("reading predictions"), tell)
     statistics = tally.summarize("new")
     statistics["looked_at"] = {
         "new": {"used": len(tally.images), "of": len(material.files)},
@@ -132,21 +134,10 @@ def _prepare(request: PredictionsRequest) -> tuple[_Material, list[str]]:
     return _Material(shuffled, truth, recognize(files, labels, reading), labels, of_truth, reading), notes
 
 
-def _break_seal(folder: Path, truth: Mapping[str, Path], note: Callable[[str], None]) -> list[str]:
-    """Record that sealed masks are opened, and return the notes about it."""
-    sealed, homes = find_sealed_masks(folder, truth)
-    told: list[str] = []
-    if count := open_sealed(sealed, Ledger(homes), by="diagnose", note=told.append):
-        told.append(
-            f"{len(sealed)} of these masks belong to sealed test cases: they have now been opened {count} time(s)"
-        )
-    for text in told:
-        note(text)
-    return told
-
-
-def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, Signals | None, list[str]]:
-    """Return the figures of all predictions, the signals of those with masks, and notes."""
+def _read_all(
+    material: _Material, clock: Clock, track: Track, tell: Callable[[str], None]
+) -> tuple[Tally, Signals | None]:
+    """Return the figures of all predictions, and the signals of those with masks; tell what is doubtful about them."""
     tally, doubts, counts = Tally(), list[str](), ValueCounts()
     collector = SignalCollector(range(2), torch.device("cpu"), max(RANKED // max(len(material.truth), 1), 1))
     for file in clock.limit(track(material.files, len(material.files)), 1.0, LEAST_IMAGES):
@@ -165,16 +156,17 @@ def _read_all(material: _Material, clock: Clock, track: Track) -> tuple[Tally, S
             if own.labels is not None and material.truth_meaning.kind == "semantic":
                 counts.add(own.labels, labels, target != IGNORE_INDEX)
         tally.add(Output(file.id, "new", own.foreground, own.prob, None, target))
-    told = []
     if doubts:
-        told.append(f"{len(doubts)} mask(s) may not lie on the prediction that they are compared with: {doubts[0]}")
+        tell(f"{len(doubts)} mask(s) may not lie on the prediction that they are compared with: {doubts[0]}")
     if not tally.overlaps:
-        return tally, None, told
+        return tally, None
     classes, on_classes = counts.compare(material.truth_meaning.background)
     signals = replace(collector.compute(), classes=classes)
     if material.kind == "mask":  # it has been cut already: another cut makes all of it foreground, or nothing
         signals = replace(signals, f1_best=signals.f1)
-    return tally, signals, [*told, *filter(None, [on_classes])]
+    if on_classes:
+        tell(on_classes)
+    return tally, signals
 
 
 def _judge(tally: Tally, signals: Signals | None, statistics: Mapping[str, Any]) -> Verdict:

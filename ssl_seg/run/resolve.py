@@ -250,7 +250,7 @@ def count_voxels(catalog: Catalog, case_ids: Sequence[str]) -> list[int]:
     """Return how many voxels of the masks of cases each class has, background first."""
     total: Counter[int] = Counter()
     for facts in (catalog.facts[case_id] for case_id in case_ids if case_id in catalog.facts):
-        total.update(dict(zip(facts.values or (), facts.counts or (), strict=True)))
+        total.update(facts.voxels)
     return [total[value] for value in catalog.label_values]
 
 
