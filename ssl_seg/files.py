@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import errno
+import io
 import json
 import math
 import os
@@ -11,7 +13,7 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -170,6 +172,15 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return a table with a line of its columns and one of each row; what a row lacks, and None, is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def read_text(path: Path) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from ssl_seg.cli.console import show
 from ssl_seg.cli.tables import describe_absent, print_rows
 from ssl_seg.errors import DataError
-from ssl_seg.files import write_text
+from ssl_seg.files import format_csv, write_text
 from ssl_seg.report.diagnosis import format_table
 from ssl_seg.report.score_cells import Row, list_cells, make_object_rows, show_difference, show_margin
 from ssl_seg.scores.text import number
@@ -229,12 +227,9 @@ def write_cases(path: Path, result: Mapping[str, Any]) -> None:
         for net in result.get("rows", [result])
         for case in net["cases"]
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     try:
-        write_text(path, text.getvalue())
+        write_text(path, format_csv(columns, rows))
     except OSError as error:
         raise DataError(f"cannot write {path}: {error}") from error
 

@@ -45,7 +45,7 @@ from ssl_seg.data.facts import (
 )
 from ssl_seg.data.facts_cache import FactsCache, open_facts_cache
 from ssl_seg.data.findings import Finding, describe_finding, join_findings, select_faults
-from ssl_seg.data.formats.stored import crop
+from ssl_seg.data.formats.stored import take_region
 from ssl_seg.data.grids import GridMismatchError
 from ssl_seg.data.layouts import add_unlabeled, find_listing
 from ssl_seg.data.layouts.groups import NO_GROUPS
@@ -402,7 +402,7 @@ def _read_parts(case: Case, parts: Sequence[Case], catalog: Catalog) -> dict[str
         if None in known:
             image, mask = open_case(case, reading)
             for place, (part, key) in enumerate(zip(parts, keys, strict=True)):
-                opened = crop(image, part.region), mask and crop(mask, part.region)
+                opened = take_region(image, part.region), mask and take_region(mask, part.region)
                 known[place] = facts = read_facts(part, threshold=threshold, reading=reading, opened=opened)
                 cache.keep(key, facts)
         return {p.id: settle_facts(f, catalog.meaning) for p, f in zip(parts, known, strict=True) if f is not None}

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Catalog, Track, pass_through
-from ssl_seg.data.formats.stored import crop
+from ssl_seg.data.formats.stored import take_region
 from ssl_seg.data.home import find_cache_folder
 from ssl_seg.data.layouts.listing import Case, Region
 from ssl_seg.data.reading import AS_STORED, Reading
@@ -239,10 +239,10 @@ def _plan_resampled(
     shape, locations = grid.shape, (case.image, *case.more_channels)
 
     def make_image() -> NDArray[Any]:
-        return resample_image(crop(open_image(*locations, reading=reading), case.region).read(), shape)
+        return resample_image(take_region(open_image(*locations, reading=reading), case.region).read(), shape)
 
     def make_mask(mask: str) -> NDArray[Any]:
-        return resample_labels(crop(open_mask(mask, reading=reading), case.region).read()[0], shape)[None]
+        return resample_labels(take_region(open_mask(mask, reading=reading), case.region).read()[0], shape)[None]
 
     yield cache.name(*locations, reading=reading, grid=grid), make_image, 4 * facts.channels * prod(shape)
     if case.mask is not None:

@@ -16,7 +16,7 @@ from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import image_of, make_content
 from ssl_seg.data.formats.layout import GUESS
 from ssl_seg.data.formats.pixels import ONE_INTEGER, LabelColors
-from ssl_seg.data.formats.stored import crop
+from ssl_seg.data.formats.stored import take_region
 from ssl_seg.data.grids import compare_grids
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.mask_values import Kept, MaskScan, scan_mask
@@ -118,10 +118,10 @@ def open_case(case: Case, reading: Reading = AS_STORED) -> OpenedCase:
     Raises:
         DataError: if a file cannot be read.
     """
-    image = crop(open_image(case.image, *case.more_channels, reading=reading), case.region)
+    image = take_region(open_image(case.image, *case.more_channels, reading=reading), case.region)
     if case.mask is None:
         return image, None
-    return image, crop(open_mask(case.mask, reading=reading), case.region)
+    return image, take_region(open_mask(case.mask, reading=reading), case.region)
 
 
 def settle_reading(cases: Sequence[Case], reading: Reading) -> Reading:

@@ -20,7 +20,7 @@ from ssl_seg.data.blocks import BLOCK_BYTES, iterate_blocks
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.disk_cache import DiskCache, Grid, find_grid, open_copy
 from ssl_seg.data.facts import OpenedCase, open_case
-from ssl_seg.data.formats.stored import BoxReader, Voxels, crop
+from ssl_seg.data.formats.stored import BoxReader, Voxels, take_region
 from ssl_seg.data.instances import make_target
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
@@ -197,13 +197,15 @@ class CaseStore:
         copy = None if self.disk_cache is None else self.disk_cache.find(*locations, reading=reading)
         if copy is None:
             return open_image(*locations, reading=reading) if case.region is None else self._open_part(case)[0]
-        return crop(open_copy(copy), case.region)
+        return take_region(open_copy(copy), case.region)
 
     def _open_mask(self, case: Case, location: str) -> Stored:
         reading = self.catalog.reading
         copy = None if self.disk_cache is None else self.disk_cache.find(location, is_mask=True, reading=reading)
         part = None if case.region is None or copy is not None else self._open_part(case)[1]
-        return part or crop(open_mask(location, reading=reading) if copy is None else open_copy(copy), case.region)
+        return part or take_region(
+            open_mask(location, reading=reading) if copy is None else open_copy(copy), case.region
+        )
 
     def _find_resampled(self, case: Case, grid: Grid) -> tuple[Stored, Stored | None] | None:
         """Return the copies of image and mask on a grid; None unless all that are needed are there."""
@@ -258,7 +260,7 @@ class CaseStore:
             self._opened = None  # free the last image before the next one is decoded
             self._opened = files, open_case(files, self.catalog.reading)
         image, mask = self._opened[1]
-        return crop(image, case.region), mask and crop(mask, case.region)
+        return take_region(image, case.region), mask and take_region(mask, case.region)
 
     def _to_target(self, mask: NDArray[Any], image: NDArray[np.generic] | None = None) -> NDArray[np.int16]:
         """Return the target of a mask; where its image (C,*S) has gaps, whatever the mask holds is ignored."""

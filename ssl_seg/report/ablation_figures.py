@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssl_seg.report.ablation_tables import format_labels, name_score
-from ssl_seg.report.diagnosis_figures import Picture
+from ssl_seg.report.diagnosis_figures import FigureFile
 from ssl_seg.report.figures import COLORS, add_legend, name_rows, new_figure, open_frame, save_figure
 from ssl_seg.studies.ablation.label_savings import LabelCount
 from ssl_seg.studies.ablation.summary import AblationSummary, ArmSummary, Line
@@ -24,7 +24,7 @@ _TIE = 0.005
 """Differences of Dice below are neither better nor worse."""
 
 
-def plot_ablation(summary: AblationSummary, folder: Path) -> tuple[Picture, ...]:
+def plot_ablation(summary: AblationSummary, folder: Path) -> tuple[FigureFile, ...]:
     """Write the figures for which there is something to show, in place of older ones.
 
     Raises:
@@ -37,7 +37,7 @@ def plot_ablation(summary: AblationSummary, folder: Path) -> tuple[Picture, ...]
         drawn.unlink(missing_ok=True)
         if plot(summary, drawn):
             drawn.replace(path)
-            pictures.append(Picture(path, title, caption))
+            pictures.append(FigureFile(path, title, caption))
         else:
             path.unlink(missing_ok=True)
     return tuple(pictures)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from ssl_seg.errors import printable
+from ssl_seg.files import format_csv
 from ssl_seg.report.table import Table
 from ssl_seg.scores.intervals import METRICS, Estimate, compute_class_scores, compute_score
 from ssl_seg.scores.text import UNKNOWN, number
@@ -63,12 +62,7 @@ def format_cells_csv(results: Sequence[CellResult]) -> str:
     rows = [_make_cell_row(cell) for cell in results]
     of_classes = sorted({key for row in rows for key in row if "_class_" in key}, key=lambda key: (key[0] != "f", key))
     place = CELL_COLUMNS.index("cases")
-    text = io.StringIO()
-    columns = [*CELL_COLUMNS[:place], *of_classes, *CELL_COLUMNS[place:]]
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return format_csv([*CELL_COLUMNS[:place], *of_classes, *CELL_COLUMNS[place:]], rows)
 
 
 def _make_cell_row(cell: CellResult) -> dict[str, object]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from ssl_seg.errors import DataError, printable, printable_lines, quote
 from ssl_seg.files import next_free, now, write_json, write_text
-from ssl_seg.report.diagnosis_figures import Picture, plot_diagnosis
+from ssl_seg.report.diagnosis_figures import FigureFile, plot_diagnosis
 from ssl_seg.report.diagnosis_page import make_diagnosis_page
 from ssl_seg.report.diagnosis_summary import describe_scope, list_evidence
-from ssl_seg.report.diagnosis_tables import make_findings_table, make_key_figures, make_tables, make_worst_images
+from ssl_seg.report.diagnosis_tables import make_key_figures, make_limits_table, make_tables, make_worst_images
 from ssl_seg.report.page import PAGE_FILE, write_page
 from ssl_seg.report.table import Table
 from ssl_seg.scores.text import UNKNOWN
@@ -58,7 +58,7 @@ def write_report(diagnosis: Diagnosis, folder: Path, command: str = "") -> Path:
     return write_page(make_diagnosis_page(diagnosis, command), folder / PAGE_FILE)
 
 
-def format_report(diagnosis: Diagnosis, pictures: Sequence[Picture], when: str, command: str = "") -> str:
+def format_report(diagnosis: Diagnosis, pictures: Sequence[FigureFile], when: str, command: str = "") -> str:
     """Return a page in Markdown: verdict, findings, hypotheses with their evidence, key figures, the worst images.
 
     Args:
@@ -86,9 +86,9 @@ def format_report(diagnosis: Diagnosis, pictures: Sequence[Picture], when: str, 
     return "\n\n".join([*head, *sections]) + "\n"
 
 
-def format_measurements(diagnosis: Diagnosis, pictures: Sequence[Picture]) -> str:
+def format_measurements(diagnosis: Diagnosis, pictures: Sequence[FigureFile]) -> str:
     """Return all tables and figures in Markdown, each with what it says."""
-    tables = (make_findings_table(diagnosis), *make_tables(diagnosis))
+    tables = (make_limits_table(diagnosis), *make_tables(diagnosis))
     parts = [f"# Measurements of {_code(diagnosis.subject)}"]
     for picture in pictures:
         parts += [f"![{picture.title}]({picture.path.name})", f"*{picture.title}.* {picture.caption}"]

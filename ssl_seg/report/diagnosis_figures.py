@@ -34,7 +34,7 @@ _LEAST_SHARE = 1e-5
 
 
 @dataclass(frozen=True)
-class Picture:
+class FigureFile:
     """A figure that was written: ``caption`` says how to read it."""
 
     path: Path
@@ -48,7 +48,7 @@ EXAMPLES_CAPTION = (
 )
 
 
-def plot_diagnosis(diagnosis: Diagnosis, folder: Path) -> tuple[Picture, ...]:
+def plot_diagnosis(diagnosis: Diagnosis, folder: Path) -> tuple[FigureFile, ...]:
     """Write the figures for which there is something to show, as PNG.
 
     Raises:
@@ -58,11 +58,11 @@ def plot_diagnosis(diagnosis: Diagnosis, folder: Path) -> tuple[Picture, ...]:
     if diagnosis.examples:
         path = folder / "predictions.png"
         plot_examples(diagnosis.examples, path)
-        pictures.append(Picture(path, "Predictions", EXAMPLES_CAPTION))
+        pictures.append(FigureFile(path, "Predictions", EXAMPLES_CAPTION))
     for name, row in make_panel_rows(diagnosis).items():
         path = folder / f"{name}.png"
         plot_panels(row, path)
-        pictures.append(Picture(path, row.title, row.caption))
+        pictures.append(FigureFile(path, row.title, row.caption))
     return tuple(pictures)
 
 

@@ -10,8 +10,8 @@ from ssl_seg.report.diagnosis_figures import EXAMPLES_CAPTION, make_panel_rows
 from ssl_seg.report.diagnosis_summary import describe_scope, list_evidence
 from ssl_seg.report.diagnosis_tables import (
     PART_TITLES,
-    make_findings_table,
     make_key_figures,
+    make_limits_table,
     make_tables,
     make_worst_images,
 )
@@ -44,9 +44,7 @@ def make_diagnosis_page(diagnosis: Diagnosis, command: str = "") -> Page:
         ),
         PageSection("Findings", tables=(Table("", "", ("finding", "network", "what was found"), found),)),
         PageSection("Figures", drawings=drawings),
-        PageSection(
-            "All measurements", tables=(make_findings_table(diagnosis), *make_tables(diagnosis)), is_open=False
-        ),
+        PageSection("All measurements", tables=(make_limits_table(diagnosis), *make_tables(diagnosis)), is_open=False),
         PageSection("How it was measured", diagnosis.notes, tables=(make_facts("", facts),)),
     )
     return Page(f"Diagnosis of {diagnosis.subject}", facts["looked at"], _judge(diagnosis), keep_filled(sections))

@@ -46,7 +46,7 @@ TableColumn = tuple[str, str, Callable[[Any], str]]
 number2, number4, share1 = partial(number, digits=2), partial(number, digits=4), partial(share, digits=1)
 
 
-def make_findings_table(diagnosis: Diagnosis) -> Table:
+def make_limits_table(diagnosis: Diagnosis) -> Table:
     """Return what each finding rests on."""
     rows = [(f"{f.level}: {f.code}", f.net, figure(f.value), figure(f.limit), f.source) for f in diagnosis.findings]
     columns = ("finding", "network", "value", "limit", "source of the limit")

@@ -84,19 +84,19 @@ class TrainedRun:
             RunDirError: where the run directory has gone, or holds no look.
         """
         from ssl_seg.report.figures import to_png
-        from ssl_seg.report.run_figures import plot_scores
+        from ssl_seg.report.run_figures import plot_f1
         from ssl_seg.report.run_record import read_run
 
         record = read_run(self.path)
         if not len(record.looks.steps):
             raise RunDirError(f"{self.path} has no look at its networks yet")
-        return Picture(to_png(plot_scores(record)))
+        return Picture(to_png(plot_f1(record)))
 
     def __repr__(self) -> str:
         lines = [f"TrainedRun {self.path}: {self.ending} after {self.steps} steps"]
         if self.scores:
             used = self.scores["selected"]["net"]
-            lines += format_table([_make_row(net, self.scores, net == used) for net in ("student", "teacher")])
+            lines += align_columns([_make_row(net, self.scores, net == used) for net in ("student", "teacher")])
         lines += _describe_verdict(self.verdict)
         return "\n".join([*lines, f"next: {self._advise()}"])
 
@@ -190,7 +190,7 @@ class Evaluation:
     def __repr__(self) -> str:
         record = self.record
         lines = [f"Evaluation of {record['checkpoint']} on {record['part']}, {len(record['cases'])} cases"]
-        lines += format_table(
+        lines += align_columns(
             [
                 {
                     "network": name,
@@ -262,7 +262,7 @@ class DataAudit:
         return "\n".join([*lines, f"next: {advice}"])
 
 
-def format_table(rows: Sequence[TextRow]) -> list[str]:
+def align_columns(rows: Sequence[TextRow]) -> list[str]:
     """Return rows with the same columns as lines of text, the first column flush left."""
     columns = [[name, *(row[name] for row in rows)] for name in rows[0]]
     widths = [max(map(len, column)) for column in columns]

@@ -50,10 +50,10 @@ def draw_scores(record: RunRecord) -> Drawing | None:
     caption = "Below the dashed line is worse than predicting foreground everywhere"
     if shown_f1(record.looks.values)[0] == "f1":
         caption += ". Dotted: what the best threshold would give"
-    return make_drawing(plot_scores(record), "F1 of student and teacher", f"{caption}{_describe_marks(record)}.", 0)
+    return make_drawing(plot_f1(record), "F1 of student and teacher", f"{caption}{_describe_marks(record)}.", 0)
 
 
-def plot_scores(record: RunRecord) -> Figure:
+def plot_f1(record: RunRecord) -> Figure:
     """Return the figure of ``draw_scores``, of a run with a look."""
     looks = record.looks
     name, trivial, title = shown_f1(looks.values)

@@ -41,7 +41,7 @@ from ssl_seg.report import page as page_module
 from ssl_seg.report.comparison_page import make_comparison_page
 from ssl_seg.report.figures import COLORS
 from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, render_page, write_page
-from ssl_seg.report.run_figures import draw_curves, draw_scores, list_marks, plot_scores
+from ssl_seg.report.run_figures import draw_curves, draw_scores, list_marks, plot_f1
 from ssl_seg.report.run_page import MOST_CASES, MOST_CLASSES, MOST_EVENTS, make_run_page
 from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, read_looks, read_run
 from ssl_seg.report.run_report import RunningPage, write_report_page, write_when_trained
@@ -342,7 +342,7 @@ class TestTables:
         ends = {f"val/student/f1/{10 * n}": n / 20 for n in range(1, classes + 1)}
         looks = [make_look(0, **mean, **dict.fromkeys(ends, 0.0)), make_look(12, **mean, **ends)]
         record = read_run(make_run(tmp_path / "run", looks))
-        (axis,) = plot_scores(record).axes
+        (axis,) = plot_f1(record).axes
         assert {float(line.get_ydata()[-1]) for line in axis.lines if line.get_label() == "student"} == {
             0.3 if classes else 0.5
         }

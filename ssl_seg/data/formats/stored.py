@@ -361,7 +361,7 @@ def lazy(
     return Stored(layout.shape(shape), native, geometry, True, location, fetch, together, notes=notes)
 
 
-def crop(stored: Stored, region: Sequence[tuple[int, int]] | None) -> Stored:
+def take_region(stored: Stored, region: Sequence[tuple[int, int]] | None) -> Stored:
     """Return a part of an opened image as an image of its own, which knows its voxel size and not where it lies; None
     returns all of it."""
     if region is None:
