@@ -64,6 +64,7 @@ def explain_settings(lines: Mapping[str, str], config: Config) -> str:
 
     Args:
         lines: line of each setting by its dotted name.
+        config: the settings.
     """
     from ssl_seg.config.hints import describe_setting
     from ssl_seg.methods import METHODS

@@ -61,12 +61,9 @@ def diagnose(
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.settings import parse_overrides
     from ssl_seg.data.settings import CASES, READING, select_data_settings
-    from ssl_seg.errors import ConfigError
     from ssl_seg.report.diagnosis import check_report_folder, write_report
 
-    if (checkpoint is None) == (predictions is None):
-        given = "both are given" if checkpoint else "none is given"
-        raise ConfigError(f"give a checkpoint or --predictions FOLDER, exactly one of them: {given}")
+    _check_options(checkpoint, predictions)
     if out is not None:
         check_report_folder(out)
     names = READING if checkpoint is None else (*CASES, "spacing")
@@ -114,6 +111,14 @@ def diagnose(
         show(f"wrote {report}, and report.md as text", err=as_json)
     if result.verdict.level == "collapsed" or result.verdict.code == "below_gate":
         raise typer.Exit(COLLAPSED)
+
+
+def _check_options(checkpoint: Path | None, predictions: Path | None) -> None:
+    from ssl_seg.errors import ConfigError
+
+    if (checkpoint is None) == (predictions is None):
+        given = "both are given" if checkpoint else "none is given"
+        raise ConfigError(f"give a checkpoint or --predictions FOLDER, exactly one of them: {given}")
 
 
 @contextmanager

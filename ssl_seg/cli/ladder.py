@@ -77,7 +77,9 @@ def climb(labels: tuple[float, ...], layers: tuple[Layer, ...], given: Mapping[s
     """Train the rungs, or continue them, and print the table; the exit code says how it ended.
 
     Args:
+        labels: of the rungs.
         layers: settings of all rungs.
+        given: the other parameters of the command.
     """
     from ssl_seg.cli.settings import check_paths
     from ssl_seg.engine.pace import check_length

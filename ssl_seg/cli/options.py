@@ -22,7 +22,13 @@ FROM_1: NumberRule = ("a number from 1 on", lambda value: value >= 1)
 
 
 def number_parser(option: str, rule: NumberRule, example: str) -> Callable[[str | float], float]:
-    """Return a parser of one finite number, for ``typer.Option(parser=...)``."""
+    """Return a parser of one finite number, for ``typer.Option(parser=...)``.
+
+    Args:
+        option: its name, for the error.
+        rule: what the number must be.
+        example: what to write instead.
+    """
 
     def parse(text: str | float) -> float:
         from ssl_seg.errors import ConfigError
@@ -82,6 +88,7 @@ def join_labels(labels: Sequence[str] | None, more: Sequence[str] | None, what: 
     Args:
         labels: values of the option.
         more: arguments that follow it.
+        what: what the labels are of, for the error.
 
     Raises:
         ConfigError: for arguments without the option, or what is no amount of labels.

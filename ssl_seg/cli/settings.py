@@ -18,6 +18,7 @@ def make_layers(config: str | None, given: Mapping[str, Any], overrides: Sequenc
     Args:
         config: file, or name of a packaged configuration.
         given: parameters of the command; those named in ``OPTIONS`` that have a value are options.
+        overrides: values of ``--set``.
 
     Raises:
         ConfigError: for a file that cannot be read, or a ``--set`` without ``=``.

@@ -207,6 +207,7 @@ def run_rounds(rounds: int, config: str | None, given: Mapping[str, Any], set_: 
         rounds: number of rounds, at least 1.
         config: see ``make_layers``.
         given: parameters of ``ssl-seg train``.
+        set_: values of ``--set``.
 
     Raises:
         ConfigError: for an option that says something else.

@@ -67,6 +67,7 @@ def check_used(name: str, command: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
         name: what the command line calls it; a key of ``IDLE``.
+        command: its function.
     """
     defaults = {key: parameter.default for key, parameter in signature(command).parameters.items()}
 

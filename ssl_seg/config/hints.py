@@ -120,12 +120,7 @@ def describe_problem(
     name = f"{prefix}{'.'.join(str(part) for part in loc)}".rstrip(".")
     where = find_source(name, sources) if name else _find_sources_of(message, sources)
     if kind == "extra_forbidden":
-        # A line for each foreign name below the key, at the first place where it stands.
-        seen: dict[str, str] = {}
-        for place, key in _walk(name, problem.get("input")):
-            if key in FOREIGN_NAMES:
-                seen.setdefault(key, f"{place}: unknown key{_explain(key)}")
-        lines = [f"{name}: unknown key{_hint(model, loc)}", *seen.values()]
+        lines = [f"{name}: unknown key{_hint(model, loc)}", *_describe_inner(name, problem.get("input"))]
     elif kind == "missing":
         lines = [f"{name}: missing; give it in the file or with --set {name}=..."]
     elif kind == "value_error":
@@ -171,6 +166,15 @@ def _hint(model: type[BaseModel], loc: Sequence[int | str]) -> str:
         quoted = [f"'{inside}{name}'" for name in elsewhere]
         return f" (did you mean {' or '.join(quoted)}?)"
     return did_you_mean(key, known) or f" (known here: {', '.join(known) or 'none'})"
+
+
+def _describe_inner(name: str, value: Any) -> list[str]:
+    """Return a line for each foreign name below an unknown key, at the first place where it stands."""
+    seen: dict[str, str] = {}
+    for place, key in _walk(name, value):
+        if key in FOREIGN_NAMES:
+            seen.setdefault(key, f"{place}: unknown key{_explain(key)}")
+    return list(seen.values())
 
 
 def _explain(key: str) -> str:

@@ -59,6 +59,7 @@ def make_lr_schedule(
 
     Args:
         optim: form, peak rate and scaling.
+        length: of the run.
         batch_size: labeled patches of one update on all processes; read where ``optim.lr_scaling`` asks for it.
     """
     ratio = batch_size / optim.lr_batch_size
@@ -68,10 +69,7 @@ def make_lr_schedule(
 
 def _compute_lr_factor(step: int, optim: OptimConfig, length: LengthConfig, history: Sequence[float]) -> float:
     if optim.schedule == "one_cycle":
-        last, peak = length.steps - 1, optim.one_cycle_rise * length.steps - 1
-        if step < peak:
-            return _fall(ONE_CYCLE_START, 1.0, step / peak)
-        return _fall(1.0, optim.floor, _share_done(step - peak, last - peak))
+        return _one_cycle(step, length.steps, optim.one_cycle_rise, optim.floor)
     if step < optim.warmup_steps:
         return (step + 1) / optim.warmup_steps
     since, floor = step - optim.warmup_steps, optim.floor
@@ -271,3 +269,11 @@ def _share_of_cycle(since: int, length: int, growth: int) -> float:
     while since >= length:
         since, length = since - length, length * growth
     return since / length
+
+
+def _one_cycle(step: int, total_steps: int, rise: float, floor: float) -> float:
+    # The peak may lie between two steps; PyTorch counts the phases in the same way.
+    last, peak = total_steps - 1, rise * total_steps - 1
+    if step < peak:
+        return _fall(ONE_CYCLE_START, 1.0, step / peak)
+    return _fall(1.0, floor, _share_done(step - peak, last - peak))

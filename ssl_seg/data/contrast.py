@@ -48,6 +48,8 @@ def read_foreground(
     """Yield labeled cases that have foreground, and its values (C,n), as many of each class as of any other.
 
     Args:
+        catalog: the data.
+        labeled: ids of cases.
         most: of them are read, evenly spread.
     """
     positive = [i for i in labeled if i in catalog.facts and catalog.facts[i].foreground]

@@ -129,6 +129,7 @@ def settle_reading(cases: Sequence[Case], reading: Reading) -> Reading:
 
     Args:
         cases: whose images are read in another size than their masks; the first that ``data.axes`` holds for tells.
+        reading: how they were read.
     """
     telling = [case for case in cases if takes_axes(case.image)]
     for axes in _OTHER_AXES if telling and reading.axes is None else ():

@@ -139,6 +139,7 @@ def open_facts_cache(root: str | None, settings: str, cases: int) -> Iterator[Fa
     Args:
         root: the data set; nothing is kept of a synthetic one, or without a root.
         settings: whatever facts depend on besides the files.
+        cases: how many there are.
     """
     folder = Path(root or ".")
     cache = FactsCache(list_places(root, "facts.sqlite"), folder if folder.is_dir() else folder.parent, settings)

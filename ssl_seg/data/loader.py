@@ -88,6 +88,7 @@ class PatchSource(Dataset[Batch]):
     """Item ``step`` is the batch of that step: a pure function of (seed, rank, step).
 
     Args:
+        store: reads cases.
         labeled, unlabeled: case ids of the two streams; ``unlabeled`` may be empty.
         counts: labeled and unlabeled patches a batch, on each process; with ``fewest``, the most labeled ones.
         patch_size: (*P).

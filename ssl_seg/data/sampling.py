@@ -77,6 +77,7 @@ class BalancedCaseStream:
     only on average.
 
     Args:
+        ids: all cases.
         positive: those with foreground; ids that are not in ``ids`` do not matter.
         target_ratio: wanted share of positive cases, in [0, 1].
         seed, stream: place of the sequence among others.

@@ -325,6 +325,7 @@ def decoded_bytes(
     """Return the memory that all images (and targets of 2 bytes a voxel) of a catalog take when decoded.
 
     Args:
+        catalog: the cases.
         resample_to, spacing: see ``CaseStore``; an image without a voxel size counts as it is stored.
     """
     channels, total = catalog.channels, 0

@@ -168,6 +168,7 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
     A color image that is decoded on opening and whose three channels are equal has C = 1.
 
     Args:
+        locations: where it is.
         reading: how its files are read, where they leave it open.
 
     Raises:
@@ -184,8 +185,6 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
                 "The channels of an image must be of one size."
             )
         compare_grids(part.location, part.geometry, first.location, first.geometry, first.shape[1:])
-    found = [part.gaps for part in parts if part.gaps is not None]
-    stored = (part.dtype if part.gaps is None else part.gaps.dtype for part in parts)
     return Stored(
         shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
         dtype=np.result_type(*(part.dtype for part in parts)),
@@ -194,7 +193,7 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
         location=first.location,
         fetch=partial(_read_channels, tuple(parts)),
         chunk_rows=max(part.chunk_rows for part in parts),
-        gaps=(Gaps(np.result_type(*stored), found[0].value) if found else None),
+        gaps=_join_gaps(parts),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
 
@@ -466,6 +465,12 @@ def _check_start(path: Path) -> Format:
 
 def _hold_synthetic(location: str, voxels: NDArray[np.uint8]) -> Stored:
     return from_array(location, voxels, AxisLayout(tuple(range(voxels.ndim))))
+
+
+def _join_gaps(parts: Sequence[Stored]) -> Gaps | None:
+    found = [part.gaps for part in parts if part.gaps is not None]
+    stored = (part.dtype if part.gaps is None else part.gaps.dtype for part in parts)
+    return Gaps(np.result_type(*stored), found[0].value) if found else None
 
 
 def _read_channels(parts: Sequence[Stored], box: Box) -> NDArray[Any]:

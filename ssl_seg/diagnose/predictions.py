@@ -147,11 +147,7 @@ def _read_all(
             shape = own.foreground.shape
             target, labels, doubt = read_truth(path, shape, material.truth_meaning, file.first, material.reading)
             doubts += [doubt] if doubt else []
-            # Logits (1, 2, *S) that say the same: of 0 and 1 the smallest and the largest that are finite.
-            values = torch.from_numpy(own.foreground.astype(np.float32) if own.prob is None else own.prob).double()
-            most = torch.finfo(torch.float32).max
-            score = torch.logit(values).clamp(-most, most)
-            logits = torch.stack([torch.zeros_like(score), score])[None]
+            logits = _to_logits(own.foreground, own.prob)
             collector.update(logits, torch.from_numpy(target.astype(np.int64))[None], (file.id,))
             if own.labels is not None and material.truth_meaning.kind == "semantic":
                 counts.add(own.labels, labels, target != IGNORE_INDEX)
@@ -167,6 +163,14 @@ def _read_all(
     if on_classes:
         tell(on_classes)
     return tally, signals
+
+
+def _to_logits(pred: NDArray[np.bool_], prob: NDArray[np.float32] | None) -> torch.Tensor:
+    """Return logits (1, 2, *S) that say the same: of 0 and 1 the smallest and the largest that are finite."""
+    values = torch.from_numpy(pred.astype(np.float32) if prob is None else prob).double()
+    most = torch.finfo(torch.float32).max
+    score = torch.logit(values).clamp(-most, most)
+    return torch.stack([torch.zeros_like(score), score])[None]
 
 
 def _judge(tally: Tally, signals: Signals | None, statistics: Mapping[str, Any]) -> Verdict:

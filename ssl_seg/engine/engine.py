@@ -50,8 +50,14 @@ class Engine:
     """Student, teacher and optimizer, moved one step at a time.
 
     Args:
+        fabric: devices and processes.
         student: what the method trains, on the right device and in the right memory format.
+        optimizer: over the student's parameters.
+        teacher: its moving average.
+        method: the loss.
         autocast: opens the precision context of the forward pass.
+        total_steps: length of the run.
+        steps_per_epoch: length of an epoch.
         clip_norm: largest gradient norm of an update; None records the norm and clips nothing.
         gradient_noise: added after clipping; None adds nothing.
         threshold: see ``Progress``.

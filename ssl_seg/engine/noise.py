@@ -20,6 +20,7 @@ def add_weight_noise(net: nn.Module, std: float, seed: int, epoch: int) -> None:
     It is drawn on the CPU, so that it does not depend on the device.
 
     Args:
+        net: the network.
         std: standard deviation in units of the weights.
         seed, epoch: which noise.
     """

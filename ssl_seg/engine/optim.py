@@ -14,6 +14,8 @@ def make_optimizer(net: nn.Module, config: OptimConfig, encoder: Sequence[nn.Mod
     """Return the optimizer over all parameters; weight decay leaves biases and normalization scales alone.
 
     Args:
+        net: the network.
+        config: settings.
         encoder: modules of the network whose learning rate has the factor ``encoder_lr_factor``.
     """
     apart = encoder if config.encoder_lr_factor != 1 else ()

@@ -92,6 +92,7 @@ def respond_to_plateaus(
     Args:
         history: ranking score at the end of each epoch.
         start_score: ranking score at the start; best.pt may date from then.
+        settings: of the policy.
     """
     best, stale, count, is_new = -math.inf, 0, 0, False
     multiplier, raised_at = 1.0, 0
@@ -135,6 +136,8 @@ class Policies:
     """The policies of a run.
 
     Args:
+        settings: which policies act, and how.
+        seed: of the run.
         average: the mean of weights, where one is asked for.
         reduce_patience: patience of the schedule reduce_on_plateau, whose reductions are reported; None without it.
     """
@@ -178,6 +181,7 @@ class Policies:
         Args:
             engine: whose networks change.
             progress: with the score of the epoch.
+            epoch: number of finished epochs.
             ending: how the run ends here; None where it goes on.
             load_best: returns the best checkpoint, on all processes.
         """
@@ -197,10 +201,7 @@ class Policies:
         """Yield an event for each reason to end the run."""
         stopping = self.settings.early_stopping
         if stopping is not None and count_stale_epochs(progress.ranking_scores[1:]) >= stopping.patience:
-            history = progress.ranking_scores[1:]
-            epochs, best = count_stale_epochs(history), progress.history[history.index(max(history))]
-            note = f"early stopping: {epochs} epochs without a better score than {best:.3f}"
-            yield PolicyEvent("early_stopping", note, {"epochs": epochs, "best_score": best})
+            yield _describe_stop(progress)
         judged = self._judge(progress)
         if judged is not None and not judged.values["better"]:
             yield judged
@@ -278,6 +279,13 @@ class Policies:
             yield PolicyEvent(
                 "weight_noise", f"weight noise: standard deviation {std:.3g}", {"epoch": epoch, "std": std}
             )
+
+
+def _describe_stop(progress: TrainingState) -> PolicyEvent:
+    history = progress.ranking_scores[1:]
+    epochs, best = count_stale_epochs(history), progress.history[history.index(max(history))]
+    note = f"early stopping: {epochs} epochs without a better score than {best:.3f}"
+    return PolicyEvent("early_stopping", note, {"epochs": epochs, "best_score": best})
 
 
 def _respond(progress: TrainingState, settings: PlateauResponseConfig) -> PlateauResponse:

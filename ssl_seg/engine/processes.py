@@ -55,6 +55,7 @@ def open_fabric(runtime: RuntimeConfig, *, in_study: bool = False) -> Iterator[F
     The first process shows the error, whichever of them it came from, and all end with its exit code.
 
     Args:
+        runtime: how many processes.
         in_study: whether a study has opened one already and looks after the processes.
 
     Raises:

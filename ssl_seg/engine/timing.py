@@ -73,8 +73,13 @@ def measure_pace(
 
     Args:
         engine: made for this alone: it is trained, with a learning rate of 0.
+        monitor: of the run.
+        source: batches of the run.
+        config: of the run.
+        val: ids of the validation cases.
         workers: processes that will load batches.
         seconds: length of the run; None where ``config.length.steps`` gives it.
+        now: the clock, in seconds.
     """
     fabric, device = engine.fabric, engine.fabric.device
     timed, begun = Stopwatch(device, now), now()
@@ -104,6 +109,8 @@ def list_metrics(engine: Engine, monitor: Monitor, source: PatchSource) -> set[s
 
     Args:
         engine: made for this alone: it is trained, with a learning rate of 0.
+        monitor: of the run.
+        source: batches of the run.
     """
     device, sums = engine.fabric.device, StepSums()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

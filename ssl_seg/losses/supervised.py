@@ -83,14 +83,7 @@ def make_supervised_loss(config: LossConfig) -> SupervisedLoss:
         )
     own = _spread_class_weights(config, names, phases)
     costs = {"fp_cost": config.fp_cost, "fn_cost": config.fn_cost}
-    used = set(list_trained(phases))
-    for cost, value in costs.items():
-        if value != 1.0 and not any(cost in list_costs(name) for name in used):
-            takers = [name for name in LOSSES if cost in list_costs(name)]
-            raise ConfigError(
-                f"loss.{cost} = {value} has no effect: none of the weighted components ({', '.join(sorted(used))}) "
-                f"takes it; those that do: {', '.join(takers)}"
-            )
+    _check_costs_are_taken(costs, phases)
     components = {}
     for name in names:
         bind_options(name, own.get(name, {}))  # checked as they were given
@@ -147,6 +140,17 @@ def _spread_class_weights(
         if weights != "auto":
             options[name] = {**options.get(name, {}), "class_weights": weights}
     return options
+
+
+def _check_costs_are_taken(costs: Mapping[str, float], phases: tuple[LossPhase, ...]) -> None:
+    used = set(list_trained(phases))
+    for cost, value in costs.items():
+        if value != 1.0 and not any(cost in list_costs(name) for name in used):
+            takers = [name for name in LOSSES if cost in list_costs(name)]
+            raise ConfigError(
+                f"loss.{cost} = {value} has no effect: none of the weighted components ({', '.join(sorted(used))}) "
+                f"takes it; those that do: {', '.join(takers)}"
+            )
 
 
 def _multiply_costs(options: Mapping[str, Any], costs: Mapping[str, float], taken: tuple[str, ...]) -> dict[str, Any]:

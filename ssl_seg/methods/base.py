@@ -84,7 +84,9 @@ def supervise(supervised: SupervisedLoss, logits: Tensor, batch: Batch, progress
     """Return the supervised loss of a step.
 
     Args:
+        supervised: of the run.
         logits: of the labeled patches; further ones may follow.
+        batch: the batch.
         progress: place in the run.
     """
     labeled = logits[: len(batch.image)]
@@ -186,6 +188,7 @@ def build(method: Method, make: Callable[[], nn.Module], num_classes: int) -> Bu
     """Build what a method trains: one network, unless it says otherwise.
 
     Args:
+        method: the method.
         make: returns a new network.
         num_classes: K.
     """

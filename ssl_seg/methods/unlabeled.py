@@ -113,6 +113,7 @@ class Threshold(nn.Module):
     Deviation: momentum m is 0.99 unless given, not 0.999, since runs here have hundreds of steps and not 100,000.
 
     Args:
+        options: of the method.
         num_classes: K.
     """
 

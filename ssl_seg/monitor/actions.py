@@ -84,9 +84,6 @@ def read_context(config: Config) -> Context:
     """Return the context of a run."""
     optim = config.optim
     usual = USUAL_LR.get(optim.name, float(OptimConfig.model_fields["lr"].default))
-    takers = [name for name in list_components(config.loss) if "class_weights" in list_options(name)]
-    given = [config.loss.class_weights, *(config.loss.options.get(name, {}).get("class_weights") for name in takers)]
-    set_ones = [weights for weights in given if weights]
     return Context(
         num_classes=config.data.num_classes,
         steps=config.length.steps,
@@ -98,7 +95,7 @@ def read_context(config: Config) -> Context:
         norm=config.network.norm,
         foreground_ratio=config.data.foreground_ratio,
         costs=read_costs(config.loss),
-        may_weigh_classes=(bool(takers) and all(weights != "auto" and 0 in weights for weights in set_ones)),
+        may_weigh_classes=_may_weigh_classes(config.loss),
     )
 
 
@@ -140,6 +137,13 @@ def _list_guilty(context: Context, finding: RuleFinding) -> list[Cost]:
     sides = {"all_positive": True, "all_negative": False}
     side = sides.get(finding.code, finding.value > 1 if finding.code == "foreground_bias" else None)
     return [cost for cost in extreme if side is None or (cost.factor > 1) == side]
+
+
+def _may_weigh_classes(loss: LossConfig) -> bool:
+    takers = [name for name in list_components(loss) if "class_weights" in list_options(name)]
+    given = [loss.class_weights, *(loss.options.get(name, {}).get("class_weights") for name in takers)]
+    set_ones = [weights for weights in given if weights]
+    return bool(takers) and all(weights != "auto" and 0 in weights for weights in set_ones)
 
 
 _WEIGHTED = Action("train again with {cost}", lambda run, finding: bool(_list_guilty(run, finding)))

@@ -37,6 +37,7 @@ class InterventionSettings:
         rungs: in order, the last one ``stop``; those that would change nothing are left out.
         patience: steps that an intervention gets to work.
         warmup_steps: of the run; the learning rate rises anew over them after a restore.
+        clip_norm: of the run.
         shifts: the shifts of the foreground share that change its batches.
     """
 
@@ -85,6 +86,8 @@ def climb(
     """Return the ladder after a look, and the rung that was climbed: None where there is nothing to do.
 
     Args:
+        ladder: so far.
+        settings: of the run.
         verdict: on the look; only a collapse climbs. Networks with NaN go to a restore, without waiting for what was
             done before to work: nothing else helps. After a restore they wait for the patience too.
         step: of the look.

@@ -245,8 +245,7 @@ class SignalCollector:
         finite, predicted, low, nonfinite, true, found, hits = (int(v) for v in self.counts.tolist())
         count = max(finite, 1)
         logit_sum, logit_square, prob_sum, prob_square = self.sums.tolist()
-        chosen = [values[:: -(-len(values) // EDGES) or 1] for values in (positive, negative)]
-        edges = np.unique(np.concatenate(chosen))
+        edges = _find_edges(positive, negative)
         counted = [tuple(_bin(values, edges) for values in case) for case in cases]
         pos_hist, neg_hist = _bin(positive, edges), _bin(negative, edges)
         best = _find_best_f1(positive, negative)
@@ -425,6 +424,12 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _std(total: float, squares: float, count: int) -> float:
     return math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
+
+
+def _find_edges(positive: Scores, negative: Scores) -> Scores:
+    """Return the lower edges of the bins, increasing: the lowest score, and quantiles of both classes."""
+    chosen = [values[:: -(-len(values) // EDGES) or 1] for values in (positive, negative)]
+    return np.unique(np.concatenate(chosen))
 
 
 def _bin(ordered: Scores, edges: Scores) -> NDArray[np.int64]:

@@ -45,6 +45,7 @@ def judge(evidence: Evidence, used: str | None = None) -> Verdict:
     out. At the end of a run, and on a checkpoint, nothing is left out.
 
     Args:
+        evidence: what is known.
         used: the network that will be used, where that is decided; a collapse of the other one is a warning then.
     """
     training = [f for rule in TRAINING_RULES if (f := rule(evidence))]

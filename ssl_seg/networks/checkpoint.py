@@ -143,6 +143,8 @@ def load_parts(parts: Mapping[str, Part], checkpoint: Checkpoint, where: str) ->
 
     Args:
         parts: by name; one whose state is empty need not be in the file.
+        checkpoint: the checkpoint.
+        where: its name, for messages.
 
     Raises:
         CheckpointError: for a state that is missing or does not fit.
@@ -200,6 +202,7 @@ def load_checkpoint(path: Path, *, lazy: bool = False) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Args:
+        path: the file.
         lazy: read tensors only when they are looked at, without their checksums; for a look at the progress or the
             scores.
 

@@ -227,12 +227,16 @@ def plot_labels_equivalent(summary: AblationSummary, path: Path) -> bool:
     axis.set_ylim(len(known) - 0.4, -0.6)
     axis.set_xlabel(f"labeled cases with which {summary.baseline} has the same score")
     axis.grid(visible=True, axis="x", alpha=0.3)
+    _explain_markers(axis)
+    save_figure(figure, path)
+    return True
+
+
+def _explain_markers(axis: Axes) -> None:
     axis.plot([], [], "|", color="black", markersize=12, markeredgewidth=1.8, label="labels it was trained with")
     axis.plot([], [], "o-", color="0.4", markersize=7, label="labels-equivalent, 95 % interval")
     axis.plot([], [], ">", color="0.4", markersize=7, label="beyond what was trained")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
-    save_figure(figure, path)
-    return True
 
 
 def _draw_end(axis: Axes, end: LabelCount, row: int, color: str) -> None:

@@ -108,9 +108,7 @@ def plot_audit(samples: Sequence[Sample], charts: Sequence[Chart], path: Path, c
     if rows:
         _draw_sheet(parts.pop(0), samples, rows, class_names)
     if charts:
-        for axis, chart in zip(parts.pop(0).subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
-            axis.set_title(chart.title, fontsize=9)
-            _draw_chart(chart, axis)
+        _draw_charts(parts.pop(0), charts)
     save_figure(figure, path)
 
 
@@ -181,6 +179,12 @@ def paint_sample(sample: Sample) -> NDArray[np.float64]:
     return colored
 
 
+def _draw_charts(part: SubFigure, charts: Sequence[Chart]) -> None:
+    for axis, chart in zip(part.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+        axis.set_title(chart.title, fontsize=9)
+        _draw_chart(chart, axis)
+
+
 def make_chart_panels(charts: Sequence[Chart]) -> PanelRow:
     """Return the charts as figures of a page."""
     panels = tuple((f"{c.title[:1].upper()}{c.title[1:]}", partial(_draw_chart, c)) for c in charts)
@@ -200,12 +204,17 @@ def _draw_chart(chart: Chart, axis: Axes) -> None:
         axis.set_xlim(-0.8, len(chart.values) - 0.2)
         axis.tick_params(axis="x", rotation=0 if len("".join(chart.values)) <= _LABEL_LETTERS else 45)
     elif chart.values:
-        low, high, beyond = find_limits(chart.values)
-        near = [value for value in chart.values if low <= value <= high]
-        axis.hist(near, bins=_bins(near), color=COLORS[0], edgecolor="white", linewidth=0.5)
-        axis.locator_params(axis="x", nbins=5)
-        if beyond:
-            axis.set_xlabel(f"{beyond} beyond the axis, {min(chart.values):.4g} to {max(chart.values):.4g}", fontsize=7)
+        _draw_histogram(axis, chart.values)
+
+
+def _draw_histogram(axis: Axes, values: Sequence[float]) -> None:
+    """Draw the values that can be told apart, and say below the axis how many lie beyond it."""
+    low, high, beyond = find_limits(values)
+    near = [value for value in values if low <= value <= high]
+    axis.hist(near, bins=_bins(near), color=COLORS[0], edgecolor="white", linewidth=0.5)
+    axis.locator_params(axis="x", nbins=5)
+    if beyond:
+        axis.set_xlabel(f"{beyond} beyond the axis, {min(values):.4g} to {max(values):.4g}", fontsize=7)
 
 
 def _bins(values: Sequence[float]) -> int:

@@ -34,6 +34,7 @@ def make_audit_page(result: Audit, train: str, again: str) -> Page:
     """Return the page of an audit.
 
     Args:
+        result: what was found.
         train: command that trains with the data.
         again: command that audits it again.
     """
@@ -74,6 +75,8 @@ def make_split_page(
     """Return the page of the check of a split.
 
     Args:
+        name: of its file.
+        split: what was checked.
         measures: of its sets; see ``measure_split``.
         findings: of ``check_split``.
         train: command that trains with it.
@@ -110,6 +113,8 @@ def _judge(subject: str, findings: Sequence[Finding], what: str, train: str, adv
 
     Args:
         subject: data or split.
+        findings: of its check.
+        what: what is in it.
         train: command that trains with it; where there is a fault, ``advice`` and ``command`` take its place.
     """
     faults = len(select_faults(findings))

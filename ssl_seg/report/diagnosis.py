@@ -37,6 +37,7 @@ def write_report(diagnosis: Diagnosis, folder: Path, command: str = "") -> Path:
     """Write the report, its figures and its JSON record to a new folder.
 
     Args:
+        diagnosis: what was found.
         folder: created here; an empty one is taken as it is.
         command: what was called, to be repeated by the reader.
 
@@ -62,7 +63,10 @@ def format_report(diagnosis: Diagnosis, pictures: Sequence[FigureFile], when: st
     """Return a page in Markdown: verdict, findings, hypotheses with their evidence, key figures, the worst images.
 
     Args:
+        diagnosis: what was found.
         pictures: figures in the folder of the report; the first one is shown; all are among the measurements.
+        when: time of the diagnosis.
+        command: what was called.
     """
     verdict = diagnosis.verdict
     head = [
@@ -78,7 +82,7 @@ def format_report(diagnosis: Diagnosis, pictures: Sequence[FigureFile], when: st
         f"```sh\n{diagnosis.next_command}\n```",
         *_table(make_key_figures(diagnosis), "##"),
         *_table(make_worst_images(diagnosis), "##"),
-        *(["## Notes", "\n".join(f"- {_escape(note)}" for note in diagnosis.notes)] if diagnosis.notes else []),
+        *_notes(diagnosis),
         "## More",
         *(f"![{picture.title}]({picture.path.name})" for picture in pictures[:1]),
         f"All tables and figures are in [{TABLES_FILE}]({TABLES_FILE}), all numbers in [{RECORD_FILE}]({RECORD_FILE}).",
@@ -97,7 +101,7 @@ def format_measurements(diagnosis: Diagnosis, pictures: Sequence[FigureFile]) ->
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table, aligned in the source too: columns of figures to the right, others to the left."""
-    cells = [[_escape(text).replace("|", "\\|").replace("\n", " ") for text in row] for row in (columns, *rows)]
+    cells = [[_cell(text) for text in row] for row in (columns, *rows)]
     widths = [max(3, *(len(row[c]) for row in cells)) for c in range(len(columns))]
     right = [all(_is_figure(row[c]) for row in rows) for c in range(len(columns))]
     lines = [
@@ -144,6 +148,14 @@ def _causes(diagnosis: Diagnosis) -> list[str]:
 
 def _table(table: Table, heading: str) -> list[str]:
     return [f"{heading} {table.title}", table.text, format_table(table.columns, table.rows)] if table.rows else []
+
+
+def _notes(diagnosis: Diagnosis) -> list[str]:
+    return ["## Notes", "\n".join(f"- {_escape(note)}" for note in diagnosis.notes)] if diagnosis.notes else []
+
+
+def _cell(text: str) -> str:
+    return _escape(text).replace("|", "\\|").replace("\n", " ")
 
 
 def _code(text: str) -> str:

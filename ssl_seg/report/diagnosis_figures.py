@@ -90,9 +90,7 @@ def make_foreground(images: Sequence[ImageFigures]) -> PanelRow:
     """Return predicted against true foreground share of the images with a mask and histograms of both, and the
     predicted shares in order of size where there are images without."""
     known = [image for image in images if image.ratio_true is not None]
-    # Axes of shares begin at 0, or one level of all would fill them, and end at the largest share.
-    most = max(max(image.ratio_pred, image.ratio_true or 0.0) for image in images)
-    styles, end = _styles(images), min(1.05 * most, 1.0) or 1.0
+    styles, end = _styles(images), _find_end(images)
     panels = [("Predicted against true foreground", partial(_draw_scatter, known, styles, end))] if known else []
     panels += [("Foreground of the images", partial(_draw_histogram, known, end))] if len(known) > 1 else []
     if len(known) < len(images):
@@ -120,6 +118,12 @@ def _styles(images: Sequence[ImageFigures]) -> _Styles:
         named |= dict.fromkeys(rare, f"{len(rare)} other shapes ({sum(counts[shape] for shape in rare)})")
     looks = dict(zip(dict.fromkeys(named.values()), cycle(zip(_MARKERS, COLORS, strict=True)), strict=False))
     return {shape: {"marker": looks[name][0], "color": looks[name][1], "label": name} for shape, name in named.items()}
+
+
+def _find_end(images: Sequence[ImageFigures]) -> float:
+    """Return where axes of shares end: at the largest one. They begin at 0: one level of all stays one."""
+    most = max(max(image.ratio_pred, image.ratio_true or 0.0) for image in images)
+    return min(1.05 * most, 1.0) or 1.0
 
 
 def _draw_outputs(histogram: Histogram, axis: Axes) -> None:

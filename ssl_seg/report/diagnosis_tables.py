@@ -70,6 +70,7 @@ def make_key_figures(diagnosis: Diagnosis, *, brief: bool = False) -> Table:
     """Return the few figures that decide, each beside what it is to be compared with.
 
     Args:
+        diagnosis: what was found.
         brief: leave out what matters only where something is wrong.
     """
     statistics = diagnosis.statistics

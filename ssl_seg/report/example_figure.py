@@ -68,6 +68,7 @@ def plot_examples(
 
     Args:
         examples: at least one.
+        path: of the figure.
         titles: of the rows; by default name, part and F1 of each example.
         errors: what is written above the predictions.
 

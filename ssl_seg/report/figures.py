@@ -266,6 +266,7 @@ def show_image(axis: Axes, image: NDArray[Any], like: NDArray[Any] | None = None
     """Show (Y, X) in gray or (Y, X, 3) in color, a few extreme values clipped.
 
     Args:
+        axis: where to draw.
         image: values of any range.
         like: the image whose scale is taken; by default ``image`` itself.
     """

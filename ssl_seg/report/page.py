@@ -106,14 +106,7 @@ def write_page(page: Page, path: Path) -> Path:
     check_page_file(path)
     text = render_page(page)
     if len(text.encode("utf-8")) > MOST_BYTES:
-        note = f"Pictures are left out: the page would be larger than {MOST_BYTES / 1e6:.0f} MB."
-        sections = (
-            replace(section, notes=(*section.notes, note), rows=(), images=())
-            if section.rows or section.images
-            else section
-            for section in page.sections
-        )
-        text = render_page(replace(page, sections=tuple(sections)))
+        text = render_page(_leave_out_pictures(page))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
@@ -136,6 +129,17 @@ def check_page_file(path: Path) -> None:
                 raise DataError(f"{path} exists and is no page of ssl-seg: it is not overwritten, choose another name")
     elif obstacle := find_obstacle(path):
         raise DataError(f"{path} cannot be written: {obstacle}. Name a file in another folder")
+
+
+def _leave_out_pictures(page: Page) -> Page:
+    note = f"Pictures are left out: the page would be larger than {MOST_BYTES / 1e6:.0f} MB."
+    sections = (
+        replace(section, notes=(*section.notes, note), rows=(), images=())
+        if section.rows or section.images
+        else section
+        for section in page.sections
+    )
+    return replace(page, sections=tuple(sections))
 
 
 def keep_filled(sections: Iterable[PageSection]) -> tuple[PageSection, ...]:

@@ -50,9 +50,7 @@ def predict_examples(record: RunRecord, seconds: float | None = None) -> tuple[l
     if record.used is None:
         return [], "No pictures of cases: they are made when the run has ended and its networks are scored."
     rows = choose_spread(record.used.score.summarize()["cases"], len(_SHOWN))
-    estimate = _find_event(record, "estimate")
-    cases = 0 if record.used is None else len(record.used.score.cases)
-    expected = float(estimate.get("scoring") or 0.0) * len(rows) / max(cases, 1)
+    expected = _expect_seconds(record, len(rows))
     if seconds is not None and expected > seconds:
         return [], (
             f"No pictures of cases: they would take about {expected:.0f} s. `ssl-seg report {quote(record.run.path)}` "
@@ -63,6 +61,13 @@ def predict_examples(record: RunRecord, seconds: float | None = None) -> tuple[l
         return predict_cases(request, rows, record.used.net, all_planes=True), ""
     except (SslSegError, OSError, KeyError, ValueError, RuntimeError, MemoryError) as error:
         return [], f"No pictures of cases: {str(error).rstrip('.')}."
+
+
+def _expect_seconds(record: RunRecord, count: int) -> float:
+    """Return how long the prediction of some cases takes, by what the run has measured; 0 where it has not."""
+    estimate = _find_event(record, "estimate")
+    cases = 0 if record.used is None else len(record.used.score.cases)
+    return float(estimate.get("scoring") or 0.0) * count / max(cases, 1)
 
 
 def _find_event(record: RunRecord, name: str) -> Mapping[str, Any]:
@@ -96,13 +101,7 @@ def make_run_page(record: RunRecord, cases: Sequence[PredictedCase] = (), why_no
         PageSection("Settings", tables=(_make_settings_table(record),), is_open=False),
         PageSection("Versions and machine", record.faults, tables=(_make_machine_table(record),), is_open=False),
     )
-    config, split, parts = record.config, record.split, [str(record.run.path)]
-    if config is not None:
-        size = " x ".join(map(str, config.data.patch_size))
-        parts += [config.method.name, config.network.name, f"{config.data.ndim}D patches of {size}", config.data.root]
-    if config is not None and split is not None:
-        parts.append(f"{len(split.labeled_ids(config.split.labels))} labeled cases")
-    return Page(f"Run {record.name}", " · ".join(parts), record.banner, keep_filled(sections))
+    return Page(f"Run {record.name}", _describe_run(record), record.banner, keep_filled(sections))
 
 
 def _explain_cases(record: RunRecord) -> str:
@@ -114,6 +113,17 @@ def _explain_cases(record: RunRecord) -> str:
         return f"{text}. What is missed or false as a whole is drawn a pixel wider, so that it can be seen."
     values = record.config.data.label_values[1:] or range(1, record.config.data.num_classes)
     return f"{text}; foreground of a wrong class in yellow. Classes: {describe_class_colors([*map(str, values)])}."
+
+
+def _describe_run(record: RunRecord) -> str:
+    """Return what was trained on what, in one line."""
+    config, split, parts = record.config, record.split, [str(record.run.path)]
+    if config is not None:
+        size = " x ".join(map(str, config.data.patch_size))
+        parts += [config.method.name, config.network.name, f"{config.data.ndim}D patches of {size}", config.data.root]
+    if config is not None and split is not None:
+        parts.append(f"{len(split.labeled_ids(config.split.labels))} labeled cases")
+    return " · ".join(parts)
 
 
 def _note_looks(record: RunRecord) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ def make_fold_rows(result: CrossValidation, summary: Mapping[str, Any] | None) -
     """Return a row for each fold, for mean and deviation over them, and for the scores out of fold.
 
     Args:
+        result: a cross-validation.
         summary: from ``summarize_folds``; None where not all folds are trained, which leaves out what is of all.
     """
     nets = ("student", "teacher", "better")

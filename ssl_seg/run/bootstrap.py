@@ -35,6 +35,7 @@ def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
 
     Args:
         config: settings of the checkpoint, or the pre-training, that the new run starts from.
+        source: its name, for messages.
         given: dotted keys that files and options of the new run set.
     """
     dropped = {"runtime", "split.file", "bootstrap", "network.pretrained", "data.pseudo_labels"}
@@ -42,8 +43,7 @@ def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
         dropped.add("optim.warmup_steps")
     if "method.name" in given:
         dropped |= {"method.options", "batch.unlabeled"}
-        method = config.get("method", {}).get("name")
-        if method in METHODS and config["augment"]["cutmix"] == METHODS[method].traits.cutmix:
+        if _has_planned_cutmix(config):
             dropped.add("augment.cutmix")
     if not config.get("augment", {}).get("invert"):
         dropped.add("augment.invert")
@@ -51,6 +51,11 @@ def parent_layer(config: Nested, source: str, given: Collection[str]) -> Layer:
         names = ("groups", "mask", "threshold", "label_values", "channels", "tiles", "unlabeled")
         dropped |= {f"data.{name}" for name in names}
     return Layer(source, leave_out(config, dropped))
+
+
+def _has_planned_cutmix(config: Nested) -> bool:
+    method = config.get("method", {}).get("name")
+    return method in METHODS and config["augment"]["cutmix"] == METHODS[method].traits.cutmix
 
 
 def choose_net(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> str:
@@ -67,6 +72,7 @@ def check_parent(parent: Checkpoint, split: Split, options: BootstrapConfig = DE
     """Return the reasons not to start from ``parent``; none when it may be used.
 
     Args:
+        parent: the checkpoint.
         split: the split of the new run.
         options: which of its networks are used, and how much their margin must show.
     """
@@ -81,6 +87,8 @@ def check_finite(parent: Checkpoint, source: str, options: BootstrapConfig = DEF
     """Check that the networks to build on are numbers. No gate and no --force lets others through.
 
     Args:
+        parent: the checkpoint.
+        source: its name, for the message.
         options: which of its networks are used.
 
     Raises:

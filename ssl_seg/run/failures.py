@@ -23,6 +23,8 @@ def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume
     any other error.
 
     Args:
+        error: any.
+        fabric: of the run.
         run: its directory, once there is one.
         resume: the command that continues it; None where a study says that itself.
     """
@@ -50,6 +52,7 @@ def describe_interrupt(run: RunDir, command: str) -> str:
     """Return what is saved of a run that was interrupted between two steps, and how to go on.
 
     Args:
+        run: its directory.
         command: that makes such runs, for example ``ssl-seg train``.
     """
     here, free = (quote(path) for path in (run.path, next_free(run.path)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ssl_seg.config import DataConfig
+from ssl_seg.config import Config, DataConfig
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.findings import Finding, describe_finding, select_faults
 from ssl_seg.data.layouts import EXTRA
@@ -25,6 +25,7 @@ def check_with_data(resolved: Resolved, note: Callable[[str], None]) -> tuple[Fi
     """Check the settings and the split of a run against its data.
 
     Args:
+        resolved: the run.
         note: takes the warnings about the split.
 
     Returns:
@@ -46,11 +47,7 @@ def check_with_data(resolved: Resolved, note: Callable[[str], None]) -> tuple[Fi
         raise ConfigError(f"data.channels = {config.data.channels}; the images have {catalog.channels}")
     check_loss_classes(config.loss, config.data.num_classes)
     _check_spacing(config.data, catalog)
-    # CutMix and copy-paste find a partner in the same batch.
-    for name, patches in (("cutmix", config.batch.unlabeled), ("copy_paste", config.labeled_range[1])):
-        kind = "unlabeled" if name == "cutmix" else "labeled"
-        if getattr(config.augment, name) > 0 and patches == 1:
-            raise ConfigError(f"augment.{name} mixes two {kind} patches and batch.{kind} = 1: make it at least 2")
+    _check_mixing(config)
     if not split.val:
         raise SplitError("the split has no validation cases: nothing could be watched; make a new split")
     if config.data.unlabeled is not None and not any(case_id.startswith(EXTRA) for case_id in split.unlabeled):
@@ -96,6 +93,14 @@ def _check_spacing(data: DataConfig, catalog: Catalog) -> None:
             f"data.resample_to = {list(data.resample_to)}, but {len(unknown)} image(s) do not say how large their "
             f"voxels are, for example '{unknown[0]}'. Give data.spacing, which holds for all, or leave out resample_to."
         )
+
+
+def _check_mixing(config: Config) -> None:
+    """Check that CutMix and copy-paste find a partner in the same batch."""
+    for name, patches in (("cutmix", config.batch.unlabeled), ("copy_paste", config.labeled_range[1])):
+        kind = "unlabeled" if name == "cutmix" else "labeled"
+        if getattr(config.augment, name) > 0 and patches == 1:
+            raise ConfigError(f"augment.{name} mixes two {kind} patches and batch.{kind} = 1: make it at least 2")
 
 
 def _check_split_quality(resolved: Resolved, note: Callable[[str], None]) -> tuple[Finding, ...]:

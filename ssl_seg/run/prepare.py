@@ -102,6 +102,8 @@ def prepare_run(request: TrainRequest, console: Console, *, gpu: bool, defaults:
     """Resolve a new run and check everything.
 
     Args:
+        request: what is asked for.
+        console: talks to the user.
         gpu: whether the run will be on one; the plan depends on it.
         defaults: see ``resolve``.
 
@@ -158,6 +160,7 @@ def begin_run(resolved: Resolved, *, note: Note, hold: Hold, command: str = "tra
 
     Args:
         resolved: checked by ``prepare_run``, with settings that are final.
+        note: talks to the user.
         hold: see ``Hold``.
         command: that repeats the run.
 

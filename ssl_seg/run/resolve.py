@@ -85,6 +85,8 @@ def resolve(
     """Resolve all settings: those that are given, those of a parent, and those planned from the data.
 
     Args:
+        request: what is asked for.
+        track: shows the progress of reading the data.
         gpu: whether the run will be on one; None leaves that to ``runtime.accelerator``.
         read: returns the cases of a data section.
         defaults: settings of the command, below those of the request.
@@ -145,6 +147,9 @@ def resolve_again(
     Args:
         request: to go on.
         config, sources: see ``resolve_stored``.
+        split: of the run.
+        track: shows the progress of reading the data.
+        parent: its last checkpoint.
 
     Raises:
         SslSegError: for unusable data or split.
@@ -159,6 +164,7 @@ def resolve_runtime(request: TrainRequest, stored: Mapping[str, Any] | None = No
     """Return the machine settings alone: they decide how many processes resolve the rest.
 
     Args:
+        request: what is asked for.
         stored: settings of the run that goes on; read from its last checkpoint unless given.
 
     Raises:

@@ -55,6 +55,9 @@ def check_resumable(run: RunDir, checkpoint: Checkpoint, old: Config, new: Confi
     """Check that there is something to do: more steps, missing final scores, or another place of the data.
 
     Args:
+        run: its directory.
+        checkpoint: its last state.
+        old: settings it has.
         new: settings it goes on with.
 
     Raises:

@@ -67,6 +67,8 @@ def find_sealed(catalog: Catalog, ids: Iterable[str], splits: Sequence[Split]) -
     """Return id -> content of the image, of those cases that are sealed.
 
     Args:
+        catalog: the data.
+        ids: cases of it.
         splits: those of the networks that are scored, and the one that the cases are taken from. Where the catalog
             holds no case of theirs, all splits count that were made of the data, by whatever run.
     """
@@ -109,6 +111,7 @@ def open_sealed(
     Args:
         sealed: id -> content of the image; see ``find_sealed``.
         ledger: where it is written down.
+        by: the command.
         splits: that the cases may be sealed by.
         note: told where it cannot be written down.
 

@@ -205,17 +205,21 @@ def export_log(
         for record in records:
             sink.write(record)
         if sink.draw is not None:
-            from ssl_seg.run.probe_picture import draw_checkpoints
-
-            try:
-                for step, picture in draw_checkpoints(run):
-                    sink.draw(step, picture)
-            except SslSegError as error:
-                note(f"no pictures of the probe: {error}")
+            _draw_checkpoints(run, sink.draw, note)
         sink.close()
     except Exception as error:
         raise ConfigError(f"{folder}: {name} cannot write the records: {_describe(error)}") from error
     return folder, len(records), sink.command
+
+
+def _draw_checkpoints(run: RunDir, draw: Callable[[int, NDArray[np.uint8]], None], note: Callable[[str], None]) -> None:
+    from ssl_seg.run.probe_picture import draw_checkpoints
+
+    try:
+        for step, picture in draw_checkpoints(run):
+            draw(step, picture)
+    except SslSegError as error:
+        note(f"no pictures of the probe: {error}")
 
 
 def _list_numbers(record: Mapping[str, Any]) -> dict[str, float]:

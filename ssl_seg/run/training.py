@@ -94,6 +94,8 @@ def train(
     writes and talks.
 
     Args:
+        request: what to train.
+        console: is told.
         after_look: called by the first process with the directory of the run, when a look at the networks is recorded.
 
     Raises:

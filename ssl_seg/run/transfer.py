@@ -21,6 +21,7 @@ def check_options(config: Config, sources: Mapping[str, str], *, has_parent: boo
     Args:
         config: of the new run.
         sources: of its dotted keys, for messages.
+        has_parent: whether there is a parent.
 
     Raises:
         ConfigError: for options without a parent, or that cannot act in this run.
@@ -57,7 +58,9 @@ def load_student(student: nn.Module, parent: Checkpoint, config: Config, where: 
 
     Args:
         student: the network that ``config`` describes.
+        parent: the checkpoint.
         config: of the new run.
+        where: name of the checkpoint, for messages.
 
     Raises:
         CheckpointError: when what is to be taken over does not fit.

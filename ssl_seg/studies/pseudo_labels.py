@@ -117,6 +117,7 @@ def make_pseudo_labels(
         labels: amount of labels, which says which training cases count as unlabeled.
         folder: for the files; see ``ssl_seg.data.pseudo_labels``.
         options: which network labels, and the gate that it must pass.
+        tracker: shows the progress.
         force: use the network although it does not pass the gate.
 
     Raises:
@@ -125,10 +126,7 @@ def make_pseudo_labels(
     """
     path = folder / PSEUDO_LABELS_FILE
     if path.is_file():
-        try:
-            return Reliability(**json.loads(path.read_text(encoding="utf-8"))["reliability"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunDirError(f"{path} is damaged: {error}. Delete it to make the pseudo-labels again") from error
+        return _load_reliability(path)
     checkpoint = load_checkpoint(run.best)
     net = choose_net(checkpoint, options)
     split = _pass_gate(checkpoint, run, options, force=force)
@@ -162,6 +160,13 @@ def make_pseudo_labels(
     write_json(path, values)
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
     return found
+
+
+def _load_reliability(path: Path) -> Reliability:
+    try:
+        return Reliability(**json.loads(path.read_text(encoding="utf-8"))["reliability"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunDirError(f"{path} is damaged: {error}. Delete it to make the pseudo-labels again") from error
 
 
 def _pass_gate(checkpoint: Checkpoint, run: RunDir, options: BootstrapConfig, *, force: bool) -> Split:
@@ -218,19 +223,23 @@ def summarize(rows: Sequence[Mapping[str, Any]], masks: Sequence[tuple[float, fl
     agreement, right = zip(*masks, strict=True)
     better = choose_reliable({f"{n:09}": value for n, value in enumerate(agreement)})
     constant = len(set(agreement)) == 1 or len(set(right)) == 1
-    voxels = np.sum([row["voxels"] for row in kept], axis=0)
     return Reliability(
         net=net,
         kept=len(kept),
         of=len(rows),
         agreement=float(np.mean([row["agreement"] for row in kept])),
         agreement_of_rest=float(np.mean([row["agreement"] for row in left])) if left else None,
-        foreground=float(voxels[1:].sum() / max(voxels.sum(), 1)),
+        foreground=_share_foreground(kept),
         val_cases=len(masks),
         val_iou=float(np.mean(right)),
         val_iou_of_half=float(np.mean([right[int(n)] for n in better])),
         val_correlation=None if constant else float(spearmanr(agreement, right).statistic),
     )
+
+
+def _share_foreground(rows: Sequence[Mapping[str, Any]]) -> float:
+    voxels = np.sum([row["voxels"] for row in rows], axis=0)
+    return float(voxels[1:].sum() / max(voxels.sum(), 1))
 
 
 def _compare_with_mask(labeler: Labeler, store: CaseStore, case_id: str) -> tuple[float, float]:

@@ -80,6 +80,7 @@ def run_trainings(trainings: Mapping[str, T], steps: Steps[T], slots: int) -> Li
     Args:
         trainings: by name; each comes after those that it waits for.
         steps: what the kind of study decides.
+        slots: how many may run at a time.
 
     Returns:
         ``interrupted`` after a KeyboardInterrupt, else ``finished``, even if some failed or never were ready.

@@ -29,9 +29,6 @@ def summarize(
     """
     labeled = sum(case.mask is not None for case in listing.cases)
     names = listing.class_names if listing.label_values == tuple(label_values) else ()
-    shares = [f.foreground for f in facts.values() if f.foreground is not None]
-    empty = sum(f.foreground == 0 and f.is_constant_mask for f in facts.values())
-    spread = measure_spread(shares)
     return {
         "root": root,
         "layout": listing.layout,
@@ -48,7 +45,7 @@ def summarize(
         "spacing": _measure_spacing(facts),
         "intensity": _measure_intensity(facts),
         "mask_values": _measure_values(facts),
-        "foreground": (None if spread is None else {**spread, "empty": empty / len(shares)}),
+        "foreground": _measure_foreground(facts),
         "classes": _measure_classes(facts, label_values, ignore_value, names),
         "notes": list(listing.notes),
     }
@@ -119,6 +116,14 @@ def _measure_values(facts: Facts) -> list[dict[str, Any]]:
         voxels.update(f.voxels)
     total = max(voxels.total(), 1)
     return [{"value": v, "share": voxels[v] / total, "masks": masks[v]} for v in sorted(masks)]
+
+
+def _measure_foreground(facts: Facts) -> dict[str, float] | None:
+    """Return how the share of foreground is spread over the labeled cases, and the share of empty masks."""
+    shares = [f.foreground for f in facts.values() if f.foreground is not None]
+    empty = sum(f.foreground == 0 and f.is_constant_mask for f in facts.values())
+    spread = measure_spread(shares)
+    return None if spread is None else {**spread, "empty": empty / len(shares)}
 
 
 def _measure_classes(

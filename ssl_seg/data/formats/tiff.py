@@ -93,11 +93,7 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
             raise ValueError(f"only {len(tiff.pages)} of its {pages} pages can be read")
         layout, guess = _lay_out(series, reading)
         notes = (*notes, *guess)
-        # Dots per inch are a matter of printers and do not count.
-        sizes, unit = _imagej_sizes(tiff) if tiff.is_imagej else _ome_sizes(tiff.ome_metadata or "")
-        *depth, y, x = layout.spatial
-        axes = "YX" if y < x else "XY"  # rows and columns of the file
-        geometry = make_geometry(tuple(sizes.get(axis, 0.0) for axis in "Z" * len(depth) + axes), unit=unit)
+        geometry = _find_geometry(tiff, layout)
         has_alpha = reading.axes is None and layout.channel is not None and page.extrasamples[-1:] in ((1,), (2,))
         is_bool = _is_array_of_bool(page)
         is_display = page.photometric == _Color.MINISWHITE and tiff.is_imagej and reading.is_mask
@@ -317,6 +313,14 @@ def _find_nodata(page: Any) -> float | None:
         return None if tag is None else float(tag.value)
     except (TypeError, ValueError):
         return None
+
+
+def _find_geometry(tiff: tifffile.TiffFile, layout: AxisLayout) -> Geometry | None:
+    """Return the spacing if it is known for all axes; dots per inch are a matter of printers and do not count."""
+    sizes, unit = _imagej_sizes(tiff) if tiff.is_imagej else _ome_sizes(tiff.ome_metadata or "")
+    *depth, y, x = layout.spatial
+    axes = "YX" if y < x else "XY"  # rows and columns of the file
+    return make_geometry(tuple(sizes.get(axis, 0.0) for axis in "Z" * len(depth) + axes), unit=unit)
 
 
 def _imagej_sizes(tiff: tifffile.TiffFile) -> tuple[dict[str, float], str | None]:

@@ -93,6 +93,7 @@ def recognize(path: Path, stems: Collection[str] | None) -> str | None:
     """Return the kind of labels that a file holds, or None.
 
     Args:
+        path: any file.
         stems: names of images without suffix, one of which a YOLO file has unless its folder is labels/; None asks for
             no such name. One without a line says that there is nothing.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
@@ -68,12 +68,7 @@ def find(root: Path) -> Listing:
     columns, rows = read_table(path, COLUMNS)
     if "image" not in columns:
         raise DataError(f"{path}: no column 'image', found '{','.join(columns)}'. Known are {', '.join(COLUMNS)}.")
-    by_id: dict[str, _Entry] = {}
-    for entry in (_parse_row(row, path.parent) for row in rows):
-        first = by_id.setdefault(entry.id, entry)
-        if first is not entry:
-            raise DataError(f"{entry.where}: the id '{entry.id}' is that of {first.where.rpartition(', ')[2]} too.")
-    entries = list(by_id.values())
+    entries = _unique(_parse_row(row, path.parent) for row in rows)
     if "id" not in columns:
         entries = _drop_common_folder(entries)
     present = [e for e in entries if e.image_exists]
@@ -186,6 +181,16 @@ def _drop_common_folder(entries: Sequence[_Entry]) -> list[_Entry]:
     folders = [PurePosixPath(entry.id).parent.as_posix() for entry in entries]
     common = os.path.commonpath(folders) if entries else ""
     return [replace(entry, id=PurePosixPath(entry.id).relative_to(common).as_posix()) for entry in entries]
+
+
+def _unique(entries: Iterable[_Entry]) -> list[_Entry]:
+    """Return the entries, or say which have one id."""
+    by_id: dict[str, _Entry] = {}
+    for entry in entries:
+        first = by_id.setdefault(entry.id, entry)
+        if first is not entry:
+            raise DataError(f"{entry.where}: the id '{entry.id}' is that of {first.where.rpartition(', ')[2]} too.")
+    return list(by_id.values())
 
 
 def _notes(path: Path, columns: tuple[str, ...]) -> tuple[str, ...]:

@@ -69,6 +69,7 @@ def _check_classes(split: Split, classes: Classes) -> Iterator[Finding]:
     measured, or one that the pool lacks cannot be learned, which may be all that the data allows.
 
     Args:
+        split: any split.
         classes: id -> label values in its mask, without the background; empty where there is only one class.
     """
     pool = [i for i in split.fractions[1.0] if i in classes]

@@ -401,6 +401,8 @@ def find_copies_of(catalog: Catalog, ids: Iterable[str], images: Iterable[str]) 
     """Return those of the ids whose image is nearly, but not exactly, one of ``images`` that the catalog holds.
 
     Args:
+        catalog: the data.
+        ids: cases of it.
         images: contents of images; see ``Split.image_contents``.
     """
     known = set(images)

@@ -139,8 +139,7 @@ def measure_split(
         sizes = list(Counter(g for g, inside in zip(group_of, own[0], strict=True) if inside).values())
         units, presence = np.arange(len(others)), None
         if fraction is not None and fraction < 1:
-            classes = sorted(frozenset[int]().union(*(traits.classes_of(i) for i in others)))
-            presence = np.array([[value in traits.classes_of(i) for value in classes] for i in others], np.bool_)
+            presence = _find_presence(others, traits)
         else:
             number_of = {group: number for number, group in enumerate(dict.fromkeys(group_of))}
             units = np.array([number_of[group] for group in group_of])
@@ -191,6 +190,12 @@ def _list_columns(facts: Sequence[CaseFacts]) -> dict[str, Values]:
     if np.isfinite(intensity).all() and intensity.std() > 0:
         columns["intensity"] = (intensity - intensity.mean()) / intensity.std()
     return columns
+
+
+def _find_presence(ids: Sequence[str], traits: CaseTraits) -> Members:
+    """Return (cases, classes): which case has which class."""
+    classes = sorted(frozenset[int]().union(*(traits.classes_of(i) for i in ids)))
+    return np.array([[value in traits.classes_of(i) for value in classes] for i in ids], np.bool_)
 
 
 def draw_random_sets(

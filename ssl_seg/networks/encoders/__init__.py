@@ -23,6 +23,7 @@ def make_encoder(name: str, steps: Sequence[tuple[int, ...]], channels: int) -> 
     Args:
         name: ``efficientnet_lite0``, or a name of timm (2D only, needs that package).
         steps: by how much each axis shrinks from level to level.
+        channels: number of image channels.
 
     Raises:
         NetworkError: for a name that is not known or cannot be an encoder.

@@ -54,6 +54,7 @@ class EfficientNetLite0(nn.Module):
 
     Args:
         steps: by how much each axis shrinks, 5 times in the published network; with fewer steps its end is left out.
+        channels: number of image channels.
     """
 
     def __init__(self, steps: Sequence[Sizes], channels: int) -> None:

@@ -44,6 +44,7 @@ def load(encoder: nn.Module, name: str, source: str, channels: int) -> tuple[str
 
     Args:
         encoder: the network, changed in place.
+        name: of the model.
         source: ``imagenet``, which timm takes from its cache or its hub, or a file.
         channels: of the images; timm adapts the first layer.
 

@@ -70,10 +70,12 @@ class MaskedSource(Dataset[Batch]):
     """Item ``step`` is the batch of that step: a pure function of (seed, step).
 
     Args:
+        store: reads cases.
         ids: cases of the training pool.
         count: patches of a batch.
         patch_size: (*P).
         augment: says which geometry a patch may have.
+        seed: of the run.
     """
 
     store: CaseStore

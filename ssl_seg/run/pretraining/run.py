@@ -90,6 +90,7 @@ def pretrain(request: TrainRequest, console: Console | None = None) -> PretrainR
 
     Args:
         request: settings, and the directory to create or to continue.
+        console: where the run talks to.
 
     Raises:
         SslSegError: for anything the user can mend.
@@ -126,6 +127,7 @@ def make_image_network(config: Config, make: Callable[[Config], nn.Module] = sta
     A network has two outputs at least: of a gray image the second one is not looked at.
 
     Args:
+        config: of the run.
         make: ``start_network``, or ``make_network`` where weights will be loaded.
 
     Raises:

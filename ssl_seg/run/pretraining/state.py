@@ -95,6 +95,8 @@ def check_seen(state: Pretraining, where: str, split: Split, catalog: Catalog, *
     """Check that a pre-training has seen no image of validation and test: neither whole, nor a part, nor a copy.
 
     Args:
+        state: the pre-training.
+        where: its name, for the message.
         split: of the new run.
         catalog: of the new run.
         near_copies: whether images that look like ones it saw count too.
@@ -145,7 +147,9 @@ def load_body(net: nn.Module, state: Pretraining, config: Config, where: str) ->
 
     Args:
         net: the network that ``config`` describes.
+        state: the pre-training.
         config: of the new run.
+        where: its name, for messages.
 
     Raises:
         CheckpointError: when it is another network, with all that differs.

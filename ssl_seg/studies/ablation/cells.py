@@ -151,6 +151,8 @@ def write_cells(out: Path, cells: Sequence[Cell], *, gpu: bool = False) -> None:
     """Create the folders of new cells; what has been trained stays as it is.
 
     Args:
+        out: directory of the ablation.
+        cells: all of them.
         gpu: whether they were planned for GPUs.
 
     Raises:
@@ -262,6 +264,7 @@ def read_latest(folder: CellFolder, tail: int = 2**16) -> Mapping[str, Any] | No
     """Return the last record of metrics.jsonl; None before there is one. Cheap, whatever the length of the file.
 
     Args:
+        folder: of the cell.
         tail: bytes at the end of the file in which it is looked for.
     """
     path = folder.run.path / "metrics.jsonl"

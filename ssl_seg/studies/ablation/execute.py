@@ -43,6 +43,8 @@ def execute(
 
     Args:
         cells: whose folders exist.
+        out: directory of the ablation.
+        wanted: what is scored.
         launcher: where they run.
         show: is told the states of all cells, often.
 

@@ -78,7 +78,10 @@ def estimate_labels_equivalent(
     Args:
         curve: arms of the baseline, at least two numbers of labels.
         target: the arm to place.
+        metric: which score.
         level: share of the samples whose interval covers the truth.
+        resamples: number of resamples.
+        seed: of the resampling.
         least: number of cases below which there is no interval.
 
     Raises:

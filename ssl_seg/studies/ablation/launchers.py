@@ -99,6 +99,7 @@ def make_ray_launcher(address: str, num_cpus: int, num_gpus: float) -> Launcher:
 
     Args:
         address: ``auto``, or host:port of the head node.
+        num_cpus: cores of each cell.
         num_gpus: GPUs of each cell; a fraction lets several share one.
 
     Raises:

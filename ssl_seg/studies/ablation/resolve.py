@@ -64,7 +64,9 @@ def resolve_cells(
     """Return all cells, parents first.
 
     Args:
+        spec: what is asked for.
         gpu: whether the cells will be trained on one; the plan of what the settings leave open depends on it.
+        track: shows the progress.
         note: takes the warnings: of settings that change nothing, and of cells that are one training.
 
     Raises:
@@ -100,13 +102,7 @@ def _plan_cell(spec: AblationSpec, cell: CellSpec, *, gpu: bool, read: Callable[
         longer = Layer(AXES, nest("length.steps", cell.rounds * plan.config.length.steps))
         plan = resolve(TrainRequest((*layers, longer)), gpu=gpu, read=read)
     check_options(plan.config, plan.sources, has_parent=cell.parent is not None)
-    # A cell is trained by one process: several would make its batches larger, and no two cells be alike.
-    for name in ("devices", "num_nodes"):
-        if (number := getattr(plan.config.runtime, name)) != 1:
-            raise ConfigError(
-                f"runtime.{name} = {number}: a cell of an ablation is trained by one process on one device; leave it "
-                "out, and give the number of cells at a time with --workers or --ray"
-            )
+    _check_processes(plan.config)
     given = TrainRequest(tuple(layer for layer in layers if layer.source != AXES))
     return _ResolvedCell(cell, given.settings.sources, plan, gather_facts(plan))
 
@@ -195,6 +191,16 @@ def _list_shared(resolved: Sequence[_ResolvedCell], cells: Sequence[Cell]) -> It
             f"'{describe_arm(other)}' and '{describe_arm(one)}' are the same training in {len(places)} cell(s), "
             f"which is made once: {_explain_same(resolved[before], resolved[places[0]])}"
         )
+
+
+def _check_processes(config: Config) -> None:
+    """A cell is trained by one process: several would make its batches larger, and no two cells be alike."""
+    for name in ("devices", "num_nodes"):
+        if (number := getattr(config.runtime, name)) != 1:
+            raise ConfigError(
+                f"runtime.{name} = {number}: a cell of an ablation is trained by one process on one device; leave it "
+                "out, and give the number of cells at a time with --workers or --ray"
+            )
 
 
 def _resolve(own: _ResolvedCell, parent: str | None) -> Cell:

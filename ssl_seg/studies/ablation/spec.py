@@ -225,12 +225,7 @@ def layers_of(spec: AblationSpec, cell: CellSpec) -> list[Layer]:
         "split.label_seed": cell.split_seed,
         "seed": cell.seed,
     }
-    # The axes of an ablation are set by it alone; a recipe may name a method, which the axis then replaces.
-    for layer in [Layer("settings", spec.settings), Layer("overrides", spec.overrides), *own]:
-        free = {"method.name"} if layer.source.startswith("recipe") else set()
-        taken = sorted({key for key, _ in flatten(layer.values)} & (set(axes) - free))
-        if taken and not layer.is_file:
-            raise ConfigError(f"{layer.source} sets {taken[0]}, which is an axis of the ablation: leave it out there")
+    _check_axes([Layer("settings", spec.settings), Layer("overrides", spec.overrides), *own], axes)
     other = "bootstrap" if cell.parent is None else "network.pretrained"
     layers = [replace(layer, values=leave_out(layer.values, {other})) for layer in layers]
     return [*layers, *(Layer(AXES, nest(key, value)) for key, value in axes.items())]
@@ -268,6 +263,15 @@ def _starts_of(
             yield start, Arm(method, recipe, parent_start, smallest_first[place - 1]), 1
         else:
             yield start, None, place + 1 if start == "scratch_long" else 1
+
+
+def _check_axes(layers: Sequence[Layer], axes: Mapping[str, Any]) -> None:
+    """The axes of an ablation are set by it alone; a recipe may name a method, which the axis then replaces."""
+    for layer in layers:
+        free = {"method.name"} if layer.source.startswith("recipe") else set()
+        taken = sorted({key for key, _ in flatten(layer.values)} & (set(axes) - free))
+        if taken and not layer.is_file:
+            raise ConfigError(f"{layer.source} sets {taken[0]}, which is an axis of the ablation: leave it out there")
 
 
 def _beside(path: Path, name: str) -> str:
