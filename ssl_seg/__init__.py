@@ -13,10 +13,13 @@ true. Errors are subclasses of ``ssl_seg.errors.SslSegError``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from ssl_seg.engine.machine import own_numerics
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from ssl_seg.data.splits.files import load_split, save_split
     from ssl_seg.data.splits.split import make_folds, make_split
     from ssl_seg.losses import adapt_loss, get_loss_function
-    from ssl_seg.report.notebook import DataAudit, Evaluation, PredictedMasks, PretrainedRun, TrainedRun
+    from ssl_seg.report.notebook import DataAudit, Evaluation, PredictedMasks, PretrainedRun, TrainedRun, load_run
     from ssl_seg.run.console import Console
     from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
     from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
@@ -39,6 +42,7 @@ _HOMES = {
     "climb_labels": "ssl_seg.studies.label_ladder",
     "cross_validate": "ssl_seg.studies.cross_validation",
     "get_loss_function": "ssl_seg.losses",
+    "load_run": "ssl_seg.report.notebook",
     "load_split": "ssl_seg.data.splits.files",
     "make_folds": "ssl_seg.data.splits.split",
     "make_split": "ssl_seg.data.splits.split",
@@ -55,6 +59,7 @@ __all__ = [
     "cross_validate",
     "evaluate",
     "get_loss_function",
+    "load_run",
     "load_split",
     "make_folds",
     "make_split",
@@ -65,7 +70,8 @@ __all__ = [
     "train",
 ]
 
-_Path = str | Path
+_Path = str | os.PathLike[str]
+_Request = TypeVar("_Request")
 
 
 def __getattr__(name: str) -> Any:
@@ -75,6 +81,7 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
+@own_numerics()
 def train(
     data: _Path | None = None,
     *,
@@ -112,6 +119,8 @@ def train(
     Raises:
         SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
     """
+    from dataclasses import replace
+
     from ssl_seg.engine.pace import check_length
     from ssl_seg.report.notebook import TrainedRun
     from ssl_seg.report.run_report import RunningPage, write_when_trained
@@ -120,18 +129,21 @@ def train(
     from ssl_seg.studies.checkpoints import check_resumed, find_checkpoint
 
     layers = _make_layers(config, {"data": data, "labels": labels, "method": method, "steps": steps}, settings, more)
-    check_length(layers, epochs, minutes)
-    if resume is not None:
-        check_resumed(Path(resume))
-    request = TrainRequest(
-        layers,
-        out=_to_path(out),
-        bootstrap=None if bootstrap is None else find_checkpoint(Path(bootstrap)),
-        resume=_to_path(resume),
+    request = _make_request(
+        TrainRequest,
+        layers=layers,
+        out=out,
+        bootstrap=bootstrap,
+        resume=resume,
         force=force,
         epochs=epochs,
         minutes=minutes,
     )
+    check_length(layers, request.epochs, request.minutes)
+    if request.resume is not None:
+        check_resumed(request.resume)
+    if request.bootstrap is not None:
+        request = replace(request, bootstrap=find_checkpoint(request.bootstrap))
     console = _make_console(progress)
     result = run_training(request, console, RunningPage(console.note))
     if result.is_main and result.ending != "interrupted":
@@ -139,6 +151,7 @@ def train(
     return TrainedRun(result.run.path, result.ending, result.step, result.verdict, result.scores)
 
 
+@own_numerics()
 def pretrain(
     data: _Path | None = None,
     *,
@@ -163,11 +176,12 @@ def pretrain(
     from ssl_seg.run.request import TrainRequest
 
     layers = _make_layers(config, {"data": data, "steps": steps}, settings, more)
-    request = TrainRequest(layers, out=_to_path(out), resume=_to_path(resume))
+    request = _make_request(TrainRequest, layers=layers, out=out, resume=resume)
     result = run_pretraining(request, _make_console(progress))
     return PretrainedRun(result.run.path, result.ending, result.step, result.verdict, result.result)
 
 
+@own_numerics()
 def evaluate(
     checkpoint: _Path | Sequence[_Path],
     *,
@@ -177,6 +191,8 @@ def evaluate(
     which: Literal["student", "teacher"] | None = None,
     ensemble: bool = False,
     overlap: float = 0.25,
+    threshold: float | None = None,
+    uncalibrated: bool = False,
     accelerator: str | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool = False,
@@ -190,7 +206,9 @@ def evaluate(
             trained with.
         which: score one network only.
         ensemble: score the mean of the probabilities of all checkpoints too.
-        overlap: of neighboring windows, from 0 to 0.9.
+        overlap: of neighboring windows, from 0 to below 1.
+        threshold: foreground is where its probability is above this; two classes only.
+        uncalibrated: leave out what ``ssl-seg calibrate`` has stored.
         accelerator: where to compute; by default where the training did.
         settings: settings of the data section, for a folder whose masks have other values: ``{"data.mask": ...}``.
         progress: print notes and progress as the command does.
@@ -205,17 +223,20 @@ def evaluate(
 
     first, *others = _find_checkpoints(checkpoint)
     chosen = select_data_settings(_make_layers(None, {}, settings, {}), (*CASES, "spacing"))
-    request = EvaluateRequest(
-        first,
-        None if data is None else str(data),
-        _to_path(split),
-        part,
-        which,
+    request = _make_request(
+        EvaluateRequest,
+        checkpoint=first,
+        data=None if data is None else _to_text("data", data),
+        split=split,
+        part=part,
+        which=which,
         overlap=overlap,
         settings=chosen,
-        more=tuple(others),
+        more=others,
         ensemble=ensemble,
         accelerator=accelerator,
+        threshold=threshold,
+        calibrated=not uncalibrated,
     )
     notes: list[str] = []
     console = _make_console(progress)
@@ -223,6 +244,7 @@ def evaluate(
     return Evaluation(record, request, tuple(notes))
 
 
+@own_numerics()
 def predict(
     checkpoint: _Path | Sequence[_Path],
     images: _Path,
@@ -231,8 +253,14 @@ def predict(
     which: Literal["student", "teacher"] | None = None,
     overlap: float = 0.25,
     probabilities: bool = False,
+    uint8: bool = False,
+    tta: bool = False,
+    uncertainty: bool = False,
+    objects: bool = False,
+    format: Literal["png", "tif", "nii", "nii.gz", "npy", "h5", "ome.zarr"] | None = None,  # noqa: A002 (of the option)
     spacing: Sequence[float] | None = None,
     threshold: float | None = None,
+    uncalibrated: bool = False,
     overwrite: bool = False,
     accelerator: str | None = None,
     workers: int = 1,
@@ -244,10 +272,14 @@ def predict(
         checkpoint: as for ``evaluate``; of several, the masks are those of the mean of their probabilities.
         images: an image, or a folder of images.
         out: folder for the masks; a file for a single image.
-        which, overlap, accelerator, progress: as for ``evaluate``.
+        which, overlap, threshold, uncalibrated, accelerator, progress: as for ``evaluate``.
         probabilities: write probabilities beside the masks.
+        uint8: write probabilities, as 0 to 255.
+        tta: predict mirrored and turned windows too.
+        uncertainty: write the entropy, and the variance of ``tta`` or several networks.
+        objects: write connected parts as label images, and a table of them.
+        format: of the masks in a folder; by default ``png``, and ``tif`` or ``nii.gz`` of volumes.
         spacing: voxel size along z, y, x; by default that of each file.
-        threshold: foreground is where its probability is above this; two classes only.
         overwrite: make masks anew that are there already.
         workers: processes that share the images, and the pieces of large ones; a script that asks for several must call
             this below ``if __name__ == "__main__":``.
@@ -262,28 +294,35 @@ def predict(
     from ssl_seg.results.prediction import predict as run_prediction
 
     first, *others = _find_checkpoints(checkpoint)
-    source, output = Path(images), Path(out)
-    check_places(source, output)
-    request = PredictRequest(
-        first,
-        source,
-        output,
-        which,
-        overlap,
-        probabilities,
-        None if spacing is None else tuple(spacing),
-        threshold,
-        more=tuple(others),
+    request = _make_request(
+        PredictRequest,
+        checkpoint=first,
+        source=_to_text("images", images),
+        output=_to_text("out", out),
+        which=which,
+        overlap=overlap,
+        probabilities=probabilities,
+        spacing=spacing,
+        threshold=threshold,
+        calibrated=not uncalibrated,
+        more=others,
         overwrite=overwrite,
         accelerator=accelerator,
+        objects=objects,
+        tta=tta,
+        uncertainty=uncertainty,
+        uint8=uint8,
+        suffix=None if format is None else f".{format}",
         workers=workers,
     )
+    check_places(request.source, request.output)
     notes: list[str] = []
     console = _make_console(progress)
     masks = run_prediction(request, console.track("predicting"), note=lambda text: _note(text, notes, console))
-    return PredictedMasks(output, tuple(masks), request, tuple(notes))
+    return PredictedMasks(request.output, tuple(masks), request, tuple(notes))
 
 
+@own_numerics()
 def audit(
     data: _Path,
     *,
@@ -311,8 +350,13 @@ def audit(
     from ssl_seg.data.settings import make_catalog_settings
     from ssl_seg.report.notebook import DataAudit
 
-    chosen = make_catalog_settings(_make_layers(None, {}, settings, {}), layout, _to_path(groups), _to_path(unlabeled))
-    result = run_audit(str(data), chosen, track=_make_console(progress).track("reading cases"))
+    root = _to_text("data", data)
+    paths = [
+        None if path is None else Path(_to_text(name, path))
+        for name, path in (("groups", groups), ("unlabeled", unlabeled))
+    ]
+    chosen = make_catalog_settings(_make_layers(None, {}, settings, {}), layout, *paths)
+    result = run_audit(root, chosen, track=_make_console(progress).track("reading cases"))
     return DataAudit(result)
 
 
@@ -333,32 +377,72 @@ def _make_layers(
         if name.split(".")[0] not in {*OPTIONS, *Config.model_fields}:
             hint = did_you_mean(name, [*OPTIONS, *Config.model_fields])
             raise ConfigError(f"{name}={more[name]!r}: no such argument or setting{hint}")
-    layers = [] if config is None else read_layers(str(config))
-    layers += make_option_layers({**given, **more}, lambda name, value: f"{name}={value!r}")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(f"settings = {settings!r}: a mapping is needed: {{'optim.lr': 1e-4}}; config= takes a file")
+    if given.get("data") is not None:
+        _to_text("data", given["data"])
+    layers = [] if config is None else read_layers(_to_text("config", config))
+    short = {name: _to_plain(value) for name, value in {**given, **more}.items()}
+    layers += make_option_layers(short, lambda name, value: f"{name}={value!r}")
     dotted = {**(settings or {}), **{name: value for name, value in more.items() if name not in OPTIONS}}
-    layers += [Layer(f"{name}={value!r}", nest(name, value), is_option=True) for name, value in dotted.items()]
+    for name, value in _to_plain(dotted).items():
+        layers.append(Layer(f"{name}={value!r}", nest(str(name), value), is_option=True))
     return tuple(layers)
 
 
-def _find_checkpoints(given: _Path | Sequence[_Path]) -> list[Path]:
+def _make_request(kind: type[_Request], **given: Any) -> _Request:
+    """Return a request whose values have the types of its fields.
+
+    Raises:
+        ConfigError: with all values that have not.
+    """
+    from ssl_seg.config.layers import validate
+
+    return validate(kind, _to_plain(given))
+
+
+def _find_checkpoints(given: _Path | Iterable[_Path]) -> list[Path]:
+    from ssl_seg.errors import ConfigError
     from ssl_seg.studies.checkpoints import find_checkpoint
 
-    return [find_checkpoint(Path(path)) for path in ([given] if isinstance(given, str | Path) else given)]
+    paths = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    if not paths:
+        raise ConfigError("checkpoint: the list is empty")
+    return [find_checkpoint(Path(_to_text("checkpoint", path))) for path in paths]
+
+
+def _to_text(name: str, path: object) -> str:
+    """Return a path as text.
+
+    Raises:
+        ConfigError: where it is none.
+    """
+    from ssl_seg.errors import ConfigError
+
+    if isinstance(path, str | os.PathLike):
+        return os.fspath(path)
+    arrays = ": np.save('FOLDER/NAME.npy', array) writes one as a file" if hasattr(path, "shape") else ""
+    raise ConfigError(f"{name} is a {type(path).__name__}, and must be a path{arrays}")
+
+
+def _to_plain(value: Any) -> Any:
+    """Return arrays and tensors as lists and numbers, and paths as text, inside mappings too."""
+    if isinstance(value, Mapping):
+        return {key: _to_plain(inner) for key, inner in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _make_console(progress: bool | Console) -> Console:
     from ssl_seg.cli.console import TerminalConsole
-    from ssl_seg.run.console import Silent
+    from ssl_seg.run.console import Console, Silent
 
-    if isinstance(progress, bool):
-        return TerminalConsole() if progress else Silent()
-    return progress
+    if isinstance(progress, Console):
+        return progress
+    return TerminalConsole() if progress else Silent()
 
 
 def _note(text: str, notes: list[str], console: Console) -> None:
     notes.append(text)
     console.note(text)
-
-
-def _to_path(path: _Path | None) -> Path | None:
-    return None if path is None else Path(path)

@@ -10,11 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import TINY
 
 import ssl_seg
-from ssl_seg.errors import ConfigError, DataError, SslSegError
+from ssl_seg.errors import ConfigError, DataError, RunDirError, SslSegError
 from ssl_seg.report.notebook import Picture, TrainedRun
 from ssl_seg.results.evaluation import EvaluateRequest
 from ssl_seg.results.evaluation import evaluate as run_evaluation
@@ -59,6 +60,17 @@ def test_train(run: TrainedRun) -> None:
     assert lines[-1].startswith("next: ")
 
 
+def test_a_run_of_earlier_is_the_same(run: TrainedRun, tmp_path: Path) -> None:
+    loaded = ssl_seg.load_run(str(run.path))
+    assert dataclasses.replace(loaded, verdict=run.verdict) == run
+    assert (loaded.verdict.codes, loaded.verdict.action) == (run.verdict.codes, run.verdict.action)
+    copy = shutil.copytree(run.path, tmp_path / "killed")
+    events = copy / "events.jsonl"
+    events.write_text("".join(events.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(RunDirError, match=r"ssl-seg train --resume .*killed"):
+        ssl_seg.load_run(copy)
+
+
 def test_an_interrupted_run_says_how_to_continue(run: TrainedRun) -> None:
     stopped = dataclasses.replace(run, ending="interrupted", scores={})
     assert repr(stopped).endswith(f"next: ssl_seg.train(resume='{run.path}')")
@@ -66,7 +78,8 @@ def test_an_interrupted_run_says_how_to_continue(run: TrainedRun) -> None:
 
 def test_settings_in_every_form_are_the_same(run: TrainedRun, particles_dir: Path, tmp_path: Path) -> None:
     dotted = {f"{section}.{key}": value for section, values in TINY.items() for key, value in values.items()}
-    steps = dotted.pop("length.steps")
+    steps = np.int64(dotted.pop("length.steps"))
+    dotted["data.patch_size"] = np.array(dotted["data.patch_size"])
     other = ssl_seg.train(particles_dir, labels=0.5, out=tmp_path / "b", method="mean_teacher", steps=steps, **dotted)
     assert read_config(other) == read_config(run)
     assert other.scores == run.scores
@@ -82,7 +95,7 @@ def test_evaluate_and_predict_take_the_directory_of_a_run(
     assert f"{result.margin:+.3f}" in repr(result)
     assert f"{len(result.cases)} cases" in repr(result)
 
-    written = ssl_seg.predict(run.path, particles_dir / "images", tmp_path / "masks")
+    written = ssl_seg.predict(run, particles_dir / "images", tmp_path / "masks")  # a run stands for its directory
     assert sorted(written.masks) == sorted((tmp_path / "masks").glob("*.png"))
     assert f"wrote {len(written.masks)} to" in repr(written)
     again = ssl_seg.predict(run.path, particles_dir / "images", tmp_path / "masks")
@@ -92,7 +105,7 @@ def test_evaluate_and_predict_take_the_directory_of_a_run(
 
 
 def test_several_networks_are_compared(run: TrainedRun) -> None:
-    result = ssl_seg.evaluate([run.path, run.path / "checkpoints" / "last.pt"], ensemble=True)
+    result = ssl_seg.evaluate([run, run.path / "checkpoints" / "last.pt"], ensemble=True)
     assert len(result.networks) == 3
     assert "ensemble: mean of 2" in repr(result)
 
@@ -100,7 +113,7 @@ def test_several_networks_are_compared(run: TrainedRun) -> None:
 def test_bootstrap_from_a_run_with_a_number_of_labels_and_with_progress(
     run: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    child = ssl_seg.train(labels=8, bootstrap=run.path, out=tmp_path / "c", force=True, progress=True)
+    child = ssl_seg.train(labels=8, bootstrap=run, out=tmp_path / "c", force=True, progress=True)
     assert read_config(child)["split"]["labels"] == 8
     assert "step    12" in capsys.readouterr().out
 
@@ -125,6 +138,10 @@ def test_pretrain(particles_dir: Path, tmp_path: Path) -> None:
         ({"resume": "nowhere"}, "nowhere"),
         ({"bootstrap": "nowhere"}, "nowhere"),
         ({"config": "nowhere"}, "no configuration file 'nowhere'"),
+        ({"minutes": "long"}, "minutes = 'long': input should be a valid number"),
+        ({"out": 5}, "out = 5: a path is needed"),
+        ({"settings": "optim.lr=1"}, "a mapping is needed"),
+        ({"settings": {1: 2}}, "1: unknown key"),
     ],
 )
 def test_errors_are_of_the_package_and_never_end_the_process(
@@ -134,6 +151,60 @@ def test_errors_are_of_the_package_and_never_end_the_process(
     with pytest.raises(SslSegError, match=message):
         ssl_seg.train(particles_dir, **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_values_are_named_before_anything_is_done(run: TrainedRun, particles_dir: Path, tmp_path: Path) -> None:
+    def predict(**more: Any) -> object:
+        return ssl_seg.predict(run, particles_dir / "images", tmp_path / "out", **more)
+
+    part: Any = "valid"
+    array: Any = np.zeros((4, 4))
+    for call, message in (
+        (lambda: ssl_seg.evaluate(run, part=part), "part = 'valid': input should be 'val', 'test' or 'all'"),
+        (lambda: ssl_seg.evaluate([]), "the list is empty"),
+        (lambda: ssl_seg.train(array), r"data is a ndarray, and must be a path: np\.save"),
+        (lambda: ssl_seg.predict(run, array, tmp_path / "out"), "images is a ndarray"),
+        (lambda: predict(workers=1.5), r"workers = 1\.5: input should be a valid integer"),
+        (lambda: predict(spacing="1,1"), "spacing = '1,1': a list is needed"),
+        (lambda: predict(threshold="high"), "threshold = 'high'"),
+        (lambda: predict(overlap=1), "overlap = 1.0 must be from 0 to below 1"),
+        (lambda: predict(format="jpg"), "--format jpg: masks are written as .png"),
+    ):
+        with pytest.raises(SslSegError, match=message):
+            call()
+    assert not (tmp_path / "out").exists()
+    assert not list(particles_dir.glob(".ssl_seg/openings/*"))  # above all the sealed test list
+
+
+def test_what_predict_writes(run: TrainedRun, particles_dir: Path, tmp_path: Path) -> None:
+    image = sorted((particles_dir / "images").iterdir())[0]
+    masks = ssl_seg.predict(
+        run, image, tmp_path, format="npy", probabilities=True, objects=True, threshold=np.float32(0.25)
+    )
+    (mask,) = masks.masks
+    foreground = np.load(tmp_path / f"{mask.stem}_prob.npy") > 0.25
+    np.testing.assert_array_equal(np.load(mask) > 0, foreground)
+    np.testing.assert_array_equal(np.load(tmp_path / f"{mask.stem}_objects.npy") > 0, foreground)
+
+
+def test_what_the_caller_has_set_changes_nothing(run: TrainedRun, tmp_path: Path) -> None:
+    expected = ssl_seg.evaluate(run).record
+    try:
+        torch.set_default_dtype(torch.float64)
+        with np.errstate(all="raise"), torch.device("meta"), torch.inference_mode():
+            assert ssl_seg.evaluate(run).record == expected
+            ssl_seg.train(bootstrap=run, labels=8, steps=1, out=tmp_path / "c", force=True)
+            assert (np.geterr()["under"], torch.get_default_device().type) == ("raise", "meta")
+            assert torch.get_default_dtype() == torch.float64
+            assert torch.is_inference_mode_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_splits_take_paths_as_text(particles_dir: Path, tmp_path: Path) -> None:
+    split = ssl_seg.make_split(ssl_seg.open_catalog(particles_dir), [0.5])
+    ssl_seg.save_split(split, f"{tmp_path}/split.yaml")
+    assert ssl_seg.load_split(f"{tmp_path}/split.yaml") == split
 
 
 def test_wrong_places(run: TrainedRun, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ FOREIGN_NAMES = {name: here for names, here in _FOREIGN.items() for name in name
 
 _RULES = {
     "tuple_type": "a list is needed, given as a whole: [a, b]",
+    "path_type": "a path is needed",
     "dict_type": "a mapping is needed: {name: value}",
 }
 """In place of pydantic's words for types of Python."""
@@ -104,7 +105,7 @@ _BRANCH = re.compile(r"(constrained-)?(int|float)|(?P<word>literal\[.*\])")
 
 
 def describe_problem(
-    model: type[BaseModel], problem: ErrorDetails, sources: Mapping[str, str], prefix: str = ""
+    model: type[Any], problem: ErrorDetails, sources: Mapping[str, str], prefix: str = ""
 ) -> list[str]:
     """Return the lines for one problem that pydantic found: where it was set, name, value, rule, what to do.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ssl_seg.config import Config
 from ssl_seg.config.hints import describe_problem, find_source
@@ -23,7 +23,7 @@ from ssl_seg.errors import ConfigError, did_you_mean
 from ssl_seg.files import read_text
 
 Nested = dict[str, Any]
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model")
 
 _STAND_IN = "plan"
 ABLATIONS = "ablations"
@@ -291,17 +291,18 @@ def convert(settings: Settings) -> Settings:
 def validate(
     model: type[Model], values: Nested, sources: Mapping[str, str] | None = None, *, prefix: str = ""
 ) -> Model:
-    """Return ``model`` built from ``values``.
+    """Return ``model``, a section or a dataclass, built from ``values``.
 
     Raises:
         ConfigError: one error with all problems: where, value, rule, nearest known key.
     """
+    adapter = TypeAdapter(model)
     try:
-        made = model.model_validate(values)
+        made = adapter.validate_python(values)
     except ValidationError as error:
         problems = [describe_problem(model, item, sources or {}, prefix) for item in error.errors(include_url=False)]
         raise ConfigError("\n".join(chain.from_iterable(problems))) from None
-    if counted := [prefix + name for name in _find_counted(values, made.model_dump(), "")]:
+    if counted := [prefix + name for name in _find_counted(values, adapter.dump_python(made), "")]:
         rule = "holds yes, no, on, off, true or false, where a number is needed"
         raise ConfigError("\n".join(f"{find_source(name, sources or {})}{name} {rule}" for name in counted))
     return made

@@ -341,12 +341,13 @@ def read_cases(root: str, settings: CatalogSettings, track: Track = pass_through
     )
 
 
-def open_catalog(root: str, settings: CatalogSettings = DEFAULTS, *, track: Track = pass_through) -> Catalog:
+def open_catalog(root: str | Path, settings: CatalogSettings = DEFAULTS, *, track: Track = pass_through) -> Catalog:
     """Find all cases, read each of them once, and check that they fit together.
 
     Raises:
         DataError: with all problems of all files at once.
     """
+    root = str(root)
     read = read_cases(root, settings, track)
     facts, declared = read.facts, read.meaning.label_values
     masks = values_by_mask(facts, read.meaning.ignore_value)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 _NO_LIMIT = 2**60
@@ -35,6 +37,27 @@ def limit_threads() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, os.environ.get("OMP_NUM_THREADS", str(count_cores())))
+
+
+@contextmanager
+def own_numerics() -> Iterator[None]:
+    """Use the defaults of torch and NumPy in the block, whatever the caller has set, and give those back: default
+    dtype and device, gradients, and what floating-point errors do."""
+    import numpy as np
+
+    with np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"):
+        if (torch := sys.modules.get("torch")) is None:  # nothing is set
+            yield
+            return
+        dtype, device = torch.get_default_dtype(), torch.get_default_device()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+                if device.type != "cpu":
+                    stack.enter_context(torch.device("cpu"))
+                yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

@@ -75,8 +75,10 @@ class Model:
         Raises:
             ConfigError: for another name than student or teacher, or an overlap outside [0, 1).
         """
-        if which not in self.nets or not 0 <= overlap < 1:
-            raise ConfigError(f"which = '{which}' must be student or teacher, and overlap = {overlap} in [0, 1)")
+        if which not in self.nets:
+            raise ConfigError(f"which = '{which}' must be student or teacher")
+        if not 0 <= overlap < 1:
+            raise ConfigError(f"overlap = {overlap} must be from 0 to below 1")
         data = self.config.data
         return Predictor(
             self.nets[which],

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssl_seg.config.presets import PRESETS
 from ssl_seg.errors import ConfigError
+from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses.common import LossFn, compute_foreground_logit, find_valid
 from ssl_seg.losses.components import LOSSES, OTHER_NAMES
 from ssl_seg.losses.supervised import get_loss
@@ -75,7 +76,7 @@ def _to_classes(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits (N, K, *S) and class indices (N, *S).
 
     Raises:
-        ConfigError: for a soft target, which would be rounded, or shapes that do not fit.
+        ConfigError: for a soft target, which would be rounded, values that are no class, or shapes that do not fit.
     """
     if target.ndim == logits.ndim and target.shape[1] == 1:
         target = target.squeeze(1)
@@ -88,4 +89,11 @@ def _to_classes(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         raise ConfigError("the target holds values between the classes: give class indices, or 0 and 1")
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
-    return logits, target.long()
+    target = target.long()
+    outside = ((target < 0) & (target != IGNORE_INDEX)) | (target >= logits.shape[1])
+    if outside.any():
+        raise ConfigError(
+            f"the target holds {int(target[outside][0])}, which is no class of 0 to {logits.shape[1] - 1}: give class "
+            f"indices, or 0 and 1; {IGNORE_INDEX} is left out"
+        )
+    return logits, target

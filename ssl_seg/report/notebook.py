@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.findings import describe_finding
-from ssl_seg.errors import ConfigError, DataError, RunDirError, did_you_mean, name_examples
+from ssl_seg.engine.machine import own_numerics
+from ssl_seg.errors import ConfigError, DataError, RunDirError, did_you_mean, name_examples, quote
 from ssl_seg.report.score_cells import show_margin
 from ssl_seg.run.gates import describe_targets
 
@@ -60,7 +62,7 @@ def _make_picture(draw: Callable[[Path], object]) -> Picture:
 
 @dataclass(frozen=True, repr=False)
 class TrainedRun:
-    """A run that has ended, or was interrupted."""
+    """A run that has ended, or was interrupted; it stands for its directory where a path is asked for."""
 
     path: Path
     """The run directory: ``evaluate``, ``predict`` and ``bootstrap=`` take it."""
@@ -72,11 +74,15 @@ class TrainedRun:
     scores: Mapping[str, Any]
     """Of best.pt on the whole validation cases; empty where the run was interrupted."""
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     @property
     def checkpoint(self) -> Path:
         """The best checkpoint."""
         return self.path / "checkpoints" / "best.pt"
 
+    @own_numerics()
     def plot(self) -> Picture:
         """Return the F1 of both networks on the validation probe over the steps; ``report.html`` has all curves.
 
@@ -110,9 +116,29 @@ class TrainedRun:
         return f'ssl_seg.evaluate({path}), ssl_seg.predict({path}, "images", "masks")'
 
 
+def load_run(path: Path | str | PathLike[str]) -> TrainedRun:
+    """Return the run in a directory, as ``train`` returned it; its findings have the figures of when they were new.
+
+    Raises:
+        RunDirError: for a folder that holds no run that has ended or was interrupted.
+    """
+    from ssl_seg.monitor.findings import RuleFinding, Verdict
+    from ssl_seg.report.run_record import read_run
+    from ssl_seg.run.final_scores import describe_for_checkpoint
+
+    record = read_run(path := Path(path))
+    ending, final = record.ending, record.final
+    if ending is None:
+        raise RunDirError(f"{path}: this run goes on, or was killed: ssl-seg train --resume {quote(path)}")
+    told = [event for event in record.events if event["event"] == "verdict"]
+    verdict = Verdict(tuple(RuleFinding(**f) for f in told[-1]["findings"]), told[-1]["action"]) if told else Verdict()
+    scores = describe_for_checkpoint(final, final.used.source) if final is not None else {}
+    return TrainedRun(path, str(ending["event"]), record.step, verdict, scores)
+
+
 @dataclass(frozen=True, repr=False)
 class PretrainedRun:
-    """A pre-training that has ended, or was interrupted."""
+    """A pre-training that has ended, or was interrupted; it stands for its directory where a path is asked for."""
 
     path: Path
     """The run directory: ``train(pretrained=...)`` takes it."""
@@ -121,6 +147,9 @@ class PretrainedRun:
     verdict: Verdict
     result: Mapping[str, float]
     """``error`` on hidden voxels, ``baseline`` of the mean of what is visible, ``gain``; empty where interrupted."""
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     def __repr__(self) -> str:
         path = repr(str(self.path))
@@ -166,6 +195,7 @@ class Evaluation:
             return {f"{row['checkpoint']}: {row['which']}": row for row in self.record["rows"]}
         return dict(self.record["nets"])
 
+    @own_numerics()
     def show(self, case: str) -> Picture:
         """Return a case, predicted anew: input, truth, probability, and where the prediction is right and wrong.
 
@@ -179,6 +209,7 @@ class Evaluation:
         from ssl_seg.report.case_pictures import draw_cases
 
         rows = {str(row["id"]): row for row in self.cases}
+        case = str(case)
         if case not in rows:
             known = name_examples(rows)
             raise ConfigError(f"case '{case}' is none of those that were scored, {known}{did_you_mean(case, rows)}")
@@ -224,6 +255,7 @@ class PredictedMasks:
     """What was asked for."""
     notes: tuple[str, ...] = ()
 
+    @own_numerics()
     def show(self) -> Picture:
         """Return five of the images with their masks, from the least to the most foreground.
 

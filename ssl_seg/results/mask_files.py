@@ -161,7 +161,7 @@ def check_places(source: Path, output: Path) -> None:
     """Check what can be known of input and output before any network is read.
 
     Raises:
-        DataError: no such input, a file that is no image, an output that is the input or cannot be made.
+        DataError: no such input, a file that is no image, an output that is the input, holds it or cannot be made.
     """
     if not source.exists():
         raise DataError(f"no image file or folder {source}")
@@ -171,9 +171,12 @@ def check_places(source: Path, output: Path) -> None:
     if not is_image(source) and not source.is_dir():
         advice = advise_conversion([source.name])
         raise DataError(f"{source} is no image: known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}.{advice}")
-    if output.exists() and output.resolve() in {source.resolve(), (source / "images").resolve()}:
-        raise DataError(f"{output}: masks would be written among the images of {source}: choose another output")
     several = not is_image(source)
+    place = output.resolve()
+    if output.exists() and place in {source.resolve(), (source / "images").resolve()}:
+        raise DataError(f"{output}: masks would be written among the images of {source}: choose another output")
+    if several and source.resolve().is_relative_to(place):  # what lies below the output counts as written earlier
+        raise DataError(f"{output} holds the images of {source}: choose another output, or a folder in it")
     is_file = split_suffix(output.name)[1] in MASK_SUFFIXES
     if several and (output.is_file() or is_mask_name(output)):
         raise DataError(f"{output} is a file, and the masks of {source} need a folder: choose another output")
@@ -210,10 +213,12 @@ def plan_jobs(
         suffix: that of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is.
 
     Raises:
-        DataError: no image, two images with one mask, a mask in the place of an image, a volume as PNG, or a name
-            that says another format than ``suffix``.
+        DataError: no image, two images with one mask, a mask in the place of an image, a volume as PNG, a ``suffix``
+            of no mask, or a name that says another format.
     """
     suffixes = tuple(suffixes)
+    if suffix not in (None, *MASK_SUFFIXES):
+        raise DataError(f"--format {(suffix or '')[1:]}: masks are written as {', '.join(MASK_SUFFIXES)}")
     if is_image(source):
         name, has_name = split_suffix(source.name)[0], is_mask_name(output)
         named = split_suffix(output.name)[1]

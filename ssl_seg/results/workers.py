@@ -69,6 +69,11 @@ def run_workers(count: int, work: Work, *arguments: Any) -> Iterator[Any]:
 
 def _check_end(process: SpawnProcess) -> None:
     process.join()
+    if process.exitcode == 1:  # an error before `_run`: a new process imports the script that is running
+        raise MachineError(
+            f"{process.name} could not start; its error is printed above. A script that asks for workers must call "
+            'this below `if __name__ == "__main__":`'
+        )
     if process.exitcode:
         why = f"was killed by signal {-process.exitcode}" if process.exitcode < 0 else f"ended with {process.exitcode}"
         raise MachineError(

@@ -12,6 +12,7 @@ from ssl_seg.run.directory import LOG_FILE, RunDir
 from ssl_seg.run.plan import Planned
 
 
+@runtime_checkable
 class Console(Protocol):
     """Where a run talks to. Only rank 0 talks."""
 

@@ -58,7 +58,9 @@ def test_slips_are_named(name: str, options: dict[str, float], words: str) -> No
         get_loss_function(name, **options)
 
 
-@pytest.mark.parametrize("target", [TRUTH * 0.7, TRUTH[:, :, :3], torch.cat([TRUTH, 1 - TRUTH], 1)])
+@pytest.mark.parametrize(
+    "target", [TRUTH * 0.7, TRUTH * 255, -TRUTH, TRUTH[:, :, :3], torch.cat([TRUTH, 1 - TRUTH], 1)]
+)
 def test_targets_that_would_be_misread(target: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match="target"):
         get_loss_function("dice")(ODDS, target)

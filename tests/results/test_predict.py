@@ -348,6 +348,14 @@ class TestContinuing:
 
 
 class TestPlaces:
+    def test_what_lies_below_the_output_counts_as_written_earlier(self, tmp_path: Path) -> None:
+        image = make_image(tmp_path / "in" / "a.png")
+        for output in (tmp_path, tmp_path / "in" / ".."):
+            with pytest.raises(DataError, match="holds the images of"):
+                check_places(image.parent, output)
+        for source, output in ((image, tmp_path), (image.parent, tmp_path / "in" / "out")):
+            check_places(source, output)
+
     def test_the_folder_of_the_images_is_no_output(
         self, request_: PredictRequest, images: Path, tmp_path: Path
     ) -> None:
@@ -431,6 +439,8 @@ class TestPlaces:
 
     def test_the_name_of_a_mask_says_no_other_format(self, tmp_path: Path) -> None:
         source = make_image(tmp_path / "a.tif")
+        with pytest.raises(DataError, match=r"--format jpg: masks are written as \.png, "):
+            plan_jobs(source, tmp_path / "out", 2, "", suffix=".jpg")
         for name, suffix in (("out.tif", ".png"), ("out.nii", ".nii.gz"), ("out.ome.zarr", ".h5")):
             with pytest.raises(DataError, match=rf"--format {suffix[1:]}: .*{name} says another format"):
                 plan_jobs(source, tmp_path / name, 2, "", suffix=suffix)

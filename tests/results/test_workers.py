@@ -11,7 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from forking import HOURS
@@ -20,7 +23,7 @@ from ssl_seg.errors import DataError, MachineError
 from ssl_seg.files import atomic_write
 from ssl_seg.results import claims
 from ssl_seg.results.claims import claim_each, read_state, try_lock
-from ssl_seg.results.workers import run_workers
+from ssl_seg.results.workers import _check_end, run_workers
 
 Tell = Callable[[object], None]
 
@@ -109,6 +112,12 @@ def test_an_error_in_one_ends_all(tmp_path: Path, case: str, kind: type[Exceptio
     assert not isinstance(caught.value, OSError) or caught.value.errno == errno.ENOSPC
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "lock") == ["begun"]  # nothing half written
     assert try_lock(tmp_path / "lock") is not None  # the other one is gone
+
+
+def test_a_script_that_starts_anew_in_each_worker_is_told_so() -> None:
+    ended = cast("SpawnProcess", SimpleNamespace(exitcode=1, name="worker 1 of 2", join=lambda: None))
+    with pytest.raises(MachineError, match=r"below `if __name__ == \"__main__\":`"):
+        _check_end(ended)
 
 
 def test_they_end_where_nobody_asks_for_more() -> None:

@@ -77,12 +77,13 @@ def split_from_dict(values: Mapping[str, Any]) -> Split:
     return split
 
 
-def save_split(split: Split, path: Path) -> None:
+def save_split(split: Split, path: Path | str) -> None:
     """Write a split file in one step; an existing one is never replaced.
 
     Raises:
         SplitError: if ``path`` exists or cannot be written.
     """
+    path = Path(path)
     _check_free(path)
     text: str = yaml.dump(
         split_to_dict(split),
@@ -113,14 +114,14 @@ def save_folds(folds: Sequence[Split], path: Path) -> list[Path]:
     return paths
 
 
-def load_split(path: Path) -> Split:
+def load_split(path: Path | str) -> Split:
     """Read a split file.
 
     Raises:
         SplitError: if it is missing, of another form, or was edited.
     """
     try:
-        values = yaml.load(read_text(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        values = yaml.load(read_text(Path(path)), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         raise SplitError(f"{path}: no such split file. Make one with `ssl-seg split make`.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
