@@ -44,7 +44,8 @@ def _describe_evaluation(result: Row) -> Iterator[Part]:
     if "folds" in result:
         yield from _describe_folds(result)
     nets, shown = result["nets"], result["nets"].get(result["which"]) or next(iter(result["nets"].values()))
-    figures = {net: _list_figures(summary) for net, summary in nets.items()}
+    finds_empty = any(_count_empty(summary["mean"]) for summary in nets.values())
+    figures = {net: _list_figures(summary, finds_empty=finds_empty) for net, summary in nets.items()}
     names = next(iter(figures.values()))
     rows = [{"score": name, **{net: own[name] for net, own in figures.items()}} for name in names]
     yield f"{result['checkpoint']}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows
@@ -136,13 +137,21 @@ def _make_target_row(row: Row) -> dict[str, Any]:
     return {"target": row["target"], "wanted": wanted, "value": row["value"], "": "met" if row["met"] else "NOT MET"}
 
 
-def _list_figures(summary: Row) -> dict[str, Any]:
-    """Return the figures of a network, each with the name that says what it is of."""
+def _count_empty(mean: Row) -> int:
+    """Return how many of the empty cases are found empty."""
+    return int(mean["n_cases"] - mean["n_positives"] - mean["n_hallucinated"])
+
+
+def _list_figures(summary: Row, *, finds_empty: bool) -> dict[str, Any]:
+    """Return the figures of a network, each with the name that says what it is of.
+
+    Args:
+        finds_empty: whether this network, or one beside it, finds an empty case empty.
+    """
     pooled, mean, trivial = summary["pooled"], summary["mean"], summary["trivial"]
     several = "foreground" in summary
     of, classes = (f", {summary['of']}", ", of its classes") if several else ("", "")
     negatives = mean["n_cases"] - mean["n_positives"]
-    empty = negatives - mean["n_hallucinated"]
     return {
         "threshold": _show_threshold(summary),
         f"F1 (pooled{of})": pooled["f1_macro"],
@@ -150,7 +159,7 @@ def _list_figures(summary: Row) -> dict[str, Any]:
         **{f"{shown} (pooled{of})": pooled[name] for name, shown in RATIOS.items()},
         f"AP of voxels (pooled{of})": pooled["average_precision"],
         f"Dice (mean of {mean['n_cases']} cases{classes})": mean["dice"],
-        **({f"Dice (the same, {empty} found empty as 0)": mean["dice_empty_zero"]} if empty else {}),
+        **({"Dice (the same, cases found empty as 0)": mean["dice_empty_zero"]} if finds_empty else {}),
         f"Dice (mean of the {mean['n_positives']} positive cases{classes})": mean["dice_positives"],
         "missed: nothing predicted": f"{mean['n_missed']} of {mean['n_positives']} positive cases",
         "hallucinated": f"{mean['n_hallucinated']} of {negatives} empty cases",

@@ -103,16 +103,16 @@ class TestNumbers:
         for row in summary["cases"]:
             row["average_precision"] = None
         net = {"threshold": 0.5, "threshold_from": "default", **summary}
-        print_result(
-            {**net, "checkpoint": "x", "part": "val", "which": "student", "sealed_cases": 0, "nets": {"student": net}}
-        )
+        other = {**net, "mean": {**net["mean"], "n_hallucinated": 2, "dice": 0.25}}  # finds no case empty
+        nets = {"student": net, "teacher": other}
+        print_result({**net, "checkpoint": "x", "part": "val", "which": "student", "sealed_cases": 0, "nets": nets})
         printed = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
         assert printed >= {
-            "missed: nothing predicted 1 of 2 positive cases",
-            "hallucinated 1 of 2 empty cases",
-            "Dice (mean of 4 cases) 0.500",
-            "Dice (the same, 1 found empty as 0) 0.250",
-            "Dice (mean of the 2 positive cases) 0.500",
+            "missed: nothing predicted 1 of 2 positive cases 1 of 2 positive cases",
+            "hallucinated 1 of 2 empty cases 2 of 2 empty cases",
+            "Dice (mean of 4 cases) 0.500 0.250",
+            "Dice (the same, cases found empty as 0) 0.250 0.250",
+            "Dice (mean of the 2 positive cases) 0.500 0.500",
         }
 
     def test_markdown_has_the_cells_of_the_tables(
