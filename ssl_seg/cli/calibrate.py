@@ -108,9 +108,10 @@ def print_calibration(result: dict[str, Any]) -> None:
         print_rows(title, rows)
     show(_describe_scaling(result))
     show(_describe_choice(result) if "chosen" in result else _describe_biases(result))
-    for number, row in enumerate(result.get("cleaning", ()), start=1):
-        of = f" of class {number}" if len(result["cleaning"]) > 1 else ""
-        show(f"masks{of}: {row['does']}; choosing gains {row['gain']['value']:+.3f} mean Dice, {_show_interval(row)}")
+    for row in result.get("cleaning", ()):
+        of = f" of class {row['label']}" if len(result["cleaning"]) > 1 else ""
+        does = "stay as they are; choosing would gain" if row["does"] == "nothing" else f"{row['does']}; choosing gains"
+        show(f"masks{of}: {does} {row['gain']['value']:+.3f} mean Dice on left-out cases, 95 % {_show_interval(row)}")
     show(f"wrote {result['file']}: evaluate and predict use it unless --uncalibrated is given")
 
 
@@ -137,7 +138,7 @@ def _describe_choice(result: Row) -> str:
 
 
 def _describe_biases(result: Row) -> str:
-    kept = "are used" if result["used"] else "are left out, which is not beyond chance"
+    kept = "are used" if result["used"] else "are left out, as their gain is not beyond chance"
     return f"biases {kept}: {result['gain']['value']:+.3f} F1 on left-out cases, 95 % {_show_interval(result)}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.config import PredictionConfig
+from ssl_seg.config import Config, PredictionConfig
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.open import open_store
 from ssl_seg.data.splits.files import split_from_dict
@@ -129,7 +129,7 @@ def calibrate(
         masks = (store.load_whole(case_id).target for case_id in track("reading masks")(ids, len(ids)))
         ways = _list_cleanings(masks, classes)
         again = _predict_cases(calibrate_predictor(predictor, found), store, ids, track(f"cleaning masks of {net}"))
-        found, figures["cleaning"] = _choose_cleaning(found, again, ways, model.config.prediction)
+        found, figures["cleaning"] = _choose_cleaning(found, again, ways, model.config)
     return {
         "checkpoint": str(model.path),
         "step": model.checkpoint.progress.step,
@@ -228,10 +228,10 @@ def _list_cleanings(masks: Iterable[NDArray[np.integer[Any]] | None], classes: i
 
 
 def _choose_cleaning(
-    found: Calibration, outputs: Iterator[Output], ways: Sequence[Sequence[Cleaning]], settings: PredictionConfig
+    found: Calibration, outputs: Iterator[Output], ways: Sequence[Sequence[Cleaning]], config: Config
 ) -> tuple[Calibration, list[dict[str, Any]]]:
     """Choose one of the ways of each class, and return the calibration with it and what it gains."""
-    decision, counts = decide(None, found, settings), []
+    decision, counts = decide(None, found, config.prediction), []
     for probs, target in outputs:
         classes = decision(probs)
         for label, own in enumerate(ways, start=1):
@@ -242,7 +242,8 @@ def _choose_cleaning(
     chosen = [choose_way(np.array(counts[n :: len(ways)], np.int64).swapaxes(0, 1)) for n in range(len(ways))]
     cleaning = tuple(own[best] for own, (best, _) in zip(ways, chosen, strict=True))
     rows = [
-        {**asdict(way), "does": str(way), "gain": asdict(gain)} for way, (_, gain) in zip(cleaning, chosen, strict=True)
+        {"label": label, **asdict(way), "does": str(way), "gain": asdict(gain)}
+        for label, way, (_, gain) in zip(config.data.label_values[1:], cleaning, chosen, strict=True)
     ]
     return replace(found, cleaning=cleaning), rows
 

@@ -229,7 +229,7 @@ def open_maker(request: PredictRequest, models: Sequence[Model], note: Callable[
     spread = request.uncertainty and (request.tta or len(nets) > 1)
     members = tuple(replace(model.predictor(net, request.overlap), spread=spread) for model, net in nets)
     is_written = request.probabilities or request.uint8
-    labels = _list_probability_suffixes(models[0].config.data.num_classes) if is_written else {}
+    labels = _list_probability_suffixes(models[0].config.data.label_values) if is_written else {}
     uncertainty = (ENTROPY, VARIANCE)[: 1 + spread] if request.uncertainty else ()
     return MaskMaker(
         request, models[0].config.data, settings, members, calibration, decision, labels, uncertainty, models[0].path
@@ -402,8 +402,10 @@ def compute_entropy(probs: NDArray[np.floating]) -> NDArray[np.float32]:
     return entropy.clip(0, 1).astype(np.float32)
 
 
-def _list_probability_suffixes(num_classes: int) -> dict[str, int]:
-    return {"_prob": 1} if num_classes == 2 else {f"_prob{label}": label for label in range(1, num_classes)}
+def _list_probability_suffixes(label_values: Sequence[int]) -> dict[str, int]:
+    """Return what is put behind the name of each foreground class's file, its mask value, and the class index."""
+    several = len(label_values) > 2
+    return {f"_prob{value if several else ''}": label for label, value in enumerate(label_values) if label > 0}
 
 
 def _fit_channels(locations: tuple[str, ...], channels: int, voxels: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -193,7 +193,8 @@ def _choose_uncertain(
 ) -> tuple[Suggestion, ...]:
     scores: dict[str, dict[str, float]] = {}
     shares: dict[str, float] = {}
-    names = [f"class {label}" for label in range(1, pool.models[0].config.data.num_classes)]
+    values = pool.models[0].config.data.label_values[1:]
+    names = [f"class {value}" for value in values] if len(values) > 1 else ["foreground"]
     for case_id in track(pool.candidates, len(pool.candidates)):
         probs = _look(pool, case_id)
         found = measure_uncertainty(probs, pool.patch_size)

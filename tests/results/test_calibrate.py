@@ -15,6 +15,8 @@ from conftest import Cli, train_tiny
 from scipy import ndimage, special
 from test_cli import assert_refused
 
+from ssl_seg.config import Config
+from ssl_seg.config.layers import validate
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import read_mask, write_mask
@@ -25,9 +27,9 @@ from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkp
 from ssl_seg.results import calibration
 from ssl_seg.results.calibration import FEW_CASES, CalibrateRequest, calibrate
 from ssl_seg.results.evaluation import EvaluateRequest, choose_cases, evaluate
-from ssl_seg.results.mask_making import PredictRequest
+from ssl_seg.results.mask_making import PredictRequest, _list_probability_suffixes
 from ssl_seg.results.prediction import predict
-from ssl_seg.scores.calibration import ThresholdRule
+from ssl_seg.scores.calibration import Scaling, ThresholdRule
 
 SHIFT = -1.53
 
@@ -181,10 +183,22 @@ class TestCleaning:
             mask = read_mask(str(tmp_path / "out" / f"{row['id']}.png")) > 0
             assert mask.sum() == row["counts"][0][0] + row["counts"][0][1]
 
+    def test_several_classes_are_named_by_their_mask_values(self, checkpoint: Path) -> None:
+        config = load_checkpoint(checkpoint).config
+        three = validate(Config, config | {"data": config["data"] | {"label_values": [0, 200, 100]}})
+        target = np.random.default_rng(0).integers(0, 3, (12, 12))
+        unscaled = calibration.Calibration(Scaling(1.0, (0.0, 0.0, 0.0)), None, 1, "f1")
+        output = (np.eye(3, dtype=np.float32)[target].transpose(2, 0, 1), target)
+        ways = calibration._list_cleanings([target], 3)
+        _, rows = calibration._choose_cleaning(unscaled, iter([output]), ways, three)
+        assert [row["label"] for row in rows] == [200, 100]
+        assert _list_probability_suffixes(three.data.label_values) == {"_prob200": 1, "_prob100": 2}
+        assert _list_probability_suffixes((0, 255)) == {"_prob": 1}
+
     def test_masks_without_specks_stay(self, checkpoint: Path, cli: Cli) -> None:
         code, out, err = cli("calibrate", checkpoint, "--which", "student", "--clean")
         assert code == 0, err
-        assert "masks: nothing; choosing gains" in out
+        assert "masks: stay as they are; choosing would gain" in out
         kept = json.loads(calibration_path(checkpoint).read_text())
         assert [own["cleaning"] for own in kept.values()] == [[{"least_voxels": 0, "largest": False, "fill": False}]]
 
