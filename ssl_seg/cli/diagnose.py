@@ -46,7 +46,7 @@ def diagnose(
     require_f1: Annotated[
         float | None,
         typer.Option(
-            help="Exit code 3 when the F1 on validation is lower.",
+            help="Exit code 3 when the F1 on validation, of several classes their mean, is lower.",
             parser=o.number_parser("--require-f1", o.FROM_0_TO_1, "0.7"),
         ),
     ] = None,

@@ -21,6 +21,7 @@ from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore
 from ssl_seg.diagnose.catalog import conclude
 from ssl_seg.diagnose.causes import Subject, make_diagnosis
+from ssl_seg.diagnose.classes import describe_f1
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.image_rules import (
     audit_inputs,
@@ -303,6 +304,6 @@ def _describe_health(statistics: Mapping[str, Any], tally: Tally) -> str:
     text = f"no fault found in {len(shares)} images; predicted foreground {min(shares):.1%} to {max(shares):.1%}"
     if "scores" not in statistics:
         return text
-    scores, trivial = statistics["scores"], statistics["trivial"]
-    margin = f"{trivial['margin']:+.3f} above the best trivial predictor"
-    return f"{text}; F1 {scores['f1']:.3f} on {scores['images']} validation images, {margin}"
+    scores = statistics["scores"]
+    where = f" on {scores['images']} validation images"
+    return f"{text}; {describe_f1(scores, where, statistics['trivial']['margin'])}"

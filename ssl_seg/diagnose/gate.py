@@ -11,8 +11,8 @@ from ssl_seg.monitor.findings import RuleFinding
 
 
 def apply_gate(diagnosis: Diagnosis, least: float) -> Diagnosis:
-    """Return the diagnosis with a finding ``below_gate`` where the F1 on validation images, or on the masks given, is
-    below ``least``. It is the verdict then, unless that is a collapse.
+    """Return the diagnosis with a finding ``below_gate`` where the F1 on validation images, or on the masks given (the
+    mean over several classes), is below ``least``. It is the verdict then, unless that is a collapse.
 
     Raises:
         ConfigError: when no F1 was measured: a gate that cannot be checked is not passed.
@@ -27,14 +27,15 @@ def apply_gate(diagnosis: Diagnosis, least: float) -> Diagnosis:
             f"--require-f1 {least:g}: only {part['used']} of {part['of']} validation images were looked at in "
             f"{looked['seconds']:g} s; raise --seconds"
         )
-    if scores["f1"] >= least:
+    if scores["f1_macro"] >= least:
         return diagnosis
-    message = f"F1 is {scores['f1']:.3f} on {scores['images']} images, and {least:g} is required"
+    of = "" if scores["of"] == "foreground" else f" ({scores['of']})"
+    message = f"F1{of} is {scores['f1_macro']:.3f} on {scores['images']} images, and {least:g} is required"
     finding = RuleFinding(
         code="below_gate",
         level="warn",
         net=looked.get("net") or "predictions",
-        value=scores["f1"],
+        value=scores["f1_macro"],
         limit=least,
         source="--require-f1",
         message=message,

@@ -71,7 +71,9 @@ def audit_margin(statistics: Mapping[str, Any], net: str) -> tuple[RuleFinding, 
     if "scores" not in statistics:
         return ()
     found = find_trivial_images(statistics["scores"]["f1"], statistics["trivial"]["all_positive"], net)
-    return () if found is None else (found,)
+    if found is None:
+        return ()
+    return (found if statistics["scores"]["of"] == "foreground" else found.of_any_foreground(),)
 
 
 def put_behind(verdict: Verdict, findings: Iterable[RuleFinding]) -> Verdict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.reading import Reading, make_reading
 from ssl_seg.diagnose.catalog import conclude
 from ssl_seg.diagnose.causes import Subject, make_diagnosis
+from ssl_seg.diagnose.classes import ValueCounts, add_classes, describe_f1
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.image_rules import audit_margin, audit_outputs, put_behind
 from ssl_seg.diagnose.prediction_files import (
@@ -105,6 +104,8 @@ def diagnose_predictions(
             tell(f"{len(sealed)} of these masks belong to sealed test cases: they have now been opened {count} time(s)")
     tally, signals = _read_all(material, clock, track("reading predictions"), tell)
     statistics = tally.summarize("new")
+    if signals is not None and signals.classes:
+        statistics["scores"] = add_classes(statistics["scores"], [own.f1 for own in signals.classes])
     statistics["looked_at"] = {
         "new": {"used": len(tally.images), "of": len(material.files)},
         "seconds": clock.seconds,
@@ -156,7 +157,7 @@ def _read_all(
         tell(f"{len(doubts)} mask(s) may not lie on the prediction that they are compared with: {doubts[0]}")
     if not tally.overlaps:
         return tally, None
-    classes, on_classes = counts.compare(material.truth_meaning.background)
+    classes, on_classes = _compare_classes(counts, material.truth_meaning.background)
     signals = replace(collector.compute(), classes=classes)
     if material.kind == "mask":  # it has been cut already: another cut makes all of it foreground, or nothing
         signals = replace(signals, f1_best=signals.f1)
@@ -171,6 +172,28 @@ def _to_logits(pred: NDArray[np.bool_], prob: NDArray[np.float32] | None) -> tor
     most = torch.finfo(torch.float32).max
     score = torch.logit(values).clamp(-most, most)
     return torch.stack([torch.zeros_like(score), score])[None]
+
+
+def _compare_classes(counts: ValueCounts, background: int) -> tuple[tuple[ClassSignals, ...], str]:
+    """Return the figures of each foreground class, and a note on them.
+
+    There are none where the masks hold one class alone, or the predictions hold values that no true mask holds: the
+    note then says so.
+    """
+    f1, voxels = counts.score(background), counts.true.total()
+    others = sorted(counts.predicted.keys() - counts.true.keys() - {background})
+    if len(f1) < 2 or not counts.predicted:
+        has_more = bool(others) and bool(f1.keys() & counts.predicted.keys())
+        text = f"the predictions hold {name_examples(others)} too, which no true mask holds: all count as foreground"
+        return (), text if has_more else ""
+    if others:
+        return (), (
+            f"the predictions hold {name_examples(others)}, which no true mask holds: the masks' {len(f1)} classes are "
+            "not compared, only foreground is"
+        )
+    classes = tuple(ClassSignals(v, counts.predicted[v] / voxels, counts.true[v] / voxels, f1[v]) for v in f1)
+    shown = ", ".join(f"{value}: {score:.3f}" for value, score in f1.items())
+    return classes, f"F1 of each class, by its value in the masks: {shown}; all other figures are of any foreground"
 
 
 def _judge(tally: Tally, signals: Signals | None, statistics: Mapping[str, Any]) -> Verdict:
@@ -188,55 +211,4 @@ def _describe_health(statistics: Mapping[str, Any], tally: Tally) -> str:
     text = f"no fault found in {len(shares)} predictions; foreground {min(shares):.1%} to {max(shares):.1%}"
     if "scores" not in statistics:
         return f"{text}; without masks nothing is known of how right they are"
-    margin = f"{statistics['trivial']['margin']:+.3f} above the best trivial predictor"
-    return f"{text}; F1 {statistics['scores']['f1']:.3f}, {margin}"
-
-
-@dataclass(frozen=True)
-class ValueCounts:
-    """Voxels of each mask value, over all images."""
-
-    predicted: Counter[int] = field(default_factory=Counter)
-    true: Counter[int] = field(default_factory=Counter)
-    both: Counter[int] = field(default_factory=Counter)
-
-    def add(self, predicted: NDArray[Any], true: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-        """Add an image: predicted and true values (*S), and where they count."""
-        self.predicted.update(_count(predicted[valid]))
-        self.true.update(_count(true[valid]))
-        self.both.update(_count(true[valid & (predicted == true)]))
-
-    def compare(self, background: int) -> tuple[tuple[ClassSignals, ...], str]:
-        """Return the figures of each foreground class, and a note on them.
-
-        There are none where the masks hold one class alone, or the predictions hold values that no true mask holds: the
-        note then says so.
-
-        Args:
-            background: value of the background, in both.
-        """
-        values = sorted(self.true.keys() - {background})
-        if len(values) < 2 or not self.predicted:
-            return (), ""
-        if others := sorted(self.predicted.keys() - self.true.keys() - {background}):
-            return (), (
-                f"the predictions hold {name_examples(others)}, which no true mask holds: the masks' {len(values)} "
-                "classes are not compared, only foreground is"
-            )
-        voxels = self.true.total()
-        classes = tuple(
-            ClassSignals(
-                value,
-                self.predicted[value] / voxels,
-                self.true[value] / voxels,
-                2 * self.both[value] / (self.predicted[value] + self.true[value]),
-            )
-            for value in values
-        )
-        shown = ", ".join(f"{own.value}: {own.f1:.3f}" for own in classes)
-        return classes, f"F1 of each class, by its value in the masks: {shown}; all other figures are of any foreground"
-
-
-def _count(values: NDArray[Any]) -> dict[int, int]:
-    found, numbers = np.unique(values, return_counts=True)
-    return dict(zip(found.tolist(), numbers.tolist(), strict=True))
+    return f"{text}; {describe_f1(statistics['scores'], '', statistics['trivial']['margin'])}"

@@ -125,7 +125,8 @@ class Diagnosis:
       auroc, average_precision, prob_mean, prob_std, prob_max, logit_mean, logit_std, prevalence_pred,
       prevalence_true, trivial_f1, dice``.
     - ``scores`` (c on validation images, p with masks): ``{"images", "f1", "iou", "precision", "recall", "accuracy",
-      "f1_mean" (over images), "f1_mean_positives" (over those with foreground), "f1_mean_of_nothing"
+      "f1_macro" (mean over the classes), "of" (what that is of; all else is of any foreground), "f1_mean" (over
+      images), "f1_mean_positives" (over those with foreground), "f1_mean_of_nothing"
       (what predicting nothing has over images), "bias" ("recall" | "precision" | "balanced")}``.
     - ``trivial`` (c, p with masks): ``{"prevalence", "all_negative", "all_positive", "base_rate_random", "best",
       "margin" (f1 - best)}``.
@@ -145,8 +146,8 @@ class Diagnosis:
     - ``inputs`` (c): ``{"images", "rank_correlation" (lowest), "path_difference" (largest |training - prediction|
       input), "clipped_low", "clipped_high" (largest share of voxels at the lowest / highest raw value),
       "constant": [ids]}``; a file with NaN is refused when it is read.
-    - ``run`` (c in a run directory): ``{"directory", "steps", "last": {"step", "f1", "loss"}, "verdicts": [{"step",
-      "level", "codes"}], "actions": [{"step", "action"}], "status"}``.
+    - ``run`` (c in a run directory): ``{"directory", "steps", "last": {"step", "f1", "f1_title", "loss"},
+      "verdicts": [{"step", "level", "codes"}], "actions": [{"step", "action"}], "status"}``.
     """
 
     subject: str

@@ -7,7 +7,7 @@ from typing import Any
 
 from ssl_seg.config import NETS
 from ssl_seg.run.directory import ENDINGS, find_run_of
-from ssl_seg.scores.text import number
+from ssl_seg.scores.text import number, shown_f1
 
 ACTIONS = ("intervention", "lr_reduced", "rollback")
 
@@ -19,11 +19,17 @@ def read_history(checkpoint: Path) -> dict[str, Any] | None:
         return None
     events, metrics = run.read_events(), run.read_metrics()
     last = metrics[-1] if metrics else {}
+    name, _, title = shown_f1(last)
     endings = [event["event"] for event in events if event["event"] in ENDINGS]
     return {
         "directory": str(run.path),
         "steps": last.get("step", 0),
-        "last": {"step": last.get("step"), "f1": last.get("val/student/f1"), "loss": last.get("train/loss")},
+        "last": {
+            "step": last.get("step"),
+            "f1": last.get(f"val/student/{name}"),
+            "f1_title": title,
+            "loss": last.get("train/loss"),
+        },
         "verdicts": [
             {"step": event.get("step"), "level": event.get("level"), "codes": event.get("codes", [])}
             for event in events
@@ -47,12 +53,13 @@ def describe_others(checkpoint: Path) -> list[str]:
         return []
     last, verdicts = metrics[-1], [event for event in run.read_events() if event["event"] == "verdict"]
     names = {key.split("/")[1] for key in last if key.startswith("val/") and key.endswith("/f1")} - set(NETS)
+    figure, _, title = shown_f1(last)
     texts = []
     for name in sorted(names):
         codes = [own["code"] for own in (verdicts[-1]["findings"] if verdicts else ()) if own["net"] == name]
         texts.append(
             f"{name}: the run trains this network too; it is not examined here, since nothing is predicted with it. "
-            f"At step {last['step']} its F1 on the probe was {number(last[f'val/{name}/f1'], 3)}, the verdict on it "
-            f"{', '.join(codes) or 'ok'}"
+            f"At step {last['step']} its {title} on the probe was {number(last[f'val/{name}/{figure}'], 3)}, "
+            f"the verdict on it {', '.join(codes) or 'ok'}"
         )
     return texts

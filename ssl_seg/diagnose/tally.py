@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from ssl_seg.data.audit.summary import measure_spread
+from ssl_seg.diagnose.classes import ValueCounts, add_classes
 from ssl_seg.diagnose.examples import keep_candidates, make_example
 from ssl_seg.diagnose.result import Example, Histogram, ImageFigures, Moments, Part
 from ssl_seg.labels import IGNORE_INDEX
@@ -99,6 +100,7 @@ class Tally:
         self.examples: list[Example] = []
         self.scores: list[float] = []
         self.overlaps: dict[str, ConfusionCounts] = {}
+        self.values: dict[Part, ValueCounts] = {}
         self.prob: dict[Part, Sums] = {}
         self.logit: dict[Part, Sums] = {}
         self.ranks: dict[Part, NDArray[np.int64]] = {}
@@ -115,6 +117,9 @@ class Tally:
             self.overlaps[output.id] = overlap
             truth, f1, ratio_true = target > 0, overlap.dice, overlap.prevalence
             ratio_pred = overlap.prevalence_pred
+            if output.classes is not None and (true := output.classes[1]) is not None:
+                counts = self.values.setdefault(output.part, ValueCounts())
+                counts.add(output.classes[0], true, target != IGNORE_INDEX)
             kind = np.where(target == IGNORE_INDEX, _UNKNOWN, np.where(truth, _FOREGROUND, _BACKGROUND))
         self.voxels += output.pred.size
         prob = self._add_values(self.prob, output.prob, output.part, kind, PROB_BINS)
@@ -233,6 +238,8 @@ class Tally:
             statistics |= {"outputs": self.summarize_outputs(), "equality": summarize_equality(self.images)}
         if overlaps := [self.overlaps[image.id] for image in images if image.id in self.overlaps]:
             statistics["scores"], statistics["trivial"] = summarize_scores(overlaps)
+            if f1 := self.values.get(scored, ValueCounts()).score(0):
+                statistics["scores"] = add_classes(statistics["scores"], list(f1.values()))
         if (sweep := self.sweep(scored)) is not None:
             statistics["sweep"] = sweep
         return statistics
@@ -330,6 +337,8 @@ def summarize_scores(overlaps: Sequence[ConfusionCounts]) -> tuple[dict[str, Any
     scores = {
         "images": len(overlaps),
         "f1": pooled.dice,
+        "f1_macro": pooled.dice,
+        "of": "foreground",
         "iou": pooled.iou,
         "precision": pooled.precision,
         "recall": pooled.recall,

@@ -106,8 +106,8 @@ def find_shifted_threshold(signals: Signals, net: str) -> RuleFinding | None:
     gap = signals.f1_best - signals.f1
     if gap <= limit("shift_gap") or find_uniform_ratio(signals, net):
         return None
-    message = f"F1 is {signals.f1:.2f} at {signals.threshold:g}"
-    message += f" but {signals.f1_best:.2f} at {_cut(signals)}: learned but shifted"
+    cut = "" if len(signals.classes) > 1 else f" at {signals.threshold:g}"
+    message = f"F1 is {signals.f1:.2f}{cut} but {signals.f1_best:.2f} at {_cut(signals)}: learned but shifted"
     return make_finding("shifted_threshold", "warn", net, gap, "shift_gap", message)
 
 

@@ -57,8 +57,9 @@ class Observation:
 
     @property
     def gap(self) -> float | None:
-        """F1 of the student on training cases minus that on validation; None without a training probe."""
-        return self.train["student"].f1 - self.val["student"].f1 if self.train else None
+        """F1 of the student on training cases minus that on validation, of several classes their mean; None without a
+        training probe."""
+        return self.train["student"].f1_macro - self.val["student"].f1_macro if self.train else None
 
     @property
     def context(self) -> Context:

@@ -179,7 +179,7 @@ def _equality(s: Statistics) -> Table:
 
 def _nets(s: Statistics) -> Table:
     columns: list[TableColumn] = [
-        (f"F1 at {s.get('threshold', 0.5):g}", "f1", number),
+        (_name_f1(s), "f1", number),
         ("F1 at best", "f1_best", number),
         ("threshold", "threshold_best", cut),
         ("AUROC", "auroc", number),
@@ -320,7 +320,10 @@ def _run(s: Statistics) -> Table:
     rows = [
         ("steps", str(run.get("steps", UNKNOWN))),
         ("status", str(run.get("status") or UNKNOWN)),
-        ("last F1, loss", f"{number(last.get('f1'))}, {number(last.get('loss'))} at step {last.get('step', UNKNOWN)}"),
+        (
+            f"last {last.get('f1_title', 'F1')}, loss",
+            f"{number(last.get('f1'))}, {number(last.get('loss'))} at step {last.get('step', UNKNOWN)}",
+        ),
     ]
     for v in run.get("verdicts", []):
         rows.append((f"verdict at step {v['step']}", f"{v['level']}: {', '.join(v['codes']) or 'nothing found'}"))
@@ -431,14 +434,19 @@ def _key_scores(s: Statistics) -> list[TableRow]:
     if sweep.get("best_f1") is not None and sweep["best_threshold"] != sweep["threshold"]:
         beside += f"; at {cut(sweep['best_threshold'])}: {number(sweep['best_f1'])}"
     both = f"{number(scores.get('precision'))}, {number(scores.get('recall'))}"
+    images = f"({scores['images']} image{'s' * (scores['images'] != 1)})"
+    of_classes = [(f"F1, {scores['of']} {images}", number(scores["f1_macro"]), "")] if "mean" in scores["of"] else []
     return [
-        (
-            f"F1 at {s.get('threshold', 0.5):g} ({scores['images']} image{'s' * (scores['images'] != 1)})",
-            number(scores.get("f1")),
-            beside,
-        ),
+        *of_classes,
+        (f"{_name_f1(s)} {images}", number(scores.get("f1")), beside),
         ("precision, recall", both, f"bias: {scores.get('bias', UNKNOWN)}"),
     ]
+
+
+def _name_f1(s: Statistics) -> str:
+    """Return what the F1 of foreground is called: with its threshold, unless masks or several classes have none."""
+    cut = s.get("threshold", (s.get("sweep") or {}).get("threshold"))
+    return "F1 of any foreground" if cut is None else f"F1 at {cut:g}"
 
 
 def _key_foreground(s: Statistics) -> list[TableRow]:
@@ -460,10 +468,12 @@ def _key_nets(s: Statistics) -> list[TableRow]:
         scores, aurocs = (", ".join(number(net.get(key), digits) for net in (student, teacher))
                           for key, digits in (("f1", 3), ("auroc", 2)))  # fmt: skip
         untrained = f"untrained: {number(nets['untrained'].get('f1'))}" if "untrained" in nets else ""
-        rows.append(("probe F1 of student, teacher", scores, untrained))
+        rows.append((f"probe, {_name_f1(s)}: student, teacher", scores, untrained))
         rows.append(("AUROC of student, teacher", aurocs, "chance: 0.50"))
     if student and free:
-        rows.append(("probe F1 in train mode", number(free.get("f1")), f"eval mode: {number(student.get('f1'))}"))
+        rows.append(
+            (f"probe, {_name_f1(s)}: train mode", number(free.get("f1")), f"eval mode: {number(student.get('f1'))}")
+        )
     return rows
 
 

@@ -95,8 +95,8 @@ def constant_diagnosis(**changes: Any) -> Diagnosis:
         "equality": {"mean_spread": 0.0005, "std_spread": 0.0009, "images": 3, "train_mean": 0.6267,
                      "train_std": 0.069, "val_mean": 0.6272, "val_std": 0.0689},
         "nets": dict.fromkeys(("student", "teacher", "train_mode", "untrained", "train_probe"), NET_ROW),
-        "scores": {"images": 5, "f1": 0.494, "iou": 0.328, "precision": 0.33, "recall": 0.99, "accuracy": 0.33,
-                   "f1_mean": 0.47, "bias": "recall"},
+        "scores": {"images": 5, "f1": 0.494, "f1_macro": 0.494, "of": "foreground", "iou": 0.328, "precision": 0.33,
+                   "recall": 0.99, "accuracy": 0.33, "f1_mean": 0.47, "bias": "recall"},
         "trivial": {"prevalence": 0.327, "all_negative": 0.0, "all_positive": 0.493, "base_rate_random": 0.327,
                     "best": 0.493, "margin": 0.001},
         "sweep": {"thresholds": thresholds, "f1": [0.495] * 11 + [0.45, 0.3, 0.1] + [0.0] * 5, "best_threshold": 0.05,
@@ -142,7 +142,8 @@ def healthy_diagnosis(**changes: Any) -> Diagnosis:
             {"shape": [256, 256], "images": 8, "same": 1, "ratio": 0.3, "ratio_min": 0.1, "ratio_max": 0.7,
              "true_min": 0.1, "true_max": 0.68, "closed_form": None, "never": 0.2, "always": 0.0, "hole": None},
         ],
-        "scores": base.statistics["scores"] | {"f1": 0.91, "precision": 0.9, "recall": 0.92, "bias": "balanced"},
+        "scores": base.statistics["scores"]
+        | {"f1": 0.91, "f1_macro": 0.91, "precision": 0.9, "recall": 0.92, "bias": "balanced"},
         "looked_at": base.statistics["looked_at"] | {"skipped": []},
     }  # fmt: skip
     values: dict[str, Any] = {

@@ -19,6 +19,7 @@ from sklearn.metrics import f1_score
 
 from ssl_seg.data.volumes import write_mask, write_probabilities
 from ssl_seg.diagnose.clock import Clock
+from ssl_seg.diagnose.gate import apply_gate
 from ssl_seg.diagnose.prediction_files import SAMPLE
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
 from ssl_seg.diagnose.result import Diagnosis
@@ -161,10 +162,16 @@ def test_a_class_that_is_never_predicted_is_named(tmp_path: Path) -> None:
     scores = f1_score(np.ravel(truth), np.ravel(swapped), labels=[1, 2], average=None, zero_division=0)
     assert diagnosis.action == "give this class a larger weight, and train longer"
     assert f"1: {scores[0]:.3f}, 2: {scores[1]:.3f};" in diagnosis.notes[-1]
+    assert diagnosis.statistics["scores"]["f1_macro"] == pytest.approx(scores.mean())
+    gated = apply_gate(diagnosis, 0.9).verdict.message
+    assert gated == f"F1 (mean of 2 classes) is {scores.mean():.3f} on 12 images, and 0.9 is required"
     right = diagnose(write_folder(tmp_path / "r", truth), masks)
     assert codes(right) == []
+    assert "F1 1.000 (mean of 2 classes); of any foreground 1.000, +" in right.verdict.message
     assert "1: 1.000, 2: 1.000;" in right.notes[-1]
     assert "class" not in " ".join(diagnose(tmp_path / "p", write_folder(tmp_path / "t", swapped)).notes)
+    more = diagnose(tmp_path / "r", tmp_path / "t")
+    assert more.notes[-1] == "the predictions hold 2 too, which no true mask holds: all count as foreground"
 
 
 def test_numbers_of_objects_are_not_taken_for_classes(tmp_path: Path) -> None:

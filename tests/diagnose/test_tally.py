@@ -188,6 +188,23 @@ def test_scores_and_foreground_against_scikit_learn(tally: Tally, outputs: list[
     assert spread["overestimate"] == pytest.approx(100 * (shares["pred"].mean() - shares["true"].mean()))
 
 
+def test_several_classes_have_a_mean_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 4, (2, 9, 9)) * rng.integers(0, 2, (2, 9, 9))
+    pred = np.where(rng.random(true.shape) < 0.6, true, rng.integers(0, 4, true.shape))
+    true[0, :2] = IGNORE_INDEX
+    tally = Tally()
+    for part, own, other in (("val", pred, true), ("train", np.zeros_like(pred), true)):
+        for index in range(2):
+            classes = (own[index], other[index])
+            tally.add(Output(f"{part}{index}", part, own[index] > 0, target=other[index].clip(max=1), classes=classes))  # type: ignore[arg-type]
+    known = true != IGNORE_INDEX
+    scores = tally.summarize("val")["scores"]
+    assert scores["f1"] == pytest.approx(f1_score(true[known] > 0, pred[known] > 0))
+    expected = f1_score(true[known], pred[known], labels=[1, 2, 3], average="macro")
+    assert (scores["f1_macro"], scores["of"]) == (pytest.approx(expected), "mean of 3 classes")
+
+
 def test_a_mean_that_empty_images_flatter_has_what_shows_it_beside_it() -> None:
     nothing = [ConfusionCounts(0, 0, 9, 91)] * 3 + [ConfusionCounts(0, 0, 0, 100)] * 7
     scores, _ = summarize_scores(nothing)

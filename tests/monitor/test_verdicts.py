@@ -29,7 +29,7 @@ from ssl_seg.monitor.catalog import CODES, LIMITS, make_finding
 from ssl_seg.monitor.evidence import summarize
 from ssl_seg.monitor.findings import LEVELS, Level, RuleFinding, Verdict
 from ssl_seg.monitor.network_rules import NETWORK_RULES
-from ssl_seg.monitor.signals import Signals
+from ssl_seg.monitor.signals import ClassSignals, Signals
 from ssl_seg.monitor.training_rules import TRAINING_RULES
 from ssl_seg.monitor.verdicts import judge
 
@@ -54,6 +54,14 @@ def test_both_networks_alike(student: Signals, level: str, codes: tuple[str, ...
     verdict = judge(make_evidence(student, student))
     assert (verdict.level, verdict.codes) == (level, codes)
     assert {f.net for f in verdict.findings} == ({"student", "teacher"} if codes else set())
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_of_several_classes_it_says_that_its_f1_is_of_any_foreground(count: int) -> None:
+    student = replace(SHIFTED, classes=tuple(ClassSignals(value, 0.1, 0.1, 0.3) for value in range(1, 1 + count)))
+    (finding,) = judge(make_evidence(student, HEALTHY)).findings
+    start = "F1 of any foreground is 0.00 but 0.68 at " if count > 1 else "F1 is 0.00 at 0.5 but 0.68 at "
+    assert finding.message.startswith(start)
 
 
 def test_on_an_empty_target_nothing_is_said_but_that_nothing_can_be_judged() -> None:
