@@ -290,13 +290,14 @@ def _draw_ranking(record: RunRecord) -> Drawing | None:
 
 def _draw_gap(record: RunRecord) -> Drawing | None:
     looks = record.looks
-    if "train/student/f1" not in looks.values:
+    name, _, title = shown_f1(looks.values)
+    if f"train/student/{name}" not in looks.values:
         return None
     figure, (axis,) = _open(record, (2.2,))
-    _plot(axis, looks, "train/student/f1", "training patches", color=COLORS[2])
-    _plot(axis, looks, "val/student/f1", "validation patches", color=COLORS[0])
+    _plot(axis, looks, f"train/student/{name}", "training patches", color=COLORS[2])
+    _plot(axis, looks, f"val/student/{name}", "validation patches", color=COLORS[0])
     axis.set_ylim(0, 1.02)
-    axis.set_ylabel("F1 of the student", fontsize=8)
+    axis.set_ylabel(f"{title} of the student", fontsize=8)
     return make_drawing(figure, "Training and validation", "A gap that opens while validation falls is overfitting.")
 
 

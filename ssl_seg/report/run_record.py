@@ -21,6 +21,7 @@ from ssl_seg.errors import RunDirError, SslSegError, name_examples, quote
 from ssl_seg.files import now
 from ssl_seg.monitor.catalog import CODES, limit
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE, describe_pretraining
+from ssl_seg.report.score_cells import name_subject
 from ssl_seg.run.directory import (
     CONFIG_FILE,
     ENDINGS,
@@ -168,7 +169,10 @@ def _read_config(run: RunDir) -> Config:
 
 
 def _list_settings(config: Config, header: str) -> tuple[tuple[str, str, str], ...]:
-    """Return name, value and origin of each setting: planned, with its reason, the default, or given by the user."""
+    """Return name, value and origin of each setting: planned, with its reason, the default, or given by the user.
+
+    The options of the method are written out with their defaults, which are the method's own.
+    """
     planned: dict[str, str] = {}
     for line in header.splitlines():
         if line.startswith("planned: ") and " = " in line:
@@ -179,6 +183,8 @@ def _list_settings(config: Config, header: str) -> tuple[tuple[str, str, str], .
     rows = []
     for name, value in flatten(to_plain(config)):
         origin = f"planned: {planned[name]}" if name in planned else ""
+        if name.startswith("method.options."):
+            origin = origin or "default of the method, or given"
         origin = origin or ("default" if name in defaults and defaults[name] == value else "given")
         rows.append((name, json.dumps(value, ensure_ascii=False), origin))
     return tuple(rows)
@@ -324,7 +330,7 @@ def _describe_used(record: RunRecord, scores: Mapping[str, Any], *, usable: bool
     used = record.used
     where = "" if used is None else f"the {used.net} of step {used.step:,}{', untrained' if used.step == 0 else ''}"
     compared = (
-        f"F1 {number(scores['f1_macro'])} on {scores['n_cases']} whole validation cases, "
+        f"F1{name_subject(scores)} {number(scores['f1_macro'])} on {scores['n_cases']} whole validation cases, "
         f"{scores['margin']:+.3f} to predicting foreground everywhere ({number(scores['trivial_f1'])})"
     )
     if scores["margin_low"] is not None and scores["margin_high"] is not None:
