@@ -33,7 +33,7 @@ from page_cases import (
 from sizes import around
 
 from ssl_seg.cli.console import INTERRUPTED
-from ssl_seg.config.layers import check_partial
+from ssl_seg.config.layers import Layer, check_partial
 from ssl_seg.diagnose.examples import make_example
 from ssl_seg.errors import DataError, RunDirError
 from ssl_seg.monitor.network_rules import find_trivial_images
@@ -47,6 +47,7 @@ from ssl_seg.report.run_page import MOST_CASES, MOST_CLASSES, MOST_EVENTS, make_
 from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, _list_settings, read_looks, read_run
 from ssl_seg.report.run_report import RunningPage, write_report_page, write_when_trained
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.scores.intervals import Resamples, estimate_difference
 
 
@@ -319,8 +320,9 @@ class TestTables:
         rows = {row[0]: row[1:] for row in rows_of(make_run_page(read_run(make_healthy(tmp_path / "run"))), "Settings")}
         assert rows["data.channels"] == ("1", "planned: channels of the images")
         assert rows["network.features"] == ("4", "given")
-        options = _list_settings(check_partial({"method": {"options": {"confidence": 0.5}}})[0], "")
-        assert ("method.options.confidence", "0.5", "default of the method, or given") in options
+        options = Layer("--set", {"method": {"options": {"confidence": 0.5}}})
+        listed = _list_settings(check_partial(TrainRequest((options,)).settings)[0], "")
+        assert ("method.options.confidence", "0.5", "default of the method, or given") in listed
         assert rows["optim.name"][1] == "default"
 
     def test_the_seal_says_who_has_opened_it(self, tmp_path: Path) -> None:
