@@ -35,7 +35,7 @@ from ssl_seg.diagnose.result import Diagnosis, Part
 from ssl_seg.diagnose.run_history import describe_others, read_history
 from ssl_seg.diagnose.tally import Output, Tally
 from ssl_seg.errors import ConfigError
-from ssl_seg.inference.calibration import decide
+from ssl_seg.inference.calibration import calibration_path, decide
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.monitor.actions import read_context
@@ -203,6 +203,8 @@ def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple
     parts |= dict.fromkeys(find_sealed(catalog, parts, [split]), "test")
     with_mask = {case.id for case in catalog.labeled}
     notes = [*model.describe_machine(), *describe_others(request.checkpoint)]
+    if (stored := calibration_path(model.path)).is_file():
+        notes.append(f"{stored}, which evaluate and predict use, is left out here: the network is examined as it is")
     is_elsewhere = "val" not in parts.values()
     if is_elsewhere:
         pool = split.image_contents(split.pool_ids(labels))
@@ -306,4 +308,4 @@ def _describe_health(statistics: Mapping[str, Any], tally: Tally) -> str:
         return text
     scores = statistics["scores"]
     where = f" on {scores['images']} validation images"
-    return f"{text}; {describe_f1(scores, where, statistics['trivial']['margin'])}"
+    return f"{text}; {describe_f1(scores, where)}"

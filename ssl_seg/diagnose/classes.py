@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.scores.metrics import compute_trivial_f1
+
 
 @dataclass(frozen=True)
 class ValueCounts:
@@ -30,19 +32,29 @@ class ValueCounts:
         values = sorted(self.true.keys() - {background})
         return {v: 2 * self.both[v] / (self.predicted[v] + self.true[v]) for v in values}
 
-
-def add_classes(scores: Mapping[str, Any], f1: Sequence[float]) -> dict[str, Any]:
-    """Return ``statistics["scores"]`` with ``f1_macro``, the mean F1 of at least one class, and what it is ``of``."""
-    of = f"mean of {len(f1)} class{'es' * (len(f1) > 1)}"
-    return {**scores, "f1_macro": float(np.mean(f1)), "of": of}
+    def share(self, value: int) -> float:
+        """Return the true share of a value."""
+        return self.true[value] / self.true.total()
 
 
-def describe_f1(scores: Mapping[str, Any], where: str, margin: float) -> str:
-    """Return the F1 of the classes, as ``evaluate`` has it, and that of any foreground, which the margin is of."""
-    over = f"{margin:+.3f} above the best trivial predictor"
-    if scores["of"] == "foreground":
-        return f"F1 {scores['f1']:.3f}{where}, {over}"
-    return f"F1 {scores['f1_macro']:.3f} ({scores['of']}){where}; of any foreground {scores['f1']:.3f}, {over}"
+def add_classes(scores: Mapping[str, Any], f1: Sequence[float], shares: Sequence[float]) -> dict[str, Any]:
+    """Return ``statistics["scores"]`` with the mean F1 of at least one class, ``f1_macro``, what it is ``of``, and that
+    of predicting each class everywhere, ``trivial_f1_macro``.
+
+    Args:
+        f1: of each class.
+        shares: of the voxels that are of each class.
+    """
+    of, trivial = f"mean of {len(f1)} class{'es' * (len(f1) > 1)}", np.mean([compute_trivial_f1(p) for p in shares])
+    return {**scores, "f1_macro": float(np.mean(f1)), "trivial_f1_macro": float(trivial), "of": of}
+
+
+def describe_f1(scores: Mapping[str, Any], where: str) -> str:
+    """Return the F1 and its margin, of several classes their means, as ``evaluate`` has them."""
+    of = "" if scores["of"] == "foreground" else f" ({scores['of']})"
+    over = f"{scores['f1_macro'] - scores['trivial_f1_macro']:+.3f} above the best trivial predictor"
+    more = f"; of any foreground {scores['f1']:.3f}" if of else ""
+    return f"F1{of} {scores['f1_macro']:.3f}{where}, {over}{more}"
 
 
 def _count(values: NDArray[Any]) -> dict[int, int]:

@@ -70,10 +70,9 @@ def audit_margin(statistics: Mapping[str, Any], net: str) -> tuple[RuleFinding, 
     """Return a finding where the masks of whole images are no better than foreground everywhere."""
     if "scores" not in statistics:
         return ()
-    found = find_trivial_images(statistics["scores"]["f1"], statistics["trivial"]["all_positive"], net)
-    if found is None:
-        return ()
-    return (found if statistics["scores"]["of"] == "foreground" else found.of_any_foreground(),)
+    scores = statistics["scores"]
+    found = find_trivial_images(scores["f1_macro"], scores["trivial_f1_macro"], net)
+    return () if found is None else (found,)
 
 
 def put_behind(verdict: Verdict, findings: Iterable[RuleFinding]) -> Verdict:

@@ -106,7 +106,8 @@ def diagnose_predictions(
     tally, signals = _read_all(material, clock, track("reading predictions"), tell)
     statistics = tally.summarize("new")
     if signals is not None and signals.classes:
-        statistics["scores"] = add_classes(statistics["scores"], [own.f1 for own in signals.classes])
+        f1, shares = zip(*((own.f1, own.prevalence_true) for own in signals.classes), strict=True)
+        statistics["scores"] = add_classes(statistics["scores"], f1, shares)
     statistics["looked_at"] = {
         "new": {"used": len(tally.images), "of": len(material.files)},
         "seconds": clock.seconds,
@@ -212,4 +213,4 @@ def _describe_health(statistics: Mapping[str, Any], tally: Tally) -> str:
     text = f"no fault found in {len(shares)} predictions; foreground {min(shares):.1%} to {max(shares):.1%}"
     if "scores" not in statistics:
         return f"{text}; without masks nothing is known of how right they are"
-    return f"{text}; {describe_f1(statistics['scores'], '', statistics['trivial']['margin'])}"
+    return f"{text}; {describe_f1(statistics['scores'], '')}"

@@ -125,9 +125,9 @@ class Diagnosis:
       auroc, average_precision, prob_mean, prob_std, prob_max, logit_mean, logit_std, prevalence_pred,
       prevalence_true, trivial_f1, dice``.
     - ``scores`` (c on validation images, p with masks): ``{"images", "f1", "iou", "precision", "recall", "accuracy",
-      "f1_macro" (mean over the classes), "of" (what that is of; all else is of any foreground), "f1_mean" (over
-      images), "f1_mean_positives" (over those with foreground), "f1_mean_of_nothing"
-      (what predicting nothing has over images), "bias" ("recall" | "precision" | "balanced")}``.
+      "f1_mean" (over images), "f1_mean_positives" (over those with foreground), "f1_mean_of_nothing"
+      (what predicting nothing has over images), "bias" ("recall" | "precision" | "balanced")}`` of any foreground, and
+      ``{"f1_macro", "trivial_f1_macro" (of predicting each class everywhere), "of" (what these two are of)}``.
     - ``trivial`` (c, p with masks): ``{"prevalence", "all_negative", "all_positive", "base_rate_random", "best",
       "margin" (f1 - best)}``.
     - ``sweep`` (c; p with masks and probabilities): ``{"thresholds": [0.001, ..., 0.999], "f1": [...],

@@ -238,8 +238,10 @@ class Tally:
             statistics |= {"outputs": self.summarize_outputs(), "equality": summarize_equality(self.images)}
         if overlaps := [self.overlaps[image.id] for image in images if image.id in self.overlaps]:
             statistics["scores"], statistics["trivial"] = summarize_scores(overlaps)
-            if f1 := self.values.get(scored, ValueCounts()).score(0):
-                statistics["scores"] = add_classes(statistics["scores"], list(f1.values()))
+            counts = self.values.get(scored, ValueCounts())
+            if f1 := counts.score(0):
+                shares = [counts.share(label) for label in f1]
+                statistics["scores"] = add_classes(statistics["scores"], list(f1.values()), shares)
         if (sweep := self.sweep(scored)) is not None:
             statistics["sweep"] = sweep
         return statistics
@@ -332,12 +334,13 @@ def _histogram(
 def summarize_scores(overlaps: Sequence[ConfusionCounts]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return ``statistics["scores"]`` and ``statistics["trivial"]`` of at least one image."""
     pooled = sum_overlaps(overlaps)
-    gap = pooled.recall - pooled.precision
+    gap, trivial = pooled.recall - pooled.precision, compute_trivial_baselines(pooled.prevalence)
     positives = [o.dice for o in overlaps if o.tp + o.fn > 0]
     scores = {
         "images": len(overlaps),
         "f1": pooled.dice,
         "f1_macro": pooled.dice,
+        "trivial_f1_macro": trivial["all_positive"],
         "of": "foreground",
         "iou": pooled.iou,
         "precision": pooled.precision,
@@ -348,7 +351,6 @@ def summarize_scores(overlaps: Sequence[ConfusionCounts]) -> tuple[dict[str, Any
         "f1_mean_of_nothing": 1.0 - len(positives) / len(overlaps),
         "bias": "recall" if gap > BIAS else "precision" if gap < -BIAS else "balanced",
     }
-    trivial = compute_trivial_baselines(pooled.prevalence)
     return scores, {"prevalence": pooled.prevalence, **trivial, "margin": pooled.dice - trivial["best"]}
 
 

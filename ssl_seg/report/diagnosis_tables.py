@@ -435,7 +435,9 @@ def _key_scores(s: Statistics) -> list[TableRow]:
         beside += f"; at {cut(sweep['best_threshold'])}: {number(sweep['best_f1'])}"
     both = f"{number(scores.get('precision'))}, {number(scores.get('recall'))}"
     images = f"({scores['images']} image{'s' * (scores['images'] != 1)})"
-    of_classes = [(f"F1, {scores['of']} {images}", number(scores["f1_macro"]), "")] if "mean" in scores["of"] else []
+    trivial_f1 = f"all-positive: {number(scores.get('trivial_f1_macro'))}"
+    own = (f"F1, {scores['of']} {images}", number(scores["f1_macro"]), trivial_f1)
+    of_classes = [own] if "mean" in scores["of"] else []
     return [
         *of_classes,
         (f"{_name_f1(s)} {images}", number(scores.get("f1")), beside),

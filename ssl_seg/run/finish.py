@@ -83,12 +83,8 @@ def _judge_end(observation: Observation, scores: dict[str, Any]) -> Verdict:
     """Return the verdict on the networks of last.pt, the one that its scores on whole cases choose before the other."""
     used = scores["selected"]["net"]
     verdict = observation.judge_end(used)
-    found = find_trivial_images(scores[used]["f1"], scores["trivial_f1"], used)
-    if found is None:
-        return verdict
-    if len(observation.val[used].classes) > 1:
-        found = found.of_any_foreground()
-    return conclude((*verdict.findings, found), observation.context, used)
+    found = find_trivial_images(scores[used]["f1_macro"], scores["trivial_f1"], used)
+    return verdict if found is None else conclude((*verdict.findings, found), observation.context, used)
 
 
 def _write_average(session: Session, prepared: BegunRun, console: Console) -> None:

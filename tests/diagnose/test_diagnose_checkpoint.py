@@ -97,6 +97,8 @@ def test_scores_are_those_of_evaluate(plain: Diagnosis, best: Path) -> None:
     wanted = evaluate(EvaluateRequest(best, overlap=0.25))
     assert plain.statistics["looked_at"]["net"] == wanted["which"]
     assert plain.statistics["scores"]["f1"] == pytest.approx(wanted["pooled"]["f1"])
+    margin = plain.statistics["scores"]["f1_macro"] - plain.statistics["scores"]["trivial_f1_macro"]
+    assert margin == pytest.approx(wanted["trivial"]["margin"])
     assert plain.statistics["scores"]["precision"] == pytest.approx(wanted["pooled"]["precision"])
     by_id = {i.id: i for i in plain.images}
     for row in wanted["cases"]:

@@ -101,8 +101,8 @@ def test_whole_images_say_more_of_what_the_patches_have_shown_and_never_lead() -
 
 @pytest.mark.parametrize(("f1", "codes"), [(0.467, ["not_above_trivial"]), (0.477, ["not_above_trivial"]), (0.6, [])])
 def test_masks_no_better_than_trivial_are_never_healthy(f1: float, codes: list[str]) -> None:
-    statistics = {"scores": {"f1": f1, "of": "foreground"}, "trivial": {"all_positive": 0.468}}
+    statistics = {"scores": {"f1_macro": f1, "trivial_f1_macro": 0.468}}
     assert [f.code for f in audit_margin(statistics, "student")] == codes
     assert audit_margin({}, "student") == ()
-    nothing = {"scores": {"f1": 1.0}, "trivial": {"all_positive": 0.0}}
+    nothing = {"scores": {"f1_macro": 1.0, "trivial_f1_macro": 0.0}}
     assert audit_margin(nothing, "student") == (), "nothing to find"

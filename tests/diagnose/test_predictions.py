@@ -167,7 +167,7 @@ def test_a_class_that_is_never_predicted_is_named(tmp_path: Path) -> None:
     assert gated == f"F1 (mean of 2 classes) is {scores.mean():.3f} on 12 images, and 0.9 is required"
     right = diagnose(write_folder(tmp_path / "r", truth), masks)
     assert codes(right) == []
-    assert "F1 1.000 (mean of 2 classes); of any foreground 1.000, +" in right.verdict.message
+    assert "F1 (mean of 2 classes) 1.000, +" in right.verdict.message
     assert "1: 1.000, 2: 1.000;" in right.notes[-1]
     assert "class" not in " ".join(diagnose(tmp_path / "p", write_folder(tmp_path / "t", swapped)).notes)
     more = diagnose(tmp_path / "r", tmp_path / "t")

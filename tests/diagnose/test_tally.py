@@ -203,6 +203,8 @@ def test_several_classes_have_a_mean_of_their_own() -> None:
     assert scores["f1"] == pytest.approx(f1_score(true[known] > 0, pred[known] > 0))
     expected = f1_score(true[known], pred[known], labels=[1, 2, 3], average="macro")
     assert (scores["f1_macro"], scores["of"]) == (pytest.approx(expected), "mean of 3 classes")
+    everywhere = [f1_score(true[known] == value, np.ones(known.sum())) for value in (1, 2, 3)]
+    assert scores["trivial_f1_macro"] == pytest.approx(np.mean(everywhere))
 
 
 def test_a_mean_that_empty_images_flatter_has_what_shows_it_beside_it() -> None:
