@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ssl_seg.engine.machine import own_numerics
+from ssl_seg.engine.machine import own_defaults
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
@@ -81,7 +81,7 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
-@own_numerics()
+@own_defaults()
 def train(
     data: _Path | None = None,
     *,
@@ -151,7 +151,7 @@ def train(
     return TrainedRun(result.run.path, result.ending, result.step, result.verdict, result.scores)
 
 
-@own_numerics()
+@own_defaults()
 def pretrain(
     data: _Path | None = None,
     *,
@@ -181,7 +181,7 @@ def pretrain(
     return PretrainedRun(result.run.path, result.ending, result.step, result.verdict, result.result)
 
 
-@own_numerics()
+@own_defaults()
 def evaluate(
     checkpoint: _Path | Sequence[_Path],
     *,
@@ -244,7 +244,7 @@ def evaluate(
     return Evaluation(record, request, tuple(notes))
 
 
-@own_numerics()
+@own_defaults()
 def predict(
     checkpoint: _Path | Sequence[_Path],
     images: _Path,
@@ -322,7 +322,7 @@ def predict(
     return PredictedMasks(request.output, tuple(masks), request, tuple(notes))
 
 
-@own_numerics()
+@own_defaults()
 def audit(
     data: _Path,
     *,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -189,10 +190,14 @@ def test_what_predict_writes(run: TrainedRun, particles_dir: Path, tmp_path: Pat
 
 def test_what_the_caller_has_set_changes_nothing(run: TrainedRun, tmp_path: Path) -> None:
     expected = ssl_seg.evaluate(run).record
+    plain = run.plot().png
     try:
         torch.set_default_dtype(torch.float64)
         with np.errstate(all="raise"), torch.device("meta"), torch.inference_mode():
             assert ssl_seg.evaluate(run).record == expected
+            with matplotlib.rc_context({"axes.facecolor": "black", "figure.dpi": 30}):
+                assert run.plot().png == plain
+                assert matplotlib.rcParams["axes.facecolor"] == "black"
             ssl_seg.train(bootstrap=run, labels=8, steps=1, out=tmp_path / "c", force=True)
             assert (np.geterr()["under"], torch.get_default_device().type) == ("raise", "meta")
             assert torch.get_default_dtype() == torch.float64

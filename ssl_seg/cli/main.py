@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 from ssl_seg.cli.console import INTERRUPTED
@@ -16,6 +17,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     limit_threads()
+    os.environ["MATPLOTLIBRC"] = os.devnull  # figures and pages look the same whatever style the user has
     try:
         from ssl_seg.cli.app import app
 

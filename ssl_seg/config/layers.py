@@ -363,7 +363,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _construct_unique(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # `<<` is no key
+    keys = [loader.construct_object(key, deep=True) for key in own]
     twice = sorted({str(k) for k in keys if keys.count(k) > 1})
     if twice:
         raise yaml.YAMLError(f"key '{twice[0]}' is given twice (line {node.start_mark.line + 1} ff.)")

@@ -40,19 +40,23 @@ def limit_threads() -> None:
 
 
 @contextmanager
-def own_numerics() -> Iterator[None]:
-    """Use the defaults of torch and NumPy in the block, whatever the caller has set, and give those back: default
-    dtype and device, gradients, and what floating-point errors do."""
+def own_defaults() -> Iterator[None]:
+    """Use the defaults of torch, NumPy and Matplotlib in the block, whatever the caller has set, and give that back:
+    default dtype and device, gradients, what floating-point errors do, and the style of figures."""
     import numpy as np
 
-    with np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"):
+    with np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"), ExitStack() as stack:
+        if "matplotlib" in sys.modules:
+            from matplotlib import style
+
+            stack.enter_context(style.context("default"))
         if (torch := sys.modules.get("torch")) is None:  # nothing is set
             yield
             return
         dtype, device = torch.get_default_dtype(), torch.get_default_device()
         torch.set_default_dtype(torch.float32)
         try:
-            with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+            with torch.inference_mode(False), torch.enable_grad():
                 if device.type != "cpu":
                     stack.enter_context(torch.device("cpu"))
                 yield

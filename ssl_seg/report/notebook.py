@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.findings import describe_finding
-from ssl_seg.engine.machine import own_numerics
+from ssl_seg.engine.machine import own_defaults
 from ssl_seg.errors import ConfigError, DataError, RunDirError, did_you_mean, name_examples, quote
 from ssl_seg.report.score_cells import show_margin
 from ssl_seg.run.gates import describe_targets
@@ -82,7 +82,7 @@ class TrainedRun:
         """The best checkpoint."""
         return self.path / "checkpoints" / "best.pt"
 
-    @own_numerics()
+    @own_defaults()
     def plot(self) -> Picture:
         """Return the F1 of both networks on the validation probe over the steps; ``report.html`` has all curves.
 
@@ -195,7 +195,7 @@ class Evaluation:
             return {f"{row['checkpoint']}: {row['which']}": row for row in self.record["rows"]}
         return dict(self.record["nets"])
 
-    @own_numerics()
+    @own_defaults()
     def show(self, case: str) -> Picture:
         """Return a case, predicted anew: input, truth, probability, and where the prediction is right and wrong.
 
@@ -255,7 +255,7 @@ class PredictedMasks:
     """What was asked for."""
     notes: tuple[str, ...] = ()
 
-    @own_numerics()
+    @own_defaults()
     def show(self) -> Picture:
         """Return five of the images with their masks, from the least to the most foreground.
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 import yaml
 from conftest import TINY, Cli
@@ -392,3 +394,9 @@ class TestSplit:
             assert_refused(
                 cli("split", "make", "--data", particles_dir, "--labels", labels, "--out", tmp_path / "x.yaml"), labels
             )
+
+
+def test_figures_do_not_follow_the_style_of_the_user(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATPLOTLIBRC", "mine")
+    cli("methods")
+    assert matplotlib.matplotlib_fname() == os.devnull

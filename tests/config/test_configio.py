@@ -130,6 +130,14 @@ def test_unreadable_files(tmp_path: Path, text: str, message: str) -> None:
         read_layers(write(tmp_path / "x.yaml", text))
 
 
+def test_anchors_are_merged(tmp_path: Path) -> None:
+    text = "policies:\n  weight_noise: &noise {start_epoch: 3, std: 0.1}\n  swa: {<<: *noise, std: 0.2}\n"
+    (layer,) = read_layers(write(tmp_path / "x.yaml", text))
+    assert layer.values["policies"]["swa"] == {"start_epoch": 3, "std": 0.2}
+    with pytest.raises(ConfigError, match="'std' is given twice"):
+        read_layers(write(tmp_path / "y.yaml", text.replace("std: 0.2", "std: 0.2, std: 0.3")))
+
+
 def test_extends_goes_one_level_only(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "seed: 1\n")
     write(tmp_path / "b.yaml", "extends: a.yaml\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -158,6 +159,8 @@ def check_text(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
+        if (encoding := sys.getfilesystemencoding()) != "utf-8":
+            raise DataError(f"{path}: Python reads names as {encoding} here. Set PYTHONUTF8=1.") from None
         hint = "Rename it; convmv -f latin1 -t utf8 --notest does so."
         raise DataError(f"{path}: its name is not in UTF-8. {hint}") from None
 
