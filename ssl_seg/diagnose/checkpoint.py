@@ -40,9 +40,10 @@ from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.monitor.actions import read_context
 from ssl_seg.monitor.findings import Verdict
+from ssl_seg.monitor.network_rules import leave_out_refuted
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.precision import choose_device_if_given
-from ssl_seg.results.evaluation import EvaluateRequest, open_cases
+from ssl_seg.results.evaluation import EvaluateRequest, note_names, open_cases
 from ssl_seg.run.seal import find_sealed
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
@@ -95,6 +96,11 @@ class _Material:
     is_elsewhere: bool
     """Whether the folder holds no validation case of the training; then its other labeled cases are scored."""
 
+    @property
+    def is_of_run(self) -> bool:
+        """Whether the validation cases of the training are scored."""
+        return set(self.scored) == set(self.split.val) and not self.is_elsewhere
+
 
 def diagnose_checkpoint(
     request: CheckpointRequest,
@@ -122,8 +128,7 @@ def diagnose_checkpoint(
     val, train = _make_probes(material)
     nets = None
     if len(val.image):
-        is_of_run = set(material.scored) == set(material.split.val) and not material.is_elsewhere
-        nets = probe_nets(material.model, val, train, clock, UNTIL_NETS, is_of_run=is_of_run)
+        nets = probe_nets(material.model, val, train, clock, UNTIL_NETS, is_of_run=material.is_of_run)
         skipped += ["untrained network"] if nets.untrained is None else []
     tally = _predict_images(material, request, clock, track("looking at whole images"))
     statistics: dict[str, Any] = {"looked_at": _count_parts(material, tally), **tally.summarize("val")}
@@ -203,6 +208,7 @@ def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple
     parts |= dict.fromkeys(find_sealed(catalog, parts, [split]), "test")
     with_mask = {case.id for case in catalog.labeled}
     notes = [*model.describe_machine(), *describe_others(request.checkpoint)]
+    note_names((model,), catalog, notes.append)
     if (stored := calibration_path(model.path)).is_file():
         notes.append(f"{stored}, which evaluate and predict use, is left out here: the network is examined as it is")
     is_elsewhere = "val" not in parts.values()
@@ -291,7 +297,10 @@ def _judge(material: _Material, nets: ProbedNets | None, tally: Tally, statistic
     if nets is None:
         return conclude((*audits, *on_images), context, net)
     whole = [f for f in audits if f.code in OF_WHOLE_IMAGES]
-    verdict = conclude((*judge(nets.evidence, net).findings, *whole, *on_images), context, net)
+    judged = judge(nets.evidence, net).findings
+    if material.is_of_run:
+        judged = leave_out_refuted(judged, material.model.checkpoint.scores)
+    verdict = conclude((*judged, *whole, *on_images), context, net)
     return put_behind(verdict, audits)
 
 

@@ -7,7 +7,8 @@ whose outputs sit on one side of the threshold has not collapsed: its threshold 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from ssl_seg.errors import name_examples
 from ssl_seg.monitor.catalog import limit, make_finding
@@ -173,6 +174,21 @@ def find_trivial_images(f1: float, trivial_f1: float, net: str) -> RuleFinding |
         return None
     message = f"F1 {f1:.3f} on whole images, all-positive scores {trivial_f1:.3f}"
     return make_finding("not_above_trivial", "warn", net, margin, "trivial_margin", message)
+
+
+def leave_out_refuted(findings: Iterable[RuleFinding], scores: Mapping[str, Any]) -> tuple[RuleFinding, ...]:
+    """Return the findings without a bias of foreground, of patches, that a network does not have on whole cases.
+
+    Args:
+        scores: of a checkpoint; ``foreground_ratio`` of each network where whole validation cases were scored.
+    """
+    most = limit("foreground_bias")
+
+    def is_refuted(finding: RuleFinding) -> bool:
+        ratio = scores.get(finding.net, {}).get("foreground_ratio")
+        return finding.code == "foreground_bias" and ratio is not None and 1 / most < ratio < most
+
+    return tuple(f for f in findings if not is_refuted(f))
 
 
 COLLAPSES: tuple[NetworkRule, ...] = (

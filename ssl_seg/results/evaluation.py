@@ -373,7 +373,7 @@ def choose_cases(
         if alike := find_copies_of(catalog, ids, images):
             note(f"{len(alike)} of the {len(ids)} cases look like copies of such training cases: left out")
             seen |= set(alike)
-        _note_names(models, catalog, note)
+        note_names(models, catalog, note)
         if ids and len(seen) == len(ids):
             raise DataError(
                 f"all {len(ids)} labeled cases of {catalog.root} were labeled training cases of {_name(models)}, or "
@@ -405,7 +405,7 @@ def choose_cases(
     return ids
 
 
-def _note_names(models: Sequence[Model], catalog: Catalog, note: Callable[[str], None]) -> None:
+def note_names(models: Sequence[Model], catalog: Catalog, note: Callable[[str], None]) -> None:
     """Say so where only names tell that a folder may be a new export of the training data."""
     held = {facts.image for facts in catalog.facts.values()}
     for model in models:

@@ -214,8 +214,8 @@ def summarize_network(score: Score) -> dict[str, Any]:
     """Return the few figures of ``Score.summarize`` that tables of trainings show and checkpoints keep.
 
     Pooled F1 (of any foreground, and mean of classes), that of predicting each class everywhere, the margin over that
-    with its 95 % interval, mean Dice and what shows whether empty cases flatter it, and the voxels without a finite
-    output.
+    with its 95 % interval, mean Dice and what shows whether empty cases flatter it, the voxels without a finite
+    output, and how many times as much foreground is predicted as there is (None without any).
     """
     summary = score.summarize()
     trivial, mean = summary["trivial"], summary["mean"]
@@ -229,6 +229,7 @@ def summarize_network(score: Score) -> dict[str, Any]:
         **{key: trivial[key] for key in ("margin", "margin_low", "margin_high", "margin_why")},
         **{key: mean[key] for key in ("dice", "dice_positives", "predict_nothing", "n_cases", "n_positives")},
         "nonfinite": score.nonfinite,
+        "foreground_ratio": summary["prevalence_pred"] / trivial["prevalence"] if trivial["prevalence"] else None,
         **({} if score.objects is None else {"objects": {name: score.objects[name] for name in ("f1_50", "ap", "pq")}}),
     }
 

@@ -18,7 +18,7 @@ from ssl_seg.engine.ema import estimate_batch_norm
 from ssl_seg.files import atomic_write
 from ssl_seg.inference.model import open_model
 from ssl_seg.monitor.findings import Verdict
-from ssl_seg.monitor.network_rules import find_trivial_images
+from ssl_seg.monitor.network_rules import find_trivial_images, leave_out_refuted
 from ssl_seg.monitor.verdicts import conclude
 from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks.builders import has_batch_norm
@@ -84,7 +84,8 @@ def _judge_end(observation: Observation, scores: dict[str, Any]) -> Verdict:
     used = scores["selected"]["net"]
     verdict = observation.judge_end(used)
     found = find_trivial_images(scores[used]["f1_macro"], scores["trivial_f1"], used)
-    return verdict if found is None else conclude((*verdict.findings, found), observation.context, used)
+    findings = (*leave_out_refuted(verdict.findings, scores), *([] if found is None else [found]))
+    return conclude(findings, observation.context, used)
 
 
 def _write_average(session: Session, prepared: BegunRun, console: Console) -> None:

@@ -15,7 +15,7 @@ import torch
 from conftest import train_tiny
 from torch import Tensor, nn
 
-from ssl_seg.data.catalog import open_catalog
+from ssl_seg.data.catalog import open_catalog, pass_through
 from ssl_seg.data.open import open_store
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.diagnose import checkpoint as module
@@ -146,6 +146,13 @@ def test_a_copy_of_a_test_image_stays_sealed(best: Path, particles_dir: Path, tm
     assert diagnosis.statistics["scores"]["images"] == 4
     assert any("4 labeled cases stand for them" in note for note in diagnosis.notes)
     assert "batches" not in diagnosis.statistics  # the training cases are elsewhere
+
+
+def test_other_images_under_the_same_names_are_told(best: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "other", "particles", 24, labeled=20, seed=9)
+    for data, told in ((str(tmp_path / "other"), True), (None, False)):
+        _, notes = module._prepare(CheckpointRequest(best, data=data), lambda _: pass_through)
+        assert any("has all names of the training data" in note for note in notes) == told
 
 
 def test_a_new_export_of_the_data_keeps_its_parts(best: Path, particles_dir: Path) -> None:

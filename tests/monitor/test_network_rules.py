@@ -18,7 +18,7 @@ from monitor_cases import (
     UNLEARNED,
 )
 
-from ssl_seg.monitor.catalog import LIMITS, limit
+from ssl_seg.monitor.catalog import LIMITS, limit, make_finding
 from ssl_seg.monitor.findings import RuleFinding
 from ssl_seg.monitor.network_rules import (
     NETWORK_RULES,
@@ -26,6 +26,7 @@ from ssl_seg.monitor.network_rules import (
     find_all_negative,
     has_learned,
     judge_network,
+    leave_out_refuted,
     list_collapse_codes,
 )
 from ssl_seg.monitor.signals import ClassSignals, Signals
@@ -195,3 +196,13 @@ def test_collapse_leaves_out_nan_and_warnings() -> None:
 @pytest.mark.parametrize(("f1_best", "expected"), [(0.52, True), (0.51, False), (None, False)])
 def test_learned_means_clearly_above_trivial(f1_best: float | None, expected: bool) -> None:
     assert has_learned(replace(HEALTHY, f1_best=f1_best)) is expected
+
+
+@pytest.mark.parametrize(("ratio", "stays"), [(None, True), (0.5, True), (0.51, False), (1.99, False), (2.0, True)])
+def test_a_bias_of_patches_that_whole_cases_do_not_have_is_left_out(ratio: float | None, stays: bool) -> None:
+    bias = make_finding("foreground_bias", "warn", "student", 3.0, "foreground_bias", "")
+    other = make_finding("plateau", "warn", "student", 0.0, "plateau_gain", "")
+    teachers = replace(bias, net="teacher")
+    scores = {"student": {"foreground_ratio": ratio}, "teacher": {"f1": 0.5}, "source": "validation"}
+    left = (bias, other, teachers) if stays else (other, teachers)
+    assert leave_out_refuted((bias, other, teachers), scores) == left
