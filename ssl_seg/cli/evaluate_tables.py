@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.cli.console import show
-from ssl_seg.cli.tables import describe_absent, print_rows
+from ssl_seg.cli.tables import print_rows
 from ssl_seg.errors import DataError
 from ssl_seg.files import format_csv, write_text
 from ssl_seg.report.diagnosis import format_table
-from ssl_seg.report.score_cells import Row, list_cells, make_object_rows, show_difference, show_margin
+from ssl_seg.report.score_cells import Row, describe_absent, list_cells, make_object_rows, show_difference, show_margin
 from ssl_seg.scores.text import number
 
 PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_of_fold": "validation, out of fold"}

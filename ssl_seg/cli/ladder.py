@@ -107,8 +107,9 @@ def climb(labels: tuple[float, ...], layers: tuple[Layer, ...], given: Mapping[s
 
 def _report(result: LabelLadder) -> None:
     """Print how far the ladder has come, and end with the exit code that says so."""
-    from ssl_seg.cli.tables import describe_absent, print_rows
+    from ssl_seg.cli.tables import print_rows
     from ssl_seg.engine.machine import is_main_process
+    from ssl_seg.report.score_cells import describe_absent
     from ssl_seg.report.study_tables import find_scored, make_rung_rows
     from ssl_seg.studies.rungs import LADDER, find_best, find_best_checkpoint, find_end
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ssl_seg.cli.console import show
@@ -21,22 +21,6 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
     """Print a table whose columns are those of its rows, in their order; a cell that a row lacks is empty."""
     columns, cells = list_cells(rows)
     print_table(title, columns, cells)
-
-
-def describe_absent(summary: Row) -> Iterator[str]:
-    """Yield what must be said where classes, or any foreground, are in none of the masks that were scored."""
-    absent = summary["absent_classes"]
-    if not absent:
-        return
-    if summary["of"] in ("foreground", "any foreground"):
-        yield "no mask has any foreground: F1 is 1 where nothing is predicted, else 0"
-        return
-    names = ", ".join(map(str, absent))
-    subject = f"class {names} is" if len(absent) == 1 else f"classes {names} are"
-    yield f"{subject} in none of the masks: left out of the means of classes over all cases"
-    for row in summary["false_classes"]:
-        where = f"{row['voxels']} voxels in {row['cases']} case(s), which lowers the Dice of these cases"
-        yield f"class {row['label']} is predicted all the same: {where}"
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

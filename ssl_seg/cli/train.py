@@ -168,8 +168,8 @@ def _report(result: TrainResult) -> None:
 
 def print_scores(title: str, runs: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the validation scores of runs by name, each beside the trivial baseline on the same cases."""
-    from ssl_seg.cli.tables import describe_absent, print_rows
-    from ssl_seg.report.score_cells import name_subject, show_margin
+    from ssl_seg.cli.tables import print_rows
+    from ssl_seg.report.score_cells import describe_absent, name_subject, show_margin
 
     first = next(iter(runs.values()))["student"]
     of = name_subject(first)

@@ -79,7 +79,8 @@ def run_folds(
 
 
 def _report(result: CrossValidation) -> None:
-    from ssl_seg.cli.tables import describe_absent, print_rows
+    from ssl_seg.cli.tables import print_rows
+    from ssl_seg.report.score_cells import describe_absent
     from ssl_seg.report.study_tables import make_fold_rows
     from ssl_seg.results.folds import FOLDS, summarize_folds
 

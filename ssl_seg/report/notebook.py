@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_seg.data.findings import describe_finding
 from ssl_seg.engine.machine import own_defaults
 from ssl_seg.errors import ConfigError, DataError, RunDirError, did_you_mean, name_examples, quote
-from ssl_seg.report.score_cells import show_margin
+from ssl_seg.report.score_cells import describe_absent, show_margin
 from ssl_seg.run.gates import describe_targets
 
 if TYPE_CHECKING:
@@ -235,6 +235,7 @@ class Evaluation:
         )
         if record["of"] not in ("foreground", "any foreground"):
             lines.append(f"F1: {record['of']}")
+        lines += describe_absent(record)
         lines += [
             f"{name}: {describe_targets(row['targets'])}" for name, row in self.networks.items() if "targets" in row
         ]

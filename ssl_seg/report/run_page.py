@@ -13,7 +13,7 @@ from ssl_seg.report.figures import Drawing, describe_class_colors
 from ssl_seg.report.page import Page, PageSection, keep_filled, make_facts, make_image_rows
 from ssl_seg.report.run_figures import draw_curves, draw_foreground_scatter, draw_reliability, draw_scores
 from ssl_seg.report.run_record import RunRecord
-from ssl_seg.report.score_cells import make_object_rows, name_subject, show_margin, to_table
+from ssl_seg.report.score_cells import describe_absent, make_object_rows, name_subject, show_margin, to_table
 from ssl_seg.report.table import Table
 from ssl_seg.run.final_scores import NetworkScore, summarize_network
 from ssl_seg.run.seal import Ledger, find_openings
@@ -164,7 +164,8 @@ def _make_score_tables(record: RunRecord) -> Iterator[Table]:
     )
     yield Table("Beside trivial predictors", "", ("predictor", f"F1{subject}", "mean Dice"), baselines)
     if "classes" in summary:
-        yield Table("Classes", "", ("class", "cases with it", "F1", "precision", "recall"), tuple(
+        absent = "; ".join(describe_absent(summary))
+        yield Table("Classes", absent, ("class", "cases with it", "F1", "precision", "recall"), tuple(
             (
                 str(row["label"]),
                 str(row["n_positives"]),

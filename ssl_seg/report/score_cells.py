@@ -3,7 +3,7 @@ cell."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ssl_seg.report.table import Table
@@ -68,6 +68,22 @@ def show_difference(change: Row | None, title: str) -> dict[str, str]:
 def name_subject(scores: Row) -> str:
     """Return what figures are of, for the title of a column: nothing for the foreground of two classes."""
     return "" if scores["of"] == "foreground" else f" ({scores['of']})"
+
+
+def describe_absent(summary: Row) -> Iterator[str]:
+    """Yield what must be said where classes, or any foreground, are in none of the masks that were scored."""
+    absent = summary["absent_classes"]
+    if not absent:
+        return
+    if summary["of"] in ("foreground", "any foreground"):
+        yield "no mask has any foreground: F1 is 1 where nothing is predicted, else 0"
+        return
+    names = ", ".join(map(str, absent))
+    subject = f"class {names} is" if len(absent) == 1 else f"classes {names} are"
+    yield f"{subject} in none of the masks: left out of the means of classes over all cases"
+    for row in summary["false_classes"]:
+        where = f"{row['voxels']} voxels in {row['cases']} case(s), which lowers the Dice of these cases"
+        yield f"class {row['label']} is predicted all the same: {where}"
 
 
 def make_object_rows(found: Row) -> list[dict[str, Any]]:

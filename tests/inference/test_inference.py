@@ -19,7 +19,6 @@ from score_counts import make_net_score, make_scores
 from sklearn import metrics as sk
 from torch import Tensor, nn
 
-from ssl_seg.cli.evaluate_tables import describe_absent
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.errors import CheckpointError, DataError
@@ -31,6 +30,9 @@ from ssl_seg.inference.scoring import Score, pack_cases, parse_cases, score_case
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.labels import IGNORE_INDEX, Meaning
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_seg.report.notebook import Evaluation
+from ssl_seg.report.score_cells import describe_absent
+from ssl_seg.results.evaluation import EvaluateRequest
 from ssl_seg.run.final_scores import summarize_network
 from ssl_seg.scores.metrics import RATIOS
 
@@ -421,6 +423,8 @@ class TestScoring:
             "class 40 is predicted all the same: 4 voxels in 2 case(s), which lowers the Dice of these cases",
             "class 255 is predicted all the same: 2 voxels in 2 case(s), which lowers the Dice of these cases",
         ]
+        record = {**summary, "checkpoint": "x", "part": "val", "sealed_cases": 0, "nets": {"student": summary}}
+        assert "\n".join(describe_absent(summary)) in repr(Evaluation(record, EvaluateRequest(Path())))
         assert summary["of"] == "mean of 1 class"
         assert [row["label"] for row in summary["classes"]] == [7, 40, 255]
         assert [(row["false_voxels"], row["hallucinated_cases"]) for row in summary["classes"]] == [
