@@ -290,12 +290,7 @@ def write_mask(path: Path, mask: Rows, geometry: Geometry | None = None) -> None
                 f"{path}: a mask has 2 or 3 dimensions and values 0..65535, got {mask.shape} and up to {top}."
             )
         stored = mask.astype(np.uint8 if top < 256 else np.uint16)
-    if split_suffix(path.name)[1] == ".png" and mask.ndim == 2:
-        _write_png(path, stored, geometry)
-    elif not _write_volume(path, stored, geometry, compression="zlib"):
-        raise DataError(
-            f"{path}: a mask with {mask.ndim} dimensions is written as {'.png, ' * (mask.ndim == 2)}{_VOLUMES}."
-        )
+    _write_array(path, stored, geometry, f"a mask with {mask.ndim} dimensions is")
 
 
 def write_labels(path: Path, labels: NDArray[np.integer[Any]], geometry: Geometry | None = None) -> None:
@@ -305,14 +300,10 @@ def write_labels(path: Path, labels: NDArray[np.integer[Any]], geometry: Geometr
         DataError: if ``path`` has another suffix, a PNG would have more than 65,535 objects, or it cannot be written.
     """
     number = int(labels.max(initial=0))
-    stored = labels.astype(np.uint16 if number < 2**16 else np.uint32)
-    is_png = split_suffix(path.name)[1] == ".png" and stored.ndim == 2
-    if is_png and number >= 2**16:
+    if number >= 2**16 and split_suffix(path.name)[1] == ".png" and labels.ndim == 2:
         raise DataError(f"{path}: PNG numbers 65,535 objects at most, and there are {number:,}: write {_VOLUMES}.")
-    if is_png:
-        _write_png(path, stored, geometry)
-    elif not _write_volume(path, stored, geometry, compression="zlib"):
-        raise DataError(f"{path}: numbers of objects are written as {'.png, ' * (stored.ndim == 2)}{_VOLUMES}.")
+    stored = labels.astype(np.uint16 if number < 2**16 else np.uint32)
+    _write_array(path, stored, geometry, "numbers of objects are")
 
 
 def write_probabilities(path: Path, probs: Rows, geometry: Geometry | None = None) -> None:
@@ -321,8 +312,7 @@ def write_probabilities(path: Path, probs: Rows, geometry: Geometry | None = Non
     Raises:
         DataError: if ``path`` has another suffix, or cannot be written.
     """
-    if not _write_volume(path, probs, geometry, compression=None):
-        raise DataError(f"{path}: probabilities are written as {_VOLUMES}.")
+    _write_array(path, probs, geometry, "probabilities are", are_labels=False)
 
 
 def lay_out_as_file(array: NDArray[np.generic], path: Path, geometry: Geometry | None) -> NDArray[np.generic]:
@@ -330,30 +320,27 @@ def lay_out_as_file(array: NDArray[np.generic], path: Path, geometry: Geometry |
     return array if split_suffix(path.name)[1] in _ONE_FRAME else undo_orientation(array, geometry)
 
 
-def _write_png(path: Path, plane: Rows, geometry: Geometry | None) -> None:
-    turned = np.ascontiguousarray(lay_out_as_file(plane[:], path, geometry))
-    _write(path, lambda file: file.write_bytes(cv2.imencode(".png", turned)[1].tobytes()))
-
-
-def _write_volume(path: Path, array: Rows, geometry: Geometry | None, *, compression: str | None) -> bool:
-    """Write what is no PNG; return False, and do nothing, for other suffixes."""
-    suffix = split_suffix(path.name)[1]
-    if suffix in (".tif", ".tiff"):
-        turned = geometry is not None and geometry.header is not None  # else the rows are those of the file
-        stored = lay_out_as_file(array[:], path, geometry) if turned else array
-        placed = None if turned else geometry
+def _write_array(path: Path, array: Rows, geometry: Geometry | None, what: str, *, are_labels: bool = True) -> None:
+    """Write labels, or probabilities, in the format of the suffix; ``what`` they are begins the error for others."""
+    suffix, is_plane = split_suffix(path.name)[1], are_labels and array.ndim == 2
+    if suffix == ".png" and is_plane:
+        turned = np.ascontiguousarray(lay_out_as_file(array[:], path, geometry))
+        _write(path, lambda file: file.write_bytes(cv2.imencode(".png", turned)[1].tobytes()))
+    elif suffix in (".tif", ".tiff"):
+        is_turned = geometry is not None and geometry.header is not None  # else the rows are those of the file
+        stored = lay_out_as_file(array[:], path, geometry) if is_turned else array
+        placed, compression = None if is_turned else geometry, "zlib" if are_labels else None
         _write(path, lambda file: write_tiff(file, stored, compression=compression, geometry=placed))
     elif suffix == ".npy":
         _write(path, lambda file: write_npy(file, array))
     elif suffix in (".h5", ".hdf5"):
-        _write(path, lambda file: write_hdf5(file, array, _IMAGE_KEYS[0] if compression is None else MASK_KEYS[1]))
+        _write(path, lambda file: write_hdf5(file, array, MASK_KEYS[1] if are_labels else _IMAGE_KEYS[0]))
     elif suffix in (".zarr", ".ome.zarr"):
         _write(path, lambda folder: write_zarr(folder, array, geometry), atomic_folder)
     elif suffix in (".nii", ".nii.gz"):
         _write(path, lambda file: write_nifti(file, array, geometry, compressed=suffix == ".nii.gz"))
     else:
-        return False
-    return True
+        raise DataError(f"{path}: {what} written as {'.png, ' * is_plane}{_VOLUMES}.")
 
 
 def _write(

@@ -80,7 +80,7 @@ def find_predictions(folder: Path) -> list[PredictionFile]:
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}: give the folder that holds the predictions")
-    files, _ = find_images(folder)
+    files = find_images(folder)
     if not files:
         raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     probs: dict[str, list[Path]] = {}
@@ -105,7 +105,7 @@ def match_truth(predictions: Sequence[PredictionFile], folder: Path) -> dict[str
         raise DataError(f"no folder {folder}: give the folder that holds the true masks")
     of_masks = [path for path in folder.iterdir() if path.is_dir() and role_of(path.name)[0] == "mask"]
     inner = min(of_masks, key=lambda path: MASK_WORDS.index(role_of(path.name)[1]), default=folder)
-    masks, _ = find_images(inner)
+    masks = find_images(inner)
     if not masks:
         raise DataError(f"{folder} holds no mask ({', '.join(sorted(IMAGE_SUFFIXES))})")
     by_name: dict[str, list[Path]] = {}

@@ -165,20 +165,16 @@ def check_text(path: Path) -> None:
         raise DataError(f"{path}: its name is not in UTF-8. {hint}") from None
 
 
-def find_images(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Return the images below ``folder`` by id, see ``make_id``, and the names of the other files.
+def find_images(folder: Path) -> dict[str, Path]:
+    """Return the images below ``folder`` by id; see ``make_id``.
 
     Raises:
         DataError: if two images have one id.
     """
     images: dict[str, Path] = {}
-    others: list[str] = []
-    for path in walk_files(folder):
-        if is_image(path):
-            add_image(images, make_id(path, folder), path)
-        else:
-            others.append(path.relative_to(folder).as_posix())
-    return images, tuple(others)
+    for path in filter(is_image, walk_files(folder)):
+        add_image(images, make_id(path, folder), path)
+    return images
 
 
 def add_image(images: dict[str, Path], case_id: str, path: Path) -> None:
