@@ -171,23 +171,21 @@ def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list
     if classes and not instances:
         text = json.dumps({0: "background", **classes}, indent=2, ensure_ascii=False)
         (out / CLASSES_FILE).write_text(text + "\n", encoding="utf-8")
-    return [
+    notes = [
         f"{len(labels.shapes)} images with masks ({sum(not s for s in labels.shapes.values())} of them without an "
         f"object), {len(images) - len(labels.shapes)} without labels: unlabeled",
         "mask values: the objects of each image are numbered"
         if instances
         else f"mask values: {name_examples([f'{value} {name}' for value, name in classes.items()], 20) or 'all 0'}",
         *labels.notes,
-        *(
-            [f"WARNING {counts['turned']} image(s): {TURNED}; labels are taken to be drawn on what is seen"]
-            * (counts["turned"] > 0)
-        ),
-        *([f"{counts['empty']} object(s) cover the center of no pixel and are in no mask"] * (counts["empty"] > 0)),
-        *(
-            [f"{counts['hidden']} object(s) are partly hidden by others: smaller ones are on top"]
-            * (counts["hidden"] > 0)
-        ),
     ]
+    if counts["turned"]:
+        notes.append(f"WARNING {counts['turned']} image(s): {TURNED}; labels are taken to be drawn on what is seen")
+    if counts["empty"]:
+        notes.append(f"{counts['empty']} object(s) cover the center of no pixel and are in no mask")
+    if counts["hidden"]:
+        notes.append(f"{counts['hidden']} object(s) are partly hidden by others: smaller ones are on top")
+    return notes
 
 
 def _size_of(path: Path, image: Stored, stated: Size | None) -> Size:

@@ -88,6 +88,18 @@ class Images:
             raise DataError(f"{where}: image '{name}': {several} below {self.folder}. Name its folder by --images.")
         return found[0]
 
+    def find_own(self, name: str, where: str, path: Path, known: Collection[Path]) -> Path:
+        """Return the image of this name, of which no other file than ``path`` holds labels: it is not yet known."""
+        image = self.find(name, where)
+        if image in known:
+            raise DataError(f"{path}: another file holds labels of {image} too. Keep one of them.")
+        return image
+
+
+def note_left_out(count: int) -> tuple[str, ...]:
+    """Return a note on what has no area; nothing without any."""
+    return (f"{count} point(s) and line(s), which have no area, are left out",) if count else ()
+
 
 def recognize(path: Path, stems: Collection[str] | None) -> str | None:
     """Return the kind of labels that a file holds, or None.
@@ -174,9 +186,7 @@ def read_labelme(files: Sequence[Path], index: Images) -> Labels:
     for path in files:
         data = _read_json(path)
         name = str(data.get("imagePath") or path.stem).replace("\\", "/")
-        image = index.find(os.path.normpath(path.parent / name), str(path))
-        if image in shapes:
-            raise DataError(f"{path}: another file holds labels of {image} too. Keep one of them.")
+        image = index.find_own(os.path.normpath(path.parent / name), str(path), path, shapes)
         objects: dict[tuple[str, Any], list[Callable[[Size], Patch]]] = {}
         if data.get("imageHeight") and data.get("imageWidth"):
             sizes[image] = int(data["imageHeight"]), int(data["imageWidth"])
@@ -195,8 +205,7 @@ def read_labelme(files: Sequence[Path], index: Images) -> Labels:
                 part = partial(_draw_labelme, kind, entry, where)
                 objects.setdefault((str(entry["label"]), group), []).append(part)
         shapes[image] = [Shape(label, partial(_draw_parts, parts)) for (label, _), parts in objects.items()]
-    notes = (f"{left_out} point(s) and line(s), which have no area, are left out",) if left_out else ()
-    return Labels(shapes, _number(shapes), sizes, notes)
+    return Labels(shapes, _number(shapes), sizes, note_left_out(left_out))
 
 
 def _draw_parts(parts: Sequence[Callable[[Size], Patch]], size: Size) -> Patch:
@@ -237,9 +246,7 @@ def read_yolo(files: Sequence[Path], index: Images) -> Labels:
     names: dict[int, str] = next(filter(None, map(_read_yolo_names, places)), {})
     shapes: dict[Path, list[Shape]] = {}
     for path in files:
-        image = index.find(str(path.with_suffix("")), str(path))
-        if image in shapes:
-            raise DataError(f"{path}: another file holds labels of {image} too. Keep one of them.")
+        image = index.find_own(str(path.with_suffix("")), str(path), path, shapes)
         shapes[image] = []
         for number, line in enumerate(read_text(path).splitlines(), 1):
             if not line.strip():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.formats.stored import name_errors
-from ssl_seg.data.imports.outlines import Images, Labels, Shape
+from ssl_seg.data.imports.outlines import Images, Labels, Shape, note_left_out
 from ssl_seg.data.imports.shapes import Patch, Size, check_points, fill_rings, make_ellipse
 from ssl_seg.errors import DataError
 from ssl_seg.files import decode_text, read_text
@@ -25,6 +25,9 @@ _HEAD = 4096
 _RECTANGLE, _OVAL, _WITHOUT_AREA, _OUTLINES = 1, 2, (3, 4, 5, 6, 9, 10), (0, 7, 8)
 _SUBPIXEL = 128
 _MOVE, _LINE, _CLOSE = 0, 1, 4
+
+_Object = tuple[str, Sequence[Any], str]
+"""Class, rings, and its place in the file for errors."""
 
 
 def recognize(path: Path) -> str | None:
@@ -47,51 +50,39 @@ def recognize(path: Path) -> str | None:
 
 def read_rois(files: Sequence[Path], index: Images) -> Labels:
     """Read one file of selections an image, which has its name; each selection with an area is an object."""
-    shapes: dict[Path, list[Shape]] = {}
-    left_out = 0
-    for path in files:
-        own = shapes.setdefault(_find_image(path, index, shapes), [])
-        for where, data in _open_rois(path):
-            rings = _read_roi(data, where)
-            left_out += not rings
-            if rings:
-                own.append(Shape(_OBJECT, partial(_draw, rings, where)))
-    return Labels(shapes, {_OBJECT: 1}, notes=_note_left_out(left_out))
+    shapes, notes = _read(files, index, _list_rois)
+    return Labels(shapes, {_OBJECT: 1}, notes=notes)
 
 
 def read_geojson(files: Sequence[Path], index: Images) -> Labels:
     """Read one file of features an image, which has its name; classes are those of QuPath, numbered by their names."""
+    shapes, notes = _read(files, index, _list_features)
+    names = sorted({shape.label for found in shapes.values() for shape in found})
+    return Labels(shapes, {name: n for n, name in enumerate(names, 1)}, notes=notes)
+
+
+def _read(
+    files: Sequence[Path], index: Images, list_objects: Callable[[Path], Iterator[_Object]]
+) -> tuple[dict[Path, list[Shape]], tuple[str, ...]]:
+    """Return the objects of the image that each file is named after (a.zip, a.geojson or a.tif.geojson of a.tif), and a
+    note on those without an area, which have no rings."""
     shapes: dict[Path, list[Shape]] = {}
     left_out = 0
     for path in files:
-        own = shapes.setdefault(_find_image(path, index, shapes), [])
-        for number, feature in enumerate(_list_features(path), 1):
-            where = f"{path}, feature {number}"
-            rings = _read_geometry(feature, where)
+        image = index.find_own(str(path.with_suffix("")), f"{path} (a file of an image has its name)", path, shapes)
+        shapes[image] = []
+        for label, rings, where in list_objects(path):
             left_out += not rings
             if rings:
-                own.append(Shape(_read_class(feature), partial(_draw, rings, where)))
-    names = sorted({shape.label for found in shapes.values() for shape in found})
-    return Labels(shapes, {name: n for n, name in enumerate(names, 1)}, notes=_note_left_out(left_out))
-
-
-def _find_image(path: Path, index: Images, known: Mapping[Path, object]) -> Path:
-    """Return the image that a file is named after: a.zip, a.geojson or a.tif.geojson of a.tif."""
-    image = index.find(str(path.with_suffix("")), f"{path} (a file of an image has its name)")
-    if image in known:
-        raise DataError(f"{path}: another file holds labels of {image} too. Keep one of them.")
-    return image
-
-
-def _note_left_out(count: int) -> tuple[str, ...]:
-    return (f"{count} point(s) and line(s), which have no area, are left out",) if count else ()
+                shapes[image].append(Shape(label, partial(_draw, rings, where)))
+    return shapes, note_left_out(left_out)
 
 
 def _draw(rings: Sequence[Any], where: str, size: Size) -> Patch:
     return fill_rings([check_points(ring, size, where) for ring in rings], size)
 
 
-def _list_features(path: Path) -> list[Mapping[str, Any]]:
+def _list_features(path: Path) -> Iterator[_Object]:
     try:
         data = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -99,7 +90,9 @@ def _list_features(path: Path) -> list[Mapping[str, Any]]:
     features = data.get("features", [data]) if isinstance(data, dict) else data
     if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
         raise DataError(f"{path}: GeoJSON is a list of features. Export the objects of the image again.")
-    return features
+    for number, feature in enumerate(features, 1):
+        where = f"{path}, feature {number}"
+        yield _read_class(feature), _read_geometry(feature, where), where
 
 
 def _read_geometry(feature: Mapping[str, Any], where: str) -> list[Any]:
@@ -125,16 +118,16 @@ def _read_class(feature: Mapping[str, Any]) -> str:
     return ": ".join(map(str, names)) if isinstance(names, list) and all(names) else _OBJECT
 
 
-def _open_rois(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the bytes of each selection in a file."""
+def _list_rois(path: Path) -> Iterator[_Object]:
     with name_errors(str(path)):
         if path.suffix.lower() == ".roi":
-            yield str(path), path.read_bytes()
+            yield _OBJECT, _read_roi(path.read_bytes(), str(path)), str(path)
             return
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.endswith(".roi"):
-                    yield f"{path}, {name}", archive.read(name)
+                    where = f"{path}, {name}"
+                    yield _OBJECT, _read_roi(archive.read(name), where), where
 
 
 def _read_roi(data: bytes, where: str) -> list[NDArray[np.float64]]:
