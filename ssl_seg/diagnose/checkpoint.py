@@ -23,12 +23,7 @@ from ssl_seg.diagnose.catalog import conclude
 from ssl_seg.diagnose.causes import Subject, make_diagnosis
 from ssl_seg.diagnose.classes import describe_f1
 from ssl_seg.diagnose.clock import Clock
-from ssl_seg.diagnose.image_rules import (
-    audit_inputs,
-    audit_margin,
-    audit_outputs,
-    put_behind,
-)
+from ssl_seg.diagnose.image_rules import audit_inputs, audit_margin, audit_outputs, put_behind
 from ssl_seg.diagnose.inputs import measure_batches, measure_inputs
 from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivial_losses, probe_nets
 from ssl_seg.diagnose.result import Diagnosis, Part

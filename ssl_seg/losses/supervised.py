@@ -15,14 +15,7 @@ from ssl_seg.config.presets import PRESETS, expand
 from ssl_seg.config.schedules import LossPhase, compute_loss_weights, list_phases, list_trained
 from ssl_seg.errors import ConfigError
 from ssl_seg.losses.common import LossFn
-from ssl_seg.losses.components import (
-    LOSSES,
-    bind_options,
-    check_loss_names,
-    list_costs,
-    list_options,
-    suggest,
-)
+from ssl_seg.losses.components import LOSSES, bind_options, check_loss_names, list_costs, list_options, suggest
 
 
 @dataclass

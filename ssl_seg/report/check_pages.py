@@ -10,13 +10,7 @@ from ssl_seg.data.splits.split import Split
 from ssl_seg.data.splits.statistics import SetMeasures
 from ssl_seg.report.audit_figure import make_chart_panels, name_colors, paint_sample
 from ssl_seg.report.audit_samples import list_class_names, make_charts, read_samples
-from ssl_seg.report.check_tables import (
-    describe_summary,
-    join_lines,
-    make_class_row,
-    make_findings_table,
-    make_set_rows,
-)
+from ssl_seg.report.check_tables import describe_summary, join_lines, make_class_row, make_findings_table, make_set_rows
 from ssl_seg.report.figures import describe_class_colors, draw_panels
 from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, keep_filled, make_facts
 from ssl_seg.report.run_record import Banner

@@ -14,15 +14,7 @@ from torch import Tensor, nn
 from ssl_seg.config import Config
 from ssl_seg.config.layers import to_plain
 from ssl_seg.config.schedules import find_snapshots, find_warmup, list_phases, make_ema_schedule, make_lr_schedule
-from ssl_seg.data.loader import (
-    Batch,
-    PatchSource,
-    Probe,
-    describe_missed_share,
-    make_loader,
-    make_probe,
-    measure_share,
-)
+from ssl_seg.data.loader import Batch, PatchSource, Probe, describe_missed_share, make_loader, make_probe, measure_share
 from ssl_seg.data.open import make_source, open_store, shift_foreground_share
 from ssl_seg.data.sampling import ForegroundShift
 from ssl_seg.data.splits.files import split_to_dict

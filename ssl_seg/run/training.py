@@ -20,11 +20,7 @@ from torch import nn
 
 from ssl_seg.config import NETS
 from ssl_seg.data.sampling import derive_seed
-from ssl_seg.engine.devices import (
-    any_process,
-    call_on_main,
-    to_memory_format,
-)
+from ssl_seg.engine.devices import any_process, call_on_main, to_memory_format
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.pace import FEWEST_MEASURED, describe_seconds
 from ssl_seg.engine.processes import open_fabric
@@ -38,15 +34,7 @@ from ssl_seg.monitor.actions import list_components
 from ssl_seg.monitor.findings import Verdict
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.announcement import announce
-from ssl_seg.run.assembly import (
-    Ready,
-    assemble,
-    make_engine,
-    make_monitor,
-    open_feed,
-    settle_runtime,
-    settle_workers,
-)
+from ssl_seg.run.assembly import Ready, assemble, make_engine, make_monitor, open_feed, settle_runtime, settle_workers
 from ssl_seg.run.console import Console, LoggedConsole, Silent
 from ssl_seg.run.directory import RunDir, TrainingEnding, read_header, write_config
 from ssl_seg.run.failures import describe_interrupt, explain_failure

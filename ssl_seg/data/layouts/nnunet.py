@@ -14,15 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.data.layouts.files import (
-    Scan,
-    add_image,
-    make_id,
-    match_masks,
-    note_unlabeled,
-    scan_folder,
-    walk_files,
-)
+from ssl_seg.data.layouts.files import Scan, add_image, make_id, match_masks, note_unlabeled, scan_folder, walk_files
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
 from ssl_seg.errors import DataError, name_examples

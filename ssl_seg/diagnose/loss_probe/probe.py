@@ -18,12 +18,7 @@ from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.open import make_source, open_store
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.diagnose.loss_probe.knobs import Knob, measure_knobs
-from ssl_seg.diagnose.loss_probe.measures import (
-    compute_cosines,
-    compute_shares,
-    measure_errors,
-    measure_gradients,
-)
+from ssl_seg.diagnose.loss_probe.measures import compute_cosines, compute_shares, measure_errors, measure_gradients
 from ssl_seg.errors import CheckpointError
 from ssl_seg.files import to_finite
 from ssl_seg.inference.model import config_of
