@@ -131,32 +131,22 @@ def open_sealed(
         "cases": len(sealed),
         "contents": sorted(opened),
     }
-    with_data = [_write_opening(home, record) for home in ledger.data]
-    with_splits = [_write_opening(home, record) for home in ledger.splits] if not any(with_data) else []
-    with_runs = [_append_event(path, record) for path in ledger.checkpoints]
-    _report_gaps(ledger, with_data, with_splits, with_runs, note)
+    with_data = [home for home in ledger.data if _write_opening(home, record)]
+    with_splits = [home for home in ledger.splits if _write_opening(home, record)] if not with_data else []
+    with_runs = [path for path in ledger.checkpoints if _append_event(path, record)]
+    if not (with_data or with_splits or with_runs):
+        note(
+            "the opening of sealed cases is written down nowhere: neither the data folder nor the run can be written to"
+        )
+    elif ledger.data and not with_data:
+        place = "beside the split file" if with_splits else "in the run"
+        note(f"{ledger.data[0]} cannot be written to: the opening of sealed cases is written down {place} only")
     return len(find_openings(opened, ledger) | {str(record["opening"])})
 
 
 def find_openings(contents: set[str], ledger: Ledger) -> set[str]:
     """Return the names of the openings of any of these images that are written down."""
     return {name for name, opened in _read_openings(ledger) if opened & contents}
-
-
-def _report_gaps(
-    ledger: Ledger,
-    with_data: Sequence[bool],
-    with_splits: Sequence[bool],
-    with_runs: Sequence[bool],
-    note: Callable[[str], None],
-) -> None:
-    if not any((*with_data, *with_splits, *with_runs)):
-        note(
-            "the opening of sealed cases is written down nowhere: neither the data folder nor the run can be written to"
-        )
-    elif ledger.data and not any(with_data):
-        place = "beside the split file" if any(with_splits) else "in the run"
-        note(f"{ledger.data[0]} cannot be written to: the opening of sealed cases is written down {place} only")
 
 
 def _write_opening(home: Path, record: Mapping[str, Any]) -> bool:
