@@ -233,9 +233,9 @@ def settle_facts(facts: CaseFacts, meaning: Meaning) -> CaseFacts:
     )
 
 
-def format_size(shape: Sequence[int]) -> str:
-    """Return a shape such as ``44 x 80 x 72``."""
-    return " x ".join(map(str, shape))
+def format_size(sizes: Sequence[float], digits: str = "") -> str:
+    """Return a shape such as ``44 x 80 x 72``, or the sizes of a voxel."""
+    return " x ".join(f"{size:{digits}}" for size in sizes)
 
 
 def _scan_image(image: Stored) -> tuple[str, Appearance, float, float | None]:

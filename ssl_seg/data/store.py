@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ssl_seg.data.blocks import BLOCK_BYTES, iterate_blocks
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.disk_cache import DiskCache, Grid, find_grid, open_copy
-from ssl_seg.data.facts import OpenedCase, open_case
+from ssl_seg.data.facts import OpenedCase, format_size, open_case
 from ssl_seg.data.formats.stored import BoxReader, Voxels, take_region
 from ssl_seg.data.instances import make_target
 from ssl_seg.data.layouts.listing import Case
@@ -172,7 +172,7 @@ class CaseStore:
         except (OSError, ValueError) as error:
             raise DataError(f"{file} cannot be read: {error}") from error
         if target.shape != loaded.image.shape[1:]:
-            shapes = " and ".join(" x ".join(map(str, shape)) for shape in (target.shape, loaded.image.shape[1:]))
+            shapes = f"{format_size(target.shape)} and {format_size(loaded.image.shape[1:])}"
             raise DataError(f"{file} and its image have the shapes {shapes}: the images are others than before")
         counts = [int(np.count_nonzero(target == label)) for label in range(1, self.catalog.num_classes)]
         foreground, each = _find_foreground([(0, target)], counts)

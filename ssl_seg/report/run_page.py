@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.config import NETS
+from ssl_seg.data.facts import format_size
 from ssl_seg.data.home import find_home
 from ssl_seg.errors import SslSegError, name_examples, quote
 from ssl_seg.report.figures import Drawing, describe_class_colors
@@ -119,7 +120,7 @@ def _describe_run(record: RunRecord) -> str:
     """Return what was trained on what, in one line."""
     config, split, parts = record.config, record.split, [str(record.run.path)]
     if config is not None:
-        size = " x ".join(map(str, config.data.patch_size))
+        size = format_size(config.data.patch_size)
         parts += [config.method.name, config.network.name, f"{config.data.ndim}D patches of {size}", config.data.root]
     if config is not None and split is not None:
         parts.append(f"{len(split.labeled_ids(config.split.labels))} labeled cases")

@@ -105,8 +105,8 @@ def check_spacing(facts: Facts) -> Iterator[Finding]:
         if (high > low * (1 + SPACING_TOLERANCE)).any():
             median = ", ".join(f"{v:.3g}" for v in np.median(spacings, axis=0))
             message = (
-                f"voxels measure {_format_spacing(low)} to {_format_spacing(high)}. To show the network one size, "
-                f"train with --set 'data.resample_to=[{median}]'"
+                f"voxels measure {format_size(low, '.3g')} to {format_size(high, '.3g')}. To show the network one "
+                f"size, train with --set 'data.resample_to=[{median}]'"
             )
             yield Finding("mixed_spacing", "info", message)
 
@@ -365,7 +365,3 @@ def _varied(facts: Facts) -> dict[str, Appearance]:
 def _foreground(facts: Facts) -> dict[str, float]:
     """Return the foreground of each labeled case."""
     return {i: f.foreground for i, f in facts.items() if f.foreground is not None}
-
-
-def _format_spacing(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{v:.3g}" for v in spacing)
