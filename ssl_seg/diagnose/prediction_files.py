@@ -26,7 +26,7 @@ from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_lossy, open_image, open_mask, read_mask
 from ssl_seg.errors import DataError, name_examples
 from ssl_seg.labels import Meaning
-from ssl_seg.results.mask_files import OBJECTS
+from ssl_seg.results.mask_files import ENTROPY, OBJECTS, VARIANCE
 
 Kind = Literal["mask", "probability", "gray8", "gray16"]
 
@@ -72,8 +72,8 @@ class Prediction:
 
 
 def find_predictions(folder: Path) -> list[PredictionFile]:
-    """Return the predictions below a folder by name; ``NAME_prob`` files belong to the mask ``NAME``, and the label
-    images ``NAME_objects`` say nothing beside it.
+    """Return the predictions below a folder by name; ``NAME_prob`` files belong to the mask ``NAME``, and objects and
+    maps of uncertainty, ``NAME_objects``, ``NAME_entropy`` and ``NAME_variance``, say nothing beside it.
 
     Raises:
         DataError: if there is no folder, or no image in it.
@@ -88,7 +88,7 @@ def find_predictions(folder: Path) -> list[PredictionFile]:
     for name, path in files.items():
         if _PROBABILITY_FILE.search(name):
             probs.setdefault(_PROBABILITY_FILE.sub("", name), []).append(path)
-        elif name.removesuffix(OBJECTS) == name or name.removesuffix(OBJECTS) not in files:
+        elif not any(name.endswith(end) and name.removesuffix(end) in files for end in (OBJECTS, ENTROPY, VARIANCE)):
             masks[name] = path
     return [
         PredictionFile(name, masks.get(name), tuple(sorted(probs.get(name, ())))) for name in sorted({*masks, *probs})

@@ -24,6 +24,8 @@ RECORD = ".predictions.jsonl"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 OBJECTS = "_objects"
 """What is put behind the name for the label image and the table of objects."""
+ENTROPY, VARIANCE = "_entropy", "_variance"
+"""The same, for maps of uncertainty."""
 ZARR_SUFFIXES = (".zarr", ".ome.zarr")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".npy", ".h5", ".hdf5", *ZARR_SUFFIXES)
 """Formats of masks in which what is written beside them is, too."""

@@ -55,12 +55,9 @@ from ssl_seg.labels import to_mask
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.claims import Claim
 from ssl_seg.results.folds import list_members
-from ssl_seg.results.mask_files import Job
+from ssl_seg.results.mask_files import ENTROPY, VARIANCE, Job
 from ssl_seg.results.objects import find_objects, write_rows
 from ssl_seg.results.pieces import PLAN, WHOLE_VOXELS, Pieces, divide
-
-ENTROPY, VARIANCE = "_entropy", "_variance"
-"""What is put behind the names of maps of uncertainty."""
 
 _STATISTICS = ("low", "high", "mean", "std")
 

@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score
 from ssl_seg.data.volumes import write_mask, write_probabilities
 from ssl_seg.diagnose.clock import Clock
 from ssl_seg.diagnose.gate import apply_gate
-from ssl_seg.diagnose.prediction_files import SAMPLE
+from ssl_seg.diagnose.prediction_files import SAMPLE, find_predictions
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
 from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.errors import DataError
@@ -172,6 +172,15 @@ def test_a_class_that_is_never_predicted_is_named(tmp_path: Path) -> None:
     assert "class" not in " ".join(diagnose(tmp_path / "p", write_folder(tmp_path / "t", swapped)).notes)
     more = diagnose(tmp_path / "r", tmp_path / "t")
     assert more.notes[-1] == "the predictions hold 2 too, which no true mask holds: all count as foreground"
+
+
+@pytest.mark.parametrize("suffix", ["_objects", "_entropy", "_variance", "_other"])
+def test_what_predict_writes_beside_masks_is_no_prediction(tmp_path: Path, suffix: str) -> None:
+    write_folder(tmp_path, make_truth(4))
+    write_folder(tmp_path, make_truth(4), suffix=suffix)
+    assert len(find_predictions(tmp_path)) == (8 if suffix == "_other" else 4)
+    alone = write_folder(tmp_path / "alone", make_truth(4), suffix=suffix)
+    assert len(find_predictions(alone)) == 4
 
 
 def test_numbers_of_objects_are_not_taken_for_classes(tmp_path: Path) -> None:
