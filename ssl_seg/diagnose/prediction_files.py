@@ -23,7 +23,15 @@ from ssl_seg.data.layouts.files import find_images
 from ssl_seg.data.layouts.names import MASK_WORDS, role_of
 from ssl_seg.data.mask_values import scan_mask
 from ssl_seg.data.reading import AS_STORED, Reading
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_lossy, open_image, open_mask, read_mask
+from ssl_seg.data.volumes import (
+    IMAGE_SUFFIXES,
+    MASK_KEYS,
+    is_lossy,
+    list_arrays,
+    open_image,
+    open_mask,
+    read_mask,
+)
 from ssl_seg.errors import DataError, name_examples
 from ssl_seg.labels import Meaning
 from ssl_seg.results.mask_files import ENTROPY, OBJECTS, VARIANCE
@@ -123,7 +131,8 @@ def match_truth(predictions: Sequence[PredictionFile], folder: Path) -> dict[str
             f"none of the {len(masks)} masks in {inner} has the name of a prediction. The first prediction is "
             f"{predictions[0].first.name}, the first mask {min(masks.values()).name}. Name them alike."
         )
-    return found
+    labeled = {name: path for name, path in found.items() if set(MASK_KEYS) & set(list_arrays(path))}
+    return labeled or found  # beside labeled files may lie those of an image alone, which would be read as masks
 
 
 def recognize(predictions: Sequence[PredictionFile], meaning: Meaning, reading: Reading = AS_STORED) -> Kind:

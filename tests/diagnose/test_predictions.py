@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -181,6 +182,17 @@ def test_what_predict_writes_beside_masks_is_no_prediction(tmp_path: Path, suffi
     assert len(find_predictions(tmp_path)) == (8 if suffix == "_other" else 4)
     alone = write_folder(tmp_path / "alone", make_truth(4), suffix=suffix)
     assert len(find_predictions(alone)) == 4
+
+
+def test_an_image_without_a_mask_in_its_file_is_no_mask(tmp_path: Path) -> None:
+    truth = make_truth(3)
+    for index, mask in enumerate(truth):
+        with h5py.File(tmp_path / f"{index:02}.h5", "w") as file:
+            file["image"] = np.full_like(mask, 7)
+            if index:
+                file["label"] = mask
+    found = diagnose(write_folder(tmp_path / "p", truth), tmp_path)
+    assert (found.statistics["scores"]["images"], found.statistics["scores"]["f1"]) == (2, 1.0)
 
 
 def test_numbers_of_objects_are_not_taken_for_classes(tmp_path: Path) -> None:
