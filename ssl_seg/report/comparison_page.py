@@ -63,6 +63,8 @@ def make_comparison_page(records: Sequence[RunRecord]) -> Page:
 
 def _make_score_table(named: Mapping[str, RunRecord]) -> Table:
     (first, base), *_ = named.items()
+    subjects = {name_subject(record.used_scores) for record in named.values() if record.used_scores}
+    of = subjects.pop() if len(subjects) == 1 else ""
     rows = []
     for name, record in named.items():
         scores = record.used_scores or {}
@@ -70,14 +72,13 @@ def _make_score_table(named: Mapping[str, RunRecord]) -> Table:
             (
                 name,
                 UNKNOWN if record.used is None else f"{record.used.net}, step {record.used.step:,}",
-                number(scores.get("f1_macro")),
+                number(scores.get("f1_macro")) + (name_subject(scores) if scores and not of else ""),
                 number(scores.get("trivial_f1")),
                 f"{scores['margin']:+.3f}" if scores else UNKNOWN,
                 show_margin(scores, "+.3f") if scores else UNKNOWN,
                 *(("", "", "") if record is base else _compare(record, base)),
             )
         )
-    of = "" if base.used_scores is None else name_subject(base.used_scores)
     columns = ("run", "network", f"F1{of}", "foreground everywhere", "margin", "its 95 % interval")
     text = (
         f"Difference: F1 minus that of {first} on the validation cases that both have, by the content of the image, "

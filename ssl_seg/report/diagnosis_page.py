@@ -10,6 +10,7 @@ from ssl_seg.report.diagnosis_figures import EXAMPLES_CAPTION, make_panel_rows
 from ssl_seg.report.diagnosis_summary import describe_scope, list_evidence
 from ssl_seg.report.diagnosis_tables import (
     PART_TITLES,
+    has_classes,
     make_key_figures,
     make_limits_table,
     make_tables,
@@ -33,8 +34,9 @@ def make_diagnosis_page(diagnosis: Diagnosis, command: str = "") -> Page:
     found = tuple((f"{f.level}: {f.code}", f.net, f.message) for f in diagnosis.findings)
     facts = {"examined": diagnosis.subject, "looked at": describe_scope(diagnosis), "command": command}
     drawings = tuple(drawing for row in make_panel_rows(diagnosis).values() for drawing in draw_panels(row))
+    caption = f"{EXAMPLES_CAPTION} F1 is of any foreground." if has_classes(diagnosis) else EXAMPLES_CAPTION
     sections = (
-        PageSection("Images", (EXAMPLES_CAPTION,) * bool(diagnosis.examples), rows=_show_examples(diagnosis.examples)),
+        PageSection("Images", (caption,) * bool(diagnosis.examples), rows=_show_examples(diagnosis.examples)),
         PageSection(
             "Key figures", tables=(replace(make_key_figures(diagnosis), title=""), make_worst_images(diagnosis))
         ),

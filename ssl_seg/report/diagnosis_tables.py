@@ -60,6 +60,11 @@ def make_tables(diagnosis: Diagnosis) -> list[Table]:
     return [_prune(table) for table in (*tables, _images(diagnosis, "Images", SHOWN_IMAGES)) if table.rows]
 
 
+def has_classes(diagnosis: Diagnosis) -> bool:
+    """Return whether several foreground classes were scored."""
+    return bool(diagnosis.statistics.get("scores", {}).get("of", "foreground") != "foreground")
+
+
 def make_worst_images(diagnosis: Diagnosis) -> Table:
     """Return the few images with the lowest F1, and of how many; no rows where none has one."""
     scored = tuple(image for image in diagnosis.images if image.f1 is not None)
@@ -368,6 +373,8 @@ def _images(diagnosis: Diagnosis, title: str, most: int) -> Table:
     ]
     columns = ("image", "part", "shape", "prob", "prob range", "logit", "predicted fg", "true fg", "F1")
     text = "Lowest F1 first, then by predicted foreground."
+    if has_classes(diagnosis):
+        text += " F1 is of any foreground."
     if len(images) > len(rows):
         text += f" {len(rows)} of {len(images)}; all are in `report.json`."
     return Table(title, text, columns, tuple(rows))

@@ -230,6 +230,10 @@ class TestReport:
         worst = make_worst_images(constant_diagnosis(images=images))
         assert [row[0] for row in worst.rows] == [f"img_{n:03}" for n in range(min(count, WORST_IMAGES))]
         assert (f"{WORST_IMAGES} of {count};" in worst.text) == (count > WORST_IMAGES)
+        assert "any foreground" not in worst.text
+        plain = constant_diagnosis(images=images)
+        several = replace(plain, statistics=plain.statistics | {"scores": {"of": "mean of 2 classes"}})
+        assert "F1 is of any foreground" in make_worst_images(several).text
 
     def test_images_without_a_score_are_not_the_worst(self) -> None:
         images = tuple(image_figures(n, f1=None) for n in range(8))

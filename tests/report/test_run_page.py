@@ -433,6 +433,22 @@ class TestComparison:
         assert expected.low is not None
         assert rows[1][6:] == (f"{expected.value:+.3f}", f"{expected.low:+.3f} .. {expected.high:+.3f}", "10")
 
+    @pytest.mark.parametrize(
+        ("classes", "title", "cell"),
+        [
+            ((1, 1), "F1", "0.700"),
+            ((2, 2), "F1 (mean of 2 classes)", "0.700"),
+            ((1, 2), "F1", "0.700 (mean of 2 classes)"),
+        ],
+    )
+    def test_what_the_f1_of_each_run_is_of(
+        self, tmp_path: Path, classes: tuple[int, int], title: str, cell: str
+    ) -> None:
+        scores = [make_final(make_dice_score([0.7] * 12, classes=count)) for count in classes]
+        runs = [read_run(make_run(tmp_path / str(n), [make_look(12)], final=own)) for n, own in enumerate(scores)]
+        (table,) = next(s for s in make_comparison_page(runs).sections if s.title == "Scores").tables
+        assert (table.columns[2], table.rows[1][2]) == (title, cell)
+
     @staticmethod
     def _count(record: RunRecord, ids: tuple[str, ...]) -> np.ndarray:
         assert record.used is not None
