@@ -26,9 +26,17 @@ from torch import Tensor, nn
 from ssl_seg.config import Section
 from ssl_seg.config.section import PositiveInt
 from ssl_seg.data.loader import Batch
-from ssl_seg.losses import CONSISTENCY
-from ssl_seg.methods.base import Nets, NetworkFactory, Progress, StepOutput, Traits
-from ssl_seg.methods.unlabeled import PseudoLabelConfig, PseudoLabelMethod, predict
+from ssl_seg.losses import CONSISTENCY, SupervisedLoss
+from ssl_seg.methods.base import Nets, NetworkFactory, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.unlabeled import (
+    PseudoLabelConfig,
+    Threshold,
+    add_unlabeled,
+    compare_views,
+    measure_precision,
+    predict,
+    split_views,
+)
 from ssl_seg.networks.average import move_average
 
 
@@ -66,13 +74,15 @@ class TwoTeachers(nn.Module):
             move_average(net, student, decay)
 
 
-class AlternateDiverseTeaching(PseudoLabelMethod):
+class AlternateDiverseTeaching(nn.Module):
     """The student learns from two teachers that move in turn."""
 
     config_type: ClassVar[type[Section]] = AlternateTeachingConfig
     traits: ClassVar[Traits] = Traits(uses_unlabeled=True, cutmix=0.5)
 
-    options: AlternateTeachingConfig
+    def __init__(self, options: AlternateTeachingConfig, supervised: SupervisedLoss, num_classes: int) -> None:
+        super().__init__()
+        self.options, self.supervised, self.threshold = options, supervised, Threshold(options, num_classes)
 
     def build(self, make_network: NetworkFactory) -> nn.Module:
         """Return the student, and keep two copies of it."""
@@ -87,4 +97,12 @@ class AlternateDiverseTeaching(PseudoLabelMethod):
     def forward(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
         """Return supervised + ramped pseudo-label loss; the student is as the step before has left it."""
         self.teachers.follow(nets.student, progress.step, self.options)
-        return self.learn(self.teachers, CONSISTENCY[self.options.consistency], nets.student, batch, progress)
+        logits = nets.student(torch.cat([batch.image, *batch.strong]))
+        supervised = supervise(self.supervised, logits, batch, progress)
+        if len(batch.weak) == 0:
+            return supervised
+        labels = self.threshold(predict(self.teachers, batch.weak))
+        consistency = compare_views(CONSISTENCY[self.options.consistency], split_views(logits, batch), labels, batch)
+        terms = labels.describe() | self.threshold.describe()
+        terms |= measure_precision(self.threshold, self.teachers, batch, progress)
+        return add_unlabeled(supervised, consistency, self.options.compute_weight(progress), **terms)

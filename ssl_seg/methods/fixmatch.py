@@ -13,11 +13,22 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
+from torch import nn
+
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
-from ssl_seg.losses import CONSISTENCY
-from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits
-from ssl_seg.methods.unlabeled import PseudoLabelConfig, PseudoLabelMethod
+from ssl_seg.losses import CONSISTENCY, SupervisedLoss
+from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.unlabeled import (
+    PseudoLabelConfig,
+    Threshold,
+    add_unlabeled,
+    compare_views,
+    measure_precision,
+    predict,
+    split_views,
+)
 
 
 class FixMatchConfig(PseudoLabelConfig):
@@ -29,15 +40,26 @@ class FixMatchConfig(PseudoLabelConfig):
     """Distance to the pseudo-label; cross_entropy takes the most probable class, the others take the probabilities."""
 
 
-class FixMatch(PseudoLabelMethod):
+class FixMatch(nn.Module):
     """Confident pseudo-labels of the weak view are learned on the strong view, with CutMix."""
 
     config_type: ClassVar[type[Section]] = FixMatchConfig
     traits: ClassVar[Traits] = Traits(uses_teacher=True, uses_unlabeled=True, cutmix=0.5)
 
-    options: FixMatchConfig
+    def __init__(self, options: FixMatchConfig, supervised: SupervisedLoss, num_classes: int) -> None:
+        super().__init__()
+        self.options, self.supervised, self.threshold = options, supervised, Threshold(options, num_classes)
 
     def forward(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
-        """Return supervised + ramped pseudo-label loss; see ``learn``."""
+        """Return supervised + ramped pseudo-label loss; one forward pass of the student serves both."""
         labeler = nets.teacher if self.options.labeler == "teacher" else nets.student
-        return self.learn(labeler, CONSISTENCY[self.options.consistency], nets.student, batch, progress)
+        labels = self.threshold(predict(labeler, batch.weak)) if len(batch.weak) else None
+        logits = nets.student(torch.cat([batch.image, *batch.strong]))
+        supervised = supervise(self.supervised, logits, batch, progress)
+        if labels is None:
+            return supervised
+        distance = CONSISTENCY[self.options.consistency]
+        consistency = compare_views(distance, split_views(logits, batch), labels, batch)
+        terms = labels.describe() | self.threshold.describe()
+        terms |= measure_precision(self.threshold, labeler, batch, progress)
+        return add_unlabeled(supervised, consistency, self.options.compute_weight(progress), **terms)

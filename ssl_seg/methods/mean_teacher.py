@@ -12,13 +12,23 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
+from torch import nn
 
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
-from ssl_seg.losses import CONSISTENCY
-from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits
-from ssl_seg.methods.unlabeled import PseudoLabelConfig, PseudoLabelMethod
+from ssl_seg.losses import CONSISTENCY, SupervisedLoss
+from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.unlabeled import (
+    PseudoLabelConfig,
+    Threshold,
+    add_unlabeled,
+    compare_views,
+    measure_precision,
+    predict,
+    split_views,
+)
 
 
 class MeanTeacherConfig(PseudoLabelConfig):
@@ -32,14 +42,25 @@ class MeanTeacherConfig(PseudoLabelConfig):
     """Share of the run over which the weight rises."""
 
 
-class MeanTeacher(PseudoLabelMethod):
+class MeanTeacher(nn.Module):
     """Consistency of the student with its own moving average on unlabeled patches."""
 
     config_type: ClassVar[type[Section]] = MeanTeacherConfig
     traits: ClassVar[Traits] = Traits(uses_teacher=True, uses_unlabeled=True)
 
-    options: MeanTeacherConfig
+    def __init__(self, options: MeanTeacherConfig, supervised: SupervisedLoss, num_classes: int) -> None:
+        super().__init__()
+        self.options, self.supervised, self.threshold = options, supervised, Threshold(options, num_classes)
 
     def forward(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
-        """Return supervised + ramped consistency loss; see ``learn``."""
-        return self.learn(nets.teacher, CONSISTENCY[self.options.consistency], nets.student, batch, progress)
+        """Return supervised + ramped consistency loss; one forward pass of the student serves both."""
+        logits = nets.student(torch.cat([batch.image, *batch.strong]))
+        supervised = supervise(self.supervised, logits, batch, progress)
+        if len(batch.weak) == 0:
+            return supervised
+        labels = self.threshold(predict(nets.teacher, batch.weak))
+        distance = CONSISTENCY[self.options.consistency]
+        consistency = compare_views(distance, split_views(logits, batch), labels, batch)
+        terms = labels.describe() | self.threshold.describe()
+        terms |= measure_precision(self.threshold, nets.teacher, batch, progress)
+        return add_unlabeled(supervised, consistency, self.options.compute_weight(progress), **terms)

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
-from ssl_seg.losses import CONSISTENCY
+from ssl_seg.losses import CONSISTENCY, SupervisedLoss
 from ssl_seg.methods.base import Nets, NetworkFactory, Progress, StepOutput, Traits, supervise
 from ssl_seg.methods.fixmatch import FixMatchConfig
 from ssl_seg.methods.unlabeled import (
-    PseudoLabelMethod,
     PseudoLabels,
+    Threshold,
     add_unlabeled,
     compare_views,
     measure_precision,
@@ -68,7 +68,7 @@ class Perturbed(nn.Module):
         return decoded
 
 
-class UniMatch(PseudoLabelMethod):
+class UniMatch(nn.Module):
     """FixMatch on two strong views, with perturbed features."""
 
     config_type: ClassVar[type[Section]] = UniMatchConfig
@@ -76,7 +76,9 @@ class UniMatch(PseudoLabelMethod):
         uses_teacher=True, uses_unlabeled=True, strong_views=2, needs_features=True, cutmix=0.5
     )
 
-    options: UniMatchConfig
+    def __init__(self, options: UniMatchConfig, supervised: SupervisedLoss, num_classes: int) -> None:
+        super().__init__()
+        self.options, self.supervised, self.threshold = options, supervised, Threshold(options, num_classes)
 
     def build(self, make_network: NetworkFactory) -> nn.Module:
         """Return a network whose features can be perturbed."""

@@ -18,9 +18,9 @@ from ssl_seg.config.schedules import compute_rampup
 from ssl_seg.data.loader import Batch
 from ssl_seg.data.views.mixing import Mix
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.losses import SupervisedLoss, first_head
+from ssl_seg.losses import first_head
 from ssl_seg.losses.common import LossFn
-from ssl_seg.methods.base import Progress, StepOutput, supervise
+from ssl_seg.methods.base import Progress, StepOutput
 
 PRECISION_STEPS = 10
 """In every tenth step, pseudo-labels are made for the labeled patches too and compared with their masks."""
@@ -184,33 +184,6 @@ def measure_precision(threshold: Threshold, labeler: nn.Module, batch: Batch, pr
     count = known.sum().clamp(min=1)
     right = accepted & (labels.probs.max(dim=1).indices == batch.target)
     return {"labeled_accepted": accepted.sum() / count, "labeled_right": right.sum() / count}
-
-
-class PseudoLabelMethod(nn.Module):
-    """A method that learns on strong views the pseudo-labels of the weak one."""
-
-    def __init__(self, options: PseudoLabelConfig, supervised: SupervisedLoss, num_classes: int) -> None:
-        super().__init__()
-        self.options, self.supervised, self.threshold = options, supervised, Threshold(options, num_classes)
-
-    def learn(
-        self, labeler: nn.Module, distance: LossFn, student: nn.Module, batch: Batch, progress: Progress
-    ) -> StepOutput:
-        """Return supervised + ramped pseudo-label loss; one forward pass of the student serves both.
-
-        Args:
-            labeler: network that makes the pseudo-labels.
-            distance: one of ``CONSISTENCY``.
-        """
-        labels = self.threshold(predict(labeler, batch.weak)) if len(batch.weak) else None
-        logits = student(torch.cat([batch.image, *batch.strong]))
-        supervised = supervise(self.supervised, logits, batch, progress)
-        if labels is None:
-            return supervised
-        consistency = compare_views(distance, split_views(logits, batch), labels, batch)
-        terms = labels.describe() | self.threshold.describe()
-        terms |= measure_precision(self.threshold, labeler, batch, progress)
-        return add_unlabeled(supervised, consistency, self.options.compute_weight(progress), **terms)
 
 
 def split_views(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
