@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
 
 from ssl_seg.cli.console import INTERRUPTED
 from ssl_seg.engine.machine import is_main_process, limit_threads
@@ -16,6 +17,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a name of a file may hold what the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # libraries would not load
+        _fail("the current folder has been removed: change to another one", SslSegError.exit_code)
     limit_threads()
     os.environ["MATPLOTLIBRC"] = os.devnull  # figures and pages look the same whatever style the user has
     try:

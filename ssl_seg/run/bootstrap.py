@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ssl_seg.config import BootstrapConfig
-from ssl_seg.config.layers import Layer, Nested, leave_out
+from ssl_seg.config import BootstrapConfig, DataConfig
+from ssl_seg.config.layers import Layer, Nested, leave_out, to_plain
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split, find_copies_of
@@ -120,6 +120,17 @@ def describe_doubt(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> s
     doubts = [_show_margin(score) for score in scores if _is_within_chance(score)]
     doubts += [f"{s['margin']:+.3f}, has no interval ({why})" for s in scores if (why := s.get("margin_why"))]
     return f"the parent's margin over the trivial baseline, {doubts[0]}" if doubts else None
+
+
+def describe_other_input(parent: Checkpoint, data: DataConfig) -> list[str]:
+    """Return a warning for each setting by which the parent saw images of other intensities, or other voxel sizes."""
+    before, now = parent.config["data"], to_plain(data)
+    return [
+        f"the parent learned with data.{key} = {before.get(key)} and this run has {now[key]}: its network sees the "
+        "same images otherwise than it has learned them"
+        for key in ("window", "resample_to")
+        if before.get(key) != now[key]
+    ]
 
 
 def describe_parent(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> dict[str, Any]:

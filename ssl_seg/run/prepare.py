@@ -31,7 +31,14 @@ from ssl_seg.methods import make_method
 from ssl_seg.methods.base import Built, build
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.networks.precision import choose_precision
-from ssl_seg.run.bootstrap import check_copies, check_finite, check_parent, describe_doubt, describe_parent
+from ssl_seg.run.bootstrap import (
+    check_copies,
+    check_finite,
+    check_parent,
+    describe_doubt,
+    describe_other_input,
+    describe_parent,
+)
 from ssl_seg.run.console import Console, show_plan
 from ssl_seg.run.differences import find_edits
 from ssl_seg.run.directory import (
@@ -340,8 +347,9 @@ def _pass_gate(resolved: Resolved, note: Note) -> None:
         raise RefusedError(f"{request.bootstrap} is refused as a start:\n{listed}{way}")
     for reason in reasons:
         note(f"bootstrap: forced although {reason}")
-    if doubt := describe_doubt(parent, options):
-        note(f"bootstrap: WARNING {doubt}")
+    doubt = describe_doubt(parent, options)
+    for warning in (*([doubt] if doubt else []), *describe_other_input(parent, resolved.config.data)):
+        note(f"bootstrap: WARNING {warning}")
 
 
 def _note_pretrained(resolved: Resolved, note: Note) -> None:

@@ -400,3 +400,10 @@ def test_figures_do_not_follow_the_style_of_the_user(cli: Cli, monkeypatch: pyte
     monkeypatch.setenv("MATPLOTLIBRC", "mine")
     cli("methods")
     assert matplotlib.matplotlib_fname() == os.devnull
+
+
+def test_a_current_folder_that_has_been_removed(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli("methods") == (2, "", "ssl-seg: error: the current folder has been removed: change to another one\n")

@@ -6,12 +6,12 @@ import pytest
 from score_counts import make_net_score as net
 from score_counts import make_scores
 
-from ssl_seg.config import BootstrapConfig, Config
+from ssl_seg.config import BootstrapConfig, Config, DataConfig
 from ssl_seg.config.layers import Layer, build_config, flatten, merge_layers, to_plain
 from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
-from ssl_seg.run.bootstrap import check_parent, describe_doubt, describe_parent, parent_layer
+from ssl_seg.run.bootstrap import check_parent, describe_doubt, describe_other_input, describe_parent, parent_layer
 
 SETTINGS = {
     "seed": 4,
@@ -132,6 +132,16 @@ class TestParentLayer:
         assert config.split.file is None
         assert (config.optim.lr, config.optim.warmup_steps, config.split.labels) == (1, 7, 0.5)
         assert sources["optim.warmup_steps"] == "parent.pt"
+
+
+def test_images_that_the_parent_saw_otherwise_are_told() -> None:
+    parent = make_parent()
+    data = DataConfig(**parent.config["data"])
+    assert describe_other_input(parent, data) == []
+    (said,) = describe_other_input(parent, data.model_copy(update={"window": (0.0, 255.0)}))
+    assert "data.window = None and this run has [0.0, 255.0]" in said
+    (said,) = describe_other_input(parent, data.model_copy(update={"resample_to": (1.0, 2.0)}))
+    assert "data.resample_to = None and this run has [1.0, 2.0]" in said
 
 
 def test_the_record_names_the_net_that_is_built_on() -> None:
