@@ -109,6 +109,10 @@ def test_several_networks_are_compared(run: TrainedRun) -> None:
     result = ssl_seg.evaluate([run, run.path / "checkpoints" / "last.pt"], ensemble=True)
     assert len(result.networks) == 3
     assert "ensemble: mean of 2" in repr(result)
+    head, first, *others = [line.split() for line in repr(result).splitlines()[1:5]]
+    assert head[-7:] == ["to", "the", "first", "its", "95", "%", "interval"]
+    assert first[-2:] == ["-", "-"]
+    assert f"{result.record['rows'][1]['difference']['f1']:+.3f}" in others[0]
 
 
 def test_bootstrap_from_a_run_with_a_number_of_labels_and_with_progress(

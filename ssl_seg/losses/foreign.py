@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from ssl_seg.losses.common import LossFn, compute_foreground_logit, find_valid
 from ssl_seg.losses.components import LOSSES, OTHER_NAMES
 from ssl_seg.losses.supervised import get_loss
 
+Target = Literal["index", "channel", "binary"]
+"""What a loss takes beside logits."""
 _CERTAIN = 30.0
 """Log-odds of an ignored voxel for a loss that knows no ignored ones: its probability is 1 - 1e-13."""
 
@@ -42,9 +44,7 @@ def get_loss_function(name: str, **options: Any) -> Callable[[Tensor, Tensor], T
     return lambda logits, target: loss(*_to_classes(logits, target))
 
 
-def adapt_loss(
-    loss: Callable[[Tensor, Tensor], Tensor], target: Literal["index", "channel", "binary"] = "index"
-) -> LossFn:
+def adapt_loss(loss: Callable[[Tensor, Tensor], Tensor], target: Target = "index") -> LossFn:
     """Return a loss of another library as a component: put it into ``LOSSES`` under a name, and give that a weight.
 
     Ignored voxels become background that is predicted with certainty: next to nothing for a cross-entropy, true
@@ -56,18 +56,29 @@ def adapt_loss(
             segmentation-models-pytorch with ``mode="multiclass"``; ``channel``, class indices (N, 1, *S), as MONAI with
             ``to_onehot_y=True, softmax=True``; ``binary``, 0 and 1 as float (N, 1, *S) beside log-odds of foreground
             (N, 1, *S), as either with sigmoid.
+
+    Raises:
+        ConfigError: for another target; later, for a loss that returns more than one number.
     """
+    if target not in get_args(Target):
+        raise ConfigError(f"adapt_loss(target={target!r}): must be one of {', '.join(get_args(Target))}")
 
     def component(logits: Tensor, classes: Tensor) -> Tensor:
+        value = loss(*arrange(logits, classes))
+        if value.numel() != 1:
+            raise ConfigError(f"the adapted loss returned shape {tuple(value.shape)}: it must be one number, a mean")
+        return value.squeeze()
+
+    def arrange(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         valid = find_valid(classes)
         known = classes.clamp(min=0)
         if target == "binary":
             odds = torch.where(valid, compute_foreground_logit(logits).unsqueeze(1), -_CERTAIN)
-            return loss(odds, (known > 0).unsqueeze(1).to(odds.dtype))
+            return odds, (known > 0).unsqueeze(1).to(odds.dtype)
         background = torch.zeros_like(logits)
         background[:, 0] = _CERTAIN
         logits = torch.where(valid, logits, background)
-        return loss(logits, known if target == "index" else known.unsqueeze(1))
+        return logits, known if target == "index" else known.unsqueeze(1)
 
     return component
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_seg.data.findings import describe_finding
 from ssl_seg.engine.machine import own_defaults
 from ssl_seg.errors import ConfigError, DataError, RunDirError, did_you_mean, name_examples, quote
-from ssl_seg.report.score_cells import describe_absent, show_margin
+from ssl_seg.report.score_cells import describe_absent, show_difference, show_margin
 from ssl_seg.run.gates import describe_targets
 
 if TYPE_CHECKING:
@@ -229,6 +229,7 @@ class Evaluation:
                     "mean Dice": f"{row['mean']['dice']:.3f}",
                     "all-positive F1": f"{row['trivial']['all_positive']:.3f}",
                     **_show_margin(row["trivial"]),
+                    **(show_difference(row["difference"], "to the first") if "difference" in row else {}),
                 }
                 for name, row in self.networks.items()
             ]

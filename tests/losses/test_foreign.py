@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import train_tiny
 from loss_cases import make_case
 from monai.losses import DiceLoss
-from torch.nn import functional
+from torch.nn import CrossEntropyLoss, functional
 
 import ssl_seg
 from ssl_seg.errors import ConfigError
@@ -64,6 +65,14 @@ def test_slips_are_named(name: str, options: dict[str, float], words: str) -> No
 def test_targets_that_would_be_misread(target: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match="target"):
         get_loss_function("dice")(ODDS, target)
+
+
+def test_a_loss_that_cannot_be_adapted_is_named() -> None:
+    target: Any = "indices"
+    with pytest.raises(ConfigError, match="'indices'.: must be one of index, channel, binary"):
+        adapt_loss(CrossEntropyLoss(), target)
+    with pytest.raises(ConfigError, match=r"returned shape \(2, 6, 7\): it must be one number"):
+        adapt_loss(CrossEntropyLoss(reduction="none"))(*make_case((2, 3, 6, 7)))
 
 
 MONAI_DICE = adapt_loss(DiceLoss(to_onehot_y=True, softmax=True, include_background=False), "channel")
