@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssl_seg.data.facts import format_size
 from ssl_seg.data.findings import Finding, describe_finding, sort_findings
 from ssl_seg.errors import name_examples
 from ssl_seg.report.score_cells import format_interval
@@ -66,6 +65,8 @@ def describe_summary(summary: Mapping[str, Any]) -> dict[str, str]:
 
 def _describe_shapes(shapes: dict[str, Any]) -> str:
     if shapes["different"] == 1:
+        from ssl_seg.data.facts import format_size  # loads NumPy, which the help of commands does without
+
         return format_size(shapes["min"])
     return f"{_describe_ranges(shapes)}; {shapes['different']} sizes"
 
