@@ -69,7 +69,7 @@ def test_targets_that_would_be_misread(target: torch.Tensor) -> None:
 
 def test_a_loss_that_cannot_be_adapted_is_named() -> None:
     target: Any = "indices"
-    with pytest.raises(ConfigError, match="'indices'.: must be one of index, channel, binary"):
+    with pytest.raises(ConfigError, match=r"'indices'.: must be one of index, channel, binary"):
         adapt_loss(CrossEntropyLoss(), target)
     with pytest.raises(ConfigError, match=r"returned shape \(2, 6, 7\): it must be one number"):
         adapt_loss(CrossEntropyLoss(reduction="none"))(*make_case((2, 3, 6, 7)))
