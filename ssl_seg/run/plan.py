@@ -157,10 +157,7 @@ def _plan_method(
     if not (is_open and takes_unimatch and has_unlabeled and is_measured):
         return known.get("method.name", "mean_teacher"), []
     reason = f"{len(labeled)} labeled images, up to {FEW_LABELED}: measured with 4"
-    return "unimatch", [
-        Planned("method.name", "unimatch", reason),
-        Planned("method.options.threshold", "freematch", "more pseudo-labels count where the network is unsure"),
-    ]
+    return "unimatch", [Planned("method.name", "unimatch", reason)]
 
 
 def _plan_network(ndim: int, known: Nested, method: str, *, gpu: bool) -> tuple[str, list[Planned]]:
