@@ -160,7 +160,7 @@ def test_epoch_of_a_step(monitor: Monitor) -> None:
 def test_line_shows_both_nets(monitor: Monitor) -> None:
     observation = monitor.look(Threshold(0.0), constant_net(3.0), 100)
     student = observation.val["student"]
-    observation.train["student"] = replace(student, f1=student.f1 - 0.125)
+    observation.train["student"] = replace(student, f1_macro=student.f1_macro - 0.125)
     line = observation.format_line()
     assert line.startswith("step   100 epoch  1 | F1 ")
     assert (
@@ -190,7 +190,7 @@ def test_the_line_of_a_healthy_look_fits_a_terminal(monitor: Monitor) -> None:
     assert " gap " not in line
     assert " | loss 0.51 val 50.00 | p " in line
     later = monitor.look(Threshold(0.0), Threshold(0.0), 12_300, training)
-    later.train["student"] = replace(later.val["student"], f1=later.val["student"].f1 + 0.2)
+    later.train["student"] = replace(later.val["student"], f1_macro=later.val["student"].f1_macro + 0.2)
     assert " gap +0.20 wide P " in later.format_line()
     assert len(later.format_line()) <= 132
     assert len(monitor.look(Threshold(0.0), Threshold(0.0), 12_300, training).format_line()) <= 126
