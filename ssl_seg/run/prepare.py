@@ -124,6 +124,8 @@ def prepare_run(request: TrainRequest, console: Console, *, gpu: bool, defaults:
     note = console.note
     resolved = resolve(request, console.track("reading cases"), gpu=gpu, defaults=defaults)
     check_options(resolved.config, resolved.sources, has_parent=resolved.parent is not None)
+    if resolved.sources.get("data.root", "default") == "default":
+        note(f"data: WARNING no --data is given: these are made-up images, {resolved.config.data.root}")
     for text in resolved.catalog.notes:
         note(f"data: {text}")
     show_plan(console, [p for p in resolved.planned if request.minutes is None or p.key not in LENGTH_KEYS])

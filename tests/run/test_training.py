@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, same_weights, train_tiny
+from conftest import TINY, Notes, same_weights, train_tiny
 from forking import run
 from interruption import interrupted_after, stopping
 from score_counts import make_net_score, make_scores
@@ -40,6 +40,7 @@ from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoi
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.run.console import Silent
 from ssl_seg.run.directory import RunDir
+from ssl_seg.run.prepare import prepare_run
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 
@@ -483,3 +484,13 @@ def test_dumped_configuration_names_its_plan(tiny_run: Path) -> None:
     assert "# planned: optim.warmup_steps = 1" in text
     config = config_of(load_checkpoint(tiny_run / "checkpoints" / "last.pt"), tiny_run)
     assert yaml.safe_load(text) == yaml.safe_load(dump_config(config))
+
+
+def test_made_up_images_are_told_where_no_data_are_given(particles_dir: Path, tmp_path: Path) -> None:
+    told = []
+    for root in (None, str(particles_dir)):
+        notes = Notes()
+        given = {} if root is None else {"data": {"root": root}}
+        prepare_run(TrainRequest((Layer("--test", TINY), Layer("--data", given)), tmp_path / "run"), notes, gpu=False)
+        told.append(any("no --data is given" in text for text in notes.texts))
+    assert told == [True, False]
