@@ -30,10 +30,6 @@ class RuleFinding:
         """Return the finding as a warning."""
         return replace(self, level="warn")
 
-    def of_any_foreground(self) -> RuleFinding:
-        """Return the finding with a message that says what its F1 is of, where there are several classes."""
-        return replace(self, message=self.message.replace("F1 ", "F1 of any foreground ", 1))
-
 
 @dataclass(frozen=True)
 class Verdict:

@@ -108,7 +108,7 @@ def find_shifted_threshold(signals: Signals, net: str) -> RuleFinding | None:
     if gap <= limit("shift_gap") or find_uniform_ratio(signals, net):
         return None
     cut = "" if len(signals.classes) > 1 else f" at {signals.threshold:g}"
-    message = f"F1 is {signals.f1:.2f}{cut} but {signals.f1_best:.2f} at {_cut(signals)}: learned but shifted"
+    message = f"{signals.f1_name} is {signals.f1:.2f}{cut} but {signals.f1_best:.2f} at {_cut(signals)}: learned but shifted"
     return make_finding("shifted_threshold", "warn", net, gap, "shift_gap", message)
 
 
@@ -130,7 +130,7 @@ def _find_little(signals: Signals, net: str, margin: str) -> RuleFinding | None:
     if signals.f1_best is None or signals.f1_best > least:
         return None
     message = (
-        f"best F1 at any threshold {signals.f1_best:.2f}, all-positive scores {signals.trivial_f1:.2f}; "
+        f"best {signals.f1_name} at any threshold {signals.f1_best:.2f}, all-positive scores {signals.trivial_f1:.2f}; "
         f"AUROC {number(signals.auroc, 2)}"
     )
     return make_finding("not_above_trivial", "warn", net, signals.f1_best, margin, message, scaled=least)
@@ -145,7 +145,7 @@ def find_foreground_bias(signals: Signals, net: str) -> RuleFinding | None:
         return None
     message = (
         f"predicts {signals.prevalence_pred:.2%} foreground where {signals.prevalence_true:.2%} is true, {ratio:.2g} "
-        f"times as much; F1 {signals.f1:.2f}, all-positive scores {signals.trivial_f1:.2f}"
+        f"times as much; {signals.f1_name} {signals.f1:.2f}, all-positive scores {signals.trivial_f1:.2f}"
     )
     scaled = most if ratio > 1 else 1 / most
     return make_finding("foreground_bias", "warn", net, ratio, "foreground_bias", message, scaled=scaled)

@@ -138,6 +138,11 @@ class Signals:
         """The supervised loss; NaN where it was not asked for."""
         return dict(self.losses).get("loss", math.nan)
 
+    @property
+    def f1_name(self) -> str:
+        """What messages call ``f1``: of several classes it is not the F1 that runs are compared by."""
+        return "F1 of any foreground" if len(self.classes) > 1 else "F1"
+
     def to_record(self, prefix: str) -> dict[str, Any]:
         """Return ``{prefix + name: value}`` for metrics.jsonl."""
         values = asdict(self)

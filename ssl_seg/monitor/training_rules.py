@@ -65,7 +65,7 @@ def find_zero_loss(evidence: Evidence) -> RuleFinding | None:
     loss = abs(training["loss"])
     if loss < limit("zero_loss"):
         level: Level = "warn" if has_learned(student) else "collapsed"
-        message = f"mean loss {training['loss']:.2g} over {_steps(evidence)} steps; validation F1 is {student.f1:.2f}"
+        message = f"mean loss {training['loss']:.2g} over {_steps(evidence)} steps; validation {student.f1_name} is {student.f1:.2f}"
         return make_finding("zero_loss", level, "training", loss, "zero_loss", message)
     return _find_one_class_batches(evidence) or _find_low_loss(evidence, loss)
 
@@ -92,7 +92,7 @@ def _find_low_loss(evidence: Evidence, loss: float) -> RuleFinding | None:
         return None
     if start is None or loss >= min(limit("low_loss"), start / 2):
         return None
-    message = f"loss {start:.3f} to {loss:.3f} in the first epochs, but F1 at the best threshold {student.f1_best:.2f}"
+    message = f"loss {start:.3f} to {loss:.3f} in the first epochs, but {student.f1_name} at the best threshold {student.f1_best:.2f}"
     return make_finding("zero_loss", "warn", "training", loss, "low_loss", message)
 
 
@@ -107,7 +107,7 @@ def find_mode_gap(evidence: Evidence) -> RuleFinding | None:
         return None
     collapse = list_collapse_codes(student)
     message = (
-        f"in train and eval mode: F1 {free.f1:.2f} and {student.f1:.2f}, best {number(free.f1_best, 2)} and "
+        f"in train and eval mode: {free.f1_name} {free.f1:.2f} and {student.f1:.2f}, best {number(free.f1_best, 2)} and "
         f"{number(student.f1_best, 2)}, AUROC {number(free.auroc, 2)} and {number(student.auroc, 2)}{_name(collapse)}"
     )
     name, value = ("mode_gap", gap) if gap > limit("mode_gap") else ("mode_gap_at_05", gap_at_05)
@@ -141,7 +141,7 @@ def _find_input_gap(evidence: Evidence) -> RuleFinding | None:
     if best_so_far > probe.trivial_f1 + limit("batch_margin") / 2:
         return None
     message = (
-        f"F1 {batch_f1:.2f} in the training batches (all-positive {trivial:.2f}), but {number(probe.f1_best, 2)} at "
+        f"{probe.f1_name} {batch_f1:.2f} in the training batches (all-positive {trivial:.2f}), but {number(probe.f1_best, 2)} at "
         f"the best threshold on the same cases as prediction sees them (all-positive {probe.trivial_f1:.2f})"
     )
     return make_finding("loss_metric_divergence", "collapsed", "training", margin, "batch_margin", message)
@@ -156,7 +156,7 @@ def _find_falling_f1(evidence: Evidence) -> RuleFinding | None:
     has_fallen = start - loss >= limit("loss_fall") * abs(start)
     if not has_fallen or best - student.f1 <= limit("f1_fall"):
         return None
-    message = f"loss {start:.3f} to {loss:.3f} while F1 went {best:.2f} to {student.f1:.2f}"
+    message = f"loss {start:.3f} to {loss:.3f} while {student.f1_name} went {best:.2f} to {student.f1:.2f}"
     return make_finding("loss_metric_divergence", "warn", "training", best - student.f1, "f1_fall", message)
 
 
@@ -179,7 +179,7 @@ def find_teacher_diverged(evidence: Evidence) -> RuleFinding | None:
     collapse = list_collapse_codes(teacher)
     used = "" if evidence.uses_teacher else "; nothing is learned from it"
     message = (
-        f"F1 {student.f1:.2f} (student) and {teacher.f1:.2f} (teacher), best {number(student.f1_best, 2)} and "
+        f"{student.f1_name} {student.f1:.2f} (student) and {teacher.f1:.2f} (teacher), best {number(student.f1_best, 2)} and "
         f"{number(teacher.f1_best, 2)}{_name(collapse)}{used}"
     )
     if collapse and then.get("auroc", 0.0) >= limit("informative_auroc") and teacher.auroc is not None:
@@ -306,7 +306,7 @@ def find_overfitting(evidence: Evidence) -> RuleFinding | None:
     if not grade or not has_fallen:
         return None
     told = {"wide": "overfitting starts"}.get(grade, grade)
-    message = f"F1 {train.f1:.2f} on training cases, {student.f1:.2f} on validation after {best:.2f}: {told}"
+    message = f"{train.f1_name} {train.f1:.2f} on training cases, {student.f1:.2f} on validation after {best:.2f}: {told}"
     return make_finding("overfitting", "warn", "training", gap, "train_gap", message)
 
 
@@ -319,7 +319,7 @@ def find_plateau(evidence: Evidence) -> RuleFinding | None:
     if gain > limit("plateau_gain") or student.f1_best > student.trivial_f1 + limit("plateau_margin"):
         return None
     message = (
-        f"F1 gained {max(gain, 0.0):.3f} in {PLATEAU_EPOCHS} epochs; at the best threshold it is "
+        f"{student.f1_name} gained {max(gain, 0.0):.3f} in {PLATEAU_EPOCHS} epochs; at the best threshold it is "
         f"{student.f1_best:.2f}, all-positive scores {student.trivial_f1:.2f}"
     )
     return make_finding("plateau", "warn", "training", gain, "plateau_gain", message)

@@ -51,8 +51,6 @@ def judge(evidence: Evidence, used: str | None = None) -> Verdict:
     training = [f for rule in TRAINING_RULES if (f := rule(evidence))]
     findings = _leave_out_broken([*_judge_networks(evidence, training, used), *_judge_others(evidence), *training])
     findings = [replace(f, level="collapsed") if f.code in evidence.context.act_on else f for f in findings]
-    if len(evidence.val["student"].classes) > 1:
-        findings = [f.of_any_foreground() for f in findings]
     if not evidence.is_final:
         if evidence.phase != "trained":
             named = [f for f in findings if f.level == "collapsed" or f.code == "blind_probe"]

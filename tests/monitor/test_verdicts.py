@@ -64,6 +64,13 @@ def test_of_several_classes_it_says_that_its_f1_is_of_any_foreground(count: int)
     assert finding.message.startswith(start)
 
 
+@pytest.mark.parametrize("student", CASES)
+def test_no_finding_of_several_classes_calls_the_f1_of_any_foreground_f1(student: Signals) -> None:
+    classes = tuple(ClassSignals(value, 0.1, 0.1, 0.3) for value in (1, 2))
+    messages = [f.message for f in judge(make_evidence(replace(student, classes=classes), HEALTHY)).findings]
+    assert not any("F1 " in message.replace("F1 of any foreground", "") for message in messages)
+
+
 def test_on_an_empty_target_nothing_is_said_but_that_nothing_can_be_judged() -> None:
     verdict = judge(make_evidence(EMPTY, EMPTY))
     assert [(f.code, f.net, f.level) for f in verdict.findings] == [("blind_probe", "training", "warn")]
