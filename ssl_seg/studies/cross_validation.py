@@ -42,9 +42,9 @@ class CrossValidationRequest:
 
     layers: tuple[Layer, ...] = ()
     """Files and options of all folds, in increasing order of precedence; ``split.folds`` says how many there are."""
-    out: Path | None = None
+    out: Path | str | None = None
     """Directory to create."""
-    resume: Path | None = None
+    resume: Path | str | None = None
     """Directory of a cross-validation to continue."""
     epochs: int | None = None
     """Length of each fold in epochs, instead of length.steps."""
@@ -85,12 +85,12 @@ def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -
     if count is None:
         raise ConfigError("split.folds: a cross-validation needs the number of its folds; give --folds 5")
     if request.out is not None:
-        FOLDS.check_free(request.out)
+        FOLDS.check_free(Path(request.out))
     plans = _plan_folds(replace(request, layers=layers), int(count), fabric, console)
     splits, config = [plan.split for plan in plans], plans[0].config
     folds = tuple(Fold(n, len(plan.split.val), len(plan.labeled)) for n, plan in enumerate(plans))
     name = f"{name_data(config.data.root)}_{config.method.name}_{config.split.labels:g}_folds{count}_seed{config.seed}"
-    path = request.out or next_free(Path("runs") / name)
+    path = Path(request.out or next_free(Path("runs") / name))
     validation = CrossValidation(path, layers, folds, request.epochs, request.minutes)
 
     def fill(folder: Path) -> None:

@@ -57,9 +57,9 @@ class LabelLadderRequest:
     """Labels of each rung, increasing: shares in (0, 1] or numbers of cases above 1."""
     layers: tuple[Layer, ...] = ()
     """Files and options of all rungs, in increasing order of precedence."""
-    out: Path | None = None
+    out: Path | str | None = None
     """Directory to create."""
-    resume: Path | None = None
+    resume: Path | str | None = None
     """Directory of a ladder to continue."""
     force: bool = False
     """Go on although the gate refuses a rung, or one has collapsed."""
@@ -107,7 +107,7 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
         raise ConfigError("split.labels: the labels of a ladder are those of its rungs; give them with --labels alone")
     layers = tuple(anchor_layer(layer) for layer in request.layers)
     if request.out is not None:
-        LADDER.check_free(request.out)
+        LADDER.check_free(Path(request.out))
     first = Layer(f"--labels {format_label_amount(request.labels[0])}", nest("split.labels", request.labels[0]))
     plan = resolve(
         TrainRequest((*layers, first), epochs=request.epochs, minutes=request.minutes),
@@ -121,7 +121,7 @@ def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> La
         snapshots = Layer("--rounds", nest("length.snapshots", SNAPSHOTS))
         layers = (*layers, *([] if "length.snapshots" in plan.request.settings.sources else [snapshots]))
     name = f"{name_data(config.data.root)}_{config.method.name}_ladder_seed{config.seed}"
-    path = request.out or next_free(Path("runs") / name)
+    path = Path(request.out or next_free(Path("runs") / name))
     ladder = LabelLadder(path, layers, rungs, request.epochs, request.minutes, request.force)
 
     def fill(folder: Path) -> None:

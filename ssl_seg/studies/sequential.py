@@ -71,7 +71,7 @@ def run_study(
     kind: StudyKind[T],
     steps: StudySteps[T],
     layers: Sequence[Layer],
-    resume: Path | None,
+    resume: Path | str | None,
     console: Console,
     after: AfterEach = IN_SILENCE,
 ) -> Study[T]:
@@ -82,6 +82,7 @@ def run_study(
     Raises:
         SslSegError: for anything the user can mend.
     """
+    resume = None if resume is None else Path(resume)
     begun = () if resume is None else load_study(kind, resume).layers
     runtime = resolve_runtime(TrainRequest((*begun, *layers)))
     machine = (_pin_processes(runtime), *(() if resume is None else layers))

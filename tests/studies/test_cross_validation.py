@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
 
 def run_folds(out: Path, data: Path, *settings: dict[str, Any], **request: Any) -> CrossValidation:
     layers = tuple(Layer("--x", s) for s in (TINY, SETTINGS, {"data": {"root": str(data)}}, *settings))
-    return cross_validate(CrossValidationRequest(layers, out, **request))
+    return cross_validate(CrossValidationRequest(layers, str(out), **request))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ class TestContinuation:
         assert [f.status for f in load_study(FOLDS, out).trainings] == ["done", "waiting"]
         with pytest.raises(RunDirError, match=f"fold1 of {FOLD_COUNT} folds to do.*train --resume"):
             list_members([out])
-        resumed = cross_validate(CrossValidationRequest(resume=out))
+        resumed = cross_validate(CrossValidationRequest(resume=str(out)))
         assert resumed.trainings == whole.trainings
         for fold in whole.trainings:
             assert same_weights(whole.run_of(fold).last, resumed.run_of(fold).last)

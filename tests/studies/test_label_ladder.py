@@ -58,7 +58,7 @@ def climb(
     **request: Any,
 ) -> Any:
     layers = tuple(Layer("--x", s) for s in (SETTINGS, {"data": {"root": str(data)}}, *settings))
-    return climb_labels(LabelLadderRequest(labels, layers, out, **request), after=after)
+    return climb_labels(LabelLadderRequest(labels, layers, str(out), **request), after=after)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ class TestContinuation:
                     climb_labels(LabelLadderRequest(resume=out))
             assert load_study(LADDER, out).ending is None, point
             assert {name: state_of(out / name) for name in done} == done, point  # finished rungs are not touched
-        resumed = climb_labels(LabelLadderRequest(resume=out))
+        resumed = climb_labels(LabelLadderRequest(resume=str(out)))
         assert resumed.trainings == whole.trainings
         for rung in whole.trainings:
             for name in ("last", "best"):
