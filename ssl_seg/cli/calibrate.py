@@ -9,7 +9,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
-from ssl_seg.cli.paths import check_new_file, describe_loading, take_checkpoint
+from ssl_seg.cli.paths import check_data, check_new_file, describe_loading, take_checkpoint
 from ssl_seg.cli.tables import print_rows
 from ssl_seg.report.score_cells import Row, format_interval
 
@@ -26,6 +26,9 @@ def calibrate(
     rule: Annotated[
         str, typer.Option("--for", metavar="RULE", help=f"What the threshold is chosen for: {RULES}.")
     ] = "f1",
+    data: Annotated[
+        str | None, typer.Option(help="Where the folder of the training is now, if it was moved.", show_default=False)
+    ] = None,
     which: o.WhichNet = None,
     clean: Annotated[
         bool,
@@ -52,6 +55,7 @@ def calibrate(
 
     wanted = parse_rule(rule)
     check_new_file(figure)
+    check_data(data)
     found = take_checkpoint(checkpoint)
     if FOLDS.is_in(found):
         raise ConfigError(f"{found} is a cross-validation: calibrate one of its folds, such as {found}/fold0")
@@ -59,7 +63,7 @@ def calibrate(
     from ssl_seg.results.calibration import CalibrateRequest
     from ssl_seg.results.calibration import calibrate as run_calibration
 
-    request = CalibrateRequest(found, which, wanted, overlap, accelerator, clean)
+    request = CalibrateRequest(found, which, wanted, overlap, accelerator, data, clean)
     result = run_calibration(request, note=lambda text: show(text, err=True), track=TerminalConsole().track)
     if figure is not None:
         from ssl_seg.report.calibration_figure import plot_calibration

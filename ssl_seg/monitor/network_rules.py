@@ -108,7 +108,9 @@ def find_shifted_threshold(signals: Signals, net: str) -> RuleFinding | None:
     if gap <= limit("shift_gap") or find_uniform_ratio(signals, net):
         return None
     cut = "" if len(signals.classes) > 1 else f" at {signals.threshold:g}"
-    message = f"{signals.f1_name} is {signals.f1:.2f}{cut} but {signals.f1_best:.2f} at {_cut(signals)}: learned but shifted"
+    message = (
+        f"{signals.f1_name} is {signals.f1:.2f}{cut} but {signals.f1_best:.2f} at {_cut(signals)}: learned but shifted"
+    )
     return make_finding("shifted_threshold", "warn", net, gap, "shift_gap", message)
 
 

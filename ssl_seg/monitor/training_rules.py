@@ -306,7 +306,9 @@ def find_overfitting(evidence: Evidence) -> RuleFinding | None:
     if not grade or not has_fallen:
         return None
     told = {"wide": "overfitting starts"}.get(grade, grade)
-    message = f"{train.f1_name} {train.f1:.2f} on training cases, {student.f1:.2f} on validation after {best:.2f}: {told}"
+    message = (
+        f"{train.f1_name} {train.f1:.2f} on training cases, {student.f1:.2f} on validation after {best:.2f}: {told}"
+    )
     return make_finding("overfitting", "warn", "training", gap, "train_gap", message)
 
 

@@ -65,6 +65,8 @@ class CalibrateRequest:
     rule: ThresholdRule = field(default_factory=ThresholdRule)
     overlap: float = OVERLAP
     accelerator: str | None = None
+    data: str | None = None
+    """Where the images of the training are now; by default where they were."""
     clean: bool = False
     """Choose how masks are cleaned, too: each case is predicted a second time."""
 
@@ -105,7 +107,7 @@ def calibrate(
     classes = model.config.data.num_classes
     if classes > 2 and request.rule.target != "f1":
         raise ConfigError(f"--for {request.rule}: {classes} classes have no threshold; leave it out")
-    evaluation = EvaluateRequest(request.checkpoint)
+    evaluation = EvaluateRequest(request.checkpoint, request.data)
     if request.clean and model.config.data.task == "instances":
         raise ConfigError(
             "--clean: it drops and fills parts of classes, and inside and boundary are parts of objects "

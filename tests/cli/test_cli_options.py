@@ -24,7 +24,7 @@ ALONE = {
     "steps epochs minutes lr batch-size seed gate rounds out resume force allow-split devices num-nodes set quiet",
     "ablate": "data labels steps part metric seeds set out dry-run",
     "evaluate": "data split test all ensemble which overlap threshold set accelerator figure csv json markdown",
-    "calibrate": "for which clean overlap accelerator figure json",
+    "calibrate": "for data which clean overlap accelerator figure json",
     "report": "out",
     "export": "which uncalibrated overwrite json",
     "export-log": "to out",

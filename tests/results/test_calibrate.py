@@ -79,6 +79,18 @@ def test_a_shifted_network_comes_back(checkpoint: Path, monkeypatch: pytest.Monk
     assert again["biases"][1] == pytest.approx(result["biases"][1] - 1.53 / result["temperature"], abs=0.02)
 
 
+def test_the_folder_of_the_training_may_have_moved(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    (data := run.parent / "data").rename(moved := tmp_path / "moved")
+    try:
+        with pytest.raises(DataError, match=r"data does not exist.*, with --data where it was moved"):
+            calibrate(CalibrateRequest(checkpoint, "student"))
+        result = calibrate(CalibrateRequest(checkpoint, "student", data=str(moved)))
+    finally:
+        moved.rename(data)
+    there = calibrate(CalibrateRequest(checkpoint, "student"))
+    assert {**result, "data": ""} == {**there, "data": ""}
+
+
 def test_a_folder_that_cannot_be_written_to_is_named_first(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the validation cases are predicted; a folder above it does not matter."""
     monkeypatch.setattr("os.access", lambda path, _: Path(path) != checkpoint.parent)

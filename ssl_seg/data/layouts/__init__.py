@@ -99,7 +99,9 @@ def find_listing(root: Path, layout: str = AUTO, groups: Path | None = None, unl
         known = [AUTO, *LAYOUTS]
         raise ConfigError(f"unknown layout '{layout}'{did_you_mean(layout, known)}. Known are {', '.join(known)}.")
     if not root.exists():
-        raise DataError(f"{root} does not exist. Name the folder that holds images/ and masks/.")
+        raise DataError(
+            f"{root} does not exist. Name the folder that holds images/ and masks/, with --data where it was moved."
+        )
     if layout == AUTO:
         layout = next((name for name, known in LAYOUTS.items() if known.recognize(root)), "")
     elif root.is_file() and layout != "manifest":
