@@ -179,8 +179,8 @@ def find_teacher_diverged(evidence: Evidence) -> RuleFinding | None:
     collapse = list_collapse_codes(teacher)
     used = "" if evidence.uses_teacher else "; nothing is learned from it"
     message = (
-        f"{student.f1_name} {student.f1:.2f} (student) and {teacher.f1:.2f} (teacher), best {number(student.f1_best, 2)} and "
-        f"{number(teacher.f1_best, 2)}{_name(collapse)}{used}"
+        f"{student.f1_name} {student.f1:.2f} (student) and {teacher.f1:.2f} (teacher), best "
+        f"{number(student.f1_best, 2)} and {number(teacher.f1_best, 2)}{_name(collapse)}{used}"
     )
     if collapse and then.get("auroc", 0.0) >= limit("informative_auroc") and teacher.auroc is not None:
         message += f"; AUROC {number(student.auroc, 2)} and {number(teacher.auroc, 2)}"
