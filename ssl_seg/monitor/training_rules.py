@@ -65,7 +65,8 @@ def find_zero_loss(evidence: Evidence) -> RuleFinding | None:
     loss = abs(training["loss"])
     if loss < limit("zero_loss"):
         level: Level = "warn" if has_learned(student) else "collapsed"
-        message = f"mean loss {training['loss']:.2g} over {_steps(evidence)} steps; validation {student.f1_name} is {student.f1:.2f}"
+        found = f"validation {student.f1_name} is {student.f1:.2f}"
+        message = f"mean loss {training['loss']:.2g} over {_steps(evidence)} steps; {found}"
         return make_finding("zero_loss", level, "training", loss, "zero_loss", message)
     return _find_one_class_batches(evidence) or _find_low_loss(evidence, loss)
 
@@ -92,7 +93,8 @@ def _find_low_loss(evidence: Evidence, loss: float) -> RuleFinding | None:
         return None
     if start is None or loss >= min(limit("low_loss"), start / 2):
         return None
-    message = f"loss {start:.3f} to {loss:.3f} in the first epochs, but {student.f1_name} at the best threshold {student.f1_best:.2f}"
+    best = f"{student.f1_name} at the best threshold {student.f1_best:.2f}"
+    message = f"loss {start:.3f} to {loss:.3f} in the first epochs, but {best}"
     return make_finding("zero_loss", "warn", "training", loss, "low_loss", message)
 
 
@@ -107,8 +109,8 @@ def find_mode_gap(evidence: Evidence) -> RuleFinding | None:
         return None
     collapse = list_collapse_codes(student)
     message = (
-        f"in train and eval mode: {free.f1_name} {free.f1:.2f} and {student.f1:.2f}, best {number(free.f1_best, 2)} and "
-        f"{number(student.f1_best, 2)}, AUROC {number(free.auroc, 2)} and {number(student.auroc, 2)}{_name(collapse)}"
+        f"in train and eval mode: {free.f1_name} {free.f1:.2f} and {student.f1:.2f}, best "
+        f"{number(free.f1_best, 2)} and {number(student.f1_best, 2)}, AUROC {number(free.auroc, 2)} and {number(student.auroc, 2)}{_name(collapse)}"
     )
     name, value = ("mode_gap", gap) if gap > limit("mode_gap") else ("mode_gap_at_05", gap_at_05)
     return make_finding("mode_gap", "collapsed" if collapse else "warn", "student", value, name, message)
@@ -141,8 +143,8 @@ def _find_input_gap(evidence: Evidence) -> RuleFinding | None:
     if best_so_far > probe.trivial_f1 + limit("batch_margin") / 2:
         return None
     message = (
-        f"{probe.f1_name} {batch_f1:.2f} in the training batches (all-positive {trivial:.2f}), but {number(probe.f1_best, 2)} at "
-        f"the best threshold on the same cases as prediction sees them (all-positive {probe.trivial_f1:.2f})"
+        f"{probe.f1_name} {batch_f1:.2f} in the training batches (all-positive {trivial:.2f}), but "
+        f"{number(probe.f1_best, 2)} at the best threshold on the same cases as prediction sees them (all-positive {probe.trivial_f1:.2f})"
     )
     return make_finding("loss_metric_divergence", "collapsed", "training", margin, "batch_margin", message)
 
