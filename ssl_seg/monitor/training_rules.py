@@ -110,7 +110,8 @@ def find_mode_gap(evidence: Evidence) -> RuleFinding | None:
     collapse = list_collapse_codes(student)
     message = (
         f"in train and eval mode: {free.f1_name} {free.f1:.2f} and {student.f1:.2f}, best "
-        f"{number(free.f1_best, 2)} and {number(student.f1_best, 2)}, AUROC {number(free.auroc, 2)} and {number(student.auroc, 2)}{_name(collapse)}"
+        f"{number(free.f1_best, 2)} and {number(student.f1_best, 2)}, "
+        f"AUROC {number(free.auroc, 2)} and {number(student.auroc, 2)}{_name(collapse)}"
     )
     name, value = ("mode_gap", gap) if gap > limit("mode_gap") else ("mode_gap_at_05", gap_at_05)
     return make_finding("mode_gap", "collapsed" if collapse else "warn", "student", value, name, message)
@@ -144,7 +145,8 @@ def _find_input_gap(evidence: Evidence) -> RuleFinding | None:
         return None
     message = (
         f"{probe.f1_name} {batch_f1:.2f} in the training batches (all-positive {trivial:.2f}), but "
-        f"{number(probe.f1_best, 2)} at the best threshold on the same cases as prediction sees them (all-positive {probe.trivial_f1:.2f})"
+        f"{number(probe.f1_best, 2)} at the best threshold on the same cases as prediction sees them "
+        f"(all-positive {probe.trivial_f1:.2f})"
     )
     return make_finding("loss_metric_divergence", "collapsed", "training", margin, "batch_margin", message)
 
