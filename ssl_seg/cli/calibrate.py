@@ -9,7 +9,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
-from ssl_seg.cli.paths import check_data, check_new_file, describe_loading, take_checkpoint
+from ssl_seg.cli.paths import check_data, check_new_file, describe_loading, take_one_checkpoint
 from ssl_seg.cli.tables import print_rows
 from ssl_seg.report.score_cells import Row, format_interval
 
@@ -49,16 +49,12 @@ def calibrate(
     The result is stored beside the checkpoint, and used by evaluate and predict from then on. A threshold that does not
     gain more than chance on cases left out of the choice is not used.
     """
-    from ssl_seg.errors import ConfigError
     from ssl_seg.files import to_finite
-    from ssl_seg.results.folds import FOLDS
 
     wanted = parse_rule(rule)
     check_new_file(figure)
     check_data(data)
-    found = take_checkpoint(checkpoint)
-    if FOLDS.is_in(found):
-        raise ConfigError(f"{found} is a cross-validation: calibrate one of its folds, such as {found}/fold0")
+    found = take_one_checkpoint(checkpoint)
     announce(describe_loading([found]))
     from ssl_seg.results.calibration import CalibrateRequest
     from ssl_seg.results.calibration import calibrate as run_calibration

@@ -13,7 +13,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, print_json, show
-from ssl_seg.cli.paths import check_data, take_checkpoint
+from ssl_seg.cli.paths import check_data, take_one_checkpoint
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def diagnose(
     settings |= {} if layout is None else {"layout": layout}
     check_data(data)
     with _reserve(out):
-        path = None if checkpoint is None else take_checkpoint(checkpoint)
+        path = None if checkpoint is None else take_one_checkpoint(checkpoint)
         if checkpoint is not None and path is not None:
             _note_collapse(checkpoint, path)
         if predictions is not None:

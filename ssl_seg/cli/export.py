@@ -10,7 +10,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, print_json, show
-from ssl_seg.cli.paths import describe_loading, take_checkpoint
+from ssl_seg.cli.paths import describe_loading, take_one_checkpoint
 
 
 def export(
@@ -33,12 +33,7 @@ def export(
 
     The file holds normalization, patch size, threshold, label values and voxel size too.
     """
-    from ssl_seg.errors import ConfigError
-    from ssl_seg.results.folds import FOLDS
-
-    found = take_checkpoint(checkpoint)
-    if FOLDS.is_in(found):
-        raise ConfigError(f"{found} is a cross-validation: export one of its folds, such as {found}/fold0")
+    found = take_one_checkpoint(checkpoint)
     announce(describe_loading([found]))
     from ssl_seg.results.export import FORMATS, ExportRequest
     from ssl_seg.results.export import export as run_export

@@ -70,6 +70,21 @@ def take_checkpoint(path: Path) -> Path:
     return found
 
 
+def take_one_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a path stands for, as ``take_checkpoint``.
+
+    Raises:
+        ConfigError: for a cross-validation, which stands for several.
+    """
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.results.folds import FOLDS
+
+    found = take_checkpoint(path)
+    if FOLDS.is_in(found):
+        raise ConfigError(f"{found} is a cross-validation: name one of its folds, such as {found}/fold0")
+    return found
+
+
 def describe_loading(checkpoints: Sequence[Path]) -> str:
     """Return the line that says what is being loaded."""
     named = checkpoints[0] if len(checkpoints) == 1 else f"{len(checkpoints)} checkpoints"

@@ -11,7 +11,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
-from ssl_seg.cli.paths import check_data, check_new_file, take_checkpoint
+from ssl_seg.cli.paths import check_data, check_new_file, take_one_checkpoint
 from ssl_seg.cli.tables import print_findings, print_rows
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def probe_loss(
 
     check_new_file(figure)
     check_data(data)
-    checkpoint = None if checkpoint is None else take_checkpoint(checkpoint)
+    checkpoint = None if checkpoint is None else take_one_checkpoint(checkpoint)
     layers = make_layers(config, {"data": data, "accelerator": accelerator}, set_)
     announce("loading PyTorch" + ("" if checkpoint is None else f" and {checkpoint}"))
     from ssl_seg.diagnose.loss_probe import ProbeRequest, check_probe

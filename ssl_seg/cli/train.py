@@ -73,7 +73,7 @@ def train(
     Without --config the run is planned from the data, and the plan is saved as RUN/config.yaml.
     """
     given = dict(locals())
-    from ssl_seg.cli.paths import take_checkpoint
+    from ssl_seg.cli.paths import take_one_checkpoint
     from ssl_seg.cli.settings import check_paths, make_layers
     from ssl_seg.cli.train_folds import check_folds, run_folds
     from ssl_seg.engine.pace import check_length
@@ -119,7 +119,7 @@ def train(
     if resume is not None:
         check_resumed(resume)
     check_paths(request.settings, out=out, resume=resume)
-    parent = None if bootstrap is None else take_checkpoint(bootstrap)
+    parent = None if bootstrap is None else take_one_checkpoint(bootstrap)
     console = begin(given)
     from ssl_seg.report.run_report import RunningPage, write_when_trained
     from ssl_seg.run.training import train as run_training

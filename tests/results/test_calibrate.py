@@ -344,7 +344,10 @@ def test_the_command_says_what_was_found_and_draws_it(
     assert "calibration" not in err
 
 
-def test_a_cross_validation_has_no_single_network(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["calibrate", "diagnose", "export N.onnx", "train --labels 5 --bootstrap"])
+def test_a_cross_validation_has_no_single_network(cli: Cli, tmp_path: Path, command: str) -> None:
     (tmp_path / "cv").mkdir()
     (tmp_path / "cv" / "cross_validation.json").write_text("{}")
-    assert_refused(cli("calibrate", tmp_path / "cv"), "is a cross-validation: calibrate one of its folds")
+    name, *more = command.replace("N.onnx", str(tmp_path / "n.onnx")).split()
+    places = [tmp_path / "cv", *more] if name == "export" else [*more, tmp_path / "cv"]
+    assert_refused(cli(name, *places), "is a cross-validation: name one of its folds")
