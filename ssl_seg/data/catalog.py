@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,9 @@ _BATCH = 1024
 
 _USELESS_MASKS = ("no_masks", "all_masks_empty", "empty_masks", "all_masks_full", "same_masks")
 """Findings about masks that can be read and are still probably not meant so."""
+
+_KEPT = 2 / 3
+"""Share of the labeled voxels that is hardly ever below that in all parts, unless labels are few slices in the gaps."""
 
 _SHOWN = 8
 """Problems listed in one error."""
@@ -367,12 +371,13 @@ def open_catalog(root: str | Path, settings: CatalogSettings = DEFAULTS, *, trac
         read.listing.layout,
         replace(read.reading, fractions=read.meaning.takes_fractions),
     )
-    return _cut_cases(catalog, plan_tiles(read.cases, {i: f.shape for i, f in facts.items()}, settings.tiles))
+    shapes, boxes = {i: f.shape for i, f in facts.items()}, {i: f.labeled_box for i, f in facts.items()}
+    return _cut_cases(catalog, plan_tiles(read.cases, shapes, settings.tiles, boxes))
 
 
 def _cut_cases(catalog: Catalog, tiling: Tiling) -> Catalog:
     """Return the catalog with parts in the place of the cases that are cut."""
-    parts: list[Case] = []
+    parts, lost = list[Case](), list[str]()
     facts, whole_images = dict(catalog.facts), dict(catalog.whole_images)
     for case in catalog.cases:
         if case.id not in tiling.regions:
@@ -382,13 +387,20 @@ def _cut_cases(catalog: Catalog, tiling: Tiling) -> Catalog:
         if taken := [part.id for part in cut if part.id in catalog.facts]:
             raise DataError(f"the case {taken[0]} is there already: rename its files, or give data.tiles=1.")
         facts |= _read_parts(case, cut, catalog)
-        whole_images |= dict.fromkeys([part.id for part in cut], facts.pop(case.id).image)
+        whole = facts.pop(case.id)
+        whole_images |= dict.fromkeys([part.id for part in cut], whole.image)
+        kept = sum(prod(facts[part.id].shape) * (facts[part.id].annotated or 0) for part in cut)
+        if (share := kept / (prod(whole.shape) * (whole.annotated or 1))) < _KEPT:
+            lost.append(
+                f"WARNING only {share:.0%} of the labeled voxels of {case.id} are in its parts, the others lie in the "
+                f"gaps between them: data.tiles={tiling.parts // 2 + 1} makes fewer parts"
+            )
         parts += cut
     return replace(
         catalog,
         cases=drop_unannotated(sorted(parts, key=lambda case: case.id), facts),
         facts=facts,
-        notes=catalog.notes + ((tiling.note,) if tiling.note else ()),
+        notes=(*catalog.notes, *((tiling.note,) if tiling.note else ()), *lost),
         tiles=tiling.parts,
         whole_images=whole_images,
     )

@@ -18,7 +18,7 @@ from ssl_seg.data.formats.layout import GUESS
 from ssl_seg.data.formats.pixels import ONE_INTEGER, LabelColors
 from ssl_seg.data.formats.stored import take_region
 from ssl_seg.data.grids import compare_grids
-from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.layouts.listing import Case, Region
 from ssl_seg.data.mask_values import Kept, MaskScan, scan_mask
 from ssl_seg.data.nodata import OddValues
 from ssl_seg.data.reading import AS_STORED, Reading
@@ -73,6 +73,8 @@ class CaseFacts:
     doubt: str | None = None
     """Why mask and image may not lie on each other."""
     annotated: float | None = None
+    labeled_box: Region | None = None
+    """Box of the voxels that are not ignored; None without a mask."""
     missing: float = 0.0
     """Share of the values of the image that are left out, because there is no data."""
     odd_value: float | None = None
@@ -222,6 +224,7 @@ def settle_facts(facts: CaseFacts, meaning: Meaning) -> CaseFacts:
     looked_at = count.total() - (0 if meaning.ignore_value is None else count[meaning.ignore_value])
     if not looked_at:
         return replace(facts, scan=None)
+    boxes = facts.scan.box[labels != meaning.ignore_value]
     return replace(
         facts,
         values=tuple(values.tolist()),
@@ -229,6 +232,7 @@ def settle_facts(facts: CaseFacts, meaning: Meaning) -> CaseFacts:
         counts=tuple(counts.tolist()),
         mapped=tuple(stored[apply_label_map(stored, mapping) != stored].tolist()),
         annotated=looked_at / prod(facts.shape),
+        labeled_box=tuple(zip(boxes[:, 0].min(axis=0).tolist(), boxes[:, 1].max(axis=0).tolist(), strict=True)),
         scan=None,
     )
 

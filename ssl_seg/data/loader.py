@@ -201,7 +201,7 @@ class PatchSource(Dataset[Batch]):
             raise DataError(f"case '{case_id}' is in the labeled set but has no mask")
         shape, patch_size = case.target.shape, self.patch_size
         if share is None:
-            start = choose_box(shape, patch_size, rng, case.foreground if centered else ())
+            start = choose_box(shape, patch_size, rng, case.foreground if centered else case.annotated)
         else:
             start = choose_box_by_share(shape, patch_size, rng, case.foreground, case.voxels_each, share)
         geometry = draw_geometry(self.patch_size, rng, self.augment, self.store.find_spacing(case_id))
@@ -316,7 +316,9 @@ def _cut_tile(
     case = store.load(case_id)
     if case.target is None:
         raise DataError(f"case '{case_id}' is in a probe but has no mask")
-    start, ignored = choose_tile(case.target.shape, patch_size, rng, case.foreground if with_foreground else ())
+    start, ignored = choose_tile(
+        case.target.shape, patch_size, rng, case.foreground if with_foreground else case.annotated
+    )
     target = crop(case.target, start, patch_size, IGNORE_INDEX).astype(np.int64)
     for axis, front in enumerate(ignored):
         np.moveaxis(target, axis, 0)[:front] = IGNORE_INDEX

@@ -33,6 +33,9 @@ BLOCK_BYTES = 2**21
 _CENTER_VOXELS = 2**16
 """Foreground voxels of a block that centers are taken from."""
 
+_FEW = 4
+"""Values of a block up to which it is faster to look for each of them than for all at once."""
+
 _TABLE = 2**22
 """Values of a block within so wide a range are counted in a table, which is several times as fast as sorting."""
 
@@ -59,8 +62,9 @@ class MaskScan:
 
     ``counts`` its voxels; ``part`` the share of them in its largest connected part; ``solid`` the share that begin a
     square (a cube) of two equal voxels a side, near 1 inside regions and near 0 in steps along an edge; ``center`` (V,
-    ndim) where it lies on average, 0..1 along each axis. All but the counts are NaN where nobody looked: in blocks with
-    one value other than 0, and in those after ``LOOKED_AT``.
+    ndim) where it lies on average, 0..1 along each axis; ``box`` (V, 2, ndim) its first voxel along each axis and the
+    one behind its last. ``part``, ``solid`` and ``center`` are NaN where nobody looked: in blocks with one value other
+    than 0, and in those after ``LOOKED_AT``.
 
     ``fractions``: the values are not integers. They are ``LEVELS`` steps then, or, where a threshold was given, the
     smallest and the largest value, for all up to it and for all above it.
@@ -71,6 +75,7 @@ class MaskScan:
     part: Kept[NDArray[np.float32]]
     solid: Kept[NDArray[np.float32]]
     center: Kept[NDArray[np.float32]]
+    box: Kept[NDArray[np.int32]]
     fractions: bool = False
     rounded: bool = False
     """Whether values were near integers, and none of them is left."""
@@ -92,7 +97,7 @@ def scan_mask(mask: Stored, threshold: float | None = None, image: Stored | None
         mask = to_integers(mask)
     shape = mask.shape[1:]
     digest = hashlib.sha256(f"{mask.dtype.name} {shape}".encode())
-    tables, budget = [], LOOKED_AT
+    tables, boxes, budget = [], [], LOOKED_AT
     for block in iterate_blocks(mask, BLOCK_BYTES):
         digest.update(np.ascontiguousarray(block.voxels).data)
         voxels = block.voxels if extremes is None else _to_levels(block.voxels, *extremes, threshold)
@@ -106,11 +111,16 @@ def scan_mask(mask: Stored, threshold: float | None = None, image: Stored | None
             budget -= voxels.size
             table[:, 2:] = _look(index, values, counts, block.start, shape)
         tables.append(table)
-    stacked = np.concatenate(tables)
-    stacked = stacked[stacked[:, 1] > 0]
+        boxes.append(_find_boxes(index, len(values)) + np.array([block.start, *(0 for _ in shape[1:])], np.int32))
+    stacked, placed = np.concatenate(tables), np.concatenate(boxes)
+    placed, stacked = placed[stacked[:, 1] > 0], stacked[stacked[:, 1] > 0]
     found, rows = np.unique(stacked[:, 0], return_inverse=True)
     sums = np.zeros((len(found), stacked.shape[1]))
     np.add.at(sums, rows, stacked)
+    box = np.empty((len(found), 2, len(shape)), np.int32)
+    box[:, 0], box[:, 1] = np.iinfo(np.int32).max, 0
+    np.minimum.at(box[:, 0], rows, placed[:, 0])
+    np.maximum.at(box[:, 1], rows, placed[:, 1])
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of what nobody looked at
         part, solid = sums[:, 3] / sums[:, 2], sums[:, 5] / sums[:, 4]
         center = sums[:, 7:] / sums[:, 6:7] / np.array(shape)
@@ -126,6 +136,7 @@ def scan_mask(mask: Stored, threshold: float | None = None, image: Stored | None
         part.astype(single),
         solid.astype(single),
         center.astype(single),
+        box,
         extremes is not None,
         rounded,
     )
@@ -162,6 +173,22 @@ def _index(voxels: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.i
     places = np.zeros(len(table), np.int32)
     places[values] = np.arange(len(values))
     return values + base, table[values], places[shifted]
+
+
+def _find_boxes(index: NDArray[np.int32], number: int) -> NDArray[np.int32]:
+    """Return (V, 2, ndim) for a block: the first voxel of each value along each axis, and the one behind its last."""
+    if number == 1:
+        return np.array([[[0] * index.ndim, index.shape]], np.int32)
+    if number > _FEW:
+        found = [[(part.start, part.stop) for part in box] for box in ndimage.find_objects(index + 1)]
+        return np.array(found, np.int32).transpose(0, 2, 1)
+    boxes = np.empty((number, 2, index.ndim), np.int32)
+    for value in range(number):
+        here = index == value
+        for axis in range(index.ndim):
+            places = np.flatnonzero(here.any(axis=tuple(other for other in range(index.ndim) if other != axis)))
+            boxes[value, :, axis] = places[0], places[-1] + 1
+    return boxes
 
 
 def _look(

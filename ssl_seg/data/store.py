@@ -44,7 +44,8 @@ class LoadedCase:
 
     ``image`` (C,*S) raw, NaN where it has no data; ``target`` (*S) int16, or None without a mask; ``foreground`` has
     (n, ndim) coordinates for each foreground class that is present, and is empty without a mask; each of them stands
-    for ``voxels_each`` voxels of its class.
+    for ``voxels_each`` voxels of its class. ``annotated`` has coordinates of voxels that are not ignored, where others
+    are.
     """
 
     image: Voxels
@@ -52,11 +53,12 @@ class LoadedCase:
     foreground: tuple[NDArray[np.integer], ...]
     intensity: Intensity
     voxels_each: tuple[int, ...] = ()
+    annotated: tuple[NDArray[np.integer], ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Memory held by the arrays."""
-        arrays = (self.image, self.target, *self.foreground)
+        arrays = (self.image, self.target, *self.foreground, *self.annotated)
         return sum(a.nbytes for a in arrays if isinstance(a, np.ndarray))
 
 
@@ -161,9 +163,11 @@ class CaseStore:
             return self._open_by_box(case, stored, None if case.mask is None else self._open_mask(case, case.mask))
         else:
             image, target = self._read_whole(case)
-        counts = [] if target is None else self._count_classes(case, [target])
-        foreground, each = _find_foreground([] if target is None else [(0, target)], counts)
-        return LoadedCase(image, target, foreground, self._fixed_intensity or measure_intensity(image), each)
+        intensity = self._fixed_intensity or measure_intensity(image)
+        if target is None:
+            return LoadedCase(image, None, (), intensity)
+        foreground, each, annotated = _find_points([(0, target)], self._count_voxels(case, [target]))
+        return LoadedCase(image, target, foreground, intensity, each, annotated)
 
     def _exchange_target(self, loaded: LoadedCase, file: Path) -> LoadedCase:
         """Return a case with the target of a file."""
@@ -175,7 +179,7 @@ class CaseStore:
             shapes = f"{format_size(target.shape)} and {format_size(loaded.image.shape[1:])}"
             raise DataError(f"{file} and its image have the shapes {shapes}: the images are others than before")
         counts = [int(np.count_nonzero(target == label)) for label in range(1, self.catalog.num_classes)]
-        foreground, each = _find_foreground([(0, target)], counts)
+        foreground, each, _ = _find_points([(0, target)], [0, *counts])
         return replace(loaded, target=target, foreground=foreground, voxels_each=each)
 
     @property
@@ -294,29 +298,31 @@ class CaseStore:
         if not mask.by_box or self.catalog.meaning.task == "instances":
             # Decoded anyway, or objects, whose target takes all of them: as an array it counts for the limit.
             target = self._box_to_target(mask.read(), None if beside is None else beside.read())
-            foreground, each = _find_foreground([(0, target)], self._count_classes(case, [target]))
-            return LoadedCase(image, target, foreground, intensity, each)
+            foreground, each, annotated = _find_points([(0, target)], self._count_voxels(case, [target]))
+            return LoadedCase(image, target, foreground, intensity, each, annotated)
 
         def read_target() -> Iterator[tuple[int, NDArray[np.int16]]]:
             for block in iterate_blocks(mask):
                 yield block.start, self._to_target(block.voxels, None if beside is None else beside.read(block.box))
 
         counted = () if self.resample_to is None else (target for _, target in read_target())
-        foreground, each = _find_foreground(read_target(), self._count_classes(case, counted))
+        foreground, each, annotated = _find_points(read_target(), self._count_voxels(case, counted))
         reader = BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target, beside)
-        return LoadedCase(image, reader, foreground, intensity, each)
+        return LoadedCase(image, reader, foreground, intensity, each, annotated)
 
-    def _count_classes(self, case: Case, pieces: Iterable[NDArray[np.int16]]) -> list[int]:
-        """Return how many voxels each foreground class has.
+    def _count_voxels(self, case: Case, pieces: Iterable[NDArray[np.int16]]) -> list[int]:
+        """Return how many voxels are not ignored, 0 where none is, and how many each foreground class has.
 
         The facts are those of the file: on another grid, and of objects, whose boundary is not in the file, they are
         counted in the ``pieces`` of the target.
         """
         facts, values = self.catalog.facts[case.id], self.catalog.label_values[1:]
         if self.resample_to is not None or self.catalog.meaning.task == "instances":
-            found = [[(piece == index).sum() for index in range(1, len(values) + 1)] for piece in pieces]
-            return [int(count) for count in np.sum(found, axis=0)]
-        return [facts.voxels.get(value, 0) for value in values]
+            found = [[(piece == index).sum() for index in (IGNORE_INDEX, *range(len(values) + 1))] for piece in pieces]
+            ignored, *counts = map(int, np.sum(found, axis=0))
+            return [sum(counts) if ignored else 0, *counts[1:]]
+        annotated = sum(count for value, count in facts.voxels.items() if value != self.catalog.ignore_value)
+        return [annotated if annotated < prod(facts.shape) else 0, *(facts.voxels.get(value, 0) for value in values)]
 
 
 def decoded_bytes(
@@ -339,28 +345,39 @@ def decoded_bytes(
     return total
 
 
-def _find_foreground(
+_Points = tuple[NDArray[np.integer], ...]
+
+
+def _find_points(
     pieces: Iterable[tuple[int, NDArray[np.int16]]], counts: Sequence[int]
-) -> tuple[tuple[NDArray[np.integer], ...], tuple[int, ...]]:
-    """Return coordinates (n, ndim) of each foreground class that is present, from (first row, rows of the target), and
-    how many voxels of the class each of them stands for."""
+) -> tuple[_Points, tuple[int, ...], _Points]:
+    """Return coordinates (n, ndim) of each foreground class that is present, how many voxels of it each of them stands
+    for, and coordinates of voxels that are not ignored, from (first row, rows of the target).
+
+    Args:
+        pieces: first row, and rows of the target.
+        counts: of voxels that are not ignored, 0 to look for none; then of each foreground class.
+    """
     found: list[list[NDArray[np.integer]]] = [[] for _ in counts]
     wanted = [_choose_ranks(count) for count in counts]
     seen = [0] * len(counts)
     for start, rows in pieces:
         for n, (points, ranks) in enumerate(zip(found, wanted, strict=True)):
-            voxels = np.flatnonzero(rows == n + 1)
+            if not counts[n]:
+                continue
+            voxels = np.flatnonzero(rows == n if n else rows != IGNORE_INDEX)
             first, last = np.searchsorted(ranks, (seen[n], seen[n] + len(voxels)))
             chosen = voxels[ranks[first:last] - seen[n]]  # the same, wherever the pieces end
             seen[n] += len(voxels)
             coordinates = np.stack(np.unravel_index(chosen, rows.shape), axis=1).astype(np.int32)
             coordinates[:, 0] += start
             points.append(coordinates)
-    joined = [
-        (np.concatenate(points), _find_stride(count)) for points, count in zip(found, counts, strict=True) if points
+    annotated, *joined = [
+        (np.concatenate(p), _find_stride(count)) if p else None for p, count in zip(found, counts, strict=True)
     ]
-    present = [(points, each) for points, each in joined if len(points)]
-    return tuple(points for points, _ in present), tuple(each for _, each in present)
+    present = [of_class for of_class in joined if of_class is not None and len(of_class[0])]
+    foreground, each = tuple(points for points, _ in present), tuple(each for _, each in present)
+    return foreground, each, () if annotated is None or not len(annotated[0]) else annotated[:1]
 
 
 def _find_stride(count: int) -> int:

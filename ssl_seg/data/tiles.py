@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
+from types import MappingProxyType
 
 from ssl_seg.data.facts import format_size
 from ssl_seg.data.layouts.listing import Case, Region
@@ -35,46 +36,87 @@ class Tiling:
     note: str | None = None
 
 
-def plan_tiles(cases: Sequence[Case], shapes: Mapping[str, Sequence[int]], parts: int | None) -> Tiling:
+def plan_tiles(
+    cases: Sequence[Case],
+    shapes: Mapping[str, Sequence[int]],
+    parts: int | None,
+    boxes: Mapping[str, Region | None] = MappingProxyType({}),
+) -> Tiling:
     """Choose which labeled images are cut into parts.
+
+    Where only a box of an image is labeled, that is cut; what lies around it are parts too, without labels.
 
     Args:
         cases: all of them; unlabeled ones stay whole.
         shapes: id -> (*S), of the cases that can be read.
         parts: at least so many of each labeled image, if they keep sides of ``SMALLEST``; 1 cuts none; None
             cuts where there are fewer than three labeled images.
+        boxes: id -> box of the labels, where they do not span the image.
 
     Raises:
         DataError: if parts are asked for and no labeled image is large enough.
     """
-    labeled = {c.id: tuple(shapes[c.id]) for c in cases if c.mask is not None and c.id in shapes}
+    labeled = {
+        c.id: boxes.get(c.id) or tuple((0, n) for n in shapes[c.id])
+        for c in cases
+        if c.mask is not None and c.id in shapes
+    }
     if not labeled or parts == 1 or (parts is None and len(labeled) >= FEWEST):
         return Tiling({})
     few, many = (-(-count // len(labeled)) for count in PARTS)
-    roomy = min(len(cut_shape(shape, many, ROOMY[len(shape)])) for shape in labeled.values())
+    roomy = min(len(cut_shape(_sizes(box), many, ROOMY[len(box)])) for box in labeled.values())
     wanted = parts or max(few, roomy)
-    regions = {i: cut_shape(shape, wanted, SMALLEST[len(shape)]) for i, shape in labeled.items()}
+    regions = {i: cut_box(box, shapes[i], wanted) for i, box in labeled.items()}
     regions = {i: found for i, found in regions.items() if len(found) > 1}
     if parts is not None and not regions:
-        largest = max(labeled.values(), key=max)
+        largest = max(map(_sizes, labeled.values()), key=max)
         raise DataError(
             f"data.tiles={parts}: the largest labeled image is {format_size(largest)}. {describe_limit()} "
             "Leave data.tiles out, or label more images."
         )
     if not regions:
         return Tiling({})
-    shape = next(iter(regions.values()))[0]
+    around = {i: surround(found, shapes[i]) for i, found in regions.items()}
+    first, others = next(iter(regions.values()))[0], sum(map(len, around.values()))
     note = (
         f"{sum(map(len, regions.values()))} parts of {len(regions)} labeled image(s) are labeled cases, the first of "
-        f"{format_size([stop - start for start, stop in shape])} voxels, with gaps of up to {WIDEST_GAP[len(shape)]} "
-        "voxels that are in no part"
+        f"{format_size(_sizes(first))} voxels, with gaps of up to {WIDEST_GAP[len(first)]} voxels that are in no part"
     )
+    if others:
+        note += f"; what lies around the labels is {others} unlabeled case(s)"
     if parts is None:
         note = (
             f"{len(labeled)} labeled image(s) are too few for training, validation and test: {note}. Scores on other "
             "parts of an image are better than on new images; data.tiles=1 keeps images whole"
         )
-    return Tiling(regions, wanted, note)
+    return Tiling({i: found + around[i] for i, found in regions.items()}, wanted, note)
+
+
+def cut_box(box: Region, shape: Sequence[int], parts: int) -> tuple[Region, ...]:
+    """Return ``cut_shape`` of a box of an image. Along axes that are not cut, parts reach so far beyond it that they
+    are ``ROOMY``: networks need surroundings, and a box may be one slice."""
+    ndim = len(shape)
+    grid = cut_shape(_sizes(box), parts, SMALLEST[ndim])
+    moved = [tuple((a + start, b + start) for (a, b), (start, _) in zip(r, box, strict=True)) for r in grid]
+    return tuple(
+        tuple(
+            _widen(span, n, ROOMY[ndim]) if span == whole else span
+            for span, whole, n in zip(region, box, shape, strict=True)
+        )
+        for region in moved
+    )
+
+
+def surround(parts: Sequence[Region], shape: Sequence[int]) -> tuple[Region, ...]:
+    """Return what lies around the parts of an image, beyond a gap: before and behind them along each axis, where that
+    has sides of ``SMALLEST``."""
+    ndim, inner = len(shape), [(0, n) for n in shape]
+    gap, smallest, found = WIDEST_GAP[ndim], SMALLEST[ndim], list[Region]()
+    for axis, n in enumerate(shape):
+        start, stop = min(part[axis][0] for part in parts), max(part[axis][1] for part in parts)
+        found += [(*inner[:axis], span, *inner[axis + 1 :]) for span in ((0, start - gap), (stop + gap, n))]
+        inner[axis] = (start, stop)
+    return tuple(region for region in found if min(_sizes(region)) >= smallest)
 
 
 def cut_shape(shape: Sequence[int], parts: int, smallest: int) -> tuple[Region, ...]:
@@ -98,7 +140,7 @@ def cut_shape(shape: Sequence[int], parts: int, smallest: int) -> tuple[Region, 
 def describe_limit() -> str:
     """Return a sentence on which images are large enough to be cut."""
     flat, deep = (SMALLEST[ndim] * 9 // 4 for ndim in (2, 3))
-    return f"Images are cut into parts from a side of {flat} voxels on, volumes from {deep}."
+    return f"Images are cut into parts from a side of {flat} labeled voxels on, volumes from {deep}."
 
 
 def part_case(case: Case, region: Region) -> Case:
@@ -110,6 +152,19 @@ def part_case(case: Case, region: Region) -> Case:
 def _gap(length: int, count: int, ndim: int) -> int:
     """Return a quarter of a part, rounded up, within the limit; 0 between no parts."""
     return min(WIDEST_GAP[ndim], -(-length // (5 * count - 1))) if count > 1 else 0
+
+
+def _sizes(region: Region) -> list[int]:
+    return [stop - start for start, stop in region]
+
+
+def _widen(span: tuple[int, int], n: int, side: int) -> tuple[int, int]:
+    """Return a span of at least ``side`` voxels, or all ``n``, around one."""
+    start, stop = span
+    if stop - start >= side:
+        return span
+    start = max(0, min((start + stop - side) // 2, n - side))
+    return start, min(n, start + side)
 
 
 def _side(length: int, count: int, ndim: int) -> int:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ssl_seg.data import blocks
+from ssl_seg.data import blocks, mask_values
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.content import IMAGE_DIGITS
 from ssl_seg.data.facts import THUMBNAIL_SIZE, CaseFacts, SizeMismatchError, read_facts, settle_facts
@@ -53,6 +53,22 @@ class TestBlocks:
                 block.voxels, image[block.channel, block.start : block.start + len(block.voxels)]
             )
         assert all(channels * b.voxels.nbytes <= block_bytes or len(b.voxels) == 1 for b in found)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 9])
+@pytest.mark.parametrize("block_bytes", [2**21, 900])
+def test_the_labeled_box_is_the_smallest_that_holds_all_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int, block_bytes: int
+) -> None:
+    monkeypatch.setattr(mask_values, "BLOCK_BYTES", block_bytes)
+    mask = np.full((12, 20, 18), 255, np.uint8)
+    mask[3:9, 2:19, 7:8] = np.random.default_rng(0).integers(0, classes, (6, 17, 1))
+    mask[4, 2:19, 7] = 255
+    found = np.argwhere(mask != 255)
+    facts = facts_of(tmp_path, mask, mask, ignore_value=255, label_values=tuple(range(classes)))
+    assert facts.labeled_box == tuple(zip(found.min(0), found.max(0) + 1, strict=True))
+    whole = facts_of(tmp_path, mask, mask, label_values=(*range(classes), 255))
+    assert whole.labeled_box == tuple((0, n) for n in mask.shape)
 
 
 class TestAppearance:

@@ -14,14 +14,15 @@ import tifffile
 import torch
 
 from ssl_seg.config import AugmentConfig
-from ssl_seg.data.catalog import Catalog, open_catalog
+from ssl_seg.data.catalog import Catalog, CatalogSettings, open_catalog
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.loader import Batch, PatchSource, make_loader, make_probe, measure_share
+from ssl_seg.data.sampling import derive_rng
 from ssl_seg.data.store import CaseStore, fit_channels
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.views.transforms import measure_intensity
 from ssl_seg.errors import DataError
-from ssl_seg.labels import IGNORE_INDEX
+from ssl_seg.labels import IGNORE_INDEX, Meaning
 
 WEAK = AugmentConfig(affine=0, labeled_factor=0)
 """Labeled patches are mirrored and turned; intensities change in strong views."""
@@ -70,6 +71,28 @@ def test_a_batch_is_a_function_of_seed_rank_and_step(source: PatchSource) -> Non
         assert torch.equal(a.image, b.image)
     assert not torch.equal(source[0].image, source[1].image)
     assert not torch.equal(source[0].image, replace(source, seed=6)[0].image)
+
+
+@pytest.mark.parametrize("max_bytes", [2**31, 1])
+def test_where_little_is_labeled_every_labeled_patch_holds_some(tmp_path: Path, max_bytes: int) -> None:
+    """Of random boxes of these volumes, one in seven holds a voxel that is not ignored."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for n in range(3):
+        mask = np.full((40, 60, 60), 255, np.uint8)
+        mask[3 + n, 5:11, 40:50] = 1
+        mask[3 + n, 8, 40:50] = 0
+        np.save(tmp_path / "images" / f"{n}.npy", derive_rng(n).integers(0, 99, mask.shape).astype(np.uint8))
+        np.save(tmp_path / "masks" / f"{n}.npy", mask)
+    catalog = open_catalog(str(tmp_path), CatalogSettings(meaning=Meaning(ignore_value=255)))
+    ids = tuple(case.id for case in catalog.labeled)
+    source = PatchSource(CaseStore(catalog, 1, max_bytes), ids, (), (4, 0), (8, 16, 16), 0.0, PLAIN)
+    probe = make_probe(source.store, ids, 8, (8, 16, 16), 0)
+    for target in (*(source[step].target for step in range(4)), probe.target):
+        assert (target != IGNORE_INDEX).flatten(1).any(1).all()
+    (points,) = source.store.load("1").annotated
+    assert len(points) == 60
+    assert {*points[:, 0]} == {4}
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])

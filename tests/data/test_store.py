@@ -31,7 +31,7 @@ from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache, open_disk_cache
 from ssl_seg.data.formats.stored import BoxReader
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.reading import Reading
-from ssl_seg.data.store import CaseStore, _choose_ranks, _find_foreground, cut_unit, decoded_bytes
+from ssl_seg.data.store import CaseStore, _choose_ranks, _find_points, cut_unit, decoded_bytes
 from ssl_seg.errors import DataError
 from ssl_seg.labels import Meaning
 
@@ -194,7 +194,7 @@ class TestByBox:
         rows = 4 * 2**17 // width
         target = np.ones((rows, width), np.int16)
         target[:, width // 2 :] = 2
-        points, each = _find_foreground([(0, target)], [target.size // 2] * 2)
+        points, each, _ = _find_points([(0, target)], [0, *[target.size // 2] * 2])
         assert [len(p) // 4096 for p in points] == [1, 1]
         assert [len(p) * n // (target.size // 2 + n) for p, n in zip(points, each, strict=True)] == [0, 0]
         for where, first in zip(points, (0, width // 2), strict=True):

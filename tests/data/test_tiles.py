@@ -21,9 +21,10 @@ from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.splits.split import make_folds, make_split
 from ssl_seg.data.store import CaseStore
-from ssl_seg.data.tiles import SMALLEST, WIDEST_GAP, cut_shape, plan_tiles
+from ssl_seg.data.tiles import SMALLEST, WIDEST_GAP, cut_box, cut_shape, plan_tiles, surround
 from ssl_seg.data.volumes import read_image, read_mask
 from ssl_seg.errors import DataError, SplitError
+from ssl_seg.labels import Meaning
 
 
 def scene(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -248,3 +249,51 @@ def test_the_whole_image_in_another_folder_is_known_as_trained_with(tmp_path: Pa
     result = CliRunner().invoke(app.app, ["evaluate", str(run), "--data", str(other), "--all", "--json"])
     assert result.exit_code == 0, result.output
     assert [row["id"] for row in json.loads(result.stdout)["cases"]] == ["o1"]
+
+
+def test_where_only_a_box_is_labeled_that_is_cut_and_the_rest_is_unlabeled(tmp_path: Path) -> None:
+    root, box = write(tmp_path, [(500, 500)]), np.s_[60:260, 250:450]
+    mask = read_mask(str(root / "masks/o0.png")) // 255
+    ignored = np.full_like(mask, 2)
+    ignored[box] = mask[box]
+    cv2.imwrite(str(root / "masks/o0.png"), ignored)
+    catalog = open_catalog(str(root), CatalogSettings(meaning=Meaning(label_values=(0, 1), ignore_value=2)))
+    assert len(catalog.labeled) == 4
+    assert all(catalog.facts[case.id].annotated == 1 for case in catalog.labeled)
+    covered = np.zeros(mask.shape, int)
+    for case in catalog.cases:
+        covered[tuple(slice(*span) for span in case.region or ())] += 1
+    assert covered.max() == 1
+    assert covered.mean() > 0.6
+    assert len(catalog.unlabeled) == 2
+    assert any("around the labels is 2 unlabeled" in note for note in catalog.notes)
+    whole = open_catalog(str(root), CatalogSettings(meaning=Meaning(label_values=(0, 1, 2))))  # nothing is ignored
+    assert (len(whole.labeled), len(whole.unlabeled)) == (9, 0)
+
+
+@given(st.lists(st.integers(1, 300), min_size=2, max_size=3), st.integers(1, 30), st.data())
+def test_parts_of_a_box_and_around_it_do_not_meet(shape: list[int], parts: int, data: st.DataObject) -> None:
+    spans = [sorted(data.draw(st.tuples(st.integers(0, n - 1), st.integers(1, n)))) for n in shape]
+    box = tuple((start, max(stop, start + 1)) for start, stop in spans)
+    inside = cut_box(box, shape, parts)
+    regions = (*inside, *surround(inside, shape))
+    covered = np.zeros(shape, int)
+    for region in regions:
+        assert all(0 <= start < stop <= n for (start, stop), n in zip(region, shape, strict=True))
+        covered[tuple(slice(*span) for span in region)] += 1
+    assert covered.max() == 1
+    assert all(_apart(a, b) for a in inside for b in regions[len(inside) :])
+    if len(inside) == 1:  # nothing of the box is lost
+        assert (covered[tuple(slice(*span) for span in box)] == 1).all()
+
+
+def test_labels_that_lie_in_the_gaps_are_said(tmp_path: Path) -> None:
+    """Parts are rows 0 to 85, 107 to 192 and 214 to 300."""
+    root = write(tmp_path, [(300, 80)])
+    for first, is_lost in ((86, True), (140, False)):
+        mask = np.full((300, 80), 2, np.uint8)
+        mask[[0, -1], :20] = 0
+        mask[first : first + 20] = read_mask(str(root / "masks/o0.png"))[first : first + 20] > 1
+        cv2.imwrite(str(root / "masks/o0.png"), mask)
+        notes = open_catalog(str(root), CatalogSettings(meaning=Meaning(ignore_value=2))).notes
+        assert any("lie in the gaps" in note for note in notes) == is_lost

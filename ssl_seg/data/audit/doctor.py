@@ -49,7 +49,8 @@ def audit(root: str, settings: CatalogSettings = DEFAULTS, *, track: Track = pas
     facts, listing = read.facts, replace(read.listing, cases=read.cases)
     groups_of = checks.groups_of(listing.cases)
     copies = find_copies(facts, groups_of, root)
-    tiling = plan_tiles(listing.cases, {i: f.shape for i, f in facts.items()}, settings.tiles)
+    shapes, boxes = {i: f.shape for i, f in facts.items()}, {i: f.labeled_box for i, f in facts.items()}
+    tiling = plan_tiles(listing.cases, shapes, settings.tiles, boxes)
     found = [
         *listing.findings,
         *checks.check_few_labeled(listing.cases, cut=bool(tiling.regions)),
