@@ -254,22 +254,22 @@ def _scan_image(image: Stored) -> tuple[str, Appearance, float, float | None]:
     for block in iterate_blocks(image):
         stored = block.voxels if image.gaps is None else image.gaps.fill(block.voxels)
         digests[block.channel].update(np.ascontiguousarray(stored).data)
-        voxels = block.voxels.astype(np.float64)
-        gaps = None if image.gaps is None else np.isnan(voxels)
-        known = voxels if gaps is None or not gaps.any() else voxels[~gaps]
+        gaps = None if image.gaps is None else np.isnan(block.voxels)
+        known = block.voxels if gaps is None or not gaps.any() else block.voxels[~gaps]
         if known.size:
             # Deviations from a value of the image: sums of plain squares lose all digits where the mean is large.
             shift = shift if lows else float(known.flat[0])
             for extreme, found in ((lows, known.min()), (highs, known.max())):
-                extreme[float(found)] += int((known == found).sum())
+                extreme[float(found)] += int(np.count_nonzero(known == found))
             odd.look_at(known, stored_dtype)
         size += known.size
+        voxels = block.voxels.astype(np.float64)
         voxels -= shift
         if known.size < voxels.size:
             empty += _shrink(np.isnan(voxels).astype(np.float64), block.start, image.shape[1:]) / image.shape[0]
             np.nan_to_num(voxels, copy=False)
         total += float(voxels.sum())
-        squares += float((voxels**2).sum())
+        squares += float(np.einsum("i,i", flat := voxels.ravel(), flat))
         thumbnail += _shrink(voxels, block.start, image.shape[1:]) / image.shape[0]
     if not size:
         raise DataError(f"{image.location}: no voxel has data: all hold NaN or the value for no data. Leave it out.")
@@ -305,11 +305,14 @@ def _shrink(rows: NDArray[np.float64], start: int, shape: Sequence[int]) -> NDAr
 def _sum_cells(values: NDArray[np.float64], axis: int, edges: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the sums between successive ``edges`` of an axis, which may lie inside voxels.
 
-    By running sums: a matrix product would wait for its threads in every one of thousands of small calls.
+    By sums up to each edge, the first of which is 0 and the last the length of the axis: a matrix product would wait
+    for its threads in every one of thousands of small calls.
     """
     along = np.moveaxis(values, axis, -1)
-    running = np.concatenate([np.zeros((*along.shape[:-1], 1)), np.cumsum(along, axis=-1)], axis=-1)
     whole = np.floor(edges).astype(np.intp)
+    places = np.unique(whole)
+    sums = np.add.reduceat(along, places[:-1], axis=-1)
+    running = np.concatenate([np.zeros((*along.shape[:-1], 1)), np.cumsum(sums, axis=-1)], axis=-1)
     last = np.minimum(whole, along.shape[-1] - 1)
-    up_to_edge = running[..., whole] + (edges - whole) * along[..., last]
+    up_to_edge = running[..., np.searchsorted(places, whole)] + (edges - whole) * along[..., last]
     return np.moveaxis(np.diff(up_to_edge, axis=-1), -1, axis)

@@ -56,6 +56,7 @@ class FactsCache:
         self._prefix, self._settings = f"{folder.absolute()}{os.sep}", settings
         self._path, self._connection = _open_first(paths)
         self._new: list[tuple[bytes, int, bytes]] = []
+        self._states: dict[Path, str | None] = {}  # parts of an image ask for the same folder of chunks again
         self._flushed = time.monotonic()
 
     def make_key(self, case: Case) -> bytes | None:
@@ -76,7 +77,9 @@ class FactsCache:
     def _describe_file(self, location: str) -> str | None:
         name, key = split_location(location)
         path = Path(name).absolute()
-        state = _read_state(path)
+        if path not in self._states:
+            self._states[path] = _read_state(path)
+        state = self._states[path]
         return None if state is None else f"{str(path).removeprefix(self._prefix)} {key} {state}"
 
     def find(self, key: bytes | None) -> CaseFacts | None:

@@ -163,6 +163,8 @@ def _to_levels(voxels: NDArray[np.floating], low: float, high: float, threshold:
 def _index(voxels: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
     """Return the sorted values of a block, how many voxels each has, and for each voxel which of them it has."""
     low, high = int(voxels.min()), int(voxels.max())
+    if low == high:
+        return np.array([low]), np.array([voxels.size]), np.zeros(voxels.shape, np.int32)
     if high - low >= _TABLE:
         values, index, counts = np.unique(voxels, return_inverse=True, return_counts=True)
         return values.astype(np.int64), counts, index.reshape(voxels.shape).astype(np.int32)

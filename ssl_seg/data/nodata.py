@@ -29,12 +29,12 @@ class OddValues:
     _low: float = np.inf
     _high: float = -np.inf
 
-    def look_at(self, voxels: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
+    def look_at(self, voxels: NDArray[np.generic], dtype: np.dtype[Any]) -> None:
         """Count in further voxels of an image whose file has ``dtype``."""
         odd = {v for v in (float(voxels.min()), float(voxels.max())) if looks_written(v, dtype)}
         for value in odd:
             here = voxels == value
-            self._count[value] += int(here.sum())
+            self._count[value] += int(np.count_nonzero(here))
             voxels = voxels[~here]
         if voxels.size:
             self._low, self._high = min(self._low, float(voxels.min())), max(self._high, float(voxels.max()))

@@ -349,7 +349,9 @@ def test_three_cases_one_each_two_no_test_one_no_split() -> None:
     two = make_split(make_catalog([0.1, 0.2]), [])
     assert [len(two.fractions[1.0]), len(two.val), len(two.test)] == [1, 1, 0]
     assert "the test list is empty" in two.notes[0]
-    with pytest.raises(SplitError, match=r"need a group each\. Label more images\. Images are cut .* 144 labeled voxels"):
+    with pytest.raises(
+        SplitError, match=r"need a group each\. Label more images\. Images are cut .* 144 labeled voxels"
+    ):
         make_split(make_catalog([0.1, None, None]), [])
     with pytest.raises(SplitError, match=r"3 labeled case\(s\) in 1 group"):
         make_split(make_catalog([0.1, 0.2, 0.3], ["same"] * 3), [])
