@@ -6,7 +6,7 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -105,6 +105,18 @@ def any_process(fabric: Fabric, flag: bool) -> bool:
         return flag
     votes = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
     return bool(torch.as_tensor(votes) > 0)
+
+
+def average_over_processes(fabric: Fabric, tensors: Sequence[Tensor]) -> None:
+    """Set floats to their means over the processes, all tensors of one type at once; all processes have to ask."""
+    if fabric.world_size == 1:
+        return
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.flatten() for tensor in same])
+        means = torch.as_tensor(fabric.all_reduce(flat, reduce_op="mean"))
+        for tensor, mean in zip(same, torch.split(means, [tensor.numel() for tensor in same]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
 
 def to_memory_format(net: nn.Module, name: str, ndim: int) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn, optim
 from ssl_seg.config import GradientNoiseConfig
 from ssl_seg.data.loader import Batch
 from ssl_seg.data.sampling import derive_seed
+from ssl_seg.engine.devices import average_over_processes
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.noise import add_gradient_noise
 from ssl_seg.engine.optim import set_lr
@@ -83,6 +84,8 @@ class Engine:
         self.fabric, self.teacher, self.method, self.autocast = fabric, teacher, method, autocast
         self.student = student
         self.wrapped, self.optimizer = fabric.setup(student, optimizer)
+        self.moving = [module for module in student.train().modules() if module.training]
+        """Modules whose buffers may move: a frozen norm stays in eval mode."""
         self.nets = Nets(self.wrapped, teacher.net)
         self.plain = Nets(find_plain(method, student), find_plain(method, teacher.net))
         """The networks that are scored, predicted with and saved."""
@@ -155,18 +158,13 @@ class Engine:
         optimizer.zero_grad(set_to_none=True)  # the student's loss may have left gradients there
         set_lr(optimizer, lr)
         loss.backward()  # type: ignore[no-untyped-call]
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            if self.fabric.world_size > 1 and parameter.grad is not None:
-                mean = self.fabric.all_reduce(parameter.grad, reduce_op="mean")
-                parameter.grad.copy_(torch.as_tensor(mean))
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        average_over_processes(self.fabric, [p.grad for p in parameters if p.grad is not None])
         optimizer.step()
 
     def _agree_on_buffers(self) -> None:
         # Each process has seen other batches, so BatchNorm statistics and what a method keeps differ; averaged, all
-        # teachers stay equal.
-        if self.fabric.world_size > 1:
-            own = self.method.buffers() if isinstance(self.method, nn.Module) else ()
-            for buffer in (*self.student.buffers(), *own):
-                if buffer.is_floating_point():
-                    mean = self.fabric.all_reduce(buffer, reduce_op="mean")
-                    buffer.copy_(torch.as_tensor(mean))
+        # teachers stay equal. Integers are those of the first process: DDP copies its buffers before each forward pass.
+        own = self.method.buffers() if isinstance(self.method, nn.Module) else ()
+        buffers = (*(b for module in self.moving for b in module.buffers(recurse=False)), *own)
+        average_over_processes(self.fabric, [buffer for buffer in buffers if buffer.is_floating_point()])

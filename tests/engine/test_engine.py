@@ -202,6 +202,57 @@ class TestStep:
         assert math.isnan(float(engine.step(batch, 0, 0.1).grad_norm))
 
 
+class FrozenNorm(nn.BatchNorm2d):
+    def train(self, mode: bool = True) -> FrozenNorm:
+        return super().train(False)
+
+
+class TwoProcesses:
+    """A process beside another one whose tensors are larger by 2; ``sizes`` are those of what they exchange."""
+
+    world_size = 2
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric, self.sizes = fabric, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fabric, name)
+
+    def all_reduce(self, tensor: torch.Tensor, *, reduce_op: str) -> torch.Tensor:
+        assert reduce_op == "mean"
+        self.sizes.append(tensor.numel())
+        return tensor + 1
+
+
+class TestSeveralProcesses:
+    def test_buffers_are_averaged_in_one_exchange_for_each_type(self) -> None:
+        class Wide(nn.BatchNorm2d):
+            def __init__(self, width: int) -> None:
+                super().__init__(width)
+                self.register_buffer("wide", torch.rand(2, 3, dtype=torch.float64))
+
+        def make(norm: Callable[[int], nn.Module]) -> Engine:
+            torch.manual_seed(0)
+            body = [nn.Conv2d(1, 6, 3), norm(6), norm(6), FrozenNorm(6), nn.Conv2d(6, 2, 3, padding=2)]
+            student = nn.Sequential(*body)
+            return Engine(
+                Fabric(accelerator="cpu", devices=1), student, make_optimizer(student, OptimConfig()),
+                EMATeacher(student, decay_of(0.0)), make_method("supervised", {}, LOSS, 2), nullcontext,
+                total_steps=9, steps_per_epoch=9, clip_norm=None, seed=0,
+            )  # fmt: skip
+
+        for norm, sizes in ((nn.BatchNorm2d, [24]), (Wide, [24, 12]), (FrozenNorm, [])):
+            alone, engine = make(norm), make(norm)
+            engine.fabric = TwoProcesses(engine.fabric)  # type: ignore[assignment]
+            for each in (alone, engine):
+                each.step(make_batch(), 0, 0.1)
+            assert engine.fabric.sizes == sizes
+            own = dict(alone.student.named_buffers())
+            for name, buffer in engine.student.named_buffers():
+                moves = buffer.is_floating_point() and not isinstance(engine.student.get_submodule(name[0]), FrozenNorm)
+                assert torch.equal(buffer, own[name] + 1 if moves else own[name]), name
+
+
 class TestDevices:
     def test_memory_format_is_the_clearly_faster_one(self) -> None:
         assert choose_memory_format({"contiguous": 1.0, "channels_last": 0.99}) == "contiguous"

@@ -15,6 +15,7 @@ from conftest import TINY, train_tiny
 from forking import run as run_program
 from interruption import killed
 from lightning_fabric import Fabric
+from test_engine import TwoProcesses
 from test_methods import LOSS, PROGRESS, make_batch, make_net
 from test_policy_runs import assert_equal
 from trait_methods import TRAIT_METHODS, Adversarial
@@ -170,6 +171,19 @@ class TestStep:
         engine.step(make_batch(), 0, 0.0)  # in which both losses reach it
         found = [p.grad for p in method.discriminator.parameters()]
         assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(found, expected, strict=True))
+
+    def test_its_gradients_are_averaged_over_processes_in_one_exchange(self) -> None:
+        engines = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            engines.append(make_engine("adversarial"))
+        alone, engine = engines
+        engine.fabric = TwoProcesses(engine.fabric)  # type: ignore[assignment]
+        for each in engines:
+            each.step(make_batch(), 0, 0.0)
+        ours, theirs = ([p.grad for p in each.method.discriminator.parameters()] for each in (engine, alone))
+        assert engine.fabric.sizes == [sum(grad.numel() for grad in theirs)]
+        assert all(torch.equal(grad, own + 1) for grad, own in zip(ours, theirs, strict=True))
 
     def test_its_learning_rate_is_that_of_the_run(self) -> None:
         engine = make_engine("adversarial")
