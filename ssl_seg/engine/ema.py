@@ -11,8 +11,10 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
 from ssl_seg.networks.average import move_average
 from ssl_seg.networks.precision import Autocast
@@ -90,6 +92,19 @@ class WeightAverage:
 
 
 def estimate_batch_norm(net: nn.Module, images: Iterable[Tensor], autocast: Autocast) -> None:
-    """Set the BatchNorm statistics to their mean over batches of images (N,C,*P) on the network's device."""
-    with autocast():
-        update_bn(images, net)
+    """Set the BatchNorm statistics to their mean over batches of images (N,C,*P) on the network's device.
+
+    Layers that stay in eval mode, such as those of a frozen encoder, keep theirs, where ``update_bn`` of torch resets
+    all. The network is in eval mode afterwards.
+    """
+    moving = [layer for layer in net.train().modules() if isinstance(layer, _BatchNorm) and layer.training]
+    momenta = [layer.momentum for layer in moving]
+    for layer in moving:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean of the batches
+    with autocast(), torch.no_grad():
+        for batch in images:
+            net(batch)
+    for layer, momentum in zip(moving, momenta, strict=True):
+        layer.momentum = momentum
+    net.eval()

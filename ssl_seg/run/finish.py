@@ -101,7 +101,7 @@ def _write_average(session: Session, prepared: BegunRun, console: Console) -> No
         return
     if has_batch_norm(average.net):
         workers = count_given_workers(prepared.config.runtime)
-        images = _clean_images(session.source, engine.fabric.device, workers)
+        images = _draw_images(session.source, engine.fabric.device, workers)
         track = console.track("estimating BatchNorm statistics of swa.pt")
         estimate_batch_norm(average.net, track(images, BATCH_NORM_BATCHES), engine.autocast)
     last, mean = session.snapshot(), average.net.state_dict()
@@ -112,8 +112,8 @@ def _write_average(session: Session, prepared: BegunRun, console: Console) -> No
     console.note(f"policy: swa.pt is the mean of the students at the ends of {average.count} epochs")
 
 
-def _clean_images(source: PatchSource, device: torch.device, workers: int) -> Iterator[Tensor]:
-    """Yield training images as the network sees them when it predicts: without strong intensity changes."""
+def _draw_images(source: PatchSource, device: torch.device, workers: int) -> Iterator[Tensor]:
+    """Yield training images (N,C,*P) as the student and the teacher see them, but for the strong views."""
     for batch in make_loader(source, 0, BATCH_NORM_BATCHES, workers, pin_memory=False):
         yield torch.cat([batch.image, batch.weak]).to(device)
 

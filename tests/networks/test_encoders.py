@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ssl_seg.config import EMAConfig, OptimConfig
 from ssl_seg.config.schedules import make_ema_schedule
 from ssl_seg.diagnose.checkpoint import CheckpointRequest, diagnose_checkpoint
 from ssl_seg.engine.devices import to_memory_format
-from ssl_seg.engine.ema import EMATeacher
+from ssl_seg.engine.ema import EMATeacher, estimate_batch_norm
 from ssl_seg.engine.optim import make_optimizer, set_lr
 from ssl_seg.errors import NetworkError
 from ssl_seg.inference.model import open_model
@@ -205,6 +206,20 @@ def test_the_teacher_of_a_frozen_student_has_its_statistics(ndim: int, norms: in
     assert len(statistics) == 2 * norms
     for name in statistics:
         assert torch.equal(teacher.net.get_buffer(name), student.get_buffer(name))
+
+
+def test_the_statistics_of_an_average_leave_frozen_norms_alone() -> None:
+    """Estimated twice they are the same: frozen layers have their statistics while those of the decoder are taken."""
+    network = load(norm="batch")
+    frozen = {name: value.clone() for name, value in network.encoder.state_dict().items()}
+    batches = [torch.randn(2, 1, 32, 32) * 2 + 5 for _ in range(2)]
+    states = []
+    for _ in range(2):
+        estimate_batch_norm(network, batches, nullcontext)
+        states.append({name: value.clone() for name, value in network.state_dict().items()})
+    torch.testing.assert_close(dict(network.encoder.state_dict()), frozen, rtol=0, atol=0)
+    torch.testing.assert_close(states[0], states[1])
+    assert not network.training
 
 
 # Three dimensions
