@@ -98,8 +98,9 @@ class MonitorConfig(Section):
     check_steps: PositiveInt = 20
     """Steps between two glances at the training loss alone; one that has become NaN or 0 is looked into at once."""
     on_collapse: Literal["warn", "stop", "recover"] = "warn"
-    """What a collapse after the first epoch does: warn says so, stop ends the run with exit code 3 at the end of the
-    epoch, recover intervenes step by step (`docs/collapse.md`) and ends it likewise when nothing helps."""
+    """What a collapse after the first epoch does: warn says so, and ends the run only where the student's weights are
+    NaN; stop ends the run with exit code 3 at the end of the epoch; recover intervenes step by step
+    (`docs/collapse.md`) and ends it likewise when nothing helps."""
     act_on: tuple[str, ...] = ()
     """Codes of warnings that stop and recover treat as a collapse, for example component_explosion, trivial_loss or
     overfitting."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
+import torch
+from torch import nn
+
 from ssl_seg.config import GateConfig, LossConfig
 from ssl_seg.config.schedules import LossPhase
 from ssl_seg.data.loader import Batch, PatchSource
@@ -234,7 +237,7 @@ def run_loop(session: Session, stop_requested: Callable[[int], bool]) -> LoopRes
     """
     engine, watch, recorder, policies = session.engine, session.watch, session.recorder, session.policies
     schedule, interventions, step = watch.schedule, session.interventions, session.progress.step
-    recovers = interventions.settings is not None
+    recovers = _recovers(session)
     if step == 0:
         watch.memory = Memory()  # a run that was killed in its first epoch begins anew
         look = session.look(0)
@@ -301,11 +304,23 @@ def _find_ending(session: Session, observation: Observation) -> TrainingEnding |
     """Return how the run ends after this epoch; None where it goes on."""
     if session.stop_on_collapse and observation.verdict.level == "collapsed":
         return "collapsed"
+    if "non_finite" in observation.verdict.codes and not _recovers(session) and _has_broken(session.engine.student):
+        return "collapsed"  # no step brings weights back that are NaN
     ending: TrainingEnding | None = "stopped_early" if session.policies.stops(session.progress) else None
     if session.progress.step == session.watch.schedule.total_steps:
         ending = "finished"
     due = find_due(session.gates, observation.epoch, ended=ending is not None)
     return "refused" if due and session.recorder.judge_gates(due, observation.step) else ending
+
+
+def _recovers(session: Session) -> bool:
+    """Return whether the monitor intervenes when a network collapses."""
+    return session.interventions.settings is not None
+
+
+def _has_broken(net: nn.Module) -> bool:
+    """Return whether a network has weights that are NaN or infinite."""
+    return any(not bool(torch.isfinite(weight).all()) for weight in net.parameters())
 
 
 def _intervene(session: Session, observation: Observation) -> TrainingEnding | None:

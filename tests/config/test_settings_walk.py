@@ -253,7 +253,7 @@ ACTS: dict[str, tuple[str, Settings]] = {
     "monitor.select": ("monitor.select=foreground_distance", ()),
     "monitor.keep_best": ("monitor.keep_best=3", ()),
     "monitor.check_steps": ("monitor.check_steps=3", (*WILD, "length.steps_per_epoch=8")),
-    "monitor.on_collapse": ("monitor.on_collapse=stop", (*WILD, "length.steps_per_epoch=4")),
+    "monitor.on_collapse": ("monitor.on_collapse=recover", (*WILD, "length.steps_per_epoch=4")),
     "monitor.act_on": (
         "monitor.act_on=[not_above_trivial, foreground_bias, shifted_threshold]",
         ("monitor.on_collapse=stop", "length.steps_per_epoch=4", "optim.lr=1e-9", "data.patch_size=[32, 32]"),

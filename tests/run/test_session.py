@@ -121,12 +121,19 @@ class TestLoop:
         batches[3].image[0] = math.nan
         result, recorder = run(make_engine("supervised"), 20, batches)
         assert recorder.improved == [0]
-        assert result.progress.history == (-math.inf, -math.inf)
+        assert result.progress.history == (-math.inf,)
         assert result.observation.verdict.codes == ("non_finite",)
 
     def test_collapse_stops_only_when_asked(self) -> None:
+        for stops, expected in ((False, ("finished", 30)), (True, ("collapsed", 10))):
+            engine = make_engine("supervised")
+            with torch.no_grad():
+                list(engine.student.parameters())[-1][1] = 1e4  # foreground everywhere, for longer than the run
+            result, _ = run(engine, 30, stop_on_collapse=stops)
+            assert (result.ending, result.step) == expected
+
+    def test_weights_of_nan_end_the_run_where_nothing_intervenes(self) -> None:
         batches = [make_batch(seed=s) for s in range(30)]
         batches[12].image[0] = math.nan
-        assert run(make_engine("supervised"), 30, batches, warmup=40)[0].ending == "finished"
-        result, _ = run(make_engine("supervised"), 30, batches, warmup=40, stop_on_collapse=True)
+        result, _ = run(make_engine("supervised"), 30, batches, warmup=40)
         assert (result.ending, result.step) == ("collapsed", 20)
