@@ -157,11 +157,10 @@ def count_at_cuts(histograms: Counts) -> Counts:
 def choose_cut(counts: Counts, rule: ThresholdRule) -> int:
     """Return the index of the edge that a rule chooses; of equally good ones that next to a probability of 0.5.
 
+    Where no cut has the precision or recall that is asked for, the highest that there is takes its place.
+
     Args:
         counts: (B + 1, 4) of all cases together.
-
-    Raises:
-        ValueError: for a precision or recall that no cut reaches; says what the best one has.
     """
     tp, fp, fn, _ = counts.T.astype(np.float64)
     found, true = tp + fp, tp + fn
@@ -170,14 +169,19 @@ def choose_cut(counts: Counts, rule: ThresholdRule) -> int:
     elif rule.target == "prevalence":
         value = -np.abs(found - true)
     else:
-        precision = np.divide(tp, found, out=np.zeros_like(tp), where=found > 0)
-        recall = np.divide(tp, true, out=np.zeros_like(tp), where=true > 0)
+        precision, recall = _compute_precision_and_recall(counts)
         bound, other = (precision, recall) if rule.target == "precision" else (recall, precision)
-        if bound.max() < rule.least:
-            raise ValueError(f"no threshold has a {rule.target} of {rule.least:g}: the best one has {bound.max():.3f}")
-        value = np.where(bound >= rule.least, other, -1.0)
+        value = np.where(bound >= min(rule.least, bound.max()), other, -1.0)
     best = np.flatnonzero(value == value.max())
     return int(best[np.abs(best - HALF).argmin()])
+
+
+def _compute_precision_and_recall(counts: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return both at each cut (B + 1), 0 where nothing is found or true."""
+    tp, fp, fn, _ = counts.T.astype(np.float64)
+    found, true = tp + fp, tp + fn
+    precision = np.divide(tp, found, out=np.zeros_like(tp), where=found > 0)
+    return precision, np.divide(tp, true, out=np.zeros_like(tp), where=true > 0)
 
 
 def choose_threshold(histograms: Counts, rule: ThresholdRule, present: float = 0.0) -> ThresholdChoice:
@@ -188,10 +192,13 @@ def choose_threshold(histograms: Counts, rule: ThresholdRule, present: float = 0
         present: log-odds of the threshold that is in force without a choice.
 
     Raises:
-        ValueError: see ``choose_cut``.
+        ValueError: for a precision or recall that no cut of all cases together reaches; says what the best one has.
     """
     counts = count_at_cuts(histograms)
     pooled = counts.sum(axis=0)
+    reached = dict(zip(("precision", "recall"), map(np.max, _compute_precision_and_recall(pooled)), strict=True))
+    if (best := reached.get(rule.target, np.inf)) < rule.least:
+        raise ValueError(f"no threshold has a {rule.target} of {rule.least:g}: the best one has {best:.3f}")
     chosen = choose_cut(pooled, rule)
     left_out = np.empty((len(counts), 4), np.int64)
     for group in _split_cases(len(counts)):
@@ -423,10 +430,6 @@ def _resample_threshold(counts: Counts, rule: ThresholdRule) -> tuple[float, flo
     cuts: list[int] = []
     for rows in Resamples(len(counts), number=THRESHOLD_RESAMPLES):
         for row in rows:
-            pooled = (row @ by_case).reshape(counts.shape[1:])
-            try:
-                cuts.append(choose_cut(pooled, rule))
-            except ValueError:  # this resample cannot give what the rule asks for
-                continue
+            cuts.append(choose_cut((row @ by_case).reshape(counts.shape[1:]), rule))
     low, high = np.quantile(EDGES[cuts], [0.025, 0.975])
     return float(low), float(high)

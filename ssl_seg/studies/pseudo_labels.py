@@ -32,7 +32,8 @@ from ssl_seg.data.store import CaseStore
 from ssl_seg.data.views.transforms import find_gaps
 from ssl_seg.errors import DataError, RefusedError, RunDirError
 from ssl_seg.files import append_jsonl, atomic_write, read_jsonl, write_json
-from ssl_seg.inference.decision import LIKELIEST
+from ssl_seg.inference.calibration import decide
+from ssl_seg.inference.decision import Decision
 from ssl_seg.inference.ensemble import open_members
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.labels import IGNORE_INDEX
@@ -90,13 +91,15 @@ class Labeler:
     network: Predictor
     earlier: tuple[Predictor, ...]
     num_classes: int
+    decision: Decision
+    """How the classes of their probabilities are decided."""
 
     def label(self, image: NDArray[np.generic]) -> tuple[Labels, float]:
         """Return the class (*S) of each voxel of an image (C,*S), and the agreement on them, from 0 to 1."""
-        labels = LIKELIEST(self.network(image)).astype(np.int16)
+        labels = self.decision(self.network(image)).astype(np.int16)
         if (gaps := find_gaps(image)) is not None:
             labels[gaps] = IGNORE_INDEX
-        found = [compute_mean_iou(LIKELIEST(network(image)), labels, self.num_classes) for network in self.earlier]
+        found = [compute_mean_iou(self.decision(network(image)), labels, self.num_classes) for network in self.earlier]
         return labels, float(np.mean(found))
 
 
@@ -140,7 +143,7 @@ def make_pseudo_labels(
     data = members[0].config.data
     factor = members[0].window_factor  # for all: networks are compared here, not windows
     first, *others = (replace(model.predictor(net, factor=factor), resample_to=None) for model in members)
-    labeler = Labeler(first, tuple(others), data.num_classes)
+    labeler = Labeler(first, tuple(others), data.num_classes, decide(None, None, members[0].config.prediction))
     store = open_store(open_data(data.model_dump(mode="json"), tracker("reading cases")), data)
     folder.mkdir(exist_ok=True)
     rows = _label_cases(labeler, store, split.pool_ids(labels), folder, tracker("making pseudo-labels"))

@@ -25,6 +25,7 @@ from ssl_seg.scores.calibration import (
     compute_reliability,
     compute_reliability_of_odds,
     count_at_cuts,
+    find_edge,
     find_half,
     fit_scaling,
     fit_scaling_to_odds,
@@ -130,6 +131,16 @@ class TestThreshold:
         cut = to_probability(chosen.log_odds)
         predicted, true = sum((p[1] > cut).sum() for p, _ in cases), sum(t.sum() for _, t in cases)
         assert predicted == pytest.approx(true, rel=0.01)
+
+    @pytest.mark.parametrize("cases", [1, 2, 3])
+    def test_a_bound_that_only_all_cases_together_reach_is_kept(self, cases: int) -> None:
+        """The last case has all the voxels that are easy to find; without it no cut is so precise."""
+        blind = bin_log_odds(as_probs(np.zeros(100)), np.tile([0, 1], 50))
+        sharp = bin_log_odds(as_probs(np.repeat([-5.0, 5.0], 500)), np.repeat([0, 1], 500))
+        histograms = np.stack([*[blind] * (cases - 1), sharp])
+        chosen = choose_threshold(histograms, ThresholdRule("precision", 0.95))
+        tp, fp, _, _ = count_at_cuts(histograms.sum(axis=0))[find_edge(chosen.log_odds)]
+        assert tp / (tp + fp) >= 0.95
 
     def test_a_bound_out_of_reach_is_named(self) -> None:
         target = np.tile([0, 1], 50)

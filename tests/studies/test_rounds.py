@@ -25,6 +25,7 @@ from ssl_seg.data.pseudo_labels import load_pseudo_labels
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.engine.engine import Engine
 from ssl_seg.errors import ConfigError, DataError, RefusedError, RunDirError, SplitError
+from ssl_seg.inference.decision import LIKELIEST, Decision
 from ssl_seg.inference.model import config_of, open_model
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.labels import IGNORE_INDEX
@@ -137,9 +138,20 @@ class TestLabeler:
 
         image = np.array([[[0.0, 1.0], [np.nan, 1.0]]], np.float32)
         network: Predictor = Certain()  # type: ignore[assignment]
-        labels, agreement = pseudo_labels.Labeler(network, (network,), 2).label(image)
+        labels, agreement = pseudo_labels.Labeler(network, (network,), 2, LIKELIEST).label(image)
         assert labels.tolist() == [[0, 1], [IGNORE_INDEX, 1]]
         assert agreement == 1
+
+    def test_classes_are_decided_as_in_prediction(self) -> None:
+        class Unsure:
+            def __call__(self, _: Any) -> Any:
+                return np.full((2, 3, 3), [[[0.6]], [[0.4]]])
+
+        network: Predictor = Unsure()  # type: ignore[assignment]
+        for decision, expected in ((LIKELIEST, 0), (Decision(0.3), 1)):
+            labels, agreement = pseudo_labels.Labeler(network, (network,), 2, decision).label(np.zeros((1, 3, 3)))
+            assert (labels == expected).all()
+            assert agreement == 1
 
     def test_mean_iou_against_sklearn(self) -> None:
         draw = np.random.default_rng(0)
