@@ -29,6 +29,7 @@ from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.optim import make_optimizer
 from ssl_seg.methods import METHODS, make_method
 from ssl_seg.methods.base import build
+from ssl_seg.monitor.signals import SignalCollector
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.networks.precision import make_autocast
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
@@ -113,6 +114,20 @@ def test_a_training_is_that_of_the_cpu(runs: dict[str, RunDir]) -> None:
     for one, other in zip(*looks, strict=True):
         assert one["val/student/logit_mean"] == pytest.approx(other["val/student/logit_mean"], abs=5e-3)
         assert one["val/teacher/f1"] == pytest.approx(other["val/teacher/f1"], abs=0.02)
+
+
+def test_ranks_are_those_of_the_cpu() -> None:
+    draw = torch.Generator().manual_seed(0)
+    target = (torch.rand(6, 40, 40, generator=draw) < 0.1).long()
+    score = torch.randn(target.shape, generator=draw) + target
+    found = []
+    for device in map(torch.device, ("cpu", "cuda")):
+        collector = SignalCollector(range(2), device)
+        logits = torch.stack([torch.zeros_like(score), score], dim=1)
+        collector.update(logits.to(device), target.to(device), list("aabbcc"))
+        s = collector.compute()
+        found.append((s.auroc, s.auroc_low, s.average_precision, s.f1_best, s.logit_best, s.logit_quantiles))
+    assert found[0] == found[1]
 
 
 def test_an_interrupted_training_goes_on(

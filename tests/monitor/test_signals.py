@@ -27,7 +27,7 @@ from ssl_seg.data.loader import Probe
 from ssl_seg.data.store import WholeCase
 from ssl_seg.inference.scoring import Score, count_classes, score_case
 from ssl_seg.labels import IGNORE_INDEX
-from ssl_seg.monitor.signals import EDGES, PROB_BINS, SignalCollector, Signals, collect_signals
+from ssl_seg.monitor.signals import EDGES, PROB_BINS, QUANTILES, SignalCollector, Signals, collect_signals
 from ssl_seg.scores.intervals import compute_score
 
 
@@ -131,6 +131,38 @@ def test_a_share_of_the_voxels_is_ranked_and_all_are_counted(
     for name in ("voxels", "f1", "prevalence_true", "prevalence_pred", "logit_mean", "dice", "ratio_std"):
         assert getattr(part, name) == getattr(whole, name)
     assert ranked < 100 or part.auroc == pytest.approx(whole.auroc, abs=0.05)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 50, 51])
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_quantiles_are_of_both_classes_together(count: int, share: float) -> None:
+    draw = torch.Generator().manual_seed(count)
+    score = torch.randint(-9, 9, (1, 1, count), generator=draw).float()  # with ties
+    s = collect(score, (torch.rand(1, 1, count, generator=draw) < share).long())
+    ordered = np.sort(score.numpy().ravel())
+    assert s.logit_quantiles == tuple(ordered[round(q * (count - 1))] for q in QUANTILES)
+    assert s.prob_max == special.expit(float(ordered[-1]))
+
+
+def test_each_score_is_sorted_in_its_case_and_among_all(
+    example: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sorting takes most of the time of a look: 1 s of 1.2 s for 16.8 million scores."""
+    sizes, sort = [], np.sort
+    monkeypatch.setattr(np, "sort", lambda values, **options: (sizes.append(values.size), sort(values, **options))[1])
+    score, target = example
+    collect(score, target)
+    assert sum(sizes) == 2 * score.numel()
+
+
+def test_where_no_ranked_voxel_counts_there_are_no_ranks() -> None:
+    target = torch.full((1, 20, 20), IGNORE_INDEX)
+    target[0, 0, 0] = 1
+    collector = SignalCollector(range(2), torch.device("cpu"), ranked=1)
+    collector.update(make_logits(torch.ones(1, 20, 20)), target)
+    s = collector.compute()
+    assert (s.voxels, s.f1, s.auroc, s.f1_best) == (1, 1.0, None, None)
+    assert math.isnan(s.prob_max)
 
 
 def test_the_interval_of_the_auroc_is_that_of_the_cases() -> None:
