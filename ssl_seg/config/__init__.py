@@ -128,7 +128,7 @@ class RuntimeConfig(Section):
     """Machine matters. Beside the number of processes, each with its own batch, none changes more than rounding."""
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Kind of device."""
+    """Kind of device. auto: a CUDA GPU where there is one, else the CPU; mps, Apple's GPU, has to be asked for."""
     devices: PositiveInt = 1
     """Processes (one device each) on this node; batches are per process."""
     num_nodes: PositiveInt = 1

@@ -160,7 +160,7 @@ def _time_passes(net: nn.Module, example: Tensor, autocast: Autocast) -> float:
 
 
 def measure_peak_memory(device: torch.device) -> float | None:
-    """Return the most memory, in GiB, that was in use so far: of a GPU by our tensors, else by this process.
+    """Return the most memory, in GiB, that was in use so far: of a CUDA GPU by our tensors, else by this process.
 
     None where the system does not say.
     """
@@ -176,3 +176,5 @@ def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what it was asked to; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

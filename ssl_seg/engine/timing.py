@@ -27,7 +27,7 @@ from ssl_seg.files import write_text
 from ssl_seg.inference.sliding import OVERLAP, Predictor
 from ssl_seg.inference.stitching import place_windows
 from ssl_seg.monitor.watch import Monitor
-from ssl_seg.networks.precision import choose_inference_precision, make_autocast
+from ssl_seg.networks.precision import choose_inference_precision, fork_generators, make_autocast
 
 WARM_STEPS, TIMED_STEPS = 2, 5
 """Steps that are made first, and the most that are timed."""
@@ -83,7 +83,7 @@ def measure_pace(
     """
     fabric, device = engine.fabric, engine.fabric.device
     timed, begun = Stopwatch(device, now), now()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with fork_generators(device):
         small, share = _cut_probes(monitor)
         look, _ = timed(partial(small.look, engine.plain.student, engine.plain.teacher, 0))
         scoring = _measure_scoring(engine, source.store, config, val, timed)
@@ -113,7 +113,7 @@ def list_metrics(engine: Engine, monitor: Monitor, source: PatchSource) -> set[s
         source: batches of the run.
     """
     device, sums = engine.fabric.device, StepSums()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with fork_generators(device):
         sums.add(engine.step(source[0].to(device), 0, 0.0), 1.0)
         look = _cut_probes(monitor)[0].look(engine.plain.student, engine.plain.teacher, 0)
     record = look.to_record() | sums.to_record(sums.compute_means())
@@ -167,7 +167,9 @@ SHOWN = 40
 
 
 @contextmanager
-def profile_steps(count: int, folder: Path, note: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def profile_steps(
+    count: int, folder: Path, device: torch.device, note: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
     """Record ``count`` steps, with what lies between them, and yield what to call after each step.
 
     Writes a table of the operators, those first that take the most time by themselves, and a timeline for browsers.
@@ -175,6 +177,7 @@ def profile_steps(count: int, folder: Path, note: Callable[[str], None]) -> Iter
     Args:
         count: number of steps; 0 records nothing.
         folder: for the two files.
+        device: where the steps are made.
         note: is told where they are, or that there were too few steps.
 
     Raises:
@@ -183,7 +186,7 @@ def profile_steps(count: int, folder: Path, note: Callable[[str], None]) -> Iter
     if not count:
         yield lambda: None
         return
-    is_gpu = torch.cuda.is_available()
+    is_gpu = device.type == "cuda"
     recording = profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_gpu])
     made = 0
 

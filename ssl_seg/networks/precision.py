@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def choose_device(accelerator: str) -> torch.device:
-    """Return the device of an accelerator: ``auto`` is a GPU where there is one, else the CPU.
+    """Return the device of an accelerator: ``auto`` is a CUDA GPU where there is one, else the CPU.
 
     Raises:
         ConfigError: for another word than those of ``ACCELERATORS``, or a device that is not here.
@@ -43,13 +43,19 @@ def choose_device_if_given(accelerator: str | None) -> torch.device | None:
 @contextmanager
 def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
     """Draw from ``seed`` on the CPU and on a device; their generators come back as they were, others stay untouched."""
-    is_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if is_cuda else []):
+    with fork_generators(device):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU
-        if is_cuda:
+        if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
         yield
+
+
+def fork_generators(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context after which the generators of the CPU and of a device are as they were before."""
+    return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
 
 
 def has_device(accelerator: str) -> bool:

@@ -315,7 +315,7 @@ def pooled_features(network: nn.Module, name: str) -> Iterator[Callable[[], NDAr
     def watch(_module: nn.Module, _inputs: Any, output: Tensor | Sequence[Tensor]) -> None:
         deepest = output if isinstance(output, Tensor) else output[-1]
         axes = [axis for axis in range(deepest.ndim) if axis != 1]
-        sums.append(deepest.detach().double().mean(dim=axes).cpu().numpy())
+        sums.append(deepest.detach().cpu().double().mean(dim=axes).numpy())  # Apple's GPUs have no float64
 
     def read() -> NDArray[np.float64]:
         mean: NDArray[np.float64] = np.mean(sums, axis=0)

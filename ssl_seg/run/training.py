@@ -210,7 +210,7 @@ def _train(
     if fabric.is_global_zero:
         console.start(first, prepared.config.length.steps)
     try:
-        profile = profile_steps(profiled * fabric.is_global_zero, prepared.run.path, console.note)
+        profile = profile_steps(profiled * fabric.is_global_zero, prepared.run.path, fabric.device, console.note)
         with stop_flag(fabric) as stop_requested, profile as count_step:
 
             def ask(step: int) -> bool:

@@ -17,6 +17,7 @@ from ssl_seg.config.schedules import make_ema_schedule
 from ssl_seg.engine.devices import (
     choose_memory_format,
     make_fabric,
+    synchronize,
     time_memory_formats,
     to_memory_format,
 )
@@ -266,6 +267,14 @@ class TestDevices:
         assert all(s > 0 for s in seconds.values())
         assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
         assert all(p.grad is None for p in net.parameters())
+
+    def test_timing_waits_for_apples_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        waits: list[str] = []
+        monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append("mps"))
+        synchronize(torch.device("cpu"))
+        assert waits == []
+        synchronize(torch.device("mps"))
+        assert waits == ["mps"]
 
     @pytest.mark.parametrize(
         ("conv", "ndim", "layout"), [(nn.Conv2d, 2, torch.channels_last), (nn.Conv3d, 3, torch.channels_last_3d)]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from conftest import TINY, Cli, same_weights
 
+from ssl_seg.engine import timing
 from ssl_seg.engine.timing import SKIPPED, TABLE_FILE, TIMELINE_FILE, profile_steps
 
 
 def record(folder: Path, count: int, steps: int, fails_at: int | None = None) -> list[str]:
     """Profile steps of which each calls one operator that nothing else does, and return what is said."""
     said: list[str] = []
-    with profile_steps(count, folder, said.append) as count_step:
+    with profile_steps(count, folder, torch.device("cpu"), said.append) as count_step:
         for step in range(steps):
             if step == fails_at:
                 raise ZeroDivisionError
@@ -55,6 +57,23 @@ def test_nothing_is_recorded_unasked_nor_after_an_error(tmp_path: Path) -> None:
         record(tmp_path, 3, SKIPPED + 2, fails_at=SKIPPED + 1)
     assert list(tmp_path.iterdir()) == []
     assert len(record(tmp_path, 1, SKIPPED + 1)) == 1  # the one before has ended
+
+
+@pytest.mark.parametrize(("kind", "recorded"), [("cpu", {"CPU"}), ("cuda", {"CPU", "CUDA"})])
+def test_the_device_of_the_run_is_recorded(
+    kind: str, recorded: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the machine has."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: kind == "cpu")
+    recording = MagicMock()
+    recording.return_value.key_averages.return_value.table.return_value = ""
+    monkeypatch.setattr(timing, "profile", recording)
+    with profile_steps(1, tmp_path, torch.device(kind), print) as count_step:
+        for _ in range(SKIPPED + 1):
+            count_step()
+    assert {activity.name for activity in recording.call_args.kwargs["activities"]} == recorded
+    (order,) = recording.return_value.key_averages.return_value.table.call_args_list
+    assert order.kwargs["sort_by"] == f"self_{kind}_time_total"
 
 
 def test_a_training_is_the_same_with_a_profile(particles_dir: Path, tmp_path: Path, cli: Cli) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from ssl_seg.errors import ConfigError
 from ssl_seg.networks.builders import build_network
-from ssl_seg.networks.precision import choose_precision, find_unsafe_convolution, make_autocast, seeded
+from ssl_seg.networks.precision import choose_device, choose_precision, find_unsafe_convolution, make_autocast, seeded
 
 CPU = torch.device("cpu")
 
@@ -65,6 +65,24 @@ def test_the_contexts() -> None:
         assert conv(image).dtype == torch.bfloat16
     with make_autocast("fp32", CPU)():
         assert conv(image).dtype == torch.float32
+
+
+def test_draws_on_apples_gpu_come_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator takes the place of that of the device."""
+    device = torch.Generator().manual_seed(1)
+    before = device.get_state()
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda _: device.get_state())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state, _: device.set_state(state))
+    monkeypatch.setattr(torch.mps, "manual_seed", device.manual_seed)
+    with seeded(7, torch.device("mps")):
+        assert torch.equal(torch.rand(3, generator=device), torch.rand(3, generator=torch.Generator().manual_seed(7)))
+    assert torch.equal(device.get_state(), before)
+
+
+def test_auto_never_takes_apples_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == "cpu"
+    assert choose_device("mps").type == "mps"
 
 
 def test_draws_come_from_the_seed_and_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:

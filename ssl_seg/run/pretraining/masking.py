@@ -166,8 +166,9 @@ def compute_look(output: Tensor, batch: Batch) -> Look:
     guess = _mean_where(whole, visible).expand_as(whole)
     deviations = [_mean_where((values - _mean_where(values, scored)).square(), scored) for values in (painted, whole)]
     spread, true_spread = (float(deviation.sqrt().mean()) for deviation in deviations)
-    errors = [(torch.where(scored, values - whole, 0.0).double().square().sum()) for values in (painted, guess)]
-    error, baseline = (float(total / scored.sum().clamp(min=1)) for total in errors)
+    differences = [torch.where(scored, values - whole, 0.0).cpu() for values in (painted, guess)]
+    errors = [values.double().square().sum() for values in differences]  # on the CPU: mps has no float64
+    error, baseline = (float(total / scored.sum().cpu().clamp(min=1)) for total in errors)
     return Look(error, baseline, spread / true_spread if true_spread > 0 else 0.0)
 
 
