@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ssl_seg.data.splits.split import make_folds, make_split
     from ssl_seg.losses import adapt_loss, get_loss_function
     from ssl_seg.report.notebook import DataAudit, Evaluation, PredictedMasks, PretrainedRun, TrainedRun, load_run
+    from ssl_seg.results.array_prediction import ArrayPredictor
     from ssl_seg.run.console import Console
     from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
     from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
@@ -59,6 +60,7 @@ __all__ = [
     "cross_validate",
     "evaluate",
     "get_loss_function",
+    "load_predictor",
     "load_run",
     "load_split",
     "make_folds",
@@ -323,6 +325,45 @@ def predict(
 
 
 @own_defaults()
+def load_predictor(
+    checkpoint: _Path | Sequence[_Path],
+    *,
+    which: Literal["student", "teacher"] | None = None,
+    overlap: float = 0.25,
+    tta: bool = False,
+    threshold: float | None = None,
+    uncalibrated: bool = False,
+    accelerator: str | None = None,
+) -> ArrayPredictor:
+    """Load networks once, to predict arrays in memory: ``load_predictor(run)(array).mask``.
+
+    Args:
+        checkpoint, which, overlap, tta, threshold, uncalibrated, accelerator: as for ``predict``.
+
+    Raises:
+        SslSegError: for unusable checkpoints, or checkpoints that do not go together.
+    """
+    from ssl_seg.results.array_prediction import load_predictor as load
+    from ssl_seg.results.mask_making import PredictRequest
+
+    first, *others = _find_checkpoints(checkpoint)
+    request = _make_request(
+        PredictRequest,
+        checkpoint=first,
+        source="",
+        output="",
+        which=which,
+        overlap=overlap,
+        threshold=threshold,
+        calibrated=not uncalibrated,
+        more=others,
+        accelerator=accelerator,
+        tta=tta,
+    )
+    return load(request)
+
+
+@own_defaults()
 def audit(
     data: _Path,
     *,
@@ -421,7 +462,7 @@ def _to_text(name: str, path: object) -> str:
 
     if isinstance(path, str | os.PathLike):
         return os.fspath(path)
-    arrays = ": np.save('FOLDER/NAME.npy', array) writes one as a file" if hasattr(path, "shape") else ""
+    arrays = ": load_predictor(RUN)(array) predicts one, np.save writes it as a file" if hasattr(path, "shape") else ""
     raise ConfigError(f"{name} is a {type(path).__name__}, and must be a path{arrays}")
 
 

@@ -247,22 +247,14 @@ def make_mask(
     data, channels = maker.data, maker.data.channels
     identity = job.identify_image()  # before it is read: it may change while its mask is made
     stored = open_job_image(job, data)
-    if (ndim := len(stored.shape) - 1) != data.ndim:
-        read_as = f"is read as {ndim}D, {format_size(stored.shape[1:])} with {stored.shape[0]} channel(s)"
-        slices = ". If these are slices, save them as NIfTI or a TIFF with the axes ZYX" * (ndim < stored.shape[0] <= 4)
-        raise DataError(f"{job.locations[0]} {read_as}; the network was trained on {data.ndim}D images{slices}")
-    shape, fit = stored.shape[1:], partial(_fit_channels, job.locations, channels)
+    check_dimensions(stored, job.locations[0], data)
+    shape, fit = stored.shape[1:], partial(fit_image_channels, job.locations, channels)
     stated = None if stored.geometry is None else stored.geometry.spacing
     spacing = maker.request.spacing or stated or data.spacing
     maker = maker.turn(spacing)
     write = partial(_write_outputs, job, name, maker, stored.geometry, spacing)
     if not is_large(shape, data):
-        voxels = fit(stored.read())
-        intensity = measure_intensity(voxels)
-        if (mark := _find_mark(stored, intensity, data)) is not None:
-            stored = _leave_out(job, data, mark)
-            voxels = fit(stored.read())
-            intensity = measure_intensity(voxels)
+        stored, voxels, intensity = read_whole(stored, partial(open_job_image, job), data, fit)
         rows = maker.predict(voxels, intensity, spacing, tuple(slice(0, size) for size in shape))
         _, outputs = next(rows)
         begin()
@@ -288,6 +280,18 @@ def make_mask(
     return MaskResult(identity, shape, share, notes, bool(is_shifted))
 
 
+def check_dimensions(stored: Stored, name: str, data: DataConfig) -> None:
+    """Check that an image has the dimensions of the training.
+
+    Raises:
+        DataError: where it has not; says how it is read.
+    """
+    if (ndim := len(stored.shape) - 1) != data.ndim:
+        read_as = f"is read as {ndim}D, {format_size(stored.shape[1:])} with {stored.shape[0]} channel(s)"
+        slices = ". If these are slices, save them as NIfTI or a TIFF with the axes ZYX" * (ndim < stored.shape[0] <= 4)
+        raise DataError(f"{name} {read_as}; the network was trained on {data.ndim}D images{slices}")
+
+
 def open_job_image(job: Job, data: DataConfig) -> Stored:
     """Return the image of a job as the training read its own; a large one is read by box.
 
@@ -295,6 +299,29 @@ def open_job_image(job: Job, data: DataConfig) -> Stored:
     """
     scratch = next(folder for folder in job.mask.absolute().parents if folder.is_dir())
     return open_image(*job.locations, reading=replace(make_reading(dict(data)), scratch=scratch))
+
+
+def read_whole(
+    stored: Stored,
+    reopen: Callable[[DataConfig], Stored],
+    data: DataConfig,
+    fit: Callable[[NDArray[np.generic]], NDArray[np.generic]],
+) -> tuple[Stored, NDArray[np.generic], Intensity]:
+    """Return an image, its voxels (C,*S) and their intensity; a value that looks like a mark for no data is NaN.
+
+    Args:
+        stored: the image as it was opened first.
+        reopen: opens it with other settings.
+        data: settings of the training.
+        fit: gives voxels the channels that the network takes.
+    """
+    voxels = fit(stored.read())
+    intensity = measure_intensity(voxels)
+    if (mark := _find_mark(stored, intensity, data)) is None:
+        return stored, voxels, intensity
+    stored = _leave_out(reopen, data, mark)
+    voxels = fit(stored.read())
+    return stored, voxels, measure_intensity(voxels)
 
 
 def _find_mark(stored: Stored, intensity: Intensity, data: DataConfig) -> float | None:
@@ -312,9 +339,9 @@ def _find_mark(stored: Stored, intensity: Intensity, data: DataConfig) -> float 
     return odd.find()
 
 
-def _leave_out(job: Job, data: DataConfig, mark: float) -> Stored:
-    """Return the image of a job without the voxels that have a value, and a note on that."""
-    stored = open_job_image(job, data.model_copy(update={"nodata": mark}))
+def _leave_out(reopen: Callable[[DataConfig], Stored], data: DataConfig, mark: float) -> Stored:
+    """Return an image without the voxels that have a value, and a note on that."""
+    stored = reopen(data.model_copy(update={"nodata": mark}))
     note = f"WARNING the value {mark:g} is taken for no data, as it is far from all others, and predicted as background"
     return replace(stored, notes=(*stored.notes, note))
 
@@ -335,14 +362,14 @@ def _open_pieces(job: Job, stored: Stored, maker: MaskMaker, claim: Claim) -> tu
         low, high, mean, std = (np.array(begun["intensity"][name]) for name in _STATISTICS)
         intensity = Intensity(low, high, mean, std)
         if (mark := begun.get("nodata")) is not None:
-            stored = _leave_out(job, maker.data, mark)
+            stored = _leave_out(partial(open_job_image, job), maker.data, mark)
     except FileNotFoundError:
         if claim.is_made:
             return None
         step = MEASURED_VOXELS * stored.shape[0] * stored.dtype.itemsize
         intensity = measure_by_block(stored, maker.data.channels, step)
         if (mark := _find_mark(stored, intensity, maker.data)) is not None:
-            stored = _leave_out(job, maker.data, mark)
+            stored = _leave_out(partial(open_job_image, job), maker.data, mark)
             intensity = measure_by_block(stored, maker.data.channels, step)
         folder.mkdir(parents=True, exist_ok=True)
         numbers = {name: getattr(intensity, name).tolist() for name in _STATISTICS}
@@ -405,7 +432,7 @@ def _list_probability_suffixes(label_values: Sequence[int]) -> dict[str, int]:
     return {f"_prob{value if several else ''}": label for label, value in enumerate(label_values) if label > 0}
 
 
-def _fit_channels(locations: tuple[str, ...], channels: int, voxels: NDArray[np.generic]) -> NDArray[np.generic]:
+def fit_image_channels(locations: tuple[str, ...], channels: int, voxels: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return voxels with the channels that the network takes."""
     image = merge_equal_channels(voxels) if len(locations) == 1 else voxels
     return fit_channels(image, channels, locations[0])

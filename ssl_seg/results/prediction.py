@@ -75,7 +75,11 @@ def predict(
     models = open_networks(request, note)
     data = models[0].config.data
     check_threshold(request.threshold, data)
-    _check_spacing(request, data, note)
+    check_spacing(request.spacing, data)
+    if request.spacing is not None and data.resample_to is None and not request.objects:
+        note(
+            "WARNING --spacing changes nothing: the network was trained without data.resample_to, on voxels of any size"
+        )
     maker = open_maker(request, models, note)
     numbered = data.task == "instances"
     request = replace(request, objects=request.objects or numbered)
@@ -201,14 +205,14 @@ def _check_workers(workers: int, note: Callable[[str], None]) -> None:
         )
 
 
-def _check_spacing(request: PredictRequest, data: DataConfig, note: Callable[[str], None]) -> None:
-    spacing = request.spacing
+def check_spacing(spacing: Sequence[float] | None, data: DataConfig) -> None:
+    """Check that a voxel size has a positive number for each axis of the images; None passes.
+
+    Raises:
+        ConfigError: where it has not.
+    """
     if spacing is None:
         return
-    if data.resample_to is None and not request.objects:
-        note(
-            "WARNING --spacing changes nothing: the network was trained without data.resample_to, on voxels of any size"
-        )
     shown = ",".join(f"{value:g}" for value in spacing)
     if not all(math.isfinite(value) and value > 0 for value in spacing):
         raise ConfigError(f"--spacing {shown}: voxel sizes are positive numbers")
