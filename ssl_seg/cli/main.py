@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ssl_seg.cli.console import INTERRUPTED
-from ssl_seg.engine.machine import is_main_process, limit_threads
+from ssl_seg.engine.machine import is_main_process, keep_freed_memory, limit_threads
 from ssl_seg.errors import SslSegError, is_out_of_memory, printable_lines
 
 
@@ -22,6 +22,7 @@ def main() -> None:
     except FileNotFoundError:  # libraries would not load
         _fail("the current folder has been removed: change to another one", SslSegError.exit_code)
     limit_threads()
+    keep_freed_memory()
     os.environ["MATPLOTLIBRC"] = os.devnull  # figures and pages look the same whatever style the user has
     try:
         from ssl_seg.cli.app import app

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +94,33 @@ def test_threads_spin_briefly_unless_the_user_has_said_how(
     monkeypatch.setattr(os, "environ", given)
     limit_threads()
     assert given.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize("by_user", [False, True])
+def test_freed_memory_is_kept_unless_the_user_has_set_the_allocator(
+    monkeypatch: pytest.MonkeyPatch, by_user: bool
+) -> None:
+    """48 MB lie on the heap, which keeps them, or in pages of their own, which go back to the system."""
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    if by_user:
+        monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    code = """
+import ctypes
+from pathlib import Path
+from ssl_seg.engine.machine import keep_freed_memory
+keep_freed_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+place = library.malloc(48 * 2**20)
+for line in Path("/proc/self/maps").read_text().splitlines():
+    first, last = (int(text, 16) for text in line.split()[0].split("-"))
+    if first <= place < last:
+        print(line.endswith("[heap]"))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == f"{not by_user}\n"
 
 
 class TestMemory:
