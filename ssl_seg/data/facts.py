@@ -52,7 +52,8 @@ class CaseFacts:
 
     ``shape`` is *S; ``values`` are the mask's values, sorted, and ``counts`` how many voxels have each, without those
     where the image has no data; ``foreground`` is the share of voxels that are not background among those that are not
-    ignored, and ``annotated`` the share of the latter. All four are None without a mask, and for one that ignores all.
+    ignored, and ``annotated`` the share of the latter. All four are None without a mask; for one that ignores all,
+    ``annotated`` is 0 and the others are None.
     ``content`` is 16 hex digits of SHA-256 over the decoded arrays, so the same for any file format (but a color image
     of equal channels counts as gray only where its file is not read by box): 12 of the image, then 4 of the mask (zeros
     without one); the first 12 find an image again that lost or gained its mask. ``spacing`` is what the image file says
@@ -211,7 +212,7 @@ def settle_facts(facts: CaseFacts, meaning: Meaning) -> CaseFacts:
     """Return facts with what ``meaning`` makes of the mask, in label values; the scan is let go.
 
     Of a mask of fractions they are exact only if it has been scanned with the threshold, and None if ``meaning`` takes
-    integers. They are None too where no voxel is left to look at.
+    integers. They are None too where no voxel is left to look at, but for ``annotated``, which is 0.
     """
     if facts.scan is None or (facts.scan.fractions and not meaning.takes_fractions):
         return replace(facts, scan=None)
@@ -223,7 +224,7 @@ def settle_facts(facts: CaseFacts, meaning: Meaning) -> CaseFacts:
     count = Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     looked_at = count.total() - (0 if meaning.ignore_value is None else count[meaning.ignore_value])
     if not looked_at:
-        return replace(facts, scan=None)
+        return replace(facts, scan=None, annotated=0.0)
     boxes = facts.scan.box[labels != meaning.ignore_value]
     return replace(
         facts,

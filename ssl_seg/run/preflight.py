@@ -78,7 +78,7 @@ def gather_facts(resolved: Resolved) -> DataFacts:
         sum((catalog.facts[i].foreground or 0.0) > 0 for i in resolved.labeled if i in catalog.facts),
         len(resolved.unlabeled),
         maps=any(facts.mapped for facts in masks),
-        ignores=any(config.data.ignore_value in (facts.values or ()) for facts in masks),
+        ignores=any(facts.annotated == 0 or config.data.ignore_value in (facts.values or ()) for facts in masks),
         has_gaps=any(facts.missing for facts in masks),
         takes_axes=any(takes_axes(case.image) for case in catalog.cases),
         has_copies=bool(catalog.likeness.copies),

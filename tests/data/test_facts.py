@@ -142,7 +142,7 @@ class TestMasks:
     def test_all_ignored_is_no_mask(self, tmp_path: Path) -> None:
         mask = np.full((4, 4), 255, np.uint8)
         facts = facts_of(tmp_path, mask, mask, ignore_value=255)
-        assert (facts.foreground, facts.values, facts.counts, facts.annotated) == (None, None, None, None)
+        assert (facts.foreground, facts.values, facts.counts, facts.annotated) == (None, None, None, 0)
 
     def test_sizes_must_agree(self, tmp_path: Path) -> None:
         with pytest.raises(SizeMismatchError, match=r"mask\.npy: the mask is 4 x 5, its image 4 x 6"):
