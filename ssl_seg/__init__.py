@@ -462,7 +462,8 @@ def _to_text(name: str, path: object) -> str:
 
     if isinstance(path, str | os.PathLike):
         return os.fspath(path)
-    arrays = ": load_predictor(RUN)(array) predicts one, np.save writes it as a file" if hasattr(path, "shape") else ""
+    arrays = ": np.save('FOLDER/NAME.npy', array) writes one as a file" if hasattr(path, "shape") else ""
+    arrays += ", load_predictor(RUN)(array) predicts it in memory" if arrays and name == "images" else ""
     raise ConfigError(f"{name} is a {type(path).__name__}, and must be a path{arrays}")
 
 
