@@ -147,6 +147,12 @@ class TestMasks:
     def test_sizes_must_agree(self, tmp_path: Path) -> None:
         with pytest.raises(SizeMismatchError, match=r"mask\.npy: the mask is 4 x 5, its image 4 x 6"):
             facts_of(tmp_path, np.zeros((4, 6), np.uint8), np.zeros((4, 5), np.uint8))
+        with pytest.raises(
+            SizeMismatchError, match=r"If only a part of the image is labeled, .*data\.ignore_value=255"
+        ):
+            facts_of(tmp_path, np.zeros((4, 6), np.uint8), np.zeros((4, 5), np.uint8))
+        with pytest.raises(SizeMismatchError, match=r"of one size\.$"):
+            facts_of(tmp_path, np.zeros((4, 6), np.uint8), np.zeros((5, 5), np.uint8))
         assert issubclass(SizeMismatchError, DataError)
 
 

@@ -99,9 +99,13 @@ def test_files_without_an_image(tmp_path: Path) -> None:
     assert said(listing, "1 image file(s) are no HDF5 and are not used (c.png)")
     (tmp_path / "c.png").unlink()
     (tmp_path / "a.h5").unlink()
-    with pytest.raises(DataError, match="has no subfolder images/"):
-        find_listing(tmp_path)
-    with pytest.raises(DataError, match=r"none of the 1 .*holds an array 'image'"):
+    for root in (tmp_path, tmp_path / "b.h5"):  # the folder, or the file in its place
+        with pytest.raises(
+            DataError, match=r"(no subfolder images/|is a file).*\n.*b\.h5 holds the arrays .*\n"
+        ) as error:
+            find_listing(root)
+        assert f"write {tmp_path / 'manifest.csv'}" in str(error.value)
+    with pytest.raises(DataError, match=r"none of the 1 .*holds an array 'image'; .*b\.h5::KEY"):
         find_listing(tmp_path, "hdf5")
 
 

@@ -9,18 +9,20 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssl_seg.data.findings import Finding
+from ssl_seg.data.formats import FORMATS
 from ssl_seg.data.layouts import folders, hdf5, manifest, nnunet, slices
 from ssl_seg.data.layouts.files import add_image, find_stacks, make_id, walk_files
 from ssl_seg.data.layouts.groups import NO_GROUPS, infer_groups, read_groups
 from ssl_seg.data.layouts.listing import CLASSES_FILE, Case, Listing
 from ssl_seg.data.layouts.names import role_of
 from ssl_seg.data.layouts.nnunet import group_channels
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image, split_location
-from ssl_seg.errors import ConfigError, DataError, did_you_mean
+from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image, list_arrays, split_location, split_suffix
+from ssl_seg.errors import ConfigError, DataError, did_you_mean, name_examples
 from ssl_seg.files import read_text
 
 __all__ = ["AUTO", "EXTRA", "LAYOUTS", "Case", "Layout", "Listing", "add_unlabeled", "find_listing", "list_images"]
@@ -238,7 +240,24 @@ def _nothing_recognized(root: Path) -> DataError:
         first = f"{root} is a file, expected a folder. Name the folder that holds images/ and masks/."
     else:
         first = folders.describe_missing(root)
+    first += _advise_arrays(root)
     if role_of(root.name)[0]:
         return DataError(first)
     known = "\n".join(f"  {name}: {layout.description}" for name, layout in LAYOUTS.items())
     return DataError(f"{first}\nThese layouts are recognized:\n{known}")
+
+
+def _advise_arrays(root: Path) -> str:
+    """Return how a manifest names the arrays of a file that holds several: of ``root``, or the first one in it."""
+    inside = sorted(root.iterdir()) if root.is_dir() and not is_image(root) else [root]
+    path = next((p for p in inside if (kind := FORMATS.get(split_suffix(p.name)[1])) and kind.list_arrays), None)
+    names: tuple[str, ...] = ()
+    with suppress(DataError):
+        names = () if path is None else list_arrays(path)
+    if path is None or not names:
+        return ""
+    line = f"{path.name}::IMAGE,{path.name}::MASK"
+    return (
+        f"\n{path} holds the arrays {name_examples(names)}. To use two of them, write {path.parent / 'manifest.csv'} "
+        f"with the line image,mask and lines such as {line}, and name the folder {path.parent}."
+    )

@@ -48,7 +48,11 @@ def find(root: Path) -> Listing:
     arrays = {case_id: list_arrays(path) for case_id, path in found.items()}
     without_image = tuple(sorted(i for i, keys in arrays.items() if "image" not in keys))
     if len(without_image) == len(found):
-        raise DataError(f"{root}: none of the {len(found)} {' or '.join(SUFFIXES)} files holds an array 'image'.")
+        first, keys = next((found[i], keys) for i, keys in arrays.items())
+        raise DataError(
+            f"{root}: none of the {len(found)} {' or '.join(SUFFIXES)} files holds an array 'image'; {first} holds "
+            f"{name_examples(keys)}. Name other arrays in a manifest: {first.name}::KEY."
+        )
     if without_image:
         message = f"{len(without_image)} file(s) hold no array 'image', e.g. {found[without_image[0]]}. Remove them."
         findings += (Finding("missing_image", "fault", message, without_image),)
